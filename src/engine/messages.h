@@ -1,0 +1,147 @@
+// What the front process and the ranks say to each other. Plain structs; engine/codec.h turns them into versioned binary
+// frames and back. Token ids only: text stays in the front process, except the stop strings that the scheduler checks.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+namespace sluice::engine {
+
+struct SamplingParams {
+  int64_t max_new_tokens = 128;
+  int64_t min_new_tokens = 0;
+  double temperature = 1.0;  // below 1e-6 = greedy
+  double top_p = 1.0;
+  int64_t top_k = -1;  // -1 = all
+  double min_p = 0.0;
+  double frequency_penalty = 0.0;
+  double presence_penalty = 0.0;
+  double repetition_penalty = 1.0;
+  std::vector<std::string> stop;
+  std::vector<int32_t> stop_token_ids;
+  bool ignore_eos = false;
+  std::optional<uint64_t> seed;  // the same seed, prompt and parameters give the same tokens whatever the batch
+  std::map<int32_t, double> logit_bias;
+};
+
+// Front → rank. One sample of one prompt: n > 1 and batches are split by the front.
+struct GenerateRequest {
+  std::string rid;
+  std::vector<int32_t> input_ids;
+  SamplingParams sampling;
+  int64_t stream_interval = 1;   // output is sent every so many tokens; non-stream requests use 50
+  bool return_logprob = false;   // of output tokens
+  int64_t logprob_start_len = -1;  // first prompt position whose logprob is wanted; -1 = none
+  int64_t top_logprobs_num = 0;
+  std::vector<int32_t> token_ids_logprob;
+  std::string extra_key;  // namespace of the prefix cache
+  int64_t priority = 0;
+  uint64_t dispatch_seq = 0;  // set by the DataParallelController
+};
+
+// Front → rank. An exact rid, or everything.
+struct AbortRequest {
+  std::string rid;
+  bool all = false;
+};
+
+enum class ControlKind : uint8_t { kFlushCache, kShutdown };
+struct ControlRequest {
+  uint64_t id = 0;
+  ControlKind kind = ControlKind::kFlushCache;
+};
+
+using ToRank = std::variant<GenerateRequest, AbortRequest, ControlRequest>;
+
+struct TokenLogprob {
+  float logprob = 0;
+  int32_t token_id = 0;
+};
+struct PositionLogprobs {
+  // Absent for the first prompt token, which nothing predicts.
+  std::optional<TokenLogprob> chosen;
+  std::vector<TokenLogprob> top;        // top_logprobs_num best, descending
+  std::vector<TokenLogprob> requested;  // token_ids_logprob, in the order asked
+};
+
+enum class FinishKind : uint8_t { kNone, kStopToken, kStopString, kLength, kAbort };
+struct FinishReason {
+  FinishKind kind = FinishKind::kNone;
+  int32_t matched_token = -1;  // kStopToken
+  std::string matched_string;  // kStopString
+  std::string message;         // kAbort
+  int32_t status_code = 0;     // kAbort: 400, 500 or 503; 0 = asked for by the client
+};
+
+// Rank → front. News of one request since the last message.
+struct RequestOutput {
+  std::string rid;
+  std::vector<int32_t> new_ids;  // a stop token is included; the front trims
+  FinishReason finish;
+  int64_t prompt_tokens = 0;
+  int64_t completion_tokens = 0;  // so far
+  int64_t cached_tokens = 0;      // prompt tokens served from the prefix cache at the first prefill
+  int64_t retractions = 0;
+  std::vector<PositionLogprobs> input_logprobs;   // once, with the first message
+  std::vector<PositionLogprobs> output_logprobs;  // of new_ids, if asked for
+};
+struct OutputBatch {
+  std::vector<RequestOutput> outputs;
+};
+
+// Rank → front, at start: the rank is ready, or why it is not.
+struct RankReady {
+  int64_t max_total_num_tokens = 0;
+  int64_t max_req_input_len = 0;
+  int64_t max_running_requests = 0;
+  int64_t context_length = 0;
+  int64_t vocab_size = 0;
+  uint64_t weight_bytes = 0;
+  uint64_t kv_bytes = 0;
+  uint64_t kv_bytes_per_token = 0;
+  std::string dtype;
+};
+struct RankProgress {
+  double share = 0;  // 0..1 of loading
+  std::string what;
+};
+struct RankFailed {
+  std::string cause;
+};
+struct ControlReply {
+  uint64_t id = 0;
+  bool ok = false;
+  std::string message;
+};
+
+using FromRank = std::variant<OutputBatch, RankReady, RankProgress, RankFailed, ControlReply>;
+
+// One rank's load as it stands, published in shared memory (engine/load_board.h) by every rank, idle or not.
+struct LoadSnapshot {
+  int64_t unix_nanos = 0;
+  uint64_t last_dispatch_seq = 0;  // newest GenerateRequest::dispatch_seq that the scheduler has taken in
+  int64_t num_running_reqs = 0;
+  int64_t num_waiting_reqs = 0;
+  int64_t num_used_tokens = 0;     // KV slots in use that are not evictable cache
+  int64_t num_cached_tokens = 0;   // evictable cache
+  int64_t num_waiting_tokens = 0;  // sequence lengths that wait
+  int64_t max_total_num_tokens = 0;
+  int64_t max_running_requests = 0;
+  double gen_throughput = 0;       // output tokens per second over the last seconds
+  double cache_hit_rate = 0;       // of the last prefill batch
+  uint64_t prompt_tokens_total = 0;
+  uint64_t cached_tokens_total = 0;
+  uint64_t generation_tokens_total = 0;
+  uint64_t requests_total = 0;
+  uint64_t aborted_total = 0;
+  uint64_t retracted_total = 0;
+  uint64_t evicted_tokens_total = 0;
+  uint64_t steps_total = 0;
+};
+
+}  // namespace sluice::engine

@@ -1,0 +1,95 @@
+// A load-balancing policy: a value in, a value out. It counts nothing, retries nothing, updates no index and allocates
+// nothing; the exchange (gateway/exchange) does what a choice implies.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "base/rng.h"
+#include "gateway/load.h"
+#include "gateway/options.h"
+#include "routing/prefix_index.h"
+
+namespace sluice::gateway {
+
+// One worker that may be used for this request: ready, breaker not open, right model, not tried before.
+struct Candidate {
+  uint32_t worker = 0;               // the worker's number in the fleet; stable for the worker's life, never reused
+  const WorkerLoad* load = nullptr;  // outlives the call
+};
+
+// The usable workers, in registration order.
+class FleetView {
+ public:
+  explicit FleetView(std::span<const Candidate> usable) : usable_(usable) {}
+  std::span<const Candidate> usable() const { return usable_; }
+
+ private:
+  std::span<const Candidate> usable_;
+};
+
+struct RequestFacts {
+  std::string_view routing_text;  // gateway-reference.md 3.3; empty where the request has none
+  // Longest match of routing_text in the model's prefix index; empty unless the policy says needs_prefix().
+  routing::PrefixMatch prefix;
+};
+
+enum class Reason : uint8_t {
+  kNoUsableWorker,
+  kOnlyCandidate,
+  kRandom,
+  kNextInTurn,
+  kLessWork,
+  kPrefixHeld,   // a holder of the longest prefix, the least loaded one
+  kImbalanced,   // the balance gate fired: least loaded worker
+  kPrefixMiss,   // match rate not above the threshold: least loaded worker
+  kHoldersGone,  // matched, but no holder may be used: least loaded worker
+};
+std::string_view to_string(Reason reason);
+
+struct Score {
+  uint32_t worker = 0;
+  double cost = 0;
+};
+
+struct Choice {
+  std::optional<uint32_t> worker;  // Candidate::worker; none if there is no usable worker
+  Reason reason = Reason::kNoUsableWorker;
+  bool insert_prefix = false;  // the caller should record that this worker will hold the routing text
+  double match_rate = 0;       // share of the routing text believed cached on the chosen worker
+  std::array<Score, 4> scores{};  // the workers that were compared, best known first
+  uint8_t num_scores = 0;
+
+  static Choice none() { return {}; }
+  static Choice of(uint32_t worker, Reason reason) { return Choice{.worker = worker, .reason = reason}; }
+  Choice& with_score(uint32_t worker, double cost) {
+    if (num_scores < scores.size()) scores[num_scores++] = {worker, cost};
+    return *this;
+  }
+};
+
+class Policy {
+ public:
+  virtual ~Policy() = default;
+  // Any thread; several at once.
+  virtual Choice choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const = 0;
+  virtual bool needs_prefix() const { return false; }
+  // The polled engine load is read (gateway/load_monitor polls only then).
+  virtual bool needs_engine_load() const { return false; }
+};
+
+struct PolicyRow {
+  std::string_view name;
+  std::unique_ptr<Policy> (*make)(const GatewayOptions& options);
+  std::string_view help;
+};
+std::span<const PolicyRow> policies();
+// Null for an unknown name.
+const PolicyRow* find_policy(std::string_view name);
+
+}  // namespace sluice::gateway

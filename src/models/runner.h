@@ -1,0 +1,84 @@
+// The seam between the scheduler and the models: one step's batch in, logits out. The scheduler never sees weights,
+// kernels or device memory; a model never sees requests.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+
+namespace sluice::models {
+
+// One step of work as the scheduler describes it, in host memory. An idle rank passes a batch of zero rows.
+struct StepBatch {
+  std::span<const int32_t> token_ids;    // [n_tokens]
+  std::span<const int32_t> positions;    // [n_tokens] position of each token in its sequence
+  std::span<const int32_t> kv_slots;     // [n_tokens] slot of the KV pool that this token's K and V are written to
+  std::span<const int32_t> query_start;  // [n_seqs + 1] rows of sequence i are query_start[i] .. query_start[i + 1]
+  std::span<const int32_t> seq_lens;     // [n_seqs] tokens of sequence i after this step, cached prefix included
+  std::span<const int32_t> table_rows;   // [n_seqs] row of the slot table that belongs to sequence i
+  std::span<const int32_t> logit_rows;   // [n_logits] rows of the batch whose logits are wanted, ascending
+};
+
+struct KvPlan {
+  int64_t slots = 0;         // tokens that the pool holds; slot 0 is a dummy for padded rows, so slots - 1 are usable
+  int32_t table_rows = 0;    // sequences that may be in flight at once
+  int32_t table_width = 0;   // longest sequence, in tokens
+};
+
+// What the rest of the engine needs to know of a model.
+struct ModelInfo {
+  std::string model_type;                  // "llama", "qwen2", ...
+  std::vector<std::string> architectures;  // as in config.json
+  int64_t vocab_size = 0;
+  int64_t num_layers = 0;
+  int64_t hidden_size = 0;
+  int64_t context_length = 0;           // longest sequence that the positions allow
+  std::vector<int32_t> eos_token_ids;   // from generation_config.json, config.json or GGUF metadata
+  std::optional<int32_t> bos_token_id;
+  std::string dtype;                    // arithmetic of the matrix products: "bf16" or "f32"
+  size_t kv_bytes_per_token = 0;
+  size_t weight_bytes = 0;              // packed weights that this rank maps
+  // Sampling defaults of generation_config.json, where given.
+  std::optional<double> temperature, top_p, min_p, repetition_penalty;
+  std::optional<int64_t> top_k;
+};
+
+// One rank's model. Used by one thread, the scheduler's; inside, kernels run on the rank's thread pool.
+class Runner {
+ public:
+  virtual ~Runner() = default;
+
+  virtual const ModelInfo& info() const = 0;
+  // Once, before the first forward. kExhausted if the memory cannot be had.
+  virtual Result<void> allocate_kv(const KvPlan& plan) = 0;
+  // The slot table, host memory of [table_rows, table_width] int32, row-major: entry [r][p] is the KV slot of position p
+  // of the sequence that owns row r. The scheduler writes it; forward() reads rows up to seq_lens. Valid after
+  // allocate_kv.
+  virtual std::span<int32_t> slot_table() = 0;
+  // Runs one step. Returns float32 logits [n_logits, vocab_size] in host memory, valid until the next call. K and V of
+  // all rows are in the pool afterwards. Fails only for reasons outside the program (a device fault).
+  virtual Result<std::span<const float>> forward(const StepBatch& batch) = 0;
+};
+
+struct RunnerOptions {
+  std::string model_path;          // a folder, or a .gguf file; already resolved (models/locate.h)
+  std::string device = "cpu";      // cpu, or sim: the test device whose memory the host cannot touch
+  std::string dtype = "auto";      // auto (bf16 where the machine has it, else f32), bfloat16, float32
+  int threads = 1;                 // of this rank, the calling thread included
+  int64_t max_step_tokens = 8192;  // largest n_tokens of a step
+  int64_t max_step_seqs = 256;     // largest n_seqs, and n_logits unless input logprobs are asked for
+  std::optional<int64_t> context_length;  // overrides the model's
+  int shared_weights_fd = -1;      // memfd shared by the ranks of one host: the first one packs into it, the others map it
+};
+
+// Loads a model. `progress` gets a share in 0..1 and what is being done, from the calling thread.
+Result<std::unique_ptr<Runner>> load_runner(const RunnerOptions& options,
+                                            const std::function<void(double, std::string_view)>& progress = {});
+
+}  // namespace sluice::models

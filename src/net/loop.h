@@ -1,0 +1,65 @@
+// Event loops: one thread each, one per core. A connection lives and dies on one loop, so what belongs to a connection
+// needs no lock.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/result.h"
+#include "net/task.h"
+
+namespace sluice::net {
+
+class EventLoop {
+ public:
+  explicit EventLoop(std::string name);
+  ~EventLoop();  // stops and joins
+  EventLoop(const EventLoop&) = delete;
+  EventLoop& operator=(const EventLoop&) = delete;
+
+  // Runs `function` on the loop's thread, soon. Any thread.
+  void post(std::function<void()> function);
+  // Starts a coroutine on the loop. An exception that leaves it is a broken invariant. Any thread.
+  void spawn(std::function<Task<>()> coroutine);
+  // Runs the coroutine on the loop and waits here for its result. Any thread but the loop's own.
+  template <class T>
+  T run(std::function<Task<T>()> coroutine);
+
+  // Loop thread only.
+  Task<> sleep(Duration duration);
+
+  bool on_loop_thread() const;
+  asio::io_context& context() { return context_; }
+  Executor executor() { return context_.get_executor(); }
+
+  void start();
+  // Ends the loop after the handler that is running now. Any thread; idempotent.
+  void stop();
+  void join();
+
+ private:
+  std::string name_;
+  asio::io_context context_{1};  // one thread: Asio takes no locks that it can avoid
+  asio::executor_work_guard<Executor> work_;
+  std::thread thread_;
+};
+
+// `count` loops, started. 0 = one per core.
+class LoopGroup {
+ public:
+  explicit LoopGroup(int count, const std::string& name = "loop");
+  ~LoopGroup();
+
+  size_t size() const { return loops_.size(); }
+  EventLoop& operator[](size_t i) { return *loops_[i]; }
+  void stop();
+
+ private:
+  std::vector<std::unique_ptr<EventLoop>> loops_;
+};
+
+}  // namespace sluice::net

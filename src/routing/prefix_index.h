@@ -1,0 +1,79 @@
+// Which workers are believed to hold the KV cache of which prefix: one compressed radix tree over the bytes of the
+// routing text. A node knows the set of workers that hold it. Reads take no lock and never wait; writes are queued to
+// one index thread; memory is a hard budget in bytes that includes the allocator's overhead, held by evicting the
+// least recently used leaves a few at a time.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "base/clock.h"
+
+namespace sluice::routing {
+
+// A worker's claim on a prefix: the worker, and which life of it. A restart or flush begins a new generation, and
+// claims of older ones count for nothing from then on.
+struct Holder {
+  uint32_t worker = 0;
+  uint32_t generation = 0;
+};
+
+// The result of a look-up; a value, valid for as long as one likes.
+struct PrefixMatch {
+  static constexpr size_t kMaxHolders = 64;
+
+  size_t matched_bytes = 0;  // cut to whole UTF-8 characters
+  size_t total_bytes = 0;
+  uint8_t num_holders = 0;   // holders of the deepest node touched; at most kMaxHolders, most recently used first
+  std::array<uint32_t, kMaxHolders> holders;
+
+  std::span<const uint32_t> workers() const { return {holders.data(), num_holders}; }
+  double rate() const { return total_bytes == 0 ? 0 : static_cast<double>(matched_bytes) / static_cast<double>(total_bytes); }
+};
+
+struct PrefixIndexOptions {
+  size_t budget_bytes = 256 << 20;
+  // Bytes of prefix text per worker (--max-tree-size), held at every insert.
+  size_t max_bytes_per_worker = size_t{1} << 26;
+  Duration max_age = Duration::zero();  // claims unused for longer are dropped by age(); 0 = never
+  size_t queue_capacity = 65536;  // inserts waiting; beyond it new ones are dropped and counted
+};
+
+struct PrefixIndexStats {
+  size_t bytes = 0;   // accounted, allocator overhead included
+  size_t nodes = 0;
+  uint64_t inserts = 0;
+  uint64_t dropped_inserts = 0;
+  uint64_t evictions_budget = 0;
+  uint64_t evictions_age = 0;
+  uint64_t evictions_worker = 0;
+};
+
+class PrefixIndex {
+ public:
+  PrefixIndex(PrefixIndexOptions options, const Clock& clock);
+  ~PrefixIndex();
+
+  // Any thread, no lock, no allocation.
+  PrefixMatch match(std::string_view text) const;
+  // Any thread; copies the text and returns at once.
+  void insert(std::string_view text, uint32_t worker);
+  // All claims of the worker are void from now on: it restarted, was flushed or was removed. Any thread; readers see it
+  // at once, memory is freed as it is met.
+  void drop_worker(uint32_t worker);
+  // Waits until everything queued before the call is applied. For tests and for shutdown.
+  void flush();
+
+  PrefixIndexStats stats() const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace sluice::routing
