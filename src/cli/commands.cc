@@ -1,0 +1,15 @@
+#include "cli/commands.h"
+
+namespace sluice::cli {
+
+// Rows of the engine stand inside the #if: the gateway builds without it.
+const std::vector<Command>& commands() {
+  static const std::vector<Command> table = {
+#if SLUICE_ENGINE
+#endif
+    {.name = "options", .help = "Prints the option tables.", .run = run_options, .hidden = true},
+  };
+  return table;
+}
+
+}  // namespace sluice::cli
