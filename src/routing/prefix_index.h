@@ -29,43 +29,52 @@ struct PrefixMatch {
 
   size_t matched_bytes = 0;  // cut to whole UTF-8 characters
   size_t total_bytes = 0;
-  uint8_t num_holders = 0;   // holders of the deepest node touched; at most kMaxHolders, most recently used first
+  uint8_t num_holders = 0;  // holders of the deepest node touched; at most kMaxHolders, most recently used first
   std::array<uint32_t, kMaxHolders> holders;
 
   std::span<const uint32_t> workers() const { return {holders.data(), num_holders}; }
-  double rate() const { return total_bytes == 0 ? 0 : static_cast<double>(matched_bytes) / static_cast<double>(total_bytes); }
+  double rate() const {
+    return total_bytes == 0 ? 0 : static_cast<double>(matched_bytes) / static_cast<double>(total_bytes);
+  }
 };
 
 struct PrefixIndexOptions {
   size_t budget_bytes = 256 << 20;
   // Bytes of prefix text per worker (--max-tree-size), held at every insert.
   size_t max_bytes_per_worker = size_t{1} << 26;
-  Duration max_age = Duration::zero();  // claims unused for longer are dropped by age(); 0 = never
-  size_t queue_capacity = 65536;  // inserts waiting; beyond it new ones are dropped and counted
+  // How often claims of dropped workers are swept out in the background (--eviction-interval-secs). Both bounds above
+  // hold at every insert and never wait for it.
+  Duration sweep_interval = std::chrono::seconds(60);
 };
 
 struct PrefixIndexStats {
-  size_t bytes = 0;   // accounted, allocator overhead included
+  size_t bytes = 0;  // accounted, allocator overhead included
   size_t nodes = 0;
   uint64_t inserts = 0;
   uint64_t dropped_inserts = 0;
-  uint64_t evictions_budget = 0;
-  uint64_t evictions_age = 0;
-  uint64_t evictions_worker = 0;
+  uint64_t evictions_budget = 0;  // nodes that went because the whole index was full
+  uint64_t evictions_size = 0;    // claims that went because their worker's share was full
+  uint64_t evictions_worker = 0;  // claims that went because their worker was dropped
 };
 
 class PrefixIndex {
  public:
-  PrefixIndex(PrefixIndexOptions options, const Clock& clock);
+  explicit PrefixIndex(PrefixIndexOptions options);
   ~PrefixIndex();
+  PrefixIndex(const PrefixIndex&) = delete;
+  PrefixIndex& operator=(const PrefixIndex&) = delete;
 
   // Any thread, no lock, no allocation.
   PrefixMatch match(std::string_view text) const;
-  // Any thread; copies the text and returns at once.
+  // Any thread; copies the text and returns at once. The claim belongs to the worker's life at the time of the call. A
+  // text that alone would take more than a quarter of a bound is cut to that; when the queue is full (a sixteenth of
+  // the budget) the claim is dropped and counted.
   void insert(std::string_view text, uint32_t worker);
   // All claims of the worker are void from now on: it restarted, was flushed or was removed. Any thread; readers see it
   // at once, memory is freed as it is met.
   void drop_worker(uint32_t worker);
+  // Frees what drop_worker() voided, now. Any thread but a reader's inner loop; waits for the index thread.
+  void sweep();
   // Waits until everything queued before the call is applied. For tests and for shutdown.
   void flush();
 

@@ -1,0 +1,76 @@
+#include "routing/prefix_index.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace sluice::routing {
+namespace {
+
+TEST(PrefixIndexTest, WhatWasInsertedIsFound) {
+  PrefixIndex index({});
+  index.insert("hello world", 1);
+  index.flush();
+  const PrefixMatch match = index.match("hello there");
+  EXPECT_EQ(match.matched_bytes, 6u);
+  ASSERT_EQ(match.num_holders, 1);
+  EXPECT_EQ(match.holders[0], 1u);
+  EXPECT_EQ(index.stats().inserts, 1u);
+}
+
+TEST(PrefixIndexTest, ADroppedWorkerIsForgottenAtOnceAndCanComeBack) {
+  PrefixIndex index({});
+  index.insert("hello", 1);
+  index.flush();
+  index.drop_worker(1);
+  EXPECT_EQ(index.match("hello").num_holders, 0);
+  index.insert("hello", 1);
+  index.flush();
+  EXPECT_EQ(index.match("hello").num_holders, 1);
+}
+
+TEST(PrefixIndexTest, AClaimQueuedBeforeTheDropIsVoid) {
+  PrefixIndex index({});
+  for (int i = 0; i < 100; ++i) index.insert("queued " + std::to_string(i), 1);
+  index.drop_worker(1);
+  index.flush();
+  EXPECT_EQ(index.match("queued 7").num_holders, 0);
+  index.sweep();
+  EXPECT_EQ(index.stats().nodes, 1u);
+}
+
+TEST(PrefixIndexTest, StaysWithinItsBudgetUnderManyWriters) {
+  const size_t budget = 2 << 20;
+  PrefixIndex index({.budget_bytes = budget});
+  std::vector<std::thread> writers;
+  for (uint32_t w = 0; w < 3; ++w) {
+    writers.emplace_back([&, w] {
+      for (int i = 0; i < 5000; ++i) {
+        index.insert("writer " + std::to_string(w) + " text " + std::to_string(i) + std::string(300, 'x'), w);
+        if (i % 64 == 0) {
+          EXPECT_LE(index.stats().bytes, budget);
+        }
+      }
+    });
+  }
+  for (auto& writer : writers) writer.join();
+  index.flush();
+  EXPECT_LE(index.stats().bytes, budget);
+  EXPECT_GT(index.stats().inserts, 0u);
+}
+
+TEST(PrefixIndexTest, AnOversizedTextIsCutNotRefused) {
+  PrefixIndex index({.budget_bytes = 1 << 20});
+  const std::string text(4 << 20, 'y');
+  index.insert(text, 1);
+  index.flush();
+  const PrefixMatch match = index.match(text);
+  EXPECT_EQ(match.num_holders, 1);
+  EXPECT_GT(match.matched_bytes, size_t{100'000});
+  EXPECT_LE(index.stats().bytes, size_t{1} << 20);
+}
+
+}  // namespace
+}  // namespace sluice::routing
