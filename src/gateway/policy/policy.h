@@ -2,6 +2,7 @@
 // nothing; the exchange (gateway/exchange) does what a choice implies.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -23,11 +24,16 @@ struct Candidate {
   const WorkerLoad* load = nullptr;  // outlives the call
 };
 
-// The usable workers, in registration order.
+// The usable workers, by ascending number, which is the order of registration.
 class FleetView {
  public:
   explicit FleetView(std::span<const Candidate> usable) : usable_(usable) {}
   std::span<const Candidate> usable() const { return usable_; }
+  // Null if the worker may not be used.
+  const Candidate* find(uint32_t worker) const {
+    const auto at = std::ranges::lower_bound(usable_, worker, {}, &Candidate::worker);
+    return at == usable_.end() || at->worker != worker ? nullptr : &*at;
+  }
 
  private:
   std::span<const Candidate> usable_;
@@ -60,8 +66,8 @@ struct Score {
 struct Choice {
   std::optional<uint32_t> worker;  // Candidate::worker; none if there is no usable worker
   Reason reason = Reason::kNoUsableWorker;
-  bool insert_prefix = false;  // the caller should record that this worker will hold the routing text
-  double match_rate = 0;       // share of the routing text believed cached on the chosen worker
+  bool insert_prefix = false;     // the caller should record that this worker will hold the routing text
+  double match_rate = 0;          // share of the routing text believed cached on the chosen worker
   std::array<Score, 4> scores{};  // the workers that were compared, best known first
   uint8_t num_scores = 0;
 

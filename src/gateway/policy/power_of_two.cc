@@ -1,0 +1,36 @@
+#include "gateway/policy/power_of_two.h"
+
+#include <utility>
+
+namespace sluice::gateway {
+
+Choice PowerOfTwo::choose(const FleetView& fleet, const RequestFacts& /*facts*/, Rng& rng) const {
+  const auto usable = fleet.usable();
+  if (usable.empty()) return Choice::none();
+  if (usable.size() == 1) return Choice::of(usable[0].worker, Reason::kOnlyCandidate);
+
+  const uint64_t first = rng.below(usable.size());
+  uint64_t second = rng.below(usable.size() - 1);
+  if (second >= first) ++second;  // two distinct workers, every ordered pair equally likely
+
+  const Candidate* a = &usable[first];
+  const Candidate* b = &usable[second];
+  const int64_t polled_a = a->load->polled_tokens.load(std::memory_order_relaxed);
+  const int64_t polled_b = b->load->polled_tokens.load(std::memory_order_relaxed);
+  int64_t cost_a = a->load->requests.load(std::memory_order_relaxed);
+  int64_t cost_b = b->load->requests.load(std::memory_order_relaxed);
+  if (polled_a >= 0 && polled_b >= 0) {
+    cost_a = polled_a + a->load->dispatched_since_poll.load(std::memory_order_relaxed);
+    cost_b = polled_b + b->load->dispatched_since_poll.load(std::memory_order_relaxed);
+  }
+  // A tie goes to the first draw, which is random already: ties never pile up on one worker.
+  if (cost_b < cost_a) {
+    std::swap(a, b);
+    std::swap(cost_a, cost_b);
+  }
+  return Choice::of(a->worker, Reason::kLessWork)
+      .with_score(a->worker, static_cast<double>(cost_a))
+      .with_score(b->worker, static_cast<double>(cost_b));
+}
+
+}  // namespace sluice::gateway
