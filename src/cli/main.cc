@@ -4,6 +4,7 @@
 #include <csignal>
 #include <cstdio>
 
+#include "base/process.h"
 #include "cli/commands.h"
 
 namespace sluice::cli {
@@ -97,6 +98,7 @@ int fail(const Error& error) {
 }  // namespace sluice::cli
 
 int main(int argc, char** argv) {
+  sluice::end_with_parent();
   // A client that has gone away is an error of write(), not the end of the process.
   std::signal(SIGPIPE, SIG_IGN);
   return sluice::cli::dispatch(sluice::cli::Arguments(argv + 1, argv + argc));

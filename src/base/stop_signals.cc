@@ -1,0 +1,57 @@
+#include "base/stop_signals.h"
+
+#include <pthread.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "base/check.h"
+
+namespace sluice {
+namespace {
+
+sigset_t stop_set() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (int number : {SIGINT, SIGTERM, SIGQUIT}) sigaddset(&set, number);
+  return set;
+}
+
+}  // namespace
+
+StopSignals::StopSignals() {
+  const sigset_t set = stop_set();
+  pthread_sigmask(SIG_BLOCK, &set, &before_);
+  descriptor_ = ::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+  SLUICE_CHECK(descriptor_ >= 0, "signalfd: {}", std::strerror(errno));
+}
+
+StopSignals::~StopSignals() {
+  ::close(descriptor_);
+  pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+}
+
+std::optional<int> StopSignals::wait(Duration bound) {
+  const sigset_t set = stop_set();
+  const TimePoint end = real_clock().now() + bound;
+  for (;;) {
+    const int64_t left = std::max<int64_t>(0, (end - real_clock().now()).count());
+    const timespec time{left / 1'000'000'000, left % 1'000'000'000};
+    const int number = ::sigtimedwait(&set, nullptr, &time);
+    if (number > 0) return number;
+    if (errno == EAGAIN) return std::nullopt;
+  }
+}
+
+int StopSignals::wait() {
+  const sigset_t set = stop_set();
+  for (;;) {
+    const int number = ::sigwaitinfo(&set, nullptr);
+    if (number > 0) return number;
+  }
+}
+
+}  // namespace sluice
