@@ -1,0 +1,520 @@
+#include "engine/options.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+namespace sluice::engine {
+namespace {
+
+constexpr std::string_view kModel = "Model";
+constexpr std::string_view kHttp = "HTTP";
+constexpr std::string_view kParallel = "Parallelism";
+constexpr std::string_view kMemory = "Memory";
+constexpr std::string_view kScheduling = "Scheduling";
+
+std::vector<RejectedFlag> rejected_flags() {
+  constexpr std::string_view kAttention =
+      "DP attention is not built yet; native data parallelism is: use --dp-size alone.";
+  constexpr std::string_view kMoe = "expert parallelism is not built yet; leave it out.";
+  constexpr std::string_view kGraph = "there are no CUDA graphs on this device; leave it out.";
+  constexpr std::string_view kPd = "prefill/decode disaggregation is outside the scope of this engine.";
+  constexpr std::string_view kLora = "LoRA adapters are outside the scope of this engine; merge the adapter.";
+  constexpr std::string_view kSpeculative = "speculative decoding is outside the scope of this engine.";
+  constexpr std::string_view kMedia = "images, video and audio are outside the scope of this engine.";
+  constexpr std::string_view kPriority = "priority scheduling is not built yet; leave it out.";
+  constexpr std::string_view kDelayer = "the prefill delayer belongs to DP attention, which is not built yet.";
+  constexpr std::string_view kMetrics = "not built yet; --enable-metrics exports the metrics of every rank.";
+  constexpr std::string_view kLogging = "request logging is not built yet; use --log-level debug.";
+  constexpr std::string_view kParser = "not built yet; the text of the answer is returned as the model wrote it.";
+  constexpr std::string_view kOneHost = "one instance runs on one host; run one per node behind `sluice gateway`.";
+  constexpr std::string_view kGpuPlace = "there is no GPU backend in this build; leave it out.";
+  return {
+      {"enable-dp-attention", kAttention},
+      {"enable-dp-lm-head", kAttention},
+      {"attn-cp-size", "context parallelism is not built; leave it out."},
+      {"attention-context-parallel-size", "context parallelism is not built; leave it out."},
+      {"moe-dense-tp-size", kMoe},
+      {"moe-dp-size", kMoe},
+      {"moe-data-parallel-size", kMoe},
+      {"dist-init-addr", kOneHost},
+      {"nccl-init-addr", kOneHost},
+      {"base-gpu-id", kGpuPlace},
+      {"gpu-id-step", kGpuPlace},
+      {"elastic-ep-backend", "fault-tolerant expert backends are outside the scope of this engine."},
+      {"prefill-round-robin-balance", "it has no effect in the runtime that it comes from; leave it out."},
+      {"radix-eviction-policy", "the prefix cache evicts the least recently used; leave it out."},
+      {"enable-mixed-chunk", "mixing decode tokens into a prefill chunk is not built; leave it out."},
+      {"disable-overlap-schedule", "steps do not overlap on this device; leave it out."},
+      {"enable-priority-scheduling", kPriority},
+      {"abort-on-priority-when-disabled", kPriority},
+      {"priority-scheduling-preemption-threshold", kPriority},
+      {"schedule-low-priority-values-first", kPriority},
+      {"enable-prefill-delayer", kDelayer},
+      {"prefill-delayer-max-delay-passes", kDelayer},
+      {"prefill-delayer-token-usage-low-watermark", kDelayer},
+      {"num-continuous-decode-steps", "every step is scheduled by itself; leave it out."},
+      {"watchdog-timeout", "not built yet; ranks are watched through their process handles."},
+      {"soft-watchdog-timeout", "not built yet; ranks are watched through their process handles."},
+      {"cuda-graph-max-bs", kGraph},
+      {"cuda-graph-bs", kGraph},
+      {"disable-cuda-graph", kGraph},
+      {"disable-cuda-graph-padding", kGraph},
+      {"moe-a2a-backend", kMoe},
+      {"moe-runner-backend", kMoe},
+      {"deepep-mode", kMoe},
+      {"deepep-config", kMoe},
+      {"ep-num-redundant-experts", kMoe},
+      {"ep-dispatch-algorithm", kMoe},
+      {"init-expert-location", kMoe},
+      {"enable-eplb", kMoe},
+      {"eplb-algorithm", kMoe},
+      {"eplb-rebalance-num-iterations", kMoe},
+      {"eplb-rebalance-layers-per-chunk", kMoe},
+      {"eplb-min-rebalancing-utilization-threshold", kMoe},
+      {"expert-distribution-recorder-mode", kMoe},
+      {"expert-distribution-recorder-buffer-size", kMoe},
+      {"enable-expert-distribution-metrics", kMoe},
+      {"enable-two-batch-overlap", kMoe},
+      {"tbo-token-distribution-threshold", kMoe},
+      {"enable-single-batch-overlap", kMoe},
+      {"disable-shared-experts-fusion", kMoe},
+      {"enable-metrics-for-all-schedulers", kMetrics},
+      {"extra-metric-labels", kMetrics},
+      {"bucket-time-to-first-token", kMetrics},
+      {"bucket-inter-token-latency", kMetrics},
+      {"bucket-e2e-request-latency", kMetrics},
+      {"collect-tokens-histogram", kMetrics},
+      {"tokenizer-metrics-custom-labels-header", kMetrics},
+      {"tokenizer-worker-num", "text is tokenized on the HTTP threads; leave it out."},
+      {"skip-tokenizer-init", "the front process always loads the tokenizer; /generate takes input_ids all the same."},
+      {"kv-events-config", "KV events are not built yet."},
+      {"log-requests", kLogging},
+      {"log-requests-level", kLogging},
+      {"reasoning-parser", kParser},
+      {"tool-call-parser", kParser},
+      {"grammar-backend", "constrained decoding is not built yet."},
+      {"attention-backend", "the attention kernel follows --device; leave it out."},
+      {"sampling-backend", "the sampler is our own; leave it out."},
+      {"kv-cache-dtype", "the KV cache has the type of --dtype; leave it out."},
+      {"quantization", "weights are read as they are stored; leave it out."},
+      {"load-format", "the format is found from the files; leave it out."},
+      {"trust-remote-code", "no code that comes with a model is ever run; leave it out."},
+      {"disaggregation-mode", kPd},
+      {"disaggregation-transfer-backend", kPd},
+      {"disaggregation-bootstrap-port", kPd},
+      {"disaggregation-decode-tp", kPd},
+      {"disaggregation-decode-dp", kPd},
+      {"disaggregation-prefill-pp", kPd},
+      {"disaggregation-ib-device", kPd},
+      {"disaggregation-decode-enable-offload-kvcache", kPd},
+      {"enable-lora", kLora},
+      {"lora-paths", kLora},
+      {"lora-backend", kLora},
+      {"lora-target-modules", kLora},
+      {"lora-eviction-policy", kLora},
+      {"max-lora-rank", kLora},
+      {"max-loras-per-batch", kLora},
+      {"max-loaded-loras", kLora},
+      {"max-lora-chunk-size", kLora},
+      {"enable-multimodal", kMedia},
+      {"mm-attention-backend", kMedia},
+      {"mm-max-concurrent-calls", kMedia},
+      {"mm-per-request-timeout", kMedia},
+      {"speculative-algorithm", kSpeculative},
+      {"speculative-draft-model-path", kSpeculative},
+      {"speculative-num-steps", kSpeculative},
+      {"speculative-num-draft-tokens", kSpeculative},
+      {"speculative-eagle-topk", kSpeculative},
+  };
+}
+
+}  // namespace
+
+const OptionTable<EngineOptions>& engine_option_table() {
+  using O = EngineOptions;
+  using OptInt = std::optional<int64_t>;
+  using OptFloat = std::optional<double>;
+  using OptText = std::optional<std::string>;
+  static const OptionTable<O> table(
+      {
+          {.name = "model-path",
+           .aliases = {"model"},
+           .field = &O::model_path,
+           .value = std::string(),
+           .metavar = "PATH",
+           .read_by = "engine/front",
+           .group = kModel,
+           .help = "A folder with config.json, a .gguf file, or a hub name in the local Hugging Face cache. Required."},
+          {.name = "tokenizer-path",
+           .field = &O::tokenizer_path,
+           .value = OptText(),
+           .metavar = "PATH",
+           .read_by = "engine/front",
+           .group = kModel,
+           .help = "Where the tokenizer is, if not with the model."},
+          {.name = "chat-template",
+           .field = &O::chat_template,
+           .value = OptText(),
+           .metavar = "FILE",
+           .read_by = "engine/front",
+           .group = kModel,
+           .help = "A Jinja file to use instead of the model's template."},
+          {.name = "served-model-name",
+           .field = &O::served_model_name,
+           .value = OptText(),
+           .metavar = "NAME",
+           .read_by = "engine/front",
+           .group = kModel,
+           .help = "The name in /v1/models and in answers; default: the model path."},
+          {.name = "weight-version",
+           .field = &O::weight_version,
+           .value = std::string("default"),
+           .read_by = "engine/http_api",
+           .group = kModel,
+           .help = "A label for the weights, shown in answers."},
+          {.name = "device",
+           .field = &O::device,
+           .value = std::string("cpu"),
+           .choices = {"cpu", "sim"},
+           .read_by = "engine/rank",
+           .group = kModel,
+           .help = "Where the model runs. sim is a test device whose memory the host cannot touch."},
+          {.name = "dtype",
+           .field = &O::dtype,
+           .value = std::string("auto"),
+           .choices = {"auto", "bfloat16", "float32"},
+           .read_by = "engine/rank",
+           .group = kModel,
+           .help = "Arithmetic of the matrix products; auto is bfloat16 where the machine has it."},
+          {.name = "context-length",
+           .field = &O::context_length,
+           .value = OptInt(),
+           .range = {8, 1e9},
+           .read_by = "engine/rank",
+           .group = kModel,
+           .help = "Longest sequence; default: the model's."},
+
+          {.name = "host",
+           .field = &O::host,
+           .value = std::string("127.0.0.1"),
+           .read_by = "engine/front",
+           .group = kHttp,
+           .help = "Address to listen on: a name, IPv4 or IPv6."},
+          {.name = "port",
+           .field = &O::port,
+           .value = int64_t{30000},
+           .range = {0, 65535},
+           .read_by = "engine/front",
+           .group = kHttp,
+           .help = "Port to listen on; 0 takes a free one and prints it."},
+          {.name = "api-key",
+           .field = &O::api_key,
+           .value = OptText(),
+           .metavar = "KEY",
+           .read_by = "engine/http_api",
+           .group = kHttp,
+           .help = "Bearer key that normal endpoints ask for."},
+          {.name = "admin-api-key",
+           .field = &O::admin_api_key,
+           .value = OptText(),
+           .metavar = "KEY",
+           .read_by = "engine/http_api",
+           .group = kHttp,
+           .help = "Bearer key that admin endpoints ask for; default: the API key."},
+          {.name = "skip-server-warmup",
+           .field = &O::skip_server_warmup,
+           .value = false,
+           .read_by = "engine/front",
+           .group = kHttp,
+           .help = "Report ready without generating one token on every rank first."},
+          {.name = "allow-auto-truncate",
+           .field = &O::allow_auto_truncate,
+           .value = false,
+           .read_by = "engine/http_api",
+           .group = kHttp,
+           .help = "Cut a prompt that is longer than the context instead of refusing it."},
+          {.name = "stream-output",
+           .aliases = {"incremental-streaming-output"},
+           .field = &O::stream_output,
+           .value = false,
+           .read_by = "engine/http_api",
+           .group = kHttp,
+           .help = "Streamed /generate answers carry only the new output_ids."},
+          {.name = "enable-cache-report",
+           .field = &O::enable_cache_report,
+           .value = false,
+           .read_by = "engine/options",
+           .group = kHttp,
+           .help = "Report cached tokens in usage: the default here."},
+          {.name = "disable-cache-report",
+           .field = &O::disable_cache_report,
+           .value = false,
+           .read_by = "engine/http_api",
+           .group = kHttp,
+           .help = "Leave cached tokens out of usage."},
+          {.name = "enable-metrics",
+           .field = &O::enable_metrics,
+           .value = false,
+           .read_by = "engine/http_api",
+           .group = kHttp,
+           .help = "Serve /metrics."},
+          {.name = "log-level",
+           .field = &O::log_level,
+           .value = std::string("info"),
+           .choices = {"debug", "info", "warning", "error"},
+           .read_by = "engine/rank",
+           .group = kHttp,
+           .help = "Least severe lines that are logged."},
+          {.name = "log-json",
+           .field = &O::log_json,
+           .value = false,
+           .read_by = "engine/rank",
+           .group = kHttp,
+           .help = "Log lines as JSON objects."},
+
+          {.name = "dp-size",
+           .aliases = {"data-parallel-size", "dp"},
+           .field = &O::dp_size,
+           .value = int64_t{1},
+           .range = {1, 1024},
+           .read_by = "engine/front",
+           .group = kParallel,
+           .help = "Replicas of the model, each a process with its own KV cache."},
+          {.name = "load-balance-method",
+           .field = &O::load_balance_method,
+           .value = std::string("auto"),
+           .choices = {"auto", "round_robin", "total_requests", "total_tokens", "shortest_queue", "minimum_tokens",
+                       "decode_round_robin"},
+           .read_by = "engine/front",
+           .group = kParallel,
+           .help = "How a request finds its replica. auto is round_robin; the last three are older names of "
+                   "total_requests, total_tokens and round_robin."},
+          {.name = "threads",
+           .field = &O::threads,
+           .value = OptInt(),
+           .range = {1, 4096},
+           .read_by = "engine/rank",
+           .group = kParallel,
+           .help = "Threads of each rank; default: the cores divided among the ranks."},
+          {.name = "tp-size",
+           .aliases = {"tensor-parallel-size", "tp"},
+           .field = &O::tp_size,
+           .value = int64_t{1},
+           .range = {1, 1024},
+           .read_by = "engine/options",
+           .group = kParallel,
+           .help = "Tensor parallelism; only 1 is built."},
+          {.name = "pp-size",
+           .aliases = {"pipeline-parallel-size"},
+           .field = &O::pp_size,
+           .value = int64_t{1},
+           .range = {1, 1024},
+           .read_by = "engine/options",
+           .group = kParallel,
+           .help = "Pipeline parallelism; only 1 is built."},
+          {.name = "ep-size",
+           .aliases = {"expert-parallel-size", "ep"},
+           .field = &O::ep_size,
+           .value = int64_t{1},
+           .range = {1, 1024},
+           .read_by = "engine/options",
+           .group = kParallel,
+           .help = "Expert parallelism; only 1 is built."},
+          {.name = "nnodes",
+           .field = &O::nnodes,
+           .value = int64_t{1},
+           .range = {1, 1024},
+           .read_by = "engine/options",
+           .group = kParallel,
+           .help = "Hosts of this instance; only 1 is built."},
+          {.name = "node-rank",
+           .field = &O::node_rank,
+           .value = int64_t{0},
+           .range = {0, 1023},
+           .read_by = "engine/options",
+           .group = kParallel,
+           .help = "Which host this is; only 0 is built."},
+
+          {.name = "mem-fraction-static",
+           .field = &O::mem_fraction_static,
+           .value = OptFloat(),
+           .range = {0.01, 1.0},
+           .read_by = "engine/memory_plan",
+           .group = kMemory,
+           .help = "Share of this rank's memory for weights and KV cache; default: 0.5 of the host's memory limit "
+                   "divided among the ranks."},
+          {.name = "max-total-tokens",
+           .field = &O::max_total_tokens,
+           .value = OptInt(),
+           .range = {16, 1e12},
+           .read_by = "engine/memory_plan",
+           .group = kMemory,
+           .help = "Tokens of KV cache per rank; can only lower what memory allows."},
+          {.name = "page-size",
+           .field = &O::page_size,
+           .value = int64_t{1},
+           .range = {1, 1024},
+           .read_by = "engine/options",
+           .group = kMemory,
+           .help = "Tokens per KV page; only 1 is built."},
+          {.name = "disable-radix-cache",
+           .field = &O::disable_radix_cache,
+           .value = false,
+           .read_by = "engine/rank",
+           .group = kMemory,
+           .help = "Share no prefixes between requests."},
+
+          {.name = "max-running-requests",
+           .field = &O::max_running_requests,
+           .value = OptInt(),
+           .range = {1, 65536},
+           .read_by = "engine/memory_plan",
+           .group = kScheduling,
+           .help = "Requests of a rank that run at once; default: half the tokens of the pool, at most 256."},
+          {.name = "max-queued-requests",
+           .field = &O::max_queued_requests,
+           .value = OptInt(),
+           .range = {1, 1e9},
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "Requests of a rank that wait; beyond it a request gets 503. Default: no limit."},
+          {.name = "chunked-prefill-size",
+           .field = &O::chunked_prefill_size,
+           .value = OptInt(),
+           .range = {-1, 1e9},
+           .read_by = "engine/memory_plan",
+           .group = kScheduling,
+           .help = "Prompt tokens of one step; longer prompts are cut. -1 does not cut. Default: 512 on cpu."},
+          {.name = "max-prefill-tokens",
+           .field = &O::max_prefill_tokens,
+           .value = int64_t{16384},
+           .range = {1, 1e9},
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "Prompt tokens of one prefill batch; its first request may exceed it."},
+          {.name = "prefill-max-requests",
+           .field = &O::prefill_max_requests,
+           .value = OptInt(),
+           .range = {1, 1e9},
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "Requests of one prefill batch; default: no limit."},
+          {.name = "schedule-policy",
+           .field = &O::schedule_policy,
+           .value = std::string("fcfs"),
+           .choices = {"fcfs", "lpm"},
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "Order of waiting requests: fcfs by arrival, lpm by longest cached prefix."},
+          {.name = "schedule-conservativeness",
+           .field = &O::schedule_conservativeness,
+           .value = 1.0,
+           .range = {0.0, 100.0},
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "Larger values reserve more of the pool for output tokens, so that fewer requests are retracted."},
+          {.name = "stream-interval",
+           .field = &O::stream_interval,
+           .value = int64_t{1},
+           .range = {1, 1e6},
+           .read_by = "engine/http_api",
+           .group = kScheduling,
+           .help = "Tokens between two events of a stream."},
+          {.name = "random-seed",
+           .field = &O::random_seed,
+           .value = OptInt(),
+           .range = {0, 9e15},
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "Seed of sampling for requests that bring none; default: from the machine's entropy."},
+          {.name = "decode-log-interval",
+           .field = &O::decode_log_interval,
+           .value = int64_t{40},
+           .range = {1, 1e9},
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "Decode steps between two log lines of a rank."},
+      },
+      rejected_flags());
+  return table;
+}
+
+Result<void> check_engine_options(const EngineOptions& options) {
+  if (options.model_path.empty()) {
+    return Error{ErrorCode::kBadOption, "--model-path is required: a folder, a .gguf file or a hub name"};
+  }
+  struct Layout {
+    std::string_view flag;
+    int64_t value, built;
+    std::string_view instead;
+  };
+  const Layout layouts[] = {
+      {"tp-size", options.tp_size, 1, "tensor parallelism is not built yet; use --dp-size for replicas"},
+      {"pp-size", options.pp_size, 1, "pipeline parallelism is not built yet; use --dp-size for replicas"},
+      {"ep-size", options.ep_size, 1, "expert parallelism is not built yet; use --dp-size for replicas"},
+      {"nnodes", options.nnodes, 1, "one instance runs on one host; run one per node behind `sluice gateway`"},
+      {"node-rank", options.node_rank, 0, "one instance runs on one host; run one per node behind `sluice gateway`"},
+      {"page-size", options.page_size, 1, "KV pages hold one token here"},
+  };
+  for (const auto& layout : layouts) {
+    if (layout.value != layout.built) {
+      return Error{ErrorCode::kBadOption,
+                   fmt::format("--{} must be {}, not {}: {}", layout.flag, layout.built, layout.value, layout.instead)};
+    }
+  }
+  if (options.chunked_prefill_size && *options.chunked_prefill_size == 0) {
+    return Error{ErrorCode::kBadOption, "--chunked-prefill-size must be positive, or -1 to leave prompts whole"};
+  }
+  if (options.enable_cache_report && options.disable_cache_report) {
+    return Error{ErrorCode::kBadOption, "--enable-cache-report and --disable-cache-report exclude each other"};
+  }
+  if (options.served_model_name && options.served_model_name->find(':') != std::string::npos) {
+    return Error{ErrorCode::kBadOption,
+                 fmt::format("--served-model-name must not contain ':', which '{}' does", *options.served_model_name)};
+  }
+  return {};
+}
+
+namespace {
+
+std::string json_name(std::string_view name) {
+  std::string out(name);
+  std::replace(out.begin(), out.end(), '-', '_');
+  return out;
+}
+
+}  // namespace
+
+nlohmann::json engine_options_to_json(const EngineOptions& options) {
+  const auto& table = engine_option_table();
+  nlohmann::json json = nlohmann::json::object();
+  for (size_t i = 0; i < table.size(); ++i) {
+    json[json_name(table.specs()[i].name)] = internal::option_value_to_json(table.get(options, i));
+  }
+  return json;
+}
+
+Result<EngineOptions> engine_options_from_json(const nlohmann::json& json) {
+  if (!json.is_object()) return Error{ErrorCode::kInvalidArgument, "engine options must be a JSON object"};
+  // As a command line, so that types and ranges are checked by the rows alone.
+  std::vector<std::string> arguments;
+  for (const auto& spec : engine_option_table().specs()) {
+    const auto found = json.find(json_name(spec.name));
+    if (found == json.end() || found->is_null()) continue;
+    const nlohmann::json& value = *found;
+    const bool is_flag = spec.value.index() == 0;
+    if (is_flag != value.is_boolean() || value.is_structured()) {
+      return Error{ErrorCode::kInvalidArgument,
+                   fmt::format("engine option {} has a wrong type: {}", spec.name, value.dump())};
+    }
+    if (is_flag) {
+      if (value.get<bool>()) arguments.push_back(fmt::format("--{}", spec.name));
+    } else {
+      arguments.push_back(
+          fmt::format("--{}={}", spec.name, value.is_string() ? value.get<std::string>() : value.dump()));
+    }
+  }
+  return engine_option_table().parse(arguments, /*allow_prefixes=*/false);
+}
+
+}  // namespace sluice::engine

@@ -1,0 +1,76 @@
+// The options of `sluice server` (engine-reference.md section 2). One row each in options.cc. The front process parses
+// them and hands them to its ranks as JSON (engine/rank.h).
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+
+#include "base/options.h"
+#include "base/result.h"
+
+namespace sluice::engine {
+
+struct EngineOptions {
+  // Model
+  std::string model_path;
+  std::optional<std::string> tokenizer_path;
+  std::optional<std::string> chat_template;
+  std::optional<std::string> served_model_name;
+  std::string weight_version;
+  std::string device;
+  std::string dtype;
+  std::optional<int64_t> context_length;
+  // HTTP
+  std::string host;
+  int64_t port;
+  std::optional<std::string> api_key;
+  std::optional<std::string> admin_api_key;
+  bool skip_server_warmup;
+  bool allow_auto_truncate;
+  bool stream_output;
+  bool enable_cache_report;
+  bool disable_cache_report;
+  bool enable_metrics;
+  std::string log_level;
+  bool log_json;
+  // Parallelism
+  int64_t dp_size;
+  std::string load_balance_method;
+  std::optional<int64_t> threads;
+  int64_t tp_size;
+  int64_t pp_size;
+  int64_t ep_size;
+  int64_t nnodes;
+  int64_t node_rank;
+  // Memory
+  std::optional<double> mem_fraction_static;
+  std::optional<int64_t> max_total_tokens;
+  int64_t page_size;
+  bool disable_radix_cache;
+  // Scheduling
+  std::optional<int64_t> max_running_requests;
+  std::optional<int64_t> max_queued_requests;
+  std::optional<int64_t> chunked_prefill_size;
+  int64_t max_prefill_tokens;
+  std::optional<int64_t> prefill_max_requests;
+  std::string schedule_policy;
+  double schedule_conservativeness;
+  int64_t stream_interval;
+  std::optional<int64_t> random_seed;
+  int64_t decode_log_interval;
+};
+
+const OptionTable<EngineOptions>& engine_option_table();
+
+// What one row cannot say: combinations, and layouts that are recognised and not built. Called by the front before any
+// process starts; kBadOption with a message that names the flags and their values.
+Result<void> check_engine_options(const EngineOptions& options);
+
+// {"model_path": ..., "dp_size": ..., ...}: every row, dashes as underscores. Secrets are included.
+nlohmann::json engine_options_to_json(const EngineOptions& options);
+// The other way, for a rank. Members that are absent keep their defaults; a wrong type is kInvalidArgument.
+Result<EngineOptions> engine_options_from_json(const nlohmann::json& json);
+
+}  // namespace sluice::engine
