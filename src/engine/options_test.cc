@@ -1,0 +1,80 @@
+#include "engine/options.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+namespace sluice::engine {
+namespace {
+
+TEST(EngineOptionsTest, DefaultsAreTheReferences) {
+  const EngineOptions o = engine_option_table().defaults();
+  EXPECT_EQ(o.host, "127.0.0.1");
+  EXPECT_EQ(o.port, 30000);
+  EXPECT_EQ(o.dp_size, 1);
+  EXPECT_EQ(o.max_prefill_tokens, 16384);
+  EXPECT_EQ(o.schedule_policy, "fcfs");
+  EXPECT_EQ(o.decode_log_interval, 40);
+  EXPECT_FALSE(o.disable_cache_report);
+}
+
+TEST(EngineOptionsTest, AliasesOfTheReferenceWork) {
+  auto o = engine_option_table().parse({"--model", "m", "--dp", "4", "--tp", "1", "--ep", "1",
+                                        "--incremental-streaming-output", "--tensor-parallel-size=1"});
+  ASSERT_TRUE(o.ok()) << o.error().message;
+  EXPECT_EQ(o->model_path, "m");
+  EXPECT_EQ(o->dp_size, 4);
+  EXPECT_TRUE(o->stream_output);
+  EXPECT_EQ(engine_option_table().parse({"--data-parallel-size", "3"})->dp_size, 3);
+}
+
+TEST(EngineOptionsTest, FlagsThatAreNotBuiltAreNamedWithWhatToDoInstead) {
+  for (const auto& flag : engine_option_table().rejected()) {
+    auto o = engine_option_table().parse({"--model", "m", fmt::format("--{}", flag.name)});
+    ASSERT_FALSE(o.ok()) << flag.name;
+    EXPECT_EQ(o.error().code, ErrorCode::kBadOption);
+    EXPECT_NE(o.error().message.find(std::string(flag.name)), std::string::npos) << o.error().message;
+  }
+}
+
+TEST(EngineOptionsTest, NoNameStandsTwice) {
+  std::set<std::string_view> seen;
+  for (const auto& spec : engine_option_table().specs()) {
+    EXPECT_TRUE(seen.insert(spec.name).second) << spec.name;
+    for (const auto alias : spec.aliases) EXPECT_TRUE(seen.insert(alias).second) << alias;
+  }
+  for (const auto& flag : engine_option_table().rejected()) EXPECT_TRUE(seen.insert(flag.name).second) << flag.name;
+}
+
+TEST(EngineOptionsTest, LayoutsThatAreNotBuiltAreRefusedWithBothValues) {
+  for (const auto* flag : {"--tp-size", "--pp-size", "--ep-size", "--nnodes", "--node-rank", "--page-size"}) {
+    auto o = engine_option_table().parse({"--model", "m", flag, "2"});
+    ASSERT_TRUE(o.ok()) << o.error().message;
+    auto checked = check_engine_options(*o);
+    ASSERT_FALSE(checked.ok()) << flag;
+    EXPECT_NE(checked.error().message.find(flag), std::string::npos);
+    EXPECT_NE(checked.error().message.find("not 2"), std::string::npos) << checked.error().message;
+  }
+  EXPECT_FALSE(check_engine_options(engine_option_table().defaults()).ok()) << "no model";
+  EXPECT_TRUE(check_engine_options(*engine_option_table().parse({"--model", "m"})).ok());
+}
+
+TEST(EngineOptionsTest, JsonCarriesEveryRow) {
+  auto o = engine_option_table().parse({"--model", "m", "--dp-size", "2", "--mem-fraction-static", "0.25",
+                                        "--schedule-conservativeness", "0.3", "--chunked-prefill-size", "-1",
+                                        "--disable-radix-cache", "--served-model-name", "a b", "--random-seed", "7"});
+  ASSERT_TRUE(o.ok());
+  const auto json = engine_options_to_json(*o);
+  EXPECT_EQ(json.size(), engine_option_table().size());
+  EXPECT_EQ(json["dp_size"], 2);
+  auto back = engine_options_from_json(json);
+  ASSERT_TRUE(back.ok()) << back.error().message;
+  EXPECT_EQ(engine_options_to_json(*back), json);
+  EXPECT_EQ(back->chunked_prefill_size, -1);
+  EXPECT_FALSE(engine_options_from_json({{"dp_size", "many"}}).ok());
+  EXPECT_FALSE(engine_options_from_json({{"disable_radix_cache", 1}}).ok());
+}
+
+}  // namespace
+}  // namespace sluice::engine
