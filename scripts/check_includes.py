@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+"""Holds the includes of src/ to the direction of docs/architecture.md: a folder includes only what it may use, and what
+gateway/ reaches, however indirectly, is never of the engine."""
+import re
+import sys
+from pathlib import Path
+
+SRC = Path(__file__).resolve().parent.parent / "src"
+INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
+
+BASE = {"base"}
+COMMON = BASE | {"net", "obs", "protocol", "routing"}
+MAY_USE = {
+    "base": set(),
+    "net": BASE,
+    "obs": BASE | {"net"},
+    "protocol": BASE,
+    "routing": BASE | {"protocol"},
+    "testing": COMMON,
+    "bench": COMMON | {"testing", "tokenizer"},
+    "gateway": COMMON | {"tokenizer"},
+    "tokenizer": BASE,
+    "tensor": BASE,
+    "kernels": BASE | {"tensor"},
+    "parallel": BASE | {"tensor", "kernels"},
+    "moe": BASE | {"tensor", "kernels", "parallel"},
+    "models": BASE | {"tensor", "kernels", "parallel", "moe"},
+    "engine": COMMON | {"tokenizer", "tensor", "kernels", "parallel", "moe", "models"},
+    "cli": None,  # sees all
+}
+ENGINE_STACK = {"tensor", "kernels", "parallel", "moe", "models", "engine"}
+
+
+def main():
+    problems = []
+    includes = {}
+    for path in sorted(SRC.rglob("*")):
+        if path.suffix not in (".h", ".cc", ".inc"):
+            continue
+        name = path.relative_to(SRC).as_posix()
+        includes[name] = INCLUDE.findall(path.read_text())
+        folder = name.split("/")[0]
+        if folder not in MAY_USE:
+            problems.append(f"src/{name}: the folder {folder}/ is not in the list of scripts/check_includes.py")
+            continue
+        allowed = MAY_USE[folder]
+        for target in includes[name]:
+            other = target.split("/")[0]
+            if not (SRC / target).exists():
+                problems.append(f'src/{name}: #include "{target}" is not a file of src/')
+            # A test may use the test helpers and what they need.
+            elif allowed is not None and other != folder and other not in allowed:
+                if not (name.endswith("_test.cc") and other in ("testing", "tokenizer", "net", "tensor")):
+                    problems.append(f"src/{name}: {folder}/ may not use {other}/ ({target})")
+
+    # What the gateway reaches through any chain of headers.
+    for name in (n for n in includes if n.startswith("gateway/")):
+        seen, todo = {name}, [(name, [name])]
+        while todo:
+            current, chain = todo.pop()
+            for target in includes.get(current, []):
+                if target in seen:
+                    continue
+                seen.add(target)
+                if target.split("/")[0] in ENGINE_STACK:
+                    problems.append("the gateway reaches the engine: " + " -> ".join(chain + [target]))
+                todo.append((target, chain + [target]))
+
+    print("\n".join(problems) or f"{len(includes)} files include what they may")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
