@@ -101,7 +101,7 @@ class IncrementalDecoder {
  private:
   std::shared_ptr<const Tokenizer> tokenizer_;
   bool skip_special_;
-  bool at_start_ = true;
+  size_t strip_ = 0;  // spaces to drop at the head of the text
   std::string pending_;
 };
 

@@ -1,0 +1,46 @@
+#include "tokenizer/byte_alphabet.h"
+
+#include "tokenizer/utf8.h"
+
+namespace sluice::tokenizer {
+
+namespace {
+
+struct Alphabet {
+  Alphabet() {
+    byte_of.fill(-1);
+    char32_t next = 256;
+    for (int b = 0; b < 256; ++b) {
+      const bool printable = (b >= '!' && b <= '~') || (b >= 0xA1 && b <= 0xAC) || (b >= 0xAE && b <= 0xFF);
+      character_of[b] = printable ? static_cast<char32_t>(b) : next++;
+      byte_of[character_of[b]] = static_cast<int16_t>(b);
+    }
+  }
+  std::array<char32_t, 256> character_of;
+  std::array<int16_t, 256 + 68> byte_of;  // by character; -1: not in the alphabet
+};
+
+const Alphabet& alphabet() {
+  static const Alphabet instance;
+  return instance;
+}
+
+}  // namespace
+
+const std::array<char32_t, 256>& byte_alphabet() { return alphabet().character_of; }
+
+std::optional<std::string> bytes_of_alphabet(std::string_view token) {
+  const auto& byte_of = alphabet().byte_of;
+  std::string bytes;
+  while (!token.empty()) {
+    const auto step = utf8_step(token);
+    if (step.kind != Utf8Step::Kind::kCharacter || step.code_point >= byte_of.size() || byte_of[step.code_point] < 0) {
+      return std::nullopt;
+    }
+    bytes.push_back(static_cast<char>(byte_of[step.code_point]));
+    token.remove_prefix(step.length);
+  }
+  return bytes;
+}
+
+}  // namespace sluice::tokenizer

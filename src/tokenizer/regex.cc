@@ -1,0 +1,110 @@
+#include "tokenizer/regex.h"
+
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+
+namespace sluice::tokenizer {
+
+namespace {
+
+// What a thread needs to match, made once per thread.
+struct Scratch {
+  Scratch()
+      : data(pcre2_match_data_create(1, nullptr)),
+        context(pcre2_match_context_create(nullptr)),
+        stack(pcre2_jit_stack_create(32 * 1024, 4 * 1024 * 1024, nullptr)) {
+    SLUICE_CHECK(data != nullptr && context != nullptr && stack != nullptr, "out of memory");
+    pcre2_jit_stack_assign(context, nullptr, stack);
+    pcre2_set_heap_limit(context, 256 * 1024);  // KiB
+    pcre2_set_match_limit(context, 100'000'000);
+  }
+  ~Scratch() {
+    pcre2_jit_stack_free(stack);
+    pcre2_match_context_free(context);
+    pcre2_match_data_free(data);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  pcre2_match_data* data;
+  pcre2_match_context* context;
+  pcre2_jit_stack* stack;
+};
+
+Scratch& scratch() {
+  thread_local Scratch instance;
+  return instance;
+}
+
+// \s is White_Space: PCRE2's own also takes U+180E, which is no space since Unicode 6.3.
+std::string translate(std::string_view pattern) {
+  std::string out;
+  for (size_t i = 0; i < pattern.size(); ++i) {
+    if (pattern[i] != '\\' || i + 1 == pattern.size()) {
+      out.push_back(pattern[i]);
+      continue;
+    }
+    const char c = pattern[++i];
+    if (c == 's') {
+      out += "\\p{wspace}";
+    } else if (c == 'S') {
+      out += "\\P{wspace}";
+    } else {
+      out.push_back('\\');
+      out.push_back(c);
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+Result<Regex> Regex::compile(std::string_view pattern) {
+  // In Oniguruma's Ruby syntax ^ and $ always stand at lines.
+  return compile(translate(pattern), PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE);
+}
+
+Result<Regex> Regex::literal(std::string_view text) { return compile(text, PCRE2_UTF | PCRE2_LITERAL); }
+
+Result<Regex> Regex::compile(std::string_view pattern, uint32_t options) {
+  int error = 0;
+  PCRE2_SIZE offset = 0;
+  pcre2_code* code =
+      pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(), options, &error, &offset, nullptr);
+  if (code == nullptr) {
+    PCRE2_UCHAR text[256] = {};
+    pcre2_get_error_message(error, text, sizeof(text));
+    return Error{ErrorCode::kProtocol, fmt::format("regular expression \"{}\": {} at byte {}", pattern,
+                                                   reinterpret_cast<const char*>(text), offset)};
+  }
+  const bool jit = pcre2_jit_compile(code, PCRE2_JIT_COMPLETE) == 0;
+  return Regex(std::shared_ptr<const pcre2_code>(code, [](pcre2_code* p) { pcre2_code_free(p); }), jit);
+}
+
+bool Regex::find(std::string_view text, size_t from, Match& match) const {
+  Scratch& s = scratch();
+  const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
+  while (from <= text.size()) {
+    int rc;
+    if (jit_) {
+      rc = pcre2_jit_match(code_.get(), subject, text.size(), from, PCRE2_NO_UTF_CHECK, s.data, s.context);
+    } else {
+      rc = pcre2_match(code_.get(), subject, text.size(), from, PCRE2_NO_UTF_CHECK, s.data, s.context);
+    }
+    if (rc == PCRE2_ERROR_JIT_STACKLIMIT) {
+      rc = pcre2_match(code_.get(), subject, text.size(), from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, s.data, s.context);
+    }
+    if (rc < 0) return false;
+    const PCRE2_SIZE* bounds = pcre2_get_ovector_pointer(s.data);
+    if (bounds[1] > bounds[0]) {
+      match = {bounds[0], bounds[1]};
+      return true;
+    }
+    // An empty match: look again after the next character.
+    from = bounds[1] + 1;
+    while (from < text.size() && (static_cast<unsigned char>(text[from]) & 0xC0) == 0x80) ++from;
+  }
+  return false;
+}
+
+}  // namespace sluice::tokenizer

@@ -1,0 +1,39 @@
+// Regular expressions of tokenizers, on PCRE2 with its JIT, reading patterns as Oniguruma does where the two differ.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "base/result.h"
+
+struct pcre2_real_code_8;
+
+namespace sluice::tokenizer {
+
+// Immutable; any thread.
+class Regex {
+ public:
+  // kProtocol for a pattern that does not compile, with the place in it.
+  static Result<Regex> compile(std::string_view pattern);
+  static Result<Regex> literal(std::string_view text);
+
+  struct Match {
+    size_t begin;
+    size_t end;
+  };
+  // The first non-empty match in `text` (valid UTF-8) that begins at `from` or later. What comes before `from` is seen
+  // by look-behind. False also when the match gives up on its limits, which are far above what tokenizer patterns need.
+  bool find(std::string_view text, size_t from, Match& match) const;
+
+ private:
+  static Result<Regex> compile(std::string_view pattern, uint32_t options);
+  explicit Regex(std::shared_ptr<const pcre2_real_code_8> code, bool jit) : code_(std::move(code)), jit_(jit) {}
+
+  std::shared_ptr<const pcre2_real_code_8> code_;
+  bool jit_;
+};
+
+}  // namespace sluice::tokenizer

@@ -1,0 +1,36 @@
+// The parts of a Tokenizer, as its two makers (tokenizer_json.cc, tokenizer_vocabulary.cc) fill them in.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tokenizer/added_tokens.h"
+#include "tokenizer/bpe.h"
+#include "tokenizer/normalizer.h"
+#include "tokenizer/pre_tokenizer.h"
+#include "tokenizer/token_table.h"
+#include "tokenizer/tokenizer.h"
+
+namespace sluice::tokenizer {
+
+struct Tokenizer::Impl {
+  TokenTable texts;                // by id, as the vocabulary spells them
+  TokenTable bytes;                // by id, what each adds to a decoded text
+  std::vector<bool> special;       // by id
+  AddedTokenMatcher raw_tokens;    // found before normalisation
+  AddedTokenMatcher later_tokens;  // found after it
+  Normalizer normalizer;
+  PreTokenizer pre_tokenizer;
+  std::unique_ptr<const Bpe> bpe;
+  std::vector<int32_t> prefix, suffix;  // around a text that asks for special tokens
+  size_t strip_left = 0;                // spaces dropped at the head of a decoded text
+
+  std::optional<int32_t> bos_id, eos_id, pad_id;
+  std::map<std::string, std::string> special_texts;
+  std::string chat_template;
+};
+
+}  // namespace sluice::tokenizer
