@@ -14,14 +14,14 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 
 def main():
     binary = sys.argv[1]
-    commands = subprocess.run([binary, "options"], capture_output=True, text=True, check=True).stdout.split("\n")
+    dump = subprocess.run([binary, "options", "--json"], capture_output=True, text=True, check=True)
     problems, count = [], 0
-    for command in filter(None, commands):
-        dump = subprocess.run([binary, "options", *command.split(), "--json"], capture_output=True, text=True, check=True)
-        rows = json.loads(dump.stdout)
-        rows = rows["options"] if isinstance(rows, dict) else rows
+    for document in json.loads(dump.stdout):
+        command, rows = document["command"], document["options"]
+        rejected = {flag["name"] for flag in document["rejected"]}
         names = [name for row in rows for name in [row["name"], *row.get("aliases", [])]]
         problems += [f"{command}: --{name} is declared twice" for name in sorted({n for n in names if names.count(n) > 1})]
+        problems += [f"{command}: --{name} is both an option and rejected" for name in sorted(rejected & set(names))]
         for row in rows:
             count += 1
             reader = row["read_by"]

@@ -12,8 +12,8 @@ namespace sluice::internal {
 
 }  // namespace sluice::internal
 
-#define SLUICE_CHECK(condition, ...)                                                                      \
-  do {                                                                                                    \
-    if (!(condition)) [[unlikely]]                                                                        \
-      ::sluice::internal::check_failed(__FILE__, __LINE__, #condition, ::fmt::format("" __VA_ARGS__));    \
+#define SLUICE_CHECK(condition, ...)                                                                   \
+  do {                                                                                                 \
+    if (!(condition)) [[unlikely]]                                                                     \
+      ::sluice::internal::check_failed(__FILE__, __LINE__, #condition, ::fmt::format("" __VA_ARGS__)); \
   } while (false)

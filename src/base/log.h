@@ -41,9 +41,9 @@ int64_t monotonic_nanos();
 
 }  // namespace sluice::log
 
-#define SLUICE_LOG(level, component, ...)                                                     \
-  do {                                                                                        \
-    if (::sluice::log::enabled(::sluice::log::Level::level))                                  \
+#define SLUICE_LOG(level, component, ...)                                                       \
+  do {                                                                                          \
+    if (::sluice::log::enabled(::sluice::log::Level::level))                                    \
       ::sluice::log::write(::sluice::log::Level::level, component, ::fmt::format(__VA_ARGS__)); \
   } while (false)
 

@@ -34,15 +34,15 @@ template <class S>
 struct OptionRow {
   using Field = std::variant<bool S::*, int64_t S::*, double S::*, std::string S::*, StringList S::*,
                              std::optional<int64_t> S::*, std::optional<double> S::*, std::optional<std::string> S::*>;
-  std::string_view name;                      // without the leading dashes
+  std::string_view name;                  // without the leading dashes
   std::vector<std::string_view> aliases;  // likewise
   Field field;
-  OptionValue value;        // the default; its alternative matches the field's
-  OptionRange range;   // inclusive; numbers only
+  OptionValue value;                      // the default; its alternative matches the field's
+  OptionRange range;                      // inclusive; numbers only
   std::vector<std::string_view> choices;  // strings only; empty = free
   std::string_view metavar;
   std::string_view read_by;  // path under src/ of the file that reads it, without extension
-  std::string_view group;  // heading in --help and in the docs page
+  std::string_view group;    // heading in --help and in the docs page
   std::string_view help;
 };
 
@@ -67,10 +67,10 @@ struct OptionSpec {
   std::string_view help;
 };
 
-// The command line as (row index, value) pairs in order; rows not named are absent. `rejected` flags and unknown ones are
-// errors of kind kBadOption; so is a value outside the range or choices. "--flag=value" and "--flag value" both work, a
-// negative number is a value, and an unambiguous prefix of a name is accepted where `allow_prefixes` is set (as argparse
-// does). "--no-<bool>" is not created.
+// The command line as (row index, value) pairs in order; rows not named are absent. `rejected` flags and unknown ones
+// are errors of kind kBadOption; so is a value outside the range or choices. "--flag=value" and "--flag value" both
+// work, a negative number is a value, and an unambiguous prefix of a name is accepted where `allow_prefixes` is set (as
+// argparse does). "--no-<bool>" is not created.
 Result<std::vector<std::pair<size_t, OptionValue>>> parse_options(const std::vector<OptionSpec>& specs,
                                                                   const std::vector<RejectedFlag>& rejected,
                                                                   const std::vector<std::string>& arguments,
@@ -90,8 +90,8 @@ class OptionTable {
     for (const auto& row : rows_) {
       SLUICE_CHECK(row.field.index() == row.value.index(), "option {}: its default has another type than its field",
                    row.name);
-      specs_.push_back({row.name, row.aliases, row.value, row.range, row.choices, row.metavar, row.read_by, row.group,
-                        row.help});
+      specs_.push_back(
+          {row.name, row.aliases, row.value, row.range, row.choices, row.metavar, row.read_by, row.group, row.help});
     }
   }
 

@@ -118,10 +118,11 @@ class [[nodiscard]] Result<void> {
   if (!tmp.ok()) ret std::move(tmp).error();               \
   declaration = std::move(tmp).value()
 #define SLUICE_TRY(declaration, expression) \
-  SLUICE_TRY_IMPL(declaration, expression, SLUICE_CONCAT(sluice_try_, __LINE__), return)
+  SLUICE_TRY_IMPL(declaration, expression, SLUICE_CONCAT(sluice_try_, __LINE__), return )
 #define SLUICE_CO_TRY(declaration, expression) \
-  SLUICE_TRY_IMPL(declaration, expression, SLUICE_CONCAT(sluice_try_, __LINE__), co_return)
+  SLUICE_TRY_IMPL(declaration, expression, SLUICE_CONCAT(sluice_try_, __LINE__), co_return )
 #define SLUICE_TRY_VOID_IMPL(expression, tmp, ret) \
   if (auto tmp = (expression); !tmp.ok()) ret std::move(tmp).error()
-#define SLUICE_TRY_VOID(expression) SLUICE_TRY_VOID_IMPL(expression, SLUICE_CONCAT(sluice_try_, __LINE__), return)
-#define SLUICE_CO_TRY_VOID(expression) SLUICE_TRY_VOID_IMPL(expression, SLUICE_CONCAT(sluice_try_, __LINE__), co_return)
+#define SLUICE_TRY_VOID(expression) SLUICE_TRY_VOID_IMPL(expression, SLUICE_CONCAT(sluice_try_, __LINE__), return )
+#define SLUICE_CO_TRY_VOID(expression) \
+  SLUICE_TRY_VOID_IMPL(expression, SLUICE_CONCAT(sluice_try_, __LINE__), co_return )

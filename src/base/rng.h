@@ -43,7 +43,8 @@ class Rng {
     SLUICE_CHECK(n > 0, "Rng::below needs a positive bound");
     for (;;) {
       const auto m = static_cast<unsigned __int128>(next()) * n;
-      if (static_cast<uint64_t>(m) >= n || static_cast<uint64_t>(m) >= (0 - n) % n) return static_cast<uint64_t>(m >> 64);
+      if (static_cast<uint64_t>(m) >= n || static_cast<uint64_t>(m) >= (0 - n) % n)
+        return static_cast<uint64_t>(m >> 64);
     }
   }
   // Uniform in [0, 1).

@@ -7,6 +7,7 @@ const std::vector<Command>& commands() {
   static const std::vector<Command> table = {
 #if SLUICE_ENGINE
 #endif
+    {.name = "complete", .help = "Completes a command line.", .run = run_complete, .hidden = true},
     {.name = "options", .help = "Prints the option tables.", .run = run_options, .hidden = true},
   };
   return table;

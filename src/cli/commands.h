@@ -55,5 +55,6 @@ OptionView bench_options();
 int run_bench_worker(const Arguments& arguments);
 OptionView bench_worker_options();
 int run_options(const Arguments& arguments);
+int run_complete(const Arguments& arguments);
 
 }  // namespace sluice::cli

@@ -1,5 +1,10 @@
-// `sluice options [command ...] --json|--markdown|--man`: the option tables, for scripts, the docs and the man pages.
+// `sluice options [command ...] --json|--markdown|--man`: the option tables, for scripts and the docs; with --man-pages
+// FOLDER, one file per command for the installation.
+#include <algorithm>
+#include <cctype>
 #include <cstdio>
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
@@ -74,9 +79,14 @@ std::string roff_escape(std::string_view text) {
   return out;
 }
 
-std::string man_of(const Named& named) {
+std::string page_name(const Named& named) {
   std::string page = "sluice-" + named.path;
   std::replace(page.begin(), page.end(), ' ', '-');
+  return page;
+}
+
+std::string man_of(const Named& named) {
+  const std::string page = page_name(named);
   std::string upper = page;
   for (char& c : upper) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
   std::string out = fmt::format(
@@ -112,9 +122,36 @@ std::string man_of(const Named& named) {
   return out;
 }
 
+// The page of the program itself, which leads to those of its commands.
+std::string overview_man() {
+  std::string out = fmt::format(
+      ".TH SLUICE 1 \"\" \"sluice {}\" \"User Commands\"\n.SH NAME\nsluice \\- serves large language models\n"
+      ".SH SYNOPSIS\n.B sluice\n.I command\n[flags]\n.SH COMMANDS\n",
+      SLUICE_VERSION);
+  for (const auto& named : all_commands()) {
+    if (named.command->hidden) continue;
+    out += fmt::format(".TP\n.BR {} (1)\n{}\n", roff_escape(page_name(named)), roff_escape(named.command->help));
+  }
+  return out;
+}
+
+int write_man_pages(const std::filesystem::path& folder) {
+  std::error_code problem;
+  std::filesystem::create_directories(folder, problem);
+  std::ofstream(folder / "sluice.1") << overview_man();
+  for (const auto& named : all_commands()) {
+    if (named.command->hidden) continue;
+    std::ofstream file(folder / (page_name(named) + ".1"));
+    file << man_of(named);
+    if (!file.flush()) return fail({ErrorCode::kInternal, fmt::format("cannot write to {}", folder.string())});
+  }
+  return 0;
+}
+
 }  // namespace
 
 int run_options(const Arguments& arguments) {
+  if (arguments.size() == 2 && arguments[0] == "--man-pages") return write_man_pages(arguments[1]);
   std::string wanted;
   std::string form = "--json";
   for (const auto& word : arguments) {
