@@ -15,15 +15,24 @@ struct Layout {
 
 constexpr Layout layout_of(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return {"F32", 1, 4};
-    case DType::kF16: return {"F16", 1, 2};
-    case DType::kBf16: return {"BF16", 1, 2};
-    case DType::kI32: return {"I32", 1, 4};
-    case DType::kQ8_0: return {"Q8_0", 32, 34};
-    case DType::kQ4_0: return {"Q4_0", 32, 18};
-    case DType::kQ4_1: return {"Q4_1", 32, 20};
-    case DType::kQ4_K: return {"Q4_K", 256, 144};
-    case DType::kQ6_K: return {"Q6_K", 256, 210};
+    case DType::kF32:
+      return {"F32", 1, 4};
+    case DType::kF16:
+      return {"F16", 1, 2};
+    case DType::kBf16:
+      return {"BF16", 1, 2};
+    case DType::kI32:
+      return {"I32", 1, 4};
+    case DType::kQ8_0:
+      return {"Q8_0", 32, 34};
+    case DType::kQ4_0:
+      return {"Q4_0", 32, 18};
+    case DType::kQ4_1:
+      return {"Q4_1", 32, 20};
+    case DType::kQ4_K:
+      return {"Q4_K", 256, 144};
+    case DType::kQ6_K:
+      return {"Q6_K", 256, 210};
   }
   return {"?", 1, 1};
 }
@@ -127,14 +136,17 @@ float f16_to_float(uint16_t bits) {
 void to_float(DType dtype, const void* from, size_t elements, float* to) {
   const auto* bytes = static_cast<const uint8_t*>(from);
   switch (dtype) {
-    case DType::kF32: std::memcpy(to, from, elements * 4); return;
+    case DType::kF32:
+      std::memcpy(to, from, elements * 4);
+      return;
     case DType::kF16:
       for (size_t i = 0; i < elements; ++i) to[i] = read_f16(bytes + 2 * i);
       return;
     case DType::kBf16:
       for (size_t i = 0; i < elements; ++i) to[i] = bf16_to_float(read_u16(bytes + 2 * i));
       return;
-    case DType::kI32: break;
+    case DType::kI32:
+      break;
     case DType::kQ8_0:
     case DType::kQ4_0:
     case DType::kQ4_1:
@@ -145,11 +157,21 @@ void to_float(DType dtype, const void* from, size_t elements, float* to) {
                    per_block);
       for (size_t i = 0; i < elements; i += per_block, bytes += block_bytes(dtype), to += per_block) {
         switch (dtype) {
-          case DType::kQ8_0: q8_0(bytes, to); break;
-          case DType::kQ4_0: q4_0(bytes, to); break;
-          case DType::kQ4_1: q4_1(bytes, to); break;
-          case DType::kQ4_K: q4_k(bytes, to); break;
-          default: q6_k(bytes, to); break;
+          case DType::kQ8_0:
+            q8_0(bytes, to);
+            break;
+          case DType::kQ4_0:
+            q4_0(bytes, to);
+            break;
+          case DType::kQ4_1:
+            q4_1(bytes, to);
+            break;
+          case DType::kQ4_K:
+            q4_k(bytes, to);
+            break;
+          default:
+            q6_k(bytes, to);
+            break;
         }
       }
       return;

@@ -29,8 +29,8 @@ inline uint16_t float_to_bf16(float value) {
 }
 float f16_to_float(uint16_t bits);
 
-// Widens `elements` stored values (a multiple of the block) to float32. Any alignment of `from`. kI32 is not a weight type
-// and is refused by the readers before it gets here.
+// Widens `elements` stored values (a multiple of the block) to float32. Any alignment of `from`. kI32 is not a weight
+// type and is refused by the readers before it gets here.
 void to_float(DType dtype, const void* from, size_t elements, float* to);
 
 }  // namespace sluice::tensor

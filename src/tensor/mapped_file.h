@@ -10,7 +10,8 @@
 
 namespace sluice::tensor {
 
-// Any thread. A file that another process truncates while it is mapped ends the process on access, as with every mapping.
+// Any thread. A file that another process truncates while it is mapped ends the process on access, as with every
+// mapping.
 class MappedFile {
  public:
   static Result<std::shared_ptr<const MappedFile>> open(const std::string& path);
