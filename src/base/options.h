@@ -114,6 +114,8 @@ class OptionTable {
     return std::visit([&](auto member) { return OptionValue(options.*member); }, rows_[index].field);
   }
 
+  void assign(S& options, size_t index, const OptionValue& value) const { set(options, rows_[index], value); }
+
   const std::vector<internal::OptionSpec>& specs() const { return specs_; }
   const std::vector<RejectedFlag>& rejected() const { return rejected_; }
   std::string help() const { return internal::options_help(specs_); }

@@ -81,7 +81,8 @@ bool wait_readable(int fd, Duration bound) {
 // Copies a child's stderr to ours and keeps the last lines. One thread per child; it sleeps in poll.
 class StderrTail {
  public:
-  explicit StderrTail(Descriptor from) : from_(std::move(from)), stop_(::eventfd(0, EFD_CLOEXEC)) {
+  StderrTail(Descriptor from, std::function<void(std::string_view)> on_line)
+      : from_(std::move(from)), on_line_(std::move(on_line)), stop_(::eventfd(0, EFD_CLOEXEC)) {
     ::fcntl(from_.get(), F_SETFL, O_NONBLOCK);
     thread_ = std::thread([this] { run(); });
   }
@@ -120,28 +121,38 @@ class StderrTail {
       if (n == 0) return false;
       if (n < 0 && errno == EINTR) continue;
       if (n < 0) return errno == EAGAIN;
-      for (ssize_t done = 0; done < n;) {
-        const ssize_t m = ::write(STDERR_FILENO, buffer + done, static_cast<size_t>(n - done));
-        if (m < 0 && errno != EINTR) break;  // nobody reads our stderr: the tail is kept all the same
-        done += std::max<ssize_t>(m, 0);
-      }
+      if (!on_line_) copy(buffer, n);
       keep(std::string_view(buffer, static_cast<size_t>(n)));
     }
   }
 
+  static void copy(const char* bytes, ssize_t n) {
+    for (ssize_t done = 0; done < n;) {
+      const ssize_t m = ::write(STDERR_FILENO, bytes + done, static_cast<size_t>(n - done));
+      if (m < 0 && errno != EINTR) return;  // nobody reads our stderr: the tail is kept all the same
+      done += std::max<ssize_t>(m, 0);
+    }
+  }
+
   void keep(std::string_view bytes) {
-    std::lock_guard lock(mutex_);
     for (const char c : bytes) {
-      if (c != '\n') {
-        if (partial_.size() < kTailLineBytes) partial_ += c;
-        continue;
+      std::string line;
+      {
+        std::lock_guard lock(mutex_);
+        if (c != '\n') {
+          if (partial_.size() < kTailLineBytes) partial_ += c;
+          continue;
+        }
+        line = std::exchange(partial_, {});
+        lines_.push_back(line);
+        if (lines_.size() > kTailLines) lines_.pop_front();
       }
-      lines_.push_back(std::exchange(partial_, {}));
-      if (lines_.size() > kTailLines) lines_.pop_front();
+      if (on_line_) on_line_(line);
     }
   }
 
   Descriptor from_;
+  const std::function<void(std::string_view)> on_line_;
   Descriptor stop_;
   std::thread thread_;
   mutable std::mutex mutex_;  // guards what follows; no other lock is taken under it
@@ -261,10 +272,11 @@ Result<Process> Process::start(const ProcessOptions& options) {
   Descriptor stderr_end;
   if (options.keep_stderr_tail) {
     SLUICE_TRY(auto ends, make_pipe());
-    impl->tail = std::make_unique<StderrTail>(std::move(ends.first));
+    impl->tail = std::make_unique<StderrTail>(std::move(ends.first), options.on_stderr_line);
     stderr_end = std::move(ends.second);
     posix_spawn_file_actions_adddup2(&setup.actions, stderr_end.get(), STDERR_FILENO);
   }
+  if (options.stdout_to_stderr) posix_spawn_file_actions_adddup2(&setup.actions, STDERR_FILENO, STDOUT_FILENO);
   posix_spawn_file_actions_addclosefrom_np(&setup.actions, number);
 
   // Signals as in a fresh process: an ignored SIGPIPE or a blocked SIGTERM of ours is not the child's business.

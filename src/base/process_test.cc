@@ -183,6 +183,17 @@ TEST(ProcessTest, KeepsTheLastLinesOfStderr) {
   EXPECT_THAT(tail, Not(HasSubstr("line 9\n")));
 }
 
+TEST(ProcessTest, HandsOverTheLinesOfStdoutAndStderr) {
+  std::vector<std::string> lines;
+  auto options = shell("echo one; echo two >&2");
+  options.keep_stderr_tail = true;
+  options.stdout_to_stderr = true;
+  options.on_stderr_line = [&](std::string_view line) { lines.emplace_back(line); };
+  auto process = start(options);
+  ASSERT_TRUE(process.wait(seconds(20)));  // its reader has ended by then
+  EXPECT_THAT(lines, ::testing::ElementsAre("one", "two"));
+}
+
 TEST(ProcessTest, DroppingAProcessKillsIt) {
   Pipe pipe;
   auto options = shell("exec sleep 100");

@@ -1,5 +1,7 @@
 #include "cli/commands.h"
 
+#include <cstdio>
+
 namespace sluice::cli {
 
 // Rows of the engine stand inside the #if: the gateway builds without it.
@@ -11,6 +13,19 @@ const std::vector<Command>& commands() {
     {.name = "options", .help = "Prints the option tables.", .run = run_options, .hidden = true},
   };
   return table;
+}
+
+int fail(const Error& error) {
+  std::fputs(fmt::format("sluice: {}\n", error.message).c_str(), stderr);
+  return error.code == ErrorCode::kBadOption ? 2 : 1;
+}
+
+void announce(std::string_view host, uint16_t port) {
+  const bool bare_ipv6 = host.find(':') != std::string_view::npos && !host.starts_with('[');
+  std::fputs(
+      fmt::format("listening on http://{}{}{}:{}\n", bare_ipv6 ? "[" : "", host, bare_ipv6 ? "]" : "", port).c_str(),
+      stdout);
+  std::fflush(stdout);
 }
 
 }  // namespace sluice::cli

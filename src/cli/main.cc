@@ -90,11 +90,6 @@ int dispatch(Arguments arguments) {
 
 }  // namespace
 
-int fail(const Error& error) {
-  print(stderr, fmt::format("sluice: {}\n", error.message));
-  return error.code == ErrorCode::kBadOption ? 2 : 1;
-}
-
 }  // namespace sluice::cli
 
 int main(int argc, char** argv) {
