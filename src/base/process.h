@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/clock.h"
@@ -38,6 +39,10 @@ struct ProcessOptions {
   // Keeps the last lines that the child writes to stderr, for stating the cause of its end; they still go to our
   // stderr.
   bool keep_stderr_tail = false;
+  // With keep_stderr_tail: gets each line, without its end, instead of our stderr. On a thread of the process's own.
+  std::function<void(std::string_view)> on_stderr_line = {};
+  // What it prints joins its stderr, so that our own stdout stays ours.
+  bool stdout_to_stderr = false;
 };
 
 // A running or finished child. Dropping it kills what still runs. Used by one thread at a time.
