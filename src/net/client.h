@@ -17,8 +17,9 @@ namespace sluice::net {
 
 struct ClientTimeouts {
   Duration connect = std::chrono::seconds(10);
-  Duration head = std::chrono::seconds(1800);    // from the request's last byte to the end of the response head
-  Duration silence = std::chrono::seconds(1800);  // between two reads of the body, and for a stalled write of the request
+  Duration head = std::chrono::seconds(1800);  // from the request's last byte to the end of the response head
+  Duration silence =
+      std::chrono::seconds(1800);  // between two reads of the body, and for a stalled write of the request
 };
 
 // One request under way. Dropping it closes its connection unless the response was read to its end.

@@ -80,7 +80,7 @@ bool is_hop_by_hop(std::string_view name);
 struct Url {
   std::string host;  // without brackets
   uint16_t port = 80;
-  std::string path;  // prefix, without a trailing slash; "" for none
+  std::string path;               // prefix, without a trailing slash; "" for none
   std::string authority() const;  // host:port, with brackets around IPv6
   std::string to_string() const;  // canonical
 };

@@ -2,12 +2,16 @@
 // needs no lock.
 #pragma once
 
+#include <boost/asio/executor_work_guard.hpp>
+
 #include <functional>
+#include <future>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "base/check.h"
 #include "base/clock.h"
 #include "base/result.h"
 #include "net/task.h"
@@ -61,5 +65,24 @@ class LoopGroup {
  private:
   std::vector<std::unique_ptr<EventLoop>> loops_;
 };
+
+// The promise is shared because set_value() may still be inside it when the waiting thread goes on.
+template <class T>
+T EventLoop::run(std::function<Task<T>()> coroutine) {
+  SLUICE_CHECK(!on_loop_thread(), "EventLoop::run on the loop's own thread would wait for ever");
+  auto promise = std::make_shared<std::promise<T>>();
+  auto future = promise->get_future();
+  spawn([promise, &coroutine]() -> Task<> {
+    // The inner coroutine is gone before the waiting thread, which owns what it may refer to, goes on.
+    if constexpr (std::is_void_v<T>) {
+      co_await coroutine();
+      promise->set_value();
+    } else {
+      T value = co_await coroutine();
+      promise->set_value(std::move(value));
+    }
+  });
+  return future.get();
+}
 
 }  // namespace sluice::net

@@ -57,9 +57,9 @@ using Handler = std::function<Task<>(ServerExchange&)>;
 
 struct ServerOptions {
   size_t max_head_bytes = 64 * 1024;
-  Duration head_timeout = std::chrono::seconds(30);        // from a request's first byte to the end of its head; 0 = off
-  Duration body_stall_timeout = std::chrono::seconds(300);  // silence inside a request body; 0 = off
-  Duration idle_timeout = std::chrono::seconds(90);         // keep-alive connection without a request; 0 = off
+  Duration head_timeout = std::chrono::seconds(30);  // from a request's first byte to the end of its head; 0 = off
+  Duration body_stall_timeout = std::chrono::seconds(300);   // silence inside a request body; 0 = off
+  Duration idle_timeout = std::chrono::seconds(90);          // keep-alive connection without a request; 0 = off
   Duration write_stall_timeout = std::chrono::seconds(300);  // a client that reads nothing; 0 = off
   int backlog = 4096;
 };
@@ -70,8 +70,8 @@ class Server {
   Server(LoopGroup& loops, ServerOptions options, Handler handler);
   ~Server();  // stops, and waits for the connections to be gone
 
-  // Binds and starts to accept on every loop. `host` is a name, an IPv4 or an IPv6 address with or without brackets; port
-  // 0 takes a free one. Returns the bound port. Any thread but a loop's. kAlreadyExists if the port is taken.
+  // Binds and starts to accept on every loop. `host` is a name, an IPv4 or an IPv6 address with or without brackets;
+  // port 0 takes a free one. Returns the bound port. Any thread but a loop's. kAlreadyExists if the port is taken.
   Result<uint16_t> listen(const std::string& host, uint16_t port);
 
   // Closes the listening sockets; requests in progress and kept-alive connections go on, the latter until idle.

@@ -1,5 +1,5 @@
-// The coroutine type of everything that waits on sockets or timers. A Task runs on one EventLoop's thread from its first
-// line to its last; the executor is the concrete one, so that nothing is type-erased on the path of a request.
+// The coroutine type of everything that waits on sockets or timers. A Task runs on one EventLoop's thread from its
+// first line to its last; the executor is the concrete one, so that nothing is type-erased on the path of a request.
 #pragma once
 
 #include <boost/asio/awaitable.hpp>

@@ -1,0 +1,93 @@
+#include "net/loop.h"
+
+#include <pthread.h>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <exception>
+
+#include "base/check.h"
+
+namespace sluice::net {
+namespace {
+
+using Timer =
+    asio::basic_waitable_timer<std::chrono::steady_clock, asio::wait_traits<std::chrono::steady_clock>, Executor>;
+constexpr asio::use_awaitable_t<Executor> use_task{};
+
+// Keeps the function object, and with it the captures of a coroutine lambda, alive as long as the coroutine.
+Task<> run_owned(std::function<Task<>()> coroutine) {
+  Task<> task = coroutine();
+  co_await std::move(task);
+}
+
+std::string describe(const std::exception_ptr& exception) {
+  try {
+    std::rethrow_exception(exception);
+  } catch (const std::exception& e) {
+    return e.what();
+  } catch (...) {
+    return "not a std::exception";
+  }
+}
+
+}  // namespace
+
+EventLoop::EventLoop(std::string name) : name_(std::move(name)), work_(context_.get_executor()) {}
+
+EventLoop::~EventLoop() {
+  stop();
+  join();
+}
+
+void EventLoop::post(std::function<void()> function) { asio::post(context_.get_executor(), std::move(function)); }
+
+void EventLoop::spawn(std::function<Task<>()> coroutine) {
+  asio::co_spawn(
+      context_.get_executor(), run_owned(std::move(coroutine)), [name = name_](std::exception_ptr exception) {
+        SLUICE_CHECK(exception == nullptr, "an exception left a coroutine of {}: {}", name, describe(exception));
+      });
+}
+
+Task<> EventLoop::sleep(Duration duration) {
+  Timer timer(context_.get_executor(), duration);
+  co_await timer.async_wait(use_task);
+}
+
+bool EventLoop::on_loop_thread() const {
+  return const_cast<asio::io_context&>(context_).get_executor().running_in_this_thread();
+}
+
+void EventLoop::start() {
+  SLUICE_CHECK(!thread_.joinable(), "{} was started twice", name_);
+  thread_ = std::thread([this] {
+    pthread_setname_np(pthread_self(), name_.substr(0, 15).c_str());
+    context_.run();
+  });
+}
+
+void EventLoop::stop() { context_.stop(); }
+
+void EventLoop::join() {
+  if (thread_.joinable()) thread_.join();
+}
+
+LoopGroup::LoopGroup(int count, const std::string& name) {
+  if (count <= 0) count = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  for (int i = 0; i < count; ++i) {
+    loops_.push_back(std::make_unique<EventLoop>(name + "-" + std::to_string(i)));
+    loops_.back()->start();
+  }
+}
+
+LoopGroup::~LoopGroup() { stop(); }
+
+void LoopGroup::stop() {
+  for (auto& loop : loops_) loop->stop();
+  for (auto& loop : loops_) loop->join();
+}
+
+}  // namespace sluice::net

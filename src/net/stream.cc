@@ -1,0 +1,275 @@
+#include "net/stream.h"
+
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <boost/asio/post.hpp>
+#include <cerrno>
+#include <cstring>
+
+#include "base/check.h"
+
+namespace sluice::net {
+namespace {
+
+constexpr size_t kFirstBuffer = 16 * 1024;
+
+Io from_errno() {
+  if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) return Io::kWouldBlock;
+  return Io::kReset;
+}
+
+}  // namespace
+
+Task<Io> Waiter::wait() {
+  SLUICE_CHECK(!waiting(), "two coroutines wait for the same stream");
+  co_return co_await asio::async_initiate<const asio::use_awaitable_t<Executor>&, void(Io)>(
+      [this](auto&& handler) { handler_.emplace(std::move(handler)); }, use_task);
+}
+
+void Waiter::wake_now(Io why) {
+  if (!handler_) return;
+  auto handler = std::move(*handler_);
+  handler_.reset();
+  handler(why);
+}
+
+void Waiter::wake_later(Executor executor, Io why) {
+  if (!handler_) return;
+  asio::post(executor, [handler = std::move(*handler_), why]() mutable { handler(why); });
+  handler_.reset();
+}
+
+// The operations that wait in the loop. Destroyed without having been called, which happens when the loop is destroyed,
+// they break the cycle stream -> waiting coroutine -> stream.
+struct Stream::ReadReady {
+  explicit ReadReady(std::shared_ptr<Stream> s) : stream(std::move(s)) {}
+  ReadReady(ReadReady&&) noexcept = default;
+  ~ReadReady() {
+    if (stream) stream->abandon();
+  }
+  void operator()(const boost::system::error_code&) {
+    const auto s = std::move(stream);
+    s->read_armed_ = false;
+    if (s->open_) s->on_readable();
+  }
+  std::shared_ptr<Stream> stream;
+};
+
+struct Stream::WriteReady {
+  explicit WriteReady(std::shared_ptr<Stream> s) : stream(std::move(s)) {}
+  WriteReady(WriteReady&&) noexcept = default;
+  ~WriteReady() {
+    if (stream) stream->abandon();
+  }
+  void operator()(const boost::system::error_code&) {
+    const auto s = std::move(stream);
+    s->write_armed_ = false;
+    if (s->open_) s->on_writable();
+  }
+  std::shared_ptr<Stream> stream;
+};
+
+Stream::Stream(EventLoop& loop, int fd, size_t read_ahead)
+    : loop_(loop), read_ahead_(read_ahead), descriptor_(loop.executor(), fd), timer_(loop.executor()) {}
+
+Stream::~Stream() = default;
+
+void Stream::consume(size_t n) {
+  begin_ += n;
+  if (begin_ == end_) begin_ = end_ = 0;
+}
+
+bool Stream::make_room() {
+  if (buffer_ == nullptr) {
+    capacity_ = std::min(kFirstBuffer, read_ahead_);
+    buffer_.reset(new char[capacity_]);
+  }
+  if (end_ < capacity_ && (begin_ == 0 || capacity_ - end_ >= capacity_ / 4)) {
+    if (!(last_read_was_full_ && begin_ == end_ && capacity_ < read_ahead_)) return true;
+  }
+  const size_t size = end_ - begin_;
+  // Grows when a message needs it, or when the other side sends faster than one read takes.
+  if (capacity_ < read_ahead_ && (size > capacity_ / 2 || last_read_was_full_)) {
+    const size_t bigger = std::min(read_ahead_, capacity_ * 2);
+    std::unique_ptr<char[]> grown(new char[bigger]);
+    std::memcpy(grown.get(), buffer_.get() + begin_, size);
+    buffer_ = std::move(grown);
+    capacity_ = bigger;
+  } else if (begin_ > 0) {
+    std::memmove(buffer_.get(), buffer_.get() + begin_, size);
+  }
+  begin_ = 0;
+  end_ = size;
+  return end_ < capacity_;
+}
+
+Io Stream::receive() {
+  if (read_state_ != Io::kOk) return read_state_;
+  if (!make_room()) return Io::kWouldBlock;
+  const size_t room = capacity_ - end_;
+  const ssize_t n = ::recv(fd(), buffer_.get() + end_, room, 0);
+  last_read_was_full_ = n == static_cast<ssize_t>(room);
+  if (n > 0) {
+    end_ += static_cast<size_t>(n);
+    return Io::kOk;
+  }
+  const Io result = n == 0 ? Io::kEnd : from_errno();
+  if (result != Io::kWouldBlock) {
+    read_state_ = result;
+    on_ended();
+  }
+  return result;
+}
+
+void Stream::arm_read() {
+  if (read_armed_ || !open_) return;
+  read_armed_ = true;
+  descriptor_.async_wait(asio::posix::descriptor_base::wait_read, ReadReady(shared_from_this()));
+}
+
+void Stream::watch() {
+  if (read_state_ == Io::kOk && (end_ - begin_) < read_ahead_) arm_read();
+}
+
+Task<Io> Stream::read_more() {
+  if (!open_) co_return Io::kCancelled;
+  if (read_state_ != Io::kOk) co_return read_state_;
+  if (last_read_was_full_) {
+    const Io io = receive();
+    if (io != Io::kWouldBlock) co_return io;
+  }
+  if (end_ - begin_ >= read_ahead_) co_return Io::kWouldBlock;
+  arm_read();
+  co_return co_await reader_.wait();
+}
+
+void Stream::on_readable() {
+  const auto self = shared_from_this();
+  const Io io = receive();
+  if (!open_) return;  // on_ended() closed it, and that woke the reader
+  if (reader_.waiting()) {
+    // A wake-up without bytes is a late event of bytes that were taken already.
+    if (io == Io::kWouldBlock) {
+      arm_read();
+    } else {
+      reader_.wake_now(io);
+    }
+    return;
+  }
+  if (io == Io::kOk) on_unread();
+  if (open_ && !reader_.waiting()) watch();
+}
+
+bool Stream::has_news() {
+  if (read_state_ != Io::kOk || end_ != begin_ || !open_) return true;
+  char byte;
+  const ssize_t n = ::recv(fd(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+  return n >= 0 || from_errno() != Io::kWouldBlock;
+}
+
+Io Stream::try_write(std::span<iovec>& parts) {
+  if (!open_) return Io::kCancelled;
+  for (;;) {
+    while (!parts.empty() && parts.front().iov_len == 0) parts = parts.subspan(1);
+    if (parts.empty()) return Io::kOk;
+    msghdr message{};
+    message.msg_iov = parts.data();
+    message.msg_iovlen = parts.size();
+    const ssize_t n = ::sendmsg(fd(), &message, MSG_NOSIGNAL);
+    if (n < 0) {
+      if (errno == EINTR) continue;
+      return from_errno();
+    }
+    auto left = static_cast<size_t>(n);
+    while (left > 0) {
+      auto& part = parts.front();
+      const size_t step = std::min(left, part.iov_len);
+      part.iov_base = static_cast<char*>(part.iov_base) + step;
+      part.iov_len -= step;
+      left -= step;
+      if (part.iov_len == 0) parts = parts.subspan(1);
+    }
+  }
+}
+
+Task<Io> Stream::write_rest(std::span<iovec> parts, Duration stall) {
+  for (;;) {
+    set_deadline(stall);
+    Io io = co_await wait_writable();
+    set_deadline(Duration::zero());
+    if (io != Io::kOk) co_return io;
+    io = try_write(parts);
+    if (io != Io::kWouldBlock) co_return io;
+  }
+}
+
+Task<Io> Stream::wait_writable() {
+  if (!open_) co_return Io::kCancelled;
+  if (!write_armed_) {
+    write_armed_ = true;
+    descriptor_.async_wait(asio::posix::descriptor_base::wait_write, WriteReady(shared_from_this()));
+  }
+  co_return co_await writer_.wait();
+}
+
+void Stream::on_writable() { writer_.wake_now(Io::kOk); }
+
+void Stream::abandon() {
+  reader_.drop();
+  writer_.drop();
+}
+
+void Stream::set_deadline(Duration after) {
+  has_deadline_ = after > Duration::zero();
+  if (!has_deadline_) return;
+  const TimePoint now = std::chrono::steady_clock::now();
+  // Far enough is for ever, and cannot overflow.
+  deadline_ = now + std::min<Duration>(after, std::chrono::hours(24 * 365));
+  // The timer is moved only forward. A later deadline is looked at when it fires.
+  if (timer_armed_ && timer_at_ <= deadline_) return;
+  arm_timer(timer_horizon_ < deadline_ - now ? now + timer_horizon_ : deadline_);
+}
+
+void Stream::arm_timer(TimePoint at) {
+  if (!open_) return;
+  timer_armed_ = true;
+  timer_at_ = at;
+  timer_.expires_at(at);
+  timer_.async_wait([self = shared_from_this(), at](const boost::system::error_code& error) {
+    if (!error && self->open_ && self->timer_armed_ && self->timer_at_ == at) self->on_timer();
+  });
+}
+
+void Stream::on_timer() {
+  timer_armed_ = false;
+  if (!has_deadline_) return;
+  const TimePoint now = std::chrono::steady_clock::now();
+  if (now < deadline_) {
+    arm_timer(timer_horizon_ < deadline_ - now ? now + timer_horizon_ : deadline_);
+    return;
+  }
+  has_deadline_ = false;
+  if (writer_.waiting()) {
+    writer_.wake_now(Io::kTimeout);
+  } else {
+    reader_.wake_now(Io::kTimeout);
+  }
+}
+
+void Stream::shutdown_write() {
+  if (open_) ::shutdown(fd(), SHUT_WR);
+}
+
+void Stream::close() {
+  if (!open_) return;
+  open_ = false;
+  has_deadline_ = false;
+  boost::system::error_code ignored;
+  descriptor_.close(ignored);
+  timer_.cancel();
+  reader_.wake_later(loop_.executor(), Io::kCancelled);
+  writer_.wake_later(loop_.executor(), Io::kCancelled);
+}
+
+}  // namespace sluice::net

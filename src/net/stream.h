@@ -1,0 +1,144 @@
+// One TCP connection on a loop, below HTTP: a read buffer, gathered writes, one deadline with one timer, and the news
+// that the other side is gone while nobody reads. Server connections and client connections are Streams.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <boost/asio/basic_waitable_timer.hpp>
+#include <boost/asio/posix/basic_stream_descriptor.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "base/clock.h"
+#include "net/loop.h"
+#include "net/task.h"
+
+namespace sluice::net {
+
+inline constexpr asio::use_awaitable_t<Executor> use_task{};
+using Timer =
+    asio::basic_waitable_timer<std::chrono::steady_clock, asio::wait_traits<std::chrono::steady_clock>, Executor>;
+
+// How a wait or a transfer ended.
+enum class Io { kOk, kWouldBlock, kEnd, kReset, kTimeout, kCancelled };
+
+// One coroutine that sleeps until it is woken. Loop thread only.
+class Waiter {
+ public:
+  bool waiting() const { return handler_.has_value(); }
+  // Suspends the calling coroutine; one at a time.
+  Task<Io> wait();
+  // Resumes it before returning. Only from the loop itself: the coroutine may destroy anything.
+  void wake_now(Io why);
+  // Resumes it from the loop, later. From anywhere on the loop thread.
+  void wake_later(Executor executor, Io why);
+  // Destroys the coroutine: the loop is going away.
+  void drop() { auto dropped = std::exchange(handler_, std::nullopt); }
+
+ private:
+  using Handler = typename asio::async_result<asio::use_awaitable_t<Executor>, void(Io)>::handler_type;
+  std::optional<Handler> handler_;
+};
+
+// Loop thread only, the destructor too. Held by shared_ptr: what waits in the loop keeps it alive. There is at most one
+// coroutine that reads and one that writes.
+class Stream : public std::enable_shared_from_this<Stream> {
+ public:
+  // `fd` is a non-blocking stream socket, connected or connecting; the stream closes it. `read_ahead` bounds the bytes
+  // that are taken from the kernel before somebody consumes them.
+  Stream(EventLoop& loop, int fd, size_t read_ahead);
+  virtual ~Stream();
+
+  EventLoop& loop() { return loop_; }
+  bool is_open() const { return open_; }
+
+  // Bytes that arrived and are not consumed. Valid until the next suspension, or until consume() if read by nobody
+  // else.
+  char* unread_data() { return buffer_.get() + begin_; }
+  size_t unread_size() const { return end_ - begin_; }
+  std::string_view unread() const { return {buffer_.get() + begin_, end_ - begin_}; }
+  void consume(size_t n);
+
+  // Waits for more bytes: kOk, or kEnd, kReset (both stay), kTimeout, kCancelled; kWouldBlock if the buffer is full.
+  Task<Io> read_more();
+  // Asks the loop to watch the socket while nobody reads: bytes go to the buffer as far as there is room, and the end
+  // of the stream is reported by on_ended().
+  void watch();
+  // kOk while the stream may bring more; else how it ended. Does not look at the socket.
+  Io read_state() const { return read_state_; }
+  // Looks at the socket without taking anything: true if the other side closed it or sent something.
+  bool has_news();
+
+  // Takes what the kernel accepts; kOk when all of it went out. `parts` is advanced past what was written.
+  Io try_write(std::span<iovec>& parts);
+  // Writes the rest; `stall` bounds each wait (0 = no bound).
+  Task<Io> write_rest(std::span<iovec> parts, Duration stall);
+  // Waits until a connecting socket is connected or has failed; then SO_ERROR says which.
+  Task<Io> wait_writable();
+
+  // The wait that is under way, or the next one, ends with kTimeout after `after`; 0 = no bound. One deadline at a
+  // time.
+  void set_deadline(Duration after);
+  // Shortest deadline that will be set often: the timer is armed at most this far ahead, and then never needs to be
+  // moved forward.
+  void set_timer_horizon(Duration horizon) { timer_horizon_ = horizon; }
+
+  // No more writing; the other side reads the end.
+  void shutdown_write();
+  // Waits end with kCancelled. Idempotent.
+  void close();
+
+ protected:
+  // The other side closed or reset the connection. Called once, on the loop, before a reader is woken.
+  virtual void on_ended() {}
+  // Bytes arrived and nobody was reading.
+  virtual void on_unread() {}
+
+  int fd() { return descriptor_.native_handle(); }
+
+ private:
+  struct ReadReady;
+  struct WriteReady;
+
+  // Takes bytes from the socket. kOk, kWouldBlock, kEnd, kReset; kWouldBlock as well if there is no room.
+  Io receive();
+  bool make_room();
+  void arm_read();
+  void on_readable();
+  void on_writable();
+  void abandon();
+  void arm_timer(TimePoint at);
+  void on_timer();
+
+  // Constant after construction.
+  EventLoop& loop_;
+  const size_t read_ahead_;
+
+  asio::posix::basic_stream_descriptor<Executor> descriptor_;
+  bool open_ = true;
+
+  std::unique_ptr<char[]> buffer_;
+  size_t capacity_ = 0;
+  size_t begin_ = 0;
+  size_t end_ = 0;
+  bool last_read_was_full_ = false;  // then the socket probably holds more: read before waiting
+  bool read_armed_ = false;
+  Io read_state_ = Io::kOk;
+  Waiter reader_;
+  bool write_armed_ = false;
+  Waiter writer_;
+
+  Timer timer_;
+  Duration timer_horizon_ = Duration::max();
+  bool timer_armed_ = false;
+  TimePoint timer_at_;
+  bool has_deadline_ = false;
+  TimePoint deadline_;
+};
+
+}  // namespace sluice::net
