@@ -54,9 +54,10 @@ class Client {
   ~Client();
 
   // Connects (or takes a kept-alive connection that is not known to be dead), sends head and body, and returns the
-  // exchange; the answer is read from it. Host and Content-Length are added where absent. Errors: kRefused, kReset,
-  // kTimeout, kNotFound (name resolution), each naming host and phase. `on_exchange`, if set, gets the exchange before
-  // the first byte is sent, so that the caller can close() it while send() is waiting.
+  // exchange; the answer is read from it. The target goes out after url.path. Host is added where absent;
+  // Content-Length is always that of `body`, whatever the head says. Errors: kRefused, kReset, kTimeout, kNotFound
+  // (name resolution), each naming host and phase. `on_exchange`, if set, gets the exchange before the first byte is
+  // sent, so that the caller can close() it while send() is waiting.
   Task<Result<std::unique_ptr<ClientExchange>>> send(const Url& url, RequestHead head, std::string_view body,
                                                      ClientTimeouts timeouts = {},
                                                      std::function<void(ClientExchange&)> on_exchange = {});

@@ -140,10 +140,14 @@ class Connection final : public Stream, public ServerExchange {
   }
 
   Task<> run() {
-    while (co_await read_request()) {
+    for (;;) {
+      const bool more = co_await read_request();
+      if (!more) break;
       co_await handle();
       if (!keep_) break;
-      if (!parser_.done() && !co_await discard_body()) break;
+      if (parser_.done()) continue;
+      const bool clean = co_await discard_body();
+      if (!clean) break;
     }
     co_await linger();
     close();

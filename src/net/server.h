@@ -27,6 +27,7 @@ class ServerExchange {
 
   virtual const RequestHead& request() const = 0;
   virtual EventLoop& loop() = 0;
+  // Without the port.
   virtual std::string_view peer_address() const = 0;
 
   // The whole body. Sends "100 Continue" first where the client asked for it. kTooLarge over `limit` (checked against

@@ -168,6 +168,18 @@ bool Stream::has_news() {
   return n >= 0 || from_errno() != Io::kWouldBlock;
 }
 
+bool Stream::has_answer() {
+  if (end_ != begin_) return true;
+  char byte;
+  return open_ && read_state_ == Io::kOk && ::recv(fd(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+}
+
+int Stream::socket_error() {
+  int error = 0;
+  socklen_t size = sizeof error;
+  return ::getsockopt(fd(), SOL_SOCKET, SO_ERROR, &error, &size) == 0 ? error : errno;
+}
+
 Io Stream::try_write(std::span<iovec>& parts) {
   if (!open_) return Io::kCancelled;
   for (;;) {

@@ -74,11 +74,16 @@ class Stream : public std::enable_shared_from_this<Stream> {
   // Looks at the socket without taking anything: true if the other side closed it or sent something.
   bool has_news();
 
+  // True if bytes of the other side are there, or in the kernel, for a reader to find.
+  bool has_answer();
+  // The pending error of the socket (SO_ERROR), or 0.
+  int socket_error();
+
   // Takes what the kernel accepts; kOk when all of it went out. `parts` is advanced past what was written.
   Io try_write(std::span<iovec>& parts);
   // Writes the rest; `stall` bounds each wait (0 = no bound).
   Task<Io> write_rest(std::span<iovec> parts, Duration stall);
-  // Waits until a connecting socket is connected or has failed; then SO_ERROR says which.
+  // Waits until a connecting socket is connected or has failed; socket_error() then says which.
   Task<Io> wait_writable();
 
   // The wait that is under way, or the next one, ends with kTimeout after `after`; 0 = no bound. One deadline at a

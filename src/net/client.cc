@@ -1,0 +1,561 @@
+#include "net/client.h"
+
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/post.hpp>
+#include <cerrno>
+#include <cstring>
+#include <unordered_map>
+#include <vector>
+
+#include "base/check.h"
+#include "net/stream.h"
+#include "net/wire.h"
+
+namespace sluice::net {
+namespace {
+
+constexpr size_t kReadAhead = 256 * 1024;
+
+using Tcp = asio::ip::tcp;
+using Endpoint = Tcp::endpoint;
+
+iovec part(std::string_view bytes) { return {const_cast<char*>(bytes.data()), bytes.size()}; }
+
+std::string in_seconds(Duration d) { return fmt::format("{:g} s", seconds(d)); }
+
+class Connection;
+
+// The connections to one authority.
+struct Host {
+  std::string authority;
+  std::vector<std::shared_ptr<Connection>> idle;  // the latest used is last
+  size_t busy = 0;
+};
+
+// What a client's connections and exchanges share; they may outlive the Client. Loop thread only.
+struct Pool : public std::enable_shared_from_this<Pool> {
+  Pool(EventLoop& l, ClientOptions o) : loop(l), options(o), sweep_timer(l.executor()) {}
+
+  Host& host(const Url& url);
+  const Host* find(const Url& url) const;
+  void keep(Host& host, std::shared_ptr<Connection> connection);
+  std::shared_ptr<Connection> take(Host& host);
+  void forget(Host& host);
+  void arm_sweep(TimePoint at);
+  void sweep();
+
+  // Constant after construction.
+  EventLoop& loop;
+  const ClientOptions options;
+
+  bool closed = false;  // the Client is gone: nothing is kept any more
+  // Hosts are never removed: connections point at them. Keyed by authority; one entry per worker address ever used.
+  std::unordered_map<std::string, std::unique_ptr<Host>> hosts;
+  Timer sweep_timer;
+  bool sweep_armed = false;
+};
+
+class Connection final : public Stream {
+ public:
+  Connection(std::shared_ptr<Pool> pool, Host& host, int fd)
+      : Stream(pool->loop, fd, std::max(kReadAhead, pool->options.max_head_bytes)),
+        parser(MessageParser::Kind::kResponse, pool->options.max_head_bytes),
+        pool_(std::move(pool)),
+        host_(host) {}
+
+  MessageParser parser;
+  bool used = false;  // has served a request
+  bool idle = false;
+  TimePoint idle_since;
+
+ private:
+  void on_ended() override { leave_pool(); }
+  void on_unread() override { leave_pool(); }  // bytes that nobody asked for
+
+  void leave_pool() {
+    if (!idle) return;
+    idle = false;
+    const auto self = shared_from_this();
+    std::erase_if(host_.idle, [&](const auto& c) { return c.get() == this; });
+    close();
+  }
+
+  const std::shared_ptr<Pool> pool_;
+  Host& host_;
+};
+
+Host& Pool::host(const Url& url) {
+  std::string authority = url.authority();
+  auto& slot = hosts[authority];
+  if (slot == nullptr) {
+    slot = std::make_unique<Host>();
+    slot->authority = std::move(authority);
+  }
+  return *slot;
+}
+
+const Host* Pool::find(const Url& url) const {
+  const auto found = hosts.find(url.authority());
+  return found == hosts.end() ? nullptr : found->second.get();
+}
+
+void Pool::keep(Host& host, std::shared_ptr<Connection> connection) {
+  if (closed || !connection->is_open() || connection->read_state() != Io::kOk || connection->unread_size() > 0 ||
+      host.idle.size() >= options.max_idle_per_host) {
+    connection->close();
+    return;
+  }
+  connection->set_deadline(Duration::zero());
+  connection->idle = connection->used = true;
+  connection->idle_since = std::chrono::steady_clock::now();
+  connection->watch();  // the other side's end is noticed here, and the next answer's first bytes too
+  if (options.idle_timeout > Duration::zero()) arm_sweep(connection->idle_since + options.idle_timeout);
+  host.idle.push_back(std::move(connection));
+}
+
+std::shared_ptr<Connection> Pool::take(Host& host) {
+  while (!host.idle.empty()) {
+    auto connection = std::move(host.idle.back());
+    host.idle.pop_back();
+    connection->idle = false;
+    const bool expired = options.idle_timeout > Duration::zero() &&
+                         std::chrono::steady_clock::now() - connection->idle_since >= options.idle_timeout;
+    if (!expired && !connection->has_news()) return connection;
+    connection->close();
+  }
+  return nullptr;
+}
+
+void Pool::forget(Host& host) {
+  for (const auto& connection : std::exchange(host.idle, {})) {
+    connection->idle = false;
+    connection->close();
+  }
+}
+
+void Pool::arm_sweep(TimePoint at) {
+  if (sweep_armed || closed) return;
+  sweep_armed = true;
+  sweep_timer.expires_at(at);
+  sweep_timer.async_wait([self = shared_from_this()](const boost::system::error_code& error) {
+    self->sweep_armed = false;
+    if (!error) self->sweep();
+  });
+}
+
+void Pool::sweep() {
+  const TimePoint now = std::chrono::steady_clock::now();
+  std::optional<TimePoint> next;
+  for (auto& [authority, host] : hosts) {
+    auto& idle = host->idle;
+    size_t expired = 0;
+    while (expired < idle.size() && now - idle[expired]->idle_since >= options.idle_timeout) ++expired;
+    for (size_t i = 0; i < expired; ++i) {
+      idle[i]->idle = false;
+      idle[i]->close();
+    }
+    idle.erase(idle.begin(), idle.begin() + static_cast<ptrdiff_t>(expired));
+    if (!idle.empty()) {
+      const TimePoint at = idle.front()->idle_since + options.idle_timeout;
+      next = next ? std::min(*next, at) : at;
+    }
+  }
+  if (next) arm_sweep(*next);
+}
+
+// Waits for the resolver, which runs in a thread of Asio's; the answer of an abandoned question is dropped.
+struct Resolution {
+  explicit Resolution(EventLoop& loop) : resolver(loop.executor()), timer(loop.executor()) {}
+  asio::ip::basic_resolver<Tcp, Executor> resolver;
+  Timer timer;
+  Waiter waiter;
+  std::vector<Endpoint> endpoints;
+  std::string error;
+};
+
+class Exchange final : public ClientExchange {
+ public:
+  Exchange(std::shared_ptr<Pool> pool, const Url& url, ClientTimeouts timeouts)
+      : pool_(std::move(pool)), host_(pool_->host(url)), timeouts_(timeouts) {
+    ++host_.busy;
+  }
+  ~Exchange() override { release(connection_ != nullptr && connection_->parser.done() && head_read_); }
+
+  Task<Result<void>> send(const Url& url, const RequestHead& head, std::string_view body);
+
+  Task<Result<ResponseHead>> read_head() override;
+  Task<Result<std::string_view>> read_some() override;
+  Task<Result<std::string>> read_all(size_t limit) override;
+  bool answered() const override { return answered_; }
+  bool reused() const override { return reused_; }
+  void close() override {
+    closed_ = true;
+    if (resolution_ != nullptr) resolution_->waiter.wake_later(pool_->loop.executor(), Io::kCancelled);
+    if (connection_ != nullptr) connection_->close();
+  }
+
+ private:
+  Task<Result<std::vector<Endpoint>>> resolve(const Url& url, TimePoint deadline);
+  Task<Result<void>> connect(const Url& url);
+  std::string request_bytes(const Url& url, const RequestHead& head, size_t body_size) const;
+  Error failure(Io io, std::string_view phase, Duration bound) const;
+  // Ends this exchange's hold on the connection.
+  void release(bool keep);
+
+  const std::shared_ptr<Pool> pool_;
+  Host& host_;
+  const ClientTimeouts timeouts_;
+  std::shared_ptr<Connection> connection_;
+  std::shared_ptr<Resolution> resolution_;
+  bool head_request_ = false;
+  bool held_ = true;
+  bool closed_ = false;
+  bool reused_ = false;
+  bool answered_ = false;
+  bool head_read_ = false;
+  bool keep_ = false;
+  bool failed_ = false;
+};
+
+void Exchange::release(bool keep) {
+  if (!std::exchange(held_, false)) return;
+  --host_.busy;
+  if (const auto connection = std::exchange(connection_, nullptr)) {
+    if (keep && keep_ && !closed_ && !failed_) {
+      pool_->keep(host_, connection);
+    } else {
+      connection->close();
+    }
+  }
+}
+
+Error Exchange::failure(Io io, std::string_view phase, Duration bound) const {
+  switch (io) {
+    case Io::kTimeout:
+      return {ErrorCode::kTimeout,
+              fmt::format("{}: {} took longer than {}", host_.authority, phase, in_seconds(bound))};
+    case Io::kCancelled:
+      return {ErrorCode::kCancelled, fmt::format("{}: cancelled during {}", host_.authority, phase)};
+    case Io::kEnd:
+      return {ErrorCode::kReset, fmt::format("{}: the connection was closed during {}", host_.authority, phase)};
+    case Io::kWouldBlock:
+      return {ErrorCode::kTooLarge, fmt::format("{}: no room for more bytes during {}", host_.authority, phase)};
+    default:
+      return {ErrorCode::kReset, fmt::format("{}: the connection was reset during {}", host_.authority, phase)};
+  }
+}
+
+Task<Result<std::vector<Endpoint>>> Exchange::resolve(const Url& url, TimePoint deadline) {
+  boost::system::error_code not_literal;
+  const auto literal = asio::ip::make_address(url.host, not_literal);
+  std::vector<Endpoint> endpoints;
+  if (!not_literal) {
+    endpoints.emplace_back(literal, url.port);
+    co_return endpoints;
+  }
+  auto resolution = std::make_shared<Resolution>(pool_->loop);
+  resolution_ = resolution;
+  resolution->resolver.async_resolve(
+      url.host, "", Tcp::resolver::numeric_service,
+      [resolution](const boost::system::error_code& error, const Tcp::resolver::results_type& results) {
+        if (error) resolution->error = error.message();
+        for (const auto& entry : results) resolution->endpoints.push_back(entry.endpoint());
+        resolution->timer.cancel();
+        resolution->waiter.wake_now(Io::kOk);
+      });
+  resolution->timer.expires_at(deadline);
+  resolution->timer.async_wait([resolution](const boost::system::error_code& error) {
+    if (!error) resolution->waiter.wake_now(Io::kTimeout);
+  });
+  const Io io = co_await resolution->waiter.wait();
+  resolution_ = nullptr;
+  resolution->timer.cancel();
+  if (io != Io::kOk) co_return failure(io, fmt::format("resolving '{}'", url.host), timeouts_.connect);
+  if (resolution->endpoints.empty()) {
+    co_return Error{ErrorCode::kNotFound, fmt::format("cannot resolve '{}': {}", url.host, resolution->error)};
+  }
+  for (auto endpoint : resolution->endpoints) {
+    endpoint.port(url.port);
+    endpoints.push_back(endpoint);
+  }
+  co_return endpoints;
+}
+
+// Tries the host's addresses in turn, within one bound for all of them.
+Task<Result<void>> Exchange::connect(const Url& url) {
+  const bool bounded = timeouts_.connect > Duration::zero();
+  const TimePoint deadline =
+      std::chrono::steady_clock::now() + (bounded ? std::min<Duration>(timeouts_.connect, std::chrono::hours(24 * 365))
+                                                  : Duration(std::chrono::hours(24 * 365)));
+  auto resolved = co_await resolve(url, deadline);
+  if (!resolved.ok()) co_return std::move(resolved).error();
+  Error last{ErrorCode::kRefused, fmt::format("cannot connect to {}", host_.authority)};
+  for (const Endpoint& endpoint : *resolved) {
+    if (closed_) break;
+    const int fd = ::socket(endpoint.data()->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0) {
+      const int error = errno;
+      last = {error == EMFILE || error == ENFILE ? ErrorCode::kExhausted : ErrorCode::kRefused,
+              fmt::format("cannot connect to {}: {}", host_.authority, std::strerror(error))};
+      continue;
+    }
+    const int one = 1;
+    ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    int error = ::connect(fd, endpoint.data(), static_cast<socklen_t>(endpoint.size())) == 0 ? 0 : errno;
+    auto connection = std::make_shared<Connection>(pool_, host_, fd);
+    if (error == EINPROGRESS) {
+      connection_ = connection;
+      const Duration left = deadline - std::chrono::steady_clock::now();
+      connection->set_deadline(std::max<Duration>(left, std::chrono::nanoseconds(1)));
+      const Io io = co_await connection->wait_writable();
+      connection->set_deadline(Duration::zero());
+      connection_ = nullptr;
+      if (io != Io::kOk) {
+        connection->close();
+        co_return failure(io, "connecting", timeouts_.connect);
+      }
+      error = connection->socket_error();
+    }
+    if (error == 0) {
+      connection_ = std::move(connection);
+      co_return Result<void>();
+    }
+    connection->close();
+    ErrorCode code = ErrorCode::kRefused;
+    if (error == ETIMEDOUT) code = ErrorCode::kTimeout;
+    if (error == ECONNRESET) code = ErrorCode::kReset;
+    last = {code, fmt::format("cannot connect to {}: {}", host_.authority, std::strerror(error))};
+  }
+  if (closed_) co_return failure(Io::kCancelled, "connecting", Duration::zero());
+  co_return last;
+}
+
+std::string Exchange::request_bytes(const Url& url, const RequestHead& head, size_t body_size) const {
+  std::string out;
+  out.reserve(512);
+  out.append(head.method).append(" ").append(url.path).append(head.target).append(" HTTP/1.1\r\n");
+  bool has_host = false;
+  for (const auto& [name, value] : head.headers) {
+    if (iequals(name, "Transfer-Encoding")) continue;  // the body is at hand: it goes out with its length
+    has_host = has_host || iequals(name, "Host");
+    if (iequals(name, "Content-Length")) continue;
+    append_field(out, name, value);
+  }
+  if (!has_host) append_field(out, "Host", host_.authority);
+  const bool has_length = body_size > 0 || head.method == "POST" || head.method == "PUT" || head.method == "PATCH";
+  if (has_length) {
+    fmt::format_int length(body_size);
+    out.append("Content-Length: ").append(length.data(), length.size()).append("\r\n");
+  }
+  out.append("\r\n");
+  return out;
+}
+
+Task<Result<void>> Exchange::send(const Url& url, const RequestHead& head, std::string_view body) {
+  head_request_ = head.method == "HEAD";
+  const std::string bytes = request_bytes(url, head, body.size());
+  for (;;) {
+    if (closed_) co_return failure(Io::kCancelled, "sending the request", Duration::zero());
+    connection_ = pool_->take(host_);
+    reused_ = connection_ != nullptr;
+    if (!reused_) {
+      const auto connected = co_await connect(url);
+      if (!connected.ok()) co_return connected.error();
+    }
+    connection_->parser.reset(head_request_);
+    iovec parts[] = {part(bytes), part(body)};
+    std::span<iovec> rest(parts);
+    Io io = connection_->try_write(rest);
+    if (io == Io::kReset && reused_ && rest.size() == 2 && rest.front().iov_len == bytes.size()) {
+      connection_->close();  // dead, and not a byte of the request went out: take another one
+      connection_ = nullptr;
+      continue;
+    }
+    if (io == Io::kWouldBlock) io = co_await connection_->write_rest(rest, timeouts_.silence);
+    // A server that answers early and closes (413) is heard: read_head() finds its answer, or the reset.
+    if (io == Io::kReset && connection_->has_answer()) io = Io::kOk;
+    if (io == Io::kOk) co_return Result<void>();
+    failed_ = true;
+    co_return failure(io, "sending the request", timeouts_.silence);
+  }
+}
+
+Task<Result<ResponseHead>> Exchange::read_head() {
+  SLUICE_CHECK(!head_read_, "read_head() is called once");
+  if (connection_ == nullptr || closed_) {
+    co_return failure(Io::kCancelled, "waiting for the response head", Duration::zero());
+  }
+  const auto connection = connection_;
+  auto& parser = connection->parser;
+  connection->set_deadline(timeouts_.head);
+  for (;;) {
+    if (connection->unread_size() > 0) {
+      answered_ = true;
+      size_t used = 0;
+      const auto status = parser.parse_head(connection->unread(), used);
+      if (status == MessageParser::Status::kError) {
+        failed_ = true;
+        co_return Error{parser.error().code, fmt::format("{}: {}", host_.authority, parser.error().message)};
+      }
+      if (status == MessageParser::Status::kDone) {
+        connection->consume(used);
+        const int code = parser.response().status;
+        if (code / 100 == 1 && code != 101) {
+          parser.reset(head_request_);
+          continue;
+        }
+        break;
+      }
+    }
+    const Io io = co_await connection->read_more();
+    if (io != Io::kOk) {
+      failed_ = true;
+      co_return failure(closed_ ? Io::kCancelled : io, "waiting for the response head", timeouts_.head);
+    }
+  }
+  connection->set_deadline(Duration::zero());
+  head_read_ = true;
+  keep_ = parser.keep_alive();
+  co_return std::move(parser.response());
+}
+
+Task<Result<std::string_view>> Exchange::read_some() {
+  if (!held_) {
+    // Ended before: an end stays an end.
+    if (!closed_) co_return std::string_view();
+    co_return failure(Io::kCancelled, "reading the response body", Duration::zero());
+  }
+  if (connection_ == nullptr || closed_ || failed_ || !head_read_) {
+    co_return failure(Io::kCancelled, "reading the response body", Duration::zero());
+  }
+  const auto connection = connection_;
+  auto& parser = connection->parser;
+  while (!parser.done()) {
+    if (connection->unread_size() > 0) {
+      size_t used = 0;
+      std::string_view body;
+      const auto status = parser.parse_body(connection->unread_data(), connection->unread_size(), used, body);
+      connection->consume(used);
+      if (!body.empty()) co_return body;
+      if (status == MessageParser::Status::kError) {
+        failed_ = true;
+        co_return Error{parser.error().code, fmt::format("{}: {}", host_.authority, parser.error().message)};
+      }
+      if (status == MessageParser::Status::kDone) break;
+    }
+    connection->set_deadline(timeouts_.silence);
+    const Io io = co_await connection->read_more();
+    connection->set_deadline(Duration::zero());
+    if (io == Io::kOk) continue;
+    if (io == Io::kEnd && !closed_ && parser.end_of_stream()) break;
+    failed_ = true;
+    co_return failure(closed_ ? Io::kCancelled : io, "reading the response body", timeouts_.silence);
+  }
+  release(true);
+  co_return std::string_view();
+}
+
+Task<Result<std::string>> Exchange::read_all(size_t limit) {
+  std::string whole;
+  if (connection_ != nullptr && head_read_) {
+    whole.reserve(
+        std::min<uint64_t>(connection_->parser.content_length().value_or(0), std::min<size_t>(limit, 4 << 20)));
+  }
+  for (;;) {
+    auto some = co_await read_some();
+    if (!some.ok()) co_return std::move(some).error();
+    if (some->empty()) co_return whole;
+    if (whole.size() + some->size() > limit) {
+      failed_ = true;
+      co_return Error{ErrorCode::kTooLarge,
+                      fmt::format("{}: the response body is larger than {} bytes", host_.authority, limit)};
+    }
+    whole.append(*some);
+  }
+}
+
+}  // namespace
+
+class Client::Impl {
+ public:
+  Impl(EventLoop& loop, ClientOptions options) : pool(std::make_shared<Pool>(loop, options)) {}
+  const std::shared_ptr<Pool> pool;
+};
+
+Client::Client(EventLoop& loop, ClientOptions options) : impl_(std::make_unique<Impl>(loop, options)) {}
+
+Client::~Client() {
+  Pool& pool = *impl_->pool;
+  pool.closed = true;
+  for (auto& [authority, host] : pool.hosts) pool.forget(*host);
+  pool.sweep_timer.cancel();
+}
+
+Task<Result<std::unique_ptr<ClientExchange>>> Client::send(const Url& url, RequestHead head, std::string_view body,
+                                                           ClientTimeouts timeouts,
+                                                           std::function<void(ClientExchange&)> on_exchange) {
+  auto exchange = std::make_unique<Exchange>(impl_->pool, url, timeouts);
+  if (on_exchange) on_exchange(*exchange);
+  const auto sent = co_await exchange->send(url, head, body);
+  if (!sent.ok()) co_return sent.error();
+  std::unique_ptr<ClientExchange> result = std::move(exchange);
+  co_return std::move(result);
+}
+
+Task<Result<Response>> Client::fetch(const Url& url, std::string method, std::string target, Headers headers,
+                                     std::string body, ClientTimeouts timeouts) {
+  const bool repeatable = method == "GET" || method == "HEAD";
+  RequestHead head;
+  head.method = std::move(method);
+  head.target = std::move(target);
+  head.headers = std::move(headers);
+  for (;;) {
+    auto sent = co_await send(url, head, body, timeouts);
+    if (!sent.ok()) co_return std::move(sent).error();
+    const auto exchange = std::move(*sent);
+    auto answer = co_await exchange->read_head();
+    if (!answer.ok()) {
+      // A kept-alive connection that the server closed while the request was on its way.
+      const bool stale = exchange->reused() && !exchange->answered() && answer.error().code == ErrorCode::kReset;
+      if (stale && repeatable) continue;
+      co_return std::move(answer).error();
+    }
+    auto whole = co_await exchange->read_all();
+    if (!whole.ok()) co_return std::move(whole).error();
+    Response response;
+    response.status = answer->status;
+    response.headers = std::move(answer->headers);
+    response.body = std::move(*whole);
+    co_return std::move(response);
+  }
+}
+
+size_t Client::idle_connections(const Url& url) const {
+  const Host* host = impl_->pool->find(url);
+  return host == nullptr ? 0 : host->idle.size();
+}
+
+size_t Client::busy_connections(const Url& url) const {
+  const Host* host = impl_->pool->find(url);
+  return host == nullptr ? 0 : host->busy;
+}
+
+void Client::forget(const Url& url) { impl_->pool->forget(impl_->pool->host(url)); }
+
+Result<Response> blocking_fetch(const Url& url, std::string method, std::string target, Headers headers,
+                                std::string body, ClientTimeouts timeouts) {
+  EventLoop loop("fetch");
+  loop.start();
+  std::function<Task<Result<Response>>()> once = [&]() -> Task<Result<Response>> {
+    Client local(loop);
+    auto response = co_await local.fetch(url, method, target, headers, body, timeouts);
+    co_return std::move(response);
+  };
+  return loop.run(std::move(once));
+}
+
+}  // namespace sluice::net
