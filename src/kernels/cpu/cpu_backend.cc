@@ -1,0 +1,177 @@
+#include "kernels/cpu/cpu_backend.h"
+
+#include <fmt/format.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/cpu/linear.h"
+#include "kernels/cpu/simd.h"
+#include "kernels/thread_pool.h"
+
+namespace sluice::kernels {
+namespace {
+
+// Rows that one task of a row-wise kernel takes: enough to outweigh handing it out.
+constexpr int64_t kRowsPerTask = 16;
+// Query rows that share one widening of the keys and values.
+constexpr int64_t kQueryRows = 16;
+
+class CpuStream final : public Stream {};
+
+int64_t element_bytes(DType dtype) { return dtype == DType::kBf16 ? 2 : 4; }
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(int threads) : pool_(threads), linear_(threads), scratch_(static_cast<size_t>(threads)) {}
+
+  std::string_view name() const override { return "cpu"; }
+  std::unique_ptr<Stream> make_stream() const override { return std::make_unique<CpuStream>(); }
+
+  Result<void*> allocate(size_t bytes) const override {
+    // Mapped, so that large buffers are zero and take memory only as they are touched.
+    void* memory = ::mmap(nullptr, std::max<size_t>(bytes, 1), PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) {
+      return Error{ErrorCode::kExhausted, fmt::format("no memory for {} bytes: {}", bytes, std::strerror(errno))};
+    }
+    return memory;
+  }
+  void release(void* memory, size_t bytes) const override { ::munmap(memory, std::max<size_t>(bytes, 1)); }
+  bool host_visible() const override { return true; }
+  void copy_to_device(const Context&, void* to, const void* from, size_t bytes) const override {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
+  void copy_to_host(const Context&, void* to, const void* from, size_t bytes) const override {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
+  void synchronize(const Context&) const override {}
+
+  int64_t padded_rows(int64_t n) const override { return cpu::Linear::padded_rows(n); }
+  size_t packed_bytes(const LinearShape& shape) const override { return linear_.packed_bytes(shape); }
+  void pack(const LinearShape& shape, const RowReader& rows, void* to) const override { linear_.pack(shape, rows, to); }
+  void linear(const Context&, const LinearArgs& args) const override { linear_.multiply(args, pool_); }
+
+  void embed(const Context&, const EmbedArgs& args) const override {
+    const int64_t row_bytes = args.width * element_bytes(args.dtype);
+    for (int64_t i = 0; i < args.n; ++i) {
+      cpu::simd().widen(static_cast<const char*>(args.table) + args.ids[i] * row_bytes, args.dtype == DType::kBf16,
+                        args.width, args.out + i * args.width);
+    }
+  }
+
+  void rms_norm(const Context&, const RmsNormArgs& args) const override {
+    const int64_t out_bytes = element_bytes(args.out_dtype);
+    each_row(args.n, [&](int64_t i) {
+      for (int64_t g = 0; g < args.groups; ++g) {
+        cpu::simd().rms_norm(args.in + i * args.in_stride + g * args.width, args.weight, args.epsilon, args.width,
+                             static_cast<char*>(args.out) + (i * args.out_stride + g * args.width) * out_bytes,
+                             args.out_dtype == DType::kBf16);
+      }
+    });
+  }
+
+  void rope_angles(const Context&, const RopeAnglesArgs& args) const override {
+    each_row(args.n, [&](int64_t i) {
+      float* cosines = args.cos_sin + i * 2 * args.half;
+      for (int64_t j = 0; j < args.half; ++j) {
+        // In double: at long positions the angle has more digits than a float.
+        const double angle = static_cast<double>(args.positions[i]) * static_cast<double>(args.inverse_frequencies[j]);
+        cosines[j] = static_cast<float>(std::cos(angle));
+        cosines[args.half + j] = static_cast<float>(std::sin(angle));
+      }
+    });
+  }
+
+  void rope(const Context&, const RopeArgs& args) const override {
+    const int64_t step = args.interleaved ? 2 : 1;
+    const int64_t apart = args.interleaved ? 1 : args.half;
+    each_row(args.n, [&](int64_t i) {
+      const float* cosines = args.cos_sin + i * 2 * args.half;
+      const float* sines = cosines + args.half;
+      for (int64_t h = 0; h < args.n_heads; ++h) {
+        float* head = args.heads + i * args.stride + h * args.head_dim;
+        for (int64_t j = 0; j < args.half; ++j) {
+          float& a = head[j * step];
+          float& b = head[j * step + apart];
+          const float x = a;
+          const float y = b;
+          a = x * cosines[j] - y * sines[j];
+          b = y * cosines[j] + x * sines[j];
+        }
+      }
+    });
+  }
+
+  void store_kv(const Context&, const StoreKvArgs& args) const override {
+    const bool bf16 = args.dtype == DType::kBf16;
+    const int64_t row_bytes = args.width * element_bytes(args.dtype);
+    each_row(args.n, [&](int64_t i) {
+      const int64_t at = args.slots[i] * row_bytes;
+      cpu::simd().narrow(args.k + i * args.stride, args.width, static_cast<char*>(args.k_cache) + at, bf16);
+      cpu::simd().narrow(args.v + i * args.stride, args.width, static_cast<char*>(args.v_cache) + at, bf16);
+    });
+  }
+
+  void attention(const Context&, const AttentionArgs& args) const override {
+    struct Task {
+      int64_t sequence, first_row, rows;
+    };
+    std::vector<Task> tasks;
+    for (int64_t s = 0; s < args.n_seqs; ++s) {
+      const int64_t queries = args.query_start[s + 1] - args.query_start[s];
+      for (int64_t row = 0; row < queries; row += kQueryRows) {
+        tasks.push_back({s, row, std::min(kQueryRows, queries - row)});
+      }
+    }
+    const int64_t group = args.n_heads / args.n_kv_heads;
+    const auto floats = static_cast<size_t>(cpu::attention_scratch(kQueryRows, group, args.head_dim));
+    // The longest tasks, the last rows of long sequences, are handed out first.
+    std::reverse(tasks.begin(), tasks.end());
+    pool_.parallel_for(static_cast<int64_t>(tasks.size()) * args.n_kv_heads, [&](int64_t i, int thread) {
+      auto& scratch = scratch_[static_cast<size_t>(thread)];
+      if (scratch.size() < floats) scratch.resize(floats);
+      const Task& task = tasks[static_cast<size_t>(i / args.n_kv_heads)];
+      cpu::simd().attention(args, task.sequence, task.first_row, task.rows, i % args.n_kv_heads, scratch.data());
+    });
+  }
+
+  void silu_mul(const Context&, const SiluMulArgs& args) const override {
+    const int64_t out_bytes = element_bytes(args.out_dtype);
+    each_row(args.n, [&](int64_t i) {
+      const float* gate = args.gate_up + i * 2 * args.width;
+      cpu::simd().silu_mul(gate, gate + args.width, args.width,
+                           static_cast<char*>(args.out) + i * args.width * out_bytes, args.out_dtype == DType::kBf16);
+    });
+  }
+
+  void gather_rows(const Context&, const GatherRowsArgs& args) const override {
+    for (int64_t i = 0; i < args.n; ++i) {
+      std::memcpy(args.out + i * args.width, args.in + args.rows[i] * args.width,
+                  static_cast<size_t>(args.width) * sizeof(float));
+    }
+  }
+
+ private:
+  template <class Body>
+  void each_row(int64_t n, const Body& body) const {
+    pool_.parallel_for((n + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task, int) {
+      const int64_t end = std::min(n, (task + 1) * kRowsPerTask);
+      for (int64_t i = task * kRowsPerTask; i < end; ++i) body(i);
+    });
+  }
+
+  // Used by the rank's thread alone, which is what makes these safe to change in const functions.
+  mutable ThreadPool pool_;
+  cpu::Linear linear_;
+  mutable std::vector<std::vector<float>> scratch_;  // per thread of the pool
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(int threads) { return std::make_unique<CpuBackend>(threads); }
+
+}  // namespace sluice::kernels

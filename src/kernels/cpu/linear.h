@@ -1,0 +1,30 @@
+// Matrix products of the CPU through oneDNN. A weight is packed once, as slabs of output columns: each slab is one
+// call, made single-threaded by one of our threads, so that the pool divides the work and results do not depend on its
+// size.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "kernels/kernels.h"
+#include "kernels/thread_pool.h"
+
+namespace sluice::kernels::cpu {
+
+class Linear {
+ public:
+  // `threads` of the pool that multiply() will be called with.
+  explicit Linear(int threads);
+  ~Linear();
+
+  static int64_t padded_rows(int64_t n);
+  size_t packed_bytes(const LinearShape& shape) const;
+  void pack(const LinearShape& shape, const RowReader& rows, void* to) const;
+  void multiply(const LinearArgs& args, ThreadPool& pool) const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace sluice::kernels::cpu

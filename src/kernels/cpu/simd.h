@@ -1,0 +1,37 @@
+// The inner loops of the CPU kernels, compiled once per instruction set (simd_avx512.cc, simd_avx2.cc, simd_base.cc)
+// from the same text (simd.inc) and chosen at run time.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/kernels.h"
+
+namespace sluice::kernels::cpu {
+
+struct Simd {
+  const char* name;
+  // One row of `width` values each.
+  void (*rms_norm)(const float* in, const float* weight, float epsilon, int64_t width, void* out, bool out_bf16);
+  void (*silu_mul)(const float* gate, const float* up, int64_t width, void* out, bool out_bf16);
+  void (*narrow)(const float* in, int64_t width, void* out, bool out_bf16);  // float32 → dtype
+  void (*widen)(const void* in, bool in_bf16, int64_t width, float* out);    // dtype → float32
+  // Attention of `rows` query rows of one sequence for the heads of one KV head. `scratch` has attention_scratch()
+  // floats.
+  void (*attention)(const AttentionArgs& args, int64_t sequence, int64_t first_row, int64_t rows, int64_t kv_head,
+                    float* scratch);
+};
+
+constexpr int64_t kAttentionBlock = 64;  // positions that are widened at a time
+// Floats of scratch for `rows` query rows.
+constexpr int64_t attention_scratch(int64_t rows, int64_t group, int64_t head_dim) {
+  return 2 * kAttentionBlock * head_dim + rows * group * (head_dim + 2) + kAttentionBlock;
+}
+
+// The widest that this machine runs. SLUICE_SIMD=base|avx2|avx512 in the environment asks for a narrower one.
+const Simd& simd();
+
+extern const Simd kSimdBase;
+extern const Simd kSimdAvx2;
+extern const Simd kSimdAvx512;
+
+}  // namespace sluice::kernels::cpu

@@ -1,0 +1,189 @@
+// Kernels, behind one table per device. Everything above this folder calls them through a Context and holds device
+// memory only as pointers that it never follows.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+#include "tensor/dtype.h"
+
+namespace sluice::kernels {
+
+using tensor::DType;
+
+// An ordered queue of work on a device. The CPU does each piece at once; the sim device queues it.
+class Stream {
+ public:
+  virtual ~Stream() = default;
+};
+
+class Backend;
+
+// Goes to every kernel call. Cheap to copy.
+struct Context {
+  const Backend* backend = nullptr;  // the device and its function table
+  Stream* stream = nullptr;
+};
+
+// Arithmetic of a model: what activations and weights of matrix products and the KV cache are stored as. Sums, norms,
+// softmax and the residual stream are float32 in either case.
+//   kF32, kBf16
+
+// y = x W^T for a weight [out, in], packed by the backend for its matrix units.
+struct LinearShape {
+  int64_t in = 0;
+  int64_t out = 0;
+  DType dtype = DType::kF32;
+  bool operator==(const LinearShape&) const = default;
+};
+// Fills `to` [count, in] with rows first .. first + count of the weight, in float32.
+using RowReader = std::function<void(int64_t first, int64_t count, float* to)>;
+
+struct LinearArgs {
+  const LinearShape* shape = nullptr;
+  const void* weight = nullptr;  // packed
+  const void* in = nullptr;      // [n, in] of shape->dtype
+  float* out = nullptr;          // [n, out]
+  int64_t n = 0;
+  const float* bias = nullptr;  // [out]; null = none
+  bool accumulate = false;      // out += instead of out =
+};
+struct EmbedArgs {
+  const void* table = nullptr;  // [vocab, width] of dtype
+  DType dtype = DType::kF32;
+  const int32_t* ids = nullptr;  // [n], each in [0, vocab)
+  float* out = nullptr;          // [n, width]
+  int64_t n = 0;
+  int64_t width = 0;
+};
+// RMSNorm (Zhang and Sennrich 2019) of each group of `width` values; a row has `groups` of them.
+struct RmsNormArgs {
+  const float* in = nullptr;      // [n, groups, width], rows in_stride apart
+  const float* weight = nullptr;  // [width]
+  void* out = nullptr;            // [n, groups, width] of out_dtype, rows out_stride apart; may be `in`
+  DType out_dtype = DType::kF32;
+  int64_t n = 0;
+  int64_t groups = 1;
+  int64_t width = 0;
+  int64_t in_stride = 0;
+  int64_t out_stride = 0;
+  float epsilon = 1e-6f;
+};
+// cos and sin of the rotary angles of each token, shared by all layers of a step.
+struct RopeAnglesArgs {
+  const int32_t* positions = nullptr;          // [n]
+  const float* inverse_frequencies = nullptr;  // [half]
+  float* cos_sin = nullptr;                    // [n, 2, half]
+  int64_t n = 0;
+  int64_t half = 0;
+};
+// Rotary position embedding (Su et al. 2021) of the first 2 * half values of each head, in place.
+struct RopeArgs {
+  float* heads = nullptr;          // [n, n_heads, head_dim], rows stride apart
+  const float* cos_sin = nullptr;  // [n, 2, half]
+  int64_t n = 0;
+  int64_t n_heads = 0;
+  int64_t head_dim = 0;
+  int64_t half = 0;
+  int64_t stride = 0;
+  bool interleaved = false;  // pairs (2i, 2i+1) as in GGUF's Llama files; else (i, i + half)
+};
+struct StoreKvArgs {
+  const float* k = nullptr;        // [n, kv_heads * head_dim], rows stride apart
+  const float* v = nullptr;        // likewise
+  const int32_t* slots = nullptr;  // [n]
+  void* k_cache = nullptr;         // [slots, kv_heads * head_dim] of dtype
+  void* v_cache = nullptr;
+  DType dtype = DType::kF32;
+  int64_t n = 0;
+  int64_t width = 0;  // kv_heads * head_dim
+  int64_t stride = 0;
+};
+// Causal attention of new tokens over the paged KV cache, softmax(q k^T * scale) v, by blocks with a running maximum
+// (Milakov and Gimelshein 2018; Dao et al. 2022).
+struct AttentionArgs {
+  const float* q = nullptr;  // [n, n_heads, head_dim], rows stride apart
+  const void* k_cache = nullptr;
+  const void* v_cache = nullptr;  // [slots, kv_heads, head_dim] of dtype
+  DType dtype = DType::kF32;
+  const int32_t* slot_table = nullptr;   // [rows, table_width]
+  const int32_t* table_rows = nullptr;   // [n_seqs]
+  const int32_t* query_start = nullptr;  // [n_seqs + 1]
+  const int32_t* seq_lens = nullptr;     // [n_seqs], the new tokens included
+  void* out = nullptr;                   // [n, n_heads * head_dim] of dtype
+  int64_t n_seqs = 0;
+  int64_t n_heads = 0;
+  int64_t n_kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t stride = 0;
+  int64_t table_width = 0;
+  float scale = 1;
+};
+struct SiluMulArgs {
+  const float* gate_up = nullptr;  // [n, 2 * width]: gate, then up
+  void* out = nullptr;             // [n, width] of out_dtype: silu(gate) * up
+  DType out_dtype = DType::kF32;
+  int64_t n = 0;
+  int64_t width = 0;
+};
+struct GatherRowsArgs {
+  const float* in = nullptr;      // [m, width]
+  const int32_t* rows = nullptr;  // [n], each in [0, m)
+  float* out = nullptr;           // [n, width]
+  int64_t n = 0;
+  int64_t width = 0;
+};
+
+// A device: its memory, and one function per kernel. Kernels are asynchronous by contract: what they write may be read
+// by later kernels of the stream, and by the host after synchronize(). n == 0 is legal everywhere.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string_view name() const = 0;
+  virtual std::unique_ptr<Stream> make_stream() const = 0;
+
+  // Device memory, aligned to 64 bytes, zero where the device gives it for nothing. kExhausted.
+  virtual Result<void*> allocate(size_t bytes) const = 0;
+  virtual void release(void* memory, size_t bytes) const = 0;
+  // True if the host may read and write device memory, so that weights can be packed in place and shared.
+  virtual bool host_visible() const = 0;
+  virtual void copy_to_device(const Context& context, void* to, const void* from, size_t bytes) const = 0;
+  virtual void copy_to_host(const Context& context, void* to, const void* from, size_t bytes) const = 0;
+  virtual void synchronize(const Context& context) const = 0;
+
+  // Rows that buffers must have for n rows of a matrix product: kernels may compute a few more than asked.
+  virtual int64_t padded_rows(int64_t n) const = 0;
+  virtual size_t packed_bytes(const LinearShape& shape) const = 0;
+  // Packs into host memory of packed_bytes().
+  virtual void pack(const LinearShape& shape, const RowReader& rows, void* to) const = 0;
+
+  virtual void linear(const Context& context, const LinearArgs& args) const = 0;
+  virtual void embed(const Context& context, const EmbedArgs& args) const = 0;
+  virtual void rms_norm(const Context& context, const RmsNormArgs& args) const = 0;
+  virtual void rope_angles(const Context& context, const RopeAnglesArgs& args) const = 0;
+  virtual void rope(const Context& context, const RopeArgs& args) const = 0;
+  virtual void store_kv(const Context& context, const StoreKvArgs& args) const = 0;
+  virtual void attention(const Context& context, const AttentionArgs& args) const = 0;
+  virtual void silu_mul(const Context& context, const SiluMulArgs& args) const = 0;
+  virtual void gather_rows(const Context& context, const GatherRowsArgs& args) const = 0;
+};
+
+struct BackendRow {
+  std::string_view name;
+  std::unique_ptr<Backend> (*make)(int threads);
+  std::string_view help;
+};
+const std::vector<BackendRow>& backends();
+// kBadOption names the known devices.
+Result<std::unique_ptr<Backend>> make_backend(std::string_view name, int threads);
+
+// kBf16 if this machine multiplies bf16 in hardware, else kF32.
+DType best_dtype();
+
+}  // namespace sluice::kernels
