@@ -1,0 +1,55 @@
+#include "cli/serve_options.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace sluice::cli {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+ServeCommand parsed(const Arguments& arguments) {
+  auto result = parse_serve(arguments);
+  EXPECT_TRUE(result.ok()) << (result.ok() ? "" : result.error().message);
+  return result.ok() ? *result : parse_serve({}).value();
+}
+
+TEST(ServeOptionsTest, ListensWhereTheEngineWould) {
+  const auto command = parsed({"--model-path", "m"});
+  EXPECT_EQ(command.gateway.host, command.engine.host);
+  EXPECT_EQ(command.gateway.host, "127.0.0.1");
+  EXPECT_EQ(command.gateway.port, 30000);
+  EXPECT_EQ(command.serve.router_dp_worker_base_port, 31000);
+  EXPECT_EQ(parsed({"--port", "0", "--host", "0.0.0.0"}).gateway.port, 0);
+}
+
+TEST(ServeOptionsTest, PrefixedFlagsReachTheGatewayAndOthersTheWorkers) {
+  const auto command =
+      parsed({"--model-path", "m", "--dp-size", "4", "--router-policy", "round_robin", "--router-cache-match-threshold",
+              "0.25", "--page-size=16", "--threads", "3", "--port", "7", "--host", "::1", "--disable-radix-cache"});
+  EXPECT_EQ(command.gateway.policy, "round_robin");
+  EXPECT_EQ(command.gateway.cache_threshold, 0.25);
+  EXPECT_EQ(command.gateway.host, "::1");
+  EXPECT_EQ(command.engine.dp_size, 4);
+  EXPECT_EQ(command.engine.threads, 3);
+  EXPECT_THAT(command.worker_flags, ElementsAre("--model-path=m", "--page-size=16", "--disable-radix-cache"));
+}
+
+TEST(ServeOptionsTest, FallbackCanBeSwitchedOffExceptForTheAddress) {
+  const auto command = parsed({"--router-disable-arg-fallback", "--host", "::1", "--port", "9"});
+  EXPECT_EQ(command.gateway.host, "::1");
+  EXPECT_EQ(command.gateway.port, 9);
+}
+
+TEST(ServeOptionsTest, UnknownAndRejectedFlagsEndWithOneLine) {
+  EXPECT_THAT(parse_serve({"--router-polcy", "x"}).error().message, HasSubstr("did you mean --router-policy?"));
+  EXPECT_THAT(parse_serve({"--connection-mode", "grpc"}).error().message, HasSubstr("is not implemented"));
+  EXPECT_THAT(parse_serve({"--router-host", "x"}).error().message, HasSubstr("unknown flag"));
+}
+
+TEST(ServeOptionsTest, WorkersGetNothingThatWasNotGiven) { EXPECT_THAT(parsed({}).worker_flags, IsEmpty()); }
+
+}  // namespace
+}  // namespace sluice::cli

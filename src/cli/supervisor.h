@@ -1,0 +1,53 @@
+// Starts the workers of `sluice serve`, follows their start-up through their ready pipes, and starts them again when
+// they end. One thread, which sleeps in poll(2).
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/process.h"
+#include "base/result.h"
+
+namespace sluice::cli {
+
+class Supervisor {
+ public:
+  // Called on the thread of run() and stop().
+  class Listener {
+   public:
+    virtual ~Listener() = default;
+    virtual void on_progress(size_t worker, double share, const std::string& what) = 0;
+    virtual void on_ready(size_t worker, const std::string& url) = 0;
+    // It has ended, and is started again after `restart_in` if that is set. `cause` is one line.
+    virtual void on_down(size_t worker, const std::string& cause, std::optional<Duration> restart_in) = 0;
+  };
+
+  struct Options {
+    bool restart = true;
+    Duration startup_timeout = std::chrono::seconds(1800);
+    RestartBackoff::Options backoff = {};
+  };
+
+  // `workers[i]` is started as it stands, plus the ready pipe. `listener` outlives this.
+  Supervisor(std::vector<ProcessOptions> workers, Options options, Listener& listener);
+  ~Supervisor();  // kills what still runs
+
+  // Starts the workers and watches them until `stop_descriptor` is readable. An error: a worker ended by itself, or was
+  // not ready in time, before any worker was ever ready; the others still run then.
+  Result<void> run(int stop_descriptor);
+
+  // SIGTERM to every worker's group, SIGKILL to what is left after `grace`.
+  void stop(Duration grace);
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// `count` ports from `base` on that can be bound on `host` now and are not `taken`, ascending. kExhausted if there are
+// too few up to 65535; kNotFound if `host` is no address of this machine.
+Result<std::vector<uint16_t>> free_ports(const std::string& host, uint16_t base, size_t count, uint16_t taken);
+
+}  // namespace sluice::cli

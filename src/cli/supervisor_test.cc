@@ -1,0 +1,133 @@
+#include "cli/supervisor.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+namespace sluice::cli {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+ProcessOptions shell(std::string script) { return {.program = "/bin/sh", .arguments = {"-c", std::move(script)}}; }
+
+const std::string kReady = R"(echo '{"status":"ready","url":"http://w"}' > /dev/fd/$SLUICE_READY_FD; )";
+
+// Records events, and ends run() when it has seen what the test waits for.
+class Recorder final : public Supervisor::Listener {
+ public:
+  Recorder() : stop_(::eventfd(0, EFD_CLOEXEC)) {}
+  ~Recorder() override { ::close(stop_); }
+
+  void on_progress(size_t worker, double share, const std::string& what) override {
+    add(fmt::format("{} {} {}", worker, share, what));
+  }
+  void on_ready(size_t worker, const std::string& url) override { add(fmt::format("{} ready {}", worker, url)); }
+  void on_down(size_t worker, const std::string& cause, std::optional<Duration> restart_in) override {
+    add(fmt::format("{} down {} {}", worker, cause, restart_in ? "restarts" : "never"));
+  }
+
+  void stop_after(size_t events) { wanted_ = events; }
+  int descriptor() const { return stop_; }
+  std::vector<std::string> events;
+
+ private:
+  void add(std::string event) {
+    events.push_back(std::move(event));
+    const uint64_t one = 1;
+    if (events.size() != wanted_) return;
+    EXPECT_EQ(::write(stop_, &one, sizeof one), 8);
+  }
+
+  int stop_;
+  size_t wanted_ = 0;
+};
+
+Supervisor::Options quick() {
+  return {.backoff = {.first = std::chrono::milliseconds(1), .max = std::chrono::milliseconds(4)}};
+}
+
+TEST(SupervisorTest, ReportsProgressAndReadiness) {
+  Recorder recorder;
+  recorder.stop_after(2);
+  Supervisor supervisor(
+      {shell(R"(echo '{"status":"progress","share":0.5,"what":"loading"}' > /dev/fd/$SLUICE_READY_FD; )" + kReady +
+             "exec sleep 100")},
+      quick(), recorder);
+  ASSERT_TRUE(supervisor.run(recorder.descriptor()).ok());
+  EXPECT_THAT(recorder.events, ElementsAre("0 0.5 loading", "0 ready http://w"));
+}
+
+TEST(SupervisorTest, RestartsAWorkerThatEnds) {
+  Recorder recorder;
+  recorder.stop_after(5);
+  Supervisor supervisor({shell(kReady + "echo out of luck >&2; exit 3")}, quick(), recorder);
+  ASSERT_TRUE(supervisor.run(recorder.descriptor()).ok());
+  EXPECT_THAT(recorder.events,
+              ElementsAre("0 ready http://w", "0 down exit 3: out of luck restarts", "0 ready http://w",
+                          "0 down exit 3: out of luck restarts", "0 ready http://w"));
+}
+
+TEST(SupervisorTest, LeavesItDownWhereRestartIsOff) {
+  Recorder recorder;
+  recorder.stop_after(2);
+  auto options = quick();
+  options.restart = false;
+  Supervisor supervisor({shell(kReady + "kill -9 $$")}, options, recorder);
+  ASSERT_TRUE(supervisor.run(recorder.descriptor()).ok());
+  EXPECT_THAT(recorder.events, ElementsAre("0 ready http://w", "0 down killed by SIGKILL never"));
+}
+
+TEST(SupervisorTest, AWorkerThatCannotStartEndsTheLaunchWithItsCause) {
+  Recorder recorder;
+  Supervisor supervisor({shell("exec sleep 100"), shell("echo no such model >&2; exit 1")}, quick(), recorder);
+  const auto result = supervisor.run(recorder.descriptor());
+  ASSERT_FALSE(result.ok());
+  EXPECT_EQ(result.error().message, "worker 1 did not start: exit 1: no such model");
+}
+
+TEST(SupervisorTest, AWorkerThatIsNotReadyInTimeEndsTheLaunch) {
+  Recorder recorder;
+  auto options = quick();
+  options.startup_timeout = std::chrono::milliseconds(30);
+  Supervisor supervisor({shell("exec sleep 100")}, options, recorder);
+  const auto result = supervisor.run(recorder.descriptor());
+  ASSERT_FALSE(result.ok());
+  EXPECT_THAT(result.error().message, HasSubstr("not ready within"));
+}
+
+TEST(SupervisorTest, AWorkerKilledFromOutsideWhileItStartsIsStartedAgain) {
+  Recorder recorder;
+  recorder.stop_after(2);
+  Supervisor supervisor({shell("kill -9 $$")}, quick(), recorder);
+  ASSERT_TRUE(supervisor.run(recorder.descriptor()).ok());
+  EXPECT_EQ(recorder.events[0], "0 down killed by SIGKILL restarts");
+}
+
+TEST(FreePortsTest, SkipsPortsThatAreTakenAndTheReservedOne) {
+  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  ASSERT_EQ(::bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+  ASSERT_EQ(::listen(fd, 1), 0);
+  socklen_t size = sizeof address;
+  ASSERT_EQ(::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size), 0);
+  const uint16_t busy = ntohs(address.sin_port);
+  if (busy > 65000) GTEST_SKIP() << "too close to the last port";
+
+  const auto ports = free_ports("127.0.0.1", busy, 2, static_cast<uint16_t>(busy + 1));
+  ASSERT_TRUE(ports.ok());
+  EXPECT_GT((*ports)[0], busy + 1);
+  EXPECT_GT((*ports)[1], (*ports)[0]);
+  ::close(fd);
+  EXPECT_FALSE(free_ports("127.0.0.1", 65535, 2, 0).ok());
+}
+
+}  // namespace
+}  // namespace sluice::cli
