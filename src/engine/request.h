@@ -1,0 +1,61 @@
+// One request as the scheduler knows it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/messages.h"
+#include "engine/radix_cache.h"
+#include "engine/sampler.h"
+
+namespace sluice::engine {
+
+struct Request {
+  enum class Phase { kWaiting, kChunked, kRunning };
+
+  GenerateRequest in;
+  uint64_t arrival = 0;  // order among all requests of this rank
+  uint64_t seed = 0;
+  int64_t max_new = 0;  // sampling.max_new_tokens, clipped to what fits
+
+  Phase phase = Phase::kWaiting;
+  std::vector<int32_t> tokens;  // prompt and output
+  int64_t prompt_len = 0;
+
+  // KV of positions [0, kv_len) is in the pool, the slots in row `row` of the slot table. Those before `owned_from`
+  // belong to the prefix cache and are protected by the lock on `node`; the others are this request's own.
+  int32_t row = -1;
+  int64_t kv_len = 0;
+  int64_t owned_from = 0;
+  RadixCache::Node* node = nullptr;
+
+  int64_t cached_tokens = 0;
+  int64_t retractions = 0;
+  bool prefilled_once = false;
+
+  TokenCounts counts;  // of the output, if a penalty is set
+  std::string tail;    // last bytes of the text, if there are stop strings
+  size_t longest_stop = 0;
+
+  int64_t sent = 0;  // output tokens that the front knows
+  std::vector<PositionLogprobs> input_logprobs;
+  bool input_logprobs_done = false;
+  std::vector<PositionLogprobs> output_logprobs;  // of the tokens not sent yet
+
+  int64_t length() const { return static_cast<int64_t>(tokens.size()); }
+  int64_t generated() const { return length() - prompt_len; }
+  bool wants_input_logprobs() const { return in.logprob_start_len >= 0 && !input_logprobs_done; }
+  // Longest cached prefix that may be used: one token is always computed, or there would be nothing to sample from, and
+  // wanted logprobs of the prompt come from computed rows.
+  int64_t match_limit() const {
+    int64_t limit = length() - 1;
+    if (wants_input_logprobs()) limit = std::min(limit, std::max<int64_t>(in.logprob_start_len - 1, 0));
+    return limit;
+  }
+  std::span<const int32_t> first(int64_t n) const { return std::span(tokens).first(static_cast<size_t>(n)); }
+};
+
+}  // namespace sluice::engine

@@ -1,0 +1,469 @@
+#include "engine/scheduler.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+
+namespace sluice::engine {
+namespace {
+
+// engine-reference.md 10.3 and 10.4.
+constexpr double kInitialRatio = 0.7;
+constexpr double kSmallestRatioFactor = 0.14;
+constexpr double kRatioDecaySteps = 600;
+constexpr double kRetractDecodeSteps = 20;
+
+constexpr std::string_view kHealthCheckPrefix = "HEALTH_CHECK";
+
+// Prompt tokens of a step whose logits are wanted for input logprobs: the row of position p predicts position p + 1.
+struct PromptLogits {
+  int64_t from = 0;  // first row, relative to the step's tokens
+  int64_t count = 0;
+};
+
+PromptLogits prompt_logits(const Request& r, int64_t first_position, int64_t n) {
+  if (!r.wants_input_logprobs()) return {};
+  const int64_t from = std::max(first_position, r.in.logprob_start_len - 1);
+  const int64_t to = std::min(first_position + n, r.prompt_len - 1);
+  return {from - first_position, std::max<int64_t>(0, to - from)};
+}
+
+bool contains(const std::vector<int32_t>& tokens, int32_t token) {
+  return std::find(tokens.begin(), tokens.end(), token) != tokens.end();
+}
+
+}  // namespace
+
+Scheduler::Scheduler(const SchedulerOptions& options, models::Runner& runner,
+                     std::function<std::string_view(int32_t)> token_bytes, const Clock& clock)
+    : options_(options),
+      runner_(runner),
+      token_bytes_(std::move(token_bytes)),
+      clock_(clock),
+      max_req_len_(std::min(options.context_length - 1, options.kv_slots - 2)),
+      table_width_(static_cast<int64_t>(runner.slot_table().size()) / options.max_running_requests),
+      initial_ratio_(std::min(kInitialRatio * options.conservativeness, 1.0)),
+      smallest_ratio_(initial_ratio_ * kSmallestRatioFactor),
+      pool_(options.kv_slots),
+      cache_(pool_),
+      new_token_ratio_(initial_ratio_),
+      window_start_(clock.now()) {
+  SLUICE_CHECK(table_width_ >= max_req_len_, "slot table of width {} for sequences of {}", table_width_, max_req_len_);
+  for (auto row = static_cast<int32_t>(options.max_running_requests); row-- > 0;) free_rows_.push_back(row);
+}
+
+Scheduler::~Scheduler() = default;
+
+// ---- messages
+
+std::string Scheduler::refusal(const GenerateRequest& request) const {
+  const auto length = static_cast<int64_t>(request.input_ids.size());
+  if (length == 0) return "input_ids must hold at least one token";
+  if (length >= max_req_input_len()) {
+    return fmt::format(
+        "Input length ({} tokens) exceeds the maximum allowed length ({} tokens). Use a shorter input or enable "
+        "--allow-auto-truncate.",
+        length, max_req_input_len() - 1);
+  }
+  const int64_t vocab = runner_.info().vocab_size;
+  const auto outside = [&](int32_t token) { return token < 0 || token >= vocab; };
+  for (const int32_t token : request.input_ids) {
+    if (outside(token)) return fmt::format("input_ids holds {}, the vocabulary is [0, {})", token, vocab);
+  }
+  for (const int32_t token : request.token_ids_logprob) {
+    if (outside(token)) return fmt::format("token_ids_logprob holds {}, the vocabulary is [0, {})", token, vocab);
+  }
+  for (const auto& [token, bias] : request.sampling.logit_bias) {
+    if (outside(token)) return fmt::format("logit_bias holds {}, the vocabulary is [0, {})", token, vocab);
+  }
+  if (request.sampling.max_new_tokens < 0) {
+    return fmt::format("max_new_tokens must be at least 0, not {}", request.sampling.max_new_tokens);
+  }
+  if (request.logprob_start_len >= length) {
+    return fmt::format("logprob_start_len ({}) must be below the number of input tokens ({})",
+                       request.logprob_start_len, length);
+  }
+  if (requests_.contains(request.rid)) return fmt::format("rid '{}' is in use", request.rid);
+  return {};
+}
+
+void Scheduler::refuse(const GenerateRequest& request, int32_t status, std::string message) {
+  ++totals_.aborted_total;
+  outputs_.push_back({.rid = request.rid,
+                      .finish = {.kind = FinishKind::kAbort, .message = std::move(message), .status_code = status},
+                      .prompt_tokens = static_cast<int64_t>(request.input_ids.size())});
+}
+
+void Scheduler::add(GenerateRequest request) {
+  totals_.last_dispatch_seq = std::max(totals_.last_dispatch_seq, request.dispatch_seq);
+  const bool health = request.rid.starts_with(kHealthCheckPrefix);
+  if (health && !idle()) {
+    // Work is being done, which is all that the check wants to know: an answer without a token.
+    outputs_.push_back({.rid = std::move(request.rid),
+                        .finish = {.kind = FinishKind::kLength},
+                        .prompt_tokens = static_cast<int64_t>(request.input_ids.size())});
+    return;
+  }
+  if (!health) ++totals_.requests_total;
+  if (std::string message = refusal(request); !message.empty()) return refuse(request, 400, std::move(message));
+  if (options_.max_queued_requests && static_cast<int64_t>(waiting_.size()) >= *options_.max_queued_requests) {
+    return refuse(request, 503, "The request queue is full.");
+  }
+
+  auto owned = std::make_unique<Request>();
+  Request& r = *owned;
+  r.in = std::move(request);
+  r.arrival = arrivals_++;
+  // Requests without a seed differ from each other, and a rank with a seed repeats itself.
+  r.seed = r.in.sampling.seed.value_or(static_cast<uint64_t>(random_unit(options_.seed, r.arrival) * 0x1.0p53));
+  r.tokens = std::move(r.in.input_ids);
+  r.in.input_ids = {};
+  r.prompt_len = r.length();
+  r.max_new = std::min(r.in.sampling.max_new_tokens, max_req_len_ - r.prompt_len - 1);
+  std::erase(r.in.sampling.stop, "");
+  for (const auto& stop : r.in.sampling.stop) r.longest_stop = std::max(r.longest_stop, stop.size());
+  waiting_.emplace(r.arrival, &r);
+  requests_.emplace(r.in.rid, std::move(owned));
+}
+
+void Scheduler::abort(const AbortRequest& request) {
+  std::vector<Request*> which;
+  if (request.all) {
+    for (const auto& [rid, r] : requests_) which.push_back(r.get());
+    std::sort(which.begin(), which.end(), [](auto* a, auto* b) { return a->arrival < b->arrival; });
+  } else if (const auto found = requests_.find(request.rid); found != requests_.end()) {
+    which.push_back(found->second.get());
+  }
+  for (Request* r : which) {
+    ++totals_.aborted_total;
+    end(*r, {.kind = FinishKind::kAbort, .message = "Aborted"});
+  }
+}
+
+Result<void> Scheduler::flush_cache() {
+  if (!idle()) {
+    return Error{ErrorCode::kUnavailable, fmt::format("the cache cannot be flushed while {} requests run and {} wait",
+                                                      running_.size() + (chunked_ ? 1 : 0), waiting_.size())};
+  }
+  cache_.reset();
+  return {};
+}
+
+std::vector<RequestOutput> Scheduler::take_outputs() { return std::exchange(outputs_, {}); }
+
+// ---- launch
+
+std::span<int32_t> Scheduler::table_row(const Request& r) const {
+  return runner_.slot_table().subspan(static_cast<size_t>(r.row * table_width_), static_cast<size_t>(table_width_));
+}
+
+void Scheduler::make_room(int64_t tokens) {
+  const int64_t missing = tokens - pool_.available();
+  if (missing <= 0) return;
+  const int64_t freed = cache_.evict(missing);
+  totals_.evicted_tokens_total += static_cast<uint64_t>(freed);
+  SLUICE_CHECK(freed >= missing, "a plan needs {} slots, {} are free after evicting {}", tokens, pool_.available(),
+               freed);
+}
+
+void Scheduler::admit(Request& r, int64_t cached) {
+  waiting_.erase(r.arrival);
+  SLUICE_CHECK(!free_rows_.empty(), "{} requests run and no row is free", running_.size());
+  r.row = free_rows_.back();
+  free_rows_.pop_back();
+  r.phase = Request::Phase::kChunked;  // until its last chunk is done
+  if (cached > 0) {
+    const auto match = cache_.match(r.in.extra_key, r.first(cached));
+    SLUICE_CHECK(static_cast<int64_t>(match.slots.size()) == cached, "planned with {} cached tokens, found {}", cached,
+                 match.slots.size());
+    std::copy(match.slots.begin(), match.slots.end(), table_row(r).begin());
+    cache_.lock(match.node);
+    r.node = match.node;
+  }
+  r.kv_len = r.owned_from = cached;
+  if (!r.prefilled_once && r.retractions == 0) r.cached_tokens = cached;
+}
+
+void Scheduler::retract(Request& r) {
+  if (r.phase == Request::Phase::kChunked) {
+    chunked_ = nullptr;
+  } else {
+    std::erase(running_, &r);
+  }
+  release(r, /*keep_in_cache=*/false);
+  if (r.wants_input_logprobs()) r.input_logprobs.clear();
+  r.phase = Request::Phase::kWaiting;
+  ++r.retractions;
+  ++totals_.retracted_total;
+  waiting_.emplace(r.arrival, &r);
+}
+
+void Scheduler::add_to_batch(const StepPlan::Sequence& s, std::span<const int32_t> new_slots) {
+  const Request& r = *s.request;
+  std::copy(new_slots.begin(), new_slots.end(), table_row(r).begin() + r.kv_len);
+  const PromptLogits logits = prompt_logits(r, r.kv_len, s.new_tokens);
+  batch_.add({.tokens = std::span(r.tokens).subspan(static_cast<size_t>(r.kv_len), static_cast<size_t>(s.new_tokens)),
+              .slots = new_slots,
+              .first_position = r.kv_len,
+              .table_row = r.row,
+              .logits_from = logits.from,
+              .logits_count = logits.count,
+              .last_logit = s.last});
+}
+
+Result<std::span<const float>> Scheduler::launch(const StepPlan& plan) {
+  if (!plan.retract.empty()) {
+    for (Request* r : plan.retract) retract(*r);
+    double decoded = 0;
+    double allowed = 0;
+    for (const Request* r : running_) {
+      decoded += static_cast<double>(r->generated());
+      allowed += static_cast<double>(r->max_new);
+    }
+    const double expected = decoded + kRetractDecodeSteps * static_cast<double>(running_.size());
+    new_token_ratio_ = std::min(1.0, expected / (allowed + 1));
+  }
+  // All locks first: what this step uses must not be evicted to make room for it.
+  int64_t total = 0;
+  for (const auto& s : plan.sequences) {
+    if (s.request->phase == Request::Phase::kWaiting) admit(*s.request, s.cached);
+    total += s.new_tokens;
+  }
+  make_room(total);
+  std::vector<int32_t> slots;
+  SLUICE_CHECK(pool_.alloc(total, slots), "{} slots are missing", total - pool_.available());
+  batch_.clear();
+  std::span<const int32_t> left = slots;
+  for (const auto& s : plan.sequences) {
+    add_to_batch(s, left.first(static_cast<size_t>(s.new_tokens)));
+    left = left.subspan(static_cast<size_t>(s.new_tokens));
+  }
+  return runner_.forward(batch_.view());
+}
+
+// ---- commit
+
+void Scheduler::commit(const StepPlan& plan, std::span<const float> logits) {
+  const auto vocab = static_cast<size_t>(runner_.info().vocab_size);
+  const bool prefill = plan.kind == StepPlan::Kind::kPrefill;
+  ++totals_.steps_total;
+  if (prefill) {
+    double cached = 0;
+    double computed = 0;
+    for (const auto& s : plan.sequences) {
+      cached += static_cast<double>(s.cached);
+      computed += static_cast<double>(s.new_tokens);
+    }
+    totals_.cache_hit_rate = cached / (cached + computed);
+  } else {
+    new_token_ratio_ =
+        std::max(smallest_ratio_, new_token_ratio_ - (initial_ratio_ - smallest_ratio_) / kRatioDecaySteps);
+  }
+
+  for (const auto& s : plan.sequences) {
+    Request& r = *s.request;
+    const int64_t from = r.kv_len;
+    r.kv_len += s.new_tokens;
+    logits = logits.subspan(take_input_logprobs(r, from, s.new_tokens, logits) * vocab);
+    if (prefill) {
+      chunked_ = s.last ? (chunked_ == &r ? nullptr : chunked_) : &r;
+      share_prefix(r);
+      if (!s.last) continue;
+      r.phase = Request::Phase::kRunning;
+      running_.push_back(&r);
+      r.input_logprobs_done = true;
+      if (!r.prefilled_once) {
+        r.prefilled_once = true;
+        totals_.prompt_tokens_total += static_cast<uint64_t>(r.prompt_len);
+        totals_.cached_tokens_total += static_cast<uint64_t>(r.cached_tokens);
+      }
+    }
+    take_token(r, logits.first(vocab));
+    logits = logits.subspan(vocab);
+  }
+  if (idle()) new_token_ratio_ = initial_ratio_;
+}
+
+size_t Scheduler::take_input_logprobs(Request& r, int64_t from, int64_t n, std::span<const float> logits) {
+  const auto vocab = static_cast<size_t>(runner_.info().vocab_size);
+  const PromptLogits rows = prompt_logits(r, from, n);
+  if (r.wants_input_logprobs() && r.in.logprob_start_len == 0 && r.input_logprobs.empty()) {
+    r.input_logprobs.emplace_back();  // nothing predicts the first token
+  }
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const int32_t token = r.tokens[static_cast<size_t>(from + rows.from + i + 1)];
+    r.input_logprobs.push_back(sampler_.logprobs(logits.subspan(static_cast<size_t>(i) * vocab, vocab), token,
+                                                 r.in.top_logprobs_num, r.in.token_ids_logprob));
+  }
+  return static_cast<size_t>(rows.count);
+}
+
+// Puts what is computed into the prefix cache, so that others share it while this request still runs, and takes over
+// the cache's slots where somebody else was first.
+void Scheduler::share_prefix(Request& r) {
+  if (!options_.prefix_cache) return;
+  const auto row = table_row(r);
+  const auto held = cache_.insert(r.in.extra_key, r.first(r.kv_len), row.first(static_cast<size_t>(r.kv_len)));
+  if (held > r.owned_from) {
+    pool_.free(row.subspan(static_cast<size_t>(r.owned_from), static_cast<size_t>(held - r.owned_from)));
+  }
+  // Another request may have computed more of the prompt in the meantime.
+  const auto match = cache_.match(r.in.extra_key, r.first(std::max(r.kv_len, r.match_limit())));
+  const auto found = static_cast<int64_t>(match.slots.size());
+  SLUICE_CHECK(found >= r.kv_len, "{} tokens were inserted, {} are found", r.kv_len, found);
+  std::copy(match.slots.begin(), match.slots.end(), row.begin());
+  cache_.lock(match.node);
+  cache_.unlock(r.node);
+  r.node = match.node;
+  if (!r.prefilled_once && r.retractions == 0) r.cached_tokens += found - r.kv_len;
+  r.kv_len = r.owned_from = found;
+}
+
+void Scheduler::release(Request& r, bool keep_in_cache) {
+  if (r.row < 0) return;
+  const auto row = table_row(r);
+  int64_t keep_from = r.kv_len;
+  if (keep_in_cache && options_.prefix_cache) {
+    // Duplicates of what the cache holds are freed, the rest is the cache's from now on.
+    keep_from = cache_.insert(r.in.extra_key, r.first(r.kv_len), row.first(static_cast<size_t>(r.kv_len)));
+  }
+  if (keep_from > r.owned_from) {
+    pool_.free(row.subspan(static_cast<size_t>(r.owned_from), static_cast<size_t>(keep_from - r.owned_from)));
+  }
+  cache_.unlock(r.node);
+  free_rows_.push_back(r.row);
+  r.node = nullptr;
+  r.row = -1;
+  r.kv_len = r.owned_from = 0;
+}
+
+void Scheduler::take_token(Request& r, std::span<const float> row) {
+  if (r.max_new == 0) return end(r, {.kind = FinishKind::kLength});  // prefill only
+  std::vector<int32_t> forbidden;
+  if (r.generated() < r.in.sampling.min_new_tokens) {
+    forbidden = r.in.sampling.stop_token_ids;
+    const auto& eos = runner_.info().eos_token_ids;
+    forbidden.insert(forbidden.end(), eos.begin(), eos.end());
+  }
+  const int32_t token = sampler_.sample({.logits = row,
+                                         .params = &r.in.sampling,
+                                         .counts = &r.counts,
+                                         .forbidden = forbidden,
+                                         .seed = r.seed,
+                                         .position = static_cast<uint64_t>(r.generated())});
+  if (r.in.return_logprob) {
+    r.output_logprobs.push_back(sampler_.logprobs(row, token, r.in.top_logprobs_num, r.in.token_ids_logprob));
+  }
+  r.tokens.push_back(token);
+  if (has_penalties(r.in.sampling)) ++r.counts[token];
+  ++totals_.generation_tokens_total;
+  ++window_tokens_;
+
+  const FinishReason finish = finish_of(r, token);
+  if (finish.kind != FinishKind::kNone) return end(r, finish);
+  const int64_t interval = std::max<int64_t>(1, r.in.stream_interval);
+  if ((r.generated() - 1) % interval == 0) emit(r, finish);
+}
+
+// In the runtime's order: length, then tokens, then strings.
+FinishReason Scheduler::finish_of(Request& r, int32_t token) {
+  const SamplingParams& params = r.in.sampling;
+  if (r.generated() >= r.max_new) return {.kind = FinishKind::kLength};
+  if (!params.ignore_eos && (contains(params.stop_token_ids, token) || contains(runner_.info().eos_token_ids, token))) {
+    return {.kind = FinishKind::kStopToken, .matched_token = token};
+  }
+  if (r.longest_stop > 0) {
+    r.tail += token_bytes_(token);
+    for (const auto& stop : params.stop) {
+      if (r.tail.find(stop) != std::string::npos) return {.kind = FinishKind::kStopString, .matched_string = stop};
+    }
+    // Only what a stop string can still begin in.
+    if (r.tail.size() >= r.longest_stop) r.tail.erase(0, r.tail.size() - (r.longest_stop - 1));
+  }
+  return {};
+}
+
+void Scheduler::emit(Request& r, FinishReason finish) {
+  RequestOutput out{.rid = r.in.rid,
+                    .finish = std::move(finish),
+                    .prompt_tokens = r.prompt_len,
+                    .completion_tokens = r.generated(),
+                    .cached_tokens = r.cached_tokens,
+                    .retractions = r.retractions};
+  out.new_ids.assign(r.tokens.begin() + r.prompt_len + r.sent, r.tokens.end());
+  r.sent = r.generated();
+  if (r.input_logprobs_done) out.input_logprobs = std::exchange(r.input_logprobs, {});
+  out.output_logprobs = std::exchange(r.output_logprobs, {});
+  outputs_.push_back(std::move(out));
+}
+
+void Scheduler::end(Request& r, FinishReason finish) {
+  switch (r.phase) {
+    case Request::Phase::kWaiting:
+      waiting_.erase(r.arrival);
+      break;
+    case Request::Phase::kChunked:
+      chunked_ = nullptr;
+      break;
+    case Request::Phase::kRunning:
+      std::erase(running_, &r);
+      break;
+  }
+  release(r, /*keep_in_cache=*/true);
+  emit(r, std::move(finish));
+  const std::string rid = r.in.rid;
+  requests_.erase(rid);
+}
+
+Result<void> Scheduler::step() {
+  const StepPlan next = plan();
+  if (next.kind == StepPlan::Kind::kIdle) {
+    SLUICE_CHECK(idle(), "{} requests are known and none can go on", requests_.size());
+    return {};
+  }
+  SLUICE_TRY(const auto logits, launch(next));
+  commit(next, logits);
+  return {};
+}
+
+// ---- reports
+
+LoadSnapshot Scheduler::snapshot() {
+  const TimePoint now = clock_.now();
+  if (const double window = seconds(now - window_start_); window >= 1.0) {
+    totals_.gen_throughput = static_cast<double>(window_tokens_) / window;
+    window_start_ = now;
+    window_tokens_ = 0;
+  }
+  LoadSnapshot s = totals_;
+  s.unix_nanos = clock_.unix_nanos();
+  s.num_running_reqs = static_cast<int64_t>(running_.size()) + (chunked_ ? 1 : 0);
+  s.num_waiting_reqs = static_cast<int64_t>(waiting_.size());
+  s.num_cached_tokens = cache_.evictable();
+  s.num_used_tokens = pool_.capacity() - pool_.available() - cache_.evictable();
+  for (const auto& [arrival, r] : waiting_) s.num_waiting_tokens += r->length();
+  s.max_total_num_tokens = pool_.capacity();
+  s.max_running_requests = options_.max_running_requests;
+  return s;
+}
+
+void Scheduler::check_invariants() const {
+  cache_.check_invariants();
+  int64_t own = 0;
+  size_t rows = 0;
+  for (const auto& [rid, r] : requests_) {
+    own += r->kv_len - r->owned_from;
+    rows += r->row >= 0;
+    SLUICE_CHECK((r->phase == Request::Phase::kWaiting) == (r->row < 0), "request {} has row {}", rid, r->row);
+  }
+  SLUICE_CHECK(pool_.available() + cache_.evictable() + cache_.locked() + own == pool_.capacity(),
+               "{} free + {} evictable + {} locked + {} owned of {}", pool_.available(), cache_.evictable(),
+               cache_.locked(), own, pool_.capacity());
+  SLUICE_CHECK(rows + free_rows_.size() == static_cast<size_t>(options_.max_running_requests), "{} rows used, {} free",
+               rows, free_rows_.size());
+  SLUICE_CHECK(requests_.size() == waiting_.size() + running_.size() + (chunked_ ? 1 : 0), "a request is in no queue");
+  if (requests_.empty()) SLUICE_CHECK(cache_.locked() == 0, "{} tokens stay locked", cache_.locked());
+}
+
+}  // namespace sluice::engine

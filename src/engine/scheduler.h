@@ -1,0 +1,153 @@
+// Continuous batching: decides at every step which requests compute what, keeps their KV in the pool and the prefix
+// cache, and turns logits into output.
+//
+// A step is plan(), launch(), commit():
+//   plan    const. What the step would do: admissions with their cached prefixes, chunk sizes, retractions. Dropping a
+//           plan leaves no trace.
+//   launch  takes what the plan names (slots, locks, rows) and runs the model.
+//   commit  takes the logits in: new tokens, finished requests, what enters the prefix cache.
+// Messages (add, abort, flush) come between steps. Prefill goes before decode; one long prompt at a time is cut into
+// chunks. The rules of admission, retraction and order are those of engine-reference.md 10.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/result.h"
+#include "engine/batch.h"
+#include "engine/kv_pool.h"
+#include "engine/messages.h"
+#include "engine/radix_cache.h"
+#include "engine/request.h"
+#include "engine/sampler.h"
+#include "models/runner.h"
+
+namespace sluice::engine {
+
+struct SchedulerOptions {
+  int64_t kv_slots = 0;  // KvPlan::slots of the runner, the dummy included
+  int64_t max_running_requests = 1;
+  std::optional<int64_t> max_queued_requests;
+  int64_t chunked_prefill_size = 0;  // 0: prompts are not cut
+  int64_t max_prefill_tokens = 16384;
+  std::optional<int64_t> prefill_max_requests;
+  int64_t context_length = 0;
+  bool longest_prefix_first = false;  // lpm; else fcfs
+  bool prefix_cache = true;
+  double conservativeness = 1.0;
+  uint64_t seed = 0;  // of requests that bring none
+};
+
+struct StepPlan {
+  enum class Kind { kIdle, kPrefill, kDecode };
+  struct Sequence {
+    Request* request = nullptr;
+    int64_t cached = 0;      // prefix to take from the cache, for a request that is admitted
+    int64_t new_tokens = 0;  // to compute
+    bool last = true;        // after them the request can sample
+  };
+
+  Kind kind = Kind::kIdle;
+  std::vector<Sequence> sequences;
+  std::vector<Request*> retract;
+};
+
+// Used by one thread.
+class Scheduler {
+ public:
+  // `runner` has its KV allocated for `options` (slots, max_running_requests rows) and outlives the scheduler, as does
+  // `clock`. `token_bytes` gives a token's text, for stop strings.
+  Scheduler(const SchedulerOptions& options, models::Runner& runner,
+            std::function<std::string_view(int32_t)> token_bytes, const Clock& clock);
+  ~Scheduler();
+
+  // A request that cannot be served gets its answer (kAbort with a status) at once.
+  void add(GenerateRequest request);
+  // Ends a request in any phase, now; unknown ids are ignored.
+  void abort(const AbortRequest& request);
+  // kUnavailable, saying what is in the way, unless nothing runs or waits.
+  Result<void> flush_cache();
+
+  bool idle() const { return requests_.empty(); }
+
+  StepPlan plan() const;
+  // The logits of the plan's rows. An error is the runner's: this rank cannot go on.
+  Result<std::span<const float>> launch(const StepPlan& plan);
+  void commit(const StepPlan& plan, std::span<const float> logits);
+  // The three of them. A step of an idle scheduler does nothing.
+  Result<void> step();
+
+  // What happened since the last call.
+  std::vector<RequestOutput> take_outputs();
+  LoadSnapshot snapshot();
+
+  // Longest sequence (prompt and output), and the prompt length that is refused (engine-reference.md 5.1).
+  int64_t max_req_len() const { return max_req_len_; }
+  int64_t max_req_input_len() const { return max_req_len_ - 5; }
+  double new_token_ratio() const { return new_token_ratio_; }
+
+  // Walks everything and checks that no slot, lock or row is lost; for tests.
+  void check_invariants() const;
+
+ private:
+  struct Budget;
+
+  std::string refusal(const GenerateRequest& request) const;
+  void refuse(const GenerateRequest& request, int32_t status, std::string message);
+  StepPlan plan_prefill() const;
+  StepPlan plan_decode() const;
+  std::vector<Request*> admission_order() const;
+  double reserved_tokens() const;
+
+  std::span<int32_t> table_row(const Request& request) const;
+  void make_room(int64_t tokens);
+  void admit(Request& request, int64_t cached);
+  void retract(Request& request);
+  void add_to_batch(const StepPlan::Sequence& sequence, std::span<const int32_t> new_slots);
+  void share_prefix(Request& request);
+  void release(Request& request, bool keep_in_cache);
+
+  size_t take_input_logprobs(Request& request, int64_t from, int64_t to, std::span<const float> logits);
+  void take_token(Request& request, std::span<const float> row);
+  FinishReason finish_of(Request& request, int32_t token);
+  void emit(Request& request, FinishReason finish);
+  void end(Request& request, FinishReason finish);
+
+  const SchedulerOptions options_;
+  models::Runner& runner_;
+  const std::function<std::string_view(int32_t)> token_bytes_;
+  const Clock& clock_;
+  const int64_t max_req_len_;
+  const int64_t table_width_;
+  const double initial_ratio_;
+  const double smallest_ratio_;
+
+  KvPool pool_;
+  RadixCache cache_;
+  Sampler sampler_;
+  BatchBuilder batch_;
+  std::vector<int32_t> free_rows_;
+
+  std::unordered_map<std::string, std::unique_ptr<Request>> requests_;  // by rid
+  std::map<uint64_t, Request*> waiting_;                                // by arrival
+  Request* chunked_ = nullptr;                                          // its prompt is partly computed
+  std::vector<Request*> running_;                                       // decoding
+  double new_token_ratio_;
+  uint64_t arrivals_ = 0;
+
+  std::vector<RequestOutput> outputs_;
+  LoadSnapshot totals_;  // the counters and rates; the rest is filled by snapshot()
+  TimePoint window_start_;
+  uint64_t window_tokens_ = 0;
+};
+
+}  // namespace sluice::engine
