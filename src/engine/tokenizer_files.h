@@ -1,0 +1,21 @@
+// The tokenizer that comes with a model, whatever form the model has on disk.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "base/result.h"
+#include "tokenizer/tokenizer.h"
+
+namespace sluice::engine {
+
+// `path` is a folder with tokenizer.json (and perhaps tokenizer_config.json), or a .gguf file, of which only the
+// metadata is read. kNotFound or kProtocol, naming the file.
+Result<std::shared_ptr<const tokenizer::Tokenizer>> load_tokenizer(const std::string& path);
+
+// Jinja source of the chat template: `override_path` (a file) if given, else chat_template.jinja of the folder, else
+// what the tokenizer's own files carry. Empty when there is none.
+Result<std::string> load_chat_template(const std::string& path, const tokenizer::Tokenizer& tokenizer,
+                                       const std::string& override_path);
+
+}  // namespace sluice::engine
