@@ -3,11 +3,14 @@
 #include <fmt/chrono.h>
 #include <spdlog/logger.h>
 #include <spdlog/pattern_formatter.h>
+#include <spdlog/sinks/base_sink.h>
 #include <spdlog/sinks/daily_file_sink.h>
-#include <spdlog/sinks/stdout_sinks.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <filesystem>
+#include <mutex>
 #include <nlohmann/json.hpp>
 
 namespace sluice::log {
@@ -33,10 +36,35 @@ std::unique_ptr<spdlog::logger> make_logger(std::vector<spdlog::sink_ptr> sinks)
   return logger;
 }
 
+// stderr, or what redirect() has put in its place.
+class Console final : public spdlog::sinks::base_sink<std::mutex> {
+ public:
+  void redirect(std::function<void(std::string_view)> to) {
+    std::lock_guard lock(mutex_);
+    to_ = std::move(to);
+  }
+
+ private:
+  void sink_it_(const spdlog::details::log_msg& message) override {
+    if (to_) return to_(std::string_view(message.payload.data(), message.payload.size()));
+    std::string line(message.payload.data(), message.payload.size());
+    line += '\n';
+    std::fwrite(line.data(), 1, line.size(),
+                stderr);  // stderr is unbuffered: one write, so lines of processes do not mix
+  }
+  void flush_() override { std::fflush(stderr); }
+
+  std::function<void(std::string_view)> to_;
+};
+
+const std::shared_ptr<Console>& console() {
+  static const auto sink = std::make_shared<Console>();
+  return sink;
+}
+
 // Replaced by init() and never freed: threads may log until the process ends.
 std::atomic<State*>& state() {
-  static std::atomic<State*> current{
-      new State{make_logger({std::make_shared<spdlog::sinks::stderr_sink_mt>()}), false}};
+  static std::atomic<State*> current{new State{make_logger({console()}), false}};
   return current;
 }
 
@@ -72,7 +100,7 @@ Result<void> init(const Options& options) {
     return Error{ErrorCode::kBadOption,
                  fmt::format("log level '{}' must be one of: {}", options.level, fmt::join(kNames, ", "))};
   }
-  std::vector<spdlog::sink_ptr> sinks{std::make_shared<spdlog::sinks::stderr_sink_mt>()};
+  std::vector<spdlog::sink_ptr> sinks{console()};
   if (!options.dir.empty()) {
     try {
       std::filesystem::create_directories(options.dir);
@@ -86,6 +114,8 @@ Result<void> init(const Options& options) {
   least_level.store(static_cast<Level>(name - std::begin(kNames)), std::memory_order_relaxed);
   return {};
 }
+
+void redirect(std::function<void(std::string_view)> to) { console()->redirect(std::move(to)); }
 
 bool enabled(Level level) { return level >= least_level.load(std::memory_order_relaxed); }
 

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -24,6 +25,8 @@ struct Options {
 
 // Once, at start; before it, lines go to stderr at info level. Any thread may log.
 Result<void> init(const Options& options);
+// Where the lines go instead of stderr, without their end; an empty function takes it back. The function does not log.
+void redirect(std::function<void(std::string_view)> to);
 bool enabled(Level level);
 void write(Level level, std::string_view component, std::string_view message);
 

@@ -52,6 +52,15 @@ TEST_F(LogTest, LevelsBelowTheChosenOneAreNotWritten) {
   EXPECT_FALSE(init({.level = "loud"}).ok());
 }
 
+TEST_F(LogTest, LinesCanGoElsewhere) {
+  std::vector<std::string> lines;
+  redirect([&](std::string_view line) { lines.emplace_back(line); });
+  EXPECT_EQ(written_by([] { SLUICE_LOG(info, "x", "here"); }), "");
+  redirect({});
+  EXPECT_THAT(written_by([] { SLUICE_LOG(info, "x", "there"); }), HasSubstr("x: there\n"));
+  EXPECT_THAT(lines, ::testing::ElementsAre(HasSubstr("x: here")));
+}
+
 TEST_F(LogTest, AlsoWritesAFileInTheFolder) {
   const auto dir = std::filesystem::temp_directory_path() / fmt::format("sluice-log-test-{}", ::getpid());
   ASSERT_TRUE(init({.dir = dir.string()}).ok());
