@@ -26,9 +26,9 @@ struct StepBatch {
 };
 
 struct KvPlan {
-  int64_t slots = 0;         // tokens that the pool holds; slot 0 is a dummy for padded rows, so slots - 1 are usable
-  int32_t table_rows = 0;    // sequences that may be in flight at once
-  int32_t table_width = 0;   // longest sequence, in tokens
+  int64_t slots = 0;        // tokens that the pool holds; slot 0 is a dummy for padded rows, so slots - 1 are usable
+  int32_t table_rows = 0;   // sequences that may be in flight at once
+  int32_t table_width = 0;  // longest sequence, in tokens
 };
 
 // What the rest of the engine needs to know of a model.
@@ -38,12 +38,12 @@ struct ModelInfo {
   int64_t vocab_size = 0;
   int64_t num_layers = 0;
   int64_t hidden_size = 0;
-  int64_t context_length = 0;           // longest sequence that the positions allow
-  std::vector<int32_t> eos_token_ids;   // from generation_config.json, config.json or GGUF metadata
+  int64_t context_length = 0;          // longest sequence that the positions allow
+  std::vector<int32_t> eos_token_ids;  // from generation_config.json, config.json or GGUF metadata
   std::optional<int32_t> bos_token_id;
-  std::string dtype;                    // arithmetic of the matrix products: "bf16" or "f32"
+  std::string dtype;  // arithmetic of the matrix products: "bf16" or "f32"
   size_t kv_bytes_per_token = 0;
-  size_t weight_bytes = 0;              // packed weights that this rank maps
+  size_t weight_bytes = 0;  // packed weights that this rank maps
   // Sampling defaults of generation_config.json, where given.
   std::optional<double> temperature, top_p, min_p, repetition_penalty;
   std::optional<int64_t> top_k;
@@ -57,8 +57,8 @@ class Runner {
   virtual const ModelInfo& info() const = 0;
   // Once, before the first forward. kExhausted if the memory cannot be had.
   virtual Result<void> allocate_kv(const KvPlan& plan) = 0;
-  // The slot table, host memory of [table_rows, table_width] int32, row-major: entry [r][p] is the KV slot of position p
-  // of the sequence that owns row r. The scheduler writes it; forward() reads rows up to seq_lens. Valid after
+  // The slot table, host memory of [table_rows, table_width] int32, row-major: entry [r][p] is the KV slot of position
+  // p of the sequence that owns row r. The scheduler writes it; forward() reads rows up to seq_lens. Valid after
   // allocate_kv.
   virtual std::span<int32_t> slot_table() = 0;
   // Runs one step. Returns float32 logits [n_logits, vocab_size] in host memory, valid until the next call. K and V of
@@ -67,14 +67,14 @@ class Runner {
 };
 
 struct RunnerOptions {
-  std::string model_path;          // a folder, or a .gguf file; already resolved (models/locate.h)
-  std::string device = "cpu";      // cpu, or sim: the test device whose memory the host cannot touch
-  std::string dtype = "auto";      // auto (bf16 where the machine has it, else f32), bfloat16, float32
-  int threads = 1;                 // of this rank, the calling thread included
-  int64_t max_step_tokens = 8192;  // largest n_tokens of a step
-  int64_t max_step_seqs = 256;     // largest n_seqs, and n_logits unless input logprobs are asked for
+  std::string model_path;                 // a folder, or a .gguf file; already resolved (models/locate.h)
+  std::string device = "cpu";             // cpu, or sim: the test device whose memory the host cannot touch
+  std::string dtype = "auto";             // auto (bf16 where the machine has it, else f32), bfloat16, float32
+  int threads = 1;                        // of this rank, the calling thread included
+  int64_t max_step_tokens = 8192;         // largest n_tokens of a step
+  int64_t max_step_seqs = 256;            // largest n_seqs, and n_logits unless input logprobs are asked for
   std::optional<int64_t> context_length;  // overrides the model's
-  int shared_weights_fd = -1;      // memfd shared by the ranks of one host: the first one packs into it, the others map it
+  int shared_weights_fd = -1;  // memfd shared by the ranks of one host: the first one packs into it, the others map it
 };
 
 // Loads a model. `progress` gets a share in 0..1 and what is being done, from the calling thread.

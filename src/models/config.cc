@@ -1,0 +1,277 @@
+#include "models/config.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <numbers>
+
+#include "models/family.h"
+
+namespace sluice::models {
+namespace {
+
+using Json = nlohmann::json;
+
+Error unsupported(std::string_view field, std::string_view why) {
+  return {ErrorCode::kUnimplemented, fmt::format("config.json: {}: {}", field, why)};
+}
+
+bool present(const Json& object, const char* field) { return object.contains(field) && !object[field].is_null(); }
+
+// Reads numbers and remembers the first field that is missing or wrong.
+class Fields {
+ public:
+  explicit Fields(const Json& object) : object_(object) {}
+
+  int64_t whole(const char* field, int64_t min, std::optional<int64_t> otherwise = std::nullopt) {
+    if (!present(object_, field)) {
+      if (!otherwise) fail(field, "is missing");
+      return otherwise.value_or(min);
+    }
+    const Json& value = object_[field];
+    if (!value.is_number_integer() || value.get<int64_t>() < min || value.get<int64_t>() > int64_t{1} << 32) {
+      fail(field, fmt::format("{} is not a whole number of at least {}", value.dump(), min));
+      return min;
+    }
+    return value.get<int64_t>();
+  }
+  double real(const char* field, double otherwise) {
+    if (!present(object_, field)) return otherwise;
+    if (!object_[field].is_number()) {
+      fail(field, fmt::format("{} is not a number", object_[field].dump()));
+      return otherwise;
+    }
+    return object_[field].get<double>();
+  }
+  bool flag(const char* field, bool otherwise) {
+    if (!present(object_, field)) return otherwise;
+    if (!object_[field].is_boolean()) {
+      fail(field, fmt::format("{} is not true or false", object_[field].dump()));
+      return otherwise;
+    }
+    return object_[field].get<bool>();
+  }
+  const std::optional<Error>& error() const { return error_; }
+
+ private:
+  void fail(std::string_view field, std::string_view why) {
+    if (!error_) error_ = Error{ErrorCode::kProtocol, fmt::format("config.json: {} {}", field, why)};
+  }
+
+  const Json& object_;
+  std::optional<Error> error_;
+};
+
+void read_ids(const Json& object, const char* field, std::vector<int32_t>& ids) {
+  if (!object.is_object() || !present(object, field)) return;
+  const Json& value = object[field];
+  if (value.is_number_integer()) ids.push_back(value.get<int32_t>());
+  if (!value.is_array()) return;
+  for (const Json& id : value) {
+    if (id.is_number_integer()) ids.push_back(id.get<int32_t>());
+  }
+}
+
+Result<void> read_rope(const Json& config, RopeConfig& rope) {
+  Fields fields(config);
+  rope.theta = fields.real("rope_theta", 10000);
+  if (fields.error()) return *fields.error();
+  if (!present(config, "rope_scaling")) return {};
+  const Json& scaling = config["rope_scaling"];
+  if (!scaling.is_object()) return unsupported("rope_scaling", "is not an object");
+  const char* kind_field = present(scaling, "rope_type") ? "rope_type" : "type";
+  if (!present(scaling, kind_field) || !scaling[kind_field].is_string()) {
+    return unsupported("rope_scaling", "has no rope_type");
+  }
+  const auto& kind = scaling[kind_field].get_ref<const std::string&>();
+  Fields values(scaling);
+  rope.factor = values.real("factor", 1);
+  if (kind == "linear") {
+    rope.scaling = RopeScaling::kLinear;
+  } else if (kind == "llama3") {
+    rope.scaling = RopeScaling::kLlama3;
+    rope.low_freq_factor = values.real("low_freq_factor", 1);
+    rope.high_freq_factor = values.real("high_freq_factor", 4);
+    rope.original_max_position = values.real("original_max_position_embeddings", 8192);
+    if (rope.high_freq_factor <= rope.low_freq_factor) {
+      return unsupported("rope_scaling", "high_freq_factor is not above low_freq_factor");
+    }
+  } else if (kind != "default") {
+    return unsupported("rope_scaling.rope_type",
+                       fmt::format("'{}' is not supported; default, linear and llama3 are", kind));
+  }
+  if (values.error()) return *values.error();
+  if (rope.factor <= 0) return unsupported("rope_scaling.factor", "is not positive");
+  return {};
+}
+
+Result<void> check_shape(const ModelConfig& config) {
+  if (config.num_heads % config.num_kv_heads != 0) {
+    return Error{ErrorCode::kProtocol,
+                 fmt::format("{} query heads cannot share {} key heads evenly", config.num_heads, config.num_kv_heads)};
+  }
+  if (config.head_dim % 2 != 0) {
+    return Error{ErrorCode::kUnimplemented, fmt::format("head_dim {} is odd", config.head_dim)};
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<ModelConfig> config_from_json(const Json& config, const Json& generation_config) {
+  if (!config.is_object()) return Error{ErrorCode::kProtocol, "config.json is not an object"};
+  if (!present(config, "architectures") || !config["architectures"].is_array() || config["architectures"].empty() ||
+      !config["architectures"][0].is_string()) {
+    return Error{ErrorCode::kProtocol, "config.json: architectures is missing"};
+  }
+  SLUICE_TRY(const FamilyRow* family, find_family(config["architectures"][0].get<std::string>()));
+
+  ModelConfig result;
+  result.architectures = {std::string(family->architecture)};
+  result.model_type = config.value("model_type", std::string(family->gguf_architecture));
+  Fields fields(config);
+  result.vocab_size = fields.whole("vocab_size", 1);
+  result.hidden_size = fields.whole("hidden_size", 1);
+  result.num_layers = fields.whole("num_hidden_layers", 1);
+  result.num_heads = fields.whole("num_attention_heads", 1);
+  result.num_kv_heads = fields.whole("num_key_value_heads", 1, result.num_heads);
+  result.intermediate_size = fields.whole("intermediate_size", 1);
+  result.max_position = fields.whole("max_position_embeddings", 1, 2048);
+  result.head_dim = fields.whole("head_dim", 1, std::max<int64_t>(1, result.hidden_size / result.num_heads));
+  result.rms_norm_eps = fields.real("rms_norm_eps", 1e-6);
+  result.tie_embeddings = fields.flag("tie_word_embeddings", false);
+  result.qkv_bias = fields.flag("attention_bias", family->default_qkv_bias);
+  result.qk_norm = family->qk_norm;
+  const bool mlp_bias = fields.flag("mlp_bias", false);
+  const bool sliding_window = fields.flag("use_sliding_window", false);
+  if (fields.error()) return *fields.error();
+  if (mlp_bias) return unsupported("mlp_bias", "biases in the FFN are not supported");
+  if (result.qkv_bias && !family->default_qkv_bias) {
+    return unsupported("attention_bias", "a bias of the output projection is not supported");
+  }
+  if (sliding_window) return unsupported("use_sliding_window", "sliding-window attention is not supported");
+  if (present(config, "quantization_config")) {
+    return unsupported("quantization_config", "quantised safetensors are not supported; GGUF files are");
+  }
+  if (const std::string act = config.value("hidden_act", "silu"); act != "silu") {
+    return unsupported("hidden_act", fmt::format("'{}' is not supported; silu is", act));
+  }
+  SLUICE_TRY_VOID(read_rope(config, result.rope));
+  SLUICE_TRY_VOID(check_shape(result));
+
+  read_ids(generation_config, "eos_token_id", result.eos_token_ids);
+  if (result.eos_token_ids.empty()) read_ids(config, "eos_token_id", result.eos_token_ids);
+  std::vector<int32_t> bos;
+  read_ids(config, "bos_token_id", bos);
+  if (!bos.empty()) result.bos_token_id = bos[0];
+  if (generation_config.is_object()) {
+    const auto number = [&](const char* field) -> std::optional<double> {
+      if (!present(generation_config, field) || !generation_config[field].is_number()) return std::nullopt;
+      return generation_config[field].get<double>();
+    };
+    result.temperature = number("temperature");
+    result.top_p = number("top_p");
+    result.min_p = number("min_p");
+    result.repetition_penalty = number("repetition_penalty");
+    if (const auto top_k = number("top_k")) result.top_k = static_cast<int64_t>(*top_k);
+    // "Greedy by default" is said by do_sample = false.
+    if (present(generation_config, "do_sample") && generation_config["do_sample"] == false) result.temperature = 0.0;
+  }
+  return result;
+}
+
+Result<ModelConfig> config_from_gguf(const tensor::GgufFile& file) {
+  const auto* architecture = file.get<std::string>("general.architecture");
+  if (architecture == nullptr) {
+    return Error{ErrorCode::kProtocol, fmt::format("{}: general.architecture is missing", file.path())};
+  }
+  SLUICE_TRY(const FamilyRow* family, find_gguf_family(*architecture));
+  ModelConfig config;
+  config.model_type = *architecture;
+  config.architectures = {std::string(family->architecture)};
+  std::string missing;
+  const auto whole = [&](std::string_view key, std::optional<int64_t> otherwise = std::nullopt) -> int64_t {
+    const auto* value = file.get<int64_t>(fmt::format("{}.{}", *architecture, key));
+    if (value != nullptr && *value > 0) return *value;
+    if (!otherwise && missing.empty()) missing = key;
+    return otherwise.value_or(1);
+  };
+  const auto real = [&](std::string_view key, double otherwise) {
+    const auto* value = file.get<double>(fmt::format("{}.{}", *architecture, key));
+    return value == nullptr ? otherwise : *value;
+  };
+  config.hidden_size = whole("embedding_length");
+  config.num_layers = whole("block_count");
+  config.num_heads = whole("attention.head_count");
+  config.num_kv_heads = whole("attention.head_count_kv", config.num_heads);
+  config.intermediate_size = whole("feed_forward_length");
+  config.max_position = whole("context_length");
+  config.head_dim = whole("attention.key_length", std::max<int64_t>(1, config.hidden_size / config.num_heads));
+  config.rms_norm_eps = real("attention.layer_norm_rms_epsilon", 1e-5);
+  config.rope.theta = real("rope.freq_base", 10000);
+  if (!missing.empty()) {
+    return Error{ErrorCode::kProtocol, fmt::format("{}: {}.{} is missing", file.path(), *architecture, missing)};
+  }
+  const int64_t rotary = whole("rope.dimension_count", config.head_dim);
+  if (rotary != config.head_dim) {
+    return Error{ErrorCode::kUnimplemented, fmt::format("{}: rotary embedding of {} of {} dimensions is not supported",
+                                                        file.path(), rotary, config.head_dim)};
+  }
+  if (const auto* kind = file.get<std::string>(fmt::format("{}.rope.scaling.type", *architecture));
+      kind != nullptr && *kind != "none") {
+    if (*kind != "linear") {
+      return Error{ErrorCode::kUnimplemented,
+                   fmt::format("{}: rope scaling '{}' is not supported", file.path(), *kind)};
+    }
+    config.rope.scaling = RopeScaling::kLinear;
+    config.rope.factor = real("rope.scaling.factor", 1);
+  }
+  if (file.tensors().contains("rope_freqs.weight")) {
+    return Error{ErrorCode::kUnimplemented,
+                 fmt::format("{}: rope frequencies given as a tensor are not supported", file.path())};
+  }
+  config.rope.interleaved = family->gguf_interleaved_rope;
+  config.qk_norm = family->qk_norm;
+  config.qkv_bias = family->default_qkv_bias;
+  config.tie_embeddings = !file.tensors().contains("output.weight");
+  const auto embedding = file.tensors().find("token_embd.weight");
+  if (embedding == file.tensors().end()) {
+    return Error{ErrorCode::kProtocol, fmt::format("{}: token_embd.weight is missing", file.path())};
+  }
+  config.vocab_size = embedding->second.shape[0];
+  if (const auto* id = file.get<int64_t>("tokenizer.ggml.eos_token_id")) {
+    config.eos_token_ids.push_back(static_cast<int32_t>(*id));
+  }
+  if (const auto* id = file.get<int64_t>("tokenizer.ggml.bos_token_id"))
+    config.bos_token_id = static_cast<int32_t>(*id);
+  SLUICE_TRY_VOID(check_shape(config));
+  return config;
+}
+
+std::vector<float> inverse_frequencies(const ModelConfig& config) {
+  const int64_t half = config.head_dim / 2;
+  const RopeConfig& rope = config.rope;
+  std::vector<float> result(static_cast<size_t>(half));
+  for (int64_t i = 0; i < half; ++i) {
+    double frequency = std::pow(rope.theta, -2.0 * static_cast<double>(i) / static_cast<double>(config.head_dim));
+    if (rope.scaling == RopeScaling::kLinear) frequency /= rope.factor;
+    if (rope.scaling == RopeScaling::kLlama3) {
+      // Long wavelengths are stretched by the factor, short ones kept, those between blended.
+      const double wavelength = 2 * std::numbers::pi / frequency;
+      const double longest = rope.original_max_position / rope.low_freq_factor;
+      const double shortest = rope.original_max_position / rope.high_freq_factor;
+      if (wavelength > longest) {
+        frequency /= rope.factor;
+      } else if (wavelength >= shortest) {
+        const double smooth = (rope.original_max_position / wavelength - rope.low_freq_factor) /
+                              (rope.high_freq_factor - rope.low_freq_factor);
+        frequency = (1 - smooth) * frequency / rope.factor + smooth * frequency;
+      }
+    }
+    result[static_cast<size_t>(i)] = static_cast<float>(frequency);
+  }
+  return result;
+}
+
+}  // namespace sluice::models

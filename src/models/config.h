@@ -1,0 +1,59 @@
+// A model's configuration, from config.json of a Hugging Face folder or from GGUF metadata.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "tensor/gguf.h"
+
+namespace sluice::models {
+
+enum class RopeScaling : uint8_t { kNone, kLinear, kLlama3 };
+
+struct RopeConfig {
+  double theta = 10000;
+  RopeScaling scaling = RopeScaling::kNone;
+  double factor = 1;
+  // llama3 only.
+  double low_freq_factor = 1;
+  double high_freq_factor = 4;
+  double original_max_position = 8192;
+  bool interleaved = false;  // GGUF's Llama files store query and key rows for pairs (2i, 2i+1)
+};
+
+// A decoder of pre-norm layers with grouped-query attention and a gated FFN. What families differ in are fields.
+struct ModelConfig {
+  std::string model_type;
+  std::vector<std::string> architectures;
+  int64_t vocab_size = 0;
+  int64_t hidden_size = 0;
+  int64_t num_layers = 0;
+  int64_t num_heads = 0;
+  int64_t num_kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t intermediate_size = 0;
+  int64_t max_position = 0;
+  double rms_norm_eps = 1e-6;
+  RopeConfig rope;
+  bool tie_embeddings = false;
+  bool qkv_bias = false;
+  bool qk_norm = false;  // one RMSNorm weight of head_dim for all query heads, one for all key heads
+  std::vector<int32_t> eos_token_ids;
+  std::optional<int32_t> bos_token_id;
+  // Sampling defaults of generation_config.json.
+  std::optional<double> temperature, top_p, min_p, repetition_penalty;
+  std::optional<int64_t> top_k;
+};
+
+// `generation_config` may be null. Errors name the field; an unknown architecture or an unsupported field is refused.
+Result<ModelConfig> config_from_json(const nlohmann::json& config, const nlohmann::json& generation_config);
+Result<ModelConfig> config_from_gguf(const tensor::GgufFile& file);
+
+// Inverse frequencies of the rotary angles, [head_dim / 2], with the scaling applied (Llama 3.1's rule for llama3).
+std::vector<float> inverse_frequencies(const ModelConfig& config);
+
+}  // namespace sluice::models

@@ -1,0 +1,31 @@
+// The families of models and what they differ in. One row each in registry.cc.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "base/result.h"
+#include "models/config.h"
+#include "models/layers/weights.h"
+
+namespace sluice::models {
+
+class Decoder;
+
+struct FamilyRow {
+  std::string_view architecture;       // in config.json
+  std::string_view gguf_architecture;  // general.architecture
+  bool default_qkv_bias = false;
+  bool qk_norm = false;
+  bool gguf_interleaved_rope = false;
+  // Declares the model's weights in `weights` and returns its forward pass.
+  std::unique_ptr<Decoder> (*make)(const ModelConfig& config, WeightStore& weights) = nullptr;
+};
+
+std::span<const FamilyRow> families();
+// kUnimplemented names the architectures that are known.
+Result<const FamilyRow*> find_family(std::string_view architecture);
+Result<const FamilyRow*> find_gguf_family(std::string_view architecture);
+
+}  // namespace sluice::models

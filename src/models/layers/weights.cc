@@ -1,0 +1,236 @@
+#include "models/layers/weights.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <thread>
+
+#include "base/check.h"
+
+namespace sluice::models {
+namespace {
+
+constexpr size_t kAlignment = 64;
+// A shared block begins with a page that says what is in it.
+constexpr size_t kHeaderBytes = 4096;
+constexpr uint64_t kReady = 0x31304b504c53ULL;  // "SLPK01"
+// Reading and packing the largest models takes minutes; a rank that waits longer for another one has lost it.
+constexpr std::chrono::minutes kShareLimit{30};
+
+struct Header {
+  uint64_t ready;
+  uint64_t key;
+  uint64_t bytes;
+};
+
+// The rows of stacked parts, whatever part they lie in.
+Result<void> read_stacked(const tensor::TensorSource& source, const std::vector<Part>& parts, int64_t width,
+                          int64_t first, int64_t count, float* to) {
+  int64_t begin = 0;
+  for (const Part& part : parts) {
+    const int64_t from = std::max(first, begin);
+    const int64_t until = std::min(first + count, begin + part.rows);
+    if (from < until) {
+      SLUICE_TRY(const tensor::StoredTensor stored, source.find(part.name));
+      stored.read_rows(from - begin, until - from, to + (from - first) * width);
+    }
+    begin += part.rows;
+  }
+  return {};
+}
+
+std::string joined_names(const std::vector<Part>& parts) {
+  std::string names;
+  for (const Part& part : parts) names += (names.empty() ? "" : "+") + part.name;
+  return names;
+}
+
+}  // namespace
+
+WeightStore::WeightStore(const kernels::Backend& backend, kernels::DType dtype) : backend_(backend), dtype_(dtype) {}
+
+WeightStore::~WeightStore() {
+  if (mapping_ != nullptr) {
+    ::munmap(mapping_, mapped_bytes_);
+  } else if (base_ != nullptr) {
+    backend_.release(base_, bytes_);
+  }
+}
+
+size_t WeightStore::declare(std::string name, size_t bytes,
+                            std::function<Result<void>(const tensor::TensorSource&, void* to)> fill) {
+  SLUICE_CHECK(base_ == nullptr, "{} is declared after the weights were materialised", name);
+  const size_t offset = bytes_;
+  entries_.push_back({std::move(name), offset, bytes, std::move(fill)});
+  bytes_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  return offset;
+}
+
+LinearWeight WeightStore::linear(std::vector<Part> parts, int64_t in) {
+  LinearWeight weight;
+  weight.shape = {.in = in, .out = 0, .dtype = dtype_};
+  for (const Part& part : parts) weight.shape.out += part.rows;
+  const kernels::LinearShape shape = weight.shape;
+  std::string name = joined_names(parts);
+  weight.offset =
+      declare(std::move(name), backend_.packed_bytes(shape),
+              [this, shape, parts = std::move(parts)](const tensor::TensorSource& source, void* to) -> Result<void> {
+                for (const Part& part : parts) {
+                  SLUICE_TRY_VOID([&]() -> Result<void> {
+                    auto found = tensor::find_shaped(source, part.name, {part.rows, shape.in});
+                    if (!found.ok()) return std::move(found).error();
+                    return {};
+                  }());
+                }
+                // Every part is there with its shape, so reading cannot fail any more.
+                backend_.pack(
+                    shape,
+                    [&](int64_t first, int64_t count, float* rows) {
+                      const auto read = read_stacked(source, parts, shape.in, first, count, rows);
+                      SLUICE_CHECK(read.ok(), "a checked tensor cannot be read: {}", read.error().message);
+                    },
+                    to);
+                return {};
+              });
+  return weight;
+}
+
+VectorWeight WeightStore::vector(std::vector<Part> parts) {
+  VectorWeight weight;
+  for (const Part& part : parts) weight.size += part.rows;
+  std::string name = joined_names(parts);
+  weight.offset = declare(std::move(name), static_cast<size_t>(weight.size) * sizeof(float),
+                          [parts = std::move(parts)](const tensor::TensorSource& source, void* to) -> Result<void> {
+                            auto* values = static_cast<float*>(to);
+                            for (const Part& part : parts) {
+                              SLUICE_TRY(const auto stored, tensor::find_shaped(source, part.name, {part.rows}));
+                              stored.read_rows(0, part.rows, values);
+                              values += part.rows;
+                            }
+                            return {};
+                          });
+  return weight;
+}
+
+TableWeight WeightStore::table(std::string name, int64_t rows, int64_t width) {
+  TableWeight weight{.rows = rows, .width = width, .dtype = dtype_};
+  const size_t element = tensor::block_bytes(dtype_);
+  const std::string tensor_name = name;
+  weight.offset = declare(std::move(name), static_cast<size_t>(rows * width) * element,
+                          [=, dtype = dtype_](const tensor::TensorSource& source, void* to) -> Result<void> {
+                            SLUICE_TRY(const auto stored, tensor::find_shaped(source, tensor_name, {rows, width}));
+                            if (dtype == kernels::DType::kF32) {
+                              stored.read_rows(0, rows, static_cast<float*>(to));
+                              return {};
+                            }
+                            std::vector<float> row(static_cast<size_t>(width));
+                            auto* out = static_cast<uint16_t*>(to);
+                            for (int64_t i = 0; i < rows; ++i) {
+                              stored.read_rows(i, 1, row.data());
+                              for (const float value : row) *out++ = tensor::float_to_bf16(value);
+                            }
+                            return {};
+                          });
+  return weight;
+}
+
+VectorWeight WeightStore::constant(std::string name, std::vector<float> values) {
+  VectorWeight weight{.size = static_cast<int64_t>(values.size())};
+  const size_t bytes = values.size() * sizeof(float);
+  weight.offset = declare(std::move(name), bytes,
+                          [values = std::move(values)](const tensor::TensorSource&, void* to) -> Result<void> {
+                            std::memcpy(to, values.data(), values.size() * sizeof(float));
+                            return {};
+                          });
+  return weight;
+}
+
+Result<void> WeightStore::fill_all(const tensor::TensorSource& source, char* to,
+                                   const std::function<void(double, std::string_view)>& progress) const {
+  size_t done = 0;
+  for (const Entry& entry : entries_) {
+    SLUICE_TRY_VOID(entry.fill(source, to + entry.offset));
+    done += entry.bytes;
+    if (progress)
+      progress(static_cast<double>(done) / static_cast<double>(std::max<size_t>(bytes_, 1)), "packing weights");
+  }
+  return {};
+}
+
+Result<void> WeightStore::materialise(const tensor::TensorSource& source, const kernels::Context& context,
+                                      Shared shared, const std::function<void(double, std::string_view)>& progress) {
+  if (shared.fd >= 0 && backend_.host_visible()) return share(source, shared, progress);
+  SLUICE_TRY(void* memory, backend_.allocate(bytes_));
+  base_ = static_cast<char*>(memory);
+  if (backend_.host_visible()) return fill_all(source, base_, progress);
+  std::vector<char> staged(bytes_);
+  SLUICE_TRY_VOID(fill_all(source, staged.data(), progress));
+  backend_.copy_to_device(context, base_, staged.data(), bytes_);
+  backend_.synchronize(context);
+  return {};
+}
+
+// The first rank that gets the lock packs; the others find the block ready. The kernel drops the lock of a rank that
+// dies, and the next one then packs anew.
+Result<void> WeightStore::share(const tensor::TensorSource& source, Shared shared,
+                                const std::function<void(double, std::string_view)>& progress) {
+  const auto failed = [&](std::string_view what) {
+    return Error{ErrorCode::kExhausted, fmt::format("shared weights: cannot {}: {}", what, std::strerror(errno))};
+  };
+  // Opened anew: a lock belongs to an open file, and the inherited one is the same for every rank.
+  const int fd = ::open(fmt::format("/proc/self/fd/{}", shared.fd).c_str(), O_RDWR | O_CLOEXEC);
+  if (fd < 0) return failed("open the memory of the host's ranks");
+  struct Closer {
+    int fd;
+    ~Closer() { ::close(fd); }
+  } closer{fd};
+  const auto deadline = std::chrono::steady_clock::now() + kShareLimit;
+  while (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK && errno != EINTR) return failed("lock");
+    if (std::chrono::steady_clock::now() > deadline) {
+      return Error{ErrorCode::kTimeout,
+                   fmt::format("shared weights: waited {} minutes for another rank to pack them", kShareLimit.count())};
+    }
+    if (progress) progress(0, "waiting for another rank to pack the weights");
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+
+  const size_t total = kHeaderBytes + bytes_;
+  struct stat status {};
+  if (::fstat(fd, &status) != 0) return failed("look at its size");
+  Header header{};
+  if (static_cast<size_t>(status.st_size) >= sizeof(Header) &&
+      ::pread(fd, &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header))) {
+    return failed("read its header");
+  }
+  if (header.ready == kReady && (header.key != shared.key || header.bytes != bytes_)) {
+    return Error{ErrorCode::kInvalidArgument, "shared weights: the memory holds the weights of another model"};
+  }
+  if (header.ready != kReady) {
+    if (::ftruncate(fd, static_cast<off_t>(total)) != 0) return failed(fmt::format("take {} bytes", total));
+    void* memory = ::mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (memory == MAP_FAILED) return failed("map it");
+    const auto filled = fill_all(source, static_cast<char*>(memory) + kHeaderBytes, progress);
+    ::munmap(memory, total);
+    if (!filled.ok()) return filled.error();
+    header = {kReady, shared.key, bytes_};
+    if (::pwrite(fd, &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header)))
+      return failed("mark it ready");
+  }
+  void* memory = ::mmap(nullptr, total, PROT_READ, MAP_SHARED, fd, 0);
+  if (memory == MAP_FAILED) return failed("map it");
+  mapping_ = static_cast<char*>(memory);
+  mapped_bytes_ = total;
+  base_ = mapping_ + kHeaderBytes;
+  return {};
+}
+
+}  // namespace sluice::models

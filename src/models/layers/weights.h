@@ -1,0 +1,101 @@
+// A model's weights: declared first, then materialised in one block of device memory, which the ranks of a host may
+// share.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+#include "kernels/kernels.h"
+#include "tensor/stored_tensor.h"
+
+namespace sluice::models {
+
+// A weight matrix [out, in], packed for the backend's matrix products.
+struct LinearWeight {
+  kernels::LinearShape shape;
+  size_t offset = 0;
+};
+// float32 values, such as a norm's or a bias.
+struct VectorWeight {
+  int64_t size = 0;
+  size_t offset = 0;
+};
+// Rows that are looked up: [rows, width] of dtype.
+struct TableWeight {
+  int64_t rows = 0;
+  int64_t width = 0;
+  kernels::DType dtype = kernels::DType::kF32;
+  size_t offset = 0;
+};
+
+// A part of a stacked matrix or vector: the tensor's name and its outermost extent.
+struct Part {
+  std::string name;
+  int64_t rows = 0;
+};
+
+class WeightStore {
+ public:
+  WeightStore(const kernels::Backend& backend, kernels::DType dtype);
+  ~WeightStore();
+  WeightStore(const WeightStore&) = delete;
+  WeightStore& operator=(const WeightStore&) = delete;
+
+  // Arithmetic of matrix products.
+  kernels::DType dtype() const { return dtype_; }
+
+  // Declarations, before materialise(). Parts are stacked along the output, so that one product serves all of them.
+  LinearWeight linear(std::vector<Part> parts, int64_t in);
+  VectorWeight vector(std::vector<Part> parts);
+  TableWeight table(std::string name, int64_t rows, int64_t width);
+  // Values that are computed rather than stored in the checkpoint.
+  VectorWeight constant(std::string name, std::vector<float> values);
+
+  struct Shared {
+    int fd = -1;       // memfd of the host's ranks; -1 = keep the weights to ourselves
+    uint64_t key = 0;  // what the weights are; a memfd that holds something else is an error
+  };
+  // Reads, converts and packs everything, or maps what another rank packed. Errors name the tensor. `progress` gets a
+  // share in 0..1.
+  Result<void> materialise(const tensor::TensorSource& source, const kernels::Context& context, Shared shared,
+                           const std::function<void(double, std::string_view)>& progress);
+
+  // Device addresses, after materialise().
+  const void* address(const LinearWeight& weight) const { return base_ + weight.offset; }
+  const float* address(const VectorWeight& weight) const {
+    return reinterpret_cast<const float*>(base_ + weight.offset);
+  }
+  const void* address(const TableWeight& weight) const { return base_ + weight.offset; }
+
+  size_t bytes() const { return bytes_; }
+
+ private:
+  struct Entry {
+    std::string name;
+    size_t offset;
+    size_t bytes;
+    // Writes the packed form to host memory of `bytes`.
+    std::function<Result<void>(const tensor::TensorSource&, void* to)> fill;
+  };
+
+  size_t declare(std::string name, size_t bytes,
+                 std::function<Result<void>(const tensor::TensorSource&, void* to)> fill);
+  Result<void> fill_all(const tensor::TensorSource& source, char* to,
+                        const std::function<void(double, std::string_view)>& progress) const;
+  Result<void> share(const tensor::TensorSource& source, Shared shared,
+                     const std::function<void(double, std::string_view)>& progress);
+
+  const kernels::Backend& backend_;
+  const kernels::DType dtype_;
+  std::vector<Entry> entries_;
+  size_t bytes_ = 0;
+  char* base_ = nullptr;
+  size_t mapped_bytes_ = 0;  // of a shared mapping, else 0
+  char* mapping_ = nullptr;
+};
+
+}  // namespace sluice::models

@@ -1,0 +1,40 @@
+#include <fmt/format.h>
+
+#include "models/family.h"
+#include "models/llama.h"
+#include "models/qwen2.h"
+#include "models/qwen3.h"
+
+namespace sluice::models {
+namespace {
+
+constexpr FamilyRow kFamilies[] = {
+    {.architecture = "LlamaForCausalLM",
+     .gguf_architecture = "llama",
+     .gguf_interleaved_rope = true,
+     .make = make_llama},
+    {.architecture = "Qwen2ForCausalLM", .gguf_architecture = "qwen2", .default_qkv_bias = true, .make = make_qwen2},
+    {.architecture = "Qwen3ForCausalLM", .gguf_architecture = "qwen3", .qk_norm = true, .make = make_qwen3},
+};
+
+Result<const FamilyRow*> find_by(std::string_view FamilyRow::*field, std::string_view name) {
+  std::string known;
+  for (const FamilyRow& row : kFamilies) {
+    if (row.*field == name) return &row;
+    known += fmt::format("{}{}", known.empty() ? "" : ", ", row.*field);
+  }
+  return Error{ErrorCode::kUnimplemented,
+               fmt::format("the architecture '{}' is not supported; these are: {}", name, known)};
+}
+
+}  // namespace
+
+std::span<const FamilyRow> families() { return kFamilies; }
+Result<const FamilyRow*> find_family(std::string_view architecture) {
+  return find_by(&FamilyRow::architecture, architecture);
+}
+Result<const FamilyRow*> find_gguf_family(std::string_view architecture) {
+  return find_by(&FamilyRow::gguf_architecture, architecture);
+}
+
+}  // namespace sluice::models

@@ -1,0 +1,246 @@
+#include "models/runner.h"
+
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "base/check.h"
+#include "models/config.h"
+#include "models/family.h"
+#include "models/gguf_names.h"
+#include "models/layers/decoder.h"
+#include "tensor/safetensors.h"
+
+namespace sluice::models {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+Result<Json> read_json(const fs::path& path) {
+  std::ifstream file(path);
+  if (!file) return Error{ErrorCode::kNotFound, fmt::format("{}: cannot be read", path.string())};
+  Json json = Json::parse(file, nullptr, /*allow_exceptions=*/false);
+  if (json.is_discarded()) return Error{ErrorCode::kProtocol, fmt::format("{}: not JSON", path.string())};
+  return json;
+}
+
+struct Checkpoint {
+  ModelConfig config;
+  std::unique_ptr<tensor::TensorSource> source;
+};
+
+Result<Checkpoint> open_checkpoint(const std::string& path) {
+  Checkpoint checkpoint;
+  if (path.ends_with(".gguf")) {
+    SLUICE_TRY(auto file, tensor::GgufFile::open(path));
+    SLUICE_TRY(checkpoint.config, config_from_gguf(*file));
+    checkpoint.source = gguf_source(std::move(file));
+    return checkpoint;
+  }
+  SLUICE_TRY(const Json config, read_json(fs::path(path) / "config.json"));
+  Json generation;
+  std::error_code ignored;
+  if (const fs::path file = fs::path(path) / "generation_config.json"; fs::exists(file, ignored)) {
+    SLUICE_TRY(generation, read_json(file));
+  }
+  SLUICE_TRY(checkpoint.config, config_from_json(config, generation));
+  SLUICE_TRY(checkpoint.source, tensor::open_safetensors(path));
+  return checkpoint;
+}
+
+Result<kernels::DType> dtype_of(const std::string& name) {
+  if (name == "auto") return kernels::best_dtype();
+  if (name == "bfloat16" || name == "bf16") return kernels::DType::kBf16;
+  if (name == "float32" || name == "float" || name == "f32") return kernels::DType::kF32;
+  return Error{ErrorCode::kBadOption, fmt::format("--dtype {} is not supported; auto, bfloat16 and float32 are", name)};
+}
+
+// What the packed weights depend on: the file as it stands, and the arithmetic.
+uint64_t weights_key(const std::string& path, kernels::DType dtype) {
+  struct stat status {};
+  const std::string file = path.ends_with(".gguf") ? path : path + "/config.json";
+  if (::stat(file.c_str(), &status) != 0) std::memset(&status, 0, sizeof(status));
+  const std::string text = fmt::format("{}|{}|{}|{}|{}", path, static_cast<int64_t>(status.st_size),
+                                       static_cast<int64_t>(status.st_mtim.tv_sec),
+                                       static_cast<int64_t>(status.st_mtim.tv_nsec), tensor::to_string(dtype));
+  return XXH64(text.data(), text.size(), 0);
+}
+
+class DecoderRunner final : public Runner {
+ public:
+  static Result<std::unique_ptr<Runner>> load(const RunnerOptions& options,
+                                              const std::function<void(double, std::string_view)>& progress) {
+    SLUICE_TRY(Checkpoint checkpoint, open_checkpoint(options.model_path));
+    SLUICE_TRY(const kernels::DType dtype, dtype_of(options.dtype));
+    SLUICE_TRY(auto backend, kernels::make_backend(options.device, options.threads));
+    SLUICE_TRY(const FamilyRow* family, find_family(checkpoint.config.architectures[0]));
+
+    std::unique_ptr<DecoderRunner> runner(new DecoderRunner(options, std::move(backend), checkpoint.config, dtype));
+    runner->decoder_ = family->make(checkpoint.config, runner->weights_);
+    SLUICE_TRY_VOID(runner->weights_.materialise(
+        *checkpoint.source, runner->context_,
+        {.fd = options.shared_weights_fd, .key = weights_key(options.model_path, dtype)}, progress));
+    SLUICE_TRY_VOID(runner->make_buffers());
+    runner->fill_info(options);
+    return std::unique_ptr<Runner>(std::move(runner));
+  }
+
+  ~DecoderRunner() override {
+    if (kv_.memory != nullptr) backend_->release(kv_.memory, kv_bytes_);
+    if (device_table_ != nullptr && !backend_->host_visible()) backend_->release(device_table_, table_bytes());
+    if (staged_ != nullptr) backend_->release(staged_, staged_bytes_);
+  }
+
+  const ModelInfo& info() const override { return info_; }
+
+  Result<void> allocate_kv(const KvPlan& plan) override {
+    SLUICE_CHECK(kv_.memory == nullptr, "the KV pool is allocated twice");
+    kv_.slots = plan.slots;
+    kv_.width = config_.num_kv_heads * config_.head_dim;
+    kv_.dtype = weights_.dtype();
+    kv_bytes_ = 2 * static_cast<size_t>(config_.num_layers) * kv_.plane_bytes();
+    SLUICE_TRY(void* memory, backend_->allocate(kv_bytes_));
+    kv_.memory = static_cast<char*>(memory);
+    table_width_ = plan.table_width;
+    table_.assign(static_cast<size_t>(plan.table_rows) * static_cast<size_t>(plan.table_width), 0);
+    device_table_ = table_.data();
+    if (!backend_->host_visible()) {
+      SLUICE_TRY(void* table, backend_->allocate(table_bytes()));
+      device_table_ = static_cast<int32_t*>(table);
+    }
+    return {};
+  }
+
+  std::span<int32_t> slot_table() override { return table_; }
+
+  Result<std::span<const float>> forward(const StepBatch& batch) override {
+    ForwardBatch staged = stage(batch);
+    decoder_->forward(context_, staged, kv_, *buffers_);
+    const size_t count = batch.logit_rows.size() * static_cast<size_t>(config_.vocab_size);
+    if (backend_->host_visible()) {
+      backend_->synchronize(context_);
+      return std::span<const float>(buffers_->logits, count);
+    }
+    host_logits_.resize(count);
+    backend_->copy_to_host(context_, host_logits_.data(), buffers_->logits, count * sizeof(float));
+    backend_->synchronize(context_);
+    return std::span<const float>(host_logits_);
+  }
+
+ private:
+  DecoderRunner(const RunnerOptions& options, std::unique_ptr<kernels::Backend> backend, ModelConfig config,
+                kernels::DType dtype)
+      : max_tokens_(options.max_step_tokens),
+        max_seqs_(options.max_step_seqs),
+        config_(std::move(config)),
+        backend_(std::move(backend)),
+        stream_(backend_->make_stream()),
+        context_{backend_.get(), stream_.get()},
+        weights_(*backend_, dtype) {}
+
+  size_t table_bytes() const { return table_.size() * sizeof(int32_t); }
+
+  Result<void> make_buffers() {
+    // Input logprobs may ask for the logits of every row. Memory is taken only as it is touched.
+    SLUICE_TRY(buffers_, Buffers::create(*backend_, config_, weights_.dtype(), max_tokens_, max_tokens_));
+    staged_bytes_ = static_cast<size_t>(4 * max_tokens_ + 3 * max_seqs_ + 1) * sizeof(int32_t);
+    SLUICE_TRY(void* memory, backend_->allocate(staged_bytes_));
+    staged_ = static_cast<int32_t*>(memory);
+    host_staged_.resize(staged_bytes_ / sizeof(int32_t));
+    return {};
+  }
+
+  void fill_info(const RunnerOptions& options) {
+    info_.model_type = config_.model_type;
+    info_.architectures = config_.architectures;
+    info_.vocab_size = config_.vocab_size;
+    info_.num_layers = config_.num_layers;
+    info_.hidden_size = config_.hidden_size;
+    info_.context_length = options.context_length.value_or(config_.max_position);
+    info_.eos_token_ids = config_.eos_token_ids;
+    info_.bos_token_id = config_.bos_token_id;
+    info_.dtype = weights_.dtype() == kernels::DType::kBf16 ? "bf16" : "f32";
+    info_.kv_bytes_per_token = 2 * static_cast<size_t>(config_.num_layers * config_.num_kv_heads * config_.head_dim) *
+                               tensor::block_bytes(weights_.dtype());
+    info_.weight_bytes = weights_.bytes();
+    info_.temperature = config_.temperature;
+    info_.top_p = config_.top_p;
+    info_.min_p = config_.min_p;
+    info_.repetition_penalty = config_.repetition_penalty;
+    info_.top_k = config_.top_k;
+  }
+
+  // Puts the step's integers one after another and takes them to the device in one copy.
+  ForwardBatch stage(const StepBatch& batch) {
+    SLUICE_CHECK(static_cast<int64_t>(batch.token_ids.size()) <= max_tokens_ &&
+                     static_cast<int64_t>(batch.seq_lens.size()) <= max_seqs_ &&
+                     batch.logit_rows.size() <= batch.token_ids.size(),
+                 "a step of {} tokens in {} sequences is larger than the {} and {} that it was planned for",
+                 batch.token_ids.size(), batch.seq_lens.size(), max_tokens_, max_seqs_);
+    size_t used = 0;
+    const auto put = [&](std::span<const int32_t> values) {
+      std::copy(values.begin(), values.end(), host_staged_.begin() + static_cast<std::ptrdiff_t>(used));
+      const int32_t* at = staged_ + used;
+      used += values.size();
+      return at;
+    };
+    ForwardBatch staged;
+    staged.n_tokens = static_cast<int64_t>(batch.token_ids.size());
+    staged.n_seqs = static_cast<int64_t>(batch.seq_lens.size());
+    staged.n_logits = static_cast<int64_t>(batch.logit_rows.size());
+    staged.token_ids = put(batch.token_ids);
+    staged.positions = put(batch.positions);
+    staged.kv_slots = put(batch.kv_slots);
+    staged.logit_rows = put(batch.logit_rows);
+    staged.query_start = put(batch.query_start);
+    staged.seq_lens = put(batch.seq_lens);
+    staged.table_rows = put(batch.table_rows);
+    staged.slot_table = device_table_;
+    staged.table_width = table_width_;
+    backend_->copy_to_device(context_, staged_, host_staged_.data(), used * sizeof(int32_t));
+    if (!backend_->host_visible()) {
+      for (size_t i = 0; i < batch.seq_lens.size(); ++i) {
+        const int64_t row = batch.table_rows[i] * table_width_;
+        backend_->copy_to_device(context_, device_table_ + row, table_.data() + row,
+                                 static_cast<size_t>(batch.seq_lens[i]) * sizeof(int32_t));
+      }
+    }
+    return staged;
+  }
+
+  const int64_t max_tokens_;
+  const int64_t max_seqs_;
+  const ModelConfig config_;
+  std::unique_ptr<kernels::Backend> backend_;
+  std::unique_ptr<kernels::Stream> stream_;
+  const kernels::Context context_;
+  WeightStore weights_;
+  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<Buffers> buffers_;
+  ModelInfo info_;
+  KvCache kv_;
+  size_t kv_bytes_ = 0;
+  std::vector<int32_t> table_;
+  int32_t* device_table_ = nullptr;
+  int64_t table_width_ = 0;
+  std::vector<int32_t> host_staged_;
+  int32_t* staged_ = nullptr;
+  size_t staged_bytes_ = 0;
+  std::vector<float> host_logits_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Runner>> load_runner(const RunnerOptions& options,
+                                            const std::function<void(double, std::string_view)>& progress) {
+  return DecoderRunner::load(options, progress);
+}
+
+}  // namespace sluice::models
