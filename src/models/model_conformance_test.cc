@@ -1,0 +1,239 @@
+// What every family must do, held against reference logits and greedy tokens of an independent float32 implementation:
+// each fixture on each device and in each arithmetic.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "base/rng.h"
+#include "kernels/kernels.h"
+#include "models/runner.h"
+#include "tensor/safetensors.h"
+
+namespace sluice::models {
+namespace {
+
+struct Case {
+  std::string fixture;
+  std::string device;
+  std::string dtype;
+  friend std::ostream& operator<<(std::ostream& out, const Case& c) {
+    return out << c.fixture << "_" << c.device << "_" << c.dtype;
+  }
+};
+
+struct Prompt {
+  std::vector<int32_t> input_ids;
+  std::vector<int32_t> greedy_ids;
+  std::vector<float> margins;
+  std::vector<float> logits;  // [positions, vocab]
+};
+
+std::string folder_of(const std::string& fixture) { return std::string(SLUICE_FIXTURES_DIR) + "/" + fixture; }
+
+std::vector<Prompt> read_prompts(const std::string& fixture) {
+  std::ifstream file(folder_of(fixture) + "/reference.json");
+  const auto json = nlohmann::json::parse(file);
+  auto source = tensor::open_safetensors_file(folder_of(fixture) + "/reference.safetensors");
+  std::vector<Prompt> prompts;
+  for (const auto& item : json["prompts"]) {
+    Prompt prompt{.input_ids = item["input_ids"], .greedy_ids = item["greedy_ids"], .margins = item["top1_minus_top2"]};
+    const auto stored = (*source)->find("logits." + std::to_string(prompts.size())).value();
+    prompt.logits.resize(static_cast<size_t>(stored.elements()));
+    stored.read_rows(0, stored.shape[0], prompt.logits.data());
+    prompts.push_back(std::move(prompt));
+  }
+  return prompts;
+}
+
+// One sequence's tokens for one step.
+struct Piece {
+  int32_t row = 0;           // of the slot table
+  std::vector<int32_t> ids;  // new tokens
+  int32_t cached = 0;        // tokens before them
+};
+
+constexpr int32_t kWidth = 256;
+
+// Sequence `row` lives in scattered slots, so that a wrong use of the table shows.
+int32_t slot_of(int32_t row, int32_t position) { return 1 + (position * 7 + row * kWidth) % (8 * kWidth - 1); }
+
+class Steps {
+ public:
+  explicit Steps(Runner& runner) : runner_(runner) {
+    const auto allocated = runner.allocate_kv({.slots = 8 * kWidth, .table_rows = 8, .table_width = kWidth});
+    EXPECT_TRUE(allocated.ok());
+    for (int32_t row = 0; row < 8; ++row) {
+      for (int32_t p = 0; p < kWidth; ++p) runner.slot_table()[static_cast<size_t>(row * kWidth + p)] = slot_of(row, p);
+    }
+  }
+
+  // Logits of every new token, [tokens, vocab].
+  std::vector<float> run(const std::vector<Piece>& pieces) {
+    std::vector<int32_t> ids, positions, slots, starts{0}, lens, rows;
+    for (const Piece& piece : pieces) {
+      for (size_t i = 0; i < piece.ids.size(); ++i) {
+        const auto position = piece.cached + static_cast<int32_t>(i);
+        ids.push_back(piece.ids[i]);
+        positions.push_back(position);
+        slots.push_back(slot_of(piece.row, position));
+      }
+      starts.push_back(static_cast<int32_t>(ids.size()));
+      lens.push_back(piece.cached + static_cast<int32_t>(piece.ids.size()));
+      rows.push_back(piece.row);
+    }
+    std::vector<int32_t> wanted(ids.size());
+    std::iota(wanted.begin(), wanted.end(), 0);
+    const auto logits = runner_.forward({.token_ids = ids,
+                                         .positions = positions,
+                                         .kv_slots = slots,
+                                         .query_start = starts,
+                                         .seq_lens = lens,
+                                         .table_rows = rows,
+                                         .logit_rows = wanted});
+    EXPECT_TRUE(logits.ok());
+    return {logits->begin(), logits->end()};
+  }
+
+ private:
+  Runner& runner_;
+};
+
+class ModelConformance : public testing::TestWithParam<Case> {
+ protected:
+  std::unique_ptr<Runner> load(int threads = 1) {
+    const Case& c = GetParam();
+    auto runner = load_runner({.model_path = folder_of(c.fixture),
+                               .device = c.device,
+                               .dtype = c.dtype,
+                               .threads = threads,
+                               .max_step_tokens = 512,
+                               .max_step_seqs = 8});
+    EXPECT_TRUE(runner.ok()) << runner.error().message;
+    return std::move(*runner);
+  }
+  // How far logits may be from the reference. The hidden state is normed before the head, so a logit is a sum of
+  // `hidden` products whose size the spread of the logits shows; each layer adds a rounding of its inputs (2^-9
+  // relative for bf16, 2^-24 for f32, and a few times that for sums of up to 192 products) in about ten places, which
+  // add like independent errors: spread * sqrt(10 * layers) * u, and a factor of 8 for the largest of some thousand
+  // values.
+  float tolerance(const std::vector<float>& reference) const {
+    double squares = 0;
+    for (const float value : reference) squares += static_cast<double>(value) * value;
+    const double spread = std::sqrt(squares / static_cast<double>(reference.size()));
+    const double unit = GetParam().dtype == "bfloat16" ? 0x1p-9 : 16 * 0x1p-24;
+    return static_cast<float>(8 * spread * std::sqrt(10.0 * 3.0) * unit);
+  }
+};
+
+float largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  EXPECT_EQ(a.size(), b.size());
+  float worst = 0;
+  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) worst = std::max(worst, std::abs(a[i] - b[i]));
+  return worst;
+}
+
+int32_t best_of(const float* logits, int64_t vocab) {
+  return static_cast<int32_t>(std::max_element(logits, logits + vocab) - logits);
+}
+
+TEST_P(ModelConformance, LogitsEqualTheReferenceWithinTheRoundingOfTheArithmetic) {
+  auto runner = load();
+  Steps steps(*runner);
+  for (const Prompt& prompt : read_prompts(GetParam().fixture)) {
+    const auto logits = steps.run({{.row = 1, .ids = prompt.input_ids}});
+    EXPECT_LT(largest_difference(logits, prompt.logits), tolerance(prompt.logits));
+  }
+}
+
+TEST_P(ModelConformance, GreedyTokensEqualTheReferenceButForNearTies) {
+  auto runner = load();
+  Steps steps(*runner);
+  const int64_t vocab = runner->info().vocab_size;
+  for (const Prompt& prompt : read_prompts(GetParam().fixture)) {
+    const float near_tie = 2 * tolerance(prompt.logits);
+    auto logits = steps.run({{.row = 2, .ids = prompt.input_ids}});
+    auto cached = static_cast<int32_t>(prompt.input_ids.size());
+    for (size_t step = 0; step < prompt.greedy_ids.size(); ++step) {
+      const int32_t chosen = best_of(logits.data() + static_cast<int64_t>(logits.size()) - vocab, vocab);
+      if (prompt.margins[step] > near_tie) {
+        ASSERT_EQ(chosen, prompt.greedy_ids[step]) << "step " << step << " margin " << prompt.margins[step];
+      }
+      // The reference's token is forced, so that one near tie does not end the comparison.
+      logits = steps.run({{.row = 2, .ids = {prompt.greedy_ids[step]}, .cached = cached++}});
+    }
+  }
+}
+
+TEST_P(ModelConformance, AnyChunkingGivesTheSameLogitsAsOnePrefill) {
+  auto runner = load();
+  Steps steps(*runner);
+  Rng rng(17);
+  std::vector<int32_t> ids(100);
+  for (auto& id : ids) id = static_cast<int32_t>(rng.below(512));
+  const auto whole = steps.run({{.row = 0, .ids = ids}});
+  for (const size_t chunk : {size_t{1}, size_t{7}, size_t{64}}) {
+    std::vector<float> pieces;
+    for (size_t at = 0; at < ids.size(); at += chunk) {
+      const auto end = std::min(ids.size(), at + chunk);
+      const auto logits =
+          steps.run({{.row = 3,
+                      .ids = {ids.begin() + static_cast<int64_t>(at), ids.begin() + static_cast<int64_t>(end)},
+                      .cached = static_cast<int32_t>(at)}});
+      pieces.insert(pieces.end(), logits.begin(), logits.end());
+    }
+    EXPECT_LT(largest_difference(pieces, whole), tolerance(whole)) << "chunks of " << chunk;
+  }
+}
+
+TEST_P(ModelConformance, StrangersInTheBatchDoNotMatter) {
+  auto runner = load();
+  Steps steps(*runner);
+  const auto prompts = read_prompts(GetParam().fixture);
+  const auto alone = steps.run({{.row = 0, .ids = prompts[0].input_ids}});
+  const auto together = steps.run({{.row = 4, .ids = prompts[1].input_ids},
+                                   {.row = 5, .ids = prompts[0].input_ids},
+                                   {.row = 6, .ids = prompts[2].input_ids}});
+  const auto begin = together.begin() + static_cast<int64_t>(prompts[1].input_ids.size()) * runner->info().vocab_size;
+  const std::vector<float> mine(begin, begin + static_cast<int64_t>(alone.size()));
+  EXPECT_LT(largest_difference(mine, alone), tolerance(alone));
+}
+
+TEST_P(ModelConformance, TheNumberOfThreadsDoesNotChangeABit) {
+  const auto prompts = read_prompts(GetParam().fixture);
+  const auto run = [&](int threads) {
+    auto runner = load(threads);
+    Steps steps(*runner);
+    return steps.run({{.row = 0, .ids = prompts[0].input_ids}, {.row = 1, .ids = prompts[1].input_ids}});
+  };
+  EXPECT_EQ(run(1), run(3));
+}
+
+TEST_P(ModelConformance, AnIdleBatchOfZeroRowsIsLegal) {
+  auto runner = load();
+  Steps steps(*runner);
+  EXPECT_TRUE(steps.run({}).empty());
+}
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const char* fixture : {"tiny-llama", "tiny-qwen2", "tiny-qwen3"}) {
+    for (const auto& backend : kernels::backends()) {
+      all.push_back({fixture, std::string(backend.name), "float32"});
+      if (kernels::best_dtype() == kernels::DType::kBf16)
+        all.push_back({fixture, std::string(backend.name), "bfloat16"});
+    }
+  }
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Fixtures, ModelConformance, testing::ValuesIn(cases()), [](const auto& info) {
+  std::string name = info.param.fixture + "_" + info.param.device + "_" + info.param.dtype;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+});
+
+}  // namespace
+}  // namespace sluice::models
