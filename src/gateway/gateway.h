@@ -1,0 +1,48 @@
+// The gateway as a library: `sluice gateway` and `sluice serve` are thin shells around it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "base/clock.h"
+#include "base/result.h"
+#include "gateway/options.h"
+
+namespace sluice::obs {
+class Metrics;
+}
+
+namespace sluice::gateway {
+
+class Gateway {
+ public:
+  // Listens when it returns; readiness comes with the workers. The workers of --worker-urls are in the fleet, unproven.
+  static Result<std::unique_ptr<Gateway>> start(const GatewayOptions& options);
+  // Ends at once what drain() has left.
+  ~Gateway();
+
+  uint16_t port() const;
+  // Port of the Prometheus endpoint.
+  uint16_t metrics_port() const;
+  obs::Metrics& metrics();
+
+  // For whoever owns the worker's process (`sluice serve`). Any thread.
+  // It has just reported that it serves: into the fleet as healthy, without waiting for a probe. Where the URL is in
+  // the fleet already, this is a new process behind it: a new generation, so that prefix claims and faults of the old
+  // one are forgotten.
+  void worker_started(const std::string& url);
+  // Its process has ended: nothing is sent there until worker_started() or until a probe passes.
+  void worker_ended(const std::string& url);
+
+  // Readiness turns to 503 at once, connections are accepted a little longer, then what is in flight may end; all
+  // within `grace` (gateway-reference.md 6.8). Returns how many requests were cut off. Not on a loop's thread.
+  size_t drain(Duration grace);
+
+ private:
+  class Impl;
+  explicit Gateway(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace sluice::gateway
