@@ -1,0 +1,268 @@
+#include "protocol/answers.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "protocol/fields.h"
+
+namespace sluice::protocol {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr std::string_view kChunkObject = "chat.completion.chunk";
+
+// JSON has no infinity; a token that was masked out has this, as OpenAI's API writes it.
+ordered_json number(const std::optional<float>& logprob) {
+  if (!logprob) return nullptr;
+  return std::isfinite(*logprob) ? static_cast<double>(*logprob) : -9999.0;
+}
+
+ordered_json triple(const TokenScore& score, bool with_text) {
+  auto out = ordered_json::array();
+  out.push_back(number(score.logprob));
+  out.push_back(score.token_id);
+  out.push_back(with_text ? ordered_json(score.text) : ordered_json());
+  return out;
+}
+
+// One entry per position: null where nothing was predicted, else the triples.
+ordered_json alternatives(const std::vector<PositionScores>& scores, std::vector<TokenScore> PositionScores::*list,
+                          bool with_text) {
+  auto out = ordered_json::array();
+  for (const auto& position : scores) {
+    if (!position.chosen.logprob) {
+      out.push_back(nullptr);
+      continue;
+    }
+    auto entry = ordered_json::array();
+    for (const auto& score : position.*list) entry.push_back(triple(score, with_text));
+    out.push_back(std::move(entry));
+  }
+  return out;
+}
+
+void add_scores(ordered_json& meta, const std::string& side, const std::vector<PositionScores>& scores,
+                const NativeFormat& format) {
+  auto tokens = ordered_json::array();
+  for (const auto& position : scores) tokens.push_back(triple(position.chosen, format.text_in_logprobs));
+  meta[side + "_token_logprobs"] = std::move(tokens);
+  if (format.top_logprobs) {
+    meta[side + "_top_logprobs"] = alternatives(scores, &PositionScores::top, format.text_in_logprobs);
+  }
+  if (format.requested_logprobs) {
+    meta[side + "_token_ids_logprobs"] = alternatives(scores, &PositionScores::requested, format.text_in_logprobs);
+  }
+}
+
+ordered_json matched_stop(const Finish& finish) {
+  if (finish.kind == Finish::Kind::kStopToken) return finish.matched_token;
+  if (finish.kind == Finish::Kind::kStopString) return finish.matched_string;
+  return nullptr;
+}
+
+ordered_json head(const OpenAiFormat& format, std::string_view object) {
+  return {{"id", format.id}, {"object", object}, {"created", format.created}, {"model", format.model}};
+}
+
+ordered_json usage_or_null(const Usage* usage, const OpenAiFormat& format) {
+  return usage == nullptr ? ordered_json() : usage_json(*usage, format.report_cached);
+}
+
+ordered_json byte_list(std::string_view bytes) {
+  auto out = ordered_json::array();
+  for (const char c : bytes) out.push_back(static_cast<unsigned char>(c));
+  return out;
+}
+
+// Characters that begin in these bytes; the pieces of a split character count once together.
+int64_t characters(std::string_view bytes) {
+  return std::count_if(bytes.begin(), bytes.end(),
+                       [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
+}
+
+std::string whole_answer(const OpenAiFormat& format, std::string_view object, ordered_json choices,
+                         const Usage& usage) {
+  auto out = head(format, object);
+  out["choices"] = std::move(choices);
+  out["usage"] = usage_json(usage, format.report_cached);
+  out["metadata"] = {{"weight_version", format.weight_version}};
+  return dump(out);
+}
+
+}  // namespace
+
+ordered_json native_finish_reason(const Finish& finish) {
+  switch (finish.kind) {
+    case Finish::Kind::kNone:
+      return nullptr;
+    case Finish::Kind::kStopToken:
+      return {{"type", "stop"}, {"matched", finish.matched_token}};
+    case Finish::Kind::kStopString:
+      return {{"type", "stop"}, {"matched", finish.matched_string}};
+    case Finish::Kind::kLength:
+      return {{"type", "length"}, {"length", finish.length}};
+    case Finish::Kind::kAbort:
+      break;
+  }
+  ordered_json out = {{"type", "abort"}, {"message", finish.message}};
+  out["status_code"] = finish.status == 0 ? ordered_json() : ordered_json(finish.status);
+  const char* kind = finish.status == 400   ? "BadRequestError"
+                     : finish.status == 503 ? "ServiceUnavailable"
+                     : finish.status == 500 ? "InternalServerError"
+                                            : nullptr;
+  out["err_type"] = kind == nullptr ? ordered_json() : ordered_json(kind);
+  return out;
+}
+
+ordered_json native_answer(const Sample& sample, const NativeFormat& format, size_t first_id) {
+  ordered_json meta = {{"id", sample.rid},
+                       {"finish_reason", native_finish_reason(sample.finish)},
+                       {"prompt_tokens", sample.prompt_tokens},
+                       {"weight_version", format.weight_version},
+                       {"total_retractions", sample.retractions}};
+  if (format.logprobs) {
+    add_scores(meta, "input", sample.input_scores, format);
+    add_scores(meta, "output", sample.output_scores, format);
+  }
+  meta["completion_tokens"] = sample.completion_tokens;
+  meta["cached_tokens"] = sample.cached_tokens;
+  meta["dp_rank"] = format.data_parallel && sample.dp_rank ? ordered_json(*sample.dp_rank) : ordered_json();
+  if (sample.e2e_latency) meta["e2e_latency"] = *sample.e2e_latency;
+  auto ids = ordered_json::array();
+  for (size_t i = first_id; i < sample.output_ids.size(); ++i) ids.push_back(sample.output_ids[i]);
+  ordered_json out = {{"text", sample.text}};
+  out["output_ids"] = std::move(ids);
+  out["meta_info"] = std::move(meta);
+  return out;
+}
+
+ordered_json usage_json(const Usage& usage, bool report_cached) {
+  ordered_json out = {{"prompt_tokens", usage.prompt_tokens},
+                      {"total_tokens", usage.prompt_tokens + usage.completion_tokens},
+                      {"completion_tokens", usage.completion_tokens}};
+  out["prompt_tokens_details"] =
+      report_cached && usage.cached_tokens > 0 ? ordered_json{{"cached_tokens", usage.cached_tokens}} : ordered_json();
+  out["reasoning_tokens"] = 0;
+  return out;
+}
+
+ordered_json openai_finish_reason(const Finish& finish) {
+  switch (finish.kind) {
+    case Finish::Kind::kNone:
+      return nullptr;
+    case Finish::Kind::kStopToken:
+    case Finish::Kind::kStopString:
+      return "stop";
+    case Finish::Kind::kLength:
+      return "length";
+    case Finish::Kind::kAbort:
+      return "abort";
+  }
+  return nullptr;
+}
+
+ordered_json completion_logprobs(const std::vector<PositionScores>& scores, size_t first, int64_t& offset) {
+  auto offsets = ordered_json::array();
+  auto values = ordered_json::array();
+  auto tokens = ordered_json::array();
+  auto tops = ordered_json::array();
+  for (size_t i = first; i < scores.size(); ++i) {
+    const auto& position = scores[i];
+    offsets.push_back(offset);
+    offset += characters(position.chosen.bytes);
+    values.push_back(number(position.chosen.logprob));
+    tokens.push_back(position.chosen.text);
+    auto top = ordered_json::object();
+    for (const auto& score : position.top) top[score.text] = number(score.logprob);
+    tops.push_back(position.top.empty() ? ordered_json() : std::move(top));
+  }
+  ordered_json out = ordered_json::object();
+  out["text_offset"] = std::move(offsets);
+  out["token_logprobs"] = std::move(values);
+  out["tokens"] = std::move(tokens);
+  out["top_logprobs"] = std::move(tops);
+  return out;
+}
+
+ordered_json chat_logprobs(const std::vector<PositionScores>& scores, size_t first) {
+  const auto entry = [](const TokenScore& score) {
+    ordered_json out = {{"token", score.text}};
+    out["bytes"] = byte_list(score.bytes);
+    out["logprob"] = number(score.logprob);
+    return out;
+  };
+  auto content = ordered_json::array();
+  for (size_t i = first; i < scores.size(); ++i) {
+    auto token = entry(scores[i].chosen);
+    auto top = ordered_json::array();
+    for (const auto& score : scores[i].top) top.push_back(entry(score));
+    token["top_logprobs"] = std::move(top);
+    content.push_back(std::move(token));
+  }
+  auto out = ordered_json::object();
+  out["content"] = std::move(content);
+  return out;
+}
+
+ordered_json completion_choice(size_t index, std::string_view text, ordered_json logprobs, const Finish& finish) {
+  ordered_json out = {{"index", index}, {"text", text}};
+  out["logprobs"] = std::move(logprobs);
+  out["finish_reason"] = openai_finish_reason(finish);
+  out["matched_stop"] = matched_stop(finish);
+  return out;
+}
+
+std::string completion_answer(const OpenAiFormat& format, ordered_json choices, const Usage& usage) {
+  return whole_answer(format, "text_completion", std::move(choices), usage);
+}
+
+ordered_json chat_choice(size_t index, std::string_view text, ordered_json logprobs, const Finish& finish) {
+  ordered_json out = {{"index", index}};
+  out["message"] = {{"role", "assistant"}, {"content", text}, {"reasoning_content", nullptr}, {"tool_calls", nullptr}};
+  out["logprobs"] = std::move(logprobs);
+  out["finish_reason"] = openai_finish_reason(finish);
+  out["matched_stop"] = matched_stop(finish);
+  return out;
+}
+
+std::string chat_answer(const OpenAiFormat& format, ordered_json choices, const Usage& usage) {
+  return whole_answer(format, "chat.completion", std::move(choices), usage);
+}
+
+std::string completion_chunk(const OpenAiFormat& format, ordered_json choice, const Usage* usage) {
+  auto out = head(format, "text_completion");
+  out["choices"] = ordered_json::array();
+  out["choices"].push_back(std::move(choice));
+  out["usage"] = usage_or_null(usage, format);
+  return dump(out);
+}
+
+std::string chat_chunk(const OpenAiFormat& format, size_t index, ChatDelta kind, std::string_view text,
+                       ordered_json logprobs, const Finish& finish, const Usage* usage) {
+  auto out = head(format, kChunkObject);
+  ordered_json choice = {{"index", index}};
+  auto delta = ordered_json::object();
+  delta["role"] = kind == ChatDelta::kRole ? ordered_json("assistant") : ordered_json();
+  delta["content"] = kind == ChatDelta::kFinish ? ordered_json() : ordered_json(text);
+  delta["reasoning_content"] = nullptr;
+  delta["tool_calls"] = nullptr;
+  choice["delta"] = std::move(delta);
+  choice["logprobs"] = std::move(logprobs);
+  choice["finish_reason"] = kind == ChatDelta::kFinish ? openai_finish_reason(finish) : ordered_json();
+  choice["matched_stop"] = kind == ChatDelta::kFinish ? matched_stop(finish) : ordered_json();
+  out["choices"] = ordered_json::array();
+  out["choices"].push_back(std::move(choice));
+  out["usage"] = usage_or_null(usage, format);
+  return dump(out);
+}
+
+std::string usage_chunk(const OpenAiFormat& format, std::string_view object, const Usage& usage) {
+  auto out = head(format, object);
+  out["choices"] = ordered_json::array();
+  out["usage"] = usage_json(usage, format.report_cached);
+  return dump(out);
+}
+
+}  // namespace sluice::protocol

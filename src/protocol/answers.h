@@ -1,0 +1,107 @@
+// Bodies that answer generating requests: /generate, /v1/completions and /v1/chat/completions, whole and streamed.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace sluice::protocol {
+
+struct Finish {
+  enum class Kind { kNone, kStopToken, kStopString, kLength, kAbort };
+  Kind kind = Kind::kNone;
+  int32_t matched_token = -1;
+  std::string matched_string;
+  int64_t length = 0;   // kLength: tokens generated
+  std::string message;  // kAbort
+  int status = 0;       // kAbort: 400, 500 or 503; 0 = the client asked for it
+};
+
+// A token with its log-probability. `text` is what it decodes to by itself, `bytes` what it adds to the output.
+struct TokenScore {
+  std::optional<float> logprob;  // absent for the first token of a prompt
+  int32_t token_id = 0;
+  std::string text;
+  std::string bytes;
+};
+struct PositionScores {
+  TokenScore chosen;
+  std::vector<TokenScore> top;        // best alternatives, descending
+  std::vector<TokenScore> requested;  // token_ids_logprob
+};
+
+// One sample of one prompt, so far or finished.
+struct Sample {
+  std::string rid;
+  std::string text;
+  std::vector<int32_t> output_ids;
+  Finish finish;
+  int64_t prompt_tokens = 0;
+  int64_t completion_tokens = 0;
+  int64_t cached_tokens = 0;
+  int64_t retractions = 0;
+  std::optional<int64_t> dp_rank;
+  std::optional<double> e2e_latency;  // seconds, once finished
+  std::vector<PositionScores> input_scores;
+  std::vector<PositionScores> output_scores;
+};
+
+// --- /generate
+
+struct NativeFormat {
+  std::string weight_version;
+  bool logprobs = false;
+  bool top_logprobs = false;
+  bool requested_logprobs = false;
+  bool text_in_logprobs = false;
+  bool data_parallel = false;  // names the rank in meta_info
+};
+// {"text", "output_ids", "meta_info"}. `first_id`: output_ids from there on, for streams that carry only what is new.
+nlohmann::ordered_json native_answer(const Sample& sample, const NativeFormat& format, size_t first_id = 0);
+// null, {"type":"stop","matched":...}, {"type":"length","length":n}, {"type":"abort",...}
+nlohmann::ordered_json native_finish_reason(const Finish& finish);
+
+// --- OpenAI
+
+struct Usage {
+  int64_t prompt_tokens = 0;
+  int64_t completion_tokens = 0;
+  int64_t cached_tokens = 0;
+};
+struct OpenAiFormat {
+  std::string id;
+  std::string model;
+  int64_t created = 0;  // seconds since 1970
+  std::string weight_version;
+  bool report_cached = true;
+  bool logprobs = false;
+};
+nlohmann::ordered_json usage_json(const Usage& usage, bool report_cached);
+// "stop", "length", "abort" or null.
+nlohmann::ordered_json openai_finish_reason(const Finish& finish);
+
+// Logprobs of some tokens in the form of completions. `offset`: characters before the first of them in the text.
+nlohmann::ordered_json completion_logprobs(const std::vector<PositionScores>& scores, size_t first, int64_t& offset);
+// {"content": [{token, bytes, logprob, top_logprobs}]}
+nlohmann::ordered_json chat_logprobs(const std::vector<PositionScores>& scores, size_t first);
+
+// `logprobs` is JSON null where none were asked for.
+std::string completion_answer(const OpenAiFormat& format, nlohmann::ordered_json choices, const Usage& usage);
+nlohmann::ordered_json completion_choice(size_t index, std::string_view text, nlohmann::ordered_json logprobs,
+                                         const Finish& finish);
+std::string chat_answer(const OpenAiFormat& format, nlohmann::ordered_json choices, const Usage& usage);
+nlohmann::ordered_json chat_choice(size_t index, std::string_view text, nlohmann::ordered_json logprobs,
+                                   const Finish& finish);
+
+// Stream chunks, as JSON text for one SSE event each. `usage` may be null: the member is then null, as in the runtime.
+std::string completion_chunk(const OpenAiFormat& format, nlohmann::ordered_json choice, const Usage* usage);
+enum class ChatDelta { kRole, kContent, kFinish };
+std::string chat_chunk(const OpenAiFormat& format, size_t index, ChatDelta kind, std::string_view text,
+                       nlohmann::ordered_json logprobs, const Finish& finish, const Usage* usage);
+// The last chunk of a stream with include_usage: no choices.
+std::string usage_chunk(const OpenAiFormat& format, std::string_view object, const Usage& usage);
+
+}  // namespace sluice::protocol

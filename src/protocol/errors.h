@@ -1,0 +1,26 @@
+// Error bodies of the worker API (section 7.8 of the engine reference), and what each kind of error means over HTTP.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "base/result.h"
+
+namespace sluice::protocol {
+
+// The HTTP status of an expected failure.
+int http_status(ErrorCode code);
+
+// {"object":"error","message":...,"type":...,"param":null,"code":status}: OpenAI endpoints, malformed bodies anywhere,
+// failures of the engine.
+std::string error_body(int status, std::string_view message);
+// {"error": error_body}: one event of an OpenAI stream.
+std::string error_event(int status, std::string_view message);
+// {"error":{"message":...}}: validation failures of /generate.
+std::string native_error_body(std::string_view message);
+// {"error":{"message","type","param","code"}}: /v1/models/{id}.
+std::string model_not_found_body(std::string_view model);
+// {"error":"Unauthorized"}, {"error":"Forbidden"}
+std::string auth_error_body(int status);
+
+}  // namespace sluice::protocol

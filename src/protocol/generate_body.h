@@ -1,0 +1,67 @@
+// Bodies of POST /generate, the native endpoint of SGLang workers.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+#include "protocol/fields.h"
+#include "protocol/sampling.h"
+
+namespace sluice::protocol {
+
+// A prompt as it was sent: text, or ids.
+struct Prompt {
+  std::string text;
+  std::optional<std::vector<int32_t>> ids;
+};
+
+// Fields that say where a request goes and how it is known, on every generating endpoint.
+struct Routing {
+  std::string rid;                 // empty: the server makes one
+  std::optional<int64_t> dp_rank;  // routed_dp_rank, else data_parallel_rank
+  std::string extra_key;           // namespace of the prefix cache; cache_salt and extra_key joined
+  int64_t priority = 0;
+};
+
+struct GenerateItem {
+  Prompt prompt;
+  Sampling sampling;
+  std::string rid;
+  std::string extra_key;
+  bool return_logprob = false;
+  int64_t logprob_start_len = -1;  // -1: output only
+  int64_t top_logprobs_num = 0;
+  std::vector<int32_t> token_ids_logprob;
+};
+
+struct GenerateBody {
+  bool batch = false;  // the prompt was a list, so the answer is one too
+  std::vector<GenerateItem> items;
+  std::string rid;  // of the whole batch, when one string was given; its items are <rid>_<index>
+  bool stream = false;
+  bool return_text_in_logprobs = false;
+  bool log_metrics = true;
+  std::optional<int64_t> dp_rank;
+  int64_t priority = 0;
+};
+
+inline constexpr size_t kMaxBatch = 4096;         // prompts of one request
+inline constexpr int64_t kMaxTopLogprobs = 1024;  // alternatives per token
+inline constexpr size_t kMaxRidBytes = 256;
+
+Result<GenerateBody> parse_generate_body(std::string_view text);
+
+// True where the text asks for a stream, whatever else is wrong with it: errors then take the form of one.
+bool asks_for_stream(std::string_view text);
+
+// Shared by the OpenAI bodies: rid, routed_dp_rank, data_parallel_rank, extra_key, cache_salt, priority; refuses the
+// fields of section 1.4 of the engine reference.
+Routing read_routing(Fields& fields);
+void refuse_out_of_scope(Fields& fields);
+
+}  // namespace sluice::protocol

@@ -1,0 +1,110 @@
+#include "protocol/generate_body.h"
+
+#include <gtest/gtest.h>
+
+namespace sluice::protocol {
+namespace {
+
+std::string error_of(std::string_view text) {
+  const auto body = parse_generate_body(text);
+  return body.ok() ? "no error" : body.error().message;
+}
+
+TEST(GenerateBodyTest, ReadsOnePromptWithDefaults) {
+  const auto body = parse_generate_body(R"({"text":"hi"})");
+  ASSERT_TRUE(body.ok()) << body.error().message;
+  EXPECT_FALSE(body->batch);
+  ASSERT_EQ(body->items.size(), 1u);
+  EXPECT_EQ(body->items[0].prompt.text, "hi");
+  EXPECT_EQ(body->items[0].sampling.max_new_tokens, 128);
+  EXPECT_EQ(body->items[0].sampling.top_k, -1);
+  EXPECT_FALSE(body->stream);
+  EXPECT_FALSE(body->dp_rank);
+}
+
+TEST(GenerateBodyTest, GivesEachPromptOfABatchItsOwnMembers) {
+  const auto body = parse_generate_body(R"({"input_ids":[[1,2],[3]],"rid":["a","b"],
+      "sampling_params":[{"max_new_tokens":4},{"temperature":0}],"return_logprob":[true,false],
+      "token_ids_logprob":[[5],null],"top_logprobs_num":2,"logprob_start_len":[0,-1],"extra_key":["x","y"]})");
+  ASSERT_TRUE(body.ok()) << body.error().message;
+  EXPECT_TRUE(body->batch);
+  ASSERT_EQ(body->items.size(), 2u);
+  EXPECT_EQ(*body->items[0].prompt.ids, (std::vector<int32_t>{1, 2}));
+  EXPECT_EQ(body->items[0].rid, "a");
+  EXPECT_EQ(body->items[0].sampling.max_new_tokens, 4);
+  EXPECT_EQ(body->items[1].sampling.max_new_tokens, 128);
+  EXPECT_EQ(body->items[1].sampling.temperature, 0);
+  EXPECT_TRUE(body->items[0].return_logprob);
+  EXPECT_FALSE(body->items[1].return_logprob);
+  EXPECT_EQ(body->items[0].token_ids_logprob, std::vector<int32_t>{5});
+  EXPECT_TRUE(body->items[1].token_ids_logprob.empty());
+  EXPECT_EQ(body->items[1].top_logprobs_num, 2);
+  EXPECT_EQ(body->items[0].logprob_start_len, 0);
+  EXPECT_EQ(body->items[1].extra_key, "y");
+}
+
+TEST(GenerateBodyTest, AListOfOneIsABatch) {
+  const auto body = parse_generate_body(R"({"text":["hi"],"rid":"r"})");
+  ASSERT_TRUE(body.ok());
+  EXPECT_TRUE(body->batch);
+  EXPECT_EQ(body->rid, "r");
+}
+
+TEST(GenerateBodyTest, TheNewNameOfTheRankWins) {
+  EXPECT_EQ(*parse_generate_body(R"({"text":"a","routed_dp_rank":1,"data_parallel_rank":0})")->dp_rank, 1);
+  EXPECT_EQ(*parse_generate_body(R"({"text":"a","data_parallel_rank":2})")->dp_rank, 2);
+}
+
+TEST(GenerateBodyTest, NamesTheFieldAndTheRange) {
+  EXPECT_EQ(error_of(R"({})"), "exactly one of text and input_ids must be given");
+  EXPECT_EQ(error_of(R"({"text":"a","input_ids":[1]})"), "exactly one of text and input_ids must be given");
+  EXPECT_EQ(error_of(R"({"text":"a","sampling_params":{"top_p":0}})"),
+            "sampling_params.top_p must be a number in (0, 1], got 0");
+  EXPECT_EQ(error_of(R"({"text":"a","sampling_params":{"temperature":"hot"}})"),
+            "sampling_params.temperature must be a number of at least 0, got \"hot\"");
+  EXPECT_EQ(error_of(R"({"text":"a","sampling_params":{"n":0}})"),
+            "sampling_params.n must be an integer in [1, 128], got 0");
+  EXPECT_EQ(error_of(R"({"text":"a","sampling_params":{"top_k":0}})"),
+            "top_k must be -1 (all tokens) or an integer of at least 1, got 0");
+  EXPECT_EQ(error_of(R"({"text":"a","sampling_params":{"max_new_tokens":4,"min_new_tokens":5}})"),
+            "min_new_tokens must be in [0, max_new_tokens (4)], got 5");
+  EXPECT_EQ(error_of(R"({"text":"a","stream":"yes"})"), "stream must be true or false, got \"yes\"");
+  EXPECT_EQ(error_of(R"({"text":"a","routed_dp_rank":"x"})"), "routed_dp_rank must be an integer, got \"x\"");
+  EXPECT_EQ(error_of(R"({"input_ids":[1,-2]})"), "input_ids must be a list of token ids, got a list");
+  EXPECT_EQ(error_of(R"({"input_ids":[]})"), "input_ids must not be empty");
+  EXPECT_EQ(error_of(R"({"text":[]})"), "the list of prompts is empty");
+  EXPECT_EQ(error_of(R"({"text":["a","b"],"sampling_params":[{}]})"),
+            "sampling_params must have one entry per prompt (2), got 1");
+}
+
+TEST(GenerateBodyTest, RefusesWhatIsOutsideTheScopeUnlessItAsksForNothing) {
+  EXPECT_NE(error_of(R"({"text":"a","lora_path":"x"})").find("lora_path is not supported"), std::string::npos);
+  EXPECT_NE(error_of(R"({"text":"a","bootstrap_room":7})").find("bootstrap_room"), std::string::npos);
+  EXPECT_NE(error_of(R"({"text":"a","image_data":["x"]})").find("image_data"), std::string::npos);
+  EXPECT_NE(error_of(R"({"text":"a","sampling_params":{"regex":"a+"}})").find("regex"), std::string::npos);
+  EXPECT_EQ(error_of(R"({"text":"a","lora_path":null,"image_data":[],"return_hidden_states":false,
+                         "bootstrap_room":null})"),
+            "no error");
+}
+
+TEST(GenerateBodyTest, SurvivesHostileJson) {
+  EXPECT_EQ(error_of(""), "the body is not valid JSON");
+  EXPECT_EQ(error_of("[1]"), "the body must be a JSON object");
+  EXPECT_EQ(error_of("{\"text\":\"\xff\"}"), "the body is not valid JSON");
+  EXPECT_EQ(error_of(R"({"text":1e999})"), "the body is not valid JSON");
+  EXPECT_EQ(error_of(std::string(100'000, '[')), "JSON is nested deeper than 64 levels");
+  std::string wide = "{";
+  for (int i = 0; i < 2000; ++i) wide += fmt::format("\"k{}\":1,", i);
+  EXPECT_EQ(error_of(wide), "a JSON object has more than 1024 members");
+  EXPECT_NE(error_of(R"({"text":"a","sampling_params":{"max_new_tokens":99999999999999999999}})"), "no error");
+  EXPECT_NE(error_of(R"({"text":"a","sampling_params":{"logit_bias":{"x":1}}})"), "no error");
+}
+
+TEST(GenerateBodyTest, FindsOutWhetherABrokenBodyAsksForAStream) {
+  EXPECT_TRUE(asks_for_stream(R"({"stream":true,"text":3})"));
+  EXPECT_FALSE(asks_for_stream(R"({"stream":false})"));
+  EXPECT_FALSE(asks_for_stream(R"({"stream")"));
+}
+
+}  // namespace
+}  // namespace sluice::protocol

@@ -1,0 +1,286 @@
+#include "protocol/openai_body.h"
+
+#include <nlohmann/json.hpp>
+
+namespace sluice::protocol {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr size_t kMaxMessages = 100'000;
+
+std::string read_model(Fields& fields) {
+  auto model = fields.text("model", "default");
+  if (model.find(':') != std::string::npos) {
+    fields.fail(
+        fmt::format("model '{}' names a LoRA adapter (base:adapter): adapters are outside the scope of this "
+                    "engine",
+                    model));
+  }
+  return model;
+}
+
+StreamOptions read_stream(Fields& fields) {
+  StreamOptions out;
+  out.stream = fields.boolean("stream", false);
+  const auto* options = fields.find("stream_options");
+  if (options == nullptr) return out;
+  if (!options->is_object()) {
+    fields.fail("stream_options must be an object");
+    return out;
+  }
+  Fields inner(*options, "stream_options.");
+  out.include_usage = inner.boolean("include_usage", false);
+  out.continuous_usage_stats = inner.boolean("continuous_usage_stats", false);
+  if (!inner.ok()) fields.fail(inner.error().message);
+  return out;
+}
+
+void refuse_format(Fields& fields) {
+  const auto* format = fields.find("response_format");
+  if (format == nullptr) return;
+  const auto type = format->is_object() ? format->value("type", ordered_json()) : ordered_json();
+  if (type != "text")
+    fields.fail(
+        "response_format is supported with type \"text\" only: constrained decoding is not "
+        "built yet");
+}
+
+// Completions take a string, a list of strings, ids, or a list of lists of ids.
+std::vector<Prompt> read_prompt(Fields& fields) {
+  std::vector<Prompt> out;
+  const auto* prompt = fields.find("prompt");
+  const std::string_view wanted = "prompt must be a string, a list of strings, a list of token ids or a list of such";
+  if (prompt == nullptr) {
+    fields.fail(std::string(wanted));
+  } else if (prompt->is_string()) {
+    out.push_back({.text = prompt->get<std::string>(), .ids = std::nullopt});
+  } else if (prompt->is_array() && !prompt->empty()) {
+    if (prompt->front().is_number()) {
+      out.push_back({.text = "", .ids = fields.token_ids("prompt")});
+    } else if (prompt->front().is_string()) {
+      for (auto& text : fields.texts("prompt")) out.push_back({.text = std::move(text), .ids = std::nullopt});
+    } else {
+      for (const auto& list : *prompt) {
+        const auto one = ordered_json{{"prompt", list}};
+        Fields member(one);
+        out.push_back({.text = "", .ids = member.token_ids("prompt")});
+        if (!member.ok() || !list.is_array() || list.empty()) fields.fail(std::string(wanted));
+      }
+    }
+  } else {
+    fields.fail(std::string(wanted));
+  }
+  if (out.size() > kMaxBatch) fields.fail(fmt::format("prompt holds at most {} prompts", kMaxBatch));
+  return out;
+}
+
+// The text of a message's content: a string, null, or a list of text parts, which are joined by spaces as the runtime
+// does for templates that expect a string.
+Result<std::string> flatten(const ordered_json& content, size_t index) {
+  if (content.is_null()) return std::string();
+  if (content.is_string()) return content.get<std::string>();
+  const auto wrong = [index](std::string_view what) {
+    return Error{ErrorCode::kInvalidArgument, fmt::format("messages[{}].content {}", index, what)};
+  };
+  if (!content.is_array()) return wrong("must be a string, null or a list of text parts");
+  std::string out;
+  for (const auto& part : content) {
+    const auto type = part.is_object() ? part.value("type", ordered_json()) : ordered_json();
+    if (!type.is_string()) return wrong("holds a part without a type");
+    if (type != "text") {
+      return wrong(fmt::format("holds a part of type {}: images, video and audio are outside the scope of this engine",
+                               dump(type)));
+    }
+    const auto text = part.value("text", ordered_json());
+    if (!text.is_string()) return wrong("holds a text part whose text is no string");
+    if (&part != &content.front()) out += ' ';
+    out += text.get<std::string>();
+  }
+  return out;
+}
+
+// Clients send a call's arguments as JSON text; templates expect the object.
+void open_arguments(ordered_json& message) {
+  const auto calls = message.find("tool_calls");
+  if (calls == message.end() || !calls->is_array()) return;
+  for (auto& call : *calls) {
+    if (!call.is_object() || !call.contains("function") || !call["function"].is_object()) continue;
+    auto& function = call["function"];
+    if (!function.contains("arguments") || !function["arguments"].is_string()) continue;
+    auto parsed = parse_object(function["arguments"].get<std::string>());
+    if (parsed.ok()) function["arguments"] = std::move(*parsed);
+  }
+}
+
+Result<ordered_json> read_messages(const ordered_json& messages) {
+  const Error wrong{ErrorCode::kInvalidArgument, "messages must be a list of at least one message"};
+  if (!messages.is_array() || messages.empty() || messages.size() > kMaxMessages) return wrong;
+  ordered_json out = ordered_json::array();
+  for (size_t i = 0; i < messages.size(); ++i) {
+    if (!messages[i].is_object()) {
+      return Error{ErrorCode::kInvalidArgument, fmt::format("messages[{}] must be an object", i)};
+    }
+    ordered_json message = messages[i];
+    if (!message.contains("role") || !message["role"].is_string()) {
+      return Error{ErrorCode::kInvalidArgument, fmt::format("messages[{}].role must be a string", i)};
+    }
+    SLUICE_TRY(auto content, flatten(message.value("content", ordered_json()), i));
+    message["content"] = std::move(content);
+    open_arguments(message);
+    out.push_back(std::move(message));
+  }
+  return out;
+}
+
+// tools, tool_choice and chat_template_kwargs into the context of the template.
+void read_template_fields(Fields& fields, ordered_json& context) {
+  std::string choice = "auto";
+  if (const auto* value = fields.find("tool_choice")) {
+    choice = value->is_string() ? value->get<std::string>() : "a named function";
+    if (choice != "auto" && choice != "none") {
+      fields.fail(fmt::format("tool_choice must be \"auto\" or \"none\", got {}: forcing a call is not built yet",
+                              dump(*value)));
+    }
+  }
+  if (const auto* tools = fields.find("tools")) {
+    if (!tools->is_array()) fields.fail("tools must be a list");
+    for (const auto& tool : *tools) {
+      if (!tool.is_object() || !tool.contains("function") || !tool["function"].is_object()) {
+        fields.fail("tools must be a list of {\"type\": \"function\", \"function\": {...}}");
+      }
+    }
+    if (fields.ok() && choice == "auto" && !tools->empty()) context["tools"] = *tools;
+  }
+  if (const auto effort = fields.text("reasoning_effort"); !effort.empty()) context["reasoning_effort"] = effort;
+  if (const auto* more = fields.find("chat_template_kwargs")) {
+    if (!more->is_object()) return fields.fail("chat_template_kwargs must be an object");
+    for (const auto& [key, value] : more->items()) {
+      if (key != "messages") context[key] = value;
+    }
+  }
+}
+
+// The last assistant message, when it is to be continued: its text is taken out of the messages.
+std::string take_final(Fields& fields, ordered_json& messages) {
+  if (!fields.boolean("continue_final_message", false)) return "";
+  if (messages.back()["role"] != "assistant") {
+    fields.fail("continue_final_message needs a last message of role assistant");
+    return "";
+  }
+  auto text = messages.back()["content"].get<std::string>();
+  messages.erase(messages.size() - 1);
+  return text;
+}
+
+}  // namespace
+
+Result<CompletionBody> parse_completion_body(std::string_view text, const SamplingDefaults& defaults) {
+  SLUICE_TRY(const auto json, parse_object(text));
+  Fields fields(json);
+  CompletionBody out;
+  refuse_out_of_scope(fields);
+  out.model = read_model(fields);
+  out.prompts = read_prompt(fields);
+  out.sampling = read_openai_sampling(fields, defaults);
+  out.sampling.max_new_tokens = fields.integer("max_tokens", 16, {.min = 1, .max = INT32_MAX});
+  out.stream = read_stream(fields);
+  out.routing = read_routing(fields);
+  out.echo = fields.boolean("echo", false);
+  out.logprobs = fields.integer("logprobs", {.min = 0, .max = kMaxTopLogprobs});
+  fields.refuse("suffix", "the model does not fill in the middle", "\"\"");
+  if (const auto best = fields.integer("best_of", {.min = 1}); best && *best != out.sampling.n) {
+    fields.fail("best_of must equal n: choosing among more samples is not built");
+  }
+  fields.text("user");
+  refuse_format(fields);
+  if (!fields.ok()) return fields.error();
+  return out;
+}
+
+Result<ChatBody> parse_chat_body(std::string_view text, const SamplingDefaults& defaults) {
+  SLUICE_TRY(const auto json, parse_object(text));
+  Fields fields(json);
+  ChatBody out;
+  refuse_out_of_scope(fields);
+  out.model = read_model(fields);
+  out.sampling = read_openai_sampling(fields, defaults);
+  const IntegerRange lengths{.min = 1, .max = INT32_MAX};
+  const auto older = fields.integer("max_tokens", lengths);
+  out.sampling.max_new_tokens = fields.integer("max_completion_tokens", lengths);
+  if (!out.sampling.max_new_tokens) out.sampling.max_new_tokens = older;
+  out.stream = read_stream(fields);
+  out.routing = read_routing(fields);
+  out.logprobs = fields.boolean("logprobs", false);
+  out.top_logprobs = fields.integer("top_logprobs", 0, {.min = 0, .max = kMaxTopLogprobs});
+  if (out.top_logprobs > 0 && !out.logprobs) fields.fail("top_logprobs needs logprobs to be true");
+  fields.text("user");
+  fields.boolean("parallel_tool_calls", true);
+  fields.boolean("separate_reasoning", true);
+  fields.boolean("stream_reasoning", true);
+  fields.refuse("return_cached_tokens_details", "there is one cache level; see prompt_tokens_details", "false");
+  refuse_format(fields);
+  if (const auto* ids = fields.find("input_ids")) {
+    out.input_ids = fields.token_ids("input_ids");
+    if (ids->empty()) fields.fail("input_ids must not be empty");
+  }
+  auto context = ordered_json::object();
+  const auto* messages = fields.find("messages");
+  if (messages != nullptr || !out.input_ids) {
+    auto read = read_messages(messages == nullptr ? ordered_json() : *messages);
+    if (!read.ok()) return fields.ok() ? std::move(read).error() : fields.error();
+    context["messages"] = std::move(*read);
+    out.prefix = take_final(fields, context["messages"]);
+  }
+  context["add_generation_prompt"] = true;
+  read_template_fields(fields, context);
+  out.template_context = std::make_shared<const ordered_json>(std::move(context));
+  if (!fields.ok()) return fields.error();
+  return out;
+}
+
+Result<TokenizeBody> parse_tokenize_body(std::string_view text) {
+  SLUICE_TRY(const auto json, parse_object(text));
+  Fields fields(json);
+  TokenizeBody out;
+  out.add_special_tokens = fields.boolean("add_special_tokens", true);
+  if (const auto* messages = fields.find("messages")) {
+    SLUICE_TRY(auto read, read_messages(*messages));
+    auto context = ordered_json::object();
+    context["messages"] = std::move(read);
+    context["add_generation_prompt"] = fields.boolean("add_generation_prompt", true);
+    read_template_fields(fields, context);
+    out.template_context = std::make_shared<const ordered_json>(std::move(context));
+  } else {
+    const auto* prompt = fields.find("prompt");
+    if (prompt == nullptr) fields.fail("prompt must be a string or a list of strings");
+    out.list = prompt != nullptr && prompt->is_array();
+    out.prompts = fields.texts("prompt");
+  }
+  if (!fields.ok()) return fields.error();
+  return out;
+}
+
+Result<DetokenizeBody> parse_detokenize_body(std::string_view text) {
+  SLUICE_TRY(const auto json, parse_object(text));
+  Fields fields(json);
+  DetokenizeBody out;
+  out.skip_special_tokens = fields.boolean("skip_special_tokens", true);
+  const auto* tokens = fields.find("tokens");
+  if (tokens == nullptr) fields.fail("tokens must be a list of token ids, or a list of such lists");
+  out.list = tokens != nullptr && tokens->is_array() && !tokens->empty() && tokens->front().is_array();
+  if (out.list) {
+    for (const auto& list : *tokens) {
+      const auto one = ordered_json{{"tokens", list}};
+      Fields member(one);
+      out.tokens.push_back(member.token_ids("tokens"));
+      if (!member.ok() || !list.is_array()) fields.fail("tokens must be a list of token ids, or a list of such lists");
+    }
+  } else if (tokens != nullptr) {
+    out.tokens.push_back(fields.token_ids("tokens"));
+  }
+  if (!fields.ok()) return fields.error();
+  return out;
+}
+
+}  // namespace sluice::protocol

@@ -1,0 +1,121 @@
+#include "protocol/openai_body.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+namespace sluice::protocol {
+namespace {
+
+std::string chat_error(std::string_view text) {
+  const auto body = parse_chat_body(text, {});
+  return body.ok() ? "no error" : body.error().message;
+}
+std::string completion_error(std::string_view text) {
+  const auto body = parse_completion_body(text, {});
+  return body.ok() ? "no error" : body.error().message;
+}
+
+TEST(CompletionBodyTest, TakesEveryFormOfPrompt) {
+  const auto one = parse_completion_body(R"({"prompt":"a"})", {});
+  ASSERT_TRUE(one.ok());
+  EXPECT_EQ(one->prompts[0].text, "a");
+  EXPECT_EQ(one->sampling.max_new_tokens, 16);
+  EXPECT_EQ(one->model, "default");
+  EXPECT_EQ(parse_completion_body(R"({"prompt":["a","b"]})", {})->prompts.size(), 2u);
+  EXPECT_EQ(*parse_completion_body(R"({"prompt":[1,2]})", {})->prompts[0].ids, (std::vector<int32_t>{1, 2}));
+  EXPECT_EQ(*parse_completion_body(R"({"prompt":[[1],[2,3]]})", {})->prompts[1].ids, (std::vector<int32_t>{2, 3}));
+}
+
+TEST(CompletionBodyTest, ReadsWhatClientsSend) {
+  const auto body = parse_completion_body(
+      R"({"model":"m","prompt":"a","max_tokens":3,"echo":true,"logprobs":2,"n":2,"best_of":2,"seed":-1,"stop":"x",
+          "stream":true,"stream_options":{"include_usage":true},"user":"me","suffix":"","logit_bias":{"5":-100},
+          "routed_dp_rank":1,"ignore_eos":true,"stop_token_ids":[7],"unknown_extra":1,"frequency_penalty":null})",
+      {});
+  ASSERT_TRUE(body.ok()) << body.error().message;
+  EXPECT_TRUE(body->echo);
+  EXPECT_EQ(body->logprobs, 2);
+  EXPECT_EQ(body->sampling.n, 2);
+  EXPECT_EQ(body->sampling.stop, std::vector<std::string>{"x"});
+  EXPECT_EQ(body->sampling.logit_bias.at(5), -100);
+  EXPECT_TRUE(body->stream.stream && body->stream.include_usage);
+  EXPECT_EQ(*body->routing.dp_rank, 1);
+}
+
+TEST(CompletionBodyTest, NamesWhatIsWrong) {
+  EXPECT_EQ(completion_error(R"({"prompt":"a","max_tokens":0})"),
+            "max_tokens must be an integer in [1, 2147483647], got 0");
+  EXPECT_NE(completion_error(R"({"prompt":[]})").find("prompt must be"), std::string::npos);
+  EXPECT_NE(completion_error(R"({"prompt":[[1],"a"]})").find("prompt must be"), std::string::npos);
+  EXPECT_NE(completion_error(R"({"prompt":"a","suffix":"b"})").find("suffix"), std::string::npos);
+  EXPECT_NE(completion_error(R"({"prompt":"a","best_of":3})").find("best_of"), std::string::npos);
+}
+
+TEST(ChatBodyTest, FlattensTextPartsAndOpensArguments) {
+  const auto body = parse_chat_body(
+      R"({"messages":[{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]},
+          {"role":"assistant","content":null,"tool_calls":[{"function":{"name":"f","arguments":"{\"z\":1,\"a\":2}"}}]}],
+          "tools":[{"type":"function","function":{"name":"f"}}],"chat_template_kwargs":{"enable_thinking":false}})",
+      {});
+  ASSERT_TRUE(body.ok()) << body.error().message;
+  EXPECT_EQ(body->template_context->dump(),
+            R"({"messages":[{"role":"user","content":"a b"},{"role":"assistant","content":"","tool_calls":)"
+            R"([{"function":{"name":"f","arguments":{"z":1,"a":2}}}]}],"add_generation_prompt":true,)"
+            R"("tools":[{"type":"function","function":{"name":"f"}}],"enable_thinking":false})");
+  EXPECT_FALSE(body->sampling.max_new_tokens);
+}
+
+TEST(ChatBodyTest, TheModelsDefaultsStandWhereNothingIsSaid) {
+  const SamplingDefaults defaults{.temperature = 0.6, .top_p = 0.9, .top_k = 20};
+  const auto body = parse_chat_body(R"({"messages":[{"role":"user","content":"a"}],"top_p":1})", defaults);
+  ASSERT_TRUE(body.ok());
+  EXPECT_EQ(body->sampling.temperature, 0.6);
+  EXPECT_EQ(body->sampling.top_p, 1.0);
+  EXPECT_EQ(body->sampling.top_k, 20);
+}
+
+TEST(ChatBodyTest, ContinuesTheFinalMessage) {
+  const auto body = parse_chat_body(
+      R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"So"}],"continue_final_message":true,
+          "max_tokens":5,"max_completion_tokens":7})",
+      {});
+  ASSERT_TRUE(body.ok());
+  EXPECT_EQ(body->prefix, "So");
+  EXPECT_EQ((*body->template_context)["messages"].size(), 1u);
+  EXPECT_EQ(body->sampling.max_new_tokens, 7);
+  EXPECT_EQ(chat_error(R"({"messages":[{"role":"user","content":"a"}],"continue_final_message":true})"),
+            "continue_final_message needs a last message of role assistant");
+}
+
+TEST(ChatBodyTest, NamesWhatIsWrong) {
+  EXPECT_EQ(chat_error("{}"), "messages must be a list of at least one message");
+  EXPECT_EQ(chat_error(R"({"messages":[]})"), "messages must be a list of at least one message");
+  EXPECT_EQ(chat_error(R"({"messages":[{"content":"a"}]})"), "messages[0].role must be a string");
+  EXPECT_EQ(chat_error(R"({"messages":[{"role":"user","content":3}]})"),
+            "messages[0].content must be a string, null or a list of text parts");
+  EXPECT_NE(chat_error(R"({"messages":[{"role":"user","content":[{"type":"image_url"}]}]})").find("image"),
+            std::string::npos);
+  const std::string head = R"({"messages":[{"role":"user","content":"a"}],)";
+  EXPECT_EQ(chat_error(head + R"("temperature":-1})"), "temperature must be a number of at least 0, got -1");
+  EXPECT_EQ(chat_error(head + R"("top_logprobs":2})"), "top_logprobs needs logprobs to be true");
+  EXPECT_NE(chat_error(head + R"("response_format":{"type":"json_object"}})").find("response_format"),
+            std::string::npos);
+  EXPECT_EQ(chat_error(head + R"("response_format":{"type":"text"}})"), "no error");
+  EXPECT_NE(chat_error(head + R"("tool_choice":"required"})").find("tool_choice"), std::string::npos);
+  EXPECT_NE(chat_error(head + R"("model":"base:adapter"})").find("base:adapter"), std::string::npos);
+  EXPECT_EQ(chat_error(head + R"("max_tokens":0})"), "max_tokens must be an integer in [1, 2147483647], got 0");
+}
+
+TEST(TokenizeBodyTest, TakesPromptsAndMessages) {
+  EXPECT_FALSE(parse_tokenize_body(R"({"prompt":"a"})")->list);
+  EXPECT_EQ(parse_tokenize_body(R"({"prompt":["a","b"],"add_special_tokens":false})")->prompts.size(), 2u);
+  EXPECT_TRUE(parse_tokenize_body(R"({"messages":[{"role":"user","content":"a"}]})")->template_context);
+  EXPECT_FALSE(parse_tokenize_body(R"({})").ok());
+  EXPECT_EQ(parse_detokenize_body(R"({"tokens":[1,2]})")->tokens.size(), 1u);
+  EXPECT_TRUE(parse_detokenize_body(R"({"tokens":[[1],[2]]})")->list);
+  EXPECT_FALSE(parse_detokenize_body(R"({"tokens":["a"]})").ok());
+}
+
+}  // namespace
+}  // namespace sluice::protocol

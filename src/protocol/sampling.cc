@@ -1,0 +1,88 @@
+#include "protocol/sampling.h"
+
+#include <charconv>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+namespace sluice::protocol {
+namespace {
+
+constexpr std::string_view kNoGrammar = "constrained decoding is not built yet";
+constexpr size_t kMaxStops = 64;
+
+std::map<int32_t, double> read_logit_bias(Fields& fields) {
+  const auto* value = fields.find("logit_bias");
+  if (value == nullptr) return {};
+  std::map<int32_t, double> out;
+  bool good = value->is_object();
+  if (good) {
+    for (const auto& [key, bias] : value->items()) {
+      int32_t id = -1;
+      const auto [end, problem] = std::from_chars(key.data(), key.data() + key.size(), id);
+      good = problem == std::errc() && end == key.data() + key.size() && id >= 0 && bias.is_number() &&
+             std::abs(bias.get<double>()) <= 1e6;
+      if (!good) break;
+      out[id] = bias.get<double>();
+    }
+  }
+  if (!good) fields.fail("logit_bias must be an object of token ids, as strings, to numbers in [-1e6, 1e6]");
+  return out;
+}
+
+// The fields that both spellings share.
+Sampling read_common(Fields& fields, const SamplingDefaults& defaults) {
+  Sampling out;
+  out.temperature = fields.number("temperature", defaults.temperature, {.min = 0});
+  out.top_p = fields.number("top_p", defaults.top_p, {.min = 0, .max = 1, .open_below = true});
+  out.top_k = fields.integer("top_k", defaults.top_k, {.min = -1});
+  if (out.top_k == 0) fields.fail("top_k must be -1 (all tokens) or an integer of at least 1, got 0");
+  out.min_p = fields.number("min_p", defaults.min_p, {.min = 0, .max = 1});
+  out.frequency_penalty = fields.number("frequency_penalty", 0, {.min = -2, .max = 2});
+  out.presence_penalty = fields.number("presence_penalty", 0, {.min = -2, .max = 2});
+  out.repetition_penalty = fields.number("repetition_penalty", defaults.repetition_penalty, {.min = 0, .max = 2});
+  out.n = fields.integer("n", 1, {.min = 1, .max = kMaxSamples});
+  out.stop = fields.texts("stop");
+  std::erase(out.stop, "");
+  if (out.stop.size() > kMaxStops) fields.fail(fmt::format("stop must hold at most {} strings", kMaxStops));
+  out.stop_token_ids = fields.token_ids("stop_token_ids");
+  out.ignore_eos = fields.boolean("ignore_eos", false);
+  out.no_stop_trim = fields.boolean("no_stop_trim", false);
+  out.skip_special_tokens = fields.boolean("skip_special_tokens", true);
+  out.logit_bias = read_logit_bias(fields);
+  for (const auto* name : {"json_schema", "regex", "ebnf", "structural_tag"}) fields.refuse(name, kNoGrammar);
+  fields.refuse("stop_regex", "stopping by regular expression is not built yet; use stop");
+  fields.refuse("custom_params", "custom logit processors are not built");
+  return out;
+}
+
+void check_together(Fields& fields, const Sampling& sampling) {
+  if (sampling.max_new_tokens && sampling.min_new_tokens > *sampling.max_new_tokens) {
+    fields.fail(fmt::format("min_new_tokens must be in [0, max_new_tokens ({})], got {}", *sampling.max_new_tokens,
+                            sampling.min_new_tokens));
+  }
+}
+
+}  // namespace
+
+Result<Sampling> parse_sampling_params(const nlohmann::ordered_json& object) {
+  if (!object.is_object()) return Error{ErrorCode::kInvalidArgument, "sampling_params must be an object"};
+  Fields fields(object, "sampling_params.");
+  Sampling out = read_common(fields, SamplingDefaults{});
+  out.max_new_tokens = fields.integer("max_new_tokens", 128, {.min = 0, .max = INT32_MAX});
+  out.min_new_tokens = fields.integer("min_new_tokens", 0, {.min = 0, .max = INT32_MAX});
+  if (const auto seed = fields.integer("sampling_seed")) out.seed = static_cast<uint64_t>(*seed);
+  out.stream_interval = fields.integer("stream_interval", {.min = 1, .max = INT32_MAX});
+  fields.boolean("spaces_between_special_tokens", true);  // means nothing to byte-level vocabularies
+  check_together(fields, out);
+  if (!fields.ok()) return fields.error();
+  return out;
+}
+
+Sampling read_openai_sampling(Fields& fields, const SamplingDefaults& defaults) {
+  Sampling out = read_common(fields, defaults);
+  out.min_new_tokens = fields.integer("min_tokens", 0, {.min = 0, .max = INT32_MAX});
+  if (const auto seed = fields.integer("seed")) out.seed = static_cast<uint64_t>(*seed);
+  return out;
+}
+
+}  // namespace sluice::protocol

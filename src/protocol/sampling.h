@@ -1,0 +1,54 @@
+// How the next token is chosen and when to stop, as clients spell it.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "protocol/fields.h"
+
+namespace sluice::protocol {
+
+// Values for what a request leaves out.
+struct SamplingDefaults {
+  double temperature = 1.0;
+  double top_p = 1.0;
+  int64_t top_k = -1;
+  double min_p = 0.0;
+  double repetition_penalty = 1.0;
+};
+
+struct Sampling {
+  std::optional<int64_t> max_new_tokens;  // absent: up to the end of the context
+  int64_t min_new_tokens = 0;
+  double temperature = 1.0;  // below 1e-6 = greedy
+  double top_p = 1.0;
+  int64_t top_k = -1;  // -1 = all
+  double min_p = 0.0;
+  double frequency_penalty = 0.0;
+  double presence_penalty = 0.0;
+  double repetition_penalty = 1.0;
+  int64_t n = 1;
+  std::vector<std::string> stop;
+  std::vector<int32_t> stop_token_ids;
+  bool ignore_eos = false;
+  bool no_stop_trim = false;
+  bool skip_special_tokens = true;
+  std::optional<uint64_t> seed;
+  std::optional<int64_t> stream_interval;
+  std::map<int32_t, double> logit_bias;
+};
+
+inline constexpr int64_t kMaxSamples = 128;  // largest n
+
+// The object `sampling_params` of /generate.
+Result<Sampling> parse_sampling_params(const nlohmann::ordered_json& object);
+
+// What the OpenAI endpoints have at the top level, except the length, whose name and default differ.
+Sampling read_openai_sampling(Fields& fields, const SamplingDefaults& defaults);
+
+}  // namespace sluice::protocol
