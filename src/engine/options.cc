@@ -384,7 +384,8 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .range = {-1, 1e9},
            .read_by = "engine/memory_plan",
            .group = kScheduling,
-           .help = "Prompt tokens of one step; longer prompts are cut. -1 does not cut. Default: 512 on cpu."},
+           .help = "Prompt tokens of one step; longer prompts are cut. -1 cuts at --max-prefill-tokens only. Default: "
+                   "512 on cpu."},
           {.name = "max-prefill-tokens",
            .field = &O::max_prefill_tokens,
            .value = int64_t{16384},

@@ -3,7 +3,8 @@
 //
 // Contract of `sluice rank`, which start_rank() fulfils for the front:
 //   argv   "rank" alone. No secrets and no sizes pass through the command line or the environment.
-//   fds    SLUICE_RANK_SPEC_FD: a memfd with the spec as JSON. SLUICE_LOAD_BOARD_FD: LoadBoard::fd(). SLUICE_WEIGHTS_FD,
+//   fds    SLUICE_RANK_SPEC_FD: a memfd with the spec as JSON. SLUICE_LOAD_BOARD_FD: LoadBoard::fd().
+//   SLUICE_WEIGHTS_FD,
 //          if there is one: the memfd for the packed weights. Log lines go to stderr.
 //   env    SLUICE_HOST_WORKERS, if set: servers that were started together on this host (`sluice serve`), each of which
 //          gets its part of the memory; and of the cores, where --threads does not say. Everybody passes it on.
@@ -14,7 +15,8 @@
 //   start  RankProgress while the model loads, then exactly one of RankReady and RankFailed. After RankFailed the
 //          process exits with status 1. Requests may be sent at once; they wait until the rank is ready.
 //   load   row `dp_rank` of the load board is written after every step and at least once a second.
-//   end    exit status 0 after ControlKind::kShutdown or SIGTERM. When the front ends, however it ends, so does the rank
+//   end    exit status 0 after ControlKind::kShutdown; SIGTERM ends it at once. When the front ends, however it ends,
+//   so does the rank
 //          (base/process.h, end_with_parent()). SIGINT is ignored: a Ctrl-C is for the front, which drains.
 #pragma once
 

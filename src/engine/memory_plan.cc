@@ -1,0 +1,140 @@
+#include "engine/memory_plan.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <fstream>
+#include <optional>
+#include <sstream>
+
+namespace sluice::engine {
+namespace {
+
+constexpr double kDefaultFraction = 0.5;
+constexpr int64_t kDefaultRunning = 256;
+constexpr int64_t kDefaultChunk = 512;
+// A pool below this cannot serve anything: see Scheduler::max_req_input_len().
+constexpr int64_t kSmallestPool = 32;
+
+std::optional<std::string> first_line(const std::string& path) {
+  std::ifstream in(path);
+  std::string line;
+  if (!std::getline(in, line)) return std::nullopt;
+  return line;
+}
+
+std::optional<int64_t> number(std::string_view text) {
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end == text.data()) return std::nullopt;
+  return value;
+}
+
+// Folders of the cgroups that this process is in, innermost first, up to the mount's root.
+std::vector<std::string> cgroup_folders(std::string_view controller) {
+  std::vector<std::string> folders;
+  std::ifstream in("/proc/self/cgroup");
+  for (std::string line; std::getline(in, line);) {
+    // "0::/path" (v2) or "4:memory:/path" (v1).
+    const auto first = line.find(':');
+    const auto second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    std::string path = line.substr(second + 1);
+    std::string root;
+    if (controllers.empty()) {
+      root = "/sys/fs/cgroup";
+    } else if (("," + controllers + ",").find("," + std::string(controller) + ",") != std::string::npos) {
+      root = "/sys/fs/cgroup/" + controllers;
+    } else {
+      continue;
+    }
+    while (!path.empty() && path != "/") {
+      folders.push_back(root + path);
+      path.erase(path.find_last_of('/'));
+    }
+    folders.push_back(root);
+  }
+  return folders;
+}
+
+}  // namespace
+
+StepLimits plan_steps(const EngineOptions& options) {
+  StepLimits limits;
+  limits.max_running_requests = options.max_running_requests.value_or(kDefaultRunning);
+  const int64_t chunk = options.chunked_prefill_size.value_or(kDefaultChunk);
+  // Uncut prompts still end somewhere: the buffers of a step have a size.
+  limits.chunk = chunk > 0 ? chunk : options.max_prefill_tokens;
+  limits.max_step_tokens = std::max(limits.chunk, limits.max_running_requests);
+  return limits;
+}
+
+Result<MemoryPlan> plan_memory(const EngineOptions& options, const models::ModelInfo& model, const MemoryFacts& facts) {
+  const double fraction = options.mem_fraction_static.value_or(kDefaultFraction);
+  const auto ranks = static_cast<double>(std::max<int64_t>(1, facts.host_ranks));
+  const double share = static_cast<double>(facts.limit_bytes) / ranks;
+  const double weights = static_cast<double>(model.weight_bytes) / (facts.shared_weights ? ranks : 1);
+  const auto per_token = static_cast<double>(std::max<size_t>(1, model.kv_bytes_per_token));
+  const StepLimits limits = plan_steps(options);
+
+  const double room = fraction * share - weights;
+  // More than every running request at its longest is of no use but as cache, which memory alone should not decide.
+  const double useful = static_cast<double>(model.context_length) * static_cast<double>(limits.max_running_requests);
+  int64_t tokens = static_cast<int64_t>(std::min({std::floor(room / per_token), useful, 2e9}));
+  if (options.max_total_tokens) tokens = std::min(tokens, *options.max_total_tokens);
+  if (tokens < kSmallestPool) {
+    constexpr double kMiB = 1 << 20;
+    return Error{
+        ErrorCode::kExhausted,
+        fmt::format("no room for a KV cache: {:.0f} MiB of memory divided among {} ranks, times {} "
+                    "(--mem-fraction-static), less {:.0f} MiB of weights leaves room for {} tokens of {} bytes",
+                    static_cast<double>(facts.limit_bytes) / kMiB, facts.host_ranks, fraction, weights / kMiB,
+                    std::max<int64_t>(0, tokens), model.kv_bytes_per_token)};
+  }
+  MemoryPlan plan;
+  plan.max_total_tokens = tokens;
+  plan.max_running_requests = std::max<int64_t>(1, std::min(limits.max_running_requests, tokens / 2));
+  plan.max_req_len = std::min(model.context_length - 1, tokens - 1);
+  plan.kv_bytes = static_cast<int64_t>(static_cast<double>(tokens + 1) * per_token);
+  return plan;
+}
+
+int64_t memory_limit_bytes() {
+  int64_t limit = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+  for (const auto& folder : cgroup_folders("memory")) {
+    for (const auto* file : {"/memory.max", "/memory.limit_in_bytes"}) {
+      const auto line = first_line(folder + file);
+      if (const auto bytes = line ? number(*line) : std::nullopt; bytes && *bytes > 0) limit = std::min(limit, *bytes);
+    }
+  }
+  return limit;
+}
+
+int64_t usable_cores() {
+  cpu_set_t set;
+  int64_t cores = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : sysconf(_SC_NPROCESSORS_ONLN);
+  const auto bound_by = [&](double quota, double period) {
+    if (quota > 0 && period > 0) cores = std::min(cores, static_cast<int64_t>(std::ceil(quota / period)));
+  };
+  for (const auto& folder : cgroup_folders("cpu")) {
+    if (const auto line = first_line(folder + "/cpu.max")) {  // "max 100000" or "200000 100000"
+      std::istringstream words(*line);
+      std::string quota;
+      double period = 0;
+      words >> quota >> period;
+      if (const auto n = number(quota)) bound_by(static_cast<double>(*n), period);
+    }
+    const auto quota = first_line(folder + "/cpu.cfs_quota_us");
+    const auto period = first_line(folder + "/cpu.cfs_period_us");
+    if (quota && period) {
+      bound_by(static_cast<double>(number(*quota).value_or(-1)), static_cast<double>(number(*period).value_or(0)));
+    }
+  }
+  return std::max<int64_t>(1, cores);
+}
+
+}  // namespace sluice::engine

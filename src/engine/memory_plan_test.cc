@@ -1,0 +1,71 @@
+#include "engine/memory_plan.h"
+
+#include <gtest/gtest.h>
+
+namespace sluice::engine {
+namespace {
+
+constexpr int64_t kMiB = 1 << 20;
+
+EngineOptions options(const std::vector<std::string>& flags = {}) {
+  auto parsed = engine_option_table().parse(flags);
+  EXPECT_TRUE(parsed.ok());
+  return *parsed;
+}
+
+models::ModelInfo model() {
+  models::ModelInfo m;
+  m.context_length = 2048;
+  m.kv_bytes_per_token = 1024;
+  m.weight_bytes = 100 * kMiB;
+  return m;
+}
+
+TEST(MemoryPlanTest, TakesTheFractionOfThisRanksShareLessTheWeights) {
+  const auto flags = options({"--mem-fraction-static", "0.25"});
+  auto plan = plan_memory(flags, model(), {.limit_bytes = 1600 * kMiB, .host_ranks = 2});
+  ASSERT_TRUE(plan.ok()) << plan.error().message;
+  EXPECT_EQ(plan->max_total_tokens, (1600 / 2 / 4 - 100) * 1024);
+  plan = plan_memory(flags, model(), {.limit_bytes = 1600 * kMiB, .host_ranks = 2, .shared_weights = true});
+  EXPECT_EQ(plan->max_total_tokens, (1600 / 2 / 4 - 50) * 1024);
+  EXPECT_EQ(plan->kv_bytes, (plan->max_total_tokens + 1) * 1024);
+}
+
+TEST(MemoryPlanTest, IsNoLargerThanTheRunningRequestsCanUse) {
+  const auto plan = plan_memory(options({"--max-running-requests", "3"}), model(), {.limit_bytes = 1'000'000 * kMiB});
+  EXPECT_EQ(plan->max_total_tokens, 3 * 2048);
+  EXPECT_EQ(plan->max_running_requests, 3);
+  EXPECT_EQ(plan->max_req_len, 2047);
+}
+
+TEST(MemoryPlanTest, MaxTotalTokensOnlyLowersThePool) {
+  const MemoryFacts facts{.limit_bytes = 1000 * kMiB};
+  const int64_t free_choice = plan_memory(options(), model(), facts)->max_total_tokens;
+  EXPECT_EQ(plan_memory(options({"--max-total-tokens", "1000"}), model(), facts)->max_total_tokens, 1000);
+  EXPECT_EQ(plan_memory(options({"--max-total-tokens", "100000000"}), model(), facts)->max_total_tokens, free_choice);
+  const auto small = plan_memory(options({"--max-total-tokens", "100"}), model(), facts);
+  EXPECT_EQ(small->max_running_requests, 50);
+  EXPECT_EQ(small->max_req_len, 99);
+}
+
+TEST(MemoryPlanTest, TooLittleMemoryIsAnErrorWithTheFigures) {
+  const auto plan = plan_memory(options(), model(), {.limit_bytes = 150 * kMiB});
+  ASSERT_FALSE(plan.ok());
+  EXPECT_EQ(plan.error().code, ErrorCode::kExhausted);
+  EXPECT_NE(plan.error().message.find("100 MiB of weights"), std::string::npos) << plan.error().message;
+}
+
+TEST(MemoryPlanTest, AStepHoldsAChunkAndOneTokenOfEveryRunningRequest) {
+  EXPECT_EQ(plan_steps(options()).chunk, 512);
+  EXPECT_EQ(plan_steps(options({"--chunked-prefill-size", "-1", "--max-prefill-tokens", "4000"})).chunk, 4000);
+  const auto wide = plan_steps(options({"--chunked-prefill-size", "16", "--max-running-requests", "64"}));
+  EXPECT_EQ(wide.max_step_tokens, 64);
+}
+
+TEST(MemoryPlanTest, ThisMachineHasMemoryAndCores) {
+  EXPECT_GT(memory_limit_bytes(), 64 * kMiB);
+  EXPECT_GE(usable_cores(), 1);
+}
+
+}  // namespace
+}  // namespace sluice::engine

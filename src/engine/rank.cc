@@ -1,0 +1,241 @@
+#include "engine/rank.h"
+
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "base/log.h"
+#include "base/ready_pipe.h"
+#include "base/rng.h"
+#include "engine/memory_plan.h"
+#include "engine/rank_loop.h"
+#include "engine/tokenizer_files.h"
+
+namespace sluice::engine {
+namespace {
+
+constexpr std::string_view kComponent = "engine/rank";
+constexpr const char* kSpecVariable = "SLUICE_RANK_SPEC_FD";
+constexpr const char* kBoardVariable = "SLUICE_LOAD_BOARD_FD";
+
+// A descriptor that is closed with the scope.
+struct Descriptor {
+  int fd = -1;
+  ~Descriptor() {
+    if (fd >= 0) close(fd);
+  }
+};
+
+Result<std::string> read_all(int fd) {
+  struct stat status;
+  if (fstat(fd, &status) != 0) return Error{ErrorCode::kInternal, std::strerror(errno)};
+  std::string text(static_cast<size_t>(status.st_size), '\0');
+  if (pread(fd, text.data(), text.size(), 0) != status.st_size) {
+    return Error{ErrorCode::kInternal, "the spec of the rank cannot be read"};
+  }
+  return text;
+}
+
+int64_t host_workers() {
+  const char* text = std::getenv(kHostWorkersVariable);
+  return std::max<int64_t>(1, text ? std::atoll(text) : 1);
+}
+
+log::Options log_options(const EngineOptions& options) {
+  return {.level = options.log_level == "warning" ? "warn" : options.log_level, .json = options.log_json};
+}
+
+class RankProcess {
+ public:
+  RankProcess(RankSpec spec, LoadBoard board, int weights_fd, RankLink link)
+      : spec_(std::move(spec)), board_(std::move(board)), weights_fd_(weights_fd), link_(std::move(link)) {}
+
+  int run() {
+    auto ended = serve_or_throw();
+    if (ended.ok()) return 0;
+    SLUICE_LOG(error, kComponent, "rank {}: {}", spec_.dp_rank, ended.error().message);
+    link_.send(RankFailed{ended.error().message});
+    return 1;
+  }
+
+ private:
+  // Libraries below may throw (no memory, most of all); the front is told all the same.
+  Result<void> serve_or_throw() {
+    try {
+      return serve();
+    } catch (const std::exception& e) {
+      return Error{ErrorCode::kInternal, e.what()};
+    }
+  }
+
+  Result<void> serve() {
+    const EngineOptions& options = spec_.options;
+    const int64_t host_ranks = host_workers() * options.dp_size;
+    SLUICE_TRY(auto tokenizer, load_tokenizer(spec_.tokenizer_file));
+    SLUICE_TRY(auto runner, load(host_ranks));
+    const models::ModelInfo& model = runner->info();
+    SLUICE_TRY(const MemoryPlan memory, plan_memory(options, model,
+                                                    {.limit_bytes = memory_limit_bytes(),
+                                                     .host_ranks = host_ranks,
+                                                     .shared_weights = weights_fd_ >= 0}));
+    SLUICE_TRY_VOID(runner->allocate_kv({.slots = memory.max_total_tokens + 1,
+                                         .table_rows = static_cast<int32_t>(memory.max_running_requests),
+                                         .table_width = static_cast<int32_t>(memory.max_req_len)}));
+    Scheduler scheduler(
+        {
+            .kv_slots = memory.max_total_tokens + 1,
+            .max_running_requests = memory.max_running_requests,
+            .max_queued_requests = options.max_queued_requests,
+            .chunked_prefill_size = plan_steps(options).chunk,
+            .max_prefill_tokens = options.max_prefill_tokens,
+            .prefill_max_requests = options.prefill_max_requests,
+            .context_length = model.context_length,
+            .longest_prefix_first = options.schedule_policy == "lpm",
+            .prefix_cache = !options.disable_radix_cache,
+            .conservativeness = options.schedule_conservativeness,
+            // Ranks must not repeat each other.
+            .seed = (options.random_seed ? static_cast<uint64_t>(*options.random_seed) : random_seed()) +
+                    static_cast<uint64_t>(spec_.dp_rank),
+        },
+        *runner, [tokenizer](int32_t id) { return tokenizer->token_bytes(id); }, real_clock());
+    report_ready(model, memory, scheduler.max_req_input_len());
+    return run_rank_loop({.dp_rank = spec_.dp_rank, .decode_log_interval = options.decode_log_interval}, link_,
+                         scheduler, board_);
+  }
+
+  Result<std::unique_ptr<models::Runner>> load(int64_t host_ranks) {
+    const EngineOptions& options = spec_.options;
+    const StepLimits limits = plan_steps(options);
+    const int64_t threads = options.threads.value_or(std::max<int64_t>(1, usable_cores() / host_ranks));
+    return models::load_runner({.model_path = spec_.model_file,
+                                .device = options.device,
+                                .dtype = options.dtype,
+                                .threads = static_cast<int>(threads),
+                                .max_step_tokens = limits.max_step_tokens,
+                                .max_step_seqs = limits.max_running_requests,
+                                .context_length = options.context_length,
+                                .shared_weights_fd = weights_fd_},
+                               [this](double share, std::string_view what) { report_progress(share, what); });
+  }
+
+  void report_progress(double share, std::string_view what) {
+    const TimePoint now = real_clock().now();
+    if (what == last_what_ && share < 1 && now - last_progress_ < std::chrono::milliseconds(100)) return;
+    last_progress_ = now;
+    last_what_ = what;
+    link_.send(RankProgress{share, std::string(what)});
+  }
+
+  void report_ready(const models::ModelInfo& model, const MemoryPlan& memory, int64_t max_req_input_len) {
+    constexpr double kMiB = 1 << 20;
+    SLUICE_LOG(info, kComponent,
+               "rank {}: {} in {}, {:.0f} MiB of weights, KV cache of {} tokens ({:.0f} MiB), at most {} requests",
+               spec_.dp_rank, model.model_type, model.dtype, static_cast<double>(model.weight_bytes) / kMiB,
+               memory.max_total_tokens, static_cast<double>(memory.kv_bytes) / kMiB, memory.max_running_requests);
+    link_.send(RankReady{.max_total_num_tokens = memory.max_total_tokens,
+                         .max_req_input_len = max_req_input_len,
+                         .max_running_requests = memory.max_running_requests,
+                         .context_length = model.context_length,
+                         .vocab_size = model.vocab_size,
+                         .weight_bytes = model.weight_bytes,
+                         .kv_bytes = static_cast<uint64_t>(memory.kv_bytes),
+                         .kv_bytes_per_token = model.kv_bytes_per_token,
+                         .dtype = model.dtype});
+  }
+
+  const RankSpec spec_;
+  LoadBoard board_;
+  const int weights_fd_;
+  RankLink link_;
+  TimePoint last_progress_{};
+  std::string last_what_;
+};
+
+}  // namespace
+
+std::string rank_spec_to_json(const RankSpec& spec) {
+  EngineOptions options = spec.options;
+  options.api_key.reset();
+  options.admin_api_key.reset();
+  return nlohmann::json{{"dp_rank", spec.dp_rank},
+                        {"incarnation", spec.incarnation},
+                        {"model_file", spec.model_file},
+                        {"tokenizer_file", spec.tokenizer_file},
+                        {"input_endpoint", spec.input_endpoint},
+                        {"output_endpoint", spec.output_endpoint},
+                        {"options", engine_options_to_json(options)}}
+      .dump();
+}
+
+Result<RankSpec> rank_spec_from_json(std::string_view text) {
+  try {
+    const auto json = nlohmann::json::parse(text);
+    RankSpec spec;
+    spec.dp_rank = json.at("dp_rank").get<int64_t>();
+    spec.incarnation = json.at("incarnation").get<uint64_t>();
+    spec.model_file = json.at("model_file").get<std::string>();
+    spec.tokenizer_file = json.at("tokenizer_file").get<std::string>();
+    spec.input_endpoint = json.at("input_endpoint").get<std::string>();
+    spec.output_endpoint = json.at("output_endpoint").get<std::string>();
+    SLUICE_TRY(spec.options, engine_options_from_json(json.at("options")));
+    return spec;
+  } catch (const nlohmann::json::exception& e) {
+    return Error{ErrorCode::kInvalidArgument, fmt::format("the spec of a rank: {}", e.what())};
+  }
+}
+
+Result<Process> start_rank(const RankSpec& spec, int load_board_fd, int weights_fd) {
+  const std::string json = rank_spec_to_json(spec);
+  const Descriptor file{memfd_create("sluice-rank-spec", MFD_CLOEXEC)};
+  if (file.fd < 0 || write(file.fd, json.data(), json.size()) != static_cast<ssize_t>(json.size())) {
+    return Error{ErrorCode::kExhausted,
+                 fmt::format("writing the spec of rank {}: {}", spec.dp_rank, std::strerror(errno))};
+  }
+  ProcessOptions options;
+  options.program = own_executable();
+  options.arguments = {"rank"};
+  options.descriptors = {{kSpecVariable, file.fd}, {kBoardVariable, load_board_fd}};
+  if (weights_fd >= 0) options.descriptors[kWeightsVariable] = weights_fd;
+  options.keep_stderr_tail = true;
+  options.stdout_to_stderr = true;
+  return Process::start(options);
+}
+
+int run_rank_process() {
+  std::signal(SIGINT, SIG_IGN);
+  const auto fail = [](const Error& error) {
+    std::fprintf(stderr, "sluice rank: %s\n", error.message.c_str());
+    return 1;
+  };
+  const auto spec_fd = inherited_descriptor(kSpecVariable);
+  const auto board_fd = inherited_descriptor(kBoardVariable);
+  if (!spec_fd || !board_fd) {
+    return fail({ErrorCode::kBadOption, "this command is started by `sluice server`, not by hand"});
+  }
+  const auto text = read_all(*spec_fd);
+  close(*spec_fd);
+  if (!text.ok()) return fail(text.error());
+  auto spec = rank_spec_from_json(*text);
+  if (!spec.ok()) return fail(spec.error());
+  if (auto logging = log::init(log_options(spec->options)); !logging.ok()) return fail(logging.error());
+  auto board = LoadBoard::open(*board_fd);
+  if (!board.ok()) return fail(board.error());
+  if (spec->dp_rank < 0 || spec->dp_rank >= board->size()) {
+    return fail(
+        {ErrorCode::kInvalidArgument, fmt::format("rank {} of a load board of {}", spec->dp_rank, board->size())});
+  }
+  auto link = RankLink::connect(spec->input_endpoint, spec->output_endpoint, spec->dp_rank, spec->incarnation);
+  if (!link.ok()) return fail(link.error());
+  const int weights_fd = inherited_descriptor(kWeightsVariable).value_or(-1);
+  return RankProcess(std::move(*spec), std::move(*board), weights_fd, std::move(*link)).run();
+}
+
+}  // namespace sluice::engine

@@ -1,0 +1,47 @@
+// The working half of a rank process: its link to the front, and the loop that takes messages in, steps the scheduler
+// and sends answers out. Idle, it sleeps in poll and wakes once a second to publish its load.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/clock.h"
+#include "base/result.h"
+#include "engine/load_board.h"
+#include "engine/messages.h"
+#include "engine/scheduler.h"
+
+namespace sluice::engine {
+
+// Used by one thread.
+class RankLink {
+ public:
+  // Neither end waits for the other: what is sent before the front reads is queued.
+  static Result<RankLink> connect(const std::string& input_endpoint, const std::string& output_endpoint,
+                                  int64_t dp_rank, uint64_t incarnation);
+  RankLink(RankLink&&) noexcept;
+  // Waits at most a second for what was sent to reach the front.
+  ~RankLink();
+
+  void send(FromRank message);
+  // The next message, waiting for it at most `wait`. A frame that does not decode is logged and dropped.
+  std::optional<ToRank> receive(Duration wait);
+
+ private:
+  struct Sockets;
+  explicit RankLink(std::unique_ptr<Sockets> sockets);
+
+  std::unique_ptr<Sockets> sockets_;
+};
+
+struct RankLoopOptions {
+  int64_t dp_rank = 0;
+  int64_t decode_log_interval = 40;
+};
+
+// Until ControlKind::kShutdown. An error is the model's: this rank cannot go on.
+Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board);
+
+}  // namespace sluice::engine
