@@ -8,6 +8,7 @@ namespace sluice::cli {
 const std::vector<Command>& commands() {
   static const std::vector<Command> table = {
 #if SLUICE_ENGINE
+    {.name = "rank", .help = "One rank of a server.", .run = run_rank, .hidden = true},
 #endif
     {.name = "complete", .help = "Completes a command line.", .run = run_complete, .hidden = true},
     {.name = "options", .help = "Prints the option tables.", .run = run_options, .hidden = true},
