@@ -7,6 +7,11 @@ namespace sluice::cli {
 // Rows of the engine stand inside the #if: the gateway builds without it.
 const std::vector<Command>& commands() {
   static const std::vector<Command> table = {
+    {.name = "gateway",
+     .aliases = {"launch_router", "launch", "start"},
+     .help = "Routes requests to workers that run already.",
+     .run = run_gateway,
+     .options = gateway_options},
 #if SLUICE_ENGINE
     {.name = "rank", .help = "One rank of a server.", .run = run_rank, .hidden = true},
 #endif

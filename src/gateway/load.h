@@ -28,8 +28,7 @@ class WorkerLease {
     load_->tokens.fetch_add(tokens_, std::memory_order_relaxed);
     load_->dispatched_since_poll.fetch_add(tokens_, std::memory_order_relaxed);
   }
-  WorkerLease(WorkerLease&& other) noexcept
-      : load_(std::move(other.load_)), tokens_(std::exchange(other.tokens_, 0)) {}
+  WorkerLease(WorkerLease&& other) noexcept : load_(std::move(other.load_)), tokens_(std::exchange(other.tokens_, 0)) {}
   WorkerLease& operator=(WorkerLease&& other) noexcept {
     std::swap(load_, other.load_);  // `other` releases what this lease held
     std::swap(tokens_, other.tokens_);

@@ -13,7 +13,24 @@ namespace sluice::gateway {
 struct GatewayOptions {
   std::string host;
   int64_t port;
+  std::optional<std::string> api_key;
+  StringList cors_allowed_origins;
+  StringList request_id_headers;
+  bool expose_worker_header;
+  int64_t max_payload_size;
+  int64_t header_read_timeout_secs;
+  int64_t idle_connection_timeout_secs;
+  int64_t stream_body_stall_timeout_secs;
+  int64_t shutdown_grace_period_secs;
+
   StringList worker_urls;
+  int64_t worker_startup_timeout_secs;
+  int64_t worker_startup_check_interval;
+  int64_t drain_settle_secs;
+  int64_t min_ready_workers;
+  int64_t load_monitor_interval;
+  bool disable_load_monitoring;
+
   std::string policy;
   double cache_threshold;
   int64_t balance_abs_threshold;
@@ -21,8 +38,52 @@ struct GatewayOptions {
   int64_t eviction_interval_secs;
   int64_t max_tree_size;
   int64_t prefix_index_bytes;
+
+  std::string health_check_endpoint;
+  int64_t health_check_interval_secs;
+  int64_t health_check_timeout_secs;
+  int64_t health_failure_threshold;
+  int64_t health_success_threshold;
+  bool disable_health_check;
+
+  int64_t request_timeout_secs;
+  int64_t connect_timeout_secs;
+  std::optional<int64_t> response_head_timeout_secs;
+  std::optional<int64_t> stream_idle_timeout_secs;
+  int64_t upstream_pool_idle_timeout_secs;
+
+  int64_t max_concurrent_requests;
+  int64_t queue_size;
+  int64_t queue_timeout_secs;
+
+  int64_t retry_max_retries;
+  int64_t retry_initial_backoff_ms;
+  int64_t retry_max_backoff_ms;
+  double retry_backoff_multiplier;
+  double retry_jitter_factor;
+  bool disable_retries;
+
+  int64_t cb_failure_threshold;
+  int64_t cb_success_threshold;
+  int64_t cb_timeout_duration_secs;
+  int64_t cb_window_duration_secs;
+  bool disable_circuit_breaker;
+
+  std::string prometheus_host;
+  int64_t prometheus_port;
+  StringList prometheus_duration_buckets;
+
+  std::string log_level;
+  std::string log_dir;
+  bool log_json;
 };
 
 const OptionTable<GatewayOptions>& gateway_option_table();
+
+// What no single row can say: rules between options, URLs and numbers in lists (gateway-reference.md 2.6). kBadOption.
+Result<void> validate(const GatewayOptions& options);
+
+// The upper bounds of --prometheus-duration-buckets, or of the reference where that is empty; ascending.
+Result<std::vector<double>> duration_buckets(const GatewayOptions& options);
 
 }  // namespace sluice::gateway

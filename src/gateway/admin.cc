@@ -1,0 +1,326 @@
+#include "gateway/admin.h"
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "gateway/control.h"
+#include "gateway/error_shape.h"
+
+namespace sluice::gateway {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using net::Response;
+using net::Task;
+
+Response json_response(int status, const Json& document) {
+  return Response::json(status, document.dump(-1, ' ', false, Json::error_handler_t::replace));
+}
+
+Response worker_error(int status, std::string_view code, std::string_view message) {
+  auto response = json_response(status, Json{{"error", message}, {"code", code}});
+  response.headers.set("X-SMG-Error-Code", std::string(code));
+  return response;
+}
+
+size_t healthy_workers(AdminCall& call) {
+  size_t healthy = 0;
+  for (const auto& worker : call.loop.fleet(call.context.fleet)) healthy += worker->healthy && !worker->draining;
+  return healthy;
+}
+
+Json worker_json(const Worker& worker) {
+  const auto info = worker.info();
+  Json document{{"id", worker.id},
+                {"url", worker.url},
+                {"model_id", info.model_id},
+                {"priority", info.priority},
+                {"cost", info.cost},
+                {"worker_type", "regular"},
+                {"is_healthy", worker.healthy.load() && !worker.draining.load()},
+                {"status", worker.status()},
+                {"load", worker.load->requests.load()},
+                {"load_tokens", worker.load->tokens.load()},
+                {"connection_mode", "http"},
+                {"runtime_type", "sglang"},
+                {"metadata", info.labels},
+                {"labels", info.labels},
+                {"generation", worker.generation.load()}};
+  if (!worker.proven) {
+    document["job_status"] = Json{
+        {"job_type", "AddWorker"},
+        {"worker_url", worker.url},
+        {"status", worker.failed ? "failed" : "processing"},
+        {"message", worker.failed ? "it did not answer its health check in time" : "waiting for its health check"}};
+  }
+  return document;
+}
+
+Task<Response> ok(AdminCall&) { co_return Response::text(200, "OK"); }
+
+Task<Response> readiness(AdminCall& call) {
+  const size_t healthy = healthy_workers(call);
+  const size_t total = call.loop.fleet(call.context.fleet).size();
+  if (call.context.draining) co_return json_response(503, Json{{"status", "not ready"}, {"reason", "draining"}});
+  if (healthy < static_cast<size_t>(call.context.options.min_ready_workers)) {
+    co_return json_response(503, Json{{"status", "not ready"}, {"reason", "insufficient healthy workers"}});
+  }
+  co_return json_response(200, Json{{"status", "ready"}, {"healthy_workers", healthy}, {"total_workers", total}});
+}
+
+// The same GET, answered by the first healthy worker in the order of registration.
+Task<Response> info(AdminCall& call) {
+  for (const WorkerPtr& worker : call.loop.fleet(call.context.fleet)) {
+    if (!worker->healthy || worker->draining) continue;
+    const WorkerPtr kept = worker;
+    auto answer = co_await call.loop.client.fetch(kept->address, "GET", call.path, key_headers(*kept));
+    if (!answer.ok()) {
+      co_return error_response(502, "call_upstream_connection_failed",
+                               fmt::format("worker {} could not be asked", kept->id));
+    }
+    net::Headers headers;
+    for (const auto& [name, value] : answer->headers) {
+      if (net::is_hop_by_hop(name) || net::iequals(name, "content-length") || net::iequals(name, "x-request-id")) {
+        continue;
+      }
+      headers.add(name, value);
+    }
+    answer->headers = std::move(headers);
+    co_return std::move(answer).value();
+  }
+  co_return error_response(503, "no_workers", "no healthy worker");
+}
+
+Task<Response> models(AdminCall& call) {
+  Json list = Json::array();
+  std::set<std::string> seen;
+  bool any = false;
+  const auto workers = call.context.fleet.snapshot();
+  for (const WorkerPtr& worker : *workers) {
+    if (!worker->healthy || worker->draining) continue;
+    any = true;
+    std::string text = worker->info().models;
+    if (text.empty()) {
+      auto answer = co_await call.loop.client.fetch(worker->address, "GET", "/v1/models", key_headers(*worker));
+      if (!answer.ok() || answer->status != 200) continue;
+      text = std::move(answer->body);
+    }
+    const Json document = Json::parse(text, nullptr, false);
+    if (!document.is_object() || !document.contains("data") || !document["data"].is_array()) continue;
+    for (const auto& entry : document["data"]) {
+      if (!entry.is_object() || !entry.contains("id") || !entry["id"].is_string()) continue;
+      if (seen.insert(entry["id"].get<std::string>()).second) list.push_back(entry);
+    }
+  }
+  if (!any) co_return error_response(503, "no_workers", "no healthy worker");
+  co_return json_response(200, Json{{"object", "list"}, {"data", list}});
+}
+
+Task<Response> loads(AdminCall& call) {
+  Json shorts = Json::array(), longs = Json::array();
+  const auto workers = call.context.fleet.snapshot();
+  for (const WorkerPtr& worker : *workers) {
+    const auto report = co_await read_load(call.loop.client, *worker);
+    Json entry{{"worker", worker->url}, {"load", report ? report->used_tokens : -1}};
+    if (report) {
+      const Json details = Json::parse(report->document, nullptr, false);
+      if (details.is_object() && details.contains("loads") && details["loads"].is_array()) {
+        for (Json load : details["loads"]) {
+          if (!load.is_object()) continue;
+          load["worker"] = worker->url;
+          load["worker_type"] = "regular";
+          longs.push_back(load);
+        }
+      }
+      entry["details"] = details;
+    }
+    shorts.push_back(entry);
+  }
+  co_return json_response(200, Json{{"workers", shorts}, {"dp_rank_count", longs.size()}, {"loads", longs}});
+}
+
+// The same POST to every worker.
+Task<Response> fan_out(AdminCall& call) {
+  Json flushed = Json::array(), failed = Json::array();
+  const auto workers = call.context.fleet.snapshot();
+  const net::ClientTimeouts timeouts{
+      .connect = std::chrono::seconds(10), .head = std::chrono::seconds(45), .silence = std::chrono::seconds(45)};
+  const bool is_flush = call.path == "/flush_cache";
+  for (const WorkerPtr& worker : *workers) {
+    net::Headers headers = key_headers(*worker);
+    if (!call.body.empty()) headers.add("Content-Type", "application/json");
+    auto answer =
+        co_await call.loop.client.fetch(worker->address, "POST", call.path, std::move(headers), call.body, timeouts);
+    if (answer.ok() && answer->status / 100 == 2) {
+      flushed.push_back(worker->url);
+      if (is_flush) call.context.forget_prefixes(*worker);
+    } else {
+      failed.push_back(
+          Json{{"worker", worker->url},
+               {"error", answer.ok() ? fmt::format("status {}", answer->status) : answer.error().message}});
+    }
+  }
+  const bool all = failed.empty();
+  Json document{{"status", all ? "success" : "partial_success"},
+                {"message", fmt::format("{} of {} workers did it", flushed.size(), workers->size())},
+                {is_flush ? "workers_flushed" : "workers_done", flushed.size()},
+                {"total_http_workers", workers->size()},
+                {"total_workers", workers->size()},
+                {"successful", flushed},
+                {"failed", failed}};
+  co_return json_response(all ? 200 : 206, document);
+}
+
+Task<Response> list_or_add(AdminCall& call) {
+  if (call.head.method == "GET") {
+    Json list = Json::array();
+    for (const WorkerPtr& worker : call.loop.fleet(call.context.fleet)) list.push_back(worker_json(*worker));
+    const size_t total = list.size();
+    co_return json_response(200,
+                            Json{{"workers", list},
+                                 {"total", total},
+                                 {"stats", {{"prefill_count", 0}, {"decode_count", 0}, {"regular_count", total}}}});
+  }
+  const Json body = Json::parse(call.body, nullptr, false);
+  if (!body.is_object() || !body.contains("url") || !body["url"].is_string()) {
+    co_return worker_error(400, "BAD_REQUEST", "the body must be a JSON object with url");
+  }
+  if (body.contains("api_key") && !body["api_key"].is_string() && !body["api_key"].is_null()) {
+    co_return worker_error(400, "BAD_REQUEST", "api_key must be a string");
+  }
+  const std::string key =
+      body.contains("api_key") && body["api_key"].is_string() ? body["api_key"].get<std::string>() : "";
+  auto worker = call.context.add_worker(body["url"].get<std::string>(), key, "manual");
+  if (!worker.ok()) co_return worker_error(400, "BAD_REQUEST", worker.error().message);
+  const Worker& added = **worker;
+  const std::string location = "/workers/" + added.id;
+  auto response = json_response(202, Json{{"status", "accepted"},
+                                          {"worker_id", added.id},
+                                          {"url", added.url},
+                                          {"location", location},
+                                          {"message", "Worker addition queued for background processing"}});
+  response.headers.add("Location", location);
+  co_return response;
+}
+
+bool is_uuid(std::string_view text) {
+  return text.size() == 36 && text.find_first_not_of("0123456789abcdefABCDEF-") == std::string_view::npos;
+}
+
+Task<Response> one_worker(AdminCall& call) {
+  const std::string id = net::percent_decode(call.path.substr(std::string_view("/workers/").size()));
+  if (!is_uuid(id) && id.find("://") == std::string::npos) {
+    co_return worker_error(400, "BAD_REQUEST", "not a worker id: expected a UUID or a worker's URL");
+  }
+  const WorkerPtr worker = call.context.fleet.find(id);
+  if (worker == nullptr) co_return worker_error(404, "WORKER_NOT_FOUND", fmt::format("no worker {}", id));
+  if (call.head.method == "GET") co_return json_response(200, worker_json(*worker));
+  if (call.head.method == "DELETE") {
+    call.context.control->remove(worker);
+    co_return json_response(202, Json{{"status", "accepted"},
+                                      {"worker_id", worker->id},
+                                      {"message", "Worker removal queued for background processing"}});
+  }
+  const Json body = Json::parse(call.body, nullptr, false);
+  if (!body.is_object()) co_return worker_error(400, "BAD_REQUEST", "the body must be a JSON object");
+  const bool valid = (!body.contains("priority") || body["priority"].is_number_integer()) &&
+                     (!body.contains("cost") || body["cost"].is_number()) &&
+                     (!body.contains("labels") || body["labels"].is_object());
+  for (const auto& [name, value] : body.items()) {
+    if (name != "priority" && name != "cost" && name != "labels") {
+      co_return worker_error(400, "BAD_REQUEST", "only priority, cost and labels can be changed");
+    }
+  }
+  if (!valid) co_return worker_error(400, "BAD_REQUEST", "priority and cost must be numbers, labels an object");
+  worker->change_info([&](Worker::Info& info) {
+    if (body.contains("priority")) info.priority = body["priority"].get<int64_t>();
+    if (body.contains("cost")) info.cost = body["cost"].get<double>();
+    if (!body.contains("labels")) return;
+    for (const auto& [name, value] : body["labels"].items()) {
+      info.labels[name] = value.is_string() ? value.get<std::string>() : value.dump();
+    }
+  });
+  co_return json_response(202, Json{{"status", "accepted"}, {"worker_id", worker->id}});
+}
+
+Task<Response> legacy_list(AdminCall& call) {
+  Json urls = Json::array();
+  for (const WorkerPtr& worker : call.loop.fleet(call.context.fleet)) {
+    if (!worker->draining) urls.push_back(worker->url);
+  }
+  co_return json_response(200, Json{{"urls", urls}});
+}
+
+Task<Response> legacy_add(AdminCall& call) {
+  const auto url = net::query_value(call.head.query(), "url");
+  if (!url) co_return Response::text(400, "url is missing");
+  auto worker = call.context.add_worker(*url, net::query_value(call.head.query(), "api_key").value_or(""), "manual");
+  if (!worker.ok()) co_return Response::text(400, worker.error().message);
+  // This verb answers when the worker serves.
+  const TimePoint until =
+      call.context.clock.now() + std::chrono::seconds(call.context.options.worker_startup_timeout_secs);
+  while (!(*worker)->healthy && call.context.clock.now() < until && !call.context.draining) {
+    co_await call.loop.loop.sleep(std::chrono::milliseconds(50));
+  }
+  if (!(*worker)->healthy) co_return Response::text(400, "the worker did not become healthy in time");
+  co_return Response::text(200, "Successfully added worker: " + *url);
+}
+
+Task<Response> legacy_remove(AdminCall& call) {
+  const auto url = net::query_value(call.head.query(), "url");
+  if (!url) co_return Response::text(400, "url is missing");
+  if (const WorkerPtr worker = call.context.fleet.find(*url)) call.context.control->remove(worker);
+  co_return Response::text(200, "Successfully removed worker: " + *url);
+}
+
+Task<Response> why(AdminCall& call) {
+  const std::string id = net::percent_decode(call.path.substr(std::string_view("/debug/why/").size()));
+  const auto record = call.context.journal.find(id);
+  if (!record) co_return error_response(404, "unknown_request", "no such request among the latest ones");
+  co_return Response::json(200, record->to_json());
+}
+
+Task<Response> not_implemented(AdminCall& call) {
+  co_return error_response(501, "not_implemented", fmt::format("{} is not implemented here", call.path));
+}
+
+constexpr AdminRoute kRoutes[] = {
+    {"/health", "GET", true, ok},
+    {"/liveness", "GET", true, ok},
+    {"/readiness", "GET", true, readiness},
+    {"/health_generate", "GET", true, info},
+    {"/v1/models", "GET", true, models},
+    {"/get_model_info", "GET", true, info},
+    {"/model_info", "GET", true, info},
+    {"/get_server_info", "GET", true, info},
+    {"/server_info", "GET", true, info},
+    {"/get_loads", "GET", false, loads},
+    {"/v1/loads", "GET", false, loads},
+    {"/flush_cache", "POST", false, fan_out},
+    {"/start_profile", "POST", false, fan_out},
+    {"/stop_profile", "POST", false, fan_out},
+    {"/abort_request", "POST", false, fan_out},
+    {"/workers", "GET, POST", false, list_or_add},
+    {"/workers/", "GET, PUT, PATCH, DELETE", false, one_worker},
+    {"/list_workers", "GET", false, legacy_list},
+    {"/add_worker", "POST", false, legacy_add},
+    {"/remove_worker", "POST", false, legacy_remove},
+    {"/debug/why/", "GET", false, why},
+    {"/v1/conversations", "GET, POST, DELETE", false, not_implemented},
+    {"/v1/tokenizers", "GET, POST, DELETE", false, not_implemented},
+    {"/parse/", "POST", false, not_implemented},
+};
+
+}  // namespace
+
+const AdminRoute* find_admin_route(std::string_view path) {
+  for (const AdminRoute& route : kRoutes) {
+    const bool below = route.label.ends_with('/') && path.size() > route.label.size() && path.starts_with(route.label);
+    if (route.label == path || below) return &route;
+  }
+  return nullptr;
+}
+
+net::Task<net::Response> answer_admin(AdminCall& call) { co_return co_await find_admin_route(call.path)->answer(call); }
+
+}  // namespace sluice::gateway

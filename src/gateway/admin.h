@@ -1,0 +1,35 @@
+// The routes that the gateway answers itself or asks every worker for: health, information, workers, loads, fan-outs
+// (gateway-reference.md 3.2, 3.5 to 3.8, 1.1).
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "gateway/context.h"
+#include "net/http.h"
+
+namespace sluice::gateway {
+
+struct AdminCall;
+
+struct AdminRoute {
+  std::string_view label;    // the path; one that ends in '/' stands for everything below it
+  std::string_view methods;  // "GET, POST"
+  bool is_public = false;    // without the API key
+  net::Task<net::Response> (*answer)(AdminCall& call) = nullptr;
+};
+
+// What one call has at hand; lives until it is answered.
+struct AdminCall {
+  Context& context;
+  LoopState& loop;
+  const net::RequestHead& head;
+  const std::string& path;
+  std::string body;
+};
+
+// Null if there is none.
+const AdminRoute* find_admin_route(std::string_view path);
+net::Task<net::Response> answer_admin(AdminCall& call);
+
+}  // namespace sluice::gateway

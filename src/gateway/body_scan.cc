@@ -1,0 +1,221 @@
+#include "gateway/body_scan.h"
+
+#include <simdjson.h>
+
+namespace sluice::gateway {
+namespace {
+
+namespace od = simdjson::ondemand;
+
+Error wrong(std::string message) { return {ErrorCode::kInvalidArgument, std::move(message)}; }
+
+Error malformed(simdjson::error_code error) {
+  return wrong(fmt::format("the body is not valid JSON: {}", simdjson::error_message(error)));
+}
+
+void join(std::string& out, std::string_view text) {
+  if (text.empty()) return;
+  if (!out.empty()) out += ' ';
+  out += text;
+}
+
+// A string, or a list of strings, of token ids or of lists of them. Other kinds are the engine's to judge.
+simdjson::error_code append_prompt(od::value value, std::string& out, int depth = 0) {
+  od::json_type type;
+  if (auto error = value.type().get(type)) return error;
+  switch (type) {
+    case od::json_type::string: {
+      std::string_view text;
+      if (auto error = value.get_string().get(text)) return error;
+      join(out, text);
+      return simdjson::SUCCESS;
+    }
+    case od::json_type::number: {
+      od::number number;
+      if (auto error = value.get_number().get(number)) return error;
+      if (number.is_int64()) join(out, std::to_string(number.get_int64()));
+      return simdjson::SUCCESS;
+    }
+    case od::json_type::array: {
+      if (depth >= 3) return simdjson::SUCCESS;
+      od::array array;
+      if (auto error = value.get_array().get(array)) return error;
+      for (auto element : array) {
+        od::value item;
+        if (auto error = element.get(item)) return error;
+        if (auto error = append_prompt(item, out, depth + 1)) return error;
+      }
+      return simdjson::SUCCESS;
+    }
+    default:
+      return simdjson::SUCCESS;
+  }
+}
+
+// "content" or "reasoning_content" of a message: a string, or parts of which the text ones count.
+simdjson::error_code append_content(od::value value, std::string& out) {
+  od::json_type type;
+  if (auto error = value.type().get(type)) return error;
+  if (type == od::json_type::string) {
+    std::string_view text;
+    if (auto error = value.get_string().get(text)) return error;
+    join(out, text);
+    return simdjson::SUCCESS;
+  }
+  if (type != od::json_type::array) return simdjson::SUCCESS;
+  od::array parts;
+  if (auto error = value.get_array().get(parts)) return error;
+  for (auto element : parts) {
+    od::value part;
+    if (auto error = element.get(part)) return error;
+    od::json_type kind;
+    if (auto error = part.type().get(kind)) return error;
+    if (kind != od::json_type::object) continue;
+    od::object fields;
+    if (auto error = part.get_object().get(fields)) return error;
+    for (auto field : fields) {
+      std::string_view key;
+      if (auto error = field.unescaped_key().get(key)) return error;
+      if (key != "text") continue;
+      od::value text;
+      if (auto error = field.value().get(text)) return error;
+      std::string_view content;
+      if (!text.get_string().get(content)) join(out, content);
+    }
+  }
+  return simdjson::SUCCESS;
+}
+
+simdjson::error_code append_messages(od::value value, std::string& out) {
+  od::json_type type;
+  if (auto error = value.type().get(type)) return error;
+  if (type != od::json_type::array) return simdjson::SUCCESS;
+  od::array messages;
+  if (auto error = value.get_array().get(messages)) return error;
+  for (auto element : messages) {
+    od::value message;
+    if (auto error = element.get(message)) return error;
+    od::json_type kind;
+    if (auto error = message.type().get(kind)) return error;
+    if (kind != od::json_type::object) continue;
+    od::object fields;
+    if (auto error = message.get_object().get(fields)) return error;
+    for (auto field : fields) {
+      std::string_view key;
+      if (auto error = field.unescaped_key().get(key)) return error;
+      if (key != "content" && key != "reasoning_content") continue;
+      od::value content;
+      if (auto error = field.value().get(content)) return error;
+      if (auto error = append_content(content, out)) return error;
+    }
+  }
+  return simdjson::SUCCESS;
+}
+
+void read_limit(od::value value, BodyFacts& facts) {
+  int64_t limit = 0;
+  if (!value.get_int64().get(limit) && limit >= 0) facts.max_tokens = limit;
+}
+
+bool holds_prompt(Endpoint endpoint, std::string_view key) {
+  switch (endpoint) {
+    case Endpoint::kGenerate:
+      return key == "text" || key == "input_ids";
+    case Endpoint::kCompletions:
+      return key == "prompt";
+    case Endpoint::kEmbeddings:
+      return key == "input";
+    case Endpoint::kChat:
+    case Endpoint::kOther:
+      return false;
+  }
+  return false;
+}
+
+od::parser& parser() {
+  thread_local od::parser instance;
+  return instance;
+}
+
+}  // namespace
+
+std::string_view to_string(Endpoint endpoint) {
+  switch (endpoint) {
+    case Endpoint::kChat:
+      return "chat";
+    case Endpoint::kGenerate:
+      return "generate";
+    case Endpoint::kCompletions:
+      return "completions";
+    case Endpoint::kEmbeddings:
+      return "embeddings";
+    case Endpoint::kOther:
+      return "other";
+  }
+  return "other";
+}
+
+Result<BodyFacts> scan_body(std::string& body, Endpoint endpoint) {
+  body.reserve(body.size() + simdjson::SIMDJSON_PADDING);
+  BodyFacts facts;
+  std::string token_text;  // input_ids count only where there is no text
+  od::document document;
+  if (auto error = parser().iterate(body.data(), body.size(), body.capacity()).get(document)) return malformed(error);
+  od::object object;
+  if (auto error = document.get_object().get(object)) {
+    return error == simdjson::INCORRECT_TYPE ? wrong("the body must be a JSON object") : malformed(error);
+  }
+  for (auto field : object) {
+    std::string_view key;
+    if (auto error = field.unescaped_key().get(key)) return malformed(error);
+    od::value value;
+    if (auto error = field.value().get(value)) return malformed(error);
+    simdjson::error_code error = simdjson::SUCCESS;
+    if (key == "model" || key == "rid") {
+      od::json_type type;
+      if ((error = value.type().get(type))) return malformed(error);
+      if (type == od::json_type::string) {
+        std::string_view text;
+        if ((error = value.get_string().get(text))) return malformed(error);
+        (key == "model" ? facts.model : facts.rid) = std::string(text);
+      } else if (key == "model" && type != od::json_type::null) {
+        return wrong("model must be a string");
+      }
+    } else if (key == "stream") {
+      od::json_type type;
+      if ((error = value.type().get(type))) return malformed(error);
+      if (type == od::json_type::boolean) {
+        if ((error = value.get_bool().get(facts.stream))) return malformed(error);
+      } else if (type != od::json_type::null) {
+        return wrong("stream must be true or false");
+      }
+    } else if (key == "max_tokens" || key == "max_completion_tokens") {
+      read_limit(value, facts);
+    } else if (key == "sampling_params") {
+      od::json_type type;
+      if ((error = value.type().get(type))) return malformed(error);
+      od::object parameters;
+      if (type == od::json_type::object && !(error = value.get_object().get(parameters))) {
+        for (auto parameter : parameters) {
+          std::string_view name;
+          if ((error = parameter.unescaped_key().get(name))) return malformed(error);
+          od::value limit;
+          if ((error = parameter.value().get(limit))) return malformed(error);
+          if (name == "max_new_tokens") read_limit(limit, facts);
+        }
+      }
+    } else if (endpoint == Endpoint::kChat && key == "messages") {
+      error = append_messages(value, facts.routing_text);
+    } else if (holds_prompt(endpoint, key)) {
+      error = append_prompt(value, key == "input_ids" ? token_text : facts.routing_text);
+    }
+    if (error) return malformed(error);
+  }
+  const char* rest = nullptr;
+  if (document.current_location().get(rest) == simdjson::SUCCESS)
+    return wrong("the body is not valid JSON: something follows the object");
+  if (facts.routing_text.empty()) facts.routing_text = std::move(token_text);
+  return facts;
+}
+
+}  // namespace sluice::gateway

@@ -1,0 +1,248 @@
+#include "gateway/control.h"
+
+#include <boost/asio/redirect_error.hpp>
+#include <nlohmann/json.hpp>
+
+#include "base/log.h"
+#include "net/stream.h"
+
+namespace sluice::gateway {
+
+using Json = nlohmann::json;
+
+struct Control::Watch {
+  Watch(WorkerPtr which, HealthRules rules, net::EventLoop& loop)
+      : worker(std::move(which)), health(rules), timer(loop.executor()) {}
+
+  const WorkerPtr worker;
+  HealthState health;
+  net::Timer timer;
+  uint64_t told = 0;  // how often somebody who knows better has spoken: a probe that began before counts for nothing
+};
+
+net::Headers key_headers(const Worker& worker) {
+  net::Headers headers;
+  if (!worker.api_key.empty()) headers.add("Authorization", "Bearer " + worker.api_key);
+  return headers;
+}
+
+namespace {
+
+int64_t sum_of(const Json& list, const char* key) {
+  int64_t sum = -1;
+  if (!list.is_array()) return sum;
+  for (const auto& entry : list) {
+    if (!entry.is_object() || !entry.contains(key) || !entry[key].is_number()) continue;
+    sum = std::max<int64_t>(sum, 0) + entry[key].get<int64_t>();
+  }
+  return sum;
+}
+
+net::ClientTimeouts all_within(Duration bound) { return {.connect = bound, .head = bound, .silence = bound}; }
+
+}  // namespace
+
+net::Task<std::optional<WorkerLoadReport>> read_load(net::Client& client, const Worker& worker) {
+  const auto timeouts = all_within(std::chrono::seconds(5));
+  auto answer = co_await client.fetch(worker.address, "GET", "/v1/loads", key_headers(worker), "", timeouts);
+  const bool modern = answer.ok() && answer->status != 404;
+  if (answer.ok() && !modern) {
+    answer = co_await client.fetch(worker.address, "GET", "/get_load", key_headers(worker), "", timeouts);
+  }
+  if (!answer.ok() || answer->status != 200) co_return std::nullopt;
+  Json document = Json::parse(answer->body, nullptr, false);
+  if (document.is_discarded()) co_return std::nullopt;
+  if (!modern) document = Json{{"loads", document}};
+  if (!document.is_object() || !document.contains("loads")) co_return std::nullopt;
+  WorkerLoadReport report;
+  report.used_tokens = sum_of(document["loads"], modern ? "num_used_tokens" : "num_tokens");
+  report.document = document.dump(-1, ' ', false, Json::error_handler_t::replace);
+  co_return report;
+}
+
+Control::Control(Context& context) : context_(context) {
+  loop_.start();
+  if (context_.policy->needs_engine_load() && !context_.options.disable_load_monitoring) {
+    loop_.spawn([this] { return poll_loads(); });
+  }
+}
+
+Control::~Control() { stop(); }
+
+void Control::stop() {
+  loop_.stop();
+  loop_.join();
+}
+
+void Control::with_watch(const WorkerPtr& worker, std::function<void(Watch&)> act) {
+  loop_.post([this, worker, act = std::move(act)] {
+    const auto at = watches_.find(worker.get());
+    if (at == watches_.end()) return;
+    act(*at->second);
+    at->second->timer.cancel();
+  });
+}
+
+void Control::watch(WorkerPtr worker) {
+  auto& metrics = context_.metrics;
+  worker->series.requests = metrics.counter("smg_worker_requests_total", {worker->url});
+  worker->series.prompt_tokens = metrics.counter("smg_worker_prompt_tokens_total", {worker->url});
+  worker->series.cached_tokens = metrics.counter("smg_worker_cached_tokens_total", {worker->url});
+  worker->series.breaker_success = metrics.counter("smg_worker_cb_outcomes_total", {worker->url, "success"});
+  worker->series.breaker_failure = metrics.counter("smg_worker_cb_outcomes_total", {worker->url, "failure"});
+  worker->series.aborts_client = metrics.counter("smg_stream_aborts_total", {worker->url, "client"});
+  worker->series.aborts_worker = metrics.counter("smg_stream_aborts_total", {worker->url, "worker"});
+  loop_.post([this, worker] {
+    const auto& options = context_.options;
+    const HealthRules rules{.failures = options.health_failure_threshold,
+                            .successes = options.health_success_threshold,
+                            .interval = std::chrono::seconds(options.health_check_interval_secs)};
+    auto watch = std::make_shared<Watch>(worker, rules, loop_);
+    // started() may have been quicker.
+    if (worker->healthy) watch->health.force(true);
+    watches_[worker.get()] = watch;
+    loop_.spawn([this, watch] { return run(watch); });
+  });
+}
+
+void Control::suspect(WorkerPtr worker) {
+  with_watch(worker, [](Watch& watch) { watch.health.suspect(); });
+}
+
+void Control::started(WorkerPtr worker) {
+  worker->breaker.reset();
+  worker->busy_until = 0;
+  worker->proven = true;
+  worker->healthy = true;
+  with_watch(worker, [](Watch& watch) {
+    ++watch.told;
+    watch.health.force(true);
+  });
+}
+
+void Control::ended(WorkerPtr worker) {
+  worker->healthy = false;
+  with_watch(worker, [](Watch& watch) {
+    ++watch.told;
+    watch.health.force(false);
+  });
+}
+
+void Control::remove(WorkerPtr worker) {
+  worker->draining = true;
+  with_watch(worker, [](Watch&) {});
+}
+
+net::Task<bool> Control::probe(std::shared_ptr<Watch> watch) {
+  const auto timeouts = all_within(std::chrono::seconds(context_.options.health_check_timeout_secs));
+  const Worker& worker = *watch->worker;
+  const auto answer = co_await client_.fetch(worker.address, "GET", context_.options.health_check_endpoint,
+                                             key_headers(worker), "", timeouts);
+  const bool passed = answer.ok() && answer->status >= 200 && answer->status < 300;
+  context_.metrics.counter("smg_worker_health_checks_total", {"regular", passed ? "success" : "error"}).add();
+  co_return passed;
+}
+
+net::Task<> Control::read_models(std::shared_ptr<Watch> watch) {
+  Worker& worker = *watch->worker;
+  const auto timeouts = all_within(std::chrono::seconds(10));
+  const auto answer = co_await client_.fetch(worker.address, "GET", "/v1/models", key_headers(worker), "", timeouts);
+  if (!answer.ok() || answer->status != 200) co_return;
+  const Json document = Json::parse(answer->body, nullptr, false);
+  if (!document.is_object() || !document.contains("data") || !document["data"].is_array()) co_return;
+  std::string id = "unknown";
+  for (const auto& entry : document["data"]) {
+    if (entry.is_object() && entry.contains("id") && entry["id"].is_string()) {
+      id = entry["id"].get<std::string>();
+      break;
+    }
+  }
+  worker.change_info([&](Worker::Info& info) {
+    info.model_id = id;
+    info.models = answer->body;
+  });
+}
+
+net::Task<> Control::run(std::shared_ptr<Watch> watch) {
+  const auto& options = context_.options;
+  Worker& worker = *watch->worker;
+  const TimePoint begun = context_.clock.now();
+  uint32_t generation_of_models = 0;
+  bool models_read = false;
+  TimePoint next_probe = begun;  // at once
+  while (!worker.draining) {
+    const bool registering = !worker.proven;
+    if (context_.clock.now() >= next_probe && (registering || !options.disable_health_check)) {
+      const uint64_t told = watch->told;
+      const bool passed = co_await probe(watch);
+      if (told == watch->told) {
+        if (passed) {
+          if (registering) co_await read_models(watch);
+          watch->health.passed();
+          worker.breaker.probe_passed();
+        } else {
+          watch->health.failed();
+        }
+        const bool healthy = watch->health.healthy();
+        if (healthy != worker.healthy) {
+          SLUICE_LOG(info, "gateway/health", "worker {} is {}", worker.url, healthy ? "ready" : "not ready");
+          if (healthy) worker.proven = true;
+          worker.healthy = healthy;
+        }
+      }
+      Duration pause = watch->health.next_probe();
+      if (!worker.proven) {
+        const bool late = context_.clock.now() - begun > std::chrono::seconds(options.worker_startup_timeout_secs);
+        worker.failed = late;
+        if (!late) pause = std::chrono::seconds(options.worker_startup_check_interval);
+      }
+      next_probe = context_.clock.now() + pause;
+    }
+    if (worker.healthy && (!models_read || generation_of_models != worker.generation)) {
+      generation_of_models = worker.generation;
+      models_read = true;
+      co_await read_models(watch);
+    }
+    if (worker.draining) break;
+    const bool probes = !worker.proven || !options.disable_health_check;
+    watch->timer.expires_at(probes ? next_probe : TimePoint::max());
+    boost::system::error_code woken;
+    co_await watch->timer.async_wait(net::asio::redirect_error(net::use_task, woken));
+    // Woken early: what has changed may ask for a probe sooner.
+    if (woken) next_probe = std::min(next_probe, context_.clock.now() + watch->health.next_probe());
+  }
+  co_await drain(watch);
+}
+
+net::Task<> Control::drain(std::shared_ptr<Watch> watch) {
+  Worker& worker = *watch->worker;
+  const TimePoint begun = context_.clock.now();
+  const auto settle = std::chrono::seconds(context_.options.drain_settle_secs);
+  const auto grace = std::max<Duration>(settle, std::chrono::seconds(context_.options.shutdown_grace_period_secs));
+  for (;;) {
+    const Duration passed = context_.clock.now() - begun;
+    if (passed >= settle && (worker.load->requests.load() == 0 || passed >= grace)) break;
+    co_await loop_.sleep(std::chrono::milliseconds(50));
+  }
+  context_.fleet.erase(worker);
+  context_.index.drop_worker(worker.number);
+  client_.forget(worker.address);
+  context_.metrics.remove_series("worker", worker.url);
+  SLUICE_LOG(info, "gateway/fleet", "worker {} was removed", worker.url);
+  watches_.erase(&worker);
+}
+
+net::Task<> Control::poll_loads() {
+  for (;;) {
+    const auto workers = context_.fleet.snapshot();
+    for (const WorkerPtr& worker : *workers) {
+      if (!worker->healthy) continue;
+      const auto report = co_await read_load(client_, *worker);
+      worker->load->polled_tokens = report ? report->used_tokens : -1;
+      worker->load->dispatched_since_poll = 0;
+    }
+    co_await loop_.sleep(std::chrono::seconds(context_.options.load_monitor_interval));
+  }
+}
+
+}  // namespace sluice::gateway

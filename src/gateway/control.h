@@ -1,0 +1,52 @@
+// The control thread: probes workers, registers new ones, polls loads, and takes removed ones out when their work is
+// done. A loop of its own, so that a saturated data path never delays a probe.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "gateway/context.h"
+#include "gateway/health.h"
+#include "net/loop.h"
+
+namespace sluice::gateway {
+
+// The load document of a worker: its /v1/loads, or on 404 an equivalent made from /get_load. Runs on the client's loop.
+struct WorkerLoadReport {
+  std::string document;  // JSON
+  int64_t used_tokens = -1;
+};
+net::Task<std::optional<WorkerLoadReport>> read_load(net::Client& client, const Worker& worker);
+net::Headers key_headers(const Worker& worker);
+
+class Control {
+ public:
+  explicit Control(Context& context);
+  ~Control();
+  void stop();  // idempotent; nothing of it runs afterwards
+
+  // All: any thread.
+  void watch(WorkerPtr worker);    // begins to probe it
+  void suspect(WorkerPtr worker);  // it met a fault: probe soon
+  void started(WorkerPtr worker);  // it is known to serve
+  void ended(WorkerPtr worker);    // it is known not to
+  void remove(WorkerPtr worker);   // draining, then out
+
+ private:
+  struct Watch;
+  void with_watch(const WorkerPtr& worker, std::function<void(Watch&)> act);
+  net::Task<> run(std::shared_ptr<Watch> watch);
+  net::Task<> drain(std::shared_ptr<Watch> watch);
+  net::Task<bool> probe(std::shared_ptr<Watch> watch);
+  net::Task<> read_models(std::shared_ptr<Watch> watch);
+  net::Task<> poll_loads();
+
+  Context& context_;
+  net::EventLoop loop_{"control"};
+  net::Client client_{loop_};
+  std::map<const Worker*, std::shared_ptr<Watch>> watches_;  // control thread only
+};
+
+}  // namespace sluice::gateway

@@ -1,0 +1,67 @@
+#include "gateway/fleet.h"
+
+#include <algorithm>
+
+#include "base/rng.h"
+
+namespace sluice::gateway {
+
+std::string make_uuid() {
+  const uint64_t a = random_seed(), b = random_seed();
+  return fmt::format("{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}", a >> 32, (a >> 16) & 0xffff, a & 0xfff,
+                     0x8000 | ((b >> 48) & 0x3fff), b & 0xffffffffffff);
+}
+
+std::string_view Worker::status() const {
+  if (draining.load(std::memory_order_relaxed)) return "draining";
+  if (healthy.load(std::memory_order_relaxed)) return "ready";
+  if (proven.load(std::memory_order_relaxed)) return "not_ready";
+  return failed.load(std::memory_order_relaxed) ? "failed" : "pending";
+}
+
+void Fleet::publish(WorkerList list) {
+  list_ = std::make_shared<const WorkerList>(std::move(list));
+  version_.fetch_add(1, std::memory_order_release);
+}
+
+Result<std::pair<WorkerPtr, bool>> Fleet::add(const std::string& url, const std::string& api_key) {
+  SLUICE_TRY(net::Url address, net::parse_url(url));
+  const std::string canonical = address.to_string();
+  std::lock_guard lock(mutex_);
+  for (const auto& worker : *list_) {
+    if (worker->url == canonical && !worker->draining) return std::make_pair(worker, false);
+  }
+  auto worker = std::make_shared<Worker>(make_uuid(), next_number_++, std::move(address), api_key, rules_, clock_);
+  WorkerList list = *list_;
+  list.push_back(worker);
+  publish(std::move(list));
+  return std::make_pair(std::move(worker), true);
+}
+
+void Fleet::erase(const Worker& worker) {
+  std::lock_guard lock(mutex_);
+  WorkerList list = *list_;
+  std::erase_if(list, [&](const auto& other) { return other.get() == &worker; });
+  publish(std::move(list));
+}
+
+WorkerPtr Fleet::find(const std::string& id_or_url) const {
+  const auto list = snapshot();
+  for (const auto& worker : *list) {
+    if (worker->id == id_or_url) return worker;
+  }
+  const auto address = net::parse_url(id_or_url);
+  if (!address.ok()) return nullptr;
+  const std::string url = address->to_string();
+  for (const auto& worker : *list) {
+    if (worker->url == url) return worker;
+  }
+  return nullptr;
+}
+
+std::shared_ptr<const WorkerList> Fleet::snapshot() const {
+  std::lock_guard lock(mutex_);
+  return list_;
+}
+
+}  // namespace sluice::gateway

@@ -1,0 +1,117 @@
+// The workers. Readers take an immutable snapshot of the list; what changes per worker (health, load, breaker) is
+// atomic in the worker itself.
+#pragma once
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/result.h"
+#include "gateway/breaker.h"
+#include "gateway/load.h"
+#include "net/http.h"
+#include "obs/metrics.h"
+
+namespace sluice::gateway {
+
+// Metric series of one worker, resolved when it is added.
+struct WorkerSeries {
+  obs::Counter requests, predicted_tokens, prompt_tokens, cached_tokens, breaker_success, breaker_failure,
+      aborts_client, aborts_worker;
+};
+
+struct Worker {
+  Worker(std::string worker_id, uint32_t worker_number, net::Url worker_address, std::string key, BreakerRules rules,
+         const Clock& clock)
+      : id(std::move(worker_id)),
+        number(worker_number),
+        url(worker_address.to_string()),
+        address(std::move(worker_address)),
+        api_key(std::move(key)),
+        load(std::make_shared<WorkerLoad>()),
+        breaker(rules, clock) {}
+
+  // Constant once it is in the fleet.
+  const std::string id;  // UUID
+  const uint32_t number;
+  const std::string url;
+  const net::Url address;
+  const std::string api_key;  // empty = none
+  const std::shared_ptr<WorkerLoad> load;
+  WorkerSeries series;
+
+  Breaker breaker;
+  std::atomic<bool> healthy{false};
+  std::atomic<bool> proven{false};  // was healthy once
+  std::atomic<bool> failed{false};  // was not ready within --worker-startup-timeout-secs
+  std::atomic<bool> draining{false};
+  std::atomic<uint32_t> generation{0};
+  std::atomic<int64_t> busy_until{0};  // steady nanoseconds: the worker asked to be left alone
+
+  struct Info {
+    std::string model_id = "unknown";
+    std::string models;  // its /v1/models document; empty = not read
+    int64_t priority = 50;
+    double cost = 1.0;
+    std::map<std::string, std::string> labels;
+  };
+  Info info() const {
+    std::lock_guard lock(mutex_);
+    return info_;
+  }
+  template <class F>
+  void change_info(F&& change) {
+    std::lock_guard lock(mutex_);
+    change(info_);
+  }
+
+  bool usable() const {
+    return healthy.load(std::memory_order_relaxed) && !draining.load(std::memory_order_relaxed) && breaker.admits();
+  }
+  bool is_busy(TimePoint now) const {
+    return busy_until.load(std::memory_order_relaxed) > now.time_since_epoch().count();
+  }
+  std::string_view status() const;
+
+ private:
+  mutable std::mutex mutex_;  // guards info_
+  Info info_;
+};
+
+using WorkerPtr = std::shared_ptr<Worker>;
+using WorkerList = std::vector<WorkerPtr>;  // ascending number
+
+// Any thread.
+class Fleet {
+ public:
+  Fleet(BreakerRules rules, const Clock& clock) : rules_(rules), clock_(clock) {}
+
+  // The worker of that URL, and whether it is new. kInvalidArgument for a URL that is not http.
+  Result<std::pair<WorkerPtr, bool>> add(const std::string& url, const std::string& api_key);
+  void erase(const Worker& worker);
+  // By id or URL; null if there is none.
+  WorkerPtr find(const std::string& id_or_url) const;
+
+  std::shared_ptr<const WorkerList> snapshot() const;
+  // Changes whenever snapshot() does: a reader that keeps a copy compares one number and takes no lock.
+  uint64_t version() const { return version_.load(std::memory_order_acquire); }
+
+ private:
+  void publish(WorkerList list);
+
+  const BreakerRules rules_;
+  const Clock& clock_;
+  std::atomic<uint64_t> version_{1};
+  mutable std::mutex mutex_;  // guards what follows
+  std::shared_ptr<const WorkerList> list_ = std::make_shared<WorkerList>();
+  uint32_t next_number_ = 0;
+};
+
+// A random UUID, version 4.
+std::string make_uuid();
+
+}  // namespace sluice::gateway

@@ -1,0 +1,126 @@
+#include "gateway/gateway.h"
+
+#include <algorithm>
+#include <thread>
+
+#include "gateway/context.h"
+#include "gateway/control.h"
+#include "gateway/router.h"
+#include "net/server.h"
+#include "obs/exposition.h"
+
+namespace sluice::gateway {
+
+// Members are destroyed from the last to the first: the server before what its handlers use.
+class Gateway::Impl {
+ public:
+  Impl(const GatewayOptions& options, std::vector<double> buckets) : context(options, std::move(buckets)) {
+    for (size_t i = 0; i < loops.size(); ++i) {
+      const net::ClientOptions client{.idle_timeout = std::chrono::seconds(options.upstream_pool_idle_timeout_secs)};
+      states.push_back(std::make_unique<LoopState>(loops[i], client));
+    }
+  }
+
+  ~Impl() {
+    context.draining = true;
+    refresh.reset();
+    exposition.reset();
+    server.reset();
+    control.stop();
+    loops.stop();
+  }
+
+  Result<void> start() {
+    const auto& options = context.options;
+    context.control = &control;
+    net::ServerOptions serving;
+    serving.head_timeout = std::chrono::seconds(options.header_read_timeout_secs);
+    serving.idle_timeout = std::chrono::seconds(options.idle_connection_timeout_secs);
+    serving.body_stall_timeout = std::chrono::seconds(options.stream_body_stall_timeout_secs);
+    refresh = context.metrics.before_render([this] { set_gauges(); });
+    SLUICE_TRY(exposition, obs::ExpositionServer::start(context.metrics, options.prometheus_host,
+                                                        static_cast<uint16_t>(options.prometheus_port)));
+    server = std::make_unique<net::Server>(loops, serving,
+                                           [this](net::ServerExchange& client) { return router.handle(client); });
+    SLUICE_TRY(port, server->listen(options.host, static_cast<uint16_t>(options.port)));
+    for (const std::string& url : options.worker_urls) {
+      SLUICE_TRY_VOID(context.add_worker(url, options.api_key.value_or(""), "static"));
+    }
+    return {};
+  }
+
+  // Renders' thread.
+  void set_gauges() {
+    auto& metrics = context.metrics;
+    const auto workers = context.fleet.snapshot();
+    metrics.gauge("smg_worker_pool_size", {"regular", "http"}).set(static_cast<double>(workers->size()));
+    for (const WorkerPtr& worker : *workers) {
+      metrics.gauge("smg_worker_requests_active", {worker->url})
+          .set(static_cast<double>(worker->load->requests.load()));
+      metrics.gauge("smg_worker_health", {worker->url}).set(worker->healthy ? 1 : 0);
+      metrics.gauge("smg_worker_cb_state", {worker->url}).set(static_cast<double>(worker->breaker.state()));
+    }
+    metrics.gauge("smg_admission_inflight").set(static_cast<double>(context.admission.in_flight()));
+    metrics.gauge("smg_admission_queue_depth").set(static_cast<double>(context.admission.queued()));
+    const auto index = context.index.stats();
+    metrics.gauge("smg_prefix_index_bytes").set(static_cast<double>(index.bytes));
+    metrics.gauge("smg_prefix_index_nodes").set(static_cast<double>(index.nodes));
+    const TimePoint now = context.clock.now();
+    const auto show = [&](const char* source, double rate) {
+      if (rate < 0) {
+        metrics.remove_series("source", source);
+      } else {
+        metrics.gauge("sglang_cache_hit_rate", {source}).set(rate);
+      }
+    };
+    show("predicted", context.predicted.value(now));
+    show("reported", context.reported.value(now));
+  }
+
+  net::LoopGroup loops{0, "gateway"};
+  Context context;
+  std::vector<std::unique_ptr<LoopState>> states;
+  Control control{context};
+  Router router{context, states};
+  std::unique_ptr<obs::ExpositionServer> exposition;
+  std::shared_ptr<void> refresh;
+  std::unique_ptr<net::Server> server;
+  uint16_t port = 0;
+};
+
+Result<std::unique_ptr<Gateway>> Gateway::start(const GatewayOptions& options) {
+  SLUICE_TRY_VOID(validate(options));
+  SLUICE_TRY(auto buckets, duration_buckets(options));
+  std::unique_ptr<Gateway> gateway(new Gateway(std::make_unique<Impl>(options, std::move(buckets))));
+  SLUICE_TRY_VOID(gateway->impl_->start());
+  return gateway;
+}
+
+Gateway::Gateway(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Gateway::~Gateway() = default;
+
+uint16_t Gateway::port() const { return impl_->port; }
+uint16_t Gateway::metrics_port() const { return impl_->exposition->port(); }
+obs::Metrics& Gateway::metrics() { return impl_->context.metrics; }
+
+void Gateway::worker_started(const std::string& url) {
+  Context& context = impl_->context;
+  const WorkerPtr known = context.fleet.find(url);
+  const auto worker = context.add_worker(url, context.options.api_key.value_or(""), "static");
+  SLUICE_CHECK(worker.ok(), "a worker of our own at {}: {}", url, worker.error().message);
+  if (known != nullptr) context.forget_prefixes(**worker);
+  context.control->started(*worker);
+}
+
+void Gateway::worker_ended(const std::string& url) {
+  if (const WorkerPtr worker = impl_->context.fleet.find(url)) impl_->context.control->ended(worker);
+}
+
+size_t Gateway::drain(Duration grace) {
+  const TimePoint end = impl_->context.clock.now() + grace;
+  impl_->context.draining = true;
+  std::this_thread::sleep_for(std::min<Duration>(grace / 2, std::chrono::seconds(5)));
+  return impl_->server->drain(std::max<Duration>(end - impl_->context.clock.now(), Duration{0}));
+}
+
+}  // namespace sluice::gateway

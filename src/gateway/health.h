@@ -1,0 +1,56 @@
+// What probes say about one worker: consecutive results against thresholds, and when to ask again
+// (gateway-reference.md 1.1, 6.1). A value; the control thread owns it.
+#pragma once
+
+#include <cstdint>
+
+#include "base/clock.h"
+
+namespace sluice::gateway {
+
+struct HealthRules {
+  int64_t failures = 3;   // consecutive, until it is not used
+  int64_t successes = 2;  // consecutive, until it is used again
+  Duration interval = std::chrono::seconds(60);
+  Duration undecided = std::chrono::seconds(1);  // between probes from a first fault until it is decided
+};
+
+class HealthState {
+ public:
+  explicit HealthState(HealthRules rules, bool healthy = false) : rules_(rules), healthy_(healthy), proven_(healthy) {}
+
+  bool healthy() const { return healthy_; }
+  void passed() {
+    failures_ = 0;
+    suspect_ = false;
+    // A worker that was never ready needs one success only: registration is over then.
+    if (!healthy_ && (++successes_ >= rules_.successes || !proven_)) force(true);
+  }
+  void failed() {
+    successes_ = 0;
+    if (healthy_ && ++failures_ >= rules_.failures) force(false);
+  }
+  // A request met a fault: ask soon.
+  void suspect() { suspect_ = true; }
+  // Somebody who knows better says so.
+  void force(bool healthy) {
+    healthy_ = healthy;
+    proven_ = proven_ || healthy;
+    failures_ = successes_ = 0;
+    suspect_ = false;
+  }
+  Duration next_probe() const {
+    const bool undecided = suspect_ || (healthy_ && failures_ > 0) || (!healthy_ && proven_);
+    return undecided && rules_.undecided < rules_.interval ? rules_.undecided : rules_.interval;
+  }
+
+ private:
+  HealthRules rules_;
+  bool healthy_;
+  bool proven_;
+  bool suspect_ = false;
+  int64_t failures_ = 0;
+  int64_t successes_ = 0;
+};
+
+}  // namespace sluice::gateway

@@ -1,0 +1,52 @@
+#include "gateway/outcome.h"
+
+#include <charconv>
+
+namespace sluice::gateway {
+
+std::string_view to_string(Outcome outcome) {
+  switch (outcome) {
+    case Outcome::kOk:
+      return "ok";
+    case Outcome::kClientError:
+      return "client_error";
+    case Outcome::kBusy:
+      return "busy";
+    case Outcome::kFault:
+      return "fault";
+    case Outcome::kClientGone:
+      return "client_gone";
+  }
+  return "unknown";
+}
+
+Outcome classify(const net::ResponseHead& head) {
+  switch (head.status) {
+    case 429:
+      return Outcome::kBusy;
+    case 503:
+      return head.headers.has("retry-after") ? Outcome::kBusy : Outcome::kFault;
+    case 408:
+    case 500:
+    case 502:
+    case 504:
+      return Outcome::kFault;
+    default:
+      return head.status >= 400 && head.status < 500 ? Outcome::kClientError : Outcome::kOk;
+  }
+}
+
+bool is_retryable(int status) {
+  return status == 408 || status == 429 || status == 500 || status == 502 || status == 503 || status == 504;
+}
+
+std::optional<Duration> retry_after(const net::Headers& headers) {
+  const auto value = headers.get("retry-after");
+  if (!value) return std::nullopt;
+  int64_t whole = 0;
+  const auto [end, error] = std::from_chars(value->data(), value->data() + value->size(), whole);
+  if (error != std::errc() || end != value->data() + value->size() || whole < 0 || whole > 86400) return std::nullopt;
+  return std::chrono::seconds(whole);
+}
+
+}  // namespace sluice::gateway

@@ -1,0 +1,156 @@
+#include "gateway/router.h"
+
+#include <algorithm>
+
+#include "gateway/admin.h"
+#include "gateway/error_shape.h"
+#include "gateway/exchange.h"
+
+namespace sluice::gateway {
+namespace {
+
+// Proxied to one worker.
+struct Proxied {
+  std::string_view path;
+  Endpoint endpoint;
+  std::string_view id_prefix;
+};
+constexpr Proxied kProxied[] = {
+    {"/generate", Endpoint::kGenerate, "gnt-"},
+    {"/v1/chat/completions", Endpoint::kChat, "chatcmpl-"},
+    {"/v1/completions", Endpoint::kCompletions, "cmpl-"},
+    {"/v1/embeddings", Endpoint::kEmbeddings, "req-"},
+    {"/v1/classify", Endpoint::kOther, "req-"},
+    {"/v1/responses", Endpoint::kOther, "resp-"},
+    {"/v1/messages", Endpoint::kOther, "msg_"},
+    {"/v1/score", Endpoint::kOther, "req-"},
+    {"/encode", Endpoint::kOther, "req-"},
+    {"/tokenize", Endpoint::kOther, "req-"},
+    {"/v1/tokenize", Endpoint::kOther, "req-"},
+    {"/detokenize", Endpoint::kOther, "req-"},
+    {"/v1/detokenize", Endpoint::kOther, "req-"},
+};
+
+const Proxied* find_proxied(std::string_view path) {
+  for (const Proxied& row : kProxied) {
+    if (row.path == path) return &row;
+  }
+  return nullptr;
+}
+
+// Takes the same time wherever two texts of equal length differ.
+bool same_secret(std::string_view a, std::string_view b) {
+  unsigned char difference = a.size() == b.size() ? 0 : 1;
+  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) difference |= static_cast<unsigned char>(a[i] ^ b[i]);
+  return difference == 0;
+}
+
+}  // namespace
+
+Router::Router(Context& context, std::vector<std::unique_ptr<LoopState>>& loops)
+    : context_(context), loops_(loops), active_(context.metrics.gauge("smg_http_connections_active")) {}
+
+LoopState& Router::state_of(net::EventLoop& loop) {
+  const auto at = std::find_if(loops_.begin(), loops_.end(), [&](const auto& state) { return &state->loop == &loop; });
+  SLUICE_CHECK(at != loops_.end(), "a request on a loop of somebody else");
+  return **at;
+}
+
+std::string Router::request_id(const net::RequestHead& head, std::string_view path, LoopState& loop) const {
+  for (const std::string& name : context_.options.request_id_headers) {
+    const auto value = head.headers.get(name);
+    if (value && !value->empty() && value->size() <= 256) return std::string(*value);
+  }
+  constexpr std::string_view kAlphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+  const Proxied* proxied = find_proxied(path);
+  std::string id(proxied != nullptr ? proxied->id_prefix : "req-");
+  for (int i = 0; i < 24; ++i) id += kAlphabet[loop.rng.below(kAlphabet.size())];
+  return id;
+}
+
+void Router::add_cors(const net::RequestHead& head, net::Headers& headers) const {
+  const auto& allowed = context_.options.cors_allowed_origins;
+  if (allowed.empty()) {
+    headers.add("Access-Control-Allow-Origin", "*");
+    headers.add("Access-Control-Expose-Headers", "*");
+    return;
+  }
+  const auto origin = head.headers.get("origin");
+  if (!origin || std::find(allowed.begin(), allowed.end(), *origin) == allowed.end()) return;
+  headers.add("Access-Control-Allow-Origin", std::string(*origin));
+  headers.add("Access-Control-Expose-Headers", "x-request-id");
+  headers.add("Vary", "Origin");
+}
+
+net::Task<> Router::handle(net::ServerExchange& client) {
+  const TimePoint begun = context_.clock.now();
+  LoopState& loop = state_of(client.loop());
+  const net::RequestHead& head = client.request();
+  const std::string path(head.path());
+  const Proxied* proxied = find_proxied(path);
+  const AdminRoute* admin = proxied != nullptr ? nullptr : find_admin_route(path);
+  const std::string label(proxied != nullptr ? proxied->path : admin != nullptr ? admin->label : "other");
+  const bool known_method = head.method == "GET" || head.method == "POST" || head.method == "PUT" ||
+                            head.method == "PATCH" || head.method == "DELETE" || head.method == "OPTIONS";
+  const std::string method = known_method ? head.method : "other";
+  context_.metrics.counter("smg_http_requests_total", {method, label}).add();
+  active_.add(1);
+
+  net::Headers extra;
+  std::string id = request_id(head, path, loop);
+  extra.add("x-request-id", id);
+  add_cors(head, extra);
+
+  Exchange::End end;
+  net::Response response;
+  bool answered_by_exchange = false;
+  const bool is_public = admin != nullptr && admin->is_public;
+  const std::string_view methods = proxied != nullptr ? "POST" : admin != nullptr ? admin->methods : "";
+  const auto authorization = head.headers.get("authorization");
+  const auto& key = context_.options.api_key;
+  if (head.method == "OPTIONS" && head.headers.has("access-control-request-method")) {
+    response.status = 200;
+    const bool any = context_.options.cors_allowed_origins.empty();
+    response.headers.add("Access-Control-Allow-Methods", any ? "*" : "GET, POST, PUT, PATCH, DELETE, OPTIONS");
+    response.headers.add("Access-Control-Allow-Headers", any ? "*" : "content-type, authorization");
+    response.headers.add("Access-Control-Max-Age", "3600");
+  } else if (proxied == nullptr && admin == nullptr) {
+    response = error_response(404, "unknown_url", fmt::format("there is nothing at {}", path));
+  } else if (methods.find(head.method) == std::string_view::npos) {
+    response = error_response(405, "method_not_allowed", fmt::format("{} takes {}", label, methods));
+    response.headers.add("Allow", std::string(methods));
+  } else if (key && !is_public &&
+             !(authorization && authorization->starts_with("Bearer ") && same_secret(authorization->substr(7), *key))) {
+    response.status = 401;
+    response.headers.add("WWW-Authenticate", "Bearer");
+  } else if (proxied != nullptr) {
+    Exchange exchange(context_, loop, client, proxied->endpoint, proxied->path, std::move(id), extra);
+    end = co_await exchange.run();
+    answered_by_exchange = true;
+  } else {
+    auto body = co_await client.read_body(size_t{1} << 20);
+    if (body.ok()) {
+      AdminCall call{context_, loop, head, path, std::move(body).value()};
+      response = co_await answer_admin(call);
+    } else {
+      const bool large = body.error().code == ErrorCode::kTooLarge;
+      response =
+          error_response(large ? 413 : 400, large ? "request_body_too_large" : "bad_request", body.error().message);
+    }
+  }
+  if (!answered_by_exchange) {
+    end.status = response.status;
+    end.error_code = std::string(response.headers.get("X-SMG-Error-Code").value_or(""));
+    for (const auto& [name, value] : extra) response.headers.add(name, value);
+    const auto sent = co_await client.respond(std::move(response));
+    if (!sent.ok()) end.status = 0;
+  }
+  active_.add(-1);
+  context_.metrics.histogram("smg_http_request_duration_seconds", {method, label})
+      .observe(seconds(context_.clock.now() - begun));
+  if (end.status != 0) {
+    context_.metrics.counter("smg_http_responses_total", {label, std::to_string(end.status), end.error_code}).add();
+  }
+}
+
+}  // namespace sluice::gateway
