@@ -13,9 +13,9 @@ OptionView gateway_options() { return view_of(gateway::gateway_option_table()); 
 int run_gateway(const Arguments& arguments) {
   const auto options = gateway::gateway_option_table().parse(arguments);
   if (!options.ok()) return fail(options.error());
+  StopSignals signals;  // before the first thread
   const auto logging = log::init({.level = options->log_level, .json = options->log_json, .dir = options->log_dir});
   if (!logging.ok()) return fail(logging.error());
-  StopSignals signals;
   auto gateway = gateway::Gateway::start(*options);
   if (!gateway.ok()) return fail(gateway.error());
   announce(options->host, (*gateway)->port());

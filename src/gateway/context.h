@@ -86,6 +86,24 @@ struct LoopState {
   uint64_t version = 0;
   std::map<std::pair<std::string, int>, RequestSeries> series;  // by model; endpoint * 2 + streaming
   std::map<std::pair<std::string, uint32_t>, obs::Counter> selections;
+  std::map<obs::LabelValues, obs::Counter> counters;      // by family and labels: see count()
+  std::map<obs::LabelValues, obs::Histogram> histograms;  // likewise
+
+  // A counter whose labels are few; resolved once per loop, so that requests take no lock of the metrics.
+  obs::Counter& count(obs::Metrics& metrics, const char* family, obs::LabelValues values) {
+    obs::LabelValues key = values;
+    key.emplace_back(family);
+    const auto at = counters.find(key);
+    if (at != counters.end()) return at->second;
+    return counters.emplace(std::move(key), metrics.counter(family, std::move(values))).first->second;
+  }
+  obs::Histogram& histogram(obs::Metrics& metrics, const char* family, obs::LabelValues values) {
+    obs::LabelValues key = values;
+    key.emplace_back(family);
+    const auto at = histograms.find(key);
+    if (at != histograms.end()) return at->second;
+    return histograms.emplace(std::move(key), metrics.histogram(family, std::move(values))).first->second;
+  }
 
   const WorkerList& fleet(const Fleet& shared) {
     if (version != shared.version()) {

@@ -164,7 +164,7 @@ net::Task<> Exchange::serve() {
       }
       co_return;
     }
-    context_.metrics.counter("smg_worker_retries_total", {"regular", std::string(to_string(endpoint_))}).add();
+    loop_.count(context_.metrics, "smg_worker_retries_total", {"regular", std::string(to_string(endpoint_))}).add();
     if (next == Next::kAgain) co_await sleep(context_.retry.pause(pauses++, retry_after_, loop_.rng));
   }
 }
@@ -176,7 +176,7 @@ net::Task<bool> Exchange::admit(Admission::Slot& slot) {
   net::EventLoop& loop = loop_.loop;
   waiter->wake = [timer, &loop] { loop.post([timer] { timer->cancel(); }); };
   const auto decided = [&](const char* result) {
-    context_.metrics.counter("smg_http_rate_limit_total", {result}).add();
+    loop_.count(context_.metrics, "smg_http_rate_limit_total", {result}).add();
   };
   switch (context_.admission.enter(waiter)) {
     case Admission::Entry::kAdmitted:
@@ -342,7 +342,7 @@ net::Task<Exchange::Next> Exchange::failed(Upstream& upstream, Error error, bool
     co_return error.code == ErrorCode::kRefused&& others ? Next::kElsewhere : Next::kAgain;
   }
   if (attempts_ > 1) {
-    context_.metrics.counter("smg_worker_retries_exhausted_total", {"regular", std::string(to_string(endpoint_))})
+    loop_.count(context_.metrics, "smg_worker_retries_exhausted_total", {"regular", std::string(to_string(endpoint_))})
         .add();
   }
   if (error.code == ErrorCode::kTimeout) {
@@ -357,7 +357,7 @@ net::Task<Exchange::Next> Exchange::failed(Upstream& upstream, Error error, bool
 net::Task<Exchange::Next> Exchange::relay(Upstream& upstream, net::ResponseHead head) {
   Worker& worker = *upstream.worker;
   const Outcome outcome = classify(head);
-  context_.metrics.counter("smg_router_upstream_responses_total", {"http", std::to_string(head.status), ""}).add();
+  loop_.count(context_.metrics, "smg_router_upstream_responses_total", {"http", std::to_string(head.status), ""}).add();
   if (outcome == Outcome::kBusy) {
     retry_after_ = retry_after(head.headers).value_or(std::chrono::seconds(1));
     worker.busy_until = (context_.clock.now() + *retry_after_).time_since_epoch().count();
@@ -514,10 +514,10 @@ net::Task<> Exchange::fail(int status, std::string_view code, std::string messag
 
 void Exchange::settle() {
   if (end_.status >= 300 || (end_.status == 0 && !gone_)) {
-    context_.metrics
-        .counter("smg_router_request_errors_total",
-                 {"http", "regular", "http", model_.empty() ? "unknown" : model_, std::string(to_string(endpoint_)),
-                  std::string(error_type(end_.status))})
+    loop_
+        .count(context_.metrics, "smg_router_request_errors_total",
+               {"http", "regular", "http", model_.empty() ? "unknown" : model_, std::string(to_string(endpoint_)),
+                std::string(error_type(end_.status))})
         .add();
   }
   record_.model = model_;

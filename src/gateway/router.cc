@@ -93,7 +93,7 @@ net::Task<> Router::handle(net::ServerExchange& client) {
   const bool known_method = head.method == "GET" || head.method == "POST" || head.method == "PUT" ||
                             head.method == "PATCH" || head.method == "DELETE" || head.method == "OPTIONS";
   const std::string method = known_method ? head.method : "other";
-  context_.metrics.counter("smg_http_requests_total", {method, label}).add();
+  loop.count(context_.metrics, "smg_http_requests_total", {method, label}).add();
   active_.add(1);
 
   net::Headers extra;
@@ -146,10 +146,10 @@ net::Task<> Router::handle(net::ServerExchange& client) {
     if (!sent.ok()) end.status = 0;
   }
   active_.add(-1);
-  context_.metrics.histogram("smg_http_request_duration_seconds", {method, label})
+  loop.histogram(context_.metrics, "smg_http_request_duration_seconds", {method, label})
       .observe(seconds(context_.clock.now() - begun));
   if (end.status != 0) {
-    context_.metrics.counter("smg_http_responses_total", {label, std::to_string(end.status), end.error_code}).add();
+    loop.count(context_.metrics, "smg_http_responses_total", {label, std::to_string(end.status), end.error_code}).add();
   }
 }
 
