@@ -1,0 +1,53 @@
+// What the HTTP API needs of the ranks behind it. The DataParallelController is the one of production; tests of the API
+// have one of their own, without processes.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "engine/messages.h"
+
+namespace sluice::engine {
+
+// A rank as it stands.
+struct RankState {
+  bool ready = false;
+  int64_t pid = 0;       // 0: not running
+  int64_t restarts = 0;  // starts after the first
+  RankReady info;        // of the last time that it became ready
+  LoadSnapshot load;     // its last word; zeros before the first
+};
+
+// Any thread.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // Gets every piece of news of one request, in order, on the backend's thread; it must not wait. The last one, and no
+  // other, has finish.kind != kNone: each request that was accepted ends exactly once, also when its rank dies.
+  using OnOutput = std::function<void(RequestOutput)>;
+
+  // Sends the request to `pinned_rank`, or to the rank that the load-balance method chooses, and returns that rank.
+  // kInvalidArgument: no such rank (names the range), or the rid is in use. kUnavailable: the pinned rank, or every
+  // rank, is down. A request that had no output yet when its rank died is sent to another one, unless it was pinned.
+  virtual Result<int64_t> submit(GenerateRequest request, std::optional<int64_t> pinned_rank, OnOutput on_output) = 0;
+
+  // Asks for the end of a request; its last output says kAbort, unless it finished before. An unknown rid is ignored.
+  virtual void abort(const std::string& rid) = 0;
+  virtual void abort_all() = 0;
+  // Every rid in flight. For prefix rules of clients ("<rid>_<n>" of a batch).
+  virtual std::vector<std::string> running() const = 0;
+
+  // Empties the prefix cache of every rank. `done` is called once, on the backend's thread: with what is in the way, or
+  // kTimeout naming the ranks that did not answer within 30 s.
+  virtual void flush_cache(std::function<void(Result<void>)> done) = 0;
+
+  // [dp_size]
+  virtual std::vector<RankState> ranks() const = 0;
+};
+
+}  // namespace sluice::engine
