@@ -1,12 +1,17 @@
 #include "tokenizer/chat_template.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <ctime>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "base/rng.h"
 #include "testing/fake_clock.h"
+#include "testing/seed.h"
 
 namespace sluice::tokenizer {
 namespace {
@@ -63,7 +68,125 @@ TEST_P(ChatFixtureTest, RendersLikeTheReference) {
 
 INSTANTIATE_TEST_SUITE_P(All, ChatFixtureTest, ::testing::Values("tokenizer-qwen3", "tokenizer-deepseek_v3"));
 
-TEST(ChatTemplateTest, SmallTest) { EXPECT_EQ(render("a{{ 1 + 2 * 3 }}b"), "a7b"); }
+// tests/tools/make_jinja_reference.py says where these come from.
+ordered_json jinja_reference() { return ordered_json::parse(read_file(fixture("jinja/reference.json"))); }
+
+TEST(ChatTemplateTest, RendersWhatJinja2Renders) {
+  const auto reference = jinja_reference();
+  const std::string context = reference["context"].dump();
+  ASSERT_GT(reference["cases"].size(), 100u);
+  for (const auto& c : reference["cases"]) {
+    const auto source = c["template"].get<std::string>();
+    EXPECT_EQ(render(source, context), c["rendered"].get<std::string>()) << source;
+  }
+}
+
+TEST(ChatTemplateTest, FailsWhereJinja2Fails) {
+  const auto reference = jinja_reference();
+  ASSERT_GT(reference["errors"].size(), 20u);
+  for (const auto& c : reference["errors"]) {
+    const auto source = c["template"].get<std::string>();
+    const auto parsed = ChatTemplate::parse(source);
+    if (!parsed.ok()) {
+      EXPECT_EQ(parsed.error().code, ErrorCode::kInvalidArgument) << source;
+      continue;
+    }
+    const auto rendered = parsed->render(reference["context"]);
+    ASSERT_FALSE(rendered.ok()) << source << " renders as " << *rendered;
+    EXPECT_EQ(rendered.error().code, ErrorCode::kInvalidArgument) << source;
+  }
+}
+
+TEST(ChatTemplateTest, AnErrorNamesItsLine) {
+  EXPECT_EQ(render("a\nb\n{{ raise_exception('no roles') }}"), "chat template, line 3: no roles");
+  EXPECT_THAT(render("\n{{ 1 + 'a' }}"), ::testing::StartsWith("chat template, line 2: "));
+  EXPECT_THAT(render("a\n\n{% if x %}"), ::testing::StartsWith("chat template, line 3: "));
+  EXPECT_THAT(render("{# a\n #}\n{{ x | nofilter }}"), ::testing::StartsWith("chat template, line 3: "));
+}
+
+TEST(ChatTemplateTest, TellsTheTimeOfItsClock) {
+  testing::FakeClock clock;
+  const auto parsed = ChatTemplate::parse("{{ strftime_now('%Y-%m-%d %H:%M') }}", &clock);
+  ASSERT_TRUE(parsed.ok());
+  std::time_t now = static_cast<std::time_t>(clock.unix_nanos() / 1'000'000'000);
+  char expected[32];
+  std::strftime(expected, sizeof(expected), "%Y-%m-%d %H:%M", std::gmtime(&now));
+  EXPECT_EQ(*parsed->render(ordered_json::object()), expected);
+}
+
+// What a hostile template or context tries: each ends in an error, soon.
+TEST(ChatTemplateTest, EndsWhateverTheTemplateDoes) {
+  const std::string deep(100'000, '(');
+  const std::string many_not = [] {
+    std::string text = "{{ ";
+    for (int i = 0; i < 100'000; ++i) text += "not ";
+    return text + "1 }}";
+  }();
+  const std::string sources[] = {
+      "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}x{% endfor %}{% endfor %}{% "
+      "endfor %}",
+      "{% set ns = namespace(s='xxxxxxxx') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s "
+      "}}",
+      "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}",
+      "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+      "{{ 'x' * 999999999999 }}",
+      "{{ [1] * 999999999999 }}",
+      "{{ 'abc' | center(999999999) }}",
+      "{{ '%999999999d' % 1 }}",
+      "{{ '{:>999999999}'.format(1) }}",
+      "{{ 9 ** 9 ** 9 ** 9 }}",
+      "{{ " + deep,
+      many_not,
+  };
+  for (const auto& source : sources) {
+    const auto parsed = ChatTemplate::parse(source);
+    if (!parsed.ok()) continue;
+    const auto rendered = parsed->render(ordered_json::object());
+    if (rendered.ok()) {
+      EXPECT_LT(rendered->size(), size_t{64} << 20) << source.substr(0, 80);
+    } else {
+      EXPECT_EQ(rendered.error().code, ErrorCode::kInvalidArgument) << source.substr(0, 80);
+    }
+  }
+}
+
+TEST(ChatTemplateTest, AnyBytesAreATemplateOrAnError) {
+  const auto reference = jinja_reference();
+  std::vector<std::string> sources;
+  for (const auto& c : reference["cases"]) sources.push_back(c["template"]);
+  const uint64_t seed = testing::test_seed();
+  SCOPED_TRACE(seed);
+  Rng rng(seed);
+  const auto below = [&](size_t n) { return static_cast<size_t>(rng.below(n)); };
+  for (int round = 0; round < 4000; ++round) {
+    std::string source = sources[below(sources.size())];
+    for (size_t i = below(4) + 1; i > 0; --i) {
+      const size_t at = below(source.size());
+      switch (below(3)) {
+        case 0:
+          source[at] = static_cast<char>(below(256));
+          break;
+        case 1:
+          source.erase(at, below(8));
+          break;
+        default: {
+          const std::string& other = sources[below(sources.size())];
+          source.insert(at, other.substr(below(other.size()), below(12)));
+        }
+      }
+      if (source.empty()) source = " ";
+    }
+    const auto parsed = ChatTemplate::parse(source);
+    if (!parsed.ok()) {
+      EXPECT_EQ(parsed.error().code, ErrorCode::kInvalidArgument) << source;
+      continue;
+    }
+    const auto rendered = parsed->render(reference["context"]);
+    if (!rendered.ok()) {
+      EXPECT_EQ(rendered.error().code, ErrorCode::kInvalidArgument) << source;
+    }
+  }
+}
 
 }  // namespace
 }  // namespace sluice::tokenizer

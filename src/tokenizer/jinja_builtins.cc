@@ -181,6 +181,8 @@ Value to_int(Runtime&, const Value& value, const Arguments& arguments) {
   std::string_view text = strip_right(strip_left(*value.as_string()));
   const auto base = static_cast<int>(std::clamp<int64_t>(count_of(bound[1], 10, "int"), 2, 36));
   if (text.starts_with('+')) text.remove_prefix(1);
+  const char mark = base == 16 ? 'x' : base == 8 ? 'o' : base == 2 ? 'b' : '\0';
+  if (mark != '\0' && text.size() > 2 && text[0] == '0' && (text[1] | 0x20) == mark) text.remove_prefix(2);
   int64_t out = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), out, base);
   if (!text.empty() && error == std::errc() && end == text.data() + text.size()) return out;
@@ -210,6 +212,7 @@ Value round_filter(Runtime&, const Value& value, const Arguments& arguments) {
   if (method == "ceil") return std::ceil(*number * scale) / scale;
   if (method == "floor") return std::floor(*number * scale) / scale;
   if (method != "common") throw TemplateError{"round: method is common, ceil or floor"};
+  if (const auto* i = value.as_int()) return *i;
   return std::nearbyint(*number * scale) / scale;
 }
 
@@ -415,6 +418,16 @@ Value url_encode(Runtime& runtime, const Value& value, const Arguments&) {
   return made(runtime, std::move(out));
 }
 
+// An attribute alone, never an item of the same name.
+Value attribute(Runtime&, const Value& value, const Arguments& arguments) {
+  const std::string name = arguments.bind("attr", {"name"})[0].value_or(Value("")).str();
+  const auto* dict = value.as_dict();
+  if (dict != nullptr && !bound_method(value, name)) {
+    return Undefined{fmt::format("'dict' object has no attribute '{}'", name)};
+  }
+  return get_attribute(value, name);
+}
+
 // One row per filter; r, v and a are the runtime, the value and the arguments.
 #define SLUICE_FILTER(expression) \
   [](Runtime& r, const Value& v, const Arguments& a) -> Value { return (void)r, (void)v, (void)a, expression; }
@@ -422,7 +435,7 @@ Value url_encode(Runtime& runtime, const Value& value, const Arguments&) {
 const std::map<std::string_view, Filter>& filters() {
   static const std::map<std::string_view, Filter> table = {
       {"abs", absolute},
-      {"attr", SLUICE_FILTER(get_attribute(v, a.bind("attr", {"name"})[0].value_or(Value("")).str()))},
+      {"attr", attribute},
       {"batch", batch},
       {"capitalize", SLUICE_FILTER(call_method(r, v, "capitalize", a))},
       {"center",

@@ -148,27 +148,36 @@ class Interpreter final : public Runtime {
     adopted_.push_back(std::move(object));
   }
 
-  // The text that `body` writes, in a scope inside `outer` with `names`.
-  std::string capture(const Body& body, const ScopePtr& outer, std::vector<std::pair<std::string, Value>> names) {
+  // What `work` gives when it runs in `scope`.
+  template <class Work>
+  auto inside(ScopePtr scope, Work work) {
+    struct Restore {
+      Interpreter& interpreter;
+      ScopePtr scope;
+      ~Restore() { interpreter.scope_ = std::move(scope); }
+    };
+    const Restore restore{*this, std::exchange(scope_, std::move(scope))};
+    return work();
+  }
+
+  // The text that `body` writes in `scope`.
+  std::string capture(const Body& body, ScopePtr scope) {
     const Deeper deeper(*this);
     std::string text;
-    std::string* const saved_out = std::exchange(out_, &text);
-    const ScopePtr saved_scope = std::exchange(scope_, std::make_shared<Scope>(Scope{outer, std::move(names)}));
-    const int64_t saved_loops = std::exchange(loop_depth_, 0);
-    const auto restore = [&] {
-      out_ = saved_out;
-      scope_ = saved_scope;
-      loop_depth_ = saved_loops;
+    struct Restore {
+      Interpreter& interpreter;
+      std::string* out;
+      int64_t loops;
+      ~Restore() {
+        interpreter.out_ = out;
+        interpreter.loop_depth_ = loops;
+      }
     };
-    try {
-      execute(body);
-    } catch (...) {
-      restore();
-      throw;
-    }
-    restore();
+    const Restore restore{*this, std::exchange(out_, &text), std::exchange(loop_depth_, 0)};
+    inside(std::move(scope), [&] { execute(body); });
     return text;
   }
+  std::string capture_inside(const Body& body) { return capture(body, std::make_shared<Scope>(Scope{scope_, {}})); }
 
   Value evaluate(const Expression& e) {
     const Deeper deeper(*this);
@@ -393,7 +402,7 @@ class Interpreter final : public Runtime {
         assign(s.target, evaluate(*s.value), *scope_);
         break;
       case Statement::Kind::kSetBlock: {
-        Value text(capture(s.body, scope_, {}));
+        Value text(capture_inside(s.body));
         if (s.value) text = filtered(*s.value, std::move(text));
         assign(s.target, std::move(text), *scope_);
         break;
@@ -405,7 +414,7 @@ class Interpreter final : public Runtime {
         write(call(*s.value, Value(Value::ObjectRef(std::make_shared<Macro>(*this, s, "caller", scope_)))).str());
         break;
       case Statement::Kind::kFilter:
-        write(filtered(*s.value, Value(capture(s.body, scope_, {}))).str());
+        write(filtered(*s.value, Value(capture_inside(s.body))).str());
         break;
       case Statement::Kind::kWith: {
         Scope inner;
@@ -513,7 +522,8 @@ Value Macro::call(Runtime& runtime, const Arguments& arguments) {
   const ScopePtr scope = scope_.lock();
   if (!scope) throw TemplateError{fmt::format("macro '{}' is called outside of the block that defines it", name_)};
   const auto& parameters = node_.target.names;
-  std::vector<std::pair<std::string, Value>> names;
+  const auto inner = std::make_shared<Scope>(Scope{scope, {}});
+  auto& names = inner->names;
   std::vector<Value> more;
   for (size_t i = 0; i < arguments.positional.size(); ++i) {
     if (i < parameters.size()) {
@@ -536,14 +546,16 @@ Value Macro::call(Runtime& runtime, const Arguments& arguments) {
   const size_t first_default = parameters.size() - node_.defaults.size();
   for (size_t i = 0; i < parameters.size(); ++i) {
     if (std::any_of(names.begin(), names.end(), [&](const auto& n) { return n.first == parameters[i]; })) continue;
-    names.emplace_back(parameters[i],
-                       i >= first_default
-                           ? interpreter_.evaluate(*node_.defaults[i - first_default])
-                           : Value(Undefined{fmt::format("parameter '{}' was not provided", parameters[i])}));
+    // A default may name the parameters before it.
+    Value value =
+        i >= first_default
+            ? interpreter_.inside(inner, [&] { return interpreter_.evaluate(*node_.defaults[i - first_default]); })
+            : Value(Undefined{fmt::format("parameter '{}' was not provided", parameters[i])});
+    names.emplace_back(parameters[i], std::move(value));
   }
   names.emplace_back("varargs", Value::tuple(std::move(more)));
   names.emplace_back("kwargs", Value::dict(std::move(more_named)));
-  std::string text = interpreter_.capture(node_.body, scope, std::move(names));
+  std::string text = interpreter_.capture(node_.body, inner);
   runtime.charge_bytes(text.size());
   return Value(std::move(text));
 }
