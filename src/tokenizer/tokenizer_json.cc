@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <nlohmann/json.hpp>
 
 #include "tokenizer/byte_alphabet.h"
 #include "tokenizer/tokenizer_impl.h"
@@ -417,6 +418,14 @@ std::string chat_template_of(element config) {
   return named.empty() ? std::string() : std::string(string_or(named.front(), "template"));
 }
 
+// Published files spell "no limit" as model_max_length 1000000000000000019884624838656, an integer that simdjson
+// refuses and nlohmann reads as a fraction. Text that is no JSON stays as it is, for the error message.
+std::string without_large_integers(std::string_view config_json) {
+  if (config_json.empty()) return "{}";
+  const auto json = nlohmann::json::parse(config_json, nullptr, /*allow_exceptions=*/false);
+  return json.is_discarded() ? std::string(config_json) : json.dump();
+}
+
 }  // namespace
 
 Result<std::shared_ptr<const Tokenizer>> Tokenizer::from_json(std::string_view tokenizer_json,
@@ -427,7 +436,7 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::from_json(std::string_view t
     return malformed(simdjson::error_message(error));
   }
   if (const auto error =
-          config_parser.parse(simdjson::padded_string(config_json.empty() ? "{}" : config_json)).get(config)) {
+          config_parser.parse(simdjson::padded_string(without_large_integers(config_json))).get(config)) {
     return Error{ErrorCode::kProtocol, fmt::format("tokenizer_config.json: {}", simdjson::error_message(error))};
   }
   if (!root.is_object() || !config.is_object()) return malformed("it, or tokenizer_config.json, is no object");

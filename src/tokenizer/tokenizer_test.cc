@@ -1,5 +1,6 @@
 #include "tokenizer/tokenizer.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <fstream>
@@ -7,6 +8,7 @@
 #include <sstream>
 
 #include "base/rng.h"
+#include "testing/seed.h"
 #include "tokenizer/utf8.h"
 
 namespace sluice::tokenizer {
@@ -69,6 +71,155 @@ TEST_P(FixtureTest, EncodesAndDecodesLikeTheReference) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, FixtureTest, ::testing::Values("tokenizer-qwen3", "tokenizer-deepseek_v3"));
+
+std::string random_text(Rng& rng) {
+  static const std::vector<std::string> pieces = {
+      "hello", " ",        "\n",       "world's",      "123",        "é",  "日本", "😀", "\u0301",
+      "\xff",  "\xe2\x82", "\xf0\x9f", "<|im_start|>", "<|im_end|>", "  ", "\t",   "ﬁ", "!?"};
+  std::string text;
+  for (uint64_t n = rng.below(20); n > 0; --n) text += pieces[rng.below(pieces.size())];
+  return text;
+}
+
+TEST(TokenizerTest, WhatItEncodesItDecodes) {
+  const auto tokenizer = load("tiny-llama");
+  ASSERT_TRUE(tokenizer);
+  const uint64_t seed = testing::test_seed();
+  SCOPED_TRACE(seed);
+  Rng rng(seed);
+  for (int round = 0; round < 3000; ++round) {
+    const std::string text = random_text(rng);
+    const auto ids = tokenizer->encode(text, false);
+    const std::string decoded = tokenizer->decode(ids, false);
+    EXPECT_TRUE(is_valid_utf8(decoded)) << text;
+    EXPECT_EQ(tokenizer->encode(decoded, false), ids) << text;
+    EXPECT_EQ(incremental(tokenizer, ids, false), decoded) << text;
+    // A prefix of the ids may end in half a character; no piece of a stream does.
+    const std::vector<int32_t> some(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(rng.below(ids.size() + 1)));
+    EXPECT_EQ(incremental(tokenizer, some, true), tokenizer->decode(some, true)) << text;
+  }
+}
+
+TEST(TokenizerTest, BytesThatAreNotUtf8CountAsReplacements) {
+  const auto tokenizer = load("tiny-llama");
+  ASSERT_TRUE(tokenizer);
+  EXPECT_EQ(tokenizer->encode("a\xff"
+                              "b",
+                              false),
+            tokenizer->encode("a\uFFFDb", false));
+  EXPECT_EQ(tokenizer->encode("\xe2\x82", false), tokenizer->encode("\uFFFD", false));
+}
+
+TEST(TokenizerTest, ASpecialTokenIsTextUnlessItIsParsed) {
+  const auto tokenizer = load("tiny-llama");
+  ASSERT_TRUE(tokenizer);
+  const auto parsed = tokenizer->encode("<|im_start|>", false, /*parse_special=*/true);
+  ASSERT_EQ(parsed.size(), 1u);
+  EXPECT_TRUE(tokenizer->is_special(parsed[0]));
+  const auto text = tokenizer->encode("<|im_start|>", false, /*parse_special=*/false);
+  EXPECT_GT(text.size(), 1u);
+  EXPECT_EQ(tokenizer->decode(text, true), "<|im_start|>");
+  EXPECT_EQ(tokenizer->decode(parsed, true), "");
+}
+
+TEST(TokenizerTest, UnknownIdsAreNothing) {
+  const auto tokenizer = load("tiny-llama");
+  ASSERT_TRUE(tokenizer);
+  const std::vector<int32_t> ids = {-1, INT32_MIN, INT32_MAX, tokenizer->vocab_size()};
+  EXPECT_EQ(tokenizer->decode(ids, false), "");
+  EXPECT_EQ(incremental(tokenizer, ids, false), "");
+  for (const int32_t id : ids) EXPECT_EQ(tokenizer->token_text(id), "");
+}
+
+// Quadratic merging would take minutes here, and a pattern that backtracks for ever as well.
+TEST(TokenizerTest, LongRunsOfOneCharacterEnd) {
+  const auto tokenizer = load("tokenizer-qwen3");
+  ASSERT_TRUE(tokenizer);
+  for (const std::string piece : {"a", " ", "\n", "1", "!", "é", "\xff", "ab"}) {
+    std::string text;
+    while (text.size() < 100'000) text += piece;
+    EXPECT_EQ(tokenizer->decode(tokenizer->encode(text, false), false).size() > 0, true);
+  }
+}
+
+TEST(TokenizerTest, ADamagedFileIsAnErrorOrATokenizer) {
+  const std::string whole = read_file(fixture("tiny-llama/tokenizer.json"));
+  const uint64_t seed = testing::test_seed();
+  SCOPED_TRACE(seed);
+  Rng rng(seed);
+  int refused = 0;
+  for (int round = 0; round < 400; ++round) {
+    std::string text = whole;
+    for (uint64_t n = rng.below(3) + 1; n > 0; --n) {
+      const size_t at = rng.below(text.size());
+      switch (rng.below(3)) {
+        case 0:
+          text[at] = static_cast<char>(rng.below(256));
+          break;
+        case 1:
+          text.erase(at, rng.below(64));
+          break;
+        default:
+          text.resize(at + 1);
+      }
+    }
+    const auto tokenizer = Tokenizer::from_json(text, "");
+    if (!tokenizer.ok()) {
+      EXPECT_FALSE(tokenizer.error().message.empty());
+      ++refused;
+      continue;
+    }
+    const auto ids = (*tokenizer)->encode("hello <|im_start|> world 123 é", true);
+    EXPECT_TRUE(is_valid_utf8((*tokenizer)->decode(ids, false)));
+  }
+  EXPECT_GT(refused, 100);
+}
+
+TEST(TokenizerTest, ModelsThatAreNotBytePairsAreRefusedByName) {
+  for (const char* type : {"Unigram", "WordPiece", "WordLevel"}) {
+    const auto tokenizer =
+        Tokenizer::from_json(json{{"model", {{"type", type}, {"vocab", json::object()}}}}.dump(), "");
+    ASSERT_FALSE(tokenizer.ok());
+    EXPECT_THAT(tokenizer.error().message, ::testing::HasSubstr(type));
+  }
+  Vocabulary vocabulary;
+  vocabulary.model = "llama";
+  vocabulary.tokens = {"a"};
+  const auto tokenizer = Tokenizer::from_vocabulary(vocabulary);
+  ASSERT_FALSE(tokenizer.ok());
+  EXPECT_THAT(tokenizer.error().message, ::testing::HasSubstr("llama"));
+}
+
+TEST(Utf8Test, AgreesWithTheTableOfUnicode) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"\xc0\x80", "\uFFFD\uFFFD"},                      // overlong
+      {"\xed\xa0\x80", "\uFFFD\uFFFD\uFFFD"},            // a surrogate
+      {"\xf4\x90\x80\x80", "\uFFFD\uFFFD\uFFFD\uFFFD"},  // above U+10FFFF
+      {"\xe2\x82", "\uFFFD"},                            // cut short
+      {"\xf0\x9f\x98", "\uFFFD"},                        // cut short
+      {"\xf0\x9f\x41",
+       "\uFFFD"
+       "A"},               // cut short by a letter
+      {"\x80", "\uFFFD"},  // a continuation alone
+      {"\xf0\x9f\x98\x80", "\U0001F600"},
+  };
+  for (const auto& [bytes, expected] : cases) {
+    std::string out;
+    append_lossy(bytes, out, nullptr);
+    EXPECT_EQ(out, expected);
+  }
+}
+
+TEST(Utf8Test, KeepsTheBeginningOfACharacterForLater) {
+  const std::string text = "aé日😀z";
+  for (size_t cut = 0; cut <= text.size(); ++cut) {
+    std::string out, rest;
+    append_lossy(text.substr(0, cut), out, &rest);
+    EXPECT_TRUE(is_valid_utf8(out));
+    EXPECT_EQ(out.find(kReplacement), std::string::npos);
+    EXPECT_EQ(out + rest, text.substr(0, cut));
+  }
+}
 
 }  // namespace
 }  // namespace sluice::tokenizer
