@@ -13,7 +13,7 @@ install(FILES ${packaging}/completion/sluice.bash RENAME sluice
 install(FILES ${packaging}/completion/_sluice DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/site-functions)
 
 set(units gateway)
-if(SLUICE_ENGINE)
+if(SLUICE_ENGINE AND EXISTS ${CMAKE_SOURCE_DIR}/src/cli/server.cc)
   list(APPEND units server)
 endif()
 foreach(unit ${units})

@@ -85,9 +85,9 @@ Task<> relay_message(Side& from, Side& to) {
       if (ec && ec != http::error::need_more) throw boost::system::system_error(ec);
     }
     if (parser.is_header_done() && (!sent_head || !parser.body.empty())) {
-      const std::array<asio::const_buffer, 3> gather = {
-          sent_head ? asio::const_buffer() : asio::buffer(parser.head),
-          sent_head ? asio::const_buffer() : asio::buffer("\r\n", 2), asio::buffer(parser.body)};
+      const std::array<asio::const_buffer, 3> gather = {sent_head ? asio::const_buffer() : asio::buffer(parser.head),
+                                                        sent_head ? asio::const_buffer() : asio::buffer("\r\n", 2),
+                                                        asio::buffer(parser.body)};
       sent_head = true;
       co_await asio::async_write(to.socket, gather, use_task);
     } else if (used == 0 && !parser.is_done()) {
@@ -129,7 +129,9 @@ int main(int argc, char** argv) {
     return 2;
   }
   asio::io_context context(1);
-  Acceptor acceptor(context.get_executor(), asio::ip::tcp::v4(), relay::listen_on(static_cast<uint16_t>(std::atoi(argv[1]))));
-  asio::co_spawn(context.get_executor(), accept_loop(acceptor, static_cast<uint16_t>(std::atoi(argv[2]))), asio::detached);
+  Acceptor acceptor(context.get_executor(), asio::ip::tcp::v4(),
+                    relay::listen_on(static_cast<uint16_t>(std::atoi(argv[1]))));
+  asio::co_spawn(context.get_executor(), accept_loop(acceptor, static_cast<uint16_t>(std::atoi(argv[2]))),
+                 asio::detached);
   context.run();
 }

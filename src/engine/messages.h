@@ -1,5 +1,6 @@
-// What the front process and the ranks say to each other. Plain structs; engine/codec.h turns them into versioned binary
-// frames and back. Token ids only: text stays in the front process, except the stop strings that the scheduler checks.
+// What the front process and the ranks say to each other. Plain structs; engine/codec.h turns them into versioned
+// binary frames and back. Token ids only: text stays in the front process, except the stop strings that the scheduler
+// checks.
 #pragma once
 
 #include <cstdint>
@@ -34,8 +35,8 @@ struct GenerateRequest {
   std::string rid;
   std::vector<int32_t> input_ids;
   SamplingParams sampling;
-  int64_t stream_interval = 1;   // output is sent every so many tokens; non-stream requests use 50
-  bool return_logprob = false;   // of output tokens
+  int64_t stream_interval = 1;     // output is sent every so many tokens; non-stream requests use 50
+  bool return_logprob = false;     // of output tokens
   int64_t logprob_start_len = -1;  // first prompt position whose logprob is wanted; -1 = none
   int64_t top_logprobs_num = 0;
   std::vector<int32_t> token_ids_logprob;
@@ -132,8 +133,8 @@ struct LoadSnapshot {
   int64_t num_waiting_tokens = 0;  // sequence lengths that wait
   int64_t max_total_num_tokens = 0;
   int64_t max_running_requests = 0;
-  double gen_throughput = 0;       // output tokens per second over the last seconds
-  double cache_hit_rate = 0;       // of the last prefill batch
+  double gen_throughput = 0;  // output tokens per second over the last seconds
+  double cache_hit_rate = 0;  // of the last prefill batch
   uint64_t prompt_tokens_total = 0;
   uint64_t cached_tokens_total = 0;
   uint64_t generation_tokens_total = 0;
