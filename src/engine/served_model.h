@@ -1,0 +1,35 @@
+// What the front process knows of the model: it reads names, vocabulary, template and configuration, never weights.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/result.h"
+#include "models/config.h"
+#include "tokenizer/chat_template.h"
+#include "tokenizer/tokenizer.h"
+
+namespace sluice::engine {
+
+struct ServedModelFiles {
+  std::string model_path;      // --model-path as the user wrote it
+  std::string name;            // --served-model-name; empty: model_path
+  std::string model_file;      // where models/locate.h found it
+  std::string tokenizer_file;  // for engine/tokenizer_files.h
+  std::string chat_template;   // --chat-template, a file; empty: the model's own
+};
+
+struct ServedModel {
+  std::string name;
+  std::string path;            // as the user wrote it
+  std::string tokenizer_path;  // likewise
+  models::ModelConfig config;
+  std::shared_ptr<const tokenizer::Tokenizer> tokenizer;
+  std::optional<tokenizer::ChatTemplate> chat_template;  // absent: the model has none
+};
+
+// kNotFound or kProtocol naming the file; kInvalidArgument with the line of a template that does not parse.
+Result<ServedModel> load_served_model(const ServedModelFiles& files);
+
+}  // namespace sluice::engine
