@@ -157,6 +157,8 @@ class Backend {
   virtual void copy_to_host(const Context& context, void* to, const void* from, size_t bytes) const = 0;
   virtual void synchronize(const Context& context) const = 0;
 
+  // True if linear() takes this type here.
+  virtual bool multiplies(DType dtype) const = 0;
   // Rows that buffers must have for n rows of a matrix product: kernels may compute a few more than asked.
   virtual int64_t padded_rows(int64_t n) const = 0;
   virtual size_t packed_bytes(const LinearShape& shape) const = 0;

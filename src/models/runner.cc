@@ -80,6 +80,10 @@ class DecoderRunner final : public Runner {
     SLUICE_TRY(Checkpoint checkpoint, open_checkpoint(options.model_path));
     SLUICE_TRY(const kernels::DType dtype, dtype_of(options.dtype));
     SLUICE_TRY(auto backend, kernels::make_backend(options.device, options.threads));
+    if (!backend->multiplies(dtype)) {
+      return Error{ErrorCode::kBadOption,
+                   fmt::format("--dtype {}: this machine has no matrix products in it; use float32", options.dtype)};
+    }
     SLUICE_TRY(const FamilyRow* family, find_family(checkpoint.config.architectures[0]));
 
     std::unique_ptr<DecoderRunner> runner(new DecoderRunner(options, std::move(backend), checkpoint.config, dtype));

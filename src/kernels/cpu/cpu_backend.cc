@@ -26,7 +26,8 @@ int64_t element_bytes(DType dtype) { return dtype == DType::kBf16 ? 2 : 4; }
 
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(int threads) : pool_(threads), linear_(threads), scratch_(static_cast<size_t>(threads)) {}
+  explicit CpuBackend(int threads)
+      : simd_(cpu::choose_simd()), pool_(threads), linear_(threads, simd_), scratch_(static_cast<size_t>(threads)) {}
 
   std::string_view name() const override { return "cpu"; }
   std::unique_ptr<Stream> make_stream() const override { return std::make_unique<CpuStream>(); }
@@ -50,6 +51,7 @@ class CpuBackend final : public Backend {
   }
   void synchronize(const Context&) const override {}
 
+  bool multiplies(DType dtype) const override { return linear_.multiplies(dtype); }
   int64_t padded_rows(int64_t n) const override { return cpu::Linear::padded_rows(n); }
   size_t packed_bytes(const LinearShape& shape) const override { return linear_.packed_bytes(shape); }
   void pack(const LinearShape& shape, const RowReader& rows, void* to) const override { linear_.pack(shape, rows, to); }
@@ -58,8 +60,8 @@ class CpuBackend final : public Backend {
   void embed(const Context&, const EmbedArgs& args) const override {
     const int64_t row_bytes = args.width * element_bytes(args.dtype);
     for (int64_t i = 0; i < args.n; ++i) {
-      cpu::simd().widen(static_cast<const char*>(args.table) + args.ids[i] * row_bytes, args.dtype == DType::kBf16,
-                        args.width, args.out + i * args.width);
+      simd_.widen(static_cast<const char*>(args.table) + args.ids[i] * row_bytes, args.dtype == DType::kBf16,
+                  args.width, args.out + i * args.width);
     }
   }
 
@@ -67,9 +69,9 @@ class CpuBackend final : public Backend {
     const int64_t out_bytes = element_bytes(args.out_dtype);
     each_row(args.n, [&](int64_t i) {
       for (int64_t g = 0; g < args.groups; ++g) {
-        cpu::simd().rms_norm(args.in + i * args.in_stride + g * args.width, args.weight, args.epsilon, args.width,
-                             static_cast<char*>(args.out) + (i * args.out_stride + g * args.width) * out_bytes,
-                             args.out_dtype == DType::kBf16);
+        simd_.rms_norm(args.in + i * args.in_stride + g * args.width, args.weight, args.epsilon, args.width,
+                       static_cast<char*>(args.out) + (i * args.out_stride + g * args.width) * out_bytes,
+                       args.out_dtype == DType::kBf16);
       }
     });
   }
@@ -111,8 +113,8 @@ class CpuBackend final : public Backend {
     const int64_t row_bytes = args.width * element_bytes(args.dtype);
     each_row(args.n, [&](int64_t i) {
       const int64_t at = args.slots[i] * row_bytes;
-      cpu::simd().narrow(args.k + i * args.stride, args.width, static_cast<char*>(args.k_cache) + at, bf16);
-      cpu::simd().narrow(args.v + i * args.stride, args.width, static_cast<char*>(args.v_cache) + at, bf16);
+      simd_.narrow(args.k + i * args.stride, args.width, static_cast<char*>(args.k_cache) + at, bf16);
+      simd_.narrow(args.v + i * args.stride, args.width, static_cast<char*>(args.v_cache) + at, bf16);
     });
   }
 
@@ -135,7 +137,7 @@ class CpuBackend final : public Backend {
       auto& scratch = scratch_[static_cast<size_t>(thread)];
       if (scratch.size() < floats) scratch.resize(floats);
       const Task& task = tasks[static_cast<size_t>(i / args.n_kv_heads)];
-      cpu::simd().attention(args, task.sequence, task.first_row, task.rows, i % args.n_kv_heads, scratch.data());
+      simd_.attention(args, task.sequence, task.first_row, task.rows, i % args.n_kv_heads, scratch.data());
     });
   }
 
@@ -143,8 +145,8 @@ class CpuBackend final : public Backend {
     const int64_t out_bytes = element_bytes(args.out_dtype);
     each_row(args.n, [&](int64_t i) {
       const float* gate = args.gate_up + i * 2 * args.width;
-      cpu::simd().silu_mul(gate, gate + args.width, args.width,
-                           static_cast<char*>(args.out) + i * args.width * out_bytes, args.out_dtype == DType::kBf16);
+      simd_.silu_mul(gate, gate + args.width, args.width, static_cast<char*>(args.out) + i * args.width * out_bytes,
+                     args.out_dtype == DType::kBf16);
     });
   }
 
@@ -164,6 +166,7 @@ class CpuBackend final : public Backend {
     });
   }
 
+  const cpu::Simd& simd_;
   // Used by the rank's thread alone, which is what makes these safe to change in const functions.
   mutable ThreadPool pool_;
   cpu::Linear linear_;

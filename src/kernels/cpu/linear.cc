@@ -55,8 +55,19 @@ using ProductKey = std::tuple<int64_t, int64_t, int64_t, int64_t, DType, bool, b
 
 class Linear::Impl {
  public:
-  explicit Impl(int threads) : engine_(dnnl::engine::kind::cpu, 0), scratch_(static_cast<size_t>(threads)) {
+  Impl(int threads, const Simd& simd)
+      : simd_(simd), engine_(dnnl::engine::kind::cpu, 0), scratch_(static_cast<size_t>(threads)) {
     for (int i = 0; i < threads; ++i) streams_.emplace_back(engine_);
+  }
+
+  bool multiplies(DType dtype) const {
+    if (dtype != DType::kF32 && dtype != DType::kBf16) return false;
+    try {
+      packed(64, 64, dtype);  // a machine without AVX-512 has no bf16 products
+    } catch (const dnnl::error&) {
+      return false;
+    }
+    return true;
   }
 
   // The packed form that oneDNN prefers for [in, width], asked for at a typical row count and used for all.
@@ -122,7 +133,7 @@ class Linear::Impl {
       void* from = wide.data();
       if (shape.dtype == DType::kBf16) {
         narrow.resize(count);
-        simd().narrow(wide.data(), static_cast<int64_t>(count), narrow.data(), true);
+        simd_.narrow(wide.data(), static_cast<int64_t>(count), narrow.data(), true);
         from = narrow.data();
       }
       // Stored [out, in], so that the columns of W^T lie in its rows.
@@ -178,6 +189,7 @@ class Linear::Impl {
     return cached;
   }
 
+  const Simd& simd_;
   dnnl::engine engine_;
   mutable std::vector<dnnl::stream> streams_;       // one per thread of the pool
   mutable std::vector<std::vector<char>> scratch_;  // likewise
@@ -187,9 +199,10 @@ class Linear::Impl {
   mutable std::map<std::tuple<int64_t, int64_t, DType>, Layout> layouts_;  // the rank's thread only
 };
 
-Linear::Linear(int threads) : impl_(std::make_unique<Impl>(threads)) {}
+Linear::Linear(int threads, const Simd& simd) : impl_(std::make_unique<Impl>(threads, simd)) {}
 Linear::~Linear() = default;
 
+bool Linear::multiplies(DType dtype) const { return impl_->multiplies(dtype); }
 int64_t Linear::padded_rows(int64_t n) { return n <= kExactRows ? n : round_up(n, kExactRows); }
 size_t Linear::packed_bytes(const LinearShape& shape) const { return impl_->layout(shape).bytes; }
 void Linear::pack(const LinearShape& shape, const RowReader& rows, void* to) const { impl_->pack(shape, rows, to); }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "kernels/cpu/simd.h"
 #include "kernels/kernels.h"
 #include "kernels/thread_pool.h"
 
@@ -14,9 +15,10 @@ namespace sluice::kernels::cpu {
 class Linear {
  public:
   // `threads` of the pool that multiply() will be called with.
-  explicit Linear(int threads);
+  Linear(int threads, const Simd& simd);
   ~Linear();
 
+  bool multiplies(DType dtype) const;
   static int64_t padded_rows(int64_t n);
   size_t packed_bytes(const LinearShape& shape) const;
   void pack(const LinearShape& shape, const RowReader& rows, void* to) const;

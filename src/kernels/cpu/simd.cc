@@ -5,18 +5,24 @@
 
 namespace sluice::kernels::cpu {
 
-const Simd& simd() {
-  static const Simd& chosen = []() -> const Simd& {
-    const char* asked = std::getenv("SLUICE_SIMD");
-    const std::string_view limit = asked == nullptr ? "" : asked;
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (avx512 && limit != "avx2" && limit != "base") return kSimdAvx512;
-    if (avx2 && limit != "base") return kSimdAvx2;
-    return kSimdBase;
-  }();
-  return chosen;
+std::vector<const Simd*> runnable_simds() {
+  std::vector<const Simd*> simds = {&kSimdBase};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) simds.push_back(&kSimdAvx2);
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq")) {
+    simds.push_back(&kSimdAvx512);
+  }
+  return simds;
+}
+
+const Simd& choose_simd() {
+  const std::vector<const Simd*> simds = runnable_simds();
+  if (const char* asked = std::getenv("SLUICE_SIMD")) {
+    for (const Simd* simd : simds) {
+      if (std::string_view(asked) == simd->name) return *simd;
+    }
+  }
+  return *simds.back();
 }
 
 }  // namespace sluice::kernels::cpu

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "kernels/kernels.h"
 
@@ -27,8 +28,10 @@ constexpr int64_t attention_scratch(int64_t rows, int64_t group, int64_t head_di
   return 2 * kAttentionBlock * head_dim + rows * group * (head_dim + 2) + kAttentionBlock;
 }
 
-// The widest that this machine runs. SLUICE_SIMD=base|avx2|avx512 in the environment asks for a narrower one.
-const Simd& simd();
+// Those that this machine runs, the widest last.
+std::vector<const Simd*> runnable_simds();
+// The widest, or the one that SLUICE_SIMD=base|avx2|avx512 in the environment asks for, if this machine runs it.
+const Simd& choose_simd();
 
 extern const Simd kSimdBase;
 extern const Simd kSimdAvx2;

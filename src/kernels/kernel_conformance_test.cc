@@ -1,0 +1,583 @@
+// What every backend must do: each kernel against its twin in ref/, within a bound derived from the roundings of its
+// operation, on each instruction set that this machine runs. SLUICE_TEST_SEED draws other cases.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <functional>
+#include <limits>
+#include <numeric>
+
+#include "base/rng.h"
+#include "kernels/cpu/simd.h"
+#include "kernels/kernels.h"
+#include "kernels/ref/ref.h"
+#include "testing/seed.h"
+
+namespace sluice::kernels {
+namespace {
+
+// What one rounding moves a value by at most, relative to it.
+constexpr double kF32Unit = 0x1p-24;
+constexpr double kBf16Unit = 0x1p-8;
+double unit_of(DType dtype) { return dtype == DType::kBf16 ? kBf16Unit : kF32Unit; }
+
+constexpr DType kDtypes[] = {DType::kF32, DType::kBf16};
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+struct Case {
+  std::string device;
+  std::string simd;
+  friend std::ostream& operator<<(std::ostream& out, const Case& c) { return out << c.device << "_" << c.simd; }
+};
+
+// A backend on one instruction set, and memory on it.
+class Device {
+ public:
+  Device(const Case& c, int threads) {
+    ::setenv("SLUICE_SIMD", c.simd.c_str(), 1);
+    backend_ = std::move(make_backend(c.device, threads)).value();
+    ::unsetenv("SLUICE_SIMD");
+    stream_ = backend_->make_stream();
+  }
+  ~Device() {
+    for (const auto& [memory, bytes] : owned_) backend_->release(memory, bytes);
+  }
+
+  const Backend* operator->() const { return backend_.get(); }
+  Context context() const { return {backend_.get(), stream_.get()}; }
+
+  template <class T>
+  T* put(const std::vector<T>& values) {
+    const size_t bytes = values.size() * sizeof(T);
+    void* memory = backend_->allocate(bytes).value();
+    owned_.emplace_back(memory, bytes);
+    backend_->copy_to_device(context(), memory, values.data(), bytes);
+    return static_cast<T*>(memory);
+  }
+  template <class T>
+  std::vector<T> get(const T* memory, size_t count) {
+    std::vector<T> values(count);
+    backend_->copy_to_host(context(), values.data(), memory, count * sizeof(T));
+    backend_->synchronize(context());
+    return values;
+  }
+
+ private:
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Stream> stream_;
+  std::vector<std::pair<void*, size_t>> owned_;
+};
+
+// Values of one of the types that kernels store, as raw bytes and as numbers.
+struct Stored {
+  DType dtype = DType::kF32;
+  std::vector<char> bytes;
+
+  Stored(DType type, const std::vector<float>& values) : dtype(type), bytes(values.size() * tensor::block_bytes(type)) {
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (dtype == DType::kBf16) {
+        reinterpret_cast<uint16_t*>(bytes.data())[i] = tensor::float_to_bf16(values[i]);
+      } else {
+        reinterpret_cast<float*>(bytes.data())[i] = values[i];
+      }
+    }
+  }
+  size_t size() const { return bytes.size() / tensor::block_bytes(dtype); }
+  double operator[](int64_t i) const {
+    if (dtype == DType::kBf16) return tensor::bf16_to_float(reinterpret_cast<const uint16_t*>(bytes.data())[i]);
+    return reinterpret_cast<const float*>(bytes.data())[i];
+  }
+};
+
+// Fails with the element that is furthest beyond its bound.
+void expect_within(const std::function<double(int64_t)>& got, const std::function<double(int64_t)>& want, int64_t count,
+                   const std::function<double(int64_t)>& bound) {
+  int64_t worst = -1;
+  double excess = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const double off = std::abs(got(i) - want(i));
+    if (const double by = off / std::max(bound(i), 1e-45); !(by <= 1) && !(by <= excess)) {
+      worst = i;
+      excess = by;
+    }
+  }
+  EXPECT_EQ(worst, -1) << "element " << worst << " of " << count << ": got " << got(worst) << ", want " << want(worst)
+                       << ", allowed difference " << bound(worst);
+}
+
+std::vector<float> draw(Rng& rng, int64_t count, double size = 1) {
+  std::vector<float> values(static_cast<size_t>(count));
+  for (float& value : values) value = static_cast<float>((rng.uniform() + rng.uniform() + rng.uniform() - 1.5) * size);
+  return values;
+}
+
+double norm(const Stored& values, int64_t first, int64_t count) {
+  double squares = 0;
+  for (int64_t i = first; i < first + count; ++i) squares += values[i] * values[i];
+  return std::sqrt(squares);
+}
+
+class KernelConformance : public ::testing::TestWithParam<Case> {
+ protected:
+  int64_t between(int64_t low, int64_t high) {
+    return low + static_cast<int64_t>(rng_.below(static_cast<uint64_t>(high - low + 1)));
+  }
+
+  const uint64_t seed_ = testing::test_seed();
+  const ::testing::ScopedTrace trace_{__FILE__, __LINE__, "SLUICE_TEST_SEED=" + std::to_string(seed_)};
+  Rng rng_{seed_};
+  Device device_{GetParam(), /*threads=*/3};
+};
+
+struct LinearCase {
+  LinearShape shape;
+  int64_t n;
+  bool bias, accumulate;
+};
+
+// One product on the device; what lies beyond the padded rows must stay as it is.
+std::vector<float> run_linear(Device& device, const LinearCase& c, const Stored& weight, const Stored& in,
+                              const std::vector<float>& bias, const std::vector<float>& out) {
+  std::vector<char> packed(device->packed_bytes(c.shape));
+  device->pack(
+      c.shape,
+      [&](int64_t first, int64_t count, float* to) {
+        for (int64_t i = 0; i < count * c.shape.in; ++i) to[i] = static_cast<float>(weight[first * c.shape.in + i]);
+      },
+      packed.data());
+  float* result = device.put(out);
+  device->linear(device.context(), {.shape = &c.shape,
+                                    .weight = device.put(packed),
+                                    .in = device.put(in.bytes),
+                                    .out = result,
+                                    .n = c.n,
+                                    .bias = c.bias ? device.put(bias) : nullptr,
+                                    .accumulate = c.accumulate});
+  return device.get(result, out.size());
+}
+
+TEST_P(KernelConformance, LinearStaysWithinItsRoundingBound) {
+  for (int i = 0; i < 60; ++i) {
+    LinearCase c{.shape = {between(1, 200), between(1, 400), kDtypes[rng_.below(2)]},
+                 .n = i < 40 ? between(0, 40) : between(250, 300),
+                 .bias = rng_.below(2) == 0,
+                 .accumulate = rng_.below(2) == 0};
+    if (i % 10 == 0) c.shape = {.in = 576, .out = 1536, .dtype = c.shape.dtype};  // a real one
+    if (!device_->multiplies(c.shape.dtype)) continue;
+    const auto [in, out, dtype] = c.shape;
+    const int64_t padded = device_->padded_rows(c.n);
+    const Stored weight(dtype, draw(rng_, out * in, 0.1));
+    auto values = draw(rng_, padded * in, 3);
+    if (c.n > 1) std::fill_n(values.begin(), in, 0.0f);        // a row of zeros
+    std::fill(values.begin() + c.n * in, values.end(), kNan);  // padding reaches no real row
+    const Stored x(dtype, values);
+    const auto bias = draw(rng_, out);
+    auto before = draw(rng_, padded * out + 64);
+
+    const auto got = run_linear(device_, c, weight, x, bias, before);
+    auto want = before;
+    ref::linear({.shape = &c.shape,
+                 .weight = weight.bytes.data(),
+                 .in = x.bytes.data(),
+                 .out = want.data(),
+                 .n = c.n,
+                 .bias = c.bias ? bias.data() : nullptr,
+                 .accumulate = c.accumulate});
+
+    // Products of bf16 are exact in float32. A sum of k terms in float32 is off by at most k units of the sum of
+    // |terms|, whatever the order; by Cauchy-Schwarz that sum is at most the product of the norms. Bias and the old
+    // value are two terms more.
+    std::vector<double> row_norms, column_norms;
+    for (int64_t r = 0; r < c.n; ++r) row_norms.push_back(norm(x, r * in, in));
+    for (int64_t j = 0; j < out; ++j) column_norms.push_back(norm(weight, j * in, in));
+    const auto bound = [&](int64_t at) {
+      const auto r = static_cast<size_t>(at / out), j = static_cast<size_t>(at % out);
+      double terms = row_norms[r] * column_norms[j];
+      if (c.bias) terms += std::abs(bias[j]);
+      if (c.accumulate) terms += std::abs(before[static_cast<size_t>(at)]);
+      return 1.01 * static_cast<double>(in + 3) * kF32Unit * terms;
+    };
+    const auto of = [](const std::vector<float>& v) {
+      return [&v](int64_t at) -> double { return v[static_cast<size_t>(at)]; };
+    };
+    SCOPED_TRACE(fmt::format("n {} in {} out {} {} bias {} accumulate {}", c.n, in, out, tensor::to_string(dtype),
+                             c.bias, c.accumulate));
+    expect_within(of(got), of(want), c.n * out, bound);
+    EXPECT_TRUE(std::equal(got.end() - 64, got.end(), before.end() - 64)) << "wrote beyond the padded rows";
+  }
+}
+
+TEST_P(KernelConformance, LinearDoesNotDependOnTheNumberOfThreads) {
+  Device alone(GetParam(), 1);
+  for (const int64_t n : {1, 5, 33}) {
+    const LinearCase c{.shape = {.in = 96, .out = 1000, .dtype = DType::kF32}, .n = n, .bias = true};
+    const Stored weight(DType::kF32, draw(rng_, c.shape.out * c.shape.in));
+    const Stored x(DType::kF32, draw(rng_, device_->padded_rows(n) * c.shape.in));
+    const auto bias = draw(rng_, c.shape.out);
+    const std::vector<float> out(static_cast<size_t>(device_->padded_rows(n) * c.shape.out));
+    const auto many = run_linear(device_, c, weight, x, bias, out);
+    const auto one = run_linear(alone, c, weight, x, bias, out);
+    EXPECT_TRUE(std::equal(many.begin(), many.begin() + n * c.shape.out, one.begin()));
+  }
+}
+
+TEST_P(KernelConformance, EmbedCopiesRowsExactly) {
+  for (const DType dtype : kDtypes) {
+    for (const int64_t n : {0, 1, 7, 40}) {
+      const int64_t vocab = 50, width = between(1, 130);
+      const Stored table(dtype, draw(rng_, vocab * width));
+      std::vector<int32_t> ids;
+      for (int64_t i = 0; i < n; ++i) ids.push_back(static_cast<int32_t>(between(0, vocab - 1)));
+      std::vector<float> want(static_cast<size_t>(n * width));
+      float* out = device_.put(want);
+      EmbedArgs args{
+          .table = table.bytes.data(), .dtype = dtype, .ids = ids.data(), .out = want.data(), .n = n, .width = width};
+      ref::embed(args);
+      args.table = device_.put(table.bytes);
+      args.ids = device_.put(ids);
+      args.out = out;
+      device_->embed(device_.context(), args);
+      EXPECT_EQ(device_.get(out, want.size()), want);
+    }
+  }
+}
+
+TEST_P(KernelConformance, RmsNormStaysWithinItsRoundingBound) {
+  for (int i = 0; i < 40; ++i) {
+    RmsNormArgs args{.out_dtype = kDtypes[rng_.below(2)],
+                     .n = between(0, 40),
+                     .groups = between(1, 4),
+                     .width = between(1, 200),
+                     .epsilon = i % 2 == 0 ? 1e-5f : 1e-6f};
+    args.in_stride = args.groups * args.width + between(0, 9);
+    args.out_stride = args.groups * args.width + between(0, 9);
+    auto in = draw(rng_, args.n * args.in_stride, std::pow(10.0, static_cast<double>(between(-4, 4))));
+    if (args.n > 1) std::fill_n(in.begin(), args.in_stride, 0.0f);  // epsilon alone under the root
+    const auto weight = draw(rng_, args.width);
+    Stored want(args.out_dtype, draw(rng_, args.n * args.out_stride));
+    Stored got = want;  // what lies between the rows must stay
+    char* out = device_.put(want.bytes);
+    RmsNormArgs plain = args;
+    plain.in = in.data();
+    plain.weight = weight.data();
+    plain.out = want.bytes.data();
+    ref::rms_norm(plain);
+    args.in = device_.put(in);
+    args.weight = device_.put(weight);
+    args.out = out;
+    device_->rms_norm(device_.context(), args);
+    got.bytes = device_.get(out, want.bytes.size());
+    // A sum of width squares is off by width + 1 units of itself, its root by half of that; the division, the root and
+    // the two products add a unit each. Both sides round to the type that is stored.
+    const double units = (static_cast<double>(args.width) + 1) / 2 + 6;
+    expect_within(
+        [&](int64_t at) { return got[at]; }, [&](int64_t at) { return want[at]; }, args.n * args.out_stride,
+        [&](int64_t at) { return std::abs(want[at]) * (1.01 * units * kF32Unit + 2.01 * unit_of(args.out_dtype)); });
+  }
+}
+
+TEST_P(KernelConformance, RmsNormWorksInPlace) {
+  const int64_t n = 5, groups = 3, width = 33, stride = 120;
+  auto values = draw(rng_, n * stride);
+  const auto weight = draw(rng_, width);
+  float* heads = device_.put(values);
+  RmsNormArgs args{.in = values.data(),
+                   .weight = weight.data(),
+                   .out = values.data(),
+                   .n = n,
+                   .groups = groups,
+                   .width = width,
+                   .in_stride = stride,
+                   .out_stride = stride};
+  const auto device_args = [&] {
+    RmsNormArgs own = args;
+    own.in = heads;
+    own.out = heads;
+    own.weight = device_.put(weight);
+    return own;
+  }();
+  ref::rms_norm(args);
+  device_->rms_norm(device_.context(), device_args);
+  const auto got = device_.get(heads, values.size());
+  for (size_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got[i], values[i], std::abs(values[i]) * 25 * kF32Unit);
+}
+
+TEST_P(KernelConformance, RopeAnglesAreRightAtLongPositions) {
+  for (const int64_t n : {0, 1, 33}) {
+    const int64_t half = between(1, 64);
+    std::vector<int32_t> positions;
+    for (int64_t i = 0; i < n; ++i) positions.push_back(static_cast<int32_t>(i == 0 ? 0 : between(0, 1'000'000)));
+    std::vector<float> frequencies;
+    for (int64_t j = 0; j < half; ++j) frequencies.push_back(static_cast<float>(std::pow(10000.0, -j / 64.0)));
+    std::vector<float> want(static_cast<size_t>(n * 2 * half));
+    float* out = device_.put(want);
+    ref::rope_angles({.positions = positions.data(),
+                      .inverse_frequencies = frequencies.data(),
+                      .cos_sin = want.data(),
+                      .n = n,
+                      .half = half});
+    device_->rope_angles(device_.context(), {.positions = device_.put(positions),
+                                             .inverse_frequencies = device_.put(frequencies),
+                                             .cos_sin = out,
+                                             .n = n,
+                                             .half = half});
+    const auto got = device_.get(out, want.size());
+    // An angle of 1e6 in double is off by 1e6 * 2^-53, far below a float's last place; each side rounds once to float.
+    for (size_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got[i], want[i], 2 * kF32Unit + 1e6 * 0x1p-53);
+  }
+}
+
+TEST_P(KernelConformance, RopeStaysWithinItsRoundingBound) {
+  for (int i = 0; i < 40; ++i) {
+    RopeArgs args{.n = between(0, 40), .n_heads = between(1, 5), .half = between(1, 40), .interleaved = i % 2 == 0};
+    args.head_dim = 2 * args.half + between(0, 3);  // the rest of a head stays as it is
+    args.stride = args.n_heads * args.head_dim + between(0, 9);
+    std::vector<float> angles;
+    for (int64_t r = 0; r < args.n; ++r) {
+      std::vector<double> turns;
+      for (int64_t j = 0; j < args.half; ++j) turns.push_back(rng_.uniform() * 6.3);
+      for (const double turn : turns) angles.push_back(static_cast<float>(std::cos(turn)));
+      for (const double turn : turns) angles.push_back(static_cast<float>(std::sin(turn)));
+    }
+    const auto heads = draw(rng_, args.n * args.stride, 4);
+    auto want = heads;
+    float* on_device = device_.put(heads);
+    RopeArgs plain = args;
+    plain.heads = want.data();
+    plain.cos_sin = angles.data();
+    ref::rope(plain);
+    args.heads = on_device;
+    args.cos_sin = device_.put(angles);
+    device_->rope(device_.context(), args);
+    const auto got = device_.get(on_device, want.size());
+    // x cos - y sin: two products and a difference, with |x|, |y| <= 6 and |cos|, |sin| <= 1.
+    for (size_t at = 0; at < got.size(); ++at) EXPECT_NEAR(got[at], want[at], 3 * 12 * kF32Unit);
+  }
+}
+
+TEST_P(KernelConformance, StoreKvRoundsToNearestAndTouchesItsSlotsOnly) {
+  for (const DType dtype : kDtypes) {
+    for (const int64_t n : {0, 1, 20}) {
+      StoreKvArgs args{.dtype = dtype, .n = n, .width = between(1, 70)};
+      args.stride = args.width + between(0, 9);
+      constexpr int64_t kSlots = 64;
+      std::vector<int32_t> slots(kSlots);
+      std::iota(slots.begin(), slots.end(), 0);
+      std::shuffle(slots.begin(), slots.end(), rng_);
+      slots.resize(static_cast<size_t>(n));
+      const auto k = draw(rng_, n * args.stride), v = draw(rng_, n * args.stride);
+      Stored k_cache(dtype, draw(rng_, kSlots * args.width)), v_cache(dtype, draw(rng_, kSlots * args.width));
+      StoreKvArgs own = args;
+      own.k = device_.put(k);
+      own.v = device_.put(v);
+      own.slots = device_.put(slots);
+      char* own_k = device_.put(k_cache.bytes);
+      char* own_v = device_.put(v_cache.bytes);
+      own.k_cache = own_k;
+      own.v_cache = own_v;
+      args.k = k.data();
+      args.v = v.data();
+      args.slots = slots.data();
+      args.k_cache = k_cache.bytes.data();
+      args.v_cache = v_cache.bytes.data();
+      ref::store_kv(args);
+      device_->store_kv(device_.context(), own);
+      EXPECT_EQ(device_.get(own_k, k_cache.bytes.size()), k_cache.bytes);
+      EXPECT_EQ(device_.get(own_v, v_cache.bytes.size()), v_cache.bytes);
+    }
+  }
+}
+
+// A few sequences of mixed lengths in scattered slots: decodes, chunks in the middle, whole prompts.
+struct AttentionCase {
+  AttentionArgs args;
+  std::vector<int32_t> table, rows, starts{0}, lens;
+  std::vector<float> q;
+  Stored k, v;
+};
+
+AttentionCase draw_attention(Rng& rng, DType dtype, int64_t kv_heads, int64_t group, int64_t dim, int64_t n_seqs,
+                             int64_t longest) {
+  constexpr int64_t kSlots = 1024, kWidth = 300, kRows = 8;
+  const auto between = [&](int64_t low, int64_t high) {
+    return low + static_cast<int64_t>(rng.below(static_cast<uint64_t>(high - low + 1)));
+  };
+  std::vector<int32_t> table;
+  for (int64_t i = 0; i < kRows * kWidth; ++i) table.push_back(static_cast<int32_t>(rng.below(kSlots)));
+  AttentionCase c{.args = {.dtype = dtype,
+                           .n_seqs = n_seqs,
+                           .n_heads = kv_heads * group,
+                           .n_kv_heads = kv_heads,
+                           .head_dim = dim,
+                           .table_width = kWidth,
+                           .scale = static_cast<float>(1 / std::sqrt(static_cast<double>(dim)))},
+                  .table = std::move(table),
+                  .k = Stored(dtype, draw(rng, kSlots * kv_heads * dim, 2)),
+                  .v = Stored(dtype, draw(rng, kSlots * kv_heads * dim, 2))};
+  for (int64_t s = 0; s < n_seqs; ++s) {
+    const int64_t length = between(1, longest);
+    const int64_t queries = rng.below(2) == 0 ? 1 : between(1, length);
+    c.rows.push_back(static_cast<int32_t>((s * 3 + 1) % kRows));
+    c.starts.push_back(c.starts.back() + static_cast<int32_t>(queries));
+    c.lens.push_back(static_cast<int32_t>(length));
+  }
+  c.args.stride = c.args.n_heads * dim + between(0, 5);
+  c.q = draw(rng, c.starts.back() * c.args.stride, 3);
+  return c;
+}
+
+std::vector<char> run_attention(Device& device, const AttentionCase& c) {
+  AttentionArgs args = c.args;
+  const size_t bytes =
+      static_cast<size_t>(c.starts.back() * args.n_heads * args.head_dim) * tensor::block_bytes(args.dtype);
+  char* out = device.put(std::vector<char>(bytes));
+  args.q = device.put(c.q);
+  args.k_cache = device.put(c.k.bytes);
+  args.v_cache = device.put(c.v.bytes);
+  args.slot_table = device.put(c.table);
+  args.table_rows = device.put(c.rows);
+  args.query_start = device.put(c.starts);
+  args.seq_lens = device.put(c.lens);
+  args.out = out;
+  device->attention(device.context(), args);
+  return device.get(out, bytes);
+}
+
+TEST_P(KernelConformance, AttentionStaysWithinItsRoundingBound) {
+  const int64_t groups[] = {1, 2, 3, 7};
+  for (int i = 0; i < 32; ++i) {
+    const int64_t dims[] = {1, 5, 16, 64, 80, 128};
+    const AttentionCase c = draw_attention(rng_, kDtypes[i % 2], between(1, 3), groups[rng_.below(4)],
+                                           dims[rng_.below(6)], between(0, 4), i % 4 == 0 ? 290 : 40);
+    const auto [dtype, heads, dim] = std::tuple(c.args.dtype, c.args.n_heads, c.args.head_dim);
+    Stored want(dtype, std::vector<float>(static_cast<size_t>(c.starts.back() * heads * dim)));
+    Stored got = want;
+    got.bytes = run_attention(device_, c);
+    AttentionArgs args = c.args;
+    args.q = c.q.data();
+    args.k_cache = c.k.bytes.data();
+    args.v_cache = c.v.bytes.data();
+    args.slot_table = c.table.data();
+    args.table_rows = c.rows.data();
+    args.query_start = c.starts.data();
+    args.seq_lens = c.lens.data();
+    args.out = want.bytes.data();
+    ref::attention(args);
+
+    // With L visible positions, scores s = scale q.k:
+    //   a score is off by (dim + 2) units of scale |q||k| (see linear), which moves a weight exp(s - max), relatively,
+    //   by as much; exp itself is off by 4 units and its argument by one unit of at most 2 max|s|; each block of the
+    //   running maximum multiplies by one exp more. Numerator and denominator are each off by that and L units, and
+    //   the result is their quotient times at most max|v|.
+    double largest_q = 0, largest_k = 0, largest_v = 0;
+    for (int64_t row = 0; row < c.starts.back(); ++row) {
+      for (int64_t h = 0; h < heads; ++h) {
+        double squares = 0;
+        for (int64_t d = 0; d < dim; ++d) {
+          squares += std::pow(c.q[static_cast<size_t>(row * c.args.stride + h * dim + d)], 2);
+        }
+        largest_q = std::max(largest_q, std::sqrt(squares));
+      }
+    }
+    for (int64_t at = 0; at < static_cast<int64_t>(c.k.size()); at += dim) {
+      largest_k = std::max(largest_k, norm(c.k, at, dim));
+      for (int64_t d = 0; d < dim; ++d) largest_v = std::max(largest_v, std::abs(c.v[at + d]));
+    }
+    const double longest = c.lens.empty() ? 0 : *std::max_element(c.lens.begin(), c.lens.end());
+    const double score = largest_q * largest_k * c.args.scale;
+    const double exp_units = 4 + 2 * score;
+    const double weight_units =
+        (static_cast<double>(dim) + 2) * score + (longest / cpu::kAttentionBlock + 2) * exp_units + longest;
+    SCOPED_TRACE(
+        fmt::format("heads {} kv heads {} dim {} {}", heads, c.args.n_kv_heads, dim, tensor::to_string(dtype)));
+    expect_within([&](int64_t at) { return got[at]; }, [&](int64_t at) { return want[at]; },
+                  static_cast<int64_t>(want.size()),
+                  [&](int64_t at) {
+                    return 2.02 * weight_units * kF32Unit * largest_v + 2.01 * unit_of(dtype) * std::abs(want[at]);
+                  });
+  }
+}
+
+TEST_P(KernelConformance, AttentionDoesNotDependOnTheNumberOfThreads) {
+  Device alone(GetParam(), 1);
+  const AttentionCase c = draw_attention(rng_, DType::kF32, 3, 3, 64, 4, 290);
+  EXPECT_EQ(run_attention(device_, c), run_attention(alone, c));
+}
+
+TEST_P(KernelConformance, AttentionSurvivesScoresOfAnySize) {
+  // Scores of +-40000: all weight on one position, the others underflow; nothing overflows.
+  AttentionCase c = draw_attention(rng_, DType::kF32, 1, 1, 16, 3, 200);
+  c.args.scale = 3000;
+  const auto bytes = run_attention(device_, c);
+  const auto* values = reinterpret_cast<const float*>(bytes.data());
+  for (size_t i = 0; i < bytes.size() / sizeof(float); ++i) {
+    ASSERT_TRUE(std::isfinite(values[i]) && std::abs(values[i]) <= 3.001f) << values[i];
+  }
+}
+
+TEST_P(KernelConformance, SiluMulStaysWithinItsRoundingBound) {
+  for (int i = 0; i < 40; ++i) {
+    SiluMulArgs args{.out_dtype = kDtypes[i % 2], .n = between(0, 40), .width = between(1, 200)};
+    // Up to where exp overflows a float and beyond.
+    const auto in = draw(rng_, args.n * 2 * args.width, i % 8 == 0 ? 100 : 4);
+    Stored want(args.out_dtype, std::vector<float>(static_cast<size_t>(args.n * args.width)));
+    Stored got = want;
+    char* out = device_.put(want.bytes);
+    SiluMulArgs plain = args;
+    plain.gate_up = in.data();
+    plain.out = want.bytes.data();
+    ref::silu_mul(plain);
+    args.gate_up = device_.put(in);
+    args.out = out;
+    device_->silu_mul(device_.context(), args);
+    got.bytes = device_.get(out, want.bytes.size());
+    // exp is off by 4 units; the sum, the quotient and the product add one each. Beyond |gate| = 87 exp is clamped,
+    // where the sigmoid is below e^-87.
+    expect_within([&](int64_t at) { return got[at]; }, [&](int64_t at) { return want[at]; }, args.n * args.width,
+                  [&](int64_t at) {
+                    const int64_t row = at / args.width, column = at % args.width;
+                    const double gate = in[static_cast<size_t>(2 * row * args.width + column)];
+                    const double up = in[static_cast<size_t>((2 * row + 1) * args.width + column)];
+                    return std::abs(want[at]) * (8.1 * kF32Unit + 2.01 * unit_of(args.out_dtype)) +
+                           std::abs(gate * up) * std::exp(-87);
+                  });
+  }
+}
+
+TEST_P(KernelConformance, GatherRowsCopiesExactly) {
+  for (const int64_t n : {0, 1, 9}) {
+    const int64_t width = between(1, 100);
+    const auto in = draw(rng_, 20 * width);
+    std::vector<int32_t> rows;
+    for (int64_t i = 0; i < n; ++i) rows.push_back(static_cast<int32_t>(between(0, 19)));
+    std::vector<float> want(static_cast<size_t>(n * width));
+    float* out = device_.put(want);
+    ref::gather_rows({.in = in.data(), .rows = rows.data(), .out = want.data(), .n = n, .width = width});
+    device_->gather_rows(device_.context(),
+                         {.in = device_.put(in), .rows = device_.put(rows), .out = out, .n = n, .width = width});
+    EXPECT_EQ(device_.get(out, want.size()), want);
+  }
+}
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const BackendRow& row : backends()) {
+    for (const cpu::Simd* simd : cpu::runnable_simds()) all.push_back({std::string(row.name), simd->name});
+  }
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Registry, KernelConformance, ::testing::ValuesIn(cases()),
+                         [](const auto& info) { return info.param.device + "_" + info.param.simd; });
+
+TEST(BackendRegistryTest, NamesTheDevicesItKnows) {
+  const auto backend = make_backend("abacus", 1);
+  ASSERT_FALSE(backend.ok());
+  EXPECT_EQ(backend.error().code, ErrorCode::kBadOption);
+  for (const BackendRow& row : backends()) EXPECT_NE(backend.error().message.find(row.name), std::string::npos);
+}
+
+}  // namespace
+}  // namespace sluice::kernels

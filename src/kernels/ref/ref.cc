@@ -1,0 +1,147 @@
+#include "kernels/ref/ref.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+namespace sluice::kernels::ref {
+namespace {
+
+double value_at(const void* values, DType dtype, int64_t i) {
+  if (dtype == DType::kBf16) return tensor::bf16_to_float(static_cast<const uint16_t*>(values)[i]);
+  return static_cast<const float*>(values)[i];
+}
+
+void put(void* values, DType dtype, int64_t i, double value) {
+  if (dtype == DType::kBf16) {
+    static_cast<uint16_t*>(values)[i] = tensor::float_to_bf16(static_cast<float>(value));
+  } else {
+    static_cast<float*>(values)[i] = static_cast<float>(value);
+  }
+}
+
+}  // namespace
+
+void linear(const LinearArgs& args) {
+  const LinearShape& shape = *args.shape;
+  for (int64_t i = 0; i < args.n; ++i) {
+    for (int64_t j = 0; j < shape.out; ++j) {
+      double sum = args.bias == nullptr ? 0 : args.bias[j];
+      for (int64_t k = 0; k < shape.in; ++k) {
+        sum += value_at(args.in, shape.dtype, i * shape.in + k) * value_at(args.weight, shape.dtype, j * shape.in + k);
+      }
+      float& out = args.out[i * shape.out + j];
+      out = static_cast<float>(args.accumulate ? out + sum : sum);
+    }
+  }
+}
+
+void embed(const EmbedArgs& args) {
+  for (int64_t i = 0; i < args.n; ++i) {
+    for (int64_t j = 0; j < args.width; ++j) {
+      args.out[i * args.width + j] = static_cast<float>(value_at(args.table, args.dtype, args.ids[i] * args.width + j));
+    }
+  }
+}
+
+void rms_norm(const RmsNormArgs& args) {
+  for (int64_t i = 0; i < args.n; ++i) {
+    for (int64_t g = 0; g < args.groups; ++g) {
+      const float* in = args.in + i * args.in_stride + g * args.width;
+      double squares = 0;
+      for (int64_t j = 0; j < args.width; ++j) squares += static_cast<double>(in[j]) * in[j];
+      const double root = std::sqrt(squares / static_cast<double>(args.width) + args.epsilon);
+      for (int64_t j = 0; j < args.width; ++j) {
+        put(args.out, args.out_dtype, i * args.out_stride + g * args.width + j, in[j] / root * args.weight[j]);
+      }
+    }
+  }
+}
+
+void rope_angles(const RopeAnglesArgs& args) {
+  for (int64_t i = 0; i < args.n; ++i) {
+    for (int64_t j = 0; j < args.half; ++j) {
+      const long double angle = static_cast<long double>(args.positions[i]) * args.inverse_frequencies[j];
+      args.cos_sin[(i * 2 + 0) * args.half + j] = static_cast<float>(std::cos(angle));
+      args.cos_sin[(i * 2 + 1) * args.half + j] = static_cast<float>(std::sin(angle));
+    }
+  }
+}
+
+void rope(const RopeArgs& args) {
+  for (int64_t i = 0; i < args.n; ++i) {
+    for (int64_t h = 0; h < args.n_heads; ++h) {
+      for (int64_t j = 0; j < args.half; ++j) {
+        float* head = args.heads + i * args.stride + h * args.head_dim;
+        float& x = args.interleaved ? head[2 * j] : head[j];
+        float& y = args.interleaved ? head[2 * j + 1] : head[j + args.half];
+        const double cosine = args.cos_sin[(i * 2 + 0) * args.half + j];
+        const double sine = args.cos_sin[(i * 2 + 1) * args.half + j];
+        const double turned_x = x * cosine - y * sine;
+        const double turned_y = x * sine + y * cosine;
+        x = static_cast<float>(turned_x);
+        y = static_cast<float>(turned_y);
+      }
+    }
+  }
+}
+
+void store_kv(const StoreKvArgs& args) {
+  for (int64_t i = 0; i < args.n; ++i) {
+    for (int64_t j = 0; j < args.width; ++j) {
+      put(args.k_cache, args.dtype, args.slots[i] * args.width + j, args.k[i * args.stride + j]);
+      put(args.v_cache, args.dtype, args.slots[i] * args.width + j, args.v[i * args.stride + j]);
+    }
+  }
+}
+
+void attention(const AttentionArgs& args) {
+  const int64_t dim = args.head_dim;
+  for (int64_t s = 0; s < args.n_seqs; ++s) {
+    const int64_t queries = args.query_start[s + 1] - args.query_start[s];
+    const int32_t* slots = args.slot_table + args.table_rows[s] * args.table_width;
+    for (int64_t r = 0; r < queries; ++r) {
+      const int64_t row = args.query_start[s] + r;
+      const int64_t visible = args.seq_lens[s] - queries + r + 1;  // causal: itself and what is before it
+      for (int64_t h = 0; h < args.n_heads; ++h) {
+        const int64_t kv_head = h / (args.n_heads / args.n_kv_heads);
+        const float* q = args.q + row * args.stride + h * dim;
+        const auto at = [&](int64_t position) { return (slots[position] * args.n_kv_heads + kv_head) * dim; };
+        std::vector<double> weights(static_cast<size_t>(visible));
+        for (int64_t p = 0; p < visible; ++p) {
+          double dot = 0;
+          for (int64_t d = 0; d < dim; ++d) dot += q[d] * value_at(args.k_cache, args.dtype, at(p) + d);
+          weights[static_cast<size_t>(p)] = dot * args.scale;
+        }
+        const double top = *std::max_element(weights.begin(), weights.end());
+        double total = 0;
+        for (double& weight : weights) total += weight = std::exp(weight - top);
+        for (int64_t d = 0; d < dim; ++d) {
+          double sum = 0;
+          for (int64_t p = 0; p < visible; ++p) {
+            sum += weights[static_cast<size_t>(p)] * value_at(args.v_cache, args.dtype, at(p) + d);
+          }
+          put(args.out, args.dtype, (row * args.n_heads + h) * dim + d, sum / total);
+        }
+      }
+    }
+  }
+}
+
+void silu_mul(const SiluMulArgs& args) {
+  for (int64_t i = 0; i < args.n; ++i) {
+    for (int64_t j = 0; j < args.width; ++j) {
+      const double gate = args.gate_up[i * 2 * args.width + j];
+      const double up = args.gate_up[(i * 2 + 1) * args.width + j];
+      put(args.out, args.out_dtype, i * args.width + j, gate / (1 + std::exp(-gate)) * up);
+    }
+  }
+}
+
+void gather_rows(const GatherRowsArgs& args) {
+  for (int64_t i = 0; i < args.n; ++i) {
+    for (int64_t j = 0; j < args.width; ++j) args.out[i * args.width + j] = args.in[args.rows[i] * args.width + j];
+  }
+}
+
+}  // namespace sluice::kernels::ref

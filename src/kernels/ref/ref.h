@@ -1,0 +1,21 @@
+// The slow, obvious twin of every kernel, in host memory: what the backends are held against. Values are float32 (or
+// bf16 where a kernel stores that) and sums are in double, so that of a difference only the backend's rounding is seen.
+// The arguments are those of kernels.h, but for one thing: the weight of linear() lies plain, [out, in] of
+// shape->dtype.
+#pragma once
+
+#include "kernels/kernels.h"
+
+namespace sluice::kernels::ref {
+
+void linear(const LinearArgs& args);
+void embed(const EmbedArgs& args);
+void rms_norm(const RmsNormArgs& args);
+void rope_angles(const RopeAnglesArgs& args);
+void rope(const RopeArgs& args);
+void store_kv(const StoreKvArgs& args);
+void attention(const AttentionArgs& args);
+void silu_mul(const SiluMulArgs& args);
+void gather_rows(const GatherRowsArgs& args);
+
+}  // namespace sluice::kernels::ref
