@@ -103,8 +103,9 @@ Result<GgufValue> read_value(Reader& reader, std::string_view key, ValueType typ
     case ValueType::kArray: {
       SLUICE_TRY(const uint32_t element, reader.number<uint32_t>(key));
       SLUICE_TRY(const uint64_t count, reader.number<uint64_t>(key));
-      // Each element takes at least a byte, so a count beyond the file is a lie; found before memory is reserved.
-      if (count > reader.left()) return reader.truncated(key);
+      // A count beyond the file is a lie; found before memory is reserved. A string takes 8 bytes at least, others one.
+      const size_t smallest = static_cast<ValueType>(element) == ValueType::kString ? 8 : 1;
+      if (count > reader.left() / smallest) return reader.truncated(key);
       switch (static_cast<ValueType>(element)) {
         case ValueType::kF32:
         case ValueType::kF64:

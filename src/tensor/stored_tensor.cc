@@ -16,6 +16,9 @@ void StoredTensor::read_rows(int64_t first, int64_t count, float* to) const {
 
 Result<StoredTensor> find_shaped(const TensorSource& source, std::string_view name, std::vector<int64_t> shape) {
   SLUICE_TRY(StoredTensor tensor, source.find(name));
+  if (tensor.dtype == DType::kI32) {
+    return Error{ErrorCode::kProtocol, fmt::format("tensor {} holds I32 values, which are not weights", name)};
+  }
   if (tensor.shape != shape) {
     return Error{ErrorCode::kProtocol, fmt::format("tensor {} has the shape [{}] where the configuration says [{}]",
                                                    name, fmt::join(tensor.shape, ", "), fmt::join(shape, ", "))};
