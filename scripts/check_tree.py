@@ -13,10 +13,13 @@ FOREIGN = re.compile("|".join([r"(?:^|[^A-Za-z0-9_.])/(?:wo" + "rk|fa" + "rm)/",
 
 
 def tracked():
-    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True)
-    if listing.returncode != 0:  # an unpacked release has no git
-        return [p for p in ROOT.rglob("*") if p.is_file() and "build" not in p.parts]
-    return [ROOT / name.decode() for name in listing.stdout.split(b"\0") if name]
+    """The files of the repository. An unpacked release, or a machine without git, has those that no build made."""
+    if shutil.which("git"):
+        listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True)
+        if listing.returncode == 0:
+            return [ROOT / name.decode() for name in listing.stdout.split(b"\0") if name]
+    made = {"build", ".cache", "__pycache__"}
+    return [p for p in ROOT.rglob("*") if p.is_file() and not made & set(p.relative_to(ROOT).parts)]
 
 
 def main():

@@ -343,7 +343,7 @@ std::string options_help(const std::vector<OptionSpec>& specs) {
 std::string options_markdown(const std::vector<OptionSpec>& specs) {
   std::string out;
   for (auto group : groups_of(specs)) {
-    out += fmt::format("{}### {}\n\n| flag | default | valid | meaning |\n|---|---|---|---|\n", out.empty() ? "" : "\n",
+    out += fmt::format("{}## {}\n\n| flag | default | valid | meaning |\n|---|---|---|---|\n", out.empty() ? "" : "\n",
                        group.empty() ? "Options" : group);
     for (const auto& spec : specs) {
       if (spec.group != group) continue;

@@ -79,6 +79,14 @@ std::string roff_escape(std::string_view text) {
   return out;
 }
 
+// A default as one would type it; empty where there is none.
+std::string typed(const OptionValue& value) {
+  const auto json = internal::option_value_to_json(value);
+  if (json.is_string()) return json.get<std::string>();
+  if (!json.is_array()) return json.is_null() ? "" : json.dump();
+  return fmt::format("{}", fmt::join(json.get<std::vector<std::string>>(), " "));
+}
+
 std::string page_name(const Named& named) {
   std::string page = "sluice-" + named.path;
   std::replace(page.begin(), page.end(), ' ', '-');
@@ -106,11 +114,8 @@ std::string man_of(const Named& named) {
         out += fmt::format(", {}{}", alias.size() == 1 ? "\\-" : "\\-\\-", roff_escape(alias));
       if (spec.value.index() != 0) out += spec.value.index() == 4 ? " [...]" : " value";
       out += fmt::format("\n{}\n", roff_escape(spec.help));
-      const auto fallback = internal::option_value_to_json(spec.value);
-      if (spec.value.index() != 0 && !fallback.is_null()) {
-        out += fmt::format(
-            "Default: {}.\n",
-            roff_escape(fallback.is_string() && !fallback.empty() ? fallback.get<std::string>() : fallback.dump()));
+      if (const auto fallback = typed(spec.value); spec.value.index() != 0 && !fallback.empty()) {
+        out += fmt::format("Default: {}.\n", roff_escape(fallback));
       }
       if (!spec.choices.empty())
         out += fmt::format("One of: {}.\n", roff_escape(fmt::format("{}", fmt::join(spec.choices, ", "))));
@@ -118,6 +123,19 @@ std::string man_of(const Named& named) {
   }
   for (const auto& sub : named.command->subcommands) {
     out += fmt::format(".SH SEE ALSO\nsluice\\-{}\\-{}(1)\n", named.path, sub.name);
+  }
+  return out;
+}
+
+std::string markdown_of(const Named& named) {
+  const OptionView view = named.command->options();
+  std::string out =
+      fmt::format("# sluice {}\n\n{}\n\n{}", named.path, named.command->help, internal::options_markdown(*view.specs));
+  if (!view.rejected->empty()) {
+    out +=
+        "\n## Refused\n\nFlags of the systems that this replaces which are not built: start-up ends with one line "
+        "that says so.\n\n| flag | instead |\n|---|---|\n";
+    for (const auto& flag : *view.rejected) out += fmt::format("| `--{}` | {} |\n", flag.name, flag.instead);
   }
   return out;
 }
@@ -175,8 +193,7 @@ int run_options(const Arguments& arguments) {
     } else if (form == "--man") {
       out += man_of(named);
     } else if (named.command->options) {
-      out += fmt::format("## sluice {}\n\n{}\n\n{}\n", named.path, named.command->help,
-                         internal::options_markdown(*named.command->options().specs));
+      out += markdown_of(named);
     }
   }
   if (!found) return fail({ErrorCode::kBadOption, fmt::format("no command is called '{}'", wanted)});

@@ -3,9 +3,29 @@
 #include <algorithm>
 #include <charconv>
 
+#include "gateway/policy/policy.h"
 #include "net/http.h"
 
 namespace sluice::gateway {
+
+namespace {
+
+std::vector<std::string_view> policy_names() {
+  std::vector<std::string_view> names;
+  for (const PolicyRow& row : policies()) names.push_back(row.name);
+  return names;
+}
+
+const std::string& policy_help() {
+  static const std::string text = [] {
+    std::string out = "How a worker is chosen.";
+    for (const PolicyRow& row : policies()) out += fmt::format(" {}: {}.", row.name, row.help);
+    return out;
+  }();
+  return text;
+}
+
+}  // namespace
 
 const OptionTable<GatewayOptions>& gateway_option_table() {
   using O = GatewayOptions;
@@ -137,10 +157,10 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
           {.name = "policy",
            .field = &O::policy,
            .value = std::string("cache_aware"),
-           .choices = {"random", "round_robin", "power_of_two", "cache_aware"},
+           .choices = policy_names(),
            .read_by = "gateway/context",
            .group = "Routing",
-           .help = "How a worker is chosen."},
+           .help = policy_help()},
           {.name = "cache-threshold",
            .aliases = {"cache-match-threshold"},
            .field = &O::cache_threshold,

@@ -2,13 +2,17 @@
 // each fixture on each device and in each arithmetic.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <set>
 
 #include "base/rng.h"
 #include "kernels/kernels.h"
+#include "models/family.h"
 #include "models/runner.h"
 #include "tensor/safetensors.h"
 
@@ -217,9 +221,29 @@ TEST_P(ModelConformance, AnIdleBatchOfZeroRowsIsLegal) {
   EXPECT_TRUE(steps.run({}).empty());
 }
 
+// Every checkpoint among the fixtures is held to this without being named here.
+std::vector<std::string> fixtures() {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(SLUICE_FIXTURES_DIR)) {
+    if (std::filesystem::exists(entry.path() / "reference.safetensors")) names.push_back(entry.path().filename());
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+TEST(ModelFamilies, EachHasAFixture) {
+  std::set<std::string> tested;
+  for (const std::string& fixture : fixtures()) {
+    std::ifstream file(folder_of(fixture) + "/config.json");
+    tested.insert(nlohmann::json::parse(file)["architectures"][0].get<std::string>());
+  }
+  for (const FamilyRow& row : families())
+    EXPECT_TRUE(tested.contains(std::string(row.architecture))) << row.architecture;
+}
+
 std::vector<Case> cases() {
   std::vector<Case> all;
-  for (const char* fixture : {"tiny-llama", "tiny-qwen2", "tiny-qwen3"}) {
+  for (const std::string& fixture : fixtures()) {
     for (const auto& backend : kernels::backends()) {
       all.push_back({fixture, std::string(backend.name), "float32"});
       if (kernels::best_dtype() == kernels::DType::kBf16)
