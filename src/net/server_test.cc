@@ -545,6 +545,8 @@ TEST_F(ServerTest, DrainsWhatIsInProgressAndNothingElse) {
   RawClient busy(port);
   busy.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n");
   started.get_future().wait();
+  // The first handler returns after its answer has arrived.
+  for (int i = 0; i < 5000 && server_->active_requests() != 1; ++i) std::this_thread::sleep_for(1ms);
   EXPECT_EQ(server_->active_requests(), 1u);
 
   server_->stop_accepting();

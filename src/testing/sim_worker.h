@@ -71,6 +71,9 @@ struct SimFault {
   int64_t times = -1;  // requests that it still hits; -1 = all until replaced
 };
 
+// The kind of that name: none, reset, stall, status, slow_head, die, half_event or mute.
+std::optional<SimFault::Kind> fault_kind(std::string_view name);
+
 // How /health and /health_generate answer.
 struct SimHealth {
   int status = 200;

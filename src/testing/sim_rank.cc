@@ -1,0 +1,99 @@
+#include "testing/sim_rank.h"
+
+#include <boost/asio/redirect_error.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <optional>
+
+namespace sluice::testing {
+namespace {
+
+using net::Task;
+constexpr net::asio::use_awaitable_t<net::Executor> use_task{};
+
+// The longest silence that a waiting handler sleeps through before it looks around again.
+constexpr Duration kPatience = std::chrono::minutes(10);
+
+}  // namespace
+
+void SimWait::leave() {
+  gone = true;
+  timer_.cancel();
+}
+
+void SimWait::push(Event event) {
+  events.push_back(event);
+  timer_.cancel();
+}
+
+Task<bool> SimWait::wait_event() {
+  while (!gone && events.empty()) co_await doze(kPatience);
+  co_return !gone;
+}
+
+Task<bool> SimWait::sleep(Duration duration) {
+  const auto end = std::chrono::steady_clock::now() + duration;
+  for (;;) {
+    const auto left = end - std::chrono::steady_clock::now();
+    if (gone || left <= Duration::zero()) co_return !gone;
+    co_await doze(left);
+  }
+}
+
+Task<> SimWait::wait_gone() {
+  while (!gone) co_await doze(kPatience);
+}
+
+Task<> SimWait::doze(Duration bound) {
+  timer_.expires_after(bound);
+  boost::system::error_code cancelled;
+  auto token = net::asio::redirect_error(use_task, cancelled);
+  co_await timer_.async_wait(token);
+}
+
+size_t SimRank::deliver(const std::vector<SimEngine::Emission>& emissions) {
+  for (const auto& emission : emissions) {
+    const auto it = targets.find(emission.id);
+    if (it == targets.end()) continue;
+    const SimWait::Event event{it->second.sequence, emission.tokens, emission.cached_tokens, false};
+    it->second.wait->loop.post([wait = it->second.wait, event] { wait->push(event); });
+    if (emission.finished) targets.erase(it);
+  }
+  return emissions.size();
+}
+
+Task<> drive(net::EventLoop& loop, std::shared_ptr<SimRank> rank, double time_scale) {
+  net::asio::basic_waitable_timer<std::chrono::steady_clock, net::asio::wait_traits<std::chrono::steady_clock>,
+                                  net::Executor>
+      timer(loop.executor());
+  auto due = std::chrono::steady_clock::now();
+  for (;;) {
+    std::optional<Duration> duration;
+    {
+      const std::lock_guard lock(rank->mu);
+      if (!rank->stopped) duration = rank->engine.begin();
+      if (!duration) {
+        rank->driven = false;
+        co_return;
+      }
+    }
+    due += from_seconds(seconds(*duration) / time_scale);
+    timer.expires_at(due);
+    co_await timer.async_wait(use_task);
+    {
+      const std::lock_guard lock(rank->mu);
+      rank->deliver(rank->engine.commit());
+    }
+    // Behind by much: the machine was busy or asleep, and catching up would burst.
+    const auto now = std::chrono::steady_clock::now();
+    if (now - due > std::chrono::milliseconds(50)) due = now;
+  }
+}
+
+SimSubmission::~SimSubmission() {
+  const std::lock_guard lock(rank_->mu);
+  for (const auto id : ids_) {
+    if (rank_->targets.erase(id) > 0) rank_->engine.abort(id);
+  }
+}
+
+}  // namespace sluice::testing
