@@ -12,6 +12,12 @@ const std::vector<Command>& commands() {
      .help = "Routes requests to workers that run already.",
      .run = run_gateway,
      .options = gateway_options},
+    {.name = "bench",
+     .help = "Measures servers; its subcommand is a server to measure gateways with.",
+     .subcommands = {{.name = "worker",
+                      .help = "A simulated engine worker: no model, scripted latencies, faults on request.",
+                      .run = run_bench_worker,
+                      .options = bench_worker_options}}},
 #if SLUICE_ENGINE
     {.name = "rank", .help = "One rank of a server.", .run = run_rank, .hidden = true},
 #endif

@@ -85,6 +85,10 @@ int dispatch(Arguments arguments) {
     print(stdout, help_of(*command, path));
     return 0;
   }
+  if (command->run == nullptr) {  // it has subcommands and nothing of its own
+    print(stderr, help_of(*command, path));
+    return 2;
+  }
   return command->run(arguments);
 }
 

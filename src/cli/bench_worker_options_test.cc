@@ -1,0 +1,49 @@
+#include "cli/bench_worker_options.h"
+
+#include <gtest/gtest.h>
+
+namespace sluice::cli {
+namespace {
+
+Result<Simulation> parse(std::vector<std::string> arguments) {
+  SLUICE_TRY(const auto options, bench_worker_option_table().parse(arguments));
+  return simulation(options);
+}
+
+TEST(BenchWorkerOptionsTest, DefaultsAreThoseOfTheSimulatedWorker) {
+  const auto made = parse({}).value();
+  const testing::SimWorkerOptions usual;
+  EXPECT_EQ(made.worker.host, usual.host);
+  EXPECT_EQ(made.worker.model, usual.model);
+  EXPECT_EQ(made.worker.default_tokens, usual.default_tokens);
+  EXPECT_EQ(made.worker.canned_chunks, usual.canned_chunks);
+  EXPECT_EQ(made.worker.engine.prefill_tokens_per_s, usual.engine.prefill_tokens_per_s);
+  EXPECT_EQ(made.worker.engine.decode_base, usual.engine.decode_base);
+  EXPECT_EQ(made.worker.engine.decode_per_request, usual.engine.decode_per_request);
+  EXPECT_EQ(made.worker.engine.kv_tokens, usual.engine.kv_tokens);
+  EXPECT_EQ(made.worker.engine.context_length, usual.engine.context_length);
+  EXPECT_TRUE(made.worker.engine.prefix_cache);
+  EXPECT_EQ(made.fault.kind, testing::SimFault::Kind::kNone);
+  EXPECT_EQ(made.health.status, 200);
+}
+
+TEST(BenchWorkerOptionsTest, EveryFaultOfTheTableIsKnown) {
+  for (const auto& spec : bench_worker_option_table().specs()) {
+    if (spec.name != "fault") continue;
+    ASSERT_FALSE(spec.choices.empty());
+    for (const auto choice : spec.choices) EXPECT_TRUE(testing::fault_kind(choice)) << choice;
+  }
+  const auto made =
+      parse({"--fault", "die", "--fault-chunks", "3", "--fault-scope", "everything", "--fault-times", "2"});
+  EXPECT_EQ(made->fault.kind, testing::SimFault::Kind::kDie);
+  EXPECT_EQ(made->fault.chunks, 3);
+  EXPECT_EQ(made->fault.times, 2);
+  EXPECT_EQ(made->fault.scope, testing::SimFault::Scope::kEverything);
+}
+
+TEST(BenchWorkerOptionsTest, RefusesAPoolThatHoldsNoBlock) {
+  EXPECT_EQ(parse({"--kv-tokens", "8", "--block-size", "16"}).error().code, ErrorCode::kBadOption);
+}
+
+}  // namespace
+}  // namespace sluice::cli
