@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "engine/load_balance/method.h"
+
 namespace sluice::engine {
 namespace {
 
@@ -283,12 +285,11 @@ const OptionTable<EngineOptions>& engine_option_table() {
           {.name = "load-balance-method",
            .field = &O::load_balance_method,
            .value = std::string("auto"),
-           .choices = {"auto", "round_robin", "total_requests", "total_tokens", "shortest_queue", "minimum_tokens",
-                       "decode_round_robin"},
+           .choices = load_balance_names(),
            .read_by = "engine/front",
            .group = kParallel,
-           .help = "How a request finds its replica. auto is round_robin; the last three are older names of "
-                   "total_requests, total_tokens and round_robin."},
+           .help = "How a request finds its replica: in turn (auto is round_robin), where the fewest requests are, or "
+                   "where the fewest tokens are. The last three are older names."},
           {.name = "threads",
            .field = &O::threads,
            .value = OptInt(),
