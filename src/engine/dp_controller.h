@@ -1,0 +1,57 @@
+// The DataParallelController: starts the ranks, sends requests to them and their output back, sees a rank die, reports
+// it and starts it again while the others serve on. One thread owns the sockets and the processes; it sleeps until a
+// frame, a request, the end of a process or a time comes.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string_view>
+
+#include "base/process.h"
+#include "engine/backend.h"
+#include "engine/load_balance/method.h"
+#include "engine/load_board.h"
+#include "engine/rank.h"
+
+namespace sluice::engine {
+
+struct DataParallelControllerOptions {
+  const LoadBalanceRow* method = nullptr;
+  // Starts the process of a rank. Of the spec, the numbers of the rank and the endpoints are filled in. Called on the
+  // controller's thread.
+  std::function<Result<Process>(RankSpec)> start_rank;
+  // How long a rank may take from its start to its RankReady. The largest models take minutes to read and pack.
+  Duration startup_timeout = std::chrono::minutes(30);
+  RestartBackoff::Options backoff = {};
+  // How long a rank may take to end by itself at the end of the server.
+  Duration stop_grace = std::chrono::seconds(2);
+};
+
+class DataParallelController final : public Backend {
+ public:
+  // Start-up news of a rank, on the controller's thread.
+  using OnProgress = std::function<void(int64_t rank, double share, std::string_view what)>;
+
+  // One rank per row of `board`. Returns when all of them are ready. An error, as soon as one has failed, names the
+  // rank and the cause; kCancelled once `stop_descriptor` (-1: none) is readable. No rank is left then. `board` and
+  // `clock` outlive the controller.
+  static Result<std::unique_ptr<DataParallelController>> start(DataParallelControllerOptions options,
+                                                               const LoadBoard& board, const Clock& clock,
+                                                               OnProgress on_progress, int stop_descriptor);
+  // Ends what is in flight with 503, then the ranks.
+  ~DataParallelController() override;
+
+  Result<int64_t> submit(GenerateRequest request, std::optional<int64_t> pinned_rank, OnOutput on_output) override;
+  void abort(const std::string& rid) override;
+  void abort_all() override;
+  std::vector<std::string> running() const override;
+  void flush_cache(std::function<void(Result<void>)> done) override;
+  std::vector<RankState> ranks() const override;
+
+ private:
+  class Impl;
+  explicit DataParallelController(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace sluice::engine
