@@ -8,10 +8,6 @@ find_package(PkgConfig REQUIRED)
 find_package(prometheus-cpp REQUIRED CONFIG)
 find_package(nlohmann_json REQUIRED)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
-find_package(mimalloc REQUIRED)
-
-# CLI11 is header-only, as is nlohmann-json.
-find_path(CLI11_INCLUDE CLI/CLI.hpp REQUIRED)
 
 if(SLUICE_ENGINE)
   find_package(dnnl REQUIRED)
