@@ -188,9 +188,13 @@ Result<void> WeightStore::share(const tensor::TensorSource& source, Shared share
   // Opened anew: a lock belongs to an open file, and the inherited one is the same for every rank.
   const int fd = ::open(fmt::format("/proc/self/fd/{}", shared.fd).c_str(), O_RDWR | O_CLOEXEC);
   if (fd < 0) return failed("open the memory of the host's ranks");
+  // Unlocked by name: the mapping below keeps the open file, and with it the lock, alive after close().
   struct Closer {
     int fd;
-    ~Closer() { ::close(fd); }
+    ~Closer() {
+      ::flock(fd, LOCK_UN);
+      ::close(fd);
+    }
   } closer{fd};
   const auto deadline = std::chrono::steady_clock::now() + kShareLimit;
   while (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
