@@ -128,8 +128,10 @@ class Supervisor::Impl {
     read_pipe(i);  // after the poll, so that a last report is not missed
     if (!status) return {};
     std::string cause = status->to_string();
-    const std::string detail =
-        worker.reported_failure.empty() ? last_line(worker.process->stderr_tail()) : worker.reported_failure;
+    std::string detail = worker.reported_failure;
+    // Whoever is killed from outside has written nothing about it.
+    const bool from_outside = status->signal == SIGKILL || status->signal == SIGTERM;
+    if (detail.empty() && !from_outside) detail = last_line(worker.process->stderr_tail());
     if (!detail.empty()) cause += ": " + detail;
     return down(i, cause, status->signal == 0);
   }

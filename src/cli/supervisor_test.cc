@@ -79,7 +79,7 @@ TEST(SupervisorTest, LeavesItDownWhereRestartIsOff) {
   recorder.stop_after(2);
   auto options = quick();
   options.restart = false;
-  Supervisor supervisor({shell(kReady + "kill -9 $$")}, options, recorder);
+  Supervisor supervisor({shell(kReady + "echo all is well >&2; kill -9 $$")}, options, recorder);
   ASSERT_TRUE(supervisor.run(recorder.descriptor()).ok());
   EXPECT_THAT(recorder.events, ElementsAre("0 ready http://w", "0 down killed by SIGKILL never"));
 }

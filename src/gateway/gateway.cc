@@ -103,10 +103,10 @@ uint16_t Gateway::port() const { return impl_->port; }
 uint16_t Gateway::metrics_port() const { return impl_->exposition->port(); }
 obs::Metrics& Gateway::metrics() { return impl_->context.metrics; }
 
-void Gateway::worker_started(const std::string& url) {
+void Gateway::worker_started(const std::string& url, std::optional<std::string> api_key) {
   Context& context = impl_->context;
   const WorkerPtr known = context.fleet.find(url);
-  const auto worker = context.add_worker(url, context.options.api_key.value_or(""), "static");
+  const auto worker = context.add_worker(url, api_key.value_or(context.options.api_key.value_or("")), "static");
   SLUICE_CHECK(worker.ok(), "a worker of our own at {}: {}", url, worker.error().message);
   if (known != nullptr) context.forget_prefixes(**worker);
   context.control->started(*worker);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "base/clock.h"
@@ -30,8 +31,8 @@ class Gateway {
   // For whoever owns the worker's process (`sluice serve`). Any thread.
   // It has just reported that it serves: into the fleet as healthy, without waiting for a probe. Where the URL is in
   // the fleet already, this is a new process behind it: a new generation, so that prefix claims and faults of the old
-  // one are forgotten.
-  void worker_started(const std::string& url);
+  // one are forgotten. `api_key`: what this worker asks for, empty = nothing; not given = --api-key.
+  void worker_started(const std::string& url, std::optional<std::string> api_key = std::nullopt);
   // Its process has ended: nothing is sent there until worker_started() or until a probe passes.
   void worker_ended(const std::string& url);
 

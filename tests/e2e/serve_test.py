@@ -3,6 +3,7 @@
 usage: serve_test.py <sluice binary>; the model comes from SLUICE_TEST_MODEL."""
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,8 +17,11 @@ BINARY = sys.argv[1] if len(sys.argv) > 1 else None
 MODEL = os.environ.get("SLUICE_TEST_MODEL")
 NAME = "smollm2-135m-instruct"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-# What the model answers when it always takes its most likely token.
+# What the model answers when it always takes its most likely token, and the prompt as its chat template writes it.
 GREEDY_ANSWER = "The capital of France is Paris."
+GREEDY_IDS = [504, 3575, 282, 4649, 314, 7042, 30, 2]
+PROMPT = ("<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+          "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
 
 
 def serve(*more):
@@ -61,6 +65,16 @@ class ServeTest(unittest.TestCase):
         self.assertEqual(answer.choices[0].finish_reason, "stop")
         self.assertGreater(answer.usage.prompt_tokens, 5)
 
+    def test_its_greedy_ids_are_the_known_ones_by_a_margin(self):
+        status, _, answer = call(self.server.url + "/generate", {
+            "text": PROMPT, "sampling_params": {"temperature": 0, "max_new_tokens": 24}, "return_logprob": True,
+            "top_logprobs_num": 2})
+        self.assertEqual(status, 200, answer)
+        self.assertEqual(answer["output_ids"], GREEDY_IDS)
+        # Far above what bf16 and float32, or two kernels, can differ by: the ids hold on every machine.
+        margins = [first[0] - second[0] for first, second in answer["meta_info"]["output_top_logprobs"]]
+        self.assertGreater(min(margins), 0.5, margins)
+
     def test_streams_the_same_answer(self):
         text, finish = "", None
         for chunk in self.client.chat.completions.create(model=NAME, messages=QUESTION, temperature=0, max_tokens=24,
@@ -91,58 +105,72 @@ class ServeTest(unittest.TestCase):
         self.assertIn(NAME, [model.id for model in self.client.models.list()])
 
 
+class Stream(threading.Thread):
+    """One streamed chat of 200 tokens: which worker it went to, its events, and how it ended."""
+
+    def __init__(self, server, number):
+        super().__init__(daemon=True)
+        self.server, self.number = server, number
+        self.status, self.worker, self.events = None, None, []
+        self.started = threading.Event()
+        self.start()
+
+    def run(self):
+        body = {"model": NAME, "stream": True, "temperature": 0, "max_tokens": 200, "ignore_eos": True,
+                "messages": [{"role": "user", "content": f"{self.number} tell me a long story"}]}
+        request = urllib.request.Request(self.server.url + "/v1/chat/completions", data=json.dumps(body).encode(),
+                                         headers={"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                self.status, self.worker = answer.status, answer.headers["x-smg-routed-worker-id"]
+                for line in answer:
+                    if line.startswith(b"data:"):
+                        self.events.append(line[5:].strip())
+                        if len(self.events) == 2:
+                            self.started.set()
+        except OSError as error:
+            self.status = getattr(error, "code", None) or repr(error)
+        self.started.set()
+
+    def finished(self):
+        return bool(self.events) and self.events[-1] == b"[DONE]"
+
+    def broken(self):
+        """Ended by an error event, without [DONE]."""
+        return bool(self.events) and not self.finished() and "error" in json.loads(self.events[-1])
+
+
 class WorkerDeathTest(unittest.TestCase):
     def test_kill_9_under_load_loses_nothing_that_had_not_started_and_the_worker_returns(self):
         with serve() as server:
             wait_for_workers(server)
-            outcomes, lock = [], threading.Lock()
-            streaming = threading.Semaphore(0)
-
-            def stream(number):
-                body = json.dumps({"model": NAME, "stream": True, "temperature": 0, "max_tokens": 200,
-                                   "ignore_eos": True,
-                                   "messages": [{"role": "user", "content": f"{number} tell me a long story"}]}).encode()
-                request = urllib.request.Request(server.url + "/v1/chat/completions", data=body,
-                                                 headers={"Content-Type": "application/json"})
-                events, status = [], None
-                try:
-                    with urllib.request.urlopen(request, timeout=120) as answer:
-                        status = answer.status
-                        for line in answer:
-                            if line.startswith(b"data:"):
-                                events.append(line[5:].strip())
-                                if len(events) == 2:
-                                    streaming.release()
-                except OSError as error:
-                    status = getattr(error, "code", status) or repr(error)
-                with lock:
-                    outcomes.append((status, events))
-
-            threads = [threading.Thread(target=stream, args=(n,)) for n in range(12)]
-            for thread in threads:
-                thread.start()
-            for _ in range(6):
-                self.assertTrue(streaming.acquire(timeout=60), "streams did not start")
-            victim = sorted(worker_processes(server))[0]
+            before = worker_processes(server)
+            streams = [Stream(server, number) for number in range(8)]
+            for stream in streams:
+                self.assertTrue(stream.started.wait(60), "a stream did not start")
+            # The process of a worker that is in the middle of answers.
+            port = streams[-1].worker.rsplit(":", 1)[1]
+            victim = next(pid for pid, line in before.items() if f"--port={port}" in line)
+            # Some that the worker has not begun to answer when it dies, and some that come while it is gone.
+            queued = [Stream(server, number) for number in range(8, 14)]
             os.kill(victim, signal.SIGKILL)
-            # New requests while the worker is gone: none may fail.
             late = [call(server.url + "/v1/chat/completions",
                          {"model": NAME, "messages": QUESTION, "temperature": 0, "max_tokens": 4})[0] for _ in range(6)]
-            for thread in threads:
-                thread.join(120)
             self.assertEqual(late, [200] * 6)
-            finished = broken = 0
-            for status, events in outcomes:
-                self.assertEqual(status, 200, "a request that had not started streaming was lost")
-                if events and events[-1] == b"[DONE]":
-                    finished += 1
-                else:
-                    # A stream that had started ends with an error event and without [DONE].
-                    self.assertTrue(events and "error" in json.loads(events[-1]), events[-1:])
-                    broken += 1
-            self.assertEqual(finished + broken, 12)
+            for stream in streams + queued:
+                stream.join(120)
+                self.assertEqual(stream.status, 200, "a request that had not started streaming was lost")
+                self.assertTrue(stream.finished() or stream.broken(), stream.events[-2:])
+            self.assertTrue(any(stream.broken() for stream in streams), "no stream was cut: the test proves nothing")
+            self.assertTrue(any(stream.finished() for stream in streams + queued))
+            # The first backoff is one second.
+            wait_until("a new process of the worker", lambda: len(worker_processes(server)) == 2, within=10)
             wait_for_workers(server)
-            self.assertEqual(len(worker_processes(server)), 2)
+            after = worker_processes(server)
+            self.assertNotIn(victim, after)
+            self.assertEqual(len(set(before) & set(after)), 1, "the other worker lived on")
+            metrics = call(re.search(r"metrics: (\S+)", server.output())[1])[2]
+            self.assertIn("smg_worker_restarts_total{worker=", metrics)
 
 
 class EndTest(unittest.TestCase):
@@ -163,7 +191,7 @@ class EndTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    if not MODEL:
-        print("skipped: SLUICE_TEST_MODEL names no model")
-        sys.exit(77)
+    if not MODEL or not os.path.exists(MODEL):
+        print("SLUICE_TEST_MODEL names no model")
+        sys.exit(1 if os.environ.get("CI") else 77)
     unittest.main(argv=sys.argv[:1], verbosity=2)
