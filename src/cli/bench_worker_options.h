@@ -25,6 +25,7 @@ struct BenchWorkerOptions {
   double canned_delay_ms;
   double canned_interval_ms;
   int64_t canned_chunks;
+  bool canned_stamp;
   int64_t canned_prompt_tokens;
   int64_t canned_cached_tokens;
 

@@ -18,6 +18,12 @@ ResponseHead event_stream() {
   return {.status = 200, .headers = {{"Content-Type", "text/event-stream"}, {"Cache-Control", "no-cache"}}};
 }
 
+// The event with the time now as its first member.
+std::string stamped(std::string_view event) {
+  const Duration now = std::chrono::steady_clock::now().time_since_epoch();
+  return fmt::format(R"({{"sent_at_ns":{},{})", now.count(), event.substr(1));
+}
+
 std::string default_body(int status) {
   if (status == 503) return openai_error(503, "The request queue is full.", "503");
   if (status == 429) return openai_error(429, "Too many requests.", "rate_limit_error");
@@ -200,7 +206,7 @@ Task<> SimWorker::Impl::canned(Generation& generation) {
   }
   auto head = event_stream();
   co_await generation.exchange.start(std::move(head));
-  if (!breaks_answer(generation.fault) && options_.canned_interval == Duration::zero()) {
+  if (!breaks_answer(generation.fault) && !options_.canned_stamp && options_.canned_interval == Duration::zero()) {
     generation.entry.complete();
     const auto written =
         co_await generation.exchange.write(wish.include_usage ? reply.stream_with_usage : reply.stream);
@@ -216,7 +222,8 @@ Task<> SimWorker::Impl::canned(Generation& generation) {
       const bool stayed = co_await generation.wait->sleep(options_.canned_interval);
       if (!stayed) co_return;
     }
-    const bool went = co_await send_event(generation, reply.events[i]);
+    const std::string event = options_.canned_stamp ? stamped(reply.events[i]) : reply.events[i];
+    const bool went = co_await send_event(generation, event);
     if (!went) co_return;
   }
   const bool stayed = co_await generation.wait->sleep(options_.canned_interval);

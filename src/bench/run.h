@@ -1,0 +1,38 @@
+// One run of `sluice bench`, from its options to its report.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+#include "bench/driver.h"
+#include "bench/options.h"
+#include "bench/report.h"
+#include "tokenizer/tokenizer.h"
+
+namespace sluice::bench {
+
+struct RunInput {
+  BenchOptions options;
+  std::shared_ptr<const tokenizer::Tokenizer> tokenizer;  // may be null
+  std::string authorization;                              // value of that header; empty = none
+  // A line for people: what happens next. May be empty.
+  std::function<void(std::string_view line)> say;
+  // See drive(). May be empty.
+  std::function<bool(const Progress&)> on_tick;
+};
+
+struct RunResult {
+  Report report;
+  std::vector<Outcome> outcomes;
+  bool interrupted = false;
+};
+
+// Errors: a bad option, a data set that cannot be read, a server that cannot be asked for its model, a warm-up of which
+// nothing succeeded. Failed requests of the run itself are in the result.
+Result<RunResult> run_bench(const RunInput& input);
+
+}  // namespace sluice::bench

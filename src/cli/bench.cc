@@ -1,0 +1,108 @@
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "base/stop_signals.h"
+#include "bench/options.h"
+#include "bench/progress.h"
+#include "bench/run.h"
+#include "cli/commands.h"
+#if SLUICE_ENGINE
+#include "engine/tokenizer_files.h"
+#endif
+
+namespace sluice::cli {
+namespace {
+
+using bench::BenchOptions;
+using TokenizerPtr = std::shared_ptr<const tokenizer::Tokenizer>;
+
+#if !SLUICE_ENGINE
+// GGUF files are read by the engine alone.
+Result<TokenizerPtr> load_json_tokenizer(const std::filesystem::path& folder) {
+  std::ifstream in(folder / "tokenizer.json", std::ios::binary);
+  std::ostringstream text;
+  if (in) text << in.rdbuf();
+  if (!in) {
+    return Error{ErrorCode::kNotFound, fmt::format("--tokenizer: cannot read {}; this build takes a folder with "
+                                                   "tokenizer.json, .gguf files need the engine",
+                                                   (folder / "tokenizer.json").string())};
+  }
+  return tokenizer::Tokenizer::from_json(text.str(), "");
+}
+#endif
+
+Result<TokenizerPtr> load_tokenizer(const BenchOptions& options) {
+  if (!options.tokenizer) return TokenizerPtr();
+#if SLUICE_ENGINE
+  auto loaded = engine::load_tokenizer(*options.tokenizer);
+#else
+  auto loaded = load_json_tokenizer(*options.tokenizer);
+#endif
+  if (!loaded.ok()) return Error{ErrorCode::kBadOption, fmt::format("--tokenizer: {}", loaded.error().message)};
+  return loaded;
+}
+
+// The key of the server, from where bench_serving takes it.
+std::string authorization() {
+  if (const char* key = std::getenv("OPENAI_API_KEY"); key && *key) return fmt::format("Bearer {}", key);
+  if (const char* key = std::getenv("API_KEY"); key && *key) return key;
+  return {};
+}
+
+size_t terminal_width() {
+  winsize size{};
+  return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col - 1u : 79;
+}
+
+void print(std::FILE* to, std::string_view text) {
+  std::fwrite(text.data(), 1, text.size(), to);
+  std::fflush(to);
+}
+
+Result<void> append_results(const std::string& path, const bench::RunResult& result, bool details) {
+  auto json = bench::json_of(result.report);
+  if (details) bench::add_details(json, result.outcomes);
+  std::ofstream file(path, std::ios::app);
+  file << json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << '\n';
+  if (!file.flush()) return Error{ErrorCode::kInternal, fmt::format("--output-file: cannot write to {}", path)};
+  return {};
+}
+
+}  // namespace
+
+OptionView bench_options() { return view_of(bench::bench_option_table()); }
+
+int run_bench(const Arguments& arguments) {
+  const auto options = bench::bench_option_table().parse(arguments);
+  if (!options.ok()) return fail(options.error());
+  StopSignals signals;  // before the first thread
+  auto tokenizer = load_tokenizer(*options);
+  if (!tokenizer.ok()) return fail(tokenizer.error());
+
+  const bool bar = !options->disable_tqdm && isatty(STDERR_FILENO) != 0;
+  bench::RunInput input{.options = *options, .tokenizer = *tokenizer, .authorization = authorization()};
+  input.say = [](std::string_view text) { print(stdout, fmt::format("{}\n", text)); };
+  input.on_tick = [&](const bench::Progress& progress) {
+    if (bar) print(stderr, fmt::format("\r\x1b[K{}", bench::progress_line(progress, terminal_width())));
+    return !signals.wait(Duration::zero()).has_value();
+  };
+  const auto result = bench::run_bench(input);
+  if (bar) print(stderr, "\r\x1b[K");
+  if (!result.ok()) return fail(result.error());
+  if (result->interrupted) print(stdout, "Interrupted: the figures are of what was sent until then.\n");
+  print(stdout, "\n" + bench::table_of(result->report));
+  if (options->output_file) {
+    const auto written = append_results(*options->output_file, *result, options->output_details);
+    if (!written.ok()) return fail(written.error());
+  }
+  return result->report.summary.completed > 0 ? 0 : 1;
+}
+
+}  // namespace sluice::cli
