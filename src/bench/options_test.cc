@@ -86,7 +86,7 @@ TEST(RequestBodyTest, ExtraMembersReplaceOurs) {
 
 TEST(ProgressTest, LooksLikeTqdm) {
   EXPECT_EQ(progress_line({.total = 1000, .done = 500, .failed = 0, .elapsed = 10s}, 60),
-            " 50%|██████████▌          | 500/1000 [00:10<00:10, 50.00it/s]");
+            " 50%|██████████          | 500/1000 [00:10<00:10, 50.00it/s]");
   EXPECT_EQ(progress_line({.total = 10, .done = 0, .failed = 0, .elapsed = 0s}, 200),
             "  0%|" + std::string(40, ' ') + "| 0/10 [00:00<?, ?it/s]");
   EXPECT_THAT(progress_line({.total = 10, .done = 10, .failed = 3, .elapsed = 2h}, 200), HasSubstr(", 3 failed"));

@@ -35,11 +35,11 @@ struct SimWorkerOptions {
   size_t max_body_bytes = size_t{256} << 20;
 
   bool canned = false;
-  Duration canned_delay{0};           // before the head of an answer
-  int64_t canned_chunks = 8;          // tokens of an answer, and events of a streamed one
-  Duration canned_interval{0};        // between two of them; 0 sends the whole stream in one write
-  // Each event of a streamed answer tells when it was sent, as "sent_at_ns" of the machine's monotonic clock: a client on
-  // the same machine sees how long it was under way.
+  Duration canned_delay{0};     // before the head of an answer
+  int64_t canned_chunks = 8;    // tokens of an answer, and events of a streamed one
+  Duration canned_interval{0};  // between two of them; 0 sends the whole stream in one write
+  // Each event of a streamed answer tells when it was sent, as "sent_at_ns" of the machine's monotonic clock: a client
+  // on the same machine sees how long it was under way.
   bool canned_stamp = false;
   int64_t canned_prompt_tokens = 16;  // what the usage of a canned answer claims
   int64_t canned_cached_tokens = 0;
