@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <numbers>
@@ -51,6 +52,14 @@ class Fields {
       return otherwise;
     }
     return object_[field].get<bool>();
+  }
+  std::string text(const char* field, std::string_view otherwise) {
+    if (!present(object_, field)) return std::string(otherwise);
+    if (!object_[field].is_string()) {
+      fail(field, fmt::format("{} is not a string", object_[field].dump()));
+      return std::string(otherwise);
+    }
+    return object_[field].get<std::string>();
   }
   const std::optional<Error>& error() const { return error_; }
 
@@ -102,11 +111,43 @@ Result<void> read_rope(const Json& config, RopeConfig& rope) {
                        fmt::format("'{}' is not supported; default, linear and llama3 are", kind));
   }
   if (values.error()) return *values.error();
-  if (rope.factor <= 0) return unsupported("rope_scaling.factor", "is not positive");
+  return {};
+}
+
+// Sizes far beyond any model, so that no product of them overflows and no loop over them lasts: a damaged file is told
+// apart from a large model before anything is allocated.
+Result<void> check_sizes(const ModelConfig& config) {
+  const struct {
+    std::string_view name;
+    int64_t value;
+    int64_t largest;
+  } sizes[] = {
+      {"vocabulary", config.vocab_size, 1 << 24},       {"hidden size", config.hidden_size, 1 << 17},
+      {"layers", config.num_layers, 1 << 12},           {"query heads", config.num_heads, 1 << 12},
+      {"key heads", config.num_kv_heads, 1 << 12},      {"head_dim", config.head_dim, 1 << 12},
+      {"FFN width", config.intermediate_size, 1 << 20}, {"positions", config.max_position, (int64_t{1} << 31) - 1},
+  };
+  for (const auto& size : sizes) {
+    if (size.value < 1 || size.value > size.largest) {
+      return Error{ErrorCode::kProtocol,
+                   fmt::format("{}: {} is not within 1 and {}", size.name, size.value, size.largest)};
+    }
+  }
+  const auto positive = [](double value) { return std::isfinite(value) && value > 0; };
+  if (!positive(config.rope.theta)) {
+    return Error{ErrorCode::kProtocol, fmt::format("rope theta {} is not positive", config.rope.theta)};
+  }
+  if (!positive(config.rope.factor)) {
+    return Error{ErrorCode::kProtocol, fmt::format("rope scaling factor {} is not positive", config.rope.factor)};
+  }
+  if (!positive(config.rms_norm_eps) || config.rms_norm_eps >= 1) {
+    return Error{ErrorCode::kProtocol, fmt::format("the norms' epsilon {} is not within 0 and 1", config.rms_norm_eps)};
+  }
   return {};
 }
 
 Result<void> check_shape(const ModelConfig& config) {
+  SLUICE_TRY_VOID(check_sizes(config));
   if (config.num_heads % config.num_kv_heads != 0) {
     return Error{ErrorCode::kProtocol,
                  fmt::format("{} query heads cannot share {} key heads evenly", config.num_heads, config.num_kv_heads)};
@@ -129,8 +170,8 @@ Result<ModelConfig> config_from_json(const Json& config, const Json& generation_
 
   ModelConfig result;
   result.architectures = {std::string(family->architecture)};
-  result.model_type = config.value("model_type", std::string(family->gguf_architecture));
   Fields fields(config);
+  result.model_type = fields.text("model_type", family->gguf_architecture);
   result.vocab_size = fields.whole("vocab_size", 1);
   result.hidden_size = fields.whole("hidden_size", 1);
   result.num_layers = fields.whole("num_hidden_layers", 1);
@@ -145,6 +186,7 @@ Result<ModelConfig> config_from_json(const Json& config, const Json& generation_
   result.qk_norm = family->qk_norm;
   const bool mlp_bias = fields.flag("mlp_bias", false);
   const bool sliding_window = fields.flag("use_sliding_window", false);
+  const std::string act = fields.text("hidden_act", "silu");
   if (fields.error()) return *fields.error();
   if (mlp_bias) return unsupported("mlp_bias", "biases in the FFN are not supported");
   if (result.qkv_bias && !family->default_qkv_bias) {
@@ -154,7 +196,7 @@ Result<ModelConfig> config_from_json(const Json& config, const Json& generation_
   if (present(config, "quantization_config")) {
     return unsupported("quantization_config", "quantised safetensors are not supported; GGUF files are");
   }
-  if (const std::string act = config.value("hidden_act", "silu"); act != "silu") {
+  if (act != "silu") {
     return unsupported("hidden_act", fmt::format("'{}' is not supported; silu is", act));
   }
   SLUICE_TRY_VOID(read_rope(config, result.rope));
@@ -174,7 +216,7 @@ Result<ModelConfig> config_from_json(const Json& config, const Json& generation_
     result.top_p = number("top_p");
     result.min_p = number("min_p");
     result.repetition_penalty = number("repetition_penalty");
-    if (const auto top_k = number("top_k")) result.top_k = static_cast<int64_t>(*top_k);
+    if (const auto top_k = number("top_k")) result.top_k = static_cast<int64_t>(std::clamp(*top_k, -1.0, 1e9));
     // "Greedy by default" is said by do_sample = false.
     if (present(generation_config, "do_sample") && generation_config["do_sample"] == false) result.temperature = 0.0;
   }
@@ -239,7 +281,7 @@ Result<ModelConfig> config_from_gguf(const tensor::GgufFile& file) {
   if (embedding == file.tensors().end()) {
     return Error{ErrorCode::kProtocol, fmt::format("{}: token_embd.weight is missing", file.path())};
   }
-  config.vocab_size = embedding->second.shape[0];
+  config.vocab_size = embedding->second.shape[0];  // a reader gives no tensor without dimensions
   if (const auto* id = file.get<int64_t>("tokenizer.ggml.eos_token_id")) {
     config.eos_token_ids.push_back(static_cast<int32_t>(*id));
   }

@@ -1,0 +1,289 @@
+#include "models/config.h"
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <numbers>
+
+#include "base/rng.h"
+#include "models/runner.h"
+#include "testing/seed.h"
+
+namespace sluice::models {
+namespace {
+
+using Json = nlohmann::json;
+
+std::string folder_of(const std::string& fixture) { return std::string(SLUICE_FIXTURES_DIR) + "/" + fixture; }
+
+Json config_of(const std::string& fixture) {
+  std::ifstream file(folder_of(fixture) + "/config.json");
+  return Json::parse(file);
+}
+
+// tiny-llama's config.json with some fields replaced; null takes a field away.
+Result<ModelConfig> with(const Json& changes, const Json& generation = nullptr) {
+  Json config = config_of("tiny-llama");
+  config.merge_patch(changes);
+  return config_from_json(config, generation);
+}
+std::string refusal(const Json& changes) {
+  const auto config = with(changes);
+  return config.ok() ? "(accepted)" : config.error().message;
+}
+void expect_has(const std::string& text, std::string_view part) {
+  EXPECT_NE(text.find(part), std::string::npos) << text;
+}
+
+TEST(ModelConfigTest, ReadsAFolderOfEachFamily) {
+  const auto llama = with(Json::object());
+  ASSERT_TRUE(llama.ok()) << llama.error().message;
+  EXPECT_EQ(llama->hidden_size, 64);
+  EXPECT_EQ(llama->num_heads, 4);
+  EXPECT_EQ(llama->num_kv_heads, 2);
+  EXPECT_EQ(llama->rope.scaling, RopeScaling::kLlama3);
+  EXPECT_EQ(llama->eos_token_ids, std::vector<int32_t>{2});
+  EXPECT_FALSE(llama->qkv_bias || llama->qk_norm || llama->rope.interleaved);
+  EXPECT_TRUE(config_from_json(config_of("tiny-qwen2"), nullptr)->qkv_bias);
+  EXPECT_TRUE(config_from_json(config_of("tiny-qwen3"), nullptr)->qk_norm);
+}
+
+TEST(ModelConfigTest, WhatIsNotGivenIsWorkedOut) {
+  const auto config = with({{"head_dim", nullptr}, {"num_key_value_heads", nullptr}, {"rope_scaling", nullptr}});
+  ASSERT_TRUE(config.ok());
+  EXPECT_EQ(config->head_dim, 16);
+  EXPECT_EQ(config->num_kv_heads, 4);
+  EXPECT_EQ(config->rope.scaling, RopeScaling::kNone);
+}
+
+TEST(ModelConfigTest, GenerationConfigGivesSamplingAndEndTokens) {
+  const auto config =
+      with(Json::object(), {{"eos_token_id", {5, 6}}, {"temperature", 0.7}, {"top_k", 20}, {"top_p", 0.8}});
+  ASSERT_TRUE(config.ok());
+  EXPECT_EQ(config->eos_token_ids, (std::vector<int32_t>{5, 6}));
+  EXPECT_EQ(config->temperature, 0.7);
+  EXPECT_EQ(config->top_k, 20);
+  EXPECT_EQ(with(Json::object(), {{"do_sample", false}, {"temperature", 0.7}})->temperature, 0.0);
+}
+
+TEST(ModelConfigTest, SaysWhatIsWrong) {
+  expect_has(config_from_json(Json::array(), nullptr).error().message, "not an object");
+  expect_has(refusal({{"architectures", nullptr}}), "architectures is missing");
+  expect_has(refusal({{"architectures", {"MambaForCausalLM"}}}), "LlamaForCausalLM");
+  expect_has(refusal({{"hidden_size", nullptr}}), "hidden_size is missing");
+  expect_has(refusal({{"hidden_size", "64"}}), "hidden_size");
+  expect_has(refusal({{"num_hidden_layers", 0}}), "num_hidden_layers");
+  expect_has(refusal({{"vocab_size", 1.5}}), "vocab_size");
+  expect_has(refusal({{"model_type", 7}}), "model_type 7 is not a string");
+  expect_has(refusal({{"hidden_act", {1}}}), "hidden_act [1] is not a string");
+  expect_has(refusal({{"num_key_value_heads", 3}}), "cannot share 3 key heads");
+  expect_has(refusal({{"head_dim", 15}}), "odd");
+  expect_has(refusal({{"num_hidden_layers", 1 << 20}}), "layers: 1048576");
+  expect_has(refusal({{"rms_norm_eps", -1}}), "epsilon");
+  expect_has(refusal({{"rope_theta", 0}}), "theta");
+  expect_has(refusal({{"rope_scaling", {{"factor", 0}}}}), "factor");
+}
+
+TEST(ModelConfigTest, NamesWhatIsNotBuilt) {
+  expect_has(refusal({{"mlp_bias", true}}), "mlp_bias");
+  expect_has(refusal({{"attention_bias", true}}), "attention_bias");
+  expect_has(refusal({{"use_sliding_window", true}}), "use_sliding_window");
+  expect_has(refusal({{"hidden_act", "gelu"}}), "gelu");
+  expect_has(refusal({{"quantization_config", {{"bits", 4}}}}), "quantization_config");
+  expect_has(refusal({{"rope_scaling", {{"rope_type", "yarn"}}}}), "yarn");
+}
+
+TEST(ModelConfigTest, NoConfigFileEndsTheProcess) {
+  const uint64_t seed = testing::test_seed();
+  SCOPED_TRACE(seed);
+  Rng rng(seed);
+  const std::vector<Json> values = {nullptr,
+                                    true,
+                                    0,
+                                    -1,
+                                    3,
+                                    0.5,
+                                    1e300,
+                                    int64_t{1} << 62,
+                                    ~uint64_t{0},
+                                    "",
+                                    "llama",
+                                    Json::array(),
+                                    {1, 2},
+                                    Json::object(),
+                                    {{"factor", "x"}}};
+  for (const char* fixture : {"tiny-llama", "tiny-qwen2", "tiny-qwen3"}) {
+    const Json whole = config_of(fixture);
+    for (int round = 0; round < 3'000; ++round) {
+      Json config = whole, generation = {{"eos_token_id", 2}, {"top_k", 5}, {"temperature", 1}, {"do_sample", true}};
+      for (uint64_t i = rng.below(3) + 1; i > 0; --i) {
+        Json& target = rng.below(4) == 0 ? generation : config;
+        auto at = target.begin();
+        std::advance(at, static_cast<std::ptrdiff_t>(rng.below(target.size())));
+        at.value() = values[rng.below(values.size())];
+      }
+      const auto read = config_from_json(config, generation);
+      if (read.ok()) {
+        EXPECT_EQ(inverse_frequencies(*read).size(), static_cast<size_t>(read->head_dim / 2));
+      }
+    }
+  }
+}
+
+TEST(InverseFrequenciesTest, ArePowersOfTheta) {
+  ModelConfig config{.head_dim = 8, .rope = {.theta = 10000}};
+  const auto plain = inverse_frequencies(config);
+  ASSERT_EQ(plain.size(), 4u);
+  EXPECT_FLOAT_EQ(plain[0], 1);
+  EXPECT_FLOAT_EQ(plain[1], 0.1f);
+  EXPECT_FLOAT_EQ(plain[3], 0.001f);
+  config.rope.scaling = RopeScaling::kLinear;
+  config.rope.factor = 4;
+  EXPECT_FLOAT_EQ(inverse_frequencies(config)[1], 0.025f);
+}
+
+TEST(InverseFrequenciesTest, Llama3KeepsShortWavesAndStretchesLongOnes) {
+  const ModelConfig plain{.head_dim = 128, .rope = {.theta = 500000}};
+  ModelConfig scaled = plain;
+  scaled.rope.scaling = RopeScaling::kLlama3;
+  scaled.rope.factor = 8;
+  const auto before = inverse_frequencies(plain), after = inverse_frequencies(scaled);
+  int between = 0;
+  for (size_t i = 0; i < before.size(); ++i) {
+    const double wavelength = 2 * std::numbers::pi / before[i];
+    const double ratio = after[i] / before[i];
+    if (wavelength < 8192 / 4.0 - 1) {
+      EXPECT_NEAR(ratio, 1, 1e-6);
+    } else if (wavelength > 8192 + 1) {
+      EXPECT_NEAR(ratio, 1 / 8.0, 1e-6);
+    } else {
+      EXPECT_TRUE(ratio > 1 / 8.0 && ratio < 1) << ratio;
+      ++between;
+    }
+  }
+  EXPECT_GT(between, 0);
+}
+
+TEST(ModelFilesTest, AMissingOrDamagedCheckpointIsAnError) {
+  expect_has(load_runner({.model_path = "/nowhere"}).error().message, "/nowhere/config.json");
+  expect_has(load_runner({.model_path = "/nowhere.gguf"}).error().message, "/nowhere.gguf");
+  expect_has(load_runner({.model_path = folder_of("tiny-llama"), .dtype = "int3"}).error().message, "int3");
+  expect_has(load_runner({.model_path = folder_of("tiny-llama"), .device = "abacus"}).error().message, "abacus");
+}
+
+// Enough of a GGUF file for its configuration.
+class GgufConfigTest : public ::testing::Test {
+ protected:
+  ~GgufConfigTest() override { ::close(fd_); }
+
+  void key(const std::string& name, uint32_t type) {
+    text(name);
+    number(type);
+    ++values_;
+  }
+  void whole(const std::string& name, uint32_t value) {
+    key(name, 4);
+    number(value);
+  }
+  void real(const std::string& name, float value) {
+    key(name, 6);
+    number(value);
+  }
+  void string(const std::string& name, const std::string& value) {
+    key(name, 8);
+    text(value);
+  }
+  void sizes() {
+    whole("llama.embedding_length", 64);
+    whole("llama.block_count", 3);
+    whole("llama.attention.head_count", 4);
+    whole("llama.feed_forward_length", 192);
+    whole("llama.context_length", 2048);
+  }
+  Result<ModelConfig> read(uint64_t vocabulary = 512) {
+    std::string file = "GGUF";
+    std::swap(file, data_);
+    number<uint32_t>(3);
+    number<uint64_t>(1);
+    number<uint64_t>(values_);
+    data_ += file;
+    text("token_embd.weight");
+    number<uint32_t>(2);
+    number<uint64_t>(0);  // no data is needed
+    number<uint64_t>(vocabulary);
+    number<uint32_t>(0);
+    number<uint64_t>(0);
+    EXPECT_EQ(::write(fd_, data_.data(), data_.size()), static_cast<ssize_t>(data_.size()));
+    SLUICE_TRY(const auto gguf, tensor::GgufFile::open("/proc/self/fd/" + std::to_string(fd_)));
+    return config_from_gguf(*gguf);
+  }
+
+ private:
+  template <class T>
+  void number(T value) {
+    data_.append(reinterpret_cast<const char*>(&value), sizeof(T));
+  }
+  void text(const std::string& value) {
+    number<uint64_t>(value.size());
+    data_ += value;
+  }
+
+  const int fd_ = ::memfd_create("config_test", MFD_CLOEXEC);
+  uint64_t values_ = 0;
+  std::string data_;
+};
+
+TEST_F(GgufConfigTest, ReadsMetadata) {
+  string("general.architecture", "llama");
+  sizes();
+  whole("llama.attention.head_count_kv", 2);
+  real("llama.rope.freq_base", 100000);
+  whole("tokenizer.ggml.eos_token_id", 2);
+  const auto config = read();
+  ASSERT_TRUE(config.ok()) << config.error().message;
+  EXPECT_EQ(config->vocab_size, 512);
+  EXPECT_EQ(config->num_kv_heads, 2);
+  EXPECT_EQ(config->head_dim, 16);
+  EXPECT_EQ(config->rope.theta, 100000);
+  EXPECT_TRUE(config->rope.interleaved) << "Llama files store pairs side by side";
+  EXPECT_TRUE(config->tie_embeddings) << "there is no output.weight";
+  EXPECT_EQ(config->eos_token_ids, std::vector<int32_t>{2});
+}
+
+TEST_F(GgufConfigTest, NamesTheKeyThatIsMissing) {
+  string("general.architecture", "llama");
+  whole("llama.embedding_length", 64);
+  expect_has(read().error().message, "llama.block_count is missing");
+}
+
+TEST_F(GgufConfigTest, RefusesAnArchitectureThatItDoesNotKnow) {
+  string("general.architecture", "mamba");
+  expect_has(read().error().message, "qwen3");
+}
+
+TEST_F(GgufConfigTest, RefusesAnEpsilonThatIsNoNumber) {
+  string("general.architecture", "llama");
+  sizes();
+  real("llama.attention.layer_norm_rms_epsilon", std::nanf(""));
+  expect_has(read().error().message, "epsilon");
+}
+
+TEST_F(GgufConfigTest, RefusesAnEmptyVocabulary) {
+  string("general.architecture", "llama");
+  sizes();
+  expect_has(read(/*vocabulary=*/0).error().message, "vocabulary");
+}
+
+TEST_F(GgufConfigTest, RefusesScalingThatIsNotBuilt) {
+  string("general.architecture", "llama");
+  sizes();
+  string("llama.rope.scaling.type", "yarn");
+  expect_has(read().error().message, "yarn");
+}
+
+}  // namespace
+}  // namespace sluice::models
