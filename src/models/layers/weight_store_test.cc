@@ -1,3 +1,4 @@
+// What ranks do with a memory file that they share is in weights_test.cc; here, mostly, the weights of one.
 #include "models/layers/weights.h"
 
 #include <gtest/gtest.h>
@@ -42,9 +43,9 @@ class MemorySource final : public tensor::TensorSource {
   std::map<std::string, std::vector<float>> values_;
 };
 
-class WeightsTest : public ::testing::Test {
+class WeightStoreTest : public ::testing::Test {
  protected:
-  WeightsTest() {
+  WeightStoreTest() {
     source_.add("q", {6, 8}, 1);
     source_.add("k", {4, 8}, 2);
     source_.add("norm", {8}, 3);
@@ -76,13 +77,13 @@ class WeightsTest : public ::testing::Test {
   std::unique_ptr<kernels::Backend> backend_ = kernels::make_backend("cpu", 1).value();
 };
 
-class SharedWeightsTest : public WeightsTest {
+class PackingTest : public WeightStoreTest {
  protected:
-  ~SharedWeightsTest() override { ::close(fd_); }
+  ~PackingTest() override { ::close(fd_); }
   const int fd_ = ::memfd_create("weights_test", MFD_CLOEXEC);
 };
 
-TEST_F(WeightsTest, PutsEverythingWhereItWasDeclared) {
+TEST_F(WeightStoreTest, PutsEverythingWhereItWasDeclared) {
   Model model(*backend_);
   ASSERT_TRUE(materialise(model).ok());
   float want[8];
@@ -92,7 +93,7 @@ TEST_F(WeightsTest, PutsEverythingWhereItWasDeclared) {
   for (const size_t offset : {model.table.offset, model.qk.offset, model.norm.offset}) EXPECT_EQ(offset % 64, 0u);
 }
 
-TEST_F(WeightsTest, StackedPartsMultiplyAsOneMatrix) {
+TEST_F(WeightStoreTest, StackedPartsMultiplyAsOneMatrix) {
   Model model(*backend_);
   ASSERT_TRUE(materialise(model).ok());
   std::vector<float> x(8, 0.0f), y(10), row(8);
@@ -105,7 +106,7 @@ TEST_F(WeightsTest, StackedPartsMultiplyAsOneMatrix) {
   EXPECT_EQ(y[6], row[3]);
 }
 
-TEST_F(WeightsTest, AMissingOrMisshapenTensorIsNamed) {
+TEST_F(WeightStoreTest, AMissingOrMisshapenTensorIsNamed) {
   WeightStore missing(*backend_, kernels::DType::kF32);
   missing.linear({{"q", 6}, {"v", 4}}, 8);
   const auto not_there = missing.materialise(source_, {backend_.get(), nullptr}, {}, {});
@@ -119,27 +120,7 @@ TEST_F(WeightsTest, AMissingOrMisshapenTensorIsNamed) {
   EXPECT_NE(wrong.error().message.find("norm"), std::string::npos);
 }
 
-TEST_F(SharedWeightsTest, TheSecondRankMapsWhatTheFirstPacked) {
-  Model alone(*backend_), first(*backend_), second(*backend_);
-  ASSERT_TRUE(materialise(alone).ok());
-  ASSERT_TRUE(materialise(first, {.fd = fd_, .key = 9}).ok());
-  int look_ups = 0;
-  source_.before_find = [&](std::string_view) { ++look_ups; };
-  ASSERT_TRUE(materialise(second, {.fd = fd_, .key = 9}).ok());
-  EXPECT_EQ(look_ups, 0) << "packed again";
-  EXPECT_EQ(bytes_of(first), bytes_of(alone));
-  EXPECT_EQ(bytes_of(second), bytes_of(alone));
-}
-
-TEST_F(SharedWeightsTest, WeightsOfAnotherModelAreRefused) {
-  Model first(*backend_), second(*backend_);
-  ASSERT_TRUE(materialise(first, {.fd = fd_, .key = 9}).ok());
-  const auto other = materialise(second, {.fd = fd_, .key = 10});
-  ASSERT_FALSE(other.ok());
-  EXPECT_NE(other.error().message.find("another model"), std::string::npos);
-}
-
-TEST_F(SharedWeightsTest, AFailureToPackLeavesTheMemoryForTheNextRank) {
+TEST_F(PackingTest, AFailureToPackLeavesTheMemoryForTheNextRank) {
   Model right(*backend_);
   WeightStore wrong(*backend_, kernels::DType::kF32);
   wrong.linear({{"nothing", 6}}, 8);
@@ -147,7 +128,7 @@ TEST_F(SharedWeightsTest, AFailureToPackLeavesTheMemoryForTheNextRank) {
   EXPECT_TRUE(materialise(right, {.fd = fd_, .key = 9}).ok());
 }
 
-TEST_F(SharedWeightsTest, ARankKilledInTheMiddleOfPackingIsReplaced) {
+TEST_F(PackingTest, ARankKilledInTheMiddleOfPackingIsReplaced) {
   Model alone(*backend_), next(*backend_);
   ASSERT_TRUE(materialise(alone).ok());
   int middle[2];
