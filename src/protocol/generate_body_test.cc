@@ -16,7 +16,7 @@ TEST(GenerateBodyTest, ReadsOnePromptWithDefaults) {
   EXPECT_FALSE(body->batch);
   ASSERT_EQ(body->items.size(), 1u);
   EXPECT_EQ(body->items[0].prompt.text, "hi");
-  EXPECT_EQ(body->items[0].sampling.max_new_tokens, 128);
+  EXPECT_FALSE(body->items[0].sampling.max_new_tokens);
   EXPECT_EQ(body->items[0].sampling.top_k, -1);
   EXPECT_FALSE(body->stream);
   EXPECT_FALSE(body->dp_rank);
@@ -32,7 +32,7 @@ TEST(GenerateBodyTest, GivesEachPromptOfABatchItsOwnMembers) {
   EXPECT_EQ(*body->items[0].prompt.ids, (std::vector<int32_t>{1, 2}));
   EXPECT_EQ(body->items[0].rid, "a");
   EXPECT_EQ(body->items[0].sampling.max_new_tokens, 4);
-  EXPECT_EQ(body->items[1].sampling.max_new_tokens, 128);
+  EXPECT_FALSE(body->items[1].sampling.max_new_tokens);
   EXPECT_EQ(body->items[1].sampling.temperature, 0);
   EXPECT_TRUE(body->items[0].return_logprob);
   EXPECT_FALSE(body->items[1].return_logprob);

@@ -68,7 +68,7 @@ Result<Sampling> parse_sampling_params(const nlohmann::ordered_json& object) {
   if (!object.is_object()) return Error{ErrorCode::kInvalidArgument, "sampling_params must be an object"};
   Fields fields(object, "sampling_params.");
   Sampling out = read_common(fields, SamplingDefaults{});
-  out.max_new_tokens = fields.integer("max_new_tokens", 128, {.min = 0, .max = INT32_MAX});
+  out.max_new_tokens = fields.integer("max_new_tokens", {.min = 0, .max = INT32_MAX});
   out.min_new_tokens = fields.integer("min_new_tokens", 0, {.min = 0, .max = INT32_MAX});
   if (const auto seed = fields.integer("sampling_seed")) out.seed = static_cast<uint64_t>(*seed);
   out.stream_interval = fields.integer("stream_interval", {.min = 1, .max = INT32_MAX});

@@ -23,7 +23,7 @@ struct SamplingDefaults {
 };
 
 struct Sampling {
-  std::optional<int64_t> max_new_tokens;  // absent: up to the end of the context
+  std::optional<int64_t> max_new_tokens;  // absent: what the endpoint gives who does not ask
   int64_t min_new_tokens = 0;
   double temperature = 1.0;  // below 1e-6 = greedy
   double top_p = 1.0;

@@ -1,0 +1,100 @@
+// What every endpoint of one HttpApi shares.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+
+#include "base/clock.h"
+#include "base/rng.h"
+#include "engine/api/sample_meter.h"
+#include "engine/api/work_pool.h"
+#include "engine/backend.h"
+#include "engine/http_api.h"
+#include "engine/served_model.h"
+#include "net/server.h"
+#include "protocol/sampling.h"
+
+namespace sluice::engine {
+
+struct ApiSettings {
+  std::string weight_version;
+  std::optional<std::string> api_key, admin_api_key;
+  int64_t dp_size = 1;
+  int64_t stream_interval = 1;
+  bool allow_auto_truncate = false;
+  bool stream_output = false;
+  bool report_cached = true;
+  bool metrics = false;
+  bool health_generates = true;                        // SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION
+  Duration health_timeout = std::chrono::seconds(20);  // SGLANG_HEALTH_CHECK_TIMEOUT
+  std::optional<std::string> own_dp_rank;              // SGLANG_DP_RANK
+  nlohmann::ordered_json server_args;                  // for /server_info, without secrets
+};
+
+// How long a sequence may be, as the ranks said. Zeros before any rank was ready.
+struct LengthLimits {
+  int64_t context_length = 0;
+  int64_t max_input = 0;  // longest prompt that a rank takes
+};
+
+class ApiContext {
+ public:
+  ApiContext(ApiSettings settings, ServedModel model, Backend& backend, obs::Metrics& metrics);
+
+  // Any thread.
+  LengthLimits limits();
+  // 32 hexadecimal digits.
+  std::string new_rid();
+  int64_t unix_seconds() const { return clock.unix_nanos() / 1'000'000'000; }
+
+  // Constant after construction.
+  const ApiSettings settings;
+  const ServedModel model;
+  const protocol::SamplingDefaults chat_defaults;  // of the model's generation config
+  const Clock& clock;
+  const int64_t started_at;  // seconds since 1970
+  // Any thread.
+  Backend& backend;
+  obs::Metrics& metrics;
+  const std::shared_ptr<RequestMetrics> request_metrics;
+  WorkPool pool;
+  std::atomic<ServerStatus> status{ServerStatus::kStarting};
+  std::atomic<bool> unhealthy{false};  // what the last health check found
+
+ private:
+  std::mutex mu_;
+  Rng rng_;              // guarded by mu_
+  LengthLimits limits_;  // guarded by mu_; those of a rank that was ready once
+};
+
+// One call of an endpoint. `exchange` is answered by the endpoint, exactly once.
+struct ApiCall {
+  ApiContext& api;
+  net::ServerExchange& exchange;
+};
+
+inline constexpr size_t kMaxBodyBytes = size_t{64} << 20;
+
+// The whole body, or nothing where the exchange was answered: the body was too long, or the client left.
+net::Task<std::optional<std::string>> read_body(ApiCall& call);
+net::Task<> answer(ApiCall& call, net::Response response);
+// An error in OpenAI's form.
+net::Task<> answer_error(ApiCall& call, const Error& error);
+net::Response error_response(int status, std::string_view message);
+net::Response json_response(const nlohmann::ordered_json& document);
+
+// Runs `work` here if `bytes` of input are few, else on the pool. A few kilobytes of text are read, rendered and
+// tokenized in less time than a change of threads is worth to the connections that share the loop.
+inline constexpr size_t kInlineBytes = 8 * 1024;
+template <class Work>
+net::Task<std::invoke_result_t<Work>> run_off_loop(ApiCall& call, size_t bytes, Work work) {
+  if (bytes <= kInlineBytes) co_return work();
+  co_return co_await call.api.pool.run(call.exchange.loop(), std::move(work));
+}
+
+}  // namespace sluice::engine

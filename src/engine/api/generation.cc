@@ -1,0 +1,206 @@
+#include "engine/api/generation.h"
+
+#include "protocol/errors.h"
+
+namespace sluice::engine {
+namespace {
+
+protocol::TokenScore score_of(const tokenizer::Tokenizer& tokenizer, const TokenLogprob& logprob, bool with_text) {
+  protocol::TokenScore out{.logprob = logprob.logprob, .token_id = logprob.token_id, .text = "", .bytes = ""};
+  if (with_text) {
+    out.text = tokenizer.decode(std::span(&logprob.token_id, 1), /*skip_special=*/false);
+    out.bytes = tokenizer.token_bytes(logprob.token_id);
+  }
+  return out;
+}
+
+// `unpredicted`: the token of a position without a score, the first of a prompt.
+void append_scores(const tokenizer::Tokenizer& tokenizer, const std::vector<PositionLogprobs>& from, bool with_text,
+                   int32_t unpredicted, std::vector<protocol::PositionScores>& to) {
+  for (const auto& position : from) {
+    protocol::PositionScores scores;
+    scores.chosen = score_of(tokenizer, position.chosen.value_or(TokenLogprob{0, unpredicted}), with_text);
+    if (!position.chosen) scores.chosen.logprob.reset();
+    for (const auto& other : position.top) scores.top.push_back(score_of(tokenizer, other, with_text));
+    for (const auto& other : position.requested) scores.requested.push_back(score_of(tokenizer, other, with_text));
+    to.push_back(std::move(scores));
+  }
+}
+
+protocol::Finish finish_of(const FinishReason& finish, int64_t completion_tokens) {
+  using Kind = protocol::Finish::Kind;
+  protocol::Finish out;
+  switch (finish.kind) {
+    case FinishKind::kNone:
+      break;
+    case FinishKind::kStopToken:
+      out.kind = Kind::kStopToken;
+      out.matched_token = finish.matched_token;
+      break;
+    case FinishKind::kStopString:
+      out.kind = Kind::kStopString;
+      out.matched_string = finish.matched_string;
+      break;
+    case FinishKind::kLength:
+      out.kind = Kind::kLength;
+      out.length = completion_tokens;
+      break;
+    case FinishKind::kAbort:
+      out.kind = Kind::kAbort;
+      out.message = finish.message;
+      out.status = finish.status_code;
+      break;
+  }
+  return out;
+}
+
+}  // namespace
+
+Generation::State::State(std::shared_ptr<const tokenizer::Tokenizer> tokenizer, const PlannedSample& planned)
+    : text(std::move(tokenizer), planned.format.text),
+      texts_in_scores(planned.format.texts_in_scores),
+      first_prompt_id(planned.request.input_ids.empty() ? 0 : planned.request.input_ids.front()) {
+  sample.rid = planned.request.rid;
+  sample.prompt_tokens = static_cast<int64_t>(planned.request.input_ids.size());
+}
+
+Generation::Generation(ApiCall& call, GenerationPlan plan)
+    : call_(call), plan_(std::move(plan)), begun_(call.api.clock.now()) {
+  std::vector<SampleMeter> meters;
+  samples_.reserve(plan_.samples.size());
+  for (const auto& planned : plan_.samples) {
+    samples_.emplace_back(call.api.model.tokenizer, planned);
+    meters.push_back(plan_.measured ? SampleMeter(call.api.request_metrics) : SampleMeter());
+  }
+  inbox_ = std::make_shared<Inbox>(call.exchange.loop(), std::move(meters));
+  call.exchange.on_client_gone([this] {
+    client_gone_ = true;
+    abort_all();
+    inbox_->wake();
+  });
+}
+
+Generation::~Generation() {
+  call_.exchange.on_client_gone({});
+  inbox_->close();
+  abort_all();
+}
+
+Result<void> Generation::start() {
+  if (client_gone_) return {};
+  for (size_t i = 0; i < samples_.size(); i += plan_.per_prompt) SLUICE_TRY_VOID(send(i, plan_.dp_rank));
+  return {};
+}
+
+Result<void> Generation::send(size_t i, std::optional<int64_t> rank) {
+  auto submitted =
+      call_.api.backend.submit(std::move(plan_.samples[i].request), rank,
+                               [inbox = inbox_, i](RequestOutput output) { inbox->put(i, std::move(output)); });
+  if (!submitted.ok()) return std::move(submitted).error();
+  samples_[i].sent = true;
+  samples_[i].sample.dp_rank = *submitted;
+  return {};
+}
+
+Result<void> Generation::send_followers(size_t first) {
+  for (size_t i = first + 1; i < first + plan_.per_prompt; ++i) {
+    // Pinned to where the prefix is; anywhere, if that rank went away in the meantime and the client did not name it.
+    const int64_t rank = *samples_[first].sample.dp_rank;
+    const auto states = call_.api.backend.ranks();
+    const bool there = static_cast<size_t>(rank) < states.size() && states[static_cast<size_t>(rank)].ready;
+    SLUICE_TRY_VOID(send(i, there ? std::optional(rank) : plan_.dp_rank));
+  }
+  return {};
+}
+
+// The first sample was aborted before the others were sent: they end as it did.
+void Generation::end_followers(size_t first) {
+  for (size_t i = first + 1; i < first + plan_.per_prompt; ++i) {
+    if (samples_[i].sent || samples_[i].ended) continue;
+    samples_[i].sample.finish = samples_[first].sample.finish;
+    end(samples_[i]);
+  }
+}
+
+void Generation::fail(Step& step, size_t i, int status, std::string message) {
+  samples_[i].sample.finish = {.kind = protocol::Finish::Kind::kAbort, .message = message, .status = status};
+  step.failure = Failure{status, std::move(message)};
+  step.failed = i;
+  abort_all();
+}
+
+net::Task<Generation::Step> Generation::next() {
+  Step step;
+  while (step.grown.empty() && !client_gone_ && !done()) {
+    // Ends with the samples: every request that the backend has accepted ends (engine/backend.h).
+    co_await inbox_->wait();
+    if (client_gone_) break;
+    for (auto& [i, output] : inbox_->take()) {
+      take(i, std::move(output));
+      step.grown.push_back(i);
+      const auto& finish = samples_[i].sample.finish;
+      const bool first = i % plan_.per_prompt == 0;
+      if (finish.kind == protocol::Finish::Kind::kAbort) {
+        if (finish.status != 0) {
+          fail(step, i, finish.status, finish.message);
+          break;
+        }
+        if (first) {
+          end_followers(i);
+          for (size_t f = i + 1; f < i + plan_.per_prompt; ++f) step.grown.push_back(f);
+        }
+      } else if (first && plan_.per_prompt > 1 && !samples_[i + 1].sent && !samples_[i + 1].ended) {
+        if (auto sent = send_followers(i); !sent.ok()) {
+          fail(step, i, protocol::http_status(sent.error().code), sent.error().message);
+          break;
+        }
+      }
+    }
+  }
+  if (client_gone_) step.grown.clear();
+  co_return step;
+}
+
+void Generation::take(size_t i, RequestOutput output) {
+  State& state = samples_[i];
+  protocol::Sample& sample = state.sample;
+  if (state.ended) return;
+  const auto& tokenizer = *call_.api.model.tokenizer;
+  state.text.push(output.new_ids, output.finish, sample.text);
+  sample.output_ids.insert(sample.output_ids.end(), output.new_ids.begin(), output.new_ids.end());
+  sample.finish = finish_of(output.finish, output.completion_tokens);
+  sample.prompt_tokens = output.prompt_tokens;
+  sample.completion_tokens = output.completion_tokens;
+  sample.cached_tokens = output.cached_tokens;
+  sample.retractions = output.retractions;
+  append_scores(tokenizer, output.input_logprobs, state.texts_in_scores, state.first_prompt_id, sample.input_scores);
+  append_scores(tokenizer, output.output_logprobs, state.texts_in_scores, 0, sample.output_scores);
+  if (output.finish.kind != FinishKind::kNone) end(state);
+}
+
+void Generation::end(State& state) {
+  state.ended = true;
+  ++ended_;
+  state.sample.e2e_latency = seconds(call_.api.clock.now() - begun_);
+}
+
+void Generation::abort_all() {
+  for (auto& state : samples_) {
+    if (!state.sent || state.ended || std::exchange(state.aborted, true)) continue;
+    call_.api.backend.abort(state.sample.rid);
+  }
+}
+
+protocol::Usage Generation::usage() const {
+  protocol::Usage out;
+  for (size_t i = 0; i < samples_.size(); ++i) {
+    const auto& sample = samples_[i].sample;
+    out.completion_tokens += sample.completion_tokens;
+    if (i % plan_.per_prompt != 0) continue;
+    out.prompt_tokens += sample.prompt_tokens;
+    out.cached_tokens += sample.cached_tokens;
+  }
+  return out;
+}
+
+}  // namespace sluice::engine

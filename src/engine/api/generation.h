@@ -1,0 +1,99 @@
+// From a request of a client to the samples that answer it: sends one Backend request per sample, follows them, and
+// sees to it that nothing goes on in a rank that nobody waits for.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/api/context.h"
+#include "engine/api/inbox.h"
+#include "engine/api/output_text.h"
+#include "engine/backend.h"
+#include "protocol/answers.h"
+
+namespace sluice::engine {
+
+// How a sample's text and scores are made.
+struct SampleFormat {
+  OutputText::Options text;
+  bool texts_in_scores = false;  // tokens of log-probabilities come with their text
+};
+struct PlannedSample {
+  GenerateRequest request;
+  SampleFormat format;
+};
+
+struct GenerationPlan {
+  std::vector<PlannedSample> samples;  // prompt-major: sample i belongs to prompt i / per_prompt
+  size_t per_prompt = 1;
+  std::optional<int64_t> dp_rank;
+  bool measured = true;
+};
+
+// Lives in the handler of its exchange; loop thread only.
+class Generation {
+ public:
+  Generation(ApiCall& call, GenerationPlan plan);
+  // What has not ended is aborted in its rank.
+  ~Generation();
+  Generation(const Generation&) = delete;
+
+  // Sends the first sample of each prompt. The other samples of a prompt follow to the same rank once its first token
+  // is there: then its KV is in that rank's prefix cache, and the prompt is computed once.
+  Result<void> start();
+
+  // Waits for news and takes them in; returns the samples that have grown or ended. Empty: the client has left. An
+  // error is one of the rank's side (status 400, 500 or 503 of a sample); the other samples are aborted then.
+  struct Failure {
+    int status = 500;
+    std::string message;
+  };
+  struct Step {
+    std::vector<size_t> grown;
+    std::optional<Failure> failure;
+    size_t failed = 0;  // the sample that failed
+  };
+  net::Task<Step> next();
+
+  bool done() const { return ended_ == samples_.size(); }
+  bool client_gone() const { return client_gone_; }
+  size_t size() const { return samples_.size(); }
+  size_t per_prompt() const { return plan_.per_prompt; }
+  const protocol::Sample& sample(size_t i) const { return samples_[i].sample; }
+  // The sample's text may go on with what is kept back for now.
+  bool holds_back(size_t i) const { return samples_[i].text.holds_back(); }
+  // Prompts count once, and so do their cached tokens.
+  protocol::Usage usage() const;
+
+ private:
+  struct State {
+    State(std::shared_ptr<const tokenizer::Tokenizer> tokenizer, const PlannedSample& planned);
+    protocol::Sample sample;
+    OutputText text;
+    const bool texts_in_scores;
+    const int32_t first_prompt_id;
+    bool sent = false;
+    bool aborted = false;  // asked for, once: the rid may be somebody else's afterwards
+    bool ended = false;
+  };
+
+  Result<void> send(size_t i, std::optional<int64_t> rank);
+  Result<void> send_followers(size_t first);
+  void end_followers(size_t first);
+  void fail(Step& step, size_t i, int status, std::string message);
+  void take(size_t i, RequestOutput output);
+  void end(State& state);
+  void abort_all();
+
+  ApiCall& call_;
+  GenerationPlan plan_;
+  const TimePoint begun_;
+  std::shared_ptr<Inbox> inbox_;
+  std::vector<State> samples_;
+  size_t ended_ = 0;
+  bool client_gone_ = false;
+};
+
+}  // namespace sluice::engine

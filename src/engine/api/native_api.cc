@@ -1,0 +1,158 @@
+#include "engine/api/native_api.h"
+
+#include "engine/api/generation.h"
+#include "engine/api/plan.h"
+#include "engine/api/sse_writer.h"
+#include "protocol/errors.h"
+#include "protocol/fields.h"
+
+namespace sluice::engine {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr int64_t kDefaultLength = 128;
+
+struct NativeRequest {
+  GenerationPlan plan;
+  std::vector<protocol::NativeFormat> formats;  // per prompt
+  bool list = false;                            // the answer is a list, the events of a stream are numbered
+  bool stream = false;
+};
+
+Result<NativeRequest> prepare(ApiContext& api, const net::Headers& headers, std::string_view text) {
+  SLUICE_TRY(auto body, protocol::parse_generate_body(text));
+  NativeRequest out;
+  const auto n = static_cast<size_t>(body.items.front().sampling.n);
+  SLUICE_TRY_VOID(check_sample_count(body.items.size(), body.items.front().sampling.n));
+  out.list = body.batch || n > 1;
+  out.stream = body.stream;
+  out.plan.per_prompt = n;
+  out.plan.measured = body.log_metrics;
+  SLUICE_TRY(out.plan.dp_rank, wanted_rank(headers, body.dp_rank));
+  const auto limits = api.limits();
+  const std::string shared_rid = body.rid.empty() ? api.new_rid() : body.rid;
+  for (auto& item : body.items) {
+    SLUICE_TRY(auto prompt, plan_prompt(api, limits, prompt_ids(api, std::move(item.prompt)), item.sampling,
+                                        kDefaultLength, body.stream));
+    prompt.request.extra_key = item.extra_key;
+    prompt.request.priority = body.priority;
+    if (item.return_logprob) {
+      prompt.request.return_logprob = true;
+      prompt.request.logprob_start_len = item.logprob_start_len;
+      prompt.request.top_logprobs_num = item.top_logprobs_num;
+      prompt.request.token_ids_logprob = item.token_ids_logprob;
+    }
+    prompt.format.texts_in_scores = body.return_text_in_logprobs;
+    out.formats.push_back({.weight_version = api.settings.weight_version,
+                           .logprobs = item.return_logprob,
+                           .top_logprobs = item.return_logprob && item.top_logprobs_num > 0,
+                           .requested_logprobs = item.return_logprob && !item.token_ids_logprob.empty(),
+                           .text_in_logprobs = body.return_text_in_logprobs,
+                           .data_parallel = api.settings.dp_size > 1});
+    const bool own = !item.rid.empty();
+    add_samples(out.plan, std::move(prompt), n, own ? item.rid : shared_rid, own ? n > 1 : out.list);
+  }
+  return out;
+}
+
+// Before anything was sent. Validation has the endpoint's own form; everything else, and a body that is no JSON, has
+// OpenAI's.
+net::Task<> refuse(ApiCall& call, const std::string& text, const Error& error) {
+  const int status = protocol::http_status(error.code);
+  if (status != 400 || !protocol::parse_object(text).ok()) {
+    co_await answer(call, error_response(status, error.message));
+  } else if (protocol::asks_for_stream(text)) {
+    SseWriter out(call.exchange);
+    out.event(protocol::native_error_body(error.message));
+    co_await out.finish();
+  } else {
+    co_await answer(call, net::Response::json(400, protocol::native_error_body(error.message)));
+  }
+}
+
+ordered_json sample_json(const NativeRequest& request, const Generation& generation, size_t i, size_t first_id) {
+  return protocol::native_answer(generation.sample(i), request.formats[i / generation.per_prompt()], first_id);
+}
+
+net::Task<> answer_whole(ApiCall& call, const NativeRequest& request, Generation& generation) {
+  while (!generation.done()) {
+    const auto step = co_await generation.next();
+    if (generation.client_gone()) co_return;
+    if (!step.failure) continue;
+    const auto& [status, message] = *step.failure;
+    if (status == 400) {
+      co_await answer(call, net::Response::json(400, protocol::native_error_body(message)));
+    } else {
+      co_await answer(call, error_response(status, message));
+    }
+    co_return;
+  }
+  if (!request.list) {
+    co_await answer(call, json_response(sample_json(request, generation, 0, 0)));
+    co_return;
+  }
+  auto list = ordered_json::array();
+  for (size_t i = 0; i < generation.size(); ++i) list.push_back(sample_json(request, generation, i, 0));
+  co_await answer(call, json_response(list));
+}
+
+net::Task<> answer_stream(ApiCall& call, const NativeRequest& request, Generation& generation) {
+  struct Sent {
+    size_t text = 0, ids = 0;
+  };
+  std::vector<Sent> sent(generation.size());
+  SseWriter out(call.exchange);
+  const auto add_event = [&](size_t i) {
+    auto event = sample_json(request, generation, i, call.api.settings.stream_output ? sent[i].ids : 0);
+    if (request.list) event["index"] = i;
+    out.event(protocol::dump(event));
+    sent[i] = {generation.sample(i).text.size(), generation.sample(i).output_ids.size()};
+  };
+  while (!generation.done()) {
+    const auto step = co_await generation.next();
+    if (generation.client_gone()) co_return;
+    for (const size_t i : step.grown) {
+      const auto& sample = generation.sample(i);
+      const bool going_on = sample.finish.kind == protocol::Finish::Kind::kNone;
+      if (going_on && generation.holds_back(i) && sample.text.size() == sent[i].text) continue;
+      if (step.failure && i == step.failed) continue;
+      add_event(i);
+    }
+    if (step.failure) {
+      if (step.failure->status == 400) {
+        out.event(protocol::native_error_body(step.failure->message));
+      } else {
+        add_event(step.failed);  // its finish_reason says what happened
+      }
+      break;
+    }
+    const bool there = co_await out.flush();
+    if (!there) co_return;
+  }
+  co_await out.finish();
+}
+
+}  // namespace
+
+net::Task<> generate(ApiCall& call) {
+  const auto text = co_await read_body(call);
+  if (!text) co_return;
+  const auto& headers = call.exchange.request().headers;
+  auto prepared = co_await run_off_loop(call, text->size(), [&] { return prepare(call.api, headers, *text); });
+  if (!prepared.ok()) {
+    co_await refuse(call, *text, prepared.error());
+    co_return;
+  }
+  const bool stream = prepared->stream;
+  Generation generation(call, std::move(prepared->plan));
+  if (const auto started = generation.start(); !started.ok()) {
+    co_await refuse(call, *text, started.error());
+  } else if (stream) {
+    co_await answer_stream(call, *prepared, generation);
+  } else {
+    co_await answer_whole(call, *prepared, generation);
+  }
+}
+
+}  // namespace sluice::engine

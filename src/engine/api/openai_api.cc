@@ -1,0 +1,173 @@
+#include "engine/api/openai_api.h"
+
+#include "engine/api/openai_request.h"
+#include "engine/api/sse_writer.h"
+#include "protocol/errors.h"
+
+namespace sluice::engine {
+namespace {
+
+using nlohmann::ordered_json;
+using protocol::Finish;
+
+// Prompt and completion, where the prompt is echoed with its scores.
+std::vector<protocol::PositionScores> all_scores(const protocol::Sample& sample) {
+  auto scores = sample.input_scores;
+  scores.insert(scores.end(), sample.output_scores.begin(), sample.output_scores.end());
+  return scores;
+}
+
+ordered_json whole_choice(const OpenAiRequest& request, const Generation& generation, size_t i) {
+  const auto& sample = generation.sample(i);
+  ordered_json logprobs;
+  if (request.chat) {
+    if (request.format.logprobs) logprobs = protocol::chat_logprobs(sample.output_scores, 0);
+    return protocol::chat_choice(i, sample.text, std::move(logprobs), sample.finish);
+  }
+  int64_t offset = 0;
+  if (request.format.logprobs) logprobs = protocol::completion_logprobs(all_scores(sample), 0, offset);
+  const std::string echo = request.echo.empty() ? "" : request.echo[i / generation.per_prompt()];
+  return protocol::completion_choice(i, echo + sample.text, std::move(logprobs), sample.finish);
+}
+
+net::Task<> answer_whole(ApiCall& call, const OpenAiRequest& request, Generation& generation) {
+  while (!generation.done()) {
+    const auto step = co_await generation.next();
+    if (generation.client_gone()) co_return;
+    if (step.failure) {
+      co_await answer(call, error_response(step.failure->status, step.failure->message));
+      co_return;
+    }
+  }
+  auto choices = ordered_json::array();
+  for (size_t i = 0; i < generation.size(); ++i) choices.push_back(whole_choice(request, generation, i));
+  const auto make = request.chat ? protocol::chat_answer : protocol::completion_answer;
+  co_await answer(call, net::Response::json(200, make(request.format, std::move(choices), generation.usage())));
+}
+
+// Chunks of a stream, in the order of the runtime: text as it comes, and for chats the ends of all choices after it.
+class Chunks {
+ public:
+  Chunks(const OpenAiRequest& request, const Generation& generation, SseWriter& out)
+      : request_(request), generation_(generation), out_(out), sent_(generation.size()) {}
+
+  // What is new of a sample.
+  void add(size_t i) { request_.chat ? add_chat(i) : add_completion(i); }
+
+  // After the last sample.
+  void add_end() {
+    for (size_t i = 0; request_.chat && i < sent_.size(); ++i) {
+      out_.event(chat_chunk(i, protocol::ChatDelta::kFinish, "", nullptr, generation_.sample(i).finish));
+    }
+    if (!request_.stream.include_usage) return;
+    const auto object = request_.chat ? "chat.completion.chunk" : "text_completion";
+    out_.event(protocol::usage_chunk(request_.format, object, generation_.usage()));
+  }
+
+ private:
+  struct Sent {
+    bool begun = false;
+    size_t text = 0, scores = 0;
+    int64_t offset = 0;  // characters before what comes next
+  };
+
+  std::optional<protocol::Usage> usage(size_t i) const {
+    if (!request_.stream.continuous_usage_stats) return std::nullopt;
+    const auto& sample = generation_.sample(i);
+    return protocol::Usage{sample.prompt_tokens, sample.completion_tokens, sample.cached_tokens};
+  }
+
+  std::string chat_chunk(size_t i, protocol::ChatDelta kind, std::string_view text, ordered_json logprobs,
+                         const Finish& finish) const {
+    const auto used = usage(i);
+    return protocol::chat_chunk(request_.format, i, kind, text, std::move(logprobs), finish, used ? &*used : nullptr);
+  }
+
+  void add_chat(size_t i) {
+    const auto& sample = generation_.sample(i);
+    Sent& sent = sent_[i];
+    if (!std::exchange(sent.begun, true)) out_.event(chat_chunk(i, protocol::ChatDelta::kRole, "", nullptr, {}));
+    const auto text = std::string_view(sample.text).substr(sent.text);
+    ordered_json logprobs;
+    const bool scored = request_.format.logprobs && sample.output_scores.size() > sent.scores;
+    if (text.empty() && !scored) return;
+    if (scored) logprobs = protocol::chat_logprobs(sample.output_scores, sent.scores);
+    out_.event(chat_chunk(i, protocol::ChatDelta::kContent, text, std::move(logprobs), {}));
+    sent.text = sample.text.size();
+    sent.scores = sample.output_scores.size();
+  }
+
+  void add_completion(size_t i) {
+    const auto& sample = generation_.sample(i);
+    Sent& sent = sent_[i];
+    const bool first = !std::exchange(sent.begun, true);
+    const std::string echo = first && !request_.echo.empty() ? request_.echo[i / generation_.per_prompt()] : "";
+    const auto text = std::string_view(sample.text).substr(sent.text);
+    const bool scored = request_.format.logprobs && sample.output_scores.size() > sent.scores;
+    const bool ended = sample.finish.kind != Finish::Kind::kNone;
+    if (text.empty() && echo.empty() && !scored && !ended) return;
+    ordered_json logprobs;
+    if (scored && first) {
+      logprobs = protocol::completion_logprobs(all_scores(sample), 0, sent.offset);
+    } else if (scored) {
+      logprobs = protocol::completion_logprobs(sample.output_scores, sent.scores, sent.offset);
+    }
+    auto choice = protocol::completion_choice(i, echo + std::string(text), std::move(logprobs), sample.finish);
+    const auto used = usage(i);
+    out_.event(protocol::completion_chunk(request_.format, std::move(choice), used ? &*used : nullptr));
+    sent.text = sample.text.size();
+    sent.scores = sample.output_scores.size();
+  }
+
+  const OpenAiRequest& request_;
+  const Generation& generation_;
+  SseWriter& out_;
+  std::vector<Sent> sent_;
+};
+
+net::Task<> answer_stream(ApiCall& call, const OpenAiRequest& request, Generation& generation) {
+  SseWriter out(call.exchange);
+  Chunks chunks(request, generation, out);
+  while (!generation.done()) {
+    const auto step = co_await generation.next();
+    if (generation.client_gone()) co_return;
+    if (step.failure) {
+      out.event(protocol::error_event(step.failure->status, step.failure->message));
+      co_await out.finish();
+      co_return;
+    }
+    for (const size_t i : step.grown) chunks.add(i);
+    const bool there = co_await out.flush();
+    if (!there) co_return;
+  }
+  chunks.add_end();
+  co_await out.finish();
+}
+
+using Prepare = Result<OpenAiRequest> (*)(ApiContext&, const net::Headers&, std::string_view);
+
+net::Task<> serve(ApiCall& call, Prepare prepare) {
+  const auto text = co_await read_body(call);
+  if (!text) co_return;
+  const auto& headers = call.exchange.request().headers;
+  auto prepared = co_await run_off_loop(call, text->size(), [&] { return prepare(call.api, headers, *text); });
+  if (!prepared.ok()) {
+    co_await answer_error(call, prepared.error());
+    co_return;
+  }
+  Generation generation(call, std::move(prepared->plan));
+  if (const auto started = generation.start(); !started.ok()) {
+    co_await answer_error(call, started.error());
+  } else if (prepared->stream.stream) {
+    co_await answer_stream(call, *prepared, generation);
+  } else {
+    co_await answer_whole(call, *prepared, generation);
+  }
+}
+
+}  // namespace
+
+net::Task<> completions(ApiCall& call) { return serve(call, prepare_completion); }
+net::Task<> chat_completions(ApiCall& call) { return serve(call, prepare_chat); }
+
+}  // namespace sluice::engine

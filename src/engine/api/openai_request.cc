@@ -1,0 +1,91 @@
+#include "engine/api/openai_request.h"
+
+#include "engine/api/plan.h"
+
+namespace sluice::engine {
+namespace {
+
+OpenAiRequest begin(ApiContext& api, const protocol::Routing& routing, const std::string& model,
+                    const protocol::StreamOptions& stream) {
+  OpenAiRequest out;
+  out.format = {.id = routing.rid.empty() ? api.new_rid() : routing.rid,
+                .model = model,
+                .created = api.unix_seconds(),
+                .weight_version = api.settings.weight_version,
+                .report_cached = api.settings.report_cached};
+  out.stream = stream;
+  return out;
+}
+
+void route(PromptPlan& prompt, const protocol::Routing& routing) {
+  prompt.request.extra_key = routing.extra_key;
+  prompt.request.priority = routing.priority;
+}
+
+void want_logprobs(PromptPlan& prompt, int64_t alternatives, bool of_prompt) {
+  prompt.request.return_logprob = true;
+  prompt.request.top_logprobs_num = alternatives;
+  prompt.request.logprob_start_len = of_prompt ? 0 : -1;
+  prompt.format.texts_in_scores = true;
+}
+
+}  // namespace
+
+Result<std::string> render_chat(const ApiContext& api, const nlohmann::ordered_json& context) {
+  if (!api.model.chat_template) {
+    return Error{ErrorCode::kInvalidArgument,
+                 "this model has no chat template: start the server with --chat-template FILE, or use /v1/completions"};
+  }
+  auto full = context;
+  for (const auto& [name, text] : api.model.tokenizer->special_tokens()) {
+    if (!full.contains(name)) full[name] = text;
+  }
+  return api.model.chat_template->render(full);
+}
+
+Result<OpenAiRequest> prepare_completion(ApiContext& api, const net::Headers& headers, std::string_view text) {
+  SLUICE_TRY(auto body, protocol::parse_completion_body(text, {}));
+  SLUICE_TRY_VOID(check_sample_count(body.prompts.size(), body.sampling.n));
+  OpenAiRequest out = begin(api, body.routing, body.model, body.stream);
+  out.format.logprobs = body.logprobs.has_value();
+  out.plan.per_prompt = static_cast<size_t>(body.sampling.n);
+  SLUICE_TRY(out.plan.dp_rank, wanted_rank(headers, body.routing.dp_rank));
+  const bool numbered = body.prompts.size() > 1 || out.plan.per_prompt > 1;
+  const auto limits = api.limits();
+  for (auto& prompt : body.prompts) {
+    if (body.echo) {
+      out.echo.push_back(prompt.ids ? api.model.tokenizer->decode(*prompt.ids, /*skip_special=*/true) : prompt.text);
+    }
+    SLUICE_TRY(auto planned, plan_prompt(api, limits, prompt_ids(api, std::move(prompt)), body.sampling, std::nullopt,
+                                         body.stream.stream));
+    route(planned, body.routing);
+    if (body.logprobs) want_logprobs(planned, *body.logprobs, body.echo);
+    add_samples(out.plan, std::move(planned), out.plan.per_prompt, out.format.id, numbered);
+  }
+  return out;
+}
+
+Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers, std::string_view text) {
+  SLUICE_TRY(auto body, protocol::parse_chat_body(text, api.chat_defaults));
+  OpenAiRequest out = begin(api, body.routing, body.model, body.stream);
+  out.chat = true;
+  out.format.logprobs = body.logprobs;
+  out.plan.per_prompt = static_cast<size_t>(body.sampling.n);
+  SLUICE_TRY(out.plan.dp_rank, wanted_rank(headers, body.routing.dp_rank));
+  std::vector<int32_t> ids;
+  if (body.input_ids) {
+    ids = std::move(*body.input_ids);
+  } else {
+    SLUICE_TRY(const auto rendered, render_chat(api, *body.template_context));
+    // The template writes the special tokens itself.
+    ids = api.model.tokenizer->encode(rendered + body.prefix, /*add_special=*/false);
+  }
+  SLUICE_TRY(auto planned,
+             plan_prompt(api, api.limits(), std::move(ids), body.sampling, std::nullopt, body.stream.stream));
+  route(planned, body.routing);
+  if (body.logprobs) want_logprobs(planned, body.top_logprobs, /*of_prompt=*/false);
+  add_samples(out.plan, std::move(planned), out.plan.per_prompt, out.format.id, out.plan.per_prompt > 1);
+  return out;
+}
+
+}  // namespace sluice::engine

@@ -1,0 +1,29 @@
+// Bodies of the OpenAI endpoints, made ready to run. Any thread.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/api/context.h"
+#include "engine/api/generation.h"
+#include "protocol/answers.h"
+#include "protocol/openai_body.h"
+
+namespace sluice::engine {
+
+struct OpenAiRequest {
+  GenerationPlan plan;
+  protocol::OpenAiFormat format;
+  protocol::StreamOptions stream;
+  bool chat = false;
+  std::vector<std::string> echo;  // per prompt, what is shown before the completion; empty: nothing is
+};
+
+Result<OpenAiRequest> prepare_completion(ApiContext& api, const net::Headers& headers, std::string_view text);
+Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers, std::string_view text);
+
+// The text that the model's chat template makes of `context`; kInvalidArgument when it fails or there is none.
+Result<std::string> render_chat(const ApiContext& api, const nlohmann::ordered_json& context);
+
+}  // namespace sluice::engine

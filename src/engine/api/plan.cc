@@ -1,0 +1,106 @@
+#include "engine/api/plan.h"
+
+#include <algorithm>
+#include <charconv>
+
+namespace sluice::engine {
+namespace {
+
+constexpr int64_t kWholeInterval = 50;  // tokens between two words of a rank on a request that is answered as a whole
+
+SamplingParams to_engine(const protocol::Sampling& from, int64_t max_new_tokens) {
+  SamplingParams out;
+  out.max_new_tokens = max_new_tokens;
+  out.min_new_tokens = std::min(from.min_new_tokens, max_new_tokens);
+  out.temperature = from.temperature;
+  out.top_p = from.top_p;
+  out.top_k = from.top_k;
+  out.min_p = from.min_p;
+  out.frequency_penalty = from.frequency_penalty;
+  out.presence_penalty = from.presence_penalty;
+  out.repetition_penalty = from.repetition_penalty;
+  out.stop = from.stop;
+  out.stop_token_ids = from.stop_token_ids;
+  out.ignore_eos = from.ignore_eos;
+  out.seed = from.seed;
+  out.logit_bias = from.logit_bias;
+  return out;
+}
+
+}  // namespace
+
+Result<std::optional<int64_t>> wanted_rank(const net::Headers& headers, std::optional<int64_t> in_body) {
+  const auto header = headers.get("x-data-parallel-rank");
+  if (!header) return in_body;
+  int64_t rank = 0;
+  const auto [end, problem] = std::from_chars(header->data(), header->data() + header->size(), rank);
+  if (problem != std::errc() || end != header->data() + header->size()) {
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("header X-Data-Parallel-Rank must be an integer, got '{}'", header->substr(0, 60))};
+  }
+  return std::optional(rank);
+}
+
+std::vector<int32_t> prompt_ids(const ApiContext& api, protocol::Prompt prompt) {
+  if (prompt.ids) return std::move(*prompt.ids);
+  return api.model.tokenizer->encode(prompt.text, /*add_special=*/true);
+}
+
+Result<int64_t> fit_context(const ApiContext& api, const LengthLimits& limits, std::vector<int32_t>& ids,
+                            std::optional<int64_t> asked, std::optional<int64_t> otherwise) {
+  const int64_t context = limits.context_length;
+  const bool known = context > 0;  // else no rank is ready, which is what the client is told
+  const bool truncate = api.settings.allow_auto_truncate;
+  if (known && truncate && static_cast<int64_t>(ids.size()) > limits.max_input) {
+    ids.resize(static_cast<size_t>(std::max<int64_t>(limits.max_input, 0)));
+  }
+  const auto input = static_cast<int64_t>(ids.size());
+  if (known && input >= context) {
+    return Error{
+        ErrorCode::kInvalidArgument,
+        fmt::format("The input ({} tokens) is longer than the model's context length ({} tokens).", input, context)};
+  }
+  if (known && asked && input + *asked >= context) {
+    if (truncate) return context - input - 1;
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("Requested token count exceeds the model's maximum context length of {} tokens. You "
+                             "requested a total of {} tokens: {} tokens from the input messages and {} tokens for the "
+                             "completion. Please reduce the number of tokens in the input messages or the completion "
+                             "to fit within the limit.",
+                             context, input + *asked, input, *asked)};
+  }
+  if (asked) return *asked;
+  return otherwise.value_or(known ? context - input - 1 : INT32_MAX);
+}
+
+Result<PromptPlan> plan_prompt(const ApiContext& api, const LengthLimits& limits, std::vector<int32_t> ids,
+                               const protocol::Sampling& sampling, std::optional<int64_t> default_length, bool stream) {
+  SLUICE_TRY(const int64_t length, fit_context(api, limits, ids, sampling.max_new_tokens, default_length));
+  PromptPlan out;
+  out.request.input_ids = std::move(ids);
+  out.request.sampling = to_engine(sampling, length);
+  out.request.stream_interval =
+      stream ? sampling.stream_interval.value_or(api.settings.stream_interval) : kWholeInterval;
+  out.format.text = {
+      .skip_special = sampling.skip_special_tokens, .no_stop_trim = sampling.no_stop_trim, .stop = sampling.stop};
+  return out;
+}
+
+void add_samples(GenerationPlan& plan, PromptPlan prompt, size_t n, const std::string& rid, bool numbered) {
+  for (size_t i = 0; i < n; ++i) {
+    PlannedSample sample{prompt.request, prompt.format};
+    sample.request.rid = numbered ? fmt::format("{}_{}", rid, plan.samples.size()) : rid;
+    // Samples of one seed would all be the same.
+    if (sample.request.sampling.seed) *sample.request.sampling.seed += i;
+    plan.samples.push_back(std::move(sample));
+  }
+}
+
+Result<void> check_sample_count(size_t prompts, int64_t n) {
+  if (prompts * static_cast<size_t>(n) <= protocol::kMaxBatch) return {};
+  return Error{
+      ErrorCode::kInvalidArgument,
+      fmt::format("a request may ask for at most {} samples, got {} prompts of {}", protocol::kMaxBatch, prompts, n)};
+}
+
+}  // namespace sluice::engine

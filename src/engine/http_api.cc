@@ -1,0 +1,145 @@
+#include "engine/http_api.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "engine/api/context.h"
+#include "engine/api/rank_metrics.h"
+#include "engine/api/routes.h"
+#include "protocol/errors.h"
+
+namespace sluice::engine {
+namespace {
+
+std::string variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+Duration health_timeout() {
+  const std::string text = variable("SGLANG_HEALTH_CHECK_TIMEOUT");
+  const double given = std::atof(text.c_str());
+  return std::chrono::seconds(given >= 1 && given <= 3600 ? static_cast<int64_t>(given) : 20);
+}
+
+nlohmann::ordered_json public_args(const EngineOptions& options) {
+  const auto all = engine_options_to_json(options);
+  auto out = nlohmann::ordered_json::object();
+  for (const auto& [name, value] : all.items()) {
+    if (name != "api_key" && name != "admin_api_key") out[name] = value;
+  }
+  return out;
+}
+
+ApiSettings settings_of(const EngineOptions& options) {
+  ApiSettings out;
+  out.weight_version = options.weight_version;
+  out.api_key = options.api_key;
+  out.admin_api_key = options.admin_api_key;
+  out.dp_size = options.dp_size;
+  out.stream_interval = options.stream_interval;
+  out.allow_auto_truncate = options.allow_auto_truncate;
+  out.stream_output = options.stream_output;
+  out.report_cached = !options.disable_cache_report;
+  out.metrics = options.enable_metrics;
+  out.health_generates = variable("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION") != "0";
+  out.health_timeout = health_timeout();
+  if (auto rank = variable("SGLANG_DP_RANK"); !rank.empty()) out.own_dp_rank = std::move(rank);
+  out.server_args = public_args(options);
+  return out;
+}
+
+// In a time that does not depend on where they differ.
+bool same_secret(std::string_view a, std::string_view b) {
+  unsigned char difference = a.size() == b.size() ? 0 : 1;
+  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) difference |= static_cast<unsigned char>(a[i] ^ b[i]);
+  return difference == 0;
+}
+
+bool authorized(const ApiSettings& settings, Access access, const net::Headers& headers) {
+  if (access == Access::kOpen) return true;
+  const auto& key = access == Access::kAdmin && settings.admin_api_key ? settings.admin_api_key : settings.api_key;
+  if (!key) return true;
+  constexpr std::string_view kBearer = "Bearer ";
+  const auto given = headers.get("authorization");
+  return given && given->starts_with(kBearer) && same_secret(given->substr(kBearer.size()), *key);
+}
+
+bool is_json(const net::Headers& headers) {
+  auto type = headers.get("content-type").value_or("");
+  type = type.substr(0, type.find(';'));
+  while (type.ends_with(' ')) type.remove_suffix(1);
+  return net::iequals(type, "application/json");
+}
+
+std::string comma_separated(std::string_view methods) {
+  std::string out;
+  for (const char c : methods) out += c == ' ' ? std::string(", ") : std::string(1, c);
+  return out;
+}
+
+// What keeps a call from its endpoint, if anything does.
+std::optional<net::Response> obstacle(const ApiSettings& settings, const net::RequestHead& head, const Route* route) {
+  const auto path = head.path();
+  if (route == nullptr) {
+    if (path == "/get_weight_version") return error_response(404, "the weight version is in /model_info");
+    return error_response(404, fmt::format("there is nothing at {}", path.substr(0, 200)));
+  }
+  if (head.method == "OPTIONS" || !allows(*route, head.method)) {
+    auto response = head.method == "OPTIONS"
+                        ? net::Response{.status = 204, .headers = {}, .body = ""}
+                        : error_response(405, fmt::format("{} takes {}, not {}", route->path,
+                                                          comma_separated(route->methods), head.method.substr(0, 20)));
+    response.headers.set("Allow", comma_separated(route->methods));
+    return response;
+  }
+  if (!authorized(settings, route->access, head.headers)) {
+    auto response = net::Response::json(401, protocol::auth_error_body(401));
+    response.headers.set("WWW-Authenticate", "Bearer");
+    return response;
+  }
+  if (route->serve == nullptr) return error_response(501, fmt::format("{} {}", path.substr(0, 200), route->why));
+  if (route->json_only && !is_json(head.headers)) {
+    return error_response(400, "Unsupported Media Type: Only 'application/json' is allowed");
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+class HttpApi::Impl {
+ public:
+  Impl(const EngineOptions& options, ServedModel model, Backend& backend, obs::Metrics& metrics)
+      : ranks_(metrics, backend, model.name, static_cast<size_t>(options.dp_size), settings_of(options).own_dp_rank),
+        api_(settings_of(options), std::move(model), backend, metrics) {}
+
+  net::Task<> handle(net::ServerExchange& exchange) {
+    const Route* route = find_route(exchange.request().path());
+    ApiCall call{api_, exchange};
+    if (auto response = obstacle(api_.settings, exchange.request(), route)) {
+      co_await answer(call, std::move(*response));
+    } else {
+      co_await route->serve(call);
+    }
+  }
+
+  void set_status(ServerStatus status) { api_.status = status; }
+
+ private:
+  RankMetrics ranks_;
+  ApiContext api_;
+};
+
+HttpApi::HttpApi(const EngineOptions& options, ServedModel model, Backend& backend, obs::Metrics& metrics) {
+  metrics.declare(request_families());
+  impl_ = std::make_unique<Impl>(options, std::move(model), backend, metrics);
+}
+HttpApi::~HttpApi() = default;
+
+net::Handler HttpApi::handler() {
+  return [impl = impl_.get()](net::ServerExchange& exchange) { return impl->handle(exchange); };
+}
+
+void HttpApi::set_status(ServerStatus status) { impl_->set_status(status); }
+
+}  // namespace sluice::engine
