@@ -108,7 +108,8 @@ class Listed {
 
 std::string status_error(int status, std::string_view body) {
   std::string text(body.substr(0, kErrorBody));
-  while (!text.empty() && (text.back() == '\n' || text.back() == '\r')) text.pop_back();
+  std::replace_if(
+      text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < ' '; }, ' ');
   return fmt::format("HTTP {} {}{}{}", status, net::reason_phrase(status), text.empty() ? "" : ": ", text);
 }
 
@@ -168,13 +169,10 @@ Task<> request(Lane& lane, const Item& item, const std::string& body, TimePoint 
   if (!outcome.ok()) run.failed.fetch_add(1, std::memory_order_relaxed);
 }
 
-// One item: a request, or a conversation whose next question goes out when the answer before it has come.
-Task<> converse(Lane& lane, size_t index) {
+// One item, which is due: a request, or a conversation whose next question goes out when the answer before it has come.
+Task<> converse(Lane& lane, size_t index, TimePoint due) {
   Run& run = lane.run;
   const Item& item = run.items[index];
-  co_await lane.sleep_until(run.start + run.arrivals[index]);
-  if (run.stopping) co_return;
-  TimePoint due = run.options.closed_loop ? now() : run.start + run.arrivals[index];
   Prompt prompt{.ids = item.ids, .output_len = item.output_len};
   auto& outcomes = run.outcomes[index];
   for (size_t turn = 0; turn < outcomes.size(); ++turn) {
@@ -196,17 +194,35 @@ Task<> converse(Lane& lane, size_t index) {
   }
 }
 
-// Takes items in their order, one after the other. As many slots as requests may be under way take care of the limit:
-// an item waits for its time in the slot that took it, or for a slot.
+void start_slot(Lane& lane);
+
+// Takes items in their order, one after the other, and waits until each is due. With a limit on the requests under way
+// there are as many slots. Without one, a slot serves one item, and starts its successor before: one slot waits, and
+// those at work are as many as needed.
 Task<> slot(Lane& lane) {
   Run& run = lane.run;
+  const bool limited = run.options.max_concurrency > 0;
   while (!run.stopping) {
     const size_t index = run.next.fetch_add(1);
     if (index >= run.items.size()) break;
-    co_await converse(lane, index);
+    const TimePoint arrival = run.start + run.arrivals[index];
+    co_await lane.sleep_until(arrival);
+    if (run.stopping) break;
+    if (!limited) start_slot(lane);
+    co_await converse(lane, index, run.options.closed_loop ? now() : arrival);
+    if (!limited) break;
   }
   const std::lock_guard lock(run.mu);
   if (--run.slots == 0) run.ended.notify_all();
+}
+
+void start_slot(Lane& lane) {
+  {
+    const std::lock_guard lock(lane.run.mu);
+    ++lane.run.slots;
+  }
+  // Posted, so that slots that start each other do not nest.
+  lane.loop.post([&lane] { lane.loop.spawn([&lane] { return slot(lane); }); });
 }
 
 // True when all slots have ended, false if `on_tick` asked for the end.
@@ -235,14 +251,10 @@ DriverResult drive(const DriverOptions& options, const std::vector<Item>& items,
   std::vector<std::unique_ptr<Lane>> lanes;
   for (size_t i = 0; i < loops.size(); ++i) lanes.push_back(std::make_unique<Lane>(run, loops[i]));
 
-  run.slots = items.size();
-  if (options.max_concurrency > 0) run.slots = std::min(run.slots, static_cast<size_t>(options.max_concurrency));
-  const size_t slots = run.slots;
+  size_t slots = lanes.size();
+  if (options.max_concurrency > 0) slots = std::min(items.size(), static_cast<size_t>(options.max_concurrency));
   run.start = now();
-  for (size_t i = 0; i < slots; ++i) {
-    Lane& lane = *lanes[i % lanes.size()];
-    lane.loop.spawn([&lane] { return slot(lane); });
-  }
+  for (size_t i = 0; i < slots; ++i) start_slot(*lanes[i % lanes.size()]);
   if (!wait_for_slots(run, on_tick)) {
     result.interrupted = true;
     run.stopping = true;
