@@ -47,9 +47,21 @@ void add_flags(Candidates& candidates, const Command& command) {
   candidates.add("--help", "Lists the flags.");
 }
 
+// A flag and its value in one word, which zsh leaves whole and bash splits at the "=".
+Arguments without_equals(Arguments words) {
+  const size_t count = words.size();
+  if (count > 2 && words[count - 2] == "=") {
+    words.erase(words.end() - 2);
+  } else if (count > 1 && words.back() == "=") {
+    words.back().clear();
+  }
+  return words;
+}
+
 }  // namespace
 
-int run_complete(const Arguments& arguments) {
+int run_complete(const Arguments& words) {
+  const Arguments arguments = without_equals(words);
   Candidates candidates{arguments.empty() ? std::string_view() : std::string_view(arguments.back()), {}};
   if (arguments.size() <= 1) {
     add_commands(candidates, commands());
@@ -58,10 +70,14 @@ int run_complete(const Arguments& arguments) {
   } else if (const Command* command = find(commands(), arguments[0])) {
     if (arguments.size() == 2) add_commands(candidates, command->subcommands);
     if (const Command* sub = arguments.size() > 2 ? find(command->subcommands, arguments[1]) : nullptr) command = sub;
-    const internal::OptionSpec* before =
-        command->options ? find_option(*command->options().specs, arguments[arguments.size() - 2]) : nullptr;
+    const std::string& last = arguments.back();
+    const size_t equals = last.find('=');
+    const bool attached = last.starts_with("--") && equals != std::string::npos;
+    const std::string_view flag = attached ? std::string_view(last).substr(0, equals) : arguments[arguments.size() - 2];
+    const internal::OptionSpec* before = command->options ? find_option(*command->options().specs, flag) : nullptr;
     if (before && !before->choices.empty()) {
-      for (auto choice : before->choices) candidates.add(choice, "");
+      for (auto choice : before->choices)
+        candidates.add(attached ? fmt::format("{}={}", flag, choice) : std::string(choice), "");
     } else if (!before || before->value.index() == 0 || candidates.prefix.starts_with("-")) {
       add_flags(candidates, *command);
     }

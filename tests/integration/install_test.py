@@ -27,14 +27,25 @@ def main():
         assert pages == {"sluice"} | {"sluice-" + c.replace(" ", "-") for c in visible}, pages
 
         completion = root / "share/bash-completion/completions/sluice"
-        script = (f'source {completion}; COMP_WORDS=({binary} ""); COMP_CWORD=1; _sluice; echo "${{COMPREPLY[@]}}"')
-        offered = output("bash", "-c", script).split()
-        assert set(c.split()[0] for c in visible) <= set(offered), offered
+        def offered(*words):
+            quoted = " ".join(f'"{word}"' for word in (binary, *words))
+            script = f'source {completion}; COMP_WORDS=({quoted}); COMP_CWORD={len(words)}; _sluice; echo "${{COMPREPLY[@]}}"'
+            return output("bash", "-c", script).split()
+
+        assert set(c.split()[0] for c in visible) <= set(offered("")), offered("")
+        assert offered("gateway", "--polic") == ["--policy"]
+        policies = offered("gateway", "--policy", "")
+        assert "cache_aware" in policies
+        # bash splits "--policy=cache" at the "=", zsh does not.
+        assert offered("gateway", "--policy", "=") == policies
+        assert offered("gateway", "--policy", "=", "cache") == ["cache_aware"]
+        assert offered("gateway", "--policy=cache") == ["--policy=cache_aware"]
         assert (root / "share/zsh/site-functions/_sluice").exists()
 
         for unit in (root / "lib/systemd/system").iterdir():
             command = unit.stem.removeprefix("sluice-")
             assert command in visible, unit
+            assert f"ExecStart={binary} {command} " in unit.read_text(), unit
     print(f"installed: {', '.join(sorted(pages))}")
 
 
