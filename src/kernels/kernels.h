@@ -179,9 +179,12 @@ class Backend {
 struct BackendRow {
   std::string_view name;
   std::unique_ptr<Backend> (*make)(int threads);
+  bool host_visible = false;  // as of its backends, for whoever must not open the device
   std::string_view help;
 };
 const std::vector<BackendRow>& backends();
+// Null if there is no such device.
+const BackendRow* find_backend(std::string_view name);
 // kBadOption names the known devices.
 Result<std::unique_ptr<Backend>> make_backend(std::string_view name, int threads);
 
