@@ -21,6 +21,11 @@ const std::vector<Command>& commands() {
                       .run = run_bench_worker,
                       .options = bench_worker_options}}},
 #if SLUICE_ENGINE
+    {.name = "server",
+     .aliases = {"launch_server"},
+     .help = "Runs a model behind an OpenAI-compatible HTTP API.",
+     .run = run_server,
+     .options = server_options},
     {.name = "rank", .help = "One rank of a server.", .run = run_rank, .hidden = true},
 #endif
     {.name = "complete", .help = "Completes a command line.", .run = run_complete, .hidden = true},
@@ -34,11 +39,13 @@ int fail(const Error& error) {
   return error.code == ErrorCode::kBadOption ? 2 : 1;
 }
 
-void announce(std::string_view host, uint16_t port) {
+std::string url_of(std::string_view host, uint16_t port) {
   const bool bare_ipv6 = host.find(':') != std::string_view::npos && !host.starts_with('[');
-  std::fputs(
-      fmt::format("listening on http://{}{}{}:{}\n", bare_ipv6 ? "[" : "", host, bare_ipv6 ? "]" : "", port).c_str(),
-      stdout);
+  return fmt::format("http://{}{}{}:{}", bare_ipv6 ? "[" : "", host, bare_ipv6 ? "]" : "", port);
+}
+
+void announce(std::string_view host, uint16_t port) {
+  std::fputs(fmt::format("listening on {}\n", url_of(host, port)).c_str(), stdout);
   std::fflush(stdout);
 }
 

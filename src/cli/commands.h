@@ -42,6 +42,9 @@ const std::vector<Command>& commands();
 // One line on stderr; the exit status that goes with it: 2 for a bad command line, else 1.
 int fail(const Error& error);
 
+// "http://127.0.0.1:30000", with brackets around IPv6.
+std::string url_of(std::string_view host, uint16_t port);
+
 // "listening on http://127.0.0.1:30000": the one line on stdout that says where a listening command was bound. Scripts
 // read it, so every such command prints it once, through here.
 void announce(std::string_view host, uint16_t port);

@@ -192,7 +192,8 @@ Result<RankSpec> rank_spec_from_json(std::string_view text) {
   }
 }
 
-Result<Process> start_rank(const RankSpec& spec, int load_board_fd, int weights_fd) {
+Result<Process> start_rank(const RankSpec& spec, int load_board_fd, int weights_fd,
+                           std::function<void(std::string_view)> on_stderr_line) {
   const std::string json = rank_spec_to_json(spec);
   const Descriptor file{memfd_create("sluice-rank-spec", MFD_CLOEXEC)};
   if (file.fd < 0 || write(file.fd, json.data(), json.size()) != static_cast<ssize_t>(json.size())) {
@@ -205,6 +206,7 @@ Result<Process> start_rank(const RankSpec& spec, int load_board_fd, int weights_
   options.descriptors = {{kSpecVariable, file.fd}, {kBoardVariable, load_board_fd}};
   if (weights_fd >= 0) options.descriptors[kWeightsVariable] = weights_fd;
   options.keep_stderr_tail = true;
+  options.on_stderr_line = std::move(on_stderr_line);
   options.stdout_to_stderr = true;
   return Process::start(options);
 }

@@ -46,8 +46,9 @@ struct RankSpec {
 };
 
 // Front: starts `sluice rank` of this executable, in a process group of its own and keeping the tail of its stderr.
-// The descriptors stay the caller's; weights_fd -1: not shared.
-Result<Process> start_rank(const RankSpec& spec, int load_board_fd, int weights_fd);
+// The descriptors stay the caller's; weights_fd -1: not shared. `on_stderr_line` as in ProcessOptions.
+Result<Process> start_rank(const RankSpec& spec, int load_board_fd, int weights_fd,
+                           std::function<void(std::string_view)> on_stderr_line = {});
 
 // Rank: the whole life of the process, and its exit status.
 int run_rank_process();

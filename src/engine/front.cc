@@ -1,0 +1,238 @@
+#include "engine/front.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <future>
+
+#include "base/log.h"
+#include "base/ready_pipe.h"
+#include "engine/dp_controller.h"
+#include "engine/http_api.h"
+#include "engine/memory_plan.h"
+#include "kernels/kernels.h"
+#include "models/locate.h"
+#include "net/server.h"
+#include "obs/metrics.h"
+#include "protocol/errors.h"
+
+namespace sluice::engine {
+namespace {
+
+constexpr std::string_view kComponent = "engine/front";
+// One token of a tiny prompt; a rank that takes longer is stuck.
+constexpr Duration kWarmupTimeout = std::chrono::minutes(2);
+// Loading is nearly all of a start.
+constexpr double kLoadingShare = 0.95;
+
+// Loops parse, tokenize and write; the cores belong to the ranks. Two at least, so that a long prompt being tokenized
+// does not hold up a health probe.
+int loop_count() { return static_cast<int>(std::clamp<int64_t>(usable_cores() / 4, 2, 8)); }
+
+struct Files {
+  std::string model;
+  std::string tokenizer;
+};
+
+Result<Files> find_files(const EngineOptions& options) {
+  Files files;
+  SLUICE_TRY(files.model, models::locate_model(options.model_path));
+  files.tokenizer = files.model;
+  if (!options.tokenizer_path) return files;
+  std::error_code ignored;
+  if (std::filesystem::exists(*options.tokenizer_path, ignored)) {
+    files.tokenizer = std::filesystem::absolute(*options.tokenizer_path).string();
+    return files;
+  }
+  auto located = models::locate_model(*options.tokenizer_path);
+  if (!located.ok()) {
+    return Error{ErrorCode::kNotFound,
+                 fmt::format("--tokenizer-path {}: no such file or folder, nor a hub name in the local cache",
+                             *options.tokenizer_path)};
+  }
+  files.tokenizer = std::move(*located);
+  return files;
+}
+
+// The memory in which the ranks share their packed weights; -1 where they do not.
+Result<int> weights_memory(const EngineOptions& options) {
+  const int inherited = inherited_descriptor(kWeightsVariable).value_or(-1);
+  const kernels::BackendRow* device = kernels::find_backend(options.device);
+  const bool host_visible = device != nullptr && device->host_visible;
+  if (inherited >= 0 && host_visible) return inherited;
+  if (inherited >= 0) ::close(inherited);
+  if (!host_visible || options.dp_size == 1) return -1;
+  const int fd = ::memfd_create("sluice-weights", MFD_CLOEXEC);
+  if (fd < 0) {
+    return Error{ErrorCode::kExhausted, fmt::format("no memory for shared weights: {}", std::strerror(errno))};
+  }
+  return fd;
+}
+
+}  // namespace
+
+class Front::Impl {
+ public:
+  Impl(const EngineOptions& options, FrontHooks hooks)
+      : options_(options),
+        hooks_(std::move(hooks)),
+        shares_(static_cast<size_t>(options.dp_size)),
+        loops_(loop_count(), "http") {}
+
+  ~Impl() {
+    server_.reset();
+    // Last outputs still go to the API's requests; it is there until the controller's thread has ended.
+    controller_.reset();
+    api_.reset();
+    if (weights_fd_ >= 0) ::close(weights_fd_);
+  }
+
+  Result<void> start() {
+    SLUICE_TRY(const Files files, find_files(options_));
+    SLUICE_TRY(auto model, load_served_model({.model_path = options_.model_path,
+                                              .name = options_.served_model_name.value_or(""),
+                                              .model_file = files.model,
+                                              .tokenizer_file = files.tokenizer,
+                                              .chat_template = options_.chat_template.value_or("")}));
+    SLUICE_TRY_VOID(listen());
+    SLUICE_TRY_VOID(start_ranks(files));
+    if (!options_.skip_server_warmup) SLUICE_TRY_VOID(warm_up(model.tokenizer->bos_id().value_or(0)));
+    api_ = std::make_unique<HttpApi>(options_, std::move(model), *controller_, metrics_);
+    handler_ = api_->handler();
+    serving_.store(true, std::memory_order_release);
+    api_->set_status(ServerStatus::kUp);
+    return {};
+  }
+
+  size_t drain(Duration grace) {
+    api_->set_status(ServerStatus::kDraining);
+    return server_->drain(grace);
+  }
+
+  uint16_t port() const { return port_; }
+  obs::Metrics& metrics() { return metrics_; }
+
+ private:
+  Result<void> listen() {
+    server_ = std::make_unique<net::Server>(loops_, net::ServerOptions{},
+                                            [this](net::ServerExchange& client) { return handle(client); });
+    SLUICE_TRY(port_, server_->listen(options_.host, static_cast<uint16_t>(options_.port)));
+    return {};
+  }
+
+  net::Task<> handle(net::ServerExchange& client) {
+    if (serving_.load(std::memory_order_acquire)) return handler_(client);
+    return say_starting(client);
+  }
+
+  static net::Task<> say_starting(net::ServerExchange& client) {
+    auto response = net::Response::json(503, protocol::error_body(503, "the model is being loaded"));
+    response.headers.add("Retry-After", "1");
+    (void)co_await client.respond(std::move(response));
+  }
+
+  Result<void> start_ranks(const Files& files) {
+    const LoadBalanceRow* method = find_load_balance(options_.load_balance_method);
+    SLUICE_CHECK(method != nullptr, "--load-balance-method {} has no row", options_.load_balance_method);
+    if (is_old_name(*method, options_.load_balance_method)) {
+      SLUICE_LOG(warn, kComponent, "--load-balance-method {} is an old name and will go away; use {}",
+                 options_.load_balance_method, method->name);
+    }
+    SLUICE_TRY(weights_fd_, weights_memory(options_));
+    SLUICE_TRY(auto board, LoadBoard::create(options_.dp_size));
+    board_.emplace(std::move(board));
+    DataParallelControllerOptions controlling{.method = method};
+    controlling.start_rank = [this, files](RankSpec spec) {
+      spec.model_file = files.model;
+      spec.tokenizer_file = files.tokenizer;
+      spec.options = options_;
+      return start_rank(spec, board_->fd(), weights_fd_, hooks_.on_rank_line);
+    };
+    SLUICE_TRY(controller_,
+               DataParallelController::start(
+                   std::move(controlling), *board_, real_clock(),
+                   [this](int64_t rank, double share, std::string_view what) { on_progress(rank, share, what); },
+                   hooks_.stop_descriptor));
+    return {};
+  }
+
+  // The controller's thread.
+  void on_progress(int64_t rank, double share, std::string_view what) {
+    shares_[static_cast<size_t>(rank)] = share;
+    double sum = 0;
+    for (const double one : shares_) sum += one;
+    report(kLoadingShare * sum / static_cast<double>(shares_.size()),
+           shares_.size() == 1 ? std::string(what) : fmt::format("rank {}: {}", rank, what));
+  }
+
+  void report(double share, std::string_view what) const {
+    if (hooks_.on_progress) hooks_.on_progress(share, what);
+  }
+
+  // One token from every rank: what is made lazily is made now, and a rank that cannot answer is found out. The caches
+  // are as new afterwards.
+  Result<void> warm_up(int32_t token) {
+    report(kLoadingShare, "warming up");
+    std::vector<std::future<RequestOutput>> ends;
+    for (int64_t rank = 0; rank < options_.dp_size; ++rank) {
+      GenerateRequest request{.rid = fmt::format("warm-up-{}", rank), .input_ids = {token}};
+      request.sampling.max_new_tokens = 1;
+      request.sampling.temperature = 0;
+      auto promise = std::make_shared<std::promise<RequestOutput>>();
+      ends.push_back(promise->get_future());
+      SLUICE_TRY(const int64_t sent, controller_->submit(std::move(request), rank, [promise](RequestOutput output) {
+        if (output.finish.kind != FinishKind::kNone) promise->set_value(std::move(output));
+      }));
+      SLUICE_CHECK(sent == rank, "pinned to rank {}, sent to {}", rank, sent);
+    }
+    const TimePoint deadline = real_clock().now() + kWarmupTimeout;
+    for (size_t rank = 0; rank < ends.size(); ++rank) {
+      if (ends[rank].wait_until(deadline) != std::future_status::ready) {
+        return Error{ErrorCode::kTimeout, fmt::format("rank {} did not answer the warm-up request within {:.0f} s",
+                                                      rank, seconds(kWarmupTimeout))};
+      }
+      const FinishReason finish = ends[rank].get().finish;
+      if (finish.kind == FinishKind::kAbort) {
+        return Error{ErrorCode::kUnavailable, fmt::format("rank {} failed to warm up: {}", rank, finish.message)};
+      }
+    }
+    auto flushed = std::make_shared<std::promise<Result<void>>>();
+    auto flush = flushed->get_future();
+    controller_->flush_cache([flushed](Result<void> result) { flushed->set_value(std::move(result)); });
+    return flush.get();  // bounded by the controller
+  }
+
+  const EngineOptions options_;
+  const FrontHooks hooks_;
+  std::vector<double> shares_;  // [ranks] of loading; the controller's thread
+  obs::Metrics metrics_;
+  net::LoopGroup loops_;
+  int weights_fd_ = -1;
+  std::optional<LoadBoard> board_;
+  std::unique_ptr<DataParallelController> controller_;
+  std::unique_ptr<HttpApi> api_;
+  net::Handler handler_;              // set before serving_
+  std::atomic<bool> serving_{false};  // false: the ranks are starting
+  std::unique_ptr<net::Server> server_;
+  uint16_t port_ = 0;
+};
+
+Result<std::unique_ptr<Front>> Front::start(const EngineOptions& options, FrontHooks hooks) {
+  SLUICE_TRY_VOID(check_engine_options(options));
+  std::unique_ptr<Front> front(new Front(std::make_unique<Impl>(options, std::move(hooks))));
+  SLUICE_TRY_VOID(front->impl_->start());
+  return front;
+}
+
+Front::Front(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Front::~Front() = default;
+uint16_t Front::port() const { return impl_->port(); }
+obs::Metrics& Front::metrics() { return impl_->metrics(); }
+size_t Front::drain(Duration grace) { return impl_->drain(grace); }
+
+}  // namespace sluice::engine

@@ -1,0 +1,205 @@
+#!/usr/bin/env python3
+"""`sluice server` with real rank processes: data parallelism, death and restart of a rank, failing starts, the end.
+
+usage: server_test.py <sluice binary> <folder of fixtures>"""
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import unittest
+import urllib.error
+import urllib.request
+import json
+from pathlib import Path
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
+from sluice_process import Sluice, alive, call, descendants, wait_until  # noqa: E402
+
+BINARY, FIXTURES = sys.argv[1], Path(sys.argv[2])
+MODEL = FIXTURES / "tiny-llama"
+PROMPT = list(range(10, 42))
+
+
+def server(*more):
+    return Sluice(BINARY, "server", "--model-path", MODEL, "--port", 0, "--max-total-tokens", 4096, "--threads", 1, *more)
+
+
+def generate(url, rank=None, tokens=8, **more):
+    body = {"input_ids": PROMPT, "sampling_params": {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True},
+            **more}
+    if rank is not None:
+        body["routed_dp_rank"] = rank
+    return call(url + "/generate", body)
+
+
+def stream(url, tokens, on_event=lambda: None):
+    """(status, events, whether the stream ended with [DONE])."""
+    body = {"input_ids": PROMPT, "stream": True,
+            "sampling_params": {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}}
+    request = urllib.request.Request(url + "/generate", data=json.dumps(body).encode(),
+                                     headers={"Content-Type": "application/json"})
+    events = []
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            for line in answer:
+                if not line.startswith(b"data:"):
+                    continue
+                if line[5:].strip() == b"[DONE]":
+                    return answer.status, events, True
+                events.append(json.loads(line[5:]))
+                on_event()
+    except urllib.error.HTTPError as error:
+        return error.code, events, False
+    except OSError:
+        pass
+    return 200, events, False
+
+
+
+def rank_processes(running):
+    return sorted(pid for pid, line in descendants(running.process.pid).items() if line.endswith("sluice rank"))
+
+
+class DataParallelTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server = server("--dp-size", 3)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.server.kill()
+
+    def test_every_replica_gives_the_same_greedy_tokens(self):
+        answers = []
+        for rank in range(3):
+            status, _, answer = generate(self.server.url, rank)
+            self.assertEqual(status, 200, answer)
+            self.assertEqual(answer["meta_info"]["dp_rank"], rank)
+            answers.append(answer["output_ids"])
+        self.assertEqual(len(answers[0]), 8)
+        self.assertEqual(answers, [answers[0]] * 3)
+
+    def test_requests_go_round(self):
+        ranks = [generate(self.server.url)[2]["meta_info"]["dp_rank"] for _ in range(6)]
+        self.assertEqual(sorted(ranks), [0, 0, 1, 1, 2, 2])
+
+    def test_a_rank_out_of_range_is_400_with_the_range(self):
+        status, _, answer = generate(self.server.url, rank=3)
+        self.assertEqual(status, 400)
+        self.assertIn("0 to 2", json.dumps(answer))
+
+    def test_the_first_prompt_finds_no_trace_of_the_warm_up(self):
+        with server() as fresh:
+            self.assertEqual(generate(fresh.url)[2]["meta_info"]["cached_tokens"], 0)
+
+
+class DeathTest(unittest.TestCase):
+    def test_a_rank_killed_under_load_costs_only_what_it_had_begun_and_comes_back(self):
+        with server("--dp-size", 2) as running:
+            before = rank_processes(running)
+            self.assertEqual(len(before), 2)
+            begun, outcomes, lock = threading.Semaphore(0), [], threading.Lock()
+
+            def one_stream():
+                first = []
+
+                def on_event():
+                    if not first:
+                        first.append(True)
+                        begun.release()
+                outcome = stream(running.url, 1500, on_event)
+                with lock:
+                    outcomes.append(outcome)
+
+            threads = [threading.Thread(target=one_stream) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for _ in range(4):
+                self.assertTrue(begun.acquire(timeout=60), "streams did not start")
+            os.kill(before[0], signal.SIGKILL)
+            late = [generate(running.url)[0] for _ in range(8)]
+            for thread in threads:
+                thread.join(120)
+            self.assertEqual(late, [200] * 8, "the other rank serves")
+            self.assertEqual(len(outcomes), 8)
+            for status, events, done in outcomes:
+                self.assertEqual(status, 200)
+                finished = done and len(events[-1]["output_ids"]) == 1500
+                ended = any("500" in json.dumps(event) and "rank" in json.dumps(event) for event in events[-1:])
+                self.assertTrue(finished or ended, events[-1:])
+            after = wait_until("two ranks again", lambda: (pids := rank_processes(running)) and len(pids) == 2 and
+                               all(generate(running.url, rank)[0] == 200 for rank in (0, 1)) and pids)
+            self.assertNotEqual(before, after)
+            self.assertEqual(len(set(before) & set(after)), 1, "one rank is a new process")
+
+    def test_without_any_rank_requests_are_503_until_it_is_back(self):
+        with server() as running:
+            os.kill(rank_processes(running)[0], signal.SIGKILL)
+            self.assertEqual(wait_until("the end is seen", lambda: (s := generate(running.url)[0]) != 200 and s), 503)
+            wait_until("it serves again", lambda: generate(running.url)[0] == 200)
+
+
+class StartTest(unittest.TestCase):
+    def fails(self, *arguments):
+        run = subprocess.run([BINARY, "server", "--port", "0", *map(str, arguments)], capture_output=True, text=True,
+                             timeout=60)
+        self.assertEqual(run.returncode, 1, run.stderr)
+        self.assertEqual(run.stdout, "")
+        return run.stderr.strip().splitlines()[-1]
+
+    def test_weights_that_are_cut_short_end_it_naming_rank_and_file(self):
+        with tempfile.TemporaryDirectory() as folder:
+            model = Path(folder) / "model"
+            shutil.copytree(MODEL, model)
+            weights = model / "model.safetensors"
+            os.truncate(weights, weights.stat().st_size // 2)
+            line = self.fails("--model-path", model, "--dp-size", 2)
+        self.assertRegex(line, r"^sluice: rank [01] failed to start: .*model\.safetensors")
+
+    def test_a_port_that_is_taken_is_said_before_the_model_loads(self):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = str(taken.getsockname()[1])
+            run = subprocess.run([BINARY, "server", "--model-path", MODEL, "--port", port], capture_output=True,
+                                 text=True, timeout=60)
+        self.assertEqual(run.returncode, 1)
+        self.assertEqual(run.stderr.count("\n"), 1, run.stderr)
+        self.assertIn(port, run.stderr)
+
+    def test_a_model_that_is_not_there_is_one_line(self):
+        self.assertIn("/no/such/model", self.fails("--model-path", "/no/such/model"))
+
+    def test_old_method_names_are_taken_and_said_to_be_old(self):
+        with server("--load-balance-method", "shortest_queue") as running:
+            self.assertIn("use total_requests", running.output())
+
+
+class EndTest(unittest.TestCase):
+    def test_sigterm_lets_a_stream_end(self):
+        with server() as running:
+            begun = threading.Event()
+            outcome = []
+            thread = threading.Thread(target=lambda: outcome.append(stream(running.url, 1000, begun.set)))
+            thread.start()
+            self.assertTrue(begun.wait(60))
+            self.assertEqual(running.stop(signal.SIGTERM), 0)
+            thread.join(60)
+            _, events, done = outcome[0]
+            self.assertTrue(done)
+            self.assertEqual(len(events[-1]["output_ids"]), 1000)
+
+    def test_no_rank_survives_kill_9_of_the_front(self):
+        with server("--dp-size", 2) as running:
+            ranks = rank_processes(running)
+            self.assertEqual(len(ranks), 2)
+            running.kill()
+            wait_until("no rank is left", lambda: not any(alive(pid) for pid in ranks), within=30)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1], verbosity=2)
