@@ -13,7 +13,7 @@ install(FILES ${packaging}/completion/sluice.bash RENAME sluice
 install(FILES ${packaging}/completion/_sluice DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/site-functions)
 
 set(units gateway)
-if(SLUICE_ENGINE AND EXISTS ${CMAKE_SOURCE_DIR}/src/cli/server.cc)
+if(SLUICE_ENGINE)
   list(APPEND units server)
 endif()
 # Written when installing, because the prefix may be chosen only then.
