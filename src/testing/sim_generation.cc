@@ -104,6 +104,10 @@ Task<> SimWorker::Impl::generation(ServerExchange& exchange, SimApi api) {
     entry.leave();
     wait->leave();
   });
+  struct Unsubscribe {  // before the entry goes
+    ServerExchange& exchange;
+    ~Unsubscribe() { exchange.on_client_gone({}); }
+  } const unsubscribe{exchange};
   Generation generation{exchange, entry, api, *body, take_fault(/*generation=*/true), wait};
   if (generation.fault.kind == SimFault::Kind::kStatus) entry.close();
   const bool goes_on = co_await suffer(exchange, generation.fault, wait);
