@@ -7,6 +7,12 @@ namespace sluice::cli {
 // Rows of the engine stand inside the #if: the gateway builds without it.
 const std::vector<Command>& commands() {
   static const std::vector<Command> table = {
+#if SLUICE_ENGINE
+    {.name = "serve",
+     .help = "Starts engine workers on this machine, and a gateway in front of them.",
+     .run = run_serve,
+     .options = serve_options},
+#endif
     {.name = "gateway",
      .aliases = {"launch_router", "launch", "start"},
      .help = "Routes requests to workers that run already.",

@@ -64,6 +64,8 @@ class Follower final : public Supervisor::Listener {
     Worker& state = workers_[worker];
     if (std::exchange(state.up, false)) gateway_.worker_ended(state.url);
     display_.down(worker, cause);
+    if (!restart_in && !command_.serve.router_disable_worker_restart)
+      return;  // the launch ends, with this as its error
     const std::string next = restart_in ? fmt::format("started again in {:.0f} s", seconds(*restart_in)) : "left down";
     SLUICE_LOG(error, kComponent, "worker {} ended: {}; {}", worker, cause, next);
     if (restart_in) gateway_.metrics().counter(kRestarts, {fmt::format("{}", worker)}).add();

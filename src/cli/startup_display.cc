@@ -26,9 +26,11 @@ void StartupDisplay::progress(size_t worker, double share, std::string_view what
 
 void StartupDisplay::ready(size_t worker) {
   std::lock_guard lock(mutex_);
-  workers_[worker].share = 1;
-  workers_[worker].what = "ready";
-  show(worker);
+  State& state = workers_[worker];
+  const bool known = state.what == "ready";  // its own last progress may have said so
+  state.share = 1;
+  state.what = "ready";
+  if (terminal_ || !known) show(worker);
 }
 
 void StartupDisplay::down(size_t worker, std::string_view cause) {

@@ -16,12 +16,12 @@ from sluice_process import Sluice, alive, call, descendants, wait_until  # noqa:
 BINARY = sys.argv[1] if len(sys.argv) > 1 else None
 MODEL = os.environ.get("SLUICE_TEST_MODEL")
 NAME = "smollm2-135m-instruct"
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "user", "content": "What is the capital of Japan?"}]
 # What the model answers when it always takes its most likely token, and the prompt as its chat template writes it.
-GREEDY_ANSWER = "The capital of France is Paris."
-GREEDY_IDS = [504, 3575, 282, 4649, 314, 7042, 30, 2]
+GREEDY_ANSWER = "The capital of Japan is Tokyo."
+GREEDY_IDS = [504, 3575, 282, 3085, 314, 19081, 30, 2]
 PROMPT = ("<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-          "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
+          "<|im_start|>user\nWhat is the capital of Japan?<|im_end|>\n<|im_start|>assistant\n")
 
 
 def serve(*more):
@@ -106,7 +106,7 @@ class ServeTest(unittest.TestCase):
 
 
 class Stream(threading.Thread):
-    """One streamed chat of 200 tokens: which worker it went to, its events, and how it ended."""
+    """One streamed chat of 64 tokens: which worker it went to, its events, and how it ended."""
 
     def __init__(self, server, number):
         super().__init__(daemon=True)
@@ -116,12 +116,12 @@ class Stream(threading.Thread):
         self.start()
 
     def run(self):
-        body = {"model": NAME, "stream": True, "temperature": 0, "max_tokens": 200, "ignore_eos": True,
+        body = {"model": NAME, "stream": True, "temperature": 0, "max_tokens": 64, "ignore_eos": True,
                 "messages": [{"role": "user", "content": f"{self.number} tell me a long story"}]}
         request = urllib.request.Request(self.server.url + "/v1/chat/completions", data=json.dumps(body).encode(),
                                          headers={"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
+            with urllib.request.urlopen(request, timeout=300) as answer:
                 self.status, self.worker = answer.status, answer.headers["x-smg-routed-worker-id"]
                 for line in answer:
                     if line.startswith(b"data:"):
@@ -147,18 +147,18 @@ class WorkerDeathTest(unittest.TestCase):
             before = worker_processes(server)
             streams = [Stream(server, number) for number in range(8)]
             for stream in streams:
-                self.assertTrue(stream.started.wait(60), "a stream did not start")
+                self.assertTrue(stream.started.wait(120), "a stream did not start")
             # The process of a worker that is in the middle of answers.
             port = streams[-1].worker.rsplit(":", 1)[1]
             victim = next(pid for pid, line in before.items() if f"--port={port}" in line)
             # Some that the worker has not begun to answer when it dies, and some that come while it is gone.
-            queued = [Stream(server, number) for number in range(8, 14)]
+            queued = [Stream(server, number) for number in range(8, 12)]
             os.kill(victim, signal.SIGKILL)
             late = [call(server.url + "/v1/chat/completions",
-                         {"model": NAME, "messages": QUESTION, "temperature": 0, "max_tokens": 4})[0] for _ in range(6)]
-            self.assertEqual(late, [200] * 6)
+                         {"model": NAME, "messages": QUESTION, "temperature": 0, "max_tokens": 4})[0] for _ in range(4)]
+            self.assertEqual(late, [200] * 4)
             for stream in streams + queued:
-                stream.join(120)
+                stream.join(300)
                 self.assertEqual(stream.status, 200, "a request that had not started streaming was lost")
                 self.assertTrue(stream.finished() or stream.broken(), stream.events[-2:])
             self.assertTrue(any(stream.broken() for stream in streams), "no stream was cut: the test proves nothing")
