@@ -165,6 +165,7 @@ Task<> request(Lane& lane, const Item& item, const std::string& body, TimePoint 
       outcome.error = exchange.error().message;
     }
   }
+  if (!outcome.ok() && run.stopping) outcome.cut_off = true;
   run.done.fetch_add(1, std::memory_order_relaxed);
   if (!outcome.ok()) run.failed.fetch_add(1, std::memory_order_relaxed);
 }
@@ -269,6 +270,8 @@ DriverResult drive(const DriverOptions& options, const std::vector<Item>& items,
     for (auto& outcome : run.outcomes[i]) {
       // Taken and not sent: it was still waiting for its time when the run was ended.
       if (result.interrupted && outcome.ok() && outcome.latency == Duration::zero()) continue;
+      result.cut_off += outcome.cut_off;
+      if (outcome.cut_off) continue;
       result.outcomes.push_back(std::move(outcome));
     }
   }

@@ -37,11 +37,11 @@ struct DriverResult {
   std::vector<Outcome> outcomes;  // in the order of the items, and of their turns
   Duration duration{};            // until the last one ended
   bool interrupted = false;
+  size_t cut_off = 0;  // requests under way when the run was ended early; they are in no figure
 };
 
 // Blocks until every request has ended. `arrivals` has a time for each item. `on_tick` is called now and then on the
-// calling thread; false ends the run early: what is under way then fails as cancelled, and what was not sent yet is not
-// in the result. Any thread but a loop's.
+// calling thread; false ends the run early: the result then holds what had ended by itself. Any thread but a loop's.
 DriverResult drive(const DriverOptions& options, const std::vector<Item>& items, const std::vector<Duration>& arrivals,
                    const std::function<bool(const Progress&)>& on_tick = {});
 

@@ -11,7 +11,8 @@
 namespace sluice::bench {
 
 struct Outcome {
-  std::string error;  // empty: the answer came to its end
+  std::string error;     // empty: the answer came to its end
+  bool cut_off = false;  // by the end of the run, and not by the server
 
   // Since the start of the run. `due` is when the request was meant to go out, `sent` when its first byte could.
   Duration due{};

@@ -180,7 +180,7 @@ Result<RunResult> run_bench(const RunInput& input) {
       if (outcome.ok()) outcome.retokenized = texts.count(outcome.text);
     }
   }
-  RunResult result{.report = {.options = options}, .interrupted = driven.interrupted};
+  RunResult result{.report = {.options = options}, .interrupted = driven.interrupted, .cut_off = driven.cut_off};
   result.report.summary = summarize(driven.outcomes, driven.duration, {.cpu_seconds = cpu});
   if (backend.is_sglang) ask_server_info(url, headers, result.report);
   result.outcomes = std::move(driven.outcomes);

@@ -29,6 +29,7 @@ struct RunResult {
   Report report;
   std::vector<Outcome> outcomes;
   bool interrupted = false;
+  size_t cut_off = 0;  // requests that were under way then
 };
 
 // Errors: a bad option, a data set that cannot be read, a server that cannot be asked for its model, a warm-up of which

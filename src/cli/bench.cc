@@ -96,7 +96,10 @@ int run_bench(const Arguments& arguments) {
   const auto result = bench::run_bench(input);
   if (bar) print(stderr, "\r\x1b[K");
   if (!result.ok()) return fail(result.error());
-  if (result->interrupted) print(stdout, "Interrupted: the figures are of what was sent until then.\n");
+  if (result->interrupted) {
+    print(stdout, fmt::format("Interrupted: {} requests were under way; the figures are of those that had ended.\n",
+                              result->cut_off));
+  }
   print(stdout, "\n" + bench::table_of(result->report));
   if (options->output_file) {
     const auto written = append_results(*options->output_file, *result, options->output_details);
