@@ -33,6 +33,7 @@ class Sluice:
             if match and self.url is None:
                 self.url = match[1].replace("0.0.0.0", "127.0.0.1")
                 self._listening.set()
+        self.process.stdout.close()
         self._listening.set()
 
     def output(self):
