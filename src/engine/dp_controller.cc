@@ -293,8 +293,10 @@ class DataParallelController::Impl {
     std::string cause = rank.failure;
     if (cause.empty()) {
       cause = status->to_string();
-      // After a signal, the last line that it wrote has nothing to do with it.
-      const std::string line = status->signal == 0 ? last_line(rank.process->stderr_tail()) : "";
+      // What it wrote last is the cause where it ended itself, a broken invariant (SIGABRT) included; a kill has
+      // nothing to do with it.
+      const bool by_itself = status->signal == 0 || status->signal == SIGABRT;
+      const std::string line = by_itself ? last_line(rank.process->stderr_tail()) : "";
       if (!line.empty()) cause += ": " + line;
     }
     lost(i, cause);
@@ -416,7 +418,8 @@ class DataParallelController::Impl {
     begin_flushes();
     while (!flushes_.empty()) finish(flushes_.begin(), Error{ErrorCode::kCancelled, cause});
     std::vector<Process*> left;
-    const TimePoint end = real_clock().now() + options_.stop_grace;
+    // A failed launch is reported now: nothing is in flight.
+    const TimePoint end = real_clock().now() + (launch_failed_ ? Duration{0} : options_.stop_grace);
     for (size_t i = 0; i < ranks_.size(); ++i) {
       if (!ranks_[i].process) continue;
       left.push_back(&*ranks_[i].process);

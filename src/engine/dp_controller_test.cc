@@ -489,6 +489,12 @@ TEST_F(DpControllerTest, ALaunchEndsWithTheSignalThatKilledARank) {
   EXPECT_EQ(launched.get().error().message, "rank 0 failed to start: killed by SIGSEGV");
 }
 
+TEST_F(DpControllerTest, ALaunchEndsWithTheInvariantThatARankBroke) {
+  scripts_[0] = "echo 'row 9 of a load board of 1' >&2; kill -ABRT $$";
+  auto launched = launch(1);
+  EXPECT_EQ(launched.get().error().message, "rank 0 failed to start: killed by SIGABRT: row 9 of a load board of 1");
+}
+
 TEST_F(DpControllerTest, ALaunchEndsWithTheCauseThatARankGives) {
   auto launched = launch(2);
   for (int i = 0; i < 2; ++i) {

@@ -59,7 +59,8 @@ Result<Files> find_files(const EngineOptions& options) {
   return files;
 }
 
-// The memory in which the ranks share their packed weights; -1 where they do not.
+// The memory in which the ranks share their packed weights; -1 where they do not. Changes the environment: before the
+// first thread.
 Result<int> weights_memory(const EngineOptions& options) {
   const int inherited = inherited_descriptor(kWeightsVariable).value_or(-1);
   const kernels::BackendRow* device = kernels::find_backend(options.device);
@@ -78,9 +79,10 @@ Result<int> weights_memory(const EngineOptions& options) {
 
 class Front::Impl {
  public:
-  Impl(const EngineOptions& options, FrontHooks hooks)
+  Impl(const EngineOptions& options, FrontHooks hooks, int weights_fd)
       : options_(options),
         hooks_(std::move(hooks)),
+        weights_fd_(weights_fd),
         shares_(static_cast<size_t>(options.dp_size)),
         loops_(loop_count(), "http") {}
 
@@ -143,7 +145,6 @@ class Front::Impl {
       SLUICE_LOG(warn, kComponent, "--load-balance-method {} is an old name and will go away; use {}",
                  options_.load_balance_method, method->name);
     }
-    SLUICE_TRY(weights_fd_, weights_memory(options_));
     SLUICE_TRY(auto board, LoadBoard::create(options_.dp_size));
     board_.emplace(std::move(board));
     DataParallelControllerOptions controlling{.method = method};
@@ -209,10 +210,10 @@ class Front::Impl {
 
   const EngineOptions options_;
   const FrontHooks hooks_;
+  const int weights_fd_;        // ours; -1: not shared
   std::vector<double> shares_;  // [ranks] of loading; the controller's thread
   obs::Metrics metrics_;
   net::LoopGroup loops_;
-  int weights_fd_ = -1;
   std::optional<LoadBoard> board_;
   std::unique_ptr<DataParallelController> controller_;
   std::unique_ptr<HttpApi> api_;
@@ -224,7 +225,8 @@ class Front::Impl {
 
 Result<std::unique_ptr<Front>> Front::start(const EngineOptions& options, FrontHooks hooks) {
   SLUICE_TRY_VOID(check_engine_options(options));
-  std::unique_ptr<Front> front(new Front(std::make_unique<Impl>(options, std::move(hooks))));
+  SLUICE_TRY(const int weights_fd, weights_memory(options));
+  std::unique_ptr<Front> front(new Front(std::make_unique<Impl>(options, std::move(hooks), weights_fd)));
   SLUICE_TRY_VOID(front->impl_->start());
   return front;
 }
