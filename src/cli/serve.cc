@@ -131,7 +131,9 @@ Result<void> serve(const ServeCommand& command, StopSignals& signals) {
                                           count, gateway->port()));
   const int weights = ::memfd_create("sluice-weights", MFD_CLOEXEC);
   if (weights < 0) return Error{ErrorCode::kExhausted, "cannot make a memory file for the weights"};
-  auto workers = serve_workers(command, ports, engine::usable_cores(), weights);
+  std::vector<uint16_t> numbers;
+  for (const PortClaim& port : ports) numbers.push_back(port.port());
+  auto workers = serve_workers(command, numbers, engine::usable_cores(), weights);
 
   announce(command.engine.host, gateway->port());
   StartupDisplay display(worker_names(count), STDERR_FILENO, ::isatty(STDERR_FILENO) == 1);

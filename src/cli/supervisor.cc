@@ -5,10 +5,12 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
 
 #include "base/ready_pipe.h"
@@ -209,7 +211,25 @@ Supervisor::~Supervisor() = default;
 Result<void> Supervisor::run(int stop_descriptor) { return impl_->run(stop_descriptor); }
 void Supervisor::stop(Duration grace) { impl_->stop(grace); }
 
-Result<std::vector<uint16_t>> free_ports(const std::string& host, uint16_t base, size_t count, uint16_t taken) {
+PortClaim::~PortClaim() {
+  if (lock_ >= 0) ::close(lock_);
+}
+
+// The lock is an abstract Unix address: it is gone when its last holder is, however it ends.
+std::optional<PortClaim> PortClaim::take(uint16_t port) {
+  const int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return std::nullopt;
+  PortClaim claim(port, fd);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  const std::string name = fmt::format("sluice-worker-port-{}", port);
+  std::memcpy(address.sun_path + 1, name.data(), name.size());
+  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
+  if (::bind(fd, reinterpret_cast<const sockaddr*>(&address), size) != 0) return std::nullopt;
+  return claim;
+}
+
+Result<std::vector<PortClaim>> free_ports(const std::string& host, uint16_t base, size_t count, uint16_t taken) {
   std::string name = host;
   if (name.starts_with('[') && name.ends_with(']')) name = name.substr(1, name.size() - 2);
   addrinfo hints{};
@@ -237,9 +257,11 @@ Result<std::vector<uint16_t>> free_ports(const std::string& host, uint16_t base,
     ::close(fd);
     return bound;
   };
-  std::vector<uint16_t> ports;
+  std::vector<PortClaim> ports;
   for (uint32_t port = base; port <= 65535 && ports.size() < count; ++port) {
-    if (port != taken && can_bind(static_cast<uint16_t>(port))) ports.push_back(static_cast<uint16_t>(port));
+    if (port == taken) continue;
+    auto claim = PortClaim::take(static_cast<uint16_t>(port));
+    if (claim && can_bind(claim->port())) ports.push_back(std::move(*claim));
   }
   if (ports.size() < count) {
     return Error{ErrorCode::kExhausted,

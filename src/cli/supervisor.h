@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/process.h"
@@ -46,8 +47,26 @@ class Supervisor {
   std::unique_ptr<Impl> impl_;
 };
 
+// The number of a port that no other `sluice serve` of this machine takes while this lives, though nobody listens there
+// yet: between choosing a port and the worker that binds it, seconds may pass.
+class PortClaim {
+ public:
+  PortClaim(PortClaim&& other) noexcept : port_(other.port_), lock_(std::exchange(other.lock_, -1)) {}
+  PortClaim& operator=(PortClaim&&) = delete;
+  ~PortClaim();
+
+  // Nothing if another process has it.
+  static std::optional<PortClaim> take(uint16_t port);
+  uint16_t port() const { return port_; }
+
+ private:
+  PortClaim(uint16_t port, int lock) : port_(port), lock_(lock) {}
+  uint16_t port_;
+  int lock_;
+};
+
 // `count` ports from `base` on that can be bound on `host` now and are not `taken`, ascending. kExhausted if there are
 // too few up to 65535; kNotFound if `host` is no address of this machine.
-Result<std::vector<uint16_t>> free_ports(const std::string& host, uint16_t base, size_t count, uint16_t taken);
+Result<std::vector<PortClaim>> free_ports(const std::string& host, uint16_t base, size_t count, uint16_t taken);
 
 }  // namespace sluice::cli

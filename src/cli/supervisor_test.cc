@@ -124,10 +124,23 @@ TEST(FreePortsTest, SkipsPortsThatAreTakenAndTheReservedOne) {
 
   const auto ports = free_ports("127.0.0.1", busy, 2, static_cast<uint16_t>(busy + 1));
   ASSERT_TRUE(ports.ok());
-  EXPECT_GT((*ports)[0], busy + 1);
-  EXPECT_GT((*ports)[1], (*ports)[0]);
+  EXPECT_GT((*ports)[0].port(), busy + 1);
+  EXPECT_GT((*ports)[1].port(), (*ports)[0].port());
   ::close(fd);
   EXPECT_FALSE(free_ports("127.0.0.1", 65535, 2, 0).ok());
+}
+
+TEST(FreePortsTest, TwoLaunchesAtOnceGetDifferentPorts) {
+  const auto first = free_ports("127.0.0.1", 31700, 2, 0);
+  ASSERT_TRUE(first.ok());
+  uint16_t second_port = 0;
+  {
+    const auto second = free_ports("127.0.0.1", 31700, 1, 0);
+    ASSERT_TRUE(second.ok());
+    second_port = (*second)[0].port();
+    EXPECT_GT(second_port, (*first)[1].port());
+  }
+  EXPECT_TRUE(PortClaim::take(second_port)) << "given back";
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ import unittest
 import urllib.request
 
 sys.path.insert(0, os.path.dirname(__file__))
-from sluice_process import Sluice, alive, call, descendants, wait_until  # noqa: E402
+from sluice_process import Sluice, call, descendants, wait_until  # noqa: E402
 
 BINARY = sys.argv[1] if len(sys.argv) > 1 else None
 MODEL = os.environ.get("SLUICE_TEST_MODEL")
@@ -171,23 +171,6 @@ class WorkerDeathTest(unittest.TestCase):
             self.assertEqual(len(set(before) & set(after)), 1, "the other worker lived on")
             metrics = call(re.search(r"metrics: (\S+)", server.output())[1])[2]
             self.assertIn("smg_worker_restarts_total{worker=", metrics)
-
-
-class EndTest(unittest.TestCase):
-    def test_ctrl_c_ends_everything_and_exits_0(self):
-        with serve() as server:
-            wait_for_workers(server)
-            below = descendants(server.process.pid)
-            self.assertGreaterEqual(len(below), 4, "two workers with a rank each")
-            self.assertEqual(server.stop(signal.SIGINT), 0)
-            wait_until("no process is left", lambda: not [p for p in below if alive(p)], within=30)
-
-    def test_no_orphan_survives_kill_9_of_the_parent(self):
-        with serve() as server:
-            wait_for_workers(server)
-            below = descendants(server.process.pid)
-            server.kill()
-            wait_until("no process is left", lambda: not [p for p in below if alive(p)], within=30)
 
 
 if __name__ == "__main__":

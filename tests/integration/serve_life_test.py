@@ -1,0 +1,135 @@
+#!/usr/bin/env python3
+"""How `sluice serve` starts, loses workers and ends, with a tiny model.
+
+usage: serve_life_test.py <sluice binary> <folder of fixtures>"""
+import os
+import signal
+import socket
+import subprocess
+import sys
+import unittest
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
+from sluice_process import Sluice, alive, call, descendants, wait_until  # noqa: E402
+
+BINARY, MODEL = sys.argv[1], os.path.join(sys.argv[2], "tiny-llama")
+COMMON = ["--port", 0, "--router-prometheus-port", 0]
+
+
+def serve(*more):
+    return Sluice(BINARY, "serve", "--model-path", MODEL, "--dp-size", 2, *COMMON, *more)
+
+
+def healthy(server):
+    return [worker["url"] for worker in call(server.url + "/workers")[2]["workers"] if worker["is_healthy"]]
+
+
+def wait_for_workers(server, count=2):
+    wait_until(f"{count} healthy workers", lambda: len(healthy(server)) == count, within=60)
+
+
+def generate(server, headers=None):
+    return call(server.url + "/generate", {"text": "hello", "sampling_params": {"max_new_tokens": 4}}, headers=headers)
+
+
+def fails(*flags):
+    run = subprocess.run([BINARY, "serve", *map(str, flags)], capture_output=True, text=True, timeout=60)
+    return run.returncode, run.stderr
+
+
+class StartTest(unittest.TestCase):
+    def test_a_worker_that_cannot_start_ends_the_launch_with_its_cause(self):
+        status, text = fails("--model-path", "/no/such/model", "--dp-size", 2, *COMMON)
+        self.assertEqual(status, 1)
+        self.assertIn("worker 0 did not start", text)
+        self.assertIn("/no/such/model: no such file or folder", text)
+
+    def test_a_wrong_flag_ends_it_before_anything_starts(self):
+        status, text = fails("--model-path", MODEL, "--tp-size", 2, *COMMON)
+        self.assertEqual((status, text.count("\n")), (2, 1), text)
+
+    def test_a_taken_port_is_named(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            status, text = fails("--model-path", MODEL, "--port", port, "--router-prometheus-port", 0)
+        self.assertEqual(status, 1)
+        self.assertIn(f"127.0.0.1:{port}", text)
+
+    def test_workers_take_ascending_ports_from_the_base_port_on(self):
+        with serve("--router-dp-worker-base-port", 31500) as server:
+            wait_for_workers(server)
+            ports = sorted(int(url.rsplit(":", 1)[1]) for url in healthy(server))
+            self.assertGreaterEqual(ports[0], 31500)
+            self.assertLess(ports[1], 31600)
+
+    def test_one_key_is_for_clients_and_workers_alike(self):
+        with serve("--api-key", "secret") as server:
+            wait_until("an answer", lambda: generate(server, {"Authorization": "Bearer secret"})[0] == 200, within=60)
+            self.assertEqual(generate(server)[0], 401)
+
+    def test_workers_may_have_a_key_of_their_own(self):
+        with serve("--api-key", "inner", "--router-api-key", "outer") as server:
+            wait_until("an answer", lambda: generate(server, {"Authorization": "Bearer outer"})[0] == 200, within=60)
+            self.assertEqual(generate(server, {"Authorization": "Bearer inner"})[0], 401)
+
+
+class WorkerTest(unittest.TestCase):
+    def kill_one(self, server):
+        victim = next(pid for pid, line in descendants(server.process.pid).items() if " server " in line)
+        os.kill(victim, signal.SIGKILL)
+        wait_until("one worker is left", lambda: len(healthy(server)) == 1, within=10)
+
+    def test_one_that_dies_comes_back(self):
+        with serve() as server:
+            wait_for_workers(server)
+            self.kill_one(server)
+            self.assertEqual(generate(server)[0], 200)
+            wait_for_workers(server)
+            wait_until("its end is in the log", lambda: "killed by SIGKILL; started again in 1 s" in server.output())
+
+    def test_it_stays_down_where_restart_is_off(self):
+        with serve("--router-disable-worker-restart") as server:
+            wait_for_workers(server)
+            self.kill_one(server)
+            wait_until("its end is in the log", lambda: "killed by SIGKILL; left down" in server.output())
+            self.assertEqual(generate(server)[0], 200)
+            self.assertEqual(len(descendants(server.process.pid)), 2, "one worker and its rank")
+
+
+class EndTest(unittest.TestCase):
+    def ends(self, server, below):
+        self.assertGreaterEqual(len(below), 4, "two workers with a rank each")
+        wait_until("no process is left", lambda: not [p for p in below if alive(p)], within=30)
+
+    def test_each_stop_signal_drains_and_exits_0(self):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+            with self.subTest(number), serve() as server:
+                wait_for_workers(server)
+                below = descendants(server.process.pid)
+                self.assertEqual(server.stop(number), 0)
+                self.ends(server, below)
+
+    def test_a_second_signal_ends_everything_at_once(self):
+        with serve() as server:
+            wait_for_workers(server)
+            below = descendants(server.process.pid)
+            server.process.send_signal(signal.SIGINT)
+            wait_until("it drains", lambda: "draining" in server.output())
+            self.assertEqual(server.stop(signal.SIGINT), 1, "a drain to its end gives 0")
+            self.ends(server, below)
+
+    def test_a_signal_while_workers_load_ends_them(self):
+        with serve() as server:
+            self.assertEqual(server.stop(signal.SIGTERM), 0)
+            wait_until("no process is left", lambda: not descendants(server.process.pid), within=30)
+
+    def test_no_orphan_survives_kill_9_of_the_parent(self):
+        with serve() as server:
+            wait_for_workers(server)
+            below = descendants(server.process.pid)
+            server.kill()
+            self.ends(server, below)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1], verbosity=2)
