@@ -17,6 +17,10 @@ struct PendingInsert {
   Holder holder;
 };
 
+// Claims that come within this time of the first one are applied together: one wake-up of the index thread for all of
+// them. A request that comes so soon after another with its prefix is a matter of luck anyway.
+constexpr auto kGathering = std::chrono::milliseconds(2);
+
 // Ticks are hundredths of a second since the index began: coarse, and enough for an order of use.
 uint32_t tick_since(std::chrono::steady_clock::time_point start) {
   return static_cast<uint32_t>((std::chrono::steady_clock::now() - start) / std::chrono::milliseconds(10));
@@ -48,7 +52,7 @@ class PrefixIndex::Impl {
     const size_t cost = text.size() + sizeof(PendingInsert) + 32;
     const Holder holder{worker, tree_.generations().of(worker)};
     PendingInsert pending{std::string(text), holder};
-    bool was_empty = false;
+    bool wake = false;
     {
       std::lock_guard lock(mu_);
       // One oversized text may wait alone; everything else shares the limit.
@@ -56,12 +60,14 @@ class PrefixIndex::Impl {
         dropped_inserts_.fetch_add(1, std::memory_order_relaxed);
         return;
       }
-      was_empty = queue_.empty();
+      const bool was_hasty = hurry();
+      wake = queue_.empty();
       queue_.push_back(std::move(pending));
       queue_bytes_ += cost;
       ++queued_;
+      wake = wake || (hurry() && !was_hasty);
     }
-    if (was_empty) wake_.notify_one();
+    if (wake) wake_.notify_one();
   }
 
   void drop_worker(uint32_t worker) {
@@ -83,7 +89,11 @@ class PrefixIndex::Impl {
   void flush() {
     std::unique_lock lock(mu_);
     const uint64_t target = queued_;
+    if (applied_ >= target) return;
+    ++flushes_;
+    wake_.notify_one();
     done_.wait(lock, [&] { return applied_ >= target; });
+    --flushes_;
   }
 
   PrefixMatch match(std::string_view text) const { return tree_.match(text); }
@@ -104,6 +114,11 @@ class PrefixIndex::Impl {
   }
 
  private:
+  // Under the lock: what is queued should not wait for more.
+  bool hurry() const {
+    return stop_ || flushes_ > 0 || sweeps_wanted_ > sweeps_done_ || queue_bytes_ > queue_bytes_limit_ / 2;
+  }
+
   void run() {
     const auto start = std::chrono::steady_clock::now();
     std::vector<PendingInsert> batch;
@@ -117,6 +132,7 @@ class PrefixIndex::Impl {
       } else {
         wake_.wait(lock, [&] { return due() || stale_; });
       }
+      if (!queue_.empty()) wake_.wait_for(lock, kGathering, [&] { return hurry(); });
       if (stop_) return;
       batch.swap(queue_);
       const uint64_t sweeps = sweeps_wanted_;
@@ -158,6 +174,7 @@ class PrefixIndex::Impl {
   size_t queue_bytes_ = 0;  // of the queue and of the batch being applied
   uint64_t queued_ = 0;
   uint64_t applied_ = 0;
+  int flushes_ = 0;  // callers that wait in flush()
   uint64_t sweeps_wanted_ = 0;
   uint64_t sweeps_done_ = 0;
   bool stale_ = false;  // claims of dropped workers may be in the tree
