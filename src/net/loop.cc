@@ -1,6 +1,7 @@
 #include "net/loop.h"
 
 #include <pthread.h>
+#include <sched.h>
 
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
@@ -17,6 +18,14 @@ namespace {
 using Timer =
     asio::basic_waitable_timer<std::chrono::steady_clock, asio::wait_traits<std::chrono::steady_clock>, Executor>;
 constexpr asio::use_awaitable_t<Executor> use_task{};
+
+// Those that this process may run on: fewer than the machine has under taskset or in a container's cpuset.
+int usable_cores() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) != 0)
+    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  return std::max(1, CPU_COUNT(&set));
+}
 
 // Keeps the function object, and with it the captures of a coroutine lambda, alive as long as the coroutine.
 Task<> run_owned(std::function<Task<>()> coroutine) {
@@ -76,7 +85,7 @@ void EventLoop::join() {
 }
 
 LoopGroup::LoopGroup(int count, const std::string& name) {
-  if (count <= 0) count = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  if (count <= 0) count = usable_cores();
   for (int i = 0; i < count; ++i) {
     loops_.push_back(std::make_unique<EventLoop>(name + "-" + std::to_string(i)));
     loops_.back()->start();
