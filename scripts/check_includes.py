@@ -48,9 +48,9 @@ def main():
             other = target.split("/")[0]
             if not (SRC / target).exists():
                 problems.append(f'src/{name}: #include "{target}" is not a file of src/')
-            # A test may use the test helpers and what they need.
+            # A test, and the fixture that several share, may use the test helpers and what they need.
             elif allowed is not None and other != folder and other not in allowed:
-                if not (name.endswith("_test.cc") and other in ("testing", "tokenizer", "net", "tensor")):
+                if not (name.endswith(("_test.cc", "_fixture.h")) and other in ("testing", "tokenizer", "net", "tensor")):
                     problems.append(f"src/{name}: {folder}/ may not use {other}/ ({target})")
 
     # What the gateway reaches through any chain of headers.

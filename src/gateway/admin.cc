@@ -5,6 +5,9 @@
 
 #include "gateway/control.h"
 #include "gateway/error_shape.h"
+#include "gateway/forward.h"
+#include "gateway/gather.h"
+#include "gateway/loads.h"
 
 namespace sluice::gateway {
 namespace {
@@ -78,14 +81,7 @@ Task<Response> info(AdminCall& call) {
       co_return error_response(502, "call_upstream_connection_failed",
                                fmt::format("worker {} could not be asked", kept->id));
     }
-    net::Headers headers;
-    for (const auto& [name, value] : answer->headers) {
-      if (net::is_hop_by_hop(name) || net::iequals(name, "content-length") || net::iequals(name, "x-request-id")) {
-        continue;
-      }
-      headers.add(name, value);
-    }
-    answer->headers = std::move(headers);
+    answer->headers = relayed_headers(answer->headers, {{"x-request-id", ""}});
     co_return std::move(answer).value();
   }
   co_return error_response(503, "no_workers", "no healthy worker");
@@ -117,56 +113,62 @@ Task<Response> models(AdminCall& call) {
 }
 
 Task<Response> loads(AdminCall& call) {
-  Json shorts = Json::array(), longs = Json::array();
-  const auto workers = call.context.fleet.snapshot();
-  for (const WorkerPtr& worker : *workers) {
-    const auto report = co_await read_load(call.loop.client, *worker);
-    Json entry{{"worker", worker->url}, {"load", report ? report->used_tokens : -1}};
-    if (report) {
-      const Json details = Json::parse(report->document, nullptr, false);
-      if (details.is_object() && details.contains("loads") && details["loads"].is_array()) {
-        for (Json load : details["loads"]) {
-          if (!load.is_object()) continue;
-          load["worker"] = worker->url;
-          load["worker_type"] = "regular";
-          longs.push_back(load);
-        }
-      }
-      entry["details"] = details;
-    }
-    shorts.push_back(entry);
+  constexpr Duration kFresh = std::chrono::seconds(1);
+  // A document of the last second will do: many scrapers do not make many polls.
+  const TimePoint now = call.context.clock.now();
+  auto& kept = call.loop.loads;
+  if (kept.document.empty() || now - kept.at > kFresh) {
+    net::Client& client = call.loop.client;
+    const std::function<Task<WorkerReport>(WorkerPtr)> ask = [&client](WorkerPtr worker) -> Task<WorkerReport> {
+      auto report = co_await read_load(client, *worker);
+      co_return WorkerReport{worker->url, std::move(report)};
+    };
+    WorkerList workers = call.loop.fleet(call.context.fleet);
+    const auto reports = co_await gather_from<WorkerReport, WorkerPtr>(call.loop.loop, std::move(workers), ask);
+    kept = {loads_document(reports, call.context.clock.unix_nanos() / 1'000'000'000), call.context.clock.now()};
   }
-  co_return json_response(200, Json{{"workers", shorts}, {"dp_rank_count", longs.size()}, {"loads", longs}});
+  co_return Response::json(200, kept.document);
 }
 
 // The same POST to every worker.
 Task<Response> fan_out(AdminCall& call) {
-  Json flushed = Json::array(), failed = Json::array();
-  const auto workers = call.context.fleet.snapshot();
-  const net::ClientTimeouts timeouts{
-      .connect = std::chrono::seconds(10), .head = std::chrono::seconds(45), .silence = std::chrono::seconds(45)};
-  const bool is_flush = call.path == "/flush_cache";
-  for (const WorkerPtr& worker : *workers) {
+  using Answer = std::optional<Result<Response>>;
+  net::Client& client = call.loop.client;
+  const std::string path = call.path, body = call.body;
+  const std::function<Task<Answer>(WorkerPtr)> ask = [&client, path, body](WorkerPtr worker) -> Task<Answer> {
+    constexpr net::ClientTimeouts kTimeouts{
+        .connect = std::chrono::seconds(10), .head = std::chrono::seconds(45), .silence = std::chrono::seconds(45)};
     net::Headers headers = key_headers(*worker);
-    if (!call.body.empty()) headers.add("Content-Type", "application/json");
-    auto answer =
-        co_await call.loop.client.fetch(worker->address, "POST", call.path, std::move(headers), call.body, timeouts);
+    if (!body.empty()) headers.add("Content-Type", "application/json");
+    co_return co_await client.fetch(worker->address, "POST", path, std::move(headers), body, kTimeouts);
+  };
+  const WorkerList workers = call.loop.fleet(call.context.fleet);
+  WorkerList asked = workers;
+  const auto answers = co_await gather_from<Answer, WorkerPtr>(call.loop.loop, std::move(asked), ask);
+
+  const bool is_flush = call.path == "/flush_cache";
+  Json done = Json::array(), failed = Json::array();
+  for (size_t i = 0; i < workers.size(); ++i) {
+    const Result<Response>& answer = *answers[i];
     if (answer.ok() && answer->status / 100 == 2) {
-      flushed.push_back(worker->url);
-      if (is_flush) call.context.forget_prefixes(*worker);
+      done.push_back(workers[i]->url);
+      if (is_flush) call.context.forget_prefixes(*workers[i]);
     } else {
       failed.push_back(
-          Json{{"worker", worker->url},
+          Json{{"worker", workers[i]->url},
                {"error", answer.ok() ? fmt::format("status {}", answer->status) : answer.error().message}});
     }
   }
   const bool all = failed.empty();
+  const char* counted = is_flush                          ? "workers_flushed"
+                        : call.path.ends_with("_profile") ? "workers_profiled"
+                                                          : "workers_done";
   Json document{{"status", all ? "success" : "partial_success"},
-                {"message", fmt::format("{} of {} workers did it", flushed.size(), workers->size())},
-                {is_flush ? "workers_flushed" : "workers_done", flushed.size()},
-                {"total_http_workers", workers->size()},
-                {"total_workers", workers->size()},
-                {"successful", flushed},
+                {"message", fmt::format("{} of {} workers did it", done.size(), workers.size())},
+                {counted, done.size()},
+                {"total_http_workers", workers.size()},
+                {"total_workers", workers.size()},
+                {"successful", done},
                 {"failed", failed}};
   co_return json_response(all ? 200 : 206, document);
 }

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "gateway/context.h"
+#include "gateway/loop_state.h"
 #include "net/http.h"
 
 namespace sluice::gateway {

@@ -5,11 +5,20 @@
 
 namespace sluice::gateway {
 
-Admission::Entry Admission::enter(const std::shared_ptr<Waiter>& waiter) {
+bool Admission::try_enter() {
   if (slots_ < 0) {
     in_flight_.fetch_add(1, std::memory_order_relaxed);
-    return Entry::kAdmitted;
+    return true;
   }
+  std::lock_guard lock(mutex_);
+  // A slot that is given back goes to the head of the queue: a free one means that nobody waits.
+  if (in_flight() >= slots_) return false;
+  in_flight_.fetch_add(1, std::memory_order_relaxed);
+  return true;
+}
+
+Admission::Entry Admission::enter(const std::shared_ptr<Waiter>& waiter) {
+  if (slots_ < 0 && try_enter()) return Entry::kAdmitted;
   std::lock_guard lock(mutex_);
   if (in_flight() < slots_) {
     in_flight_.fetch_add(1, std::memory_order_relaxed);
@@ -35,7 +44,7 @@ void Admission::release() {
   std::shared_ptr<Waiter> next;
   {
     std::lock_guard lock(mutex_);
-    released_.push_back(real_clock().now());
+    released_.push_back(clock_.now());
     if (released_.size() > 32) released_.pop_front();
     if (queue_.empty()) {
       in_flight_.fetch_sub(1, std::memory_order_relaxed);
@@ -53,7 +62,8 @@ size_t Admission::queued() const {
   return queue_.size();
 }
 
-int64_t Admission::retry_after_seconds(TimePoint now) const {
+int64_t Admission::retry_after_seconds() const {
+  const TimePoint now = clock_.now();
   std::lock_guard lock(mutex_);
   if (released_.size() < 2) return 1;
   const double rate = static_cast<double>(released_.size()) / std::max(1e-3, seconds(now - released_.front()));

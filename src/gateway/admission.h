@@ -17,8 +17,9 @@ namespace sluice::gateway {
 // Any thread.
 class Admission {
  public:
-  // `slots` < 0 = no limit.
-  Admission(int64_t slots, int64_t queue_size) : slots_(slots), queue_size_(queue_size) {}
+  // `slots` < 0 = no limit. `clock` outlives this.
+  Admission(int64_t slots, int64_t queue_size, const Clock& clock)
+      : slots_(slots), queue_size_(queue_size), clock_(clock) {}
 
   // A place among the requests that are with workers; given back when it goes.
   class Slot {
@@ -44,6 +45,8 @@ class Admission {
     bool granted = false;  // guarded by the admission's mutex
   };
   enum class Entry { kAdmitted, kQueued, kFull };
+  // True: as kAdmitted. False: enter() decides.
+  bool try_enter();
   // kAdmitted: the caller has a slot and wraps it in a Slot. kQueued: `waiter` is in the queue.
   Entry enter(const std::shared_ptr<Waiter>& waiter);
   // Ends the wait. True: the slot is the caller's; false: it has left the queue without one.
@@ -52,13 +55,14 @@ class Admission {
   int64_t in_flight() const { return in_flight_.load(std::memory_order_relaxed); }
   size_t queued() const;
   // Seconds until a slot is likely to be free, from the rate at which they were given back; at least 1.
-  int64_t retry_after_seconds(TimePoint now) const;
+  int64_t retry_after_seconds() const;
 
  private:
   void release();
 
   const int64_t slots_;
   const int64_t queue_size_;
+  const Clock& clock_;
   std::atomic<int64_t> in_flight_{0};
   mutable std::mutex mutex_;  // guards the queue; not taken where there is no limit
   std::deque<std::shared_ptr<Waiter>> queue_;

@@ -2,6 +2,7 @@
 // (gateway-reference.md 3.3).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -12,6 +13,7 @@
 namespace sluice::gateway {
 
 enum class Endpoint : uint8_t { kChat, kGenerate, kCompletions, kEmbeddings, kOther };
+inline constexpr size_t kNumEndpoints = 5;
 std::string_view to_string(Endpoint endpoint);
 
 struct BodyFacts {

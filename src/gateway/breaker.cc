@@ -10,13 +10,27 @@ BreakerRules BreakerRules::from(const GatewayOptions& options) {
           .enabled = !options.disable_circuit_breaker};
 }
 
+std::string_view to_string(BreakerState state) {
+  switch (state) {
+    case BreakerState::kClosed:
+      return "closed";
+    case BreakerState::kOpen:
+      return "open";
+    case BreakerState::kHalfOpen:
+      return "half_open";
+  }
+  return "unknown";
+}
+
 void Breaker::set(BreakerState state) {
-  state_.store(state, std::memory_order_relaxed);
-  ++epoch_;
+  const BreakerState before = state_.exchange(state, std::memory_order_relaxed);
+  epoch_.fetch_add(1, std::memory_order_relaxed);
+  faults_.clear();
+  has_faults_.store(false, std::memory_order_relaxed);
   successes_ = 0;
   trial_ = false;
-  faults_.store(0, std::memory_order_relaxed);
   if (state == BreakerState::kOpen) opened_ = clock_.now();
+  if (report_ && before != state) report_(before, state);
 }
 
 bool Breaker::admits() const {
@@ -27,32 +41,30 @@ bool Breaker::admits() const {
 }
 
 bool Breaker::begin(Permit& permit) {
-  if (state() == BreakerState::kClosed) {
-    permit = {};
-    return true;
-  }
+  // The number is read first: if the state changes in between, the permit is of the past and counts for nothing.
+  permit = {.trial = false, .epoch = epoch_.load(std::memory_order_acquire)};
+  if (state() == BreakerState::kClosed) return true;
   std::lock_guard lock(mutex_);
   if (state() == BreakerState::kOpen) {
     if (clock_.now() - opened_ < rules_.open_time) return false;
     set(BreakerState::kHalfOpen);
   }
-  if (state() == BreakerState::kHalfOpen) {
-    if (trial_) return false;
-    trial_ = true;
-    permit = {.trial = true, .epoch = epoch_};
-  } else {
-    permit = {};
-  }
+  permit.epoch = epoch_.load(std::memory_order_relaxed);
+  if (state() == BreakerState::kClosed) return true;
+  if (trial_) return false;
+  permit.trial = trial_ = true;
   return true;
 }
 
 void Breaker::success(const Permit& permit) {
-  if (state() == BreakerState::kClosed) {
-    if (faults_.load(std::memory_order_relaxed) != 0) faults_.store(0, std::memory_order_relaxed);
+  if (!permit.trial && !has_faults_.load(std::memory_order_relaxed)) return;
+  std::lock_guard lock(mutex_);
+  if (permit.epoch != epoch_) return;
+  if (!permit.trial) {
+    faults_.clear();
+    has_faults_.store(false, std::memory_order_relaxed);
     return;
   }
-  std::lock_guard lock(mutex_);
-  if (!permit.trial || permit.epoch != epoch_) return;
   trial_ = false;
   if (++successes_ >= rules_.success_threshold) set(BreakerState::kClosed);
 }
@@ -60,18 +72,16 @@ void Breaker::success(const Permit& permit) {
 void Breaker::fault(const Permit& permit) {
   if (!rules_.enabled) return;
   std::lock_guard lock(mutex_);
-  if (state() == BreakerState::kClosed) {
-    const TimePoint now = clock_.now();
-    int64_t faults = faults_.load(std::memory_order_relaxed);
-    if (faults == 0 || now - first_fault_ > rules_.window) {
-      faults = 0;
-      first_fault_ = now;
-    }
-    faults_.store(++faults, std::memory_order_relaxed);
-    if (faults >= rules_.failure_threshold) set(BreakerState::kOpen);
-  } else if (permit.trial && permit.epoch == epoch_) {
+  if (permit.epoch != epoch_) return;
+  if (permit.trial) {
     set(BreakerState::kOpen);
+    return;
   }
+  const TimePoint now = clock_.now();
+  while (!faults_.empty() && now - faults_.front() > rules_.window) faults_.pop_front();
+  faults_.push_back(now);
+  has_faults_.store(true, std::memory_order_relaxed);
+  if (static_cast<int64_t>(faults_.size()) >= rules_.failure_threshold) set(BreakerState::kOpen);
 }
 
 void Breaker::neutral(const Permit& permit) {
@@ -80,7 +90,7 @@ void Breaker::neutral(const Permit& permit) {
   if (permit.epoch == epoch_) trial_ = false;
 }
 
-void Breaker::probe_passed() {
+void Breaker::recovered() {
   if (state() != BreakerState::kOpen) return;
   std::lock_guard lock(mutex_);
   if (state() == BreakerState::kOpen) set(BreakerState::kHalfOpen);

@@ -4,8 +4,11 @@
 
 #include <atomic>
 #include <cstdint>
+#include <deque>
+#include <functional>
 #include <mutex>
 #include <string_view>
+#include <utility>
 
 #include "base/clock.h"
 #include "gateway/options.h"
@@ -13,6 +16,7 @@
 namespace sluice::gateway {
 
 enum class BreakerState : uint8_t { kClosed = 0, kOpen = 1, kHalfOpen = 2 };
+std::string_view to_string(BreakerState state);
 
 struct BreakerRules {
   int64_t failure_threshold = 10;  // consecutive faults, all within the window
@@ -30,7 +34,11 @@ class Breaker {
   // `clock` outlives this.
   Breaker(BreakerRules rules, const Clock& clock) : rules_(rules), clock_(clock) {}
 
-  // What a request holds while it uses the worker; it ends in exactly one of the calls below it.
+  // Called with each change, under the lock. Set before the first request.
+  void on_change(std::function<void(BreakerState from, BreakerState to)> report) { report_ = std::move(report); }
+
+  // What a request holds while it uses the worker; it ends in exactly one of success(), fault() and neutral(). What
+  // began before the state last changed counts for nothing.
   struct Permit {
     bool trial = false;
     uint64_t epoch = 0;
@@ -43,8 +51,8 @@ class Breaker {
   void fault(const Permit& permit);
   void neutral(const Permit& permit);
 
-  // A passed health probe: an open breaker goes to half-open now.
-  void probe_passed();
+  // A probe passed after others had failed, so the worker has come back: an open breaker goes to half-open now.
+  void recovered();
   // A new process behind the address: closed.
   void reset();
 
@@ -53,16 +61,19 @@ class Breaker {
  private:
   void set(BreakerState state);
 
+  // Constant after construction.
   const BreakerRules rules_;
   const Clock& clock_;
+  std::function<void(BreakerState, BreakerState)> report_;
+
   std::atomic<BreakerState> state_{BreakerState::kClosed};
-  std::atomic<int64_t> faults_{0};  // consecutive
-  mutable std::mutex mutex_;        // guards what follows, and changes of the state
-  TimePoint first_fault_{};
+  std::atomic<uint64_t> epoch_{0};  // changes with the state
+  std::atomic<bool> has_faults_{false};
+  mutable std::mutex mutex_;      // guards what follows, and changes of what stands above
+  std::deque<TimePoint> faults_;  // consecutive ones, while closed; those that the window has left are dropped
   TimePoint opened_{};
   int64_t successes_ = 0;
   bool trial_ = false;
-  uint64_t epoch_ = 0;  // changes with the state: outcomes of before count for nothing
 };
 
 }  // namespace sluice::gateway

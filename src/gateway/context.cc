@@ -25,18 +25,14 @@ double HitRate::value(TimePoint now) const {
   return total == 0 ? -1 : static_cast<double>(hits) / static_cast<double>(total);
 }
 
-Context::Context(const GatewayOptions& gateway_options, std::vector<double> buckets)
-    : options(gateway_options),
-      clock(real_clock()),
-      fleet(BreakerRules::from(options), clock),
-      index({.budget_bytes = static_cast<size_t>(options.prefix_index_bytes),
-             .max_bytes_per_worker = static_cast<size_t>(options.max_tree_size),
-             .sweep_interval = std::chrono::seconds(options.eviction_interval_secs)}),
-      policy(find_policy(options.policy)->make(options)),
-      admission(options.max_concurrent_requests, options.queue_size),
-      retry(RetryRules::from(options)) {
+namespace {
+
+// Every family that the gateway shows. Who moves each: gateway/router (smg_http_*), gateway/exchange (smg_router_*,
+// what a worker did), gateway/control (health, registrations), gateway/gateway (gauges).
+std::vector<obs::Family> families(const std::vector<double>& buckets) {
   using obs::Kind;
-  metrics.declare({
+
+  return {
       {"smg_http_requests_total", "Requests that arrived.", Kind::kCounter, {"method", "path"}},
       {"smg_http_request_duration_seconds",
        "Time to the end of an answer.",
@@ -81,6 +77,17 @@ Context::Context(const GatewayOptions& gateway_options, std::vector<double> buck
        {"router_type", "backend_type", "model", "endpoint", "token_type"}},
       {"smg_worker_pool_size", "Workers in the fleet.", Kind::kGauge, {"worker_type", "connection_mode"}},
       {"smg_worker_requests_active", "Requests in flight.", Kind::kGauge, {"worker"}},
+      {"smg_worker_connections_active",
+       "Connections to workers with a request under way.",
+       Kind::kGauge,
+       {"worker_type", "connection_mode"}},
+      {"smg_worker_errors_total", "Attempts that ended in a fault.", Kind::kCounter, {"worker", "error_type"}},
+      {"smg_worker_cb_transitions_total", "Changes of the breaker.", Kind::kCounter, {"worker", "from", "to"}},
+      {"smg_worker_predicted_cached_tokens_total",
+       "Prompt tokens that the prefix index expected to be cached, at four bytes each.",
+       Kind::kCounter,
+       {"worker"}},
+      {"smg_prefix_index_evictions_total", "Claims that went.", Kind::kCounter, {"reason"}},
       {"smg_worker_requests_total", "Attempts sent to the worker.", Kind::kCounter, {"worker"}},
       {"smg_worker_health", "1 if the worker is used.", Kind::kGauge, {"worker"}},
       {"smg_worker_health_checks_total", "Health checks.", Kind::kCounter, {"worker_type", "result"}},
@@ -99,15 +106,51 @@ Context::Context(const GatewayOptions& gateway_options, std::vector<double> buck
       {"smg_prefix_index_bytes", "Memory of the prefix index.", Kind::kGauge},
       {"smg_prefix_index_nodes", "Nodes of the prefix index.", Kind::kGauge},
       {"sglang_cache_hit_rate", "Share of prompts found cached, last 60 s.", Kind::kGauge, {"source"}},
-  });
+  };
+}
+
+}  // namespace
+
+Context::Context(const GatewayOptions& gateway_options, std::vector<double> buckets, const Clock& time)
+    : options(gateway_options),
+      clock(time),
+      fleet(BreakerRules::from(options), clock),
+      index({.budget_bytes = static_cast<size_t>(options.prefix_index_bytes),
+             .max_bytes_per_worker = static_cast<size_t>(options.max_tree_size),
+             .sweep_interval = std::chrono::seconds(options.eviction_interval_secs)}),
+      policy(find_policy(options.policy)->make(options)),
+      admission(options.max_concurrent_requests, options.queue_size, clock),
+      retry(RetryRules::from(options)) {
+  metrics.declare(families(buckets));
 }
 
 Result<WorkerPtr> Context::add_worker(const std::string& url, const std::string& api_key, const char* source) {
-  auto added = fleet.add(url, api_key);
-  metrics.counter("smg_discovery_registrations_total", {source, added.ok() ? "success" : "failed"}).add();
-  if (!added.ok()) return added.error();
-  const WorkerPtr worker = added->first;
-  if (added->second) control->watch(worker);
+  auto address = net::parse_url(url);
+  metrics.counter("smg_discovery_registrations_total", {source, address.ok() ? "success" : "failed"}).add();
+  if (!address.ok()) return address.error();
+  const std::string label = address->to_string();
+  const auto counter = [&](const char* family, const char* value = nullptr) {
+    return metrics.counter(family, value == nullptr ? obs::LabelValues{label} : obs::LabelValues{label, value});
+  };
+  const WorkerSeries series{.requests = counter("smg_worker_requests_total"),
+                            .prompt_tokens = counter("smg_worker_prompt_tokens_total"),
+                            .cached_tokens = counter("smg_worker_cached_tokens_total"),
+                            .predicted_tokens = counter("smg_worker_predicted_cached_tokens_total"),
+                            .breaker_success = counter("smg_worker_cb_outcomes_total", "success"),
+                            .breaker_failure = counter("smg_worker_cb_outcomes_total", "failure"),
+                            .backend_errors = counter("smg_worker_errors_total", "backend_error"),
+                            .timeouts = counter("smg_worker_errors_total", "timeout"),
+                            .aborts_client = counter("smg_stream_aborts_total", "client"),
+                            .aborts_worker = counter("smg_stream_aborts_total", "worker")};
+  auto [worker, is_new] = fleet.add(std::move(*address), api_key, series);
+  if (is_new) {
+    worker->breaker.on_change([this, label](BreakerState from, BreakerState to) {
+      metrics
+          .counter("smg_worker_cb_transitions_total", {label, std::string(to_string(from)), std::string(to_string(to))})
+          .add();
+    });
+    control->watch(worker);
+  }
   return worker;
 }
 

@@ -1,22 +1,18 @@
-// What the parts of one gateway share, and what each loop keeps for itself.
+// What the parts of one gateway share.
 #pragma once
 
 #include <array>
 #include <atomic>
-#include <deque>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
 #include "gateway/admission.h"
-#include "gateway/body_scan.h"
 #include "gateway/fleet.h"
 #include "gateway/options.h"
 #include "gateway/policy/policy.h"
 #include "gateway/retry.h"
-#include "net/client.h"
 #include "obs/journal.h"
 #include "obs/metrics.h"
 #include "routing/prefix_index.h"
@@ -43,7 +39,8 @@ class HitRate {
 };
 
 struct Context {
-  Context(const GatewayOptions& gateway_options, std::vector<double> buckets);
+  // `time` outlives this.
+  Context(const GatewayOptions& gateway_options, std::vector<double> buckets, const Clock& time);
 
   const GatewayOptions options;
   const Clock& clock;
@@ -65,53 +62,6 @@ struct Context {
   Result<WorkerPtr> add_worker(const std::string& url, const std::string& api_key, const char* source);
   // A new process behind the URL, or an emptied cache.
   void forget_prefixes(Worker& worker);
-};
-
-// Handles of the series of one kind of request.
-struct RequestSeries {
-  obs::Counter requests, tokens_in, tokens_out;
-  obs::Histogram duration, ttft, generation;
-};
-
-// Loop thread only.
-struct LoopState {
-  LoopState(net::EventLoop& event_loop, const net::ClientOptions& options)
-      : loop(event_loop), client(event_loop, options), rng(random_seed()) {}
-
-  net::EventLoop& loop;
-  net::Client client;
-  Rng rng;
-  std::vector<Candidate> candidates;  // scratch of one choice
-  std::shared_ptr<const WorkerList> workers;
-  uint64_t version = 0;
-  std::map<std::pair<std::string, int>, RequestSeries> series;  // by model; endpoint * 2 + streaming
-  std::map<std::pair<std::string, uint32_t>, obs::Counter> selections;
-  std::map<obs::LabelValues, obs::Counter> counters;      // by family and labels: see count()
-  std::map<obs::LabelValues, obs::Histogram> histograms;  // likewise
-
-  // A counter whose labels are few; resolved once per loop, so that requests take no lock of the metrics.
-  obs::Counter& count(obs::Metrics& metrics, const char* family, obs::LabelValues values) {
-    obs::LabelValues key = values;
-    key.emplace_back(family);
-    const auto at = counters.find(key);
-    if (at != counters.end()) return at->second;
-    return counters.emplace(std::move(key), metrics.counter(family, std::move(values))).first->second;
-  }
-  obs::Histogram& histogram(obs::Metrics& metrics, const char* family, obs::LabelValues values) {
-    obs::LabelValues key = values;
-    key.emplace_back(family);
-    const auto at = histograms.find(key);
-    if (at != histograms.end()) return at->second;
-    return histograms.emplace(std::move(key), metrics.histogram(family, std::move(values))).first->second;
-  }
-
-  const WorkerList& fleet(const Fleet& shared) {
-    if (version != shared.version()) {
-      version = shared.version();
-      workers = shared.snapshot();
-    }
-    return *workers;
-  }
 };
 
 }  // namespace sluice::gateway

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/log.h"
+#include "gateway/loads.h"
 #include "net/stream.h"
 
 namespace sluice::gateway {
@@ -17,6 +18,7 @@ struct Control::Watch {
   const WorkerPtr worker;
   HealthState health;
   net::Timer timer;
+  bool failed_before = false;  // the last probe failed
   uint64_t told = 0;  // how often somebody who knows better has spoken: a probe that began before counts for nothing
 };
 
@@ -28,37 +30,11 @@ net::Headers key_headers(const Worker& worker) {
 
 namespace {
 
-int64_t sum_of(const Json& list, const char* key) {
-  int64_t sum = -1;
-  if (!list.is_array()) return sum;
-  for (const auto& entry : list) {
-    if (!entry.is_object() || !entry.contains(key) || !entry[key].is_number()) continue;
-    sum = std::max<int64_t>(sum, 0) + entry[key].get<int64_t>();
-  }
-  return sum;
-}
+constexpr Duration kLong = std::chrono::hours(24 * 365);
 
 net::ClientTimeouts all_within(Duration bound) { return {.connect = bound, .head = bound, .silence = bound}; }
 
 }  // namespace
-
-net::Task<std::optional<WorkerLoadReport>> read_load(net::Client& client, const Worker& worker) {
-  const auto timeouts = all_within(std::chrono::seconds(5));
-  auto answer = co_await client.fetch(worker.address, "GET", "/v1/loads", key_headers(worker), "", timeouts);
-  const bool modern = answer.ok() && answer->status != 404;
-  if (answer.ok() && !modern) {
-    answer = co_await client.fetch(worker.address, "GET", "/get_load", key_headers(worker), "", timeouts);
-  }
-  if (!answer.ok() || answer->status != 200) co_return std::nullopt;
-  Json document = Json::parse(answer->body, nullptr, false);
-  if (document.is_discarded()) co_return std::nullopt;
-  if (!modern) document = Json{{"loads", document}};
-  if (!document.is_object() || !document.contains("loads")) co_return std::nullopt;
-  WorkerLoadReport report;
-  report.used_tokens = sum_of(document["loads"], modern ? "num_used_tokens" : "num_tokens");
-  report.document = document.dump(-1, ' ', false, Json::error_handler_t::replace);
-  co_return report;
-}
 
 Control::Control(Context& context) : context_(context) {
   loop_.start();
@@ -84,14 +60,6 @@ void Control::with_watch(const WorkerPtr& worker, std::function<void(Watch&)> ac
 }
 
 void Control::watch(WorkerPtr worker) {
-  auto& metrics = context_.metrics;
-  worker->series.requests = metrics.counter("smg_worker_requests_total", {worker->url});
-  worker->series.prompt_tokens = metrics.counter("smg_worker_prompt_tokens_total", {worker->url});
-  worker->series.cached_tokens = metrics.counter("smg_worker_cached_tokens_total", {worker->url});
-  worker->series.breaker_success = metrics.counter("smg_worker_cb_outcomes_total", {worker->url, "success"});
-  worker->series.breaker_failure = metrics.counter("smg_worker_cb_outcomes_total", {worker->url, "failure"});
-  worker->series.aborts_client = metrics.counter("smg_stream_aborts_total", {worker->url, "client"});
-  worker->series.aborts_worker = metrics.counter("smg_stream_aborts_total", {worker->url, "worker"});
   loop_.post([this, worker] {
     const auto& options = context_.options;
     const HealthRules rules{.failures = options.health_failure_threshold,
@@ -117,6 +85,7 @@ void Control::started(WorkerPtr worker) {
   with_watch(worker, [](Watch& watch) {
     ++watch.told;
     watch.health.force(true);
+    watch.worker->healthy = true;  // again: a probe may have ended in between
   });
 }
 
@@ -125,6 +94,7 @@ void Control::ended(WorkerPtr worker) {
   with_watch(worker, [](Watch& watch) {
     ++watch.told;
     watch.health.force(false);
+    watch.worker->healthy = false;
   });
 }
 
@@ -179,10 +149,12 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
         if (passed) {
           if (registering) co_await read_models(watch);
           watch->health.passed();
-          worker.breaker.probe_passed();
+          // One that passed all along may fail all its requests even so: the breaker's own time counts then.
+          if (watch->failed_before) worker.breaker.recovered();
         } else {
           watch->health.failed();
         }
+        watch->failed_before = !passed;
         const bool healthy = watch->health.healthy();
         if (healthy != worker.healthy) {
           SLUICE_LOG(info, "gateway/health", "worker {} is {}", worker.url, healthy ? "ready" : "not ready");
@@ -205,7 +177,7 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
     }
     if (worker.draining) break;
     const bool probes = !worker.proven || !options.disable_health_check;
-    watch->timer.expires_at(probes ? next_probe : TimePoint::max());
+    watch->timer.expires_after(probes ? next_probe - context_.clock.now() : kLong);
     boost::system::error_code woken;
     co_await watch->timer.async_wait(net::asio::redirect_error(net::use_task, woken));
     // Woken early: what has changed may ask for a probe sooner.
@@ -227,7 +199,8 @@ net::Task<> Control::drain(std::shared_ptr<Watch> watch) {
   context_.fleet.erase(worker);
   context_.index.drop_worker(worker.number);
   client_.forget(worker.address);
-  context_.metrics.remove_series("worker", worker.url);
+  // The series stay if the same address has been added again meanwhile.
+  if (context_.fleet.find(worker.url) == nullptr) context_.metrics.remove_series("worker", worker.url);
   SLUICE_LOG(info, "gateway/fleet", "worker {} was removed", worker.url);
   watches_.erase(&worker);
 }
@@ -235,14 +208,19 @@ net::Task<> Control::drain(std::shared_ptr<Watch> watch) {
 net::Task<> Control::poll_loads() {
   for (;;) {
     const auto workers = context_.fleet.snapshot();
+    // Each on its own: one that hangs does not make the others' figures old.
     for (const WorkerPtr& worker : *workers) {
       if (!worker->healthy) continue;
-      const auto report = co_await read_load(client_, *worker);
-      worker->load->polled_tokens = report ? report->used_tokens : -1;
-      worker->load->dispatched_since_poll = 0;
+      loop_.spawn([this, worker] { return poll_load(worker); });
     }
     co_await loop_.sleep(std::chrono::seconds(context_.options.load_monitor_interval));
   }
+}
+
+net::Task<> Control::poll_load(WorkerPtr worker) {
+  const auto report = co_await read_load(client_, *worker);
+  worker->load->polled_tokens = report ? report->used_tokens : -1;
+  worker->load->dispatched_since_poll = 0;
 }
 
 }  // namespace sluice::gateway

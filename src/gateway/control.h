@@ -9,16 +9,12 @@
 
 #include "gateway/context.h"
 #include "gateway/health.h"
+#include "net/client.h"
 #include "net/loop.h"
 
 namespace sluice::gateway {
 
-// The load document of a worker: its /v1/loads, or on 404 an equivalent made from /get_load. Runs on the client's loop.
-struct WorkerLoadReport {
-  std::string document;  // JSON
-  int64_t used_tokens = -1;
-};
-net::Task<std::optional<WorkerLoadReport>> read_load(net::Client& client, const Worker& worker);
+// The worker's own key, if it has one.
 net::Headers key_headers(const Worker& worker);
 
 class Control {
@@ -42,6 +38,7 @@ class Control {
   net::Task<bool> probe(std::shared_ptr<Watch> watch);
   net::Task<> read_models(std::shared_ptr<Watch> watch);
   net::Task<> poll_loads();
+  net::Task<> poll_load(WorkerPtr worker);
 
   Context& context_;
   net::EventLoop loop_{"control"};

@@ -1,12 +1,17 @@
-// The life of one request that goes to a worker, as one coroutine: admit, read, scan, choose, lease, forward, relay,
-// settle. Everything that it holds is an object, so that wherever it ends, everything is given back.
+// The life of one request that goes to a worker, as one coroutine: admit, read, scan, then attempts (choose, lease,
+// forward, relay) until one has answered the client, and settle. Everything that it holds is an object, so that
+// wherever it ends, everything is given back.
 #pragma once
 
 #include <optional>
 #include <string>
+#include <vector>
 
+#include "gateway/body_scan.h"
 #include "gateway/context.h"
+#include "gateway/loop_state.h"
 #include "gateway/outcome.h"
+#include "gateway/usage.h"
 #include "net/server.h"
 #include "net/stream.h"
 
@@ -28,50 +33,73 @@ class Exchange {
   net::Task<End> run();
 
  private:
-  enum class Next { kDone, kElsewhere, kAgain };  // kElsewhere: at once; kAgain: after a pause
-  struct Upstream;                                // one attempt and what it holds
+  struct Upstream;  // what one attempt holds
+  // How an attempt ended of which the client has seen nothing: the worker's answer, or an error.
+  struct Failure {
+    Error error;
+    std::optional<net::Response> answer;
+    Outcome outcome = Outcome::kFault;
+    std::optional<Duration> retry_after;
+    std::string worker_id;  // empty = there was no worker to ask
+  };
+  static Failure no_worker();
+  static Failure failure_with(net::Response answer, Outcome outcome, std::optional<Duration> retry_after,
+                              const Worker& worker);
+  using MaybeFailure = std::optional<Failure>;  // none: the client has its answer, or has left
 
   net::Task<> serve();
   net::Task<bool> admit(Admission::Slot& slot);
-  WorkerPtr choose();
-  net::Task<Next> attempt(WorkerPtr worker, bool may_retry);
-  net::Task<Next> relay(Upstream& upstream, net::ResponseHead head);
-  net::Task<Next> relay_stream(Upstream& upstream, net::ResponseHead head);
-  net::Task<Next> failed(Upstream& upstream, Error error, bool may_retry);
-  net::Task<> sleep(Duration duration);
+  net::Task<bool> wait_for_slot(std::shared_ptr<Admission::Waiter> waiter, std::shared_ptr<net::Timer> timer);
+  net::Task<bool> read_request();
+
+  net::Task<MaybeFailure> attempt();
+  WorkerPtr choose(Breaker::Permit& permit);
+  std::optional<Choice> choose_once();
+  net::Task<MaybeFailure> relay(Upstream& upstream, net::ResponseHead head);
+  net::Task<MaybeFailure> relay_whole(Upstream& upstream, net::ResponseHead head);
+  net::Task<MaybeFailure> relay_stream(Upstream& upstream, net::ResponseHead head);
+  net::Task<> break_off(Upstream& upstream, const Error& error, bool with_event);
+
+  // How long to pause before the next attempt; none = there is to be none.
+  std::optional<Duration> pause_before_retry(const Failure& failure);
+  bool others_left();  // an untried worker could take the request now
+  net::Task<> give_up(Failure failure);
+
+  net::Task<> wait(net::Timer& timer, Duration duration);
   net::Task<> answer(net::Response response);
   net::Task<> fail(int status, std::string_view code, std::string message);
-
-  net::RequestHead upstream_head(const Worker& worker) const;
-  net::Headers relayed_headers(const net::Headers& headers, const Worker& worker) const;
+  net::Task<> reject(int status, std::string_view code, std::string message);
+  net::Headers headers_of(const net::ResponseHead& head, const Worker& worker) const;
   RequestSeries& series();
-  void learn_usage(std::string_view tail, Worker& worker);
+  void learn(std::string_view tail, Worker& worker);
+  void count_request();
+  void note(std::string_view text);
   void phase(std::string_view name) { record_.phases.push_back({name, context_.clock.now() - begun_}); }
   void settle();
 
+  // Constant after construction.
   Context& context_;
   LoopState& loop_;
   net::ServerExchange& client_;
   const Endpoint endpoint_;
-  const std::string route_;
   const net::Headers& answer_headers_;
   const TimePoint begun_;
 
   std::string body_;
   BodyFacts facts_;
-  std::string model_;  // label: the model of the worker
-  std::vector<uint32_t> tried_;
+  int64_t prompt_tokens_ = 0;  // estimate
+  RequestSeries* series_ = nullptr;
+  bool counted_ = false;
+
   int64_t attempts_ = 0;
-  bool may_retry_ = false;
-  std::optional<net::Response> last_answer_;  // of a worker, to be retried
-  std::optional<Duration> retry_after_;
-  WorkerPtr last_worker_;
-  Choice choice_;
+  int64_t pauses_ = 0;
+  std::vector<uint32_t> tried_;
+  std::optional<net::Response> last_answer_;  // of a worker that was asked before
 
   // What a client that leaves interrupts.
   bool gone_ = false;
   net::ClientExchange* upstream_ = nullptr;
-  net::Timer timer_;
+  net::Timer* waiting_ = nullptr;
 
   End end_;
   obs::RequestRecord record_;

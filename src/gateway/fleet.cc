@@ -24,18 +24,18 @@ void Fleet::publish(WorkerList list) {
   version_.fetch_add(1, std::memory_order_release);
 }
 
-Result<std::pair<WorkerPtr, bool>> Fleet::add(const std::string& url, const std::string& api_key) {
-  SLUICE_TRY(net::Url address, net::parse_url(url));
+std::pair<WorkerPtr, bool> Fleet::add(net::Url address, const std::string& api_key, const WorkerSeries& series) {
   const std::string canonical = address.to_string();
   std::lock_guard lock(mutex_);
   for (const auto& worker : *list_) {
-    if (worker->url == canonical && !worker->draining) return std::make_pair(worker, false);
+    if (worker->url == canonical && !worker->draining) return {worker, false};
   }
-  auto worker = std::make_shared<Worker>(make_uuid(), next_number_++, std::move(address), api_key, rules_, clock_);
+  auto worker =
+      std::make_shared<Worker>(make_uuid(), next_number_++, std::move(address), api_key, series, rules_, clock_);
   WorkerList list = *list_;
   list.push_back(worker);
   publish(std::move(list));
-  return std::make_pair(std::move(worker), true);
+  return {std::move(worker), true};
 }
 
 void Fleet::erase(const Worker& worker) {
@@ -53,10 +53,11 @@ WorkerPtr Fleet::find(const std::string& id_or_url) const {
   const auto address = net::parse_url(id_or_url);
   if (!address.ok()) return nullptr;
   const std::string url = address->to_string();
+  WorkerPtr found;
   for (const auto& worker : *list) {
-    if (worker->url == url) return worker;
+    if (worker->url == url && (found == nullptr || found->draining)) found = worker;
   }
-  return nullptr;
+  return found;
 }
 
 std::shared_ptr<const WorkerList> Fleet::snapshot() const {

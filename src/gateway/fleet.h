@@ -20,29 +20,32 @@ namespace sluice::gateway {
 
 // Metric series of one worker, resolved when it is added.
 struct WorkerSeries {
-  obs::Counter requests, predicted_tokens, prompt_tokens, cached_tokens, breaker_success, breaker_failure,
-      aborts_client, aborts_worker;
+  obs::Counter requests, prompt_tokens, cached_tokens, predicted_tokens;
+  obs::Counter breaker_success, breaker_failure;
+  obs::Counter backend_errors, timeouts;
+  obs::Counter aborts_client, aborts_worker;
 };
 
 struct Worker {
-  Worker(std::string worker_id, uint32_t worker_number, net::Url worker_address, std::string key, BreakerRules rules,
-         const Clock& clock)
+  Worker(std::string worker_id, uint32_t worker_number, net::Url worker_address, std::string key,
+         const WorkerSeries& its_series, BreakerRules rules, const Clock& clock)
       : id(std::move(worker_id)),
         number(worker_number),
         url(worker_address.to_string()),
         address(std::move(worker_address)),
         api_key(std::move(key)),
         load(std::make_shared<WorkerLoad>()),
+        series(its_series),
         breaker(rules, clock) {}
 
-  // Constant once it is in the fleet.
+  // Constant after construction; the counters of `series` move.
   const std::string id;  // UUID
   const uint32_t number;
   const std::string url;
   const net::Url address;
   const std::string api_key;  // empty = none
   const std::shared_ptr<WorkerLoad> load;
-  WorkerSeries series;
+  mutable WorkerSeries series;
 
   Breaker breaker;
   std::atomic<bool> healthy{false};
@@ -67,7 +70,10 @@ struct Worker {
   void change_info(F&& change) {
     std::lock_guard lock(mutex_);
     change(info_);
+    info_version_.fetch_add(1, std::memory_order_release);
   }
+  // Changes with info(): a reader that keeps a part of it compares one number and takes no lock.
+  uint32_t info_version() const { return info_version_.load(std::memory_order_acquire); }
 
   bool usable() const {
     return healthy.load(std::memory_order_relaxed) && !draining.load(std::memory_order_relaxed) && breaker.admits();
@@ -78,6 +84,7 @@ struct Worker {
   std::string_view status() const;
 
  private:
+  std::atomic<uint32_t> info_version_{0};
   mutable std::mutex mutex_;  // guards info_
   Info info_;
 };
@@ -90,10 +97,10 @@ class Fleet {
  public:
   Fleet(BreakerRules rules, const Clock& clock) : rules_(rules), clock_(clock) {}
 
-  // The worker of that URL, and whether it is new. kInvalidArgument for a URL that is not http.
-  Result<std::pair<WorkerPtr, bool>> add(const std::string& url, const std::string& api_key);
+  // The worker of that address that is not draining, and whether it is new.
+  std::pair<WorkerPtr, bool> add(net::Url address, const std::string& api_key, const WorkerSeries& series = {});
   void erase(const Worker& worker);
-  // By id or URL; null if there is none.
+  // By id or URL, a draining one only if no other has that URL; null if there is none.
   WorkerPtr find(const std::string& id_or_url) const;
 
   std::shared_ptr<const WorkerList> snapshot() const;

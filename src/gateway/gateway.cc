@@ -5,6 +5,7 @@
 
 #include "gateway/context.h"
 #include "gateway/control.h"
+#include "gateway/loop_state.h"
 #include "gateway/router.h"
 #include "net/server.h"
 #include "obs/exposition.h"
@@ -14,10 +15,12 @@ namespace sluice::gateway {
 // Members are destroyed from the last to the first: the server before what its handlers use.
 class Gateway::Impl {
  public:
-  Impl(const GatewayOptions& options, std::vector<double> buckets) : context(options, std::move(buckets)) {
+  Impl(const GatewayOptions& options, std::vector<double> buckets, const Clock& clock)
+      : loops(static_cast<int>(options.runtime_worker_threads), "gateway"),
+        context(options, std::move(buckets), clock) {
     for (size_t i = 0; i < loops.size(); ++i) {
       const net::ClientOptions client{.idle_timeout = std::chrono::seconds(options.upstream_pool_idle_timeout_secs)};
-      states.push_back(std::make_unique<LoopState>(loops[i], client));
+      states.push_back(std::make_unique<LoopState>(loops[i], client, context.metrics, options.policy));
     }
   }
 
@@ -53,18 +56,29 @@ class Gateway::Impl {
   void set_gauges() {
     auto& metrics = context.metrics;
     const auto workers = context.fleet.snapshot();
+    double connections = 0;
     metrics.gauge("smg_worker_pool_size", {"regular", "http"}).set(static_cast<double>(workers->size()));
     for (const WorkerPtr& worker : *workers) {
-      metrics.gauge("smg_worker_requests_active", {worker->url})
-          .set(static_cast<double>(worker->load->requests.load()));
+      const auto active = static_cast<double>(worker->load->requests.load());
+      connections += active;
+      metrics.gauge("smg_worker_requests_active", {worker->url}).set(active);
       metrics.gauge("smg_worker_health", {worker->url}).set(worker->healthy ? 1 : 0);
       metrics.gauge("smg_worker_cb_state", {worker->url}).set(static_cast<double>(worker->breaker.state()));
     }
+    // Every request that a worker works at has a connection of its own (HTTP/1.1).
+    metrics.gauge("smg_worker_connections_active", {"regular", "http"}).set(connections);
     metrics.gauge("smg_admission_inflight").set(static_cast<double>(context.admission.in_flight()));
     metrics.gauge("smg_admission_queue_depth").set(static_cast<double>(context.admission.queued()));
     const auto index = context.index.stats();
     metrics.gauge("smg_prefix_index_bytes").set(static_cast<double>(index.bytes));
     metrics.gauge("smg_prefix_index_nodes").set(static_cast<double>(index.nodes));
+    const auto evicted = [&](const char* reason, uint64_t count) {
+      auto counter = metrics.counter("smg_prefix_index_evictions_total", {reason});
+      counter.add(static_cast<double>(count) - counter.value());
+    };
+    evicted("budget", index.evictions_budget);
+    evicted("size", index.evictions_size);
+    evicted("worker", index.evictions_worker);
     const TimePoint now = context.clock.now();
     const auto show = [&](const char* source, double rate) {
       if (rate < 0) {
@@ -77,7 +91,7 @@ class Gateway::Impl {
     show("reported", context.reported.value(now));
   }
 
-  net::LoopGroup loops{0, "gateway"};
+  net::LoopGroup loops;
   Context context;
   std::vector<std::unique_ptr<LoopState>> states;
   Control control{context};
@@ -88,10 +102,10 @@ class Gateway::Impl {
   uint16_t port = 0;
 };
 
-Result<std::unique_ptr<Gateway>> Gateway::start(const GatewayOptions& options) {
+Result<std::unique_ptr<Gateway>> Gateway::start(const GatewayOptions& options, const Clock& clock) {
   SLUICE_TRY_VOID(validate(options));
   SLUICE_TRY(auto buckets, duration_buckets(options));
-  std::unique_ptr<Gateway> gateway(new Gateway(std::make_unique<Impl>(options, std::move(buckets))));
+  std::unique_ptr<Gateway> gateway(new Gateway(std::make_unique<Impl>(options, std::move(buckets), clock)));
   SLUICE_TRY_VOID(gateway->impl_->start());
   return gateway;
 }

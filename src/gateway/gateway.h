@@ -19,7 +19,8 @@ namespace sluice::gateway {
 class Gateway {
  public:
   // Listens when it returns; readiness comes with the workers. The workers of --worker-urls are in the fleet, unproven.
-  static Result<std::unique_ptr<Gateway>> start(const GatewayOptions& options);
+  // `clock` judges ages (of faults, of what a worker asked for); it outlives the gateway.
+  static Result<std::unique_ptr<Gateway>> start(const GatewayOptions& options, const Clock& clock = real_clock());
   // Ends at once what drain() has left.
   ~Gateway();
 

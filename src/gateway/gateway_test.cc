@@ -1,80 +1,17 @@
 // The gateway over real sockets, with simulated workers behind it.
 #include "gateway/gateway.h"
 
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-
 #include <future>
-#include <nlohmann/json.hpp>
-#include <thread>
 
-#include "net/client.h"
-#include "net/sse.h"
-#include "testing/sim_worker.h"
+#include "gateway/gateway_fixture.h"
 
 namespace sluice::gateway {
 namespace {
 
 using namespace std::chrono_literals;
-using Json = nlohmann::json;
-using sluice::testing::SimFault;
-using sluice::testing::SimWorker;
-using sluice::testing::SimWorkerOptions;
 using ::testing::HasSubstr;
-using ::testing::Not;
 
-class GatewayTest : public ::testing::Test {
- protected:
-  SimWorker& worker(SimWorkerOptions options = {}) {
-    options.time_scale = 50;
-    workers_.push_back(SimWorker::start(loops_, std::move(options)).value());
-    return *workers_.back();
-  }
-  // In front of all workers so far, which are ready.
-  void start(std::vector<std::string> flags = {}) {
-    flags.insert(flags.end(), {"--host", "127.0.0.1", "--port", "0", "--prometheus-host", "127.0.0.1",
-                               "--prometheus-port", "0", "--expose-worker-header"});
-    gateway_ = Gateway::start(gateway_option_table().parse(flags).value()).value();
-    for (const auto& worker : workers_) gateway_->worker_started(worker->url());
-    url_ = net::parse_url(fmt::format("http://127.0.0.1:{}", gateway_->port())).value();
-  }
-  Result<net::Response> call(const std::string& method, const std::string& target, std::string body = "",
-                             net::Headers headers = {}, net::ClientTimeouts timeouts = {}) {
-    return net::blocking_fetch(url_, method, target, std::move(headers), std::move(body), timeouts);
-  }
-  Result<net::Response> generate(const std::string& text, bool stream = false, int tokens = 4,
-                                 net::ClientTimeouts timeouts = {}) {
-    const Json body = {{"text", text}, {"stream", stream}, {"sampling_params", {{"max_new_tokens", tokens}}}};
-    return call("POST", "/generate", body.dump(), {}, timeouts);
-  }
-  static bool eventually(const std::function<bool()>& condition) {
-    for (int i = 0; i < 1000; ++i) {
-      if (condition()) return true;
-      timespec moment{0, 5'000'000};
-      nanosleep(&moment, nullptr);
-    }
-    return false;
-  }
-  int64_t in_flight() {
-    int64_t sum = 0;
-    const Json document = Json::parse(call("GET", "/workers")->body);
-    for (const auto& worker : document["workers"]) {
-      sum += worker["load"].get<int64_t>();
-      sum += worker["load_tokens"].get<int64_t>();
-    }
-    return sum;
-  }
-
-  // An exchange ends, and gives back what it holds, after its last byte has reached the client.
-  bool all_given_back() {
-    return eventually([&] { return in_flight() == 0; });
-  }
-
-  net::LoopGroup loops_{1};
-  std::vector<std::unique_ptr<SimWorker>> workers_;
-  std::unique_ptr<Gateway> gateway_;
-  net::Url url_;
-};
+class GatewayTest : public GatewayFixture {};
 
 TEST_F(GatewayTest, RelaysAnswersAndStreamsUnchanged) {
   SimWorker& one = worker();
@@ -90,8 +27,8 @@ TEST_F(GatewayTest, RelaysAnswersAndStreamsUnchanged) {
   EXPECT_THAT(stream->body, HasSubstr("data: [DONE]"));
   const std::string odd = R"({ "unknown":1, "text":"x","sampling_params":{"max_new_tokens":1} } )";
   ASSERT_EQ(call("POST", "/generate", odd)->status, 200);
-  EXPECT_EQ(one.received().back().body, odd);
-  EXPECT_TRUE(all_given_back());
+  EXPECT_EQ(last_post(one).body, odd);
+  EXPECT_TRUE(eventually([&] { return in_flight() == 0; }));
 }
 
 TEST_F(GatewayTest, AnswersItsOwnRoutes) {
@@ -113,8 +50,6 @@ TEST_F(GatewayTest, AnswersItsOwnRoutes) {
   EXPECT_EQ(call("POST", "/generate", "{")->headers.get("X-SMG-Error-Code"), "json_parse_error");
   const auto traced = call("POST", "/generate", R"({"text":"x"})", {{"X-Request-Id", "mine"}});
   EXPECT_EQ(traced->headers.get("x-request-id"), "mine");
-  // Written down at the end of the exchange, after its last byte.
-  EXPECT_TRUE(eventually([&] { return call("GET", "/debug/why/mine")->status == 200; }));
   EXPECT_EQ(Json::parse(call("GET", "/debug/why/mine")->body)["outcome"], "ok");
 }
 
@@ -136,84 +71,6 @@ TEST_F(GatewayTest, AddsAndRemovesWorkers) {
   EXPECT_EQ(call("DELETE", location)->status, 202);
   EXPECT_TRUE(eventually([&] { return call("GET", location)->status == 404; }));
   EXPECT_EQ(call("POST", "/workers", "[]")->status, 400);
-}
-
-TEST_F(GatewayTest, MovesOnFromADeadWorker) {
-  worker();
-  SimWorker& dead = worker();
-  start({"--policy", "round_robin"});
-  dead.stop();
-  for (int i = 0; i < 8; ++i) EXPECT_EQ(generate("x")->status, 200);
-  EXPECT_TRUE(all_given_back());
-}
-
-TEST_F(GatewayTest, AnswersARefusedConnectionWith502) {
-  SimWorker& dead = worker();
-  start({"--disable-retries"});
-  dead.stop();
-  const auto answer = generate("x");
-  EXPECT_EQ(answer->status, 502);
-  EXPECT_EQ(answer->headers.get("X-SMG-Error-Code"), "call_upstream_connection_failed");
-  EXPECT_THAT(answer->body, Not(HasSubstr(dead.url())));
-}
-
-TEST_F(GatewayTest, PassesAWorkersErrorOnWhenRetriesAreSpent) {
-  SimWorker& one = worker();
-  start({"--retry-max-retries", "3", "--retry-initial-backoff-ms", "1"});
-  one.set_fault({.kind = SimFault::Kind::kStatus, .status = 500, .body = "broken"});
-  const auto answer = generate("x", true);
-  EXPECT_EQ(answer->status, 500);
-  EXPECT_EQ(answer->body, "broken");
-  EXPECT_EQ(one.counters().generations, 3);
-  one.set_fault({.kind = SimFault::Kind::kStatus, .status = 400, .body = "bad"});
-  EXPECT_EQ(generate("x")->status, 400);
-  EXPECT_EQ(one.counters().generations, 4);
-}
-
-TEST_F(GatewayTest, EndsABrokenStreamWithAnErrorEvent) {
-  SimWorker& one = worker();
-  start();
-  one.set_fault({.kind = SimFault::Kind::kDie, .chunks = 2, .times = 1});
-  const auto answer = generate("x", true, 50);
-  ASSERT_TRUE(answer.ok()) << answer.error().message;
-  EXPECT_EQ(answer->status, 200);
-  EXPECT_THAT(answer->body, HasSubstr("stream_error"));
-  EXPECT_THAT(answer->body, Not(HasSubstr("[DONE]")));
-  EXPECT_TRUE(all_given_back());
-}
-
-TEST_F(GatewayTest, ClosesTheUpstreamWhenTheClientLeaves) {
-  SimWorker& one = worker();
-  start();
-  one.set_fault({.kind = SimFault::Kind::kStall});
-  EXPECT_FALSE(generate("x", true, 4, {.connect = 1s, .head = 100ms, .silence = 100ms}).ok());
-  EXPECT_TRUE(eventually([&] { return one.counters().client_gone == 1; }));
-  one.set_fault({.kind = SimFault::Kind::kMute, .chunks = 1});
-  EXPECT_FALSE(generate("x", true, 50, {.connect = 1s, .head = 2s, .silence = 100ms}).ok());
-  EXPECT_TRUE(eventually([&] { return one.counters().client_gone == 2; }));
-  EXPECT_TRUE(all_given_back());
-}
-
-TEST_F(GatewayTest, BoundsWhatIsInFlightAndWhatWaits) {
-  SimWorker& one = worker();
-  start({"--max-concurrent-requests", "1", "--queue-size", "1", "--queue-timeout-secs", "1"});
-  one.set_fault({.kind = SimFault::Kind::kStall});
-  auto first = std::async(std::launch::async, [&] { return generate("x", false, 4, {.connect = 1s, .head = 3s}); });
-  ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
-  auto second = std::async(std::launch::async, [&] { return generate("x"); });
-  ASSERT_TRUE(eventually([&] {
-    return net::blocking_fetch(net::parse_url(fmt::format("http://127.0.0.1:{}", gateway_->metrics_port())).value(),
-                               "GET", "/metrics")
-               ->body.find("smg_admission_queue_depth 1") != std::string::npos;
-  }));
-  const auto third = generate("x");
-  EXPECT_EQ(third->status, 429);
-  EXPECT_EQ(third->headers.get("X-SMG-Error-Code"), "admission_queue_full");
-  EXPECT_TRUE(third->headers.has("retry-after"));
-  EXPECT_EQ(second.get()->status, 408);
-  EXPECT_FALSE(first.get().ok());
-  one.clear_fault();
-  EXPECT_EQ(generate("x")->status, 200);
 }
 
 TEST_F(GatewayTest, AsksForItsKey) {
@@ -242,14 +99,105 @@ TEST_F(GatewayTest, SendsAPrefixWhereItIsCached) {
   }
 }
 
-TEST_F(GatewayTest, DrainsWithinItsGrace) {
+TEST_F(GatewayTest, AWrongWorkerRequestIsToldSo) {
+  worker();
+  start();
+  for (const char* body : {"", "[]", "{}", R"({"url":7})", R"({"url":"grpc://h:1"})", R"({"url":"h:1","api_key":7})"}) {
+    const auto answer = call("POST", "/workers", body);
+    EXPECT_EQ(answer->status, 400) << body;
+    EXPECT_EQ(Json::parse(answer->body)["code"], "BAD_REQUEST") << body;
+  }
+  const auto unknown = call("GET", "/workers/00000000-0000-4000-8000-000000000000");
+  EXPECT_EQ(unknown->status, 404);
+  EXPECT_EQ(Json::parse(unknown->body)["code"], "WORKER_NOT_FOUND");
+  const std::string location = "/workers/" + workers_json()[0]["id"].get<std::string>();
+  for (const char* body : {"[]", R"({"url":"http://other:1"})", R"({"priority":"x"})", R"({"labels":7})"}) {
+    EXPECT_EQ(call("PUT", location, body)->status, 400) << body;
+  }
+  EXPECT_EQ(
+      call("GET", "/workers/" + std::string("http%3A%2F%2F127.0.0.1%3A") + std::to_string(workers_[0]->port()))->status,
+      200)
+      << "a worker is also found by its URL";
+}
+
+TEST_F(GatewayTest, TheKeyOfAWorkerThatWasAddedIsItsOwn) {
+  auto added = SimWorker::start(loops_, {.api_key = "mine"}).value();
+  start({"--api-key", "gateway"});
+  const net::Headers key = {{"Authorization", "Bearer gateway"}};
+  ASSERT_EQ(call("POST", "/workers", Json{{"url", added->url()}, {"api_key", "mine"}}.dump(), key)->status, 202);
+  ASSERT_TRUE(eventually([&] { return call("GET", "/readiness")->status == 200; }));
+  EXPECT_EQ(call("POST", "/generate", R"({"text":"x"})", key)->status, 200);
+  EXPECT_EQ(last_post(*added).headers.get("authorization"), "Bearer mine");
+}
+
+TEST_F(GatewayTest, FlushReachesEveryWorkerAndTellsWhoFailed) {
+  SimWorker& one = worker();
+  SimWorker& two = worker();
+  start();
+  EXPECT_EQ(call("POST", "/flush_cache")->status, 200);
+  EXPECT_EQ(one.counters().flushes + two.counters().flushes, 2);
+  two.stop();
+  const auto partial = call("POST", "/flush_cache");
+  EXPECT_EQ(partial->status, 206);
+  const auto document = Json::parse(partial->body);
+  EXPECT_EQ(document["status"], "partial_success");
+  EXPECT_EQ(document["workers_flushed"], 1);
+  EXPECT_EQ(document["failed"][0]["worker"], two.url());
+}
+
+TEST_F(GatewayTest, LoadsHaveARowForEachWorkerAlsoForADeadOne) {
+  worker();
+  SimWorker& dead = worker();
+  start();
+  dead.stop();
+  const auto document = Json::parse(call("GET", "/get_loads")->body);
+  ASSERT_EQ(document["workers"].size(), 2u);
+  EXPECT_GE(document["workers"][0]["load"].get<int64_t>(), 0);
+  EXPECT_EQ(document["workers"][1]["load"], -1);
+}
+
+TEST_F(GatewayTest, AnswersCarryAnIdAndAllowOtherOrigins) {
   SimWorker& one = worker();
   start();
-  one.set_fault({.kind = SimFault::Kind::kSlowHead, .delay = 200ms});
-  auto request = std::async(std::launch::async, [&] { return generate("x"); });
-  ASSERT_TRUE(eventually([&] { return one.active() == 1 || one.counters().requests > 1; }));
-  EXPECT_EQ(gateway_->drain(2s), 0u);
-  EXPECT_EQ(request.get()->status, 200);
+  const auto answer = call("POST", "/v1/chat/completions", R"({"messages":[{"role":"user","content":"x"}]})");
+  ++sent_;
+  ASSERT_EQ(answer->status, 200);
+  const std::string id(answer->headers.get("x-request-id").value_or(""));
+  EXPECT_TRUE(id.starts_with("chatcmpl-") && id.size() == 9 + 24) << id;
+  EXPECT_FALSE(last_post(one).headers.has("x-request-id")) << "a generated id stays here";
+  EXPECT_EQ(answer->headers.get("access-control-allow-origin"), "*");
+  EXPECT_EQ(
+      call("OPTIONS", "/generate", "", {{"Origin", "http://a"}, {"Access-Control-Request-Method", "POST"}})->status,
+      200);
+  ++sent_;
+  EXPECT_EQ(call("POST", "/generate", R"({"text":"x"})", {{"X-Correlation-Id", "abc"}})->headers.get("x-request-id"),
+            "abc");
+  expect_settled();
+}
+
+TEST_F(GatewayTest, AModelThatNobodyServesIsTheEnginesToJudge) {
+  SimWorker& one = worker({.model = "m"});
+  start();
+  ++sent_;
+  ASSERT_EQ(call("POST", "/generate", R"({"model":"zzz","text":"x","weird":1})")->status, 200);
+  EXPECT_EQ(last_post(one).body, R"({"model":"zzz","text":"x","weird":1})");
+  EXPECT_EQ(metric("smg_router_requests_total", {"zzz"}), 0) << "what clients send is no label";
+  expect_settled();
+}
+
+TEST_F(GatewayTest, RoundRobinServesTheWorkersInTurn) {
+  for (int i = 0; i < 4; ++i) worker();
+  start({"--policy", "round_robin"});
+  for (int i = 0; i < 8; ++i) ASSERT_EQ(generate()->status, 200);
+  for (const auto& one : workers_) EXPECT_EQ(one->counters().generations, 2);
+  expect_settled();
+}
+
+TEST_F(GatewayTest, ALoopNumberIsTaken) {
+  worker();
+  start({"--runtime-worker-threads", "1"});
+  EXPECT_EQ(generate()->status, 200);
+  expect_settled();
 }
 
 }  // namespace

@@ -13,6 +13,7 @@ namespace sluice::gateway {
 struct GatewayOptions {
   std::string host;
   int64_t port;
+  int64_t runtime_worker_threads;
   std::optional<std::string> api_key;
   StringList cors_allowed_origins;
   StringList request_id_headers;

@@ -20,19 +20,21 @@ std::string_view to_string(Outcome outcome) {
   return "unknown";
 }
 
-Outcome classify(const net::ResponseHead& head) {
-  switch (head.status) {
+Outcome classify(int status, const net::Headers& headers, std::string_view body) {
+  switch (status) {
     case 429:
       return Outcome::kBusy;
-    case 503:
-      return head.headers.has("retry-after") ? Outcome::kBusy : Outcome::kFault;
+    case 503: {
+      const bool queue_full = body.size() < 1024 && body.find("The request queue is full") != std::string_view::npos;
+      return headers.has("retry-after") || queue_full ? Outcome::kBusy : Outcome::kFault;
+    }
     case 408:
     case 500:
     case 502:
     case 504:
       return Outcome::kFault;
     default:
-      return head.status >= 400 && head.status < 500 ? Outcome::kClientError : Outcome::kOk;
+      return status >= 400 ? Outcome::kClientError : Outcome::kOk;
   }
 }
 
@@ -47,6 +49,20 @@ std::optional<Duration> retry_after(const net::Headers& headers) {
   const auto [end, error] = std::from_chars(value->data(), value->data() + value->size(), whole);
   if (error != std::errc() || end != value->data() + value->size() || whole < 0 || whole > 86400) return std::nullopt;
   return std::chrono::seconds(whole);
+}
+
+std::string_view error_type(int status) {
+  switch (status) {
+    case 400:
+      return "validation_error";
+    case 404:
+      return "no_workers";
+    case 408:
+    case 504:
+      return "timeout";
+    default:
+      return status >= 500 ? "backend_error" : "internal_error";
+  }
 }
 
 }  // namespace sluice::gateway

@@ -6,24 +6,27 @@
 #include <string_view>
 
 #include "base/clock.h"
-#include "base/result.h"
 #include "net/http.h"
 
 namespace sluice::gateway {
 
 enum class Outcome : uint8_t {
   kOk,
-  kClientError,  // 4xx: the worker is well
-  kBusy,         // 429, 503 with Retry-After: try elsewhere, count no fault
-  kFault,        // refused, reset, timed out, 408, 500, 502, 503, 504
+  kClientError,  // an error that the request deserves: the worker is well
+  kBusy,         // try elsewhere, count no fault
+  kFault,
   kClientGone,
 };
 std::string_view to_string(Outcome outcome);
 
-Outcome classify(const net::ResponseHead& head);
+// Of a worker's answer. Busy: 429, and 503 that says when to come back or has the engines' body of a full queue. Fault:
+// 408, 500, 502, 504 and any other 503.
+Outcome classify(int status, const net::Headers& headers = {}, std::string_view body = {});
 // Repeated if attempts are left.
 bool is_retryable(int status);
 // Seconds only, the form that engines send.
 std::optional<Duration> retry_after(const net::Headers& headers);
+// Label of the error metrics.
+std::string_view error_type(int status);
 
 }  // namespace sluice::gateway

@@ -38,6 +38,15 @@ const Proxied* find_proxied(std::string_view path) {
   return nullptr;
 }
 
+constexpr std::string_view kOther = "other";
+
+std::string_view known_method(std::string_view method) {
+  for (const std::string_view known : {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"}) {
+    if (method == known) return known;
+  }
+  return kOther;
+}
+
 // Takes the same time wherever two texts of equal length differ.
 bool same_secret(std::string_view a, std::string_view b) {
   unsigned char difference = a.size() == b.size() ? 0 : 1;
@@ -89,11 +98,10 @@ net::Task<> Router::handle(net::ServerExchange& client) {
   const std::string path(head.path());
   const Proxied* proxied = find_proxied(path);
   const AdminRoute* admin = proxied != nullptr ? nullptr : find_admin_route(path);
-  const std::string label(proxied != nullptr ? proxied->path : admin != nullptr ? admin->label : "other");
-  const bool known_method = head.method == "GET" || head.method == "POST" || head.method == "PUT" ||
-                            head.method == "PATCH" || head.method == "DELETE" || head.method == "OPTIONS";
-  const std::string method = known_method ? head.method : "other";
-  loop.count(context_.metrics, "smg_http_requests_total", {method, label}).add();
+  // Both are literals: labels from a set of ours, whatever clients send.
+  const std::string_view label = proxied != nullptr ? proxied->path : admin != nullptr ? admin->label : kOther;
+  RouteSeries& series = loop.route(known_method(head.method), label);
+  series.requests.add();
   active_.add(1);
 
   net::Headers extra;
@@ -146,11 +154,8 @@ net::Task<> Router::handle(net::ServerExchange& client) {
     if (!sent.ok()) end.status = 0;
   }
   active_.add(-1);
-  loop.histogram(context_.metrics, "smg_http_request_duration_seconds", {method, label})
-      .observe(seconds(context_.clock.now() - begun));
-  if (end.status != 0) {
-    loop.count(context_.metrics, "smg_http_responses_total", {label, std::to_string(end.status), end.error_code}).add();
-  }
+  series.duration.observe(seconds(context_.clock.now() - begun));
+  if (end.status != 0) loop.count_response(label, end.status, end.error_code);
 }
 
 }  // namespace sluice::gateway

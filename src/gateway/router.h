@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "gateway/context.h"
+#include "gateway/loop_state.h"
 #include "net/server.h"
 
 namespace sluice::gateway {

@@ -1,0 +1,94 @@
+#include "gateway/loads.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "gateway/control.h"
+
+namespace sluice::gateway {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string text_of(const Json& document) { return document.dump(-1, ' ', false, Json::error_handler_t::replace); }
+
+// -1 if nobody says.
+int64_t sum_of(const Json& list, const char* key) {
+  int64_t sum = -1;
+  if (!list.is_array()) return sum;
+  for (const auto& entry : list) {
+    if (!entry.is_object() || !entry.contains(key) || !entry[key].is_number()) continue;
+    sum = std::max<int64_t>(sum, 0) + entry[key].get<int64_t>();
+  }
+  return sum;
+}
+
+double mean_of(const Json& list, const char* key) {
+  double sum = 0;
+  size_t count = 0;
+  for (const auto& entry : list) {
+    if (!entry.contains(key) || !entry[key].is_number()) continue;
+    sum += entry[key].get<double>();
+    ++count;
+  }
+  return count == 0 ? 0 : sum / static_cast<double>(count);
+}
+
+// The entries of a worker's own document, with its name.
+void append_entries(const Json& details, const std::string& worker, Json& out) {
+  if (!details.is_object() || !details.contains("loads") || !details["loads"].is_array()) return;
+  for (Json entry : details["loads"]) {
+    if (!entry.is_object()) continue;
+    entry["worker"] = worker;
+    entry["worker_type"] = "regular";
+    out.push_back(std::move(entry));
+  }
+}
+
+}  // namespace
+
+net::Task<std::optional<LoadReport>> read_load(net::Client& client, const Worker& worker) {
+  constexpr Duration kBound = std::chrono::seconds(5);
+  constexpr net::ClientTimeouts kTimeouts{.connect = kBound, .head = kBound, .silence = kBound};
+  auto answer = co_await client.fetch(worker.address, "GET", "/v1/loads", key_headers(worker), "", kTimeouts);
+  const bool modern = !answer.ok() || answer->status != 404;
+  if (!modern) answer = co_await client.fetch(worker.address, "GET", "/get_load", key_headers(worker), "", kTimeouts);
+  if (!answer.ok() || answer->status != 200) co_return std::nullopt;
+  Json document = Json::parse(answer->body, nullptr, false);
+  if (document.is_discarded()) co_return std::nullopt;
+  if (!modern) document = Json{{"loads", document}};
+  if (!document.is_object() || !document.contains("loads")) co_return std::nullopt;
+  LoadReport report;
+  report.used_tokens = sum_of(document["loads"], modern ? "num_used_tokens" : "num_tokens");
+  report.document = text_of(document);
+  co_return report;
+}
+
+std::string loads_document(const std::vector<WorkerReport>& reports, int64_t unix_seconds) {
+  Json shorts = Json::array(), longs = Json::array();
+  for (const WorkerReport& of : reports) {
+    Json entry{{"worker", of.worker}, {"load", of.report ? of.report->used_tokens : -1}};
+    if (of.report) {
+      Json details = Json::parse(of.report->document, nullptr, false);
+      append_entries(details, of.worker, longs);
+      if (!details.is_discarded()) entry["details"] = std::move(details);
+    }
+    shorts.push_back(std::move(entry));
+  }
+  const int64_t running = std::max<int64_t>(0, sum_of(longs, "num_running_reqs"));
+  const int64_t waiting = std::max<int64_t>(0, sum_of(longs, "num_waiting_reqs"));
+  const Json aggregate{{"total_running_reqs", running},
+                       {"total_waiting_reqs", waiting},
+                       {"total_reqs", running + waiting},
+                       {"avg_token_usage", mean_of(longs, "token_usage")},
+                       {"avg_throughput", mean_of(longs, "gen_throughput")},
+                       {"avg_utilization", mean_of(longs, "utilization")}};
+  return text_of(Json{{"workers", shorts},
+                      {"timestamp", unix_seconds},
+                      {"version", "sluice"},
+                      {"dp_rank_count", longs.size()},
+                      {"loads", longs},
+                      {"aggregate", aggregate}});
+}
+
+}  // namespace sluice::gateway

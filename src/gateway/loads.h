@@ -1,0 +1,30 @@
+// GET /get_loads: what the workers say about their load, in the shapes of both generations of the SGLang gateway
+// (gateway-reference.md 3.6, 1.1).
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "gateway/fleet.h"
+#include "net/client.h"
+
+namespace sluice::gateway {
+
+// Of one worker.
+struct LoadReport {
+  std::string document;  // JSON, as /v1/loads has it
+  int64_t used_tokens = -1;
+};
+// Asks /v1/loads, and where that is unknown /get_load. Runs on the client's loop.
+net::Task<std::optional<LoadReport>> read_load(net::Client& client, const Worker& worker);
+
+struct WorkerReport {
+  std::string worker;                // URL
+  std::optional<LoadReport> report;  // none: it did not say
+};
+// {"workers":[{worker,load,details}],"timestamp","version","dp_rank_count","loads":[...],"aggregate":{...}}; load -1 =
+// unknown.
+std::string loads_document(const std::vector<WorkerReport>& reports, int64_t unix_seconds);
+
+}  // namespace sluice::gateway

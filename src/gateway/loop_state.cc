@@ -1,0 +1,107 @@
+#include "gateway/loop_state.h"
+
+#include <algorithm>
+
+#include "gateway/outcome.h"
+
+namespace sluice::gateway {
+
+LoopState::LoopState(net::EventLoop& event_loop, const net::ClientOptions& options, obs::Metrics& metrics,
+                     std::string policy)
+    : loop(event_loop),
+      client(event_loop, options),
+      rng(random_seed()),
+      metrics_(metrics),
+      policy_(std::move(policy)),
+      admitted_(metrics.counter("smg_http_rate_limit_total", {"allowed"})),
+      rejected_(metrics.counter("smg_http_rate_limit_total", {"rejected"})) {}
+
+const WorkerList& LoopState::fleet(const Fleet& shared) {
+  if (version_ != shared.version()) {
+    version_ = shared.version();
+    workers_ = shared.snapshot();
+    const auto is_here = [&](uint32_t number) {
+      const auto at = std::ranges::lower_bound(*workers_, number, {}, [](const auto& w) { return w->number; });
+      return at != workers_->end() && (*at)->number == number;
+    };
+    std::erase_if(models_, [&](const auto& entry) { return !is_here(entry.first); });
+    std::erase_if(selections_, [&](const auto& entry) { return !is_here(entry.first.first); });
+  }
+  return *workers_;
+}
+
+const std::string& LoopState::model_of(const Worker& worker) {
+  KnownModel& known = models_[worker.number];
+  const uint32_t version = worker.info_version();
+  if (known.version != version) known = {version, worker.info().model_id};
+  return known.model;
+}
+
+RequestSeries& LoopState::requests(const std::string& model, Endpoint endpoint, bool stream) {
+  auto& slot = requests_[model][static_cast<size_t>(endpoint) * 2 + (stream ? 1 : 0)];
+  if (slot == nullptr) {
+    const std::string name(to_string(endpoint));
+    const obs::LabelValues labels{"http", "regular", model, name};
+    slot = std::make_unique<RequestSeries>();
+    slot->requests = metrics_.counter("smg_router_requests_total",
+                                      {"http", "regular", "http", model, name, stream ? "true" : "false"});
+    slot->retries = metrics_.counter("smg_worker_retries_total", {"regular", name});
+    slot->retries_exhausted = metrics_.counter("smg_worker_retries_exhausted_total", {"regular", name});
+    slot->duration =
+        metrics_.histogram("smg_router_request_duration_seconds", {"http", "regular", "http", model, name});
+    slot->ttft = metrics_.histogram("smg_router_ttft_seconds", labels);
+    slot->generation = metrics_.histogram("smg_router_generation_duration_seconds", labels);
+    slot->tokens_in = metrics_.counter("smg_router_tokens_total", {"http", "regular", model, name, "input"});
+    slot->tokens_out = metrics_.counter("smg_router_tokens_total", {"http", "regular", model, name, "output"});
+  }
+  return *slot;
+}
+
+RouteSeries& LoopState::route(std::string_view method, std::string_view path) {
+  auto [at, is_new] = routes_.try_emplace({method.data(), path.data()});
+  if (is_new) {
+    const obs::LabelValues labels{std::string(method), std::string(path)};
+    at->second = {metrics_.counter("smg_http_requests_total", labels),
+                  metrics_.histogram("smg_http_request_duration_seconds", labels)};
+  }
+  return at->second;
+}
+
+void LoopState::count_response(std::string_view path, int status, std::string_view error_code) {
+  const auto resolve = [&] {
+    return metrics_.counter("smg_http_responses_total",
+                            {std::string(path), std::to_string(status), std::string(error_code)});
+  };
+  if (!error_code.empty()) {
+    resolve().add();
+    return;
+  }
+  auto [at, is_new] = responses_.try_emplace({path.data(), status});
+  if (is_new) at->second = resolve();
+  at->second.add();
+}
+
+void LoopState::count_upstream_response(int status) {
+  auto [at, is_new] = upstream_responses_.try_emplace(status);
+  if (is_new) {
+    at->second = metrics_.counter("smg_router_upstream_responses_total", {"http", std::to_string(status), ""});
+  }
+  at->second.add();
+}
+
+void LoopState::count_request_error(const std::string& model, Endpoint endpoint, int status) {
+  metrics_
+      .counter("smg_router_request_errors_total",
+               {"http", "regular", "http", model, std::string(to_string(endpoint)), std::string(error_type(status))})
+      .add();
+}
+
+void LoopState::count_selection(const Worker& worker, Reason reason) {
+  auto [at, is_new] = selections_.try_emplace({worker.number, reason});
+  if (is_new) {
+    at->second = metrics_.counter("smg_worker_selections_total", {worker.url, policy_, std::string(to_string(reason))});
+  }
+  at->second.add();
+}
+
+}  // namespace sluice::gateway

@@ -1,0 +1,49 @@
+#include "gateway/outcome.h"
+
+#include <gtest/gtest.h>
+
+namespace sluice::gateway {
+namespace {
+
+using namespace std::chrono_literals;
+
+TEST(OutcomeTest, TellsBusyFromFault) {
+  EXPECT_EQ(classify(429), Outcome::kBusy);
+  EXPECT_EQ(classify(503, {{"Retry-After", "1"}}), Outcome::kBusy);
+  EXPECT_EQ(classify(503, {}, R"({"object":"error","message":"The request queue is full.","code":503})"),
+            Outcome::kBusy);
+  EXPECT_EQ(classify(503), Outcome::kFault);
+  EXPECT_EQ(classify(503, {}, "loading"), Outcome::kFault);
+}
+
+TEST(OutcomeTest, TellsAnErrorThatTheRequestDeservesFromAFault) {
+  for (const int status : {408, 500, 502, 504}) EXPECT_EQ(classify(status), Outcome::kFault) << status;
+  for (const int status : {400, 401, 404, 413, 422, 501}) EXPECT_EQ(classify(status), Outcome::kClientError) << status;
+  for (const int status : {200, 201, 204, 302}) EXPECT_EQ(classify(status), Outcome::kOk) << status;
+}
+
+TEST(OutcomeTest, RepeatsWhatTheReferenceRepeats) {
+  for (int status = 200; status < 600; ++status) {
+    const bool listed = status == 408 || status == 429 || status == 500 || (status >= 502 && status <= 504);
+    EXPECT_EQ(is_retryable(status), listed) << status;
+  }
+}
+
+TEST(OutcomeTest, ReadsRetryAfterInSecondsOnly) {
+  EXPECT_EQ(retry_after({{"Retry-After", "7"}}), 7s);
+  for (const char* odd : {"", "-1", "1.5", "7 s", "Wed, 21 Oct 2015 07:28:00 GMT", "99999999999999999999"}) {
+    EXPECT_EQ(retry_after({{"Retry-After", odd}}), std::nullopt) << odd;
+  }
+  EXPECT_EQ(retry_after({}), std::nullopt);
+}
+
+TEST(OutcomeTest, NamesTheKindOfAnError) {
+  EXPECT_EQ(error_type(400), "validation_error");
+  EXPECT_EQ(error_type(404), "no_workers");
+  EXPECT_EQ(error_type(504), "timeout");
+  EXPECT_EQ(error_type(502), "backend_error");
+  EXPECT_EQ(error_type(429), "internal_error");
+}
+
+}  // namespace
+}  // namespace sluice::gateway

@@ -1,0 +1,617 @@
+// What happens to requests when workers fail, are busy, come and go, and when clients leave: over real sockets, with a
+// clock that stands still unless a test moves it. After each: one outcome for every request, nothing left in flight.
+#include <future>
+
+#include "gateway/gateway_fixture.h"
+#include "net/sse.h"
+
+namespace sluice::gateway {
+namespace {
+
+using namespace std::chrono_literals;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+class ScenarioTest : public GatewayFixture {
+ protected:
+  // The data of the events of a stream.
+  static std::vector<std::string> events(const std::string& body) {
+    std::vector<std::string> found;
+    net::SseReader reader;
+    reader.feed(body, [&](std::string_view data) { found.emplace_back(data); });
+    return found;
+  }
+  // Steps a manual worker until it has nothing to do.
+  static void finish(SimWorker& worker) {
+    EXPECT_TRUE(eventually([&] {
+      worker.step();
+      return worker.active() == 0;
+    }));
+  }
+  double retries() { return metric("smg_worker_retries_total"); }
+  double faults() { return metric("smg_worker_cb_outcomes_total", {"failure"}); }
+};
+
+// --- workers that fail before a byte of the answer ------------------------------------------------------------------
+
+TEST_F(ScenarioTest, ADeadWorkerCostsEachRequestOneAttemptAtMost) {
+  worker();
+  SimWorker& dead = worker();
+  start({"--policy", "round_robin"});
+  dead.stop();
+  for (int i = 0; i < 40; ++i) {
+    const auto answer = generate("x", i % 2 == 0);
+    ASSERT_EQ(answer->status, 200) << i;
+  }
+  EXPECT_LE(metric("smg_worker_requests_total", {dead.url()}), 10) << "the breaker has opened";
+  EXPECT_EQ(retries(), metric("smg_worker_requests_total", {dead.url()}));
+  EXPECT_EQ(metric("smg_worker_cb_state", {dead.url()}), 1);
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, ManyRequestsAtOnceSurviveTheDeathOfAWorker) {
+  worker();
+  SimWorker& dies = worker();
+  start({"--policy", "round_robin"});
+  for (auto& one : workers_) one->set_fault({.kind = Kind::kSlowHead, .delay = 50ms});
+  std::vector<std::future<int>> answers;
+  for (int i = 0; i < 60; ++i) {
+    ++sent_;
+    answers.push_back(std::async(std::launch::async, [&] {
+      const auto answer = call("POST", "/generate", body_of("x"));
+      return answer.ok() ? answer->status : 0;
+    }));
+  }
+  ASSERT_TRUE(eventually([&] { return dies.active() > 0; }));
+  dies.stop();
+  for (auto& answer : answers) EXPECT_EQ(answer.get(), 200) << "moving on needs no budget";
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, AResetBeforeTheFirstByteGoesToAnotherWorker) {
+  worker().set_fault({.kind = Kind::kReset});
+  worker();
+  start({"--policy", "round_robin"});
+  for (int i = 0; i < 8; ++i) EXPECT_EQ(generate("x", i % 2 == 0)->status, 200);
+  EXPECT_GT(retries(), 0);
+  EXPECT_EQ(faults(), retries());
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, ARefusedConnectionIs502AndNamesNoAddress) {
+  SimWorker& dead = worker();
+  start({"--disable-retries"});
+  dead.stop();
+  const auto answer = generate();
+  EXPECT_EQ(answer->status, 502);
+  EXPECT_EQ(code_of(answer), "call_upstream_connection_failed");
+  EXPECT_THAT(answer->body, Not(HasSubstr(std::to_string(dead.port()))));
+  EXPECT_EQ(metric("smg_router_request_errors_total", {"backend_error"}), 1);
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, AConnectionThatDiedWhileIdleIsReplacedWithoutBlame) {
+  SimWorker& one = worker();
+  start({"--disable-retries", "--runtime-worker-threads", "1"});
+  ASSERT_EQ(generate()->status, 200);
+  one.set_fault({.kind = Kind::kReset, .times = 1});  // of a kept-alive connection
+  EXPECT_EQ(generate()->status, 200);
+  EXPECT_EQ(one.counters().faults, 1);
+  EXPECT_EQ(faults(), 0);
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, AHeadThatDoesNotComeIs504) {
+  SimWorker& one = worker();
+  start({"--disable-retries", "--response-head-timeout-secs", "1"});
+  one.set_fault({.kind = Kind::kStall});
+  const auto answer = generate();
+  EXPECT_EQ(answer->status, 504);
+  EXPECT_EQ(code_of(answer), "call_upstream_timeout");
+  EXPECT_EQ(metric("smg_worker_errors_total", {"timeout"}), 1);
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, AFaultIsRepeatedAsOftenAsTheFlagSaysAndThenPassedOn) {
+  SimWorker& one = worker();
+  start({"--retry-max-retries", "3", "--retry-initial-backoff-ms", "1"});
+  one.set_fault({.kind = Kind::kStatus, .status = 500, .body = "broken"});
+  const auto answer = generate("x", true);
+  EXPECT_EQ(answer->status, 500);
+  EXPECT_EQ(answer->body, "broken");
+  EXPECT_NE(answer->headers.get("content-type"), "text/event-stream") << "the worker's own type";
+  EXPECT_EQ(one.counters().generations, 3);
+  EXPECT_EQ(retries(), 2);
+  EXPECT_EQ(metric("smg_worker_retries_exhausted_total"), 1);
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, AnErrorThatTheRequestDeservesIsNeitherRepeatedNorCounted) {
+  SimWorker& one = worker();
+  start();
+  one.set_fault({.kind = Kind::kStatus, .status = 400, .body = "bad"});
+  for (int i = 0; i < 20; ++i) EXPECT_EQ(generate()->status, 400);
+  EXPECT_EQ(one.counters().generations, 20);
+  EXPECT_EQ(faults(), 0);
+  EXPECT_EQ(metric("smg_router_request_errors_total", {"validation_error"}), 20);
+  expect_settled();
+}
+
+// --- streams that break
+// -----------------------------------------------------------------------------------------------
+
+TEST_F(ScenarioTest, AStreamThatBreaksEndsWithAnErrorEventAndWithoutDone) {
+  SimWorker& one = worker();
+  SimWorker& other = worker();
+  start({"--policy", "round_robin"});
+  for (auto& each : workers_) each->set_fault({.kind = Kind::kDie, .chunks = 2, .times = 1});
+  const auto answer = generate("x", true, 50);
+  ASSERT_TRUE(answer.ok()) << answer.error().message;
+  EXPECT_EQ(answer->status, 200);
+  const auto seen = events(answer->body);
+  ASSERT_EQ(seen.size(), 3u) << answer->body;
+  EXPECT_EQ(Json::parse(seen.back())["error"]["type"], "stream_error");
+  EXPECT_THAT(answer->body, Not(HasSubstr("[DONE]")));
+  EXPECT_EQ(one.counters().generations + other.counters().generations, 1) << "never after the first byte";
+  EXPECT_EQ(metric("smg_stream_aborts_total", {"worker\""}), 1);
+  EXPECT_EQ(faults(), 1);
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, AStreamThatFallsSilentIsCutAndItsHalfEventStaysApart) {
+  SimWorker& one = worker();
+  start({"--stream-idle-timeout-secs", "1"});
+  one.set_fault({.kind = Kind::kHalfEvent, .chunks = 1});
+  const auto answer = generate("x", true, 50);
+  ASSERT_TRUE(answer.ok()) << answer.error().message;
+  const auto seen = events(answer->body);
+  ASSERT_FALSE(seen.empty());
+  EXPECT_EQ(Json::parse(seen.back())["error"]["type"], "stream_error") << answer->body;
+  EXPECT_TRUE(eventually([&] { return one.counters().client_gone == 1; })) << "the upstream is closed";
+  expect_settled();
+}
+
+// --- workers that are busy
+// ----------------------------------------------------------------------------------------------
+
+TEST_F(ScenarioTest, ABusyWorkerIsPassedOverUntilItSaid) {
+  SimWorker& busy = worker();
+  worker();
+  start({"--policy", "round_robin"});
+  busy.set_fault({.kind = Kind::kStatus, .status = 429, .retry_after = 20});
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(generate()->status, 200);
+  EXPECT_EQ(busy.counters().generations, 1) << "asked once, then left alone";
+  EXPECT_EQ(faults(), 0);
+  EXPECT_EQ(metric("smg_worker_cb_state", {busy.url()}), 0);
+  busy.clear_fault();
+  clock_.advance(20s);
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(generate()->status, 200);
+  EXPECT_GT(busy.counters().generations, 1);
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, AFullQueueOfAnEngineIsBusyAndNoFault) {
+  SimWorker& full = worker();
+  start({"--retry-max-retries", "2", "--retry-initial-backoff-ms", "1", "--retry-max-backoff-ms", "1"});
+  full.set_fault({.kind = Kind::kStatus, .status = 503});  // "The request queue is full."
+  for (int i = 0; i < 12; ++i) {
+    clock_.advance(2s);  // the retry budget's floor is per second
+    const auto answer = generate();
+    EXPECT_EQ(answer->status, 503);
+    EXPECT_THAT(answer->body, HasSubstr("queue is full"));
+  }
+  EXPECT_EQ(full.counters().generations, 24);
+  EXPECT_EQ(faults(), 0);
+  EXPECT_EQ(metric("smg_worker_cb_state"), 0);
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, WhenAllAreBusyTheClientGetsTheirAnswer) {
+  for (int i = 0; i < 3; ++i) worker().set_fault({.kind = Kind::kStatus, .status = 429, .retry_after = 7});
+  start({"--retry-max-retries", "3", "--retry-max-backoff-ms", "50"});
+  const auto answer = generate();
+  EXPECT_EQ(answer->status, 429);
+  EXPECT_EQ(answer->headers.get("retry-after"), "7");
+  for (const auto& one : workers_) EXPECT_EQ(one->counters().generations, 1) << "each was asked once";
+  expect_settled();
+}
+
+// --- the circuit breaker
+// ------------------------------------------------------------------------------------------------
+
+TEST_F(ScenarioTest, TenFaultsOpenTheBreakerAndThreeTrialsCloseIt) {
+  SimWorker& one = worker();
+  start({"--disable-retries"});
+  one.set_fault({.kind = Kind::kStatus, .status = 500, .body = "broken"});
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(generate()->status, 500);
+  const auto refused = generate();
+  EXPECT_EQ(refused->status, 503);
+  EXPECT_EQ(code_of(refused), "no_available_workers");
+  EXPECT_EQ(one.counters().generations, 10);
+  one.clear_fault();
+  clock_.advance(59s);
+  EXPECT_EQ(generate()->status, 503);
+  clock_.advance(1s);
+  for (int i = 0; i < 2; ++i) EXPECT_EQ(generate()->status, 200);
+  EXPECT_EQ(metric("smg_worker_cb_state"), 2);
+  EXPECT_EQ(generate()->status, 200);
+  EXPECT_EQ(metric("smg_worker_cb_state"), 0);
+  EXPECT_EQ(metric("smg_worker_cb_transitions_total", {"closed\",to=\"open"}), 1);
+  EXPECT_EQ(metric("smg_worker_cb_transitions_total", {"open\",to=\"half_open"}), 1);
+  EXPECT_EQ(metric("smg_worker_cb_transitions_total", {"half_open\",to=\"closed"}), 1);
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, AHalfOpenWorkerGetsOneTrialAtATime) {
+  SimWorker& one = worker();
+  start({"--disable-retries", "--cb-failure-threshold", "1"});
+  one.set_fault({.kind = Kind::kStatus, .status = 500, .times = 1});
+  EXPECT_EQ(generate()->status, 500);
+  clock_.advance(60s);
+  one.set_fault({.kind = Kind::kStall, .times = 1});
+  ++sent_;
+  RawClient trial(gateway_->port());
+  trial.post("/generate", body_of("x"));
+  ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
+  EXPECT_EQ(generate()->status, 503) << "beside the trial";
+  trial.leave();  // which is no verdict
+  ASSERT_TRUE(eventually([&] { return one.active() == 0; }));
+  EXPECT_TRUE(eventually([&] { return generate()->status == 200; })) << "the next trial";
+  expect_settled();
+}
+
+// --- the limiter
+// --------------------------------------------------------------------------------------------------------
+
+TEST_F(ScenarioTest, BeyondTheQueueIs429AndTheWaitIsBounded) {
+  SimWorker& one = worker();
+  start({"--max-concurrent-requests", "1", "--queue-size", "1", "--queue-timeout-secs", "1"});
+  one.set_fault({.kind = Kind::kStall, .times = 1});
+  sent_ += 2;
+  RawClient first(gateway_->port()), second(gateway_->port());
+  first.post("/generate", body_of("x"));
+  ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
+  second.post("/generate", body_of("x"));
+  ASSERT_TRUE(eventually([&] { return metric("smg_admission_queue_depth") == 1; }));
+  const auto third = generate();
+  EXPECT_EQ(third->status, 429);
+  EXPECT_EQ(code_of(third), "admission_queue_full");
+  EXPECT_EQ(third->headers.get("retry-after"), "1");
+  const std::string late = second.read_until("admission_queue_timeout");
+  EXPECT_THAT(late, HasSubstr(" 408 "));
+  EXPECT_THAT(late, HasSubstr("Retry-After: "));
+  first.leave();
+  EXPECT_TRUE(eventually([&] { return metric("smg_admission_inflight") == 0; }));
+  EXPECT_EQ(generate()->status, 200);
+  EXPECT_EQ(metric("smg_http_rate_limit_total", {"rejected"}), 2);
+  EXPECT_EQ(metric("smg_http_rate_limit_total", {"allowed"}), 2);
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, WithoutAQueueTheSecondIs429AtOnce) {
+  SimWorker& one = worker();
+  start({"--max-concurrent-requests", "1", "--queue-size", "0"});
+  one.set_fault({.kind = Kind::kStall, .times = 1});
+  ++sent_;
+  RawClient first(gateway_->port());
+  first.post("/generate", body_of("x"));
+  ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
+  EXPECT_EQ(generate()->status, 429);
+  first.leave();
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, AWaitingRequestIsServedWhenItsTurnComes) {
+  SimWorker& one = worker();
+  start({"--max-concurrent-requests", "1"});
+  one.set_fault({.kind = Kind::kStall, .times = 1});
+  sent_ += 2;
+  RawClient first(gateway_->port()), second(gateway_->port());
+  first.post("/generate", body_of("x"));
+  ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
+  second.post("/generate", body_of("x"));
+  ASSERT_TRUE(eventually([&] { return metric("smg_admission_queue_depth") == 1; }));
+  first.leave();
+  EXPECT_THAT(second.read_until("\r\n"), HasSubstr(" 200 "));
+  second.leave();
+  expect_settled();
+}
+
+// --- clients that leave
+// ---------------------------------------------------------------------------------------------------
+
+TEST_F(ScenarioTest, AClientThatLeavesWhileItSendsItsBodyIsForgotten) {
+  worker();
+  start();
+  ++sent_;
+  RawClient client(gateway_->port());
+  client.send("POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{\"text\":");
+  ASSERT_TRUE(eventually([&] { return metric("smg_admission_inflight") == 1; }));
+  client.leave();
+  expect_settled();
+  EXPECT_EQ(metric("smg_http_responses_total", {"/generate"}), 0);
+}
+
+TEST_F(ScenarioTest, AClientThatLeavesTheQueueMakesRoom) {
+  SimWorker& one = worker();
+  start({"--max-concurrent-requests", "1", "--queue-size", "1"});
+  one.set_fault({.kind = Kind::kStall, .times = 1});
+  sent_ += 2;
+  RawClient first(gateway_->port()), waits(gateway_->port());
+  first.post("/generate", body_of("x"));
+  ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
+  waits.post("/generate", body_of("x"));
+  ASSERT_TRUE(eventually([&] { return metric("smg_admission_queue_depth") == 1; }));
+  waits.leave();
+  EXPECT_TRUE(eventually([&] { return metric("smg_admission_queue_depth") == 0; }));
+  EXPECT_EQ(one.counters().generations, 1) << "it never reached a worker";
+  first.leave();
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, AClientThatLeavesBeforeTheFirstByteClosesTheUpstreamAtOnce) {
+  SimWorker& one = worker();
+  start();
+  one.set_fault({.kind = Kind::kStall});
+  for (const bool stream : {false, true}) {
+    ++sent_;
+    const int64_t gone = one.counters().client_gone;
+    RawClient client(gateway_->port());
+    client.post("/generate", body_of("x", stream));
+    ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
+    client.leave();
+    EXPECT_TRUE(eventually([&] { return one.counters().client_gone == gone + 1; }));
+  }
+  EXPECT_EQ(faults(), 0) << "it says nothing about the worker";
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, AClientThatLeavesAStreamClosesTheUpstreamAlsoWhileNothingComes) {
+  SimWorker& one = worker();
+  start();
+  one.set_fault({.kind = Kind::kMute, .chunks = 1});
+  ++sent_;
+  RawClient client(gateway_->port());
+  client.post("/generate", body_of("x", true, 50));
+  client.read_until("data: ");
+  client.leave();
+  EXPECT_TRUE(eventually([&] { return one.counters().client_gone == 1; }));
+  EXPECT_TRUE(eventually([&] { return metric("smg_stream_aborts_total", {"client"}) == 1; }));
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, AClientThatLeavesDuringAPauseBetweenAttemptsEndsThem) {
+  SimWorker& one = worker();
+  start();
+  one.set_fault({.kind = Kind::kStatus, .status = 429, .retry_after = 30});
+  ++sent_;
+  RawClient client(gateway_->port());
+  client.post("/generate", body_of("x"));
+  ASSERT_TRUE(eventually([&] { return retries() == 1; }));
+  client.leave();
+  expect_settled();
+  EXPECT_EQ(one.counters().generations, 1);
+}
+
+TEST_F(ScenarioTest, AClientThatLeavesWhileItsWorkerCannotBeReachedEndsTheAttempt) {
+  // A listening socket that nobody accepts from, and whose queue is full, lets a connection wait.
+  const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  ASSERT_EQ(::bind(listener, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+  ASSERT_EQ(::listen(listener, 0), 0);
+  socklen_t size = sizeof address;
+  ::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size);
+  RawClient filler(ntohs(address.sin_port));
+  start();
+  const std::string url = fmt::format("http://127.0.0.1:{}", ntohs(address.sin_port));
+  gateway_->worker_started(url);
+  ++sent_;
+  RawClient client(gateway_->port());
+  client.post("/generate", body_of("x"));
+  ASSERT_TRUE(eventually([&] { return metric("smg_worker_requests_active", {url}) == 1; }));
+  client.leave();
+  expect_settled();
+  ::close(listener);
+}
+
+// --- workers that come and go
+// -----------------------------------------------------------------------------------------
+
+TEST_F(ScenarioTest, ARemovedWorkerFinishesItsStreamsAndGetsNoNewOnes) {
+  SimWorker& one = worker({.manual = true});
+  start({"--drain-settle-secs", "0"});
+  ++sent_;
+  RawClient stream(gateway_->port());
+  stream.post("/generate", body_of("x", true));
+  ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
+  const std::string location = "/workers/" + workers_json()[0]["id"].get<std::string>();
+  ASSERT_EQ(call("DELETE", location)->status, 202);
+  EXPECT_EQ(Json::parse(call("GET", location)->body)["status"], "draining");
+  EXPECT_EQ(call("GET", "/readiness")->status, 503);
+  EXPECT_EQ(generate()->status, 503);
+  EXPECT_EQ(call("GET", location)->status, 200) << "it stays until its last request has ended";
+  finish(one);
+  EXPECT_THAT(stream.read_until("[DONE]"), HasSubstr("[DONE]"));
+  EXPECT_TRUE(eventually([&] { return call("GET", location)->status == 404; }));
+  EXPECT_EQ(metric("smg_worker_requests_total", {one.url()}), 0) << "its series have gone";
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, AWorkerThatIsAddedWhileRequestsRunIsUsed) {
+  worker();
+  start({"--policy", "round_robin"});
+  ASSERT_EQ(generate()->status, 200);
+  SimWorker& late = worker();
+  ASSERT_EQ(call("POST", "/workers", Json{{"url", late.url()}}.dump())->status, 202);
+  EXPECT_TRUE(eventually([&] { return generate()->status == 200 && late.counters().generations > 0; }));
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, AnAddressThatIsAddedAgainWhileItDrainsIsANewWorker) {
+  SimWorker& one = worker();
+  start({"--drain-settle-secs", "0"});
+  one.set_fault({.kind = Kind::kStall, .times = 1});
+  ++sent_;
+  RawClient slow(gateway_->port());
+  slow.post("/generate", body_of("x"));
+  ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
+  const std::string old = "/workers/" + workers_json()[0]["id"].get<std::string>();
+  ASSERT_EQ(call("DELETE", old)->status, 202);
+  ASSERT_EQ(call("POST", "/workers", Json{{"url", one.url()}}.dump())->status, 202);
+  EXPECT_TRUE(eventually([&] { return generate()->status == 200; }));
+  slow.leave();
+  EXPECT_TRUE(eventually([&] { return call("GET", old)->status == 404; }));
+  EXPECT_EQ(generate()->status, 200);
+  EXPECT_GT(metric("smg_worker_requests_total", {one.url()}), 0) << "the new worker keeps its series";
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, ARestartedWorkerStartsAfresh) {
+  SimWorker& one = worker();
+  start({"--disable-retries", "--cb-failure-threshold", "1"});
+  one.stop();
+  EXPECT_EQ(generate()->status, 502);
+  gateway_->worker_ended(one.url());
+  EXPECT_EQ(generate()->status, 503);
+  ASSERT_TRUE(one.restart().ok());
+  gateway_->worker_started(one.url());
+  EXPECT_EQ(generate()->status, 200) << "the breaker has forgotten the old process";
+  EXPECT_EQ(workers_json()[0]["generation"], 1);
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, HealthChecksTakeAWorkerOutAndBringItBack) {
+  time_ = &real_clock();
+  SimWorker& one = worker();
+  start({"--health-check-interval-secs", "1", "--health-failure-threshold", "2", "--health-success-threshold", "1"});
+  one.set_health({.status = 503});
+  EXPECT_TRUE(eventually([&] { return metric("smg_worker_health") == 0; }));
+  EXPECT_EQ(call("GET", "/readiness")->status, 503);
+  EXPECT_EQ(workers_json()[0]["status"], "not_ready");
+  one.set_health({});
+  EXPECT_TRUE(eventually([&] { return metric("smg_worker_health") == 1; }));
+  EXPECT_EQ(generate()->status, 200);
+  EXPECT_GE(metric("smg_worker_health_checks_total", {"error"}), 2);
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, AFaultBringsTheNextHealthCheckForward) {
+  time_ = &real_clock();
+  SimWorker& one = worker();
+  start({"--disable-retries", "--health-failure-threshold", "1"});  // and 60 s between two checks
+  one.stop();
+  EXPECT_EQ(generate()->status, 502);
+  EXPECT_TRUE(eventually([&] { return metric("smg_worker_health") == 0; }));
+  expect_settled();
+}
+
+// --- shutting down
+// -----------------------------------------------------------------------------------------------------
+
+TEST_F(ScenarioTest, DrainingAnswersReadinessNoAndFinishesWhatRuns) {
+  SimWorker& one = worker({.manual = true});
+  start();
+  RawClient stream(gateway_->port());
+  stream.post("/generate", body_of("x", true));
+  ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
+  auto drained = std::async(std::launch::async, [&] { return gateway_->drain(10s); });
+  EXPECT_TRUE(eventually([&] {
+    const auto answer = call("GET", "/readiness");  // connections are still accepted for a while
+    return answer.ok() && answer->status == 503 && Json::parse(answer->body)["reason"] == "draining";
+  }));
+  finish(one);
+  EXPECT_THAT(stream.read_until("[DONE]"), HasSubstr("[DONE]"));
+  EXPECT_EQ(drained.get(), 0u);
+}
+
+TEST_F(ScenarioTest, DrainingCutsOffWhatDoesNotEndWithinTheGrace) {
+  SimWorker& one = worker();
+  start();
+  one.set_fault({.kind = Kind::kStall});
+  RawClient client(gateway_->port());
+  client.post("/generate", body_of("x"));
+  ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
+  EXPECT_EQ(gateway_->drain(200ms), 1u);
+  EXPECT_TRUE(eventually([&] { return one.active() == 0; }));
+}
+
+// --- books
+// --------------------------------------------------------------------------------------------------------------
+
+TEST_F(ScenarioTest, EveryFamilyOfMetricsMoves) {
+  SimWorker& one = worker();
+  SimWorker& two = worker();
+  start({"--retry-initial-backoff-ms", "1", "--retry-max-retries", "3", "--max-concurrent-requests", "2",
+         "--queue-size", "1", "--cb-failure-threshold", "3"});
+  std::string prefix;
+  for (int i = 0; i < 200; ++i) prefix += fmt::format("word{} ", i);
+  for (int i = 0; i < 4; ++i) ASSERT_EQ(generate(prefix, i % 2 == 0)->status, 200);
+  EXPECT_TRUE(
+      eventually([&] { return generate(prefix)->status == 200 && metric("smg_worker_cached_tokens_total") > 0; }));
+  EXPECT_GT(metric("sglang_cache_hit_rate", {"predicted"}), 0);
+  EXPECT_GT(metric("sglang_cache_hit_rate", {"reported"}), 0);
+  one.set_fault({.kind = Kind::kDie, .chunks = 1, .times = 1});
+  two.set_fault({.kind = Kind::kDie, .chunks = 1, .times = 1});
+  ASSERT_EQ(generate("x", true, 50)->status, 200);
+  for (auto& each : workers_) each->set_fault({.kind = Kind::kStatus, .status = 500});
+  for (int i = 0; i < 4; ++i) EXPECT_GE(generate()->status, 500);
+  EXPECT_EQ(call("POST", "/workers", R"({"url":"grpc://x:1"})")->status, 400);
+  for (auto& each : workers_) each->set_fault({.kind = Kind::kStall});
+  clock_.advance(60s);
+  RawClient stalled(gateway_->port()), next(gateway_->port()), waiting(gateway_->port());
+  sent_ += 3;
+  for (RawClient* client : {&stalled, &next, &waiting}) client->post("/generate", body_of("x"));
+  ASSERT_TRUE(eventually([&] { return metric("smg_admission_queue_depth") == 1; }));
+  EXPECT_EQ(generate()->status, 429);
+
+  for (const char* gauge :
+       {"smg_http_connections_active", "smg_admission_inflight", "smg_admission_queue_depth", "smg_worker_pool_size",
+        "smg_worker_requests_active", "smg_worker_connections_active", "smg_worker_health", "smg_worker_cb_state",
+        "smg_prefix_index_bytes", "smg_prefix_index_nodes"}) {
+    EXPECT_GT(metric(gauge), 0) << gauge;
+  }
+  for (const char* counter :
+       {"smg_http_requests_total", "smg_http_responses_total", "smg_http_rate_limit_total", "smg_router_requests_total",
+        "smg_router_request_errors_total", "smg_router_upstream_responses_total", "smg_router_tokens_total",
+        "smg_worker_requests_total", "smg_worker_errors_total", "smg_worker_selections_total",
+        "smg_worker_cb_transitions_total", "smg_worker_cb_outcomes_total", "smg_worker_retries_total",
+        "smg_worker_retries_exhausted_total", "smg_worker_cached_tokens_total", "smg_worker_prompt_tokens_total",
+        "smg_worker_predicted_cached_tokens_total", "smg_stream_aborts_total", "smg_discovery_registrations_total"}) {
+    EXPECT_GT(metric(counter), 0) << counter;
+  }
+  for (const char* histogram : {"smg_http_request_duration_seconds", "smg_router_request_duration_seconds",
+                                "smg_router_ttft_seconds", "smg_router_generation_duration_seconds"}) {
+    EXPECT_GT(metric(std::string(histogram) + "_count"), 0) << histogram;
+  }
+  for (RawClient* client : {&stalled, &next, &waiting}) client->leave();
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, TheJournalTellsWhatHappened) {
+  SimWorker& one = worker();
+  worker();
+  start({"--policy", "round_robin"});
+  for (auto& each : workers_) each->set_fault({.kind = Kind::kStatus, .status = 500, .times = 1});
+  one.set_fault({.kind = Kind::kReset, .times = 1});
+  ++sent_;
+  ASSERT_EQ(call("POST", "/generate", body_of("x"), {{"x-request-id", "mine"}})->status, 200);
+  Json record;
+  ASSERT_TRUE(eventually([&] {
+    const auto answer = call("GET", "/debug/why/mine");
+    if (answer->status == 200) record = Json::parse(answer->body);
+    return answer->status == 200;
+  }));
+  EXPECT_EQ(record["outcome"], "ok");
+  EXPECT_EQ(record["status"], 200);
+  EXPECT_GE(record["attempts"].get<int>(), 2) << record;
+  for (const char* phase : {"admitted", "read", "chosen", "sent", "answered"}) {
+    EXPECT_TRUE(record["phases"].contains(phase)) << phase << " " << record;
+  }
+  EXPECT_EQ(call("GET", "/debug/why/nobody")->status, 404);
+  expect_settled();
+}
+
+}  // namespace
+}  // namespace sluice::gateway
