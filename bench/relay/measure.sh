@@ -1,6 +1,8 @@
 #!/bin/bash
 # CPU time per proxied request of each relay in front of the same backend: 600-byte POSTs on kept-alive connections.
 # usage: measure.sh <folder with the built relays> [seconds] [connections] [relay...]
+# The relays are built by hand: c++ -std=c++20 -O3 -march=x86-64-v2 bench/relay/<name>.cc -o <folder>/<name>; haproxy and wrk
+# are Debian packages.
 set -euo pipefail
 bin=$1
 seconds=${2:-5}
@@ -63,6 +65,9 @@ for relay in "${relays[@]}"; do
     haproxy) measure haproxy $((base + 1)) haproxy -db -f "$work/haproxy.cfg" ;;
     epoll) measure epoll $((base + 2)) "$bin/epoll_relay" relay $((base + 2)) $base ;;
     beast) measure beast $((base + 3)) "$bin/beast_relay" $((base + 3)) $base ;;
-    net) measure net $((base + 4)) "$bin/net_relay" $((base + 4)) $base ;;
+    sluice)  # the whole gateway; SLUICE names the binary, POLICY the policy
+      measure sluice $((base + 4)) "$SLUICE" gateway --host 127.0.0.1 --port $((base + 4)) --prometheus-host 127.0.0.1 \
+        --prometheus-port $((base + 5)) --policy "${POLICY:-round_robin}" --log-level error \
+        --worker-urls "http://127.0.0.1:$base" ;;
   esac
 done
