@@ -177,10 +177,11 @@ Result<std::vector<Item>> from_random(const BenchOptions& options, const TextSou
     } else {
       passage = texts.fit(conversations[static_cast<size_t>(i) % conversations.size()].question, length);
     }
-    Item item{.prompt_len = length, .output_len = output_len};
+    Item item{.prompt_len = passage.tokens, .output_len = output_len};
     if (options.tokenize_prompt) {
       item.ids = std::move(passage.ids);
     } else {
+      item.prompt_len += texts.added_tokens();
       item.turns = {std::move(passage.text)};
     }
     items.push_back(std::move(item));

@@ -120,6 +120,18 @@ TEST(DatasetTest, WithATokenizerAPromptIsMadeOfThatManyTokens) {
   EXPECT_EQ(texts.count(passage.text), 20);
 }
 
+TEST(DatasetTest, ATokenizerReadsARandomTextAsTheWantedNumberOfTokens) {
+  const TextSource texts(fixture_tokenizer());
+  Rng rng(9);
+  for (const int64_t wanted : {1, 2, 3, 17, 64, 300}) {
+    for (int i = 0; i < 20; ++i) {
+      const Passage passage = texts.random(rng, wanted);
+      EXPECT_EQ(passage.tokens, wanted);
+      EXPECT_EQ(texts.count(passage.text), wanted) << passage.text;
+    }
+  }
+}
+
 TEST(DatasetTest, SharedPrefixesAreSharedWithinAGroupOnly) {
   BenchOptions options = options_of("generated-shared-prefix");
   options.gsp_num_groups = 3;

@@ -346,5 +346,13 @@ TEST_F(RunTest, AFailedWarmUpEndsTheRun) {
   EXPECT_THAT(result.error().message, HasSubstr("the warm-up failed: HTTP 500"));
 }
 
+TEST_F(RunTest, AnInterruptionEndsTheWarmUp) {
+  const auto worker = start_worker();
+  worker->set_fault({.kind = SimFault::Kind::kStall});
+  auto input = input_for(*worker, {});
+  input.interrupted = [&] { return worker->counters().faults > 0; };
+  EXPECT_EQ(run_bench(input).error().code, ErrorCode::kCancelled);
+}
+
 }  // namespace
 }  // namespace sluice::bench

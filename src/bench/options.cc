@@ -114,7 +114,7 @@ const OptionTable<BenchOptions>& bench_option_table() {
            .metavar = "PATH",
            .read_by = "cli/bench",
            .group = "Prompts",
-           .help = "Folder with tokenizer.json, or a .gguf file: prompts then have the exact number of tokens and "
+           .help = "Folder with tokenizer.json, or a .gguf file: prompts then have the wanted number of tokens and "
                    "answers are counted again. If not given, prompts are made of common English words, about one token "
                    "each."},
           {.name = "dataset-name",

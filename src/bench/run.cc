@@ -84,13 +84,18 @@ double cpu_seconds() {
   return of(usage.ru_utime) + of(usage.ru_stime);
 }
 
-Result<void> warm_up(const BenchOptions& options, const DriverOptions& driver, const Item& first) {
+bool is_interrupted(const RunInput& input) { return input.interrupted && input.interrupted(); }
+
+Result<void> warm_up(const RunInput& input, const DriverOptions& driver, const Item& first) {
+  const BenchOptions& options = input.options;
   if (options.warmup_requests == 0) return {};
   Item item = first;
   item.turns.resize(std::min<size_t>(item.turns.size(), 1));
   item.output_len = std::min(item.output_len, kWarmupTokens);
   const auto count = static_cast<size_t>(options.warmup_requests);
-  const auto result = drive(driver, std::vector<Item>(count, item), std::vector<Duration>(count, Duration::zero()));
+  const auto result = drive(driver, std::vector<Item>(count, item), std::vector<Duration>(count, Duration::zero()),
+                            [&](const Progress&) { return !is_interrupted(input); });
+  if (result.interrupted) return Error{ErrorCode::kCancelled, "interrupted in the warm-up"};
   for (const auto& outcome : result.outcomes) {
     if (outcome.ok()) return {};
   }
@@ -164,15 +169,19 @@ Result<RunResult> run_bench(const RunInput& input) {
   driver.keep_text = options.output_details || input.tokenizer != nullptr || conversations;
   raise_descriptor_limit();
 
-  say(fmt::format("Warming up {} with {} requests", url.to_string(), options.warmup_requests));
-  SLUICE_TRY_VOID(warm_up(options, driver, items[0]));
+  say(fmt::format("Warming up {} ({} request{})", url.to_string(), options.warmup_requests,
+                  options.warmup_requests == 1 ? "" : "s"));
+  SLUICE_TRY_VOID(warm_up(input, driver, items[0]));
   if (options.flush_cache) SLUICE_TRY_VOID(flush_cache(backend, url, headers));
 
   Rng arrival_rng(static_cast<uint64_t>(options.seed) ^ kArrivalSeed);
   const auto arrivals = arrival_times(items.size(), options.request_rate, arrival_rng);
   say("Starting");
   const double cpu_before = cpu_seconds();
-  DriverResult driven = drive(driver, items, arrivals, input.on_tick);
+  DriverResult driven = drive(driver, items, arrivals, [&](const Progress& progress) {
+    if (input.on_progress) input.on_progress(progress);
+    return !is_interrupted(input);
+  });
   const double cpu = cpu_seconds() - cpu_before;
 
   if (input.tokenizer) {

@@ -21,8 +21,10 @@ struct RunInput {
   std::string authorization;                              // value of that header; empty = none
   // A line for people: what happens next. May be empty.
   std::function<void(std::string_view line)> say;
-  // See drive(). May be empty.
-  std::function<bool(const Progress&)> on_tick;
+  // Called now and then while requests are under way. May be empty.
+  std::function<void(const Progress&)> on_progress;
+  // Likewise, and in the warm-up too: true ends the run. May be empty.
+  std::function<bool()> interrupted;
 };
 
 struct RunResult {
@@ -33,7 +35,7 @@ struct RunResult {
 };
 
 // Errors: a bad option, a data set that cannot be read, a server that cannot be asked for its model, a warm-up of which
-// nothing succeeded. Failed requests of the run itself are in the result.
+// nothing succeeded or that was interrupted. Failed requests of the run itself are in the result.
 Result<RunResult> run_bench(const RunInput& input);
 
 }  // namespace sluice::bench

@@ -27,6 +27,9 @@ constexpr std::string_view kWords[] = {
 };
 constexpr uint64_t kWordCount = std::size(kWords);
 
+constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // what half a character is decoded to
+constexpr int kSettlingRounds = 20;
+
 bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
 std::vector<std::string_view> words_of(std::string_view text) {
@@ -60,7 +63,10 @@ Passage join(int64_t count, F word) {
 TextSource::TextSource(std::shared_ptr<const tokenizer::Tokenizer> tokenizer) : tokenizer_(std::move(tokenizer)) {
   if (!tokenizer_) return;
   for (int32_t id = 0; id < tokenizer_->vocab_size(); ++id) {
-    if (!tokenizer_->is_special(id) && !tokenizer_->token_bytes(id).empty()) ordinary_.push_back(id);
+    if (tokenizer_->is_special(id) || tokenizer_->token_bytes(id).empty()) continue;
+    if (tokenizer_->decode({&id, 1}, /*skip_special=*/false).find(kReplacement) == std::string::npos) {
+      ordinary_.push_back(id);
+    }
   }
   added_tokens_ = static_cast<int64_t>(tokenizer_->encode("", /*add_special=*/true).size());
 }
@@ -76,11 +82,27 @@ Passage TextSource::from_ids(std::vector<int32_t> ids) const {
   return passage;
 }
 
+template <class Filler>
+Passage TextSource::settled(std::vector<int32_t> ids, Filler filler) const {
+  const size_t wanted = ids.size();
+  Passage passage = from_ids(std::move(ids));
+  for (int round = 0; round < kSettlingRounds; ++round) {
+    passage.ids = tokenizer_->encode(passage.text, /*add_special=*/false);
+    passage.tokens = static_cast<int64_t>(passage.ids.size());
+    if (passage.ids.size() == wanted) break;
+    passage.ids.resize(std::min(passage.ids.size(), wanted));
+    while (passage.ids.size() < wanted) passage.ids.push_back(filler(passage.ids.size()));
+    passage = from_ids(std::move(passage.ids));
+  }
+  return passage;
+}
+
 Passage TextSource::random(Rng& rng, int64_t tokens) const {
   if (!tokenizer_) return join(tokens, [&](int64_t) { return kWords[rng.below(kWordCount)]; });
   std::vector<int32_t> ids(static_cast<size_t>(std::max<int64_t>(tokens, 0)));
-  for (auto& id : ids) id = ordinary_[rng.below(ordinary_.size())];
-  return from_ids(std::move(ids));
+  const auto draw = [&](size_t) { return ordinary_[rng.below(ordinary_.size())]; };
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = draw(i);
+  return settled(std::move(ids), draw);
 }
 
 Passage TextSource::sequence(uint64_t offset, int64_t tokens) const {
@@ -101,8 +123,9 @@ Passage TextSource::fit(std::string_view text, int64_t tokens) const {
   const auto once = tokenizer_->encode(text, /*add_special=*/false);
   SLUICE_CHECK(!once.empty(), "a text without tokens cannot be made {} tokens long", tokens);
   std::vector<int32_t> ids(static_cast<size_t>(std::max<int64_t>(tokens, 0)));
-  for (size_t i = 0; i < ids.size(); ++i) ids[i] = once[i % once.size()];
-  return from_ids(std::move(ids));
+  const auto repeat = [&](size_t i) { return once[i % once.size()]; };
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = repeat(i);
+  return settled(std::move(ids), repeat);
 }
 
 }  // namespace sluice::bench

@@ -34,18 +34,22 @@ class TextSource {
   // Tokens that a server puts around every text by itself.
   int64_t added_tokens() const { return added_tokens_; }
 
-  // `tokens` random ordinary tokens. A tokenizer may read the text as a few tokens more or less than it was made from.
+  // A text of `tokens` random ordinary tokens.
   Passage random(Rng& rng, int64_t tokens) const;
-  // Consecutive ids of the vocabulary from `offset` on, round its end.
+  // Consecutive ids of the vocabulary from `offset` on, round its end; a tokenizer may read their text as other tokens.
   Passage sequence(uint64_t offset, int64_t tokens) const;
   // `text` cut or repeated to `tokens` tokens; it is not empty.
   Passage fit(std::string_view text, int64_t tokens) const;
 
  private:
   Passage from_ids(std::vector<int32_t> ids) const;
+  // The text of `ids`, changed at its end until a tokenizer reads it as so many tokens as there are ids: tokens that
+  // come to stand side by side may merge or fall apart. `filler(i)` is put where the i-th token is missing.
+  template <class Filler>
+  Passage settled(std::vector<int32_t> ids, Filler filler) const;
 
   const std::shared_ptr<const tokenizer::Tokenizer> tokenizer_;
-  std::vector<int32_t> ordinary_;  // ids that are neither special nor without text
+  std::vector<int32_t> ordinary_;  // ids of tokens that are text by themselves: not special, not half a character
   int64_t added_tokens_ = 0;
 };
 

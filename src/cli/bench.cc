@@ -89,10 +89,12 @@ int run_bench(const Arguments& arguments) {
   const bool bar = !options->disable_tqdm && isatty(STDERR_FILENO) != 0;
   bench::RunInput input{.options = *options, .tokenizer = *tokenizer, .authorization = authorization()};
   input.say = [](std::string_view text) { print(stdout, fmt::format("{}\n", text)); };
-  input.on_tick = [&](const bench::Progress& progress) {
-    if (bar) print(stderr, fmt::format("\r\x1b[K{}", bench::progress_line(progress, terminal_width())));
-    return !signals.wait(Duration::zero()).has_value();
-  };
+  input.interrupted = [&] { return signals.wait(Duration::zero()).has_value(); };
+  if (bar) {
+    input.on_progress = [](const bench::Progress& progress) {
+      print(stderr, fmt::format("\r\x1b[K{}", bench::progress_line(progress, terminal_width())));
+    };
+  }
   const auto result = bench::run_bench(input);
   if (bar) print(stderr, "\r\x1b[K");
   if (!result.ok()) return fail(result.error());
