@@ -9,6 +9,7 @@
 #include <cstring>
 #include <filesystem>
 #include <future>
+#include <numeric>
 
 #include "base/log.h"
 #include "base/ready_pipe.h"
@@ -165,10 +166,14 @@ class Front::Impl {
   // The controller's thread.
   void on_progress(int64_t rank, double share, std::string_view what) {
     shares_[static_cast<size_t>(rank)] = share;
-    double sum = 0;
-    for (const double one : shares_) sum += one;
-    report(kLoadingShare * sum / static_cast<double>(shares_.size()),
-           shares_.size() == 1 ? std::string(what) : fmt::format("rank {}: {}", rank, what));
+    // Where weights are shared one rank packs them for all: its share is the whole's, and those that wait say nothing.
+    double done = *std::ranges::max_element(shares_);
+    if (weights_fd_ >= 0) {
+      if (share < done) return;
+    } else {
+      done = std::accumulate(shares_.begin(), shares_.end(), 0.0) / static_cast<double>(shares_.size());
+    }
+    report(kLoadingShare * done, shares_.size() == 1 ? std::string(what) : fmt::format("rank {}: {}", rank, what));
   }
 
   void report(double share, std::string_view what) const {
