@@ -84,7 +84,10 @@ class Follower final : public Supervisor::Listener {
     const std::string key =
         command_.gateway.api_key ? fmt::format(" -H 'Authorization: Bearer {}'", *command_.gateway.api_key) : "";
     display_.print(fmt::format(
-        "\nReady. OpenAI API: {}/v1   workers: {}/workers   metrics: http://{}:{}/metrics\n\n"
+        "\nReady.\n"
+        "  OpenAI API  {}/v1\n"
+        "  workers     {}/workers\n"
+        "  metrics     http://{}:{}/metrics\n\n"
         "  curl {}/v1/chat/completions{} -H 'Content-Type: application/json' \\\n"
         R"(    -d '{{"model": "{}", "temperature": 0, "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}')"
         "\n",

@@ -72,9 +72,11 @@ std::string StartupDisplay::bar(const State& state) const {
 
 void StartupDisplay::draw(std::string_view above) {
   std::string out;
-  if (drawn_) out += fmt::format("\x1b[{}F", workers_.size());  // up to the first worker's line
-  if (!above.empty()) out += fmt::format("\x1b[K{}\n", above);
-  for (const auto& state : workers_) out += fmt::format("\x1b[K{}\n", bar(state));
+  if (drawn_) out += fmt::format("\x1b[{}F\x1b[J", workers_.size());  // up to the first worker's line; clear from there
+  if (!above.empty()) out += fmt::format("{}\n", above);
+  out += "\x1b[?7l";  // a line that is too long is cut: a second row would not be counted
+  for (const auto& state : workers_) out += bar(state) + "\n";
+  out += "\x1b[?7h";
   drawn_ = true;
   write(out);
 }

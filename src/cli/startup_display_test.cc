@@ -30,11 +30,11 @@ TEST_F(StartupDisplayTest, RedrawsOneLinePerWorkerOnATerminal) {
   EXPECT_THAT(written(), HasSubstr("worker 1 ["));
   display.progress(1, 0.5, "loading");
   EXPECT_EQ(written(),
-            "\x1b[2F"
-            "\x1b[Kworker 0 [                        ]   0% starting\n"
-            "\x1b[Kworker 1 [############            ]  50% loading\n");
+            "\x1b[2F\x1b[J\x1b[?7l"
+            "worker 0 [                        ]   0% starting\n"
+            "worker 1 [############            ]  50% loading\n\x1b[?7h");
   display.print("a log line");
-  EXPECT_THAT(written(), HasSubstr("\x1b[2F\x1b[Ka log line\n\x1b[Kworker 0"));
+  EXPECT_THAT(written(), HasSubstr("\x1b[2F\x1b[Ja log line\n\x1b[?7lworker 0"));
   display.finish();
   display.ready(0);
   display.print("another");

@@ -169,7 +169,7 @@ class WorkerDeathTest(unittest.TestCase):
             after = worker_processes(server)
             self.assertNotIn(victim, after)
             self.assertEqual(len(set(before) & set(after)), 1, "the other worker lived on")
-            metrics = call(re.search(r"metrics: (\S+)", server.output())[1])[2]
+            metrics = call(re.search(r"metrics +(\S+)", server.output())[1])[2]
             self.assertIn("smg_worker_restarts_total{worker=", metrics)
 
 
