@@ -81,8 +81,8 @@ class Follower final : public Supervisor::Listener {
     complete_ = true;
     display_.finish();
     const std::string base = fmt::format("http://{}:{}", callable_host(command_.engine.host), gateway_.port());
-    const std::string key =
-        command_.gateway.api_key ? fmt::format(" -H 'Authorization: Bearer {}'", *command_.gateway.api_key) : "";
+    // The key itself would end up in logs.
+    const std::string key = command_.gateway.api_key ? " -H \"Authorization: Bearer $API_KEY\"" : "";
     display_.print(fmt::format(
         "\nReady.\n"
         "  OpenAI API  {}/v1\n"
