@@ -31,6 +31,11 @@ StopSignals::StopSignals() {
 
 StopSignals::~StopSignals() {
   ::close(descriptor_);
+  // One that was seen on the descriptor and not taken would act now. Not where they stay blocked: they are somebody's.
+  if (sigismember(&before_, SIGTERM) == 0) {
+    while (wait(Duration{0})) {
+    }
+  }
   pthread_sigmask(SIG_SETMASK, &before_, nullptr);
 }
 

@@ -15,7 +15,7 @@ namespace sluice {
 class StopSignals {
  public:
   StopSignals();
-  ~StopSignals();  // the signals act as before
+  ~StopSignals();  // those that are waiting are dropped; later ones act as before
   StopSignals(const StopSignals&) = delete;
   StopSignals& operator=(const StopSignals&) = delete;
 
