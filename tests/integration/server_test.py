@@ -2,6 +2,8 @@
 """`sluice server` with real rank processes: data parallelism, death and restart of a rank, failing starts, the end.
 
 usage: server_test.py <sluice binary> <folder of fixtures>"""
+import fcntl
+import json
 import os
 import shutil
 import signal
@@ -13,7 +15,6 @@ import threading
 import unittest
 import urllib.error
 import urllib.request
-import json
 from pathlib import Path
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
@@ -177,6 +178,56 @@ class StartTest(unittest.TestCase):
     def test_old_method_names_are_taken_and_said_to_be_old(self):
         with server("--load-balance-method", "shortest_queue") as running:
             self.assertIn("use total_requests", running.output())
+
+
+def listening_port(pid):
+    """The TCP port on which a process listens, or None."""
+    try:
+        sockets = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    except OSError:
+        return None
+    with open("/proc/net/tcp") as table:
+        for line in list(table)[1:]:
+            columns = line.split()
+            if columns[3] == "0A" and f"socket:[{columns[9]}]" in sockets:
+                return int(columns[1].split(":")[1], 16)
+    return None
+
+
+class LoadingTest(unittest.TestCase):
+    """A server whose rank waits for the weights, because this test holds their lock as a rank that packs them would."""
+
+    def setUp(self):
+        self.weights = os.memfd_create("weights")
+        fcntl.flock(self.weights, fcntl.LOCK_EX)
+        self.process = subprocess.Popen([BINARY, "server", "--model-path", MODEL, "--port", "0"], text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[self.weights],
+                                        env={**os.environ, "SLUICE_WEIGHTS_FD": str(self.weights)})
+        self.port = wait_until("the port is bound", lambda: listening_port(self.process.pid))
+        self.ranks = wait_until("the rank is started", lambda: descendants(self.process.pid))
+
+    def tearDown(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        os.close(self.weights)
+
+    def test_requests_are_503_until_the_model_is_there(self):
+        status, headers, _ = call(f"http://127.0.0.1:{self.port}/health")
+        self.assertEqual((status, headers["Retry-After"]), (503, "1"))
+        fcntl.flock(self.weights, fcntl.LOCK_UN)
+        self.assertEqual(self.process.stdout.readline(), f"listening on http://127.0.0.1:{self.port}\n")
+        self.assertEqual(call(f"http://127.0.0.1:{self.port}/health")[0], 200)
+
+    def test_sigterm_ends_it(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.assertEqual(self.process.wait(60), 0)
+        self.assertEqual(self.process.stdout.read(), "")
+        self.assertFalse([pid for pid in self.ranks if alive(pid)])
+
+    def test_the_death_of_the_rank_ends_it(self):
+        os.kill(min(self.ranks), signal.SIGKILL)
+        self.assertEqual(self.process.wait(60), 1)
 
 
 class EndTest(unittest.TestCase):
