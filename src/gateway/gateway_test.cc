@@ -88,15 +88,16 @@ TEST_F(GatewayTest, SendsAPrefixWhereItIsCached) {
   start({"--policy", "cache_aware"});
   std::string prefix;
   for (int i = 0; i < 50; ++i) prefix += fmt::format("word{} ", i);
+  const double nodes = metric("smg_prefix_index_nodes");
   const auto first = generate(prefix);
   ASSERT_EQ(first->status, 200);
+  // The claim is applied by the index thread, soon after the choice.
+  ASSERT_TRUE(eventually([&] { return metric("smg_prefix_index_nodes") > nodes; }));
   for (int i = 0; i < 6; ++i) {
-    // The claim is applied by the index thread, soon after the choice.
-    EXPECT_TRUE(eventually([&] {
-      return generate(prefix + std::to_string(i))->headers.get("x-smg-routed-worker-id") ==
-             first->headers.get("x-smg-routed-worker-id");
-    }));
+    EXPECT_EQ(generate(prefix + std::to_string(i))->headers.get("x-smg-routed-worker-id"),
+              first->headers.get("x-smg-routed-worker-id"));
   }
+  expect_settled();
 }
 
 TEST_F(GatewayTest, AWrongWorkerRequestIsToldSo) {
