@@ -1,0 +1,174 @@
+// Tokens per second of the engine's forward pass: prefill and decode at several batch sizes, without scheduler or HTTP.
+//
+//   engine_bench MODEL [--threads N] [--repeats N] [--prompt N] [--steps N] [--batches 1,4,16]
+//
+// Each repeat prefills `batch` prompts in one step and then decodes `steps` tokens of each, greedily. Printed: the
+// median of the repeats and their range by the clock on the wall, and the median by CPU time, which another program on
+// the machine disturbs less (with one thread both mean the same). bench/engine/llama_cpp_bench.py does the same with
+// llama.cpp.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <ctime>
+#include <numeric>
+
+#include "base/rng.h"
+#include "models/locate.h"
+#include "models/runner.h"
+
+namespace {
+
+using sluice::models::Runner;
+
+struct Options {
+  std::string model;
+  int threads = 1;
+  int repeats = 5;
+  int prompt = 256;
+  int steps = 32;
+  std::vector<int> batches = {1, 4, 16};
+};
+
+struct Seconds {
+  double wall = 0;
+  double cpu = 0;
+};
+
+class Stopwatch {
+ public:
+  Seconds elapsed() const { return {wall_now() - wall_, cpu_now() - cpu_}; }
+
+ private:
+  static double wall_now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  }
+  static double cpu_now() {
+    timespec time{};
+    ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
+  }
+
+  double wall_ = wall_now();
+  double cpu_ = cpu_now();
+};
+
+void die(const std::string& message) {
+  fmt::print(stderr, "{}\n", message);
+  std::exit(1);
+}
+
+// Sequences side by side, each in its own row of the slot table and its own run of slots.
+class Batch {
+ public:
+  Batch(Runner& runner, int sequences, int width) : runner_(runner), sequences_(sequences), width_(width) {
+    for (int row = 0; row < sequences; ++row) {
+      for (int p = 0; p < width; ++p) runner.slot_table()[static_cast<size_t>(row * width + p)] = slot(row, p);
+    }
+  }
+
+  // Appends `count` tokens to each sequence and returns the greedy next ones.
+  std::vector<int32_t> step(const std::vector<int32_t>& tokens, int count) {
+    std::vector<int32_t> positions, slots, starts{0}, lens, rows, wanted;
+    for (int s = 0; s < sequences_; ++s) {
+      for (int i = 0; i < count; ++i) {
+        positions.push_back(length_ + i);
+        slots.push_back(slot(s, length_ + i));
+      }
+      starts.push_back((s + 1) * count);
+      lens.push_back(length_ + count);
+      rows.push_back(s);
+      wanted.push_back((s + 1) * count - 1);
+    }
+    length_ += count;
+    const auto logits = runner_.forward({.token_ids = tokens,
+                                         .positions = positions,
+                                         .kv_slots = slots,
+                                         .query_start = starts,
+                                         .seq_lens = lens,
+                                         .table_rows = rows,
+                                         .logit_rows = wanted});
+    if (!logits.ok()) die(logits.error().message);
+    std::vector<int32_t> next;
+    const auto vocab = static_cast<size_t>(runner_.info().vocab_size);
+    for (size_t s = 0; s < static_cast<size_t>(sequences_); ++s) {
+      const auto row = logits->subspan(s * vocab, vocab);
+      next.push_back(static_cast<int32_t>(std::max_element(row.begin(), row.end()) - row.begin()));
+    }
+    return next;
+  }
+
+ private:
+  int32_t slot(int row, int position) const { return 1 + row * width_ + position; }
+
+  Runner& runner_;
+  const int sequences_, width_;
+  int32_t length_ = 0;
+};
+
+void report(const char* what, int batch, double tokens, std::vector<Seconds> times) {
+  const auto median = [&](auto field) {
+    std::sort(times.begin(), times.end(), [&](const Seconds& a, const Seconds& b) { return a.*field < b.*field; });
+    return times[times.size() / 2].*field;
+  };
+  const double cpu = median(&Seconds::cpu);
+  const double wall = median(&Seconds::wall);  // sorted by it now
+  fmt::print("{:<8} batch {:>2}  {:>8.1f} tokens/s ({:.1f} to {:.1f})  {:>8.1f} tokens per CPU second\n", what, batch,
+             tokens / wall, tokens / times.back().wall, tokens / times.front().wall, tokens / cpu);
+  std::fflush(stdout);
+}
+
+void run(const Options& options) {
+  const int width = options.prompt + options.steps + 1;
+  const int most = *std::max_element(options.batches.begin(), options.batches.end());
+  const auto path = sluice::models::locate_model(options.model);
+  if (!path.ok()) die(path.error().message);
+  auto loaded = sluice::models::load_runner({.model_path = *path,
+                                             .threads = options.threads,
+                                             .max_step_tokens = most * options.prompt,
+                                             .max_step_seqs = most});
+  if (!loaded.ok()) die(loaded.error().message);
+  Runner& runner = **loaded;
+  const auto allocated = runner.allocate_kv({.slots = 1 + most * width, .table_rows = most, .table_width = width});
+  if (!allocated.ok()) die(allocated.error().message);
+  fmt::print("{} threads, {} weights of {:.0f} MB, prompts of {}, {} steps, {} repeats\n", options.threads,
+             runner.info().dtype, static_cast<double>(runner.info().weight_bytes) * 1e-6, options.prompt, options.steps,
+             options.repeats);
+
+  sluice::Rng rng(1);
+  for (const int batch : options.batches) {
+    std::vector<Seconds> prefill, decode;
+    for (int repeat = -1; repeat < options.repeats; ++repeat) {  // the first one warms up
+      std::vector<int32_t> prompt;
+      for (int i = 0; i < batch * options.prompt; ++i) prompt.push_back(static_cast<int32_t>(rng.below(40'000) + 100));
+      Batch sequences(runner, batch, width);
+      const Stopwatch prefilling;
+      auto next = sequences.step(prompt, options.prompt);
+      const Seconds prefilled = prefilling.elapsed();
+      const Stopwatch decoding;
+      for (int i = 0; i < options.steps; ++i) next = sequences.step(next, 1);
+      if (repeat < 0) continue;
+      prefill.push_back(prefilled);
+      decode.push_back(decoding.elapsed());
+    }
+    report("prefill", batch, static_cast<double>(batch) * options.prompt, prefill);
+    report("decode", batch, static_cast<double>(batch) * options.steps, decode);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app{"Tokens per second of prefill and decode"};
+  app.add_option("model", options.model, "a folder, a .gguf file or a hub name")->required();
+  app.add_option("--threads", options.threads)->check(CLI::PositiveNumber);
+  app.add_option("--repeats", options.repeats)->check(CLI::PositiveNumber);
+  app.add_option("--prompt", options.prompt)->check(CLI::PositiveNumber);
+  app.add_option("--steps", options.steps)->check(CLI::PositiveNumber);
+  app.add_option("--batches", options.batches)->delimiter(',')->check(CLI::PositiveNumber);
+  CLI11_PARSE(app, argc, argv);
+  run(options);
+  return 0;
+}
