@@ -143,8 +143,9 @@ std::vector<float> run_linear(Device& device, const LinearCase& c, const Stored&
   std::vector<char> packed(device->packed_bytes(c.shape));
   device->pack(
       c.shape,
-      [&](int64_t first, int64_t count, float* to) {
-        for (int64_t i = 0; i < count * c.shape.in; ++i) to[i] = static_cast<float>(weight[first * c.shape.in + i]);
+      [&](int64_t first, int64_t count, void* to) {
+        auto* rows = static_cast<float*>(to);
+        for (int64_t i = 0; i < count * c.shape.in; ++i) rows[i] = static_cast<float>(weight[first * c.shape.in + i]);
       },
       packed.data());
   float* result = device.put(out);
@@ -166,7 +167,8 @@ TEST_P(KernelConformance, LinearStaysWithinItsRoundingBound) {
                  .accumulate = rng_.below(2) == 0};
     if (i % 10 == 0) c.shape = {.in = 576, .out = 1536, .dtype = c.shape.dtype};  // a real one
     if (!device_->multiplies(c.shape.dtype)) continue;
-    const auto [in, out, dtype] = c.shape;
+    const int64_t in = c.shape.in, out = c.shape.out;
+    const DType dtype = c.shape.dtype;
     const int64_t padded = device_->padded_rows(c.n);
     const Stored weight(dtype, draw(rng_, out * in, 0.1));
     auto values = draw(rng_, padded * in, 3);
@@ -206,6 +208,76 @@ TEST_P(KernelConformance, LinearStaysWithinItsRoundingBound) {
                              c.bias, c.accumulate));
     expect_within(of(got), of(want), c.n * out, bound);
     EXPECT_TRUE(std::equal(got.end() - 64, got.end(), before.end() - 64)) << "wrote beyond the padded rows";
+  }
+}
+
+TEST_P(KernelConformance, LinearOfKeptBlocksEqualsLinearOfTheirValues) {
+  for (const DType stored : {DType::kQ4_0, DType::kQ4_1, DType::kQ8_0}) {
+    if (!device_->keeps(stored)) continue;
+    for (const int64_t n : {0, 1, 2, 3, 4, 7, 16, 17, 70, 300}) {
+      LinearCase c{.shape = {.in = 32 * between(1, 8), .out = between(1, 200), .stored = stored},
+                   .n = n,
+                   .bias = rng_.below(2) == 0,
+                   .accumulate = rng_.below(2) == 0};
+      const int64_t in = c.shape.in, out = c.shape.out;
+      // Blocks of random quants whose half-precision scales are small, as in a model.
+      const size_t block = tensor::block_bytes(stored), row = tensor::bytes_of(stored, static_cast<size_t>(in));
+      std::vector<uint8_t> blocks(row * static_cast<size_t>(out));
+      for (auto& byte : blocks) byte = static_cast<uint8_t>(rng_.below(256));
+      for (size_t at = 0; at < blocks.size(); at += block) {
+        for (const size_t scale : {size_t{1}, size_t{3}}) {
+          if (scale == 1 || stored == DType::kQ4_1) blocks[at + scale] = static_cast<uint8_t>(0x20 + rng_.below(8));
+        }
+      }
+      std::vector<float> values(static_cast<size_t>(in * out));
+      tensor::to_float(stored, blocks.data(), values.size(), values.data());
+      const Stored weight(DType::kF32, values);
+      const Stored x(DType::kF32, draw(rng_, device_->padded_rows(n) * in, 3));
+      const auto bias = draw(rng_, out);
+      const auto before = draw(rng_, device_->padded_rows(n) * out);
+
+      std::vector<char> packed(device_->packed_bytes(c.shape));
+      device_->pack(
+          c.shape,
+          [&](int64_t first, int64_t count, void* to) {
+            std::copy_n(blocks.data() + static_cast<size_t>(first) * row, static_cast<size_t>(count) * row,
+                        static_cast<uint8_t*>(to));
+          },
+          packed.data());
+      float* result = device_.put(before);
+      device_->linear(device_.context(), {.shape = &c.shape,
+                                          .weight = device_.put(packed),
+                                          .in = device_.put(x.bytes),
+                                          .out = result,
+                                          .n = n,
+                                          .bias = c.bias ? device_.put(bias) : nullptr,
+                                          .accumulate = c.accumulate});
+      const auto got = device_.get(result, before.size());
+      auto want = before;
+      const LinearShape plain{.in = in, .out = out};
+      ref::linear({.shape = &plain,
+                   .weight = weight.bytes.data(),
+                   .in = x.bytes.data(),
+                   .out = want.data(),
+                   .n = n,
+                   .bias = c.bias ? bias.data() : nullptr,
+                   .accumulate = c.accumulate});
+      SCOPED_TRACE(fmt::format("{} n {} in {} out {}", tensor::to_string(stored), n, in, out));
+      std::vector<double> row_norms, column_norms;
+      for (int64_t r = 0; r < n; ++r) row_norms.push_back(norm(x, r * in, in));
+      for (int64_t j = 0; j < out; ++j) column_norms.push_back(norm(weight, j * in, in));
+      // The values are those of the blocks to the bit, so the bound is that of any product; one unit more for a machine
+      // without fused multiply-add, where scale times quant is exact and the offset's sum rounds.
+      expect_within([&](int64_t at) { return got[static_cast<size_t>(at)]; },
+                    [&](int64_t at) { return want[static_cast<size_t>(at)]; }, n * out,
+                    [&](int64_t at) {
+                      const auto r = static_cast<size_t>(at / out), j = static_cast<size_t>(at % out);
+                      double terms = row_norms[r] * column_norms[j];
+                      if (c.bias) terms += std::abs(bias[j]);
+                      if (c.accumulate) terms += std::abs(before[static_cast<size_t>(at)]);
+                      return 1.01 * static_cast<double>(in + 4) * kF32Unit * terms;
+                    });
+    }
   }
 }
 

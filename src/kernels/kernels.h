@@ -39,10 +39,12 @@ struct LinearShape {
   int64_t in = 0;
   int64_t out = 0;
   DType dtype = DType::kF32;
+  // kF32, or a block type that the backend keeps as it is (keeps()): the values are then those of its blocks.
+  DType stored = DType::kF32;
   bool operator==(const LinearShape&) const = default;
 };
-// Fills `to` [count, in] with rows first .. first + count of the weight, in float32.
-using RowReader = std::function<void(int64_t first, int64_t count, float* to)>;
+// Fills `to` with rows first .. first + count of the weight, each of `in` values of shape.stored.
+using RowReader = std::function<void(int64_t first, int64_t count, void* to)>;
 
 struct LinearArgs {
   const LinearShape* shape = nullptr;
@@ -159,6 +161,8 @@ class Backend {
 
   // True if linear() takes this type here.
   virtual bool multiplies(DType dtype) const = 0;
+  // True if a weight of these blocks is better kept so than widened: LinearShape::stored.
+  virtual bool keeps(DType stored) const = 0;
   // Rows that buffers must have for n rows of a matrix product: kernels may compute a few more than asked.
   virtual int64_t padded_rows(int64_t n) const = 0;
   virtual size_t packed_bytes(const LinearShape& shape) const = 0;

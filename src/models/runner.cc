@@ -86,7 +86,8 @@ class DecoderRunner final : public Runner {
     }
     SLUICE_TRY(const FamilyRow* family, find_family(checkpoint.config.architectures[0]));
 
-    std::unique_ptr<DecoderRunner> runner(new DecoderRunner(options, std::move(backend), checkpoint.config, dtype));
+    std::unique_ptr<DecoderRunner> runner(
+        new DecoderRunner(options, std::move(backend), checkpoint.config, dtype, *checkpoint.source));
     runner->decoder_ = family->make(checkpoint.config, runner->weights_);
     SLUICE_TRY_VOID(runner->weights_.materialise(
         *checkpoint.source, runner->context_,
@@ -140,14 +141,14 @@ class DecoderRunner final : public Runner {
 
  private:
   DecoderRunner(const RunnerOptions& options, std::unique_ptr<kernels::Backend> backend, ModelConfig config,
-                kernels::DType dtype)
+                kernels::DType dtype, const tensor::TensorSource& source)
       : max_tokens_(options.max_step_tokens),
         max_seqs_(options.max_step_seqs),
         config_(std::move(config)),
         backend_(std::move(backend)),
         stream_(backend_->make_stream()),
         context_{backend_.get(), stream_.get()},
-        weights_(*backend_, dtype) {}
+        weights_(*backend_, dtype, &source) {}
 
   size_t table_bytes() const { return table_.size() * sizeof(int32_t); }
 

@@ -52,6 +52,7 @@ class CpuBackend final : public Backend {
   void synchronize(const Context&) const override {}
 
   bool multiplies(DType dtype) const override { return linear_.multiplies(dtype); }
+  bool keeps(DType stored) const override { return cpu::keeps_blocks(stored); }
   int64_t padded_rows(int64_t n) const override { return cpu::Linear::padded_rows(n); }
   size_t packed_bytes(const LinearShape& shape) const override { return linear_.packed_bytes(shape); }
   void pack(const LinearShape& shape, const RowReader& rows, void* to) const override { linear_.pack(shape, rows, to); }

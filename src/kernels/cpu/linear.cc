@@ -21,6 +21,11 @@ using Memory = dnnl::memory;
 constexpr int64_t kExactRows = 16;
 constexpr int64_t kMaxRows = 256;
 
+// Weights in blocks: up to kExactRows rows are multiplied by our own loops, kDotColumns columns a task; more are worth
+// widening slabs of kWideColumns columns, which fit the second cache, for oneDNN.
+constexpr int64_t kDotColumns = 32;
+constexpr int64_t kWideColumns = 64;
+
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
 // Output columns of one slab: a multiple of 64, and at most 16 slabs, which is as finely as the pool can divide the
@@ -49,7 +54,12 @@ struct Product {
 };
 
 // Everything that one product depends on.
-using ProductKey = std::tuple<int64_t, int64_t, int64_t, int64_t, DType, bool, bool>;
+using ProductKey = std::tuple<int64_t, int64_t, int64_t, int64_t, DType, bool, bool, bool>;
+
+bool in_blocks(const LinearShape& shape) { return shape.stored != DType::kF32; }
+size_t row_bytes(const LinearShape& shape) {
+  return static_cast<size_t>(shape.in / kBlockValues) * kept_block_bytes(shape.stored);
+}
 
 }  // namespace
 
@@ -84,6 +94,10 @@ class Linear::Impl {
     return desc;
   }
 
+  size_t packed_bytes(const LinearShape& shape) const {
+    return in_blocks(shape) ? static_cast<size_t>(shape.out) * row_bytes(shape) : layout(shape).bytes;
+  }
+
   Layout layout(const LinearShape& shape) const {
     Layout layout;
     const int64_t width = slab_width(shape.out);
@@ -95,11 +109,13 @@ class Linear::Impl {
     return layout;
   }
 
+  // `plain`: the weight is not packed, [width, in].
   const Product& product(int64_t rows, int64_t in, int64_t width, int64_t out_stride, DType dtype, bool accumulate,
-                         bool bias) const {
-    const Memory::desc weight = packed(in, width, dtype);
+                         bool bias, bool plain = false) const {
+    const Memory::desc weight =
+        plain ? Memory::desc({in, width}, type_of(dtype), Memory::format_tag::ba) : packed(in, width, dtype);
     const std::lock_guard lock(mu_);
-    auto& product = products_[{rows, in, width, out_stride, dtype, accumulate, bias}];
+    auto& product = products_[{rows, in, width, out_stride, dtype, accumulate, bias, plain}];
     if (!product) {
       product = std::make_unique<Product>();
       product->in = Memory::desc({rows, in}, type_of(dtype), Memory::format_tag::ab);
@@ -123,6 +139,7 @@ class Linear::Impl {
   }
 
   void pack(const LinearShape& shape, const RowReader& rows, void* to) const {
+    if (in_blocks(shape)) return pack_blocks(shape, rows, static_cast<char*>(to));
     dnnl::stream stream(engine_);
     std::vector<float> wide;
     std::vector<uint16_t> narrow;
@@ -147,6 +164,7 @@ class Linear::Impl {
 
   void multiply(const LinearArgs& args, ThreadPool& pool) const {
     const LinearShape& shape = *args.shape;
+    if (in_blocks(shape)) return args.n <= kExactRows ? multiply_blocks(args, pool) : multiply_widened(args, pool);
     const int64_t element = shape.dtype == DType::kBf16 ? 2 : 4;
     const Layout& slabs = cached_layout(shape);
     for (int64_t first = 0; first < args.n; first += kMaxRows) {
@@ -168,6 +186,70 @@ class Linear::Impl {
   }
 
  private:
+  static void pack_blocks(const LinearShape& shape, const RowReader& rows, char* to) {
+    SLUICE_CHECK(keeps_blocks(shape.stored) && shape.in % kBlockValues == 0 && shape.dtype == DType::kF32,
+                 "rows of {} values of {} are not kept", shape.in, tensor::to_string(shape.stored));
+    std::vector<char> row(tensor::bytes_of(shape.stored, static_cast<size_t>(shape.in)));
+    for (int64_t j = 0; j < shape.out; ++j, to += row_bytes(shape)) {
+      rows(j, 1, row.data());
+      keep_blocks(shape.stored, row.data(), shape.in / kBlockValues, to);
+    }
+  }
+
+  void multiply_blocks(const LinearArgs& args, ThreadPool& pool) const {
+    const LinearShape& shape = *args.shape;
+    const auto* x = static_cast<const float*>(args.in);
+    const int64_t blocks = shape.in / kBlockValues;
+    pool.parallel_for((shape.out + kDotColumns - 1) / kDotColumns, [&](int64_t task, int) {
+      const int64_t end = std::min(shape.out, (task + 1) * kDotColumns);
+      for (int64_t j = task * kDotColumns; j < end; ++j) {
+        const char* row = static_cast<const char*>(args.weight) + static_cast<size_t>(j) * row_bytes(shape);
+        const float bias = args.bias == nullptr ? 0 : args.bias[j];
+        for (int64_t first = 0; first < args.n; first += kDotRows) {
+          const int64_t count = std::min(kDotRows, args.n - first);
+          float sums[kDotRows];
+          if (shape.stored == DType::kQ8_0) {
+            simd_.dot_q8(reinterpret_cast<const Q8Block*>(row), blocks, x + first * shape.in, shape.in, count, sums);
+          } else {
+            simd_.dot_q4(reinterpret_cast<const Q4Block*>(row), blocks, x + first * shape.in, shape.in, count, sums);
+          }
+          for (int64_t r = 0; r < count; ++r) {
+            float& out = args.out[(first + r) * shape.out + j];
+            out = (args.accumulate ? out : 0) + sums[r] + bias;
+          }
+        }
+      }
+    });
+  }
+
+  void multiply_widened(const LinearArgs& args, ThreadPool& pool) const {
+    const LinearShape& shape = *args.shape;
+    const auto* x = static_cast<const float*>(args.in);
+    const bool bias = args.bias != nullptr;
+    const auto chosen = [&](int64_t rows, int64_t width) -> const Product& {
+      return product(Linear::padded_rows(rows), shape.in, width, shape.out, shape.dtype, args.accumulate, bias,
+                     /*plain=*/true);
+    };
+    widened_.resize(streams_.size());
+    pool.parallel_for((shape.out + kWideColumns - 1) / kWideColumns, [&](int64_t task, int thread) {
+      const int64_t j = task * kWideColumns;
+      const int64_t width = std::min(kWideColumns, shape.out - j);
+      auto& weight = widened_[static_cast<size_t>(thread)];
+      weight.resize(std::max(weight.size(), static_cast<size_t>(width * shape.in)));
+      const char* rows = static_cast<const char*>(args.weight) + static_cast<size_t>(j) * row_bytes(shape);
+      const int64_t blocks = width * (shape.in / kBlockValues);
+      if (shape.stored == DType::kQ8_0) {
+        simd_.expand_q8(reinterpret_cast<const Q8Block*>(rows), blocks, weight.data());
+      } else {
+        simd_.expand_q4(reinterpret_cast<const Q4Block*>(rows), blocks, weight.data());
+      }
+      for (int64_t first = 0; first < args.n; first += kMaxRows) {
+        run(chosen(std::min(kMaxRows, args.n - first), width), x + first * shape.in, weight.data(),
+            args.out + first * shape.out + j, bias ? args.bias + j : nullptr, thread);
+      }
+    });
+  }
+
   void run(const Product& product, const void* in, const void* weight, float* out, const float* bias,
            int thread) const {
     auto& scratch = scratch_[static_cast<size_t>(thread)];
@@ -191,8 +273,9 @@ class Linear::Impl {
 
   const Simd& simd_;
   dnnl::engine engine_;
-  mutable std::vector<dnnl::stream> streams_;       // one per thread of the pool
-  mutable std::vector<std::vector<char>> scratch_;  // likewise
+  mutable std::vector<dnnl::stream> streams_;        // one per thread of the pool
+  mutable std::vector<std::vector<char>> scratch_;   // likewise
+  mutable std::vector<std::vector<float>> widened_;  // likewise
   mutable std::mutex mu_;
   mutable std::map<std::tuple<int64_t, int64_t, DType>, Memory::desc> packed_;
   mutable std::map<ProductKey, std::unique_ptr<Product>> products_;
@@ -204,7 +287,7 @@ Linear::~Linear() = default;
 
 bool Linear::multiplies(DType dtype) const { return impl_->multiplies(dtype); }
 int64_t Linear::padded_rows(int64_t n) { return n <= kExactRows ? n : round_up(n, kExactRows); }
-size_t Linear::packed_bytes(const LinearShape& shape) const { return impl_->layout(shape).bytes; }
+size_t Linear::packed_bytes(const LinearShape& shape) const { return impl_->packed_bytes(shape); }
 void Linear::pack(const LinearShape& shape, const RowReader& rows, void* to) const { impl_->pack(shape, rows, to); }
 void Linear::multiply(const LinearArgs& args, ThreadPool& pool) const {
   if (args.n > 0) impl_->multiply(args, pool);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/cpu/quantised.h"
 #include "kernels/kernels.h"
 
 namespace sluice::kernels::cpu {
@@ -20,7 +21,14 @@ struct Simd {
   // floats.
   void (*attention)(const AttentionArgs& args, int64_t sequence, int64_t first_row, int64_t rows, int64_t kv_head,
                     float* scratch);
+  // sums[r] = a row of `count` blocks times row r of x; `rows` of 1 to kDotRows, x_stride apart.
+  void (*dot_q4)(const Q4Block* blocks, int64_t count, const float* x, int64_t x_stride, int64_t rows, float* sums);
+  void (*dot_q8)(const Q8Block* blocks, int64_t count, const float* x, int64_t x_stride, int64_t rows, float* sums);
+  void (*expand_q4)(const Q4Block* blocks, int64_t count, float* out);  // blocks → float32
+  void (*expand_q8)(const Q8Block* blocks, int64_t count, float* out);
 };
+
+constexpr int64_t kDotRows = 4;
 
 constexpr int64_t kAttentionBlock = 64;  // positions that are widened at a time
 // Floats of scratch for `rows` query rows.

@@ -4,6 +4,6 @@
 
 namespace sluice::kernels::cpu {
 
-const Simd kSimdAvx512 = {"avx512", rms_norm, silu_mul, narrow, widen, attention};
+const Simd kSimdAvx512 = {"avx512", rms_norm, silu_mul, narrow, widen, attention, dot_q4, dot_q8, expand_q4, expand_q8};
 
 }  // namespace sluice::kernels::cpu

@@ -66,6 +66,7 @@ class SimBackend final : public Backend {
   }
 
   bool multiplies(DType dtype) const override { return cpu_->multiplies(dtype); }
+  bool keeps(DType stored) const override { return cpu_->keeps(stored); }
   int64_t padded_rows(int64_t n) const override { return cpu_->padded_rows(n); }
   size_t packed_bytes(const LinearShape& shape) const override { return cpu_->packed_bytes(shape); }
   void pack(const LinearShape& shape, const RowReader& rows, void* to) const override { cpu_->pack(shape, rows, to); }

@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <optional>
 #include <thread>
 
 #include "base/check.h"
@@ -31,16 +32,24 @@ struct Header {
   uint64_t bytes;
 };
 
-// The rows of stacked parts, whatever part they lie in.
+// The rows of stacked parts, whatever part they lie in, each of `width` values of `type`: float32, or as they are
+// stored.
 Result<void> read_stacked(const tensor::TensorSource& source, const std::vector<Part>& parts, int64_t width,
-                          int64_t first, int64_t count, float* to) {
+                          kernels::DType type, int64_t first, int64_t count, void* to) {
+  const size_t row_bytes = tensor::bytes_of(type, static_cast<size_t>(width));
   int64_t begin = 0;
   for (const Part& part : parts) {
     const int64_t from = std::max(first, begin);
     const int64_t until = std::min(first + count, begin + part.rows);
     if (from < until) {
       SLUICE_TRY(const tensor::StoredTensor stored, source.find(part.name));
-      stored.read_rows(from - begin, until - from, to + (from - first) * width);
+      char* at = static_cast<char*>(to) + static_cast<size_t>(from - first) * row_bytes;
+      if (type == kernels::DType::kF32) {
+        stored.read_rows(from - begin, until - from, reinterpret_cast<float*>(at));
+      } else {
+        std::memcpy(at, stored.data.data() + static_cast<size_t>(from - begin) * row_bytes,
+                    static_cast<size_t>(until - from) * row_bytes);
+      }
     }
     begin += part.rows;
   }
@@ -55,7 +64,8 @@ std::string joined_names(const std::vector<Part>& parts) {
 
 }  // namespace
 
-WeightStore::WeightStore(const kernels::Backend& backend, kernels::DType dtype) : backend_(backend), dtype_(dtype) {}
+WeightStore::WeightStore(const kernels::Backend& backend, kernels::DType dtype, const tensor::TensorSource* source)
+    : backend_(backend), dtype_(dtype), source_(source) {}
 
 WeightStore::~WeightStore() {
   if (mapping_ != nullptr) {
@@ -74,10 +84,25 @@ size_t WeightStore::declare(std::string name, size_t bytes,
   return offset;
 }
 
+kernels::DType WeightStore::kept_type(const std::vector<Part>& parts, int64_t in) const {
+  if (source_ == nullptr || dtype_ != kernels::DType::kF32) return kernels::DType::kF32;
+  std::optional<kernels::DType> type;
+  for (const Part& part : parts) {
+    // A missing or misshapen part is reported when it is read.
+    const auto found = tensor::find_shaped(*source_, part.name, {part.rows, in});
+    if (!found.ok() || !backend_.keeps(found->dtype) || type.value_or(found->dtype) != found->dtype) {
+      return kernels::DType::kF32;
+    }
+    type = found->dtype;
+  }
+  return type.value_or(kernels::DType::kF32);
+}
+
 LinearWeight WeightStore::linear(std::vector<Part> parts, int64_t in) {
   LinearWeight weight;
   weight.shape = {.in = in, .out = 0, .dtype = dtype_};
   for (const Part& part : parts) weight.shape.out += part.rows;
+  weight.shape.stored = kept_type(parts, in);
   const kernels::LinearShape shape = weight.shape;
   std::string name = joined_names(parts);
   weight.offset =
@@ -85,16 +110,17 @@ LinearWeight WeightStore::linear(std::vector<Part> parts, int64_t in) {
               [this, shape, parts = std::move(parts)](const tensor::TensorSource& source, void* to) -> Result<void> {
                 for (const Part& part : parts) {
                   SLUICE_TRY_VOID([&]() -> Result<void> {
-                    auto found = tensor::find_shaped(source, part.name, {part.rows, shape.in});
-                    if (!found.ok()) return std::move(found).error();
+                    SLUICE_TRY(const auto found, tensor::find_shaped(source, part.name, {part.rows, shape.in}));
+                    SLUICE_CHECK(shape.stored == kernels::DType::kF32 || found.dtype == shape.stored,
+                                 "{} changed its type", part.name);
                     return {};
                   }());
                 }
                 // Every part is there with its shape, so reading cannot fail any more.
                 backend_.pack(
                     shape,
-                    [&](int64_t first, int64_t count, float* rows) {
-                      const auto read = read_stacked(source, parts, shape.in, first, count, rows);
+                    [&](int64_t first, int64_t count, void* rows) {
+                      const auto read = read_stacked(source, parts, shape.in, shape.stored, first, count, rows);
                       SLUICE_CHECK(read.ok(), "a checked tensor cannot be read: {}", read.error().message);
                     },
                     to);

@@ -40,7 +40,8 @@ struct Part {
 
 class WeightStore {
  public:
-  WeightStore(const kernels::Backend& backend, kernels::DType dtype);
+  // `source`, where given, says how matrices are stored, and those whose blocks the backend keeps stay as they are.
+  WeightStore(const kernels::Backend& backend, kernels::DType dtype, const tensor::TensorSource* source = nullptr);
   ~WeightStore();
   WeightStore(const WeightStore&) = delete;
   WeightStore& operator=(const WeightStore&) = delete;
@@ -89,8 +90,12 @@ class WeightStore {
   Result<void> share(const tensor::TensorSource& source, Shared shared,
                      const std::function<void(double, std::string_view)>& progress);
 
+  // The type that all parts are stored in if the backend keeps it, else kF32.
+  kernels::DType kept_type(const std::vector<Part>& parts, int64_t in) const;
+
   const kernels::Backend& backend_;
   const kernels::DType dtype_;
+  const tensor::TensorSource* const source_;
   std::vector<Entry> entries_;
   size_t bytes_ = 0;
   char* base_ = nullptr;
