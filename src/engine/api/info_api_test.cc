@@ -1,0 +1,165 @@
+#include "engine/api/info_api.h"
+
+#include <gmock/gmock.h>
+
+#include "engine/api/api_harness.h"
+
+namespace sluice::engine {
+namespace {
+
+using testing::HasSubstr;
+
+class InfoApiTest : public ApiTest {
+ protected:
+  InfoApiTest() { options_.dp_size = 2; }
+  void load_rank_1() {
+    backend_->set_ranks([](auto& ranks) {
+      ranks[1].load = {.unix_nanos = 1'500'000'000,
+                       .num_running_reqs = 3,
+                       .num_waiting_reqs = 2,
+                       .num_used_tokens = 400,
+                       .num_cached_tokens = 100,
+                       .num_waiting_tokens = 50,
+                       .max_total_num_tokens = 1000,
+                       .max_running_requests = 4,
+                       .gen_throughput = 12.5,
+                       .cache_hit_rate = 0.25,
+                       .prompt_tokens_total = 90,
+                       .cached_tokens_total = 30,
+                       .generation_tokens_total = 70,
+                       .retracted_total = 6,
+                       .evicted_tokens_total = 8};
+    });
+  }
+};
+
+TEST_F(InfoApiTest, NamesTheModel) {
+  serve();
+  const auto list = call("GET", "/v1/models").json();
+  EXPECT_EQ(list["object"], "list");
+  auto entry = list["data"][0];
+  EXPECT_TRUE(entry["created"].is_number());
+  entry.erase("created");
+  EXPECT_EQ(entry.dump(), R"({"id":"tiny","object":"model","owned_by":"sglang","root":"tiny","parent":null,)"
+                          R"("max_model_len":2048})");
+  EXPECT_EQ(call("GET", "/v1/models/tiny").json()["id"], "tiny");
+  const auto unknown = call("GET", "/v1/models/a%2Fb");
+  EXPECT_EQ(unknown.status, 404);
+  EXPECT_EQ(unknown.body, R"({"error":{"message":"The model 'a/b' does not exist","type":"invalid_request_error",)"
+                          R"("param":"model","code":"model_not_found"}})");
+  for (const auto* path : {"/model_info", "/get_model_info"}) {
+    EXPECT_EQ(call("GET", path).body,
+              R"({"model_path":"tiny","tokenizer_path":"tiny","is_generation":true,"preferred_sampling_params":null,)"
+              R"("weight_version":"default","has_image_understanding":false,"has_audio_understanding":false,)"
+              R"("model_type":"llama","architectures":["LlamaForCausalLM"]})");
+  }
+}
+
+TEST_F(InfoApiTest, ServerInfoHasWhatGatewaysRead) {
+  serve();
+  for (const auto* path : {"/server_info", "/get_server_info"}) {
+    const auto info = call("GET", path).json();
+    EXPECT_EQ(info["dp_size"], 2);
+    EXPECT_EQ(info["tp_size"], 1);
+    EXPECT_EQ(info["model_path"], "tiny");
+    EXPECT_EQ(info["served_model_name"], "tiny");
+    EXPECT_EQ(info["disaggregation_mode"], "null");
+    EXPECT_EQ(info["max_running_requests"], 8);
+    EXPECT_EQ(info["context_length"], 2048);
+    EXPECT_EQ(info["max_total_num_tokens"], 5000);
+    EXPECT_EQ(info["max_req_input_len"], 2042);
+    EXPECT_EQ(info["status"], "Up");
+    EXPECT_TRUE(info["version"].is_string());
+    ASSERT_EQ(info["internal_states"].size(), 2u);
+    const auto& state = info["internal_states"][1];
+    EXPECT_EQ(state["memory_usage"].dump(), R"({"weight":1.0,"kvcache":0.5,"token_capacity":5000,"graph":0.0})");
+    EXPECT_EQ(state["effective_max_running_requests_per_dp"], 8);
+    EXPECT_FALSE(info.contains("api_key"));
+  }
+  api_->set_status(ServerStatus::kStarting);
+  EXPECT_EQ(call("GET", "/server_info").json()["status"], "Starting");
+}
+
+TEST_F(InfoApiTest, LoadsAreThoseOfTheSnapshots) {
+  serve();
+  load_rank_1();
+  EXPECT_EQ(call("GET", "/get_load").json()[1].dump(),
+            R"({"rid":null,"http_worker_ipc":null,"dp_rank":1,"num_reqs":5,"num_waiting_reqs":2,"num_tokens":450,)"
+            R"("ts_tic":1.5})");
+  const auto all = call("GET", "/v1/loads").json();
+  EXPECT_EQ(all["dp_rank_count"], 2);
+  const auto& load = all["loads"][1];
+  EXPECT_EQ(load["num_running_reqs"], 3);
+  EXPECT_EQ(load["num_used_tokens"], 400);
+  EXPECT_EQ(load["token_usage"], 0.4);
+  EXPECT_EQ(load["utilization"], 0.75);
+  EXPECT_FALSE(load.contains("memory"));
+  EXPECT_EQ(all["aggregate"]["total_reqs"], 5);
+  EXPECT_EQ(all["aggregate"]["avg_token_usage"], 0.2);
+  const auto one = call("GET", "/v1/loads?include=memory,queues&dp_rank=1").json();
+  EXPECT_EQ(one["loads"].size(), 1u);
+  EXPECT_EQ(one["loads"][0]["memory"]["token_capacity"], 5000);
+  EXPECT_EQ(one["loads"][0]["queues"]["waiting"], 2);
+  const auto text = call("GET", "/v1/loads?format=prometheus");
+  EXPECT_THAT(text.body, HasSubstr("sglang_num_running_reqs{dp_rank=\"1\"} 3\n"));
+  EXPECT_EQ(call("GET", "/v1/loads?include=core,nonsense").status, 400);
+  EXPECT_EQ(call("GET", "/v1/loads?dp_rank=2").status, 400);
+  EXPECT_EQ(call("GET", "/v1/loads?format=xml").status, 400);
+}
+
+TEST_F(InfoApiTest, MetricsShowEveryRankAndEveryRequest) {
+  serve();
+  load_rank_1();
+  answer_with("hello world");
+  EXPECT_EQ(post("/generate", {{"text", "hi"}}).status, 200);
+  EXPECT_EQ(post("/generate", {{"text", "hi"}, {"log_metrics", false}}).status, 200);
+  const auto page = call("GET", "/metrics");
+  EXPECT_THAT(page.head, HasSubstr("text/plain; version=0.0.4"));
+  const std::string rank_1 =
+      R"({model_name="tiny",engine_type="unified",tp_rank="0",pp_rank="0",moe_ep_rank="0",dp_rank="1")";
+  EXPECT_THAT(page.body, HasSubstr("sglang:num_running_reqs" + rank_1 + "} 3\n"));
+  EXPECT_THAT(page.body, HasSubstr("sglang:kv_available_tokens" + rank_1 + "} 500\n"));
+  EXPECT_THAT(page.body, HasSubstr("sglang:num_retracted_requests_total" + rank_1 + "} 6\n"));
+  EXPECT_THAT(page.body, HasSubstr("sglang:realtime_tokens_total" + rank_1 + R"(,mode="prefill_compute"} 60)"));
+  EXPECT_THAT(page.body, HasSubstr("sluice:rank_ready" + rank_1 + "} 1\n"));
+  const auto count = ids("hello world").size();
+  EXPECT_THAT(page.body,
+              HasSubstr(fmt::format("sglang:generation_tokens_total{{model_name=\"tiny\"}} {}\n", count + 1)));
+  EXPECT_THAT(page.body, HasSubstr("sglang:num_requests_total{model_name=\"tiny\"} 1\n"));
+  EXPECT_THAT(page.body, HasSubstr("sglang:time_to_first_token_seconds_count{model_name=\"tiny\"} 1\n"));
+  EXPECT_THAT(page.body,
+              HasSubstr(fmt::format("sglang:inter_token_latency_seconds_count{{model_name=\"tiny\"}} {}\n", count)));
+  EXPECT_THAT(page.body, HasSubstr("sglang:e2e_request_latency_seconds_count{model_name=\"tiny\"} 1\n"));
+  EXPECT_THAT(page.body, HasSubstr("sglang:cached_tokens_total{model_name=\"tiny\",cache_source=\"device\"} 1\n"));
+}
+
+TEST_F(InfoApiTest, CountersOfARankGoOnWhenItRestarts) {
+  serve();
+  load_rank_1();
+  EXPECT_EQ(call("GET", "/metrics").status, 200);
+  backend_->set_ranks([](auto& ranks) { ranks[1].load.retracted_total = 2; });
+  EXPECT_THAT(call("GET", "/metrics").body, HasSubstr(R"(dp_rank="1"} 8)"));
+}
+
+TEST_F(InfoApiTest, TextGoesToTokensAndBack) {
+  serve();
+  for (const std::string prefix : {"", "/v1"}) {
+    const auto one = post(prefix + "/tokenize", {{"prompt", "hello world"}}).json();
+    EXPECT_EQ(one["tokens"], Json(tokenizer_->encode("hello world", true)));
+    EXPECT_EQ(one["count"], one["tokens"].size());
+    EXPECT_EQ(one["max_model_len"], 2048);
+    const auto two = post(prefix + "/tokenize", {{"prompt", {"a", "b"}}, {"add_special_tokens", false}}).json();
+    EXPECT_EQ(two["tokens"], Json({ids("a"), ids("b")}));
+    EXPECT_EQ(two["count"], Json({1, 1}));
+    EXPECT_EQ(post(prefix + "/detokenize", {{"tokens", one["tokens"]}}).json()["text"], "hello world");
+  }
+  EXPECT_EQ(post("/detokenize", {{"tokens", {2}}, {"skip_special_tokens", false}}).json()["text"], "<|im_end|>");
+  EXPECT_EQ(post("/detokenize", {{"tokens", {{2}, ids("a")}}}).json()["text"], Json({"", "a"}));
+  EXPECT_EQ(post("/detokenize", {{"tokens", {99999}}}).status, 400);
+  EXPECT_EQ(post("/tokenize", Json::object()).status, 400);
+  const auto chat = post("/tokenize", {{"messages", {{{"role", "user"}, {"content", "x"}}}}}).json();
+  EXPECT_EQ(chat["tokens"], Json(tokenizer_->encode("<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n", false)));
+}
+
+}  // namespace
+}  // namespace sluice::engine

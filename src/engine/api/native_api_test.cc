@@ -1,0 +1,307 @@
+#include "engine/api/native_api.h"
+
+#include <gmock/gmock.h>
+
+#include "engine/api/api_harness.h"
+
+namespace sluice::engine {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+class NativeApiTest : public ApiTest {};
+
+TEST_F(NativeApiTest, AnswersTextAsAWhole) {
+  serve();
+  answer_with("hello world");
+  const auto answer = post("/generate", {{"text", "hi there"}, {"sampling_params", {{"temperature", 0}}}});
+  ASSERT_EQ(answer.status, 200) << answer.body;
+  const auto json = answer.json();
+  EXPECT_EQ(json["text"], "hello world");
+  auto expected = ids("hello world");
+  expected.push_back(2);
+  EXPECT_EQ(json["output_ids"], Json(expected));
+  const auto& meta = json["meta_info"];
+  EXPECT_EQ(meta["finish_reason"].dump(), R"({"type":"stop","matched":2})");
+  EXPECT_EQ(meta["prompt_tokens"], ids("hi there").size());
+  EXPECT_EQ(meta["completion_tokens"], expected.size());
+  EXPECT_EQ(meta["cached_tokens"], 1);
+  EXPECT_EQ(meta["weight_version"], "default");
+  EXPECT_TRUE(meta["dp_rank"].is_null());
+  EXPECT_TRUE(meta["e2e_latency"].is_number());
+  const auto sent = backend_->submitted().at(0).first;
+  EXPECT_EQ(meta["id"], sent.rid);
+  EXPECT_EQ(sent.input_ids, ids("hi there"));
+  EXPECT_EQ(sent.sampling.max_new_tokens, 128);
+  EXPECT_EQ(sent.sampling.temperature, 0);
+  EXPECT_EQ(sent.stream_interval, 50);
+}
+
+TEST_F(NativeApiTest, StreamsCumulativeTextAndIds) {
+  serve();
+  answer_with("hello world");
+  const auto answer = post("/generate", {{"text", "hi"}, {"stream", true}});
+  ASSERT_EQ(answer.status, 200);
+  EXPECT_THAT(answer.head, HasSubstr("Content-Type: text/event-stream"));
+  const auto events = answer.events();
+  ASSERT_GE(events.size(), 2u);
+  EXPECT_EQ(events.back(), "[DONE]");
+  std::string before;
+  for (size_t i = 0; i + 1 < events.size(); ++i) {
+    const auto event = Json::parse(events[i]);
+    EXPECT_TRUE(event["text"].get<std::string>().starts_with(before));
+    EXPECT_FALSE(event.contains("index"));
+    EXPECT_EQ(event["meta_info"]["finish_reason"].is_null(), i + 2 < events.size());
+    EXPECT_EQ(event["output_ids"].size(), event["meta_info"]["completion_tokens"]);
+    before = event["text"];
+  }
+  EXPECT_EQ(before, "hello world");
+  EXPECT_EQ(backend_->submitted()[0].first.stream_interval, 1);
+}
+
+TEST_F(NativeApiTest, StreamOutputCarriesOnlyNewIds) {
+  options_.stream_output = true;
+  options_.stream_interval = 3;
+  serve();
+  answer_with("hello world");
+  const auto events = post("/generate", {{"text", "hi"}, {"stream", true}}).events();
+  std::vector<int32_t> all;
+  for (size_t i = 0; i + 1 < events.size(); ++i) {
+    const auto part = Json::parse(events[i])["output_ids"].get<std::vector<int32_t>>();
+    all.insert(all.end(), part.begin(), part.end());
+  }
+  auto expected = ids("hello world");
+  expected.push_back(2);
+  EXPECT_EQ(all, expected);
+  EXPECT_EQ(backend_->submitted()[0].first.stream_interval, 3);
+}
+
+TEST_F(NativeApiTest, ABatchAnswersAListInItsOrder) {
+  serve();
+  backend_->set_script([this](const GenerateRequest& request) {
+    return std::vector<Word>{{.ids = request.input_ids, .finish = {.kind = FinishKind::kLength}}};
+  });
+  const auto answer = post("/generate", {{"text", {"one", "two", "three"}}, {"rid", "R"}});
+  ASSERT_EQ(answer.status, 200) << answer.body;
+  const auto json = answer.json();
+  ASSERT_EQ(json.size(), 3u);
+  EXPECT_EQ(json[0]["text"], "one");
+  EXPECT_EQ(json[1]["text"], "two");
+  EXPECT_EQ(json[2]["text"], "three");
+  EXPECT_EQ(json[2]["meta_info"]["id"], "R_2");
+  EXPECT_EQ(json[0]["meta_info"]["finish_reason"].dump(),
+            fmt::format(R"({{"type":"length","length":{}}})", ids("one").size()));
+}
+
+TEST_F(NativeApiTest, SamplesOfOnePromptFollowTheFirstToItsRank) {
+  options_.dp_size = 2;
+  serve();
+  answer_with("x");
+  const auto answer =
+      post("/generate", {{"input_ids", {5, 6, 7}}, {"sampling_params", {{"n", 3}, {"sampling_seed", 9}}}});
+  ASSERT_EQ(answer.status, 200) << answer.body;
+  ASSERT_EQ(answer.json().size(), 3u);
+  const auto sent = backend_->submitted();
+  ASSERT_EQ(sent.size(), 3u);
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(sent[i].second, sent[0].second);
+    EXPECT_EQ(*sent[i].first.sampling.seed, 9 + i);
+    EXPECT_EQ(answer.json()[i]["meta_info"]["dp_rank"], sent[0].second);
+  }
+}
+
+TEST_F(NativeApiTest, ABatchStreamNumbersItsEvents) {
+  serve();
+  answer_with("a b");
+  const auto events = post("/generate", {{"text", {"one", "two"}}, {"stream", true}}).events();
+  std::map<int, std::string> last;
+  for (size_t i = 0; i + 1 < events.size(); ++i) {
+    const auto event = Json::parse(events[i]);
+    last[event["index"]] = event["text"];
+  }
+  EXPECT_EQ(last, (std::map<int, std::string>{{0, "a b"}, {1, "a b"}}));
+}
+
+TEST_F(NativeApiTest, LogprobsAreTriples) {
+  serve();
+  backend_->set_script([](const GenerateRequest&) {
+    PositionLogprobs first, second, output;
+    second.chosen = TokenLogprob{-0.5f, 6};
+    output.chosen = TokenLogprob{-1.0f, 7};
+    output.top = {{-0.25f, 8}};
+    output.requested = {{-2.0f, 9}};
+    return std::vector<Word>{{.ids = {7},
+                              .finish = {.kind = FinishKind::kLength},
+                              .input_logprobs = {first, second},
+                              .output_logprobs = {output}}};
+  });
+  const Json body = {{"input_ids", {5, 6}},
+                     {"return_logprob", true},
+                     {"logprob_start_len", 0},
+                     {"top_logprobs_num", 1},
+                     {"token_ids_logprob", {9}}};
+  const auto meta = post("/generate", body).json()["meta_info"];
+  EXPECT_EQ(meta["input_token_logprobs"].dump(), "[[null,5,null],[-0.5,6,null]]");
+  EXPECT_EQ(meta["output_token_logprobs"].dump(), "[[-1.0,7,null]]");
+  EXPECT_EQ(meta["output_top_logprobs"].dump(), "[[[-0.25,8,null]]]");
+  EXPECT_EQ(meta["output_token_ids_logprobs"].dump(), "[[[-2.0,9,null]]]");
+  const auto sent = backend_->submitted()[0].first;
+  EXPECT_TRUE(sent.return_logprob);
+  EXPECT_EQ(sent.logprob_start_len, 0);
+  EXPECT_EQ(sent.top_logprobs_num, 1);
+  EXPECT_THAT(sent.token_ids_logprob, ElementsAre(9));
+}
+
+TEST_F(NativeApiTest, ValidationHasItsOwnForm) {
+  serve();
+  const auto wrong = post("/generate", {{"text", "a"}, {"sampling_params", {{"temperature", -1}}}});
+  EXPECT_EQ(wrong.status, 400);
+  EXPECT_EQ(wrong.body,
+            R"({"error":{"message":"sampling_params.temperature must be a number of at least 0, got -1"}})");
+  const auto stream = post("/generate", {{"text", "a"}, {"stream", true}, {"sampling_params", {{"top_p", 2}}}});
+  EXPECT_EQ(stream.status, 200);
+  ASSERT_EQ(stream.events().size(), 2u);
+  EXPECT_THAT(stream.events()[0], HasSubstr(R"({"error":{"message":"sampling_params.top_p)"));
+  EXPECT_EQ(stream.events()[1], "[DONE]");
+  const auto malformed = call("POST", "/generate", "{");
+  EXPECT_EQ(malformed.status, 400);
+  EXPECT_EQ(malformed.json()["object"], "error");
+  EXPECT_TRUE(backend_->submitted().empty());
+}
+
+TEST_F(NativeApiTest, LengthsBeyondTheContextAreNamed) {
+  serve();
+  const auto prompt = std::vector<int32_t>(2048, 5);
+  const auto longer = post("/generate", {{"input_ids", prompt}});
+  EXPECT_EQ(longer.status, 400);
+  EXPECT_THAT(longer.body,
+              HasSubstr("The input (2048 tokens) is longer than the model's context length (2048 tokens)."));
+  const auto more = post("/generate", {{"input_ids", {5, 6}}, {"sampling_params", {{"max_new_tokens", 2046}}}});
+  EXPECT_EQ(more.status, 400);
+  EXPECT_THAT(more.body, HasSubstr("a total of 2048 tokens: 2 tokens from the input messages and 2046 tokens"));
+}
+
+TEST_F(NativeApiTest, AutoTruncateCutsThePromptAndTheAnswer) {
+  options_.allow_auto_truncate = true;
+  serve();
+  answer_with("x");
+  EXPECT_EQ(post("/generate", {{"input_ids", std::vector<int32_t>(3000, 5)}}).status, 200);
+  EXPECT_EQ(backend_->submitted()[0].first.input_ids.size(), 2041u);
+  EXPECT_EQ(post("/generate", {{"input_ids", {5, 6}}, {"sampling_params", {{"max_new_tokens", 9999}}}}).status, 200);
+  EXPECT_EQ(backend_->submitted()[1].first.sampling.max_new_tokens, 2045);
+}
+
+TEST_F(NativeApiTest, RanksAreChosenByHeaderThenBody) {
+  options_.dp_size = 2;
+  serve();
+  answer_with("x");
+  const auto rank = [&](const std::string& body, const std::string& headers) {
+    const auto answer = call("POST", "/generate", body, "Content-Type: application/json\r\n" + headers);
+    return answer.status == 200 ? answer.json()["meta_info"]["dp_rank"].dump() : answer.body;
+  };
+  EXPECT_EQ(rank(R"({"text":"a","routed_dp_rank":1})", ""), "1");
+  EXPECT_EQ(rank(R"({"text":"a","data_parallel_rank":1})", ""), "1");
+  EXPECT_EQ(rank(R"({"text":"a","routed_dp_rank":0,"data_parallel_rank":1})", ""), "0");
+  EXPECT_EQ(rank(R"({"text":"a","routed_dp_rank":0})", "X-Data-Parallel-Rank: 1\r\n"), "1");
+  EXPECT_THAT(rank(R"({"text":"a"})", "X-Data-Parallel-Rank: one\r\n"), HasSubstr("must be an integer, got 'one'"));
+  EXPECT_EQ(rank(R"({"text":"a","routed_dp_rank":2})", ""),
+            R"({"error":{"message":"routed_dp_rank must be in [0, 1], got 2"}})");
+}
+
+TEST_F(NativeApiTest, ARankThatIsDownIs503) {
+  serve();
+  backend_->set_ranks([](auto& ranks) { ranks[0].ready = false; });
+  for (const bool stream : {false, true}) {
+    const auto answer = post("/generate", {{"text", "a"}, {"stream", stream}});
+    EXPECT_EQ(answer.status, 503);
+    EXPECT_EQ(answer.body, R"({"object":"error","message":"no rank is ready","type":"503","param":null,"code":503})");
+  }
+}
+
+TEST_F(NativeApiTest, AFailureOfARankIsTheAnswer) {
+  serve();
+  const auto fail = [this](int32_t status) {
+    backend_->set_script([status](const GenerateRequest&) {
+      return std::vector<Word>{
+          {.ids = {5}},
+          {.ids = {},
+           .finish = {.kind = FinishKind::kAbort, .message = "The request queue is full.", .status_code = status}}};
+    });
+  };
+  fail(503);
+  const auto whole = post("/generate", {{"text", "a"}});
+  EXPECT_EQ(whole.status, 503);
+  EXPECT_EQ(whole.body,
+            R"({"object":"error","message":"The request queue is full.","type":"503","param":null,"code":503})");
+  const auto stream = post("/generate", {{"text", "a"}, {"stream", true}}).events();
+  ASSERT_GE(stream.size(), 2u);
+  EXPECT_EQ(stream.back(), "[DONE]");
+  EXPECT_EQ(Json::parse(stream[stream.size() - 2])["meta_info"]["finish_reason"].dump(),
+            R"({"type":"abort","message":"The request queue is full.","status_code":503,)"
+            R"("err_type":"ServiceUnavailable"})");
+  fail(400);
+  EXPECT_EQ(post("/generate", {{"text", "a"}}).body, R"({"error":{"message":"The request queue is full."}})");
+  const auto refused = post("/generate", {{"text", "a"}, {"stream", true}}).events();
+  EXPECT_EQ(refused[refused.size() - 2], R"({"error":{"message":"The request queue is full."}})");
+}
+
+TEST_F(NativeApiTest, OneFailureOfABatchAbortsTheOthers) {
+  serve();
+  backend_->set_script([](const GenerateRequest& request) {
+    if (request.rid != "R_1") return std::vector<Word>{{.ids = {5}}};  // and then nothing
+    return std::vector<Word>{
+        {.ids = {}, .finish = {.kind = FinishKind::kAbort, .message = "gone", .status_code = 500}}};
+  });
+  const auto answer = post("/generate", {{"text", {"a", "b", "c"}}, {"rid", "R"}});
+  EXPECT_EQ(answer.status, 500);
+  EXPECT_EQ(answer.json()["message"], "gone");
+  EXPECT_TRUE(backend_->wait_for([](const FakeBackend& b) { return b.running().empty(); }));
+  EXPECT_THAT(backend_->aborted(), testing::UnorderedElementsAre("R_0", "R_2"));
+}
+
+TEST_F(NativeApiTest, AClientThatLeavesAbortsItsRequests) {
+  serve();
+  for (const bool stream : {false, true}) {
+    Client client(port_);
+    const std::string rid = stream ? "S" : "W";
+    client.send("POST", "/generate", Json{{"text", {"a", "b"}}, {"rid", rid}, {"stream", stream}}.dump());
+    ASSERT_TRUE(backend_->wait_for([](const FakeBackend& b) { return b.running().size() == 2; }));
+    if (stream) {
+      backend_->say("S_0", {.ids = ids("hello")});
+      ASSERT_TRUE(client.read_until("hello"));
+    }
+    client.leave();
+    EXPECT_TRUE(backend_->wait_for([](const FakeBackend& b) { return b.running().empty(); }));
+    EXPECT_THAT(backend_->aborted(), testing::IsSupersetOf({rid + "_0", rid + "_1"}));
+  }
+  EXPECT_EQ(backend_->aborted().size(), 4u);
+}
+
+TEST_F(NativeApiTest, AnAbortedRequestEndsWithThatReason) {
+  serve();
+  Client client(port_);
+  client.send("POST", "/generate", R"({"text":"a","rid":"R","sampling_params":{"n":2}})");
+  ASSERT_TRUE(backend_->wait_for([](const FakeBackend& b) { return b.running().size() == 1; }));
+  EXPECT_EQ(post("/abort_request", {{"rid", "R"}}).status, 200);
+  const auto answer = client.answer();
+  ASSERT_EQ(answer.status, 200) << answer.body;
+  for (const auto& sample : answer.json()) {
+    EXPECT_EQ(sample["meta_info"]["finish_reason"].dump(),
+              R"({"type":"abort","message":"Aborted","status_code":null,"err_type":null})");
+  }
+  EXPECT_EQ(backend_->submitted().size(), 1u);
+}
+
+TEST_F(NativeApiTest, ALongPromptIsTokenizedToTheSameIds) {
+  serve();
+  answer_with("x");
+  std::string text;
+  while (text.size() < 64 * 1024) text += " the quick brown fox";
+  backend_->set_ranks([](auto& ranks) { ranks[0].info.context_length = ranks[0].info.max_req_input_len = 1 << 20; });
+  ASSERT_EQ(post("/generate", {{"text", text}}).status, 200);
+  EXPECT_EQ(backend_->submitted()[0].first.input_ids, ids(text));
+}
+
+}  // namespace
+}  // namespace sluice::engine

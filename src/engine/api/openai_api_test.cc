@@ -1,0 +1,256 @@
+#include "engine/api/openai_api.h"
+
+#include <gmock/gmock.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "engine/api/api_harness.h"
+
+namespace sluice::engine {
+namespace {
+
+using testing::HasSubstr;
+
+class OpenAiApiTest : public ApiTest {
+ protected:
+  const Json hello_ = {{{"role", "user"}, {"content", "hello"}}};
+};
+
+// A rank that ends at stop strings and lengths, as ranks do, with one byte per token.
+std::vector<Word> spoken(const std::vector<int32_t>& ids, std::string_view text, const GenerateRequest& request) {
+  std::vector<Word> words;
+  std::string so_far;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    so_far += text[i];
+    Word word{.ids = {ids[i]}};
+    for (const auto& stop : request.sampling.stop) {
+      if (so_far.ends_with(stop)) word.finish = {.kind = FinishKind::kStopString, .matched_string = stop};
+    }
+    if (i + 1 == ids.size() && word.finish.kind == FinishKind::kNone) word.finish = {.kind = FinishKind::kLength};
+    words.push_back(word);
+    if (word.finish.kind != FinishKind::kNone) break;
+  }
+  return words;
+}
+
+TEST_F(OpenAiApiTest, AnswersAChat) {
+  serve();
+  answer_with("hi you");
+  const auto answer = post("/v1/chat/completions", {{"model", "m"}, {"messages", hello_}, {"temperature", 0}});
+  ASSERT_EQ(answer.status, 200) << answer.body;
+  const auto json = answer.json();
+  const auto sent = backend_->submitted()[0].first;
+  EXPECT_EQ(json["id"], sent.rid);
+  EXPECT_EQ(json["object"], "chat.completion");
+  EXPECT_EQ(json["model"], "m");
+  EXPECT_EQ(json["choices"][0].dump(),
+            R"({"index":0,"message":{"role":"assistant","content":"hi you","reasoning_content":null,)"
+            R"("tool_calls":null},"logprobs":null,"finish_reason":"stop","matched_stop":2})");
+  const auto rendered = tokenizer_->encode("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n", false);
+  EXPECT_EQ(sent.input_ids, rendered);
+  EXPECT_EQ(json["usage"]["prompt_tokens"], rendered.size());
+  EXPECT_EQ(json["usage"]["prompt_tokens_details"].dump(), R"({"cached_tokens":1})");
+  EXPECT_EQ(json["metadata"]["weight_version"], "default");
+  // Up to the end of the context.
+  EXPECT_EQ(sent.sampling.max_new_tokens, 2048 - static_cast<int64_t>(rendered.size()) - 1);
+}
+
+TEST_F(OpenAiApiTest, StreamsAChatInTheRuntimesOrder) {
+  serve();
+  answer_with("hi you");
+  const auto answer = post("/v1/chat/completions",
+                           {{"messages", hello_}, {"stream", true}, {"stream_options", {{"include_usage", true}}}});
+  ASSERT_EQ(answer.status, 200) << answer.body;
+  const auto events = answer.events();
+  ASSERT_GE(events.size(), 5u);
+  const auto first = Json::parse(events[0]);
+  EXPECT_EQ(first["choices"][0].dump(),
+            R"({"index":0,"delta":{"role":"assistant","content":"","reasoning_content":null,"tool_calls":null},)"
+            R"("logprobs":null,"finish_reason":null,"matched_stop":null})");
+  EXPECT_TRUE(first["usage"].is_null());
+  std::string text;
+  for (size_t i = 1; i + 3 < events.size(); ++i) {
+    text += Json::parse(events[i])["choices"][0]["delta"]["content"].get<std::string>();
+  }
+  EXPECT_EQ(text, "hi you");
+  EXPECT_EQ(Json::parse(events[events.size() - 3])["choices"][0].dump(),
+            R"({"index":0,"delta":{"role":null,"content":null,"reasoning_content":null,"tool_calls":null},)"
+            R"("logprobs":null,"finish_reason":"stop","matched_stop":2})");
+  const auto usage = Json::parse(events[events.size() - 2]);
+  EXPECT_EQ(usage["choices"].dump(), "[]");
+  EXPECT_EQ(usage["usage"]["completion_tokens"], ids("hi you").size() + 1);
+  EXPECT_EQ(events.back(), "[DONE]");
+}
+
+TEST_F(OpenAiApiTest, ContinuousUsageIsInEveryChunk) {
+  serve();
+  answer_with("hi you");
+  const auto events =
+      post("/v1/chat/completions",
+           {{"messages", hello_}, {"stream", true}, {"stream_options", {{"continuous_usage_stats", true}}}})
+          .events();
+  for (size_t i = 0; i + 1 < events.size(); ++i) {
+    EXPECT_TRUE(Json::parse(events[i])["usage"]["prompt_tokens"].is_number()) << events[i];
+  }
+}
+
+TEST_F(OpenAiApiTest, StopStringsNeverLeakIntoAStream) {
+  serve();
+  const std::string text = "one##two##";
+  backend_->set_script([tokens = byte_ids(text), text](const GenerateRequest& r) { return spoken(tokens, text, r); });
+  for (const bool chat : {false, true}) {
+    Json body = {{"stop", "##"}, {"stream", true}};
+    body[chat ? "messages" : "prompt"] = chat ? hello_ : Json("x");
+    const auto events = post(chat ? "/v1/chat/completions" : "/v1/completions", body).events();
+    std::string shown, reason, matched;
+    for (size_t i = 0; i + 1 < events.size(); ++i) {
+      const auto choice = Json::parse(events[i])["choices"][0];
+      const auto piece = chat ? choice["delta"]["content"] : choice["text"];
+      if (piece.is_string()) shown += piece.get<std::string>();
+      if (!choice["finish_reason"].is_null()) reason = choice["finish_reason"], matched = choice["matched_stop"];
+    }
+    EXPECT_EQ(shown, "one");
+    EXPECT_EQ(reason, "stop");
+    EXPECT_EQ(matched, "##");
+  }
+}
+
+TEST_F(OpenAiApiTest, CompletionsTakePromptsOfEveryKind) {
+  serve();
+  backend_->set_script([](const GenerateRequest& r) {
+    return std::vector<Word>{{.ids = r.input_ids, .finish = {.kind = FinishKind::kLength}}};
+  });
+  const auto one = post("/v1/completions", {{"prompt", "abc"}});
+  ASSERT_EQ(one.status, 200) << one.body;
+  EXPECT_EQ(one.json()["object"], "text_completion");
+  EXPECT_EQ(one.json()["choices"][0].dump(),
+            R"({"index":0,"text":"abc","logprobs":null,"finish_reason":"length","matched_stop":null})");
+  EXPECT_EQ(backend_->submitted()[0].first.sampling.max_new_tokens, 16);
+  const auto two = post("/v1/completions", {{"prompt", {"abc", "def"}}, {"echo", true}, {"rid", "R"}}).json();
+  EXPECT_EQ(two["id"], "R");
+  EXPECT_EQ(two["choices"][0]["text"], "abcabc");
+  EXPECT_EQ(two["choices"][1]["text"], "defdef");
+  EXPECT_EQ(two["usage"]["prompt_tokens"], ids("abc").size() + ids("def").size());
+  const auto by_ids = post("/v1/completions", {{"prompt", {ids("abc"), ids("x")}}, {"echo", true}}).json();
+  EXPECT_EQ(by_ids["choices"][1]["text"], "xx");
+}
+
+TEST_F(OpenAiApiTest, SamplesOfAPromptCountItOnce) {
+  serve();
+  answer_with("x");
+  const auto json = post("/v1/chat/completions", {{"messages", hello_}, {"n", 3}}).json();
+  ASSERT_EQ(json["choices"].size(), 3u);
+  EXPECT_EQ(json["choices"][2]["index"], 2);
+  EXPECT_EQ(json["usage"]["prompt_tokens"], backend_->submitted()[0].first.input_ids.size());
+  EXPECT_EQ(json["usage"]["completion_tokens"], 3 * (ids("x").size() + 1));
+  EXPECT_EQ(json["usage"]["prompt_tokens_details"]["cached_tokens"], 1);
+}
+
+TEST_F(OpenAiApiTest, LogprobsComeWithTheirTokens) {
+  serve();
+  const int32_t a = byte_ids("a")[0], b = byte_ids("b")[0];
+  backend_->set_script([a, b](const GenerateRequest& r) {
+    std::vector<Word> words;
+    for (const int32_t id : {a, b}) {
+      PositionLogprobs scores;
+      scores.chosen = TokenLogprob{-0.5f, id};
+      if (r.top_logprobs_num > 0) scores.top = {{-0.25f, b}};
+      words.push_back({.ids = {id}, .output_logprobs = {scores}});
+    }
+    words.back().finish = {.kind = FinishKind::kLength};
+    return words;
+  });
+  const Json chat = {{"messages", hello_}, {"logprobs", true}, {"top_logprobs", 1}};
+  const auto entry = [](const char* token, int byte, double logprob) {
+    return Json{{"token", token}, {"bytes", {byte}}, {"logprob", logprob}};
+  };
+  auto first = entry("a", 97, -0.5), second = entry("b", 98, -0.5);
+  first["top_logprobs"] = second["top_logprobs"] = Json::array({entry("b", 98, -0.25)});
+  EXPECT_EQ(post("/v1/chat/completions", chat).json()["choices"][0]["logprobs"]["content"],
+            Json::array({first, second}));
+  auto streaming = chat;
+  streaming["stream"] = true;
+  auto content = Json::array();
+  for (const auto& event : post("/v1/chat/completions", streaming).events()) {
+    if (event == "[DONE]") continue;
+    const auto logprobs = Json::parse(event)["choices"][0]["logprobs"];
+    if (!logprobs.is_null()) content.insert(content.end(), logprobs["content"].begin(), logprobs["content"].end());
+  }
+  EXPECT_EQ(content, Json::array({first, second}));
+  const auto completion = post("/v1/completions", {{"prompt", "x"}, {"logprobs", 0}}).json()["choices"][0]["logprobs"];
+  EXPECT_EQ(completion.dump(),
+            R"({"text_offset":[0,1],"token_logprobs":[-0.5,-0.5],"tokens":["a","b"],"top_logprobs":[null,null]})");
+}
+
+TEST_F(OpenAiApiTest, ErrorsHaveOneShape) {
+  serve();
+  const auto wrong = post("/v1/chat/completions", {{"messages", hello_}, {"temperature", -1}});
+  EXPECT_EQ(wrong.status, 400);
+  EXPECT_EQ(wrong.body, R"({"object":"error","message":"temperature must be a number of at least 0, got -1",)"
+                        R"("type":"BadRequestError","param":null,"code":400})");
+  EXPECT_EQ(call("POST", "/v1/completions", "[1]").status, 400);
+  const auto longer = post("/v1/completions", {{"prompt", "x"}, {"max_tokens", 5000}, {"stream", true}});
+  EXPECT_EQ(longer.status, 400);
+  EXPECT_THAT(longer.body, HasSubstr("maximum context length of 2048 tokens"));
+  EXPECT_EQ(post("/v1/completions", {{"prompt", "x"}, {"routed_dp_rank", 5}}).status, 400);
+}
+
+TEST_F(OpenAiApiTest, ATemplateErrorNamesItsLine) {
+  template_file_ = (std::filesystem::temp_directory_path() / fmt::format("sluice-chat-{}.jinja", ::getpid())).string();
+  std::ofstream(template_file_) << "{% if messages %}\n{{ raise_exception('no ' + messages[0].role) }}\n{% endif %}";
+  serve();
+  std::filesystem::remove(template_file_);
+  for (const bool stream : {false, true}) {
+    const auto answer = post("/v1/chat/completions", {{"messages", hello_}, {"stream", stream}});
+    EXPECT_EQ(answer.status, 400);
+    EXPECT_THAT(answer.json()["message"].get<std::string>(), HasSubstr("line 2: no user"));
+  }
+}
+
+TEST_F(OpenAiApiTest, AFailureInAStreamIsAnErrorEvent) {
+  serve();
+  backend_->set_script([this](const GenerateRequest&) {
+    return std::vector<Word>{
+        {.ids = ids("so")},
+        {.ids = {}, .finish = {.kind = FinishKind::kAbort, .message = "rank 0 died", .status_code = 503}}};
+  });
+  const auto events = post("/v1/chat/completions", {{"messages", hello_}, {"stream", true}}).events();
+  ASSERT_GE(events.size(), 2u);
+  EXPECT_EQ(events[events.size() - 2],
+            R"({"error":{"object":"error","message":"rank 0 died","type":"503","param":null,"code":503}})");
+  EXPECT_EQ(events.back(), "[DONE]");
+  EXPECT_EQ(post("/v1/chat/completions", {{"messages", hello_}}).status, 503);
+}
+
+TEST_F(OpenAiApiTest, AClientThatLeavesAStreamAbortsIt) {
+  serve();
+  Client client(port_);
+  client.send("POST", "/v1/chat/completions", Json{{"messages", hello_}, {"stream", true}, {"rid", "R"}}.dump());
+  ASSERT_TRUE(backend_->wait_for([](const FakeBackend& b) { return b.running().size() == 1; }));
+  backend_->say("R", {.ids = ids("hello")});
+  ASSERT_TRUE(client.read_until("hello"));
+  client.leave();
+  EXPECT_TRUE(backend_->wait_for([](const FakeBackend& b) { return b.running().empty(); }));
+}
+
+TEST_F(OpenAiApiTest, ASlowClientGetsItsTextInFewerPieces) {
+  serve();
+  Client client(port_);
+  client.send("POST", "/v1/completions", R"({"prompt":"x","stream":true,"rid":"R"})");
+  ASSERT_TRUE(backend_->wait_for([](const FakeBackend& b) { return b.running().size() == 1; }));
+  // Nobody reads while 16 MiB are said: far more than sockets hold.
+  const std::vector<int32_t> piece(16384, byte_ids("a")[0]);
+  for (int i = 0; i < 1024; ++i) backend_->say("R", {.ids = piece});
+  backend_->say("R", {.ids = piece, .finish = {.kind = FinishKind::kLength}});
+  const auto events = client.answer().events();
+  size_t shown = 0;
+  for (size_t i = 0; i + 1 < events.size(); ++i) {
+    shown += Json::parse(events[i])["choices"][0]["text"].get<std::string>().size();
+  }
+  EXPECT_EQ(shown, 1025u * 16384);
+  EXPECT_LT(events.size(), 1025u);
+}
+
+}  // namespace
+}  // namespace sluice::engine
