@@ -123,12 +123,13 @@ const ordered_json* Fields::find(std::string_view name) const {
   return found == object_.end() || found->is_null() ? nullptr : &*found;
 }
 
-void Fields::fail(std::string message) {
-  if (!error_) error_ = Error{ErrorCode::kInvalidArgument, std::move(message)};
+void Fields::fail(Error error) {
+  if (!error_) error_ = std::move(error);
 }
 
-void Fields::wrong(std::string_view name, std::string_view wanted, const ordered_json& got) {
-  fail(fmt::format("{}{} must be {}, got {}", where_, name, wanted, excerpt(got)));
+void Fields::wrong(std::string_view name, std::string_view wanted, const ordered_json& got, bool type) {
+  fail(Error{type && where_.empty() ? ErrorCode::kProtocol : ErrorCode::kInvalidArgument,
+             fmt::format("{}{} must be {}, got {}", where_, name, wanted, excerpt(got))});
 }
 
 bool Fields::boolean(std::string_view name, bool otherwise) {
@@ -146,7 +147,7 @@ std::optional<int64_t> Fields::integer(std::string_view name, IntegerRange range
   if (value == nullptr) return std::nullopt;
   const auto number = as_integer(*value);
   if (!number || *number < range.min || *number > range.max) {
-    wrong(name, describe(range), *value);
+    wrong(name, describe(range), *value, /*type=*/!number);
     return std::nullopt;
   }
   return number;
@@ -161,7 +162,7 @@ double Fields::number(std::string_view name, double otherwise, NumberRange range
   if (value == nullptr) return otherwise;
   const double number = value->is_number() ? value->get<double>() : NAN;
   if (!(number >= range.min && number <= range.max) || (range.open_below && number == range.min)) {
-    wrong(name, describe(range), *value);
+    wrong(name, describe(range), *value, /*type=*/!value->is_number());
     return otherwise;
   }
   return number;

@@ -30,8 +30,10 @@ struct NumberRange {
   bool open_below = false;  // min itself is not valid
 };
 
-// The members of one object. A member that is absent or null is not given, and the caller's default stands. The first
-// error sticks, and everything after it answers defaults, so that a caller reads all fields and asks once.
+// The members of one object. A member of the body itself that has a wrong type is kProtocol, everything else that is
+// wrong kInvalidArgument: /generate answers the two in different forms. A member that is absent or null is not given,
+// and the caller's default stands. The first error sticks, and everything after it answers defaults, so that a caller
+// reads all fields and asks once.
 class Fields {
  public:
   // `where` is put before names: "sampling_params.". The object outlives this.
@@ -54,12 +56,14 @@ class Fields {
   // Fields that are recognised and not served: an error unless not given, or equal to `harmless` (JSON text).
   void refuse(std::string_view name, std::string_view why, std::string_view harmless = "null");
 
-  void fail(std::string message);
+  void fail(std::string message) { fail(Error{ErrorCode::kInvalidArgument, std::move(message)}); }
+  void fail(Error error);
   bool ok() const { return !error_; }
   const Error& error() const { return *error_; }
 
  private:
-  void wrong(std::string_view name, std::string_view wanted, const nlohmann::ordered_json& got);
+  // `type`: the value is not even of the right kind.
+  void wrong(std::string_view name, std::string_view wanted, const nlohmann::ordered_json& got, bool type = true);
 
   const nlohmann::ordered_json& object_;
   std::string where_;

@@ -26,7 +26,7 @@ void read_prompts(Fields& fields, GenerateBody& out) {
       Fields member(one);
       if (!list.is_array()) member.fail("input_ids must be a list of token ids, or a list of such lists");
       prompts.push_back({.text = "", .ids = member.token_ids("input_ids")});
-      if (!member.ok()) return fields.fail(member.error().message);
+      if (!member.ok()) return fields.fail(member.error());
     }
   } else {
     prompts.push_back({.text = "", .ids = fields.token_ids("input_ids")});
@@ -59,7 +59,7 @@ void spread(Fields& fields, GenerateBody& body, std::string_view name, bool list
     const auto one = ordered_json{{std::string(name), per_item ? (*value)[i] : *value}};
     Fields member(one);
     assign(body.items[i], member);
-    if (!member.ok()) fields.fail(member.error().message);
+    if (!member.ok()) fields.fail(member.error());
   }
 }
 
@@ -71,7 +71,7 @@ void read_sampling(Fields& fields, GenerateBody& body) {
   if (value->is_array() && !body.batch) return fields.fail("sampling_params must be an object: the prompt is no list");
   if (!value->is_array()) {
     auto shared = parse_sampling_params(*value);
-    if (!shared.ok()) return fields.fail(shared.error().message);
+    if (!shared.ok()) return fields.fail(shared.error());
     for (auto& item : body.items) item.sampling = *shared;
     return;
   }
@@ -82,7 +82,7 @@ void read_sampling(Fields& fields, GenerateBody& body) {
   for (size_t i = 0; i < body.items.size(); ++i) {
     if ((*value)[i].is_null()) continue;
     auto own = parse_sampling_params((*value)[i]);
-    if (!own.ok()) return fields.fail(own.error().message);
+    if (!own.ok()) return fields.fail(own.error());
     body.items[i].sampling = std::move(*own);
     if (body.items[i].sampling.n != body.items[0].sampling.n) {
       return fields.fail("sampling_params.n must be the same for every prompt of a batch");

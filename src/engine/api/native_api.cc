@@ -56,11 +56,12 @@ Result<NativeRequest> prepare(ApiContext& api, const net::Headers& headers, std:
   return out;
 }
 
-// Before anything was sent. Validation has the endpoint's own form; everything else, and a body that is no JSON, has
-// OpenAI's.
+// Before anything was sent. Values that are not valid have the endpoint's own form; everything else, also a body that
+// is no JSON or has fields of the wrong type, has OpenAI's.
 net::Task<> refuse(ApiCall& call, const std::string& text, const Error& error) {
   const int status = protocol::http_status(error.code);
-  if (status != 400 || !protocol::parse_object(text).ok()) {
+  const bool malformed = error.code == ErrorCode::kProtocol || !protocol::parse_object(text).ok();
+  if (status != 400 || malformed) {
     co_await answer(call, error_response(status, error.message));
   } else if (protocol::asks_for_stream(text)) {
     SseWriter out(call.exchange);

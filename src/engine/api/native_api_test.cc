@@ -164,6 +164,9 @@ TEST_F(NativeApiTest, ValidationHasItsOwnForm) {
   ASSERT_EQ(stream.events().size(), 2u);
   EXPECT_THAT(stream.events()[0], HasSubstr(R"({"error":{"message":"sampling_params.top_p)"));
   EXPECT_EQ(stream.events()[1], "[DONE]");
+  const auto wrong_type = post("/generate", {{"text", "a"}, {"stream", "yes"}});
+  EXPECT_EQ(wrong_type.status, 400);
+  EXPECT_EQ(wrong_type.json()["message"], "stream must be true or false, got \"yes\"");
   const auto malformed = call("POST", "/generate", "{");
   EXPECT_EQ(malformed.status, 400);
   EXPECT_EQ(malformed.json()["object"], "error");
