@@ -115,14 +115,16 @@ net::Task<> flush_cache(ApiCall& call) {
     Result<void> result;  // written before the event, read after it
   };
   auto shared = std::make_shared<Shared>(call.exchange.loop());
+  call.exchange.on_client_gone([event = shared->event] { event->notify(); });
   call.api.backend.flush_cache([shared](Result<void> result) {
     shared->result = std::move(result);
     shared->event->notify();
   });
   // The backend calls back within 30 s, with the ranks that it waited for if they did not answer.
-  while (!co_await shared->event->wait()) {
-  }
+  co_await shared->event->wait();
   shared->event->close();
+  call.exchange.on_client_gone({});
+  if (call.exchange.client_gone()) co_return;
   if (shared->result.ok()) {
     co_await answer(call, net::Response::text(200, "Cache flushed.\n"));
   } else {
