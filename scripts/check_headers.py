@@ -29,8 +29,9 @@ def closure(header):
     return sorted(seen)
 
 
-def flags_by_folder(build):
-    """The compiler and flags of some file of each folder, without what belongs to that file or to precompiled headers."""
+def flags_by_kind(build):
+    """The compiler and flags of some file of each (folder, is a test), without what belongs to that file or to precompiled
+    headers."""
     result = {}
     for entry in json.loads((build / "compile_commands.json").read_text()):
         path = Path(entry["file"])
@@ -47,7 +48,7 @@ def flags_by_folder(build):
                 skip = True
             elif word not in ("-MD", "-Winvalid-pch", "-fpch-preprocess") and word != str(path):
                 kept.append(word)
-        result.setdefault(folder, kept)
+        result.setdefault((folder, path.stem.endswith("_test")), kept)
     return result
 
 
@@ -55,11 +56,13 @@ def main():
     build = Path(sys.argv[1]).resolve()
     stamps = build / "header_checks"
     stamps.mkdir(exist_ok=True)
-    flags = flags_by_folder(build)
+    flags = flags_by_kind(build)
 
     def check(header):
         name = header.relative_to(SRC).as_posix()
-        command = flags.get(name.split("/")[0])
+        # What only tests include is compiled as they are.
+        folder, of_tests = name.split("/")[0], header.stem.endswith("_harness")
+        command = flags.get((folder, of_tests)) or flags.get((folder, not of_tests))
         if command is None:
             return None
         digest = hashlib.sha256(" ".join(command).encode())

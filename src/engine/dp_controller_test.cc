@@ -84,8 +84,17 @@ class DpControllerTest : public ::testing::Test {
       return run_shell(scripts_.contains(spec.dp_rank) ? scripts_[spec.dp_rank] : "exec sleep 600");
     };
     return std::async(std::launch::async, [this, stop, options = std::move(options)]() mutable {
-      return DataParallelController::start(std::move(options), *board_, clock_, {}, stop);
+      const auto on_progress = [this](int64_t, double, std::string_view) {
+        std::lock_guard lock(mutex_);
+        ++progress_;
+        changed_.notify_all();
+      };
+      return DataParallelController::start(std::move(options), *board_, clock_, on_progress, stop);
     });
+  }
+  void wait_for_progress() {
+    std::unique_lock lock(mutex_);
+    EXPECT_TRUE(changed_.wait_for(lock, kWait, [&] { return progress_ > 0; })) << "no news of the start";
   }
   void start(int64_t ranks, std::string_view method = "round_robin") {
     auto launched = launch(ranks, method);
@@ -162,9 +171,10 @@ class DpControllerTest : public ::testing::Test {
   std::map<int64_t, std::vector<std::unique_ptr<RankLink>>> links_;
   int sentinels_ = 0;
 
-  std::mutex mutex_;  // guards `started_`
+  std::mutex mutex_;  // guards the two below
   std::condition_variable changed_;
   std::deque<RankSpec> started_;
+  int progress_ = 0;
 
   std::unique_ptr<DataParallelController> controller_;  // ends first
 };
@@ -508,8 +518,10 @@ TEST_F(DpControllerTest, ALaunchEndsWithTheCauseThatARankGives) {
 TEST_F(DpControllerTest, ALaunchEndsWhenARankTakesTooLong) {
   auto launched = launch(1);
   auto& slow = connect(*next_start());
-  clock_.advance(30min);
   slow.send(RankProgress{0.5, "packing weights"});
+  wait_for_progress();
+  clock_.advance(30min);
+  slow.send(RankProgress{0.5, "packing weights"});  // wakes the controller, whose clock is not the kernel's
   EXPECT_EQ(launched.get().error().message,
             "rank 0 failed to start: not ready within 1800 s (last news: packing weights, 50 %)");
 }
