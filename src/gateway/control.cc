@@ -19,6 +19,7 @@ struct Control::Watch {
   HealthState health;
   net::Timer timer;
   bool failed_before = false;  // the last probe failed
+  bool changed = false;        // what is known of it, by others, since run() last looked
   uint64_t told = 0;  // how often somebody who knows better has spoken: a probe that began before counts for nothing
 };
 
@@ -55,6 +56,7 @@ void Control::with_watch(const WorkerPtr& worker, std::function<void(Watch&)> ac
     const auto at = watches_.find(worker.get());
     if (at == watches_.end()) return;
     act(*at->second);
+    at->second->changed = true;  // run() may be in the middle of a probe, and no timer be there to cancel
     at->second->timer.cancel();
   });
 }
@@ -176,12 +178,13 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
       co_await read_models(watch);
     }
     if (worker.draining) break;
+    if (std::exchange(watch->changed, false)) {
+      next_probe = std::min(next_probe, context_.clock.now() + watch->health.next_probe());
+    }
     const bool probes = !worker.proven || !options.disable_health_check;
     watch->timer.expires_after(probes ? next_probe - context_.clock.now() : kLong);
     boost::system::error_code woken;
     co_await watch->timer.async_wait(net::asio::redirect_error(net::use_task, woken));
-    // Woken early: what has changed may ask for a probe sooner.
-    if (woken) next_probe = std::min(next_probe, context_.clock.now() + watch->health.next_probe());
   }
   co_await drain(watch);
 }
