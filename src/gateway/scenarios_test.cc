@@ -1,5 +1,6 @@
 // What happens to requests when workers fail, are busy, come and go, and when clients leave: over real sockets, with a
 // clock that stands still unless a test moves it. After each: one outcome for every request, nothing left in flight.
+#include <algorithm>
 #include <future>
 
 #include "gateway/gateway_fixture.h"
@@ -504,6 +505,22 @@ TEST_F(ScenarioTest, AFaultBringsTheNextHealthCheckForward) {
   start({"--disable-retries", "--health-failure-threshold", "1"});  // and 60 s between two checks
   one.stop();
   EXPECT_EQ(generate()->status, 502);
+  EXPECT_TRUE(eventually([&] { return metric("smg_worker_health") == 0; }));
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, AFaultThatIsMetWhileTheWorkerIsAskedSomethingElseCountsToo) {
+  time_ = &real_clock();
+  SimWorker& one = worker();
+  one.set_fault({.kind = Kind::kSlowHead, .scope = SimFault::Scope::kEverything, .delay = 500ms});
+  start({"--disable-retries", "--health-failure-threshold", "1"});  // and 60 s between two checks
+  ASSERT_TRUE(eventually([&] {
+    const auto received = one.received();
+    return std::ranges::any_of(received, [](const auto& r) { return r.target == "/v1/models"; });
+  }));
+  one.set_fault({.kind = Kind::kReset});
+  EXPECT_EQ(generate()->status, 502);
+  one.stop();
   EXPECT_TRUE(eventually([&] { return metric("smg_worker_health") == 0; }));
   expect_settled();
 }
