@@ -5,6 +5,7 @@
 #include <dnnl.hpp>
 #include <map>
 #include <mutex>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -51,7 +52,13 @@ struct Layout {
 struct Product {
   dnnl::matmul primitive;
   Memory::desc in, weight, out, bias, scratch;
+  std::string implementation;  // oneDNN's name for what it chose
+  // The result goes to memory of the thread and from there, with sum and bias, to its place.
+  bool staged = false;
 };
+
+// oneDNN's three loops, thousands of times slower than anything else that it has.
+bool is_reference(const Product& product) { return product.implementation.starts_with("ref"); }
 
 // Everything that one product depends on.
 using ProductKey = std::tuple<int64_t, int64_t, int64_t, int64_t, DType, bool, bool, bool>;
@@ -66,7 +73,10 @@ size_t row_bytes(const LinearShape& shape) {
 class Linear::Impl {
  public:
   Impl(int threads, const Simd& simd)
-      : simd_(simd), engine_(dnnl::engine::kind::cpu, 0), scratch_(static_cast<size_t>(threads)) {
+      : simd_(simd),
+        engine_(dnnl::engine::kind::cpu, 0),
+        scratch_(static_cast<size_t>(threads)),
+        staging_(static_cast<size_t>(threads)) {
     for (int i = 0; i < threads; ++i) streams_.emplace_back(engine_);
   }
 
@@ -116,26 +126,26 @@ class Linear::Impl {
         plain ? Memory::desc({in, width}, type_of(dtype), Memory::format_tag::ba) : packed(in, width, dtype);
     const std::lock_guard lock(mu_);
     auto& product = products_[{rows, in, width, out_stride, dtype, accumulate, bias, plain}];
-    if (!product) {
-      product = std::make_unique<Product>();
-      product->in = Memory::desc({rows, in}, type_of(dtype), Memory::format_tag::ab);
-      product->weight = weight;
-      product->out = Memory::desc({rows, width}, Memory::data_type::f32, Memory::dims{out_stride, 1});
-      dnnl::primitive_attr attributes;
-      attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-      if (accumulate) {
-        dnnl::post_ops sum;
-        sum.append_sum(1.0f);
-        attributes.set_post_ops(sum);
-      }
-      if (bias) product->bias = Memory::desc({1, width}, Memory::data_type::f32, Memory::format_tag::ab);
-      const auto desc = bias ? dnnl::matmul::desc(product->in, weight, product->bias, product->out)
-                             : dnnl::matmul::desc(product->in, weight, product->out);
-      const dnnl::matmul::primitive_desc primitive(desc, attributes, engine_);
-      product->scratch = primitive.scratchpad_desc();
-      product->primitive = dnnl::matmul(primitive);
+    if (product) return *product;
+    const Memory::desc source({rows, in}, type_of(dtype), Memory::format_tag::ab);
+    // One row has no distance to a next one, and oneDNN 2.6 is choosy about those.
+    product = make_product(source, weight, rows == 1 ? width : out_stride, accumulate, bias);
+    if (is_reference(*product)) {
+      // The kernels for AVX-512 and AMX write rows that follow each other.
+      auto staged = make_product(source, weight, width, /*accumulate=*/false, /*bias=*/false);
+      staged->staged = true;
+      if (!is_reference(*staged)) product = std::move(staged);
     }
     return *product;
+  }
+
+  std::string implementation(const LinearShape& shape, int64_t rows, bool accumulate, bool bias) const {
+    if (in_blocks(shape)) {
+      return rows <= kExactRows ? "blocks" : plain_product(shape, rows, kWideColumns, accumulate, bias).implementation;
+    }
+    return product(Linear::padded_rows(rows), shape.in, layout(shape).slabs[0].width, shape.out, shape.dtype,
+                   accumulate, bias)
+        .implementation;
   }
 
   void pack(const LinearShape& shape, const RowReader& rows, void* to) const {
@@ -179,8 +189,8 @@ class Linear::Impl {
       pool.parallel_for(static_cast<int64_t>(slabs.slabs.size()), [&](int64_t i, int thread) {
         const Slab& slab = slabs.slabs[static_cast<size_t>(i)];
         const Product& chosen = slab.width == slabs.slabs[0].width ? wide : last;
-        run(chosen, in, static_cast<const char*>(args.weight) + slab.offset, args.out + first * shape.out + slab.first,
-            args.bias == nullptr ? nullptr : args.bias + slab.first, thread);
+        run(chosen, args, in, static_cast<const char*>(args.weight) + slab.offset,
+            args.out + first * shape.out + slab.first, args.bias == nullptr ? nullptr : args.bias + slab.first, thread);
       });
     }
   }
@@ -226,10 +236,6 @@ class Linear::Impl {
     const LinearShape& shape = *args.shape;
     const auto* x = static_cast<const float*>(args.in);
     const bool bias = args.bias != nullptr;
-    const auto chosen = [&](int64_t rows, int64_t width) -> const Product& {
-      return product(Linear::padded_rows(rows), shape.in, width, shape.out, shape.dtype, args.accumulate, bias,
-                     /*plain=*/true);
-    };
     widened_.resize(streams_.size());
     pool.parallel_for((shape.out + kWideColumns - 1) / kWideColumns, [&](int64_t task, int thread) {
       const int64_t j = task * kWideColumns;
@@ -244,14 +250,63 @@ class Linear::Impl {
         simd_.expand_q4(reinterpret_cast<const Q4Block*>(rows), blocks, weight.data());
       }
       for (int64_t first = 0; first < args.n; first += kMaxRows) {
-        run(chosen(std::min(kMaxRows, args.n - first), width), x + first * shape.in, weight.data(),
-            args.out + first * shape.out + j, bias ? args.bias + j : nullptr, thread);
+        const Product& product = plain_product(shape, std::min(kMaxRows, args.n - first), width, args.accumulate, bias);
+        run(product, args, x + first * shape.in, weight.data(), args.out + first * shape.out + j,
+            bias ? args.bias + j : nullptr, thread);
       }
     });
   }
 
-  void run(const Product& product, const void* in, const void* weight, float* out, const float* bias,
-           int thread) const {
+  std::unique_ptr<Product> make_product(const Memory::desc& source, const Memory::desc& weight, int64_t out_stride,
+                                        bool accumulate, bool bias) const {
+    const int64_t rows = source.dims()[0];
+    const int64_t width = weight.dims()[1];
+    auto product = std::make_unique<Product>();
+    product->in = source;
+    product->weight = weight;
+    product->out = Memory::desc({rows, width}, Memory::data_type::f32, Memory::dims{out_stride, 1});
+    dnnl::primitive_attr attributes;
+    attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+    if (accumulate) {
+      dnnl::post_ops sum;
+      sum.append_sum(1.0f);
+      attributes.set_post_ops(sum);
+    }
+    if (bias) product->bias = Memory::desc({1, width}, Memory::data_type::f32, Memory::format_tag::ab);
+    const auto desc = bias ? dnnl::matmul::desc(product->in, weight, product->bias, product->out)
+                           : dnnl::matmul::desc(product->in, weight, product->out);
+    const dnnl::matmul::primitive_desc primitive(desc, attributes, engine_);
+    product->scratch = primitive.scratchpad_desc();
+    product->implementation = primitive.impl_info_str();
+    product->primitive = dnnl::matmul(primitive);
+    return product;
+  }
+
+  const Product& plain_product(const LinearShape& shape, int64_t rows, int64_t width, bool accumulate,
+                               bool bias) const {
+    return product(Linear::padded_rows(rows), shape.in, width, shape.out, shape.dtype, accumulate, bias,
+                   /*plain=*/true);
+  }
+
+  void run(const Product& product, const LinearArgs& args, const void* in, const void* weight, float* out,
+           const float* bias, int thread) const {
+    const auto rows = product.out.dims()[0];
+    const auto width = product.out.dims()[1];
+    auto& staging = staging_[static_cast<size_t>(thread)];
+    if (product.staged) staging.resize(std::max(staging.size(), static_cast<size_t>(rows * width)));
+    execute(product, in, weight, product.staged ? staging.data() : out, product.staged ? nullptr : bias, thread);
+    if (!product.staged) return;
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* from = staging.data() + r * width;
+      float* to = out + r * args.shape->out;
+      for (int64_t j = 0; j < width; ++j) {
+        to[j] = (args.accumulate ? to[j] : 0) + from[j] + (bias == nullptr ? 0 : bias[j]);
+      }
+    }
+  }
+
+  void execute(const Product& product, const void* in, const void* weight, float* out, const float* bias,
+               int thread) const {
     auto& scratch = scratch_[static_cast<size_t>(thread)];
     if (scratch.size() < product.scratch.get_size()) scratch.resize(product.scratch.get_size());
     std::unordered_map<int, Memory> arguments;
@@ -275,6 +330,7 @@ class Linear::Impl {
   dnnl::engine engine_;
   mutable std::vector<dnnl::stream> streams_;        // one per thread of the pool
   mutable std::vector<std::vector<char>> scratch_;   // likewise
+  mutable std::vector<std::vector<float>> staging_;  // likewise
   mutable std::vector<std::vector<float>> widened_;  // likewise
   mutable std::mutex mu_;
   mutable std::map<std::tuple<int64_t, int64_t, DType>, Memory::desc> packed_;
@@ -286,6 +342,9 @@ Linear::Linear(int threads, const Simd& simd) : impl_(std::make_unique<Impl>(thr
 Linear::~Linear() = default;
 
 bool Linear::multiplies(DType dtype) const { return impl_->multiplies(dtype); }
+std::string Linear::implementation(const LinearShape& shape, int64_t rows, bool accumulate, bool bias) const {
+  return impl_->implementation(shape, rows, accumulate, bias);
+}
 int64_t Linear::padded_rows(int64_t n) { return n <= kExactRows ? n : round_up(n, kExactRows); }
 size_t Linear::packed_bytes(const LinearShape& shape) const { return impl_->packed_bytes(shape); }
 void Linear::pack(const LinearShape& shape, const RowReader& rows, void* to) const { impl_->pack(shape, rows, to); }

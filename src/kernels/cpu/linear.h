@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "kernels/cpu/simd.h"
 #include "kernels/kernels.h"
@@ -19,6 +20,9 @@ class Linear {
   ~Linear();
 
   bool multiplies(DType dtype) const;
+  // What multiplies `rows` rows: oneDNN's name of its implementation, or "blocks" for our own. "ref..." is thousands of
+  // times slower than the others and must not happen.
+  std::string implementation(const LinearShape& shape, int64_t rows, bool accumulate, bool bias) const;
   static int64_t padded_rows(int64_t n);
   size_t packed_bytes(const LinearShape& shape) const;
   void pack(const LinearShape& shape, const RowReader& rows, void* to) const;
