@@ -1,12 +1,19 @@
 #!/usr/bin/env python3
 """Holds the includes of src/ to the direction of docs/architecture.md: a folder includes only what it may use, and what
-gateway/ reaches, however indirectly, is never of the engine."""
+gateway/ reaches, however indirectly, is never of the engine. Libraries are those of docs/dependencies.md and no others:
+one that happens to be installed here is missing on the next machine."""
 import re
 import sys
 from pathlib import Path
 
-SRC = Path(__file__).resolve().parent.parent / "src"
+ROOT = Path(__file__).resolve().parent.parent
+SRC = ROOT / "src"
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
+LIBRARY_INCLUDE = re.compile(r"^\s*#\s*include\s+<([^>]+)>", re.M)
+# The first part of what is included from each package of scripts/debian-packages.txt, and of the C library.
+LIBRARIES = set("boost dnnl.hpp fmt gmock gtest nlohmann pcre2.h prometheus simdjson.h spdlog unicode xxhash.h zmq.h".split())
+SYSTEM = set("arpa cpuid.h dirent.h dlfcn.h execinfo.h fcntl.h immintrin.h linux malloc.h net netdb.h netinet poll.h "
+             "pthread.h sched.h signal.h spawn.h stdio.h stdlib.h string.h sys termios.h time.h unistd.h".split())
 
 BASE = {"base"}
 COMMON = BASE | {"net", "obs", "protocol", "routing"}
@@ -52,6 +59,17 @@ def main():
             elif allowed is not None and other != folder and other not in allowed:
                 if not (name.endswith(("_test.cc", "_fixture.h")) and other in ("testing", "tokenizer", "net", "tensor")):
                     problems.append(f"src/{name}: {folder}/ may not use {other}/ ({target})")
+
+    for folder in ("src", "bench", "tests"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix not in (".h", ".cc", ".inc"):
+                continue
+            for target in LIBRARY_INCLUDE.findall(path.read_text()):
+                first = target.split("/")[0]
+                is_standard = "/" not in target and "." not in target
+                if not is_standard and first not in LIBRARIES | SYSTEM:
+                    problems.append(f"{path.relative_to(ROOT)}: <{target}> is of no package that is installed; see "
+                                    "docs/dependencies.md, then scripts/debian-packages.txt and this script")
 
     # What the gateway reaches through any chain of headers.
     for name in (n for n in includes if n.startswith("gateway/")):

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Every *_test.cc of src/ and tests/ is compiled into a test program that ctest knows.
+"""Every *_test.cc of src/ and tests/ is compiled into a test program that ctest knows, and every *_test.py is in ctest. A
+build without the engine has no tests of the engine and is excused.
 
 usage: check_tests_registered.py <build folder>"""
 import json
@@ -35,7 +36,7 @@ def main():
                 problems.append(f"{path.relative_to(ROOT)}: the suite {suite} is not in ctest")
         for path in sorted((ROOT / folder).rglob("*_test.py")):
             count += 1
-            if path.stem not in known and path.name not in known:
+            if path.stem not in known and path.name not in known and not gateway_only:
                 problems.append(f"{path.relative_to(ROOT)} is not in ctest under the name {path.stem}")
     print("\n".join(problems) or f"{count} test files are in ctest")
     return 1 if problems else 0

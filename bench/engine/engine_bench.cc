@@ -1,6 +1,6 @@
 // Tokens per second of the engine's forward pass: prefill and decode at several batch sizes, without scheduler or HTTP.
 //
-//   engine_bench MODEL [--threads N] [--repeats N] [--prompt N] [--steps N] [--batches 1,4,16]
+//   engine_bench MODEL [--threads N] [--repeats N] [--prompt N] [--steps N] [--batches N N ...]
 //
 // Each repeat prefills `batch` prompts in one step and then decodes `steps` tokens of each, greedily. Printed: the
 // median of the repeats and their range by the clock on the wall, and the median by CPU time, which another program on
@@ -8,12 +8,13 @@
 // llama.cpp.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <ctime>
 #include <numeric>
 
+#include "base/options.h"
 #include "base/rng.h"
 #include "models/locate.h"
 #include "models/runner.h"
@@ -23,13 +24,29 @@ namespace {
 using sluice::models::Runner;
 
 struct Options {
-  std::string model;
-  int threads = 1;
-  int repeats = 5;
-  int prompt = 256;
-  int steps = 32;
-  std::vector<int> batches = {1, 4, 16};
+  int64_t threads, repeats, prompt, steps;
+  sluice::StringList batches;
 };
+
+const sluice::OptionTable<Options>& option_table() {
+  constexpr sluice::OptionRange kCount{1, 1e6};
+  static const sluice::OptionTable<Options> table({
+      {.name = "threads", .field = &Options::threads, .value = int64_t{1}, .range = kCount, .help = "Threads."},
+      {.name = "repeats", .field = &Options::repeats, .value = int64_t{5}, .range = kCount, .help = "Repeats."},
+      {.name = "prompt",
+       .field = &Options::prompt,
+       .value = int64_t{256},
+       .range = kCount,
+       .help = "Tokens of a prompt."},
+      {.name = "steps", .field = &Options::steps, .value = int64_t{32}, .range = kCount, .help = "Tokens to decode."},
+      {.name = "batches",
+       .field = &Options::batches,
+       .value = sluice::StringList{"1", "4", "16"},
+       .metavar = "N",
+       .help = "Sizes of the batches, one after another."},
+  });
+  return table;
+}
 
 struct Seconds {
   double wall = 0;
@@ -119,14 +136,28 @@ void report(const char* what, int batch, double tokens, std::vector<Seconds> tim
   std::fflush(stdout);
 }
 
-void run(const Options& options) {
-  const int width = options.prompt + options.steps + 1;
-  const int most = *std::max_element(options.batches.begin(), options.batches.end());
-  const auto path = sluice::models::locate_model(options.model);
+std::vector<int> sizes_of(const sluice::StringList& words) {
+  std::vector<int> sizes;
+  for (const std::string& word : words) {
+    int size = 0;
+    const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), size);
+    if (error != std::errc() || end != word.data() + word.size() || size < 1) die("--batches: " + word + " is no size");
+    sizes.push_back(size);
+  }
+  if (sizes.empty()) die("--batches needs a size");
+  return sizes;
+}
+
+void run(const std::string& model, const Options& options) {
+  const int prompt_tokens = static_cast<int>(options.prompt), steps = static_cast<int>(options.steps);
+  const int width = prompt_tokens + steps + 1;
+  const std::vector<int> batches = sizes_of(options.batches);
+  const int most = *std::max_element(batches.begin(), batches.end());
+  const auto path = sluice::models::locate_model(model);
   if (!path.ok()) die(path.error().message);
   auto loaded = sluice::models::load_runner({.model_path = *path,
-                                             .threads = options.threads,
-                                             .max_step_tokens = most * options.prompt,
+                                             .threads = static_cast<int>(options.threads),
+                                             .max_step_tokens = most * prompt_tokens,
                                              .max_step_seqs = most});
   if (!loaded.ok()) die(loaded.error().message);
   Runner& runner = **loaded;
@@ -137,38 +168,32 @@ void run(const Options& options) {
              options.repeats);
 
   sluice::Rng rng(1);
-  for (const int batch : options.batches) {
+  for (const int batch : batches) {
     std::vector<Seconds> prefill, decode;
     for (int repeat = -1; repeat < options.repeats; ++repeat) {  // the first one warms up
       std::vector<int32_t> prompt;
-      for (int i = 0; i < batch * options.prompt; ++i) prompt.push_back(static_cast<int32_t>(rng.below(40'000) + 100));
+      for (int i = 0; i < batch * prompt_tokens; ++i) prompt.push_back(static_cast<int32_t>(rng.below(40'000) + 100));
       Batch sequences(runner, batch, width);
       const Stopwatch prefilling;
-      auto next = sequences.step(prompt, options.prompt);
+      auto next = sequences.step(prompt, prompt_tokens);
       const Seconds prefilled = prefilling.elapsed();
       const Stopwatch decoding;
-      for (int i = 0; i < options.steps; ++i) next = sequences.step(next, 1);
+      for (int i = 0; i < steps; ++i) next = sequences.step(next, 1);
       if (repeat < 0) continue;
       prefill.push_back(prefilled);
       decode.push_back(decoding.elapsed());
     }
-    report("prefill", batch, static_cast<double>(batch) * options.prompt, prefill);
-    report("decode", batch, static_cast<double>(batch) * options.steps, decode);
+    report("prefill", batch, static_cast<double>(batch) * prompt_tokens, prefill);
+    report("decode", batch, static_cast<double>(batch) * steps, decode);
   }
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  Options options;
-  CLI::App app{"Tokens per second of prefill and decode"};
-  app.add_option("model", options.model, "a folder, a .gguf file or a hub name")->required();
-  app.add_option("--threads", options.threads)->check(CLI::PositiveNumber);
-  app.add_option("--repeats", options.repeats)->check(CLI::PositiveNumber);
-  app.add_option("--prompt", options.prompt)->check(CLI::PositiveNumber);
-  app.add_option("--steps", options.steps)->check(CLI::PositiveNumber);
-  app.add_option("--batches", options.batches)->delimiter(',')->check(CLI::PositiveNumber);
-  CLI11_PARSE(app, argc, argv);
-  run(options);
+  if (argc < 2) die("usage: engine_bench MODEL [options]\n" + option_table().help());
+  const auto options = option_table().parse({argv + 2, argv + argc});
+  if (!options.ok()) die(options.error().message);
+  run(argv[1], *options);
   return 0;
 }
