@@ -61,7 +61,7 @@ def main():
     def check(header):
         name = header.relative_to(SRC).as_posix()
         # What only tests include is compiled as they are.
-        folder, of_tests = name.split("/")[0], header.stem.endswith("_harness")
+        folder, of_tests = name.split("/")[0], header.stem.endswith("_fixture")
         command = flags.get((folder, of_tests)) or flags.get((folder, not of_tests))
         if command is None:
             return None

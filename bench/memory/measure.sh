@@ -7,29 +7,9 @@
 # Prints one Markdown row per process and one for the sum, then the size of the shared weights: of these, pages that no
 # process has touched are in no PSS. The server has answered one request then.
 set -euo pipefail
-binary=$1 command=$2
-shift 2
-folder=$(mktemp -d)
-"$binary" "$command" --port 0 "$@" >"$folder/out" 2>"$folder/err" &
-server=$!
-trap 'kill "$server" 2>/dev/null && wait "$server" || true; rm -rf "$folder"' EXIT
+source "$(dirname "$0")/../lib/running.sh"
+start_and_ask "$@"
 
-url=
-for _ in $(seq 600); do
-  url=$(sed -n 's/^listening on //p' "$folder/out")
-  body='{"text": "The capital of France is", "sampling_params": {"max_new_tokens": 8, "temperature": 0}}'
-  if [ -n "$url" ] && curl -sf -o "$folder/answer" -H 'Content-Type: application/json' -d "$body" "$url/generate"; then
-    break
-  fi
-  kill -0 "$server" || { cat "$folder/err" >&2; exit 1; }
-  sleep 0.5
-done
-[ -s "$folder/answer" ] || { echo "no answer from '$url' within 300 s" >&2; exit 1; }
-
-tree() {
-  echo "$1"
-  for child in $(cat /proc/"$1"/task/*/children); do tree "$child"; done
-}
 echo '| process | RSS MiB | PSS MiB | private MiB |'
 echo '|---|---|---|---|'
 for process in $(tree "$server"); do

@@ -3,12 +3,12 @@
 
 #include <gmock/gmock.h>
 
-#include "engine/api/api_harness.h"
+#include "engine/api/api_fixture.h"
 
 namespace sluice::engine {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 constexpr const char* kJsonType = "Content-Type: application/json\r\n";
 
@@ -49,8 +49,8 @@ TEST_F(ApiTest, KeysGuardNormalAndAdminEndpoints) {
   EXPECT_EQ(call("POST", "/flush_cache", "", bearer("k2")).status, 200);
   EXPECT_EQ(call("GET", "/metrics").status, 200);
   const auto info = call("GET", "/server_info", "", bearer("k1"));
-  EXPECT_THAT(info.body, testing::Not(HasSubstr("\"k1\"")));
-  EXPECT_THAT(info.body, testing::Not(HasSubstr("\"k2\"")));
+  EXPECT_THAT(info.body, ::testing::Not(HasSubstr("\"k1\"")));
+  EXPECT_THAT(info.body, ::testing::Not(HasSubstr("\"k2\"")));
 }
 
 TEST_F(ApiTest, AdminEndpointsFallBackToTheApiKey) {

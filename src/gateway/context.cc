@@ -92,6 +92,8 @@ std::vector<obs::Family> families(const std::vector<double>& buckets) {
       {"smg_worker_health", "1 if the worker is used.", Kind::kGauge, {"worker"}},
       {"smg_worker_health_checks_total", "Health checks.", Kind::kCounter, {"worker_type", "result"}},
       {"smg_worker_selections_total", "Choices, and why.", Kind::kCounter, {"worker", "policy", "reason"}},
+      {"smg_worker_routing_keys_active", "Routing keys that the worker has.", Kind::kGauge, {"worker"}},
+      {"smg_manual_policy_cache_entries", "Routing keys that are remembered.", Kind::kGauge},
       {"smg_worker_cb_state", "0 closed, 1 open, 2 half-open.", Kind::kGauge, {"worker"}},
       {"smg_worker_cb_outcomes_total", "Outcomes that the breaker saw.", Kind::kCounter, {"worker", "outcome"}},
       {"smg_worker_retries_total", "Attempts after the first.", Kind::kCounter, {"worker_type", "endpoint"}},
@@ -118,7 +120,7 @@ Context::Context(const GatewayOptions& gateway_options, std::vector<double> buck
       index({.budget_bytes = static_cast<size_t>(options.prefix_index_bytes),
              .max_bytes_per_worker = static_cast<size_t>(options.max_tree_size),
              .sweep_interval = std::chrono::seconds(options.eviction_interval_secs)}),
-      policy(find_policy(options.policy)->make(options)),
+      policy(make_policy(options)),
       admission(options.max_concurrent_requests, options.queue_size, clock),
       retry(RetryRules::from(options)) {
   metrics.declare(families(buckets));

@@ -222,8 +222,15 @@ net::Task<> Control::poll_loads() {
 
 net::Task<> Control::poll_load(WorkerPtr worker) {
   const auto report = co_await read_load(client_, *worker);
-  worker->load->polled_tokens = report ? report->used_tokens : -1;
-  worker->load->dispatched_since_poll = 0;
+  WorkerLoad& load = *worker->load;
+  if (report) {
+    load.polled_waiting_tokens = report->waiting_tokens;
+    load.polled_kv_usage = report->kv_usage;
+    load.polled_throughput = report->throughput;
+  }
+  load.polled_tokens = report ? report->used_tokens : -1;
+  load.dispatched_since_poll = 0;
+  load.prompt_since_poll = 0;
 }
 
 }  // namespace sluice::gateway

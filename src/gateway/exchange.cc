@@ -13,24 +13,31 @@ namespace {
 
 constexpr size_t kWholeAnswer = 4 << 20;  // answers of known length up to this are relayed in one write
 constexpr int64_t kDefaultNewTokens = 128;
+constexpr int64_t kMostNewTokens = 1 << 20;               // what a client may make us believe
 constexpr Duration kBusyPause = std::chrono::seconds(1);  // of a worker that is busy and does not say for how long
+
+// Digits and nothing else.
+std::optional<uint64_t> number_in(std::string_view text) {
+  uint64_t number = 0;
+  const char* end = text.data() + text.size();
+  const auto [at, error] = std::from_chars(text.data(), end, number);
+  if (error != std::errc() || at != end) return std::nullopt;
+  return number;
+}
 
 std::optional<size_t> content_length(const net::Headers& headers) {
   const auto text = headers.get("content-length");
-  size_t length = 0;
-  if (!text || std::from_chars(text->data(), text->data() + text->size(), length).ec != std::errc()) {
-    return std::nullopt;
-  }
-  return length;
+  return text ? number_in(*text) : std::nullopt;
 }
 
 }  // namespace
 
 // A lease on a worker, the breaker's permit and the connection. Without a verdict the breaker learns nothing.
 struct Exchange::Upstream {
-  Upstream(Exchange& of, WorkerPtr which, Breaker::Permit breaker_permit, int64_t tokens)
+  Upstream(Exchange& of, WorkerPtr which, Breaker::Permit breaker_permit)
       : exchange(of), worker(std::move(which)), permit(breaker_permit) {
-    lease.emplace(worker->load, tokens);
+    lease.emplace(worker->load, of.prompt_tokens_,
+                  std::min(of.facts_.max_tokens.value_or(kDefaultNewTokens), kMostNewTokens));
   }
   ~Upstream() { release(); }
 
@@ -208,8 +215,29 @@ net::Task<bool> Exchange::read_request() {
   }
   facts_ = std::move(facts).value();
   prompt_tokens_ = static_cast<int64_t>(facts_.routing_text.size() / 4) + 1;
+  const bool keys_read = !context_.policy->needs_keys() || read_keys();
+  if (!keys_read) {
+    co_await fail(400, "bad_request", "X-SMG-Target-Worker must be the place of a worker, 0 or more");
+    co_return false;
+  }
   phase("read");
   co_return true;
+}
+
+bool Exchange::read_keys() {
+  const net::Headers& headers = client_.request().headers;
+  const auto first_of = [&](const auto& names) -> std::string_view {
+    for (const auto& name : names) {
+      if (const auto value = headers.get(name); value && !value->empty()) return *value;
+    }
+    return {};
+  };
+  routing_key_ = first_of(context_.options.routing_key_headers);
+  identity_ = first_of(std::array<std::string_view, 3>{"authorization", "x-forwarded-for", "cookie"});
+  const auto target = headers.get("x-smg-target-worker");
+  if (!target) return true;
+  target_ = number_in(*target);
+  return target_.has_value();
 }
 
 // The policy's choice among the workers that may be used, those first that were not tried, and among them those that
@@ -228,9 +256,16 @@ std::optional<Choice> Exchange::choose_once() {
     if (!usable.empty()) break;
   }
   if (usable.empty()) return std::nullopt;
-  RequestFacts facts{.routing_text = facts_.routing_text, .prefix = {}};
-  if (context_.policy->needs_prefix()) facts.prefix = context_.index.match(facts_.routing_text);
-  return context_.policy->choose(FleetView(usable), facts, loop_.rng);
+  const Policy& policy = *context_.policy;
+  RequestFacts facts{.routing_text = facts_.routing_text,
+                     .routing_key = routing_key_,
+                     .identity = identity_,
+                     .target = target_,
+                     .prompt_tokens = prompt_tokens_,
+                     .now = now,
+                     .prefix = {}};
+  if (policy.needs_prefix()) facts.prefix = context_.index.match(facts_.routing_text);
+  return policy.choose(FleetView(usable, policy.needs_ring() ? &loop_.ring() : nullptr), facts, loop_.rng);
 }
 
 WorkerPtr Exchange::choose(Breaker::Permit& permit) {
@@ -276,7 +311,7 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
       .connect = std::chrono::seconds(options.connect_timeout_secs),
       .head = std::chrono::seconds(options.response_head_timeout_secs.value_or(options.request_timeout_secs)),
       .silence = std::chrono::seconds(options.stream_idle_timeout_secs.value_or(options.request_timeout_secs))};
-  Upstream upstream(*this, worker, permit, prompt_tokens_ + facts_.max_tokens.value_or(kDefaultNewTokens));
+  Upstream upstream(*this, worker, permit);
   worker->series.requests.add();
   // Twice at most: a kept-alive connection may have been closed by the worker just before the request reached it.
   for (bool replayed = false;; replayed = true) {

@@ -51,6 +51,8 @@ class Exchange {
   net::Task<bool> admit(Admission::Slot& slot);
   net::Task<bool> wait_for_slot(std::shared_ptr<Admission::Waiter> waiter, std::shared_ptr<net::Timer> timer);
   net::Task<bool> read_request();
+  // False: a header of them cannot be read.
+  bool read_keys();
 
   net::Task<MaybeFailure> attempt();
   WorkerPtr choose(Breaker::Permit& permit);
@@ -87,6 +89,8 @@ class Exchange {
 
   std::string body_;
   BodyFacts facts_;
+  std::string_view routing_key_, identity_;  // of the client's head
+  std::optional<uint64_t> target_;
   int64_t prompt_tokens_ = 0;  // estimate
   RequestSeries* series_ = nullptr;
   bool counted_ = false;

@@ -6,6 +6,7 @@
 #include "gateway/context.h"
 #include "gateway/control.h"
 #include "gateway/loop_state.h"
+#include "gateway/policy/routing_keys.h"
 #include "gateway/router.h"
 #include "net/server.h"
 #include "obs/exposition.h"
@@ -64,6 +65,13 @@ class Gateway::Impl {
       metrics.gauge("smg_worker_requests_active", {worker->url}).set(active);
       metrics.gauge("smg_worker_health", {worker->url}).set(worker->healthy ? 1 : 0);
       metrics.gauge("smg_worker_cb_state", {worker->url}).set(static_cast<double>(worker->breaker.state()));
+      if (const RoutingKeys* keys = context.policy->routing_keys()) {
+        metrics.gauge("smg_worker_routing_keys_active", {worker->url})
+            .set(static_cast<double>(keys->keys_of(worker->number)));
+      }
+    }
+    if (const RoutingKeys* keys = context.policy->routing_keys()) {
+      metrics.gauge("smg_manual_policy_cache_entries").set(static_cast<double>(keys->size()));
     }
     // Every request that a worker works at has a connection of its own (HTTP/1.1).
     metrics.gauge("smg_worker_connections_active", {"regular", "http"}).set(connections);

@@ -1,12 +1,8 @@
 // For tests: a gateway over real sockets with simulated workers behind it, and the books that must balance at the end.
 #pragma once
 
-#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <poll.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <functional>
 #include <memory>
@@ -18,49 +14,26 @@
 #include "net/client.h"
 #include "obs/metrics.h"
 #include "testing/fake_clock.h"
+#include "testing/raw_client.h"
 #include "testing/sim_worker.h"
 
 namespace sluice::gateway {
 
-// A client that does what it is told with a connection, and can leave at any moment.
-class RawClient {
+// A client that can leave at any moment.
+class RawClient : private testing::RawClient {
  public:
-  explicit RawClient(uint16_t port) : fd_(::socket(AF_INET, SOCK_STREAM, 0)) {
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_port = htons(port);
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    EXPECT_EQ(::connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-  }
-  ~RawClient() { leave(); }
-  RawClient(const RawClient&) = delete;
-  RawClient& operator=(const RawClient&) = delete;
+  explicit RawClient(uint16_t port) : testing::RawClient(port) { EXPECT_TRUE(connected()); }
 
-  void send(const std::string& bytes) {
-    EXPECT_EQ(::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL), static_cast<ssize_t>(bytes.size()));
-  }
+  void send(const std::string& bytes) { EXPECT_TRUE(testing::RawClient::send(bytes)); }
   void post(const std::string& target, const std::string& body) {
     send(fmt::format("POST {} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{}", target, body.size(), body));
   }
   // Everything that comes until the text has come; ends with the connection, and after 20 s.
   std::string read_until(const std::string& text) {
-    while (read_.find(text) == std::string::npos) {
-      pollfd wait{.fd = fd_, .events = POLLIN, .revents = 0};
-      if (::poll(&wait, 1, 20'000) <= 0) break;
-      char buffer[4096];
-      const ssize_t got = ::recv(fd_, buffer, sizeof buffer, 0);
-      if (got <= 0) break;
-      read_.append(buffer, static_cast<size_t>(got));
-    }
-    return read_;
+    wait_for(text);
+    return arrived();
   }
-  void leave() {
-    if (fd_ >= 0) ::close(std::exchange(fd_, -1));
-  }
-
- private:
-  int fd_;
-  std::string read_;
+  void leave() { close(); }
 };
 
 class GatewayFixture : public ::testing::Test {

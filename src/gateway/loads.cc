@@ -23,11 +23,20 @@ int64_t sum_of(const Json& list, const char* key) {
   return sum;
 }
 
+double most_of(const Json& list, const char* key) {
+  double most = 0;
+  for (const auto& entry : list) {
+    if (entry.is_object() && entry.contains(key) && entry[key].is_number())
+      most = std::max(most, entry[key].get<double>());
+  }
+  return most;
+}
+
 double mean_of(const Json& list, const char* key) {
   double sum = 0;
   size_t count = 0;
   for (const auto& entry : list) {
-    if (!entry.contains(key) || !entry[key].is_number()) continue;
+    if (!entry.is_object() || !entry.contains(key) || !entry[key].is_number()) continue;
     sum += entry[key].get<double>();
     ++count;
   }
@@ -59,7 +68,11 @@ net::Task<std::optional<LoadReport>> read_load(net::Client& client, const Worker
   if (!modern) document = Json{{"loads", document}};
   if (!document.is_object() || !document.contains("loads")) co_return std::nullopt;
   LoadReport report;
-  report.used_tokens = sum_of(document["loads"], modern ? "num_used_tokens" : "num_tokens");
+  const Json& loads = document["loads"];
+  report.used_tokens = sum_of(loads, modern ? "num_used_tokens" : "num_tokens");
+  report.waiting_tokens = std::max<int64_t>(0, sum_of(loads, "num_waiting_uncached_tokens"));
+  report.kv_usage = most_of(loads, "token_usage");
+  report.throughput = mean_of(loads, "gen_throughput") * static_cast<double>(loads.size());
   report.document = text_of(document);
   co_return report;
 }

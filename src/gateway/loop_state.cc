@@ -30,6 +30,16 @@ const WorkerList& LoopState::fleet(const Fleet& shared) {
   return *workers_;
 }
 
+const routing::HashRing& LoopState::ring() {
+  if (ring_version_ != version_) {
+    ring_version_ = version_;
+    std::vector<routing::HashRing::Member> members;
+    for (const WorkerPtr& worker : *workers_) members.push_back({worker->number, worker->url});
+    ring_ = routing::HashRing(members);
+  }
+  return ring_;
+}
+
 const std::string& LoopState::model_of(const Worker& worker) {
   KnownModel& known = models_[worker.number];
   const uint32_t version = worker.info_version();

@@ -41,6 +41,8 @@ class LoopState {
   const WorkerList& fleet(const Fleet& shared);
   // The list of the last call of fleet().
   const WorkerList& last_fleet() const { return *workers_; }
+  // The ring of that list.
+  const routing::HashRing& ring();
   // The model that the worker serves, "unknown" while it has not said.
   const std::string& model_of(const Worker& worker);
 
@@ -72,6 +74,8 @@ class LoopState {
   const std::string policy_;
   std::shared_ptr<const WorkerList> workers_;
   uint64_t version_ = 0;
+  routing::HashRing ring_;
+  uint64_t ring_version_ = 0;
   std::map<uint32_t, KnownModel> models_;  // by number of the worker
 
   obs::Counter admitted_, rejected_;

@@ -36,9 +36,21 @@ struct GatewayOptions {
   double cache_threshold;
   int64_t balance_abs_threshold;
   double balance_rel_threshold;
+  double balance_token_usage_threshold;
+  double overload_token_usage_threshold;
   int64_t eviction_interval_secs;
   int64_t max_tree_size;
   int64_t prefix_index_bytes;
+  int64_t prefix_token_count;
+  double prefix_hash_load_factor;
+  int64_t prefix_hash_balance_abs_threshold;
+  StringList routing_key_headers;
+  bool routing_key_override;
+  std::string assignment_mode;
+  int64_t max_idle_secs;
+  double least_load_kv_pressure_weight;
+  double least_load_default_throughput;
+  int64_t least_load_mean_prefill_tokens;
 
   std::string health_check_endpoint;
   int64_t health_check_interval_secs;

@@ -81,7 +81,7 @@ TEST(GatewayOptionsTest, WhatCannotBeIsRefusedAtStartUp) {
 TEST(GatewayOptionsTest, FlagsThatAreNotBuiltAreNamedWithWhatToDoInstead) {
   for (const char* flag :
        {"--pd-disaggregation", "--service-discovery", "--enable-igw", "--dp-aware", "--tokenizer-path",
-        "--tls-cert-path", "--enable-trace", "--remove-unhealthy-workers", "--health-check-port", "--max-idle-secs",
+        "--tls-cert-path", "--enable-trace", "--remove-unhealthy-workers", "--health-check-port", "--block-size",
         "--sse-keepalive-secs", "--backend", "--worker-startup-delay"}) {
     const auto result = check({flag, "x"});
     ASSERT_FALSE(result.ok()) << flag;

@@ -2,10 +2,6 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <poll.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <future>
@@ -15,78 +11,18 @@
 
 #include "base/rng.h"
 #include "net/client.h"
+#include "testing/raw_client.h"
 
 namespace sluice::net {
 namespace {
 
 using namespace std::chrono_literals;
-using testing::HasSubstr;
-using testing::Not;
-using testing::StartsWith;
+using sluice::testing::RawClient;
+using ::testing::HasSubstr;
+using ::testing::Not;
+using ::testing::StartsWith;
 
-// A client as rough as a test needs it: bytes out, bytes in, bounded waits.
-class RawClient {
- public:
-  explicit RawClient(uint16_t port) : fd_(::socket(AF_INET, SOCK_STREAM, 0)) {
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_port = htons(port);
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    connected_ = ::connect(fd_, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
-  }
-  ~RawClient() { close(); }
-  RawClient(const RawClient&) = delete;
-  RawClient& operator=(const RawClient&) = delete;
-
-  bool connected() const { return connected_; }
-  void close() {
-    if (fd_ >= 0) ::close(std::exchange(fd_, -1));
-  }
-  void reset() {
-    const linger hard{1, 0};
-    ::setsockopt(fd_, SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
-    close();
-  }
-  void shutdown_write() { ::shutdown(fd_, SHUT_WR); }
-  bool send(std::string_view bytes) {
-    while (!bytes.empty()) {
-      const ssize_t n = ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
-      if (n <= 0) return false;
-      bytes.remove_prefix(static_cast<size_t>(n));
-    }
-    return true;
-  }
-  // Reads until what arrived contains `text`; returns all of it. Ends early at the end of the stream or after 5 s.
-  std::string read_until(std::string_view text) {
-    while (in_.find(text) == std::string::npos && receive()) {
-    }
-    return std::exchange(in_, {});
-  }
-  std::string read_to_end() {
-    while (receive()) {
-    }
-    return std::exchange(in_, {});
-  }
-  bool at_end() const { return at_end_; }
-
- private:
-  bool receive() {
-    pollfd poll{fd_, POLLIN, 0};
-    if (::poll(&poll, 1, 5000) != 1) return false;
-    char buffer[65536];
-    const ssize_t n = ::recv(fd_, buffer, sizeof buffer, 0);
-    at_end_ = n <= 0;
-    if (n > 0) in_.append(buffer, static_cast<size_t>(n));
-    return n > 0;
-  }
-
-  int fd_;
-  bool connected_ = false;
-  bool at_end_ = false;
-  std::string in_;
-};
-
-class ServerTest : public testing::Test {
+class ServerTest : public ::testing::Test {
  protected:
   uint16_t serve(Handler handler, ServerOptions options = {}) {
     server_ = std::make_unique<Server>(loops_, options, std::move(handler));
@@ -297,7 +233,7 @@ TEST_F(ServerTest, StreamsInChunksOrUntilCloseOrByLength) {
   RawClient old(chunked);
   old.send("GET / HTTP/1.0\r\n\r\n");
   const auto until_close = old.read_to_end();
-  EXPECT_THAT(until_close, testing::EndsWith("\r\n\r\nonetwotwotwotwotwotwo"));
+  EXPECT_THAT(until_close, ::testing::EndsWith("\r\n\r\nonetwotwotwotwotwotwo"));
   EXPECT_THAT(until_close, Not(HasSubstr("chunked")));
 
   RawClient head(chunked);
@@ -307,7 +243,7 @@ TEST_F(ServerTest, StreamsInChunksOrUntilCloseOrByLength) {
   const auto by_length = serve(streaming({200, {{"Content-Length", "6"}}}, {"one", "two"}));
   RawClient length(by_length);
   length.send(kGet);
-  EXPECT_THAT(length.read_until("onetwo"), testing::EndsWith("Content-Length: 6\r\n\r\nonetwo"));
+  EXPECT_THAT(length.read_until("onetwo"), ::testing::EndsWith("Content-Length: 6\r\n\r\nonetwo"));
   length.send(kGet);
   EXPECT_THAT(length.read_until("onetwo"), StartsWith("HTTP/1.1 200"));
 }
@@ -345,7 +281,7 @@ TEST_F(ServerTest, HasNoBodyWhereThereIsNone) {
   client.send("HEAD / HTTP/1.1\r\nHost: x\r\n\r\n");
   auto answer = client.read_until("\r\n\r\n");
   EXPECT_THAT(answer, HasSubstr("Content-Length: 4\r\n"));
-  EXPECT_THAT(answer, testing::EndsWith("\r\n\r\n"));
+  EXPECT_THAT(answer, ::testing::EndsWith("\r\n\r\n"));
   client.send("GET /204 HTTP/1.1\r\nHost: x\r\n\r\n");
   answer = client.read_until("\r\n\r\n");
   EXPECT_THAT(answer, StartsWith("HTTP/1.1 204 No Content\r\n"));
@@ -366,7 +302,7 @@ TEST_F(ServerTest, SendsTheHeadOfAStreamWithoutWaitingForItsBody) {
   });
   RawClient client(port);
   client.send(kGet);
-  EXPECT_THAT(client.read_until("\r\n\r\n"), testing::EndsWith("\r\n\r\n"));
+  EXPECT_THAT(client.read_until("\r\n\r\n"), ::testing::EndsWith("\r\n\r\n"));
   seen.set_value();
   EXPECT_EQ(client.read_until("0\r\n\r\n"), "4\r\nlate\r\n0\r\n\r\n");
 }
@@ -446,7 +382,7 @@ TEST_F(ServerTest, DoesNotTakePipelinedBytesForALeavingClient) {
   started.get_future().wait();
   client.send("GET /2 HTTP/1.1\r\nHost: x\r\n\r\nGET /3 HTTP/1.1\r\nHost: x\r\n\r\n");
   more.set_value();
-  EXPECT_THAT(client.read_until("answer/3"), testing::AllOf(HasSubstr("answer/1"), HasSubstr("answer/2")));
+  EXPECT_THAT(client.read_until("answer/3"), ::testing::AllOf(HasSubstr("answer/1"), HasSubstr("answer/2")));
   EXPECT_EQ(gone, 0);
 }
 
@@ -520,7 +456,7 @@ TEST_F(ServerTest, HasATimeoutForEachPhase) {
   EXPECT_EQ(body_error.get_future().get(), ErrorCode::kTimeout);
   RawClient slow(port);
   slow.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n");
-  EXPECT_THAT(slow.read_to_end(), testing::EndsWith("slow"));
+  EXPECT_THAT(slow.read_to_end(), ::testing::EndsWith("slow"));
   EXPECT_TRUE(slow.at_end()) << "idle after its answer";
   RawClient deaf(port);
   deaf.send(kGet);

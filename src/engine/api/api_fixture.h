@@ -2,10 +2,6 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <poll.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <charconv>
 #include <condition_variable>
@@ -23,6 +19,7 @@
 #include "net/server.h"
 #include "net/sse.h"
 #include "obs/metrics.h"
+#include "testing/raw_client.h"
 
 namespace sluice::engine {
 
@@ -189,55 +186,30 @@ struct Answer {
 // One connection. Every wait is bounded.
 class Client {
  public:
-  explicit Client(uint16_t port) : fd_(::socket(AF_INET, SOCK_STREAM, 0)) {
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_port = htons(port);
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    EXPECT_EQ(::connect(fd_, reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
-  }
-  ~Client() { leave(); }
-  Client(const Client&) = delete;
+  explicit Client(uint16_t port) : connection_(port) { EXPECT_TRUE(connection_.connected()); }
 
   void send(const std::string& method, const std::string& target, const std::string& body,
             const std::string& more_headers = "Content-Type: application/json\r\n") {
-    const std::string text =
-        fmt::format("{} {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n{}\r\n{}", method, target,
-                    body.size(), more_headers, body);
-    ASSERT_EQ(::send(fd_, text.data(), text.size(), MSG_NOSIGNAL), static_cast<ssize_t>(text.size()));
+    ASSERT_TRUE(
+        connection_.send(fmt::format("{} {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n{}\r\n{}",
+                                     method, target, body.size(), more_headers, body)));
   }
   // Reads until `text` has arrived.
-  bool read_until(std::string_view text) {
-    while (in_.find(text) == std::string::npos) {
-      if (!receive()) return false;
-    }
-    return true;
-  }
+  bool read_until(std::string_view text) { return connection_.wait_for(text); }
   Answer answer() {
-    while (receive()) {
-    }
+    const std::string in = connection_.read_to_end();
     Answer out;
-    const size_t end = in_.find("\r\n\r\n");
+    const size_t end = in.find("\r\n\r\n");
     if (end == std::string::npos) return out;
-    out.head = in_.substr(0, end);
+    out.head = in.substr(0, end);
     std::from_chars(out.head.data() + 9, out.head.data() + 12, out.status);
-    out.body = in_.substr(end + 4);
+    out.body = in.substr(end + 4);
     if (out.head.find("chunked") != std::string::npos) out.body = joined(out.body);
     return out;
   }
-  void leave() {
-    if (fd_ >= 0) ::close(std::exchange(fd_, -1));
-  }
+  void leave() { connection_.close(); }
 
  private:
-  bool receive() {
-    pollfd poll{fd_, POLLIN, 0};
-    if (::poll(&poll, 1, 20'000) != 1) return false;
-    char buffer[65536];
-    const ssize_t n = ::recv(fd_, buffer, sizeof buffer, 0);
-    if (n > 0) in_.append(buffer, static_cast<size_t>(n));
-    return n > 0;
-  }
   static std::string joined(std::string_view chunks) {
     std::string out;
     while (!chunks.empty()) {
@@ -251,8 +223,7 @@ class Client {
     return out;
   }
 
-  int fd_;
-  std::string in_;
+  testing::RawClient connection_;
 };
 
 class ApiTest : public ::testing::Test {

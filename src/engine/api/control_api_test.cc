@@ -2,12 +2,12 @@
 
 #include <gmock/gmock.h>
 
-#include "engine/api/api_harness.h"
+#include "engine/api/api_fixture.h"
 
 namespace sluice::engine {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 class ControlApiTest : public ApiTest {};
 
@@ -80,10 +80,10 @@ TEST_F(ControlApiTest, AbortTakesTheRidAndItsBatchAndNothingElse) {
   const auto answer = post("/abort_request", {{"rid", "R_1"}});
   EXPECT_EQ(answer.status, 200);
   EXPECT_EQ(answer.body, "");
-  EXPECT_THAT(backend_->aborted(), testing::ElementsAre("R_1"));
+  EXPECT_THAT(backend_->aborted(), ::testing::ElementsAre("R_1"));
   EXPECT_EQ(post("/abort_request", {{"rid", "unknown"}}).status, 200);
   EXPECT_EQ(post("/abort_request", {{"rid", "R"}}).status, 200);
-  EXPECT_THAT(backend_->running(), testing::UnorderedElementsAre("R_x", "S"));
+  EXPECT_THAT(backend_->running(), ::testing::UnorderedElementsAre("R_x", "S"));
   EXPECT_EQ(post("/abort_request", {{"abort_all", true}}).status, 200);
   EXPECT_TRUE(backend_->running().empty());
   for (auto& client : clients) EXPECT_EQ(client->answer().status, 200);

@@ -2,12 +2,12 @@
 
 #include <gmock/gmock.h>
 
-#include "engine/api/api_harness.h"
+#include "engine/api/api_fixture.h"
 
 namespace sluice::engine {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 class InfoApiTest : public ApiTest {
  protected:

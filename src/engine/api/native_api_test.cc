@@ -2,13 +2,13 @@
 
 #include <gmock/gmock.h>
 
-#include "engine/api/api_harness.h"
+#include "engine/api/api_fixture.h"
 
 namespace sluice::engine {
 namespace {
 
-using testing::ElementsAre;
-using testing::HasSubstr;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 
 class NativeApiTest : public ApiTest {};
 
@@ -260,7 +260,7 @@ TEST_F(NativeApiTest, OneFailureOfABatchAbortsTheOthers) {
   EXPECT_EQ(answer.status, 500);
   EXPECT_EQ(answer.json()["message"], "gone");
   EXPECT_TRUE(backend_->wait_for([](const FakeBackend& b) { return b.running().empty(); }));
-  EXPECT_THAT(backend_->aborted(), testing::UnorderedElementsAre("R_0", "R_2"));
+  EXPECT_THAT(backend_->aborted(), ::testing::UnorderedElementsAre("R_0", "R_2"));
 }
 
 TEST_F(NativeApiTest, AClientThatLeavesAbortsItsRequests) {
@@ -276,7 +276,7 @@ TEST_F(NativeApiTest, AClientThatLeavesAbortsItsRequests) {
     }
     client.leave();
     EXPECT_TRUE(backend_->wait_for([](const FakeBackend& b) { return b.running().empty(); }));
-    EXPECT_THAT(backend_->aborted(), testing::IsSupersetOf({rid + "_0", rid + "_1"}));
+    EXPECT_THAT(backend_->aborted(), ::testing::IsSupersetOf({rid + "_0", rid + "_1"}));
   }
   EXPECT_EQ(backend_->aborted().size(), 4u);
 }

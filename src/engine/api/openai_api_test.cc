@@ -5,12 +5,12 @@
 #include <filesystem>
 #include <fstream>
 
-#include "engine/api/api_harness.h"
+#include "engine/api/api_fixture.h"
 
 namespace sluice::engine {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 class OpenAiApiTest : public ApiTest {
  protected:

@@ -4,8 +4,9 @@
 
 #include <gtest/gtest.h>
 
-#include <deque>
 #include <set>
+
+#include "gateway/policy/policy_fixture.h"
 
 namespace sluice::gateway {
 namespace {
@@ -15,11 +16,7 @@ class CacheAwareTest : public testing::Test {
   // Workers 0, 1, 2, ... with these requests in flight.
   void fleet(std::initializer_list<int64_t> requests) {
     uint32_t worker = 0;
-    for (const int64_t count : requests) {
-      loads_.emplace_back();
-      loads_.back().requests = count;
-      usable_.push_back({worker++, &loads_.back()});
-    }
+    for (const int64_t count : requests) fleet_.add(worker++).requests = count;
   }
   static RequestFacts matched(size_t bytes, size_t total, std::initializer_list<uint32_t> holders) {
     RequestFacts facts;
@@ -29,15 +26,14 @@ class CacheAwareTest : public testing::Test {
     return facts;
   }
   Choice choose(const CacheAware& policy, const RequestFacts& facts) {
-    return policy.choose(FleetView(usable_), facts, rng_);
+    return policy.choose(fleet_.view(), facts, rng_);
   }
 
   const CacheAware defaults_{
       CacheAware::Rules{.cache_threshold = 0.3, .balance_abs_threshold = 64, .balance_rel_threshold = 1.5}};
   const CacheAware guide_{
       CacheAware::Rules{.cache_threshold = 0.5, .balance_abs_threshold = 32, .balance_rel_threshold = 1.5}};
-  std::deque<WorkerLoad> loads_;
-  std::vector<Candidate> usable_;
+  TestFleet fleet_;
   Rng rng_{1};
 };
 
@@ -57,7 +53,7 @@ TEST_F(CacheAwareTest, ADifferenceAboveTheAbsoluteThresholdIsImbalanced) {
 TEST_F(CacheAwareTest, BothRulesMustHoldForAnImbalance) {
   fleet({130, 195});
   EXPECT_EQ(choose(defaults_, matched(10, 10, {1})).reason, Reason::kPrefixHeld);
-  loads_[1].requests = 196;
+  fleet_.load(1).requests = 196;
   EXPECT_EQ(choose(defaults_, matched(10, 10, {1})).reason, Reason::kImbalanced);
 }
 
@@ -105,6 +101,24 @@ TEST_F(CacheAwareTest, TheMatchRateOfTheChosenWorkerIsReported) {
   EXPECT_DOUBLE_EQ(choose(defaults_, matched(9, 10, {1})).match_rate, 0.9);
   EXPECT_DOUBLE_EQ(choose(defaults_, matched(1, 10, {1})).match_rate, 0.0)
       << "the miss went to a worker that holds nothing";
+}
+
+TEST_F(CacheAwareTest, ReportedPoolsMakeAnImbalanceWhereTheThresholdsAreBelowOne) {
+  fleet({0, 0});
+  fleet_.load(0).polled_tokens = 1;
+  fleet_.load(1).polled_tokens = 1;
+  fleet_.load(1).polled_kv_usage = 0.95;
+  EXPECT_EQ(choose(defaults_, matched(10, 10, {1})).reason, Reason::kPrefixHeld);
+
+  CacheAware::Rules rules{.cache_threshold = 0.3, .balance_abs_threshold = 64, .balance_rel_threshold = 1.5};
+  rules.overload_token_usage_threshold = 0.9;
+  EXPECT_EQ(choose(CacheAware(rules), matched(10, 10, {1})).reason, Reason::kImbalanced);
+  rules.overload_token_usage_threshold = 0.95;
+  EXPECT_EQ(choose(CacheAware(rules), matched(10, 10, {1})).reason, Reason::kPrefixHeld) << "strictly greater";
+  rules.balance_token_usage_threshold = 0.5;
+  EXPECT_EQ(choose(CacheAware(rules), matched(10, 10, {1})).reason, Reason::kImbalanced);
+  fleet_.load(1).polled_tokens = -1;
+  EXPECT_EQ(choose(CacheAware(rules), matched(10, 10, {1})).reason, Reason::kPrefixHeld) << "its report is gone";
 }
 
 }  // namespace

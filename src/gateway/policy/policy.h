@@ -1,5 +1,6 @@
 // A load-balancing policy: a value in, a value out. It counts nothing, retries nothing, updates no index and allocates
-// nothing; the exchange (gateway/exchange) does what a choice implies.
+// nothing; the exchange (gateway/exchange) does what a choice implies. Policies that keep keys (policy/manual) remember
+// their own choices, and nothing else.
 #pragma once
 
 #include <algorithm>
@@ -11,9 +12,11 @@
 #include <string_view>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/rng.h"
 #include "gateway/load.h"
 #include "gateway/options.h"
+#include "routing/hash_ring.h"
 #include "routing/prefix_index.h"
 
 namespace sluice::gateway {
@@ -27,8 +30,11 @@ struct Candidate {
 // The usable workers, by ascending number, which is the order of registration.
 class FleetView {
  public:
-  explicit FleetView(std::span<const Candidate> usable) : usable_(usable) {}
+  // `ring` has all workers of the fleet, usable or not; needed where the policy says needs_ring().
+  explicit FleetView(std::span<const Candidate> usable, const routing::HashRing* ring = nullptr)
+      : usable_(usable), ring_(ring) {}
   std::span<const Candidate> usable() const { return usable_; }
+  const routing::HashRing* ring() const { return ring_; }
   // Null if the worker may not be used.
   const Candidate* find(uint32_t worker) const {
     const auto at = std::ranges::lower_bound(usable_, worker, {}, &Candidate::worker);
@@ -37,10 +43,16 @@ class FleetView {
 
  private:
   std::span<const Candidate> usable_;
+  const routing::HashRing* ring_;
 };
 
 struct RequestFacts {
-  std::string_view routing_text;  // gateway-reference.md 3.3; empty where the request has none
+  std::string_view routing_text;   // gateway-reference.md 3.3; empty where the request has none
+  std::string_view routing_key;    // of --routing-key-headers; empty = none
+  std::string_view identity;       // who asks: authorization, else x-forwarded-for, else cookie; empty = none of them
+  std::optional<uint64_t> target;  // X-SMG-Target-Worker: place among the usable workers
+  int64_t prompt_tokens = 0;       // estimate
+  TimePoint now{};
   // Longest match of routing_text in the model's prefix index; empty unless the policy says needs_prefix().
   routing::PrefixMatch prefix;
 };
@@ -55,6 +67,13 @@ enum class Reason : uint8_t {
   kImbalanced,   // the balance gate fired: least loaded worker
   kPrefixMiss,   // match rate not above the threshold: least loaded worker
   kHoldersGone,  // matched, but no holder may be used: least loaded worker
+  kFirst,        // the first of the fleet
+  kLeastCost,    // the least of a cost over the workers
+  kTarget,       // the client named the worker
+  kRoutingKey,   // the worker that the routing key has
+  kKeyAssigned,  // the routing key had none that may be used: it has one now
+  kHashed,       // the owner of the hash
+  kHashSpilled,  // the owner of the hash had too much: the next one on the ring
 };
 std::string_view to_string(Reason reason);
 
@@ -79,14 +98,23 @@ struct Choice {
   }
 };
 
+class RoutingKeys;
+
 class Policy {
  public:
   virtual ~Policy() = default;
   // Any thread; several at once.
   virtual Choice choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const = 0;
   virtual bool needs_prefix() const { return false; }
+  virtual bool needs_ring() const { return false; }
+  // It reads routing_key, identity and target.
+  virtual bool needs_keys() const { return false; }
   // The polled engine load is read (gateway/load_monitor polls only then).
   virtual bool needs_engine_load() const { return false; }
+  // Requests that have nothing in common are spread evenly over idle workers that are alike.
+  virtual bool is_balanced() const { return true; }
+  // Null unless it remembers keys.
+  virtual const RoutingKeys* routing_keys() const { return nullptr; }
 };
 
 struct PolicyRow {
@@ -97,5 +125,7 @@ struct PolicyRow {
 std::span<const PolicyRow> policies();
 // Null for an unknown name.
 const PolicyRow* find_policy(std::string_view name);
+// The policy that the options name, with --routing-key-override in front where that is asked for.
+std::unique_ptr<Policy> make_policy(const GatewayOptions& options);
 
 }  // namespace sluice::gateway

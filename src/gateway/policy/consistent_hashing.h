@@ -1,0 +1,21 @@
+// Sessions stay where they are (gateway-reference.md 4.6): X-SMG-Target-Worker names a worker by its place, else the
+// routing key, else who asks, is hashed onto a ring with bounded loads; without any of them a random worker.
+#pragma once
+
+#include "gateway/policy/bounded_ring.h"
+
+namespace sluice::gateway {
+
+class ConsistentHashing final : public Policy {
+ public:
+  explicit ConsistentHashing(const GatewayOptions& options) : bound_(LoadBound::from(options)) {}
+
+  Choice choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const override;
+  bool needs_ring() const override { return true; }
+  bool needs_keys() const override { return true; }
+
+ private:
+  const LoadBound bound_;
+};
+
+}  // namespace sluice::gateway

@@ -1,0 +1,54 @@
+#include "gateway/policy/manual.h"
+
+#include "gateway/policy/least.h"
+
+namespace sluice::gateway {
+namespace {
+
+Manual::Assignment assignment_of(std::string_view mode) {
+  if (mode == "min_load") return Manual::Assignment::kMinLoad;
+  if (mode == "min_group") return Manual::Assignment::kMinGroup;
+  return Manual::Assignment::kRandom;
+}
+
+}  // namespace
+
+Manual::Manual(const GatewayOptions& options)
+    : Manual(assignment_of(options.assignment_mode), std::chrono::seconds(options.max_idle_secs)) {}
+
+Choice Manual::assign(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const {
+  if (otherwise_) return otherwise_->choose(fleet, facts, rng);
+  const auto usable = fleet.usable();
+  if (usable.empty()) return Choice::none();
+  if (assignment_ == Assignment::kRandom) return Choice::of(usable[rng.below(usable.size())].worker, Reason::kRandom);
+  Least<int64_t> least(rng);
+  for (const Candidate& candidate : usable) {
+    least.offer(candidate.worker, assignment_ == Assignment::kMinGroup
+                                      ? keys_.keys_of(candidate.worker)
+                                      : candidate.load->requests.load(std::memory_order_relaxed));
+  }
+  return Choice::of(least.worker(), Reason::kLeastCost).with_score(least.worker(), static_cast<double>(least.cost()));
+}
+
+Choice Manual::choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const {
+  if (facts.routing_key.empty()) return assign(fleet, facts, rng);
+  const uint32_t known =
+      keys_.find(facts.routing_key, facts.now, [&](uint32_t worker) { return fleet.find(worker) != nullptr; });
+  if (known != RoutingKeys::kNone) {
+    Choice choice = Choice::of(known, Reason::kRoutingKey);
+    if (needs_prefix()) {
+      choice.insert_prefix = true;
+      const auto holders = facts.prefix.workers();
+      if (std::ranges::find(holders, known) != holders.end()) choice.match_rate = facts.prefix.rate();
+    }
+    return choice;
+  }
+  Choice choice = assign(fleet, facts, rng);
+  if (choice.worker) {
+    choice.reason = Reason::kKeyAssigned;
+    keys_.assign(facts.routing_key, *choice.worker, facts.now);
+  }
+  return choice;
+}
+
+}  // namespace sluice::gateway

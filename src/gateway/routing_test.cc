@@ -1,0 +1,143 @@
+// Where requests go under the policies that read more than the prompt, over real sockets.
+#include <set>
+
+#include "gateway/gateway_fixture.h"
+
+namespace sluice::gateway {
+namespace {
+
+class RoutingTest : public GatewayFixture {
+ protected:
+  // The worker that answered, by its place in workers_; -1 = none did.
+  int answered_by(net::Headers headers, const std::string& text = "x") {
+    ++sent_;
+    last_ = call("POST", "/generate", body_of(text), std::move(headers)).value();
+    const auto url = last_.headers.get("x-smg-routed-worker-id");
+    for (size_t i = 0; url && i < workers_.size(); ++i) {
+      if (workers_[i]->url() == *url) return static_cast<int>(i);
+    }
+    return -1;
+  }
+  static net::Headers header(std::string name, std::string value) {
+    net::Headers headers;
+    headers.add(std::move(name), std::move(value));
+    return headers;
+  }
+  void three_workers() {
+    for (int i = 0; i < 3; ++i) worker();
+  }
+
+  net::Response last_;
+};
+
+TEST_F(RoutingTest, AManualKeyStaysWhereItIsAndMovesOnlyWhenItMust) {
+  three_workers();
+  start({"--policy", "manual", "--assignment-mode", "min_group"});
+  std::set<int> used;
+  for (const char* key : {"a", "b", "c"}) {
+    const int first = answered_by(header("X-SMG-Routing-Key", key));
+    used.insert(first);
+    for (int i = 0; i < 5; ++i) EXPECT_EQ(answered_by(header("x-smg-routing-key", key)), first);
+  }
+  EXPECT_EQ(used.size(), 3u) << "min_group gives each worker one key";
+  EXPECT_EQ(metric("smg_manual_policy_cache_entries"), 3);
+  EXPECT_EQ(metric("smg_worker_routing_keys_active", {workers_[0]->url()}), 1);
+
+  const int home = answered_by(header("X-SMG-Routing-Key", "a"));
+  const uint16_t port = workers_[static_cast<size_t>(home)]->port();
+  workers_[static_cast<size_t>(home)]->stop();
+  const int other = answered_by(header("X-SMG-Routing-Key", "a"));
+  EXPECT_EQ(last_.status, 200);
+  EXPECT_NE(other, home);
+  ASSERT_TRUE(workers_[static_cast<size_t>(home)]->restart().ok());
+  EXPECT_EQ(workers_[static_cast<size_t>(home)]->port(), port);
+  expect_settled();
+}
+
+TEST_F(RoutingTest, ConsistentHashingGoesByKeyIdentityAndTarget) {
+  three_workers();
+  start({"--policy", "consistent_hashing", "--routing-key-headers", "X-Session", "X-SMG-Routing-Key"});
+  for (int session = 0; session < 10; ++session) {
+    const std::string key = std::to_string(session);
+    const int first = answered_by(header("X-Session", key));
+    EXPECT_EQ(answered_by(header("X-Session", key)), first);
+    EXPECT_EQ(answered_by(header("X-SMG-Routing-Key", key)), first) << "the same key by its other name";
+    EXPECT_EQ(answered_by(header("Authorization", key)), first);
+  }
+  for (int target = 0; target < 3; ++target) {
+    EXPECT_EQ(answered_by(header("X-SMG-Target-Worker", std::to_string(target))), target);
+  }
+  EXPECT_EQ(answered_by(header("X-SMG-Target-Worker", "-1")), -1);
+  EXPECT_EQ(last_.status, 400);
+  EXPECT_NE(last_.body.find("X-SMG-Target-Worker"), std::string::npos) << last_.body;
+  expect_settled();
+}
+
+TEST_F(RoutingTest, ATargetThatIsNotThereIsNoWorker) {
+  three_workers();
+  start({"--policy", "consistent_hashing", "--retry-max-retries", "1"});
+  EXPECT_EQ(answered_by(header("X-SMG-Target-Worker", "3")), -1);
+  EXPECT_EQ(last_.status, 503);
+  EXPECT_EQ(last_.headers.get("X-SMG-Error-Code"), "no_available_workers");
+  expect_settled();
+}
+
+TEST_F(RoutingTest, PrefixHashSendsWhatBeginsAlikeToOneWorker) {
+  three_workers();
+  start({"--policy", "prefix_hash", "--prefix-token-count", "4"});
+  std::set<int> used;
+  for (int group = 0; group < 20; ++group) {
+    const std::string beginning = std::to_string(group) + " is the group of this";
+    const int first = answered_by({}, beginning + " one");
+    EXPECT_EQ(answered_by({}, beginning + " other one"), first);
+    used.insert(first);
+  }
+  EXPECT_EQ(used.size(), 3u);
+  expect_settled();
+}
+
+TEST_F(RoutingTest, ARoutingKeySticksUnderAnyPolicyWhereThatIsAskedFor) {
+  three_workers();
+  start({"--policy", "round_robin", "--routing-key-override"});
+  const int home = answered_by(header("X-SMG-Routing-Key", "a"));
+  std::set<int> others;
+  for (int i = 0; i < 6; ++i) {
+    EXPECT_EQ(answered_by(header("X-SMG-Routing-Key", "a")), home);
+    others.insert(answered_by({}));
+  }
+  EXPECT_EQ(others.size(), 3u) << "requests without a key go round";
+  expect_settled();
+}
+
+TEST_F(RoutingTest, PassthroughStaysWithTheFirstUsableWorker) {
+  three_workers();
+  start({"--policy", "passthrough"});
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(answered_by({}), 0);
+  workers_[0]->stop();
+  EXPECT_EQ(answered_by({}), 1);
+  expect_settled();
+}
+
+TEST_F(RoutingTest, LeastLoadAvoidsTheWorkerWhoseEngineSaysThatItIsFull) {
+  SimWorkerOptions small;
+  small.engine.kv_tokens = 131072;
+  SimWorker& full = worker(small);
+  SimWorker& free = worker();
+  time_ = &real_clock();
+  start({"--policy", "least_load", "--load-monitor-interval", "1"});
+  // What fills the pool of the first worker did not come through here.
+  RawClient direct(full.port());
+  direct.post("/generate", body_of("a long story", true, 125'000));
+  ASSERT_TRUE(eventually([&] { return full.load().token_usage > 0.9; }));
+  ASSERT_TRUE(eventually([&] { return full.counters().load_reads > 1; }));
+  const int64_t reads = full.counters().load_reads;
+  ASSERT_TRUE(eventually([&] { return full.counters().load_reads > reads; }));
+  const int64_t before = free.counters().generations;
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(answered_by({}), 1);
+  EXPECT_EQ(free.counters().generations, before + 4);
+  direct.leave();
+  expect_settled();
+}
+
+}  // namespace
+}  // namespace sluice::gateway
