@@ -158,6 +158,7 @@ Result<WorkerPtr> Context::add_worker(const std::string& url, const std::string&
 
 void Context::forget_prefixes(Worker& worker) {
   worker.generation.fetch_add(1, std::memory_order_relaxed);
+  worker.load->belief = 1;
   index.drop_worker(worker.number);
 }
 

@@ -82,6 +82,7 @@ void Control::suspect(WorkerPtr worker) {
 void Control::started(WorkerPtr worker) {
   worker->breaker.reset();
   worker->busy_until = 0;
+  worker->load->prefill.restart();
   worker->proven = true;
   worker->healthy = true;
   with_watch(worker, [](Watch& watch) {

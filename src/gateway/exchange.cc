@@ -36,8 +36,10 @@ std::optional<size_t> content_length(const net::Headers& headers) {
 struct Exchange::Upstream {
   Upstream(Exchange& of, WorkerPtr which, Breaker::Permit breaker_permit)
       : exchange(of), worker(std::move(which)), permit(breaker_permit) {
-    lease.emplace(worker->load, of.prompt_tokens_,
-                  std::min(of.facts_.max_tokens.value_or(kDefaultNewTokens), kMostNewTokens));
+    const Work work{.prompt_tokens = of.prompt_tokens_,
+                    .new_tokens = std::min(of.facts_.max_tokens.value_or(kDefaultNewTokens), kMostNewTokens),
+                    .matched_share = of.matched_share_};
+    lease.emplace(worker->load, work, of.context_.clock);
   }
   ~Upstream() { release(); }
 
@@ -281,6 +283,7 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit) {
 
   tried_.push_back(worker->number);
   loop_.count_selection(*worker, choice->reason);
+  matched_share_ = choice->match_rate;
   const std::string_view text = facts_.routing_text;
   if (choice->insert_prefix) context_.index.insert(text, worker->number);
   if (context_.policy->needs_prefix() && !text.empty()) {
@@ -360,6 +363,7 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_whole(Upstream& upstream, net:
 
   const Outcome outcome = classify(head.status, head.headers, *body);
   upstream.judge(outcome);
+  if (head.status / 100 == 2) learn(*body, upstream);
   upstream.release();
   net::Response response{head.status, headers_of(head, worker), std::move(body).value()};
   if (is_retryable(head.status)) {
@@ -374,10 +378,7 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_whole(Upstream& upstream, net:
   }
   phase("answered");
   const bool good = head.status / 100 == 2;
-  if (good) {
-    series().duration.observe(seconds(context_.clock.now() - begun_));
-    learn(response.body, worker);
-  }
+  if (good) series().duration.observe(seconds(context_.clock.now() - begun_));
   co_await answer(std::move(response));
   if (good && !gone_) series().generation.observe(seconds(context_.clock.now() - begun_));
   co_return std::nullopt;
@@ -390,7 +391,7 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
   if (gone_) co_return std::nullopt;
   if (!part.ok()) co_return upstream.failed(std::move(part).error());
 
-  upstream.lease->progress(prompt_tokens_);
+  upstream.lease->first_token();
   body_ = {};  // nothing will be sent again
   facts_.routing_text = {};
   const bool good = head.status / 100 == 2;
@@ -428,8 +429,8 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
     co_return std::nullopt;
   }
   upstream.judge(classify(head.status, head.headers));
+  if (good) learn(tail.text(), upstream);
   upstream.release();
-  learn(tail.text(), worker);
   phase("finished");
   if (good) series().generation.observe(seconds(context_.clock.now() - begun_));
   const auto finished = co_await client_.finish();
@@ -535,8 +536,15 @@ net::Headers Exchange::headers_of(const net::ResponseHead& head, const Worker& w
   return headers;
 }
 
-void Exchange::learn(std::string_view tail, Worker& worker) {
+void Exchange::learn(std::string_view tail, Upstream& upstream) {
+  Worker& worker = *upstream.worker;
   const auto usage = read_usage(tail);
+  std::optional<PromptReport> report;
+  if (usage && usage->prompt_tokens > 0) {
+    report = {.cached_share = static_cast<double>(usage->cached_tokens) / static_cast<double>(usage->prompt_tokens),
+              .output_tokens = usage->completion_tokens};
+  }
+  upstream.lease->answered(report);
   if (!usage) return;
   worker.series.prompt_tokens.add(static_cast<double>(usage->prompt_tokens));
   worker.series.cached_tokens.add(static_cast<double>(usage->cached_tokens));

@@ -73,7 +73,7 @@ class Exchange {
   net::Task<> reject(int status, std::string_view code, std::string message);
   net::Headers headers_of(const net::ResponseHead& head, const Worker& worker) const;
   RequestSeries& series();
-  void learn(std::string_view tail, Worker& worker);
+  void learn(std::string_view tail, Upstream& upstream);
   void count_request();
   void note(std::string_view text);
   void phase(std::string_view name) { record_.phases.push_back({name, context_.clock.now() - begun_}); }
@@ -92,6 +92,7 @@ class Exchange {
   std::string_view routing_key_, identity_;  // of the client's head
   std::optional<uint64_t> target_;
   int64_t prompt_tokens_ = 0;  // estimate
+  double matched_share_ = 0;   // of the prompt that the chosen worker is believed to hold
   RequestSeries* series_ = nullptr;
   bool counted_ = false;
 

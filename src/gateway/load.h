@@ -5,7 +5,10 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <utility>
+
+#include "routing/prefill_queue.h"
 
 namespace sluice::gateway {
 
@@ -20,43 +23,87 @@ struct WorkerLoad {
   std::atomic<int64_t> polled_waiting_tokens{0};  // prompt tokens in the engine's queue that its cache does not hold
   std::atomic<double> polled_kv_usage{0};         // share of the KV pool, 0 to 1
   std::atomic<double> polled_throughput{0};       // generated tokens per second
+
+  routing::PrefillQueue prefill;  // in estimated tokens
+  // Share of the prefixes it was believed to hold that it did hold, by its own reports; 1 while it has not reported.
+  std::atomic<double> belief{1};
 };
 
-// One request's claim on one worker: one request in flight and an estimate of the tokens of work still to do.
+// What an answer says of the prompt: the part of it that the worker found cached, 0 to 1.
+struct PromptReport {
+  double cached_share = 0;
+  int64_t output_tokens = 0;
+};
+
+// What a request is to a worker, in estimated tokens.
+struct Work {
+  int64_t prompt_tokens = 0;
+  int64_t new_tokens = 0;
+  double matched_share = 0;  // of the prompt that the worker is believed to hold, 0 to 1
+};
+
+// One request's claim on one worker: one request in flight, an estimate of the tokens of work still to do, and a place
+// in what is known of its prefill queue.
 //
 // A worker's counters are changed by leases and by nothing else, so a client that vanishes, a refused connection and a
 // retry all give back exactly what they took. Move-only; used by one thread at a time.
 class WorkerLease {
  public:
-  WorkerLease(std::shared_ptr<WorkerLoad> load, int64_t prompt_tokens, int64_t new_tokens = 0)
-      : load_(std::move(load)), tokens_(prompt_tokens + new_tokens) {
+  // `clock` outlives the lease.
+  WorkerLease(std::shared_ptr<WorkerLoad> load, Work work, const Clock& clock)
+      : load_(std::move(load)), work_(work), left_(work.prompt_tokens + work.new_tokens), clock_(&clock) {
     load_->requests.fetch_add(1, std::memory_order_relaxed);
-    load_->tokens.fetch_add(tokens_, std::memory_order_relaxed);
-    load_->dispatched_since_poll.fetch_add(tokens_, std::memory_order_relaxed);
-    load_->prompt_since_poll.fetch_add(prompt_tokens, std::memory_order_relaxed);
+    load_->tokens.fetch_add(left_, std::memory_order_relaxed);
+    load_->dispatched_since_poll.fetch_add(left_, std::memory_order_relaxed);
+    load_->prompt_since_poll.fetch_add(work.prompt_tokens, std::memory_order_relaxed);
+    const double cached = load_->belief.load(std::memory_order_relaxed) * work.matched_share;
+    ticket_ = load_->prefill.dispatch(clock.now(), static_cast<double>(work.prompt_tokens) * (1 - cached));
   }
-  WorkerLease(WorkerLease&& other) noexcept : load_(std::move(other.load_)), tokens_(std::exchange(other.tokens_, 0)) {}
+  WorkerLease(WorkerLease&& other) noexcept { swap(other); }
   WorkerLease& operator=(WorkerLease&& other) noexcept {
-    std::swap(load_, other.load_);  // `other` releases what this lease held
-    std::swap(tokens_, other.tokens_);
+    swap(other);  // `other` releases what this lease held
     return *this;
   }
   ~WorkerLease() {
     if (!load_) return;  // moved from
+    load_->prefill.abandon(ticket_, clock_->now());
     load_->requests.fetch_sub(1, std::memory_order_relaxed);
-    load_->tokens.fetch_sub(tokens_, std::memory_order_relaxed);
+    load_->tokens.fetch_sub(left_, std::memory_order_relaxed);
   }
 
-  // `tokens` of the work are done. An estimate that was too low stops at zero.
-  void progress(int64_t tokens) {
-    const int64_t done = std::min(tokens, tokens_);
-    tokens_ -= done;
+  // The first byte of a streamed answer has come: the prompt is done.
+  void first_token() {
+    load_->prefill.first_token(ticket_, clock_->now());
+    const int64_t done = std::min(work_.prompt_tokens, left_);
+    left_ -= done;
     load_->tokens.fetch_sub(done, std::memory_order_relaxed);
+  }
+  // All of the answer has come; `report` if it said what it had cost.
+  void answered(const std::optional<PromptReport>& report) {
+    load_->prefill.whole_answer(ticket_, clock_->now(), report ? std::max<int64_t>(report->output_tokens, 1) : 1);
+    const double tokens = static_cast<double>(work_.prompt_tokens);
+    load_->prefill.learn(ticket_, report ? tokens * (1 - report->cached_share) : ticket_.tokens, clock_->now());
+    if (!report || work_.matched_share <= 0) return;
+    // A moving average over some ten answers; lost updates between threads do no harm.
+    const double kept = std::min(report->cached_share / work_.matched_share, 1.0);
+    const double before = load_->belief.load(std::memory_order_relaxed);
+    load_->belief.store(before + 0.1 * (kept - before), std::memory_order_relaxed);
   }
 
  private:
+  void swap(WorkerLease& other) {
+    std::swap(load_, other.load_);
+    std::swap(work_, other.work_);
+    std::swap(left_, other.left_);
+    std::swap(clock_, other.clock_);
+    std::swap(ticket_, other.ticket_);
+  }
+
   std::shared_ptr<WorkerLoad> load_;  // shared: the lease may outlive the worker's place in the fleet
-  int64_t tokens_;
+  Work work_;
+  int64_t left_ = 0;  // tokens
+  const Clock* clock_ = nullptr;
+  routing::PrefillQueue::Ticket ticket_;
 };
 
 }  // namespace sluice::gateway

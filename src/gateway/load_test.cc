@@ -5,13 +5,19 @@
 #include <thread>
 #include <vector>
 
+#include "testing/fake_clock.h"
+
 namespace sluice::gateway {
 namespace {
+
+using sluice::testing::FakeClock;
+
+const FakeClock kClock;
 
 TEST(WorkerLeaseTest, TakesAndGivesBackWhatItClaims) {
   const auto load = std::make_shared<WorkerLoad>();
   {
-    const WorkerLease lease(load, 100);
+    const WorkerLease lease(load, {.prompt_tokens = 100}, kClock);
     EXPECT_EQ(load->requests, 1);
     EXPECT_EQ(load->tokens, 100);
     EXPECT_EQ(load->dispatched_since_poll, 100);
@@ -21,25 +27,51 @@ TEST(WorkerLeaseTest, TakesAndGivesBackWhatItClaims) {
   EXPECT_EQ(load->dispatched_since_poll, 100) << "the engine has got them";
 }
 
-TEST(WorkerLeaseTest, ProgressLowersTheWorkLeftAndStopsAtZero) {
+TEST(WorkerLeaseTest, TheFirstTokenEndsTheWorkOfThePrompt) {
   const auto load = std::make_shared<WorkerLoad>();
   {
-    WorkerLease lease(load, 100);
-    lease.progress(60);
+    WorkerLease lease(load, {.prompt_tokens = 60, .new_tokens = 40}, kClock);
+    lease.first_token();
     EXPECT_EQ(load->tokens, 40);
-    lease.progress(60);
-    EXPECT_EQ(load->tokens, 0);
+    lease.first_token();
+    EXPECT_EQ(load->tokens, 0) << "an estimate that was too low stops at zero";
   }
   EXPECT_EQ(load->tokens, 0);
 }
 
+TEST(WorkerLeaseTest, ThePrefixThatIsHeldIsNoWork) {
+  FakeClock clock;
+  const auto load = std::make_shared<WorkerLoad>();
+  const WorkerLease cold(load, {.prompt_tokens = 8000}, clock);
+  const Duration one = load->prefill.wait(clock.now());
+  const WorkerLease warm(load, {.prompt_tokens = 8000, .matched_share = 0.75}, clock);
+  EXPECT_NEAR(seconds(load->prefill.wait(clock.now())), 1.25 * seconds(one), 1e-6);
+}
+
+TEST(WorkerLeaseTest, BeliefFollowsWhatTheWorkerReports) {
+  FakeClock clock;
+  const auto load = std::make_shared<WorkerLoad>();
+  for (int i = 0; i < 60; ++i) {
+    WorkerLease lease(load, {.prompt_tokens = 100, .matched_share = 0.8}, clock);
+    clock.advance(std::chrono::milliseconds(10));
+    lease.answered(PromptReport{.cached_share = 0.4, .output_tokens = 1});
+  }
+  EXPECT_NEAR(load->belief, 0.5, 0.01);
+  for (int i = 0; i < 60; ++i) {
+    WorkerLease lease(load, {.prompt_tokens = 100, .matched_share = 0.5}, clock);
+    clock.advance(std::chrono::milliseconds(10));
+    lease.answered(PromptReport{.cached_share = 0.9, .output_tokens = 1});
+  }
+  EXPECT_NEAR(load->belief, 1, 0.01) << "and is no more than all of it";
+}
+
 TEST(WorkerLeaseTest, MovingGivesNothingBack) {
   const auto load = std::make_shared<WorkerLoad>(), other = std::make_shared<WorkerLoad>();
-  WorkerLease first(load, 5);
+  WorkerLease first(load, {.prompt_tokens = 5}, kClock);
   WorkerLease second = std::move(first);
   EXPECT_EQ(load->requests, 1);
   {
-    WorkerLease third(other, 7);
+    WorkerLease third(other, {.prompt_tokens = 7}, kClock);
     third = std::move(second);
     EXPECT_EQ(load->requests, 1);
   }
@@ -50,8 +82,8 @@ TEST(WorkerLeaseTest, MovingGivesNothingBack) {
 TEST(WorkerLeaseTest, AssignmentReleasesWhatWasHeldOnceTheOtherGoes) {
   const auto load = std::make_shared<WorkerLoad>(), other = std::make_shared<WorkerLoad>();
   {
-    WorkerLease lease(load, 5);
-    lease = WorkerLease(other, 7);
+    WorkerLease lease(load, {.prompt_tokens = 5}, kClock);
+    lease = WorkerLease(other, {.prompt_tokens = 7}, kClock);
     EXPECT_EQ(load->requests, 0);
     EXPECT_EQ(other->tokens, 7);
   }
@@ -60,7 +92,7 @@ TEST(WorkerLeaseTest, AssignmentReleasesWhatWasHeldOnceTheOtherGoes) {
 
 TEST(WorkerLeaseTest, OutlivesTheWorker) {
   auto load = std::make_shared<WorkerLoad>();
-  const WorkerLease lease(load, 5);
+  const WorkerLease lease(load, {.prompt_tokens = 5}, kClock);
   const std::weak_ptr<WorkerLoad> watched = load;
   load.reset();
   EXPECT_FALSE(watched.expired());
@@ -72,14 +104,15 @@ TEST(WorkerLeaseTest, CountsFromManyThreads) {
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&] {
       for (int i = 0; i < 10'000; ++i) {
-        WorkerLease lease(load, i % 50);
-        lease.progress(i % 70);
+        WorkerLease lease(load, {.prompt_tokens = i % 50, .new_tokens = i % 7}, kClock);
+        if (i % 3 == 0) lease.first_token();
       }
     });
   }
   for (auto& thread : threads) thread.join();
   EXPECT_EQ(load->requests, 0);
   EXPECT_EQ(load->tokens, 0);
+  EXPECT_EQ(load->prefill.wait(kClock.now()), Duration(0));
 }
 
 }  // namespace

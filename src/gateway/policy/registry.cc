@@ -2,6 +2,7 @@
 #include "gateway/policy/consistent_hashing.h"
 #include "gateway/policy/least_load.h"
 #include "gateway/policy/manual.h"
+#include "gateway/policy/min_cost.h"
 #include "gateway/policy/passthrough.h"
 #include "gateway/policy/policy.h"
 #include "gateway/policy/power_of_two.h"
@@ -27,6 +28,7 @@ constexpr PolicyRow kPolicies[] = {
      "the routing key, else who asks, hashed onto a ring with bounded loads"},
     {"least_load", make<LeastLoad>, "the least queue over throughput plus KV pressure, as the engines report them"},
     {"manual", make<Manual>, "a routing key keeps its worker; --assignment-mode says how it gets one"},
+    {"min_cost", make<MinCost>, "the least sum of queued prefill, prefill that is not cached, and KV pressure"},
     {"passthrough", make<Passthrough>, "the first usable worker"},
     {"power_of_two", make<PowerOfTwo>, "two random draws, the one with less work left wins"},
     {"prefix_hash", make<PrefixHash>, "the beginning of the prompt hashed onto a ring with bounded loads"},

@@ -1,0 +1,21 @@
+// The worker at which the request costs least: the time until its prefill would begin, the time to compute what the
+// worker's cache does not hold, and a penalty as its KV pool fills. There is no switch for the whole fleet: a saturated
+// worker changes the choice of nobody who does not want it, and a prefix gets another holder when waiting for the ones
+// it has is dearer than computing it again.
+//
+// Times are learned for each worker from its answers (routing/prefill_queue), and what it is believed to hold is scaled
+// by what it reports to have held (WorkerLoad::belief).
+#pragma once
+
+#include "gateway/policy/policy.h"
+
+namespace sluice::gateway {
+
+class MinCost final : public Policy {
+ public:
+  Choice choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const override;
+  bool needs_prefix() const override { return true; }
+  bool needs_engine_load() const override { return true; }
+};
+
+}  // namespace sluice::gateway

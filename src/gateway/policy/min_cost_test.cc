@@ -1,0 +1,74 @@
+#include "gateway/policy/min_cost.h"
+
+#include <gtest/gtest.h>
+
+#include "gateway/policy/policy_fixture.h"
+
+namespace sluice::gateway {
+namespace {
+
+using namespace std::chrono_literals;
+
+class MinCostTest : public testing::Test {
+ protected:
+  static constexpr int64_t kPrompt = 2000;  // tokens; 250 ms of an engine that nothing is known of
+
+  Choice choose(const TestFleet& fleet, double rate = 0, std::initializer_list<uint32_t> holders = {}) {
+    RequestFacts facts{.prompt_tokens = kPrompt, .now = now_, .prefix = {}};
+    facts.prefix.total_bytes = 1000;
+    facts.prefix.matched_bytes = static_cast<size_t>(1000 * rate);
+    for (const uint32_t worker : holders) facts.prefix.holders[facts.prefix.num_holders++] = worker;
+    return MinCost().choose(fleet.view(), facts, rng_);
+  }
+
+  const TimePoint now_{1s};
+  Rng rng_{1};
+};
+
+TEST_F(MinCostTest, TheHolderIsWorthAQueueThatIsShorterThanThePrefill) {
+  TestFleet fleet({0, 0});
+  fleet.load(1).prefill.dispatch(now_, 1000);
+  const Choice choice = choose(fleet, 0.9, {1});
+  EXPECT_EQ(choice.worker, 1u);
+  EXPECT_EQ(choice.reason, Reason::kPrefixHeld);
+  EXPECT_DOUBLE_EQ(choice.match_rate, 0.9);
+  EXPECT_TRUE(choice.insert_prefix);
+}
+
+TEST_F(MinCostTest, AQueueThatIsLongerThanThePrefillMakesAnotherHolder) {
+  TestFleet fleet({0, 0});
+  fleet.load(1).prefill.dispatch(now_, 2000);
+  const Choice choice = choose(fleet, 0.9, {1});
+  EXPECT_EQ(choice.worker, 0u);
+  EXPECT_EQ(choice.reason, Reason::kLeastCost);
+  EXPECT_TRUE(choice.insert_prefix);
+}
+
+TEST_F(MinCostTest, ASaturatedWorkerChangesNothingForTheOthers) {
+  TestFleet fleet({500, 1, 0});
+  fleet.load(0).prefill.dispatch(now_, 1e6);
+  for (int i = 0; i < 20; ++i) EXPECT_EQ(choose(fleet, 0.5, {1}).worker, 1u);
+}
+
+TEST_F(MinCostTest, ABeliefThatIsOftenWrongCountsForLess) {
+  TestFleet fleet({0, 0});
+  fleet.load(1).prefill.dispatch(now_, 1000);
+  fleet.load(1).belief = 0.3;
+  EXPECT_EQ(choose(fleet, 0.9, {1}).worker, 0u);
+}
+
+TEST_F(MinCostTest, AFullPoolCostsMoreThanAPrefill) {
+  TestFleet fleet({0, 0});
+  for (size_t worker = 0; worker < 2; ++worker) fleet.load(worker).polled_tokens = 1;
+  fleet.load(1).polled_kv_usage = 0.9;
+  EXPECT_EQ(choose(fleet, 0.9, {1}).worker, 0u);
+  fleet.load(1).polled_kv_usage = 0.5;
+  EXPECT_EQ(choose(fleet, 0.9, {1}).worker, 1u);
+}
+
+TEST_F(MinCostTest, WhereAllCostTheSameTheOneWithFewestRequestsServes) {
+  EXPECT_EQ(choose(TestFleet({3, 1, 2})).worker, 1u);
+}
+
+}  // namespace
+}  // namespace sluice::gateway

@@ -1,0 +1,104 @@
+// A worker of the policy simulator: prompts are computed one after another, first come first served, and pay for what
+// the prefix cache does not hold; then they decode side by side. Virtual time, no thread.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <list>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "base/clock.h"
+
+namespace sluice::gateway {
+
+struct CacheWorkerRules {
+  int64_t block_chars = 64;  // of a prompt
+  int64_t block_tokens = 16;
+  int64_t kv_blocks = 3277;
+  Duration prefill_base = std::chrono::milliseconds(1);
+  Duration prefill_per_token = std::chrono::microseconds(20);
+  int64_t decode_slots = 64;
+};
+
+// The blocks of a text, each named by the hash of all text up to its end. A rest that fills no block has no name.
+std::vector<uint64_t> block_hashes(std::string_view text, int64_t block_chars);
+
+// Blocks by name, least recently used first out and no parent before its child.
+class BlockCache {
+ public:
+  explicit BlockCache(size_t capacity) : capacity_(capacity) {}
+
+  // How many of the blocks it holds, from the first on.
+  size_t match(const std::vector<uint64_t>& blocks) const;
+  // All of them are in use now and held, as far as they fit.
+  void insert(const std::vector<uint64_t>& blocks);
+  bool contains(uint64_t block) const { return blocks_.contains(block); }
+  void clear();
+  size_t size() const { return blocks_.size(); }
+
+ private:
+  const size_t capacity_;
+  std::list<uint64_t> order_;  // a child is nearer to the front than its parent
+  std::unordered_map<uint64_t, std::list<uint64_t>::iterator> blocks_;
+};
+
+// What is asked of a worker. `prompt` counts the rest that fills no block too.
+struct WorkerJob {
+  uint64_t id = 0;
+  std::vector<uint64_t> blocks;
+  int64_t prompt_tokens = 0;
+  Duration decode{0};
+  int64_t cached_tokens = 0;  // set when its prefill begins
+};
+
+class CacheWorker {
+ public:
+  explicit CacheWorker(CacheWorkerRules rules) : rules_(rules), cache_(static_cast<size_t>(rules.kv_blocks)) {}
+
+  void submit(WorkerJob job, Duration now);
+  // When the next thing happens here; Duration::max() = nothing to do.
+  Duration next_event() const;
+  struct Events {
+    std::vector<WorkerJob> first_tokens;
+    std::vector<WorkerJob> finished;
+  };
+  // All that happens up to and at `now`, which does not go back.
+  Events advance(Duration now);
+
+  // What only an oracle can know: the time until the prefill of a job that came now would end.
+  Duration true_cost(const WorkerJob& job, Duration now) const;
+  // As a load endpoint tells.
+  int64_t used_tokens() const;
+  int64_t waiting_tokens() const;
+  double kv_usage() const;
+  int64_t open() const { return static_cast<int64_t>(queue_.size() + decoding_.size() + slotless_.size()); }
+  void flush() { cache_.clear(); }
+
+ private:
+  struct Queued {
+    WorkerJob job;
+    Duration expected{0};  // of its prefill
+    int64_t expected_uncached = 0;
+  };
+  struct Decoding {
+    WorkerJob job;
+    Duration end{0};
+  };
+
+  Duration prefill_time(int64_t uncached) const { return rules_.prefill_base + uncached * rules_.prefill_per_token; }
+  int64_t uncached_after_queue(const WorkerJob& job) const;
+  void begin(Duration now);
+  void decode(WorkerJob job, Duration now);
+
+  const CacheWorkerRules rules_;
+  BlockCache cache_;
+  std::deque<Queued> queue_;                      // the first is being computed
+  Duration prefill_end_{0};                       // of the first
+  std::unordered_map<uint64_t, int64_t> coming_;  // blocks that the queue will have put into the cache
+  std::deque<Decoding> decoding_;
+  std::deque<WorkerJob> slotless_;
+};
+
+}  // namespace sluice::gateway

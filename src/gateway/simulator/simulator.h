@@ -1,0 +1,46 @@
+// Policies in virtual time: requests of a workload are routed by a policy, with the gateway's own loads, leases and
+// prefix index, to simulated workers. It is how policies are tuned and compared; nothing of it runs in the gateway.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gateway/options.h"
+#include "gateway/simulator/cache_worker.h"
+#include "gateway/simulator/workload.h"
+
+namespace sluice::gateway {
+
+struct SimulationRules {
+  int64_t workers = 4;
+  CacheWorkerRules worker;
+  Duration decode = std::chrono::milliseconds(100);
+  int64_t concurrency = 0;  // closed loop of so many; 0 = requests come when the workload says
+  Duration warm_up = std::chrono::seconds(2);
+  Duration duration = std::chrono::seconds(30);  // measured, after the warm-up
+  bool streamed = false;                         // the gateway sees first tokens
+  uint64_t seed = 1;
+};
+
+// Of the requests that ended after the warm-up.
+struct SimulationResult {
+  std::string policy;
+  int64_t requests = 0;
+  double requests_per_s = 0;
+  double hit_rate = 0;                      // cached tokens of the workers over prompt tokens
+  double predicted_hit_rate = 0;            // what the gateway believed
+  double latency_p50 = 0, latency_p99 = 0;  // seconds
+  double ttft_p50 = 0, ttft_p99 = 0;
+  double imbalance = 0;  // requests of the busiest worker over the mean
+};
+
+// The name that stands for the choice of somebody who sees the workers' caches and queues: the least true cost.
+inline constexpr std::string_view kOracle = "oracle";
+
+// `options` names the policy and its flags; `policy` = kOracle overrules it. A function of its arguments.
+SimulationResult simulate(const SimulationRules& rules, const std::string& policy, const GatewayOptions& options,
+                          Workload& workload);
+
+}  // namespace sluice::gateway

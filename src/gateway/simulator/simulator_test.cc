@@ -1,0 +1,131 @@
+#include "gateway/simulator/simulator.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "base/rng.h"
+
+namespace sluice::gateway {
+namespace {
+
+using namespace std::chrono_literals;
+
+std::vector<uint64_t> blocks_of(const std::string& text) { return block_hashes(text, 4); }
+
+TEST(BlockCacheTest, MatchesWholeBlocksFromTheBeginning) {
+  BlockCache cache(10);
+  cache.insert(blocks_of("aaaabbbbcc"));
+  EXPECT_EQ(cache.size(), 2u) << "a rest that fills no block is not held";
+  EXPECT_EQ(cache.match(blocks_of("aaaabbbbcccc")), 2u);
+  EXPECT_EQ(cache.match(blocks_of("aaaaxxxxbbbb")), 1u);
+  EXPECT_EQ(cache.match(blocks_of("bbbb")), 0u) << "a block is known by all that comes before it";
+}
+
+TEST(BlockCacheTest, DropsTheLeastRecentlyUsedAndNeverAParentBeforeItsChild) {
+  BlockCache cache(4);
+  cache.insert(blocks_of("aaaabbbb"));
+  cache.insert(blocks_of("aaaacccc"));
+  cache.insert(blocks_of("aaaabbbb"));  // in use again
+  cache.insert(blocks_of("ddddeeee"));  // five blocks: cccc goes
+  EXPECT_EQ(cache.match(blocks_of("aaaabbbb")), 2u);
+  EXPECT_EQ(cache.match(blocks_of("aaaacccc")), 1u);
+  EXPECT_EQ(cache.match(blocks_of("ddddeeee")), 2u);
+  cache.insert(blocks_of("ffff"));
+  EXPECT_EQ(cache.match(blocks_of("aaaabbbb")), 1u) << "the leaf went, not what it stands on";
+}
+
+TEST(CacheWorkerTest, ComputesInOrderAndPaysForWhatIsNotCached) {
+  CacheWorker worker({.kv_blocks = 100, .decode_slots = 1});
+  const std::string text(128, 'x');  // 2 blocks, 32 tokens
+  const auto job = [&](uint64_t id) {
+    return WorkerJob{.id = id, .blocks = block_hashes(text, 64), .prompt_tokens = 40, .decode = 10ms};
+  };
+  EXPECT_EQ(worker.true_cost(job(1), 0ms), 1800us) << "1 ms and 40 tokens of 20 us";
+  worker.submit(job(1), 0ms);
+  EXPECT_EQ(worker.true_cost(job(2), 0ms), 1800us + 1160us) << "the first will have cached 32 tokens";
+  worker.submit(job(2), 0ms);
+  EXPECT_EQ(worker.next_event(), 1800us);
+  auto events = worker.advance(1800us);
+  ASSERT_EQ(events.first_tokens.size(), 1u);
+  EXPECT_EQ(events.first_tokens[0].cached_tokens, 0);
+  events = worker.advance(1800us + 1160us);
+  ASSERT_EQ(events.first_tokens.size(), 1u);
+  EXPECT_EQ(events.first_tokens[0].cached_tokens, 32);
+  events = worker.advance(11800us);
+  ASSERT_EQ(events.finished.size(), 1u);
+  EXPECT_EQ(worker.next_event(), 21800us) << "the second had to wait for the slot to decode";
+  EXPECT_EQ(worker.advance(1s).finished.size(), 1u);
+  EXPECT_EQ(worker.open(), 0);
+}
+
+class SimulatorTest : public testing::Test {
+ protected:
+  SimulationResult run(const std::string& policy, GroupsOptions groups = {}, int64_t concurrency = 0) {
+    SimulationRules rules{.concurrency = concurrency, .duration = 5s, .streamed = true};
+    const auto workload = make_groups(groups);
+    return simulate(rules, policy, gateway_option_table().defaults(), *workload);
+  }
+};
+
+TEST_F(SimulatorTest, ARunIsAFunctionOfItsArguments) {
+  for (const char* policy : {"cache_aware", "min_cost", "power_of_two"}) {
+    const auto first = run(policy, {.rate = 100}), second = run(policy, {.rate = 100});
+    EXPECT_GT(first.requests, 400);
+    EXPECT_EQ(first.requests, second.requests);
+    EXPECT_EQ(first.latency_p99, second.latency_p99);
+    EXPECT_EQ(first.hit_rate, second.hit_rate);
+  }
+}
+
+TEST_F(SimulatorTest, WhoeverKnowsTheCachesFindsThePrefixesAndWhoeverDoesNotDoesNot) {
+  const auto oracle = run("oracle", {.rate = 100});
+  EXPECT_NEAR(oracle.hit_rate, 8192.0 / 8704, 0.005) << "all but the questions";
+  EXPECT_NEAR(oracle.latency_p50, 0.1036, 0.0005) << "1 ms, 128 tokens, 100 ms of decoding";
+  EXPECT_LT(run("round_robin", {.rate = 20}).hit_rate, 0.6) << "no worker can hold all prefixes";
+  EXPECT_NEAR(run("passthrough", {.rate = 20}).imbalance, 4, 1e-9);
+}
+
+TEST_F(SimulatorTest, AClosedLoopKeepsItsNumberInFlight) {
+  const auto result = run("cache_aware", {}, 32);
+  EXPECT_NEAR(result.requests_per_s * result.latency_p50, 32, 3) << "Little's law";
+}
+
+class TraceTest : public testing::Test {
+ protected:
+  std::string write(const std::string& text) {
+    const std::string path = testing::TempDir() + "sluice_trace_" + std::to_string(::getpid()) + ".jsonl";
+    std::ofstream(path) << text;
+    return path;
+  }
+};
+
+TEST_F(TraceTest, ReadsTextAndBlocksInOrderOfTime) {
+  const auto trace = read_trace(write(R"({"timestamp": 2000, "text": "hello", "output_length": 10}
+{"timestamp": 1000, "input_length": 700, "hash_ids": [7, 8]}
+{"timestamp": 3000, "input_length": 600, "hash_ids": [7, 9]}
+)"),
+                                5ms);
+  ASSERT_TRUE(trace.ok()) << trace.error().message;
+  const auto first = (*trace)->next(), second = (*trace)->next(), third = (*trace)->next();
+  EXPECT_EQ(first->at, 0s);
+  EXPECT_EQ(first->text.size(), 2800u);
+  EXPECT_EQ(second->at, 1s);
+  EXPECT_EQ(second->decode, 50ms);
+  EXPECT_EQ(third->text.substr(0, 2048), first->text.substr(0, 2048)) << "the same block is the same text";
+  EXPECT_NE(third->text.substr(2048), first->text.substr(2048, 352));
+  EXPECT_FALSE((*trace)->next());
+}
+
+TEST_F(TraceTest, ABadLineIsNamed) {
+  EXPECT_EQ(read_trace("/nowhere/trace", 5ms).error().code, ErrorCode::kNotFound);
+  for (const char* line :
+       {"[]", "{\"text\":\"x\"}", "{\"timestamp\":1}", "{\"timestamp\":1,\"hash_ids\":[-1],\"input_length\":4}"}) {
+    const auto trace = read_trace(write(std::string("{\"timestamp\":0,\"text\":\"x\"}\n") + line), 5ms);
+    ASSERT_FALSE(trace.ok()) << line;
+    EXPECT_NE(trace.error().message.find(":2: "), std::string::npos) << trace.error().message;
+  }
+}
+
+}  // namespace
+}  // namespace sluice::gateway

@@ -1,0 +1,80 @@
+// What is known, from outside, of the prompts that one worker has to compute: how long a new one would wait, and how
+// long it would take itself. Prefill is taken for a serial queue, first come first served, whose service time is a + b
+// * (tokens that the worker's cache does not hold). a and b are learned from when first tokens come; so is how far the
+// queue really is, which corrects what was predicted.
+//
+// What is seen is never less than the service time and may be more (decoding in between, the network), so the fit leans
+// to the lower side. An answer that comes whole tells of its first token only afterwards, less the time of decoding;
+// that is learned too, as the least that was seen of late.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+
+#include "base/clock.h"
+
+namespace sluice::routing {
+
+// Any thread; readers take no lock.
+class PrefillQueue {
+ public:
+  // What a request holds of the queue from its dispatch on.
+  struct Ticket {
+    double tokens = 0;  // to compute, as believed
+    TimePoint sent{};
+    Duration service{0};  // as predicted
+    Duration finish{0};   // on the queue's own time: see shift_
+    bool waits = false;   // its first token has not come
+    uint32_t scale = 0;   // scale_ at the dispatch
+    Duration took{0};     // service time as seen; 0 = not seen
+  };
+
+  // Time until the prefill of a request that is sent now would begin.
+  Duration wait(TimePoint now) const {
+    const int64_t left = free_at_.load(std::memory_order_relaxed) - now.time_since_epoch().count();
+    return Duration(left > 0 ? left : 0);
+  }
+  Duration service(double tokens) const {
+    return from_seconds(per_request_.load(std::memory_order_relaxed) +
+                        per_token_.load(std::memory_order_relaxed) * tokens);
+  }
+
+  Ticket dispatch(TimePoint now, double tokens);
+  // The first byte of a streamed answer.
+  void first_token(Ticket& ticket, TimePoint now);
+  // All of an answer that was not streamed; `output_tokens` > 0.
+  void whole_answer(Ticket& ticket, TimePoint now, int64_t output_tokens);
+  // It ended without an answer: what it had left to do is not done.
+  void abandon(Ticket& ticket, TimePoint now);
+  // Learns from a ticket whose first token has come: `tokens` were computed for it.
+  void learn(const Ticket& ticket, double tokens, TimePoint now);
+  // A new process: nothing waits there. What was learned of its speed stays.
+  void restart();
+
+ private:
+  void confirm(Ticket& ticket, TimePoint now, TimePoint first_token, double trust);
+  void fit(double tokens, double took, TimePoint now);
+  void publish();
+
+  std::atomic<int64_t> free_at_{0};  // nanoseconds of the steady clock: when the last prompt is done
+  // Seconds. The beginning is that of a small engine; a few answers replace it.
+  std::atomic<double> per_request_{0};
+  std::atomic<double> per_token_{1.0 / 8000};
+
+  std::mutex mutex_;  // guards what follows
+  // The queue's own time runs with the clock but is shifted against it: a prompt that is `d` late makes all behind it
+  // late by the same, which one addition to shift_ says.
+  Duration shift_{0};
+  Duration end_{0};               // of the last prompt, on the queue's own time
+  TimePoint last_first_token_{};  // the latest that was seen
+  int64_t waiting_ = 0;
+  uint32_t scale_ = 0;  // changes when what was predicted before has become worthless
+  // The least decoding time per token, of the current and of the last so many answers; 0 = none seen.
+  Duration decode_now_{0}, decode_before_{0};
+  int64_t decode_seen_ = 0;
+  // Weighted sums over what was seen, older ones less: 1, tokens, tokens^2, seconds, seconds * tokens.
+  double n_ = 0, t_ = 0, tt_ = 0, s_ = 0, st_ = 0;
+};
+
+}  // namespace sluice::routing
