@@ -190,6 +190,7 @@ class Exchange final : public ClientExchange {
   Task<Result<ResponseHead>> read_head() override;
   Task<Result<std::string_view>> read_some() override;
   Task<Result<std::string>> read_all(size_t limit) override;
+  const Headers& trailers() const override { return trailers_; }
   bool answered() const override { return answered_; }
   bool reused() const override { return reused_; }
   void close() override {
@@ -219,6 +220,7 @@ class Exchange final : public ClientExchange {
   bool head_read_ = false;
   bool keep_ = false;
   bool failed_ = false;
+  Headers trailers_;
 };
 
 void Exchange::release(bool keep) {
@@ -455,6 +457,7 @@ Task<Result<std::string_view>> Exchange::read_some() {
     failed_ = true;
     co_return failure(closed_ ? Io::kCancelled : io, "reading the response body", timeouts_.silence);
   }
+  trailers_ = std::move(parser.trailers());
   release(true);
   co_return std::string_view();
 }
@@ -530,6 +533,8 @@ Task<Result<Response>> Client::fetch(const Url& url, std::string method, std::st
     response.status = answer->status;
     response.headers = std::move(answer->headers);
     response.body = std::move(*whole);
+    response.reason = std::move(answer->reason);
+    response.trailers = exchange->trailers();
     co_return std::move(response);
   }
 }

@@ -33,6 +33,8 @@ class ClientExchange {
   virtual Task<Result<std::string_view>> read_some() = 0;
   // The rest of the body. kTooLarge over `limit`.
   virtual Task<Result<std::string>> read_all(size_t limit = 64 << 20) = 0;
+  // What followed a chunked body; there once the end of the body was read.
+  virtual const Headers& trailers() const = 0;
 
   // True once a byte of the answer arrived.
   virtual bool answered() const = 0;
