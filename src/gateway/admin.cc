@@ -76,7 +76,8 @@ Task<Response> info(AdminCall& call) {
   for (const WorkerPtr& worker : call.loop.fleet(call.context.fleet)) {
     if (!worker->healthy || worker->draining) continue;
     const WorkerPtr kept = worker;
-    auto answer = co_await call.loop.client.fetch(kept->address, "GET", call.path, key_headers(*kept));
+    net::RequestHead head = upstream_head(call.head, *kept, /*has_body=*/false);
+    auto answer = co_await call.loop.client.fetch(kept->address, "GET", head.target, std::move(head.headers));
     if (!answer.ok()) {
       co_return error_response(502, "call_upstream_connection_failed",
                                fmt::format("worker {} could not be asked", kept->id));

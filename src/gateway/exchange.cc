@@ -324,9 +324,10 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_whole(Upstream& upstream, net:
   if (!body.ok()) co_return upstream.failed(std::move(body).error());
 
   const Outcome outcome = classify(head.status, head.headers, *body);
+  net::Response response{head.status, headers_of(head, worker), std::move(body).value(), head.reason,
+                         upstream.connection->trailers()};
   upstream.judge(outcome);
   upstream.release();
-  net::Response response{head.status, headers_of(head, worker), std::move(body).value()};
   if (is_retryable(head.status)) {
     const auto comes_back = retry_after(head.headers);
     if (outcome == Outcome::kBusy) {
@@ -361,9 +362,10 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
   const bool good = head.status / 100 == 2;
   const auto type = head.headers.get("content-type");
   const auto length = head.headers.get("content-length");
-  const bool is_events = type && type->starts_with("text/event-stream");
+  // An event of ours has no place in a compressed stream.
+  const bool is_events = type && type->starts_with("text/event-stream") && !head.headers.has("content-encoding");
   const bool open_ended = !length;
-  net::ResponseHead relayed{head.status, headers_of(head, worker)};
+  net::ResponseHead relayed{head.status, headers_of(head, worker), head.reason};
   if (length) relayed.headers.set("Content-Length", std::string(*length));
   for (const auto& [name, value] : answer_headers_) relayed.headers.add(name, value);
   if (good) {
@@ -392,6 +394,7 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
     co_await break_off(upstream, error, is_events && open_ended);
     co_return std::nullopt;
   }
+  client_.set_trailers(upstream.connection->trailers());
   upstream.judge(classify(head.status, head.headers));
   upstream.release();
   learn(tail.text(), worker);
