@@ -207,6 +207,14 @@ net::Task<bool> Exchange::read_request() {
     co_return false;
   }
   facts_ = std::move(facts).value();
+  if (endpoint_ == Endpoint::kRerank) {
+    auto ask = read_rerank(body_);
+    if (!ask.ok()) {
+      co_await fail(400, "invalid_request", ask.error().message);
+      co_return false;
+    }
+    rerank_ = std::move(ask).value();
+  }
   prompt_tokens_ = static_cast<int64_t>(facts_.routing_text.size() / 4) + 1;
   phase("read");
   co_return true;
@@ -310,8 +318,8 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
 net::Task<Exchange::MaybeFailure> Exchange::relay(Upstream& upstream, net::ResponseHead head) {
   loop_.count_upstream_response(head.status);
   const auto length = content_length(head.headers);
-  // An answer that may lead to another attempt is looked at whole.
-  if (is_retryable(head.status) || (length && *length <= kWholeAnswer)) {
+  // An answer that may lead to another attempt is looked at whole, and so is one that is rebuilt.
+  if (is_retryable(head.status) || rerank_ || (length && *length <= kWholeAnswer)) {
     co_return co_await relay_whole(upstream, std::move(head));
   }
   co_return co_await relay_stream(upstream, std::move(head));
@@ -343,10 +351,25 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_whole(Upstream& upstream, net:
   if (good) {
     series().duration.observe(seconds(context_.clock.now() - begun_));
     learn(response.body, worker);
+    if (const auto rebuilt = rebuild_rerank(response); !rebuilt.ok()) {
+      co_await fail(500, "rerank_response_build_failed",
+                    fmt::format("worker {}: {}", worker.id, rebuilt.error().message));
+      co_return std::nullopt;
+    }
   }
   co_await answer(std::move(response));
   if (good && !gone_) series().generation.observe(seconds(context_.clock.now() - begun_));
   co_return std::nullopt;
+}
+
+Result<void> Exchange::rebuild_rerank(net::Response& response) {
+  if (!rerank_) return {};
+  SLUICE_TRY(response.body, rerank_answer(*rerank_, response.body, record_.model, record_.id,
+                                          context_.clock.unix_nanos() / 1'000'000'000));
+  response.headers.set("Content-Type", "application/json");
+  for (const char* name : {"content-encoding", "etag", "digest", "content-md5"}) response.headers.remove(name);
+  response.trailers.clear();
+  return {};
 }
 
 net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net::ResponseHead head) {

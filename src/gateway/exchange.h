@@ -11,6 +11,7 @@
 #include "gateway/context.h"
 #include "gateway/loop_state.h"
 #include "gateway/outcome.h"
+#include "gateway/rerank.h"
 #include "gateway/usage.h"
 #include "net/server.h"
 #include "net/stream.h"
@@ -57,6 +58,7 @@ class Exchange {
   std::optional<Choice> choose_once();
   net::Task<MaybeFailure> relay(Upstream& upstream, net::ResponseHead head);
   net::Task<MaybeFailure> relay_whole(Upstream& upstream, net::ResponseHead head);
+  Result<void> rebuild_rerank(net::Response& response);
   net::Task<MaybeFailure> relay_stream(Upstream& upstream, net::ResponseHead head);
   net::Task<> break_off(Upstream& upstream, const Error& error, bool with_event);
 
@@ -87,7 +89,8 @@ class Exchange {
 
   std::string body_;
   BodyFacts facts_;
-  int64_t prompt_tokens_ = 0;  // estimate
+  std::optional<RerankAsk> rerank_;  // of a rerank request
+  int64_t prompt_tokens_ = 0;        // estimate
   RequestSeries* series_ = nullptr;
   bool counted_ = false;
 

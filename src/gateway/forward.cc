@@ -33,10 +33,15 @@ net::RequestHead upstream_head(const net::RequestHead& client, const Worker& wor
   net::RequestHead head;
   head.method = client.method;
   head.target = client.target;
+  const std::string_view path = client.path();
+  const bool is_rerank = path == "/rerank" || path == "/v1/rerank";
+  if (path == "/rerank") head.target.insert(0, "/v1");
   const ConnectionFields of_connection(client.headers);
   for (const auto& [name, value] : client.headers) {
     // The body goes out whole, with its length: there is nothing that a trailer could follow.
-    const bool goes = !of_connection.contains(name) && !is_decided_here(name) && !net::iequals(name, "trailer");
+    bool goes = !of_connection.contains(name) && !is_decided_here(name) && !net::iequals(name, "trailer");
+    // Its answer is read here.
+    if (is_rerank && net::iequals(name, "accept-encoding")) goes = false;
     if (goes) head.headers.add(name, value);
   }
   if (client.headers.has_token("te", "trailers")) {
