@@ -1,6 +1,7 @@
 #include "gateway/gateway.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <thread>
 
 #include "gateway/context.h"
@@ -15,9 +16,10 @@ namespace sluice::gateway {
 // Members are destroyed from the last to the first: the server before what its handlers use.
 class Gateway::Impl {
  public:
-  Impl(const GatewayOptions& options, std::vector<double> buckets, const Clock& clock)
+  Impl(const GatewayOptions& options, Gatekeeper gatekeeper, std::vector<double> buckets, const Clock& clock)
       : loops(static_cast<int>(options.runtime_worker_threads), "gateway"),
-        context(options, std::move(buckets), clock) {
+        context(options, std::move(buckets), clock),
+        router(context, std::move(gatekeeper), states) {
     for (size_t i = 0; i < loops.size(); ++i) {
       const net::ClientOptions client{.idle_timeout = std::chrono::seconds(options.upstream_pool_idle_timeout_secs)};
       states.push_back(std::make_unique<LoopState>(loops[i], client, context.metrics, options.policy));
@@ -95,7 +97,7 @@ class Gateway::Impl {
   Context context;
   std::vector<std::unique_ptr<LoopState>> states;
   Control control{context};
-  Router router{context, states};
+  Router router;
   std::unique_ptr<obs::ExpositionServer> exposition;
   std::shared_ptr<void> refresh;
   std::unique_ptr<net::Server> server;
@@ -105,7 +107,9 @@ class Gateway::Impl {
 Result<std::unique_ptr<Gateway>> Gateway::start(const GatewayOptions& options, const Clock& clock) {
   SLUICE_TRY_VOID(validate(options));
   SLUICE_TRY(auto buckets, duration_buckets(options));
-  std::unique_ptr<Gateway> gateway(new Gateway(std::make_unique<Impl>(options, std::move(buckets), clock)));
+  SLUICE_TRY(auto gatekeeper, Gatekeeper::from(options, std::getenv("CONTROL_PLANE_API_KEYS")));
+  std::unique_ptr<Gateway> gateway(
+      new Gateway(std::make_unique<Impl>(options, std::move(gatekeeper), std::move(buckets), clock)));
   SLUICE_TRY_VOID(gateway->impl_->start());
   return gateway;
 }

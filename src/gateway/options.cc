@@ -57,6 +57,16 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .read_by = "gateway/gateway",
            .group = "Listening",
            .help = "Key that clients must send as a bearer token; also sent to the workers of --worker-urls."},
+          {.name = "control-plane-api-keys",
+           .field = &O::control_plane_api_keys,
+           .value = StringList{},
+           .metavar = "ID:NAME:ROLE:KEY",
+           .read_by = "gateway/access",
+           .group = "Listening",
+           .help =
+               "Keys of those who may control the gateway and its workers, instead of --api-key on those routes; the "
+               "role is admin or user, and only admin may. Else CONTROL_PLANE_API_KEYS of the environment, "
+               "separated by commas."},
           {.name = "cors-allowed-origins",
            .field = &O::cors_allowed_origins,
            .value = StringList{},
@@ -547,7 +557,6 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
           {"ca-cert-paths", "put a TLS proxy in front of the gateway, and reach the workers over a private network."},
           {"enable-trace", "ask GET /debug/why/{request_id} what happened to a request."},
           {"otlp-traces-endpoint", "ask GET /debug/why/{request_id} what happened to a request."},
-          {"control-plane-api-keys", "protect the gateway with --api-key."},
           {"control-plane-audit-enabled", "protect the gateway with --api-key."},
           {"disable-audit-logging", "protect the gateway with --api-key."},
           {"jwt-issuer", "protect the gateway with --api-key."},

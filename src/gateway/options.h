@@ -15,6 +15,7 @@ struct GatewayOptions {
   int64_t port;
   int64_t runtime_worker_threads;
   std::optional<std::string> api_key;
+  StringList control_plane_api_keys;
   StringList cors_allowed_origins;
   StringList request_id_headers;
   bool expose_worker_header;

@@ -49,17 +49,13 @@ std::string_view known_method(std::string_view method) {
   return kOther;
 }
 
-// Takes the same time wherever two texts of equal length differ.
-bool same_secret(std::string_view a, std::string_view b) {
-  unsigned char difference = a.size() == b.size() ? 0 : 1;
-  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) difference |= static_cast<unsigned char>(a[i] ^ b[i]);
-  return difference == 0;
-}
-
 }  // namespace
 
-Router::Router(Context& context, std::vector<std::unique_ptr<LoopState>>& loops)
-    : context_(context), loops_(loops), active_(context.metrics.gauge("smg_http_connections_active")) {}
+Router::Router(Context& context, Gatekeeper gatekeeper, std::vector<std::unique_ptr<LoopState>>& loops)
+    : context_(context),
+      gatekeeper_(std::move(gatekeeper)),
+      loops_(loops),
+      active_(context.metrics.gauge("smg_http_connections_active")) {}
 
 LoopState& Router::state_of(net::EventLoop& loop) {
   const auto at = std::find_if(loops_.begin(), loops_.end(), [&](const auto& state) { return &state->loop == &loop; });
@@ -114,10 +110,8 @@ net::Task<> Router::handle(net::ServerExchange& client) {
   Exchange::End end;
   net::Response response;
   bool answered_by_exchange = false;
-  const bool is_public = admin != nullptr && admin->is_public;
   const std::string_view methods = proxied != nullptr ? "POST" : admin != nullptr ? admin->methods : "";
-  const auto authorization = head.headers.get("authorization");
-  const auto& key = context_.options.api_key;
+  std::optional<net::Response> refusal = gatekeeper_.refuse(admin != nullptr ? admin->access : Access::kServing, head);
   if (head.method == "OPTIONS" && head.headers.has("access-control-request-method")) {
     response.status = 200;
     const bool any = context_.options.cors_allowed_origins.empty();
@@ -129,10 +123,8 @@ net::Task<> Router::handle(net::ServerExchange& client) {
   } else if (methods.find(head.method) == std::string_view::npos) {
     response = error_response(405, "method_not_allowed", fmt::format("{} takes {}", label, methods));
     response.headers.add("Allow", std::string(methods));
-  } else if (key && !is_public &&
-             !(authorization && authorization->starts_with("Bearer ") && same_secret(authorization->substr(7), *key))) {
-    response.status = 401;
-    response.headers.add("WWW-Authenticate", "Bearer");
+  } else if (refusal) {
+    response = std::move(*refusal);
   } else if (proxied != nullptr) {
     Exchange exchange(context_, loop, client, proxied->endpoint, proxied->path, std::move(id), extra);
     end = co_await exchange.run();
@@ -151,7 +143,13 @@ net::Task<> Router::handle(net::ServerExchange& client) {
   if (!answered_by_exchange) {
     end.status = response.status;
     end.error_code = std::string(response.headers.get("X-SMG-Error-Code").value_or(""));
-    for (const auto& [name, value] : extra) response.headers.add(name, value);
+    for (const auto& [name, value] : extra) {
+      if (net::iequals(name, "vary")) {
+        response.headers.add(name, value);
+      } else {
+        response.headers.set(name, value);
+      }
+    }
     const auto sent = co_await client.respond(std::move(response));
     if (!sent.ok()) end.status = 0;
   }
