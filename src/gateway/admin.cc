@@ -3,8 +3,10 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "gateway/client_json.h"
 #include "gateway/control.h"
 #include "gateway/error_shape.h"
+#include "gateway/fanout.h"
 #include "gateway/forward.h"
 #include "gateway/gather.h"
 #include "gateway/loads.h"
@@ -102,9 +104,11 @@ Task<Response> models(AdminCall& call) {
       if (!answer.ok() || answer->status != 200) continue;
       text = std::move(answer->body);
     }
-    const Json document = Json::parse(text, nullptr, false);
-    if (!document.is_object() || !document.contains("data") || !document["data"].is_array()) continue;
-    for (const auto& entry : document["data"]) {
+    const auto document = parse_client_json(text);
+    if (!document.ok() || !document->is_object()) continue;
+    const auto entries = document->find("data");
+    if (entries == document->end() || !entries->is_array()) continue;
+    for (const auto& entry : *entries) {
       if (!entry.is_object() || !entry.contains("id") || !entry["id"].is_string()) continue;
       if (seen.insert(entry["id"].get<std::string>()).second) list.push_back(entry);
     }
@@ -131,49 +135,6 @@ Task<Response> loads(AdminCall& call) {
   co_return Response::json(200, kept.document);
 }
 
-// The same POST to every worker.
-Task<Response> fan_out(AdminCall& call) {
-  using Answer = std::optional<Result<Response>>;
-  net::Client& client = call.loop.client;
-  const std::string path = call.path, body = call.body;
-  const std::function<Task<Answer>(WorkerPtr)> ask = [&client, path, body](WorkerPtr worker) -> Task<Answer> {
-    constexpr net::ClientTimeouts kTimeouts{
-        .connect = std::chrono::seconds(10), .head = std::chrono::seconds(45), .silence = std::chrono::seconds(45)};
-    net::Headers headers = key_headers(*worker);
-    if (!body.empty()) headers.add("Content-Type", "application/json");
-    co_return co_await client.fetch(worker->address, "POST", path, std::move(headers), body, kTimeouts);
-  };
-  const WorkerList workers = call.loop.fleet(call.context.fleet);
-  WorkerList asked = workers;
-  const auto answers = co_await gather_from<Answer, WorkerPtr>(call.loop.loop, std::move(asked), ask);
-
-  const bool is_flush = call.path == "/flush_cache";
-  Json done = Json::array(), failed = Json::array();
-  for (size_t i = 0; i < workers.size(); ++i) {
-    const Result<Response>& answer = *answers[i];
-    if (answer.ok() && answer->status / 100 == 2) {
-      done.push_back(workers[i]->url);
-      if (is_flush) call.context.forget_prefixes(*workers[i]);
-    } else {
-      failed.push_back(
-          Json{{"worker", workers[i]->url},
-               {"error", answer.ok() ? fmt::format("status {}", answer->status) : answer.error().message}});
-    }
-  }
-  const bool all = failed.empty();
-  const char* counted = is_flush                          ? "workers_flushed"
-                        : call.path.ends_with("_profile") ? "workers_profiled"
-                                                          : "workers_done";
-  Json document{{"status", all ? "success" : "partial_success"},
-                {"message", fmt::format("{} of {} workers did it", done.size(), workers.size())},
-                {counted, done.size()},
-                {"total_http_workers", workers.size()},
-                {"total_workers", workers.size()},
-                {"successful", done},
-                {"failed", failed}};
-  co_return json_response(all ? 200 : 206, document);
-}
-
 Task<Response> list_or_add(AdminCall& call) {
   if (call.head.method == "GET") {
     Json list = Json::array();
@@ -184,7 +145,8 @@ Task<Response> list_or_add(AdminCall& call) {
                                  {"total", total},
                                  {"stats", {{"prefill_count", 0}, {"decode_count", 0}, {"regular_count", total}}}});
   }
-  const Json body = Json::parse(call.body, nullptr, false);
+  const auto parsed = parse_client_json(call.body);
+  const Json body = parsed.ok() ? *parsed : Json();
   if (!body.is_object() || !body.contains("url") || !body["url"].is_string()) {
     co_return worker_error(400, "BAD_REQUEST", "the body must be a JSON object with url");
   }
@@ -224,7 +186,8 @@ Task<Response> one_worker(AdminCall& call) {
                                       {"worker_id", worker->id},
                                       {"message", "Worker removal queued for background processing"}});
   }
-  const Json body = Json::parse(call.body, nullptr, false);
+  const auto parsed = parse_client_json(call.body);
+  const Json body = parsed.ok() ? *parsed : Json();
   if (!body.is_object()) co_return worker_error(400, "BAD_REQUEST", "the body must be a JSON object");
   const bool valid = (!body.contains("priority") || body["priority"].is_number_integer()) &&
                      (!body.contains("cost") || body["cost"].is_number()) &&
@@ -288,6 +251,8 @@ Task<Response> not_implemented(AdminCall& call) {
 }
 
 constexpr auto kPublic = Access::kPublic, kServing = Access::kServing, kControl = Access::kControl;
+constexpr std::string_view kAnyMethod = "GET, POST, PUT, PATCH, DELETE";
+constexpr bool kLargeBody = true;
 
 constexpr AdminRoute kRoutes[] = {
     {"/health", "GET", kPublic, ok},
@@ -299,21 +264,46 @@ constexpr AdminRoute kRoutes[] = {
     {"/model_info", "GET", kPublic, info},
     {"/get_server_info", "GET", kPublic, info},
     {"/server_info", "GET", kPublic, info},
+    {"/engine_metrics", "GET", kPublic, engine_metrics},
     {"/get_loads", "GET", kControl, loads},
     {"/v1/loads", "GET", kControl, loads},
-    {"/flush_cache", "POST", kControl, fan_out},
-    {"/start_profile", "POST", kControl, fan_out},
-    {"/stop_profile", "POST", kControl, fan_out},
-    {"/abort_request", "POST", kControl, fan_out},
     {"/workers", "GET, POST", kControl, list_or_add},
     {"/workers/", "GET, PUT, PATCH, DELETE", kControl, one_worker},
     {"/list_workers", "GET", kControl, legacy_list},
     {"/add_worker", "POST", kControl, legacy_add},
     {"/remove_worker", "POST", kControl, legacy_remove},
     {"/debug/why/", "GET", kControl, why},
-    {"/v1/conversations", "GET, POST, DELETE", kServing, not_implemented},
-    {"/v1/tokenizers", "GET, POST, DELETE", kControl, not_implemented},
-    {"/parse/", "POST", kControl, not_implemented},
+    {"/flush_cache", "POST", kControl, fan_out},
+    {"/start_profile", "POST", kControl, fan_out},
+    {"/stop_profile", "POST", kControl, fan_out},
+    {"/abort_request", "POST", kControl, abort_request},
+    {"/pause_generation", "POST", kControl, fan_out, kLargeBody},
+    {"/continue_generation", "POST", kControl, fan_out, kLargeBody},
+    {"/update_weights_from_disk", "POST", kControl, fan_out, kLargeBody},
+    {"/update_weights_from_tensor", "POST", kControl, fan_out, kLargeBody},
+    {"/update_weights_from_distributed", "POST", kControl, fan_out, kLargeBody},
+    {"/update_weights_from_ipc", "POST", kControl, fan_out, kLargeBody},
+    {"/init_weights_update_group", "POST", kControl, fan_out, kLargeBody},
+    {"/destroy_weights_update_group", "POST", kControl, fan_out, kLargeBody},
+    {"/update_weight_version", "POST", kControl, fan_out, kLargeBody},
+    {"/release_memory_occupation", "POST", kControl, fan_out, kLargeBody},
+    {"/resume_memory_occupation", "POST", kControl, fan_out, kLargeBody},
+    {"/set_internal_state", "POST", kControl, fan_out, kLargeBody},
+    {"/load_lora_adapter", "POST", kControl, fan_out, kLargeBody},
+    {"/unload_lora_adapter", "POST", kControl, fan_out, kLargeBody},
+    {"/v1/responses/", "GET, POST, DELETE", kServing, stored_response},
+    {"/v1/conversations", kAnyMethod, kServing, not_implemented},
+    {"/v1/conversations/", kAnyMethod, kServing, not_implemented},
+    {"/v1/interactions", kAnyMethod, kServing, not_implemented},
+    {"/v1/interactions/", kAnyMethod, kServing, not_implemented},
+    {"/v1/audio/", kAnyMethod, kServing, not_implemented},
+    {"/v1/realtime", kAnyMethod, kServing, not_implemented},
+    {"/v1/realtime/", kAnyMethod, kServing, not_implemented},
+    {"/v1/tokenizers", kAnyMethod, kControl, not_implemented},
+    {"/v1/tokenizers/", kAnyMethod, kControl, not_implemented},
+    {"/parse/", kAnyMethod, kControl, not_implemented},
+    {"/wasm", kAnyMethod, kControl, not_implemented},
+    {"/wasm/", kAnyMethod, kControl, not_implemented},
 };
 
 }  // namespace

@@ -58,6 +58,9 @@ struct GatewayOptions {
   int64_t queue_size;
   int64_t queue_timeout_secs;
 
+  int64_t rl_control_timeout_secs;
+  int64_t rl_fanout_concurrency;
+
   int64_t retry_max_retries;
   int64_t retry_initial_backoff_ms;
   int64_t retry_max_backoff_ms;

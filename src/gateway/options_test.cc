@@ -72,6 +72,8 @@ TEST(GatewayOptionsTest, WhatCannotBeIsRefusedAtStartUp) {
       {"--health-check-endpoint", "health"},
       {"--api-key", ""},
       {"--prometheus-duration-buckets", "0.1", "x"},
+      {"--rl-control-timeout-secs", "0"},
+      {"--rl-fanout-concurrency", "0"},
       {"--no-such-flag"},
   };
   for (const auto& flags : refused) EXPECT_FALSE(check(flags).ok()) << flags[0] << " " << flags.back();

@@ -130,7 +130,9 @@ net::Task<> Router::handle(net::ServerExchange& client) {
     end = co_await exchange.run();
     answered_by_exchange = true;
   } else {
-    auto body = co_await client.read_body(size_t{1} << 20);
+    constexpr size_t kSmallBody = size_t{1} << 20;
+    const auto limit = static_cast<size_t>(context_.options.max_payload_size);
+    auto body = co_await client.read_body(admin->large_body ? limit : std::min(limit, kSmallBody));
     if (body.ok()) {
       AdminCall call{context_, loop, head, path, std::move(body).value()};
       response = co_await answer_admin(call);
