@@ -189,6 +189,7 @@ class Exchange final : public ClientExchange {
 
   Task<Result<ResponseHead>> read_head() override;
   Task<Result<std::string_view>> read_some() override;
+  Task<bool> wait_some(Duration quiet) override;
   Task<Result<std::string>> read_all(size_t limit) override;
   const Headers& trailers() const override { return trailers_; }
   bool answered() const override { return answered_; }
@@ -221,6 +222,13 @@ class Exchange final : public ClientExchange {
   bool keep_ = false;
   bool failed_ = false;
   Headers trailers_;
+  Duration waited_{};  // for the next bytes of the body, by wait_some()
+
+  // What is left of the time that the other side may be silent; zero = no bound.
+  Duration silence_left() const {
+    if (timeouts_.silence <= Duration::zero()) return Duration::zero();
+    return std::max<Duration>(timeouts_.silence - waited_, std::chrono::nanoseconds(1));
+  }
 };
 
 void Exchange::release(bool keep) {
@@ -449,9 +457,10 @@ Task<Result<std::string_view>> Exchange::read_some() {
       }
       if (status == MessageParser::Status::kDone) break;
     }
-    connection->set_deadline(timeouts_.silence);
+    connection->set_deadline(silence_left());
     const Io io = co_await connection->read_more();
     connection->set_deadline(Duration::zero());
+    waited_ = Duration::zero();
     if (io == Io::kOk) continue;
     if (io == Io::kEnd && !closed_ && parser.end_of_stream()) break;
     failed_ = true;
@@ -460,6 +469,20 @@ Task<Result<std::string_view>> Exchange::read_some() {
   trailers_ = std::move(parser.trailers());
   release(true);
   co_return std::string_view();
+}
+
+Task<bool> Exchange::wait_some(Duration quiet) {
+  const auto connection = connection_;
+  const bool waits = held_ && connection != nullptr && !closed_ && !failed_ && head_read_ &&
+                     !connection->parser.done() && connection->unread_size() == 0;
+  if (!waits) co_return true;
+  const bool quiet_ends_first = timeouts_.silence <= Duration::zero() || quiet < silence_left();
+  const Duration bound = quiet_ends_first ? quiet : silence_left();
+  connection->set_deadline(bound);
+  const Io io = co_await connection->read_more();
+  connection->set_deadline(Duration::zero());
+  waited_ = io == Io::kTimeout ? waited_ + bound : Duration::zero();
+  co_return io != Io::kTimeout || !quiet_ends_first;
 }
 
 Task<Result<std::string>> Exchange::read_all(size_t limit) {
