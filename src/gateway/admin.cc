@@ -9,6 +9,7 @@
 #include "gateway/fanout.h"
 #include "gateway/forward.h"
 #include "gateway/gather.h"
+#include "gateway/health_port.h"
 #include "gateway/loads.h"
 
 namespace sluice::gateway {
@@ -26,12 +27,6 @@ Response worker_error(int status, std::string_view code, std::string_view messag
   auto response = json_response(status, Json{{"error", message}, {"code", code}});
   response.headers.set("X-SMG-Error-Code", std::string(code));
   return response;
-}
-
-size_t healthy_workers(AdminCall& call) {
-  size_t healthy = 0;
-  for (const auto& worker : call.loop.fleet(call.context.fleet)) healthy += worker->healthy && !worker->draining;
-  return healthy;
 }
 
 Json worker_json(const Worker& worker) {
@@ -63,15 +58,7 @@ Json worker_json(const Worker& worker) {
 
 Task<Response> ok(AdminCall&) { co_return Response::text(200, "OK"); }
 
-Task<Response> readiness(AdminCall& call) {
-  const size_t healthy = healthy_workers(call);
-  const size_t total = call.loop.fleet(call.context.fleet).size();
-  if (call.context.draining) co_return json_response(503, Json{{"status", "not ready"}, {"reason", "draining"}});
-  if (healthy < static_cast<size_t>(call.context.options.min_ready_workers)) {
-    co_return json_response(503, Json{{"status", "not ready"}, {"reason", "insufficient healthy workers"}});
-  }
-  co_return json_response(200, Json{{"status", "ready"}, {"healthy_workers", healthy}, {"total_workers", total}});
-}
+Task<Response> readiness(AdminCall& call) { co_return readiness_of(call.context); }
 
 // The same GET, answered by the first healthy worker in the order of registration.
 Task<Response> info(AdminCall& call) {

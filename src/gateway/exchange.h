@@ -44,11 +44,15 @@ class Exchange {
     std::string worker_id;  // empty = there was no worker to ask
   };
   static Failure no_worker();
+  Failure out_of_time() const;
   static Failure failure_with(net::Response answer, Outcome outcome, std::optional<Duration> retry_after,
                               const Worker& worker);
   using MaybeFailure = std::optional<Failure>;  // none: the client has its answer, or has left
 
   net::Task<> serve();
+  void interrupt();
+  std::shared_ptr<Exchange*> arm_total(std::optional<net::Timer>& timer);
+  void abort_at_worker();
   net::Task<bool> admit(Admission::Slot& slot);
   net::Task<bool> wait_for_slot(std::shared_ptr<Admission::Waiter> waiter, std::shared_ptr<net::Timer> timer);
   net::Task<bool> read_request();
@@ -60,6 +64,7 @@ class Exchange {
   net::Task<MaybeFailure> relay_whole(Upstream& upstream, net::ResponseHead head);
   Result<void> rebuild_rerank(net::Response& response);
   net::Task<MaybeFailure> relay_stream(Upstream& upstream, net::ResponseHead head);
+  net::Task<> keep_alive(Upstream& upstream, Duration after);
   net::Task<> break_off(Upstream& upstream, const Error& error, bool with_event);
 
   // How long to pause before the next attempt; none = there is to be none.
@@ -97,10 +102,14 @@ class Exchange {
   int64_t attempts_ = 0;
   int64_t pauses_ = 0;
   std::vector<uint32_t> tried_;
+  WorkerPtr asked_;                           // last
+  bool at_work_ = false;                      // it has the request and has not finished with it
   std::optional<net::Response> last_answer_;  // of a worker that was asked before
 
   // What a client that leaves interrupts.
   bool gone_ = false;
+  bool timed_out_ = false;  // --total-timeout-secs
+  bool writing_ = false;    // a part of a stream, to a client that may not read
   net::ClientExchange* upstream_ = nullptr;
   net::Timer* waiting_ = nullptr;
 

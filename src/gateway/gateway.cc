@@ -6,6 +6,7 @@
 
 #include "gateway/context.h"
 #include "gateway/control.h"
+#include "gateway/health_port.h"
 #include "gateway/loop_state.h"
 #include "gateway/router.h"
 #include "net/server.h"
@@ -30,6 +31,7 @@ class Gateway::Impl {
     context.draining = true;
     refresh.reset();
     exposition.reset();
+    health.reset();
     server.reset();
     control.stop();
     loops.stop();
@@ -45,6 +47,9 @@ class Gateway::Impl {
     refresh = context.metrics.before_render([this] { set_gauges(); });
     SLUICE_TRY(exposition, obs::ExpositionServer::start(context.metrics, options.prometheus_host,
                                                         static_cast<uint16_t>(options.prometheus_port)));
+    if (options.health_check_port) {
+      SLUICE_TRY(health, HealthPort::start(context, options.host, static_cast<uint16_t>(*options.health_check_port)));
+    }
     server = std::make_unique<net::Server>(loops, serving,
                                            [this](net::ServerExchange& client) { return router.handle(client); });
     SLUICE_TRY(port, server->listen(options.host, static_cast<uint16_t>(options.port)));
@@ -99,6 +104,7 @@ class Gateway::Impl {
   Control control{context};
   Router router;
   std::unique_ptr<obs::ExpositionServer> exposition;
+  std::unique_ptr<HealthPort> health;
   std::shared_ptr<void> refresh;
   std::unique_ptr<net::Server> server;
   uint16_t port = 0;
@@ -118,6 +124,7 @@ Gateway::Gateway(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Gateway::~Gateway() = default;
 
 uint16_t Gateway::port() const { return impl_->port; }
+uint16_t Gateway::health_port() const { return impl_->health == nullptr ? 0 : impl_->health->port(); }
 uint16_t Gateway::metrics_port() const { return impl_->exposition->port(); }
 obs::Metrics& Gateway::metrics() { return impl_->context.metrics; }
 
