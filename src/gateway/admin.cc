@@ -3,10 +3,13 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "gateway/client_json.h"
 #include "gateway/control.h"
 #include "gateway/error_shape.h"
+#include "gateway/fanout.h"
 #include "gateway/forward.h"
 #include "gateway/gather.h"
+#include "gateway/health_port.h"
 #include "gateway/loads.h"
 
 namespace sluice::gateway {
@@ -24,12 +27,6 @@ Response worker_error(int status, std::string_view code, std::string_view messag
   auto response = json_response(status, Json{{"error", message}, {"code", code}});
   response.headers.set("X-SMG-Error-Code", std::string(code));
   return response;
-}
-
-size_t healthy_workers(AdminCall& call) {
-  size_t healthy = 0;
-  for (const auto& worker : call.loop.fleet(call.context.fleet)) healthy += worker->healthy && !worker->draining;
-  return healthy;
 }
 
 Json worker_json(const Worker& worker) {
@@ -61,22 +58,15 @@ Json worker_json(const Worker& worker) {
 
 Task<Response> ok(AdminCall&) { co_return Response::text(200, "OK"); }
 
-Task<Response> readiness(AdminCall& call) {
-  const size_t healthy = healthy_workers(call);
-  const size_t total = call.loop.fleet(call.context.fleet).size();
-  if (call.context.draining) co_return json_response(503, Json{{"status", "not ready"}, {"reason", "draining"}});
-  if (healthy < static_cast<size_t>(call.context.options.min_ready_workers)) {
-    co_return json_response(503, Json{{"status", "not ready"}, {"reason", "insufficient healthy workers"}});
-  }
-  co_return json_response(200, Json{{"status", "ready"}, {"healthy_workers", healthy}, {"total_workers", total}});
-}
+Task<Response> readiness(AdminCall& call) { co_return readiness_of(call.context); }
 
 // The same GET, answered by the first healthy worker in the order of registration.
 Task<Response> info(AdminCall& call) {
   for (const WorkerPtr& worker : call.loop.fleet(call.context.fleet)) {
     if (!worker->healthy || worker->draining) continue;
     const WorkerPtr kept = worker;
-    auto answer = co_await call.loop.client.fetch(kept->address, "GET", call.path, key_headers(*kept));
+    net::RequestHead head = upstream_head(call.head, *kept, /*has_body=*/false);
+    auto answer = co_await call.loop.client.fetch(kept->address, "GET", head.target, std::move(head.headers));
     if (!answer.ok()) {
       co_return error_response(502, "call_upstream_connection_failed",
                                fmt::format("worker {} could not be asked", kept->id));
@@ -101,9 +91,11 @@ Task<Response> models(AdminCall& call) {
       if (!answer.ok() || answer->status != 200) continue;
       text = std::move(answer->body);
     }
-    const Json document = Json::parse(text, nullptr, false);
-    if (!document.is_object() || !document.contains("data") || !document["data"].is_array()) continue;
-    for (const auto& entry : document["data"]) {
+    const auto document = parse_client_json(text);
+    if (!document.ok() || !document->is_object()) continue;
+    const auto entries = document->find("data");
+    if (entries == document->end() || !entries->is_array()) continue;
+    for (const auto& entry : *entries) {
       if (!entry.is_object() || !entry.contains("id") || !entry["id"].is_string()) continue;
       if (seen.insert(entry["id"].get<std::string>()).second) list.push_back(entry);
     }
@@ -130,49 +122,6 @@ Task<Response> loads(AdminCall& call) {
   co_return Response::json(200, kept.document);
 }
 
-// The same POST to every worker.
-Task<Response> fan_out(AdminCall& call) {
-  using Answer = std::optional<Result<Response>>;
-  net::Client& client = call.loop.client;
-  const std::string path = call.path, body = call.body;
-  const std::function<Task<Answer>(WorkerPtr)> ask = [&client, path, body](WorkerPtr worker) -> Task<Answer> {
-    constexpr net::ClientTimeouts kTimeouts{
-        .connect = std::chrono::seconds(10), .head = std::chrono::seconds(45), .silence = std::chrono::seconds(45)};
-    net::Headers headers = key_headers(*worker);
-    if (!body.empty()) headers.add("Content-Type", "application/json");
-    co_return co_await client.fetch(worker->address, "POST", path, std::move(headers), body, kTimeouts);
-  };
-  const WorkerList workers = call.loop.fleet(call.context.fleet);
-  WorkerList asked = workers;
-  const auto answers = co_await gather_from<Answer, WorkerPtr>(call.loop.loop, std::move(asked), ask);
-
-  const bool is_flush = call.path == "/flush_cache";
-  Json done = Json::array(), failed = Json::array();
-  for (size_t i = 0; i < workers.size(); ++i) {
-    const Result<Response>& answer = *answers[i];
-    if (answer.ok() && answer->status / 100 == 2) {
-      done.push_back(workers[i]->url);
-      if (is_flush) call.context.forget_prefixes(*workers[i]);
-    } else {
-      failed.push_back(
-          Json{{"worker", workers[i]->url},
-               {"error", answer.ok() ? fmt::format("status {}", answer->status) : answer.error().message}});
-    }
-  }
-  const bool all = failed.empty();
-  const char* counted = is_flush                          ? "workers_flushed"
-                        : call.path.ends_with("_profile") ? "workers_profiled"
-                                                          : "workers_done";
-  Json document{{"status", all ? "success" : "partial_success"},
-                {"message", fmt::format("{} of {} workers did it", done.size(), workers.size())},
-                {counted, done.size()},
-                {"total_http_workers", workers.size()},
-                {"total_workers", workers.size()},
-                {"successful", done},
-                {"failed", failed}};
-  co_return json_response(all ? 200 : 206, document);
-}
-
 Task<Response> list_or_add(AdminCall& call) {
   if (call.head.method == "GET") {
     Json list = Json::array();
@@ -183,7 +132,8 @@ Task<Response> list_or_add(AdminCall& call) {
                                  {"total", total},
                                  {"stats", {{"prefill_count", 0}, {"decode_count", 0}, {"regular_count", total}}}});
   }
-  const Json body = Json::parse(call.body, nullptr, false);
+  const auto parsed = parse_client_json(call.body);
+  const Json body = parsed.ok() ? *parsed : Json();
   if (!body.is_object() || !body.contains("url") || !body["url"].is_string()) {
     co_return worker_error(400, "BAD_REQUEST", "the body must be a JSON object with url");
   }
@@ -223,7 +173,8 @@ Task<Response> one_worker(AdminCall& call) {
                                       {"worker_id", worker->id},
                                       {"message", "Worker removal queued for background processing"}});
   }
-  const Json body = Json::parse(call.body, nullptr, false);
+  const auto parsed = parse_client_json(call.body);
+  const Json body = parsed.ok() ? *parsed : Json();
   if (!body.is_object()) co_return worker_error(400, "BAD_REQUEST", "the body must be a JSON object");
   const bool valid = (!body.contains("priority") || body["priority"].is_number_integer()) &&
                      (!body.contains("cost") || body["cost"].is_number()) &&
@@ -286,31 +237,60 @@ Task<Response> not_implemented(AdminCall& call) {
   co_return error_response(501, "not_implemented", fmt::format("{} is not implemented here", call.path));
 }
 
+constexpr auto kPublic = Access::kPublic, kServing = Access::kServing, kControl = Access::kControl;
+constexpr std::string_view kAnyMethod = "GET, POST, PUT, PATCH, DELETE";
+constexpr bool kLargeBody = true;
+
 constexpr AdminRoute kRoutes[] = {
-    {"/health", "GET", true, ok},
-    {"/liveness", "GET", true, ok},
-    {"/readiness", "GET", true, readiness},
-    {"/health_generate", "GET", true, info},
-    {"/v1/models", "GET", true, models},
-    {"/get_model_info", "GET", true, info},
-    {"/model_info", "GET", true, info},
-    {"/get_server_info", "GET", true, info},
-    {"/server_info", "GET", true, info},
-    {"/get_loads", "GET", false, loads},
-    {"/v1/loads", "GET", false, loads},
-    {"/flush_cache", "POST", false, fan_out},
-    {"/start_profile", "POST", false, fan_out},
-    {"/stop_profile", "POST", false, fan_out},
-    {"/abort_request", "POST", false, fan_out},
-    {"/workers", "GET, POST", false, list_or_add},
-    {"/workers/", "GET, PUT, PATCH, DELETE", false, one_worker},
-    {"/list_workers", "GET", false, legacy_list},
-    {"/add_worker", "POST", false, legacy_add},
-    {"/remove_worker", "POST", false, legacy_remove},
-    {"/debug/why/", "GET", false, why},
-    {"/v1/conversations", "GET, POST, DELETE", false, not_implemented},
-    {"/v1/tokenizers", "GET, POST, DELETE", false, not_implemented},
-    {"/parse/", "POST", false, not_implemented},
+    {"/health", "GET", kPublic, ok},
+    {"/liveness", "GET", kPublic, ok},
+    {"/readiness", "GET", kPublic, readiness},
+    {"/health_generate", "GET", kPublic, info},
+    {"/v1/models", "GET", kPublic, models},
+    {"/get_model_info", "GET", kPublic, info},
+    {"/model_info", "GET", kPublic, info},
+    {"/get_server_info", "GET", kPublic, info},
+    {"/server_info", "GET", kPublic, info},
+    {"/engine_metrics", "GET", kPublic, engine_metrics},
+    {"/get_loads", "GET", kControl, loads},
+    {"/v1/loads", "GET", kControl, loads},
+    {"/workers", "GET, POST", kControl, list_or_add},
+    {"/workers/", "GET, PUT, PATCH, DELETE", kControl, one_worker},
+    {"/list_workers", "GET", kControl, legacy_list},
+    {"/add_worker", "POST", kControl, legacy_add},
+    {"/remove_worker", "POST", kControl, legacy_remove},
+    {"/debug/why/", "GET", kControl, why},
+    {"/flush_cache", "POST", kControl, fan_out},
+    {"/start_profile", "POST", kControl, fan_out},
+    {"/stop_profile", "POST", kControl, fan_out},
+    {"/abort_request", "POST", kControl, abort_request},
+    {"/pause_generation", "POST", kControl, fan_out, kLargeBody},
+    {"/continue_generation", "POST", kControl, fan_out, kLargeBody},
+    {"/update_weights_from_disk", "POST", kControl, fan_out, kLargeBody},
+    {"/update_weights_from_tensor", "POST", kControl, fan_out, kLargeBody},
+    {"/update_weights_from_distributed", "POST", kControl, fan_out, kLargeBody},
+    {"/update_weights_from_ipc", "POST", kControl, fan_out, kLargeBody},
+    {"/init_weights_update_group", "POST", kControl, fan_out, kLargeBody},
+    {"/destroy_weights_update_group", "POST", kControl, fan_out, kLargeBody},
+    {"/update_weight_version", "POST", kControl, fan_out, kLargeBody},
+    {"/release_memory_occupation", "POST", kControl, fan_out, kLargeBody},
+    {"/resume_memory_occupation", "POST", kControl, fan_out, kLargeBody},
+    {"/set_internal_state", "POST", kControl, fan_out, kLargeBody},
+    {"/load_lora_adapter", "POST", kControl, fan_out, kLargeBody},
+    {"/unload_lora_adapter", "POST", kControl, fan_out, kLargeBody},
+    {"/v1/responses/", "GET, POST, DELETE", kServing, stored_response},
+    {"/v1/conversations", kAnyMethod, kServing, not_implemented},
+    {"/v1/conversations/", kAnyMethod, kServing, not_implemented},
+    {"/v1/interactions", kAnyMethod, kServing, not_implemented},
+    {"/v1/interactions/", kAnyMethod, kServing, not_implemented},
+    {"/v1/audio/", kAnyMethod, kServing, not_implemented},
+    {"/v1/realtime", kAnyMethod, kServing, not_implemented},
+    {"/v1/realtime/", kAnyMethod, kServing, not_implemented},
+    {"/v1/tokenizers", kAnyMethod, kControl, not_implemented},
+    {"/v1/tokenizers/", kAnyMethod, kControl, not_implemented},
+    {"/parse/", kAnyMethod, kControl, not_implemented},
+    {"/wasm", kAnyMethod, kControl, not_implemented},
+    {"/wasm/", kAnyMethod, kControl, not_implemented},
 };
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "gateway/access.h"
 #include "gateway/context.h"
 #include "gateway/loop_state.h"
 #include "net/http.h"
@@ -16,8 +17,9 @@ struct AdminCall;
 struct AdminRoute {
   std::string_view label;    // the path; one that ends in '/' stands for everything below it
   std::string_view methods;  // "GET, POST"
-  bool is_public = false;    // without the API key
+  Access access = Access::kControl;
   net::Task<net::Response> (*answer)(AdminCall& call) = nullptr;
+  bool large_body = false;  // as large as a request's may be: weights
 };
 
 // What one call has at hand; lives until it is answered.

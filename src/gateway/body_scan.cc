@@ -66,6 +66,7 @@ simdjson::error_code append_content(od::value value, std::string& out) {
   od::array parts;
   if (auto error = value.get_array().get(parts)) return error;
   for (auto element : parts) {
+    const size_t before = out.size();
     od::value part;
     if (auto error = element.get(part)) return error;
     od::json_type kind;
@@ -77,6 +78,7 @@ simdjson::error_code append_content(od::value value, std::string& out) {
       std::string_view key;
       if (auto error = field.unescaped_key().get(key)) return error;
       if (key != "text") continue;
+      out.resize(before);
       od::value text;
       if (auto error = field.value().get(text)) return error;
       std::string_view content;
@@ -84,6 +86,21 @@ simdjson::error_code append_content(od::value value, std::string& out) {
     }
   }
   return simdjson::SUCCESS;
+}
+
+// Where the text of one field of a message stands.
+struct Said {
+  size_t begin = 0;
+  size_t end = 0;
+};
+
+// The field has come again: what it said before does not count.
+void take_back(Said& said, Said& other, std::string& out) {
+  const size_t size = said.end - said.begin;
+  if (size == 0) return;
+  out.erase(said.begin, size);
+  if (other.begin >= said.end) other = {other.begin - size, other.end - size};
+  said = {};
 }
 
 simdjson::error_code append_messages(od::value value, std::string& out) {
@@ -97,24 +114,42 @@ simdjson::error_code append_messages(od::value value, std::string& out) {
     if (auto error = element.get(message)) return error;
     od::json_type kind;
     if (auto error = message.type().get(kind)) return error;
+    if (kind == od::json_type::string) {  // an item of "input" in its short form
+      std::string_view text;
+      if (auto error = message.get_string().get(text)) return error;
+      join(out, text);
+    }
     if (kind != od::json_type::object) continue;
     od::object fields;
     if (auto error = message.get_object().get(fields)) return error;
+    Said content_said, reasoning_said;
     for (auto field : fields) {
       std::string_view key;
       if (auto error = field.unescaped_key().get(key)) return error;
-      if (key != "content" && key != "reasoning_content") continue;
+      const bool is_content = key == "content";
+      if (!is_content && key != "reasoning_content") continue;
+      Said& own = is_content ? content_said : reasoning_said;
+      take_back(own, is_content ? reasoning_said : content_said, out);
+      own.begin = out.size();
       od::value content;
       if (auto error = field.value().get(content)) return error;
       if (auto error = append_content(content, out)) return error;
+      own.end = out.size();
     }
   }
   return simdjson::SUCCESS;
 }
 
-void read_limit(od::value value, BodyFacts& facts) {
+// "input" of the Responses API: a string, or items like messages.
+simdjson::error_code append_input(od::value value, std::string& out) {
+  od::json_type type;
+  if (auto error = value.type().get(type)) return error;
+  return type == od::json_type::string ? append_prompt(value, out) : append_messages(value, out);
+}
+
+std::optional<int64_t> limit_of(od::value value) {
   int64_t limit = 0;
-  if (!value.get_int64().get(limit) && limit >= 0) facts.max_tokens = limit;
+  return !value.get_int64().get(limit) && limit >= 0 ? std::optional<int64_t>(limit) : std::nullopt;
 }
 
 bool holds_prompt(Endpoint endpoint, std::string_view key) {
@@ -125,7 +160,10 @@ bool holds_prompt(Endpoint endpoint, std::string_view key) {
       return key == "prompt";
     case Endpoint::kEmbeddings:
       return key == "input";
+    case Endpoint::kRerank:
+      return key == "query";
     case Endpoint::kChat:
+    case Endpoint::kResponses:
     case Endpoint::kOther:
       return false;
   }
@@ -149,6 +187,10 @@ std::string_view to_string(Endpoint endpoint) {
       return "completions";
     case Endpoint::kEmbeddings:
       return "embeddings";
+    case Endpoint::kRerank:
+      return "rerank";
+    case Endpoint::kResponses:
+      return "responses";
     case Endpoint::kOther:
       return "other";
   }
@@ -159,6 +201,7 @@ Result<BodyFacts> scan_body(std::string& body, Endpoint endpoint) {
   body.reserve(body.size() + simdjson::SIMDJSON_PADDING);
   BodyFacts facts;
   std::string token_text;  // input_ids count only where there is no text
+  std::optional<int64_t> max_tokens, max_completion_tokens, max_output_tokens, max_new_tokens;
   od::document document;
   if (auto error = parser().iterate(body.data(), body.size(), body.capacity()).get(document)) return malformed(error);
   od::object object;
@@ -174,40 +217,54 @@ Result<BodyFacts> scan_body(std::string& body, Endpoint endpoint) {
     if (key == "model" || key == "rid") {
       od::json_type type;
       if ((error = value.type().get(type))) return malformed(error);
+      auto& fact = key == "model" ? facts.model : facts.rid;
+      fact.reset();
       if (type == od::json_type::string) {
         std::string_view text;
         if ((error = value.get_string().get(text))) return malformed(error);
-        (key == "model" ? facts.model : facts.rid) = std::string(text);
-      } else if (key == "model" && type != od::json_type::null) {
+        fact = std::string(text);
+      } else if (&fact == &facts.model && type != od::json_type::null) {
         return wrong("model must be a string");
       }
     } else if (key == "stream") {
       od::json_type type;
       if ((error = value.type().get(type))) return malformed(error);
+      facts.stream = false;
       if (type == od::json_type::boolean) {
         if ((error = value.get_bool().get(facts.stream))) return malformed(error);
       } else if (type != od::json_type::null) {
         return wrong("stream must be true or false");
       }
-    } else if (key == "max_tokens" || key == "max_completion_tokens") {
-      read_limit(value, facts);
+    } else if (key == "max_tokens") {
+      max_tokens = limit_of(value);
+    } else if (key == "max_completion_tokens") {
+      max_completion_tokens = limit_of(value);
+    } else if (key == "max_output_tokens") {
+      max_output_tokens = limit_of(value);
     } else if (key == "sampling_params") {
       od::json_type type;
       if ((error = value.type().get(type))) return malformed(error);
       od::object parameters;
+      max_new_tokens.reset();
       if (type == od::json_type::object && !(error = value.get_object().get(parameters))) {
         for (auto parameter : parameters) {
           std::string_view name;
           if ((error = parameter.unescaped_key().get(name))) return malformed(error);
           od::value limit;
           if ((error = parameter.value().get(limit))) return malformed(error);
-          if (name == "max_new_tokens") read_limit(limit, facts);
+          if (name == "max_new_tokens") max_new_tokens = limit_of(limit);
         }
       }
     } else if (endpoint == Endpoint::kChat && key == "messages") {
+      facts.routing_text.clear();
       error = append_messages(value, facts.routing_text);
+    } else if (endpoint == Endpoint::kResponses && key == "input") {
+      facts.routing_text.clear();
+      error = append_input(value, facts.routing_text);
     } else if (holds_prompt(endpoint, key)) {
-      error = append_prompt(value, key == "input_ids" ? token_text : facts.routing_text);
+      std::string& text = key == "input_ids" ? token_text : facts.routing_text;
+      text.clear();
+      error = append_prompt(value, text);
     }
     if (error) return malformed(error);
   }
@@ -215,6 +272,9 @@ Result<BodyFacts> scan_body(std::string& body, Endpoint endpoint) {
   if (document.current_location().get(rest) == simdjson::SUCCESS)
     return wrong("the body is not valid JSON: something follows the object");
   if (facts.routing_text.empty()) facts.routing_text = std::move(token_text);
+  for (const auto& limit : {max_completion_tokens, max_tokens, max_output_tokens, max_new_tokens}) {
+    if (!facts.max_tokens) facts.max_tokens = limit;
+  }
   return facts;
 }
 

@@ -12,8 +12,8 @@
 
 namespace sluice::gateway {
 
-enum class Endpoint : uint8_t { kChat, kGenerate, kCompletions, kEmbeddings, kOther };
-inline constexpr size_t kNumEndpoints = 5;
+enum class Endpoint : uint8_t { kChat, kGenerate, kCompletions, kEmbeddings, kRerank, kResponses, kOther };
+inline constexpr size_t kNumEndpoints = 7;
 std::string_view to_string(Endpoint endpoint);
 
 struct BodyFacts {
@@ -25,7 +25,9 @@ struct BodyFacts {
   std::optional<int64_t> max_tokens;
 };
 
-// `body` may get more capacity and keeps its bytes. kInvalidArgument: not a JSON object, or a field of another type.
+// `body` may get more capacity and keeps its bytes. Of a key that stands twice in an object the last one counts, as in
+// the engines' parsers; what is not read is skipped without recursion, however deep. kInvalidArgument: not a JSON
+// object, or a field of another type.
 Result<BodyFacts> scan_body(std::string& body, Endpoint endpoint);
 
 }  // namespace sluice::gateway

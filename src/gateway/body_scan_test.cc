@@ -53,6 +53,38 @@ TEST(BodyScanTest, ReadsTheFewOtherFields) {
   EXPECT_FALSE(scan(R"({"stream":null,"model":null})", Endpoint::kChat).stream);
 }
 
+TEST(BodyScanTest, FindsTheTextOfRerankAndResponses) {
+  EXPECT_EQ(text(R"({"query":"q","documents":["a"]})", Endpoint::kRerank), "q");
+  EXPECT_EQ(text(R"({"input":"i"})", Endpoint::kResponses), "i");
+  EXPECT_EQ(text(R"({"input":["a",{"role":"user","content":[{"type":"input_text","text":"b"}]},{"content":"c"}]})",
+                 Endpoint::kResponses),
+            "a b c");
+  EXPECT_EQ(scan(R"({"input":"i","max_output_tokens":3})", Endpoint::kResponses).max_tokens, 3);
+}
+
+TEST(BodyScanTest, TheLastOfTwoEqualKeysCounts) {
+  const auto facts = scan(R"({"model":"a","mod\u0065l":"b","stream":true,"stream":false,"rid":"a","rid":7,)"
+                          R"("max_tokens":1,"max_tokens":2,"text":"a","text":"b"})",
+                          Endpoint::kGenerate);
+  EXPECT_EQ(facts.model, "b");
+  EXPECT_FALSE(facts.stream);
+  EXPECT_EQ(facts.rid, std::nullopt);
+  EXPECT_EQ(facts.max_tokens, 2);
+  EXPECT_EQ(facts.routing_text, "b");
+  EXPECT_FALSE(scan(R"({"stream":true,"stream":null})", Endpoint::kChat).stream);
+  EXPECT_EQ(scan(R"({"model":"a","model":null})", Endpoint::kChat).model, std::nullopt);
+  EXPECT_EQ(scan(R"({"max_completion_tokens":5,"max_tokens":null})", Endpoint::kChat).max_tokens, 5);
+  EXPECT_EQ(scan(R"({"sampling_params":{"max_new_tokens":1},"sampling_params":{}})", Endpoint::kGenerate).max_tokens,
+            std::nullopt);
+  EXPECT_EQ(text(R"({"input_ids":[1],"input_ids":[2,3]})", Endpoint::kGenerate), "2 3");
+  EXPECT_EQ(text(R"({"messages":[{"content":"a"}],"messages":[{"content":"b"}]})", Endpoint::kChat), "b");
+  EXPECT_EQ(
+      text(R"({"messages":[{"content":"x"},{"content":"a","reasoning_content":"b","content":"c"}]})", Endpoint::kChat),
+      "x b c");
+  EXPECT_EQ(text(R"({"messages":[{"reasoning_content":"b","content":"a","content":null}]})", Endpoint::kChat), "b");
+  EXPECT_EQ(text(R"({"messages":[{"content":[{"text":"a","text":"b"},{"text":"c"}]}]})", Endpoint::kChat), "b c");
+}
+
 TEST(BodyScanTest, LeavesWhatItDoesNotKnowToTheEngine) {
   for (const char* body : {R"({"messages":"x"})", R"({"messages":[1,null,"x",{"content":7}]})", R"({"text":{"a":1}})",
                            R"({"max_tokens":"many"})", R"({"max_tokens":-1})", R"({"rid":["a","b"]})",

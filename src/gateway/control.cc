@@ -139,14 +139,17 @@ net::Task<> Control::read_models(std::shared_ptr<Watch> watch) {
 net::Task<> Control::run(std::shared_ptr<Watch> watch) {
   const auto& options = context_.options;
   Worker& worker = *watch->worker;
-  const TimePoint begun = context_.clock.now();
+  const TimePoint begun = context_.clock.now() + std::chrono::seconds(options.worker_startup_delay);
   uint32_t generation_of_models = 0;
   bool models_read = false;
-  TimePoint next_probe = begun;  // at once
+  TimePoint next_probe = begun;
+  uint64_t told_before = watch->told;
+  int64_t failed_in_a_row = 0;
   while (!worker.draining) {
     const bool registering = !worker.proven;
     if (context_.clock.now() >= next_probe && (registering || !options.disable_health_check)) {
       const uint64_t told = watch->told;
+      if (std::exchange(told_before, told) != told) failed_in_a_row = 0;
       const bool passed = co_await probe(watch);
       if (told == watch->told) {
         if (passed) {
@@ -158,6 +161,7 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
           watch->health.failed();
         }
         watch->failed_before = !passed;
+        failed_in_a_row = passed ? 0 : failed_in_a_row + 1;
         const bool healthy = watch->health.healthy();
         if (healthy != worker.healthy) {
           SLUICE_LOG(info, "gateway/health", "worker {} is {}", worker.url, healthy ? "ready" : "not ready");
@@ -172,6 +176,13 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
         if (!late) pause = std::chrono::seconds(options.worker_startup_check_interval);
       }
       next_probe = context_.clock.now() + pause;
+      // One that starts may fail its checks for as long as it may take to start.
+      const bool is_lost =
+          worker.proven ? failed_in_a_row >= 3 * options.health_failure_threshold : worker.failed.load();
+      if (options.remove_unhealthy_workers && is_lost) {
+        SLUICE_LOG(warn, "gateway/health", "worker {} has failed for too long and is removed", worker.url);
+        worker.draining = true;
+      }
     }
     if (worker.healthy && (!models_read || generation_of_models != worker.generation)) {
       generation_of_models = worker.generation;

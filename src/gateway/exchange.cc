@@ -4,6 +4,7 @@
 #include <boost/asio/redirect_error.hpp>
 #include <charconv>
 
+#include "gateway/ask.h"
 #include "gateway/control.h"
 #include "gateway/error_shape.h"
 #include "gateway/forward.h"
@@ -28,6 +29,29 @@ std::optional<uint64_t> number_in(std::string_view text) {
 std::optional<size_t> content_length(const net::Headers& headers) {
   const auto text = headers.get("content-length");
   return text ? number_in(*text) : std::nullopt;
+}
+
+// What the net layer says of a worker, which it knows by its address, for a client, who knows it by its id.
+std::string by_id(std::string message, const Worker& worker) {
+  const auto replace = [&](const std::string& text, const std::string& by) {
+    for (size_t at = 0; (at = message.find(text, at)) != std::string::npos; at += by.size()) {
+      message.replace(at, text.size(), by);
+    }
+  };
+  replace(worker.address.authority(), "worker " + worker.id);
+  replace("'" + worker.address.host + "'", "its name");
+  return message;
+}
+
+bool ends_event(std::string_view stream) { return stream.ends_with("\n\n") || stream.ends_with("\r\n\r\n"); }
+
+// Where a request is, by the last phase of its record.
+std::string_view doing_after(std::string_view phase) {
+  if (phase == "read") return "choosing a worker";
+  if (phase == "chosen") return "connecting and sending the request";
+  if (phase == "sent") return "waiting for the response head";
+  if (phase == "first_byte") return "relaying the answer";
+  return "reading the request";
 }
 
 }  // namespace
@@ -73,6 +97,12 @@ struct Exchange::Upstream {
   }
 
   Failure failed(Error error) {
+    exchange.at_work_ = false;
+    if (exchange.timed_out_) {  // what the request took in all is nobody's fault
+      release();
+      return exchange.out_of_time();
+    }
+    error.message = by_id(std::move(error.message), *worker);
     (error.code == ErrorCode::kTimeout ? worker->series.timeouts : worker->series.backend_errors).add();
     judge(Outcome::kFault);
     release();
@@ -94,6 +124,17 @@ struct Exchange::Upstream {
 Exchange::Failure Exchange::no_worker() {
   Failure failure;
   failure.error = {ErrorCode::kExhausted, "no worker can take the request now"};
+  return failure;
+}
+
+Exchange::Failure Exchange::out_of_time() const {
+  Failure failure;
+  const std::string_view phase = record_.phases.empty() ? std::string_view() : record_.phases.back().name;
+  failure.error = {ErrorCode::kTimeout, fmt::format("the request took longer than {} s in all, the last of them {}",
+                                                    context_.options.total_timeout_secs, doing_after(phase))};
+  if (asked_ == nullptr) return failure;
+  failure.error.message += fmt::format(" (worker {})", asked_->id);
+  failure.worker_id = asked_->id;
   return failure;
 }
 
@@ -123,15 +164,57 @@ Exchange::Exchange(Context& context, LoopState& loop, net::ServerExchange& clien
 net::Task<Exchange::End> Exchange::run() {
   std::function<void()> on_gone = [this] {
     gone_ = true;
-    if (upstream_ != nullptr) upstream_->close();
-    if (waiting_ != nullptr) waiting_->cancel();
+    interrupt();
   };
   client_.on_client_gone(std::move(on_gone));
+  std::optional<net::Timer> total;
+  const auto armed = arm_total(total);
   co_await serve();
+  if (armed != nullptr) {
+    *armed = nullptr;
+    total->cancel();
+  }
   std::function<void()> nothing;
   client_.on_client_gone(std::move(nothing));
+  if (gone_) abort_at_worker();
   settle();
   co_return end_;
+}
+
+// Ends whatever is being waited for, but for the client.
+void Exchange::interrupt() {
+  if (upstream_ != nullptr) upstream_->close();
+  if (waiting_ != nullptr) waiting_->cancel();
+}
+
+// Null without a limit. The timer may fire when this has gone: what it holds says so then.
+std::shared_ptr<Exchange*> Exchange::arm_total(std::optional<net::Timer>& timer) {
+  const int64_t limit = context_.options.total_timeout_secs;
+  if (limit == 0) return nullptr;
+  auto self = std::make_shared<Exchange*>(this);
+  timer.emplace(loop_.loop.executor(), std::chrono::seconds(limit));
+  timer->async_wait([self](const boost::system::error_code& error) {
+    if (error || *self == nullptr) return;
+    Exchange& exchange = **self;
+    exchange.timed_out_ = true;
+    exchange.interrupt();
+    if (exchange.writing_) exchange.client_.abort();
+  });
+  return self;
+}
+
+// The client has left. Its connection to the worker is closed already; engines that go on even so are told.
+void Exchange::abort_at_worker() {
+  if (!context_.options.abort_on_disconnect || !at_work_ || !facts_.rid) return;
+  Question question{"POST", "/abort_request", key_headers(*asked_),
+                    std::make_shared<const std::string>(fmt::format(R"({{"rid":{}}})", quoted(*facts_.rid)))};
+  question.headers.add("Content-Type", "application/json");
+  loop_.loop.spawn([&loop = loop_, worker = asked_, question]() -> net::Task<> {
+    constexpr Duration kBound = std::chrono::seconds(5);
+    Question own = question;
+    const auto answer = co_await ask_worker(loop.loop, loop.client, worker, std::move(own), kBound);
+    (void)answer;  // the worker may have finished, or may not know the verb
+  });
 }
 
 net::Task<> Exchange::serve() {
@@ -143,6 +226,12 @@ net::Task<> Exchange::serve() {
 
   context_.retry_budget.earn();
   while (!gone_) {
+    if (timed_out_) {
+      Failure failure = out_of_time();
+      note(failure.error.message);
+      co_await give_up(std::move(failure));
+      co_return;
+    }
     ++attempts_;
     MaybeFailure failure = co_await attempt();
     if (!failure || gone_) co_return;
@@ -216,6 +305,14 @@ net::Task<bool> Exchange::read_request() {
     co_return false;
   }
   facts_ = std::move(facts).value();
+  if (endpoint_ == Endpoint::kRerank) {
+    auto ask = read_rerank(body_);
+    if (!ask.ok()) {
+      co_await fail(400, "invalid_request", ask.error().message);
+      co_return false;
+    }
+    rerank_ = std::move(ask).value();
+  }
   prompt_tokens_ = static_cast<int64_t>(facts_.routing_text.size() / 4) + 1;
   const bool keys_read = !context_.policy->needs_keys() || read_keys();
   if (!keys_read) {
@@ -316,6 +413,8 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
       .silence = std::chrono::seconds(options.stream_idle_timeout_secs.value_or(options.request_timeout_secs))};
   Upstream upstream(*this, worker, permit);
   worker->series.requests.add();
+  asked_ = worker;
+  at_work_ = true;
   // Twice at most: a kept-alive connection may have been closed by the worker just before the request reached it.
   for (bool replayed = false;; replayed = true) {
     net::RequestHead head = upstream_head(client_.request(), *worker, !body_.empty());
@@ -348,8 +447,8 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
 net::Task<Exchange::MaybeFailure> Exchange::relay(Upstream& upstream, net::ResponseHead head) {
   loop_.count_upstream_response(head.status);
   const auto length = content_length(head.headers);
-  // An answer that may lead to another attempt is looked at whole.
-  if (is_retryable(head.status) || (length && *length <= kWholeAnswer)) {
+  // An answer that may lead to another attempt is looked at whole, and so is one that is rebuilt.
+  if (is_retryable(head.status) || rerank_ || (length && *length <= kWholeAnswer)) {
     co_return co_await relay_whole(upstream, std::move(head));
   }
   co_return co_await relay_stream(upstream, std::move(head));
@@ -361,11 +460,13 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_whole(Upstream& upstream, net:
   if (gone_) co_return std::nullopt;
   if (!body.ok()) co_return upstream.failed(std::move(body).error());
 
+  at_work_ = false;
   const Outcome outcome = classify(head.status, head.headers, *body);
+  net::Response response{head.status, headers_of(head, worker), std::move(body).value(), head.reason,
+                         upstream.connection->trailers()};
   upstream.judge(outcome);
-  if (head.status / 100 == 2) learn(*body, upstream);
+  if (head.status / 100 == 2) learn(response.body, upstream);
   upstream.release();
-  net::Response response{head.status, headers_of(head, worker), std::move(body).value()};
   if (is_retryable(head.status)) {
     const auto comes_back = retry_after(head.headers);
     if (outcome == Outcome::kBusy) {
@@ -378,10 +479,27 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_whole(Upstream& upstream, net:
   }
   phase("answered");
   const bool good = head.status / 100 == 2;
-  if (good) series().duration.observe(seconds(context_.clock.now() - begun_));
+  if (good) {
+    series().duration.observe(seconds(context_.clock.now() - begun_));
+    if (const auto rebuilt = rebuild_rerank(response); !rebuilt.ok()) {
+      co_await fail(500, "rerank_response_build_failed",
+                    fmt::format("worker {}: {}", worker.id, rebuilt.error().message));
+      co_return std::nullopt;
+    }
+  }
   co_await answer(std::move(response));
   if (good && !gone_) series().generation.observe(seconds(context_.clock.now() - begun_));
   co_return std::nullopt;
+}
+
+Result<void> Exchange::rebuild_rerank(net::Response& response) {
+  if (!rerank_) return {};
+  SLUICE_TRY(response.body, rerank_answer(*rerank_, response.body, record_.model, record_.id,
+                                          context_.clock.unix_nanos() / 1'000'000'000));
+  response.headers.set("Content-Type", "application/json");
+  for (const char* name : {"content-encoding", "etag", "digest", "content-md5"}) response.headers.remove(name);
+  response.trailers.clear();
+  return {};
 }
 
 net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net::ResponseHead head) {
@@ -397,9 +515,10 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
   const bool good = head.status / 100 == 2;
   const auto type = head.headers.get("content-type");
   const auto length = head.headers.get("content-length");
-  const bool is_events = type && type->starts_with("text/event-stream");
+  // An event of ours has no place in a compressed stream.
+  const bool is_events = type && type->starts_with("text/event-stream") && !head.headers.has("content-encoding");
   const bool open_ended = !length;
-  net::ResponseHead relayed{head.status, headers_of(head, worker)};
+  net::ResponseHead relayed{head.status, headers_of(head, worker), head.reason};
   if (length) relayed.headers.set("Content-Length", std::string(*length));
   for (const auto& [name, value] : answer_headers_) relayed.headers.add(name, value);
   if (good) {
@@ -409,12 +528,18 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
   }
   end_.status = head.status;
   phase("first_byte");
+  const Duration keepalive =
+      is_events && open_ended ? std::chrono::seconds(context_.options.sse_keepalive_secs) : Duration::zero();
   auto sent = co_await client_.start(std::move(relayed));
   Tail tail;
   while (sent.ok() && !gone_ && part.ok() && !part->empty()) {
     tail.append(*part);
+    writing_ = true;
     sent = co_await client_.write(*part);
-    if (sent.ok() && !gone_) part = co_await upstream.connection->read_some();
+    writing_ = false;
+    if (!sent.ok() || gone_) break;
+    if (keepalive > Duration::zero() && ends_event(tail.text())) co_await keep_alive(upstream, keepalive);
+    if (!gone_) part = co_await upstream.connection->read_some();
   }
   if (!sent.ok() || gone_) {
     gone_ = true;
@@ -422,12 +547,14 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
     co_return std::nullopt;
   }
   if (!part.ok()) {
-    const bool whole_events = tail.text().ends_with("\n\n");
+    const bool whole_events = ends_event(tail.text());
     const Error error = std::move(part).error();
     if (is_events && open_ended && !whole_events) sent = co_await client_.write("\n\n");
     co_await break_off(upstream, error, is_events && open_ended);
     co_return std::nullopt;
   }
+  at_work_ = false;
+  client_.set_trailers(upstream.connection->trailers());
   upstream.judge(classify(head.status, head.headers));
   if (good) learn(tail.text(), upstream);
   upstream.release();
@@ -436,6 +563,19 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
   const auto finished = co_await client_.finish();
   if (!finished.ok()) gone_ = true;
   co_return std::nullopt;
+}
+
+// Waits for the worker between two events. One that says nothing for that long is spoken for by a comment, which every
+// reader of events skips.
+net::Task<> Exchange::keep_alive(Upstream& upstream, Duration after) {
+  while (!gone_ && !timed_out_) {
+    const bool news = co_await upstream.connection->wait_some(after);
+    if (news || gone_ || timed_out_) co_return;
+    writing_ = true;
+    const auto sent = co_await client_.write(": keep-alive\n\n");
+    writing_ = false;
+    if (!sent.ok()) gone_ = true;
+  }
 }
 
 // The worker broke in the middle of a stream. The client must not take what it has for a whole answer: a stream of
@@ -449,7 +589,9 @@ net::Task<> Exchange::break_off(Upstream& upstream, const Error& error, bool wit
     client_.abort();
     co_return;
   }
-  const std::string event = stream_error_event(fmt::format("the connection to worker {} broke", failure.worker_id));
+  const std::string event = stream_error_event(
+      failure.error.code == ErrorCode::kTimeout ? failure.error.message
+                                                : fmt::format("the connection to worker {} broke", failure.worker_id));
   const auto written = co_await client_.write(event);
   if (written.ok()) co_await client_.finish();
 }
@@ -464,6 +606,7 @@ bool Exchange::others_left() {
 std::optional<Duration> Exchange::pause_before_retry(const Failure& failure) {
   note(failure.answer ? fmt::format("attempt {}: status {}", attempts_, failure.answer->status)
                       : fmt::format("attempt {}: {}", attempts_, failure.error.message));
+  if (timed_out_) return std::nullopt;
   if (attempts_ >= context_.retry.attempts) {
     if (attempts_ > 1) series().retries_exhausted.add();
     return std::nullopt;
@@ -482,13 +625,14 @@ std::optional<Duration> Exchange::pause_before_retry(const Failure& failure) {
 }
 
 net::Task<> Exchange::give_up(Failure failure) {
-  if (failure.worker_id.empty() && last_answer_) failure.answer = std::move(last_answer_);
+  const bool too_late = !failure.answer && failure.error.code == ErrorCode::kTimeout;
+  if (failure.worker_id.empty() && last_answer_ && !too_late) failure.answer = std::move(last_answer_);
   if (failure.answer) {
     co_await answer(std::move(*failure.answer));
+  } else if (too_late) {
+    co_await fail(504, "call_upstream_timeout", failure.error.message);
   } else if (failure.worker_id.empty()) {
     co_await fail(503, "no_available_workers", failure.error.message);
-  } else if (failure.error.code == ErrorCode::kTimeout) {
-    co_await fail(504, "call_upstream_timeout", fmt::format("worker {} did not answer in time", failure.worker_id));
   } else {
     co_await fail(502, "call_upstream_connection_failed",
                   fmt::format("the connection to worker {} failed", failure.worker_id));

@@ -11,6 +11,7 @@
 #include "gateway/context.h"
 #include "gateway/loop_state.h"
 #include "gateway/outcome.h"
+#include "gateway/rerank.h"
 #include "gateway/usage.h"
 #include "net/server.h"
 #include "net/stream.h"
@@ -43,11 +44,15 @@ class Exchange {
     std::string worker_id;  // empty = there was no worker to ask
   };
   static Failure no_worker();
+  Failure out_of_time() const;
   static Failure failure_with(net::Response answer, Outcome outcome, std::optional<Duration> retry_after,
                               const Worker& worker);
   using MaybeFailure = std::optional<Failure>;  // none: the client has its answer, or has left
 
   net::Task<> serve();
+  void interrupt();
+  std::shared_ptr<Exchange*> arm_total(std::optional<net::Timer>& timer);
+  void abort_at_worker();
   net::Task<bool> admit(Admission::Slot& slot);
   net::Task<bool> wait_for_slot(std::shared_ptr<Admission::Waiter> waiter, std::shared_ptr<net::Timer> timer);
   net::Task<bool> read_request();
@@ -59,7 +64,9 @@ class Exchange {
   std::optional<Choice> choose_once();
   net::Task<MaybeFailure> relay(Upstream& upstream, net::ResponseHead head);
   net::Task<MaybeFailure> relay_whole(Upstream& upstream, net::ResponseHead head);
+  Result<void> rebuild_rerank(net::Response& response);
   net::Task<MaybeFailure> relay_stream(Upstream& upstream, net::ResponseHead head);
+  net::Task<> keep_alive(Upstream& upstream, Duration after);
   net::Task<> break_off(Upstream& upstream, const Error& error, bool with_event);
 
   // How long to pause before the next attempt; none = there is to be none.
@@ -91,18 +98,23 @@ class Exchange {
   BodyFacts facts_;
   std::string_view routing_key_, identity_;  // of the client's head
   std::optional<uint64_t> target_;
-  int64_t prompt_tokens_ = 0;  // estimate
-  double matched_share_ = 0;   // of the prompt that the chosen worker is believed to hold
+  int64_t prompt_tokens_ = 0;        // estimate
+  double matched_share_ = 0;         // of the prompt that the chosen worker is believed to hold
+  std::optional<RerankAsk> rerank_;  // of a rerank request
   RequestSeries* series_ = nullptr;
   bool counted_ = false;
 
   int64_t attempts_ = 0;
   int64_t pauses_ = 0;
   std::vector<uint32_t> tried_;
+  WorkerPtr asked_;                           // last
+  bool at_work_ = false;                      // it has the request and has not finished with it
   std::optional<net::Response> last_answer_;  // of a worker that was asked before
 
   // What a client that leaves interrupts.
   bool gone_ = false;
+  bool timed_out_ = false;  // --total-timeout-secs
+  bool writing_ = false;    // a part of a stream, to a client that may not read
   net::ClientExchange* upstream_ = nullptr;
   net::Timer* waiting_ = nullptr;
 

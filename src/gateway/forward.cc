@@ -1,17 +1,31 @@
 #include "gateway/forward.h"
 
+#include <algorithm>
+
 namespace sluice::gateway {
 namespace {
 
-bool is_forwarded(std::string_view name) {
-  constexpr std::string_view kForwarded[] = {"content-type", "accept",     "x-request-id",     "x-correlation-id",
-                                             "traceparent",  "tracestate", "x-smg-routing-key"};
-  for (const auto forwarded : kForwarded) {
-    if (net::iequals(name, forwarded)) return true;
-  }
-  constexpr std::string_view kPrefix = "x-request-id-";
-  return name.size() > kPrefix.size() && net::iequals(name.substr(0, kPrefix.size()), kPrefix);
+// Whoever writes the head upstream decides these: the client that sends it (Host, Content-Length), the server that
+// answered "100 Continue" already (Expect), or the rule for keys (Authorization).
+bool is_decided_here(std::string_view name) {
+  constexpr std::string_view kNames[] = {"host", "content-length", "expect", "authorization", "http2-settings"};
+  return std::ranges::any_of(kNames, [&](std::string_view known) { return net::iequals(known, name); });
 }
+
+// Fields that say something about one connection, and those that its Connection field names.
+class ConnectionFields {
+ public:
+  explicit ConnectionFields(const net::Headers& headers) : headers_(headers), has_list_(headers.has("connection")) {}
+  bool contains(std::string_view name) const {
+    // What follows a body is passed on, and so is its announcement.
+    if (net::iequals(name, "trailer")) return false;
+    return net::is_hop_by_hop(name) || (has_list_ && headers_.has_token("connection", name));
+  }
+
+ private:
+  const net::Headers& headers_;
+  const bool has_list_;
+};
 
 }  // namespace
 
@@ -19,8 +33,21 @@ net::RequestHead upstream_head(const net::RequestHead& client, const Worker& wor
   net::RequestHead head;
   head.method = client.method;
   head.target = client.target;
+  const std::string_view path = client.path();
+  const bool is_rerank = path == "/rerank" || path == "/v1/rerank";
+  if (path == "/rerank") head.target.insert(0, "/v1");
+  const ConnectionFields of_connection(client.headers);
   for (const auto& [name, value] : client.headers) {
-    if (is_forwarded(name)) head.headers.add(name, value);
+    // The body goes out whole, with its length: there is nothing that a trailer could follow.
+    bool goes = !of_connection.contains(name) && !is_decided_here(name) && !net::iequals(name, "trailer");
+    // Its answer is read here.
+    if (is_rerank && net::iequals(name, "accept-encoding")) goes = false;
+    if (goes) head.headers.add(name, value);
+  }
+  if (client.headers.has_token("te", "trailers")) {
+    // Trailers are relayed, so the client's wish for them holds for this connection too (RFC 9110, 10.1.4).
+    head.headers.add("TE", "trailers");
+    head.headers.add("Connection", "TE");
   }
   if (has_body && !head.headers.has("content-type")) head.headers.add("Content-Type", "application/json");
   if (!worker.api_key.empty()) {
@@ -33,8 +60,11 @@ net::RequestHead upstream_head(const net::RequestHead& client, const Worker& wor
 
 net::Headers relayed_headers(const net::Headers& headers, const net::Headers& ours) {
   net::Headers relayed;
+  const ConnectionFields of_connection(headers);
   for (const auto& [name, value] : headers) {
-    if (net::is_hop_by_hop(name) || net::iequals(name, "content-length") || ours.has(name)) continue;
+    if (of_connection.contains(name) || net::iequals(name, "content-length")) continue;
+    // Both answers may depend on something: a list of names, to which each adds its own.
+    if (ours.has(name) && !net::iequals(name, "vary")) continue;
     relayed.add(name, value);
   }
   return relayed;

@@ -1,4 +1,5 @@
-// What of a head goes on to the other side (gateway-reference.md 3.4, 1.1).
+// What of a message goes on, in both directions (gateway-reference.md 3.4, 1.1): everything but what belongs to one of
+// the two connections.
 #pragma once
 
 #include "gateway/fleet.h"
@@ -6,8 +7,8 @@
 
 namespace sluice::gateway {
 
-// The head that the worker gets: the client's method and target, the headers of an allow-list, and exactly one
-// Authorization: the worker's key if it has one, else the client's.
+// The head that the worker gets: the client's method, target and headers, without those of its connection, and exactly
+// one Authorization: the worker's key if it has one, else the client's.
 net::RequestHead upstream_head(const net::RequestHead& client, const Worker& worker, bool has_body);
 
 // Of a worker's answer everything but what belongs to its connection, and what `ours` says already.

@@ -22,16 +22,40 @@ class ForwardTest : public ::testing::Test {
   net::RequestHead head_{.method = "POST", .target = "/generate?x=1"};
 };
 
-TEST_F(ForwardTest, SendsTheAllowListOnly) {
-  head_.headers = {{"Host", "gateway"},         {"Cookie", "a=b"},          {"X-Request-Id", "r"},
-                   {"x-request-id-extra", "e"}, {"traceparent", "t"},       {"X-Forwarded-For", "1.2.3.4"},
-                   {"Connection", "close"},     {"Content-Type", "text/x"}, {"X-SMG-Routing-Key", "k"}};
+TEST_F(ForwardTest, SendsAllButWhatBelongsToTheConnection) {
+  head_.headers = {{"Host", "gateway"},
+                   {"Cookie", "a=b"},
+                   {"X-Request-Id", "r"},
+                   {"Content-Length", "7"},
+                   {"traceparent", "t"},
+                   {"X-Forwarded-For", "1.2.3.4"},
+                   {"Connection", "x-hop, TE"},
+                   {"Content-Type", "text/x"},
+                   {"X-SMG-Routing-Key", "k"},
+                   {"X-Hop", "1"},
+                   {"TE", "gzip"},
+                   {"Expect", "100-continue"},
+                   {"Trailer", "X-End"},
+                   {"Upgrade", "websocket"},
+                   {"Transfer-Encoding", "chunked"},
+                   {"Accept-Encoding", "gzip"},
+                   {"Proxy-Connection", "1"},
+                   {"HTTP2-Settings", "AAA"}};
   const auto sent = upstream_head(head_, *worker(), true);
   EXPECT_EQ(sent.target, "/generate?x=1");
-  EXPECT_EQ(sent.headers.size(), 5u);
-  for (const char* name : {"x-request-id", "x-request-id-extra", "traceparent", "content-type", "x-smg-routing-key"}) {
+  EXPECT_EQ(sent.headers.size(), 7u);
+  for (const char* name : {"cookie", "x-request-id", "traceparent", "x-forwarded-for", "content-type",
+                           "x-smg-routing-key", "accept-encoding"}) {
     EXPECT_TRUE(sent.headers.has(name)) << name;
   }
+}
+
+TEST_F(ForwardTest, AWishForTrailersIsPassedOn) {
+  head_.headers = {{"TE", "gzip, trailers"}, {"Connection", "TE"}};
+  const auto sent = upstream_head(head_, *worker(), false);
+  EXPECT_EQ(sent.headers.size(), 2u);
+  EXPECT_EQ(sent.headers.get("te"), "trailers");
+  EXPECT_EQ(sent.headers.get("connection"), "TE");
 }
 
 TEST_F(ForwardTest, SendsExactlyOneAuthorization) {
@@ -51,12 +75,15 @@ TEST_F(ForwardTest, ABodyHasAType) {
 
 TEST_F(ForwardTest, RelaysEverythingButWhatBelongsToTheConnection) {
   const net::Headers from_worker = {{"Content-Type", "a"},        {"Set-Cookie", "1"},        {"Set-Cookie", "2"},
-                                    {"Connection", "x"},          {"Transfer-Encoding", "c"}, {"Content-Length", "9"},
-                                    {"Content-Encoding", "gzip"}, {"X-Request-Id", "theirs"}};
-  const auto relayed = relayed_headers(from_worker, {{"x-request-id", "ours"}});
-  EXPECT_EQ(relayed.size(), 4u);
+                                    {"Connection", "x-hop"},      {"Transfer-Encoding", "c"}, {"Content-Length", "9"},
+                                    {"Content-Encoding", "gzip"}, {"X-Request-Id", "theirs"}, {"X-Hop", "1"},
+                                    {"Vary", "accept-encoding"},  {"Trailer", "X-End"}};
+  const auto relayed = relayed_headers(from_worker, {{"x-request-id", "ours"}, {"Vary", "Origin"}});
+  EXPECT_EQ(relayed.size(), 6u);
   EXPECT_EQ(count(relayed, "set-cookie"), 2);
-  EXPECT_TRUE(relayed.has("content-encoding"));
+  for (const char* name : {"content-type", "content-encoding", "vary", "trailer"}) {
+    EXPECT_TRUE(relayed.has(name)) << name;
+  }
 }
 
 }  // namespace

@@ -1,10 +1,12 @@
 #include "gateway/gateway.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <thread>
 
 #include "gateway/context.h"
 #include "gateway/control.h"
+#include "gateway/health_port.h"
 #include "gateway/loop_state.h"
 #include "gateway/policy/routing_keys.h"
 #include "gateway/router.h"
@@ -16,9 +18,10 @@ namespace sluice::gateway {
 // Members are destroyed from the last to the first: the server before what its handlers use.
 class Gateway::Impl {
  public:
-  Impl(const GatewayOptions& options, std::vector<double> buckets, const Clock& clock)
+  Impl(const GatewayOptions& options, Gatekeeper gatekeeper, std::vector<double> buckets, const Clock& clock)
       : loops(static_cast<int>(options.runtime_worker_threads), "gateway"),
-        context(options, std::move(buckets), clock) {
+        context(options, std::move(buckets), clock),
+        router(context, std::move(gatekeeper), states) {
     for (size_t i = 0; i < loops.size(); ++i) {
       const net::ClientOptions client{.idle_timeout = std::chrono::seconds(options.upstream_pool_idle_timeout_secs)};
       states.push_back(std::make_unique<LoopState>(loops[i], client, context.metrics, options.policy));
@@ -29,6 +32,7 @@ class Gateway::Impl {
     context.draining = true;
     refresh.reset();
     exposition.reset();
+    health.reset();
     server.reset();
     control.stop();
     loops.stop();
@@ -44,6 +48,9 @@ class Gateway::Impl {
     refresh = context.metrics.before_render([this] { set_gauges(); });
     SLUICE_TRY(exposition, obs::ExpositionServer::start(context.metrics, options.prometheus_host,
                                                         static_cast<uint16_t>(options.prometheus_port)));
+    if (options.health_check_port) {
+      SLUICE_TRY(health, HealthPort::start(context, options.host, static_cast<uint16_t>(*options.health_check_port)));
+    }
     server = std::make_unique<net::Server>(loops, serving,
                                            [this](net::ServerExchange& client) { return router.handle(client); });
     SLUICE_TRY(port, server->listen(options.host, static_cast<uint16_t>(options.port)));
@@ -103,8 +110,9 @@ class Gateway::Impl {
   Context context;
   std::vector<std::unique_ptr<LoopState>> states;
   Control control{context};
-  Router router{context, states};
+  Router router;
   std::unique_ptr<obs::ExpositionServer> exposition;
+  std::unique_ptr<HealthPort> health;
   std::shared_ptr<void> refresh;
   std::unique_ptr<net::Server> server;
   uint16_t port = 0;
@@ -113,7 +121,9 @@ class Gateway::Impl {
 Result<std::unique_ptr<Gateway>> Gateway::start(const GatewayOptions& options, const Clock& clock) {
   SLUICE_TRY_VOID(validate(options));
   SLUICE_TRY(auto buckets, duration_buckets(options));
-  std::unique_ptr<Gateway> gateway(new Gateway(std::make_unique<Impl>(options, std::move(buckets), clock)));
+  SLUICE_TRY(auto gatekeeper, Gatekeeper::from(options, std::getenv("CONTROL_PLANE_API_KEYS")));
+  std::unique_ptr<Gateway> gateway(
+      new Gateway(std::make_unique<Impl>(options, std::move(gatekeeper), std::move(buckets), clock)));
   SLUICE_TRY_VOID(gateway->impl_->start());
   return gateway;
 }
@@ -122,6 +132,7 @@ Gateway::Gateway(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Gateway::~Gateway() = default;
 
 uint16_t Gateway::port() const { return impl_->port; }
+uint16_t Gateway::health_port() const { return impl_->health == nullptr ? 0 : impl_->health->port(); }
 uint16_t Gateway::metrics_port() const { return impl_->exposition->port(); }
 obs::Metrics& Gateway::metrics() { return impl_->context.metrics; }
 

@@ -25,6 +25,8 @@ class Gateway {
   ~Gateway();
 
   uint16_t port() const;
+  // Port of --health-check-port; 0 without it.
+  uint16_t health_port() const;
   // Port of the Prometheus endpoint.
   uint16_t metrics_port() const;
   obs::Metrics& metrics();

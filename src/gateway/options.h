@@ -15,6 +15,7 @@ struct GatewayOptions {
   int64_t port;
   int64_t runtime_worker_threads;
   std::optional<std::string> api_key;
+  StringList control_plane_api_keys;
   StringList cors_allowed_origins;
   StringList request_id_headers;
   bool expose_worker_header;
@@ -26,7 +27,9 @@ struct GatewayOptions {
 
   StringList worker_urls;
   int64_t worker_startup_timeout_secs;
+  int64_t worker_startup_delay;
   int64_t worker_startup_check_interval;
+  bool remove_unhealthy_workers;
   int64_t drain_settle_secs;
   int64_t min_ready_workers;
   int64_t load_monitor_interval;
@@ -57,17 +60,24 @@ struct GatewayOptions {
   int64_t health_check_timeout_secs;
   int64_t health_failure_threshold;
   int64_t health_success_threshold;
+  std::optional<int64_t> health_check_port;
   bool disable_health_check;
 
   int64_t request_timeout_secs;
   int64_t connect_timeout_secs;
   std::optional<int64_t> response_head_timeout_secs;
   std::optional<int64_t> stream_idle_timeout_secs;
+  int64_t total_timeout_secs;
+  int64_t sse_keepalive_secs;
+  bool abort_on_disconnect;
   int64_t upstream_pool_idle_timeout_secs;
 
   int64_t max_concurrent_requests;
   int64_t queue_size;
   int64_t queue_timeout_secs;
+
+  int64_t rl_control_timeout_secs;
+  int64_t rl_fanout_concurrency;
 
   int64_t retry_max_retries;
   int64_t retry_initial_backoff_ms;

@@ -21,7 +21,9 @@ constexpr Proxied kProxied[] = {
     {"/v1/completions", Endpoint::kCompletions, "cmpl-"},
     {"/v1/embeddings", Endpoint::kEmbeddings, "req-"},
     {"/v1/classify", Endpoint::kOther, "req-"},
-    {"/v1/responses", Endpoint::kOther, "resp-"},
+    {"/v1/rerank", Endpoint::kRerank, "req-"},
+    {"/rerank", Endpoint::kRerank, "req-"},
+    {"/v1/responses", Endpoint::kResponses, "resp-"},
     {"/v1/messages", Endpoint::kOther, "msg_"},
     {"/v1/score", Endpoint::kOther, "req-"},
     {"/encode", Endpoint::kOther, "req-"},
@@ -47,17 +49,13 @@ std::string_view known_method(std::string_view method) {
   return kOther;
 }
 
-// Takes the same time wherever two texts of equal length differ.
-bool same_secret(std::string_view a, std::string_view b) {
-  unsigned char difference = a.size() == b.size() ? 0 : 1;
-  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) difference |= static_cast<unsigned char>(a[i] ^ b[i]);
-  return difference == 0;
-}
-
 }  // namespace
 
-Router::Router(Context& context, std::vector<std::unique_ptr<LoopState>>& loops)
-    : context_(context), loops_(loops), active_(context.metrics.gauge("smg_http_connections_active")) {}
+Router::Router(Context& context, Gatekeeper gatekeeper, std::vector<std::unique_ptr<LoopState>>& loops)
+    : context_(context),
+      gatekeeper_(std::move(gatekeeper)),
+      loops_(loops),
+      active_(context.metrics.gauge("smg_http_connections_active")) {}
 
 LoopState& Router::state_of(net::EventLoop& loop) {
   const auto at = std::find_if(loops_.begin(), loops_.end(), [&](const auto& state) { return &state->loop == &loop; });
@@ -112,10 +110,8 @@ net::Task<> Router::handle(net::ServerExchange& client) {
   Exchange::End end;
   net::Response response;
   bool answered_by_exchange = false;
-  const bool is_public = admin != nullptr && admin->is_public;
   const std::string_view methods = proxied != nullptr ? "POST" : admin != nullptr ? admin->methods : "";
-  const auto authorization = head.headers.get("authorization");
-  const auto& key = context_.options.api_key;
+  std::optional<net::Response> refusal = gatekeeper_.refuse(admin != nullptr ? admin->access : Access::kServing, head);
   if (head.method == "OPTIONS" && head.headers.has("access-control-request-method")) {
     response.status = 200;
     const bool any = context_.options.cors_allowed_origins.empty();
@@ -127,16 +123,16 @@ net::Task<> Router::handle(net::ServerExchange& client) {
   } else if (methods.find(head.method) == std::string_view::npos) {
     response = error_response(405, "method_not_allowed", fmt::format("{} takes {}", label, methods));
     response.headers.add("Allow", std::string(methods));
-  } else if (key && !is_public &&
-             !(authorization && authorization->starts_with("Bearer ") && same_secret(authorization->substr(7), *key))) {
-    response.status = 401;
-    response.headers.add("WWW-Authenticate", "Bearer");
+  } else if (refusal) {
+    response = std::move(*refusal);
   } else if (proxied != nullptr) {
     Exchange exchange(context_, loop, client, proxied->endpoint, proxied->path, std::move(id), extra);
     end = co_await exchange.run();
     answered_by_exchange = true;
   } else {
-    auto body = co_await client.read_body(size_t{1} << 20);
+    constexpr size_t kSmallBody = size_t{1} << 20;
+    const auto limit = static_cast<size_t>(context_.options.max_payload_size);
+    auto body = co_await client.read_body(admin->large_body ? limit : std::min(limit, kSmallBody));
     if (body.ok()) {
       AdminCall call{context_, loop, head, path, std::move(body).value()};
       response = co_await answer_admin(call);
@@ -149,7 +145,13 @@ net::Task<> Router::handle(net::ServerExchange& client) {
   if (!answered_by_exchange) {
     end.status = response.status;
     end.error_code = std::string(response.headers.get("X-SMG-Error-Code").value_or(""));
-    for (const auto& [name, value] : extra) response.headers.add(name, value);
+    for (const auto& [name, value] : extra) {
+      if (net::iequals(name, "vary")) {
+        response.headers.add(name, value);
+      } else {
+        response.headers.set(name, value);
+      }
+    }
     const auto sent = co_await client.respond(std::move(response));
     if (!sent.ok()) end.status = 0;
   }

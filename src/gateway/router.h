@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "gateway/access.h"
 #include "gateway/context.h"
 #include "gateway/loop_state.h"
 #include "net/server.h"
@@ -13,7 +14,7 @@ namespace sluice::gateway {
 class Router {
  public:
   // Both outlive this. `loops` has one entry per loop of the server.
-  Router(Context& context, std::vector<std::unique_ptr<LoopState>>& loops);
+  Router(Context& context, Gatekeeper gatekeeper, std::vector<std::unique_ptr<LoopState>>& loops);
   net::Task<> handle(net::ServerExchange& client);
 
  private:
@@ -22,6 +23,7 @@ class Router {
   void add_cors(const net::RequestHead& head, net::Headers& headers) const;
 
   Context& context_;
+  const Gatekeeper gatekeeper_;
   std::vector<std::unique_ptr<LoopState>>& loops_;
   obs::Gauge active_;
 };

@@ -189,7 +189,9 @@ class Exchange final : public ClientExchange {
 
   Task<Result<ResponseHead>> read_head() override;
   Task<Result<std::string_view>> read_some() override;
+  Task<bool> wait_some(Duration quiet) override;
   Task<Result<std::string>> read_all(size_t limit) override;
+  const Headers& trailers() const override { return trailers_; }
   bool answered() const override { return answered_; }
   bool reused() const override { return reused_; }
   void close() override {
@@ -219,6 +221,14 @@ class Exchange final : public ClientExchange {
   bool head_read_ = false;
   bool keep_ = false;
   bool failed_ = false;
+  Headers trailers_;
+  Duration waited_{};  // for the next bytes of the body, by wait_some()
+
+  // What is left of the time that the other side may be silent; zero = no bound.
+  Duration silence_left() const {
+    if (timeouts_.silence <= Duration::zero()) return Duration::zero();
+    return std::max<Duration>(timeouts_.silence - waited_, std::chrono::nanoseconds(1));
+  }
 };
 
 void Exchange::release(bool keep) {
@@ -447,16 +457,32 @@ Task<Result<std::string_view>> Exchange::read_some() {
       }
       if (status == MessageParser::Status::kDone) break;
     }
-    connection->set_deadline(timeouts_.silence);
+    connection->set_deadline(silence_left());
     const Io io = co_await connection->read_more();
     connection->set_deadline(Duration::zero());
+    waited_ = Duration::zero();
     if (io == Io::kOk) continue;
     if (io == Io::kEnd && !closed_ && parser.end_of_stream()) break;
     failed_ = true;
     co_return failure(closed_ ? Io::kCancelled : io, "reading the response body", timeouts_.silence);
   }
+  trailers_ = std::move(parser.trailers());
   release(true);
   co_return std::string_view();
+}
+
+Task<bool> Exchange::wait_some(Duration quiet) {
+  const auto connection = connection_;
+  const bool waits = held_ && connection != nullptr && !closed_ && !failed_ && head_read_ &&
+                     !connection->parser.done() && connection->unread_size() == 0;
+  if (!waits) co_return true;
+  const bool quiet_ends_first = timeouts_.silence <= Duration::zero() || quiet < silence_left();
+  const Duration bound = quiet_ends_first ? quiet : silence_left();
+  connection->set_deadline(bound);
+  const Io io = co_await connection->read_more();
+  connection->set_deadline(Duration::zero());
+  waited_ = io == Io::kTimeout ? waited_ + bound : Duration::zero();
+  co_return io != Io::kTimeout || !quiet_ends_first;
 }
 
 Task<Result<std::string>> Exchange::read_all(size_t limit) {
@@ -530,6 +556,8 @@ Task<Result<Response>> Client::fetch(const Url& url, std::string method, std::st
     response.status = answer->status;
     response.headers = std::move(answer->headers);
     response.body = std::move(*whole);
+    response.reason = std::move(answer->reason);
+    response.trailers = exchange->trailers();
     co_return std::move(response);
   }
 }

@@ -31,8 +31,13 @@ class ClientExchange {
   virtual Task<Result<ResponseHead>> read_head() = 0;
   // The next decoded bytes of the body as they arrived; empty = end of the body. The view is valid until the next call.
   virtual Task<Result<std::string_view>> read_some() = 0;
+  // Waits for something to read: false when `quiet` has passed without it, and nothing is lost. The silence between two
+  // reads of the body goes on meanwhile.
+  virtual Task<bool> wait_some(Duration quiet) = 0;
   // The rest of the body. kTooLarge over `limit`.
   virtual Task<Result<std::string>> read_all(size_t limit = 64 << 20) = 0;
+  // What followed a chunked body; there once the end of the body was read.
+  virtual const Headers& trailers() const = 0;
 
   // True once a byte of the answer arrived.
   virtual bool answered() const = 0;

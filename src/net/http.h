@@ -59,6 +59,7 @@ std::string percent_decode(std::string_view text);
 struct ResponseHead {
   int status = 200;
   Headers headers;
+  std::optional<std::string> reason = std::nullopt;  // as the other side sent it; none = the usual one of the status
 };
 
 // A response whose body is at hand.
@@ -66,6 +67,8 @@ struct Response {
   int status = 200;
   Headers headers;
   std::string body;
+  std::optional<std::string> reason = std::nullopt;
+  Headers trailers = {};  // after a chunked body; a client of HTTP/1.0 does not get them
 
   static Response text(int status, std::string body);
   static Response json(int status, std::string body);

@@ -169,6 +169,7 @@ class Connection final : public Stream, public ServerExchange {
   Task<Result<void>> start(ResponseHead head) override;
   Task<Result<void>> write(std::string_view bytes) override;
   Task<Result<void>> finish() override;
+  void set_trailers(Headers trailers) override { trailers_ = std::move(trailers); }
   bool started() const override { return answer_ != Answer::kNone; }
   void abort() override;
   void on_client_gone(std::function<void()> callback) override;
@@ -182,7 +183,7 @@ class Connection final : public Stream, public ServerExchange {
   Task<bool> discard_body();
   Task<> linger();
   Task<Result<void>> send(std::span<iovec> parts);
-  void begin_head(int status);
+  void begin_head(int status, const std::optional<std::string>& reason);
   void end_head();
   void flush_head();
 
@@ -215,8 +216,9 @@ class Connection final : public Stream, public ServerExchange {
   bool chunked_ = false;
   bool no_body_ = false;
   std::optional<uint64_t> promised_;  // bytes of Content-Length still to be written
-  std::string out_;                   // the head, until it was sent
-  size_t flushed_ = 0;                // bytes of it that went out already
+  Headers trailers_;
+  std::string out_;     // the head, until it was sent
+  size_t flushed_ = 0;  // bytes of it that went out already
   uint64_t exchange_ = 0;
 };
 
@@ -275,6 +277,7 @@ Task<> Connection::handle() {
   answer_ = Answer::kNone;
   chunked_ = no_body_ = false;
   promised_.reset();
+  trailers_.clear();
   out_.clear();
   keep_ = parser_.keep_alive();
   expects_continue_ = false;
@@ -388,13 +391,17 @@ Task<Result<std::string>> Connection::read_body(size_t limit) {
   co_return whole;
 }
 
-void Connection::begin_head(int status) {
+void Connection::begin_head(int status, const std::optional<std::string>& reason) {
   flushed_ = 0;
   out_.clear();
   out_.append("HTTP/1.1 ");
   fmt::format_int number(status);
   out_.append(number.data(), number.size()).push_back(' ');
-  out_.append(reason_phrase(status)).append("\r\n");
+  // Control characters become spaces: no phrase can end its line.
+  for (const char c : reason ? std::string_view(*reason) : reason_phrase(status)) {
+    out_.push_back(static_cast<unsigned char>(c) < ' ' ? ' ' : c);
+  }
+  out_.append("\r\n");
 }
 
 void Connection::end_head() {
@@ -419,24 +426,31 @@ Task<Result<void>> Connection::send(std::span<iovec> parts) {
 Task<Result<void>> Connection::respond(Response response) {
   if (answer_ != Answer::kNone) co_return Error{ErrorCode::kInternal, "the request was answered already"};
   answer_ = Answer::kDone;
-  begin_head(response.status);
+  begin_head(response.status, response.reason);
   for (const auto& [name, value] : response.headers) {
     if (!is_framing_field(name)) append_field(out_, name, value);
   }
   const bool bodiless = response.status / 100 == 1 || response.status == 204 || response.status == 304;
-  if (!bodiless) {
+  const bool has_trailers = !response.trailers.empty() && !bodiless && request_.minor_version >= 1;
+  std::string chunk_size, end;
+  if (has_trailers) {
+    out_.append("Transfer-Encoding: chunked\r\n");
+    if (!response.body.empty()) chunk_size = fmt::format("{:x}\r\n", response.body.size());
+    end = (response.body.empty() ? "" : "\r\n") + last_chunk(response.trailers);
+  } else if (!bodiless) {
     fmt::format_int length(response.body.size());
     out_.append("Content-Length: ").append(length.data(), length.size()).append("\r\n");
   }
   end_head();
-  iovec parts[] = {part(out_), part(bodiless || head_only() ? std::string_view() : std::string_view(response.body))};
+  if (bodiless || head_only()) response.body = chunk_size = end = {};
+  iovec parts[] = {part(out_), part(chunk_size), part(response.body), part(end)};
   co_return co_await send(parts);
 }
 
 Task<Result<void>> Connection::start(ResponseHead head) {
   if (answer_ != Answer::kNone) co_return Error{ErrorCode::kInternal, "the request was answered already"};
   answer_ = Answer::kStreaming;
-  begin_head(head.status);
+  begin_head(head.status, head.reason);
   for (const auto& [name, value] : head.headers) {
     if (!is_framing_field(name)) append_field(out_, name, value);
   }
@@ -512,7 +526,8 @@ Task<Result<void>> Connection::finish() {
   const std::string head = std::exchange(out_, {});
   const auto unsent = std::string_view(head).substr(std::exchange(flushed_, 0));
   answer_ = Answer::kDone;
-  iovec parts[] = {part(unsent), part(chunked_ ? "0\r\n\r\n" : "")};
+  const std::string end = chunked_ ? last_chunk(trailers_) : std::string();
+  iovec parts[] = {part(unsent), part(end)};
   co_return co_await send(parts);
 }
 

@@ -34,7 +34,7 @@ class ServerExchange {
   // Content-Length before a byte is read); kTimeout, kReset, kProtocol.
   virtual Task<Result<std::string>> read_body(size_t limit) = 0;
 
-  // A complete answer, in one write. Content-Length is set here.
+  // A complete answer, in one write. Content-Length is set here; an answer with trailers is chunked instead.
   virtual Task<Result<void>> respond(Response response) = 0;
 
   // A streamed answer. The body is chunked, or until close for HTTP/1.0, unless the head carries Content-Length.
@@ -42,6 +42,8 @@ class ServerExchange {
   // Sent at once; returns when the kernel took it (back-pressure: the caller stops reading its source meanwhile).
   virtual Task<Result<void>> write(std::string_view bytes) = 0;
   virtual Task<Result<void>> finish() = 0;
+  // Before finish(): what goes after the body if that is chunked; else it is dropped.
+  virtual void set_trailers(Headers trailers) = 0;
   virtual bool started() const = 0;
 
   // Drops the connection after what was written. For a stream that broke in the middle.

@@ -46,8 +46,9 @@ class HeadParser final : public http::basic_parser<isRequest> {
     request_->target.assign(target.data(), target.size());
     minor_version = version % 10;
   }
-  void on_response_impl(int code, BeastView, int version, BeastError&) override {
+  void on_response_impl(int code, BeastView reason, int version, BeastError&) override {
     response_->status = code;
+    response_->reason.emplace(reason.data(), reason.size());
     minor_version = version % 10;
   }
   void on_field_impl(http::field field, BeastView name, BeastView value, BeastError&) override {
@@ -114,6 +115,8 @@ void MessageParser::reset(bool no_body) {
   chunk_ = Chunk::kSize;
   size_digits_ = 0;
   trailer_bytes_ = 0;
+  trailer_line_.clear();
+  trailers_.clear();
   request_.headers.clear();
   response_.headers.clear();
   keep_alive_ = chunked_ = false;
@@ -160,6 +163,9 @@ MessageParser::Status MessageParser::accept_head(std::string_view head) {
   const HeadFacts facts =
       kind_ == Kind::kRequest ? read_head<true>(head, &request_, nullptr) : read_head<false>(head, nullptr, &response_);
   const auto& error = facts.error;
+  if (error == http::error::bad_version && head.starts_with("PRI * HTTP/2")) {
+    return fail(505, ErrorCode::kProtocol, "HTTP/2 is not spoken here: use HTTP/1.1");
+  }
   if (error == http::error::bad_version) {
     return fail(505, ErrorCode::kProtocol, "the protocol version is neither HTTP/1.1 nor HTTP/1.0");
   }
@@ -251,8 +257,8 @@ MessageParser::Status MessageParser::parse_chunked(char* data, size_t size, size
   return done() ? Status::kDone : Status::kNeedMore;
 }
 
-// One character of the framing of a chunked body (RFC 9112, 7.1). Extensions and trailers are read over. Returns what
-// is wrong with it, or null.
+// One character of the framing of a chunked body (RFC 9112, 7.1). Extensions are read over. Returns what is wrong with
+// it, or null.
 const char* MessageParser::chunk_control(char c) {
   constexpr size_t kMaxExtrasBytes = 16 * 1024;  // extensions of one chunk, or trailers
   switch (chunk_) {
@@ -292,16 +298,23 @@ const char* MessageParser::chunk_control(char c) {
       chunk_ = Chunk::kSize;
       return nullptr;
     case Chunk::kTrailerStart:
-      chunk_ = c == '\r' ? Chunk::kLastLf : Chunk::kTrailer;
       if (c == '\n') return "a trailer line ends without a carriage return";
+      chunk_ = c == '\r' ? Chunk::kLastLf : Chunk::kTrailer;
+      trailer_line_.clear();
+      if (c != '\r') trailer_line_ += c;
       return nullptr;
     case Chunk::kTrailer:
       if (++trailer_bytes_ > kMaxExtrasBytes) return "the trailers are too long";
       if (c == '\n') return "a trailer line ends without a carriage return";
-      if (c == '\r') chunk_ = Chunk::kTrailerLf;
+      if (c == '\r') {
+        chunk_ = Chunk::kTrailerLf;
+      } else {
+        trailer_line_ += c;
+      }
       return nullptr;
     case Chunk::kTrailerLf:
       if (c != '\n') return "a trailer line ends without a line feed";
+      if (!take_trailer()) return "a trailer line is not a field";
       chunk_ = Chunk::kTrailerStart;
       return nullptr;
     case Chunk::kLastLf:
@@ -312,6 +325,24 @@ const char* MessageParser::chunk_control(char c) {
       break;
   }
   return "a chunk is out of order";
+}
+
+// The line as a field; false if it is none.
+bool MessageParser::take_trailer() {
+  const std::string_view line = trailer_line_;
+  const size_t colon = line.find(':');
+  if (colon == 0 || colon == std::string_view::npos) return false;
+  const std::string_view name = line.substr(0, colon);
+  const bool is_token = std::ranges::all_of(name, [](char c) {
+    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+           std::string_view("!#$%&'*+-.^_`|~").find(c) != std::string_view::npos;
+  });
+  if (!is_token) return false;
+  std::string_view value = line.substr(colon + 1);
+  while (!value.empty() && (value.front() == ' ' || value.front() == '\t')) value.remove_prefix(1);
+  while (!value.empty() && (value.back() == ' ' || value.back() == '\t')) value.remove_suffix(1);
+  trailers_.add(std::string(name), std::string(value));
+  return true;
 }
 
 bool MessageParser::end_of_stream() {
@@ -327,6 +358,15 @@ void append_field(std::string& out, std::string_view name, std::string_view valu
     if (static_cast<unsigned char>(out[i]) < ' ' && out[i] != '\t') out[i] = ' ';
   }
   out.append("\r\n");
+}
+
+std::string last_chunk(const Headers& trailers) {
+  std::string out = "0\r\n";
+  for (const auto& [name, value] : trailers) {
+    if (!is_framing_field(name) && !is_hop_by_hop(name)) append_field(out, name, value);
+  }
+  out += "\r\n";
+  return out;
 }
 
 bool is_framing_field(std::string_view name) {

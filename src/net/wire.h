@@ -43,6 +43,8 @@ class MessageParser {
   // After the head was parsed. The caller may move them away.
   RequestHead& request() { return request_; }
   ResponseHead& response() { return response_; }
+  // What followed a chunked body; whole when done().
+  Headers& trailers() { return trailers_; }
   bool done() const { return framing_ == Framing::kDone; }
   bool keep_alive() const { return keep_alive_; }
   bool chunked() const { return chunked_; }
@@ -73,6 +75,7 @@ class MessageParser {
   Status accept_framing(const HeadFacts& facts);
   Status parse_chunked(char* data, size_t size, size_t& used, std::string_view& body);
   const char* chunk_control(char c);
+  bool take_trailer();
 
   // Constant after construction.
   const Kind kind_;
@@ -87,6 +90,8 @@ class MessageParser {
   Chunk chunk_ = Chunk::kSize;
   int size_digits_ = 0;
   size_t trailer_bytes_ = 0;
+  std::string trailer_line_;
+  Headers trailers_;
   RequestHead request_;
   ResponseHead response_;
   bool keep_alive_ = false;
@@ -98,6 +103,9 @@ class MessageParser {
 
 // "Name: value" and CRLF; control characters in the value become spaces, so that no value can end its line.
 void append_field(std::string& out, std::string_view name, std::string_view value);
+
+// The chunk that ends a body, with the trailers; fields that have no business there (RFC 9110, 6.5.1) are left out.
+std::string last_chunk(const Headers& trailers);
 
 // True for the fields that say where a message ends; whoever writes a head decides them itself.
 bool is_framing_field(std::string_view name);

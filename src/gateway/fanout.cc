@@ -1,0 +1,232 @@
+#include "gateway/fanout.h"
+
+#include <algorithm>
+#include <set>
+
+#include "gateway/ask.h"
+#include "gateway/client_json.h"
+#include "gateway/control.h"
+#include "gateway/engine_metrics.h"
+#include "gateway/error_shape.h"
+#include "gateway/forward.h"
+#include "gateway/gather.h"
+#include "obs/exposition.h"
+
+namespace sluice::gateway {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using net::Response;
+using net::Task;
+using Answer = std::optional<Result<Response>>;
+
+constexpr Duration kOrdinary = std::chrono::seconds(45);
+constexpr Duration kProfile = std::chrono::seconds(630);  // it may be told to run for a number of steps
+constexpr Duration kMetrics = std::chrono::seconds(5);
+constexpr size_t kQuoted = 200;  // bytes of a worker's complaint
+
+// Verbs after which the engine's cache is empty: what it was believed to hold is gone.
+bool drops_cache(std::string_view path) {
+  return path == "/flush_cache" || path == "/release_memory_occupation" || path.starts_with("/update_weights_from_");
+}
+
+Duration bound_of(std::string_view path, const GatewayOptions& options) {
+  if (path == "/start_profile" || path == "/stop_profile") return kProfile;
+  if (path == "/flush_cache" || path == "/abort_request") return kOrdinary;
+  return std::chrono::seconds(options.rl_control_timeout_secs);
+}
+
+// One of each address: the ranks of an engine share theirs.
+WorkerList by_address(const WorkerList& workers) {
+  WorkerList distinct;
+  std::set<std::string> seen;
+  for (const WorkerPtr& worker : workers) {
+    if (seen.insert(worker->address.to_string()).second) distinct.push_back(worker);
+  }
+  return distinct;
+}
+
+// The prefixes of all workers at those addresses are gone.
+void forget_prefixes(AdminCall& call, const std::set<std::string>& addresses) {
+  for (const WorkerPtr& worker : call.loop.fleet(call.context.fleet)) {
+    if (addresses.contains(worker->address.to_string())) call.context.forget_prefixes(*worker);
+  }
+}
+
+// `question_for` makes what each is asked.
+Task<std::vector<Answer>> ask_all(AdminCall& call, const WorkerList& workers,
+                                  std::function<Question(const Worker&)> question_for, Duration bound) {
+  net::Client& client = call.loop.client;
+  net::EventLoop& loop = call.loop.loop;
+  const std::function<Task<Answer>(WorkerPtr)> ask = [&client, &loop, question_for,
+                                                      bound](WorkerPtr worker) -> Task<Answer> {
+    Question question = question_for(*worker);
+    co_return co_await ask_worker(loop, client, std::move(worker), std::move(question), bound);
+  };
+  WorkerList asked = workers;
+  const auto at_once = static_cast<size_t>(call.context.options.rl_fanout_concurrency);
+  auto answers = co_await gather_from<Answer, WorkerPtr>(loop, std::move(asked), ask, at_once);
+  co_return answers;
+}
+
+std::string complaint(const Result<Response>& answer) {
+  if (!answer.ok()) return answer.error().message;
+  std::string text = fmt::format("status {}", answer->status);
+  if (!answer->body.empty()) text += ": " + answer->body.substr(0, kQuoted);
+  return text;
+}
+
+Response relayed(Response answer) {
+  answer.headers = relayed_headers(answer.headers, {{"x-request-id", ""}});
+  return answer;
+}
+
+Response wrong_method(const AdminCall& call, std::string_view methods) {
+  auto response = error_response(405, "method_not_allowed", fmt::format("{} takes {}", call.path, methods));
+  response.headers.add("Allow", std::string(methods));
+  return response;
+}
+
+// Of the answers to one question the first with 2xx, as soon as it is there; else the last of all.
+Task<Response> first_good(AdminCall& call, std::string method) {
+  struct Found {
+    std::optional<Response> good, last;
+  };
+  const WorkerList workers = by_address(call.loop.fleet(call.context.fleet));
+  if (workers.empty()) co_return error_response(503, "no_workers", "no worker");
+  auto found = std::make_shared<Found>();
+  net::Client& client = call.loop.client;
+  net::EventLoop& loop = call.loop.loop;
+  std::vector<std::function<Task<>()>> tasks;
+  for (const WorkerPtr& worker : workers) {
+    net::RequestHead head = upstream_head(call.head, *worker, /*has_body=*/false);
+    Question question{method, std::move(head.target), std::move(head.headers), nullptr};
+    tasks.push_back([found, &client, &loop, worker, question]() -> Task<> {
+      Question own = question;
+      auto answer = co_await ask_worker(loop, client, worker, std::move(own), kOrdinary);
+      if (!answer.ok()) co_return;
+      if (answer->status / 100 == 2 && !found->good) {
+        found->good = std::move(answer).value();
+      } else {
+        found->last = std::move(answer).value();
+      }
+    });
+  }
+  GatherLimits limits;
+  limits.at_once = static_cast<size_t>(call.context.options.rl_fanout_concurrency);
+  limits.enough = [found] { return found->good.has_value(); };
+  co_await gather(loop, std::move(tasks), std::move(limits));
+  if (found->good) co_return relayed(std::move(*found->good));
+  if (found->last) co_return relayed(std::move(*found->last));
+  co_return error_response(502, "no_worker_response", "no worker gave an answer");
+}
+
+}  // namespace
+
+Task<Response> fan_out(AdminCall& call) {
+  const auto body = std::make_shared<const std::string>(std::move(call.body));
+  Question common{call.head.method, call.head.target, {}, body};
+  if (!body->empty()) {
+    common.headers.add("Content-Type", std::string(call.head.headers.get("content-type").value_or("application/json")));
+  }
+  std::function<Question(const Worker&)> question_for = [common](const Worker& worker) {
+    Question question = common;
+    for (const auto& [name, value] : key_headers(worker)) question.headers.add(name, value);
+    return question;
+  };
+  const WorkerList workers = by_address(call.loop.fleet(call.context.fleet));
+  const auto answers =
+      co_await ask_all(call, workers, std::move(question_for), bound_of(call.path, call.context.options));
+
+  Json done = Json::array(), failed = Json::array();
+  std::set<std::string> emptied;
+  for (size_t i = 0; i < workers.size(); ++i) {
+    const Result<Response>& answer = *answers[i];
+    if (!answer.ok() || answer->status / 100 != 2) {
+      failed.push_back(Json{{"worker", workers[i]->url}, {"error", complaint(answer)}});
+      continue;
+    }
+    done.push_back(workers[i]->url);
+    if (drops_cache(call.path)) emptied.insert(workers[i]->address.to_string());
+  }
+  forget_prefixes(call, emptied);
+  const bool all = failed.empty();
+  const char* counted = call.path == "/flush_cache"       ? "workers_flushed"
+                        : call.path.ends_with("_profile") ? "workers_profiled"
+                                                          : "workers_done";
+  const Json document{{"status", all ? "success" : "partial_success"},
+                      {"message", fmt::format("{} of {} workers did it", done.size(), workers.size())},
+                      {counted, done.size()},
+                      {"total_http_workers", workers.size()},
+                      {"total_workers", workers.size()},
+                      {"successful", done},
+                      {"failed", failed}};
+  co_return Response::json(all ? 200 : 206, document.dump(-1, ' ', false, Json::error_handler_t::replace));
+}
+
+Task<Response> abort_request(AdminCall& call) {
+  const auto body = parse_client_json(call.body);
+  if (!body.ok()) co_return error_response(400, "json_parse_error", body.error().message);
+  const auto is_rid = [](const Json& value) {
+    return value.is_string() && !value.get_ref<const std::string&>().empty();
+  };
+  bool named = false;
+  if (body->is_object()) {
+    const auto rid = body->find("rid");
+    const auto all = body->find("abort_all");
+    named = all != body->end() && all->is_boolean() && all->get<bool>();
+    if (rid != body->end() && rid->is_array()) {
+      named = named || (!rid->empty() && std::ranges::all_of(*rid, is_rid));
+    } else if (rid != body->end()) {
+      named = named || is_rid(*rid);
+    }
+  }
+  if (!named) {
+    co_return error_response(400, "invalid_request",
+                             "rid must be the id of a request or a list of them, unless abort_all is true");
+  }
+  co_return co_await fan_out(call);
+}
+
+Task<Response> stored_response(AdminCall& call) {
+  std::string_view rest = call.path;
+  rest.remove_prefix(std::string_view("/v1/responses/").size());
+  const size_t slash = rest.find('/');
+  const std::string_view part = slash == std::string_view::npos ? std::string_view() : rest.substr(slash + 1);
+  const std::string_view method = call.head.method;
+  if (rest.empty() || slash == 0 || (slash != std::string_view::npos && part != "cancel" && part != "input_items")) {
+    co_return error_response(404, "unknown_url", fmt::format("there is nothing at {}", call.path));
+  }
+  if (part == "cancel") {
+    if (method != "POST") co_return wrong_method(call, "POST");
+    co_return co_await first_good(call, "POST");
+  }
+  if (part == "input_items" ? method != "GET" : method == "POST") {
+    co_return wrong_method(call, part == "input_items" ? "GET" : "GET, DELETE");
+  }
+  if (method == "GET" && part.empty()) co_return co_await first_good(call, "GET");
+  co_return error_response(501, "not_implemented", "responses are kept by the workers, which cannot do that");
+}
+
+Task<Response> engine_metrics(AdminCall& call) {
+  const WorkerList workers = by_address(call.loop.fleet(call.context.fleet));
+  if (workers.empty()) co_return error_response(503, "no_workers", "no worker");
+  std::function<Question(const Worker&)> question_for = [](const Worker& worker) {
+    return Question{"GET", "/metrics", key_headers(worker), nullptr};
+  };
+  const auto answers = co_await ask_all(call, workers, std::move(question_for), kMetrics);
+  EngineMetrics merged;
+  bool any = false;
+  for (size_t i = 0; i < workers.size(); ++i) {
+    const Result<Response>& answer = *answers[i];
+    if (!answer.ok() || answer->status != 200) continue;
+    any = true;
+    merged.add(workers[i]->address.to_string(), answer->body);
+  }
+  if (!any) co_return error_response(500, "no_worker_response", "All backend requests failed");
+  auto response = Response::text(200, merged.text());
+  response.headers.set("Content-Type", obs::kExpositionContentType);
+  co_return response;
+}
+
+}  // namespace sluice::gateway

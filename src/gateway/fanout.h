@@ -1,0 +1,17 @@
+// Calls that go to every worker at once: control verbs, stored responses, the engines' metrics (gateway-reference.md
+// 3.2, 3.6, 7.4). Each worker has a time limit of its own, and at most --rl-fanout-concurrency are asked at a time.
+#pragma once
+
+#include "gateway/admin.h"
+
+namespace sluice::gateway {
+
+// The same call to every worker; one document says who did it and who did not.
+net::Task<net::Response> fan_out(AdminCall& call);
+// As fan_out(), of a body that must say which requests are meant: engines take an empty "rid" for all of them.
+net::Task<net::Response> abort_request(AdminCall& call);
+// /v1/responses/{id} and what is below it: the first worker that knows it answers.
+net::Task<net::Response> stored_response(AdminCall& call);
+net::Task<net::Response> engine_metrics(AdminCall& call);
+
+}  // namespace sluice::gateway

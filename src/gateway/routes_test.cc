@@ -1,0 +1,303 @@
+// Routes that ask every worker, and those whose answer is rebuilt or refused, over real sockets.
+#include <boost/asio/redirect_error.hpp>
+
+#include "gateway/gateway_fixture.h"
+#include "gateway/scripted_worker_fixture.h"
+#include "net/stream.h"
+
+namespace sluice::gateway {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+class RoutesTest : public GatewayFixture {
+ protected:
+  using Received = ScriptedWorker::Received;
+
+  template <class F>
+  ScriptedWorker& scripted(F answer) {
+    scripted_.push_back(std::make_unique<ScriptedWorker>(loops_, ScriptedWorker::Answer(std::move(answer))));
+    return *scripted_.back();
+  }
+  // One that reads a request and says nothing.
+  ScriptedWorker& silent() {
+    const auto serve = [](net::ServerExchange& exchange, const Received&) -> net::Task<> {
+      auto gone = std::make_shared<net::Timer>(exchange.loop().executor(), TimePoint::max());
+      exchange.on_client_gone([gone] { gone->cancel(); });
+      boost::system::error_code ended;
+      co_await gone->async_wait(net::asio::redirect_error(net::use_task, ended));
+    };
+    scripted_.push_back(std::make_unique<ScriptedWorker>(loops_, ScriptedWorker::Serve(serve)));
+    return *scripted_.back();
+  }
+  void start_all(const std::vector<std::string>& flags = {}) {
+    start(flags);
+    for (const auto& one : scripted_) gateway_->worker_started(one->url());
+  }
+  static net::Response ok() { return net::Response::json(200, "{}"); }
+
+  std::vector<std::unique_ptr<ScriptedWorker>> scripted_;
+};
+
+// --- rerank --------------------------------------------------------------------------------------------------------
+
+TEST_F(RoutesTest, RerankIsRebuiltOnBothPaths) {
+  const auto rank = [](const Received&) {
+    return net::Response::json(200,
+                               R"([{"score":0.9,"document":"b","index":1},{"score":0.1,"document":"a","index":0}])");
+  };
+  ScriptedWorker& one = scripted(rank);
+  start_all();
+  const std::string body = R"({"model":"m", "query":"q","documents":["a","b"],"top_n":1,"return_documents":false})";
+  for (const char* path : {"/v1/rerank", "/rerank"}) {
+    ++sent_;
+    const auto answer = call("POST", std::string(path) + "?x=1", body, {{"Accept-Encoding", "gzip"}});
+    ASSERT_EQ(answer->status, 200) << answer->body;
+    const auto document = Json::parse(answer->body);
+    EXPECT_EQ(document["results"], Json::parse(R"([{"score":0.9,"index":1}])"));
+    EXPECT_EQ(document["model"], "m");
+    EXPECT_EQ(document["object"], "rerank");
+    EXPECT_EQ(document["id"], answer->headers.get("x-request-id").value());
+    EXPECT_EQ(document["created"], clock_.unix_nanos() / 1'000'000'000);
+    const auto got = one.received().back();
+    EXPECT_EQ(got.target, "/v1/rerank?x=1");
+    EXPECT_EQ(got.body, body);
+    EXPECT_FALSE(got.headers.has("accept-encoding")) << "its answer is read by the gateway";
+  }
+  EXPECT_EQ(metric("smg_router_requests_total", {"endpoint=\"rerank\""}), 2);
+  expect_settled();
+}
+
+TEST_F(RoutesTest, RerankErrorsAreSaid) {
+  const auto nonsense = [](const Received& received) {
+    return received.body.find("bad") == std::string::npos ? net::Response::json(200, "{}")
+                                                          : net::Response::json(422, R"({"error":"theirs"})");
+  };
+  scripted(nonsense);
+  start_all();
+  EXPECT_EQ(code_of(call("POST", "/rerank", R"({"query":"q"})")), "rerank_response_build_failed");
+  const auto theirs = call("POST", "/rerank", R"({"query":"bad"})");
+  EXPECT_EQ(theirs->status, 422);
+  EXPECT_EQ(theirs->body, R"({"error":"theirs"})");
+  const auto wrong = call("POST", "/rerank", R"({"query":"q","top_k":0})");
+  EXPECT_EQ(wrong->status, 400);
+  EXPECT_THAT(wrong->body, HasSubstr("top_k must be an integer of at least 1"));
+}
+
+// --- stored responses ----------------------------------------------------------------------------------------------
+
+TEST_F(RoutesTest, TheWorkerThatKnowsAResponseAnswers) {
+  const auto knows = [](const Received& received) {
+    return net::Response::json(200, Json{{"method", received.method}, {"target", received.target}}.dump());
+  };
+  const auto knows_not = [](const Received&) { return net::Response::json(404, R"({"error":"no"})"); };
+  scripted(knows_not);
+  ScriptedWorker& one = scripted(knows);
+  silent();  // it is not waited for
+  start_all();
+  const auto got = call("GET", "/v1/responses/resp_1?include=x");
+  ASSERT_EQ(got->status, 200);
+  EXPECT_EQ(Json::parse(got->body)["target"], "/v1/responses/resp_1?include=x");
+  const auto cancelled = call("POST", "/v1/responses/resp_1/cancel", "ignored");
+  ASSERT_EQ(cancelled->status, 200);
+  EXPECT_EQ(Json::parse(cancelled->body)["method"], "POST");
+  EXPECT_EQ(one.received().back().body, "");
+}
+
+TEST_F(RoutesTest, WithoutAGoodAnswerTheLastOneCounts) {
+  start();
+  EXPECT_EQ(code_of(call("GET", "/v1/responses/r")), "no_workers");
+  const auto knows_not = [](const Received&) { return net::Response::json(404, R"({"error":"no"})"); };
+  ScriptedWorker& one = scripted(knows_not);
+  SimWorker& dead = worker();
+  gateway_->worker_started(one.url());
+  gateway_->worker_started(dead.url());
+  dead.stop();
+  const auto answer = call("GET", "/v1/responses/r");
+  EXPECT_EQ(answer->status, 404);
+  EXPECT_EQ(answer->body, R"({"error":"no"})");
+}
+
+TEST_F(RoutesTest, WhatIsNotBuiltSaysSo) {
+  worker();
+  start();
+  for (const auto& [method, path] : {std::pair{"DELETE", "/v1/responses/r"},
+                                     {"GET", "/v1/responses/r/input_items"},
+                                     {"POST", "/v1/conversations"},
+                                     {"GET", "/v1/conversations/c/items"},
+                                     {"POST", "/v1/audio/transcriptions"},
+                                     {"GET", "/v1/realtime"},
+                                     {"POST", "/v1/interactions"},
+                                     {"POST", "/parse/reasoning"},
+                                     {"GET", "/wasm"},
+                                     {"GET", "/v1/tokenizers/t"}}) {
+    const auto answer = call(method, path);
+    EXPECT_EQ(answer->status, 501) << path;
+    EXPECT_EQ(code_of(answer), "not_implemented") << path;
+  }
+  for (const char* path : {"/ha/health", "/open_session", "/close_session", "/get_weights_by_name", "/v1/responses/",
+                           "/v1/responses/r/other", "/v1/responses//cancel"}) {
+    EXPECT_EQ(code_of(call("POST", path)), "unknown_url") << path;
+  }
+  for (const auto& [method, path, allowed] :
+       {std::tuple{"POST", "/v1/responses/r", "GET, DELETE"}, {"GET", "/v1/responses/r/cancel", "POST"}}) {
+    const auto answer = call(method, path);
+    EXPECT_EQ(answer->status, 405) << path;
+    EXPECT_EQ(answer->headers.get("allow"), allowed);
+  }
+}
+
+// --- control verbs -------------------------------------------------------------------------------------------------
+
+TEST_F(RoutesTest, ControlVerbsReachEveryWorkerWithTheirBody) {
+  ScriptedWorker& one = scripted([](const Received&) { return ok(); });
+  ScriptedWorker& two = scripted([](const Received&) { return ok(); });
+  start_all({"--rl-fanout-concurrency", "1"});
+  const char* verbs[] = {"/pause_generation",
+                         "/continue_generation",
+                         "/update_weights_from_disk",
+                         "/update_weights_from_tensor",
+                         "/update_weights_from_distributed",
+                         "/update_weights_from_ipc",
+                         "/init_weights_update_group",
+                         "/destroy_weights_update_group",
+                         "/update_weight_version",
+                         "/release_memory_occupation",
+                         "/resume_memory_occupation",
+                         "/set_internal_state",
+                         "/load_lora_adapter",
+                         "/unload_lora_adapter"};
+  for (const std::string verb : verbs) {
+    const std::string body = Json{{"verb", verb}}.dump();
+    const auto answer = call("POST", verb + "?q=1", body);
+    ASSERT_EQ(answer->status, 200) << verb;
+    const auto document = Json::parse(answer->body);
+    EXPECT_EQ(document["status"], "success");
+    EXPECT_EQ(document["workers_done"], 2);
+    EXPECT_EQ(document["total_workers"], 2);
+    EXPECT_EQ(document["successful"].size(), 2u);
+    for (const ScriptedWorker* worker : {&one, &two}) {
+      const auto got = worker->received().back();
+      EXPECT_EQ(got.target, verb + "?q=1");
+      EXPECT_EQ(got.body, body);
+      EXPECT_EQ(got.headers.get("content-type"), "application/json");
+    }
+  }
+}
+
+TEST_F(RoutesTest, AControlVerbThatSomeRefuseOrNeverAnswerIsBounded) {
+  const auto refuses = [](const Received&) { return net::Response::json(400, R"({"message":"no such path"})"); };
+  ScriptedWorker& one = scripted(refuses);
+  ScriptedWorker& hangs = silent();
+  ScriptedWorker& good = scripted([](const Received&) { return ok(); });
+  start_all({"--rl-control-timeout-secs", "1"});
+  const auto answer = call("POST", "/update_weights_from_disk", R"({"model_path":"x"})");
+  EXPECT_EQ(answer->status, 206);
+  const auto document = Json::parse(answer->body);
+  EXPECT_EQ(document["status"], "partial_success");
+  EXPECT_EQ(document["successful"], Json::array({good.url()}));
+  ASSERT_EQ(document["failed"].size(), 2u);
+  std::map<std::string, std::string> failed;
+  for (const auto& entry : document["failed"]) failed[entry["worker"]] = entry["error"];
+  EXPECT_THAT(failed[one.url()], HasSubstr("status 400: {\"message\":\"no such path\"}"));
+  EXPECT_THAT(failed[hangs.url()], HasSubstr("within 1 s"));
+}
+
+TEST_F(RoutesTest, BodiesOfControlVerbsMayBeAsLargeAsRequests) {
+  ScriptedWorker& one = scripted([](const Received&) { return ok(); });
+  start_all({"--max-payload-size", "3000000"});
+  EXPECT_EQ(call("POST", "/update_weights_from_tensor", std::string(2'500'000, 'x'))->status, 200);
+  EXPECT_EQ(one.received().back().body.size(), 2'500'000u);
+  EXPECT_EQ(code_of(call("POST", "/update_weights_from_tensor", std::string(3'500'000, 'x'))),
+            "request_body_too_large");
+  EXPECT_EQ(code_of(call("POST", "/flush_cache", std::string(1'500'000, 'x'))), "request_body_too_large");
+}
+
+TEST_F(RoutesTest, NewWeightsEmptyTheBeliefAboutCaches) {
+  scripted([](const Received&) { return ok(); });
+  start_all();
+  const auto generation = [&] { return workers_json()[0]["generation"].get<int>(); };
+  const int before = generation();
+  EXPECT_EQ(call("POST", "/pause_generation")->status, 200);
+  EXPECT_EQ(generation(), before);
+  EXPECT_EQ(call("POST", "/update_weights_from_disk", "{}")->status, 200);
+  EXPECT_EQ(generation(), before + 1);
+}
+
+TEST_F(RoutesTest, AnAbortNamesItsRequest) {
+  SimWorker& one = worker();
+  start();
+  for (const char* body : {"", "{}", R"({"rid":""})", R"({"rid":[]})", R"({"rid":["a",""]})", R"({"rid":7})",
+                           R"({"rid":null,"abort_all":false})", "[]"}) {
+    EXPECT_EQ(call("POST", "/abort_request", body)->status, 400) << body;
+  }
+  EXPECT_TRUE(one.received().empty() || last_post(one).target != "/abort_request");
+  for (const char* body : {R"({"rid":"a"})", R"({"rid":["a","b"]})", R"({"rid":"","abort_all":true})"}) {
+    EXPECT_EQ(call("POST", "/abort_request", body)->status, 200) << body;
+    EXPECT_EQ(last_post(one).body, body);
+  }
+}
+
+TEST_F(RoutesTest, AnAbortReachesARequestThatIsUnderWay) {
+  SimWorker& one = worker({.manual = true});
+  start();
+  RawClient client(gateway_->port());
+  client.post("/generate", R"({"text":"x","rid":"mine","sampling_params":{"max_new_tokens":4}})");
+  ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
+  ASSERT_EQ(call("POST", "/abort_request", R"({"rid":"mine"})")->status, 200);
+  EXPECT_TRUE(eventually([&] { return one.active() == 0; }));
+  EXPECT_EQ(one.counters().aborted, 1);
+}
+
+// --- metrics of the engines ----------------------------------------------------------------------------------------
+
+TEST_F(RoutesTest, TheMetricsOfAllEnginesAreOneDocument) {
+  SimWorker& one = worker({.model = "a:b"});
+  SimWorker& two = worker();
+  start();
+  const auto answer = call("GET", "/engine_metrics");
+  ASSERT_EQ(answer->status, 200);
+  EXPECT_THAT(std::string(answer->headers.get("content-type").value_or("")), HasSubstr("version=0.0.4"));
+  const std::string& text = answer->body;
+  EXPECT_THAT(text, HasSubstr(fmt::format("\nsglang_num_running_reqs{{model_name=\"a:b\",worker_addr=\"{}\"}} 0\n"
+                                          "sglang_num_running_reqs{{model_name=\"sim-model\",worker_addr=\"{}\"}} 0\n",
+                                          one.url(), two.url())));
+  EXPECT_EQ(text.find("# TYPE sglang_token_usage gauge"), text.rfind("# TYPE sglang_token_usage gauge"));
+  EXPECT_THAT(text, Not(HasSubstr("sglang:")));
+}
+
+TEST_F(RoutesTest, MetricsOfNobodyAreAnError) {
+  start();
+  const auto nobody = call("GET", "/engine_metrics");
+  EXPECT_EQ(nobody->status, 503);
+  EXPECT_EQ(Json::parse(nobody->body)["error"]["code"], "no_workers");
+  SimWorker& dead = worker();
+  gateway_->worker_started(dead.url());
+  dead.stop();
+  const auto failed = call("GET", "/engine_metrics");
+  EXPECT_EQ(failed->status, 500);
+  EXPECT_THAT(failed->body, HasSubstr("All backend requests failed"));
+}
+
+// --- bodies that mean harm -----------------------------------------------------------------------------------------
+
+TEST_F(RoutesTest, DeepNestingIsBoundedWhereverItIsRead) {
+  ScriptedWorker& one = scripted([](const Received&) { return ok(); });
+  start_all();
+  const auto nested = [](int depth) { return std::string(depth, '[') + std::string(depth, ']'); };
+  // The scanner skips it and the engine judges it; the other readers refuse it.
+  const std::string request = fmt::format(R"({{"text":"x","other":{}}})", nested(10'000));
+  EXPECT_EQ(call("POST", "/generate", request)->status, 200);
+  EXPECT_EQ(one.received().back().body, request);
+  const std::string rerank = fmt::format(R"({{"query":"x","documents":{}}})", nested(10'000));
+  EXPECT_EQ(call("POST", "/rerank", rerank)->status, 400);
+  const std::string worker = fmt::format(R"({{"url":"http://h:1","labels":{{"a":{}}}}})", nested(400'000));
+  EXPECT_EQ(call("POST", "/workers", worker)->status, 400);
+  const std::string id = workers_json()[0]["id"].get<std::string>();
+  EXPECT_EQ(call("PATCH", "/workers/" + id, fmt::format(R"({{"labels":{{"a":{}}}}})", nested(400'000)))->status, 400);
+  EXPECT_EQ(call("GET", "/health")->status, 200);
+}
+
+}  // namespace
+}  // namespace sluice::gateway
