@@ -23,6 +23,8 @@ constexpr uint32_t kTableClaims = 128;
 constexpr size_t kMoreBytes = 128 << 10;
 // How many used leaves may go back into the queue before the oldest goes anyway: an eviction takes bounded time.
 constexpr int kSecondChances = 64;
+// How many leaves an insert looks at for a worker that is near its share.
+constexpr int kTrimSteps = 64;
 
 size_t common_prefix(std::string_view a, std::string_view b) {
   const size_t limit = std::min(a.size(), b.size());
@@ -109,8 +111,9 @@ struct PrefixTree::Node {
   uint16_t edge_size = 0;
 
   // Writer only.
-  bool queued = false;  // in the queue of leaves
-  bool used = false;    // since it came into the queue
+  bool queued = false;   // in the queue of leaves
+  bool used = false;     // since it came into the queue
+  bool visited = false;  // perhaps the next that some Visit comes to
   Ref parent = 0;
   Ref older = 0;
   Ref newer = 0;
@@ -137,8 +140,8 @@ std::atomic<PrefixTree::Ref>& PrefixTree::next_table(Ref full_table) const {
 }
 
 // Whether `visit` is true of a claim of the node; the first one ends it.
-template <class Visit>
-bool PrefixTree::any_claim(const Node* node, Visit visit) const {
+template <class Function>
+bool PrefixTree::any_claim(const Node* node, Function visit) const {
   uint32_t left = node->further.load(std::memory_order_acquire);
   if (visit(const_cast<Node*>(node)->first)) return true;
   for (const std::atomic<Ref>* table = &node->claims; left > 0;) {
@@ -154,8 +157,8 @@ bool PrefixTree::any_claim(const Node* node, Visit visit) const {
   return false;
 }
 
-template <class Visit>
-void PrefixTree::each_claim(const Node* node, Visit visit) const {
+template <class Function>
+void PrefixTree::each_claim(const Node* node, Function visit) const {
   (void)any_claim(node, [&](Claim& claim) { return visit(claim), false; });
 }
 
@@ -246,7 +249,8 @@ bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick) {
     text.remove_prefix(child->edge_size);
     node = child;
   }
-  if (holder.worker < worker_bytes_.size() && worker_bytes_[holder.worker] > max_bytes_per_worker_) {
+  if (holder.worker < worker_bytes_.size() &&
+      worker_bytes_[holder.worker] > max_bytes_per_worker_ - max_bytes_per_worker_ / 16) {
     trim_worker(holder.worker);
   }
   return true;
@@ -444,16 +448,8 @@ PrefixTree::Node* PrefixTree::split(Node* node, size_t length) {
   }
   lower->claims.store(node->claims.load(std::memory_order_relaxed), std::memory_order_relaxed);
   lower->further.store(node->further.load(std::memory_order_relaxed), std::memory_order_relaxed);
-  const Ref below = node->children.load(std::memory_order_relaxed);
-  lower->children.store(below, std::memory_order_relaxed);
-  if (below != 0) {
-    auto* table = heap_.at<Children>(below);
-    for (uint32_t i = 0; i < table->size.load(std::memory_order_relaxed); ++i) {
-      if (const Ref child = table->nodes()[i].load(std::memory_order_relaxed); child != 0) {
-        node_at(child)->parent = heap_.ref_of(lower);
-      }
-    }
-  }
+  lower->children.store(node->children.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  each_child(lower, [&](Node* child) { child->parent = heap_.ref_of(lower); });
   upper->parent = node->parent;
   lower->parent = heap_.ref_of(upper);
   new_children(children)->append(lower->edge().front(), heap_.ref_of(lower));
@@ -515,8 +511,8 @@ PrefixTree::Claim* PrefixTree::new_claim(Node* node, uint32_t expected, const No
   return claim;
 }
 
-template <class Visit>
-void PrefixTree::each_table(Node* node, Visit visit) {
+template <class Function>
+void PrefixTree::each_table(Node* node, Function visit) {
   Ref table = node->claims.load(std::memory_order_relaxed);
   for (uint32_t left = node->further.load(std::memory_order_relaxed); left > 0;) {
     const Ref next = left > kTableClaims ? next_table(table).load(std::memory_order_relaxed) : 0;
@@ -548,12 +544,24 @@ void PrefixTree::enqueue(Node* leaf, bool as_newest) {
 
 void PrefixTree::dequeue(Node* node) {
   if (!node->queued) return;
+  move_visits(node, node->newer);
   (node->older == 0 ? oldest_ : node_at(node->older)->newer) = node->newer;
   (node->newer == 0 ? newest_ : node_at(node->newer)->older) = node->older;
   node->queued = false;
 }
 
+// Whoever is to visit `node` next visits `next` instead.
+void PrefixTree::move_visits(Node* node, Ref next) {
+  if (!node->visited) return;
+  node->visited = false;
+  if (next != 0) node_at(next)->visited = true;
+  for (Visit& visit : visits_) {
+    if (visit.at == heap_.ref_of(node)) visit.at = next;
+  }
+}
+
 void PrefixTree::replace_in_queue(Node* node, Node* with) {
+  move_visits(node, heap_.ref_of(with));
   with->queued = true;
   with->used = node->used;
   with->older = node->older;
@@ -562,22 +570,67 @@ void PrefixTree::replace_in_queue(Node* node, Node* with) {
   (node->newer == 0 ? newest_ : node_at(node->newer)->older) = heap_.ref_of(with);
 }
 
-// Takes the worker's least recently used claims until it is a tenth below its share, so that the walk over the tree is
-// rare.
+// Takes claims of a worker that is near its share or beyond: those on leaves that were not used since they came into
+// the queue, oldest first, and those that end above the leaves of others. The visit goes on where it stopped, so that
+// leaves with nothing to take are passed once a round.
 void PrefixTree::trim_worker(uint32_t worker) {
-  const size_t goal = max_bytes_per_worker_ - max_bytes_per_worker_ / 10;
+  const size_t goal = max_bytes_per_worker_ - max_bytes_per_worker_ / 16;
+  auto visit = std::find_if(visits_.begin(), visits_.end(), [&](const Visit& v) { return v.worker == worker; });
+  if (visit == visits_.end()) visit = visits_.insert(visit, {worker, 0});
+  const auto over = [&](size_t bytes) { return worker_bytes_[worker] > bytes; };
+  int rounds = 0;
+  for (int steps = 0; over(max_bytes_per_worker_) || (over(goal) && steps < kTrimSteps); ++steps) {
+    if (visit->at == 0) {
+      // Twice around, and what there is to take stands on inner nodes under which the worker has nothing.
+      if (++rounds > 2) return trim_everywhere(worker, goal);
+      visit->at = oldest_;
+      if (visit->at == 0) return;
+    }
+    Node* leaf = node_at(visit->at);
+    visit->at = leaf->newer;
+    if (visit->at != 0) node_at(visit->at)->visited = true;
+    Node* held = leaf;
+    while (held != root_ && claim_of(held, worker) == nullptr) held = node_at(held->parent);
+    if (held == root_) continue;
+    if (held == leaf && leaf->used) {
+      dequeue(leaf);
+      enqueue(leaf, true);
+    } else if (held == leaf || !claims_below(held, worker)) {
+      take_claims(held, worker, last_use(leaf));
+    }
+  }
+}
+
+bool PrefixTree::claims_below(const Node* node, uint32_t worker) const {
+  bool any = false;
+  each_child(node, [&](const Node* child) { any = any || claim_of(child, worker) != nullptr; });
+  return any;
+}
+
+// The worker's claim on the node and those above that it had for this one only, as far as they were not used after
+// `last`.
+void PrefixTree::take_claims(Node* node, uint32_t worker, uint32_t last) {
+  for (;;) {
+    Claim* claim = claim_of(node, worker);
+    if (claim == nullptr || claim->tick.load(std::memory_order_relaxed) > last) return;
+    Node* parent = node_at(node->parent);
+    end_claim(node, *claim);
+    evictions_size_.fetch_add(1, std::memory_order_relaxed);
+    if (node->children.load(std::memory_order_relaxed) == 0 && unheld(node)) remove_leaf(node);
+    if (claims_below(parent, worker)) return;
+    node = parent;
+  }
+}
+
+// The same by a walk over the whole tree, least recently used first.
+void PrefixTree::trim_everywhere(uint32_t worker, size_t goal) {
   struct Held {
     uint32_t tick;
     Ref node;
   };
   std::vector<Held> held;
-  const auto claim_of = [&](Node* node) {
-    Claim* found = nullptr;
-    (void)any_claim(node, [&](Claim& claim) { return claim.owner() == worker && (found = &claim) != nullptr; });
-    return found;
-  };
   post_order([&](Node* node) {
-    const Claim* claim = claim_of(node);
+    const Claim* claim = claim_of(node, worker);
     if (claim != nullptr) held.push_back({claim->tick.load(std::memory_order_relaxed), heap_.ref_of(node)});
   });
   // Children come before their parents in the walk and are never used later than them, so a stable order by last use
@@ -586,10 +639,16 @@ void PrefixTree::trim_worker(uint32_t worker) {
   for (const Held& item : held) {
     if (worker_bytes_[worker] <= goal) break;
     Node* node = node_at(item.node);
-    end_claim(node, *claim_of(node));
+    end_claim(node, *claim_of(node, worker));
     evictions_size_.fetch_add(1, std::memory_order_relaxed);
     if (node->children.load(std::memory_order_relaxed) == 0 && unheld(node)) remove_leaf(node);
   }
+}
+
+PrefixTree::Claim* PrefixTree::claim_of(const Node* node, uint32_t worker) const {
+  Claim* found = nullptr;
+  (void)any_claim(node, [&](Claim& claim) { return claim.owner() == worker && (found = &claim) != nullptr; });
+  return found;
 }
 
 uint32_t PrefixTree::last_use(const Node* node) const {
@@ -604,9 +663,19 @@ bool PrefixTree::unheld(const Node* node) const {
   return !any_claim(node, [](const Claim& claim) { return claim.owner() != kNobody; });
 }
 
+template <class Function>
+void PrefixTree::each_child(const Node* node, Function visit) const {
+  const Ref block = node->children.load(std::memory_order_relaxed);
+  if (block == 0) return;
+  auto* table = heap_.at<Children>(block);
+  for (uint32_t i = 0; i < table->size.load(std::memory_order_relaxed); ++i) {
+    if (const Ref child = table->nodes()[i].load(std::memory_order_relaxed); child != 0) visit(node_at(child));
+  }
+}
+
 // Calls `visit` for every node, children first. `visit` may free the node that it is given.
-template <class Visit>
-void PrefixTree::post_order(Visit visit) {
+template <class Function>
+void PrefixTree::post_order(Function visit) {
   struct Frame {
     Node* node;
     bool expanded;
@@ -621,13 +690,7 @@ void PrefixTree::post_order(Visit visit) {
       continue;
     }
     frame.expanded = true;
-    const Ref below = node->children.load(std::memory_order_relaxed);
-    if (below == 0) continue;
-    auto* table = heap_.at<Children>(below);
-    for (uint32_t i = 0; i < table->size.load(std::memory_order_relaxed); ++i) {
-      const Ref child = table->nodes()[i].load(std::memory_order_relaxed);
-      if (child != 0) stack.push_back({node_at(child), false});
-    }
+    each_child(node, [&](Node* child) { stack.push_back({child, false}); });
   }
 }
 

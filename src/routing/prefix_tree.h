@@ -54,17 +54,24 @@ class PrefixTree {
   struct Node;
   struct Children;
   using Ref = FixedHeap::Ref;
+  // Where in the queue the claims of a worker with too many are looked for next.
+  struct Visit {
+    uint32_t worker;
+    Ref at;  // 0: at the old end
+  };
 
   Node* node_at(Ref ref) const { return heap_.at<Node>(ref); }
   std::atomic<Ref>& next_table(Ref full_table) const;
-  template <class Visit>
-  bool any_claim(const Node* node, Visit visit) const;
-  template <class Visit>
-  void each_claim(const Node* node, Visit visit) const;
+  template <class Function>
+  bool any_claim(const Node* node, Function visit) const;
+  template <class Function>
+  void each_claim(const Node* node, Function visit) const;
   bool live(const Claim& claim, uint32_t* worker) const;
   bool held(const Node* node) const;
   void collect(const Node* node, PrefixMatch* match) const;
   Node* child_of(const Node* node, char first) const;
+  bool claims_below(const Node* node, uint32_t worker) const;
+  Claim* claim_of(const Node* node, uint32_t worker) const;
   bool unheld(const Node* node) const;
   uint32_t last_use(const Node* node) const;
 
@@ -83,16 +90,21 @@ class PrefixTree {
   Node* split(Node* node, size_t length);
   bool claim(Node* node, Holder holder, uint32_t tick);
   Claim* new_claim(Node* node, uint32_t expected, const Node* keep);
-  template <class Visit>
-  void each_table(Node* node, Visit visit);
+  template <class Function>
+  void each_table(Node* node, Function visit);
   void end_claim(Node* node, Claim& claim);
   void count_bytes(uint32_t worker, size_t bytes);
   void enqueue(Node* leaf, bool as_newest);
   void dequeue(Node* node);
   void replace_in_queue(Node* node, Node* with);
+  void move_visits(Node* node, Ref next);
   void trim_worker(uint32_t worker);
-  template <class Visit>
-  void post_order(Visit visit);
+  void trim_everywhere(uint32_t worker, size_t goal);
+  void take_claims(Node* node, uint32_t worker, uint32_t last);
+  template <class Function>
+  void each_child(const Node* node, Function visit) const;
+  template <class Function>
+  void post_order(Function visit);
 
   const size_t max_bytes_per_worker_;
   const size_t max_text_;  // what is longer is cut
@@ -105,6 +117,7 @@ class PrefixTree {
   RetireList retired_;
   Ref oldest_ = 0;  // the queue of leaves
   Ref newest_ = 0;
+  std::vector<Visit> visits_;
   std::vector<size_t> worker_bytes_;  // edge bytes of the nodes that each worker holds
 
   // Written by the writer, read by anybody.

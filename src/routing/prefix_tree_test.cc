@@ -262,7 +262,7 @@ TEST(PrefixTreeTest, WhatIsLeftAfterEvictionsIsTrue) {
   const uint64_t seed = testing::test_seed(6);
   SCOPED_TRACE("SLUICE_TEST_SEED=" + std::to_string(seed));
   Rng rng(seed);
-  PrefixTree tree(128 << 10, 40'000);
+  PrefixTree tree(128 << 10, 8'000);
   Oracle oracle;
   // Long and short edges, many children, deep paths and many holders: every table grows, shrinks and is replaced.
   const auto draw = [&] {
@@ -276,7 +276,7 @@ TEST(PrefixTreeTest, WhatIsLeftAfterEvictionsIsTrue) {
     const uint32_t worker = static_cast<uint32_t>(rng.below(40));
     (void)tree.insert(text, {worker, 0}, step / 10);
     ASSERT_LE(tree.bytes(), size_t{128} << 10);
-    ASSERT_LE(tree.worker_bytes(worker), 40'000u);
+    ASSERT_LE(tree.worker_bytes(worker), 8'000u);
     if (inserted.size() < 500) {
       inserted.push_back(text);
       oracle.insert(text, {worker, 0});
@@ -293,6 +293,13 @@ TEST(PrefixTreeTest, WhatIsLeftAfterEvictionsIsTrue) {
     }
   }
   EXPECT_GT(tree.evictions_budget(), 1'000u);
+  EXPECT_GT(tree.evictions_size(), 1'000u);
+
+  for (uint32_t worker = 0; worker < 40; ++worker) tree.generations().bump(worker);
+  tree.sweep();
+  EXPECT_EQ(tree.nodes(), 1u);
+  for (uint32_t worker = 0; worker < 40; ++worker) EXPECT_EQ(tree.worker_bytes(worker), 0u);
+  EXPECT_LE(tree.bytes(), 100u) << "something was lost";
 }
 
 TEST(PrefixTreeTest, ALeafThatIsUsedOutlivesThoseThatAreNot) {
@@ -354,6 +361,36 @@ TEST(PrefixTreeTest, AWorkerStaysWithinItsShare) {
   }
   EXPECT_EQ(tree.match(std::to_string(999 * 7919)).num_holders, 1) << "the newest went first";
   EXPECT_EQ(tree.match("other worker's text").rate(), 1.0);
+}
+
+TEST(PrefixTreeTest, AWorkerThatPassesItsShareLosesWhatItDidNotUseAndOthersLoseNothing) {
+  PrefixTree tree(kAmple, 100'000);
+  const auto text_of = [](int i) { return std::to_string(i * 7919) + " " + std::string(200, 'x'); };
+  uint32_t tick = 0;
+  for (int i = 0; i < 400; ++i) ASSERT_TRUE(tree.insert(text_of(i), {2, 0}, ++tick));
+  for (int i = 0; i < 400; ++i) ASSERT_TRUE(tree.insert(text_of(i), {1, 0}, ++tick));
+  for (int i = 400; i < 800; ++i) {
+    ASSERT_TRUE(tree.insert(text_of(i), {1, 0}, ++tick));
+    ASSERT_TRUE(tree.insert(text_of(7), {1, 0}, ++tick));
+    ASSERT_LE(tree.worker_bytes(1), 100'000u);
+  }
+  EXPECT_EQ(workers_of(tree.match(text_of(8))), (std::set<uint32_t>{2}));
+  EXPECT_EQ(workers_of(tree.match(text_of(7))), (std::set<uint32_t>{1, 2}));
+  EXPECT_EQ(workers_of(tree.match(text_of(799))), (std::set<uint32_t>{1}));
+  for (int i = 0; i < 400; ++i) ASSERT_EQ(tree.match(text_of(i)).rate(), 1) << i;
+  EXPECT_GT(tree.worker_bytes(1), 80'000u) << "lost more than it had to";
+}
+
+TEST(PrefixTreeTest, AWorkersShareIsHeldWhereItsClaimsStandAboveThoseOfOthers) {
+  PrefixTree tree(kAmple, 20'000);
+  uint32_t tick = 0;
+  for (int i = 0; i < 500; ++i) {
+    const std::string text = std::to_string(i * 7919) + " " + std::string(200, 'x');
+    ASSERT_TRUE(tree.insert(text, {1, 0}, ++tick));
+    ASSERT_TRUE(tree.insert(text + "and on", {2 + static_cast<uint32_t>(i) % 50, 0}, ++tick));
+    ASSERT_LE(tree.worker_bytes(1), 20'000u);
+    ASSERT_EQ(workers_of(tree.match(text)).count(1), 1u) << "the newest went first";
+  }
 }
 
 TEST(PrefixTreeTest, ReadersSeeAConsistentTreeWhileItChanges) {
