@@ -111,9 +111,9 @@ struct PrefixTree::Node {
   uint16_t edge_size = 0;
 
   // Writer only.
-  bool queued = false;   // in the queue of leaves
-  bool used = false;     // since it came into the queue
-  bool visited = false;  // perhaps the next that some Visit comes to
+  bool queued : 1 = false;   // in the queue of leaves
+  bool used : 1 = false;     // since it came into the queue
+  bool visited : 1 = false;  // perhaps the next that some Visit comes to
   Ref parent = 0;
   Ref older = 0;
   Ref newer = 0;
