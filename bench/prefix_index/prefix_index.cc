@@ -368,7 +368,7 @@ struct Mode {
 // to the first mode's of the same turn.
 void by_turns(const std::string& name, PrefixIndex& index, size_t writes_per_ms, const std::vector<Mode>& modes,
               const std::function<const std::string&()>& next, Figures* figures) {
-  double first = 0;
+  std::vector<double> p99s;
   for (const Mode& mode : modes) {
     index.flush();
     const uint64_t dropped = index.stats().dropped_inserts;
@@ -386,11 +386,10 @@ void by_turns(const std::string& name, PrefixIndex& index, size_t writes_per_ms,
     const double p99 = quantile(all, 0.99);
     figures->add(fmt::format("{}: match p50, {}", name, mode.name), quantile(all, 0.5), "ns");
     figures->add(fmt::format("{}: match p99, {}", name, mode.name), p99, "ns");
-    if (&mode == &modes.front()) {
-      first = p99;
-    } else {
-      figures->add(fmt::format("{}: p99 {} / {}", name, mode.name, modes.front().name), p99 / first, "");
+    for (size_t i = 0; i < p99s.size(); ++i) {
+      figures->add(fmt::format("{}: p99 {} / {}", name, mode.name, modes[i].name), p99 / p99s[i], "");
     }
+    p99s.push_back(p99);
     if (mode.write) figures->add(fmt::format("{}: writes, {}", name, mode.name), rate / 1e6, "M/s");
     index.flush();
     if (mode.write) {
