@@ -1,7 +1,6 @@
 #include "routing/epoch.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <limits>
 
 namespace sluice::routing {
@@ -37,11 +36,6 @@ EpochSlot& epoch_slot() {
   return *owner.slot;
 }
 
-std::atomic<uint64_t>& global_epoch() {
-  static std::atomic<uint64_t> epoch{1};
-  return epoch;
-}
-
 uint64_t oldest_reader() {
   uint64_t oldest = std::numeric_limits<uint64_t>::max();
   for (EpochSlot* slot = slots.load(std::memory_order_seq_cst); slot != nullptr; slot = slot->next) {
@@ -53,33 +47,22 @@ uint64_t oldest_reader() {
 
 }  // namespace internal
 
-RetireList::~RetireList() {
-  for (const Item& item : items_) std::free(item.memory);
+void RetireList::retire(FixedHeap::Ref block) {
+  bytes_ += heap_.footprint(block);
+  items_.push_back({block, internal::global_epoch.load(std::memory_order_seq_cst)});
 }
 
-void RetireList::retire(void* memory, size_t bytes) {
-  bytes_ += bytes;
-  items_.push_back({memory, bytes, internal::global_epoch().load(std::memory_order_seq_cst)});
-}
-
-size_t RetireList::reclaim() {
-  if (items_.empty()) return 0;
+void RetireList::reclaim() {
+  if (items_.empty()) return;
   // Readers that start from here on cannot reach what is in the list.
-  internal::global_epoch().fetch_add(1, std::memory_order_seq_cst);
+  internal::global_epoch.fetch_add(1, std::memory_order_seq_cst);
   const uint64_t oldest = internal::oldest_reader();
-  size_t freed = 0;
-  size_t kept = 0;
-  for (const Item& item : items_) {
-    if (item.epoch < oldest) {
-      std::free(item.memory);
-      freed += item.bytes;
-    } else {
-      items_[kept++] = item;
-    }
+  auto item = items_.begin();
+  for (; item != items_.end() && item->epoch < oldest; ++item) {
+    bytes_ -= heap_.footprint(item->block);
+    heap_.free(item->block);
   }
-  items_.resize(kept);
-  bytes_ -= freed;
-  return freed;
+  items_.erase(items_.begin(), item);
 }
 
 }  // namespace sluice::routing

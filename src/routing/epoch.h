@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "routing/fixed_heap.h"
+
 namespace sluice::routing {
 
 namespace internal {
@@ -21,7 +23,7 @@ struct alignas(64) EpochSlot {
 
 // This thread's slot.
 EpochSlot& epoch_slot();
-std::atomic<uint64_t>& global_epoch();
+inline constinit std::atomic<uint64_t> global_epoch{1};
 // The oldest epoch in which somebody reads, or the largest number.
 uint64_t oldest_reader();
 
@@ -33,7 +35,7 @@ class EpochGuard {
   EpochGuard() : slot_(internal::epoch_slot()) {
     // Sequentially consistent, as are the loads of shared pointers that follow and the writer's unlinking: either the
     // writer's scan sees this announcement, or this reader sees the unlinked state.
-    slot_.epoch.store(internal::global_epoch().load(std::memory_order_seq_cst), std::memory_order_seq_cst);
+    slot_.epoch.store(internal::global_epoch.load(std::memory_order_seq_cst), std::memory_order_seq_cst);
   }
   ~EpochGuard() { slot_.epoch.store(0, std::memory_order_release); }
   EpochGuard(const EpochGuard&) = delete;
@@ -43,24 +45,24 @@ class EpochGuard {
   internal::EpochSlot& slot_;
 };
 
-// What the writer unlinked and may not free yet. Writer thread only.
+// What the writer unlinked from its tree and may not free yet. Writer thread only.
 class RetireList {
  public:
-  ~RetireList();
+  explicit RetireList(FixedHeap& heap) : heap_(heap) {}
 
-  void retire(void* memory, size_t bytes);
-  // Frees what no reader can reach any more and returns its bytes.
-  size_t reclaim();
+  void retire(FixedHeap::Ref block);
+  // Frees what no reader can reach any more.
+  void reclaim();
   size_t bytes() const { return bytes_; }
 
  private:
   struct Item {
-    void* memory;
-    size_t bytes;
+    FixedHeap::Ref block;
     uint64_t epoch;
   };
-  std::vector<Item> items_;
-  size_t bytes_ = 0;  // of the items
+  FixedHeap& heap_;
+  std::vector<Item> items_;  // in the order of their epochs
+  size_t bytes_ = 0;         // of the items
 };
 
 }  // namespace sluice::routing

@@ -3,23 +3,65 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstring>
 #include <mutex>
 #include <thread>
-#include <vector>
 
 #include "routing/prefix_tree.h"
 
 namespace sluice::routing {
 namespace {
 
-struct PendingInsert {
-  std::string text;
-  Holder holder;
+// Claims that wait, one after another in memory of a fixed size, of which pages are taken when they are first used.
+class PendingInserts {
+ public:
+  static size_t room_for_text(size_t capacity) { return capacity - sizeof(Head); }
+
+  explicit PendingInserts(size_t capacity) : capacity_(capacity), data_(new char[capacity]) {}
+
+  // False if there is no room.
+  bool push(std::string_view text, Holder holder) {
+    const Head head{holder, static_cast<uint32_t>(text.size())};
+    if (capacity_ - bytes_ < sizeof(head) + text.size()) return false;
+    std::memcpy(&data_[bytes_], &head, sizeof(head));
+    std::memcpy(&data_[bytes_ + sizeof(head)], text.data(), text.size());
+    bytes_ += sizeof(head) + text.size();
+    ++count_;
+    return true;
+  }
+  template <class Visit>
+  void for_each(Visit visit) const {
+    for (size_t at = 0; at < bytes_;) {
+      Head head;
+      std::memcpy(&head, &data_[at], sizeof(head));
+      visit(std::string_view(&data_[at + sizeof(head)], head.text_bytes), head.holder);
+      at += sizeof(head) + head.text_bytes;
+    }
+  }
+  void clear() { bytes_ = count_ = 0; }
+
+  bool empty() const { return count_ == 0; }
+  size_t count() const { return count_; }
+  size_t bytes() const { return bytes_; }
+  bool half_full() const { return bytes_ > capacity_ / 2; }
+
+ private:
+  struct Head {
+    Holder holder;
+    uint32_t text_bytes;
+  };
+  size_t capacity_;
+  std::unique_ptr<char[]> data_;
+  size_t bytes_ = 0;
+  size_t count_ = 0;
 };
 
 // Claims that come within this time of the first one are applied together: one wake-up of the index thread for all of
 // them. A request that comes so soon after another with its prefix is a matter of luck anyway.
 constexpr auto kGathering = std::chrono::milliseconds(2);
+
+// What may wait, and once more what may be applied, of the budget.
+size_t queue_share(size_t budget_bytes) { return std::min<size_t>(budget_bytes / 32, 16 << 20); }
 
 // Ticks are hundredths of a second since the index began: coarse, and enough for an order of use.
 uint32_t tick_since(std::chrono::steady_clock::time_point start) {
@@ -32,9 +74,13 @@ class PrefixIndex::Impl {
  public:
   explicit Impl(const PrefixIndexOptions& options)
       : options_(options),
-        // The queue's share is set aside, so that tree and queue together stay within the budget.
-        queue_bytes_limit_(options.budget_bytes / 16),
-        tree_(options.budget_bytes - queue_bytes_limit_, options.max_bytes_per_worker),
+        max_text_(std::min(PendingInserts::room_for_text(queue_share(options.budget_bytes)),
+                           options.max_bytes_per_worker / 4)),
+        // What waits and what is being applied have their share set aside, so that all together stays within the
+        // budget.
+        tree_(options.budget_bytes - 2 * queue_share(options.budget_bytes), options.max_bytes_per_worker),
+        queue_(queue_share(options.budget_bytes)),
+        batch_(queue_share(options.budget_bytes)),
         thread_([this] { run(); }) {}
 
   ~Impl() {
@@ -48,24 +94,19 @@ class PrefixIndex::Impl {
 
   void insert(std::string_view text, uint32_t worker) {
     if (text.empty()) return;
-    text = text.substr(0, std::min(options_.budget_bytes, options_.max_bytes_per_worker) / 4);
-    const size_t cost = text.size() + sizeof(PendingInsert) + 32;
+    text = text.substr(0, max_text_);
     const Holder holder{worker, tree_.generations().of(worker)};
-    PendingInsert pending{std::string(text), holder};
     bool wake = false;
     {
       std::lock_guard lock(mu_);
-      // One oversized text may wait alone; everything else shares the limit.
-      if (queue_bytes_ != 0 && queue_bytes_ + cost > queue_bytes_limit_) {
+      const bool was_empty = queue_.empty();
+      const bool was_hasty = hurry();
+      if (!queue_.push(text, holder)) {
         dropped_inserts_.fetch_add(1, std::memory_order_relaxed);
         return;
       }
-      const bool was_hasty = hurry();
-      wake = queue_.empty();
-      queue_.push_back(std::move(pending));
-      queue_bytes_ += cost;
       ++queued_;
-      wake = wake || (hurry() && !was_hasty);
+      wake = was_empty || (hurry() && !was_hasty);
     }
     if (wake) wake_.notify_one();
   }
@@ -102,7 +143,7 @@ class PrefixIndex::Impl {
     size_t waiting = 0;
     {
       std::lock_guard lock(mu_);
-      waiting = queue_bytes_;
+      waiting = queue_.bytes() + batch_bytes_;
     }
     return {.bytes = tree_.bytes() + waiting,
             .nodes = tree_.nodes(),
@@ -115,13 +156,10 @@ class PrefixIndex::Impl {
 
  private:
   // Under the lock: what is queued should not wait for more.
-  bool hurry() const {
-    return stop_ || flushes_ > 0 || sweeps_wanted_ > sweeps_done_ || queue_bytes_ > queue_bytes_limit_ / 2;
-  }
+  bool hurry() const { return stop_ || flushes_ > 0 || sweeps_wanted_ > sweeps_done_ || queue_.half_full(); }
 
   void run() {
     const auto start = std::chrono::steady_clock::now();
-    std::vector<PendingInsert> batch;
     std::unique_lock lock(mu_);
     for (;;) {
       const auto due = [&] { return stop_ || !queue_.empty() || sweeps_wanted_ > sweeps_done_; };
@@ -134,27 +172,26 @@ class PrefixIndex::Impl {
       }
       if (!queue_.empty()) wake_.wait_for(lock, kGathering, [&] { return hurry(); });
       if (stop_) return;
-      batch.swap(queue_);
+      std::swap(queue_, batch_);
+      batch_bytes_ = batch_.bytes();
       const uint64_t sweeps = sweeps_wanted_;
       sweep_now = sweep_now || sweeps > sweeps_done_;
       if (sweep_now) stale_ = false;
       lock.unlock();
 
       const uint32_t tick = tick_since(start);
-      size_t batch_bytes = 0;
-      for (const PendingInsert& pending : batch) {
-        batch_bytes += pending.text.size() + sizeof(PendingInsert) + 32;
+      batch_.for_each([&](std::string_view text, Holder holder) {
         // The worker restarted while the claim waited: it is void already.
-        if (pending.holder.generation != tree_.generations().of(pending.holder.worker)) continue;
-        const bool done = tree_.insert(pending.text, pending.holder, tick);
+        if (holder.generation != tree_.generations().of(holder.worker)) return;
+        const bool done = tree_.insert(text, holder, tick);
         (done ? inserts_ : dropped_inserts_).fetch_add(1, std::memory_order_relaxed);
-      }
+      });
       if (sweep_now) tree_.sweep();
-      const size_t applied = batch.size();
-      batch.clear();
+      const size_t applied = batch_.count();
+      batch_.clear();
 
       lock.lock();
-      queue_bytes_ -= batch_bytes;
+      batch_bytes_ = 0;
       applied_ += applied;
       sweeps_done_ = std::max(sweeps_done_, sweeps);
       done_.notify_all();
@@ -162,7 +199,7 @@ class PrefixIndex::Impl {
   }
 
   const PrefixIndexOptions options_;
-  const size_t queue_bytes_limit_;
+  const size_t max_text_;
   PrefixTree tree_;
   std::atomic<uint64_t> inserts_{0};
   std::atomic<uint64_t> dropped_inserts_{0};
@@ -170,8 +207,8 @@ class PrefixIndex::Impl {
   mutable std::mutex mu_;  // guards all below; held for a few instructions only
   std::condition_variable wake_;
   std::condition_variable done_;
-  std::vector<PendingInsert> queue_;
-  size_t queue_bytes_ = 0;  // of the queue and of the batch being applied
+  PendingInserts queue_;
+  size_t batch_bytes_ = 0;
   uint64_t queued_ = 0;
   uint64_t applied_ = 0;
   int flushes_ = 0;  // callers that wait in flush()
@@ -180,6 +217,7 @@ class PrefixIndex::Impl {
   bool stale_ = false;  // claims of dropped workers may be in the tree
   bool stop_ = false;
 
+  PendingInserts batch_;  // being applied: the index thread's, but for swapping it with the queue
   std::thread thread_;
 };
 

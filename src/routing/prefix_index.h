@@ -1,7 +1,7 @@
 // Which workers are believed to hold the KV cache of which prefix: one compressed radix tree over the bytes of the
 // routing text. A node knows the set of workers that hold it. Reads take no lock and never wait; writes are queued to
-// one index thread; memory is a hard budget in bytes that includes the allocator's overhead, held by evicting the
-// least recently used leaves a few at a time.
+// one index thread; memory is a hard budget in bytes that includes the allocator's overhead, held by evicting leaves
+// that were not used for long a few at a time.
 #pragma once
 
 #include <array>
@@ -29,7 +29,7 @@ struct PrefixMatch {
 
   size_t matched_bytes = 0;  // cut to whole UTF-8 characters
   size_t total_bytes = 0;
-  uint8_t num_holders = 0;  // holders of the deepest node touched; at most kMaxHolders, most recently used first
+  uint8_t num_holders = 0;  // who holds these bytes; at most kMaxHolders, most recently used first
   std::array<uint32_t, kMaxHolders> holders;
 
   std::span<const uint32_t> workers() const { return {holders.data(), num_holders}; }
@@ -39,7 +39,7 @@ struct PrefixMatch {
 };
 
 struct PrefixIndexOptions {
-  size_t budget_bytes = 256 << 20;
+  size_t budget_bytes = 256 << 20;  // at least 64 KiB; of the tree itself at most 32 GiB are used
   // Bytes of prefix text per worker (--max-tree-size), held at every insert.
   size_t max_bytes_per_worker = size_t{1} << 26;
   // How often claims of dropped workers are swept out in the background (--eviction-interval-secs). Both bounds above
@@ -67,8 +67,8 @@ class PrefixIndex {
   // Any thread, no lock, no allocation.
   PrefixMatch match(std::string_view text) const;
   // Any thread; copies the text and returns at once. The claim belongs to the worker's life at the time of the call. A
-  // text that alone would take more than a quarter of a bound is cut to that; when the queue is full (a sixteenth of
-  // the budget) the claim is dropped and counted.
+  // text is cut to what the queue has room for, a 32nd of the budget and at most 16 MiB, and to a quarter of the
+  // worker's share; when the queue is full the claim is dropped and counted.
   void insert(std::string_view text, uint32_t worker);
   // All claims of the worker are void from now on: it restarted, was flushed or was removed. Any thread; readers see it
   // at once, memory is freed as it is met.

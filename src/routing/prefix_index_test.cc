@@ -61,6 +61,15 @@ TEST(PrefixIndexTest, StaysWithinItsBudgetUnderManyWriters) {
   EXPECT_GT(index.stats().inserts, 0u);
 }
 
+TEST(PrefixIndexTest, BeginsAtTheSmallestAndTheLargestBudget) {
+  for (const size_t budget : {size_t{64} << 10, size_t{1'000'000'000'000'000}}) {
+    PrefixIndex index({.budget_bytes = budget});
+    index.insert("hello", 1);
+    index.flush();
+    EXPECT_EQ(index.match("hello").num_holders, 1) << budget;
+  }
+}
+
 TEST(PrefixIndexTest, AnOversizedTextIsCutNotRefused) {
   PrefixIndex index({.budget_bytes = 1 << 20});
   const std::string text(4 << 20, 'y');
@@ -68,7 +77,7 @@ TEST(PrefixIndexTest, AnOversizedTextIsCutNotRefused) {
   index.flush();
   const PrefixMatch match = index.match(text);
   EXPECT_EQ(match.num_holders, 1);
-  EXPECT_GT(match.matched_bytes, size_t{100'000});
+  EXPECT_GT(match.matched_bytes, size_t{30'000});
   EXPECT_LE(index.stats().bytes, size_t{1} << 20);
 }
 

@@ -1,94 +1,30 @@
 #include "routing/prefix_tree.h"
 
-#include <malloc.h>
-
 #include <algorithm>
-#include <cstdlib>
+#include <array>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "base/check.h"
 
 namespace sluice::routing {
-
-Generations::~Generations() {
-  for (auto& chunk : chunks_) delete chunk.load(std::memory_order_relaxed);
-}
-
-uint32_t Generations::of(uint32_t worker) const {
-  if (worker / kChunk >= kChunks) return 0;
-  const Chunk* chunk = chunks_[worker / kChunk].load(std::memory_order_acquire);
-  return chunk == nullptr ? 0 : (*chunk)[worker % kChunk].load(std::memory_order_acquire);
-}
-
-void Generations::bump(uint32_t worker) {
-  SLUICE_CHECK(worker / kChunk < kChunks, "worker number {} is beyond the {} that an index can tell apart", worker,
-               kChunk * kChunks);
-  auto& slot = chunks_[worker / kChunk];
-  Chunk* chunk = slot.load(std::memory_order_acquire);
-  if (chunk == nullptr) {
-    auto fresh = std::make_unique<Chunk>();
-    if (slot.compare_exchange_strong(chunk, fresh.get(), std::memory_order_acq_rel)) chunk = fresh.release();
-  }
-  (*chunk)[worker % kChunk].fetch_add(1, std::memory_order_acq_rel);
-}
-
-struct PrefixTree::Claim {
-  uint32_t worker;
-  std::atomic<uint64_t> stamp;  // generation << 32 | tick of last use
-
-  uint32_t generation() const { return static_cast<uint32_t>(stamp.load(std::memory_order_acquire) >> 32); }
-  uint32_t tick() const { return static_cast<uint32_t>(stamp.load(std::memory_order_relaxed)); }
-};
-
-// `size` claims, in no order. Grows in place up to its capacity; shrinking makes a new table.
-struct PrefixTree::Claims {
-  std::atomic<uint32_t> size;
-  uint32_t capacity;
-
-  Claim* data() { return reinterpret_cast<Claim*>(this + 1); }
-  const Claim* data() const { return reinterpret_cast<const Claim*>(this + 1); }
-  static size_t bytes(uint32_t capacity) { return sizeof(Claims) + capacity * sizeof(Claim); }
-};
-
-// Children by the first byte of their edge: `size` bytes of keys, found by memchr, after the pointers.
-struct PrefixTree::Children {
-  uint64_t size;
-
-  Node** nodes() { return reinterpret_cast<Node**>(this + 1); }
-  Node* const* nodes() const { return reinterpret_cast<Node* const*>(this + 1); }
-  unsigned char* keys() { return reinterpret_cast<unsigned char*>(nodes() + size); }
-  const unsigned char* keys() const { return reinterpret_cast<const unsigned char*>(nodes() + size); }
-  static size_t bytes(size_t size) { return sizeof(Children) + size * (sizeof(Node*) + 1); }
-
-  int find(unsigned char key) const {
-    const void* hit = std::memchr(keys(), key, size);
-    return hit == nullptr ? -1 : static_cast<int>(static_cast<const unsigned char*>(hit) - keys());
-  }
-};
-
-struct PrefixTree::Node {
-  std::atomic<Children*> children{nullptr};
-  std::atomic<Claims*> claims{nullptr};
-  // Writer only.
-  Node* parent = nullptr;
-  Node* older = nullptr;  // in the list of leaves
-  Node* newer = nullptr;
-  uint32_t tick = 0;  // last use by anybody
-  bool listed = false;
-
-  uint32_t edge_size = 0;  // the edge's bytes follow the node
-  const char* edge_data() const { return reinterpret_cast<const char*>(this + 1); }
-  std::string_view edge() const { return {edge_data(), edge_size}; }
-};
-
 namespace {
 
-// Replaced tables wait for their readers within this allowance, which is set aside from the budget.
-constexpr size_t kMaxRetiredBytes = 8192;
-
-// What malloc really took, with its header.
-size_t footprint(void* memory) { return malloc_usable_size(memory) + sizeof(size_t); }
+constexpr uint32_t kNobody = ~uint32_t{0};
+// A longer edge is a chain of nodes: so the heap has to find no large pieces, and room for a long text is made bit by
+// bit.
+constexpr size_t kMaxEdge = 2048;
+// Blocks wait for their readers until they come to this much: looking for readers costs the same for one as for many.
+constexpr size_t kReclaimBytes = 32 << 10;
+// Claims of a full table, which a reference to the next one follows.
+constexpr uint32_t kTableClaims = 128;
+// What goes beyond need, at most, so that a piece that is large enough comes of it.
+constexpr size_t kMoreBytes = 128 << 10;
+// How many used leaves may go back into the queue before the oldest goes anyway: an eviction takes bounded time.
+constexpr int kSecondChances = 64;
+// How many leaves an insert looks at for a worker that is near its share.
+constexpr int kTrimSteps = 64;
 
 size_t common_prefix(std::string_view a, std::string_view b) {
   const size_t limit = std::min(a.size(), b.size());
@@ -103,382 +39,643 @@ size_t common_prefix(std::string_view a, std::string_view b) {
   return i;
 }
 
-// `length` moved back to the start of the character that it cuts, if it cuts one (UTF-8).
+// `length` moved back to the start of the UTF-8 character that it cuts, if it cuts one. What is no UTF-8 is cut
+// anywhere.
 size_t whole_characters(std::string_view text, size_t length) {
-  while (length > 0 && length < text.size() && (static_cast<unsigned char>(text[length]) & 0xC0) == 0x80) --length;
+  const auto byte = [&](size_t at) { return static_cast<unsigned char>(text[at]); };
+  for (size_t back = 1; back <= 3 && back <= length && length < text.size(); ++back) {
+    const unsigned char lead = byte(length - back);
+    if ((lead & 0xC0) == 0x80) continue;
+    const size_t size = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : lead >= 0xC0 ? 2 : 1;
+    return size > back && (byte(length) & 0xC0) == 0x80 ? length - back : length;
+  }
   return length;
 }
 
 }  // namespace
 
+// One worker's claim on a node. `worker` is written last when a claim begins, and kNobody first when it ends.
+struct PrefixTree::Claim {
+  std::atomic<uint32_t> worker{kNobody};
+  std::atomic<uint32_t> generation{0};
+  std::atomic<uint32_t> tick{0};  // of last use
+
+  void begin(Holder holder, uint32_t now) {
+    refresh(holder.generation, now);
+    worker.store(holder.worker, std::memory_order_release);
+  }
+  // Writes what changed only: readers have the line in their caches.
+  void refresh(uint32_t new_generation, uint32_t now) {
+    if (tick.load(std::memory_order_relaxed) != now) tick.store(now, std::memory_order_relaxed);
+    if (generation.load(std::memory_order_relaxed) != new_generation) {
+      generation.store(new_generation, std::memory_order_release);
+    }
+  }
+  uint32_t owner() const { return worker.load(std::memory_order_relaxed); }
+  Holder holder() const { return {owner(), generation.load(std::memory_order_relaxed)}; }
+};
+
+// Children by the first byte of their edge: the bytes, found by memchr, stand before the references. An entry whose
+// reference is 0 is gone, and waits for a child with the same first byte.
+struct PrefixTree::Children {
+  std::atomic<uint32_t> size{0};  // gone ones included
+  uint16_t capacity;              // constant after publication
+  uint16_t live = 0;              // writer only
+
+  unsigned char* keys() { return reinterpret_cast<unsigned char*>(this + 1); }
+  std::atomic<Ref>* nodes() { return reinterpret_cast<std::atomic<Ref>*>(keys() + bytes_of_keys(capacity)); }
+  static size_t bytes_of_keys(uint32_t capacity) { return (capacity + sizeof(Ref) - 1) / sizeof(Ref) * sizeof(Ref); }
+  static size_t bytes(uint32_t capacity) { return sizeof(Children) + bytes_of_keys(capacity) + capacity * sizeof(Ref); }
+
+  std::atomic<Ref>* find(char first) {
+    const void* hit = std::memchr(keys(), static_cast<unsigned char>(first), size.load(std::memory_order_acquire));
+    return hit == nullptr ? nullptr : nodes() + (static_cast<const unsigned char*>(hit) - keys());
+  }
+  // Must have room.
+  void append(char first, Ref node) {
+    const uint32_t at = size.load(std::memory_order_relaxed);
+    new (nodes() + at) std::atomic<Ref>(node);
+    keys()[at] = static_cast<unsigned char>(first);
+    ++live;
+    size.store(at + 1, std::memory_order_release);
+  }
+};
+
+struct PrefixTree::Node {
+  std::atomic<Ref> children{0};
+  // Most nodes have one holder, and no table.
+  Claim first;
+  std::atomic<uint32_t> further{0};  // claims in the tables
+  std::atomic<Ref> claims{0};        // the first table; tables are written before `further` and read after it
+  // The edge's bytes follow the node.
+  uint16_t edge_size = 0;
+
+  // Writer only.
+  bool queued : 1 = false;   // in the queue of leaves
+  bool used : 1 = false;     // since it came into the queue
+  bool visited : 1 = false;  // perhaps the next that some Visit comes to
+  Ref parent = 0;
+  Ref older = 0;
+  Ref newer = 0;
+
+  char* edge_data() { return reinterpret_cast<char*>(this + 1); }
+  std::string_view edge() const { return {reinterpret_cast<const char*>(this + 1), edge_size}; }
+};
+
 PrefixTree::PrefixTree(size_t budget_bytes, size_t max_bytes_per_worker)
-    : budget_bytes_(budget_bytes - 2 * kMaxRetiredBytes), max_bytes_per_worker_(max_bytes_per_worker) {
+    : max_bytes_per_worker_(max_bytes_per_worker),
+      max_text_(std::min(budget_bytes, max_bytes_per_worker) / 4),
+      heap_(budget_bytes),
+      reserve_(std::max<size_t>(heap_.bytes() / 32, 4 * kMaxEdge)),
+      retired_(heap_) {
   root_ = new_node({}, nullptr);
+  SLUICE_CHECK(root_ != nullptr, "a prefix tree cannot begin with {} bytes", budget_bytes);
+  nodes_ = 1;
 }
 
-PrefixTree::~PrefixTree() {
-  post_order([&](Node* node) {
-    std::free(node->children.load(std::memory_order_relaxed));
-    std::free(node->claims.load(std::memory_order_relaxed));
-    std::free(node);
+// ---- reading ----
+
+std::atomic<PrefixTree::Ref>& PrefixTree::next_table(Ref full_table) const {
+  return *reinterpret_cast<std::atomic<Ref>*>(heap_.at<Claim>(full_table) + kTableClaims);
+}
+
+// Whether `visit` is true of a claim of the node; the first one ends it.
+template <class Function>
+bool PrefixTree::any_claim(const Node* node, Function visit) const {
+  uint32_t left = node->further.load(std::memory_order_acquire);
+  if (visit(const_cast<Node*>(node)->first)) return true;
+  for (const std::atomic<Ref>* table = &node->claims; left > 0;) {
+    const Ref block = table->load(std::memory_order_seq_cst);
+    Claim* claims = heap_.at<Claim>(block);
+    const uint32_t here = std::min(left, kTableClaims);
+    for (uint32_t i = 0; i < here; ++i) {
+      if (visit(claims[i])) return true;
+    }
+    left -= here;
+    table = &next_table(block);
+  }
+  return false;
+}
+
+template <class Function>
+void PrefixTree::each_claim(const Node* node, Function visit) const {
+  (void)any_claim(node, [&](Claim& claim) { return visit(claim), false; });
+}
+
+// Whether the claim is somebody's who still lives the life in which it was made; the slot may change hands meanwhile.
+bool PrefixTree::live(const Claim& claim, uint32_t* worker) const {
+  *worker = claim.worker.load(std::memory_order_acquire);
+  if (*worker == kNobody) return false;
+  const uint32_t generation = claim.generation.load(std::memory_order_acquire);
+  return claim.worker.load(std::memory_order_relaxed) == *worker && generation == generations_.of(*worker);
+}
+
+bool PrefixTree::held(const Node* node) const {
+  uint32_t worker = 0;
+  return any_claim(node, [&](const Claim& claim) { return live(claim, &worker); });
+}
+
+// The holders of a node, by last use; when there are too many, the least recently used fall out.
+void PrefixTree::collect(const Node* node, PrefixMatch* match) const {
+  uint32_t ticks[PrefixMatch::kMaxHolders];
+  size_t found = 0;
+  each_claim(node, [&](const Claim& claim) {
+    const uint32_t tick = claim.tick.load(std::memory_order_relaxed);
+    const bool full = found == PrefixMatch::kMaxHolders;
+    if (full && ticks[found - 1] >= tick) return;
+    uint32_t worker = 0;
+    if (!live(claim, &worker)) return;
+    size_t at = full ? found - 1 : found++;
+    for (; at > 0 && ticks[at - 1] < tick; --at) {
+      ticks[at] = ticks[at - 1];
+      match->holders[at] = match->holders[at - 1];
+    }
+    ticks[at] = tick;
+    match->holders[at] = worker;
   });
+  match->num_holders = static_cast<uint8_t>(found);
+}
+
+PrefixTree::Node* PrefixTree::child_of(const Node* node, char first) const {
+  const Ref table = node->children.load(std::memory_order_seq_cst);
+  if (table == 0) return nullptr;
+  const std::atomic<Ref>* entry = heap_.at<Children>(table)->find(first);
+  const Ref child = entry == nullptr ? 0 : entry->load(std::memory_order_seq_cst);
+  return child == 0 ? nullptr : node_at(child);
 }
 
 PrefixMatch PrefixTree::match(std::string_view text) const {
   PrefixMatch match;
   match.total_bytes = text.size();
-  uint32_t ticks[PrefixMatch::kMaxHolders];
 
   const EpochGuard guard;
-  const Node* node = root_;
+  // The last nodes of the path and where their edges begin: as many as a character has bytes, see below.
+  std::array<std::pair<const Node*, size_t>, 4> path;
+  size_t depth = 0;
   size_t position = 0;
+  const Node* node = root_;
   while (position < text.size()) {
-    const Children* children = node->children.load(std::memory_order_seq_cst);
-    if (children == nullptr) break;
-    const int index = children->find(static_cast<unsigned char>(text[position]));
-    if (index < 0) break;
-    node = children->nodes()[index];
+    node = child_of(node, text[position]);
+    // A node whose holders are all gone does not count, and neither does what lies below it.
+    if (node == nullptr || !held(node)) break;
     const size_t common = common_prefix(node->edge(), text.substr(position));
+    path[depth++ % path.size()] = {node, position};
     position += common;
-
-    // Who holds the whole node holds the part that matched. A node whose holders are all gone does not count, and
-    // neither does what lies below it.
-    const Claims* claims = node->claims.load(std::memory_order_seq_cst);
-    size_t found = 0;
-    const uint32_t size = claims == nullptr ? 0 : claims->size.load(std::memory_order_acquire);
-    for (uint32_t i = 0; i < size; ++i) {
-      const Claim& claim = claims->data()[i];
-      if (claim.generation() != generations_.of(claim.worker)) continue;
-      const uint32_t tick = claim.tick();
-      // Insertion by last use; when there are too many, the least recently used fall out.
-      if (found == PrefixMatch::kMaxHolders && ticks[found - 1] >= tick) continue;
-      size_t at = found < PrefixMatch::kMaxHolders ? found++ : found - 1;
-      while (at > 0 && ticks[at - 1] < tick) {
-        ticks[at] = ticks[at - 1];
-        match.holders[at] = match.holders[at - 1];
-        --at;
-      }
-      ticks[at] = tick;
-      match.holders[at] = claim.worker;
-    }
-    if (found == 0) break;
-    match.num_holders = static_cast<uint8_t>(found);
-    match.matched_bytes = position;
     if (common < node->edge_size) break;
   }
-  match.matched_bytes = whole_characters(text, match.matched_bytes);
-  if (match.matched_bytes == 0) match.num_holders = 0;
+  match.matched_bytes = whole_characters(text, position);
+  // Who holds the whole node holds the part that matched. A node that has part of a cut character only has no say.
+  while (depth > 0 && path[(depth - 1) % path.size()].second >= match.matched_bytes) --depth;
+  if (depth > 0) collect(path[(depth - 1) % path.size()].first, &match);
+  if (match.num_holders == 0) match.matched_bytes = 0;
   return match;
 }
 
-bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick) {
-  if (text.empty()) return true;
-  text = text.substr(0, std::min(text.size(), std::min(budget_bytes_, max_bytes_per_worker_) / 4));
-  // Room for the new leaf and a larger child table; what else the path may need is asked for as it is walked.
-  const size_t worst = text.size() + sizeof(Node) + Children::bytes(256) + 512;
-  if (!make_room(worst, nullptr)) return false;
+// ---- writing ----
 
+bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick) {
+  text = text.substr(0, max_text_);
   Node* node = root_;
-  size_t position = 0;
-  while (position < text.size()) {
-    Children* children = node->children.load(std::memory_order_relaxed);
-    const int index = children == nullptr ? -1 : children->find(static_cast<unsigned char>(text[position]));
-    if (index < 0) {
-      Node* leaf = new_node(text.substr(position), node);
-      leaf->tick = tick;
-      claim(leaf, holder, tick);
-      unlink(node);  // no leaf any more
-      Children* with = with_child(children, leaf);
-      node->children.store(with, std::memory_order_seq_cst);
-      if (children != nullptr) retire(children);
-      touch_leaf(leaf);
-      break;
+  while (!text.empty()) {
+    Node* child = child_of(node, text.front());
+    if (child == nullptr) {
+      child = add_leaf(node, text.substr(0, kMaxEdge), holder, tick);
+      if (child == nullptr) return false;
+    } else {
+      const size_t common = common_prefix(child->edge(), text);
+      if (common < child->edge_size) child = split(child, common);
+      if (child == nullptr || !claim(child, holder, tick)) return false;
     }
-    Node* child = children->nodes()[index];
-    const size_t common = common_prefix(child->edge(), text.substr(position));
-    if (common < child->edge_size) {
-      // The edge of the node that is split may be long: room for its copy is asked for here.
-      const size_t halves = child->edge_size + 2 * sizeof(Node) + Children::bytes(257) + 256;
-      if (!make_room(halves + claim_growth(child), child)) return false;
-      child = split(child, common);
-    }
+    text.remove_prefix(child->edge_size);
     node = child;
-    position += common;
-    node->tick = tick;
-    if (!make_room(claim_growth(node), node)) return false;
-    claim(node, holder, tick);
-    if (node->children.load(std::memory_order_relaxed) == nullptr) touch_leaf(node);
   }
-  if (holder.worker < worker_bytes_.size() && worker_bytes_[holder.worker] > max_bytes_per_worker_) {
+  if (holder.worker < worker_bytes_.size() &&
+      worker_bytes_[holder.worker] > max_bytes_per_worker_ - max_bytes_per_worker_ / 16) {
     trim_worker(holder.worker);
   }
   return true;
 }
 
-// What claim() may allocate.
-size_t PrefixTree::claim_growth(const Node* node) const {
-  const Claims* claims = node->claims.load(std::memory_order_relaxed);
-  return claims == nullptr ? 64 : Claims::bytes(2 * claims->capacity + 2) + 64;
-}
-
 void PrefixTree::sweep() {
   post_order([&](Node* node) {
     if (node == root_) return;
-    Claims* claims = node->claims.load(std::memory_order_relaxed);
-    uint32_t i = 0;
-    while (claims != nullptr && i < claims->size.load(std::memory_order_relaxed)) {
-      const Claim& claim = claims->data()[i];
-      if (claim.generation() == generations_.of(claim.worker)) {
-        ++i;
-        continue;
+    bool unheld = true;
+    each_claim(node, [&](Claim& claim) {
+      if (claim.owner() == kNobody) return;
+      if (claim.generation.load(std::memory_order_relaxed) == generations_.of(claim.owner())) {
+        unheld = false;
+      } else {
+        evictions_worker_.fetch_add(1, std::memory_order_relaxed);
+        end_claim(node, claim);
       }
-      evictions_worker_.fetch_add(1, std::memory_order_relaxed);
-      drop_claim(node, claim.worker);
-      claims = node->claims.load(std::memory_order_relaxed);
-    }
-    if (claims == nullptr && node->children.load(std::memory_order_relaxed) == nullptr) remove_leaf(node);
+    });
+    if (unheld && node->children.load(std::memory_order_relaxed) == 0) remove_leaf(node);
   });
-  reclaim();
+  retired_.reclaim();
 }
 
-void* PrefixTree::allocate(size_t bytes) {
-  void* memory = std::malloc(bytes);
-  SLUICE_CHECK(memory != nullptr, "no memory for {} bytes of the prefix index", bytes);
-  bytes_.fetch_add(footprint(memory), std::memory_order_relaxed);
-  return memory;
-}
-
-void PrefixTree::retire(void* memory) {
-  retired_.retire(memory, footprint(memory));
-  if (retired_.bytes() > kMaxRetiredBytes) reclaim();
-}
-
-PrefixTree::Node* PrefixTree::new_node(std::string_view edge, Node* parent) {
-  auto* node = new (allocate(sizeof(Node) + edge.size())) Node;
-  node->parent = parent;
-  node->edge_size = static_cast<uint32_t>(edge.size());
-  if (!edge.empty()) std::memcpy(reinterpret_cast<char*>(node + 1), edge.data(), edge.size());
-  nodes_.fetch_add(1, std::memory_order_relaxed);
-  return node;
-}
-
-PrefixTree::Children* PrefixTree::with_child(const Children* old, Node* child) {
-  const size_t size = old == nullptr ? 0 : old->size;
-  auto* table = new (allocate(Children::bytes(size + 1))) Children{size + 1};
-  if (size > 0) {
-    std::memcpy(table->nodes(), old->nodes(), size * sizeof(Node*));
-    std::memcpy(table->keys(), old->keys(), size);
+PrefixTree::Ref PrefixTree::allocate(size_t bytes, const Node* keep) {
+  const auto available = [&] { return heap_.bytes() - heap_.used_bytes() + retired_.bytes(); };
+  while (available() < reserve_ + bytes && evict_oldest(keep)) {
   }
-  table->nodes()[size] = child;
-  table->keys()[size] = static_cast<unsigned char>(child->edge()[0]);
-  return table;
-}
-
-// `with` has the same first byte, or is null: then the child goes.
-void PrefixTree::replace_child(Node* parent, Node* old, Node* with) {
-  Children* children = parent->children.load(std::memory_order_relaxed);
-  const int index = children->find(static_cast<unsigned char>(old->edge()[0]));
-  SLUICE_CHECK(index >= 0 && children->nodes()[index] == old, "a node of the prefix tree is not its parent's child");
-  Children* table = nullptr;
-  if (with != nullptr || children->size > 1) {
-    const size_t size = with != nullptr ? children->size : children->size - 1;
-    table = new (allocate(Children::bytes(size))) Children{size};
-    for (size_t from = 0, to = 0; from < children->size; ++from) {
-      if (from == static_cast<size_t>(index) && with == nullptr) continue;
-      table->nodes()[to] = from == static_cast<size_t>(index) ? with : children->nodes()[from];
-      table->keys()[to++] = children->keys()[from];
-    }
-  }
-  parent->children.store(table, std::memory_order_seq_cst);
-  retire(children);
-}
-
-void PrefixTree::remove_leaf(Node* leaf) {
-  Node* parent = leaf->parent;
-  replace_child(parent, leaf, nullptr);
-  unlink(leaf);
-  if (Claims* claims = leaf->claims.load(std::memory_order_relaxed); claims != nullptr) {
-    for (uint32_t i = 0; i < claims->size.load(std::memory_order_relaxed); ++i) {
-      worker_bytes_[claims->data()[i].worker] -= leaf->edge_size;
-    }
-    retire(claims);
-  }
-  const uint32_t tick = leaf->tick;
-  retire(leaf);
-  nodes_.fetch_sub(1, std::memory_order_relaxed);
-
-  if (parent != root_ && parent->children.load(std::memory_order_relaxed) == nullptr) {
-    // The parent is a leaf now. If it was not used on its own since, it is as old as what went.
-    if (parent->tick > tick) {
-      touch_leaf(parent);
-    } else {
-      parent->listed = true;
-      parent->newer = oldest_;
-      parent->older = nullptr;
-      (oldest_ == nullptr ? newest_ : oldest_->older) = parent;
-      oldest_ = parent;
-    }
+  if (retired_.bytes() > std::min(kReclaimBytes, reserve_ / 2)) retired_.reclaim();
+  if (const Ref block = heap_.allocate(bytes); block != 0) return block;
+  // There is room, but in pieces that are too small: more goes, up to a bound. When what went may not be freed because
+  // somebody reads, waiting for that, or letting more go meanwhile, would be worse than to drop an insert.
+  for (size_t more = kMoreBytes;;) {
+    retired_.reclaim();
+    if (const Ref block = heap_.allocate(bytes); block != 0) return block;
+    const size_t waiting = retired_.bytes();
+    if (waiting > reserve_ || more == 0 || !evict_oldest(keep)) return 0;
+    more -= std::min(more, retired_.bytes() - waiting);
   }
 }
 
-void PrefixTree::unlink(Node* node) {
-  if (!node->listed) return;
-  (node->older == nullptr ? oldest_ : node->older->newer) = node->newer;
-  (node->newer == nullptr ? newest_ : node->newer->older) = node->older;
-  node->older = node->newer = nullptr;
-  node->listed = false;
-}
-
-void PrefixTree::touch_leaf(Node* node) {
-  unlink(node);
-  node->listed = true;
-  node->older = newest_;
-  (newest_ == nullptr ? oldest_ : newest_->newer) = node;
-  newest_ = node;
-}
-
-PrefixTree::Node* PrefixTree::split(Node* node, size_t length) {
-  Node* parent = node->parent;
-  Node* upper = new_node(node->edge().substr(0, length), parent);
-  Node* lower = new_node(node->edge().substr(length), upper);
-  upper->tick = lower->tick = node->tick;
-
-  // The lower half takes over the tables; the upper one starts with a copy of the claims.
-  Claims* claims = node->claims.load(std::memory_order_relaxed);
-  lower->claims.store(claims, std::memory_order_relaxed);
-  if (claims != nullptr) {
-    const uint32_t size = claims->size.load(std::memory_order_relaxed);
-    auto* copy = new (allocate(Claims::bytes(size + 1))) Claims{{size}, size + 1};
-    for (uint32_t i = 0; i < size; ++i) {
-      const Claim& from = claims->data()[i];
-      new (&copy->data()[i]) Claim{from.worker, {from.stamp.load(std::memory_order_relaxed)}};
-    }
-    upper->claims.store(copy, std::memory_order_relaxed);
-  }
-  Children* children = node->children.load(std::memory_order_relaxed);
-  lower->children.store(children, std::memory_order_relaxed);
-  if (children != nullptr) {
-    for (size_t i = 0; i < children->size; ++i) children->nodes()[i]->parent = lower;
-  }
-  upper->children.store(with_child(nullptr, lower), std::memory_order_relaxed);
-  if (node->listed) {
-    // The lower half is the leaf, in the same place of the order.
-    lower->older = node->older;
-    lower->newer = node->newer;
-    lower->listed = true;
-    (node->older == nullptr ? oldest_ : node->older->newer) = lower;
-    (node->newer == nullptr ? newest_ : node->newer->older) = lower;
-  }
-  replace_child(parent, node, upper);
-  retire(node);
-  nodes_.fetch_sub(1, std::memory_order_relaxed);
-  return upper;
-}
-
-void PrefixTree::claim(Node* node, Holder holder, uint32_t tick) {
-  const uint64_t stamp = (static_cast<uint64_t>(holder.generation) << 32) | tick;
-  Claims* claims = node->claims.load(std::memory_order_relaxed);
-  const uint32_t size = claims == nullptr ? 0 : claims->size.load(std::memory_order_relaxed);
-  for (uint32_t i = 0; i < size; ++i) {
-    if (claims->data()[i].worker == holder.worker) {
-      claims->data()[i].stamp.store(stamp, std::memory_order_release);
-      return;
-    }
-  }
-  if (worker_bytes_.size() <= holder.worker) worker_bytes_.resize(holder.worker + 1);
-  worker_bytes_[holder.worker] += node->edge_size;
-  if (claims != nullptr && size < claims->capacity) {
-    new (&claims->data()[size]) Claim{holder.worker, {stamp}};
-    claims->size.store(size + 1, std::memory_order_release);
-    return;
-  }
-  const uint32_t capacity = size == 0 ? 1 : 2 * size;
-  auto* table = new (allocate(Claims::bytes(capacity))) Claims{{size + 1}, capacity};
-  for (uint32_t i = 0; i < size; ++i) {
-    const Claim& from = claims->data()[i];
-    new (&table->data()[i]) Claim{from.worker, {from.stamp.load(std::memory_order_relaxed)}};
-  }
-  new (&table->data()[size]) Claim{holder.worker, {stamp}};
-  node->claims.store(table, std::memory_order_seq_cst);
-  if (claims != nullptr) retire(claims);
-}
-
-// True if the worker held the node.
-bool PrefixTree::drop_claim(Node* node, uint32_t worker) {
-  Claims* claims = node->claims.load(std::memory_order_relaxed);
-  const uint32_t size = claims == nullptr ? 0 : claims->size.load(std::memory_order_relaxed);
-  uint32_t at = 0;
-  while (at < size && claims->data()[at].worker != worker) ++at;
-  if (at == size) return false;
-  worker_bytes_[worker] -= node->edge_size;
-  Claims* table = nullptr;
-  if (size > 1) {
-    table = new (allocate(Claims::bytes(size - 1))) Claims{{size - 1}, size - 1};
-    for (uint32_t from = 0, to = 0; from < size; ++from) {
-      if (from == at) continue;
-      const Claim& claim = claims->data()[from];
-      new (&table->data()[to++]) Claim{claim.worker, {claim.stamp.load(std::memory_order_relaxed)}};
-    }
-  }
-  node->claims.store(table, std::memory_order_seq_cst);
-  retire(claims);
-  return true;
-}
-
-// Makes `bytes` fit into the budget by evicting the oldest leaves, but for `keep`. False if what was evicted may not be
-// freed yet because somebody reads; waiting for that, or evicting more meanwhile, would be worse than to drop an
-// insert.
-bool PrefixTree::make_room(size_t bytes, const Node* keep) {
-  const auto over = [&](size_t freeable) { return this->bytes() - freeable + bytes > budget_bytes_; };
-  if (!over(0)) return true;
-  for (Node* leaf = oldest_; leaf != nullptr && over(retired_.bytes());) {
-    if (leaf == keep) {
-      leaf = leaf->newer;
+bool PrefixTree::evict_oldest(const Node* keep) {
+  int chances = kSecondChances;
+  for (Ref ref = oldest_; ref != 0;) {
+    Node* leaf = node_at(ref);
+    ref = leaf->newer;
+    if (leaf == keep) continue;
+    if (leaf->used && chances-- > 0) {
+      dequeue(leaf);
+      enqueue(leaf, true);
+      if (ref == 0) ref = oldest_;
       continue;
     }
     remove_leaf(leaf);
     evictions_budget_.fetch_add(1, std::memory_order_relaxed);
-    leaf = oldest_;  // the parent may have become the oldest leaf
+    return true;
   }
-  reclaim();
-  return !over(0);
+  return false;
 }
 
-void PrefixTree::reclaim() { bytes_.fetch_sub(retired_.reclaim(), std::memory_order_relaxed); }
+PrefixTree::Node* PrefixTree::new_node(std::string_view edge, const Node* keep) {
+  const Ref block = allocate(sizeof(Node) + edge.size(), keep);
+  if (block == 0) return nullptr;
+  auto* node = new (heap_.at<void>(block)) Node;
+  node->edge_size = static_cast<uint16_t>(edge.size());
+  edge.copy(node->edge_data(), edge.size());
+  return node;
+}
 
-// Takes the worker's least recently used claims until it is a tenth below its share, so that the walk over the tree is
-// rare.
+// An empty table in `block`, as large as the block allows.
+PrefixTree::Children* PrefixTree::new_children(Ref block) {
+  auto* table = new (heap_.at<void>(block)) Children;
+  auto capacity = static_cast<uint32_t>((heap_.usable_bytes(block) - sizeof(Children)) / (sizeof(Ref) + 1));
+  while (Children::bytes(capacity) > heap_.usable_bytes(block)) --capacity;
+  table->capacity = static_cast<uint16_t>(std::min<uint32_t>(capacity, 256));
+  return table;
+}
+
+bool PrefixTree::add_child(Node* parent, Node* child) {
+  const char first = child->edge().front();
+  const Ref block = heap_.ref_of(child);
+  const auto put = [&] {
+    const Ref old = parent->children.load(std::memory_order_relaxed);
+    if (old == 0) return false;
+    auto* table = heap_.at<Children>(old);
+    if (std::atomic<Ref>* gone = table->find(first); gone != nullptr) {
+      gone->store(block, std::memory_order_seq_cst);
+      ++table->live;
+      return true;
+    }
+    if (table->size.load(std::memory_order_relaxed) == table->capacity) return false;
+    table->append(first, block);
+    return true;
+  };
+  if (put()) return true;
+  const Ref old = parent->children.load(std::memory_order_relaxed);
+  const uint32_t live = old == 0 ? 0 : heap_.at<Children>(old)->live;
+  const Ref larger = allocate(Children::bytes(live + live / 2 + 2), parent);
+  if (larger == 0) return false;
+  // Making room may have taken children away.
+  move_children(parent, larger);
+  return put();
+}
+
+// To a table in `block`, without those that are gone.
+void PrefixTree::move_children(Node* parent, Ref block) {
+  Children* table = new_children(block);
+  const Ref old = parent->children.load(std::memory_order_relaxed);
+  if (old != 0) {
+    auto* from = heap_.at<Children>(old);
+    for (uint32_t i = 0; i < from->size.load(std::memory_order_relaxed); ++i) {
+      const Ref child = from->nodes()[i].load(std::memory_order_relaxed);
+      if (child != 0) table->append(static_cast<char>(from->keys()[i]), child);
+    }
+  }
+  parent->children.store(block, std::memory_order_seq_cst);
+  if (old != 0) retired_.retire(old);
+}
+
+// Needs no memory, or evicting could not free any.
+void PrefixTree::remove_child(Node* parent, Node* child) {
+  const Ref block = parent->children.load(std::memory_order_relaxed);
+  auto* table = heap_.at<Children>(block);
+  std::atomic<Ref>* entry = table->find(child->edge().front());
+  SLUICE_CHECK(entry != nullptr && *entry == heap_.ref_of(child),
+               "a node of the prefix tree is not its parent's child");
+  entry->store(0, std::memory_order_seq_cst);
+  if (--table->live == 0) {
+    parent->children.store(0, std::memory_order_seq_cst);
+    retired_.retire(block);
+  } else if (table->capacity >= 32 && table->live < table->capacity / 4) {
+    if (const Ref smaller = heap_.allocate(Children::bytes(2 * table->live)); smaller != 0)
+      move_children(parent, smaller);
+  }
+}
+
+PrefixTree::Node* PrefixTree::add_leaf(Node* parent, std::string_view edge, Holder holder, uint32_t tick) {
+  Node* leaf = new_node(edge, parent);
+  if (leaf == nullptr) return nullptr;
+  leaf->parent = heap_.ref_of(parent);
+  leaf->first.begin(holder, tick);
+  if (!add_child(parent, leaf)) {
+    heap_.free(heap_.ref_of(leaf));
+    return nullptr;
+  }
+  nodes_.fetch_add(1, std::memory_order_relaxed);
+  count_bytes(holder.worker, edge.size());
+  dequeue(parent);  // no leaf any more
+  enqueue(leaf, true);
+  return leaf;
+}
+
+void PrefixTree::remove_leaf(Node* leaf) {
+  Node* parent = node_at(leaf->parent);
+  remove_child(parent, leaf);
+  dequeue(leaf);
+  each_claim(leaf, [&](const Claim& claim) {
+    if (claim.owner() != kNobody) worker_bytes_[claim.owner()] -= leaf->edge_size;
+  });
+  each_table(leaf, [&](Ref table) { retired_.retire(table); });
+  retired_.retire(heap_.ref_of(leaf));
+  nodes_.fetch_sub(1, std::memory_order_relaxed);
+  // The parent may be a leaf now. If it was not used on its own since, it is as old as what went.
+  if (parent != root_ && parent->children.load(std::memory_order_relaxed) == 0) {
+    enqueue(parent, last_use(parent) > last_use(leaf));
+  }
+}
+
+PrefixTree::Node* PrefixTree::split(Node* node, size_t length) {
+  uint32_t holders = 0;
+  each_claim(node, [&](const Claim& claim) { holders += claim.owner() != kNobody ? 1 : 0; });
+  Node* upper = new_node(node->edge().substr(0, length), node);
+  Node* lower = upper == nullptr ? nullptr : new_node(node->edge().substr(length), node);
+  const Ref children = lower == nullptr ? 0 : allocate(Children::bytes(2), node);
+  // The upper half starts with a copy of the claims.
+  const bool failed = children == 0 || any_claim(node, [&](const Claim& claim) {
+                        if (claim.owner() == kNobody) return false;
+                        Claim* copy =
+                            upper->first.owner() == kNobody ? &upper->first : new_claim(upper, holders - 1, node);
+                        if (copy != nullptr) copy->begin(claim.holder(), claim.tick.load(std::memory_order_relaxed));
+                        return copy == nullptr;
+                      });
+  if (failed) {
+    for (Node* half : {upper, lower}) {
+      if (half == nullptr) continue;
+      each_table(half, [&](Ref table) { heap_.free(table); });
+      heap_.free(heap_.ref_of(half));
+    }
+    if (children != 0) heap_.free(children);
+    return nullptr;
+  }
+
+  // The lower one takes over the tables.
+  if (node->first.owner() != kNobody) {
+    lower->first.begin(node->first.holder(), node->first.tick.load(std::memory_order_relaxed));
+  }
+  lower->claims.store(node->claims.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  lower->further.store(node->further.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  lower->children.store(node->children.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  each_child(lower, [&](Node* child) { child->parent = heap_.ref_of(lower); });
+  upper->parent = node->parent;
+  lower->parent = heap_.ref_of(upper);
+  new_children(children)->append(lower->edge().front(), heap_.ref_of(lower));
+  upper->children.store(children, std::memory_order_relaxed);
+  if (node->queued) replace_in_queue(node, lower);
+
+  Children* table = heap_.at<Children>(node_at(node->parent)->children.load(std::memory_order_relaxed));
+  table->find(node->edge().front())->store(heap_.ref_of(upper), std::memory_order_seq_cst);
+  retired_.retire(heap_.ref_of(node));
+  nodes_.fetch_add(1, std::memory_order_relaxed);
+  return upper;
+}
+
+bool PrefixTree::claim(Node* node, Holder holder, uint32_t tick) {
+  if (!node->used) node->used = true;
+  Claim* vacant = nullptr;
+  bool found = false;
+  each_claim(node, [&](Claim& claim) {
+    if (claim.owner() == holder.worker) {
+      claim.refresh(holder.generation, tick);
+      found = true;
+    } else if (claim.owner() == kNobody) {
+      vacant = &claim;
+    }
+  });
+  if (found) return true;
+  if (vacant == nullptr) vacant = new_claim(node, 0, node);
+  if (vacant == nullptr) return false;
+  vacant->begin(holder, tick);
+  count_bytes(holder.worker, node->edge_size);
+  return true;
+}
+
+// A claim after the node's last, of nobody yet. The last table is made larger if it is full, by a quarter, or so that
+// `expected` claims have room in all tables.
+PrefixTree::Claim* PrefixTree::new_claim(Node* node, uint32_t expected, const Node* keep) {
+  const uint32_t further = node->further.load(std::memory_order_relaxed);
+  std::atomic<Ref>* last = &node->claims;
+  uint32_t before = 0;  // in the tables before the last
+  for (; further - before >= kTableClaims; before += kTableClaims) last = &next_table(last->load());
+  const uint32_t here = further - before;
+  const Ref old = here == 0 ? 0 : last->load(std::memory_order_relaxed);
+  const auto bytes = [](uint32_t n) { return n * sizeof(Claim) + (n == kTableClaims ? sizeof(Ref) : 0); };
+  if (old == 0 || bytes(here + 1) > heap_.usable_bytes(old)) {
+    const uint32_t wanted =
+        std::min(kTableClaims, std::max(here + here / 4 + 1, expected - std::min(expected, before)));
+    const Ref larger = allocate(bytes(wanted), keep);
+    if (larger == 0) return nullptr;
+    for (uint32_t i = 0; i < here; ++i) {
+      const Claim& from = heap_.at<Claim>(old)[i];
+      auto* to = new (heap_.at<Claim>(larger) + i) Claim;
+      to->begin(from.holder(), from.tick.load(std::memory_order_relaxed));
+    }
+    last->store(larger, std::memory_order_seq_cst);
+    if (old != 0) retired_.retire(old);
+  }
+  auto* claim = new (heap_.at<Claim>(last->load(std::memory_order_relaxed)) + here) Claim;
+  node->further.store(further + 1, std::memory_order_release);
+  return claim;
+}
+
+template <class Function>
+void PrefixTree::each_table(Node* node, Function visit) {
+  Ref table = node->claims.load(std::memory_order_relaxed);
+  for (uint32_t left = node->further.load(std::memory_order_relaxed); left > 0;) {
+    const Ref next = left > kTableClaims ? next_table(table).load(std::memory_order_relaxed) : 0;
+    visit(table);
+    table = next;
+    left -= std::min(left, kTableClaims);
+  }
+}
+
+void PrefixTree::end_claim(Node* node, Claim& claim) {
+  worker_bytes_[claim.owner()] -= node->edge_size;
+  claim.worker.store(kNobody, std::memory_order_release);
+}
+
+void PrefixTree::count_bytes(uint32_t worker, size_t bytes) {
+  if (worker_bytes_.size() <= worker) worker_bytes_.resize(worker + 1);
+  worker_bytes_[worker] += bytes;
+}
+
+void PrefixTree::enqueue(Node* leaf, bool as_newest) {
+  const Ref ref = heap_.ref_of(leaf);
+  leaf->queued = true;
+  leaf->used = false;
+  leaf->older = as_newest ? newest_ : 0;
+  leaf->newer = as_newest ? 0 : oldest_;
+  (leaf->older == 0 ? oldest_ : node_at(leaf->older)->newer) = ref;
+  (leaf->newer == 0 ? newest_ : node_at(leaf->newer)->older) = ref;
+}
+
+void PrefixTree::dequeue(Node* node) {
+  if (!node->queued) return;
+  move_visits(node, node->newer);
+  (node->older == 0 ? oldest_ : node_at(node->older)->newer) = node->newer;
+  (node->newer == 0 ? newest_ : node_at(node->newer)->older) = node->older;
+  node->queued = false;
+}
+
+// Whoever is to visit `node` next visits `next` instead.
+void PrefixTree::move_visits(Node* node, Ref next) {
+  if (!node->visited) return;
+  node->visited = false;
+  if (next != 0) node_at(next)->visited = true;
+  for (Visit& visit : visits_) {
+    if (visit.at == heap_.ref_of(node)) visit.at = next;
+  }
+}
+
+void PrefixTree::replace_in_queue(Node* node, Node* with) {
+  move_visits(node, heap_.ref_of(with));
+  with->queued = true;
+  with->used = node->used;
+  with->older = node->older;
+  with->newer = node->newer;
+  (node->older == 0 ? oldest_ : node_at(node->older)->newer) = heap_.ref_of(with);
+  (node->newer == 0 ? newest_ : node_at(node->newer)->older) = heap_.ref_of(with);
+}
+
+// Takes claims of a worker that is near its share or beyond: those on leaves that were not used since they came into
+// the queue, oldest first, and those that end above the leaves of others. The visit goes on where it stopped, so that
+// leaves with nothing to take are passed once a round.
 void PrefixTree::trim_worker(uint32_t worker) {
-  const size_t goal = max_bytes_per_worker_ - max_bytes_per_worker_ / 10;
+  const size_t goal = max_bytes_per_worker_ - max_bytes_per_worker_ / 16;
+  auto visit = std::find_if(visits_.begin(), visits_.end(), [&](const Visit& v) { return v.worker == worker; });
+  if (visit == visits_.end()) visit = visits_.insert(visit, {worker, 0});
+  const auto over = [&](size_t bytes) { return worker_bytes_[worker] > bytes; };
+  int rounds = 0;
+  for (int steps = 0; over(max_bytes_per_worker_) || (over(goal) && steps < kTrimSteps); ++steps) {
+    if (visit->at == 0) {
+      // Twice around, and what there is to take stands on inner nodes under which the worker has nothing.
+      if (++rounds > 2) return trim_everywhere(worker, goal);
+      visit->at = oldest_;
+      if (visit->at == 0) return;
+    }
+    Node* leaf = node_at(visit->at);
+    visit->at = leaf->newer;
+    if (visit->at != 0) node_at(visit->at)->visited = true;
+    Node* held = leaf;
+    while (held != root_ && claim_of(held, worker) == nullptr) held = node_at(held->parent);
+    if (held == root_) continue;
+    if (held == leaf && leaf->used) {
+      dequeue(leaf);
+      enqueue(leaf, true);
+    } else if (held == leaf || !claims_below(held, worker)) {
+      take_claims(held, worker, last_use(leaf));
+    }
+  }
+}
+
+bool PrefixTree::claims_below(const Node* node, uint32_t worker) const {
+  bool any = false;
+  each_child(node, [&](const Node* child) { any = any || claim_of(child, worker) != nullptr; });
+  return any;
+}
+
+// The worker's claim on the node and those above that it had for this one only, as far as they were not used after
+// `last`.
+void PrefixTree::take_claims(Node* node, uint32_t worker, uint32_t last) {
+  for (;;) {
+    Claim* claim = claim_of(node, worker);
+    if (claim == nullptr || claim->tick.load(std::memory_order_relaxed) > last) return;
+    Node* parent = node_at(node->parent);
+    end_claim(node, *claim);
+    evictions_size_.fetch_add(1, std::memory_order_relaxed);
+    if (node->children.load(std::memory_order_relaxed) == 0 && unheld(node)) remove_leaf(node);
+    if (claims_below(parent, worker)) return;
+    node = parent;
+  }
+}
+
+// The same by a walk over the whole tree, least recently used first.
+void PrefixTree::trim_everywhere(uint32_t worker, size_t goal) {
   struct Held {
     uint32_t tick;
-    Node* node;
+    Ref node;
   };
   std::vector<Held> held;
   post_order([&](Node* node) {
-    const Claims* claims = node->claims.load(std::memory_order_relaxed);
-    const uint32_t size = claims == nullptr ? 0 : claims->size.load(std::memory_order_relaxed);
-    for (uint32_t i = 0; i < size; ++i) {
-      if (claims->data()[i].worker == worker) held.push_back({claims->data()[i].tick(), node});
-    }
+    const Claim* claim = claim_of(node, worker);
+    if (claim != nullptr) held.push_back({claim->tick.load(std::memory_order_relaxed), heap_.ref_of(node)});
   });
   // Children come before their parents in the walk and are never used later than them, so a stable order by last use
   // takes a claim only after all claims below it.
   std::stable_sort(held.begin(), held.end(), [](const Held& a, const Held& b) { return a.tick < b.tick; });
   for (const Held& item : held) {
     if (worker_bytes_[worker] <= goal) break;
-    drop_claim(item.node, worker);
+    Node* node = node_at(item.node);
+    end_claim(node, *claim_of(node, worker));
     evictions_size_.fetch_add(1, std::memory_order_relaxed);
-    if (item.node->claims.load(std::memory_order_relaxed) == nullptr &&
-        item.node->children.load(std::memory_order_relaxed) == nullptr) {
-      remove_leaf(item.node);
-    }
+    if (node->children.load(std::memory_order_relaxed) == 0 && unheld(node)) remove_leaf(node);
+  }
+}
+
+PrefixTree::Claim* PrefixTree::claim_of(const Node* node, uint32_t worker) const {
+  Claim* found = nullptr;
+  (void)any_claim(node, [&](Claim& claim) { return claim.owner() == worker && (found = &claim) != nullptr; });
+  return found;
+}
+
+uint32_t PrefixTree::last_use(const Node* node) const {
+  uint32_t last = 0;
+  each_claim(node, [&](const Claim& claim) {
+    if (claim.owner() != kNobody) last = std::max(last, claim.tick.load(std::memory_order_relaxed));
+  });
+  return last;
+}
+
+bool PrefixTree::unheld(const Node* node) const {
+  return !any_claim(node, [](const Claim& claim) { return claim.owner() != kNobody; });
+}
+
+template <class Function>
+void PrefixTree::each_child(const Node* node, Function visit) const {
+  const Ref block = node->children.load(std::memory_order_relaxed);
+  if (block == 0) return;
+  auto* table = heap_.at<Children>(block);
+  for (uint32_t i = 0; i < table->size.load(std::memory_order_relaxed); ++i) {
+    if (const Ref child = table->nodes()[i].load(std::memory_order_relaxed); child != 0) visit(node_at(child));
   }
 }
 
 // Calls `visit` for every node, children first. `visit` may free the node that it is given.
-template <class Visit>
-void PrefixTree::post_order(Visit visit) {
+template <class Function>
+void PrefixTree::post_order(Function visit) {
   struct Frame {
     Node* node;
     bool expanded;
@@ -493,9 +690,7 @@ void PrefixTree::post_order(Visit visit) {
       continue;
     }
     frame.expanded = true;
-    if (const Children* children = node->children.load(std::memory_order_relaxed); children != nullptr) {
-      for (size_t i = 0; i < children->size; ++i) stack.push_back({children->nodes()[i], false});
-    }
+    each_child(node, [&](Node* child) { stack.push_back({child, false}); });
   }
 }
 

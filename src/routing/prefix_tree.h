@@ -4,43 +4,30 @@
 //            root ── "You are a " [w1 w2] ─┬─ "helpful bot. Hi" [w1]
 //                                          └─ "pirate. Ahoy" [w2]
 //
-// A node's edge text never changes and its child and holder tables are replaced, not edited (holder tables also grow in
-// place), so a reader that follows atomic pointers under an EpochGuard always sees a consistent tree. A worker that
-// holds a node holds all its ancestors. Leaves are linked in the order of their last use: the oldest goes first when
-// the budget is full.
+// A node's edge text never changes, and neither does its place in the tree: what would change it makes a new node.
+// Tables of children and of claims grow in place while they have room, and entries that went are marked and not moved.
+// So a reader that follows atomic references under an EpochGuard always sees a consistent tree. A worker that holds a
+// node holds all its ancestors.
+//
+// Leaves stand in a queue: those at its old end go first when the budget is full, and one that was used since it came
+// into the queue goes back to the new end instead. So a use costs no more than a mark.
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <cstdint>
-#include <memory>
 #include <string_view>
 #include <vector>
 
 #include "routing/epoch.h"
+#include "routing/fixed_heap.h"
+#include "routing/generations.h"
 #include "routing/prefix_index.h"
 
 namespace sluice::routing {
 
-// The current generation of each worker, readable without a lock; worker numbers are dense and never reused.
-class Generations {
- public:
-  ~Generations();
-  uint32_t of(uint32_t worker) const;
-  void bump(uint32_t worker);
-
- private:
-  static constexpr uint32_t kChunk = 1024;
-  static constexpr uint32_t kChunks = 4096;
-  using Chunk = std::array<std::atomic<uint32_t>, kChunk>;
-
-  std::array<std::atomic<Chunk*>, kChunks> chunks_{};
-};
-
 class PrefixTree {
  public:
   PrefixTree(size_t budget_bytes, size_t max_bytes_per_worker);
-  ~PrefixTree();
   PrefixTree(const PrefixTree&) = delete;
   PrefixTree& operator=(const PrefixTree&) = delete;
 
@@ -54,7 +41,8 @@ class PrefixTree {
   // Removes the claims of generations that are over, and the nodes that nobody holds any more.
   void sweep();
 
-  size_t bytes() const { return bytes_.load(std::memory_order_relaxed); }
+  // Accounted: never more than the budget.
+  size_t bytes() const { return heap_.used_bytes(); }
   size_t nodes() const { return nodes_.load(std::memory_order_relaxed); }
   size_t worker_bytes(uint32_t worker) const { return worker < worker_bytes_.size() ? worker_bytes_[worker] : 0; }
   uint64_t evictions_budget() const { return evictions_budget_.load(std::memory_order_relaxed); }
@@ -62,43 +50,77 @@ class PrefixTree {
   uint64_t evictions_worker() const { return evictions_worker_.load(std::memory_order_relaxed); }
 
  private:
+  struct Claim;
   struct Node;
   struct Children;
-  struct Claim;
-  struct Claims;
+  using Ref = FixedHeap::Ref;
+  // Where in the queue the claims of a worker with too many are looked for next.
+  struct Visit {
+    uint32_t worker;
+    Ref at;  // 0: at the old end
+  };
 
-  void* allocate(size_t bytes);
-  void retire(void* memory);
-  Node* new_node(std::string_view edge, Node* parent);
-  Children* with_child(const Children* old, Node* child);
-  void replace_child(Node* parent, Node* old, Node* with);
+  Node* node_at(Ref ref) const { return heap_.at<Node>(ref); }
+  std::atomic<Ref>& next_table(Ref full_table) const;
+  template <class Function>
+  bool any_claim(const Node* node, Function visit) const;
+  template <class Function>
+  void each_claim(const Node* node, Function visit) const;
+  bool live(const Claim& claim, uint32_t* worker) const;
+  bool held(const Node* node) const;
+  void collect(const Node* node, PrefixMatch* match) const;
+  Node* child_of(const Node* node, char first) const;
+  bool claims_below(const Node* node, uint32_t worker) const;
+  Claim* claim_of(const Node* node, uint32_t worker) const;
+  bool unheld(const Node* node) const;
+  uint32_t last_use(const Node* node) const;
+
+  // Writer thread, all below. Those that allocate give back null or false when there is no room, and then nothing has
+  // changed but for what was evicted. `keep` is not evicted.
+  Ref allocate(size_t bytes, const Node* keep);
+  bool evict_oldest(const Node* keep);
+  Node* new_node(std::string_view edge, const Node* keep);
+  Children* new_children(Ref block);
+  bool add_child(Node* parent, Node* child);
+  void move_children(Node* parent, Ref block);
+  void remove_child(Node* parent, Node* child);
+  Node* add_leaf(Node* parent, std::string_view edge, Holder holder, uint32_t tick);
   void remove_leaf(Node* leaf);
-  void touch_leaf(Node* node);
-  void unlink(Node* node);
-  // The node that ends after `length` bytes of `node`'s edge: itself or a new one that takes its place.
+  // The node that ends after `length` bytes of `node`'s edge: a new one in its place, above one with the rest.
   Node* split(Node* node, size_t length);
-  void claim(Node* node, Holder holder, uint32_t tick);
-  bool drop_claim(Node* node, uint32_t worker);
-  size_t claim_growth(const Node* node) const;
-  bool make_room(size_t bytes, const Node* keep);
-  void reclaim();
+  bool claim(Node* node, Holder holder, uint32_t tick);
+  Claim* new_claim(Node* node, uint32_t expected, const Node* keep);
+  template <class Function>
+  void each_table(Node* node, Function visit);
+  void end_claim(Node* node, Claim& claim);
+  void count_bytes(uint32_t worker, size_t bytes);
+  void enqueue(Node* leaf, bool as_newest);
+  void dequeue(Node* node);
+  void replace_in_queue(Node* node, Node* with);
+  void move_visits(Node* node, Ref next);
   void trim_worker(uint32_t worker);
-  template <class Visit>
-  void post_order(Visit visit);
+  void trim_everywhere(uint32_t worker, size_t goal);
+  void take_claims(Node* node, uint32_t worker, uint32_t last);
+  template <class Function>
+  void each_child(const Node* node, Function visit) const;
+  template <class Function>
+  void post_order(Function visit);
 
-  const size_t budget_bytes_;
   const size_t max_bytes_per_worker_;
+  const size_t max_text_;  // what is longer is cut
   Generations generations_;
+  FixedHeap heap_;
+  const size_t reserve_;  // of the heap: kept free, and for what waits for its readers
   Node* root_ = nullptr;  // constant after construction
 
   // Writer thread.
   RetireList retired_;
-  Node* oldest_ = nullptr;  // leaves by last use, oldest first
-  Node* newest_ = nullptr;
+  Ref oldest_ = 0;  // the queue of leaves
+  Ref newest_ = 0;
+  std::vector<Visit> visits_;
   std::vector<size_t> worker_bytes_;  // edge bytes of the nodes that each worker holds
 
   // Written by the writer, read by anybody.
-  std::atomic<size_t> bytes_{0};
   std::atomic<size_t> nodes_{0};
   std::atomic<uint64_t> evictions_budget_{0};
   std::atomic<uint64_t> evictions_size_{0};

@@ -2,13 +2,16 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <map>
 #include <set>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "base/rng.h"
+#include "testing/seed.h"
 
 namespace sluice::routing {
 namespace {
@@ -17,6 +20,25 @@ constexpr size_t kAmple = 64 << 20;
 
 std::set<uint32_t> workers_of(const PrefixMatch& match) { return {match.workers().begin(), match.workers().end()}; }
 
+size_t common_bytes(const std::string& a, const std::string& b) {
+  size_t i = 0;
+  while (i < a.size() && i < b.size() && a[i] == b[i]) ++i;
+  return i;
+}
+
+// Whether a cut of `text` after `length` bytes would tear a UTF-8 character apart.
+bool tears(const std::string& text, size_t length) {
+  const auto continues = [&](size_t i) { return (static_cast<unsigned char>(text[i]) & 0xC0) == 0x80; };
+  for (size_t begin = length < 4 ? 0 : length - 3; begin < length && length < text.size(); ++begin) {
+    const auto lead = static_cast<unsigned char>(text[begin]);
+    const size_t size = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : lead >= 0xC0 ? 2 : 1;
+    bool whole = begin + size > length;
+    for (size_t i = begin + 1; i <= length; ++i) whole = whole && continues(i);
+    if (whole) return true;
+  }
+  return false;
+}
+
 // The slow obvious twin: every inserted text with its worker.
 class Oracle {
  public:
@@ -24,26 +46,21 @@ class Oracle {
   void bump(uint32_t worker) { ++generations_[worker]; }
 
   PrefixMatch match(const std::string& text) const {
-    size_t best = 0;
-    std::set<uint32_t> holders;
+    PrefixMatch match;
+    match.total_bytes = text.size();
+    std::map<uint32_t, size_t> held;  // the longest prefix that each worker has
     for (const auto& [worker, texts] : texts_) {
       const auto generation = generations_.find(worker);
       const uint32_t current = generation == generations_.end() ? 0 : generation->second;
-      size_t longest = 0;
-      for (const auto& [held, life] : texts) {
-        if (life != current) continue;
-        size_t i = 0;
-        while (i < held.size() && i < text.size() && held[i] == text[i]) ++i;
-        longest = std::max(longest, i);
+      for (const auto& [of_worker, life] : texts) {
+        if (life == current) held[worker] = std::max(held[worker], common_bytes(of_worker, text));
       }
-      if (longest > best) holders.clear();
-      if (longest >= best && longest > 0) holders.insert(worker);
-      best = std::max(best, longest);
+      match.matched_bytes = std::max(match.matched_bytes, held[worker]);
     }
-    PrefixMatch match;
-    match.matched_bytes = best;
-    match.total_bytes = text.size();
-    for (uint32_t worker : holders) match.holders[match.num_holders++] = worker;
+    while (tears(text, match.matched_bytes)) --match.matched_bytes;
+    for (const auto& [worker, bytes] : held) {
+      if (match.matched_bytes > 0 && bytes >= match.matched_bytes) match.holders[match.num_holders++] = worker;
+    }
     return match;
   }
 
@@ -51,6 +68,36 @@ class Oracle {
   std::map<uint32_t, std::set<std::pair<std::string, uint32_t>>> texts_;
   std::map<uint32_t, uint32_t> generations_;
 };
+
+// Random inserts, restarts, sweeps and look-ups of texts that `draw` makes: tree and oracle agree on all of them.
+template <class Draw>
+void agree_with_oracle(uint64_t seed, uint32_t steps, Draw draw) {
+  SCOPED_TRACE("SLUICE_TEST_SEED=" + std::to_string(seed));
+  Rng rng(seed);
+  PrefixTree tree(kAmple, kAmple);
+  Oracle oracle;
+  std::map<uint32_t, uint32_t> life;
+  for (uint32_t step = 0; step < steps; ++step) {
+    const uint32_t worker = static_cast<uint32_t>(rng.below(6));
+    const uint64_t action = rng.below(1000);
+    const std::string text = draw(rng);
+    if (action < 300) {
+      ASSERT_TRUE(tree.insert(text, {worker, life[worker]}, step));
+      oracle.insert(text, {worker, life[worker]});
+    } else if (action < 303) {
+      ++life[worker];
+      tree.generations().bump(worker);
+      oracle.bump(worker);
+    } else if (action == 303) {
+      tree.sweep();
+    } else {
+      const PrefixMatch got = tree.match(text);
+      const PrefixMatch want = oracle.match(text);
+      ASSERT_EQ(got.matched_bytes, want.matched_bytes) << "step " << step << " text " << ::testing::PrintToString(text);
+      ASSERT_EQ(workers_of(got), workers_of(want)) << "step " << step << " text " << ::testing::PrintToString(text);
+    }
+  }
+}
 
 TEST(PrefixTreeTest, AnEmptyTreeMatchesNothing) {
   PrefixTree tree(kAmple, kAmple);
@@ -122,37 +169,72 @@ TEST(PrefixTreeTest, ClaimsOfAnEarlierLifeCountForNothing) {
 }
 
 TEST(PrefixTreeTest, AgreesWithANaiveOracle) {
-  const uint64_t seed = 11;
-  Rng rng(seed);
-  PrefixTree tree(kAmple, kAmple);
-  Oracle oracle;
-  std::map<uint32_t, uint32_t> life;
-  const auto draw = [&] {
+  agree_with_oracle(testing::test_seed(11), 20'000, [](Rng& rng) {
     std::string text;
     const size_t length = rng.below(12);
     for (size_t i = 0; i < length; ++i) text += static_cast<char>('a' + rng.below(3));
     return text;
-  };
-  for (uint32_t step = 0; step < 20'000; ++step) {
-    const uint32_t worker = static_cast<uint32_t>(rng.below(6));
-    const uint64_t action = rng.below(1000);
-    if (action < 300) {
-      const std::string text = draw();
-      ASSERT_TRUE(tree.insert(text, {worker, life[worker]}, step));
-      if (!text.empty()) oracle.insert(text, {worker, life[worker]});
-    } else if (action < 303) {
-      ++life[worker];
-      tree.generations().bump(worker);
-      oracle.bump(worker);
-    } else if (action == 303) {
-      tree.sweep();
-    } else {
-      const std::string text = draw();
-      const PrefixMatch got = tree.match(text);
-      const PrefixMatch want = oracle.match(text);
-      ASSERT_EQ(got.matched_bytes, want.matched_bytes) << "seed " << seed << " step " << step << " text " << text;
-      ASSERT_EQ(workers_of(got), workers_of(want)) << "seed " << seed << " step " << step << " text " << text;
+  });
+}
+
+TEST(PrefixTreeTest, X3AgreesWithTheOracleOnBytesThatAreNoText) {
+  // Pieces of characters, lone surrogates, NUL, bytes that no UTF-8 has, and scripts of one to four bytes that differ
+  // in their last byte only: edges split within characters all the time.
+  const std::vector<std::string> pieces = {"a",
+                                           std::string(1, '\0'),
+                                           "\x80",
+                                           "\xBF\xBF\xBF\xBF\xBF",
+                                           "\xFF",
+                                           "\xC3",
+                                           "\xC3\xA9",
+                                           "\xC3\xA8",
+                                           "\xE4\xBD",
+                                           "\xE4\xBD\xA0",
+                                           "\xE4\xBD\x80",
+                                           "\xED\xA0\x80",
+                                           "\xED\xB0\x80",
+                                           "\xF0\x9F\x98",
+                                           "\xF0\x9F\x98\x80",
+                                           "\xF0\x9F\x98\x81"};
+  agree_with_oracle(testing::test_seed(12), 20'000, [&](Rng& rng) {
+    std::string text;
+    const size_t length = rng.below(6);
+    for (size_t i = 0; i < length; ++i) text += pieces[rng.below(pieces.size())];
+    return text;
+  });
+}
+
+TEST(PrefixTreeTest, AgreesWithTheOracleOnTextsLongerThanAnEdge) {
+  agree_with_oracle(testing::test_seed(13), 1'000, [](Rng& rng) {
+    std::string text;
+    for (uint64_t runs = rng.below(4); runs > 0; --runs) {
+      text += std::string(4000 + rng.below(3) * 96, static_cast<char>('a' + rng.below(2)));
     }
+    return text;
+  });
+}
+
+TEST(PrefixTreeTest, AHundredBytesANodeAndSixteenAFurtherHolder) {
+  PrefixTree tree(kAmple, kAmple);
+  Rng rng(3);
+  size_t text_bytes = 0;
+  for (int i = 0; i < 10'000; ++i) {
+    std::string text = "group " + std::to_string(rng.below(64)) + ": ";
+    for (int k = 0; k < 100; ++k) text += static_cast<char>(' ' + rng.below(90));
+    const size_t known = tree.match(text).matched_bytes;
+    ASSERT_TRUE(tree.insert(text, {0, 0}, 1));
+    text_bytes += text.size() - known;
+  }
+  EXPECT_LE(static_cast<double>(tree.bytes() - text_bytes), 100.0 * static_cast<double>(tree.nodes()));
+
+  const std::string shared = "a prompt that all have";
+  ASSERT_TRUE(tree.insert(shared, {0, 0}, 1));
+  tree.sweep();  // tables that were too small wait for no reader
+  const size_t with_one = tree.bytes();
+  for (uint32_t worker = 1; worker < 600; ++worker) {
+    ASSERT_TRUE(tree.insert(shared, {worker, 0}, 1));
+    tree.sweep();
+    ASSERT_LE(tree.bytes() - with_one, 16 * worker) << "after " << worker << " further holders";
   }
 }
 
@@ -176,6 +258,99 @@ TEST(PrefixTreeTest, NeverPassesItsBudgetAndEvictsTheOldest) {
   EXPECT_GT(tree.bytes(), budget / 2) << "evicts far more than it needs to";
 }
 
+TEST(PrefixTreeTest, WhatIsLeftAfterEvictionsIsTrue) {
+  const uint64_t seed = testing::test_seed(6);
+  SCOPED_TRACE("SLUICE_TEST_SEED=" + std::to_string(seed));
+  Rng rng(seed);
+  PrefixTree tree(128 << 10, 8'000);
+  Oracle oracle;
+  // Long and short edges, many children, deep paths and many holders: every table grows, shrinks and is replaced.
+  const auto draw = [&] {
+    std::string text;
+    while (rng.below(6) != 0) text += std::string(1 + rng.below(3) * rng.below(3) * 500, 'a' + rng.below(26));
+    return text;
+  };
+  std::vector<std::string> inserted;
+  for (uint32_t step = 0; step < 20'000; ++step) {
+    const std::string text = draw();
+    const uint32_t worker = static_cast<uint32_t>(rng.below(40));
+    (void)tree.insert(text, {worker, 0}, step / 10);
+    ASSERT_LE(tree.bytes(), size_t{128} << 10);
+    ASSERT_LE(tree.worker_bytes(worker), 8'000u);
+    if (inserted.size() < 500) {
+      inserted.push_back(text);
+      oracle.insert(text, {worker, 0});
+    }
+    if (step % 500 == 0) tree.sweep();
+    if (step < 500 && step % 10 == 0) {
+      const PrefixMatch got = tree.match(text);
+      const PrefixMatch want = oracle.match(text);
+      ASSERT_LE(got.matched_bytes, want.matched_bytes);
+      if (got.matched_bytes == want.matched_bytes) {
+        const std::set<uint32_t> got_workers = workers_of(got), want_workers = workers_of(want);
+        ASSERT_TRUE(std::includes(want_workers.begin(), want_workers.end(), got_workers.begin(), got_workers.end()));
+      }
+    }
+  }
+  EXPECT_GT(tree.evictions_budget(), 1'000u);
+  EXPECT_GT(tree.evictions_size(), 1'000u);
+
+  for (uint32_t worker = 0; worker < 40; ++worker) tree.generations().bump(worker);
+  tree.sweep();
+  EXPECT_EQ(tree.nodes(), 1u);
+  for (uint32_t worker = 0; worker < 40; ++worker) EXPECT_EQ(tree.worker_bytes(worker), 0u);
+  EXPECT_LE(tree.bytes(), 100u) << "something was lost";
+}
+
+TEST(PrefixTreeTest, ALeafThatIsUsedOutlivesThoseThatAreNot) {
+  PrefixTree tree(256 << 10, kAmple);
+  const auto text_of = [](int i) { return std::to_string(i * 7919) + " " + std::string(500, 'x'); };
+  uint32_t tick = 0;
+  for (int i = 0; i < 100; ++i) ASSERT_TRUE(tree.insert(text_of(i), {1, 0}, ++tick));
+  for (int i = 0; i < 100; i += 2) ASSERT_TRUE(tree.insert(text_of(i), {1, 0}, ++tick));
+  for (int i = 100; tree.evictions_budget() < 50; ++i) ASSERT_TRUE(tree.insert(text_of(i), {1, 0}, ++tick));
+  int used = 0, unused = 0;
+  for (int i = 0; i < 100; ++i) (i % 2 == 0 ? used : unused) += tree.match(text_of(i)).rate() == 1 ? 1 : 0;
+  EXPECT_EQ(used, 50);
+  EXPECT_EQ(unused, 0);
+}
+
+TEST(PrefixTreeTest, WithoutRoomBecauseSomebodyReadsAnInsertIsRefusedAndNothingBreaks) {
+  const size_t budget = 256 << 10;
+  PrefixTree tree(budget, kAmple);
+  uint32_t tick = 0;
+  const auto insert = [&](int i) {
+    return tree.insert(std::to_string(i * 7919) + std::string(1000, 'x'), {1, 0}, ++tick);
+  };
+  int i = 0;
+  while (tree.evictions_budget() == 0) ASSERT_TRUE(insert(i++));
+  int refused = 0;
+  {
+    const EpochGuard reading;
+    for (int more = 0; more < 1000; ++more) {
+      refused += insert(i++) ? 0 : 1;
+      ASSERT_LE(tree.bytes(), budget);
+    }
+  }
+  EXPECT_GT(refused, 900);
+  EXPECT_GT(tree.nodes(), 100u) << "evicted although nothing came of it";
+  EXPECT_TRUE(insert(i++)) << "there is room again once nobody reads";
+}
+
+TEST(PrefixTreeTest, TenThousandHoldersFitWhereTextsComeAndGo) {
+  PrefixTree tree(4 << 20, kAmple);
+  Rng rng(8);
+  uint32_t refused = 0;
+  for (uint32_t worker = 0; worker < 10'000; ++worker) {
+    refused += tree.insert("the system prompt of all", {worker, 0}, worker) ? 0 : 1;
+    refused += tree.insert(std::to_string(rng.next()) + std::string(rng.below(3000), 'x'), {worker, 0}, worker) ? 0 : 1;
+  }
+  EXPECT_EQ(refused, 0u);
+  const PrefixMatch match = tree.match("the system prompt of all");
+  ASSERT_EQ(match.num_holders, PrefixMatch::kMaxHolders);
+  EXPECT_EQ(match.holders[0], 9'999u);
+}
+
 TEST(PrefixTreeTest, AWorkerStaysWithinItsShare) {
   PrefixTree tree(kAmple, 10'000);
   uint32_t tick = 0;
@@ -186,6 +361,36 @@ TEST(PrefixTreeTest, AWorkerStaysWithinItsShare) {
   }
   EXPECT_EQ(tree.match(std::to_string(999 * 7919)).num_holders, 1) << "the newest went first";
   EXPECT_EQ(tree.match("other worker's text").rate(), 1.0);
+}
+
+TEST(PrefixTreeTest, AWorkerThatPassesItsShareLosesWhatItDidNotUseAndOthersLoseNothing) {
+  PrefixTree tree(kAmple, 100'000);
+  const auto text_of = [](int i) { return std::to_string(i * 7919) + " " + std::string(200, 'x'); };
+  uint32_t tick = 0;
+  for (int i = 0; i < 400; ++i) ASSERT_TRUE(tree.insert(text_of(i), {2, 0}, ++tick));
+  for (int i = 0; i < 400; ++i) ASSERT_TRUE(tree.insert(text_of(i), {1, 0}, ++tick));
+  for (int i = 400; i < 800; ++i) {
+    ASSERT_TRUE(tree.insert(text_of(i), {1, 0}, ++tick));
+    ASSERT_TRUE(tree.insert(text_of(7), {1, 0}, ++tick));
+    ASSERT_LE(tree.worker_bytes(1), 100'000u);
+  }
+  EXPECT_EQ(workers_of(tree.match(text_of(8))), (std::set<uint32_t>{2}));
+  EXPECT_EQ(workers_of(tree.match(text_of(7))), (std::set<uint32_t>{1, 2}));
+  EXPECT_EQ(workers_of(tree.match(text_of(799))), (std::set<uint32_t>{1}));
+  for (int i = 0; i < 400; ++i) ASSERT_EQ(tree.match(text_of(i)).rate(), 1) << i;
+  EXPECT_GT(tree.worker_bytes(1), 80'000u) << "lost more than it had to";
+}
+
+TEST(PrefixTreeTest, AWorkersShareIsHeldWhereItsClaimsStandAboveThoseOfOthers) {
+  PrefixTree tree(kAmple, 20'000);
+  uint32_t tick = 0;
+  for (int i = 0; i < 500; ++i) {
+    const std::string text = std::to_string(i * 7919) + " " + std::string(200, 'x');
+    ASSERT_TRUE(tree.insert(text, {1, 0}, ++tick));
+    ASSERT_TRUE(tree.insert(text + "and on", {2 + static_cast<uint32_t>(i) % 50, 0}, ++tick));
+    ASSERT_LE(tree.worker_bytes(1), 20'000u);
+    ASSERT_EQ(workers_of(tree.match(text)).count(1), 1u) << "the newest went first";
+  }
 }
 
 TEST(PrefixTreeTest, ReadersSeeAConsistentTreeWhileItChanges) {

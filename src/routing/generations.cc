@@ -1,0 +1,31 @@
+#include "routing/generations.h"
+
+#include <memory>
+
+#include "base/check.h"
+
+namespace sluice::routing {
+
+Generations::~Generations() {
+  for (auto& chunk : chunks_) delete chunk.load(std::memory_order_relaxed);
+}
+
+uint32_t Generations::of(uint32_t worker) const {
+  if (worker / kChunk >= kChunks) return 0;
+  const Chunk* chunk = chunks_[worker / kChunk].load(std::memory_order_acquire);
+  return chunk == nullptr ? 0 : (*chunk)[worker % kChunk].load(std::memory_order_acquire);
+}
+
+void Generations::bump(uint32_t worker) {
+  SLUICE_CHECK(worker / kChunk < kChunks, "worker number {} is beyond the {} that an index can tell apart", worker,
+               kChunk * kChunks);
+  auto& slot = chunks_[worker / kChunk];
+  Chunk* chunk = slot.load(std::memory_order_acquire);
+  if (chunk == nullptr) {
+    auto fresh = std::make_unique<Chunk>();
+    if (slot.compare_exchange_strong(chunk, fresh.get(), std::memory_order_acq_rel)) chunk = fresh.release();
+  }
+  (*chunk)[worker % kChunk].fetch_add(1, std::memory_order_acq_rel);
+}
+
+}  // namespace sluice::routing
