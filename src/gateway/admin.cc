@@ -29,6 +29,14 @@ Response worker_error(int status, std::string_view code, std::string_view messag
   return response;
 }
 
+// What the prefix index believes of it, and whether anything it said bears that out.
+Json belief_json(const routing::CacheBelief& belief) {
+  const bool limited = belief.limit_bytes() != routing::CacheBelief::kNoLimit;
+  return {{"source", belief.confirmed() ? "reported" : "predicted"},
+          {"share", belief.share()},
+          {"limit_bytes", limited ? Json(belief.limit_bytes()) : Json()}};
+}
+
 Json worker_json(const Worker& worker) {
   const auto info = worker.info();
   Json document{{"id", worker.id},
@@ -45,7 +53,8 @@ Json worker_json(const Worker& worker) {
                 {"runtime_type", "sglang"},
                 {"metadata", info.labels},
                 {"labels", info.labels},
-                {"generation", worker.generation.load()}};
+                {"generation", worker.generation.load()},
+                {"cache_belief", belief_json(worker.load->belief)}};
   if (!worker.proven) {
     document["job_status"] = Json{
         {"job_type", "AddWorker"},

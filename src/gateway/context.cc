@@ -92,6 +92,14 @@ std::vector<obs::Family> families(const std::vector<double>& buckets) {
       {"smg_worker_health", "1 if the worker is used.", Kind::kGauge, {"worker"}},
       {"smg_worker_health_checks_total", "Health checks.", Kind::kCounter, {"worker_type", "result"}},
       {"smg_worker_selections_total", "Choices, and why.", Kind::kCounter, {"worker", "policy", "reason"}},
+      {"smg_worker_cache_reported",
+       "1 once the worker has reported a cached token: before that, what it holds is only predicted.",
+       Kind::kGauge,
+       {"worker"}},
+      {"smg_worker_cache_belief",
+       "Part of a predicted match that counts, by the worker's reports.",
+       Kind::kGauge,
+       {"worker"}},
       {"smg_worker_routing_keys_active", "Routing keys that the worker has.", Kind::kGauge, {"worker"}},
       {"smg_manual_policy_cache_entries", "Routing keys that are remembered.", Kind::kGauge},
       {"smg_worker_cb_state", "0 closed, 1 open, 2 half-open.", Kind::kGauge, {"worker"}},
@@ -158,7 +166,7 @@ Result<WorkerPtr> Context::add_worker(const std::string& url, const std::string&
 
 void Context::forget_prefixes(Worker& worker) {
   worker.generation.fetch_add(1, std::memory_order_relaxed);
-  worker.load->belief = 1;
+  worker.load->belief.restart();
   index.drop_worker(worker.number);
 }
 

@@ -382,7 +382,11 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit) {
   loop_.count_selection(*worker, choice->reason);
   matched_share_ = choice->match_rate;
   const std::string_view text = facts_.routing_text;
-  if (choice->insert_prefix) context_.index.insert(text, worker->number);
+  if (choice->insert_prefix) {
+    routing::CacheBelief& belief = worker->load->belief;
+    belief.sent(static_cast<size_t>((1 - matched_share_) * static_cast<double>(text.size())));
+    context_.index.insert(text, worker->number, belief.limit_bytes());
+  }
   if (context_.policy->needs_prefix() && !text.empty()) {
     const double matched = choice->match_rate * static_cast<double>(text.size());
     context_.predicted.add(static_cast<int64_t>(matched), static_cast<int64_t>(text.size()), context_.clock.now());

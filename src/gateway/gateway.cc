@@ -72,6 +72,9 @@ class Gateway::Impl {
       metrics.gauge("smg_worker_requests_active", {worker->url}).set(active);
       metrics.gauge("smg_worker_health", {worker->url}).set(worker->healthy ? 1 : 0);
       metrics.gauge("smg_worker_cb_state", {worker->url}).set(static_cast<double>(worker->breaker.state()));
+      const routing::CacheBelief& belief = worker->load->belief;
+      metrics.gauge("smg_worker_cache_reported", {worker->url}).set(belief.confirmed() ? 1 : 0);
+      metrics.gauge("smg_worker_cache_belief", {worker->url}).set(belief.share());
       if (const RoutingKeys* keys = context.policy->routing_keys()) {
         metrics.gauge("smg_worker_routing_keys_active", {worker->url})
             .set(static_cast<double>(keys->keys_of(worker->number)));

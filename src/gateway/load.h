@@ -8,6 +8,7 @@
 #include <optional>
 #include <utility>
 
+#include "routing/cache_belief.h"
 #include "routing/prefill_queue.h"
 
 namespace sluice::gateway {
@@ -25,8 +26,7 @@ struct WorkerLoad {
   std::atomic<double> polled_throughput{0};       // generated tokens per second
 
   routing::PrefillQueue prefill;  // in estimated tokens
-  // Share of the prefixes it was believed to hold that it did hold, by its own reports; 1 while it has not reported.
-  std::atomic<double> belief{1};
+  routing::CacheBelief belief;
 };
 
 // What an answer says of the prompt: the part of it that the worker found cached, 0 to 1.
@@ -56,7 +56,7 @@ class WorkerLease {
     load_->tokens.fetch_add(left_, std::memory_order_relaxed);
     load_->dispatched_since_poll.fetch_add(left_, std::memory_order_relaxed);
     load_->prompt_since_poll.fetch_add(work.prompt_tokens, std::memory_order_relaxed);
-    const double cached = load_->belief.load(std::memory_order_relaxed) * work.matched_share;
+    const double cached = load_->belief.share() * work.matched_share;
     ticket_ = load_->prefill.dispatch(clock.now(), static_cast<double>(work.prompt_tokens) * (1 - cached));
   }
   WorkerLease(WorkerLease&& other) noexcept { swap(other); }
@@ -82,12 +82,8 @@ class WorkerLease {
   void answered(const std::optional<PromptReport>& report) {
     load_->prefill.whole_answer(ticket_, clock_->now(), report ? std::max<int64_t>(report->output_tokens, 1) : 1);
     const double tokens = static_cast<double>(work_.prompt_tokens);
+    if (report) load_->belief.reported(work_.matched_share, report->cached_share);
     load_->prefill.learn(ticket_, report ? tokens * (1 - report->cached_share) : ticket_.tokens, clock_->now());
-    if (!report || work_.matched_share <= 0) return;
-    // A moving average over some ten answers; lost updates between threads do no harm.
-    const double kept = std::min(report->cached_share / work_.matched_share, 1.0);
-    const double before = load_->belief.load(std::memory_order_relaxed);
-    load_->belief.store(before + 0.1 * (kept - before), std::memory_order_relaxed);
   }
 
  private:

@@ -70,6 +70,7 @@ net::Task<std::optional<LoadReport>> read_load(net::Client& client, const Worker
   LoadReport report;
   const Json& loads = document["loads"];
   report.used_tokens = sum_of(loads, modern ? "num_used_tokens" : "num_tokens");
+  report.max_tokens = sum_of(loads, "max_total_num_tokens");
   report.waiting_tokens = std::max<int64_t>(0, sum_of(loads, "num_waiting_uncached_tokens"));
   report.kv_usage = most_of(loads, "token_usage");
   report.throughput = mean_of(loads, "gen_throughput") * static_cast<double>(loads.size());

@@ -15,6 +15,7 @@ namespace sluice::gateway {
 struct LoadReport {
   std::string document;  // JSON, as /v1/loads has it
   int64_t used_tokens = -1;
+  int64_t max_tokens = -1;     // that its KV pools hold
   int64_t waiting_tokens = 0;  // prompt tokens in its queue that its cache does not hold
   double kv_usage = 0;         // share of its KV pools, the fullest of its ranks
   double throughput = 0;       // generated tokens per second

@@ -139,5 +139,25 @@ TEST_F(RoutingTest, LeastLoadAvoidsTheWorkerWhoseEngineSaysThatItIsFull) {
   expect_settled();
 }
 
+TEST_F(RoutingTest, MinCostFindsThePrefixAndSaysWhetherTheWorkerConfirmsIt) {
+  three_workers();
+  start({"--policy", "min_cost"});
+  std::string prompt;
+  for (int i = 0; i < 200; ++i) prompt += fmt::format("word{} ", i);
+  const int home = answered_by({}, prompt + "first");
+  const auto belief = [&] { return workers_json()[static_cast<size_t>(home)]["cache_belief"]; };
+  EXPECT_EQ(belief()["source"], "predicted");
+  EXPECT_EQ(metric("smg_worker_cache_reported"), 0);
+  for (const char* question : {"second", "third", "fourth"}) {
+    // The index takes a claim a moment later.
+    ASSERT_TRUE(eventually([&] { return metric("smg_prefix_index_nodes") > 1; }));
+    EXPECT_EQ(answered_by({}, prompt + question), home);
+  }
+  EXPECT_EQ(belief()["source"], "reported") << belief();
+  EXPECT_EQ(metric("smg_worker_cache_reported"), 1);
+  EXPECT_GT(belief()["share"].get<double>(), 0.9);
+  expect_settled();
+}
+
 }  // namespace
 }  // namespace sluice::gateway

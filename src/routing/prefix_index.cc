@@ -20,8 +20,8 @@ class PendingInserts {
   explicit PendingInserts(size_t capacity) : capacity_(capacity), data_(new char[capacity]) {}
 
   // False if there is no room.
-  bool push(std::string_view text, Holder holder) {
-    const Head head{holder, static_cast<uint32_t>(text.size())};
+  bool push(std::string_view text, Holder holder, size_t limit) {
+    const Head head{limit, holder, static_cast<uint32_t>(text.size())};
     if (capacity_ - bytes_ < sizeof(head) + text.size()) return false;
     std::memcpy(&data_[bytes_], &head, sizeof(head));
     std::memcpy(&data_[bytes_ + sizeof(head)], text.data(), text.size());
@@ -34,7 +34,7 @@ class PendingInserts {
     for (size_t at = 0; at < bytes_;) {
       Head head;
       std::memcpy(&head, &data_[at], sizeof(head));
-      visit(std::string_view(&data_[at + sizeof(head)], head.text_bytes), head.holder);
+      visit(std::string_view(&data_[at + sizeof(head)], head.text_bytes), head.holder, head.limit);
       at += sizeof(head) + head.text_bytes;
     }
   }
@@ -47,6 +47,7 @@ class PendingInserts {
 
  private:
   struct Head {
+    size_t limit;
     Holder holder;
     uint32_t text_bytes;
   };
@@ -92,7 +93,7 @@ class PrefixIndex::Impl {
     thread_.join();
   }
 
-  void insert(std::string_view text, uint32_t worker) {
+  void insert(std::string_view text, uint32_t worker, size_t limit) {
     if (text.empty()) return;
     text = text.substr(0, max_text_);
     const Holder holder{worker, tree_.generations().of(worker)};
@@ -101,7 +102,7 @@ class PrefixIndex::Impl {
       std::lock_guard lock(mu_);
       const bool was_empty = queue_.empty();
       const bool was_hasty = hurry();
-      if (!queue_.push(text, holder)) {
+      if (!queue_.push(text, holder, limit)) {
         dropped_inserts_.fetch_add(1, std::memory_order_relaxed);
         return;
       }
@@ -180,10 +181,10 @@ class PrefixIndex::Impl {
       lock.unlock();
 
       const uint32_t tick = tick_since(start);
-      batch_.for_each([&](std::string_view text, Holder holder) {
+      batch_.for_each([&](std::string_view text, Holder holder, size_t limit) {
         // The worker restarted while the claim waited: it is void already.
         if (holder.generation != tree_.generations().of(holder.worker)) return;
-        const bool done = tree_.insert(text, holder, tick);
+        const bool done = tree_.insert(text, holder, tick, limit);
         (done ? inserts_ : dropped_inserts_).fetch_add(1, std::memory_order_relaxed);
       });
       if (sweep_now) tree_.sweep();
@@ -224,7 +225,7 @@ class PrefixIndex::Impl {
 PrefixIndex::PrefixIndex(PrefixIndexOptions options) : impl_(std::make_unique<Impl>(options)) {}
 PrefixIndex::~PrefixIndex() = default;
 PrefixMatch PrefixIndex::match(std::string_view text) const { return impl_->match(text); }
-void PrefixIndex::insert(std::string_view text, uint32_t worker) { impl_->insert(text, worker); }
+void PrefixIndex::insert(std::string_view text, uint32_t worker, size_t limit) { impl_->insert(text, worker, limit); }
 void PrefixIndex::drop_worker(uint32_t worker) { impl_->drop_worker(worker); }
 void PrefixIndex::sweep() { impl_->sweep(); }
 void PrefixIndex::flush() { impl_->flush(); }

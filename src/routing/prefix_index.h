@@ -69,7 +69,8 @@ class PrefixIndex {
   // Any thread; copies the text and returns at once. The claim belongs to the worker's life at the time of the call. A
   // text is cut to what the queue has room for, a 32nd of the budget and at most 16 MiB, and to a quarter of the
   // worker's share; when the queue is full the claim is dropped and counted.
-  void insert(std::string_view text, uint32_t worker);
+  // `limit`: bytes of text that the worker can hold, where more is known than max_bytes_per_worker.
+  void insert(std::string_view text, uint32_t worker, size_t limit = SIZE_MAX);
   // All claims of the worker are void from now on: it restarted, was flushed or was removed. Any thread; readers see it
   // at once, memory is freed as it is met.
   void drop_worker(uint32_t worker);

@@ -233,7 +233,7 @@ PrefixMatch PrefixTree::match(std::string_view text) const {
 
 // ---- writing ----
 
-bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick) {
+bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick, size_t limit) {
   text = text.substr(0, max_text_);
   Node* node = root_;
   while (!text.empty()) {
@@ -249,9 +249,9 @@ bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick) {
     text.remove_prefix(child->edge_size);
     node = child;
   }
-  if (holder.worker < worker_bytes_.size() &&
-      worker_bytes_[holder.worker] > max_bytes_per_worker_ - max_bytes_per_worker_ / 16) {
-    trim_worker(holder.worker);
+  const size_t share = std::min(limit, max_bytes_per_worker_);
+  if (holder.worker < worker_bytes_.size() && worker_bytes_[holder.worker] > share - share / 16) {
+    trim_worker(holder.worker, share);
   }
   return true;
 }
@@ -573,13 +573,13 @@ void PrefixTree::replace_in_queue(Node* node, Node* with) {
 // Takes claims of a worker that is near its share or beyond: those on leaves that were not used since they came into
 // the queue, oldest first, and those that end above the leaves of others. The visit goes on where it stopped, so that
 // leaves with nothing to take are passed once a round.
-void PrefixTree::trim_worker(uint32_t worker) {
-  const size_t goal = max_bytes_per_worker_ - max_bytes_per_worker_ / 16;
+void PrefixTree::trim_worker(uint32_t worker, size_t share) {
+  const size_t goal = share - share / 16;
   auto visit = std::find_if(visits_.begin(), visits_.end(), [&](const Visit& v) { return v.worker == worker; });
   if (visit == visits_.end()) visit = visits_.insert(visit, {worker, 0});
   const auto over = [&](size_t bytes) { return worker_bytes_[worker] > bytes; };
   int rounds = 0;
-  for (int steps = 0; over(max_bytes_per_worker_) || (over(goal) && steps < kTrimSteps); ++steps) {
+  for (int steps = 0; over(share) || (over(goal) && steps < kTrimSteps); ++steps) {
     if (visit->at == 0) {
       // Twice around, and what there is to take stands on inner nodes under which the worker has nothing.
       if (++rounds > 2) return trim_everywhere(worker, goal);

@@ -35,9 +35,10 @@ class PrefixTree {
   PrefixMatch match(std::string_view text) const;
   Generations& generations() { return generations_; }
 
-  // Writer thread only, all below. `tick` is the time of use in any unit that does not decrease. False if there was no
-  // room: everything evictable was in use by readers.
-  bool insert(std::string_view text, Holder holder, uint32_t tick);
+  // Writer thread only, all below. `tick` is the time of use in any unit that does not decrease; `limit` bounds the
+  // bytes of text of this worker, as max_bytes_per_worker those of all. False if there was no room: everything
+  // evictable was in use by readers.
+  bool insert(std::string_view text, Holder holder, uint32_t tick, size_t limit = SIZE_MAX);
   // Removes the claims of generations that are over, and the nodes that nobody holds any more.
   void sweep();
 
@@ -98,7 +99,7 @@ class PrefixTree {
   void dequeue(Node* node);
   void replace_in_queue(Node* node, Node* with);
   void move_visits(Node* node, Ref next);
-  void trim_worker(uint32_t worker);
+  void trim_worker(uint32_t worker, size_t share);
   void trim_everywhere(uint32_t worker, size_t goal);
   void take_claims(Node* node, uint32_t worker, uint32_t last);
   template <class Function>

@@ -11,6 +11,10 @@ namespace {
 constexpr double kAlike = 0.0005;     // seconds ...
 constexpr double kAlikeShare = 0.02;  // ... or this part of the least
 
+// What is computed pushes as much out of a full cache, and a part of that has to be computed again for somebody else.
+// Without it a fleet whose caches are full can fall into making copies of everything.
+constexpr double kPushedOut = 0.25;
+
 // What waits for KV blocks waits for others to finish. In units of the prompt's own prefill: next to nothing while half
 // of the pool is free, 1/8 at half, 6.6 at nine tenths, 10 at most: reports are seconds old, and may be of a crowd that
 // has gone.
@@ -21,11 +25,12 @@ double kv_penalty(const WorkerLoad& load) {
 }
 
 double cost(const WorkerLoad& load, const RequestFacts& facts, double matched_share) {
-  const double cached = load.belief.load(std::memory_order_relaxed) * matched_share;
+  const double cached = load.belief.share() * matched_share;
   const double tokens = static_cast<double>(facts.prompt_tokens) * (1 - cached);
   const Duration service = load.prefill.service(tokens);
   const Duration whole = load.prefill.service(static_cast<double>(facts.prompt_tokens));
-  return seconds(load.prefill.wait(facts.now) + service) + kv_penalty(load) * seconds(whole);
+  return seconds(load.prefill.wait(facts.now)) + (1 + kPushedOut) * seconds(service) +
+         kv_penalty(load) * seconds(whole);
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 // it has is dearer than computing it again.
 //
 // Times are learned for each worker from its answers (routing/prefill_queue), and what it is believed to hold is scaled
-// by what it reports to have held (WorkerLoad::belief).
+// by what it reports to have held (routing/cache_belief).
 #pragma once
 
 #include "gateway/policy/policy.h"

@@ -37,7 +37,7 @@ TEST_F(MinCostTest, TheHolderIsWorthAQueueThatIsShorterThanThePrefill) {
 
 TEST_F(MinCostTest, AQueueThatIsLongerThanThePrefillMakesAnotherHolder) {
   TestFleet fleet({0, 0});
-  fleet.load(1).prefill.dispatch(now_, 2000);
+  fleet.load(1).prefill.dispatch(now_, 2300);
   const Choice choice = choose(fleet, 0.9, {1});
   EXPECT_EQ(choice.worker, 0u);
   EXPECT_EQ(choice.reason, Reason::kLeastCost);
@@ -53,7 +53,7 @@ TEST_F(MinCostTest, ASaturatedWorkerChangesNothingForTheOthers) {
 TEST_F(MinCostTest, ABeliefThatIsOftenWrongCountsForLess) {
   TestFleet fleet({0, 0});
   fleet.load(1).prefill.dispatch(now_, 1000);
-  fleet.load(1).belief = 0.3;
+  for (int i = 0; i < 60; ++i) fleet.load(1).belief.reported(0.9, 0.27);
   EXPECT_EQ(choose(fleet, 0.9, {1}).worker, 0u);
 }
 
@@ -64,6 +64,12 @@ TEST_F(MinCostTest, AFullPoolCostsMoreThanAPrefill) {
   EXPECT_EQ(choose(fleet, 0.9, {1}).worker, 0u);
   fleet.load(1).polled_kv_usage = 0.5;
   EXPECT_EQ(choose(fleet, 0.9, {1}).worker, 1u);
+}
+
+TEST_F(MinCostTest, AnotherCopyMustBeWorthWhatItPushesOut) {
+  TestFleet fleet({0, 0});
+  fleet.load(1).prefill.dispatch(now_, 2000);
+  EXPECT_EQ(choose(fleet, 0.9, {1}).worker, 1u) << "2000 tokens of waiting are less than 1.25 times 1800";
 }
 
 TEST_F(MinCostTest, WhereAllCostTheSameTheOneWithFewestRequestsServes) {

@@ -126,7 +126,9 @@ class Simulation {
       const Choice choice = policy_->choose(FleetView(usable_, &ring_), facts, rng_);
       worker = *choice.worker;
       if (choice.insert_prefix) {
-        index_.insert(request.text, {.worker = worker}, static_cast<uint32_t>(now / kTick));
+        routing::CacheBelief& belief = loads_[worker]->belief;
+        belief.sent(static_cast<size_t>((1 - choice.match_rate) * static_cast<double>(request.text.size())));
+        index_.insert(request.text, {.worker = worker}, static_cast<uint32_t>(now / kTick), belief.limit_bytes());
       }
       open.matched_share = choice.match_rate;
       open.lease.emplace(
@@ -167,6 +169,7 @@ class Simulation {
       loads_[i]->polled_waiting_tokens = workers_[i].waiting_tokens();
       loads_[i]->polled_kv_usage = workers_[i].kv_usage();
       loads_[i]->polled_tokens = workers_[i].used_tokens();
+      loads_[i]->belief.capacity(static_cast<size_t>(rules_.worker.kv_blocks * rules_.worker.block_chars));
       loads_[i]->dispatched_since_poll = 0;
       loads_[i]->prompt_since_poll = 0;
     }

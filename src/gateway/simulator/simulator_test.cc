@@ -91,6 +91,16 @@ TEST_F(SimulatorTest, AClosedLoopKeepsItsNumberInFlight) {
   EXPECT_NEAR(result.requests_per_s * result.latency_p50, 32, 3) << "Little's law";
 }
 
+// Caches for two fifths of all prefixes, and one prefix that half of all requests want: choices that see only loads are
+// four times worse, and one worker cannot serve the hot prefix.
+TEST_F(SimulatorTest, MinCostComesNearWhoeverKnowsTheCachesAndTheQueues) {
+  for (const bool hot : {false, true}) {
+    const auto oracle = run("oracle", {.hot = hot}, 128), ours = run("min_cost", {.hot = hot}, 128);
+    EXPECT_GT(ours.requests_per_s, 0.95 * oracle.requests_per_s) << hot;
+    EXPECT_GT(ours.hit_rate, 0.95 * oracle.hit_rate) << hot;
+  }
+}
+
 class TraceTest : public testing::Test {
  protected:
   std::string write(const std::string& text) {

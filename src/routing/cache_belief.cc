@@ -1,0 +1,59 @@
+#include "routing/cache_belief.h"
+
+namespace sluice::routing {
+namespace {
+
+constexpr double kFollow = 0.1;            // share_ is a moving average over some ten answers
+constexpr double kWorthTelling = 0.1;      // a smaller match says nothing about the cache
+constexpr double kMiss = 0.5, kHit = 0.9;  // of what was predicted
+// The limit changes at most once for so much new text, as a part of the limit: down for a miss, else up a little. So the
+// misses of one moment are one observation, as when a batch begins alike and nobody has computed the beginning yet; and in
+// the time in which a cache is renewed once the limit goes up by a twentieth.
+constexpr double kPerChange = 0.02;
+constexpr double kDown = 0.95, kUp = 1.001;
+constexpr double kLeastLimit = 16 << 10;  // bytes
+
+}  // namespace
+
+void CacheBelief::sent(size_t new_bytes) {
+  std::lock_guard lock(mutex_);
+  sent_ += static_cast<double>(new_bytes);
+}
+
+void CacheBelief::reported(double predicted, double cached) {
+  if (cached > 0) confirmed_.store(true, std::memory_order_relaxed);
+  // Engines that do not report say zero, or nothing.
+  if (!confirmed() || predicted < kWorthTelling) return;
+  const double kept = std::min(cached / predicted, 1.0);
+  std::lock_guard lock(mutex_);
+  share_.store(share() + kFollow * (kept - share()), std::memory_order_relaxed);
+  const bool limited = limit_bytes() != kNoLimit;
+  const auto limit = static_cast<double>(limit_bytes());
+  if (limited && sent_ - changed_at_ < kPerChange * limit) return;
+  if (kept < kMiss) {
+    // It never held more than it was sent.
+    set_limit(std::min(limit, sent_) * kDown);
+  } else if (kept >= kHit && limited) {
+    set_limit(limit * kUp);
+  }
+}
+
+void CacheBelief::set_limit(double bytes) {
+  const double most = std::min(static_cast<double>(capacity_), 1e18);
+  limit_.store(static_cast<size_t>(std::clamp(bytes, std::min(kLeastLimit, most), most)), std::memory_order_relaxed);
+  changed_at_ = sent_;
+}
+
+void CacheBelief::capacity(size_t bytes) {
+  std::lock_guard lock(mutex_);
+  capacity_ = bytes;
+  if (bytes < limit_bytes()) set_limit(static_cast<double>(bytes));
+}
+
+void CacheBelief::restart() {
+  std::lock_guard lock(mutex_);
+  share_.store(1, std::memory_order_relaxed);
+  sent_ = changed_at_ = 0;
+}
+
+}  // namespace sluice::routing

@@ -1,0 +1,50 @@
+// How far the prefix index may be believed about one worker. The index remembers what was sent there; the worker's
+// cache is finite, is shared with others, and may be emptied behind our back. What answers report of it corrects both:
+// the share of a predicted match that counts, and how many bytes of text the worker can hold at most, which bounds its
+// part of the index so that what it has dropped is dropped there too.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <mutex>
+
+namespace sluice::routing {
+
+// Any thread; readers take no lock.
+class CacheBelief {
+ public:
+  static constexpr size_t kNoLimit = std::numeric_limits<size_t>::max();
+
+  // Of a predicted match, 0 to 1.
+  double share() const { return share_.load(std::memory_order_relaxed); }
+  // Bytes of prompt text that it holds at most.
+  size_t limit_bytes() const { return limit_.load(std::memory_order_relaxed); }
+  // False while no answer has reported a cached token: predictions are then all there is.
+  bool confirmed() const { return confirmed_.load(std::memory_order_relaxed); }
+
+  // A prompt was sent of which so many bytes are new to the worker.
+  void sent(size_t new_bytes);
+  // Its answer: `predicted` and `cached` are shares of the prompt.
+  void reported(double predicted, double cached);
+  // The engine says how much it holds: the limit is never more.
+  void capacity(size_t bytes);
+  // A new process, or an emptied cache: what was predicted before counts for nothing, the size stays.
+  void restart();
+
+ private:
+  void set_limit(double bytes);
+
+  std::atomic<double> share_{1};
+  std::atomic<size_t> limit_{kNoLimit};
+  std::atomic<bool> confirmed_{false};
+
+  std::mutex mutex_;       // guards what follows
+  double sent_ = 0;        // bytes
+  double changed_at_ = 0;  // sent_ when the limit was last changed
+  size_t capacity_ = kNoLimit;
+};
+
+}  // namespace sluice::routing
