@@ -55,6 +55,11 @@ Json worker_json(const Worker& worker) {
                 {"labels", info.labels},
                 {"generation", worker.generation.load()},
                 {"cache_belief", belief_json(worker.load->belief)}};
+  if (worker.dp.rank >= 0) {
+    document["dp_base_url"] = worker.address.to_string();
+    document["dp_rank"] = worker.dp.rank;
+    document["dp_size"] = worker.dp.size;
+  }
   if (!worker.proven) {
     document["job_status"] = Json{
         {"job_type", "AddWorker"},
@@ -177,7 +182,7 @@ Task<Response> one_worker(AdminCall& call) {
   if (worker == nullptr) co_return worker_error(404, "WORKER_NOT_FOUND", fmt::format("no worker {}", id));
   if (call.head.method == "GET") co_return json_response(200, worker_json(*worker));
   if (call.head.method == "DELETE") {
-    call.context.control->remove(worker);
+    for (const WorkerPtr& each : call.context.fleet.engine_of(*worker)) call.context.control->remove(each);
     co_return json_response(202, Json{{"status", "accepted"},
                                       {"worker_id", worker->id},
                                       {"message", "Worker removal queued for background processing"}});
@@ -231,7 +236,9 @@ Task<Response> legacy_add(AdminCall& call) {
 Task<Response> legacy_remove(AdminCall& call) {
   const auto url = net::query_value(call.head.query(), "url");
   if (!url) co_return Response::text(400, "url is missing");
-  if (const WorkerPtr worker = call.context.fleet.find(*url)) call.context.control->remove(worker);
+  if (const WorkerPtr worker = call.context.fleet.find(*url)) {
+    for (const WorkerPtr& each : call.context.fleet.engine_of(*worker)) call.context.control->remove(each);
+  }
   co_return Response::text(200, "Successfully removed worker: " + *url);
 }
 

@@ -2,6 +2,10 @@
 
 #include <simdjson.h>
 
+#include <algorithm>
+#include <cctype>
+#include <charconv>
+
 namespace sluice::gateway {
 namespace {
 
@@ -201,6 +205,7 @@ Result<BodyFacts> scan_body(std::string& body, Endpoint endpoint) {
   body.reserve(body.size() + simdjson::SIMDJSON_PADDING);
   BodyFacts facts;
   std::string token_text;  // input_ids count only where there is no text
+  std::optional<int64_t> routed_rank, older_rank;
   std::optional<int64_t> max_tokens, max_completion_tokens, max_output_tokens, max_new_tokens;
   od::document document;
   if (auto error = parser().iterate(body.data(), body.size(), body.capacity()).get(document)) return malformed(error);
@@ -241,6 +246,21 @@ Result<BodyFacts> scan_body(std::string& body, Endpoint endpoint) {
       max_completion_tokens = limit_of(value);
     } else if (key == "max_output_tokens") {
       max_output_tokens = limit_of(value);
+    } else if (key == "routed_dp_rank" || key == "data_parallel_rank") {
+      std::string_view token = value.raw_json_token();
+      while (!token.empty() && std::isspace(static_cast<unsigned char>(token.back())) != 0) token.remove_suffix(1);
+      const auto begin = static_cast<size_t>(token.data() - body.data());
+      const bool routed = key == "routed_dp_rank";
+      facts.rank_fields.push_back({begin, begin + token.size(), routed});
+      int64_t rank = 0;
+      const auto [end, parsed] = std::from_chars(token.data(), token.data() + token.size(), rank);
+      auto& asked = routed ? routed_rank : older_rank;
+      asked.reset();
+      if (parsed == std::errc() && end == token.data() + token.size()) {
+        asked = rank;
+      } else if (token != "null") {
+        facts.rank_is_no_integer = true;
+      }
     } else if (key == "sampling_params") {
       od::json_type type;
       if ((error = value.type().get(type))) return malformed(error);
@@ -272,10 +292,33 @@ Result<BodyFacts> scan_body(std::string& body, Endpoint endpoint) {
   if (document.current_location().get(rest) == simdjson::SUCCESS)
     return wrong("the body is not valid JSON: something follows the object");
   if (facts.routing_text.empty()) facts.routing_text = std::move(token_text);
+  facts.rank = routed_rank ? routed_rank : older_rank;
   for (const auto& limit : {max_completion_tokens, max_tokens, max_output_tokens, max_new_tokens}) {
     if (!facts.max_tokens) facts.max_tokens = limit;
   }
   return facts;
+}
+
+std::string with_rank(std::string_view body, const BodyFacts& facts, int64_t rank) {
+  const size_t inside = body.find('{') + 1;
+  std::string out(body.substr(0, inside));
+  const bool is_empty = body.find_first_not_of(" \t\r\n", inside) == body.rfind('}');
+  const auto stands = [&](bool routed) {
+    return std::ranges::any_of(facts.rank_fields, [&](const auto& field) { return field.routed == routed; });
+  };
+  std::string added;
+  if (!stands(true)) added += fmt::format("\"routed_dp_rank\":{},", rank);
+  if (!stands(false)) added += fmt::format("\"data_parallel_rank\":{},", rank);
+  if (is_empty && !added.empty()) added.pop_back();
+  out += added;
+  size_t at = inside;
+  for (const BodyFacts::RankField& field : facts.rank_fields) {
+    out += body.substr(at, field.begin - at);
+    out += std::to_string(rank);
+    at = field.end;
+  }
+  out += body.substr(at);
+  return out;
 }
 
 }  // namespace sluice::gateway

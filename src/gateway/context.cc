@@ -134,34 +134,52 @@ Context::Context(const GatewayOptions& gateway_options, std::vector<double> buck
   metrics.declare(families(buckets));
 }
 
+WorkerSeries Context::series_of(const std::string& label) {
+  const auto counter = [&](const char* family, const char* value = nullptr) {
+    return metrics.counter(family, value == nullptr ? obs::LabelValues{label} : obs::LabelValues{label, value});
+  };
+  return {.requests = counter("smg_worker_requests_total"),
+          .prompt_tokens = counter("smg_worker_prompt_tokens_total"),
+          .cached_tokens = counter("smg_worker_cached_tokens_total"),
+          .predicted_tokens = counter("smg_worker_predicted_cached_tokens_total"),
+          .breaker_success = counter("smg_worker_cb_outcomes_total", "success"),
+          .breaker_failure = counter("smg_worker_cb_outcomes_total", "failure"),
+          .backend_errors = counter("smg_worker_errors_total", "backend_error"),
+          .timeouts = counter("smg_worker_errors_total", "timeout"),
+          .aborts_client = counter("smg_stream_aborts_total", "client"),
+          .aborts_worker = counter("smg_stream_aborts_total", "worker")};
+}
+
+void Context::attend(const WorkerPtr& worker) {
+  worker->breaker.on_change([this, label = worker->url](BreakerState from, BreakerState to) {
+    metrics
+        .counter("smg_worker_cb_transitions_total", {label, std::string(to_string(from)), std::string(to_string(to))})
+        .add();
+  });
+  control->watch(worker);
+}
+
 Result<WorkerPtr> Context::add_worker(const std::string& url, const std::string& api_key, const char* source) {
   auto address = net::parse_url(url);
   metrics.counter("smg_discovery_registrations_total", {source, address.ok() ? "success" : "failed"}).add();
   if (!address.ok()) return address.error();
-  const std::string label = address->to_string();
-  const auto counter = [&](const char* family, const char* value = nullptr) {
-    return metrics.counter(family, value == nullptr ? obs::LabelValues{label} : obs::LabelValues{label, value});
-  };
-  const WorkerSeries series{.requests = counter("smg_worker_requests_total"),
-                            .prompt_tokens = counter("smg_worker_prompt_tokens_total"),
-                            .cached_tokens = counter("smg_worker_cached_tokens_total"),
-                            .predicted_tokens = counter("smg_worker_predicted_cached_tokens_total"),
-                            .breaker_success = counter("smg_worker_cb_outcomes_total", "success"),
-                            .breaker_failure = counter("smg_worker_cb_outcomes_total", "failure"),
-                            .backend_errors = counter("smg_worker_errors_total", "backend_error"),
-                            .timeouts = counter("smg_worker_errors_total", "timeout"),
-                            .aborts_client = counter("smg_stream_aborts_total", "client"),
-                            .aborts_worker = counter("smg_stream_aborts_total", "worker")};
+  const WorkerSeries series = series_of(address->to_string());
   auto [worker, is_new] = fleet.add(std::move(*address), api_key, series);
-  if (is_new) {
-    worker->breaker.on_change([this, label](BreakerState from, BreakerState to) {
-      metrics
-          .counter("smg_worker_cb_transitions_total", {label, std::string(to_string(from)), std::string(to_string(to))})
-          .add();
-    });
-    control->watch(worker);
-  }
+  if (is_new) attend(worker);
   return worker;
+}
+
+void Context::expand_worker(const Worker& engine, int64_t ranks) {
+  std::vector<WorkerSeries> series;
+  for (int64_t rank = 0; rank < ranks; ++rank)
+    series.push_back(series_of(Worker::url_of(engine.address, {rank, ranks})));
+  for (const WorkerPtr& worker : fleet.expand(engine, series)) {
+    worker->change_info([&](Worker::Info& info) { info = engine.info(); });
+    worker->proven = true;
+    worker->healthy = true;
+    attend(worker);
+  }
+  metrics.remove_series("worker", engine.url);
 }
 
 void Context::forget_prefixes(Worker& worker) {

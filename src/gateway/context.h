@@ -60,8 +60,14 @@ struct Context {
   // Into the fleet (or the worker that is there already), with its metric series and under control's eyes. `source`:
   // "static" or "manual". Any thread.
   Result<WorkerPtr> add_worker(const std::string& url, const std::string& api_key, const char* source);
+  // The engine's ranks take its place, ready. Any thread.
+  void expand_worker(const Worker& engine, int64_t ranks);
   // A new process behind the URL, or an emptied cache.
   void forget_prefixes(Worker& worker);
+
+ private:
+  WorkerSeries series_of(const std::string& label);
+  void attend(const WorkerPtr& worker);
 };
 
 }  // namespace sluice::gateway

@@ -31,6 +31,7 @@ net::Headers key_headers(const Worker& worker) {
 
 namespace {
 
+constexpr int64_t kMostRanks = 1024;
 constexpr size_t kBytesPerToken = 4;  // of text, as everywhere in the gateway
 
 constexpr Duration kLong = std::chrono::hours(24 * 365);
@@ -82,6 +83,11 @@ void Control::suspect(WorkerPtr worker) {
 }
 
 void Control::started(WorkerPtr worker) {
+  // How many ranks it has is asked first; it is not used before.
+  if (context_.options.dp_aware && worker->dp.rank < 0 && !worker->proven) {
+    with_watch(worker, [](Watch&) {});
+    return;
+  }
   worker->breaker.reset();
   worker->busy_until = 0;
   worker->load->prefill.restart();
@@ -138,6 +144,23 @@ net::Task<> Control::read_models(std::shared_ptr<Watch> watch) {
   });
 }
 
+// Data-parallel ranks of the engine; 1 where it does not say.
+net::Task<int64_t> Control::read_ranks(std::shared_ptr<Watch> watch) {
+  const Worker& worker = *watch->worker;
+  const auto timeouts = all_within(std::chrono::seconds(10));
+  for (const char* path : {"/server_info", "/get_server_info"}) {
+    const auto answer = co_await client_.fetch(worker.address, "GET", path, key_headers(worker), "", timeouts);
+    if (answer.ok() && answer->status == 404) continue;
+    if (!answer.ok() || answer->status != 200) break;
+    const Json document = Json::parse(answer->body, nullptr, false);
+    if (!document.is_object() || !document.contains("dp_size") || !document["dp_size"].is_number_integer()) break;
+    co_return std::clamp<int64_t>(document["dp_size"].get<int64_t>(), 1, kMostRanks);
+  }
+  SLUICE_LOG(warn, "gateway/control", "worker {} does not say how many data-parallel ranks it has: taken for one",
+             worker.url);
+  co_return 1;
+}
+
 net::Task<> Control::run(std::shared_ptr<Watch> watch) {
   const auto& options = context_.options;
   Worker& worker = *watch->worker;
@@ -155,7 +178,15 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
       const bool passed = co_await probe(watch);
       if (told == watch->told) {
         if (passed) {
-          if (registering) co_await read_models(watch);
+          if (registering) {
+            co_await read_models(watch);
+            const int64_t ranks = options.dp_aware && worker.dp.rank < 0 ? co_await read_ranks(watch) : 1;
+            if (ranks > 1 && !worker.draining) {
+              context_.expand_worker(worker, ranks);
+              watches_.erase(&worker);
+              co_return;
+            }
+          }
           watch->health.passed();
           // One that passed all along may fail all its requests even so: the breaker's own time counts then.
           if (watch->failed_before) worker.breaker.recovered();
@@ -194,6 +225,7 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
     if (worker.draining) break;
     if (std::exchange(watch->changed, false)) {
       next_probe = std::min(next_probe, context_.clock.now() + watch->health.next_probe());
+      if (!worker.proven) next_probe = context_.clock.now();
     }
     const bool probes = !worker.proven || !options.disable_health_check;
     watch->timer.expires_after(probes ? next_probe - context_.clock.now() : kLong);

@@ -36,6 +36,7 @@ class Control {
   net::Task<> run(std::shared_ptr<Watch> watch);
   net::Task<> drain(std::shared_ptr<Watch> watch);
   net::Task<bool> probe(std::shared_ptr<Watch> watch);
+  net::Task<int64_t> read_ranks(std::shared_ptr<Watch> watch);
   net::Task<> read_models(std::shared_ptr<Watch> watch);
   net::Task<> poll_loads();
   net::Task<> poll_load(WorkerPtr worker);

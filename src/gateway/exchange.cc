@@ -319,8 +319,35 @@ net::Task<bool> Exchange::read_request() {
     co_await fail(400, "bad_request", "X-SMG-Target-Worker must be the place of a worker, 0 or more");
     co_return false;
   }
+  if (context_.options.dp_aware) {
+    const auto rank = read_rank();
+    if (!rank.ok()) {
+      co_await fail(400, "bad_request", rank.error().message);
+      co_return false;
+    }
+    rank_ = *rank;
+  }
   phase("read");
   co_return true;
+}
+
+Result<std::optional<int64_t>> Exchange::read_rank() {
+  std::optional<int64_t> wanted = facts_.rank;
+  std::string_view named = "routed_dp_rank";
+  bool readable = !facts_.rank_is_no_integer;
+  if (const auto header = client_.request().headers.get(kRankHeader)) {
+    named = kRankHeader;
+    const auto number = number_in(*header);
+    readable = number && *number < (uint64_t{1} << 32);
+    if (readable) wanted = static_cast<int64_t>(*number);
+  }
+  if (readable && !wanted) return wanted;
+  int64_t ranks = 0;
+  for (const WorkerPtr& worker : loop_.fleet(context_.fleet)) ranks = std::max(ranks, worker->dp.size);
+  // Without a worker nobody knows; the answer is then that there is none.
+  if (readable && (ranks == 0 || (*wanted >= 0 && *wanted < ranks))) return wanted;
+  return Error{ErrorCode::kInvalidArgument,
+               fmt::format("{} must be an integer from 0 to {}", named, std::max<int64_t>(ranks, 1) - 1)};
 }
 
 bool Exchange::read_keys() {
@@ -350,6 +377,7 @@ std::optional<Choice> Exchange::choose_once() {
     for (const WorkerPtr& worker : workers) {
       if (!worker->usable() || (effort < 1 && worker->is_busy(now))) continue;
       if (effort < 2 && std::ranges::find(tried_, worker->number) != tried_.end()) continue;
+      if (rank_ && *rank_ != std::max<int64_t>(worker->dp.rank, 0)) continue;
       usable.push_back({worker->number, worker->load.get()});
     }
     if (!usable.empty()) break;
@@ -419,13 +447,16 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
   worker->series.requests.add();
   asked_ = worker;
   at_work_ = true;
+  const bool is_rank = worker->dp.rank >= 0;
+  const std::string ranked = is_rank ? with_rank(body_, facts_, worker->dp.rank) : std::string();
   // Twice at most: a kept-alive connection may have been closed by the worker just before the request reached it.
   for (bool replayed = false;; replayed = true) {
     net::RequestHead head = upstream_head(client_.request(), *worker, !body_.empty());
     std::function<void(net::ClientExchange&)> on_exchange = [this](net::ClientExchange& exchange) {
       upstream_ = &exchange;
     };
-    auto sent = co_await loop_.client.send(worker->address, std::move(head), body_, timeouts, std::move(on_exchange));
+    auto sent = co_await loop_.client.send(worker->address, std::move(head), is_rank ? ranked : body_, timeouts,
+                                           std::move(on_exchange));
     if (!sent.ok()) {
       upstream_ = nullptr;
       if (gone_) co_return std::nullopt;
@@ -603,7 +634,8 @@ net::Task<> Exchange::break_off(Upstream& upstream, const Error& error, bool wit
 bool Exchange::others_left() {
   const TimePoint now = context_.clock.now();
   return std::ranges::any_of(loop_.fleet(context_.fleet), [&](const WorkerPtr& worker) {
-    return worker->usable() && !worker->is_busy(now) && std::ranges::find(tried_, worker->number) == tried_.end();
+    return worker->usable() && !worker->is_busy(now) && std::ranges::find(tried_, worker->number) == tried_.end() &&
+           (!rank_ || *rank_ == std::max<int64_t>(worker->dp.rank, 0));
   });
 }
 

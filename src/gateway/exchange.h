@@ -58,6 +58,8 @@ class Exchange {
   net::Task<bool> read_request();
   // False: a header of them cannot be read.
   bool read_keys();
+  // The rank that the client asks for, under --dp-aware. kInvalidArgument: the fleet has no such rank.
+  Result<std::optional<int64_t>> read_rank();
 
   net::Task<MaybeFailure> attempt();
   WorkerPtr choose(Breaker::Permit& permit);
@@ -98,6 +100,7 @@ class Exchange {
   BodyFacts facts_;
   std::string_view routing_key_, identity_;  // of the client's head
   std::optional<uint64_t> target_;
+  std::optional<int64_t> rank_;      // that the client wants
   int64_t prompt_tokens_ = 0;        // estimate
   double matched_share_ = 0;         // of the prompt that the chosen worker is believed to hold
   std::optional<RerankAsk> rerank_;  // of a rerank request

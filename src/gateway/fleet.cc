@@ -28,14 +28,36 @@ std::pair<WorkerPtr, bool> Fleet::add(net::Url address, const std::string& api_k
   const std::string canonical = address.to_string();
   std::lock_guard lock(mutex_);
   for (const auto& worker : *list_) {
-    if (worker->url == canonical && !worker->draining) return {worker, false};
+    if (worker->address.to_string() == canonical && !worker->draining) return {worker, false};
   }
-  auto worker =
-      std::make_shared<Worker>(make_uuid(), next_number_++, std::move(address), api_key, series, rules_, clock_);
+  auto worker = std::make_shared<Worker>(make_uuid(), next_number_++, std::move(address), DpRank{}, api_key, series,
+                                         rules_, clock_);
   WorkerList list = *list_;
   list.push_back(worker);
   publish(std::move(list));
   return {std::move(worker), true};
+}
+
+std::vector<WorkerPtr> Fleet::expand(const Worker& engine, const std::vector<WorkerSeries>& series) {
+  std::vector<WorkerPtr> ranks;
+  std::lock_guard lock(mutex_);
+  WorkerList list = *list_;
+  if (std::erase_if(list, [&](const auto& other) { return other.get() == &engine; }) == 0) return ranks;
+  const auto size = static_cast<int64_t>(series.size());
+  for (int64_t rank = 0; rank < size; ++rank) {
+    ranks.push_back(std::make_shared<Worker>(rank == 0 ? engine.id : make_uuid(), next_number_++, engine.address,
+                                             DpRank{rank, size}, engine.api_key, series[static_cast<size_t>(rank)],
+                                             rules_, clock_));
+    list.push_back(ranks.back());
+  }
+  publish(std::move(list));
+  return ranks;
+}
+
+WorkerList Fleet::engine_of(const Worker& worker) const {
+  WorkerList same = *snapshot();
+  std::erase_if(same, [&](const auto& other) { return other->address.to_string() != worker.address.to_string(); });
+  return same;
 }
 
 void Fleet::erase(const Worker& worker) {
@@ -48,14 +70,14 @@ void Fleet::erase(const Worker& worker) {
 WorkerPtr Fleet::find(const std::string& id_or_url) const {
   const auto list = snapshot();
   for (const auto& worker : *list) {
-    if (worker->id == id_or_url) return worker;
+    if (worker->id == id_or_url || (worker->dp.rank >= 0 && worker->url == id_or_url)) return worker;
   }
   const auto address = net::parse_url(id_or_url);
   if (!address.ok()) return nullptr;
   const std::string url = address->to_string();
   WorkerPtr found;
   for (const auto& worker : *list) {
-    if (worker->url == url && (found == nullptr || found->draining)) found = worker;
+    if (worker->address.to_string() == url && (found == nullptr || found->draining)) found = worker;
   }
   return found;
 }

@@ -26,23 +26,35 @@ struct WorkerSeries {
   obs::Counter aborts_client, aborts_worker;
 };
 
+// Which data-parallel rank of an engine a worker is, under --dp-aware.
+struct DpRank {
+  int64_t rank = -1;  // -1: all of the engine
+  int64_t size = 1;   // ranks of the engine
+};
+
 struct Worker {
-  Worker(std::string worker_id, uint32_t worker_number, net::Url worker_address, std::string key,
+  Worker(std::string worker_id, uint32_t worker_number, net::Url worker_address, DpRank which, std::string key,
          const WorkerSeries& its_series, BreakerRules rules, const Clock& clock)
       : id(std::move(worker_id)),
         number(worker_number),
-        url(worker_address.to_string()),
+        url(url_of(worker_address, which)),
         address(std::move(worker_address)),
+        dp(which),
         api_key(std::move(key)),
         load(std::make_shared<WorkerLoad>()),
         series(its_series),
         breaker(rules, clock) {}
 
+  static std::string url_of(const net::Url& address, DpRank which) {
+    return which.rank < 0 ? address.to_string() : fmt::format("{}@{}", address.to_string(), which.rank);
+  }
+
   // Constant after construction; the counters of `series` move.
   const std::string id;  // UUID
   const uint32_t number;
-  const std::string url;
-  const net::Url address;
+  const std::string url;   // printed: the address, of a rank with @rank behind it
+  const net::Url address;  // where its requests go, the engine's for all its ranks
+  const DpRank dp;
   const std::string api_key;  // empty = none
   const std::shared_ptr<WorkerLoad> load;
   mutable WorkerSeries series;
@@ -99,9 +111,15 @@ class Fleet {
 
   // The worker of that address that is not draining, and whether it is new.
   std::pair<WorkerPtr, bool> add(net::Url address, const std::string& api_key, const WorkerSeries& series = {});
+  // One worker for each rank of the engine in the place of the one for all of it; the first one has its id. `series`
+  // has one entry for each rank. Empty if the worker is there no longer.
+  std::vector<WorkerPtr> expand(const Worker& engine, const std::vector<WorkerSeries>& series);
   void erase(const Worker& worker);
-  // By id or URL, a draining one only if no other has that URL; null if there is none.
+  // By id or URL, a draining one only if no other has that URL; null if there is none. The URL of an engine finds its
+  // first rank.
   WorkerPtr find(const std::string& id_or_url) const;
+  // All of the same engine as that worker, which is among them.
+  WorkerList engine_of(const Worker& worker) const;
 
   std::shared_ptr<const WorkerList> snapshot() const;
   // Changes whenever snapshot() does: a reader that keeps a copy compares one number and takes no lock.

@@ -49,6 +49,9 @@ net::RequestHead upstream_head(const net::RequestHead& client, const Worker& wor
     head.headers.add("TE", "trailers");
     head.headers.add("Connection", "TE");
   }
+  // Newer engines take the rank from here rather than from the body.
+  if (worker.dp.rank >= 0 && head.headers.has(kRankHeader))
+    head.headers.set(kRankHeader, std::to_string(worker.dp.rank));
   if (has_body && !head.headers.has("content-type")) head.headers.add("Content-Type", "application/json");
   if (!worker.api_key.empty()) {
     head.headers.add("Authorization", "Bearer " + worker.api_key);

@@ -7,8 +7,11 @@
 
 namespace sluice::gateway {
 
+// Of a client that asks for a data-parallel rank.
+inline constexpr std::string_view kRankHeader = "X-Data-Parallel-Rank";
+
 // The head that the worker gets: the client's method, target and headers, without those of its connection, and exactly
-// one Authorization: the worker's key if it has one, else the client's.
+// one Authorization: the worker's key if it has one, else the client's. A rank that it names is the worker's.
 net::RequestHead upstream_head(const net::RequestHead& client, const Worker& worker, bool has_body);
 
 // Of a worker's answer everything but what belongs to its connection, and what `ours` says already.

@@ -10,8 +10,8 @@ namespace {
 class ForwardTest : public ::testing::Test {
  protected:
   WorkerPtr worker(const std::string& key = "") {
-    return std::make_shared<Worker>("id", 0, net::parse_url("http://h:1").value(), key, WorkerSeries{}, BreakerRules{},
-                                    clock_);
+    return std::make_shared<Worker>("id", 0, net::parse_url("http://h:1").value(), DpRank{}, key, WorkerSeries{},
+                                    BreakerRules{}, clock_);
   }
   static int count(const net::Headers& headers, std::string_view name) {
     int found = 0;

@@ -67,6 +67,14 @@ net::Task<std::optional<LoadReport>> read_load(net::Client& client, const Worker
   if (document.is_discarded()) co_return std::nullopt;
   if (!modern) document = Json{{"loads", document}};
   if (!document.is_object() || !document.contains("loads")) co_return std::nullopt;
+  // Of a rank's worker only its own entry counts.
+  if (worker.dp.rank >= 0 && document["loads"].is_array()) {
+    Json own = Json::array();
+    for (auto& entry : document["loads"]) {
+      if (entry.is_object() && entry.contains("dp_rank") && entry["dp_rank"] == worker.dp.rank) own.push_back(entry);
+    }
+    document["loads"] = std::move(own);
+  }
   LoadReport report;
   const Json& loads = document["loads"];
   report.used_tokens = sum_of(loads, modern ? "num_used_tokens" : "num_tokens");

@@ -26,6 +26,7 @@ struct GatewayOptions {
   int64_t shutdown_grace_period_secs;
 
   StringList worker_urls;
+  bool dp_aware;
   int64_t worker_startup_timeout_secs;
   int64_t worker_startup_delay;
   int64_t worker_startup_check_interval;

@@ -6,9 +6,9 @@ namespace {
 constexpr double kFollow = 0.1;            // share_ is a moving average over some ten answers
 constexpr double kWorthTelling = 0.1;      // a smaller match says nothing about the cache
 constexpr double kMiss = 0.5, kHit = 0.9;  // of what was predicted
-// The limit changes at most once for so much new text, as a part of the limit: down for a miss, else up a little. So the
-// misses of one moment are one observation, as when a batch begins alike and nobody has computed the beginning yet; and in
-// the time in which a cache is renewed once the limit goes up by a twentieth.
+// The limit changes at most once for so much new text, as a part of the limit: down for a miss, else up a little. So
+// the misses of one moment are one observation, as when a batch begins alike and nobody has computed the beginning yet;
+// and in the time in which a cache is renewed once the limit goes up by a twentieth.
 constexpr double kPerChange = 0.02;
 constexpr double kDown = 0.95, kUp = 1.001;
 constexpr double kLeastLimit = 16 << 10;  // bytes

@@ -1,0 +1,156 @@
+// --dp-aware: the ranks of an engine as workers of their own, over real sockets.
+#include <map>
+
+#include "gateway/body_scan.h"
+#include "gateway/gateway_fixture.h"
+
+namespace sluice::gateway {
+namespace {
+
+TEST(WithRankTest, PutsTheRankUnderBothNamesAndLeavesTheRestAlone) {
+  const auto ranked = [](std::string body) {
+    const auto facts = scan_body(body, Endpoint::kGenerate);
+    EXPECT_TRUE(facts.ok()) << body;
+    return with_rank(body, *facts, 3);
+  };
+  EXPECT_EQ(ranked("{}"), R"({"routed_dp_rank":3,"data_parallel_rank":3})");
+  EXPECT_EQ(ranked(" { \n} "), " {\"routed_dp_rank\":3,\"data_parallel_rank\":3 \n} ");
+  EXPECT_EQ(ranked(R"({"text": "a{b", "x":1.0e5})"),
+            R"({"routed_dp_rank":3,"data_parallel_rank":3,"text": "a{b", "x":1.0e5})");
+  EXPECT_EQ(ranked(R"({"routed_dp_rank" : 1 , "text":"x"})"),
+            R"({"data_parallel_rank":3,"routed_dp_rank" : 3 , "text":"x"})");
+  EXPECT_EQ(ranked(R"({"data_parallel_rank":null,"text":"x","routed_dp_rank":12})"),
+            R"({"data_parallel_rank":3,"text":"x","routed_dp_rank":3})");
+  EXPECT_EQ(ranked(R"({"routed_dp_rank":1,"routed_dp_rank":2,"data_parallel_rank":0})"),
+            R"({"routed_dp_rank":3,"routed_dp_rank":3,"data_parallel_rank":3})")
+      << "whichever of two equal keys an engine takes";
+}
+
+class DpAwareTest : public GatewayFixture {
+ protected:
+  // An engine of four ranks behind a gateway that knows it.
+  SimWorker& engine_of_four(const std::string& policy = "round_robin") {
+    SimWorkerOptions options;
+    options.dp_size = 4;
+    SimWorker& engine = worker(options);
+    start({"--dp-aware", "--policy", policy});
+    EXPECT_TRUE(eventually([&] { return workers_json().size() == 4; })) << workers_json();
+    return engine;
+  }
+  // The rank that the engine was told, by both names; -1 = none, -2 = they differ.
+  static int64_t told_rank(const SimWorker& engine) {
+    const Json body = Json::parse(last_post(engine).body);
+    const int64_t routed = body.value("routed_dp_rank", int64_t{-1}),
+                  older = body.value("data_parallel_rank", int64_t{-1});
+    return routed == older ? routed : -2;
+  }
+  Result<net::Response> ask(const Json& more, net::Headers headers = {}) {
+    Json body{{"text", "x"}, {"sampling_params", {{"max_new_tokens", 2}}}};
+    if (more.is_object()) body.update(more);
+    ++sent_;
+    return call("POST", "/generate", body.dump(), std::move(headers));
+  }
+};
+
+TEST_F(DpAwareTest, EachRankIsAWorkerThatIsChosenCountedAndShown) {
+  SimWorker& engine = engine_of_four();
+  std::map<int64_t, int> told;
+  for (int i = 0; i < 8; ++i) {
+    ASSERT_EQ(ask({})->status, 200);
+    ++told[told_rank(engine)];
+  }
+  EXPECT_EQ(told, (std::map<int64_t, int>{{0, 2}, {1, 2}, {2, 2}, {3, 2}}));
+  const Json list = workers_json();
+  for (int64_t rank = 0; rank < 4; ++rank) {
+    const Json& worker = list[static_cast<size_t>(rank)];
+    EXPECT_EQ(worker["url"], fmt::format("{}@{}", engine.url(), rank));
+    EXPECT_EQ(worker["dp_rank"], rank);
+    EXPECT_EQ(worker["dp_size"], 4);
+    EXPECT_EQ(worker["dp_base_url"], engine.url());
+    EXPECT_EQ(worker["is_healthy"], true);
+    EXPECT_EQ(worker["model_id"], "sim-model");
+    EXPECT_EQ(metric("smg_worker_requests_total", {fmt::format("@{}\"", rank)}), 2);
+  }
+  EXPECT_EQ(metric("smg_worker_requests_total"), 8) << "nothing is counted for the engine as a whole";
+  expect_settled();
+}
+
+TEST_F(DpAwareTest, ARankThatTheClientAsksForIsWhereItGoes) {
+  SimWorker& engine = engine_of_four();
+  for (const char* name : {"routed_dp_rank", "data_parallel_rank"}) {
+    for (int64_t rank = 3; rank >= 0; --rank) {
+      ASSERT_EQ(ask({{name, rank}})->status, 200);
+      EXPECT_EQ(told_rank(engine), rank) << name;
+    }
+  }
+  ASSERT_EQ(ask({{"routed_dp_rank", 2}, {"data_parallel_rank", 1}})->status, 200);
+  EXPECT_EQ(told_rank(engine), 2) << "the newer name counts";
+  ASSERT_EQ(ask({{"routed_dp_rank", 2}}, {{"X-Data-Parallel-Rank", "3"}})->status, 200);
+  EXPECT_EQ(told_rank(engine), 3) << "the header before the body";
+  EXPECT_EQ(last_post(engine).headers.get("X-Data-Parallel-Rank"), "3");
+  ASSERT_EQ(ask({{"routed_dp_rank", nullptr}})->status, 200);
+  EXPECT_GE(told_rank(engine), 0) << "null asks for none";
+  expect_settled();
+}
+
+TEST_F(DpAwareTest, ARankThatIsNotThereIs400WithTheRange) {
+  engine_of_four();
+  for (const Json& rank : {Json(4), Json(-1), Json("1"), Json(1.5), Json::array({1})}) {
+    const auto answer = ask({{"routed_dp_rank", rank}});
+    EXPECT_EQ(answer->status, 400) << rank;
+    EXPECT_NE(answer->body.find("routed_dp_rank must be an integer from 0 to 3"), std::string::npos) << answer->body;
+  }
+  for (const char* rank : {"4", "-1", "x", "99999999999999999999"}) {
+    const auto answer = ask({}, {{"X-Data-Parallel-Rank", rank}});
+    EXPECT_EQ(answer->status, 400) << rank;
+    EXPECT_NE(answer->body.find("X-Data-Parallel-Rank must be an integer from 0 to 3"), std::string::npos);
+  }
+  expect_settled();
+}
+
+TEST_F(DpAwareTest, APrefixBringsItsRequestsBackToTheRankThatHoldsIt) {
+  SimWorker& engine = engine_of_four("cache_aware");
+  const std::string prompt(4000, 'p');
+  ASSERT_EQ(generate(prompt + " one")->status, 200);
+  const int64_t home = told_rank(engine);
+  ASSERT_TRUE(eventually([&] { return metric("smg_prefix_index_nodes") > 1; }));
+  for (int i = 0; i < 6; ++i) {
+    ASSERT_EQ(generate(prompt + std::to_string(i))->status, 200);
+    EXPECT_EQ(told_rank(engine), home);
+  }
+  expect_settled();
+}
+
+TEST_F(DpAwareTest, AnEngineWithoutRanksIsOneWorkerWhoseRequestsNameNone) {
+  SimWorker& engine = worker();
+  start({"--dp-aware"});
+  ASSERT_TRUE(eventually([&] { return metric("smg_worker_health") == 1; }));
+  ASSERT_EQ(ask({})->status, 200);
+  EXPECT_EQ(told_rank(engine), -1);
+  EXPECT_EQ(workers_json()[0]["url"], engine.url());
+  EXPECT_EQ(ask({{"routed_dp_rank", 1}})->status, 400);
+  expect_settled();
+}
+
+TEST_F(DpAwareTest, RemovingAnEngineRemovesItsRanks) {
+  engine_of_four();
+  const std::string id = workers_json()[0]["id"];
+  EXPECT_EQ(call("DELETE", "/workers/" + id)->status, 202);
+  for (const Json& worker : workers_json()) EXPECT_EQ(worker["status"], "draining");
+  EXPECT_EQ(ask({})->status, 503);
+}
+
+TEST_F(DpAwareTest, ARankThatFailsLeavesTheRequestToAnother) {
+  SimWorker& engine = engine_of_four();
+  SimFault fault;
+  fault.kind = Kind::kReset;
+  fault.times = 1;
+  engine.set_fault(fault);
+  ASSERT_EQ(ask({})->status, 200);
+  EXPECT_GT(told_rank(engine), 0) << "rank 0 broke";
+  EXPECT_EQ(metric("smg_worker_retries_total"), 1);
+  expect_settled();
+}
+
+}  // namespace
+}  // namespace sluice::gateway
