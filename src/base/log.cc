@@ -23,6 +23,7 @@ constexpr spdlog::level::level_enum kSpdlogLevels[] = {spdlog::level::debug, spd
 struct State {
   std::unique_ptr<spdlog::logger> logger;
   bool json = false;
+  State* replaced = nullptr;  // by this one
 };
 
 std::atomic<Level> least_level{Level::info};
@@ -110,7 +111,7 @@ Result<void> init(const Options& options) {
     }
   }
   auto* fresh = new State{make_logger(std::move(sinks)), options.json};
-  state().exchange(fresh);
+  fresh->replaced = state().exchange(fresh);
   least_level.store(static_cast<Level>(name - std::begin(kNames)), std::memory_order_relaxed);
   return {};
 }

@@ -50,11 +50,13 @@ class SimBackend final : public Backend {
   bool host_visible() const override { return false; }
 
   void copy_to_device(const Context& context, void* to, const void* from, size_t bytes) const override {
+    if (bytes == 0) return;  // of an idle batch; memcpy takes no null pointer even then
     // The host may reuse its buffer at once, as with a staged copy.
     std::vector<char> staged(static_cast<const char*>(from), static_cast<const char*>(from) + bytes);
     enqueue(context, [to, staged = std::move(staged)] { std::memcpy(to, staged.data(), staged.size()); });
   }
   void copy_to_host(const Context& context, void* to, const void* from, size_t bytes) const override {
+    if (bytes == 0) return;
     enqueue(context, [=] { std::memcpy(to, from, bytes); });
   }
   void synchronize(const Context& context) const override {
