@@ -159,5 +159,23 @@ TEST_F(RoutingTest, MinCostFindsThePrefixAndSaysWhetherTheWorkerConfirmsIt) {
   expect_settled();
 }
 
+// Every worker is idle and nobody holds the prompt: what was placed a moment ago must count at once.
+TEST_F(RoutingTest, ABurstOfEqualColdPromptsDoesNotScatter) {
+  three_workers();
+  start({"--policy", "min_cost"});
+  const std::string body = body_of(std::string(8000, 'c'));
+  std::vector<std::unique_ptr<RawClient>> clients;
+  for (int i = 0; i < 64; ++i) {
+    clients.push_back(std::make_unique<RawClient>(gateway_->port()));
+    clients.back()->post("/generate", body);
+    ++sent_;
+  }
+  for (auto& client : clients) EXPECT_NE(client->read_until("meta_info").find("200 OK"), std::string::npos);
+  std::vector<int64_t> counts;
+  for (const auto& worker : workers_) counts.push_back(worker->counters().generations);
+  EXPECT_EQ(*std::ranges::max_element(counts), 64) << counts[0] << " " << counts[1] << " " << counts[2];
+  expect_settled();
+}
+
 }  // namespace
 }  // namespace sluice::gateway

@@ -1,18 +1,22 @@
 #include "routing/prefix_index.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
 #include <thread>
 
+#include "routing/common_prefix.h"
+#include "routing/epoch.h"
 #include "routing/prefix_tree.h"
 
 namespace sluice::routing {
 namespace {
 
-// Claims that wait, one after another in memory of a fixed size, of which pages are taken when they are first used.
+// Claims that wait, one after another in memory of a fixed size, of which pages are taken when they are first used. One
+// thread at a time changes it; any thread may look at the latest meanwhile, under an EpochGuard.
 class PendingInserts {
  public:
   static size_t room_for_text(size_t capacity) { return capacity - sizeof(Head); }
@@ -25,23 +29,33 @@ class PendingInserts {
     if (capacity_ - bytes_ < sizeof(head) + text.size()) return false;
     std::memcpy(&data_[bytes_], &head, sizeof(head));
     std::memcpy(&data_[bytes_ + sizeof(head)], text.data(), text.size());
+    const size_t count = count_.load(std::memory_order_relaxed);
+    // What a reader finds here is written wholly, whichever claim it is by now.
+    latest_[count % latest_.size()].store(bytes_, std::memory_order_release);
+    count_.store(count + 1, std::memory_order_release);
     bytes_ += sizeof(head) + text.size();
-    ++count_;
     return true;
   }
   template <class Visit>
   void for_each(Visit visit) const {
-    for (size_t at = 0; at < bytes_;) {
-      Head head;
-      std::memcpy(&head, &data_[at], sizeof(head));
-      visit(std::string_view(&data_[at + sizeof(head)], head.text_bytes), head.holder, head.limit);
-      at += sizeof(head) + head.text_bytes;
+    for (size_t at = 0; at < bytes_;) at += visit_at(at, visit);
+  }
+  // The claims that came last, newest first.
+  template <class Visit>
+  void for_latest(Visit visit) const {
+    const size_t count = count_.load(std::memory_order_acquire);
+    for (size_t i = 0; i < std::min(count, latest_.size()); ++i) {
+      visit_at(latest_[(count - 1 - i) % latest_.size()].load(std::memory_order_acquire), visit);
     }
   }
-  void clear() { bytes_ = count_ = 0; }
+  // Nothing may be pushed before the readers of now have left.
+  void clear() {
+    count_.store(0, std::memory_order_seq_cst);
+    bytes_ = 0;
+  }
 
-  bool empty() const { return count_ == 0; }
-  size_t count() const { return count_; }
+  bool empty() const { return count() == 0; }
+  size_t count() const { return count_.load(std::memory_order_relaxed); }
   size_t bytes() const { return bytes_; }
   bool half_full() const { return bytes_ > capacity_ / 2; }
 
@@ -51,15 +65,28 @@ class PendingInserts {
     Holder holder;
     uint32_t text_bytes;
   };
-  size_t capacity_;
-  std::unique_ptr<char[]> data_;
+  // Returns how many bytes the claim takes.
+  template <class Visit>
+  size_t visit_at(size_t at, Visit& visit) const {
+    Head head;
+    std::memcpy(&head, &data_[at], sizeof(head));
+    visit(std::string_view(&data_[at + sizeof(head)], head.text_bytes), head.holder, head.limit);
+    return sizeof(head) + head.text_bytes;
+  }
+
+  const size_t capacity_;
+  const std::unique_ptr<char[]> data_;
   size_t bytes_ = 0;
-  size_t count_ = 0;
+  std::atomic<size_t> count_{0};
+  std::array<std::atomic<size_t>, 32> latest_{};  // where they begin
 };
 
 // Claims that come within this time of the first one are applied together: one wake-up of the index thread for all of
 // them. A request that comes so soon after another with its prefix is a matter of luck anyway.
 constexpr auto kGathering = std::chrono::milliseconds(2);
+
+// Until readers of the other buffer are asked for again.
+constexpr auto kReaders = std::chrono::microseconds(200);
 
 // What may wait, and once more what may be applied, of the budget.
 size_t queue_share(size_t budget_bytes) { return std::min<size_t>(budget_bytes / 32, 16 << 20); }
@@ -80,8 +107,7 @@ class PrefixIndex::Impl {
         // What waits and what is being applied have their share set aside, so that all together stays within the
         // budget.
         tree_(options.budget_bytes - 2 * queue_share(options.budget_bytes), options.max_bytes_per_worker),
-        queue_(queue_share(options.budget_bytes)),
-        batch_(queue_share(options.budget_bytes)),
+        pending_{PendingInserts(queue_share(options.budget_bytes)), PendingInserts(queue_share(options.budget_bytes))},
         thread_([this] { run(); }) {}
 
   ~Impl() {
@@ -100,13 +126,14 @@ class PrefixIndex::Impl {
     bool wake = false;
     {
       std::lock_guard lock(mu_);
-      const bool was_empty = queue_.empty();
+      const bool was_empty = queue().empty();
       const bool was_hasty = hurry();
-      if (!queue_.push(text, holder, limit)) {
+      if (!queue().push(text, holder, limit)) {
         dropped_inserts_.fetch_add(1, std::memory_order_relaxed);
         return;
       }
       ++queued_;
+      any_waits_.store(true, std::memory_order_relaxed);
       wake = was_empty || (hurry() && !was_hasty);
     }
     if (wake) wake_.notify_one();
@@ -138,13 +165,30 @@ class PrefixIndex::Impl {
     --flushes_;
   }
 
-  PrefixMatch match(std::string_view text) const { return tree_.match(text); }
+  PrefixMatch match(std::string_view text) const {
+    PrefixMatch found = tree_.match(text);
+    if (found.matched_bytes == text.size() || !any_waits_.load(std::memory_order_relaxed)) return found;
+    // Claims of the last milliseconds are not in the tree yet, and a burst of equal prompts is over by then.
+    const EpochGuard guard;
+    const auto consider = [&](std::string_view claimed, Holder holder, size_t) {
+      const size_t common = whole_characters(text, common_prefix(text, claimed));
+      if (common == 0 || common < found.matched_bytes) return;
+      if (holder.generation != tree_.generations().of(holder.worker)) return;
+      if (common > found.matched_bytes) found.num_holders = 0;
+      found.matched_bytes = common;
+      const auto known = found.workers();
+      if (known.size() == PrefixMatch::kMaxHolders || std::ranges::find(known, holder.worker) != known.end()) return;
+      found.holders[found.num_holders++] = holder.worker;
+    };
+    for (const PendingInserts& pending : pending_) pending.for_latest(consider);
+    return found;
+  }
 
   PrefixIndexStats stats() const {
     size_t waiting = 0;
     {
       std::lock_guard lock(mu_);
-      waiting = queue_.bytes() + batch_bytes_;
+      waiting = queue().bytes() + batch_bytes_;
     }
     return {.bytes = tree_.bytes() + waiting,
             .nodes = tree_.nodes(),
@@ -156,14 +200,17 @@ class PrefixIndex::Impl {
   }
 
  private:
+  // Under the lock.
+  PendingInserts& queue() { return pending_[active_]; }
+  const PendingInserts& queue() const { return pending_[active_]; }
   // Under the lock: what is queued should not wait for more.
-  bool hurry() const { return stop_ || flushes_ > 0 || sweeps_wanted_ > sweeps_done_ || queue_.half_full(); }
+  bool hurry() const { return stop_ || flushes_ > 0 || sweeps_wanted_ > sweeps_done_ || queue().half_full(); }
 
   void run() {
     const auto start = std::chrono::steady_clock::now();
     std::unique_lock lock(mu_);
     for (;;) {
-      const auto due = [&] { return stop_ || !queue_.empty() || sweeps_wanted_ > sweeps_done_; };
+      const auto due = [&] { return stop_ || !queue().empty() || sweeps_wanted_ > sweeps_done_; };
       // Without stale claims there is nothing to do until somebody inserts: no timer ticks while idle.
       bool sweep_now = false;
       if (stale_) {
@@ -171,28 +218,35 @@ class PrefixIndex::Impl {
       } else {
         wake_.wait(lock, [&] { return due() || stale_; });
       }
-      if (!queue_.empty()) wake_.wait_for(lock, kGathering, [&] { return hurry(); });
+      if (!queue().empty()) wake_.wait_for(lock, kGathering, [&] { return hurry(); });
       if (stop_) return;
-      std::swap(queue_, batch_);
-      batch_bytes_ = batch_.bytes();
+      if (internal::oldest_reader() <= cleared_at_) {
+        wake_.wait_for(lock, kReaders);
+        continue;
+      }
+      PendingInserts& batch = queue();
+      active_ = 1 - active_;
+      batch_bytes_ = batch.bytes();
       const uint64_t sweeps = sweeps_wanted_;
       sweep_now = sweep_now || sweeps > sweeps_done_;
       if (sweep_now) stale_ = false;
       lock.unlock();
 
       const uint32_t tick = tick_since(start);
-      batch_.for_each([&](std::string_view text, Holder holder, size_t limit) {
+      batch.for_each([&](std::string_view text, Holder holder, size_t limit) {
         // The worker restarted while the claim waited: it is void already.
         if (holder.generation != tree_.generations().of(holder.worker)) return;
         const bool done = tree_.insert(text, holder, tick, limit);
         (done ? inserts_ : dropped_inserts_).fetch_add(1, std::memory_order_relaxed);
       });
       if (sweep_now) tree_.sweep();
-      const size_t applied = batch_.count();
-      batch_.clear();
+      const size_t applied = batch.count();
 
       lock.lock();
+      batch.clear();
+      cleared_at_ = internal::global_epoch.fetch_add(1, std::memory_order_seq_cst);
       batch_bytes_ = 0;
+      any_waits_.store(!queue().empty(), std::memory_order_relaxed);
       applied_ += applied;
       sweeps_done_ = std::max(sweeps_done_, sweeps);
       done_.notify_all();
@@ -204,11 +258,16 @@ class PrefixIndex::Impl {
   PrefixTree tree_;
   std::atomic<uint64_t> inserts_{0};
   std::atomic<uint64_t> dropped_inserts_{0};
+  std::atomic<bool> any_waits_{false};  // a claim is in the queue, or being applied
 
   mutable std::mutex mu_;  // guards all below; held for a few instructions only
   std::condition_variable wake_;
   std::condition_variable done_;
-  PendingInserts queue_;
+  // The queue, and what is being applied, without the lock, or was: that one is not filled again before those who
+  // looked at it have left.
+  std::array<PendingInserts, 2> pending_;
+  size_t active_ = 0;        // the queue
+  uint64_t cleared_at_ = 0;  // epoch
   size_t batch_bytes_ = 0;
   uint64_t queued_ = 0;
   uint64_t applied_ = 0;
@@ -218,7 +277,6 @@ class PrefixIndex::Impl {
   bool stale_ = false;  // claims of dropped workers may be in the tree
   bool stop_ = false;
 
-  PendingInserts batch_;  // being applied: the index thread's, but for swapping it with the queue
   std::thread thread_;
 };
 

@@ -64,7 +64,8 @@ class PrefixIndex {
   PrefixIndex(const PrefixIndex&) = delete;
   PrefixIndex& operator=(const PrefixIndex&) = delete;
 
-  // Any thread, no lock, no allocation.
+  // Any thread, no wait, no allocation. A claim counts from insert() on: those that wait to be applied are looked at
+  // too, the latest few.
   PrefixMatch match(std::string_view text) const;
   // Any thread; copies the text and returns at once. The claim belongs to the worker's life at the time of the call. A
   // text is cut to what the queue has room for, a 32nd of the budget and at most 16 MiB, and to a quarter of the

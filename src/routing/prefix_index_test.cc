@@ -41,6 +41,23 @@ TEST(PrefixIndexTest, AClaimQueuedBeforeTheDropIsVoid) {
   EXPECT_EQ(index.stats().nodes, 1u);
 }
 
+TEST(PrefixIndexTest, AClaimCountsBeforeItIsApplied) {
+  PrefixIndex index({});
+  for (int i = 0; i < 200; ++i) {
+    const std::string text = "prompt " + std::to_string(i) + " \xe4\xbd\xa0";
+    index.insert(text, 3);
+    index.insert(text, 5);
+    const PrefixMatch match = index.match(text + "!");
+    EXPECT_EQ(match.matched_bytes, text.size());
+    EXPECT_EQ(match.num_holders, 2) << "whether the index thread was there first or not";
+    // Two bytes of the last character are no shared character.
+    EXPECT_EQ(index.match(text.substr(0, text.size() - 1) + "\x80").matched_bytes, text.size() - 3);
+  }
+  index.insert("void at once", 7);
+  index.drop_worker(7);
+  EXPECT_EQ(index.match("void at once").num_holders, 0);
+}
+
 TEST(PrefixIndexTest, StaysWithinItsBudgetUnderManyWriters) {
   const size_t budget = 2 << 20;
   PrefixIndex index({.budget_bytes = budget});

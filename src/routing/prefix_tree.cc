@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "routing/common_prefix.h"
 
 namespace sluice::routing {
 namespace {
@@ -25,32 +26,6 @@ constexpr size_t kMoreBytes = 128 << 10;
 constexpr int kSecondChances = 64;
 // How many leaves an insert looks at for a worker that is near its share.
 constexpr int kTrimSteps = 64;
-
-size_t common_prefix(std::string_view a, std::string_view b) {
-  const size_t limit = std::min(a.size(), b.size());
-  size_t i = 0;
-  for (; i + 8 <= limit; i += 8) {
-    uint64_t x, y;
-    std::memcpy(&x, a.data() + i, 8);
-    std::memcpy(&y, b.data() + i, 8);
-    if (x != y) return i + static_cast<size_t>(__builtin_ctzll(x ^ y)) / 8;
-  }
-  while (i < limit && a[i] == b[i]) ++i;
-  return i;
-}
-
-// `length` moved back to the start of the UTF-8 character that it cuts, if it cuts one. What is no UTF-8 is cut
-// anywhere.
-size_t whole_characters(std::string_view text, size_t length) {
-  const auto byte = [&](size_t at) { return static_cast<unsigned char>(text[at]); };
-  for (size_t back = 1; back <= 3 && back <= length && length < text.size(); ++back) {
-    const unsigned char lead = byte(length - back);
-    if ((lead & 0xC0) == 0x80) continue;
-    const size_t size = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : lead >= 0xC0 ? 2 : 1;
-    return size > back && (byte(length) & 0xC0) == 0x80 ? length - back : length;
-  }
-  return length;
-}
 
 }  // namespace
 

@@ -34,6 +34,7 @@ class PrefixTree {
   // Any thread.
   PrefixMatch match(std::string_view text) const;
   Generations& generations() { return generations_; }
+  const Generations& generations() const { return generations_; }
 
   // Writer thread only, all below. `tick` is the time of use in any unit that does not decrease; `limit` bounds the
   // bytes of text of this worker, as max_bytes_per_worker those of all. False if there was no room: everything
