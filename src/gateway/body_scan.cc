@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cctype>
 #include <charconv>
+#include <nlohmann/json.hpp>
 
 namespace sluice::gateway {
 namespace {
@@ -174,6 +175,16 @@ bool holds_prompt(Endpoint endpoint, std::string_view key) {
   return false;
 }
 
+using Field = BodyFacts::Field;
+
+// Of a value that has not been read yet.
+Field field_at(const std::string& body, od::value& value, Field::Key key) {
+  std::string_view token = value.raw_json_token();
+  while (!token.empty() && std::isspace(static_cast<unsigned char>(token.back())) != 0) token.remove_suffix(1);
+  const auto begin = static_cast<size_t>(token.data() - body.data());
+  return {key, begin, begin + token.size()};
+}
+
 od::parser& parser() {
   thread_local od::parser instance;
   return instance;
@@ -220,6 +231,7 @@ Result<BodyFacts> scan_body(std::string& body, Endpoint endpoint) {
     if (auto error = field.value().get(value)) return malformed(error);
     simdjson::error_code error = simdjson::SUCCESS;
     if (key == "model" || key == "rid") {
+      if (key == "model") facts.fields.push_back(field_at(body, value, Field::Key::kModel));
       od::json_type type;
       if ((error = value.type().get(type))) return malformed(error);
       auto& fact = key == "model" ? facts.model : facts.rid;
@@ -247,11 +259,10 @@ Result<BodyFacts> scan_body(std::string& body, Endpoint endpoint) {
     } else if (key == "max_output_tokens") {
       max_output_tokens = limit_of(value);
     } else if (key == "routed_dp_rank" || key == "data_parallel_rank") {
-      std::string_view token = value.raw_json_token();
-      while (!token.empty() && std::isspace(static_cast<unsigned char>(token.back())) != 0) token.remove_suffix(1);
-      const auto begin = static_cast<size_t>(token.data() - body.data());
       const bool routed = key == "routed_dp_rank";
-      facts.rank_fields.push_back({begin, begin + token.size(), routed});
+      facts.fields.push_back(field_at(body, value, routed ? Field::Key::kRoutedRank : Field::Key::kOlderRank));
+      const Field& stands = facts.fields.back();
+      const std::string_view token = std::string_view(body).substr(stands.begin, stands.end - stands.begin);
       int64_t rank = 0;
       const auto [end, parsed] = std::from_chars(token.data(), token.data() + token.size(), rank);
       auto& asked = routed ? routed_rank : older_rank;
@@ -299,22 +310,32 @@ Result<BodyFacts> scan_body(std::string& body, Endpoint endpoint) {
   return facts;
 }
 
-std::string with_rank(std::string_view body, const BodyFacts& facts, int64_t rank) {
+std::string changed_body(std::string_view body, const BodyFacts& facts, const BodyChanges& changes) {
   const size_t inside = body.find('{') + 1;
   std::string out(body.substr(0, inside));
-  const bool is_empty = body.find_first_not_of(" \t\r\n", inside) == body.rfind('}');
-  const auto stands = [&](bool routed) {
-    return std::ranges::any_of(facts.rank_fields, [&](const auto& field) { return field.routed == routed; });
-  };
-  std::string added;
-  if (!stands(true)) added += fmt::format("\"routed_dp_rank\":{},", rank);
-  if (!stands(false)) added += fmt::format("\"data_parallel_rank\":{},", rank);
-  if (is_empty && !added.empty()) added.pop_back();
-  out += added;
+  if (changes.rank) {
+    const auto stands = [&](Field::Key key) {
+      return std::ranges::find(facts.fields, key, &Field::key) != facts.fields.end();
+    };
+    std::string added;
+    if (!stands(Field::Key::kRoutedRank)) added += fmt::format("\"routed_dp_rank\":{},", *changes.rank);
+    if (!stands(Field::Key::kOlderRank)) added += fmt::format("\"data_parallel_rank\":{},", *changes.rank);
+    const bool is_empty = body.find_first_not_of(" \t\r\n", inside) == body.rfind('}');
+    if (is_empty && !added.empty()) added.pop_back();
+    out += added;
+  }
   size_t at = inside;
-  for (const BodyFacts::RankField& field : facts.rank_fields) {
+  for (const Field& field : facts.fields) {
+    std::string value;
+    if (field.key == Field::Key::kModel) {
+      if (!changes.model) continue;
+      value = nlohmann::json(*changes.model).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    } else {
+      if (!changes.rank) continue;
+      value = std::to_string(*changes.rank);
+    }
     out += body.substr(at, field.begin - at);
-    out += std::to_string(rank);
+    out += value;
     at = field.end;
   }
   out += body.substr(at);

@@ -25,18 +25,24 @@ struct BodyFacts {
   std::optional<std::string> rid;
   std::optional<int64_t> max_tokens;
 
-  // The data-parallel rank that the client asks for: routed_dp_rank, else data_parallel_rank.
-  struct RankField {
-    size_t begin = 0, end = 0;  // of the value in the body
-    bool routed = false;        // by its newer name
+  // Where values stand in the body that a gateway may have to change, in the order of the body.
+  struct Field {
+    enum class Key : uint8_t { kModel, kRoutedRank, kOlderRank } key;
+    size_t begin = 0, end = 0;  // of the value
   };
-  std::vector<RankField> rank_fields;  // in the order of the body
-  std::optional<int64_t> rank;
+  std::vector<Field> fields;
+  std::optional<int64_t> rank;      // routed_dp_rank, else data_parallel_rank
   bool rank_is_no_integer = false;  // what stands there is no rank
 };
 
-// The body with that rank under both names, everything else as it was. `facts` are of that body.
-std::string with_rank(std::string_view body, const BodyFacts& facts, int64_t rank);
+// What is changed in a body on its way.
+struct BodyChanges {
+  std::optional<int64_t> rank;         // under both names, added where they are missing
+  std::optional<std::string> model{};  // where there is one
+  bool any() const { return rank || model; }
+};
+// The body with the changes, everything else as it was. `facts` are of that body.
+std::string changed_body(std::string_view body, const BodyFacts& facts, const BodyChanges& changes);
 
 // `body` may get more capacity and keeps its bytes. Of a key that stands twice in an object the last one counts, as in
 // the engines' parsers; what is not read is skipped without recursion, however deep. kInvalidArgument: not a JSON

@@ -7,11 +7,11 @@
 namespace sluice::gateway {
 namespace {
 
-TEST(WithRankTest, PutsTheRankUnderBothNamesAndLeavesTheRestAlone) {
+TEST(ChangedBodyTest, PutsTheRankUnderBothNamesAndLeavesTheRestAlone) {
   const auto ranked = [](std::string body) {
     const auto facts = scan_body(body, Endpoint::kGenerate);
     EXPECT_TRUE(facts.ok()) << body;
-    return with_rank(body, *facts, 3);
+    return changed_body(body, *facts, {.rank = 3});
   };
   EXPECT_EQ(ranked("{}"), R"({"routed_dp_rank":3,"data_parallel_rank":3})");
   EXPECT_EQ(ranked(" { \n} "), " {\"routed_dp_rank\":3,\"data_parallel_rank\":3 \n} ");
@@ -24,6 +24,13 @@ TEST(WithRankTest, PutsTheRankUnderBothNamesAndLeavesTheRestAlone) {
   EXPECT_EQ(ranked(R"({"routed_dp_rank":1,"routed_dp_rank":2,"data_parallel_rank":0})"),
             R"({"routed_dp_rank":3,"routed_dp_rank":3,"data_parallel_rank":3})")
       << "whichever of two equal keys an engine takes";
+}
+
+TEST(ChangedBodyTest, TheModelIsReplacedWhereverItStands) {
+  std::string body = R"({"model":"alias", "messages":[{"model":"alias"}], "model" : "alias" })";
+  const auto facts = scan_body(body, Endpoint::kChat);
+  EXPECT_EQ(changed_body(body, *facts, {.rank = {}, .model = "the \"model\""}),
+            R"({"model":"the \"model\"", "messages":[{"model":"alias"}], "model" : "the \"model\"" })");
 }
 
 class DpAwareTest : public GatewayFixture {

@@ -447,15 +447,16 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
   worker->series.requests.add();
   asked_ = worker;
   at_work_ = true;
-  const bool is_rank = worker->dp.rank >= 0;
-  const std::string ranked = is_rank ? with_rank(body_, facts_, worker->dp.rank) : std::string();
+  BodyChanges changes;
+  if (worker->dp.rank >= 0) changes.rank = worker->dp.rank;
+  const std::string changed = changes.any() ? changed_body(body_, facts_, changes) : std::string();
   // Twice at most: a kept-alive connection may have been closed by the worker just before the request reached it.
   for (bool replayed = false;; replayed = true) {
     net::RequestHead head = upstream_head(client_.request(), *worker, !body_.empty());
     std::function<void(net::ClientExchange&)> on_exchange = [this](net::ClientExchange& exchange) {
       upstream_ = &exchange;
     };
-    auto sent = co_await loop_.client.send(worker->address, std::move(head), is_rank ? ranked : body_, timeouts,
+    auto sent = co_await loop_.client.send(worker->address, std::move(head), changes.any() ? changed : body_, timeouts,
                                            std::move(on_exchange));
     if (!sent.ok()) {
       upstream_ = nullptr;
