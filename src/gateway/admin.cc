@@ -136,10 +136,64 @@ Task<Response> loads(AdminCall& call) {
   co_return Response::json(200, kept.document);
 }
 
+// What a body says of a worker beside its address.
+struct WorkerDetails {
+  std::optional<int64_t> priority;
+  std::optional<double> cost;
+  std::map<std::string, std::string> labels;
+  std::vector<std::string> models;
+
+  // Both forms of the field: "model_id", and "models" of objects with "id".
+  Result<void> read(const Json& body) {
+    const auto wrong = [](const char* what) { return Error{ErrorCode::kInvalidArgument, what}; };
+    if (body.contains("priority")) {
+      if (!body["priority"].is_number_integer()) return wrong("priority must be an integer");
+      priority = body["priority"].get<int64_t>();
+    }
+    if (body.contains("cost")) {
+      if (!body["cost"].is_number()) return wrong("cost must be a number");
+      cost = body["cost"].get<double>();
+    }
+    if (body.contains("labels")) {
+      if (!body["labels"].is_object()) return wrong("labels must be an object");
+      for (const auto& [name, value] : body["labels"].items()) {
+        labels[name] = value.is_string() ? value.get<std::string>() : value.dump();
+      }
+    }
+    if (labels.contains("policy") && find_policy(labels["policy"]) == nullptr)
+      return wrong("labels.policy is no policy");
+    if (body.contains("model_id") && !body["model_id"].is_null()) {
+      if (!body["model_id"].is_string()) return wrong("model_id must be a string");
+      models.push_back(body["model_id"].get<std::string>());
+    }
+    if (body.contains("models")) {
+      if (!body["models"].is_array()) return wrong("models must be a list");
+      for (const auto& model : body["models"]) {
+        const bool is_object = model.is_object() && model.contains("id") && model["id"].is_string();
+        if (!is_object && !model.is_string()) return wrong("models must be names, or objects with id");
+        models.push_back(is_object ? model["id"].get<std::string>() : model.get<std::string>());
+      }
+    }
+    return {};
+  }
+  void apply(Worker::Info& info) const {
+    if (priority) info.priority = *priority;
+    if (cost) info.cost = *cost;
+    for (const auto& [name, value] : labels) info.labels[name] = value;
+    if (models.empty()) return;
+    info.model_id = models.front();
+    info.model_ids = models;
+    info.models_are_given = true;
+  }
+};
+
 Task<Response> list_or_add(AdminCall& call) {
   if (call.head.method == "GET") {
     Json list = Json::array();
-    for (const WorkerPtr& worker : call.loop.fleet(call.context.fleet)) list.push_back(worker_json(*worker));
+    const auto model = net::query_value(call.head.query(), "model");
+    for (const WorkerPtr& worker : call.loop.fleet(call.context.fleet)) {
+      if (!model || call.loop.serves(*worker, *model)) list.push_back(worker_json(*worker));
+    }
     const size_t total = list.size();
     co_return json_response(200,
                             Json{{"workers", list},
@@ -156,8 +210,11 @@ Task<Response> list_or_add(AdminCall& call) {
   }
   const std::string key =
       body.contains("api_key") && body["api_key"].is_string() ? body["api_key"].get<std::string>() : "";
+  WorkerDetails details;
+  if (auto read = details.read(body); !read.ok()) co_return worker_error(400, "BAD_REQUEST", read.error().message);
   auto worker = call.context.add_worker(body["url"].get<std::string>(), key, "manual");
   if (!worker.ok()) co_return worker_error(400, "BAD_REQUEST", worker.error().message);
+  (*worker)->change_info([&](Worker::Info& info) { details.apply(info); });
   const Worker& added = **worker;
   const std::string location = "/workers/" + added.id;
   auto response = json_response(202, Json{{"status", "accepted"},
@@ -190,23 +247,14 @@ Task<Response> one_worker(AdminCall& call) {
   const auto parsed = parse_client_json(call.body);
   const Json body = parsed.ok() ? *parsed : Json();
   if (!body.is_object()) co_return worker_error(400, "BAD_REQUEST", "the body must be a JSON object");
-  const bool valid = (!body.contains("priority") || body["priority"].is_number_integer()) &&
-                     (!body.contains("cost") || body["cost"].is_number()) &&
-                     (!body.contains("labels") || body["labels"].is_object());
   for (const auto& [name, value] : body.items()) {
     if (name != "priority" && name != "cost" && name != "labels") {
       co_return worker_error(400, "BAD_REQUEST", "only priority, cost and labels can be changed");
     }
   }
-  if (!valid) co_return worker_error(400, "BAD_REQUEST", "priority and cost must be numbers, labels an object");
-  worker->change_info([&](Worker::Info& info) {
-    if (body.contains("priority")) info.priority = body["priority"].get<int64_t>();
-    if (body.contains("cost")) info.cost = body["cost"].get<double>();
-    if (!body.contains("labels")) return;
-    for (const auto& [name, value] : body["labels"].items()) {
-      info.labels[name] = value.is_string() ? value.get<std::string>() : value.dump();
-    }
-  });
+  WorkerDetails details;
+  if (auto read = details.read(body); !read.ok()) co_return worker_error(400, "BAD_REQUEST", read.error().message);
+  worker->change_info([&](Worker::Info& info) { details.apply(info); });
   co_return json_response(202, Json{{"status", "accepted"}, {"worker_id", worker->id}});
 }
 

@@ -1,5 +1,7 @@
 #include "gateway/context.h"
 
+#include <algorithm>
+
 #include "gateway/control.h"
 
 namespace sluice::gateway {
@@ -121,6 +123,16 @@ std::vector<obs::Family> families(const std::vector<double>& buckets) {
 
 }  // namespace
 
+namespace {
+
+std::map<std::string, std::string, std::less<>> pairs_of(const StringList& words) {
+  std::map<std::string, std::string, std::less<>> pairs;
+  for (const std::string& word : words) pairs[word.substr(0, word.find('='))] = word.substr(word.find('=') + 1);
+  return pairs;
+}
+
+}  // namespace
+
 Context::Context(const GatewayOptions& gateway_options, std::vector<double> buckets, const Clock& time)
     : options(gateway_options),
       clock(time),
@@ -129,6 +141,7 @@ Context::Context(const GatewayOptions& gateway_options, std::vector<double> buck
              .max_bytes_per_worker = static_cast<size_t>(options.max_tree_size),
              .sweep_interval = std::chrono::seconds(options.eviction_interval_secs)}),
       policy(make_policy(options)),
+      model_aliases(pairs_of(options.model_alias)),
       admission(options.max_concurrent_requests, options.queue_size, clock),
       retry(RetryRules::from(options)) {
   metrics.declare(families(buckets));
@@ -180,6 +193,28 @@ void Context::expand_worker(const Worker& engine, int64_t ranks) {
     attend(worker);
   }
   metrics.remove_series("worker", engine.url);
+}
+
+const Context::NamedPolicy& Context::policy_of(const std::string& model) {
+  std::lock_guard lock(policies_mutex_);
+  const auto known = policies_.find(model);
+  if (known != policies_.end()) return known->second;
+  GatewayOptions named = options;
+  const auto workers = fleet.snapshot();
+  for (const WorkerPtr& worker : *workers) {
+    const auto info = worker->info();
+    if (std::ranges::find(info.model_ids, model) == info.model_ids.end()) continue;
+    const auto label = info.labels.find("policy");
+    if (label != info.labels.end() && find_policy(label->second) != nullptr) named.policy = label->second;
+    break;
+  }
+  return policies_.emplace(model, NamedPolicy{named.policy, make_policy(named)}).first->second;
+}
+
+void Context::each_policy(const std::function<void(const Policy&)>& visit) const {
+  visit(*policy);
+  std::lock_guard lock(policies_mutex_);
+  for (const auto& [model, named] : policies_) visit(*named.policy);
 }
 
 void Context::forget_prefixes(Worker& worker) {

@@ -3,6 +3,8 @@
 
 #include <array>
 #include <atomic>
+#include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -49,6 +51,7 @@ struct Context {
   Fleet fleet;
   routing::PrefixIndex index;
   const std::unique_ptr<Policy> policy;
+  const std::map<std::string, std::string, std::less<>> model_aliases;
   Admission admission;
   const RetryRules retry;
   RetryBudget retry_budget;
@@ -65,7 +68,20 @@ struct Context {
   // A new process behind the URL, or an emptied cache.
   void forget_prefixes(Worker& worker);
 
+  struct NamedPolicy {
+    std::string name;
+    std::unique_ptr<Policy> policy;
+  };
+  // With --enable-igw each model has a policy of its own: the one that the label "policy" of its first worker names
+  // when the first request for it comes, else --policy. Lives as long as this. Any thread.
+  const NamedPolicy& policy_of(const std::string& model);
+  // Calls visit(policy) for each policy that has been made. Any thread.
+  void each_policy(const std::function<void(const Policy&)>& visit) const;
+
  private:
+  mutable std::mutex policies_mutex_;  // guards the map
+  std::map<std::string, NamedPolicy> policies_;
+
   WorkerSeries series_of(const std::string& label);
   void attend(const WorkerPtr& worker);
 };

@@ -42,7 +42,8 @@ net::ClientTimeouts all_within(Duration bound) { return {.connect = bound, .head
 
 Control::Control(Context& context) : context_(context) {
   loop_.start();
-  if (context_.policy->needs_engine_load() && !context_.options.disable_load_monitoring) {
+  if ((context_.policy->needs_engine_load() || context_.options.enable_igw) &&
+      !context_.options.disable_load_monitoring) {
     loop_.spawn([this] { return poll_loads(); });
   }
 }
@@ -131,16 +132,15 @@ net::Task<> Control::read_models(std::shared_ptr<Watch> watch) {
   if (!answer.ok() || answer->status != 200) co_return;
   const Json document = Json::parse(answer->body, nullptr, false);
   if (!document.is_object() || !document.contains("data") || !document["data"].is_array()) co_return;
-  std::string id = "unknown";
+  std::vector<std::string> ids;
   for (const auto& entry : document["data"]) {
-    if (entry.is_object() && entry.contains("id") && entry["id"].is_string()) {
-      id = entry["id"].get<std::string>();
-      break;
-    }
+    if (entry.is_object() && entry.contains("id") && entry["id"].is_string()) ids.push_back(entry["id"]);
   }
   worker.change_info([&](Worker::Info& info) {
-    info.model_id = id;
     info.models = answer->body;
+    if (info.models_are_given || ids.empty()) return;
+    info.model_id = ids.front();
+    info.model_ids = std::move(ids);
   });
 }
 

@@ -17,18 +17,13 @@ constexpr int64_t kDefaultNewTokens = 128;
 constexpr int64_t kMostNewTokens = 1 << 20;               // what a client may make us believe
 constexpr Duration kBusyPause = std::chrono::seconds(1);  // of a worker that is busy and does not say for how long
 
-// Digits and nothing else.
-std::optional<uint64_t> number_in(std::string_view text) {
-  uint64_t number = 0;
-  const char* end = text.data() + text.size();
-  const auto [at, error] = std::from_chars(text.data(), end, number);
-  if (error != std::errc() || at != end) return std::nullopt;
-  return number;
-}
-
 std::optional<size_t> content_length(const net::Headers& headers) {
   const auto text = headers.get("content-length");
-  return text ? number_in(*text) : std::nullopt;
+  size_t length = 0;
+  if (!text || std::from_chars(text->data(), text->data() + text->size(), length).ec != std::errc()) {
+    return std::nullopt;
+  }
+  return length;
 }
 
 // What the net layer says of a worker, which it knows by its address, for a client, who knows it by its id.
@@ -314,56 +309,12 @@ net::Task<bool> Exchange::read_request() {
     rerank_ = std::move(ask).value();
   }
   prompt_tokens_ = static_cast<int64_t>(facts_.routing_text.size() / 4) + 1;
-  const bool keys_read = !context_.policy->needs_keys() || read_keys();
-  if (!keys_read) {
-    co_await fail(400, "bad_request", "X-SMG-Target-Worker must be the place of a worker, 0 or more");
+  if (auto refusal = destination_.read(context_, loop_, client_.request(), facts_)) {
+    co_await fail(refusal->status, refusal->code, std::move(refusal->message));
     co_return false;
-  }
-  if (context_.options.dp_aware) {
-    const auto rank = read_rank();
-    if (!rank.ok()) {
-      co_await fail(400, "bad_request", rank.error().message);
-      co_return false;
-    }
-    rank_ = *rank;
   }
   phase("read");
   co_return true;
-}
-
-Result<std::optional<int64_t>> Exchange::read_rank() {
-  std::optional<int64_t> wanted = facts_.rank;
-  std::string_view named = "routed_dp_rank";
-  bool readable = !facts_.rank_is_no_integer;
-  if (const auto header = client_.request().headers.get(kRankHeader)) {
-    named = kRankHeader;
-    const auto number = number_in(*header);
-    readable = number && *number < (uint64_t{1} << 32);
-    if (readable) wanted = static_cast<int64_t>(*number);
-  }
-  if (readable && !wanted) return wanted;
-  int64_t ranks = 0;
-  for (const WorkerPtr& worker : loop_.fleet(context_.fleet)) ranks = std::max(ranks, worker->dp.size);
-  // Without a worker nobody knows; the answer is then that there is none.
-  if (readable && (ranks == 0 || (*wanted >= 0 && *wanted < ranks))) return wanted;
-  return Error{ErrorCode::kInvalidArgument,
-               fmt::format("{} must be an integer from 0 to {}", named, std::max<int64_t>(ranks, 1) - 1)};
-}
-
-bool Exchange::read_keys() {
-  const net::Headers& headers = client_.request().headers;
-  const auto first_of = [&](const auto& names) -> std::string_view {
-    for (const auto& name : names) {
-      if (const auto value = headers.get(name); value && !value->empty()) return *value;
-    }
-    return {};
-  };
-  routing_key_ = first_of(context_.options.routing_key_headers);
-  identity_ = first_of(std::array<std::string_view, 3>{"authorization", "x-forwarded-for", "cookie"});
-  const auto target = headers.get("x-smg-target-worker");
-  if (!target) return true;
-  target_ = number_in(*target);
-  return target_.has_value();
 }
 
 // The policy's choice among the workers that may be used, those first that were not tried, and among them those that
@@ -377,21 +328,14 @@ std::optional<Choice> Exchange::choose_once() {
     for (const WorkerPtr& worker : workers) {
       if (!worker->usable() || (effort < 1 && worker->is_busy(now))) continue;
       if (effort < 2 && std::ranges::find(tried_, worker->number) != tried_.end()) continue;
-      if (rank_ && *rank_ != std::max<int64_t>(worker->dp.rank, 0)) continue;
+      if (!destination_.allows(loop_, *worker)) continue;
       usable.push_back({worker->number, worker->load.get()});
     }
     if (!usable.empty()) break;
   }
   if (usable.empty()) return std::nullopt;
-  const Policy& policy = *context_.policy;
-  RequestFacts facts{.routing_text = facts_.routing_text,
-                     .routing_key = routing_key_,
-                     .identity = identity_,
-                     .target = target_,
-                     .prompt_tokens = prompt_tokens_,
-                     .now = now,
-                     .prefix = {}};
-  if (policy.needs_prefix()) facts.prefix = context_.index.match(facts_.routing_text);
+  const Policy& policy = destination_.policy();
+  const RequestFacts facts = destination_.facts(context_, facts_, prompt_tokens_);
   return policy.choose(FleetView(usable, policy.needs_ring() ? &loop_.ring() : nullptr), facts, loop_.rng);
 }
 
@@ -407,7 +351,7 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit) {
   } while (!worker->breaker.begin(permit));
 
   tried_.push_back(worker->number);
-  loop_.count_selection(*worker, choice->reason);
+  loop_.count_selection(*worker, destination_.policy_name(), choice->reason);
   matched_share_ = choice->match_rate;
   const std::string_view text = facts_.routing_text;
   if (choice->insert_prefix) {
@@ -415,9 +359,10 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit) {
     belief.sent(static_cast<size_t>((1 - matched_share_) * static_cast<double>(text.size())));
     context_.index.insert(text, worker->number, belief.limit_bytes());
   }
-  if (context_.policy->needs_prefix() && !text.empty()) {
-    const double matched = choice->match_rate * static_cast<double>(text.size());
-    context_.predicted.add(static_cast<int64_t>(matched), static_cast<int64_t>(text.size()), context_.clock.now());
+  const size_t prompt = text.size() - destination_.salt();
+  if (destination_.policy().needs_prefix() && prompt > 0) {
+    const double matched = choice->match_rate * static_cast<double>(prompt);
+    context_.predicted.add(static_cast<int64_t>(matched), static_cast<int64_t>(prompt), context_.clock.now());
     if (matched > 0) worker->series.predicted_tokens.add(matched / 4);
   }
   note(to_string(choice->reason));
@@ -436,7 +381,9 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
     count_request();
     co_return no_worker();
   }
-  if (record_.model.empty()) record_.model = loop_.model_of(*worker);
+  if (record_.model.empty()) {
+    record_.model = destination_.model().empty() ? loop_.model_of(*worker) : destination_.model();
+  }
   count_request();
   const auto& options = context_.options;
   const net::ClientTimeouts timeouts{
@@ -447,8 +394,7 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
   worker->series.requests.add();
   asked_ = worker;
   at_work_ = true;
-  BodyChanges changes;
-  if (worker->dp.rank >= 0) changes.rank = worker->dp.rank;
+  const BodyChanges changes = destination_.changes_for(*worker);
   const std::string changed = changes.any() ? changed_body(body_, facts_, changes) : std::string();
   // Twice at most: a kept-alive connection may have been closed by the worker just before the request reached it.
   for (bool replayed = false;; replayed = true) {
@@ -636,7 +582,7 @@ bool Exchange::others_left() {
   const TimePoint now = context_.clock.now();
   return std::ranges::any_of(loop_.fleet(context_.fleet), [&](const WorkerPtr& worker) {
     return worker->usable() && !worker->is_busy(now) && std::ranges::find(tried_, worker->number) == tried_.end() &&
-           (!rank_ || *rank_ == std::max<int64_t>(worker->dp.rank, 0));
+           destination_.allows(loop_, *worker);
   });
 }
 

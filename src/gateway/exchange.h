@@ -9,6 +9,7 @@
 
 #include "gateway/body_scan.h"
 #include "gateway/context.h"
+#include "gateway/destination.h"
 #include "gateway/loop_state.h"
 #include "gateway/outcome.h"
 #include "gateway/rerank.h"
@@ -56,10 +57,6 @@ class Exchange {
   net::Task<bool> admit(Admission::Slot& slot);
   net::Task<bool> wait_for_slot(std::shared_ptr<Admission::Waiter> waiter, std::shared_ptr<net::Timer> timer);
   net::Task<bool> read_request();
-  // False: a header of them cannot be read.
-  bool read_keys();
-  // The rank that the client asks for, under --dp-aware. kInvalidArgument: the fleet has no such rank.
-  Result<std::optional<int64_t>> read_rank();
 
   net::Task<MaybeFailure> attempt();
   WorkerPtr choose(Breaker::Permit& permit);
@@ -98,9 +95,7 @@ class Exchange {
 
   std::string body_;
   BodyFacts facts_;
-  std::string_view routing_key_, identity_;  // of the client's head
-  std::optional<uint64_t> target_;
-  std::optional<int64_t> rank_;      // that the client wants
+  Destination destination_;
   int64_t prompt_tokens_ = 0;        // estimate
   double matched_share_ = 0;         // of the prompt that the chosen worker is believed to hold
   std::optional<RerankAsk> rerank_;  // of a rerank request

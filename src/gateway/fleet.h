@@ -68,8 +68,10 @@ struct Worker {
   std::atomic<int64_t> busy_until{0};  // steady nanoseconds: the worker asked to be left alone
 
   struct Info {
-    std::string model_id = "unknown";
-    std::string models;  // its /v1/models document; empty = not read
+    std::string model_id = "unknown";      // the first that it serves
+    std::vector<std::string> model_ids{};  // all of them
+    bool models_are_given = false;         // by whoever added it: its own list does not count
+    std::string models;                    // its /v1/models document; empty = not read
     int64_t priority = 50;
     double cost = 1.0;
     std::map<std::string, std::string> labels;

@@ -24,7 +24,7 @@ class Gateway::Impl {
         router(context, std::move(gatekeeper), states) {
     for (size_t i = 0; i < loops.size(); ++i) {
       const net::ClientOptions client{.idle_timeout = std::chrono::seconds(options.upstream_pool_idle_timeout_secs)};
-      states.push_back(std::make_unique<LoopState>(loops[i], client, context.metrics, options.policy));
+      states.push_back(std::make_unique<LoopState>(loops[i], client, context.metrics));
     }
   }
 
@@ -60,6 +60,16 @@ class Gateway::Impl {
     return {};
   }
 
+  // Over all policies that remember keys; none if there is no such policy.
+  template <class Count>
+  std::optional<double> count_keys(Count count) {
+    std::optional<double> sum;
+    context.each_policy([&](const Policy& policy) {
+      if (const RoutingKeys* keys = policy.routing_keys()) sum = sum.value_or(0) + static_cast<double>(count(*keys));
+    });
+    return sum;
+  }
+
   // Renders' thread.
   void set_gauges() {
     auto& metrics = context.metrics;
@@ -75,13 +85,12 @@ class Gateway::Impl {
       const routing::CacheBelief& belief = worker->load->belief;
       metrics.gauge("smg_worker_cache_reported", {worker->url}).set(belief.confirmed() ? 1 : 0);
       metrics.gauge("smg_worker_cache_belief", {worker->url}).set(belief.share());
-      if (const RoutingKeys* keys = context.policy->routing_keys()) {
-        metrics.gauge("smg_worker_routing_keys_active", {worker->url})
-            .set(static_cast<double>(keys->keys_of(worker->number)));
+      if (const auto keys = count_keys([&](const RoutingKeys& keys) { return keys.keys_of(worker->number); })) {
+        metrics.gauge("smg_worker_routing_keys_active", {worker->url}).set(*keys);
       }
     }
-    if (const RoutingKeys* keys = context.policy->routing_keys()) {
-      metrics.gauge("smg_manual_policy_cache_entries").set(static_cast<double>(keys->size()));
+    if (const auto keys = count_keys([](const RoutingKeys& keys) { return keys.size(); })) {
+      metrics.gauge("smg_manual_policy_cache_entries").set(*keys);
     }
     // Every request that a worker works at has a connection of its own (HTTP/1.1).
     metrics.gauge("smg_worker_connections_active", {"regular", "http"}).set(connections);

@@ -6,13 +6,11 @@
 
 namespace sluice::gateway {
 
-LoopState::LoopState(net::EventLoop& event_loop, const net::ClientOptions& options, obs::Metrics& metrics,
-                     std::string policy)
+LoopState::LoopState(net::EventLoop& event_loop, const net::ClientOptions& options, obs::Metrics& metrics)
     : loop(event_loop),
       client(event_loop, options),
       rng(random_seed()),
       metrics_(metrics),
-      policy_(std::move(policy)),
       admitted_(metrics.counter("smg_http_rate_limit_total", {"allowed"})),
       rejected_(metrics.counter("smg_http_rate_limit_total", {"rejected"})) {}
 
@@ -40,11 +38,27 @@ const routing::HashRing& LoopState::ring() {
   return ring_;
 }
 
-const std::string& LoopState::model_of(const Worker& worker) {
+const LoopState::KnownModel& LoopState::known_of(const Worker& worker) {
   KnownModel& known = models_[worker.number];
   const uint32_t version = worker.info_version();
-  if (known.version != version) known = {version, worker.info().model_id};
-  return known.model;
+  if (known.version != version) {
+    auto info = worker.info();
+    known = {version, std::move(info.model_id), std::move(info.model_ids)};
+  }
+  return known;
+}
+
+const std::string& LoopState::model_of(const Worker& worker) { return known_of(worker).model; }
+
+bool LoopState::serves(const Worker& worker, std::string_view model) {
+  const auto& all = known_of(worker).all;
+  return std::ranges::find(all, model) != all.end();
+}
+
+const Context::NamedPolicy& LoopState::policy_of(Context& context, const std::string& model) {
+  const Context::NamedPolicy*& known = policies_[model];
+  if (known == nullptr) known = &context.policy_of(model);
+  return *known;
 }
 
 RequestSeries& LoopState::requests(const std::string& model, Endpoint endpoint, bool stream) {
@@ -106,10 +120,11 @@ void LoopState::count_request_error(const std::string& model, Endpoint endpoint,
       .add();
 }
 
-void LoopState::count_selection(const Worker& worker, Reason reason) {
+void LoopState::count_selection(const Worker& worker, std::string_view policy, Reason reason) {
   auto [at, is_new] = selections_.try_emplace({worker.number, reason});
   if (is_new) {
-    at->second = metrics_.counter("smg_worker_selections_total", {worker.url, policy_, std::string(to_string(reason))});
+    at->second = metrics_.counter("smg_worker_selections_total",
+                                  {worker.url, std::string(policy), std::string(to_string(reason))});
   }
   at->second.add();
 }

@@ -12,6 +12,7 @@
 
 #include "base/rng.h"
 #include "gateway/body_scan.h"
+#include "gateway/context.h"
 #include "gateway/fleet.h"
 #include "gateway/policy/policy.h"
 #include "net/client.h"
@@ -35,7 +36,7 @@ struct RouteSeries {
 // Loop thread only.
 class LoopState {
  public:
-  LoopState(net::EventLoop& event_loop, const net::ClientOptions& options, obs::Metrics& metrics, std::string policy);
+  LoopState(net::EventLoop& event_loop, const net::ClientOptions& options, obs::Metrics& metrics);
 
   // The current list of workers; valid until the next call.
   const WorkerList& fleet(const Fleet& shared);
@@ -45,6 +46,9 @@ class LoopState {
   const routing::HashRing& ring();
   // The model that the worker serves, "unknown" while it has not said.
   const std::string& model_of(const Worker& worker);
+  bool serves(const Worker& worker, std::string_view model);
+  // Context::policy_of(), without its lock.
+  const Context::NamedPolicy& policy_of(Context& context, const std::string& model);
 
   RequestSeries& requests(const std::string& model, Endpoint endpoint, bool stream);
   // `method` and `path` are literals, or live as long as this.
@@ -52,7 +56,7 @@ class LoopState {
   void count_response(std::string_view path, int status, std::string_view error_code);
   void count_upstream_response(int status);
   void count_request_error(const std::string& model, Endpoint endpoint, int status);
-  void count_selection(const Worker& worker, Reason reason);
+  void count_selection(const Worker& worker, std::string_view policy, Reason reason);
   void count_admission(bool allowed) { (allowed ? admitted_ : rejected_).add(); }
 
   net::EventLoop& loop;
@@ -68,15 +72,17 @@ class LoopState {
   struct KnownModel {
     uint32_t version = 0;
     std::string model = "unknown";
+    std::vector<std::string> all{};
   };
+  const KnownModel& known_of(const Worker& worker);
 
   obs::Metrics& metrics_;
-  const std::string policy_;
   std::shared_ptr<const WorkerList> workers_;
   uint64_t version_ = 0;
   routing::HashRing ring_;
   uint64_t ring_version_ = 0;
-  std::map<uint32_t, KnownModel> models_;  // by number of the worker
+  std::map<std::string, const Context::NamedPolicy*> policies_;  // by model
+  std::map<uint32_t, KnownModel> models_;                        // by number of the worker
 
   obs::Counter admitted_, rejected_;
   std::map<std::string, std::array<std::unique_ptr<RequestSeries>, 2 * kNumEndpoints>, std::less<>> requests_;

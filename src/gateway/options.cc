@@ -135,6 +135,25 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .read_by = "gateway/control",
            .group = "Workers",
            .help = "Each data-parallel rank of an engine is a worker of its own: chosen, counted and shown by itself."},
+          {.name = "enable-igw",
+           .field = &O::enable_igw,
+           .value = false,
+           .read_by = "gateway/destination",
+           .group = "Workers",
+           .help = "Several models behind one gateway: a request goes to the workers that serve its model."},
+          {.name = "strict-model-match",
+           .field = &O::strict_model_match,
+           .value = false,
+           .read_by = "gateway/destination",
+           .group = "Workers",
+           .help = "A model that no worker serves is answered with 404, without --enable-igw too."},
+          {.name = "model-alias",
+           .field = &O::model_alias,
+           .value = StringList{},
+           .metavar = "ALIAS=MODEL",
+           .read_by = "gateway/context",
+           .group = "Workers",
+           .help = "Other names of models; workers are asked for the model."},
           {.name = "worker-startup-timeout-secs",
            .field = &O::worker_startup_timeout_secs,
            .value = int64_t{1800},
@@ -295,7 +314,7 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .field = &O::routing_key_headers,
            .value = StringList{"X-SMG-Routing-Key"},
            .metavar = "NAME",
-           .read_by = "gateway/exchange",
+           .read_by = "gateway/destination",
            .group = "Routing",
            .help = "Headers of a request that may hold its routing key, the first one counts."},
           {.name = "routing-key-override",
@@ -693,9 +712,6 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
           {"trust-tenant-header", "bound the load with --max-concurrent-requests and --queue-size."},
           {"tenant-header-name", "bound the load with --max-concurrent-requests and --queue-size."},
           {"rate-limit-tokens-per-second", "bound the load with --max-concurrent-requests and --queue-size."},
-          {"enable-igw", "run one gateway for each model."},
-          {"model-alias", "run one gateway for each model."},
-          {"strict-model-match", "run one gateway for each model."},
           {"service-discovery", "list the workers with --worker-urls or add them with POST /workers."},
           {"selector", "list the workers with --worker-urls or add them with POST /workers."},
           {"service-discovery-port", "list the workers with --worker-urls or add them with POST /workers."},
@@ -773,6 +789,12 @@ Result<void> validate(const GatewayOptions& options) {
   }
   if (!options.health_check_endpoint.starts_with('/')) {
     return bad(fmt::format("--health-check-endpoint {} must begin with /", options.health_check_endpoint));
+  }
+  for (const std::string& pair : options.model_alias) {
+    const size_t at = pair.find('=');
+    if (at == std::string::npos || at == 0 || at + 1 == pair.size()) {
+      return bad(fmt::format("--model-alias {} is not alias=model", pair));
+    }
   }
   if (options.api_key && options.api_key->empty()) return bad("--api-key must not be empty");
   return duration_buckets(options).ok() ? Result<void>() : Result<void>(duration_buckets(options).error());

@@ -27,6 +27,9 @@ struct GatewayOptions {
 
   StringList worker_urls;
   bool dp_aware;
+  bool enable_igw;
+  bool strict_model_match;
+  StringList model_alias;
   int64_t worker_startup_timeout_secs;
   int64_t worker_startup_delay;
   int64_t worker_startup_check_interval;

@@ -1,0 +1,122 @@
+#include "gateway/destination.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+
+#include "gateway/forward.h"
+
+namespace sluice::gateway {
+namespace {
+
+// Digits and nothing else.
+std::optional<uint64_t> number_in(std::string_view text) {
+  uint64_t number = 0;
+  const char* end = text.data() + text.size();
+  const auto [at, error] = std::from_chars(text.data(), end, number);
+  if (error != std::errc() || at != end) return std::nullopt;
+  return number;
+}
+
+}  // namespace
+
+std::optional<Refusal> Destination::read(Context& context, LoopState& loop, const net::RequestHead& head,
+                                         BodyFacts& facts) {
+  policy_ = context.policy.get();
+  policy_name_ = context.options.policy;
+  if (auto refusal = read_model(context, loop, facts)) return refusal;
+  if (context.options.dp_aware) {
+    if (auto refusal = read_rank(context, loop, head.headers, facts)) return refusal;
+  }
+  return policy_->needs_keys() ? read_keys(context, head.headers) : std::nullopt;
+}
+
+std::optional<Refusal> Destination::read_model(Context& context, LoopState& loop, BodyFacts& facts) {
+  const bool several = context.options.enable_igw;
+  if (!facts.model) {
+    if (!several) return std::nullopt;
+    return Refusal{400, "missing_model", "model is required: this gateway serves several"};
+  }
+  const auto alias = context.model_aliases.find(*facts.model);
+  rename_model_ = alias != context.model_aliases.end();
+  const std::string& model = rename_model_ ? alias->second : *facts.model;
+  if (!several && !context.options.strict_model_match) {
+    if (rename_model_) model_name_ = model;
+    return std::nullopt;
+  }
+  const WorkerList& workers = loop.fleet(context.fleet);
+  if (std::ranges::none_of(workers, [&](const WorkerPtr& worker) { return loop.serves(*worker, model); })) {
+    return Refusal{404, "model_not_found", fmt::format("no worker serves the model {}", model)};
+  }
+  model_ = model;
+  model_name_ = model;
+  if (!several) return std::nullopt;
+  const Context::NamedPolicy& own = loop.policy_of(context, model);
+  policy_ = own.policy.get();
+  policy_name_ = own.name;
+  // The same text is another prefix for another model.
+  facts.routing_text.insert(0, model + '\0');
+  salt_ = model.size() + 1;
+  return std::nullopt;
+}
+
+std::optional<Refusal> Destination::read_rank(Context& context, LoopState& loop, const net::Headers& headers,
+                                              const BodyFacts& facts) {
+  rank_ = facts.rank;
+  std::string_view named = "routed_dp_rank";
+  bool readable = !facts.rank_is_no_integer;
+  if (const auto header = headers.get(kRankHeader)) {
+    named = kRankHeader;
+    const auto number = number_in(*header);
+    readable = number && *number < (uint64_t{1} << 32);
+    if (readable) rank_ = static_cast<int64_t>(*number);
+  }
+  if (readable && !rank_) return std::nullopt;
+  int64_t ranks = 0;
+  for (const WorkerPtr& worker : loop.fleet(context.fleet)) ranks = std::max(ranks, worker->dp.size);
+  // Without a worker nobody knows; the answer is then that there is none.
+  if (readable && (ranks == 0 || (*rank_ >= 0 && *rank_ < ranks))) return std::nullopt;
+  return Refusal{400, "bad_request",
+                 fmt::format("{} must be an integer from 0 to {}", named, std::max<int64_t>(ranks, 1) - 1)};
+}
+
+std::optional<Refusal> Destination::read_keys(const Context& context, const net::Headers& headers) {
+  const auto first_of = [&](const auto& names) -> std::string_view {
+    for (const auto& name : names) {
+      if (const auto value = headers.get(name); value && !value->empty()) return *value;
+    }
+    return {};
+  };
+  routing_key_ = first_of(context.options.routing_key_headers);
+  identity_ = first_of(std::array<std::string_view, 3>{"authorization", "x-forwarded-for", "cookie"});
+  const auto target = headers.get("x-smg-target-worker");
+  if (!target) return std::nullopt;
+  target_ = number_in(*target);
+  if (target_) return std::nullopt;
+  return Refusal{400, "bad_request", "X-SMG-Target-Worker must be the place of a worker, 0 or more"};
+}
+
+RequestFacts Destination::facts(const Context& context, const BodyFacts& body, int64_t prompt_tokens) const {
+  RequestFacts facts{.routing_text = body.routing_text,
+                     .routing_key = routing_key_,
+                     .identity = identity_,
+                     .target = target_,
+                     .prompt_tokens = prompt_tokens,
+                     .now = context.clock.now(),
+                     .prefix = {}};
+  if (!policy_->needs_prefix()) return facts;
+  facts.prefix = context.index.match(body.routing_text);
+  facts.prefix.total_bytes -= salt_;
+  facts.prefix.matched_bytes -= std::min(salt_, facts.prefix.matched_bytes);
+  if (facts.prefix.matched_bytes == 0) facts.prefix.num_holders = 0;
+  return facts;
+}
+
+BodyChanges Destination::changes_for(const Worker& worker) const {
+  BodyChanges changes;
+  if (worker.dp.rank >= 0) changes.rank = worker.dp.rank;
+  if (rename_model_) changes.model = model_name_;
+  return changes;
+}
+
+}  // namespace sluice::gateway

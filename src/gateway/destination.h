@@ -1,0 +1,63 @@
+// Which workers a request may go to, and who chooses among them: what the client's model, data-parallel rank and
+// routing keys say, before any load is looked at.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "gateway/body_scan.h"
+#include "gateway/context.h"
+#include "gateway/loop_state.h"
+#include "net/http.h"
+
+namespace sluice::gateway {
+
+// An answer that the client gets instead.
+struct Refusal {
+  int status = 400;
+  std::string_view code;
+  std::string message;
+};
+
+// Loop thread only. Views are of the client's head.
+class Destination {
+ public:
+  // None: the request may go. `facts` are those of its body; with several models its routing text is set apart by
+  // model.
+  std::optional<Refusal> read(Context& context, LoopState& loop, const net::RequestHead& head, BodyFacts& facts);
+
+  const Policy& policy() const { return *policy_; }
+  std::string_view policy_name() const { return policy_name_; }
+  // Model and rank are what was asked for; whether the worker can be used now is another question.
+  bool allows(LoopState& loop, const Worker& worker) const {
+    return (!rank_ || *rank_ == std::max<int64_t>(worker.dp.rank, 0)) &&
+           (model_.empty() || loop.serves(worker, model_));
+  }
+  // What the policy gets to know.
+  RequestFacts facts(const Context& context, const BodyFacts& body, int64_t prompt_tokens) const;
+  // What is changed in the body for that worker.
+  BodyChanges changes_for(const Worker& worker) const;
+  // The model that was asked for, by its own name; empty = whichever the worker serves.
+  const std::string& model() const { return model_; }
+  // Bytes of the routing text that are not of the prompt.
+  size_t salt() const { return salt_; }
+
+ private:
+  std::optional<Refusal> read_model(Context& context, LoopState& loop, BodyFacts& facts);
+  std::optional<Refusal> read_rank(Context& context, LoopState& loop, const net::Headers& headers,
+                                   const BodyFacts& facts);
+  std::optional<Refusal> read_keys(const Context& context, const net::Headers& headers);
+
+  const Policy* policy_ = nullptr;
+  std::string_view policy_name_;
+  std::string model_;          // that a worker has to serve; empty = any
+  bool rename_model_ = false;  // the client called it by another name ...
+  std::string model_name_;     // ... and this is its own
+  size_t salt_ = 0;
+  std::optional<int64_t> rank_;
+  std::string_view routing_key_, identity_;
+  std::optional<uint64_t> target_;
+};
+
+}  // namespace sluice::gateway

@@ -1,0 +1,113 @@
+// Several models behind one gateway, over real sockets.
+#include <set>
+
+#include "gateway/gateway_fixture.h"
+
+namespace sluice::gateway {
+namespace {
+
+class ModelsTest : public GatewayFixture {
+ protected:
+  SimWorker& serving(const std::string& model) {
+    SimWorkerOptions options;
+    options.model = model;
+    return worker(options);
+  }
+  void start_and_learn(std::vector<std::string> flags, std::set<std::string> models) {
+    start(std::move(flags));
+    ASSERT_TRUE(eventually([&] {
+      std::set<std::string> seen;
+      for (const Json& worker : workers_json()) seen.insert(worker["model_id"].get<std::string>());
+      return seen == models;
+    })) << workers_json();
+  }
+  Result<net::Response> ask(const Json& model, const std::string& text = "x") {
+    Json body{{"text", text}, {"sampling_params", {{"max_new_tokens", 2}}}};
+    if (!model.is_null()) body["model"] = model;
+    ++sent_;
+    return call("POST", "/generate", body.dump());
+  }
+};
+
+TEST_F(ModelsTest, ARequestGoesToTheWorkersOfItsModel) {
+  SimWorker& a = serving("model-a");
+  SimWorker& b1 = serving("model-b");
+  SimWorker& b2 = serving("model-b");
+  start_and_learn({"--enable-igw", "--policy", "round_robin"}, {"model-a", "model-b"});
+  for (int i = 0; i < 6; ++i) {
+    ASSERT_EQ(ask("model-a")->status, 200);
+    ASSERT_EQ(ask("model-b")->status, 200);
+  }
+  EXPECT_EQ(a.counters().generations, 6);
+  EXPECT_EQ(b1.counters().generations, 3);
+  EXPECT_EQ(b2.counters().generations, 3);
+  EXPECT_EQ(metric("smg_router_requests_total", {"model=\"model-a\""}), 6);
+  EXPECT_EQ(metric("smg_router_requests_total", {"model=\"model-b\""}), 6);
+
+  const Json listed = Json::parse(call("GET", "/v1/models")->body)["data"];
+  EXPECT_EQ(listed.size(), 2u) << "each model once: " << listed;
+  EXPECT_EQ(Json::parse(call("GET", "/workers?model=model-b")->body)["total"], 2);
+
+  EXPECT_EQ(code_of(ask(nullptr)), "missing_model");
+  const auto unknown = ask("model-c");
+  EXPECT_EQ(unknown->status, 404);
+  EXPECT_EQ(code_of(unknown), "model_not_found");
+  expect_settled();
+}
+
+TEST_F(ModelsTest, AWorkerThatIsAddedLaterBringsItsModel) {
+  serving("model-a");
+  start_and_learn({"--enable-igw"}, {"model-a"});
+  EXPECT_EQ(ask("model-b")->status, 404);
+  SimWorker& b = serving("model-b");
+  const Json added{{"url", b.url()}, {"labels", {{"policy", "manual"}}}};
+  EXPECT_EQ(call("POST", "/workers", added.dump())->status, 202);
+  ASSERT_TRUE(eventually([&] { return ask("model-b")->status == 200; }));
+  EXPECT_EQ(metric("smg_worker_selections_total", {b.url(), "policy=\"manual\""}), 1) << "the label names its policy";
+  EXPECT_EQ(code_of(call("POST", "/workers", R"({"url":"http://h:1","labels":{"policy":"best"}})")), "BAD_REQUEST");
+  expect_settled();
+}
+
+TEST_F(ModelsTest, AnAliasIsAnotherNameAndTheWorkerGetsItsOwn) {
+  SimWorker& only = serving("model-a");
+  serving("model-b");
+  start_and_learn({"--enable-igw", "--model-alias", "gpt-4=model-a", "fast=model-b"}, {"model-a", "model-b"});
+  ASSERT_EQ(ask("gpt-4")->status, 200);
+  EXPECT_EQ(Json::parse(last_post(only).body)["model"], "model-a");
+  EXPECT_EQ(metric("smg_router_requests_total", {"model=\"model-a\""}), 1);
+  expect_settled();
+}
+
+TEST_F(ModelsTest, TheSameTextIsAnotherPrefixForAnotherModel) {
+  serving("model-a");
+  serving("model-b");
+  start_and_learn({"--enable-igw"}, {"model-a", "model-b"});
+  const std::string prompt(2000, 'p');
+  for (const char* model : {"model-a", "model-b"}) {
+    ASSERT_EQ(ask(model, prompt)->status, 200);
+    ASSERT_EQ(ask(model, prompt + "!")->status, 200);
+  }
+  EXPECT_EQ(metric("smg_worker_selections_total", {"reason=\"prefix_miss\""}), 2);
+  EXPECT_EQ(metric("smg_worker_selections_total", {"reason=\"prefix_held\""}), 2);
+  // A name that is longer than the prompt is no part of the match.
+  ASSERT_EQ(ask("model-a", "short")->status, 200);
+  EXPECT_EQ(metric("smg_worker_selections_total", {"reason=\"prefix_miss\""}), 3);
+  expect_settled();
+}
+
+TEST_F(ModelsTest, WithOneModelAnyNameDoesUnlessTheMatchIsStrict) {
+  serving("model-a");
+  start_and_learn({}, {"model-a"});
+  EXPECT_EQ(ask("whatever")->status, 200);
+  EXPECT_EQ(ask(nullptr)->status, 200);
+  gateway_.reset();
+  sent_ = 0;
+  start_and_learn({"--strict-model-match"}, {"model-a"});
+  EXPECT_EQ(code_of(ask("whatever")), "model_not_found");
+  EXPECT_EQ(ask("model-a")->status, 200);
+  EXPECT_EQ(ask(nullptr)->status, 200);
+  expect_settled();
+}
+
+}  // namespace
+}  // namespace sluice::gateway
