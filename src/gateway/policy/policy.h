@@ -109,7 +109,7 @@ class Policy {
   virtual bool needs_ring() const { return false; }
   // It reads routing_key, identity and target.
   virtual bool needs_keys() const { return false; }
-  // The polled engine load is read (gateway/load_monitor polls only then).
+  // The polled engine load is read (gateway/control polls only then).
   virtual bool needs_engine_load() const { return false; }
   // Requests that have nothing in common are spread evenly over idle workers that are alike.
   virtual bool is_balanced() const { return true; }
