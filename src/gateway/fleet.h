@@ -20,7 +20,7 @@ namespace sluice::gateway {
 
 // Metric series of one worker, resolved when it is added.
 struct WorkerSeries {
-  obs::Counter requests, prompt_tokens, cached_tokens, predicted_tokens;
+  obs::Counter prompt_tokens, cached_tokens, predicted_tokens;
   obs::Counter breaker_success, breaker_failure;
   obs::Counter backend_errors, timeouts;
   obs::Counter aborts_client, aborts_worker;
@@ -57,7 +57,8 @@ struct Worker {
 
   struct Info {
     std::string model_id = "unknown";
-    std::string models;  // its /v1/models document; empty = not read
+    std::string source = "static";  // of its registration
+    std::string models;             // its /v1/models document; empty = not read
     int64_t priority = 50;
     double cost = 1.0;
     std::map<std::string, std::string> labels;
@@ -65,6 +66,11 @@ struct Worker {
   Info info() const {
     std::lock_guard lock(mutex_);
     return info_;
+  }
+  // One field, without the copy.
+  std::string info(std::string Info::*field) const {
+    std::lock_guard lock(mutex_);
+    return info_.*field;
   }
   template <class F>
   void change_info(F&& change) {

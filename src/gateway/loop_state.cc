@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "gateway/outcome.h"
+#include "gateway/policy_branch.h"
 
 namespace sluice::gateway {
 
@@ -14,7 +15,11 @@ LoopState::LoopState(net::EventLoop& event_loop, const net::ClientOptions& optio
       metrics_(metrics),
       policy_(std::move(policy)),
       admitted_(metrics.counter("smg_http_rate_limit_total", {"allowed"})),
-      rejected_(metrics.counter("smg_http_rate_limit_total", {"rejected"})) {}
+      rejected_(metrics.counter("smg_http_rate_limit_total", {"rejected"})),
+      queue_wait_(metrics.histogram("smg_admission_queue_wait_seconds")),
+      decision_(metrics.histogram("smg_route_decision_seconds", {policy_})) {
+  if (policy_ == "cache_aware") match_ratio_ = metrics.histogram("smg_cache_aware_match_ratio");
+}
 
 const WorkerList& LoopState::fleet(const Fleet& shared) {
   if (version_ != shared.version()) {
@@ -24,8 +29,7 @@ const WorkerList& LoopState::fleet(const Fleet& shared) {
       const auto at = std::ranges::lower_bound(*workers_, number, {}, [](const auto& w) { return w->number; });
       return at != workers_->end() && (*at)->number == number;
     };
-    std::erase_if(models_, [&](const auto& entry) { return !is_here(entry.first); });
-    std::erase_if(selections_, [&](const auto& entry) { return !is_here(entry.first.first); });
+    std::erase_if(known_, [&](const auto& entry) { return !is_here(entry.first); });
   }
   return *workers_;
 }
@@ -40,12 +44,18 @@ const routing::HashRing& LoopState::ring() {
   return ring_;
 }
 
-const std::string& LoopState::model_of(const Worker& worker) {
-  KnownModel& known = models_[worker.number];
+LoopState::KnownWorker& LoopState::known(const Worker& worker) {
+  KnownWorker& known = known_[worker.number];
   const uint32_t version = worker.info_version();
-  if (known.version != version) known = {version, worker.info().model_id};
-  return known.model;
+  if (known.version == version) return known;
+  known.version = version;
+  known.model = worker.info(&Worker::Info::model_id);
+  known.requests = metrics_.counter("smg_worker_requests_total", {worker.url, known.model});
+  known.selection = metrics_.counter("smg_worker_selection_total", {"regular", "http", known.model, policy_});
+  return known;
 }
+
+const std::string& LoopState::model_of(const Worker& worker) { return known(worker).model; }
 
 RequestSeries& LoopState::requests(const std::string& model, Endpoint endpoint, bool stream) {
   auto& slot = requests_[model][static_cast<size_t>(endpoint) * 2 + (stream ? 1 : 0)];
@@ -60,6 +70,8 @@ RequestSeries& LoopState::requests(const std::string& model, Endpoint endpoint, 
     slot->duration =
         metrics_.histogram("smg_router_request_duration_seconds", {"http", "regular", "http", model, name});
     slot->ttft = metrics_.histogram("smg_router_ttft_seconds", labels);
+    slot->tpot = metrics_.histogram("smg_router_tpot_seconds", labels);
+    slot->inter_chunk = metrics_.histogram("smg_router_inter_chunk_seconds", labels);
     slot->generation = metrics_.histogram("smg_router_generation_duration_seconds", labels);
     slot->tokens_in = metrics_.counter("smg_router_tokens_total", {"http", "regular", model, name, "input"});
     slot->tokens_out = metrics_.counter("smg_router_tokens_total", {"http", "regular", model, name, "output"});
@@ -107,11 +119,32 @@ void LoopState::count_request_error(const std::string& model, Endpoint endpoint,
 }
 
 void LoopState::count_selection(const Worker& worker, Reason reason) {
-  auto [at, is_new] = selections_.try_emplace({worker.number, reason});
-  if (is_new) {
-    at->second = metrics_.counter("smg_worker_selections_total", {worker.url, policy_, std::string(to_string(reason))});
+  KnownWorker& of = known(worker);
+  of.requests.add();
+  of.selection.add();
+  auto& why = of.selections[static_cast<size_t>(reason)];
+  if (!why) {
+    why = metrics_.counter("smg_worker_selections_total", {worker.url, policy_, std::string(to_string(reason))});
   }
-  at->second.add();
+  why->add();
+}
+
+void LoopState::count_branch(Reason reason) {
+  auto& counter = branches_[static_cast<size_t>(reason)];
+  if (!counter) {
+    const auto branch = policy_branch(policy_, reason);
+    counter = branch ? metrics_.counter(branch->family, {std::string(branch->branch)}) : obs::Counter();
+  }
+  counter->add();
+}
+
+void LoopState::count_backoff(int64_t attempt, Duration pause) {
+  const size_t place = std::min(static_cast<size_t>(attempt), kMostBackoffs) - 1;
+  auto& histogram = backoffs_[place];
+  if (!histogram) {
+    histogram = metrics_.histogram("smg_worker_retry_backoff_seconds", {std::to_string(place + 1)});
+  }
+  histogram->observe(seconds(pause));
 }
 
 }  // namespace sluice::gateway

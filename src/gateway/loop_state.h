@@ -5,6 +5,7 @@
 #include <array>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -13,6 +14,7 @@
 #include "base/rng.h"
 #include "gateway/body_scan.h"
 #include "gateway/fleet.h"
+#include "gateway/live_requests.h"
 #include "gateway/policy/policy.h"
 #include "net/client.h"
 #include "net/loop.h"
@@ -23,7 +25,7 @@ namespace sluice::gateway {
 // Series of one kind of request: by model, endpoint, and whether it streams.
 struct RequestSeries {
   obs::Counter requests, retries, retries_exhausted, tokens_in, tokens_out;
-  obs::Histogram duration, ttft, generation;
+  obs::Histogram duration, ttft, tpot, inter_chunk, generation;
 };
 
 // Series of one path and method.
@@ -52,23 +54,37 @@ class LoopState {
   void count_response(std::string_view path, int status, std::string_view error_code);
   void count_upstream_response(int status);
   void count_request_error(const std::string& model, Endpoint endpoint, int status);
+  // A choice, and why: the attempt goes to that worker.
   void count_selection(const Worker& worker, Reason reason);
+  // The policy's rule, also where it chose nobody.
+  void count_branch(Reason reason);
+  void count_decision(Duration took) { decision_.observe(seconds(took)); }
+  // `ratio`: part of the prompt that the prefix index found.
+  void count_match(double ratio) { match_ratio_.observe(ratio); }
+  // Before the attempt that follows `attempt` others.
+  void count_backoff(int64_t attempt, Duration pause);
+  void count_queue_wait(Duration waited) { queue_wait_.observe(seconds(waited)); }
   void count_admission(bool allowed) { (allowed ? admitted_ : rejected_).add(); }
 
   net::EventLoop& loop;
   net::Client client;
   Rng rng;
   std::vector<Candidate> candidates;  // scratch of one choice
+  LiveRequests live;
   struct {
     std::string document;
     TimePoint at;
   } loads;  // the last answer of /get_loads
 
  private:
-  struct KnownModel {
-    uint32_t version = 0;
-    std::string model = "unknown";
+  // What is kept of a worker.
+  struct KnownWorker {
+    uint32_t version = UINT32_MAX;  // of its information
+    std::string model;
+    obs::Counter requests, selection;  // by model
+    std::array<std::optional<obs::Counter>, kNumReasons> selections;
   };
+  KnownWorker& known(const Worker& worker);
 
   obs::Metrics& metrics_;
   const std::string policy_;
@@ -76,14 +92,17 @@ class LoopState {
   uint64_t version_ = 0;
   routing::HashRing ring_;
   uint64_t ring_version_ = 0;
-  std::map<uint32_t, KnownModel> models_;  // by number of the worker
+  std::map<uint32_t, KnownWorker> known_;  // by number of the worker
 
   obs::Counter admitted_, rejected_;
+  obs::Histogram queue_wait_, decision_, match_ratio_;
+  std::array<std::optional<obs::Counter>, kNumReasons> branches_;
+  static constexpr size_t kMostBackoffs = 10;  // the last one is for all that come later
+  std::array<std::optional<obs::Histogram>, kMostBackoffs> backoffs_;
   std::map<std::string, std::array<std::unique_ptr<RequestSeries>, 2 * kNumEndpoints>, std::less<>> requests_;
   std::map<std::pair<const char*, const char*>, RouteSeries> routes_;
   std::map<std::pair<const char*, int>, obs::Counter> responses_;  // without an error code of ours
   std::map<int, obs::Counter> upstream_responses_;
-  std::map<std::pair<uint32_t, Reason>, obs::Counter> selections_;
 };
 
 }  // namespace sluice::gateway
