@@ -68,10 +68,13 @@ class Gateway::Impl {
     const auto workers = context.fleet.snapshot();
     double connections = 0;
     std::map<std::string, double> by_model, by_source;
+    // A worker that is removed while this runs would otherwise leave series behind that nobody takes away.
     for (const char* shown_anew :
-         {"smg_worker_pool_size", "smg_discovery_workers_discovered", "smg_engine_running_requests",
-          "smg_engine_waiting_requests", "smg_engine_token_usage", "smg_engine_gen_throughput",
-          "smg_engine_cache_hit_rate"}) {
+         {"smg_worker_pool_size", "smg_discovery_workers_discovered", "smg_worker_requests_active", "smg_worker_health",
+          "smg_worker_cb_state", "smg_worker_cb_consecutive_failures", "smg_worker_cb_consecutive_successes",
+          "smg_worker_cache_reported", "smg_worker_cache_belief", "smg_worker_routing_keys_active",
+          "smg_upstream_connections", "smg_engine_running_requests", "smg_engine_waiting_requests",
+          "smg_engine_token_usage", "smg_engine_gen_throughput", "smg_engine_cache_hit_rate"}) {
       metrics.clear(shown_anew);
     }
     for (const WorkerPtr& worker : *workers) {
