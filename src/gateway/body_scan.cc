@@ -169,6 +169,8 @@ bool holds_prompt(Endpoint endpoint, std::string_view key) {
       return key == "query";
     case Endpoint::kChat:
     case Endpoint::kResponses:
+    case Endpoint::kClassify:
+    case Endpoint::kMessages:
     case Endpoint::kOther:
       return false;
   }
@@ -206,6 +208,10 @@ std::string_view to_string(Endpoint endpoint) {
       return "rerank";
     case Endpoint::kResponses:
       return "responses";
+    case Endpoint::kClassify:
+      return "classify";
+    case Endpoint::kMessages:
+      return "messages";
     case Endpoint::kOther:
       return "other";
   }

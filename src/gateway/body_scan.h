@@ -13,8 +13,18 @@
 
 namespace sluice::gateway {
 
-enum class Endpoint : uint8_t { kChat, kGenerate, kCompletions, kEmbeddings, kRerank, kResponses, kOther };
-inline constexpr size_t kNumEndpoints = 7;
+enum class Endpoint : uint8_t {
+  kChat,
+  kGenerate,
+  kCompletions,
+  kEmbeddings,
+  kRerank,
+  kResponses,
+  kClassify,
+  kMessages,
+  kOther
+};
+inline constexpr size_t kNumEndpoints = 9;
 std::string_view to_string(Endpoint endpoint);
 
 struct BodyFacts {

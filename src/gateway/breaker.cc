@@ -1,5 +1,7 @@
 #include "gateway/breaker.h"
 
+#include <algorithm>
+
 namespace sluice::gateway {
 
 BreakerRules BreakerRules::from(const GatewayOptions& options) {
@@ -90,10 +92,19 @@ void Breaker::neutral(const Permit& permit) {
   if (permit.epoch == epoch_) trial_ = false;
 }
 
-void Breaker::recovered() {
-  if (state() != BreakerState::kOpen) return;
+bool Breaker::recovered() {
+  if (state() != BreakerState::kOpen) return false;
   std::lock_guard lock(mutex_);
-  if (state() == BreakerState::kOpen) set(BreakerState::kHalfOpen);
+  if (state() != BreakerState::kOpen) return false;
+  set(BreakerState::kHalfOpen);
+  return true;
+}
+
+Breaker::Streak Breaker::streak() const {
+  const TimePoint now = clock_.now();
+  std::lock_guard lock(mutex_);
+  const auto in_window = [&](TimePoint fault) { return now - fault <= rules_.window; };
+  return {.faults = std::ranges::count_if(faults_, in_window), .successes = successes_};
 }
 
 void Breaker::reset() {

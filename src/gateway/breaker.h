@@ -51,12 +51,19 @@ class Breaker {
   void fault(const Permit& permit);
   void neutral(const Permit& permit);
 
-  // A probe passed after others had failed, so the worker has come back: an open breaker goes to half-open now.
-  void recovered();
+  // A probe passed after others had failed, so the worker has come back: an open breaker goes to half-open now. Whether
+  // it was open.
+  bool recovered();
   // A new process behind the address: closed.
   void reset();
 
   BreakerState state() const { return state_.load(std::memory_order_relaxed); }
+  // What counts towards the next change of state: faults while closed, good trials while half-open.
+  struct Streak {
+    int64_t faults = 0;
+    int64_t successes = 0;
+  };
+  Streak streak() const;
 
  private:
   void set(BreakerState state);

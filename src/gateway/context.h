@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "gateway/admission.h"
+#include "gateway/engine_loads.h"
 #include "gateway/fleet.h"
 #include "gateway/options.h"
 #include "gateway/policy/policy.h"
@@ -57,6 +58,7 @@ struct Context {
   RetryBudget retry_budget;
   HitRate predicted;
   HitRate reported;
+  EngineLoads engine_loads;
   std::atomic<bool> draining{false};
   Control* control = nullptr;  // set before the first request
 

@@ -18,8 +18,9 @@ struct Control::Watch {
   const WorkerPtr worker;
   HealthState health;
   net::Timer timer;
-  bool failed_before = false;  // the last probe failed
-  bool changed = false;        // what is known of it, by others, since run() last looked
+  bool failed_before = false;              // the last probe failed
+  bool changed = false;                    // what is known of it, by others, since run() last looked
+  std::string_view removal = "requested";  // why, once it is draining
   uint64_t told = 0;  // how often somebody who knows better has spoken: a probe that began before counts for nothing
 };
 
@@ -42,8 +43,9 @@ net::ClientTimeouts all_within(Duration bound) { return {.connect = bound, .head
 
 Control::Control(Context& context) : context_(context) {
   loop_.start();
-  if ((context_.policy->needs_engine_load() || context_.options.enable_igw) &&
-      !context_.options.disable_load_monitoring) {
+  const bool policy_asks = (context_.policy->needs_engine_load() || context_.options.enable_igw) &&
+                           !context_.options.disable_load_monitoring;
+  if (policy_asks || context_.options.engine_metrics) {
     loop_.spawn([this] { return poll_loads(); });
   }
 }
@@ -189,7 +191,9 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
           }
           watch->health.passed();
           // One that passed all along may fail all its requests even so: the breaker's own time counts then.
-          if (watch->failed_before) worker.breaker.recovered();
+          if (watch->failed_before && worker.breaker.recovered()) {
+            context_.metrics.counter("smg_worker_cb_health_readmissions_total", {worker.url}).add();
+          }
         } else {
           watch->health.failed();
         }
@@ -214,6 +218,7 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
           worker.proven ? failed_in_a_row >= 3 * options.health_failure_threshold : worker.failed.load();
       if (options.remove_unhealthy_workers && is_lost) {
         SLUICE_LOG(warn, "gateway/health", "worker {} has failed for too long and is removed", worker.url);
+        watch->removal = "unhealthy";
         worker.draining = true;
       }
     }
@@ -246,6 +251,10 @@ net::Task<> Control::drain(std::shared_ptr<Watch> watch) {
     co_await loop_.sleep(std::chrono::milliseconds(50));
   }
   context_.fleet.erase(worker);
+  context_.engine_loads.set(worker.number, {});
+  context_.metrics
+      .counter("smg_discovery_deregistrations_total", {worker.info(&Worker::Info::source), std::string(watch->removal)})
+      .add();
   context_.index.drop_worker(worker.number);
   client_.forget(worker.address);
   // The series stay if the same address has been added again meanwhile.
@@ -268,6 +277,12 @@ net::Task<> Control::poll_loads() {
 
 net::Task<> Control::poll_load(WorkerPtr worker) {
   const auto report = co_await read_load(client_, *worker);
+  if (!watches_.contains(worker.get())) co_return;  // removed meanwhile, and its series with it
+  context_.metrics.counter("smg_engine_load_polls_total", {worker->url, std::string(report ? report->mode : "failed")})
+      .add();
+  if (context_.options.engine_metrics) {
+    context_.engine_loads.set(worker->number, report ? report->ranks : std::vector<RankLoad>());
+  }
   WorkerLoad& load = *worker->load;
   if (report) {
     load.polled_waiting_tokens = report->waiting_tokens;

@@ -238,6 +238,7 @@ net::Task<> Exchange::serve() {
     if (failure->answer) last_answer_ = std::move(failure->answer);
     series().retries.add();
     if (*pause > Duration::zero()) {
+      loop_.count_backoff(attempts_, *pause);
       net::Timer timer(loop_.loop.executor());
       co_await wait(timer, *pause);
     }
@@ -268,7 +269,9 @@ net::Task<bool> Exchange::admit(Admission::Slot& slot) {
 }
 
 net::Task<bool> Exchange::wait_for_slot(std::shared_ptr<Admission::Waiter> waiter, std::shared_ptr<net::Timer> timer) {
+  const TimePoint entered = context_.clock.now();
   co_await wait(*timer, std::chrono::seconds(context_.options.queue_timeout_secs));
+  loop_.count_queue_wait(context_.clock.now() - entered);
   const bool granted = context_.admission.leave(waiter);
   if (granted) co_return true;
   if (!gone_) co_await reject(408, "admission_queue_timeout", "the request waited too long for its turn");
@@ -336,7 +339,11 @@ std::optional<Choice> Exchange::choose_once() {
   if (usable.empty()) return std::nullopt;
   const Policy& policy = destination_.policy();
   const RequestFacts facts = destination_.facts(context_, facts_, prompt_tokens_);
-  return policy.choose(FleetView(usable, policy.needs_ring() ? &loop_.ring() : nullptr), facts, loop_.rng);
+  const Choice choice =
+      policy.choose(FleetView(usable, policy.needs_ring() ? &loop_.ring() : nullptr), facts, loop_.rng);
+  found_share_ = facts.prefix.rate();
+  loop_.of_policy(destination_.policy_name()).decision.observe(seconds(context_.clock.now() - now));
+  return choice;
 }
 
 WorkerPtr Exchange::choose(Breaker::Permit& permit) {
@@ -345,13 +352,20 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit) {
   // A trial of a half-open worker may go to another request between the look and the grasp; then there is one fewer.
   do {
     choice = choose_once();
-    if (!choice || !choice->worker) return nullptr;
+    if (!choice) return nullptr;
+    if (!choice->worker) {
+      loop_.count_branch(destination_.policy_name(), choice->reason);
+      return nullptr;
+    }
     const auto& workers = loop_.last_fleet();
     worker = *std::ranges::lower_bound(workers, *choice->worker, {}, [](const auto& w) { return w->number; });
   } while (!worker->breaker.begin(permit));
 
   tried_.push_back(worker->number);
   loop_.count_selection(*worker, destination_.policy_name(), choice->reason);
+  loop_.count_branch(destination_.policy_name(), choice->reason);
+  if (destination_.policy().needs_prefix())
+    loop_.of_policy(destination_.policy_name()).match_ratio.observe(found_share_);
   matched_share_ = choice->match_rate;
   const std::string_view text = facts_.routing_text;
   if (choice->insert_prefix) {
@@ -391,7 +405,6 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
       .head = std::chrono::seconds(options.response_head_timeout_secs.value_or(options.request_timeout_secs)),
       .silence = std::chrono::seconds(options.stream_idle_timeout_secs.value_or(options.request_timeout_secs))};
   Upstream upstream(*this, worker, permit);
-  worker->series.requests.add();
   asked_ = worker;
   at_work_ = true;
   const BodyChanges changes = destination_.changes_for(*worker);
@@ -503,17 +516,20 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
   net::ResponseHead relayed{head.status, headers_of(head, worker), head.reason};
   if (length) relayed.headers.set("Content-Length", std::string(*length));
   for (const auto& [name, value] : answer_headers_) relayed.headers.add(name, value);
+  const TimePoint first_at = context_.clock.now();
   if (good) {
-    const double to_first = seconds(context_.clock.now() - begun_);
+    const double to_first = seconds(first_at - begun_);
     series().duration.observe(to_first);
     series().ttft.observe(to_first);
   }
   end_.status = head.status;
+  end_.head_at = first_at;
   phase("first_byte");
   const Duration keepalive =
       is_events && open_ended ? std::chrono::seconds(context_.options.sse_keepalive_secs) : Duration::zero();
   auto sent = co_await client_.start(std::move(relayed));
   Tail tail;
+  TimePoint latest = first_at;
   while (sent.ok() && !gone_ && part.ok() && !part->empty()) {
     tail.append(*part);
     writing_ = true;
@@ -521,7 +537,12 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
     writing_ = false;
     if (!sent.ok() || gone_) break;
     if (keepalive > Duration::zero() && ends_event(tail.text())) co_await keep_alive(upstream, keepalive);
-    if (!gone_) part = co_await upstream.connection->read_some();
+    if (gone_) break;
+    part = co_await upstream.connection->read_some();
+    if (good && part.ok() && !part->empty()) {
+      const TimePoint now = context_.clock.now();
+      series().inter_chunk.observe(seconds(now - std::exchange(latest, now)));
+    }
   }
   if (!sent.ok() || gone_) {
     gone_ = true;
@@ -538,7 +559,12 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
   at_work_ = false;
   client_.set_trailers(upstream.connection->trailers());
   upstream.judge(classify(head.status, head.headers));
-  if (good) learn(tail.text(), upstream);
+  if (good) {
+    const int64_t tokens = learn(tail.text(), upstream);
+    // What came in one piece does not tell.
+    if (tokens > 1 && latest > first_at)
+      series().tpot.observe(seconds(latest - first_at) / static_cast<double>(tokens - 1));
+  }
   upstream.release();
   phase("finished");
   if (good) series().generation.observe(seconds(context_.clock.now() - begun_));
@@ -636,6 +662,7 @@ net::Task<> Exchange::answer(net::Response response) {
   if (gone_) co_return;
   for (const auto& [name, value] : answer_headers_) response.headers.add(name, value);
   end_.status = response.status;
+  end_.head_at = context_.clock.now();
   const auto sent = co_await client_.respond(std::move(response));
   if (!sent.ok()) gone_ = true;
 }
@@ -663,7 +690,7 @@ net::Headers Exchange::headers_of(const net::ResponseHead& head, const Worker& w
   return headers;
 }
 
-void Exchange::learn(std::string_view tail, Upstream& upstream) {
+int64_t Exchange::learn(std::string_view tail, Upstream& upstream) {
   Worker& worker = *upstream.worker;
   const auto usage = read_usage(tail);
   std::optional<PromptReport> report;
@@ -672,12 +699,13 @@ void Exchange::learn(std::string_view tail, Upstream& upstream) {
               .output_tokens = usage->completion_tokens};
   }
   upstream.lease->answered(report);
-  if (!usage) return;
+  if (!usage) return 0;
   worker.series.prompt_tokens.add(static_cast<double>(usage->prompt_tokens));
   worker.series.cached_tokens.add(static_cast<double>(usage->cached_tokens));
   series().tokens_in.add(static_cast<double>(usage->prompt_tokens));
   series().tokens_out.add(static_cast<double>(usage->completion_tokens));
   context_.reported.add(usage->cached_tokens, usage->prompt_tokens, context_.clock.now());
+  return usage->completion_tokens;
 }
 
 RequestSeries& Exchange::series() {

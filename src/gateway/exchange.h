@@ -26,11 +26,12 @@ class Exchange {
   Exchange(Context& context, LoopState& loop, net::ServerExchange& client, Endpoint endpoint, std::string_view route,
            std::string id, const net::Headers& answer_headers);
 
-  // Answers the client. Returns the status of the answer (0 = the client left before one) and the gateway's own error
-  // code, if it made the answer.
+  // Answers the client. Returns the status of the answer (0 = the client left before one), the gateway's own error
+  // code, if it made the answer, and when the head of the answer was there.
   struct End {
     int status = 0;
     std::string error_code;
+    std::optional<TimePoint> head_at;
   };
   net::Task<End> run();
 
@@ -79,7 +80,8 @@ class Exchange {
   net::Task<> reject(int status, std::string_view code, std::string message);
   net::Headers headers_of(const net::ResponseHead& head, const Worker& worker) const;
   RequestSeries& series();
-  void learn(std::string_view tail, Upstream& upstream);
+  // Returns how many tokens the answer has, 0 if it does not say.
+  int64_t learn(std::string_view tail, Upstream& upstream);
   void count_request();
   void note(std::string_view text);
   void phase(std::string_view name) { record_.phases.push_back({name, context_.clock.now() - begun_}); }
@@ -98,6 +100,7 @@ class Exchange {
   Destination destination_;
   int64_t prompt_tokens_ = 0;        // estimate
   double matched_share_ = 0;         // of the prompt that the chosen worker is believed to hold
+  double found_share_ = 0;           // of the prompt that the index found, with whoever
   std::optional<RerankAsk> rerank_;  // of a rerank request
   RequestSeries* series_ = nullptr;
   bool counted_ = false;

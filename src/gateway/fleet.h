@@ -20,7 +20,7 @@ namespace sluice::gateway {
 
 // Metric series of one worker, resolved when it is added.
 struct WorkerSeries {
-  obs::Counter requests, prompt_tokens, cached_tokens, predicted_tokens;
+  obs::Counter prompt_tokens, cached_tokens, predicted_tokens;
   obs::Counter breaker_success, breaker_failure;
   obs::Counter backend_errors, timeouts;
   obs::Counter aborts_client, aborts_worker;
@@ -71,6 +71,7 @@ struct Worker {
     std::string model_id = "unknown";      // the first that it serves
     std::vector<std::string> model_ids{};  // all of them
     bool models_are_given = false;         // by whoever added it: its own list does not count
+    std::string source = "static";         // of its registration
     std::string models;                    // its /v1/models document; empty = not read
     int64_t priority = 50;
     double cost = 1.0;
@@ -79,6 +80,11 @@ struct Worker {
   Info info() const {
     std::lock_guard lock(mutex_);
     return info_;
+  }
+  // One field, without the copy.
+  std::string info(std::string Info::*field) const {
+    std::lock_guard lock(mutex_);
+    return info_.*field;
   }
   template <class F>
   void change_info(F&& change) {

@@ -1,7 +1,9 @@
 #include "gateway/gateway.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
+#include <map>
 #include <thread>
 
 #include "gateway/context.h"
@@ -75,13 +77,30 @@ class Gateway::Impl {
     auto& metrics = context.metrics;
     const auto workers = context.fleet.snapshot();
     double connections = 0;
-    metrics.gauge("smg_worker_pool_size", {"regular", "http"}).set(static_cast<double>(workers->size()));
+    std::map<std::string, double> by_model, by_source;
+    // A worker that is removed while this runs would otherwise leave series behind that nobody takes away.
+    for (const char* shown_anew :
+         {"smg_worker_pool_size", "smg_discovery_workers_discovered", "smg_worker_requests_active", "smg_worker_health",
+          "smg_worker_cb_state", "smg_worker_cb_consecutive_failures", "smg_worker_cb_consecutive_successes",
+          "smg_worker_cache_reported", "smg_worker_cache_belief", "smg_worker_routing_keys_active",
+          "smg_upstream_connections", "smg_engine_running_requests", "smg_engine_waiting_requests",
+          "smg_engine_token_usage", "smg_engine_gen_throughput", "smg_engine_cache_hit_rate"}) {
+      metrics.clear(shown_anew);
+    }
     for (const WorkerPtr& worker : *workers) {
+      const std::string model = worker->info(&Worker::Info::model_id);
+      by_model[model] += 1;
+      by_source[worker->info(&Worker::Info::source)] += 1;
+      set_gauges_of_engine(*worker, model);
+      set_gauges_of_pool(*worker);
       const auto active = static_cast<double>(worker->load->requests.load());
       connections += active;
       metrics.gauge("smg_worker_requests_active", {worker->url}).set(active);
       metrics.gauge("smg_worker_health", {worker->url}).set(worker->healthy ? 1 : 0);
       metrics.gauge("smg_worker_cb_state", {worker->url}).set(static_cast<double>(worker->breaker.state()));
+      const Breaker::Streak streak = worker->breaker.streak();
+      metrics.gauge("smg_worker_cb_consecutive_failures", {worker->url}).set(static_cast<double>(streak.faults));
+      metrics.gauge("smg_worker_cb_consecutive_successes", {worker->url}).set(static_cast<double>(streak.successes));
       const routing::CacheBelief& belief = worker->load->belief;
       metrics.gauge("smg_worker_cache_reported", {worker->url}).set(belief.confirmed() ? 1 : 0);
       metrics.gauge("smg_worker_cache_belief", {worker->url}).set(belief.share());
@@ -89,6 +108,13 @@ class Gateway::Impl {
         metrics.gauge("smg_worker_routing_keys_active", {worker->url}).set(*keys);
       }
     }
+    for (const auto& [model, count] : by_model) {
+      metrics.gauge("smg_worker_pool_size", {"regular", "http", model}).set(count);
+    }
+    for (const auto& [source, count] : by_source) {
+      metrics.gauge("smg_discovery_workers_discovered", {source}).set(count);
+    }
+    set_gauges_of_ages();
     if (const auto keys = count_keys([](const RoutingKeys& keys) { return keys.size(); })) {
       metrics.gauge("smg_manual_policy_cache_entries").set(*keys);
     }
@@ -116,6 +142,46 @@ class Gateway::Impl {
     };
     show("predicted", context.predicted.value(now));
     show("reported", context.reported.value(now));
+  }
+
+  void set_gauges_of_engine(const Worker& worker, const std::string& model) {
+    for (const RankLoad& load : context.engine_loads.of(worker.number)) {
+      const auto show = [&](const char* family, const std::optional<double>& value) {
+        if (value) context.metrics.gauge(family, {worker.url, model, std::to_string(load.rank)}).set(*value);
+      };
+      show("smg_engine_running_requests", load.running);
+      show("smg_engine_waiting_requests", load.waiting);
+      show("smg_engine_token_usage", load.token_usage);
+      show("smg_engine_gen_throughput", load.throughput);
+      show("smg_engine_cache_hit_rate", load.hit_rate);
+    }
+  }
+
+  // Those of health checks and other questions of the gateway itself are not in the pool.
+  void set_gauges_of_pool(const Worker& worker) {
+    size_t idle = 0, busy = 0;
+    for (const auto& state : states) {
+      idle += state->client.idle_connections(worker.address);
+      busy += state->client.busy_connections(worker.address);
+    }
+    context.metrics.gauge("smg_upstream_connections", {worker.url, "idle"}).set(static_cast<double>(idle));
+    context.metrics.gauge("smg_upstream_connections", {worker.url, "busy"}).set(static_cast<double>(busy));
+  }
+
+  void set_gauges_of_ages() {
+    constexpr std::array<int, 11> kBounds{30, 60, 180, 300, 600, 1200, 3600, 7200, 14400, 28800, 86400};  // seconds
+    std::array<double, kBounds.size() + 1> counts{};
+    const TimePoint now = context.clock.now();
+    for (const auto& state : states) {
+      state->live.each_begun([&](TimePoint begun) {
+        counts[static_cast<size_t>(std::ranges::lower_bound(kBounds, seconds(now - begun)) - kBounds.begin())] += 1;
+      });
+    }
+    for (size_t i = 0; i < counts.size(); ++i) {
+      const std::string above = i == 0 ? "0" : std::to_string(kBounds[i - 1]);
+      const std::string to = i == kBounds.size() ? "+Inf" : std::to_string(kBounds[i]);
+      context.metrics.gauge("smg_http_inflight_request_age_count", {above, to}).set(counts[i]);
+    }
   }
 
   net::LoopGroup loops;
@@ -151,9 +217,11 @@ obs::Metrics& Gateway::metrics() { return impl_->context.metrics; }
 void Gateway::worker_started(const std::string& url, std::optional<std::string> api_key) {
   Context& context = impl_->context;
   const WorkerPtr known = context.fleet.find(url);
+  const bool had_served = known != nullptr && known->proven;
   const auto worker = context.add_worker(url, api_key.value_or(context.options.api_key.value_or("")), "static");
   SLUICE_CHECK(worker.ok(), "a worker of our own at {}: {}", url, worker.error().message);
   if (known != nullptr) context.forget_prefixes(**worker);
+  if (had_served) context.metrics.counter("smg_worker_restarts_total", {(*worker)->url}).add();
   context.control->started(*worker);
 }
 

@@ -43,6 +43,30 @@ double mean_of(const Json& list, const char* key) {
   return count == 0 ? 0 : sum / static_cast<double>(count);
 }
 
+std::optional<double> number_in(const Json& entry, const char* key) {
+  const auto at = entry.find(key);
+  return at != entry.end() && at->is_number() ? std::optional(at->get<double>()) : std::nullopt;
+}
+
+std::vector<RankLoad> ranks_of(const Json& list, bool modern) {
+  std::vector<RankLoad> ranks;
+  if (!list.is_array()) return ranks;
+  for (const Json& entry : list) {
+    if (!entry.is_object()) continue;
+    RankLoad rank{.rank = static_cast<int64_t>(number_in(entry, "dp_rank").value_or(0)),
+                  .running = number_in(entry, "num_running_reqs"),
+                  .waiting = number_in(entry, "num_waiting_reqs"),
+                  .token_usage = number_in(entry, "token_usage"),
+                  .throughput = number_in(entry, "gen_throughput"),
+                  .hit_rate = number_in(entry, "cache_hit_rate")};
+    // /get_load counts those that wait among all.
+    const auto all = number_in(entry, "num_reqs");
+    if (!modern && all && rank.waiting) rank.running = *all - *rank.waiting;
+    ranks.push_back(rank);
+  }
+  return ranks;
+}
+
 // The entries of a worker's own document, with its name.
 void append_entries(const Json& details, const std::string& worker, Json& out) {
   if (!details.is_object() || !details.contains("loads") || !details["loads"].is_array()) return;
@@ -82,6 +106,8 @@ net::Task<std::optional<LoadReport>> read_load(net::Client& client, const Worker
   report.waiting_tokens = std::max<int64_t>(0, sum_of(loads, "num_waiting_uncached_tokens"));
   report.kv_usage = most_of(loads, "token_usage");
   report.throughput = mean_of(loads, "gen_throughput") * static_cast<double>(loads.size());
+  report.ranks = ranks_of(loads, modern);
+  report.mode = modern ? "loads" : "get_load";
   report.document = text_of(document);
   co_return report;
 }

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "gateway/engine_loads.h"
 #include "gateway/fleet.h"
 #include "net/client.h"
 
@@ -19,6 +20,8 @@ struct LoadReport {
   int64_t waiting_tokens = 0;  // prompt tokens in its queue that its cache does not hold
   double kv_usage = 0;         // share of its KV pools, the fullest of its ranks
   double throughput = 0;       // generated tokens per second
+  std::vector<RankLoad> ranks;
+  std::string_view mode;  // which of its endpoints has said this: "loads" or "get_load"
 };
 // Asks /v1/loads, and where that is unknown /get_load. Runs on the client's loop.
 net::Task<std::optional<LoadReport>> read_load(net::Client& client, const Worker& worker);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "gateway/outcome.h"
+#include "gateway/policy_branch.h"
 
 namespace sluice::gateway {
 
@@ -12,7 +13,16 @@ LoopState::LoopState(net::EventLoop& event_loop, const net::ClientOptions& optio
       rng(random_seed()),
       metrics_(metrics),
       admitted_(metrics.counter("smg_http_rate_limit_total", {"allowed"})),
-      rejected_(metrics.counter("smg_http_rate_limit_total", {"rejected"})) {}
+      rejected_(metrics.counter("smg_http_rate_limit_total", {"rejected"})),
+      queue_wait_(metrics.histogram("smg_admission_queue_wait_seconds")) {}
+
+PolicySeries& LoopState::of_policy(std::string_view name) {
+  const auto known = policy_series_.find(name);
+  if (known != policy_series_.end()) return known->second;
+  PolicySeries series{.decision = metrics_.histogram("smg_route_decision_seconds", {std::string(name)})};
+  if (name == "cache_aware") series.match_ratio = metrics_.histogram("smg_cache_aware_match_ratio");
+  return policy_series_.emplace(std::string(name), std::move(series)).first->second;
+}
 
 const WorkerList& LoopState::fleet(const Fleet& shared) {
   if (version_ != shared.version()) {
@@ -22,8 +32,7 @@ const WorkerList& LoopState::fleet(const Fleet& shared) {
       const auto at = std::ranges::lower_bound(*workers_, number, {}, [](const auto& w) { return w->number; });
       return at != workers_->end() && (*at)->number == number;
     };
-    std::erase_if(models_, [&](const auto& entry) { return !is_here(entry.first); });
-    std::erase_if(selections_, [&](const auto& entry) { return !is_here(entry.first.first); });
+    std::erase_if(known_, [&](const auto& entry) { return !is_here(entry.first); });
   }
   return *workers_;
 }
@@ -38,20 +47,20 @@ const routing::HashRing& LoopState::ring() {
   return ring_;
 }
 
-const LoopState::KnownModel& LoopState::known_of(const Worker& worker) {
-  KnownModel& known = models_[worker.number];
+LoopState::KnownWorker& LoopState::known(const Worker& worker) {
+  KnownWorker& known = known_[worker.number];
   const uint32_t version = worker.info_version();
-  if (known.version != version) {
-    auto info = worker.info();
-    known = {version, std::move(info.model_id), std::move(info.model_ids)};
-  }
+  if (known.version == version) return known;
+  auto info = worker.info();
+  known = {.version = version, .model = std::move(info.model_id), .models = std::move(info.model_ids)};
+  known.requests = metrics_.counter("smg_worker_requests_total", {worker.url, known.model});
   return known;
 }
 
-const std::string& LoopState::model_of(const Worker& worker) { return known_of(worker).model; }
+const std::string& LoopState::model_of(const Worker& worker) { return known(worker).model; }
 
 bool LoopState::serves(const Worker& worker, std::string_view model) {
-  const auto& all = known_of(worker).all;
+  const auto& all = known(worker).models;
   return std::ranges::find(all, model) != all.end();
 }
 
@@ -74,6 +83,8 @@ RequestSeries& LoopState::requests(const std::string& model, Endpoint endpoint, 
     slot->duration =
         metrics_.histogram("smg_router_request_duration_seconds", {"http", "regular", "http", model, name});
     slot->ttft = metrics_.histogram("smg_router_ttft_seconds", labels);
+    slot->tpot = metrics_.histogram("smg_router_tpot_seconds", labels);
+    slot->inter_chunk = metrics_.histogram("smg_router_inter_chunk_seconds", labels);
     slot->generation = metrics_.histogram("smg_router_generation_duration_seconds", labels);
     slot->tokens_in = metrics_.counter("smg_router_tokens_total", {"http", "regular", model, name, "input"});
     slot->tokens_out = metrics_.counter("smg_router_tokens_total", {"http", "regular", model, name, "output"});
@@ -121,12 +132,37 @@ void LoopState::count_request_error(const std::string& model, Endpoint endpoint,
 }
 
 void LoopState::count_selection(const Worker& worker, std::string_view policy, Reason reason) {
-  auto [at, is_new] = selections_.try_emplace({worker.number, reason});
-  if (is_new) {
-    at->second = metrics_.counter("smg_worker_selections_total",
-                                  {worker.url, std::string(policy), std::string(to_string(reason))});
+  KnownWorker& of = known(worker);
+  of.requests.add();
+  if (of.policy != policy) {
+    of.policy = policy;
+    of.selection = metrics_.counter("smg_worker_selection_total", {"regular", "http", of.model, of.policy});
+    of.selections = {};
   }
-  at->second.add();
+  of.selection.add();
+  auto& why = of.selections[static_cast<size_t>(reason)];
+  if (!why) {
+    why = metrics_.counter("smg_worker_selections_total", {worker.url, of.policy, std::string(to_string(reason))});
+  }
+  why->add();
+}
+
+void LoopState::count_branch(std::string_view policy, Reason reason) {
+  auto& counter = of_policy(policy).branches[static_cast<size_t>(reason)];
+  if (!counter) {
+    const auto branch = policy_branch(policy, reason);
+    counter = branch ? metrics_.counter(branch->family, {std::string(branch->branch)}) : obs::Counter();
+  }
+  counter->add();
+}
+
+void LoopState::count_backoff(int64_t attempt, Duration pause) {
+  const size_t place = std::min(static_cast<size_t>(attempt), kMostBackoffs) - 1;
+  auto& histogram = backoffs_[place];
+  if (!histogram) {
+    histogram = metrics_.histogram("smg_worker_retry_backoff_seconds", {std::to_string(place + 1)});
+  }
+  histogram->observe(seconds(pause));
 }
 
 }  // namespace sluice::gateway

@@ -5,6 +5,7 @@
 #include <array>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -14,6 +15,7 @@
 #include "gateway/body_scan.h"
 #include "gateway/context.h"
 #include "gateway/fleet.h"
+#include "gateway/live_requests.h"
 #include "gateway/policy/policy.h"
 #include "net/client.h"
 #include "net/loop.h"
@@ -24,13 +26,19 @@ namespace sluice::gateway {
 // Series of one kind of request: by model, endpoint, and whether it streams.
 struct RequestSeries {
   obs::Counter requests, retries, retries_exhausted, tokens_in, tokens_out;
-  obs::Histogram duration, ttft, generation;
+  obs::Histogram duration, ttft, tpot, inter_chunk, generation;
 };
 
 // Series of one path and method.
 struct RouteSeries {
   obs::Counter requests;
   obs::Histogram duration;
+};
+
+// Series of one policy.
+struct PolicySeries {
+  obs::Histogram decision, match_ratio;
+  std::array<std::optional<obs::Counter>, kNumReasons> branches;
 };
 
 // Loop thread only.
@@ -56,25 +64,39 @@ class LoopState {
   void count_response(std::string_view path, int status, std::string_view error_code);
   void count_upstream_response(int status);
   void count_request_error(const std::string& model, Endpoint endpoint, int status);
+  // A choice, and why: the attempt goes to that worker.
   void count_selection(const Worker& worker, std::string_view policy, Reason reason);
+  // The policy's rule, also where it chose nobody.
+  void count_branch(std::string_view policy, Reason reason);
+  PolicySeries& of_policy(std::string_view name);
+  // Before the attempt that follows `attempt` others.
+  void count_backoff(int64_t attempt, Duration pause);
+  void count_queue_wait(Duration waited) { queue_wait_.observe(seconds(waited)); }
   void count_admission(bool allowed) { (allowed ? admitted_ : rejected_).add(); }
 
   net::EventLoop& loop;
   net::Client client;
   Rng rng;
   std::vector<Candidate> candidates;  // scratch of one choice
+  LiveRequests live;
   struct {
     std::string document;
     TimePoint at;
   } loads;  // the last answer of /get_loads
 
  private:
-  struct KnownModel {
-    uint32_t version = 0;
-    std::string model = "unknown";
-    std::vector<std::string> all{};
+  // What is kept of a worker.
+  struct KnownWorker {
+    uint32_t version = UINT32_MAX;  // of its information
+    std::string model;
+    std::vector<std::string> models;  // all that it serves
+    obs::Counter requests;            // by model
+    // By model and by the policy that chose it last.
+    std::string policy;
+    obs::Counter selection;
+    std::array<std::optional<obs::Counter>, kNumReasons> selections;
   };
-  const KnownModel& known_of(const Worker& worker);
+  KnownWorker& known(const Worker& worker);
 
   obs::Metrics& metrics_;
   std::shared_ptr<const WorkerList> workers_;
@@ -82,14 +104,17 @@ class LoopState {
   routing::HashRing ring_;
   uint64_t ring_version_ = 0;
   std::map<std::string, const Context::NamedPolicy*> policies_;  // by model
-  std::map<uint32_t, KnownModel> models_;                        // by number of the worker
+  std::map<uint32_t, KnownWorker> known_;                        // by number of the worker
 
   obs::Counter admitted_, rejected_;
+  obs::Histogram queue_wait_;
+  std::map<std::string, PolicySeries, std::less<>> policy_series_;  // by name
+  static constexpr size_t kMostBackoffs = 10;                       // the last one is for all that come later
+  std::array<std::optional<obs::Histogram>, kMostBackoffs> backoffs_;
   std::map<std::string, std::array<std::unique_ptr<RequestSeries>, 2 * kNumEndpoints>, std::less<>> requests_;
   std::map<std::pair<const char*, const char*>, RouteSeries> routes_;
   std::map<std::pair<const char*, int>, obs::Counter> responses_;  // without an error code of ours
   std::map<int, obs::Counter> upstream_responses_;
-  std::map<std::pair<uint32_t, Reason>, obs::Counter> selections_;
 };
 
 }  // namespace sluice::gateway

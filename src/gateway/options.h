@@ -99,6 +99,7 @@ struct GatewayOptions {
   std::string prometheus_host;
   int64_t prometheus_port;
   StringList prometheus_duration_buckets;
+  bool engine_metrics;
 
   std::string log_level;
   std::string log_dir;

@@ -20,11 +20,11 @@ constexpr Proxied kProxied[] = {
     {"/v1/chat/completions", Endpoint::kChat, "chatcmpl-"},
     {"/v1/completions", Endpoint::kCompletions, "cmpl-"},
     {"/v1/embeddings", Endpoint::kEmbeddings, "req-"},
-    {"/v1/classify", Endpoint::kOther, "req-"},
+    {"/v1/classify", Endpoint::kClassify, "req-"},
     {"/v1/rerank", Endpoint::kRerank, "req-"},
     {"/rerank", Endpoint::kRerank, "req-"},
     {"/v1/responses", Endpoint::kResponses, "resp-"},
-    {"/v1/messages", Endpoint::kOther, "msg_"},
+    {"/v1/messages", Endpoint::kMessages, "msg_"},
     {"/v1/score", Endpoint::kOther, "req-"},
     {"/encode", Endpoint::kOther, "req-"},
     {"/tokenize", Endpoint::kOther, "req-"},
@@ -101,6 +101,7 @@ net::Task<> Router::handle(net::ServerExchange& client) {
   RouteSeries& series = loop.route(known_method(head.method), label);
   series.requests.add();
   active_.add(1);
+  const auto place = loop.live.enter(begun);
 
   net::Headers extra;
   std::string id = request_id(head, path, loop);
@@ -152,11 +153,12 @@ net::Task<> Router::handle(net::ServerExchange& client) {
         response.headers.set(name, value);
       }
     }
+    end.head_at = context_.clock.now();
     const auto sent = co_await client.respond(std::move(response));
     if (!sent.ok()) end.status = 0;
   }
   active_.add(-1);
-  series.duration.observe(seconds(context_.clock.now() - begun));
+  series.duration.observe(seconds(end.head_at.value_or(context_.clock.now()) - begun));
   if (end.status != 0) loop.count_response(label, end.status, end.error_code);
 }
 

@@ -8,6 +8,7 @@
 #include <boost/asio/post.hpp>
 #include <cerrno>
 #include <cstring>
+#include <mutex>
 #include <unordered_map>
 #include <vector>
 
@@ -31,12 +32,18 @@ class Connection;
 
 // The connections to one authority.
 struct Host {
+  // After each change of `idle`.
+  void publish() { num_idle.store(idle.size(), std::memory_order_relaxed); }
+  void use(int more) { busy.store(busy.load(std::memory_order_relaxed) + more, std::memory_order_relaxed); }
+
   std::string authority;
   std::vector<std::shared_ptr<Connection>> idle;  // the latest used is last
-  size_t busy = 0;
+  // For other threads; written on the loop's only.
+  std::atomic<int64_t> busy{0};
+  std::atomic<size_t> num_idle{0};
 };
 
-// What a client's connections and exchanges share; they may outlive the Client. Loop thread only.
+// What a client's connections and exchanges share; they may outlive the Client. Loop thread only, but for find().
 struct Pool : public std::enable_shared_from_this<Pool> {
   Pool(EventLoop& l, ClientOptions o) : loop(l), options(o), sweep_timer(l.executor()) {}
 
@@ -55,6 +62,7 @@ struct Pool : public std::enable_shared_from_this<Pool> {
   bool closed = false;  // the Client is gone: nothing is kept any more
   // Hosts are never removed: connections point at them. Keyed by authority; one entry per worker address ever used.
   std::unordered_map<std::string, std::unique_ptr<Host>> hosts;
+  mutable std::mutex mutex;  // held while `hosts` changes, and by readers on other threads
   Timer sweep_timer;
   bool sweep_armed = false;
 };
@@ -81,6 +89,7 @@ class Connection final : public Stream {
     idle = false;
     const auto self = shared_from_this();
     std::erase_if(host_.idle, [&](const auto& c) { return c.get() == this; });
+    host_.publish();
     close();
   }
 
@@ -90,15 +99,16 @@ class Connection final : public Stream {
 
 Host& Pool::host(const Url& url) {
   std::string authority = url.authority();
+  if (const auto found = hosts.find(authority); found != hosts.end()) return *found->second;
+  std::lock_guard lock(mutex);
   auto& slot = hosts[authority];
-  if (slot == nullptr) {
-    slot = std::make_unique<Host>();
-    slot->authority = std::move(authority);
-  }
+  slot = std::make_unique<Host>();
+  slot->authority = std::move(authority);
   return *slot;
 }
 
 const Host* Pool::find(const Url& url) const {
+  std::lock_guard lock(mutex);
   const auto found = hosts.find(url.authority());
   return found == hosts.end() ? nullptr : found->second.get();
 }
@@ -115,12 +125,14 @@ void Pool::keep(Host& host, std::shared_ptr<Connection> connection) {
   connection->watch();  // the other side's end is noticed here, and the next answer's first bytes too
   if (options.idle_timeout > Duration::zero()) arm_sweep(connection->idle_since + options.idle_timeout);
   host.idle.push_back(std::move(connection));
+  host.publish();
 }
 
 std::shared_ptr<Connection> Pool::take(Host& host) {
   while (!host.idle.empty()) {
     auto connection = std::move(host.idle.back());
     host.idle.pop_back();
+    host.publish();
     connection->idle = false;
     const bool expired = options.idle_timeout > Duration::zero() &&
                          std::chrono::steady_clock::now() - connection->idle_since >= options.idle_timeout;
@@ -135,6 +147,7 @@ void Pool::forget(Host& host) {
     connection->idle = false;
     connection->close();
   }
+  host.publish();
 }
 
 void Pool::arm_sweep(TimePoint at) {
@@ -159,6 +172,7 @@ void Pool::sweep() {
       idle[i]->close();
     }
     idle.erase(idle.begin(), idle.begin() + static_cast<ptrdiff_t>(expired));
+    host->publish();
     if (!idle.empty()) {
       const TimePoint at = idle.front()->idle_since + options.idle_timeout;
       next = next ? std::min(*next, at) : at;
@@ -181,7 +195,7 @@ class Exchange final : public ClientExchange {
  public:
   Exchange(std::shared_ptr<Pool> pool, const Url& url, ClientTimeouts timeouts)
       : pool_(std::move(pool)), host_(pool_->host(url)), timeouts_(timeouts) {
-    ++host_.busy;
+    host_.use(+1);
   }
   ~Exchange() override { release(connection_ != nullptr && connection_->parser.done() && head_read_); }
 
@@ -233,7 +247,7 @@ class Exchange final : public ClientExchange {
 
 void Exchange::release(bool keep) {
   if (!std::exchange(held_, false)) return;
-  --host_.busy;
+  host_.use(-1);
   if (const auto connection = std::exchange(connection_, nullptr)) {
     if (keep && keep_ && !closed_ && !failed_) {
       pool_->keep(host_, connection);
@@ -564,12 +578,12 @@ Task<Result<Response>> Client::fetch(const Url& url, std::string method, std::st
 
 size_t Client::idle_connections(const Url& url) const {
   const Host* host = impl_->pool->find(url);
-  return host == nullptr ? 0 : host->idle.size();
+  return host == nullptr ? 0 : host->num_idle.load(std::memory_order_relaxed);
 }
 
 size_t Client::busy_connections(const Url& url) const {
   const Host* host = impl_->pool->find(url);
-  return host == nullptr ? 0 : host->busy;
+  return host == nullptr ? 0 : static_cast<size_t>(host->busy.load(std::memory_order_relaxed));
 }
 
 void Client::forget(const Url& url) { impl_->pool->forget(impl_->pool->host(url)); }

@@ -71,7 +71,7 @@ class Client {
   Task<Result<Response>> fetch(const Url& url, std::string method, std::string target, Headers headers = {},
                                std::string body = {}, ClientTimeouts timeouts = {});
 
-  // Idle connections to that authority now. `busy_connections` counts those with a request under way.
+  // Idle connections to that authority now. `busy_connections` counts those with a request under way. Any thread.
   size_t idle_connections(const Url& url) const;
   size_t busy_connections(const Url& url) const;
   // Closes the idle connections to that authority (a worker went away or restarted).

@@ -100,11 +100,10 @@ class Metrics::Impl {
   }
 
   std::string render() {
-    {
-      // Held while the functions run, so that one that was taken back does not run any more.
-      std::lock_guard lock(refresh_mutex_);
-      for (const auto& refresh : refreshers_) refresh();
-    }
+    // Held while the functions run, so that one that was taken back does not run any more; and until their work was
+    // read, so that another rendering does not meet it half done.
+    std::lock_guard rendering(refresh_mutex_);
+    for (const auto& refresh : refreshers_) refresh();
     std::vector<prometheus::MetricFamily> collected;
     {
       std::lock_guard lock(mutex_);
@@ -160,6 +159,13 @@ void Metrics::remove_series(std::string_view label, std::string_view value) {
     if (at == labels.size()) continue;
     std::erase_if(declared.series, [&](const auto& series) { return series.first[at] == value; });
   }
+}
+
+void Metrics::clear(std::string_view family) {
+  std::lock_guard lock(impl_->mutex_);
+  const auto found = impl_->families_.find(family);
+  SLUICE_CHECK(found != impl_->families_.end(), "metric family {} is not declared", family);
+  found->second.series.clear();
 }
 
 std::shared_ptr<void> Metrics::before_render(std::function<void()> refresh) {

@@ -97,8 +97,12 @@ class Metrics {
   // Every series, of all families, that has the label with this value.
   void remove_series(std::string_view label, std::string_view value);
 
+  // Every series of the family: for a before_render() function that shows a set which changes, and shows it anew.
+  void clear(std::string_view family);
+
   // `refresh` runs before each rendering, on the thread that renders: for gauges that are set from a count kept
-  // elsewhere. Dropping the returned object, before the Metrics, ends it; nothing runs after that.
+  // elsewhere. Nothing else renders before this rendering has seen what it set. Dropping the returned object, before
+  // the Metrics, ends it; nothing runs after that.
   [[nodiscard]] std::shared_ptr<void> before_render(std::function<void()> refresh);
 
   // Text exposition format 0.0.4. Families without a series are left out, series are sorted.

@@ -80,6 +80,23 @@ TEST_F(MetricsTest, RefreshersRunBeforeEachRenderingUntilDropped) {
   EXPECT_EQ(runs, 2);
 }
 
+TEST_F(MetricsTest, ASetThatIsShownAnewIsNeverSeenHalfDone) {
+  auto refresher = metrics_.before_render([&] {
+    metrics_.clear("in_flight");
+    for (const char* worker : {"a", "b", "c"}) metrics_.gauge("in_flight", {worker}).set(1);
+  });
+  metrics_.gauge("in_flight", {"gone"}).set(1);
+  const std::string whole = metrics_.render();
+  EXPECT_THAT(whole, Not(HasSubstr("gone")));
+  std::vector<std::thread> readers;
+  for (int i = 0; i < 4; ++i) {
+    readers.emplace_back([&] {
+      for (int round = 0; round < 200; ++round) EXPECT_EQ(metrics_.render(), whole);
+    });
+  }
+  for (auto& reader : readers) reader.join();
+}
+
 TEST_F(MetricsTest, CountsFromManyThreadsAreNotLost) {
   auto counter = metrics_.counter("requests_total", {"a", "200"});
   auto seconds = metrics_.histogram("seconds");

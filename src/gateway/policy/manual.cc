@@ -34,7 +34,7 @@ Choice Manual::choose(const FleetView& fleet, const RequestFacts& facts, Rng& rn
   if (facts.routing_key.empty()) return assign(fleet, facts, rng);
   const uint32_t known =
       keys_.find(facts.routing_key, facts.now, [&](uint32_t worker) { return fleet.find(worker) != nullptr; });
-  if (known != RoutingKeys::kNone) {
+  if (known < RoutingKeys::kNew) {
     Choice choice = Choice::of(known, Reason::kRoutingKey);
     if (needs_prefix()) {
       choice.insert_prefix = true;
@@ -45,7 +45,7 @@ Choice Manual::choose(const FleetView& fleet, const RequestFacts& facts, Rng& rn
   }
   Choice choice = assign(fleet, facts, rng);
   if (choice.worker) {
-    choice.reason = Reason::kKeyAssigned;
+    choice.reason = known == RoutingKeys::kNew ? Reason::kKeyAssigned : Reason::kKeyMoved;
     keys_.assign(facts.routing_key, *choice.worker, facts.now);
   }
   return choice;

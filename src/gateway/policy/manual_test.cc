@@ -38,7 +38,9 @@ TEST_F(ManualTest, AKeyWhoseWorkerIsOutGetsASecondOneAndGoesBackToTheFirst) {
   const uint32_t first = *choose(policy, "a").worker;
   TestFleet all{0, 0, 0, 0};
   fleet_.take_out(first);
-  const uint32_t second = *choose(policy, "a").worker;
+  const Choice moved = choose(policy, "a");
+  EXPECT_EQ(moved.reason, Reason::kKeyMoved);
+  const uint32_t second = *moved.worker;
   EXPECT_NE(second, first);
   EXPECT_EQ(choose(policy, "a").worker, second);
   const Choice back = policy.choose(all.view(), {.routing_key = "a", .now = now_, .prefix = {}}, rng_);
@@ -83,8 +85,8 @@ TEST(RoutingKeysTest, KeysThatBeginAlikeAreDifferentKeys) {
   const auto all = [](uint32_t) { return true; };
   keys.assign("session-1", 7, now);
   EXPECT_EQ(keys.find("session-1", now, all), 7u);
-  EXPECT_EQ(keys.find("session-12", now, all), RoutingKeys::kNone);
-  EXPECT_EQ(keys.find("session-", now, all), RoutingKeys::kNone);
+  EXPECT_EQ(keys.find("session-12", now, all), RoutingKeys::kNew);
+  EXPECT_EQ(keys.find("session-", now, all), RoutingKeys::kNew);
 }
 
 TEST(RoutingKeysTest, ThePlaceForKeysIsBounded) {
@@ -98,7 +100,7 @@ TEST(RoutingKeysTest, ThePlaceForKeysIsBounded) {
   EXPECT_EQ(keys.size(), 100u);
   EXPECT_EQ(keys.keys_of(0) + keys.keys_of(1) + keys.keys_of(2), 100);
   EXPECT_EQ(keys.find(std::string(1000, 'x') + "0", now, all), 0u);
-  EXPECT_EQ(keys.find(std::string(1000, 'x') + "1", now, all), RoutingKeys::kNone) << "unused for longest";
+  EXPECT_EQ(keys.find(std::string(1000, 'x') + "1", now, all), RoutingKeys::kNew) << "unused for longest";
 }
 
 TEST(RoutingKeysTest, AThirdWorkerTakesThePlaceOfTheFirst) {

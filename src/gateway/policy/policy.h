@@ -71,10 +71,12 @@ enum class Reason : uint8_t {
   kLeastCost,    // the least of a cost over the workers
   kTarget,       // the client named the worker
   kRoutingKey,   // the worker that the routing key has
-  kKeyAssigned,  // the routing key had none that may be used: it has one now
+  kKeyAssigned,  // the routing key was new: it has one now
+  kKeyMoved,     // those that the routing key has may not be used: it has another one too
   kHashed,       // the owner of the hash
   kHashSpilled,  // the owner of the hash had too much: the next one on the ring
 };
+inline constexpr size_t kNumReasons = static_cast<size_t>(Reason::kHashSpilled) + 1;
 std::string_view to_string(Reason reason);
 
 struct Score {

@@ -14,9 +14,11 @@ class PrefixHash final : public Policy {
 
   Choice choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const override {
     const std::string_view prefix = facts.routing_text.substr(0, prefix_bytes_);
+    if (!prefix.empty()) return choose_on_ring(fleet, routing::HashRing::position(prefix), bound_, rng);
     // A request without text belongs nowhere.
-    const uint64_t position = prefix.empty() ? rng.next() : routing::HashRing::position(prefix);
-    return choose_on_ring(fleet, position, bound_, rng);
+    Choice choice = choose_on_ring(fleet, rng.next(), bound_, rng);
+    if (choice.worker) choice.reason = Reason::kRandom;
+    return choice;
   }
   bool needs_ring() const override { return true; }
   bool is_balanced() const override { return false; }

@@ -85,6 +85,8 @@ std::string_view to_string(Reason reason) {
       return "routing_key";
     case Reason::kKeyAssigned:
       return "key_assigned";
+    case Reason::kKeyMoved:
+      return "key_moved";
     case Reason::kHashed:
       return "hashed";
     case Reason::kHashSpilled:

@@ -20,16 +20,17 @@ class RoutingKeys {
 
   explicit RoutingKeys(Duration max_idle, size_t max_keys = kMaxKeys) : max_idle_(max_idle), max_keys_(max_keys) {}
 
-  // The first of the key's workers, latest assignment last, that `may_use` accepts; kNone if there is none. Counts as a
-  // use. `now` does not go back.
+  // The first of the key's workers, latest assignment last, that `may_use` accepts; kNone if there is none, kNew if the
+  // key has none at all. Counts as a use. `now` does not go back.
   static constexpr uint32_t kNone = UINT32_MAX;
+  static constexpr uint32_t kNew = UINT32_MAX - 1;
   template <class MayUse>
   uint32_t find(std::string_view key, TimePoint now, MayUse&& may_use) {
     const Hash hash = hash_of(key);
     std::lock_guard lock(mutex_);
     expire(now);
     Entry* entry = use(hash, now);
-    if (entry == nullptr) return kNone;
+    if (entry == nullptr) return kNew;
     for (size_t i = 0; i < entry->count; ++i) {
       if (may_use(entry->workers[i])) return entry->workers[i];
     }
