@@ -1,0 +1,13 @@
+// Flags of the SGLang gateways that are not built here (gateway-reference.md 2.5, 2.4): start-up ends with one line
+// that says what to do instead.
+#pragma once
+
+#include <vector>
+
+#include "base/options.h"
+
+namespace sluice::gateway {
+
+std::vector<RejectedFlag> rejected_flags();
+
+}  // namespace sluice::gateway
