@@ -22,7 +22,6 @@ namespace {
 constexpr std::string_view kComponent = "cli/serve";
 constexpr Duration kWorkerGrace = std::chrono::seconds(30);  // for all workers together, from SIGTERM to SIGKILL
 constexpr Duration kFailureGrace = std::chrono::seconds(2);  // where the launch has failed and nothing is in flight
-constexpr const char* kRestarts = "smg_worker_restarts_total";
 
 std::vector<std::string> worker_names(size_t count) {
   std::vector<std::string> names;
@@ -41,10 +40,7 @@ std::string callable_host(const std::string& host) {
 class Follower final : public Supervisor::Listener {
  public:
   Follower(const ServeCommand& command, gateway::Gateway& gateway, StartupDisplay& display, size_t workers)
-      : command_(command), gateway_(gateway), display_(display), workers_(workers) {
-    gateway_.metrics().declare(
-        {{kRestarts, "Starts of a worker after it had ended.", obs::Kind::kCounter, {"worker"}}});
-  }
+      : command_(command), gateway_(gateway), display_(display), workers_(workers) {}
 
   void on_progress(size_t worker, double share, const std::string& what) override {
     display_.progress(worker, share, what);
@@ -68,7 +64,6 @@ class Follower final : public Supervisor::Listener {
       return;  // the launch ends, with this as its error
     const std::string next = restart_in ? fmt::format("started again in {:.0f} s", seconds(*restart_in)) : "left down";
     SLUICE_LOG(error, kComponent, "worker {} ended: {}; {}", worker, cause, next);
-    if (restart_in) gateway_.metrics().counter(kRestarts, {fmt::format("{}", worker)}).add();
   }
 
  private:
