@@ -125,6 +125,48 @@ TEST_F(ReliabilityTest, R2ARestartedWorkerIsCreditedWithNothingOfItsOldCache) {
   expect_settled();
 }
 
+// Nobody says that it has restarted, but a health check was refused in between. The clock makes the checks due; a fault
+// of a request wakes whoever makes them.
+TEST_F(ReliabilityTest, R2ARestartThatNobodyReportsIsSeenByTheHealthChecks) {
+  SimWorker& one = worker();
+  start({"--disable-retries", "--cb-failure-threshold", "2", "--runtime-worker-threads", "1"});
+  std::string prompt;
+  for (int i = 0; i < 200; ++i) prompt += fmt::format("word{} ", i);
+  const auto checks = [&](const char* result) { return metric("smg_worker_health_checks_total", {result}); };
+  const auto generation = [&] { return workers_json()[0]["generation"].get<int>(); };
+  ASSERT_EQ(generate(prompt)->status, 200);
+  ASSERT_TRUE(eventually([&] { return metric("smg_prefix_index_nodes") > 1; }));
+
+  one.stop();
+  clock_.advance(60s);
+  EXPECT_EQ(generate()->status, 502);
+  ASSERT_TRUE(eventually([&] { return checks("error") == 1; }));
+  EXPECT_EQ(generation(), 0) << "it may be back with nothing lost";
+  ASSERT_TRUE(one.restart().ok());
+  one.set_fault({.kind = Kind::kStatus, .status = 500, .times = 1});
+  clock_.advance(60s);
+  EXPECT_EQ(generate()->status, 500);
+  ASSERT_TRUE(eventually([&] { return generation() == 1; }));
+  const double predicted = metric("smg_worker_predicted_cached_tokens_total");
+  EXPECT_EQ(generate(prompt)->status, 200) << "the breaker, which two faults have opened, is that of the new process";
+  EXPECT_TRUE(eventually([&] { return metric("smg_router_requests_total") == sent_; }));
+  EXPECT_EQ(metric("smg_worker_predicted_cached_tokens_total"), predicted) << "the cache is empty";
+
+  one.set_health({.status = 503});
+  one.set_fault({.kind = Kind::kStatus, .status = 500, .times = 1});
+  clock_.advance(60s);
+  EXPECT_EQ(generate()->status, 500);
+  ASSERT_TRUE(eventually([&] { return checks("error") == 2; }));
+  one.set_health({});
+  one.set_fault({.kind = Kind::kStatus, .status = 500, .times = 1});
+  const double passed = checks("success");
+  clock_.advance(60s);
+  EXPECT_EQ(generate()->status, 500);
+  ASSERT_TRUE(eventually([&] { return checks("success") == passed + 1; }));
+  EXPECT_EQ(generation(), 1) << "one that was unwell has kept its cache";
+  expect_settled();
+}
+
 // Each time with a request under way, which moves on.
 TEST_F(ReliabilityTest, R3AHundredRestartsLeaveTheCountersExact) {
   SimWorker& loops = worker();
