@@ -19,6 +19,8 @@ struct Control::Watch {
   HealthState health;
   net::Timer timer;
   bool failed_before = false;              // the last probe failed
+  bool refused = false;                    // the last probe was refused: nobody listens there
+  bool process_ended = false;              // it was since the worker served last: whoever answers next is a new process
   bool changed = false;                    // what is known of it, by others, since run() last looked
   std::string_view removal = "requested";  // why, once it is draining
   uint64_t told = 0;  // how often somebody who knows better has spoken: a probe that began before counts for nothing
@@ -38,6 +40,13 @@ constexpr size_t kBytesPerToken = 4;  // of text, as everywhere in the gateway
 constexpr Duration kLong = std::chrono::hours(24 * 365);
 
 net::ClientTimeouts all_within(Duration bound) { return {.connect = bound, .head = bound, .silence = bound}; }
+
+// What was learned from the faults and the queue of the process that is gone.
+void forget_process(Worker& worker) {
+  worker.breaker.reset();
+  worker.busy_until = 0;
+  worker.load->prefill.restart();
+}
 
 }  // namespace
 
@@ -91,13 +100,12 @@ void Control::started(WorkerPtr worker) {
     with_watch(worker, [](Watch&) {});
     return;
   }
-  worker->breaker.reset();
-  worker->busy_until = 0;
-  worker->load->prefill.restart();
+  forget_process(*worker);
   worker->proven = true;
   worker->healthy = true;
   with_watch(worker, [](Watch& watch) {
     ++watch.told;
+    watch.process_ended = false;  // whoever says so has dropped what was believed
     watch.health.force(true);
     watch.worker->healthy = true;  // again: a probe may have ended in between
   });
@@ -123,6 +131,7 @@ net::Task<bool> Control::probe(std::shared_ptr<Watch> watch) {
   const auto answer = co_await client_.fetch(worker.address, "GET", context_.options.health_check_endpoint,
                                              key_headers(worker), "", timeouts);
   const bool passed = answer.ok() && answer->status >= 200 && answer->status < 300;
+  watch->refused = !answer.ok() && answer.error().code == ErrorCode::kRefused;
   context_.metrics.counter("smg_worker_health_checks_total", {"regular", passed ? "success" : "error"}).add();
   co_return passed;
 }
@@ -190,12 +199,18 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
             }
           }
           watch->health.passed();
+          if (std::exchange(watch->process_ended, false)) {
+            SLUICE_LOG(info, "gateway/health", "worker {} has restarted", worker.url);
+            context_.forget_prefixes(worker);
+            forget_process(worker);
+          }
           // One that passed all along may fail all its requests even so: the breaker's own time counts then.
           if (watch->failed_before && worker.breaker.recovered()) {
             context_.metrics.counter("smg_worker_cb_health_readmissions_total", {worker.url}).add();
           }
         } else {
           watch->health.failed();
+          watch->process_ended = watch->process_ended || (watch->refused && worker.proven);
         }
         watch->failed_before = !passed;
         failed_in_a_row = passed ? 0 : failed_in_a_row + 1;

@@ -436,6 +436,7 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
     if (!was_dead || replayed) co_return upstream.failed(std::move(answered).error());
     upstream_ = nullptr;
     upstream.connection.reset();
+    loop_.client.forget(worker->address);  // what else is kept has been idle for longer: the next one is fresh
   }
 }
 

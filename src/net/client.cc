@@ -394,14 +394,16 @@ Task<Result<void>> Exchange::send(const Url& url, const RequestHead& head, std::
     iovec parts[] = {part(bytes), part(body)};
     std::span<iovec> rest(parts);
     Io io = connection_->try_write(rest);
-    if (io == Io::kReset && reused_ && rest.size() == 2 && rest.front().iov_len == bytes.size()) {
-      connection_->close();  // dead, and not a byte of the request went out: take another one
-      connection_ = nullptr;
-      continue;
-    }
     if (io == Io::kWouldBlock) io = co_await connection_->write_rest(rest, timeouts_.silence);
     // A server that answers early and closes (413) is heard: read_head() finds its answer, or the reset.
     if (io == Io::kReset && connection_->has_answer()) io = Io::kOk;
+    if (io == Io::kReset && reused_) {
+      // The server had closed it, and has not got the request whole. What else is kept has been idle for longer.
+      connection_->close();
+      connection_ = nullptr;
+      pool_->forget(host_);
+      continue;
+    }
     if (io == Io::kOk) co_return Result<void>();
     failed_ = true;
     co_return failure(io, "sending the request", timeouts_.silence);

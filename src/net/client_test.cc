@@ -329,6 +329,22 @@ TEST_F(ClientTest, SaysWhatAReplayNeedsToKnow) {
   EXPECT_TRUE(fetch(server.url, "GET").ok()) << "a GET is repeated on a fresh connection";
 }
 
+// While a body is sent that no buffer takes at once. The server has not got the request whole, so even a POST is sent
+// again, and not on another connection that has been idle for as long.
+TEST_F(ClientTest, AKeptConnectionThatEndsWhileTheRequestIsSentIsReplacedByAFreshOne) {
+  std::atomic<int> connections{0};
+  ScriptedServer server([&](auto& peer, int) {
+    ++connections;
+    peer.read_until("end\r\n\r\n");
+    peer.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    peer.read_until("POST");  // the next request, of which the rest is not read
+  });
+  ASSERT_TRUE(fetch(server.url, "POST", "end\r\n\r\n").ok());
+  const auto response = fetch(server.url, "POST", std::string(12 << 20, 'x') + "end\r\n\r\n");
+  ASSERT_TRUE(response.ok()) << response.error().message;
+  EXPECT_EQ(connections, 2);
+}
+
 TEST_F(ClientTest, ClosesIdleConnectionsAfterTheirTime) {
   ScriptedServer server([](auto& peer, int) { serve_forever(peer, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"); });
   ClientOptions options;

@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""docs/results/reliability.md has one row for each scenario, in a state that the page explains; the tests that it cites are in
+the sources, and the pages and files exist. A row that says it is shown cites what shows it."""
+import collections
+import re
+import sys
+from pathlib import Path
+
+from check_tree import ROOT, tracked
+
+PAGE = ROOT / "docs/results/reliability.md"
+IDS = [f"{letter}{number}" for letter, last in (("R", 30), ("L", 25), ("X", 13)) for number in range(1, last + 1)]
+STATES = ("shown", "partly", "engine", "not yet", "out of scope")
+ROW = re.compile(r"^\| ([A-Z]\d+) \| ([^|]+) \| ([^|]+) \| (.+) \|$", re.M)
+CC_TEST = re.compile(r"^\s*(?:TYPED_)?TEST(?:_F|_P)?\(\s*(\w+)\s*,\s*(\w+)\s*\)", re.M)
+PY_TEST = re.compile(r"^class (\w+)|^    def (test_\w+)", re.M)
+CITED_TEST = re.compile(r"`([A-Z]\w*\.[A-Za-z]\w*)`")
+CITED_PAGE = re.compile(r"\[[^\]]*\]\(([^()\s#]+)[^()\s]*\)")
+CITED_FILE = re.compile(r"`((?:src|docs|tests|bench|scripts)/[^`]*)`")
+
+
+def tests():
+    """All tests of the sources, as Suite.Test."""
+    found = set()
+    for path in tracked():
+        if path.name.endswith("_test.cc") and path.is_file():
+            found |= {f"{suite}.{test}" for suite, test in CC_TEST.findall(path.read_text())}
+        elif path.name.endswith("_test.py") and path.is_file():
+            suite = ""
+            for name, test in PY_TEST.findall(path.read_text()):
+                suite = name or suite
+                found |= {f"{suite}.{test}"} if test else set()
+    return found
+
+
+def problems_of(state, proof, known):
+    cited, pages = CITED_TEST.findall(proof), CITED_PAGE.findall(proof)
+    if state not in STATES:
+        yield f"the state {state!r} is none of: {', '.join(STATES)}"
+    if state in ("shown", "partly") and not cited + pages:
+        yield "it names neither a test nor a page"
+    yield from (f"there is no test {test}" for test in cited if test not in known)
+    yield from (f"there is no page {page}" for page in pages if not (PAGE.parent / page).is_file())
+    yield from (f"there is no file {file}" for file in CITED_FILE.findall(proof) if not (ROOT / file).exists())
+
+
+def main():
+    rows = ROW.findall(PAGE.read_text())
+    known = tests()
+    count = collections.Counter(scenario for scenario, *_ in rows)
+    problems = [f"{scenario} has {count[scenario]} rows" for scenario in IDS if count[scenario] != 1]
+    problems += [f"{scenario} is no scenario" for scenario in count if scenario not in IDS]
+    for scenario, _, state, proof in rows:
+        problems += [f"{scenario}: {problem}" for problem in problems_of(state, proof, known)]
+    states = collections.Counter(state for _, _, state, _ in rows)
+    print("\n".join(f"{PAGE.relative_to(ROOT)}: {problem}" for problem in problems)
+          or f"{len(rows)} scenarios: " + ", ".join(f"{states[state]} {state}" for state in STATES))
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+// Scenarios of docs/results/reliability.md that are about where load goes, each under its id, in virtual time: a run is
+// a function of its seed, and the figures are those of simulated workers.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <queue>
+#include <tuple>
+#include <utility>
+
+#include "base/rng.h"
+#include "gateway/simulator/simulator.h"
+
+namespace sluice::gateway {
+namespace {
+
+using namespace std::chrono_literals;
+
+// Requests that a function makes.
+class Made final : public Workload {
+ public:
+  explicit Made(std::function<std::optional<SimulatedRequest>()> make) : make_(std::move(make)) {}
+  std::optional<SimulatedRequest> next() override { return make_(); }
+
+ private:
+  const std::function<std::optional<SimulatedRequest>()> make_;
+};
+
+std::string letters(Rng& rng, size_t count) {
+  std::string text;
+  for (size_t i = 0; i < count; ++i) text += static_cast<char>('a' + rng.below(26));
+  return text;
+}
+// Between two requests at this rate per second.
+Duration poisson(Rng& rng, double rate) { return from_seconds(-std::log(1 - rng.uniform()) / rate); }
+
+class LoadScenarioTest : public testing::Test {
+ protected:
+  SimulationResult run(const std::string& policy, const SimulationRules& rules, std::unique_ptr<Workload> workload) {
+    return simulate(rules, policy, gateway_option_table().defaults(), *workload);
+  }
+};
+
+TEST_F(LoadScenarioTest, L7APrefixThatAllShareIsServedByAllWorkers) {
+  Rng rng(1);
+  const std::string prefix = letters(rng, 32768);
+  int left = 4096;
+  const auto result =
+      run("min_cost", {.workers = 8, .concurrency = 512, .warm_up = 0s, .duration = 600s, .streamed = true},
+          std::make_unique<Made>([&]() -> std::optional<SimulatedRequest> {
+            if (left-- == 0) return std::nullopt;
+            return SimulatedRequest{.text = prefix + letters(rng, 128)};
+          }));
+  EXPECT_EQ(result.requests, 4096);
+  EXPECT_GE(result.hit_rate, 0.95);
+  EXPECT_LT(result.imbalance, 8.0 / 6) << "fewer than seven of eight workers were used";
+}
+
+// Groups of 8 to 64 answers to one prompt, some of which take twenty times as long as others.
+std::unique_ptr<Workload> rollouts(uint64_t seed) {
+  struct State {
+    explicit State(uint64_t seed) : rng(seed) {}
+    Rng rng;
+    std::string prompt;
+    uint64_t left = 0;
+  };
+  auto state = std::make_shared<State>(seed);
+  return std::make_unique<Made>([state]() -> std::optional<SimulatedRequest> {
+    Rng& rng = state->rng;
+    if (state->left == 0) {
+      state->prompt = letters(rng, 4096);
+      state->left = 8 + rng.below(57);
+    }
+    --state->left;
+    return SimulatedRequest{.text = state->prompt, .decode = rng.below(10) == 0 ? 4s : 200ms};
+  });
+}
+
+TEST_F(LoadScenarioTest, L8GroupsOfRolloutsAreNeitherPinnedNorScattered) {
+  const SimulationRules rules{.concurrency = 192, .duration = 20s, .streamed = true};
+  const auto oracle = run("oracle", rules, rollouts(3)), ours = run("min_cost", rules, rollouts(3));
+  EXPECT_GE(ours.requests_per_s, 0.95 * oracle.requests_per_s);
+  EXPECT_GE(ours.hit_rate, 0.95 * oracle.hit_rate);
+  EXPECT_LE(ours.ttft_p99, 1.15 * oracle.ttft_p99) << "somebody waited for the holder of a group";
+  EXPECT_LT(ours.imbalance, 1.25);
+}
+
+// Each with the same system prompt and no session key; a turn comes 1 ms to 60 s after the one before.
+std::unique_ptr<Workload> conversations(uint64_t seed, int count, double* ideal) {
+  struct Turn {
+    Duration at{0};
+    int conversation = 0;
+    bool operator>(const Turn& other) const {
+      return std::tie(at, conversation) > std::tie(other.at, other.conversation);
+    }
+  };
+  struct State {
+    explicit State(uint64_t seed) : rng(seed) {}
+    Rng rng;
+    std::vector<std::string> texts;
+    std::vector<int> turns;
+    std::priority_queue<Turn, std::vector<Turn>, std::greater<>> due;
+    double known = 0, all = 0;
+  };
+  auto state = std::make_shared<State>(seed);
+  const std::string system = letters(state->rng, 4096);
+  for (int i = 0; i < count; ++i) {
+    state->texts.push_back(system);
+    state->turns.push_back(0);
+    state->due.push({from_seconds(state->rng.uniform() * 60), i});
+  }
+  return std::make_unique<Made>([state, ideal]() -> std::optional<SimulatedRequest> {
+    if (state->due.empty()) return std::nullopt;
+    const Turn turn = state->due.top();
+    state->due.pop();
+    const auto i = static_cast<size_t>(turn.conversation);
+    const size_t before = state->texts[i].size();
+    state->texts[i] += letters(state->rng, 1024);
+    state->known += static_cast<double>(before);
+    state->all += static_cast<double>(state->texts[i].size());
+    *ideal = state->known / state->all;
+    if (++state->turns[i] < 8) {
+      const double gap = 0.001 * std::pow(60'000, state->rng.uniform());
+      state->due.push({turn.at + 200ms + from_seconds(gap), turn.conversation});
+    }
+    return SimulatedRequest{.at = turn.at, .text = state->texts[i]};
+  });
+}
+
+// A turn that went to another worker would find the system prompt there and no more. The workers are loaded: where one
+// of them could serve all conversations without anybody waiting, it may.
+TEST_F(LoadScenarioTest, L9ConversationsWithoutAKeyStayWhereTheyAreAndAreSpread) {
+  double ideal = 0;
+  const SimulationRules rules{
+      .worker = {.kv_blocks = 65536, .prefill_per_token = 120us}, .warm_up = 0s, .duration = 600s, .streamed = true};
+  const auto result = run("min_cost", rules, conversations(5, 1000, &ideal));
+  EXPECT_EQ(result.requests, 8000);
+  EXPECT_GE(result.hit_rate, 0.97 * ideal);
+  EXPECT_LE(result.imbalance, 1.25);
+}
+
+std::unique_ptr<Workload> groups_with_a_runaway(uint64_t seed, bool runaway) {
+  struct State {
+    explicit State(uint64_t seed) : rng(seed) {}
+    Rng rng;
+    std::unique_ptr<Workload> groups;
+    std::optional<SimulatedRequest> coming;
+    Duration runaway_at = 3s;
+  };
+  auto state = std::make_shared<State>(seed);
+  state->groups = make_groups({.groups = 32, .rate = 200, .seed = seed});
+  state->coming = state->groups->next();
+  return std::make_unique<Made>([state, runaway]() -> std::optional<SimulatedRequest> {
+    if (runaway && state->runaway_at < state->coming->at) {
+      SimulatedRequest request{.at = state->runaway_at, .text = letters(state->rng, 400'000)};
+      state->runaway_at += 4s;
+      return request;
+    }
+    return std::exchange(state->coming, state->groups->next());
+  });
+}
+
+// It saturates one of four workers half of the time.
+TEST_F(LoadScenarioTest, L10ARunawayPromptCostsOthersNeitherLatencyNorHits) {
+  const SimulationRules rules{.worker = {.kv_blocks = 16384}, .duration = 20s, .streamed = true};
+  const auto oracle = run("oracle", rules, groups_with_a_runaway(2, true));
+  const auto ours = run("min_cost", rules, groups_with_a_runaway(2, true));
+  const auto alone = run("min_cost", rules, groups_with_a_runaway(2, false));
+  EXPECT_LE(ours.latency_p99, 1.15 * oracle.latency_p99);
+  EXPECT_LE(ours.latency_p99, 1.5 * alone.latency_p99);
+  EXPECT_LE(ours.latency_p50, 1.01 * alone.latency_p50);
+  EXPECT_GE(ours.hit_rate, 0.97 * oracle.hit_rate);
+  EXPECT_GE(ours.requests_per_s, 0.99 * alone.requests_per_s);
+}
+
+// One prompt in 200 has 100,000 tokens, the others 1,000; none repeats.
+std::unique_ptr<Workload> mixed_lengths(uint64_t seed) {
+  auto rng = std::make_shared<Rng>(seed);
+  auto at = std::make_shared<Duration>(0);
+  return std::make_unique<Made>([rng, at]() -> std::optional<SimulatedRequest> {
+    *at += poisson(*rng, 80);
+    return SimulatedRequest{.at = *at, .text = letters(*rng, rng->below(200) == 0 ? 400'000 : 4'000)};
+  });
+}
+
+TEST_F(LoadScenarioTest, L11ShortPromptsDoNotWaitBehindLongOnes) {
+  const SimulationRules rules{.worker = {.kv_blocks = 16384}, .duration = 30s, .streamed = true};
+  const auto ours = run("min_cost", rules, mixed_lengths(4));
+  // cache_aware goes by requests in flight where no prefix is held.
+  for (const char* policy : {"cache_aware", "least_load"}) {
+    EXPECT_LE(ours.ttft_p99, 0.7 * run(policy, rules, mixed_lengths(4)).ttft_p99) << policy;
+  }
+}
+
+}  // namespace
+}  // namespace sluice::gateway
