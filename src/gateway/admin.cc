@@ -274,10 +274,14 @@ Task<Response> legacy_add(AdminCall& call) {
   // This verb answers when the worker serves.
   const TimePoint until =
       call.context.clock.now() + std::chrono::seconds(call.context.options.worker_startup_timeout_secs);
-  while (!(*worker)->healthy && call.context.clock.now() < until && !call.context.draining) {
+  // Found anew each time: the ranks of an engine take its place.
+  const std::string address = (*worker)->address.to_string();
+  WorkerPtr added = *worker;
+  while (added != nullptr && !added->healthy && call.context.clock.now() < until && !call.context.draining) {
     co_await call.loop.loop.sleep(std::chrono::milliseconds(50));
+    added = call.context.fleet.find(address);
   }
-  if (!(*worker)->healthy) co_return Response::text(400, "the worker did not become healthy in time");
+  if (added == nullptr || !added->healthy) co_return Response::text(400, "the worker did not become healthy in time");
   co_return Response::text(200, "Successfully added worker: " + *url);
 }
 

@@ -139,6 +139,17 @@ TEST_F(DpAwareTest, AnEngineWithoutRanksIsOneWorkerWhoseRequestsNameNone) {
   expect_settled();
 }
 
+TEST_F(DpAwareTest, TheOldVerbAnswersWhenTheRanksServe) {
+  start({"--dp-aware"});
+  SimWorkerOptions options;
+  options.dp_size = 2;
+  SimWorker& engine = worker(options);
+  EXPECT_EQ(call("POST", "/add_worker?url=" + engine.url())->status, 200);
+  EXPECT_EQ(workers_json().size(), 2u);
+  EXPECT_EQ(call("POST", "/remove_worker?url=" + engine.url())->status, 200);
+  for (const Json& worker : workers_json()) EXPECT_EQ(worker["status"], "draining");
+}
+
 TEST_F(DpAwareTest, RemovingAnEngineRemovesItsRanks) {
   engine_of_four();
   const std::string id = workers_json()[0]["id"];

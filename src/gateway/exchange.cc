@@ -14,7 +14,7 @@ namespace {
 
 constexpr size_t kWholeAnswer = 4 << 20;  // answers of known length up to this are relayed in one write
 constexpr int64_t kDefaultNewTokens = 128;
-constexpr int64_t kMostNewTokens = 1 << 20;               // what a client may make us believe
+constexpr int64_t kMostNewTokens = 1 << 20;               // what a client or a worker may make us believe
 constexpr Duration kBusyPause = std::chrono::seconds(1);  // of a worker that is busy and does not say for how long
 
 std::optional<size_t> content_length(const net::Headers& headers) {
@@ -696,8 +696,9 @@ int64_t Exchange::learn(std::string_view tail, Upstream& upstream) {
   const auto usage = read_usage(tail);
   std::optional<PromptReport> report;
   if (usage && usage->prompt_tokens > 0) {
-    report = {.cached_share = static_cast<double>(usage->cached_tokens) / static_cast<double>(usage->prompt_tokens),
-              .output_tokens = usage->completion_tokens};
+    const double cached = static_cast<double>(usage->cached_tokens) / static_cast<double>(usage->prompt_tokens);
+    report = {.cached_share = std::clamp(cached, 0.0, 1.0),
+              .output_tokens = std::clamp<int64_t>(usage->completion_tokens, 1, kMostNewTokens)};
   }
   upstream.lease->answered(report);
   if (!usage) return 0;

@@ -29,10 +29,10 @@ struct WorkerLoad {
   routing::CacheBelief belief;
 };
 
-// What an answer says of the prompt: the part of it that the worker found cached, 0 to 1.
+// What an answer says of the request.
 struct PromptReport {
-  double cached_share = 0;
-  int64_t output_tokens = 0;
+  double cached_share = 0;    // of the prompt, 0 to 1
+  int64_t output_tokens = 1;  // at least 1
 };
 
 // What a request is to a worker, in estimated tokens.
@@ -80,7 +80,7 @@ class WorkerLease {
   }
   // All of the answer has come; `report` if it said what it had cost.
   void answered(const std::optional<PromptReport>& report) {
-    load_->prefill.whole_answer(ticket_, clock_->now(), report ? std::max<int64_t>(report->output_tokens, 1) : 1);
+    load_->prefill.whole_answer(ticket_, clock_->now(), report ? report->output_tokens : 1);
     const double tokens = static_cast<double>(work_.prompt_tokens);
     if (report) load_->belief.reported(work_.matched_share, report->cached_share);
     load_->prefill.learn(ticket_, report ? tokens * (1 - report->cached_share) : ticket_.tokens, clock_->now());

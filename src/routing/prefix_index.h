@@ -4,6 +4,7 @@
 // that were not used for long a few at a time.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -33,6 +34,8 @@ struct PrefixMatch {
   std::array<uint32_t, kMaxHolders> holders;
 
   std::span<const uint32_t> workers() const { return {holders.data(), num_holders}; }
+  // Of the text, as held by that worker: rate() or nothing.
+  double rate_of(uint32_t worker) const { return std::ranges::find(workers(), worker) == workers().end() ? 0 : rate(); }
   double rate() const {
     return total_bytes == 0 ? 0 : static_cast<double>(matched_bytes) / static_cast<double>(total_bytes);
   }

@@ -32,9 +32,7 @@ Choice CacheAware::choose(const FleetView& fleet, const RequestFacts& facts, Rng
     Choice choice = Choice::of(lightest.worker(), reason).with_score(lightest.worker(), lightest.cost());
     choice.insert_prefix = true;
     // It may be a holder all the same.
-    if (std::ranges::find(facts.prefix.workers(), lightest.worker()) != facts.prefix.workers().end()) {
-      choice.match_rate = facts.prefix.rate();
-    }
+    choice.match_rate = facts.prefix.rate_of(lightest.worker());
     return choice;
   };
 

@@ -38,8 +38,7 @@ Choice Manual::choose(const FleetView& fleet, const RequestFacts& facts, Rng& rn
     Choice choice = Choice::of(known, Reason::kRoutingKey);
     if (needs_prefix()) {
       choice.insert_prefix = true;
-      const auto holders = facts.prefix.workers();
-      if (std::ranges::find(holders, known) != holders.end()) choice.match_rate = facts.prefix.rate();
+      choice.match_rate = facts.prefix.rate_of(known);
     }
     return choice;
   }

@@ -38,26 +38,23 @@ double cost(const WorkerLoad& load, const RequestFacts& facts, double matched_sh
 Choice MinCost::choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const {
   const auto usable = fleet.usable();
   if (usable.empty()) return Choice::none();
-  const auto holders = facts.prefix.workers();
-  const auto share_of = [&](uint32_t worker) {
-    return std::ranges::find(holders, worker) == holders.end() ? 0 : facts.prefix.rate();
-  };
+  const routing::PrefixMatch& prefix = facts.prefix;
   double least = std::numeric_limits<double>::max();
   for (const Candidate& candidate : usable) {
-    least = std::min(least, cost(*candidate.load, facts, share_of(candidate.worker)));
+    least = std::min(least, cost(*candidate.load, facts, prefix.rate_of(candidate.worker)));
   }
   // Of those that cost as good as the same, the one with fewest requests.
   const double bound = least + std::max(kAlike, least * kAlikeShare);
   Least<int64_t> lightest(rng);
   for (const Candidate& candidate : usable) {
-    if (cost(*candidate.load, facts, share_of(candidate.worker)) > bound) continue;
+    if (cost(*candidate.load, facts, prefix.rate_of(candidate.worker)) > bound) continue;
     lightest.offer(candidate.worker, candidate.load->requests.load(std::memory_order_relaxed));
   }
   const uint32_t worker = lightest.worker();
-  Choice choice = Choice::of(worker, share_of(worker) > 0 ? Reason::kPrefixHeld : Reason::kLeastCost);
-  choice.with_score(worker, cost(*fleet.find(worker)->load, facts, share_of(worker)));
+  Choice choice = Choice::of(worker, prefix.rate_of(worker) > 0 ? Reason::kPrefixHeld : Reason::kLeastCost);
+  choice.with_score(worker, cost(*fleet.find(worker)->load, facts, prefix.rate_of(worker)));
   choice.insert_prefix = true;
-  choice.match_rate = share_of(worker);
+  choice.match_rate = prefix.rate_of(worker);
   return choice;
 }
 
