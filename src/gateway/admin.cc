@@ -10,6 +10,7 @@
 #include "gateway/forward.h"
 #include "gateway/gather.h"
 #include "gateway/health_port.h"
+#include "gateway/kv_events/kv_caches.h"
 #include "gateway/loads.h"
 
 namespace sluice::gateway {
@@ -37,7 +38,13 @@ Json belief_json(const routing::CacheBelief& belief) {
           {"limit_bytes", limited ? Json(belief.limit_bytes()) : Json()}};
 }
 
-Json worker_json(const Worker& worker) {
+// Whether what it holds is known from its KV events.
+Json kv_json(const Context& context, const Worker& worker) {
+  if (context.kv != nullptr) return context.kv->describe(worker.number);
+  return {{"mode", "belief"}, {"why", "KV events are not listened to without --tokenizer-path"}};
+}
+
+Json worker_json(const Context& context, const Worker& worker) {
   const auto info = worker.info();
   Json document{{"id", worker.id},
                 {"url", worker.url},
@@ -54,7 +61,8 @@ Json worker_json(const Worker& worker) {
                 {"metadata", info.labels},
                 {"labels", info.labels},
                 {"generation", worker.generation.load()},
-                {"cache_belief", belief_json(worker.load->belief)}};
+                {"cache_belief", belief_json(worker.load->belief)},
+                {"kv_events", kv_json(context, worker)}};
   if (worker.dp.rank >= 0) {
     document["dp_base_url"] = worker.address.to_string();
     document["dp_rank"] = worker.dp.rank;
@@ -192,7 +200,7 @@ Task<Response> list_or_add(AdminCall& call) {
     Json list = Json::array();
     const auto model = net::query_value(call.head.query(), "model");
     for (const WorkerPtr& worker : call.loop.fleet(call.context.fleet)) {
-      if (!model || call.loop.serves(*worker, *model)) list.push_back(worker_json(*worker));
+      if (!model || call.loop.serves(*worker, *model)) list.push_back(worker_json(call.context, *worker));
     }
     const size_t total = list.size();
     co_return json_response(200,
@@ -237,7 +245,7 @@ Task<Response> one_worker(AdminCall& call) {
   }
   const WorkerPtr worker = call.context.fleet.find(id);
   if (worker == nullptr) co_return worker_error(404, "WORKER_NOT_FOUND", fmt::format("no worker {}", id));
-  if (call.head.method == "GET") co_return json_response(200, worker_json(*worker));
+  if (call.head.method == "GET") co_return json_response(200, worker_json(call.context, *worker));
   if (call.head.method == "DELETE") {
     for (const WorkerPtr& each : call.context.fleet.engine_of(*worker)) call.context.control->remove(each);
     co_return json_response(202, Json{{"status", "accepted"},

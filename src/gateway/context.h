@@ -23,6 +23,7 @@
 namespace sluice::gateway {
 
 class Control;
+class KvCaches;
 
 // Sums of the last 60 s, for sglang_cache_hit_rate (gateway-reference.md 1.4). Any thread.
 class HitRate {
@@ -44,6 +45,7 @@ class HitRate {
 struct Context {
   // `time` outlives this.
   Context(const GatewayOptions& gateway_options, std::vector<double> buckets, const Clock& time);
+  ~Context();
 
   const GatewayOptions options;
   const Clock& clock;
@@ -60,7 +62,8 @@ struct Context {
   HitRate reported;
   EngineLoads engine_loads;
   std::atomic<bool> draining{false};
-  Control* control = nullptr;  // set before the first request
+  Control* control = nullptr;    // set before the first request
+  std::unique_ptr<KvCaches> kv;  // the same; null without --tokenizer-path
 
   // Into the fleet (or the worker that is there already), with its metric series and under control's eyes. `source`:
   // "static" or "manual". Any thread.

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/log.h"
+#include "gateway/kv_events/attendant.h"
 #include "gateway/loads.h"
 #include "net/stream.h"
 
@@ -241,6 +242,7 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
       generation_of_models = worker.generation;
       models_read = true;
       co_await read_models(watch);
+      attend_kv(watch->worker);
     }
     if (worker.draining) break;
     if (std::exchange(watch->changed, false)) {
@@ -253,6 +255,16 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
     co_await watch->timer.async_wait(net::asio::redirect_error(net::use_task, woken));
   }
   co_await drain(watch);
+}
+
+// Beside everything else: a worker is used before anybody knows what its cache holds.
+void Control::attend_kv(const WorkerPtr& worker) {
+  if (context_.kv == nullptr) return;
+  if (!context_.policy->needs_prefix() && !context_.options.enable_igw) {
+    context_.kv->judge(worker->number, {.why = "the policy does not ask what a worker holds"});
+    return;
+  }
+  loop_.spawn([this, worker] { return attend_kv_events(context_, loop_, client_, worker); });
 }
 
 net::Task<> Control::drain(std::shared_ptr<Watch> watch) {
@@ -271,6 +283,7 @@ net::Task<> Control::drain(std::shared_ptr<Watch> watch) {
       .counter("smg_discovery_deregistrations_total", {worker.info(&Worker::Info::source), std::string(watch->removal)})
       .add();
   context_.index.drop_worker(worker.number);
+  if (context_.kv != nullptr) context_.kv->forget(worker.number);
   client_.forget(worker.address);
   // The series stay if the same address has been added again meanwhile.
   if (context_.fleet.find(worker.url) == nullptr) context_.metrics.remove_series("worker", worker.url);

@@ -38,6 +38,7 @@ class Control {
   net::Task<bool> probe(std::shared_ptr<Watch> watch);
   net::Task<int64_t> read_ranks(std::shared_ptr<Watch> watch);
   net::Task<> read_models(std::shared_ptr<Watch> watch);
+  void attend_kv(const WorkerPtr& worker);
   net::Task<> poll_loads();
   net::Task<> poll_load(WorkerPtr worker);
 

@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "gateway/forward.h"
+#include "gateway/kv_events/kv_caches.h"
 
 namespace sluice::gateway {
 namespace {
@@ -106,10 +107,40 @@ RequestFacts Destination::facts(const Context& context, const BodyFacts& body, i
                      .prefix = {}};
   if (!policy_->needs_prefix()) return facts;
   facts.prefix = context.index.match(body.routing_text);
-  facts.prefix.total_bytes -= salt_;
-  facts.prefix.matched_bytes -= std::min(salt_, facts.prefix.matched_bytes);
-  if (facts.prefix.matched_bytes == 0) facts.prefix.num_holders = 0;
+  facts.prefix.leave_out(salt_);
+  if (tokens_ != nullptr) add_known(context, facts.now, facts.prefix);
   return facts;
+}
+
+size_t Destination::read_tokens(const Context& context, Endpoint endpoint, std::string_view body) {
+  if (context.kv == nullptr || !policy_->needs_prefix() || !context.kv->view.knows_any()) return 0;
+  auto prompt = context.kv->reader->read(endpoint, body);
+  if (!prompt) return 0;
+  tokens_ = std::make_unique<KvPrompt>(std::move(*prompt));
+  return tokens_->tokens.size();
+}
+
+void Destination::sent_to(const Context& context, const Worker& worker) const {
+  if (tokens_ != nullptr) context.kv->view.sent(*tokens_, worker.number, context.clock.now());
+}
+
+// What is known of a worker replaces what is believed of it, or adds to it where not all is known.
+void Destination::add_known(const Context& context, TimePoint now, routing::PrefixMatch& prefix) const {
+  const KvView& view = context.kv->view;
+  thread_local std::vector<KvView::Known> known;
+  view.match(*tokens_, now, known);
+  routing::PrefixMatch both;
+  both.total_bytes = prefix.total_bytes;
+  const auto believe = [&](uint32_t worker, size_t bytes) {
+    if (!view.counts(worker, *tokens_) || view.of(worker).knowledge != KvKnowledge::kAll) both.add(worker, bytes);
+  };
+  for (const uint32_t worker : prefix.workers()) believe(worker, prefix.matched_bytes);
+  for (const auto& part : prefix.partly()) believe(part.worker, part.bytes);
+  for (const KvView::Known& of : known) {
+    both.add(of.worker, static_cast<size_t>(static_cast<double>(of.tokens) * static_cast<double>(prefix.total_bytes) /
+                                            static_cast<double>(tokens_->tokens.size())));
+  }
+  prefix = both;
 }
 
 BodyChanges Destination::changes_for(const Worker& worker) const {

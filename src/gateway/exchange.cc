@@ -316,6 +316,9 @@ net::Task<bool> Exchange::read_request() {
     co_await fail(refusal->status, refusal->code, std::move(refusal->message));
     co_return false;
   }
+  if (const size_t tokens = destination_.read_tokens(context_, endpoint_, body_); tokens > 0) {
+    prompt_tokens_ = static_cast<int64_t>(tokens);
+  }
   phase("read");
   co_return true;
 }
@@ -372,6 +375,7 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit) {
     routing::CacheBelief& belief = worker->load->belief;
     belief.sent(static_cast<size_t>((1 - matched_share_) * static_cast<double>(text.size())));
     context_.index.insert(text, worker->number, belief.limit_bytes());
+    destination_.sent_to(context_, *worker);
   }
   const size_t prompt = text.size() - destination_.salt();
   if (destination_.policy().needs_prefix() && prompt > 0) {

@@ -9,6 +9,7 @@
 #include "gateway/context.h"
 #include "gateway/control.h"
 #include "gateway/health_port.h"
+#include "gateway/kv_events/kv_caches.h"
 #include "gateway/loop_state.h"
 #include "gateway/policy/routing_keys.h"
 #include "gateway/router.h"
@@ -43,6 +44,7 @@ class Gateway::Impl {
   Result<void> start() {
     const auto& options = context.options;
     context.control = &control;
+    SLUICE_TRY(context.kv, KvCaches::make(options, context.clock));
     net::ServerOptions serving;
     serving.head_timeout = std::chrono::seconds(options.header_read_timeout_secs);
     serving.idle_timeout = std::chrono::seconds(options.idle_connection_timeout_secs);
@@ -83,8 +85,9 @@ class Gateway::Impl {
          {"smg_worker_pool_size", "smg_discovery_workers_discovered", "smg_worker_requests_active", "smg_worker_health",
           "smg_worker_cb_state", "smg_worker_cb_consecutive_failures", "smg_worker_cb_consecutive_successes",
           "smg_worker_cache_reported", "smg_worker_cache_belief", "smg_worker_routing_keys_active",
-          "smg_upstream_connections", "smg_engine_running_requests", "smg_engine_waiting_requests",
-          "smg_engine_token_usage", "smg_engine_gen_throughput", "smg_engine_cache_hit_rate"}) {
+          "smg_worker_kv_mode", "smg_kv_blocks", "smg_upstream_connections", "smg_engine_running_requests",
+          "smg_engine_waiting_requests", "smg_engine_token_usage", "smg_engine_gen_throughput",
+          "smg_engine_cache_hit_rate"}) {
       metrics.clear(shown_anew);
     }
     for (const WorkerPtr& worker : *workers) {
@@ -104,6 +107,7 @@ class Gateway::Impl {
       const routing::CacheBelief& belief = worker->load->belief;
       metrics.gauge("smg_worker_cache_reported", {worker->url}).set(belief.confirmed() ? 1 : 0);
       metrics.gauge("smg_worker_cache_belief", {worker->url}).set(belief.share());
+      if (context.kv != nullptr) context.kv->show(metrics, *worker);
       if (const auto keys = count_keys([&](const RoutingKeys& keys) { return keys.keys_of(worker->number); })) {
         metrics.gauge("smg_worker_routing_keys_active", {worker->url}).set(*keys);
       }
@@ -122,6 +126,9 @@ class Gateway::Impl {
     metrics.gauge("smg_worker_connections_active", {"regular", "http"}).set(connections);
     metrics.gauge("smg_admission_inflight").set(static_cast<double>(context.admission.in_flight()));
     metrics.gauge("smg_admission_queue_depth").set(static_cast<double>(context.admission.queued()));
+    if (context.kv != nullptr) {
+      metrics.gauge("smg_kv_index_bytes").set(static_cast<double>(context.kv->view.index.bytes()));
+    }
     const auto index = context.index.stats();
     metrics.gauge("smg_prefix_index_bytes").set(static_cast<double>(index.bytes));
     metrics.gauge("smg_prefix_index_nodes").set(static_cast<double>(index.nodes));

@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "gateway/gateway_fixture.h"
+#include "gateway/kv_events/kv_engine_fixture.h"
 #include "gateway/metric_families.h"
 #include "gateway/scripted_worker_fixture.h"
 
@@ -129,6 +130,7 @@ class MetricsTest : public GatewayFixture {
   void readmission();
   void retries();
   void caches();
+  void kv_events();
   void engines();
   void discovery();
   void every_group();
@@ -535,6 +537,41 @@ void MetricsTest::caches() {
   EXPECT_EQ(value("sglang_cache_hit_rate"), 0) << "without data there is no series";
 }
 
+void MetricsTest::kv_events() {
+  time_ = &real_clock();  // lost events are asked for after a while
+  const std::string template_file = KvEngine::file_with(KvEngine::kTemplate);
+  KvEngine engine(loops_, {});
+  start({"--tokenizer-path", KvEngine::kTokenizer, "--chat-template", template_file});
+  gateway_->worker_started(engine.url());
+  EXPECT_TRUE(becomes(1, "smg_worker_kv_mode", {engine.url(), "mode=\"events\""}));
+  EXPECT_EQ(value("smg_kv_probes_total", {engine.url(), "passed"}), 1);
+  EXPECT_EQ(value("smg_kv_batches_total", {engine.url(), "applied"}), 3) << "of the three requests of the probe";
+  EXPECT_EQ(value("smg_kv_blocks", {engine.url()}), engine.with_cache([](const auto& c) { return c.blocks(); }));
+  EXPECT_GT(value("smg_kv_index_bytes"), 0);
+
+  const auto step = [&] { return engine.with_cache([](auto& cache) { return cache.step(); }); };
+  const auto message = step();
+  engine.publisher().publish(message);
+  engine.publisher().send(message);
+  EXPECT_TRUE(becomes(1, "smg_kv_batches_total", {engine.url(), "duplicate"}));
+  protocol::KvEventBatch of_the_host;
+  of_the_host.events.push_back({.kind = protocol::KvEvent::Kind::kRemoved, .hashes = {1}, .medium = "CPU_PINNED"});
+  engine.publisher().publish(engine.with_cache([&](auto& cache) { return cache.publish(of_the_host); }));
+  EXPECT_TRUE(becomes(1, "smg_kv_left_out_total", {engine.url(), "ignored"}));
+  engine.publisher().lose(step());
+  engine.publisher().publish(step());
+  EXPECT_TRUE(becomes(1, "smg_kv_gaps_total", {engine.url()}));
+  EXPECT_TRUE(becomes(7, "smg_kv_batches_total", {engine.url(), "applied"})) << "what was lost was asked for";
+  EXPECT_EQ(value("smg_kv_resyncs_total", {engine.url()}), 0);
+  step();  // nobody has it
+  engine.publisher().publish(step());
+  EXPECT_TRUE(becomes(1, "smg_kv_resyncs_total", {engine.url()}));
+  EXPECT_TRUE(becomes(1, "smg_worker_kv_mode", {engine.url(), "mode=\"events_partial\""}));
+  gateway_.reset();
+  std::filesystem::remove(template_file);
+  time_ = &clock_;
+}
+
 void MetricsTest::engines() {
   std::atomic<int> mode{0};
   ScriptedWorker scripted(loops_, [&](const ScriptedWorker::Received& received) {
@@ -606,9 +643,10 @@ void MetricsTest::discovery() {
 
 void MetricsTest::every_group() {
   using M = MetricsTest;
-  for (const auto group : {&M::http, &M::generation, &M::endpoints_and_errors, &M::admission, &M::workers,
-                           &M::connections_and_aborts, &M::choices, &M::cache_aware, &M::manual, &M::hashing,
-                           &M::breaker, &M::readmission, &M::retries, &M::caches, &M::engines, &M::discovery}) {
+  for (const auto group :
+       {&M::http, &M::generation, &M::endpoints_and_errors, &M::admission, &M::workers, &M::connections_and_aborts,
+        &M::choices, &M::cache_aware, &M::manual, &M::hashing, &M::breaker, &M::readmission, &M::retries, &M::caches,
+        &M::kv_events, &M::engines, &M::discovery}) {
     (this->*group)();
     reset();
   }
@@ -628,6 +666,7 @@ TEST_F(MetricsTest, OfTheBreaker) { breaker(); }
 TEST_F(MetricsTest, OfReadmissionByHealth) { readmission(); }
 TEST_F(MetricsTest, OfRetries) { retries(); }
 TEST_F(MetricsTest, OfCaches) { caches(); }
+TEST_F(MetricsTest, OfKvEvents) { kv_events(); }
 TEST_F(MetricsTest, OfEngines) { engines(); }
 TEST_F(MetricsTest, OfDiscovery) { discovery(); }
 

@@ -48,6 +48,10 @@ struct GatewayOptions {
   int64_t eviction_interval_secs;
   int64_t max_tree_size;
   int64_t prefix_index_bytes;
+  std::optional<std::string> tokenizer_path;
+  std::optional<std::string> chat_template;
+  std::optional<int64_t> block_size;
+  int64_t kv_index_bytes;
   int64_t prefix_token_count;
   double prefix_hash_load_factor;
   int64_t prefix_hash_balance_abs_threshold;
