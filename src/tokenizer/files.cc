@@ -11,8 +11,10 @@ namespace {
 namespace fs = std::filesystem;
 
 Result<std::string> read_text(const fs::path& path) {
+  std::error_code ignored;
   std::ifstream in(path, std::ios::binary);
-  if (!in) return Error{ErrorCode::kNotFound, fmt::format("cannot read {}", path.string())};
+  if (!in || fs::is_directory(path, ignored))
+    return Error{ErrorCode::kNotFound, fmt::format("cannot read {}", path.string())};
   std::ostringstream out;
   out << in.rdbuf();
   if (in.bad()) return Error{ErrorCode::kNotFound, fmt::format("cannot read {}", path.string())};

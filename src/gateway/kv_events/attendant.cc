@@ -150,10 +150,15 @@ net::Task<> attend_kv_events(Context& context, net::EventLoop& loop, net::Client
     if (is_over()) co_return;
   }
   bool is_proven = false;
+  uint64_t joins = 0;  // when it was proven
   Duration pause = kFirstPause;
   while (!is_over()) {
     const auto status = kv.subscriber.status(number);
     const bool is_heard = status && status->knowledge != KvKnowledge::kNothing;
+    if (is_heard && is_proven && status->counts.joins != joins) {
+      is_proven = false;  // it may be another process
+      kv.judge(number, {.why = "it is being probed again"});
+    }
     if (!is_heard) {
       is_proven = false;
       kv.judge(number, {.why = status ? status->why : ""});
@@ -161,6 +166,7 @@ net::Task<> attend_kv_events(Context& context, net::EventLoop& loop, net::Client
       KvVerdict verdict = co_await probe_parity(context, loop, client, worker);
       if (is_over()) co_return;
       is_proven = verdict.is_trusted;
+      joins = status->counts.joins;
       count(is_proven ? "passed" : "failed");
       if (is_proven) {
         worker->load->belief.restart();  // what was reported so far was of predictions

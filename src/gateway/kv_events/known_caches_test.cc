@@ -105,15 +105,14 @@ TEST_F(KnownCachesTest, R14AWorkerWithAnotherChatTemplateIsFlagged) {
   EXPECT_EQ(ask(long_text("still")), engines_[0]->url()) << "it serves even so";
 }
 
-TEST_F(KnownCachesTest, R14ATemplateThatGivesAsManyOtherTokensIsFlagged) {
+TEST_F(KnownCachesTest, R14AsManyTokensInAnotherOrderAreFlagged) {
   std::string other = KvEngine::kTemplate;
-  other.replace(other.find("\\n"), 2, "\\t");
+  other.replace(other.find("in messages"), 11, "in messages[::-1]");
   engine({.chat_template = "{{ '' }}" + std::string(KvEngine::kTemplate)});
   engine({.chat_template = other});
   start_with();
   EXPECT_TRUE(becomes(0, "events")) << "the same in other words" << events_of(0);
-  EXPECT_TRUE(eventually([&] { return events_of(1)["why"] != "" && events_of(1)["mode"] == "belief"; }))
-      << events_of(1);
+  EXPECT_TRUE(is_flagged("its tokens are others than here", 1)) << events_of(1);
 }
 
 TEST_F(KnownCachesTest, R14AWorkerWithBlocksOfAnotherSizeIsFlagged) {
@@ -133,7 +132,8 @@ TEST_F(KnownCachesTest, TheSizeOfTheBlocksIsThatOfTheFlagOrElseThatOfTheEvents) 
 }
 
 TEST_F(KnownCachesTest, AnIndexWithoutRoomIsSaid) {
-  engine();
+  KvEngine& full = engine();
+  for (int i = 0; i < 6; ++i) full.compute("/v1/chat/completions", chat(long_text(std::to_string(i))));
   start_with({"--kv-index-bytes", "65536"});
   EXPECT_TRUE(is_flagged("no room for its blocks (--kv-index-bytes)")) << events_of(0);
   EXPECT_GT(metric("smg_kv_left_out_total", {"reason=\"refused\""}), 0);
@@ -194,7 +194,7 @@ TEST_F(KnownCachesTest, R13APublisherThatRestartsIsProbedAndHeardAnew) {
   });
   only.publisher().open();
   ASSERT_TRUE(becomes(0, "events")) << events_of(0);
-  EXPECT_GT(metric("smg_kv_probes_total", {"result=\"passed\""}), probes);
+  EXPECT_TRUE(eventually([&] { return metric("smg_kv_probes_total", {"result=\"passed\""}) > probes; }));
   EXPECT_TRUE(eventually([&] {
     return events_of(0)["blocks"] == only.with_cache([](const auto& cache) { return cache.blocks(); });
   })) << events_of(0);
@@ -220,7 +220,7 @@ TEST_F(KnownCachesTest, ATokenizerThatIsNotThereEndsTheStart) {
   EXPECT_EQ(missing.error().code, ErrorCode::kBadOption);
   EXPECT_NE(missing.error().message.find("/nowhere/tokenizer.json"), std::string::npos) << missing.error().message;
   const auto bad =
-      Gateway::start(flags({"--tokenizer-path", KvEngine::kTokenizer, "--chat-template", KvEngine::kTokenizer}));
+      Gateway::start(flags({"--tokenizer-path", KvEngine::kTokenizer, "--chat-template", "/nowhere/chat.jinja"}));
   ASSERT_FALSE(bad.ok());
   EXPECT_NE(bad.error().message.find("--chat-template"), std::string::npos) << bad.error().message;
 }

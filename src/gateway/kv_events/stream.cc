@@ -40,6 +40,7 @@ void KvStream::connected(TimePoint now) {
 
 // Whatever is behind the connection may be another process: the answer tells.
 void KvStream::rejoin(TimePoint now) {
+  ++counts_.joins;
   early_.clear();
   early_bytes_ = 0;
   gap_since_.reset();
@@ -85,7 +86,11 @@ void KvStream::received(uint64_t sequence, std::string_view payload, TimePoint n
     rejoin(now);
     return received(sequence, payload, now);
   }
-  hold(sequence, payload);
+  if (sequence == *next_) {
+    apply(payload);
+  } else {
+    hold(sequence, payload);
+  }
   drain(now);
 }
 
@@ -116,8 +121,9 @@ void KvStream::drain(TimePoint now) {
     const auto first = early_.begin();
     take_first(first->first);
     if (first->first > *next_) {
-      if (!gap_since_) {
+      if (!gap_since_ || gap_end_ != first->first) {
         gap_since_ = now;
+        gap_end_ = first->first;
         ++counts_.gaps;
       }
       if (publisher_.can_replay && question_ == Question::kNone) want(*next_);

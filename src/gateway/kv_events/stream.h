@@ -11,17 +11,11 @@
 #include <string_view>
 
 #include "base/clock.h"
+#include "gateway/kv_events/knowledge.h"
 #include "protocol/kv_events.h"
 #include "routing/block_index.h"
 
 namespace sluice::gateway {
-
-// How much of a worker's cache the index has.
-enum class KvKnowledge : uint8_t {
-  kNothing,
-  kPart,  // what it has is held there; there may be more
-  kAll,
-};
 
 struct KvPublisher {
   uint32_t worker = 0;
@@ -38,6 +32,7 @@ struct KvStreamCounts {
   uint64_t unplaced = 0;    // blocks that follow on one that is not known
   uint64_t conflicts = 0;   // blocks whose hash had meant something else
   uint64_t refused = 0;     // blocks for which the index had no room
+  uint64_t joins = 0;       // times that it began to listen, to the same process or another one
   uint64_t gaps = 0;        // in the sequence numbers
   uint64_t resyncs = 0;     // of which could not be filled
 };
@@ -106,6 +101,7 @@ class KvStream {
   std::map<uint64_t, std::string> early_;  // what came before what is missing
   size_t early_bytes_ = 0;
   std::optional<TimePoint> gap_since_;
+  uint64_t gap_end_ = 0;  // the first that came after what is missing
 
   // One question at a time.
   enum class Question : uint8_t { kNone, kWanted, kAsked } question_ = Question::kNone;

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "gateway/kv_events/stream.h"
+#include "gateway/kv_events/knowledge.h"
 #include "routing/block_index.h"
 
 namespace sluice::gateway {
