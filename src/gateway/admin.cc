@@ -4,7 +4,9 @@
 #include <set>
 
 #include "gateway/client_json.h"
+#include "gateway/console.h"
 #include "gateway/control.h"
+#include "gateway/debug.h"
 #include "gateway/error_shape.h"
 #include "gateway/fanout.h"
 #include "gateway/forward.h"
@@ -294,13 +296,6 @@ Task<Response> legacy_remove(AdminCall& call) {
   co_return Response::text(200, "Successfully removed worker: " + *url);
 }
 
-Task<Response> why(AdminCall& call) {
-  const std::string id = net::percent_decode(call.path.substr(std::string_view("/debug/why/").size()));
-  const auto record = call.context.journal.find(id);
-  if (!record) co_return error_response(404, "unknown_request", "no such request among the latest ones");
-  co_return Response::json(200, record->to_json());
-}
-
 Task<Response> not_implemented(AdminCall& call) {
   co_return error_response(501, "not_implemented", fmt::format("{} is not implemented here", call.path));
 }
@@ -327,7 +322,11 @@ constexpr AdminRoute kRoutes[] = {
     {"/list_workers", "GET", kControl, legacy_list},
     {"/add_worker", "POST", kControl, legacy_add},
     {"/remove_worker", "POST", kControl, legacy_remove},
-    {"/debug/why/", "GET", kControl, why},
+    {"/ui", "GET", kPublic, console},
+    {"/debug/why/", "GET", kControl, debug_why},
+    {"/debug/requests", "GET", kControl, debug_requests},
+    {"/debug/index", "GET", kControl, debug_index},
+    {"/debug/workers", "GET", kControl, debug_workers},
     {"/flush_cache", "POST", kControl, fan_out},
     {"/start_profile", "POST", kControl, fan_out},
     {"/stop_profile", "POST", kControl, fan_out},

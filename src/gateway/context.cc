@@ -2,8 +2,10 @@
 
 #include <algorithm>
 
+#include "gateway/access_log.h"
 #include "gateway/control.h"
 #include "gateway/metric_families.h"
+#include "obs/trace_exporter.h"
 
 namespace sluice::gateway {
 
@@ -51,6 +53,8 @@ Context::Context(const GatewayOptions& gateway_options, std::vector<double> buck
       retry(RetryRules::from(options)) {
   metrics.declare(metric_families(buckets));
 }
+
+Context::~Context() = default;
 
 WorkerSeries Context::series_of(const std::string& label) {
   const auto counter = [&](const char* family, const char* value = nullptr) {

@@ -6,6 +6,7 @@
 #include <map>
 #include <thread>
 
+#include "gateway/access_log.h"
 #include "gateway/context.h"
 #include "gateway/control.h"
 #include "gateway/health_port.h"
@@ -14,6 +15,7 @@
 #include "gateway/router.h"
 #include "net/server.h"
 #include "obs/exposition.h"
+#include "obs/trace_exporter.h"
 
 namespace sluice::gateway {
 
@@ -43,6 +45,8 @@ class Gateway::Impl {
   Result<void> start() {
     const auto& options = context.options;
     context.control = &control;
+    SLUICE_TRY(context.access_log, AccessLog::open(options));
+    if (options.enable_trace) SLUICE_TRY_VOID(start_tracing());
     net::ServerOptions serving;
     serving.head_timeout = std::chrono::seconds(options.header_read_timeout_secs);
     serving.idle_timeout = std::chrono::seconds(options.idle_connection_timeout_secs);
@@ -59,6 +63,17 @@ class Gateway::Impl {
     for (const std::string& url : options.worker_urls) {
       SLUICE_TRY_VOID(context.add_worker(url, options.api_key.value_or(""), "static"));
     }
+    return {};
+  }
+
+  Result<void> start_tracing() {
+    SLUICE_TRY(auto endpoint, obs::parse_trace_endpoint(context.options.otlp_traces_endpoint));
+    const char* name = std::getenv("OTEL_SERVICE_NAME");
+    const auto counter = [&](const char* result) { return context.metrics.counter("smg_traces_total", {result}); };
+    context.tracer = std::make_unique<obs::TraceExporter>(
+        std::move(endpoint), name != nullptr && *name != 0 ? name : "sgl-router",
+        obs::TraceExporter::Counters{counter("exported"), counter("queue_full"), counter("failed")},
+        obs::TraceExporter::Timing{});
     return {};
   }
 
@@ -115,6 +130,9 @@ class Gateway::Impl {
       metrics.gauge("smg_discovery_workers_discovered", {source}).set(count);
     }
     set_gauges_of_ages();
+    if (context.access_log != nullptr) {
+      metrics.gauge("smg_log_dropped_lines").set(static_cast<double>(context.access_log->dropped()));
+    }
     if (const auto keys = count_keys([](const RoutingKeys& keys) { return keys.size(); })) {
       metrics.gauge("smg_manual_policy_cache_entries").set(*keys);
     }

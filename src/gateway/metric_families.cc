@@ -132,6 +132,9 @@ std::vector<obs::Family> metric_families(const std::vector<double>& buckets) {
       {"smg_engine_cache_hit_rate", "Hit rate of the prefix cache, as the engine says.", Kind::kGauge, kRank},
       {"smg_engine_load_polls_total", "Questions for a worker's load.", Kind::kCounter, {"worker", "mode"}},
 
+      {"smg_log_dropped_lines", "Lines of the access log that its sink did not take.", Kind::kGauge},
+      {"smg_traces_total", "Traces of requests, by what became of them.", Kind::kCounter, {"result"}},
+
       {"smg_discovery_registrations_total", "Workers added.", Kind::kCounter, {"source", "result"}},
       {"smg_discovery_deregistrations_total", "Workers removed.", Kind::kCounter, {"source", "reason"}},
       {"smg_discovery_workers_discovered", "Workers in the fleet.", Kind::kGauge, {"source"}},

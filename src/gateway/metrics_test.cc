@@ -131,6 +131,7 @@ class MetricsTest : public GatewayFixture {
   void caches();
   void engines();
   void discovery();
+  void log_and_traces();
   void every_group();
 
   ShownFamilies shown_;
@@ -604,11 +605,22 @@ void MetricsTest::discovery() {
   EXPECT_EQ(value("smg_worker_health", {two.url()}), 0) << "its series have gone";
 }
 
+void MetricsTest::log_and_traces() {
+  const SimWorker& one = worker();  // no receiver of traces: 404
+  start({"--access-log", "text", "--access-log-file", "/dev/full", "--enable-trace", "--otlp-traces-endpoint",
+         one.url()});
+  EXPECT_EQ(answer_from("x"), one.url());
+  EXPECT_TRUE(becomes(1, "smg_log_dropped_lines"));
+  EXPECT_TRUE(becomes(1, "smg_traces_total", {"failed"}));
+  EXPECT_EQ(value("smg_traces_total", {"exported"}), 0);
+}
+
 void MetricsTest::every_group() {
   using M = MetricsTest;
-  for (const auto group : {&M::http, &M::generation, &M::endpoints_and_errors, &M::admission, &M::workers,
-                           &M::connections_and_aborts, &M::choices, &M::cache_aware, &M::manual, &M::hashing,
-                           &M::breaker, &M::readmission, &M::retries, &M::caches, &M::engines, &M::discovery}) {
+  for (const auto group :
+       {&M::http, &M::generation, &M::endpoints_and_errors, &M::admission, &M::workers, &M::connections_and_aborts,
+        &M::choices, &M::cache_aware, &M::manual, &M::hashing, &M::breaker, &M::readmission, &M::retries, &M::caches,
+        &M::engines, &M::discovery, &M::log_and_traces}) {
     (this->*group)();
     reset();
   }
@@ -630,6 +642,7 @@ TEST_F(MetricsTest, OfRetries) { retries(); }
 TEST_F(MetricsTest, OfCaches) { caches(); }
 TEST_F(MetricsTest, OfEngines) { engines(); }
 TEST_F(MetricsTest, OfDiscovery) { discovery(); }
+TEST_F(MetricsTest, OfTheLogAndTraces) { log_and_traces(); }
 
 // All groups at once, so that a family that nothing moves, or that the page does not have, is found.
 TEST_F(MetricsTest, ThePageHasWhatTheGatewayShowsAndNothingElse) {

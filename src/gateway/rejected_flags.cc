@@ -113,8 +113,6 @@ std::vector<RejectedFlag> rejected_flags() {
       {"client-cert-path", "put a TLS proxy in front of the gateway, and reach the workers over a private network."},
       {"client-key-path", "put a TLS proxy in front of the gateway, and reach the workers over a private network."},
       {"ca-cert-paths", "put a TLS proxy in front of the gateway, and reach the workers over a private network."},
-      {"enable-trace", "ask GET /debug/why/{request_id} what happened to a request."},
-      {"otlp-traces-endpoint", "ask GET /debug/why/{request_id} what happened to a request."},
       {"control-plane-audit-enabled", "protect the gateway with --api-key and --control-plane-api-keys."},
       {"disable-audit-logging", "protect the gateway with --api-key and --control-plane-api-keys."},
       {"jwt-issuer", "protect the gateway with --api-key and --control-plane-api-keys."},
