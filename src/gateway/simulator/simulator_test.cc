@@ -11,7 +11,7 @@ namespace {
 
 using namespace std::chrono_literals;
 
-class SimulatorTest : public testing::Test {
+class SimulatorTest : public ::testing::Test {
  protected:
   SimulationResult run(const std::string& policy, GroupsOptions groups = {}, int64_t concurrency = 0) {
     SimulationRules rules{.concurrency = concurrency, .duration = 5s, .streamed = true};
@@ -53,10 +53,10 @@ TEST_F(SimulatorTest, MinCostComesNearWhoeverKnowsTheCachesAndTheQueues) {
   }
 }
 
-class TraceTest : public testing::Test {
+class TraceTest : public ::testing::Test {
  protected:
   std::string write(const std::string& text) {
-    const std::string path = testing::TempDir() + "sluice_trace_" + std::to_string(::getpid()) + ".jsonl";
+    const std::string path = ::testing::TempDir() + "sluice_trace_" + std::to_string(::getpid()) + ".jsonl";
     std::ofstream(path) << text;
     return path;
   }
