@@ -84,7 +84,7 @@ class AccessLogTest : public GatewayFixture {
   std::vector<Json> lines() const {
     std::vector<Json> all;
     std::ifstream in(path_);
-    for (std::string line; std::getline(in, line);) all.push_back(Json::parse(line));
+    for (std::string line; std::getline(in, line) && !in.eof();) all.push_back(Json::parse(line));
     return all;
   }
 
@@ -99,6 +99,7 @@ TEST_F(AccessLogTest, HasALineForEveryAnswer) {
   net::Headers named = key;
   named.add("x-request-id", "mine");
   ASSERT_EQ(call("POST", "/generate", body_of("the prompt", true), named)->status, 200);
+  ASSERT_TRUE(eventually([&] { return lines().size() == 1; }));
   ASSERT_EQ(call("POST", "/generate", body_of("x"))->status, 401);
   ASSERT_EQ(call("GET", "/nowhere?q=secret", "", key)->status, 404);
   ASSERT_TRUE(eventually([&] { return lines().size() == 3; }));

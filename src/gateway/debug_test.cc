@@ -49,7 +49,7 @@ TEST_F(DebugTest, WhyShowsTheTriesWithTheScoresOfThoseThatWereCompared) {
   }
   const Json& first = record["tries"][0];
   EXPECT_EQ(first["status"], 500);
-  EXPECT_GT(first["failed_at"], 0);
+  EXPECT_TRUE(first.contains("failed_at"));
   EXPECT_FALSE(record["tries"][2].contains("failed_at"));
   ASSERT_EQ(first["scores"].size(), 2u);
   std::set<std::string> scored;
@@ -90,8 +90,9 @@ TEST_F(DebugTest, RequestsShowsThoseThatRunOnEveryLoop) {
   }
   Json live;
   ASSERT_TRUE(eventually([&] {
+    if (static_cast<size_t>(one.active()) != clients.size()) return false;
     live = debug("requests?state=live");
-    return live["live"].size() == clients.size() && one.active() == static_cast<int>(clients.size());
+    return live["live"].size() == clients.size();
   }));
   EXPECT_EQ(live["live_total"], clients.size());
   EXPECT_FALSE(live.contains("recent"));
