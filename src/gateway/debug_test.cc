@@ -121,13 +121,13 @@ TEST_F(DebugTest, RequestsAreFoundByWorkerAndStatus) {
   worker();
   worker();
   start({"--policy", "round_robin", "--disable-retries"});
-  workers_[1]->set_fault({.kind = Kind::kStatus, .status = 503, .times = 1});
+  workers_[1]->set_fault({.kind = Kind::kStatus, .status = 500, .times = 1});
   int failed = 0;
-  for (int i = 0; i < 6; ++i) failed += generate("x")->status == 503 ? 1 : 0;
+  for (int i = 0; i < 6; ++i) failed += generate("x")->status == 500 ? 1 : 0;
   ASSERT_EQ(failed, 1);
   ASSERT_TRUE(eventually([&] { return debug("requests")["recent"].size() == 6u; }));
   const auto count = [&](const std::string& query) { return debug("requests?" + query)["recent"].size(); };
-  EXPECT_EQ(count("status=503"), 1u);
+  EXPECT_EQ(count("status=500"), 1u);
   EXPECT_EQ(count("status=5xx"), 1u);
   EXPECT_EQ(count("status=error"), 1u);
   EXPECT_EQ(count("status=200"), 5u);
@@ -157,7 +157,7 @@ TEST_F(DebugTest, IndexShowsItsSizeHoldersAndMostUsedPrefixes) {
   start({"--policy", "cache_aware", "--prefix-index-bytes", "1048576"});
   const std::string shared(300, 's');
   for (int i = 0; i < 8; ++i) ASSERT_EQ(generate(fmt::format("{} question {}", shared, i))->status, 200);
-  ASSERT_EQ(generate("something else")->status, 200);
+  ASSERT_EQ(generate("another prompt")->status, 200);
   const Json index = debug("index?top=2");
   EXPECT_EQ(index["budget_bytes"], 1048576);
   EXPECT_GT(index["bytes"], 300);

@@ -182,7 +182,8 @@ class ConsoleTest(unittest.TestCase):
 
         def client(number):
             while not over.is_set():
-                body = {"model": "m", "stream": True, "max_tokens": 40 + number, "messages": [
+                body = {"model": "m", "stream": True, "max_tokens": 40 + number,
+                        "stream_options": {"include_usage": True}, "messages": [
                     {"role": "system", "content": f"{PROMPT} {number % 7} " * 200},
                     {"role": "user", "content": f"{number} {time.monotonic()} " * 20}]}
                 call(self.gateway.port, "POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
@@ -251,7 +252,7 @@ class ConsoleTest(unittest.TestCase):
         rows = self.rows("workers")
         self.assertEqual({row[0] for row in rows}, {self.url(worker) for worker in self.workers})
         self.assertEqual({row[2] for row in rows}, {"ready"})
-        self.assertEqual(sum(int(row[9].split(" of ")[1]) for row in rows), 60)
+        self.assertEqual(sum(int(row[8].split(" of ")[1]) for row in rows), 60)
         self.assertIn("4 of 4", browser.js("document.getElementById('cards').innerText.replace(/\\s+/g, ' ')"))
 
         browser.click("#tab-requests")
@@ -278,6 +279,7 @@ class ConsoleTest(unittest.TestCase):
         browser.click("#tab-requests")
         browser.click("#requests tbody tr.pick:nth-last-child(5)")
         browser.until("document.getElementById('why').innerText.includes('Attempt 1')")
+        browser.js("scrollTo(0, 0)")
         self.dark(True)
         browser.screenshot("console-requests.png")
         self.dark(False)
