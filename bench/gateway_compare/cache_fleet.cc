@@ -15,11 +15,11 @@
 namespace sluice::compare {
 namespace {
 
-using gateway::WorkerJob;
 using net::Response;
 using net::ServerExchange;
 using net::Task;
 using testing::SimWait;
+using testing::WorkerJob;
 
 constexpr std::string_view kJobHeader = "X-Sim-Job";
 constexpr int64_t kOutputTokens = 16;
@@ -114,7 +114,7 @@ class CacheFleet::Node {
   }
 
   WorkerJob job_of(const std::string& text) const {
-    return {.blocks = gateway::block_hashes(text, rules_.block_chars),
+    return {.blocks = testing::block_hashes(text, rules_.block_chars),
             .prompt_tokens =
                 std::max<int64_t>(1, static_cast<int64_t>(text.size()) * rules_.block_tokens / rules_.block_chars),
             .decode = decode_};
@@ -160,7 +160,7 @@ class CacheFleet::Node {
   }
 
   // mu held.
-  void deliver(gateway::CacheWorker::Events events) {
+  void deliver(testing::CacheWorker::Events events) {
     for (const WorkerJob& job : events.first_tokens) push(job, {.tokens = kFirstToken});
     for (const WorkerJob& job : events.finished) {
       push(job, {.tokens = kOutputTokens, .cached_tokens = job.cached_tokens});
@@ -184,10 +184,10 @@ class CacheFleet::Node {
   net::EventLoop& loop_;
   Shared& shared_;
   const size_t index_;
-  const gateway::CacheWorkerRules rules_;
+  const testing::CacheWorkerRules rules_;
   const Duration decode_;
   const bool renders_;
-  gateway::CacheWorker worker_;              // guarded by mu
+  testing::CacheWorker worker_;              // guarded by mu
   std::unordered_map<uint64_t, Open> open_;  // guarded by mu
   Timer timer_;                              // loop thread
   net::Server server_;

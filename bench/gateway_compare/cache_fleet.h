@@ -1,5 +1,7 @@
-// The workers of the policy simulator (gateway/simulator/cache_worker.h) in real time and behind sockets, so that any
-// gateway can be held to what its policy does for their prefix caches.
+// The workers of the policy simulator (testing/cache_worker.h) in real time and behind sockets, so that any gateway can
+// be held to what its policy does for their prefix caches. `sluice bench worker --cache-simulation` is the same worker
+// as a process of its own; here all are in the process of the load, for the oracle sees into them and takes its place
+// in a queue at the moment of its choice, not when the request has got there.
 #pragma once
 
 #include <memory>
@@ -8,15 +10,15 @@
 #include <vector>
 
 #include "base/result.h"
-#include "gateway/simulator/cache_worker.h"
 #include "http_load.h"
 #include "net/loop.h"
+#include "testing/cache_worker.h"
 
 namespace sluice::compare {
 
 struct FleetRules {
   size_t workers = 4;
-  gateway::CacheWorkerRules worker;
+  testing::CacheWorkerRules worker;
   Duration decode = std::chrono::milliseconds(100);
   // They tell the tokens of a prompt, as vLLM's do at /v1/chat/completions/render and SGLang's do not.
   bool renders = false;
