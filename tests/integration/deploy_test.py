@@ -29,7 +29,7 @@ ELSEWHERE = {"smg_worker_restarts_total": ("counter", {"worker"})}
 OF_PROMETHEUS = {"up": ("gauge", set())}
 OF_TARGETS = {"job", "instance"}
 
-FUNCTIONS = {"sum", "avg", "min", "max", "count", "rate", "increase", "histogram_quantile", "abs"}
+FUNCTIONS = {"sum", "avg", "min", "max", "count", "rate", "increase", "histogram_quantile", "abs", "vector"}
 WORDS = {"by", "on", "ignoring", "without", "and", "or", "unless"}
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|=~|!~|!=|==|<=|>=|[a-zA-Z_:][a-zA-Z0-9_:]*|\d+(?:\.\d+)?[smhd]?|[-+*/^%(){}\[\],=<>]|\S')
 
