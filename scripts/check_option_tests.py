@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Every option of the gateway has a row in docs/results/option-effects.md that cites a test of what it changes; the test is in
-the sources and sets the option.
+the sources and sets the option, by itself or in what stands above the tests of its file.
 
 usage: check_option_tests.py <sluice binary>"""
 import collections
@@ -17,13 +17,14 @@ ROW = re.compile(r"^\| `--([a-z0-9-]+)` \| ([^|]+) \| `(\w+\.\w+)` \|$", re.M)
 
 
 def bodies():
-    """Suite.Test -> its text, of all tests in the sources."""
+    """Suite.Test -> its text, with what stands above the tests of its file, of all tests in the sources."""
     found = {}
     for path in tracked():
         if not path.is_file() or not path.name.endswith(("_test.cc", "_test.py")):
             continue
         text = path.read_text()
         marks = list((CC_TEST if path.suffix == ".cc" else PY_TEST).finditer(text))
+        above = text[:marks[0].start()] if marks and path.suffix == ".cc" else ""
         suite = ""
         for mark, following in zip(marks, marks[1:] + [None]):
             if path.suffix == ".cc":
@@ -31,7 +32,7 @@ def bodies():
             else:
                 suite, test = mark[1] or suite, mark[2]
             if test:
-                found[f"{suite}.{test}"] = text[mark.start():following.start() if following else len(text)]
+                found[f"{suite}.{test}"] = above + text[mark.start():following.start() if following else len(text)]
     return found
 
 

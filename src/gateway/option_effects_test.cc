@@ -448,6 +448,7 @@ TEST_F(OptionEffectsTest, PrefixIndexBytes) {
   start({"--prefix-index-bytes", "65536"});
   for (int i = 0; i < 40; ++i) ASSERT_EQ(generate(std::to_string(i) + std::string(4000, 'x'))->status, 200);
   EXPECT_TRUE(eventually([&] { return metric("smg_prefix_index_evictions_total", {"reason=\"budget\""}) > 0; }));
+  EXPECT_EQ(metric("smg_prefix_index_budget_bytes"), 65536);
   EXPECT_LE(metric("smg_prefix_index_bytes"), 65536);
 }
 
@@ -529,6 +530,12 @@ TEST_F(OptionEffectsTest, UpstreamPoolIdleTimeoutSecs) {
   EXPECT_TRUE(eventually([&] { return idle() == 0; }));
   look_at(other);
   EXPECT_EQ(idle(), 1) << "kept for ever";
+}
+
+TEST_F(OptionEffectsTest, MaxConcurrentRequestsOfZeroIsNoBound) {
+  worker();
+  start({"--max-concurrent-requests", "0", "--queue-size", "0"});
+  EXPECT_EQ(generate()->status, 200);
 }
 
 TEST_F(OptionEffectsTest, RetryMaxRetries) {
