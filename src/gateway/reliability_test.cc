@@ -222,6 +222,7 @@ TEST_F(ReliabilityTest, R7AThousandBadRequestsLeaveTheBreakerClosed) {
     for (int i = 0; i < 250; ++i) {
       client.post("/generate", body_of("x", i % 2 == 0));
       client.read_until("\r\n\r\nbad");
+      client.take();
     }
     sent_ += 250;
     EXPECT_TRUE(eventually([&] {
