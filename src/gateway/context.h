@@ -20,8 +20,13 @@
 #include "obs/metrics.h"
 #include "routing/prefix_index.h"
 
+namespace sluice::obs {
+class TraceExporter;
+}
+
 namespace sluice::gateway {
 
+class AccessLog;
 class Control;
 class KvCaches;
 
@@ -62,8 +67,11 @@ struct Context {
   HitRate reported;
   EngineLoads engine_loads;
   std::atomic<bool> draining{false};
-  Control* control = nullptr;    // set before the first request
-  std::unique_ptr<KvCaches> kv;  // the same; null without --tokenizer-path
+  // Set before the first request.
+  Control* control = nullptr;
+  std::unique_ptr<AccessLog> access_log;       // null without --access-log
+  std::unique_ptr<obs::TraceExporter> tracer;  // null without --enable-trace
+  std::unique_ptr<KvCaches> kv;                // null without --tokenizer-path
 
   // Into the fleet (or the worker that is there already), with its metric series and under control's eyes. `source`:
   // "static" or "manual". Any thread.

@@ -6,6 +6,7 @@
 #include <map>
 #include <thread>
 
+#include "gateway/access_log.h"
 #include "gateway/context.h"
 #include "gateway/control.h"
 #include "gateway/health_port.h"
@@ -15,6 +16,7 @@
 #include "gateway/router.h"
 #include "net/server.h"
 #include "obs/exposition.h"
+#include "obs/trace_exporter.h"
 
 namespace sluice::gateway {
 
@@ -45,6 +47,8 @@ class Gateway::Impl {
     const auto& options = context.options;
     context.control = &control;
     SLUICE_TRY(context.kv, KvCaches::make(options, context.clock));
+    SLUICE_TRY(context.access_log, AccessLog::open(options));
+    if (options.enable_trace) SLUICE_TRY_VOID(start_tracing());
     net::ServerOptions serving;
     serving.head_timeout = std::chrono::seconds(options.header_read_timeout_secs);
     serving.idle_timeout = std::chrono::seconds(options.idle_connection_timeout_secs);
@@ -61,6 +65,17 @@ class Gateway::Impl {
     for (const std::string& url : options.worker_urls) {
       SLUICE_TRY_VOID(context.add_worker(url, options.api_key.value_or(""), "static"));
     }
+    return {};
+  }
+
+  Result<void> start_tracing() {
+    SLUICE_TRY(auto endpoint, obs::parse_trace_endpoint(context.options.otlp_traces_endpoint));
+    const char* name = std::getenv("OTEL_SERVICE_NAME");
+    const auto counter = [&](const char* result) { return context.metrics.counter("smg_traces_total", {result}); };
+    context.tracer = std::make_unique<obs::TraceExporter>(
+        std::move(endpoint), name != nullptr && *name != 0 ? name : "sgl-router",
+        obs::TraceExporter::Counters{counter("exported"), counter("queue_full"), counter("failed")},
+        obs::TraceExporter::Timing{});
     return {};
   }
 
@@ -119,6 +134,9 @@ class Gateway::Impl {
       metrics.gauge("smg_discovery_workers_discovered", {source}).set(count);
     }
     set_gauges_of_ages();
+    if (context.access_log != nullptr) {
+      metrics.gauge("smg_log_dropped_lines").set(static_cast<double>(context.access_log->dropped()));
+    }
     if (const auto keys = count_keys([](const RoutingKeys& keys) { return keys.size(); })) {
       metrics.gauge("smg_manual_policy_cache_entries").set(*keys);
     }
@@ -131,6 +149,7 @@ class Gateway::Impl {
     }
     const auto index = context.index.stats();
     metrics.gauge("smg_prefix_index_bytes").set(static_cast<double>(index.bytes));
+    metrics.gauge("smg_prefix_index_budget_bytes").set(static_cast<double>(context.options.prefix_index_bytes));
     metrics.gauge("smg_prefix_index_nodes").set(static_cast<double>(index.nodes));
     const auto evicted = [&](const char* reason, uint64_t count) {
       auto counter = metrics.counter("smg_prefix_index_evictions_total", {reason});

@@ -136,6 +136,7 @@ std::vector<obs::Family> metric_families(const std::vector<double>& buckets) {
       {"smg_kv_blocks", "KV blocks that the worker is known to hold.", Kind::kGauge, kWorker},
       {"smg_kv_index_bytes", "Memory of the index of KV blocks.", Kind::kGauge},
       {"smg_prefix_index_bytes", "Memory of the prefix index.", Kind::kGauge},
+      {"smg_prefix_index_budget_bytes", "Memory that the prefix index may take at most.", Kind::kGauge},
       {"smg_prefix_index_nodes", "Nodes of the prefix index.", Kind::kGauge},
       {"smg_prefix_index_evictions_total", "Claims that went.", Kind::kCounter, {"reason"}},
       {"sglang_cache_hit_rate", "Share of prompts found cached, last 60 s.", Kind::kGauge, {"source"}},
@@ -146,6 +147,9 @@ std::vector<obs::Family> metric_families(const std::vector<double>& buckets) {
       {"smg_engine_gen_throughput", "Generated tokens per second, as the engine says.", Kind::kGauge, kRank},
       {"smg_engine_cache_hit_rate", "Hit rate of the prefix cache, as the engine says.", Kind::kGauge, kRank},
       {"smg_engine_load_polls_total", "Questions for a worker's load.", Kind::kCounter, {"worker", "mode"}},
+
+      {"smg_log_dropped_lines", "Lines of the access log that its sink did not take.", Kind::kGauge},
+      {"smg_traces_total", "Traces of requests, by what became of them.", Kind::kCounter, {"result"}},
 
       {"smg_discovery_registrations_total", "Workers added.", Kind::kCounter, {"source", "result"}},
       {"smg_discovery_deregistrations_total", "Workers removed.", Kind::kCounter, {"source", "reason"}},

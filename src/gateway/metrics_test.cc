@@ -133,6 +133,7 @@ class MetricsTest : public GatewayFixture {
   void kv_events();
   void engines();
   void discovery();
+  void log_and_traces();
   void every_group();
 
   ShownFamilies shown_;
@@ -530,6 +531,7 @@ void MetricsTest::caches() {
   EXPECT_EQ(value("sglang_cache_hit_rate", {"source=\"reported\""}), 0.25);
   ASSERT_TRUE(becomes(nodes + 1, "smg_prefix_index_nodes"));
   EXPECT_GT(value("smg_prefix_index_bytes"), 0);
+  EXPECT_EQ(value("smg_prefix_index_budget_bytes"), 256 << 20);
   EXPECT_EQ(value("smg_prefix_index_evictions_total"), 0);
   ASSERT_EQ(call("POST", "/flush_cache")->status, 200);
   EXPECT_TRUE(becomes(1, "smg_prefix_index_evictions_total", {"reason=\"worker\""})) << "the one claim";
@@ -641,12 +643,22 @@ void MetricsTest::discovery() {
   EXPECT_EQ(value("smg_worker_health", {two.url()}), 0) << "its series have gone";
 }
 
+void MetricsTest::log_and_traces() {
+  const SimWorker& one = worker();  // no receiver of traces: 404
+  start({"--access-log", "text", "--access-log-file", "/dev/full", "--enable-trace", "--otlp-traces-endpoint",
+         one.url()});
+  EXPECT_EQ(answer_from("x"), one.url());
+  EXPECT_TRUE(becomes(1, "smg_log_dropped_lines"));
+  EXPECT_TRUE(becomes(1, "smg_traces_total", {"failed"}));
+  EXPECT_EQ(value("smg_traces_total", {"exported"}), 0);
+}
+
 void MetricsTest::every_group() {
   using M = MetricsTest;
   for (const auto group :
        {&M::http, &M::generation, &M::endpoints_and_errors, &M::admission, &M::workers, &M::connections_and_aborts,
         &M::choices, &M::cache_aware, &M::manual, &M::hashing, &M::breaker, &M::readmission, &M::retries, &M::caches,
-        &M::kv_events, &M::engines, &M::discovery}) {
+        &M::kv_events, &M::engines, &M::discovery, &M::log_and_traces}) {
     (this->*group)();
     reset();
   }
@@ -669,6 +681,7 @@ TEST_F(MetricsTest, OfCaches) { caches(); }
 TEST_F(MetricsTest, OfKvEvents) { kv_events(); }
 TEST_F(MetricsTest, OfEngines) { engines(); }
 TEST_F(MetricsTest, OfDiscovery) { discovery(); }
+TEST_F(MetricsTest, OfTheLogAndTraces) { log_and_traces(); }
 
 // All groups at once, so that a family that nothing moves, or that the page does not have, is found.
 TEST_F(MetricsTest, ThePageHasWhatTheGatewayShowsAndNothingElse) {

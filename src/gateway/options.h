@@ -108,6 +108,10 @@ struct GatewayOptions {
   std::string log_level;
   std::string log_dir;
   bool log_json;
+  std::string access_log;
+  std::string access_log_file;
+  bool enable_trace;
+  std::string otlp_traces_endpoint;
 };
 
 const OptionTable<GatewayOptions>& gateway_option_table();

@@ -82,8 +82,8 @@ TEST(GatewayOptionsTest, WhatCannotBeIsRefusedAtStartUp) {
 }
 
 TEST(GatewayOptionsTest, FlagsThatAreNotBuiltAreNamedWithWhatToDoInstead) {
-  for (const char* flag : {"--pd-disaggregation", "--service-discovery", "--parser", "--tls-cert-path",
-                           "--enable-trace", "--kv-index", "--backend"}) {
+  for (const char* flag : {"--pd-disaggregation", "--service-discovery", "--parser", "--tls-cert-path", "--jwt-issuer",
+                           "--kv-index", "--backend"}) {
     const auto result = check({flag, "x"});
     ASSERT_FALSE(result.ok()) << flag;
     EXPECT_NE(result.error().message.find("not implemented"), std::string::npos) << result.error().message;
