@@ -57,7 +57,8 @@ struct Exchange::Upstream {
       : exchange(of), worker(std::move(which)), permit(breaker_permit) {
     const Work work{.prompt_tokens = of.prompt_tokens_,
                     .new_tokens = std::min(of.facts_.max_tokens.value_or(kDefaultNewTokens), kMostNewTokens),
-                    .matched_share = of.matched_share_};
+                    .matched_share = of.matched_share_,
+                    .streams = of.facts_.stream};
     lease.emplace(worker->load, work, of.context_.clock);
   }
   ~Upstream() { release(); }

@@ -59,6 +59,7 @@ struct Work {
   int64_t prompt_tokens = 0;
   int64_t new_tokens = 0;
   double matched_share = 0;  // of the prompt that the worker is believed to hold, 0 to 1
+  bool streams = true;       // the answer tells of its first token
 };
 
 // One request's claim on one worker: one request in flight, an estimate of the tokens of work still to do, and a place
@@ -80,7 +81,8 @@ class WorkerLease {
     load_->prompt_since_poll.fetch_add(work.prompt_tokens, std::memory_order_relaxed);
     const double cached = load_->belief.share() * work.matched_share;
     const double prompt = static_cast<double>(work.prompt_tokens);
-    ticket_ = load_->prefill.dispatch(now, prompt * (1 - cached), prompt);
+    ticket_ = load_->prefill.dispatch(now, prompt * (1 - cached), prompt,
+                                      work.streams ? 0 : static_cast<double>(work.new_tokens));
   }
   WorkerLease(WorkerLease&& other) noexcept { swap(other); }
   WorkerLease& operator=(WorkerLease&& other) noexcept {

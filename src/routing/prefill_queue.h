@@ -25,6 +25,7 @@ class PrefillQueue {
     double tokens = 0;  // to compute, as believed
     double prompt = 0;  // tokens of the whole prompt, cached or not
     double most = 0;    // what the prompt counts in backlog()
+    double decode = 0;  // tokens that come before anything is seen: of an answer that comes whole
     TimePoint sent{};
     Duration service{0};  // as predicted
     Duration finish{0};   // on the queue's own time: see shift_
@@ -43,8 +44,9 @@ class PrefillQueue {
                         per_token_.load(std::memory_order_relaxed) * tokens);
   }
 
-  Ticket dispatch(TimePoint now, double tokens) { return dispatch(now, tokens, tokens); }
-  Ticket dispatch(TimePoint now, double tokens, double prompt);
+  Ticket dispatch(TimePoint now, double tokens) { return dispatch(now, tokens, tokens, 0); }
+  // `decode`: expected length of an answer that comes whole, 0 for a streamed one.
+  Ticket dispatch(TimePoint now, double tokens, double prompt, double decode);
   // The first byte of a streamed answer.
   void first_token(Ticket& ticket, TimePoint now);
   // All of an answer that was not streamed; `output_tokens` > 0.
@@ -55,7 +57,8 @@ class PrefillQueue {
   void learn(const Ticket& ticket, double tokens, TimePoint now);
   // How long all prompts that wait here take one after the other if nothing of them is cached: what the worker may be
   // silent for. A prompt longer than any that was answered counts with the square of its length, as attention does.
-  // None while no first token was ever seen.
+  // With answers that come whole, the decoding of one of them too. None while no first token was ever seen, or no whole
+  // answer where some are expected.
   std::optional<Duration> backlog() const;
   // A new process: nothing waits there. What was learned of its speed stays.
   void restart();
@@ -65,6 +68,7 @@ class PrefillQueue {
   void fit(double tokens, double took, TimePoint now);
   void publish();
   void leave(Ticket& ticket);
+  Duration decode_time() const;
 
   std::atomic<int64_t> free_at_{0};  // nanoseconds of the steady clock: when the last prompt is done
   // Seconds. The beginning is that of a small engine; a few answers replace it.
@@ -79,6 +83,8 @@ class PrefillQueue {
   TimePoint last_first_token_{};  // the latest that was seen
   int64_t waiting_ = 0;
   double waiting_most_ = 0;    // Ticket::most of those that wait
+  double waiting_decode_ = 0;  // Ticket::decode of those
+  int64_t waiting_whole_ = 0;
   double longest_prompt_ = 0;  // of those that were answered
   uint32_t scale_ = 0;         // changes when what was predicted before has become worthless
   // The least decoding time per token, of the current and of the last so many answers; 0 = none seen.

@@ -125,7 +125,7 @@ TEST(PrefillQueueTest, TheBacklogIsThatOfAllWhoWaitWhetherCachedOrNot) {
   now += 100ms;
   queue.first_token(waits, now);
   EXPECT_EQ(queue.backlog(), Duration(0));
-  PrefillQueue::Ticket first = queue.dispatch(now, 10, 1000);  // believed to be cached nearly wholly
+  PrefillQueue::Ticket first = queue.dispatch(now, 10, 1000, 0);  // believed to be cached nearly wholly
   EXPECT_NEAR(seconds(*queue.backlog()), 0.1, 1e-6);
   PrefillQueue::Ticket second = queue.dispatch(now, 500);
   EXPECT_NEAR(seconds(*queue.backlog()), 0.15, 1e-6);
@@ -136,6 +136,13 @@ TEST(PrefillQueueTest, TheBacklogIsThatOfAllWhoWaitWhetherCachedOrNot) {
   EXPECT_NEAR(seconds(*queue.backlog()), 0.05, 1e-6);
   queue.first_token(second, now + 50ms);
   EXPECT_EQ(queue.backlog(), Duration(0));
+  PrefillQueue::Ticket whole = queue.dispatch(now, 100, 100, 20);
+  EXPECT_EQ(queue.backlog(), std::nullopt) << "nothing is known of its decoding";
+  now += 60ms;
+  queue.whole_answer(whole, now, 10);  // 10 ms for the prompt, 5 ms for each token
+  PrefillQueue::Ticket another = queue.dispatch(now, 100, 100, 20);
+  EXPECT_NEAR(seconds(*queue.backlog()), 0.01 + 20 * 0.005, 0.01);
+  queue.abandon(another, now);
   queue.dispatch(now, 1e12);
   EXPECT_LE(*queue.backlog(), 1e6 * 1s) << "whatever a client makes of it";
 }
