@@ -331,7 +331,7 @@ std::optional<Choice> Exchange::choose_once() {
     usable.clear();
     for (const WorkerPtr& worker : workers) {
       if (effort < 1 ? !worker->takes_work(now) : !worker->usable()) continue;
-      if (effort < 2 && worker->suspect.load(std::memory_order_relaxed)) continue;
+      if (effort == 1 && worker->suspect.load(std::memory_order_relaxed)) continue;  // one that may be tried takes work
       if (effort < 3 && std::ranges::find(tried_, worker->number) != tried_.end()) continue;
       if (!destination_.allows(loop_, *worker)) continue;
       usable.push_back({worker->number, worker->load.get()});
