@@ -33,6 +33,13 @@ constexpr size_t kDiscardLimit = 256 * 1024;
 constexpr Duration kLinger = std::chrono::seconds(2);
 constexpr size_t kLingerLimit = 8 << 20;
 constexpr size_t kReadAhead = 256 * 1024;
+// What the kernel takes of an answer beyond what is under way to its client. Otherwise it takes megabytes for each slow
+// reader, and whoever writes the answer is held back so much later.
+constexpr int kUnsent = 128 * 1024;
+// Memory that the announcement of a body alone gets, and room behind it for parsers that read over its end: without
+// that they copy it.
+constexpr size_t kTrusted = 4 << 20;
+constexpr size_t kParserRoom = 64;
 
 iovec part(std::string_view bytes) { return {const_cast<char*>(bytes.data()), bytes.size()}; }
 
@@ -364,12 +371,15 @@ Task<Result<std::string>> Connection::read_body(size_t limit) {
   };
   if (parser_.content_length().value_or(0) > limit) co_return too_large();
   std::string whole;
-  if (parser_.content_length()) whole.reserve(std::min<uint64_t>(*parser_.content_length(), 4 << 20));
+  const auto length = parser_.content_length();
+  if (length) whole.reserve(std::min<uint64_t>(*length, kTrusted) + kParserRoom);
   while (!parser_.done()) {
     if (unread_size() > 0) {
       size_t used = 0;
       std::string_view body;
       const auto status = parser_.parse_body(unread_data(), unread_size(), used, body);
+      // All of it at once, for one that has sent so much: growing step by step leaves holes of megabytes behind.
+      if (length && whole.size() + body.size() > whole.capacity()) whole.reserve(*length + kParserRoom);
       whole.append(body);
       consume(used);
       expects_continue_ = false;  // it sends already
@@ -647,6 +657,7 @@ class Server::Impl::Acceptor : public std::enable_shared_from_this<Acceptor> {
     if (fd < 0) return false;
     const int one = 1;
     ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    ::setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &kUnsent, sizeof kUnsent);
     auto connection = std::make_shared<Connection>(state_, loop_index_, fd, address_of(address));
     asio::co_spawn(state_->loops[loop_index_].executor(), run_connection(std::move(connection)), asio::detached);
     return true;
