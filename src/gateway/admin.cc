@@ -40,7 +40,15 @@ Json belief_json(const routing::CacheBelief& belief) {
           {"limit_bytes", limited ? Json(belief.limit_bytes()) : Json()}};
 }
 
+// Null of one that is not suspect.
+Json suspicion_json(const Worker& worker) {
+  const auto suspicion = worker.suspicion();
+  if (!suspicion) return nullptr;
+  return {{"since", static_cast<double>(suspicion->since_unix_nanos) / 1e9}, {"why", suspicion->why}};
+}
+
 Json worker_json(const Worker& worker) {
+  const int64_t most_requests = worker.most_requests.load();
   const auto info = worker.info();
   Json document{{"id", worker.id},
                 {"url", worker.url},
@@ -52,6 +60,8 @@ Json worker_json(const Worker& worker) {
                 {"status", worker.status()},
                 {"load", worker.load->requests.load()},
                 {"load_tokens", worker.load->tokens.load()},
+                {"most_requests", most_requests == Worker::kNoLimit ? Json() : Json(most_requests)},
+                {"suspect", suspicion_json(worker)},
                 {"connection_mode", "http"},
                 {"runtime_type", "sglang"},
                 {"metadata", info.labels},
