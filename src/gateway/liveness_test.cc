@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "gateway/gateway_fixture.h"
+#include "net/server.h"
 
 namespace sluice::gateway {
 namespace {
@@ -221,7 +222,7 @@ TEST_F(LivenessTest, AWorkerWhoseProbesLieIsTriedWithOneRequestAtATime) {
 
 TEST_F(LivenessTest, WhereNoProbeGeneratesOneRequestMayTryIt) {
   Engine& mute = engine();
-  Engine& steady = engine();
+  engine();
   mute.has_probe = false;
   begin({"--slow-start-secs", "0"});
   teach(100);
