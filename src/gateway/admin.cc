@@ -47,7 +47,15 @@ Json kv_json(const Context& context, const Worker& worker) {
   return {{"mode", "belief"}, {"why", "KV events are not listened to without --tokenizer-path"}};
 }
 
+// Null of one that is not suspect.
+Json suspicion_json(const Worker& worker) {
+  const auto suspicion = worker.suspicion();
+  if (!suspicion) return nullptr;
+  return {{"since", static_cast<double>(suspicion->since_unix_nanos) / 1e9}, {"why", suspicion->why}};
+}
+
 Json worker_json(const Context& context, const Worker& worker) {
+  const int64_t most_requests = worker.most_requests.load();
   const auto info = worker.info();
   Json document{{"id", worker.id},
                 {"url", worker.url},
@@ -59,6 +67,8 @@ Json worker_json(const Context& context, const Worker& worker) {
                 {"status", worker.status()},
                 {"load", worker.load->requests.load()},
                 {"load_tokens", worker.load->tokens.load()},
+                {"most_requests", most_requests == Worker::kNoLimit ? Json() : Json(most_requests)},
+                {"suspect", suspicion_json(worker)},
                 {"connection_mode", "http"},
                 {"runtime_type", "sglang"},
                 {"metadata", info.labels},

@@ -51,7 +51,8 @@ struct Exchange::Upstream {
       : exchange(of), worker(std::move(which)), permit(breaker_permit) {
     const Work work{.prompt_tokens = of.prompt_tokens_,
                     .new_tokens = std::min(of.facts_.max_tokens.value_or(kDefaultNewTokens), kMostNewTokens),
-                    .matched_share = of.matched_share_};
+                    .matched_share = of.matched_share_,
+                    .streams = of.facts_.stream};
     lease.emplace(worker->load, work, of.context_.clock);
   }
   ~Upstream() { release(); }
@@ -323,16 +324,17 @@ net::Task<bool> Exchange::read_request() {
 }
 
 // The policy's choice among the workers that may be used, those first that were not tried, and among them those that
-// did not ask to be left alone.
+// take work, and with the next effort those that are not suspect.
 std::optional<Choice> Exchange::choose_once() {
   const WorkerList& workers = loop_.fleet(context_.fleet);
   const TimePoint now = context_.clock.now();
   auto& usable = loop_.candidates;
-  for (const int effort : {0, 1, 2}) {
+  for (const int effort : {0, 1, 2, 3}) {
     usable.clear();
     for (const WorkerPtr& worker : workers) {
-      if (!worker->usable() || (effort < 1 && worker->is_busy(now))) continue;
-      if (effort < 2 && std::ranges::find(tried_, worker->number) != tried_.end()) continue;
+      if (effort < 1 ? !worker->takes_work(now) : !worker->usable()) continue;
+      if (effort == 1 && worker->suspect.load(std::memory_order_relaxed)) continue;  // one that may be tried takes work
+      if (effort < 3 && std::ranges::find(tried_, worker->number) != tried_.end()) continue;
       if (!destination_.allows(loop_, *worker)) continue;
       usable.push_back({worker->number, worker->load.get()});
     }
@@ -383,6 +385,7 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit) {
     if (matched > 0) worker->series.predicted_tokens.add(matched / 4);
   }
   record_choice(*worker, *choice);
+  if (worker->suspect.load(std::memory_order_relaxed)) note("suspect, as are all that could be used");
   return worker;
 }
 
@@ -480,7 +483,11 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_whole(Upstream& upstream, net:
   net::Response response{head.status, headers_of(head, worker), std::move(body).value(), head.reason,
                          upstream.connection->trailers()};
   upstream.judge(outcome);
-  if (head.status / 100 == 2) learn(response.body, upstream);
+  if (head.status / 100 == 2) {
+    learn(response.body, upstream);
+  } else {
+    worker.load->heard(context_.clock.now());
+  }
   upstream.release();
   if (is_retryable(head.status)) {
     const auto comes_back = retry_after(head.headers);
@@ -554,6 +561,7 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
     tail.append(*part);
     record_.answer_bytes += part->size();
     if (!client_.write_now(*part)) {
+      const HeldByClient held(*worker.load);
       writing_ = true;
       sent = co_await client_.drain();
       writing_ = false;
@@ -564,6 +572,7 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
     part = co_await upstream.connection->read_some();
     if (good && part.ok() && !part->empty()) {
       const TimePoint now = context_.clock.now();
+      worker.load->heard(now);
       series().inter_chunk.observe(seconds(now - std::exchange(latest, now)));
     }
   }
@@ -631,7 +640,7 @@ net::Task<> Exchange::break_off(Upstream& upstream, const Error& error, bool wit
 bool Exchange::others_left() {
   const TimePoint now = context_.clock.now();
   return std::ranges::any_of(loop_.fleet(context_.fleet), [&](const WorkerPtr& worker) {
-    return worker->usable() && !worker->is_busy(now) && std::ranges::find(tried_, worker->number) == tried_.end() &&
+    return worker->takes_work(now) && std::ranges::find(tried_, worker->number) == tried_.end() &&
            destination_.allows(loop_, *worker);
   });
 }

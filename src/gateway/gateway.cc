@@ -98,11 +98,11 @@ class Gateway::Impl {
     // A worker that is removed while this runs would otherwise leave series behind that nobody takes away.
     for (const char* shown_anew :
          {"smg_worker_pool_size", "smg_discovery_workers_discovered", "smg_worker_requests_active", "smg_worker_health",
-          "smg_worker_cb_state", "smg_worker_cb_consecutive_failures", "smg_worker_cb_consecutive_successes",
-          "smg_worker_cache_reported", "smg_worker_cache_belief", "smg_worker_routing_keys_active",
-          "smg_worker_kv_mode", "smg_kv_blocks", "smg_upstream_connections", "smg_engine_running_requests",
-          "smg_engine_waiting_requests", "smg_engine_token_usage", "smg_engine_gen_throughput",
-          "smg_engine_cache_hit_rate"}) {
+          "smg_worker_suspect", "smg_worker_cb_state", "smg_worker_cb_consecutive_failures",
+          "smg_worker_cb_consecutive_successes", "smg_worker_cache_reported", "smg_worker_cache_belief",
+          "smg_worker_routing_keys_active", "smg_worker_kv_mode", "smg_kv_blocks", "smg_upstream_connections",
+          "smg_engine_running_requests", "smg_engine_waiting_requests", "smg_engine_token_usage",
+          "smg_engine_gen_throughput", "smg_engine_cache_hit_rate"}) {
       metrics.clear(shown_anew);
     }
     for (const WorkerPtr& worker : *workers) {
@@ -115,6 +115,7 @@ class Gateway::Impl {
       connections += active;
       metrics.gauge("smg_worker_requests_active", {worker->url}).set(active);
       metrics.gauge("smg_worker_health", {worker->url}).set(worker->healthy ? 1 : 0);
+      metrics.gauge("smg_worker_suspect", {worker->url}).set(worker->suspect ? 1 : 0);
       metrics.gauge("smg_worker_cb_state", {worker->url}).set(static_cast<double>(worker->breaker.state()));
       const Breaker::Streak streak = worker->breaker.streak();
       metrics.gauge("smg_worker_cb_consecutive_failures", {worker->url}).set(static_cast<double>(streak.faults));

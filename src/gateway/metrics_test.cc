@@ -128,6 +128,7 @@ class MetricsTest : public GatewayFixture {
   void hashing();
   void breaker();
   void readmission();
+  void suspects();
   void retries();
   void caches();
   void kv_events();
@@ -499,6 +500,24 @@ void MetricsTest::readmission() {
   EXPECT_EQ(value("smg_worker_cb_state"), 2);
 }
 
+void MetricsTest::suspects() {
+  SimWorker& one = worker({.manual = true});
+  start();
+  RawClient client(gateway_->port());
+  client.post("/generate", body_of("x", /*stream=*/true, /*tokens=*/1));
+  ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
+  clock_.advance(100ms);
+  ASSERT_TRUE(eventually([&] { return one.step() > 0; }));
+  client.read_until("[DONE]");
+  EXPECT_EQ(value("smg_worker_suspect", {one.url()}), 0);
+  EXPECT_EQ(value("smg_worker_suspicions_total"), 0);
+  const auto silent = stalled("x");
+  clock_.advance(5s);
+  EXPECT_TRUE(becomes(1, "smg_worker_suspect", {one.url()}));
+  EXPECT_EQ(value("smg_worker_suspicions_total", {one.url()}), 1);
+  silent->leave();
+}
+
 void MetricsTest::retries() {
   SimWorker& one = worker();
   start({"--retry-initial-backoff-ms", "20", "--retry-jitter-factor", "0", "--retry-backoff-multiplier", "2",
@@ -657,8 +676,8 @@ void MetricsTest::every_group() {
   using M = MetricsTest;
   for (const auto group :
        {&M::http, &M::generation, &M::endpoints_and_errors, &M::admission, &M::workers, &M::connections_and_aborts,
-        &M::choices, &M::cache_aware, &M::manual, &M::hashing, &M::breaker, &M::readmission, &M::retries, &M::caches,
-        &M::kv_events, &M::engines, &M::discovery, &M::log_and_traces}) {
+        &M::choices, &M::cache_aware, &M::manual, &M::hashing, &M::breaker, &M::readmission, &M::suspects, &M::retries,
+        &M::caches, &M::kv_events, &M::engines, &M::discovery, &M::log_and_traces}) {
     (this->*group)();
     reset();
   }
@@ -676,6 +695,7 @@ TEST_F(MetricsTest, OfRoutingKeys) { manual(); }
 TEST_F(MetricsTest, OfHashingPolicies) { hashing(); }
 TEST_F(MetricsTest, OfTheBreaker) { breaker(); }
 TEST_F(MetricsTest, OfReadmissionByHealth) { readmission(); }
+TEST_F(MetricsTest, OfSuspects) { suspects(); }
 TEST_F(MetricsTest, OfRetries) { retries(); }
 TEST_F(MetricsTest, OfCaches) { caches(); }
 TEST_F(MetricsTest, OfKvEvents) { kv_events(); }

@@ -70,6 +70,7 @@ struct GatewayOptions {
   int64_t health_success_threshold;
   std::optional<int64_t> health_check_port;
   bool disable_health_check;
+  int64_t slow_start_secs;
 
   int64_t request_timeout_secs;
   int64_t connect_timeout_secs;

@@ -39,6 +39,8 @@ class Simulation {
       GatewayOptions named = options;
       named.policy = policy;
       policy_ = make_policy(named);
+      // As the gateway: a policy that asks for no load gets none, and learns no cache's size.
+      polls_ = (policy_->needs_engine_load() && !options.disable_load_monitoring) || options.engine_metrics;
     }
     std::vector<std::string> names;
     for (int64_t i = 0; i < rules.workers; ++i) {
@@ -60,7 +62,7 @@ class Simulation {
       send(std::move(*coming), Duration(0));
       coming = workload_.next();
     }
-    Duration next_poll{0};
+    Duration next_poll = polls_ ? Duration(0) : Duration::max();
     for (;;) {
       Duration next = next_poll;
       for (const CacheWorker& worker : workers_) next = std::min(next, worker.next_event());
@@ -194,6 +196,7 @@ class Simulation {
   const SimulationRules rules_;
   Workload& workload_;
   const Duration poll_interval_;
+  bool polls_ = false;
   VirtualClock clock_;
   routing::PrefixTree index_;  // what stands under the gateway's index, without its thread
   routing::HashRing ring_;
