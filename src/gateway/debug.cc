@@ -349,6 +349,7 @@ Task<Response> debug_workers(AdminCall& call) {
                        {"url", worker->url},
                        {"model", worker->info(&Worker::Info::model_id)},
                        {"status", worker->status()},
+                       {"suspect", worker->suspect.load()},
                        {"breaker", to_string(state)},
                        {"load", worker->load->requests.load()},
                        {"load_tokens", worker->load->tokens.load()},

@@ -255,6 +255,10 @@ class ConsoleTest(unittest.TestCase):
         self.assertEqual(sum(int(row[8].split(" of ")[1]) for row in rows), 60)
         self.assertIn("4 of 4", browser.js("document.getElementById('cards').innerText.replace(/\\s+/g, ' ')"))
 
+        # A worker that passes its health checks and is silent is shown as what it is.
+        shown = browser.js("showWorkers(all_workers.map((w) => ({...w, suspect: true}))); document.getElementById('workers').innerText")
+        self.assertEqual(shown.count("suspect"), 4)
+
         browser.click("#tab-requests")
         browser.until("document.querySelectorAll('#requests tbody tr.pick').length === 60")
         browser.click("#requests tbody tr.pick")
