@@ -11,6 +11,7 @@
 #include "gateway/gather.h"
 #include "gateway/health_port.h"
 #include "gateway/loads.h"
+#include "gateway/worker_json.h"
 
 namespace sluice::gateway {
 namespace {
@@ -27,47 +28,6 @@ Response worker_error(int status, std::string_view code, std::string_view messag
   auto response = json_response(status, Json{{"error", message}, {"code", code}});
   response.headers.set("X-SMG-Error-Code", std::string(code));
   return response;
-}
-
-// What the prefix index believes of it, and whether anything it said bears that out.
-Json belief_json(const routing::CacheBelief& belief) {
-  const bool limited = belief.limit_bytes() != routing::CacheBelief::kNoLimit;
-  return {{"source", belief.confirmed() ? "reported" : "predicted"},
-          {"share", belief.share()},
-          {"limit_bytes", limited ? Json(belief.limit_bytes()) : Json()}};
-}
-
-Json worker_json(const Worker& worker) {
-  const auto info = worker.info();
-  Json document{{"id", worker.id},
-                {"url", worker.url},
-                {"model_id", info.model_id},
-                {"priority", info.priority},
-                {"cost", info.cost},
-                {"worker_type", "regular"},
-                {"is_healthy", worker.healthy.load() && !worker.draining.load()},
-                {"status", worker.status()},
-                {"load", worker.load->requests.load()},
-                {"load_tokens", worker.load->tokens.load()},
-                {"connection_mode", "http"},
-                {"runtime_type", "sglang"},
-                {"metadata", info.labels},
-                {"labels", info.labels},
-                {"generation", worker.generation.load()},
-                {"cache_belief", belief_json(worker.load->belief)}};
-  if (worker.dp.rank >= 0) {
-    document["dp_base_url"] = worker.address.to_string();
-    document["dp_rank"] = worker.dp.rank;
-    document["dp_size"] = worker.dp.size;
-  }
-  if (!worker.proven) {
-    document["job_status"] = Json{
-        {"job_type", "AddWorker"},
-        {"worker_url", worker.url},
-        {"status", worker.failed ? "failed" : "processing"},
-        {"message", worker.failed ? "it did not answer its health check in time" : "waiting for its health check"}};
-  }
-  return document;
 }
 
 Task<Response> ok(AdminCall&) { co_return Response::text(200, "OK"); }
@@ -187,18 +147,23 @@ struct WorkerDetails {
   }
 };
 
+std::string worker_list(const WorkerList& workers) {
+  std::string text = R"({"workers":[)";
+  text.reserve(text.size() + workers.size() * 600);
+  for (const WorkerPtr& worker : workers) {
+    if (text.back() == '}') text += ',';
+    append_worker_json(text, *worker);
+  }
+  return text + fmt::format(R"(],"total":{0},"stats":{{"prefill_count":0,"decode_count":0,"regular_count":{0}}}}})",
+                            workers.size());
+}
+
 Task<Response> list_or_add(AdminCall& call) {
   if (call.head.method == "GET") {
-    Json list = Json::array();
     const auto model = net::query_value(call.head.query(), "model");
-    for (const WorkerPtr& worker : call.loop.fleet(call.context.fleet)) {
-      if (!model || call.loop.serves(*worker, *model)) list.push_back(worker_json(*worker));
-    }
-    const size_t total = list.size();
-    co_return json_response(200,
-                            Json{{"workers", list},
-                                 {"total", total},
-                                 {"stats", {{"prefill_count", 0}, {"decode_count", 0}, {"regular_count", total}}}});
+    if (model && model->empty()) co_return Response::json(200, worker_list({}));
+    const auto roster = call.context.fleet.roster(model.value_or(""), std::nullopt);
+    co_return Response::json(200, worker_list(roster == nullptr ? WorkerList() : roster->workers()));
   }
   const auto parsed = parse_client_json(call.body);
   const Json body = parsed.ok() ? *parsed : Json();
@@ -237,7 +202,11 @@ Task<Response> one_worker(AdminCall& call) {
   }
   const WorkerPtr worker = call.context.fleet.find(id);
   if (worker == nullptr) co_return worker_error(404, "WORKER_NOT_FOUND", fmt::format("no worker {}", id));
-  if (call.head.method == "GET") co_return json_response(200, worker_json(*worker));
+  if (call.head.method == "GET") {
+    std::string text;
+    append_worker_json(text, *worker);
+    co_return Response::json(200, std::move(text));
+  }
   if (call.head.method == "DELETE") {
     for (const WorkerPtr& each : call.context.fleet.engine_of(*worker)) call.context.control->remove(each);
     co_return json_response(202, Json{{"status", "accepted"},

@@ -8,12 +8,15 @@
 #include <optional>
 #include <utility>
 
+#include "gateway/load_order.h"
 #include "routing/cache_belief.h"
 #include "routing/prefill_queue.h"
 
 namespace sluice::gateway {
 
-struct WorkerLoad {
+// A policy that asks about a worker at random among thousands waits for memory: what it reads stands in two cache
+// lines.
+struct alignas(64) WorkerLoad {
   std::atomic<int64_t> requests{0};  // live leases
   std::atomic<int64_t> tokens{0};    // estimated tokens of work not yet done
   // Tokens that the engine held at the last poll, -1 = it has not reported, and tokens dispatched to it since then.
@@ -27,6 +30,7 @@ struct WorkerLoad {
 
   routing::PrefillQueue prefill;  // in estimated tokens
   routing::CacheBelief belief;
+  mutable LoadSeats seats;  // says nothing of the load itself
 };
 
 // What an answer says of the request.
@@ -52,7 +56,8 @@ class WorkerLease {
   // `clock` outlives the lease.
   WorkerLease(std::shared_ptr<WorkerLoad> load, Work work, const Clock& clock)
       : load_(std::move(load)), work_(work), left_(work.prompt_tokens + work.new_tokens), clock_(&clock) {
-    load_->requests.fetch_add(1, std::memory_order_relaxed);
+    load_->requests.fetch_add(1, std::memory_order_seq_cst);
+    load_->seats.moved();
     load_->tokens.fetch_add(left_, std::memory_order_relaxed);
     load_->dispatched_since_poll.fetch_add(left_, std::memory_order_relaxed);
     load_->prompt_since_poll.fetch_add(work.prompt_tokens, std::memory_order_relaxed);
@@ -67,7 +72,8 @@ class WorkerLease {
   ~WorkerLease() {
     if (!load_) return;  // moved from
     load_->prefill.abandon(ticket_, clock_->now());
-    load_->requests.fetch_sub(1, std::memory_order_relaxed);
+    load_->requests.fetch_sub(1, std::memory_order_seq_cst);
+    load_->seats.moved();
     load_->tokens.fetch_sub(left_, std::memory_order_relaxed);
   }
 

@@ -98,6 +98,43 @@ uint32_t tick_since(std::chrono::steady_clock::time_point start) {
 
 }  // namespace
 
+void PrefixMatch::add(uint32_t worker, size_t bytes) {
+  if (bytes == 0 || (bytes <= matched_bytes && std::ranges::find(workers(), worker) != workers().end())) return;
+  const auto insert = [this](Part part) {
+    size_t at = num_parts;
+    while (at > 0 && parts[at - 1].bytes < part.bytes) --at;
+    if (at == kMaxParts) return;
+    if (num_parts < kMaxParts) ++num_parts;
+    for (size_t i = num_parts - 1; i > at; --i) parts[i] = parts[i - 1];
+    parts[at] = part;
+  };
+  if (const auto known = std::ranges::find(partly(), worker, &Part::worker); known != partly().end()) {
+    if (known->bytes >= bytes) return;
+    std::copy(known + 1, partly().end(), parts.begin() + (known - partly().begin()));
+    --num_parts;
+  }
+  if (bytes < matched_bytes) {
+    insert({worker, static_cast<uint32_t>(bytes)});
+    return;
+  }
+  if (bytes > matched_bytes) {
+    for (const uint32_t holder : workers()) {
+      if (holder != worker) insert({holder, static_cast<uint32_t>(matched_bytes)});
+    }
+    matched_bytes = bytes;
+    num_holders = 0;
+  }
+  if (num_holders < kMaxHolders) holders[num_holders++] = worker;
+}
+
+void PrefixMatch::leave_out(size_t bytes) {
+  total_bytes -= bytes;
+  matched_bytes -= std::min(bytes, matched_bytes);
+  if (matched_bytes == 0) num_holders = 0;
+  while (num_parts > 0 && parts[num_parts - 1].bytes <= bytes) --num_parts;
+  for (size_t i = 0; i < num_parts; ++i) parts[i].bytes -= static_cast<uint32_t>(bytes);
+}
+
 class PrefixIndex::Impl {
  public:
   explicit Impl(const PrefixIndexOptions& options)
@@ -171,14 +208,8 @@ class PrefixIndex::Impl {
     // Claims of the last milliseconds are not in the tree yet, and a burst of equal prompts is over by then.
     const EpochGuard guard;
     const auto consider = [&](std::string_view claimed, Holder holder, size_t) {
-      const size_t common = whole_characters(text, common_prefix(text, claimed));
-      if (common == 0 || common < found.matched_bytes) return;
       if (holder.generation != tree_.generations().of(holder.worker)) return;
-      if (common > found.matched_bytes) found.num_holders = 0;
-      found.matched_bytes = common;
-      const auto known = found.workers();
-      if (known.size() == PrefixMatch::kMaxHolders || std::ranges::find(known, holder.worker) != known.end()) return;
-      found.holders[found.num_holders++] = holder.worker;
+      found.add(holder.worker, whole_characters(text, common_prefix(text, claimed)));
     };
     for (const PendingInserts& pending : pending_) pending.for_latest(consider);
     return found;

@@ -20,6 +20,11 @@ constexpr size_t kMaxEdge = 2048;
 constexpr size_t kReclaimBytes = 32 << 10;
 // Claims of a full table, which a reference to the next one follows.
 constexpr uint32_t kTableClaims = 128;
+// How many nodes of a path are asked for holders that have no more than that, how many claims of each, and which part
+// of the text is too little to ask.
+constexpr size_t kMaxSteps = 8;
+constexpr size_t kPartClaims = 32;
+constexpr size_t kLeastPart = 16;
 // What goes beyond need, at most, so that a piece that is large enough comes of it.
 constexpr size_t kMoreBytes = 128 << 10;
 // How many used leaves may go back into the queue before the oldest goes anyway: an eviction takes bounded time.
@@ -171,6 +176,20 @@ void PrefixTree::collect(const Node* node, PrefixMatch* match) const {
   match->num_holders = static_cast<uint8_t>(found);
 }
 
+// Those holders of a node that hold no more of the text than its end, `bytes` from the beginning.
+void PrefixTree::collect_parts(const Node* node, size_t bytes, PrefixMatch* match) const {
+  // Of many claims other ones for other texts: a crowd is not known by those of its members that came first.
+  const size_t claims = std::min(node->further.load(std::memory_order_relaxed) + 1, kTableClaims);
+  const size_t skipped = claims > kPartClaims ? match->total_bytes % (claims - kPartClaims + 1) : 0;
+  size_t seen = 0;
+  (void)any_claim(node, [&](const Claim& claim) {
+    if (seen++ < skipped) return false;
+    uint32_t worker = 0;
+    if (live(claim, &worker)) match->add(worker, bytes);
+    return seen == skipped + kPartClaims || match->num_parts == PrefixMatch::kMaxParts;
+  });
+}
+
 PrefixTree::Node* PrefixTree::child_of(const Node* node, char first) const {
   const Ref table = node->children.load(std::memory_order_seq_cst);
   if (table == 0) return nullptr;
@@ -187,12 +206,20 @@ PrefixMatch PrefixTree::match(std::string_view text) const {
   // The last nodes of the path and where their edges begin: as many as a character has bytes, see below.
   std::array<std::pair<const Node*, size_t>, 4> path;
   size_t depth = 0;
+  // The last nodes that have more claims than the one below them, and where they end.
+  std::array<std::pair<const Node*, size_t>, kMaxSteps> steps;
+  size_t num_steps = 0;
+  uint32_t claims_above = 0;
   size_t position = 0;
   const Node* node = root_;
   while (position < text.size()) {
+    const Node* above = node;
     node = child_of(node, text[position]);
     // A node whose holders are all gone does not count, and neither does what lies below it.
     if (node == nullptr || !held(node)) break;
+    const uint32_t claims = node->further.load(std::memory_order_relaxed);
+    if (claims < claims_above) steps[num_steps++ % kMaxSteps] = {above, position};
+    claims_above = claims;
     const size_t common = common_prefix(node->edge(), text.substr(position));
     path[depth++ % path.size()] = {node, position};
     position += common;
@@ -203,6 +230,11 @@ PrefixMatch PrefixTree::match(std::string_view text) const {
   while (depth > 0 && path[(depth - 1) % path.size()].second >= match.matched_bytes) --depth;
   if (depth > 0) collect(path[(depth - 1) % path.size()].first, &match);
   if (match.num_holders == 0) match.matched_bytes = 0;
+  for (size_t i = 0; i < std::min(num_steps, kMaxSteps) && match.num_parts < PrefixMatch::kMaxParts; ++i) {
+    const auto [step, end] = steps[(num_steps - 1 - i) % kMaxSteps];
+    if (end * kLeastPart < text.size()) break;
+    if (end < match.matched_bytes) collect_parts(step, end, &match);
+  }
   return match;
 }
 

@@ -71,6 +71,7 @@ class PrefixTree {
   bool live(const Claim& claim, uint32_t* worker) const;
   bool held(const Node* node) const;
   void collect(const Node* node, PrefixMatch* match) const;
+  void collect_parts(const Node* node, size_t bytes, PrefixMatch* match) const;
   Node* child_of(const Node* node, char first) const;
   bool claims_below(const Node* node, uint32_t worker) const;
   Claim* claim_of(const Node* node, uint32_t worker) const;
