@@ -2,8 +2,10 @@
 
 #include <algorithm>
 
+#include "gateway/access_log.h"
 #include "gateway/control.h"
 #include "gateway/metric_families.h"
+#include "obs/trace_exporter.h"
 
 namespace sluice::gateway {
 
@@ -47,10 +49,12 @@ Context::Context(const GatewayOptions& gateway_options, std::vector<double> buck
              .sweep_interval = std::chrono::seconds(options.eviction_interval_secs)}),
       policy(make_policy(options)),
       model_aliases(pairs_of(options.model_alias)),
-      admission(options.max_concurrent_requests, options.queue_size, clock),
+      admission(options.max_concurrent_requests > 0 ? options.max_concurrent_requests : -1, options.queue_size, clock),
       retry(RetryRules::from(options)) {
   metrics.declare(metric_families(buckets));
 }
+
+Context::~Context() = default;
 
 WorkerSeries Context::series_of(const std::string& label) {
   const auto counter = [&](const char* family, const char* value = nullptr) {

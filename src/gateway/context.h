@@ -20,8 +20,13 @@
 #include "obs/metrics.h"
 #include "routing/prefix_index.h"
 
+namespace sluice::obs {
+class TraceExporter;
+}
+
 namespace sluice::gateway {
 
+class AccessLog;
 class Control;
 
 // Sums of the last 60 s, for sglang_cache_hit_rate (gateway-reference.md 1.4). Any thread.
@@ -44,6 +49,7 @@ class HitRate {
 struct Context {
   // `time` outlives this.
   Context(const GatewayOptions& gateway_options, std::vector<double> buckets, const Clock& time);
+  ~Context();
 
   const GatewayOptions options;
   const Clock& clock;
@@ -60,7 +66,10 @@ struct Context {
   HitRate reported;
   EngineLoads engine_loads;
   std::atomic<bool> draining{false};
-  Control* control = nullptr;  // set before the first request
+  // Set before the first request.
+  Control* control = nullptr;
+  std::unique_ptr<AccessLog> access_log;       // null without --access-log
+  std::unique_ptr<obs::TraceExporter> tracer;  // null without --enable-trace
 
   // Into the fleet (or the worker that is there already), with its metric series and under control's eyes. `source`:
   // "static" or "manual". Any thread.

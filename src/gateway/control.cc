@@ -50,8 +50,10 @@ void forget_process(Worker& worker) {
 
 }  // namespace
 
-Control::Control(Context& context) : context_(context) {
+Control::Control(Context& context)
+    : context_(context), liveness_(context, [this](const WorkerPtr& worker) { suspect(worker); }) {
   loop_.start();
+  loop_.spawn([this] { return watch_progress(); });
   const bool policy_asks = (context_.policy->needs_engine_load() || context_.options.enable_igw) &&
                            !context_.options.disable_load_monitoring;
   if (policy_asks || context_.options.engine_metrics) {
@@ -85,6 +87,7 @@ void Control::watch(WorkerPtr worker) {
     auto watch = std::make_shared<Watch>(worker, rules, loop_);
     // started() may have been quicker.
     if (worker->healthy) watch->health.force(true);
+    if (worker->healthy) liveness_.returned(worker, /*is_new_process=*/true);
     watches_[worker.get()] = watch;
     loop_.spawn([this, watch] { return run(watch); });
   });
@@ -102,9 +105,11 @@ void Control::started(WorkerPtr worker) {
   }
   forget_process(*worker);
   worker->proven = true;
+  liveness_.before_ready(*worker);
   worker->healthy = true;
-  with_watch(worker, [](Watch& watch) {
+  with_watch(worker, [this](Watch& watch) {
     ++watch.told;
+    liveness_.returned(watch.worker, /*is_new_process=*/true);
     watch.process_ended = false;  // whoever says so has dropped what was believed
     watch.health.force(true);
     watch.worker->healthy = true;  // again: a probe may have ended in between
@@ -194,6 +199,7 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
             const int64_t ranks = options.dp_aware && worker.dp.rank < 0 ? co_await read_ranks(watch) : 1;
             if (ranks > 1 && !worker.draining) {
               context_.expand_worker(worker, ranks);
+              liveness_.forget(worker);
               watches_.erase(&worker);
               co_return;
             }
@@ -203,6 +209,7 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
             SLUICE_LOG(info, "gateway/health", "worker {} has restarted", worker.url);
             context_.forget_prefixes(worker);
             forget_process(worker);
+            liveness_.returned(watch->worker, /*is_new_process=*/true);
           }
           // One that passed all along may fail all its requests even so: the breaker's own time counts then.
           if (watch->failed_before && worker.breaker.recovered()) {
@@ -217,9 +224,14 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
         const bool healthy = watch->health.healthy();
         if (healthy != worker.healthy) {
           SLUICE_LOG(info, "gateway/health", "worker {} is {}", worker.url, healthy ? "ready" : "not ready");
+          if (healthy) liveness_.returned(watch->worker, /*is_new_process=*/!worker.proven);
           if (healthy) worker.proven = true;
           worker.healthy = healthy;
         }
+      }
+      if (worker.suspect) {
+        if (!watch->failed_before) co_await prove(watch);
+        watch->health.suspect();  // until it is trusted again
       }
       Duration pause = watch->health.next_probe();
       if (!worker.proven) {
@@ -275,7 +287,33 @@ net::Task<> Control::drain(std::shared_ptr<Watch> watch) {
   // The series stay if the same address has been added again meanwhile.
   if (context_.fleet.find(worker.url) == nullptr) context_.metrics.remove_series("worker", worker.url);
   SLUICE_LOG(info, "gateway/fleet", "worker {} was removed", worker.url);
+  liveness_.forget(worker);
   watches_.erase(&worker);
+}
+
+// Whether a suspect generates, where the engine has a question for that. That of an engine says nothing of one rank.
+net::Task<> Control::prove(std::shared_ptr<Watch> watch) {
+  Worker& worker = *watch->worker;
+  if (worker.dp.rank >= 0) {
+    liveness_.cannot_generate_for_probes(worker);
+    co_return;
+  }
+  const auto timeouts = all_within(std::chrono::seconds(context_.options.health_check_timeout_secs));
+  const auto answer =
+      co_await client_.fetch(worker.address, "GET", "/health_generate", key_headers(worker), "", timeouts);
+  if (!answer.ok() || !worker.suspect) co_return;
+  if (answer->status / 100 == 2) liveness_.generated(worker);
+  if (answer->status == 404 || answer->status == 405 || answer->status == 501) {
+    liveness_.cannot_generate_for_probes(worker);
+  }
+}
+
+net::Task<> Control::watch_progress() {
+  for (;;) {
+    liveness_.look();
+    const bool idle = context_.admission.in_flight() == 0;
+    co_await loop_.sleep(idle ? Liveness::kIdleInterval : Liveness::kInterval);
+  }
 }
 
 net::Task<> Control::poll_loads() {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -72,6 +73,10 @@ struct Worker {
   std::atomic<bool> draining{false};
   std::atomic<uint32_t> generation{0};
   std::atomic<int64_t> busy_until{0};  // steady nanoseconds: the worker asked to be left alone
+  // Both are written by gateway/liveness.
+  static constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
+  std::atomic<bool> suspect{false};              // silent for longer than expected
+  std::atomic<int64_t> most_requests{kNoLimit};  // in flight, of a suspect or one that has just come (back)
 
   struct Info {
     std::string model_id = "unknown";      // the first that it serves
@@ -115,15 +120,35 @@ struct Worker {
   bool is_busy(TimePoint now) const {
     return busy_until.load(std::memory_order_relaxed) > now.time_since_epoch().count();
   }
+  bool is_full() const {
+    const int64_t most = most_requests.load(std::memory_order_relaxed);
+    return most != kNoLimit && load->requests.load(std::memory_order_relaxed) >= most;
+  }
   // The first choice are those of which this is true; where it is true of none, those that are usable().
-  bool takes_work(TimePoint now) const { return usable() && !is_busy(now); }
+  bool takes_work(TimePoint now) const { return usable() && !is_busy(now) && !is_full(); }
   std::string_view status() const;
+
+  // Why it is suspect, and since when.
+  struct Suspicion {
+    int64_t since_unix_nanos = 0;
+    std::string why;
+  };
+  std::optional<Suspicion> suspicion() const {
+    std::lock_guard lock(mutex_);
+    return suspicion_;
+  }
+  void set_suspicion(std::optional<Suspicion> suspicion) {
+    std::lock_guard lock(mutex_);
+    suspicion_ = std::move(suspicion);
+    suspect.store(suspicion_.has_value(), std::memory_order_relaxed);
+  }
 
  private:
   const std::shared_ptr<std::atomic<uint64_t>> fleet_version_;
   std::atomic<uint32_t> info_version_{0};
-  mutable std::mutex mutex_;  // guards info_
+  mutable std::mutex mutex_;  // guards what follows
   Info info_;
+  std::optional<Suspicion> suspicion_;
 };
 
 // Any thread.

@@ -16,6 +16,7 @@
 #include "gateway/body_scan.h"
 #include "gateway/context.h"
 #include "gateway/fleet.h"
+#include "gateway/live_exchanges.h"
 #include "gateway/live_requests.h"
 #include "gateway/policy/policy.h"
 #include "net/client.h"
@@ -81,6 +82,7 @@ class LoopState {
   Rng rng;
   std::vector<Candidate> candidates;  // scratch of one choice
   LiveRequests live;
+  LiveExchanges exchanges;
   struct {
     std::string document;
     TimePoint at;

@@ -73,6 +73,9 @@ std::vector<obs::Family> metric_families(const std::vector<double>& buckets) {
       {"smg_worker_requests_active", "Requests in flight.", Kind::kGauge, kWorker},
       {"smg_worker_requests_total", "Attempts sent to the worker.", Kind::kCounter, {"worker", "model"}},
       {"smg_worker_health", "1 if the worker is used.", Kind::kGauge, kWorker},
+      {"smg_worker_suspect", "1 if the worker is silent for longer than expected: it gets no new work.", Kind::kGauge,
+       kWorker},
+      {"smg_worker_suspicions_total", "Times that the worker became suspect.", Kind::kCounter, kWorker},
       {"smg_worker_health_checks_total", "Health checks.", Kind::kCounter, {"worker_type", "result"}},
       {"smg_worker_restarts_total", "New processes behind the worker's address.", Kind::kCounter, kWorker},
       {"smg_worker_errors_total",
@@ -121,6 +124,7 @@ std::vector<obs::Family> metric_families(const std::vector<double>& buckets) {
       {"smg_worker_cache_belief", "Part of a predicted match that counts, by the worker's reports.", Kind::kGauge,
        kWorker},
       {"smg_prefix_index_bytes", "Memory of the prefix index.", Kind::kGauge},
+      {"smg_prefix_index_budget_bytes", "Memory that the prefix index may take at most.", Kind::kGauge},
       {"smg_prefix_index_nodes", "Nodes of the prefix index.", Kind::kGauge},
       {"smg_prefix_index_evictions_total", "Claims that went.", Kind::kCounter, {"reason"}},
       {"sglang_cache_hit_rate", "Share of prompts found cached, last 60 s.", Kind::kGauge, {"source"}},
@@ -131,6 +135,9 @@ std::vector<obs::Family> metric_families(const std::vector<double>& buckets) {
       {"smg_engine_gen_throughput", "Generated tokens per second, as the engine says.", Kind::kGauge, kRank},
       {"smg_engine_cache_hit_rate", "Hit rate of the prefix cache, as the engine says.", Kind::kGauge, kRank},
       {"smg_engine_load_polls_total", "Questions for a worker's load.", Kind::kCounter, {"worker", "mode"}},
+
+      {"smg_log_dropped_lines", "Lines of the access log that its sink did not take.", Kind::kGauge},
+      {"smg_traces_total", "Traces of requests, by what became of them.", Kind::kCounter, {"result"}},
 
       {"smg_discovery_registrations_total", "Workers added.", Kind::kCounter, {"source", "result"}},
       {"smg_discovery_deregistrations_total", "Workers removed.", Kind::kCounter, {"source", "reason"}},

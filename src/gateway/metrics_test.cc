@@ -127,10 +127,12 @@ class MetricsTest : public GatewayFixture {
   void hashing();
   void breaker();
   void readmission();
+  void suspects();
   void retries();
   void caches();
   void engines();
   void discovery();
+  void log_and_traces();
   void every_group();
 
   ShownFamilies shown_;
@@ -496,6 +498,24 @@ void MetricsTest::readmission() {
   EXPECT_EQ(value("smg_worker_cb_state"), 2);
 }
 
+void MetricsTest::suspects() {
+  SimWorker& one = worker({.manual = true});
+  start();
+  RawClient client(gateway_->port());
+  client.post("/generate", body_of("x", /*stream=*/true, /*tokens=*/1));
+  ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
+  clock_.advance(100ms);
+  ASSERT_TRUE(eventually([&] { return one.step() > 0; }));
+  client.read_until("[DONE]");
+  EXPECT_EQ(value("smg_worker_suspect", {one.url()}), 0);
+  EXPECT_EQ(value("smg_worker_suspicions_total"), 0);
+  const auto silent = stalled("x");
+  clock_.advance(5s);
+  EXPECT_TRUE(becomes(1, "smg_worker_suspect", {one.url()}));
+  EXPECT_EQ(value("smg_worker_suspicions_total", {one.url()}), 1);
+  silent->leave();
+}
+
 void MetricsTest::retries() {
   SimWorker& one = worker();
   start({"--retry-initial-backoff-ms", "20", "--retry-jitter-factor", "0", "--retry-backoff-multiplier", "2",
@@ -528,6 +548,7 @@ void MetricsTest::caches() {
   EXPECT_EQ(value("sglang_cache_hit_rate", {"source=\"reported\""}), 0.25);
   ASSERT_TRUE(becomes(nodes + 1, "smg_prefix_index_nodes"));
   EXPECT_GT(value("smg_prefix_index_bytes"), 0);
+  EXPECT_EQ(value("smg_prefix_index_budget_bytes"), 256 << 20);
   EXPECT_EQ(value("smg_prefix_index_evictions_total"), 0);
   ASSERT_EQ(call("POST", "/flush_cache")->status, 200);
   EXPECT_TRUE(becomes(1, "smg_prefix_index_evictions_total", {"reason=\"worker\""})) << "the one claim";
@@ -604,11 +625,22 @@ void MetricsTest::discovery() {
   EXPECT_EQ(value("smg_worker_health", {two.url()}), 0) << "its series have gone";
 }
 
+void MetricsTest::log_and_traces() {
+  const SimWorker& one = worker();  // no receiver of traces: 404
+  start({"--access-log", "text", "--access-log-file", "/dev/full", "--enable-trace", "--otlp-traces-endpoint",
+         one.url()});
+  EXPECT_EQ(answer_from("x"), one.url());
+  EXPECT_TRUE(becomes(1, "smg_log_dropped_lines"));
+  EXPECT_TRUE(becomes(1, "smg_traces_total", {"failed"}));
+  EXPECT_EQ(value("smg_traces_total", {"exported"}), 0);
+}
+
 void MetricsTest::every_group() {
   using M = MetricsTest;
-  for (const auto group : {&M::http, &M::generation, &M::endpoints_and_errors, &M::admission, &M::workers,
-                           &M::connections_and_aborts, &M::choices, &M::cache_aware, &M::manual, &M::hashing,
-                           &M::breaker, &M::readmission, &M::retries, &M::caches, &M::engines, &M::discovery}) {
+  for (const auto group :
+       {&M::http, &M::generation, &M::endpoints_and_errors, &M::admission, &M::workers, &M::connections_and_aborts,
+        &M::choices, &M::cache_aware, &M::manual, &M::hashing, &M::breaker, &M::readmission, &M::suspects, &M::retries,
+        &M::caches, &M::engines, &M::discovery, &M::log_and_traces}) {
     (this->*group)();
     reset();
   }
@@ -626,10 +658,12 @@ TEST_F(MetricsTest, OfRoutingKeys) { manual(); }
 TEST_F(MetricsTest, OfHashingPolicies) { hashing(); }
 TEST_F(MetricsTest, OfTheBreaker) { breaker(); }
 TEST_F(MetricsTest, OfReadmissionByHealth) { readmission(); }
+TEST_F(MetricsTest, OfSuspects) { suspects(); }
 TEST_F(MetricsTest, OfRetries) { retries(); }
 TEST_F(MetricsTest, OfCaches) { caches(); }
 TEST_F(MetricsTest, OfEngines) { engines(); }
 TEST_F(MetricsTest, OfDiscovery) { discovery(); }
+TEST_F(MetricsTest, OfTheLogAndTraces) { log_and_traces(); }
 
 // All groups at once, so that a family that nothing moves, or that the page does not have, is found.
 TEST_F(MetricsTest, ThePageHasWhatTheGatewayShowsAndNothingElse) {

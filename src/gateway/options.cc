@@ -6,6 +6,7 @@
 #include "gateway/policy/policy.h"
 #include "gateway/rejected_flags.h"
 #include "net/http.h"
+#include "obs/trace_exporter.h"
 
 namespace sluice::gateway {
 
@@ -410,6 +411,14 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .read_by = "gateway/control",
            .group = "Health checks",
            .help = "No periodic health checks."},
+          {.name = "slow-start-secs",
+           .field = &O::slow_start_secs,
+           .value = int64_t{10},
+           .range = {0, 3600},
+           .read_by = "gateway/liveness",
+           .group = "Health checks",
+           .help = "Seconds in which a worker that comes (back) while others serve grows from one request at a time to "
+                   "as many as they have; 0 = its full share at once."},
           {.name = "request-timeout-secs",
            .field = &O::request_timeout_secs,
            .value = int64_t{1800},
@@ -475,7 +484,7 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .range = {-1, 1e9},
            .read_by = "gateway/context",
            .group = "Admission",
-           .help = "Requests that may be with workers at once; -1 = no limit."},
+           .help = "Requests that may be with workers at once; -1 or 0 = no limit."},
           {.name = "queue-size",
            .field = &O::queue_size,
            .value = int64_t{100},
@@ -619,6 +628,34 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .read_by = "cli/gateway",
            .group = "Metrics and log",
            .help = "Log as JSON lines."},
+          {.name = "access-log",
+           .field = &O::access_log,
+           .value = std::string("off"),
+           .choices = {"off", "text", "json"},
+           .read_by = "gateway/access_log",
+           .group = "Metrics and log",
+           .help = "One line for each request when it has ended, as words or as JSON, whatever --log-json says."},
+          {.name = "access-log-file",
+           .field = &O::access_log_file,
+           .value = std::string(""),
+           .metavar = "PATH",
+           .read_by = "gateway/access_log",
+           .group = "Metrics and log",
+           .help = "File of the access log, made anew when it was renamed; none given = stdout."},
+          {.name = "enable-trace",
+           .field = &O::enable_trace,
+           .value = false,
+           .read_by = "gateway/gateway",
+           .group = "Metrics and log",
+           .help = "Send a trace of each request to an OpenTelemetry receiver; OTEL_SERVICE_NAME of the environment "
+                   "replaces the service's name, sgl-router."},
+          {.name = "otlp-traces-endpoint",
+           .field = &O::otlp_traces_endpoint,
+           .value = std::string("localhost:4317"),
+           .metavar = "ENDPOINT",
+           .read_by = "gateway/gateway",
+           .group = "Metrics and log",
+           .help = "Where traces go: host:port for OTLP over gRPC, a URL for OTLP over HTTP."},
       },
       rejected_flags());
   return table;
@@ -647,6 +684,12 @@ Result<void> validate(const GatewayOptions& options) {
     }
   }
   if (options.api_key && options.api_key->empty()) return bad("--api-key must not be empty");
+  if (options.access_log == "off" && !options.access_log_file.empty()) {
+    return bad("--access-log-file needs --access-log text or json");
+  }
+  if (const auto endpoint = obs::parse_trace_endpoint(options.otlp_traces_endpoint); !endpoint.ok()) {
+    return bad(fmt::format("--otlp-traces-endpoint: {}", endpoint.error().message));
+  }
   return duration_buckets(options).ok() ? Result<void>() : Result<void>(duration_buckets(options).error());
 }
 

@@ -66,6 +66,7 @@ struct GatewayOptions {
   int64_t health_success_threshold;
   std::optional<int64_t> health_check_port;
   bool disable_health_check;
+  int64_t slow_start_secs;
 
   int64_t request_timeout_secs;
   int64_t connect_timeout_secs;
@@ -104,6 +105,10 @@ struct GatewayOptions {
   std::string log_level;
   std::string log_dir;
   bool log_json;
+  std::string access_log;
+  std::string access_log_file;
+  bool enable_trace;
+  std::string otlp_traces_endpoint;
 };
 
 const OptionTable<GatewayOptions>& gateway_option_table();

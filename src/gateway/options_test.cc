@@ -83,7 +83,7 @@ TEST(GatewayOptionsTest, WhatCannotBeIsRefusedAtStartUp) {
 
 TEST(GatewayOptionsTest, FlagsThatAreNotBuiltAreNamedWithWhatToDoInstead) {
   for (const char* flag : {"--pd-disaggregation", "--service-discovery", "--tokenizer-path", "--tls-cert-path",
-                           "--enable-trace", "--block-size", "--backend"}) {
+                           "--jwt-issuer", "--block-size", "--backend"}) {
     const auto result = check({flag, "x"});
     ASSERT_FALSE(result.ok()) << flag;
     EXPECT_NE(result.error().message.find("not implemented"), std::string::npos) << result.error().message;

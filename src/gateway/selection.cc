@@ -8,11 +8,12 @@ namespace sluice::gateway {
 namespace {
 
 void list_usable(const Roster& roster, std::span<const uint32_t> tried, TimePoint now, std::vector<Candidate>& usable) {
-  for (const int effort : {0, 1, 2}) {
+  for (const int effort : {0, 1, 2, 3}) {
     usable.clear();
     for (const WorkerPtr& worker : roster.workers()) {
       if (effort < 1 ? !worker->takes_work(now) : !worker->usable()) continue;
-      if (effort < 2 && std::ranges::find(tried, worker->number) != tried.end()) continue;
+      if (effort == 1 && worker->suspect.load(std::memory_order_relaxed)) continue;  // one that may be tried takes work
+      if (effort < 3 && std::ranges::find(tried, worker->number) != tried.end()) continue;
       usable.push_back({worker->number, worker->load.get()});
     }
     if (!usable.empty()) return;

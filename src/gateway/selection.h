@@ -1,5 +1,5 @@
 // Which worker a request goes to, of those of its destination: the policy's choice among those that take work and were
-// not tried, else among those that were not tried, else among all that may be used.
+// not tried, else among those that were not tried, not suspect ones first, else among all that may be used.
 #pragma once
 
 #include <optional>

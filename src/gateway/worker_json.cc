@@ -53,6 +53,18 @@ void append_belief(std::string& out, const routing::CacheBelief& belief) {
   }
 }
 
+// Null of one that is not suspect.
+void append_suspicion(std::string& out, const Worker& worker) {
+  const auto suspicion = worker.suspicion();
+  if (!suspicion) {
+    out += "null";
+    return;
+  }
+  append(out, R"({{"since":{:.6f},"why":)", static_cast<double>(suspicion->since_unix_nanos) / 1e9);
+  append_quoted(out, suspicion->why);
+  out += '}';
+}
+
 }  // namespace
 
 void append_worker_json(std::string& out, const Worker& worker) {
@@ -68,11 +80,15 @@ void append_worker_json(std::string& out, const Worker& worker) {
     out += R"(,"labels":)";
     append_labels(out, info.labels);
   });
-  append(out,
-         R"(,"worker_type":"regular","is_healthy":{},"status":"{}","load":{},"load_tokens":{},)"
-         R"("connection_mode":"http","runtime_type":"sglang","generation":{},"cache_belief":)",
+  append(out, R"(,"worker_type":"regular","is_healthy":{},"status":"{}","load":{},"load_tokens":{},"most_requests":)",
          worker.healthy.load() && !worker.draining.load(), worker.status(), worker.load->requests.load(),
-         worker.load->tokens.load(), worker.generation.load());
+         worker.load->tokens.load());
+  const int64_t most_requests = worker.most_requests.load();
+  out += most_requests == Worker::kNoLimit ? "null" : std::to_string(most_requests);
+  out += R"(,"suspect":)";
+  append_suspicion(out, worker);
+  append(out, R"(,"connection_mode":"http","runtime_type":"sglang","generation":{},"cache_belief":)",
+         worker.generation.load());
   append_belief(out, worker.load->belief);
   if (worker.dp.rank >= 0) {
     out += R"(,"dp_base_url":)";

@@ -12,6 +12,7 @@
 #include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
 #include <cerrno>
+#include <charconv>
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
@@ -32,6 +33,13 @@ constexpr size_t kDiscardLimit = 256 * 1024;
 constexpr Duration kLinger = std::chrono::seconds(2);
 constexpr size_t kLingerLimit = 8 << 20;
 constexpr size_t kReadAhead = 256 * 1024;
+// What the kernel takes of an answer beyond what is under way to its client. Otherwise it takes megabytes for each slow
+// reader, and whoever writes the answer is held back so much later.
+constexpr int kUnsent = 128 * 1024;
+// Memory that the announcement of a body alone gets, and room behind it for parsers that read over its end: without
+// that they copy it.
+constexpr size_t kTrusted = 4 << 20;
+constexpr size_t kParserRoom = 64;
 
 iovec part(std::string_view bytes) { return {const_cast<char*>(bytes.data()), bytes.size()}; }
 
@@ -168,6 +176,8 @@ class Connection final : public Stream, public ServerExchange {
   Task<Result<void>> respond(Response response) override;
   Task<Result<void>> start(ResponseHead head) override;
   Task<Result<void>> write(std::string_view bytes) override;
+  bool write_now(std::string_view bytes) override;
+  Task<Result<void>> drain() override;
   Task<Result<void>> finish() override;
   void set_trailers(Headers trailers) override { trailers_ = std::move(trailers); }
   bool started() const override { return answer_ != Answer::kNone; }
@@ -219,6 +229,9 @@ class Connection final : public Stream, public ServerExchange {
   Headers trailers_;
   std::string out_;     // the head, until it was sent
   size_t flushed_ = 0;  // bytes of it that went out already
+  // What write_now() leaves to drain().
+  std::string unsent_;
+  std::optional<Error> trouble_;
   uint64_t exchange_ = 0;
 };
 
@@ -358,12 +371,15 @@ Task<Result<std::string>> Connection::read_body(size_t limit) {
   };
   if (parser_.content_length().value_or(0) > limit) co_return too_large();
   std::string whole;
-  if (parser_.content_length()) whole.reserve(std::min<uint64_t>(*parser_.content_length(), 4 << 20));
+  const auto length = parser_.content_length();
+  if (length) whole.reserve(std::min<uint64_t>(*length, kTrusted) + kParserRoom);
   while (!parser_.done()) {
     if (unread_size() > 0) {
       size_t used = 0;
       std::string_view body;
       const auto status = parser_.parse_body(unread_data(), unread_size(), used, body);
+      // All of it at once, for one that has sent so much: growing step by step leaves holes of megabytes behind.
+      if (length && whole.size() + body.size() > whole.capacity()) whole.reserve(*length + kParserRoom);
       whole.append(body);
       consume(used);
       expects_continue_ = false;  // it sends already
@@ -494,26 +510,52 @@ void Connection::flush_head() {
 }
 
 Task<Result<void>> Connection::write(std::string_view bytes) {
-  if (answer_ != Answer::kStreaming) co_return Error{ErrorCode::kInternal, "write() needs start() before it"};
-  if (!is_open()) co_return io_error(Io::kCancelled, "the answer was written");
-  if (bytes.empty()) co_return Result<void>();
+  if (write_now(bytes)) co_return Result<void>();
+  co_return co_await drain();
+}
+
+bool Connection::write_now(std::string_view bytes) {
+  const auto fail = [&](Error error) {
+    trouble_ = std::move(error);
+    return false;
+  };
+  if (answer_ != Answer::kStreaming) return fail({ErrorCode::kInternal, "write() needs start() before it"});
+  if (!is_open()) return fail(io_error(Io::kCancelled, "the answer was written"));
+  if (bytes.empty()) return true;
   if (promised_ && !no_body_) {
     if (bytes.size() > *promised_) {
       abort();
-      co_return Error{ErrorCode::kInternal, "more bytes than the head's Content-Length were written"};
+      return fail({ErrorCode::kInternal, "more bytes than the head's Content-Length were written"});
     }
     *promised_ -= bytes.size();
   }
   if (no_body_) bytes = {};
-  // Moved out: the flush that start() posted must not send the head while this write waits.
-  const std::string head = std::exchange(out_, {});
-  const auto unsent = std::string_view(head).substr(std::exchange(flushed_, 0));
   char size[20];
   size_t digits = 0;
   if (chunked_ && !bytes.empty()) {
-    digits = static_cast<size_t>(fmt::format_to_n(size, sizeof size, "{:x}\r\n", bytes.size()).size);
+    char* const end = std::to_chars(size, std::end(size) - 2, bytes.size(), 16).ptr;
+    end[0] = '\r';
+    end[1] = '\n';
+    digits = static_cast<size_t>(end + 2 - size);
   }
-  iovec parts[] = {part(unsent), {size, digits}, part(bytes), part(digits > 0 ? "\r\n" : "")};
+  iovec parts[] = {
+      part(std::string_view(out_).substr(flushed_)), {size, digits}, part(bytes), part(digits > 0 ? "\r\n" : "")};
+  std::span<iovec> rest(parts);
+  const Io io = try_write(rest);
+  for (const iovec& left : rest) unsent_.append(static_cast<const char*>(left.iov_base), left.iov_len);
+  // The flush that start() posted finds nothing more to send.
+  out_.clear();
+  flushed_ = 0;
+  if (io == Io::kOk) return true;
+  if (io == Io::kWouldBlock) return false;
+  keep_ = false;
+  return fail(io_error(io, "the answer was written"));
+}
+
+Task<Result<void>> Connection::drain() {
+  const std::string unsent = std::exchange(unsent_, {});
+  if (trouble_) co_return *std::exchange(trouble_, std::nullopt);
+  iovec parts[] = {part(unsent)};
   co_return co_await send(parts);
 }
 
@@ -615,6 +657,7 @@ class Server::Impl::Acceptor : public std::enable_shared_from_this<Acceptor> {
     if (fd < 0) return false;
     const int one = 1;
     ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    ::setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &kUnsent, sizeof kUnsent);
     auto connection = std::make_shared<Connection>(state_, loop_index_, fd, address_of(address));
     asio::co_spawn(state_->loops[loop_index_].executor(), run_connection(std::move(connection)), asio::detached);
     return true;

@@ -1,6 +1,7 @@
 #include "net/stream.h"
 
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <boost/asio/post.hpp>
@@ -14,16 +15,20 @@ namespace {
 
 constexpr size_t kFirstBuffer = 16 * 1024;
 
-Io from_errno() {
-  if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) return Io::kWouldBlock;
-  return Io::kReset;
+Io from_errno() { return errno == EAGAIN || errno == EWOULDBLOCK ? Io::kWouldBlock : Io::kReset; }
+
+ssize_t receive_bytes(int fd, char* to, size_t room) {
+  for (;;) {
+    const ssize_t n = ::recv(fd, to, room, 0);
+    if (n >= 0 || errno != EINTR) return n;
+  }
 }
 
 }  // namespace
 
 Task<Io> Waiter::wait() {
   SLUICE_CHECK(!waiting(), "two coroutines wait for the same stream");
-  co_return co_await asio::async_initiate<const asio::use_awaitable_t<Executor>&, void(Io)>(
+  return asio::async_initiate<const asio::use_awaitable_t<Executor>&, void(Io)>(
       [this](auto&& handler) { handler_.emplace(std::move(handler)); }, use_task);
 }
 
@@ -40,40 +45,16 @@ void Waiter::wake_later(Executor executor, Io why) {
   handler_.reset();
 }
 
-// The operations that wait in the loop. Destroyed without having been called, which happens when the loop is destroyed,
-// they break the cycle stream -> waiting coroutine -> stream.
-struct Stream::ReadReady {
-  explicit ReadReady(std::shared_ptr<Stream> s) : stream(std::move(s)) {}
-  ReadReady(ReadReady&&) noexcept = default;
-  ~ReadReady() {
-    if (stream) stream->abandon();
-  }
-  void operator()(const boost::system::error_code&) {
-    const auto s = std::move(stream);
-    s->read_armed_ = false;
-    if (s->open_) s->on_readable();
-  }
-  std::shared_ptr<Stream> stream;
-};
-
-struct Stream::WriteReady {
-  explicit WriteReady(std::shared_ptr<Stream> s) : stream(std::move(s)) {}
-  WriteReady(WriteReady&&) noexcept = default;
-  ~WriteReady() {
-    if (stream) stream->abandon();
-  }
-  void operator()(const boost::system::error_code&) {
-    const auto s = std::move(stream);
-    s->write_armed_ = false;
-    if (s->open_) s->on_writable();
-  }
-  std::shared_ptr<Stream> stream;
-};
-
 Stream::Stream(EventLoop& loop, int fd, size_t read_ahead)
-    : loop_(loop), read_ahead_(read_ahead), descriptor_(loop.executor(), fd), timer_(loop.executor()) {}
+    : loop_(loop), read_ahead_(read_ahead), fd_(fd), timer_(loop.executor()) {
+  loop_.poller().add(fd_, *this, EPOLLIN | EPOLLRDHUP);
+}
 
-Stream::~Stream() = default;
+Stream::~Stream() {
+  if (!open_) return;
+  loop_.poller().remove(fd_, *this);
+  ::close(fd_);
+}
 
 void Stream::consume(size_t n) {
   begin_ += n;
@@ -108,8 +89,10 @@ Io Stream::receive() {
   if (read_state_ != Io::kOk) return read_state_;
   if (!make_room()) return Io::kWouldBlock;
   const size_t room = capacity_ - end_;
-  const ssize_t n = ::recv(fd(), buffer_.get() + end_, room, 0);
+  const ssize_t n = receive_bytes(fd_, buffer_.get() + end_, room);
   last_read_was_full_ = n == static_cast<ssize_t>(room);
+  // Less than there was room for is all: the next bytes, or the end, are news.
+  readable_ = last_read_was_full_ || (n > 0 && at_end_);
   if (n > 0) {
     end_ += static_cast<size_t>(n);
     return Io::kOk;
@@ -125,17 +108,30 @@ Io Stream::receive() {
 void Stream::arm_read() {
   if (read_armed_ || !open_) return;
   read_armed_ = true;
-  descriptor_.async_wait(asio::posix::descriptor_base::wait_read, ReadReady(shared_from_this()));
+  stay_alive();
+  if (!readable_) return;
+  // What is there already is no news for the poller.
+  asio::post(loop_.executor(), [self = shared_from_this()] {
+    if (self->open_ && self->readable_ && std::exchange(self->read_armed_, false)) self->on_readable();
+  });
 }
 
 void Stream::watch() {
   if (read_state_ == Io::kOk && (end_ - begin_) < read_ahead_) arm_read();
 }
 
+void Stream::on_events(uint32_t events) {
+  const auto self = shared_from_this();
+  if ((events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0) at_end_ = true;
+  if ((events & EPOLLIN) != 0 || at_end_) readable_ = true;
+  if ((events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0) writer_.wake_now(Io::kOk);
+  if (open_ && readable_ && std::exchange(read_armed_, false)) on_readable();
+}
+
 Task<Io> Stream::read_more() {
   if (!open_) co_return Io::kCancelled;
   if (read_state_ != Io::kOk) co_return read_state_;
-  if (last_read_was_full_) {
+  if (readable_) {
     const Io io = receive();
     if (io != Io::kWouldBlock) co_return io;
   }
@@ -145,7 +141,6 @@ Task<Io> Stream::read_more() {
 }
 
 void Stream::on_readable() {
-  const auto self = shared_from_this();
   const Io io = receive();
   if (!open_) return;  // on_ended() closed it, and that woke the reader
   if (reader_.waiting()) {
@@ -164,20 +159,20 @@ void Stream::on_readable() {
 bool Stream::has_news() {
   if (read_state_ != Io::kOk || end_ != begin_ || !open_) return true;
   char byte;
-  const ssize_t n = ::recv(fd(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+  const ssize_t n = ::recv(fd_, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
   return n >= 0 || from_errno() != Io::kWouldBlock;
 }
 
 bool Stream::has_answer() {
   if (end_ != begin_) return true;
   char byte;
-  return open_ && read_state_ == Io::kOk && ::recv(fd(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+  return open_ && read_state_ == Io::kOk && ::recv(fd_, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
 }
 
 int Stream::socket_error() {
   int error = 0;
   socklen_t size = sizeof error;
-  return ::getsockopt(fd(), SOL_SOCKET, SO_ERROR, &error, &size) == 0 ? error : errno;
+  return ::getsockopt(fd_, SOL_SOCKET, SO_ERROR, &error, &size) == 0 ? error : errno;
 }
 
 Io Stream::try_write(std::span<iovec>& parts) {
@@ -188,7 +183,7 @@ Io Stream::try_write(std::span<iovec>& parts) {
     msghdr message{};
     message.msg_iov = parts.data();
     message.msg_iovlen = parts.size();
-    const ssize_t n = ::sendmsg(fd(), &message, MSG_NOSIGNAL);
+    const ssize_t n = ::sendmsg(fd_, &message, MSG_NOSIGNAL);
     if (n < 0) {
       if (errno == EINTR) continue;
       return from_errno();
@@ -218,16 +213,14 @@ Task<Io> Stream::write_rest(std::span<iovec> parts, Duration stall) {
 
 Task<Io> Stream::wait_writable() {
   if (!open_) co_return Io::kCancelled;
-  if (!write_armed_) {
-    write_armed_ = true;
-    descriptor_.async_wait(asio::posix::descriptor_base::wait_write, WriteReady(shared_from_this()));
-  }
+  stay_alive();
+  loop_.poller().change(fd_, *this, EPOLLIN | EPOLLOUT | EPOLLRDHUP);
   co_return co_await writer_.wait();
 }
 
-void Stream::on_writable() { writer_.wake_now(Io::kOk); }
-
-void Stream::abandon() {
+// Breaks the cycle stream -> waiting coroutine -> stream.
+void Stream::on_shutdown() {
+  const auto self = std::move(self_);
   reader_.drop();
   writer_.drop();
 }
@@ -270,15 +263,17 @@ void Stream::on_timer() {
 }
 
 void Stream::shutdown_write() {
-  if (open_) ::shutdown(fd(), SHUT_WR);
+  if (open_) ::shutdown(fd_, SHUT_WR);
 }
 
 void Stream::close() {
   if (!open_) return;
   open_ = false;
   has_deadline_ = false;
-  boost::system::error_code ignored;
-  descriptor_.close(ignored);
+  loop_.poller().remove(fd_, *this);
+  ::close(fd_);
+  // Whoever closes it may be running in it.
+  if (self_ != nullptr) asio::post(loop_.executor(), [self = std::move(self_)] {});
   timer_.cancel();
   reader_.wake_later(loop_.executor(), Io::kCancelled);
   writer_.wake_later(loop_.executor(), Io::kCancelled);

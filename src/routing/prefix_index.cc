@@ -202,6 +202,14 @@ class PrefixIndex::Impl {
     --flushes_;
   }
 
+  void report(size_t most, std::function<void(PrefixIndexReport)> done) {
+    {
+      std::lock_guard lock(mu_);
+      asked_.emplace_back(most, std::move(done));
+    }
+    wake_.notify_one();
+  }
+
   PrefixMatch match(std::string_view text) const {
     PrefixMatch found = tree_.match(text);
     if (found.matched_bytes == text.size() || !any_waits_.load(std::memory_order_relaxed)) return found;
@@ -235,13 +243,15 @@ class PrefixIndex::Impl {
   PendingInserts& queue() { return pending_[active_]; }
   const PendingInserts& queue() const { return pending_[active_]; }
   // Under the lock: what is queued should not wait for more.
-  bool hurry() const { return stop_ || flushes_ > 0 || sweeps_wanted_ > sweeps_done_ || queue().half_full(); }
+  bool hurry() const {
+    return stop_ || flushes_ > 0 || sweeps_wanted_ > sweeps_done_ || queue().half_full() || !asked_.empty();
+  }
 
   void run() {
     const auto start = std::chrono::steady_clock::now();
     std::unique_lock lock(mu_);
     for (;;) {
-      const auto due = [&] { return stop_ || !queue().empty() || sweeps_wanted_ > sweeps_done_; };
+      const auto due = [&] { return stop_ || !queue().empty() || sweeps_wanted_ > sweeps_done_ || !asked_.empty(); };
       // Without stale claims there is nothing to do until somebody inserts: no timer ticks while idle.
       bool sweep_now = false;
       if (stale_) {
@@ -261,6 +271,7 @@ class PrefixIndex::Impl {
       const uint64_t sweeps = sweeps_wanted_;
       sweep_now = sweep_now || sweeps > sweeps_done_;
       if (sweep_now) stale_ = false;
+      const auto asked = std::exchange(asked_, {});
       lock.unlock();
 
       const uint32_t tick = tick_since(start);
@@ -271,6 +282,7 @@ class PrefixIndex::Impl {
         (done ? inserts_ : dropped_inserts_).fetch_add(1, std::memory_order_relaxed);
       });
       if (sweep_now) tree_.sweep();
+      for (const auto& [most, done] : asked) done(tree_.report(most));
       const size_t applied = batch.count();
 
       lock.lock();
@@ -303,6 +315,7 @@ class PrefixIndex::Impl {
   uint64_t queued_ = 0;
   uint64_t applied_ = 0;
   int flushes_ = 0;  // callers that wait in flush()
+  std::vector<std::pair<size_t, std::function<void(PrefixIndexReport)>>> asked_;
   uint64_t sweeps_wanted_ = 0;
   uint64_t sweeps_done_ = 0;
   bool stale_ = false;  // claims of dropped workers may be in the tree
@@ -319,5 +332,8 @@ void PrefixIndex::drop_worker(uint32_t worker) { impl_->drop_worker(worker); }
 void PrefixIndex::sweep() { impl_->sweep(); }
 void PrefixIndex::flush() { impl_->flush(); }
 PrefixIndexStats PrefixIndex::stats() const { return impl_->stats(); }
+void PrefixIndex::report(size_t most, std::function<void(PrefixIndexReport)> done) {
+  impl_->report(most, std::move(done));
+}
 
 }  // namespace sluice::routing

@@ -8,10 +8,13 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "base/clock.h"
 
@@ -77,6 +80,21 @@ struct PrefixIndexStats {
   uint64_t evictions_worker = 0;  // claims that went because their worker was dropped
 };
 
+// What the index holds, at one moment.
+struct PrefixIndexReport {
+  struct Prefix {
+    size_t bytes = 0;   // of its text
+    uint64_t hash = 0;  // text_hash()
+    uint32_t inserts = 0;
+    size_t continuations = 0;       // different next bytes
+    std::vector<uint32_t> holders;  // the first few
+    size_t num_holders = 0;
+  };
+  std::vector<std::pair<uint32_t, size_t>> worker_bytes;  // of text, of each worker that holds any
+  // The longest of those that nearly the same inserts came through; most inserts first.
+  std::vector<Prefix> prefixes;
+};
+
 class PrefixIndex {
  public:
   explicit PrefixIndex(PrefixIndexOptions options);
@@ -101,6 +119,9 @@ class PrefixIndex {
   void flush();
 
   PrefixIndexStats stats() const;
+  // `done` gets the report on the index thread, soon, and does next to nothing there; with the index it may go unused.
+  // Looks at some hundred nodes for each prefix, `most` of them at most. Any thread; returns at once.
+  void report(size_t most, std::function<void(PrefixIndexReport)> done);
 
  private:
   class Impl;

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "routing/common_prefix.h"
+#include "routing/text_mark.h"
 
 namespace sluice::routing {
 namespace {
@@ -97,6 +98,7 @@ struct PrefixTree::Node {
   Ref parent = 0;
   Ref older = 0;
   Ref newer = 0;
+  uint32_t inserts = 0;  // that came through; never fewer than through a child
 
   char* edge_data() { return reinterpret_cast<char*>(this + 1); }
   std::string_view edge() const { return {reinterpret_cast<const char*>(this + 1), edge_size}; }
@@ -253,6 +255,7 @@ bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick, siz
       if (common < child->edge_size) child = split(child, common);
       if (child == nullptr || !claim(child, holder, tick)) return false;
     }
+    if (child->inserts != UINT32_MAX) ++child->inserts;
     text.remove_prefix(child->edge_size);
     node = child;
   }
@@ -261,6 +264,56 @@ bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick, siz
     trim_worker(holder.worker, share);
   }
   return true;
+}
+
+// A child was never used more often than its parent: who looks at the most used first finds the most used of all.
+PrefixIndexReport PrefixTree::report(size_t most) const {
+  PrefixIndexReport report;
+  for (uint32_t worker = 0; worker < worker_bytes_.size(); ++worker) {
+    if (worker_bytes_[worker] > 0) report.worker_bytes.emplace_back(worker, worker_bytes_[worker]);
+  }
+  struct Step {
+    const Node* node;
+    size_t bytes;  // of the text up to its end
+  };
+  const auto less_used = [](const Step& a, const Step& b) { return a.node->inserts < b.node->inserts; };
+  std::vector<Step> open{{root_, 0}};
+  // A prefix of many megabytes is a chain of as many nodes: what is passed over is bounded too.
+  for (size_t looks = 64 * most + 1024; !open.empty() && report.prefixes.size() < most && looks > 0; --looks) {
+    std::ranges::pop_heap(open, less_used);
+    const Step step = open.back();
+    open.pop_back();
+    size_t children = 0;
+    uint32_t best = 0;
+    each_child(step.node, [&](const Node* child) {
+      ++children;
+      best = std::max(best, child->inserts);
+      open.push_back({child, step.bytes + child->edge_size});
+      std::ranges::push_heap(open, less_used);
+    });
+    // One that nearly all go on from in the same way says less than its continuation.
+    if (step.node == root_ || best >= step.node->inserts - step.node->inserts / 10) continue;
+    report.prefixes.push_back(describe(step.node, step.bytes, children));
+  }
+  return report;
+}
+
+PrefixIndexReport::Prefix PrefixTree::describe(const Node* node, size_t bytes, size_t children) const {
+  constexpr size_t kShownHolders = 16;
+  PrefixIndexReport::Prefix prefix{.bytes = bytes, .inserts = node->inserts, .continuations = children};
+  std::string text(bytes, '\0');
+  size_t begin = bytes;
+  for (const Node* part = node; part != root_; part = node_at(part->parent)) {
+    begin -= part->edge_size;
+    part->edge().copy(text.data() + begin, part->edge_size);
+  }
+  prefix.hash = text_hash(text);
+  each_claim(node, [&](const Claim& claim) {
+    uint32_t worker = 0;
+    if (!live(claim, &worker)) return;
+    if (++prefix.num_holders <= kShownHolders) prefix.holders.push_back(worker);
+  });
+  return prefix;
 }
 
 void PrefixTree::sweep() {
@@ -462,6 +515,7 @@ PrefixTree::Node* PrefixTree::split(Node* node, size_t length) {
   new_children(children)->append(lower->edge().front(), heap_.ref_of(lower));
   upper->children.store(children, std::memory_order_relaxed);
   if (node->queued) replace_in_queue(node, lower);
+  upper->inserts = lower->inserts = node->inserts;
 
   Children* table = heap_.at<Children>(node_at(node->parent)->children.load(std::memory_order_relaxed));
   table->find(node->edge().front())->store(heap_.ref_of(upper), std::memory_order_seq_cst);

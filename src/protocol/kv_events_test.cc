@@ -1,0 +1,159 @@
+#include "protocol/kv_events.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "base/rng.h"
+
+namespace sluice::protocol {
+namespace {
+
+using ::testing::ElementsAre;
+using Kind = KvEvent::Kind;
+
+std::string from_hex(std::string_view hex) {
+  std::string out;
+  for (size_t i = 0; i < hex.size(); i += 2) {
+    out += static_cast<char>(std::stoi(std::string(hex.substr(i, 2)), nullptr, 16));
+  }
+  return out;
+}
+
+// What msgspec 0.19 writes for the structs of SGLang: two stored blocks, the first one removed, all cleared; rank 3.
+constexpr std::string_view kSglang =
+    "93cb3ff80000000000009497ab426c6f636b53746f72656491fec0940102cd012cce0001117004c0a347505597ab426c6f636b53746f726564"
+    "91cf4000000000000000fe940506070804c0a347505593ac426c6f636b52656d6f76656491fea347505591b0416c6c426c6f636b73436c6561"
+    "72656403";
+// Before there were media and ranks.
+constexpr std::string_view kOlder =
+    "92cb3ff80000000000009296ab426c6f636b53746f7265649107c092010202c092ac426c6f636b52656d6f7665649107";
+// Newer vLLM: maps, hashes as bytes, two groups of a hybrid cache of which the second is salted.
+constexpr std::string_view kVllm =
+    "83a27473cb4004000000000000a66576656e7473938ba474797065ab426c6f636b53746f726564ac626c6f636b5f68617368657392c4200001"
+    "02030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1fc4200102030405060708090a0b0c0d0e0f10111213141516171819"
+    "1a1b1c1d1e1f20b1706172656e745f626c6f636b5f68617368c0a9746f6b656e5f6964739401020304aa626c6f636b5f73697a6502a76c6f72"
+    "615f6964c0a66d656469756da3475055a96c6f72615f6e616d65c0aa65787472615f6b65797392c0c0a967726f75705f69647800b26b765f63"
+    "616368655f737065635f6b696e64ae66756c6c5f617474656e74696f6e8ba474797065ab426c6f636b53746f726564ac626c6f636b5f686173"
+    "68657391c420000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1fb1706172656e745f626c6f636b5f68617368c4"
+    "20000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1fa9746f6b656e5f696473920102aa626c6f636b5f73697a65"
+    "02a76c6f72615f6964c0a66d656469756da3475055a96c6f72615f6e616d65c0aa65787472615f6b6579739191a473616c74a967726f75705f"
+    "69647801b26b765f63616368655f737065635f6b696e64ae736c6964696e675f77696e646f7784a474797065ac426c6f636b52656d6f766564"
+    "ac626c6f636b5f68617368657391c420000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1fa66d656469756da347"
+    "5055a967726f75705f69647801b2646174615f706172616c6c656c5f72616e6b00";
+
+TEST(KvEventsTest, ReadsWhatSglangWrites) {
+  const auto batch = decode_kv_events(from_hex(kSglang));
+  ASSERT_TRUE(batch.ok()) << batch.error().message;
+  EXPECT_EQ(batch->timestamp, 1.5);
+  EXPECT_EQ(batch->dp_rank, 3);
+  EXPECT_EQ(batch->unreadable, 0U);
+  ASSERT_EQ(batch->events.size(), 4U);
+  const KvEvent &first = batch->events[0], &second = batch->events[1], &removed = batch->events[2];
+  EXPECT_EQ(first.kind, Kind::kStored);
+  EXPECT_THAT(first.hashes, ElementsAre(static_cast<KvBlockHash>(-2)));
+  EXPECT_EQ(first.parent, std::nullopt);
+  EXPECT_THAT(first.token_ids, ElementsAre(1, 2, 300, 70000));
+  EXPECT_EQ(first.block_size, 4);
+  EXPECT_EQ(first.medium, "GPU");
+  EXPECT_FALSE(first.keyed);
+  EXPECT_EQ(second.parent, static_cast<KvBlockHash>(-2));
+  EXPECT_THAT(second.hashes, ElementsAre(KvBlockHash{1} << 62));
+  EXPECT_EQ(removed.kind, Kind::kRemoved);
+  EXPECT_THAT(removed.hashes, ElementsAre(static_cast<KvBlockHash>(-2)));
+  EXPECT_EQ(batch->events[3].kind, Kind::kCleared);
+}
+
+TEST(KvEventsTest, ReadsTheOlderFormWithoutMediumAndRank) {
+  const auto batch = decode_kv_events(from_hex(kOlder));
+  ASSERT_TRUE(batch.ok()) << batch.error().message;
+  EXPECT_EQ(batch->dp_rank, std::nullopt);
+  ASSERT_EQ(batch->events.size(), 2U);
+  EXPECT_THAT(batch->events[0].token_ids, ElementsAre(1, 2));
+  EXPECT_THAT(batch->events[1].hashes, ElementsAre(7U));
+}
+
+TEST(KvEventsTest, ReadsTheMapsOfVllmWithHashesAsBytesAndGroups) {
+  const auto batch = decode_kv_events(from_hex(kVllm));
+  ASSERT_TRUE(batch.ok()) << batch.error().message;
+  EXPECT_EQ(batch->dp_rank, 0);
+  ASSERT_EQ(batch->events.size(), 3U);
+  const KvEvent& full = batch->events[0];
+  ASSERT_EQ(full.hashes.size(), 2U);
+  EXPECT_NE(full.hashes[0], full.hashes[1]);
+  EXPECT_EQ(full.group, 0);
+  EXPECT_EQ(full.group_kind, "full_attention");
+  EXPECT_FALSE(full.keyed) << "the entries are null";
+  const KvEvent& sliding = batch->events[1];
+  EXPECT_EQ(sliding.parent, full.hashes[0]) << "the same bytes are the same block";
+  EXPECT_TRUE(sliding.keyed);
+  EXPECT_EQ(sliding.group_kind, "sliding_window");
+  EXPECT_EQ(batch->events[2].kind, Kind::kRemoved);
+  EXPECT_EQ(batch->events[2].group, 1);
+}
+
+TEST(KvEventsTest, WhatIsWrittenIsReadAgain) {
+  KvEventBatch batch{.timestamp = 12.25, .events = {}, .dp_rank = 1};
+  batch.events.push_back({.kind = Kind::kStored,
+                          .hashes = {5, ~KvBlockHash{0}},
+                          .parent = 4,
+                          .token_ids = {1, 2, 3, 4},
+                          .block_size = 2,
+                          .medium = "GPU"});
+  batch.events.push_back({.kind = Kind::kRemoved, .hashes = {5}});
+  batch.events.push_back({.kind = Kind::kCleared});
+  const auto read = decode_kv_events(encode_kv_events(batch));
+  ASSERT_TRUE(read.ok()) << read.error().message;
+  EXPECT_EQ(read->timestamp, 12.25);
+  EXPECT_EQ(read->dp_rank, 1);
+  ASSERT_EQ(read->events.size(), 3U);
+  EXPECT_EQ(read->events[0].hashes, batch.events[0].hashes);
+  EXPECT_EQ(read->events[0].parent, batch.events[0].parent);
+  EXPECT_EQ(read->events[0].token_ids, batch.events[0].token_ids);
+  EXPECT_EQ(read->events[1].medium, "");
+}
+
+TEST(KvEventsTest, AnEventThatCannotBeReadDoesNotTakeTheOthersAlong) {
+  // [0, [nil, [], ["Later", 1], ["BlockStored", [1], nil, [1, 2, 3], 2, nil], ["BlockStored", [1], nil, [[1, 2]], 1,
+  //  nil], ["BlockRemoved", "text"], ["BlockRemoved", [9]]]]
+  const auto batch =
+      decode_kv_events(from_hex("92c097c090"
+                                "92a54c6174657201"
+                                "96ab426c6f636b53746f7265649101c09301020302c0"
+                                "96ab426c6f636b53746f7265649101c09192010201c0"
+                                "92ac426c6f636b52656d6f766564a474657874"
+                                "92ac426c6f636b52656d6f7665649109"));
+  ASSERT_TRUE(batch.ok()) << batch.error().message;
+  EXPECT_EQ(batch->unreadable, 6U);
+  ASSERT_EQ(batch->events.size(), 1U);
+  EXPECT_THAT(batch->events[0].hashes, ElementsAre(9U));
+}
+
+TEST(KvEventsTest, WhatIsNoBatchIsAnError) {
+  for (const char* hex : {"", "c0", "93", "9100", "92c0c0", "a474657874", "92c0dd7fffffff", "80", "9200", "c1"}) {
+    EXPECT_FALSE(decode_kv_events(from_hex(hex)).ok()) << hex;
+  }
+  EXPECT_FALSE(decode_kv_events(std::string(1 << 20, '\x91')).ok()) << "a million lists in each other";
+  EXPECT_EQ(decode_kv_events(std::string(kMostKvPayload + 1, '\x90')).error().code, ErrorCode::kTooLarge);
+}
+
+TEST(KvEventsTest, DamagedMessagesEndInAnAnswer) {
+  Rng rng(7);
+  for (const auto hex : {kSglang, kVllm}) {
+    const std::string good = from_hex(hex);
+    for (int round = 0; round < 20000; ++round) {
+      std::string bad = good.substr(0, 1 + rng.below(good.size()));
+      for (uint64_t changes = rng.below(4); changes > 0; --changes) {
+        bad[rng.below(bad.size())] = static_cast<char>(rng.below(256));
+      }
+      const auto batch = decode_kv_events(bad);
+      if (!batch.ok()) continue;
+      for (const KvEvent& event : batch->events) {
+        if (event.kind != Kind::kStored) continue;
+        ASSERT_EQ(event.token_ids.size(), event.hashes.size() * static_cast<size_t>(event.block_size));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sluice::protocol
