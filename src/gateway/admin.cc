@@ -14,6 +14,7 @@
 #include "gateway/health_port.h"
 #include "gateway/kv_events/kv_caches.h"
 #include "gateway/loads.h"
+#include "gateway/worker_json.h"
 #include "gateway/worker_request.h"
 
 namespace sluice::gateway {
@@ -33,62 +34,10 @@ Response worker_error(int status, std::string_view code, std::string_view messag
   return response;
 }
 
-// What the prefix index believes of it, and whether anything it said bears that out.
-Json belief_json(const routing::CacheBelief& belief) {
-  const bool limited = belief.limit_bytes() != routing::CacheBelief::kNoLimit;
-  return {{"source", belief.confirmed() ? "reported" : "predicted"},
-          {"share", belief.share()},
-          {"limit_bytes", limited ? Json(belief.limit_bytes()) : Json()}};
-}
-
 // Whether what it holds is known from its KV events.
-Json kv_json(const Context& context, const Worker& worker) {
-  if (context.kv != nullptr) return context.kv->describe(worker.number);
-  return {{"mode", "belief"}, {"why", "KV events are not listened to without --tokenizer-path"}};
-}
-
-// Null of one that is not suspect.
-Json suspicion_json(const Worker& worker) {
-  const auto suspicion = worker.suspicion();
-  if (!suspicion) return nullptr;
-  return {{"since", static_cast<double>(suspicion->since_unix_nanos) / 1e9}, {"why", suspicion->why}};
-}
-
-Json worker_json(const Context& context, const Worker& worker) {
-  const int64_t most_requests = worker.most_requests.load();
-  const auto info = worker.info();
-  Json document{{"id", worker.id},
-                {"url", worker.url},
-                {"model_id", info.model_id},
-                {"priority", info.priority},
-                {"cost", info.cost},
-                {"worker_type", "regular"},
-                {"is_healthy", worker.healthy.load() && !worker.draining.load()},
-                {"status", worker.status()},
-                {"load", worker.load->requests.load()},
-                {"load_tokens", worker.load->tokens.load()},
-                {"most_requests", most_requests == Worker::kNoLimit ? Json() : Json(most_requests)},
-                {"suspect", suspicion_json(worker)},
-                {"connection_mode", "http"},
-                {"runtime_type", "sglang"},
-                {"metadata", info.labels},
-                {"labels", info.labels},
-                {"generation", worker.generation.load()},
-                {"cache_belief", belief_json(worker.load->belief)},
-                {"kv_events", kv_json(context, worker)}};
-  if (worker.dp.rank >= 0) {
-    document["dp_base_url"] = worker.address.to_string();
-    document["dp_rank"] = worker.dp.rank;
-    document["dp_size"] = worker.dp.size;
-  }
-  if (!worker.proven) {
-    document["job_status"] = Json{
-        {"job_type", "AddWorker"},
-        {"worker_url", worker.url},
-        {"status", worker.failed ? "failed" : "processing"},
-        {"message", worker.failed ? "it did not answer its health check in time" : "waiting for its health check"}};
-  }
-  return document;
+std::string kv_json(const Context& context, const Worker& worker) {
+  if (context.kv != nullptr) return context.kv->describe(worker.number).dump();
+  return R"({"mode":"belief","why":"KV events are not listened to without --tokenizer-path"})";
 }
 
 Task<Response> ok(AdminCall&) { co_return Response::text(200, "OK"); }
@@ -175,18 +124,23 @@ void apply(const WorkerDetails& details, Worker::Info& info) {
   info.models_are_given = true;
 }
 
+std::string worker_list(const Context& context, const WorkerList& workers) {
+  std::string text = R"({"workers":[)";
+  text.reserve(text.size() + workers.size() * 600);
+  for (const WorkerPtr& worker : workers) {
+    if (text.back() == '}') text += ',';
+    append_worker_json(text, *worker, kv_json(context, *worker));
+  }
+  return text + fmt::format(R"(],"total":{0},"stats":{{"prefill_count":0,"decode_count":0,"regular_count":{0}}}}})",
+                            workers.size());
+}
+
 Task<Response> list_or_add(AdminCall& call) {
   if (call.head.method == "GET") {
-    Json list = Json::array();
     const auto model = net::query_value(call.head.query(), "model");
-    for (const WorkerPtr& worker : call.loop.fleet(call.context.fleet)) {
-      if (!model || call.loop.serves(*worker, *model)) list.push_back(worker_json(call.context, *worker));
-    }
-    const size_t total = list.size();
-    co_return json_response(200,
-                            Json{{"workers", list},
-                                 {"total", total},
-                                 {"stats", {{"prefill_count", 0}, {"decode_count", 0}, {"regular_count", total}}}});
+    if (model && model->empty()) co_return Response::json(200, worker_list(call.context, {}));
+    const auto roster = call.context.fleet.roster(model.value_or(""), std::nullopt);
+    co_return Response::json(200, worker_list(call.context, roster == nullptr ? WorkerList() : roster->workers()));
   }
   const auto request = read_worker_request(call.body);
   if (!request.ok()) co_return worker_error(400, "BAD_REQUEST", request.error().message);
@@ -218,7 +172,11 @@ Task<Response> one_worker(AdminCall& call) {
   }
   const WorkerPtr worker = call.context.fleet.find(id);
   if (worker == nullptr) co_return worker_error(404, "WORKER_NOT_FOUND", fmt::format("no worker {}", id));
-  if (call.head.method == "GET") co_return json_response(200, worker_json(call.context, *worker));
+  if (call.head.method == "GET") {
+    std::string text;
+    append_worker_json(text, *worker, kv_json(call.context, *worker));
+    co_return Response::json(200, std::move(text));
+  }
   if (call.head.method == "DELETE") {
     for (const WorkerPtr& each : call.context.fleet.engine_of(*worker)) call.context.control->remove(each);
     co_return json_response(202, Json{{"status", "accepted"},

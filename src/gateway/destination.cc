@@ -45,8 +45,7 @@ std::optional<Refusal> Destination::read_model(Context& context, LoopState& loop
     if (rename_model_) model_name_ = model;
     return std::nullopt;
   }
-  const WorkerList& workers = loop.fleet(context.fleet);
-  if (std::ranges::none_of(workers, [&](const WorkerPtr& worker) { return loop.serves(*worker, model); })) {
+  if (loop.roster(context.fleet, model, std::nullopt) == nullptr || model.empty()) {
     return Refusal{404, "model_not_found", fmt::format("no worker serves the model {}", model)};
   }
   model_ = model;
@@ -73,8 +72,7 @@ std::optional<Refusal> Destination::read_rank(Context& context, LoopState& loop,
     if (readable) rank_ = static_cast<int64_t>(*number);
   }
   if (readable && !rank_) return std::nullopt;
-  int64_t ranks = 0;
-  for (const WorkerPtr& worker : loop.fleet(context.fleet)) ranks = std::max(ranks, worker->dp.size);
+  const int64_t ranks = loop.most_ranks(context.fleet);
   // Without a worker nobody knows; the answer is then that there is none.
   if (readable && (ranks == 0 || (*rank_ >= 0 && *rank_ < ranks))) return std::nullopt;
   return Refusal{400, "bad_request",
@@ -97,13 +95,14 @@ std::optional<Refusal> Destination::read_keys(const Context& context, const net:
   return Refusal{400, "bad_request", "X-SMG-Target-Worker must be the place of a worker, 0 or more"};
 }
 
-RequestFacts Destination::facts(const Context& context, const BodyFacts& body, int64_t prompt_tokens) const {
+RequestFacts Destination::facts(const Context& context, const BodyFacts& body, int64_t prompt_tokens,
+                                TimePoint now) const {
   RequestFacts facts{.routing_text = body.routing_text,
                      .routing_key = routing_key_,
                      .identity = identity_,
                      .target = target_,
                      .prompt_tokens = prompt_tokens,
-                     .now = context.clock.now(),
+                     .now = now,
                      .prefix = {}};
   if (!policy_->needs_prefix()) return facts;
   facts.prefix = context.index.match(body.routing_text);

@@ -36,13 +36,13 @@ class Destination {
 
   const Policy& policy() const { return *policy_; }
   std::string_view policy_name() const { return policy_name_; }
-  // Model and rank are what was asked for; whether the worker can be used now is another question.
-  bool allows(LoopState& loop, const Worker& worker) const {
-    return (!rank_ || *rank_ == std::max<int64_t>(worker.dp.rank, 0)) &&
-           (model_.empty() || loop.serves(worker, model_));
+  // Model and rank are what was asked for; whether a worker can be used now is another question. Null if nobody serves
+  // the model any more. Valid as LoopState::roster() is.
+  const Roster* roster(const Context& context, LoopState& loop) const {
+    return loop.roster(context.fleet, model_, rank_);
   }
   // What the policy gets to know.
-  RequestFacts facts(const Context& context, const BodyFacts& body, int64_t prompt_tokens) const;
+  RequestFacts facts(const Context& context, const BodyFacts& body, int64_t prompt_tokens, TimePoint now) const;
   // What is changed in the body for that worker.
   BodyChanges changes_for(const Worker& worker) const;
   // The model that was asked for, by its own name; empty = whichever the worker serves.

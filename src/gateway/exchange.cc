@@ -9,6 +9,7 @@
 #include "gateway/error_shape.h"
 #include "gateway/forward.h"
 #include "gateway/report.h"
+#include "gateway/selection.h"
 #include "gateway/tracing.h"
 #include "routing/text_mark.h"
 
@@ -323,46 +324,31 @@ net::Task<bool> Exchange::read_request() {
   co_return true;
 }
 
-// The policy's choice among the workers that may be used, those first that were not tried, and among them those that
-// take work, and with the next effort those that are not suspect.
-std::optional<Choice> Exchange::choose_once() {
-  const WorkerList& workers = loop_.fleet(context_.fleet);
+std::optional<Choice> Exchange::choose_once(const Roster& roster) {
   const TimePoint now = context_.clock.now();
-  auto& usable = loop_.candidates;
-  for (const int effort : {0, 1, 2, 3}) {
-    usable.clear();
-    for (const WorkerPtr& worker : workers) {
-      if (effort < 1 ? !worker->takes_work(now) : !worker->usable()) continue;
-      if (effort == 1 && worker->suspect.load(std::memory_order_relaxed)) continue;  // one that may be tried takes work
-      if (effort < 3 && std::ranges::find(tried_, worker->number) != tried_.end()) continue;
-      if (!destination_.allows(loop_, *worker)) continue;
-      usable.push_back({worker->number, worker->load.get()});
-    }
-    if (!usable.empty()) break;
-  }
-  if (usable.empty()) return std::nullopt;
   const Policy& policy = destination_.policy();
-  const RequestFacts facts = destination_.facts(context_, facts_, prompt_tokens_);
-  const Choice choice =
-      policy.choose(FleetView(usable, policy.needs_ring() ? &loop_.ring() : nullptr), facts, loop_.rng);
+  const RequestFacts facts = destination_.facts(context_, facts_, prompt_tokens_, now);
   found_share_ = facts.prefix.rate();
-  loop_.of_policy(destination_.policy_name()).decision.observe(seconds(context_.clock.now() - now));
+  const auto choice = select_worker(roster, policy, facts, tried_, policy.needs_ring() ? &loop_.ring() : nullptr,
+                                    loop_.candidates, loop_.rng);
+  if (choice) loop_.of_policy(destination_.policy_name()).decision.observe(seconds(context_.clock.now() - now));
   return choice;
 }
 
 WorkerPtr Exchange::choose(Breaker::Permit& permit) {
   WorkerPtr worker;
   std::optional<Choice> choice;
+  const Roster* roster = destination_.roster(context_, loop_);
+  if (roster == nullptr) return nullptr;
   // A trial of a half-open worker may go to another request between the look and the grasp; then there is one fewer.
   do {
-    choice = choose_once();
+    choice = choose_once(*roster);
     if (!choice) return nullptr;
     if (!choice->worker) {
       loop_.count_branch(destination_.policy_name(), choice->reason);
       return nullptr;
     }
-    const auto& workers = loop_.last_fleet();
-    worker = *std::ranges::lower_bound(workers, *choice->worker, {}, [](const auto& w) { return w->number; });
+    worker = roster->worker(*choice->worker);
   } while (!worker->breaker.begin(permit));
 
   tried_.push_back(worker->number);
@@ -638,11 +624,8 @@ net::Task<> Exchange::break_off(Upstream& upstream, const Error& error, bool wit
 }
 
 bool Exchange::others_left() {
-  const TimePoint now = context_.clock.now();
-  return std::ranges::any_of(loop_.fleet(context_.fleet), [&](const WorkerPtr& worker) {
-    return worker->takes_work(now) && std::ranges::find(tried_, worker->number) == tried_.end() &&
-           destination_.allows(loop_, *worker);
-  });
+  const Roster* roster = destination_.roster(context_, loop_);
+  return roster != nullptr && any_untried(*roster, tried_, context_.clock.now());
 }
 
 std::optional<Duration> Exchange::pause_before_retry(const Failure& failure) {

@@ -62,7 +62,7 @@ class Exchange {
 
   net::Task<MaybeFailure> attempt();
   WorkerPtr choose(Breaker::Permit& permit);
-  std::optional<Choice> choose_once();
+  std::optional<Choice> choose_once(const Roster& roster);
   net::Task<MaybeFailure> relay(Upstream& upstream, net::ResponseHead head);
   net::Task<MaybeFailure> relay_whole(Upstream& upstream, net::ResponseHead head);
   Result<void> rebuild_rerank(net::Response& response);

@@ -8,12 +8,15 @@
 #include <optional>
 #include <utility>
 
+#include "gateway/load_order.h"
 #include "routing/cache_belief.h"
 #include "routing/prefill_queue.h"
 
 namespace sluice::gateway {
 
-struct WorkerLoad {
+// A policy that asks about a worker at random among thousands waits for memory: what it reads stands in two cache
+// lines.
+struct alignas(64) WorkerLoad {
   std::atomic<int64_t> requests{0};  // live leases
   std::atomic<int64_t> tokens{0};    // estimated tokens of work not yet done
   // Tokens that the engine held at the last poll, -1 = it has not reported, and tokens dispatched to it since then.
@@ -34,6 +37,8 @@ struct WorkerLoad {
   std::atomic<int64_t> asked_at{0};
   std::atomic<int64_t> held{0};  // requests whose client does not take what came: the worker is not waited for
   void heard(TimePoint now) { heard_at.store(now.time_since_epoch().count(), std::memory_order_relaxed); }
+
+  mutable LoadSeats seats;  // says nothing of the load itself
 };
 
 // While what came is passed on to a client.
@@ -73,9 +78,10 @@ class WorkerLease {
   WorkerLease(std::shared_ptr<WorkerLoad> load, Work work, const Clock& clock)
       : load_(std::move(load)), work_(work), left_(work.prompt_tokens + work.new_tokens), clock_(&clock) {
     const TimePoint now = clock.now();
-    if (load_->requests.fetch_add(1, std::memory_order_relaxed) == 0) {
+    if (load_->requests.fetch_add(1, std::memory_order_seq_cst) == 0) {
       load_->asked_at.store(now.time_since_epoch().count(), std::memory_order_relaxed);
     }
+    load_->seats.moved();
     load_->tokens.fetch_add(left_, std::memory_order_relaxed);
     load_->dispatched_since_poll.fetch_add(left_, std::memory_order_relaxed);
     load_->prompt_since_poll.fetch_add(work.prompt_tokens, std::memory_order_relaxed);
@@ -92,7 +98,8 @@ class WorkerLease {
   ~WorkerLease() {
     if (!load_) return;  // moved from
     load_->prefill.abandon(ticket_, clock_->now());
-    load_->requests.fetch_sub(1, std::memory_order_relaxed);
+    load_->requests.fetch_sub(1, std::memory_order_seq_cst);
+    load_->seats.moved();
     load_->tokens.fetch_sub(left_, std::memory_order_relaxed);
   }
 

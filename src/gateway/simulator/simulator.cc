@@ -8,6 +8,7 @@
 #include "gateway/load.h"
 #include "gateway/policy/least.h"
 #include "gateway/policy/policy.h"
+#include "gateway/roster.h"
 #include "routing/prefix_tree.h"
 
 namespace sluice::gateway {
@@ -24,6 +25,12 @@ class VirtualClock final : public Clock {
 
  private:
   Duration now_{0};
+};
+
+// Nobody is ever down here.
+class OpenGate final : public Gate {
+ public:
+  Pass of(uint32_t) const override { return Pass::kYes; }
 };
 
 class Simulation {
@@ -52,6 +59,7 @@ class Simulation {
     std::vector<routing::HashRing::Member> members;
     for (size_t i = 0; i < names.size(); ++i) members.push_back({static_cast<uint32_t>(i), names[i]});
     ring_ = routing::HashRing(members);
+    if (usable_.size() > Roster::kFew) order_ = std::make_unique<LoadOrder>(usable_);
     chosen_.resize(workers_.size());
   }
 
@@ -121,7 +129,9 @@ class Simulation {
       const int64_t estimate = static_cast<int64_t>(request.text.size() / 4) + 1;
       RequestFacts facts{.routing_text = request.text, .prompt_tokens = estimate, .now = clock_.now(), .prefix = {}};
       if (policy_->needs_prefix()) facts.prefix = index_.match(request.text);
-      const Choice choice = policy_->choose(FleetView(usable_, &ring_), facts, rng_);
+      const bool many = order_ != nullptr && !policy_->needs_all();
+      const FleetView fleet = many ? FleetView(usable_, *order_, open_gate_, &ring_) : FleetView(usable_, &ring_);
+      const Choice choice = policy_->choose(fleet, facts, rng_);
       worker = *choice.worker;
       if (choice.insert_prefix) {
         routing::CacheBelief& belief = loads_[worker]->belief;
@@ -205,6 +215,8 @@ class Simulation {
   std::vector<CacheWorker> workers_;
   std::vector<std::shared_ptr<WorkerLoad>> loads_;
   std::vector<Candidate> usable_;
+  std::unique_ptr<LoadOrder> order_;  // as in the gateway, where they are many
+  const OpenGate open_gate_;
 
   uint64_t last_id_ = 0;
   std::unordered_map<uint64_t, Open> open_;
