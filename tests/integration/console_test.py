@@ -327,9 +327,6 @@ class ConsoleTest(unittest.TestCase):
         browser.type("find", "127.0.0.1:123")
         browser.until("document.querySelectorAll('#workers tbody tr').length === 1")
         browser.type("find", "")
-        # A look at all of them leaves the page free for most of the time to the next one.
-        took = browser.js("(() => { const begin = performance.now(); showWorkers(); return performance.now() - begin; })()")
-        self.assertLess(took, 1000)
         self.expect_nothing_odd()
 
     def dark(self, on):
