@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "net/tls.h"
 
 namespace sluice::net {
 namespace {
@@ -75,6 +76,29 @@ Stream::Stream(EventLoop& loop, int fd, size_t read_ahead)
 
 Stream::~Stream() = default;
 
+void Stream::start_tls(std::unique_ptr<TlsSession> session) { tls_ = std::move(session); }
+
+void Stream::stop_tls() { tls_ = nullptr; }
+
+Task<Io> Stream::handshake(Duration bound) {
+  set_deadline(bound);
+  for (;;) {
+    if (!open_) co_return Io::kCancelled;
+    Io io = tls_->handshake();
+    if (io == Io::kWouldBlock) {
+      if (tls_->wants_write()) {
+        io = co_await wait_writable();
+      } else {
+        arm_read();
+        io = co_await reader_.wait();
+      }
+      if (io == Io::kOk) continue;
+    }
+    set_deadline(Duration::zero());
+    co_return io;
+  }
+}
+
 void Stream::consume(size_t n) {
   begin_ += n;
   if (begin_ == end_) begin_ = end_ = 0;
@@ -107,6 +131,7 @@ bool Stream::make_room() {
 Io Stream::receive() {
   if (read_state_ != Io::kOk) return read_state_;
   if (!make_room()) return Io::kWouldBlock;
+  if (tls_ != nullptr) return receive_tls();
   const size_t room = capacity_ - end_;
   const ssize_t n = ::recv(fd(), buffer_.get() + end_, room, 0);
   last_read_was_full_ = n == static_cast<ssize_t>(room);
@@ -122,9 +147,28 @@ Io Stream::receive() {
   return result;
 }
 
+Io Stream::receive_tls() {
+  const size_t room = capacity_ - end_;
+  size_t n = 0;
+  const Io io = tls_->read(buffer_.get() + end_, room, n);
+  end_ += n;
+  last_read_was_full_ = n == room;
+  if (io == Io::kWouldBlock && tls_->wants_write()) arm_write();
+  if (io == Io::kEnd || io == Io::kReset) {
+    read_state_ = io;
+    on_ended();
+  }
+  return io;
+}
+
 void Stream::arm_read() {
   if (read_armed_ || !open_) return;
   read_armed_ = true;
+  // What OpenSSL has taken from the socket already would not make it readable.
+  if (tls_ != nullptr && tls_->has_more()) {
+    asio::post(loop_.executor(), [ready = ReadReady(shared_from_this())]() mutable { ready({}); });
+    return;
+  }
   descriptor_.async_wait(asio::posix::descriptor_base::wait_read, ReadReady(shared_from_this()));
 }
 
@@ -135,7 +179,7 @@ void Stream::watch() {
 Task<Io> Stream::read_more() {
   if (!open_) co_return Io::kCancelled;
   if (read_state_ != Io::kOk) co_return read_state_;
-  if (last_read_was_full_) {
+  if (last_read_was_full_ || (tls_ != nullptr && tls_->has_more())) {
     const Io io = receive();
     if (io != Io::kWouldBlock) co_return io;
   }
@@ -146,6 +190,10 @@ Task<Io> Stream::read_more() {
 
 void Stream::on_readable() {
   const auto self = shared_from_this();
+  if (tls_ != nullptr && !tls_->established()) {
+    reader_.wake_now(Io::kOk);
+    return;
+  }
   const Io io = receive();
   if (!open_) return;  // on_ended() closed it, and that woke the reader
   if (reader_.waiting()) {
@@ -163,6 +211,8 @@ void Stream::on_readable() {
 
 bool Stream::has_news() {
   if (read_state_ != Io::kOk || end_ != begin_ || !open_) return true;
+  // Session tickets are no news.
+  if (tls_ != nullptr) return receive() != Io::kWouldBlock;
   char byte;
   const ssize_t n = ::recv(fd(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
   return n >= 0 || from_errno() != Io::kWouldBlock;
@@ -170,6 +220,7 @@ bool Stream::has_news() {
 
 bool Stream::has_answer() {
   if (end_ != begin_) return true;
+  if (tls_ != nullptr) return open_ && receive() == Io::kOk;
   char byte;
   return open_ && read_state_ == Io::kOk && ::recv(fd(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
 }
@@ -182,8 +233,9 @@ int Stream::socket_error() {
 
 Io Stream::try_write(std::span<iovec>& parts) {
   if (!open_) return Io::kCancelled;
+  if (tls_ != nullptr) return tls_->write(parts);
   for (;;) {
-    while (!parts.empty() && parts.front().iov_len == 0) parts = parts.subspan(1);
+    skip(parts, 0);
     if (parts.empty()) return Io::kOk;
     msghdr message{};
     message.msg_iov = parts.data();
@@ -193,15 +245,7 @@ Io Stream::try_write(std::span<iovec>& parts) {
       if (errno == EINTR) continue;
       return from_errno();
     }
-    auto left = static_cast<size_t>(n);
-    while (left > 0) {
-      auto& part = parts.front();
-      const size_t step = std::min(left, part.iov_len);
-      part.iov_base = static_cast<char*>(part.iov_base) + step;
-      part.iov_len -= step;
-      left -= step;
-      if (part.iov_len == 0) parts = parts.subspan(1);
-    }
+    skip(parts, static_cast<size_t>(n));
   }
 }
 
@@ -218,14 +262,21 @@ Task<Io> Stream::write_rest(std::span<iovec> parts, Duration stall) {
 
 Task<Io> Stream::wait_writable() {
   if (!open_) co_return Io::kCancelled;
-  if (!write_armed_) {
-    write_armed_ = true;
-    descriptor_.async_wait(asio::posix::descriptor_base::wait_write, WriteReady(shared_from_this()));
-  }
+  arm_write();
   co_return co_await writer_.wait();
 }
 
-void Stream::on_writable() { writer_.wake_now(Io::kOk); }
+void Stream::arm_write() {
+  if (write_armed_ || !open_) return;
+  write_armed_ = true;
+  descriptor_.async_wait(asio::posix::descriptor_base::wait_write, WriteReady(shared_from_this()));
+}
+
+void Stream::on_writable() {
+  // A reader that OpenSSL made wait for room, to answer a key update.
+  if (tls_ != nullptr && tls_->established() && tls_->wants_write()) on_readable();
+  writer_.wake_now(Io::kOk);
+}
 
 void Stream::abandon() {
   reader_.drop();
@@ -270,7 +321,13 @@ void Stream::on_timer() {
 }
 
 void Stream::shutdown_write() {
-  if (open_) ::shutdown(fd(), SHUT_WR);
+  if (!open_) return;
+  close_notify();
+  ::shutdown(fd(), SHUT_WR);
+}
+
+void Stream::close_notify() {
+  if (open_ && tls_ != nullptr) tls_->close_notify();
 }
 
 void Stream::close() {
