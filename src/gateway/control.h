@@ -38,12 +38,13 @@ class Control {
   net::Task<bool> probe(std::shared_ptr<Watch> watch);
   net::Task<int64_t> read_ranks(std::shared_ptr<Watch> watch);
   net::Task<> read_models(std::shared_ptr<Watch> watch);
+  net::Task<> watch_certificates();
   net::Task<> poll_loads();
   net::Task<> poll_load(WorkerPtr worker);
 
   Context& context_;
   net::EventLoop loop_{"control"};
-  net::Client client_{loop_};
+  net::Client client_;
   std::map<const Worker*, std::shared_ptr<Watch>> watches_;  // control thread only
 };
 
