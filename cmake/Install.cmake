@@ -1,4 +1,5 @@
-# cmake --install: the binary, its man pages (written by the binary from its option tables), shell completion, systemd units.
+# cmake --install: the binary, its man pages (written by the binary from its option tables), shell completion, systemd units,
+# dashboard and alert rules.
 include(GNUInstallDirs)
 set(packaging ${CMAKE_SOURCE_DIR}/packaging)
 
@@ -11,6 +12,8 @@ install(DIRECTORY ${CMAKE_BINARY_DIR}/man/ DESTINATION ${CMAKE_INSTALL_MANDIR}/m
 install(FILES ${packaging}/completion/sluice.bash RENAME sluice
         DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions)
 install(FILES ${packaging}/completion/_sluice DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/site-functions)
+
+install(DIRECTORY ${CMAKE_SOURCE_DIR}/deploy/ DESTINATION ${CMAKE_INSTALL_DATADIR}/sluice)
 
 set(units gateway)
 if(SLUICE_ENGINE)

@@ -1,6 +1,9 @@
 // The lower bound: one thread, one epoll, one upstream connection per client, nothing parsed but the framing.
 // `epoll_relay backend <port>` is the backend that all relays stand in front of; `epoll_relay relay <port> <upstream>`.
+// `epoll_relay stream <port> <upstream>...` does not even look at the framing: what one side has sent goes to the
+// other; clients get the upstreams in turn.
 #include <utility>
+#include <vector>
 
 #include "common.h"
 
@@ -24,12 +27,19 @@ void watch(int epoll, Peer* peer) {
   epoll_ctl(epoll, EPOLL_CTL_ADD, peer->fd, &event);
 }
 
+// What answers in place of an upstream, and whether messages are kept apart.
+struct Mode {
+  std::string fixed_answer;
+  bool framed = true;
+};
+
 // False when the connection is gone.
-bool serve(Peer& peer, const std::string& fixed_answer) {
+bool serve(Peer& peer, const Mode& mode) {
   char buffer[16384];
   const ssize_t n = recv(peer.fd, buffer, sizeof buffer, 0);
   if (n == 0 || (n < 0 && errno != EAGAIN)) return false;
   if (n < 0) return true;
+  if (!mode.framed) return send(peer.other->fd, buffer, static_cast<size_t>(n), MSG_NOSIGNAL) == n;
   std::string_view data(buffer, static_cast<size_t>(n));
   if (!peer.in.empty() || whole_message(data) != data.size()) {
     peer.in.append(data);
@@ -37,7 +47,7 @@ bool serve(Peer& peer, const std::string& fixed_answer) {
   }
   size_t done = 0;
   while (const size_t size = whole_message(data.substr(done))) {
-    const auto message = peer.other != nullptr ? data.substr(done, size) : std::string_view(fixed_answer);
+    const auto message = peer.other != nullptr ? data.substr(done, size) : std::string_view(mode.fixed_answer);
     const int to = peer.other != nullptr ? peer.other->fd : peer.fd;
     if (send(to, message.data(), message.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(message.size())) return false;
     done += size;
@@ -46,8 +56,9 @@ bool serve(Peer& peer, const std::string& fixed_answer) {
   return true;
 }
 
-int run(uint16_t port, uint16_t upstream) {
-  const std::string fixed_answer = answer();
+int run(uint16_t port, const std::vector<uint16_t>& upstreams, bool framed) {
+  const Mode mode{.fixed_answer = answer(), .framed = framed};
+  size_t turn = 0;
   const int listener = listen_on(port);
   const int epoll = epoll_create1(0);
   Peer acceptor{.fd = listener};
@@ -63,10 +74,10 @@ int run(uint16_t port, uint16_t upstream) {
         no_delay(fd);
         auto* client = new Peer{.fd = fd};
         watch(epoll, client);
-        if (upstream == 0) continue;
-        client->other = new Peer{.fd = connect_to(upstream), .other = client};
+        if (upstreams.empty()) continue;
+        client->other = new Peer{.fd = connect_to(upstreams[turn++ % upstreams.size()]), .other = client};
         watch(epoll, client->other);
-      } else if (peer->fd >= 0 && !serve(*peer, fixed_answer)) {
+      } else if (peer->fd >= 0 && !serve(*peer, mode)) {
         // A benchmark's connection ends once; the few bytes of its Peer stay, as the other side may be in `events`.
         close(peer->fd);
         peer->fd = -1;
@@ -81,10 +92,16 @@ int run(uint16_t port, uint16_t upstream) {
 
 int main(int argc, char** argv) {
   const std::string_view mode = argc > 1 ? argv[1] : "";
-  if (mode == "backend" && argc == 3) return relay::run(static_cast<uint16_t>(std::atoi(argv[2])), 0);
-  if (mode == "relay" && argc == 4) {
-    return relay::run(static_cast<uint16_t>(std::atoi(argv[2])), static_cast<uint16_t>(std::atoi(argv[3])));
+  const auto port = [&](int i) { return static_cast<uint16_t>(std::atoi(argv[i])); };
+  if (mode == "backend" && argc == 3) return relay::run(port(2), {}, true);
+  if (mode == "relay" && argc == 4) return relay::run(port(2), {port(3)}, true);
+  if (mode == "stream" && argc >= 4) {
+    std::vector<uint16_t> upstreams;
+    for (int i = 3; i < argc; ++i) upstreams.push_back(port(i));
+    return relay::run(port(2), upstreams, false);
   }
-  std::fprintf(stderr, "usage: epoll_relay backend <port> | epoll_relay relay <port> <upstream port>\n");
+  std::fprintf(stderr,
+               "usage: epoll_relay backend <port> | epoll_relay relay <port> <upstream port> | "
+               "epoll_relay stream <port> <upstream port>...\n");
   return 2;
 }

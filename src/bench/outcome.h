@@ -29,6 +29,7 @@ struct Outcome {
   std::optional<int64_t> output_len;  // none if the server did not say
   std::optional<int64_t> cached_tokens;
   std::optional<int64_t> retokenized;  // tokens of `text`, where there is a tokenizer
+  std::string answer_id;               // as the server named it
   std::string text;                    // kept only where somebody asks for it
 
   std::vector<float> chunk_delays;  // seconds from a worker's stamp to the arrival here

@@ -58,6 +58,11 @@ void take_finish_reason(od::value value, ReplyEvent& event) {
   if (aborted) event.error = "the server aborted it" + (message.empty() ? "" : ": " + message);
 }
 
+void take_id(od::value value, ReplyEvent& event) {
+  std::string_view id;
+  if (value.get_string().get(id) == simdjson::SUCCESS) event.id = id;
+}
+
 void take_usage(od::value value, ReplyEvent& event) {
   od::object object;
   if (is_null(value) || value.get_object().get(object) != simdjson::SUCCESS) return;
@@ -71,6 +76,8 @@ void take_usage(od::value value, ReplyEvent& event) {
       event.completion_tokens = as_integer(member);
     } else if (key == "cached_tokens") {
       event.cached_tokens = as_integer(member);
+    } else if (key == "id") {
+      take_id(member, event);
     } else if (key == "finish_reason") {
       take_finish_reason(member, event);
     } else if (key == "prompt_tokens_details") {
@@ -113,6 +120,8 @@ void take_member(Api api, od::raw_json_string key, od::value value, ReplyEvent& 
   } else if (api == Api::kGenerate) {
     if (key == "text") take_string(value, event);
     if (key == "meta_info") take_usage(value, event);
+  } else if (key == "id") {
+    take_id(value, event);
   } else if (key == "usage") {
     take_usage(value, event);
   } else if (key == "choices") {
@@ -192,6 +201,7 @@ void ReplyMeter::take(const ReplyEvent& event, TimePoint now) {
   }
   if (event.completion_tokens) seen_.output_len = event.completion_tokens;
   if (event.cached_tokens) seen_.cached_tokens = event.cached_tokens;
+  if (seen_.answer_id.empty()) seen_.answer_id = event.id;
   if (event.sent_at_ns) {
     seen_.chunk_delays.push_back(float_seconds(now.time_since_epoch() - Duration(*event.sent_at_ns)));
   }
@@ -244,6 +254,7 @@ void ReplyMeter::finish(TimePoint now, Outcome& outcome) {
   }
   outcome.output_len = seen_.output_len;
   outcome.cached_tokens = seen_.cached_tokens;
+  outcome.answer_id = std::move(seen_.answer_id);
   outcome.text = std::move(seen_.text);
   outcome.chunk_delays = std::move(seen_.chunk_delays);
 }

@@ -18,6 +18,7 @@ namespace sluice::bench {
 struct ReplyEvent {
   bool has_text = false;
   std::string_view raw_text;  // as JSON, with its quotes; valid until the next parse on this thread
+  std::string_view id;        // of the answer; valid as long
   std::optional<int64_t> prompt_tokens, completion_tokens, cached_tokens;
   std::optional<int64_t> sent_at_ns;  // the stamp of `sluice bench worker --canned-stamp`
   bool finished = false;              // a reason for the end was given

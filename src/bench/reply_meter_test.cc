@@ -36,7 +36,9 @@ TEST_F(ReplyMeterTest, SpreadsAGapOfGenerateOverItsTokens) {
   start(Api::kGenerate);
   after(100ms, "data: {\"text\":\"\",\"meta_info\":{\"completion_tokens\":1}}\n\n");  // half a character: no text yet
   after(20ms,
-        "data: {\"text\":\"a\",\"meta_info\":{\"prompt_tokens\":5,\"completion_tokens\":2,\"cached_tokens\":3}}\n\n");
+        "data: "
+        "{\"text\":\"a\",\"meta_info\":{\"id\":\"sim-7-1\",\"prompt_tokens\":5,\"completion_tokens\":2,\"cached_"
+        "tokens\":3}}\n\n");
   after(60ms, "data: {\"text\":\"a b c\",\"meta_info\":{\"completion_tokens\":5}}\n\n");
   after(
       10ms,
@@ -48,6 +50,7 @@ TEST_F(ReplyMeterTest, SpreadsAGapOfGenerateOverItsTokens) {
   EXPECT_THAT(outcome.itl, ElementsAre(FloatNear(0.02f, 1e-6f), FloatNear(0.02f, 1e-6f), FloatNear(0.02f, 1e-6f)));
   EXPECT_EQ(outcome.latency, 200ms);
   EXPECT_EQ(outcome.prompt_len, 5);
+  EXPECT_EQ(outcome.answer_id, "sim-7-1");
   EXPECT_EQ(outcome.output_len, 5);
   EXPECT_EQ(outcome.cached_tokens, 3);
   EXPECT_EQ(outcome.text, "a b c");

@@ -1,9 +1,11 @@
-// `sluice bench policy`: policies side by side in virtual time (gateway/simulator).
+// `sluice bench policy`: policies side by side in virtual time (gateway/simulator), and a running gateway beside them.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "cli/bench_replay.h"
 #include "cli/commands.h"
 #include "gateway/options.h"
 #include "gateway/policy/policy.h"
@@ -22,9 +24,11 @@ struct BenchPolicyOptions {
   double request_rate;
   int64_t max_concurrency;
   double duration_secs, warm_up_secs;
-  int64_t seeds;
+  int64_t seeds, first_seed;
   bool streamed;
   std::optional<std::string> output_file;
+  std::optional<std::string> url;
+  std::string backend, model;
 
   int64_t groups, system_chars, question_chars;
 
@@ -43,8 +47,30 @@ const OptionTable<BenchPolicyOptions>& option_table() {
        .read_by = kHere,
        .group = "Run",
        .help = "Policies to compare, oracle among them: the choice of somebody who sees the workers' caches and "
-               "queues. None "
-               "given = all."},
+               "queues. None given = all, or none with --url."},
+      {.name = "url",
+       .field = &O::url,
+       .value = std::optional<std::string>(),
+       .metavar = "URL",
+       .read_by = kHere,
+       .group = "Run",
+       .help =
+           "Send the same requests, in real time, to this gateway before workers of sluice bench worker "
+           "--cache-simulation with the settings under Workers; the row is called sockets, and each policy named by "
+           "--policies gets a row of how far the sockets are from it, in per cent."},
+      {.name = "backend",
+       .field = &O::backend,
+       .value = std::string("sglang"),
+       .read_by = kHere,
+       .group = "Run",
+       .help = "Endpoint of --url, as in sluice bench: sglang is /generate, sglang-oai and vllm are /v1/completions, "
+               "sglang-oai-chat and vllm-chat are /v1/chat/completions."},
+      {.name = "model",
+       .field = &O::model,
+       .value = std::string("sim-model"),
+       .read_by = kHere,
+       .group = "Run",
+       .help = "Model that requests to --url name."},
       {.name = "request-rate",
        .field = &O::request_rate,
        .value = 400.0,
@@ -79,7 +105,16 @@ const OptionTable<BenchPolicyOptions>& option_table() {
        .range = {1, 1000},
        .read_by = kHere,
        .group = "Run",
-       .help = "Runs with seeds 1, 2, ...; the medians are printed."},
+       .help =
+           "Runs with seeds one after another; the medians are printed. Over sockets the caches are flushed between "
+           "them."},
+      {.name = "first-seed",
+       .field = &O::first_seed,
+       .value = int64_t{1},
+       .range = {0, 1e9},
+       .read_by = kHere,
+       .group = "Run",
+       .help = "The first of the seeds."},
       {.name = "streamed",
        .field = &O::streamed,
        .value = false,
@@ -210,6 +245,7 @@ Result<std::unique_ptr<gateway::Workload>> workload_of(const BenchPolicyOptions&
                                .seed = seed});
 }
 
+// NaN, which stands for what was not seen, is written as null.
 nlohmann::ordered_json json_of(const SimulationResult& result, uint64_t seed) {
   return {{"policy", result.policy},
           {"seed", seed},
@@ -224,20 +260,129 @@ nlohmann::ordered_json json_of(const SimulationResult& result, uint64_t seed) {
           {"imbalance", result.imbalance}};
 }
 
-void print_row(const std::string& policy, const std::vector<SimulationResult>& results) {
-  const auto median = [&](auto field) {
-    std::vector<double> values;
-    for (const SimulationResult& result : results) values.push_back(result.*field);
-    std::ranges::sort(values);
-    return values[values.size() / 2];
-  };
-  using R = SimulationResult;
-  fmt::print("{:<20} {:>9.1f} {:>7.1f} {:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f} {:>9.2f}\n", policy,
-             median(&R::requests_per_s), 100 * median(&R::hit_rate), 100 * median(&R::predicted_hit_rate),
-             1000 * median(&R::latency_p50), 1000 * median(&R::latency_p99), 1000 * median(&R::ttft_p50),
-             1000 * median(&R::ttft_p99), median(&R::imbalance));
+// The columns of the table and how they are shown.
+struct Column {
+  std::string_view title;
+  double SimulationResult::*field;
+  double scale;
+  int width, digits;
+};
+constexpr Column kColumns[] = {
+    {"req/s", &SimulationResult::requests_per_s, 1, 9, 1},
+    {"hit %", &SimulationResult::hit_rate, 100, 7, 1},
+    {"believed", &SimulationResult::predicted_hit_rate, 100, 9, 1},
+    {"p50 ms", &SimulationResult::latency_p50, 1000, 9, 1},
+    {"p99 ms", &SimulationResult::latency_p99, 1000, 9, 1},
+    {"ttft p50", &SimulationResult::ttft_p50, 1000, 9, 1},
+    {"ttft p99", &SimulationResult::ttft_p99, 1000, 9, 1},
+    {"max/mean", &SimulationResult::imbalance, 1, 9, 2},
+};
+
+double median(const std::vector<SimulationResult>& results, double SimulationResult::*field) {
+  std::vector<double> values;
+  for (const SimulationResult& result : results) values.push_back(result.*field);
+  std::ranges::sort(values);
+  return values[values.size() / 2];
+}
+
+template <class Show>
+void print_line(std::string_view name, Show show) {
+  std::string line = fmt::format("{:<20}", name);
+  for (const Column& column : kColumns) line += fmt::format(" {:>{}}", show(column), column.width);
+  fmt::print("{}\n", line);
   std::fflush(stdout);
 }
+
+void print_titles() {
+  print_line("policy", [](const Column& column) { return std::string(column.title); });
+}
+
+void print_row(const std::string& name, const std::vector<SimulationResult>& results) {
+  print_line(name, [&](const Column& column) {
+    const double value = column.scale * median(results, column.field);
+    return std::isnan(value) ? "n/a" : fmt::format("{:.{}f}", value, column.digits);
+  });
+}
+
+// How far the sockets are from a simulated policy, in per cent of it.
+void print_difference(const std::string& policy, const std::vector<SimulationResult>& simulated,
+                      const std::vector<SimulationResult>& sockets) {
+  print_line(fmt::format("% from {}", policy), [&](const Column& column) {
+    const double from = median(simulated, column.field), to = median(sockets, column.field);
+    return std::isnan(from) || std::isnan(to) || from == 0 ? "n/a" : fmt::format("{:+.1f}", 100 * (to - from) / from);
+  });
+}
+
+class PolicyBench {
+ public:
+  PolicyBench(const BenchPolicyOptions& options, const gateway::GatewayOptions& flags)
+      : options_(options), flags_(flags), rules_(rules_of(options)) {}
+
+  Result<void> run(const std::vector<std::string>& policies) {
+    if (options_.output_file) {
+      file_.open(*options_.output_file, std::ios::app);
+      if (!file_)
+        return Error{ErrorCode::kBadOption, fmt::format("--output-file: cannot write to {}", *options_.output_file)};
+    }
+    print_titles();
+    std::vector<std::vector<SimulationResult>> simulated;
+    for (const std::string& policy : policies) {
+      SLUICE_TRY(const auto results, each_seed([&](gateway::Workload& workload) -> Result<SimulationResult> {
+                   return gateway::simulate(rules_, policy, flags_, workload);
+                 }));
+      print_row(policy, results);
+      simulated.push_back(results);
+    }
+    if (options_.url) {
+      SLUICE_TRY(const auto sockets, over_sockets());
+      print_row("sockets", sockets);
+      for (size_t i = 0; i < policies.size(); ++i) print_difference(policies[i], simulated[i], sockets);
+    }
+    if (file_.is_open() && !file_.flush()) {
+      return Error{ErrorCode::kInternal, fmt::format("--output-file: cannot write to {}", *options_.output_file)};
+    }
+    return {};
+  }
+
+ private:
+  template <class Run>
+  Result<std::vector<SimulationResult>> each_seed(Run run) {
+    std::vector<SimulationResult> results;
+    for (int64_t i = 0; i < options_.seeds; ++i) {
+      rules_.seed = static_cast<uint64_t>(options_.first_seed + i);
+      SLUICE_TRY(const auto workload, workload_of(options_, rules_.seed));
+      SLUICE_TRY(results.emplace_back(), run(*workload));
+      if (file_.is_open()) file_ << json_of(results.back(), rules_.seed).dump() << '\n';
+    }
+    return results;
+  }
+
+  Result<std::vector<SimulationResult>> over_sockets() {
+    auto url = net::parse_url(*options_.url);
+    if (!url.ok()) return Error{ErrorCode::kBadOption, fmt::format("--url: {}", url.error().message)};
+    const auto backend = bench::backend_named(options_.backend);
+    if (!backend.ok()) return Error{ErrorCode::kBadOption, fmt::format("--backend: {}", backend.error().message)};
+    const ReplayOptions replay_options{.url = *url,
+                                       .api = backend->api,
+                                       .model = options_.model,
+                                       .decode_per_token = milliseconds(options_.trace_decode_ms_per_token)};
+    bool first = true;
+    return each_seed([&](gateway::Workload& workload) -> Result<SimulationResult> {
+      if (!std::exchange(first, false)) SLUICE_TRY_VOID(flush_caches(*url));
+      SLUICE_TRY(const ReplayResult result, replay(replay_options, rules_, workload));
+      if (result.failed > 0) {
+        fmt::print(stderr, "{} requests failed, the first with: {}\n", result.failed, result.error);
+      }
+      if (result.figures.requests == 0) return Error{ErrorCode::kUnavailable, "no request succeeded"};
+      return result.figures;
+    });
+  }
+
+  const BenchPolicyOptions& options_;
+  const gateway::GatewayOptions& flags_;
+  SimulationRules rules_;
+  std::ofstream file_;
+};
 
 }  // namespace
 
@@ -253,7 +398,7 @@ int run_bench_policy(const Arguments& arguments) {
   if (!flags.ok()) return fail(flags.error());
 
   std::vector<std::string> names = options->policies;
-  if (names.empty()) {
+  if (names.empty() && !options->url) {
     names.emplace_back(gateway::kOracle);
     for (const auto& row : gateway::policies()) names.emplace_back(row.name);
   }
@@ -262,31 +407,8 @@ int run_bench_policy(const Arguments& arguments) {
       return fail({ErrorCode::kBadOption, fmt::format("--policies: {} is no policy", name)});
     }
   }
-  std::ofstream file;
-  if (options->output_file) {
-    file.open(*options->output_file, std::ios::app);
-    if (!file)
-      return fail({ErrorCode::kBadOption, fmt::format("--output-file: cannot write to {}", *options->output_file)});
-  }
-
-  fmt::print("{:<20} {:>9} {:>7} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}\n", "policy", "req/s", "hit %", "believed",
-             "p50 ms", "p99 ms", "ttft p50", "ttft p99", "max/mean");
-  SimulationRules rules = rules_of(*options);
-  for (const std::string& name : names) {
-    std::vector<SimulationResult> results;
-    for (int64_t seed = 1; seed <= options->seeds; ++seed) {
-      rules.seed = static_cast<uint64_t>(seed);
-      auto workload = workload_of(*options, rules.seed);
-      if (!workload.ok()) return fail(workload.error());
-      results.push_back(gateway::simulate(rules, name, *flags, **workload));
-      if (file.is_open()) file << json_of(results.back(), rules.seed).dump() << '\n';
-    }
-    print_row(name, results);
-  }
-  if (file.is_open() && !file.flush()) {
-    return fail({ErrorCode::kInternal, fmt::format("--output-file: cannot write to {}", *options->output_file)});
-  }
-  return 0;
+  const auto ran = PolicyBench(*options, *flags).run(names);
+  return ran.ok() ? 0 : fail(ran.error());
 }
 
 }  // namespace sluice::cli

@@ -205,6 +205,57 @@ const OptionTable<BenchWorkerOptions>& bench_worker_option_table() {
        .read_by = "cli/bench_worker_options",
        .group = "Simulated engine",
        .help = "Compute every prompt wholly."},
+      {.name = "cache-simulation",
+       .field = &O::cache_simulation,
+       .value = false,
+       .read_by = "cli/bench_worker_options",
+       .group = "Cache simulation",
+       .help =
+           "The workers of sluice bench policy in the engine's place, over sockets: a token is four characters, "
+           "prompts are "
+           "computed one after another, then they decode side by side. Its own options and --time-scale alone apply."},
+      {.name = "cache-kv-blocks",
+       .field = &O::cache_kv_blocks,
+       .value = int64_t{3277},
+       .range = {1, 1e9},
+       .read_by = "cli/bench_worker_options",
+       .group = "Cache simulation",
+       .help = "Blocks of 64 characters (16 tokens) that the prefix cache holds, least recently used out first."},
+      {.name = "cache-decode-slots",
+       .field = &O::cache_decode_slots,
+       .value = int64_t{64},
+       .range = {1, 1e6},
+       .read_by = "cli/bench_worker_options",
+       .group = "Cache simulation",
+       .help = "Requests that decode at once."},
+      {.name = "cache-prefill-base-ms",
+       .field = &O::cache_prefill_base_ms,
+       .value = 1.0,
+       .range = {0, 1e6},
+       .read_by = "cli/bench_worker_options",
+       .group = "Cache simulation",
+       .help = "Milliseconds of every prefill ..."},
+      {.name = "cache-prefill-us-per-token",
+       .field = &O::cache_prefill_us_per_token,
+       .value = 20.0,
+       .range = {0, 1e6},
+       .read_by = "cli/bench_worker_options",
+       .group = "Cache simulation",
+       .help = "... and microseconds of each token that is not cached."},
+      {.name = "cache-decode-ms",
+       .field = &O::cache_decode_ms,
+       .value = 100.0,
+       .range = {0, 1e7},
+       .read_by = "cli/bench_worker_options",
+       .group = "Cache simulation",
+       .help = "Milliseconds of decoding ..."},
+      {.name = "cache-decode-ms-per-token",
+       .field = &O::cache_decode_ms_per_token,
+       .value = 0.0,
+       .range = {0, 1e6},
+       .read_by = "cli/bench_worker_options",
+       .group = "Cache simulation",
+       .help = "... and milliseconds of each token that is asked for."},
       {.name = "fault",
        .field = &O::fault,
        .value = std::string("none"),
@@ -285,12 +336,28 @@ namespace {
 
 Duration milliseconds(double ms) { return from_seconds(ms / 1000); }
 
+std::optional<testing::CacheSimulation> cache_simulation(const BenchWorkerOptions& options) {
+  if (!options.cache_simulation) return std::nullopt;
+  return testing::CacheSimulation{
+      .rules = {.kv_blocks = options.cache_kv_blocks,
+                .prefill_base = milliseconds(options.cache_prefill_base_ms),
+                .prefill_per_token = milliseconds(options.cache_prefill_us_per_token / 1000),
+                .decode_slots = options.cache_decode_slots},
+      .decode = milliseconds(options.cache_decode_ms),
+      .decode_per_token = milliseconds(options.cache_decode_ms_per_token)};
+}
+
 }  // namespace
 
 Result<Simulation> simulation(const BenchWorkerOptions& options) {
   if (options.kv_tokens < options.block_size) {
     return Error{ErrorCode::kBadOption, fmt::format("--kv-tokens {} hold no block of --block-size {} tokens",
                                                     options.kv_tokens, options.block_size)};
+  }
+  if (options.cache_simulation && (options.canned || options.dp_size > 1)) {
+    return Error{ErrorCode::kBadOption,
+                 fmt::format("--cache-simulation is a mode of its own and has one rank; it does not go with {}",
+                             options.canned ? "--canned" : "--dp-size")};
   }
   const auto kind = testing::fault_kind(options.fault);
   if (!kind) return Error{ErrorCode::kBadOption, fmt::format("--fault: '{}' is none", options.fault)};
@@ -321,6 +388,7 @@ Result<Simulation> simulation(const BenchWorkerOptions& options) {
                             .block_size = options.block_size,
                             .context_length = options.context_length,
                             .prefix_cache = !options.disable_prefix_cache},
+                 .cache = cache_simulation(options),
                  .dp_size = options.dp_size,
                  .time_scale = options.time_scale},
       .fault = {.kind = *kind,

@@ -43,6 +43,14 @@ struct BenchWorkerOptions {
   int64_t context_length;
   bool disable_prefix_cache;
 
+  bool cache_simulation;
+  int64_t cache_kv_blocks;
+  int64_t cache_decode_slots;
+  double cache_prefill_base_ms;
+  double cache_prefill_us_per_token;
+  double cache_decode_ms;
+  double cache_decode_ms_per_token;
+
   std::string fault;
   std::string fault_scope;
   int64_t fault_status;

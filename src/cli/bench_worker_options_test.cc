@@ -45,5 +45,23 @@ TEST(BenchWorkerOptionsTest, RefusesAPoolThatHoldsNoBlock) {
   EXPECT_EQ(parse({"--kv-tokens", "8", "--block-size", "16"}).error().code, ErrorCode::kBadOption);
 }
 
+TEST(BenchWorkerOptionsTest, TheCacheSimulationIsTheSimulatorsWorkerAndAModeOfItsOwn) {
+  EXPECT_FALSE(parse({})->worker.cache);
+  const auto cache = parse({"--cache-simulation"})->worker.cache;
+  ASSERT_TRUE(cache);
+  const testing::CacheSimulation usual;
+  EXPECT_EQ(cache->rules.kv_blocks, usual.rules.kv_blocks);
+  EXPECT_EQ(cache->rules.prefill_base, usual.rules.prefill_base);
+  EXPECT_EQ(cache->rules.prefill_per_token, usual.rules.prefill_per_token);
+  EXPECT_EQ(cache->rules.decode_slots, usual.rules.decode_slots);
+  EXPECT_EQ(cache->decode, usual.decode);
+  EXPECT_EQ(cache->decode_per_token, usual.decode_per_token);
+  for (const auto& other : {std::vector<std::string>{"--canned"}, {"--dp-size", "2"}}) {
+    auto flags = other;
+    flags.insert(flags.begin(), "--cache-simulation");
+    EXPECT_EQ(parse(flags).error().code, ErrorCode::kBadOption) << other[0];
+  }
+}
+
 }  // namespace
 }  // namespace sluice::cli

@@ -11,6 +11,7 @@
 #include "gateway/gather.h"
 #include "gateway/health_port.h"
 #include "gateway/loads.h"
+#include "gateway/worker_request.h"
 
 namespace sluice::gateway {
 namespace {
@@ -136,56 +137,23 @@ Task<Response> loads(AdminCall& call) {
   co_return Response::json(200, kept.document);
 }
 
-// What a body says of a worker beside its address.
-struct WorkerDetails {
-  std::optional<int64_t> priority;
-  std::optional<double> cost;
-  std::map<std::string, std::string> labels;
-  std::vector<std::string> models;
+// None, or what is wrong with the details for this gateway.
+Result<void> accept(const WorkerDetails& details) {
+  const auto policy = details.labels.find("policy");
+  if (policy != details.labels.end() && find_policy(policy->second) == nullptr)
+    return Error{ErrorCode::kInvalidArgument, "labels.policy is no policy"};
+  return {};
+}
 
-  // Both forms of the field: "model_id", and "models" of objects with "id".
-  Result<void> read(const Json& body) {
-    const auto wrong = [](const char* what) { return Error{ErrorCode::kInvalidArgument, what}; };
-    if (body.contains("priority")) {
-      if (!body["priority"].is_number_integer()) return wrong("priority must be an integer");
-      priority = body["priority"].get<int64_t>();
-    }
-    if (body.contains("cost")) {
-      if (!body["cost"].is_number()) return wrong("cost must be a number");
-      cost = body["cost"].get<double>();
-    }
-    if (body.contains("labels")) {
-      if (!body["labels"].is_object()) return wrong("labels must be an object");
-      for (const auto& [name, value] : body["labels"].items()) {
-        labels[name] = value.is_string() ? value.get<std::string>() : value.dump();
-      }
-    }
-    if (labels.contains("policy") && find_policy(labels["policy"]) == nullptr)
-      return wrong("labels.policy is no policy");
-    if (body.contains("model_id") && !body["model_id"].is_null()) {
-      if (!body["model_id"].is_string()) return wrong("model_id must be a string");
-      models.push_back(body["model_id"].get<std::string>());
-    }
-    if (body.contains("models")) {
-      if (!body["models"].is_array()) return wrong("models must be a list");
-      for (const auto& model : body["models"]) {
-        const bool is_object = model.is_object() && model.contains("id") && model["id"].is_string();
-        if (!is_object && !model.is_string()) return wrong("models must be names, or objects with id");
-        models.push_back(is_object ? model["id"].get<std::string>() : model.get<std::string>());
-      }
-    }
-    return {};
-  }
-  void apply(Worker::Info& info) const {
-    if (priority) info.priority = *priority;
-    if (cost) info.cost = *cost;
-    for (const auto& [name, value] : labels) info.labels[name] = value;
-    if (models.empty()) return;
-    info.model_id = models.front();
-    info.model_ids = models;
-    info.models_are_given = true;
-  }
-};
+void apply(const WorkerDetails& details, Worker::Info& info) {
+  if (details.priority) info.priority = *details.priority;
+  if (details.cost) info.cost = *details.cost;
+  for (const auto& [name, value] : details.labels) info.labels[name] = value;
+  if (details.models.empty()) return;
+  info.model_id = details.models.front();
+  info.model_ids = details.models;
+  info.models_are_given = true;
+}
 
 Task<Response> list_or_add(AdminCall& call) {
   if (call.head.method == "GET") {
@@ -200,21 +168,14 @@ Task<Response> list_or_add(AdminCall& call) {
                                  {"total", total},
                                  {"stats", {{"prefill_count", 0}, {"decode_count", 0}, {"regular_count", total}}}});
   }
-  const auto parsed = parse_client_json(call.body);
-  const Json body = parsed.ok() ? *parsed : Json();
-  if (!body.is_object() || !body.contains("url") || !body["url"].is_string()) {
-    co_return worker_error(400, "BAD_REQUEST", "the body must be a JSON object with url");
+  const auto request = read_worker_request(call.body);
+  if (!request.ok()) co_return worker_error(400, "BAD_REQUEST", request.error().message);
+  if (auto good = accept(request->details); !good.ok()) {
+    co_return worker_error(400, "BAD_REQUEST", good.error().message);
   }
-  if (body.contains("api_key") && !body["api_key"].is_string() && !body["api_key"].is_null()) {
-    co_return worker_error(400, "BAD_REQUEST", "api_key must be a string");
-  }
-  const std::string key =
-      body.contains("api_key") && body["api_key"].is_string() ? body["api_key"].get<std::string>() : "";
-  WorkerDetails details;
-  if (auto read = details.read(body); !read.ok()) co_return worker_error(400, "BAD_REQUEST", read.error().message);
-  auto worker = call.context.add_worker(body["url"].get<std::string>(), key, "manual");
+  auto worker = call.context.add_worker(request->url, request->api_key, "manual");
   if (!worker.ok()) co_return worker_error(400, "BAD_REQUEST", worker.error().message);
-  (*worker)->change_info([&](Worker::Info& info) { details.apply(info); });
+  (*worker)->change_info([&](Worker::Info& info) { apply(request->details, info); });
   const Worker& added = **worker;
   const std::string location = "/workers/" + added.id;
   auto response = json_response(202, Json{{"status", "accepted"},
@@ -252,9 +213,10 @@ Task<Response> one_worker(AdminCall& call) {
       co_return worker_error(400, "BAD_REQUEST", "only priority, cost and labels can be changed");
     }
   }
-  WorkerDetails details;
-  if (auto read = details.read(body); !read.ok()) co_return worker_error(400, "BAD_REQUEST", read.error().message);
-  worker->change_info([&](Worker::Info& info) { details.apply(info); });
+  const auto details = read_worker_details(body);
+  if (!details.ok()) co_return worker_error(400, "BAD_REQUEST", details.error().message);
+  if (auto good = accept(*details); !good.ok()) co_return worker_error(400, "BAD_REQUEST", good.error().message);
+  worker->change_info([&](Worker::Info& info) { apply(*details, info); });
   co_return json_response(202, Json{{"status", "accepted"}, {"worker_id", worker->id}});
 }
 

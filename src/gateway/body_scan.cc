@@ -24,6 +24,12 @@ void join(std::string& out, std::string_view text) {
   out += text;
 }
 
+// Of a token as simdjson shows it, up to the next one.
+std::string_view trimmed(std::string_view token) {
+  while (!token.empty() && std::isspace(static_cast<unsigned char>(token.back())) != 0) token.remove_suffix(1);
+  return token;
+}
+
 // A string, or a list of strings, of token ids or of lists of them. Other kinds are the engine's to judge.
 simdjson::error_code append_prompt(od::value value, std::string& out, int depth = 0) {
   od::json_type type;
@@ -36,10 +42,16 @@ simdjson::error_code append_prompt(od::value value, std::string& out, int depth 
       return simdjson::SUCCESS;
     }
     case od::json_type::number: {
-      od::number number;
-      if (auto error = value.get_number().get(number)) return error;
-      if (number.is_int64()) join(out, std::to_string(number.get_int64()));
-      return simdjson::SUCCESS;
+      std::string_view token = trimmed(value.raw_json_token());
+      int64_t number = 0;
+      const auto [end, parsed] = std::from_chars(token.data(), token.data() + token.size(), number);
+      if (end == token.data() + token.size()) {
+        // An id that no integer holds is valid JSON: the engine's to judge.
+        if (parsed == std::errc()) join(out, std::to_string(number));
+        return simdjson::SUCCESS;
+      }
+      od::number checked;
+      return value.get_number().get(checked);
     }
     case od::json_type::array: {
       if (depth >= 3) return simdjson::SUCCESS;
@@ -181,8 +193,7 @@ using Field = BodyFacts::Field;
 
 // Of a value that has not been read yet.
 Field field_at(const std::string& body, od::value& value, Field::Key key) {
-  std::string_view token = value.raw_json_token();
-  while (!token.empty() && std::isspace(static_cast<unsigned char>(token.back())) != 0) token.remove_suffix(1);
+  const std::string_view token = trimmed(value.raw_json_token());
   const auto begin = static_cast<size_t>(token.data() - body.data());
   return {key, begin, begin + token.size()};
 }

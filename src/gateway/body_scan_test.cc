@@ -85,6 +85,14 @@ TEST(BodyScanTest, TheLastOfTwoEqualKeysCounts) {
   EXPECT_EQ(text(R"({"messages":[{"content":[{"text":"a","text":"b"},{"text":"c"}]}]})", Endpoint::kChat), "b c");
 }
 
+TEST(BodyScanTest, AnIdThatNoIntegerHoldsIsLeftToTheEngine) {
+  EXPECT_EQ(
+      text(R"({"input_ids":[1, 123456789012345678901234567890 ,[-98765432109876543210],2.5,3]})", Endpoint::kGenerate),
+      "1 3");
+  std::string broken = R"({"input_ids":[1,1.2.3]})";
+  EXPECT_FALSE(scan_body(broken, Endpoint::kGenerate).ok());
+}
+
 TEST(BodyScanTest, LeavesWhatItDoesNotKnowToTheEngine) {
   for (const char* body : {R"({"messages":"x"})", R"({"messages":[1,null,"x",{"content":7}]})", R"({"text":{"a":1}})",
                            R"({"max_tokens":"many"})", R"({"max_tokens":-1})", R"({"rid":["a","b"]})",

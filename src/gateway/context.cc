@@ -49,7 +49,7 @@ Context::Context(const GatewayOptions& gateway_options, std::vector<double> buck
              .sweep_interval = std::chrono::seconds(options.eviction_interval_secs)}),
       policy(make_policy(options)),
       model_aliases(pairs_of(options.model_alias)),
-      admission(options.max_concurrent_requests, options.queue_size, clock),
+      admission(options.max_concurrent_requests > 0 ? options.max_concurrent_requests : -1, options.queue_size, clock),
       retry(RetryRules::from(options)) {
   metrics.declare(metric_families(buckets));
 }

@@ -533,10 +533,12 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
   TimePoint latest = first_at;
   while (sent.ok() && !gone_ && part.ok() && !part->empty()) {
     tail.append(*part);
-    writing_ = true;
-    sent = co_await client_.write(*part);
-    writing_ = false;
-    if (!sent.ok() || gone_) break;
+    if (!client_.write_now(*part)) {
+      writing_ = true;
+      sent = co_await client_.drain();
+      writing_ = false;
+      if (!sent.ok() || gone_) break;
+    }
     if (keepalive > Duration::zero() && ends_event(tail.text())) co_await keep_alive(upstream, keepalive);
     if (gone_) break;
     part = co_await upstream.connection->read_some();

@@ -29,7 +29,7 @@ class ConnectionFields {
 
 }  // namespace
 
-net::RequestHead upstream_head(const net::RequestHead& client, const Worker& worker, bool has_body) {
+net::RequestHead upstream_head(const net::RequestHead& client, std::string_view api_key, int64_t rank, bool has_body) {
   net::RequestHead head;
   head.method = client.method;
   head.target = client.target;
@@ -50,11 +50,10 @@ net::RequestHead upstream_head(const net::RequestHead& client, const Worker& wor
     head.headers.add("Connection", "TE");
   }
   // Newer engines take the rank from here rather than from the body.
-  if (worker.dp.rank >= 0 && head.headers.has(kRankHeader))
-    head.headers.set(kRankHeader, std::to_string(worker.dp.rank));
+  if (rank >= 0 && head.headers.has(kRankHeader)) head.headers.set(kRankHeader, std::to_string(rank));
   if (has_body && !head.headers.has("content-type")) head.headers.add("Content-Type", "application/json");
-  if (!worker.api_key.empty()) {
-    head.headers.add("Authorization", "Bearer " + worker.api_key);
+  if (!api_key.empty()) {
+    head.headers.add("Authorization", fmt::format("Bearer {}", api_key));
   } else if (const auto key = client.headers.get("authorization")) {
     head.headers.add("Authorization", std::string(*key));
   }

@@ -12,7 +12,11 @@ inline constexpr std::string_view kRankHeader = "X-Data-Parallel-Rank";
 
 // The head that the worker gets: the client's method, target and headers, without those of its connection, and exactly
 // one Authorization: the worker's key if it has one, else the client's. A rank that it names is the worker's.
-net::RequestHead upstream_head(const net::RequestHead& client, const Worker& worker, bool has_body);
+// `api_key` empty: the worker asks for none. `rank` < 0: it is all of its engine.
+net::RequestHead upstream_head(const net::RequestHead& client, std::string_view api_key, int64_t rank, bool has_body);
+inline net::RequestHead upstream_head(const net::RequestHead& client, const Worker& worker, bool has_body) {
+  return upstream_head(client, worker.api_key, worker.dp.rank, has_body);
+}
 
 // Of a worker's answer everything but what belongs to its connection, and what `ours` says already.
 net::Headers relayed_headers(const net::Headers& headers, const net::Headers& ours);

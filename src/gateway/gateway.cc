@@ -132,6 +132,7 @@ class Gateway::Impl {
     metrics.gauge("smg_admission_queue_depth").set(static_cast<double>(context.admission.queued()));
     const auto index = context.index.stats();
     metrics.gauge("smg_prefix_index_bytes").set(static_cast<double>(index.bytes));
+    metrics.gauge("smg_prefix_index_budget_bytes").set(static_cast<double>(context.options.prefix_index_bytes));
     metrics.gauge("smg_prefix_index_nodes").set(static_cast<double>(index.nodes));
     const auto evicted = [&](const char* reason, uint64_t count) {
       auto counter = metrics.counter("smg_prefix_index_evictions_total", {reason});

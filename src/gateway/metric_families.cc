@@ -121,6 +121,7 @@ std::vector<obs::Family> metric_families(const std::vector<double>& buckets) {
       {"smg_worker_cache_belief", "Part of a predicted match that counts, by the worker's reports.", Kind::kGauge,
        kWorker},
       {"smg_prefix_index_bytes", "Memory of the prefix index.", Kind::kGauge},
+      {"smg_prefix_index_budget_bytes", "Memory that the prefix index may take at most.", Kind::kGauge},
       {"smg_prefix_index_nodes", "Nodes of the prefix index.", Kind::kGauge},
       {"smg_prefix_index_evictions_total", "Claims that went.", Kind::kCounter, {"reason"}},
       {"sglang_cache_hit_rate", "Share of prompts found cached, last 60 s.", Kind::kGauge, {"source"}},

@@ -528,6 +528,7 @@ void MetricsTest::caches() {
   EXPECT_EQ(value("sglang_cache_hit_rate", {"source=\"reported\""}), 0.25);
   ASSERT_TRUE(becomes(nodes + 1, "smg_prefix_index_nodes"));
   EXPECT_GT(value("smg_prefix_index_bytes"), 0);
+  EXPECT_EQ(value("smg_prefix_index_budget_bytes"), 256 << 20);
   EXPECT_EQ(value("smg_prefix_index_evictions_total"), 0);
   ASSERT_EQ(call("POST", "/flush_cache")->status, 200);
   EXPECT_TRUE(becomes(1, "smg_prefix_index_evictions_total", {"reason=\"worker\""})) << "the one claim";

@@ -512,7 +512,7 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .range = {-1, 1e9},
            .read_by = "gateway/context",
            .group = "Admission",
-           .help = "Requests that may be with workers at once; -1 = no limit."},
+           .help = "Requests that may be with workers at once; -1 or 0 = no limit."},
           {.name = "queue-size",
            .field = &O::queue_size,
            .value = int64_t{100},

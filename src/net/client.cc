@@ -359,7 +359,7 @@ Task<Result<std::shared_ptr<Connection>>> Exchange::connect_to(const Endpoint& e
 
 Task<Result<void>> Exchange::start_tls(Connection& connection, const Url& url, TimePoint deadline) {
   const auto context = pool_->options.tls != nullptr ? pool_->options.tls : TlsContext::of_system();
-  connection.start_tls(context->connect(connection.socket(), url.host));
+  connection.start_tls(context->connect(connection.fd(), url.host));
   const Io io = co_await connection.handshake(time_to(deadline));
   if (io == Io::kOk) co_return Result<void>();
   if (io != Io::kReset && io != Io::kEnd) co_return failure(io, "the TLS handshake", timeouts_.connect);

@@ -134,7 +134,7 @@ TEST(NameCacheTest, ConnectionsShareALookUpWhileItIsFresh) {
   EXPECT_EQ(lookups, 1);
 }
 
-TEST(AddressTest, R27Ipv6AloneIsEnough) {
+TEST(Ipv6Test, R27Ipv6AloneIsEnough) {
   LoopGroup loops(1, "test");
   Server server(loops, {}, saying("six"));
   const auto port = server.listen("::1", 0);

@@ -45,11 +45,14 @@ std::string describe(const std::exception_ptr& exception) {
 
 }  // namespace
 
-EventLoop::EventLoop(std::string name) : name_(std::move(name)), work_(context_.get_executor()) {}
+EventLoop::EventLoop(std::string name) : name_(std::move(name)), work_(context_.get_executor()) {
+  poller_.start(context_.get_executor());
+}
 
 EventLoop::~EventLoop() {
   stop();
   join();
+  poller_.shutdown();
 }
 
 void EventLoop::post(std::function<void()> function) { asio::post(context_.get_executor(), std::move(function)); }

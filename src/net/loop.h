@@ -14,6 +14,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/result.h"
+#include "net/poller.h"
 #include "net/task.h"
 
 namespace sluice::net {
@@ -39,6 +40,7 @@ class EventLoop {
   bool on_loop_thread() const;
   asio::io_context& context() { return context_; }
   Executor executor() { return context_.get_executor(); }
+  Poller& poller() { return poller_; }
 
   void start();
   // Ends the loop after the handler that is running now. Any thread; idempotent.
@@ -47,6 +49,7 @@ class EventLoop {
 
  private:
   std::string name_;
+  Poller poller_;                // outlives what waits in the context
   asio::io_context context_{1};  // one thread: Asio takes no locks that it can avoid
   asio::executor_work_guard<Executor> work_;
   std::thread thread_;

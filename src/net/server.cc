@@ -36,6 +36,10 @@ class Server::Impl {
 
 namespace {
 
+// What the kernel takes of an answer beyond what is under way to its client. Otherwise it takes megabytes for each slow
+// reader, and whoever writes the answer is held back so much later.
+constexpr int kUnsent = 128 * 1024;
+
 Task<> run_connection(std::shared_ptr<ServerConnection> connection) { co_await connection->run(); }
 
 }  // namespace
@@ -99,6 +103,7 @@ class Server::Impl::Acceptor : public std::enable_shared_from_this<Acceptor> {
     if (fd < 0) return false;
     const int one = 1;
     ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    ::setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &kUnsent, sizeof kUnsent);
     auto connection = std::make_shared<ServerConnection>(state_, loop_index_, fd, address_of(address));
     asio::co_spawn(state_->loops[loop_index_].executor(), run_connection(std::move(connection)), asio::detached);
     return true;

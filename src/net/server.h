@@ -45,6 +45,10 @@ class ServerExchange {
   virtual Task<Result<void>> start(ResponseHead head) = 0;
   // Sent at once; returns when the kernel took it (back-pressure: the caller stops reading its source meanwhile).
   virtual Task<Result<void>> write(std::string_view bytes) = 0;
+  // The same where no wait is needed, which costs no coroutine. False: the rest is kept, or there was an error; drain()
+  // then waits and tells, before anything else is written.
+  virtual bool write_now(std::string_view bytes) = 0;
+  virtual Task<Result<void>> drain() = 0;
   virtual Task<Result<void>> finish() = 0;
   // Before finish(): what goes after the body if that is chunked; else it is dropped.
   virtual void set_trailers(Headers trailers) = 0;

@@ -2,6 +2,7 @@
 
 #include <boost/asio/post.hpp>
 #include <cerrno>
+#include <charconv>
 
 #include "base/log.h"
 #include "net/tls.h"
@@ -16,6 +17,10 @@ constexpr size_t kDiscardLimit = 256 * 1024;
 constexpr Duration kLinger = std::chrono::seconds(2);
 constexpr size_t kLingerLimit = 8 << 20;
 constexpr size_t kReadAhead = 256 * 1024;
+// Memory that the announcement of a body alone gets, and room behind it for parsers that read over its end: without
+// that they copy it.
+constexpr size_t kTrusted = 4 << 20;
+constexpr size_t kParserRoom = 64;
 
 iovec part(std::string_view bytes) { return {const_cast<char*>(bytes.data()), bytes.size()}; }
 
@@ -84,7 +89,7 @@ Task<> ServerConnection::run() {
 
 // False when the connection is over.
 Task<bool> ServerConnection::agree_on_tls() {
-  start_tls(state_->options.tls->accept(socket()));
+  start_tls(state_->options.tls->accept(fd()));
   const Io io = co_await handshake(state_->options.head_timeout);
   if (io == Io::kOk) co_return true;
   if (tls()->got_plain_http()) {
@@ -231,12 +236,15 @@ Task<Result<std::string>> ServerConnection::read_body(size_t limit) {
   };
   if (parser_.content_length().value_or(0) > limit) co_return too_large();
   std::string whole;
-  if (parser_.content_length()) whole.reserve(std::min<uint64_t>(*parser_.content_length(), 4 << 20));
+  const auto length = parser_.content_length();
+  if (length) whole.reserve(std::min<uint64_t>(*length, kTrusted) + kParserRoom);
   while (!parser_.done()) {
     if (unread_size() > 0) {
       size_t used = 0;
       std::string_view body;
       const auto status = parser_.parse_body(unread_data(), unread_size(), used, body);
+      // All of it at once, for one that has sent so much: growing step by step leaves holes of megabytes behind.
+      if (length && whole.size() + body.size() > whole.capacity()) whole.reserve(*length + kParserRoom);
       whole.append(body);
       consume(used);
       expects_continue_ = false;  // it sends already
@@ -367,26 +375,52 @@ void ServerConnection::flush_head() {
 }
 
 Task<Result<void>> ServerConnection::write(std::string_view bytes) {
-  if (answer_ != Answer::kStreaming) co_return Error{ErrorCode::kInternal, "write() needs start() before it"};
-  if (!is_open()) co_return io_error(Io::kCancelled, "the answer was written");
-  if (bytes.empty()) co_return Result<void>();
+  if (write_now(bytes)) co_return Result<void>();
+  co_return co_await drain();
+}
+
+bool ServerConnection::write_now(std::string_view bytes) {
+  const auto fail = [&](Error error) {
+    trouble_ = std::move(error);
+    return false;
+  };
+  if (answer_ != Answer::kStreaming) return fail({ErrorCode::kInternal, "write() needs start() before it"});
+  if (!is_open()) return fail(io_error(Io::kCancelled, "the answer was written"));
+  if (bytes.empty()) return true;
   if (promised_ && !no_body_) {
     if (bytes.size() > *promised_) {
       abort();
-      co_return Error{ErrorCode::kInternal, "more bytes than the head's Content-Length were written"};
+      return fail({ErrorCode::kInternal, "more bytes than the head's Content-Length were written"});
     }
     *promised_ -= bytes.size();
   }
   if (no_body_) bytes = {};
-  // Moved out: the flush that start() posted must not send the head while this write waits.
-  const std::string head = std::exchange(out_, {});
-  const auto unsent = std::string_view(head).substr(std::exchange(flushed_, 0));
   char size[20];
   size_t digits = 0;
   if (chunked_ && !bytes.empty()) {
-    digits = static_cast<size_t>(fmt::format_to_n(size, sizeof size, "{:x}\r\n", bytes.size()).size);
+    char* const end = std::to_chars(size, std::end(size) - 2, bytes.size(), 16).ptr;
+    end[0] = '\r';
+    end[1] = '\n';
+    digits = static_cast<size_t>(end + 2 - size);
   }
-  iovec parts[] = {part(unsent), {size, digits}, part(bytes), part(digits > 0 ? "\r\n" : "")};
+  iovec parts[] = {
+      part(std::string_view(out_).substr(flushed_)), {size, digits}, part(bytes), part(digits > 0 ? "\r\n" : "")};
+  std::span<iovec> rest(parts);
+  const Io io = try_write(rest);
+  for (const iovec& left : rest) unsent_.append(static_cast<const char*>(left.iov_base), left.iov_len);
+  // The flush that start() posted finds nothing more to send.
+  out_.clear();
+  flushed_ = 0;
+  if (io == Io::kOk) return true;
+  if (io == Io::kWouldBlock) return false;
+  keep_ = false;
+  return fail(io_error(io, "the answer was written"));
+}
+
+Task<Result<void>> ServerConnection::drain() {
+  const std::string unsent = std::exchange(unsent_, {});
+  if (trouble_) co_return *std::exchange(trouble_, std::nullopt);
+  iovec parts[] = {part(unsent)};
   co_return co_await send(parts);
 }
 

@@ -71,6 +71,8 @@ class ServerConnection final : public Stream, public ServerExchange {
   Task<Result<void>> respond(Response response) override;
   Task<Result<void>> start(ResponseHead head) override;
   Task<Result<void>> write(std::string_view bytes) override;
+  bool write_now(std::string_view bytes) override;
+  Task<Result<void>> drain() override;
   Task<Result<void>> finish() override;
   void set_trailers(Headers trailers) override { trailers_ = std::move(trailers); }
   bool started() const override { return answer_ != Answer::kNone; }
@@ -124,6 +126,9 @@ class ServerConnection final : public Stream, public ServerExchange {
   Headers trailers_;
   std::string out_;     // the head, until it was sent
   size_t flushed_ = 0;  // bytes of it that went out already
+  // What write_now() leaves to drain().
+  std::string unsent_;
+  std::optional<Error> trouble_;
   uint64_t exchange_ = 0;
 };
 

@@ -1,6 +1,7 @@
 #include "net/stream.h"
 
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <boost/asio/post.hpp>
@@ -15,16 +16,20 @@ namespace {
 
 constexpr size_t kFirstBuffer = 16 * 1024;
 
-Io from_errno() {
-  if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) return Io::kWouldBlock;
-  return Io::kReset;
+Io from_errno() { return errno == EAGAIN || errno == EWOULDBLOCK ? Io::kWouldBlock : Io::kReset; }
+
+ssize_t receive_bytes(int fd, char* to, size_t room) {
+  for (;;) {
+    const ssize_t n = ::recv(fd, to, room, 0);
+    if (n >= 0 || errno != EINTR) return n;
+  }
 }
 
 }  // namespace
 
 Task<Io> Waiter::wait() {
   SLUICE_CHECK(!waiting(), "two coroutines wait for the same stream");
-  co_return co_await asio::async_initiate<const asio::use_awaitable_t<Executor>&, void(Io)>(
+  return asio::async_initiate<const asio::use_awaitable_t<Executor>&, void(Io)>(
       [this](auto&& handler) { handler_.emplace(std::move(handler)); }, use_task);
 }
 
@@ -41,40 +46,16 @@ void Waiter::wake_later(Executor executor, Io why) {
   handler_.reset();
 }
 
-// The operations that wait in the loop. Destroyed without having been called, which happens when the loop is destroyed,
-// they break the cycle stream -> waiting coroutine -> stream.
-struct Stream::ReadReady {
-  explicit ReadReady(std::shared_ptr<Stream> s) : stream(std::move(s)) {}
-  ReadReady(ReadReady&&) noexcept = default;
-  ~ReadReady() {
-    if (stream) stream->abandon();
-  }
-  void operator()(const boost::system::error_code&) {
-    const auto s = std::move(stream);
-    s->read_armed_ = false;
-    if (s->open_) s->on_readable();
-  }
-  std::shared_ptr<Stream> stream;
-};
-
-struct Stream::WriteReady {
-  explicit WriteReady(std::shared_ptr<Stream> s) : stream(std::move(s)) {}
-  WriteReady(WriteReady&&) noexcept = default;
-  ~WriteReady() {
-    if (stream) stream->abandon();
-  }
-  void operator()(const boost::system::error_code&) {
-    const auto s = std::move(stream);
-    s->write_armed_ = false;
-    if (s->open_) s->on_writable();
-  }
-  std::shared_ptr<Stream> stream;
-};
-
 Stream::Stream(EventLoop& loop, int fd, size_t read_ahead)
-    : loop_(loop), read_ahead_(read_ahead), descriptor_(loop.executor(), fd), timer_(loop.executor()) {}
+    : loop_(loop), read_ahead_(read_ahead), fd_(fd), timer_(loop.executor()) {
+  loop_.poller().add(fd_, *this, EPOLLIN | EPOLLRDHUP);
+}
 
-Stream::~Stream() = default;
+Stream::~Stream() {
+  if (!open_) return;
+  loop_.poller().remove(fd_, *this);
+  ::close(fd_);
+}
 
 void Stream::start_tls(std::unique_ptr<TlsSession> session) { tls_ = std::move(session); }
 
@@ -89,12 +70,14 @@ Task<Io> Stream::handshake(Duration bound) {
       if (tls_->wants_write()) {
         io = co_await wait_writable();
       } else {
+        readable_ = false;
         arm_read();
         io = co_await reader_.wait();
       }
       if (io == Io::kOk) continue;
     }
     set_deadline(Duration::zero());
+    readable_ = true;  // the last flight may have brought more
     co_return io;
   }
 }
@@ -133,17 +116,16 @@ Io Stream::receive() {
   if (!make_room()) return Io::kWouldBlock;
   if (tls_ != nullptr) return receive_tls();
   const size_t room = capacity_ - end_;
-  const ssize_t n = ::recv(fd(), buffer_.get() + end_, room, 0);
+  const ssize_t n = receive_bytes(fd_, buffer_.get() + end_, room);
   last_read_was_full_ = n == static_cast<ssize_t>(room);
+  // Less than there was room for is all: the next bytes, or the end, are news.
+  readable_ = last_read_was_full_ || (n > 0 && at_end_);
   if (n > 0) {
     end_ += static_cast<size_t>(n);
     return Io::kOk;
   }
   const Io result = n == 0 ? Io::kEnd : from_errno();
-  if (result != Io::kWouldBlock) {
-    read_state_ = result;
-    on_ended();
-  }
+  if (result != Io::kWouldBlock) ended(result);
   return result;
 }
 
@@ -153,33 +135,48 @@ Io Stream::receive_tls() {
   const Io io = tls_->read(buffer_.get() + end_, room, n);
   end_ += n;
   last_read_was_full_ = n == room;
-  if (io == Io::kWouldBlock && tls_->wants_write()) arm_write();
-  if (io == Io::kEnd || io == Io::kReset) {
-    read_state_ = io;
-    on_ended();
+  // OpenSSL reads ahead: only when it wants more is there nothing left, in it or in the socket.
+  readable_ = io == Io::kOk;
+  if (io == Io::kWouldBlock && tls_->wants_write()) {
+    loop_.poller().change(fd_, *this, EPOLLIN | EPOLLOUT | EPOLLRDHUP);
   }
+  if (io == Io::kEnd || io == Io::kReset) ended(io);
   return io;
+}
+
+void Stream::ended(Io how) {
+  read_state_ = how;
+  on_ended();
 }
 
 void Stream::arm_read() {
   if (read_armed_ || !open_) return;
   read_armed_ = true;
-  // What OpenSSL has taken from the socket already would not make it readable.
-  if (tls_ != nullptr && tls_->has_more()) {
-    asio::post(loop_.executor(), [ready = ReadReady(shared_from_this())]() mutable { ready({}); });
-    return;
-  }
-  descriptor_.async_wait(asio::posix::descriptor_base::wait_read, ReadReady(shared_from_this()));
+  stay_alive();
+  if (!readable_) return;
+  // What is there already is no news for the poller.
+  asio::post(loop_.executor(), [self = shared_from_this()] {
+    if (self->open_ && self->readable_ && std::exchange(self->read_armed_, false)) self->on_readable();
+  });
 }
 
 void Stream::watch() {
   if (read_state_ == Io::kOk && (end_ - begin_) < read_ahead_) arm_read();
 }
 
+void Stream::on_events(uint32_t events) {
+  const auto self = shared_from_this();
+  if ((events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0) at_end_ = true;
+  if ((events & EPOLLIN) != 0 || at_end_) readable_ = true;
+  if ((events & EPOLLOUT) != 0 && tls_ != nullptr && tls_->wants_write()) readable_ = true;  // to answer a key update
+  if ((events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0) writer_.wake_now(Io::kOk);
+  if (open_ && readable_ && std::exchange(read_armed_, false)) on_readable();
+}
+
 Task<Io> Stream::read_more() {
   if (!open_) co_return Io::kCancelled;
   if (read_state_ != Io::kOk) co_return read_state_;
-  if (last_read_was_full_ || (tls_ != nullptr && tls_->has_more())) {
+  if (readable_) {
     const Io io = receive();
     if (io != Io::kWouldBlock) co_return io;
   }
@@ -189,7 +186,6 @@ Task<Io> Stream::read_more() {
 }
 
 void Stream::on_readable() {
-  const auto self = shared_from_this();
   if (tls_ != nullptr && !tls_->established()) {
     reader_.wake_now(Io::kOk);
     return;
@@ -211,10 +207,9 @@ void Stream::on_readable() {
 
 bool Stream::has_news() {
   if (read_state_ != Io::kOk || end_ != begin_ || !open_) return true;
-  // Session tickets are no news.
-  if (tls_ != nullptr) return receive() != Io::kWouldBlock;
+  if (tls_ != nullptr) return receive() != Io::kWouldBlock;  // session tickets are no news
   char byte;
-  const ssize_t n = ::recv(fd(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+  const ssize_t n = ::recv(fd_, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
   return n >= 0 || from_errno() != Io::kWouldBlock;
 }
 
@@ -222,13 +217,13 @@ bool Stream::has_answer() {
   if (end_ != begin_) return true;
   if (tls_ != nullptr) return open_ && receive() == Io::kOk;
   char byte;
-  return open_ && read_state_ == Io::kOk && ::recv(fd(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+  return open_ && read_state_ == Io::kOk && ::recv(fd_, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
 }
 
 int Stream::socket_error() {
   int error = 0;
   socklen_t size = sizeof error;
-  return ::getsockopt(fd(), SOL_SOCKET, SO_ERROR, &error, &size) == 0 ? error : errno;
+  return ::getsockopt(fd_, SOL_SOCKET, SO_ERROR, &error, &size) == 0 ? error : errno;
 }
 
 Io Stream::try_write(std::span<iovec>& parts) {
@@ -240,7 +235,7 @@ Io Stream::try_write(std::span<iovec>& parts) {
     msghdr message{};
     message.msg_iov = parts.data();
     message.msg_iovlen = parts.size();
-    const ssize_t n = ::sendmsg(fd(), &message, MSG_NOSIGNAL);
+    const ssize_t n = ::sendmsg(fd_, &message, MSG_NOSIGNAL);
     if (n < 0) {
       if (errno == EINTR) continue;
       return from_errno();
@@ -262,23 +257,14 @@ Task<Io> Stream::write_rest(std::span<iovec> parts, Duration stall) {
 
 Task<Io> Stream::wait_writable() {
   if (!open_) co_return Io::kCancelled;
-  arm_write();
+  stay_alive();
+  loop_.poller().change(fd_, *this, EPOLLIN | EPOLLOUT | EPOLLRDHUP);
   co_return co_await writer_.wait();
 }
 
-void Stream::arm_write() {
-  if (write_armed_ || !open_) return;
-  write_armed_ = true;
-  descriptor_.async_wait(asio::posix::descriptor_base::wait_write, WriteReady(shared_from_this()));
-}
-
-void Stream::on_writable() {
-  // A reader that OpenSSL made wait for room, to answer a key update.
-  if (tls_ != nullptr && tls_->established() && tls_->wants_write()) on_readable();
-  writer_.wake_now(Io::kOk);
-}
-
-void Stream::abandon() {
+// Breaks the cycle stream -> waiting coroutine -> stream.
+void Stream::on_shutdown() {
+  const auto self = std::move(self_);
   reader_.drop();
   writer_.drop();
 }
@@ -323,7 +309,7 @@ void Stream::on_timer() {
 void Stream::shutdown_write() {
   if (!open_) return;
   close_notify();
-  ::shutdown(fd(), SHUT_WR);
+  ::shutdown(fd_, SHUT_WR);
 }
 
 void Stream::close_notify() {
@@ -334,8 +320,10 @@ void Stream::close() {
   if (!open_) return;
   open_ = false;
   has_deadline_ = false;
-  boost::system::error_code ignored;
-  descriptor_.close(ignored);
+  loop_.poller().remove(fd_, *this);
+  ::close(fd_);
+  // Whoever closes it may be running in it.
+  if (self_ != nullptr) asio::post(loop_.executor(), [self = std::move(self_)] {});
   timer_.cancel();
   reader_.wake_later(loop_.executor(), Io::kCancelled);
   writer_.wake_later(loop_.executor(), Io::kCancelled);

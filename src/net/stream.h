@@ -4,7 +4,6 @@
 #pragma once
 
 #include <boost/asio/basic_waitable_timer.hpp>
-#include <boost/asio/posix/basic_stream_descriptor.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <chrono>
 #include <memory>
@@ -16,6 +15,7 @@
 #include "base/clock.h"
 #include "net/io.h"
 #include "net/loop.h"
+#include "net/poller.h"
 #include "net/task.h"
 
 namespace sluice::net {
@@ -44,9 +44,9 @@ class Waiter {
   std::optional<Handler> handler_;
 };
 
-// Loop thread only, the destructor too. Held by shared_ptr: what waits in the loop keeps it alive. There is at most one
-// coroutine that reads and one that writes.
-class Stream : public std::enable_shared_from_this<Stream> {
+// Loop thread only, the destructor too. Held by shared_ptr: from its first wait until close() the loop keeps it alive.
+// There is at most one coroutine that reads and one that writes.
+class Stream : public std::enable_shared_from_this<Stream>, private Poller::Watcher {
  public:
   // `fd` is a non-blocking stream socket, connected or connecting; the stream closes it. `read_ahead` bounds the bytes
   // that are taken from the kernel before somebody consumes them.
@@ -55,7 +55,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
 
   EventLoop& loop() { return loop_; }
   bool is_open() const { return open_; }
-  int socket() { return fd(); }
+  int fd() const { return fd_; }
 
   // From here on the bytes are those inside of TLS. Before anything is read or written; then handshake().
   void start_tls(std::unique_ptr<TlsSession> session);
@@ -115,21 +115,21 @@ class Stream : public std::enable_shared_from_this<Stream> {
   // Bytes arrived and nobody was reading.
   virtual void on_unread() {}
 
-  int fd() { return descriptor_.native_handle(); }
-
  private:
-  struct ReadReady;
-  struct WriteReady;
+  void on_events(uint32_t events) override;
+  void on_shutdown() override;
 
   // Takes bytes from the socket. kOk, kWouldBlock, kEnd, kReset; kWouldBlock as well if there is no room.
   Io receive();
   Io receive_tls();
+  void ended(Io how);
   bool make_room();
   void arm_read();
-  void arm_write();
   void on_readable();
-  void on_writable();
-  void abandon();
+  // Until close().
+  void stay_alive() {
+    if (self_ == nullptr) self_ = shared_from_this();
+  }
   void arm_timer(TimePoint at);
   void on_timer();
 
@@ -137,19 +137,21 @@ class Stream : public std::enable_shared_from_this<Stream> {
   EventLoop& loop_;
   const size_t read_ahead_;
 
-  asio::posix::basic_stream_descriptor<Executor> descriptor_;
+  const int fd_;
   bool open_ = true;
+  std::shared_ptr<Stream> self_;
   std::unique_ptr<TlsSession> tls_;
 
   std::unique_ptr<char[]> buffer_;
   size_t capacity_ = 0;
   size_t begin_ = 0;
   size_t end_ = 0;
-  bool last_read_was_full_ = false;  // then the socket probably holds more: read before waiting
-  bool read_armed_ = false;
+  bool last_read_was_full_ = false;
+  bool readable_ = false;    // the socket may hold something: read before waiting
+  bool at_end_ = false;      // the other side has closed, so that after what it holds comes an end
+  bool read_armed_ = false;  // somebody reads, or watches
   Io read_state_ = Io::kOk;
   Waiter reader_;
-  bool write_armed_ = false;
   Waiter writer_;
 
   Timer timer_;

@@ -159,8 +159,6 @@ Io TlsSession::handshake() {
   if (result != 1) return ended(result);
   wants_write_ = false;
   established_ = true;
-  // Something may have come along with the last flight.
-  has_more_ = SSL_has_pending(ssl_) == 1;
   return Io::kOk;
 }
 
@@ -168,7 +166,6 @@ Io TlsSession::read(char* to, size_t room, size_t& n) {
   ERR_clear_error();
   wants_write_ = false;
   const int result = SSL_read_ex(ssl_, to, room, &n);
-  has_more_ = result == 1 && SSL_has_pending(ssl_) == 1;
   return result == 1 ? Io::kOk : ended(result);
 }
 

@@ -41,11 +41,10 @@ class TlsSession {
   // One step: kOk when it is done; kWouldBlock until the socket is readable, or writable if wants_write(); kReset.
   Io handshake();
   bool established() const { return established_; }
-  // Up to `room` bytes: kOk, kWouldBlock, kEnd after the other side's close_notify; kReset otherwise, an end without
-  // one included, so that a cut answer is never taken for a whole one.
+  // Up to `room` bytes: kOk, and then there may be more, whatever the socket says; kWouldBlock, kEnd after the other
+  // side's close_notify; kReset otherwise, an end without one included, so that a cut answer is never taken for a whole
+  // one.
   Io read(char* to, size_t room, size_t& n);
-  // True if the next read() may give something without the socket becoming readable.
-  bool has_more() const { return has_more_; }
   // The last read() or handshake() that would block waits for the socket to take something.
   bool wants_write() const { return wants_write_; }
   // Takes what the socket accepts; kOk when all of it went out. After kWouldBlock the same bytes, and maybe more behind
@@ -65,7 +64,6 @@ class TlsSession {
   ssl_st* const ssl_;
   bool established_ = false;
   bool broken_ = false;
-  bool has_more_ = false;
   bool wants_write_ = false;
   bool got_plain_http_ = false;
   std::string error_;

@@ -71,11 +71,11 @@ Response SimWorker::Impl::flush() {
   bool flushed = true;
   for (const auto& rank : ranks()) {
     const std::lock_guard lock(rank->mu);
-    flushed = flushed && !rank->engine.has_work();
+    flushed = flushed && !rank->has_work();
   }
   for (const auto& rank : ranks()) {
     const std::lock_guard lock(rank->mu);
-    if (flushed) flushed = rank->engine.flush();
+    if (flushed) flushed = rank->flush();
   }
   if (options_.canned) flushed = tally_.active == 0;
   if (!flushed) return Response::text(400, "Flush cache failed: requests are running or waiting.\n");
@@ -101,7 +101,7 @@ void SimWorker::Impl::abort_requests(std::string_view rid, bool all) {
         ++it;
         continue;
       }
-      rank->engine.abort(it->first);
+      rank->abort(it->first);
       ++tally_.aborted;  // before its answer
       it->second.wait->loop.post([wait = it->second.wait, sequence = it->second.sequence] {
         wait->push({.sequence = sequence, .aborted = true});
@@ -113,7 +113,7 @@ void SimWorker::Impl::abort_requests(std::string_view rid, bool all) {
 
 SimLoad SimWorker::Impl::load_of(SimRank& rank) const {
   const std::lock_guard lock(rank.mu);
-  SimLoad load = rank.engine.load();
+  SimLoad load = rank.load();
   if (options_.canned) load.running = tally_.active;
   return load;
 }

@@ -271,17 +271,19 @@ Result<void> SimWorker::Impl::submit(Generation& generation, Submitted& submitte
         std::vector<uint64_t> output;
         output.reserve(sequence.output.size());
         for (const int64_t id : sequence.output) output.push_back(sim_token(id));
-        SLUICE_TRY(const auto id, rank->engine.submit(prompt, std::move(output)));
+        SLUICE_TRY(const auto id, rank->submit(prompt, std::move(output)));
         rank->targets[id] = {generation.wait, submitted.sequences.size(), submitted.head.id};
         submission.add(id);
         submitted.sequences.push_back(std::move(sequence));
       }
     }
-    start_driving = !options_.manual && !std::exchange(rank->driven, true);
+    start_driving = (options_.cache || !options_.manual) && !std::exchange(rank->driven, true);
   }
   if (start_driving) {  // with the lock released: spawn() may run the coroutine's beginning at once
     net::EventLoop& loop = loops_[submitted.rank_number % loops_.size()];
-    loop.spawn([&loop, rank, scale = options_.time_scale] { return drive(loop, rank, scale); });
+    loop.spawn([&loop, rank, scale = options_.time_scale] {
+      return rank->cache ? drive_cache(loop, rank) : drive(loop, rank, scale);
+    });
   }
   return {};
 }
@@ -319,7 +321,7 @@ Task<bool> SimWorker::Impl::send_tokens(Generation& generation, Submitted& submi
 Task<> SimWorker::Impl::simulated(Generation& generation) {
   Submitted submitted;
   submitted.began = real_clock().now();
-  auto request = parse_sim_request(generation.api, generation.body, options_.default_tokens);
+  auto request = parse_sim_request(generation.api, generation.body, options_.default_tokens, tokens());
   Result<size_t> rank = size_t{0};
   if (request.ok()) {
     submitted.request = std::move(request).value();
@@ -331,12 +333,13 @@ Task<> SimWorker::Impl::simulated(Generation& generation) {
     co_return;
   }
   const SimRequest& wanted = submitted.request;
-  submitted.head = {.api = generation.api,
-                    .id = wanted.rid.empty() ? fmt::format("sim-{}", next_rid_.fetch_add(1)) : wanted.rid,
-                    .model = wanted.model.empty() ? options_.model : wanted.model,
-                    .created = static_cast<int64_t>(std::time(nullptr)),
-                    .dp_rank = options_.dp_size > 1 ? static_cast<int64_t>(*rank) : -1,
-                    .batch = wanted.batch || wanted.n > 1};
+  submitted.head = {
+      .api = generation.api,
+      .id = wanted.rid.empty() ? fmt::format("sim-{}-{}", port_.load(), next_rid_.fetch_add(1)) : wanted.rid,
+      .model = wanted.model.empty() ? options_.model : wanted.model,
+      .created = static_cast<int64_t>(std::time(nullptr)),
+      .dp_rank = options_.dp_size > 1 ? static_cast<int64_t>(*rank) : -1,
+      .batch = wanted.batch || wanted.n > 1};
   submitted.rank_number = *rank;
   submitted.rank = ranks()[*rank];
   SimSubmission submission(submitted.rank);

@@ -61,6 +61,20 @@ size_t SimRank::deliver(const std::vector<SimEngine::Emission>& emissions) {
   return emissions.size();
 }
 
+Result<SimEngine::Id> SimRank::submit(std::vector<uint64_t> prompt, std::vector<uint64_t> output) {
+  if (!cache) return engine.submit(std::move(prompt), std::move(output));
+  const SimEngine::Id id = cache->submit(prompt, static_cast<int64_t>(output.size()));
+  if (wake && cache->next_event() < next_look) wake();
+  return id;
+}
+
+bool SimRank::flush() {
+  if (!cache) return engine.flush();
+  if (cache->has_work()) return false;
+  cache->flush();
+  return true;
+}
+
 Task<> drive(net::EventLoop& loop, std::shared_ptr<SimRank> rank, double time_scale) {
   net::asio::basic_waitable_timer<std::chrono::steady_clock, net::asio::wait_traits<std::chrono::steady_clock>,
                                   net::Executor>
@@ -89,10 +103,37 @@ Task<> drive(net::EventLoop& loop, std::shared_ptr<SimRank> rank, double time_sc
   }
 }
 
+Task<> drive_cache(net::EventLoop& loop, std::shared_ptr<SimRank> rank) {
+  const auto alarm = std::make_shared<SimWait::Timer>(loop.executor());
+  for (;;) {
+    {
+      const std::lock_guard lock(rank->mu);
+      std::optional<TimePoint> next;
+      if (!rank->stopped) {
+        rank->deliver(rank->cache->advance());
+        next = rank->cache->next_event();
+      }
+      if (!next) {
+        rank->driven = false;
+        rank->wake = {};
+        co_return;
+      }
+      if (!rank->wake) {
+        rank->wake = [&loop, alarm] { loop.post([alarm] { alarm->cancel(); }); };
+      }
+      rank->next_look = *next;
+      alarm->expires_at(*next);
+    }
+    boost::system::error_code woken;
+    auto token = net::asio::redirect_error(use_task, woken);
+    co_await alarm->async_wait(token);
+  }
+}
+
 SimSubmission::~SimSubmission() {
   const std::lock_guard lock(rank_->mu);
   for (const auto id : ids_) {
-    if (rank_->targets.erase(id) > 0) rank_->engine.abort(id);
+    if (rank_->targets.erase(id) > 0) rank_->abort(id);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <xxhash.h>
 
 #include <charconv>
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 namespace sluice::testing {
@@ -31,6 +32,14 @@ void append_words(std::vector<uint64_t>& out, std::string_view text) {
   }
 }
 
+void append_fours(std::vector<uint64_t>& out, std::string_view text) {
+  uint32_t token = 0;
+  for (size_t i = 0; i + sizeof token <= text.size(); i += sizeof token) {
+    std::memcpy(&token, text.data() + i, sizeof token);
+    out.push_back(token);
+  }
+}
+
 Result<std::vector<uint64_t>> ids_of(dom::array ids, std::string_view field) {
   std::vector<uint64_t> out;
   out.reserve(ids.size());
@@ -43,10 +52,10 @@ Result<std::vector<uint64_t>> ids_of(dom::array ids, std::string_view field) {
 }
 
 // A string, a list of strings, ids or a list of ids.
-Result<void> read_prompts(dom::element value, std::string_view field, SimRequest& request) {
+Result<void> read_prompts(dom::element value, std::string_view field, SimTokens tokens, SimRequest& request) {
   std::string_view text;
   if (value.get(text) == simdjson::SUCCESS) {
-    request.prompts.push_back(sim_tokens(text));
+    request.prompts.push_back(sim_tokens(text, tokens));
     return {};
   }
   dom::array list;
@@ -62,7 +71,7 @@ Result<void> read_prompts(dom::element value, std::string_view field, SimRequest
   for (const dom::element element : list) {
     dom::array ids;
     if (element.get(text) == simdjson::SUCCESS) {
-      request.prompts.push_back(sim_tokens(text));
+      request.prompts.push_back(sim_tokens(text, tokens));
     } else if (element.get(ids) == simdjson::SUCCESS) {
       SLUICE_TRY(auto prompt, ids_of(ids, field));
       request.prompts.push_back(std::move(prompt));
@@ -73,27 +82,40 @@ Result<void> read_prompts(dom::element value, std::string_view field, SimRequest
   return {};
 }
 
-Result<void> read_messages(dom::element value, SimRequest& request) {
+Result<void> read_messages(dom::element value, SimTokens tokens, SimRequest& request) {
   dom::array messages;
   if (value.get(messages) != simdjson::SUCCESS || messages.size() == 0) {
     return bad("messages must be a list that is not empty");
   }
   std::vector<uint64_t> prompt;
+  std::string all;  // by characters
+  const bool words = tokens == SimTokens::kWords;
+  const auto add = [&](std::string_view text) {
+    if (words) {
+      append_words(prompt, text);
+    } else {
+      all += text;
+    }
+  };
   for (const dom::element message : messages) {
     std::string_view role;
     if (message["role"].get(role) != simdjson::SUCCESS) return bad("a message needs a role");
-    prompt.push_back(hash_of(fmt::format("<{}>", role)));
+    if (words) prompt.push_back(hash_of(fmt::format("<{}>", role)));
     std::string_view text;
     dom::array parts;
     if (message["content"].get(text) == simdjson::SUCCESS) {
-      append_words(prompt, text);
+      add(text);
     } else if (message["content"].get(parts) == simdjson::SUCCESS) {
       for (const dom::element part : parts) {
-        if (part["text"].get(text) == simdjson::SUCCESS) append_words(prompt, text);
+        if (part["text"].get(text) == simdjson::SUCCESS) add(text);
       }
     }
   }
-  prompt.push_back(hash_of("<assistant>"));
+  if (words) {
+    prompt.push_back(hash_of("<assistant>"));
+  } else {
+    append_fours(prompt, all);
+  }
   request.prompts.push_back(std::move(prompt));
   return {};
 }
@@ -154,10 +176,14 @@ std::string chat_chunk(const SimReplyHead& head, int64_t index, std::string_view
 
 }  // namespace
 
-std::vector<uint64_t> sim_tokens(std::string_view text) {
+std::vector<uint64_t> sim_tokens(std::string_view text, SimTokens tokens) {
   std::vector<uint64_t> out;
-  out.reserve(text.size() / 5 + 1);
-  append_words(out, text);
+  out.reserve(text.size() / 4 + 1);
+  if (tokens == SimTokens::kWords) {
+    append_words(out, text);
+  } else {
+    append_fours(out, text);
+  }
   return out;
 }
 
@@ -211,7 +237,7 @@ StreamWish stream_wish(std::string_view body) {
   return wish;
 }
 
-Result<SimRequest> parse_sim_request(SimApi api, std::string_view body, int64_t default_tokens) {
+Result<SimRequest> parse_sim_request(SimApi api, std::string_view body, int64_t default_tokens, SimTokens tokens) {
   static thread_local dom::parser parser;
   dom::element root;
   if (const auto error = parser.parse(body.data(), body.size()).get(root); error != simdjson::SUCCESS) {
@@ -238,10 +264,10 @@ Result<SimRequest> parse_sim_request(SimApi api, std::string_view body, int64_t 
 
   if (api == SimApi::kGenerate) {
     const bool has_text = object["text"].get(value) == simdjson::SUCCESS && !value.is_null();
-    if (has_text) SLUICE_TRY_VOID(read_prompts(value, "text", request));
+    if (has_text) SLUICE_TRY_VOID(read_prompts(value, "text", tokens, request));
     const bool has_ids = object["input_ids"].get(value) == simdjson::SUCCESS && !value.is_null();
     if (has_text == has_ids) return bad("either text or input_ids should be provided");
-    if (has_ids) SLUICE_TRY_VOID(read_prompts(value, "input_ids", request));
+    if (has_ids) SLUICE_TRY_VOID(read_prompts(value, "input_ids", tokens, request));
     dom::object sampling;
     if (object["sampling_params"].get(sampling) == simdjson::SUCCESS) {
       SLUICE_TRY_VOID(read_integer(sampling, "max_new_tokens", request.max_tokens));
@@ -250,10 +276,10 @@ Result<SimRequest> parse_sim_request(SimApi api, std::string_view body, int64_t 
   } else {
     if (api == SimApi::kCompletions) {
       if (object["prompt"].get(value) != simdjson::SUCCESS) return bad("prompt is missing");
-      SLUICE_TRY_VOID(read_prompts(value, "prompt", request));
+      SLUICE_TRY_VOID(read_prompts(value, "prompt", tokens, request));
     } else {
       if (object["messages"].get(value) != simdjson::SUCCESS) return bad("messages is missing");
-      SLUICE_TRY_VOID(read_messages(value, request));
+      SLUICE_TRY_VOID(read_messages(value, tokens, request));
     }
     SLUICE_TRY_VOID(read_integer(object, "max_tokens", request.max_tokens));
     SLUICE_TRY_VOID(read_integer(object, "max_completion_tokens", request.max_tokens));

@@ -1,5 +1,5 @@
-// What the simulated worker takes from a generation request, and the bodies with which it answers. A token is a word,
-// so that prompts of any endpoint have a length and prefixes without a tokenizer.
+// What the simulated worker takes from a generation request, and the bodies with which it answers. A token is a word
+// (or four characters), so that prompts of any endpoint have a length and prefixes without a tokenizer.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +27,13 @@ struct SimRequest {
   std::optional<int64_t> dp_rank;
 };
 
+// What a token of a text is. By characters, a prompt is the text of all its messages and nothing else, and a rest of
+// less than a token does not count.
+enum class SimTokens { kWords, kFourCharacters };
+
 // kInvalidArgument with a message for the client. `default_tokens`: generated where the request names no limit.
-Result<SimRequest> parse_sim_request(SimApi api, std::string_view body, int64_t default_tokens);
+Result<SimRequest> parse_sim_request(SimApi api, std::string_view body, int64_t default_tokens,
+                                     SimTokens tokens = SimTokens::kWords);
 
 // The top-level "stream" of a body and its "stream_options.include_usage", for the canned mode, which reads nothing
 // else. Neither if the body is not JSON.
@@ -39,7 +44,7 @@ struct StreamWish {
 StreamWish stream_wish(std::string_view body);
 
 // Words are separated by white space. A token id is the word that sim_word() shows for it.
-std::vector<uint64_t> sim_tokens(std::string_view text);
+std::vector<uint64_t> sim_tokens(std::string_view text, SimTokens tokens = SimTokens::kWords);
 // The text of generated token `id`, without the space that separates words.
 std::string sim_word(int64_t id);
 // The ids that any simulated worker generates for this prompt: a function of the prompt and the sample number alone.

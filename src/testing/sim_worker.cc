@@ -9,7 +9,21 @@ using net::Response;
 using net::ServerExchange;
 using net::Task;
 
-SimWorker::Impl::Impl(net::LoopGroup& loops, SimWorkerOptions options) : loops_(loops), options_(std::move(options)) {
+namespace {
+
+SimWorkerOptions settled(SimWorkerOptions options) {
+  if (!options.cache) return options;
+  const CacheWorkerRules& rules = options.cache->rules;
+  options.engine.block_size = rules.block_tokens;
+  options.engine.kv_tokens = rules.kv_blocks * rules.block_tokens;
+  options.engine.max_running = rules.decode_slots;
+  return options;
+}
+
+}  // namespace
+
+SimWorker::Impl::Impl(net::LoopGroup& loops, SimWorkerOptions options)
+    : loops_(loops), options_(settled(std::move(options))) {
   for (const SimApi api : {SimApi::kGenerate, SimApi::kCompletions, SimApi::kChat}) {
     if (options_.canned) canned_.push_back(make_canned(options_, api));
   }
@@ -30,7 +44,10 @@ Result<void> SimWorker::Impl::start() {
   const std::lock_guard life(life_mu_);
   if (server_) return Error{ErrorCode::kAlreadyExists, "the worker runs already"};
   std::vector<std::shared_ptr<SimRank>> ranks;
-  for (int64_t i = 0; i < options_.dp_size; ++i) ranks.push_back(std::make_shared<SimRank>(options_.engine));
+  for (int64_t i = 0; i < options_.dp_size; ++i) {
+    ranks.push_back(options_.cache ? std::make_shared<SimRank>(options_.engine, *options_.cache, options_.time_scale)
+                                   : std::make_shared<SimRank>(options_.engine));
+  }
   {
     const std::lock_guard lock(mu_);
     ranks_ = std::move(ranks);
@@ -232,14 +249,14 @@ int64_t SimWorker::active() const { return impl_->tally_.active; }
 SimLoad SimWorker::load(int64_t dp_rank) const {
   const auto rank = impl_->ranks().at(static_cast<size_t>(dp_rank));
   const std::lock_guard lock(rank->mu);
-  return rank->engine.load();
+  return rank->load();
 }
 
 int64_t SimWorker::match(std::string_view text, int64_t dp_rank) const {
-  const auto tokens = sim_tokens(text);
+  const auto tokens = sim_tokens(text, impl_->tokens());
   const auto rank = impl_->ranks().at(static_cast<size_t>(dp_rank));
   const std::lock_guard lock(rank->mu);
-  return rank->engine.match(tokens);
+  return rank->match(tokens);
 }
 
 size_t SimWorker::step() { return impl_->step(); }

@@ -1,10 +1,11 @@
 // An engine worker without a model, for tests and measurements: it speaks the HTTP contract that gateways expect from
 // an engine (/generate, OpenAI endpoints, health, load, information, metrics) and misbehaves on request.
 //
-// Two modes. Canned: a fixed answer, made once, at once or after a fixed delay; what it costs is the HTTP exchange, so
-// that relays can be measured. Simulated: a SimEngine in real time (or stepped by the test) decides when each token
+// Three modes. Canned: a fixed answer, made once, at once or after a fixed delay; what it costs is the HTTP exchange,
+// so that relays can be measured. Simulated: a SimEngine in real time (or stepped by the test) decides when each token
 // comes and what the prefix cache held. Tokens are words, and the answer is a function of the prompt alone: all workers
-// agree.
+// agree. Cache simulation: the same with the CacheWorker of the policy simulator, always in real time, where tokens are
+// four characters; of an answer the first token comes when the prompt is computed and the others at its end.
 //
 // Closing the connection of a request aborts it.
 #pragma once
@@ -20,6 +21,7 @@
 #include "base/result.h"
 #include "net/http.h"
 #include "net/loop.h"
+#include "testing/cache_worker.h"
 #include "testing/sim_engine.h"
 
 namespace sluice::testing {
@@ -45,6 +47,7 @@ struct SimWorkerOptions {
   int64_t canned_cached_tokens = 0;
 
   SimEngineOptions engine;
+  std::optional<CacheSimulation> cache;  // in the engine's place; it sets the engine's KV pool and running requests
   int64_t dp_size = 1;      // engines behind this address, chosen by routed_dp_rank or else by least requests
   double time_scale = 1.0;  // simulated seconds per real second
   bool manual = false;      // simulated time moves by step() only

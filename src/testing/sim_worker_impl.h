@@ -90,6 +90,8 @@ class SimWorker::Impl {
     return ranks_;
   }
 
+  SimTokens tokens() const { return options_.cache ? SimTokens::kFourCharacters : SimTokens::kWords; }
+
   net::LoopGroup& loops_;
   const SimWorkerOptions options_;
   std::atomic<uint16_t> port_{0};

@@ -95,6 +95,47 @@ TEST_F(SimWorkerTest, GeneratesTheSameTextOnEveryEndpointAndCountsWhatWasCached)
   EXPECT_EQ(worker->load().total_cached_tokens, 32);
 }
 
+TEST_F(SimWorkerTest, TheCacheSimulationCountsCharactersAndGivesTheFirstTokenFirst) {
+  SimWorkerOptions options;
+  options.cache = CacheSimulation{.rules = {.kv_blocks = 10}, .decode = 1ms};
+  const auto worker = start(std::move(options));
+  const std::string prompt(150, 'x');  // 37 tokens, 2 whole blocks
+  const auto chat = post(*worker, "/v1/chat/completions",
+                         {{"messages",
+                           {{{"role", "system"}, {"content", prompt.substr(0, 100)}},
+                            {{"role", "user"}, {"content", {{{"type", "text"}, {"text", prompt.substr(100)}}}}}}},
+                          {"max_tokens", 5}});
+  ASSERT_TRUE(chat.ok());
+  EXPECT_EQ(Json::parse(chat->body)["usage"]["prompt_tokens"], 37) << chat->body;
+  EXPECT_EQ(worker->match(prompt), 32);
+  const auto streamed =
+      post(*worker, "/generate", {{"text", prompt}, {"stream", true}, {"sampling_params", {{"max_new_tokens", 5}}}});
+  const auto all = events(streamed->body);
+  ASSERT_EQ(all.size(), 3u) << "the first token, all of them, the end";
+  EXPECT_EQ(Json::parse(all[0])["meta_info"]["completion_tokens"], 1);
+  EXPECT_EQ(Json::parse(all[1])["meta_info"]["completion_tokens"], 5);
+  EXPECT_EQ(Json::parse(all[1])["meta_info"]["cached_tokens"], 32);
+  const auto info = Json::parse(get(*worker, "/server_info")->body);
+  EXPECT_EQ(info["max_total_num_tokens"], 160);
+  const SimLoad load = worker->load();
+  EXPECT_EQ(load.total_prompt_tokens, 74);
+  EXPECT_EQ(load.total_cached_tokens, 32);
+  EXPECT_EQ(load.total_generated_tokens, 10);
+  EXPECT_EQ(post(*worker, "/flush_cache", {})->status, 200);
+  EXPECT_EQ(worker->match(prompt), 0);
+}
+
+TEST_F(SimWorkerTest, TheCacheSimulationForgetsWhoLeaves) {
+  SimWorkerOptions options;
+  options.cache = CacheSimulation{.decode = 1h};
+  const auto worker = start(std::move(options));
+  const Json body = {{"text", std::string(64, 'x')}, {"sampling_params", {{"max_new_tokens", 5}}}};
+  const auto cut = post(*worker, "/generate", body, {.head = 50ms});
+  EXPECT_FALSE(cut.ok());
+  EXPECT_TRUE(eventually([&] { return worker->load().running == 0 && worker->active() == 0; }));
+  EXPECT_EQ(worker->load().total_aborted, 1);
+}
+
 TEST_F(SimWorkerTest, StreamsChatInTheOrderOfTheEngines) {
   const auto worker = start(quick());
   const Json body = {{"messages", {{{"role", "user"}, {"content", "hello there"}}}},

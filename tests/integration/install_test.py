@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""cmake --install gives one binary, a man page per command, shell completion and systemd units.
+"""cmake --install gives one binary, a man page per command, shell completion, systemd units, a dashboard and alert rules.
 
 usage: install_test.py <build folder>"""
 import json
@@ -41,6 +41,10 @@ def main():
         assert offered("gateway", "--policy", "=", "cache") == ["cache_aware"]
         assert offered("gateway", "--policy=cache") == ["--policy=cache_aware"]
         assert (root / "share/zsh/site-functions/_sluice").exists()
+
+        deployed = {p.relative_to(root / "share/sluice").as_posix() for p in (root / "share/sluice").rglob("*.*")}
+        assert deployed == {"grafana/sluice-gateway.json", "prometheus/prometheus.yml",
+                            "prometheus/sluice-gateway.rules.yml"}, deployed
 
         for unit in (root / "lib/systemd/system").iterdir():
             command = unit.stem.removeprefix("sluice-")

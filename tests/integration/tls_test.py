@@ -107,22 +107,19 @@ def ask(connection, method, target, body=None):
     return answer.status, answer.read()
 
 
-class TlsTest(unittest.TestCase):
+class GatewayTlsTest(unittest.TestCase):
     def setUp(self):
         self.folder = Folder()
         self.folder.authority("authority")
         for name in ("gateway", "worker", "client"):
             self.folder.make(name, "authority")
 
-    def flags(self):
-        return ["--tls-cert-path", self.folder / "gateway.pem", "--tls-key-path", self.folder / "gateway.key"]
-
     def test_both_sides_over_tls_and_certificates_that_change(self):
         worker = start_worker(self.folder)
         url = f"https://127.0.0.1:{worker.server_port}"
         with gateway(self.folder, "--worker-urls", url, "--client-cert-path", self.folder / "client.pem",
                      "--client-key-path", self.folder / "client.key", "--ca-cert-paths", self.folder / "authority.pem",
-                     *self.flags()) as sluice:
+                     "--tls-cert-path", self.folder / "gateway.pem", "--tls-key-path", self.folder / "gateway.key") as sluice:
             self.assertTrue(sluice.url.startswith("https://"), sluice.url)
             kept = connect(sluice.url, self.folder / "authority.pem")
             wait_until("readiness", lambda: ask(kept, "GET", "/readiness")[0] == 200)
@@ -168,7 +165,8 @@ class TlsTest(unittest.TestCase):
             self.assertIn(what, ended.stderr)
 
     def test_old_protocols_and_other_applications_are_refused(self):
-        with gateway(self.folder, *self.flags()) as sluice:
+        with gateway(self.folder, "--tls-cert-path", self.folder / "gateway.pem", "--tls-key-path",
+                     self.folder / "gateway.key") as sluice:
             port = urllib.parse.urlparse(sluice.url).port
             context = ssl.create_default_context(cafile=str(self.folder / "authority.pem"))
             context.set_alpn_protocols(["h2"])

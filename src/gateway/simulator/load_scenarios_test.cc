@@ -34,7 +34,7 @@ std::string letters(Rng& rng, size_t count) {
 // Between two requests at this rate per second.
 Duration poisson(Rng& rng, double rate) { return from_seconds(-std::log(1 - rng.uniform()) / rate); }
 
-class LoadScenarioTest : public testing::Test {
+class LoadScenarioTest : public ::testing::Test {
  protected:
   SimulationResult run(const std::string& policy, const SimulationRules& rules, std::unique_ptr<Workload> workload) {
     return simulate(rules, policy, gateway_option_table().defaults(), *workload);

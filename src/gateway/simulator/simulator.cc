@@ -13,6 +13,9 @@
 namespace sluice::gateway {
 namespace {
 
+using testing::CacheWorker;
+using testing::WorkerJob;
+
 class VirtualClock final : public Clock {
  public:
   TimePoint now() const override { return TimePoint(now_); }
@@ -22,13 +25,6 @@ class VirtualClock final : public Clock {
  private:
   Duration now_{0};
 };
-
-double quantile(std::vector<double>& values, double share) {
-  if (values.empty()) return 0;
-  const auto at = static_cast<size_t>(share * static_cast<double>(values.size() - 1));
-  std::ranges::nth_element(values, values.begin() + static_cast<std::ptrdiff_t>(at));
-  return values[at];
-}
 
 class Simulation {
  public:
@@ -109,7 +105,7 @@ class Simulation {
 
   void send(SimulatedRequest request, Duration now) {
     WorkerJob job{.id = ++last_id_,
-                  .blocks = block_hashes(request.text, rules_.worker.block_chars),
+                  .blocks = testing::block_hashes(request.text, rules_.worker.block_chars),
                   .prompt_tokens = std::max<int64_t>(1, static_cast<int64_t>(request.text.size()) *
                                                             rules_.worker.block_tokens / rules_.worker.block_chars),
                   .decode = request.decode.value_or(rules_.decode)};
@@ -133,7 +129,7 @@ class Simulation {
       open.matched_share = choice.match_rate;
       open.lease.emplace(
           loads_[worker],
-          Work{.prompt_tokens = estimate, .new_tokens = kOutputTokens, .matched_share = choice.match_rate}, clock_);
+          Work{.prompt_tokens = estimate, .new_tokens = kSimulatedTokens, .matched_share = choice.match_rate}, clock_);
     }
     if (measured()) ++chosen_[worker];
     open_.emplace(job.id, std::move(open));
@@ -152,7 +148,7 @@ class Simulation {
     const double prompt = static_cast<double>(job.prompt_tokens);
     if (open.lease) {
       open.lease->answered(PromptReport{.cached_share = static_cast<double>(job.cached_tokens) / prompt,
-                                        .output_tokens = kOutputTokens});
+                                        .output_tokens = kSimulatedTokens});
     }
     if (measured()) {
       latencies_.push_back(seconds(clock_.now().time_since_epoch() - open.sent));
@@ -193,8 +189,6 @@ class Simulation {
     return result_;
   }
 
-  static constexpr int64_t kOutputTokens = 16;  // of every answer, as far as the gateway can see
-
   static constexpr Duration kTick = std::chrono::microseconds(100);
 
   const SimulationRules rules_;
@@ -218,6 +212,13 @@ class Simulation {
 };
 
 }  // namespace
+
+double quantile(std::vector<double>& values, double share) {
+  if (values.empty()) return 0;
+  const auto at = static_cast<size_t>(share * static_cast<double>(values.size() - 1));
+  std::ranges::nth_element(values, values.begin() + static_cast<std::ptrdiff_t>(at));
+  return values[at];
+}
 
 SimulationResult simulate(const SimulationRules& rules, const std::string& policy, const GatewayOptions& options,
                           Workload& workload) {

@@ -8,14 +8,14 @@
 #include <vector>
 
 #include "gateway/options.h"
-#include "gateway/simulator/cache_worker.h"
 #include "gateway/simulator/workload.h"
+#include "testing/cache_worker.h"
 
 namespace sluice::gateway {
 
 struct SimulationRules {
   int64_t workers = 4;
-  CacheWorkerRules worker;
+  testing::CacheWorkerRules worker;
   Duration decode = std::chrono::milliseconds(100);
   int64_t concurrency = 0;  // closed loop of so many; 0 = requests come when the workload says
   Duration warm_up = std::chrono::seconds(2);
@@ -38,6 +38,12 @@ struct SimulationResult {
 
 // The name that stands for the choice of somebody who sees the workers' caches and queues: the least true cost.
 inline constexpr std::string_view kOracle = "oracle";
+
+// Tokens of every answer, as far as the gateway can see. What decoding takes is set by itself.
+inline constexpr int64_t kSimulatedTokens = 16;
+
+// The value below which `share` of them lie; 0 of none. Reorders them.
+double quantile(std::vector<double>& values, double share);
 
 // `options` names the policy and its flags; `policy` = kOracle overrules it. A function of its arguments.
 SimulationResult simulate(const SimulationRules& rules, const std::string& policy, const GatewayOptions& options,

@@ -11,55 +11,7 @@ namespace {
 
 using namespace std::chrono_literals;
 
-std::vector<uint64_t> blocks_of(const std::string& text) { return block_hashes(text, 4); }
-
-TEST(BlockCacheTest, MatchesWholeBlocksFromTheBeginning) {
-  BlockCache cache(10);
-  cache.insert(blocks_of("aaaabbbbcc"));
-  EXPECT_EQ(cache.size(), 2u) << "a rest that fills no block is not held";
-  EXPECT_EQ(cache.match(blocks_of("aaaabbbbcccc")), 2u);
-  EXPECT_EQ(cache.match(blocks_of("aaaaxxxxbbbb")), 1u);
-  EXPECT_EQ(cache.match(blocks_of("bbbb")), 0u) << "a block is known by all that comes before it";
-}
-
-TEST(BlockCacheTest, DropsTheLeastRecentlyUsedAndNeverAParentBeforeItsChild) {
-  BlockCache cache(4);
-  cache.insert(blocks_of("aaaabbbb"));
-  cache.insert(blocks_of("aaaacccc"));
-  cache.insert(blocks_of("aaaabbbb"));  // in use again
-  cache.insert(blocks_of("ddddeeee"));  // five blocks: cccc goes
-  EXPECT_EQ(cache.match(blocks_of("aaaabbbb")), 2u);
-  EXPECT_EQ(cache.match(blocks_of("aaaacccc")), 1u);
-  EXPECT_EQ(cache.match(blocks_of("ddddeeee")), 2u);
-  cache.insert(blocks_of("ffff"));
-  EXPECT_EQ(cache.match(blocks_of("aaaabbbb")), 1u) << "the leaf went, not what it stands on";
-}
-
-TEST(CacheWorkerTest, ComputesInOrderAndPaysForWhatIsNotCached) {
-  CacheWorker worker({.kv_blocks = 100, .decode_slots = 1});
-  const std::string text(128, 'x');  // 2 blocks, 32 tokens
-  const auto job = [&](uint64_t id) {
-    return WorkerJob{.id = id, .blocks = block_hashes(text, 64), .prompt_tokens = 40, .decode = 10ms};
-  };
-  EXPECT_EQ(worker.true_cost(job(1), 0ms), 1800us) << "1 ms and 40 tokens of 20 us";
-  worker.submit(job(1), 0ms);
-  EXPECT_EQ(worker.true_cost(job(2), 0ms), 1800us + 1160us) << "the first will have cached 32 tokens";
-  worker.submit(job(2), 0ms);
-  EXPECT_EQ(worker.next_event(), 1800us);
-  auto events = worker.advance(1800us);
-  ASSERT_EQ(events.first_tokens.size(), 1u);
-  EXPECT_EQ(events.first_tokens[0].cached_tokens, 0);
-  events = worker.advance(1800us + 1160us);
-  ASSERT_EQ(events.first_tokens.size(), 1u);
-  EXPECT_EQ(events.first_tokens[0].cached_tokens, 32);
-  events = worker.advance(11800us);
-  ASSERT_EQ(events.finished.size(), 1u);
-  EXPECT_EQ(worker.next_event(), 21800us) << "the second had to wait for the slot to decode";
-  EXPECT_EQ(worker.advance(1s).finished.size(), 1u);
-  EXPECT_EQ(worker.open(), 0);
-}
-
-class SimulatorTest : public testing::Test {
+class SimulatorTest : public ::testing::Test {
  protected:
   SimulationResult run(const std::string& policy, GroupsOptions groups = {}, int64_t concurrency = 0) {
     SimulationRules rules{.concurrency = concurrency, .duration = 5s, .streamed = true};
@@ -101,10 +53,10 @@ TEST_F(SimulatorTest, MinCostComesNearWhoeverKnowsTheCachesAndTheQueues) {
   }
 }
 
-class TraceTest : public testing::Test {
+class TraceTest : public ::testing::Test {
  protected:
   std::string write(const std::string& text) {
-    const std::string path = testing::TempDir() + "sluice_trace_" + std::to_string(::getpid()) + ".jsonl";
+    const std::string path = ::testing::TempDir() + "sluice_trace_" + std::to_string(::getpid()) + ".jsonl";
     std::ofstream(path) << text;
     return path;
   }

@@ -1,4 +1,4 @@
-#include "gateway/simulator/cache_worker.h"
+#include "testing/cache_worker.h"
 
 #include <xxhash.h>
 
@@ -6,7 +6,7 @@
 #include <ranges>
 #include <unordered_set>
 
-namespace sluice::gateway {
+namespace sluice::testing {
 
 std::vector<uint64_t> block_hashes(std::string_view text, int64_t block_chars) {
   const auto size = static_cast<size_t>(block_chars);
@@ -18,6 +18,11 @@ std::vector<uint64_t> block_hashes(std::string_view text, int64_t block_chars) {
     hashes.push_back(chain);
   }
   return hashes;
+}
+
+std::vector<uint64_t> block_hashes(std::span<const uint64_t> tokens, int64_t block_tokens) {
+  const std::string_view bytes(reinterpret_cast<const char*>(tokens.data()), tokens.size_bytes());
+  return block_hashes(bytes, block_tokens * static_cast<int64_t>(sizeof(uint64_t)));
 }
 
 size_t BlockCache::match(const std::vector<uint64_t>& blocks) const {
@@ -79,6 +84,37 @@ void CacheWorker::decode(WorkerJob job, Duration now) {
   decoding_.insert(at, {std::move(job), end});
 }
 
+void CacheWorker::expect_no_more(const WorkerJob& job) {
+  for (const uint64_t block : job.blocks) {
+    const auto at = coming_.find(block);
+    if (--at->second == 0) coming_.erase(at);
+  }
+}
+
+void CacheWorker::fill_slot(Duration now) {
+  if (slotless_.empty()) return;
+  WorkerJob job = std::move(slotless_.front());
+  slotless_.pop_front();
+  decode(std::move(job), now);
+}
+
+bool CacheWorker::abort(uint64_t id, Duration now) {
+  const auto is_it = [id](const auto& entry) { return entry.job.id == id; };
+  if (const auto at = std::ranges::find_if(queue_, is_it); at != queue_.end()) {
+    const bool computing = at == queue_.begin();
+    expect_no_more(at->job);
+    queue_.erase(at);
+    if (computing && !queue_.empty()) begin(now);
+    return true;
+  }
+  if (const auto at = std::ranges::find_if(decoding_, is_it); at != decoding_.end()) {
+    decoding_.erase(at);
+    fill_slot(now);
+    return true;
+  }
+  return std::erase_if(slotless_, [id](const WorkerJob& job) { return job.id == id; }) > 0;
+}
+
 Duration CacheWorker::next_event() const {
   Duration next = Duration::max();
   if (!queue_.empty()) next = prefill_end_;
@@ -92,20 +128,13 @@ CacheWorker::Events CacheWorker::advance(Duration now) {
     if (!decoding_.empty() && decoding_.front().end == next) {
       events.finished.push_back(std::move(decoding_.front().job));
       decoding_.pop_front();
-      if (!slotless_.empty()) {
-        WorkerJob job = std::move(slotless_.front());
-        slotless_.pop_front();
-        decode(std::move(job), next);
-      }
+      fill_slot(next);
       continue;
     }
     WorkerJob job = std::move(queue_.front().job);
     queue_.pop_front();
     cache_.insert(job.blocks);
-    for (const uint64_t block : job.blocks) {
-      const auto at = coming_.find(block);
-      if (--at->second == 0) coming_.erase(at);
-    }
+    expect_no_more(job);
     if (!queue_.empty()) begin(next);
     events.first_tokens.push_back(job);
     decode(std::move(job), next);
@@ -144,4 +173,4 @@ double CacheWorker::kv_usage() const {
   return std::min(1.0, static_cast<double>(used_tokens()) / capacity);
 }
 
-}  // namespace sluice::gateway
+}  // namespace sluice::testing

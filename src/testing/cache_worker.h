@@ -1,17 +1,20 @@
-// A worker of the policy simulator: prompts are computed one after another, first come first served, and pay for what
-// the prefix cache does not hold; then they decode side by side. Virtual time, no thread.
+// A worker that is all cache: prompts are computed one after another, first come first served, and pay for what the
+// prefix cache does not hold; then they decode side by side. Virtual time, no thread. The policy simulator
+// (gateway/simulator) calls it, and the simulated worker (testing/sim_worker.h) gives it sockets and real time, so that
+// both speak of the same worker.
 #pragma once
 
 #include <cstdint>
 #include <deque>
 #include <list>
+#include <span>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
 
 #include "base/clock.h"
 
-namespace sluice::gateway {
+namespace sluice::testing {
 
 struct CacheWorkerRules {
   int64_t block_chars = 64;  // of a prompt
@@ -22,8 +25,18 @@ struct CacheWorkerRules {
   int64_t decode_slots = 64;
 };
 
+// A request to such a worker decodes for so long, whatever decodes beside it.
+struct CacheSimulation {
+  CacheWorkerRules rules;
+  Duration decode = std::chrono::milliseconds(100);
+  Duration decode_per_token{0};  // of the tokens that are asked for
+};
+
 // The blocks of a text, each named by the hash of all text up to its end. A rest that fills no block has no name.
 std::vector<uint64_t> block_hashes(std::string_view text, int64_t block_chars);
+
+// The same of tokens.
+std::vector<uint64_t> block_hashes(std::span<const uint64_t> tokens, int64_t block_tokens);
 
 // Blocks by name, least recently used first out and no parent before its child.
 class BlockCache {
@@ -50,6 +63,7 @@ struct WorkerJob {
   std::vector<uint64_t> blocks;
   int64_t prompt_tokens = 0;
   Duration decode{0};
+  int64_t output_tokens = 0;  // nothing here depends on it
   int64_t cached_tokens = 0;  // set when its prefill begins
 };
 
@@ -66,7 +80,13 @@ class CacheWorker {
   };
   // All that happens up to and at `now`, which does not go back.
   Events advance(Duration now);
+  // Forgets the job wherever it is: what it had not computed is not cached. False if unknown.
+  bool abort(uint64_t id, Duration now);
 
+  // Prompt tokens of such blocks that the cache holds now.
+  int64_t match(const std::vector<uint64_t>& blocks) const {
+    return static_cast<int64_t>(cache_.match(blocks)) * rules_.block_tokens;
+  }
   // What only an oracle can know: the time until the prefill of a job that came now would end.
   Duration true_cost(const WorkerJob& job, Duration now) const;
   // As a load endpoint tells.
@@ -74,6 +94,7 @@ class CacheWorker {
   int64_t waiting_tokens() const;
   double kv_usage() const;
   int64_t open() const { return static_cast<int64_t>(queue_.size() + decoding_.size() + slotless_.size()); }
+  int64_t waiting() const { return queue_.empty() ? 0 : static_cast<int64_t>(queue_.size()) - 1; }
   void flush() { cache_.clear(); }
 
  private:
@@ -91,6 +112,8 @@ class CacheWorker {
   int64_t uncached_after_queue(const WorkerJob& job) const;
   void begin(Duration now);
   void decode(WorkerJob job, Duration now);
+  void expect_no_more(const WorkerJob& job);
+  void fill_slot(Duration now);
 
   const CacheWorkerRules rules_;
   BlockCache cache_;
@@ -101,4 +124,4 @@ class CacheWorker {
   std::deque<WorkerJob> slotless_;
 };
 
-}  // namespace sluice::gateway
+}  // namespace sluice::testing

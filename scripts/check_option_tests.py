@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Every option of the gateway has a row in docs/results/option-effects.md that cites a test of what it changes; the test is in
+the sources and sets the option, by itself or in what stands above the tests of its file.
+
+usage: check_option_tests.py <sluice binary>"""
+import collections
+import json
+import re
+import subprocess
+import sys
+
+from check_reliability import CC_TEST, PY_TEST
+from check_tree import ROOT, tracked
+
+PAGE = ROOT / "docs/results/option-effects.md"
+ROW = re.compile(r"^\| `--([a-z0-9-]+)` \| ([^|]+) \| `(\w+\.\w+)` \|$", re.M)
+
+
+def bodies():
+    """Suite.Test -> its text, with what stands above the tests of its file, of all tests in the sources."""
+    found = {}
+    for path in tracked():
+        if not path.is_file() or not path.name.endswith(("_test.cc", "_test.py")):
+            continue
+        text = path.read_text()
+        marks = list((CC_TEST if path.suffix == ".cc" else PY_TEST).finditer(text))
+        above = text[:marks[0].start()] if marks and path.suffix == ".cc" else ""
+        suite = ""
+        for mark, following in zip(marks, marks[1:] + [None]):
+            if path.suffix == ".cc":
+                suite, test = mark.groups()
+            else:
+                suite, test = mark[1] or suite, mark[2]
+            if test:
+                found[f"{suite}.{test}"] = above + text[mark.start():following.start() if following else len(text)]
+    return found
+
+
+def main():
+    dump = json.loads(subprocess.run([sys.argv[1], "options", "--json"], check=True, capture_output=True).stdout)
+    options = next(d["options"] for d in dump if d["command"] == "gateway")
+    rows = ROW.findall(PAGE.read_text())
+    known = bodies()
+    count = collections.Counter(name for name, *_ in rows)
+    problems = [f"--{name} is no option of the gateway" for name in count if name not in {o["name"] for o in options}]
+    for option in options:
+        name = option["name"]
+        if count[name] != 1:
+            problems.append(f"--{name} has {count[name]} rows; write one, with a test that shows what the option changes")
+        for _, _, test in (row for row in rows if row[0] == name):
+            flags = "|".join(re.escape(flag) for flag in [name, *option.get("aliases", [])])
+            if test not in known:
+                problems.append(f"--{name}: there is no test {test}")
+            elif not re.search(rf"--({flags})\b(?!-)", known[test]):
+                problems.append(f"--{name}: {test} does not set it")
+    print("\n".join(f"{PAGE.relative_to(ROOT)}: {problem}" for problem in problems)
+          or f"{len(rows)} options have a test of what they change")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

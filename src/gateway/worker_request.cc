@@ -1,0 +1,62 @@
+#include "gateway/worker_request.h"
+
+#include "gateway/client_json.h"
+
+namespace sluice::gateway {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Error wrong(const char* what) { return {ErrorCode::kInvalidArgument, what}; }
+
+}  // namespace
+
+// Both forms of the field: "model_id", and "models" of objects with "id".
+Result<WorkerDetails> read_worker_details(const Json& body) {
+  WorkerDetails details;
+  if (const auto priority = body.find("priority"); priority != body.end()) {
+    const bool fits = priority->is_number_integer() &&
+                      (!priority->is_number_unsigned() || priority->get<uint64_t>() <= uint64_t{INT64_MAX});
+    if (!fits) return wrong("priority must be an integer of 64 bits");
+    details.priority = priority->get<int64_t>();
+  }
+  if (const auto cost = body.find("cost"); cost != body.end()) {
+    if (!cost->is_number()) return wrong("cost must be a number");
+    details.cost = cost->get<double>();
+  }
+  if (const auto labels = body.find("labels"); labels != body.end()) {
+    if (!labels->is_object()) return wrong("labels must be an object");
+    for (const auto& [name, value] : labels->items()) {
+      details.labels[name] = value.is_string() ? value.get<std::string>() : value.dump();
+    }
+  }
+  if (const auto model = body.find("model_id"); model != body.end() && !model->is_null()) {
+    if (!model->is_string()) return wrong("model_id must be a string");
+    details.models.push_back(model->get<std::string>());
+  }
+  if (const auto models = body.find("models"); models != body.end()) {
+    if (!models->is_array()) return wrong("models must be a list");
+    for (const auto& model : *models) {
+      const bool is_object = model.is_object() && model.contains("id") && model["id"].is_string();
+      if (!is_object && !model.is_string()) return wrong("models must be names, or objects with id");
+      details.models.push_back(is_object ? model["id"].get<std::string>() : model.get<std::string>());
+    }
+  }
+  return details;
+}
+
+Result<WorkerRequest> read_worker_request(std::string_view text) {
+  const auto body = parse_client_json(text);
+  if (!body.ok() || !body->is_object() || !body->contains("url") || !(*body)["url"].is_string()) {
+    return wrong("the body must be a JSON object with url");
+  }
+  WorkerRequest request{.url = (*body)["url"].get<std::string>()};
+  if (const auto key = body->find("api_key"); key != body->end() && !key->is_null()) {
+    if (!key->is_string()) return wrong("api_key must be a string");
+    request.api_key = key->get<std::string>();
+  }
+  SLUICE_TRY(request.details, read_worker_details(*body));
+  return request;
+}
+
+}  // namespace sluice::gateway

@@ -1,0 +1,34 @@
+// What the body of POST /workers says of a worker (gateway-reference.md 4.2), and that of a change.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+
+namespace sluice::gateway {
+
+// Beside its address; what is not said stays as it is.
+struct WorkerDetails {
+  std::optional<int64_t> priority;
+  std::optional<double> cost;
+  std::map<std::string, std::string> labels;
+  std::vector<std::string> models;
+};
+
+// Of an object with other members too. kInvalidArgument names the field.
+Result<WorkerDetails> read_worker_details(const nlohmann::ordered_json& body);
+
+struct WorkerRequest {
+  std::string url;  // as it was written
+  std::string api_key;
+  WorkerDetails details;
+};
+Result<WorkerRequest> read_worker_request(std::string_view text);
+
+}  // namespace sluice::gateway

@@ -1,0 +1,580 @@
+#!/usr/bin/env python3
+"""A real gateway at sizes that unit tests do not have: bursts, thousands of streams and of slow readers, large bodies, a
+million names, a flood of log lines, clients that leave. Each scenario checks its bound and prints its figures; the ids are
+those of docs/results/reliability.md.
+
+usage: scale_test.py <sluice binary> [scenario ...] [--short]
+
+Without a scenario all of them. --short is the form that ./test runs: smaller, and without bounds on time."""
+import argparse
+import json
+import os
+import re
+import selectors
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "e2e"))
+from sluice_process import Sluice, call, wait_until  # noqa: E402
+
+BOUND = 60  # seconds for anything that answers at once
+MIB = 1 << 20
+
+
+def address(url):
+    parts = urllib.parse.urlparse(url)
+    return parts.hostname, parts.port
+
+
+def rss(process):
+    """Resident bytes of a Sluice."""
+    with open(f"/proc/{process.process.pid}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_rss(process):
+    with open(f"/proc/{process.process.pid}/status") as file:
+        return int(re.search(r"VmHWM:\s+(\d+)", file.read())[1]) * 1024
+
+
+def post(body, target="/generate", host="x", extra=""):
+    return (f"POST {target} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n{extra}"
+            f"Content-Length: {len(body)}\r\n\r\n").encode() + (body if isinstance(body, bytes) else body.encode())
+
+
+def generate(text="x", stream=False, tokens=4):
+    return json.dumps({"text": text, "stream": stream, "sampling_params": {"max_new_tokens": tokens}})
+
+
+def connect(where):
+    client = socket.create_connection(where, timeout=BOUND)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return client
+
+
+def answered(client):
+    """The status of the one answer on a connection, read to its length."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        part = client.recv(65536)
+        if not part:
+            raise AssertionError(f"the connection ended after {data!r}")
+        data += part
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = int(re.search(rb"content-length: (\d+)", head, re.I)[1])
+    while len(body) < length:
+        part = client.recv(65536)
+        if not part:
+            raise AssertionError("the connection ended in a body")
+        body += part
+    return int(head.split()[1])
+
+
+def in_threads(count, work):
+    """work(number) in so many threads at once; the results in order, or the first problem."""
+    results, problems = [None] * count, []
+    gate = threading.Barrier(count)
+
+    def one(number):
+        try:
+            results[number] = work(number, gate)
+        except Exception as problem:  # noqa: BLE001: shown by the main thread
+            problems.append(problem)
+            gate.abort()
+
+    threads = [threading.Thread(target=one, args=(number,), daemon=True) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(600)
+    if problems:
+        raise AssertionError(f"{len(problems)} problems, the first: {problems[0]!r}")
+    return results
+
+
+class Fleet:
+    """A gateway that is ready before simulated workers."""
+
+    def __init__(self, binary, workers=1, worker_flags=("--canned",), flags=(), urls=None, env=None, **gateway):
+        self.workers = [Sluice(binary, "bench", "worker", "--log-level", "error", *worker_flags) for _ in range(workers)]
+        urls = urls or [worker.url for worker in self.workers]
+        self.gateway = Sluice(binary, "gateway", "--host", "127.0.0.1", "--port", 0, "--prometheus-host", "127.0.0.1",
+                              "--prometheus-port", 0, "--log-level", "warn", "--worker-urls", *urls, *flags, env=env)
+        wait_until("all workers are healthy", lambda: sum(
+            worker["is_healthy"] for worker in call(self.gateway.url + "/workers")[2]["workers"]) == len(urls))
+        self.where = address(self.gateway.url)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, failed, *_):
+        if failed:
+            print("--- output of the gateway ---\n" + self.gateway.output(), flush=True)
+        self.gateway.kill()
+        for worker in self.workers:
+            worker.kill()
+
+    def exposition(self):
+        """Lines of the metrics page that are series."""
+        url = re.search(r"metrics on (http://\S+)", self.gateway.output())
+        where = url[1] if url else None
+        text = urllib.request.urlopen((where or self.gateway.url) + "/metrics", timeout=BOUND).read().decode()
+        return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+    def metric(self, family):
+        return sum(float(line.rsplit(" ", 1)[1]) for line in self.exposition() if re.match(family + r"[{ ]", line))
+
+    def settled(self):
+        wait_until("nothing is in flight", lambda: self.metric("smg_worker_requests_active") == 0)
+
+
+class Upstream(threading.Thread):
+    """A worker that answers health checks; `serve(connection, head, body)` does the rest, in a thread per connection."""
+
+    def __init__(self, serve):
+        super().__init__(daemon=True)
+        self.serve, self.listener = serve, socket.create_server(("127.0.0.1", 0), backlog=8192)
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.start()
+
+    def run(self):
+        while True:
+            connection = self.listener.accept()[0]
+            threading.Thread(target=self.talk, args=(connection,), daemon=True).start()
+
+    def talk(self, connection):
+        data = b""
+        try:
+            while True:
+                while b"\r\n\r\n" not in data:
+                    part = connection.recv(1 << 20)
+                    if not part:
+                        return
+                    data += part
+                head, _, data = data.partition(b"\r\n\r\n")
+                if head.startswith(b"GET"):
+                    document = b"{}"
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" %
+                                       (len(document), document))
+                    continue
+                data = self.serve(connection, head, data)
+                if data is None:
+                    return
+        except OSError:
+            pass
+        finally:
+            connection.close()
+
+
+def length_of(head):
+    return int(re.search(rb"content-length: (\d+)", head, re.I)[1])
+
+
+def burst(binary, short):
+    """L5: requests that all come at once to a cold fleet of eight are spread evenly, and nobody is refused."""
+    count = 256 if short else 2048
+    for policy in ("cache_aware", "min_cost"):
+        with Fleet(binary, workers=8, worker_flags=("--time-scale", 1), flags=("--policy", policy)) as fleet:
+            clients = [connect(fleet.where) for _ in range(count)]
+            for number, client in enumerate(clients):
+                client.sendall(post(generate(f"question {number} " + "word " * 100)))
+            statuses = [answered(client) for client in clients]
+            for client in clients:
+                client.close()
+            assert statuses == [200] * count, f"{count - statuses.count(200)} of {count} failed"
+            shares = [call(worker.url + "/sim/counters", {})[2]["generations"] for worker in fleet.workers]
+            print(f"burst: {count} at once, {policy}: all answered, per worker {min(shares)} to {max(shares)}")
+            assert sum(shares) == count, f"{sum(shares)} requests reached the workers"
+            assert max(shares) <= 1.25 * count / 8, f"the shares are {shares}"
+            fleet.settled()
+
+
+def skip_answers(client, count):
+    """Reads until so many answers have begun and what came with the last of them."""
+    mark, end = b"HTTP/1.1 ", b""
+    while count > 0:
+        part = client.recv(1 << 20)
+        assert part, "the gateway closed the connection"
+        text = end + part
+        count -= text.count(mark)
+        end = text[-(len(mark) - 1):]  # of a mark that is cut; too short to hold a whole one
+
+
+def names(binary, short):
+    """X6: random model names, paths and headers make no series, and memory stays bounded."""
+    count, lanes, batch = (2000, 2, 100) if short else (1_000_000, 8, 250)
+    with Fleet(binary) as fleet:
+        def send(client, number, begin, end):
+            requests = b""
+            for i in range(begin, end):
+                name = f"model-{number}-{i}-{os.urandom(6).hex()}"
+                target = f"/v1/{name}" if i % 4 == 0 else "/v1/completions"
+                requests += post(json.dumps({"model": name, "prompt": "x"}), target, extra=f"X-{name}: {name}\r\n")
+            client.sendall(requests)
+            skip_answers(client, end - begin)
+
+        def lane(number, gate):
+            with connect(fleet.where) as client:
+                gate.wait()
+                for sent in range(0, count // lanes, batch):
+                    send(client, number, sent, sent + batch)
+
+        with connect(fleet.where) as client:  # what is made once is there before anything is counted
+            send(client, lanes, 0, 100)
+        series, memory = len(fleet.exposition()), rss(fleet.gateway)
+        begin = time.monotonic()
+        in_threads(lanes, lane)
+        took = time.monotonic() - begin
+        fleet.settled()
+        grown = rss(fleet.gateway) - memory
+        more = len(fleet.exposition()) - series
+        print(f"names: {count} requests in {took:.0f} s: {more} more series of {series}, "
+              f"resident memory {memory / MIB:.1f} MiB and {grown / MIB:+.1f} MiB")
+        assert more == 0, f"{more} series more than before"
+        assert grown < (8 if short else 32) * MIB, f"{grown / MIB:.1f} MiB more"
+
+
+def streams(binary, short):
+    """L14: open streams cost little memory each, and health checks answer meanwhile."""
+    count = 200 if short else 5000
+    flags = ("--canned", "--canned-chunks", 1000, "--canned-interval-ms", 5000, "--threads", 1)
+    with Fleet(binary, workers=2, worker_flags=flags, flags=("--stream-idle-timeout-secs", 600)) as fleet:
+        request = post(generate(stream=True))
+
+        def open_streams(number):
+            clients = []
+            for _ in range(number):
+                client = connect(fleet.where)
+                client.sendall(request)
+                clients.append(client)
+            for client in clients:
+                assert client.recv(4096).startswith(b"HTTP/1.1 200"), "a stream did not begin"
+            return clients
+
+        first = open_streams(20)
+        before = rss(fleet.gateway)
+        clients = open_streams(count)
+        each = (rss(fleet.gateway) - before) / count
+        waits = []
+        for _ in range(20 if short else 200):
+            begin = time.monotonic()
+            assert call(fleet.gateway.url + "/health")[0] == 200
+            waits.append(1000 * (time.monotonic() - begin))
+            time.sleep(0 if short else 0.05)
+        active = fleet.metric("smg_worker_requests_active")
+        assert active == count + 20, f"{active} streams are open"
+        print(f"streams: {count} open: {each / 1024:.1f} KiB of resident memory each; /health meanwhile "
+              f"{sorted(waits)[len(waits) // 2]:.1f} ms, at most {max(waits):.1f} ms")
+        for client in first + clients:
+            client.close()
+        fleet.settled()
+        assert each < (32 if short else 24) * 1024, f"{each / 1024:.1f} KiB per stream"
+        assert short or max(waits) < 200, f"/health took {max(waits):.0f} ms"
+
+
+def discard(connection, head, data):
+    """Reads a body to its end and answers."""
+    left = length_of(head) - len(data)
+    while left > 0:
+        part = connection.recv(1 << 20)
+        if not part:
+            return None
+        left -= len(part)
+    answer = b'{"text":"x","meta_info":{"prompt_tokens":1,"completion_tokens":1,"cached_tokens":0}}'
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" %
+                       (len(answer), answer))
+    return b""
+
+
+def large(binary, short):
+    """L15: large bodies at once cost the memory that they have, and little more."""
+    count, size = (10, 8 * MIB) if short else (200, 32 * MIB)
+    if not short:
+        with open("/proc/meminfo") as file:
+            free = int(re.search(r"MemAvailable:\s+(\d+)", file.read())[1]) * 1024
+        assert free > 1.3 * count * size, f"this takes {1.3 * count * size / MIB:.0f} MiB of memory, {free / MIB:.0f} are free"
+    upstream = Upstream(discard)
+    image = b"A" * size
+    body = b'{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"' + image + b'"}}]}]}'
+    head = post(body, "/v1/chat/completions")[:-len(body)]
+    with Fleet(binary, workers=0, urls=[upstream.url]) as fleet:
+        before = rss(fleet.gateway)
+
+        def client_of(number, gate):
+            client = connect(fleet.where)
+            client.settimeout(600)
+            client.sendall(head)
+            client.sendall(memoryview(body)[:-1])  # all but the last byte: all of them are in flight
+            gate.wait()
+            client.sendall(body[-1:])
+            status = answered(client)
+            client.close()
+            return status
+
+        statuses = in_threads(count, client_of)
+        grown = peak_rss(fleet.gateway) - before
+        share = grown / (count * len(body))
+        print(f"large: {count} bodies of {size // MIB} MiB at once: {grown / MIB:.0f} MiB of resident memory at most, "
+              f"{share:.2f} of the bytes in flight; afterwards {(rss(fleet.gateway) - before) / MIB:+.0f} MiB")
+        assert statuses == [200] * count, f"{count - statuses.count(200)} failed"
+        fleet.settled()
+        # One body for each loop is copied while it grows, of ten a fifth.
+        assert share < (1.6 if short else 1.15), f"{share:.2f} of the bytes in flight"
+
+
+def long_prompts(binary, short):
+    """L2: prompts of 220 KB, many at once: memory is that of the prompts and of the prefix index."""
+    lanes, rounds = (10, 4) if short else (200, 50)
+    with Fleet(binary, flags=("--policy", "cache_aware", "--prefix-index-bytes", 64 * MIB)) as fleet:
+        system = os.urandom(100_000).hex()  # 200 KB that all share
+
+        def lane(number, gate):
+            client, waits = connect(fleet.where), []
+            requests = [post(generate(system + os.urandom(10_000).hex())) for _ in range(4)]
+            gate.wait()
+            for i in range(rounds):
+                begin = time.monotonic()
+                client.sendall(requests[i % len(requests)])
+                assert answered(client) == 200
+                waits.append(time.monotonic() - begin)
+            client.close()
+            return waits
+
+        before = rss(fleet.gateway)
+        begin = time.monotonic()
+        waits = sorted(wait for lane in in_threads(lanes, lane) for wait in lane)
+        took = time.monotonic() - begin
+        grown = peak_rss(fleet.gateway) - before
+        # The index, and for each client a read buffer, the body, its text and what waits for the index.
+        bound = 1.1 * 64 * MIB + lanes * MIB + 8 * MIB
+        print(f"long_prompts: {lanes} at once, {len(waits)} prompts of 220 KB: {len(waits) / took:.0f} req/s from a client in "
+              f"Python, p50 {1000 * waits[len(waits) // 2]:.1f} ms, {grown / MIB:.0f} MiB more resident memory at most")
+        fleet.settled()
+        assert grown < bound, f"{grown / MIB:.0f} MiB, of at most {bound / MIB:.0f}"
+
+
+def slow_readers(binary, short):
+    """L25: readers that take 1 KB a second hold their worker back, cost bounded memory and nobody else anything."""
+    count, per_stream, seconds = (50, 4 * MIB, 1) if short else (3000, 8 * MIB, 30)
+    written = {}
+
+    def pour(connection, head, data):
+        if b'"stream": true' not in data:
+            return discard(connection, head, data)
+        # The worker's own send buffer would take megabytes, however slow the other side is.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+        chunk = b"10000\r\n" + b"data: " + b"x" * (0x10000 - 8) + b"\n\n" + b"\r\n"
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        name = connection.fileno()
+        written[name] = 0
+        while written[name] < per_stream:
+            written[name] += connection.send(chunk[written[name] % len(chunk):])
+        connection.sendall(b"0\r\n\r\n")
+        return b""
+
+    threading.stack_size(256 * 1024)
+    upstream = Upstream(pour)
+    with Fleet(binary, workers=0, urls=[upstream.url], flags=("--stream-idle-timeout-secs", 600)) as fleet:
+        before, clients = rss(fleet.gateway), []
+        for _ in range(count):
+            client = socket.socket()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(BOUND)
+            client.connect(fleet.where)
+            client.sendall(post(generate(stream=True)))
+            clients.append(client)
+        for client in clients:
+            assert client.recv(64).startswith(b"HTTP/1.1 200"), "a stream did not begin"
+
+        def ask():
+            begin = time.monotonic()
+            client = connect(fleet.where)
+            client.sendall(post(generate()))
+            assert answered(client) == 200
+            client.close()
+            return 1000 * (time.monotonic() - begin)
+
+        waits, end = [], time.monotonic() + seconds
+        while time.monotonic() < end or not waits:
+            for client in clients:
+                client.recv(1024)
+            waits.append(ask())
+            time.sleep(0.02 if short else 1)
+        grown, most = rss(fleet.gateway) - before, max(written.values())
+        print(f"slow_readers: {count} at about 1 KB/s: {grown / count / 1024:.0f} KiB of resident memory each, "
+              f"at most {most / 1024:.0f} KiB of {per_stream // 1024} taken from the worker; others are answered within "
+              f"{sorted(waits)[len(waits) // 2]:.1f} ms, at most {max(waits):.1f} ms")
+        assert grown / count < 400 * 1024, f"{grown / count / 1024:.0f} KiB per reader"
+        assert most < per_stream, "the worker was not held back"
+        for client in clients:
+            client.close()
+        fleet.settled()
+    threading.stack_size(0)
+
+
+def leaving(binary, short):
+    """E1, X10: a client that leaves cancels its upstream within 100 ms, before the head and in a stream."""
+    rounds = 10 if short else 300
+    ended, gone = {}, {}
+
+    def wait_for_the_end(connection, head, data):
+        name = re.search(rb"turn-(\d+)-(\w+)", data)
+        if name is None:
+            return discard(connection, head, data)
+        turn, kind = int(name[1]), name[2]
+        if kind == b"stream":
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+                               b"b\r\ndata: {}\n\n \r\n")
+        gone.setdefault(turn, threading.Event())
+        began[turn].set()
+        try:
+            while connection.recv(4096):
+                pass
+        except OSError:
+            pass
+        ended[turn] = time.monotonic()
+        gone[turn].set()
+        return None
+
+    began = {turn: threading.Event() for turn in range(2 * rounds)}
+    upstream = Upstream(wait_for_the_end)
+    with Fleet(binary, workers=0, urls=[upstream.url]) as fleet:
+        for kind in ("head", "stream"):
+            delays = []
+            for i in range(rounds):
+                turn = i + (rounds if kind == "stream" else 0)
+                client = connect(fleet.where)
+                client.sendall(post(generate(f"turn-{turn}-{kind}", stream=True)))
+                assert began[turn].wait(BOUND), "the request did not reach the worker"
+                if kind == "stream":
+                    assert client.recv(4096).startswith(b"HTTP/1.1 200"), "the stream did not begin"
+                left = time.monotonic()
+                client.close()
+                assert gone[turn].wait(BOUND), "the upstream was not cancelled"
+                delays.append(1000 * (ended[turn] - left))
+            delays.sort()
+            when = "before the head" if kind == "head" else "in a stream"
+            print(f"leaving: {rounds} clients {when}: the upstream ended after {delays[len(delays) // 2]:.2f} ms, p99 "
+                  f"{delays[int(len(delays) * 0.99)]:.2f} ms, at most {delays[-1]:.2f} ms")
+            assert short or delays[-1] < 100, f"{delays[-1]:.0f} ms"
+        fleet.settled()
+
+
+def logs(binary, short):
+    """R29: a log on a full disk, and a flood of lines, cost no request anything."""
+    count = 200 if short else 20_000
+
+    def serve_all(where, what):
+        statuses = {}
+        client = connect(where)
+        begin = time.monotonic()
+        for i in range(count):
+            bad = i % 2 == 1  # each is a line: an error of the client, at debug every request
+            client.sendall(post('{"text": ' if bad else generate()))
+            status = answered(client)
+            statuses[status] = statuses.get(status, 0) + 1
+        client.close()
+        took = time.monotonic() - begin
+        print(f"logs: {what}: {statuses} in {took:.1f} s")
+        assert statuses == {200: count - count // 2, 400: count // 2}, statuses
+
+    worker = Sluice(binary, "bench", "worker", "--canned", "--log-level", "error")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for what, stderr, limit, flags in [
+                ("stderr on a full disk", "/dev/full", None, []),
+                ("a log folder on a full disk", "/dev/null", 16384, ["--log-dir", folder]),
+            ]:
+                out = open(Path(folder) / "out", "w+")
+                command = [binary, "gateway", "--host", "127.0.0.1", "--port", "0", "--prometheus-host", "127.0.0.1",
+                           "--prometheus-port", "0", "--worker-urls", worker.url, "--log-level", "debug", *flags]
+                if limit:
+                    # A file may not grow beyond that: to who writes it is a full disk.
+                    command = ["sh", "-c", f"trap '' XFSZ; ulimit -f {limit // 512}; exec \"$@\"", "sh", *command]
+                process = subprocess.Popen(command, stdout=out, stderr=open(stderr, "w"))
+                try:
+                    url = wait_until("it listens", lambda: re.search(r"listening on (http://\S+)",
+                                                                     (Path(folder) / "out").read_text()))[1]
+                    wait_until("it is ready", lambda: call(url + "/readiness")[0] == 200)
+                    serve_all(address(url), what)
+                    assert process.poll() is None, f"it ended with {process.returncode}"
+                    process.terminate()
+                    assert process.wait(BOUND) == 0, f"it ended with {process.returncode}"
+                finally:
+                    process.kill()
+                    process.wait()
+    finally:
+        worker.kill()
+
+
+def load_of(binary, url, *flags):
+    """A run of `sluice bench`: seconds that it took, and (when it was due, latency, error) of each request."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.jsonl"
+        # Prompts that differ: equal ones belong to one worker.
+        subprocess.run([binary, "bench", "--base-url", url, "--dataset-name", "random", "--random-input-len", "40",
+                        "--random-output-len", "16", "--random-range-ratio", "1", "--disable-tqdm", "--warmup-requests", "0", "--output-file", str(path),
+                        "--output-details", *map(str, flags)], stdout=subprocess.DEVNULL, check=False)
+        run = json.loads(path.read_text())
+    return run["duration"], list(zip(run["due_times"], run["e2e_latencies"], run["errors"]))
+
+
+def overload(binary, short):
+    """L12: three times the load that the workers can take keeps goodput at 90 % of the peak, and ends at once."""
+    patience = 10  # an answer is good within so many seconds
+    # Two workers that decode four at once: about 40 requests per second.
+    worker_flags = ("--max-running", 4, "--decode-base-ms", 10, "--decode-per-request-ms", 0.5)
+    limits = ("--max-concurrent-requests", 12, "--queue-size", 60, "--queue-timeout-secs", 5)
+    # Without limits all wait, twice as long as the load lasts: that run is shorter.
+    for what, flags, seconds in (("with " + " ".join(map(str, limits)), limits, 2 if short else 600),
+                                 ("at defaults", (), 2 if short else 120)):
+        with Fleet(binary, workers=2, worker_flags=worker_flags, flags=flags) as fleet:
+            took, answers = load_of(binary, fleet.gateway.url, "--num-prompts", 40 if short else 1200, "--max-concurrency", 10)
+            assert all(not error for _, _, error in answers), "an error below the limit"
+            peak = len(answers) / took
+            rate = 3 * peak
+            _, answers = load_of(binary, fleet.gateway.url, "--num-prompts", int(rate * seconds), "--request-rate", rate)
+            begin = time.monotonic()
+            wait_until("it is as before", lambda: call(fleet.gateway.url + "/generate", json.loads(generate()))[0] == 200)
+            recovered = time.monotonic() - begin
+            fleet.settled()
+            # Counted while the load lasts; what is in the queue at the end would only flatter.
+            good = sum(not error and latency <= patience and due + latency <= seconds for due, latency, error in answers)
+            served = sum(not error and due + latency <= seconds for due, latency, error in answers)
+            latencies = sorted(latency for _, latency, error in answers if not error)
+            refused = sorted({error[:8] for _, _, error in answers if error})
+            print(f"overload: {rate:.0f} req/s for {seconds} s, peak {peak:.0f} req/s, {what}: {served / seconds:.0f} req/s "
+                  f"served, {good / seconds:.0f} within {patience} s ({100 * good / seconds / peak:.0f} % of the peak), p50 "
+                  f"{latencies[len(latencies) // 2]:.1f} s, p99 {latencies[int(len(latencies) * 0.99)]:.1f} s; refused with "
+                  f"{', '.join(refused) or 'nothing'}; {recovered:.1f} s after the end all is well")
+            assert set(refused) <= {"HTTP 429", "HTTP 408", "HTTP 503"}, refused
+            assert served > 0
+            if not short and flags:
+                assert good / seconds >= 0.9 * peak, f"goodput is {good / seconds:.1f} of {peak:.1f} req/s"
+                assert recovered < 5, f"{recovered:.1f} s"
+
+
+SCENARIOS = [burst, names, streams, large, long_prompts, slow_readers, leaving, logs, overload]
+
+
+def main():
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("binary")
+    arguments.add_argument("scenarios", nargs="*", choices=[[], *(s.__name__ for s in SCENARIOS)])
+    arguments.add_argument("--short", action="store_true")
+    options = arguments.parse_args()
+    for scenario in SCENARIOS:
+        if not options.scenarios or scenario.__name__ in options.scenarios:
+            scenario(options.binary, options.short)
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
