@@ -90,9 +90,10 @@ Result<void> wait_until_ready(int reports, Process& successor, StopSignals& sign
     if (::poll(waits, 3, static_cast<int>(left)) < 0 && errno != EINTR) {
       return Error{ErrorCode::kInternal, fmt::format("poll: {}", std::strerror(errno))};
     }
-    if ((waits[0].revents & POLLIN) != 0) {
+    if (waits[0].revents != 0) {
       char buffer[4096];
       const ssize_t n = ::read(reports, buffer, sizeof buffer);
+      if (n <= 0) reports = -1;  // poll passes over it
       for (const auto& report : parser.feed(std::string_view(buffer, static_cast<size_t>(std::max<ssize_t>(n, 0))))) {
         if (report.status == ReadyReport::Status::kReady) return {};
         if (report.status == ReadyReport::Status::kFailed) return Error{ErrorCode::kInternal, report.what};

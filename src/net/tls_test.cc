@@ -259,7 +259,7 @@ TEST_F(TlsTest, FilesThatCannotBeUsedAreNamed) {
 
 TEST_F(TlsTest, PlainHttpIsToldToUseTls) {
   serve();
-  RawClient client(server_->listening_sockets().empty() ? 0 : url_.port);
+  RawClient client(url_.port);
   client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
   EXPECT_TRUE(client.wait_for("use https://"));
   EXPECT_THAT(client.arrived(), HasSubstr("HTTP/1.1 400 "));
@@ -276,7 +276,7 @@ TEST_F(TlsTest, AHandshakeThatDoesNotEndIsEndedAndDelaysNobody) {
 }
 
 TEST_F(TlsTest, AServerThatDoesNotSpeakTlsIsSaidToBeOne) {
-  Server plain(loops_, {}, echo);
+  Server plain(loops_, {.head_timeout = 100ms}, echo);
   url_ = parse_url(fmt::format("https://127.0.0.1:{}", plain.listen("127.0.0.1", 0).value())).value();
   EXPECT_THAT(why_not(trusting()), HasSubstr("does not speak TLS"));
   const auto silent = listen_sockets("127.0.0.1", 0, 1, 10);
