@@ -153,7 +153,7 @@ class GatewayTlsTest(unittest.TestCase):
         with gateway(self.folder, "--worker-urls", url, "--ca-cert-paths", self.folder / "authority.pem") as sluice:
             wait_until("the reason", lambda: "certificate required" in sluice.output(), within=BOUND)
         with gateway(self.folder, "--worker-urls", url) as sluice:
-            wait_until("the reason", lambda: "unable to get local issuer certificate" in sluice.output(), within=BOUND)
+            wait_until("the reason", lambda: "self-signed certificate in certificate chain" in sluice.output(), within=BOUND)
         worker.shutdown()
 
     def test_bad_files_end_the_start_with_their_names(self):
