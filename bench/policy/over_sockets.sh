@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# One policy in the simulator and over sockets: starts four workers of `sluice bench worker --cache-simulation` and a
-# gateway in front of them on free ports, sends them the workload of `sluice bench policy` and prints both with the
-# difference in per cent.
+# One policy in the simulator and over sockets. For each of three seeds: starts four workers of `sluice bench worker
+# --cache-simulation` and a gateway in front of them on free ports, sends them the workload of `sluice bench policy` and prints
+# both with the difference in per cent. All start anew each time, because a gateway keeps what it has learnt of its workers.
 #
 # usage: over_sockets.sh <sluice binary> <policy> [arguments of sluice bench policy; after -- flags of the gateway]
 # SLOWER=10 makes everything take ten times as long, --request-rate and --duration-secs apart: what the sockets and the
@@ -30,21 +30,32 @@ started() {  # waits for the one line that says where it listens, and prints the
   echo "$1 did not listen within 10 s: $(cat "$work/$1.log")" >&2
   return 1
 }
-urls=()
-for i in 1 2 3 4; do
-  "$sluice" bench worker --cache-simulation --cache-prefill-base-ms "$prefill" --cache-prefill-us-per-token "$token" \
-    --cache-decode-ms "$decode" --log-level error >"$work/worker$i" 2>"$work/worker$i.log" &
+
+run() {  # seed
+  local urls=() gateway
+  for i in 1 2 3 4; do
+    "$sluice" bench worker --cache-simulation --cache-prefill-base-ms "$prefill" --cache-prefill-us-per-token "$token" \
+      --cache-decode-ms "$decode" --log-level error >"$work/worker$i" 2>"$work/worker$i.log" &
+    pids+=($!)
+    urls+=("$(started worker$i)")
+  done
+  "$sluice" gateway --host 127.0.0.1 --port 0 --prometheus-host 127.0.0.1 --prometheus-port 0 --log-level warn \
+    --policy "$policy" --worker-urls "${urls[@]}" "${flags[@]}" >"$work/gateway" 2>"$work/gateway.log" &
   pids+=($!)
-  urls+=("$(started worker$i)")
+  gateway=$(started gateway)
+  for _ in $(seq 100); do
+    [ "$(curl -sf "$gateway/workers" | python3 -c \
+        'import json, sys; print(sum(w["is_healthy"] for w in json.load(sys.stdin)["workers"]))')" = 4 ] && break
+    sleep 0.1
+  done
+  "$sluice" bench policy --url "$gateway" --policies "$policy" --seeds 1 --first-seed "$1" --prefill-base-ms "$prefill" \
+    --prefill-us-per-token "$token" --decode-ms "$decode" "${arguments[@]}" -- "${flags[@]}"
+  kill "${pids[@]}"
+  wait "${pids[@]}" || true
+  pids=()
+}
+
+for seed in 1 2 3; do
+  echo "seed $seed"
+  run $seed
 done
-"$sluice" gateway --host 127.0.0.1 --port 0 --prometheus-host 127.0.0.1 --prometheus-port 0 --log-level warn \
-  --policy "$policy" --worker-urls "${urls[@]}" "${flags[@]}" >"$work/gateway" 2>"$work/gateway.log" &
-pids+=($!)
-gateway=$(started gateway)
-for _ in $(seq 100); do
-  [ "$(curl -sf "$gateway/workers" | python3 -c \
-      'import json, sys; print(sum(w["is_healthy"] for w in json.load(sys.stdin)["workers"]))')" = 4 ] && break
-  sleep 0.1
-done
-"$sluice" bench policy --url "$gateway" --policies "$policy" --prefill-base-ms "$prefill" \
-  --prefill-us-per-token "$token" --decode-ms "$decode" "${arguments[@]}" -- "${flags[@]}"

@@ -200,6 +200,8 @@ Result<ServeCommand> parse_serve(const Arguments& arguments) {
   for (size_t row = 0; row < gateway.size(); ++row) {
     const auto& spec = gateway.specs()[row];
     if (gateway_given[row] || (command.serve.router_disable_arg_fallback && has_prefixed_form(spec.name))) continue;
+    // Its engine publishes no KV events, and a model's tokenizer may be in a form that the gateway does not read.
+    if (spec.name == "tokenizer-path" || spec.name == "chat-template") continue;
     if (const auto value = engine_value(command.engine, spec)) gateway.assign(command.gateway, row, *value);
   }
   return command;

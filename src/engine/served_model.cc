@@ -7,6 +7,7 @@
 
 #include "engine/tokenizer_files.h"
 #include "tensor/gguf.h"
+#include "tokenizer/files.h"
 
 namespace sluice::engine {
 namespace {
@@ -47,7 +48,8 @@ Result<ServedModel> load_served_model(const ServedModelFiles& files) {
   out.tokenizer_path = files.tokenizer_file == files.model_file ? files.model_path : files.tokenizer_file;
   SLUICE_TRY(out.config, load_config(files.model_file));
   SLUICE_TRY(out.tokenizer, load_tokenizer(files.tokenizer_file));
-  SLUICE_TRY(const auto source, load_chat_template(files.tokenizer_file, *out.tokenizer, files.chat_template));
+  SLUICE_TRY(const auto source,
+             tokenizer::load_chat_template(files.tokenizer_file, *out.tokenizer, files.chat_template));
   if (!source.empty()) {
     SLUICE_TRY(out.chat_template, tokenizer::ChatTemplate::parse(source));
   }

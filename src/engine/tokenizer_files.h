@@ -13,9 +13,4 @@ namespace sluice::engine {
 // metadata is read. kNotFound or kProtocol, naming the file.
 Result<std::shared_ptr<const tokenizer::Tokenizer>> load_tokenizer(const std::string& path);
 
-// Jinja source of the chat template: `override_path` (a file) if given, else chat_template.jinja of the folder, else
-// what the tokenizer's own files carry. Empty when there is none.
-Result<std::string> load_chat_template(const std::string& path, const tokenizer::Tokenizer& tokenizer,
-                                       const std::string& override_path);
-
 }  // namespace sluice::engine

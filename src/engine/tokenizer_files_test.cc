@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "tokenizer/files.h"
+
 namespace sluice::engine {
 namespace {
 
@@ -11,7 +13,7 @@ TEST(TokenizerFilesTest, ReadsAFolder) {
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.error().message;
   EXPECT_EQ((*tokenizer)->encode("def main():\n    return", false),
             (std::vector<int32_t>{320, 322, 67, 265, 10, 310, 261, 328}));
-  const auto chat = load_chat_template(folder, **tokenizer, "");
+  const auto chat = tokenizer::load_chat_template(folder, **tokenizer, "");
   ASSERT_TRUE(chat.ok());
   EXPECT_NE(chat->find("messages"), std::string::npos);
 }

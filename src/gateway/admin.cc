@@ -4,13 +4,17 @@
 #include <set>
 
 #include "gateway/client_json.h"
+#include "gateway/console.h"
 #include "gateway/control.h"
+#include "gateway/debug.h"
 #include "gateway/error_shape.h"
 #include "gateway/fanout.h"
 #include "gateway/forward.h"
 #include "gateway/gather.h"
 #include "gateway/health_port.h"
+#include "gateway/kv_events/kv_caches.h"
 #include "gateway/loads.h"
+#include "gateway/worker_json.h"
 #include "gateway/worker_request.h"
 
 namespace sluice::gateway {
@@ -30,45 +34,10 @@ Response worker_error(int status, std::string_view code, std::string_view messag
   return response;
 }
 
-// What the prefix index believes of it, and whether anything it said bears that out.
-Json belief_json(const routing::CacheBelief& belief) {
-  const bool limited = belief.limit_bytes() != routing::CacheBelief::kNoLimit;
-  return {{"source", belief.confirmed() ? "reported" : "predicted"},
-          {"share", belief.share()},
-          {"limit_bytes", limited ? Json(belief.limit_bytes()) : Json()}};
-}
-
-Json worker_json(const Worker& worker) {
-  const auto info = worker.info();
-  Json document{{"id", worker.id},
-                {"url", worker.url},
-                {"model_id", info.model_id},
-                {"priority", info.priority},
-                {"cost", info.cost},
-                {"worker_type", "regular"},
-                {"is_healthy", worker.healthy.load() && !worker.draining.load()},
-                {"status", worker.status()},
-                {"load", worker.load->requests.load()},
-                {"load_tokens", worker.load->tokens.load()},
-                {"connection_mode", "http"},
-                {"runtime_type", "sglang"},
-                {"metadata", info.labels},
-                {"labels", info.labels},
-                {"generation", worker.generation.load()},
-                {"cache_belief", belief_json(worker.load->belief)}};
-  if (worker.dp.rank >= 0) {
-    document["dp_base_url"] = worker.address.to_string();
-    document["dp_rank"] = worker.dp.rank;
-    document["dp_size"] = worker.dp.size;
-  }
-  if (!worker.proven) {
-    document["job_status"] = Json{
-        {"job_type", "AddWorker"},
-        {"worker_url", worker.url},
-        {"status", worker.failed ? "failed" : "processing"},
-        {"message", worker.failed ? "it did not answer its health check in time" : "waiting for its health check"}};
-  }
-  return document;
+// Whether what it holds is known from its KV events.
+std::string kv_json(const Context& context, const Worker& worker) {
+  if (context.kv != nullptr) return context.kv->describe(worker.number).dump();
+  return R"({"mode":"belief","why":"KV events are not listened to without --tokenizer-path"})";
 }
 
 Task<Response> ok(AdminCall&) { co_return Response::text(200, "OK"); }
@@ -155,18 +124,23 @@ void apply(const WorkerDetails& details, Worker::Info& info) {
   info.models_are_given = true;
 }
 
+std::string worker_list(const Context& context, const WorkerList& workers) {
+  std::string text = R"({"workers":[)";
+  text.reserve(text.size() + workers.size() * 600);
+  for (const WorkerPtr& worker : workers) {
+    if (text.back() == '}') text += ',';
+    append_worker_json(text, *worker, kv_json(context, *worker));
+  }
+  return text + fmt::format(R"(],"total":{0},"stats":{{"prefill_count":0,"decode_count":0,"regular_count":{0}}}}})",
+                            workers.size());
+}
+
 Task<Response> list_or_add(AdminCall& call) {
   if (call.head.method == "GET") {
-    Json list = Json::array();
     const auto model = net::query_value(call.head.query(), "model");
-    for (const WorkerPtr& worker : call.loop.fleet(call.context.fleet)) {
-      if (!model || call.loop.serves(*worker, *model)) list.push_back(worker_json(*worker));
-    }
-    const size_t total = list.size();
-    co_return json_response(200,
-                            Json{{"workers", list},
-                                 {"total", total},
-                                 {"stats", {{"prefill_count", 0}, {"decode_count", 0}, {"regular_count", total}}}});
+    if (model && model->empty()) co_return Response::json(200, worker_list(call.context, {}));
+    const auto roster = call.context.fleet.roster(model.value_or(""), std::nullopt);
+    co_return Response::json(200, worker_list(call.context, roster == nullptr ? WorkerList() : roster->workers()));
   }
   const auto request = read_worker_request(call.body);
   if (!request.ok()) co_return worker_error(400, "BAD_REQUEST", request.error().message);
@@ -198,7 +172,11 @@ Task<Response> one_worker(AdminCall& call) {
   }
   const WorkerPtr worker = call.context.fleet.find(id);
   if (worker == nullptr) co_return worker_error(404, "WORKER_NOT_FOUND", fmt::format("no worker {}", id));
-  if (call.head.method == "GET") co_return json_response(200, worker_json(*worker));
+  if (call.head.method == "GET") {
+    std::string text;
+    append_worker_json(text, *worker, kv_json(call.context, *worker));
+    co_return Response::json(200, std::move(text));
+  }
   if (call.head.method == "DELETE") {
     for (const WorkerPtr& each : call.context.fleet.engine_of(*worker)) call.context.control->remove(each);
     co_return json_response(202, Json{{"status", "accepted"},
@@ -256,13 +234,6 @@ Task<Response> legacy_remove(AdminCall& call) {
   co_return Response::text(200, "Successfully removed worker: " + *url);
 }
 
-Task<Response> why(AdminCall& call) {
-  const std::string id = net::percent_decode(call.path.substr(std::string_view("/debug/why/").size()));
-  const auto record = call.context.journal.find(id);
-  if (!record) co_return error_response(404, "unknown_request", "no such request among the latest ones");
-  co_return Response::json(200, record->to_json());
-}
-
 Task<Response> not_implemented(AdminCall& call) {
   co_return error_response(501, "not_implemented", fmt::format("{} is not implemented here", call.path));
 }
@@ -289,7 +260,11 @@ constexpr AdminRoute kRoutes[] = {
     {"/list_workers", "GET", kControl, legacy_list},
     {"/add_worker", "POST", kControl, legacy_add},
     {"/remove_worker", "POST", kControl, legacy_remove},
-    {"/debug/why/", "GET", kControl, why},
+    {"/ui", "GET", kPublic, console},
+    {"/debug/why/", "GET", kControl, debug_why},
+    {"/debug/requests", "GET", kControl, debug_requests},
+    {"/debug/index", "GET", kControl, debug_index},
+    {"/debug/workers", "GET", kControl, debug_workers},
     {"/flush_cache", "POST", kControl, fan_out},
     {"/start_profile", "POST", kControl, fan_out},
     {"/stop_profile", "POST", kControl, fan_out},

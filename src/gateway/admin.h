@@ -26,6 +26,7 @@ struct AdminRoute {
 struct AdminCall {
   Context& context;
   LoopState& loop;
+  const std::vector<std::unique_ptr<LoopState>>& loops;  // all of them, each touched on its own thread only
   const net::RequestHead& head;
   const std::string& path;
   std::string body;

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 
+#include "gateway/access_log.h"
 #include "gateway/control.h"
+#include "gateway/kv_events/kv_caches.h"
 #include "gateway/metric_families.h"
+#include "obs/trace_exporter.h"
 
 namespace sluice::gateway {
 
@@ -53,6 +56,8 @@ Context::Context(const GatewayOptions& gateway_options, std::vector<double> buck
       retry(RetryRules::from(options)) {
   metrics.declare(metric_families(buckets));
 }
+
+Context::~Context() = default;
 
 WorkerSeries Context::series_of(const std::string& label) {
   const auto counter = [&](const char* family, const char* value = nullptr) {
@@ -136,6 +141,7 @@ void Context::forget_prefixes(Worker& worker) {
   worker.generation.fetch_add(1, std::memory_order_relaxed);
   worker.load->belief.restart();
   index.drop_worker(worker.number);
+  if (kv != nullptr) kv->view.forget_sent(worker.number, clock.now());
 }
 
 }  // namespace sluice::gateway

@@ -21,9 +21,15 @@
 #include "obs/metrics.h"
 #include "routing/prefix_index.h"
 
+namespace sluice::obs {
+class TraceExporter;
+}
+
 namespace sluice::gateway {
 
+class AccessLog;
 class Control;
+class KvCaches;
 
 // Sums of the last 60 s, for sglang_cache_hit_rate (gateway-reference.md 1.4). Any thread.
 class HitRate {
@@ -46,6 +52,7 @@ struct Context {
   // `time` outlives this.
   Context(const GatewayOptions& gateway_options, std::vector<double> buckets, const Clock& time,
           Certificates loaded_certificates = {});
+  ~Context();
 
   const GatewayOptions options;
   const Certificates certificates;
@@ -63,7 +70,11 @@ struct Context {
   HitRate reported;
   EngineLoads engine_loads;
   std::atomic<bool> draining{false};
-  Control* control = nullptr;  // set before the first request
+  // Set before the first request.
+  Control* control = nullptr;
+  std::unique_ptr<AccessLog> access_log;       // null without --access-log
+  std::unique_ptr<obs::TraceExporter> tracer;  // null without --enable-trace
+  std::unique_ptr<KvCaches> kv;                // null without --tokenizer-path
 
   // Into the fleet (or the worker that is there already), with its metric series and under control's eyes. `source`:
   // "static" or "manual". Any thread.

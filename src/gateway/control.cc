@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/log.h"
+#include "gateway/kv_events/attendant.h"
 #include "gateway/loads.h"
 #include "net/stream.h"
 
@@ -52,8 +53,11 @@ void forget_process(Worker& worker) {
 }  // namespace
 
 Control::Control(Context& context)
-    : context_(context), client_(loop_, net::ClientOptions{.tls = context.certificates.workers}) {
+    : context_(context),
+      client_(loop_, net::ClientOptions{.tls = context.certificates.workers}),
+      liveness_(context, [this](const WorkerPtr& worker) { suspect(worker); }) {
   loop_.start();
+  loop_.spawn([this] { return watch_progress(); });
   if (context_.certificates.any()) loop_.spawn([this] { return watch_certificates(); });
   const bool policy_asks = (context_.policy->needs_engine_load() || context_.options.enable_igw) &&
                            !context_.options.disable_load_monitoring;
@@ -88,6 +92,7 @@ void Control::watch(WorkerPtr worker) {
     auto watch = std::make_shared<Watch>(worker, rules, loop_);
     // started() may have been quicker.
     if (worker->healthy) watch->health.force(true);
+    if (worker->healthy) liveness_.returned(worker, /*is_new_process=*/true);
     watches_[worker.get()] = watch;
     loop_.spawn([this, watch] { return run(watch); });
   });
@@ -105,9 +110,11 @@ void Control::started(WorkerPtr worker) {
   }
   forget_process(*worker);
   worker->proven = true;
+  liveness_.before_ready(*worker);
   worker->healthy = true;
-  with_watch(worker, [](Watch& watch) {
+  with_watch(worker, [this](Watch& watch) {
     ++watch.told;
+    liveness_.returned(watch.worker, /*is_new_process=*/true);
     watch.process_ended = false;  // whoever says so has dropped what was believed
     watch.health.force(true);
     watch.worker->healthy = true;  // again: a probe may have ended in between
@@ -204,6 +211,7 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
             const int64_t ranks = options.dp_aware && worker.dp.rank < 0 ? co_await read_ranks(watch) : 1;
             if (ranks > 1 && !worker.draining) {
               context_.expand_worker(worker, ranks);
+              liveness_.forget(worker);
               watches_.erase(&worker);
               co_return;
             }
@@ -213,6 +221,7 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
             SLUICE_LOG(info, "gateway/health", "worker {} has restarted", worker.url);
             context_.forget_prefixes(worker);
             forget_process(worker);
+            liveness_.returned(watch->worker, /*is_new_process=*/true);
           }
           // One that passed all along may fail all its requests even so: the breaker's own time counts then.
           if (watch->failed_before && worker.breaker.recovered()) {
@@ -227,9 +236,14 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
         const bool healthy = watch->health.healthy();
         if (healthy != worker.healthy) {
           SLUICE_LOG(info, "gateway/health", "worker {} is {}", worker.url, healthy ? "ready" : "not ready");
+          if (healthy) liveness_.returned(watch->worker, /*is_new_process=*/!worker.proven);
           if (healthy) worker.proven = true;
           worker.healthy = healthy;
         }
+      }
+      if (worker.suspect) {
+        if (!watch->failed_before) co_await prove(watch);
+        watch->health.suspect();  // until it is trusted again
       }
       Duration pause = watch->health.next_probe();
       if (!worker.proven) {
@@ -251,6 +265,7 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
       generation_of_models = worker.generation;
       models_read = true;
       co_await read_models(watch);
+      attend_kv(watch->worker);
     }
     if (worker.draining) break;
     if (std::exchange(watch->changed, false)) {
@@ -263,6 +278,16 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
     co_await watch->timer.async_wait(net::asio::redirect_error(net::use_task, woken));
   }
   co_await drain(watch);
+}
+
+// Beside everything else: a worker is used before anybody knows what its cache holds.
+void Control::attend_kv(const WorkerPtr& worker) {
+  if (context_.kv == nullptr) return;
+  if (!context_.policy->needs_prefix() && !context_.options.enable_igw) {
+    context_.kv->judge(worker->number, {.why = "the policy does not ask what a worker holds"});
+    return;
+  }
+  loop_.spawn([this, worker] { return attend_kv_events(context_, loop_, client_, worker); });
 }
 
 net::Task<> Control::drain(std::shared_ptr<Watch> watch) {
@@ -281,10 +306,12 @@ net::Task<> Control::drain(std::shared_ptr<Watch> watch) {
       .counter("smg_discovery_deregistrations_total", {worker.info(&Worker::Info::source), std::string(watch->removal)})
       .add();
   context_.index.drop_worker(worker.number);
+  if (context_.kv != nullptr) context_.kv->forget(worker.number);
   client_.forget(worker.address);
   // The series stay if the same address has been added again meanwhile.
   if (context_.fleet.find(worker.url) == nullptr) context_.metrics.remove_series("worker", worker.url);
   SLUICE_LOG(info, "gateway/fleet", "worker {} was removed", worker.url);
+  liveness_.forget(worker);
   watches_.erase(&worker);
 }
 
@@ -294,6 +321,31 @@ net::Task<> Control::watch_certificates() {
   for (;;) {
     co_await loop_.sleep(std::chrono::seconds(1));
     context_.certificates.reload_changed();
+  }
+}
+
+// Whether a suspect generates, where the engine has a question for that. That of an engine says nothing of one rank.
+net::Task<> Control::prove(std::shared_ptr<Watch> watch) {
+  Worker& worker = *watch->worker;
+  if (worker.dp.rank >= 0) {
+    liveness_.cannot_generate_for_probes(worker);
+    co_return;
+  }
+  const auto timeouts = all_within(std::chrono::seconds(context_.options.health_check_timeout_secs));
+  const auto answer =
+      co_await client_.fetch(worker.address, "GET", "/health_generate", key_headers(worker), "", timeouts);
+  if (!answer.ok() || !worker.suspect) co_return;
+  if (answer->status / 100 == 2) liveness_.generated(worker);
+  if (answer->status == 404 || answer->status == 405 || answer->status == 501) {
+    liveness_.cannot_generate_for_probes(worker);
+  }
+}
+
+net::Task<> Control::watch_progress() {
+  for (;;) {
+    liveness_.look();
+    const bool idle = context_.admission.in_flight() == 0;
+    co_await loop_.sleep(idle ? Liveness::kIdleInterval : Liveness::kInterval);
   }
 }
 

@@ -9,6 +9,7 @@
 
 #include "gateway/context.h"
 #include "gateway/health.h"
+#include "gateway/liveness.h"
 #include "net/client.h"
 #include "net/loop.h"
 
@@ -39,13 +40,18 @@ class Control {
   net::Task<int64_t> read_ranks(std::shared_ptr<Watch> watch);
   net::Task<> read_models(std::shared_ptr<Watch> watch);
   net::Task<> watch_certificates();
+  void attend_kv(const WorkerPtr& worker);
+  net::Task<> prove(std::shared_ptr<Watch> watch);
+  net::Task<> watch_progress();
   net::Task<> poll_loads();
   net::Task<> poll_load(WorkerPtr worker);
 
   Context& context_;
   net::EventLoop loop_{"control"};
   net::Client client_;
-  std::map<const Worker*, std::shared_ptr<Watch>> watches_;  // control thread only
+  // Control thread only.
+  std::map<const Worker*, std::shared_ptr<Watch>> watches_;
+  Liveness liveness_;
 };
 
 }  // namespace sluice::gateway

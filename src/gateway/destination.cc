@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "gateway/forward.h"
+#include "gateway/kv_events/kv_caches.h"
 
 namespace sluice::gateway {
 namespace {
@@ -44,8 +45,7 @@ std::optional<Refusal> Destination::read_model(Context& context, LoopState& loop
     if (rename_model_) model_name_ = model;
     return std::nullopt;
   }
-  const WorkerList& workers = loop.fleet(context.fleet);
-  if (std::ranges::none_of(workers, [&](const WorkerPtr& worker) { return loop.serves(*worker, model); })) {
+  if (loop.roster(context.fleet, model, std::nullopt) == nullptr || model.empty()) {
     return Refusal{404, "model_not_found", fmt::format("no worker serves the model {}", model)};
   }
   model_ = model;
@@ -72,8 +72,7 @@ std::optional<Refusal> Destination::read_rank(Context& context, LoopState& loop,
     if (readable) rank_ = static_cast<int64_t>(*number);
   }
   if (readable && !rank_) return std::nullopt;
-  int64_t ranks = 0;
-  for (const WorkerPtr& worker : loop.fleet(context.fleet)) ranks = std::max(ranks, worker->dp.size);
+  const int64_t ranks = loop.most_ranks(context.fleet);
   // Without a worker nobody knows; the answer is then that there is none.
   if (readable && (ranks == 0 || (*rank_ >= 0 && *rank_ < ranks))) return std::nullopt;
   return Refusal{400, "bad_request",
@@ -96,20 +95,51 @@ std::optional<Refusal> Destination::read_keys(const Context& context, const net:
   return Refusal{400, "bad_request", "X-SMG-Target-Worker must be the place of a worker, 0 or more"};
 }
 
-RequestFacts Destination::facts(const Context& context, const BodyFacts& body, int64_t prompt_tokens) const {
+RequestFacts Destination::facts(const Context& context, const BodyFacts& body, int64_t prompt_tokens,
+                                TimePoint now) const {
   RequestFacts facts{.routing_text = body.routing_text,
                      .routing_key = routing_key_,
                      .identity = identity_,
                      .target = target_,
                      .prompt_tokens = prompt_tokens,
-                     .now = context.clock.now(),
+                     .now = now,
                      .prefix = {}};
   if (!policy_->needs_prefix()) return facts;
   facts.prefix = context.index.match(body.routing_text);
-  facts.prefix.total_bytes -= salt_;
-  facts.prefix.matched_bytes -= std::min(salt_, facts.prefix.matched_bytes);
-  if (facts.prefix.matched_bytes == 0) facts.prefix.num_holders = 0;
+  facts.prefix.leave_out(salt_);
+  if (tokens_ != nullptr) add_known(context, facts.now, facts.prefix);
   return facts;
+}
+
+size_t Destination::read_tokens(const Context& context, Endpoint endpoint, std::string_view body) {
+  if (context.kv == nullptr || !policy_->needs_prefix() || !context.kv->view.knows_any()) return 0;
+  auto prompt = context.kv->reader->read(endpoint, body);
+  if (!prompt) return 0;
+  tokens_ = std::make_unique<KvPrompt>(std::move(*prompt));
+  return tokens_->tokens.size();
+}
+
+void Destination::sent_to(const Context& context, const Worker& worker) const {
+  if (tokens_ != nullptr) context.kv->view.sent(*tokens_, worker.number, context.clock.now());
+}
+
+// What is known of a worker replaces what is believed of it, or adds to it where not all is known.
+void Destination::add_known(const Context& context, TimePoint now, routing::PrefixMatch& prefix) const {
+  const KvView& view = context.kv->view;
+  thread_local std::vector<KvView::Known> known;
+  view.match(*tokens_, now, known);
+  routing::PrefixMatch both;
+  both.total_bytes = prefix.total_bytes;
+  const auto believe = [&](uint32_t worker, size_t bytes) {
+    if (!view.counts(worker, *tokens_) || view.of(worker).knowledge != KvKnowledge::kAll) both.add(worker, bytes);
+  };
+  for (const uint32_t worker : prefix.workers()) believe(worker, prefix.matched_bytes);
+  for (const auto& part : prefix.partly()) believe(part.worker, part.bytes);
+  for (const KvView::Known& of : known) {
+    both.add(of.worker, static_cast<size_t>(static_cast<double>(of.tokens) * static_cast<double>(prefix.total_bytes) /
+                                            static_cast<double>(tokens_->tokens.size())));
+  }
+  prefix = both;
 }
 
 BodyChanges Destination::changes_for(const Worker& worker) const {

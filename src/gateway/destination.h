@@ -8,6 +8,7 @@
 
 #include "gateway/body_scan.h"
 #include "gateway/context.h"
+#include "gateway/kv_events/view.h"
 #include "gateway/loop_state.h"
 #include "net/http.h"
 
@@ -27,15 +28,21 @@ class Destination {
   // model.
   std::optional<Refusal> read(Context& context, LoopState& loop, const net::RequestHead& head, BodyFacts& facts);
 
+  // After read(): the prompt in tokens, if there are workers whose caches are known by them. Returns how many it has, 0
+  // if that is not known.
+  size_t read_tokens(const Context& context, Endpoint endpoint, std::string_view body);
+  // The request goes to that worker.
+  void sent_to(const Context& context, const Worker& worker) const;
+
   const Policy& policy() const { return *policy_; }
   std::string_view policy_name() const { return policy_name_; }
-  // Model and rank are what was asked for; whether the worker can be used now is another question.
-  bool allows(LoopState& loop, const Worker& worker) const {
-    return (!rank_ || *rank_ == std::max<int64_t>(worker.dp.rank, 0)) &&
-           (model_.empty() || loop.serves(worker, model_));
+  // Model and rank are what was asked for; whether a worker can be used now is another question. Null if nobody serves
+  // the model any more. Valid as LoopState::roster() is.
+  const Roster* roster(const Context& context, LoopState& loop) const {
+    return loop.roster(context.fleet, model_, rank_);
   }
   // What the policy gets to know.
-  RequestFacts facts(const Context& context, const BodyFacts& body, int64_t prompt_tokens) const;
+  RequestFacts facts(const Context& context, const BodyFacts& body, int64_t prompt_tokens, TimePoint now) const;
   // What is changed in the body for that worker.
   BodyChanges changes_for(const Worker& worker) const;
   // The model that was asked for, by its own name; empty = whichever the worker serves.
@@ -44,6 +51,7 @@ class Destination {
   size_t salt() const { return salt_; }
 
  private:
+  void add_known(const Context& context, TimePoint now, routing::PrefixMatch& prefix) const;
   std::optional<Refusal> read_model(Context& context, LoopState& loop, BodyFacts& facts);
   std::optional<Refusal> read_rank(Context& context, LoopState& loop, const net::Headers& headers,
                                    const BodyFacts& facts);
@@ -58,6 +66,7 @@ class Destination {
   std::optional<int64_t> rank_;
   std::string_view routing_key_, identity_;
   std::optional<uint64_t> target_;
+  std::unique_ptr<KvPrompt> tokens_;  // null: what the workers hold of it is only believed
 };
 
 }  // namespace sluice::gateway

@@ -8,6 +8,10 @@
 #include "gateway/control.h"
 #include "gateway/error_shape.h"
 #include "gateway/forward.h"
+#include "gateway/report.h"
+#include "gateway/selection.h"
+#include "gateway/tracing.h"
+#include "routing/text_mark.h"
 
 namespace sluice::gateway {
 namespace {
@@ -40,15 +44,6 @@ std::string by_id(std::string message, const Worker& worker) {
 
 bool ends_event(std::string_view stream) { return stream.ends_with("\n\n") || stream.ends_with("\r\n\r\n"); }
 
-// Where a request is, by the last phase of its record.
-std::string_view doing_after(std::string_view phase) {
-  if (phase == "read") return "choosing a worker";
-  if (phase == "chosen") return "connecting and sending the request";
-  if (phase == "sent") return "waiting for the response head";
-  if (phase == "first_byte") return "relaying the answer";
-  return "reading the request";
-}
-
 }  // namespace
 
 // A lease on a worker, the breaker's permit and the connection. Without a verdict the breaker learns nothing.
@@ -57,7 +52,8 @@ struct Exchange::Upstream {
       : exchange(of), worker(std::move(which)), permit(breaker_permit) {
     const Work work{.prompt_tokens = of.prompt_tokens_,
                     .new_tokens = std::min(of.facts_.max_tokens.value_or(kDefaultNewTokens), kMostNewTokens),
-                    .matched_share = of.matched_share_};
+                    .matched_share = of.matched_share_,
+                    .streams = of.facts_.stream};
     lease.emplace(worker->load, work, of.context_.clock);
   }
   ~Upstream() { release(); }
@@ -124,9 +120,8 @@ Exchange::Failure Exchange::no_worker() {
 
 Exchange::Failure Exchange::out_of_time() const {
   Failure failure;
-  const std::string_view phase = record_.phases.empty() ? std::string_view() : record_.phases.back().name;
   failure.error = {ErrorCode::kTimeout, fmt::format("the request took longer than {} s in all, the last of them {}",
-                                                    context_.options.total_timeout_secs, doing_after(phase))};
+                                                    context_.options.total_timeout_secs, doing_now(record_))};
   if (asked_ == nullptr) return failure;
   failure.error.message += fmt::format(" (worker {})", asked_->id);
   failure.worker_id = asked_->id;
@@ -152,8 +147,11 @@ Exchange::Exchange(Context& context, LoopState& loop, net::ServerExchange& clien
       answer_headers_(answer_headers),
       begun_(context.clock.now()) {
   record_.id = std::move(id);
+  record_.method = "POST";
   record_.route = route;
   record_.started_unix_nanos = context_.clock.unix_nanos();
+  record_.phases.reserve(6);  // of a stream that goes well
+  if (context_.tracer != nullptr) begin_trace(client.request().headers, loop.rng, record_);
 }
 
 net::Task<Exchange::End> Exchange::run() {
@@ -316,49 +314,41 @@ net::Task<bool> Exchange::read_request() {
     co_await fail(refusal->status, refusal->code, std::move(refusal->message));
     co_return false;
   }
+  if (const size_t tokens = destination_.read_tokens(context_, endpoint_, body_); tokens > 0) {
+    prompt_tokens_ = static_cast<int64_t>(tokens);
+  }
+  record_.stream = facts_.stream;
+  record_.prompt_bytes = facts_.routing_text.size() - destination_.salt();
+  record_.prompt_hash = routing::text_hash(facts_.routing_text.substr(destination_.salt()));
   phase("read");
   co_return true;
 }
 
-// The policy's choice among the workers that may be used, those first that were not tried, and among them those that
-// did not ask to be left alone.
-std::optional<Choice> Exchange::choose_once() {
-  const WorkerList& workers = loop_.fleet(context_.fleet);
+std::optional<Choice> Exchange::choose_once(const Roster& roster) {
   const TimePoint now = context_.clock.now();
-  auto& usable = loop_.candidates;
-  for (const int effort : {0, 1, 2}) {
-    usable.clear();
-    for (const WorkerPtr& worker : workers) {
-      if (!worker->usable() || (effort < 1 && worker->is_busy(now))) continue;
-      if (effort < 2 && std::ranges::find(tried_, worker->number) != tried_.end()) continue;
-      if (!destination_.allows(loop_, *worker)) continue;
-      usable.push_back({worker->number, worker->load.get()});
-    }
-    if (!usable.empty()) break;
-  }
-  if (usable.empty()) return std::nullopt;
   const Policy& policy = destination_.policy();
-  const RequestFacts facts = destination_.facts(context_, facts_, prompt_tokens_);
-  const Choice choice =
-      policy.choose(FleetView(usable, policy.needs_ring() ? &loop_.ring() : nullptr), facts, loop_.rng);
+  const RequestFacts facts = destination_.facts(context_, facts_, prompt_tokens_, now);
   found_share_ = facts.prefix.rate();
-  loop_.of_policy(destination_.policy_name()).decision.observe(seconds(context_.clock.now() - now));
+  const auto choice = select_worker(roster, policy, facts, tried_, policy.needs_ring() ? &loop_.ring() : nullptr,
+                                    loop_.candidates, loop_.rng);
+  if (choice) loop_.of_policy(destination_.policy_name()).decision.observe(seconds(context_.clock.now() - now));
   return choice;
 }
 
 WorkerPtr Exchange::choose(Breaker::Permit& permit) {
   WorkerPtr worker;
   std::optional<Choice> choice;
+  const Roster* roster = destination_.roster(context_, loop_);
+  if (roster == nullptr) return nullptr;
   // A trial of a half-open worker may go to another request between the look and the grasp; then there is one fewer.
   do {
-    choice = choose_once();
+    choice = choose_once(*roster);
     if (!choice) return nullptr;
     if (!choice->worker) {
       loop_.count_branch(destination_.policy_name(), choice->reason);
       return nullptr;
     }
-    const auto& workers = loop_.last_fleet();
-    worker = *std::ranges::lower_bound(workers, *choice->worker, {}, [](const auto& w) { return w->number; });
+    worker = roster->worker(*choice->worker);
   } while (!worker->breaker.begin(permit));
 
   tried_.push_back(worker->number);
@@ -372,6 +362,7 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit) {
     routing::CacheBelief& belief = worker->load->belief;
     belief.sent(static_cast<size_t>((1 - matched_share_) * static_cast<double>(text.size())));
     context_.index.insert(text, worker->number, belief.limit_bytes());
+    destination_.sent_to(context_, *worker);
   }
   const size_t prompt = text.size() - destination_.salt();
   if (destination_.policy().needs_prefix() && prompt > 0) {
@@ -379,13 +370,29 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit) {
     context_.predicted.add(static_cast<int64_t>(matched), static_cast<int64_t>(prompt), context_.clock.now());
     if (matched > 0) worker->series.predicted_tokens.add(matched / 4);
   }
-  note(to_string(choice->reason));
-  for (int i = 0; i < choice->num_scores; ++i) {
-    fmt::format_to(std::back_inserter(record_.detail), " {}:{:.6g}", choice->scores[i].worker, choice->scores[i].cost);
-  }
-  record_.worker = worker->url;
-  phase("chosen");
+  record_choice(*worker, *choice);
+  if (worker->suspect.load(std::memory_order_relaxed)) note("suspect, as are all that could be used");
   return worker;
+}
+
+void Exchange::record_choice(const Worker& worker, const Choice& choice) {
+  obs::RequestRecord::Try& made = record_.tries.emplace_back();
+  made.worker = worker.url;
+  made.number = worker.number;
+  made.policy = destination_.policy_name();
+  made.reason = to_string(choice.reason);
+  made.matched_share = choice.match_rate;
+  made.scores.reserve(choice.num_scores);
+  for (int i = 0; i < choice.num_scores; ++i) made.scores.push_back({choice.scores[i].worker, choice.scores[i].cost});
+  phase("chosen");
+}
+
+void Exchange::record_failure(const Failure& failure) {
+  if (failure.worker_id.empty()) return note(failure.error.message);
+  obs::RequestRecord::Try& last = record_.tries.back();
+  last.failed_at = elapsed();
+  last.status = failure.answer ? failure.answer->status : 0;
+  if (!failure.answer) last.error = failure.error.message;
 }
 
 net::Task<Exchange::MaybeFailure> Exchange::attempt() {
@@ -412,6 +419,7 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
   // Twice at most: a kept-alive connection may have been closed by the worker just before the request reached it.
   for (bool replayed = false;; replayed = true) {
     net::RequestHead head = upstream_head(client_.request(), *worker, !body_.empty());
+    if (record_.trace) pass_on(record_, head.headers);
     std::function<void(net::ClientExchange&)> on_exchange = [this](net::ClientExchange& exchange) {
       upstream_ = &exchange;
     };
@@ -461,7 +469,11 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_whole(Upstream& upstream, net:
   net::Response response{head.status, headers_of(head, worker), std::move(body).value(), head.reason,
                          upstream.connection->trailers()};
   upstream.judge(outcome);
-  if (head.status / 100 == 2) learn(response.body, upstream);
+  if (head.status / 100 == 2) {
+    learn(response.body, upstream);
+  } else {
+    worker.load->heard(context_.clock.now());
+  }
   upstream.release();
   if (is_retryable(head.status)) {
     const auto comes_back = retry_after(head.headers);
@@ -533,7 +545,9 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
   TimePoint latest = first_at;
   while (sent.ok() && !gone_ && part.ok() && !part->empty()) {
     tail.append(*part);
+    record_.answer_bytes += part->size();
     if (!client_.write_now(*part)) {
+      const HeldByClient held(*worker.load);
       writing_ = true;
       sent = co_await client_.drain();
       writing_ = false;
@@ -544,6 +558,7 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
     part = co_await upstream.connection->read_some();
     if (good && part.ok() && !part->empty()) {
       const TimePoint now = context_.clock.now();
+      worker.load->heard(now);
       series().inter_chunk.observe(seconds(now - std::exchange(latest, now)));
     }
   }
@@ -595,6 +610,7 @@ net::Task<> Exchange::break_off(Upstream& upstream, const Error& error, bool wit
   upstream.worker->series.aborts_worker.add();
   const Failure failure = upstream.failed(error);
   note(failure.error.message);
+  record_failure(failure);
   end_.error_code = "stream_error";
   if (!with_event) {
     client_.abort();
@@ -608,16 +624,12 @@ net::Task<> Exchange::break_off(Upstream& upstream, const Error& error, bool wit
 }
 
 bool Exchange::others_left() {
-  const TimePoint now = context_.clock.now();
-  return std::ranges::any_of(loop_.fleet(context_.fleet), [&](const WorkerPtr& worker) {
-    return worker->usable() && !worker->is_busy(now) && std::ranges::find(tried_, worker->number) == tried_.end() &&
-           destination_.allows(loop_, *worker);
-  });
+  const Roster* roster = destination_.roster(context_, loop_);
+  return roster != nullptr && any_untried(*roster, tried_, context_.clock.now());
 }
 
 std::optional<Duration> Exchange::pause_before_retry(const Failure& failure) {
-  note(failure.answer ? fmt::format("attempt {}: status {}", attempts_, failure.answer->status)
-                      : fmt::format("attempt {}: {}", attempts_, failure.error.message));
+  record_failure(failure);
   if (timed_out_) return std::nullopt;
   if (attempts_ >= context_.retry.attempts) {
     if (attempts_ > 1) series().retries_exhausted.add();
@@ -666,6 +678,7 @@ net::Task<> Exchange::answer(net::Response response) {
   for (const auto& [name, value] : answer_headers_) response.headers.add(name, value);
   end_.status = response.status;
   end_.head_at = context_.clock.now();
+  record_.answer_bytes = response.body.size();
   const auto sent = co_await client_.respond(std::move(response));
   if (!sent.ok()) gone_ = true;
 }
@@ -704,6 +717,9 @@ int64_t Exchange::learn(std::string_view tail, Upstream& upstream) {
   }
   upstream.lease->answered(report);
   if (!usage) return 0;
+  record_.prompt_tokens = usage->prompt_tokens;
+  record_.cached_tokens = usage->cached_tokens;
+  record_.output_tokens = usage->completion_tokens;
   worker.series.prompt_tokens.add(static_cast<double>(usage->prompt_tokens));
   worker.series.cached_tokens.add(static_cast<double>(usage->cached_tokens));
   series().tokens_in.add(static_cast<double>(usage->prompt_tokens));
@@ -743,7 +759,9 @@ void Exchange::settle() {
   record_.attempts = static_cast<int>(attempts_);
   record_.status = end_.status;
   record_.outcome = to_string(outcome);
-  context_.journal.add(std::move(record_));
+  record_.error_code = end_.error_code;
+  record_.took = elapsed();
+  report(context_, client_, std::move(record_));
 }
 
 }  // namespace sluice::gateway

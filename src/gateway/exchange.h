@@ -10,6 +10,7 @@
 #include "gateway/body_scan.h"
 #include "gateway/context.h"
 #include "gateway/destination.h"
+#include "gateway/live_exchanges.h"
 #include "gateway/loop_state.h"
 #include "gateway/outcome.h"
 #include "gateway/rerank.h"
@@ -61,7 +62,7 @@ class Exchange {
 
   net::Task<MaybeFailure> attempt();
   WorkerPtr choose(Breaker::Permit& permit);
-  std::optional<Choice> choose_once();
+  std::optional<Choice> choose_once(const Roster& roster);
   net::Task<MaybeFailure> relay(Upstream& upstream, net::ResponseHead head);
   net::Task<MaybeFailure> relay_whole(Upstream& upstream, net::ResponseHead head);
   Result<void> rebuild_rerank(net::Response& response);
@@ -83,8 +84,11 @@ class Exchange {
   // Returns how many tokens the answer has, 0 if it does not say.
   int64_t learn(std::string_view tail, Upstream& upstream);
   void count_request();
+  void record_choice(const Worker& worker, const Choice& choice);
+  void record_failure(const Failure& failure);
   void note(std::string_view text);
-  void phase(std::string_view name) { record_.phases.push_back({name, context_.clock.now() - begun_}); }
+  Duration elapsed() const { return context_.clock.now() - begun_; }
+  void phase(std::string_view name) { record_.phases.push_back({name, elapsed()}); }
   void settle();
 
   // Constant after construction.
@@ -121,6 +125,7 @@ class Exchange {
 
   End end_;
   obs::RequestRecord record_;
+  const LiveExchanges::Entry live_{loop_.exchanges, record_, begun_};
 };
 
 }  // namespace sluice::gateway

@@ -21,7 +21,45 @@ std::string_view Worker::status() const {
 
 void Fleet::publish(WorkerList list) {
   list_ = std::make_shared<const WorkerList>(std::move(list));
-  version_.fetch_add(1, std::memory_order_release);
+  version_->fetch_add(1, std::memory_order_release);
+}
+
+// What was known by model and is so no more goes. Under the lock.
+void Fleet::sort_by_model() const {
+  if (rosters_version_ == version()) return;
+  rosters_version_ = version();
+  // Loops may hold on to the old ones for as long as no request comes: leases need not tell those.
+  for (const auto& [model, of] : by_model_) {
+    for (const auto& [rank, roster] : of.rosters) {
+      if (roster->order() != nullptr) roster->order()->detach();
+    }
+  }
+  by_model_.clear();
+  by_model_[""].workers = *list_;
+  for (const WorkerPtr& worker : *list_) {
+    worker->read_info([&](const Worker::Info& info) {
+      for (const std::string& model : info.model_ids) {
+        if (model.empty()) continue;  // stands for all
+        WorkerList& workers = by_model_[model].workers;
+        if (workers.empty() || workers.back() != worker) workers.push_back(worker);
+      }
+    });
+  }
+}
+
+std::shared_ptr<const Roster> Fleet::roster(std::string_view model, std::optional<int64_t> rank) const {
+  std::lock_guard lock(mutex_);
+  sort_by_model();
+  const auto at = by_model_.find(model);
+  if (at == by_model_.end()) return nullptr;
+  auto& roster = at->second.rosters[rank];
+  if (roster == nullptr) {
+    WorkerList workers = at->second.workers;
+    if (rank)
+      std::erase_if(workers, [&](const auto& worker) { return std::max<int64_t>(worker->dp.rank, 0) != *rank; });
+    roster = std::make_shared<const Roster>(std::move(workers), clock_.now());
+  }
+  return roster;
 }
 
 std::pair<WorkerPtr, bool> Fleet::add(net::Url address, const std::string& api_key, const WorkerSeries& series) {
@@ -31,7 +69,7 @@ std::pair<WorkerPtr, bool> Fleet::add(net::Url address, const std::string& api_k
     if (worker->address.to_string() == canonical && !worker->draining) return {worker, false};
   }
   auto worker = std::make_shared<Worker>(make_uuid(), next_number_++, std::move(address), DpRank{}, api_key, series,
-                                         rules_, clock_);
+                                         rules_, clock_, version_);
   WorkerList list = *list_;
   list.push_back(worker);
   publish(std::move(list));
@@ -47,7 +85,7 @@ std::vector<WorkerPtr> Fleet::expand(const Worker& engine, const std::vector<Wor
   for (int64_t rank = 0; rank < size; ++rank) {
     ranks.push_back(std::make_shared<Worker>(rank == 0 ? engine.id : make_uuid(), next_number_++, engine.address,
                                              DpRank{rank, size}, engine.api_key, series[static_cast<size_t>(rank)],
-                                             rules_, clock_));
+                                             rules_, clock_, version_));
     list.push_back(ranks.back());
   }
   publish(std::move(list));

@@ -3,16 +3,20 @@
 #pragma once
 
 #include <atomic>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/clock.h"
 #include "base/result.h"
 #include "gateway/breaker.h"
 #include "gateway/load.h"
+#include "gateway/roster.h"
 #include "net/http.h"
 #include "obs/metrics.h"
 
@@ -33,8 +37,10 @@ struct DpRank {
 };
 
 struct Worker {
+  // `of_the_fleet` counts up when the list of models of one of its workers changes.
   Worker(std::string worker_id, uint32_t worker_number, net::Url worker_address, DpRank which, std::string key,
-         const WorkerSeries& its_series, BreakerRules rules, const Clock& clock)
+         const WorkerSeries& its_series, BreakerRules rules, const Clock& clock,
+         std::shared_ptr<std::atomic<uint64_t>> of_the_fleet)
       : id(std::move(worker_id)),
         number(worker_number),
         url(url_of(worker_address, which)),
@@ -43,7 +49,8 @@ struct Worker {
         api_key(std::move(key)),
         load(std::make_shared<WorkerLoad>()),
         series(its_series),
-        breaker(rules, clock) {}
+        breaker(rules, clock),
+        fleet_version_(std::move(of_the_fleet)) {}
 
   static std::string url_of(const net::Url& address, DpRank which) {
     return which.rank < 0 ? address.to_string() : fmt::format("{}@{}", address.to_string(), which.rank);
@@ -66,6 +73,10 @@ struct Worker {
   std::atomic<bool> draining{false};
   std::atomic<uint32_t> generation{0};
   std::atomic<int64_t> busy_until{0};  // steady nanoseconds: the worker asked to be left alone
+  // Both are written by gateway/liveness.
+  static constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
+  std::atomic<bool> suspect{false};              // silent for longer than expected
+  std::atomic<int64_t> most_requests{kNoLimit};  // in flight, of a suspect or one that has just come (back)
 
   struct Info {
     std::string model_id = "unknown";      // the first that it serves
@@ -86,11 +97,19 @@ struct Worker {
     std::lock_guard lock(mutex_);
     return info_.*field;
   }
+  // read(info), without the copy.
+  template <class F>
+  void read_info(F&& read) const {
+    std::lock_guard lock(mutex_);
+    read(info_);
+  }
   template <class F>
   void change_info(F&& change) {
     std::lock_guard lock(mutex_);
+    const auto models = info_.model_ids;
     change(info_);
     info_version_.fetch_add(1, std::memory_order_release);
+    if (info_.model_ids != models) fleet_version_->fetch_add(1, std::memory_order_release);
   }
   // Changes with info(): a reader that keeps a part of it compares one number and takes no lock.
   uint32_t info_version() const { return info_version_.load(std::memory_order_acquire); }
@@ -101,16 +120,36 @@ struct Worker {
   bool is_busy(TimePoint now) const {
     return busy_until.load(std::memory_order_relaxed) > now.time_since_epoch().count();
   }
+  bool is_full() const {
+    const int64_t most = most_requests.load(std::memory_order_relaxed);
+    return most != kNoLimit && load->requests.load(std::memory_order_relaxed) >= most;
+  }
+  // The first choice are those of which this is true; where it is true of none, those that are usable().
+  bool takes_work(TimePoint now) const { return usable() && !is_busy(now) && !is_full(); }
   std::string_view status() const;
 
- private:
-  std::atomic<uint32_t> info_version_{0};
-  mutable std::mutex mutex_;  // guards info_
-  Info info_;
-};
+  // Why it is suspect, and since when.
+  struct Suspicion {
+    int64_t since_unix_nanos = 0;
+    std::string why;
+  };
+  std::optional<Suspicion> suspicion() const {
+    std::lock_guard lock(mutex_);
+    return suspicion_;
+  }
+  void set_suspicion(std::optional<Suspicion> suspicion) {
+    std::lock_guard lock(mutex_);
+    suspicion_ = std::move(suspicion);
+    suspect.store(suspicion_.has_value(), std::memory_order_relaxed);
+  }
 
-using WorkerPtr = std::shared_ptr<Worker>;
-using WorkerList = std::vector<WorkerPtr>;  // ascending number
+ private:
+  const std::shared_ptr<std::atomic<uint64_t>> fleet_version_;
+  std::atomic<uint32_t> info_version_{0};
+  mutable std::mutex mutex_;  // guards what follows
+  Info info_;
+  std::optional<Suspicion> suspicion_;
+};
 
 // Any thread.
 class Fleet {
@@ -130,18 +169,28 @@ class Fleet {
   WorkerList engine_of(const Worker& worker) const;
 
   std::shared_ptr<const WorkerList> snapshot() const;
-  // Changes whenever snapshot() does: a reader that keeps a copy compares one number and takes no lock.
-  uint64_t version() const { return version_.load(std::memory_order_acquire); }
+  // Those that serve `model` (empty: all), of one data-parallel rank if that is given; null if nobody serves the model.
+  std::shared_ptr<const Roster> roster(std::string_view model, std::optional<int64_t> rank) const;
+  // Changes whenever snapshot() and roster() do: a reader that keeps a copy compares one number and takes no lock.
+  uint64_t version() const { return version_->load(std::memory_order_acquire); }
 
  private:
   void publish(WorkerList list);
+  void sort_by_model() const;
 
   const BreakerRules rules_;
   const Clock& clock_;
-  std::atomic<uint64_t> version_{1};
+  const std::shared_ptr<std::atomic<uint64_t>> version_ = std::make_shared<std::atomic<uint64_t>>(1);
   mutable std::mutex mutex_;  // guards what follows
   std::shared_ptr<const WorkerList> list_ = std::make_shared<WorkerList>();
   uint32_t next_number_ = 0;
+  // Of the version of rosters_version_.
+  struct OfModel {
+    WorkerList workers;
+    std::map<std::optional<int64_t>, std::shared_ptr<const Roster>> rosters;  // by rank; those that were asked for
+  };
+  mutable std::map<std::string, OfModel, std::less<>> by_model_;
+  mutable uint64_t rosters_version_ = 0;
 };
 
 // A random UUID, version 4.

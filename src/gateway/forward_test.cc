@@ -11,7 +11,7 @@ class ForwardTest : public ::testing::Test {
  protected:
   WorkerPtr worker(const std::string& key = "") {
     return std::make_shared<Worker>("id", 0, net::parse_url("http://h:1").value(), DpRank{}, key, WorkerSeries{},
-                                    BreakerRules{}, clock_);
+                                    BreakerRules{}, clock_, std::make_shared<std::atomic<uint64_t>>(0));
   }
   static int count(const net::Headers& headers, std::string_view name) {
     int found = 0;

@@ -6,15 +6,18 @@
 #include <map>
 #include <thread>
 
+#include "gateway/access_log.h"
 #include "gateway/context.h"
 #include "gateway/control.h"
 #include "gateway/health_port.h"
+#include "gateway/kv_events/kv_caches.h"
 #include "gateway/loop_state.h"
 #include "gateway/policy/routing_keys.h"
 #include "gateway/router.h"
 #include "gateway/succession.h"
 #include "net/server.h"
 #include "obs/exposition.h"
+#include "obs/trace_exporter.h"
 
 namespace sluice::gateway {
 
@@ -46,6 +49,9 @@ class Gateway::Impl {
   Result<void> start(Inheritance inherited) {
     const auto& options = context.options;
     context.control = &control;
+    SLUICE_TRY(context.kv, KvCaches::make(options, context.clock));
+    SLUICE_TRY(context.access_log, AccessLog::open(options));
+    if (options.enable_trace) SLUICE_TRY_VOID(start_tracing());
     refresh = context.metrics.before_render([this] { set_gauges(); });
     if (inherited.fleet) SLUICE_TRY_VOID(take_over_fleet(context, *inherited.fleet));
     SLUICE_TRY(exposition, obs::ExpositionServer::start(context.metrics, options.prometheus_host,
@@ -70,6 +76,17 @@ class Gateway::Impl {
     return {};
   }
 
+  Result<void> start_tracing() {
+    SLUICE_TRY(auto endpoint, obs::parse_trace_endpoint(context.options.otlp_traces_endpoint));
+    const char* name = std::getenv("OTEL_SERVICE_NAME");
+    const auto counter = [&](const char* result) { return context.metrics.counter("smg_traces_total", {result}); };
+    context.tracer = std::make_unique<obs::TraceExporter>(
+        std::move(endpoint), name != nullptr && *name != 0 ? name : "sgl-router",
+        obs::TraceExporter::Counters{counter("exported"), counter("queue_full"), counter("failed")},
+        obs::TraceExporter::Timing{});
+    return {};
+  }
+
   // Over all policies that remember keys; none if there is no such policy.
   template <class Count>
   std::optional<double> count_keys(Count count) {
@@ -89,10 +106,11 @@ class Gateway::Impl {
     // A worker that is removed while this runs would otherwise leave series behind that nobody takes away.
     for (const char* shown_anew :
          {"smg_worker_pool_size", "smg_discovery_workers_discovered", "smg_worker_requests_active", "smg_worker_health",
-          "smg_worker_cb_state", "smg_worker_cb_consecutive_failures", "smg_worker_cb_consecutive_successes",
-          "smg_worker_cache_reported", "smg_worker_cache_belief", "smg_worker_routing_keys_active",
-          "smg_upstream_connections", "smg_engine_running_requests", "smg_engine_waiting_requests",
-          "smg_engine_token_usage", "smg_engine_gen_throughput", "smg_engine_cache_hit_rate"}) {
+          "smg_worker_suspect", "smg_worker_cb_state", "smg_worker_cb_consecutive_failures",
+          "smg_worker_cb_consecutive_successes", "smg_worker_cache_reported", "smg_worker_cache_belief",
+          "smg_worker_routing_keys_active", "smg_worker_kv_mode", "smg_kv_blocks", "smg_upstream_connections",
+          "smg_engine_running_requests", "smg_engine_waiting_requests", "smg_engine_token_usage",
+          "smg_engine_gen_throughput", "smg_engine_cache_hit_rate"}) {
       metrics.clear(shown_anew);
     }
     for (const WorkerPtr& worker : *workers) {
@@ -105,6 +123,7 @@ class Gateway::Impl {
       connections += active;
       metrics.gauge("smg_worker_requests_active", {worker->url}).set(active);
       metrics.gauge("smg_worker_health", {worker->url}).set(worker->healthy ? 1 : 0);
+      metrics.gauge("smg_worker_suspect", {worker->url}).set(worker->suspect ? 1 : 0);
       metrics.gauge("smg_worker_cb_state", {worker->url}).set(static_cast<double>(worker->breaker.state()));
       const Breaker::Streak streak = worker->breaker.streak();
       metrics.gauge("smg_worker_cb_consecutive_failures", {worker->url}).set(static_cast<double>(streak.faults));
@@ -112,6 +131,7 @@ class Gateway::Impl {
       const routing::CacheBelief& belief = worker->load->belief;
       metrics.gauge("smg_worker_cache_reported", {worker->url}).set(belief.confirmed() ? 1 : 0);
       metrics.gauge("smg_worker_cache_belief", {worker->url}).set(belief.share());
+      if (context.kv != nullptr) context.kv->show(metrics, *worker);
       if (const auto keys = count_keys([&](const RoutingKeys& keys) { return keys.keys_of(worker->number); })) {
         metrics.gauge("smg_worker_routing_keys_active", {worker->url}).set(*keys);
       }
@@ -123,6 +143,9 @@ class Gateway::Impl {
       metrics.gauge("smg_discovery_workers_discovered", {source}).set(count);
     }
     set_gauges_of_ages();
+    if (context.access_log != nullptr) {
+      metrics.gauge("smg_log_dropped_lines").set(static_cast<double>(context.access_log->dropped()));
+    }
     if (const auto keys = count_keys([](const RoutingKeys& keys) { return keys.size(); })) {
       metrics.gauge("smg_manual_policy_cache_entries").set(*keys);
     }
@@ -130,6 +153,9 @@ class Gateway::Impl {
     metrics.gauge("smg_worker_connections_active", {"regular", "http"}).set(connections);
     metrics.gauge("smg_admission_inflight").set(static_cast<double>(context.admission.in_flight()));
     metrics.gauge("smg_admission_queue_depth").set(static_cast<double>(context.admission.queued()));
+    if (context.kv != nullptr) {
+      metrics.gauge("smg_kv_index_bytes").set(static_cast<double>(context.kv->view.index.bytes()));
+    }
     const auto index = context.index.stats();
     metrics.gauge("smg_prefix_index_bytes").set(static_cast<double>(index.bytes));
     metrics.gauge("smg_prefix_index_budget_bytes").set(static_cast<double>(context.options.prefix_index_bytes));

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "gateway/error_shape.h"
+#include "gateway/kv_events/kv_caches.h"
 #include "net/server.h"
 
 namespace sluice::gateway {
@@ -39,8 +40,15 @@ net::Response readiness_of(Context& context) {
   };
   if (context.draining) return not_ready("draining");
   if (healthy < context.options.min_ready_workers) return not_ready("insufficient healthy workers");
-  return net::Response::json(
-      200, fmt::format(R"({{"status":"ready","healthy_workers":{},"total_workers":{}}})", healthy, workers->size()));
+  std::string caches;
+  if (context.kv != nullptr) {
+    const bool are_known = std::ranges::all_of(*workers, [&](const WorkerPtr& worker) {
+      return !is_healthy(worker) || context.kv->mode_of(worker->number) != KvCaches::Mode::kBelief;
+    });
+    caches = fmt::format(R"(,"cache_mode":"{}")", are_known ? "events" : "approximate");
+  }
+  return net::Response::json(200, fmt::format(R"({{"status":"ready","healthy_workers":{},"total_workers":{}{}}})",
+                                              healthy, workers->size(), caches));
 }
 
 class HealthPort::Impl {

@@ -8,12 +8,15 @@
 #include <optional>
 #include <utility>
 
+#include "gateway/load_order.h"
 #include "routing/cache_belief.h"
 #include "routing/prefill_queue.h"
 
 namespace sluice::gateway {
 
-struct WorkerLoad {
+// A policy that asks about a worker at random among thousands waits for memory: what it reads stands in two cache
+// lines.
+struct alignas(64) WorkerLoad {
   std::atomic<int64_t> requests{0};  // live leases
   std::atomic<int64_t> tokens{0};    // estimated tokens of work not yet done
   // Tokens that the engine held at the last poll, -1 = it has not reported, and tokens dispatched to it since then.
@@ -27,6 +30,27 @@ struct WorkerLoad {
 
   routing::PrefillQueue prefill;  // in estimated tokens
   routing::CacheBelief belief;
+
+  // Signs of life, which gateway/liveness reads. Steady nanoseconds: the latest byte of any answer, and the latest
+  // request that found the worker idle.
+  std::atomic<int64_t> heard_at{0};
+  std::atomic<int64_t> asked_at{0};
+  std::atomic<int64_t> held{0};  // requests whose client does not take what came: the worker is not waited for
+  void heard(TimePoint now) { heard_at.store(now.time_since_epoch().count(), std::memory_order_relaxed); }
+
+  mutable LoadSeats seats;  // says nothing of the load itself
+};
+
+// While what came is passed on to a client.
+class HeldByClient {
+ public:
+  explicit HeldByClient(WorkerLoad& load) : load_(load) { load_.held.fetch_add(1, std::memory_order_relaxed); }
+  ~HeldByClient() { load_.held.fetch_sub(1, std::memory_order_relaxed); }
+  HeldByClient(const HeldByClient&) = delete;
+  HeldByClient& operator=(const HeldByClient&) = delete;
+
+ private:
+  WorkerLoad& load_;
 };
 
 // What an answer says of the request.
@@ -40,6 +64,7 @@ struct Work {
   int64_t prompt_tokens = 0;
   int64_t new_tokens = 0;
   double matched_share = 0;  // of the prompt that the worker is believed to hold, 0 to 1
+  bool streams = true;       // the answer tells of its first token
 };
 
 // One request's claim on one worker: one request in flight, an estimate of the tokens of work still to do, and a place
@@ -52,12 +77,18 @@ class WorkerLease {
   // `clock` outlives the lease.
   WorkerLease(std::shared_ptr<WorkerLoad> load, Work work, const Clock& clock)
       : load_(std::move(load)), work_(work), left_(work.prompt_tokens + work.new_tokens), clock_(&clock) {
-    load_->requests.fetch_add(1, std::memory_order_relaxed);
+    const TimePoint now = clock.now();
+    if (load_->requests.fetch_add(1, std::memory_order_seq_cst) == 0) {
+      load_->asked_at.store(now.time_since_epoch().count(), std::memory_order_relaxed);
+    }
+    load_->seats.moved();
     load_->tokens.fetch_add(left_, std::memory_order_relaxed);
     load_->dispatched_since_poll.fetch_add(left_, std::memory_order_relaxed);
     load_->prompt_since_poll.fetch_add(work.prompt_tokens, std::memory_order_relaxed);
     const double cached = load_->belief.share() * work.matched_share;
-    ticket_ = load_->prefill.dispatch(clock.now(), static_cast<double>(work.prompt_tokens) * (1 - cached));
+    const double prompt = static_cast<double>(work.prompt_tokens);
+    ticket_ = load_->prefill.dispatch(now, prompt * (1 - cached), prompt,
+                                      work.streams ? 0 : static_cast<double>(work.new_tokens));
   }
   WorkerLease(WorkerLease&& other) noexcept { swap(other); }
   WorkerLease& operator=(WorkerLease&& other) noexcept {
@@ -67,23 +98,28 @@ class WorkerLease {
   ~WorkerLease() {
     if (!load_) return;  // moved from
     load_->prefill.abandon(ticket_, clock_->now());
-    load_->requests.fetch_sub(1, std::memory_order_relaxed);
+    load_->requests.fetch_sub(1, std::memory_order_seq_cst);
+    load_->seats.moved();
     load_->tokens.fetch_sub(left_, std::memory_order_relaxed);
   }
 
   // The first byte of a streamed answer has come: the prompt is done.
   void first_token() {
-    load_->prefill.first_token(ticket_, clock_->now());
+    const TimePoint now = clock_->now();
+    load_->heard(now);
+    load_->prefill.first_token(ticket_, now);
     const int64_t done = std::min(work_.prompt_tokens, left_);
     left_ -= done;
     load_->tokens.fetch_sub(done, std::memory_order_relaxed);
   }
   // All of the answer has come; `report` if it said what it had cost.
   void answered(const std::optional<PromptReport>& report) {
-    load_->prefill.whole_answer(ticket_, clock_->now(), report ? report->output_tokens : 1);
+    const TimePoint now = clock_->now();
+    load_->heard(now);
+    load_->prefill.whole_answer(ticket_, now, report ? report->output_tokens : 1);
     const double tokens = static_cast<double>(work_.prompt_tokens);
     if (report) load_->belief.reported(work_.matched_share, report->cached_share);
-    load_->prefill.learn(ticket_, report ? tokens * (1 - report->cached_share) : ticket_.tokens, clock_->now());
+    load_->prefill.learn(ticket_, report ? tokens * (1 - report->cached_share) : ticket_.tokens, now);
   }
 
  private:

@@ -28,6 +28,10 @@ const WorkerList& LoopState::fleet(const Fleet& shared) {
   if (version_ != shared.version()) {
     version_ = shared.version();
     workers_ = shared.snapshot();
+    everybody_ = nullptr;
+    rosters_.clear();
+    most_ranks_ = 0;
+    for (const WorkerPtr& worker : *workers_) most_ranks_ = std::max(most_ranks_, worker->dp.size);
     const auto is_here = [&](uint32_t number) {
       const auto at = std::ranges::lower_bound(*workers_, number, {}, [](const auto& w) { return w->number; });
       return at != workers_->end() && (*at)->number == number;
@@ -35,6 +39,26 @@ const WorkerList& LoopState::fleet(const Fleet& shared) {
     std::erase_if(known_, [&](const auto& entry) { return !is_here(entry.first); });
   }
   return *workers_;
+}
+
+const Roster* LoopState::roster(const Fleet& shared, std::string_view model, std::optional<int64_t> rank) {
+  (void)fleet(shared);
+  if (model.empty() && !rank) {
+    if (everybody_ == nullptr) everybody_ = shared.roster({}, std::nullopt);
+    return everybody_.get();
+  }
+  const auto of_model = rosters_.find(model);
+  if (of_model != rosters_.end()) {
+    if (const auto known = of_model->second.find(rank); known != of_model->second.end()) return known->second.get();
+  }
+  auto roster = shared.roster(model, rank);
+  if (roster == nullptr) return nullptr;  // a name that clients make up is not kept
+  return (rosters_[std::string(model)][rank] = std::move(roster)).get();
+}
+
+int64_t LoopState::most_ranks(const Fleet& shared) {
+  (void)fleet(shared);
+  return most_ranks_;
 }
 
 const routing::HashRing& LoopState::ring() {
@@ -52,17 +76,12 @@ LoopState::KnownWorker& LoopState::known(const Worker& worker) {
   const uint32_t version = worker.info_version();
   if (known.version == version) return known;
   auto info = worker.info();
-  known = {.version = version, .model = std::move(info.model_id), .models = std::move(info.model_ids)};
+  known = {.version = version, .model = std::move(info.model_id)};
   known.requests = metrics_.counter("smg_worker_requests_total", {worker.url, known.model});
   return known;
 }
 
 const std::string& LoopState::model_of(const Worker& worker) { return known(worker).model; }
-
-bool LoopState::serves(const Worker& worker, std::string_view model) {
-  const auto& all = known(worker).models;
-  return std::ranges::find(all, model) != all.end();
-}
 
 const Context::NamedPolicy& LoopState::policy_of(Context& context, const std::string& model) {
   const Context::NamedPolicy*& known = policies_[model];

@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "gateway/body_scan.h"
 #include "gateway/context.h"
 #include "gateway/fleet.h"
+#include "gateway/live_exchanges.h"
 #include "gateway/live_requests.h"
 #include "gateway/policy/policy.h"
 #include "net/client.h"
@@ -48,13 +50,14 @@ class LoopState {
 
   // The current list of workers; valid until the next call.
   const WorkerList& fleet(const Fleet& shared);
-  // The list of the last call of fleet().
-  const WorkerList& last_fleet() const { return *workers_; }
-  // The ring of that list.
+  // Fleet::roster(), without its lock; valid until the next call.
+  const Roster* roster(const Fleet& shared, std::string_view model, std::optional<int64_t> rank);
+  // The most data-parallel ranks of an engine; 0 without a worker.
+  int64_t most_ranks(const Fleet& shared);
+  // The ring of the list of the last call of fleet() or roster().
   const routing::HashRing& ring();
   // The model that the worker serves, "unknown" while it has not said.
   const std::string& model_of(const Worker& worker);
-  bool serves(const Worker& worker, std::string_view model);
   // Context::policy_of(), without its lock.
   const Context::NamedPolicy& policy_of(Context& context, const std::string& model);
 
@@ -79,6 +82,7 @@ class LoopState {
   Rng rng;
   std::vector<Candidate> candidates;  // scratch of one choice
   LiveRequests live;
+  LiveExchanges exchanges;
   struct {
     std::string document;
     TimePoint at;
@@ -89,8 +93,7 @@ class LoopState {
   struct KnownWorker {
     uint32_t version = UINT32_MAX;  // of its information
     std::string model;
-    std::vector<std::string> models;  // all that it serves
-    obs::Counter requests;            // by model
+    obs::Counter requests;  // by model
     // By model and by the policy that chose it last.
     std::string policy;
     obs::Counter selection;
@@ -101,10 +104,13 @@ class LoopState {
   obs::Metrics& metrics_;
   std::shared_ptr<const WorkerList> workers_;
   uint64_t version_ = 0;
+  int64_t most_ranks_ = 0;
+  std::shared_ptr<const Roster> everybody_;  // null: not asked for since version_ changed
+  std::map<std::string, std::map<std::optional<int64_t>, std::shared_ptr<const Roster>>, std::less<>> rosters_;
   routing::HashRing ring_;
   uint64_t ring_version_ = 0;
   std::map<std::string, const Context::NamedPolicy*> policies_;  // by model
-  std::map<uint32_t, KnownWorker> known_;                        // by number of the worker
+  std::unordered_map<uint32_t, KnownWorker> known_;              // by number of the worker
 
   obs::Counter admitted_, rejected_;
   obs::Histogram queue_wait_;

@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "gateway/gateway_fixture.h"
+#include "gateway/kv_events/kv_engine_fixture.h"
 #include "gateway/metric_families.h"
 #include "gateway/scripted_worker_fixture.h"
 
@@ -127,10 +128,13 @@ class MetricsTest : public GatewayFixture {
   void hashing();
   void breaker();
   void readmission();
+  void suspects();
   void retries();
   void caches();
+  void kv_events();
   void engines();
   void discovery();
+  void log_and_traces();
   void every_group();
 
   ShownFamilies shown_;
@@ -496,6 +500,24 @@ void MetricsTest::readmission() {
   EXPECT_EQ(value("smg_worker_cb_state"), 2);
 }
 
+void MetricsTest::suspects() {
+  SimWorker& one = worker({.manual = true});
+  start();
+  RawClient client(gateway_->port());
+  client.post("/generate", body_of("x", /*stream=*/true, /*tokens=*/1));
+  ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
+  clock_.advance(100ms);
+  ASSERT_TRUE(eventually([&] { return one.step() > 0; }));
+  client.read_until("[DONE]");
+  EXPECT_EQ(value("smg_worker_suspect", {one.url()}), 0);
+  EXPECT_EQ(value("smg_worker_suspicions_total"), 0);
+  const auto silent = stalled("x");
+  clock_.advance(5s);
+  EXPECT_TRUE(becomes(1, "smg_worker_suspect", {one.url()}));
+  EXPECT_EQ(value("smg_worker_suspicions_total", {one.url()}), 1);
+  silent->leave();
+}
+
 void MetricsTest::retries() {
   SimWorker& one = worker();
   start({"--retry-initial-backoff-ms", "20", "--retry-jitter-factor", "0", "--retry-backoff-multiplier", "2",
@@ -534,6 +556,41 @@ void MetricsTest::caches() {
   EXPECT_TRUE(becomes(1, "smg_prefix_index_evictions_total", {"reason=\"worker\""})) << "the one claim";
   clock_.advance(61s);
   EXPECT_EQ(value("sglang_cache_hit_rate"), 0) << "without data there is no series";
+}
+
+void MetricsTest::kv_events() {
+  time_ = &real_clock();  // lost events are asked for after a while
+  const std::string template_file = KvEngine::file_with(KvEngine::kTemplate);
+  KvEngine engine(loops_, {});
+  start({"--tokenizer-path", KvEngine::kTokenizer, "--chat-template", template_file});
+  gateway_->worker_started(engine.url());
+  EXPECT_TRUE(becomes(1, "smg_worker_kv_mode", {engine.url(), "mode=\"events\""}));
+  EXPECT_EQ(value("smg_kv_probes_total", {engine.url(), "passed"}), 1);
+  EXPECT_EQ(value("smg_kv_batches_total", {engine.url(), "applied"}), 3) << "of the three requests of the probe";
+  EXPECT_EQ(value("smg_kv_blocks", {engine.url()}), engine.with_cache([](const auto& c) { return c.blocks(); }));
+  EXPECT_GT(value("smg_kv_index_bytes"), 0);
+
+  const auto step = [&] { return engine.with_cache([](auto& cache) { return cache.step(); }); };
+  const auto message = step();
+  engine.publisher().publish(message);
+  engine.publisher().send(message);
+  EXPECT_TRUE(becomes(1, "smg_kv_batches_total", {engine.url(), "duplicate"}));
+  protocol::KvEventBatch of_the_host;
+  of_the_host.events.push_back({.kind = protocol::KvEvent::Kind::kRemoved, .hashes = {1}, .medium = "CPU_PINNED"});
+  engine.publisher().publish(engine.with_cache([&](auto& cache) { return cache.publish(of_the_host); }));
+  EXPECT_TRUE(becomes(1, "smg_kv_left_out_total", {engine.url(), "ignored"}));
+  engine.publisher().lose(step());
+  engine.publisher().publish(step());
+  EXPECT_TRUE(becomes(1, "smg_kv_gaps_total", {engine.url()}));
+  EXPECT_TRUE(becomes(7, "smg_kv_batches_total", {engine.url(), "applied"})) << "what was lost was asked for";
+  EXPECT_EQ(value("smg_kv_resyncs_total", {engine.url()}), 0);
+  step();  // nobody has it
+  engine.publisher().publish(step());
+  EXPECT_TRUE(becomes(1, "smg_kv_resyncs_total", {engine.url()}));
+  EXPECT_TRUE(becomes(1, "smg_worker_kv_mode", {engine.url(), "mode=\"events_partial\""}));
+  gateway_.reset();
+  std::filesystem::remove(template_file);
+  time_ = &clock_;
 }
 
 void MetricsTest::engines() {
@@ -605,11 +662,22 @@ void MetricsTest::discovery() {
   EXPECT_EQ(value("smg_worker_health", {two.url()}), 0) << "its series have gone";
 }
 
+void MetricsTest::log_and_traces() {
+  const SimWorker& one = worker();  // no receiver of traces: 404
+  start({"--access-log", "text", "--access-log-file", "/dev/full", "--enable-trace", "--otlp-traces-endpoint",
+         one.url()});
+  EXPECT_EQ(answer_from("x"), one.url());
+  EXPECT_TRUE(becomes(1, "smg_log_dropped_lines"));
+  EXPECT_TRUE(becomes(1, "smg_traces_total", {"failed"}));
+  EXPECT_EQ(value("smg_traces_total", {"exported"}), 0);
+}
+
 void MetricsTest::every_group() {
   using M = MetricsTest;
-  for (const auto group : {&M::http, &M::generation, &M::endpoints_and_errors, &M::admission, &M::workers,
-                           &M::connections_and_aborts, &M::choices, &M::cache_aware, &M::manual, &M::hashing,
-                           &M::breaker, &M::readmission, &M::retries, &M::caches, &M::engines, &M::discovery}) {
+  for (const auto group :
+       {&M::http, &M::generation, &M::endpoints_and_errors, &M::admission, &M::workers, &M::connections_and_aborts,
+        &M::choices, &M::cache_aware, &M::manual, &M::hashing, &M::breaker, &M::readmission, &M::suspects, &M::retries,
+        &M::caches, &M::kv_events, &M::engines, &M::discovery, &M::log_and_traces}) {
     (this->*group)();
     reset();
   }
@@ -627,10 +695,13 @@ TEST_F(MetricsTest, OfRoutingKeys) { manual(); }
 TEST_F(MetricsTest, OfHashingPolicies) { hashing(); }
 TEST_F(MetricsTest, OfTheBreaker) { breaker(); }
 TEST_F(MetricsTest, OfReadmissionByHealth) { readmission(); }
+TEST_F(MetricsTest, OfSuspects) { suspects(); }
 TEST_F(MetricsTest, OfRetries) { retries(); }
 TEST_F(MetricsTest, OfCaches) { caches(); }
+TEST_F(MetricsTest, OfKvEvents) { kv_events(); }
 TEST_F(MetricsTest, OfEngines) { engines(); }
 TEST_F(MetricsTest, OfDiscovery) { discovery(); }
+TEST_F(MetricsTest, OfTheLogAndTraces) { log_and_traces(); }
 
 // All groups at once, so that a family that nothing moves, or that the page does not have, is found.
 TEST_F(MetricsTest, ThePageHasWhatTheGatewayShowsAndNothingElse) {

@@ -6,6 +6,7 @@
 #include "gateway/policy/policy.h"
 #include "gateway/rejected_flags.h"
 #include "net/http.h"
+#include "obs/trace_exporter.h"
 
 namespace sluice::gateway {
 
@@ -326,6 +327,38 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .read_by = "gateway/context",
            .group = "Routing",
            .help = "Hard bound on the memory of the whole prefix index, allocator overhead included."},
+          {.name = "tokenizer-path",
+           .field = &O::tokenizer_path,
+           .value = std::optional<std::string>(),
+           .metavar = "PATH",
+           .read_by = "gateway/kv_events/kv_caches",
+           .group = "Routing",
+           .help =
+               "The workers' tokenizer: a folder with tokenizer.json, or that file. With it the KV events of workers "
+               "that publish them say what their caches hold, in the place of what is believed."},
+          {.name = "chat-template",
+           .field = &O::chat_template,
+           .value = std::optional<std::string>(),
+           .metavar = "FILE",
+           .read_by = "gateway/kv_events/kv_caches",
+           .group = "Routing",
+           .help = "The workers' chat template as a Jinja file, if not the one that comes with --tokenizer-path."},
+          {.name = "block-size",
+           .field = &O::block_size,
+           .value = std::optional<int64_t>(),
+           .range = {1, 65536},
+           .read_by = "gateway/kv_events/attendant",
+           .group = "Routing",
+           .help = "Tokens of a KV block of workers that do not say; events of another size are left out. Not given = "
+                   "the size that their events have."},
+          {.name = "kv-index-bytes",
+           .field = &O::kv_index_bytes,
+           .value = int64_t{128} << int64_t{20},
+           .range = {65536, 3e10},
+           .read_by = "gateway/kv_events/kv_caches",
+           .group = "Routing",
+           .help = "Hard bound on the memory of the index of KV blocks that --tokenizer-path asks for; a block takes "
+                   "some hundred bytes for each worker that holds it."},
           {.name = "prefix-token-count",
            .field = &O::prefix_token_count,
            .value = int64_t{256},
@@ -447,6 +480,14 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .read_by = "gateway/control",
            .group = "Health checks",
            .help = "No periodic health checks."},
+          {.name = "slow-start-secs",
+           .field = &O::slow_start_secs,
+           .value = int64_t{10},
+           .range = {0, 3600},
+           .read_by = "gateway/liveness",
+           .group = "Health checks",
+           .help = "Seconds in which a worker that comes (back) while others serve grows from one request at a time to "
+                   "as many as they have; 0 = its full share at once."},
           {.name = "request-timeout-secs",
            .field = &O::request_timeout_secs,
            .value = int64_t{1800},
@@ -656,6 +697,34 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .read_by = "cli/gateway",
            .group = "Metrics and log",
            .help = "Log as JSON lines."},
+          {.name = "access-log",
+           .field = &O::access_log,
+           .value = std::string("off"),
+           .choices = {"off", "text", "json"},
+           .read_by = "gateway/access_log",
+           .group = "Metrics and log",
+           .help = "One line for each request when it has ended, as words or as JSON, whatever --log-json says."},
+          {.name = "access-log-file",
+           .field = &O::access_log_file,
+           .value = std::string(""),
+           .metavar = "PATH",
+           .read_by = "gateway/access_log",
+           .group = "Metrics and log",
+           .help = "File of the access log, made anew when it was renamed; none given = stdout."},
+          {.name = "enable-trace",
+           .field = &O::enable_trace,
+           .value = false,
+           .read_by = "gateway/gateway",
+           .group = "Metrics and log",
+           .help = "Send a trace of each request to an OpenTelemetry receiver; OTEL_SERVICE_NAME of the environment "
+                   "replaces the service's name, sgl-router."},
+          {.name = "otlp-traces-endpoint",
+           .field = &O::otlp_traces_endpoint,
+           .value = std::string("localhost:4317"),
+           .metavar = "ENDPOINT",
+           .read_by = "gateway/gateway",
+           .group = "Metrics and log",
+           .help = "Where traces go: host:port for OTLP over gRPC, a URL for OTLP over HTTP."},
       },
       rejected_flags());
   return table;
@@ -690,6 +759,12 @@ Result<void> validate(const GatewayOptions& options) {
     }
   }
   if (options.api_key && options.api_key->empty()) return bad("--api-key must not be empty");
+  if (options.access_log == "off" && !options.access_log_file.empty()) {
+    return bad("--access-log-file needs --access-log text or json");
+  }
+  if (const auto endpoint = obs::parse_trace_endpoint(options.otlp_traces_endpoint); !endpoint.ok()) {
+    return bad(fmt::format("--otlp-traces-endpoint: {}", endpoint.error().message));
+  }
   return duration_buckets(options).ok() ? Result<void>() : Result<void>(duration_buckets(options).error());
 }
 

@@ -53,6 +53,10 @@ struct GatewayOptions {
   int64_t eviction_interval_secs;
   int64_t max_tree_size;
   int64_t prefix_index_bytes;
+  std::optional<std::string> tokenizer_path;
+  std::optional<std::string> chat_template;
+  std::optional<int64_t> block_size;
+  int64_t kv_index_bytes;
   int64_t prefix_token_count;
   double prefix_hash_load_factor;
   int64_t prefix_hash_balance_abs_threshold;
@@ -71,6 +75,7 @@ struct GatewayOptions {
   int64_t health_success_threshold;
   std::optional<int64_t> health_check_port;
   bool disable_health_check;
+  int64_t slow_start_secs;
 
   int64_t request_timeout_secs;
   int64_t connect_timeout_secs;
@@ -109,6 +114,10 @@ struct GatewayOptions {
   std::string log_level;
   std::string log_dir;
   bool log_json;
+  std::string access_log;
+  std::string access_log_file;
+  bool enable_trace;
+  std::string otlp_traces_endpoint;
 };
 
 const OptionTable<GatewayOptions>& gateway_option_table();

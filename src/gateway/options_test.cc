@@ -86,8 +86,8 @@ TEST(GatewayOptionsTest, WhatCannotBeIsRefusedAtStartUp) {
 }
 
 TEST(GatewayOptionsTest, FlagsThatAreNotBuiltAreNamedWithWhatToDoInstead) {
-  for (const char* flag : {"--pd-disaggregation", "--service-discovery", "--tokenizer-path", "--enable-mesh",
-                           "--enable-trace", "--block-size", "--backend"}) {
+  for (const char* flag : {"--pd-disaggregation", "--service-discovery", "--parser", "--enable-mesh", "--jwt-issuer",
+                           "--kv-index", "--backend"}) {
     const auto result = check({flag, "x"});
     ASSERT_FALSE(result.ok()) << flag;
     EXPECT_NE(result.error().message.find("not implemented"), std::string::npos) << result.error().message;

@@ -216,10 +216,13 @@ TEST_F(ReliabilityTest, R6AMinuteOfFullQueuesOpensNoBreakerAndIsOverAtOnce) {
 TEST_F(ReliabilityTest, R7AThousandBadRequestsLeaveTheBreakerClosed) {
   SimWorker& one = worker();
   start();
-  RawClient client(gateway_->port());
   for (const int status : {400, 404, 413, 422}) {
     one.set_fault({.kind = Kind::kStatus, .status = status, .body = "bad"});
-    for (int i = 0; i < 250; ++i) client.post("/generate", body_of("x", i % 2 == 0));
+    for (int i = 0; i < 250; ++i) {
+      RawClient client(gateway_->port());
+      client.post("/generate", body_of("x", i % 2 == 0));
+      client.read_until("\r\n\r\nbad");
+    }
     sent_ += 250;
     EXPECT_TRUE(eventually([&] {
       return metric("smg_http_responses_total", {"/generate", std::to_string(status)}) == 250;

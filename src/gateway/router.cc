@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "gateway/access_log.h"
 #include "gateway/admin.h"
 #include "gateway/error_shape.h"
 #include "gateway/exchange.h"
@@ -89,6 +90,19 @@ void Router::add_cors(const net::RequestHead& head, net::Headers& headers) const
   headers.add("Vary", "Origin");
 }
 
+void Router::log_own_answer(const net::ServerExchange& client, std::string_view id, TimePoint begun,
+                            const Exchange::End& end, size_t bytes) const {
+  obs::RequestRecord record;
+  record.id = id;
+  record.status = end.status;
+  record.outcome = to_string(end.status == 0 ? Outcome::kClientGone : classify(end.status));
+  record.error_code = end.error_code;
+  record.answer_bytes = bytes;
+  record.took = context_.clock.now() - begun;
+  record.started_unix_nanos = context_.clock.unix_nanos() - record.took.count();
+  context_.access_log->add(record, client.request(), client.peer_address());
+}
+
 net::Task<> Router::handle(net::ServerExchange& client) {
   const TimePoint begun = context_.clock.now();
   LoopState& loop = state_of(client.loop());
@@ -135,7 +149,7 @@ net::Task<> Router::handle(net::ServerExchange& client) {
     const auto limit = static_cast<size_t>(context_.options.max_payload_size);
     auto body = co_await client.read_body(admin->large_body ? limit : std::min(limit, kSmallBody));
     if (body.ok()) {
-      AdminCall call{context_, loop, head, path, std::move(body).value()};
+      AdminCall call{context_, loop, loops_, head, path, std::move(body).value()};
       response = co_await answer_admin(call);
     } else {
       const bool large = body.error().code == ErrorCode::kTooLarge;
@@ -154,8 +168,10 @@ net::Task<> Router::handle(net::ServerExchange& client) {
       }
     }
     end.head_at = context_.clock.now();
+    const size_t bytes = response.body.size();
     const auto sent = co_await client.respond(std::move(response));
     if (!sent.ok()) end.status = 0;
+    if (context_.access_log != nullptr) log_own_answer(client, *extra.get("x-request-id"), begun, end, bytes);
   }
   active_.add(-1);
   series.duration.observe(seconds(end.head_at.value_or(context_.clock.now()) - begun));

@@ -6,6 +6,7 @@
 
 #include "gateway/access.h"
 #include "gateway/context.h"
+#include "gateway/exchange.h"
 #include "gateway/loop_state.h"
 #include "net/server.h"
 
@@ -20,6 +21,9 @@ class Router {
  private:
   LoopState& state_of(net::EventLoop& loop);
   std::string request_id(const net::RequestHead& head, std::string_view path, LoopState& loop) const;
+  // To the access log: what was answered without an exchange.
+  void log_own_answer(const net::ServerExchange& client, std::string_view id, TimePoint begun, const Exchange::End& end,
+                      size_t bytes) const;
   void add_cors(const net::RequestHead& head, net::Headers& headers) const;
 
   Context& context_;

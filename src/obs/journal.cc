@@ -1,22 +1,13 @@
 #include "obs/journal.h"
 
 #include <algorithm>
-#include <functional>
-#include <nlohmann/json.hpp>
+#include <span>
 
 namespace sluice::obs {
 
-std::string RequestRecord::to_json() const {
-  nlohmann::ordered_json times = nlohmann::ordered_json::object();
-  for (const auto& phase : phases) times[std::string(phase.name)] = seconds(phase.at);
-  const nlohmann::ordered_json fields = {
-      {"id", id},         {"started", static_cast<double>(started_unix_nanos / 1'000'000) / 1000.0},
-      {"route", route},   {"model", model},
-      {"worker", worker}, {"attempts", attempts},
-      {"status", status}, {"outcome", outcome},
-      {"detail", detail}, {"phases", std::move(times)},
-  };
-  return fields.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+std::optional<Duration> RequestRecord::phase_at(std::string_view name) const {
+  const auto at = std::ranges::find(phases, name, &Phase::name);
+  return at == phases.end() ? std::nullopt : std::optional(at->at);
 }
 
 Journal::Journal(size_t capacity) : part_capacity_(std::max<size_t>(1, (capacity + kParts - 1) / kParts)) {
@@ -49,19 +40,39 @@ std::optional<RequestRecord> Journal::find(std::string_view id) const {
   return std::nullopt;
 }
 
-std::vector<RequestRecord> Journal::latest(size_t count) const {
-  std::vector<RequestRecord> all;
+std::vector<RequestRecord> Journal::latest(size_t count, const Filter& matches) const {
+  // Which ones first, and only those are copied: requests that end meanwhile wait for the lock.
+  struct Place {
+    int64_t started;
+    const Part* part;
+    size_t at;
+  };
+  std::vector<Place> places;
   for (const auto& part : parts_) {
     std::lock_guard lock(part.mutex);
-    all.insert(all.end(), part.ring.begin(), part.ring.end());
+    for (size_t i = 0; i < part.ring.size(); ++i) {
+      if (!matches || matches(part.ring[i])) places.push_back({part.ring[i].started_unix_nanos, &part, i});
+    }
   }
-  const auto newer = [](const RequestRecord& a, const RequestRecord& b) {
-    return a.started_unix_nanos > b.started_unix_nanos;
-  };
-  count = std::min(count, all.size());
-  std::partial_sort(all.begin(), all.begin() + static_cast<ptrdiff_t>(count), all.end(), newer);
-  all.resize(count);
-  return all;
+  count = std::min(count, places.size());
+  const auto newer = [](const Place& a, const Place& b) { return a.started > b.started; };
+  std::partial_sort(places.begin(), places.begin() + static_cast<ptrdiff_t>(count), places.end(), newer);
+  std::vector<RequestRecord> records;
+  records.reserve(count);
+  for (const Place& place : std::span(places).first(count)) {
+    std::lock_guard lock(place.part->mutex);
+    const RequestRecord& record = place.part->ring[place.at];
+    // Another one may have its place by now.
+    if (record.started_unix_nanos == place.started) records.push_back(record);
+  }
+  return records;
+}
+
+void Journal::each(const std::function<void(const RequestRecord&)>& visit) const {
+  for (const auto& part : parts_) {
+    std::lock_guard lock(part.mutex);
+    for (const RequestRecord& record : part.ring) visit(record);
+  }
 }
 
 }  // namespace sluice::obs

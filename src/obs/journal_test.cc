@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <nlohmann/json.hpp>
 #include <thread>
 
 namespace sluice::obs {
@@ -51,15 +50,33 @@ TEST(JournalTest, LatestIsOrderedNewestFirst) {
   EXPECT_EQ(latest[2].id, "req-47");
 }
 
-TEST(JournalTest, JsonCarriesPhaseTimesInSeconds) {
-  auto r = record(1'500'000'000);
-  r.route = "/generate";
-  r.worker = "broken \xff utf-8";
+TEST(JournalTest, LatestLooksForThoseThatMatch) {
+  Journal journal(1000);
+  for (int i = 0; i < 50; ++i) {
+    journal.add(record(i));
+    auto other = record(1000 + i);
+    other.status = 503;
+    journal.add(other);
+  }
+  const auto failed = journal.latest(2, [](const RequestRecord& r) { return r.status == 503; });
+  ASSERT_EQ(failed.size(), 2u);
+  EXPECT_EQ(failed[0].id, "req-1049");
+  EXPECT_EQ(failed[1].id, "req-1048");
+}
+
+TEST(JournalTest, EachSeesAllOfThem) {
+  Journal journal(1000);
+  for (int i = 0; i < 50; ++i) journal.add(record(i));
+  int64_t sum = 0;
+  journal.each([&](const RequestRecord& r) { sum += r.started_unix_nanos; });
+  EXPECT_EQ(sum, 49 * 50 / 2);
+}
+
+TEST(RequestRecordTest, FindsAPhaseByName) {
+  auto r = record(1);
   r.phases = {{"chosen", std::chrono::milliseconds(2)}, {"first_byte", std::chrono::milliseconds(250)}};
-  const auto fields = nlohmann::json::parse(r.to_json());
-  EXPECT_EQ(fields["phases"]["first_byte"], 0.25);
-  EXPECT_EQ(fields["started"], 1.5);
-  EXPECT_EQ(fields["route"], "/generate");
+  EXPECT_EQ(r.phase_at("first_byte"), std::chrono::milliseconds(250));
+  EXPECT_FALSE(r.phase_at("finished"));
 }
 
 TEST(JournalTest, ThreadsMayAddAndReadAtOnce) {

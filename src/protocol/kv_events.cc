@@ -286,18 +286,25 @@ std::string encode_kv_events(const KvEventBatch& batch) {
     Json hashes = Json::array();
     for (const KvBlockHash hash : event.hashes) hashes.push_back(signed_hash(hash));
     const Json medium = event.medium.empty() ? Json() : Json(event.medium);
+    Json places = Json::array();
     switch (event.kind) {
       case KvEvent::Kind::kStored:
-        events.push_back(Json::array({"BlockStored", hashes, event.parent ? Json(signed_hash(*event.parent)) : Json(),
-                                      event.token_ids, event.block_size, Json(), medium}));
+        places = Json::array({"BlockStored", hashes, event.parent ? Json(signed_hash(*event.parent)) : Json(),
+                              event.token_ids, event.block_size, Json(), medium});
+        if (event.group) {
+          places.insert(places.end(), {Json(), Json(), *event.group});
+          if (!event.group_kind.empty()) places.push_back(event.group_kind);
+        }
         break;
       case KvEvent::Kind::kRemoved:
-        events.push_back(Json::array({"BlockRemoved", hashes, medium}));
+        places = Json::array({"BlockRemoved", hashes, medium});
+        if (event.group) places.push_back(*event.group);
         break;
       case KvEvent::Kind::kCleared:
-        events.push_back(Json::array({"AllBlocksCleared"}));
+        places = Json::array({"AllBlocksCleared"});
         break;
     }
+    events.push_back(std::move(places));
   }
   std::string out;
   Json::to_msgpack(Json::array({batch.timestamp, events, batch.dp_rank ? Json(*batch.dp_rank) : Json()}), out);

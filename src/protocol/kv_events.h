@@ -43,7 +43,7 @@ inline constexpr size_t kMostKvPayload = 8 << 20;  // bytes
 // kTooLarge, or kProtocol: no batch at all. An event that cannot be read does not keep the others from being read.
 Result<KvEventBatch> decode_kv_events(std::string_view payload);
 
-// In SGLang's form.
+// In SGLang's form, with vLLM's places for groups after it where an event has one.
 std::string encode_kv_events(const KvEventBatch& batch);
 
 }  // namespace sluice::protocol

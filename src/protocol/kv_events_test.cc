@@ -100,12 +100,18 @@ TEST(KvEventsTest, WhatIsWrittenIsReadAgain) {
                           .block_size = 2,
                           .medium = "GPU"});
   batch.events.push_back({.kind = Kind::kRemoved, .hashes = {5}});
+  batch.events.push_back(
+      {.kind = Kind::kStored, .hashes = {9}, .token_ids = {1}, .block_size = 1, .group = 2, .group_kind = "mamba"});
+  batch.events.push_back({.kind = Kind::kRemoved, .hashes = {9}, .group = 2});
   batch.events.push_back({.kind = Kind::kCleared});
   const auto read = decode_kv_events(encode_kv_events(batch));
   ASSERT_TRUE(read.ok()) << read.error().message;
   EXPECT_EQ(read->timestamp, 12.25);
   EXPECT_EQ(read->dp_rank, 1);
-  ASSERT_EQ(read->events.size(), 3U);
+  ASSERT_EQ(read->events.size(), 5U);
+  EXPECT_EQ(read->events[2].group, 2);
+  EXPECT_EQ(read->events[2].group_kind, "mamba");
+  EXPECT_EQ(read->events[3].group, 2);
   EXPECT_EQ(read->events[0].hashes, batch.events[0].hashes);
   EXPECT_EQ(read->events[0].parent, batch.events[0].parent);
   EXPECT_EQ(read->events[0].token_ids, batch.events[0].token_ids);

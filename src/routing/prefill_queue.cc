@@ -12,6 +12,7 @@ constexpr double kTrustWhole = 0.3;      // decoding times vary: a whole answer 
 constexpr double kRescale = 1.25;        // a change of the fit by this factor makes older predictions worthless
 constexpr int64_t kDecodeWindow = 32;    // answers
 constexpr double kLeastPerToken = 1e-9;  // seconds
+constexpr double kMostBacklog = 1e6;     // seconds
 
 Duration own_time(TimePoint now, Duration shift) { return now.time_since_epoch() - shift; }
 
@@ -22,20 +23,43 @@ void PrefillQueue::publish() {
   free_at_.store(waiting_ == 0 ? 0 : (end_ + shift_).count(), std::memory_order_relaxed);
 }
 
-PrefillQueue::Ticket PrefillQueue::dispatch(TimePoint now, double tokens) {
+PrefillQueue::Ticket PrefillQueue::dispatch(TimePoint now, double tokens, double prompt, double decode) {
   std::lock_guard lock(mutex_);
   const Duration here = own_time(now, shift_);
   const Duration start = waiting_ == 0 ? here : std::max(here, end_);
-  Ticket ticket{.tokens = tokens, .sent = now, .service = service(tokens), .waits = true, .scale = scale_};
+  Ticket ticket{
+      .tokens = tokens, .prompt = prompt, .sent = now, .service = service(tokens), .waits = true, .scale = scale_};
+  ticket.most = longest_prompt_ > 0 ? prompt * std::max(1.0, prompt / longest_prompt_) : prompt;
   end_ = ticket.finish = start + ticket.service;
   ++waiting_;
+  waiting_most_ += ticket.most;
+  ticket.decode = decode;
+  waiting_decode_ += decode;
+  waiting_whole_ += decode > 0 ? 1 : 0;
   publish();
   return ticket;
 }
 
-void PrefillQueue::confirm(Ticket& ticket, TimePoint now, TimePoint first_token, double trust) {
-  --waiting_;
+void PrefillQueue::leave(Ticket& ticket) {
   ticket.waits = false;
+  waiting_whole_ -= ticket.decode > 0 ? 1 : 0;
+  // What rounding left does not outlive the last one.
+  waiting_decode_ = waiting_whole_ == 0 ? 0 : waiting_decode_ - ticket.decode;
+  waiting_most_ = --waiting_ == 0 ? 0 : waiting_most_ - ticket.most;
+}
+
+std::optional<Duration> PrefillQueue::backlog() const {
+  std::lock_guard lock(mutex_);
+  if (n_ == 0 || (waiting_whole_ > 0 && decode_seen_ == 0)) return std::nullopt;
+  const double decode = waiting_whole_ == 0 ? 0 : waiting_decode_ / static_cast<double>(waiting_whole_);
+  const double all = static_cast<double>(waiting_) * per_request_.load(std::memory_order_relaxed) +
+                     per_token_.load(std::memory_order_relaxed) * waiting_most_ + decode * seconds(decode_time());
+  return from_seconds(std::min(all, kMostBacklog));
+}
+
+void PrefillQueue::confirm(Ticket& ticket, TimePoint now, TimePoint first_token, double trust) {
+  leave(ticket);
+  longest_prompt_ = std::max(longest_prompt_, ticket.prompt);
   const TimePoint began = std::max(ticket.sent, last_first_token_);
   if (first_token > began) ticket.took = first_token - began;
   last_first_token_ = std::max(last_first_token_, std::min(first_token, now));
@@ -45,6 +69,10 @@ void PrefillQueue::confirm(Ticket& ticket, TimePoint now, TimePoint first_token,
     shift_ += from_seconds(seconds(late) * trust);
   }
   publish();
+}
+
+Duration PrefillQueue::decode_time() const {
+  return decode_before_ == Duration(0) ? decode_now_ : std::min(decode_before_, decode_now_);
 }
 
 void PrefillQueue::first_token(Ticket& ticket, TimePoint now) {
@@ -59,15 +87,13 @@ void PrefillQueue::whole_answer(Ticket& ticket, TimePoint now, int64_t output_to
   const Duration rest = std::max(now - ticket.sent - ticket.service, Duration(1)) / output_tokens;
   if (decode_seen_++ % kDecodeWindow == 0) decode_before_ = std::exchange(decode_now_, rest);
   decode_now_ = std::min(decode_now_, rest);
-  const Duration decode = decode_before_ == Duration(0) ? decode_now_ : std::min(decode_before_, decode_now_);
-  confirm(ticket, now, now - decode * output_tokens, kTrustWhole);
+  confirm(ticket, now, now - decode_time() * output_tokens, kTrustWhole);
 }
 
 void PrefillQueue::abandon(Ticket& ticket, TimePoint now) {
   if (!ticket.waits) return;
   std::lock_guard lock(mutex_);
-  --waiting_;
-  ticket.waits = false;
+  leave(ticket);
   const Duration left = std::clamp(ticket.finish - own_time(now, shift_), Duration(0), ticket.service);
   if (ticket.finish == end_) {
     end_ -= left;  // nobody is behind it

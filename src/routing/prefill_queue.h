@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 
 #include "base/clock.h"
 
@@ -22,6 +23,9 @@ class PrefillQueue {
   // What a request holds of the queue from its dispatch on.
   struct Ticket {
     double tokens = 0;  // to compute, as believed
+    double prompt = 0;  // tokens of the whole prompt, cached or not
+    double most = 0;    // what the prompt counts in backlog()
+    double decode = 0;  // tokens that come before anything is seen: of an answer that comes whole
     TimePoint sent{};
     Duration service{0};  // as predicted
     Duration finish{0};   // on the queue's own time: see shift_
@@ -40,7 +44,9 @@ class PrefillQueue {
                         per_token_.load(std::memory_order_relaxed) * tokens);
   }
 
-  Ticket dispatch(TimePoint now, double tokens);
+  Ticket dispatch(TimePoint now, double tokens) { return dispatch(now, tokens, tokens, 0); }
+  // `decode`: expected length of an answer that comes whole, 0 for a streamed one.
+  Ticket dispatch(TimePoint now, double tokens, double prompt, double decode);
   // The first byte of a streamed answer.
   void first_token(Ticket& ticket, TimePoint now);
   // All of an answer that was not streamed; `output_tokens` > 0.
@@ -49,6 +55,11 @@ class PrefillQueue {
   void abandon(Ticket& ticket, TimePoint now);
   // Learns from a ticket whose first token has come: `tokens` were computed for it.
   void learn(const Ticket& ticket, double tokens, TimePoint now);
+  // How long all prompts that wait here take one after the other if nothing of them is cached: what the worker may be
+  // silent for. A prompt longer than any that was answered counts with the square of its length, as attention does.
+  // With answers that come whole, the decoding of one of them too. None while no first token was ever seen, or no whole
+  // answer where some are expected.
+  std::optional<Duration> backlog() const;
   // A new process: nothing waits there. What was learned of its speed stays.
   void restart();
 
@@ -56,20 +67,26 @@ class PrefillQueue {
   void confirm(Ticket& ticket, TimePoint now, TimePoint first_token, double trust);
   void fit(double tokens, double took, TimePoint now);
   void publish();
+  void leave(Ticket& ticket);
+  Duration decode_time() const;
 
   std::atomic<int64_t> free_at_{0};  // nanoseconds of the steady clock: when the last prompt is done
   // Seconds. The beginning is that of a small engine; a few answers replace it.
   std::atomic<double> per_request_{0};
   std::atomic<double> per_token_{1.0 / 8000};
 
-  std::mutex mutex_;  // guards what follows
+  mutable std::mutex mutex_;  // guards what follows
   // The queue's own time runs with the clock but is shifted against it: a prompt that is `d` late makes all behind it
   // late by the same, which one addition to shift_ says.
   Duration shift_{0};
   Duration end_{0};               // of the last prompt, on the queue's own time
   TimePoint last_first_token_{};  // the latest that was seen
   int64_t waiting_ = 0;
-  uint32_t scale_ = 0;  // changes when what was predicted before has become worthless
+  double waiting_most_ = 0;    // Ticket::most of those that wait
+  double waiting_decode_ = 0;  // Ticket::decode of those
+  int64_t waiting_whole_ = 0;
+  double longest_prompt_ = 0;  // of those that were answered
+  uint32_t scale_ = 0;         // changes when what was predicted before has become worthless
   // The least decoding time per token, of the current and of the last so many answers; 0 = none seen.
   Duration decode_now_{0}, decode_before_{0};
   int64_t decode_seen_ = 0;

@@ -117,5 +117,35 @@ TEST(PrefillQueueTest, ARestartBeginsWithoutAQueueAndKeepsWhatIsKnownOfTheSpeed)
   EXPECT_EQ(queue.service(1000), service);
 }
 
+TEST(PrefillQueueTest, TheBacklogIsThatOfAllWhoWaitWhetherCachedOrNot) {
+  PrefillQueue queue;
+  TimePoint now(1s);
+  PrefillQueue::Ticket waits = queue.dispatch(now, 1000);
+  EXPECT_EQ(queue.backlog(), std::nullopt) << "nothing is known of its speed";
+  now += 100ms;
+  queue.first_token(waits, now);
+  EXPECT_EQ(queue.backlog(), Duration(0));
+  PrefillQueue::Ticket first = queue.dispatch(now, 10, 1000, 0);  // believed to be cached nearly wholly
+  EXPECT_NEAR(seconds(*queue.backlog()), 0.1, 1e-6);
+  PrefillQueue::Ticket second = queue.dispatch(now, 500);
+  EXPECT_NEAR(seconds(*queue.backlog()), 0.15, 1e-6);
+  PrefillQueue::Ticket longer = queue.dispatch(now, 10'000);
+  EXPECT_NEAR(seconds(*queue.backlog()), 0.15 + 10, 1e-6) << "ten times the longest so far, a hundred times the time";
+  queue.abandon(longer, now);
+  queue.abandon(first, now);
+  EXPECT_NEAR(seconds(*queue.backlog()), 0.05, 1e-6);
+  queue.first_token(second, now + 50ms);
+  EXPECT_EQ(queue.backlog(), Duration(0));
+  PrefillQueue::Ticket whole = queue.dispatch(now, 100, 100, 20);
+  EXPECT_EQ(queue.backlog(), std::nullopt) << "nothing is known of its decoding";
+  now += 60ms;
+  queue.whole_answer(whole, now, 10);  // 10 ms for the prompt, 5 ms for each token
+  PrefillQueue::Ticket another = queue.dispatch(now, 100, 100, 20);
+  EXPECT_NEAR(seconds(*queue.backlog()), 0.01 + 20 * 0.005, 0.01);
+  queue.abandon(another, now);
+  queue.dispatch(now, 1e12);
+  EXPECT_LE(*queue.backlog(), 1e6 * 1s) << "whatever a client makes of it";
+}
+
 }  // namespace
 }  // namespace sluice::routing

@@ -98,6 +98,43 @@ uint32_t tick_since(std::chrono::steady_clock::time_point start) {
 
 }  // namespace
 
+void PrefixMatch::add(uint32_t worker, size_t bytes) {
+  if (bytes == 0 || (bytes <= matched_bytes && std::ranges::find(workers(), worker) != workers().end())) return;
+  const auto insert = [this](Part part) {
+    size_t at = num_parts;
+    while (at > 0 && parts[at - 1].bytes < part.bytes) --at;
+    if (at == kMaxParts) return;
+    if (num_parts < kMaxParts) ++num_parts;
+    for (size_t i = num_parts - 1; i > at; --i) parts[i] = parts[i - 1];
+    parts[at] = part;
+  };
+  if (const auto known = std::ranges::find(partly(), worker, &Part::worker); known != partly().end()) {
+    if (known->bytes >= bytes) return;
+    std::copy(known + 1, partly().end(), parts.begin() + (known - partly().begin()));
+    --num_parts;
+  }
+  if (bytes < matched_bytes) {
+    insert({worker, static_cast<uint32_t>(bytes)});
+    return;
+  }
+  if (bytes > matched_bytes) {
+    for (const uint32_t holder : workers()) {
+      if (holder != worker) insert({holder, static_cast<uint32_t>(matched_bytes)});
+    }
+    matched_bytes = bytes;
+    num_holders = 0;
+  }
+  if (num_holders < kMaxHolders) holders[num_holders++] = worker;
+}
+
+void PrefixMatch::leave_out(size_t bytes) {
+  total_bytes -= bytes;
+  matched_bytes -= std::min(bytes, matched_bytes);
+  if (matched_bytes == 0) num_holders = 0;
+  while (num_parts > 0 && parts[num_parts - 1].bytes <= bytes) --num_parts;
+  for (size_t i = 0; i < num_parts; ++i) parts[i].bytes -= static_cast<uint32_t>(bytes);
+}
+
 class PrefixIndex::Impl {
  public:
   explicit Impl(const PrefixIndexOptions& options)
@@ -165,20 +202,22 @@ class PrefixIndex::Impl {
     --flushes_;
   }
 
+  void report(size_t most, std::function<void(PrefixIndexReport)> done) {
+    {
+      std::lock_guard lock(mu_);
+      asked_.emplace_back(most, std::move(done));
+    }
+    wake_.notify_one();
+  }
+
   PrefixMatch match(std::string_view text) const {
     PrefixMatch found = tree_.match(text);
     if (found.matched_bytes == text.size() || !any_waits_.load(std::memory_order_relaxed)) return found;
     // Claims of the last milliseconds are not in the tree yet, and a burst of equal prompts is over by then.
     const EpochGuard guard;
     const auto consider = [&](std::string_view claimed, Holder holder, size_t) {
-      const size_t common = whole_characters(text, common_prefix(text, claimed));
-      if (common == 0 || common < found.matched_bytes) return;
       if (holder.generation != tree_.generations().of(holder.worker)) return;
-      if (common > found.matched_bytes) found.num_holders = 0;
-      found.matched_bytes = common;
-      const auto known = found.workers();
-      if (known.size() == PrefixMatch::kMaxHolders || std::ranges::find(known, holder.worker) != known.end()) return;
-      found.holders[found.num_holders++] = holder.worker;
+      found.add(holder.worker, whole_characters(text, common_prefix(text, claimed)));
     };
     for (const PendingInserts& pending : pending_) pending.for_latest(consider);
     return found;
@@ -204,13 +243,15 @@ class PrefixIndex::Impl {
   PendingInserts& queue() { return pending_[active_]; }
   const PendingInserts& queue() const { return pending_[active_]; }
   // Under the lock: what is queued should not wait for more.
-  bool hurry() const { return stop_ || flushes_ > 0 || sweeps_wanted_ > sweeps_done_ || queue().half_full(); }
+  bool hurry() const {
+    return stop_ || flushes_ > 0 || sweeps_wanted_ > sweeps_done_ || queue().half_full() || !asked_.empty();
+  }
 
   void run() {
     const auto start = std::chrono::steady_clock::now();
     std::unique_lock lock(mu_);
     for (;;) {
-      const auto due = [&] { return stop_ || !queue().empty() || sweeps_wanted_ > sweeps_done_; };
+      const auto due = [&] { return stop_ || !queue().empty() || sweeps_wanted_ > sweeps_done_ || !asked_.empty(); };
       // Without stale claims there is nothing to do until somebody inserts: no timer ticks while idle.
       bool sweep_now = false;
       if (stale_) {
@@ -230,6 +271,7 @@ class PrefixIndex::Impl {
       const uint64_t sweeps = sweeps_wanted_;
       sweep_now = sweep_now || sweeps > sweeps_done_;
       if (sweep_now) stale_ = false;
+      const auto asked = std::exchange(asked_, {});
       lock.unlock();
 
       const uint32_t tick = tick_since(start);
@@ -240,6 +282,7 @@ class PrefixIndex::Impl {
         (done ? inserts_ : dropped_inserts_).fetch_add(1, std::memory_order_relaxed);
       });
       if (sweep_now) tree_.sweep();
+      for (const auto& [most, done] : asked) done(tree_.report(most));
       const size_t applied = batch.count();
 
       lock.lock();
@@ -272,6 +315,7 @@ class PrefixIndex::Impl {
   uint64_t queued_ = 0;
   uint64_t applied_ = 0;
   int flushes_ = 0;  // callers that wait in flush()
+  std::vector<std::pair<size_t, std::function<void(PrefixIndexReport)>>> asked_;
   uint64_t sweeps_wanted_ = 0;
   uint64_t sweeps_done_ = 0;
   bool stale_ = false;  // claims of dropped workers may be in the tree
@@ -288,5 +332,8 @@ void PrefixIndex::drop_worker(uint32_t worker) { impl_->drop_worker(worker); }
 void PrefixIndex::sweep() { impl_->sweep(); }
 void PrefixIndex::flush() { impl_->flush(); }
 PrefixIndexStats PrefixIndex::stats() const { return impl_->stats(); }
+void PrefixIndex::report(size_t most, std::function<void(PrefixIndexReport)> done) {
+  impl_->report(most, std::move(done));
+}
 
 }  // namespace sluice::routing

@@ -8,10 +8,13 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "base/clock.h"
 
@@ -27,18 +30,35 @@ struct Holder {
 // The result of a look-up; a value, valid for as long as one likes.
 struct PrefixMatch {
   static constexpr size_t kMaxHolders = 64;
+  static constexpr size_t kMaxParts = 16;
 
   size_t matched_bytes = 0;  // cut to whole UTF-8 characters
   size_t total_bytes = 0;
   uint8_t num_holders = 0;  // who holds these bytes; at most kMaxHolders, most recently used first
+  uint8_t num_parts = 0;    // who holds less, and how much; at most kMaxParts, most bytes first
   std::array<uint32_t, kMaxHolders> holders;
+  struct Part {
+    uint32_t worker;
+    uint32_t bytes;  // > 0
+  };
+  std::array<Part, kMaxParts> parts;
 
   std::span<const uint32_t> workers() const { return {holders.data(), num_holders}; }
-  // Of the text, as held by that worker: rate() or nothing.
-  double rate_of(uint32_t worker) const { return std::ranges::find(workers(), worker) == workers().end() ? 0 : rate(); }
+  std::span<const Part> partly() const { return {parts.data(), num_parts}; }
+  // Of the text, as held by that worker.
+  double rate_of(uint32_t worker) const {
+    if (std::ranges::find(workers(), worker) != workers().end()) return rate();
+    const auto part = std::ranges::find(partly(), worker, &Part::worker);
+    return part == partly().end() ? 0 : static_cast<double>(part->bytes) / static_cast<double>(total_bytes);
+  }
   double rate() const {
     return total_bytes == 0 ? 0 : static_cast<double>(matched_bytes) / static_cast<double>(total_bytes);
   }
+  // The worker holds so many bytes, of which it was not known or less: into its place. A new deepest one moves the
+  // others to partly(). Where there is no room those that hold least go.
+  void add(uint32_t worker, size_t bytes);
+  // The first `bytes` of the text, at most all of it, do not count.
+  void leave_out(size_t bytes);
 };
 
 struct PrefixIndexOptions {
@@ -58,6 +78,21 @@ struct PrefixIndexStats {
   uint64_t evictions_budget = 0;  // nodes that went because the whole index was full
   uint64_t evictions_size = 0;    // claims that went because their worker's share was full
   uint64_t evictions_worker = 0;  // claims that went because their worker was dropped
+};
+
+// What the index holds, at one moment.
+struct PrefixIndexReport {
+  struct Prefix {
+    size_t bytes = 0;   // of its text
+    uint64_t hash = 0;  // text_hash()
+    uint32_t inserts = 0;
+    size_t continuations = 0;       // different next bytes
+    std::vector<uint32_t> holders;  // the first few
+    size_t num_holders = 0;
+  };
+  std::vector<std::pair<uint32_t, size_t>> worker_bytes;  // of text, of each worker that holds any
+  // The longest of those that nearly the same inserts came through; most inserts first.
+  std::vector<Prefix> prefixes;
 };
 
 class PrefixIndex {
@@ -84,6 +119,9 @@ class PrefixIndex {
   void flush();
 
   PrefixIndexStats stats() const;
+  // `done` gets the report on the index thread, soon, and does next to nothing there; with the index it may go unused.
+  // Looks at some hundred nodes for each prefix, `most` of them at most. Any thread; returns at once.
+  void report(size_t most, std::function<void(PrefixIndexReport)> done);
 
  private:
   class Impl;

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <future>
 #include <string>
 #include <thread>
 #include <vector>
@@ -76,6 +77,17 @@ TEST(PrefixIndexTest, StaysWithinItsBudgetUnderManyWriters) {
   index.flush();
   EXPECT_LE(index.stats().bytes, budget);
   EXPECT_GT(index.stats().inserts, 0u);
+}
+
+TEST(PrefixIndexTest, ReportsOnItsOwnThreadWhatWasInsertedBefore) {
+  PrefixIndex index({});
+  index.insert("some text", 3);
+  std::promise<PrefixIndexReport> told;
+  index.report(10, [&](PrefixIndexReport report) { told.set_value(std::move(report)); });
+  const auto report = told.get_future().get();
+  ASSERT_EQ(report.prefixes.size(), 1u);
+  EXPECT_EQ(report.prefixes[0].bytes, 9u);
+  EXPECT_EQ(report.worker_bytes, (std::vector<std::pair<uint32_t, size_t>>{{3, 9}}));
 }
 
 TEST(PrefixIndexTest, BeginsAtTheSmallestAndTheLargestBudget) {

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "routing/common_prefix.h"
+#include "routing/text_mark.h"
 
 namespace sluice::routing {
 namespace {
@@ -20,6 +21,11 @@ constexpr size_t kMaxEdge = 2048;
 constexpr size_t kReclaimBytes = 32 << 10;
 // Claims of a full table, which a reference to the next one follows.
 constexpr uint32_t kTableClaims = 128;
+// How many nodes of a path are asked for holders that have no more than that, how many claims of each, and which part
+// of the text is too little to ask.
+constexpr size_t kMaxSteps = 8;
+constexpr size_t kPartClaims = 32;
+constexpr size_t kLeastPart = 16;
 // What goes beyond need, at most, so that a piece that is large enough comes of it.
 constexpr size_t kMoreBytes = 128 << 10;
 // How many used leaves may go back into the queue before the oldest goes anyway: an eviction takes bounded time.
@@ -92,6 +98,7 @@ struct PrefixTree::Node {
   Ref parent = 0;
   Ref older = 0;
   Ref newer = 0;
+  uint32_t inserts = 0;  // that came through; never fewer than through a child
 
   char* edge_data() { return reinterpret_cast<char*>(this + 1); }
   std::string_view edge() const { return {reinterpret_cast<const char*>(this + 1), edge_size}; }
@@ -171,6 +178,20 @@ void PrefixTree::collect(const Node* node, PrefixMatch* match) const {
   match->num_holders = static_cast<uint8_t>(found);
 }
 
+// Those holders of a node that hold no more of the text than its end, `bytes` from the beginning.
+void PrefixTree::collect_parts(const Node* node, size_t bytes, PrefixMatch* match) const {
+  // Of many claims other ones for other texts: a crowd is not known by those of its members that came first.
+  const size_t claims = std::min(node->further.load(std::memory_order_relaxed) + 1, kTableClaims);
+  const size_t skipped = claims > kPartClaims ? match->total_bytes % (claims - kPartClaims + 1) : 0;
+  size_t seen = 0;
+  (void)any_claim(node, [&](const Claim& claim) {
+    if (seen++ < skipped) return false;
+    uint32_t worker = 0;
+    if (live(claim, &worker)) match->add(worker, bytes);
+    return seen == skipped + kPartClaims || match->num_parts == PrefixMatch::kMaxParts;
+  });
+}
+
 PrefixTree::Node* PrefixTree::child_of(const Node* node, char first) const {
   const Ref table = node->children.load(std::memory_order_seq_cst);
   if (table == 0) return nullptr;
@@ -187,12 +208,20 @@ PrefixMatch PrefixTree::match(std::string_view text) const {
   // The last nodes of the path and where their edges begin: as many as a character has bytes, see below.
   std::array<std::pair<const Node*, size_t>, 4> path;
   size_t depth = 0;
+  // The last nodes that have more claims than the one below them, and where they end.
+  std::array<std::pair<const Node*, size_t>, kMaxSteps> steps;
+  size_t num_steps = 0;
+  uint32_t claims_above = 0;
   size_t position = 0;
   const Node* node = root_;
   while (position < text.size()) {
+    const Node* above = node;
     node = child_of(node, text[position]);
     // A node whose holders are all gone does not count, and neither does what lies below it.
     if (node == nullptr || !held(node)) break;
+    const uint32_t claims = node->further.load(std::memory_order_relaxed);
+    if (claims < claims_above) steps[num_steps++ % kMaxSteps] = {above, position};
+    claims_above = claims;
     const size_t common = common_prefix(node->edge(), text.substr(position));
     path[depth++ % path.size()] = {node, position};
     position += common;
@@ -203,6 +232,11 @@ PrefixMatch PrefixTree::match(std::string_view text) const {
   while (depth > 0 && path[(depth - 1) % path.size()].second >= match.matched_bytes) --depth;
   if (depth > 0) collect(path[(depth - 1) % path.size()].first, &match);
   if (match.num_holders == 0) match.matched_bytes = 0;
+  for (size_t i = 0; i < std::min(num_steps, kMaxSteps) && match.num_parts < PrefixMatch::kMaxParts; ++i) {
+    const auto [step, end] = steps[(num_steps - 1 - i) % kMaxSteps];
+    if (end * kLeastPart < text.size()) break;
+    if (end < match.matched_bytes) collect_parts(step, end, &match);
+  }
   return match;
 }
 
@@ -221,6 +255,7 @@ bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick, siz
       if (common < child->edge_size) child = split(child, common);
       if (child == nullptr || !claim(child, holder, tick)) return false;
     }
+    if (child->inserts != UINT32_MAX) ++child->inserts;
     text.remove_prefix(child->edge_size);
     node = child;
   }
@@ -229,6 +264,56 @@ bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick, siz
     trim_worker(holder.worker, share);
   }
   return true;
+}
+
+// A child was never used more often than its parent: who looks at the most used first finds the most used of all.
+PrefixIndexReport PrefixTree::report(size_t most) const {
+  PrefixIndexReport report;
+  for (uint32_t worker = 0; worker < worker_bytes_.size(); ++worker) {
+    if (worker_bytes_[worker] > 0) report.worker_bytes.emplace_back(worker, worker_bytes_[worker]);
+  }
+  struct Step {
+    const Node* node;
+    size_t bytes;  // of the text up to its end
+  };
+  const auto less_used = [](const Step& a, const Step& b) { return a.node->inserts < b.node->inserts; };
+  std::vector<Step> open{{root_, 0}};
+  // A prefix of many megabytes is a chain of as many nodes: what is passed over is bounded too.
+  for (size_t looks = 64 * most + 1024; !open.empty() && report.prefixes.size() < most && looks > 0; --looks) {
+    std::ranges::pop_heap(open, less_used);
+    const Step step = open.back();
+    open.pop_back();
+    size_t children = 0;
+    uint32_t best = 0;
+    each_child(step.node, [&](const Node* child) {
+      ++children;
+      best = std::max(best, child->inserts);
+      open.push_back({child, step.bytes + child->edge_size});
+      std::ranges::push_heap(open, less_used);
+    });
+    // One that nearly all go on from in the same way says less than its continuation.
+    if (step.node == root_ || best >= step.node->inserts - step.node->inserts / 10) continue;
+    report.prefixes.push_back(describe(step.node, step.bytes, children));
+  }
+  return report;
+}
+
+PrefixIndexReport::Prefix PrefixTree::describe(const Node* node, size_t bytes, size_t children) const {
+  constexpr size_t kShownHolders = 16;
+  PrefixIndexReport::Prefix prefix{.bytes = bytes, .inserts = node->inserts, .continuations = children};
+  std::string text(bytes, '\0');
+  size_t begin = bytes;
+  for (const Node* part = node; part != root_; part = node_at(part->parent)) {
+    begin -= part->edge_size;
+    part->edge().copy(text.data() + begin, part->edge_size);
+  }
+  prefix.hash = text_hash(text);
+  each_claim(node, [&](const Claim& claim) {
+    uint32_t worker = 0;
+    if (!live(claim, &worker)) return;
+    if (++prefix.num_holders <= kShownHolders) prefix.holders.push_back(worker);
+  });
+  return prefix;
 }
 
 void PrefixTree::sweep() {
@@ -430,6 +515,7 @@ PrefixTree::Node* PrefixTree::split(Node* node, size_t length) {
   new_children(children)->append(lower->edge().front(), heap_.ref_of(lower));
   upper->children.store(children, std::memory_order_relaxed);
   if (node->queued) replace_in_queue(node, lower);
+  upper->inserts = lower->inserts = node->inserts;
 
   Children* table = heap_.at<Children>(node_at(node->parent)->children.load(std::memory_order_relaxed));
   table->find(node->edge().front())->store(heap_.ref_of(upper), std::memory_order_seq_cst);

@@ -42,6 +42,8 @@ class PrefixTree {
   bool insert(std::string_view text, Holder holder, uint32_t tick, size_t limit = SIZE_MAX);
   // Removes the claims of generations that are over, and the nodes that nobody holds any more.
   void sweep();
+  // Bytes of text per worker, and the prefixes that most inserts came through, at most `most` of them.
+  PrefixIndexReport report(size_t most) const;
 
   // Accounted: never more than the budget.
   size_t bytes() const { return heap_.used_bytes(); }
@@ -71,11 +73,13 @@ class PrefixTree {
   bool live(const Claim& claim, uint32_t* worker) const;
   bool held(const Node* node) const;
   void collect(const Node* node, PrefixMatch* match) const;
+  void collect_parts(const Node* node, size_t bytes, PrefixMatch* match) const;
   Node* child_of(const Node* node, char first) const;
   bool claims_below(const Node* node, uint32_t worker) const;
   Claim* claim_of(const Node* node, uint32_t worker) const;
   bool unheld(const Node* node) const;
   uint32_t last_use(const Node* node) const;
+  PrefixIndexReport::Prefix describe(const Node* node, size_t bytes, size_t children) const;
 
   // Writer thread, all below. Those that allocate give back null or false when there is no room, and then nothing has
   // changed but for what was evicted. `keep` is not evicted.

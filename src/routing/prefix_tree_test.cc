@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/rng.h"
+#include "routing/text_mark.h"
 #include "testing/seed.h"
 
 namespace sluice::routing {
@@ -391,6 +392,43 @@ TEST(PrefixTreeTest, AWorkersShareIsHeldWhereItsClaimsStandAboveThoseOfOthers) {
     ASSERT_LE(tree.worker_bytes(1), 20'000u);
     ASSERT_EQ(workers_of(tree.match(text)).count(1), 1u) << "the newest went first";
   }
+}
+
+TEST(PrefixTreeTest, ReportsTheMostUsedPrefixesAndNoneThatOnlyLeadsToAnother) {
+  PrefixTree tree(kAmple, kAmple);
+  const std::string hot(5000, 'h'), warm = "warm: ";  // the first is a chain of nodes
+  for (uint32_t i = 0; i < 60; ++i) ASSERT_TRUE(tree.insert(hot + std::to_string(i), {i % 2, 0}, i));
+  for (uint32_t i = 0; i < 20; ++i) ASSERT_TRUE(tree.insert(warm + std::to_string(i), {2, 0}, i));
+  const auto report = tree.report(2);
+  ASSERT_EQ(report.prefixes.size(), 2u);
+  EXPECT_EQ(report.prefixes[0].bytes, hot.size());
+  EXPECT_EQ(report.prefixes[0].inserts, 60u);
+  EXPECT_EQ(report.prefixes[0].hash, text_hash(hot));
+  EXPECT_EQ(report.prefixes[0].num_holders, 2u);
+  EXPECT_EQ(report.prefixes[0].continuations, 10u);
+  EXPECT_EQ(report.prefixes[1].bytes, warm.size());
+  EXPECT_EQ(report.prefixes[1].holders, std::vector<uint32_t>{2});
+  for (const uint32_t worker : {0u, 1u, 2u}) {
+    const std::pair<uint32_t, size_t> bytes{worker, tree.worker_bytes(worker)};
+    EXPECT_NE(std::ranges::find(report.worker_bytes, bytes), report.worker_bytes.end());
+  }
+}
+
+TEST(PrefixTreeTest, CountsWhatCameThroughAPrefixAlsoAfterASplit) {
+  PrefixTree tree(kAmple, kAmple);
+  for (uint32_t i = 0; i < 7; ++i) ASSERT_TRUE(tree.insert("common part and more", {0, 0}, i));
+  ASSERT_TRUE(tree.insert("common part", {1, 0}, 8));
+  const auto report = tree.report(10);
+  ASSERT_EQ(report.prefixes.size(), 2u);
+  EXPECT_EQ(report.prefixes[0].inserts, 8u);
+  EXPECT_EQ(report.prefixes[0].bytes, std::string("common part").size());
+  EXPECT_EQ(report.prefixes[1].inserts, 7u);
+}
+
+TEST(PrefixTreeTest, AReportOfAnEmptyTreeIsEmpty) {
+  const auto report = PrefixTree(kAmple, kAmple).report(10);
+  EXPECT_TRUE(report.prefixes.empty());
+  EXPECT_TRUE(report.worker_bytes.empty());
 }
 
 TEST(PrefixTreeTest, ReadersSeeAConsistentTreeWhileItChanges) {

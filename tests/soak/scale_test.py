@@ -534,7 +534,7 @@ def overload(binary, short):
     limits = ("--max-concurrent-requests", 12, "--queue-size", 60, "--queue-timeout-secs", 5)
     # Without limits all wait, twice as long as the load lasts: that run is shorter.
     for what, flags, seconds in (("with " + " ".join(map(str, limits)), limits, 2 if short else 600),
-                                 ("at defaults", (), 2 if short else 120)):
+                                 ("at defaults", (), 2 if short else 40)):
         with Fleet(binary, workers=2, worker_flags=worker_flags, flags=flags) as fleet:
             took, answers = load_of(binary, fleet.gateway.url, "--num-prompts", 40 if short else 1200, "--max-concurrency", 10)
             assert all(not error for _, _, error in answers), "an error below the limit"

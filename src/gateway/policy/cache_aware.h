@@ -27,12 +27,13 @@ class CacheAware final : public Policy {
 
   Choice choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const override;
   bool needs_prefix() const override { return true; }
+  bool needs_all() const override { return needs_engine_load(); }
   bool needs_engine_load() const override {
     return rules_.balance_token_usage_threshold < 1 || rules_.overload_token_usage_threshold < 1;
   }
 
  private:
-  bool pools_imbalanced(std::span<const Candidate> usable) const;
+  bool pools_imbalanced(const FleetView& fleet) const;
 
   const Rules rules_;
 };

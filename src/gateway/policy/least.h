@@ -13,11 +13,14 @@ class Least {
  public:
   explicit Least(Rng& rng) : rng_(rng) {}
 
-  void offer(uint32_t worker, Cost cost) {
-    if (cost > cost_) return;
+  // Whether it is the one now.
+  bool offer(uint32_t worker, Cost cost) {
+    if (cost > cost_) return false;
     ties_ = cost < cost_ ? 1 : ties_ + 1;
     cost_ = cost;
-    if (ties_ == 1 || rng_.below(ties_) == 0) worker_ = worker;
+    if (ties_ > 1 && rng_.below(ties_) != 0) return false;
+    worker_ = worker;
+    return true;
   }
   bool found() const { return ties_ > 0; }
   uint32_t worker() const { return worker_; }

@@ -18,15 +18,18 @@ Manual::Manual(const GatewayOptions& options)
 
 Choice Manual::assign(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const {
   if (otherwise_) return otherwise_->choose(fleet, facts, rng);
-  const auto usable = fleet.usable();
-  if (usable.empty()) return Choice::none();
-  if (assignment_ == Assignment::kRandom) return Choice::of(usable[rng.below(usable.size())].worker, Reason::kRandom);
-  Least<int64_t> least(rng);
-  for (const Candidate& candidate : usable) {
-    least.offer(candidate.worker, assignment_ == Assignment::kMinGroup
-                                      ? keys_.keys_of(candidate.worker)
-                                      : candidate.load->requests.load(std::memory_order_relaxed));
+  if (assignment_ == Assignment::kRandom) {
+    const Candidate* candidate = fleet.any(rng);
+    return candidate == nullptr ? Choice::none() : Choice::of(candidate->worker, Reason::kRandom);
   }
+  if (assignment_ == Assignment::kMinLoad) {
+    const auto [lightest, requests, most] = fleet.spread(rng);
+    if (lightest == nullptr) return Choice::none();
+    return Choice::of(lightest->worker, Reason::kLeastCost).with_score(lightest->worker, static_cast<double>(requests));
+  }
+  Least<int64_t> least(rng);
+  for (const Candidate& candidate : fleet.usable()) least.offer(candidate.worker, keys_.keys_of(candidate.worker));
+  if (!least.found()) return Choice::none();
   return Choice::of(least.worker(), Reason::kLeastCost).with_score(least.worker(), static_cast<double>(least.cost()));
 }
 

@@ -25,6 +25,9 @@ class Manual final : public Policy {
   bool needs_keys() const override { return true; }
   bool needs_prefix() const override { return otherwise_ && otherwise_->needs_prefix(); }
   bool needs_ring() const override { return otherwise_ && otherwise_->needs_ring(); }
+  bool needs_all() const override {
+    return otherwise_ ? otherwise_->needs_all() : assignment_ == Assignment::kMinGroup;
+  }
   bool needs_engine_load() const override { return otherwise_ && otherwise_->needs_engine_load(); }
   bool is_balanced() const override { return !otherwise_ || otherwise_->is_balanced(); }
   const RoutingKeys* routing_keys() const override { return &keys_; }

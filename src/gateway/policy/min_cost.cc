@@ -1,6 +1,8 @@
 #include "gateway/policy/min_cost.h"
 
 #include <algorithm>
+#include <array>
+#include <limits>
 
 #include "gateway/policy/least.h"
 
@@ -25,7 +27,7 @@ double kv_penalty(const WorkerLoad& load) {
 }
 
 double cost(const WorkerLoad& load, const RequestFacts& facts, double matched_share) {
-  const double cached = load.belief.share() * matched_share;
+  const double cached = matched_share > 0 ? load.belief.share() * matched_share : 0;
   const double tokens = static_cast<double>(facts.prompt_tokens) * (1 - cached);
   const Duration service = load.prefill.service(tokens);
   const Duration whole = load.prefill.service(static_cast<double>(facts.prompt_tokens));
@@ -36,25 +38,39 @@ double cost(const WorkerLoad& load, const RequestFacts& facts, double matched_sh
 }  // namespace
 
 Choice MinCost::choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const {
-  const auto usable = fleet.usable();
-  if (usable.empty()) return Choice::none();
-  const routing::PrefixMatch& prefix = facts.prefix;
+  std::array<const Candidate*, FleetView::kShortList> list;
+  const size_t size = fleet.is_many() ? fleet.short_list(facts.prefix, list, rng) : fleet.usable().size();
+  if (size == 0) return Choice::none();
+  const auto candidate = [&](size_t i) -> const Candidate& { return fleet.is_many() ? *list[i] : fleet.usable()[i]; };
+  // Only where a long list stands in for a view of many is a cost worked out twice.
+  std::array<double, FleetView::kShortList> costs;
+  const auto cost_of = [&](size_t i) {
+    return cost(*candidate(i).load, facts, facts.prefix.rate_of(candidate(i).worker));
+  };
   double least = std::numeric_limits<double>::max();
-  for (const Candidate& candidate : usable) {
-    least = std::min(least, cost(*candidate.load, facts, prefix.rate_of(candidate.worker)));
+  size_t cheapest = 0;
+  for (size_t i = 0; i < size; ++i) {
+    const double its = cost_of(i);
+    if (i < costs.size()) costs[i] = its;
+    if (its >= least) continue;
+    least = its;
+    cheapest = i;
   }
   // Of those that cost as good as the same, the one with fewest requests.
   const double bound = least + std::max(kAlike, least * kAlikeShare);
   Least<int64_t> lightest(rng);
-  for (const Candidate& candidate : usable) {
-    if (cost(*candidate.load, facts, prefix.rate_of(candidate.worker)) > bound) continue;
-    lightest.offer(candidate.worker, candidate.load->requests.load(std::memory_order_relaxed));
+  double price = 0;
+  for (size_t i = 0; i < size; ++i) {
+    const double its = i == cheapest ? least : i < costs.size() ? costs[i] : cost_of(i);
+    if (its > bound) continue;
+    const bool taken = lightest.offer(candidate(i).worker, candidate(i).load->requests.load(std::memory_order_relaxed));
+    if (taken) price = its;
   }
   const uint32_t worker = lightest.worker();
-  Choice choice = Choice::of(worker, prefix.rate_of(worker) > 0 ? Reason::kPrefixHeld : Reason::kLeastCost);
-  choice.with_score(worker, cost(*fleet.find(worker)->load, facts, prefix.rate_of(worker)));
+  const double rate = facts.prefix.rate_of(worker);
+  Choice choice = Choice::of(worker, rate > 0 ? Reason::kPrefixHeld : Reason::kLeastCost).with_score(worker, price);
   choice.insert_prefix = true;
-  choice.match_rate = prefix.rate_of(worker);
+  choice.match_rate = rate;
   return choice;
 }
 

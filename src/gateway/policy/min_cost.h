@@ -3,6 +3,9 @@
 // worker changes the choice of nobody who does not want it, and a prefix gets another holder when waiting for the ones
 // it has is dearer than computing it again.
 //
+// Of many workers it asks those that hold some of the prefix, a few with the fewest requests, and two at random: where
+// those with few requests have them because they are stuck, the drawn ones are not.
+//
 // Times are learned for each worker from its answers (routing/prefill_queue), and what it is believed to hold is scaled
 // by what it reports to have held (routing/cache_belief).
 #pragma once
@@ -15,6 +18,7 @@ class MinCost final : public Policy {
  public:
   Choice choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const override;
   bool needs_prefix() const override { return true; }
+  bool needs_all() const override { return false; }
   bool needs_engine_load() const override { return true; }
 };
 

@@ -16,35 +16,10 @@
 #include "base/rng.h"
 #include "gateway/load.h"
 #include "gateway/options.h"
-#include "routing/hash_ring.h"
+#include "gateway/policy/fleet_view.h"
 #include "routing/prefix_index.h"
 
 namespace sluice::gateway {
-
-// One worker that may be used for this request: ready, breaker not open, right model, not tried before.
-struct Candidate {
-  uint32_t worker = 0;               // the worker's number in the fleet; stable for the worker's life, never reused
-  const WorkerLoad* load = nullptr;  // outlives the call
-};
-
-// The usable workers, by ascending number, which is the order of registration.
-class FleetView {
- public:
-  // `ring` has all workers of the fleet, usable or not; needed where the policy says needs_ring().
-  explicit FleetView(std::span<const Candidate> usable, const routing::HashRing* ring = nullptr)
-      : usable_(usable), ring_(ring) {}
-  std::span<const Candidate> usable() const { return usable_; }
-  const routing::HashRing* ring() const { return ring_; }
-  // Null if the worker may not be used.
-  const Candidate* find(uint32_t worker) const {
-    const auto at = std::ranges::lower_bound(usable_, worker, {}, &Candidate::worker);
-    return at == usable_.end() || at->worker != worker ? nullptr : &*at;
-  }
-
- private:
-  std::span<const Candidate> usable_;
-  const routing::HashRing* ring_;
-};
 
 struct RequestFacts {
   std::string_view routing_text;   // gateway-reference.md 3.3; empty where the request has none
@@ -109,6 +84,8 @@ class Policy {
   virtual Choice choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const = 0;
   virtual bool needs_prefix() const { return false; }
   virtual bool needs_ring() const { return false; }
+  // It looks at every worker that may be used; else it does with what a view of many offers (FleetView).
+  virtual bool needs_all() const { return true; }
   // It reads routing_key, identity and target.
   virtual bool needs_keys() const { return false; }
   // The polled engine load is read (gateway/control polls only then).

@@ -56,6 +56,49 @@ TEST_P(PolicyConformance, PicksOnlyUsableWorkersAndNoneFromAnEmptyFleet) {
   }
 }
 
+TEST_P(PolicyConformance, PicksOnlyThoseOfManyThatPass) {
+  if (policy_->needs_all()) return;  // it is never given many
+  for (int round = 0; round < 2000; ++round) {
+    TestFleet fleet;
+    TestGate gate;
+    const auto size = static_cast<uint32_t>(33 + rng_.below(60));
+    for (uint32_t place = 0; place < size; ++place) {
+      fleet.add(2 * place).requests = static_cast<int64_t>(rng_.below(5));
+      if (rng_.below(3) == 0) gate.resting.insert(place);
+      if (rng_.below(40) == 0) gate.tried.insert(place);
+    }
+    const Choice choice = policy_->choose(fleet.many(gate), draw_request(rng_), rng_);
+    ASSERT_TRUE(choice.worker) << "two thirds of them may be used";
+    ASSERT_LT(*choice.worker, 2 * size);
+    ASSERT_EQ(*choice.worker % 2, 0u);
+    ASSERT_EQ(gate.of(*choice.worker / 2), Gate::Pass::kYes);
+  }
+}
+
+class CountingGate final : public Gate {
+ public:
+  Pass of(uint32_t) const override {
+    ++looks;
+    return Pass::kYes;
+  }
+  mutable int looks = 0;
+};
+
+TEST_P(PolicyConformance, L1AChoiceAmong10000WorkersLooksAtFewOfThem) {
+  if (policy_->needs_all()) return;
+  TestFleet fleet;
+  for (uint32_t worker = 0; worker < 10'000; ++worker) fleet.add(worker).requests = static_cast<int64_t>(rng_.below(9));
+  LoadOrder order(fleet.usable());
+  const CountingGate gate;
+  const FleetView view(fleet.usable(), order, gate, fleet.view().ring());
+  for (int i = 0; i < 100; ++i) {
+    gate.looks = 0;
+    ASSERT_TRUE(policy_->choose(view, draw_request(rng_), rng_).worker);
+    ASSERT_GT(gate.looks, 0);
+    ASSERT_LT(gate.looks, 32);
+  }
+}
+
 TEST_P(PolicyConformance, IdleEqualWorkersGetEqualShares) {
   if (!policy_->is_balanced()) return;  // it sends equal requests to one worker on purpose
   constexpr int kWorkers = 8;
@@ -68,9 +111,18 @@ TEST_P(PolicyConformance, IdleEqualWorkersGetEqualShares) {
   std::vector<double> picks(kWorkers);
   for (int i = 0; i < kRequests; ++i) ++picks[*policy_->choose(fleet.view(), facts, rng_).worker];
   const double expected = static_cast<double>(kRequests) / kWorkers;
-  double chi_square = 0;
-  for (const double count : picks) chi_square += (count - expected) * (count - expected) / expected;
-  EXPECT_LT(chi_square, 18.48) << "chi-square with 7 degrees of freedom, 1 %";
+  const auto chi_square = [&] {
+    double sum = 0;
+    for (const double count : picks) sum += (count - expected) * (count - expected) / expected;
+    return sum;
+  };
+  EXPECT_LT(chi_square(), 18.48) << "chi-square with 7 degrees of freedom, 1 %";
+  if (policy_->needs_all()) return;
+  picks.assign(kWorkers, 0);
+  const TestGate gate;
+  const FleetView many = fleet.many(gate);
+  for (int i = 0; i < kRequests; ++i) ++picks[*policy_->choose(many, facts, rng_).worker];
+  EXPECT_LT(chi_square(), 18.48) << "as of many";
 }
 
 TEST_P(PolicyConformance, IsAFunctionOfItsInputsAndTheRandomSource) {

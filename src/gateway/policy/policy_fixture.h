@@ -5,12 +5,23 @@
 
 #include <deque>
 #include <initializer_list>
+#include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "gateway/policy/policy.h"
 
 namespace sluice::gateway {
+
+// Workers that rest, or were tried, by place.
+class TestGate final : public Gate {
+ public:
+  Pass of(uint32_t place) const override {
+    return resting.contains(place) ? Pass::kRests : tried.contains(place) ? Pass::kTried : Pass::kYes;
+  }
+  std::set<uint32_t> resting, tried;
+};
 
 class TestFleet {
  public:
@@ -34,7 +45,15 @@ class TestFleet {
   }
 
   // The ring has the workers 0 to 31, whoever is there.
-  FleetView view() const {
+  FleetView view() const { return FleetView(usable_, ring()); }
+  // As of many, whatever their number.
+  FleetView many(const TestGate& gate) const {
+    order_ = std::make_unique<LoadOrder>(usable_);
+    return FleetView(usable_, *order_, gate, ring());
+  }
+
+ private:
+  static const routing::HashRing* ring() {
     static const routing::HashRing ring = [] {
       std::vector<std::string> names;
       for (uint32_t worker = 0; worker < 32; ++worker) names.push_back(fmt::format("http://worker{}", worker));
@@ -42,12 +61,12 @@ class TestFleet {
       for (uint32_t worker = 0; worker < 32; ++worker) members.push_back({worker, names[worker]});
       return routing::HashRing(members);
     }();
-    return FleetView(usable_, &ring);
+    return &ring;
   }
 
- private:
   std::deque<WorkerLoad> loads_;
   std::vector<Candidate> usable_;
+  mutable std::unique_ptr<LoadOrder> order_;  // of the last many()
 };
 
 }  // namespace sluice::gateway

@@ -5,16 +5,10 @@
 namespace sluice::gateway {
 
 Choice PowerOfTwo::choose(const FleetView& fleet, const RequestFacts& /*facts*/, Rng& rng) const {
-  const auto usable = fleet.usable();
-  if (usable.empty()) return Choice::none();
-  if (usable.size() == 1) return Choice::of(usable[0].worker, Reason::kOnlyCandidate);
+  auto [a, b] = fleet.any_two(rng);
+  if (a == nullptr) return Choice::none();
+  if (b == nullptr) return Choice::of(a->worker, Reason::kOnlyCandidate);
 
-  const uint64_t first = rng.below(usable.size());
-  uint64_t second = rng.below(usable.size() - 1);
-  if (second >= first) ++second;  // two distinct workers, every ordered pair equally likely
-
-  const Candidate* a = &usable[first];
-  const Candidate* b = &usable[second];
   const int64_t polled_a = a->load->polled_tokens.load(std::memory_order_relaxed);
   const int64_t polled_b = b->load->polled_tokens.load(std::memory_order_relaxed);
   int64_t cost_a = a->load->requests.load(std::memory_order_relaxed);

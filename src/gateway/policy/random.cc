@@ -3,9 +3,8 @@
 namespace sluice::gateway {
 
 Choice Random::choose(const FleetView& fleet, const RequestFacts& /*facts*/, Rng& rng) const {
-  const auto usable = fleet.usable();
-  if (usable.empty()) return Choice::none();
-  return Choice::of(usable[rng.below(usable.size())].worker, Reason::kRandom);
+  const Candidate* candidate = fleet.any(rng);
+  return candidate == nullptr ? Choice::none() : Choice::of(candidate->worker, Reason::kRandom);
 }
 
 }  // namespace sluice::gateway

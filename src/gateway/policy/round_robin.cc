@@ -3,10 +3,8 @@
 namespace sluice::gateway {
 
 Choice RoundRobin::choose(const FleetView& fleet, const RequestFacts& /*facts*/, Rng& /*rng*/) const {
-  const auto usable = fleet.usable();
-  if (usable.empty()) return Choice::none();
-  const uint64_t turn = turn_.fetch_add(1, std::memory_order_relaxed);
-  return Choice::of(usable[turn % usable.size()].worker, Reason::kNextInTurn);
+  const Candidate* candidate = fleet.in_turn(turn_);
+  return candidate == nullptr ? Choice::none() : Choice::of(candidate->worker, Reason::kNextInTurn);
 }
 
 }  // namespace sluice::gateway

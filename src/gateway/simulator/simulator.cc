@@ -8,6 +8,7 @@
 #include "gateway/load.h"
 #include "gateway/policy/least.h"
 #include "gateway/policy/policy.h"
+#include "gateway/roster.h"
 #include "routing/prefix_tree.h"
 
 namespace sluice::gateway {
@@ -26,6 +27,12 @@ class VirtualClock final : public Clock {
   Duration now_{0};
 };
 
+// Nobody is ever down here.
+class OpenGate final : public Gate {
+ public:
+  Pass of(uint32_t) const override { return Pass::kYes; }
+};
+
 class Simulation {
  public:
   Simulation(const SimulationRules& rules, const std::string& policy, const GatewayOptions& options, Workload& workload)
@@ -39,6 +46,8 @@ class Simulation {
       GatewayOptions named = options;
       named.policy = policy;
       policy_ = make_policy(named);
+      // As the gateway: a policy that asks for no load gets none, and learns no cache's size.
+      polls_ = (policy_->needs_engine_load() && !options.disable_load_monitoring) || options.engine_metrics;
     }
     std::vector<std::string> names;
     for (int64_t i = 0; i < rules.workers; ++i) {
@@ -50,6 +59,7 @@ class Simulation {
     std::vector<routing::HashRing::Member> members;
     for (size_t i = 0; i < names.size(); ++i) members.push_back({static_cast<uint32_t>(i), names[i]});
     ring_ = routing::HashRing(members);
+    if (usable_.size() > Roster::kFew) order_ = std::make_unique<LoadOrder>(usable_);
     chosen_.resize(workers_.size());
   }
 
@@ -60,7 +70,7 @@ class Simulation {
       send(std::move(*coming), Duration(0));
       coming = workload_.next();
     }
-    Duration next_poll{0};
+    Duration next_poll = polls_ ? Duration(0) : Duration::max();
     for (;;) {
       Duration next = next_poll;
       for (const CacheWorker& worker : workers_) next = std::min(next, worker.next_event());
@@ -119,7 +129,9 @@ class Simulation {
       const int64_t estimate = static_cast<int64_t>(request.text.size() / 4) + 1;
       RequestFacts facts{.routing_text = request.text, .prompt_tokens = estimate, .now = clock_.now(), .prefix = {}};
       if (policy_->needs_prefix()) facts.prefix = index_.match(request.text);
-      const Choice choice = policy_->choose(FleetView(usable_, &ring_), facts, rng_);
+      const bool many = order_ != nullptr && !policy_->needs_all();
+      const FleetView fleet = many ? FleetView(usable_, *order_, open_gate_, &ring_) : FleetView(usable_, &ring_);
+      const Choice choice = policy_->choose(fleet, facts, rng_);
       worker = *choice.worker;
       if (choice.insert_prefix) {
         routing::CacheBelief& belief = loads_[worker]->belief;
@@ -194,6 +206,7 @@ class Simulation {
   const SimulationRules rules_;
   Workload& workload_;
   const Duration poll_interval_;
+  bool polls_ = false;
   VirtualClock clock_;
   routing::PrefixTree index_;  // what stands under the gateway's index, without its thread
   routing::HashRing ring_;
@@ -202,6 +215,8 @@ class Simulation {
   std::vector<CacheWorker> workers_;
   std::vector<std::shared_ptr<WorkerLoad>> loads_;
   std::vector<Candidate> usable_;
+  std::unique_ptr<LoadOrder> order_;  // as in the gateway, where they are many
+  const OpenGate open_gate_;
 
   uint64_t last_id_ = 0;
   std::unordered_map<uint64_t, Open> open_;

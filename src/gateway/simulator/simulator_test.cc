@@ -38,6 +38,18 @@ TEST_F(SimulatorTest, WhoeverKnowsTheCachesFindsThePrefixesAndWhoeverDoesNotDoes
   EXPECT_NEAR(run("passthrough", {.rate = 20}).imbalance, 4, 1e-9);
 }
 
+// As in the gateway, which polls for a policy that needs it, or for --engine-metrics.
+TEST_F(SimulatorTest, APolicyThatAsksForNoLoadIsNotToldHowMuchACacheHolds) {
+  const SimulationRules rules{.concurrency = 128, .duration = 5s, .streamed = true};
+  const auto requests = [&](const char* policy, bool engine_metrics) {
+    GatewayOptions options = gateway_option_table().defaults();
+    options.engine_metrics = engine_metrics;
+    return simulate(rules, policy, options, *make_groups({.hot = true})).requests;
+  };
+  EXPECT_NE(requests("cache_aware", false), requests("cache_aware", true));
+  EXPECT_EQ(requests("min_cost", false), requests("min_cost", true)) << "it is told in any case";
+}
+
 TEST_F(SimulatorTest, AClosedLoopKeepsItsNumberInFlight) {
   const auto result = run("cache_aware", {}, 32);
   EXPECT_NEAR(result.requests_per_s * result.latency_p50, 32, 3) << "Little's law";

@@ -1,0 +1,137 @@
+#include "gateway/kv_events/view.h"
+
+#include <algorithm>
+
+namespace sluice::gateway {
+namespace {
+
+// Of a worker's state: what is known, two flags, the block size, and since when what was sent to it counts.
+constexpr uint64_t kKnowledgeMask = 3, kTrusted = 4, kToolsDiffer = 8;
+constexpr uint64_t kSizeShift = 8, kSinceShift = 32;
+constexpr uint64_t kLargestBlock = (1 << 24) - 1;
+constexpr uint64_t kSizeMask = kLargestBlock << kSizeShift, kSinceMask = uint64_t{0xffff} << kSinceShift;
+
+// Blocks shorter than this are looked up several at a time.
+constexpr uint32_t kStrideTokens = 16;
+
+// An entry of what was sent: 28 bits of the block's name, 20 of the worker, 16 of the time in tenths of a second.
+constexpr Duration kTick = std::chrono::milliseconds(100);
+constexpr uint16_t kLately = 100;  // ticks: engines publish when a prompt is computed, or later
+
+uint16_t tick_of(TimePoint now) { return static_cast<uint16_t>(now.time_since_epoch() / kTick); }
+uint64_t entry_of(routing::BlockName name, uint32_t worker, uint16_t tick) {
+  return (name >> 36) << 36 | static_cast<uint64_t>(worker & 0xfffff) << 16 | tick;
+}
+
+}  // namespace
+
+KvView::~KvView() {
+  for (auto& chunk : states_) delete chunk.load();
+}
+
+std::atomic<uint64_t>& KvView::state_of(uint32_t worker) {
+  auto& slot = states_[worker / kChunk % kChunks];
+  Chunk* chunk = slot.load(std::memory_order_acquire);
+  if (chunk == nullptr) {
+    auto* fresh = new Chunk();
+    if (slot.compare_exchange_strong(chunk, fresh, std::memory_order_acq_rel)) {
+      chunk = fresh;
+    } else {
+      delete fresh;
+    }
+  }
+  return (*chunk)[worker % kChunk];
+}
+
+uint64_t KvView::state(uint32_t worker) const {
+  const Chunk* chunk = states_[worker / kChunk % kChunks].load(std::memory_order_acquire);
+  return chunk == nullptr ? 0 : (*chunk)[worker % kChunk].load(std::memory_order_acquire);
+}
+
+KvView::Facts KvView::of(uint32_t worker) const {
+  const uint64_t bits = state(worker);
+  if ((bits & kTrusted) == 0) return {};
+  return {static_cast<KvKnowledge>(bits & kKnowledgeMask), (bits & kToolsDiffer) != 0,
+          static_cast<uint32_t>((bits & kSizeMask) >> kSizeShift)};
+}
+
+void KvView::change(uint32_t worker, uint64_t mask, uint64_t bits) {
+  auto& state = state_of(worker);
+  uint64_t old = state.load(std::memory_order_relaxed);
+  while (!state.compare_exchange_weak(old, (old & ~mask) | bits, std::memory_order_acq_rel)) {
+  }
+}
+
+void KvView::set_known(uint32_t worker, KvKnowledge knowledge, int64_t block_size, TimePoint now) {
+  const auto size = static_cast<uint64_t>(std::clamp<int64_t>(block_size, 0, kLargestBlock));
+  if (size > 0) {
+    const auto place =
+        std::ranges::find_if(block_sizes_, [&](const auto& known) { return known == size || known == 0; });
+    if (place == block_sizes_.end()) {
+      knowledge = KvKnowledge::kNothing;  // nobody would look for its blocks
+    } else {
+      *place = static_cast<uint32_t>(size);
+    }
+  }
+  const bool is_new = (state(worker) & kKnowledgeMask) == 0 && knowledge != KvKnowledge::kNothing;
+  change(worker, kKnowledgeMask | kSizeMask, static_cast<uint64_t>(knowledge) | size << kSizeShift);
+  if (is_new) forget_sent(worker, now);
+}
+
+void KvView::forget_sent(uint32_t worker, TimePoint now) {
+  change(worker, kSinceMask, static_cast<uint64_t>(tick_of(now)) << kSinceShift);
+}
+
+void KvView::set_trusted(uint32_t worker, bool is_trusted, bool tools_differ) {
+  change(worker, kTrusted | kToolsDiffer, (is_trusted ? kTrusted : 0) | (tools_differ ? kToolsDiffer : 0));
+}
+
+void KvView::name(KvPrompt& prompt) const {
+  for (size_t i = 0; i < block_sizes_.size(); ++i) {
+    const uint32_t size = block_sizes_[i].load(std::memory_order_acquire);
+    if (size == 0) return;
+    if (i < prompt.names.size()) continue;
+    prompt.names.push_back({.block_size = size, .names = {}});
+    routing::name_blocks(prompt.tokens, size, prompt.names.back().names);
+  }
+}
+
+void KvView::match(KvPrompt& prompt, TimePoint now, std::vector<Known>& found) const {
+  found.clear();
+  name(prompt);
+  thread_local std::vector<routing::BlockIndex::Depth> depths;
+  const uint16_t tick = tick_of(now);
+  for (const KvPrompt::Names& named : prompt.names) {
+    const auto add = [&](uint32_t worker, size_t blocks) {
+      if (!counts(worker, prompt) || of(worker).block_size != named.block_size) return;
+      const size_t tokens = blocks * named.block_size;
+      const auto known = std::ranges::find(found, worker, &Known::worker);
+      if (known == found.end()) {
+        found.push_back({worker, tokens});
+      } else {
+        known->tokens = std::max(known->tokens, tokens);
+      }
+    };
+    index.match(named.names, depths, std::max<size_t>(1, kStrideTokens / named.block_size));
+    for (const auto& depth : depths) add(depth.worker, depth.blocks);
+    for (size_t i = 0; i < named.names.size(); ++i) {
+      const uint64_t entry = recent_[named.names[i] % kRecent].load(std::memory_order_relaxed);
+      if (entry >> 36 != named.names[i] >> 36 || static_cast<uint16_t>(tick - entry) > kLately) break;
+      const uint32_t worker = (entry >> 16) & 0xfffff;
+      const auto since = static_cast<uint16_t>(state(worker) >> kSinceShift);
+      if (static_cast<uint16_t>(tick - since) >= static_cast<uint16_t>(tick - entry)) add(worker, i + 1);
+    }
+  }
+}
+
+void KvView::sent(const KvPrompt& prompt, uint32_t worker, TimePoint now) {
+  const uint32_t size = of(worker).block_size;
+  for (const KvPrompt::Names& named : prompt.names) {
+    if (named.block_size != size) continue;
+    for (const routing::BlockName name : named.names) {
+      recent_[name % kRecent].store(entry_of(name, worker, tick_of(now)), std::memory_order_relaxed);
+    }
+  }
+}
+
+}  // namespace sluice::gateway

@@ -1,0 +1,174 @@
+#include "gateway/liveness.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <utility>
+
+#include "base/log.h"
+
+namespace sluice::gateway {
+namespace {
+
+// Shorter silences are not looked into.
+constexpr Duration kNoticed = std::chrono::milliseconds(500);
+constexpr Duration kMargin = std::chrono::seconds(1);
+constexpr int kSlack = 2;        // times the time that the prompts should take: the fit leans to the lower side
+constexpr int kOverdue = 2;      // looks: a gateway that was stopped itself has a moment to read what came meanwhile
+constexpr int kLearnAtMost = 2;  // times what was expected
+constexpr Duration kPeriod = std::chrono::minutes(10);
+
+TimePoint time_of(int64_t nanoseconds) { return TimePoint(Duration(nanoseconds)); }
+
+}  // namespace
+
+void Liveness::look() {
+  if (settled_ && context_.admission.in_flight() == 0) return;
+  const TimePoint now = context_.clock.now();
+  const auto workers = context_.fleet.snapshot();
+  for (const WorkerPtr& worker : *workers) look_at(worker, now);
+  raise_limits(*workers, now);
+  settled_ = std::ranges::none_of(known_, [](const auto& entry) {
+    const Known& known = entry.second;
+    return known.slow_since || known.quiet_since != 0 || known.worker->suspect;
+  });
+}
+
+void Liveness::look_at(const WorkerPtr& worker, TimePoint now) {
+  const WorkerLoad& load = *worker->load;
+  const bool asked = load.requests.load(std::memory_order_relaxed) > load.held.load(std::memory_order_relaxed);
+  const int64_t heard = load.heard_at.load(std::memory_order_relaxed);
+  const int64_t quiet_since = std::max(heard, load.asked_at.load(std::memory_order_relaxed));
+  const Duration lasts = now - time_of(quiet_since);
+  auto at = known_.find(worker->number);
+  if (at == known_.end()) {
+    if (!asked || lasts < kNoticed) return;
+    at = known_.try_emplace(worker->number).first;
+    at->second.worker = worker;
+    at->second.heard = heard;
+  }
+  Known& known = at->second;
+  if (known.heard != heard) byte_came(known, heard, now);
+  if (!asked || lasts < kNoticed) {
+    known.quiet_since = 0;
+    known.overdue = 0;
+    return;
+  }
+  if (std::exchange(known.quiet_since, quiet_since) != quiet_since) {
+    // Once for each silence: requests that are sent into it do not prolong what it may last.
+    known.overdue = 0;
+    known.most = load.prefill.backlog();
+    if (known.most) known.most = std::max({kSlack * *known.most, known.honest, known.honest_before}) + kMargin;
+  }
+  known.lasts = lasts;
+  if (!known.most || lasts <= *known.most) return;
+  if (++known.overdue >= kOverdue && !worker->suspect) suspect(known);
+}
+
+void Liveness::byte_came(Known& known, int64_t heard, TimePoint now) {
+  known.heard = heard;
+  known.vouched = known.lied = false;
+  if (now - known.period > kPeriod) {
+    known.honest_before = std::exchange(known.honest, Duration(0));
+    known.period = now;
+  }
+  // A worker that was frozen for a while is not to have as long the next time: what is learned at once is bounded.
+  if (std::exchange(known.quiet_since, 0) != 0) {
+    const Duration learned = known.most ? std::min(known.lasts, kLearnAtMost * *known.most) : known.lasts;
+    known.honest = std::max(known.honest, learned);
+  }
+  if (known.worker->suspect) trust(known, "it answers again");
+}
+
+void Liveness::suspect(Known& known) {
+  Worker& worker = *known.worker;
+  known.lied = known.lied || known.vouched;
+  known.slow_since.reset();
+  worker.most_requests = context_.options.disable_health_check || known.lied ? 1 : 0;
+  std::string why = fmt::format("silent for {:.1f} s on {} requests, and {:.1f} s were expected at most",
+                                seconds(known.lasts), worker.load->requests.load(), seconds(*known.most));
+  SLUICE_LOG(warn, "gateway/liveness", "worker {} is suspect: {}", worker.url, why);
+  worker.set_suspicion(Worker::Suspicion{context_.clock.unix_nanos(), std::move(why)});
+  context_.metrics.counter("smg_worker_suspicions_total", {worker.url}).add();
+  probe_(known.worker);
+}
+
+void Liveness::trust(Known& known, std::string_view why) {
+  Worker& worker = *known.worker;
+  SLUICE_LOG(info, "gateway/liveness", "worker {} is not suspect any more: {}", worker.url, why);
+  worker.set_suspicion(std::nullopt);
+  begin_slowly(known);
+}
+
+bool Liveness::others_serve() const { return context_.admission.in_flight() > 0; }
+
+void Liveness::before_ready(Worker& worker) const {
+  if (context_.options.slow_start_secs > 0 && others_serve()) worker.most_requests = 1;
+}
+
+void Liveness::begin_slowly(Known& known) {
+  const bool slow = context_.options.slow_start_secs > 0 && others_serve();
+  known.slow_since.reset();
+  if (slow) known.slow_since = context_.clock.now();
+  known.worker->most_requests = slow ? 1 : Worker::kNoLimit;
+  settled_ = settled_ && !slow;
+}
+
+void Liveness::returned(const WorkerPtr& worker, bool is_new_process) {
+  if (worker->suspect && !is_new_process) return;  // its health checks say nothing of that
+  if (is_new_process) known_.erase(worker->number);
+  worker->set_suspicion(std::nullopt);
+  Known& known = known_.try_emplace(worker->number).first->second;
+  known.worker = worker;
+  known.heard = worker->load->heard_at;
+  known.quiet_since = 0;
+  known.overdue = 0;
+  begin_slowly(known);
+}
+
+void Liveness::generated(Worker& worker) {
+  const auto at = known_.find(worker.number);
+  if (at == known_.end()) return;
+  Known& known = at->second;
+  if (known.lied) return;
+  known.vouched = true;
+  known.quiet_since = 0;
+  known.overdue = 0;
+  // What it had before may be lost: it is judged by what comes from now on.
+  worker.load->asked_at = context_.clock.now().time_since_epoch().count();
+  trust(known, "it has generated for a probe");
+}
+
+void Liveness::cannot_generate_for_probes(Worker& worker) { worker.most_requests = 1; }
+
+// Of those that begin slowly: from one request to as many as the others of the same model have on average.
+void Liveness::raise_limits(const WorkerList& workers, TimePoint now) {
+  const auto is_slow = [](const auto& entry) { return entry.second.slow_since.has_value(); };
+  if (std::ranges::none_of(known_, is_slow)) return;
+  struct Others {
+    int64_t requests = 0;
+    int64_t workers = 0;
+  };
+  std::map<std::string, Others> others;
+  for (const WorkerPtr& worker : workers) {
+    if (!worker->usable() || worker->most_requests != Worker::kNoLimit) continue;
+    Others& of_model = others[worker->info(&Worker::Info::model_id)];
+    of_model.requests += worker->load->requests;
+    ++of_model.workers;
+  }
+  const Duration all = std::chrono::seconds(context_.options.slow_start_secs);
+  for (auto& [number, known] : known_) {
+    if (!known.slow_since) continue;
+    const Others& of_model = others[known.worker->info(&Worker::Info::model_id)];
+    const double done = seconds(now - *known.slow_since) / seconds(all);
+    if (done >= 1 || of_model.workers == 0) {
+      known.slow_since.reset();
+      known.worker->most_requests = Worker::kNoLimit;
+      continue;
+    }
+    const double mean = static_cast<double>(of_model.requests) / static_cast<double>(of_model.workers);
+    known.worker->most_requests = std::max<int64_t>(1, std::llround(done * mean));
+  }
+}
+
+}  // namespace sluice::gateway

@@ -1,0 +1,71 @@
+// Which workers are alive, judged by what they do and not by what they say. A worker that has requests and from which
+// no byte of any answer has come for longer than its prompts can take is suspect: it gets no new work and is probed at
+// once. Nothing is cancelled. It is trusted again with the next byte, when it has generated for a probe, or, where
+// there is no such probe, with the first of the requests that may try it one at a time.
+//
+// A worker that comes (back) while others serve begins with one request at a time (slow start): its cache is empty, and
+// whatever had made it go may still be there.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <unordered_map>
+
+#include "base/clock.h"
+#include "gateway/context.h"
+
+namespace sluice::gateway {
+
+// Control thread only, unless said otherwise.
+class Liveness {
+ public:
+  // `probe`: probe it soon. Both outlive this.
+  Liveness(Context& context, std::function<void(const WorkerPtr&)> probe)
+      : context_(context), probe_(std::move(probe)) {}
+
+  // To be called every kInterval while requests are in flight, and every kIdleInterval otherwise.
+  void look();
+  static constexpr Duration kInterval = std::chrono::milliseconds(250);
+  static constexpr Duration kIdleInterval = std::chrono::milliseconds(500);
+
+  // It comes (back), just before it is used. `is_new_process`: nothing that was held against it counts.
+  void returned(const WorkerPtr& worker, bool is_new_process);
+  // The same in advance: any thread. returned() must follow.
+  void before_ready(Worker& worker) const;
+  // A suspect has generated a token for a probe.
+  void generated(Worker& worker);
+  // A suspect has no such probe.
+  void cannot_generate_for_probes(Worker& worker);
+  void forget(const Worker& worker) { known_.erase(worker.number); }
+
+ private:
+  struct Known {
+    WorkerPtr worker;
+    int64_t heard = 0;             // WorkerLoad::heard_at when this looked last
+    int64_t quiet_since = 0;       // of the silence that lasts; 0 = there is none
+    std::optional<Duration> most;  // that it may last; none = nothing is known
+    Duration lasts{0};
+    int overdue = 0;  // looks in a row that found it too long
+    // The longest silence that ended with a byte, in this and in the last period.
+    Duration honest{0}, honest_before{0};
+    TimePoint period{};
+    bool vouched = false;  // by a probe, since a byte came last
+    bool lied = false;     // and fell silent again: such probes say nothing of this worker
+    std::optional<TimePoint> slow_since;
+  };
+  void look_at(const WorkerPtr& worker, TimePoint now);
+  void byte_came(Known& known, int64_t heard, TimePoint now);
+  void suspect(Known& known);
+  void trust(Known& known, std::string_view why);
+  bool others_serve() const;
+  void begin_slowly(Known& known);
+  void raise_limits(const WorkerList& workers, TimePoint now);
+
+  Context& context_;
+  const std::function<void(const WorkerPtr&)> probe_;
+  std::unordered_map<uint32_t, Known> known_;  // by number; of workers with something to remember
+  bool settled_ = true;                        // nobody is suspect, slow or silent
+};
+
+}  // namespace sluice::gateway

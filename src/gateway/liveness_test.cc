@@ -1,0 +1,359 @@
+// Who is taken for alive, over real sockets with engines that fall silent, judged by a clock that only tests and
+// engines move.
+#include "gateway/liveness.h"
+
+#include <atomic>
+
+#include "gateway/gateway_fixture.h"
+#include "net/server.h"
+
+namespace sluice::gateway {
+namespace {
+
+using namespace std::chrono_literals;
+using ::testing::HasSubstr;
+
+// Generates one event per request, `prefill` of the test's clock later.
+class Engine {
+ public:
+  enum class Mode {
+    kServes,
+    kMute,    // generates nothing, and health checks pass
+    kLies,    // the same, and even that for generation passes
+    kFrozen,  // accepts and answers nothing
+  };
+
+  Engine(net::LoopGroup& loops, sluice::testing::FakeClock& clock)
+      : clock_(clock),
+        server_(loops, net::ServerOptions{}, [this](net::ServerExchange& exchange) { return handle(exchange); }),
+        port_(server_.listen("127.0.0.1", 0).value()) {}
+
+  std::string url() const { return fmt::format("http://127.0.0.1:{}", port_); }
+
+  std::atomic<Mode> mode{Mode::kServes};
+  std::atomic<int64_t> prefill_ms{0};
+  std::atomic<int64_t> answer_bytes{0};      // beyond the event
+  std::atomic<bool> has_probe{true};         // /health_generate
+  std::atomic<int> open{0}, generations{0};  // requests for generation: under way, and all that came
+  std::atomic<int> probes{0};                // of /health_generate
+
+ private:
+  bool is_stuck(std::string_view path) const {
+    const Mode now = mode;
+    if (path == "/health") return now == Mode::kFrozen;
+    if (path == "/health_generate") return now == Mode::kFrozen || (now == Mode::kMute && has_probe);
+    return now != Mode::kServes;
+  }
+  net::Task<> handle(net::ServerExchange& exchange) {
+    const std::string path(exchange.request().path());
+    const bool generates = path == "/generate";
+    auto body = co_await exchange.read_body(size_t{64} << 20);
+    if (!body.ok()) co_return;
+    if (generates) {
+      ++open;
+      ++generations;
+    }
+    if (path == "/health_generate") ++probes;
+    while (is_stuck(path) && !exchange.client_gone()) co_await exchange.loop().sleep(std::chrono::milliseconds(1));
+    if (!exchange.client_gone()) co_await answer(exchange, path, generates);
+    if (generates) --open;
+  }
+  net::Task<> answer(net::ServerExchange& exchange, const std::string& path, bool generates) {
+    if (!generates) {
+      const bool known = path == "/health" || (path == "/health_generate" && has_probe);
+      auto response = net::Response::text(known ? 200 : 404, "");
+      co_await exchange.respond(std::move(response));
+      co_return;
+    }
+    clock_.advance(std::chrono::milliseconds(prefill_ms));
+    net::ResponseHead head{200, {}, "OK"};
+    head.headers.set("Content-Type", "text/event-stream");
+    auto sent = co_await exchange.start(std::move(head));
+    if (sent.ok()) sent = co_await exchange.write("data: {\"text\":\"x\"}\n\n");
+    const std::string piece(65536, 'x');
+    for (int64_t left = answer_bytes; sent.ok() && left > 0; left -= 65536) sent = co_await exchange.write(piece);
+    if (sent.ok()) co_await exchange.finish();
+  }
+
+  sluice::testing::FakeClock& clock_;
+  net::Server server_;
+  const uint16_t port_;
+};
+
+class LivenessTest : public GatewayFixture {
+ protected:
+  using Mode = Engine::Mode;
+
+  Engine& engine() {
+    engines_.push_back(std::make_unique<Engine>(loops_, clock_));
+    return *engines_.back();
+  }
+  void begin(std::vector<std::string> flags = {}) {
+    flags.insert(flags.end(), {"--policy", "round_robin"});
+    start(std::move(flags));
+    for (const auto& each : engines_) gateway_->worker_started(each->url());
+  }
+  // One request for each, that takes so long.
+  void teach(int64_t prefill_ms, const std::string& text = "x") {
+    for (const auto& each : engines_) each->prefill_ms = prefill_ms;
+    for (size_t i = 0; i < engines_.size(); ++i) ASSERT_EQ(generate(text, /*stream=*/true)->status, 200);
+    for (const auto& each : engines_) {
+      each->prefill_ms = 0;
+      ASSERT_EQ(each->generations, 1) << "round_robin gives each of them one";
+    }
+  }
+  RawClient& ask(const std::string& text = "x") {
+    ++sent_;
+    clients_.push_back(std::make_unique<RawClient>(gateway_->port()));
+    clients_.back()->post("/generate", body_of(text, /*stream=*/true));
+    return *clients_.back();
+  }
+  // Asks until it has one that it does not answer; the others answer.
+  void ask_until_it_holds_one(const Engine& one) {
+    for (size_t i = 0; one.open == 0; ++i) {
+      ASSERT_LT(i, engines_.size()) << "round_robin gives it one of so many";
+      const int before = generations();
+      ask();
+      ASSERT_TRUE(eventually([&] { return generations() == before + 1; }));
+    }
+  }
+  int generations() const {
+    int sum = 0;
+    for (const auto& each : engines_) sum += each->generations;
+    return sum;
+  }
+  int open() const {
+    int sum = 0;
+    for (const auto& each : engines_) sum += each->open;
+    return sum;
+  }
+  bool becomes_suspect(const Engine& one) {
+    return eventually([&] { return metric("smg_worker_suspect", {one.url()}) == 1; });
+  }
+  bool becomes_trusted(const Engine& one) {
+    return eventually([&] { return metric("smg_worker_suspect", {one.url()}) == 0; });
+  }
+  double suspicions(const Engine& one) { return metric("smg_worker_suspicions_total", {one.url()}); }
+  Json json_of(const Engine& one) {
+    for (const Json& each : workers_json()) {
+      if (each["url"] == one.url()) return each;
+    }
+    return {};
+  }
+  // So many requests, all of which must be answered.
+  void expect_answers(int count) {
+    for (int i = 0; i < count; ++i) EXPECT_EQ(generate("x", /*stream=*/true)->status, 200);
+  }
+  void TearDown() override {
+    for (const auto& each : engines_) each->mode = Mode::kServes;
+    if (gateway_ != nullptr) expect_settled();
+  }
+
+  std::vector<std::unique_ptr<Engine>> engines_;
+  std::vector<std::unique_ptr<RawClient>> clients_;
+};
+
+TEST_F(LivenessTest, R4AFrozenWorkerIsOutOfRotationWithin3sAndLosesNothing) {
+  Engine& frozen = engine();
+  Engine& steady = engine();
+  begin({"--slow-start-secs", "0"});
+  teach(100);
+  frozen.mode = Mode::kFrozen;
+  ask_until_it_holds_one(frozen);
+  clock_.advance(2s);
+  ASSERT_TRUE(becomes_suspect(frozen)) << "it was idle, and 2 s have passed since its next request";
+  EXPECT_THAT(json_of(frozen)["suspect"]["why"].get<std::string>(), HasSubstr("silent for 2.0 s on 1 requests"));
+  EXPECT_EQ(json_of(steady)["suspect"], nullptr);
+  const int before = steady.generations;
+  expect_answers(6);
+  EXPECT_EQ(steady.generations, before + 6);
+  EXPECT_EQ(frozen.open, 1) << "suspicion cancels nothing";
+  frozen.mode = Mode::kServes;
+  EXPECT_THAT(clients_.back()->read_until("data:"), HasSubstr("200 OK"));
+  EXPECT_TRUE(becomes_trusted(frozen));
+  expect_answers(2);
+  EXPECT_EQ(steady.generations, before + 7) << "each has its turn again";
+  EXPECT_EQ(suspicions(frozen), 1);
+}
+
+TEST_F(LivenessTest, R5AWorkerThatPassesItsHealthChecksAndGeneratesNothingStaysOut) {
+  Engine& mute = engine();
+  Engine& steady = engine();
+  begin({"--slow-start-secs", "0"});
+  teach(100);
+  mute.mode = Mode::kMute;
+  ask_until_it_holds_one(mute);
+  clock_.advance(2s);
+  ASSERT_TRUE(becomes_suspect(mute));
+  clock_.advance(1s);
+  EXPECT_TRUE(eventually([&] { return mute.probes > 0; }));
+  clients_.clear();  // its request ends without a byte: that proves nothing
+  ASSERT_TRUE(eventually([&] { return json_of(mute)["load"] == 0; }));
+  const int before = steady.generations;
+  expect_answers(4);
+  EXPECT_EQ(steady.generations, before + 4);
+  EXPECT_EQ(json_of(mute)["is_healthy"], true);
+  mute.mode = Mode::kServes;  // and its answer to the question whether it generates comes
+  EXPECT_TRUE(eventually([&] {
+    clock_.advance(1s);
+    return metric("smg_worker_suspect", {mute.url()}) == 0;
+  }));
+}
+
+TEST_F(LivenessTest, AWorkerWhoseProbesLieIsTriedWithOneRequestAtATime) {
+  Engine& liar = engine();
+  Engine& steady = engine();
+  begin({"--slow-start-secs", "0"});
+  teach(100);
+  liar.mode = Mode::kLies;
+  ask_until_it_holds_one(liar);
+  // Suspect, trusted for its probe, and suspect again: then its probes do not count.
+  ASSERT_TRUE(eventually([&] {
+    clock_.advance(500ms);
+    return suspicions(liar) == 2;
+  }));
+  EXPECT_EQ(json_of(liar)["most_requests"], 1);
+  const int before = steady.generations;
+  expect_answers(2);
+  EXPECT_EQ(steady.generations, before + 2) << "it has one request that it does not answer";
+  liar.mode = Mode::kServes;
+  EXPECT_TRUE(becomes_trusted(liar)) << "by the byte that comes";
+}
+
+TEST_F(LivenessTest, WhereNoProbeGeneratesOneRequestMayTryIt) {
+  Engine& mute = engine();
+  engine();
+  mute.has_probe = false;
+  begin({"--slow-start-secs", "0"});
+  teach(100);
+  mute.mode = Mode::kMute;
+  ask_until_it_holds_one(mute);
+  clock_.advance(2s);
+  ASSERT_TRUE(becomes_suspect(mute));
+  ASSERT_TRUE(eventually([&] {
+    clock_.advance(1s);
+    return json_of(mute)["most_requests"] == 1;
+  }));
+  clients_.clear();
+  ASSERT_TRUE(eventually([&] { return json_of(mute)["load"] == 0; }));
+  mute.mode = Mode::kServes;
+  EXPECT_EQ(metric("smg_worker_suspect", {mute.url()}), 1) << "it is not trusted before it has answered";
+  const int before = mute.generations;
+  expect_answers(2);
+  EXPECT_EQ(mute.generations, before + 1);
+  EXPECT_TRUE(becomes_trusted(mute));
+}
+
+TEST_F(LivenessTest, R5AnHonestPrefillOf60sIsNoSilence) {
+  Engine& honest = engine();
+  Engine& frozen = engine();
+  begin({"--slow-start-secs", "0"});
+  teach(100, std::string(4000, 'x'));
+  for (const auto& each : engines_) each->mode = Mode::kMute;
+  // Which of them has the long prompt is not told apart: the other one is the one to suspect.
+  ask(std::string(240'000, 'x'));
+  ASSERT_TRUE(eventually([&] { return open() == 1; }));
+  Engine& one = honest.open == 1 ? honest : frozen;
+  Engine& other = honest.open == 1 ? frozen : honest;
+  ask(std::string(4000, 'x'));
+  ASSERT_TRUE(eventually([&] { return other.open == 1; }));
+  clock_.advance(60s);
+  ASSERT_TRUE(becomes_suspect(other)) << "so both were looked at";
+  EXPECT_EQ(suspicions(one), 0) << "60 times as long as any before may take a hundred times as long and more";
+}
+
+TEST_F(LivenessTest, WithoutHistoryOnlyFailedProbesDecide) {
+  Engine& known = engine();
+  begin({"--slow-start-secs", "0"});
+  teach(100);
+  Engine& added = engine();
+  gateway_->worker_started(added.url());
+  for (const auto& each : engines_) each->mode = Mode::kMute;
+  for (int i = 0; i < 2; ++i) ask();
+  ASSERT_TRUE(eventually([&] { return known.open == 1 && added.open == 1; }));
+  clock_.advance(60s);
+  ASSERT_TRUE(becomes_suspect(known)) << "so both were looked at";
+  EXPECT_EQ(suspicions(added), 0);
+}
+
+TEST_F(LivenessTest, WhereAllAreSuspectTheyAreUsedAndTheReasonIsKept) {
+  Engine& only = engine();
+  begin({"--slow-start-secs", "0"});
+  teach(100);
+  only.mode = Mode::kMute;
+  ask_until_it_holds_one(only);
+  clock_.advance(2s);
+  ASSERT_TRUE(becomes_suspect(only));
+  ++sent_;
+  RawClient next(gateway_->port());
+  const std::string body = body_of("x", true);
+  next.send(fmt::format("POST /generate HTTP/1.1\r\nHost: x\r\nX-Request-Id: late\r\nContent-Length: {}\r\n\r\n{}",
+                        body.size(), body));
+  ASSERT_TRUE(eventually([&] { return only.open == 2; })) << "suspicion never empties the fleet";
+  only.mode = Mode::kServes;
+  EXPECT_THAT(next.read_until("data:"), HasSubstr("200 OK"));
+  EXPECT_TRUE(eventually([&] {
+    const auto why = call("GET", "/debug/why/late");
+    return why->body.find("suspect, as are all that could be used") != std::string::npos;
+  }));
+}
+
+TEST_F(LivenessTest, AClientThatDoesNotReadIsNotTheWorkersSilence) {
+  Engine& blocked = engine();
+  Engine& silent = engine();
+  begin({"--slow-start-secs", "0"});
+  teach(100);
+  blocked.answer_bytes = 64 << 20;
+  silent.mode = Mode::kMute;
+  for (int i = 0; i < 2; ++i) ask();
+  ASSERT_TRUE(eventually([&] { return blocked.open == 1 && silent.open == 1; }));
+  clock_.advance(20s);
+  ASSERT_TRUE(becomes_suspect(silent)) << "so both were looked at, and all that fits has been sent meanwhile";
+  silent.mode = Mode::kServes;
+  ASSERT_TRUE(becomes_trusted(silent));
+  silent.mode = Mode::kMute;
+  ask_until_it_holds_one(silent);
+  clock_.advance(20s);
+  ASSERT_TRUE(eventually([&] { return suspicions(silent) == 2; }));
+  EXPECT_EQ(suspicions(blocked), 0);
+  clients_.clear();
+}
+
+TEST_F(LivenessTest, R3L18AWorkerThatComesWhileOthersServeBeginsSlowly) {
+  Engine& loaded = engine();
+  begin({"--slow-start-secs", "10"});
+  loaded.mode = Mode::kMute;  // without history: it is not suspect for that
+  for (int i = 0; i < 8; ++i) ask();
+  ASSERT_TRUE(eventually([&] { return loaded.open == 8; }));
+  Engine& cold = engine();
+  cold.mode = Mode::kMute;
+  gateway_->worker_started(cold.url());
+  for (int i = 0; i < 4; ++i) ask();
+  ASSERT_TRUE(eventually([&] { return open() == 12; }));
+  EXPECT_EQ(cold.open, 1);
+  EXPECT_EQ(json_of(cold)["most_requests"], 1);
+  clock_.advance(5s);
+  ASSERT_TRUE(eventually([&] { return json_of(cold)["most_requests"] == 6; })) << "half of what the other one has";
+  for (int i = 0; i < 12; ++i) ask();
+  ASSERT_TRUE(eventually([&] { return open() == 24; }));
+  EXPECT_LE(cold.open, 9) << "at most half of what the other one has meanwhile";
+  clock_.advance(5s);
+  EXPECT_TRUE(eventually([&] { return json_of(cold)["most_requests"] == nullptr; }));
+  EXPECT_EQ(json_of(loaded)["most_requests"], nullptr);
+}
+
+TEST_F(LivenessTest, AWorkerThatComesAloneHasItsShareAtOnce) {
+  Engine& only = engine();
+  begin();
+  EXPECT_EQ(json_of(only)["most_requests"], nullptr);
+  only.mode = Mode::kMute;
+  for (int i = 0; i < 8; ++i) ask();
+  EXPECT_TRUE(eventually([&] { return only.open == 8; }));
+  gateway_->worker_ended(only.url());
+  gateway_->worker_started(only.url());
+  EXPECT_TRUE(eventually([&] { return json_of(only)["most_requests"] == nullptr; }))
+      << "there is nobody to take the rest";
+}
+
+}  // namespace
+}  // namespace sluice::gateway

@@ -1,0 +1,53 @@
+#include "gateway/selection.h"
+
+#include <algorithm>
+
+#include "gateway/fleet.h"
+
+namespace sluice::gateway {
+namespace {
+
+void list_usable(const Roster& roster, std::span<const uint32_t> tried, TimePoint now, std::vector<Candidate>& usable) {
+  for (const int effort : {0, 1, 2, 3}) {
+    usable.clear();
+    for (const WorkerPtr& worker : roster.workers()) {
+      if (effort < 1 ? !worker->takes_work(now) : !worker->usable()) continue;
+      if (effort == 1 && worker->suspect.load(std::memory_order_relaxed)) continue;  // one that may be tried takes work
+      if (effort < 3 && std::ranges::find(tried, worker->number) != tried.end()) continue;
+      usable.push_back({worker->number, worker->load.get()});
+    }
+    if (!usable.empty()) return;
+  }
+}
+
+}  // namespace
+
+Gate::Pass RequestGate::of(uint32_t place) const {
+  const Worker& worker = *roster_.workers()[place];
+  if (!worker.takes_work(now_)) return Pass::kRests;
+  return std::ranges::find(tried_, worker.number) == tried_.end() ? Pass::kYes : Pass::kTried;
+}
+
+std::optional<Choice> select_worker(const Roster& roster, const Policy& policy, const RequestFacts& facts,
+                                    std::span<const uint32_t> tried, const routing::HashRing* ring,
+                                    std::vector<Candidate>& scratch, Rng& rng) {
+  if (roster.order() != nullptr && !policy.needs_all()) {
+    roster.wake(facts.now);
+    const RequestGate gate(roster, tried, facts.now);
+    const Choice choice = policy.choose(FleetView(roster.members(), *roster.order(), gate, ring), facts, rng);
+    if (choice.worker) return choice;
+  }
+  list_usable(roster, tried, facts.now, scratch);
+  if (scratch.empty()) return std::nullopt;
+  return policy.choose(FleetView(scratch, ring), facts, rng);
+}
+
+bool any_untried(const Roster& roster, std::span<const uint32_t> tried, TimePoint now) {
+  const RequestGate gate(roster, tried, now);
+  for (uint32_t place = 0; place < roster.workers().size(); ++place) {
+    if (gate.of(place) == Gate::Pass::kYes) return true;
+  }
+  return false;
+}
+
+}  // namespace sluice::gateway

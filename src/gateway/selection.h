@@ -1,0 +1,37 @@
+// Which worker a request goes to, of those of its destination: the policy's choice among those that take work and were
+// not tried, else among those that were not tried, not suspect ones first, else among all that may be used.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "gateway/policy/policy.h"
+#include "gateway/roster.h"
+
+namespace sluice::gateway {
+
+// Lets those through that take work now and were not tried.
+class RequestGate final : public Gate {
+ public:
+  // All outlive this.
+  RequestGate(const Roster& roster, std::span<const uint32_t> tried, TimePoint now)
+      : roster_(roster), tried_(tried), now_(now) {}
+  Pass of(uint32_t place) const override;
+
+ private:
+  const Roster& roster_;
+  const std::span<const uint32_t> tried_;  // numbers
+  const TimePoint now_;
+};
+
+// None if no worker may be used. Of many workers all are looked at only if the policy must see them all, or most rest.
+// `scratch` is of the caller's thread.
+std::optional<Choice> select_worker(const Roster& roster, const Policy& policy, const RequestFacts& facts,
+                                    std::span<const uint32_t> tried, const routing::HashRing* ring,
+                                    std::vector<Candidate>& scratch, Rng& rng);
+
+// Whether a worker takes work now that was not tried.
+bool any_untried(const Roster& roster, std::span<const uint32_t> tried, TimePoint now);
+
+}  // namespace sluice::gateway

@@ -1,0 +1,157 @@
+#include "gateway/selection.h"
+
+#include <gtest/gtest.h>
+
+#include <set>
+#include <string>
+
+#include "gateway/fleet.h"
+#include "testing/fake_clock.h"
+
+namespace sluice::gateway {
+namespace {
+
+using namespace std::chrono_literals;
+
+// Forty workers: more than are looked at one by one.
+class SelectionTest : public ::testing::TestWithParam<const char*> {
+ protected:
+  static constexpr size_t kWorkers = 40;
+
+  SelectionTest() {
+    GatewayOptions options = gateway_option_table().defaults();
+    options.policy = GetParam();
+    policy_ = make_policy(options);
+    for (size_t i = 0; i < kWorkers; ++i) add("m");
+    clock_.advance(1s);
+  }
+
+  WorkerPtr add(const std::string& model) {
+    const auto url = net::parse_url(fmt::format("http://w:{}", 1000 + workers_.size())).value();
+    const WorkerPtr worker = fleet_.add(url, "").first;
+    worker->change_info([&](Worker::Info& info) { info.model_ids = {model}; });
+    worker->healthy = true;
+    workers_.push_back(worker);
+    return worker;
+  }
+  std::optional<uint32_t> choose(std::span<const uint32_t> tried = {}, std::string_view model = {}) {
+    const auto roster = fleet_.roster(model, std::nullopt);
+    if (roster == nullptr) return std::nullopt;
+    const RequestFacts facts{.prompt_tokens = 100, .now = clock_.now(), .prefix = {}};
+    const auto choice = select_worker(*roster, *policy_, facts, tried, nullptr, scratch_, rng_);
+    return choice ? choice->worker : std::nullopt;
+  }
+  // All that come up in many choices.
+  std::set<uint32_t> chosen(std::string_view model = {}) {
+    std::set<uint32_t> all;
+    for (int i = 0; i < 2000; ++i) {
+      if (const auto worker = choose({}, model)) all.insert(*worker);
+    }
+    return all;
+  }
+
+  sluice::testing::FakeClock clock_;
+  BreakerRules rules_{.failure_threshold = 1, .success_threshold = 1, .open_time = 10s};
+  Fleet fleet_{rules_, clock_};
+  std::vector<WorkerPtr> workers_;
+  std::unique_ptr<Policy> policy_;
+  std::vector<Candidate> scratch_;
+  Rng rng_{1};
+};
+
+TEST_P(SelectionTest, AWorkerThatIsDownIsNotChosenAndIsAgainWhenItIsUp) {
+  EXPECT_EQ(chosen().size(), kWorkers);
+  workers_[7]->healthy = false;
+  workers_[9]->draining = true;
+  auto some = chosen();
+  EXPECT_FALSE(some.contains(7) || some.contains(9));
+  EXPECT_EQ(some.size(), kWorkers - 2);
+  workers_[7]->healthy = true;
+  clock_.advance(2ms);
+  EXPECT_TRUE(chosen().contains(7));
+}
+
+TEST_P(SelectionTest, AWorkerThatAskedToBeLeftAloneIsUntilThen) {
+  workers_[3]->busy_until = (clock_.now() + 5s).time_since_epoch().count();
+  EXPECT_FALSE(chosen().contains(3));
+  clock_.advance(5s);
+  EXPECT_TRUE(chosen().contains(3));
+}
+
+TEST_P(SelectionTest, WhereAllAreBusyOneOfThemIsAsked) {
+  for (const WorkerPtr& worker : workers_) worker->busy_until = (clock_.now() + 5s).time_since_epoch().count();
+  EXPECT_TRUE(choose());
+  for (const WorkerPtr& worker : workers_) worker->healthy = false;
+  EXPECT_FALSE(choose());
+}
+
+TEST_P(SelectionTest, ATriedWorkerIsChosenOnlyWhereThereIsNoOther) {
+  std::vector<uint32_t> tried;
+  for (size_t i = 0; i < kWorkers; ++i) {
+    const auto worker = choose(tried);
+    ASSERT_TRUE(worker);
+    ASSERT_EQ(std::ranges::find(tried, *worker), tried.end());
+    tried.push_back(*worker);
+  }
+  EXPECT_FALSE(any_untried(*fleet_.roster({}, std::nullopt), tried, clock_.now()));
+  EXPECT_TRUE(choose(tried));
+}
+
+TEST_P(SelectionTest, AnOpenBreakerKeepsItsWorkerOutAndHalfOpenAllowsOneTrial) {
+  Breaker::Permit permit;
+  ASSERT_TRUE(workers_[5]->breaker.begin(permit));
+  workers_[5]->breaker.fault(permit);
+  EXPECT_FALSE(chosen().contains(5));
+  clock_.advance(10s);
+  EXPECT_TRUE(chosen().contains(5));
+  ASSERT_TRUE(workers_[5]->breaker.begin(permit));
+  EXPECT_FALSE(chosen().contains(5)) << "its trial is under way";
+  workers_[5]->breaker.success(permit);
+  clock_.advance(2ms);
+  EXPECT_TRUE(chosen().contains(5));
+}
+
+TEST_P(SelectionTest, EachModelHasItsOwnRosterWhichFollowsTheWorkers) {
+  for (size_t i = 0; i < kWorkers; ++i) add("other");
+  EXPECT_EQ(*chosen("other").begin(), kWorkers);
+  EXPECT_EQ(chosen("m").size(), kWorkers);
+  EXPECT_FALSE(choose({}, "unknown"));
+  workers_[0]->change_info([](Worker::Info& info) { info.model_ids = {"m", "other"}; });
+  EXPECT_EQ(*chosen("other").begin(), 0u);
+  EXPECT_EQ(chosen("other").size(), kWorkers + 1);
+  fleet_.erase(*workers_[0]);
+  EXPECT_EQ(chosen("m").size(), kWorkers - 1);
+}
+
+TEST_P(SelectionTest, LeasesOutliveTheRosterAndTheWorker) {
+  std::vector<WorkerLease> leases;
+  for (size_t i = 0; i < 2 * kWorkers; ++i) {
+    leases.emplace_back(workers_[*choose()]->load, Work{.prompt_tokens = 100}, clock_);
+    if (i % 20 == 0) fleet_.erase(*workers_[i / 20]);
+  }
+  for (WorkerPtr& worker : workers_) worker.reset();
+  leases.clear();
+  EXPECT_EQ(fleet_.roster({}, std::nullopt)->order()->total(), 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Policies, SelectionTest,
+                         ::testing::Values("round_robin", "random", "power_of_two", "cache_aware", "min_cost",
+                                           "least_load"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST(RosterTest, ARankIsADestinationOfItsOwn) {
+  const sluice::testing::FakeClock clock;
+  Fleet fleet({}, clock);
+  for (const char* url : {"http://a:1", "http://b:1"}) {
+    const WorkerPtr engine = fleet.add(net::parse_url(url).value(), "").first;
+    (void)fleet.expand(*engine, std::vector<WorkerSeries>(2));
+  }
+  const auto roster = fleet.roster({}, 1);
+  ASSERT_EQ(roster->workers().size(), 2u);
+  EXPECT_EQ(roster->workers()[0]->url, "http://a:1@1");
+  EXPECT_EQ(roster->workers()[1]->url, "http://b:1@1");
+  EXPECT_TRUE(fleet.roster({}, 2)->workers().empty());
+}
+
+}  // namespace
+}  // namespace sluice::gateway

@@ -1,0 +1,15 @@
+// A worker as GET /workers shows it (gateway-reference.md 3.7).
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "gateway/fleet.h"
+
+namespace sluice::gateway {
+
+// Written out at once and without a tree: ten thousand of them are asked for in one piece. `kv_events` is a JSON object.
+// Any thread.
+void append_worker_json(std::string& out, const Worker& worker, std::string_view kv_events);
+
+}  // namespace sluice::gateway

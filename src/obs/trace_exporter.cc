@@ -1,0 +1,243 @@
+#include "obs/trace_exporter.h"
+
+#include <algorithm>
+#include <atomic>
+#include <boost/asio/redirect_error.hpp>
+#include <future>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "base/log.h"
+#include "net/client.h"
+#include "net/stream.h"
+#include "obs/grpc_client.h"
+#include "obs/span.h"
+
+namespace sluice::obs {
+namespace {
+
+constexpr Duration kDeadline = std::chrono::seconds(10);  // of one delivery
+constexpr size_t kBatch = 128;                            // records, of some seven spans each
+constexpr int kAttempts = 5;
+constexpr const char* kMethod = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+
+// How one delivery ended. What may pass is tried again.
+struct Verdict {
+  bool delivered = false;
+  bool may_pass = true;
+  std::string message;
+};
+
+// OpenTelemetry Protocol, "Failures": CANCELLED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, OUT_OF_RANGE,
+// UNAVAILABLE, DATA_LOSS.
+bool may_pass(int grpc_status) {
+  constexpr int kPassing[] = {1, 4, 8, 10, 11, 14, 15};
+  return std::ranges::find(kPassing, grpc_status) != std::end(kPassing);
+}
+bool may_pass_over_http(int status) { return status == 429 || (status >= 502 && status <= 504); }
+
+}  // namespace
+
+Result<TraceEndpoint> parse_trace_endpoint(std::string_view text) {
+  const bool is_url = text.find("://") != std::string_view::npos;
+  auto url = net::parse_url(text);
+  if (!url.ok()) return url.error();
+  const bool has_port =
+      text.find(':', text.rfind(']') == std::string_view::npos ? 0 : text.rfind(']')) != std::string_view::npos;
+  if (!is_url && (!has_port || !url->path.empty())) {
+    return Error{ErrorCode::kBadOption, fmt::format("{} is neither host:port (OTLP/gRPC) nor a URL (OTLP/HTTP)", text)};
+  }
+  if (is_url && url->path.empty()) url->path = "/v1/traces";
+  return TraceEndpoint{!is_url, std::move(url).value()};
+}
+
+class TraceExporter::Impl {
+ public:
+  Impl(TraceEndpoint endpoint, std::string service_name, Counters counters, Timing timing)
+      : endpoint_(std::move(endpoint)),
+        resource_{{"service.name", std::move(service_name)}, {"telemetry.sdk.language", std::string("cpp")}},
+        counters_(std::move(counters)),
+        timing_(timing),
+        http_(loop_),
+        grpc_(loop_, endpoint_.url.host, endpoint_.url.port),
+        timer_(loop_.executor()),
+        farewell_(loop_.executor()) {
+    waiting_.reserve(64);
+    loop_.start();
+    loop_.spawn([this] { return run(); });
+  }
+
+  ~Impl() {
+    loop_.post([this] {
+      stopping_ = true;
+      timer_.cancel();
+      farewell_.expires_after(timing_.farewell);
+      farewell_.async_wait([this](const boost::system::error_code& error) {
+        if (!error) break_off();
+      });
+    });
+    ended_.get_future().wait();
+    loop_.stop();
+    loop_.join();
+  }
+
+  void add(const RequestRecord& record) {
+    if (size_.load(std::memory_order_relaxed) >= kMostWaiting) return counters_.queue_full.add();
+    RequestRecord copy = record;
+    size_t size = 0;
+    {
+      std::lock_guard lock(mutex_);
+      waiting_.push_back(std::move(copy));
+      size = waiting_.size();
+      size_.store(size, std::memory_order_relaxed);
+    }
+    // The first one begins a batch, and half a queue will not wait for its end.
+    if (size == 1 || size == kMostWaiting / 2) {
+      loop_.post([this] { timer_.cancel(); });
+    }
+  }
+
+ private:
+  // Loop thread, all below.
+  net::Task<> run() {
+    for (;;) {
+      if (size_ == 0 && !stopping_) co_await wait(Duration::max());
+      if (size_ == 0 && stopping_) break;
+      if (size_ == 0) continue;
+      if (!stopping_ && size_ < kMostWaiting / 2) co_await wait(timing_.gathering);
+      std::vector<RequestRecord> records = take();
+      for (size_t at = 0; at < records.size(); at += kBatch) {
+        const auto batch = std::span(records).subspan(at, std::min(kBatch, records.size() - at));
+        co_await deliver(batch);
+      }
+    }
+    farewell_.cancel();
+    grpc_.close();
+    ended_.set_value();
+  }
+
+  std::vector<RequestRecord> take() {
+    std::lock_guard lock(mutex_);
+    size_.store(0, std::memory_order_relaxed);
+    return std::exchange(waiting_, {});
+  }
+
+  // Ends early when there is news.
+  net::Task<> wait(Duration duration) {
+    if (duration == Duration::max()) {
+      timer_.expires_at(TimePoint::max());
+    } else {
+      timer_.expires_after(duration);
+    }
+    boost::system::error_code ended;
+    co_await timer_.async_wait(net::asio::redirect_error(net::use_task, ended));
+  }
+
+  void break_off() {
+    grpc_.close();
+    if (asked_ != nullptr) asked_->close();
+    given_up_ = true;
+  }
+
+  net::Task<> deliver(std::span<const RequestRecord> batch) {
+    std::vector<Span> spans;
+    for (const RequestRecord& record : batch) std::ranges::move(spans_of(record), std::back_inserter(spans));
+    const std::string message = encode_spans(spans, resource_);
+    Verdict verdict;
+    Duration pause = timing_.first_pause;
+    for (int attempt = 1; attempt <= kAttempts && !given_up_; ++attempt) {
+      verdict = co_await send(message);
+      if (verdict.delivered || !verdict.may_pass || stopping_) break;
+      const TimePoint until = std::chrono::steady_clock::now() + pause;
+      // News of further requests ends a wait and is none here.
+      while (!stopping_ && std::chrono::steady_clock::now() < until && attempt < kAttempts) {
+        co_await wait(until - std::chrono::steady_clock::now());
+      }
+      pause *= 2;
+    }
+    (verdict.delivered ? counters_.exported : counters_.failed).add(static_cast<double>(batch.size()));
+    if (!verdict.delivered) {
+      SLUICE_LOG_EVERY(60, warn, "obs/traces", "traces not delivered to {}: {} ({})", endpoint_.url.authority(),
+                       batch.size(), verdict.message);
+    }
+  }
+
+  net::Task<Verdict> send(const std::string& message) {
+    Verdict verdict;
+    if (endpoint_.is_grpc) {
+      auto answer = co_await grpc_.call(kMethod, message, kDeadline);
+      if (!answer.ok()) {
+        verdict.message = answer.error().message;
+      } else {
+        verdict = {answer->status == 0, may_pass(answer->status),
+                   fmt::format("gRPC status {} {}", answer->status, answer->message)};
+      }
+      co_return verdict;
+    }
+    auto answer = co_await post(message);
+    if (!answer.ok()) {
+      verdict.message = answer.error().message;
+    } else {
+      verdict = {answer->status / 100 == 2, may_pass_over_http(answer->status),
+                 fmt::format("HTTP status {}", answer->status)};
+    }
+    co_return verdict;
+  }
+
+  net::Task<Result<net::Response>> post(const std::string& message) {
+    net::RequestHead head;
+    head.method = "POST";
+    head.headers.add("Content-Type", "application/x-protobuf");
+    head.headers.add("User-Agent", "sluice");
+    const net::ClientTimeouts timeouts{.connect = kDeadline, .head = kDeadline, .silence = kDeadline};
+    std::function<void(net::ClientExchange&)> on_exchange = [this](net::ClientExchange& exchange) {
+      asked_ = &exchange;
+    };
+    auto sent = co_await http_.send(endpoint_.url, std::move(head), message, timeouts, std::move(on_exchange));
+    if (!sent.ok()) {
+      asked_ = nullptr;
+      co_return sent.error();
+    }
+    const std::unique_ptr<net::ClientExchange> exchange = std::move(sent).value();
+    auto answer = co_await exchange->read_head();
+    net::Response response;
+    Result<std::string> body = std::string();
+    if (answer.ok()) {
+      response.status = answer->status;
+      body = co_await exchange->read_all(size_t{1} << 20);
+    }
+    asked_ = nullptr;
+    if (!answer.ok()) co_return answer.error();
+    if (!body.ok()) co_return body.error();
+    co_return response;
+  }
+
+  // Constant after construction.
+  const TraceEndpoint endpoint_;
+  const std::vector<Attribute> resource_;
+  Counters counters_;
+  const Timing timing_;
+
+  std::atomic<size_t> size_{0};  // of waiting_
+  std::mutex mutex_;             // guards waiting_
+  std::vector<RequestRecord> waiting_;
+
+  net::EventLoop loop_{"traces"};
+  std::promise<void> ended_;
+
+  // Loop thread.
+  net::Client http_;
+  GrpcClient grpc_;
+  net::Timer timer_, farewell_;
+  net::ClientExchange* asked_ = nullptr;  // by HTTP, now
+  bool stopping_ = false;
+  bool given_up_ = false;
+};
+
+TraceExporter::TraceExporter(TraceEndpoint endpoint, std::string service_name, Counters counters, Timing timing)
+    : impl_(std::make_unique<Impl>(std::move(endpoint), std::move(service_name), std::move(counters), timing)) {}
+TraceExporter::~TraceExporter() = default;
+void TraceExporter::add(const RequestRecord& record) { impl_->add(record); }
+
+}  // namespace sluice::obs

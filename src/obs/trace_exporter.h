@@ -1,0 +1,49 @@
+// Sends the traces of requests to an OpenTelemetry receiver, in batches, from a thread of its own. Whoever adds a
+// record never waits: what the queue has no room for is dropped and counted, and so is a batch that could not be
+// delivered.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "base/result.h"
+#include "net/http.h"
+#include "obs/journal.h"
+#include "obs/metrics.h"
+
+namespace sluice::obs {
+
+// Where traces go: "host:port" by OTLP/gRPC, without TLS; a URL by OTLP/HTTP, to /v1/traces where it has no path.
+struct TraceEndpoint {
+  bool is_grpc = true;
+  net::Url url;
+};
+// kBadOption, kUnimplemented for a URL that is not of plain HTTP.
+Result<TraceEndpoint> parse_trace_endpoint(std::string_view text);
+
+class TraceExporter {
+ public:
+  static constexpr size_t kMostWaiting = 2048;  // records
+
+  // Of traces, each a request with all its spans.
+  struct Counters {
+    Counter exported, queue_full, failed;
+  };
+  struct Timing {
+    Duration gathering = std::chrono::milliseconds(500);    // of one batch
+    Duration first_pause = std::chrono::milliseconds(500);  // before a second delivery of a batch; then doubled
+    Duration farewell = std::chrono::seconds(2);            // for what waits at the end
+  };
+  TraceExporter(TraceEndpoint endpoint, std::string service_name, Counters counters, Timing timing);
+  // Delivers what waits, or lets go of it when the time for that is over.
+  ~TraceExporter();
+
+  // Any thread. The record has a trace.
+  void add(const RequestRecord& record);
+
+ private:
+  class Impl;
+  const std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace sluice::obs

@@ -1,0 +1,252 @@
+#!/usr/bin/env python3
+"""Traces of the gateway arrive at a real OTLP receiver, made of the packages opentelemetry-proto and grpcio: over gRPC and
+over HTTP, with parents, children and attributes; a receiver that is away, slow or refuses costs traces and no request.
+
+usage: otlp_test.py <sluice binary>"""
+import concurrent.futures
+import http.client
+import http.server
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import unittest
+
+try:
+    import grpc
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+except ImportError as missing:
+    print(f"skipped: {missing}; ./test installs what this needs")
+    sys.exit(77)
+
+BINARY = sys.argv.pop(1)
+WAIT = 60
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+def eventually(condition, bound=WAIT):
+    end = time.monotonic() + bound
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError("did not become true in time")
+
+
+class Process:
+    """A sluice command; `port` is where it listens."""
+
+    def __init__(self, *arguments, env=None):
+        self.process = subprocess.Popen([BINARY, *arguments], stdout=subprocess.PIPE, env=env)
+        seen = b""
+        while not (found := re.search(rb"listening on http://[^ :]*:(\d+)\n", seen)):
+            part = self.process.stdout.read1(4096)
+            assert part, f"ended without a port: {seen}"
+            seen += part
+        self.port = int(found[1])
+        while b"metrics on" not in seen and arguments[0] == "gateway":
+            seen += self.process.stdout.read1(4096)
+        metrics = re.search(rb"metrics on http://[^ ]*:(\d+)", seen)
+        self.metrics_port = int(metrics[1]) if metrics else None
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.communicate(timeout=WAIT)
+
+
+def call(port, method, path, body=None, headers=None):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
+    connection.request(method, path, body, headers or {})
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    return answer.status, text
+
+
+class Kept:
+    """What a receiver got."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.requests = []
+        self.hold = threading.Event()
+        self.hold.set()
+        self.refuse = None
+
+    def add(self, request):
+        with self.lock:
+            self.requests.append(request)
+
+    def spans(self):
+        with self.lock:
+            return [(span, resource.resource) for request in self.requests for resource in request.resource_spans
+                    for scope in resource.scope_spans for span in scope.spans]
+
+    def of_trace(self, trace):
+        return {span.name: span for span, _ in self.spans() if span.trace_id.hex() == trace}
+
+
+class GrpcReceiver(trace_service_pb2_grpc.TraceServiceServicer):
+    def __init__(self, kept, port=0):
+        self.kept = kept
+        self.server = grpc.server(concurrent.futures.ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self.server)
+        self.port = self.server.add_insecure_port(f"127.0.0.1:{port}")
+        self.server.start()
+        self.endpoint = f"127.0.0.1:{self.port}"
+
+    def Export(self, request, context):
+        self.kept.hold.wait(WAIT)
+        if self.kept.refuse:
+            context.abort(self.kept.refuse, "not now")
+        self.kept.add(request)
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+    def stop(self):
+        self.kept.hold.set()
+        self.server.stop(0).wait(WAIT)
+
+
+class HttpReceiver:
+    def __init__(self, kept):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                assert self.path == "/v1/traces" and self.headers["Content-Type"] == "application/x-protobuf"
+                kept.add(trace_service_pb2.ExportTraceServiceRequest.FromString(body))
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def stop(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class OtlpTest(unittest.TestCase):
+    def setUp(self):
+        self.kept = Kept()
+        self.worker = self.started(Process("bench", "worker", "--port", "0"))
+
+    def started(self, thing):
+        self.addCleanup(thing.stop)
+        return thing
+
+    def gateway(self, endpoint, *flags):
+        gateway = self.started(Process(
+            "gateway", "--host", "127.0.0.1", "--port", "0", "--prometheus-host", "127.0.0.1", "--prometheus-port", "0",
+            "--enable-trace", "--otlp-traces-endpoint", endpoint, "--shutdown-grace-period-secs", "0",
+            "--worker-urls", f"http://127.0.0.1:{self.worker.port}", *flags))
+        eventually(lambda: call(gateway.port, "GET", "/readiness")[0] == 200)
+        return gateway
+
+    def chat(self, gateway, headers=None, stream=True):
+        body = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, "stream": stream}
+        status, text = call(gateway.port, "POST", "/v1/chat/completions", json.dumps(body),
+                            {"Content-Type": "application/json", **(headers or {})})
+        self.assertEqual(status, 200, text)
+
+    def traces(self, gateway, result):
+        _, text = call(gateway.metrics_port, "GET", "/metrics")
+        found = re.search(rf'^smg_traces_total{{result="{result}"}} (\S+)', text, re.M)
+        return float(found[1]) if found else 0
+
+    def check_trace(self, stream):
+        spans = eventually(lambda: self.kept.of_trace(TRACE))
+        root = spans["POST /v1/chat/completions"]
+        self.assertEqual(root.parent_span_id.hex(), SPAN)
+        self.assertEqual(root.kind, 2)
+        names = {"queue", "read", "choose", "connect", "first byte"} | ({"stream"} if stream else set())
+        self.assertLessEqual(names, set(spans))
+        end = root.start_time_unix_nano
+        for name in ("queue", "read", "choose", "connect", "first byte"):
+            child = spans[name]
+            self.assertEqual(child.parent_span_id, root.span_id)
+            self.assertEqual(child.start_time_unix_nano, end, name)
+            end = child.end_time_unix_nano
+        self.assertLessEqual(end, root.end_time_unix_nano)
+        attributes = {item.key: item.value for item in root.attributes}
+        self.assertEqual(attributes["http.request.method"].string_value, "POST")
+        self.assertEqual(attributes["http.route"].string_value, "/v1/chat/completions")
+        self.assertEqual(attributes["http.response.status_code"].int_value, 200)
+        self.assertEqual(attributes["gen_ai.operation.name"].string_value, "chat")
+        self.assertTrue(attributes["gen_ai.request.model"].string_value)
+        self.assertEqual(attributes["sluice.worker"].string_value, f"http://127.0.0.1:{self.worker.port}")
+        self.assertEqual(attributes["sluice.outcome"].string_value, "ok")
+        self.assertTrue({"sluice.policy", "sluice.reason"} <= {item.key for item in spans["choose"].attributes})
+        resource = self.kept.spans()[0][1]
+        self.assertEqual({item.key: item.value.string_value for item in resource.attributes}["service.name"], "sgl-router")
+
+    def test_over_grpc(self):
+        gateway = self.gateway(self.started(GrpcReceiver(self.kept)).endpoint)
+        self.chat(gateway, {"traceparent": f"00-{TRACE}-{SPAN}-01"})
+        self.check_trace(stream=True)
+        eventually(lambda: self.traces(gateway, "exported") == 1)
+
+    def test_over_http(self):
+        gateway = self.gateway(self.started(HttpReceiver(self.kept)).endpoint)
+        self.chat(gateway, {"traceparent": f"00-{TRACE}-{SPAN}-01"}, stream=False)
+        self.check_trace(stream=False)
+        eventually(lambda: self.traces(gateway, "exported") == 1)
+
+    def test_many_in_few_batches_and_what_waits_at_the_end(self):
+        gateway = self.gateway(self.started(GrpcReceiver(self.kept)).endpoint)
+        for _ in range(300):
+            self.chat(gateway)
+        gateway.stop()
+        roots = [span for span, _ in self.kept.spans() if span.kind == 2]
+        self.assertEqual(len(roots), 300)
+        self.assertEqual(len({span.trace_id for span in roots}), 300)
+        self.assertLess(len(self.kept.requests), 100)
+
+    def test_errors_of_the_worker_are_errors_of_the_trace(self):
+        gateway = self.gateway(self.started(GrpcReceiver(self.kept)).endpoint, "--disable-retries")
+        self.worker.stop()
+        status, _ = call(gateway.port, "POST", "/generate", '{"text":"x"}', {"traceparent": f"00-{TRACE}-{SPAN}-01"})
+        self.assertIn(status, (502, 503))
+        root = eventually(lambda: self.kept.of_trace(TRACE))["POST /generate"]
+        self.assertEqual(root.status.code, 2)
+        self.assertEqual({item.key: item.value for item in root.attributes}["http.response.status_code"].int_value, status)
+
+    def test_a_receiver_that_comes_back_gets_what_waited(self):
+        receiver = GrpcReceiver(self.kept)
+        gateway = self.gateway(receiver.endpoint)
+        self.chat(gateway)
+        eventually(lambda: self.traces(gateway, "exported") == 1)
+        receiver.stop()
+        self.chat(gateway, {"traceparent": f"00-{TRACE}-{SPAN}-01"})
+        self.started(GrpcReceiver(self.kept, receiver.port))
+        self.check_trace(stream=True)
+
+    def test_a_slow_receiver_delays_no_request(self):
+        receiver = self.started(GrpcReceiver(self.kept))
+        gateway = self.gateway(receiver.endpoint)
+        self.kept.hold.clear()
+        for _ in range(50):
+            self.chat(gateway)
+        self.assertEqual(self.kept.requests, [])
+        self.kept.hold.set()
+        eventually(lambda: self.traces(gateway, "exported") == 50)
+
+    def test_a_receiver_that_refuses_for_good_is_asked_once(self):
+        self.kept.refuse = grpc.StatusCode.INVALID_ARGUMENT
+        gateway = self.gateway(self.started(GrpcReceiver(self.kept)).endpoint)
+        self.chat(gateway)
+        eventually(lambda: self.traces(gateway, "failed") == 1)
+
+
+if __name__ == "__main__":
+    unittest.main()
