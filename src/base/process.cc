@@ -253,9 +253,11 @@ Result<Process> Process::start(const ProcessOptions& options) {
   impl->own_group = options.own_group;
 
   SLUICE_TRY(auto lifeline, make_pipe());
-  impl->lifeline = std::move(lifeline.second);
   std::map<std::string, int> passed = options.descriptors;
-  passed[kLifelineVariable] = lifeline.first.get();
+  if (!options.outlives_parent) {
+    impl->lifeline = std::move(lifeline.second);
+    passed[kLifelineVariable] = lifeline.first.get();
+  }
 
   SpawnSetup setup;
   std::map<std::string, std::string> environment = options.environment;
@@ -326,6 +328,8 @@ ExitStatus Process::terminate(Duration grace) {
   impl_->signal(SIGTERM);
   return impl_->finish(grace);
 }
+
+void Process::let_go() { impl_->status = ExitStatus{}; }
 
 std::string Process::stderr_tail() const { return impl_->tail ? impl_->tail->text() : std::string(); }
 

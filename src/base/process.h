@@ -41,6 +41,8 @@ struct ProcessOptions {
   bool keep_stderr_tail = false;
   // With keep_stderr_tail: gets each line, without its end, instead of our stderr. On a thread of the process's own.
   std::function<void(std::string_view)> on_stderr_line = {};
+  // It goes on when this process ends, and let_go() makes it independent of its Process too.
+  bool outlives_parent = false;
   // What it prints joins its stderr, so that our own stdout stays ours.
   bool stdout_to_stderr = false;
 };
@@ -68,6 +70,9 @@ class Process {
   void signal(int number);
   // SIGTERM, at most `grace` of waiting, SIGKILL to whatever of the group is left; returns the reaped status.
   ExitStatus terminate(Duration grace);
+
+  // With outlives_parent: dropping this Process does nothing to the child any more.
+  void let_go();
 
   // The last 20 lines of its stderr; complete once poll() or wait() has given the status.
   std::string stderr_tail() const;

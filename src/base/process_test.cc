@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <thread>
@@ -229,6 +230,21 @@ TEST(RestartBackoffTest, DoublesUpToItsBoundAndForgetsAfterAStableRun) {
   backoff.started();
   clock.advance(seconds(60));
   EXPECT_EQ(backoff.ended(), seconds(1));
+}
+
+TEST(ProcessTest, OneThatIsLetGoOutlivesItsProcess) {
+  ProcessOptions options = shell("exec sleep 60");
+  options.outlives_parent = true;
+  pid_t pid = 0;
+  {
+    Process process = start(options);
+    pid = process.pid();
+    process.let_go();
+  }
+  EXPECT_EQ(::kill(pid, 0), 0);
+  EXPECT_EQ(::waitpid(pid, nullptr, WNOHANG), 0);
+  ::kill(pid, SIGKILL);
+  EXPECT_EQ(::waitpid(pid, nullptr, 0), pid);
 }
 
 }  // namespace

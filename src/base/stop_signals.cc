@@ -11,21 +11,13 @@
 #include "base/check.h"
 
 namespace sluice {
-namespace {
 
-sigset_t stop_set() {
-  sigset_t set;
-  sigemptyset(&set);
-  for (int number : {SIGINT, SIGTERM, SIGQUIT}) sigaddset(&set, number);
-  return set;
-}
-
-}  // namespace
-
-StopSignals::StopSignals() {
-  const sigset_t set = stop_set();
-  pthread_sigmask(SIG_BLOCK, &set, &before_);
-  descriptor_ = ::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+StopSignals::StopSignals(std::initializer_list<int> others) {
+  sigemptyset(&set_);
+  for (int number : {SIGINT, SIGTERM, SIGQUIT}) sigaddset(&set_, number);
+  for (int number : others) sigaddset(&set_, number);
+  pthread_sigmask(SIG_BLOCK, &set_, &before_);
+  descriptor_ = ::signalfd(-1, &set_, SFD_CLOEXEC | SFD_NONBLOCK);
   SLUICE_CHECK(descriptor_ >= 0, "signalfd: {}", std::strerror(errno));
 }
 
@@ -40,21 +32,19 @@ StopSignals::~StopSignals() {
 }
 
 std::optional<int> StopSignals::wait(Duration bound) {
-  const sigset_t set = stop_set();
   const TimePoint end = real_clock().now() + bound;
   for (;;) {
     const int64_t left = std::max<int64_t>(0, (end - real_clock().now()).count());
     const timespec time{left / 1'000'000'000, left % 1'000'000'000};
-    const int number = ::sigtimedwait(&set, nullptr, &time);
+    const int number = ::sigtimedwait(&set_, nullptr, &time);
     if (number > 0) return number;
     if (errno == EAGAIN) return std::nullopt;
   }
 }
 
 int StopSignals::wait() {
-  const sigset_t set = stop_set();
   for (;;) {
-    const int number = ::sigwaitinfo(&set, nullptr);
+    const int number = ::sigwaitinfo(&set_, nullptr);
     if (number > 0) return number;
   }
 }

@@ -1,9 +1,10 @@
-// SIGINT, SIGTERM and SIGQUIT as events: a handler could do next to nothing, so the signals are blocked and somebody
-// waits for them.
+// SIGINT, SIGTERM and SIGQUIT, and others that are asked for, as events: a handler could do next to nothing, so the
+// signals are blocked and somebody waits for them.
 #pragma once
 
 #include <signal.h>
 
+#include <initializer_list>
 #include <optional>
 
 #include "base/clock.h"
@@ -14,7 +15,7 @@ namespace sluice {
 // signals end nothing by themselves. A second one at the same time shares the same signals.
 class StopSignals {
  public:
-  StopSignals();
+  explicit StopSignals(std::initializer_list<int> others = {});
   ~StopSignals();  // those that are waiting are dropped; later ones act as before
   StopSignals(const StopSignals&) = delete;
   StopSignals& operator=(const StopSignals&) = delete;
@@ -27,6 +28,7 @@ class StopSignals {
   int descriptor() const { return descriptor_; }
 
  private:
+  sigset_t set_;
   sigset_t before_;
   int descriptor_;
 };

@@ -33,5 +33,11 @@ TEST(StopSignalsTest, AnInnerOneLeavesTheSignalToTheOuter) {
   EXPECT_EQ(outer.wait(Duration{0}), SIGTERM);
 }
 
+TEST(StopSignalsTest, OthersAreEventsWhereTheyAreAskedFor) {
+  StopSignals signals({SIGUSR2});
+  raise(SIGUSR2);
+  EXPECT_EQ(signals.wait(Duration{0}), SIGUSR2);
+}
+
 }  // namespace
 }  // namespace sluice

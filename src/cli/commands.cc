@@ -49,13 +49,13 @@ int fail(const Error& error) {
   return error.code == ErrorCode::kBadOption ? 2 : 1;
 }
 
-std::string url_of(std::string_view host, uint16_t port) {
+std::string url_of(std::string_view host, uint16_t port, bool tls) {
   const bool bare_ipv6 = host.find(':') != std::string_view::npos && !host.starts_with('[');
-  return fmt::format("http://{}{}{}:{}", bare_ipv6 ? "[" : "", host, bare_ipv6 ? "]" : "", port);
+  return fmt::format("http{}://{}{}{}:{}", tls ? "s" : "", bare_ipv6 ? "[" : "", host, bare_ipv6 ? "]" : "", port);
 }
 
-void announce(std::string_view host, uint16_t port) {
-  std::fputs(fmt::format("listening on {}\n", url_of(host, port)).c_str(), stdout);
+void announce(std::string_view host, uint16_t port, bool tls) {
+  std::fputs(fmt::format("listening on {}\n", url_of(host, port, tls)).c_str(), stdout);
   std::fflush(stdout);
 }
 

@@ -43,11 +43,11 @@ const std::vector<Command>& commands();
 int fail(const Error& error);
 
 // "http://127.0.0.1:30000", with brackets around IPv6.
-std::string url_of(std::string_view host, uint16_t port);
+std::string url_of(std::string_view host, uint16_t port, bool tls = false);
 
 // "listening on http://127.0.0.1:30000": the one line on stdout that says where a listening command was bound. Scripts
 // read it, so every such command prints it once, through here.
-void announce(std::string_view host, uint16_t port);
+void announce(std::string_view host, uint16_t port, bool tls = false);
 
 // Defined in the file of the command's name.
 int run_gateway(const Arguments& arguments);

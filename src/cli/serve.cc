@@ -75,7 +75,8 @@ class Follower final : public Supervisor::Listener {
   void show_endpoints() {
     complete_ = true;
     display_.finish();
-    const std::string base = fmt::format("http://{}:{}", callable_host(command_.engine.host), gateway_.port());
+    const std::string base = fmt::format("http{}://{}:{}", command_.gateway.tls_cert_path ? "s" : "",
+                                         callable_host(command_.engine.host), gateway_.port());
     // The key itself would end up in logs.
     const std::string key = command_.gateway.api_key ? " -H \"Authorization: Bearer $API_KEY\"" : "";
     display_.print(fmt::format(
@@ -133,7 +134,7 @@ Result<void> serve(const ServeCommand& command, StopSignals& signals) {
   for (const PortClaim& port : ports) numbers.push_back(port.port());
   auto workers = serve_workers(command, numbers, engine::usable_cores(), weights);
 
-  announce(command.engine.host, gateway->port());
+  announce(command.engine.host, gateway->port(), command.gateway.tls_cert_path.has_value());
   StartupDisplay display(worker_names(count), STDERR_FILENO, ::isatty(STDERR_FILENO) == 1);
   const LogThrough log_through(display);
   for (size_t i = 0; i < count; ++i) {

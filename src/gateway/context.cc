@@ -41,8 +41,10 @@ std::map<std::string, std::string, std::less<>> pairs_of(const StringList& words
 
 }  // namespace
 
-Context::Context(const GatewayOptions& gateway_options, std::vector<double> buckets, const Clock& time)
+Context::Context(const GatewayOptions& gateway_options, std::vector<double> buckets, const Clock& time,
+                 Certificates loaded_certificates)
     : options(gateway_options),
+      certificates(std::move(loaded_certificates)),
       clock(time),
       fleet(BreakerRules::from(options), clock),
       index({.budget_bytes = static_cast<size_t>(options.prefix_index_bytes),

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "gateway/admission.h"
+#include "gateway/certificates.h"
 #include "gateway/engine_loads.h"
 #include "gateway/fleet.h"
 #include "gateway/options.h"
@@ -49,10 +50,12 @@ class HitRate {
 
 struct Context {
   // `time` outlives this.
-  Context(const GatewayOptions& gateway_options, std::vector<double> buckets, const Clock& time);
+  Context(const GatewayOptions& gateway_options, std::vector<double> buckets, const Clock& time,
+          Certificates loaded_certificates = {});
   ~Context();
 
   const GatewayOptions options;
+  const Certificates certificates;
   const Clock& clock;
   obs::Metrics metrics;
   obs::Journal journal{4096};

@@ -24,6 +24,7 @@ struct Control::Watch {
   bool process_ended = false;              // it was since the worker served last: whoever answers next is a new process
   bool changed = false;                    // what is known of it, by others, since run() last looked
   std::string_view removal = "requested";  // why, once it is draining
+  std::string failure;                     // why the last probe failed, as it was logged
   uint64_t told = 0;  // how often somebody who knows better has spoken: a probe that began before counts for nothing
 };
 
@@ -52,9 +53,12 @@ void forget_process(Worker& worker) {
 }  // namespace
 
 Control::Control(Context& context)
-    : context_(context), liveness_(context, [this](const WorkerPtr& worker) { suspect(worker); }) {
+    : context_(context),
+      client_(loop_, net::ClientOptions{.tls = context.certificates.workers}),
+      liveness_(context, [this](const WorkerPtr& worker) { suspect(worker); }) {
   loop_.start();
   loop_.spawn([this] { return watch_progress(); });
+  if (context_.certificates.any()) loop_.spawn([this] { return watch_certificates(); });
   const bool policy_asks = (context_.policy->needs_engine_load() || context_.options.enable_igw) &&
                            !context_.options.disable_load_monitoring;
   if (policy_asks || context_.options.engine_metrics) {
@@ -139,6 +143,13 @@ net::Task<bool> Control::probe(std::shared_ptr<Watch> watch) {
   const bool passed = answer.ok() && answer->status >= 200 && answer->status < 300;
   watch->refused = !answer.ok() && answer.error().code == ErrorCode::kRefused;
   context_.metrics.counter("smg_worker_health_checks_total", {"regular", passed ? "success" : "error"}).add();
+  const std::string failure = passed        ? std::string()
+                              : answer.ok() ? fmt::format("status {}", answer->status)
+                                            : answer.error().message;
+  if (failure != watch->failure && !passed) {
+    SLUICE_LOG(warn, "gateway/health", "worker {} fails its checks: {}", worker.url, failure);
+  }
+  watch->failure = failure;
   co_return passed;
 }
 
@@ -302,6 +313,15 @@ net::Task<> Control::drain(std::shared_ptr<Watch> watch) {
   SLUICE_LOG(info, "gateway/fleet", "worker {} was removed", worker.url);
   liveness_.forget(worker);
   watches_.erase(&worker);
+}
+
+// Their files are looked at once a second: a change that is seen so late is in time, and links that are turned are seen
+// too, which watching files does not show.
+net::Task<> Control::watch_certificates() {
+  for (;;) {
+    co_await loop_.sleep(std::chrono::seconds(1));
+    context_.certificates.reload_changed();
+  }
 }
 
 // Whether a suspect generates, where the engine has a question for that. That of an engine says nothing of one rank.

@@ -39,6 +39,7 @@ class Control {
   net::Task<bool> probe(std::shared_ptr<Watch> watch);
   net::Task<int64_t> read_ranks(std::shared_ptr<Watch> watch);
   net::Task<> read_models(std::shared_ptr<Watch> watch);
+  net::Task<> watch_certificates();
   void attend_kv(const WorkerPtr& worker);
   net::Task<> prove(std::shared_ptr<Watch> watch);
   net::Task<> watch_progress();
@@ -47,7 +48,7 @@ class Control {
 
   Context& context_;
   net::EventLoop loop_{"control"};
-  net::Client client_{loop_};
+  net::Client client_;
   // Control thread only.
   std::map<const Worker*, std::shared_ptr<Watch>> watches_;
   Liveness liveness_;

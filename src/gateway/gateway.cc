@@ -14,6 +14,7 @@
 #include "gateway/loop_state.h"
 #include "gateway/policy/routing_keys.h"
 #include "gateway/router.h"
+#include "gateway/succession.h"
 #include "net/server.h"
 #include "obs/exposition.h"
 #include "obs/trace_exporter.h"
@@ -23,12 +24,14 @@ namespace sluice::gateway {
 // Members are destroyed from the last to the first: the server before what its handlers use.
 class Gateway::Impl {
  public:
-  Impl(const GatewayOptions& options, Gatekeeper gatekeeper, std::vector<double> buckets, const Clock& clock)
+  Impl(const GatewayOptions& options, Gatekeeper gatekeeper, std::vector<double> buckets, const Clock& clock,
+       Certificates certificates)
       : loops(static_cast<int>(options.runtime_worker_threads), "gateway"),
-        context(options, std::move(buckets), clock),
+        context(options, std::move(buckets), clock, std::move(certificates)),
         router(context, std::move(gatekeeper), states) {
     for (size_t i = 0; i < loops.size(); ++i) {
-      const net::ClientOptions client{.idle_timeout = std::chrono::seconds(options.upstream_pool_idle_timeout_secs)};
+      const net::ClientOptions client{.idle_timeout = std::chrono::seconds(options.upstream_pool_idle_timeout_secs),
+                                      .tls = context.certificates.workers};
       states.push_back(std::make_unique<LoopState>(loops[i], client, context.metrics));
     }
   }
@@ -43,25 +46,30 @@ class Gateway::Impl {
     loops.stop();
   }
 
-  Result<void> start() {
+  Result<void> start(Inheritance inherited) {
     const auto& options = context.options;
     context.control = &control;
     SLUICE_TRY(context.kv, KvCaches::make(options, context.clock));
     SLUICE_TRY(context.access_log, AccessLog::open(options));
     if (options.enable_trace) SLUICE_TRY_VOID(start_tracing());
+    refresh = context.metrics.before_render([this] { set_gauges(); });
+    if (inherited.fleet) SLUICE_TRY_VOID(take_over_fleet(context, *inherited.fleet));
+    SLUICE_TRY(exposition, obs::ExpositionServer::start(context.metrics, options.prometheus_host,
+                                                        static_cast<uint16_t>(options.prometheus_port),
+                                                        std::move(inherited.metrics)));
+    if (options.health_check_port) {
+      SLUICE_TRY(health, HealthPort::start(context, options.host, static_cast<uint16_t>(*options.health_check_port),
+                                           std::move(inherited.health)));
+    }
     net::ServerOptions serving;
     serving.head_timeout = std::chrono::seconds(options.header_read_timeout_secs);
     serving.idle_timeout = std::chrono::seconds(options.idle_connection_timeout_secs);
     serving.body_stall_timeout = std::chrono::seconds(options.stream_body_stall_timeout_secs);
-    refresh = context.metrics.before_render([this] { set_gauges(); });
-    SLUICE_TRY(exposition, obs::ExpositionServer::start(context.metrics, options.prometheus_host,
-                                                        static_cast<uint16_t>(options.prometheus_port)));
-    if (options.health_check_port) {
-      SLUICE_TRY(health, HealthPort::start(context, options.host, static_cast<uint16_t>(*options.health_check_port)));
-    }
+    serving.tls = context.certificates.clients;
     server = std::make_unique<net::Server>(loops, serving,
                                            [this](net::ServerExchange& client) { return router.handle(client); });
-    SLUICE_TRY(port, server->listen(options.host, static_cast<uint16_t>(options.port)));
+    SLUICE_TRY(port, server->listen(options.host, static_cast<uint16_t>(options.port), std::move(inherited.http)));
+    if (inherited.fleet) return {};
     for (const std::string& url : options.worker_urls) {
       SLUICE_TRY_VOID(context.add_worker(url, options.api_key.value_or(""), "static"));
     }
@@ -223,13 +231,15 @@ class Gateway::Impl {
   uint16_t port = 0;
 };
 
-Result<std::unique_ptr<Gateway>> Gateway::start(const GatewayOptions& options, const Clock& clock) {
+Result<std::unique_ptr<Gateway>> Gateway::start(const GatewayOptions& options, const Clock& clock,
+                                                Inheritance inherited) {
   SLUICE_TRY_VOID(validate(options));
+  SLUICE_TRY(auto certificates, Certificates::load(options));
   SLUICE_TRY(auto buckets, duration_buckets(options));
   SLUICE_TRY(auto gatekeeper, Gatekeeper::from(options, std::getenv("CONTROL_PLANE_API_KEYS")));
-  std::unique_ptr<Gateway> gateway(
-      new Gateway(std::make_unique<Impl>(options, std::move(gatekeeper), std::move(buckets), clock)));
-  SLUICE_TRY_VOID(gateway->impl_->start());
+  std::unique_ptr<Gateway> gateway(new Gateway(
+      std::make_unique<Impl>(options, std::move(gatekeeper), std::move(buckets), clock, std::move(certificates))));
+  SLUICE_TRY_VOID(gateway->impl_->start(std::move(inherited)));
   return gateway;
 }
 
@@ -261,6 +271,21 @@ size_t Gateway::drain(Duration grace) {
   impl_->context.draining = true;
   std::this_thread::sleep_for(std::min<Duration>(grace / 2, std::chrono::seconds(5)));
   return impl_->server->drain(std::max<Duration>(end - impl_->context.clock.now(), Duration{0}));
+}
+
+Inheritance Gateway::bequeath() {
+  return {.http = impl_->server->listening_sockets(),
+          .health = impl_->health == nullptr ? std::vector<net::Socket>() : impl_->health->server().listening_sockets(),
+          .metrics = impl_->exposition->server().listening_sockets(),
+          .fleet = fleet_document(impl_->context)};
+}
+
+// Readiness stays as it is: behind the address that is asked for it, somebody serves.
+size_t Gateway::retire(Duration grace) {
+  impl_->server->hand_over();
+  if (impl_->health != nullptr) impl_->health->server().hand_over();
+  impl_->exposition->server().hand_over();
+  return impl_->server->drain(grace);
 }
 
 }  // namespace sluice::gateway

@@ -5,10 +5,12 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/result.h"
 #include "gateway/options.h"
+#include "net/listen.h"
 
 namespace sluice::obs {
 class Metrics;
@@ -16,11 +18,20 @@ class Metrics;
 
 namespace sluice::gateway {
 
+// What a gateway gets from the one that it takes over from, or from the service manager: sockets that listen already.
+struct Inheritance {
+  std::vector<net::Socket> http, health, metrics;
+  std::optional<std::string> fleet;  // of the predecessor; JSON (gateway/succession)
+};
+
 class Gateway {
  public:
   // Listens when it returns; readiness comes with the workers. The workers of --worker-urls are in the fleet, unproven.
-  // `clock` judges ages (of faults, of what a worker asked for); it outlives the gateway.
-  static Result<std::unique_ptr<Gateway>> start(const GatewayOptions& options, const Clock& clock = real_clock());
+  // With a fleet to inherit, those are the workers; it accepts only when those that were healthy have passed a check,
+  // or one of them has and 30 s have passed; kUnavailable if none has. `clock` judges ages (of faults, of what a worker
+  // asked for); it outlives the gateway.
+  static Result<std::unique_ptr<Gateway>> start(const GatewayOptions& options, const Clock& clock = real_clock(),
+                                                Inheritance inherited = {});
   // Ends at once what drain() has left.
   ~Gateway();
 
@@ -42,6 +53,12 @@ class Gateway {
   // Readiness turns to 503 at once, connections are accepted a little longer, then what is in flight may end; all
   // within `grace` (gateway-reference.md 6.8). Returns how many requests were cut off. Not on a loop's thread.
   size_t drain(Duration grace);
+
+  // For a successor: other descriptors of the sockets, and the workers, their keys among them. Any thread but a loop's.
+  Inheritance bequeath();
+  // The successor serves: the sockets are its alone, who waits in their queues too. Returns when every connection has
+  // ended (each is closed with its next answer) or after `grace`, and how many requests were cut off.
+  size_t retire(Duration grace);
 
  private:
   class Impl;

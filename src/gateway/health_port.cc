@@ -63,14 +63,16 @@ class HealthPort::Impl {
   uint16_t port = 0;
 };
 
-Result<std::unique_ptr<HealthPort>> HealthPort::start(Context& context, const std::string& host, uint16_t port) {
+Result<std::unique_ptr<HealthPort>> HealthPort::start(Context& context, const std::string& host, uint16_t port,
+                                                      std::vector<net::Socket> inherited) {
   auto impl = std::make_unique<Impl>(context);
-  SLUICE_TRY(impl->port, impl->server.listen(host, port));
+  SLUICE_TRY(impl->port, impl->server.listen(host, port, std::move(inherited)));
   return std::unique_ptr<HealthPort>(new HealthPort(std::move(impl)));
 }
 
 HealthPort::HealthPort(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 HealthPort::~HealthPort() = default;
 uint16_t HealthPort::port() const { return impl_->port; }
+net::Server& HealthPort::server() { return impl_->server; }
 
 }  // namespace sluice::gateway

@@ -5,8 +5,14 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "gateway/context.h"
+#include "net/listen.h"
+
+namespace sluice::net {
+class Server;
+}
 
 namespace sluice::gateway {
 
@@ -15,11 +21,13 @@ net::Response readiness_of(Context& context);
 
 class HealthPort {
  public:
-  // `context` outlives it. kAlreadyExists if the port is taken.
-  static Result<std::unique_ptr<HealthPort>> start(Context& context, const std::string& host, uint16_t port);
+  // `context` outlives it. On the sockets of a predecessor if there are any. kAlreadyExists if the port is taken.
+  static Result<std::unique_ptr<HealthPort>> start(Context& context, const std::string& host, uint16_t port,
+                                                   std::vector<net::Socket> inherited = {});
   ~HealthPort();
 
   uint16_t port() const;
+  net::Server& server();
 
  private:
   class Impl;

@@ -124,6 +124,20 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .read_by = "cli/gateway",
            .group = "Listening",
            .help = "Seconds that requests in flight have to finish at shutdown."},
+          {.name = "tls-cert-path",
+           .field = &O::tls_cert_path,
+           .value = std::optional<std::string>(),
+           .metavar = "FILE",
+           .read_by = "gateway/certificates",
+           .group = "Listening",
+           .help = "Certificate chain in PEM form: clients then speak TLS. Read again when it changes."},
+          {.name = "tls-key-path",
+           .field = &O::tls_key_path,
+           .value = std::optional<std::string>(),
+           .metavar = "FILE",
+           .read_by = "gateway/certificates",
+           .group = "Listening",
+           .help = "Private key of --tls-cert-path, in PEM form."},
           {.name = "worker-urls",
            .field = &O::worker_urls,
            .value = StringList{},
@@ -131,6 +145,29 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .read_by = "gateway/gateway",
            .group = "Workers",
            .help = "Workers to start with; more can be added with POST /workers."},
+          {.name = "client-cert-path",
+           .field = &O::client_cert_path,
+           .value = std::optional<std::string>(),
+           .metavar = "FILE",
+           .read_by = "gateway/certificates",
+           .group = "Workers",
+           .help =
+               "Certificate chain in PEM form that is shown to workers with https URLs. Read again when it changes."},
+          {.name = "client-key-path",
+           .field = &O::client_key_path,
+           .value = std::optional<std::string>(),
+           .metavar = "FILE",
+           .read_by = "gateway/certificates",
+           .group = "Workers",
+           .help = "Private key of --client-cert-path, in PEM form."},
+          {.name = "ca-cert-paths",
+           .field = &O::ca_cert_paths,
+           .value = StringList{},
+           .metavar = "FILE",
+           .read_by = "gateway/certificates",
+           .group = "Workers",
+           .help =
+               "Authorities in PEM form that may have signed certificates of workers, besides those of the system."},
           {.name = "dp-aware",
            .field = &O::dp_aware,
            .value = false,
@@ -698,6 +735,12 @@ Result<void> validate(const GatewayOptions& options) {
   for (const std::string& url : options.worker_urls) {
     const auto parsed = net::parse_url(url);
     if (!parsed.ok()) return bad(fmt::format("--worker-urls: {}", parsed.error().message));
+  }
+  if (options.tls_cert_path.has_value() != options.tls_key_path.has_value()) {
+    return bad("--tls-cert-path and --tls-key-path need each other");
+  }
+  if (options.client_cert_path.has_value() != options.client_key_path.has_value()) {
+    return bad("--client-cert-path and --client-key-path need each other");
   }
   if (options.queue_size > 0 && options.queue_timeout_secs == 0) {
     return bad("--queue-timeout-secs must be greater than 0 while --queue-size is");

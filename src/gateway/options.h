@@ -24,8 +24,13 @@ struct GatewayOptions {
   int64_t idle_connection_timeout_secs;
   int64_t stream_body_stall_timeout_secs;
   int64_t shutdown_grace_period_secs;
+  std::optional<std::string> tls_cert_path;
+  std::optional<std::string> tls_key_path;
 
   StringList worker_urls;
+  std::optional<std::string> client_cert_path;
+  std::optional<std::string> client_key_path;
+  StringList ca_cert_paths;
   bool dp_aware;
   bool enable_igw;
   bool strict_model_match;

@@ -75,6 +75,10 @@ TEST(GatewayOptionsTest, WhatCannotBeIsRefusedAtStartUp) {
       {"--health-check-port", "0"},
       {"--rl-control-timeout-secs", "0"},
       {"--rl-fanout-concurrency", "0"},
+      {"--tls-cert-path", "/x"},
+      {"--tls-key-path", "/x"},
+      {"--client-cert-path", "/x"},
+      {"--client-key-path", "/x"},
       {"--no-such-flag"},
   };
   for (const auto& flags : refused) EXPECT_FALSE(check(flags).ok()) << flags[0] << " " << flags.back();
@@ -82,7 +86,7 @@ TEST(GatewayOptionsTest, WhatCannotBeIsRefusedAtStartUp) {
 }
 
 TEST(GatewayOptionsTest, FlagsThatAreNotBuiltAreNamedWithWhatToDoInstead) {
-  for (const char* flag : {"--pd-disaggregation", "--service-discovery", "--parser", "--tls-cert-path", "--jwt-issuer",
+  for (const char* flag : {"--pd-disaggregation", "--service-discovery", "--parser", "--enable-mesh", "--jwt-issuer",
                            "--kv-index", "--backend"}) {
     const auto result = check({flag, "x"});
     ASSERT_FALSE(result.ok()) << flag;

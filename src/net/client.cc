@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <boost/asio/ip/tcp.hpp>
-#include <boost/asio/post.hpp>
 #include <cerrno>
 #include <cstring>
 #include <mutex>
@@ -14,6 +13,7 @@
 
 #include "base/check.h"
 #include "net/stream.h"
+#include "net/tls.h"
 #include "net/wire.h"
 
 namespace sluice::net {
@@ -37,6 +37,7 @@ struct Host {
   void use(int more) { busy.store(busy.load(std::memory_order_relaxed) + more, std::memory_order_relaxed); }
 
   std::string authority;
+  bool tls = false;
   std::vector<std::shared_ptr<Connection>> idle;  // the latest used is last
   // For other threads; written on the loop's only.
   std::atomic<int64_t> busy{0};
@@ -45,7 +46,11 @@ struct Host {
 
 // What a client's connections and exchanges share; they may outlive the Client. Loop thread only, but for find().
 struct Pool : public std::enable_shared_from_this<Pool> {
-  Pool(EventLoop& l, ClientOptions o) : loop(l), options(o), sweep_timer(l.executor()) {}
+  Pool(EventLoop& l, ClientOptions o)
+      : loop(l),
+        options(std::move(o)),
+        names(loop, options.lookup, options.addresses_fresh),
+        sweep_timer(loop.executor()) {}
 
   Host& host(const Url& url);
   const Host* find(const Url& url) const;
@@ -59,8 +64,9 @@ struct Pool : public std::enable_shared_from_this<Pool> {
   EventLoop& loop;
   const ClientOptions options;
 
+  NameCache names;
   bool closed = false;  // the Client is gone: nothing is kept any more
-  // Hosts are never removed: connections point at them. Keyed by authority; one entry per worker address ever used.
+  // Hosts are never removed: connections point at them. Keyed by key_of(); one entry per worker address ever used.
   std::unordered_map<std::string, std::unique_ptr<Host>> hosts;
   mutable std::mutex mutex;  // held while `hosts` changes, and by readers on other threads
   Timer sweep_timer;
@@ -80,36 +86,46 @@ class Connection final : public Stream {
   bool idle = false;
   TimePoint idle_since;
 
+  // Of one that is not needed any more.
+  void retire() {
+    idle = false;
+    close_notify();
+    close();
+  }
+
  private:
   void on_ended() override { leave_pool(); }
   void on_unread() override { leave_pool(); }  // bytes that nobody asked for
 
   void leave_pool() {
     if (!idle) return;
-    idle = false;
     const auto self = shared_from_this();
     std::erase_if(host_.idle, [&](const auto& c) { return c.get() == this; });
     host_.publish();
-    close();
+    retire();
   }
 
   const std::shared_ptr<Pool> pool_;
   Host& host_;
 };
 
+// One port may speak both: they share no connection.
+std::string key_of(const Url& url) { return url.tls ? url.authority() + "/tls" : url.authority(); }
+
 Host& Pool::host(const Url& url) {
-  std::string authority = url.authority();
-  if (const auto found = hosts.find(authority); found != hosts.end()) return *found->second;
+  std::string key = key_of(url);
+  if (const auto found = hosts.find(key); found != hosts.end()) return *found->second;
   std::lock_guard lock(mutex);
-  auto& slot = hosts[authority];
+  auto& slot = hosts[std::move(key)];
   slot = std::make_unique<Host>();
-  slot->authority = std::move(authority);
+  slot->authority = url.authority();
+  slot->tls = url.tls;
   return *slot;
 }
 
 const Host* Pool::find(const Url& url) const {
   std::lock_guard lock(mutex);
-  const auto found = hosts.find(url.authority());
+  const auto found = hosts.find(key_of(url));
   return found == hosts.end() ? nullptr : found->second.get();
 }
 
@@ -137,16 +153,13 @@ std::shared_ptr<Connection> Pool::take(Host& host) {
     const bool expired = options.idle_timeout > Duration::zero() &&
                          std::chrono::steady_clock::now() - connection->idle_since >= options.idle_timeout;
     if (!expired && !connection->has_news()) return connection;
-    connection->close();
+    connection->retire();
   }
   return nullptr;
 }
 
 void Pool::forget(Host& host) {
-  for (const auto& connection : std::exchange(host.idle, {})) {
-    connection->idle = false;
-    connection->close();
-  }
+  for (const auto& connection : std::exchange(host.idle, {})) connection->retire();
   host.publish();
 }
 
@@ -167,10 +180,7 @@ void Pool::sweep() {
     auto& idle = host->idle;
     size_t expired = 0;
     while (expired < idle.size() && now - idle[expired]->idle_since >= options.idle_timeout) ++expired;
-    for (size_t i = 0; i < expired; ++i) {
-      idle[i]->idle = false;
-      idle[i]->close();
-    }
+    for (size_t i = 0; i < expired; ++i) idle[i]->retire();
     idle.erase(idle.begin(), idle.begin() + static_cast<ptrdiff_t>(expired));
     host->publish();
     if (!idle.empty()) {
@@ -180,16 +190,6 @@ void Pool::sweep() {
   }
   if (next) arm_sweep(*next);
 }
-
-// Waits for the resolver, which runs in a thread of Asio's; the answer of an abandoned question is dropped.
-struct Resolution {
-  explicit Resolution(EventLoop& loop) : resolver(loop.executor()), timer(loop.executor()) {}
-  asio::ip::basic_resolver<Tcp, Executor> resolver;
-  Timer timer;
-  Waiter waiter;
-  std::vector<Endpoint> endpoints;
-  std::string error;
-};
 
 class Exchange final : public ClientExchange {
  public:
@@ -210,13 +210,14 @@ class Exchange final : public ClientExchange {
   bool reused() const override { return reused_; }
   void close() override {
     closed_ = true;
-    if (resolution_ != nullptr) resolution_->waiter.wake_later(pool_->loop.executor(), Io::kCancelled);
+    if (question_ != nullptr) NameCache::cancel(*question_);
     if (connection_ != nullptr) connection_->close();
   }
 
  private:
-  Task<Result<std::vector<Endpoint>>> resolve(const Url& url, TimePoint deadline);
   Task<Result<void>> connect(const Url& url);
+  Task<Result<std::shared_ptr<Connection>>> connect_to(const Endpoint& endpoint, const Url& url, TimePoint deadline);
+  Task<Result<void>> start_tls(Connection& connection, const Url& url, TimePoint deadline);
   std::string request_bytes(const Url& url, const RequestHead& head, size_t body_size) const;
   Error failure(Io io, std::string_view phase, Duration bound) const;
   // Ends this exchange's hold on the connection.
@@ -226,7 +227,7 @@ class Exchange final : public ClientExchange {
   Host& host_;
   const ClientTimeouts timeouts_;
   std::shared_ptr<Connection> connection_;
-  std::shared_ptr<Resolution> resolution_;
+  std::shared_ptr<NameCache::Question> question_;
   bool head_request_ = false;
   bool held_ = true;
   bool closed_ = false;
@@ -266,6 +267,13 @@ Error Exchange::failure(Io io, std::string_view phase, Duration bound) const {
       return {ErrorCode::kCancelled, fmt::format("{}: cancelled during {}", host_.authority, phase)};
     case Io::kEnd:
       return {ErrorCode::kReset, fmt::format("{}: the connection was closed during {}", host_.authority, phase)};
+    case Io::kReset:
+      // With TLS 1.3 a server that does not like our certificate says so only now.
+      if (connection_ != nullptr && connection_->tls() != nullptr && !connection_->tls()->error().empty()) {
+        return {ErrorCode::kReset,
+                fmt::format("{}: TLS failed during {}: {}", host_.authority, phase, connection_->tls()->error())};
+      }
+      return {ErrorCode::kReset, fmt::format("{}: the connection was reset during {}", host_.authority, phase)};
     case Io::kWouldBlock:
       return {ErrorCode::kTooLarge, fmt::format("{}: no room for more bytes during {}", host_.authority, phase)};
     default:
@@ -273,40 +281,8 @@ Error Exchange::failure(Io io, std::string_view phase, Duration bound) const {
   }
 }
 
-Task<Result<std::vector<Endpoint>>> Exchange::resolve(const Url& url, TimePoint deadline) {
-  boost::system::error_code not_literal;
-  const auto literal = asio::ip::make_address(url.host, not_literal);
-  std::vector<Endpoint> endpoints;
-  if (!not_literal) {
-    endpoints.emplace_back(literal, url.port);
-    co_return endpoints;
-  }
-  auto resolution = std::make_shared<Resolution>(pool_->loop);
-  resolution_ = resolution;
-  resolution->resolver.async_resolve(
-      url.host, "", Tcp::resolver::numeric_service,
-      [resolution](const boost::system::error_code& error, const Tcp::resolver::results_type& results) {
-        if (error) resolution->error = error.message();
-        for (const auto& entry : results) resolution->endpoints.push_back(entry.endpoint());
-        resolution->timer.cancel();
-        resolution->waiter.wake_now(Io::kOk);
-      });
-  resolution->timer.expires_at(deadline);
-  resolution->timer.async_wait([resolution](const boost::system::error_code& error) {
-    if (!error) resolution->waiter.wake_now(Io::kTimeout);
-  });
-  const Io io = co_await resolution->waiter.wait();
-  resolution_ = nullptr;
-  resolution->timer.cancel();
-  if (io != Io::kOk) co_return failure(io, fmt::format("resolving '{}'", url.host), timeouts_.connect);
-  if (resolution->endpoints.empty()) {
-    co_return Error{ErrorCode::kNotFound, fmt::format("cannot resolve '{}': {}", url.host, resolution->error)};
-  }
-  for (auto endpoint : resolution->endpoints) {
-    endpoint.port(url.port);
-    endpoints.push_back(endpoint);
-  }
-  co_return endpoints;
+Duration time_to(TimePoint deadline) {
+  return std::max<Duration>(deadline - std::chrono::steady_clock::now(), std::chrono::nanoseconds(1));
 }
 
 // Tries the host's addresses in turn, within one bound for all of them.
@@ -315,47 +291,81 @@ Task<Result<void>> Exchange::connect(const Url& url) {
   const TimePoint deadline =
       std::chrono::steady_clock::now() + (bounded ? std::min<Duration>(timeouts_.connect, std::chrono::hours(24 * 365))
                                                   : Duration(std::chrono::hours(24 * 365)));
-  auto resolved = co_await resolve(url, deadline);
-  if (!resolved.ok()) co_return std::move(resolved).error();
+  const auto found = co_await pool_->names.find(url.host, deadline, &question_);
+  if (!found.ok()) {
+    const std::string phase = fmt::format("resolving '{}'", url.host);
+    if (found.error().code == ErrorCode::kTimeout) co_return failure(Io::kTimeout, phase, timeouts_.connect);
+    if (found.error().code == ErrorCode::kCancelled) co_return failure(Io::kCancelled, phase, timeouts_.connect);
+    co_return Error{ErrorCode::kNotFound, fmt::format("cannot resolve '{}': {}", url.host, found.error().message)};
+  }
   Error last{ErrorCode::kRefused, fmt::format("cannot connect to {}", host_.authority)};
-  for (const Endpoint& endpoint : *resolved) {
+  for (size_t i = 0; i < found->size(); ++i) {
     if (closed_) break;
-    const int fd = ::socket(endpoint.data()->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0) {
-      const int error = errno;
-      last = {error == EMFILE || error == ENFILE ? ErrorCode::kExhausted : ErrorCode::kRefused,
-              fmt::format("cannot connect to {}: {}", host_.authority, std::strerror(error))};
-      continue;
-    }
-    const int one = 1;
-    ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    int error = ::connect(fd, endpoint.data(), static_cast<socklen_t>(endpoint.size())) == 0 ? 0 : errno;
-    auto connection = std::make_shared<Connection>(pool_, host_, fd);
-    if (error == EINPROGRESS) {
-      connection_ = connection;
-      const Duration left = deadline - std::chrono::steady_clock::now();
-      connection->set_deadline(std::max<Duration>(left, std::chrono::nanoseconds(1)));
-      const Io io = co_await connection->wait_writable();
-      connection->set_deadline(Duration::zero());
-      connection_ = nullptr;
-      if (io != Io::kOk) {
-        connection->close();
-        co_return failure(io, "connecting", timeouts_.connect);
-      }
-      error = connection->socket_error();
-    }
-    if (error == 0) {
-      connection_ = std::move(connection);
+    // One that is silent leaves the others their share.
+    const TimePoint end = deadline - time_to(deadline) / (found->size() - i) * (found->size() - i - 1);
+    auto connected = co_await connect_to(Endpoint((*found)[i], url.port), url, end);
+    if (connected.ok()) {
+      connection_ = std::move(connected).value();
       co_return Result<void>();
     }
-    connection->close();
-    ErrorCode code = ErrorCode::kRefused;
-    if (error == ETIMEDOUT) code = ErrorCode::kTimeout;
-    if (error == ECONNRESET) code = ErrorCode::kReset;
-    last = {code, fmt::format("cannot connect to {}: {}", host_.authority, std::strerror(error))};
+    last = std::move(connected).error();
   }
   if (closed_) co_return failure(Io::kCancelled, "connecting", Duration::zero());
   co_return last;
+}
+
+Task<Result<std::shared_ptr<Connection>>> Exchange::connect_to(const Endpoint& endpoint, const Url& url,
+                                                               TimePoint deadline) {
+  const auto refused = [this](int error) {
+    ErrorCode code = ErrorCode::kRefused;
+    if (error == EMFILE || error == ENFILE) code = ErrorCode::kExhausted;
+    if (error == ETIMEDOUT) code = ErrorCode::kTimeout;
+    if (error == ECONNRESET) code = ErrorCode::kReset;
+    return Error{code, fmt::format("cannot connect to {}: {}", host_.authority, std::strerror(error))};
+  };
+  const int fd = ::socket(endpoint.data()->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (fd < 0) co_return refused(errno);
+  const int one = 1;
+  ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  int error = ::connect(fd, endpoint.data(), static_cast<socklen_t>(endpoint.size())) == 0 ? 0 : errno;
+  auto connection = std::make_shared<Connection>(pool_, host_, fd);
+  if (error == EINPROGRESS) {
+    connection_ = connection;
+    connection->set_deadline(time_to(deadline));
+    const Io io = co_await connection->wait_writable();
+    connection->set_deadline(Duration::zero());
+    connection_ = nullptr;
+    if (io != Io::kOk) {
+      connection->close();
+      co_return failure(io, "connecting", timeouts_.connect);
+    }
+    error = connection->socket_error();
+  }
+  if (error != 0) {
+    connection->close();
+    co_return refused(error);
+  }
+  if (host_.tls) {
+    connection_ = connection;
+    const auto agreed = co_await start_tls(*connection, url, deadline);
+    connection_ = nullptr;
+    if (!agreed.ok()) {
+      connection->close();
+      co_return agreed.error();
+    }
+  }
+  co_return connection;
+}
+
+Task<Result<void>> Exchange::start_tls(Connection& connection, const Url& url, TimePoint deadline) {
+  const auto context = pool_->options.tls != nullptr ? pool_->options.tls : TlsContext::of_system();
+  connection.start_tls(context->connect(connection.fd(), url.host));
+  const Io io = co_await connection.handshake(time_to(deadline));
+  if (io == Io::kOk) co_return Result<void>();
+  if (io != Io::kReset && io != Io::kEnd) co_return failure(io, "the TLS handshake", timeouts_.connect);
+  const std::string& why = connection.tls()->error();
+  co_return Error{ErrorCode::kReset, fmt::format("the TLS handshake with {} failed: {}", host_.authority,
+                                                 why.empty() ? "the connection was closed" : why)};
 }
 
 std::string Exchange::request_bytes(const Url& url, const RequestHead& head, size_t body_size) const {
@@ -524,11 +534,11 @@ Task<Result<std::string>> Exchange::read_all(size_t limit) {
 
 class Client::Impl {
  public:
-  Impl(EventLoop& loop, ClientOptions options) : pool(std::make_shared<Pool>(loop, options)) {}
+  Impl(EventLoop& loop, ClientOptions options) : pool(std::make_shared<Pool>(loop, std::move(options))) {}
   const std::shared_ptr<Pool> pool;
 };
 
-Client::Client(EventLoop& loop, ClientOptions options) : impl_(std::make_unique<Impl>(loop, options)) {}
+Client::Client(EventLoop& loop, ClientOptions options) : impl_(std::make_unique<Impl>(loop, std::move(options))) {}
 
 Client::~Client() {
   Pool& pool = *impl_->pool;
@@ -591,11 +601,11 @@ size_t Client::busy_connections(const Url& url) const {
 void Client::forget(const Url& url) { impl_->pool->forget(impl_->pool->host(url)); }
 
 Result<Response> blocking_fetch(const Url& url, std::string method, std::string target, Headers headers,
-                                std::string body, ClientTimeouts timeouts) {
+                                std::string body, ClientTimeouts timeouts, ClientOptions options) {
   EventLoop loop("fetch");
   loop.start();
   std::function<Task<Result<Response>>()> once = [&]() -> Task<Result<Response>> {
-    Client local(loop);
+    Client local(loop, options);
     auto response = co_await local.fetch(url, method, target, headers, body, timeouts);
     co_return std::move(response);
   };

@@ -10,14 +10,17 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "net/http.h"
+#include "net/lookup.h"
 #include "net/loop.h"
 #include "net/task.h"
 
 namespace sluice::net {
 
+class TlsContext;
+
 struct ClientTimeouts {
-  Duration connect = std::chrono::seconds(10);
-  Duration head = std::chrono::seconds(1800);  // from the request's last byte to the end of the response head
+  Duration connect = std::chrono::seconds(10);  // the name's look-up, all its addresses and the TLS handshake together
+  Duration head = std::chrono::seconds(1800);   // from the request's last byte to the end of the response head
   Duration silence =
       std::chrono::seconds(1800);  // between two reads of the body, and for a stalled write of the request
 };
@@ -51,6 +54,9 @@ struct ClientOptions {
   Duration idle_timeout = std::chrono::seconds(3);  // engines close idle connections at 5 s; 0 = keep for ever
   size_t max_idle_per_host = 500;
   size_t max_head_bytes = 64 * 1024;
+  std::shared_ptr<TlsContext> tls = {};  // for https; without it the system's authorities and no certificate
+  Lookup lookup = {};                    // without it the system's resolver
+  Duration addresses_fresh = std::chrono::seconds(1);  // so long a look-up serves further connections
 };
 
 class Client {
@@ -61,8 +67,8 @@ class Client {
   // Connects (or takes a kept-alive connection that is not known to be dead), sends head and body, and returns the
   // exchange; the answer is read from it. The target goes out after url.path. Host is added where absent;
   // Content-Length is always that of `body`, whatever the head says. Errors: kRefused, kReset, kTimeout, kNotFound
-  // (name resolution), each naming host and phase. `on_exchange`, if set, gets the exchange before the first byte is
-  // sent, so that the caller can close() it while send() is waiting.
+  // (name resolution), each naming host and phase; a TLS handshake that fails is kReset and says why. `on_exchange`, if
+  // set, gets the exchange before the first byte is sent, so that the caller can close() it while send() is waiting.
   Task<Result<std::unique_ptr<ClientExchange>>> send(const Url& url, RequestHead head, std::string_view body,
                                                      ClientTimeouts timeouts = {},
                                                      std::function<void(ClientExchange&)> on_exchange = {});
@@ -84,6 +90,6 @@ class Client {
 
 // For threads without a loop (tests, start-up): runs one request on a loop of its own.
 Result<Response> blocking_fetch(const Url& url, std::string method, std::string target, Headers headers = {},
-                                std::string body = {}, ClientTimeouts timeouts = {});
+                                std::string body = {}, ClientTimeouts timeouts = {}, ClientOptions options = {});
 
 }  // namespace sluice::net

@@ -209,24 +209,25 @@ std::string Url::authority() const {
   return ipv6 ? fmt::format("[{}]:{}", host, port) : fmt::format("{}:{}", host, port);
 }
 
-std::string Url::to_string() const { return "http://" + authority() + path; }
+std::string Url::to_string() const { return (tls ? "https://" : "http://") + authority() + path; }
 
 Result<Url> parse_url(std::string_view text) {
   std::string_view rest = trim(text);
   const std::string_view whole = rest;
+  bool tls = false;
   if (const auto mark = rest.find("://"); mark != std::string_view::npos) {
     const auto scheme = rest.substr(0, mark);
-    if (iequals(scheme, "https")) {
-      return Error{ErrorCode::kUnimplemented,
-                   fmt::format("'{}': TLS is not built in; use http:// or a proxy that ends TLS", whole)};
-    }
-    if (!iequals(scheme, "http")) return bad_url(whole, fmt::format("the scheme '{}' is not http", scheme));
+    tls = iequals(scheme, "https");
+    if (!tls && !iequals(scheme, "http"))
+      return bad_url(whole, fmt::format("the scheme '{}' is not http or https", scheme));
     rest.remove_prefix(mark + 3);
   }
   if (rest.find_first_of("?# \t\r\n\\") != std::string_view::npos) {
     return bad_url(whole, "a query, a fragment or a space has no place in it");
   }
   Url url;
+  url.tls = tls;
+  if (tls) url.port = 443;
   const auto slash = rest.find('/');
   std::string_view authority = rest.substr(0, slash);
   if (slash != std::string_view::npos) url.path = rest.substr(slash);

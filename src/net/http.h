@@ -79,13 +79,14 @@ std::string_view reason_phrase(int status);
 // Hop-by-hop fields (RFC 9110, 7.6.1), which a gateway never forwards.
 bool is_hop_by_hop(std::string_view name);
 
-// "http://host:port/prefix". Only http is accepted; https gives kUnimplemented. No scheme means http://.
+// "http://host:port/prefix", or https. No scheme means http://; without a port it is 80, or 443 for https.
 struct Url {
   std::string host;  // without brackets
   uint16_t port = 80;
   std::string path;               // prefix, without a trailing slash; "" for none
   std::string authority() const;  // host:port, with brackets around IPv6
   std::string to_string() const;  // canonical
+  bool tls = false;
 };
 Result<Url> parse_url(std::string_view text);
 

@@ -68,7 +68,9 @@ TEST(UrlTest, ReadsEveryAcceptedForm) {
 }
 
 TEST(UrlTest, SaysWhyItRefuses) {
-  EXPECT_EQ(parse_url("https://host").error().code, ErrorCode::kUnimplemented);
+  EXPECT_EQ(parse_url("HTTPS://Host/v1").value().to_string(), "https://host:443/v1");
+  EXPECT_EQ(parse_url("https://[::1]:8443").value().to_string(), "https://[::1]:8443");
+  EXPECT_EQ(parse_url("ftp://host").error().code, ErrorCode::kInvalidArgument);
   for (const char* text :
        {"grpc://host:1", "http://", "http://:80", "host:0", "host:65536", "host:8o", "::1:80", "http://[::1",
         "http://[host]:1", "http://[::1]x", "http://a@b:1", "http://h/?q", "a b", ""}) {

@@ -7,14 +7,18 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/result.h"
 #include "net/http.h"
+#include "net/listen.h"
 #include "net/loop.h"
 #include "net/task.h"
 
 namespace sluice::net {
+
+class TlsContext;
 
 // One request and its answer. Lives on the connection's loop; valid until the handler returns.
 //
@@ -69,6 +73,7 @@ struct ServerOptions {
   Duration idle_timeout = std::chrono::seconds(90);          // keep-alive connection without a request; 0 = off
   Duration write_stall_timeout = std::chrono::seconds(300);  // a client that reads nothing; 0 = off
   int backlog = 4096;
+  std::shared_ptr<TlsContext> tls = {};  // without it plain HTTP. A handshake may take as long as a head
 };
 
 class Server {
@@ -78,8 +83,17 @@ class Server {
   ~Server();  // stops, and waits for the connections to be gone
 
   // Binds and starts to accept on every loop. `host` is a name, an IPv4 or an IPv6 address with or without brackets;
-  // port 0 takes a free one. Returns the bound port. Any thread but a loop's. kAlreadyExists if the port is taken.
-  Result<uint16_t> listen(const std::string& host, uint16_t port);
+  // port 0 takes a free one. Where there are `inherited` sockets, which listen already (a predecessor's, or those that
+  // the service manager made), it accepts on these instead. Returns the bound port. Any thread but a loop's.
+  // kAlreadyExists if the port is taken.
+  Result<uint16_t> listen(const std::string& host, uint16_t port, std::vector<Socket> inherited = {});
+
+  // Other descriptors of the sockets that it listens on, for a successor. Any thread.
+  std::vector<Socket> listening_sockets();
+  // A successor accepts on the same sockets: those who wait in their queues are left to it. drain() then waits for the
+  // connections to end, kept-alive ones too: each is closed with its next answer, or when it has been idle for too
+  // long. Any thread but a loop's.
+  void hand_over();
 
   // Closes the listening sockets; requests in progress and kept-alive connections go on, the latter until idle.
   void stop_accepting();

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "net/tls.h"
 
 namespace sluice::net {
 namespace {
@@ -56,6 +57,31 @@ Stream::~Stream() {
   ::close(fd_);
 }
 
+void Stream::start_tls(std::unique_ptr<TlsSession> session) { tls_ = std::move(session); }
+
+void Stream::stop_tls() { tls_ = nullptr; }
+
+Task<Io> Stream::handshake(Duration bound) {
+  set_deadline(bound);
+  for (;;) {
+    if (!open_) co_return Io::kCancelled;
+    Io io = tls_->handshake();
+    if (io == Io::kWouldBlock) {
+      if (tls_->wants_write()) {
+        io = co_await wait_writable();
+      } else {
+        readable_ = false;
+        arm_read();
+        io = co_await reader_.wait();
+      }
+      if (io == Io::kOk) continue;
+    }
+    set_deadline(Duration::zero());
+    readable_ = true;  // the last flight may have brought more
+    co_return io;
+  }
+}
+
 void Stream::consume(size_t n) {
   begin_ += n;
   if (begin_ == end_) begin_ = end_ = 0;
@@ -88,6 +114,7 @@ bool Stream::make_room() {
 Io Stream::receive() {
   if (read_state_ != Io::kOk) return read_state_;
   if (!make_room()) return Io::kWouldBlock;
+  if (tls_ != nullptr) return receive_tls();
   const size_t room = capacity_ - end_;
   const ssize_t n = receive_bytes(fd_, buffer_.get() + end_, room);
   last_read_was_full_ = n == static_cast<ssize_t>(room);
@@ -98,11 +125,28 @@ Io Stream::receive() {
     return Io::kOk;
   }
   const Io result = n == 0 ? Io::kEnd : from_errno();
-  if (result != Io::kWouldBlock) {
-    read_state_ = result;
-    on_ended();
-  }
+  if (result != Io::kWouldBlock) ended(result);
   return result;
+}
+
+Io Stream::receive_tls() {
+  const size_t room = capacity_ - end_;
+  size_t n = 0;
+  const Io io = tls_->read(buffer_.get() + end_, room, n);
+  end_ += n;
+  last_read_was_full_ = n == room;
+  // OpenSSL reads ahead: only when it wants more is there nothing left, in it or in the socket.
+  readable_ = io == Io::kOk;
+  if (io == Io::kWouldBlock && tls_->wants_write()) {
+    loop_.poller().change(fd_, *this, EPOLLIN | EPOLLOUT | EPOLLRDHUP);
+  }
+  if (io == Io::kEnd || io == Io::kReset) ended(io);
+  return io;
+}
+
+void Stream::ended(Io how) {
+  read_state_ = how;
+  on_ended();
 }
 
 void Stream::arm_read() {
@@ -124,6 +168,7 @@ void Stream::on_events(uint32_t events) {
   const auto self = shared_from_this();
   if ((events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0) at_end_ = true;
   if ((events & EPOLLIN) != 0 || at_end_) readable_ = true;
+  if ((events & EPOLLOUT) != 0 && tls_ != nullptr && tls_->wants_write()) readable_ = true;  // to answer a key update
   if ((events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0) writer_.wake_now(Io::kOk);
   if (open_ && readable_ && std::exchange(read_armed_, false)) on_readable();
 }
@@ -141,6 +186,10 @@ Task<Io> Stream::read_more() {
 }
 
 void Stream::on_readable() {
+  if (tls_ != nullptr && !tls_->established()) {
+    reader_.wake_now(Io::kOk);
+    return;
+  }
   const Io io = receive();
   if (!open_) return;  // on_ended() closed it, and that woke the reader
   if (reader_.waiting()) {
@@ -158,6 +207,7 @@ void Stream::on_readable() {
 
 bool Stream::has_news() {
   if (read_state_ != Io::kOk || end_ != begin_ || !open_) return true;
+  if (tls_ != nullptr) return receive() != Io::kWouldBlock;  // session tickets are no news
   char byte;
   const ssize_t n = ::recv(fd_, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
   return n >= 0 || from_errno() != Io::kWouldBlock;
@@ -165,6 +215,7 @@ bool Stream::has_news() {
 
 bool Stream::has_answer() {
   if (end_ != begin_) return true;
+  if (tls_ != nullptr) return open_ && receive() == Io::kOk;
   char byte;
   return open_ && read_state_ == Io::kOk && ::recv(fd_, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
 }
@@ -177,8 +228,9 @@ int Stream::socket_error() {
 
 Io Stream::try_write(std::span<iovec>& parts) {
   if (!open_) return Io::kCancelled;
+  if (tls_ != nullptr) return tls_->write(parts);
   for (;;) {
-    while (!parts.empty() && parts.front().iov_len == 0) parts = parts.subspan(1);
+    skip(parts, 0);
     if (parts.empty()) return Io::kOk;
     msghdr message{};
     message.msg_iov = parts.data();
@@ -188,15 +240,7 @@ Io Stream::try_write(std::span<iovec>& parts) {
       if (errno == EINTR) continue;
       return from_errno();
     }
-    auto left = static_cast<size_t>(n);
-    while (left > 0) {
-      auto& part = parts.front();
-      const size_t step = std::min(left, part.iov_len);
-      part.iov_base = static_cast<char*>(part.iov_base) + step;
-      part.iov_len -= step;
-      left -= step;
-      if (part.iov_len == 0) parts = parts.subspan(1);
-    }
+    skip(parts, static_cast<size_t>(n));
   }
 }
 
@@ -263,7 +307,13 @@ void Stream::on_timer() {
 }
 
 void Stream::shutdown_write() {
-  if (open_) ::shutdown(fd_, SHUT_WR);
+  if (!open_) return;
+  close_notify();
+  ::shutdown(fd_, SHUT_WR);
+}
+
+void Stream::close_notify() {
+  if (open_ && tls_ != nullptr) tls_->close_notify();
 }
 
 void Stream::close() {

@@ -1,8 +1,7 @@
 // One TCP connection on a loop, below HTTP: a read buffer, gathered writes, one deadline with one timer, and the news
-// that the other side is gone while nobody reads. Server connections and client connections are Streams.
+// that the other side is gone while nobody reads; the same with TLS on it. Server connections and client connections
+// are Streams.
 #pragma once
-
-#include <sys/uio.h>
 
 #include <boost/asio/basic_waitable_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
@@ -14,18 +13,18 @@
 #include <string_view>
 
 #include "base/clock.h"
+#include "net/io.h"
 #include "net/loop.h"
 #include "net/poller.h"
 #include "net/task.h"
 
 namespace sluice::net {
 
+class TlsSession;
+
 inline constexpr asio::use_awaitable_t<Executor> use_task{};
 using Timer =
     asio::basic_waitable_timer<std::chrono::steady_clock, asio::wait_traits<std::chrono::steady_clock>, Executor>;
-
-// How a wait or a transfer ended.
-enum class Io { kOk, kWouldBlock, kEnd, kReset, kTimeout, kCancelled };
 
 // One coroutine that sleeps until it is woken. Loop thread only.
 class Waiter {
@@ -56,6 +55,16 @@ class Stream : public std::enable_shared_from_this<Stream>, private Poller::Watc
 
   EventLoop& loop() { return loop_; }
   bool is_open() const { return open_; }
+  int fd() const { return fd_; }
+
+  // From here on the bytes are those inside of TLS. Before anything is read or written; then handshake().
+  void start_tls(std::unique_ptr<TlsSession> session);
+  // kOk, kTimeout after `bound` (0 = none), kCancelled, kReset: tls() knows why.
+  Task<Io> handshake(Duration bound);
+  // Null without TLS. Belongs to the stream.
+  const TlsSession* tls() const { return tls_.get(); }
+  // The other side does not speak TLS: back to plain bytes, to say so.
+  void stop_tls();
 
   // Bytes that arrived and are not consumed. Valid until the next suspension, or until consume() if read by nobody
   // else.
@@ -95,6 +104,8 @@ class Stream : public std::enable_shared_from_this<Stream>, private Poller::Watc
 
   // No more writing; the other side reads the end.
   void shutdown_write();
+  // With TLS: says that what was sent is whole. Before close(), wherever that is so.
+  void close_notify();
   // Waits end with kCancelled. Idempotent.
   void close();
 
@@ -104,14 +115,14 @@ class Stream : public std::enable_shared_from_this<Stream>, private Poller::Watc
   // Bytes arrived and nobody was reading.
   virtual void on_unread() {}
 
-  int fd() const { return fd_; }
-
  private:
   void on_events(uint32_t events) override;
   void on_shutdown() override;
 
   // Takes bytes from the socket. kOk, kWouldBlock, kEnd, kReset; kWouldBlock as well if there is no room.
   Io receive();
+  Io receive_tls();
+  void ended(Io how);
   bool make_room();
   void arm_read();
   void on_readable();
@@ -129,6 +140,7 @@ class Stream : public std::enable_shared_from_this<Stream>, private Poller::Watc
   const int fd_;
   bool open_ = true;
   std::shared_ptr<Stream> self_;
+  std::unique_ptr<TlsSession> tls_;
 
   std::unique_ptr<char[]> buffer_;
   size_t capacity_ = 0;

@@ -39,14 +39,15 @@ class ExpositionServer::Impl {
 };
 
 Result<std::unique_ptr<ExpositionServer>> ExpositionServer::start(const Metrics& metrics, const std::string& host,
-                                                                  uint16_t port) {
+                                                                  uint16_t port, std::vector<net::Socket> inherited) {
   auto impl = std::make_unique<Impl>(metrics);
-  SLUICE_TRY(impl->port, impl->server.listen(host, port));
+  SLUICE_TRY(impl->port, impl->server.listen(host, port, std::move(inherited)));
   return std::unique_ptr<ExpositionServer>(new ExpositionServer(std::move(impl)));
 }
 
 ExpositionServer::ExpositionServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 ExpositionServer::~ExpositionServer() = default;
 uint16_t ExpositionServer::port() const { return impl_->port; }
+net::Server& ExpositionServer::server() { return impl_->server; }
 
 }  // namespace sluice::obs

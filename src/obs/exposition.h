@@ -5,20 +5,28 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/result.h"
+#include "net/listen.h"
 #include "obs/metrics.h"
+
+namespace sluice::net {
+class Server;
+}
 
 namespace sluice::obs {
 
 class ExpositionServer {
  public:
-  // `metrics` outlives the server. Port 0 takes a free one. kAlreadyExists if the port is taken.
-  static Result<std::unique_ptr<ExpositionServer>> start(const Metrics& metrics, const std::string& host,
-                                                         uint16_t port);
+  // `metrics` outlives the server. Port 0 takes a free one. On the sockets of a predecessor if there are any.
+  // kAlreadyExists if the port is taken.
+  static Result<std::unique_ptr<ExpositionServer>> start(const Metrics& metrics, const std::string& host, uint16_t port,
+                                                         std::vector<net::Socket> inherited = {});
   ~ExpositionServer();
 
   uint16_t port() const;
+  net::Server& server();
 
  private:
   class Impl;

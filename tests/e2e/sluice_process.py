@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 
-LISTENING = re.compile(r"listening on (http://\S+)")
+LISTENING = re.compile(r"listening on (https?://\S+)")
 
 
 class Sluice:
