@@ -150,16 +150,19 @@ void Liveness::raise_limits(const WorkerList& workers, TimePoint now) {
     int64_t workers = 0;
   };
   std::map<std::string, Others> others;
+  Others anybody;  // for one that has not said what it serves
   for (const WorkerPtr& worker : workers) {
     if (!worker->usable() || worker->most_requests != Worker::kNoLimit) continue;
-    Others& of_model = others[worker->info(&Worker::Info::model_id)];
-    of_model.requests += worker->load->requests;
-    ++of_model.workers;
+    for (Others* each : {&others[worker->info(&Worker::Info::model_id)], &anybody}) {
+      each->requests += worker->load->requests;
+      ++each->workers;
+    }
   }
   const Duration all = std::chrono::seconds(context_.options.slow_start_secs);
   for (auto& [number, known] : known_) {
     if (!known.slow_since) continue;
-    const Others& of_model = others[known.worker->info(&Worker::Info::model_id)];
+    const std::string model = known.worker->info(&Worker::Info::model_id);
+    const Others& of_model = model == "unknown" ? anybody : others[model];
     const double done = seconds(now - *known.slow_since) / seconds(all);
     if (done >= 1 || of_model.workers == 0) {
       known.slow_since.reset();

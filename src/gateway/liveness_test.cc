@@ -333,7 +333,8 @@ TEST_F(LivenessTest, R3L18AWorkerThatComesWhileOthersServeBeginsSlowly) {
   EXPECT_EQ(cold.open, 1);
   EXPECT_EQ(json_of(cold)["most_requests"], 1);
   clock_.advance(5s);
-  ASSERT_TRUE(eventually([&] { return json_of(cold)["most_requests"] == 6; })) << "half of what the other one has";
+  ASSERT_TRUE(eventually([&] { return json_of(cold)["most_requests"] == 6; }))
+      << "half of what the other one has: " << json_of(cold).dump() << json_of(loaded).dump();
   for (int i = 0; i < 12; ++i) ask();
   ASSERT_TRUE(eventually([&] { return open() == 24; }));
   EXPECT_LE(cold.open, 9) << "at most half of what the other one has meanwhile";

@@ -8,8 +8,8 @@
 
 namespace sluice::gateway {
 
-// Written out at once and without a tree: ten thousand of them are asked for in one piece. `kv_events` is a JSON object.
-// Any thread.
+// Written out at once and without a tree: ten thousand of them are asked for in one piece. `kv_events` is a JSON
+// object. Any thread.
 void append_worker_json(std::string& out, const Worker& worker, std::string_view kv_events);
 
 }  // namespace sluice::gateway
