@@ -221,6 +221,7 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
             SLUICE_LOG(info, "gateway/health", "worker {} has restarted", worker.url);
             context_.forget_prefixes(worker);
             forget_process(worker);
+            liveness_.before_ready(worker);
             liveness_.returned(watch->worker, /*is_new_process=*/true);
           }
           // One that passed all along may fail all its requests even so: the breaker's own time counts then.

@@ -103,14 +103,18 @@ void Liveness::trust(Known& known, std::string_view why) {
 bool Liveness::others_serve() const { return context_.admission.in_flight() > 0; }
 
 void Liveness::before_ready(Worker& worker) const {
-  if (context_.options.slow_start_secs > 0 && others_serve()) worker.most_requests = 1;
+  worker.most_requests = context_.options.slow_start_secs > 0 && others_serve() ? 1 : Worker::kNoLimit;
 }
 
 void Liveness::begin_slowly(Known& known) {
-  const bool slow = context_.options.slow_start_secs > 0 && others_serve();
+  before_ready(*known.worker);
+  go_on_slowly(known);
+}
+
+void Liveness::go_on_slowly(Known& known) {
+  const bool slow = known.worker->most_requests == 1;
   known.slow_since.reset();
   if (slow) known.slow_since = context_.clock.now();
-  known.worker->most_requests = slow ? 1 : Worker::kNoLimit;
   settled_ = settled_ && !slow;
 }
 
@@ -123,7 +127,12 @@ void Liveness::returned(const WorkerPtr& worker, bool is_new_process) {
   known.heard = worker->load->heard_at;
   known.quiet_since = 0;
   known.overdue = 0;
-  begin_slowly(known);
+  // In use already: before_ready() has decided, and the requests that are in flight since may be its own.
+  if (worker->healthy) {
+    go_on_slowly(known);
+  } else {
+    begin_slowly(known);
+  }
 }
 
 void Liveness::generated(Worker& worker) {

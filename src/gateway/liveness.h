@@ -29,7 +29,8 @@ class Liveness {
   static constexpr Duration kInterval = std::chrono::milliseconds(250);
   static constexpr Duration kIdleInterval = std::chrono::milliseconds(500);
 
-  // It comes (back), just before it is used. `is_new_process`: nothing that was held against it counts.
+  // It comes (back), just before it is used, or after before_ready(). `is_new_process`: nothing that was held against it
+  // counts.
   void returned(const WorkerPtr& worker, bool is_new_process);
   // The same in advance: any thread. returned() must follow.
   void before_ready(Worker& worker) const;
@@ -60,6 +61,7 @@ class Liveness {
   void trust(Known& known, std::string_view why);
   bool others_serve() const;
   void begin_slowly(Known& known);
+  void go_on_slowly(Known& known);
   void raise_limits(const WorkerList& workers, TimePoint now);
 
   Context& context_;
