@@ -29,8 +29,8 @@ class Liveness {
   static constexpr Duration kInterval = std::chrono::milliseconds(250);
   static constexpr Duration kIdleInterval = std::chrono::milliseconds(500);
 
-  // It comes (back), just before it is used, or after before_ready(). `is_new_process`: nothing that was held against it
-  // counts.
+  // It comes (back), just before it is used, or after before_ready(). `is_new_process`: nothing that was held against
+  // it counts.
   void returned(const WorkerPtr& worker, bool is_new_process);
   // The same in advance: any thread. returned() must follow.
   void before_ready(Worker& worker) const;
