@@ -76,6 +76,16 @@ class Gateway::Impl {
     return {};
   }
 
+  // The own port first, then the others: whoever watches looks until the end, and what they have begun to ask is
+  // answered too, so they get a second even where the first took all the time.
+  size_t drain_until(TimePoint end) {
+    const auto left = [&](Duration least) { return std::max<Duration>(end - context.clock.now(), least); };
+    const size_t cut_off = server->drain(left(Duration::zero()));
+    if (health != nullptr) health->server().drain(left(std::chrono::seconds(1)));
+    exposition->server().drain(left(std::chrono::seconds(1)));
+    return cut_off;
+  }
+
   Result<void> start_tracing() {
     SLUICE_TRY(auto endpoint, obs::parse_trace_endpoint(context.options.otlp_traces_endpoint));
     const char* name = std::getenv("OTEL_SERVICE_NAME");
@@ -270,7 +280,7 @@ size_t Gateway::drain(Duration grace) {
   const TimePoint end = impl_->context.clock.now() + grace;
   impl_->context.draining = true;
   std::this_thread::sleep_for(std::min<Duration>(grace / 2, std::chrono::seconds(5)));
-  return impl_->server->drain(std::max<Duration>(end - impl_->context.clock.now(), Duration{0}));
+  return impl_->drain_until(end);
 }
 
 Inheritance Gateway::bequeath() {
@@ -285,7 +295,7 @@ size_t Gateway::retire(Duration grace) {
   impl_->server->hand_over();
   if (impl_->health != nullptr) impl_->health->server().hand_over();
   impl_->exposition->server().hand_over();
-  return impl_->server->drain(grace);
+  return impl_->drain_until(impl_->context.clock.now() + grace);
 }
 
 }  // namespace sluice::gateway

@@ -555,6 +555,25 @@ TEST_F(ScenarioTest, DrainingCutsOffWhatDoesNotEndWithinTheGrace) {
   EXPECT_TRUE(eventually([&] { return one.active() == 0; }));
 }
 
+TEST_F(ScenarioTest, RetiringAnswersAlsoWhatTheOtherPortsWereAsked) {
+  worker();
+  start();
+  sluice::testing::RawClient scraper(gateway_->metrics_port());
+  constexpr const char* kScrape = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+  scraper.send(kScrape);
+  ASSERT_TRUE(scraper.wait_for("smg_worker_health"));
+  const uint16_t port = gateway_->metrics_port();
+  auto retired = std::async(std::launch::async, [&] {
+    EXPECT_EQ(gateway_->retire(20s), 0u);
+    gateway_.reset();
+  });
+  ASSERT_TRUE(eventually([&] { return !sluice::testing::RawClient(port).connected(); }));
+  scraper.send(kScrape);
+  EXPECT_THAT(scraper.read_until("Connection: close"), HasSubstr("HTTP/1.1 200"));
+  scraper.wait_for_end();
+  retired.get();
+}
+
 // --- books
 // --------------------------------------------------------------------------------------------------------------
 
