@@ -27,6 +27,7 @@ class Linear {
   size_t packed_bytes(const LinearShape& shape) const;
   void pack(const LinearShape& shape, const RowReader& rows, void* to) const;
   void multiply(const LinearArgs& args, ThreadPool& pool) const;
+  void multiply_heads(const HeadLinearArgs& args, ThreadPool& pool) const;
 
  private:
   class Impl;
