@@ -70,7 +70,8 @@ class DenseDecoder final : public Decoder {
                                   .inverse_frequencies = weights_.address(inverse_frequencies_),
                                   .cos_sin = buffers.cos_sin,
                                   .n = batch.n_tokens,
-                                  .half = config_.head_dim / 2});
+                                  .half = config_.head_dim / 2,
+                                  .scale = static_cast<float>(config_.rope.angle_scale)});
     for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
       attention(context, batch, kv, buffers, layer);
       ffn(context, batch, buffers, layers_[static_cast<size_t>(layer)]);
