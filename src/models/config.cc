@@ -7,70 +7,13 @@
 #include <nlohmann/json.hpp>
 #include <numbers>
 
+#include "models/config_fields.h"
 #include "models/family.h"
 
 namespace sluice::models {
 namespace {
 
 using Json = nlohmann::json;
-
-Error unsupported(std::string_view field, std::string_view why) {
-  return {ErrorCode::kUnimplemented, fmt::format("config.json: {}: {}", field, why)};
-}
-
-bool present(const Json& object, const char* field) { return object.contains(field) && !object[field].is_null(); }
-
-// Reads numbers and remembers the first field that is missing or wrong.
-class Fields {
- public:
-  explicit Fields(const Json& object) : object_(object) {}
-
-  int64_t whole(const char* field, int64_t min, std::optional<int64_t> otherwise = std::nullopt) {
-    if (!present(object_, field)) {
-      if (!otherwise) fail(field, "is missing");
-      return otherwise.value_or(min);
-    }
-    const Json& value = object_[field];
-    if (!value.is_number_integer() || value.get<int64_t>() < min || value.get<int64_t>() > int64_t{1} << 32) {
-      fail(field, fmt::format("{} is not a whole number of at least {}", value.dump(), min));
-      return min;
-    }
-    return value.get<int64_t>();
-  }
-  double real(const char* field, double otherwise) {
-    if (!present(object_, field)) return otherwise;
-    if (!object_[field].is_number()) {
-      fail(field, fmt::format("{} is not a number", object_[field].dump()));
-      return otherwise;
-    }
-    return object_[field].get<double>();
-  }
-  bool flag(const char* field, bool otherwise) {
-    if (!present(object_, field)) return otherwise;
-    if (!object_[field].is_boolean()) {
-      fail(field, fmt::format("{} is not true or false", object_[field].dump()));
-      return otherwise;
-    }
-    return object_[field].get<bool>();
-  }
-  std::string text(const char* field, std::string_view otherwise) {
-    if (!present(object_, field)) return std::string(otherwise);
-    if (!object_[field].is_string()) {
-      fail(field, fmt::format("{} is not a string", object_[field].dump()));
-      return std::string(otherwise);
-    }
-    return object_[field].get<std::string>();
-  }
-  const std::optional<Error>& error() const { return error_; }
-
- private:
-  void fail(std::string_view field, std::string_view why) {
-    if (!error_) error_ = Error{ErrorCode::kProtocol, fmt::format("config.json: {} {}", field, why)};
-  }
-
-  const Json& object_;
-  std::optional<Error> error_;
-};
 
 void read_ids(const Json& object, const char* field, std::vector<int32_t>& ids) {
   if (!object.is_object() || !present(object, field)) return;
@@ -192,8 +135,9 @@ Result<void> check_shape(const ModelConfig& config) {
     return Error{ErrorCode::kProtocol,
                  fmt::format("{} query heads cannot share {} key heads evenly", config.num_heads, config.num_kv_heads)};
   }
-  if (config.head_dim % 2 != 0) {
-    return Error{ErrorCode::kUnimplemented, fmt::format("head_dim {} is odd", config.head_dim)};
+  if (config.rotary_dim % 2 != 0 || config.rotary_dim > config.head_dim) {
+    return Error{ErrorCode::kUnimplemented,
+                 fmt::format("rotary positions of {} of the {} values of a head", config.rotary_dim, config.head_dim)};
   }
   return {};
 }
@@ -228,6 +172,7 @@ Result<ModelConfig> config_from_json(const Json& config, const Json& generation_
   const bool sliding_window = fields.flag("use_sliding_window", false);
   const std::string act = fields.text("hidden_act", "silu");
   if (fields.error()) return *fields.error();
+  result.rotary_dim = result.head_dim;
   if (mlp_bias) return unsupported("mlp_bias", "biases in the FFN are not supported");
   if (result.qkv_bias && !family->default_qkv_bias) {
     return unsupported("attention_bias", "a bias of the output projection is not supported");
@@ -240,6 +185,7 @@ Result<ModelConfig> config_from_json(const Json& config, const Json& generation_
     return unsupported("hidden_act", fmt::format("'{}' is not supported; silu is", act));
   }
   SLUICE_TRY_VOID(read_rope(config, static_cast<double>(result.max_position), result.rope));
+  if (family->read != nullptr) SLUICE_TRY_VOID(family->read(config, result));
   SLUICE_TRY_VOID(check_shape(result));
 
   read_ids(generation_config, "eos_token_id", result.eos_token_ids);
@@ -295,6 +241,7 @@ Result<ModelConfig> config_from_gguf(const tensor::GgufFile& file) {
   if (!missing.empty()) {
     return Error{ErrorCode::kProtocol, fmt::format("{}: {}.{} is missing", file.path(), *architecture, missing)};
   }
+  config.rotary_dim = config.head_dim;
   const int64_t rotary = whole("rope.dimension_count", config.head_dim);
   if (rotary != config.head_dim) {
     return Error{ErrorCode::kUnimplemented, fmt::format("{}: rotary embedding of {} of {} dimensions is not supported",
@@ -346,11 +293,11 @@ double yarn_share(const RopeConfig& rope, double dim, double i) {
 }  // namespace
 
 std::vector<float> inverse_frequencies(const ModelConfig& config) {
-  const int64_t half = config.head_dim / 2;
+  const int64_t half = config.rotary_dim / 2;
   const RopeConfig& rope = config.rope;
   std::vector<float> result(static_cast<size_t>(half));
   for (int64_t i = 0; i < half; ++i) {
-    double frequency = std::pow(rope.theta, -2.0 * static_cast<double>(i) / static_cast<double>(config.head_dim));
+    double frequency = std::pow(rope.theta, -2.0 * static_cast<double>(i) / static_cast<double>(config.rotary_dim));
     if (rope.scaling == RopeScaling::kLinear) frequency /= rope.factor;
     if (rope.scaling == RopeScaling::kLlama3) {
       // Long wavelengths are stretched by the factor, short ones kept, those between blended.

@@ -31,6 +31,13 @@ struct RopeConfig {
   bool interleaved = false;  // GGUF's Llama files store query and key rows for pairs (2i, 2i+1)
 };
 
+// RMSNorm of queries and keys before they are rotated.
+enum class QkNorm : uint8_t {
+  kNone,
+  kEachHead,  // one weight of head_dim for all query heads, one for all key heads
+  kAllHeads,  // over all heads of a token together
+};
+
 // A decoder of pre-norm layers with grouped-query attention and a gated FFN. What families differ in are fields.
 struct ModelConfig {
   std::string model_type;
@@ -41,13 +48,14 @@ struct ModelConfig {
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
+  int64_t rotary_dim = 0;  // the first values of a head, which are rotated
   int64_t intermediate_size = 0;
   int64_t max_position = 0;
   double rms_norm_eps = 1e-6;
   RopeConfig rope;
   bool tie_embeddings = false;
   bool qkv_bias = false;
-  bool qk_norm = false;  // one RMSNorm weight of head_dim for all query heads, one for all key heads
+  QkNorm qk_norm = QkNorm::kNone;
   std::vector<int32_t> eos_token_ids;
   std::optional<int32_t> bos_token_id;
   // Sampling defaults of generation_config.json.
@@ -59,7 +67,7 @@ struct ModelConfig {
 Result<ModelConfig> config_from_json(const nlohmann::json& config, const nlohmann::json& generation_config);
 Result<ModelConfig> config_from_gguf(const tensor::GgufFile& file);
 
-// Inverse frequencies of the rotary angles, [head_dim / 2], with the scaling applied.
+// Inverse frequencies of the rotary angles, [rotary_dim / 2], with the scaling applied.
 std::vector<float> inverse_frequencies(const ModelConfig& config);
 
 }  // namespace sluice::models

@@ -47,9 +47,10 @@ TEST(ModelConfigTest, ReadsAFolderOfEachFamily) {
   EXPECT_EQ(llama->num_kv_heads, 2);
   EXPECT_EQ(llama->rope.scaling, RopeScaling::kLlama3);
   EXPECT_EQ(llama->eos_token_ids, std::vector<int32_t>{2});
-  EXPECT_FALSE(llama->qkv_bias || llama->qk_norm || llama->rope.interleaved);
+  EXPECT_EQ(llama->qk_norm, QkNorm::kNone);
+  EXPECT_FALSE(llama->qkv_bias || llama->rope.interleaved);
   EXPECT_TRUE(config_from_json(config_of("tiny-qwen2"), nullptr)->qkv_bias);
-  EXPECT_TRUE(config_from_json(config_of("tiny-qwen3"), nullptr)->qk_norm);
+  EXPECT_EQ(config_from_json(config_of("tiny-qwen3"), nullptr)->qk_norm, QkNorm::kEachHead);
 }
 
 TEST(ModelConfigTest, WhatIsNotGivenIsWorkedOut) {
@@ -81,7 +82,7 @@ TEST(ModelConfigTest, SaysWhatIsWrong) {
   expect_has(refusal({{"model_type", 7}}), "model_type 7 is not a string");
   expect_has(refusal({{"hidden_act", {1}}}), "hidden_act [1] is not a string");
   expect_has(refusal({{"num_key_value_heads", 3}}), "cannot share 3 key heads");
-  expect_has(refusal({{"head_dim", 15}}), "odd");
+  expect_has(refusal({{"head_dim", 15}}), "15 of the 15 values");
   expect_has(refusal({{"num_hidden_layers", 1 << 20}}), "layers: 1048576");
   expect_has(refusal({{"rms_norm_eps", -1}}), "epsilon");
   expect_has(refusal({{"rope_theta", 0}}), "theta");
@@ -128,14 +129,14 @@ TEST(ModelConfigTest, NoConfigFileEndsTheProcess) {
       }
       const auto read = config_from_json(config, generation);
       if (read.ok()) {
-        EXPECT_EQ(inverse_frequencies(*read).size(), static_cast<size_t>(read->head_dim / 2));
+        EXPECT_EQ(inverse_frequencies(*read).size(), static_cast<size_t>(read->rotary_dim / 2));
       }
     }
   }
 }
 
 TEST(InverseFrequenciesTest, ArePowersOfTheta) {
-  ModelConfig config{.head_dim = 8, .rope = {.theta = 10000}};
+  ModelConfig config{.rotary_dim = 8, .rope = {.theta = 10000}};
   const auto plain = inverse_frequencies(config);
   ASSERT_EQ(plain.size(), 4u);
   EXPECT_FLOAT_EQ(plain[0], 1);
@@ -147,7 +148,7 @@ TEST(InverseFrequenciesTest, ArePowersOfTheta) {
 }
 
 TEST(InverseFrequenciesTest, Llama3KeepsShortWavesAndStretchesLongOnes) {
-  const ModelConfig plain{.head_dim = 128, .rope = {.theta = 500000}};
+  const ModelConfig plain{.rotary_dim = 128, .rope = {.theta = 500000}};
   ModelConfig scaled = plain;
   scaled.rope.scaling = RopeScaling::kLlama3;
   scaled.rope.factor = 8;
@@ -171,7 +172,7 @@ TEST(InverseFrequenciesTest, Llama3KeepsShortWavesAndStretchesLongOnes) {
 // Frequencies of DeepSeek's published code (yarn_find_correction_range and yarn_linear_ramp_mask), theta 10000, rotary
 // 64, factor 40 over 4096 positions, betas 32 and 1.
 TEST(InverseFrequenciesTest, YarnKeepsFastTurnsStretchesSlowOnesAndBlendsBetween) {
-  const ModelConfig plain{.head_dim = 64, .rope = {.theta = 10000}};
+  const ModelConfig plain{.rotary_dim = 64, .rope = {.theta = 10000}};
   ModelConfig scaled = plain;
   scaled.rope.scaling = RopeScaling::kYarn;
   scaled.rope.factor = 40;

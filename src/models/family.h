@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <span>
 #include <string_view>
 
@@ -17,8 +18,10 @@ struct FamilyRow {
   std::string_view architecture;       // in config.json
   std::string_view gguf_architecture;  // general.architecture
   bool default_qkv_bias = false;
-  bool qk_norm = false;
+  QkNorm qk_norm = QkNorm::kNone;
   bool gguf_interleaved_rope = false;
+  // Reads the fields of config.json that are the family's own, after the common ones; null = there are none.
+  Result<void> (*read)(const nlohmann::json& json, ModelConfig& config) = nullptr;
   // Declares the model's weights in `weights` and returns its forward pass.
   std::unique_ptr<Decoder> (*make)(const ModelConfig& config, WeightStore& weights) = nullptr;
 };

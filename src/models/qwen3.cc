@@ -5,7 +5,7 @@
 namespace sluice::models {
 
 std::unique_ptr<Decoder> make_qwen3(const ModelConfig& config, WeightStore& weights) {
-  SLUICE_CHECK(config.qk_norm, "a Qwen3 configuration without norms on query and key heads");
+  SLUICE_CHECK(config.qk_norm == QkNorm::kEachHead, "a Qwen3 configuration without norms on query and key heads");
   return make_dense_decoder(config, weights);
 }
 

@@ -14,7 +14,10 @@ constexpr FamilyRow kFamilies[] = {
      .gguf_interleaved_rope = true,
      .make = make_llama},
     {.architecture = "Qwen2ForCausalLM", .gguf_architecture = "qwen2", .default_qkv_bias = true, .make = make_qwen2},
-    {.architecture = "Qwen3ForCausalLM", .gguf_architecture = "qwen3", .qk_norm = true, .make = make_qwen3},
+    {.architecture = "Qwen3ForCausalLM",
+     .gguf_architecture = "qwen3",
+     .qk_norm = QkNorm::kEachHead,
+     .make = make_qwen3},
 };
 
 Result<const FamilyRow*> find_by(std::string_view FamilyRow::*field, std::string_view name) {

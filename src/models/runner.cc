@@ -127,14 +127,14 @@ class DecoderRunner final : public Runner {
 
   Result<std::span<const float>> forward(const StepBatch& batch) override {
     ForwardBatch staged = stage(batch);
-    decoder_->forward(context_, staged, kv_, *buffers_);
+    const float* logits = decoder_->forward(context_, staged, kv_);
     const size_t count = batch.logit_rows.size() * static_cast<size_t>(config_.vocab_size);
     if (backend_->host_visible()) {
       backend_->synchronize(context_);
-      return std::span<const float>(buffers_->logits, count);
+      return std::span<const float>(logits, count);
     }
     host_logits_.resize(count);
-    backend_->copy_to_host(context_, host_logits_.data(), buffers_->logits, count * sizeof(float));
+    backend_->copy_to_host(context_, host_logits_.data(), logits, count * sizeof(float));
     backend_->synchronize(context_);
     return std::span<const float>(host_logits_);
   }
@@ -153,8 +153,7 @@ class DecoderRunner final : public Runner {
   size_t table_bytes() const { return table_.size() * sizeof(int32_t); }
 
   Result<void> make_buffers() {
-    // Input logprobs may ask for the logits of every row. Memory is taken only as it is touched.
-    SLUICE_TRY(buffers_, Buffers::create(*backend_, config_, weights_.dtype(), max_tokens_, max_tokens_));
+    SLUICE_TRY_VOID(decoder_->allocate(max_tokens_));
     staged_bytes_ = static_cast<size_t>(4 * max_tokens_ + 3 * max_seqs_ + 1) * sizeof(int32_t);
     SLUICE_TRY(void* memory, backend_->allocate(staged_bytes_));
     staged_ = static_cast<int32_t*>(memory);
@@ -228,7 +227,6 @@ class DecoderRunner final : public Runner {
   const kernels::Context context_;
   WeightStore weights_;
   std::unique_ptr<Decoder> decoder_;
-  std::unique_ptr<Buffers> buffers_;
   ModelInfo info_;
   KvCache kv_;
   size_t kv_bytes_ = 0;

@@ -1,5 +1,4 @@
-// A forward pass over a batch of rows, for every family: what it needs, and the pre-norm decoder that the dense
-// families share.
+// A forward pass over a batch of rows, for every family: embedding, the blocks of its layers one after another, head.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +7,7 @@
 
 #include "kernels/kernels.h"
 #include "models/config.h"
+#include "models/layers/scratch.h"
 #include "models/layers/weights.h"
 
 namespace sluice::models {
@@ -40,40 +40,53 @@ struct KvCache {
   void* values(int64_t layer) const { return memory + static_cast<size_t>(2 * layer + 1) * plane_bytes(); }
 };
 
-// Scratch of a step, sized for the largest one.
-class Buffers {
+// What a block sees of the step.
+struct Step {
+  const ForwardBatch& batch;
+  const KvCache& kv;
+  const Scratch& scratch;
+  float* hidden = nullptr;         // [n_tokens, hidden] the residual stream
+  const float* cos_sin = nullptr;  // [n_tokens, 2, rotary_dim / 2]
+};
+
+// Half a layer, attention or FFN, that changes the residual stream. It declares its weights and scratch when it is
+// made.
+class Block {
  public:
-  static Result<std::unique_ptr<Buffers>> create(const kernels::Backend& backend, const ModelConfig& config,
-                                                 kernels::DType dtype, int64_t max_tokens, int64_t max_logits);
-  ~Buffers();
-  Buffers(const Buffers&) = delete;
-  Buffers& operator=(const Buffers&) = delete;
-
-  float* hidden = nullptr;        // [n_tokens, hidden] the residual stream
-  void* normed = nullptr;         // [n_tokens, hidden] of dtype
-  float* cos_sin = nullptr;       // [n_tokens, 2, head_dim / 2]
-  float* qkv = nullptr;           // [n_tokens, (heads + 2 kv_heads) * head_dim]
-  void* attention = nullptr;      // [n_tokens, heads * head_dim] of dtype
-  float* gate_up = nullptr;       // [n_tokens, 2 * intermediate]
-  void* activated = nullptr;      // [n_tokens, intermediate] of dtype
-  float* logit_hidden = nullptr;  // [n_logits, hidden]
-  void* logit_normed = nullptr;   // [n_logits, hidden] of dtype
-  float* logits = nullptr;        // [n_logits, vocab]
-
- private:
-  explicit Buffers(const kernels::Backend& backend) : backend_(backend) {}
-
-  const kernels::Backend& backend_;
-  std::vector<std::pair<void*, size_t>> owned_;
+  virtual ~Block() = default;
+  virtual void forward(const kernels::Context& context, const Step& step) const = 0;
 };
 
 // Used by the rank's thread.
 class Decoder {
  public:
-  virtual ~Decoder() = default;
-  // Queues the whole step: K and V of every row into the cache, logits of batch.logit_rows into buffers.logits.
-  virtual void forward(const kernels::Context& context, const ForwardBatch& batch, const KvCache& kv,
-                       Buffers& buffers) const = 0;
+  // Declares embedding, final norm and head.
+  Decoder(const ModelConfig& config, WeightStore& weights);
+
+  // Where the blocks declare their scratch.
+  Scratch& scratch() { return scratch_; }
+  void add(std::unique_ptr<Block> block) { blocks_.push_back(std::move(block)); }
+  // Once, after the last add(). kExhausted if the memory cannot be had.
+  Result<void> allocate(int64_t max_tokens) { return scratch_.allocate(max_tokens); }
+
+  // Queues the whole step: K and V of every row into the cache. Returns where the logits of batch.logit_rows will be,
+  // [n_logits, vocab] in device memory, until the next call.
+  const float* forward(const kernels::Context& context, const ForwardBatch& batch, const KvCache& kv) const;
+
+ private:
+  const ModelConfig config_;
+  const WeightStore& weights_;
+  Scratch scratch_;
+  TableWeight embedding_;
+  std::vector<std::unique_ptr<Block>> blocks_;
+  VectorWeight final_norm_;
+  LinearWeight head_;
+  VectorWeight inverse_frequencies_;
+  Scratch::Slot hidden_;        // [n_tokens, hidden]
+  Scratch::Slot cos_sin_;       // [n_tokens, 2, rotary_dim / 2]
+  Scratch::Slot logit_hidden_;  // [n_logits, hidden]
+  Scratch::Slot logit_normed_;  // [n_logits, hidden] of dtype
+  Scratch::Slot logits_;        // [n_logits, vocab]
 };
 
 // x += Attention(RMSNorm(x)); x += FFN(RMSNorm(x)), with grouped-query attention, rotary positions and a SiLU-gated

@@ -46,6 +46,7 @@ class WeightStore {
   WeightStore(const WeightStore&) = delete;
   WeightStore& operator=(const WeightStore&) = delete;
 
+  const kernels::Backend& backend() const { return backend_; }
   // Arithmetic of matrix products.
   kernels::DType dtype() const { return dtype_; }
 

@@ -1,0 +1,42 @@
+#include "models/layers/ffn.h"
+
+#include <fmt/format.h>
+
+#include "models/layers/ops.h"
+
+namespace sluice::models {
+
+GatedFfn::GatedFfn(const std::string& prefix, int64_t hidden, int64_t width, WeightStore& weights, Scratch& scratch)
+    : width_(width), weights_(weights) {
+  gate_up_ = weights.linear({{prefix + "gate_proj.weight", width}, {prefix + "up_proj.weight", width}}, hidden);
+  down_ = weights.linear({{prefix + "down_proj.weight", hidden}}, width);
+  gate_up_slot_ = scratch.declare("gate_up", 2 * width * 4);
+  activated_slot_ = scratch.declare("activated", width * static_cast<int64_t>(tensor::block_bytes(weights.dtype())));
+}
+
+void GatedFfn::forward(const kernels::Context& context, const Scratch& scratch, const void* in, float* out,
+                       int64_t n) const {
+  auto* gate_up = scratch.at<float>(gate_up_slot_);
+  auto* activated = scratch.at<void>(activated_slot_);
+  product(context, weights_, gate_up_, in, gate_up, n);
+  context.backend->silu_mul(
+      context, {.gate_up = gate_up, .out = activated, .out_dtype = weights_.dtype(), .n = n, .width = width_});
+  product(context, weights_, down_, activated, out, n, nullptr, /*accumulate=*/true);
+}
+
+DenseFfn::DenseFfn(const ModelConfig& config, int64_t layer, WeightStore& weights, Scratch& scratch)
+    : epsilon_(config.rms_norm_eps),
+      weights_(weights),
+      norm_(weights.vector(
+          {{fmt::format("model.layers.{}.post_attention_layernorm.weight", layer), config.hidden_size}})),
+      ffn_(fmt::format("model.layers.{}.mlp.", layer), config.hidden_size, config.intermediate_size, weights, scratch),
+      normed_slot_(
+          scratch.declare("normed", config.hidden_size * static_cast<int64_t>(tensor::block_bytes(weights.dtype())))) {}
+
+void DenseFfn::forward(const kernels::Context& context, const Step& step) const {
+  auto* normed = step.scratch.at<void>(normed_slot_);
+  rms_norm(context, weights_, norm_, step.hidden, normed, step.batch.n_tokens, epsilon_);
+  ffn_.forward(context, step.scratch, normed, step.hidden, step.batch.n_tokens);
+}
+
+}  // namespace sluice::models

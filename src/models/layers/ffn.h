@@ -1,0 +1,43 @@
+// x += FFN(RMSNorm(x)) with a SiLU-gated FFN (Shazeer 2020): down(silu(gate(x)) * up(x)).
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "models/layers/decoder.h"
+
+namespace sluice::models {
+
+// The FFN by itself, without norm: a layer's own, or the experts that every token passes.
+class GatedFfn {
+ public:
+  // `prefix` is followed by gate_proj, up_proj and down_proj.
+  GatedFfn(const std::string& prefix, int64_t hidden, int64_t width, WeightStore& weights, Scratch& scratch);
+
+  // out += FFN(in); in [n, hidden] of the weights' dtype, out [n, hidden].
+  void forward(const kernels::Context& context, const Scratch& scratch, const void* in, float* out, int64_t n) const;
+
+ private:
+  const int64_t width_;
+  const WeightStore& weights_;
+  LinearWeight gate_up_;          // [2 * width, hidden]
+  LinearWeight down_;             // [hidden, width]
+  Scratch::Slot gate_up_slot_;    // [n, 2 * width]
+  Scratch::Slot activated_slot_;  // [n, width] of dtype
+};
+
+class DenseFfn final : public Block {
+ public:
+  DenseFfn(const ModelConfig& config, int64_t layer, WeightStore& weights, Scratch& scratch);
+
+  void forward(const kernels::Context& context, const Step& step) const override;
+
+ private:
+  const double epsilon_;
+  const WeightStore& weights_;
+  VectorWeight norm_;  // [hidden]
+  GatedFfn ffn_;
+  Scratch::Slot normed_slot_;  // [n, hidden] of dtype
+};
+
+}  // namespace sluice::models
