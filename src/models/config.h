@@ -38,6 +38,14 @@ enum class QkNorm : uint8_t {
   kAllHeads,  // over all heads of a token together
 };
 
+// Multi-head latent attention (DeepSeek-V2 2024, section 2.1). The rotary values of a head are ModelConfig::rotary_dim.
+struct MlaConfig {
+  int64_t q_lora_rank = 0;  // 0: queries are not compressed
+  int64_t kv_lora_rank = 0;
+  int64_t qk_nope_head_dim = 0;
+  int64_t v_head_dim = 0;
+};
+
 // A decoder of pre-norm layers with grouped-query attention and a gated FFN. What families differ in are fields.
 struct ModelConfig {
   std::string model_type;
@@ -56,6 +64,7 @@ struct ModelConfig {
   bool tie_embeddings = false;
   bool qkv_bias = false;
   QkNorm qk_norm = QkNorm::kNone;
+  std::optional<MlaConfig> mla;  // in place of grouped-query attention
   std::vector<int32_t> eos_token_ids;
   std::optional<int32_t> bos_token_id;
   // Sampling defaults of generation_config.json.

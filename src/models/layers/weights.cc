@@ -129,6 +129,35 @@ LinearWeight WeightStore::linear(std::vector<Part> parts, int64_t in) {
   return weight;
 }
 
+HeadsWeight WeightStore::heads(HeadPart part, int64_t in) {
+  HeadsWeight weight;
+  weight.shape = {
+      .in = part.transposed ? part.rows : in, .out = part.transposed ? in : part.rows, .dtype = dtype_, .whole = true};
+  weight.stride = (backend_.packed_bytes(weight.shape) + kAlignment - 1) / kAlignment * kAlignment;
+  const auto fill = [this, part, in, weight](const tensor::TensorSource& source, void* to) -> Result<void> {
+    SLUICE_TRY(const auto stored, tensor::find_shaped(source, part.name, {part.heads * part.head_rows, in}));
+    std::vector<float> rows(static_cast<size_t>(part.rows * in));  // of one head
+    for (int64_t head = 0; head < part.heads; ++head) {
+      stored.read_rows(head * part.head_rows + part.first, part.rows, rows.data());
+      const auto read = [&](int64_t first, int64_t count, void* out) {
+        auto* values = static_cast<float*>(out);
+        if (!part.transposed) {
+          std::copy_n(rows.data() + first * in, count * in, values);
+          return;
+        }
+        for (int64_t i = first; i < first + count; ++i) {
+          for (int64_t j = 0; j < part.rows; ++j) *values++ = rows[static_cast<size_t>(j * in + i)];
+        }
+      };
+      backend_.pack(weight.shape, read, static_cast<char*>(to) + static_cast<size_t>(head) * weight.stride);
+    }
+    return {};
+  };
+  weight.offset = declare(fmt::format("{}, rows {} to {} of each head", part.name, part.first, part.first + part.rows),
+                          weight.stride * static_cast<size_t>(part.heads), fill);
+  return weight;
+}
+
 VectorWeight WeightStore::vector(std::vector<Part> parts) {
   VectorWeight weight;
   for (const Part& part : parts) weight.size += part.rows;

@@ -19,6 +19,12 @@ struct LinearWeight {
   kernels::LinearShape shape;
   size_t offset = 0;
 };
+// A small weight for each head, packed one after another.
+struct HeadsWeight {
+  kernels::LinearShape shape;  // whole
+  size_t stride = 0;           // bytes from head to head
+  size_t offset = 0;
+};
 // float32 values, such as a norm's or a bias.
 struct VectorWeight {
   int64_t size = 0;
@@ -38,6 +44,16 @@ struct Part {
   int64_t rows = 0;
 };
 
+// Rows [first, first + rows) of every head of a tensor [heads * head_rows, in], or their transpose [in, rows].
+struct HeadPart {
+  std::string name;
+  int64_t heads = 0;
+  int64_t head_rows = 0;
+  int64_t first = 0;
+  int64_t rows = 0;
+  bool transposed = false;
+};
+
 class WeightStore {
  public:
   // `source`, where given, says how matrices are stored, and those whose blocks the backend keeps stay as they are.
@@ -52,6 +68,7 @@ class WeightStore {
 
   // Declarations, before materialise(). Parts are stacked along the output, so that one product serves all of them.
   LinearWeight linear(std::vector<Part> parts, int64_t in);
+  HeadsWeight heads(HeadPart part, int64_t in);
   VectorWeight vector(std::vector<Part> parts);
   TableWeight table(std::string name, int64_t rows, int64_t width);
   // Values that are computed rather than stored in the checkpoint.
@@ -68,6 +85,7 @@ class WeightStore {
 
   // Device addresses, after materialise().
   const void* address(const LinearWeight& weight) const { return base_ + weight.offset; }
+  const void* address(const HeadsWeight& weight) const { return base_ + weight.offset; }
   const float* address(const VectorWeight& weight) const {
     return reinterpret_cast<const float*>(base_ + weight.offset);
   }

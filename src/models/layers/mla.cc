@@ -1,0 +1,189 @@
+#include "models/layers/mla.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "models/config_fields.h"
+#include "models/layers/ops.h"
+
+namespace sluice::models {
+
+Result<void> read_mla(const nlohmann::json& json, ModelConfig& config) {
+  Fields fields(json);
+  MlaConfig mla;
+  mla.q_lora_rank = fields.whole("q_lora_rank", 1, 0);
+  mla.kv_lora_rank = fields.whole("kv_lora_rank", 1);
+  mla.qk_nope_head_dim = fields.whole("qk_nope_head_dim", 1);
+  mla.v_head_dim = fields.whole("v_head_dim", 1);
+  config.rotary_dim = fields.whole("qk_rope_head_dim", 2);
+  // The key heads are those that the latent is expanded to: as many as there are query heads.
+  const int64_t key_heads = fields.whole("num_key_value_heads", 1, config.num_heads);
+  const bool interleaved = fields.flag("rope_interleave", true);
+  if (fields.error()) return *fields.error();
+  for (const int64_t size :
+       {mla.q_lora_rank, mla.kv_lora_rank, mla.qk_nope_head_dim, mla.v_head_dim, config.rotary_dim}) {
+    if (size > 1 << 14) {
+      return Error{ErrorCode::kProtocol,
+                   fmt::format("config.json: {} is too large for a rank of latent attention", size)};
+    }
+  }
+  if (key_heads != config.num_heads) {
+    return unsupported("num_key_value_heads", "other than num_attention_heads is not supported with latent attention");
+  }
+  if (!interleaved) return unsupported("rope_interleave", "false is not supported");
+  config.rope.interleaved = true;
+  config.head_dim = mla.qk_nope_head_dim + config.rotary_dim;
+  config.mla = mla;
+  return {};
+}
+
+LatentAttention::LatentAttention(const ModelConfig& config, int64_t layer, WeightStore& weights, Scratch& scratch,
+                                 KvCache& kv)
+    : heads_(config.num_heads),
+      nope_(config.mla->qk_nope_head_dim),
+      rotary_(config.rotary_dim),
+      latent_(config.mla->kv_lora_rank),
+      value_(config.mla->v_head_dim),
+      q_lora_(config.mla->q_lora_rank),
+      q_columns_(q_lora_ > 0 ? q_lora_ : heads_ * (nope_ + rotary_)),
+      epsilon_(config.rms_norm_eps),
+      scale_(static_cast<float>(config.rope.score_scale / std::sqrt(static_cast<double>(nope_ + rotary_)))),
+      weights_(weights) {
+  const int64_t hidden = config.hidden_size;
+  const std::string prefix = fmt::format("model.layers.{}.", layer);
+  const std::string attention = prefix + "self_attn.";
+  const std::string kv_up = attention + "kv_b_proj.weight";  // per head: nope rows of W_k, then value rows of W_v
+  input_norm_ = weights.vector({{prefix + "input_layernorm.weight", hidden}});
+  down_ = weights.linear({{attention + (q_lora_ > 0 ? "q_a_proj.weight" : "q_proj.weight"), q_columns_},
+                          {attention + "kv_a_proj_with_mqa.weight", latent_ + rotary_}},
+                         hidden);
+  if (q_lora_ > 0) {
+    q_norm_ = weights.vector({{attention + "q_a_layernorm.weight", q_lora_}});
+    q_up_ = weights.linear({{attention + "q_b_proj.weight", heads_ * (nope_ + rotary_)}}, q_lora_);
+  }
+  latent_norm_ = weights.vector({{attention + "kv_a_layernorm.weight", latent_}});
+  absorb_ = weights.heads(
+      {.name = kv_up, .heads = heads_, .head_rows = nope_ + value_, .first = 0, .rows = nope_, .transposed = true},
+      latent_);
+  value_up_ = weights.heads(
+      {.name = kv_up, .heads = heads_, .head_rows = nope_ + value_, .first = nope_, .rows = value_}, latent_);
+  o_ = weights.linear({{attention + "o_proj.weight", hidden}}, heads_ * value_);
+  cache_ = kv.declare(latent_ + rotary_);
+  const auto element = static_cast<int64_t>(tensor::block_bytes(weights.dtype()));
+  normed_slot_ = scratch.declare("normed", hidden * element);
+  down_slot_ = scratch.declare("mla.down", (q_columns_ + latent_ + rotary_) * 4);
+  q_normed_slot_ = scratch.declare("mla.q_normed", q_lora_ * element);
+  q_slot_ = scratch.declare("mla.q", q_lora_ > 0 ? heads_ * (nope_ + rotary_) * 4 : 0);
+  q_latent_slot_ = scratch.declare("mla.q_latent", heads_ * latent_ * 4);
+  mixed_slot_ = scratch.declare("mla.mixed", heads_ * latent_ * 4);
+  attended_slot_ = scratch.declare("attended", heads_ * value_ * element);
+}
+
+void LatentAttention::project(const kernels::Context& context, const Step& step) const {
+  const kernels::Backend& backend = *context.backend;
+  const int64_t n = step.batch.n_tokens;
+  const int64_t stride = q_columns_ + latent_ + rotary_;
+  auto* normed = step.scratch.at<void>(normed_slot_);
+  auto* down = step.scratch.at<float>(down_slot_);  // [n, stride]: q_columns, latent, rotary key
+  float* latent = down + q_columns_;
+  float* q = down;  // [n, heads, nope + rotary]
+  int64_t q_stride = stride;
+
+  rms_norm(context, weights_, input_norm_, step.hidden, normed, n, epsilon_);
+  product(context, weights_, down_, normed, down, n);
+  if (q_lora_ > 0) {
+    auto* q_normed = step.scratch.at<void>(q_normed_slot_);
+    q = step.scratch.at<float>(q_slot_);
+    q_stride = heads_ * (nope_ + rotary_);
+    backend.rms_norm(context, {.in = down,
+                               .weight = weights_.address(*q_norm_),
+                               .out = q_normed,
+                               .out_dtype = weights_.dtype(),
+                               .n = n,
+                               .width = q_lora_,
+                               .in_stride = stride,
+                               .out_stride = q_lora_,
+                               .epsilon = static_cast<float>(epsilon_)});
+    product(context, weights_, *q_up_, q_normed, q, n);
+  }
+  backend.rms_norm(context, {.in = latent,
+                             .weight = weights_.address(latent_norm_),
+                             .out = latent,
+                             .n = n,
+                             .width = latent_,
+                             .in_stride = stride,
+                             .out_stride = stride,
+                             .epsilon = static_cast<float>(epsilon_)});
+  kernels::RopeArgs rope{.heads = q + nope_,
+                         .cos_sin = step.cos_sin,
+                         .n = n,
+                         .n_heads = heads_,
+                         .head_dim = nope_ + rotary_,
+                         .half = rotary_ / 2,
+                         .stride = q_stride,
+                         .interleaved = true};
+  backend.rope(context, rope);
+  rope.heads = latent + latent_;
+  rope.n_heads = 1;
+  rope.stride = stride;
+  backend.rope(context, rope);
+  backend.store_kv(context, {.k = latent,
+                             .slots = step.batch.kv_slots,
+                             .k_cache = step.kv.at(cache_),
+                             .dtype = step.kv.dtype(),
+                             .n = n,
+                             .width = latent_ + rotary_,
+                             .stride = stride});
+}
+
+void LatentAttention::forward(const kernels::Context& context, const Step& step) const {
+  const kernels::Backend& backend = *context.backend;
+  const ForwardBatch& batch = step.batch;
+  project(context, step);
+
+  const float* q = step.scratch.at<float>(q_lora_ > 0 ? q_slot_ : down_slot_);  // [n, heads, nope + rotary]
+  const int64_t q_stride = q_lora_ > 0 ? heads_ * (nope_ + rotary_) : q_columns_ + latent_ + rotary_;
+  auto* q_latent = step.scratch.at<float>(q_latent_slot_);
+  auto* mixed = step.scratch.at<float>(mixed_slot_);
+  auto* attended = step.scratch.at<void>(attended_slot_);
+  backend.head_linear(context, {.shape = &absorb_.shape,
+                                .weights = weights_.address(absorb_),
+                                .weight_stride = absorb_.stride,
+                                .in = q,
+                                .in_stride = q_stride,
+                                .in_head_stride = nope_ + rotary_,
+                                .out = q_latent,
+                                .n = batch.n_tokens,
+                                .n_heads = heads_});
+  backend.latent_attention(context, {.q_latent = q_latent,
+                                     .q_rotary = q + nope_,
+                                     .q_rotary_stride = q_stride,
+                                     .q_rotary_head_stride = nope_ + rotary_,
+                                     .cache = step.kv.at(cache_),
+                                     .dtype = step.kv.dtype(),
+                                     .slot_table = batch.slot_table,
+                                     .table_rows = batch.table_rows,
+                                     .query_start = batch.query_start,
+                                     .seq_lens = batch.seq_lens,
+                                     .out = mixed,
+                                     .n_seqs = batch.n_seqs,
+                                     .n_heads = heads_,
+                                     .latent = latent_,
+                                     .rotary = rotary_,
+                                     .table_width = batch.table_width,
+                                     .scale = scale_});
+  backend.head_linear(context, {.shape = &value_up_.shape,
+                                .weights = weights_.address(value_up_),
+                                .weight_stride = value_up_.stride,
+                                .in = mixed,
+                                .in_stride = heads_ * latent_,
+                                .in_head_stride = latent_,
+                                .out = attended,
+                                .out_dtype = weights_.dtype(),
+                                .n = batch.n_tokens,
+                                .n_heads = heads_});
+  product(context, weights_, o_, attended, step.hidden, batch.n_tokens, nullptr, /*accumulate=*/true);
+}
+
+}  // namespace sluice::models

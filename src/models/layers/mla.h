@@ -1,0 +1,57 @@
+// x += Attention(RMSNorm(x)) with multi-head latent attention (DeepSeek-V2 2024, section 2.1): what is kept of a token
+// is one latent for all heads, from which each head's keys and values are projected, and one rotary key for all heads.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+
+#include "models/layers/decoder.h"
+
+namespace sluice::models {
+
+// The fields of config.json that latent attention has, with DeepSeek's names.
+Result<void> read_mla(const nlohmann::json& json, ModelConfig& config);
+
+// Weights are absorbed: with k = W_k c and v = W_v c for a latent c, q.k = (W_k^T q).c and the sum of weighted v is W_v
+// times the sum of weighted c, so attention runs over the latents themselves.
+class LatentAttention final : public Block {
+ public:
+  LatentAttention(const ModelConfig& config, int64_t layer, WeightStore& weights, Scratch& scratch, KvCache& kv);
+
+  void forward(const kernels::Context& context, const Step& step) const override;
+
+ private:
+  // Queries and what is cached of each token, normed and rotated; the latter goes into the cache.
+  void project(const kernels::Context& context, const Step& step) const;
+
+  const int64_t heads_;
+  const int64_t nope_;       // values of a head's query and key that have no position
+  const int64_t rotary_;     // those that do; the keys' are shared by the heads
+  const int64_t latent_;     // kv_lora_rank
+  const int64_t value_;      // v_head_dim
+  const int64_t q_lora_;     // 0: queries are not compressed
+  const int64_t q_columns_;  // of `down`, before the latent: q_lora, or all queries
+  const double epsilon_;
+  const float scale_;  // of scores
+  const WeightStore& weights_;
+
+  VectorWeight input_norm_;             // [hidden]
+  LinearWeight down_;                   // [q_columns + latent + rotary, hidden]
+  std::optional<VectorWeight> q_norm_;  // [q_lora]
+  std::optional<LinearWeight> q_up_;    // [heads * (nope + rotary), q_lora]
+  VectorWeight latent_norm_;            // [latent]
+  HeadsWeight absorb_;                  // [heads] of [latent, nope]: W_k^T
+  HeadsWeight value_up_;                // [heads] of [value, latent]: W_v
+  LinearWeight o_;                      // [hidden, heads * value]
+  KvCache::Plane cache_;                // [latent + rotary]
+  Scratch::Slot normed_slot_;           // [n, hidden] of dtype
+  Scratch::Slot down_slot_;             // [n, q_columns + latent + rotary]
+  Scratch::Slot q_normed_slot_;         // [n, q_lora] of dtype
+  Scratch::Slot q_slot_;                // [n, heads, nope + rotary]
+  Scratch::Slot q_latent_slot_;         // [n, heads, latent]
+  Scratch::Slot mixed_slot_;            // [n, heads, latent]
+  Scratch::Slot attended_slot_;         // [n, heads * value] of dtype
+};
+
+}  // namespace sluice::models
