@@ -41,6 +41,8 @@ struct LinearShape {
   DType dtype = DType::kF32;
   // kF32, or a block type that the backend keeps as it is (keeps()): the values are then those of its blocks.
   DType stored = DType::kF32;
+  // One of many small weights: packed in one piece, which one thread multiplies.
+  bool whole = false;
   bool operator==(const LinearShape&) const = default;
 };
 // Fills `to` with rows first .. first + count of the weight, each of `in` values of shape.stored.
@@ -54,6 +56,19 @@ struct LinearArgs {
   int64_t n = 0;
   const float* bias = nullptr;  // [out]; null = none
   bool accumulate = false;      // out += instead of out =
+};
+// A product of each head by itself, out[i, h] = W_h in[i, h]: n_heads weights of one shape, each packed for itself.
+struct HeadLinearArgs {
+  const LinearShape* shape = nullptr;  // whole
+  const void* weights = nullptr;       // [n_heads] packed, weight_stride bytes apart
+  size_t weight_stride = 0;
+  const float* in = nullptr;  // [n, n_heads, shape->in]; rounded to shape->dtype for the product
+  int64_t in_stride = 0;      // from row to row
+  int64_t in_head_stride = 0;
+  void* out = nullptr;  // [n, n_heads, shape->out] of out_dtype, contiguous
+  DType out_dtype = DType::kF32;
+  int64_t n = 0;
+  int64_t n_heads = 0;
 };
 struct EmbedArgs {
   const void* table = nullptr;  // [vocab, width] of dtype
@@ -83,6 +98,7 @@ struct RopeAnglesArgs {
   float* cos_sin = nullptr;                    // [n, 2, half]
   int64_t n = 0;
   int64_t half = 0;
+  float scale = 1;  // of cos and sin: YaRN's attention factor
 };
 // Rotary position embedding (Su et al. 2021) of the first 2 * half values of each head, in place.
 struct RopeArgs {
@@ -96,14 +112,14 @@ struct RopeArgs {
   bool interleaved = false;  // pairs (2i, 2i+1) as in GGUF's Llama files; else (i, i + half)
 };
 struct StoreKvArgs {
-  const float* k = nullptr;        // [n, kv_heads * head_dim], rows stride apart
-  const float* v = nullptr;        // likewise
+  const float* k = nullptr;        // [n, width], rows stride apart
+  const float* v = nullptr;        // likewise; null = the cache has one plane, such as that of latent attention
   const int32_t* slots = nullptr;  // [n]
-  void* k_cache = nullptr;         // [slots, kv_heads * head_dim] of dtype
+  void* k_cache = nullptr;         // [slots, width] of dtype
   void* v_cache = nullptr;
   DType dtype = DType::kF32;
   int64_t n = 0;
-  int64_t width = 0;  // kv_heads * head_dim
+  int64_t width = 0;  // kv_heads * head_dim, or latent + rotary
   int64_t stride = 0;
 };
 // Causal attention of new tokens over the paged KV cache, softmax(q k^T * scale) v, by blocks with a running maximum
@@ -123,6 +139,28 @@ struct AttentionArgs {
   int64_t n_kv_heads = 0;
   int64_t head_dim = 0;
   int64_t stride = 0;
+  int64_t table_width = 0;
+  float scale = 1;
+};
+// Causal attention of new tokens over a paged latent cache with the up-projections absorbed (DeepSeek-V2 2024, section
+// 2.1): a cache row [latent, rotary] is the key of every head, and its latent part their value.
+//   out[i, h] = softmax_p(scale (q_latent[i, h] . latent_p + q_rotary[i, h] . rotary_p)) latent_p
+struct LatentAttentionArgs {
+  const float* q_latent = nullptr;  // [n, n_heads, latent]; queries are rounded to dtype for the products
+  const float* q_rotary = nullptr;  // [n, n_heads, rotary]
+  int64_t q_rotary_stride = 0;      // from row to row
+  int64_t q_rotary_head_stride = 0;
+  const void* cache = nullptr;  // [slots, latent + rotary] of dtype
+  DType dtype = DType::kF32;
+  const int32_t* slot_table = nullptr;   // [rows, table_width]
+  const int32_t* table_rows = nullptr;   // [n_seqs]
+  const int32_t* query_start = nullptr;  // [n_seqs + 1]
+  const int32_t* seq_lens = nullptr;     // [n_seqs], the new tokens included
+  float* out = nullptr;                  // [n, n_heads, latent]
+  int64_t n_seqs = 0;
+  int64_t n_heads = 0;
+  int64_t latent = 0;
+  int64_t rotary = 0;
   int64_t table_width = 0;
   float scale = 1;
 };
@@ -233,12 +271,14 @@ class Backend {
   virtual void pack(const LinearShape& shape, const RowReader& rows, void* to) const = 0;
 
   virtual void linear(const Context& context, const LinearArgs& args) const = 0;
+  virtual void head_linear(const Context& context, const HeadLinearArgs& args) const = 0;
   virtual void embed(const Context& context, const EmbedArgs& args) const = 0;
   virtual void rms_norm(const Context& context, const RmsNormArgs& args) const = 0;
   virtual void rope_angles(const Context& context, const RopeAnglesArgs& args) const = 0;
   virtual void rope(const Context& context, const RopeArgs& args) const = 0;
   virtual void store_kv(const Context& context, const StoreKvArgs& args) const = 0;
   virtual void attention(const Context& context, const AttentionArgs& args) const = 0;
+  virtual void latent_attention(const Context& context, const LatentAttentionArgs& args) const = 0;
   virtual void silu_mul(const Context& context, const SiluMulArgs& args) const = 0;
   virtual void gather_rows(const Context& context, const GatherRowsArgs& args) const = 0;
   virtual void route(const Context& context, const RouteArgs& args) const = 0;

@@ -25,20 +25,60 @@ void read_ids(const Json& object, const char* field, std::vector<int32_t>& ids) 
   }
 }
 
-Result<void> read_rope(const Json& config, RopeConfig& rope) {
+// What YaRN scales the attention by, for a context that is `factor` times the original.
+double yarn_scale(double factor, double mscale) { return factor <= 1 ? 1 : 0.1 * mscale * std::log(factor) + 1; }
+
+Result<void> read_yarn(const Json& scaling, double max_position, RopeConfig& rope) {
+  Fields values(scaling);
+  rope.scaling = RopeScaling::kYarn;
+  rope.original_max_position = values.real("original_max_position_embeddings", max_position);
+  rope.beta_fast = values.real("beta_fast", 32);
+  rope.beta_slow = values.real("beta_slow", 1);
+  const double mscale = values.real("mscale", 1), mscale_all_dim = values.real("mscale_all_dim", 0);
+  rope.angle_scale =
+      values.real("attention_factor", yarn_scale(rope.factor, mscale) / yarn_scale(rope.factor, mscale_all_dim));
+  rope.score_scale = std::pow(yarn_scale(rope.factor, mscale_all_dim), 2);
+  const bool truncate = values.flag("truncate", true);
+  if (values.error()) return *values.error();
+  if (!truncate) return unsupported("rope_scaling.truncate", "false is not supported");
+  const struct {
+    std::string_view field;
+    bool good;
+  } checks[] = {
+      {"original_max_position_embeddings", rope.original_max_position >= 1},
+      {"beta_slow", rope.beta_slow > 0},
+      {"beta_fast", rope.beta_fast >= rope.beta_slow && rope.beta_fast <= 1e9},
+      {"mscale or attention_factor", std::isfinite(rope.angle_scale) && rope.angle_scale > 0},
+      {"mscale_all_dim", std::isfinite(rope.score_scale)},
+  };
+  for (const auto& check : checks) {
+    if (!check.good) {
+      return Error{ErrorCode::kProtocol, fmt::format("config.json: rope_scaling.{} is out of its range", check.field)};
+    }
+  }
+  if (rope.theta <= 1) return unsupported("rope_theta", "YaRN needs one above 1");
+  return {};
+}
+
+Result<void> read_rope(const Json& config, double max_position, RopeConfig& rope) {
+  // rope_parameters is the newer name; it holds rope_theta as well.
+  const char* scaling_field = present(config, "rope_parameters") ? "rope_parameters" : "rope_scaling";
   Fields fields(config);
   rope.theta = fields.real("rope_theta", 10000);
   if (fields.error()) return *fields.error();
-  if (!present(config, "rope_scaling")) return {};
-  const Json& scaling = config["rope_scaling"];
-  if (!scaling.is_object()) return unsupported("rope_scaling", "is not an object");
+  if (!present(config, scaling_field)) return {};
+  const Json& scaling = config[scaling_field];
+  if (!scaling.is_object()) return unsupported(scaling_field, "is not an object");
   const char* kind_field = present(scaling, "rope_type") ? "rope_type" : "type";
   if (!present(scaling, kind_field) || !scaling[kind_field].is_string()) {
-    return unsupported("rope_scaling", "has no rope_type");
+    return unsupported(scaling_field, "has no rope_type");
   }
   const auto& kind = scaling[kind_field].get_ref<const std::string&>();
   Fields values(scaling);
+  rope.theta = values.real("rope_theta", rope.theta);
   rope.factor = values.real("factor", 1);
+  if (values.error()) return *values.error();
+  if (kind == "yarn") return read_yarn(scaling, max_position, rope);
   if (kind == "linear") {
     rope.scaling = RopeScaling::kLinear;
   } else if (kind == "llama3") {
@@ -47,11 +87,11 @@ Result<void> read_rope(const Json& config, RopeConfig& rope) {
     rope.high_freq_factor = values.real("high_freq_factor", 4);
     rope.original_max_position = values.real("original_max_position_embeddings", 8192);
     if (rope.high_freq_factor <= rope.low_freq_factor) {
-      return unsupported("rope_scaling", "high_freq_factor is not above low_freq_factor");
+      return unsupported(scaling_field, "high_freq_factor is not above low_freq_factor");
     }
   } else if (kind != "default") {
-    return unsupported("rope_scaling.rope_type",
-                       fmt::format("'{}' is not supported; default, linear and llama3 are", kind));
+    return unsupported(fmt::format("{}.rope_type", scaling_field),
+                       fmt::format("'{}' is not supported; default, linear, llama3 and yarn are", kind));
   }
   if (values.error()) return *values.error();
   return {};
@@ -144,7 +184,7 @@ Result<ModelConfig> config_from_json(const Json& config, const Json& generation_
   if (act != "silu") {
     return unsupported("hidden_act", fmt::format("'{}' is not supported; silu is", act));
   }
-  SLUICE_TRY_VOID(read_rope(config, result.rope));
+  SLUICE_TRY_VOID(read_rope(config, static_cast<double>(result.max_position), result.rope));
   if (family->read != nullptr) SLUICE_TRY_VOID(family->read(config, result));
   SLUICE_TRY_VOID(check_shape(result));
 
@@ -238,6 +278,20 @@ Result<ModelConfig> config_from_gguf(const tensor::GgufFile& file) {
   return config;
 }
 
+namespace {
+
+// The share of YaRN's stretching that the frequency of pair `i` gets: 0 for those that turn fast, 1 for slow ones.
+double yarn_share(const RopeConfig& rope, double dim, double i) {
+  const auto pair_that_turns = [&](double times) {
+    return dim * std::log(rope.original_max_position / (times * 2 * std::numbers::pi)) / (2 * std::log(rope.theta));
+  };
+  const double low = std::clamp(std::floor(pair_that_turns(rope.beta_fast)), 0.0, dim - 1);
+  const double high = std::clamp(std::ceil(pair_that_turns(rope.beta_slow)), 0.0, dim - 1);
+  return std::clamp((i - low) / (low == high ? 0.001 : high - low), 0.0, 1.0);
+}
+
+}  // namespace
+
 std::vector<float> inverse_frequencies(const ModelConfig& config) {
   const int64_t half = config.rotary_dim / 2;
   const RopeConfig& rope = config.rope;
@@ -257,6 +311,10 @@ std::vector<float> inverse_frequencies(const ModelConfig& config) {
                               (rope.high_freq_factor - rope.low_freq_factor);
         frequency = (1 - smooth) * frequency / rope.factor + smooth * frequency;
       }
+    }
+    if (rope.scaling == RopeScaling::kYarn) {
+      const double share = yarn_share(rope, 2.0 * static_cast<double>(half), static_cast<double>(i));
+      frequency *= share / rope.factor + 1 - share;
     }
     result[static_cast<size_t>(i)] = static_cast<float>(frequency);
   }

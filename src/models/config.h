@@ -12,16 +12,22 @@
 
 namespace sluice::models {
 
-enum class RopeScaling : uint8_t { kNone, kLinear, kLlama3 };
+enum class RopeScaling : uint8_t { kNone, kLinear, kLlama3, kYarn };
 
 struct RopeConfig {
   double theta = 10000;
   RopeScaling scaling = RopeScaling::kNone;
   double factor = 1;
+  double original_max_position = 8192;  // llama3 and YaRN
   // llama3 only.
   double low_freq_factor = 1;
   double high_freq_factor = 4;
-  double original_max_position = 8192;
+  // YaRN only (Peng et al. 2023): what turns more often than beta_fast over the original length is kept, what turns
+  // less often than beta_slow is stretched.
+  double beta_fast = 32;
+  double beta_slow = 1;
+  double angle_scale = 1;    // of cos and sin: the paper's attention factor
+  double score_scale = 1;    // of the scores, where a family applies it (DeepSeek's mscale_all_dim)
   bool interleaved = false;  // GGUF's Llama files store query and key rows for pairs (2i, 2i+1)
 };
 
@@ -61,7 +67,7 @@ struct ModelConfig {
 Result<ModelConfig> config_from_json(const nlohmann::json& config, const nlohmann::json& generation_config);
 Result<ModelConfig> config_from_gguf(const tensor::GgufFile& file);
 
-// Inverse frequencies of the rotary angles, [rotary_dim / 2], with the scaling applied (Llama 3.1's rule for llama3).
+// Inverse frequencies of the rotary angles, [rotary_dim / 2], with the scaling applied.
 std::vector<float> inverse_frequencies(const ModelConfig& config);
 
 }  // namespace sluice::models

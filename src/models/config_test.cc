@@ -95,7 +95,7 @@ TEST(ModelConfigTest, NamesWhatIsNotBuilt) {
   expect_has(refusal({{"use_sliding_window", true}}), "use_sliding_window");
   expect_has(refusal({{"hidden_act", "gelu"}}), "gelu");
   expect_has(refusal({{"quantization_config", {{"bits", 4}}}}), "quantization_config");
-  expect_has(refusal({{"rope_scaling", {{"rope_type", "yarn"}}}}), "yarn");
+  expect_has(refusal({{"rope_scaling", {{"rope_type", "dynamic"}}}}), "dynamic");
 }
 
 TEST(ModelConfigTest, NoConfigFileEndsTheProcess) {
@@ -167,6 +167,42 @@ TEST(InverseFrequenciesTest, Llama3KeepsShortWavesAndStretchesLongOnes) {
     }
   }
   EXPECT_GT(between, 0);
+}
+
+// Frequencies of DeepSeek's published code (yarn_find_correction_range and yarn_linear_ramp_mask), theta 10000, rotary
+// 64, factor 40 over 4096 positions, betas 32 and 1.
+TEST(InverseFrequenciesTest, YarnKeepsFastTurnsStretchesSlowOnesAndBlendsBetween) {
+  const ModelConfig plain{.rotary_dim = 64, .rope = {.theta = 10000}};
+  ModelConfig scaled = plain;
+  scaled.rope.scaling = RopeScaling::kYarn;
+  scaled.rope.factor = 40;
+  scaled.rope.original_max_position = 4096;
+  const auto before = inverse_frequencies(plain), after = inverse_frequencies(scaled);
+  for (size_t i = 0; i < 32; ++i) {
+    const double ramp = std::clamp((static_cast<double>(i) - 10) / (23 - 10), 0.0, 1.0);
+    EXPECT_NEAR(after[i] / before[i], ramp / 40 + 1 - ramp, 1e-6) << i;
+  }
+}
+
+TEST(ModelConfigTest, YarnScalesAnglesAndScores) {
+  const auto rope = [](Json fields) {
+    fields.merge_patch({{"rope_type", "yarn"}, {"factor", 40}, {"original_max_position_embeddings", 4096}});
+    return with({{"rope_scaling", nullptr}, {"rope_parameters", fields}});
+  };
+  const double by = 0.1 * std::log(40.0);
+  const auto qwen = rope({{"rope_theta", 5000}});
+  ASSERT_TRUE(qwen.ok()) << qwen.error().message;
+  EXPECT_EQ(qwen->rope.theta, 5000);
+  EXPECT_NEAR(qwen->rope.angle_scale, by + 1, 1e-12);
+  EXPECT_EQ(qwen->rope.score_scale, 1);
+  const auto deepseek = rope({{"mscale", 0.707}, {"mscale_all_dim", 0.707}});
+  EXPECT_EQ(deepseek->rope.angle_scale, 1);
+  EXPECT_NEAR(deepseek->rope.score_scale, std::pow(by * 0.707 + 1, 2), 1e-12);
+  EXPECT_EQ(rope({{"attention_factor", 1.5}})->rope.angle_scale, 1.5);
+  expect_has(rope({{"truncate", false}}).error().message, "truncate");
+  expect_has(rope({{"beta_fast", 0.5}}).error().message, "beta_fast");
+  expect_has(rope({{"rope_theta", 1}}).error().message, "rope_theta");
+  expect_has(rope({{"mscale", "x"}}).error().message, "mscale");
 }
 
 TEST(ModelFilesTest, AMissingOrDamagedCheckpointIsAnError) {

@@ -98,7 +98,6 @@ class DecoderRunner final : public Runner {
   }
 
   ~DecoderRunner() override {
-    if (kv_.memory != nullptr) backend_->release(kv_.memory, kv_bytes_);
     if (device_table_ != nullptr && !backend_->host_visible()) backend_->release(device_table_, table_bytes());
     if (staged_ != nullptr) backend_->release(staged_, staged_bytes_);
   }
@@ -106,13 +105,7 @@ class DecoderRunner final : public Runner {
   const ModelInfo& info() const override { return info_; }
 
   Result<void> allocate_kv(const KvPlan& plan) override {
-    SLUICE_CHECK(kv_.memory == nullptr, "the KV pool is allocated twice");
-    kv_.slots = plan.slots;
-    kv_.width = config_.num_kv_heads * config_.head_dim;
-    kv_.dtype = weights_.dtype();
-    kv_bytes_ = 2 * static_cast<size_t>(config_.num_layers) * kv_.plane_bytes();
-    SLUICE_TRY(void* memory, backend_->allocate(kv_bytes_));
-    kv_.memory = static_cast<char*>(memory);
+    SLUICE_TRY_VOID(decoder_->kv().allocate(plan.slots));
     table_width_ = plan.table_width;
     table_.assign(static_cast<size_t>(plan.table_rows) * static_cast<size_t>(plan.table_width), 0);
     device_table_ = table_.data();
@@ -127,7 +120,7 @@ class DecoderRunner final : public Runner {
 
   Result<std::span<const float>> forward(const StepBatch& batch) override {
     ForwardBatch staged = stage(batch);
-    const float* logits = decoder_->forward(context_, staged, kv_);
+    const float* logits = decoder_->forward(context_, staged);
     const size_t count = batch.logit_rows.size() * static_cast<size_t>(config_.vocab_size);
     if (backend_->host_visible()) {
       backend_->synchronize(context_);
@@ -171,8 +164,7 @@ class DecoderRunner final : public Runner {
     info_.eos_token_ids = config_.eos_token_ids;
     info_.bos_token_id = config_.bos_token_id;
     info_.dtype = weights_.dtype() == kernels::DType::kBf16 ? "bf16" : "f32";
-    info_.kv_bytes_per_token = 2 * static_cast<size_t>(config_.num_layers * config_.num_kv_heads * config_.head_dim) *
-                               tensor::block_bytes(weights_.dtype());
+    info_.kv_bytes_per_token = decoder_->kv().bytes_per_token();
     info_.weight_bytes = weights_.bytes();
     info_.temperature = config_.temperature;
     info_.top_p = config_.top_p;
@@ -228,8 +220,6 @@ class DecoderRunner final : public Runner {
   WeightStore weights_;
   std::unique_ptr<Decoder> decoder_;
   ModelInfo info_;
-  KvCache kv_;
-  size_t kv_bytes_ = 0;
   std::vector<int32_t> table_;
   int32_t* device_table_ = nullptr;
   int64_t table_width_ = 0;

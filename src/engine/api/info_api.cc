@@ -51,6 +51,7 @@ ordered_json internal_state(const ApiContext& api, const RankState& rank) {
                          {"kvcache", static_cast<double>(rank.info.kv_bytes) / kGiB},
                          {"token_capacity", rank.info.max_total_num_tokens},
                          {"graph", 0.0}};
+  out["kv_bytes_per_token"] = rank.info.kv_bytes_per_token;
   out["effective_max_running_requests_per_dp"] = rank.info.max_running_requests;
   out["ready"] = rank.ready;
   out["pid"] = rank.pid;

@@ -73,6 +73,7 @@ TEST_F(InfoApiTest, ServerInfoHasWhatGatewaysRead) {
     ASSERT_EQ(info["internal_states"].size(), 2u);
     const auto& state = info["internal_states"][1];
     EXPECT_EQ(state["memory_usage"].dump(), R"({"weight":1.0,"kvcache":0.5,"token_capacity":5000,"graph":0.0})");
+    EXPECT_EQ(state["kv_bytes_per_token"], 64);
     EXPECT_EQ(state["effective_max_running_requests_per_dp"], 8);
     EXPECT_FALSE(info.contains("api_key"));
   }

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/cpu/latent_attention.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/moe.h"
 #include "kernels/cpu/rows.h"
@@ -27,7 +28,11 @@ int64_t element_bytes(DType dtype) { return dtype == DType::kBf16 ? 2 : 4; }
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(int threads)
-      : simd_(cpu::choose_simd()), pool_(threads), linear_(threads, simd_), scratch_(static_cast<size_t>(threads)) {}
+      : simd_(cpu::choose_simd()),
+        pool_(threads),
+        linear_(threads, simd_),
+        latent_attention_(threads, simd_),
+        scratch_(static_cast<size_t>(threads)) {}
 
   std::string_view name() const override { return "cpu"; }
   std::unique_ptr<Stream> make_stream() const override { return std::make_unique<CpuStream>(); }
@@ -59,6 +64,8 @@ class CpuBackend final : public Backend {
   void pack(const LinearShape& shape, const RowReader& rows, void* to) const override { linear_.pack(shape, rows, to); }
   void linear(const Context&, const LinearArgs& args) const override { linear_.multiply(args, pool_); }
 
+  void head_linear(const Context&, const HeadLinearArgs& args) const override { linear_.multiply_heads(args, pool_); }
+
   void embed(const Context&, const EmbedArgs& args) const override {
     const int64_t row_bytes = args.width * element_bytes(args.dtype);
     for (int64_t i = 0; i < args.n; ++i) {
@@ -84,8 +91,8 @@ class CpuBackend final : public Backend {
       for (int64_t j = 0; j < args.half; ++j) {
         // In double: at long positions the angle has more digits than a float.
         const double angle = static_cast<double>(args.positions[i]) * static_cast<double>(args.inverse_frequencies[j]);
-        cosines[j] = static_cast<float>(std::cos(angle));
-        cosines[args.half + j] = static_cast<float>(std::sin(angle));
+        cosines[j] = static_cast<float>(std::cos(angle) * static_cast<double>(args.scale));
+        cosines[args.half + j] = static_cast<float>(std::sin(angle) * static_cast<double>(args.scale));
       }
     });
   }
@@ -116,6 +123,7 @@ class CpuBackend final : public Backend {
     each_row(args.n, [&](int64_t i) {
       const int64_t at = args.slots[i] * row_bytes;
       simd_.narrow(args.k + i * args.stride, args.width, static_cast<char*>(args.k_cache) + at, bf16);
+      if (args.v == nullptr) return;
       simd_.narrow(args.v + i * args.stride, args.width, static_cast<char*>(args.v_cache) + at, bf16);
     });
   }
@@ -141,6 +149,10 @@ class CpuBackend final : public Backend {
       const Task& task = tasks[static_cast<size_t>(i / args.n_kv_heads)];
       simd_.attention(args, task.sequence, task.first_row, task.rows, i % args.n_kv_heads, scratch.data());
     });
+  }
+
+  void latent_attention(const Context&, const LatentAttentionArgs& args) const override {
+    latent_attention_.run(args, pool_);
   }
 
   void silu_mul(const Context&, const SiluMulArgs& args) const override {
@@ -169,7 +181,9 @@ class CpuBackend final : public Backend {
   void grouped_linear(const Context&, const GroupedLinearArgs& args) const override {
     linear_.multiply_groups(args, pool_);
   }
-  void combine_rows(const Context&, const CombineRowsArgs& args) const override { cpu::combine_rows(args, pool_); }
+  void combine_rows(const Context&, const CombineRowsArgs& args) const override {
+    cpu::combine_rows(args, simd_, pool_);
+  }
 
  private:
   template <class Body>
@@ -181,6 +195,7 @@ class CpuBackend final : public Backend {
   // Used by the rank's thread alone, which is what makes these safe to change in const functions.
   mutable ThreadPool pool_;
   cpu::Linear linear_;
+  mutable cpu::LatentAttention latent_attention_;
   mutable std::vector<std::vector<float>> scratch_;  // per thread of the pool
 };
 

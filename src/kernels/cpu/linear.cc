@@ -77,7 +77,9 @@ class Linear::Impl {
         engine_(dnnl::engine::kind::cpu, 0),
         scratch_(static_cast<size_t>(threads)),
         staging_(static_cast<size_t>(threads)),
-        widened_(static_cast<size_t>(threads)) {
+        widened_(static_cast<size_t>(threads)),
+        head_in_(static_cast<size_t>(threads)),
+        head_out_(static_cast<size_t>(threads)) {
     for (int i = 0; i < threads; ++i) streams_.emplace_back(engine_);
   }
 
@@ -111,7 +113,7 @@ class Linear::Impl {
 
   Layout layout(const LinearShape& shape) const {
     Layout layout;
-    const int64_t width = slab_width(shape.out);
+    const int64_t width = shape.whole ? shape.out : slab_width(shape.out);
     for (int64_t first = 0; first < shape.out; first += width) {
       const int64_t columns = std::min(width, shape.out - first);
       layout.slabs.push_back({first, columns, layout.bytes});
@@ -233,6 +235,35 @@ class Linear::Impl {
       const int64_t task = i - group.first_task;
       if (!in_blocks(shape)) return multiply_slab(own, slabs.slabs[static_cast<size_t>(task)], thread);
       own.n <= kExactRows ? multiply_blocks(own, task) : multiply_widened(own, task, thread);
+    });
+  }
+
+  // A task is some rows of one head, gathered for a product of their own.
+  void multiply_heads(const HeadLinearArgs& args, ThreadPool& pool) const {
+    const LinearShape& shape = *args.shape;
+    SLUICE_CHECK(shape.whole && !in_blocks(shape), "heads are multiplied by whole weights");
+    const bool bf16 = shape.dtype == DType::kBf16, out_bf16 = args.out_dtype == DType::kBf16;
+    const int64_t element = bf16 ? 2 : 4, out_element = out_bf16 ? 2 : 4;
+    const int64_t row_tasks = (args.n + kMaxRows - 1) / kMaxRows;
+    pool.parallel_for(args.n_heads * row_tasks, [&](int64_t task, int thread) {
+      const int64_t h = task / row_tasks, first = task % row_tasks * kMaxRows;
+      const int64_t rows = std::min(kMaxRows, args.n - first), padded = Linear::padded_rows(rows);
+      auto& in = head_in_[static_cast<size_t>(thread)];
+      in.resize(std::max(in.size(), static_cast<size_t>(padded * shape.in * element)));
+      auto& out = head_out_[static_cast<size_t>(thread)];
+      out.resize(std::max(out.size(), static_cast<size_t>(padded * shape.out)));
+      for (int64_t r = 0; r < rows; ++r) {
+        simd_.narrow(args.in + (first + r) * args.in_stride + h * args.in_head_stride, shape.in,
+                     in.data() + r * shape.in * element, bf16);
+      }
+      execute(product(padded, shape.in, shape.out, shape.out, shape.dtype, /*accumulate=*/false, /*bias=*/false),
+              in.data(), static_cast<const char*>(args.weights) + static_cast<size_t>(h) * args.weight_stride,
+              out.data(), nullptr, thread);
+      for (int64_t r = 0; r < rows; ++r) {
+        simd_.narrow(out.data() + r * shape.out, shape.out,
+                     static_cast<char*>(args.out) + ((first + r) * args.n_heads + h) * shape.out * out_element,
+                     out_bf16);
+      }
     });
   }
 
@@ -383,22 +414,24 @@ class Linear::Impl {
   }
 
   const Layout& cached_layout(const LinearShape& shape) const {
-    auto& cached = layouts_[{shape.in, shape.out, shape.dtype}];
+    auto& cached = layouts_[{shape.in, shape.out, shape.dtype, shape.whole}];
     if (cached.slabs.empty()) cached = layout(shape);
     return cached;
   }
 
   const Simd& simd_;
   dnnl::engine engine_;
-  mutable std::vector<dnnl::stream> streams_;        // one per thread of the pool
-  mutable std::vector<std::vector<char>> scratch_;   // likewise
-  mutable std::vector<std::vector<float>> staging_;  // likewise
-  mutable std::vector<std::vector<float>> widened_;  // likewise
-  mutable std::vector<Group> groups_;                // of the call in progress
+  mutable std::vector<dnnl::stream> streams_;         // one per thread of the pool
+  mutable std::vector<std::vector<char>> scratch_;    // likewise
+  mutable std::vector<std::vector<float>> staging_;   // likewise
+  mutable std::vector<std::vector<float>> widened_;   // likewise
+  mutable std::vector<std::vector<char>> head_in_;    // likewise
+  mutable std::vector<std::vector<float>> head_out_;  // likewise
+  mutable std::vector<Group> groups_;                 // of the call in progress
   mutable std::mutex mu_;
   mutable std::map<std::tuple<int64_t, int64_t, DType>, Memory::desc> packed_;
   mutable std::map<ProductKey, std::unique_ptr<Product>> products_;
-  mutable std::map<std::tuple<int64_t, int64_t, DType>, Layout> layouts_;  // the rank's thread only
+  mutable std::map<std::tuple<int64_t, int64_t, DType, bool>, Layout> layouts_;  // the rank's thread only
 };
 
 Linear::Linear(int threads, const Simd& simd) : impl_(std::make_unique<Impl>(threads, simd)) {}
@@ -418,5 +451,6 @@ void Linear::multiply(const LinearArgs& args, ThreadPool& pool) const {
 void Linear::multiply_groups(const GroupedLinearArgs& args, ThreadPool& pool) const {
   impl_->multiply_groups(args, pool);
 }
+void Linear::multiply_heads(const HeadLinearArgs& args, ThreadPool& pool) const { impl_->multiply_heads(args, pool); }
 
 }  // namespace sluice::kernels::cpu

@@ -29,6 +29,7 @@ class Linear {
   void pack(const LinearShape& shape, const RowReader& rows, void* to) const;
   void multiply(const LinearArgs& args, ThreadPool& pool) const;
   void multiply_groups(const GroupedLinearArgs& args, ThreadPool& pool) const;
+  void multiply_heads(const HeadLinearArgs& args, ThreadPool& pool) const;
 
  private:
   class Impl;

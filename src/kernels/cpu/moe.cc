@@ -137,15 +137,14 @@ void scatter_rows(const ScatterRowsArgs& args, ThreadPool& pool) {
   });
 }
 
-void combine_rows(const CombineRowsArgs& args, ThreadPool& pool) {
+void combine_rows(const CombineRowsArgs& args, const Simd& simd, ThreadPool& pool) {
   each_row(pool, args.n, [&](int64_t i, int) {
     float* out = args.out + i * args.width;
     for (int64_t k = 0; k < args.copies; ++k) {
       const int32_t row = args.rows[i * args.copies + k];
       if (row < 0) continue;
       const float weight = args.weights[i * args.copies + k];
-      const float* in = args.in + row * args.width;
-      for (int64_t j = 0; j < args.width; ++j) out[j] += weight * in[j];
+      simd.add_scaled(args.in + row * args.width, args.width, weight, out, /*accumulate=*/true);
     }
   });
 }

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "kernels/cpu/simd.h"
 #include "kernels/kernels.h"
 #include "kernels/thread_pool.h"
 
@@ -13,6 +14,6 @@ void route(const RouteArgs& args, ThreadPool& pool, std::vector<std::vector<floa
 // The rows of an expert begin where padded_rows() of the one before it end.
 void sort_by_expert(const SortByExpertArgs& args, int64_t (*padded_rows)(int64_t n));
 void scatter_rows(const ScatterRowsArgs& args, ThreadPool& pool);
-void combine_rows(const CombineRowsArgs& args, ThreadPool& pool);
+void combine_rows(const CombineRowsArgs& args, const Simd& simd, ThreadPool& pool);
 
 }  // namespace sluice::kernels::cpu

@@ -21,6 +21,13 @@ struct Simd {
   // floats.
   void (*attention)(const AttentionArgs& args, int64_t sequence, int64_t first_row, int64_t rows, int64_t kv_head,
                     float* scratch);
+  // A block of one row of an attention: scores q.k of `count` positions become weights e^(scale score - top), of dtype,
+  // zero from `count` to `padded`. `state` is the running {top, total}. What was summed before is to be multiplied by
+  // the result. The scores are overwritten.
+  float (*softmax_step)(float* scores, int64_t count, int64_t padded, float scale, float* state, void* weights,
+                        bool bf16);
+  void (*scale)(float* row, int64_t width, float by);
+  void (*add_scaled)(const float* in, int64_t width, float by, float* out, bool accumulate);
   // sums[r] = a row of `count` blocks times row r of x; `rows` of 1 to kDotRows, x_stride apart.
   void (*dot_q4)(const Q4Block* blocks, int64_t count, const float* x, int64_t x_stride, int64_t rows, float* sums);
   void (*dot_q8)(const Q8Block* blocks, int64_t count, const float* x, int64_t x_stride, int64_t rows, float* sums);

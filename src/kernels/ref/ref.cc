@@ -36,6 +36,21 @@ void linear(const LinearArgs& args) {
   }
 }
 
+void head_linear(const HeadLinearArgs& args) {
+  const LinearShape& shape = *args.shape;
+  for (int64_t i = 0; i < args.n; ++i) {
+    for (int64_t h = 0; h < args.n_heads; ++h) {
+      const float* in = args.in + i * args.in_stride + h * args.in_head_stride;
+      const void* weight = static_cast<const char*>(args.weights) + static_cast<size_t>(h) * args.weight_stride;
+      for (int64_t j = 0; j < shape.out; ++j) {
+        double sum = 0;
+        for (int64_t k = 0; k < shape.in; ++k) sum += in[k] * value_at(weight, shape.dtype, j * shape.in + k);
+        put(args.out, args.out_dtype, (i * args.n_heads + h) * shape.out + j, sum);
+      }
+    }
+  }
+}
+
 void embed(const EmbedArgs& args) {
   for (int64_t i = 0; i < args.n; ++i) {
     for (int64_t j = 0; j < args.width; ++j) {
@@ -62,8 +77,8 @@ void rope_angles(const RopeAnglesArgs& args) {
   for (int64_t i = 0; i < args.n; ++i) {
     for (int64_t j = 0; j < args.half; ++j) {
       const long double angle = static_cast<long double>(args.positions[i]) * args.inverse_frequencies[j];
-      args.cos_sin[(i * 2 + 0) * args.half + j] = static_cast<float>(std::cos(angle));
-      args.cos_sin[(i * 2 + 1) * args.half + j] = static_cast<float>(std::sin(angle));
+      args.cos_sin[(i * 2 + 0) * args.half + j] = static_cast<float>(std::cos(angle) * args.scale);
+      args.cos_sin[(i * 2 + 1) * args.half + j] = static_cast<float>(std::sin(angle) * args.scale);
     }
   }
 }
@@ -90,6 +105,7 @@ void store_kv(const StoreKvArgs& args) {
   for (int64_t i = 0; i < args.n; ++i) {
     for (int64_t j = 0; j < args.width; ++j) {
       put(args.k_cache, args.dtype, args.slots[i] * args.width + j, args.k[i * args.stride + j]);
+      if (args.v == nullptr) continue;
       put(args.v_cache, args.dtype, args.slots[i] * args.width + j, args.v[i * args.stride + j]);
     }
   }
@@ -122,6 +138,38 @@ void attention(const AttentionArgs& args) {
             sum += weights[static_cast<size_t>(p)] * value_at(args.v_cache, args.dtype, at(p) + d);
           }
           put(args.out, args.dtype, (row * args.n_heads + h) * dim + d, sum / total);
+        }
+      }
+    }
+  }
+}
+
+void latent_attention(const LatentAttentionArgs& args) {
+  const int64_t width = args.latent + args.rotary;
+  for (int64_t s = 0; s < args.n_seqs; ++s) {
+    const int64_t queries = args.query_start[s + 1] - args.query_start[s];
+    const int32_t* slots = args.slot_table + args.table_rows[s] * args.table_width;
+    for (int64_t r = 0; r < queries; ++r) {
+      const int64_t row = args.query_start[s] + r;
+      const int64_t visible = args.seq_lens[s] - queries + r + 1;  // causal: itself and what is before it
+      for (int64_t h = 0; h < args.n_heads; ++h) {
+        const float* latent = args.q_latent + (row * args.n_heads + h) * args.latent;
+        const float* rotary = args.q_rotary + row * args.q_rotary_stride + h * args.q_rotary_head_stride;
+        const auto at = [&](int64_t p, int64_t d) { return value_at(args.cache, args.dtype, slots[p] * width + d); };
+        std::vector<double> weights(static_cast<size_t>(visible));
+        for (int64_t p = 0; p < visible; ++p) {
+          double dot = 0;
+          for (int64_t d = 0; d < args.latent; ++d) dot += latent[d] * at(p, d);
+          for (int64_t d = 0; d < args.rotary; ++d) dot += rotary[d] * at(p, args.latent + d);
+          weights[static_cast<size_t>(p)] = dot * args.scale;
+        }
+        const double top = *std::max_element(weights.begin(), weights.end());
+        double total = 0;
+        for (double& weight : weights) total += weight = std::exp(weight - top);
+        for (int64_t d = 0; d < args.latent; ++d) {
+          double sum = 0;
+          for (int64_t p = 0; p < visible; ++p) sum += weights[static_cast<size_t>(p)] * at(p, d);
+          args.out[(row * args.n_heads + h) * args.latent + d] = static_cast<float>(sum / total);
         }
       }
     }

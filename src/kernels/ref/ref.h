@@ -1,6 +1,6 @@
 // The slow, obvious twin of every kernel, in host memory: what the backends are held against. Values are float32 (or
 // bf16 where a kernel stores that) and sums are in double, so that of a difference only the backend's rounding is seen.
-// The arguments are those of kernels.h, but for one thing: the weight of linear() lies plain, [out, in] of
+// The arguments are those of kernels.h, but for one thing: the weights of products lie plain, [out, in] of
 // shape->dtype.
 #pragma once
 
@@ -9,12 +9,14 @@
 namespace sluice::kernels::ref {
 
 void linear(const LinearArgs& args);
+void head_linear(const HeadLinearArgs& args);
 void embed(const EmbedArgs& args);
 void rms_norm(const RmsNormArgs& args);
 void rope_angles(const RopeAnglesArgs& args);
 void rope(const RopeArgs& args);
 void store_kv(const StoreKvArgs& args);
 void attention(const AttentionArgs& args);
+void latent_attention(const LatentAttentionArgs& args);
 void silu_mul(const SiluMulArgs& args);
 void gather_rows(const GatherRowsArgs& args);
 void route(const RouteArgs& args);

@@ -81,6 +81,12 @@ class SimBackend final : public Backend {
       cpu_->linear({}, own);
     });
   }
+  void head_linear(const Context& context, const HeadLinearArgs& args) const override {
+    enqueue(context, [this, own = HeadLinearArgs(args), shape = *args.shape]() mutable {
+      own.shape = &shape;
+      cpu_->head_linear({}, own);
+    });
+  }
   void embed(const Context& c, const EmbedArgs& args) const override { forward(c, args, &Backend::embed); }
   void rms_norm(const Context& c, const RmsNormArgs& args) const override { forward(c, args, &Backend::rms_norm); }
   void rope_angles(const Context& c, const RopeAnglesArgs& args) const override {
@@ -89,6 +95,9 @@ class SimBackend final : public Backend {
   void rope(const Context& c, const RopeArgs& args) const override { forward(c, args, &Backend::rope); }
   void store_kv(const Context& c, const StoreKvArgs& args) const override { forward(c, args, &Backend::store_kv); }
   void attention(const Context& c, const AttentionArgs& args) const override { forward(c, args, &Backend::attention); }
+  void latent_attention(const Context& c, const LatentAttentionArgs& args) const override {
+    forward(c, args, &Backend::latent_attention);
+  }
   void silu_mul(const Context& c, const SiluMulArgs& args) const override { forward(c, args, &Backend::silu_mul); }
   void gather_rows(const Context& c, const GatherRowsArgs& args) const override {
     forward(c, args, &Backend::gather_rows);

@@ -9,9 +9,8 @@
 namespace sluice::models {
 
 GroupedQueryAttention::GroupedQueryAttention(const ModelConfig& config, int64_t layer, WeightStore& weights,
-                                             Scratch& scratch)
-    : layer_(layer),
-      heads_(config.num_heads),
+                                             Scratch& scratch, KvCache& kv_cache)
+    : heads_(config.num_heads),
       kv_heads_(config.num_kv_heads),
       dim_(config.head_dim),
       rotary_(config.rotary_dim),
@@ -37,6 +36,8 @@ GroupedQueryAttention::GroupedQueryAttention(const ModelConfig& config, int64_t 
     k_norm_ = weights.vector({{attention + "k_norm.weight", each ? dim_ : kv}});
   }
   o_ = weights.linear({{attention + "o_proj.weight", hidden}}, q);
+  keys_ = kv_cache.declare(kv);
+  values_ = kv_cache.declare(kv);
   const auto element = static_cast<int64_t>(tensor::block_bytes(weights.dtype()));
   normed_slot_ = scratch.declare("normed", hidden * element);
   qkv_slot_ = scratch.declare("qkv", stride_ * 4);
@@ -69,16 +70,16 @@ void GroupedQueryAttention::forward(const kernels::Context& context, const Step&
   backend.store_kv(context, {.k = k,
                              .v = v,
                              .slots = batch.kv_slots,
-                             .k_cache = step.kv.keys(layer_),
-                             .v_cache = step.kv.values(layer_),
-                             .dtype = step.kv.dtype,
+                             .k_cache = step.kv.at(keys_),
+                             .v_cache = step.kv.at(values_),
+                             .dtype = step.kv.dtype(),
                              .n = batch.n_tokens,
-                             .width = step.kv.width,
+                             .width = kv_heads_ * dim_,
                              .stride = stride_});
   backend.attention(context, {.q = q,
-                              .k_cache = step.kv.keys(layer_),
-                              .v_cache = step.kv.values(layer_),
-                              .dtype = step.kv.dtype,
+                              .k_cache = step.kv.at(keys_),
+                              .v_cache = step.kv.at(values_),
+                              .dtype = step.kv.dtype(),
                               .slot_table = batch.slot_table,
                               .table_rows = batch.table_rows,
                               .query_start = batch.query_start,

@@ -10,7 +10,7 @@ namespace sluice::models {
 
 class GroupedQueryAttention final : public Block {
  public:
-  GroupedQueryAttention(const ModelConfig& config, int64_t layer, WeightStore& weights, Scratch& scratch);
+  GroupedQueryAttention(const ModelConfig& config, int64_t layer, WeightStore& weights, Scratch& scratch, KvCache& kv);
 
   void forward(const kernels::Context& context, const Step& step) const override;
 
@@ -19,7 +19,6 @@ class GroupedQueryAttention final : public Block {
   void norm_heads(const kernels::Context& context, float* heads, const VectorWeight& weight, int64_t n,
                   int64_t n_heads) const;
 
-  const int64_t layer_;
   const int64_t heads_;
   const int64_t kv_heads_;
   const int64_t dim_;     // of a head
@@ -33,6 +32,7 @@ class GroupedQueryAttention final : public Block {
   std::optional<VectorWeight> qkv_bias_;
   std::optional<VectorWeight> q_norm_, k_norm_;  // [dim], or [heads * dim] and [kv_heads * dim]
   LinearWeight o_;                               // [hidden, heads * dim]
+  KvCache::Plane keys_, values_;                 // [kv_heads * dim]
   Scratch::Slot normed_slot_;                    // [n, hidden] of dtype
   Scratch::Slot qkv_slot_;                       // [n, (heads + 2 kv_heads) * dim]
   Scratch::Slot attended_slot_;                  // [n, heads * dim] of dtype

@@ -7,7 +7,7 @@
 namespace sluice::models {
 
 Decoder::Decoder(const ModelConfig& config, WeightStore& weights)
-    : config_(config), weights_(weights), scratch_(weights.backend()) {
+    : config_(config), weights_(weights), scratch_(weights.backend()), kv_(weights.backend(), weights.dtype()) {
   const int64_t hidden = config.hidden_size;
   embedding_ = weights.table("model.embed_tokens.weight", config.vocab_size, hidden);
   final_norm_ = weights.vector({{"model.norm.weight", hidden}});
@@ -24,7 +24,7 @@ Decoder::Decoder(const ModelConfig& config, WeightStore& weights)
   logits_ = scratch_.declare("logits", config.vocab_size * 4);
 }
 
-const float* Decoder::forward(const kernels::Context& context, const ForwardBatch& batch, const KvCache& kv) const {
+const float* Decoder::forward(const kernels::Context& context, const ForwardBatch& batch) const {
   const kernels::Backend& backend = *context.backend;
   auto* hidden = scratch_.at<float>(hidden_);
   auto* cos_sin = scratch_.at<float>(cos_sin_);
@@ -38,8 +38,9 @@ const float* Decoder::forward(const kernels::Context& context, const ForwardBatc
                                 .inverse_frequencies = weights_.address(inverse_frequencies_),
                                 .cos_sin = cos_sin,
                                 .n = batch.n_tokens,
-                                .half = inverse_frequencies_.size});
-  const Step step{.batch = batch, .kv = kv, .scratch = scratch_, .hidden = hidden, .cos_sin = cos_sin};
+                                .half = inverse_frequencies_.size,
+                                .scale = static_cast<float>(config_.rope.angle_scale)});
+  const Step step{.batch = batch, .kv = kv_, .scratch = scratch_, .hidden = hidden, .cos_sin = cos_sin};
   for (const auto& block : blocks_) block->forward(context, step);
 
   // Only the rows whose logits are wanted go through the head.
@@ -57,7 +58,7 @@ const float* Decoder::forward(const kernels::Context& context, const ForwardBatc
 std::unique_ptr<Decoder> make_dense_decoder(const ModelConfig& config, WeightStore& weights) {
   auto decoder = std::make_unique<Decoder>(config, weights);
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    decoder->add(std::make_unique<GroupedQueryAttention>(config, layer, weights, decoder->scratch()));
+    decoder->add(std::make_unique<GroupedQueryAttention>(config, layer, weights, decoder->scratch(), decoder->kv()));
     decoder->add(std::make_unique<DenseFfn>(config, layer, weights, decoder->scratch()));
   }
   return decoder;

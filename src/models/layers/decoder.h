@@ -7,6 +7,7 @@
 
 #include "kernels/kernels.h"
 #include "models/config.h"
+#include "models/layers/kv_cache.h"
 #include "models/layers/scratch.h"
 #include "models/layers/weights.h"
 
@@ -26,18 +27,6 @@ struct ForwardBatch {
   const int32_t* logit_rows = nullptr;   // [n_logits]
   const int32_t* slot_table = nullptr;   // [rows, table_width]
   int64_t table_width = 0;
-};
-
-// Keys and values of all layers: [layers][2][slots, kv_heads * head_dim] of dtype.
-struct KvCache {
-  char* memory = nullptr;
-  int64_t slots = 0;
-  int64_t width = 0;
-  kernels::DType dtype = kernels::DType::kF32;
-
-  size_t plane_bytes() const { return static_cast<size_t>(slots * width) * tensor::block_bytes(dtype); }
-  void* keys(int64_t layer) const { return memory + static_cast<size_t>(2 * layer) * plane_bytes(); }
-  void* values(int64_t layer) const { return memory + static_cast<size_t>(2 * layer + 1) * plane_bytes(); }
 };
 
 // What a block sees of the step.
@@ -63,20 +52,23 @@ class Decoder {
   // Declares embedding, final norm and head.
   Decoder(const ModelConfig& config, WeightStore& weights);
 
-  // Where the blocks declare their scratch.
+  // Where the blocks declare their scratch, and what they keep of every token.
   Scratch& scratch() { return scratch_; }
+  KvCache& kv() { return kv_; }
+  const KvCache& kv() const { return kv_; }
   void add(std::unique_ptr<Block> block) { blocks_.push_back(std::move(block)); }
   // Once, after the last add(). kExhausted if the memory cannot be had.
   Result<void> allocate(int64_t max_tokens) { return scratch_.allocate(max_tokens); }
 
   // Queues the whole step: K and V of every row into the cache. Returns where the logits of batch.logit_rows will be,
   // [n_logits, vocab] in device memory, until the next call.
-  const float* forward(const kernels::Context& context, const ForwardBatch& batch, const KvCache& kv) const;
+  const float* forward(const kernels::Context& context, const ForwardBatch& batch) const;
 
  private:
   const ModelConfig config_;
   const WeightStore& weights_;
   Scratch scratch_;
+  KvCache kv_;
   TableWeight embedding_;
   std::vector<std::unique_ptr<Block>> blocks_;
   VectorWeight final_norm_;

@@ -1,0 +1,171 @@
+#include "kernels/cpu/latent_attention.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace sluice::kernels::cpu {
+namespace {
+
+// Positions that are gathered at a time: with DeepSeek's rows of 576 values they fit the second cache.
+constexpr int64_t kPositions = 256;
+// The last block of positions is filled with zeros to a multiple of this, so that few shapes of products occur.
+constexpr int64_t kPositionStep = 32;
+// Rows of the products, query rows times heads: enough to fill the matrix units.
+constexpr int64_t kProductRows = 256;
+// A long sequence is cut where a step has fewer pieces of work than this, into pieces of at least kShortestCut
+// positions. Neither depends on the number of threads, so that the result does not.
+constexpr int64_t kEnoughPieces = 16;
+constexpr int64_t kShortestCut = 1024;
+
+int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+
+template <class T>
+T* at_least(std::vector<T>& memory, int64_t size) {
+  if (memory.size() < static_cast<size_t>(size)) memory.resize(static_cast<size_t>(size));
+  return memory.data();
+}
+
+}  // namespace
+
+LatentAttention::LatentAttention(int threads, const Simd& simd)
+    : simd_(simd), products_(threads), scratch_(static_cast<size_t>(threads)) {}
+
+void LatentAttention::run(const LatentAttentionArgs& args, ThreadPool& pool) {
+  plan(args);
+  // The longest pieces, the last rows of long sequences, are handed out first.
+  pool.parallel_for(static_cast<int64_t>(pieces_.size()), [&](int64_t i, int thread) {
+    attend(args, pieces_[pieces_.size() - 1 - static_cast<size_t>(i)], thread);
+  });
+  pool.parallel_for(static_cast<int64_t>(cut_.size()), [&](int64_t i, int) {
+    const size_t first = cut_[static_cast<size_t>(i)];
+    size_t last = first;
+    while (last < pieces_.size() && pieces_[last].sequence == pieces_[first].sequence &&
+           pieces_[last].first_row == pieces_[first].first_row) {
+      ++last;
+    }
+    merge(args, first, last);
+  });
+}
+
+void LatentAttention::plan(const LatentAttentionArgs& args) {
+  pieces_.clear();
+  cut_.clear();
+  const int64_t rows_per_piece = std::max<int64_t>(1, kProductRows / args.n_heads);
+  int64_t uncut = 0;
+  for (int64_t s = 0; s < args.n_seqs; ++s) {
+    const int64_t queries = args.query_start[s + 1] - args.query_start[s];
+    uncut += (queries + rows_per_piece - 1) / rows_per_piece;
+  }
+  const int64_t cuts_wanted = uncut == 0 ? 1 : (kEnoughPieces + uncut - 1) / uncut;
+  int64_t partial_floats = 0;
+  for (int64_t s = 0; s < args.n_seqs; ++s) {
+    const int64_t queries = args.query_start[s + 1] - args.query_start[s];
+    for (int64_t row = 0; row < queries; row += rows_per_piece) {
+      const int64_t rows = std::min(rows_per_piece, queries - row);
+      const int64_t end = args.seq_lens[s] - queries + row + rows;  // positions that the last row sees
+      const int64_t cuts = std::clamp<int64_t>(end / kShortestCut, 1, cuts_wanted);
+      const int64_t length = round_up((end + cuts - 1) / cuts, kPositions);
+      if (length < end) cut_.push_back(pieces_.size());
+      for (int64_t begin = 0; begin < end; begin += length) {
+        pieces_.push_back({s, row, rows, begin, std::min(end, begin + length), nullptr});
+        if (length < end) partial_floats += rows * args.n_heads * (args.latent + 2);
+      }
+    }
+  }
+  float* partial = at_least(partials_, partial_floats);
+  for (const size_t first : cut_) {
+    const Piece& whole = pieces_[first];
+    for (size_t i = first;
+         i < pieces_.size() && pieces_[i].sequence == whole.sequence && pieces_[i].first_row == whole.first_row; ++i) {
+      pieces_[i].partial = partial;
+      partial += pieces_[i].rows * args.n_heads * (args.latent + 2);
+    }
+  }
+}
+
+void LatentAttention::attend(const LatentAttentionArgs& args, const Piece& piece, int thread) {
+  const bool bf16 = args.dtype == DType::kBf16;
+  const int64_t element = bf16 ? 2 : 4;
+  const int64_t width = args.latent + args.rotary;
+  const int64_t heads = args.n_heads;
+  const int64_t rows = piece.rows * heads;  // of the products
+  const int64_t query_begin = args.query_start[piece.sequence];
+  const int64_t queries = args.query_start[piece.sequence + 1] - query_begin;
+  const int64_t first_position = args.seq_lens[piece.sequence] - queries + piece.first_row;
+  const int32_t* slots = args.slot_table + args.table_rows[piece.sequence] * args.table_width;
+
+  Scratch& own = scratch_[static_cast<size_t>(thread)];
+  char* q = at_least(own.queries, rows * width * element);
+  char* keys = at_least(own.keys, kPositions * width * element);
+  float* scores = at_least(own.scores, rows * kPositions);
+  char* weights = at_least(own.weights, rows * kPositions * element);
+  float* sums = at_least(own.sums, rows * width);
+  float* state = at_least(own.state, rows * 2);
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t row = query_begin + piece.first_row + i / heads, h = i % heads;
+    char* to = q + i * width * element;
+    simd_.narrow(args.q_latent + (row * heads + h) * args.latent, args.latent, to, bf16);
+    simd_.narrow(args.q_rotary + row * args.q_rotary_stride + h * args.q_rotary_head_stride, args.rotary,
+                 to + args.latent * element, bf16);
+    state[2 * i] = -1e30f;
+    state[2 * i + 1] = 0;
+  }
+
+  for (int64_t base = piece.begin; base < piece.end; base += kPositions) {
+    const int64_t count = std::min(kPositions, piece.end - base);
+    const int64_t padded = round_up(count, kPositionStep);
+    for (int64_t c = 0; c < count; ++c) {
+      std::memcpy(keys + c * width * element,
+                  static_cast<const char*>(args.cache) + static_cast<int64_t>(slots[base + c]) * width * element,
+                  static_cast<size_t>(width * element));
+    }
+    std::memset(keys + count * width * element, 0, static_cast<size_t>((padded - count) * width * element));
+    products_.multiply({.m = rows, .k = width, .n = padded, .dtype = args.dtype, .b_transposed = true}, q, keys, scores,
+                       thread);
+    for (int64_t i = 0; i < rows; ++i) {
+      // Causal: a row sees itself and what is before it.
+      const int64_t visible = std::clamp<int64_t>(first_position + i / heads + 1 - base, 0, count);
+      const float correction = simd_.softmax_step(scores + i * padded, visible, padded, args.scale, state + 2 * i,
+                                                  weights + i * padded * element, bf16);
+      if (base > piece.begin && correction != 1) simd_.scale(sums + i * width, width, correction);
+    }
+    // The rotary columns are summed as well: rows that follow each other are faster than fewer columns.
+    products_.multiply({.m = rows, .k = padded, .n = width, .dtype = args.dtype, .accumulate = base > piece.begin},
+                       weights, keys, sums, thread);
+  }
+
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t row = query_begin + piece.first_row + i / heads, h = i % heads;
+    float* to =
+        piece.partial == nullptr ? args.out + (row * heads + h) * args.latent : piece.partial + i * (args.latent + 2);
+    std::memcpy(to, sums + i * width, static_cast<size_t>(args.latent) * sizeof(float));
+    if (piece.partial == nullptr) {
+      simd_.scale(to, args.latent, 1 / state[2 * i + 1]);
+    } else {
+      to[args.latent] = state[2 * i];
+      to[args.latent + 1] = state[2 * i + 1];
+    }
+  }
+}
+
+// Sums the pieces [first, last) of the same rows, each with its own maximum.
+void LatentAttention::merge(const LatentAttentionArgs& args, size_t first, size_t last) const {
+  const Piece& whole = pieces_[first];
+  const int64_t stride = args.latent + 2;
+  for (int64_t i = 0; i < whole.rows * args.n_heads; ++i) {
+    float top = -1e30f;
+    for (size_t p = first; p < last; ++p) top = std::max(top, pieces_[p].partial[i * stride + args.latent]);
+    const int64_t row = args.query_start[whole.sequence] + whole.first_row;
+    float* out = args.out + (row * args.n_heads + i) * args.latent;
+    float total = 0;
+    for (size_t p = first; p < last; ++p) {
+      float* partial = pieces_[p].partial + i * stride;
+      const float share = std::exp(partial[args.latent] - top);
+      total += share * partial[args.latent + 1];
+      simd_.add_scaled(partial, args.latent, share, out, /*accumulate=*/p > first);
+    }
+    simd_.scale(out, args.latent, 1 / total);
+  }
+}
+
+}  // namespace sluice::kernels::cpu
