@@ -6,7 +6,7 @@
 #include <cstring>
 #include <numeric>
 
-#include "kernels/kernel_conformance.h"
+#include "kernels/kernel_fixture.h"
 #include "kernels/ref/ref.h"
 
 namespace sluice::kernels {
