@@ -129,6 +129,40 @@ Result<void> check_sizes(const ModelConfig& config) {
   return {};
 }
 
+Result<void> check_moe(const MoeConfig& moe) {
+  const struct {
+    std::string_view name;
+    int64_t value;
+    int64_t smallest;
+    int64_t largest;
+  } sizes[] = {
+      {"experts", moe.experts, 1, 1 << 12},
+      {"experts per token", moe.top_k, 1, moe.experts},
+      {"expert FFN width", moe.expert_width, 1, 1 << 20},
+      {"shared expert FFN width", moe.shared_width, 0, 1 << 20},
+      {"expert groups", moe.groups, 1, moe.experts},
+      {"kept expert groups", moe.kept_groups, 1, moe.groups},
+  };
+  for (const auto& size : sizes) {
+    if (size.value < size.smallest || size.value > size.largest) {
+      return Error{ErrorCode::kProtocol,
+                   fmt::format("{}: {} is not within {} and {}", size.name, size.value, size.smallest, size.largest)};
+    }
+  }
+  if (moe.experts % moe.groups != 0) {
+    return Error{ErrorCode::kProtocol,
+                 fmt::format("{} experts are not divided evenly by {} groups", moe.experts, moe.groups)};
+  }
+  if (moe.top_k > moe.experts / moe.groups * moe.kept_groups) {
+    return Error{ErrorCode::kProtocol, fmt::format("{} experts per token of {} kept groups of {}", moe.top_k,
+                                                   moe.kept_groups, moe.experts / moe.groups)};
+  }
+  if (!std::isfinite(moe.scale) || moe.scale <= 0) {
+    return Error{ErrorCode::kProtocol, fmt::format("the experts' scaling factor {} is not positive", moe.scale)};
+  }
+  return {};
+}
+
 Result<void> check_shape(const ModelConfig& config) {
   SLUICE_TRY_VOID(check_sizes(config));
   if (config.num_heads % config.num_kv_heads != 0) {
@@ -139,6 +173,7 @@ Result<void> check_shape(const ModelConfig& config) {
     return Error{ErrorCode::kUnimplemented,
                  fmt::format("rotary positions of {} of the {} values of a head", config.rotary_dim, config.head_dim)};
   }
+  if (config.moe) SLUICE_TRY_VOID(check_moe(*config.moe));
   return {};
 }
 

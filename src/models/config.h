@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "kernels/kernels.h"
 #include "tensor/gguf.h"
 
 namespace sluice::models {
@@ -46,6 +47,22 @@ struct MlaConfig {
   int64_t v_head_dim = 0;
 };
 
+// Layers whose FFN is a mixture of experts: a router sends each token to top_k of them.
+struct MoeConfig {
+  int64_t experts = 0;
+  int64_t top_k = 0;
+  int64_t expert_width = 0;
+  int64_t shared_width = 0;  // of the experts that every token passes, together; 0 = none
+  kernels::RouterScore score = kernels::RouterScore::kSoftmax;
+  bool correction_bias = false;  // added to the scores for the choice, not for the weights
+  int64_t groups = 1;            // experts are chosen from the kept_groups best of these
+  int64_t kept_groups = 1;
+  kernels::GroupScore group_score = kernels::GroupScore::kBest;
+  bool renormalise = false;  // the chosen experts' weights add up to 1 before they are scaled
+  double scale = 1;
+  std::vector<bool> sparse;  // by layer: has experts, else a dense FFN
+};
+
 // A decoder of pre-norm layers with grouped-query attention and a gated FFN. What families differ in are fields.
 struct ModelConfig {
   std::string model_type;
@@ -65,6 +82,7 @@ struct ModelConfig {
   bool qkv_bias = false;
   QkNorm qk_norm = QkNorm::kNone;
   std::optional<MlaConfig> mla;  // in place of grouped-query attention
+  std::optional<MoeConfig> moe;
   std::vector<int32_t> eos_token_ids;
   std::optional<int32_t> bos_token_id;
   // Sampling defaults of generation_config.json.

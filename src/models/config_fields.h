@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/result.h"
 
@@ -37,6 +38,19 @@ class Fields {
       return min;
     }
     return value.get<int64_t>();
+  }
+  // A list of whole numbers; empty where it is missing.
+  std::vector<int64_t> wholes(const char* field) {
+    std::vector<int64_t> values;
+    if (!present(object_, field)) return values;
+    const nlohmann::json& list = object_[field];
+    for (const nlohmann::json& value : list) {
+      if (list.is_array() && value.is_number_integer()) values.push_back(value.get<int64_t>());
+    }
+    if (!list.is_array() || values.size() != list.size()) {
+      fail(field, fmt::format("{} is not a list of whole numbers", list.dump()));
+    }
+    return values;
   }
   double real(const char* field, double otherwise) {
     if (!present(object_, field)) return otherwise;

@@ -53,6 +53,55 @@ TEST(ModelConfigTest, ReadsAFolderOfEachFamily) {
   EXPECT_EQ(config_from_json(config_of("tiny-qwen3"), nullptr)->qk_norm, QkNorm::kEachHead);
 }
 
+TEST(ModelConfigTest, ReadsTheExpertsOfQwen3Moe) {
+  const Json tiny = config_of("tiny-qwen3-moe");
+  const auto config = config_from_json(tiny, nullptr);
+  ASSERT_TRUE(config.ok() && config->moe) << config.error().message;
+  EXPECT_EQ(config->qk_norm, QkNorm::kEachHead);
+  EXPECT_EQ(config->moe->experts, 8);
+  EXPECT_EQ(config->moe->top_k, 2);
+  EXPECT_EQ(config->moe->expert_width, 32);
+  EXPECT_EQ(config->moe->score, kernels::RouterScore::kSoftmax);
+  EXPECT_TRUE(config->moe->renormalise);
+  EXPECT_FALSE(config->moe->correction_bias);
+  EXPECT_EQ(config->moe->sparse, (std::vector<bool>{true, true, true}));
+  const auto mixed = [&](const Json& changes) {
+    Json json = tiny;
+    json.merge_patch(changes);
+    return config_from_json(json, nullptr)->moe->sparse;
+  };
+  EXPECT_EQ(mixed({{"decoder_sparse_step", 2}}), (std::vector<bool>{false, true, false}));
+  EXPECT_EQ(mixed({{"mlp_only_layers", {0, 2}}}), (std::vector<bool>{false, true, false}));
+}
+
+TEST(ModelConfigTest, ReadsThePartialRotationAndTheRouterOfMiniMaxM2) {
+  const auto config = config_from_json(config_of("tiny-minimax-m2"), nullptr);
+  ASSERT_TRUE(config.ok() && config->moe) << config.error().message;
+  EXPECT_EQ(config->qk_norm, QkNorm::kAllHeads);
+  EXPECT_EQ(config->head_dim, 32);
+  EXPECT_EQ(config->rotary_dim, 16);
+  EXPECT_EQ(config->moe->expert_width, 32);
+  EXPECT_EQ(config->moe->score, kernels::RouterScore::kSigmoid);
+  EXPECT_TRUE(config->moe->correction_bias && config->moe->renormalise);
+}
+
+TEST(ModelConfigTest, RefusesExpertsThatCannotBe) {
+  const auto refused = [](const std::string& fixture, const Json& changes) {
+    Json json = config_of(fixture);
+    json.merge_patch(changes);
+    const auto config = config_from_json(json, nullptr);
+    return config.ok() ? "(accepted)" : config.error().message;
+  };
+  expect_has(refused("tiny-qwen3-moe", {{"num_experts", nullptr}}), "num_experts is missing");
+  expect_has(refused("tiny-qwen3-moe", {{"num_experts_per_tok", 9}}), "experts per token: 9 is not within 1 and 8");
+  expect_has(refused("tiny-qwen3-moe", {{"mlp_only_layers", {0.5}}}), "mlp_only_layers [0.5] is not a list");
+  expect_has(refused("tiny-minimax-m2", {{"scoring_func", "softmax"}}), "scoring_func");
+  expect_has(refused("tiny-minimax-m2", {{"qk_norm_type", "per_head"}}), "qk_norm_type");
+  expect_has(refused("tiny-minimax-m2", {{"shared_intermediate_size", 64}}), "shared_intermediate_size");
+  expect_has(refused("tiny-minimax-m2", {{"attn_type_list", {1, 0, 1}}}), "attn_type_list");
+  expect_has(refused("tiny-minimax-m2", {{"rotary_dim", 34}}), "34 of the 32 values");
+}
+
 TEST(ModelConfigTest, WhatIsNotGivenIsWorkedOut) {
   const auto config = with({{"head_dim", nullptr}, {"num_key_value_heads", nullptr}, {"rope_scaling", nullptr}});
   ASSERT_TRUE(config.ok());
@@ -117,7 +166,7 @@ TEST(ModelConfigTest, NoConfigFileEndsTheProcess) {
                                     {1, 2},
                                     Json::object(),
                                     {{"factor", "x"}}};
-  for (const char* fixture : {"tiny-llama", "tiny-qwen2", "tiny-qwen3"}) {
+  for (const char* fixture : {"tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-qwen3-moe", "tiny-minimax-m2"}) {
     const Json whole = config_of(fixture);
     for (int round = 0; round < 3'000; ++round) {
       Json config = whole, generation = {{"eos_token_id", 2}, {"top_k", 5}, {"temperature", 1}, {"do_sample", true}};

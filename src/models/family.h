@@ -16,7 +16,7 @@ class Decoder;
 
 struct FamilyRow {
   std::string_view architecture;       // in config.json
-  std::string_view gguf_architecture;  // general.architecture
+  std::string_view gguf_architecture;  // general.architecture; empty = not read from GGUF
   bool default_qkv_bias = false;
   QkNorm qk_norm = QkNorm::kNone;
   bool gguf_interleaved_rope = false;

@@ -59,6 +59,41 @@ struct Piece {
   int32_t cached = 0;        // tokens before them
 };
 
+// What a step gave, of every new token.
+struct Output {
+  std::vector<float> logits;  // [tokens, vocab]
+  Routing routing;
+
+  size_t tokens() const { return routing.margins.size() / static_cast<size_t>(std::max<int64_t>(1, routing.layers)); }
+  // The experts of one token in one layer, whatever their order.
+  std::vector<int32_t> experts(size_t layer, size_t token) const {
+    const auto k = static_cast<size_t>(routing.top_k);
+    const auto at = routing.experts.begin() + static_cast<int64_t>((layer * tokens() + token) * k);
+    std::vector<int32_t> chosen(at, at + routing.top_k);
+    std::sort(chosen.begin(), chosen.end());
+    return chosen;
+  }
+  float margin(size_t layer, size_t token) const { return routing.margins[layer * tokens() + token]; }
+};
+
+// Tokens [first, end) of one step.
+Output part_of(const Output& whole, size_t first, size_t end) {
+  const size_t vocab = 512, k = static_cast<size_t>(whole.routing.top_k);
+  Output part{{whole.logits.begin() + static_cast<int64_t>(first * vocab),
+               whole.logits.begin() + static_cast<int64_t>(end * vocab)},
+              {.layers = whole.routing.layers, .top_k = whole.routing.top_k}};
+  for (size_t layer = 0; layer < static_cast<size_t>(whole.routing.layers); ++layer) {
+    const size_t row = layer * whole.tokens();
+    const auto experts = whole.routing.experts.begin();
+    const auto margins = whole.routing.margins.begin();
+    part.routing.experts.insert(part.routing.experts.end(), experts + static_cast<int64_t>((row + first) * k),
+                                experts + static_cast<int64_t>((row + end) * k));
+    part.routing.margins.insert(part.routing.margins.end(), margins + static_cast<int64_t>(row + first),
+                                margins + static_cast<int64_t>(row + end));
+  }
+  return part;
+}
+
 constexpr int32_t kWidth = 256;
 
 // Sequence `row` lives in scattered slots, so that a wrong use of the table shows.
@@ -74,8 +109,7 @@ class Steps {
     }
   }
 
-  // Logits of every new token, [tokens, vocab].
-  std::vector<float> run(const std::vector<Piece>& pieces) {
+  Output run(const std::vector<Piece>& pieces) {
     std::vector<int32_t> ids, positions, slots, starts{0}, lens, rows;
     for (const Piece& piece : pieces) {
       for (size_t i = 0; i < piece.ids.size(); ++i) {
@@ -98,7 +132,7 @@ class Steps {
                                          .table_rows = rows,
                                          .logit_rows = wanted});
     EXPECT_TRUE(logits.ok());
-    return {logits->begin(), logits->end()};
+    return {{logits->begin(), logits->end()}, runner_.last_routing()};
   }
 
  private:
@@ -107,68 +141,103 @@ class Steps {
 
 class ModelConformance : public testing::TestWithParam<Case> {
  protected:
-  std::unique_ptr<Runner> load(int threads = 1) {
+  std::unique_ptr<Runner> load(int threads = 1) { return load_as(GetParam().dtype, threads); }
+  std::unique_ptr<Runner> load_as(const std::string& dtype, int threads = 1) {
     const Case& c = GetParam();
     auto runner = load_runner({.model_path = folder_of(c.fixture),
                                .device = c.device,
-                               .dtype = c.dtype,
+                               .dtype = dtype,
                                .threads = threads,
                                .max_step_tokens = 512,
-                               .max_step_seqs = 8});
+                               .max_step_seqs = 8,
+                               .record_routing = true});
     EXPECT_TRUE(runner.ok()) << runner.error().message;
     return std::move(*runner);
   }
-  // How far logits may be from the reference. The hidden state is normed before the head, so a logit is a sum of
-  // `hidden` products whose size the spread of the logits shows; each layer adds a rounding of its inputs (2^-9
-  // relative for bf16, 2^-24 for f32, and a few times that for sums of up to 192 products) in about ten places, which
-  // add like independent errors: spread * sqrt(10 * layers) * u, and a factor of 8 for the largest of some thousand
-  // values.
-  float tolerance(const std::vector<float>& reference) const {
-    double squares = 0;
-    for (const float value : reference) squares += static_cast<double>(value) * value;
-    const double spread = std::sqrt(squares / static_cast<double>(reference.size()));
+  // How far a value of this spread may be from the reference. The hidden state is normed before the head, so a logit is
+  // a sum of `hidden` products whose size the spread of the logits shows; each layer adds a rounding of its inputs
+  // (2^-9 relative for bf16, 2^-24 for f32, and a few times that for sums of up to 192 products) in about ten places,
+  // which add like independent errors: spread * sqrt(10 * layers) * u, and a factor of 8 for the largest of some
+  // thousand values.
+  float tolerance(double spread = 1) const {
     const double unit = GetParam().dtype == "bfloat16" ? 0x1p-9 : 16 * 0x1p-24;
     return static_cast<float>(8 * spread * std::sqrt(10.0 * 3.0) * unit);
   }
-};
+  float tolerance(const std::vector<float>& reference) const {
+    double squares = 0;
+    for (const float value : reference) squares += static_cast<double>(value) * value;
+    return tolerance(std::sqrt(squares / static_cast<double>(reference.size())));
+  }
+  // Router logits have a spread of about 1, and a score moves by at most a quarter of what its logit does.
+  float near_tie_of_routers() const { return tolerance() / 4; }
 
-float largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
-  EXPECT_EQ(a.size(), b.size());
-  float worst = 0;
-  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) worst = std::max(worst, std::abs(a[i] - b[i]));
-  return worst;
-}
+  // The tokens of `want`, one sequence from its beginning, are those of `got` from `first` on. Where a router that is
+  // near a tie chooses other experts, that token and those after it, which attend to it, cannot be compared any more.
+  // Returns how many were.
+  size_t expect_same(const Output& got, const Output& want, size_t first = 0) const {
+    const size_t vocab = 512, tokens = want.logits.size() / vocab;
+    for (size_t token = 0; token < tokens; ++token) {
+      for (size_t layer = 0; layer < static_cast<size_t>(want.routing.layers); ++layer) {
+        if (got.experts(layer, first + token) == want.experts(layer, token)) continue;
+        EXPECT_LT(want.margin(layer, token), near_tie_of_routers()) << "layer " << layer << " token " << token;
+        return token;
+      }
+      float worst = 0;
+      for (size_t i = 0; i < vocab; ++i) {
+        worst = std::max(worst, std::abs(got.logits[(first + token) * vocab + i] - want.logits[token * vocab + i]));
+      }
+      EXPECT_LT(worst, tolerance(want.logits)) << "token " << token;
+    }
+    return tokens;
+  }
+};
 
 int32_t best_of(const float* logits, int64_t vocab) {
   return static_cast<int32_t>(std::max_element(logits, logits + vocab) - logits);
 }
 
+// Near ties of routers may excuse some tokens: whole prompts lose few, sequences that go on for long their ends.
+void expect_most(size_t compared, size_t tokens, double share = 0.7) {
+  EXPECT_GE(static_cast<double>(compared), share * static_cast<double>(tokens));
+}
+
 TEST_P(ModelConformance, LogitsEqualTheReferenceWithinTheRoundingOfTheArithmetic) {
-  auto runner = load();
-  Steps steps(*runner);
+  auto runner = load(), exact = load_as("float32");
+  Steps steps(*runner), exact_steps(*exact);
+  size_t compared = 0, tokens = 0;
   for (const Prompt& prompt : read_prompts(GetParam().fixture)) {
-    const auto logits = steps.run({{.row = 1, .ids = prompt.input_ids}});
-    EXPECT_LT(largest_difference(logits, prompt.logits), tolerance(prompt.logits));
+    const std::vector<Piece> whole{{.row = 1, .ids = prompt.input_ids}};
+    const Output got = steps.run(whole);
+    // The reference does not say which experts it chose; what float32 chooses leads to its logits.
+    const Output want{prompt.logits, exact_steps.run(whole).routing};
+    compared += expect_same(got, want);
+    tokens += prompt.input_ids.size();
   }
+  expect_most(compared, tokens);
 }
 
 TEST_P(ModelConformance, GreedyTokensEqualTheReferenceButForNearTies) {
-  auto runner = load();
-  Steps steps(*runner);
+  auto runner = load(), exact = load_as("float32");
+  Steps steps(*runner), exact_steps(*exact);
   const int64_t vocab = runner->info().vocab_size;
+  size_t compared = 0, tokens = 0;
   for (const Prompt& prompt : read_prompts(GetParam().fixture)) {
     const float near_tie = 2 * tolerance(prompt.logits);
-    auto logits = steps.run({{.row = 2, .ids = prompt.input_ids}});
-    auto cached = static_cast<int32_t>(prompt.input_ids.size());
-    for (size_t step = 0; step < prompt.greedy_ids.size(); ++step) {
-      const int32_t chosen = best_of(logits.data() + static_cast<int64_t>(logits.size()) - vocab, vocab);
+    Piece piece{.row = 2, .ids = prompt.input_ids};
+    tokens += prompt.greedy_ids.size();
+    for (size_t step = 0; step < prompt.greedy_ids.size(); ++step, ++compared) {
+      const Output got = steps.run({piece}), want = exact_steps.run({piece});
+      if (expect_same(got, want) < piece.ids.size()) break;
+      const int32_t chosen = best_of(got.logits.data() + static_cast<int64_t>(got.logits.size()) - vocab, vocab);
       if (prompt.margins[step] > near_tie) {
         ASSERT_EQ(chosen, prompt.greedy_ids[step]) << "step " << step << " margin " << prompt.margins[step];
       }
       // The reference's token is forced, so that one near tie does not end the comparison.
-      logits = steps.run({{.row = 2, .ids = {prompt.greedy_ids[step]}, .cached = cached++}});
+      piece = {
+          .row = 2, .ids = {prompt.greedy_ids[step]}, .cached = piece.cached + static_cast<int32_t>(piece.ids.size())};
     }
   }
+  expect_most(compared, tokens, 0.35);
 }
 
 TEST_P(ModelConformance, AnyChunkingGivesTheSameLogitsAsOnePrefill) {
@@ -177,18 +246,21 @@ TEST_P(ModelConformance, AnyChunkingGivesTheSameLogitsAsOnePrefill) {
   Rng rng(17);
   std::vector<int32_t> ids(100);
   for (auto& id : ids) id = static_cast<int32_t>(rng.below(512));
-  const auto whole = steps.run({{.row = 0, .ids = ids}});
+  const Output whole = steps.run({{.row = 0, .ids = ids}});
   for (const size_t chunk : {size_t{1}, size_t{7}, size_t{64}}) {
-    std::vector<float> pieces;
+    SCOPED_TRACE(chunk);
+    size_t compared = 0;
     for (size_t at = 0; at < ids.size(); at += chunk) {
       const auto end = std::min(ids.size(), at + chunk);
-      const auto logits =
+      const Output piece =
           steps.run({{.row = 3,
                       .ids = {ids.begin() + static_cast<int64_t>(at), ids.begin() + static_cast<int64_t>(end)},
                       .cached = static_cast<int32_t>(at)}});
-      pieces.insert(pieces.end(), logits.begin(), logits.end());
+      const size_t same = expect_same(piece, part_of(whole, at, end));
+      compared += same;
+      if (same < end - at) break;
     }
-    EXPECT_LT(largest_difference(pieces, whole), tolerance(whole)) << "chunks of " << chunk;
+    expect_most(compared, ids.size());
   }
 }
 
@@ -196,13 +268,11 @@ TEST_P(ModelConformance, StrangersInTheBatchDoNotMatter) {
   auto runner = load();
   Steps steps(*runner);
   const auto prompts = read_prompts(GetParam().fixture);
-  const auto alone = steps.run({{.row = 0, .ids = prompts[0].input_ids}});
-  const auto together = steps.run({{.row = 4, .ids = prompts[1].input_ids},
-                                   {.row = 5, .ids = prompts[0].input_ids},
-                                   {.row = 6, .ids = prompts[2].input_ids}});
-  const auto begin = together.begin() + static_cast<int64_t>(prompts[1].input_ids.size()) * runner->info().vocab_size;
-  const std::vector<float> mine(begin, begin + static_cast<int64_t>(alone.size()));
-  EXPECT_LT(largest_difference(mine, alone), tolerance(alone));
+  const Output alone = steps.run({{.row = 0, .ids = prompts[0].input_ids}});
+  const Output together = steps.run({{.row = 4, .ids = prompts[1].input_ids},
+                                     {.row = 5, .ids = prompts[0].input_ids},
+                                     {.row = 6, .ids = prompts[2].input_ids}});
+  expect_most(expect_same(together, alone, prompts[1].input_ids.size()), prompts[0].input_ids.size());
 }
 
 TEST_P(ModelConformance, TheNumberOfThreadsDoesNotChangeABit) {
@@ -210,7 +280,7 @@ TEST_P(ModelConformance, TheNumberOfThreadsDoesNotChangeABit) {
   const auto run = [&](int threads) {
     auto runner = load(threads);
     Steps steps(*runner);
-    return steps.run({{.row = 0, .ids = prompts[0].input_ids}, {.row = 1, .ids = prompts[1].input_ids}});
+    return steps.run({{.row = 0, .ids = prompts[0].input_ids}, {.row = 1, .ids = prompts[1].input_ids}}).logits;
   };
   EXPECT_EQ(run(1), run(3));
 }
@@ -218,7 +288,33 @@ TEST_P(ModelConformance, TheNumberOfThreadsDoesNotChangeABit) {
 TEST_P(ModelConformance, AnIdleBatchOfZeroRowsIsLegal) {
   auto runner = load();
   Steps steps(*runner);
-  EXPECT_TRUE(steps.run({}).empty());
+  EXPECT_TRUE(steps.run({}).logits.empty());
+}
+
+TEST(ModelFiles, ShardsGiveTheLogitsOfOneFile) {
+  const auto run = [](const std::string& fixture) {
+    auto runner = load_runner({.model_path = folder_of(fixture), .dtype = "float32", .max_step_tokens = 64});
+    EXPECT_TRUE(runner.ok()) << runner.error().message;
+    return Steps(**runner).run({{.row = 0, .ids = {1, 2, 3, 4, 5}}}).logits;
+  };
+  EXPECT_EQ(run("tiny-qwen3-moe-sharded"), run("tiny-qwen3-moe"));
+}
+
+TEST(ModelExperts, TheTokensOfEachAreCounted) {
+  auto runner = load_runner({.model_path = folder_of("tiny-qwen3-moe"), .max_step_tokens = 64, .record_routing = true});
+  ASSERT_TRUE(runner.ok()) << runner.error().message;
+  Steps steps(**runner);
+  std::vector<std::vector<int64_t>> want(3, std::vector<int64_t>(8));
+  EXPECT_EQ((*runner)->expert_loads(), want);
+  for (int32_t step = 0; step < 3; ++step) {
+    const Output output = steps.run({{.row = step, .ids = {1, 2, 3, 4, 5}}, {.row = 7, .ids = {step}, .cached = step}});
+    for (size_t layer = 0; layer < 3; ++layer) {
+      for (size_t token = 0; token < 6; ++token) {
+        for (const int32_t expert : output.experts(layer, token)) ++want[layer][static_cast<size_t>(expert)];
+      }
+    }
+  }
+  EXPECT_EQ((*runner)->expert_loads(), want);
 }
 
 // Every checkpoint among the fixtures is held to this without being named here.

@@ -2,8 +2,10 @@
 
 #include "models/family.h"
 #include "models/llama.h"
+#include "models/minimax_m2.h"
 #include "models/qwen2.h"
 #include "models/qwen3.h"
+#include "models/qwen3_moe.h"
 
 namespace sluice::models {
 namespace {
@@ -18,11 +20,17 @@ constexpr FamilyRow kFamilies[] = {
      .gguf_architecture = "qwen3",
      .qk_norm = QkNorm::kEachHead,
      .make = make_qwen3},
+    {.architecture = "Qwen3MoeForCausalLM",
+     .qk_norm = QkNorm::kEachHead,
+     .read = read_qwen3_moe,
+     .make = make_qwen3_moe},
+    {.architecture = "MiniMaxM2ForCausalLM", .read = read_minimax_m2, .make = make_minimax_m2},
 };
 
 Result<const FamilyRow*> find_by(std::string_view FamilyRow::*field, std::string_view name) {
   std::string known;
   for (const FamilyRow& row : kFamilies) {
+    if ((row.*field).empty()) continue;
     if (row.*field == name) return &row;
     known += fmt::format("{}{}", known.empty() ? "" : ", ", row.*field);
   }

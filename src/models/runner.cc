@@ -92,7 +92,7 @@ class DecoderRunner final : public Runner {
     SLUICE_TRY_VOID(runner->weights_.materialise(
         *checkpoint.source, runner->context_,
         {.fd = options.shared_weights_fd, .key = weights_key(options.model_path, dtype)}, progress));
-    SLUICE_TRY_VOID(runner->make_buffers());
+    SLUICE_TRY_VOID(runner->make_buffers(options.record_routing));
     runner->fill_info(options);
     return std::unique_ptr<Runner>(std::move(runner));
   }
@@ -120,6 +120,7 @@ class DecoderRunner final : public Runner {
 
   Result<std::span<const float>> forward(const StepBatch& batch) override {
     ForwardBatch staged = stage(batch);
+    last_tokens_ = staged.n_tokens;
     const float* logits = decoder_->forward(context_, staged);
     const size_t count = batch.logit_rows.size() * static_cast<size_t>(config_.vocab_size);
     if (backend_->host_visible()) {
@@ -130,6 +131,27 @@ class DecoderRunner final : public Runner {
     backend_->copy_to_host(context_, host_logits_.data(), logits, count * sizeof(float));
     backend_->synchronize(context_);
     return std::span<const float>(host_logits_);
+  }
+
+  std::vector<std::vector<int64_t>> expert_loads() const override {
+    const RoutingRecord& routing = decoder_->routing();
+    std::vector<std::vector<int64_t>> loads;
+    for (int64_t layer = 0; layer < routing.layers(); ++layer) {
+      loads.push_back(to_host(routing.loads({layer}), routing.experts()));
+    }
+    return loads;
+  }
+
+  Routing last_routing() const override {
+    const RoutingRecord& record = decoder_->routing();
+    Routing routing{.layers = record.layers(), .top_k = record.top_k()};
+    for (int64_t layer = 0; layer < routing.layers && record.chosen({layer}) != nullptr; ++layer) {
+      const auto experts = to_host(record.chosen({layer}), last_tokens_ * routing.top_k);
+      const auto margins = to_host(record.margins({layer}), last_tokens_);
+      routing.experts.insert(routing.experts.end(), experts.begin(), experts.end());
+      routing.margins.insert(routing.margins.end(), margins.begin(), margins.end());
+    }
+    return routing;
   }
 
  private:
@@ -143,10 +165,19 @@ class DecoderRunner final : public Runner {
         context_{backend_.get(), stream_.get()},
         weights_(*backend_, dtype, &source) {}
 
+  template <class T>
+  std::vector<T> to_host(const T* device, int64_t count) const {
+    std::vector<T> values(static_cast<size_t>(count));
+    backend_->copy_to_host(context_, values.data(), device, values.size() * sizeof(T));
+    backend_->synchronize(context_);
+    return values;
+  }
+
   size_t table_bytes() const { return table_.size() * sizeof(int32_t); }
 
-  Result<void> make_buffers() {
+  Result<void> make_buffers(bool record_routing) {
     SLUICE_TRY_VOID(decoder_->allocate(max_tokens_));
+    SLUICE_TRY_VOID(decoder_->routing().allocate(context_, max_tokens_, record_routing));
     staged_bytes_ = static_cast<size_t>(4 * max_tokens_ + 3 * max_seqs_ + 1) * sizeof(int32_t);
     SLUICE_TRY(void* memory, backend_->allocate(staged_bytes_));
     staged_ = static_cast<int32_t*>(memory);
@@ -223,6 +254,7 @@ class DecoderRunner final : public Runner {
   std::vector<int32_t> table_;
   int32_t* device_table_ = nullptr;
   int64_t table_width_ = 0;
+  int64_t last_tokens_ = 0;  // of the last step
   std::vector<int32_t> host_staged_;
   int32_t* staged_ = nullptr;
   size_t staged_bytes_ = 0;

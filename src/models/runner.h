@@ -49,6 +49,14 @@ struct ModelInfo {
   std::optional<int64_t> top_k;
 };
 
+// What the routers of a model with experts chose, in host memory. All empty for a model without.
+struct Routing {
+  int64_t layers = 0;  // those that have experts
+  int64_t top_k = 0;
+  std::vector<int32_t> experts;  // [layers, n_tokens, top_k]
+  std::vector<float> margins;    // [layers, n_tokens] least change of a score for which another choice is made
+};
+
 // One rank's model. Used by one thread, the scheduler's; inside, kernels run on the rank's thread pool.
 class Runner {
  public:
@@ -64,6 +72,10 @@ class Runner {
   // Runs one step. Returns float32 logits [n_logits, vocab_size] in host memory, valid until the next call. K and V of
   // all rows are in the pool afterwards. Fails only for reasons outside the program (a device fault).
   virtual Result<std::span<const float>> forward(const StepBatch& batch) = 0;
+  // Tokens that each expert got since the start, [layers with experts][experts]; empty for a model without.
+  virtual std::vector<std::vector<int64_t>> expert_loads() const { return {}; }
+  // Of the last step; with RunnerOptions::record_routing.
+  virtual Routing last_routing() const { return {}; }
 };
 
 struct RunnerOptions {
@@ -74,6 +86,7 @@ struct RunnerOptions {
   int64_t max_step_tokens = 8192;         // largest n_tokens of a step
   int64_t max_step_seqs = 256;            // largest n_seqs, and n_logits unless input logprobs are asked for
   std::optional<int64_t> context_length;  // overrides the model's
+  bool record_routing = false;            // keep the routers' choices of the last step
   int shared_weights_fd = -1;  // memfd shared by the ranks of one host: the first one packs into it, the others map it
 };
 

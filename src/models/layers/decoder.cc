@@ -7,7 +7,11 @@
 namespace sluice::models {
 
 Decoder::Decoder(const ModelConfig& config, WeightStore& weights)
-    : config_(config), weights_(weights), scratch_(weights.backend()), kv_(weights.backend(), weights.dtype()) {
+    : config_(config),
+      weights_(weights),
+      scratch_(weights.backend()),
+      kv_(weights.backend(), weights.dtype()),
+      routing_(weights.backend()) {
   const int64_t hidden = config.hidden_size;
   embedding_ = weights.table("model.embed_tokens.weight", config.vocab_size, hidden);
   final_norm_ = weights.vector({{"model.norm.weight", hidden}});

@@ -8,6 +8,7 @@
 #include "kernels/kernels.h"
 #include "models/config.h"
 #include "models/layers/kv_cache.h"
+#include "models/layers/routing.h"
 #include "models/layers/scratch.h"
 #include "models/layers/weights.h"
 
@@ -52,10 +53,12 @@ class Decoder {
   // Declares embedding, final norm and head.
   Decoder(const ModelConfig& config, WeightStore& weights);
 
-  // Where the blocks declare their scratch, and what they keep of every token.
+  // Where the blocks declare their scratch, what they keep of every token, and their routers.
   Scratch& scratch() { return scratch_; }
   KvCache& kv() { return kv_; }
   const KvCache& kv() const { return kv_; }
+  RoutingRecord& routing() { return routing_; }
+  const RoutingRecord& routing() const { return routing_; }
   void add(std::unique_ptr<Block> block) { blocks_.push_back(std::move(block)); }
   // Once, after the last add(). kExhausted if the memory cannot be had.
   Result<void> allocate(int64_t max_tokens) { return scratch_.allocate(max_tokens); }
@@ -69,6 +72,7 @@ class Decoder {
   const WeightStore& weights_;
   Scratch scratch_;
   KvCache kv_;
+  RoutingRecord routing_;
   TableWeight embedding_;
   std::vector<std::unique_ptr<Block>> blocks_;
   VectorWeight final_norm_;

@@ -99,10 +99,15 @@ kernels::DType WeightStore::kept_type(const std::vector<Part>& parts, int64_t in
 }
 
 LinearWeight WeightStore::linear(std::vector<Part> parts, int64_t in) {
+  const kernels::DType stored = kept_type(parts, in);
+  return linear_stored(std::move(parts), in, stored);
+}
+
+LinearWeight WeightStore::linear_stored(std::vector<Part> parts, int64_t in, kernels::DType stored) {
   LinearWeight weight;
   weight.shape = {.in = in, .out = 0, .dtype = dtype_};
   for (const Part& part : parts) weight.shape.out += part.rows;
-  weight.shape.stored = kept_type(parts, in);
+  weight.shape.stored = stored;
   const kernels::LinearShape shape = weight.shape;
   std::string name = joined_names(parts);
   weight.offset =
@@ -155,6 +160,19 @@ HeadsWeight WeightStore::heads(HeadPart part, int64_t in) {
   };
   weight.offset = declare(fmt::format("{}, rows {} to {} of each head", part.name, part.first, part.first + part.rows),
                           weight.stride * static_cast<size_t>(part.heads), fill);
+  return weight;
+}
+
+ExpertsWeight WeightStore::experts(int64_t count, const std::function<std::vector<Part>(int64_t expert)>& parts,
+                                   int64_t in) {
+  // One product serves all, so they are kept as stored only if all are stored alike.
+  kernels::DType stored = kept_type(parts(0), in);
+  for (int64_t expert = 1; expert < count; ++expert) {
+    if (kept_type(parts(expert), in) != stored) stored = kernels::DType::kF32;
+  }
+  const LinearWeight first = linear_stored(parts(0), in, stored);
+  const ExpertsWeight weight{.shape = first.shape, .stride = bytes_ - first.offset, .offset = first.offset};
+  for (int64_t expert = 1; expert < count; ++expert) linear_stored(parts(expert), in, stored);
   return weight;
 }
 

@@ -25,6 +25,12 @@ struct HeadsWeight {
   size_t stride = 0;           // bytes from head to head
   size_t offset = 0;
 };
+// A weight for each expert, packed one after another.
+struct ExpertsWeight {
+  kernels::LinearShape shape;
+  size_t stride = 0;  // bytes from expert to expert
+  size_t offset = 0;
+};
 // float32 values, such as a norm's or a bias.
 struct VectorWeight {
   int64_t size = 0;
@@ -69,6 +75,8 @@ class WeightStore {
   // Declarations, before materialise(). Parts are stacked along the output, so that one product serves all of them.
   LinearWeight linear(std::vector<Part> parts, int64_t in);
   HeadsWeight heads(HeadPart part, int64_t in);
+  // Each as linear() would have it.
+  ExpertsWeight experts(int64_t count, const std::function<std::vector<Part>(int64_t expert)>& parts, int64_t in);
   VectorWeight vector(std::vector<Part> parts);
   TableWeight table(std::string name, int64_t rows, int64_t width);
   // Values that are computed rather than stored in the checkpoint.
@@ -86,6 +94,7 @@ class WeightStore {
   // Device addresses, after materialise().
   const void* address(const LinearWeight& weight) const { return base_ + weight.offset; }
   const void* address(const HeadsWeight& weight) const { return base_ + weight.offset; }
+  const void* address(const ExpertsWeight& weight) const { return base_ + weight.offset; }
   const float* address(const VectorWeight& weight) const {
     return reinterpret_cast<const float*>(base_ + weight.offset);
   }
@@ -109,6 +118,7 @@ class WeightStore {
   Result<void> share(const tensor::TensorSource& source, Shared shared,
                      const std::function<void(double, std::string_view)>& progress);
 
+  LinearWeight linear_stored(std::vector<Part> parts, int64_t in, kernels::DType stored);
   // The type that all parts are stored in if the backend keeps it, else kF32.
   kernels::DType kept_type(const std::vector<Part>& parts, int64_t in) const;
 

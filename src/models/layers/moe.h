@@ -1,0 +1,71 @@
+// x += Experts(RMSNorm(x)): a router sends each token to a few of many FFNs (Shazeer et al. 2017), and there may be
+// experts that every token passes (DeepSeekMoE, Dai et al. 2024).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "models/layers/decoder.h"
+#include "models/layers/ffn.h"
+#include "models/layers/routing.h"
+
+namespace sluice::models {
+
+// What a family calls the tensors of a layer's experts, after "model.layers.<i>.".
+struct MoeNames {
+  std::string_view router = "mlp.gate.weight";
+  std::string_view bias = "mlp.gate.e_score_correction_bias";
+  std::string_view experts = "mlp.experts.";  // then the number of the expert
+  std::string_view gate = "gate_proj";
+  std::string_view up = "up_proj";
+  std::string_view down = "down_proj";
+  std::string_view shared = "mlp.shared_experts.";
+};
+
+// Rows are sorted by expert, so that a step reads the weights of each expert that it needs once. How many rows an
+// expert gets stays on the device.
+class MoeFfn final : public Block {
+ public:
+  MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, WeightStore& weights, Decoder& decoder);
+
+  void forward(const kernels::Context& context, const Step& step) const override;
+
+ private:
+  void choose(const kernels::Context& context, const Step& step) const;
+  void run_experts(const kernels::Context& context, const Step& step) const;
+
+  const MoeConfig moe_;
+  const int64_t hidden_;
+  const double epsilon_;
+  const WeightStore& weights_;
+  const RoutingRecord& routing_;
+  const RoutingRecord::Layer layer_;
+
+  VectorWeight norm_;                 // [hidden]
+  LinearWeight router_;               // [experts, hidden]
+  std::optional<VectorWeight> bias_;  // [experts]
+  ExpertsWeight gate_up_;             // [experts] of [2 * width, hidden]
+  ExpertsWeight down_;                // [experts] of [hidden, width]
+  std::optional<GatedFfn> shared_;
+  // A pair is a token and an expert that it goes to; `rows` are those of pairs, sorted by expert.
+  Scratch::Slot normed_slot_;          // [n, hidden] of dtype
+  Scratch::Slot logits_slot_;          // [n, experts]
+  Scratch::Slot ids_slot_;             // [n, top_k]
+  Scratch::Slot shares_slot_;          // [n, top_k] what each expert's output is weighted by
+  Scratch::Slot starts_slot_;          // [experts]
+  Scratch::Slot counts_slot_;          // [experts]
+  Scratch::Slot rows_slot_;            // [n, top_k] row of each pair
+  Scratch::Slot expert_in_slot_;       // [rows, hidden] of dtype
+  Scratch::Slot expert_gate_up_slot_;  // [rows, 2 * width]
+  Scratch::Slot activated_slot_;       // [rows, width] of dtype
+  Scratch::Slot expert_out_slot_;      // [rows, hidden]
+};
+
+// The FFN of a layer as the configuration says: experts, or a dense one.
+std::unique_ptr<Block> make_ffn(const ModelConfig& config, int64_t layer, const MoeNames& names, WeightStore& weights,
+                                Decoder& decoder);
+
+}  // namespace sluice::models
