@@ -1,6 +1,6 @@
 // What every backend must do: each kernel against its twin in ref/, within a bound derived from the roundings of its
 // operation, on each instruction set that this machine runs. SLUICE_TEST_SEED draws other cases.
-#include "kernels/kernel_conformance.h"
+#include "kernels/kernel_fixture.h"
 
 #include <numeric>
 

@@ -170,12 +170,73 @@ struct SiluMulArgs {
   DType out_dtype = DType::kF32;
   int64_t n = 0;
   int64_t width = 0;
+  const int32_t* rows = nullptr;  // [n] the rows of both that are meant, -1 = none; null = the first n
 };
 struct GatherRowsArgs {
   const float* in = nullptr;      // [m, width]
   const int32_t* rows = nullptr;  // [n], each in [0, m)
   float* out = nullptr;           // [n, width]
   int64_t n = 0;
+  int64_t width = 0;
+};
+
+// Which experts each token goes to, and with which weight (Shazeer et al. 2017; DeepSeek-V2 and V3 2024).
+enum class RouterScore : uint8_t { kSoftmax, kSigmoid };
+enum class GroupScore : uint8_t { kBest, kBestTwo };  // of a group's experts: the best, or the sum of the best two
+struct RouteArgs {
+  const float* logits = nullptr;  // [n, experts]
+  const float* bias = nullptr;    // [experts] added to the scores for the choice, not for the weights; null = none
+  int32_t* ids = nullptr;         // [n, top_k] the best first, of equal ones the lower; -1 where only NaN is left
+  float* weights = nullptr;       // [n, top_k] scores of the chosen, times scale
+  float* margins = nullptr;       // [n] least change of a score for which another choice is made; null = not wanted
+  int64_t n = 0;
+  int64_t experts = 0;
+  int64_t top_k = 0;
+  RouterScore score = RouterScore::kSoftmax;
+  int64_t groups = 1;       // of experts that follow each other; the choice is within the kept_groups best
+  int64_t kept_groups = 1;  // these have top_k experts at least
+  GroupScore group_score = GroupScore::kBest;
+  bool renormalise = false;  // the weights are divided by their sum before they are scaled
+  float scale = 1;
+};
+// A place for each pair of token and expert, so that the rows of an expert follow each other, in the order of the
+// tokens. Each expert has room for padded_rows() of them, so that all is within n_pairs + group_padding(experts) rows.
+struct SortByExpertArgs {
+  const int32_t* ids = nullptr;  // [n_pairs] each in [0, experts), or -1: of nobody
+  int32_t* starts = nullptr;     // [experts] first row
+  int32_t* counts = nullptr;     // [experts] rows
+  int32_t* rows = nullptr;       // [n_pairs] row of each pair; -1 where the expert is
+  int64_t* loads = nullptr;      // [experts] counts are added to them; null = none
+  int64_t n_pairs = 0;
+  int64_t experts = 0;
+};
+struct ScatterRowsArgs {
+  const void* in = nullptr;       // [n, width] of dtype
+  const int32_t* rows = nullptr;  // [n, copies] rows of `out` that become copies of row i; -1 = none
+  void* out = nullptr;            // [m, width] of dtype
+  DType dtype = DType::kF32;
+  int64_t n = 0;
+  int64_t copies = 0;
+  int64_t width = 0;
+};
+// Each expert's rows times its own weight, which is read once.
+struct GroupedLinearArgs {
+  const LinearShape* shape = nullptr;
+  const void* weights = nullptr;  // [experts] packed, weight_stride bytes apart
+  size_t weight_stride = 0;
+  const void* in = nullptr;         // [rows, in] of shape->dtype, sorted by expert
+  const int32_t* starts = nullptr;  // [experts], of sort_by_expert()
+  const int32_t* counts = nullptr;  // [experts]
+  float* out = nullptr;             // [rows, out]
+  int64_t experts = 0;
+};
+struct CombineRowsArgs {
+  const float* in = nullptr;       // [m, width]
+  const int32_t* rows = nullptr;   // [n, copies] rows of `in`; -1 = none
+  const float* weights = nullptr;  // [n, copies]
+  float* out = nullptr;            // [n, width]; the weighted rows are added to it, in their order
+  int64_t n = 0;
+  int64_t copies = 0;
   int64_t width = 0;
 };
 
@@ -203,6 +264,8 @@ class Backend {
   virtual bool keeps(DType stored) const = 0;
   // Rows that buffers must have for n rows of a matrix product: kernels may compute a few more than asked.
   virtual int64_t padded_rows(int64_t n) const = 0;
+  // Rows beyond their number that buffers must have for rows in `groups`: each group is padded for its own product.
+  virtual int64_t group_padding(int64_t groups) const = 0;
   virtual size_t packed_bytes(const LinearShape& shape) const = 0;
   // Packs into host memory of packed_bytes().
   virtual void pack(const LinearShape& shape, const RowReader& rows, void* to) const = 0;
@@ -218,6 +281,11 @@ class Backend {
   virtual void latent_attention(const Context& context, const LatentAttentionArgs& args) const = 0;
   virtual void silu_mul(const Context& context, const SiluMulArgs& args) const = 0;
   virtual void gather_rows(const Context& context, const GatherRowsArgs& args) const = 0;
+  virtual void route(const Context& context, const RouteArgs& args) const = 0;
+  virtual void sort_by_expert(const Context& context, const SortByExpertArgs& args) const = 0;
+  virtual void scatter_rows(const Context& context, const ScatterRowsArgs& args) const = 0;
+  virtual void grouped_linear(const Context& context, const GroupedLinearArgs& args) const = 0;
+  virtual void combine_rows(const Context& context, const CombineRowsArgs& args) const = 0;
 };
 
 struct BackendRow {

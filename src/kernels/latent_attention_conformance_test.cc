@@ -2,7 +2,7 @@
 #include <tuple>
 
 #include "kernels/cpu/plain_products.h"
-#include "kernels/kernel_conformance.h"
+#include "kernels/kernel_fixture.h"
 #include "kernels/ref/ref.h"
 
 namespace sluice::kernels {

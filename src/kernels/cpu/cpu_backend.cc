@@ -10,14 +10,14 @@
 
 #include "kernels/cpu/latent_attention.h"
 #include "kernels/cpu/linear.h"
+#include "kernels/cpu/moe.h"
+#include "kernels/cpu/rows.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/thread_pool.h"
 
 namespace sluice::kernels {
 namespace {
 
-// Rows that one task of a row-wise kernel takes: enough to outweigh handing it out.
-constexpr int64_t kRowsPerTask = 16;
 // Query rows that share one widening of the keys and values.
 constexpr int64_t kQueryRows = 16;
 
@@ -59,6 +59,7 @@ class CpuBackend final : public Backend {
   bool multiplies(DType dtype) const override { return linear_.multiplies(dtype); }
   bool keeps(DType stored) const override { return cpu::keeps_blocks(stored); }
   int64_t padded_rows(int64_t n) const override { return cpu::Linear::padded_rows(n); }
+  int64_t group_padding(int64_t groups) const override { return cpu::Linear::group_padding(groups); }
   size_t packed_bytes(const LinearShape& shape) const override { return linear_.packed_bytes(shape); }
   void pack(const LinearShape& shape, const RowReader& rows, void* to) const override { linear_.pack(shape, rows, to); }
   void linear(const Context&, const LinearArgs& args) const override { linear_.multiply(args, pool_); }
@@ -157,8 +158,10 @@ class CpuBackend final : public Backend {
   void silu_mul(const Context&, const SiluMulArgs& args) const override {
     const int64_t out_bytes = element_bytes(args.out_dtype);
     each_row(args.n, [&](int64_t i) {
-      const float* gate = args.gate_up + i * 2 * args.width;
-      simd_.silu_mul(gate, gate + args.width, args.width, static_cast<char*>(args.out) + i * args.width * out_bytes,
+      const int64_t row = args.rows == nullptr ? i : args.rows[i];
+      if (row < 0) return;
+      const float* gate = args.gate_up + row * 2 * args.width;
+      simd_.silu_mul(gate, gate + args.width, args.width, static_cast<char*>(args.out) + row * args.width * out_bytes,
                      args.out_dtype == DType::kBf16);
     });
   }
@@ -170,13 +173,22 @@ class CpuBackend final : public Backend {
     }
   }
 
+  void route(const Context&, const RouteArgs& args) const override { cpu::route(args, pool_, scratch_); }
+  void sort_by_expert(const Context&, const SortByExpertArgs& args) const override {
+    cpu::sort_by_expert(args, &cpu::Linear::padded_rows);
+  }
+  void scatter_rows(const Context&, const ScatterRowsArgs& args) const override { cpu::scatter_rows(args, pool_); }
+  void grouped_linear(const Context&, const GroupedLinearArgs& args) const override {
+    linear_.multiply_groups(args, pool_);
+  }
+  void combine_rows(const Context&, const CombineRowsArgs& args) const override {
+    cpu::combine_rows(args, simd_, pool_);
+  }
+
  private:
   template <class Body>
   void each_row(int64_t n, const Body& body) const {
-    pool_.parallel_for((n + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task, int) {
-      const int64_t end = std::min(n, (task + 1) * kRowsPerTask);
-      for (int64_t i = task * kRowsPerTask; i < end; ++i) body(i);
-    });
+    cpu::each_row(pool_, n, [&](int64_t i, int) { body(i); });
   }
 
   const cpu::Simd& simd_;

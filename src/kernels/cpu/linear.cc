@@ -77,6 +77,7 @@ class Linear::Impl {
         engine_(dnnl::engine::kind::cpu, 0),
         scratch_(static_cast<size_t>(threads)),
         staging_(static_cast<size_t>(threads)),
+        widened_(static_cast<size_t>(threads)),
         head_in_(static_cast<size_t>(threads)),
         head_out_(static_cast<size_t>(threads)) {
     for (int i = 0; i < threads; ++i) streams_.emplace_back(engine_);
@@ -176,7 +177,11 @@ class Linear::Impl {
 
   void multiply(const LinearArgs& args, ThreadPool& pool) const {
     const LinearShape& shape = *args.shape;
-    if (in_blocks(shape)) return args.n <= kExactRows ? multiply_blocks(args, pool) : multiply_widened(args, pool);
+    if (in_blocks(shape)) {
+      return pool.parallel_for(block_tasks(shape, args.n), [&](int64_t task, int thread) {
+        args.n <= kExactRows ? multiply_blocks(args, task) : multiply_widened(args, task, thread);
+      });
+    }
     const int64_t element = shape.dtype == DType::kBf16 ? 2 : 4;
     const Layout& slabs = cached_layout(shape);
     for (int64_t first = 0; first < args.n; first += kMaxRows) {
@@ -195,6 +200,42 @@ class Linear::Impl {
             args.out + first * shape.out + slab.first, args.bias == nullptr ? nullptr : args.bias + slab.first, thread);
       });
     }
+  }
+
+  void multiply_groups(const GroupedLinearArgs& args, ThreadPool& pool) const {
+    const LinearShape& shape = *args.shape;
+    // The largest groups are handed out first, so that the threads end together.
+    groups_.clear();
+    for (int64_t e = 0; e < args.experts; ++e) {
+      if (args.counts[e] > 0) groups_.push_back({e, 0});
+    }
+    std::sort(groups_.begin(), groups_.end(), [&](const Group& a, const Group& b) {
+      return args.counts[a.index] != args.counts[b.index] ? args.counts[a.index] > args.counts[b.index]
+                                                          : a.index < b.index;
+    });
+    static const Layout kNoSlabs;
+    const Layout& slabs = in_blocks(shape) ? kNoSlabs : cached_layout(shape);
+    int64_t tasks = 0;
+    for (Group& group : groups_) {
+      group.first_task = tasks;
+      tasks += in_blocks(shape) ? block_tasks(shape, args.counts[group.index]) : std::ssize(slabs.slabs);
+    }
+    const int64_t element = shape.dtype == DType::kBf16 ? 2 : 4;
+    pool.parallel_for(tasks, [&](int64_t i, int thread) {
+      const auto after = std::upper_bound(groups_.begin(), groups_.end(), i,
+                                          [](int64_t task, const Group& group) { return task < group.first_task; });
+      const Group& group = *(after - 1);
+      const int64_t start = args.starts[group.index];
+      const LinearArgs own{
+          .shape = &shape,
+          .weight = static_cast<const char*>(args.weights) + static_cast<size_t>(group.index) * args.weight_stride,
+          .in = static_cast<const char*>(args.in) + start * shape.in * element,
+          .out = args.out + start * shape.out,
+          .n = args.counts[group.index]};
+      const int64_t task = i - group.first_task;
+      if (!in_blocks(shape)) return multiply_slab(own, slabs.slabs[static_cast<size_t>(task)], thread);
+      own.n <= kExactRows ? multiply_blocks(own, task) : multiply_widened(own, task, thread);
+    });
   }
 
   // A task is some rows of one head, gathered for a product of their own.
@@ -227,6 +268,12 @@ class Linear::Impl {
   }
 
  private:
+  // An expert that has rows, and the number of its first task.
+  struct Group {
+    int64_t index;
+    int64_t first_task;
+  };
+
   static void pack_blocks(const LinearShape& shape, const RowReader& rows, char* to) {
     SLUICE_CHECK(keeps_blocks(shape.stored) && shape.in % kBlockValues == 0 && shape.dtype == DType::kF32,
                  "rows of {} values of {} are not kept", shape.in, tensor::to_string(shape.stored));
@@ -237,55 +284,70 @@ class Linear::Impl {
     }
   }
 
-  void multiply_blocks(const LinearArgs& args, ThreadPool& pool) const {
+  static int64_t block_tasks(const LinearShape& shape, int64_t rows) {
+    const int64_t columns = rows <= kExactRows ? kDotColumns : kWideColumns;
+    return (shape.out + columns - 1) / columns;
+  }
+
+  // Columns of a product of weights in blocks, by our own loops.
+  void multiply_blocks(const LinearArgs& args, int64_t task) const {
     const LinearShape& shape = *args.shape;
     const auto* x = static_cast<const float*>(args.in);
     const int64_t blocks = shape.in / kBlockValues;
-    pool.parallel_for((shape.out + kDotColumns - 1) / kDotColumns, [&](int64_t task, int) {
-      const int64_t end = std::min(shape.out, (task + 1) * kDotColumns);
-      for (int64_t j = task * kDotColumns; j < end; ++j) {
-        const char* row = static_cast<const char*>(args.weight) + static_cast<size_t>(j) * row_bytes(shape);
-        const float bias = args.bias == nullptr ? 0 : args.bias[j];
-        for (int64_t first = 0; first < args.n; first += kDotRows) {
-          const int64_t count = std::min(kDotRows, args.n - first);
-          float sums[kDotRows];
-          if (shape.stored == DType::kQ8_0) {
-            simd_.dot_q8(reinterpret_cast<const Q8Block*>(row), blocks, x + first * shape.in, shape.in, count, sums);
-          } else {
-            simd_.dot_q4(reinterpret_cast<const Q4Block*>(row), blocks, x + first * shape.in, shape.in, count, sums);
-          }
-          for (int64_t r = 0; r < count; ++r) {
-            float& out = args.out[(first + r) * shape.out + j];
-            out = (args.accumulate ? out : 0) + sums[r] + bias;
-          }
+    const int64_t end = std::min(shape.out, (task + 1) * kDotColumns);
+    for (int64_t j = task * kDotColumns; j < end; ++j) {
+      const char* row = static_cast<const char*>(args.weight) + static_cast<size_t>(j) * row_bytes(shape);
+      const float bias = args.bias == nullptr ? 0 : args.bias[j];
+      for (int64_t first = 0; first < args.n; first += kDotRows) {
+        const int64_t count = std::min(kDotRows, args.n - first);
+        float sums[kDotRows];
+        if (shape.stored == DType::kQ8_0) {
+          simd_.dot_q8(reinterpret_cast<const Q8Block*>(row), blocks, x + first * shape.in, shape.in, count, sums);
+        } else {
+          simd_.dot_q4(reinterpret_cast<const Q4Block*>(row), blocks, x + first * shape.in, shape.in, count, sums);
+        }
+        for (int64_t r = 0; r < count; ++r) {
+          float& out = args.out[(first + r) * shape.out + j];
+          out = (args.accumulate ? out : 0) + sums[r] + bias;
         }
       }
-    });
+    }
   }
 
-  void multiply_widened(const LinearArgs& args, ThreadPool& pool) const {
+  // Columns of a product of weights in blocks, widened for oneDNN.
+  void multiply_widened(const LinearArgs& args, int64_t task, int thread) const {
     const LinearShape& shape = *args.shape;
     const auto* x = static_cast<const float*>(args.in);
     const bool bias = args.bias != nullptr;
-    widened_.resize(streams_.size());
-    pool.parallel_for((shape.out + kWideColumns - 1) / kWideColumns, [&](int64_t task, int thread) {
-      const int64_t j = task * kWideColumns;
-      const int64_t width = std::min(kWideColumns, shape.out - j);
-      auto& weight = widened_[static_cast<size_t>(thread)];
-      weight.resize(std::max(weight.size(), static_cast<size_t>(width * shape.in)));
-      const char* rows = static_cast<const char*>(args.weight) + static_cast<size_t>(j) * row_bytes(shape);
-      const int64_t blocks = width * (shape.in / kBlockValues);
-      if (shape.stored == DType::kQ8_0) {
-        simd_.expand_q8(reinterpret_cast<const Q8Block*>(rows), blocks, weight.data());
-      } else {
-        simd_.expand_q4(reinterpret_cast<const Q4Block*>(rows), blocks, weight.data());
-      }
-      for (int64_t first = 0; first < args.n; first += kMaxRows) {
-        const Product& product = plain_product(shape, std::min(kMaxRows, args.n - first), width, args.accumulate, bias);
-        run(product, args, x + first * shape.in, weight.data(), args.out + first * shape.out + j,
-            bias ? args.bias + j : nullptr, thread);
-      }
-    });
+    const int64_t j = task * kWideColumns;
+    const int64_t width = std::min(kWideColumns, shape.out - j);
+    auto& weight = widened_[static_cast<size_t>(thread)];
+    weight.resize(std::max(weight.size(), static_cast<size_t>(width * shape.in)));
+    const char* rows = static_cast<const char*>(args.weight) + static_cast<size_t>(j) * row_bytes(shape);
+    const int64_t blocks = width * (shape.in / kBlockValues);
+    if (shape.stored == DType::kQ8_0) {
+      simd_.expand_q8(reinterpret_cast<const Q8Block*>(rows), blocks, weight.data());
+    } else {
+      simd_.expand_q4(reinterpret_cast<const Q4Block*>(rows), blocks, weight.data());
+    }
+    for (int64_t first = 0; first < args.n; first += kMaxRows) {
+      const Product& product = plain_product(shape, std::min(kMaxRows, args.n - first), width, args.accumulate, bias);
+      run(product, args, x + first * shape.in, weight.data(), args.out + first * shape.out + j,
+          bias ? args.bias + j : nullptr, thread);
+    }
+  }
+
+  // Columns of a product of a packed weight: one slab, which stays in the cache for all rows.
+  void multiply_slab(const LinearArgs& args, const Slab& slab, int thread) const {
+    const LinearShape& shape = *args.shape;
+    const int64_t element = shape.dtype == DType::kBf16 ? 2 : 4;
+    for (int64_t first = 0; first < args.n; first += kMaxRows) {
+      const int64_t rows = Linear::padded_rows(std::min(kMaxRows, args.n - first));
+      run(product(rows, shape.in, slab.width, shape.out, shape.dtype, /*accumulate=*/false, /*bias=*/false), args,
+          static_cast<const char*>(args.in) + first * shape.in * element,
+          static_cast<const char*>(args.weight) + slab.offset, args.out + first * shape.out + slab.first, nullptr,
+          thread);
+    }
   }
 
   std::unique_ptr<Product> make_product(const Memory::desc& source, const Memory::desc& weight, int64_t out_stride,
@@ -365,6 +427,7 @@ class Linear::Impl {
   mutable std::vector<std::vector<float>> widened_;   // likewise
   mutable std::vector<std::vector<char>> head_in_;    // likewise
   mutable std::vector<std::vector<float>> head_out_;  // likewise
+  mutable std::vector<Group> groups_;                 // of the call in progress
   mutable std::mutex mu_;
   mutable std::map<std::tuple<int64_t, int64_t, DType>, Memory::desc> packed_;
   mutable std::map<ProductKey, std::unique_ptr<Product>> products_;
@@ -378,11 +441,15 @@ bool Linear::multiplies(DType dtype) const { return impl_->multiplies(dtype); }
 std::string Linear::implementation(const LinearShape& shape, int64_t rows, bool accumulate, bool bias) const {
   return impl_->implementation(shape, rows, accumulate, bias);
 }
+int64_t Linear::group_padding(int64_t groups) { return groups * (kExactRows - 1); }
 int64_t Linear::padded_rows(int64_t n) { return n <= kExactRows ? n : round_up(n, kExactRows); }
 size_t Linear::packed_bytes(const LinearShape& shape) const { return impl_->packed_bytes(shape); }
 void Linear::pack(const LinearShape& shape, const RowReader& rows, void* to) const { impl_->pack(shape, rows, to); }
 void Linear::multiply(const LinearArgs& args, ThreadPool& pool) const {
   if (args.n > 0) impl_->multiply(args, pool);
+}
+void Linear::multiply_groups(const GroupedLinearArgs& args, ThreadPool& pool) const {
+  impl_->multiply_groups(args, pool);
 }
 void Linear::multiply_heads(const HeadLinearArgs& args, ThreadPool& pool) const { impl_->multiply_heads(args, pool); }
 

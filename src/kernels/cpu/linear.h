@@ -24,9 +24,11 @@ class Linear {
   // times slower than the others and must not happen.
   std::string implementation(const LinearShape& shape, int64_t rows, bool accumulate, bool bias) const;
   static int64_t padded_rows(int64_t n);
+  static int64_t group_padding(int64_t groups);
   size_t packed_bytes(const LinearShape& shape) const;
   void pack(const LinearShape& shape, const RowReader& rows, void* to) const;
   void multiply(const LinearArgs& args, ThreadPool& pool) const;
+  void multiply_groups(const GroupedLinearArgs& args, ThreadPool& pool) const;
   void multiply_heads(const HeadLinearArgs& args, ThreadPool& pool) const;
 
  private:

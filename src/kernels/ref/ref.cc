@@ -178,10 +178,12 @@ void latent_attention(const LatentAttentionArgs& args) {
 
 void silu_mul(const SiluMulArgs& args) {
   for (int64_t i = 0; i < args.n; ++i) {
+    const int64_t row = args.rows == nullptr ? i : args.rows[i];
+    if (row < 0) continue;
     for (int64_t j = 0; j < args.width; ++j) {
-      const double gate = args.gate_up[i * 2 * args.width + j];
-      const double up = args.gate_up[(i * 2 + 1) * args.width + j];
-      put(args.out, args.out_dtype, i * args.width + j, gate / (1 + std::exp(-gate)) * up);
+      const double gate = args.gate_up[row * 2 * args.width + j];
+      const double up = args.gate_up[(row * 2 + 1) * args.width + j];
+      put(args.out, args.out_dtype, row * args.width + j, gate / (1 + std::exp(-gate)) * up);
     }
   }
 }

@@ -19,5 +19,11 @@ void attention(const AttentionArgs& args);
 void latent_attention(const LatentAttentionArgs& args);
 void silu_mul(const SiluMulArgs& args);
 void gather_rows(const GatherRowsArgs& args);
+void route(const RouteArgs& args);
+// Without padding between the experts: grouped_linear() here needs none.
+void sort_by_expert(const SortByExpertArgs& args);
+void scatter_rows(const ScatterRowsArgs& args);
+void grouped_linear(const GroupedLinearArgs& args);
+void combine_rows(const CombineRowsArgs& args);
 
 }  // namespace sluice::kernels::ref

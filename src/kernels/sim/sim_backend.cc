@@ -70,6 +70,7 @@ class SimBackend final : public Backend {
   bool multiplies(DType dtype) const override { return cpu_->multiplies(dtype); }
   bool keeps(DType stored) const override { return cpu_->keeps(stored); }
   int64_t padded_rows(int64_t n) const override { return cpu_->padded_rows(n); }
+  int64_t group_padding(int64_t groups) const override { return cpu_->group_padding(groups); }
   size_t packed_bytes(const LinearShape& shape) const override { return cpu_->packed_bytes(shape); }
   void pack(const LinearShape& shape, const RowReader& rows, void* to) const override { cpu_->pack(shape, rows, to); }
 
@@ -100,6 +101,22 @@ class SimBackend final : public Backend {
   void silu_mul(const Context& c, const SiluMulArgs& args) const override { forward(c, args, &Backend::silu_mul); }
   void gather_rows(const Context& c, const GatherRowsArgs& args) const override {
     forward(c, args, &Backend::gather_rows);
+  }
+  void route(const Context& c, const RouteArgs& args) const override { forward(c, args, &Backend::route); }
+  void sort_by_expert(const Context& c, const SortByExpertArgs& args) const override {
+    forward(c, args, &Backend::sort_by_expert);
+  }
+  void scatter_rows(const Context& c, const ScatterRowsArgs& args) const override {
+    forward(c, args, &Backend::scatter_rows);
+  }
+  void grouped_linear(const Context& context, const GroupedLinearArgs& args) const override {
+    enqueue(context, [this, own = GroupedLinearArgs(args), shape = *args.shape]() mutable {
+      own.shape = &shape;
+      cpu_->grouped_linear({}, own);
+    });
+  }
+  void combine_rows(const Context& c, const CombineRowsArgs& args) const override {
+    forward(c, args, &Backend::combine_rows);
   }
 
  private:

@@ -1,0 +1,152 @@
+#include "kernels/cpu/moe.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "kernels/cpu/rows.h"
+
+namespace sluice::kernels::cpu {
+namespace {
+
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+
+// The largest of `values`, of equal ones the first; -1 if there is none, which NaN is not.
+int64_t best_of(const float* values, int64_t count) {
+  int64_t best = -1;
+  float top = kNever;
+  for (int64_t i = 0; i < count; ++i) {
+    if (values[i] > top) {
+      top = values[i];
+      best = i;
+    }
+  }
+  return best;
+}
+
+// Takes the best out of `values` and says which it was.
+int64_t take_best(float* values, int64_t count, float* value) {
+  const int64_t best = best_of(values, count);
+  if (best >= 0) {
+    *value = values[best];
+    values[best] = kNever;
+  }
+  return best;
+}
+
+void score_row(const RouteArgs& args, const float* logits, float* scores) {
+  if (args.score == RouterScore::kSigmoid) {
+    for (int64_t e = 0; e < args.experts; ++e) scores[e] = 1.0f / (1.0f + std::exp(-logits[e]));
+    return;
+  }
+  const float top = *std::max_element(logits, logits + args.experts);
+  float total = 0;
+  for (int64_t e = 0; e < args.experts; ++e) total += scores[e] = std::exp(logits[e] - top);
+  for (int64_t e = 0; e < args.experts; ++e) scores[e] /= total;
+}
+
+// Leaves the experts of the best groups in `choice`. Returns the margin of that.
+float keep_groups(const RouteArgs& args, float* choice, float* group_scores) {
+  const int64_t size = args.experts / args.groups;
+  for (int64_t g = 0; g < args.groups; ++g) {
+    float first = kNever, second = kNever;
+    for (const float* value = choice + g * size; value < choice + (g + 1) * size; ++value) {
+      second = std::max(second, std::min(first, *value));
+      first = std::max(first, *value);
+    }
+    group_scores[g] = args.group_score == GroupScore::kBestTwo && size > 1 ? first + second : first;
+  }
+  float least = 0;
+  float* dropped = group_scores + args.groups;
+  std::copy_n(group_scores, args.groups, dropped);
+  for (int64_t k = 0; k < args.kept_groups; ++k) {
+    const int64_t g = take_best(group_scores, args.groups, &least);
+    if (g >= 0) dropped[g] = kNever;
+  }
+  for (int64_t g = 0; g < args.groups; ++g) {
+    if (dropped[g] > kNever) std::fill_n(choice + g * size, size, kNever);
+  }
+  const int64_t next = best_of(group_scores, args.groups);
+  return next < 0 ? std::numeric_limits<float>::infinity() : least - group_scores[next];
+}
+
+// `scratch` has 2 * (experts + groups) floats.
+void route_row(const RouteArgs& args, int64_t i, float* scratch) {
+  float* scores = scratch;
+  float* choice = scores + args.experts;
+  score_row(args, args.logits + i * args.experts, scores);
+  std::copy_n(scores, args.experts, choice);
+  for (int64_t e = 0; e < args.experts && args.bias != nullptr; ++e) choice[e] += args.bias[e];
+  float margin = std::numeric_limits<float>::infinity();
+  if (args.kept_groups < args.groups) margin = keep_groups(args, choice, choice + args.experts);
+
+  int32_t* ids = args.ids + i * args.top_k;
+  float* weights = args.weights + i * args.top_k;
+  float least = 0, total = 0;
+  for (int64_t k = 0; k < args.top_k; ++k) {
+    const int64_t e = take_best(choice, args.experts, &least);
+    ids[k] = static_cast<int32_t>(e);
+    weights[k] = e < 0 ? 0 : scores[e];
+    total += weights[k];
+  }
+  // Scores that have all underflowed stay zero.
+  const float scale = args.renormalise && total > 0 ? args.scale / total : args.scale;
+  for (int64_t k = 0; k < args.top_k; ++k) weights[k] *= scale;
+  if (args.margins == nullptr) return;
+  const int64_t next = best_of(choice, args.experts);
+  args.margins[i] = next < 0 ? margin : std::min(margin, least - choice[next]);
+}
+
+}  // namespace
+
+void route(const RouteArgs& args, ThreadPool& pool, std::vector<std::vector<float>>& scratch) {
+  const auto floats = static_cast<size_t>(2 * (args.experts + args.groups));
+  each_row(pool, args.n, [&](int64_t i, int thread) {
+    auto& own = scratch[static_cast<size_t>(thread)];
+    if (own.size() < floats) own.resize(floats);
+    route_row(args, i, own.data());
+  });
+}
+
+void sort_by_expert(const SortByExpertArgs& args, int64_t (*padded_rows)(int64_t n)) {
+  std::fill_n(args.counts, args.experts, 0);
+  for (int64_t i = 0; i < args.n_pairs; ++i) {
+    const int32_t e = args.ids[i];
+    args.rows[i] = e < 0 ? -1 : args.counts[e]++;
+  }
+  int64_t next = 0;
+  for (int64_t e = 0; e < args.experts; ++e) {
+    args.starts[e] = static_cast<int32_t>(next);
+    next += padded_rows(args.counts[e]);
+    if (args.loads != nullptr) args.loads[e] += args.counts[e];
+  }
+  for (int64_t i = 0; i < args.n_pairs; ++i) {
+    if (args.ids[i] >= 0) args.rows[i] += args.starts[args.ids[i]];
+  }
+}
+
+void scatter_rows(const ScatterRowsArgs& args, ThreadPool& pool) {
+  const size_t bytes = static_cast<size_t>(args.width) * tensor::block_bytes(args.dtype);
+  each_row(pool, args.n, [&](int64_t i, int) {
+    const char* from = static_cast<const char*>(args.in) + static_cast<size_t>(i) * bytes;
+    for (int64_t k = 0; k < args.copies; ++k) {
+      const int32_t row = args.rows[i * args.copies + k];
+      if (row >= 0) std::memcpy(static_cast<char*>(args.out) + static_cast<size_t>(row) * bytes, from, bytes);
+    }
+  });
+}
+
+void combine_rows(const CombineRowsArgs& args, const Simd& simd, ThreadPool& pool) {
+  each_row(pool, args.n, [&](int64_t i, int) {
+    float* out = args.out + i * args.width;
+    for (int64_t k = 0; k < args.copies; ++k) {
+      const int32_t row = args.rows[i * args.copies + k];
+      if (row < 0) continue;
+      const float weight = args.weights[i * args.copies + k];
+      simd.add_scaled(args.in + row * args.width, args.width, weight, out, /*accumulate=*/true);
+    }
+  });
+}
+
+}  // namespace sluice::kernels::cpu
