@@ -39,12 +39,18 @@ struct LinearShape {
   int64_t in = 0;
   int64_t out = 0;
   DType dtype = DType::kF32;
-  // kF32, or a block type that the backend keeps as it is (keeps()): the values are then those of its blocks.
+  // kF32, or a type that the backend keeps as it is (keeps()): the values are then those of its blocks.
   DType stored = DType::kF32;
   // One of many small weights: packed in one piece, which one thread multiplies.
   bool whole = false;
   bool operator==(const LinearShape&) const = default;
 };
+// Values of kF8E4M3 have a scale for each kScaledValues that follow each other in a row (fewer at its end).
+constexpr int64_t kScaledValues = 128;
+constexpr int64_t scales_per_row(int64_t in) { return (in + kScaledValues - 1) / kScaledValues; }
+// A row of them: its float32 scales, then its values, and nothing up to a multiple of four bytes.
+constexpr size_t scaled_row_bytes(int64_t in) { return static_cast<size_t>(4 * (scales_per_row(in) + (in + 3) / 4)); }
+
 // Fills `to` with rows first .. first + count of the weight, each of `in` values of shape.stored.
 using RowReader = std::function<void(int64_t first, int64_t count, void* to)>;
 
@@ -260,8 +266,8 @@ class Backend {
 
   // True if linear() takes this type here.
   virtual bool multiplies(DType dtype) const = 0;
-  // True if a weight of these blocks is better kept so than widened: LinearShape::stored.
-  virtual bool keeps(DType stored) const = 0;
+  // True if a weight that is stored so is better kept so than widened for products in dtype: LinearShape::stored.
+  virtual bool keeps(DType stored, DType dtype) const = 0;
   // Rows that buffers must have for n rows of a matrix product: kernels may compute a few more than asked.
   virtual int64_t padded_rows(int64_t n) const = 0;
   // Rows beyond their number that buffers must have for rows in `groups`: each group is padded for its own product.

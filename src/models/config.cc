@@ -25,6 +25,25 @@ void read_ids(const Json& object, const char* field, std::vector<int32_t>& ids) 
   }
 }
 
+// Of what checkpoints are quantised with, FP8 in blocks is supported.
+Result<void> read_quantization(const Json& quantization) {
+  if (!quantization.is_object()) return unsupported("quantization_config", "is not an object");
+  Fields fields(quantization);
+  const std::string method = fields.text("quant_method", ""), format = fields.text("fmt", "e4m3");
+  if (fields.error()) return *fields.error();
+  if (method != "fp8") {
+    return unsupported("quantization_config.quant_method",
+                       fmt::format("'{}' is not supported; fp8 is, and GGUF files are", method));
+  }
+  if (format != "e4m3") {
+    return unsupported("quantization_config.fmt", fmt::format("'{}' is not supported; e4m3 is", format));
+  }
+  if (!present(quantization, "weight_block_size") || quantization["weight_block_size"] != Json{128, 128}) {
+    return unsupported("quantization_config.weight_block_size", "other than [128, 128] is not supported");
+  }
+  return {};
+}
+
 // What YaRN scales the attention by, for a context that is `factor` times the original.
 double yarn_scale(double factor, double mscale) { return factor <= 1 ? 1 : 0.1 * mscale * std::log(factor) + 1; }
 
@@ -214,7 +233,8 @@ Result<ModelConfig> config_from_json(const Json& config, const Json& generation_
   }
   if (sliding_window) return unsupported("use_sliding_window", "sliding-window attention is not supported");
   if (present(config, "quantization_config")) {
-    return unsupported("quantization_config", "quantised safetensors are not supported; GGUF files are");
+    SLUICE_TRY_VOID(read_quantization(config["quantization_config"]));
+    result.fp8 = true;
   }
   if (act != "silu") {
     return unsupported("hidden_act", fmt::format("'{}' is not supported; silu is", act));

@@ -83,6 +83,7 @@ struct ModelConfig {
   QkNorm qk_norm = QkNorm::kNone;
   std::optional<MlaConfig> mla;  // in place of grouped-query attention
   std::optional<MoeConfig> moe;
+  bool fp8 = false;  // matrices are stored in e4m3 with a scale for each block of 128x128
   std::vector<int32_t> eos_token_ids;
   std::optional<int32_t> bos_token_id;
   // Sampling defaults of generation_config.json.

@@ -143,7 +143,10 @@ TEST(ModelConfigTest, NamesWhatIsNotBuilt) {
   expect_has(refusal({{"attention_bias", true}}), "attention_bias");
   expect_has(refusal({{"use_sliding_window", true}}), "use_sliding_window");
   expect_has(refusal({{"hidden_act", "gelu"}}), "gelu");
-  expect_has(refusal({{"quantization_config", {{"bits", 4}}}}), "quantization_config");
+  expect_has(refusal({{"quantization_config", {{"quant_method", "awq"}}}}), "quant_method: 'awq'");
+  expect_has(refusal({{"quantization_config", {{"quant_method", "fp8"}}}}), "weight_block_size");
+  expect_has(refusal({{"quantization_config", {{"quant_method", "fp8"}, {"fmt", "e5m2"}}}}), "e5m2");
+  expect_has(refusal({{"quantization_config", {1}}}), "quantization_config");
   expect_has(refusal({{"rope_scaling", {{"rope_type", "dynamic"}}}}), "dynamic");
 }
 

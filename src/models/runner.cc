@@ -15,6 +15,7 @@
 #include "models/family.h"
 #include "models/gguf_names.h"
 #include "models/layers/decoder.h"
+#include "tensor/block_scaled.h"
 #include "tensor/safetensors.h"
 
 namespace sluice::models {
@@ -52,6 +53,7 @@ Result<Checkpoint> open_checkpoint(const std::string& path) {
   }
   SLUICE_TRY(checkpoint.config, config_from_json(config, generation));
   SLUICE_TRY(checkpoint.source, tensor::open_safetensors(path));
+  if (checkpoint.config.fp8) checkpoint.source = tensor::block_scaled(std::move(checkpoint.source), 128, 128);
   return checkpoint;
 }
 

@@ -33,6 +33,8 @@ constexpr Layout layout_of(DType dtype) {
       return {"Q4_K", 256, 144};
     case DType::kQ6_K:
       return {"Q6_K", 256, 210};
+    case DType::kF8E4M3:
+      return {"F8_E4M3", 1, 1};
   }
   return {"?", 1, 1};
 }
@@ -133,6 +135,14 @@ float f16_to_float(uint16_t bits) {
   return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
 }
 
+float f8_e4m3_to_float(uint8_t bits) {
+  const uint32_t magnitude = bits & 0x7f;
+  float value = static_cast<float>(magnitude) * 0x1p-9f;  // subnormals are whole numbers of 2^-9
+  if (magnitude >= 8) value = std::bit_cast<float>((magnitude << 20) + (uint32_t{120} << 23));
+  if (magnitude == 0x7f) value = std::bit_cast<float>(0x7fc00000);
+  return (bits & 0x80) != 0 ? -value : value;
+}
+
 void to_float(DType dtype, const void* from, size_t elements, float* to) {
   const auto* bytes = static_cast<const uint8_t*>(from);
   switch (dtype) {
@@ -144,6 +154,9 @@ void to_float(DType dtype, const void* from, size_t elements, float* to) {
       return;
     case DType::kBf16:
       for (size_t i = 0; i < elements; ++i) to[i] = bf16_to_float(read_u16(bytes + 2 * i));
+      return;
+    case DType::kF8E4M3:
+      for (size_t i = 0; i < elements; ++i) to[i] = f8_e4m3_to_float(bytes[i]);
       return;
     case DType::kI32:
       break;

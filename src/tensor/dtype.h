@@ -10,7 +10,7 @@
 
 namespace sluice::tensor {
 
-enum class DType : uint8_t { kF32, kF16, kBf16, kI32, kQ8_0, kQ4_0, kQ4_1, kQ4_K, kQ6_K };
+enum class DType : uint8_t { kF32, kF16, kBf16, kI32, kQ8_0, kQ4_0, kQ4_1, kQ4_K, kQ6_K, kF8E4M3 };
 
 std::string_view to_string(DType dtype);
 
@@ -28,6 +28,8 @@ inline uint16_t float_to_bf16(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 float f16_to_float(uint16_t bits);
+// E4M3 (Micikevicius et al. 2022): no infinities, largest value 448, NaN where all bits but the sign are set.
+float f8_e4m3_to_float(uint8_t bits);
 
 // Widens `elements` stored values (a multiple of the block) to float32. Any alignment of `from`. kI32 is not a weight
 // type and is refused by the readers before it gets here.

@@ -163,6 +163,21 @@ INSTANTIATE_TEST_SUITE_P(Types, GgufQuantisedTest,
                          ::testing::Values(DType::kQ8_0, DType::kQ4_0, DType::kQ4_1, DType::kQ4_K, DType::kQ6_K),
                          kName);
 
+TEST(F8E4M3Test, EveryValueIsThatOfTheFormat) {
+  for (int bits = 0; bits < 256; ++bits) {
+    const int exponent = bits >> 3 & 15, mantissa = bits & 7;
+    const float got = f8_e4m3_to_float(static_cast<uint8_t>(bits));
+    if ((bits & 0x7f) == 0x7f) {
+      EXPECT_TRUE(std::isnan(got));
+      continue;
+    }
+    const double magnitude = exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(1 + mantissa / 8.0, exponent - 7);
+    EXPECT_EQ(got, (bits & 0x80) != 0 ? -magnitude : magnitude) << bits;
+    EXPECT_EQ(std::signbit(got), (bits & 0x80) != 0) << bits;
+  }
+  EXPECT_EQ(f8_e4m3_to_float(0x7e), 448);
+}
+
 TEST(GgufBlocksByHandTest, Q4_1HasLowNibblesFirst) {
   std::vector<uint8_t> block(20);
   const uint16_t scale = half_bits(0.5f), minimum = half_bits(-3);

@@ -38,7 +38,7 @@ class SafetensorsSource final : public TensorSource {
 };
 
 bool dtype_from_name(std::string_view name, DType& dtype) {
-  for (const DType known : {DType::kF32, DType::kF16, DType::kBf16, DType::kI32}) {
+  for (const DType known : {DType::kF32, DType::kF16, DType::kBf16, DType::kI32, DType::kF8E4M3}) {
     if (to_string(known) == name) {
       dtype = known;
       return true;

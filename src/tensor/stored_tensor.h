@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -13,11 +15,27 @@
 
 namespace sluice::tensor {
 
+// Scales of a matrix whose values are stored in blocks: value [i, j] is its stored one times scale [i / rows, j /
+// columns] of a row-major float32 matrix.
+struct BlockScales {
+  int64_t rows = 0;  // of a block
+  int64_t columns = 0;
+  int64_t per_row = 0;  // scales in a row of blocks
+  std::span<const std::byte> values;
+
+  float at(int64_t row_block, int64_t column_block) const {
+    float value;
+    std::memcpy(&value, values.data() + static_cast<size_t>(row_block * per_row + column_block) * 4, 4);
+    return value;
+  }
+};
+
 struct StoredTensor {
   std::string name;
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;  // outermost first, as in PyTorch: a linear layer is [out, in]
   std::span<const std::byte> data;
+  std::optional<BlockScales> scales;  // of a matrix in kF8E4M3
 
   int64_t elements() const {
     int64_t count = 1;
@@ -26,7 +44,7 @@ struct StoredTensor {
   }
   // Values per outermost index.
   int64_t row_elements() const { return shape.empty() || shape[0] == 0 ? 0 : elements() / shape[0]; }
-  // Widens rows first .. first + count of the outermost extent into `to` [count, row_elements].
+  // Widens rows first .. first + count of the outermost extent into `to` [count, row_elements], scales applied.
   void read_rows(int64_t first, int64_t count, float* to) const;
 };
 

@@ -25,6 +25,8 @@ constexpr int64_t kMaxRows = 256;
 // Weights in blocks: up to kExactRows rows are multiplied by our own loops, kDotColumns columns a task; more are worth
 // widening slabs of kWideColumns columns, which fit the second cache, for oneDNN.
 constexpr int64_t kDotColumns = 32;
+// The matrix units of bf16 pay from fewer rows on.
+constexpr int64_t kWidestBf16Dot = 4;
 constexpr int64_t kWideColumns = 64;
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
@@ -65,6 +67,7 @@ using ProductKey = std::tuple<int64_t, int64_t, int64_t, int64_t, DType, bool, b
 
 bool in_blocks(const LinearShape& shape) { return shape.stored != DType::kF32; }
 size_t row_bytes(const LinearShape& shape) {
+  if (shape.stored == DType::kF8E4M3) return scaled_row_bytes(shape.in);
   return static_cast<size_t>(shape.in / kBlockValues) * kept_block_bytes(shape.stored);
 }
 
@@ -78,6 +81,7 @@ class Linear::Impl {
         scratch_(static_cast<size_t>(threads)),
         staging_(static_cast<size_t>(threads)),
         widened_(static_cast<size_t>(threads)),
+        wide_in_(static_cast<size_t>(threads)),
         head_in_(static_cast<size_t>(threads)),
         head_out_(static_cast<size_t>(threads)) {
     for (int i = 0; i < threads; ++i) streams_.emplace_back(engine_);
@@ -91,6 +95,11 @@ class Linear::Impl {
       return false;
     }
     return true;
+  }
+
+  // The int8 and int4 blocks are for float32: where there is bf16, it is faster.
+  bool keeps(DType stored, DType dtype) const {
+    return stored == DType::kF8E4M3 ? multiplies(dtype) : keeps_blocks(stored) && dtype == DType::kF32;
   }
 
   // The packed form that oneDNN prefers for [in, width], asked for at a typical row count and used for all.
@@ -144,7 +153,8 @@ class Linear::Impl {
 
   std::string implementation(const LinearShape& shape, int64_t rows, bool accumulate, bool bias) const {
     if (in_blocks(shape)) {
-      return rows <= kExactRows ? "blocks" : plain_product(shape, rows, kWideColumns, accumulate, bias).implementation;
+      return rows <= dot_rows(shape) ? "blocks"
+                                     : plain_product(shape, rows, kWideColumns, accumulate, bias).implementation;
     }
     return product(Linear::padded_rows(rows), shape.in, layout(shape).slabs[0].width, shape.out, shape.dtype,
                    accumulate, bias)
@@ -179,7 +189,7 @@ class Linear::Impl {
     const LinearShape& shape = *args.shape;
     if (in_blocks(shape)) {
       return pool.parallel_for(block_tasks(shape, args.n), [&](int64_t task, int thread) {
-        args.n <= kExactRows ? multiply_blocks(args, task) : multiply_widened(args, task, thread);
+        args.n <= dot_rows(shape) ? multiply_blocks(args, task, thread) : multiply_widened(args, task, thread);
       });
     }
     const int64_t element = shape.dtype == DType::kBf16 ? 2 : 4;
@@ -234,7 +244,7 @@ class Linear::Impl {
           .n = args.counts[group.index]};
       const int64_t task = i - group.first_task;
       if (!in_blocks(shape)) return multiply_slab(own, slabs.slabs[static_cast<size_t>(task)], thread);
-      own.n <= kExactRows ? multiply_blocks(own, task) : multiply_widened(own, task, thread);
+      own.n <= dot_rows(shape) ? multiply_blocks(own, task, thread) : multiply_widened(own, task, thread);
     });
   }
 
@@ -275,6 +285,7 @@ class Linear::Impl {
   };
 
   static void pack_blocks(const LinearShape& shape, const RowReader& rows, char* to) {
+    if (shape.stored == DType::kF8E4M3) return rows(0, shape.out, to);
     SLUICE_CHECK(keeps_blocks(shape.stored) && shape.in % kBlockValues == 0 && shape.dtype == DType::kF32,
                  "rows of {} values of {} are not kept", shape.in, tensor::to_string(shape.stored));
     std::vector<char> row(tensor::bytes_of(shape.stored, static_cast<size_t>(shape.in)));
@@ -284,15 +295,26 @@ class Linear::Impl {
     }
   }
 
+  // Rows up to which our own loops are faster than widening.
+  static int64_t dot_rows(const LinearShape& shape) {
+    return shape.dtype == DType::kBf16 ? kWidestBf16Dot : kExactRows;
+  }
+
   static int64_t block_tasks(const LinearShape& shape, int64_t rows) {
-    const int64_t columns = rows <= kExactRows ? kDotColumns : kWideColumns;
+    const int64_t columns = rows <= dot_rows(shape) ? kDotColumns : kWideColumns;
     return (shape.out + columns - 1) / columns;
   }
 
   // Columns of a product of weights in blocks, by our own loops.
-  void multiply_blocks(const LinearArgs& args, int64_t task) const {
+  void multiply_blocks(const LinearArgs& args, int64_t task, int thread) const {
     const LinearShape& shape = *args.shape;
     const auto* x = static_cast<const float*>(args.in);
+    if (shape.dtype == DType::kBf16) {
+      auto& wide = wide_in_[static_cast<size_t>(thread)];
+      wide.resize(std::max(wide.size(), static_cast<size_t>(args.n * shape.in)));
+      simd_.widen(args.in, /*in_bf16=*/true, args.n * shape.in, wide.data());
+      x = wide.data();
+    }
     const int64_t blocks = shape.in / kBlockValues;
     const int64_t end = std::min(shape.out, (task + 1) * kDotColumns);
     for (int64_t j = task * kDotColumns; j < end; ++j) {
@@ -301,7 +323,9 @@ class Linear::Impl {
       for (int64_t first = 0; first < args.n; first += kDotRows) {
         const int64_t count = std::min(kDotRows, args.n - first);
         float sums[kDotRows];
-        if (shape.stored == DType::kQ8_0) {
+        if (shape.stored == DType::kF8E4M3) {
+          simd_.dot_f8(row, shape.in, x + first * shape.in, shape.in, count, sums);
+        } else if (shape.stored == DType::kQ8_0) {
           simd_.dot_q8(reinterpret_cast<const Q8Block*>(row), blocks, x + first * shape.in, shape.in, count, sums);
         } else {
           simd_.dot_q4(reinterpret_cast<const Q4Block*>(row), blocks, x + first * shape.in, shape.in, count, sums);
@@ -317,23 +341,29 @@ class Linear::Impl {
   // Columns of a product of weights in blocks, widened for oneDNN.
   void multiply_widened(const LinearArgs& args, int64_t task, int thread) const {
     const LinearShape& shape = *args.shape;
-    const auto* x = static_cast<const float*>(args.in);
-    const bool bias = args.bias != nullptr;
+    const bool bf16 = shape.dtype == DType::kBf16, bias = args.bias != nullptr;
+    const int64_t element = bf16 ? 2 : 4;
     const int64_t j = task * kWideColumns;
     const int64_t width = std::min(kWideColumns, shape.out - j);
-    auto& weight = widened_[static_cast<size_t>(thread)];
-    weight.resize(std::max(weight.size(), static_cast<size_t>(width * shape.in)));
+    auto& widened = widened_[static_cast<size_t>(thread)];
+    widened.resize(std::max(widened.size(), static_cast<size_t>(width * shape.in)));
+    float* weight = widened.data();  // [width, in] of dtype
     const char* rows = static_cast<const char*>(args.weight) + static_cast<size_t>(j) * row_bytes(shape);
     const int64_t blocks = width * (shape.in / kBlockValues);
-    if (shape.stored == DType::kQ8_0) {
-      simd_.expand_q8(reinterpret_cast<const Q8Block*>(rows), blocks, weight.data());
+    if (shape.stored == DType::kF8E4M3) {
+      for (int64_t r = 0; r < width; ++r) {
+        simd_.expand_f8(rows + static_cast<size_t>(r) * row_bytes(shape), shape.in,
+                        reinterpret_cast<char*>(weight) + r * shape.in * element, bf16);
+      }
+    } else if (shape.stored == DType::kQ8_0) {
+      simd_.expand_q8(reinterpret_cast<const Q8Block*>(rows), blocks, weight);
     } else {
-      simd_.expand_q4(reinterpret_cast<const Q4Block*>(rows), blocks, weight.data());
+      simd_.expand_q4(reinterpret_cast<const Q4Block*>(rows), blocks, weight);
     }
     for (int64_t first = 0; first < args.n; first += kMaxRows) {
       const Product& product = plain_product(shape, std::min(kMaxRows, args.n - first), width, args.accumulate, bias);
-      run(product, args, x + first * shape.in, weight.data(), args.out + first * shape.out + j,
-          bias ? args.bias + j : nullptr, thread);
+      run(product, args, static_cast<const char*>(args.in) + first * shape.in * element, weight,
+          args.out + first * shape.out + j, bias ? args.bias + j : nullptr, thread);
     }
   }
 
@@ -425,6 +455,7 @@ class Linear::Impl {
   mutable std::vector<std::vector<char>> scratch_;    // likewise
   mutable std::vector<std::vector<float>> staging_;   // likewise
   mutable std::vector<std::vector<float>> widened_;   // likewise
+  mutable std::vector<std::vector<float>> wide_in_;   // likewise
   mutable std::vector<std::vector<char>> head_in_;    // likewise
   mutable std::vector<std::vector<float>> head_out_;  // likewise
   mutable std::vector<Group> groups_;                 // of the call in progress
@@ -438,6 +469,7 @@ Linear::Linear(int threads, const Simd& simd) : impl_(std::make_unique<Impl>(thr
 Linear::~Linear() = default;
 
 bool Linear::multiplies(DType dtype) const { return impl_->multiplies(dtype); }
+bool Linear::keeps(DType stored, DType dtype) const { return impl_->keeps(stored, dtype); }
 std::string Linear::implementation(const LinearShape& shape, int64_t rows, bool accumulate, bool bias) const {
   return impl_->implementation(shape, rows, accumulate, bias);
 }

@@ -37,6 +37,11 @@ TEST(LinearTest, NorAreBlocksThatAreWidened) {
     for (const bool accumulate : {false, true}) {
       const LinearShape shape{.in = 576, .out = 3072, .stored = DType::kQ4_1};
       EXPECT_FALSE(linear.implementation(shape, rows, accumulate, false).starts_with("ref")) << rows;
+      for (const DType dtype : {DType::kF32, DType::kBf16}) {
+        if (!linear.multiplies(dtype)) continue;
+        const LinearShape fp8{.in = 7168, .out = 3072, .dtype = dtype, .stored = DType::kF8E4M3};
+        EXPECT_FALSE(linear.implementation(fp8, rows, accumulate, false).starts_with("ref")) << rows;
+      }
     }
   }
 }

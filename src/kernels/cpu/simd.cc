@@ -7,7 +7,9 @@ namespace sluice::kernels::cpu {
 
 std::vector<const Simd*> runnable_simds() {
   std::vector<const Simd*> simds = {&kSimdBase};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) simds.push_back(&kSimdAvx2);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    simds.push_back(&kSimdAvx2);
+  }
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq")) {
     simds.push_back(&kSimdAvx512);

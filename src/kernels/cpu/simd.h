@@ -33,6 +33,10 @@ struct Simd {
   void (*dot_q8)(const Q8Block* blocks, int64_t count, const float* x, int64_t x_stride, int64_t rows, float* sums);
   void (*expand_q4)(const Q4Block* blocks, int64_t count, float* out);  // blocks → float32
   void (*expand_q8)(const Q8Block* blocks, int64_t count, float* out);
+  // A row of `in` values of e4m3 with its scales (kernels.h, scaled_row_bytes()), as dot_q4 and expand_q4. No value is
+  // NaN.
+  void (*dot_f8)(const void* row, int64_t in, const float* x, int64_t x_stride, int64_t rows, float* sums);
+  void (*expand_f8)(const void* row, int64_t in, void* out, bool out_bf16);
 };
 
 constexpr int64_t kDotRows = 4;

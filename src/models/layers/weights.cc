@@ -32,11 +32,29 @@ struct Header {
   uint64_t bytes;
 };
 
+size_t stored_row_bytes(kernels::DType type, int64_t width) {
+  if (type == kernels::DType::kF8E4M3) return kernels::scaled_row_bytes(width);
+  return tensor::bytes_of(type, static_cast<size_t>(width));
+}
+
+// Rows of a matrix in e4m3 as kernels take them, each with the scales of its blocks.
+void read_scaled_rows(const tensor::StoredTensor& stored, int64_t first, int64_t count, char* to) {
+  const int64_t width = stored.row_elements();
+  const int64_t scales = kernels::scales_per_row(width);
+  for (int64_t row = first; row < first + count; ++row, to += kernels::scaled_row_bytes(width)) {
+    for (int64_t i = 0; i < scales; ++i) {
+      const float scale = stored.scales->at(row / stored.scales->rows, i);
+      std::memcpy(to + 4 * i, &scale, 4);
+    }
+    std::memcpy(to + 4 * scales, stored.data.data() + row * width, static_cast<size_t>(width));
+  }
+}
+
 // The rows of stacked parts, whatever part they lie in, each of `width` values of `type`: float32, or as they are
 // stored.
 Result<void> read_stacked(const tensor::TensorSource& source, const std::vector<Part>& parts, int64_t width,
                           kernels::DType type, int64_t first, int64_t count, void* to) {
-  const size_t row_bytes = tensor::bytes_of(type, static_cast<size_t>(width));
+  const size_t row_bytes = stored_row_bytes(type, width);
   int64_t begin = 0;
   for (const Part& part : parts) {
     const int64_t from = std::max(first, begin);
@@ -46,6 +64,8 @@ Result<void> read_stacked(const tensor::TensorSource& source, const std::vector<
       char* at = static_cast<char*>(to) + static_cast<size_t>(from - first) * row_bytes;
       if (type == kernels::DType::kF32) {
         stored.read_rows(from - begin, until - from, reinterpret_cast<float*>(at));
+      } else if (type == kernels::DType::kF8E4M3) {
+        read_scaled_rows(stored, from - begin, until - from, at);
       } else {
         std::memcpy(at, stored.data.data() + static_cast<size_t>(from - begin) * row_bytes,
                     static_cast<size_t>(until - from) * row_bytes);
@@ -54,6 +74,15 @@ Result<void> read_stacked(const tensor::TensorSource& source, const std::vector<
     begin += part.rows;
   }
   return {};
+}
+
+// A NaN in e4m3 would be multiplied as 480; no checkpoint has one that is not damaged.
+Result<void> check_no_nan(const tensor::StoredTensor& tensor) {
+  const auto nan = [](std::byte value) { return (value & std::byte{0x7f}) == std::byte{0x7f}; };
+  const auto at = std::find_if(tensor.data.begin(), tensor.data.end(), nan);
+  if (at == tensor.data.end()) return {};
+  return Error{ErrorCode::kProtocol,
+               fmt::format("tensor {}: value {} is not a number", tensor.name, at - tensor.data.begin())};
 }
 
 std::string joined_names(const std::vector<Part>& parts) {
@@ -85,14 +114,15 @@ size_t WeightStore::declare(std::string name, size_t bytes,
 }
 
 kernels::DType WeightStore::kept_type(const std::vector<Part>& parts, int64_t in) const {
-  if (source_ == nullptr || dtype_ != kernels::DType::kF32) return kernels::DType::kF32;
+  if (source_ == nullptr) return kernels::DType::kF32;
   std::optional<kernels::DType> type;
   for (const Part& part : parts) {
     // A missing or misshapen part is reported when it is read.
     const auto found = tensor::find_shaped(*source_, part.name, {part.rows, in});
-    if (!found.ok() || !backend_.keeps(found->dtype) || type.value_or(found->dtype) != found->dtype) {
+    if (!found.ok() || !backend_.keeps(found->dtype, dtype_) || type.value_or(found->dtype) != found->dtype) {
       return kernels::DType::kF32;
     }
+    if (found->scales && found->scales->columns != kernels::kScaledValues) return kernels::DType::kF32;
     type = found->dtype;
   }
   return type.value_or(kernels::DType::kF32);
@@ -118,6 +148,7 @@ LinearWeight WeightStore::linear_stored(std::vector<Part> parts, int64_t in, ker
                     SLUICE_TRY(const auto found, tensor::find_shaped(source, part.name, {part.rows, shape.in}));
                     SLUICE_CHECK(shape.stored == kernels::DType::kF32 || found.dtype == shape.stored,
                                  "{} changed its type", part.name);
+                    if (shape.stored == kernels::DType::kF8E4M3) SLUICE_TRY_VOID(check_no_nan(found));
                     return {};
                   }());
                 }
