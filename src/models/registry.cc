@@ -3,6 +3,7 @@
 #include "models/family.h"
 #include "models/llama.h"
 #include "models/minimax_m2.h"
+#include "models/minimax_text_01.h"
 #include "models/qwen2.h"
 #include "models/qwen3.h"
 #include "models/qwen3_moe.h"
@@ -24,6 +25,9 @@ constexpr FamilyRow kFamilies[] = {
      .qk_norm = QkNorm::kEachHead,
      .read = read_qwen3_moe,
      .make = make_qwen3_moe},
+    // Published, and its port to Hugging Face transformers.
+    {.architecture = "MiniMaxText01ForCausalLM", .read = read_minimax_text_01, .make = make_minimax_text_01},
+    {.architecture = "MiniMaxForCausalLM", .read = read_minimax_text_01, .make = make_minimax_text_01},
     {.architecture = "MiniMaxM2ForCausalLM", .read = read_minimax_m2, .make = make_minimax_m2},
 };
 
