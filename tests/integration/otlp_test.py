@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Traces of the gateway arrive at a real OTLP receiver, made of the packages opentelemetry-proto and grpcio: over gRPC and
-over HTTP, with parents, children and attributes; a receiver that is away, slow or refuses costs traces and no request.
+over HTTP, plain or over TLS, with parents, children and attributes; a receiver that is away, slow or refuses costs traces and no request.
 
 usage: otlp_test.py <sluice binary>"""
 import concurrent.futures
 import http.server
 import re
+import ssl
 import sys
 import threading
 import unittest
@@ -19,6 +20,7 @@ except ImportError as missing:
     sys.exit(77)
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "e2e"))
+from certificates import Folder  # noqa: E402
 from sluice_process import Sluice, call, wait_until  # noqa: E402
 
 BINARY = sys.argv.pop(1)
@@ -71,7 +73,7 @@ class GrpcReceiver(trace_service_pb2_grpc.TraceServiceServicer):
 
 
 class HttpReceiver:
-    def __init__(self, kept):
+    def __init__(self, kept, tls=None):
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
@@ -87,8 +89,11 @@ class HttpReceiver:
                 pass
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if tls is not None:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
+            self.server.handle_error = lambda *_: None  # who does not trust it
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.endpoint = f"http{'s' if tls else ''}://127.0.0.1:{self.server.server_address[1]}"
 
     def stop(self):
         self.server.shutdown()
@@ -104,11 +109,11 @@ class OtlpTest(unittest.TestCase):
         self.addCleanup(thing.stop)
         return thing
 
-    def gateway(self, endpoint, *flags):
+    def gateway(self, endpoint, *flags, env=None):
         gateway = self.started(Sluice(
             BINARY, "gateway", "--host", "127.0.0.1", "--port", 0, "--prometheus-host", "127.0.0.1", "--prometheus-port", 0,
             "--enable-trace", "--otlp-traces-endpoint", endpoint, "--shutdown-grace-period-secs", "0",
-            "--worker-urls", self.worker.url, *flags))
+            "--worker-urls", self.worker.url, *flags, env=env))
         wait_until("the gateway is ready", lambda: call(gateway.url + "/readiness")[0] == 200)
         return gateway
 
@@ -162,6 +167,29 @@ class OtlpTest(unittest.TestCase):
         self.chat(gateway, {"traceparent": f"00-{TRACE}-{SPAN}-01"}, stream=False)
         self.check_trace(stream=False)
         self.wait_for_traces(gateway, "exported", 1)
+
+    def test_over_https_with_certificates_on_both_sides(self):
+        folder = Folder()
+        folder.authority("authority")
+        for name in ("receiver", "gateway"):
+            folder.make(name, "authority")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / "receiver.pem", folder / "receiver.key")
+        context.load_verify_locations(folder / "authority.pem")
+        context.verify_mode = ssl.CERT_REQUIRED
+        receiver = self.started(HttpReceiver(self.kept, context))
+        gateway = self.gateway(receiver.endpoint, env={
+            "OTEL_EXPORTER_OTLP_CERTIFICATE": str(folder / "authority.pem"),
+            "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": str(folder / "gateway.pem"),
+            "OTEL_EXPORTER_OTLP_CLIENT_KEY": str(folder / "gateway.key")})
+        self.chat(gateway, {"traceparent": f"00-{TRACE}-{SPAN}-01"})
+        self.check_trace(stream=True)
+        self.wait_for_traces(gateway, "exported", 1)
+        stranger = self.gateway(receiver.endpoint)
+        self.chat(stranger)
+        wait_until("the reason", lambda: "certificate" in stranger.output())
+        stranger.stop()
+        self.assertEqual(len(self.kept.requests), 1)
 
     def test_many_in_few_batches_and_what_waits_at_the_end(self):
         gateway = self.gateway(self.started(GrpcReceiver(self.kept)).endpoint)
