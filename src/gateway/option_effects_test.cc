@@ -530,6 +530,23 @@ TEST_F(OptionEffectsTest, MaxConcurrentRequestsOfZeroIsNoBound) {
   EXPECT_EQ(generate()->status, 200);
 }
 
+TEST_F(OptionEffectsTest, RateLimitTokensPerSecond) {
+  worker();
+  start({"--rate-limit-tokens-per-second", "2", "--queue-size", "1"});
+  EXPECT_EQ(generate()->status, 200);
+  EXPECT_EQ(generate()->status, 200);
+  ++sent_;
+  RawClient waits(gateway_->port());
+  waits.post("/generate", body_of("x"));
+  ASSERT_TRUE(eventually([&] { return metric("smg_admission_queue_depth") == 1; }));
+  const auto refused = generate();
+  EXPECT_EQ(refused->status, 429);
+  EXPECT_EQ(code_of(refused), "admission_queue_full");
+  EXPECT_EQ(refused->headers.get("retry-after"), "1");
+  clock_.advance(500ms);
+  EXPECT_THAT(waits.read_until("\r\n\r\n"), HasSubstr(" 200 ")) << "it is called, though nobody ends meanwhile";
+}
+
 TEST_F(OptionEffectsTest, RetryMaxRetries) {
   SimWorker& one = worker();
   one.set_fault({.kind = Kind::kStatus, .status = 500});
