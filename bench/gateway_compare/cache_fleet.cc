@@ -22,7 +22,7 @@ using testing::SimWait;
 using testing::WorkerJob;
 
 constexpr std::string_view kJobHeader = "X-Sim-Job";
-constexpr int64_t kOutputTokens = 16;
+constexpr int64_t kOutputTokens = gateway::kSimulatedTokens;
 constexpr size_t kBodyLimit = size_t{16} << 20;
 constexpr int64_t kFirstToken = 1;
 
@@ -95,10 +95,10 @@ class CacheFleet::Node {
       : loop_(loops[0]),
         shared_(shared),
         index_(index),
-        rules_(rules.worker),
-        decode_(rules.decode),
+        rules_(rules.simulation.worker),
+        decode_(rules.simulation.decode),
         renders_(rules.renders),
-        worker_(rules.worker),
+        worker_(rules.simulation.worker),
         timer_(loop_.executor()),
         server_(loops, {.idle_timeout = std::chrono::minutes(10)},
                 [this](ServerExchange& exchange) { return handle(exchange); }) {}
@@ -113,12 +113,7 @@ class CacheFleet::Node {
     server_.drain(Duration::zero());
   }
 
-  WorkerJob job_of(const std::string& text) const {
-    return {.blocks = testing::block_hashes(text, rules_.block_chars),
-            .prompt_tokens =
-                std::max<int64_t>(1, static_cast<int64_t>(text.size()) * rules_.block_tokens / rules_.block_chars),
-            .decode = decode_};
-  }
+  WorkerJob job_of(const std::string& text) const { return testing::job_of(text, rules_, decode_); }
   // mu held.
   Duration true_cost(const WorkerJob& job) const { return worker_.true_cost(job, shared_.now()); }
   // mu held. The job's number.
@@ -287,9 +282,10 @@ CacheFleet::CacheFleet() : shared_(std::make_unique<Shared>()) {}
 
 Result<std::unique_ptr<CacheFleet>> CacheFleet::start(const FleetRules& rules) {
   std::unique_ptr<CacheFleet> fleet(new CacheFleet());
-  fleet->shared_->counts.by_worker.resize(rules.workers);
+  const auto workers = static_cast<size_t>(rules.simulation.workers);
+  fleet->shared_->counts.by_worker.resize(workers);
   fleet->loops_ = std::make_unique<net::LoopGroup>(1, "workers");
-  for (size_t i = 0; i < rules.workers; ++i) {
+  for (size_t i = 0; i < workers; ++i) {
     fleet->nodes_.push_back(std::make_unique<Node>(*fleet->loops_, *fleet->shared_, i, rules));
     SLUICE_TRY_VOID(fleet->nodes_.back()->listen());
   }

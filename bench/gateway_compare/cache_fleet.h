@@ -10,16 +10,14 @@
 #include <vector>
 
 #include "base/result.h"
+#include "gateway/simulator/simulator.h"
 #include "http_load.h"
 #include "net/loop.h"
-#include "testing/cache_worker.h"
 
 namespace sluice::compare {
 
 struct FleetRules {
-  size_t workers = 4;
-  testing::CacheWorkerRules worker;
-  Duration decode = std::chrono::milliseconds(100);
+  gateway::SimulationRules simulation;
   // They tell the tokens of a prompt, as vLLM's do at /v1/chat/completions/render and SGLang's do not.
   bool renders = false;
 };

@@ -1,6 +1,7 @@
 // Measures a choice (gateway/selection) among 4 to 10,000 workers for each policy that does not look at all of them,
 // with what a request does for it besides: the look-up of its prefix before, and the moves of its lease in the order by
-// load. docs/results/selection.md has the numbers.
+// load. Also what weighing all of up to 64 workers for the record costs, which a loop does 1,000 times a second at
+// most. docs/results/selection.md has the numbers.
 //
 // usage: selection_bench [--choices N] [policy...]     200,000 choices, all five policies, unless said otherwise
 #include <fmt/format.h>
@@ -74,7 +75,7 @@ class Selection {
       upkeep_.all.back() += ended;
     }
   }
-  Times choice_, upkeep_;
+  Times choice_, upkeep_, weighing_;
 
  private:
   using SteadyClock = std::chrono::steady_clock;
@@ -102,6 +103,10 @@ class Selection {
     const auto choice = select_worker(*roster_, *policy_, facts, {}, nullptr, scratch_, rng_);
     const WorkerPtr& worker = roster_->worker(*choice->worker);
     const double chosen = since(begun);
+    const auto weighs = now();
+    std::vector<obs::RequestRecord::Score> scores;
+    weigh_all(*roster_, *policy_, facts, {}, scores);
+    const double weighed = since(weighs);
     const auto leased = now();
     const Work work{.prompt_tokens = tokens, .new_tokens = 128, .matched_share = choice->match_rate};
     leases_.emplace_back(worker->load, work, clock_);
@@ -110,6 +115,7 @@ class Selection {
     if (!timed) return;
     choice_.all.push_back(chosen);
     upkeep_.all.push_back(took);
+    weighing_.all.push_back(weighed);
   }
 
   const size_t choices_;
@@ -133,9 +139,10 @@ void measure(const std::string& policy, size_t choices) {
     Times &choice = selection.choice_, &upkeep = selection.upkeep_;
     const double both = choice.mean() + upkeep.mean();
     if (workers == 4) of_four = both;
-    fmt::print("| `{}` | {} | {:.2f} | {:.2f} | {:.2f} | {:.2f} | {:.2f} | {:.1f} |\n", policy, workers,
+    fmt::print("| `{}` | {} | {:.2f} | {:.2f} | {:.2f} | {:.2f} | {:.2f} | {:.1f} | {} |\n", policy, workers,
                choice.mean() / 1000, choice.quantile(0.5) / 1000, choice.quantile(0.99) / 1000, upkeep.mean() / 1000,
-               both / 1000, both / of_four);
+               both / 1000, both / of_four,
+               workers <= kMostWeighed ? fmt::format("{:.2f}", selection.weighing_.mean() / 1000) : "");
     std::fflush(stdout);
   }
 }
@@ -156,7 +163,7 @@ int main(int argc, char** argv) {
   if (policies.empty()) policies = {"round_robin", "random", "power_of_two", "cache_aware", "min_cost"};
   fmt::print(
       "| policy | workers | choice µs | p50 | p99 | lease µs | both µs | both / of 4 "
-      "|\n|---|---|---|---|---|---|---|---|\n");
+      "| scores µs |\n|---|---|---|---|---|---|---|---|---|\n");
   for (const std::string& policy : policies) {
     if (sluice::gateway::find_policy(policy) == nullptr) {
       fmt::print(stderr, "selection_bench: no policy {}\n", policy);

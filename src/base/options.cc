@@ -31,6 +31,10 @@ std::vector<Name> all_names(const std::vector<OptionSpec>& specs, const std::vec
 
 Error bad(std::string message) { return Error{ErrorCode::kBadOption, std::move(message)}; }
 
+std::string joined(const std::vector<std::string_view>& words, std::string_view separator) {
+  return fmt::format("{}", fmt::join(words, separator));
+}
+
 std::string dashed(std::string_view name) { return fmt::format("{}{}", name.size() == 1 ? "-" : "--", name); }
 
 // Levenshtein distance, two rows.
@@ -140,10 +144,6 @@ std::string range_text(const OptionRange& range) {
   if (low) return fmt::format("at least {}", number_text(range.min));
   if (high) return fmt::format("at most {}", number_text(range.max));
   return "";
-}
-
-std::string joined(const std::vector<std::string_view>& words, std::string_view separator) {
-  return fmt::format("{}", fmt::join(words, separator));
 }
 
 Result<void> check_number(const OptionSpec& spec, double value) {
@@ -280,13 +280,18 @@ Result<std::vector<std::pair<size_t, OptionValue>>> parse_options(const std::vec
     const std::string_view written = word.substr(0, equals);
     const std::string_view name = written.substr(written.starts_with("--") ? 2 : 1);
     SLUICE_TRY(const Name* match, find_name(written, name, names, allow_prefixes));
-    if (match->rejected) {
-      return bad(fmt::format("{} is not implemented: {}", dashed(match->text), match->rejected->instead));
-    }
-    const OptionSpec& spec = specs[match->row];
     std::optional<std::string_view> attached;
     if (equals != std::string_view::npos) attached = word.substr(equals + 1);
-
+    if (match->rejected) {
+      const RejectedFlag& flag = *match->rejected;
+      if (flag.taken.empty()) return bad(fmt::format("{} is not implemented: {}", dashed(flag.name), flag.instead));
+      if (!attached && i + 1 < arguments.size()) attached = arguments[++i];
+      if (!attached) return bad(fmt::format("{} expects a value", dashed(flag.name)));
+      if (std::find(flag.taken.begin(), flag.taken.end(), *attached) != flag.taken.end()) continue;
+      return bad(fmt::format("{} {} is not implemented, only {}: {}", dashed(flag.name), *attached,
+                             joined(flag.taken, ", "), flag.instead));
+    }
+    const OptionSpec& spec = specs[match->row];
     if (std::holds_alternative<bool>(spec.value)) {
       if (attached) return bad(fmt::format("{} takes no value", dashed(spec.name)));
       given.emplace_back(match->row, OptionValue(true));

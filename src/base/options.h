@@ -46,10 +46,12 @@ struct OptionRow {
   std::string_view help;
 };
 
-// A flag of the systems that we replace which is recognised and not built: start-up ends with one line.
+// A flag of the systems that we replace which is recognised and not built: start-up ends with one line, unless its
+// value is one of those that ask for what is done anyway.
 struct RejectedFlag {
   std::string_view name;     // without dashes
   std::string_view instead;  // what to do instead, a sentence
+  std::vector<std::string_view> taken = {};
 };
 
 namespace internal {
@@ -67,10 +69,11 @@ struct OptionSpec {
   std::string_view help;
 };
 
-// The command line as (row index, value) pairs in order; rows not named are absent. `rejected` flags and unknown ones
-// are errors of kind kBadOption; so is a value outside the range or choices. "--flag=value" and "--flag value" both
-// work, a negative number is a value, and an unambiguous prefix of a name is accepted where `allow_prefixes` is set (as
-// argparse does). "--no-<bool>" is not created.
+// The command line as (row index, value) pairs in order; rows not named are absent. `rejected` flags (but
+// for their values that are taken, which change nothing) and unknown ones are errors of kind kBadOption; so is a value
+// outside the range or choices. "--flag=value" and "--flag value" both work, a negative number is a value, and an
+// unambiguous prefix of a name is accepted where `allow_prefixes` is set (as argparse does). "--no-<bool>" is not
+// created.
 Result<std::vector<std::pair<size_t, OptionValue>>> parse_options(const std::vector<OptionSpec>& specs,
                                                                   const std::vector<RejectedFlag>& rejected,
                                                                   const std::vector<std::string>& arguments,

@@ -36,7 +36,7 @@ const OptionTable<Sample>& table() {
           {.name = "rate", .field = &O::rate, .value = std::optional<double>()},
           {.name = "key", .field = &O::key, .value = std::optional<std::string>()},
       },
-      {{"pd-disaggregation", "start separate fleets."}});
+      {{"pd-disaggregation", "start separate fleets."}, {"history", "leave it out.", {"none", "off"}}});
   return t;
 }
 
@@ -97,6 +97,13 @@ TEST(OptionsTest, NamesTheNearestFlag) {
 
 TEST(OptionsTest, RejectsWhatIsNotBuiltWithAdvice) {
   EXPECT_EQ(error_of({"--pd-disaggregation"}), "--pd-disaggregation is not implemented: start separate fleets.");
+}
+
+TEST(OptionsTest, TakesWhatAsksForNothing) {
+  EXPECT_EQ(parsed({"--history", "none", "--port", "1"}).port, 1);
+  EXPECT_EQ(parsed({"--history=off", "--port", "1"}).port, 1);
+  EXPECT_EQ(error_of({"--history", "redis"}), "--history redis is not implemented, only none, off: leave it out.");
+  EXPECT_EQ(error_of({"--history"}), "--history expects a value");
 }
 
 TEST(OptionsTest, ChecksTypesRangesAndChoices) {

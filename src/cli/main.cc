@@ -46,6 +46,13 @@ bool wants_help(const Arguments& arguments) {
   return std::any_of(arguments.begin(), arguments.end(), [](const auto& a) { return a == "--help" || a == "-h"; });
 }
 
+bool wants_version(std::string_view argument) { return argument == "--version" || argument == "-V"; }
+
+int print_version() {
+  print(stdout, fmt::format("sluice {}\n", SLUICE_VERSION));
+  return 0;
+}
+
 int dispatch(Arguments arguments) {
   if (arguments.empty()) {
     print(stderr, overview());
@@ -53,10 +60,7 @@ int dispatch(Arguments arguments) {
   }
   const std::string name = arguments[0];
   arguments.erase(arguments.begin());
-  if (name == "--version" || name == "-V") {
-    print(stdout, fmt::format("sluice {}\n", SLUICE_VERSION));
-    return 0;
-  }
+  if (wants_version(name)) return print_version();
   if (name == "--help" || name == "-h" || name == "help") {
     if (name != "help" || arguments.empty()) {
       print(stdout, overview());
@@ -81,6 +85,7 @@ int dispatch(Arguments arguments) {
       path += fmt::format(" {}", sub->name);
     }
   }
+  if (!arguments.empty() && wants_version(arguments[0])) return print_version();
   if (wants_help(arguments)) {
     print(stdout, help_of(*command, path));
     return 0;

@@ -52,7 +52,9 @@ Json json_of(const Named& named) {
       if (spec.range.max < 1e299) row["max"] = spec.range.max;
       rows.push_back(std::move(row));
     }
-    for (const auto& flag : *view.rejected) rejected.push_back({{"name", flag.name}, {"instead", flag.instead}});
+    for (const auto& flag : *view.rejected) {
+      rejected.push_back({{"name", flag.name}, {"instead", flag.instead}, {"taken", flag.taken}});
+    }
   }
   return {{"command", named.path},
           {"aliases", named.command->aliases},
@@ -135,7 +137,10 @@ std::string markdown_of(const Named& named) {
     out +=
         "\n## Refused\n\nFlags of the systems that this replaces which are not built: start-up ends with one line "
         "that says so.\n\n| flag | instead |\n|---|---|\n";
-    for (const auto& flag : *view.rejected) out += fmt::format("| `--{}` | {} |\n", flag.name, flag.instead);
+    for (const auto& flag : *view.rejected) {
+      const auto taken = flag.taken.empty() ? "" : fmt::format(" Taken: {}.", fmt::join(flag.taken, ", "));
+      out += fmt::format("| `--{}` | {}{} |\n", flag.name, flag.instead, taken);
+    }
   }
   return out;
 }

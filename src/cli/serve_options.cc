@@ -50,7 +50,9 @@ Joined join() {
   }
   joined.rejected = engine.rejected();
   for (const auto& flag : serve.rejected()) joined.rejected.push_back(flag);
-  for (const auto& flag : gateway.rejected()) joined.rejected.push_back({joined.prefixed(flag.name), flag.instead});
+  for (const auto& flag : gateway.rejected()) {
+    joined.rejected.push_back({joined.prefixed(flag.name), flag.instead, flag.taken});
+  }
   return joined;
 }
 
@@ -162,8 +164,9 @@ const OptionTable<ServeOptions>& serve_option_table() {
       },
       {
           {"backend",
-           "the workers are sluice servers; put a gateway in front of others: sluice gateway --worker-urls."},
-          {"connection-mode", "workers are called over HTTP; leave it out."},
+           "the workers are sluice servers; put a gateway in front of others: sluice gateway --worker-urls.",
+           {"sglang"}},
+          {"connection-mode", "workers are called over HTTP; leave it out.", {"http"}},
           {"grpc-mode", "workers are called over HTTP; leave it out."},
       });
   return table;

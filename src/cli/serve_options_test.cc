@@ -46,6 +46,8 @@ TEST(ServeOptionsTest, FallbackCanBeSwitchedOffExceptForTheAddress) {
 TEST(ServeOptionsTest, UnknownAndRejectedFlagsEndWithOneLine) {
   EXPECT_THAT(parse_serve({"--router-polcy", "x"}).error().message, HasSubstr("did you mean --router-policy?"));
   EXPECT_THAT(parse_serve({"--connection-mode", "grpc"}).error().message, HasSubstr("is not implemented"));
+  EXPECT_TRUE(parse_serve({"--backend", "sglang", "--router-history-backend", "none"}).ok());
+  EXPECT_THAT(parse_serve({"--backend", "vllm"}).error().message, HasSubstr("--backend vllm is not implemented"));
   EXPECT_THAT(parse_serve({"--router-host", "x"}).error().message, HasSubstr("unknown flag"));
 }
 

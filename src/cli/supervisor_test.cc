@@ -2,11 +2,11 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
 #include <signal.h>
 #include <sys/eventfd.h>
-#include <sys/socket.h>
 #include <unistd.h>
+
+#include "testing/raw_listener.h"
 
 namespace sluice::cli {
 namespace {
@@ -111,22 +111,14 @@ TEST(SupervisorTest, AWorkerKilledFromOutsideWhileItStartsIsStartedAgain) {
 }
 
 TEST(FreePortsTest, SkipsPortsThatAreTakenAndTheReservedOne) {
-  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  ASSERT_EQ(::bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-  ASSERT_EQ(::listen(fd, 1), 0);
-  socklen_t size = sizeof address;
-  ASSERT_EQ(::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size), 0);
-  const uint16_t busy = ntohs(address.sin_port);
+  const sluice::testing::RawListener taken;
+  const uint16_t busy = taken.port();
   if (busy > 65000) GTEST_SKIP() << "too close to the last port";
 
   const auto ports = free_ports("127.0.0.1", busy, 2, static_cast<uint16_t>(busy + 1));
   ASSERT_TRUE(ports.ok());
   EXPECT_GT((*ports)[0].port(), busy + 1);
   EXPECT_GT((*ports)[1].port(), (*ports)[0].port());
-  ::close(fd);
   EXPECT_FALSE(free_ports("127.0.0.1", 65535, 2, 0).ok());
 }
 

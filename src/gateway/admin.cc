@@ -147,7 +147,7 @@ Task<Response> list_or_add(AdminCall& call) {
   if (auto good = accept(request->details); !good.ok()) {
     co_return worker_error(400, "BAD_REQUEST", good.error().message);
   }
-  auto worker = call.context.add_worker(request->url, request->api_key, "manual");
+  auto worker = call.context.add_worker(request->url, request->details.api_key.value_or(""), "manual");
   if (!worker.ok()) co_return worker_error(400, "BAD_REQUEST", worker.error().message);
   (*worker)->change_info([&](Worker::Info& info) { apply(request->details, info); });
   const Worker& added = **worker;
@@ -187,14 +187,15 @@ Task<Response> one_worker(AdminCall& call) {
   const Json body = parsed.ok() ? *parsed : Json();
   if (!body.is_object()) co_return worker_error(400, "BAD_REQUEST", "the body must be a JSON object");
   for (const auto& [name, value] : body.items()) {
-    if (name != "priority" && name != "cost" && name != "labels") {
-      co_return worker_error(400, "BAD_REQUEST", "only priority, cost and labels can be changed");
+    if (name != "priority" && name != "cost" && name != "labels" && name != "api_key") {
+      co_return worker_error(400, "BAD_REQUEST", "only priority, cost, labels and api_key can be changed");
     }
   }
   const auto details = read_worker_details(body);
   if (!details.ok()) co_return worker_error(400, "BAD_REQUEST", details.error().message);
   if (auto good = accept(*details); !good.ok()) co_return worker_error(400, "BAD_REQUEST", good.error().message);
   worker->change_info([&](Worker::Info& info) { apply(*details, info); });
+  if (details->api_key) call.context.change_key(*worker, *details->api_key);
   co_return json_response(202, Json{{"status", "accepted"}, {"worker_id", worker->id}});
 }
 

@@ -1,5 +1,5 @@
-// How many requests are with workers at once, and who waits (gateway-reference.md 1.1, 6.4): a true semaphore with one
-// FIFO queue of bounded length.
+// How many requests are with workers at once and begin per second, and who waits (gateway-reference.md 1.1, 6.4): a
+// true semaphore and a token bucket in front of one FIFO queue of bounded length.
 #pragma once
 
 #include <atomic>
@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include "base/clock.h"
@@ -17,9 +18,14 @@ namespace sluice::gateway {
 // Any thread.
 class Admission {
  public:
-  // `slots` < 0 = no limit. `clock` outlives this.
-  Admission(int64_t slots, int64_t queue_size, const Clock& clock)
-      : slots_(slots), queue_size_(queue_size), clock_(clock) {}
+  // `slots` < 0 = no limit. `per_second`: requests that may begin, 0 = no limit; as many as there are slots may begin
+  // at once, or those of one second where there is no limit of slots. `clock` outlives this.
+  Admission(int64_t slots, int64_t queue_size, const Clock& clock, double per_second = 0);
+
+  // Needed with `per_second`, before the first request: `alarm` has begin_due() called after the duration, by anybody.
+  // It is called again only after that.
+  void set_alarm(std::function<void(Duration)> alarm) { alarm_ = std::move(alarm); }
+  void begin_due();
 
   // A place among the requests that are with workers; given back when it goes.
   class Slot {
@@ -54,19 +60,32 @@ class Admission {
 
   int64_t in_flight() const { return in_flight_.load(std::memory_order_relaxed); }
   size_t queued() const;
-  // Seconds until a slot is likely to be free, from the rate at which they were given back; at least 1.
+  // Seconds until one more is likely to enter, from the rate at which slots were given back and that of --rate-limit-
+  // tokens-per-second; at least 1.
   int64_t retry_after_seconds() const;
 
  private:
   void release();
+  bool is_limited() const { return slots_ >= 0 || per_second_ > 0; }
+  void serve_waiting();
+  // With the mutex.
+  bool take();
+  double tokens_at(TimePoint now) const;
+  std::optional<Duration> alarm_to_set();
 
   const int64_t slots_;
   const int64_t queue_size_;
   const Clock& clock_;
+  const double per_second_;
+  const double most_tokens_;
+  std::function<void(Duration)> alarm_;
   std::atomic<int64_t> in_flight_{0};
   mutable std::mutex mutex_;  // guards the queue; not taken where there is no limit
   std::deque<std::shared_ptr<Waiter>> queue_;
   std::deque<TimePoint> released_;  // the latest
+  double tokens_;                   // each lets one request begin
+  TimePoint refilled_;
+  bool alarm_is_set_ = false;
 };
 
 }  // namespace sluice::gateway

@@ -94,6 +94,57 @@ TEST_F(AdmissionTest, SaysWhenToComeBackFromTheRateOfTheLatestReleases) {
   EXPECT_EQ(admission.retry_after_seconds(), 9) << "five are before the next one, 10 were served in 18 s";
 }
 
+TEST_F(AdmissionTest, SoManyMayBeginPerSecondInTheirOrder) {
+  std::vector<int> woken;
+  std::vector<Duration> alarms;
+  Admission admission(-1, 2, clock_, /*per_second=*/2);
+  admission.set_alarm([&](Duration pause) { alarms.push_back(pause); });
+  ASSERT_TRUE(admission.try_enter());
+  ASSERT_TRUE(admission.try_enter()) << "a burst of one second";
+  EXPECT_FALSE(admission.try_enter());
+  const auto first = waiter(&woken, 1), second = waiter(&woken, 2);
+  ASSERT_EQ(admission.enter(first), Entry::kQueued);
+  ASSERT_EQ(admission.enter(second), Entry::kQueued);
+  EXPECT_EQ(admission.enter(waiter()), Entry::kFull);
+  ASSERT_EQ(alarms.size(), 1u) << "one at a time";
+  EXPECT_GE(alarms[0], 500ms);
+  EXPECT_LT(alarms[0], 501ms);
+  EXPECT_EQ(admission.retry_after_seconds(), 2) << "the third of those who wait, at two a second";
+
+  { Admission::Slot one(&admission); }
+  EXPECT_TRUE(woken.empty()) << "who ends gives no token back";
+  clock_.advance(400ms);
+  admission.begin_due();
+  EXPECT_TRUE(woken.empty());
+  ASSERT_EQ(alarms.size(), 2u);
+  clock_.advance(alarms[1]);
+  EXPECT_FALSE(admission.try_enter()) << "nobody overtakes the queue";
+  admission.begin_due();
+  EXPECT_EQ(woken, std::vector<int>{1});
+  ASSERT_EQ(alarms.size(), 3u);
+  clock_.advance(1h);
+  admission.begin_due();
+  EXPECT_EQ(woken, (std::vector<int>{1, 2}));
+  EXPECT_EQ(alarms.size(), 3u) << "nobody waits";
+  EXPECT_TRUE(admission.try_enter());
+  EXPECT_FALSE(admission.try_enter()) << "an hour's rest is a burst of one second too";
+  EXPECT_EQ(admission.in_flight(), 4);
+}
+
+TEST_F(AdmissionTest, ARateDoesNotWidenTheBoundOnSlots) {
+  std::vector<int> woken;
+  Admission admission(2, 2, clock_, /*per_second=*/1000);
+  admission.set_alarm([](Duration) { FAIL() << "tokens there are enough"; });
+  ASSERT_TRUE(admission.try_enter());
+  ASSERT_TRUE(admission.try_enter());
+  clock_.advance(1s);
+  EXPECT_FALSE(admission.try_enter());
+  const auto first = waiter(&woken, 1);
+  ASSERT_EQ(admission.enter(first), Entry::kQueued);
+  { Admission::Slot one(&admission); }
+  EXPECT_EQ(woken, std::vector<int>{1});
+}
+
 TEST_F(AdmissionTest, HoldsItsBoundUnderThreads) {
   constexpr int kSlots = 3;
   Admission admission(kSlots, 1000, clock_);

@@ -52,7 +52,8 @@ Context::Context(const GatewayOptions& gateway_options, std::vector<double> buck
              .sweep_interval = std::chrono::seconds(options.eviction_interval_secs)}),
       policy(make_policy(options)),
       model_aliases(pairs_of(options.model_alias)),
-      admission(options.max_concurrent_requests > 0 ? options.max_concurrent_requests : -1, options.queue_size, clock),
+      admission(options.max_concurrent_requests > 0 ? options.max_concurrent_requests : -1, options.queue_size, clock,
+                static_cast<double>(options.rate_limit_tokens_per_second)),
       retry(RetryRules::from(options)) {
   metrics.declare(metric_families(buckets));
 }
@@ -98,8 +99,18 @@ Result<WorkerPtr> Context::add_worker(const std::string& url, const std::string&
     metrics.counter("smg_discovery_registrations_total", {source, "success"}).add();
     worker->change_info([&](Worker::Info& info) { info.source = source; });
     attend(worker);
+  } else if (!api_key.empty()) {
+    change_key(*worker, api_key);
   }
   return worker;
+}
+
+void Context::change_key(const Worker& worker, const std::string& api_key) {
+  for (const WorkerPtr& each : fleet.engine_of(worker)) {
+    if (each->api_key() == api_key) continue;
+    each->change_api_key(api_key);
+    control->suspect(each);
+  }
 }
 
 void Context::expand_worker(const Worker& engine, int64_t ranks) {

@@ -76,9 +76,11 @@ struct Context {
   std::unique_ptr<obs::TraceExporter> tracer;  // null without --enable-trace
   std::unique_ptr<KvCaches> kv;                // null without --tokenizer-path
 
-  // Into the fleet (or the worker that is there already), with its metric series and under control's eyes. `source`:
-  // "static" or "manual". Any thread.
+  // Into the fleet, with its metric series and under control's eyes; or the worker that is there already, with that key
+  // if it is not empty. `source`: "static" or "manual". Any thread.
   Result<WorkerPtr> add_worker(const std::string& url, const std::string& api_key, const char* source);
+  // Of all ranks of the worker's engine, from the next request on; they are probed at once. Any thread.
+  void change_key(const Worker& worker, const std::string& api_key);
   // The engine's ranks take its place, ready. Any thread.
   void expand_worker(const Worker& engine, int64_t ranks);
   // A new process behind the URL, or an emptied cache.

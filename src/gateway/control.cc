@@ -22,6 +22,7 @@ struct Control::Watch {
   bool failed_before = false;              // the last probe failed
   bool refused = false;                    // the last probe was refused: nobody listens there
   bool process_ended = false;              // it was since the worker served last: whoever answers next is a new process
+  bool polled = false;                     // a question for its load is under way
   bool changed = false;                    // what is known of it, by others, since run() last looked
   std::string_view removal = "requested";  // why, once it is draining
   std::string failure;                     // why the last probe failed, as it was logged
@@ -30,7 +31,7 @@ struct Control::Watch {
 
 net::Headers key_headers(const Worker& worker) {
   net::Headers headers;
-  if (!worker.api_key.empty()) headers.add("Authorization", "Bearer " + worker.api_key);
+  if (!worker.api_key().empty()) headers.add("Authorization", "Bearer " + worker.api_key());
   return headers;
 }
 
@@ -362,15 +363,22 @@ net::Task<> Control::poll_loads() {
   }
 }
 
+// One at a time, so that no report is taken for newer than it is. What is sent while the engine answers counts until
+// the next report, whether this one has seen it or not.
 net::Task<> Control::poll_load(WorkerPtr worker) {
+  const auto at = watches_.find(worker.get());
+  if (at == watches_.end() || std::exchange(at->second->polled, true)) co_return;
+  const auto watch = at->second;
+  WorkerLoad& load = *worker->load;
+  const int64_t dispatched = load.dispatched_since_poll, prompt = load.prompt_since_poll;
   const auto report = co_await read_load(client_, *worker);
+  watch->polled = false;
   if (!watches_.contains(worker.get())) co_return;  // removed meanwhile, and its series with it
   context_.metrics.counter("smg_engine_load_polls_total", {worker->url, std::string(report ? report->mode : "failed")})
       .add();
   if (context_.options.engine_metrics) {
     context_.engine_loads.set(worker->number, report ? report->ranks : std::vector<RankLoad>());
   }
-  WorkerLoad& load = *worker->load;
   if (report) {
     load.polled_waiting_tokens = report->waiting_tokens;
     load.polled_kv_usage = report->kv_usage;
@@ -378,8 +386,8 @@ net::Task<> Control::poll_load(WorkerPtr worker) {
     if (report->max_tokens > 0) load.belief.capacity(static_cast<size_t>(report->max_tokens) * kBytesPerToken);
   }
   load.polled_tokens = report ? report->used_tokens : -1;
-  load.dispatched_since_poll = 0;
-  load.prompt_since_poll = 0;
+  load.dispatched_since_poll -= dispatched;
+  load.prompt_since_poll -= prompt;
 }
 
 }  // namespace sluice::gateway

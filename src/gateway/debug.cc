@@ -56,10 +56,13 @@ class Names {
 
 Json try_json(const RequestRecord::Try& made, const Names& names) {
   Json scores = Json::array();
-  for (const auto& [worker, cost] : made.scores) {
-    scores.push_back({{"worker", worker == made.number ? made.worker : names.of(worker)},
-                      {"cost", cost},
-                      {"chosen", worker == made.number}});
+  for (const RequestRecord::Score& score : made.scores) {
+    const bool chosen = score.worker == made.number;
+    scores.push_back({{"worker", chosen ? made.worker : names.of(score.worker)},
+                      {"cost", score.cost},
+                      {"matched_share", score.matched_share},
+                      {"usable", chosen || score.usable},
+                      {"chosen", chosen}});
   }
   Json document{{"worker", made.worker},
                 {"policy", made.policy},

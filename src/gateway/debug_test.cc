@@ -2,6 +2,7 @@
 
 #include "gateway/gateway_fixture.h"
 #include "gateway/mailbox.h"
+#include "gateway/selection.h"
 
 namespace sluice::gateway {
 namespace {
@@ -65,6 +66,62 @@ TEST_F(DebugTest, WhyShowsTheTriesWithTheScoresOfThoseThatWereCompared) {
   EXPECT_GT(record["answer_bytes"], 0);
   EXPECT_THAT(record.dump(), Not(HasSubstr("the prompt")));
   expect_settled();
+}
+
+TEST_F(DebugTest, WhyShowsTheScoresOfEveryWorker) {
+  for (int i = 0; i < 6; ++i) worker();
+  for (const char* policy : {"min_cost", "cache_aware", "least_load", "power_of_two", "round_robin"}) {
+    SCOPED_TRACE(policy);
+    start({"--policy", policy});
+    ASSERT_EQ(named("first", std::string(400, 'x'))->status, 200);
+    workers_[0]->set_fault({.kind = Kind::kStatus, .status = 500, .times = 1});
+    ASSERT_EQ(named("second", std::string(400, 'x'))->status, 200);
+    for (const char* id : {"first", "second"}) {
+      const Json record = why(id);
+      ASSERT_GE(record["tries"].size(), 1u);
+      for (const Json& made : record["tries"]) {
+        std::set<std::string> scored;
+        const Json* of_chosen = nullptr;
+        for (const Json& score : made["scores"]) {
+          scored.insert(score["worker"]);
+          if (score["chosen"] == true) of_chosen = &score;
+        }
+        EXPECT_EQ(scored.size(), workers_.size());
+        ASSERT_NE(of_chosen, nullptr);
+        EXPECT_EQ((*of_chosen)["worker"], made["worker"]);
+        EXPECT_EQ((*of_chosen)["usable"], true);
+        EXPECT_EQ((*of_chosen)["matched_share"], made["matched_share"]);
+      }
+    }
+    workers_[0]->clear_fault();
+  }
+}
+
+TEST_F(DebugTest, AWorkerThatMayNotBeUsedIsScoredAndSaidToBeOut) {
+  worker();
+  worker();
+  start({"--policy", "round_robin", "--disable-retries", "--cb-failure-threshold", "1"});
+  workers_[0]->set_fault({.kind = Kind::kStatus, .status = 500, .times = 1});
+  for (int i = 0; i < 2; ++i) (void)generate();
+  ASSERT_EQ(metric("smg_worker_cb_state", {workers_[0]->url()}), 1);
+  ASSERT_EQ(named("mine", "x")->status, 200);
+  int out = 0;
+  const Json record = why("mine");
+  for (const Json& score : record["tries"][0]["scores"]) {
+    out += score["usable"] == false && score["worker"] == workers_[0]->url() ? 1 : 0;
+  }
+  EXPECT_EQ(out, 1) << record.dump(1);
+}
+
+TEST_F(DebugTest, OfMoreWorkersThanAreWeighedThoseThatWereComparedAreShown) {
+  worker();
+  start({"--policy", "power_of_two"});
+  for (size_t i = 0; i < kMostWeighed; ++i) {
+    gateway_->worker_started(fmt::format("http://127.0.0.1:{}", 1 + i));
+  }
+  ASSERT_TRUE(eventually([&] { return workers_json().size() == kMostWeighed + 1; }));
+  (void)named("mine", "x");
+  EXPECT_EQ(why("mine")["tries"][0]["scores"].size(), 2u);
 }
 
 TEST_F(DebugTest, EqualPromptsHaveEqualHashes) {

@@ -1,115 +1,17 @@
 #include "gateway/exchange.h"
 
-#include <algorithm>
 #include <boost/asio/redirect_error.hpp>
-#include <charconv>
+#include <span>
 
 #include "gateway/ask.h"
 #include "gateway/control.h"
 #include "gateway/error_shape.h"
-#include "gateway/forward.h"
 #include "gateway/report.h"
 #include "gateway/selection.h"
 #include "gateway/tracing.h"
 #include "routing/text_mark.h"
 
 namespace sluice::gateway {
-namespace {
-
-constexpr size_t kWholeAnswer = 4 << 20;  // answers of known length up to this are relayed in one write
-constexpr int64_t kDefaultNewTokens = 128;
-constexpr int64_t kMostNewTokens = 1 << 20;               // what a client or a worker may make us believe
-constexpr Duration kBusyPause = std::chrono::seconds(1);  // of a worker that is busy and does not say for how long
-
-std::optional<size_t> content_length(const net::Headers& headers) {
-  const auto text = headers.get("content-length");
-  size_t length = 0;
-  if (!text || std::from_chars(text->data(), text->data() + text->size(), length).ec != std::errc()) {
-    return std::nullopt;
-  }
-  return length;
-}
-
-// What the net layer says of a worker, which it knows by its address, for a client, who knows it by its id.
-std::string by_id(std::string message, const Worker& worker) {
-  const auto replace = [&](const std::string& text, const std::string& by) {
-    for (size_t at = 0; (at = message.find(text, at)) != std::string::npos; at += by.size()) {
-      message.replace(at, text.size(), by);
-    }
-  };
-  replace(worker.address.authority(), "worker " + worker.id);
-  replace("'" + worker.address.host + "'", "its name");
-  return message;
-}
-
-bool ends_event(std::string_view stream) { return stream.ends_with("\n\n") || stream.ends_with("\r\n\r\n"); }
-
-}  // namespace
-
-// A lease on a worker, the breaker's permit and the connection. Without a verdict the breaker learns nothing.
-struct Exchange::Upstream {
-  Upstream(Exchange& of, WorkerPtr which, Breaker::Permit breaker_permit)
-      : exchange(of), worker(std::move(which)), permit(breaker_permit) {
-    const Work work{.prompt_tokens = of.prompt_tokens_,
-                    .new_tokens = std::min(of.facts_.max_tokens.value_or(kDefaultNewTokens), kMostNewTokens),
-                    .matched_share = of.matched_share_,
-                    .streams = of.facts_.stream};
-    lease.emplace(worker->load, work, of.context_.clock);
-  }
-  ~Upstream() { release(); }
-
-  // The worker has done its part, or is left alone.
-  void release() {
-    exchange.upstream_ = nullptr;
-    connection.reset();
-    lease.reset();
-    judge(Outcome::kClientGone);
-  }
-
-  // The first verdict counts.
-  void judge(Outcome outcome) {
-    if (std::exchange(judged, true)) return;
-    switch (outcome) {
-      case Outcome::kOk:
-      case Outcome::kClientError:
-        worker->breaker.success(permit);
-        worker->series.breaker_success.add();
-        return;
-      case Outcome::kFault:
-        worker->breaker.fault(permit);
-        worker->series.breaker_failure.add();
-        exchange.context_.control->suspect(worker);
-        return;
-      case Outcome::kBusy:
-      case Outcome::kClientGone:
-        worker->breaker.neutral(permit);
-        return;
-    }
-  }
-
-  Failure failed(Error error) {
-    exchange.at_work_ = false;
-    if (exchange.timed_out_) {  // what the request took in all is nobody's fault
-      release();
-      return exchange.out_of_time();
-    }
-    error.message = by_id(std::move(error.message), *worker);
-    (error.code == ErrorCode::kTimeout ? worker->series.timeouts : worker->series.backend_errors).add();
-    judge(Outcome::kFault);
-    release();
-    Failure failure;
-    failure.error = std::move(error);
-    failure.worker_id = worker->id;
-    return failure;
-  }
-
-  Exchange& exchange;
-  const WorkerPtr worker;
-  const Breaker::Permit permit;
-  bool judged = false;
-  std::optional<WorkerLease> lease;
-  std::unique_ptr<net::ClientExchange> connection;
-};
 
 // Made outside of coroutines, where GCC 12 takes parts of them for uninitialised.
 Exchange::Failure Exchange::no_worker() {
@@ -125,16 +27,6 @@ Exchange::Failure Exchange::out_of_time() const {
   if (asked_ == nullptr) return failure;
   failure.error.message += fmt::format(" (worker {})", asked_->id);
   failure.worker_id = asked_->id;
-  return failure;
-}
-
-Exchange::Failure Exchange::failure_with(net::Response answer, Outcome outcome, std::optional<Duration> retry_after,
-                                         const Worker& worker) {
-  Failure failure;
-  failure.answer = std::move(answer);
-  failure.outcome = outcome;
-  failure.retry_after = retry_after;
-  failure.worker_id = worker.id;
   return failure;
 }
 
@@ -324,14 +216,11 @@ net::Task<bool> Exchange::read_request() {
   co_return true;
 }
 
-std::optional<Choice> Exchange::choose_once(const Roster& roster) {
-  const TimePoint now = context_.clock.now();
+std::optional<Choice> Exchange::choose_once(const Roster& roster, const RequestFacts& facts) {
   const Policy& policy = destination_.policy();
-  const RequestFacts facts = destination_.facts(context_, facts_, prompt_tokens_, now);
-  found_share_ = facts.prefix.rate();
   const auto choice = select_worker(roster, policy, facts, tried_, policy.needs_ring() ? &loop_.ring() : nullptr,
                                     loop_.candidates, loop_.rng);
-  if (choice) loop_.of_policy(destination_.policy_name()).decision.observe(seconds(context_.clock.now() - now));
+  if (choice) loop_.of_policy(destination_.policy_name()).decision.observe(seconds(context_.clock.now() - facts.now));
   return choice;
 }
 
@@ -340,9 +229,11 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit) {
   std::optional<Choice> choice;
   const Roster* roster = destination_.roster(context_, loop_);
   if (roster == nullptr) return nullptr;
+  const RequestFacts facts = destination_.facts(context_, facts_, prompt_tokens_, context_.clock.now());
+  found_share_ = facts.prefix.rate();
   // A trial of a half-open worker may go to another request between the look and the grasp; then there is one fewer.
   do {
-    choice = choose_once(*roster);
+    choice = choose_once(*roster, facts);
     if (!choice) return nullptr;
     if (!choice->worker) {
       loop_.count_branch(destination_.policy_name(), choice->reason);
@@ -351,6 +242,7 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit) {
     worker = roster->worker(*choice->worker);
   } while (!worker->breaker.begin(permit));
 
+  record_choice(*roster, facts, *worker, *choice);
   tried_.push_back(worker->number);
   loop_.count_selection(*worker, destination_.policy_name(), choice->reason);
   loop_.count_branch(destination_.policy_name(), choice->reason);
@@ -370,20 +262,26 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit) {
     context_.predicted.add(static_cast<int64_t>(matched), static_cast<int64_t>(prompt), context_.clock.now());
     if (matched > 0) worker->series.predicted_tokens.add(matched / 4);
   }
-  record_choice(*worker, *choice);
   if (worker->suspect.load(std::memory_order_relaxed)) note("suspect, as are all that could be used");
   return worker;
 }
 
-void Exchange::record_choice(const Worker& worker, const Choice& choice) {
+// Before the choice changes anything.
+void Exchange::record_choice(const Roster& roster, const RequestFacts& facts, const Worker& worker,
+                             const Choice& choice) {
   obs::RequestRecord::Try& made = record_.tries.emplace_back();
   made.worker = worker.url;
   made.number = worker.number;
   made.policy = destination_.policy_name();
   made.reason = to_string(choice.reason);
   made.matched_share = choice.match_rate;
-  made.scores.reserve(choice.num_scores);
-  for (int i = 0; i < choice.num_scores; ++i) made.scores.push_back({choice.scores[i].worker, choice.scores[i].cost});
+  if (loop_.may_weigh_all(facts.now)) weigh_all(roster, destination_.policy(), facts, tried_, made.scores);
+  if (made.scores.empty()) {
+    for (const Score& score : std::span(choice.scores).first(choice.num_scores)) {
+      made.scores.push_back(
+          {.worker = score.worker, .cost = score.cost, .matched_share = facts.prefix.rate_of(score.worker)});
+    }
+  }
   phase("chosen");
 }
 
@@ -393,234 +291,6 @@ void Exchange::record_failure(const Failure& failure) {
   last.failed_at = elapsed();
   last.status = failure.answer ? failure.answer->status : 0;
   if (!failure.answer) last.error = failure.error.message;
-}
-
-net::Task<Exchange::MaybeFailure> Exchange::attempt() {
-  Breaker::Permit permit;
-  const WorkerPtr worker = choose(permit);
-  if (worker == nullptr) {
-    count_request();
-    co_return no_worker();
-  }
-  if (record_.model.empty()) {
-    record_.model = destination_.model().empty() ? loop_.model_of(*worker) : destination_.model();
-  }
-  count_request();
-  const auto& options = context_.options;
-  const net::ClientTimeouts timeouts{
-      .connect = std::chrono::seconds(options.connect_timeout_secs),
-      .head = std::chrono::seconds(options.response_head_timeout_secs.value_or(options.request_timeout_secs)),
-      .silence = std::chrono::seconds(options.stream_idle_timeout_secs.value_or(options.request_timeout_secs))};
-  Upstream upstream(*this, worker, permit);
-  asked_ = worker;
-  at_work_ = true;
-  const BodyChanges changes = destination_.changes_for(*worker);
-  const std::string changed = changes.any() ? changed_body(body_, facts_, changes) : std::string();
-  // Twice at most: a kept-alive connection may have been closed by the worker just before the request reached it.
-  for (bool replayed = false;; replayed = true) {
-    net::RequestHead head = upstream_head(client_.request(), *worker, !body_.empty());
-    if (record_.trace) pass_on(record_, head.headers);
-    std::function<void(net::ClientExchange&)> on_exchange = [this](net::ClientExchange& exchange) {
-      upstream_ = &exchange;
-    };
-    auto sent = co_await loop_.client.send(worker->address, std::move(head), changes.any() ? changed : body_, timeouts,
-                                           std::move(on_exchange));
-    if (!sent.ok()) {
-      upstream_ = nullptr;
-      if (gone_) co_return std::nullopt;
-      co_return upstream.failed(std::move(sent).error());
-    }
-    upstream.connection = std::move(sent).value();
-    upstream_ = upstream.connection.get();
-    phase("sent");
-    auto answered = co_await upstream.connection->read_head();
-    if (gone_) co_return std::nullopt;
-    if (answered.ok()) {
-      net::ResponseHead answer_head = std::move(answered).value();
-      co_return co_await relay(upstream, std::move(answer_head));
-    }
-    const bool was_dead =
-        answered.error().code == ErrorCode::kReset && upstream.connection->reused() && !upstream.connection->answered();
-    if (!was_dead || replayed) co_return upstream.failed(std::move(answered).error());
-    upstream_ = nullptr;
-    upstream.connection.reset();
-    loop_.client.forget(worker->address);  // what else is kept has been idle for longer: the next one is fresh
-  }
-}
-
-net::Task<Exchange::MaybeFailure> Exchange::relay(Upstream& upstream, net::ResponseHead head) {
-  loop_.count_upstream_response(head.status);
-  const auto length = content_length(head.headers);
-  // An answer that may lead to another attempt is looked at whole, and so is one that is rebuilt.
-  if (is_retryable(head.status) || rerank_ || (length && *length <= kWholeAnswer)) {
-    co_return co_await relay_whole(upstream, std::move(head));
-  }
-  co_return co_await relay_stream(upstream, std::move(head));
-}
-
-net::Task<Exchange::MaybeFailure> Exchange::relay_whole(Upstream& upstream, net::ResponseHead head) {
-  Worker& worker = *upstream.worker;
-  auto body = co_await upstream.connection->read_all();
-  if (gone_) co_return std::nullopt;
-  if (!body.ok()) co_return upstream.failed(std::move(body).error());
-
-  at_work_ = false;
-  const Outcome outcome = classify(head.status, head.headers, *body);
-  net::Response response{head.status, headers_of(head, worker), std::move(body).value(), head.reason,
-                         upstream.connection->trailers()};
-  upstream.judge(outcome);
-  if (head.status / 100 == 2) {
-    learn(response.body, upstream);
-  } else {
-    worker.load->heard(context_.clock.now());
-  }
-  upstream.release();
-  if (is_retryable(head.status)) {
-    const auto comes_back = retry_after(head.headers);
-    if (outcome == Outcome::kBusy) {
-      const TimePoint until = context_.clock.now() + comes_back.value_or(kBusyPause);
-      worker.busy_until = until.time_since_epoch().count();
-    } else {
-      (error_type(head.status) == "timeout" ? worker.series.timeouts : worker.series.backend_errors).add();
-    }
-    co_return failure_with(std::move(response), outcome, comes_back, worker);
-  }
-  phase("answered");
-  const bool good = head.status / 100 == 2;
-  if (good) {
-    series().duration.observe(seconds(context_.clock.now() - begun_));
-    if (const auto rebuilt = rebuild_rerank(response); !rebuilt.ok()) {
-      co_await fail(500, "rerank_response_build_failed",
-                    fmt::format("worker {}: {}", worker.id, rebuilt.error().message));
-      co_return std::nullopt;
-    }
-  }
-  co_await answer(std::move(response));
-  if (good && !gone_) series().generation.observe(seconds(context_.clock.now() - begun_));
-  co_return std::nullopt;
-}
-
-Result<void> Exchange::rebuild_rerank(net::Response& response) {
-  if (!rerank_) return {};
-  SLUICE_TRY(response.body, rerank_answer(*rerank_, response.body, record_.model, record_.id,
-                                          context_.clock.unix_nanos() / 1'000'000'000));
-  response.headers.set("Content-Type", "application/json");
-  for (const char* name : {"content-encoding", "etag", "digest", "content-md5"}) response.headers.remove(name);
-  response.trailers.clear();
-  return {};
-}
-
-net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net::ResponseHead head) {
-  Worker& worker = *upstream.worker;
-  // The head waits for the first byte of the body: until then the request can go elsewhere.
-  auto part = co_await upstream.connection->read_some();
-  if (gone_) co_return std::nullopt;
-  if (!part.ok()) co_return upstream.failed(std::move(part).error());
-
-  upstream.lease->first_token();
-  body_ = {};  // nothing will be sent again
-  facts_.routing_text = {};
-  const bool good = head.status / 100 == 2;
-  const auto type = head.headers.get("content-type");
-  const auto length = head.headers.get("content-length");
-  // An event of ours has no place in a compressed stream.
-  const bool is_events = type && type->starts_with("text/event-stream") && !head.headers.has("content-encoding");
-  const bool open_ended = !length;
-  net::ResponseHead relayed{head.status, headers_of(head, worker), head.reason};
-  if (length) relayed.headers.set("Content-Length", std::string(*length));
-  for (const auto& [name, value] : answer_headers_) relayed.headers.add(name, value);
-  const TimePoint first_at = context_.clock.now();
-  if (good) {
-    const double to_first = seconds(first_at - begun_);
-    series().duration.observe(to_first);
-    series().ttft.observe(to_first);
-  }
-  end_.status = head.status;
-  end_.head_at = first_at;
-  phase("first_byte");
-  const Duration keepalive =
-      is_events && open_ended ? std::chrono::seconds(context_.options.sse_keepalive_secs) : Duration::zero();
-  auto sent = co_await client_.start(std::move(relayed));
-  Tail tail;
-  TimePoint latest = first_at;
-  while (sent.ok() && !gone_ && part.ok() && !part->empty()) {
-    tail.append(*part);
-    record_.answer_bytes += part->size();
-    if (!client_.write_now(*part)) {
-      const HeldByClient held(*worker.load);
-      writing_ = true;
-      sent = co_await client_.drain();
-      writing_ = false;
-      if (!sent.ok() || gone_) break;
-    }
-    if (keepalive > Duration::zero() && ends_event(tail.text())) co_await keep_alive(upstream, keepalive);
-    if (gone_) break;
-    part = co_await upstream.connection->read_some();
-    if (good && part.ok() && !part->empty()) {
-      const TimePoint now = context_.clock.now();
-      worker.load->heard(now);
-      series().inter_chunk.observe(seconds(now - std::exchange(latest, now)));
-    }
-  }
-  if (!sent.ok() || gone_) {
-    gone_ = true;
-    worker.series.aborts_client.add();
-    co_return std::nullopt;
-  }
-  if (!part.ok()) {
-    const bool whole_events = ends_event(tail.text());
-    const Error error = std::move(part).error();
-    if (is_events && open_ended && !whole_events) sent = co_await client_.write("\n\n");
-    co_await break_off(upstream, error, is_events && open_ended);
-    co_return std::nullopt;
-  }
-  at_work_ = false;
-  client_.set_trailers(upstream.connection->trailers());
-  upstream.judge(classify(head.status, head.headers));
-  if (good) {
-    const int64_t tokens = learn(tail.text(), upstream);
-    // What came in one piece does not tell.
-    if (tokens > 1 && latest > first_at)
-      series().tpot.observe(seconds(latest - first_at) / static_cast<double>(tokens - 1));
-  }
-  upstream.release();
-  phase("finished");
-  if (good) series().generation.observe(seconds(context_.clock.now() - begun_));
-  const auto finished = co_await client_.finish();
-  if (!finished.ok()) gone_ = true;
-  co_return std::nullopt;
-}
-
-// Waits for the worker between two events. One that says nothing for that long is spoken for by a comment, which every
-// reader of events skips.
-net::Task<> Exchange::keep_alive(Upstream& upstream, Duration after) {
-  while (!gone_ && !timed_out_) {
-    const bool news = co_await upstream.connection->wait_some(after);
-    if (news || gone_ || timed_out_) co_return;
-    writing_ = true;
-    const auto sent = co_await client_.write(": keep-alive\n\n");
-    writing_ = false;
-    if (!sent.ok()) gone_ = true;
-  }
-}
-
-// The worker broke in the middle of a stream. The client must not take what it has for a whole answer: a stream of
-// events ends with an error event and no [DONE], anything else with a connection that breaks too.
-net::Task<> Exchange::break_off(Upstream& upstream, const Error& error, bool with_event) {
-  upstream.worker->series.aborts_worker.add();
-  const Failure failure = upstream.failed(error);
-  note(failure.error.message);
-  record_failure(failure);
-  end_.error_code = "stream_error";
-  if (!with_event) {
-    client_.abort();
-    co_return;
-  }
-  const std::string event = stream_error_event(
-      failure.error.code == ErrorCode::kTimeout ? failure.error.message
-                                                : fmt::format("the connection to worker {} broke", failure.worker_id));
-  const auto written = co_await client_.write(event);
-  if (written.ok()) co_await client_.finish();
 }
 
 bool Exchange::others_left() {
@@ -698,34 +368,6 @@ net::Task<> Exchange::reject(int status, std::string_view code, std::string mess
   net::Response response = error_response(status, code, message);
   response.headers.set("Retry-After", std::to_string(context_.admission.retry_after_seconds()));
   co_await answer(std::move(response));
-}
-
-net::Headers Exchange::headers_of(const net::ResponseHead& head, const Worker& worker) const {
-  net::Headers headers = relayed_headers(head.headers, answer_headers_);
-  if (context_.options.expose_worker_header) headers.set("x-smg-routed-worker-id", worker.url);
-  return headers;
-}
-
-int64_t Exchange::learn(std::string_view tail, Upstream& upstream) {
-  Worker& worker = *upstream.worker;
-  const auto usage = read_usage(tail);
-  std::optional<PromptReport> report;
-  if (usage && usage->prompt_tokens > 0) {
-    const double cached = static_cast<double>(usage->cached_tokens) / static_cast<double>(usage->prompt_tokens);
-    report = {.cached_share = std::clamp(cached, 0.0, 1.0),
-              .output_tokens = std::clamp<int64_t>(usage->completion_tokens, 1, kMostNewTokens)};
-  }
-  upstream.lease->answered(report);
-  if (!usage) return 0;
-  record_.prompt_tokens = usage->prompt_tokens;
-  record_.cached_tokens = usage->cached_tokens;
-  record_.output_tokens = usage->completion_tokens;
-  worker.series.prompt_tokens.add(static_cast<double>(usage->prompt_tokens));
-  worker.series.cached_tokens.add(static_cast<double>(usage->cached_tokens));
-  series().tokens_in.add(static_cast<double>(usage->prompt_tokens));
-  series().tokens_out.add(static_cast<double>(usage->completion_tokens));
-  context_.reported.add(usage->cached_tokens, usage->prompt_tokens, context_.clock.now());
-  return usage->completion_tokens;
 }
 
 RequestSeries& Exchange::series() {

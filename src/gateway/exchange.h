@@ -62,7 +62,7 @@ class Exchange {
 
   net::Task<MaybeFailure> attempt();
   WorkerPtr choose(Breaker::Permit& permit);
-  std::optional<Choice> choose_once(const Roster& roster);
+  std::optional<Choice> choose_once(const Roster& roster, const RequestFacts& facts);
   net::Task<MaybeFailure> relay(Upstream& upstream, net::ResponseHead head);
   net::Task<MaybeFailure> relay_whole(Upstream& upstream, net::ResponseHead head);
   Result<void> rebuild_rerank(net::Response& response);
@@ -84,7 +84,7 @@ class Exchange {
   // Returns how many tokens the answer has, 0 if it does not say.
   int64_t learn(std::string_view tail, Upstream& upstream);
   void count_request();
-  void record_choice(const Worker& worker, const Choice& choice);
+  void record_choice(const Roster& roster, const RequestFacts& facts, const Worker& worker, const Choice& choice);
   void record_failure(const Failure& failure);
   void note(std::string_view text);
   Duration elapsed() const { return context_.clock.now() - begun_; }

@@ -84,7 +84,7 @@ std::vector<WorkerPtr> Fleet::expand(const Worker& engine, const std::vector<Wor
   const auto size = static_cast<int64_t>(series.size());
   for (int64_t rank = 0; rank < size; ++rank) {
     ranks.push_back(std::make_shared<Worker>(rank == 0 ? engine.id : make_uuid(), next_number_++, engine.address,
-                                             DpRank{rank, size}, engine.api_key, series[static_cast<size_t>(rank)],
+                                             DpRank{rank, size}, engine.api_key(), series[static_cast<size_t>(rank)],
                                              rules_, clock_, version_));
     list.push_back(ranks.back());
   }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <deque>
 #include <limits>
 #include <map>
 #include <memory>
@@ -46,11 +47,12 @@ struct Worker {
         url(url_of(worker_address, which)),
         address(std::move(worker_address)),
         dp(which),
-        api_key(std::move(key)),
         load(std::make_shared<WorkerLoad>()),
         series(its_series),
         breaker(rules, clock),
-        fleet_version_(std::move(of_the_fleet)) {}
+        fleet_version_(std::move(of_the_fleet)),
+        keys_{std::move(key)},
+        key_(&keys_.back()) {}
 
   static std::string url_of(const net::Url& address, DpRank which) {
     return which.rank < 0 ? address.to_string() : fmt::format("{}@{}", address.to_string(), which.rank);
@@ -62,7 +64,6 @@ struct Worker {
   const std::string url;   // printed: the address, of a rank with @rank behind it
   const net::Url address;  // where its requests go, the engine's for all its ranks
   const DpRank dp;
-  const std::string api_key;  // empty = none
   const std::shared_ptr<WorkerLoad> load;
   mutable WorkerSeries series;
 
@@ -114,6 +115,13 @@ struct Worker {
   // Changes with info(): a reader that keeps a part of it compares one number and takes no lock.
   uint32_t info_version() const { return info_version_.load(std::memory_order_acquire); }
 
+  // What its requests carry; empty = nothing. Good as long as the worker is.
+  const std::string& api_key() const { return *key_.load(std::memory_order_acquire); }
+  void change_api_key(const std::string& key) {
+    std::lock_guard lock(mutex_);
+    if (key != keys_.back()) key_.store(&keys_.emplace_back(key), std::memory_order_release);
+  }
+
   bool usable() const {
     return healthy.load(std::memory_order_relaxed) && !draining.load(std::memory_order_relaxed) && breaker.admits();
   }
@@ -149,6 +157,8 @@ struct Worker {
   mutable std::mutex mutex_;  // guards what follows
   Info info_;
   std::optional<Suspicion> suspicion_;
+  std::deque<std::string> keys_;  // all it ever had: nobody says when the last reader of an old one is done
+  std::atomic<const std::string*> key_;
 };
 
 // Any thread.

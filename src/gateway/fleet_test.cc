@@ -26,7 +26,7 @@ TEST_F(FleetTest, TheSameAddressIsTheSameWorker) {
   EXPECT_FALSE(again.second);
   EXPECT_EQ(first.first, again.first);
   EXPECT_EQ(first.first->url, "http://h:1");
-  EXPECT_EQ(first.first->api_key, "k");
+  EXPECT_EQ(first.first->api_key(), "k");
 }
 
 TEST_F(FleetTest, FindsByIdAndByAddress) {

@@ -15,7 +15,7 @@ inline constexpr std::string_view kRankHeader = "X-Data-Parallel-Rank";
 // `api_key` empty: the worker asks for none. `rank` < 0: it is all of its engine.
 net::RequestHead upstream_head(const net::RequestHead& client, std::string_view api_key, int64_t rank, bool has_body);
 inline net::RequestHead upstream_head(const net::RequestHead& client, const Worker& worker, bool has_body) {
-  return upstream_head(client, worker.api_key, worker.dp.rank, has_body);
+  return upstream_head(client, worker.api_key(), worker.dp.rank, has_body);
 }
 
 // Of a worker's answer everything but what belongs to its connection, and what `ours` says already.

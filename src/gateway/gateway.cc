@@ -34,6 +34,17 @@ class Gateway::Impl {
                                       .tls = context.certificates.workers};
       states.push_back(std::make_unique<LoopState>(loops[i], client, context.metrics));
     }
+    set_alarm();
+  }
+
+  // Whoever waits for the rate limit enters from the first loop.
+  void set_alarm() {
+    context.admission.set_alarm([this](Duration pause) {
+      loops[0].spawn([this, pause]() -> net::Task<> {
+        co_await loops[0].sleep(pause);
+        context.admission.begin_due();
+      });
+    });
   }
 
   ~Impl() {
@@ -93,7 +104,7 @@ class Gateway::Impl {
     context.tracer = std::make_unique<obs::TraceExporter>(
         std::move(endpoint), name != nullptr && *name != 0 ? name : "sgl-router",
         obs::TraceExporter::Counters{counter("exported"), counter("queue_full"), counter("failed")},
-        obs::TraceExporter::Timing{});
+        obs::TraceExporter::Timing{}, context.certificates.traces);
     return {};
   }
 

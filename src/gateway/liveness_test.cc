@@ -102,6 +102,11 @@ class LivenessTest : public GatewayFixture {
       ASSERT_EQ(each->generations, 1) << "round_robin gives each of them one";
     }
   }
+  // With a history of one request each, and their full shares from the start.
+  void begin_with_history(const std::string& text = "x") {
+    begin({"--slow-start-secs", "0"});
+    teach(100, text);
+  }
   RawClient& ask(const std::string& text = "x") {
     ++sent_;
     clients_.push_back(std::make_unique<RawClient>(gateway_->port()));
@@ -117,6 +122,17 @@ class LivenessTest : public GatewayFixture {
       ASSERT_TRUE(eventually([&] { return generations() == before + 1; }));
     }
   }
+  void fall_silent_with_one(Engine& one, Mode how) {
+    one.mode = how;
+    ask_until_it_holds_one(one);
+  }
+  // Looked at again and again while the test's clock goes on by as much.
+  bool as_time_passes(Duration step, const std::function<bool()>& condition) {
+    return eventually([&] {
+      clock_.advance(step);
+      return condition();
+    });
+  }
   int generations() const {
     int sum = 0;
     for (const auto& each : engines_) sum += each->generations;
@@ -127,11 +143,12 @@ class LivenessTest : public GatewayFixture {
     for (const auto& each : engines_) sum += each->open;
     return sum;
   }
+  bool is_suspect(const Engine& one) { return metric("smg_worker_suspect", {one.url()}) == 1; }
   bool becomes_suspect(const Engine& one) {
-    return eventually([&] { return metric("smg_worker_suspect", {one.url()}) == 1; });
+    return eventually([&] { return is_suspect(one); });
   }
   bool becomes_trusted(const Engine& one) {
-    return eventually([&] { return metric("smg_worker_suspect", {one.url()}) == 0; });
+    return eventually([&] { return !is_suspect(one); });
   }
   double suspicions(const Engine& one) { return metric("smg_worker_suspicions_total", {one.url()}); }
   Json json_of(const Engine& one) {
@@ -156,10 +173,8 @@ class LivenessTest : public GatewayFixture {
 TEST_F(LivenessTest, R4AFrozenWorkerIsOutOfRotationWithin3sAndLosesNothing) {
   Engine& frozen = engine();
   Engine& steady = engine();
-  begin({"--slow-start-secs", "0"});
-  teach(100);
-  frozen.mode = Mode::kFrozen;
-  ask_until_it_holds_one(frozen);
+  begin_with_history();
+  fall_silent_with_one(frozen, Mode::kFrozen);
   clock_.advance(2s);
   ASSERT_TRUE(becomes_suspect(frozen)) << "it was idle, and 2 s have passed since its next request";
   EXPECT_THAT(json_of(frozen)["suspect"]["why"].get<std::string>(), HasSubstr("silent for 2.0 s on 1 requests"));
@@ -179,16 +194,11 @@ TEST_F(LivenessTest, R4AFrozenWorkerIsOutOfRotationWithin3sAndLosesNothing) {
 TEST_F(LivenessTest, R5AWorkerThatPassesItsHealthChecksAndGeneratesNothingStaysOut) {
   Engine& mute = engine();
   Engine& steady = engine();
-  begin({"--slow-start-secs", "0"});
-  teach(100);
-  mute.mode = Mode::kMute;
-  ask_until_it_holds_one(mute);
+  begin_with_history();
+  fall_silent_with_one(mute, Mode::kMute);
   clock_.advance(2s);
   ASSERT_TRUE(becomes_suspect(mute));
-  EXPECT_TRUE(eventually([&] {
-    clock_.advance(1s);
-    return mute.probes > 0;
-  }));
+  EXPECT_TRUE(as_time_passes(1s, [&] { return mute.probes > 0; }));
   clients_.clear();  // its request ends without a byte: that proves nothing
   ASSERT_TRUE(eventually([&] { return json_of(mute)["load"] == 0; }));
   const int before = steady.generations;
@@ -196,24 +206,16 @@ TEST_F(LivenessTest, R5AWorkerThatPassesItsHealthChecksAndGeneratesNothingStaysO
   EXPECT_EQ(steady.generations, before + 4);
   EXPECT_EQ(json_of(mute)["is_healthy"], true);
   mute.mode = Mode::kServes;  // and its answer to the question whether it generates comes
-  EXPECT_TRUE(eventually([&] {
-    clock_.advance(1s);
-    return metric("smg_worker_suspect", {mute.url()}) == 0;
-  }));
+  EXPECT_TRUE(as_time_passes(1s, [&] { return !is_suspect(mute); }));
 }
 
 TEST_F(LivenessTest, AWorkerWhoseProbesLieIsTriedWithOneRequestAtATime) {
   Engine& liar = engine();
   Engine& steady = engine();
-  begin({"--slow-start-secs", "0"});
-  teach(100);
-  liar.mode = Mode::kLies;
-  ask_until_it_holds_one(liar);
+  begin_with_history();
+  fall_silent_with_one(liar, Mode::kLies);
   // Suspect, trusted for its probe, and suspect again: then its probes do not count.
-  ASSERT_TRUE(eventually([&] {
-    clock_.advance(500ms);
-    return suspicions(liar) == 2;
-  }));
+  ASSERT_TRUE(as_time_passes(500ms, [&] { return suspicions(liar) == 2; }));
   EXPECT_EQ(json_of(liar)["most_requests"], 1);
   const int before = steady.generations;
   expect_answers(2);
@@ -226,20 +228,15 @@ TEST_F(LivenessTest, WhereNoProbeGeneratesOneRequestMayTryIt) {
   Engine& mute = engine();
   engine();
   mute.has_probe = false;
-  begin({"--slow-start-secs", "0"});
-  teach(100);
-  mute.mode = Mode::kMute;
-  ask_until_it_holds_one(mute);
+  begin_with_history();
+  fall_silent_with_one(mute, Mode::kMute);
   clock_.advance(2s);
   ASSERT_TRUE(becomes_suspect(mute));
-  ASSERT_TRUE(eventually([&] {
-    clock_.advance(1s);
-    return json_of(mute)["most_requests"] == 1;
-  }));
+  ASSERT_TRUE(as_time_passes(1s, [&] { return json_of(mute)["most_requests"] == 1; }));
   clients_.clear();
   ASSERT_TRUE(eventually([&] { return json_of(mute)["load"] == 0; }));
   mute.mode = Mode::kServes;
-  EXPECT_EQ(metric("smg_worker_suspect", {mute.url()}), 1) << "it is not trusted before it has answered";
+  EXPECT_TRUE(is_suspect(mute)) << "it is not trusted before it has answered";
   const int before = mute.generations;
   expect_answers(2);
   EXPECT_EQ(mute.generations, before + 1);
@@ -249,8 +246,7 @@ TEST_F(LivenessTest, WhereNoProbeGeneratesOneRequestMayTryIt) {
 TEST_F(LivenessTest, R5AnHonestPrefillOf60sIsNoSilence) {
   Engine& honest = engine();
   Engine& frozen = engine();
-  begin({"--slow-start-secs", "0"});
-  teach(100, std::string(4000, 'x'));
+  begin_with_history(std::string(4000, 'x'));
   for (const auto& each : engines_) each->mode = Mode::kMute;
   // Which of them has the long prompt is not told apart: the other one is the one to suspect.
   ask(std::string(240'000, 'x'));
@@ -266,8 +262,7 @@ TEST_F(LivenessTest, R5AnHonestPrefillOf60sIsNoSilence) {
 
 TEST_F(LivenessTest, WithoutHistoryOnlyFailedProbesDecide) {
   Engine& known = engine();
-  begin({"--slow-start-secs", "0"});
-  teach(100);
+  begin_with_history();
   Engine& added = engine();
   gateway_->worker_started(added.url());
   for (const auto& each : engines_) each->mode = Mode::kMute;
@@ -280,10 +275,8 @@ TEST_F(LivenessTest, WithoutHistoryOnlyFailedProbesDecide) {
 
 TEST_F(LivenessTest, WhereAllAreSuspectTheyAreUsedAndTheReasonIsKept) {
   Engine& only = engine();
-  begin({"--slow-start-secs", "0"});
-  teach(100);
-  only.mode = Mode::kMute;
-  ask_until_it_holds_one(only);
+  begin_with_history();
+  fall_silent_with_one(only, Mode::kMute);
   clock_.advance(2s);
   ASSERT_TRUE(becomes_suspect(only));
   ++sent_;
@@ -303,8 +296,7 @@ TEST_F(LivenessTest, WhereAllAreSuspectTheyAreUsedAndTheReasonIsKept) {
 TEST_F(LivenessTest, AClientThatDoesNotReadIsNotTheWorkersSilence) {
   Engine& blocked = engine();
   Engine& silent = engine();
-  begin({"--slow-start-secs", "0"});
-  teach(100);
+  begin_with_history();
   blocked.answer_bytes = 64 << 20;
   silent.mode = Mode::kMute;
   for (int i = 0; i < 2; ++i) ask();
@@ -313,8 +305,7 @@ TEST_F(LivenessTest, AClientThatDoesNotReadIsNotTheWorkersSilence) {
   ASSERT_TRUE(becomes_suspect(silent)) << "so both were looked at, and all that fits has been sent meanwhile";
   silent.mode = Mode::kServes;
   ASSERT_TRUE(becomes_trusted(silent));
-  silent.mode = Mode::kMute;
-  ask_until_it_holds_one(silent);
+  fall_silent_with_one(silent, Mode::kMute);
   clock_.advance(20s);
   ASSERT_TRUE(eventually([&] { return suspicions(silent) == 2; }));
   EXPECT_EQ(suspicions(blocked), 0);

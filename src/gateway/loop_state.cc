@@ -16,6 +16,12 @@ LoopState::LoopState(net::EventLoop& event_loop, const net::ClientOptions& optio
       rejected_(metrics.counter("smg_http_rate_limit_total", {"rejected"})),
       queue_wait_(metrics.histogram("smg_admission_queue_wait_seconds")) {}
 
+bool LoopState::may_weigh_all(TimePoint now) {
+  const int64_t second = std::chrono::duration_cast<std::chrono::seconds>(now.time_since_epoch()).count();
+  if (std::exchange(weigh_second_, second) != second) weighed_ = 0;
+  return weighed_++ < kWeighedPerSecond;
+}
+
 PolicySeries& LoopState::of_policy(std::string_view name) {
   const auto known = policy_series_.find(name);
   if (known != policy_series_.end()) return known->second;

@@ -74,6 +74,9 @@ class LoopState {
   PolicySeries& of_policy(std::string_view name);
   // Before the attempt that follows `attempt` others.
   void count_backoff(int64_t attempt, Duration pause);
+  // Whether there is time to weigh all workers for the record of a choice that is made now: so many times a second,
+  // which bounds what it costs under load.
+  bool may_weigh_all(TimePoint now);
   void count_queue_wait(Duration waited) { queue_wait_.observe(seconds(waited)); }
   void count_admission(bool allowed) { (allowed ? admitted_ : rejected_).add(); }
 
@@ -111,6 +114,10 @@ class LoopState {
   uint64_t ring_version_ = 0;
   std::map<std::string, const Context::NamedPolicy*> policies_;  // by model
   std::unordered_map<uint32_t, KnownWorker> known_;              // by number of the worker
+
+  static constexpr int kWeighedPerSecond = 1000;
+  int64_t weigh_second_ = 0;
+  int weighed_ = 0;  // in that second
 
   obs::Counter admitted_, rejected_;
   obs::Histogram queue_wait_;

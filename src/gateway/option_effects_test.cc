@@ -7,6 +7,7 @@
 #include "gateway/policy/policy_fixture.h"
 #include "gateway/retry.h"
 #include "gateway/scripted_worker_fixture.h"
+#include "testing/raw_listener.h"
 
 namespace sluice::gateway {
 namespace {
@@ -484,16 +485,7 @@ TEST_F(OptionEffectsTest, DisableHealthCheck) {
 }
 
 TEST_F(OptionEffectsTest, HealthCheckPort) {
-  // One that was free a moment ago.
-  const int probe = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  ASSERT_EQ(::bind(probe, reinterpret_cast<sockaddr*>(&address), size), 0);
-  ASSERT_EQ(::getsockname(probe, reinterpret_cast<sockaddr*>(&address), &size), 0);
-  ::close(probe);
-  const uint16_t port = ntohs(address.sin_port);
+  const uint16_t port = sluice::testing::RawListener().port();  // free again
   start({"--health-check-port", std::to_string(port)});
   EXPECT_EQ(gateway_->health_port(), port);
   url_ = net::parse_url(fmt::format("http://127.0.0.1:{}", port)).value();
@@ -536,6 +528,23 @@ TEST_F(OptionEffectsTest, MaxConcurrentRequestsOfZeroIsNoBound) {
   worker();
   start({"--max-concurrent-requests", "0", "--queue-size", "0"});
   EXPECT_EQ(generate()->status, 200);
+}
+
+TEST_F(OptionEffectsTest, RateLimitTokensPerSecond) {
+  worker();
+  start({"--rate-limit-tokens-per-second", "2", "--queue-size", "1"});
+  EXPECT_EQ(generate()->status, 200);
+  EXPECT_EQ(generate()->status, 200);
+  ++sent_;
+  RawClient waits(gateway_->port());
+  waits.post("/generate", body_of("x"));
+  ASSERT_TRUE(eventually([&] { return metric("smg_admission_queue_depth") == 1; }));
+  const auto refused = generate();
+  EXPECT_EQ(refused->status, 429);
+  EXPECT_EQ(code_of(refused), "admission_queue_full");
+  EXPECT_EQ(refused->headers.get("retry-after"), "1");
+  clock_.advance(500ms);
+  EXPECT_THAT(waits.read_until("\r\n\r\n"), HasSubstr(" 200 ")) << "it is called, though nobody ends meanwhile";
 }
 
 TEST_F(OptionEffectsTest, RetryMaxRetries) {

@@ -1,15 +1,9 @@
 #include "gateway/options.h"
 
-#include <algorithm>
-#include <charconv>
-
 #include "gateway/policy/policy.h"
 #include "gateway/rejected_flags.h"
-#include "net/http.h"
-#include "obs/trace_exporter.h"
 
 namespace sluice::gateway {
-
 namespace {
 
 std::vector<std::string_view> policy_names() {
@@ -86,7 +80,7 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
           {.name = "expose-worker-header",
            .field = &O::expose_worker_header,
            .value = false,
-           .read_by = "gateway/exchange",
+           .read_by = "gateway/exchange_attempt",
            .group = "Listening",
            .help = "Name the worker of each answer in the header x-smg-routed-worker-id."},
           {.name = "max-payload-size",
@@ -492,28 +486,28 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .field = &O::request_timeout_secs,
            .value = int64_t{1800},
            .range = {1, 1e9},
-           .read_by = "gateway/exchange",
+           .read_by = "gateway/exchange_attempt",
            .group = "Time limits",
            .help = "Seconds to wait for the head of an answer, and between two parts of it."},
           {.name = "connect-timeout-secs",
            .field = &O::connect_timeout_secs,
            .value = int64_t{10},
            .range = {1, 1e9},
-           .read_by = "gateway/exchange",
+           .read_by = "gateway/exchange_attempt",
            .group = "Time limits",
            .help = "Seconds that connecting to a worker may take."},
           {.name = "response-head-timeout-secs",
            .field = &O::response_head_timeout_secs,
            .value = std::optional<int64_t>(),
            .range = {1, 1e9},
-           .read_by = "gateway/exchange",
+           .read_by = "gateway/exchange_attempt",
            .group = "Time limits",
            .help = "Seconds to wait for the head of an answer instead of --request-timeout-secs."},
           {.name = "stream-idle-timeout-secs",
            .field = &O::stream_idle_timeout_secs,
            .value = std::optional<int64_t>(),
            .range = {1, 1e9},
-           .read_by = "gateway/exchange",
+           .read_by = "gateway/exchange_attempt",
            .group = "Time limits",
            .help = "Seconds between two parts of an answer instead of --request-timeout-secs."},
           {.name = "total-timeout-secs",
@@ -527,7 +521,7 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .field = &O::sse_keepalive_secs,
            .value = int64_t{0},
            .range = {0, 1e9},
-           .read_by = "gateway/exchange",
+           .read_by = "gateway/exchange_attempt",
            .group = "Time limits",
            .help =
                "Seconds of a worker's silence between two events of a stream after which the client gets a comment, "
@@ -568,6 +562,14 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .read_by = "gateway/exchange",
            .group = "Admission",
            .help = "Seconds that a request waits at most before it is answered with 408."},
+          {.name = "rate-limit-tokens-per-second",
+           .field = &O::rate_limit_tokens_per_second,
+           .value = int64_t{0},
+           .range = {0, 1e9},
+           .read_by = "gateway/context",
+           .group = "Admission",
+           .help = "Requests (each is a token) that may begin per second, in bursts of --max-concurrent-requests or of "
+                   "one second; others wait in the same queue. 0 = no limit."},
           {.name = "rl-control-timeout-secs",
            .field = &O::rl_control_timeout_secs,
            .value = int64_t{600},
@@ -728,64 +730,6 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
       },
       rejected_flags());
   return table;
-}
-
-Result<void> validate(const GatewayOptions& options) {
-  const auto bad = [](std::string message) { return Error{ErrorCode::kBadOption, std::move(message)}; };
-  for (const std::string& url : options.worker_urls) {
-    const auto parsed = net::parse_url(url);
-    if (!parsed.ok()) return bad(fmt::format("--worker-urls: {}", parsed.error().message));
-  }
-  if (options.tls_cert_path.has_value() != options.tls_key_path.has_value()) {
-    return bad("--tls-cert-path and --tls-key-path need each other");
-  }
-  if (options.client_cert_path.has_value() != options.client_key_path.has_value()) {
-    return bad("--client-cert-path and --client-key-path need each other");
-  }
-  if (options.queue_size > 0 && options.queue_timeout_secs == 0) {
-    return bad("--queue-timeout-secs must be greater than 0 while --queue-size is");
-  }
-  if (options.retry_max_backoff_ms < options.retry_initial_backoff_ms) {
-    return bad(fmt::format("--retry-max-backoff-ms {} is less than --retry-initial-backoff-ms {}",
-                           options.retry_max_backoff_ms, options.retry_initial_backoff_ms));
-  }
-  if (!options.health_check_endpoint.starts_with('/')) {
-    return bad(fmt::format("--health-check-endpoint {} must begin with /", options.health_check_endpoint));
-  }
-  for (const std::string& pair : options.model_alias) {
-    const size_t at = pair.find('=');
-    if (at == std::string::npos || at == 0 || at + 1 == pair.size()) {
-      return bad(fmt::format("--model-alias {} is not alias=model", pair));
-    }
-  }
-  if (options.api_key && options.api_key->empty()) return bad("--api-key must not be empty");
-  if (options.access_log == "off" && !options.access_log_file.empty()) {
-    return bad("--access-log-file needs --access-log text or json");
-  }
-  if (const auto endpoint = obs::parse_trace_endpoint(options.otlp_traces_endpoint); !endpoint.ok()) {
-    return bad(fmt::format("--otlp-traces-endpoint: {}", endpoint.error().message));
-  }
-  return duration_buckets(options).ok() ? Result<void>() : Result<void>(duration_buckets(options).error());
-}
-
-Result<std::vector<double>> duration_buckets(const GatewayOptions& options) {
-  if (options.prometheus_duration_buckets.empty()) {
-    return std::vector<double>{.001, .005, .01, .025, .05, .1,  .25, .5,  1,    2.5,  5,    10,   15,   30,  45,
-                               60,   90,   120, 180,  240, 300, 480, 900, 1200, 1800, 2700, 3600, 5400, 7200};
-  }
-  std::vector<double> bounds;
-  for (const std::string& text : options.prometheus_duration_buckets) {
-    double bound = 0;
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), bound);
-    if (error != std::errc() || end != text.data() + text.size() || !(bound > 0) || bound > 1e9) {
-      return Error{ErrorCode::kBadOption,
-                   fmt::format("--prometheus-duration-buckets: {} is not a number of seconds above 0", text)};
-    }
-    bounds.push_back(bound);
-  }
-  std::sort(bounds.begin(), bounds.end());
-  bounds.erase(std::unique(bounds.begin(), bounds.end()), bounds.end());
-  return bounds;
 }
 
 }  // namespace sluice::gateway

@@ -89,6 +89,7 @@ struct GatewayOptions {
   int64_t max_concurrent_requests;
   int64_t queue_size;
   int64_t queue_timeout_secs;
+  int64_t rate_limit_tokens_per_second;
 
   int64_t rl_control_timeout_secs;
   int64_t rl_fanout_concurrency;

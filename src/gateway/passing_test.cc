@@ -89,6 +89,33 @@ TEST_F(PassingTest, TheWorkersKeyReplacesWhatTheClientSent) {
   EXPECT_EQ(call("GET", "/server_info", "", mine)->status, 200);
 }
 
+TEST_F(PassingTest, R21AWorkersKeyThatChangesIsUsedByAllThatFollows) {
+  time_ = &real_clock();
+  auto one = SimWorker::start(loops_, {.api_key = "new"}).value();
+  start({"--engine-metrics", "--load-monitor-interval", "1"});
+  ASSERT_EQ(call("POST", "/workers", Json{{"url", one->url()}, {"api_key", "old"}}.dump())->status, 202);
+  ASSERT_TRUE(eventually([&] { return call("GET", "/readiness")->status == 200; }));
+  ASSERT_EQ(generate()->status, 401) << "the worker's own answer, as it is";
+  const std::string path = "/workers/" + workers_json()[0]["id"].get<std::string>();
+  EXPECT_EQ(call("PATCH", path, R"({"api_key":7})")->status, 400);
+  EXPECT_EQ(call("PATCH", path, R"({"api_key":"new"})")->status, 202);
+  EXPECT_EQ(generate()->status, 200);
+  EXPECT_EQ(call("GET", "/server_info")->status, 200);
+  const auto latest_key = [&](std::string_view path) {
+    std::string key;
+    for (const auto& got : one->received()) {
+      if (got.target.starts_with(path)) key = got.headers.get("authorization").value_or("");
+    }
+    return key;
+  };
+  for (const char* asked : {"/generate", "/server_info", "/health", "/v1/loads"}) {
+    EXPECT_TRUE(eventually([&] { return latest_key(asked) == "Bearer new"; })) << asked;
+  }
+  EXPECT_EQ(workers_json()[0]["is_healthy"], true);
+  ASSERT_EQ(call("POST", "/workers", Json{{"url", one->url()}, {"api_key", "other"}}.dump())->status, 202);
+  EXPECT_EQ(generate()->status, 401) << "adding it once more changes the key too";
+}
+
 TEST_F(PassingTest, QueriesAndBodiesReachTheWorkerByteForByte) {
   ScriptedWorker& one = scripted([](const Received&) { return net::Response::json(200, "{}"); });
   start_all();

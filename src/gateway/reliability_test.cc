@@ -8,6 +8,7 @@
 #include "base/rng.h"
 #include "gateway/gateway_fixture.h"
 #include "gateway/scripted_worker_fixture.h"
+#include "testing/raw_listener.h"
 #include "testing/seed.h"
 
 namespace sluice::gateway {
@@ -240,25 +241,14 @@ TEST_F(ReliabilityTest, R7AThousandBadRequestsLeaveTheBreakerClosed) {
 // answer, and which requests meet a dead one does not depend on time.
 class OneAnswerPerConnection {
  public:
-  OneAnswerPerConnection() : listener_(::socket(AF_INET, SOCK_STREAM, 0)) {
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof address;
-    EXPECT_EQ(::bind(listener_, reinterpret_cast<sockaddr*>(&address), size), 0);
-    EXPECT_EQ(::listen(listener_, 100), 0);
-    EXPECT_EQ(::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &size), 0);
-    url_ = fmt::format("http://127.0.0.1:{}", ntohs(address.sin_port));
-    thread_ = std::thread([this] { run(); });
-  }
+  OneAnswerPerConnection() : thread_([this] { run(); }) {}
   ~OneAnswerPerConnection() {
     over_ = true;
-    ::shutdown(listener_, SHUT_RDWR);
+    listener_.shutdown();
     thread_.join();
-    ::close(listener_);
   }
 
-  const std::string& url() const { return url_; }
+  std::string url() const { return listener_.url(); }
   int met_dead() const { return met_dead_; }
 
  private:
@@ -287,7 +277,7 @@ class OneAnswerPerConnection {
   void run() {
     std::vector<Connection> connections;
     while (!over_) {
-      std::vector<pollfd> polls = {{listener_, POLLIN, 0}};
+      std::vector<pollfd> polls = {{listener_.fd(), POLLIN, 0}};
       for (const Connection& connection : connections) polls.push_back({connection.fd, POLLIN, 0});
       ::poll(polls.data(), polls.size(), -1);
       for (size_t i = connections.size(); i-- > 0;) {
@@ -296,13 +286,12 @@ class OneAnswerPerConnection {
         connections.erase(connections.begin() + static_cast<std::ptrdiff_t>(i));
       }
       if ((polls[0].revents & POLLIN) != 0 && !over_)
-        connections.push_back({::accept(listener_, nullptr, nullptr), {}});
+        connections.push_back({::accept(listener_.fd(), nullptr, nullptr), {}});
     }
     for (const Connection& connection : connections) ::close(connection.fd);
   }
 
-  const int listener_;
-  std::string url_;
+  sluice::testing::RawListener listener_;
   std::atomic<bool> over_{false};
   std::atomic<int> met_dead_{0};
   std::thread thread_;

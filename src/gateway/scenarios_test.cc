@@ -5,6 +5,7 @@
 
 #include "gateway/gateway_fixture.h"
 #include "net/sse.h"
+#include "testing/raw_listener.h"
 
 namespace sluice::gateway {
 namespace {
@@ -396,18 +397,9 @@ TEST_F(ScenarioTest, AClientThatLeavesDuringAPauseBetweenAttemptsEndsThem) {
 }
 
 TEST_F(ScenarioTest, AClientThatLeavesWhileItsWorkerCannotBeReachedEndsTheAttempt) {
-  // A listening socket that nobody accepts from, and whose queue is full, lets a connection wait.
-  const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  ASSERT_EQ(::bind(listener, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-  ASSERT_EQ(::listen(listener, 0), 0);
-  socklen_t size = sizeof address;
-  ::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size);
-  RawClient filler(ntohs(address.sin_port));
+  const sluice::testing::FullListener unreachable;
   start();
-  const std::string url = fmt::format("http://127.0.0.1:{}", ntohs(address.sin_port));
+  const std::string url = unreachable.url();
   gateway_->worker_started(url);
   ++sent_;
   RawClient client(gateway_->port());
@@ -415,7 +407,6 @@ TEST_F(ScenarioTest, AClientThatLeavesWhileItsWorkerCannotBeReachedEndsTheAttemp
   ASSERT_TRUE(eventually([&] { return metric("smg_worker_requests_active", {url}) == 1; }));
   client.leave();
   expect_settled();
-  ::close(listener);
 }
 
 // --- workers that come and go

@@ -42,6 +42,20 @@ std::optional<Choice> select_worker(const Roster& roster, const Policy& policy, 
   return policy.choose(FleetView(scratch, ring), facts, rng);
 }
 
+void weigh_all(const Roster& roster, const Policy& policy, const RequestFacts& facts, std::span<const uint32_t> tried,
+               std::vector<obs::RequestRecord::Score>& scores) {
+  const auto members = roster.members();
+  if (members.size() > kMostWeighed) return;
+  const RequestGate gate(roster, tried, facts.now);
+  scores.reserve(members.size());
+  for (uint32_t place = 0; place < members.size(); ++place) {
+    scores.push_back({.worker = members[place].worker,
+                      .usable = gate.of(place) == Gate::Pass::kYes,
+                      .cost = policy.weigh(members[place], facts),
+                      .matched_share = facts.prefix.rate_of(members[place].worker)});
+  }
+}
+
 bool any_untried(const Roster& roster, std::span<const uint32_t> tried, TimePoint now) {
   const RequestGate gate(roster, tried, now);
   for (uint32_t place = 0; place < roster.workers().size(); ++place) {

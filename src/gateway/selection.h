@@ -8,6 +8,7 @@
 
 #include "gateway/policy/policy.h"
 #include "gateway/roster.h"
+#include "obs/journal.h"
 
 namespace sluice::gateway {
 
@@ -30,6 +31,12 @@ class RequestGate final : public Gate {
 std::optional<Choice> select_worker(const Roster& roster, const Policy& policy, const RequestFacts& facts,
                                     std::span<const uint32_t> tried, const routing::HashRing* ring,
                                     std::vector<Candidate>& scratch, Rng& rng);
+
+// What the policy weighs of each worker, usable or not, for a record. Of more than kMostWeighed workers nothing: that
+// would cost a choice more than the choice.
+inline constexpr size_t kMostWeighed = 64;
+void weigh_all(const Roster& roster, const Policy& policy, const RequestFacts& facts, std::span<const uint32_t> tried,
+               std::vector<obs::RequestRecord::Score>& scores);
 
 // Whether a worker takes work now that was not tried.
 bool any_untried(const Roster& roster, std::span<const uint32_t> tried, TimePoint now);

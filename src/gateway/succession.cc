@@ -40,7 +40,7 @@ std::string fleet_document(const Context& context) {
     place[url] = list.size();
     const Worker::Info info = worker->info();
     list.push_back({{"url", url},
-                    {"api_key", worker->api_key},
+                    {"api_key", worker->api_key()},
                     {"healthy", worker->healthy.load()},
                     {"source", info.source},
                     {"priority", info.priority},

@@ -1,5 +1,6 @@
 // Limits in time, what is said when they are over, and what clients and workers are told meanwhile.
 #include "gateway/gateway_fixture.h"
+#include "testing/raw_listener.h"
 
 namespace sluice::gateway {
 namespace {
@@ -53,29 +54,14 @@ TEST_F(TimeLimitsTest, TheSilenceWithinAStream) {
 }
 
 TEST_F(TimeLimitsTest, TheConnection) {
-  // A listener that accepts nothing and whose queue is full: the kernel answers no further connection.
-  const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  ASSERT_EQ(::bind(listener, reinterpret_cast<sockaddr*>(&address), size), 0);
-  ASSERT_EQ(::listen(listener, 0), 0);
-  ASSERT_EQ(::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size), 0);
-  std::vector<int> fillers;
-  for (int i = 0; i < 8; ++i) {
-    fillers.push_back(::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0));
-    ::connect(fillers.back(), reinterpret_cast<sockaddr*>(&address), size);
-  }
+  const sluice::testing::FullListener unreachable;
   start({"--connect-timeout-secs", "1", "--disable-retries"});
-  gateway_->worker_started(fmt::format("http://127.0.0.1:{}", ntohs(address.sin_port)));
+  gateway_->worker_started(unreachable.url());
   const auto answer = generate();
   EXPECT_EQ(answer->status, 504);
   EXPECT_THAT(answer->body, HasSubstr("worker " + id_of(0) + ": connecting took longer than 1 s"));
   EXPECT_THAT(answer->body, Not(HasSubstr("127.0.0.1")));
   expect_settled();
-  for (const int fd : fillers) ::close(fd);
-  ::close(listener);
 }
 
 // --- the whole exchange --------------------------------------------------------------------------------------------

@@ -14,6 +14,10 @@ Error wrong(const char* what) { return {ErrorCode::kInvalidArgument, what}; }
 // Both forms of the field: "model_id", and "models" of objects with "id".
 Result<WorkerDetails> read_worker_details(const Json& body) {
   WorkerDetails details;
+  if (const auto key = body.find("api_key"); key != body.end() && !key->is_null()) {
+    if (!key->is_string()) return wrong("api_key must be a string");
+    details.api_key = key->get<std::string>();
+  }
   if (const auto priority = body.find("priority"); priority != body.end()) {
     const bool fits = priority->is_number_integer() &&
                       (!priority->is_number_unsigned() || priority->get<uint64_t>() <= uint64_t{INT64_MAX});
@@ -51,10 +55,6 @@ Result<WorkerRequest> read_worker_request(std::string_view text) {
     return wrong("the body must be a JSON object with url");
   }
   WorkerRequest request{.url = (*body)["url"].get<std::string>()};
-  if (const auto key = body->find("api_key"); key != body->end() && !key->is_null()) {
-    if (!key->is_string()) return wrong("api_key must be a string");
-    request.api_key = key->get<std::string>();
-  }
   SLUICE_TRY(request.details, read_worker_details(*body));
   return request;
 }

@@ -15,6 +15,7 @@ namespace sluice::gateway {
 
 // Beside its address; what is not said stays as it is.
 struct WorkerDetails {
+  std::optional<std::string> api_key;
   std::optional<int64_t> priority;
   std::optional<double> cost;
   std::map<std::string, std::string> labels;
@@ -26,7 +27,6 @@ Result<WorkerDetails> read_worker_details(const nlohmann::ordered_json& body);
 
 struct WorkerRequest {
   std::string url;  // as it was written
-  std::string api_key;
   WorkerDetails details;
 };
 Result<WorkerRequest> read_worker_request(std::string_view text);

@@ -247,6 +247,36 @@ struct CombineRowsArgs {
   int64_t width = 0;
 };
 
+// Attention without softmax whose past is one matrix for each head (Qin et al. 2024; MiniMax-01 2025): in the order of
+// the tokens, S = e^-rate S + k^T v and out = q S, with q, k and v passed through SiLU before. A sequence whose first
+// token is among the new ones begins with S = 0, whatever lies in its row.
+struct LightningAttentionArgs {
+  const float* qkv = nullptr;            // [n, n_heads, 3, head_dim] q, k and v of each head
+  const float* rates = nullptr;          // [n_heads]
+  const int32_t* table_rows = nullptr;   // [n_seqs]
+  const int32_t* query_start = nullptr;  // [n_seqs + 1]
+  const int32_t* seq_lens = nullptr;     // [n_seqs], the new tokens included
+  float* states = nullptr;               // [rows, n_heads, head_dim (of k), head_dim (of v)]
+  float* out = nullptr;                  // [n, n_heads * head_dim]
+  int64_t n_seqs = 0;
+  int64_t n_heads = 0;
+  int64_t head_dim = 0;
+};
+struct SigmoidMulArgs {
+  const float* gate = nullptr;  // [n, width]
+  const float* in = nullptr;    // [n, width]
+  void* out = nullptr;          // [n, width] of out_dtype: sigmoid(gate) * in
+  DType out_dtype = DType::kF32;
+  int64_t n = 0;
+  int64_t width = 0;
+};
+struct ScaleArgs {
+  float* values = nullptr;  // [n, width], multiplied in place
+  float by = 1;
+  int64_t n = 0;
+  int64_t width = 0;
+};
+
 // A device: its memory, and one function per kernel. Kernels are asynchronous by contract: what they write may be read
 // by later kernels of the stream, and by the host after synchronize(). n == 0 is legal everywhere.
 class Backend {
@@ -293,6 +323,9 @@ class Backend {
   virtual void scatter_rows(const Context& context, const ScatterRowsArgs& args) const = 0;
   virtual void grouped_linear(const Context& context, const GroupedLinearArgs& args) const = 0;
   virtual void combine_rows(const Context& context, const CombineRowsArgs& args) const = 0;
+  virtual void lightning_attention(const Context& context, const LightningAttentionArgs& args) const = 0;
+  virtual void sigmoid_mul(const Context& context, const SigmoidMulArgs& args) const = 0;
+  virtual void scale(const Context& context, const ScaleArgs& args) const = 0;
 };
 
 struct BackendRow {

@@ -14,12 +14,13 @@
 
 #include "base/rng.h"
 #include "net/server.h"
+#include "testing/raw_listener.h"
 
 namespace sluice::net {
 namespace {
 
 using namespace std::chrono_literals;
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 // A server that does exactly what a test says, on a thread of its own. Waits are bounded.
 class ScriptedServer {
@@ -69,18 +70,11 @@ class ScriptedServer {
   };
 
   // `script` gets each connection in turn, with its number from 0.
-  explicit ScriptedServer(std::function<void(Peer&, int)> script) : fd_(::socket(AF_INET, SOCK_STREAM, 0)) {
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    ::bind(fd_, reinterpret_cast<const sockaddr*>(&address), sizeof address);
-    ::listen(fd_, 16);
-    socklen_t size = sizeof address;
-    ::getsockname(fd_, reinterpret_cast<sockaddr*>(&address), &size);
-    url = *parse_url(fmt::format("http://127.0.0.1:{}", ntohs(address.sin_port)));
+  explicit ScriptedServer(std::function<void(Peer&, int)> script) {
+    url = *parse_url(listener_.url());
     thread_ = std::thread([this, script = std::move(script)] {
       for (int i = 0;; ++i) {
-        const int fd = ::accept(fd_, nullptr, nullptr);
+        const int fd = ::accept(listener_.fd(), nullptr, nullptr);
         if (fd < 0) return;
         const int one = 1;
         ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
@@ -92,17 +86,16 @@ class ScriptedServer {
     });
   }
   ~ScriptedServer() {
-    ::shutdown(fd_, SHUT_RDWR);
+    listener_.shutdown();
     // Ends a wait of the script. The descriptor is a copy: the script may have closed its own.
     ::shutdown(current_, SHUT_RDWR);
     thread_.join();
-    ::close(fd_);
   }
 
   Url url;
 
  private:
-  int fd_;
+  sluice::testing::RawListener listener_;
   std::atomic<int> current_{-1};
   std::thread thread_;
 };
@@ -114,7 +107,7 @@ RequestHead get(std::string target = "/") {
   return head;
 }
 
-class ClientTest : public testing::Test {
+class ClientTest : public ::testing::Test {
  protected:
   ClientTest() : loop_("client") { loop_.start(); }
   // The client lives and dies on its loop.
@@ -407,26 +400,13 @@ TEST_F(ClientTest, BoundsEachPhase) {
   EXPECT_EQ(no_read.error().code, ErrorCode::kTimeout);
   EXPECT_THAT(no_read.error().message, HasSubstr("sending the request took longer than"));
 
-  // A listening socket whose queue is full answers no further connection.
-  const int full = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  ::bind(full, reinterpret_cast<const sockaddr*>(&address), sizeof address);
-  ::listen(full, 0);
-  socklen_t size = sizeof address;
-  ::getsockname(full, reinterpret_cast<sockaddr*>(&address), &size);
-  const Url url = *parse_url(fmt::format("127.0.0.1:{}", ntohs(address.sin_port)));
-  const int first = ::socket(AF_INET, SOCK_STREAM, 0);
-  ::connect(first, reinterpret_cast<const sockaddr*>(&address), sizeof address);
+  const sluice::testing::FullListener unreachable;
   timeouts.connect = 20ms;
   timeouts.head = 20ms;
-  const auto no_connection = fetch(url, "GET", "", timeouts);
+  const auto no_connection = fetch(*parse_url(unreachable.url()), "GET", "", timeouts);
   ASSERT_FALSE(no_connection.ok());
   EXPECT_EQ(no_connection.error().code, ErrorCode::kTimeout);
   EXPECT_THAT(no_connection.error().message, HasSubstr("connecting took longer than 0.02 s"));
-  ::close(first);
-  ::close(full);
 }
 
 TEST_F(ClientTest, CloseEndsAWaitingCall) {

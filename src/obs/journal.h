@@ -24,8 +24,10 @@ struct RequestRecord {
     Duration at{};
   };
   struct Score {
-    uint32_t worker = 0;  // its number
-    double cost = 0;
+    uint32_t worker = 0;       // its number
+    bool usable = true;        // for this attempt
+    double cost = 0;           // what the policy weighs
+    double matched_share = 0;  // of the prompt, that the worker is believed to hold
   };
   // One attempt at a worker.
   struct Try {

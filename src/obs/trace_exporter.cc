@@ -54,12 +54,13 @@ Result<TraceEndpoint> parse_trace_endpoint(std::string_view text) {
 
 class TraceExporter::Impl {
  public:
-  Impl(TraceEndpoint endpoint, std::string service_name, Counters counters, Timing timing)
+  Impl(TraceEndpoint endpoint, std::string service_name, Counters counters, Timing timing,
+       std::shared_ptr<net::TlsContext> tls)
       : endpoint_(std::move(endpoint)),
         resource_{{"service.name", std::move(service_name)}, {"telemetry.sdk.language", std::string("cpp")}},
         counters_(std::move(counters)),
         timing_(timing),
-        http_(loop_),
+        http_(loop_, {.tls = std::move(tls)}),
         grpc_(loop_, endpoint_.url.host, endpoint_.url.port),
         timer_(loop_.executor()),
         farewell_(loop_.executor()) {
@@ -235,8 +236,10 @@ class TraceExporter::Impl {
   bool given_up_ = false;
 };
 
-TraceExporter::TraceExporter(TraceEndpoint endpoint, std::string service_name, Counters counters, Timing timing)
-    : impl_(std::make_unique<Impl>(std::move(endpoint), std::move(service_name), std::move(counters), timing)) {}
+TraceExporter::TraceExporter(TraceEndpoint endpoint, std::string service_name, Counters counters, Timing timing,
+                             std::shared_ptr<net::TlsContext> tls)
+    : impl_(std::make_unique<Impl>(std::move(endpoint), std::move(service_name), std::move(counters), timing,
+                                   std::move(tls))) {}
 TraceExporter::~TraceExporter() = default;
 void TraceExporter::add(const RequestRecord& record) { impl_->add(record); }
 

@@ -20,6 +20,12 @@ std::vector<uint64_t> block_hashes(std::string_view text, int64_t block_chars) {
   return hashes;
 }
 
+WorkerJob job_of(std::string_view text, const CacheWorkerRules& rules, Duration decode) {
+  const int64_t tokens = static_cast<int64_t>(text.size()) * rules.block_tokens / rules.block_chars;
+  return {
+      .blocks = block_hashes(text, rules.block_chars), .prompt_tokens = std::max<int64_t>(1, tokens), .decode = decode};
+}
+
 std::vector<uint64_t> block_hashes(std::span<const uint64_t> tokens, int64_t block_tokens) {
   const std::string_view bytes(reinterpret_cast<const char*>(tokens.data()), tokens.size_bytes());
   return block_hashes(bytes, block_tokens * static_cast<int64_t>(sizeof(uint64_t)));

@@ -67,6 +67,9 @@ struct WorkerJob {
   int64_t cached_tokens = 0;  // set when its prefill begins
 };
 
+// What a prompt of that text is to such a worker.
+WorkerJob job_of(std::string_view text, const CacheWorkerRules& rules, Duration decode);
+
 class CacheWorker {
  public:
   explicit CacheWorker(CacheWorkerRules rules) : rules_(rules), cache_(static_cast<size_t>(rules.kv_blocks)) {}

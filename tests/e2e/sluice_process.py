@@ -39,6 +39,10 @@ class Sluice:
     def output(self):
         return "".join(self.lines[-200:])
 
+    def metrics_url(self):
+        """Of a gateway."""
+        return wait_until("the line of the metrics", lambda: re.search(r"metrics on (\S+)", "".join(self.lines)))[1].replace("0.0.0.0", "127.0.0.1")
+
     def kill(self):
         if self.process.poll() is None:
             self.process.kill()

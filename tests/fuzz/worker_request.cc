@@ -19,7 +19,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     return 0;
   }
   FUZZ_CHECK(tree.is_object() && tree["url"] == request->url, "the address is the tree's");
-  FUZZ_CHECK(request->api_key == (tree.contains("api_key") && tree["api_key"].is_string() ? tree["api_key"] : Json("")),
+  FUZZ_CHECK(request->details.api_key.value_or("") ==
+                 (tree.contains("api_key") && tree["api_key"].is_string() ? tree["api_key"] : Json("")),
              "the key is the tree's");
   if (request->details.priority)
     FUZZ_CHECK(tree["priority"] == *request->details.priority, "the priority is the tree's");

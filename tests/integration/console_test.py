@@ -4,12 +4,10 @@ elsewhere, and that it can be read in light and dark and used with 500 workers.
 
 usage: console_test.py <sluice binary> [--screenshots FOLDER]"""
 import base64
-import http.client
 import json
 import pathlib
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,35 +24,14 @@ if not CHROMIUM or not websocket:
     print("skipped: needs chromium-headless-shell (Debian) and websocket-client (PyPI), which ./test installs")
     sys.exit(77)
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "e2e"))
+from sluice_process import Sluice, call, wait_until  # noqa: E402
+
 BINARY = sys.argv.pop(1)
 SCREENSHOTS = pathlib.Path(sys.argv.pop(1)) if sys.argv[1:2] == ["--screenshots"] and sys.argv.pop(1) else None
 WAIT = 60
 KEY = "the-control-key"
 PROMPT = "a prompt that nobody may read"
-
-
-class Process:
-    def __init__(self, *arguments):
-        self.process = subprocess.Popen([BINARY, *arguments], stdout=subprocess.PIPE)
-        seen = b""
-        while not (found := re.search(rb"listening on http://[^ :]*:(\d+)\n", seen)):
-            part = self.process.stdout.read1(4096)
-            assert part, f"ended without a port: {seen}"
-            seen += part
-        self.port = int(found[1])
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        self.process.communicate(timeout=WAIT)
-
-
-def call(port, method, path, body=None, headers=None):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
-    connection.request(method, path, body, headers or {})
-    answer = connection.getresponse()
-    text = answer.read().decode()
-    connection.close()
-    return answer.status, text, answer.headers
 
 
 class Browser:
@@ -73,7 +50,7 @@ class Browser:
                 break
         assert port, "Chromium did not start"
         threading.Thread(target=self.process.stderr.read, daemon=True).start()
-        pages = json.loads(call(port, "GET", "/json/list")[1])
+        pages = call(f"http://127.0.0.1:{port}/json/list")[2]
         page = next(page for page in pages if page["type"] == "page")
         self.socket = websocket.create_connection(page["webSocketDebuggerUrl"], timeout=WAIT)
         self.next_id = 0
@@ -137,11 +114,11 @@ class ConsoleTest(unittest.TestCase):
         cls.addClassCleanup(cls.browser.stop)
 
     def setUp(self):
-        self.workers = [self.started(Process("bench", "worker", "--port", "0")) for _ in range(4)]
-        self.gateway = self.started(Process(
-            "gateway", "--host", "127.0.0.1", "--port", "0", "--prometheus-host", "127.0.0.1", "--prometheus-port", "0",
+        self.workers = [self.started(Sluice(BINARY, "bench", "worker", "--port", 0)) for _ in range(4)]
+        self.gateway = self.started(Sluice(
+            BINARY, "gateway", "--host", "127.0.0.1", "--port", 0, "--prometheus-host", "127.0.0.1", "--prometheus-port", 0,
             "--control-plane-api-keys", f"1:me:admin:{KEY}", "--drain-settle-secs", "1", "--shutdown-grace-period-secs", "0",
-            "--worker-urls", *(self.url(worker) for worker in self.workers)))
+            "--worker-urls", *(worker.url for worker in self.workers)))
         self.eventually(lambda: [w["status"] for w in self.state()["workers"]] == ["ready"] * 4)
         self.browser.events.clear()
 
@@ -149,35 +126,25 @@ class ConsoleTest(unittest.TestCase):
         self.addCleanup(thing.stop)
         return thing
 
-    @staticmethod
-    def url(worker):
-        return f"http://127.0.0.1:{worker.port}"
-
     def eventually(self, condition):
-        end = time.monotonic() + WAIT
-        while time.monotonic() < end:
-            if value := condition():
-                return value
-            time.sleep(0.05)
-        self.fail("did not become true in time")
+        return wait_until("the condition", condition, WAIT)
 
     def control(self, method, path, body=None):
-        return call(self.gateway.port, method, path, body, {"Authorization": "Bearer " + KEY})
+        return call(self.gateway.url + path, body, method, {"Authorization": "Bearer " + KEY})
 
     def state(self):
-        return json.loads(self.control("GET", "/debug/workers")[1])
+        return self.control("GET", "/debug/workers")[2]
 
     def load(self, requests=60):
         for i in range(requests):
             body = {"model": "m", "stream": i % 3 > 0, "max_tokens": 6,
                     "messages": [{"role": "system", "content": f"{PROMPT} {i % 3} " * 40}, {"role": "user", "content": f"question {i}"}]}
-            status, _, _ = call(self.gateway.port, "POST", "/v1/chat/completions", json.dumps(body),
-                                {"Content-Type": "application/json", "x-request-id": f"request-{i}"})
+            status, _, _ = call(self.gateway.url + "/v1/chat/completions", body, headers={"x-request-id": f"request-{i}"})
             self.assertEqual(status, 200)
 
     def busy_for_a_picture(self):
         """Some forty requests at a time, until the test is over."""
-        self.control("POST", "/workers", json.dumps({"url": "http://127.0.0.1:9"}))
+        self.control("POST", "/workers", {"url": "http://127.0.0.1:9"})
         over = threading.Event()
 
         def client(number):
@@ -186,7 +153,7 @@ class ConsoleTest(unittest.TestCase):
                         "stream_options": {"include_usage": True}, "messages": [
                     {"role": "system", "content": f"{PROMPT} {number % 7} " * 200},
                     {"role": "user", "content": f"{number} {time.monotonic()} " * 20}]}
-                call(self.gateway.port, "POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+                call(self.gateway.url + "/v1/chat/completions", body)
 
         threads = [threading.Thread(target=client, args=(i,)) for i in range(40)]
         for thread in threads:
@@ -199,7 +166,7 @@ class ConsoleTest(unittest.TestCase):
         browser.do("Page.navigate", url="about:blank")
         browser.until("location.href === 'about:blank'")
         browser.events.clear()  # of another page
-        browser.do("Page.navigate", url=f"http://127.0.0.1:{self.gateway.port}/ui")
+        browser.do("Page.navigate", url=self.gateway.url + "/ui")
         browser.until("document.getElementById('ask-key')?.open")
         browser.type("key-text", key)
         if keep:
@@ -211,7 +178,7 @@ class ConsoleTest(unittest.TestCase):
 
     def expect_nothing_odd(self):
         """No error, no refused style or script, nothing from elsewhere, no text of a prompt."""
-        own = f"http://127.0.0.1:{self.gateway.port}/"
+        own = self.gateway.url + "/"
         for event in self.browser.events:
             self.assertNotEqual(event["method"], "Runtime.exceptionThrown", event)
             if event["method"] == "Network.requestWillBeSent":
@@ -250,7 +217,7 @@ class ConsoleTest(unittest.TestCase):
         self.open()
         browser.until("document.querySelectorAll('#workers tbody tr').length === 4")
         rows = self.rows("workers")
-        self.assertEqual({row[0] for row in rows}, {self.url(worker) for worker in self.workers})
+        self.assertEqual({row[0] for row in rows}, {worker.url for worker in self.workers})
         self.assertEqual({row[2] for row in rows}, {"ready"})
         self.assertEqual(sum(int(row[8].split(" of ")[1]) for row in rows), 60)
         self.assertIn("4 of 4", browser.js("document.getElementById('cards').innerText.replace(/\\s+/g, ' ')"))
@@ -263,13 +230,13 @@ class ConsoleTest(unittest.TestCase):
         browser.until("document.querySelectorAll('#requests tbody tr.pick').length === 60")
         browser.click("#requests tbody tr.pick")
         why = browser.until("(t => t.includes('Attempt 1') ? t : '')(document.getElementById('why').innerText)")
-        newest = json.loads(self.control("GET", "/debug/requests?count=1")[1])["recent"][0]
+        newest = self.control("GET", "/debug/requests?count=1")[2]["recent"][0]
         for part in (newest["id"], newest["worker"], "cache_aware", newest["prompt"]["hash"], "200 ok"):
             self.assertIn(part, why)
 
         browser.click("#tab-index")
         browser.until("document.querySelectorAll('#prefixes tbody tr').length > 2")
-        index = json.loads(self.control("GET", "/debug/index?top=50")[1])
+        index = self.control("GET", "/debug/index?top=50")[2]
         self.assertEqual({row[0] for row in self.rows("prefixes")}, {prefix["hash"] for prefix in index["prefixes"]})
         self.assertEqual(len(self.rows("held")), len(index["workers"]))
         self.expect_nothing_odd()
@@ -315,7 +282,7 @@ class ConsoleTest(unittest.TestCase):
     def test_five_hundred_workers_can_be_sorted_and_found(self):
         browser = self.browser
         for port in range(1, 497):
-            status, text, _ = self.control("POST", "/workers", json.dumps({"url": f"http://127.0.0.1:{port}"}))
+            status, _, text = self.control("POST", "/workers", {"url": f"http://127.0.0.1:{port}"})
             self.assertEqual(status, 202, text)
         self.open()
         browser.until("document.querySelectorAll('#workers tbody tr').length === 500")
@@ -370,7 +337,7 @@ class ConsoleTest(unittest.TestCase):
         self.expect_nothing_odd()
 
     def test_the_page_has_nothing_from_elsewhere_and_says_so(self):
-        status, page, headers = call(self.gateway.port, "GET", "/ui")
+        status, headers, page = call(self.gateway.url + "/ui")
         self.assertEqual(status, 200)
         self.assertEqual(headers["Content-Type"], "text/html; charset=utf-8")
         policy = headers["Content-Security-Policy"]
@@ -378,7 +345,7 @@ class ConsoleTest(unittest.TestCase):
         self.assertNotRegex(policy, r"https?:|\*|unsafe")
         nonce = re.search(r"script-src 'nonce-([0-9a-f]{32})'", policy)[1]
         self.assertEqual(page.count(f'nonce="{nonce}"'), 2)
-        self.assertNotIn(nonce, call(self.gateway.port, "GET", "/ui")[1])
+        self.assertNotIn(nonce, call(self.gateway.url + "/ui")[2])
         self.assertEqual(re.findall(r"""(?:src|href)=["'](?!data:)""", page), [])
 
 

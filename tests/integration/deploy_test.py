@@ -85,10 +85,9 @@ def under_traffic():
             Sluice(BINARY, "gateway", "--worker-urls", one.url, two.url, "--port", 0, "--prometheus-port", 0,
                    "--engine-metrics", "--load-monitor-interval", 1, "--max-concurrent-requests", 1, "--queue-size", 1,
                    "--retry-initial-backoff-ms", 1, "--cb-failure-threshold", 3, "--prefix-index-bytes", 65536) as gateway:
-        port = wait_until("its metrics", lambda: re.search(r"metrics on .*:(\d+)", gateway.output()))[1]
 
         def page():
-            return call(f"http://127.0.0.1:{port}/metrics")[2]
+            return call(gateway.metrics_url() + "/metrics")[2]
 
         def shows(what):
             return re.search(what, page(), re.M)

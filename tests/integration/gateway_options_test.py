@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import unittest
+import urllib.parse
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
 from sluice_process import Sluice, call, wait_until  # noqa: E402
@@ -31,7 +32,7 @@ def free_port():
 
 
 def metrics_port(server):
-    return int(wait_until("the line of the metrics", lambda: re.search(r"metrics on http://.*:(\d+)", server.output()))[1])
+    return urllib.parse.urlparse(server.metrics_url()).port
 
 
 def answers(host, port, path):

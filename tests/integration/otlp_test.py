@@ -1,19 +1,16 @@
 #!/usr/bin/env python3
 """Traces of the gateway arrive at a real OTLP receiver, made of the packages opentelemetry-proto and grpcio: over gRPC and
-over HTTP, with parents, children and attributes; a receiver that is away, slow or refuses costs traces and no request.
+over HTTP, plain or over TLS, with parents, children and attributes; a receiver that is away, slow or refuses costs traces and no request.
 
 usage: otlp_test.py <sluice binary>"""
 import concurrent.futures
-import http.client
 import http.server
-import json
 import re
-import signal
-import subprocess
+import ssl
 import sys
 import threading
-import time
 import unittest
+from pathlib import Path
 
 try:
     import grpc
@@ -22,49 +19,13 @@ except ImportError as missing:
     print(f"skipped: {missing}; ./test installs what this needs")
     sys.exit(77)
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "e2e"))
+from certificates import Folder  # noqa: E402
+from sluice_process import Sluice, call, wait_until  # noqa: E402
+
 BINARY = sys.argv.pop(1)
 WAIT = 60
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-
-
-def eventually(condition, bound=WAIT):
-    end = time.monotonic() + bound
-    while time.monotonic() < end:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.02)
-    raise AssertionError("did not become true in time")
-
-
-class Process:
-    """A sluice command; `port` is where it listens."""
-
-    def __init__(self, *arguments, env=None):
-        self.process = subprocess.Popen([BINARY, *arguments], stdout=subprocess.PIPE, env=env)
-        seen = b""
-        while not (found := re.search(rb"listening on http://[^ :]*:(\d+)\n", seen)):
-            part = self.process.stdout.read1(4096)
-            assert part, f"ended without a port: {seen}"
-            seen += part
-        self.port = int(found[1])
-        while b"metrics on" not in seen and arguments[0] == "gateway":
-            seen += self.process.stdout.read1(4096)
-        metrics = re.search(rb"metrics on http://[^ ]*:(\d+)", seen)
-        self.metrics_port = int(metrics[1]) if metrics else None
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        self.process.communicate(timeout=WAIT)
-
-
-def call(port, method, path, body=None, headers=None):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
-    connection.request(method, path, body, headers or {})
-    answer = connection.getresponse()
-    text = answer.read().decode()
-    connection.close()
-    return answer.status, text
 
 
 class Kept:
@@ -112,7 +73,7 @@ class GrpcReceiver(trace_service_pb2_grpc.TraceServiceServicer):
 
 
 class HttpReceiver:
-    def __init__(self, kept):
+    def __init__(self, kept, tls=None):
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
@@ -128,8 +89,11 @@ class HttpReceiver:
                 pass
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if tls is not None:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
+            self.server.handle_error = lambda *_: None  # who does not trust it
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.endpoint = f"http{'s' if tls else ''}://127.0.0.1:{self.server.server_address[1]}"
 
     def stop(self):
         self.server.shutdown()
@@ -139,33 +103,35 @@ class HttpReceiver:
 class OtlpTest(unittest.TestCase):
     def setUp(self):
         self.kept = Kept()
-        self.worker = self.started(Process("bench", "worker", "--port", "0"))
+        self.worker = self.started(Sluice(BINARY, "bench", "worker", "--port", 0))
 
     def started(self, thing):
         self.addCleanup(thing.stop)
         return thing
 
-    def gateway(self, endpoint, *flags):
-        gateway = self.started(Process(
-            "gateway", "--host", "127.0.0.1", "--port", "0", "--prometheus-host", "127.0.0.1", "--prometheus-port", "0",
+    def gateway(self, endpoint, *flags, env=None):
+        gateway = self.started(Sluice(
+            BINARY, "gateway", "--host", "127.0.0.1", "--port", 0, "--prometheus-host", "127.0.0.1", "--prometheus-port", 0,
             "--enable-trace", "--otlp-traces-endpoint", endpoint, "--shutdown-grace-period-secs", "0",
-            "--worker-urls", f"http://127.0.0.1:{self.worker.port}", *flags))
-        eventually(lambda: call(gateway.port, "GET", "/readiness")[0] == 200)
+            "--worker-urls", self.worker.url, *flags, env=env))
+        wait_until("the gateway is ready", lambda: call(gateway.url + "/readiness")[0] == 200)
         return gateway
 
     def chat(self, gateway, headers=None, stream=True):
         body = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, "stream": stream}
-        status, text = call(gateway.port, "POST", "/v1/chat/completions", json.dumps(body),
-                            {"Content-Type": "application/json", **(headers or {})})
+        status, _, text = call(gateway.url + "/v1/chat/completions", body, headers=headers)
         self.assertEqual(status, 200, text)
 
     def traces(self, gateway, result):
-        _, text = call(gateway.metrics_port, "GET", "/metrics")
+        text = call(gateway.metrics_url() + "/metrics")[2]
         found = re.search(rf'^smg_traces_total{{result="{result}"}} (\S+)', text, re.M)
         return float(found[1]) if found else 0
 
+    def wait_for_traces(self, gateway, result, count):
+        wait_until(f"{count} traces {result}", lambda: self.traces(gateway, result) == count)
+
     def check_trace(self, stream):
-        spans = eventually(lambda: self.kept.of_trace(TRACE))
+        spans = wait_until("the trace", lambda: self.kept.of_trace(TRACE))
         root = spans["POST /v1/chat/completions"]
         self.assertEqual(root.parent_span_id.hex(), SPAN)
         self.assertEqual(root.kind, 2)
@@ -184,7 +150,7 @@ class OtlpTest(unittest.TestCase):
         self.assertEqual(attributes["http.response.status_code"].int_value, 200)
         self.assertEqual(attributes["gen_ai.operation.name"].string_value, "chat")
         self.assertTrue(attributes["gen_ai.request.model"].string_value)
-        self.assertEqual(attributes["sluice.worker"].string_value, f"http://127.0.0.1:{self.worker.port}")
+        self.assertEqual(attributes["sluice.worker"].string_value, self.worker.url)
         self.assertEqual(attributes["sluice.outcome"].string_value, "ok")
         self.assertTrue({"sluice.policy", "sluice.reason"} <= {item.key for item in spans["choose"].attributes})
         resource = self.kept.spans()[0][1]
@@ -194,13 +160,36 @@ class OtlpTest(unittest.TestCase):
         gateway = self.gateway(self.started(GrpcReceiver(self.kept)).endpoint)
         self.chat(gateway, {"traceparent": f"00-{TRACE}-{SPAN}-01"})
         self.check_trace(stream=True)
-        eventually(lambda: self.traces(gateway, "exported") == 1)
+        self.wait_for_traces(gateway, "exported", 1)
 
     def test_over_http(self):
         gateway = self.gateway(self.started(HttpReceiver(self.kept)).endpoint)
         self.chat(gateway, {"traceparent": f"00-{TRACE}-{SPAN}-01"}, stream=False)
         self.check_trace(stream=False)
-        eventually(lambda: self.traces(gateway, "exported") == 1)
+        self.wait_for_traces(gateway, "exported", 1)
+
+    def test_over_https_with_certificates_on_both_sides(self):
+        folder = Folder()
+        folder.authority("authority")
+        for name in ("receiver", "gateway"):
+            folder.make(name, "authority")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / "receiver.pem", folder / "receiver.key")
+        context.load_verify_locations(folder / "authority.pem")
+        context.verify_mode = ssl.CERT_REQUIRED
+        receiver = self.started(HttpReceiver(self.kept, context))
+        gateway = self.gateway(receiver.endpoint, env={
+            "OTEL_EXPORTER_OTLP_CERTIFICATE": str(folder / "authority.pem"),
+            "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": str(folder / "gateway.pem"),
+            "OTEL_EXPORTER_OTLP_CLIENT_KEY": str(folder / "gateway.key")})
+        self.chat(gateway, {"traceparent": f"00-{TRACE}-{SPAN}-01"})
+        self.check_trace(stream=True)
+        self.wait_for_traces(gateway, "exported", 1)
+        stranger = self.gateway(receiver.endpoint)
+        self.chat(stranger)
+        wait_until("the reason", lambda: "certificate" in stranger.output())
+        stranger.stop()
+        self.assertEqual(len(self.kept.requests), 1)
 
     def test_many_in_few_batches_and_what_waits_at_the_end(self):
         gateway = self.gateway(self.started(GrpcReceiver(self.kept)).endpoint)
@@ -215,9 +204,9 @@ class OtlpTest(unittest.TestCase):
     def test_errors_of_the_worker_are_errors_of_the_trace(self):
         gateway = self.gateway(self.started(GrpcReceiver(self.kept)).endpoint, "--disable-retries")
         self.worker.stop()
-        status, _ = call(gateway.port, "POST", "/generate", '{"text":"x"}', {"traceparent": f"00-{TRACE}-{SPAN}-01"})
+        status, _, _ = call(gateway.url + "/generate", {"text": "x"}, headers={"traceparent": f"00-{TRACE}-{SPAN}-01"})
         self.assertIn(status, (502, 503))
-        root = eventually(lambda: self.kept.of_trace(TRACE))["POST /generate"]
+        root = wait_until("the trace", lambda: self.kept.of_trace(TRACE))["POST /generate"]
         self.assertEqual(root.status.code, 2)
         self.assertEqual({item.key: item.value for item in root.attributes}["http.response.status_code"].int_value, status)
 
@@ -225,7 +214,7 @@ class OtlpTest(unittest.TestCase):
         receiver = GrpcReceiver(self.kept)
         gateway = self.gateway(receiver.endpoint)
         self.chat(gateway)
-        eventually(lambda: self.traces(gateway, "exported") == 1)
+        self.wait_for_traces(gateway, "exported", 1)
         receiver.stop()
         self.chat(gateway, {"traceparent": f"00-{TRACE}-{SPAN}-01"})
         self.started(GrpcReceiver(self.kept, receiver.port))
@@ -239,13 +228,13 @@ class OtlpTest(unittest.TestCase):
             self.chat(gateway)
         self.assertEqual(self.kept.requests, [])
         self.kept.hold.set()
-        eventually(lambda: self.traces(gateway, "exported") == 50)
+        self.wait_for_traces(gateway, "exported", 50)
 
     def test_a_receiver_that_refuses_for_good_is_asked_once(self):
         self.kept.refuse = grpc.StatusCode.INVALID_ARGUMENT
         gateway = self.gateway(self.started(GrpcReceiver(self.kept)).endpoint)
         self.chat(gateway)
-        eventually(lambda: self.traces(gateway, "failed") == 1)
+        self.wait_for_traces(gateway, "failed", 1)
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def main():
                 "--shutdown-grace-period-secs", 10, "--log-level", "error") as gateway:
         while call(gateway.url + "/readiness")[0] != 200:
             time.sleep(0.05)
-        metrics = re.search(r"metrics on (http://\S+)", gateway.output())[1]
+        metrics = gateway.metrics_url()
         parts = urllib.parse.urlparse(gateway.url)
         tickets = Tickets(options.requests)
         clients = [Client((parts.hostname, parts.port), tickets, options.seed * 1000 + i) for i in range(options.clients)]

@@ -109,7 +109,7 @@ def main():
             wait_until("two workers", lambda: set(urls()) == {workers[1].url, workers[2].url})
 
             parts = urllib.parse.urlparse(gateway.url)
-            metrics = urllib.parse.urlparse(re.search(r"metrics on (http://\S+)", gateway.output())[1])
+            metrics = urllib.parse.urlparse(gateway.metrics_url())
             kinds = [("kept", (parts.hostname, parts.port)), ("new", (parts.hostname, parts.port)),
                      ("stream", (parts.hostname, parts.port))] * options.clients
             kinds += [("/metrics", (metrics.hostname, metrics.port)), ("/readiness", health)]

@@ -20,6 +20,9 @@ class LeastLoad final : public Policy {
   explicit LeastLoad(Rules rules) : rules_(rules) {}
 
   Choice choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const override;
+  double weigh(const Candidate& candidate, const RequestFacts& /*facts*/) const override {
+    return cost(*candidate.load);
+  }
   bool needs_engine_load() const override { return true; }
 
  private:

@@ -16,6 +16,12 @@ Manual::Assignment assignment_of(std::string_view mode) {
 Manual::Manual(const GatewayOptions& options)
     : Manual(assignment_of(options.assignment_mode), std::chrono::seconds(options.max_idle_secs)) {}
 
+double Manual::weigh(const Candidate& candidate, const RequestFacts& facts) const {
+  if (otherwise_) return otherwise_->weigh(candidate, facts);
+  if (assignment_ == Assignment::kMinGroup) return static_cast<double>(keys_.keys_of(candidate.worker));
+  return Policy::weigh(candidate, facts);
+}
+
 Choice Manual::assign(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const {
   if (otherwise_) return otherwise_->choose(fleet, facts, rng);
   if (assignment_ == Assignment::kRandom) {

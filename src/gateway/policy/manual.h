@@ -22,6 +22,7 @@ class Manual final : public Policy {
       : assignment_(Assignment::kRandom), otherwise_(std::move(otherwise)), keys_(max_idle) {}
 
   Choice choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const override;
+  double weigh(const Candidate& candidate, const RequestFacts& facts) const override;
   bool needs_keys() const override { return true; }
   bool needs_prefix() const override { return otherwise_ && otherwise_->needs_prefix(); }
   bool needs_ring() const override { return otherwise_ && otherwise_->needs_ring(); }

@@ -37,6 +37,10 @@ double cost(const WorkerLoad& load, const RequestFacts& facts, double matched_sh
 
 }  // namespace
 
+double MinCost::weigh(const Candidate& candidate, const RequestFacts& facts) const {
+  return cost(*candidate.load, facts, facts.prefix.rate_of(candidate.worker));
+}
+
 Choice MinCost::choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const {
   std::array<const Candidate*, FleetView::kShortList> list;
   const size_t size = fleet.is_many() ? fleet.short_list(facts.prefix, list, rng) : fleet.usable().size();

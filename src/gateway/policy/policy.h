@@ -82,6 +82,10 @@ class Policy {
   virtual ~Policy() = default;
   // Any thread; several at once.
   virtual Choice choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const = 0;
+  // What it compares workers by, less is better, for somebody who asks why; requests in flight if it compares none.
+  virtual double weigh(const Candidate& candidate, const RequestFacts& /*facts*/) const {
+    return static_cast<double>(candidate.load->requests.load(std::memory_order_relaxed));
+  }
   virtual bool needs_prefix() const { return false; }
   virtual bool needs_ring() const { return false; }
   // It looks at every worker that may be used; else it does with what a view of many offers (FleetView).

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <numeric>
+#include <span>
 #include <string>
 
 #include "gateway/policy/policy_fixture.h"
@@ -52,6 +53,19 @@ TEST_P(PolicyConformance, PicksOnlyUsableWorkersAndNoneFromAnEmptyFleet) {
       ASSERT_NE(fleet.view().find(*choice.worker), nullptr);
     } else {
       ASSERT_EQ(choice.reason, Reason::kNoUsableWorker);
+    }
+  }
+}
+
+TEST_P(PolicyConformance, WeighsByWhatItComparesBy) {
+  for (int round = 0; round < 2000; ++round) {
+    TestFleet fleet;
+    draw_fleet(rng_, fleet);
+    for (size_t place = 0; place < fleet.usable().size(); ++place) fleet.load(place).polled_tokens = 100;
+    const RequestFacts facts = draw_request(rng_);
+    const Choice choice = policy_->choose(fleet.view(), facts, rng_);
+    for (const Score& score : std::span(choice.scores).first(choice.num_scores)) {
+      ASSERT_DOUBLE_EQ(policy_->weigh(*fleet.view().find(score.worker), facts), score.cost) << round;
     }
   }
 }

@@ -4,6 +4,12 @@
 
 namespace sluice::gateway {
 
+double PowerOfTwo::weigh(const Candidate& candidate, const RequestFacts& facts) const {
+  const int64_t polled = candidate.load->polled_tokens.load(std::memory_order_relaxed);
+  if (polled < 0) return Policy::weigh(candidate, facts);
+  return static_cast<double>(polled + candidate.load->dispatched_since_poll.load(std::memory_order_relaxed));
+}
+
 Choice PowerOfTwo::choose(const FleetView& fleet, const RequestFacts& /*facts*/, Rng& rng) const {
   auto [a, b] = fleet.any_two(rng);
   if (a == nullptr) return Choice::none();

@@ -11,6 +11,7 @@ namespace sluice::gateway {
 class PowerOfTwo final : public Policy {
  public:
   Choice choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const override;
+  double weigh(const Candidate& candidate, const RequestFacts& facts) const override;
   bool needs_all() const override { return false; }
   bool needs_engine_load() const override { return true; }
 };

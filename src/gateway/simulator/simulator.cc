@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 #include <optional>
+#include <ranges>
 #include <unordered_map>
 
 #include "gateway/load.h"
@@ -75,6 +76,7 @@ class Simulation {
       Duration next = next_poll;
       for (const CacheWorker& worker : workers_) next = std::min(next, worker.next_event());
       if (rules_.concurrency == 0 && coming) next = std::min(next, coming->at);
+      for (const Report& report : reports_) next = std::min(next, report.due);
       if (next > end || (!coming && open_.empty())) break;
       clock_.set(next);
       int64_t finished = 0;
@@ -85,9 +87,10 @@ class Simulation {
         finished += static_cast<int64_t>(events.finished.size());
       }
       if (next == next_poll) {
-        poll();
+        poll(next);
         next_poll += poll_interval_;
       }
+      deliver_reports(next);
       if (rules_.concurrency > 0) {
         for (; finished > 0 && coming; --finished) {
           send(std::move(*coming), next);
@@ -111,14 +114,20 @@ class Simulation {
     double ttft = 0;
   };
 
+  struct Report {
+    Duration due{0};
+    size_t worker = 0;
+    bool failed = false;
+    int64_t tokens = 0, waiting_tokens = 0;
+    double kv_usage = 0;
+    int64_t dispatched = 0, prompt = 0;  // since the report before, when it was asked for
+  };
+
   bool measured() const { return clock_.now().time_since_epoch() > rules_.warm_up; }
 
   void send(SimulatedRequest request, Duration now) {
-    WorkerJob job{.id = ++last_id_,
-                  .blocks = testing::block_hashes(request.text, rules_.worker.block_chars),
-                  .prompt_tokens = std::max<int64_t>(1, static_cast<int64_t>(request.text.size()) *
-                                                            rules_.worker.block_tokens / rules_.worker.block_chars),
-                  .decode = request.decode.value_or(rules_.decode)};
+    WorkerJob job = testing::job_of(request.text, rules_.worker, request.decode.value_or(rules_.decode));
+    job.id = ++last_id_;
     Open open{.sent = now};
     uint32_t worker = 0;
     if (policy_ == nullptr) {
@@ -143,7 +152,12 @@ class Simulation {
           loads_[worker],
           Work{.prompt_tokens = estimate, .new_tokens = kSimulatedTokens, .matched_share = choice.match_rate}, clock_);
     }
-    if (measured()) ++chosen_[worker];
+    if (measured()) {
+      ++chosen_[worker];
+      const auto [least, most] =
+          std::ranges::minmax(workers_ | std::views::transform([](const CacheWorker& each) { return each.open(); }));
+      apart_ += static_cast<double>(most - least);
+    }
     open_.emplace(job.id, std::move(open));
     workers_[worker].submit(std::move(job), now);
   }
@@ -172,18 +186,45 @@ class Simulation {
     open_.erase(at);
   }
 
-  void poll() {
+  // As the gateway: no worker is asked twice at once, and what is sent meanwhile counts on.
+  void poll(Duration now) {
     for (size_t i = 0; i < workers_.size(); ++i) {
-      loads_[i]->polled_waiting_tokens = workers_[i].waiting_tokens();
-      loads_[i]->polled_kv_usage = workers_[i].kv_usage();
-      loads_[i]->polled_tokens = workers_[i].used_tokens();
-      loads_[i]->belief.capacity(static_cast<size_t>(rules_.worker.kv_blocks * rules_.worker.block_chars));
-      loads_[i]->dispatched_since_poll = 0;
-      loads_[i]->prompt_since_poll = 0;
+      if (std::ranges::find(reports_, i, &Report::worker) != reports_.end()) continue;
+      const Duration delay = rules_.report_delay == Duration(0)
+                                 ? Duration(0)
+                                 : from_seconds(seconds(rules_.report_delay) * (0.5 + rng_.uniform()));
+      reports_.push_back({.due = now + delay,
+                          .worker = i,
+                          .failed = now > rules_.reports_until,
+                          .tokens = workers_[i].used_tokens(),
+                          .waiting_tokens = workers_[i].waiting_tokens(),
+                          .kv_usage = workers_[i].kv_usage(),
+                          .dispatched = loads_[i]->dispatched_since_poll,
+                          .prompt = loads_[i]->prompt_since_poll});
     }
   }
 
+  void deliver_reports(Duration now) {
+    for (const Report& report : reports_) {
+      if (report.due > now) continue;
+      WorkerLoad& load = *loads_[report.worker];
+      if (!report.failed) {
+        load.polled_waiting_tokens = report.waiting_tokens;
+        load.polled_kv_usage = report.kv_usage;
+        load.belief.capacity(static_cast<size_t>(rules_.worker.kv_blocks * rules_.worker.block_chars));
+      }
+      load.polled_tokens = report.failed ? -1 : report.tokens;
+      load.dispatched_since_poll -= report.dispatched;
+      load.prompt_since_poll -= report.prompt;
+    }
+    std::erase_if(reports_, [&](const Report& report) { return report.due <= now; });
+  }
+
   SimulationResult summary(Duration end) {
+    if (policy_ != nullptr) {
+      for (size_t i = 0; i < workers_.size(); ++i)
+        result_.miscounted += std::abs(loads_[i]->requests - workers_[i].open());
+    }
     result_.requests = static_cast<int64_t>(latencies_.size());
     const double measured = seconds(end - rules_.warm_up);
     if (measured > 0) result_.requests_per_s = static_cast<double>(result_.requests) / measured;
@@ -197,7 +238,10 @@ class Simulation {
     result_.ttft_p99 = quantile(ttfts_, 0.99);
     const double all = static_cast<double>(std::accumulate(chosen_.begin(), chosen_.end(), int64_t{0}));
     const auto most = static_cast<double>(*std::ranges::max_element(chosen_));
-    if (all > 0) result_.imbalance = most * static_cast<double>(chosen_.size()) / all;
+    if (all > 0) {
+      result_.imbalance = most * static_cast<double>(chosen_.size()) / all;
+      result_.most_apart = apart_ / all;
+    }
     return result_;
   }
 
@@ -220,9 +264,11 @@ class Simulation {
 
   uint64_t last_id_ = 0;
   std::unordered_map<uint64_t, Open> open_;
+  std::vector<Report> reports_;  // on their way
   std::vector<double> latencies_, ttfts_;
   std::vector<int64_t> chosen_;
   double cached_ = 0, predicted_ = 0, prompts_ = 0;  // tokens
+  double apart_ = 0;
   SimulationResult result_;
 };
 

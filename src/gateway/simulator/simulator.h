@@ -21,6 +21,10 @@ struct SimulationRules {
   Duration warm_up = std::chrono::seconds(2);
   Duration duration = std::chrono::seconds(30);  // measured, after the warm-up
   bool streamed = false;                         // the gateway sees first tokens
+  // Load reports arrive so long after the question, the half to three halves of it; those that are asked for after
+  // `reports_until` fail.
+  Duration report_delay{0};
+  Duration reports_until = Duration::max();
   uint64_t seed = 1;
 };
 
@@ -33,7 +37,9 @@ struct SimulationResult {
   double predicted_hit_rate = 0;            // what the gateway believed
   double latency_p50 = 0, latency_p99 = 0;  // seconds
   double ttft_p50 = 0, ttft_p99 = 0;
-  double imbalance = 0;  // requests of the busiest worker over the mean
+  double imbalance = 0;    // requests of the busiest worker over the mean
+  double most_apart = 0;   // requests in flight at two workers, on average over the moments of a choice
+  int64_t miscounted = 0;  // requests that the gateway's loads count at the end and no worker has, or the reverse
 };
 
 // The name that stands for the choice of somebody who sees the workers' caches and queues: the least true cost.

@@ -185,6 +185,36 @@ class CpuBackend final : public Backend {
     cpu::combine_rows(args, simd_, pool_);
   }
 
+  // A task is one head of one sequence, token by token: the state, which fits the second cache, is the work.
+  void lightning_attention(const Context&, const LightningAttentionArgs& args) const override {
+    const int64_t dim = args.head_dim, heads = args.n_heads;
+    pool_.parallel_for(args.n_seqs * heads, [&](int64_t task, int thread) {
+      const int64_t s = task / heads, h = task % heads;
+      auto& scratch = scratch_[static_cast<size_t>(thread)];
+      if (std::ssize(scratch) < dim) scratch.resize(static_cast<size_t>(dim));
+      float* state = args.states + (args.table_rows[s] * heads + h) * dim * dim;
+      const int64_t begin = args.query_start[s], end = args.query_start[s + 1];
+      if (args.seq_lens[s] == end - begin) std::fill_n(state, dim * dim, 0.0f);
+      const float decay = std::exp(-args.rates[h]);
+      for (int64_t row = begin; row < end; ++row) {
+        simd_.lightning_step(args.qkv + (row * heads + h) * 3 * dim, decay, dim, state,
+                             args.out + (row * heads + h) * dim, scratch.data());
+      }
+    });
+  }
+
+  void sigmoid_mul(const Context&, const SigmoidMulArgs& args) const override {
+    const int64_t out_bytes = element_bytes(args.out_dtype);
+    each_row(args.n, [&](int64_t i) {
+      simd_.sigmoid_mul(args.gate + i * args.width, args.in + i * args.width, args.width,
+                        static_cast<char*>(args.out) + i * args.width * out_bytes, args.out_dtype == DType::kBf16);
+    });
+  }
+
+  void scale(const Context&, const ScaleArgs& args) const override {
+    each_row(args.n, [&](int64_t i) { simd_.scale(args.values + i * args.width, args.width, args.by); });
+  }
+
  private:
   template <class Body>
   void each_row(int64_t n, const Body& body) const {

@@ -15,6 +15,7 @@ struct Simd {
   // One row of `width` values each.
   void (*rms_norm)(const float* in, const float* weight, float epsilon, int64_t width, void* out, bool out_bf16);
   void (*silu_mul)(const float* gate, const float* up, int64_t width, void* out, bool out_bf16);
+  void (*sigmoid_mul)(const float* gate, const float* in, int64_t width, void* out, bool out_bf16);
   void (*narrow)(const float* in, int64_t width, void* out, bool out_bf16);  // float32 → dtype
   void (*widen)(const void* in, bool in_bf16, int64_t width, float* out);    // dtype → float32
   // Attention of `rows` query rows of one sequence for the heads of one KV head. `scratch` has attention_scratch()
@@ -26,6 +27,9 @@ struct Simd {
   // the result. The scores are overwritten.
   float (*softmax_step)(float* scores, int64_t count, int64_t padded, float scale, float* state, void* weights,
                         bool bf16);
+  // One token of one head of lightning attention (kernels.h): `qkv` [3, dim], `state` [dim, dim]. `scratch` has dim
+  // floats.
+  void (*lightning_step)(const float* qkv, float decay, int64_t dim, float* state, float* out, float* scratch);
   void (*scale)(float* row, int64_t width, float by);
   void (*add_scaled)(const float* in, int64_t width, float by, float* out, bool accumulate);
   // sums[r] = a row of `count` blocks times row r of x; `rows` of 1 to kDotRows, x_stride apart.

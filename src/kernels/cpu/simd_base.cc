@@ -4,7 +4,8 @@
 
 namespace sluice::kernels::cpu {
 
-const Simd kSimdBase = {"base",     rms_norm, silu_mul, narrow,    widen,     attention, softmax_step, scale,
-                        add_scaled, dot_q4,   dot_q8,   expand_q4, expand_q8, dot_f8,    expand_f8};
+const Simd kSimdBase = {"base",    rms_norm,     silu_mul,       sigmoid_mul, narrow,     widen,
+                        attention, softmax_step, lightning_step, scale,       add_scaled, dot_q4,
+                        dot_q8,    expand_q4,    expand_q8,      dot_f8,      expand_f8};
 
 }  // namespace sluice::kernels::cpu

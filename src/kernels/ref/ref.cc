@@ -194,4 +194,44 @@ void gather_rows(const GatherRowsArgs& args) {
   }
 }
 
+void lightning_attention(const LightningAttentionArgs& args) {
+  const int64_t dim = args.head_dim, heads = args.n_heads;
+  const auto silu = [](double x) { return x / (1 + std::exp(-x)); };
+  for (int64_t s = 0; s < args.n_seqs; ++s) {
+    const bool begins = args.seq_lens[s] == args.query_start[s + 1] - args.query_start[s];
+    for (int64_t h = 0; h < heads; ++h) {
+      float* stored = args.states + (args.table_rows[s] * heads + h) * dim * dim;
+      std::vector<double> state(stored, stored + dim * dim);
+      if (begins) std::fill(state.begin(), state.end(), 0.0);
+      for (int64_t row = args.query_start[s]; row < args.query_start[s + 1]; ++row) {
+        const float* q = args.qkv + (row * heads + h) * 3 * dim;
+        const float* k = q + dim;
+        const float* v = k + dim;
+        for (int64_t i = 0; i < dim; ++i) {
+          for (int64_t j = 0; j < dim; ++j) {
+            double& value = state[static_cast<size_t>(i * dim + j)];
+            value = std::exp(-static_cast<double>(args.rates[h])) * value + silu(k[i]) * silu(v[j]);
+          }
+        }
+        for (int64_t j = 0; j < dim; ++j) {
+          double sum = 0;
+          for (int64_t i = 0; i < dim; ++i) sum += silu(q[i]) * state[static_cast<size_t>(i * dim + j)];
+          args.out[(row * heads + h) * dim + j] = static_cast<float>(sum);
+        }
+      }
+      for (int64_t i = 0; i < dim * dim; ++i) stored[i] = static_cast<float>(state[static_cast<size_t>(i)]);
+    }
+  }
+}
+
+void sigmoid_mul(const SigmoidMulArgs& args) {
+  for (int64_t i = 0; i < args.n * args.width; ++i) {
+    put(args.out, args.out_dtype, i, args.in[i] / (1 + std::exp(-static_cast<double>(args.gate[i]))));
+  }
+}
+
+void scale(const ScaleArgs& args) {
+  for (int64_t i = 0; i < args.n * args.width; ++i) args.values[i] *= args.by;
+}
+
 }  // namespace sluice::kernels::ref

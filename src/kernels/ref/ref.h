@@ -25,5 +25,8 @@ void sort_by_expert(const SortByExpertArgs& args);
 void scatter_rows(const ScatterRowsArgs& args);
 void grouped_linear(const GroupedLinearArgs& args);
 void combine_rows(const CombineRowsArgs& args);
+void lightning_attention(const LightningAttentionArgs& args);
+void sigmoid_mul(const SigmoidMulArgs& args);
+void scale(const ScaleArgs& args);
 
 }  // namespace sluice::kernels::ref

@@ -118,6 +118,13 @@ class SimBackend final : public Backend {
   void combine_rows(const Context& c, const CombineRowsArgs& args) const override {
     forward(c, args, &Backend::combine_rows);
   }
+  void lightning_attention(const Context& c, const LightningAttentionArgs& args) const override {
+    forward(c, args, &Backend::lightning_attention);
+  }
+  void sigmoid_mul(const Context& c, const SigmoidMulArgs& args) const override {
+    forward(c, args, &Backend::sigmoid_mul);
+  }
+  void scale(const Context& c, const ScaleArgs& args) const override { forward(c, args, &Backend::scale); }
 
  private:
   static SimStream& stream_of(const Context& context) {
