@@ -81,9 +81,16 @@ Result<MemoryPlan> plan_memory(const EngineOptions& options, const models::Model
   const auto per_token = static_cast<double>(std::max<size_t>(1, model.kv_bytes_per_token));
   const StepLimits limits = plan_steps(options);
 
-  const double room = fraction * share - weights;
+  double room = fraction * share - weights;
+  // Of what there is for sequences, half may go to states that they keep whatever their length.
+  const auto per_sequence = static_cast<double>(model.state_bytes_per_sequence);
+  int64_t running = limits.max_running_requests;
+  if (per_sequence > 0) {
+    running = std::clamp(static_cast<int64_t>(std::max(0.0, room / 2 / per_sequence)), int64_t{1}, running);
+    room -= per_sequence * static_cast<double>(running);
+  }
   // More than every running request at its longest is of no use but as cache, which memory alone should not decide.
-  const double useful = static_cast<double>(model.context_length) * static_cast<double>(limits.max_running_requests);
+  const double useful = static_cast<double>(model.context_length) * static_cast<double>(running);
   int64_t tokens = static_cast<int64_t>(std::min({std::floor(room / per_token), useful, 2e9}));
   if (options.max_total_tokens) tokens = std::min(tokens, *options.max_total_tokens);
   if (tokens < kSmallestPool) {
@@ -91,15 +98,19 @@ Result<MemoryPlan> plan_memory(const EngineOptions& options, const models::Model
     return Error{
         ErrorCode::kExhausted,
         fmt::format("no room for a KV cache: {:.0f} MiB of memory divided among {} ranks, times {} "
-                    "(--mem-fraction-static), less {:.0f} MiB of weights leaves room for {} tokens of {} bytes",
+                    "(--mem-fraction-static), less {:.0f} MiB of weights{} leaves room for {} tokens of {} bytes",
                     static_cast<double>(facts.limit_bytes) / kMiB, facts.host_ranks, fraction, weights / kMiB,
+                    per_sequence > 0 ? fmt::format(" and {:.0f} MiB of states of {} requests",
+                                                   per_sequence * static_cast<double>(running) / kMiB, running)
+                                     : "",
                     std::max<int64_t>(0, tokens), model.kv_bytes_per_token)};
   }
   MemoryPlan plan;
   plan.max_total_tokens = tokens;
-  plan.max_running_requests = std::max<int64_t>(1, std::min(limits.max_running_requests, tokens / 2));
+  plan.max_running_requests = std::max<int64_t>(1, std::min(running, tokens / 2));
   plan.max_req_len = std::min(model.context_length - 1, tokens - 1);
   plan.kv_bytes = static_cast<int64_t>(static_cast<double>(tokens + 1) * per_token);
+  plan.state_bytes = static_cast<int64_t>(per_sequence) * plan.max_running_requests;
   return plan;
 }
 

@@ -55,6 +55,24 @@ TEST(MemoryPlanTest, TooLittleMemoryIsAnErrorWithTheFigures) {
   EXPECT_NE(plan.error().message.find("100 MiB of weights"), std::string::npos) << plan.error().message;
 }
 
+TEST(MemoryPlanTest, StatesOfSequencesTakeHalfOfTheRoomAtMostAndBoundTheRequests) {
+  models::ModelInfo hybrid = model();
+  hybrid.state_bytes_per_sequence = 10 * kMiB;
+  const auto flags = options({"--mem-fraction-static", "0.5", "--max-running-requests", "64"});
+  // 1000 MiB, less the weights: 900 for sequences, of which at most 450 are states.
+  const auto plan = plan_memory(flags, hybrid, {.limit_bytes = 2000 * kMiB});
+  ASSERT_TRUE(plan.ok()) << plan.error().message;
+  EXPECT_EQ(plan->max_running_requests, 45);
+  EXPECT_EQ(plan->state_bytes, 450 * kMiB);
+  EXPECT_EQ(plan->max_total_tokens, 45 * 2048);
+  EXPECT_LE(plan->state_bytes + plan->kv_bytes, 900 * kMiB);
+  // With room for all of them the pool gets the rest.
+  EXPECT_EQ(plan_memory(flags, hybrid, {.limit_bytes = 100'000 * kMiB})->max_running_requests, 64);
+  const auto none = plan_memory(flags, hybrid, {.limit_bytes = 210 * kMiB});
+  ASSERT_FALSE(none.ok());
+  EXPECT_NE(none.error().message.find("10 MiB of states of 1 requests"), std::string::npos) << none.error().message;
+}
+
 TEST(MemoryPlanTest, AStepHoldsAChunkAndOneTokenOfEveryRunningRequest) {
   EXPECT_EQ(plan_steps(options()).chunk, 512);
   EXPECT_EQ(plan_steps(options({"--chunked-prefill-size", "-1", "--max-prefill-tokens", "4000"})).chunk, 4000);

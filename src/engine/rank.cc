@@ -99,13 +99,14 @@ class RankProcess {
             .prefill_max_requests = options.prefill_max_requests,
             .context_length = model.context_length,
             .longest_prefix_first = options.schedule_policy == "lpm",
-            .prefix_cache = !options.disable_radix_cache,
+            .prefix_cache = !options.disable_radix_cache && model.state_bytes_per_sequence == 0,
             .conservativeness = options.schedule_conservativeness,
             // Ranks must not repeat each other.
             .seed = (options.random_seed ? static_cast<uint64_t>(*options.random_seed) : random_seed()) +
                     static_cast<uint64_t>(spec_.dp_rank),
         },
         *runner, [tokenizer](int32_t id) { return tokenizer->token_bytes(id); }, real_clock());
+    report_states(model, memory);
     report_ready(model, memory, scheduler.max_req_input_len());
     return run_rank_loop({.dp_rank = spec_.dp_rank, .decode_log_interval = options.decode_log_interval}, link_,
                          scheduler, board_);
@@ -132,6 +133,16 @@ class RankProcess {
     last_progress_ = now;
     last_what_ = what;
     link_.send(RankProgress{share, std::string(what)});
+  }
+
+  void report_states(const models::ModelInfo& model, const MemoryPlan& memory) {
+    if (model.state_bytes_per_sequence == 0) return;
+    SLUICE_LOG(
+        info, kComponent,
+        "rank {}: {:.0f} MiB of states of lightning attention, {:.1f} MiB per request; prefixes are not shared, since "
+        "a state is that of one position",
+        spec_.dp_rank, static_cast<double>(memory.state_bytes) / (1 << 20),
+        static_cast<double>(model.state_bytes_per_sequence) / (1 << 20));
   }
 
   void report_ready(const models::ModelInfo& model, const MemoryPlan& memory, int64_t max_req_input_len) {

@@ -63,6 +63,18 @@ struct MoeConfig {
   std::vector<bool> sparse;  // by layer: has experts, else a dense FFN
 };
 
+// What the two terms of a residual are weighted by: alpha RMSNorm(x) + beta f(RMSNorm(x)).
+struct ResidualScale {
+  double alpha = 1;
+  double beta = 1;
+};
+
+// Layers of lightning attention among those of softmax attention, and weighted residuals (MiniMax-01 2025).
+struct LightningConfig {
+  std::vector<bool> layers;  // by layer: lightning, else softmax
+  ResidualScale lightning, softmax, ffn;
+};
+
 // A decoder of pre-norm layers with grouped-query attention and a gated FFN. What families differ in are fields.
 struct ModelConfig {
   std::string model_type;
@@ -83,6 +95,7 @@ struct ModelConfig {
   QkNorm qk_norm = QkNorm::kNone;
   std::optional<MlaConfig> mla;  // in place of grouped-query attention
   std::optional<MoeConfig> moe;
+  std::optional<LightningConfig> lightning;
   bool fp8 = false;  // matrices are stored in e4m3 with a scale for each block of 128x128
   std::vector<int32_t> eos_token_ids;
   std::optional<int32_t> bos_token_id;

@@ -85,6 +85,24 @@ TEST(ModelConfigTest, ReadsThePartialRotationAndTheRouterOfMiniMaxM2) {
   EXPECT_TRUE(config->moe->correction_bias && config->moe->renormalise);
 }
 
+TEST(ModelConfigTest, ReadsBothSpellingsOfMiniMaxText01) {
+  const auto port = config_from_json(config_of("tiny-minimax-text-01"), nullptr);
+  const auto published = config_from_json(config_of("tiny-minimax-text-01-published"), nullptr);
+  ASSERT_TRUE(port.ok() && port->lightning) << port.error().message;
+  ASSERT_TRUE(published.ok() && published->lightning) << published.error().message;
+  EXPECT_EQ(port->rotary_dim, 32);
+  EXPECT_EQ(published->rotary_dim, 16);
+  for (const ModelConfig& config : {*port, *published}) {
+    EXPECT_EQ(config.lightning->layers, (std::vector<bool>{true, false, true}));
+    EXPECT_EQ(config.lightning->lightning.alpha, 1.2);
+    EXPECT_EQ(config.lightning->lightning.beta, 0.8);
+    EXPECT_EQ(config.lightning->softmax.alpha, 1.3);
+    EXPECT_EQ(config.lightning->ffn.beta, 0.95);
+    EXPECT_EQ(config.moe->experts, 4);
+    EXPECT_TRUE(config.moe->renormalise);
+  }
+}
+
 TEST(ModelConfigTest, RefusesExpertsThatCannotBe) {
   const auto refused = [](const std::string& fixture, const Json& changes) {
     Json json = config_of(fixture);
@@ -100,6 +118,11 @@ TEST(ModelConfigTest, RefusesExpertsThatCannotBe) {
   expect_has(refused("tiny-minimax-m2", {{"shared_intermediate_size", 64}}), "shared_intermediate_size");
   expect_has(refused("tiny-minimax-m2", {{"attn_type_list", {1, 0, 1}}}), "attn_type_list");
   expect_has(refused("tiny-minimax-m2", {{"rotary_dim", 34}}), "34 of the 32 values");
+  expect_has(refused("tiny-minimax-text-01", {{"layer_types", {"full_attention"}}}), "1 entries for 3 layers");
+  expect_has(refused("tiny-minimax-text-01", {{"layer_types", {"full_attention", "mamba", "mamba"}}}), "\"mamba\"");
+  expect_has(refused("tiny-minimax-text-01", {{"mlp_beta_factor", 0}}), "residual factors 1.1 and 0");
+  expect_has(refused("tiny-minimax-text-01-published", {{"postnorm", false}}), "postnorm");
+  expect_has(refused("tiny-minimax-text-01-published", {{"attn_type_list", nullptr}}), "attn_type_list");
 }
 
 TEST(ModelConfigTest, WhatIsNotGivenIsWorkedOut) {
@@ -169,8 +192,9 @@ TEST(ModelConfigTest, NoConfigFileEndsTheProcess) {
                                     {1, 2},
                                     Json::object(),
                                     {{"factor", "x"}}};
-  for (const char* fixture : {"tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-qwen3-moe", "tiny-minimax-m2",
-                              "tiny-deepseek-v2", "tiny-deepseek-v3-fp8"}) {
+  for (const char* fixture :
+       {"tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-qwen3-moe", "tiny-minimax-m2", "tiny-deepseek-v2",
+        "tiny-deepseek-v3-fp8", "tiny-minimax-text-01", "tiny-minimax-text-01-published"}) {
     const Json whole = config_of(fixture);
     for (int round = 0; round < 3'000; ++round) {
       Json config = whole, generation = {{"eos_token_id", 2}, {"top_k", 5}, {"temperature", 1}, {"do_sample", true}};

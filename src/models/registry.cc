@@ -5,6 +5,7 @@
 #include "models/family.h"
 #include "models/llama.h"
 #include "models/minimax_m2.h"
+#include "models/minimax_text_01.h"
 #include "models/qwen2.h"
 #include "models/qwen3.h"
 #include "models/qwen3_moe.h"
@@ -28,6 +29,9 @@ constexpr FamilyRow kFamilies[] = {
      .make = make_qwen3_moe},
     {.architecture = "DeepseekV2ForCausalLM", .read = read_deepseek_v2, .make = make_deepseek_v2},
     {.architecture = "DeepseekV3ForCausalLM", .read = read_deepseek_v3, .make = make_deepseek_v3},
+    // Published, and its port to Hugging Face transformers.
+    {.architecture = "MiniMaxText01ForCausalLM", .read = read_minimax_text_01, .make = make_minimax_text_01},
+    {.architecture = "MiniMaxForCausalLM", .read = read_minimax_text_01, .make = make_minimax_text_01},
     {.architecture = "MiniMaxM2ForCausalLM", .read = read_minimax_m2, .make = make_minimax_m2},
 };
 

@@ -108,6 +108,7 @@ class DecoderRunner final : public Runner {
 
   Result<void> allocate_kv(const KvPlan& plan) override {
     SLUICE_TRY_VOID(decoder_->kv().allocate(plan.slots));
+    SLUICE_TRY_VOID(decoder_->states().allocate(plan.table_rows));
     table_width_ = plan.table_width;
     table_.assign(static_cast<size_t>(plan.table_rows) * static_cast<size_t>(plan.table_width), 0);
     device_table_ = table_.data();
@@ -200,6 +201,7 @@ class DecoderRunner final : public Runner {
     info_.bos_token_id = config_.bos_token_id;
     info_.dtype = weights_.dtype() == kernels::DType::kBf16 ? "bf16" : "f32";
     info_.kv_bytes_per_token = decoder_->kv().bytes_per_token();
+    info_.state_bytes_per_sequence = decoder_->states().bytes_per_sequence();
     info_.weight_bytes = weights_.bytes();
     info_.temperature = config_.temperature;
     info_.top_p = config_.top_p;

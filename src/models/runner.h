@@ -43,7 +43,8 @@ struct ModelInfo {
   std::optional<int32_t> bos_token_id;
   std::string dtype;  // arithmetic of the matrix products: "bf16" or "f32"
   size_t kv_bytes_per_token = 0;
-  size_t weight_bytes = 0;  // packed weights that this rank maps
+  size_t state_bytes_per_sequence = 0;  // kept of a sequence whatever its length; not 0: no prefix can be shared
+  size_t weight_bytes = 0;              // packed weights that this rank maps
   // Sampling defaults of generation_config.json, where given.
   std::optional<double> temperature, top_p, min_p, repetition_penalty;
   std::optional<int64_t> top_k;

@@ -17,13 +17,14 @@ GroupedQueryAttention::GroupedQueryAttention(const ModelConfig& config, int64_t 
       stride_((heads_ + 2 * kv_heads_) * dim_),
       interleaved_(config.rope.interleaved),
       epsilon_(config.rms_norm_eps),
-      weights_(weights) {
+      weights_(weights),
+      residual_(fmt::format("model.layers.{}.input_layernorm.weight", layer), config,
+                config.lightning ? std::optional(config.lightning->softmax) : std::nullopt, weights, scratch) {
   const int64_t hidden = config.hidden_size;
   const int64_t q = heads_ * dim_;
   const int64_t kv = kv_heads_ * dim_;
   const std::string prefix = fmt::format("model.layers.{}.", layer);
   const std::string attention = prefix + "self_attn.";
-  input_norm_ = weights.vector({{prefix + "input_layernorm.weight", hidden}});
   qkv_ = weights.linear(
       {{attention + "q_proj.weight", q}, {attention + "k_proj.weight", kv}, {attention + "v_proj.weight", kv}}, hidden);
   if (config.qkv_bias) {
@@ -39,7 +40,6 @@ GroupedQueryAttention::GroupedQueryAttention(const ModelConfig& config, int64_t 
   keys_ = kv_cache.declare(kv);
   values_ = kv_cache.declare(kv);
   const auto element = static_cast<int64_t>(tensor::block_bytes(weights.dtype()));
-  normed_slot_ = scratch.declare("normed", hidden * element);
   qkv_slot_ = scratch.declare("qkv", stride_ * 4);
   attended_slot_ = scratch.declare("attended", q * element);
 }
@@ -47,14 +47,13 @@ GroupedQueryAttention::GroupedQueryAttention(const ModelConfig& config, int64_t 
 void GroupedQueryAttention::forward(const kernels::Context& context, const Step& step) const {
   const kernels::Backend& backend = *context.backend;
   const ForwardBatch& batch = step.batch;
-  auto* normed = step.scratch.at<void>(normed_slot_);
   auto* attended = step.scratch.at<void>(attended_slot_);
   auto* q = step.scratch.at<float>(qkv_slot_);  // [n, heads, dim]
   float* k = q + heads_ * dim_;                 // [n, kv_heads, dim]
   float* v = k + kv_heads_ * dim_;              // [n, kv_heads, dim]
 
-  rms_norm(context, weights_, input_norm_, step.hidden, normed, batch.n_tokens, epsilon_);
-  product(context, weights_, qkv_, normed, q, batch.n_tokens, qkv_bias_ ? weights_.address(*qkv_bias_) : nullptr);
+  const void* x = residual_.enter(context, step);
+  product(context, weights_, qkv_, x, q, batch.n_tokens, qkv_bias_ ? weights_.address(*qkv_bias_) : nullptr);
   if (q_norm_) {
     norm_heads(context, q, *q_norm_, batch.n_tokens, heads_);
     norm_heads(context, k, *k_norm_, batch.n_tokens, kv_heads_);
@@ -93,6 +92,7 @@ void GroupedQueryAttention::forward(const kernels::Context& context, const Step&
                               .table_width = batch.table_width,
                               .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim_)))});
   product(context, weights_, o_, attended, step.hidden, batch.n_tokens, nullptr, /*accumulate=*/true);
+  residual_.leave(context, step);
 }
 
 void GroupedQueryAttention::norm_heads(const kernels::Context& context, float* heads, const VectorWeight& weight,

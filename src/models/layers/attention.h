@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "models/layers/decoder.h"
+#include "models/layers/residual.h"
 
 namespace sluice::models {
 
@@ -27,13 +28,12 @@ class GroupedQueryAttention final : public Block {
   const bool interleaved_;
   const double epsilon_;
   const WeightStore& weights_;
-  VectorWeight input_norm_;  // [hidden]
-  LinearWeight qkv_;         // [(heads + 2 kv_heads) * dim, hidden]
+  const Residual residual_;
+  LinearWeight qkv_;  // [(heads + 2 kv_heads) * dim, hidden]
   std::optional<VectorWeight> qkv_bias_;
   std::optional<VectorWeight> q_norm_, k_norm_;  // [dim], or [heads * dim] and [kv_heads * dim]
   LinearWeight o_;                               // [hidden, heads * dim]
   KvCache::Plane keys_, values_;                 // [kv_heads * dim]
-  Scratch::Slot normed_slot_;                    // [n, hidden] of dtype
   Scratch::Slot qkv_slot_;                       // [n, (heads + 2 kv_heads) * dim]
   Scratch::Slot attended_slot_;                  // [n, heads * dim] of dtype
 };

@@ -11,6 +11,7 @@ Decoder::Decoder(const ModelConfig& config, WeightStore& weights)
       weights_(weights),
       scratch_(weights.backend()),
       kv_(weights.backend(), weights.dtype()),
+      states_(weights.backend()),
       routing_(weights.backend()) {
   const int64_t hidden = config.hidden_size;
   embedding_ = weights.table("model.embed_tokens.weight", config.vocab_size, hidden);
@@ -44,7 +45,8 @@ const float* Decoder::forward(const kernels::Context& context, const ForwardBatc
                                 .n = batch.n_tokens,
                                 .half = inverse_frequencies_.size,
                                 .scale = static_cast<float>(config_.rope.angle_scale)});
-  const Step step{.batch = batch, .kv = kv_, .scratch = scratch_, .hidden = hidden, .cos_sin = cos_sin};
+  const Step step{
+      .batch = batch, .kv = kv_, .states = states_, .scratch = scratch_, .hidden = hidden, .cos_sin = cos_sin};
   for (const auto& block : blocks_) block->forward(context, step);
 
   // Only the rows whose logits are wanted go through the head.

@@ -10,6 +10,7 @@
 #include "models/layers/kv_cache.h"
 #include "models/layers/routing.h"
 #include "models/layers/scratch.h"
+#include "models/layers/state_cache.h"
 #include "models/layers/weights.h"
 
 namespace sluice::models {
@@ -34,6 +35,7 @@ struct ForwardBatch {
 struct Step {
   const ForwardBatch& batch;
   const KvCache& kv;
+  const StateCache& states;
   const Scratch& scratch;
   float* hidden = nullptr;         // [n_tokens, hidden] the residual stream
   const float* cos_sin = nullptr;  // [n_tokens, 2, rotary_dim / 2]
@@ -53,10 +55,12 @@ class Decoder {
   // Declares embedding, final norm and head.
   Decoder(const ModelConfig& config, WeightStore& weights);
 
-  // Where the blocks declare their scratch, what they keep of every token, and their routers.
+  // Where the blocks declare their scratch, what they keep of every token and every sequence, and their routers.
   Scratch& scratch() { return scratch_; }
   KvCache& kv() { return kv_; }
   const KvCache& kv() const { return kv_; }
+  StateCache& states() { return states_; }
+  const StateCache& states() const { return states_; }
   RoutingRecord& routing() { return routing_; }
   const RoutingRecord& routing() const { return routing_; }
   void add(std::unique_ptr<Block> block) { blocks_.push_back(std::move(block)); }
@@ -72,6 +76,7 @@ class Decoder {
   const WeightStore& weights_;
   Scratch scratch_;
   KvCache kv_;
+  StateCache states_;
   RoutingRecord routing_;
   TableWeight embedding_;
   std::vector<std::unique_ptr<Block>> blocks_;

@@ -25,18 +25,15 @@ void GatedFfn::forward(const kernels::Context& context, const Scratch& scratch, 
 }
 
 DenseFfn::DenseFfn(const ModelConfig& config, int64_t layer, WeightStore& weights, Scratch& scratch)
-    : epsilon_(config.rms_norm_eps),
-      weights_(weights),
-      norm_(weights.vector(
-          {{fmt::format("model.layers.{}.post_attention_layernorm.weight", layer), config.hidden_size}})),
-      ffn_(fmt::format("model.layers.{}.mlp.", layer), config.hidden_size, config.intermediate_size, weights, scratch),
-      normed_slot_(
-          scratch.declare("normed", config.hidden_size * static_cast<int64_t>(tensor::block_bytes(weights.dtype())))) {}
+    : residual_(fmt::format("model.layers.{}.post_attention_layernorm.weight", layer), config, ffn_scale(config),
+                weights, scratch),
+      ffn_(fmt::format("model.layers.{}.mlp.", layer), config.hidden_size, config.intermediate_size, weights, scratch) {
+}
 
 void DenseFfn::forward(const kernels::Context& context, const Step& step) const {
-  auto* normed = step.scratch.at<void>(normed_slot_);
-  rms_norm(context, weights_, norm_, step.hidden, normed, step.batch.n_tokens, epsilon_);
-  ffn_.forward(context, step.scratch, normed, step.hidden, step.batch.n_tokens);
+  const void* x = residual_.enter(context, step);
+  ffn_.forward(context, step.scratch, x, step.hidden, step.batch.n_tokens);
+  residual_.leave(context, step);
 }
 
 }  // namespace sluice::models

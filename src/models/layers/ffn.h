@@ -5,6 +5,7 @@
 #include <string>
 
 #include "models/layers/decoder.h"
+#include "models/layers/residual.h"
 
 namespace sluice::models {
 
@@ -33,11 +34,8 @@ class DenseFfn final : public Block {
   void forward(const kernels::Context& context, const Step& step) const override;
 
  private:
-  const double epsilon_;
-  const WeightStore& weights_;
-  VectorWeight norm_;  // [hidden]
-  GatedFfn ffn_;
-  Scratch::Slot normed_slot_;  // [n, hidden] of dtype
+  const Residual residual_;
+  const GatedFfn ffn_;
 };
 
 }  // namespace sluice::models

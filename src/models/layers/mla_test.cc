@@ -190,8 +190,13 @@ class LatentAttentionTest : public ::testing::TestWithParam<int64_t> {
                              .slot_table = table.data(),
                              .table_width = kPositions};
     hidden.resize(static_cast<size_t>(backend_->padded_rows(count) * config_.hidden_size));
-    block_.forward(
-        context_, {.batch = batch, .kv = kv_, .scratch = scratch_, .hidden = hidden.data(), .cos_sin = cos_sin.data()});
+    const StateCache no_states(*backend_);
+    block_.forward(context_, {.batch = batch,
+                              .kv = kv_,
+                              .states = no_states,
+                              .scratch = scratch_,
+                              .hidden = hidden.data(),
+                              .cos_sin = cos_sin.data()});
     std::vector<Row> added;
     for (int64_t i = 0; i < count; ++i) {
       Row out;

@@ -10,13 +10,13 @@ namespace sluice::models {
 MoeFfn::MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, WeightStore& weights, Decoder& decoder)
     : moe_(*config.moe),
       hidden_(config.hidden_size),
-      epsilon_(config.rms_norm_eps),
       weights_(weights),
       routing_(decoder.routing()),
-      layer_(decoder.routing().declare(moe_.experts, moe_.top_k)) {
+      layer_(decoder.routing().declare(moe_.experts, moe_.top_k)),
+      residual_(fmt::format("model.layers.{}.post_attention_layernorm.weight", layer), config, ffn_scale(config),
+                weights, decoder.scratch()) {
   const std::string prefix = fmt::format("model.layers.{}.", layer);
   const int64_t width = moe_.expert_width;
-  norm_ = weights.vector({{prefix + "post_attention_layernorm.weight", hidden_}});
   router_ = weights.linear({{fmt::format("{}{}", prefix, names.router), moe_.experts}}, hidden_);
   if (moe_.correction_bias) bias_ = weights.vector({{fmt::format("{}{}", prefix, names.bias), moe_.experts}});
   const auto of_expert = [&](int64_t e, std::string_view matrix) {
@@ -41,7 +41,6 @@ MoeFfn::MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, 
 
   const auto element = static_cast<int64_t>(tensor::block_bytes(weights.dtype()));
   const int64_t pairs = moe_.top_k, padding = weights.backend().group_padding(moe_.experts);
-  normed_slot_ = scratch.declare("normed", hidden_ * element);
   logits_slot_ = scratch.declare("router_logits", moe_.experts * 4);
   ids_slot_ = scratch.declare("expert_ids", pairs * 4);
   shares_slot_ = scratch.declare("expert_shares", pairs * 4);
@@ -55,21 +54,21 @@ MoeFfn::MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, 
 }
 
 void MoeFfn::forward(const kernels::Context& context, const Step& step) const {
-  auto* normed = step.scratch.at<void>(normed_slot_);
-  rms_norm(context, weights_, norm_, step.hidden, normed, step.batch.n_tokens, epsilon_);
-  choose(context, step);
-  run_experts(context, step);
-  if (shared_) shared_->forward(context, step.scratch, normed, step.hidden, step.batch.n_tokens);
+  const void* x = residual_.enter(context, step);
+  choose(context, step, x);
+  run_experts(context, step, x);
+  if (shared_) shared_->forward(context, step.scratch, x, step.hidden, step.batch.n_tokens);
+  residual_.leave(context, step);
 }
 
-void MoeFfn::choose(const kernels::Context& context, const Step& step) const {
+void MoeFfn::choose(const kernels::Context& context, const Step& step, const void* x) const {
   const kernels::Backend& backend = *context.backend;
   const int64_t n = step.batch.n_tokens;
   auto* logits = step.scratch.at<float>(logits_slot_);
   int32_t* recorded = routing_.chosen(layer_);
   int32_t* ids = recorded == nullptr ? step.scratch.at<int32_t>(ids_slot_) : recorded;
   const int32_t* forced = routing_.forced(layer_);
-  product(context, weights_, router_, step.scratch.at<void>(normed_slot_), logits, n);
+  product(context, weights_, router_, x, logits, n);
   backend.route(context, {.logits = logits,
                           .bias = bias_ ? weights_.address(*bias_) : nullptr,
                           .ids = ids,
@@ -94,7 +93,7 @@ void MoeFfn::choose(const kernels::Context& context, const Step& step) const {
                                    .experts = moe_.experts});
 }
 
-void MoeFfn::run_experts(const kernels::Context& context, const Step& step) const {
+void MoeFfn::run_experts(const kernels::Context& context, const Step& step, const void* x) const {
   const kernels::Backend& backend = *context.backend;
   const int64_t n = step.batch.n_tokens;
   const auto* rows = step.scratch.at<int32_t>(rows_slot_);
@@ -112,13 +111,9 @@ void MoeFfn::run_experts(const kernels::Context& context, const Step& step) cons
                                      .out = to,
                                      .experts = moe_.experts});
   };
-  backend.scatter_rows(context, {.in = step.scratch.at<void>(normed_slot_),
-                                 .rows = rows,
-                                 .out = in,
-                                 .dtype = weights_.dtype(),
-                                 .n = n,
-                                 .copies = moe_.top_k,
-                                 .width = hidden_});
+  backend.scatter_rows(
+      context,
+      {.in = x, .rows = rows, .out = in, .dtype = weights_.dtype(), .n = n, .copies = moe_.top_k, .width = hidden_});
   multiply(gate_up_, in, gate_up);
   backend.silu_mul(context, {.gate_up = gate_up,
                              .out = activated,

@@ -10,6 +10,7 @@
 
 #include "models/layers/decoder.h"
 #include "models/layers/ffn.h"
+#include "models/layers/residual.h"
 #include "models/layers/routing.h"
 
 namespace sluice::models {
@@ -34,24 +35,23 @@ class MoeFfn final : public Block {
   void forward(const kernels::Context& context, const Step& step) const override;
 
  private:
-  void choose(const kernels::Context& context, const Step& step) const;
-  void run_experts(const kernels::Context& context, const Step& step) const;
+  // `x` is [n, hidden] of dtype.
+  void choose(const kernels::Context& context, const Step& step, const void* x) const;
+  void run_experts(const kernels::Context& context, const Step& step, const void* x) const;
 
   const MoeConfig moe_;
   const int64_t hidden_;
-  const double epsilon_;
   const WeightStore& weights_;
   const RoutingRecord& routing_;
   const RoutingRecord::Layer layer_;
+  const Residual residual_;
 
-  VectorWeight norm_;                 // [hidden]
   LinearWeight router_;               // [experts, hidden]
   std::optional<VectorWeight> bias_;  // [experts]
   ExpertsWeight gate_up_;             // [experts] of [2 * width, hidden]
   ExpertsWeight down_;                // [experts] of [hidden, width]
   std::optional<GatedFfn> shared_;
   // A pair is a token and an expert that it goes to; `rows` are those of pairs, sorted by expert.
-  Scratch::Slot normed_slot_;          // [n, hidden] of dtype
   Scratch::Slot logits_slot_;          // [n, experts]
   Scratch::Slot ids_slot_;             // [n, top_k]
   Scratch::Slot shares_slot_;          // [n, top_k] what each expert's output is weighted by
