@@ -190,11 +190,12 @@ struct GatherRowsArgs {
 enum class RouterScore : uint8_t { kSoftmax, kSigmoid };
 enum class GroupScore : uint8_t { kBest, kBestTwo };  // of a group's experts: the best, or the sum of the best two
 struct RouteArgs {
-  const float* logits = nullptr;  // [n, experts]
-  const float* bias = nullptr;    // [experts] added to the scores for the choice, not for the weights; null = none
-  int32_t* ids = nullptr;         // [n, top_k] the best first, of equal ones the lower; -1 where only NaN is left
-  float* weights = nullptr;       // [n, top_k] scores of the chosen, times scale
-  float* margins = nullptr;       // [n] least change of a score for which another choice is made; null = not wanted
+  const float* logits = nullptr;    // [n, experts]
+  const float* bias = nullptr;      // [experts] added to the scores for the choice, not for the weights; null = none
+  int32_t* ids = nullptr;           // [n, top_k] the best first, of equal ones the lower; -1 where only NaN is left
+  float* weights = nullptr;         // [n, top_k] scores of the chosen, times scale
+  float* margins = nullptr;         // [n] least change of a score for which another choice is made; null = not wanted
+  const int32_t* forced = nullptr;  // [n, top_k] the choice that the weights are for, if not `ids`: to compare two runs
   int64_t n = 0;
   int64_t experts = 0;
   int64_t top_k = 0;

@@ -120,6 +120,37 @@ TEST_P(MoeKernelConformance, RouteChoosesAndWeighsAsItsTwin) {
   EXPECT_LT(ties, rows / 10) << "near ties of the drawn scores excuse too much";
 }
 
+TEST_P(MoeKernelConformance, RouteWeighsAForcedChoice) {
+  for (const Router& router : routers()) {
+    SCOPED_TRACE(router.name);
+    RouteArgs args = router.args;
+    args.n = 5;
+    const auto logits = draw(rng_, args.n * args.experts, 4);
+    const auto bias = router.bias ? draw(rng_, args.experts, 0.2) : std::vector<float>();
+    std::vector<int32_t> forced;
+    for (int64_t i = 0; i < args.n * args.top_k; ++i)
+      forced.push_back(static_cast<int32_t>(between(0, args.experts - 1)));
+    const Routed own = run_route(device_, args, logits, bias);
+    args.forced = device_.put(forced);
+    const Routed got = run_route(device_, args, logits, bias);
+    EXPECT_EQ(got.ids, own.ids);
+    EXPECT_EQ(got.margins, own.margins);
+    Routed want = got;
+    args.logits = logits.data();
+    args.bias = router.bias ? bias.data() : nullptr;
+    args.ids = want.ids.data();
+    args.weights = want.weights.data();
+    args.margins = want.margins.data();
+    args.forced = forced.data();
+    ref::route(args);
+    // As in RouteChoosesAndWeighsAsItsTwin.
+    const double units = 2 * (static_cast<double>(args.experts) + 18) + static_cast<double>(args.top_k) + 4;
+    for (size_t i = 0; i < forced.size(); ++i) {
+      EXPECT_NEAR(got.weights[i], want.weights[i], std::abs(want.weights[i]) * 1.01 * units * kF32Unit);
+    }
+  }
+}
+
 TEST_P(MoeKernelConformance, RouteTakesTheLowerOfEqualExperts) {
   const std::vector<float> logits(16, 0.5f);
   const Routed got = run_route(device_, {.n = 2, .experts = 8, .top_k = 3, .groups = 4, .kept_groups = 2}, logits, {});

@@ -192,8 +192,9 @@ TEST(ModelConfigTest, NoConfigFileEndsTheProcess) {
                                     {1, 2},
                                     Json::object(),
                                     {{"factor", "x"}}};
-  for (const char* fixture : {"tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-qwen3-moe", "tiny-minimax-m2",
-                              "tiny-minimax-text-01", "tiny-minimax-text-01-published"}) {
+  for (const char* fixture :
+       {"tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-qwen3-moe", "tiny-minimax-m2", "tiny-deepseek-v2",
+        "tiny-deepseek-v3-fp8", "tiny-minimax-text-01", "tiny-minimax-text-01-published"}) {
     const Json whole = config_of(fixture);
     for (int round = 0; round < 3'000; ++round) {
       Json config = whole, generation = {{"eos_token_id", 2}, {"top_k", 5}, {"temperature", 1}, {"do_sample", true}};

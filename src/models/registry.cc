@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include "models/deepseek_v2.h"
+#include "models/deepseek_v3.h"
 #include "models/family.h"
 #include "models/llama.h"
 #include "models/minimax_m2.h"
@@ -25,6 +27,8 @@ constexpr FamilyRow kFamilies[] = {
      .qk_norm = QkNorm::kEachHead,
      .read = read_qwen3_moe,
      .make = make_qwen3_moe},
+    {.architecture = "DeepseekV2ForCausalLM", .read = read_deepseek_v2, .make = make_deepseek_v2},
+    {.architecture = "DeepseekV3ForCausalLM", .read = read_deepseek_v3, .make = make_deepseek_v3},
     // Published, and its port to Hugging Face transformers.
     {.architecture = "MiniMaxText01ForCausalLM", .read = read_minimax_text_01, .make = make_minimax_text_01},
     {.architecture = "MiniMaxForCausalLM", .read = read_minimax_text_01, .make = make_minimax_text_01},

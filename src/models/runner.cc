@@ -145,6 +145,8 @@ class DecoderRunner final : public Runner {
     return loads;
   }
 
+  void force_routing(const Routing& routing) override { decoder_->routing().force(context_, routing.experts); }
+
   Routing last_routing() const override {
     const RoutingRecord& record = decoder_->routing();
     Routing routing{.layers = record.layers(), .top_k = record.top_k()};

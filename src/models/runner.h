@@ -77,6 +77,9 @@ class Runner {
   virtual std::vector<std::vector<int64_t>> expert_loads() const { return {}; }
   // Of the last step; with RunnerOptions::record_routing.
   virtual Routing last_routing() const { return {}; }
+  // With RunnerOptions::record_routing: the next step's tokens go to `routing.experts` whatever the routers choose, so
+  // that two runs can be compared beyond a near tie. last_routing() still says what they chose. An empty one ends it.
+  virtual void force_routing(const Routing& routing) { (void)routing; }
 };
 
 struct RunnerOptions {

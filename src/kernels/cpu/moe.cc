@@ -85,9 +85,11 @@ void route_row(const RouteArgs& args, int64_t i, float* scratch) {
   float* weights = args.weights + i * args.top_k;
   float least = 0, total = 0;
   for (int64_t k = 0; k < args.top_k; ++k) {
-    const int64_t e = take_best(choice, args.experts, &least);
-    ids[k] = static_cast<int32_t>(e);
-    weights[k] = e < 0 ? 0 : scores[e];
+    ids[k] = static_cast<int32_t>(take_best(choice, args.experts, &least));
+  }
+  const int32_t* used = args.forced == nullptr ? ids : args.forced + i * args.top_k;
+  for (int64_t k = 0; k < args.top_k; ++k) {
+    weights[k] = used[k] < 0 ? 0 : scores[used[k]];
     total += weights[k];
   }
   // Scores that have all underflowed stay zero.

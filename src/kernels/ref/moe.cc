@@ -61,12 +61,14 @@ void route(const RouteArgs& args) {
     }
     const std::vector<int64_t> chosen = best_of(choice, args.top_k, margin);
 
-    double total = 0;
-    for (const int64_t e : chosen) total += scores[static_cast<size_t>(e)];
     for (int64_t k = 0; k < args.top_k; ++k) {
-      const int64_t e = chosen[static_cast<size_t>(k)];
-      const double share = scores[static_cast<size_t>(e)] / (args.renormalise ? total : 1);
-      args.ids[i * args.top_k + k] = static_cast<int32_t>(e);
+      args.ids[i * args.top_k + k] = static_cast<int32_t>(chosen[static_cast<size_t>(k)]);
+    }
+    const int32_t* used = (args.forced == nullptr ? args.ids : args.forced) + i * args.top_k;
+    double total = 0;
+    for (int64_t k = 0; k < args.top_k; ++k) total += scores[static_cast<size_t>(used[k])];
+    for (int64_t k = 0; k < args.top_k; ++k) {
+      const double share = scores[static_cast<size_t>(used[k])] / (args.renormalise ? total : 1);
       args.weights[i * args.top_k + k] = static_cast<float>(share * args.scale);
     }
     if (args.margins != nullptr) args.margins[i] = static_cast<float>(margin);

@@ -66,13 +66,15 @@ void MoeFfn::choose(const kernels::Context& context, const Step& step, const voi
   const int64_t n = step.batch.n_tokens;
   auto* logits = step.scratch.at<float>(logits_slot_);
   int32_t* recorded = routing_.chosen(layer_);
-  auto* ids = step.scratch.at<int32_t>(ids_slot_);
+  int32_t* ids = recorded == nullptr ? step.scratch.at<int32_t>(ids_slot_) : recorded;
+  const int32_t* forced = routing_.forced(layer_);
   product(context, weights_, router_, x, logits, n);
   backend.route(context, {.logits = logits,
                           .bias = bias_ ? weights_.address(*bias_) : nullptr,
-                          .ids = recorded == nullptr ? ids : recorded,
+                          .ids = ids,
                           .weights = step.scratch.at<float>(shares_slot_),
                           .margins = routing_.margins(layer_),
+                          .forced = forced,
                           .n = n,
                           .experts = moe_.experts,
                           .top_k = moe_.top_k,
@@ -82,7 +84,7 @@ void MoeFfn::choose(const kernels::Context& context, const Step& step, const voi
                           .group_score = moe_.group_score,
                           .renormalise = moe_.renormalise,
                           .scale = static_cast<float>(moe_.scale)});
-  backend.sort_by_expert(context, {.ids = recorded == nullptr ? ids : recorded,
+  backend.sort_by_expert(context, {.ids = forced == nullptr ? ids : forced,
                                    .starts = step.scratch.at<int32_t>(starts_slot_),
                                    .counts = step.scratch.at<int32_t>(counts_slot_),
                                    .rows = step.scratch.at<int32_t>(rows_slot_),

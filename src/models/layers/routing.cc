@@ -34,7 +34,19 @@ Result<void> RoutingRecord::allocate(const kernels::Context& context, int64_t ma
   if (!choices) return {};
   SLUICE_TRY(chosen_, take<int32_t>(layers_ * max_tokens * top_k_));
   SLUICE_TRY(margins_, take<float>(layers_ * max_tokens));
+  SLUICE_TRY(forced_, take<int32_t>(layers_ * max_tokens * top_k_));
   return {};
+}
+
+void RoutingRecord::force(const kernels::Context& context, std::span<const int32_t> experts) {
+  forcing_ = !experts.empty();
+  if (!forcing_) return;
+  SLUICE_CHECK(forced_ != nullptr, "routing is forced where it is not kept");
+  const int64_t of_layer = std::ssize(experts) / layers_;
+  for (int64_t layer = 0; layer < layers_; ++layer) {
+    const auto own = experts.subspan(static_cast<size_t>(layer * of_layer), static_cast<size_t>(of_layer));
+    backend_.copy_to_device(context, forced_ + layer * max_tokens_ * top_k_, own.data(), own.size_bytes());
+  }
 }
 
 }  // namespace sluice::models

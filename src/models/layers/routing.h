@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "base/result.h"
@@ -35,6 +36,10 @@ class RoutingRecord {
   int32_t* chosen(Layer layer) const {
     return chosen_ == nullptr ? nullptr : chosen_ + layer.index * max_tokens_ * top_k_;
   }
+  // What the tokens of the next steps go to in place of what the routers choose; null = they choose.
+  const int32_t* forced(Layer layer) const { return forcing_ ? forced_ + layer.index * max_tokens_ * top_k_ : nullptr; }
+  // Where kept: `experts` [layers, n_tokens, top_k] in host memory, for each of the next steps; empty = none.
+  void force(const kernels::Context& context, std::span<const int32_t> experts);
   float* margins(Layer layer) const { return margins_ == nullptr ? nullptr : margins_ + layer.index * max_tokens_; }
 
  private:
@@ -49,6 +54,8 @@ class RoutingRecord {
   int64_t* loads_ = nullptr;   // [layers, experts]
   int32_t* chosen_ = nullptr;  // [layers, max_tokens, top_k]
   float* margins_ = nullptr;   // [layers, max_tokens]
+  int32_t* forced_ = nullptr;  // [layers, max_tokens, top_k]
+  bool forcing_ = false;
   std::vector<std::pair<void*, size_t>> owned_;
 };
 
