@@ -35,7 +35,7 @@ Result<void> read_quantization(const Json& quantization) {
     return unsupported("quantization_config.quant_method",
                        fmt::format("'{}' is not supported; fp8 is, and GGUF files are", method));
   }
-  if (format != "e4m3") {
+  if (format != "e4m3" && format != "float8_e4m3fn") {  // DeepSeek's name and MiniMax's
     return unsupported("quantization_config.fmt", fmt::format("'{}' is not supported; e4m3 is", format));
   }
   if (!present(quantization, "weight_block_size") || quantization["weight_block_size"] != Json{128, 128}) {
@@ -240,6 +240,7 @@ Result<ModelConfig> config_from_json(const Json& config, const Json& generation_
     return unsupported("hidden_act", fmt::format("'{}' is not supported; silu is", act));
   }
   SLUICE_TRY_VOID(read_rope(config, static_cast<double>(result.max_position), result.rope));
+  SLUICE_TRY_VOID(check_sizes(result));  // before lists by layer are made
   if (family->read != nullptr) SLUICE_TRY_VOID(family->read(config, result));
   SLUICE_TRY_VOID(check_shape(result));
 
