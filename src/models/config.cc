@@ -330,6 +330,8 @@ Result<ModelConfig> config_from_gguf(const tensor::GgufFile& file) {
   }
   if (const auto* id = file.get<int64_t>("tokenizer.ggml.bos_token_id"))
     config.bos_token_id = static_cast<int32_t>(*id);
+  SLUICE_TRY_VOID(check_sizes(config));
+  if (family->read_gguf != nullptr) SLUICE_TRY_VOID(family->read_gguf(file, config));
   SLUICE_TRY_VOID(check_shape(config));
   return config;
 }
