@@ -145,6 +145,7 @@ void PrefillQueue::fit(double tokens, double took, double above, TimePoint now) 
       b = st_ / tt_;
     }
   }
+  known_.store(true, std::memory_order_relaxed);
   const double all_before = std::max(all_that_wait(), kLeastPerToken);
   per_request_.store(a, std::memory_order_relaxed);
   per_token_.store(std::max(b, kLeastPerToken), std::memory_order_relaxed);

@@ -48,6 +48,11 @@ class PrefillQueue {
   }
   Duration service(double tokens) const { return from_seconds(cost().of(tokens)); }
 
+  PrefillCost cost() const {
+    return {per_request_.load(std::memory_order_relaxed), per_token_.load(std::memory_order_relaxed)};
+  }
+  // True when answers have told of the cost.
+  bool known() const { return known_.load(std::memory_order_relaxed); }
   Ticket dispatch(TimePoint now, double tokens) { return dispatch(now, tokens, tokens, 0); }
   // `decode`: expected length of an answer that comes whole, 0 for a streamed one.
   Ticket dispatch(TimePoint now, double tokens, double prompt, double decode);
@@ -74,12 +79,10 @@ class PrefillQueue {
   double all_that_wait() const;  // seconds, one after the other
   void leave(Ticket& ticket);
   Duration crowd(double at_once) const { return from_seconds(answers_.crowd(at_once, cost())); }
-  PrefillCost cost() const {
-    return {per_request_.load(std::memory_order_relaxed), per_token_.load(std::memory_order_relaxed)};
-  }
 
   std::atomic<int64_t> free_at_{0};  // nanoseconds of the steady clock: when the last prompt is done
   std::atomic<int64_t> crowd_{0};    // nanoseconds: what one more would wait because of so many
+  std::atomic<bool> known_{false};
   // Seconds. The beginning is that of a small engine; a few answers replace it.
   std::atomic<double> per_request_{0};
   std::atomic<double> per_token_{1.0 / 8000};
