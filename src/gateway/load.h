@@ -116,12 +116,12 @@ class WorkerLease {
   void answered(const std::optional<PromptReport>& report) {
     const TimePoint now = clock_->now();
     load_->heard(now);
-    load_->prefill.whole_answer(ticket_, now, report ? report->output_tokens : 1);
-    const double tokens = static_cast<double>(work_.prompt_tokens);
     if (report) load_->belief.reported(work_.matched_share, report->cached_share);
     // One that never reported a cached token does not report them: its prompts took what they took as believed.
     const bool told = report && load_->belief.confirmed();
-    load_->prefill.learn(ticket_, told ? tokens * (1 - report->cached_share) : ticket_.tokens, now);
+    const double tokens = told ? static_cast<double>(work_.prompt_tokens) * (1 - report->cached_share) : ticket_.tokens;
+    load_->prefill.whole_answer(ticket_, now, tokens, report ? report->output_tokens : 1);
+    load_->prefill.learn(ticket_, tokens, now);
   }
 
  private:

@@ -14,18 +14,25 @@ constexpr double kLeast = 1e-9;  // seconds
 
 }  // namespace
 
+double AnswerTimes::time_per_token(const Answer& answer) {
+  return seconds(answer.took) / static_cast<double>(answer.output_tokens);
+}
+
+// What a prompt costs whatever its length counts as decoding: of answers that never overlap nothing tells the two
+// apart, and taken for the prompt's it would be believed to hold up others.
 double AnswerTimes::decode_time(const Answer& answer, const PrefillCost& cost) {
-  const double rest = seconds(answer.took) - cost.of(answer.tokens);
+  const double rest = seconds(answer.took) - cost.per_token * answer.tokens;
   return std::max(rest, kLeast) / static_cast<double>(answer.output_tokens);
 }
 
 double AnswerTimes::decode_time(const PrefillCost& cost) const {
-  return std::min(decode_time(quickest_.before, cost), decode_time(quickest_.now, cost));
+  const bool older = time_per_token(quickest_.before) < time_per_token(quickest_.now);
+  return decode_time(older ? quickest_.before : quickest_.now, cost);
 }
 
 // Seconds that it would have taken.
 double AnswerTimes::alone(const Answer& answer, const PrefillCost& cost) const {
-  return cost.of(answer.tokens) + decode_time(cost) * static_cast<double>(answer.output_tokens);
+  return cost.per_token * answer.tokens + decode_time(cost) * static_cast<double>(answer.output_tokens);
 }
 
 double AnswerTimes::side_by_side(const Answer& answer, const PrefillCost& cost) const {
@@ -40,7 +47,7 @@ void AnswerTimes::add(const Answer& answer, TimePoint now, const PrefillCost& co
     period_began_ = now;
     any_ = true;
   }
-  if (decode_time(answer, cost) < decode_time(quickest_.now, cost)) quickest_.now = answer;
+  if (time_per_token(answer) < time_per_token(quickest_.now)) quickest_.now = answer;
   if (side_by_side(answer, cost) > side_by_side(widest_.now, cost)) widest_.now = answer;
   const double its = alone(answer, cost);
   beyond_ += kFollow * (seconds(answer.took - answer.waited) - its - beyond_);

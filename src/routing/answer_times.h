@@ -2,9 +2,9 @@
 // longer everything takes when it has more requests than it works on at once. Nothing is seen of such a request before
 // its end, so the places where it may have waited are told apart by what others took.
 //
-// Decoding takes the least that was seen in ten to twenty minutes: a worker that always has a queue shows in its last
-// answers what they waited as if it were decoding. The number that it works on at once follows from Little's law: N
-// requests at once that each take twice as long as alone are as fast as N/2 side by side; the most of that counts.
+// Decoding is judged by the quickest answer of ten to twenty minutes: a worker that always has a queue shows in its
+// last answers what they waited as if it were decoding. The number that it works on at once follows from Little's law:
+// N requests at once that each take twice as long as alone are as fast as N/2 side by side; the most of that counts.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,7 @@ class AnswerTimes {
 
   void add(const Answer& answer, TimePoint now, const PrefillCost& cost);
   bool empty() const { return !any_; }
-  // Seconds for a token.
+  // Seconds for a token. Not while it is empty.
   double decode_time(const PrefillCost& cost) const;
   // Seconds that an answer takes longer, beyond all predictions, where there are so many at once. 0 until answers have
   // been late by much, and for no more than were seen side by side without.
@@ -43,13 +43,14 @@ class AnswerTimes {
   struct Best {
     Answer now, before;  // of the current and of the last period
   };
+  static double time_per_token(const Answer& answer);
   static double decode_time(const Answer& answer, const PrefillCost& cost);
   double alone(const Answer& answer, const PrefillCost& cost) const;
   double side_by_side(const Answer& answer, const PrefillCost& cost) const;
 
   bool any_ = false;
   TimePoint period_began_{};
-  Best quickest_;  // the least time for a token
+  Best quickest_;  // the least time for a token, its prompt included: it hardly depends on what is known of prompts
   Best widest_;    // the most side by side
   // Moving averages: seconds that answers took beyond the prediction, seconds that they would take alone, and at_once.
   double beyond_ = 0, alone_ = 0, at_once_ = 0;

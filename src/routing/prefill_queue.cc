@@ -87,11 +87,11 @@ void PrefillQueue::first_token(Ticket& ticket, TimePoint now) {
   confirm(ticket, now, now, true);
 }
 
-void PrefillQueue::whole_answer(Ticket& ticket, TimePoint now, int64_t output_tokens) {
+void PrefillQueue::whole_answer(Ticket& ticket, TimePoint now, double tokens, int64_t output_tokens) {
   if (!ticket.waits) return;
   std::lock_guard lock(mutex_);
   answers_.add({.took = now - ticket.sent,
-                .tokens = ticket.tokens,
+                .tokens = tokens,
                 .output_tokens = output_tokens,
                 .at_once = ticket.at_once,
                 .waited = ticket.waited},

@@ -58,8 +58,8 @@ class PrefillQueue {
   Ticket dispatch(TimePoint now, double tokens, double prompt, double decode);
   // The first byte of a streamed answer.
   void first_token(Ticket& ticket, TimePoint now);
-  // All of an answer that was not streamed; `output_tokens` > 0.
-  void whole_answer(Ticket& ticket, TimePoint now, int64_t output_tokens);
+  // All of an answer that was not streamed: `tokens` were computed of its prompt; `output_tokens` > 0.
+  void whole_answer(Ticket& ticket, TimePoint now, double tokens, int64_t output_tokens);
   // It ended without an answer: what it had left to do is not done.
   void abandon(Ticket& ticket, TimePoint now);
   // Learns from a ticket whose first token has come: `tokens` were computed for it.

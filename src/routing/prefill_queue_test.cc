@@ -51,7 +51,7 @@ double mean_error(PrefillQueue& queue, bool streamed, Duration decode, Duration 
     }
     while (!open.empty() && open.front().end <= now) {
       Open& request = open.front();
-      if (!streamed) queue.whole_answer(request.ticket, request.end, 10);
+      if (!streamed) queue.whole_answer(request.ticket, request.end, request.tokens, 10);
       queue.learn(request.ticket, request.tokens, request.end);
       open.pop_front();
     }
@@ -139,7 +139,7 @@ TEST(PrefillQueueTest, TheBacklogIsThatOfAllWhoWaitWhetherCachedOrNot) {
   PrefillQueue::Ticket whole = queue.dispatch(now, 100, 100, 20);
   EXPECT_EQ(queue.backlog(), std::nullopt) << "nothing is known of its decoding";
   now += 60ms;
-  queue.whole_answer(whole, now, 10);  // 10 ms for the prompt, 5 ms for each token
+  queue.whole_answer(whole, now, 100, 10);  // 10 ms for the prompt, 5 ms for each token
   PrefillQueue::Ticket another = queue.dispatch(now, 100, 100, 20);
   EXPECT_NEAR(seconds(*queue.backlog()), 0.01 + 20 * 0.005, 0.01);
   queue.abandon(another, now);
@@ -196,7 +196,7 @@ std::pair<double, double> waits_at_a_batch(bool streamed, int clients) {
     while (open.front().last <= now) {
       Open one = std::move(open.front());
       open.pop_front();
-      if (!streamed) queue.whole_answer(one.ticket, now, 32);
+      if (!streamed) queue.whole_answer(one.ticket, now, 10, 32);
       queue.learn(one.ticket, 10, now);
       send(now);
     }
