@@ -170,6 +170,31 @@ struct LatentAttentionArgs {
   int64_t table_width = 0;
   float scale = 1;
 };
+// The same attention with the keys and values of each head expanded from the latents of all positions, in pieces that
+// stay in a cache: k_p[h] = [K_h latent_p, rotary_p], v_p[h] = V_h latent_p. Cheaper for many queries, see
+// models/layers/mla.h.
+struct ExpandedAttentionArgs {
+  const float* q = nullptr;     // [n, n_heads, nope + rotary], rounded to dtype for the products
+  int64_t q_stride = 0;         // from row to row
+  const void* cache = nullptr;  // [slots, latent + rotary] of dtype
+  DType dtype = DType::kF32;
+  const LinearShape* key_shape = nullptr;  // whole, [nope, latent]
+  const void* keys = nullptr;              // [n_heads] packed, key_stride bytes apart: K
+  size_t key_stride = 0;
+  const LinearShape* value_shape = nullptr;  // whole, [value, latent]
+  const void* values = nullptr;              // [n_heads] packed, value_stride bytes apart: V
+  size_t value_stride = 0;
+  const int32_t* slot_table = nullptr;   // [rows, table_width]
+  const int32_t* table_rows = nullptr;   // [n_seqs]
+  const int32_t* query_start = nullptr;  // [n_seqs + 1]
+  const int32_t* seq_lens = nullptr;     // [n_seqs], the new tokens included
+  void* out = nullptr;                   // [n, n_heads * value] of dtype
+  int64_t n_seqs = 0;
+  int64_t n_heads = 0;
+  int64_t rotary = 0;
+  int64_t table_width = 0;
+  float scale = 1;
+};
 struct SiluMulArgs {
   const float* gate_up = nullptr;  // [n, 2 * width]: gate, then up
   void* out = nullptr;             // [n, width] of out_dtype: silu(gate) * up
@@ -316,6 +341,7 @@ class Backend {
   virtual void store_kv(const Context& context, const StoreKvArgs& args) const = 0;
   virtual void attention(const Context& context, const AttentionArgs& args) const = 0;
   virtual void latent_attention(const Context& context, const LatentAttentionArgs& args) const = 0;
+  virtual void expanded_attention(const Context& context, const ExpandedAttentionArgs& args) const = 0;
   virtual void silu_mul(const Context& context, const SiluMulArgs& args) const = 0;
   virtual void gather_rows(const Context& context, const GatherRowsArgs& args) const = 0;
   virtual void route(const Context& context, const RouteArgs& args) const = 0;

@@ -226,6 +226,171 @@ TEST_P(LatentKernelConformance, LatentAttentionSurvivesScoresOfAnySize) {
   }
 }
 
+// The cases of latent_attention() with weights of heads in place of absorbed queries.
+struct ExpandedCase {
+  LatentCase latent;
+  LinearShape key_shape, value_shape;
+  std::vector<float> q;
+  Stored keys, values;  // [heads, nope, latent] and [heads, value, latent]
+  ExpandedAttentionArgs args;
+};
+
+ExpandedCase draw_expanded(Rng& rng, DType dtype, int64_t heads, int64_t latent, int64_t rotary, int64_t nope,
+                           int64_t value, std::initializer_list<std::pair<int32_t, int32_t>> queries_and_lengths) {
+  LatentCase c = draw_latent(rng, dtype, heads, latent, rotary, queries_and_lengths);
+  const int64_t stride = heads * (nope + rotary) + 3;
+  const double size = 2 / std::sqrt(static_cast<double>(latent));
+  const ExpandedAttentionArgs args{.q_stride = stride,
+                                   .dtype = dtype,
+                                   .n_seqs = c.args.n_seqs,
+                                   .n_heads = heads,
+                                   .rotary = rotary,
+                                   .table_width = kWidth,
+                                   .scale = static_cast<float>(1 / std::sqrt(static_cast<double>(nope + rotary)))};
+  auto q = draw(rng, c.starts.back() * stride, 2);
+  return {.latent = std::move(c),
+          .key_shape = {.in = latent, .out = nope, .dtype = dtype, .whole = true},
+          .value_shape = {.in = latent, .out = value, .dtype = dtype, .whole = true},
+          .q = std::move(q),
+          .keys = Stored(dtype, draw(rng, heads * nope * latent, size)),
+          .values = Stored(dtype, draw(rng, heads * value * latent, size)),
+          .args = args};
+}
+
+std::vector<char> pack_heads(Device& device, const LinearShape& shape, const Stored& weights, int64_t heads) {
+  const size_t stride = (device->packed_bytes(shape) + 63) / 64 * 64;
+  std::vector<char> packed(stride * static_cast<size_t>(heads));
+  for (int64_t h = 0; h < heads; ++h) {
+    device->pack(
+        shape,
+        [&](int64_t first, int64_t count, void* to) {
+          for (int64_t at = 0; at < count * shape.in; ++at) {
+            static_cast<float*>(to)[at] = static_cast<float>(weights[(h * shape.out + first) * shape.in + at]);
+          }
+        },
+        packed.data() + static_cast<size_t>(h) * stride);
+  }
+  return packed;
+}
+
+std::vector<char> run_expanded(Device& device, const ExpandedCase& c) {
+  ExpandedAttentionArgs args = c.args;
+  const auto bytes =
+      static_cast<size_t>(c.latent.starts.back() * args.n_heads * c.value_shape.out) * tensor::block_bytes(args.dtype);
+  const auto keys = pack_heads(device, c.key_shape, c.keys, args.n_heads);
+  const auto values = pack_heads(device, c.value_shape, c.values, args.n_heads);
+  char* out = device.put(std::vector<char>(bytes));
+  args.q = device.put(c.q);
+  args.cache = device.put(c.latent.cache.bytes);
+  args.key_shape = &c.key_shape;
+  args.keys = device.put(keys);
+  args.key_stride = keys.size() / static_cast<size_t>(args.n_heads);
+  args.value_shape = &c.value_shape;
+  args.values = device.put(values);
+  args.value_stride = values.size() / static_cast<size_t>(args.n_heads);
+  args.slot_table = device.put(c.latent.table);
+  args.table_rows = device.put(c.latent.rows);
+  args.query_start = device.put(c.latent.starts);
+  args.seq_lens = device.put(c.latent.lens);
+  args.out = out;
+  device->expanded_attention(device.context(), args);
+  return device.get(out, bytes);
+}
+
+void expect_expanded_within_bound(const ExpandedCase& c, const std::vector<char>& bytes) {
+  const int64_t heads = c.args.n_heads, latent = c.key_shape.in, nope = c.key_shape.out, value = c.value_shape.out;
+  const int64_t dim = nope + c.args.rotary, width = latent + c.args.rotary;
+  Stored want(c.args.dtype, std::vector<float>(static_cast<size_t>(c.latent.starts.back() * heads * value)));
+  Stored got = want;
+  got.bytes = bytes;
+  ExpandedAttentionArgs args = c.args;
+  args.q = c.q.data();
+  args.cache = c.latent.cache.bytes.data();
+  args.key_shape = &c.key_shape;
+  args.keys = c.keys.bytes.data();
+  args.key_stride = c.keys.bytes.size() / static_cast<size_t>(heads);
+  args.value_shape = &c.value_shape;
+  args.values = c.values.bytes.data();
+  args.value_stride = c.values.bytes.size() / static_cast<size_t>(heads);
+  args.slot_table = c.latent.table.data();
+  args.table_rows = c.latent.rows.data();
+  args.query_start = c.latent.starts.data();
+  args.seq_lens = c.latent.lens.data();
+  args.out = want.bytes.data();
+  ref::expanded_attention(args);
+
+  // As for latent_attention(). Keys and values are products of `latent` terms, off by as many units of the product of
+  // the norms; in bf16 they are rounded, as queries and weights are, and so is what is stored.
+  double largest_q = 0, largest_latent = 0, largest_rotary = 0, largest_key_up = 0, largest_value_up = 0;
+  for (int64_t row = 0; row < c.latent.starts.back(); ++row) {
+    for (int64_t h = 0; h < heads; ++h) {
+      double squares = 0;
+      for (int64_t d = 0; d < dim; ++d) {
+        squares += std::pow(c.q[static_cast<size_t>(row * c.args.q_stride + h * dim + d)], 2);
+      }
+      largest_q = std::max(largest_q, std::sqrt(squares));
+    }
+  }
+  for (int64_t at = 0; at < static_cast<int64_t>(c.latent.cache.size()); at += width) {
+    largest_latent = std::max(largest_latent, norm(c.latent.cache, at, latent));
+    largest_rotary = std::max(largest_rotary, norm(c.latent.cache, at + latent, c.args.rotary));
+  }
+  for (int64_t h = 0; h < heads; ++h) {
+    largest_key_up =
+        std::max(largest_key_up, norm(c.keys, h * nope * latent, nope * latent));  // at least the operator's
+    for (int64_t d = 0; d < value; ++d) {
+      largest_value_up = std::max(largest_value_up, norm(c.values, (h * value + d) * latent, latent));
+    }
+  }
+  const double largest_k = std::hypot(largest_key_up * largest_latent, largest_rotary);
+  const double largest_v = largest_value_up * largest_latent;
+  const double longest = c.latent.lens.empty() ? 0 : *std::max_element(c.latent.lens.begin(), c.latent.lens.end());
+  const double score = largest_q * largest_k * c.args.scale;
+  const double stored_unit = c.args.dtype == DType::kBf16 ? kBf16Unit : 0;
+  const double products = static_cast<double>(latent + 1) * kF32Unit;
+  const double weight = score * (2 * stored_unit + products + static_cast<double>(dim + 2) * kF32Unit) +
+                        kF32Unit * ((longest / 256 + 3) * (4 + 2 * score) + longest);
+  SCOPED_TRACE(fmt::format("heads {} latent {} rotary {} nope {} value {} {}", heads, latent, c.args.rotary, nope,
+                           value, tensor::to_string(c.args.dtype)));
+  expect_within([&](int64_t at) { return got[at]; }, [&](int64_t at) { return want[at]; },
+                static_cast<int64_t>(want.size()),
+                [&](int64_t at) {
+                  return (2.05 * weight + 2.02 * stored_unit + 1.01 * products) * largest_v +
+                         2.01 * unit_of(c.args.dtype) * std::abs(want[at]);
+                });
+}
+
+TEST_P(LatentKernelConformance, ExpandedAttentionStaysWithinItsRoundingBound) {
+  for (int i = 0; i < 24; ++i) {
+    const DType dtype = kDtypes[i % 2];
+    if (!device_->multiplies(dtype)) continue;
+    const int64_t heads[] = {1, 3, 4}, latents[] = {1, 16, 33}, rotaries[] = {2, 8, 16};
+    const auto some = [&](int64_t longest) {
+      const auto length = static_cast<int32_t>(between(1, longest));
+      const auto queries = static_cast<int32_t>(rng_.below(2) == 0 ? length : between(1, length));
+      return std::pair(queries, length);
+    };
+    const int64_t longest = i % 8 == 0 ? 700 : 60;
+    const int64_t h = heads[rng_.below(3)], l = latents[rng_.below(3)], r = rotaries[rng_.below(3)];
+    const int64_t nope = between(1, 24), value = between(1, 24);
+    const ExpandedCase c = i < 2 ? draw_expanded(rng_, dtype, h, l, r, nope, value, {})
+                                 : draw_expanded(rng_, dtype, h, l, r, nope, value, {some(longest), some(40), some(7)});
+    expect_expanded_within_bound(c, run_expanded(device_, c));
+  }
+}
+
+// More query rows than share an expansion, after a prefix that is longer than a block of positions.
+TEST_P(LatentKernelConformance, ExpandedAttentionOfLongChunks) {
+  const ExpandedCase c = draw_expanded(rng_, DType::kF32, 3, 24, 4, 12, 10, {{600, 900}, {1, 300}});
+  expect_expanded_within_bound(c, run_expanded(device_, c));
+}
+
+TEST_P(LatentKernelConformance, ExpandedAttentionDoesNotDependOnTheNumberOfThreads) {
+  Device alone(GetParam(), 1);
+  const ExpandedCase c = draw_expanded(rng_, DType::kF32, 5, 24, 4, 12, 10, {{70, 300}, {40, 40}});
+  EXPECT_EQ(run_expanded(device_, c), run_expanded(alone, c));
+}
+
 TEST_P(LatentKernelConformance, ACacheOfOnePlaneIsStored) {
   for (const DType dtype : kDtypes) {
     StoreKvArgs args{.dtype = dtype, .n = 3, .width = 48, .stride = 50};
@@ -256,9 +421,13 @@ TEST(PlainProductsTest, NoneIsLeftToTheReferenceLoopsOfOneDnn) {
       for (const int64_t positions : {32, 96, 256}) {
         const cpu::PlainShape scores{.m = rows, .k = 576, .n = positions, .dtype = dtype, .b_transposed = true};
         EXPECT_FALSE(products.implementation(scores).starts_with("ref")) << rows << " " << positions;
+        const cpu::PlainShape expanded{.m = rows, .k = 192, .n = positions, .dtype = dtype, .b_transposed = true};
+        EXPECT_FALSE(products.implementation(expanded).starts_with("ref")) << rows << " " << positions;
         for (const bool accumulate : {false, true}) {
           const cpu::PlainShape sums{.m = rows, .k = positions, .n = 576, .dtype = dtype, .accumulate = accumulate};
           EXPECT_FALSE(products.implementation(sums).starts_with("ref")) << rows << " " << positions;
+          const cpu::PlainShape values{.m = rows, .k = positions, .n = 128, .dtype = dtype, .accumulate = accumulate};
+          EXPECT_FALSE(products.implementation(values).starts_with("ref")) << rows << " " << positions;
         }
       }
     }

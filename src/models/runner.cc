@@ -234,6 +234,8 @@ class DecoderRunner final : public Runner {
     staged.logit_rows = put(batch.logit_rows);
     staged.query_start = put(batch.query_start);
     staged.seq_lens = put(batch.seq_lens);
+    staged.host_query_start = batch.query_start.data();
+    staged.host_seq_lens = batch.seq_lens.data();
     staged.table_rows = put(batch.table_rows);
     staged.slot_table = device_table_;
     staged.table_width = table_width_;

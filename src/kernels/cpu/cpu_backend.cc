@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/cpu/expanded_attention.h"
 #include "kernels/cpu/latent_attention.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/moe.h"
@@ -32,6 +33,7 @@ class CpuBackend final : public Backend {
         pool_(threads),
         linear_(threads, simd_),
         latent_attention_(threads, simd_),
+        expanded_attention_(threads, simd_, linear_),
         scratch_(static_cast<size_t>(threads)) {}
 
   std::string_view name() const override { return "cpu"; }
@@ -155,6 +157,10 @@ class CpuBackend final : public Backend {
     latent_attention_.run(args, pool_);
   }
 
+  void expanded_attention(const Context&, const ExpandedAttentionArgs& args) const override {
+    expanded_attention_.run(args, pool_);
+  }
+
   void silu_mul(const Context&, const SiluMulArgs& args) const override {
     const int64_t out_bytes = element_bytes(args.out_dtype);
     each_row(args.n, [&](int64_t i) {
@@ -226,6 +232,7 @@ class CpuBackend final : public Backend {
   mutable ThreadPool pool_;
   cpu::Linear linear_;
   mutable cpu::LatentAttention latent_attention_;
+  mutable cpu::ExpandedAttention expanded_attention_;
   mutable std::vector<std::vector<float>> scratch_;  // per thread of the pool
 };
 

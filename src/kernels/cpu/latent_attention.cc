@@ -1,7 +1,10 @@
 #include "kernels/cpu/latent_attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+
+#include "kernels/cpu/memory.h"
 
 namespace sluice::kernels::cpu {
 namespace {
@@ -16,14 +19,6 @@ constexpr int64_t kProductRows = 256;
 // positions. Neither depends on the number of threads, so that the result does not.
 constexpr int64_t kEnoughPieces = 16;
 constexpr int64_t kShortestCut = 1024;
-
-int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
-
-template <class T>
-T* at_least(std::vector<T>& memory, int64_t size) {
-  if (memory.size() < static_cast<size_t>(size)) memory.resize(static_cast<size_t>(size));
-  return memory.data();
-}
 
 }  // namespace
 

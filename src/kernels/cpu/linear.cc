@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "kernels/cpu/memory.h"
 #include "kernels/cpu/simd.h"
 
 namespace sluice::kernels::cpu {
@@ -28,8 +29,6 @@ constexpr int64_t kDotColumns = 32;
 // The matrix units of bf16 pay from fewer rows on.
 constexpr int64_t kWidestBf16Dot = 4;
 constexpr int64_t kWideColumns = 64;
-
-int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
 // Output columns of one slab: a multiple of 64, and at most 16 slabs, which is as finely as the pool can divide the
 // work.
@@ -248,6 +247,13 @@ class Linear::Impl {
     });
   }
 
+  void multiply_whole(const LinearShape& shape, const void* weight, const void* in, int64_t rows, float* out,
+                      int thread) const {
+    execute(product(Linear::padded_rows(rows), shape.in, shape.out, shape.out, shape.dtype, /*accumulate=*/false,
+                    /*bias=*/false),
+            in, weight, out, nullptr, thread);
+  }
+
   // A task is some rows of one head, gathered for a product of their own.
   void multiply_heads(const HeadLinearArgs& args, ThreadPool& pool) const {
     const LinearShape& shape = *args.shape;
@@ -266,9 +272,8 @@ class Linear::Impl {
         simd_.narrow(args.in + (first + r) * args.in_stride + h * args.in_head_stride, shape.in,
                      in.data() + r * shape.in * element, bf16);
       }
-      execute(product(padded, shape.in, shape.out, shape.out, shape.dtype, /*accumulate=*/false, /*bias=*/false),
-              in.data(), static_cast<const char*>(args.weights) + static_cast<size_t>(h) * args.weight_stride,
-              out.data(), nullptr, thread);
+      multiply_whole(shape, static_cast<const char*>(args.weights) + static_cast<size_t>(h) * args.weight_stride,
+                     in.data(), rows, out.data(), thread);
       for (int64_t r = 0; r < rows; ++r) {
         simd_.narrow(out.data() + r * shape.out, shape.out,
                      static_cast<char*>(args.out) + ((first + r) * args.n_heads + h) * shape.out * out_element,
@@ -482,6 +487,10 @@ void Linear::multiply(const LinearArgs& args, ThreadPool& pool) const {
 }
 void Linear::multiply_groups(const GroupedLinearArgs& args, ThreadPool& pool) const {
   impl_->multiply_groups(args, pool);
+}
+void Linear::multiply_whole(const LinearShape& shape, const void* weight, const void* in, int64_t rows, float* out,
+                            int thread) const {
+  impl_->multiply_whole(shape, weight, in, rows, out, thread);
 }
 void Linear::multiply_heads(const HeadLinearArgs& args, ThreadPool& pool) const { impl_->multiply_heads(args, pool); }
 

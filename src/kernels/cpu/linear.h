@@ -31,6 +31,9 @@ class Linear {
   void multiply(const LinearArgs& args, ThreadPool& pool) const;
   void multiply_groups(const GroupedLinearArgs& args, ThreadPool& pool) const;
   void multiply_heads(const HeadLinearArgs& args, ThreadPool& pool) const;
+  // out [rows, shape.out] = in W^T with a whole weight, by thread `thread` of the pool alone. Both have padded_rows().
+  void multiply_whole(const LinearShape& shape, const void* weight, const void* in, int64_t rows, float* out,
+                      int thread) const;
 
  private:
   class Impl;

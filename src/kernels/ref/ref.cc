@@ -176,6 +176,52 @@ void latent_attention(const LatentAttentionArgs& args) {
   }
 }
 
+void expanded_attention(const ExpandedAttentionArgs& args) {
+  const int64_t latent = args.key_shape->in, nope = args.key_shape->out, value = args.value_shape->out;
+  const int64_t width = latent + args.rotary, dim = nope + args.rotary;
+  for (int64_t s = 0; s < args.n_seqs; ++s) {
+    const int64_t queries = args.query_start[s + 1] - args.query_start[s], length = args.seq_lens[s];
+    const int32_t* slots = args.slot_table + args.table_rows[s] * args.table_width;
+    const auto cached = [&](int64_t p, int64_t d) { return value_at(args.cache, args.dtype, slots[p] * width + d); };
+    for (int64_t h = 0; h < args.n_heads; ++h) {
+      const void* key_up = static_cast<const char*>(args.keys) + static_cast<size_t>(h) * args.key_stride;
+      const void* value_up = static_cast<const char*>(args.values) + static_cast<size_t>(h) * args.value_stride;
+      std::vector<double> keys(static_cast<size_t>(length * dim)), values(static_cast<size_t>(length * value));
+      for (int64_t p = 0; p < length; ++p) {
+        for (int64_t c = 0; c < latent; ++c) {
+          for (int64_t d = 0; d < nope; ++d) {
+            keys[static_cast<size_t>(p * dim + d)] += value_at(key_up, args.dtype, d * latent + c) * cached(p, c);
+          }
+          for (int64_t d = 0; d < value; ++d) {
+            values[static_cast<size_t>(p * value + d)] += value_at(value_up, args.dtype, d * latent + c) * cached(p, c);
+          }
+        }
+        for (int64_t d = 0; d < args.rotary; ++d) keys[static_cast<size_t>(p * dim + nope + d)] = cached(p, latent + d);
+      }
+      for (int64_t r = 0; r < queries; ++r) {
+        const int64_t row = args.query_start[s] + r, visible = length - queries + r + 1;
+        const float* q = args.q + row * args.q_stride + h * dim;
+        std::vector<double> weights(static_cast<size_t>(visible));
+        for (int64_t p = 0; p < visible; ++p) {
+          for (int64_t d = 0; d < dim; ++d) {
+            weights[static_cast<size_t>(p)] += q[d] * keys[static_cast<size_t>(p * dim + d)] * args.scale;
+          }
+        }
+        const double top = *std::max_element(weights.begin(), weights.end());
+        double total = 0;
+        for (double& weight : weights) total += weight = std::exp(weight - top);
+        for (int64_t d = 0; d < value; ++d) {
+          double sum = 0;
+          for (int64_t p = 0; p < visible; ++p) {
+            sum += weights[static_cast<size_t>(p)] * values[static_cast<size_t>(p * value + d)];
+          }
+          put(args.out, args.dtype, (row * args.n_heads + h) * value + d, sum / total);
+        }
+      }
+    }
+  }
+}
+
 void silu_mul(const SiluMulArgs& args) {
   for (int64_t i = 0; i < args.n; ++i) {
     const int64_t row = args.rows == nullptr ? i : args.rows[i];

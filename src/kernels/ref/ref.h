@@ -17,6 +17,7 @@ void rope(const RopeArgs& args);
 void store_kv(const StoreKvArgs& args);
 void attention(const AttentionArgs& args);
 void latent_attention(const LatentAttentionArgs& args);
+void expanded_attention(const ExpandedAttentionArgs& args);
 void silu_mul(const SiluMulArgs& args);
 void gather_rows(const GatherRowsArgs& args);
 void route(const RouteArgs& args);

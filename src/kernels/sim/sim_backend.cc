@@ -95,6 +95,14 @@ class SimBackend final : public Backend {
   void rope(const Context& c, const RopeArgs& args) const override { forward(c, args, &Backend::rope); }
   void store_kv(const Context& c, const StoreKvArgs& args) const override { forward(c, args, &Backend::store_kv); }
   void attention(const Context& c, const AttentionArgs& args) const override { forward(c, args, &Backend::attention); }
+  void expanded_attention(const Context& context, const ExpandedAttentionArgs& args) const override {
+    enqueue(context,
+            [this, own = ExpandedAttentionArgs(args), key = *args.key_shape, value = *args.value_shape]() mutable {
+              own.key_shape = &key;
+              own.value_shape = &value;
+              cpu_->expanded_attention({}, own);
+            });
+  }
   void latent_attention(const Context& c, const LatentAttentionArgs& args) const override {
     forward(c, args, &Backend::latent_attention);
   }

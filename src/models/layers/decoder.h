@@ -29,6 +29,9 @@ struct ForwardBatch {
   const int32_t* logit_rows = nullptr;   // [n_logits]
   const int32_t* slot_table = nullptr;   // [rows, table_width]
   int64_t table_width = 0;
+  // The same in host memory, for what the host decides.
+  const int32_t* host_query_start = nullptr;
+  const int32_t* host_seq_lens = nullptr;
 };
 
 // What a block sees of the step.

@@ -38,6 +38,15 @@ Result<void> read_mla(const nlohmann::json& json, ModelConfig& config) {
   return {};
 }
 
+bool expanding_is_cheaper(int64_t queries, int64_t length, const LatentSizes& sizes) {
+  const auto n = static_cast<double>(queries), l = static_cast<double>(length);
+  const double pairs = n * l - n * (n - 1) / 2;  // of a query and a position that it sees
+  const auto up = static_cast<double>(sizes.latent * (sizes.nope + sizes.value));
+  const double absorbed = n * up + pairs * static_cast<double>(2 * sizes.latent + sizes.rotary);
+  const double expanded = l * up + pairs * static_cast<double>(sizes.nope + sizes.rotary + sizes.value);
+  return expanded < absorbed;
+}
+
 LatentAttention::LatentAttention(const ModelConfig& config, int64_t layer, WeightStore& weights, Scratch& scratch,
                                  KvCache& kv)
     : heads_(config.num_heads),
@@ -66,6 +75,8 @@ LatentAttention::LatentAttention(const ModelConfig& config, int64_t layer, Weigh
   absorb_ = weights.heads(
       {.name = kv_up, .heads = heads_, .head_rows = nope_ + value_, .first = 0, .rows = nope_, .transposed = true},
       latent_);
+  key_up_ =
+      weights.heads({.name = kv_up, .heads = heads_, .head_rows = nope_ + value_, .first = 0, .rows = nope_}, latent_);
   value_up_ = weights.heads(
       {.name = kv_up, .heads = heads_, .head_rows = nope_ + value_, .first = nope_, .rows = value_}, latent_);
   o_ = weights.linear({{attention + "o_proj.weight", hidden}}, heads_ * value_);
@@ -138,36 +149,53 @@ void LatentAttention::project(const kernels::Context& context, const Step& step)
 }
 
 void LatentAttention::forward(const kernels::Context& context, const Step& step) const {
-  const kernels::Backend& backend = *context.backend;
   const ForwardBatch& batch = step.batch;
   project(context, step);
+  const auto expands = [&](int64_t s) {
+    const int64_t queries = batch.host_query_start[s + 1] - batch.host_query_start[s];
+    return expanding_is_cheaper(queries, batch.host_seq_lens[s],
+                                {.nope = nope_, .rotary = rotary_, .latent = latent_, .value = value_});
+  };
+  // Neighbours of a kind go together.
+  for (int64_t first = 0, last; first < batch.n_seqs; first = last) {
+    const bool expanded = expands(first);
+    for (last = first + 1; last < batch.n_seqs && expands(last) == expanded;) ++last;
+    expanded ? attend_expanded(context, step, first, last) : attend_absorbed(context, step, first, last);
+  }
+  product(context, weights_, o_, step.scratch.at<void>(attended_slot_), step.hidden, batch.n_tokens, nullptr,
+          /*accumulate=*/true);
+}
 
-  const float* q = step.scratch.at<float>(q_lora_ > 0 ? q_slot_ : down_slot_);  // [n, heads, nope + rotary]
-  const int64_t q_stride = q_lora_ > 0 ? heads_ * (nope_ + rotary_) : q_columns_ + latent_ + rotary_;
+void LatentAttention::attend_absorbed(const kernels::Context& context, const Step& step, int64_t first,
+                                      int64_t last) const {
+  const kernels::Backend& backend = *context.backend;
+  const ForwardBatch& batch = step.batch;
+  const int64_t row = batch.host_query_start[first], rows = batch.host_query_start[last] - row;
+  const float* q = queries(step);  // [n, heads, nope + rotary]
   auto* q_latent = step.scratch.at<float>(q_latent_slot_);
   auto* mixed = step.scratch.at<float>(mixed_slot_);
-  auto* attended = step.scratch.at<void>(attended_slot_);
+  const auto element = static_cast<int64_t>(tensor::block_bytes(weights_.dtype()));
   backend.head_linear(context, {.shape = &absorb_.shape,
                                 .weights = weights_.address(absorb_),
                                 .weight_stride = absorb_.stride,
-                                .in = q,
-                                .in_stride = q_stride,
+                                .in = q + row * query_stride(),
+                                .in_stride = query_stride(),
                                 .in_head_stride = nope_ + rotary_,
-                                .out = q_latent,
-                                .n = batch.n_tokens,
+                                .out = q_latent + row * heads_ * latent_,
+                                .n = rows,
                                 .n_heads = heads_});
   backend.latent_attention(context, {.q_latent = q_latent,
                                      .q_rotary = q + nope_,
-                                     .q_rotary_stride = q_stride,
+                                     .q_rotary_stride = query_stride(),
                                      .q_rotary_head_stride = nope_ + rotary_,
                                      .cache = step.kv.at(cache_),
                                      .dtype = step.kv.dtype(),
                                      .slot_table = batch.slot_table,
-                                     .table_rows = batch.table_rows,
-                                     .query_start = batch.query_start,
-                                     .seq_lens = batch.seq_lens,
+                                     .table_rows = batch.table_rows + first,
+                                     .query_start = batch.query_start + first,
+                                     .seq_lens = batch.seq_lens + first,
                                      .out = mixed,
-                                     .n_seqs = batch.n_seqs,
+                                     .n_seqs = last - first,
                                      .n_heads = heads_,
                                      .latent = latent_,
                                      .rotary = rotary_,
@@ -176,14 +204,38 @@ void LatentAttention::forward(const kernels::Context& context, const Step& step)
   backend.head_linear(context, {.shape = &value_up_.shape,
                                 .weights = weights_.address(value_up_),
                                 .weight_stride = value_up_.stride,
-                                .in = mixed,
+                                .in = mixed + row * heads_ * latent_,
                                 .in_stride = heads_ * latent_,
                                 .in_head_stride = latent_,
-                                .out = attended,
+                                .out = step.scratch.at<char>(attended_slot_) + row * heads_ * value_ * element,
                                 .out_dtype = weights_.dtype(),
-                                .n = batch.n_tokens,
+                                .n = rows,
                                 .n_heads = heads_});
-  product(context, weights_, o_, attended, step.hidden, batch.n_tokens, nullptr, /*accumulate=*/true);
+}
+
+void LatentAttention::attend_expanded(const kernels::Context& context, const Step& step, int64_t first,
+                                      int64_t last) const {
+  const ForwardBatch& batch = step.batch;
+  context.backend->expanded_attention(context, {.q = queries(step),
+                                                .q_stride = query_stride(),
+                                                .cache = step.kv.at(cache_),
+                                                .dtype = step.kv.dtype(),
+                                                .key_shape = &key_up_.shape,
+                                                .keys = weights_.address(key_up_),
+                                                .key_stride = key_up_.stride,
+                                                .value_shape = &value_up_.shape,
+                                                .values = weights_.address(value_up_),
+                                                .value_stride = value_up_.stride,
+                                                .slot_table = batch.slot_table,
+                                                .table_rows = batch.table_rows + first,
+                                                .query_start = batch.query_start + first,
+                                                .seq_lens = batch.seq_lens + first,
+                                                .out = step.scratch.at<void>(attended_slot_),
+                                                .n_seqs = last - first,
+                                                .n_heads = heads_,
+                                                .rotary = rotary_,
+                                                .table_width = batch.table_width,
+                                                .scale = scale_});
 }
 
 }  // namespace sluice::models

@@ -188,7 +188,9 @@ class LatentAttentionTest : public ::testing::TestWithParam<int64_t> {
                              .seq_lens = &len,
                              .table_rows = &row,
                              .slot_table = table.data(),
-                             .table_width = kPositions};
+                             .table_width = kPositions,
+                             .host_query_start = starts,
+                             .host_seq_lens = &len};
     hidden.resize(static_cast<size_t>(backend_->padded_rows(count) * config_.hidden_size));
     const StateCache no_states(*backend_);
     block_.forward(context_, {.batch = batch,
@@ -222,7 +224,11 @@ class LatentAttentionTest : public ::testing::TestWithParam<int64_t> {
   std::vector<Row> rows_;
 };
 
+// One chunk is expanded, single tokens are absorbed.
 TEST_P(LatentAttentionTest, EqualsAttentionOverExpandedKeysAndValuesInAnyChunking) {
+  const LatentSizes sizes{.nope = 12, .rotary = 6, .latent = 20, .value = 10};
+  ASSERT_TRUE(expanding_is_cheaper(kPositions, kPositions, sizes));
+  ASSERT_FALSE(expanding_is_cheaper(1, kPositions, sizes));
   const auto want = expected(config_, source_, rows_);
   for (const int64_t chunk : {kPositions, int64_t{7}, int64_t{1}}) {
     for (int64_t first = 0; first < kPositions; first += chunk) {
@@ -238,6 +244,16 @@ TEST_P(LatentAttentionTest, EqualsAttentionOverExpandedKeysAndValuesInAnyChunkin
       }
     }
   }
+}
+
+// DeepSeek-V3's sizes.
+TEST(ExpandingTest, IsForManyQueries) {
+  const LatentSizes sizes{.nope = 128, .rotary = 64, .latent = 512, .value = 128};
+  EXPECT_FALSE(expanding_is_cheaper(1, 1000, sizes)) << "decoding";
+  EXPECT_TRUE(expanding_is_cheaper(1000, 1000, sizes)) << "a whole prompt";
+  EXPECT_TRUE(expanding_is_cheaper(7, 7, sizes)) << "a short one";
+  EXPECT_TRUE(expanding_is_cheaper(512, 100'000, sizes)) << "a chunk of a long one";
+  EXPECT_FALSE(expanding_is_cheaper(16, 100'000, sizes)) << "a short turn after a long prefix";
 }
 
 INSTANTIATE_TEST_SUITE_P(CompressedAndPlainQueries, LatentAttentionTest, ::testing::Values(0, 24));

@@ -1,0 +1,153 @@
+#include "kernels/cpu/expanded_attention.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cpu/memory.h"
+
+namespace sluice::kernels::cpu {
+namespace {
+
+// Positions that are expanded at a time, query rows that share the expanded ones, and heads that share the gathered
+// ones: with DeepSeek's sizes all of it stays in the second cache.
+constexpr int64_t kPositions = 256;
+constexpr int64_t kRows = 512;
+constexpr int64_t kHeads = 2;
+// Rows and positions of products are filled with zeros to a multiple of these, so that few shapes of products occur.
+constexpr int64_t kRowStep = 32;
+constexpr int64_t kPositionStep = 64;
+
+}  // namespace
+
+// Positions [base, base + count) of a sequence.
+struct ExpandedAttention::Block {
+  const int32_t* slots;  // of them
+  int64_t count;
+  int64_t padded;
+};
+
+ExpandedAttention::ExpandedAttention(int threads, const Simd& simd, const Linear& linear)
+    : simd_(simd), linear_(linear), products_(threads), scratch_(static_cast<size_t>(threads)) {}
+
+void ExpandedAttention::run(const ExpandedAttentionArgs& args, ThreadPool& pool) {
+  pieces_.clear();
+  for (int64_t s = 0; s < args.n_seqs; ++s) {
+    const int64_t queries = args.query_start[s + 1] - args.query_start[s];
+    for (int64_t row = 0; row < queries; row += kRows) {
+      for (int64_t head = 0; head < args.n_heads; head += kHeads) {
+        pieces_.push_back({s, row, std::min(kRows, queries - row), head, std::min(args.n_heads, head + kHeads)});
+      }
+    }
+  }
+  // The longest pieces, the last rows of long sequences, are handed out first.
+  pool.parallel_for(static_cast<int64_t>(pieces_.size()), [&](int64_t i, int thread) {
+    attend(args, pieces_[pieces_.size() - 1 - static_cast<size_t>(i)], thread);
+  });
+}
+
+void ExpandedAttention::attend(const ExpandedAttentionArgs& args, const Piece& piece, int thread) {
+  const bool bf16 = args.dtype == DType::kBf16;
+  const int64_t element = bf16 ? 2 : 4;
+  const int64_t dim = args.key_shape->out + args.rotary, value = args.value_shape->out;
+  const int64_t heads = piece.last_head - piece.first_head;
+  const int64_t rows = round_up(piece.rows, kRowStep);
+  const int64_t query_begin = args.query_start[piece.sequence];
+  const int64_t queries = args.query_start[piece.sequence + 1] - query_begin;
+  const int64_t first_position = args.seq_lens[piece.sequence] - queries + piece.first_row;
+  const int64_t end = first_position + piece.rows;  // positions that the last row sees
+  const int32_t* slots = args.slot_table + args.table_rows[piece.sequence] * args.table_width;
+
+  Scratch& own = scratch_[static_cast<size_t>(thread)];
+  char* q = at_least(own.queries, heads * rows * dim * element);
+  float* scores = at_least(own.scores, rows * kPositions);
+  char* weights = at_least(own.weights, rows * kPositions * element);
+  float* sums = at_least(own.sums, heads * rows * value);
+  float* state = at_least(own.state, heads * rows * 2);
+  for (int64_t h = 0; h < heads; ++h) {
+    char* of_head = q + h * rows * dim * element;
+    for (int64_t r = 0; r < piece.rows; ++r) {
+      const float* from = args.q + (query_begin + piece.first_row + r) * args.q_stride + (piece.first_head + h) * dim;
+      simd_.narrow(from, dim, of_head + r * dim * element, bf16);
+    }
+    std::memset(of_head + piece.rows * dim * element, 0, static_cast<size_t>((rows - piece.rows) * dim * element));
+  }
+  for (int64_t i = 0; i < heads * rows; ++i) {
+    state[2 * i] = -1e30f;
+    state[2 * i + 1] = 0;
+  }
+
+  for (int64_t base = 0; base < end; base += kPositions) {
+    const int64_t count = std::min(kPositions, end - base);
+    const Block block{.slots = slots + base, .count = count, .padded = round_up(count, kPositionStep)};
+    gather(args, block, own);
+    // Causal: rows of earlier positions see nothing of this block and are left out.
+    const int64_t first = std::max<int64_t>(0, base - first_position) / kRowStep * kRowStep;
+    for (int64_t h = 0; h < heads; ++h) {
+      expand(args, block, piece.first_head + h, own, thread);
+      const int64_t at = h * rows + first;  // the first row of queries, sums and state
+      products_.multiply({.m = rows - first, .k = dim, .n = block.padded, .dtype = args.dtype, .b_transposed = true},
+                         q + at * dim * element, own.keys.data(), scores, thread);
+      for (int64_t r = first; r < rows; ++r) {
+        const int64_t visible = std::clamp<int64_t>(first_position + r + 1 - base, 0, count);
+        const float correction =
+            simd_.softmax_step(scores + (r - first) * block.padded, visible, block.padded, args.scale,
+                               state + 2 * (h * rows + r), weights + (r - first) * block.padded * element, bf16);
+        if (base > 0 && correction != 1) simd_.scale(sums + (h * rows + r) * value, value, correction);
+      }
+      products_.multiply(
+          {.m = rows - first, .k = block.padded, .n = value, .dtype = args.dtype, .accumulate = base > 0}, weights,
+          own.values.data(), sums + at * value, thread);
+    }
+  }
+
+  for (int64_t h = 0; h < heads; ++h) {
+    for (int64_t r = 0; r < piece.rows; ++r) {
+      float* sum = sums + (h * rows + r) * value;
+      simd_.scale(sum, value, 1 / state[2 * (h * rows + r) + 1]);
+      const int64_t row = query_begin + piece.first_row + r;
+      simd_.narrow(sum, value,
+                   static_cast<char*>(args.out) + (row * args.n_heads + piece.first_head + h) * value * element, bf16);
+    }
+  }
+}
+
+// The cached rows of a block, latent and rotary part apart.
+void ExpandedAttention::gather(const ExpandedAttentionArgs& args, const Block& block, Scratch& own) const {
+  const int64_t element = args.dtype == DType::kBf16 ? 2 : 4;
+  const int64_t latent_bytes = args.key_shape->in * element, rotary_bytes = args.rotary * element;
+  char* latents = at_least(own.latents, Linear::padded_rows(kPositions) * latent_bytes);
+  char* rotary = at_least(own.rotary, kPositions * rotary_bytes);
+  for (int64_t c = 0; c < block.count; ++c) {
+    const char* row = static_cast<const char*>(args.cache) + block.slots[c] * (latent_bytes + rotary_bytes);
+    std::memcpy(latents + c * latent_bytes, row, static_cast<size_t>(latent_bytes));
+    std::memcpy(rotary + c * rotary_bytes, row + latent_bytes, static_cast<size_t>(rotary_bytes));
+  }
+  std::memset(latents + block.count * latent_bytes, 0,
+              static_cast<size_t>((block.padded - block.count) * latent_bytes));
+  std::memset(rotary + block.count * rotary_bytes, 0, static_cast<size_t>((block.padded - block.count) * rotary_bytes));
+}
+
+// Keys and values of one head for the gathered positions.
+void ExpandedAttention::expand(const ExpandedAttentionArgs& args, const Block& block, int64_t head, Scratch& own,
+                               int thread) const {
+  const bool bf16 = args.dtype == DType::kBf16;
+  const int64_t element = bf16 ? 2 : 4;
+  const int64_t nope = args.key_shape->out, value = args.value_shape->out, dim = nope + args.rotary;
+  float* expanded = at_least(own.expanded, kPositions * std::max(nope, value));
+  char* keys = at_least(own.keys, kPositions * dim * element);
+  char* values = at_least(own.values, kPositions * value * element);
+  linear_.multiply_whole(*args.key_shape,
+                         static_cast<const char*>(args.keys) + static_cast<size_t>(head) * args.key_stride,
+                         own.latents.data(), block.padded, expanded, thread);
+  for (int64_t c = 0; c < block.padded; ++c) {
+    simd_.narrow(expanded + c * nope, nope, keys + c * dim * element, bf16);
+    std::memcpy(keys + (c * dim + nope) * element, own.rotary.data() + c * args.rotary * element,
+                static_cast<size_t>(args.rotary * element));
+  }
+  linear_.multiply_whole(*args.value_shape,
+                         static_cast<const char*>(args.values) + static_cast<size_t>(head) * args.value_stride,
+                         own.latents.data(), block.padded, expanded, thread);
+  simd_.narrow(expanded, block.padded * value, values, bf16);
+}
+
+}  // namespace sluice::kernels::cpu
