@@ -79,6 +79,23 @@ Result<void> read_yarn(const Json& scaling, double max_position, RopeConfig& rop
   return {};
 }
 
+// The share of each head that is rotated, where it is not said in values; beside the other fields of the rotation, or
+// in the newer form among them.
+Result<int64_t> read_rotary_dim(const Json& config, int64_t head_dim) {
+  double share = 1;
+  for (const Json* object : {&config, present(config, "rope_parameters") ? &config["rope_parameters"] : nullptr}) {
+    if (object == nullptr || !object->is_object()) continue;
+    Fields fields(*object);
+    share = fields.real("partial_rotary_factor", share);
+    if (fields.error()) return *fields.error();
+  }
+  if (!(share > 0 && share <= 1)) {
+    return Error{ErrorCode::kProtocol,
+                 fmt::format("config.json: partial_rotary_factor {} is not within 0 and 1", share)};
+  }
+  return static_cast<int64_t>(static_cast<double>(head_dim) * share);
+}
+
 Result<void> read_rope(const Json& config, double max_position, RopeConfig& rope) {
   // rope_parameters is the newer name; it holds rope_theta as well.
   const char* scaling_field = present(config, "rope_parameters") ? "rope_parameters" : "rope_scaling";
@@ -226,7 +243,7 @@ Result<ModelConfig> config_from_json(const Json& config, const Json& generation_
   const bool sliding_window = fields.flag("use_sliding_window", false);
   const std::string act = fields.text("hidden_act", "silu");
   if (fields.error()) return *fields.error();
-  result.rotary_dim = result.head_dim;
+  SLUICE_TRY(result.rotary_dim, read_rotary_dim(config, result.head_dim));
   if (mlp_bias) return unsupported("mlp_bias", "biases in the FFN are not supported");
   if (result.qkv_bias && !family->default_qkv_bias) {
     return unsupported("attention_bias", "a bias of the output projection is not supported");
