@@ -9,7 +9,7 @@ constexpr Duration kPeriod = std::chrono::minutes(10);
 constexpr double kFollow = 0.05;  // weight of an answer in the moving averages
 // Late by so much of what answers take alone is nothing to steer by: predictions are not better than that, and a
 // crowd in them would drive requests away from what is cached for them.
-constexpr double kNoise = 0.3;
+constexpr double kNoise = 0.1;
 constexpr double kLeast = 1e-9;  // seconds
 
 }  // namespace
@@ -36,7 +36,7 @@ double AnswerTimes::alone(const Answer& answer, const PrefillCost& cost) const {
 }
 
 double AnswerTimes::side_by_side(const Answer& answer, const PrefillCost& cost) const {
-  const double took = std::max(seconds(answer.took - answer.waited), kLeast);
+  const double took = std::max(seconds(answer.took), kLeast);
   return answer.at_once * std::min(1.0, alone(answer, cost) / took);
 }
 

@@ -26,8 +26,9 @@ double kv_penalty(const WorkerLoad& load) {
   return std::min(10.0, usage * usage * usage * usage / (1 - usage));
 }
 
-double cost(const WorkerLoad& load, const RequestFacts& facts, double matched_share,
-            const routing::PrefillCost& usual) {
+double cost(const Candidate& candidate, const RequestFacts& facts, const routing::PrefillCost& usual) {
+  const WorkerLoad& load = *candidate.load;
+  const double matched_share = facts.prefix.rate_of(candidate.worker);
   const double cached = matched_share > 0 ? load.belief.share() * matched_share : 0;
   const double tokens = static_cast<double>(facts.prompt_tokens) * (1 - cached);
   const bool stranger = usual.per_token > 0 && !load.prefill.known();
@@ -39,7 +40,7 @@ double cost(const WorkerLoad& load, const RequestFacts& facts, double matched_sh
 }  // namespace
 
 double MinCost::weigh(const Candidate& candidate, const RequestFacts& facts) const {
-  return cost(*candidate.load, facts, facts.prefix.rate_of(candidate.worker));
+  return cost(candidate, facts, usual());
 }
 
 Choice MinCost::choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const {
@@ -49,11 +50,7 @@ Choice MinCost::choose(const FleetView& fleet, const RequestFacts& facts, Rng& r
   const auto candidate = [&](size_t i) -> const Candidate& { return fleet.is_many() ? *list[i] : fleet.usable()[i]; };
   // Only where a long list stands in for a view of many is a cost worked out twice.
   std::array<double, FleetView::kShortList> costs;
-  const routing::PrefillCost usual{per_request_.load(std::memory_order_relaxed),
-                                   per_token_.load(std::memory_order_relaxed)};
-  const auto cost_of = [&](size_t i) {
-    return cost(*candidate(i).load, facts, facts.prefix.rate_of(candidate(i).worker), usual);
-  };
+  const auto cost_of = [&, usual = usual()](size_t i) { return cost(candidate(i), facts, usual); };
   double least = std::numeric_limits<double>::max();
   size_t cheapest = 0;
   for (size_t i = 0; i < size; ++i) {
