@@ -27,7 +27,7 @@ constexpr int64_t kMaxRows = 256;
 // widening slabs of kWideColumns columns, which fit the second cache, for oneDNN.
 constexpr int64_t kDotColumns = 32;
 // The matrix units of bf16 pay from fewer rows on.
-constexpr int64_t kWidestBf16Dot = 4;
+constexpr int64_t kWidestBf16Dot = 2;
 constexpr int64_t kWideColumns = 64;
 
 // Output columns of one slab: a multiple of 64, and at most 16 slabs, which is as finely as the pool can divide the
@@ -63,6 +63,13 @@ bool is_reference(const Product& product) { return product.implementation.starts
 
 // Everything that one product depends on.
 using ProductKey = std::tuple<int64_t, int64_t, int64_t, int64_t, DType, bool, bool, bool>;
+
+// FP8 for products in bf16 lies in tiles of kF8Columns columns, their values in the order of oneDNN's packed form and
+// rows filled with zeros to a multiple of kF8Pad; then their scales, [scales_per_row, kF8Columns].
+constexpr int64_t kF8Pad = 32;
+size_t tile_values(int64_t in) { return static_cast<size_t>(round_up(in, kF8Pad) * kF8Columns); }
+size_t tile_bytes(int64_t in) { return tile_values(in) + static_cast<size_t>(4 * scales_per_row(in) * kF8Columns); }
+int64_t tiles(const LinearShape& shape) { return (shape.out + kF8Columns - 1) / kF8Columns; }
 
 bool in_blocks(const LinearShape& shape) { return shape.stored != DType::kF32; }
 size_t row_bytes(const LinearShape& shape) {
@@ -115,7 +122,22 @@ class Linear::Impl {
     return desc;
   }
 
+  // True if oneDNN packs [in, kF8Columns] in bf16 as pairs of `in` side by side, column after column: then FP8 lies so.
+  bool in_tiles(const LinearShape& shape) const {
+    if (shape.stored != DType::kF8E4M3 || shape.dtype != DType::kBf16) return false;
+    const auto& desc = packed(shape.in, kF8Columns, shape.dtype).data;
+    const auto& blocks = desc.format_desc.blocking;
+    const auto pairs = [&](int64_t outer) {
+      return blocks.inner_nblks == 3 && blocks.inner_idxs[0] == 0 && blocks.inner_blks[0] == outer &&
+             blocks.inner_idxs[1] == 1 && blocks.inner_blks[1] == kF8Columns && blocks.inner_idxs[2] == 0 &&
+             blocks.inner_blks[2] == 2 && blocks.strides[0] == 2 * outer * kF8Columns &&
+             desc.padded_dims[0] <= round_up(shape.in, kF8Pad);
+    };
+    return desc.format_kind == dnnl_blocked && (pairs(16) || pairs(8));
+  }
+
   size_t packed_bytes(const LinearShape& shape) const {
+    if (in_tiles(shape)) return static_cast<size_t>(tiles(shape)) * tile_bytes(shape.in);
     return in_blocks(shape) ? static_cast<size_t>(shape.out) * row_bytes(shape) : layout(shape).bytes;
   }
 
@@ -161,6 +183,7 @@ class Linear::Impl {
   }
 
   void pack(const LinearShape& shape, const RowReader& rows, void* to) const {
+    if (in_tiles(shape)) return pack_tiles(shape, rows, static_cast<char*>(to));
     if (in_blocks(shape)) return pack_blocks(shape, rows, static_cast<char*>(to));
     dnnl::stream stream(engine_);
     std::vector<float> wide;
@@ -300,19 +323,86 @@ class Linear::Impl {
     }
   }
 
+  static void pack_tiles(const LinearShape& shape, const RowReader& rows, char* to) {
+    const int64_t scales = scales_per_row(shape.in);
+    std::vector<char> tile(kF8Columns * scaled_row_bytes(shape.in));
+    for (int64_t first = 0; first < shape.out; first += kF8Columns, to += tile_bytes(shape.in)) {
+      const int64_t columns = std::min(kF8Columns, shape.out - first);
+      rows(first, columns, tile.data());
+      std::memset(to, 0, tile_bytes(shape.in));
+      for (int64_t c = 0; c < columns; ++c) {
+        const char* row = tile.data() + static_cast<size_t>(c) * scaled_row_bytes(shape.in);
+        for (int64_t i = 0; i < scales; ++i) {
+          std::memcpy(to + tile_values(shape.in) + 4 * (i * kF8Columns + c), row + 4 * i, 4);
+        }
+        for (int64_t k = 0; k < shape.in; ++k) to[(k / 2 * kF8Columns + c) * 2 + k % 2] = row[4 * scales + k];
+      }
+    }
+  }
+
   // Rows up to which our own loops are faster than widening.
   static int64_t dot_rows(const LinearShape& shape) {
     return shape.dtype == DType::kBf16 ? kWidestBf16Dot : kExactRows;
   }
 
-  static int64_t block_tasks(const LinearShape& shape, int64_t rows) {
+  int64_t block_tasks(const LinearShape& shape, int64_t rows) const {
+    if (in_tiles(shape)) return tiles(shape);
     const int64_t columns = rows <= dot_rows(shape) ? kDotColumns : kWideColumns;
     return (shape.out + columns - 1) / columns;
+  }
+
+  // The columns of one tile.
+  void multiply_tile(const LinearArgs& args, int64_t task, int thread) const {
+    const LinearShape& shape = *args.shape;
+    const int64_t first = task * kF8Columns, width = std::min(kF8Columns, shape.out - first);
+    const char* tile = static_cast<const char*>(args.weight) + static_cast<size_t>(task) * tile_bytes(shape.in);
+    const auto* values = reinterpret_cast<const uint8_t*>(tile);
+    const auto* scales = reinterpret_cast<const float*>(tile + tile_values(shape.in));
+    const int64_t in = round_up(shape.in, 2);
+    if (args.n <= dot_rows(shape)) {
+      float* x = at_least(wide_in_[static_cast<size_t>(thread)], args.n * in);
+      for (int64_t r = 0; r < args.n; ++r) {
+        x[(r + 1) * in - 1] = 0;
+        simd_.widen(static_cast<const uint16_t*>(args.in) + r * shape.in, /*in_bf16=*/true, shape.in, x + r * in);
+      }
+      float sums[kWidestBf16Dot * kF8Columns];
+      simd_.dot_f8_tile(values, scales, in, x, in, args.n, sums);
+      return put_columns(args, 0, args.n, first, width, sums);
+    }
+    auto* weight = reinterpret_cast<uint16_t*>(
+        at_least(widened_[static_cast<size_t>(thread)], static_cast<int64_t>(tile_values(shape.in)) / 2));
+    simd_.expand_f8_tile(values, scales, round_up(shape.in, kF8Pad), weight);
+    for (int64_t row = 0; row < args.n; row += kMaxRows) {
+      const int64_t rows = std::min(kMaxRows, args.n - row), padded = Linear::padded_rows(rows);
+      const auto* x = static_cast<const uint16_t*>(args.in) + row * shape.in;
+      if (width == kF8Columns) {
+        const bool bias = args.bias != nullptr;
+        run(product(padded, shape.in, width, shape.out, shape.dtype, args.accumulate, bias), args, x, weight,
+            args.out + row * shape.out + first, bias ? args.bias + first : nullptr, thread);
+        continue;
+      }
+      float* whole = at_least(staging_[static_cast<size_t>(thread)], padded * kF8Columns);
+      execute(product(padded, shape.in, kF8Columns, kF8Columns, shape.dtype, /*accumulate=*/false, /*bias=*/false), x,
+              weight, whole, nullptr, thread);
+      put_columns(args, row, rows, first, width, whole);
+    }
+  }
+
+  // Sums [rows, kF8Columns] to their place, columns first .. first + width.
+  static void put_columns(const LinearArgs& args, int64_t row, int64_t rows, int64_t first, int64_t width,
+                          const float* sums) {
+    for (int64_t r = 0; r < rows; ++r, sums += kF8Columns) {
+      float* out = args.out + (row + r) * args.shape->out + first;
+      for (int64_t c = 0; c < width; ++c) {
+        out[c] = (args.accumulate ? out[c] : 0) + sums[c] + (args.bias == nullptr ? 0 : args.bias[first + c]);
+      }
+    }
   }
 
   // Columns of a product of weights in blocks, by our own loops.
   void multiply_blocks(const LinearArgs& args, int64_t task, int thread) const {
     const LinearShape& shape = *args.shape;
+    if (in_tiles(shape)) return multiply_tile(args, task, thread);
     const auto* x = static_cast<const float*>(args.in);
     if (shape.dtype == DType::kBf16) {
       auto& wide = wide_in_[static_cast<size_t>(thread)];
@@ -346,6 +436,7 @@ class Linear::Impl {
   // Columns of a product of weights in blocks, widened for oneDNN.
   void multiply_widened(const LinearArgs& args, int64_t task, int thread) const {
     const LinearShape& shape = *args.shape;
+    if (in_tiles(shape)) return multiply_tile(args, task, thread);
     const bool bf16 = shape.dtype == DType::kBf16, bias = args.bias != nullptr;
     const int64_t element = bf16 ? 2 : 4;
     const int64_t j = task * kWideColumns;

@@ -41,9 +41,16 @@ struct Simd {
   // NaN.
   void (*dot_f8)(const void* row, int64_t in, const float* x, int64_t x_stride, int64_t rows, float* sums);
   void (*expand_f8)(const void* row, int64_t in, void* out, bool out_bf16);
+  // The same of kF8Columns rows of the weight at once, where pairs of their values lie side by side: value (column, k)
+  // is values[(k / 2 * kF8Columns + column) * 2 + k % 2], its scale scales[k / 128 * kF8Columns + column]. `in` is
+  // even, `rows` 1 or 2. sums [rows, kF8Columns]; out as `values`.
+  void (*dot_f8_tile)(const uint8_t* values, const float* scales, int64_t in, const float* x, int64_t x_stride,
+                      int64_t rows, float* sums);
+  void (*expand_f8_tile)(const uint8_t* values, const float* scales, int64_t in, uint16_t* out);
 };
 
 constexpr int64_t kDotRows = 4;
+constexpr int64_t kF8Columns = 64;
 
 constexpr int64_t kAttentionBlock = 64;  // positions that are widened at a time
 // Floats of scratch for `rows` query rows.
