@@ -41,7 +41,7 @@ function(sluice_component folder)
       target_precompile_headers(${name}_test REUSE_FROM sluice_pch_${ARG_PCH})
     endif()
     # Discovered when ctest runs, so that building does not run anything.
-    gtest_discover_tests(${name}_test DISCOVERY_MODE PRE_TEST PROPERTIES TIMEOUT 300
+    gtest_discover_tests(${name}_test DISCOVERY_MODE PRE_TEST PROPERTIES TIMEOUT ${SLUICE_TEST_SECONDS}
                          EXTRA_ARGS --gtest_brief=1)
   endif()
 endfunction()

@@ -14,7 +14,9 @@ namespace {
 
 constexpr size_t kWholeAnswer = 4 << 20;  // answers of known length up to this are relayed in one write
 constexpr int64_t kDefaultNewTokens = 128;
-constexpr int64_t kMostNewTokens = 1 << 20;               // what a client or a worker may make us believe
+// What a client or a worker may make us believe.
+constexpr int64_t kMostNewTokens = 1 << 20;
+constexpr int64_t kMostPromptTokens = 1 << 30;
 constexpr Duration kBusyPause = std::chrono::seconds(1);  // of a worker that is busy and does not say for how long
 
 std::optional<size_t> content_length(const net::Headers& headers) {
@@ -36,6 +38,13 @@ std::string by_id(std::string message, const Worker& worker) {
   replace(worker.address.authority(), "worker " + worker.id);
   replace("'" + worker.address.host + "'", "its name");
   return message;
+}
+
+Usage believable(Usage usage) {
+  usage.prompt_tokens = std::min(usage.prompt_tokens, kMostPromptTokens);
+  usage.cached_tokens = std::min(usage.cached_tokens, usage.prompt_tokens);
+  usage.completion_tokens = std::min(usage.completion_tokens, kMostNewTokens);
+  return usage;
 }
 
 bool ends_event(std::string_view stream) { return stream.ends_with("\n\n") || stream.ends_with("\r\n\r\n"); }
@@ -359,12 +368,12 @@ net::Headers Exchange::headers_of(const net::ResponseHead& head, const Worker& w
 
 int64_t Exchange::learn(std::string_view tail, Upstream& upstream) {
   Worker& worker = *upstream.worker;
-  const auto usage = read_usage(tail);
+  const auto said = read_usage(tail);
+  const auto usage = said ? std::optional(believable(*said)) : std::nullopt;
   std::optional<PromptReport> report;
   if (usage && usage->prompt_tokens > 0) {
-    const double cached = static_cast<double>(usage->cached_tokens) / static_cast<double>(usage->prompt_tokens);
-    report = {.cached_share = std::clamp(cached, 0.0, 1.0),
-              .output_tokens = std::clamp<int64_t>(usage->completion_tokens, 1, kMostNewTokens)};
+    report = {.cached_share = static_cast<double>(usage->cached_tokens) / static_cast<double>(usage->prompt_tokens),
+              .output_tokens = std::max<int64_t>(usage->completion_tokens, 1)};
   }
   upstream.lease->answered(report);
   if (!usage) return 0;

@@ -88,7 +88,7 @@ class WorkerLease {
     const double cached = load_->belief.share() * work.matched_share;
     const double prompt = static_cast<double>(work.prompt_tokens);
     ticket_ = load_->prefill.dispatch(now, prompt * (1 - cached), prompt,
-                                      work.streams ? 0 : static_cast<double>(work.new_tokens));
+                                      work.streams ? 0 : static_cast<double>(std::max<int64_t>(work.new_tokens, 1)));
   }
   WorkerLease(WorkerLease&& other) noexcept { swap(other); }
   WorkerLease& operator=(WorkerLease&& other) noexcept {
@@ -116,10 +116,12 @@ class WorkerLease {
   void answered(const std::optional<PromptReport>& report) {
     const TimePoint now = clock_->now();
     load_->heard(now);
-    load_->prefill.whole_answer(ticket_, now, report ? report->output_tokens : 1);
-    const double tokens = static_cast<double>(work_.prompt_tokens);
     if (report) load_->belief.reported(work_.matched_share, report->cached_share);
-    load_->prefill.learn(ticket_, report ? tokens * (1 - report->cached_share) : ticket_.tokens, now);
+    // One that never reported a cached token does not report them: its prompts took what they took as believed.
+    const bool told = report && load_->belief.confirmed();
+    const double tokens = told ? static_cast<double>(work_.prompt_tokens) * (1 - report->cached_share) : ticket_.tokens;
+    load_->prefill.whole_answer(ticket_, now, tokens, report ? report->output_tokens : 1);
+    load_->prefill.learn(ticket_, tokens, now);
   }
 
  private:

@@ -1,4 +1,6 @@
 // What of requests and answers passes the gateway unchanged, over real sockets.
+#include <limits>
+
 #include "gateway/gateway_fixture.h"
 #include "gateway/scripted_worker_fixture.h"
 
@@ -114,6 +116,40 @@ TEST_F(PassingTest, R21AWorkersKeyThatChangesIsUsedByAllThatFollows) {
   EXPECT_EQ(workers_json()[0]["is_healthy"], true);
   ASSERT_EQ(call("POST", "/workers", Json{{"url", one->url()}, {"api_key", "other"}}.dump())->status, 202);
   EXPECT_EQ(generate()->status, 401) << "adding it once more changes the key too";
+}
+
+TEST_F(PassingTest, WhatAWorkerSaysOfTokensIsBelievedWithinBounds) {
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  scripted([](const Received& received) {
+    return net::Response::json(200, Json{{"text", "x"}, {"usage", Json::parse(received.body)["usage"]}}.dump());
+  });
+  start_all({"--policy", "min_cost"});
+  const auto tokens_of = [&](int64_t prompt, int64_t cached, int64_t output) {
+    const Json usage{{"prompt_tokens", prompt},
+                     {"prompt_tokens_details", {{"cached_tokens", cached}}},
+                     {"completion_tokens", output}};
+    clock_.advance(std::chrono::milliseconds(10));
+    const Json body{{"text", "the same prompt"}, {"usage", usage}};
+    const auto answer = call("POST", "/generate", body.dump(), {{"x-request-id", "mine"}});
+    EXPECT_EQ(answer->status, 200);
+    Json record;
+    EXPECT_TRUE(eventually([&] {
+      record = Json::parse(call("GET", "/debug/why/mine")->body)["tokens"];
+      return record["output"] == std::min<int64_t>(output, 1 << 20);
+    }));
+    return record;
+  };
+  EXPECT_EQ(tokens_of(10, 4, 0)["cached"], 4) << "no token at all is no division by zero";
+  EXPECT_EQ(tokens_of(10, 1000, 3)["cached"], 10) << "no more is cached than was asked";
+  for (int i = 0; i < 3; ++i) {
+    const Json most = tokens_of(kMost, kMost, kMost);
+    EXPECT_EQ(most["prompt"], 1 << 30);
+    EXPECT_EQ(most["cached"], 1 << 30);
+  }
+  EXPECT_EQ(tokens_of(10, 10, 5)["cached"], 10) << "it goes on";
+  EXPECT_LE(metric("smg_worker_cache_belief"), 1);
+  EXPECT_LE(metric("sglang_cache_hit_rate", {"reported"}), 1);
+  EXPECT_GT(metric("sglang_cache_hit_rate", {"reported"}), 0.9);
 }
 
 TEST_F(PassingTest, QueriesAndBodiesReachTheWorkerByteForByte) {

@@ -30,6 +30,15 @@ class ScenarioTest : public GatewayFixture {
       return worker.active() == 0;
     }));
   }
+  // The first one stays with the worker until it leaves, and the second waits for its place.
+  void fill(SimWorker& one, RawClient& first, RawClient& second) {
+    one.set_fault({.kind = Kind::kStall, .times = 1});
+    sent_ += 2;
+    first.post("/generate", body_of("x"));
+    ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
+    second.post("/generate", body_of("x"));
+    ASSERT_TRUE(eventually([&] { return metric("smg_admission_queue_depth") == 1; }));
+  }
   double retries() { return metric("smg_worker_retries_total"); }
   double faults() { return metric("smg_worker_cb_outcomes_total", {"failure"}); }
 };
@@ -140,8 +149,7 @@ TEST_F(ScenarioTest, AnErrorThatTheRequestDeservesIsNeitherRepeatedNorCounted) {
   expect_settled();
 }
 
-// --- streams that break
-// -----------------------------------------------------------------------------------------------
+// --- streams that break ----------------------------------------------------------------------------------------------
 
 TEST_F(ScenarioTest, AStreamThatBreaksEndsWithAnErrorEventAndWithoutDone) {
   SimWorker& one = worker();
@@ -174,8 +182,7 @@ TEST_F(ScenarioTest, AStreamThatFallsSilentIsCutAndItsHalfEventStaysApart) {
   expect_settled();
 }
 
-// --- workers that are busy
-// ----------------------------------------------------------------------------------------------
+// --- workers that are busy -------------------------------------------------------------------------------------------
 
 TEST_F(ScenarioTest, ABusyWorkerIsPassedOverUntilItSaid) {
   SimWorker& busy = worker();
@@ -219,8 +226,7 @@ TEST_F(ScenarioTest, WhenAllAreBusyTheClientGetsTheirAnswer) {
   expect_settled();
 }
 
-// --- the circuit breaker
-// ------------------------------------------------------------------------------------------------
+// --- the circuit breaker ---------------------------------------------------------------------------------------------
 
 TEST_F(ScenarioTest, TenFaultsOpenTheBreakerAndThreeTrialsCloseIt) {
   SimWorker& one = worker();
@@ -263,19 +269,13 @@ TEST_F(ScenarioTest, AHalfOpenWorkerGetsOneTrialAtATime) {
   expect_settled();
 }
 
-// --- the limiter
-// --------------------------------------------------------------------------------------------------------
+// --- the limiter -----------------------------------------------------------------------------------------------------
 
 TEST_F(ScenarioTest, BeyondTheQueueIs429AndTheWaitIsBounded) {
   SimWorker& one = worker();
   start({"--max-concurrent-requests", "1", "--queue-size", "1", "--queue-timeout-secs", "1"});
-  one.set_fault({.kind = Kind::kStall, .times = 1});
-  sent_ += 2;
   RawClient first(gateway_->port()), second(gateway_->port());
-  first.post("/generate", body_of("x"));
-  ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
-  second.post("/generate", body_of("x"));
-  ASSERT_TRUE(eventually([&] { return metric("smg_admission_queue_depth") == 1; }));
+  fill(one, first, second);
   const auto third = generate();
   EXPECT_EQ(third->status, 429);
   EXPECT_EQ(code_of(third), "admission_queue_full");
@@ -307,21 +307,15 @@ TEST_F(ScenarioTest, WithoutAQueueTheSecondIs429AtOnce) {
 TEST_F(ScenarioTest, AWaitingRequestIsServedWhenItsTurnComes) {
   SimWorker& one = worker();
   start({"--max-concurrent-requests", "1"});
-  one.set_fault({.kind = Kind::kStall, .times = 1});
-  sent_ += 2;
   RawClient first(gateway_->port()), second(gateway_->port());
-  first.post("/generate", body_of("x"));
-  ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
-  second.post("/generate", body_of("x"));
-  ASSERT_TRUE(eventually([&] { return metric("smg_admission_queue_depth") == 1; }));
+  fill(one, first, second);
   first.leave();
   EXPECT_THAT(second.read_until("\r\n"), HasSubstr(" 200 "));
   second.leave();
   expect_settled();
 }
 
-// --- clients that leave
-// ---------------------------------------------------------------------------------------------------
+// --- clients that leave ----------------------------------------------------------------------------------------------
 
 TEST_F(ScenarioTest, AClientThatLeavesWhileItSendsItsBodyIsForgotten) {
   worker();
@@ -338,13 +332,8 @@ TEST_F(ScenarioTest, AClientThatLeavesWhileItSendsItsBodyIsForgotten) {
 TEST_F(ScenarioTest, AClientThatLeavesTheQueueMakesRoom) {
   SimWorker& one = worker();
   start({"--max-concurrent-requests", "1", "--queue-size", "1"});
-  one.set_fault({.kind = Kind::kStall, .times = 1});
-  sent_ += 2;
   RawClient first(gateway_->port()), waits(gateway_->port());
-  first.post("/generate", body_of("x"));
-  ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
-  waits.post("/generate", body_of("x"));
-  ASSERT_TRUE(eventually([&] { return metric("smg_admission_queue_depth") == 1; }));
+  fill(one, first, waits);
   waits.leave();
   EXPECT_TRUE(eventually([&] { return metric("smg_admission_queue_depth") == 0; }));
   EXPECT_EQ(one.counters().generations, 1) << "it never reached a worker";
@@ -409,8 +398,7 @@ TEST_F(ScenarioTest, AClientThatLeavesWhileItsWorkerCannotBeReachedEndsTheAttemp
   expect_settled();
 }
 
-// --- workers that come and go
-// -----------------------------------------------------------------------------------------
+// --- workers that come and go ----------------------------------------------------------------------------------------
 
 TEST_F(ScenarioTest, ARemovedWorkerFinishesItsStreamsAndGetsNoNewOnes) {
   SimWorker& one = worker({.manual = true});
@@ -516,8 +504,7 @@ TEST_F(ScenarioTest, AFaultThatIsMetWhileTheWorkerIsAskedSomethingElseCountsToo)
   expect_settled();
 }
 
-// --- shutting down
-// -----------------------------------------------------------------------------------------------------
+// --- shutting down ---------------------------------------------------------------------------------------------------
 
 TEST_F(ScenarioTest, DrainingAnswersReadinessNoAndFinishesWhatRuns) {
   SimWorker& one = worker({.manual = true});
@@ -565,8 +552,7 @@ TEST_F(ScenarioTest, RetiringAnswersAlsoWhatTheOtherPortsWereAsked) {
   retired.get();
 }
 
-// --- books
-// --------------------------------------------------------------------------------------------------------------
+// --- books -----------------------------------------------------------------------------------------------------------
 
 TEST_F(ScenarioTest, EveryFamilyOfMetricsMoves) {
   SimWorker& one = worker();

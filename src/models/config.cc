@@ -35,7 +35,7 @@ Result<void> read_quantization(const Json& quantization) {
     return unsupported("quantization_config.quant_method",
                        fmt::format("'{}' is not supported; fp8 is, and GGUF files are", method));
   }
-  if (format != "e4m3") {
+  if (format != "e4m3" && format != "float8_e4m3fn") {  // DeepSeek's name and MiniMax's
     return unsupported("quantization_config.fmt", fmt::format("'{}' is not supported; e4m3 is", format));
   }
   if (!present(quantization, "weight_block_size") || quantization["weight_block_size"] != Json{128, 128}) {
@@ -77,6 +77,23 @@ Result<void> read_yarn(const Json& scaling, double max_position, RopeConfig& rop
   }
   if (rope.theta <= 1) return unsupported("rope_theta", "YaRN needs one above 1");
   return {};
+}
+
+// The share of each head that is rotated, where it is not said in values; beside the other fields of the rotation, or
+// in the newer form among them.
+Result<int64_t> read_rotary_dim(const Json& config, int64_t head_dim) {
+  double share = 1;
+  for (const Json* object : {&config, present(config, "rope_parameters") ? &config["rope_parameters"] : nullptr}) {
+    if (object == nullptr || !object->is_object()) continue;
+    Fields fields(*object);
+    share = fields.real("partial_rotary_factor", share);
+    if (fields.error()) return *fields.error();
+  }
+  if (!(share > 0 && share <= 1)) {
+    return Error{ErrorCode::kProtocol,
+                 fmt::format("config.json: partial_rotary_factor {} is not within 0 and 1", share)};
+  }
+  return static_cast<int64_t>(static_cast<double>(head_dim) * share);
 }
 
 Result<void> read_rope(const Json& config, double max_position, RopeConfig& rope) {
@@ -226,7 +243,7 @@ Result<ModelConfig> config_from_json(const Json& config, const Json& generation_
   const bool sliding_window = fields.flag("use_sliding_window", false);
   const std::string act = fields.text("hidden_act", "silu");
   if (fields.error()) return *fields.error();
-  result.rotary_dim = result.head_dim;
+  SLUICE_TRY(result.rotary_dim, read_rotary_dim(config, result.head_dim));
   if (mlp_bias) return unsupported("mlp_bias", "biases in the FFN are not supported");
   if (result.qkv_bias && !family->default_qkv_bias) {
     return unsupported("attention_bias", "a bias of the output projection is not supported");
@@ -240,6 +257,7 @@ Result<ModelConfig> config_from_json(const Json& config, const Json& generation_
     return unsupported("hidden_act", fmt::format("'{}' is not supported; silu is", act));
   }
   SLUICE_TRY_VOID(read_rope(config, static_cast<double>(result.max_position), result.rope));
+  SLUICE_TRY_VOID(check_sizes(result));  // before lists by layer are made
   if (family->read != nullptr) SLUICE_TRY_VOID(family->read(config, result));
   SLUICE_TRY_VOID(check_shape(result));
 
@@ -329,6 +347,8 @@ Result<ModelConfig> config_from_gguf(const tensor::GgufFile& file) {
   }
   if (const auto* id = file.get<int64_t>("tokenizer.ggml.bos_token_id"))
     config.bos_token_id = static_cast<int32_t>(*id);
+  SLUICE_TRY_VOID(check_sizes(config));
+  if (family->read_gguf != nullptr) SLUICE_TRY_VOID(family->read_gguf(file, config));
   SLUICE_TRY_VOID(check_shape(config));
   return config;
 }

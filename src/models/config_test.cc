@@ -85,6 +85,22 @@ TEST(ModelConfigTest, ReadsThePartialRotationAndTheRouterOfMiniMaxM2) {
   EXPECT_TRUE(config->moe->correction_bias && config->moe->renormalise);
 }
 
+TEST(ModelConfigTest, APartOfEachHeadIsRotatedWhateverItIsCalled) {
+  const auto rotary = [](const Json& changes) {
+    Json json = config_of("tiny-minimax-m2");
+    json.erase("rotary_dim");
+    json.merge_patch(changes);
+    const auto config = config_from_json(json, nullptr);
+    return config.ok() ? config->rotary_dim : -1;
+  };
+  EXPECT_EQ(rotary(Json::object()), 32);
+  EXPECT_EQ(rotary({{"rotary_dim", 8}}), 8);
+  EXPECT_EQ(rotary({{"partial_rotary_factor", 0.5}}), 16);
+  EXPECT_EQ(rotary({{"rope_parameters", {{"rope_type", "default"}, {"partial_rotary_factor", 0.25}}}}), 8);
+  EXPECT_EQ(rotary({{"partial_rotary_factor", 2}}), -1);
+  EXPECT_EQ(with({{"partial_rotary_factor", 0.5}})->rotary_dim, 8);
+}
+
 TEST(ModelConfigTest, ReadsBothSpellingsOfMiniMaxText01) {
   const auto port = config_from_json(config_of("tiny-minimax-text-01"), nullptr);
   const auto published = config_from_json(config_of("tiny-minimax-text-01-published"), nullptr);

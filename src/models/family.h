@@ -22,6 +22,8 @@ struct FamilyRow {
   bool gguf_interleaved_rope = false;
   // Reads the fields of config.json that are the family's own, after the common ones; null = there are none.
   Result<void> (*read)(const nlohmann::json& json, ModelConfig& config) = nullptr;
+  // Likewise of GGUF metadata.
+  Result<void> (*read_gguf)(const tensor::GgufFile& file, ModelConfig& config) = nullptr;
   // Declares the model's weights in `weights` and returns its forward pass.
   std::unique_ptr<Decoder> (*make)(const ModelConfig& config, WeightStore& weights) = nullptr;
 };

@@ -2,7 +2,8 @@
 
 #include <fmt/format.h>
 
-#include <array>
+#include <charconv>
+#include <optional>
 
 namespace sluice::models {
 namespace {
@@ -25,8 +26,43 @@ constexpr Rename kInLayer[] = {
     {"self_attn.o_proj", "attn_output"}, {"self_attn.q_norm", "attn_q_norm"},
     {"self_attn.k_norm", "attn_k_norm"}, {"post_attention_layernorm", "ffn_norm"},
     {"mlp.gate_proj", "ffn_gate"},       {"mlp.up_proj", "ffn_up"},
-    {"mlp.down_proj", "ffn_down"},
+    {"mlp.down_proj", "ffn_down"},       {"mlp.gate", "ffn_gate_inp"},
 };
+
+// After "model.layers.<i>.mlp.experts.<e>.": GGUF keeps the matrices of all experts of a layer in one tensor.
+constexpr Rename kOfExperts[] = {
+    {"gate_proj", "ffn_gate_exps"}, {"up_proj", "ffn_up_exps"}, {"down_proj", "ffn_down_exps"}};
+
+struct ExpertTensor {
+  std::string stacked;  // GGUF's name
+  int64_t expert = 0;
+};
+
+std::optional<int64_t> number(std::string_view text) {
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return value;
+}
+
+// "model.layers.<i>.mlp.experts.<e>.<matrix>.weight", or nothing.
+std::optional<ExpertTensor> expert_tensor(std::string_view name) {
+  constexpr std::string_view kLayers = "model.layers.", kExperts = ".mlp.experts.", kWeight = ".weight";
+  const size_t at = name.find(kExperts);
+  if (!name.starts_with(kLayers) || at == std::string_view::npos || !name.ends_with(kWeight)) return std::nullopt;
+  const auto layer = number(name.substr(kLayers.size(), at - kLayers.size()));
+  std::string_view rest = name.substr(at + kExperts.size());
+  rest.remove_suffix(kWeight.size());
+  const size_t dot = rest.find('.');
+  const auto expert = number(rest.substr(0, dot));
+  if (!layer || !expert || dot == std::string_view::npos) return std::nullopt;
+  for (const Rename& rename : kOfExperts) {
+    if (rename.from == rest.substr(dot + 1)) {
+      return ExpertTensor{fmt::format("blk.{}.{}.weight", *layer, rename.to), *expert};
+    }
+  }
+  return std::nullopt;
+}
 
 std::string gguf_name(std::string_view name) {
   for (const Rename& rename : kWhole) {
@@ -50,6 +86,7 @@ class GgufSource final : public tensor::TensorSource {
   explicit GgufSource(std::shared_ptr<const tensor::GgufFile> file) : file_(std::move(file)) {}
 
   Result<tensor::StoredTensor> find(std::string_view name) const override {
+    if (const auto expert = expert_tensor(name)) return find_expert(*expert);
     const std::string own = gguf_name(name);
     const auto at = file_->tensors().find(own);
     if (at == file_->tensors().end()) {
@@ -57,9 +94,30 @@ class GgufSource final : public tensor::TensorSource {
     }
     return at->second;
   }
-  bool has(std::string_view name) const override { return file_->tensors().contains(gguf_name(name)); }
+  bool has(std::string_view name) const override {
+    if (const auto expert = expert_tensor(name)) return find_expert(*expert).ok();
+    return file_->tensors().contains(gguf_name(name));
+  }
 
  private:
+  Result<tensor::StoredTensor> find_expert(const ExpertTensor& wanted) const {
+    const auto at = file_->tensors().find(wanted.stacked);
+    if (at == file_->tensors().end()) {
+      return Error{ErrorCode::kNotFound, fmt::format("{}: no tensor {}", file_->path(), wanted.stacked)};
+    }
+    const tensor::StoredTensor& all = at->second;  // [experts, out, in]
+    if (all.shape.size() != 3 || wanted.expert < 0 || wanted.expert >= all.shape[0]) {
+      return Error{ErrorCode::kProtocol,
+                   fmt::format("{}: tensor {} has no expert {}", file_->path(), wanted.stacked, wanted.expert)};
+    }
+    tensor::StoredTensor one = all;
+    one.name = fmt::format("{}[{}]", wanted.stacked, wanted.expert);
+    one.shape = {all.shape[1], all.shape[2]};
+    const size_t bytes = all.data.size() / static_cast<size_t>(all.shape[0]);
+    one.data = all.data.subspan(static_cast<size_t>(wanted.expert) * bytes, bytes);
+    return one;
+  }
+
   std::shared_ptr<const tensor::GgufFile> file_;
 };
 

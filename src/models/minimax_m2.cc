@@ -27,7 +27,7 @@ Result<void> read_minimax_m2(const nlohmann::json& json, ModelConfig& config) {
   moe.correction_bias = fields.flag("use_routing_bias", true);
   moe.renormalise = true;
   moe.sparse.assign(static_cast<size_t>(config.num_layers), true);
-  config.rotary_dim = fields.whole("rotary_dim", 2, config.head_dim);
+  config.rotary_dim = fields.whole("rotary_dim", 2, config.rotary_dim);
   const bool qk_norm = fields.flag("use_qk_norm", true);
   const std::string norm_type = fields.text("qk_norm_type", "per_layer");
   const int64_t shared_width = fields.whole("shared_intermediate_size", 0, 0);

@@ -154,7 +154,7 @@ Result<void> read_minimax_text_01(const nlohmann::json& json, ModelConfig& confi
   moe.expert_width = config.intermediate_size;
   moe.renormalise = true;
   moe.sparse.assign(static_cast<size_t>(config.num_layers), true);
-  config.rotary_dim = fields.whole("rotary_dim", 2, config.head_dim);
+  config.rotary_dim = fields.whole("rotary_dim", 2, config.rotary_dim);
   const int64_t shared_width = fields.whole("shared_intermediate_size", 0, 0);
   const bool post_norm = fields.flag("postnorm", present(json, "layer_types"));
   if (fields.error()) return *fields.error();

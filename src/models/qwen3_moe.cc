@@ -24,6 +24,30 @@ Result<void> read_qwen3_moe(const nlohmann::json& json, ModelConfig& config) {
   return {};
 }
 
+// The file says nothing of renormalisation, which all published models have.
+Result<void> read_qwen3_moe_gguf(const tensor::GgufFile& file, ModelConfig& config) {
+  MoeConfig moe;
+  const struct {
+    const char* key;
+    int64_t& value;
+  } keys[] = {{"qwen3moe.expert_count", moe.experts},
+              {"qwen3moe.expert_used_count", moe.top_k},
+              {"qwen3moe.expert_feed_forward_length", moe.expert_width}};
+  for (const auto& [key, value] : keys) {
+    const auto* stored = file.get<int64_t>(key);
+    if (stored == nullptr) {
+      return Error{ErrorCode::kProtocol, fmt::format("{}: {} is missing", file.path(), key)};
+    }
+    value = *stored;
+  }
+  moe.renormalise = true;
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    moe.sparse.push_back(file.tensors().contains(fmt::format("blk.{}.ffn_gate_exps.weight", layer)));
+  }
+  config.moe = std::move(moe);
+  return {};
+}
+
 std::unique_ptr<Decoder> make_qwen3_moe(const ModelConfig& config, WeightStore& weights) {
   auto decoder = std::make_unique<Decoder>(config, weights);
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {

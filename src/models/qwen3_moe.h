@@ -9,6 +9,7 @@
 namespace sluice::models {
 
 Result<void> read_qwen3_moe(const nlohmann::json& json, ModelConfig& config);
+Result<void> read_qwen3_moe_gguf(const tensor::GgufFile& file, ModelConfig& config);
 std::unique_ptr<Decoder> make_qwen3_moe(const ModelConfig& config, WeightStore& weights);
 
 }  // namespace sluice::models

@@ -10,7 +10,6 @@ constexpr double kMemory = 0.98;         // what a sample still counts when the 
 constexpr double kAboveFit = 0.2;        // weight of a sample that took longer than the fit says
 constexpr double kTrustWhole = 0.3;      // decoding times vary: a whole answer corrects only a part of what it shows
 constexpr double kRescale = 1.25;        // a change of the fit by this factor makes older predictions worthless
-constexpr int64_t kDecodeWindow = 32;    // answers
 constexpr double kLeastPerToken = 1e-9;  // seconds
 constexpr double kMostBacklog = 1e6;     // seconds
 
@@ -21,6 +20,7 @@ Duration own_time(TimePoint now, Duration shift) { return now.time_since_epoch()
 void PrefillQueue::publish() {
   // Without anybody under way there is no queue, whatever was predicted.
   free_at_.store(waiting_ == 0 ? 0 : (end_ + shift_).count(), std::memory_order_relaxed);
+  crowd_.store(crowd(static_cast<double>(waiting_ + 1)).count(), std::memory_order_relaxed);
 }
 
 PrefillQueue::Ticket PrefillQueue::dispatch(TimePoint now, double tokens, double prompt, double decode) {
@@ -30,9 +30,12 @@ PrefillQueue::Ticket PrefillQueue::dispatch(TimePoint now, double tokens, double
   Ticket ticket{
       .tokens = tokens, .prompt = prompt, .sent = now, .service = service(tokens), .waits = true, .scale = scale_};
   ticket.most = longest_prompt_ > 0 ? prompt * std::max(1.0, prompt / longest_prompt_) : prompt;
+  ticket.waited = start - here;
   end_ = ticket.finish = start + ticket.service;
-  ++waiting_;
+  ticket.at_once = static_cast<double>(++waiting_);
+  ticket.crowd = crowd(ticket.at_once);
   waiting_most_ += ticket.most;
+  waiting_tokens_ += tokens;
   ticket.decode = decode;
   waiting_decode_ += decode;
   waiting_whole_ += decode > 0 ? 1 : 0;
@@ -45,49 +48,56 @@ void PrefillQueue::leave(Ticket& ticket) {
   waiting_whole_ -= ticket.decode > 0 ? 1 : 0;
   // What rounding left does not outlive the last one.
   waiting_decode_ = waiting_whole_ == 0 ? 0 : waiting_decode_ - ticket.decode;
-  waiting_most_ = --waiting_ == 0 ? 0 : waiting_most_ - ticket.most;
+  --waiting_;
+  waiting_most_ = waiting_ == 0 ? 0 : waiting_most_ - ticket.most;
+  waiting_tokens_ = waiting_ == 0 ? 0 : waiting_tokens_ - ticket.tokens;
 }
 
 std::optional<Duration> PrefillQueue::backlog() const {
   std::lock_guard lock(mutex_);
-  if (n_ == 0 || (waiting_whole_ > 0 && decode_seen_ == 0)) return std::nullopt;
+  if (n_ == 0 || (waiting_whole_ > 0 && answers_.empty())) return std::nullopt;
   const double decode = waiting_whole_ == 0 ? 0 : waiting_decode_ / static_cast<double>(waiting_whole_);
-  const double all = static_cast<double>(waiting_) * per_request_.load(std::memory_order_relaxed) +
-                     per_token_.load(std::memory_order_relaxed) * waiting_most_ + decode * seconds(decode_time());
+  const PrefillCost its = cost();
+  const double all = static_cast<double>(waiting_) * its.per_request + its.per_token * waiting_most_ +
+                     decode * answers_.decode_time(its);
   return from_seconds(std::min(all, kMostBacklog));
 }
 
-void PrefillQueue::confirm(Ticket& ticket, TimePoint now, TimePoint first_token, double trust) {
+void PrefillQueue::confirm(Ticket& ticket, TimePoint now, TimePoint first_token, bool streamed) {
   leave(ticket);
   longest_prompt_ = std::max(longest_prompt_, ticket.prompt);
   const TimePoint began = std::max(ticket.sent, last_first_token_);
-  if (first_token > began) ticket.took = first_token - began;
+  // Several first tokens of one step: the first has taken the time of all, and the sum is right.
+  if (first_token > began || streamed) ticket.took = std::max(first_token - began, Duration(0));
+  ticket.above = streamed ? 1 : kAboveFit;
   last_first_token_ = std::max(last_first_token_, std::min(first_token, now));
-  if (n_ == 0 && ticket.took > Duration(0)) fit(ticket.tokens, seconds(ticket.took), now);  // better than nothing
-  if (ticket.scale == scale_) {
+  if (n_ == 0 && ticket.took >= Duration(0)) fit(ticket.tokens, seconds(ticket.took), 1, now);  // better than nothing
+  if (waiting_whole_ == 0) {
+    end_ = own_time(now, shift_) + from_seconds(all_that_wait());  // those that are left are all known to wait
+  } else if (ticket.scale == scale_) {
     const Duration late = own_time(first_token, shift_) - ticket.finish;
-    shift_ += from_seconds(seconds(late) * trust);
+    shift_ += from_seconds(seconds(late) * (streamed ? 1 : kTrustWhole));
   }
   publish();
-}
-
-Duration PrefillQueue::decode_time() const {
-  return decode_before_ == Duration(0) ? decode_now_ : std::min(decode_before_, decode_now_);
 }
 
 void PrefillQueue::first_token(Ticket& ticket, TimePoint now) {
   if (!ticket.waits) return;
   std::lock_guard lock(mutex_);
-  confirm(ticket, now, now, 1);
+  confirm(ticket, now, now, true);
 }
 
-void PrefillQueue::whole_answer(Ticket& ticket, TimePoint now, int64_t output_tokens) {
+void PrefillQueue::whole_answer(Ticket& ticket, TimePoint now, double tokens, int64_t output_tokens) {
   if (!ticket.waits) return;
   std::lock_guard lock(mutex_);
-  const Duration rest = std::max(now - ticket.sent - ticket.service, Duration(1)) / output_tokens;
-  if (decode_seen_++ % kDecodeWindow == 0) decode_before_ = std::exchange(decode_now_, rest);
-  decode_now_ = std::min(decode_now_, rest);
-  confirm(ticket, now, now - decode_time() * output_tokens, kTrustWhole);
+  answers_.add({.took = now - ticket.sent,
+                .tokens = tokens,
+                .output_tokens = output_tokens,
+                .at_once = ticket.at_once,
+                .waited = ticket.waited},
+               now, cost());
+  const double decoding = answers_.decode_time(cost()) * static_cast<double>(output_tokens);
+  confirm(ticket, now, now - from_seconds(decoding) - ticket.crowd, false);
 }
 
 void PrefillQueue::abandon(Ticket& ticket, TimePoint now) {
@@ -104,15 +114,15 @@ void PrefillQueue::abandon(Ticket& ticket, TimePoint now) {
 }
 
 void PrefillQueue::learn(const Ticket& ticket, double tokens, TimePoint now) {
-  if (ticket.took == Duration(0)) return;
+  if (ticket.took < Duration(0)) return;
   std::lock_guard lock(mutex_);
-  fit(tokens, seconds(ticket.took), now);
+  fit(tokens, seconds(ticket.took), ticket.above, now);
   publish();
 }
 
-void PrefillQueue::fit(double tokens, double took, TimePoint now) {
+void PrefillQueue::fit(double tokens, double took, double above, TimePoint now) {
   const double before = seconds(service(tokens));
-  const double weight = n_ > 0 && took > before ? kAboveFit : 1;
+  const double weight = n_ > 0 && took > before ? above : 1;
   n_ = n_ * kMemory + weight;
   t_ = t_ * kMemory + weight * tokens;
   tt_ = tt_ * kMemory + weight * tokens * tokens;
@@ -135,14 +145,21 @@ void PrefillQueue::fit(double tokens, double took, TimePoint now) {
       b = st_ / tt_;
     }
   }
+  known_.store(true, std::memory_order_relaxed);
+  const double all_before = std::max(all_that_wait(), kLeastPerToken);
   per_request_.store(a, std::memory_order_relaxed);
   per_token_.store(std::max(b, kLeastPerToken), std::memory_order_relaxed);
-  const double ratio = seconds(service(tokens)) / std::max(before, kLeastPerToken);
-  if (ratio > kRescale || ratio < 1 / kRescale) {
+  const double ratio = all_that_wait() / all_before;
+  if (waiting_ > 0 && (ratio > kRescale || ratio < 1 / kRescale)) {
     const Duration here = own_time(now, shift_);
     if (end_ > here) end_ = here + from_seconds(seconds(end_ - here) * ratio);
     ++scale_;
   }
+}
+
+double PrefillQueue::all_that_wait() const {
+  const PrefillCost its = cost();
+  return static_cast<double>(waiting_) * its.per_request + waiting_tokens_ * its.per_token;
 }
 
 void PrefillQueue::restart() {

@@ -3,9 +3,10 @@
 // * (tokens that the worker's cache does not hold). a and b are learned from when first tokens come; so is how far the
 // queue really is, which corrects what was predicted.
 //
-// What is seen is never less than the service time and may be more (decoding in between, the network), so the fit leans
-// to the lower side. An answer that comes whole tells of its first token only afterwards, less the time of decoding;
-// that is learned too, as the least that was seen of late.
+// First tokens of streams tell how fast the queue moves, so the fit is their mean: with all that comes between
+// (decoding, a batch that is full), or a queue that moves slower than believed would seem empty. An answer that comes
+// whole tells of its first token only afterwards, less the time of decoding (routing/answer_times), which varies: what
+// is seen then is hardly less than the service time and may be much more, so the fit leans to the lower side.
 #pragma once
 
 #include <atomic>
@@ -14,6 +15,7 @@
 #include <optional>
 
 #include "base/clock.h"
+#include "routing/answer_times.h"
 
 namespace sluice::routing {
 
@@ -31,26 +33,33 @@ class PrefillQueue {
     Duration finish{0};   // on the queue's own time: see shift_
     bool waits = false;   // its first token has not come
     uint32_t scale = 0;   // scale_ at the dispatch
-    Duration took{0};     // service time as seen; 0 = not seen
+    Duration waited{0};   // as predicted: for the prompts before it
+    Duration crowd{0};    // as predicted: beyond that, for so many at once
+    double at_once = 0;   // that wait, itself among them
+    Duration took{-1};    // service time as seen; negative = not seen
+    double above = 1;     // weight of what was seen where it is more than expected
   };
 
-  // Time until the prefill of a request that is sent now would begin.
+  // Time until the prefill of a request that is sent now would begin, and how much longer its answer takes because of
+  // all the others.
   Duration wait(TimePoint now) const {
     const int64_t left = free_at_.load(std::memory_order_relaxed) - now.time_since_epoch().count();
-    return Duration(left > 0 ? left : 0);
+    return Duration((left > 0 ? left : 0) + crowd_.load(std::memory_order_relaxed));
   }
-  Duration service(double tokens) const {
-    return from_seconds(per_request_.load(std::memory_order_relaxed) +
-                        per_token_.load(std::memory_order_relaxed) * tokens);
-  }
+  Duration service(double tokens) const { return from_seconds(cost().of(tokens)); }
 
+  PrefillCost cost() const {
+    return {per_request_.load(std::memory_order_relaxed), per_token_.load(std::memory_order_relaxed)};
+  }
+  // True when answers have told of the cost.
+  bool known() const { return known_.load(std::memory_order_relaxed); }
   Ticket dispatch(TimePoint now, double tokens) { return dispatch(now, tokens, tokens, 0); }
   // `decode`: expected length of an answer that comes whole, 0 for a streamed one.
   Ticket dispatch(TimePoint now, double tokens, double prompt, double decode);
   // The first byte of a streamed answer.
   void first_token(Ticket& ticket, TimePoint now);
-  // All of an answer that was not streamed; `output_tokens` > 0.
-  void whole_answer(Ticket& ticket, TimePoint now, int64_t output_tokens);
+  // All of an answer that was not streamed: `tokens` were computed of its prompt; `output_tokens` > 0.
+  void whole_answer(Ticket& ticket, TimePoint now, double tokens, int64_t output_tokens);
   // It ended without an answer: what it had left to do is not done.
   void abandon(Ticket& ticket, TimePoint now);
   // Learns from a ticket whose first token has come: `tokens` were computed for it.
@@ -64,13 +73,16 @@ class PrefillQueue {
   void restart();
 
  private:
-  void confirm(Ticket& ticket, TimePoint now, TimePoint first_token, double trust);
-  void fit(double tokens, double took, TimePoint now);
+  void confirm(Ticket& ticket, TimePoint now, TimePoint first_token, bool streamed);
+  void fit(double tokens, double took, double above, TimePoint now);
   void publish();
+  double all_that_wait() const;  // seconds, one after the other
   void leave(Ticket& ticket);
-  Duration decode_time() const;
+  Duration crowd(double at_once) const { return from_seconds(answers_.crowd(at_once, cost())); }
 
   std::atomic<int64_t> free_at_{0};  // nanoseconds of the steady clock: when the last prompt is done
+  std::atomic<int64_t> crowd_{0};    // nanoseconds: what one more would wait because of so many
+  std::atomic<bool> known_{false};
   // Seconds. The beginning is that of a small engine; a few answers replace it.
   std::atomic<double> per_request_{0};
   std::atomic<double> per_token_{1.0 / 8000};
@@ -83,13 +95,12 @@ class PrefillQueue {
   TimePoint last_first_token_{};  // the latest that was seen
   int64_t waiting_ = 0;
   double waiting_most_ = 0;    // Ticket::most of those that wait
+  double waiting_tokens_ = 0;  // Ticket::tokens of those
   double waiting_decode_ = 0;  // Ticket::decode of those
   int64_t waiting_whole_ = 0;
   double longest_prompt_ = 0;  // of those that were answered
   uint32_t scale_ = 0;         // changes when what was predicted before has become worthless
-  // The least decoding time per token, of the current and of the last so many answers; 0 = none seen.
-  Duration decode_now_{0}, decode_before_{0};
-  int64_t decode_seen_ = 0;
+  AnswerTimes answers_;        // those that came whole
   // Weighted sums over what was seen, older ones less: 1, tokens, tokens^2, seconds, seconds * tokens.
   double n_ = 0, t_ = 0, tt_ = 0, s_ = 0, st_ = 0;
 };

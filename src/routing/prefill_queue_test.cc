@@ -51,7 +51,7 @@ double mean_error(PrefillQueue& queue, bool streamed, Duration decode, Duration 
     }
     while (!open.empty() && open.front().end <= now) {
       Open& request = open.front();
-      if (!streamed) queue.whole_answer(request.ticket, request.end, 10);
+      if (!streamed) queue.whole_answer(request.ticket, request.end, request.tokens, 10);
       queue.learn(request.ticket, request.tokens, request.end);
       open.pop_front();
     }
@@ -65,8 +65,8 @@ double mean_error(PrefillQueue& queue, bool streamed, Duration decode, Duration 
     }
     const int64_t tokens = rng.below(4) == 0 ? 2000 : 100;
     const TimePoint first = worker.compute(now, tokens);
-    open.push_back(
-        {queue.dispatch(now, static_cast<double>(tokens)), static_cast<double>(tokens), first, first + decode});
+    const auto all = static_cast<double>(tokens);
+    open.push_back({queue.dispatch(now, all, all, streamed ? 0 : 10), all, first, first + decode});
   }
   return error / counted;
 }
@@ -139,12 +139,94 @@ TEST(PrefillQueueTest, TheBacklogIsThatOfAllWhoWaitWhetherCachedOrNot) {
   PrefillQueue::Ticket whole = queue.dispatch(now, 100, 100, 20);
   EXPECT_EQ(queue.backlog(), std::nullopt) << "nothing is known of its decoding";
   now += 60ms;
-  queue.whole_answer(whole, now, 10);  // 10 ms for the prompt, 5 ms for each token
+  queue.whole_answer(whole, now, 100, 10);  // 10 ms for the prompt, 5 ms for each token
   PrefillQueue::Ticket another = queue.dispatch(now, 100, 100, 20);
   EXPECT_NEAR(seconds(*queue.backlog()), 0.01 + 20 * 0.005, 0.01);
   queue.abandon(another, now);
   queue.dispatch(now, 1e12);
   EXPECT_LE(*queue.backlog(), 1e6 * 1s) << "whatever a client makes of it";
+}
+
+// A step of 17 ms for the requests that run, 32 at most; each has 32 tokens, and its prompt costs nothing.
+class Batch {
+ public:
+  // When its first and its last token come.
+  std::pair<TimePoint, TimePoint> run(TimePoint now) {
+    while (ends_.size() >= 32) {
+      now = std::max(now, ends_.front());
+      ends_.pop_front();
+    }
+    const auto step = now.time_since_epoch() / 17ms + 1;
+    ends_.push_back(TimePoint(17ms * (step + 31)));
+    return {TimePoint(17ms * step), ends_.back()};
+  }
+
+ private:
+  std::deque<TimePoint> ends_;
+};
+
+// So many clients that send their next request when the last is answered. Returns the mean of wait() of the last
+// requests, and of what it was.
+std::pair<double, double> waits_at_a_batch(bool streamed, int clients) {
+  struct Open {
+    PrefillQueue::Ticket ticket;
+    TimePoint first, last;
+    bool told = false;
+  };
+  PrefillQueue queue;
+  Batch batch;
+  std::deque<Open> open;
+  double believed = 0, real = 0;
+  int sent = 0;
+  const auto send = [&](TimePoint now) {
+    const auto [first, last] = batch.run(now);
+    if (++sent > 2000) {
+      believed += seconds(queue.wait(now));
+      real += std::max(seconds(first - now) - 0.017, 0.0);
+    }
+    open.push_back({queue.dispatch(now, 10, 10, streamed ? 0 : 32), first, last});
+  };
+  for (int i = 0; i < clients; ++i) send(TimePoint(1s + i * 5ms));
+  for (TimePoint now(1s); sent < 4000; now += 1ms) {
+    for (Open& one : open) {
+      if (!streamed || one.told || one.first > now) continue;
+      one.told = true;
+      queue.first_token(one.ticket, now);
+    }
+    while (open.front().last <= now) {
+      Open one = std::move(open.front());
+      open.pop_front();
+      if (!streamed) queue.whole_answer(one.ticket, now, 10, 32);
+      queue.learn(one.ticket, 10, now);
+      send(now);
+    }
+  }
+  return {believed / (sent - 2000), real / (sent - 2000)};
+}
+
+TEST(PrefillQueueTest, SeesTheWaitForAPlaceInABatchThatIsFull) {
+  for (const bool streamed : {true, false}) {
+    const auto [believed, real] = waits_at_a_batch(streamed, 64);
+    EXPECT_NEAR(real, 0.5, 0.05);
+    EXPECT_GT(believed, 0.7 * real) << streamed;
+    EXPECT_LT(believed, 1.4 * real) << streamed;
+    EXPECT_LT(waits_at_a_batch(streamed, 24).first, 0.02) << "there is room; streamed: " << streamed;
+  }
+}
+
+TEST(PrefillQueueTest, ALateDiscoveryOfTheSpeedDoesNotMultiplyTheQueue) {
+  PrefillQueue queue;
+  std::deque<PrefillQueue::Ticket> waiting;
+  TimePoint now(1s);
+  for (int i = 0; i < 100; ++i) waiting.push_back(queue.dispatch(now, 5 + i % 2 * 40));
+  for (int i = 0; i < 90; ++i) {
+    now += i < 30 ? 10us : 17ms;  // a batch takes some at once, then one after the other
+    queue.first_token(waiting.front(), now);
+    queue.learn(waiting.front(), waiting.front().tokens, now);
+    waiting.pop_front();
+    waiting.push_back(queue.dispatch(now, 5));
+    EXPECT_LT(queue.wait(now), 100 * 40ms) << i;
+  }
 }
 
 }  // namespace

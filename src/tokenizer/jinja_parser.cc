@@ -533,9 +533,7 @@ class Parser {
       } else if (is_operator("[")) {
         node = subscript(std::move(node));
       } else if (is_operator("(")) {
-        auto call = combine(Kind::kCall, "", std::move(node));
-        arguments(*call);
-        node = std::move(call);
+        node = call(std::move(node));
       } else {
         return node;
       }
@@ -559,6 +557,12 @@ class Parser {
       node->children.push_back(skip_operator(":") ? part() : nullptr);
     }
     expect_operator("]");
+    return node;
+  }
+
+  ExpressionPtr call(ExpressionPtr callee) {
+    auto node = combine(Kind::kCall, "", std::move(callee));
+    arguments(*node);
     return node;
   }
 
@@ -590,9 +594,7 @@ class Parser {
         take();
         node = test(std::move(node));
       } else if (is_operator("(")) {
-        auto call = combine(Kind::kCall, "", std::move(node));
-        arguments(*call);
-        node = std::move(call);
+        node = call(std::move(node));
       } else {
         return node;
       }

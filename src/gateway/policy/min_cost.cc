@@ -26,19 +26,21 @@ double kv_penalty(const WorkerLoad& load) {
   return std::min(10.0, usage * usage * usage * usage / (1 - usage));
 }
 
-double cost(const WorkerLoad& load, const RequestFacts& facts, double matched_share) {
+double cost(const Candidate& candidate, const RequestFacts& facts, const routing::PrefillCost& usual) {
+  const WorkerLoad& load = *candidate.load;
+  const double matched_share = facts.prefix.rate_of(candidate.worker);
   const double cached = matched_share > 0 ? load.belief.share() * matched_share : 0;
   const double tokens = static_cast<double>(facts.prompt_tokens) * (1 - cached);
-  const Duration service = load.prefill.service(tokens);
-  const Duration whole = load.prefill.service(static_cast<double>(facts.prompt_tokens));
-  return seconds(load.prefill.wait(facts.now)) + (1 + kPushedOut) * seconds(service) +
-         kv_penalty(load) * seconds(whole);
+  const bool stranger = usual.per_token > 0 && !load.prefill.known();
+  const routing::PrefillCost prefill = stranger ? usual : load.prefill.cost();
+  return seconds(load.prefill.wait(facts.now)) + (1 + kPushedOut) * prefill.of(tokens) +
+         kv_penalty(load) * prefill.of(static_cast<double>(facts.prompt_tokens));
 }
 
 }  // namespace
 
 double MinCost::weigh(const Candidate& candidate, const RequestFacts& facts) const {
-  return cost(*candidate.load, facts, facts.prefix.rate_of(candidate.worker));
+  return cost(candidate, facts, usual());
 }
 
 Choice MinCost::choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const {
@@ -48,9 +50,7 @@ Choice MinCost::choose(const FleetView& fleet, const RequestFacts& facts, Rng& r
   const auto candidate = [&](size_t i) -> const Candidate& { return fleet.is_many() ? *list[i] : fleet.usable()[i]; };
   // Only where a long list stands in for a view of many is a cost worked out twice.
   std::array<double, FleetView::kShortList> costs;
-  const auto cost_of = [&](size_t i) {
-    return cost(*candidate(i).load, facts, facts.prefix.rate_of(candidate(i).worker));
-  };
+  const auto cost_of = [&, usual = usual()](size_t i) { return cost(candidate(i), facts, usual); };
   double least = std::numeric_limits<double>::max();
   size_t cheapest = 0;
   for (size_t i = 0; i < size; ++i) {
@@ -64,11 +64,19 @@ Choice MinCost::choose(const FleetView& fleet, const RequestFacts& facts, Rng& r
   const double bound = least + std::max(kAlike, least * kAlikeShare);
   Least<int64_t> lightest(rng);
   double price = 0;
+  const WorkerLoad* chosen = nullptr;
   for (size_t i = 0; i < size; ++i) {
     const double its = i == cheapest ? least : i < costs.size() ? costs[i] : cost_of(i);
     if (its > bound) continue;
     const bool taken = lightest.offer(candidate(i).worker, candidate(i).load->requests.load(std::memory_order_relaxed));
-    if (taken) price = its;
+    if (!taken) continue;
+    price = its;
+    chosen = candidate(i).load;
+  }
+  if (chosen->prefill.known()) {
+    const routing::PrefillCost its = chosen->prefill.cost();
+    per_request_.store(its.per_request, std::memory_order_relaxed);
+    per_token_.store(its.per_token, std::memory_order_relaxed);
   }
   const uint32_t worker = lightest.worker();
   const double rate = facts.prefix.rate_of(worker);

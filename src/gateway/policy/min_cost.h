@@ -7,8 +7,11 @@
 // those with few requests have them because they are stuck, the drawn ones are not.
 //
 // Times are learned for each worker from its answers (routing/prefill_queue), and what it is believed to hold is scaled
-// by what it reports to have held (routing/cache_belief).
+// by what it reports to have held (routing/cache_belief). One that has answered nothing yet is taken to be as fast as
+// the one that was chosen last.
 #pragma once
+
+#include <atomic>
 
 #include "gateway/policy/policy.h"
 
@@ -21,6 +24,14 @@ class MinCost final : public Policy {
   bool needs_prefix() const override { return true; }
   bool needs_all() const override { return false; }
   bool needs_engine_load() const override { return true; }
+
+ private:
+  // Of the worker that was chosen last, of those that are known; none while per token is 0. Threads write it one over
+  // the other: any will do.
+  mutable std::atomic<double> per_request_{0}, per_token_{0};
+  routing::PrefillCost usual() const {
+    return {per_request_.load(std::memory_order_relaxed), per_token_.load(std::memory_order_relaxed)};
+  }
 };
 
 }  // namespace sluice::gateway

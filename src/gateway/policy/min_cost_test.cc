@@ -57,6 +57,21 @@ TEST_F(MinCostTest, ABeliefThatIsOftenWrongCountsForLess) {
   EXPECT_EQ(choose(fleet, 0.9, {1}).worker, 0u);
 }
 
+TEST_F(MinCostTest, AWorkerThatHasAnsweredNothingIsTakenToBeAsFastAsTheOthers) {
+  TestFleet fleet({0, 0});
+  auto& holder = fleet.load(1).prefill;
+  auto first = holder.dispatch(now_, kPrompt);
+  holder.first_token(first, now_ + 20ms);
+  const MinCost policy;
+  RequestFacts facts{.prompt_tokens = kPrompt, .now = now_ + 20ms, .prefix = {}};
+  facts.prefix.total_bytes = facts.prefix.matched_bytes = 1000;
+  facts.prefix.holders[facts.prefix.num_holders++] = 1;
+  EXPECT_EQ(policy.choose(fleet.view(), facts, rng_).worker, 1u);
+  // 40 ms of work, where the prompt costs 20 ms.
+  for (int i = 0; i < 2; ++i) holder.dispatch(facts.now, kPrompt);
+  EXPECT_EQ(policy.choose(fleet.view(), facts, rng_).worker, 0u);
+}
+
 TEST_F(MinCostTest, AFullPoolCostsMoreThanAPrefill) {
   TestFleet fleet({0, 0});
   for (size_t worker = 0; worker < 2; ++worker) fleet.load(worker).polled_tokens = 1;

@@ -148,9 +148,12 @@ class Simulation {
         index_.insert(request.text, {.worker = worker}, static_cast<uint32_t>(now / kTick), belief.limit_bytes());
       }
       open.matched_share = choice.match_rate;
-      open.lease.emplace(
-          loads_[worker],
-          Work{.prompt_tokens = estimate, .new_tokens = kSimulatedTokens, .matched_share = choice.match_rate}, clock_);
+      open.lease.emplace(loads_[worker],
+                         Work{.prompt_tokens = estimate,
+                              .new_tokens = kSimulatedTokens,
+                              .matched_share = choice.match_rate,
+                              .streams = rules_.streamed},
+                         clock_);
     }
     if (measured()) {
       ++chosen_[worker];

@@ -1,6 +1,7 @@
 // Memory of kernels that grows to what a step needs and is kept for the next one.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 

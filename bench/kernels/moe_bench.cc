@@ -1,0 +1,146 @@
+// One layer's experts at the widths of published models, random weights and even routing: time, bandwidth over the
+// weights of the experts touched, and arithmetic, beside what this machine reads and multiplies at best.
+//
+// usage: moe_bench [threads]
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <numeric>
+
+#include "base/rng.h"
+#include "kernels/kernels.h"
+#include "kernels/thread_pool.h"
+
+using namespace sluice;
+using kernels::DType;
+
+namespace {
+
+struct Widths {
+  const char* name;
+  int64_t hidden, expert_width, experts, top_k;
+};
+
+// Best of a few runs: other programs share the machine.
+template <class Body>
+double seconds(const Body& body) {
+  double best = 1e9;
+  for (int i = 0; i < 7; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    body();
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  return best;
+}
+
+template <class T>
+T* take(const kernels::Backend& backend, int64_t count) {
+  return static_cast<T*>(backend.allocate(static_cast<size_t>(count) * sizeof(T)).value());
+}
+
+// A weight of random values, all experts alike but each in its own memory.
+char* make_experts(const kernels::Backend& backend, const kernels::LinearShape& shape, int64_t experts, size_t stride) {
+  char* weights = take<char>(backend, static_cast<int64_t>(stride) * experts);
+  Rng rng(7);
+  backend.pack(
+      shape,
+      [&](int64_t, int64_t count, void* to) {
+        auto* values = static_cast<float*>(to);
+        for (int64_t i = 0; i < count * shape.in; ++i) values[i] = static_cast<float>(rng.uniform() - 0.5) * 0.1f;
+      },
+      weights);
+  for (int64_t e = 1; e < experts; ++e) std::copy_n(weights, stride, weights + static_cast<size_t>(e) * stride);
+  return weights;
+}
+
+void report_machine(const kernels::Backend& backend, kernels::ThreadPool& pool, DType dtype, const char* memory,
+                    size_t bytes) {
+  constexpr size_t kPiece = 1 << 20;
+  std::vector<uint64_t> sums(static_cast<size_t>(pool.size()) * 8);
+  const double read = seconds([&] {
+    pool.parallel_for(static_cast<int64_t>(bytes / kPiece), [&](int64_t piece, int thread) {
+      const auto* words = reinterpret_cast<const uint64_t*>(memory + static_cast<size_t>(piece) * kPiece);
+      uint64_t sum[4] = {};
+      for (size_t i = 0; i < kPiece / 8; i += 4) {
+        for (size_t j = 0; j < 4; ++j) sum[j] ^= words[i + j];
+      }
+      sums[static_cast<size_t>(thread) * 8] += sum[0] ^ sum[1] ^ sum[2] ^ sum[3];
+    });
+  });
+  const kernels::LinearShape shape{.in = 2048, .out = 4096, .dtype = dtype};
+  const int64_t n = 256;
+  char* weight = make_experts(backend, shape, 1, backend.packed_bytes(shape));
+  auto* in = take<char>(backend, n * shape.in * 4);
+  auto* out = take<float>(backend, n * shape.out);
+  const double multiply =
+      seconds([&] { backend.linear({}, {.shape = &shape, .weight = weight, .in = in, .out = out, .n = n}); });
+  fmt::print("read {:.1f} GB/s, one large product {:.0f} GFLOP/s in {} ({})\n", static_cast<double>(bytes) / read / 1e9,
+             2e-9 * static_cast<double>(n * shape.in * shape.out) / multiply, tensor::to_string(dtype),
+             sums[0] == 1 ? "." : "checked");
+}
+
+void run(const kernels::Backend& backend, kernels::ThreadPool& pool, const Widths& w, DType dtype) {
+  const kernels::LinearShape gate_up{.in = w.hidden, .out = 2 * w.expert_width, .dtype = dtype};
+  const kernels::LinearShape down{.in = w.expert_width, .out = w.hidden, .dtype = dtype};
+  const size_t up_bytes = (backend.packed_bytes(gate_up) + 63) / 64 * 64;
+  const size_t down_bytes = (backend.packed_bytes(down) + 63) / 64 * 64;
+  const char* up_weights = make_experts(backend, gate_up, w.experts, up_bytes);
+  const char* down_weights = make_experts(backend, down, w.experts, down_bytes);
+  fmt::print("{}: hidden {}, {} experts of {}, {} per token\n", w.name, w.hidden, w.experts, w.expert_width, w.top_k);
+  report_machine(backend, pool, dtype, up_weights, up_bytes * static_cast<size_t>(w.experts));
+
+  for (const int64_t n : {1, 16, 64, 512, 4096}) {
+    const int64_t pairs = n * w.top_k, rows = pairs + backend.group_padding(w.experts);
+    auto* ids = take<int32_t>(backend, pairs);
+    auto* starts = take<int32_t>(backend, w.experts);
+    auto* counts = take<int32_t>(backend, w.experts);
+    auto* places = take<int32_t>(backend, pairs);
+    auto* in = take<char>(backend, rows * std::max(w.hidden, w.expert_width) * 4);
+    auto* middle = take<float>(backend, rows * 2 * w.expert_width);
+    auto* out = take<float>(backend, rows * w.hidden);
+    Rng rng(11);
+    std::vector<int32_t> order(static_cast<size_t>(w.experts));
+    std::iota(order.begin(), order.end(), 0);
+    for (int64_t i = 0; i < n; ++i) {
+      std::shuffle(order.begin(), order.end(), rng);
+      std::copy_n(order.begin(), w.top_k, ids + i * w.top_k);
+    }
+    backend.sort_by_expert(
+        {}, {.ids = ids, .starts = starts, .counts = counts, .rows = places, .n_pairs = pairs, .experts = w.experts});
+    const auto touched = std::count_if(counts, counts + w.experts, [](int32_t count) { return count > 0; });
+    const auto multiply = [&](const kernels::LinearShape& shape, const char* weights, size_t stride, float* to) {
+      backend.grouped_linear({}, {.shape = &shape,
+                                  .weights = weights,
+                                  .weight_stride = stride,
+                                  .in = in,
+                                  .starts = starts,
+                                  .counts = counts,
+                                  .out = to,
+                                  .experts = w.experts});
+    };
+    const double time = seconds([&] {
+      multiply(gate_up, up_weights, up_bytes, middle);
+      multiply(down, down_weights, down_bytes, out);
+    });
+    const double bytes = static_cast<double>(up_bytes + down_bytes) * static_cast<double>(touched);
+    fmt::print("  {:4} tokens: {:3} experts, {:8.2f} ms, {:6.1f} GB/s, {:7.0f} GFLOP/s\n", n, touched, time * 1e3,
+               bytes / time / 1e9, 6e-9 * static_cast<double>(pairs * w.hidden * w.expert_width) / time);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int threads = argc > 1 ? std::atoi(argv[1]) : 2;
+  const DType dtype = kernels::best_dtype();
+  const auto backend = kernels::make_backend("cpu", threads).value();
+  kernels::ThreadPool pool(threads);
+  // As many experts as fit a small machine; a step touches no more than it does with all of them.
+  for (const Widths& widths :
+       {Widths{"Qwen3-30B-A3B", 2048, 768, 128, 8}, Widths{"DeepSeek-V2-Lite", 2048, 1408, 64, 6},
+        Widths{"MiniMax-M2", 3072, 1536, 64, 8}}) {
+    run(*backend, pool, widths, dtype);
+  }
+}
