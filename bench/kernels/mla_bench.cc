@@ -1,0 +1,177 @@
+// Latent attention at DeepSeek's sizes in bf16, and products of FP8 weights beside those of bf16: time, arithmetic, and
+// bandwidth over the cache or the weights. The machine's own figures are those of moe_bench.
+//
+// usage: mla_bench [threads]
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+
+#include "base/rng.h"
+#include "kernels/kernels.h"
+
+using namespace sluice;
+using kernels::DType;
+
+namespace {
+
+constexpr int64_t kLatent = 512, kRotary = 64, kNope = 128, kValue = 128;
+constexpr size_t kCold = 256 << 20;  // weights are multiplied in turn from so many bytes, several times the last cache
+
+// Best of a few runs: other programs share the machine.
+template <class Body>
+double seconds(const Body& body) {
+  double best = 1e9;
+  for (int i = 0; i < 9; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    body();
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  return best;
+}
+
+// Values of bf16 near one, or any float.
+std::vector<uint16_t> values(int64_t count) {
+  Rng rng(7);
+  std::vector<uint16_t> out(static_cast<size_t>(count));
+  for (auto& value : out) value = tensor::float_to_bf16(static_cast<float>(rng.uniform() - 0.5));
+  return out;
+}
+
+// Sequences of `length` cached tokens, the last `queries` of them new.
+struct Batch {
+  int64_t sequences, queries, length;
+  std::vector<int32_t> table, rows, starts, lens;
+  std::vector<uint16_t> cache;
+
+  Batch(int64_t n, int64_t q, int64_t l) : sequences(n), queries(q), length(l), cache(values((n * l + 1) * 576)) {
+    for (int64_t i = 0; i < n * l; ++i) table.push_back(static_cast<int32_t>(i + 1));
+    for (int64_t s = 0; s <= n; ++s) starts.push_back(static_cast<int32_t>(s * q));
+    for (int64_t s = 0; s < n; ++s) {
+      rows.push_back(static_cast<int32_t>(s));
+      lens.push_back(static_cast<int32_t>(l));
+    }
+  }
+};
+
+void absorbed(const kernels::Backend& backend, int64_t heads, const Batch& batch) {
+  const int64_t n = batch.sequences * batch.queries;
+  std::vector<float> latent(static_cast<size_t>(n * heads * kLatent), 0.01f);
+  std::vector<float> rotary(static_cast<size_t>(n * heads * kRotary), 0.01f), out(latent.size());
+  const double time = seconds([&] {
+    backend.latent_attention({}, {.q_latent = latent.data(),
+                                  .q_rotary = rotary.data(),
+                                  .q_rotary_stride = heads * kRotary,
+                                  .q_rotary_head_stride = kRotary,
+                                  .cache = batch.cache.data(),
+                                  .dtype = DType::kBf16,
+                                  .slot_table = batch.table.data(),
+                                  .table_rows = batch.rows.data(),
+                                  .query_start = batch.starts.data(),
+                                  .seq_lens = batch.lens.data(),
+                                  .out = out.data(),
+                                  .n_seqs = batch.sequences,
+                                  .n_heads = heads,
+                                  .latent = kLatent,
+                                  .rotary = kRotary,
+                                  .table_width = batch.length,
+                                  .scale = 0.07f});
+  });
+  const double pairs = static_cast<double>(n * heads * batch.length);
+  fmt::print("absorbed, {:3} heads, {:2} sequences of {:5}: {:8.2f} ms, {:5.0f} GFLOP/s, {:5.1f} GB/s\n", heads,
+             batch.sequences, batch.length, time * 1e3, 2e-9 * pairs * (2 * kLatent + kRotary) / time,
+             static_cast<double>(batch.sequences * batch.length) * 1152e-9 / time);
+}
+
+void expanded(const kernels::Backend& backend, int64_t heads, const Batch& batch) {
+  const kernels::LinearShape shape{.in = kLatent, .out = kNope, .dtype = DType::kBf16, .whole = true};
+  static_assert(kNope == kValue);
+  const size_t stride = (backend.packed_bytes(shape) + 63) / 64 * 64;
+  const auto weights = values(static_cast<int64_t>(stride) * heads / 2);
+  const int64_t n = batch.sequences * batch.queries, dim = kNope + kRotary;
+  std::vector<float> q(static_cast<size_t>(n * heads * dim), 0.01f);
+  std::vector<uint16_t> out(static_cast<size_t>(n * heads * kValue));
+  const double time = seconds([&] {
+    backend.expanded_attention({}, {.q = q.data(),
+                                    .q_stride = heads * dim,
+                                    .cache = batch.cache.data(),
+                                    .dtype = DType::kBf16,
+                                    .key_shape = &shape,
+                                    .keys = weights.data(),
+                                    .key_stride = stride,
+                                    .value_shape = &shape,
+                                    .values = weights.data(),
+                                    .value_stride = stride,
+                                    .slot_table = batch.table.data(),
+                                    .table_rows = batch.rows.data(),
+                                    .query_start = batch.starts.data(),
+                                    .seq_lens = batch.lens.data(),
+                                    .out = out.data(),
+                                    .n_seqs = batch.sequences,
+                                    .n_heads = heads,
+                                    .rotary = kRotary,
+                                    .table_width = batch.length,
+                                    .scale = 0.07f});
+  });
+  const auto q_count = static_cast<double>(batch.queries), l = static_cast<double>(batch.length);
+  const double pairs = q_count * l - q_count * (q_count - 1) / 2;
+  const double operations = l * kLatent * (kNope + kValue) + pairs * (dim + kValue);
+  fmt::print("expanded, {:3} heads, {:4} new of {:5}: {:8.2f} ms, {:5.0f} GFLOP/s\n", heads, batch.queries,
+             batch.length, time * 1e3, 2e-9 * static_cast<double>(heads) * operations / time);
+}
+
+double product(const kernels::Backend& backend, const kernels::LinearShape& shape, int64_t n) {
+  const size_t bytes = (backend.packed_bytes(shape) + 63) / 64 * 64;
+  const auto copies = static_cast<int64_t>(kCold / bytes + 1);
+  auto* weights = static_cast<char*>(backend.allocate(bytes * static_cast<size_t>(copies)).value());
+  const auto fill = [&](int64_t, int64_t count, void* to) {
+    if (shape.stored == DType::kF8E4M3) {
+      std::memset(to, 0x3c, static_cast<size_t>(count) * kernels::scaled_row_bytes(shape.in));
+    } else {
+      std::fill_n(static_cast<float*>(to), count * shape.in, 0.01f);
+    }
+  };
+  for (int64_t i = 0; i < copies; ++i) backend.pack(shape, fill, weights + static_cast<size_t>(i) * bytes);
+  const auto in = values(backend.padded_rows(n) * shape.in);
+  std::vector<float> out(static_cast<size_t>(backend.padded_rows(n) * shape.out));
+  const double time = seconds([&] {
+    for (int64_t i = 0; i < copies; ++i) {
+      backend.linear({}, {.shape = &shape,
+                          .weight = weights + static_cast<size_t>(i) * bytes,
+                          .in = in.data(),
+                          .out = out.data(),
+                          .n = n});
+    }
+  });
+  backend.release(weights, bytes * static_cast<size_t>(copies));
+  return time / static_cast<double>(copies);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int threads = argc > 1 ? std::atoi(argv[1]) : 2;
+  const auto backend = kernels::make_backend("cpu", threads).value();
+  if (!backend->multiplies(DType::kBf16)) {
+    fmt::print("this machine has no products in bf16\n");
+    return 1;
+  }
+  for (const int64_t heads : {16, 128}) {  // V2-Lite and V3
+    for (const int64_t sequences : {1, 16}) {
+      for (const int64_t length : {1024, 8192}) absorbed(*backend, heads, Batch(sequences, 1, length));
+    }
+    for (const int64_t queries : {128, 512}) {
+      for (const int64_t prefix : {0, 2048}) expanded(*backend, heads, Batch(1, queries, prefix + queries));
+    }
+  }
+  for (const auto& [in, out] : {std::pair<int64_t, int64_t>{7168, 4096}, {2048, 2816}}) {
+    for (const int64_t n : {1, 2, 4, 16, 64, 512}) {
+      const double bf16 = product(*backend, {.in = in, .out = out, .dtype = DType::kBf16}, n);
+      const double fp8 = product(*backend, {.in = in, .out = out, .dtype = DType::kBf16, .stored = DType::kF8E4M3}, n);
+      fmt::print("[{}, {}] with {:3} rows: bf16 {:7.3f} ms, fp8 {:7.3f} ms, {:.2f} of it\n", out, in, n, bf16 * 1e3,
+                 fp8 * 1e3, fp8 / bf16);
+    }
+  }
+}
