@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "base/rng.h"
 
 namespace sluice::routing {
@@ -31,32 +33,41 @@ TEST(AnswerTimesTest, WhatIsKnownLaterOfPromptsCorrectsWhatWasSeenBefore) {
   EXPECT_NEAR(times.decode_time(kCost), 0.01, 1e-6);
 }
 
-TEST(AnswerTimesTest, ACrowdIsWhatTheWorkerDoesNotWorkOnAtOnce) {
+// So many clients at a worker that works on 32 at once, each for 500 ms, in turn or in heaps of 32.
+AnswerTimes behind_32_places(int clients, bool heaps) {
   AnswerTimes times;
   TimePoint now(1s);
-  // 32 places of 500 ms: those beyond wait for them.
-  const auto took = [](double n) { return from_seconds(std::max(n, 32.0) / 32 * 0.5); };
-  for (int n = 1; n <= 64; ++n) {
-    times.add({.took = took(n), .output_tokens = 50, .at_once = static_cast<double>(n)}, now += 10ms, kCost);
+  const double n = clients;
+  for (int i = 0; i < 2000; ++i) {
+    if (!heaps) now += from_seconds(0.5 / std::min(n, 32.0));
+    if (heaps && i % std::min(clients, 32) == 0) now += 500ms;
+    times.add({.took = from_seconds(i < 32 ? 0.5 : std::max(n, 32.0) / 32 * 0.5), .output_tokens = 50, .at_once = n},
+              now, kCost);
   }
-  for (int i = 0; i < 200; ++i) {
-    const double n = 56 + i % 16;
-    times.add({.took = took(n), .output_tokens = 50, .at_once = n}, now += 10ms, kCost);
-  }
-  EXPECT_EQ(times.crowd(32, kCost), 0);
-  EXPECT_NEAR(times.crowd(64, kCost), 0.5, 0.2);
-  EXPECT_NEAR(times.crowd(80, kCost), 0.75, 0.3);
+  return times;
 }
 
-TEST(AnswerTimesTest, DecodingThatVariesIsNoCrowd) {
+TEST(AnswerTimesTest, ACrowdIsWhatTheWorkerDoesNotWorkOnAtOnce) {
+  for (const bool heaps : {false, true}) {
+    const AnswerTimes full = behind_32_places(64, heaps);
+    EXPECT_EQ(full.crowd(30), 0) << heaps;
+    EXPECT_NEAR(full.crowd(48), 0.25, 0.12) << heaps;
+    EXPECT_NEAR(full.crowd(64), 0.5, 0.2) << heaps;
+    EXPECT_NEAR(full.crowd(80), 0.75, 0.3) << heaps;
+    EXPECT_EQ(behind_32_places(30, heaps).crowd(40), 0) << "nobody has waited yet";
+  }
+}
+
+TEST(AnswerTimesTest, DecodingThatVariesALittleIsNoCrowd) {
   AnswerTimes times;
   Rng rng(1);
   TimePoint now(1s);
   for (int i = 0; i < 2000; ++i) {
     const double n = 1 + static_cast<double>(rng.below(8));
-    times.add({.took = from_seconds(0.1 + 0.3 * rng.uniform()), .output_tokens = 10, .at_once = n}, now += 50ms, kCost);
+    times.add({.took = from_seconds(0.1 + 0.05 * rng.uniform()), .output_tokens = 10, .at_once = n}, now += 50ms,
+              kCost);
   }
-  EXPECT_LT(times.crowd(6, kCost), 0.01);
+  EXPECT_EQ(times.crowd(12), 0);
 }
 
 }  // namespace
