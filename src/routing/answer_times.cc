@@ -1,6 +1,7 @@
 #include "routing/answer_times.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 namespace sluice::routing {
@@ -11,20 +12,23 @@ constexpr double kFollow = 0.05;  // weight of an answer in the moving averages
 // Late by so much of what answers take alone is nothing to steer by: predictions are not better than that, and a
 // crowd in them would drive requests away from what is cached for them.
 constexpr double kNoise = 0.3;
-constexpr double kWindow = 8;    // times what an answer takes alone
-constexpr double kLeast = 1e-9;  // seconds
+constexpr double kWindow = 6, kFirstLook = 1.5;  // times what an answer takes alone
+constexpr double kLeast = 1e-9;                  // seconds
 
 }  // namespace
 
+// The first token comes with the prompt: an answer of one tells nothing of decoding.
 double AnswerTimes::time_per_token(const Answer& answer) {
-  return seconds(answer.took) / static_cast<double>(answer.output_tokens);
+  if (answer.output_tokens < 2) return std::numeric_limits<double>::max();
+  return seconds(answer.took) / static_cast<double>(answer.output_tokens - 1);
 }
 
 // What a prompt costs whatever its length counts as decoding: of answers that never overlap nothing tells the two
 // apart, and taken for the prompt's it would be believed to hold up others.
 double AnswerTimes::decode_time(const Answer& answer, const PrefillCost& cost) {
+  if (answer.output_tokens < 2) return 0;
   const double rest = seconds(answer.took) - cost.per_token * answer.tokens;
-  return std::max(rest, kLeast) / static_cast<double>(answer.output_tokens);
+  return std::max(rest, kLeast) / static_cast<double>(answer.output_tokens - 1);
 }
 
 double AnswerTimes::decode_time(const PrefillCost& cost) const {
@@ -32,9 +36,13 @@ double AnswerTimes::decode_time(const PrefillCost& cost) const {
   return decode_time(older ? quickest_before_ : quickest_, cost);
 }
 
+double AnswerTimes::decoding(double output_tokens, const PrefillCost& cost) const {
+  return decode_time(cost) * std::max(output_tokens - 1, 0.0);
+}
+
 // Seconds that it would have taken.
 double AnswerTimes::alone(const Answer& answer, const PrefillCost& cost) const {
-  return cost.per_token * answer.tokens + decode_time(cost) * static_cast<double>(answer.output_tokens);
+  return cost.per_token * answer.tokens + decoding(static_cast<double>(answer.output_tokens), cost);
 }
 
 void AnswerTimes::add(const Answer& answer, TimePoint now, const PrefillCost& cost) {
@@ -54,6 +62,7 @@ void AnswerTimes::add(const Answer& answer, TimePoint now, const PrefillCost& co
   done_ += its;
   // Answers may come in heaps, as those of a batch that began together do, so a window is longer than several of them.
   const double passed = seconds(now - window_began_);
+  if (passed > kFirstLook * its) first_look_ = done_ / passed;
   if (passed < kWindow * its) return;
   most_ = std::max(most_, done_ / passed);
   done_ = 0;
@@ -63,7 +72,8 @@ void AnswerTimes::add(const Answer& answer, TimePoint now, const PrefillCost& co
 // On the line through what was seen of late, from where nobody has to wait.
 double AnswerTimes::crowd(double at_once) const {
   const double beyond = beyond_ - kNoise * alone_;
-  const double most = std::max(most_, most_before_);
+  const double seen = std::max(most_, most_before_);
+  const double most = seen > 0 ? seen : first_look_;
   if (most == 0 || beyond <= 0) return 0;
   return beyond * std::max(at_once - most, 0.0) / std::max(at_once_ - most, 1.0);
 }

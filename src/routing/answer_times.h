@@ -33,8 +33,8 @@ class AnswerTimes {
 
   void add(const Answer& answer, TimePoint now, const PrefillCost& cost);
   bool empty() const { return !any_; }
-  // Seconds for a token. Not while it is empty.
-  double decode_time(const PrefillCost& cost) const;
+  // Seconds from the first token to the last. 0 until an answer had two.
+  double decoding(double output_tokens, const PrefillCost& cost) const;
   // Seconds that an answer takes longer, beyond all predictions, where there are so many at once. 0 until answers have
   // been late by much, and for no more than were seen side by side without.
   double crowd(double at_once) const;
@@ -42,6 +42,7 @@ class AnswerTimes {
  private:
   static double time_per_token(const Answer& answer);
   static double decode_time(const Answer& answer, const PrefillCost& cost);
+  double decode_time(const PrefillCost& cost) const;  // seconds for a token
   double alone(const Answer& answer, const PrefillCost& cost) const;
 
   bool any_ = false;
@@ -49,6 +50,7 @@ class AnswerTimes {
   TimePoint period_began_{};
   Answer quickest_, quickest_before_;  // the least time for a token, its prompt included: hardly a matter of belief
   double most_ = 0, most_before_ = 0;  // side by side, over a window
+  double first_look_ = 0;              // before the first window has passed
   // Seconds that the answers of the window would have taken alone.
   TimePoint window_began_{};
   double done_ = 0;

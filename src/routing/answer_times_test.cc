@@ -17,20 +17,22 @@ TEST(AnswerTimesTest, DecodingIsWhatTheQuickestAnswerTookForATokenBeyondItsPromp
   AnswerTimes times;
   EXPECT_TRUE(times.empty());
   TimePoint now(1s);
-  times.add({.took = 20ms + 100ms, .tokens = 1000, .output_tokens = 10}, now, kCost);
-  EXPECT_NEAR(times.decode_time(kCost), 0.01, 1e-6);
-  for (int i = 0; i < 1000; ++i) times.add({.took = 900ms, .tokens = 1000, .output_tokens = 10}, now += 100ms, kCost);
-  EXPECT_NEAR(times.decode_time(kCost), 0.01, 1e-6) << "a queue is no decoding";
-  for (int i = 0; i < 2000; ++i) times.add({.took = 320ms, .tokens = 1000, .output_tokens = 10}, now += 1s, kCost);
-  EXPECT_NEAR(times.decode_time(kCost), 0.03, 1e-6) << "it has become slower";
+  times.add({.took = 20ms + 100ms, .tokens = 1000, .output_tokens = 11}, now, kCost);
+  EXPECT_NEAR(times.decoding(11, kCost), 0.1, 1e-6);
+  times.add({.took = 2ms, .tokens = 10, .output_tokens = 1}, now, kCost);
+  EXPECT_NEAR(times.decoding(11, kCost), 0.1, 1e-6) << "nothing was decoded for one token";
+  for (int i = 0; i < 1000; ++i) times.add({.took = 900ms, .tokens = 1000, .output_tokens = 11}, now += 100ms, kCost);
+  EXPECT_NEAR(times.decoding(11, kCost), 0.1, 1e-6) << "a queue is no decoding";
+  for (int i = 0; i < 2000; ++i) times.add({.took = 320ms, .tokens = 1000, .output_tokens = 11}, now += 1s, kCost);
+  EXPECT_NEAR(times.decoding(11, kCost), 0.3, 1e-6) << "it has become slower";
 }
 
 TEST(AnswerTimesTest, WhatIsKnownLaterOfPromptsCorrectsWhatWasSeenBefore) {
   AnswerTimes times;
   const PrefillCost wrong{.per_request = 0, .per_token = 1.0 / 8000};
-  times.add({.took = 140ms, .tokens = 2000, .output_tokens = 10}, TimePoint(1s), wrong);
-  EXPECT_LT(times.decode_time(wrong), 1e-6);
-  EXPECT_NEAR(times.decode_time(kCost), 0.01, 1e-6);
+  times.add({.took = 140ms, .tokens = 2000, .output_tokens = 11}, TimePoint(1s), wrong);
+  EXPECT_LT(times.decoding(11, wrong), 1e-6);
+  EXPECT_NEAR(times.decoding(11, kCost), 0.1, 1e-6);
 }
 
 // So many clients at a worker that works on 32 at once, each for 500 ms, in turn or in heaps of 32.
