@@ -1,6 +1,8 @@
 #include "routing/answer_times.h"
 
 #include <algorithm>
+#include <limits>
+#include <utility>
 
 namespace sluice::routing {
 namespace {
@@ -9,57 +11,70 @@ constexpr Duration kPeriod = std::chrono::minutes(10);
 constexpr double kFollow = 0.05;  // weight of an answer in the moving averages
 // Late by so much of what answers take alone is nothing to steer by: predictions are not better than that, and a
 // crowd in them would drive requests away from what is cached for them.
-constexpr double kNoise = 0.1;
-constexpr double kLeast = 1e-9;  // seconds
+constexpr double kNoise = 0.3;
+constexpr double kWindow = 6, kFirstLook = 1.5;  // times what an answer takes alone
+constexpr double kLeast = 1e-9;                  // seconds
 
 }  // namespace
 
+// The first token comes with the prompt: an answer of one tells nothing of decoding.
 double AnswerTimes::time_per_token(const Answer& answer) {
-  return seconds(answer.took) / static_cast<double>(answer.output_tokens);
+  if (answer.output_tokens < 2) return std::numeric_limits<double>::max();
+  return seconds(answer.took) / static_cast<double>(answer.output_tokens - 1);
 }
 
 // What a prompt costs whatever its length counts as decoding: of answers that never overlap nothing tells the two
 // apart, and taken for the prompt's it would be believed to hold up others.
 double AnswerTimes::decode_time(const Answer& answer, const PrefillCost& cost) {
+  if (answer.output_tokens < 2) return 0;
   const double rest = seconds(answer.took) - cost.per_token * answer.tokens;
-  return std::max(rest, kLeast) / static_cast<double>(answer.output_tokens);
+  return std::max(rest, kLeast) / static_cast<double>(answer.output_tokens - 1);
 }
 
 double AnswerTimes::decode_time(const PrefillCost& cost) const {
-  const bool older = time_per_token(quickest_.before) < time_per_token(quickest_.now);
-  return decode_time(older ? quickest_.before : quickest_.now, cost);
+  const bool older = time_per_token(quickest_before_) < time_per_token(quickest_);
+  return decode_time(older ? quickest_before_ : quickest_, cost);
+}
+
+double AnswerTimes::decoding(double output_tokens, const PrefillCost& cost) const {
+  return decode_time(cost) * std::max(output_tokens - 1, 0.0);
 }
 
 // Seconds that it would have taken.
 double AnswerTimes::alone(const Answer& answer, const PrefillCost& cost) const {
-  return cost.per_token * answer.tokens + decode_time(cost) * static_cast<double>(answer.output_tokens);
-}
-
-double AnswerTimes::side_by_side(const Answer& answer, const PrefillCost& cost) const {
-  const double took = std::max(seconds(answer.took), kLeast);
-  return answer.at_once * std::min(1.0, alone(answer, cost) / took);
+  return cost.per_token * answer.tokens + decoding(static_cast<double>(answer.output_tokens), cost);
 }
 
 void AnswerTimes::add(const Answer& answer, TimePoint now, const PrefillCost& cost) {
   if (!any_ || now - period_began_ > kPeriod) {
-    quickest_ = {answer, any_ ? quickest_.now : answer};
-    widest_ = {answer, any_ ? widest_.now : answer};
+    quickest_before_ = any_ ? quickest_ : answer;
+    quickest_ = answer;
+    most_before_ = std::exchange(most_, 0);
     period_began_ = now;
-    any_ = true;
   }
-  if (time_per_token(answer) < time_per_token(quickest_.now)) quickest_.now = answer;
-  if (side_by_side(answer, cost) > side_by_side(widest_.now, cost)) widest_.now = answer;
+  if (!any_) window_began_ = now;
+  any_ = true;
+  if (time_per_token(answer) < time_per_token(quickest_)) quickest_ = answer;
   const double its = alone(answer, cost);
   beyond_ += kFollow * (seconds(answer.took - answer.waited) - its - beyond_);
   alone_ += kFollow * (its - alone_);
   at_once_ += kFollow * (answer.at_once - at_once_);
+  done_ += its;
+  // Answers may come in heaps, as those of a batch that began together do, so a window is longer than several of them.
+  const double passed = seconds(now - window_began_);
+  if (passed > kFirstLook * its) first_look_ = done_ / passed;
+  if (passed < kWindow * its) return;
+  most_ = std::max(most_, done_ / passed);
+  done_ = 0;
+  window_began_ = now;
 }
 
 // On the line through what was seen of late, from where nobody has to wait.
-double AnswerTimes::crowd(double at_once, const PrefillCost& cost) const {
+double AnswerTimes::crowd(double at_once) const {
   const double beyond = beyond_ - kNoise * alone_;
-  if (!any_ || beyond <= 0) return 0;
-  const double most = std::max(side_by_side(widest_.now, cost), side_by_side(widest_.before, cost));
+  const double seen = std::max(most_, most_before_);
+  const double most = seen > 0 ? seen : first_look_;
+  if (most == 0 || beyond <= 0) return 0;
   return beyond * std::max(at_once - most, 0.0) / std::max(at_once_ - most, 1.0);
 }
 

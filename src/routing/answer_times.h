@@ -4,7 +4,7 @@
 //
 // Decoding is judged by the quickest answer of ten to twenty minutes: a worker that always has a queue shows in its
 // last answers what they waited as if it were decoding. The number that it works on at once follows from Little's law:
-// N requests at once that each take twice as long as alone are as fast as N/2 side by side; the most of that counts.
+// what it gets done in a second, in seconds that the same takes alone; the most of that counts.
 #pragma once
 
 #include <cstdint>
@@ -33,25 +33,27 @@ class AnswerTimes {
 
   void add(const Answer& answer, TimePoint now, const PrefillCost& cost);
   bool empty() const { return !any_; }
-  // Seconds for a token. Not while it is empty.
-  double decode_time(const PrefillCost& cost) const;
+  // Seconds from the first token to the last. 0 until an answer had two.
+  double decoding(double output_tokens, const PrefillCost& cost) const;
   // Seconds that an answer takes longer, beyond all predictions, where there are so many at once. 0 until answers have
   // been late by much, and for no more than were seen side by side without.
-  double crowd(double at_once, const PrefillCost& cost) const;
+  double crowd(double at_once) const;
 
  private:
-  struct Best {
-    Answer now, before;  // of the current and of the last period
-  };
   static double time_per_token(const Answer& answer);
   static double decode_time(const Answer& answer, const PrefillCost& cost);
+  double decode_time(const PrefillCost& cost) const;  // seconds for a token
   double alone(const Answer& answer, const PrefillCost& cost) const;
-  double side_by_side(const Answer& answer, const PrefillCost& cost) const;
 
   bool any_ = false;
+  // Each of the current and of the last period.
   TimePoint period_began_{};
-  Best quickest_;  // the least time for a token, its prompt included: it hardly depends on what is known of prompts
-  Best widest_;    // the most side by side
+  Answer quickest_, quickest_before_;  // the least time for a token, its prompt included: hardly a matter of belief
+  double most_ = 0, most_before_ = 0;  // side by side, over a window
+  double first_look_ = 0;              // before the first window has passed
+  // Seconds that the answers of the window would have taken alone.
+  TimePoint window_began_{};
+  double done_ = 0;
   // Moving averages: seconds that answers took beyond the prediction, seconds that they would take alone, and at_once.
   double beyond_ = 0, alone_ = 0, at_once_ = 0;
 };

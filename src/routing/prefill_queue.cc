@@ -58,8 +58,8 @@ std::optional<Duration> PrefillQueue::backlog() const {
   if (n_ == 0 || (waiting_whole_ > 0 && answers_.empty())) return std::nullopt;
   const double decode = waiting_whole_ == 0 ? 0 : waiting_decode_ / static_cast<double>(waiting_whole_);
   const PrefillCost its = cost();
-  const double all = static_cast<double>(waiting_) * its.per_request + its.per_token * waiting_most_ +
-                     decode * answers_.decode_time(its);
+  const double all =
+      static_cast<double>(waiting_) * its.per_request + its.per_token * waiting_most_ + answers_.decoding(decode, its);
   return from_seconds(std::min(all, kMostBacklog));
 }
 
@@ -96,7 +96,7 @@ void PrefillQueue::whole_answer(Ticket& ticket, TimePoint now, double tokens, in
                 .at_once = ticket.at_once,
                 .waited = ticket.waited},
                now, cost());
-  const double decoding = answers_.decode_time(cost()) * static_cast<double>(output_tokens);
+  const double decoding = answers_.decoding(static_cast<double>(output_tokens), cost());
   confirm(ticket, now, now - from_seconds(decoding) - ticket.crowd, false);
 }
 

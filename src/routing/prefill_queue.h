@@ -78,7 +78,7 @@ class PrefillQueue {
   void publish();
   double all_that_wait() const;  // seconds, one after the other
   void leave(Ticket& ticket);
-  Duration crowd(double at_once) const { return from_seconds(answers_.crowd(at_once, cost())); }
+  Duration crowd(double at_once) const { return from_seconds(answers_.crowd(at_once)); }
 
   std::atomic<int64_t> free_at_{0};  // nanoseconds of the steady clock: when the last prompt is done
   std::atomic<int64_t> crowd_{0};    // nanoseconds: what one more would wait because of so many
