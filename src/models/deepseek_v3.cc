@@ -28,13 +28,9 @@ Result<void> read_deepseek_v3(const nlohmann::json& json, ModelConfig& config) {
   return {};
 }
 
+// The blocks are V2's: they differ in their router alone.
 std::unique_ptr<Decoder> make_deepseek_v3(const ModelConfig& config, WeightStore& weights) {
-  auto decoder = std::make_unique<Decoder>(config, weights);
-  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    decoder->add(std::make_unique<LatentAttention>(config, layer, weights, decoder->scratch(), decoder->kv()));
-    decoder->add(make_ffn(config, layer, MoeNames{}, weights, *decoder));
-  }
-  return decoder;
+  return make_deepseek_v2(config, weights);
 }
 
 }  // namespace sluice::models

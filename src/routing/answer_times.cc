@@ -73,8 +73,9 @@ void AnswerTimes::add(const Answer& answer, TimePoint now, const PrefillCost& co
 double AnswerTimes::crowd(double at_once) const {
   const double beyond = beyond_ - kNoise * alone_;
   const double seen = std::max(most_, most_before_);
-  const double most = seen > 0 ? seen : first_look_;
-  if (most == 0 || beyond <= 0) return 0;
+  const double so_far = seen > 0 ? seen : first_look_;
+  if (so_far == 0 || beyond <= 0) return 0;
+  const double most = std::max(so_far, 1.0);  // windows count idle time too, and one alone waits for nobody
   return beyond * std::max(at_once - most, 0.0) / std::max(at_once_ - most, 1.0);
 }
 

@@ -60,6 +60,16 @@ TEST(AnswerTimesTest, ACrowdIsWhatTheWorkerDoesNotWorkOnAtOnce) {
   }
 }
 
+TEST(AnswerTimesTest, WhoIsAloneIsNoCrowdHoweverMuchDecodingVaries) {
+  AnswerTimes times;
+  Rng rng(2);
+  TimePoint now(1s);
+  for (int i = 0; i < 200; ++i) {
+    times.add({.took = from_seconds(0.1 + 0.4 * rng.uniform()), .output_tokens = 11}, now += 1s, kCost);
+  }
+  EXPECT_EQ(times.crowd(1), 0);
+}
+
 TEST(AnswerTimesTest, DecodingThatVariesALittleIsNoCrowd) {
   AnswerTimes times;
   Rng rng(1);

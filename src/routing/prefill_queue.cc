@@ -166,6 +166,7 @@ void PrefillQueue::restart() {
   std::lock_guard lock(mutex_);
   shift_ = end_ = Duration(0);
   free_at_.store(0, std::memory_order_relaxed);
+  crowd_.store(0, std::memory_order_relaxed);
 }
 
 }  // namespace sluice::routing

@@ -53,6 +53,7 @@ class PrefillQueue {
   }
   // True when answers have told of the cost.
   bool known() const { return known_.load(std::memory_order_relaxed); }
+
   Ticket dispatch(TimePoint now, double tokens) { return dispatch(now, tokens, tokens, 0); }
   // `decode`: expected length of an answer that comes whole, 0 for a streamed one.
   Ticket dispatch(TimePoint now, double tokens, double prompt, double decode);
