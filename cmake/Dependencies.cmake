@@ -16,6 +16,7 @@ pkg_check_modules(ZMQ REQUIRED IMPORTED_TARGET libzmq)
 
 if(SLUICE_ENGINE)
   find_package(dnnl REQUIRED)
+  find_package(Gloo REQUIRED)
 endif()
 
 if(SLUICE_TESTS)
