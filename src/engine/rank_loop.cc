@@ -91,8 +91,8 @@ namespace {
 
 class Loop {
  public:
-  Loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board)
-      : options_(options), link_(link), scheduler_(scheduler), board_(board) {}
+  Loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board, KvPublisher* events)
+      : options_(options), link_(link), scheduler_(scheduler), board_(board), events_(events) {}
 
   Result<void> run() {
     publish();
@@ -105,6 +105,7 @@ class Loop {
       }
       SLUICE_TRY_VOID(scheduler_.step());
       if (auto outputs = scheduler_.take_outputs(); !outputs.empty()) link_.send(OutputBatch{std::move(outputs)});
+      if (events_) publish_events();
       publish();
     }
     return {};
@@ -130,6 +131,10 @@ class Loop {
     link_.send(std::move(reply));
   }
 
+  void publish_events() {
+    if (auto events = scheduler_.take_kv_events(); !events.empty()) events_->publish(std::move(events));
+  }
+
   void publish() {
     const LoadSnapshot load = scheduler_.snapshot();
     board_.publish(options_.dp_rank, load);
@@ -146,14 +151,16 @@ class Loop {
   RankLink& link_;
   Scheduler& scheduler_;
   LoadBoard& board_;
+  KvPublisher* const events_;
   uint64_t next_log_ = 0;
   bool stop_ = false;
 };
 
 }  // namespace
 
-Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board) {
-  return Loop(options, link, scheduler, board).run();
+Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board,
+                           KvPublisher* events) {
+  return Loop(options, link, scheduler, board, events).run();
 }
 
 }  // namespace sluice::engine

@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "base/result.h"
+#include "engine/kv_publisher.h"
 #include "engine/load_board.h"
 #include "engine/messages.h"
 #include "engine/scheduler.h"
@@ -41,7 +42,9 @@ struct RankLoopOptions {
   int64_t decode_log_interval = 40;
 };
 
-// Until ControlKind::kShutdown. An error is the model's: this rank cannot go on.
-Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board);
+// Until ControlKind::kShutdown. An error is the model's: this rank cannot go on. `events`, if given, hears of the
+// prefix cache after each step.
+Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board,
+                           KvPublisher* events = nullptr);
 
 }  // namespace sluice::engine
