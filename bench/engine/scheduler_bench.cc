@@ -1,16 +1,17 @@
 // What scheduling costs.
 //
 //   scheduler_bench                              the scheduler's own time per step, beside a model that takes none
-//   scheduler_bench MODEL [--threads N] [--decoding N] [--prompt N] [--chunk N]
+//   scheduler_bench MODEL [--decoding N] [--prompt N] [--chunk N]
 //                                                gaps of those who decode while a long prompt is computed, prefill
 //                                                first and in mixed steps
 //
-// Own time is plan, launch and commit of a step without the forward pass; its vocabulary of two leaves out sampling,
-// which has a row of its own.
+// All times are CPU time of one thread, which other programs disturb little. Own time is plan, launch and commit of a
+// step without the forward pass; its vocabulary of two leaves out sampling, which has a row of its own.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <chrono>
+#include <ctime>
 
 #include "base/options.h"
 #include "base/rng.h"
@@ -23,13 +24,12 @@ using namespace sluice;
 using namespace sluice::engine;
 
 struct Options {
-  int64_t threads, decoding, prompt, chunk;
+  int64_t decoding, prompt, chunk;
 };
 
 const OptionTable<Options>& option_table() {
   constexpr OptionRange kCount{1, 1e6};
   static const OptionTable<Options> table({
-      {.name = "threads", .field = &Options::threads, .value = int64_t{1}, .range = kCount, .help = "Threads."},
       {.name = "decoding",
        .field = &Options::decoding,
        .value = int64_t{8},
@@ -54,7 +54,18 @@ void die(const std::string& message) {
   std::exit(1);
 }
 
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+// What another program on the machine takes is left out.
+double cpu_now() {
+  timespec time{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
+}
+
+class CpuClock final : public Clock {
+ public:
+  TimePoint now() const override { return TimePoint(from_seconds(cpu_now())); }
+  int64_t unix_nanos() const override { return 0; }
+};
 
 double quantile(std::vector<double> values, double q) {
   std::ranges::sort(values);
@@ -143,13 +154,13 @@ void own_time(const Case& c) {
   }
   std::vector<double> prefill, decode;
   while (decode.size() < kSteps) {
-    const double start = now();
+    const double start = cpu_now();
     const StepPlan plan = scheduler.plan();
     const auto logits = scheduler.launch(plan);
     scheduler.commit(plan, *logits);
     (void)scheduler.take_outputs();
     (void)scheduler.take_kv_events();
-    (plan.kind == StepPlan::Kind::kDecode ? decode : prefill).push_back(now() - start);
+    (plan.kind == StepPlan::Kind::kDecode ? decode : prefill).push_back(cpu_now() - start);
   }
   fmt::print("{:<44} {:>6.0f} {:>6.0f} {:>6.0f}   {:>6.0f}\n", c.what, 1e6 * quantile(decode, 0.5),
              1e6 * quantile(decode, 0.99), 1e6 * quantile(decode, 1), 1e6 * quantile(prefill, 0.5));
@@ -161,7 +172,6 @@ void gaps(const std::string& path, const Options& options, bool mixed) {
   const auto located = models::locate_model(path);
   if (!located.ok()) die(located.error().message);
   auto loaded = models::load_runner({.model_path = *located,
-                                     .threads = static_cast<int>(options.threads),
                                      .max_step_tokens = options.chunk + options.decoding + 1,
                                      .max_step_seqs = options.decoding + 1});
   if (!loaded.ok()) die(loaded.error().message);
@@ -174,21 +184,22 @@ void gaps(const std::string& path, const Options& options, bool mixed) {
       !made.ok()) {
     die(made.error().message);
   }
+  const CpuClock clock;
   Scheduler scheduler(
       {.kv_slots = slots,
        .max_running_requests = options.decoding + 1,
        .chunked_prefill_size = options.chunk,
        .context_length = width,
        .mixed_chunk = mixed},
-      model, [](int32_t) { return std::string_view(); }, real_clock());
+      model, [](int32_t) { return std::string_view(); }, clock);
   Rng rng(2);
   for (int64_t i = 0; i < options.decoding; ++i) {
     scheduler.add(make_request(fmt::format("r{}", i), draw_prompt(rng, 128, model.info().vocab_size), 4000));
   }
   const auto step = [&] {
-    const double start = now();
+    const double start = cpu_now();
     if (const auto done = scheduler.step(); !done.ok()) die(done.error().message);
-    return now() - start;
+    return cpu_now() - start;
   };
   std::vector<double> alone, between;
   for (int i = 0; i < 20; ++i) step();
@@ -228,15 +239,14 @@ int main(int argc, char** argv) {
   const auto options = option_table().parse(arguments, true);
   if (!options.ok()) die(options.error().message);
   if (!path.empty()) {
-    fmt::print("{} decoding, a prompt of {}, chunks of {}, {} threads\n", options->decoding, options->prompt,
-               options->chunk, options->threads);
+    fmt::print("{} decoding, a prompt of {}, chunks of {}\n", options->decoding, options->prompt, options->chunk);
     fmt::print("{:<14} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}\n", "", "alone ms", "gap ms", "max ms", "max/alone", "s",
                "tokens/s");
     for (const bool mixed : {false, true}) gaps(path, *options, mixed);
     return 0;
   }
-  fmt::print("microseconds per step, {} running, prompts of {}\n{:<44} {:>6} {:>6} {:>6}   {:>6}\n", kRunning, kPrompt,
-             "", "decode", "p99", "max", "prefill");
+  fmt::print("microseconds of CPU time per step, {} running, prompts of {}\n{:<44} {:>6} {:>6} {:>6}   {:>6}\n",
+             kRunning, kPrompt, "", "decode", "p99", "max", "prefill");
   for (const Case& c : {Case{.what = "fcfs"}, Case{.what = "fcfs, 1000 wait", .waiting = 1000},
                         Case{.what = "lpm, 100 wait", .waiting = 100, .policy = "lpm"},
                         Case{.what = "dfs-weight, 1000 wait", .waiting = 1000, .policy = "dfs-weight"},

@@ -60,7 +60,7 @@ TEST(KvEventsConfigTest, EachRankHasAnEndpointOfItsOwn) {
 
 // ---- publisher, over real sockets
 
-class KvPublisherTest : public testing::Test {
+class KvPublisherTest : public ::testing::Test {
  protected:
   ~KvPublisherTest() override {
     publisher_.reset();
@@ -171,9 +171,14 @@ TEST_F(KvPublisherTest, SubscribersGetTopicNumberAndPayload) {
   zmq_pollitem_t item{.socket = socket, .fd = 0, .events = ZMQ_POLLIN, .revents = 0};
   int32_t sent = 0;
   while (zmq_poll(&item, 1, 1) == 0 && sent < 100'000) publisher_->publish({stored(++sent)});
-  const auto frames = receive(socket);
+  auto frames = receive(socket);
   ASSERT_EQ(frames.size(), 3u);
   EXPECT_EQ(frames[0], "kv");
+  if (number(frames[1]) == 0) {  // that the cache is empty
+    publisher_->publish({stored(++sent)});
+    frames = receive(socket);
+    ASSERT_EQ(frames.size(), 3u);
+  }
   const auto batch = protocol::decode_kv_events(frames[2]);
   ASSERT_TRUE(batch.ok());
   EXPECT_EQ(static_cast<uint64_t>(batch->events[0].token_ids[0]), number(frames[1])) << "one number per message";

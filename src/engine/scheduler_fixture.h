@@ -135,7 +135,7 @@ inline std::string_view token_bytes(int32_t token) {
   return texts.at(static_cast<size_t>(token));
 }
 
-struct Answer {
+struct SchedulerAnswer {
   std::vector<int32_t> ids;
   FinishReason finish;
   int64_t prompt_tokens = 0, completion_tokens = 0, cached_tokens = 0, retractions = 0;
@@ -145,8 +145,8 @@ struct Answer {
 };
 
 // One request alone, by the rules and without a scheduler.
-inline Answer alone(const GenerateRequest& request, int64_t max_req_len) {
-  Answer a;
+inline SchedulerAnswer alone(const GenerateRequest& request, int64_t max_req_len) {
+  SchedulerAnswer a;
   const auto& p = request.sampling;
   std::vector<int32_t> tokens = request.input_ids;
   const auto prompt = static_cast<int64_t>(tokens.size());
@@ -211,7 +211,7 @@ class SchedulerTest : public ::testing::Test {
   }
   void collect() {
     for (auto& out : scheduler_->take_outputs()) {
-      Answer& a = answers_[out.rid];
+      SchedulerAnswer& a = answers_[out.rid];
       EXPECT_EQ(a.finished, 0) << out.rid << " got news after its end";
       a.ids.insert(a.ids.end(), out.new_ids.begin(), out.new_ids.end());
       if (out.finish.kind != FinishKind::kNone) {
@@ -273,7 +273,7 @@ class SchedulerTest : public ::testing::Test {
   testing::FakeClock clock_;
   std::unique_ptr<FakeRunner> runner_;
   std::unique_ptr<Scheduler> scheduler_;
-  std::map<std::string, Answer> answers_;
+  std::map<std::string, SchedulerAnswer> answers_;
 };
 
 }  // namespace sluice::engine

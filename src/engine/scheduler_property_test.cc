@@ -93,8 +93,8 @@ TEST_F(SchedulerTest, AgreesWithOneRequestAtATimeUnderRandomLoad) {
     ASSERT_EQ(answers_.size(), sent.size());
     for (const auto& [rid, r] : sent) {
       SCOPED_TRACE(rid);
-      const Answer& got = answers_[rid];
-      Answer want = alone(r, scheduler_->max_req_len());
+      const SchedulerAnswer& got = answers_[rid];
+      SchedulerAnswer want = alone(r, scheduler_->max_req_len());
       ASSERT_EQ(got.finished, 1);
       if (got.finish.kind == FinishKind::kAbort) {
         ASSERT_EQ(got.finish.status_code, 0) << got.finish.message;

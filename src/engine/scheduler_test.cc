@@ -72,7 +72,7 @@ TEST_F(SchedulerTest, FinishReasonsSayWhatMatched) {
   for (const auto& q : {by_token, by_string}) scheduler_->add(q);
   run_until_idle();
   for (const auto& q : {by_token, by_string}) {
-    const Answer want = alone(q, scheduler_->max_req_len());
+    const SchedulerAnswer want = alone(q, scheduler_->max_req_len());
     EXPECT_EQ(answers_[q.rid].ids, want.ids);
     EXPECT_EQ(answers_[q.rid].finish.kind, want.finish.kind);
     EXPECT_EQ(answers_[q.rid].finish.matched_token, want.finish.matched_token);
@@ -99,7 +99,7 @@ TEST_F(SchedulerTest, WhatCannotBeServedIsRefusedWithItsReason) {
     const std::string rid = r.rid;
     scheduler_->add(std::move(r));
     collect();
-    const Answer& a = answers_[rid];
+    const SchedulerAnswer& a = answers_[rid];
     EXPECT_EQ(a.finish.kind, FinishKind::kAbort);
     EXPECT_EQ(a.finish.status_code, status);
     EXPECT_NE(a.finish.message.find(needle), std::string::npos) << a.finish.message;

@@ -1,19 +1,21 @@
 #include "engine/step_times.h"
 
 #include <algorithm>
-#include <cmath>
+#include <bit>
 #include <limits>
 
 namespace sluice::engine {
 namespace {
 
-constexpr double kWeight = 0.25;       // of a new measurement
-constexpr double kFasterWeight = 0.1;  // of one that says that prompts are faster than was thought
+constexpr double kWeight = 0.25;  // of a new measurement
+// Of one that says that prompts are faster, or slower, than was thought: better too little than too much.
+constexpr double kFasterWeight = 0.1;
+constexpr double kSlowerWeight = 0.5;
 // What a number of requests takes is known if it was measured for one this near: the rest is interpolated.
 constexpr double kNear = 1.25;
-constexpr int64_t kMixedSteps = 64;   // after so many, contexts have grown and decoding is measured anew
-constexpr double kMargin = 0.9;       // steps vary
-constexpr int64_t kFirstTokens = 16;  // before anything is known of prompts
+constexpr int64_t kMixedSteps = 64;  // after so many, contexts have grown and decoding is measured anew
+constexpr double kMargin = 0.85;     // steps vary
+constexpr int64_t kFirstTokens = 8;  // before anything is known of prompts
 
 }  // namespace
 
@@ -25,10 +27,11 @@ void StepTimes::record(int64_t decoding, int64_t prompt_tokens, double seconds) 
     return;
   }
   ++since_decode_step_;
-  const auto decode = decoding > 0 ? decode_seconds(decoding) : 0.0;
-  if (!decode) return;
+  const auto decode = decode_seconds(decoding);
+  // Chunks without anybody beside them are large, and large chunks are cheaper by the token.
+  if (decoding == 0 || !decode) return;
   const double each = std::max(0.0, seconds - *decode) / static_cast<double>(prompt_tokens);
-  const double weight = each < token_seconds_ ? kFasterWeight : kWeight;
+  const double weight = each < token_seconds_ ? kFasterWeight : kSlowerWeight;
   token_seconds_ = token_seconds_ == 0 ? each : token_seconds_ + weight * (each - token_seconds_);
 }
 
@@ -56,8 +59,10 @@ std::optional<double> StepTimes::decode_seconds(int64_t decoding) const {
 int64_t StepTimes::prompt_tokens(int64_t decoding, double gap) const {
   const auto decode = decode_seconds(decoding);
   if (!decode || token_seconds_ <= 0) return kFirstTokens;
-  const double tokens = std::floor(kMargin * (gap - 1) * *decode / token_seconds_);
-  return static_cast<int64_t>(std::clamp(tokens, 1.0, 1e9));
+  const auto tokens = static_cast<uint64_t>(std::clamp(kMargin * (gap - 1) * *decode / token_seconds_, 1.0, 1e9));
+  // Few different lengths: libraries prepare for each one that they meet.
+  const uint64_t grain = std::max<uint64_t>(1, std::bit_floor(tokens) / 8);
+  return static_cast<int64_t>(tokens - tokens % grain);
 }
 
 }  // namespace sluice::engine

@@ -51,7 +51,7 @@ TEST(StepTimesTest, MixedStepsFillTheGapAndStayInIt) {
 TEST(StepTimesTest, WhereNothingFitsAPromptStillMovesOn) {
   StepTimes times;
   times.record(1, 0, 0.001);
-  times.record(0, 10, 10.0);
+  times.record(1, 10, 10.0);
   EXPECT_EQ(times.prompt_tokens(1, 3.0), 1);
 }
 
