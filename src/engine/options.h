@@ -42,6 +42,11 @@ struct EngineOptions {
   int64_t tp_size;
   int64_t pp_size;
   int64_t ep_size;
+  bool enable_dp_attention;
+  bool enable_dp_lm_head;
+  std::optional<int64_t> moe_dense_tp_size;
+  std::string moe_a2a_backend;
+  std::string moe_runner_backend;
   int64_t nnodes;
   int64_t node_rank;
   // Memory

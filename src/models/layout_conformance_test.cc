@@ -76,11 +76,13 @@ class Instance {
       if (own.dp_attention()) batch.group_tokens = batch.group_logits = tokens;
       Output output = ranks_[i].steps->run(batch);
       if (own.leads()) {
-        outputs[group] = std::move(output);
+        outputs[group].logits = std::move(output.logits);
       } else {
         EXPECT_TRUE(output.logits.empty());
       }
+      ranks_[i].routing = std::move(output.routing);
     });
+    for (size_t group = 0; group < outputs.size(); ++group) outputs[group].routing = routing_of(group, tokens[group]);
     return outputs;
   }
 
@@ -91,7 +93,26 @@ class Instance {
     parallel::Groups groups;
     std::unique_ptr<Runner> runner;
     std::unique_ptr<Steps> steps;
+    Routing routing;  // of the last step
   };
+
+  // The leader knows all of its group's, or each rank some tokens'.
+  Routing routing_of(size_t group, int64_t tokens) const {
+    const auto members = static_cast<size_t>(layout_.attention_tp_size());
+    const Routing& first = ranks_[group * members].routing;
+    if (layout_.a2a == parallel::MoeAllToAll::kNone) return first;
+    Routing all{.layers = first.layers, .top_k = first.top_k};
+    for (int64_t layer = 0; layer < first.layers; ++layer) {
+      for (size_t member = 0; member < members; ++member) {
+        const Routing& part = ranks_[group * members + member].routing;
+        const int64_t n = parallel::part_of(tokens, {static_cast<int64_t>(member), layout_.attention_tp_size()}).count;
+        const auto experts = part.experts.begin() + layer * n * first.top_k;
+        all.experts.insert(all.experts.end(), experts, experts + n * first.top_k);
+        all.margins.insert(all.margins.end(), part.margins.begin() + layer * n, part.margins.begin() + (layer + 1) * n);
+      }
+    }
+    return all;
+  }
 
   void on_each(const std::function<void(size_t)>& body) {
     std::vector<std::thread> threads;
@@ -173,6 +194,11 @@ std::vector<Layout> layouts() {
     all.push_back({.tp_size = tp, .dp_size = dp});
     if (dp > 1) all.push_back({.tp_size = tp, .dp_size = dp, .dense_data_parallel = true, .dp_lm_head = true});
     all.push_back({.tp_size = tp, .dp_size = dp, .ep_size = tp});
+    all.push_back({.tp_size = tp,
+                   .dp_size = dp,
+                   .ep_size = tp,
+                   .a2a = parallel::MoeAllToAll::kDeepEp,
+                   .dense_data_parallel = dp == tp});
   }
   all.push_back({.tp_size = 4, .dp_size = 2, .ep_size = 2});
   return all;
@@ -190,8 +216,8 @@ std::vector<Case> cases() {
     for (const Layout& layout : layouts()) {
       if (!check_sharding(*config, layout).ok()) continue;
       all.push_back({fixture, "cpu", "float32", layout});
-      if (layout.tp_size == 4) all.push_back({fixture, "sim", "float32", layout});
-      if (layout.tp_size == 4 && kernels::best_dtype() == kernels::DType::kBf16) {
+      if (layout.tp_size == 4 && layout.dp_size == 2) all.push_back({fixture, "sim", "float32", layout});
+      if (layout.tp_size == 4 && layout.ep_size == 4 && kernels::best_dtype() == kernels::DType::kBf16) {
         all.push_back({fixture, "cpu", "bfloat16", layout});
       }
     }

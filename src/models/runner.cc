@@ -128,12 +128,14 @@ class DecoderRunner final : public Runner {
 
   Result<std::span<const float>> forward(const StepBatch& batch) override {
     ForwardBatch staged = stage(batch);
+    const parallel::Layout& layout = weights_.layout();
+    const bool own_tokens = layout.a2a != parallel::MoeAllToAll::kNone;
     last_first_ = 0;
-    if (weights_.layout().dp_attention()) {
-      const auto before = static_cast<size_t>(weights_.layout().attention_dp().rank);
+    if (layout.dp_attention() && !own_tokens) {
+      const auto before = static_cast<size_t>(layout.attention_dp().rank);
       for (const int64_t tokens : batch.group_tokens.first(before)) last_first_ += tokens;
     }
-    last_tokens_ = staged.n_tokens;
+    last_tokens_ = own_tokens ? parallel::part_of(staged.n_tokens, layout.attention_tp()).count : staged.n_tokens;
     SLUICE_TRY(const Logits logits, decoder_->forward(context_, staged));
     if (logits.widths.empty()) {
       backend_->synchronize(context_);
@@ -293,7 +295,7 @@ class DecoderRunner final : public Runner {
   std::vector<int32_t> table_;
   int32_t* device_table_ = nullptr;
   int64_t table_width_ = 0;
-  // Of the last step: this group's tokens among those that routers got.
+  // Of the last step: this group's tokens, or this rank's part of them, among those that routers got.
   int64_t last_first_ = 0;
   int64_t last_tokens_ = 0;
   std::vector<int32_t> host_staged_;

@@ -80,7 +80,8 @@ class Runner {
   virtual Result<std::span<const float>> forward(const StepBatch& batch) = 0;
   // Tokens that each expert got since the start, [layers with experts][experts]; empty for a model without.
   virtual std::vector<std::vector<int64_t>> expert_loads() const { return {}; }
-  // Of the last step; with RunnerOptions::record_routing.
+  // Of the last step; with RunnerOptions::record_routing. Where experts are reached by deepep, of this rank's part of
+  // its attention group's tokens.
   virtual Routing last_routing() const { return {}; }
   // With RunnerOptions::record_routing: the next step's tokens go to `routing.experts` whatever the routers choose, so
   // that two runs can be compared beyond a near tie. last_routing() still says what they chose. An empty one ends it.

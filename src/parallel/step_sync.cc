@@ -16,8 +16,7 @@ struct Column {
   std::string_view name;
   int64_t StepRow::*field;
 };
-constexpr Column kEqual[] = {
-    {"seq", &StepRow::seq}, {"kind", &StepRow::kind}, {"plan_hash", &StepRow::plan_hash}};
+constexpr Column kEqual[] = {{"seq", &StepRow::seq}, {"kind", &StepRow::kind}, {"plan_hash", &StepRow::plan_hash}};
 
 }  // namespace
 
@@ -27,8 +26,8 @@ Result<StepPlan> derive_plan(std::span<const StepRow> rows, const Layout& layout
       const int64_t first = rows[0].*column.field, other = rows[rank].*column.field;
       if (first == other) continue;
       return Error{ErrorCode::kProtocol,
-                   fmt::format("ranks are out of step at exchange {}: {} is {} on rank 0 and {} on rank {}", rows[0].seq,
-                               column.name, first, other, rank)};
+                   fmt::format("ranks are out of step at exchange {}: {} is {} on rank 0 and {} on rank {}",
+                               rows[0].seq, column.name, first, other, rank)};
     }
   }
   StepPlan plan;

@@ -2,6 +2,7 @@
 
 #include <numeric>
 
+#include "base/check.h"
 #include "models/layers/attention.h"
 #include "models/layers/ffn.h"
 #include "models/layers/layer_communicator.h"
@@ -46,6 +47,21 @@ Decoder::Decoder(const ModelConfig& config, WeightStore& weights)
 }
 
 Decoder::~Decoder() = default;
+
+moe::Dispatcher& Decoder::dispatcher(const moe::Sizes& sizes) {
+  if (!dispatcher_) {
+    dispatcher_ = moe::make_dispatcher(weights_.backend(), groups_, sizes);
+    dispatch_sizes_ = sizes;
+  }
+  SLUICE_CHECK(dispatch_sizes_ == sizes, "layers with {} and with {} experts", dispatch_sizes_.experts, sizes.experts);
+  return *dispatcher_;
+}
+
+Result<void> Decoder::allocate(int64_t max_tokens) {
+  SLUICE_TRY_VOID(scratch_.allocate(max_tokens));
+  if (!dispatcher_) return {};
+  return dispatcher_->allocate(max_tokens, max_tokens * weights_.layout().dp_size);
+}
 
 Result<Logits> Decoder::forward(const kernels::Context& context, const ForwardBatch& batch) const {
   auto* hidden = scratch_.at<float>(hidden_);

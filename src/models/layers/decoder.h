@@ -13,6 +13,7 @@
 #include "models/layers/scratch.h"
 #include "models/layers/state_cache.h"
 #include "models/layers/weights.h"
+#include "moe/dispatcher.h"
 #include "parallel/groups.h"
 
 namespace sluice::models {
@@ -99,10 +100,12 @@ class Decoder {
   StateCache& states() { return states_; }
   const StateCache& states() const { return states_; }
   RoutingRecord& routing() { return routing_; }
+  // That of all layers with experts, which have the same sizes.
+  moe::Dispatcher& dispatcher(const moe::Sizes& sizes);
   const RoutingRecord& routing() const { return routing_; }
   void add(std::unique_ptr<Block> block) { blocks_.push_back(std::move(block)); }
   // Once, after the last add(). kExhausted if the memory cannot be had.
-  Result<void> allocate(int64_t max_tokens) { return scratch_.allocate(max_tokens); }
+  Result<void> allocate(int64_t max_tokens);
 
   // Queues the whole step: K and V of every row into the cache. Returns where the logits of batch.logit_rows will be
   // until the next call. All ranks at once; an error is that of a group of ranks.
@@ -123,6 +126,8 @@ class Decoder {
   parallel::Slice vocabulary_;  // of `embedding`
   TableWeight embedding_;       // [vocabulary_, hidden]
   std::unique_ptr<LayerCommunicator> communicator_;
+  moe::Sizes dispatch_sizes_;
+  std::unique_ptr<moe::Dispatcher> dispatcher_;  // null: no layer has experts
   std::vector<std::unique_ptr<Block>> blocks_;
   VectorWeight final_norm_;
   LinearWeight head_;  // [a part of the vocabulary, hidden]

@@ -10,14 +10,16 @@ namespace sluice::models {
 MoeFfn::MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, WeightStore& weights, Decoder& decoder)
     : Block(Residual(fmt::format("model.layers.{}.post_attention_layernorm.weight", layer), config, ffn_scale(config),
                      weights),
-            Spread::kAllTokens),
+            weights.layout().a2a == parallel::MoeAllToAll::kNone ? Spread::kAllTokens : Spread::kOwnTokens),
       moe_(*config.moe),
       own_(parallel::part_of(moe_.experts, weights.layout().experts())),
       width_(parallel::part_of(moe_.expert_width, weights.layout().expert_tp()).count),
       hidden_(config.hidden_size),
       weights_(weights),
       routing_(decoder.routing()),
-      layer_(decoder.routing().declare(moe_.experts, moe_.top_k)) {
+      layer_(decoder.routing().declare(moe_.experts, moe_.top_k)),
+      dispatcher_(decoder.dispatcher(
+          {.hidden = hidden_, .experts = moe_.experts, .top_k = moe_.top_k, .dtype = weights.dtype()})) {
   const parallel::Layout& layout = weights.layout();
   const std::string prefix = fmt::format("model.layers.{}.", layer);
   const parallel::Slice columns = parallel::part_of(moe_.expert_width, layout.expert_tp());
@@ -61,13 +63,16 @@ MoeFfn::MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, 
 
 Result<void> MoeFfn::run(const kernels::Context& context, const Step& step, const void* x, int64_t n,
                          float* out) const {
-  choose(context, step, x, n);
-  run_experts(context, step, x, n, out);
+  moe::Tokens own = choose(context, step, x, n);
+  own.out = out;
+  SLUICE_TRY(const moe::Tokens tokens, dispatcher_.dispatch(context, own));
+  run_experts(context, step, tokens);
+  SLUICE_TRY_VOID(dispatcher_.combine(context));
   if (shared_) shared_->forward(context, step.scratch, x, out, n);
   return {};
 }
 
-void MoeFfn::choose(const kernels::Context& context, const Step& step, const void* x, int64_t n) const {
+moe::Tokens MoeFfn::choose(const kernels::Context& context, const Step& step, const void* x, int64_t n) const {
   const kernels::Backend& backend = *context.backend;
   auto* logits = step.scratch.at<float>(logits_slot_);
   int32_t* recorded = routing_.chosen(layer_);
@@ -89,7 +94,18 @@ void MoeFfn::choose(const kernels::Context& context, const Step& step, const voi
                           .group_score = moe_.group_score,
                           .renormalise = moe_.renormalise,
                           .scale = static_cast<float>(moe_.scale)});
-  backend.sort_by_expert(context, {.ids = forced == nullptr ? ids : forced,
+  return {.x = x, .ids = forced == nullptr ? ids : forced, .shares = step.scratch.at<float>(shares_slot_), .n = n};
+}
+
+void MoeFfn::run_experts(const kernels::Context& context, const Step& step, const moe::Tokens& tokens) const {
+  const kernels::Backend& backend = *context.backend;
+  const int64_t n = tokens.n;
+  const auto* rows = step.scratch.at<int32_t>(rows_slot_);
+  auto* in = step.scratch.at<void>(expert_in_slot_);
+  auto* gate_up = step.scratch.at<float>(expert_gate_up_slot_);
+  auto* activated = step.scratch.at<void>(activated_slot_);
+  auto* out = step.scratch.at<float>(expert_out_slot_);
+  backend.sort_by_expert(context, {.ids = tokens.ids,
                                    .starts = step.scratch.at<int32_t>(starts_slot_),
                                    .counts = step.scratch.at<int32_t>(counts_slot_),
                                    .rows = step.scratch.at<int32_t>(rows_slot_),
@@ -97,16 +113,6 @@ void MoeFfn::choose(const kernels::Context& context, const Step& step, const voi
                                    .n_pairs = n * moe_.top_k,
                                    .first = own_.first,
                                    .experts = own_.count});
-}
-
-void MoeFfn::run_experts(const kernels::Context& context, const Step& step, const void* x, int64_t n,
-                         float* sum) const {
-  const kernels::Backend& backend = *context.backend;
-  const auto* rows = step.scratch.at<int32_t>(rows_slot_);
-  auto* in = step.scratch.at<void>(expert_in_slot_);
-  auto* gate_up = step.scratch.at<float>(expert_gate_up_slot_);
-  auto* activated = step.scratch.at<void>(activated_slot_);
-  auto* out = step.scratch.at<float>(expert_out_slot_);
   const auto multiply = [&](const ExpertsWeight& weight, const void* from, float* to) {
     backend.grouped_linear(context, {.shape = &weight.shape,
                                      .weights = weights_.address(weight),
@@ -117,9 +123,13 @@ void MoeFfn::run_experts(const kernels::Context& context, const Step& step, cons
                                      .out = to,
                                      .experts = own_.count});
   };
-  backend.scatter_rows(
-      context,
-      {.in = x, .rows = rows, .out = in, .dtype = weights_.dtype(), .n = n, .copies = moe_.top_k, .width = hidden_});
+  backend.scatter_rows(context, {.in = tokens.x,
+                                 .rows = rows,
+                                 .out = in,
+                                 .dtype = weights_.dtype(),
+                                 .n = n,
+                                 .copies = moe_.top_k,
+                                 .width = hidden_});
   multiply(gate_up_, in, gate_up);
   backend.silu_mul(context, {.gate_up = gate_up,
                              .out = activated,
@@ -130,8 +140,8 @@ void MoeFfn::run_experts(const kernels::Context& context, const Step& step, cons
   multiply(down_, activated, out);
   backend.combine_rows(context, {.in = out,
                                  .rows = rows,
-                                 .weights = step.scratch.at<float>(shares_slot_),
-                                 .out = sum,
+                                 .weights = tokens.shares,
+                                 .out = tokens.out,
                                  .n = n,
                                  .copies = moe_.top_k,
                                  .width = hidden_});

@@ -36,9 +36,10 @@ class MoeFfn final : public Block {
                    float* out) const override;
 
  private:
-  // `x` is [n, hidden] of dtype.
-  void choose(const kernels::Context& context, const Step& step, const void* x, int64_t n) const;
-  void run_experts(const kernels::Context& context, const Step& step, const void* x, int64_t n, float* sum) const;
+  // Where the tokens of `x` [n, hidden] go.
+  moe::Tokens choose(const kernels::Context& context, const Step& step, const void* x, int64_t n) const;
+  // What this rank's experts make of the tokens is added to tokens.out.
+  void run_experts(const kernels::Context& context, const Step& step, const moe::Tokens& tokens) const;
 
   const MoeConfig moe_;
   const parallel::Slice own_;  // experts of this rank
@@ -47,6 +48,7 @@ class MoeFfn final : public Block {
   const WeightStore& weights_;
   const RoutingRecord& routing_;
   const RoutingRecord::Layer layer_;
+  moe::Dispatcher& dispatcher_;
 
   LinearWeight router_;               // [experts, hidden]
   std::optional<VectorWeight> bias_;  // [experts]
