@@ -22,6 +22,7 @@ MAY_USE = {
     "net": BASE,
     "obs": BASE | {"net"},
     "protocol": BASE,
+    "parsers": BASE | {"protocol"},
     "routing": BASE | {"protocol"},
     "testing": COMMON,
     "bench": COMMON | {"testing", "tokenizer"},
@@ -32,7 +33,7 @@ MAY_USE = {
     "parallel": BASE | {"tensor", "kernels"},
     "moe": BASE | {"tensor", "kernels", "parallel"},
     "models": BASE | {"tensor", "kernels", "parallel", "moe"},
-    "engine": COMMON | {"tokenizer", "tensor", "kernels", "parallel", "moe", "models"},
+    "engine": COMMON | {"parsers", "tokenizer", "tensor", "kernels", "parallel", "moe", "models"},
     "cli": None,  # sees all
 }
 # The policy simulator stands beside the policies, and its workers are those that tests and benches have.

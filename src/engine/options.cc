@@ -4,6 +4,8 @@
 #include <nlohmann/json.hpp>
 
 #include "engine/load_balance/method.h"
+#include "parsers/reasoning.h"
+#include "parsers/tool_calls.h"
 
 namespace sluice::engine {
 namespace {
@@ -26,7 +28,6 @@ std::vector<RejectedFlag> rejected_flags() {
   constexpr std::string_view kDelayer = "prefills of different attention groups are not aligned yet; leave it out.";
   constexpr std::string_view kMetrics = "not built yet; --enable-metrics exports the metrics of every rank.";
   constexpr std::string_view kLogging = "request logging is not built yet; use --log-level debug.";
-  constexpr std::string_view kParser = "not built yet; the text of the answer is returned as the model wrote it.";
   constexpr std::string_view kOneHost = "one instance runs on one host; run one per node behind `sluice gateway`.";
   constexpr std::string_view kGpuPlace = "there is no GPU backend in this build; leave it out.";
   return {
@@ -86,8 +87,6 @@ std::vector<RejectedFlag> rejected_flags() {
       {"kv-events-config", "KV events are not built yet."},
       {"log-requests", kLogging},
       {"log-requests-level", kLogging},
-      {"reasoning-parser", kParser},
-      {"tool-call-parser", kParser},
       {"grammar-backend", "constrained decoding is not built yet."},
       {"attention-backend", "the attention kernel follows --device; leave it out."},
       {"sampling-backend", "the sampler is our own; leave it out."},
@@ -155,6 +154,22 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/front",
            .group = kModel,
            .help = "A Jinja file to use instead of the model's template."},
+          {.name = "reasoning-parser",
+           .field = &O::reasoning_parser,
+           .value = OptText(),
+           .choices = parsers::reasoning_format_names(),
+           .read_by = "engine/http_api",
+           .group = kModel,
+           .help = "How the model marks its reasoning: chats then have it as reasoning_content. Default: it is left in "
+                   "the text."},
+          {.name = "tool-call-parser",
+           .field = &O::tool_call_parser,
+           .value = OptText(),
+           .choices = parsers::tool_call_format_names(),
+           .read_by = "engine/http_api",
+           .group = kModel,
+           .help = "How the model writes calls of functions: chats that offer tools then have them as tool_calls. "
+                   "Default: they are left in the text."},
           {.name = "served-model-name",
            .field = &O::served_model_name,
            .value = OptText(),

@@ -17,6 +17,8 @@ struct EngineOptions {
   std::string model_path;
   std::optional<std::string> tokenizer_path;
   std::optional<std::string> chat_template;
+  std::optional<std::string> reasoning_parser;
+  std::optional<std::string> tool_call_parser;
   std::optional<std::string> served_model_name;
   std::string weight_version;
   std::string device;

@@ -7,6 +7,7 @@
 // the group. A group that failed, and every group split from the same world, fails all its calls with the first reason.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -31,8 +32,9 @@ struct GroupOptions {
   Duration silence_limit = std::chrono::seconds(5);
   // For a rank that has not joined yet: its process starts, and loads nothing before it joins.
   Duration join_limit = std::chrono::seconds(60);
-  // A wait looks at the clock at least so often; a FakeClock needs it short.
-  Duration longest_sleep = std::chrono::seconds(1);
+  // A wait looks at the clock at least so often, if it does not end and no limit can be over: a FakeClock needs it
+  // short.
+  Duration longest_sleep = std::chrono::hours(1);
   const Clock* clock = &real_clock();
 };
 
@@ -93,6 +95,9 @@ class Communicator {
   // Why the group failed, if it did. Any thread.
   virtual std::optional<Error> failure() const = 0;
 
+  // Bytes that this rank has got from others in this group, as the member moved them. Any thread.
+  uint64_t received_bytes() const { return received_bytes_.load(std::memory_order_relaxed); }
+
   // What members implement; memory is the host's. Calls have passed check_call().
   virtual Result<void> run(const Collective& call) = 0;
   virtual Result<void*> host_buffer(size_t bytes) = 0;
@@ -103,6 +108,7 @@ class Communicator {
 
  protected:
   Communicator(std::string name, int rank, std::vector<int> world_ranks);
+  void count_received(size_t bytes) { received_bytes_.fetch_add(bytes, std::memory_order_relaxed); }
 
  private:
   struct DeviceMemory;
@@ -113,6 +119,7 @@ class Communicator {
   const std::string name_;
   const int rank_;
   const std::vector<int> world_ranks_;
+  std::atomic<uint64_t> received_bytes_{0};
   std::vector<std::byte> staged_in_;
   std::vector<std::byte> staged_out_;
   // Of buffer() on a device that the host does not see.

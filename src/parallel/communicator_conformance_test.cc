@@ -9,6 +9,8 @@
 
 #include "base/rng.h"
 #include "parallel/group_fixture.h"
+#include "parallel/inproc.h"
+#include "parallel/latency.h"
 #include "testing/fake_clock.h"
 #include "testing/seed.h"
 
@@ -56,12 +58,15 @@ TEST_P(CommunicatorConformance, SumsHalvesInFloat32AndRankOrder) {
 TEST_P(CommunicatorConformance, CarriesOutWhatIsAskedAtRandom) {
   const uint64_t seed = testing::test_seed();
   SCOPED_TRACE(fmt::format("SLUICE_TEST_SEED={}", seed));
-  for (const int size : {1, 2, 3, 4, 8}) {
+  struct World {
+    int size, calls;
+  };
+  for (const auto& [size, calls] : {World{1, 1000}, World{2, 1000}, World{3, 1000}, World{4, 10'000}, World{8, 1000}}) {
     auto ranks = make(size);
     on_each(ranks, [&](Communicator& comm) {
-      RandomCalls calls(seed + static_cast<uint64_t>(size), size, /*largest_bytes=*/1 << 20);
-      for (int i = 0; i < 2000 / size; ++i) {
-        if (!calls.next(comm)) return;  // reported
+      RandomCalls random(seed + static_cast<uint64_t>(size), size, /*largest_bytes=*/1 << 20);
+      for (int i = 0; i < calls; ++i) {
+        if (!random.next(comm)) return;  // reported
       }
     });
   }
@@ -85,6 +90,23 @@ TEST_P(CommunicatorConformance, TakesMemoryOfItsOwnAsInput) {
         }
       }
     }
+  });
+}
+
+TEST_P(CommunicatorConformance, CountsWhatCameFromOthers) {
+  auto ranks = make(3);
+  on_each(ranks, [&](Communicator& comm) {
+    std::vector<float> in(12), out(12);
+    ASSERT_OK(comm.barrier());
+    EXPECT_EQ(comm.received_bytes(), 0u);
+    ASSERT_OK(comm.all_gather({}, Element::kF32, in.data(), out.data(), 4));
+    EXPECT_EQ(comm.received_bytes(), 32u);
+    const std::vector<int64_t> counts = {0, 2, 10};
+    ASSERT_OK(comm.reduce_scatter_v({}, Element::kF32, in.data(), out.data(), counts));
+    EXPECT_EQ(comm.received_bytes(), 32u + 8 * static_cast<size_t>(counts[static_cast<size_t>(comm.rank())]));
+    ASSERT_OK(comm.broadcast({}, Element::kU8, out.data(), 48, 1));
+    EXPECT_EQ(comm.received_bytes(),
+              32u + 8 * static_cast<size_t>(counts[static_cast<size_t>(comm.rank())]) + (comm.rank() == 1 ? 0 : 48));
   });
 }
 
@@ -264,6 +286,18 @@ TEST_P(CommunicatorConformance, WakesAllWaitersOnAbort) {
   });
 }
 
+// Of whatever member: here of the reference, without losing time.
+Result<Ranks> make_delayed(int size, const GroupOptions& options) {
+  Ranks ranks;
+  for (auto& inner : make_inproc_group(size, options)) {
+    ranks.push_back(add_latency(std::move(inner), {.latency = std::chrono::milliseconds(1), .sleep = [](Duration) {}}));
+  }
+  return ranks;
+}
+
+INSTANTIATE_TEST_SUITE_P(Delayed, CommunicatorConformance,
+                         ::testing::Values(CommunicatorRow{"inproc", make_delayed, "the reference, behind a delay"}),
+                         [](const auto& info) { return std::string(info.param.name); });
 INSTANTIATE_TEST_SUITE_P(Members, CommunicatorConformance, ::testing::ValuesIn(communicators()),
                          [](const auto& info) { return std::string(info.param.name); });
 

@@ -21,15 +21,15 @@
 #include "parallel/registry.h"
 #include "tensor/dtype.h"
 
-#define ASSERT_OK(expression)                           \
-  do {                                                  \
-    const auto& result = (expression);                  \
-    ASSERT_TRUE(result.ok()) << result.error().message; \
+#define ASSERT_OK(expression)                                         \
+  do {                                                                \
+    const auto& sluice_result = (expression);                         \
+    ASSERT_TRUE(sluice_result.ok()) << sluice_result.error().message; \
   } while (false)
-#define EXPECT_OK(expression)                           \
-  do {                                                  \
-    const auto& result = (expression);                  \
-    EXPECT_TRUE(result.ok()) << result.error().message; \
+#define EXPECT_OK(expression)                                         \
+  do {                                                                \
+    const auto& sluice_result = (expression);                         \
+    EXPECT_TRUE(sluice_result.ok()) << sluice_result.error().message; \
   } while (false)
 
 namespace sluice::parallel {

@@ -177,19 +177,22 @@ class Inproc final : public Communicator {
     return agreed;
   }
 
-  void carry_out(const Collective& call, void* out) const {
+  void carry_out(const Collective& call, void* out) {
     const int n = size();
     if (call.kind == Kind::kAllReduce || call.kind == Kind::kReduceScatter) {
       std::vector<const void*> inputs;
       for (int from = 0; from < n; ++from) inputs.push_back(input(from) + range_to(call, from, rank(), n).begin);
-      reduce(call.element, call.reduction, inputs, out, bytes_out(call, rank(), n));
+      const size_t bytes = bytes_out(call, rank(), n);
+      reduce(call.element, call.reduction, inputs, out, bytes);
+      count_received(bytes * (inputs.size() - 1));
       return;
     }
     for (int from = 0; from < n; ++from) {
       const Range there = range_to(*group_->calls[static_cast<size_t>(from)], from, rank(), n);
       const Range here = range_from(call, rank(), from, n);
-      if (here.bytes > 0)
-        std::memmove(static_cast<std::byte*>(out) + here.begin, input(from) + there.begin, here.bytes);
+      if (here.bytes == 0) continue;
+      std::memmove(static_cast<std::byte*>(out) + here.begin, input(from) + there.begin, here.bytes);
+      if (from != rank()) count_received(here.bytes);
     }
   }
 

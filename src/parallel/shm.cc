@@ -305,9 +305,12 @@ class Shm final : public Communicator {
       const Range here = range_from(call, rank(), from, n);
       if (at >= here.bytes || source == out + here.begin + at) continue;
       std::memcpy(out + here.begin + at, source, std::min(piece, here.bytes - at));
+      if (from != rank()) count_received(std::min(piece, here.bytes - at));
     }
     const size_t bytes = reduces ? bytes_out(call, rank(), n) : 0;
-    if (at < bytes) reduce(call.element, call.reduction, inputs_, out + at, std::min(piece, bytes - at));
+    if (at >= bytes) return;
+    reduce(call.element, call.reduction, inputs_, out + at, std::min(piece, bytes - at));
+    count_received(std::min(piece, bytes - at) * (layout_.size - 1));
   }
 
   // all_reduce of much: each rank reduces its share of a chunk, and everybody takes all shares. In one round a chunk is
@@ -355,6 +358,7 @@ class Shm final : public Communicator {
       inputs_.push_back((in_place ? in_place + at : payload(from, round_ - 1)) + mine.begin);
     }
     reduce(call.element, call.reduction, inputs_, share_place(rank(), round_), mine.bytes);
+    count_received(mine.bytes * (layout_.size - 1));
   }
 
   void take_shares(const Collective& call, size_t at, size_t length) {
@@ -362,6 +366,7 @@ class Shm final : public Communicator {
       const int from = (rank() + i) % size();
       const Range theirs = share(from, length);
       std::memcpy(static_cast<std::byte*>(call.out) + at + theirs.begin, share_place(from, round_ - 1), theirs.bytes);
+      if (from != rank()) count_received(theirs.bytes);
     }
   }
 
@@ -392,15 +397,13 @@ class Shm final : public Communicator {
     }
   }
 
-  // True if the round was over soon.
+  // True if the round was over soon. Where ranks outnumber cores, whom we wait for may want this one: sleeping at once
+  // is faster then, and yielding hands the core to any other program for milliseconds.
   bool spin(uint32_t before) const {
+    if (crowded_) return false;
     const auto until = std::chrono::steady_clock::now() + kSpin;
     do {
-      if (crowded_) {
-        ::sched_yield();  // whom we wait for may want this core
-      } else {
-        for (int i = 0; i < 32; ++i) __builtin_ia32_pause();
-      }
+      for (int i = 0; i < 32; ++i) __builtin_ia32_pause();
       if ((meeting_.round.load(std::memory_order_acquire) & ~1u) != before) return true;
     } while (std::chrono::steady_clock::now() < until);
     return false;

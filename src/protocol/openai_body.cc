@@ -215,9 +215,9 @@ Result<ChatBody> parse_chat_body(std::string_view text, const SamplingDefaults& 
   out.top_logprobs = fields.integer("top_logprobs", 0, {.min = 0, .max = kMaxTopLogprobs});
   if (out.top_logprobs > 0 && !out.logprobs) fields.fail("top_logprobs needs logprobs to be true");
   fields.text("user");
-  fields.boolean("parallel_tool_calls", true);
-  fields.boolean("separate_reasoning", true);
-  fields.boolean("stream_reasoning", true);
+  out.parallel_tool_calls = fields.boolean("parallel_tool_calls", true);
+  out.separate_reasoning = fields.boolean("separate_reasoning", true);
+  out.stream_reasoning = fields.boolean("stream_reasoning", true);
   fields.refuse("return_cached_tokens_details", "there is one cache level; see prompt_tokens_details", "false");
   refuse_format(fields);
   if (const auto* ids = fields.find("input_ids")) {
@@ -234,6 +234,9 @@ Result<ChatBody> parse_chat_body(std::string_view text, const SamplingDefaults& 
   }
   context["add_generation_prompt"] = true;
   read_template_fields(fields, context);
+  if (const auto tools = context.find("tools"); tools != context.end() && tools->is_array()) {
+    out.tools = std::make_shared<const ordered_json>(*tools);
+  }
   out.template_context = std::make_shared<const ordered_json>(std::move(context));
   if (!fields.ok()) return fields.error();
   return out;

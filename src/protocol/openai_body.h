@@ -46,6 +46,11 @@ struct ChatBody {
   Routing routing;
   bool logprobs = false;
   int64_t top_logprobs = 0;
+  // The functions that may be called; null where none are offered, or tool_choice is none.
+  std::shared_ptr<const nlohmann::ordered_json> tools;
+  bool parallel_tool_calls = true;  // false: one call at most
+  bool separate_reasoning = true;   // false: reasoning stays in the text
+  bool stream_reasoning = true;     // false: reasoning comes in one piece
 };
 Result<ChatBody> parse_chat_body(std::string_view text, const SamplingDefaults& defaults);
 

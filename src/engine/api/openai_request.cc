@@ -80,8 +80,10 @@ Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers,
     // The template writes the special tokens itself.
     ids = api.model.tokenizer->encode(rendered + body.prefix, /*add_special=*/false);
   }
+  out.parsing = chat_parsing(api, body, ids);
   SLUICE_TRY(auto planned,
              plan_prompt(api, api.limits(), std::move(ids), body.sampling, std::nullopt, body.stream.stream));
+  if (out.parsing.needs_special_tokens) planned.format.text.skip_special = false;
   route(planned, body.routing);
   if (body.logprobs) want_logprobs(planned, body.top_logprobs, /*of_prompt=*/false);
   add_samples(out.plan, std::move(planned), out.plan.per_prompt, out.format.id, out.plan.per_prompt > 1);
