@@ -81,7 +81,8 @@ class Simulation {
     std::vector<std::function<void()>> possible;
     if (more_work) possible.emplace_back([this] { send_work(); });
     for (Rank& rank : ranks_) {
-      if (!rank.inbox.empty()) possible.emplace_back([this, &rank] { receive(rank); });
+      // Whoever has posted waits for the others.
+      if (!rank.posted && !rank.inbox.empty()) possible.emplace_back([this, &rank] { receive(rank); });
       if (!rank.posted && !rank.parked) possible.emplace_back([this, &rank] { post(rank); });
     }
     if (possible.empty()) return false;
@@ -141,7 +142,7 @@ class Simulation {
       one.tokens -= one.row.num_tokens;
       done_ += one.row.num_tokens;
     }
-    // What parks has nothing to do, whatever is still on its way.
+    // What parks has nothing to do, though more may have come meanwhile.
     for (const Rank& one : ranks_) {
       if (one.parked && one.tokens > 0) failure_ = "a rank with work is parked";
     }
