@@ -12,16 +12,17 @@ std::vector<ProcessOptions> serve_workers(const ServeCommand& command, const std
   const auto count = static_cast<int64_t>(ports.size());
   std::vector<ProcessOptions> workers;
   for (int64_t i = 0; i < count; ++i) {
-    // Cores that do not divide evenly go to the first workers; with fewer cores than workers each has one thread.
-    const int64_t share = std::max<int64_t>(1, cores / count + (i < cores % count ? 1 : 0));
+    // Cores that do not divide evenly go to the first workers; with fewer cores than ranks each has one thread.
+    const int64_t share = std::max<int64_t>(1, (cores / count + (i < cores % count ? 1 : 0)) / command.engine.tp_size);
     ProcessOptions worker;
     worker.program = own_executable();
     worker.arguments = {"server"};
     worker.arguments.insert(worker.arguments.end(), command.worker_flags.begin(), command.worker_flags.end());
-    worker.arguments.insert(worker.arguments.end(),
-                            {"--dp-size=1", fmt::format("--host={}", command.serve.worker_host),
-                             fmt::format("--port={}", ports[static_cast<size_t>(i)]),
-                             fmt::format("--threads={}", command.engine.threads.value_or(share))});
+    worker.arguments.insert(
+        worker.arguments.end(),
+        {fmt::format("--dp-size={}", command.dp_attention() ? command.engine.dp_size : 1),
+         fmt::format("--host={}", command.serve.worker_host), fmt::format("--port={}", ports[static_cast<size_t>(i)]),
+         fmt::format("--threads={}", command.engine.threads.value_or(share))});
     worker.environment[engine::kHostWorkersVariable] = std::to_string(count);
     if (weights_fd >= 0) worker.descriptors[kWeightsVariable] = weights_fd;
     worker.stdout_to_stderr = true;  // our stdout says where the gateway listens, and nothing else

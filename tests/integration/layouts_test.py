@@ -153,6 +153,19 @@ class DpAttentionTest(unittest.TestCase):
         self.assertLessEqual(switches() - before, 4 * 4)
 
 
+class ServeTest(unittest.TestCase):
+    def test_the_gateway_sees_the_groups_of_a_server_with_dp_attention(self):
+        with Sluice(BINARY, "serve", "--model-path", FIXTURES / "tiny-deepseek-v3", "--port", 0, "--router-prometheus-port", 0,
+                    "--max-total-tokens", 2048, "--tp", 4, "--dp-size", 2, *DPA, *DEEPEP, "--router-policy", "round_robin") as running:
+            def ranks():
+                workers = call(running.url + "/workers")[2]["workers"]
+                return workers if len(workers) == 2 and all(worker["is_healthy"] for worker in workers) else None
+
+            self.assertEqual(len({worker["url"] for worker in wait_until("two healthy ranks", ranks, within=60)}), 2)
+            served = [generate(running.url, [i, 3, 4], 2)[2]["meta_info"]["dp_rank"] for i in range(6)]
+            self.assertEqual(sorted(served), [0, 0, 0, 1, 1, 1])
+
+
 class FailureTest(unittest.TestCase):
     def survives(self, running, harm):
         """While requests run, `harm` one of the ranks: each request ends, all ranks are new, and it serves again."""
