@@ -20,6 +20,7 @@
 #include "parsers/reasoning.h"
 #include "parsers/tool_calls.h"
 #include "protocol/sampling.h"
+#include "tokenizer/prompt_encoder.h"
 
 namespace sluice::engine {
 
@@ -67,6 +68,7 @@ class ApiContext {
   obs::Metrics& metrics;
   const std::shared_ptr<RequestMetrics> request_metrics;
   WorkPool pool;
+  tokenizer::PromptEncoder prompts;  // remembers what it has tokenized
   std::atomic<ServerStatus> status{ServerStatus::kStarting};
   std::atomic<bool> unhealthy{false};  // what the last health check found
 
