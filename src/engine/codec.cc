@@ -219,6 +219,11 @@ void fields(V& v, M& m) {
   v.enumeration(m.kind, ControlKind::kShutdown);
 }
 
+template <class V, Is<WakeRequest> M>
+void fields(V& v, M& m) {
+  v.scalar(m.work);
+}
+
 template <class V, class M>
 void output_fields(V& v, M& m) {
   v.text(m.rid);
@@ -324,7 +329,7 @@ std::string encode(const ToRank& message) {
 std::string encode(const RankFrame& frame) {
   std::string out;
   Writer writer = start_frame(out, frame.message.index());
-  writer.scalar(frame.dp_rank);
+  writer.scalar(frame.process);
   writer.scalar(frame.incarnation);
   std::visit([&](const auto& m) { fields(writer, m); }, frame.message);
   return out;
@@ -340,7 +345,7 @@ Result<RankFrame> decode_from_rank(std::string_view frame) {
   Reader reader(frame);
   SLUICE_TRY(const size_t kind, read_head(reader));
   RankFrame out;
-  reader.scalar(out.dp_rank);
+  reader.scalar(out.process);
   reader.scalar(out.incarnation);
   SLUICE_TRY(out.message, read_variant<FromRank>(reader, kind));
   return out;

@@ -62,7 +62,7 @@ ToRank draw_to_rank(Rng& rng) {
 }
 
 RankFrame draw_from_rank(Rng& rng) {
-  RankFrame frame{.dp_rank = static_cast<int64_t>(rng.below(64)), .incarnation = rng.next()};
+  RankFrame frame{.process = static_cast<int64_t>(rng.below(64)), .incarnation = rng.next()};
   switch (rng.below(5)) {
     case 0: {
       OutputBatch batch;
@@ -163,7 +163,7 @@ TEST(CodecTest, OutputsKeepEveryField) {
       {.chosen = TokenLogprob{-0.5f, 4}, .top = {{-0.5f, 4}, {-2.f, 6}}, .requested = {{-3.f, 7}}});
   auto decoded = decode_from_rank(encode(RankFrame{3, 8, OutputBatch{{out}}}));
   ASSERT_TRUE(decoded.ok());
-  EXPECT_EQ(decoded->dp_rank, 3);
+  EXPECT_EQ(decoded->process, 3);
   EXPECT_EQ(decoded->incarnation, 8u);
   const auto& got = std::get<OutputBatch>(decoded->message).outputs.at(0);
   EXPECT_EQ(got.rid, "r");

@@ -97,6 +97,16 @@ Result<std::string> kv_endpoint_of_rank(const std::string& endpoint, int64_t ran
   return endpoint.substr(0, colon + 1) + std::to_string(port + rank);
 }
 
+Result<std::string> kv_events_config_after(std::string_view text, int64_t ranks) {
+  SLUICE_TRY(const auto config, parse_kv_events_config(text));
+  auto json = nlohmann::ordered_json::parse(text);
+  SLUICE_TRY(json["endpoint"], kv_endpoint_of_rank(config.endpoint, ranks));
+  if (!config.replay_endpoint.empty()) {
+    SLUICE_TRY(json["replay_endpoint"], kv_endpoint_of_rank(config.replay_endpoint, ranks));
+  }
+  return json.dump();
+}
+
 // ---- publisher
 
 class KvPublisher::Impl {

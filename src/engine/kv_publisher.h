@@ -30,6 +30,8 @@ Result<KvEventsConfig> parse_kv_events_config(std::string_view json);
 // Where rank `rank` publishes: tcp at the port plus the rank, ipc and inproc with the suffix _dp<rank>, rank 0 as it
 // is. kBadOption for a port that is none.
 Result<std::string> kv_endpoint_of_rank(const std::string& endpoint, int64_t rank);
+// The same configuration for another server on this host, whose ranks come after `ranks` others. kBadOption.
+Result<std::string> kv_events_config_after(std::string_view json, int64_t ranks);
 
 // publish() is used by one thread.
 class KvPublisher {

@@ -58,6 +58,13 @@ TEST(KvEventsConfigTest, EachRankHasAnEndpointOfItsOwn) {
   EXPECT_EQ(*kv_endpoint_of_rank("", 2), "");
 }
 
+TEST(KvEventsConfigTest, AnotherServerOfTheHostComesAfterTheRanksOfTheFirst) {
+  EXPECT_EQ(*kv_events_config_after(R"({"publisher":"zmq"})", 4), R"({"publisher":"zmq","endpoint":"tcp://*:5561"})");
+  EXPECT_EQ(*kv_events_config_after(R"({"endpoint":"tcp://*:1","replay_endpoint":"ipc:///r"})", 2),
+            R"({"endpoint":"tcp://*:3","replay_endpoint":"ipc:///r_dp2"})");
+  EXPECT_FALSE(kv_events_config_after("{}", 65535).ok());
+}
+
 // ---- publisher, over real sockets
 
 class KvPublisherTest : public ::testing::Test {

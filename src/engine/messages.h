@@ -58,7 +58,12 @@ struct ControlRequest {
   ControlKind kind = ControlKind::kFlushCache;
 };
 
-using ToRank = std::variant<GenerateRequest, AbortRequest, ControlRequest>;
+// Front → every rank of an instance of several: something was sent to one of them, whom the others must step with.
+struct WakeRequest {
+  uint64_t work = 0;  // number of that piece of work; it grows
+};
+
+using ToRank = std::variant<GenerateRequest, AbortRequest, ControlRequest, WakeRequest>;
 
 struct TokenLogprob {
   float logprob = 0;

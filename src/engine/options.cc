@@ -6,6 +6,8 @@
 #include "engine/kv_publisher.h"
 #include "engine/load_balance/method.h"
 #include "engine/schedule_policy.h"
+#include "parsers/reasoning.h"
+#include "parsers/tool_calls.h"
 
 namespace sluice::engine {
 namespace {
@@ -17,28 +19,23 @@ constexpr std::string_view kMemory = "Memory";
 constexpr std::string_view kScheduling = "Scheduling";
 
 std::vector<RejectedFlag> rejected_flags() {
-  constexpr std::string_view kAttention =
-      "DP attention is not built yet; native data parallelism is: use --dp-size alone.";
-  constexpr std::string_view kMoe = "expert parallelism is not built yet; leave it out.";
+  constexpr std::string_view kEplb = "experts are not moved or replicated yet; leave it out.";
+  constexpr std::string_view kOverlap = "communication does not overlap with computing yet; leave it out.";
   constexpr std::string_view kGraph = "there are no CUDA graphs on this device; leave it out.";
   constexpr std::string_view kPd = "prefill/decode disaggregation is outside the scope of this engine.";
   constexpr std::string_view kLora = "LoRA adapters are outside the scope of this engine; merge the adapter.";
   constexpr std::string_view kSpeculative = "speculative decoding is outside the scope of this engine.";
   constexpr std::string_view kMedia = "images, video and audio are outside the scope of this engine.";
-  constexpr std::string_view kDelayer = "the prefill delayer belongs to DP attention, which is not built yet.";
+  constexpr std::string_view kDelayer = "prefills of different attention groups are not aligned yet; leave it out.";
   constexpr std::string_view kMetrics = "not built yet; --enable-metrics exports the metrics of every rank.";
   constexpr std::string_view kLogging = "request logging is not built yet; use --log-level debug.";
-  constexpr std::string_view kParser = "not built yet; the text of the answer is returned as the model wrote it.";
   constexpr std::string_view kOneHost = "one instance runs on one host; run one per node behind `sluice gateway`.";
   constexpr std::string_view kGpuPlace = "there is no GPU backend in this build; leave it out.";
   return {
-      {"enable-dp-attention", kAttention},
-      {"enable-dp-lm-head", kAttention},
       {"attn-cp-size", "context parallelism is not built; leave it out."},
       {"attention-context-parallel-size", "context parallelism is not built; leave it out."},
-      {"moe-dense-tp-size", kMoe},
-      {"moe-dp-size", kMoe},
-      {"moe-data-parallel-size", kMoe},
+      {"moe-dp-size", "data parallelism of experts alone is not built; use --enable-dp-attention."},
+      {"moe-data-parallel-size", "data parallelism of experts alone is not built; use --enable-dp-attention."},
       {"dist-init-addr", kOneHost},
       {"nccl-init-addr", kOneHost},
       {"base-gpu-id", kGpuPlace},
@@ -56,25 +53,23 @@ std::vector<RejectedFlag> rejected_flags() {
       {"cuda-graph-bs", kGraph},
       {"disable-cuda-graph", kGraph},
       {"disable-cuda-graph-padding", kGraph},
-      {"moe-a2a-backend", kMoe},
-      {"moe-runner-backend", kMoe},
-      {"deepep-mode", kMoe},
-      {"deepep-config", kMoe},
-      {"ep-num-redundant-experts", kMoe},
-      {"ep-dispatch-algorithm", kMoe},
-      {"init-expert-location", kMoe},
-      {"enable-eplb", kMoe},
-      {"eplb-algorithm", kMoe},
-      {"eplb-rebalance-num-iterations", kMoe},
-      {"eplb-rebalance-layers-per-chunk", kMoe},
-      {"eplb-min-rebalancing-utilization-threshold", kMoe},
-      {"expert-distribution-recorder-mode", kMoe},
-      {"expert-distribution-recorder-buffer-size", kMoe},
-      {"enable-expert-distribution-metrics", kMoe},
-      {"enable-two-batch-overlap", kMoe},
-      {"tbo-token-distribution-threshold", kMoe},
-      {"enable-single-batch-overlap", kMoe},
-      {"disable-shared-experts-fusion", kMoe},
+      {"deepep-mode", "rows are always dispatched by their exact counts; leave it out."},
+      {"deepep-config", "it tunes kernels of a library that is not used here; leave it out."},
+      {"ep-num-redundant-experts", kEplb},
+      {"ep-dispatch-algorithm", kEplb},
+      {"init-expert-location", kEplb},
+      {"enable-eplb", kEplb},
+      {"eplb-algorithm", kEplb},
+      {"eplb-rebalance-num-iterations", kEplb},
+      {"eplb-rebalance-layers-per-chunk", kEplb},
+      {"eplb-min-rebalancing-utilization-threshold", kEplb},
+      {"expert-distribution-recorder-mode", "the recorder of expert loads is not built yet; leave it out."},
+      {"expert-distribution-recorder-buffer-size", "the recorder of expert loads is not built yet; leave it out."},
+      {"enable-expert-distribution-metrics", "the recorder of expert loads is not built yet; leave it out."},
+      {"enable-two-batch-overlap", kOverlap},
+      {"tbo-token-distribution-threshold", kOverlap},
+      {"enable-single-batch-overlap", kOverlap},
+      {"disable-shared-experts-fusion", "shared experts are never fused with the others; leave it out."},
       {"enable-metrics-for-all-schedulers", kMetrics},
       {"extra-metric-labels", kMetrics},
       {"bucket-time-to-first-token", kMetrics},
@@ -86,8 +81,6 @@ std::vector<RejectedFlag> rejected_flags() {
       {"skip-tokenizer-init", "the front process always loads the tokenizer; /generate takes input_ids all the same."},
       {"log-requests", kLogging},
       {"log-requests-level", kLogging},
-      {"reasoning-parser", kParser},
-      {"tool-call-parser", kParser},
       {"grammar-backend", "constrained decoding is not built yet."},
       {"attention-backend", "the attention kernel follows --device; leave it out."},
       {"sampling-backend", "the sampler is our own; leave it out."},
@@ -155,6 +148,22 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/front",
            .group = kModel,
            .help = "A Jinja file to use instead of the model's template."},
+          {.name = "reasoning-parser",
+           .field = &O::reasoning_parser,
+           .value = OptText(),
+           .choices = parsers::reasoning_format_names(),
+           .read_by = "engine/http_api",
+           .group = kModel,
+           .help = "How the model marks its reasoning: chats then have it as reasoning_content. Default: it is left in "
+                   "the text."},
+          {.name = "tool-call-parser",
+           .field = &O::tool_call_parser,
+           .value = OptText(),
+           .choices = parsers::tool_call_format_names(),
+           .read_by = "engine/http_api",
+           .group = kModel,
+           .help = "How the model writes calls of functions: chats that offer tools then have them as tool_calls. "
+                   "Default: they are left in the text."},
           {.name = "served-model-name",
            .field = &O::served_model_name,
            .value = OptText(),
@@ -275,7 +284,9 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .range = {1, 1024},
            .read_by = "engine/front",
            .group = kParallel,
-           .help = "Replicas of the model, each a process with its own KV cache."},
+           .help =
+               "Replicas of the model, each with its own KV cache; with --enable-dp-attention the attention groups of "
+               "one instance."},
           {.name = "load-balance-method",
            .field = &O::load_balance_method,
            .value = std::string("auto"),
@@ -296,9 +307,9 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .field = &O::tp_size,
            .value = int64_t{1},
            .range = {1, 1024},
-           .read_by = "engine/options",
+           .read_by = "engine/layout_options",
            .group = kParallel,
-           .help = "Tensor parallelism; only 1 is built."},
+           .help = "Ranks that an instance of the model is divided among."},
           {.name = "pp-size",
            .aliases = {"pipeline-parallel-size"},
            .field = &O::pp_size,
@@ -312,9 +323,46 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .field = &O::ep_size,
            .value = int64_t{1},
            .range = {1, 1024},
-           .read_by = "engine/options",
+           .read_by = "engine/layout_options",
            .group = kParallel,
-           .help = "Expert parallelism; only 1 is built."},
+           .help = "Parts that the experts of a layer are divided into; divides --tp-size. deepep sets it to that."},
+          {.name = "enable-dp-attention",
+           .field = &O::enable_dp_attention,
+           .value = false,
+           .read_by = "engine/layout_options",
+           .group = kParallel,
+           .help = "Divide the ranks of an instance into --dp-size groups that compute attention for requests of their "
+                   "own, with a KV cache of their own; FFNs and experts stay divided among all ranks."},
+          {.name = "enable-dp-lm-head",
+           .field = &O::enable_dp_lm_head,
+           .value = false,
+           .read_by = "engine/layout_options",
+           .group = kParallel,
+           .help = "With DP attention: the head is divided within an attention group only."},
+          {.name = "moe-dense-tp-size",
+           .field = &O::moe_dense_tp_size,
+           .value = OptInt(),
+           .range = {1, 1},
+           .read_by = "engine/layout_options",
+           .group = kParallel,
+           .help = "1: dense FFNs are whole on every rank, which computes its own tokens; default: divided among all."},
+          {.name = "moe-a2a-backend",
+           .field = &O::moe_a2a_backend,
+           .value = std::string("none"),
+           .choices = {"none", "deepep"},
+           .read_by = "engine/layout_options",
+           .group = kParallel,
+           .help =
+               "How tokens reach their experts: none gathers all tokens on every rank, deepep sends each to the ranks "
+               "of its experts."},
+          {.name = "moe-runner-backend",
+           .field = &O::moe_runner_backend,
+           .value = std::string("auto"),
+           .choices = {"auto", "deep_gemm", "triton", "triton_kernel", "flashinfer_trtllm", "flashinfer_cutlass",
+                       "flashinfer_mxfp4", "flashinfer_cutedsl", "cutlass"},
+           .read_by = "engine/front",
+           .group = kParallel,
+           .help = "Taken for compatibility and logged: experts are multiplied by this engine's own grouped products."},
           {.name = "nnodes",
            .field = &O::nnodes,
            .value = int64_t{1},
@@ -504,9 +552,7 @@ Result<void> check_engine_options(const EngineOptions& options) {
     std::string_view instead;
   };
   const Layout layouts[] = {
-      {"tp-size", options.tp_size, 1, "tensor parallelism is not built yet; use --dp-size for replicas"},
       {"pp-size", options.pp_size, 1, "pipeline parallelism is not built yet; use --dp-size for replicas"},
-      {"ep-size", options.ep_size, 1, "expert parallelism is not built yet; use --dp-size for replicas"},
       {"nnodes", options.nnodes, 1, "one instance runs on one host; run one per node behind `sluice gateway`"},
       {"node-rank", options.node_rank, 0, "one instance runs on one host; run one per node behind `sluice gateway`"},
   };

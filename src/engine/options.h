@@ -17,6 +17,8 @@ struct EngineOptions {
   std::string model_path;
   std::optional<std::string> tokenizer_path;
   std::optional<std::string> chat_template;
+  std::optional<std::string> reasoning_parser;
+  std::optional<std::string> tool_call_parser;
   std::optional<std::string> served_model_name;
   std::string weight_version;
   std::string device;
@@ -42,6 +44,11 @@ struct EngineOptions {
   int64_t tp_size;
   int64_t pp_size;
   int64_t ep_size;
+  bool enable_dp_attention;
+  bool enable_dp_lm_head;
+  std::optional<int64_t> moe_dense_tp_size;
+  std::string moe_a2a_backend;
+  std::string moe_runner_backend;
   int64_t nnodes;
   int64_t node_rank;
   // Memory

@@ -48,7 +48,7 @@ TEST(EngineOptionsTest, NoNameStandsTwice) {
 }
 
 TEST(EngineOptionsTest, LayoutsThatAreNotBuiltAreRefusedWithBothValues) {
-  for (const auto* flag : {"--tp-size", "--pp-size", "--ep-size", "--nnodes", "--node-rank"}) {
+  for (const auto* flag : {"--pp-size", "--nnodes", "--node-rank"}) {
     auto o = engine_option_table().parse({"--model", "m", flag, "2"});
     ASSERT_TRUE(o.ok()) << o.error().message;
     auto checked = check_engine_options(*o);

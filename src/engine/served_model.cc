@@ -41,6 +41,35 @@ Result<models::ModelConfig> load_config(const std::string& path) {
 
 }  // namespace
 
+protocol::TemplateHabits habits_of(const tokenizer::ChatTemplate& chat_template,
+                                   const std::map<std::string, std::string>& special_tokens) {
+  using nlohmann::ordered_json;
+  const auto shows_a_call = [&](const protocol::TemplateHabits& habits) {
+    const ordered_json arguments = {{"some_key", "some value"}};
+    ordered_json call = {{"id", "call_1"}, {"type", "function"}};
+    call["function"] = {{"name", "some_function"},
+                        {"arguments", habits.text_arguments ? ordered_json(arguments.dump()) : arguments}};
+    ordered_json caller = {{"role", "assistant"}, {"content", habits.null_content ? ordered_json() : ordered_json("")}};
+    caller["tool_calls"].push_back(std::move(call));
+    ordered_json context = special_tokens;
+    context["messages"].push_back({{"role", "user"}, {"content", "Hello"}});
+    context["messages"].push_back(std::move(caller));
+    context["messages"].push_back({{"role", "tool"}, {"tool_call_id", "call_1"}, {"content", "It is so."}});
+    context["add_generation_prompt"] = true;
+    const auto rendered = chat_template.render(context);
+    // 'some_key' is how an object looks that is written as text.
+    return rendered.ok() && rendered->find("some_function") != std::string::npos &&
+           rendered->find("some value") != std::string::npos && rendered->find("'some_key'") == std::string::npos;
+  };
+  for (const bool null_content : {false, true}) {
+    for (const bool text_arguments : {false, true}) {
+      const protocol::TemplateHabits habits{.text_arguments = text_arguments, .null_content = null_content};
+      if (shows_a_call(habits)) return habits;
+    }
+  }
+  return {};
+}
+
 Result<ServedModel> load_served_model(const ServedModelFiles& files) {
   ServedModel out;
   out.name = files.name.empty() ? files.model_path : files.name;
@@ -52,6 +81,7 @@ Result<ServedModel> load_served_model(const ServedModelFiles& files) {
              tokenizer::load_chat_template(files.tokenizer_file, *out.tokenizer, files.chat_template));
   if (!source.empty()) {
     SLUICE_TRY(out.chat_template, tokenizer::ChatTemplate::parse(source));
+    out.template_habits = habits_of(*out.chat_template, out.tokenizer->special_tokens());
   }
   return out;
 }

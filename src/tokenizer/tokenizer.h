@@ -1,6 +1,6 @@
-// Text to token ids and back: byte-level BPE from a Hugging Face tokenizer.json or from the vocabulary of a GGUF file,
-// with ids equal to those of the `tokenizers` library and of llama.cpp. Unigram and WordPiece models are refused by
-// name.
+// Text to token ids and back, with ids equal to those of the libraries that the files are made for: byte-pair encoding
+// from a Hugging Face tokenizer.json (`tokenizers`), from the vocabulary of a GGUF file (llama.cpp) or from Kimi's
+// tiktoken.model (tiktoken), and SentencePiece models (the library itself).
 #pragma once
 
 #include <cstddef>
@@ -45,6 +45,12 @@ class Tokenizer {
   static Result<std::shared_ptr<const Tokenizer>> from_json(std::string_view tokenizer_json,
                                                             std::string_view config_json);
   static Result<std::shared_ptr<const Tokenizer>> from_vocabulary(const Vocabulary& vocabulary);
+  // `ranks` is the text of tiktoken.model. The pattern that cuts text into words is no part of these files: the
+  // tokenizer_class of tokenizer_config.json must be one whose pattern is known (TikTokenTokenizer, Kimi's).
+  static Result<std::shared_ptr<const Tokenizer>> from_tiktoken(std::string_view ranks, std::string_view config_json);
+  // `model` is what tokenizer.model holds.
+  static Result<std::shared_ptr<const Tokenizer>> from_sentencepiece(std::string_view model,
+                                                                     std::string_view config_json);
   ~Tokenizer();
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;
@@ -79,6 +85,7 @@ class Tokenizer {
 
  private:
   friend class IncrementalDecoder;
+  friend class PromptEncoder;
   struct Impl;
   explicit Tokenizer(std::unique_ptr<const Impl> impl);
 

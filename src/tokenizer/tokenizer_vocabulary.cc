@@ -10,7 +10,6 @@ namespace sluice::tokenizer {
 namespace {
 
 #define SLUICE_CONTRACTIONS "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-#define SLUICE_NOT_HAN(letters) "(?:(?!\\p{Han})[" letters "])"
 #define SLUICE_UPPER "\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}"
 #define SLUICE_LOWER "\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}"
 #define SLUICE_PUNCTUATION_AND_SPACE " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
@@ -33,7 +32,7 @@ constexpr std::string_view kDeepseekCoder[] = {R"([\r\n])", R"(\s?\p{L}+)", R"(\
                                                R"(\p{N})"};
 constexpr std::string_view kDeepseekLlm[] = {
     R"([\r\n])",
-    R"(\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⲳⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+)",
+    R"(\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-\x{1F7D}ᾀ-ᾴᾶ-ᾼ\x{1FBE}ῂ-ῄῆ-ῌῐ-\x{1FD3}ῖ-\x{1FDB}ῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\x{2126}ℨ\x{212A}-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⲳⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+)",
     R"(\s?[!-/:-~！-／：-～‘-‟　-。]+)",
     R"(\s+$)",
     "[一-龥ࠀ-一가-퟿]+",
@@ -45,11 +44,7 @@ constexpr std::string_view kGpt4o[] = {"[^\\r\\n\\p{L}\\p{N}]?[" SLUICE_UPPER "]
                                        "]+" SLUICE_CONTRACTIONS "?|[^\\r\\n\\p{L}\\p{N}]?[" SLUICE_UPPER
                                        "]+[" SLUICE_LOWER "]*" SLUICE_CONTRACTIONS
                                        "?|\\p{N}{1,3}|" SLUICE_PUNCTUATION_SLASH_AND_SPACE};
-constexpr std::string_view kKimiK2[] = {
-    "[\\p{Han}]+|[^\\r\\n\\p{L}\\p{N}]?" SLUICE_NOT_HAN(SLUICE_UPPER) "*" SLUICE_NOT_HAN(
-        SLUICE_LOWER) "+" SLUICE_CONTRACTIONS
-                      "?|[^\\r\\n\\p{L}\\p{N}]?" SLUICE_NOT_HAN(SLUICE_UPPER) "+" SLUICE_NOT_HAN(
-                          SLUICE_LOWER) "*" SLUICE_CONTRACTIONS "?|\\p{N}{1,3}|" SLUICE_PUNCTUATION_AND_SPACE};
+const std::string_view kKimiK2[] = {kKimiK2Pattern};
 
 struct PreTokenizerRow {
   std::string_view name;  // tokenizer.ggml.pre
@@ -58,7 +53,7 @@ struct PreTokenizerRow {
   bool add_bos = false;
 };
 
-constexpr PreTokenizerRow kPreTokenizers[] = {
+const PreTokenizerRow kPreTokenizers[] = {
     {"", kDefault},
     {"default", kDefault},
     {"gpt-2", kGpt2},

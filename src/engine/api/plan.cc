@@ -45,9 +45,9 @@ std::string routing_key(const net::Headers& headers, const std::string& in_body)
   return in_body.empty() ? std::string(headers.get("x-smg-routing-key").value_or("")) : in_body;
 }
 
-std::vector<int32_t> prompt_ids(const ApiContext& api, protocol::Prompt prompt) {
+std::vector<int32_t> prompt_ids(ApiContext& api, protocol::Prompt prompt) {
   if (prompt.ids) return std::move(*prompt.ids);
-  return api.model.tokenizer->encode(prompt.text, /*add_special=*/true);
+  return api.prompts.encode(prompt.text, /*add_special=*/true);
 }
 
 Result<int64_t> fit_context(const ApiContext& api, const LengthLimits& limits, std::vector<int32_t>& ids,

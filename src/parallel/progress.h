@@ -1,0 +1,76 @@
+// Signs of life: where each rank of a world is and when it was last heard of, in words that others may read at any
+// time, across processes too.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "base/clock.h"
+#include "base/result.h"
+
+namespace sluice::parallel {
+
+// The phases of a step (docs/design/parallel.md). Those from kAttention to kScatter are of a layer.
+enum class Phase : uint8_t {
+  kNone,
+  kLoad,
+  kReceive,
+  kPlan,
+  kExchange,
+  kControl,
+  kEmbed,
+  kAttention,
+  kGather,
+  kDispatch,
+  kExperts,
+  kCombine,
+  kScatter,
+  kHead,
+  kSample,
+  kPublish,
+};
+std::string_view to_string(Phase phase);
+
+struct Progress {
+  uint32_t step = 0;
+  Phase phase = Phase::kNone;
+  int layer = -1;  // -1 = in none
+  bool operator==(const Progress&) const = default;
+};
+// "step 40, layer 3, dispatch"; empty for a rank that never said.
+std::string to_string(const Progress& progress);
+
+// Of one rank. In shared memory.
+class alignas(64) SignOfLife {
+ public:
+  // A call, or joining.
+  void seen(TimePoint now) { when_.store(now.time_since_epoch().count(), std::memory_order_relaxed); }
+  void seen(TimePoint now, const Progress& progress);
+
+  bool joined() const { return when_.load(std::memory_order_relaxed) != 0; }
+  TimePoint when() const { return TimePoint(Duration(when_.load(std::memory_order_relaxed))); }
+  Progress where() const;
+
+ private:
+  std::atomic<int64_t> when_{0};
+  std::atomic<uint64_t> where_{0};
+};
+static_assert(std::atomic<uint64_t>::is_always_lock_free && std::atomic<int64_t>::is_always_lock_free);
+
+// Of one wait: who is missing and since when we wait.
+struct Wait {
+  std::string_view group;
+  std::string_view call;  // "all_reduce #12 (...)"
+  int waiting = 0;        // the rank that waits, and all others, by their names in the world
+  std::span<const int> missing;
+  TimePoint since{};
+};
+// How long the wait may still go on before the silence of one of the missing ranks is too long; kTimeout, naming
+// them all, if it is.
+Result<Duration> time_left(const Wait& wait, std::span<const SignOfLife> signs, TimePoint now, Duration silence_limit,
+                           Duration join_limit);
+
+}  // namespace sluice::parallel

@@ -1,0 +1,193 @@
+// What only processes can show: the suite has ranks as threads.
+#include "parallel/shm.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <fstream>
+#include <sstream>
+#include <thread>
+
+#include "base/process.h"
+#include "parallel/group_fixture.h"
+#include "testing/seed.h"
+
+namespace sluice::parallel {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using ::testing::HasSubstr;
+
+constexpr const char* kSegmentVariable = "SLUICE_TEST_SEGMENT_FD";
+constexpr Duration kBound = seconds(60);
+
+// The other half of these tests is this program again: DISABLED_Rank is one rank, with its part in the environment.
+class ShmProcessTest : public ::testing::Test {
+ protected:
+  void start(int size, const std::string& part, const std::string& part_of_rank_1 = "") {
+    segment_ = std::move(ShmSegment::create(size)).value();
+    for (int rank = 0; rank < size; ++rank) {
+      auto process = Process::start(
+          {.program = own_executable(),
+           .arguments = {"--gtest_filter=ShmProcessTest.DISABLED_Rank", "--gtest_also_run_disabled_tests",
+                         "--gtest_brief=1"},
+           .environment = {{"SLUICE_TEST_RANK", std::to_string(rank)},
+                           {"SLUICE_TEST_SIZE", std::to_string(size)},
+                           {"SLUICE_TEST_PART", rank == 1 && !part_of_rank_1.empty() ? part_of_rank_1 : part}},
+           .descriptors = {{kSegmentVariable, segment_->fd()}},
+           .stdout_to_stderr = true});
+      ASSERT_TRUE(process.ok()) << process.error().message;
+      ranks_.push_back(std::move(*process));
+    }
+  }
+  void wait_until_all_are(Phase phase, int size) {
+    for (int rank = 0; rank < size; ++rank) {
+      const TimePoint until = real_clock().now() + kBound;
+      while (segment_->signs()[static_cast<size_t>(rank)].where().phase != phase) {
+        ASSERT_LT(real_clock().now(), until) << "rank " << rank;
+        std::this_thread::sleep_for(milliseconds(1));
+      }
+    }
+  }
+  void expect_success(size_t rank) {
+    const auto status = ranks_[rank].wait(kBound);
+    ASSERT_TRUE(status) << "rank " << rank;
+    EXPECT_TRUE(status->ok()) << "rank " << rank << ": " << status->to_string();
+  }
+
+  std::shared_ptr<ShmSegment> segment_;
+  std::vector<Process> ranks_;
+};
+
+std::string variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value ? value : "";
+}
+
+TEST_F(ShmProcessTest, DISABLED_Rank) {
+  const auto fd = inherited_descriptor(kSegmentVariable);
+  ASSERT_TRUE(fd) << "this is the other half of the tests beside it";
+  const int rank = std::atoi(variable("SLUICE_TEST_RANK").c_str());
+  const int size = std::atoi(variable("SLUICE_TEST_SIZE").c_str());
+  const std::string part = variable("SLUICE_TEST_PART");
+  const bool short_limit = part == "waits for the silent";
+  auto segment = ShmSegment::open(*fd);
+  ASSERT_OK(segment);
+  auto joined = join_shm(std::move(*segment), rank, size,
+                         {.silence_limit = short_limit ? Duration(milliseconds(200)) : Duration(kBound)});
+  ASSERT_OK(joined);
+  Communicator& comm = **joined;
+  ASSERT_OK(comm.barrier());
+  if (part == "random calls") {
+    RandomCalls calls(testing::test_seed(), size, 1 << 20);
+    for (int i = 0; i < 300; ++i) ASSERT_TRUE(calls.next(comm));
+    return;
+  }
+  comm.progress({.step = 1, .phase = Phase::kExchange});
+  if (part == "pauses") {
+    while (true) ::pause();
+  }
+  const auto result = comm.barrier();
+  ASSERT_FALSE(result.ok());
+  EXPECT_THAT(result.error().message,
+              HasSubstr(part == "waits for the silent" ? "no sign of rank 1 for 0.2 s (step 1, exchange)"
+                                                       : "rank 1 was killed by SIGKILL"));
+}
+
+TEST_F(ShmProcessTest, RanksAreProcesses) {
+  start(4, "random calls");
+  for (size_t rank = 0; rank < 4; ++rank) expect_success(rank);
+}
+
+TEST_F(ShmProcessTest, TheFrontWakesAllWhenOneIsKilled) {
+  start(3, "waits for the killed", "pauses");
+  wait_until_all_are(Phase::kExchange, 3);
+  ranks_[1].signal(SIGKILL);
+  const auto status = ranks_[1].wait(kBound);
+  ASSERT_TRUE(status);
+  segment_->abort("rank 1 was " + status->to_string());
+  expect_success(0);
+  expect_success(2);
+}
+
+TEST_F(ShmProcessTest, ARankThatHangsIsNamed) {
+  start(3, "waits for the silent", "pauses");
+  expect_success(0);
+  expect_success(2);
+  ASSERT_TRUE(segment_->failure());
+  EXPECT_THAT(segment_->failure()->message, HasSubstr("no sign of rank 1"));
+}
+
+// Of the process's only thread.
+std::string switches(pid_t pid) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/status");
+  std::string line, found;
+  while (std::getline(file, line)) {
+    if (line.starts_with("Threads") || line.find("ctxt_switches") != std::string::npos) found += line + "\n";
+  }
+  return found;
+}
+
+TEST_F(ShmProcessTest, WaitingCostsNothing) {
+  start(3, "waits for the killed", "pauses");
+  wait_until_all_are(Phase::kExchange, 3);
+  // Asleep once nothing changes any more; then for longer, which is what counts.
+  const pid_t waiting = ranks_[0].pid();
+  std::string before = switches(waiting);
+  int same = 0;
+  for (const TimePoint until = real_clock().now() + kBound; same < 30 && real_clock().now() < until;) {
+    std::this_thread::sleep_for(milliseconds(10));
+    std::string now = switches(waiting);
+    same = now == before ? same + 1 : 0;
+    before = std::move(now);
+  }
+  EXPECT_EQ(same, 30);
+  EXPECT_THAT(before, HasSubstr("Threads:\t1\n"));
+}
+
+TEST(ShmTest, SaysWhoCannotJoin) {
+  const auto segment = std::move(ShmSegment::create(2)).value();
+  EXPECT_EQ(join_shm(segment, 0, 3).error().message, "rank 0 of 3 in memory for 2 ranks");
+  EXPECT_EQ(join_shm(segment, 2, 2).error().code, ErrorCode::kInvalidArgument);
+  const auto joined = join_shm(segment, 0, 2);
+  ASSERT_OK(joined);
+  EXPECT_EQ(join_shm(segment, 0, 2).error().code, ErrorCode::kAlreadyExists);
+}
+
+TEST(ShmTest, WaitsLongerForARankThatHasNotJoined) {
+  const auto segment = std::move(ShmSegment::create(2)).value();
+  const auto alone = join_shm(segment, 0, 2, {.silence_limit = milliseconds(1), .join_limit = milliseconds(50)});
+  ASSERT_OK(alone);
+  const auto result = (*alone)->barrier();
+  ASSERT_FALSE(result.ok());
+  EXPECT_THAT(result.error().message, HasSubstr("rank 1 has not joined within 0.1 s"));
+}
+
+TEST(ShmTest, RefusesADescriptorThatIsNoSegment) {
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  EXPECT_EQ(ShmSegment::open(ends[0]).error().code, ErrorCode::kProtocol);
+  ::close(ends[0]);
+  ::close(ends[1]);
+}
+
+TEST(ShmTest, LendsTwoPiecesOfMemoryInTurn) {
+  auto ranks = make_ranks(*std::ranges::find(communicators(), "shm", &CommunicatorRow::name), 2);
+  on_each(ranks, [](Communicator& comm) {
+    constexpr int64_t kCount = 4 << 20;
+    std::vector<uint8_t> out(2 * kCount);
+    for (uint8_t round = 0; round < 4; ++round) {
+      auto* const in = static_cast<uint8_t*>(comm.buffer({}, kCount).value());
+      std::fill_n(in, kCount, static_cast<uint8_t>(comm.rank() + round));
+      ASSERT_OK(comm.all_gather({}, Element::kU8, in, out.data(), kCount));
+      EXPECT_EQ(std::ranges::count(out, round), kCount);
+      EXPECT_EQ(std::ranges::count(out, round + 1), kCount);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace sluice::parallel
