@@ -60,6 +60,15 @@ TEST(EngineOptionsTest, LayoutsThatAreNotBuiltAreRefusedWithBothValues) {
   EXPECT_TRUE(check_engine_options(*engine_option_table().parse({"--model", "m"})).ok());
 }
 
+TEST(EngineOptionsTest, TheLoadFormatMustBeThatOfTheFiles) {
+  const auto accepted = [](const char* model, const char* format) {
+    return check_engine_options(*engine_option_table().parse({"--model", model, "--load-format", format})).ok();
+  };
+  EXPECT_TRUE(accepted("m", "auto") && accepted("m.gguf", "auto"));
+  EXPECT_TRUE(accepted("m", "safetensors") && accepted("m", "dummy") && accepted("m.gguf", "gguf"));
+  EXPECT_FALSE(accepted("m", "gguf") || accepted("m.gguf", "safetensors") || accepted("m.gguf", "dummy"));
+}
+
 TEST(EngineOptionsTest, JsonCarriesEveryRow) {
   auto o = engine_option_table().parse({"--model", "m", "--dp-size", "2", "--mem-fraction-static", "0.25",
                                         "--schedule-conservativeness", "0.3", "--chunked-prefill-size", "-1",
