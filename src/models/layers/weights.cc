@@ -40,9 +40,8 @@ size_t stored_row_bytes(kernels::DType type, int64_t width) {
 // What a part names, of the shape that it should have in the checkpoint.
 Result<tensor::StoredTensor> find_part(const tensor::TensorSource& source, const Part& part, int64_t in,
                                        const Columns& columns = {}) {
-  SLUICE_TRY(
-      tensor::StoredTensor stored,
-      source.find_shaped(part.name, {part.of == 0 ? part.rows : part.of, columns.of == 0 ? in : columns.of}));
+  SLUICE_TRY(tensor::StoredTensor stored,
+             source.find_shaped(part.name, {part.of == 0 ? part.rows : part.of, columns.of == 0 ? in : columns.of}));
   stored = stored.rows(part.first, part.rows);
   if (columns.of == 0) return stored;
   return stored.columns(columns.first, in);
@@ -239,17 +238,17 @@ VectorWeight WeightStore::vector(std::vector<Part> parts) {
   VectorWeight weight;
   for (const Part& part : parts) weight.size += part.rows;
   std::string name = joined_names(parts);
-  weight.offset = declare(std::move(name), static_cast<size_t>(weight.size) * sizeof(float),
-                          [parts = std::move(parts)](const tensor::TensorSource& source, void* to) -> Result<void> {
-                            auto* values = static_cast<float*>(to);
-                            for (const Part& part : parts) {
-                              SLUICE_TRY(const auto stored,
-                                         source.find_shaped(part.name, {part.of == 0 ? part.rows : part.of}));
-                              stored.read_rows(part.first, part.rows, values);
-                              values += part.rows;
-                            }
-                            return {};
-                          });
+  weight.offset =
+      declare(std::move(name), static_cast<size_t>(weight.size) * sizeof(float),
+              [parts = std::move(parts)](const tensor::TensorSource& source, void* to) -> Result<void> {
+                auto* values = static_cast<float*>(to);
+                for (const Part& part : parts) {
+                  SLUICE_TRY(const auto stored, source.find_shaped(part.name, {part.of == 0 ? part.rows : part.of}));
+                  stored.read_rows(part.first, part.rows, values);
+                  values += part.rows;
+                }
+                return {};
+              });
   return weight;
 }
 
