@@ -104,6 +104,7 @@ class Front::Impl {
                                               .name = options_.served_model_name.value_or(""),
                                               .model_file = files.model,
                                               .tokenizer_file = files.tokenizer,
+                                              .config_override = options_.json_model_override_args.value_or(""),
                                               .chat_template = options_.chat_template.value_or("")}));
     if (options_.tp_size > 1 || options_.ep_size > 1) {
       SLUICE_TRY_VOID(models::check_sharding(model.config, layout_of(options_, 0)));

@@ -86,7 +86,6 @@ std::vector<RejectedFlag> rejected_flags() {
       {"sampling-backend", "the sampler is our own; leave it out."},
       {"kv-cache-dtype", "the KV cache has the type of --dtype; leave it out."},
       {"quantization", "weights are read as they are stored; leave it out."},
-      {"load-format", "the format is found from the files; leave it out."},
       {"trust-remote-code", "no code that comes with a model is ever run; leave it out."},
       {"disaggregation-mode", kPd},
       {"disaggregation-transfer-backend", kPd},
@@ -198,6 +197,22 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/rank",
            .group = kModel,
            .help = "Longest sequence; default: the model's."},
+          {.name = "load-format",
+           .field = &O::load_format,
+           .value = std::string("auto"),
+           .choices = {"auto", "safetensors", "gguf", "dummy"},
+           .read_by = "engine/rank",
+           .group = kModel,
+           .help =
+               "auto, safetensors and gguf: what the files are. dummy: weights of the configured shapes that nobody "
+               "trained, for measuring; the folder needs config.json and a tokenizer only."},
+          {.name = "json-model-override-args",
+           .field = &O::json_model_override_args,
+           .value = OptText(),
+           .metavar = "JSON",
+           .read_by = "engine/front",
+           .group = kModel,
+           .help = "An object whose members take the place of config.json's, such as {\"num_hidden_layers\": 4}."},
 
           {.name = "host",
            .field = &O::host,
@@ -561,6 +576,11 @@ Result<void> check_engine_options(const EngineOptions& options) {
       return Error{ErrorCode::kBadOption,
                    fmt::format("--{} must be {}, not {}: {}", layout.flag, layout.built, layout.value, layout.instead)};
     }
+  }
+  const bool is_gguf = options.model_path.ends_with(".gguf");
+  if (options.load_format != "auto" && (options.load_format == "gguf") != is_gguf) {
+    return Error{ErrorCode::kBadOption, fmt::format("--load-format {}: {} is {}", options.load_format,
+                                                    options.model_path, is_gguf ? "a GGUF file" : "no GGUF file")};
   }
   if (options.chunked_prefill_size && *options.chunked_prefill_size == 0) {
     return Error{ErrorCode::kBadOption, "--chunked-prefill-size must be positive, or -1 to leave prompts whole"};

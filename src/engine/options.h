@@ -24,6 +24,8 @@ struct EngineOptions {
   std::string device;
   std::string dtype;
   std::optional<int64_t> context_length;
+  std::string load_format;
+  std::optional<std::string> json_model_override_args;
   // HTTP
   std::string host;
   int64_t port;

@@ -77,6 +77,15 @@ TEST(EngineOptionsTest, SchedulingFlagsThatDoNotGoTogetherAreRefused) {
   EXPECT_NE(cut.error().message.find("(40) must be a multiple of --page-size (16)"), std::string::npos);
 }
 
+TEST(EngineOptionsTest, TheLoadFormatMustBeThatOfTheFiles) {
+  const auto accepted = [](const char* model, const char* format) {
+    return check_engine_options(*engine_option_table().parse({"--model", model, "--load-format", format})).ok();
+  };
+  EXPECT_TRUE(accepted("m", "auto") && accepted("m.gguf", "auto"));
+  EXPECT_TRUE(accepted("m", "safetensors") && accepted("m", "dummy") && accepted("m.gguf", "gguf"));
+  EXPECT_FALSE(accepted("m", "gguf") || accepted("m.gguf", "safetensors") || accepted("m.gguf", "dummy"));
+}
+
 TEST(EngineOptionsTest, JsonCarriesEveryRow) {
   auto o = engine_option_table().parse({"--model", "m", "--dp-size", "2", "--mem-fraction-static", "0.25",
                                         "--schedule-conservativeness", "0.3", "--chunked-prefill-size", "-1",

@@ -188,6 +188,9 @@ class RankProcess {
                                     .max_step_tokens = limits.max_step_tokens,
                                     .max_step_seqs = limits.max_running_requests,
                                     .context_length = options.context_length,
+                                    .config_override = options.json_model_override_args.value_or(""),
+                                    .dummy_weights = options.load_format == "dummy",
+                                    .memory_bytes = static_cast<size_t>(memory_limit_bytes() / host_ranks),
                                     .groups = world_ ? &groups_ : nullptr,
                                     .shared_weights_fd = weights_fd_},
                                    [this](double share, std::string_view what) { report_progress(share, what); }));

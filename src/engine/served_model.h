@@ -15,11 +15,12 @@
 namespace sluice::engine {
 
 struct ServedModelFiles {
-  std::string model_path;      // --model-path as the user wrote it
-  std::string name;            // --served-model-name; empty: model_path
-  std::string model_file;      // where models/locate.h found it
-  std::string tokenizer_file;  // for engine/tokenizer_files.h
-  std::string chat_template;   // --chat-template, a file; empty: the model's own
+  std::string model_path;       // --model-path as the user wrote it
+  std::string name;             // --served-model-name; empty: model_path
+  std::string model_file;       // where models/locate.h found it
+  std::string tokenizer_file;   // for engine/tokenizer_files.h
+  std::string config_override;  // --json-model-override-args
+  std::string chat_template;    // --chat-template, a file; empty: the model's own
 };
 
 struct ServedModel {

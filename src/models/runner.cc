@@ -17,6 +17,7 @@
 #include "models/layers/decoder.h"
 #include "models/sharding.h"
 #include "tensor/block_scaled.h"
+#include "tensor/dummy.h"
 #include "tensor/safetensors.h"
 
 namespace sluice::models {
@@ -38,24 +39,37 @@ struct Checkpoint {
   std::unique_ptr<tensor::TensorSource> source;
 };
 
-Result<Checkpoint> open_checkpoint(const std::string& path) {
+// Of published FP8 checkpoints: embedding, head and routers are not in FP8, and vectors never are.
+bool is_fp8_matrix(std::string_view name) {
+  return name.ends_with("_proj.weight") || name.ends_with(".w1.weight") || name.ends_with(".w2.weight") ||
+         name.ends_with(".w3.weight");
+}
+
+Result<Checkpoint> open_checkpoint(const RunnerOptions& options) {
+  const std::string& path = options.model_path;
   Checkpoint checkpoint;
+  SLUICE_TRY(checkpoint.config, load_config(path, options.config_override));
+  if (options.dummy_weights) {
+    const bool fp8 = checkpoint.config.fp8;
+    checkpoint.source = tensor::dummy_source([fp8](std::string_view name) { return fp8 && is_fp8_matrix(name); });
+    return checkpoint;
+  }
   if (path.ends_with(".gguf")) {
     SLUICE_TRY(auto file, tensor::GgufFile::open(path));
-    SLUICE_TRY(checkpoint.config, config_from_gguf(*file));
     checkpoint.source = gguf_source(std::move(file));
     return checkpoint;
   }
-  SLUICE_TRY(const Json config, read_json(fs::path(path) / "config.json"));
-  Json generation;
-  std::error_code ignored;
-  if (const fs::path file = fs::path(path) / "generation_config.json"; fs::exists(file, ignored)) {
-    SLUICE_TRY(generation, read_json(file));
-  }
-  SLUICE_TRY(checkpoint.config, config_from_json(config, generation));
   SLUICE_TRY(checkpoint.source, tensor::open_safetensors(path));
   if (checkpoint.config.fp8) checkpoint.source = tensor::block_scaled(std::move(checkpoint.source), 128, 128);
   return checkpoint;
+}
+
+Result<void> check_memory(const WeightStore& weights, size_t limit) {
+  if (limit == 0 || weights.bytes() <= limit) return {};
+  constexpr double kMiB = 1 << 20;
+  return Error{ErrorCode::kExhausted,
+               fmt::format("this rank's weights take {:.0f} MiB, and its share of the host's memory is {:.0f} MiB",
+                           static_cast<double>(weights.bytes()) / kMiB, static_cast<double>(limit) / kMiB)};
 }
 
 Result<kernels::DType> dtype_of(const std::string& name) {
@@ -66,15 +80,16 @@ Result<kernels::DType> dtype_of(const std::string& name) {
 }
 
 // What the packed weights depend on: the file as it stands, the arithmetic, and whose part they are.
-uint64_t weights_key(const std::string& path, kernels::DType dtype, const parallel::Layout& layout) {
+uint64_t weights_key(const RunnerOptions& options, kernels::DType dtype, const parallel::Layout& layout) {
+  const std::string& path = options.model_path;
   struct stat status {};
   const std::string file = path.ends_with(".gguf") ? path : path + "/config.json";
   if (::stat(file.c_str(), &status) != 0) std::memset(&status, 0, sizeof(status));
-  const std::string text =
-      fmt::format("{}|{}|{}|{}|{}|{}/{}/{}/{}/{}{}{}", path, static_cast<int64_t>(status.st_size),
-                  static_cast<int64_t>(status.st_mtim.tv_sec), static_cast<int64_t>(status.st_mtim.tv_nsec),
-                  tensor::to_string(dtype), layout.tp_rank, layout.tp_size, layout.dp_size, layout.ep_size,
-                  static_cast<int>(layout.a2a), layout.dense_data_parallel, layout.dp_lm_head);
+  const std::string text = fmt::format(
+      "{}|{}|{}|{}|{}|{}|{}|{}/{}/{}/{}/{}{}{}", path, static_cast<int64_t>(status.st_size),
+      static_cast<int64_t>(status.st_mtim.tv_sec), static_cast<int64_t>(status.st_mtim.tv_nsec),
+      tensor::to_string(dtype), options.dummy_weights, options.config_override, layout.tp_rank, layout.tp_size,
+      layout.dp_size, layout.ep_size, static_cast<int>(layout.a2a), layout.dense_data_parallel, layout.dp_lm_head);
   return XXH64(text.data(), text.size(), 0);
 }
 
@@ -82,7 +97,7 @@ class DecoderRunner final : public Runner {
  public:
   static Result<std::unique_ptr<Runner>> load(const RunnerOptions& options,
                                               const std::function<void(double, std::string_view)>& progress) {
-    SLUICE_TRY(Checkpoint checkpoint, open_checkpoint(options.model_path));
+    SLUICE_TRY(Checkpoint checkpoint, open_checkpoint(options));
     SLUICE_TRY(const kernels::DType dtype, dtype_of(options.dtype));
     SLUICE_TRY(auto backend, kernels::make_backend(options.device, options.threads));
     if (!backend->multiplies(dtype)) {
@@ -95,10 +110,10 @@ class DecoderRunner final : public Runner {
     std::unique_ptr<DecoderRunner> runner(
         new DecoderRunner(options, std::move(backend), checkpoint.config, dtype, *checkpoint.source));
     runner->decoder_ = family->make(checkpoint.config, runner->weights_);
+    SLUICE_TRY_VOID(check_memory(runner->weights_, options.memory_bytes));
     SLUICE_TRY_VOID(runner->weights_.materialise(
         *checkpoint.source, runner->context_,
-        {.fd = options.shared_weights_fd, .key = weights_key(options.model_path, dtype, runner->weights_.layout())},
-        progress));
+        {.fd = options.shared_weights_fd, .key = weights_key(options, dtype, runner->weights_.layout())}, progress));
     SLUICE_TRY_VOID(runner->make_buffers(options.record_routing));
     runner->fill_info(options);
     return std::unique_ptr<Runner>(std::move(runner));
@@ -308,6 +323,31 @@ class DecoderRunner final : public Runner {
 };
 
 }  // namespace
+
+Result<ModelConfig> load_config(const std::string& path, const std::string& override_json) {
+  if (path.ends_with(".gguf")) {
+    if (!override_json.empty()) {
+      return Error{ErrorCode::kBadOption, "--json-model-override-args: a GGUF file has no config.json to override"};
+    }
+    SLUICE_TRY(const auto file, tensor::GgufFile::open(path));
+    return config_from_gguf(*file);
+  }
+  SLUICE_TRY(Json config, read_json(fs::path(path) / "config.json"));
+  if (!override_json.empty()) {
+    const Json by = Json::parse(override_json, nullptr, /*allow_exceptions=*/false);
+    if (!by.is_object()) {
+      return Error{ErrorCode::kBadOption,
+                   fmt::format("--json-model-override-args: '{}' is no JSON object", override_json)};
+    }
+    config.merge_patch(by);
+  }
+  Json generation;
+  std::error_code ignored;
+  if (const fs::path file = fs::path(path) / "generation_config.json"; fs::exists(file, ignored)) {
+    SLUICE_TRY(generation, read_json(file));
+  }
+  return config_from_json(config, generation);
+}
 
 Result<std::unique_ptr<Runner>> load_runner(const RunnerOptions& options,
                                             const std::function<void(double, std::string_view)>& progress) {

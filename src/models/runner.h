@@ -100,6 +100,9 @@ struct RunnerOptions {
   int64_t max_step_tokens = 8192;         // largest n_tokens of a step
   int64_t max_step_seqs = 256;            // largest n_seqs, and n_logits unless input logprobs are asked for
   std::optional<int64_t> context_length;  // overrides the model's
+  std::string config_override;            // as in load_config()
+  bool dummy_weights = false;             // of the configured shapes, read from no file
+  size_t memory_bytes = 0;                // what the weights may take; 0 = no limit
   bool record_routing = false;            // keep the routers' choices of the last step
   // This rank's part of an instance; they outlive the runner. Null: it has the whole model.
   const parallel::Groups* groups = nullptr;

@@ -54,8 +54,8 @@ Result<StoredTensor> StoredTensor::columns(int64_t first, int64_t count) const {
   return part;
 }
 
-Result<StoredTensor> find_shaped(const TensorSource& source, std::string_view name, std::vector<int64_t> shape) {
-  SLUICE_TRY(StoredTensor tensor, source.find(name));
+Result<StoredTensor> TensorSource::find_shaped(std::string_view name, std::vector<int64_t> shape) const {
+  SLUICE_TRY(StoredTensor tensor, find(name));
   if (tensor.dtype == DType::kI32) {
     return Error{ErrorCode::kProtocol, fmt::format("tensor {} holds I32 values, which are not weights", name)};
   }

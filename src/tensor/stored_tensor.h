@@ -69,9 +69,8 @@ class TensorSource {
   // kNotFound names the file.
   virtual Result<StoredTensor> find(std::string_view name) const = 0;
   virtual bool has(std::string_view name) const = 0;
+  // Fails with the file, the tensor and both shapes unless the tensor has this shape.
+  virtual Result<StoredTensor> find_shaped(std::string_view name, std::vector<int64_t> shape) const;
 };
-
-// Fails with the file, the tensor and both shapes unless the tensor has this shape.
-Result<StoredTensor> find_shaped(const TensorSource& source, std::string_view name, std::vector<int64_t> shape);
 
 }  // namespace sluice::tensor

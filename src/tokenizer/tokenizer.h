@@ -27,11 +27,13 @@ struct Vocabulary {
   static constexpr int32_t kUnused = 5;
   static constexpr int32_t kByte = 6;
 
-  std::string model = "gpt2";        // tokenizer.ggml.model; byte-level BPE is the one that is built
+  std::string model = "gpt2";        // tokenizer.ggml.model: "gpt2", byte-level BPE, or "llama", SentencePiece's
   std::string pre_tokenizer;         // tokenizer.ggml.pre: "smollm", "gpt-2", "qwen2", "llama-bpe", ...
   std::vector<std::string> tokens;   // by id, in the byte-level alphabet ("Ġthe")
   std::vector<int32_t> token_types;  // by id; empty: all normal
-  std::vector<std::string> merges;   // "left right", best first
+  std::vector<std::string> merges;   // "left right", best first; of "gpt2"
+  std::vector<float> scores;         // by id; of "llama"
+  bool add_space_prefix = true;      // of "llama"
   std::optional<int32_t> bos_id, eos_id, unk_id, pad_id;
   std::optional<bool> add_bos, add_eos;  // unset: what llama.cpp does for this pre-tokenizer
   std::string chat_template;             // Jinja source; empty when the file has none
@@ -87,6 +89,7 @@ class Tokenizer {
   friend class IncrementalDecoder;
   friend class PromptEncoder;
   struct Impl;
+  static Result<std::shared_ptr<const Tokenizer>> from_scores(const Vocabulary& vocabulary);
   explicit Tokenizer(std::unique_ptr<const Impl> impl);
 
   const std::unique_ptr<const Impl> impl_;

@@ -101,6 +101,44 @@ TEST(SentencePieceTest, EncodesAndDecodesLikeTheLibrary) {
   EXPECT_GT(decoded, 150u);
 }
 
+Vocabulary scored_vocabulary() {
+  const auto json = json::parse(read_file(fixture("tokenizer-sentencepiece/vocabulary.json")));
+  Vocabulary out;
+  out.model = "llama";
+  out.tokens = json["tokens"];
+  out.scores = json["scores"].get<std::vector<float>>();
+  out.token_types = json["types"].get<std::vector<int32_t>>();
+  out.unk_id = 0;
+  out.bos_id = 1;
+  out.eos_id = 2;
+  return out;
+}
+
+// The vocabulary of a GGUF file, which has scores and no merges. It encodes each stretch of text as if it stood at the
+// start.
+TEST(ScoredVocabularyTest, EncodesAndDecodesLikeTheLibrary) {
+  const auto tokenizer = Tokenizer::from_vocabulary(scored_vocabulary());
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.error().message;
+  const auto reference = json::parse(read_file(fixture("tokenizer-sentencepiece/reference.json")));
+  for (const auto& c : reference["cases"]) {
+    const auto text = c["text"].get<std::string>();
+    const auto ids = (*tokenizer)->encode(text, false);
+    EXPECT_EQ(ids, c["ids_legacy"].get<std::vector<int32_t>>()) << text;
+    if (!c.contains("decoded")) continue;
+    EXPECT_EQ((*tokenizer)->decode(ids, false), c["decoded"].get<std::string>()) << text;
+  }
+  EXPECT_EQ((*tokenizer)->encode("a", true)[0], 1);
+  EXPECT_TRUE((*tokenizer)->is_special(2));
+}
+
+TEST(ScoredVocabularyTest, RefusesOneWithoutScores) {
+  auto vocabulary = scored_vocabulary();
+  vocabulary.scores.pop_back();
+  const auto tokenizer = Tokenizer::from_vocabulary(vocabulary);
+  ASSERT_FALSE(tokenizer.ok());
+  EXPECT_THAT(tokenizer.error().message, HasSubstr("scores"));
+}
+
 TEST(SentencePieceTest, PutsTheBeginningOfSequenceFirst) {
   const auto tokenizer = load("tokenizer-sentencepiece");
   ASSERT_TRUE(tokenizer);

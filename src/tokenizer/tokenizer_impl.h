@@ -45,6 +45,8 @@ struct Tokenizer::Impl {
 
   // Special tokens and the chat template. After `texts`.
   void take(const TokenizerConfig& config);
+  // Likewise from a GGUF file, with what stands around a text. kProtocol for ids that are not there.
+  Result<void> take(const Vocabulary& vocabulary, bool add_bos);
 };
 
 }  // namespace sluice::tokenizer

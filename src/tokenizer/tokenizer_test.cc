@@ -197,11 +197,11 @@ TEST(TokenizerTest, ModelsThatAreNotBytePairsAreRefusedByName) {
     EXPECT_THAT(tokenizer.error().message, ::testing::HasSubstr(type));
   }
   Vocabulary vocabulary;
-  vocabulary.model = "llama";
+  vocabulary.model = "bert";
   vocabulary.tokens = {"a"};
   const auto tokenizer = Tokenizer::from_vocabulary(vocabulary);
   ASSERT_FALSE(tokenizer.ok());
-  EXPECT_THAT(tokenizer.error().message, ::testing::HasSubstr("llama"));
+  EXPECT_THAT(tokenizer.error().message, ::testing::HasSubstr("bert"));
 }
 
 TEST(Utf8Test, AgreesWithTheTableOfUnicode) {

@@ -8,9 +8,11 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import unittest
@@ -151,6 +153,37 @@ class DpAttentionTest(unittest.TestCase):
         time.sleep(2)
         # Each of four ranks wakes once a second at most, in its main thread.
         self.assertLessEqual(switches() - before, 4 * 4)
+
+
+class DummyTest(unittest.TestCase):
+    """A published configuration at its real dimensions, with weights that nobody trained."""
+
+    def folder(self, published):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        shutil.copy(FIXTURES / "published-configs" / f"{published}.json", os.path.join(folder.name, "config.json"))
+        shutil.copy(FIXTURES / "tokenizer-qwen3" / "tokenizer.json", folder.name)
+        return folder.name
+
+    def test_layers_of_real_dimensions_are_served_by_any_layout(self):
+        model = self.folder("Qwen3-30B-A3B")
+        said = set()
+        for layout in ((), ("--tp", 2, "--dp-size", 2, *DPA, *DEEPEP)):
+            with Sluice(BINARY, "server", "--model-path", model, "--load-format", "dummy", "--port", 0, "--max-total-tokens", 256,
+                        "--json-model-override-args", '{"num_hidden_layers": 1, "vocab_size": 2048}', *layout) as running:
+                status, _, answer = generate(running.url, list(range(40)), 1)
+                self.assertEqual(status, 200, answer)
+                said.add(tuple(answer["output_ids"]))
+                # Keys and values of four heads, in what the machine multiplies.
+                self.assertIn(call(running.url + "/server_info")[2]["internal_states"][0]["kv_bytes_per_token"],
+                              (2 * 4 * 128 * 2, 2 * 4 * 128 * 4))
+        self.assertEqual(len(said), 1)
+
+    def test_what_cannot_fit_is_refused_with_figures(self):
+        run = subprocess.run([BINARY, "server", "--model-path", self.folder("DeepSeek-V3"), "--load-format", "dummy", "--port", "0"],
+                             capture_output=True, text=True, timeout=60)
+        self.assertRegex(run.stderr, r"this rank's weights take \d+ MiB, and its share of the host's memory is \d+ MiB")
+        self.assertEqual(run.returncode, 1)
 
 
 class ServeTest(unittest.TestCase):

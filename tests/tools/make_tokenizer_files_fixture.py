@@ -123,7 +123,10 @@ def make_sentencepiece(folder):
             case["decoded"] = library.decode(case["ids"])
     config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "legacy": False,
               "add_bos_token": True, "add_eos_token": False}
-    pack(folder, "tokenizer-sentencepiece", {"tokenizer.model": model, "tokenizer_config.json": as_json(config),
+    # As a GGUF file has it; the types have the same numbers.
+    vocabulary = {"tokens": [p.piece for p in proto.pieces], "scores": [p.score for p in proto.pieces],
+                  "types": [p.type for p in proto.pieces]}
+    pack(folder, "tokenizer-sentencepiece", {"tokenizer.model": model, "vocabulary.json": as_json(vocabulary), "tokenizer_config.json": as_json(config),
                                              "reference.json": as_json({"cases": cases})})
 
 

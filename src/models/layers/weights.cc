@@ -40,9 +40,8 @@ size_t stored_row_bytes(kernels::DType type, int64_t width) {
 // What a part names, of the shape that it should have in the checkpoint.
 Result<tensor::StoredTensor> find_part(const tensor::TensorSource& source, const Part& part, int64_t in,
                                        const Columns& columns = {}) {
-  SLUICE_TRY(
-      tensor::StoredTensor stored,
-      tensor::find_shaped(source, part.name, {part.of == 0 ? part.rows : part.of, columns.of == 0 ? in : columns.of}));
+  SLUICE_TRY(tensor::StoredTensor stored,
+             source.find_shaped(part.name, {part.of == 0 ? part.rows : part.of, columns.of == 0 ? in : columns.of}));
   stored = stored.rows(part.first, part.rows);
   if (columns.of == 0) return stored;
   return stored.columns(columns.first, in);
@@ -197,7 +196,7 @@ HeadsWeight WeightStore::heads(HeadPart part, int64_t in) {
       .in = part.transposed ? part.rows : in, .out = part.transposed ? in : part.rows, .dtype = dtype_, .whole = true};
   weight.stride = (backend_.packed_bytes(weight.shape) + kAlignment - 1) / kAlignment * kAlignment;
   const auto fill = [this, part, in, weight](const tensor::TensorSource& source, void* to) -> Result<void> {
-    SLUICE_TRY(const auto stored, tensor::find_shaped(source, part.name, {part.of_heads * part.head_rows, in}));
+    SLUICE_TRY(const auto stored, source.find_shaped(part.name, {part.of_heads * part.head_rows, in}));
     std::vector<float> rows(static_cast<size_t>(part.rows * in));  // of one head
     for (int64_t head = 0; head < part.heads; ++head) {
       stored.read_rows((part.first_head + head) * part.head_rows + part.first, part.rows, rows.data());
@@ -239,17 +238,17 @@ VectorWeight WeightStore::vector(std::vector<Part> parts) {
   VectorWeight weight;
   for (const Part& part : parts) weight.size += part.rows;
   std::string name = joined_names(parts);
-  weight.offset = declare(std::move(name), static_cast<size_t>(weight.size) * sizeof(float),
-                          [parts = std::move(parts)](const tensor::TensorSource& source, void* to) -> Result<void> {
-                            auto* values = static_cast<float*>(to);
-                            for (const Part& part : parts) {
-                              SLUICE_TRY(const auto stored,
-                                         tensor::find_shaped(source, part.name, {part.of == 0 ? part.rows : part.of}));
-                              stored.read_rows(part.first, part.rows, values);
-                              values += part.rows;
-                            }
-                            return {};
-                          });
+  weight.offset =
+      declare(std::move(name), static_cast<size_t>(weight.size) * sizeof(float),
+              [parts = std::move(parts)](const tensor::TensorSource& source, void* to) -> Result<void> {
+                auto* values = static_cast<float*>(to);
+                for (const Part& part : parts) {
+                  SLUICE_TRY(const auto stored, source.find_shaped(part.name, {part.of == 0 ? part.rows : part.of}));
+                  stored.read_rows(part.first, part.rows, values);
+                  values += part.rows;
+                }
+                return {};
+              });
   return weight;
 }
 
