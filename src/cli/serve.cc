@@ -125,7 +125,7 @@ void shut_down(const ServeCommand& command, gateway::Gateway& gateway, Superviso
 Result<void> serve(const ServeCommand& command, StopSignals& signals) {
   SLUICE_TRY(const auto gateway, gateway::Gateway::start(command.gateway));
   const auto& serve = command.serve;
-  const auto count = static_cast<size_t>(command.engine.dp_size);
+  const auto count = static_cast<size_t>(command.workers());
   SLUICE_TRY(const auto ports, free_ports(serve.worker_host, static_cast<uint16_t>(serve.router_dp_worker_base_port),
                                           count, gateway->port()));
   const int weights = ::memfd_create("sluice-weights", MFD_CLOEXEC);

@@ -127,6 +127,15 @@ const OptionTable<ServeOptions>& serve_option_table() {
   using O = ServeOptions;
   static const OptionTable<O> table(
       {
+          {.name = "replicas",
+           .field = &O::replicas,
+           .value = int64_t{1},
+           .range = {1, 1024},
+           .read_by = "cli/serve_options",
+           .group = "Workers",
+           .help =
+               "With --enable-dp-attention: workers, each of --tp-size ranks in --dp-size attention groups. Without, "
+               "--dp-size says how many there are."},
           {.name = "router-dp-worker-base-port",
            .aliases = {"worker-base-port"},
            .field = &O::router_dp_worker_base_port,
@@ -206,6 +215,15 @@ Result<ServeCommand> parse_serve(const Arguments& arguments) {
     // Its engine publishes no KV events, and a model's tokenizer may be in a form that the gateway does not read.
     if (spec.name == "tokenizer-path" || spec.name == "chat-template") continue;
     if (const auto value = engine_value(command.engine, spec)) gateway.assign(command.gateway, row, *value);
+  }
+  if (command.dp_attention()) {
+    command.gateway.dp_aware = true;
+  } else if (command.serve.replicas > 1) {
+    return Error{
+        ErrorCode::kBadOption,
+        fmt::format("--replicas {} is of --enable-dp-attention with --dp-size 2 or more; without it --dp-size {} "
+                    "says how many workers there are",
+                    command.serve.replicas, command.engine.dp_size)};
   }
   return command;
 }

@@ -12,6 +12,7 @@
 namespace sluice::cli {
 
 struct ServeOptions {
+  int64_t replicas;
   int64_t router_dp_worker_base_port;
   std::string worker_host;
   int64_t worker_startup_timeout;  // seconds
@@ -28,6 +29,11 @@ struct ServeCommand {
   // The engine's flags as they were given, for every worker; without those that are decided per worker: --dp-size,
   // --host, --port and --threads.
   std::vector<std::string> worker_flags;
+
+  // With DP attention --dp-size are the attention groups of a worker, which the gateway sees as workers of their own;
+  // without, it is the number of workers.
+  bool dp_attention() const { return engine.enable_dp_attention && engine.dp_size > 1; }
+  int64_t workers() const { return dp_attention() ? serve.replicas : engine.dp_size; }
 };
 
 // A gateway option takes the value of --router-<name>; else, unless --router-disable-arg-fallback, the engine's value

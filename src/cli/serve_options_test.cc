@@ -51,6 +51,17 @@ TEST(ServeOptionsTest, UnknownAndRejectedFlagsEndWithOneLine) {
   EXPECT_THAT(parse_serve({"--router-host", "x"}).error().message, HasSubstr("unknown flag"));
 }
 
+TEST(ServeOptionsTest, WithDpAttentionAWorkerHasTheGroupsAndReplicasSaysHowManyThereAre) {
+  const auto native = parsed({"--dp-size", "4", "--tp", "2"});
+  EXPECT_EQ(native.workers(), 4);
+  EXPECT_FALSE(native.gateway.dp_aware);
+  const auto groups = parsed({"--dp-size", "4", "--tp", "4", "--enable-dp-attention", "--replicas", "2"});
+  EXPECT_EQ(groups.workers(), 2);
+  EXPECT_TRUE(groups.gateway.dp_aware);
+  EXPECT_EQ(parsed({"--dp-size", "1", "--enable-dp-attention"}).workers(), 1);
+  EXPECT_THAT(parse_serve({"--dp-size", "2", "--replicas", "2"}).error().message, HasSubstr("--replicas 2"));
+}
+
 TEST(ServeOptionsTest, WorkersGetNothingThatWasNotGiven) { EXPECT_THAT(parsed({}).worker_flags, IsEmpty()); }
 
 }  // namespace

@@ -10,7 +10,7 @@
 
 namespace sluice::cli {
 
-// How worker i of command.engine.dp_size is started: on ports[i], with its part of `cores` where --threads does not say
+// How worker i of command.workers() is started: on ports[i], with its part of `cores` where --threads does not say
 // otherwise, and with the memory file in which all of them keep one copy of the packed weights (-1: each its own).
 std::vector<ProcessOptions> serve_workers(const ServeCommand& command, const std::vector<uint16_t>& ports,
                                           int64_t cores, int weights_fd);

@@ -39,6 +39,21 @@ TEST(ServeWorkersTest, DividesTheCoresAndGivesTheRestToTheFirst) {
   EXPECT_THAT(threads(workers({"--threads", "5"}, {1, 2}, 8)), ElementsAre("--threads=5", "--threads=5"));
 }
 
+TEST(ServeWorkersTest, OfSeveralRanksEachHasTheGroupsAndRanksDivideTheCores) {
+  const auto all = workers({"--tp", "4", "--dp-size", "2", "--enable-dp-attention", "--replicas", "2"}, {1, 2}, 16);
+  for (const auto& worker : all) {
+    EXPECT_THAT(worker.arguments, Contains("--dp-size=2"));
+    EXPECT_EQ(worker.arguments.back(), "--threads=2");
+  }
+}
+
+TEST(ServeWorkersTest, EachPublishesKvEventsAtPortsOfItsOwn) {
+  const auto all = workers({"--dp-size", "3", "--kv-events-config", R"({"publisher":"zmq","endpoint":"tcp://*:7000"})"},
+                           {1, 2, 3}, 3);
+  EXPECT_THAT(all[0].arguments, Contains(R"(--kv-events-config={"publisher":"zmq","endpoint":"tcp://*:7000"})"));
+  EXPECT_THAT(all[2].arguments, Contains(R"(--kv-events-config={"publisher":"zmq","endpoint":"tcp://*:7002"})"));
+}
+
 TEST(ServeWorkersTest, AllGetTheOneFileForTheWeights) {
   for (const auto& worker : workers({}, {1, 2}, 2, 9)) EXPECT_EQ(worker.descriptors.at(kWeightsVariable), 9);
   EXPECT_TRUE(workers({}, {1}, 2)[0].descriptors.empty());

@@ -202,7 +202,8 @@ void fields(V& v, M& m) {
   v.scalar(m.top_logprobs_num);
   v.scalars(m.token_ids_logprob);
   v.text(m.extra_key);
-  v.scalar(m.priority);
+  v.optional(m.priority, kScalar);
+  v.text(m.routing_key);
   v.scalar(m.dispatch_seq);
 }
 
@@ -216,6 +217,11 @@ template <class V, Is<ControlRequest> M>
 void fields(V& v, M& m) {
   v.scalar(m.id);
   v.enumeration(m.kind, ControlKind::kShutdown);
+}
+
+template <class V, Is<WakeRequest> M>
+void fields(V& v, M& m) {
+  v.scalar(m.work);
 }
 
 template <class V, class M>
@@ -323,7 +329,7 @@ std::string encode(const ToRank& message) {
 std::string encode(const RankFrame& frame) {
   std::string out;
   Writer writer = start_frame(out, frame.message.index());
-  writer.scalar(frame.dp_rank);
+  writer.scalar(frame.process);
   writer.scalar(frame.incarnation);
   std::visit([&](const auto& m) { fields(writer, m); }, frame.message);
   return out;
@@ -339,7 +345,7 @@ Result<RankFrame> decode_from_rank(std::string_view frame) {
   Reader reader(frame);
   SLUICE_TRY(const size_t kind, read_head(reader));
   RankFrame out;
-  reader.scalar(out.dp_rank);
+  reader.scalar(out.process);
   reader.scalar(out.incarnation);
   SLUICE_TRY(out.message, read_variant<FromRank>(reader, kind));
   return out;

@@ -49,6 +49,8 @@ ToRank draw_to_rank(Rng& rng) {
       m.return_logprob = rng.below(2);
       m.token_ids_logprob = draw_ids(rng);
       m.extra_key = draw_text(rng);
+      if (rng.below(2)) m.priority = static_cast<int64_t>(rng.next());
+      m.routing_key = draw_text(rng);
       m.dispatch_seq = rng.next();
       return m;
     }
@@ -60,7 +62,7 @@ ToRank draw_to_rank(Rng& rng) {
 }
 
 RankFrame draw_from_rank(Rng& rng) {
-  RankFrame frame{.dp_rank = static_cast<int64_t>(rng.below(64)), .incarnation = rng.next()};
+  RankFrame frame{.process = static_cast<int64_t>(rng.below(64)), .incarnation = rng.next()};
   switch (rng.below(5)) {
     case 0: {
       OutputBatch batch;
@@ -102,6 +104,7 @@ TEST(CodecTest, GenerateRequestKeepsEveryField) {
                     .token_ids_logprob = {9},
                     .extra_key = "tenant",
                     .priority = -3,
+                    .routing_key = "session",
                     .dispatch_seq = 77};
   m.sampling = {.max_new_tokens = 11,
                 .min_new_tokens = 2,
@@ -129,6 +132,7 @@ TEST(CodecTest, GenerateRequestKeepsEveryField) {
   EXPECT_EQ(got.token_ids_logprob, m.token_ids_logprob);
   EXPECT_EQ(got.extra_key, "tenant");
   EXPECT_EQ(got.priority, -3);
+  EXPECT_EQ(got.routing_key, "session");
   EXPECT_EQ(got.dispatch_seq, 77u);
   EXPECT_EQ(got.sampling.max_new_tokens, 11);
   EXPECT_EQ(got.sampling.min_new_tokens, 2);
@@ -159,7 +163,7 @@ TEST(CodecTest, OutputsKeepEveryField) {
       {.chosen = TokenLogprob{-0.5f, 4}, .top = {{-0.5f, 4}, {-2.f, 6}}, .requested = {{-3.f, 7}}});
   auto decoded = decode_from_rank(encode(RankFrame{3, 8, OutputBatch{{out}}}));
   ASSERT_TRUE(decoded.ok());
-  EXPECT_EQ(decoded->dp_rank, 3);
+  EXPECT_EQ(decoded->process, 3);
   EXPECT_EQ(decoded->incarnation, 8u);
   const auto& got = std::get<OutputBatch>(decoded->message).outputs.at(0);
   EXPECT_EQ(got.rid, "r");

@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "engine/dispatcher.h"
 #include "engine/front_link.h"
+#include "parallel/shm_segment.h"
 
 namespace sluice::engine {
 namespace {
@@ -70,7 +71,10 @@ class DataParallelController::Impl {
         on_progress_(std::move(on_progress)),
         dispatcher_(*options_.method, board, clock),
         states_(static_cast<size_t>(board.size())) {
-    for (int64_t i = 0; i < board.size(); ++i) ranks_.emplace_back(options_.backoff, clock_);
+    const int64_t instances = options_.instances == 0 ? board.size() : options_.instances;
+    ranks_.resize(static_cast<size_t>(instances * options_.tp_size));
+    ranks_per_row_ = ranks_.size() / states_.size();
+    for (int64_t i = 0; i < instances; ++i) instances_.emplace_back(options_.backoff, clock_);
   }
 
   ~Impl() {
@@ -131,39 +135,64 @@ class DataParallelController::Impl {
 
  private:
   struct Rank {
-    Rank(RestartBackoff::Options options, const Clock& clock) : backoff(options, clock) {}
-
-    RestartBackoff backoff;
-    uint64_t incarnation = 0;
     std::optional<Process> process;
     bool ready = false;
     std::string failure;   // why it ends, in its own words or in ours
     std::string progress;  // its last news while it starts
-    // While starting: when it must be ready. Without a process: when to start it.
+  };
+  // The ranks that hold the model together: they start and end together.
+  struct Instance {
+    Instance(RestartBackoff::Options options, const Clock& clock) : backoff(options, clock) {}
+
+    RestartBackoff backoff;
+    uint64_t incarnation = 0;
+    std::shared_ptr<parallel::ShmSegment> segment;  // null: one rank
+    bool ready = false;
+    bool ending = false;  // one of its ranks has ended
+    uint64_t work = 0;    // pieces sent to its ranks, counted over all its lives
+    uint64_t told = 0;    // of which all its ranks were told
+    TimePoint restart_at{};
+    // While starting: when it must be ready. Without processes: when to start it.
     std::optional<TimePoint> due;
   };
 
   struct Flush {
     uint64_t id = 0;
-    std::set<int64_t> waiting_for;
+    std::set<int64_t> waiting_for;  // rows
     std::vector<std::string> refusals;
     TimePoint due;
     std::function<void(Result<void>)> done;
   };
 
+  // ---- who is who: a row of the board is an attention group, of ranks that follow each other in one instance
+
+  size_t tp() const { return static_cast<size_t>(options_.tp_size); }
+  Instance& instance_of(size_t rank) { return instances_[rank / tp()]; }
+  const Instance& instance_of_row(int64_t row) const { return instances_[leader_of(row) / tp()]; }
+  size_t leader_of(int64_t row) const { return static_cast<size_t>(row) * ranks_per_row_; }
+  int64_t row_of(size_t rank) const { return static_cast<int64_t>(rank / ranks_per_row_); }
+  bool leads(size_t rank) const { return rank % ranks_per_row_ == 0; }
+  std::span<Rank> ranks_of(size_t instance) { return std::span(ranks_).subspan(instance * tp(), tp()); }
+  std::vector<int64_t> rows_of(size_t instance) const {
+    std::vector<int64_t> rows;
+    for (size_t rank = instance * tp(); rank < (instance + 1) * tp(); rank += ranks_per_row_)
+      rows.push_back(row_of(rank));
+    return rows;
+  }
+
   // ---- the controller's thread
 
   void run() {
     pthread_setname_np(pthread_self(), "dp-controller");
-    for (size_t i = 0; i < ranks_.size() && launching_; ++i) start(i);
+    for (size_t i = 0; i < instances_.size() && launching_; ++i) start(i);
     while (!stopping_ && !launch_failed_) {
       link_->wait(watched(), time_left());
       wake_.clear();
       take_frames();
       for (size_t i = 0; i < ranks_.size(); ++i) {
         if (watched_[i + 1].readable) look_at(i);
-        check_time(i);
       }
+      for (size_t i = 0; i < instances_.size(); ++i) check_time(i);
       begin_flushes();
       expire_flushes();
       send_outgoing();
@@ -185,8 +214,8 @@ class DataParallelController::Impl {
     const auto consider = [&](TimePoint due) {
       if (!first || due < *first) first = due;
     };
-    for (const Rank& rank : ranks_) {
-      if (rank.due) consider(*rank.due);
+    for (const Instance& instance : instances_) {
+      if (instance.due) consider(*instance.due);
     }
     for (const Flush& flush : flushes_) consider(flush.due);
     if (!first) return std::nullopt;
@@ -194,10 +223,28 @@ class DataParallelController::Impl {
   }
 
   void send_outgoing() {
-    for (auto& [rank, incarnation, message] : dispatcher_.take_outgoing()) {
+    for (auto& [row, incarnation, message] : dispatcher_.take_outgoing()) {
       // What was meant for a process that has ended was dealt with when it ended.
-      const Rank& to = ranks_[static_cast<size_t>(rank)];
-      if (to.ready && to.incarnation == incarnation) link_->send(rank, message);
+      const Instance& to = instance_of_row(row);
+      if (to.ready && to.incarnation == incarnation) send(row, message);
+    }
+    wake_instances();
+  }
+
+  void send(int64_t row, const ToRank& message) {
+    const size_t leader = leader_of(row);
+    link_->send(static_cast<int64_t>(leader), message);
+    instance_of(leader).work += 1;
+  }
+
+  // Ranks that step together must all know that there is something to do.
+  void wake_instances() {
+    for (size_t i = 0; i < instances_.size() && tp() > 1; ++i) {
+      const uint64_t told = std::exchange(instances_[i].told, instances_[i].work);
+      if (told == instances_[i].work || !instances_[i].ready) continue;
+      for (size_t rank = i * tp(); rank < (i + 1) * tp(); ++rank) {
+        link_->send(static_cast<int64_t>(rank), WakeRequest{.work = instances_[i].work});
+      }
     }
   }
 
@@ -209,79 +256,114 @@ class DataParallelController::Impl {
 
   void take_frames() {
     while (auto frame = link_->receive()) {
+      const auto rank = static_cast<size_t>(frame->process);
       // Late words of a process that has ended.
-      if (frame->incarnation != ranks_[static_cast<size_t>(frame->dp_rank)].incarnation) continue;
-      std::visit([&](auto& message) { take(frame->dp_rank, message); }, frame->message);
+      if (frame->incarnation != instance_of(rank).incarnation) continue;
+      std::visit([&](auto& message) { take(rank, message); }, frame->message);
     }
   }
 
-  void take(int64_t rank, OutputBatch& batch) {
-    deliver(dispatcher_.outputs(rank, ranks_[static_cast<size_t>(rank)].incarnation, std::move(batch)));
+  void take(size_t rank, OutputBatch& batch) {
+    deliver(dispatcher_.outputs(row_of(rank), instance_of(rank).incarnation, std::move(batch)));
   }
 
-  void take(int64_t i, RankProgress& progress) {
-    Rank& rank = ranks_[static_cast<size_t>(i)];
+  void take(size_t i, RankProgress& progress) {
+    Rank& rank = ranks_[i];
     rank.progress = fmt::format("{}, {:.0f} %", progress.what, progress.share * 100);
-    if (launching_ && on_progress_) on_progress_(i, progress.share, progress.what);
+    if (launching_ && on_progress_) on_progress_(static_cast<int64_t>(i), progress.share, progress.what);
   }
 
-  void take(int64_t i, RankReady& info) {
-    Rank& rank = ranks_[static_cast<size_t>(i)];
+  void take(size_t i, RankReady& info) {
+    Rank& rank = ranks_[i];
     if (rank.ready || !rank.process) return;
     rank.ready = true;
-    rank.due.reset();
-    dispatcher_.rank_ready(i, rank.incarnation);
-    {
+    if (leads(i)) {
       std::lock_guard lock(mutex_);
-      auto& state = states_[static_cast<size_t>(i)];
-      state.ready = true;
-      state.info = std::move(info);
+      states_[static_cast<size_t>(row_of(i))].info = std::move(info);
+    }
+    if (launching_ && on_progress_) on_progress_(static_cast<int64_t>(i), 1.0, "ready");
+    const size_t number = i / tp();
+    if (std::ranges::all_of(ranks_of(number), &Rank::ready)) instance_ready(number);
+  }
+
+  void instance_ready(size_t number) {
+    Instance& instance = instances_[number];
+    instance.ready = true;
+    instance.due.reset();
+    for (const int64_t row : rows_of(number)) {
+      dispatcher_.rank_ready(row, instance.incarnation);
+      std::lock_guard lock(mutex_);
+      states_[static_cast<size_t>(row)].ready = true;
     }
     if (!launching_) {
-      SLUICE_LOG(info, kComponent, "rank {} serves again", i);
-      return;
+      SLUICE_LOG(info, kComponent, "{} again", serves(number));
+    } else if (std::ranges::all_of(instances_, &Instance::ready)) {
+      launch_is_over({});
     }
-    if (on_progress_) on_progress_(i, 1.0, "ready");
-    if (std::ranges::all_of(ranks_, &Rank::ready)) launch_is_over({});
+  }
+
+  // "rank 3 serves", "ranks 4 to 7 serve".
+  std::string serves(size_t number) const {
+    return fmt::format("{} {}", names(number), tp() == 1 ? "serves" : "serve");
+  }
+  std::string names(size_t number) const {
+    if (tp() == 1) return fmt::format("rank {}", number);
+    return fmt::format("ranks {} to {}", number * tp(), (number + 1) * tp() - 1);
   }
 
   // The process ends itself after this, or is made to.
-  void take(int64_t i, RankFailed& failed) {
-    Rank& rank = ranks_[static_cast<size_t>(i)];
+  void take(size_t i, RankFailed& failed) {
+    Rank& rank = ranks_[i];
     rank.failure = failed.cause;
     if (rank.process) rank.process->signal(SIGKILL);
   }
 
-  void take(int64_t i, ControlReply& reply) {
+  void take(size_t i, ControlReply& reply) {
+    const int64_t row = row_of(i);
     const auto flush = std::ranges::find(flushes_, reply.id, &Flush::id);
-    if (flush == flushes_.end() || flush->waiting_for.erase(i) == 0) return;
-    if (!reply.ok) flush->refusals.push_back(fmt::format("rank {}: {}", i, reply.message));
+    if (flush == flushes_.end() || flush->waiting_for.erase(row) == 0) return;
+    if (!reply.ok) flush->refusals.push_back(fmt::format("rank {}: {}", row, reply.message));
     finish_if_answered(flush);
   }
 
   // ---- processes
 
-  void start(size_t i) {
-    Rank& rank = ranks_[i];
-    rank.incarnation += 1;
-    rank.failure.clear();
-    rank.progress.clear();
-    rank.backoff.started();
-    rank.due = clock_.now() + options_.startup_timeout;
-    auto process = start_process(i);
-    if (!process.ok()) return lost(i, process.error().message);
-    rank.process.emplace(std::move(*process));
-    std::lock_guard lock(mutex_);
-    states_[i].pid = rank.process->pid();
-    states_[i].restarts = static_cast<int64_t>(rank.incarnation) - 1;
+  void start(size_t number) {
+    Instance& instance = instances_[number];
+    instance.incarnation += 1;
+    instance.ending = false;
+    instance.backoff.started();
+    instance.due = clock_.now() + options_.startup_timeout;
+    if (tp() > 1) {
+      auto segment = parallel::ShmSegment::create(static_cast<int>(tp()));
+      if (!segment.ok()) return lost(number * tp(), segment.error().message);
+      instance.segment = std::move(*segment);
+    }
+    for (size_t i = number * tp(); i < (number + 1) * tp(); ++i) {
+      Rank& rank = ranks_[i];
+      rank.failure.clear();
+      rank.progress.clear();
+      auto process = start_process(i);
+      if (!process.ok()) return lost(i, process.error().message);
+      rank.process.emplace(std::move(*process));
+      if (!leads(i)) continue;
+      std::lock_guard lock(mutex_);
+      RankState& state = states_[static_cast<size_t>(row_of(i))];
+      state.pid = rank.process->pid();
+      state.restarts = static_cast<int64_t>(instance.incarnation) - 1;
+    }
   }
 
   Result<Process> start_process(size_t i) {
-    const auto dp_rank = static_cast<int64_t>(i);
-    RankSpec spec{.dp_rank = dp_rank, .incarnation = ranks_[i].incarnation};
-    SLUICE_TRY(spec.input_endpoint, link_->open_input(dp_rank, spec.incarnation));
+    const auto process = static_cast<int64_t>(i);
+    const Instance& instance = instance_of(i);
+    RankSpec spec{.process = process,
+                  .dp_rank = row_of(i),
+                  .tp_rank = static_cast<int64_t>(i % tp()),
+                  .incarnation = instance.incarnation};
+    SLUICE_TRY(spec.input_endpoint, link_->open_input(process, spec.incarnation));
     spec.output_endpoint = link_->output_endpoint();
-    return options_.start_rank(std::move(spec));
+    return options_.start_rank(std::move(spec), instance.segment ? instance.segment->fd() : -1);
   }
 
   // The process's descriptor is readable.
@@ -316,41 +398,72 @@ class DataParallelController::Impl {
   // The rank has no process any more.
   void lost(size_t i, const std::string& cause) {
     Rank& rank = ranks_[i];
-    const auto dp_rank = static_cast<int64_t>(i);
-    link_->close_input(dp_rank);
+    const size_t number = i / tp();
+    Instance& instance = instances_[number];
+    link_->close_input(static_cast<int64_t>(i));
     rank.process.reset();
     rank.ready = false;
-    {
-      std::lock_guard lock(mutex_);
-      states_[i].ready = false;
-      states_[i].pid = 0;
-    }
     if (launching_) {
       launch_is_over(Error{ErrorCode::kUnavailable, fmt::format("rank {} failed to start: {}", i, cause)});
       return;
     }
-    const Duration delay = rank.backoff.ended();
-    rank.due = clock_.now() + delay;
-    auto [moved, ended] = dispatcher_.rank_lost(dp_rank, cause);
+    if (!std::exchange(instance.ending, true)) return end_instance(number, i, cause);
+    restart_if_gone(number);
+  }
+
+  // It starts again when the last of its processes has ended.
+  void restart_if_gone(size_t number) {
+    const auto gone = [](const Rank& rank) { return !rank.process; };
+    if (std::ranges::all_of(ranks_of(number), gone)) instances_[number].due = instances_[number].restart_at;
+  }
+
+  // Rank `i` of the instance has ended: what was in flight goes to others or ends, and its other ranks end too.
+  void end_instance(size_t number, size_t i, const std::string& cause) {
+    Instance& instance = instances_[number];
+    instance.ready = false;
+    instance.due.reset();
+    const Duration delay = instance.backoff.ended();
+    instance.restart_at = clock_.now() + delay;
+    restart_if_gone(number);
+    if (instance.segment) instance.segment->abort(fmt::format("rank {} has ended: {}", i % tp(), cause));
+    for (Rank& other : ranks_of(number)) {
+      if (other.process) other.process->signal(SIGKILL);
+    }
+    size_t moved = 0;
+    std::vector<Dispatcher::Delivery> ended;
+    for (const int64_t row : rows_of(number)) {
+      {
+        std::lock_guard lock(mutex_);
+        states_[static_cast<size_t>(row)].ready = false;
+        states_[static_cast<size_t>(row)].pid = 0;
+      }
+      auto lost = dispatcher_.rank_lost(row, cause);
+      moved += lost.moved;
+      std::ranges::move(lost.ended, std::back_inserter(ended));
+    }
     SLUICE_LOG(error, kComponent,
-               "rank {} has ended ({}); {} requests went to other ranks, {} ended; it starts again in {:.1f} s", i,
-               cause, moved, ended.size(), seconds(delay));
+               "rank {} has ended ({}); {} requests went to other ranks, {} ended; {} again in {:.1f} s", i, cause,
+               moved, ended.size(), tp() == 1 ? "it starts" : names(number) + " start", seconds(delay));
     deliver(std::move(ended));
-    // Its cache is gone with it.
+    // Their caches are gone with them.
     for (auto flush = flushes_.begin(); flush != flushes_.end();) {
-      flush->waiting_for.erase(dp_rank);
+      for (const int64_t row : rows_of(number)) flush->waiting_for.erase(row);
       flush = finish_if_answered(flush);
     }
   }
 
-  void check_time(size_t i) {
-    Rank& rank = ranks_[i];
-    if (!rank.due || clock_.now() < *rank.due) return;
-    rank.due.reset();
-    if (!rank.process) return start(i);
-    rank.failure = fmt::format("not ready within {:.0f} s (last news: {})", seconds(options_.startup_timeout),
-                               rank.progress.empty() ? "none" : rank.progress);
-    rank.process->signal(SIGKILL);
+  void check_time(size_t number) {
+    Instance& instance = instances_[number];
+    if (!instance.due || clock_.now() < *instance.due) return;
+    instance.due.reset();
+    const std::span<Rank> ranks = ranks_of(number);
+    if (std::ranges::none_of(ranks, [](const Rank& rank) { return rank.process.has_value(); })) return start(number);
+    for (Rank& rank : ranks) {
+      if (rank.ready || !rank.process) continue;
+      rank.failure = fmt::format("not ready within {:.0f} s (last news: {})", seconds(options_.startup_timeout),
+                                 rank.progress.empty() ? "none" : rank.progress);
+      rank.process->signal(SIGKILL);
+    }
   }
 
   void launch_is_over(Result<void> result) {
@@ -372,10 +485,10 @@ class DataParallelController::Impl {
       Flush flush{.id = ++last_flush_, .due = clock_.now() + kFlushTimeout, .done = std::move(done)};
       // Requests that were accepted before come before it on the wire as well.
       send_outgoing();
-      for (size_t i = 0; i < ranks_.size(); ++i) {
-        if (!ranks_[i].ready) continue;  // it will begin with an empty cache
-        flush.waiting_for.insert(static_cast<int64_t>(i));
-        link_->send(static_cast<int64_t>(i), ControlRequest{.id = flush.id, .kind = ControlKind::kFlushCache});
+      for (int64_t row = 0; row < std::ssize(states_); ++row) {
+        if (!instance_of_row(row).ready) continue;  // it will begin with an empty cache
+        flush.waiting_for.insert(row);
+        send(row, ControlRequest{.id = flush.id, .kind = ControlKind::kFlushCache});
       }
       flushes_.push_back(std::move(flush));
       finish_if_answered(std::prev(flushes_.end()));
@@ -423,7 +536,8 @@ class DataParallelController::Impl {
     for (size_t i = 0; i < ranks_.size(); ++i) {
       if (!ranks_[i].process) continue;
       left.push_back(&*ranks_[i].process);
-      if (ranks_[i].ready) {
+      // Ranks that step together would miss the first that ends, and say so.
+      if (ranks_[i].ready && tp() == 1) {
         link_->send(static_cast<int64_t>(i), ControlRequest{.kind = ControlKind::kShutdown});
       } else {
         ranks_[i].process->signal(SIGTERM);
@@ -443,12 +557,14 @@ class DataParallelController::Impl {
   std::atomic<bool> stopping_{false};
 
   mutable std::mutex mutex_;       // guards these two; no other lock is taken under it
-  std::vector<RankState> states_;  // [ranks] without the loads
+  std::vector<RankState> states_;  // [rows] without the loads
   std::vector<std::function<void(Result<void>)>> flushes_asked_;
 
   // Of the controller's thread.
   std::unique_ptr<FrontLink> link_;
-  std::vector<Rank> ranks_;
+  std::vector<Rank> ranks_;  // of all instances
+  size_t ranks_per_row_ = 1;
+  std::vector<Instance> instances_;
   std::vector<FrontLink::Watched> watched_;
   std::vector<Flush> flushes_;
   uint64_t last_flush_ = 0;

@@ -1,6 +1,7 @@
 // The DataParallelController: starts the ranks, sends requests to them and their output back, sees a rank die, reports
-// it and starts it again while the others serve on. One thread owns the sockets and the processes; it sleeps until a
-// frame, a request, the end of a process or a time comes.
+// it and starts it again while the others serve on. Where an instance of the model is divided among several ranks,
+// these are started and end together. One thread owns the sockets and the processes; it sleeps until a frame, a
+// request, the end of a process or a time comes.
 #pragma once
 
 #include <functional>
@@ -17,9 +18,13 @@ namespace sluice::engine {
 
 struct DataParallelControllerOptions {
   const LoadBalanceRow* method = nullptr;
-  // Starts the process of a rank. Of the spec, the numbers of the rank and the endpoints are filled in. Called on the
-  // controller's thread.
-  std::function<Result<Process>(RankSpec)> start_rank;
+  int64_t tp_size = 1;  // ranks of an instance
+  // Replicas of the model; 0: one for each row of the board. Each has equally many rows of the board, and equally many
+  // of its ranks compute the requests of a row.
+  int64_t instances = 0;
+  // Starts the process of a rank. Of the spec, the numbers of the rank and the endpoints are filled in. `group_fd` is
+  // that of the instance's ShmSegment, -1 where the rank is all of it. Called on the controller's thread.
+  std::function<Result<Process>(RankSpec, int group_fd)> start_rank;
   // How long a rank may take from its start to its RankReady. The largest models take minutes to read and pack.
   Duration startup_timeout = std::chrono::minutes(30);
   RestartBackoff::Options backoff = {};
@@ -32,7 +37,7 @@ class DataParallelController final : public Backend {
   // Start-up news of a rank, on the controller's thread.
   using OnProgress = std::function<void(int64_t rank, double share, std::string_view what)>;
 
-  // One rank per row of `board`. Returns when all of them are ready. An error, as soon as one has failed, names the
+  // Returns when all of them are ready. An error, as soon as one has failed, names the
   // rank and the cause; kCancelled once `stop_descriptor` (-1: none) is readable. No rank is left then. `board` and
   // `clock` outlive the controller.
   static Result<std::unique_ptr<DataParallelController>> start(DataParallelControllerOptions options,

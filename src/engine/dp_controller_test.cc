@@ -77,7 +77,7 @@ class DpControllerTest : public ::testing::Test {
     board_.emplace(*LoadBoard::create(ranks));
     // What stands for the ranks here does not end by itself.
     DataParallelControllerOptions options{.method = find_load_balance(method), .stop_grace = 0s};
-    options.start_rank = [this](RankSpec spec) {
+    options.start_rank = [this](RankSpec spec, int) {
       std::lock_guard lock(mutex_);
       started_.push_back(spec);
       changed_.notify_all();

@@ -15,9 +15,11 @@
 #include "base/ready_pipe.h"
 #include "engine/dp_controller.h"
 #include "engine/http_api.h"
+#include "engine/layout_options.h"
 #include "engine/memory_plan.h"
 #include "kernels/kernels.h"
 #include "models/locate.h"
+#include "models/sharding.h"
 #include "net/server.h"
 #include "obs/metrics.h"
 #include "protocol/errors.h"
@@ -66,9 +68,10 @@ Result<int> weights_memory(const EngineOptions& options) {
   const int inherited = inherited_descriptor(kWeightsVariable).value_or(-1);
   const kernels::BackendRow* device = kernels::find_backend(options.device);
   const bool host_visible = device != nullptr && device->host_visible;
-  if (inherited >= 0 && host_visible) return inherited;
+  if (inherited >= 0 && host_visible && options.tp_size == 1) return inherited;
   if (inherited >= 0) ::close(inherited);
-  if (!host_visible || options.dp_size == 1) return -1;
+  // The ranks of one instance have different parts.
+  if (!host_visible || options.dp_size == 1 || options.tp_size > 1) return -1;
   const int fd = ::memfd_create("sluice-weights", MFD_CLOEXEC);
   if (fd < 0) {
     return Error{ErrorCode::kExhausted, fmt::format("no memory for shared weights: {}", std::strerror(errno))};
@@ -84,7 +87,7 @@ class Front::Impl {
       : options_(options),
         hooks_(std::move(hooks)),
         weights_fd_(weights_fd),
-        shares_(static_cast<size_t>(options.dp_size)),
+        shares_(static_cast<size_t>(rank_count(options))),
         loops_(loop_count(), "http") {}
 
   ~Impl() {
@@ -101,7 +104,11 @@ class Front::Impl {
                                               .name = options_.served_model_name.value_or(""),
                                               .model_file = files.model,
                                               .tokenizer_file = files.tokenizer,
+                                              .config_override = options_.json_model_override_args.value_or(""),
                                               .chat_template = options_.chat_template.value_or("")}));
+    if (options_.tp_size > 1 || options_.ep_size > 1) {
+      SLUICE_TRY_VOID(models::check_sharding(model.config, layout_of(options_, 0)));
+    }
     SLUICE_TRY_VOID(listen());
     SLUICE_TRY_VOID(start_ranks(files));
     if (!options_.skip_server_warmup) SLUICE_TRY_VOID(warm_up(model.tokenizer->bos_id().value_or(0)));
@@ -148,12 +155,14 @@ class Front::Impl {
     }
     SLUICE_TRY(auto board, LoadBoard::create(options_.dp_size));
     board_.emplace(std::move(board));
-    DataParallelControllerOptions controlling{.method = method};
-    controlling.start_rank = [this, files](RankSpec spec) {
+    DataParallelControllerOptions controlling{
+        .method = method, .tp_size = options_.tp_size, .instances = instance_count(options_)};
+    controlling.start_rank = [this, files](RankSpec spec, int group_fd) {
       spec.model_file = files.model;
       spec.tokenizer_file = files.tokenizer;
       spec.options = options_;
-      return start_rank(spec, board_->fd(), weights_fd_, hooks_.on_rank_line);
+      return start_rank(spec, {.load_board = board_->fd(), .weights = weights_fd_, .group = group_fd},
+                        hooks_.on_rank_line);
     };
     SLUICE_TRY(controller_,
                DataParallelController::start(
@@ -230,8 +239,15 @@ class Front::Impl {
 
 Result<std::unique_ptr<Front>> Front::start(const EngineOptions& options, FrontHooks hooks) {
   SLUICE_TRY_VOID(check_engine_options(options));
-  SLUICE_TRY(const int weights_fd, weights_memory(options));
-  std::unique_ptr<Front> front(new Front(std::make_unique<Impl>(options, std::move(hooks), weights_fd)));
+  EngineOptions adjusted = options;
+  for (const std::string& line : adjust_layout(adjusted)) SLUICE_LOG(warn, kComponent, "{}", line);
+  if (adjusted.moe_runner_backend != "auto") {
+    SLUICE_LOG(info, kComponent, "--moe-runner-backend {}: experts are multiplied by our own grouped products",
+               adjusted.moe_runner_backend);
+  }
+  SLUICE_TRY_VOID(parallel::check_layout(layout_of(adjusted, 0)));
+  SLUICE_TRY(const int weights_fd, weights_memory(adjusted));
+  std::unique_ptr<Front> front(new Front(std::make_unique<Impl>(adjusted, std::move(hooks), weights_fd)));
   SLUICE_TRY_VOID(front->impl_->start());
   return front;
 }

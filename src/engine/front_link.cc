@@ -80,11 +80,11 @@ class FrontLink::Impl {
       }
       auto decoded = decode_from_rank({static_cast<const char*>(zmq_msg_data(&frame)), zmq_msg_size(&frame)});
       zmq_msg_close(&frame);
-      if (decoded.ok() && decoded->dp_rank >= 0 && decoded->dp_rank < static_cast<int64_t>(inputs_.size())) {
+      if (decoded.ok() && decoded->process >= 0 && decoded->process < static_cast<int64_t>(inputs_.size())) {
         return std::move(*decoded);
       }
       SLUICE_LOG_EVERY(5, error, kComponent, "a message from a rank is dropped: {}",
-                       decoded.ok() ? fmt::format("there is no rank {}", decoded->dp_rank) : decoded.error().message);
+                       decoded.ok() ? fmt::format("there is no rank {}", decoded->process) : decoded.error().message);
     }
   }
 

@@ -45,6 +45,8 @@ ApiSettings settings_of(const EngineOptions& options) {
   out.health_generates = variable("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION") != "0";
   out.health_timeout = health_timeout();
   if (auto rank = variable("SGLANG_DP_RANK"); !rank.empty()) out.own_dp_rank = std::move(rank);
+  if (options.reasoning_parser) out.reasoning_format = parsers::find_reasoning_format(*options.reasoning_parser);
+  if (options.tool_call_parser) out.tool_call_format = parsers::find_tool_call_format(*options.tool_call_parser);
   out.server_args = public_args(options);
   return out;
 }

@@ -3,7 +3,11 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "engine/kv_publisher.h"
 #include "engine/load_balance/method.h"
+#include "engine/schedule_policy.h"
+#include "parsers/reasoning.h"
+#include "parsers/tool_calls.h"
 
 namespace sluice::engine {
 namespace {
@@ -15,42 +19,30 @@ constexpr std::string_view kMemory = "Memory";
 constexpr std::string_view kScheduling = "Scheduling";
 
 std::vector<RejectedFlag> rejected_flags() {
-  constexpr std::string_view kAttention =
-      "DP attention is not built yet; native data parallelism is: use --dp-size alone.";
-  constexpr std::string_view kMoe = "expert parallelism is not built yet; leave it out.";
+  constexpr std::string_view kEplb = "experts are not moved or replicated yet; leave it out.";
+  constexpr std::string_view kOverlap = "communication does not overlap with computing yet; leave it out.";
   constexpr std::string_view kGraph = "there are no CUDA graphs on this device; leave it out.";
   constexpr std::string_view kPd = "prefill/decode disaggregation is outside the scope of this engine.";
   constexpr std::string_view kLora = "LoRA adapters are outside the scope of this engine; merge the adapter.";
   constexpr std::string_view kSpeculative = "speculative decoding is outside the scope of this engine.";
   constexpr std::string_view kMedia = "images, video and audio are outside the scope of this engine.";
-  constexpr std::string_view kPriority = "priority scheduling is not built yet; leave it out.";
-  constexpr std::string_view kDelayer = "the prefill delayer belongs to DP attention, which is not built yet.";
+  constexpr std::string_view kDelayer = "prefills of different attention groups are not aligned yet; leave it out.";
   constexpr std::string_view kMetrics = "not built yet; --enable-metrics exports the metrics of every rank.";
   constexpr std::string_view kLogging = "request logging is not built yet; use --log-level debug.";
-  constexpr std::string_view kParser = "not built yet; the text of the answer is returned as the model wrote it.";
   constexpr std::string_view kOneHost = "one instance runs on one host; run one per node behind `sluice gateway`.";
   constexpr std::string_view kGpuPlace = "there is no GPU backend in this build; leave it out.";
   return {
-      {"enable-dp-attention", kAttention},
-      {"enable-dp-lm-head", kAttention},
       {"attn-cp-size", "context parallelism is not built; leave it out."},
       {"attention-context-parallel-size", "context parallelism is not built; leave it out."},
-      {"moe-dense-tp-size", kMoe},
-      {"moe-dp-size", kMoe},
-      {"moe-data-parallel-size", kMoe},
+      {"moe-dp-size", "data parallelism of experts alone is not built; use --enable-dp-attention."},
+      {"moe-data-parallel-size", "data parallelism of experts alone is not built; use --enable-dp-attention."},
       {"dist-init-addr", kOneHost},
       {"nccl-init-addr", kOneHost},
       {"base-gpu-id", kGpuPlace},
       {"gpu-id-step", kGpuPlace},
       {"elastic-ep-backend", "fault-tolerant expert backends are outside the scope of this engine."},
       {"prefill-round-robin-balance", "it has no effect in the runtime that it comes from; leave it out."},
-      {"radix-eviction-policy", "the prefix cache evicts the least recently used; leave it out."},
-      {"enable-mixed-chunk", "mixing decode tokens into a prefill chunk is not built; leave it out."},
       {"disable-overlap-schedule", "steps do not overlap on this device; leave it out."},
-      {"enable-priority-scheduling", kPriority},
-      {"abort-on-priority-when-disabled", kPriority},
-      {"priority-scheduling-preemption-threshold", kPriority},
-      {"schedule-low-priority-values-first", kPriority},
       {"enable-prefill-delayer", kDelayer},
       {"prefill-delayer-max-delay-passes", kDelayer},
       {"prefill-delayer-token-usage-low-watermark", kDelayer},
@@ -61,25 +53,23 @@ std::vector<RejectedFlag> rejected_flags() {
       {"cuda-graph-bs", kGraph},
       {"disable-cuda-graph", kGraph},
       {"disable-cuda-graph-padding", kGraph},
-      {"moe-a2a-backend", kMoe},
-      {"moe-runner-backend", kMoe},
-      {"deepep-mode", kMoe},
-      {"deepep-config", kMoe},
-      {"ep-num-redundant-experts", kMoe},
-      {"ep-dispatch-algorithm", kMoe},
-      {"init-expert-location", kMoe},
-      {"enable-eplb", kMoe},
-      {"eplb-algorithm", kMoe},
-      {"eplb-rebalance-num-iterations", kMoe},
-      {"eplb-rebalance-layers-per-chunk", kMoe},
-      {"eplb-min-rebalancing-utilization-threshold", kMoe},
-      {"expert-distribution-recorder-mode", kMoe},
-      {"expert-distribution-recorder-buffer-size", kMoe},
-      {"enable-expert-distribution-metrics", kMoe},
-      {"enable-two-batch-overlap", kMoe},
-      {"tbo-token-distribution-threshold", kMoe},
-      {"enable-single-batch-overlap", kMoe},
-      {"disable-shared-experts-fusion", kMoe},
+      {"deepep-mode", "rows are always dispatched by their exact counts; leave it out."},
+      {"deepep-config", "it tunes kernels of a library that is not used here; leave it out."},
+      {"ep-num-redundant-experts", kEplb},
+      {"ep-dispatch-algorithm", kEplb},
+      {"init-expert-location", kEplb},
+      {"enable-eplb", kEplb},
+      {"eplb-algorithm", kEplb},
+      {"eplb-rebalance-num-iterations", kEplb},
+      {"eplb-rebalance-layers-per-chunk", kEplb},
+      {"eplb-min-rebalancing-utilization-threshold", kEplb},
+      {"expert-distribution-recorder-mode", "the recorder of expert loads is not built yet; leave it out."},
+      {"expert-distribution-recorder-buffer-size", "the recorder of expert loads is not built yet; leave it out."},
+      {"enable-expert-distribution-metrics", "the recorder of expert loads is not built yet; leave it out."},
+      {"enable-two-batch-overlap", kOverlap},
+      {"tbo-token-distribution-threshold", kOverlap},
+      {"enable-single-batch-overlap", kOverlap},
+      {"disable-shared-experts-fusion", "shared experts are never fused with the others; leave it out."},
       {"enable-metrics-for-all-schedulers", kMetrics},
       {"extra-metric-labels", kMetrics},
       {"bucket-time-to-first-token", kMetrics},
@@ -89,17 +79,13 @@ std::vector<RejectedFlag> rejected_flags() {
       {"tokenizer-metrics-custom-labels-header", kMetrics},
       {"tokenizer-worker-num", "text is tokenized on the HTTP threads; leave it out."},
       {"skip-tokenizer-init", "the front process always loads the tokenizer; /generate takes input_ids all the same."},
-      {"kv-events-config", "KV events are not built yet."},
       {"log-requests", kLogging},
       {"log-requests-level", kLogging},
-      {"reasoning-parser", kParser},
-      {"tool-call-parser", kParser},
       {"grammar-backend", "constrained decoding is not built yet."},
       {"attention-backend", "the attention kernel follows --device; leave it out."},
       {"sampling-backend", "the sampler is our own; leave it out."},
       {"kv-cache-dtype", "the KV cache has the type of --dtype; leave it out."},
       {"quantization", "weights are read as they are stored; leave it out."},
-      {"load-format", "the format is found from the files; leave it out."},
       {"trust-remote-code", "no code that comes with a model is ever run; leave it out."},
       {"disaggregation-mode", kPd},
       {"disaggregation-transfer-backend", kPd},
@@ -161,6 +147,22 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/front",
            .group = kModel,
            .help = "A Jinja file to use instead of the model's template."},
+          {.name = "reasoning-parser",
+           .field = &O::reasoning_parser,
+           .value = OptText(),
+           .choices = parsers::reasoning_format_names(),
+           .read_by = "engine/http_api",
+           .group = kModel,
+           .help = "How the model marks its reasoning: chats then have it as reasoning_content. Default: it is left in "
+                   "the text."},
+          {.name = "tool-call-parser",
+           .field = &O::tool_call_parser,
+           .value = OptText(),
+           .choices = parsers::tool_call_format_names(),
+           .read_by = "engine/http_api",
+           .group = kModel,
+           .help = "How the model writes calls of functions: chats that offer tools then have them as tool_calls. "
+                   "Default: they are left in the text."},
           {.name = "served-model-name",
            .field = &O::served_model_name,
            .value = OptText(),
@@ -195,6 +197,22 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/rank",
            .group = kModel,
            .help = "Longest sequence; default: the model's."},
+          {.name = "load-format",
+           .field = &O::load_format,
+           .value = std::string("auto"),
+           .choices = {"auto", "safetensors", "gguf", "dummy"},
+           .read_by = "engine/rank",
+           .group = kModel,
+           .help =
+               "auto, safetensors and gguf: what the files are. dummy: weights of the configured shapes that nobody "
+               "trained, for measuring; the folder needs config.json and a tokenizer only."},
+          {.name = "json-model-override-args",
+           .field = &O::json_model_override_args,
+           .value = OptText(),
+           .metavar = "JSON",
+           .read_by = "engine/front",
+           .group = kModel,
+           .help = "An object whose members take the place of config.json's, such as {\"num_hidden_layers\": 4}."},
 
           {.name = "host",
            .field = &O::host,
@@ -281,7 +299,9 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .range = {1, 1024},
            .read_by = "engine/front",
            .group = kParallel,
-           .help = "Replicas of the model, each a process with its own KV cache."},
+           .help =
+               "Replicas of the model, each with its own KV cache; with --enable-dp-attention the attention groups of "
+               "one instance."},
           {.name = "load-balance-method",
            .field = &O::load_balance_method,
            .value = std::string("auto"),
@@ -302,9 +322,9 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .field = &O::tp_size,
            .value = int64_t{1},
            .range = {1, 1024},
-           .read_by = "engine/options",
+           .read_by = "engine/layout_options",
            .group = kParallel,
-           .help = "Tensor parallelism; only 1 is built."},
+           .help = "Ranks that an instance of the model is divided among."},
           {.name = "pp-size",
            .aliases = {"pipeline-parallel-size"},
            .field = &O::pp_size,
@@ -318,9 +338,46 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .field = &O::ep_size,
            .value = int64_t{1},
            .range = {1, 1024},
-           .read_by = "engine/options",
+           .read_by = "engine/layout_options",
            .group = kParallel,
-           .help = "Expert parallelism; only 1 is built."},
+           .help = "Parts that the experts of a layer are divided into; divides --tp-size. deepep sets it to that."},
+          {.name = "enable-dp-attention",
+           .field = &O::enable_dp_attention,
+           .value = false,
+           .read_by = "engine/layout_options",
+           .group = kParallel,
+           .help = "Divide the ranks of an instance into --dp-size groups that compute attention for requests of their "
+                   "own, with a KV cache of their own; FFNs and experts stay divided among all ranks."},
+          {.name = "enable-dp-lm-head",
+           .field = &O::enable_dp_lm_head,
+           .value = false,
+           .read_by = "engine/layout_options",
+           .group = kParallel,
+           .help = "With DP attention: the head is divided within an attention group only."},
+          {.name = "moe-dense-tp-size",
+           .field = &O::moe_dense_tp_size,
+           .value = OptInt(),
+           .range = {1, 1},
+           .read_by = "engine/layout_options",
+           .group = kParallel,
+           .help = "1: dense FFNs are whole on every rank, which computes its own tokens; default: divided among all."},
+          {.name = "moe-a2a-backend",
+           .field = &O::moe_a2a_backend,
+           .value = std::string("none"),
+           .choices = {"none", "deepep"},
+           .read_by = "engine/layout_options",
+           .group = kParallel,
+           .help =
+               "How tokens reach their experts: none gathers all tokens on every rank, deepep sends each to the ranks "
+               "of its experts."},
+          {.name = "moe-runner-backend",
+           .field = &O::moe_runner_backend,
+           .value = std::string("auto"),
+           .choices = {"auto", "deep_gemm", "triton", "triton_kernel", "flashinfer_trtllm", "flashinfer_cutlass",
+                       "flashinfer_mxfp4", "flashinfer_cutedsl", "cutlass"},
+           .read_by = "engine/front",
+           .group = kParallel,
+           .help = "Taken for compatibility and logged: experts are multiplied by this engine's own grouped products."},
           {.name = "nnodes",
            .field = &O::nnodes,
            .value = int64_t{1},
@@ -355,15 +412,32 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .field = &O::page_size,
            .value = int64_t{1},
            .range = {1, 1024},
-           .read_by = "engine/options",
+           .read_by = "engine/rank",
            .group = kMemory,
-           .help = "Tokens per KV page; only 1 is built."},
+           .help = "Tokens per page of KV cache. Prefixes are shared, and KV events told, in whole pages."},
           {.name = "disable-radix-cache",
            .field = &O::disable_radix_cache,
            .value = false,
            .read_by = "engine/rank",
            .group = kMemory,
            .help = "Share no prefixes between requests."},
+          {.name = "radix-eviction-policy",
+           .field = &O::radix_eviction_policy,
+           .value = std::string("lru"),
+           .choices = {"lru", "lfu"},
+           .read_by = "engine/rank",
+           .group = kMemory,
+           .help = "Which cached prefix goes first: lru the one used longest ago, lfu the one used by the fewest "
+                   "requests."},
+          {.name = "kv-events-config",
+           .field = &O::kv_events_config,
+           .value = OptText(),
+           .metavar = "JSON",
+           .read_by = "engine/rank",
+           .group = kMemory,
+           .help =
+               "Publish what happens to the prefix cache over ZeroMQ, for gateways: publisher (zmq), endpoint, "
+               "replay_endpoint, topic, buffer_steps, hwm, max_queue_size. Each rank adds its number to the ports."},
 
           {.name = "max-running-requests",
            .field = &O::max_running_requests,
@@ -404,10 +478,12 @@ const OptionTable<EngineOptions>& engine_option_table() {
           {.name = "schedule-policy",
            .field = &O::schedule_policy,
            .value = std::string("fcfs"),
-           .choices = {"fcfs", "lpm"},
+           .choices = schedule_policy_names(),
            .read_by = "engine/rank",
            .group = kScheduling,
-           .help = "Order of waiting requests: fcfs by arrival, lpm by longest cached prefix."},
+           .help = "Order of waiting requests: fcfs by arrival; lpm longest cached prefix first; dfs-weight those with "
+                   "a common prefix together; lof most output tokens first; random; priority is fcfs with "
+                   "--enable-priority-scheduling; routing-key those first whose key runs already."},
           {.name = "schedule-conservativeness",
            .field = &O::schedule_conservativeness,
            .value = 1.0,
@@ -415,6 +491,46 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/rank",
            .group = kScheduling,
            .help = "Larger values reserve more of the pool for output tokens, so that fewer requests are retracted."},
+          {.name = "enable-priority-scheduling",
+           .field = &O::enable_priority_scheduling,
+           .value = false,
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "Requests with a larger priority go first, and may take the place of running ones. With fcfs or "
+                   "lof."},
+          {.name = "abort-on-priority-when-disabled",
+           .field = &O::abort_on_priority_when_disabled,
+           .value = false,
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "Without priority scheduling, answer a request that has a priority with 503."},
+          {.name = "priority-scheduling-preemption-threshold",
+           .field = &O::priority_scheduling_preemption_threshold,
+           .value = int64_t{10},
+           .range = {0, 1e9},
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "A request takes the place of a running one if its priority is larger by more than this."},
+          {.name = "schedule-low-priority-values-first",
+           .field = &O::schedule_low_priority_values_first,
+           .value = false,
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "Small priorities are the urgent ones."},
+          {.name = "enable-mixed-chunk",
+           .field = &O::enable_mixed_chunk,
+           .value = false,
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "Running requests go on decoding in the steps that compute prompts."},
+          {.name = "mixed-chunk-gap",
+           .field = &O::mixed_chunk_gap,
+           .value = 3.0,
+           .range = {1.1, 1000.0},
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "With --enable-mixed-chunk: times the length of a decode step that a step may take because of the "
+                   "prompt tokens in it."},
           {.name = "stream-interval",
            .field = &O::stream_interval,
            .value = int64_t{1},
@@ -451,12 +567,9 @@ Result<void> check_engine_options(const EngineOptions& options) {
     std::string_view instead;
   };
   const Layout layouts[] = {
-      {"tp-size", options.tp_size, 1, "tensor parallelism is not built yet; use --dp-size for replicas"},
       {"pp-size", options.pp_size, 1, "pipeline parallelism is not built yet; use --dp-size for replicas"},
-      {"ep-size", options.ep_size, 1, "expert parallelism is not built yet; use --dp-size for replicas"},
       {"nnodes", options.nnodes, 1, "one instance runs on one host; run one per node behind `sluice gateway`"},
       {"node-rank", options.node_rank, 0, "one instance runs on one host; run one per node behind `sluice gateway`"},
-      {"page-size", options.page_size, 1, "KV pages hold one token here"},
   };
   for (const auto& layout : layouts) {
     if (layout.value != layout.built) {
@@ -464,8 +577,36 @@ Result<void> check_engine_options(const EngineOptions& options) {
                    fmt::format("--{} must be {}, not {}: {}", layout.flag, layout.built, layout.value, layout.instead)};
     }
   }
+  const bool is_gguf = options.model_path.ends_with(".gguf");
+  if (options.load_format != "auto" && (options.load_format == "gguf") != is_gguf) {
+    return Error{ErrorCode::kBadOption, fmt::format("--load-format {}: {} is {}", options.load_format,
+                                                    options.model_path, is_gguf ? "a GGUF file" : "no GGUF file")};
+  }
   if (options.chunked_prefill_size && *options.chunked_prefill_size == 0) {
     return Error{ErrorCode::kBadOption, "--chunked-prefill-size must be positive, or -1 to leave prompts whole"};
+  }
+  if (options.chunked_prefill_size.value_or(-1) > 0 && *options.chunked_prefill_size % options.page_size != 0) {
+    return Error{ErrorCode::kBadOption,
+                 fmt::format("--chunked-prefill-size ({}) must be a multiple of --page-size ({})",
+                             *options.chunked_prefill_size, options.page_size)};
+  }
+  if (options.kv_events_config) {
+    SLUICE_TRY(const auto events, parse_kv_events_config(*options.kv_events_config));
+    if (events.enabled && options.disable_radix_cache) {
+      return Error{ErrorCode::kBadOption,
+                   "--kv-events-config tells of the prefix cache, which --disable-radix-cache "
+                   "turns off"};
+    }
+    const int64_t last = options.dp_size - 1;
+    for (const auto& endpoint : {events.endpoint, events.replay_endpoint}) {
+      SLUICE_TRY_VOID(kv_endpoint_of_rank(endpoint, last));
+    }
+  }
+  const SchedulePolicy* policy = find_schedule_policy(options.schedule_policy);
+  if (options.enable_priority_scheduling && !(policy && policy->by_priority)) {
+    return Error{ErrorCode::kBadOption,
+                 fmt::format("--enable-priority-scheduling needs --schedule-policy fcfs or lof, not {}",
+                             options.schedule_policy)};
   }
   if (options.enable_cache_report && options.disable_cache_report) {
     return Error{ErrorCode::kBadOption, "--enable-cache-report and --disable-cache-report exclude each other"};

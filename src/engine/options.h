@@ -17,11 +17,15 @@ struct EngineOptions {
   std::string model_path;
   std::optional<std::string> tokenizer_path;
   std::optional<std::string> chat_template;
+  std::optional<std::string> reasoning_parser;
+  std::optional<std::string> tool_call_parser;
   std::optional<std::string> served_model_name;
   std::string weight_version;
   std::string device;
   std::string dtype;
   std::optional<int64_t> context_length;
+  std::string load_format;
+  std::optional<std::string> json_model_override_args;
   // HTTP
   std::string host;
   int64_t port;
@@ -42,6 +46,11 @@ struct EngineOptions {
   int64_t tp_size;
   int64_t pp_size;
   int64_t ep_size;
+  bool enable_dp_attention;
+  bool enable_dp_lm_head;
+  std::optional<int64_t> moe_dense_tp_size;
+  std::string moe_a2a_backend;
+  std::string moe_runner_backend;
   int64_t nnodes;
   int64_t node_rank;
   // Memory
@@ -49,6 +58,8 @@ struct EngineOptions {
   std::optional<int64_t> max_total_tokens;
   int64_t page_size;
   bool disable_radix_cache;
+  std::string radix_eviction_policy;
+  std::optional<std::string> kv_events_config;
   // Scheduling
   std::optional<int64_t> max_running_requests;
   std::optional<int64_t> max_queued_requests;
@@ -57,6 +68,12 @@ struct EngineOptions {
   std::optional<int64_t> prefill_max_requests;
   std::string schedule_policy;
   double schedule_conservativeness;
+  bool enable_priority_scheduling;
+  bool abort_on_priority_when_disabled;
+  int64_t priority_scheduling_preemption_threshold;
+  bool schedule_low_priority_values_first;
+  bool enable_mixed_chunk;
+  double mixed_chunk_gap;
   int64_t stream_interval;
   std::optional<int64_t> random_seed;
   int64_t decode_log_interval;

@@ -15,9 +15,12 @@
 #include "base/log.h"
 #include "base/ready_pipe.h"
 #include "base/rng.h"
+#include "engine/group_runner.h"
+#include "engine/layout_options.h"
 #include "engine/memory_plan.h"
 #include "engine/rank_loop.h"
 #include "engine/tokenizer_files.h"
+#include "parallel/shm.h"
 
 namespace sluice::engine {
 namespace {
@@ -25,6 +28,9 @@ namespace {
 constexpr std::string_view kComponent = "engine/rank";
 constexpr const char* kSpecVariable = "SLUICE_RANK_SPEC_FD";
 constexpr const char* kBoardVariable = "SLUICE_LOAD_BOARD_FD";
+constexpr const char* kGroupVariable = "SLUICE_GROUP_FD";
+// The ranks of an instance load side by side; one that has not said a word for so long has hung.
+constexpr Duration kJoinLimit = std::chrono::minutes(5);
 
 // A descriptor that is closed with the scope.
 struct Descriptor {
@@ -55,13 +61,17 @@ log::Options log_options(const EngineOptions& options) {
 
 class RankProcess {
  public:
-  RankProcess(RankSpec spec, LoadBoard board, int weights_fd, RankLink link)
-      : spec_(std::move(spec)), board_(std::move(board)), weights_fd_(weights_fd), link_(std::move(link)) {}
+  RankProcess(RankSpec spec, LoadBoard board, int weights_fd, int group_fd, RankLink link)
+      : spec_(std::move(spec)),
+        board_(std::move(board)),
+        weights_fd_(weights_fd),
+        group_fd_(group_fd),
+        link_(std::move(link)) {}
 
   int run() {
     auto ended = serve_or_throw();
     if (ended.ok()) return 0;
-    SLUICE_LOG(error, kComponent, "rank {}: {}", spec_.dp_rank, ended.error().message);
+    SLUICE_LOG(error, kComponent, "rank {}: {}", spec_.process, ended.error().message);
     link_.send(RankFailed{ended.error().message});
     return 1;
   }
@@ -78,28 +88,55 @@ class RankProcess {
 
   Result<void> serve() {
     const EngineOptions& options = spec_.options;
-    const int64_t host_ranks = host_workers() * options.dp_size;
+    const int64_t host_ranks = host_workers() * rank_count(options);
     SLUICE_TRY(auto tokenizer, load_tokenizer(spec_.tokenizer_file));
+    SLUICE_TRY_VOID(join_group());
     SLUICE_TRY(auto runner, load(host_ranks));
     const models::ModelInfo& model = runner->info();
-    SLUICE_TRY(const MemoryPlan memory, plan_memory(options, model,
-                                                    {.limit_bytes = memory_limit_bytes(),
-                                                     .host_ranks = host_ranks,
-                                                     .shared_weights = weights_fd_ >= 0}));
-    SLUICE_TRY_VOID(runner->allocate_kv({.slots = memory.max_total_tokens + 1,
+    SLUICE_TRY(const MemoryPlan memory, plan(model, host_ranks));
+    const int64_t slots = memory.max_total_tokens + options.page_size;
+    SLUICE_TRY_VOID(runner->allocate_kv({.slots = slots,
                                          .table_rows = static_cast<int32_t>(memory.max_running_requests),
-                                         .table_width = static_cast<int32_t>(memory.max_req_len)}));
+                                         .table_width = static_cast<int32_t>(memory.max_req_len),
+                                         .kept_states = static_cast<int32_t>(memory.kept_states)}));
+    GroupRunner* group = nullptr;
+    if (world_) group = static_cast<GroupRunner*>(runner.get());
+    if (group != nullptr && !groups_.layout.leads()) {
+      report_ready(model, memory, 0);
+      return run_follower_loop(link_, *group);
+    }
+    std::unique_ptr<KvPublisher> events;
+    if (options.kv_events_config) {
+      SLUICE_TRY(const auto config, parse_kv_events_config(*options.kv_events_config));
+      if (config.enabled) {
+        SLUICE_TRY(events, KvPublisher::open(config, spec_.dp_rank, real_clock()));
+        SLUICE_LOG(info, kComponent, "rank {}: publishes KV events at {}", spec_.dp_rank, events->endpoint());
+      }
+    }
     Scheduler scheduler(
         {
-            .kv_slots = memory.max_total_tokens + 1,
+            .kv_slots = slots,
+            .page_size = options.page_size,
             .max_running_requests = memory.max_running_requests,
             .max_queued_requests = options.max_queued_requests,
             .chunked_prefill_size = plan_steps(options).chunk,
             .max_prefill_tokens = options.max_prefill_tokens,
             .prefill_max_requests = options.prefill_max_requests,
             .context_length = model.context_length,
-            .longest_prefix_first = options.schedule_policy == "lpm",
-            .prefix_cache = !options.disable_radix_cache && model.state_bytes_per_sequence == 0,
+            .policy = find_schedule_policy(options.schedule_policy),
+            .prefix_cache =
+                !options.disable_radix_cache && (model.state_bytes_per_sequence == 0 || memory.kept_states > 0),
+            .radix = {.eviction = options.radix_eviction_policy == "lfu" ? RadixOptions::Eviction::kLeastFrequentlyUsed
+                                                                         : RadixOptions::Eviction::kLeastRecentlyUsed,
+                      .record_events = events != nullptr,
+                      .first_state_row = static_cast<int32_t>(memory.max_running_requests),
+                      .state_rows = static_cast<int32_t>(memory.kept_states)},
+            .priorities = {.enabled = options.enable_priority_scheduling || options.schedule_policy == "priority",
+                           .low_first = options.schedule_low_priority_values_first,
+                           .refused_if_disabled = options.abort_on_priority_when_disabled,
+                           .preemption_threshold = options.priority_scheduling_preemption_threshold},
+            .mixed_chunk = options.enable_mixed_chunk,
+            .mixed_chunk_gap = options.mixed_chunk_gap,
             .conservativeness = options.schedule_conservativeness,
             // Ranks must not repeat each other.
             .seed = (options.random_seed ? static_cast<uint64_t>(*options.random_seed) : random_seed()) +
@@ -108,26 +145,61 @@ class RankProcess {
         *runner, [tokenizer](int32_t id) { return tokenizer->token_bytes(id); }, real_clock());
     report_states(model, memory);
     report_ready(model, memory, scheduler.max_req_input_len());
-    return run_rank_loop({.dp_rank = spec_.dp_rank, .decode_log_interval = options.decode_log_interval}, link_,
-                         scheduler, board_);
+    return run_rank_loop({.dp_rank = spec_.dp_rank, .decode_log_interval = options.decode_log_interval, .group = group},
+                         link_, scheduler, board_, events.get());
+  }
+
+  // Of an instance of several ranks.
+  Result<void> join_group() {
+    if (group_fd_ < 0) return {};
+    SLUICE_TRY(auto segment, parallel::ShmSegment::open(group_fd_));
+    const parallel::Layout layout = layout_of(spec_.options, spec_.tp_rank);
+    SLUICE_TRY(world_, parallel::join_shm(std::move(segment), static_cast<int>(layout.tp_rank),
+                                          static_cast<int>(layout.tp_size), {.join_limit = kJoinLimit}));
+    SLUICE_TRY(groups_, parallel::make_groups(*world_, layout));
+    return {};
+  }
+
+  // All ranks of an instance have the smallest pool of them: what a leader plans must fit on each rank of its group.
+  Result<MemoryPlan> plan(const models::ModelInfo& model, int64_t host_ranks) {
+    EngineOptions options = spec_.options;
+    const MemoryFacts facts{
+        .limit_bytes = memory_limit_bytes(), .host_ranks = host_ranks, .shared_weights = weights_fd_ >= 0};
+    SLUICE_TRY(MemoryPlan memory, plan_memory(options, model, facts));
+    if (!world_) return memory;
+    int64_t most[] = {-memory.max_total_tokens, -memory.max_running_requests, -memory.kept_states};
+    SLUICE_TRY_VOID(world_->all_reduce({}, parallel::Element::kI64, most, most, 3, parallel::Reduction::kMax));
+    options.max_total_tokens = -most[0];
+    options.max_running_requests = -most[1];
+    SLUICE_TRY(memory, plan_memory(options, model, facts));
+    memory.kept_states = std::min(memory.kept_states, -most[2]);
+    return memory;
   }
 
   Result<std::unique_ptr<models::Runner>> load(int64_t host_ranks) {
     const EngineOptions& options = spec_.options;
     const StepLimits limits = plan_steps(options);
     const int64_t threads = options.threads.value_or(std::max<int64_t>(1, usable_cores() / host_ranks));
-    return models::load_runner({.model_path = spec_.model_file,
-                                .device = options.device,
-                                .dtype = options.dtype,
-                                .threads = static_cast<int>(threads),
-                                .max_step_tokens = limits.max_step_tokens,
-                                .max_step_seqs = limits.max_running_requests,
-                                .context_length = options.context_length,
-                                .shared_weights_fd = weights_fd_},
-                               [this](double share, std::string_view what) { report_progress(share, what); });
+    SLUICE_TRY(auto runner,
+               models::load_runner({.model_path = spec_.model_file,
+                                    .device = options.device,
+                                    .dtype = options.dtype,
+                                    .threads = static_cast<int>(threads),
+                                    .max_step_tokens = limits.max_step_tokens,
+                                    .max_step_seqs = limits.max_running_requests,
+                                    .context_length = options.context_length,
+                                    .config_override = options.json_model_override_args.value_or(""),
+                                    .dummy_weights = options.load_format == "dummy",
+                                    .memory_bytes = static_cast<size_t>(memory_limit_bytes() / host_ranks),
+                                    .groups = world_ ? &groups_ : nullptr,
+                                    .shared_weights_fd = weights_fd_},
+                                   [this](double share, std::string_view what) { report_progress(share, what); }));
+    if (!world_) return runner;
+    return std::unique_ptr<models::Runner>(std::make_unique<GroupRunner>(std::move(runner), groups_));
   }
 
   void report_progress(double share, std::string_view what) {
+    if (world_) world_->progress({.phase = parallel::Phase::kLoad});
     const TimePoint now = real_clock().now();
     if (what == last_what_ && share < 1 && now - last_progress_ < std::chrono::milliseconds(100)) return;
     last_progress_ = now;
@@ -137,19 +209,19 @@ class RankProcess {
 
   void report_states(const models::ModelInfo& model, const MemoryPlan& memory) {
     if (model.state_bytes_per_sequence == 0) return;
-    SLUICE_LOG(
-        info, kComponent,
-        "rank {}: {:.0f} MiB of states of lightning attention, {:.1f} MiB per request; prefixes are not shared, since "
-        "a state is that of one position",
-        spec_.dp_rank, static_cast<double>(memory.state_bytes) / (1 << 20),
-        static_cast<double>(model.state_bytes_per_sequence) / (1 << 20));
+    SLUICE_LOG(info, kComponent,
+               "rank {}: {:.0f} MiB of states of lightning attention, {:.1f} MiB for each of {} requests and {} cached "
+               "prefixes",
+               spec_.dp_rank, static_cast<double>(memory.state_bytes) / (1 << 20),
+               static_cast<double>(model.state_bytes_per_sequence) / (1 << 20), memory.max_running_requests,
+               memory.kept_states);
   }
 
   void report_ready(const models::ModelInfo& model, const MemoryPlan& memory, int64_t max_req_input_len) {
     constexpr double kMiB = 1 << 20;
     SLUICE_LOG(info, kComponent,
                "rank {}: {} in {}, {:.0f} MiB of weights, KV cache of {} tokens ({:.0f} MiB), at most {} requests",
-               spec_.dp_rank, model.model_type, model.dtype, static_cast<double>(model.weight_bytes) / kMiB,
+               spec_.process, model.model_type, model.dtype, static_cast<double>(model.weight_bytes) / kMiB,
                memory.max_total_tokens, static_cast<double>(memory.kv_bytes) / kMiB, memory.max_running_requests);
     link_.send(RankReady{.max_total_num_tokens = memory.max_total_tokens,
                          .max_req_input_len = max_req_input_len,
@@ -165,7 +237,10 @@ class RankProcess {
   const RankSpec spec_;
   LoadBoard board_;
   const int weights_fd_;
+  const int group_fd_;
   RankLink link_;
+  std::unique_ptr<parallel::Communicator> world_;  // null: this rank is an instance by itself
+  parallel::Groups groups_;
   TimePoint last_progress_{};
   std::string last_what_;
 };
@@ -176,7 +251,9 @@ std::string rank_spec_to_json(const RankSpec& spec) {
   EngineOptions options = spec.options;
   options.api_key.reset();
   options.admin_api_key.reset();
-  return nlohmann::json{{"dp_rank", spec.dp_rank},
+  return nlohmann::json{{"process", spec.process},
+                        {"dp_rank", spec.dp_rank},
+                        {"tp_rank", spec.tp_rank},
                         {"incarnation", spec.incarnation},
                         {"model_file", spec.model_file},
                         {"tokenizer_file", spec.tokenizer_file},
@@ -190,7 +267,9 @@ Result<RankSpec> rank_spec_from_json(std::string_view text) {
   try {
     const auto json = nlohmann::json::parse(text);
     RankSpec spec;
+    spec.process = json.at("process").get<int64_t>();
     spec.dp_rank = json.at("dp_rank").get<int64_t>();
+    spec.tp_rank = json.at("tp_rank").get<int64_t>();
     spec.incarnation = json.at("incarnation").get<uint64_t>();
     spec.model_file = json.at("model_file").get<std::string>();
     spec.tokenizer_file = json.at("tokenizer_file").get<std::string>();
@@ -203,19 +282,20 @@ Result<RankSpec> rank_spec_from_json(std::string_view text) {
   }
 }
 
-Result<Process> start_rank(const RankSpec& spec, int load_board_fd, int weights_fd,
+Result<Process> start_rank(const RankSpec& spec, const RankDescriptors& descriptors,
                            std::function<void(std::string_view)> on_stderr_line) {
   const std::string json = rank_spec_to_json(spec);
   const Descriptor file{memfd_create("sluice-rank-spec", MFD_CLOEXEC)};
   if (file.fd < 0 || write(file.fd, json.data(), json.size()) != static_cast<ssize_t>(json.size())) {
     return Error{ErrorCode::kExhausted,
-                 fmt::format("writing the spec of rank {}: {}", spec.dp_rank, std::strerror(errno))};
+                 fmt::format("writing the spec of rank {}: {}", spec.process, std::strerror(errno))};
   }
   ProcessOptions options;
   options.program = own_executable();
   options.arguments = {"rank"};
-  options.descriptors = {{kSpecVariable, file.fd}, {kBoardVariable, load_board_fd}};
-  if (weights_fd >= 0) options.descriptors[kWeightsVariable] = weights_fd;
+  options.descriptors = {{kSpecVariable, file.fd}, {kBoardVariable, descriptors.load_board}};
+  if (descriptors.weights >= 0) options.descriptors[kWeightsVariable] = descriptors.weights;
+  if (descriptors.group >= 0) options.descriptors[kGroupVariable] = descriptors.group;
   options.keep_stderr_tail = true;
   options.on_stderr_line = std::move(on_stderr_line);
   options.stdout_to_stderr = true;
@@ -245,10 +325,11 @@ int run_rank_process() {
     return fail(
         {ErrorCode::kInvalidArgument, fmt::format("rank {} of a load board of {}", spec->dp_rank, board->size())});
   }
-  auto link = RankLink::connect(spec->input_endpoint, spec->output_endpoint, spec->dp_rank, spec->incarnation);
+  auto link = RankLink::connect(spec->input_endpoint, spec->output_endpoint, spec->process, spec->incarnation);
   if (!link.ok()) return fail(link.error());
   const int weights_fd = inherited_descriptor(kWeightsVariable).value_or(-1);
-  return RankProcess(std::move(*spec), std::move(*board), weights_fd, std::move(*link)).run();
+  const int group_fd = inherited_descriptor(kGroupVariable).value_or(-1);
+  return RankProcess(std::move(*spec), std::move(*board), weights_fd, group_fd, std::move(*link)).run();
 }
 
 }  // namespace sluice::engine

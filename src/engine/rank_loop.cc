@@ -13,6 +13,20 @@ namespace {
 constexpr std::string_view kComponent = "engine/rank";
 constexpr Duration kIdleWait = std::chrono::seconds(1);
 constexpr int kLingerMillis = 1000;
+// Work is on its way to another rank of the instance: it steps as soon as it is there.
+constexpr Duration kShortWait = std::chrono::milliseconds(1);
+
+Duration wait_after(GroupRunner::Joined joined) {
+  switch (joined) {
+    case GroupRunner::Joined::kStepped:
+      return Duration{0};
+    case GroupRunner::Joined::kWaiting:
+      return kShortWait;
+    case GroupRunner::Joined::kParked:
+      break;
+  }
+  return kIdleWait;
+}
 
 }  // namespace
 
@@ -20,7 +34,7 @@ struct RankLink::Sockets {
   void* context = nullptr;
   void* input = nullptr;
   void* output = nullptr;
-  int64_t dp_rank = 0;
+  int64_t process = 0;
   uint64_t incarnation = 0;
 
   ~Sockets() {
@@ -35,9 +49,9 @@ RankLink::RankLink(RankLink&&) noexcept = default;
 RankLink::~RankLink() = default;
 
 Result<RankLink> RankLink::connect(const std::string& input_endpoint, const std::string& output_endpoint,
-                                   int64_t dp_rank, uint64_t incarnation) {
+                                   int64_t process, uint64_t incarnation) {
   auto s = std::make_unique<Sockets>();
-  s->dp_rank = dp_rank;
+  s->process = process;
   s->incarnation = incarnation;
   s->context = zmq_ctx_new();
   const auto open = [&](int type, const std::string& endpoint, int linger) -> void* {
@@ -61,7 +75,7 @@ Result<RankLink> RankLink::connect(const std::string& input_endpoint, const std:
 }
 
 void RankLink::send(FromRank message) {
-  const std::string frame = encode(RankFrame{sockets_->dp_rank, sockets_->incarnation, std::move(message)});
+  const std::string frame = encode(RankFrame{sockets_->process, sockets_->incarnation, std::move(message)});
   // Without a high-water mark this fails only if the socket is broken.
   if (zmq_send(sockets_->output, frame.data(), frame.size(), ZMQ_DONTWAIT) < 0) {
     SLUICE_LOG_EVERY(5, error, kComponent, "a message to the front is lost: {}", zmq_strerror(zmq_errno()));
@@ -91,26 +105,48 @@ namespace {
 
 class Loop {
  public:
-  Loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board)
-      : options_(options), link_(link), scheduler_(scheduler), board_(board) {}
+  Loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board, KvPublisher* events)
+      : options_(options), link_(link), scheduler_(scheduler), board_(board), events_(events) {}
 
   Result<void> run() {
     publish();
     while (!stop_) {
       // Busy, it takes what is there between two steps; idle, it sleeps until something comes.
-      auto message = link_.receive(scheduler_.idle() ? kIdleWait : Duration{0});
+      const bool rests = options_.group != nullptr || scheduler_.idle();
+      auto message = link_.receive(rests ? wait_ : Duration{0});
+      const bool news = message.has_value();
       while (message) {
         std::visit([&](auto& m) { take(m); }, *message);
         message = link_.receive(Duration{0});
       }
-      SLUICE_TRY_VOID(scheduler_.step());
+      // A rank of several that is parked takes no part in anything until something comes.
+      const bool parked = options_.group != nullptr && wait_ == kIdleWait && !news;
+      if (!stop_ && !parked) SLUICE_TRY_VOID(step());
       if (auto outputs = scheduler_.take_outputs(); !outputs.empty()) link_.send(OutputBatch{std::move(outputs)});
+      if (events_) publish_events();
       publish();
     }
     return {};
   }
 
  private:
+  Result<void> step() {
+    if (options_.group == nullptr) return scheduler_.step();
+    const StepPlan plan = scheduler_.plan();
+    if (plan.kind == StepPlan::Kind::kIdle) {
+      SLUICE_TRY(const auto joined, options_.group->join());
+      wait_ = wait_after(joined);
+      return {};
+    }
+    wait_ = Duration{0};
+    SLUICE_TRY(const auto logits, scheduler_.launch(plan));
+    scheduler_.commit(plan, logits);
+    return {};
+  }
+
+  void take(WakeRequest& wake) {
+    if (options_.group != nullptr) options_.group->saw_work(wake.work);
+  }
   void take(GenerateRequest& request) { scheduler_.add(std::move(request)); }
   void take(AbortRequest& request) { scheduler_.abort(request); }
   void take(ControlRequest& request) {
@@ -130,6 +166,10 @@ class Loop {
     link_.send(std::move(reply));
   }
 
+  void publish_events() {
+    if (auto events = scheduler_.take_kv_events(); !events.empty()) events_->publish(std::move(events));
+  }
+
   void publish() {
     const LoadSnapshot load = scheduler_.snapshot();
     board_.publish(options_.dp_rank, load);
@@ -146,14 +186,31 @@ class Loop {
   RankLink& link_;
   Scheduler& scheduler_;
   LoadBoard& board_;
+  KvPublisher* const events_;
   uint64_t next_log_ = 0;
+  Duration wait_ = kIdleWait;  // before the next step of a rank of several; while there is nothing to do, of another
   bool stop_ = false;
 };
 
 }  // namespace
 
-Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board) {
-  return Loop(options, link, scheduler, board).run();
+Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board,
+                           KvPublisher* events) {
+  return Loop(options, link, scheduler, board, events).run();
+}
+
+Result<void> run_follower_loop(RankLink& link, GroupRunner& group) {
+  for (Duration wait = kIdleWait;;) {
+    auto message = link.receive(wait);
+    if (!message && wait == kIdleWait) continue;  // parked
+    for (; message; message = link.receive(Duration{0})) {
+      if (const auto* wake = std::get_if<WakeRequest>(&*message)) group.saw_work(wake->work);
+      const auto* control = std::get_if<ControlRequest>(&*message);
+      if (control != nullptr && control->kind == ControlKind::kShutdown) return {};
+    }
+    SLUICE_TRY(const auto joined, group.join());
+    wait = wait_after(joined);
+  }
 }
 
 }  // namespace sluice::engine

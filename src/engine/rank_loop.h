@@ -9,6 +9,8 @@
 
 #include "base/clock.h"
 #include "base/result.h"
+#include "engine/group_runner.h"
+#include "engine/kv_publisher.h"
 #include "engine/load_board.h"
 #include "engine/messages.h"
 #include "engine/scheduler.h"
@@ -20,7 +22,7 @@ class RankLink {
  public:
   // Neither end waits for the other: what is sent before the front reads is queued.
   static Result<RankLink> connect(const std::string& input_endpoint, const std::string& output_endpoint,
-                                  int64_t dp_rank, uint64_t incarnation);
+                                  int64_t process, uint64_t incarnation);
   RankLink(RankLink&&) noexcept;
   // Waits at most a second for what was sent to reach the front.
   ~RankLink();
@@ -39,9 +41,15 @@ class RankLink {
 struct RankLoopOptions {
   int64_t dp_rank = 0;
   int64_t decode_log_interval = 40;
+  // The scheduler's runner, for a rank that steps together with others; it goes along with their steps then.
+  GroupRunner* group = nullptr;
 };
 
-// Until ControlKind::kShutdown. An error is the model's: this rank cannot go on.
-Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board);
+// Until ControlKind::kShutdown. An error is the model's: this rank cannot go on. `events`, if given, hears of the
+// prefix cache after each step.
+Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board,
+                           KvPublisher* events = nullptr);
+// Likewise, of a rank that computes what the leader of its attention group plans.
+Result<void> run_follower_loop(RankLink& link, GroupRunner& group);
 
 }  // namespace sluice::engine

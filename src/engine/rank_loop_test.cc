@@ -45,7 +45,7 @@ class RankLoopTest : public ::testing::Test {
     ASSERT_EQ(zmq_bind(pull_, (base + "-out").c_str()), 0);
     const int timeout = 20'000;
     zmq_setsockopt(pull_, ZMQ_RCVTIMEO, &timeout, sizeof(timeout));
-    auto link = RankLink::connect(base + "-in", base + "-out", /*dp_rank=*/1, /*incarnation=*/7);
+    auto link = RankLink::connect(base + "-in", base + "-out", /*process=*/1, /*incarnation=*/7);
     ASSERT_TRUE(link.ok()) << link.error().message;
     rank_ = std::thread([this, link = std::move(*link)]() mutable {
       Scheduler scheduler(
@@ -76,7 +76,7 @@ class RankLoopTest : public ::testing::Test {
       ADD_FAILURE() << "another kind of answer";
       return {};
     }
-    EXPECT_EQ(decoded->dp_rank, 1);
+    EXPECT_EQ(decoded->process, 1);
     EXPECT_EQ(decoded->incarnation, 7u);
     return std::get<T>(decoded->message);
   }

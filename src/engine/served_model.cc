@@ -1,57 +1,52 @@
 #include "engine/served_model.h"
 
-#include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "engine/tokenizer_files.h"
-#include "tensor/gguf.h"
 #include "tokenizer/files.h"
 
 namespace sluice::engine {
-namespace {
-
-namespace fs = std::filesystem;
-
-// Null where the file does not exist.
-Result<nlohmann::json> read_json(const fs::path& path) {
-  std::error_code ignored;
-  if (!fs::exists(path, ignored)) return nlohmann::json();
-  std::ifstream in(path, std::ios::binary);
-  std::ostringstream text;
-  if (in) text << in.rdbuf();
-  if (!in || in.bad()) return Error{ErrorCode::kNotFound, fmt::format("cannot read {}", path.string())};
-  auto json = nlohmann::json::parse(std::move(text).str(), nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) return Error{ErrorCode::kProtocol, fmt::format("{}: not a JSON object", path.string())};
-  return json;
-}
-
-Result<models::ModelConfig> load_config(const std::string& path) {
-  std::error_code ignored;
-  if (!fs::is_directory(path, ignored)) {
-    SLUICE_TRY(const auto file, tensor::GgufFile::open(path));
-    return models::config_from_gguf(*file);
+protocol::TemplateHabits habits_of(const tokenizer::ChatTemplate& chat_template,
+                                   const std::map<std::string, std::string>& special_tokens) {
+  using nlohmann::ordered_json;
+  const auto shows_a_call = [&](const protocol::TemplateHabits& habits) {
+    const ordered_json arguments = {{"some_key", "some value"}};
+    ordered_json call = {{"id", "call_1"}, {"type", "function"}};
+    call["function"] = {{"name", "some_function"},
+                        {"arguments", habits.text_arguments ? ordered_json(arguments.dump()) : arguments}};
+    ordered_json caller = {{"role", "assistant"}, {"content", habits.null_content ? ordered_json() : ordered_json("")}};
+    caller["tool_calls"].push_back(std::move(call));
+    ordered_json context = special_tokens;
+    context["messages"].push_back({{"role", "user"}, {"content", "Hello"}});
+    context["messages"].push_back(std::move(caller));
+    context["messages"].push_back({{"role", "tool"}, {"tool_call_id", "call_1"}, {"content", "It is so."}});
+    context["add_generation_prompt"] = true;
+    const auto rendered = chat_template.render(context);
+    // 'some_key' is how an object looks that is written as text.
+    return rendered.ok() && rendered->find("some_function") != std::string::npos &&
+           rendered->find("some value") != std::string::npos && rendered->find("'some_key'") == std::string::npos;
+  };
+  for (const bool null_content : {false, true}) {
+    for (const bool text_arguments : {false, true}) {
+      const protocol::TemplateHabits habits{.text_arguments = text_arguments, .null_content = null_content};
+      if (shows_a_call(habits)) return habits;
+    }
   }
-  SLUICE_TRY(const auto config, read_json(fs::path(path) / "config.json"));
-  if (config.is_null()) return Error{ErrorCode::kNotFound, fmt::format("{} has no config.json", path)};
-  SLUICE_TRY(const auto generation, read_json(fs::path(path) / "generation_config.json"));
-  return models::config_from_json(config, generation);
+  return {};
 }
-
-}  // namespace
 
 Result<ServedModel> load_served_model(const ServedModelFiles& files) {
   ServedModel out;
   out.name = files.name.empty() ? files.model_path : files.name;
   out.path = files.model_path;
   out.tokenizer_path = files.tokenizer_file == files.model_file ? files.model_path : files.tokenizer_file;
-  SLUICE_TRY(out.config, load_config(files.model_file));
+  SLUICE_TRY(out.config, models::load_config(files.model_file, files.config_override));
   SLUICE_TRY(out.tokenizer, load_tokenizer(files.tokenizer_file));
   SLUICE_TRY(const auto source,
              tokenizer::load_chat_template(files.tokenizer_file, *out.tokenizer, files.chat_template));
   if (!source.empty()) {
     SLUICE_TRY(out.chat_template, tokenizer::ChatTemplate::parse(source));
+    out.template_habits = habits_of(*out.chat_template, out.tokenizer->special_tokens());
   }
   return out;
 }

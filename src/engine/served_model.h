@@ -1,23 +1,26 @@
 // What the front process knows of the model: it reads names, vocabulary, template and configuration, never weights.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 
 #include "base/result.h"
 #include "models/config.h"
+#include "protocol/openai_body.h"
 #include "tokenizer/chat_template.h"
 #include "tokenizer/tokenizer.h"
 
 namespace sluice::engine {
 
 struct ServedModelFiles {
-  std::string model_path;      // --model-path as the user wrote it
-  std::string name;            // --served-model-name; empty: model_path
-  std::string model_file;      // where models/locate.h found it
-  std::string tokenizer_file;  // for engine/tokenizer_files.h
-  std::string chat_template;   // --chat-template, a file; empty: the model's own
+  std::string model_path;       // --model-path as the user wrote it
+  std::string name;             // --served-model-name; empty: model_path
+  std::string model_file;       // where models/locate.h found it
+  std::string tokenizer_file;   // for engine/tokenizer_files.h
+  std::string config_override;  // --json-model-override-args
+  std::string chat_template;    // --chat-template, a file; empty: the model's own
 };
 
 struct ServedModel {
@@ -27,7 +30,13 @@ struct ServedModel {
   models::ModelConfig config;
   std::shared_ptr<const tokenizer::Tokenizer> tokenizer;
   std::optional<tokenizer::ChatTemplate> chat_template;  // absent: the model has none
+  protocol::TemplateHabits template_habits;
 };
+
+// How a template wants earlier calls of functions: the first way in which it shows a call. `special_tokens`: its other
+// variables.
+protocol::TemplateHabits habits_of(const tokenizer::ChatTemplate& chat_template,
+                                   const std::map<std::string, std::string>& special_tokens);
 
 // kNotFound or kProtocol naming the file; kInvalidArgument with the line of a template that does not parse.
 Result<ServedModel> load_served_model(const ServedModelFiles& files);

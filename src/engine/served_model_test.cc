@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 
 namespace sluice::engine {
 namespace {
@@ -19,6 +20,28 @@ TEST(ServedModelTest, ReadsAFolder) {
   EXPECT_EQ(model->config.model_type, "llama");
   EXPECT_TRUE(model->chat_template);
   EXPECT_GT(model->tokenizer->vocab_size(), 0);
+}
+
+protocol::TemplateHabits habits(const std::string& folder) {
+  std::ifstream in(std::string(SLUICE_FIXTURES_DIR) + "/" + folder + "/tokenizer_config.json");
+  const auto source = nlohmann::json::parse(in)["chat_template"].get<std::string>();
+  return habits_of(*tokenizer::ChatTemplate::parse(source), {{"bos_token", "<s>"}, {"eos_token", "</s>"}});
+}
+
+TEST(TemplateHabitsTest, AreThoseOfThePublishedTemplates) {
+  EXPECT_FALSE(habits("tokenizer-qwen3").text_arguments);
+  EXPECT_FALSE(habits("tokenizer-qwen3").null_content);
+  EXPECT_TRUE(habits("tokenizer-deepseek_v3").text_arguments);
+  EXPECT_TRUE(habits("tokenizer-deepseek_v3").null_content);
+}
+
+TEST(TemplateHabitsTest, ATemplateThatPrintsArgumentsWantsText) {
+  const auto of = [](std::string_view source) { return habits_of(*tokenizer::ChatTemplate::parse(source), {}); };
+  const std::string call = "{{ c.function.name }} {{ c.function.arguments";
+  const std::string loop = "{% for m in messages %}{% for c in m.tool_calls or [] %}" + call;
+  EXPECT_TRUE(of(loop + " }}{% endfor %}{% endfor %}").text_arguments);
+  EXPECT_FALSE(of(loop + " | tojson }}{% endfor %}{% endfor %}").text_arguments);
+  EXPECT_FALSE(of("{{ messages[0].content }}").text_arguments) << "one that knows no calls";
 }
 
 TEST(ServedModelTest, NamesWhatIsWrong) {

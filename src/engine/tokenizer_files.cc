@@ -28,6 +28,10 @@ Result<tokenizer::Vocabulary> vocabulary_of(const tensor::GgufFile& file) {
     out.token_types.assign(types->begin(), types->end());
   }
   if (const auto* merges = file.get<std::vector<std::string>>("tokenizer.ggml.merges")) out.merges = *merges;
+  if (const auto* scores = file.get<std::vector<double>>("tokenizer.ggml.scores")) {
+    out.scores.assign(scores->begin(), scores->end());
+  }
+  out.add_space_prefix = optional_value<bool>(file, "tokenizer.ggml.add_space_prefix").value_or(true);
   out.bos_id = optional_value<int32_t>(file, "tokenizer.ggml.bos_token_id");
   out.eos_id = optional_value<int32_t>(file, "tokenizer.ggml.eos_token_id");
   out.unk_id = optional_value<int32_t>(file, "tokenizer.ggml.unknown_token_id");

@@ -176,14 +176,20 @@ TEST_P(KernelConformance, LinearDoesNotDependOnTheNumberOfThreads) {
 TEST_P(KernelConformance, EmbedCopiesRowsExactly) {
   for (const DType dtype : kDtypes) {
     for (const int64_t n : {0, 1, 7, 40}) {
-      const int64_t vocab = 50, width = between(1, 130);
-      const Stored table(dtype, draw(rng_, vocab * width));
+      const int64_t vocab = 50, width = between(1, 130), first = between(0, 20), rows = between(1, vocab - first);
+      const Stored table(dtype, draw(rng_, rows * width));
       std::vector<int32_t> ids;
       for (int64_t i = 0; i < n; ++i) ids.push_back(static_cast<int32_t>(between(0, vocab - 1)));
       std::vector<float> want(static_cast<size_t>(n * width));
       float* out = device_.put(want);
-      EmbedArgs args{
-          .table = table.bytes.data(), .dtype = dtype, .ids = ids.data(), .out = want.data(), .n = n, .width = width};
+      EmbedArgs args{.table = table.bytes.data(),
+                     .dtype = dtype,
+                     .first = first,
+                     .rows = rows,
+                     .ids = ids.data(),
+                     .out = want.data(),
+                     .n = n,
+                     .width = width};
       ref::embed(args);
       args.table = device_.put(table.bytes);
       args.ids = device_.put(ids);
@@ -225,6 +231,48 @@ TEST_P(KernelConformance, RmsNormStaysWithinItsRoundingBound) {
     expect_within(
         [&](int64_t at) { return got[at]; }, [&](int64_t at) { return want[at]; }, args.n * args.out_stride,
         [&](int64_t at) { return std::abs(want[at]) * (1.01 * units * kF32Unit + 2.01 * unit_of(args.out_dtype)); });
+  }
+}
+
+// A row whose parts are normed by the sum of the squares of all of them.
+TEST_P(KernelConformance, RmsNormOfPartsIsThatOfTheWhole) {
+  const int64_t n = 7, whole = 96, stride = 110;
+  const auto in = draw(rng_, n * stride);
+  const auto weight = draw(rng_, whole);
+  for (const DType dtype : kDtypes) {
+    Stored want(dtype, std::vector<float>(static_cast<size_t>(n * stride)));
+    RmsNormArgs args{.in = in.data(),
+                     .weight = weight.data(),
+                     .out = want.bytes.data(),
+                     .out_dtype = dtype,
+                     .n = n,
+                     .width = whole,
+                     .in_stride = stride,
+                     .out_stride = stride};
+    ref::rms_norm(args);
+
+    const float* device_in = device_.put(in);
+    std::vector<float> sums(static_cast<size_t>(n));
+    for (const auto& [first, width] : {std::pair<int64_t, int64_t>{0, 40}, {40, 56}}) {
+      float* part = device_.put(std::vector<float>(static_cast<size_t>(n), kNan));
+      device_->square_sum(device_.context(),
+                          {.in = device_in + first, .out = part, .n = n, .width = width, .in_stride = stride});
+      const auto values = device_.get(part, sums.size());
+      for (size_t i = 0; i < sums.size(); ++i) sums[i] += values[i];
+    }
+    Stored got = want;
+    char* out = device_.put(got.bytes);
+    const float* device_weight = device_.put(weight);
+    args.in = device_in + 40;
+    args.weight = device_weight + 40;
+    args.out = out + 40 * static_cast<int64_t>(tensor::block_bytes(dtype));
+    args.width = 56;
+    args.square_sums = device_.put(sums);
+    args.whole_width = whole;
+    device_->rms_norm(device_.context(), args);
+    got.bytes = device_.get(out, got.bytes.size());
+    expect_within([&](int64_t at) { return got[at]; }, [&](int64_t at) { return want[at]; }, n * stride,
+                  [&](int64_t at) { return std::abs(want[at]) * (8 * kF32Unit + 2.01 * unit_of(dtype)); });
   }
 }
 

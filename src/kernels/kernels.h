@@ -77,9 +77,11 @@ struct HeadLinearArgs {
   int64_t n_heads = 0;
 };
 struct EmbedArgs {
-  const void* table = nullptr;  // [vocab, width] of dtype
+  const void* table = nullptr;  // [rows, width] of dtype: ids first .. first + rows of the vocabulary
   DType dtype = DType::kF32;
-  const int32_t* ids = nullptr;  // [n], each in [0, vocab)
+  int64_t first = 0;
+  int64_t rows = 0;
+  const int32_t* ids = nullptr;  // [n]; one that is not in the table gives zeros
   float* out = nullptr;          // [n, width]
   int64_t n = 0;
   int64_t width = 0;
@@ -96,6 +98,18 @@ struct RmsNormArgs {
   int64_t in_stride = 0;
   int64_t out_stride = 0;
   float epsilon = 1e-6f;
+  // Where a row is a part of one that several ranks have, `whole_width` values: the sum of its squares, [n]. groups
+  // = 1.
+  const float* square_sums = nullptr;
+  int64_t whole_width = 0;
+};
+// Of each row.
+struct SquareSumArgs {
+  const float* in = nullptr;  // [n, width], rows in_stride apart
+  float* out = nullptr;       // [n]
+  int64_t n = 0;
+  int64_t width = 0;
+  int64_t in_stride = 0;
 };
 // cos and sin of the rotary angles of each token, shared by all layers of a step.
 struct RopeAnglesArgs {
@@ -234,13 +248,14 @@ struct RouteArgs {
 // A place for each pair of token and expert, so that the rows of an expert follow each other, in the order of the
 // tokens. Each expert has room for padded_rows() of them, so that all is within n_pairs + group_padding(experts) rows.
 struct SortByExpertArgs {
-  const int32_t* ids = nullptr;  // [n_pairs] each in [0, experts), or -1: of nobody
+  const int32_t* ids = nullptr;  // [n_pairs] those not in [first, first + experts) have no row here
   int32_t* starts = nullptr;     // [experts] first row
   int32_t* counts = nullptr;     // [experts] rows
-  int32_t* rows = nullptr;       // [n_pairs] row of each pair; -1 where the expert is
+  int32_t* rows = nullptr;       // [n_pairs] row of each pair; -1 where there is none
   int64_t* loads = nullptr;      // [experts] counts are added to them; null = none
   int64_t n_pairs = 0;
-  int64_t experts = 0;
+  int64_t first = 0;    // the number of the first expert
+  int64_t experts = 0;  // how many there are here
 };
 struct ScatterRowsArgs {
   const void* in = nullptr;       // [n, width] of dtype
@@ -318,6 +333,10 @@ class Backend {
   virtual bool host_visible() const = 0;
   virtual void copy_to_device(const Context& context, void* to, const void* from, size_t bytes) const = 0;
   virtual void copy_to_host(const Context& context, void* to, const void* from, size_t bytes) const = 0;
+  // Within device memory; the two do not overlap.
+  virtual void copy(const Context& context, void* to, const void* from, size_t bytes) const = 0;
+  // Zeros.
+  virtual void clear(const Context& context, void* at, size_t bytes) const = 0;
   virtual void synchronize(const Context& context) const = 0;
 
   // True if linear() takes this type here.
@@ -336,6 +355,7 @@ class Backend {
   virtual void head_linear(const Context& context, const HeadLinearArgs& args) const = 0;
   virtual void embed(const Context& context, const EmbedArgs& args) const = 0;
   virtual void rms_norm(const Context& context, const RmsNormArgs& args) const = 0;
+  virtual void square_sum(const Context& context, const SquareSumArgs& args) const = 0;
   virtual void rope_angles(const Context& context, const RopeAnglesArgs& args) const = 0;
   virtual void rope(const Context& context, const RopeArgs& args) const = 0;
   virtual void store_kv(const Context& context, const StoreKvArgs& args) const = 0;

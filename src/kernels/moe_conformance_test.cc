@@ -178,12 +178,13 @@ struct Sorted {
   int64_t experts = 0;
   std::vector<int32_t> ids, starts, counts, rows;
   std::vector<int64_t> loads;
+  int64_t first = 0;
   int64_t capacity = 0;  // rows of a buffer
   int32_t *device_starts = nullptr, *device_counts = nullptr, *device_rows = nullptr;
 };
 
-Sorted run_sort(Device& device, std::vector<int32_t> ids, int64_t experts) {
-  Sorted s{.experts = experts, .ids = std::move(ids)};
+Sorted run_sort(Device& device, std::vector<int32_t> ids, int64_t experts, int64_t first = 0) {
+  Sorted s{.experts = experts, .ids = std::move(ids), .first = first};
   const auto pairs = static_cast<int64_t>(s.ids.size());
   s.capacity = pairs + device->group_padding(experts);
   s.device_starts = device.put(std::vector<int32_t>(static_cast<size_t>(experts), -7));
@@ -196,6 +197,7 @@ Sorted run_sort(Device& device, std::vector<int32_t> ids, int64_t experts) {
                                             .rows = s.device_rows,
                                             .loads = loads,
                                             .n_pairs = pairs,
+                                            .first = first,
                                             .experts = experts});
   s.starts = device.get(s.device_starts, static_cast<size_t>(experts));
   s.counts = device.get(s.device_counts, static_cast<size_t>(experts));
@@ -216,7 +218,9 @@ std::vector<int32_t> draw_pairs(Rng& rng, int64_t n_pairs, int64_t experts, doub
 TEST_P(MoeKernelConformance, SortByExpertGivesEachItsRowsInOrderWithRoomToSpare) {
   for (const int64_t n_pairs : {0, 1, 16, 17, 40, 700}) {
     for (const int64_t experts : {1, 3, 64}) {
-      const Sorted got = run_sort(device_, draw_pairs(rng_, n_pairs, experts, 0.3), experts);
+      // Some pairs are of experts before these and after them.
+      const int64_t first = between(0, 2);
+      const Sorted got = run_sort(device_, draw_pairs(rng_, n_pairs, experts + 4, 0.3), experts, first);
       Sorted want = got;
       std::fill(want.loads.begin(), want.loads.end(), 1000);
       ref::sort_by_expert({.ids = got.ids.data(),
@@ -225,6 +229,7 @@ TEST_P(MoeKernelConformance, SortByExpertGivesEachItsRowsInOrderWithRoomToSpare)
                            .rows = want.rows.data(),
                            .loads = want.loads.data(),
                            .n_pairs = n_pairs,
+                           .first = first,
                            .experts = experts});
       EXPECT_EQ(got.counts, want.counts);
       EXPECT_EQ(got.loads, want.loads);
@@ -235,11 +240,11 @@ TEST_P(MoeKernelConformance, SortByExpertGivesEachItsRowsInOrderWithRoomToSpare)
       }
       EXPECT_LE(end, got.capacity);
       for (size_t i = 0; i < got.ids.size(); ++i) {
-        if (got.ids[i] < 0) {
+        if (got.ids[i] < first || got.ids[i] >= first + experts) {
           EXPECT_EQ(got.rows[i], -1);
           continue;
         }
-        const auto e = static_cast<size_t>(got.ids[i]);
+        const auto e = static_cast<size_t>(got.ids[i] - first);
         EXPECT_EQ(got.rows[i] - got.starts[e], want.rows[i] - want.starts[e]);
       }
     }

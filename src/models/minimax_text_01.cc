@@ -9,7 +9,6 @@
 #include "models/layers/attention.h"
 #include "models/layers/moe.h"
 #include "models/layers/ops.h"
-#include "models/layers/residual.h"
 
 namespace sluice::models {
 namespace {
@@ -36,37 +35,43 @@ std::vector<float> decay_rates(const ModelConfig& config, int64_t layer) {
 class LightningAttention final : public Block {
  public:
   LightningAttention(const ModelConfig& config, int64_t layer, WeightStore& weights, Decoder& decoder)
-      : heads_(config.num_heads),
+      : Block(Residual(fmt::format("model.layers.{}.input_layernorm.weight", layer), config,
+                       config.lightning->lightning, weights),
+              Spread::kAttention),
+        own_(parallel::part_of(config.num_heads, weights.layout().attention_tp())),
+        heads_(own_.count),
+        all_heads_(config.num_heads),
         dim_(config.head_dim),
         epsilon_(config.rms_norm_eps),
-        weights_(weights),
-        residual_(fmt::format("model.layers.{}.input_layernorm.weight", layer), config, config.lightning->lightning,
-                  weights, decoder.scratch()) {
+        weights_(weights) {
     const std::string prefix = fmt::format("model.layers.{}.self_attn.", layer);
-    const int64_t hidden = config.hidden_size, width = heads_ * dim_;
-    qkv_ = weights.linear({{prefix + "qkv_proj.weight", 3 * width}}, hidden);
-    gate_ = weights.linear({{prefix + "output_gate.weight", width}}, hidden);
-    norm_ = weights.vector({{prefix + "norm.weight", width}});
-    o_ = weights.linear({{prefix + "out_proj.weight", hidden}}, width);
-    rates_ = weights.constant(fmt::format("{}rates", prefix), decay_rates(config, layer));
+    const int64_t hidden = config.hidden_size, width = heads_ * dim_, all = all_heads_ * dim_;
+    const parallel::Slice rows{own_.first * dim_, width};
+    qkv_ = weights.linear({part(prefix + "qkv_proj.weight", 3 * all, {3 * rows.first, 3 * width})}, hidden);
+    gate_ = weights.linear({part(prefix + "output_gate.weight", all, rows)}, hidden);
+    norm_ = weights.vector({part(prefix + "norm.weight", all, rows)});
+    o_ = weights.linear({{prefix + "out_proj.weight", hidden}}, width, {.first = rows.first, .of = all});
+    const std::vector<float> rates = decay_rates(config, layer);
+    rates_ = weights.constant(fmt::format("{}rates", prefix), {rates.begin() + own_.first, rates.begin() + own_.end()});
     state_ = decoder.states().declare(width * dim_);
     Scratch& scratch = decoder.scratch();
     qkv_slot_ = scratch.declare("qkv", 3 * width * 4);
     mixed_slot_ = scratch.declare("lightning_mixed", width * 4);
     gate_slot_ = scratch.declare("lightning_gate", width * 4);
     attended_slot_ = scratch.declare("attended", width * static_cast<int64_t>(tensor::block_bytes(weights.dtype())));
+    squares_slot_ = scratch.declare("squares", 4);
   }
 
-  void forward(const kernels::Context& context, const Step& step) const override {
+  Result<void> run(const kernels::Context& context, const Step& step, const void* x, int64_t n,
+                   float* out) const override {
     const kernels::Backend& backend = *context.backend;
     const ForwardBatch& batch = step.batch;
-    const int64_t n = batch.n_tokens, width = heads_ * dim_;
+    const int64_t width = heads_ * dim_;
     auto* qkv = step.scratch.at<float>(qkv_slot_);      // [n, heads, 3, dim]
     auto* mixed = step.scratch.at<float>(mixed_slot_);  // [n, heads, dim]
     auto* gate = step.scratch.at<float>(gate_slot_);    // [n, heads * dim]
     auto* attended = step.scratch.at<void>(attended_slot_);
 
-    const void* x = residual_.enter(context, step);
     product(context, weights_, qkv_, x, qkv, n);
     product(context, weights_, gate_, x, gate, n);
     backend.lightning_attention(context, {.qkv = qkv,
@@ -79,6 +84,13 @@ class LightningAttention final : public Block {
                                           .n_seqs = batch.n_seqs,
                                           .n_heads = heads_,
                                           .head_dim = dim_});
+    const float* squares = nullptr;
+    if (heads_ < all_heads_) {
+      auto* sums = step.scratch.at<float>(squares_slot_);
+      backend.square_sum(context, {.in = mixed, .out = sums, .n = n, .width = width, .in_stride = width});
+      SLUICE_TRY_VOID(step.groups->attention_tp->all_reduce(context, parallel::Element::kF32, sums, sums, n));
+      squares = sums;
+    }
     backend.rms_norm(context, {.in = mixed,
                                .weight = weights_.address(norm_),
                                .out = mixed,
@@ -86,19 +98,22 @@ class LightningAttention final : public Block {
                                .width = width,
                                .in_stride = width,
                                .out_stride = width,
-                               .epsilon = static_cast<float>(epsilon_)});
+                               .epsilon = static_cast<float>(epsilon_),
+                               .square_sums = squares,
+                               .whole_width = all_heads_ * dim_});
     backend.sigmoid_mul(
         context, {.gate = gate, .in = mixed, .out = attended, .out_dtype = weights_.dtype(), .n = n, .width = width});
-    product(context, weights_, o_, attended, step.hidden, n, nullptr, /*accumulate=*/true);
-    residual_.leave(context, step);
+    product(context, weights_, o_, attended, out, n, nullptr, /*accumulate=*/true);
+    return {};
   }
 
  private:
+  const parallel::Slice own_;  // heads of this rank
   const int64_t heads_;
+  const int64_t all_heads_;
   const int64_t dim_;  // of a head
   const double epsilon_;
   const WeightStore& weights_;
-  const Residual residual_;
   LinearWeight qkv_;             // [heads * 3 * dim, hidden]
   LinearWeight gate_;            // [heads * dim, hidden]
   VectorWeight norm_;            // [heads * dim]
@@ -109,6 +124,7 @@ class LightningAttention final : public Block {
   Scratch::Slot mixed_slot_;     // [n, heads * dim]
   Scratch::Slot gate_slot_;      // [n, heads * dim]
   Scratch::Slot attended_slot_;  // [n, heads * dim] of dtype
+  Scratch::Slot squares_slot_;   // [n]
 };
 
 // Which layers are lightning attention; empty with an error in `fields` otherwise.

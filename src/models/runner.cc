@@ -15,7 +15,9 @@
 #include "models/family.h"
 #include "models/gguf_names.h"
 #include "models/layers/decoder.h"
+#include "models/sharding.h"
 #include "tensor/block_scaled.h"
+#include "tensor/dummy.h"
 #include "tensor/safetensors.h"
 
 namespace sluice::models {
@@ -37,24 +39,37 @@ struct Checkpoint {
   std::unique_ptr<tensor::TensorSource> source;
 };
 
-Result<Checkpoint> open_checkpoint(const std::string& path) {
+// Of published FP8 checkpoints: embedding, head and routers are not in FP8, and vectors never are.
+bool is_fp8_matrix(std::string_view name) {
+  return name.ends_with("_proj.weight") || name.ends_with(".w1.weight") || name.ends_with(".w2.weight") ||
+         name.ends_with(".w3.weight");
+}
+
+Result<Checkpoint> open_checkpoint(const RunnerOptions& options) {
+  const std::string& path = options.model_path;
   Checkpoint checkpoint;
+  SLUICE_TRY(checkpoint.config, load_config(path, options.config_override));
+  if (options.dummy_weights) {
+    const bool fp8 = checkpoint.config.fp8;
+    checkpoint.source = tensor::dummy_source([fp8](std::string_view name) { return fp8 && is_fp8_matrix(name); });
+    return checkpoint;
+  }
   if (path.ends_with(".gguf")) {
     SLUICE_TRY(auto file, tensor::GgufFile::open(path));
-    SLUICE_TRY(checkpoint.config, config_from_gguf(*file));
     checkpoint.source = gguf_source(std::move(file));
     return checkpoint;
   }
-  SLUICE_TRY(const Json config, read_json(fs::path(path) / "config.json"));
-  Json generation;
-  std::error_code ignored;
-  if (const fs::path file = fs::path(path) / "generation_config.json"; fs::exists(file, ignored)) {
-    SLUICE_TRY(generation, read_json(file));
-  }
-  SLUICE_TRY(checkpoint.config, config_from_json(config, generation));
   SLUICE_TRY(checkpoint.source, tensor::open_safetensors(path));
   if (checkpoint.config.fp8) checkpoint.source = tensor::block_scaled(std::move(checkpoint.source), 128, 128);
   return checkpoint;
+}
+
+Result<void> check_memory(const WeightStore& weights, size_t limit) {
+  if (limit == 0 || weights.bytes() <= limit) return {};
+  constexpr double kMiB = 1 << 20;
+  return Error{ErrorCode::kExhausted,
+               fmt::format("this rank's weights take {:.0f} MiB, and its share of the host's memory is {:.0f} MiB",
+                           static_cast<double>(weights.bytes()) / kMiB, static_cast<double>(limit) / kMiB)};
 }
 
 Result<kernels::DType> dtype_of(const std::string& name) {
@@ -64,14 +79,17 @@ Result<kernels::DType> dtype_of(const std::string& name) {
   return Error{ErrorCode::kBadOption, fmt::format("--dtype {} is not supported; auto, bfloat16 and float32 are", name)};
 }
 
-// What the packed weights depend on: the file as it stands, and the arithmetic.
-uint64_t weights_key(const std::string& path, kernels::DType dtype) {
+// What the packed weights depend on: the file as it stands, the arithmetic, and whose part they are.
+uint64_t weights_key(const RunnerOptions& options, kernels::DType dtype, const parallel::Layout& layout) {
+  const std::string& path = options.model_path;
   struct stat status {};
   const std::string file = path.ends_with(".gguf") ? path : path + "/config.json";
   if (::stat(file.c_str(), &status) != 0) std::memset(&status, 0, sizeof(status));
-  const std::string text = fmt::format("{}|{}|{}|{}|{}", path, static_cast<int64_t>(status.st_size),
-                                       static_cast<int64_t>(status.st_mtim.tv_sec),
-                                       static_cast<int64_t>(status.st_mtim.tv_nsec), tensor::to_string(dtype));
+  const std::string text = fmt::format(
+      "{}|{}|{}|{}|{}|{}|{}|{}/{}/{}/{}/{}{}{}", path, static_cast<int64_t>(status.st_size),
+      static_cast<int64_t>(status.st_mtim.tv_sec), static_cast<int64_t>(status.st_mtim.tv_nsec),
+      tensor::to_string(dtype), options.dummy_weights, options.config_override, layout.tp_rank, layout.tp_size,
+      layout.dp_size, layout.ep_size, static_cast<int>(layout.a2a), layout.dense_data_parallel, layout.dp_lm_head);
   return XXH64(text.data(), text.size(), 0);
 }
 
@@ -79,7 +97,7 @@ class DecoderRunner final : public Runner {
  public:
   static Result<std::unique_ptr<Runner>> load(const RunnerOptions& options,
                                               const std::function<void(double, std::string_view)>& progress) {
-    SLUICE_TRY(Checkpoint checkpoint, open_checkpoint(options.model_path));
+    SLUICE_TRY(Checkpoint checkpoint, open_checkpoint(options));
     SLUICE_TRY(const kernels::DType dtype, dtype_of(options.dtype));
     SLUICE_TRY(auto backend, kernels::make_backend(options.device, options.threads));
     if (!backend->multiplies(dtype)) {
@@ -87,13 +105,15 @@ class DecoderRunner final : public Runner {
                    fmt::format("--dtype {}: this machine has no matrix products in it; use float32", options.dtype)};
     }
     SLUICE_TRY(const FamilyRow* family, find_family(checkpoint.config.architectures[0]));
+    if (options.groups != nullptr) SLUICE_TRY_VOID(check_sharding(checkpoint.config, options.groups->layout));
 
     std::unique_ptr<DecoderRunner> runner(
         new DecoderRunner(options, std::move(backend), checkpoint.config, dtype, *checkpoint.source));
     runner->decoder_ = family->make(checkpoint.config, runner->weights_);
+    SLUICE_TRY_VOID(check_memory(runner->weights_, options.memory_bytes));
     SLUICE_TRY_VOID(runner->weights_.materialise(
         *checkpoint.source, runner->context_,
-        {.fd = options.shared_weights_fd, .key = weights_key(options.model_path, dtype)}, progress));
+        {.fd = options.shared_weights_fd, .key = weights_key(options, dtype, runner->weights_.layout())}, progress));
     SLUICE_TRY_VOID(runner->make_buffers(options.record_routing));
     runner->fill_info(options);
     return std::unique_ptr<Runner>(std::move(runner));
@@ -108,7 +128,7 @@ class DecoderRunner final : public Runner {
 
   Result<void> allocate_kv(const KvPlan& plan) override {
     SLUICE_TRY_VOID(decoder_->kv().allocate(plan.slots));
-    SLUICE_TRY_VOID(decoder_->states().allocate(plan.table_rows));
+    SLUICE_TRY_VOID(decoder_->states().allocate(plan.table_rows + plan.kept_states));
     table_width_ = plan.table_width;
     table_.assign(static_cast<size_t>(plan.table_rows) * static_cast<size_t>(plan.table_width), 0);
     device_table_ = table_.data();
@@ -123,18 +143,32 @@ class DecoderRunner final : public Runner {
 
   Result<std::span<const float>> forward(const StepBatch& batch) override {
     ForwardBatch staged = stage(batch);
-    last_tokens_ = staged.n_tokens;
-    const float* logits = decoder_->forward(context_, staged);
-    const size_t count = batch.logit_rows.size() * static_cast<size_t>(config_.vocab_size);
-    if (backend_->host_visible()) {
-      backend_->synchronize(context_);
-      return std::span<const float>(logits, count);
+    const parallel::Layout& layout = weights_.layout();
+    const bool own_tokens = layout.a2a != parallel::MoeAllToAll::kNone;
+    last_first_ = 0;
+    if (layout.dp_attention() && !own_tokens) {
+      const auto before = static_cast<size_t>(layout.attention_dp().rank);
+      for (const int64_t tokens : batch.group_tokens.first(before)) last_first_ += tokens;
     }
-    host_logits_.resize(count);
-    backend_->copy_to_host(context_, host_logits_.data(), logits, count * sizeof(float));
+    last_tokens_ = own_tokens ? parallel::part_of(staged.n_tokens, layout.attention_tp()).count : staged.n_tokens;
+    SLUICE_TRY(const Logits logits, decoder_->forward(context_, staged));
+    if (logits.widths.empty()) {
+      backend_->synchronize(context_);
+      return std::span<const float>();
+    }
+    const size_t count = batch.logit_rows.size() * static_cast<size_t>(config_.vocab_size);
+    const float* values = logits.values;
+    if (!backend_->host_visible()) {
+      host_logits_.resize(count);
+      backend_->copy_to_host(context_, host_logits_.data(), values, count * sizeof(float));
+      values = host_logits_.data();
+    }
     backend_->synchronize(context_);
-    return std::span<const float>(host_logits_);
+    if (logits.widths.size() == 1) return std::span<const float>(values, count);
+    return joined(logits.widths, values, staged.n_logits);
   }
+
+  void copy_state(int32_t from, int32_t to) override { decoder_->states().copy(context_, from, to); }
 
   std::vector<std::vector<int64_t>> expert_loads() const override {
     const RoutingRecord& routing = decoder_->routing();
@@ -151,8 +185,8 @@ class DecoderRunner final : public Runner {
     const RoutingRecord& record = decoder_->routing();
     Routing routing{.layers = record.layers(), .top_k = record.top_k()};
     for (int64_t layer = 0; layer < routing.layers && record.chosen({layer}) != nullptr; ++layer) {
-      const auto experts = to_host(record.chosen({layer}), last_tokens_ * routing.top_k);
-      const auto margins = to_host(record.margins({layer}), last_tokens_);
+      const auto experts = to_host(record.chosen({layer}) + last_first_ * routing.top_k, last_tokens_ * routing.top_k);
+      const auto margins = to_host(record.margins({layer}) + last_first_, last_tokens_);
       routing.experts.insert(routing.experts.end(), experts.begin(), experts.end());
       routing.margins.insert(routing.margins.end(), margins.begin(), margins.end());
     }
@@ -168,7 +202,20 @@ class DecoderRunner final : public Runner {
         backend_(std::move(backend)),
         stream_(backend_->make_stream()),
         context_{backend_.get(), stream_.get()},
-        weights_(*backend_, dtype, &source) {}
+        weights_(*backend_, dtype, &source, options.groups) {}
+
+  // Rows of whole logits of `rows` in pieces.
+  std::span<const float> joined(std::span<const int64_t> widths, const float* pieces, int64_t rows) {
+    joined_logits_.resize(static_cast<size_t>(rows * config_.vocab_size));
+    int64_t first = 0;
+    for (const int64_t width : widths) {
+      for (int64_t row = 0; row < rows; ++row, pieces += width) {
+        std::copy_n(pieces, width, joined_logits_.data() + row * config_.vocab_size + first);
+      }
+      first += width;
+    }
+    return joined_logits_;
+  }
 
   template <class T>
   std::vector<T> to_host(const T* device, int64_t count) const {
@@ -182,7 +229,8 @@ class DecoderRunner final : public Runner {
 
   Result<void> make_buffers(bool record_routing) {
     SLUICE_TRY_VOID(decoder_->allocate(max_tokens_));
-    SLUICE_TRY_VOID(decoder_->routing().allocate(context_, max_tokens_, record_routing));
+    // A router may get the tokens of all attention groups.
+    SLUICE_TRY_VOID(decoder_->routing().allocate(context_, max_tokens_ * weights_.layout().dp_size, record_routing));
     staged_bytes_ = static_cast<size_t>(4 * max_tokens_ + 3 * max_seqs_ + 1) * sizeof(int32_t);
     SLUICE_TRY(void* memory, backend_->allocate(staged_bytes_));
     staged_ = static_cast<int32_t*>(memory);
@@ -239,6 +287,8 @@ class DecoderRunner final : public Runner {
     staged.table_rows = put(batch.table_rows);
     staged.slot_table = device_table_;
     staged.table_width = table_width_;
+    staged.group_tokens = batch.group_tokens;
+    staged.group_logits = batch.group_logits;
     backend_->copy_to_device(context_, staged_, host_staged_.data(), used * sizeof(int32_t));
     if (!backend_->host_visible()) {
       for (size_t i = 0; i < batch.seq_lens.size(); ++i) {
@@ -262,14 +312,42 @@ class DecoderRunner final : public Runner {
   std::vector<int32_t> table_;
   int32_t* device_table_ = nullptr;
   int64_t table_width_ = 0;
-  int64_t last_tokens_ = 0;  // of the last step
+  // Of the last step: this group's tokens, or this rank's part of them, among those that routers got.
+  int64_t last_first_ = 0;
+  int64_t last_tokens_ = 0;
   std::vector<int32_t> host_staged_;
   int32_t* staged_ = nullptr;
   size_t staged_bytes_ = 0;
   std::vector<float> host_logits_;
+  std::vector<float> joined_logits_;
 };
 
 }  // namespace
+
+Result<ModelConfig> load_config(const std::string& path, const std::string& override_json) {
+  if (path.ends_with(".gguf")) {
+    if (!override_json.empty()) {
+      return Error{ErrorCode::kBadOption, "--json-model-override-args: a GGUF file has no config.json to override"};
+    }
+    SLUICE_TRY(const auto file, tensor::GgufFile::open(path));
+    return config_from_gguf(*file);
+  }
+  SLUICE_TRY(Json config, read_json(fs::path(path) / "config.json"));
+  if (!override_json.empty()) {
+    const Json by = Json::parse(override_json, nullptr, /*allow_exceptions=*/false);
+    if (!by.is_object()) {
+      return Error{ErrorCode::kBadOption,
+                   fmt::format("--json-model-override-args: '{}' is no JSON object", override_json)};
+    }
+    config.merge_patch(by);
+  }
+  Json generation;
+  std::error_code ignored;
+  if (const fs::path file = fs::path(path) / "generation_config.json"; fs::exists(file, ignored)) {
+    SLUICE_TRY(generation, read_json(file));
+  }
+  return config_from_json(config, generation);
+}
 
 Result<std::unique_ptr<Runner>> load_runner(const RunnerOptions& options,
                                             const std::function<void(double, std::string_view)>& progress) {

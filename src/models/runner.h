@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "parallel/groups.h"
 
 namespace sluice::models {
 
@@ -23,12 +24,16 @@ struct StepBatch {
   std::span<const int32_t> seq_lens;     // [n_seqs] tokens of sequence i after this step, cached prefix included
   std::span<const int32_t> table_rows;   // [n_seqs] row of the slot table that belongs to sequence i
   std::span<const int32_t> logit_rows;   // [n_logits] rows of the batch whose logits are wanted, ascending
+  // With DP attention, of each attention group, equal on all ranks of a step: its tokens and its logits.
+  std::span<const int64_t> group_tokens;
+  std::span<const int64_t> group_logits;
 };
 
 struct KvPlan {
-  int64_t slots = 0;        // tokens that the pool holds; slot 0 is a dummy for padded rows, so slots - 1 are usable
+  int64_t slots = 0;        // tokens that the pool holds; slot 0 is a dummy for padded rows and not used
   int32_t table_rows = 0;   // sequences that may be in flight at once
   int32_t table_width = 0;  // longest sequence, in tokens
+  int32_t kept_states = 0;  // of prefixes; their rows come after the `table_rows` of sequences
 };
 
 // What the rest of the engine needs to know of a model.
@@ -43,7 +48,7 @@ struct ModelInfo {
   std::optional<int32_t> bos_token_id;
   std::string dtype;  // arithmetic of the matrix products: "bf16" or "f32"
   size_t kv_bytes_per_token = 0;
-  size_t state_bytes_per_sequence = 0;  // kept of a sequence whatever its length; not 0: no prefix can be shared
+  size_t state_bytes_per_sequence = 0;  // kept of a sequence whatever its length, such as lightning attention's
   size_t weight_bytes = 0;              // packed weights that this rank maps
   // Sampling defaults of generation_config.json, where given.
   std::optional<double> temperature, top_p, min_p, repetition_penalty;
@@ -70,12 +75,17 @@ class Runner {
   // p of the sequence that owns row r. The scheduler writes it; forward() reads rows up to seq_lens. Valid after
   // allocate_kv.
   virtual std::span<int32_t> slot_table() = 0;
-  // Runs one step. Returns float32 logits [n_logits, vocab_size] in host memory, valid until the next call. K and V of
-  // all rows are in the pool afterwards. Fails only for reasons outside the program (a device fault).
+  // Runs one step, on all ranks of the instance at once. Returns float32 logits [n_logits, vocab_size] in host memory,
+  // valid until the next call; none on a rank that does not lead its attention group. K and V of all rows are in the
+  // pool afterwards. Fails only for reasons outside the program: a device fault, another rank that is gone.
   virtual Result<std::span<const float>> forward(const StepBatch& batch) = 0;
+  // Copies the states of one row to another one, for models that have some: a sequence in row `to` goes on where that
+  // of row `from` is. Rows of kept states are table_rows .. table_rows + kept_states - 1.
+  virtual void copy_state(int32_t from, int32_t to) { (void)from, (void)to; }
   // Tokens that each expert got since the start, [layers with experts][experts]; empty for a model without.
   virtual std::vector<std::vector<int64_t>> expert_loads() const { return {}; }
-  // Of the last step; with RunnerOptions::record_routing.
+  // Of the last step; with RunnerOptions::record_routing. Where experts are reached by deepep, of this rank's part of
+  // its attention group's tokens.
   virtual Routing last_routing() const { return {}; }
   // With RunnerOptions::record_routing: the next step's tokens go to `routing.experts` whatever the routers choose, so
   // that two runs can be compared beyond a near tie. last_routing() still says what they chose. An empty one ends it.
@@ -90,7 +100,12 @@ struct RunnerOptions {
   int64_t max_step_tokens = 8192;         // largest n_tokens of a step
   int64_t max_step_seqs = 256;            // largest n_seqs, and n_logits unless input logprobs are asked for
   std::optional<int64_t> context_length;  // overrides the model's
+  std::string config_override;            // as in load_config()
+  bool dummy_weights = false;             // of the configured shapes, read from no file
+  size_t memory_bytes = 0;                // what the weights may take; 0 = no limit
   bool record_routing = false;            // keep the routers' choices of the last step
+  // This rank's part of an instance; they outlive the runner. Null: it has the whole model.
+  const parallel::Groups* groups = nullptr;
   int shared_weights_fd = -1;  // memfd shared by the ranks of one host: the first one packs into it, the others map it
 };
 

@@ -57,6 +57,7 @@ void add_scores(ordered_json& meta, const std::string& side, const std::vector<P
 }
 
 ordered_json matched_stop(const Finish& finish) {
+  if (finish.calls) return nullptr;
   if (finish.kind == Finish::Kind::kStopToken) return finish.matched_token;
   if (finish.kind == Finish::Kind::kStopString) return finish.matched_string;
   return nullptr;
@@ -80,6 +81,28 @@ ordered_json byte_list(std::string_view bytes) {
 int64_t characters(std::string_view bytes) {
   return std::count_if(bytes.begin(), bytes.end(),
                        [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
+}
+
+ordered_json text_or_null(const std::string& text) { return text.empty() ? ordered_json() : ordered_json(text); }
+
+ordered_json call_json(const ToolCall& call) {
+  ordered_json out = {{"index", call.index}};
+  auto function = ordered_json::object();
+  if (!call.name.empty()) {
+    out["id"] = call.id;
+    out["type"] = "function";
+    function["name"] = call.name;
+  }
+  function["arguments"] = call.arguments;
+  out["function"] = std::move(function);
+  return out;
+}
+
+ordered_json calls_or_null(const std::vector<ToolCall>& calls) {
+  if (calls.empty()) return nullptr;
+  auto out = ordered_json::array();
+  for (const auto& call : calls) out.push_back(call_json(call));
+  return out;
 }
 
 std::string whole_answer(const OpenAiFormat& format, std::string_view object, ordered_json choices,
@@ -144,7 +167,7 @@ ordered_json usage_json(const Usage& usage, bool report_cached) {
                       {"completion_tokens", usage.completion_tokens}};
   out["prompt_tokens_details"] =
       report_cached && usage.cached_tokens > 0 ? ordered_json{{"cached_tokens", usage.cached_tokens}} : ordered_json();
-  out["reasoning_tokens"] = 0;
+  out["reasoning_tokens"] = usage.reasoning_tokens;
   return out;
 }
 
@@ -154,7 +177,7 @@ ordered_json openai_finish_reason(const Finish& finish) {
       return nullptr;
     case Finish::Kind::kStopToken:
     case Finish::Kind::kStopString:
-      return "stop";
+      return finish.calls ? "tool_calls" : "stop";
     case Finish::Kind::kLength:
       return "length";
     case Finish::Kind::kAbort:
@@ -218,9 +241,14 @@ std::string completion_answer(const OpenAiFormat& format, ordered_json choices, 
   return whole_answer(format, "text_completion", std::move(choices), usage);
 }
 
-ordered_json chat_choice(size_t index, std::string_view text, ordered_json logprobs, const Finish& finish) {
+ordered_json chat_choice(size_t index, const ChatParts& parts, ordered_json logprobs, const Finish& finish) {
   ordered_json out = {{"index", index}};
-  out["message"] = {{"role", "assistant"}, {"content", text}, {"reasoning_content", nullptr}, {"tool_calls", nullptr}};
+  ordered_json message = {{"role", "assistant"}};
+  const bool nothing_else = parts.reasoning.empty() && parts.calls.empty();
+  message["content"] = nothing_else ? ordered_json(parts.content) : text_or_null(parts.content);
+  message["reasoning_content"] = text_or_null(parts.reasoning);
+  message["tool_calls"] = calls_or_null(parts.calls);
+  out["message"] = std::move(message);
   out["logprobs"] = std::move(logprobs);
   out["finish_reason"] = openai_finish_reason(finish);
   out["matched_stop"] = matched_stop(finish);
@@ -239,15 +267,16 @@ std::string completion_chunk(const OpenAiFormat& format, ordered_json choice, co
   return dump(out);
 }
 
-std::string chat_chunk(const OpenAiFormat& format, size_t index, ChatDelta kind, std::string_view text,
+std::string chat_chunk(const OpenAiFormat& format, size_t index, ChatDelta kind, const ChatParts& parts,
                        ordered_json logprobs, const Finish& finish, const Usage* usage) {
   auto out = head(format, kChunkObject);
   ordered_json choice = {{"index", index}};
   auto delta = ordered_json::object();
   delta["role"] = kind == ChatDelta::kRole ? ordered_json("assistant") : ordered_json();
-  delta["content"] = kind == ChatDelta::kFinish ? ordered_json() : ordered_json(text);
-  delta["reasoning_content"] = nullptr;
-  delta["tool_calls"] = nullptr;
+  const bool other = kind == ChatDelta::kFinish || !parts.reasoning.empty() || !parts.calls.empty();
+  delta["content"] = other ? text_or_null(parts.content) : ordered_json(parts.content);
+  delta["reasoning_content"] = text_or_null(parts.reasoning);
+  delta["tool_calls"] = calls_or_null(parts.calls);
   choice["delta"] = std::move(delta);
   choice["logprobs"] = std::move(logprobs);
   choice["finish_reason"] = kind == ChatDelta::kFinish ? openai_finish_reason(finish) : ordered_json();

@@ -18,6 +18,7 @@ struct Finish {
   int64_t length = 0;   // kLength: tokens generated
   std::string message;  // kAbort
   int status = 0;       // kAbort: 400, 500 or 503; 0 = the client asked for it
+  bool calls = false;   // a chat that stopped after calls of functions
 };
 
 // A token with its log-probability. `text` is what it decodes to by itself, `bytes` what it adds to the output.
@@ -70,6 +71,7 @@ struct Usage {
   int64_t prompt_tokens = 0;
   int64_t completion_tokens = 0;
   int64_t cached_tokens = 0;
+  int64_t reasoning_tokens = 0;  // of the completion
 };
 struct OpenAiFormat {
   std::string id;
@@ -80,7 +82,7 @@ struct OpenAiFormat {
   bool logprobs = false;
 };
 nlohmann::ordered_json usage_json(const Usage& usage, bool report_cached);
-// "stop", "length", "abort" or null.
+// "stop", "tool_calls", "length", "abort" or null.
 nlohmann::ordered_json openai_finish_reason(const Finish& finish);
 
 // Logprobs of some tokens in the form of completions. `offset`: characters before the first of them in the text.
@@ -93,13 +95,27 @@ std::string completion_answer(const OpenAiFormat& format, nlohmann::ordered_json
 nlohmann::ordered_json completion_choice(size_t index, std::string_view text, nlohmann::ordered_json logprobs,
                                          const Finish& finish);
 std::string chat_answer(const OpenAiFormat& format, nlohmann::ordered_json choices, const Usage& usage);
-nlohmann::ordered_json chat_choice(size_t index, std::string_view text, nlohmann::ordered_json logprobs,
+// A call of a function, or more of one: then `id` and `name` are empty.
+struct ToolCall {
+  size_t index = 0;
+  std::string id;
+  std::string name;
+  std::string arguments;
+};
+// What a chat's text consists of.
+struct ChatParts {
+  std::string content;
+  std::string reasoning;
+  std::vector<ToolCall> calls;
+  bool empty() const { return content.empty() && reasoning.empty() && calls.empty(); }
+};
+nlohmann::ordered_json chat_choice(size_t index, const ChatParts& parts, nlohmann::ordered_json logprobs,
                                    const Finish& finish);
 
 // Stream chunks, as JSON text for one SSE event each. `usage` may be null: the member is then null, as in the runtime.
 std::string completion_chunk(const OpenAiFormat& format, nlohmann::ordered_json choice, const Usage* usage);
-enum class ChatDelta { kRole, kContent, kFinish };
-std::string chat_chunk(const OpenAiFormat& format, size_t index, ChatDelta kind, std::string_view text,
+enum class ChatDelta { kRole, kParts, kFinish };
+std::string chat_chunk(const OpenAiFormat& format, size_t index, ChatDelta kind, const ChatParts& parts,
                        nlohmann::ordered_json logprobs, const Finish& finish, const Usage* usage);
 // The last chunk of a stream with include_usage: no choices.
 std::string usage_chunk(const OpenAiFormat& format, std::string_view object, const Usage& usage);

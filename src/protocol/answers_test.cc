@@ -71,7 +71,7 @@ const OpenAiFormat kFormat{.id = "x", .model = "m", .created = 7, .weight_versio
 
 TEST(ChatAnswerTest, HasTheRuntimesShape) {
   auto choices = nlohmann::ordered_json::array();
-  choices.push_back(chat_choice(0, "hi", nullptr, {.kind = Finish::Kind::kStopToken, .matched_token = 2}));
+  choices.push_back(chat_choice(0, {.content = "hi"}, nullptr, {.kind = Finish::Kind::kStopToken, .matched_token = 2}));
   EXPECT_EQ(chat_answer(kFormat, choices, {.prompt_tokens = 3, .completion_tokens = 2, .cached_tokens = 1}),
             R"({"id":"x","object":"chat.completion","created":7,"model":"m","choices":[{"index":0,"message":)"
             R"({"role":"assistant","content":"hi","reasoning_content":null,"tool_calls":null},"logprobs":null,)"
@@ -81,15 +81,15 @@ TEST(ChatAnswerTest, HasTheRuntimesShape) {
 }
 
 TEST(ChatAnswerTest, ChunksNameUnsetMembers) {
-  EXPECT_EQ(chat_chunk(kFormat, 0, ChatDelta::kRole, "", nullptr, {}, nullptr),
+  EXPECT_EQ(chat_chunk(kFormat, 0, ChatDelta::kRole, {}, nullptr, {}, nullptr),
             R"({"id":"x","object":"chat.completion.chunk","created":7,"model":"m","choices":[{"index":0,"delta":)"
             R"({"role":"assistant","content":"","reasoning_content":null,"tool_calls":null},"logprobs":null,)"
             R"("finish_reason":null,"matched_stop":null}],"usage":null})");
-  EXPECT_EQ(chat_chunk(kFormat, 1, ChatDelta::kContent, "a\"b", nullptr, {}, nullptr),
+  EXPECT_EQ(chat_chunk(kFormat, 1, ChatDelta::kParts, {.content = "a\"b"}, nullptr, {}, nullptr),
             R"({"id":"x","object":"chat.completion.chunk","created":7,"model":"m","choices":[{"index":1,"delta":)"
             R"({"role":null,"content":"a\"b","reasoning_content":null,"tool_calls":null},"logprobs":null,)"
             R"("finish_reason":null,"matched_stop":null}],"usage":null})");
-  EXPECT_EQ(chat_chunk(kFormat, 0, ChatDelta::kFinish, "", nullptr,
+  EXPECT_EQ(chat_chunk(kFormat, 0, ChatDelta::kFinish, {}, nullptr,
                        {.kind = Finish::Kind::kStopString, .matched_string = "."}, nullptr),
             R"({"id":"x","object":"chat.completion.chunk","created":7,"model":"m","choices":[{"index":0,"delta":)"
             R"({"role":null,"content":null,"reasoning_content":null,"tool_calls":null},"logprobs":null,)"

@@ -100,20 +100,30 @@ Result<std::string> flatten(const ordered_json& content, size_t index) {
   return out;
 }
 
-// Clients send a call's arguments as JSON text; templates expect the object.
-void open_arguments(ordered_json& message) {
+// Clients send a call's arguments as JSON text.
+void write_arguments(ordered_json& message, const TemplateHabits& habits) {
   const auto calls = message.find("tool_calls");
   if (calls == message.end() || !calls->is_array()) return;
   for (auto& call : *calls) {
     if (!call.is_object() || !call.contains("function") || !call["function"].is_object()) continue;
     auto& function = call["function"];
-    if (!function.contains("arguments") || !function["arguments"].is_string()) continue;
-    auto parsed = parse_object(function["arguments"].get<std::string>());
-    if (parsed.ok()) function["arguments"] = std::move(*parsed);
+    const auto arguments = function.find("arguments");
+    if (arguments == function.end()) continue;
+    if (habits.text_arguments) {
+      if (!arguments->is_string()) *arguments = dump(*arguments);
+    } else if (arguments->is_string()) {
+      auto parsed = parse_object(arguments->get<std::string>());
+      if (parsed.ok()) *arguments = std::move(*parsed);
+    }
   }
 }
 
-Result<ordered_json> read_messages(const ordered_json& messages) {
+bool is_all_calls(const ordered_json& message, const ordered_json& content) {
+  const auto calls = message.find("tool_calls");
+  return content.is_null() && calls != message.end() && calls->is_array() && !calls->empty();
+}
+
+Result<ordered_json> read_messages(const ordered_json& messages, const TemplateHabits& habits) {
   const Error wrong{ErrorCode::kInvalidArgument, "messages must be a list of at least one message"};
   if (!messages.is_array() || messages.empty() || messages.size() > kMaxMessages) return wrong;
   ordered_json out = ordered_json::array();
@@ -125,9 +135,10 @@ Result<ordered_json> read_messages(const ordered_json& messages) {
     if (!message.contains("role") || !message["role"].is_string()) {
       return Error{ErrorCode::kInvalidArgument, fmt::format("messages[{}].role must be a string", i)};
     }
-    SLUICE_TRY(auto content, flatten(message.value("content", ordered_json()), i));
-    message["content"] = std::move(content);
-    open_arguments(message);
+    const auto sent = message.value("content", ordered_json());
+    SLUICE_TRY(auto content, flatten(sent, i));
+    message["content"] = habits.null_content && is_all_calls(message, sent) ? ordered_json() : ordered_json(content);
+    write_arguments(message, habits);
     out.push_back(std::move(message));
   }
   return out;
@@ -168,7 +179,8 @@ std::string take_final(Fields& fields, ordered_json& messages) {
     fields.fail("continue_final_message needs a last message of role assistant");
     return "";
   }
-  auto text = messages.back()["content"].get<std::string>();
+  const auto& content = messages.back()["content"];
+  auto text = content.is_string() ? content.get<std::string>() : std::string();
   messages.erase(messages.size() - 1);
   return text;
 }
@@ -198,7 +210,8 @@ Result<CompletionBody> parse_completion_body(std::string_view text, const Sampli
   return out;
 }
 
-Result<ChatBody> parse_chat_body(std::string_view text, const SamplingDefaults& defaults) {
+Result<ChatBody> parse_chat_body(std::string_view text, const SamplingDefaults& defaults,
+                                 const TemplateHabits& habits) {
   SLUICE_TRY(const auto json, parse_object(text));
   Fields fields(json);
   ChatBody out;
@@ -215,9 +228,9 @@ Result<ChatBody> parse_chat_body(std::string_view text, const SamplingDefaults& 
   out.top_logprobs = fields.integer("top_logprobs", 0, {.min = 0, .max = kMaxTopLogprobs});
   if (out.top_logprobs > 0 && !out.logprobs) fields.fail("top_logprobs needs logprobs to be true");
   fields.text("user");
-  fields.boolean("parallel_tool_calls", true);
-  fields.boolean("separate_reasoning", true);
-  fields.boolean("stream_reasoning", true);
+  out.parallel_tool_calls = fields.boolean("parallel_tool_calls", true);
+  out.separate_reasoning = fields.boolean("separate_reasoning", true);
+  out.stream_reasoning = fields.boolean("stream_reasoning", true);
   fields.refuse("return_cached_tokens_details", "there is one cache level; see prompt_tokens_details", "false");
   refuse_format(fields);
   if (const auto* ids = fields.find("input_ids")) {
@@ -227,25 +240,28 @@ Result<ChatBody> parse_chat_body(std::string_view text, const SamplingDefaults& 
   auto context = ordered_json::object();
   const auto* messages = fields.find("messages");
   if (messages != nullptr || !out.input_ids) {
-    auto read = read_messages(messages == nullptr ? ordered_json() : *messages);
+    auto read = read_messages(messages == nullptr ? ordered_json() : *messages, habits);
     if (!read.ok()) return fields.ok() ? std::move(read).error() : fields.error();
     context["messages"] = std::move(*read);
     out.prefix = take_final(fields, context["messages"]);
   }
-  context["add_generation_prompt"] = true;
+  context["add_generation_prompt"] = fields.boolean("add_generation_prompt", true);
   read_template_fields(fields, context);
+  if (const auto tools = context.find("tools"); tools != context.end() && tools->is_array()) {
+    out.tools = std::make_shared<const ordered_json>(*tools);
+  }
   out.template_context = std::make_shared<const ordered_json>(std::move(context));
   if (!fields.ok()) return fields.error();
   return out;
 }
 
-Result<TokenizeBody> parse_tokenize_body(std::string_view text) {
+Result<TokenizeBody> parse_tokenize_body(std::string_view text, const TemplateHabits& habits) {
   SLUICE_TRY(const auto json, parse_object(text));
   Fields fields(json);
   TokenizeBody out;
   out.add_special_tokens = fields.boolean("add_special_tokens", true);
   if (const auto* messages = fields.find("messages")) {
-    SLUICE_TRY(auto read, read_messages(*messages));
+    SLUICE_TRY(auto read, read_messages(*messages, habits));
     auto context = ordered_json::object();
     context["messages"] = std::move(read);
     context["add_generation_prompt"] = fields.boolean("add_generation_prompt", true);

@@ -33,6 +33,12 @@ struct CompletionBody {
 // `defaults`: what the model's generation config says.
 Result<CompletionBody> parse_completion_body(std::string_view text, const SamplingDefaults& defaults);
 
+// How a model's chat template wants earlier calls of functions; the templates differ.
+struct TemplateHabits {
+  bool text_arguments = false;  // arguments as JSON text, not as an object
+  bool null_content = false;    // a message that is nothing but calls has content null, not ""
+};
+
 struct ChatBody {
   std::string model = "default";
   // What the chat template is rendered with: messages (content flattened to text), tools where given, the members of
@@ -46,8 +52,14 @@ struct ChatBody {
   Routing routing;
   bool logprobs = false;
   int64_t top_logprobs = 0;
+  // The functions that may be called; null where none are offered, or tool_choice is none.
+  std::shared_ptr<const nlohmann::ordered_json> tools;
+  bool parallel_tool_calls = true;  // false: one call at most
+  bool separate_reasoning = true;   // false: reasoning stays in the text
+  bool stream_reasoning = true;     // false: reasoning comes in one piece
 };
-Result<ChatBody> parse_chat_body(std::string_view text, const SamplingDefaults& defaults);
+Result<ChatBody> parse_chat_body(std::string_view text, const SamplingDefaults& defaults,
+                                 const TemplateHabits& habits = {});
 
 struct TokenizeBody {
   std::vector<std::string> prompts;
@@ -55,7 +67,7 @@ struct TokenizeBody {
   bool add_special_tokens = true;
   std::shared_ptr<const nlohmann::ordered_json> template_context;  // messages in place of a prompt
 };
-Result<TokenizeBody> parse_tokenize_body(std::string_view text);
+Result<TokenizeBody> parse_tokenize_body(std::string_view text, const TemplateHabits& habits = {});
 
 struct DetokenizeBody {
   std::vector<std::vector<int32_t>> tokens;

@@ -66,6 +66,43 @@ TEST(ChatBodyTest, FlattensTextPartsAndOpensArguments) {
   EXPECT_FALSE(body->sampling.max_new_tokens);
 }
 
+TEST(ChatBodyTest, WritesCallsAsTheTemplateWantsThem) {
+  const std::string messages =
+      R"({"messages":[{"role":"user","content":null},{"role":"assistant","content":null,"tool_calls":)"
+      R"([{"function":{"name":"f","arguments":"{\"z\": 1}"}},{"function":{"name":"g","arguments":{"a":2}}}]}]})";
+  const auto body = parse_chat_body(messages, {}, {.text_arguments = true, .null_content = true});
+  ASSERT_TRUE(body.ok());
+  EXPECT_EQ(
+      (*body->template_context)["messages"].dump(),
+      R"([{"role":"user","content":""},{"role":"assistant","content":null,"tool_calls":)"
+      R"([{"function":{"name":"f","arguments":"{\"z\": 1}"}},{"function":{"name":"g","arguments":"{\"a\":2}"}}]}])");
+}
+
+TEST(ChatBodyTest, LeavesOutTheGenerationPromptWhereAsked) {
+  const auto body =
+      parse_chat_body(R"({"messages":[{"role":"user","content":"a"}],"add_generation_prompt":false})", {});
+  ASSERT_TRUE(body.ok());
+  EXPECT_EQ((*body->template_context)["add_generation_prompt"], false);
+  EXPECT_NE(chat_error(R"({"messages":[{"role":"user","content":"a"}],"add_generation_prompt":1})")
+                .find("add_generation_prompt"),
+            std::string::npos);
+}
+
+TEST(ChatBodyTest, ReadsHowToAnswerWithToolsAndReasoning) {
+  const std::string head =
+      R"({"messages":[{"role":"user","content":"a"}],"tools":[{"type":"function","function":{"name":"f"}}])";
+  const auto body = parse_chat_body(
+      head + R"(,"parallel_tool_calls":false,"separate_reasoning":false,"stream_reasoning":false})", {});
+  ASSERT_TRUE(body.ok());
+  ASSERT_TRUE(body->tools);
+  EXPECT_EQ((*body->tools)[0]["function"]["name"], "f");
+  EXPECT_FALSE(body->parallel_tool_calls || body->separate_reasoning || body->stream_reasoning);
+  const auto plain = parse_chat_body(head + R"(,"tool_choice":"none"})", {});
+  ASSERT_TRUE(plain.ok());
+  EXPECT_FALSE(plain->tools);
+  EXPECT_TRUE(plain->parallel_tool_calls && plain->separate_reasoning && plain->stream_reasoning);
+}
+
 TEST(ChatBodyTest, TheModelsDefaultsStandWhereNothingIsSaid) {
   const SamplingDefaults defaults{.temperature = 0.6, .top_p = 0.9, .top_k = 20};
   const auto body = parse_chat_body(R"({"messages":[{"role":"user","content":"a"}],"top_p":1})", defaults);

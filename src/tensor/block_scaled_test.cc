@@ -43,18 +43,18 @@ std::map<std::string, Plain> sample() {
 
 std::string refusal(std::map<std::string, Plain> tensors) {
   const auto source = block_scaled(std::make_unique<Source>(std::move(tensors)), 2, 4);
-  const auto found = find_shaped(*source, "a.weight", {3, 5});
+  const auto found = source->find_shaped("a.weight", {3, 5});
   return found.ok() ? "(accepted)" : found.error().message;
 }
 
 TEST(BlockScaledTest, EachValueIsTimesTheScaleOfItsBlock) {
   const auto source = block_scaled(std::make_unique<Source>(sample()), 2, 4);
-  const auto tensor = find_shaped(*source, "a.weight", {3, 5});
+  const auto tensor = source->find_shaped("a.weight", {3, 5});
   ASSERT_TRUE(tensor.ok()) << tensor.error().message;
   std::vector<float> values(10);
   tensor->read_rows(1, 2, values.data());
   EXPECT_EQ(values, (std::vector<float>{1, 1, 1, 1, 2, 3, 3, 3, 3, 4}));
-  EXPECT_FALSE(find_shaped(*source, "plain.weight", {1})->scales.has_value());
+  EXPECT_FALSE(source->find_shaped("plain.weight", {1})->scales.has_value());
 }
 
 TEST(BlockScaledTest, WhatIsWrongWithScalesIsNamed) {
@@ -69,7 +69,7 @@ TEST(BlockScaledTest, WhatIsWrongWithScalesIsNamed) {
 
 TEST(BlockScaledTest, FloatsOfEightBitsNeedScales) {
   const Source source(sample());
-  EXPECT_NE(find_shaped(source, "a.weight", {3, 5}).error().message.find("without scales"), std::string::npos);
+  EXPECT_NE(source.find_shaped("a.weight", {3, 5}).error().message.find("without scales"), std::string::npos);
 }
 
 }  // namespace

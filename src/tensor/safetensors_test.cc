@@ -74,11 +74,11 @@ TEST_F(SafetensorsTest, ReadsTensors) {
 TEST_F(SafetensorsTest, RefusesAShapeOrATypeThatTheModelCannotUse) {
   const auto source = open(kSample);
   ASSERT_TRUE(source.ok());
-  EXPECT_TRUE(find_shaped(**source, "a", {2, 2}).ok());
-  const auto shape = find_shaped(**source, "a", {4});
+  EXPECT_TRUE((*source)->find_shaped("a", {2, 2}).ok());
+  const auto shape = (*source)->find_shaped("a", {4});
   ASSERT_FALSE(shape.ok());
   EXPECT_NE(shape.error().message.find("[2, 2]"), std::string::npos) << shape.error().message;
-  const auto type = find_shaped(**source, "n", {1});
+  const auto type = (*source)->find_shaped("n", {1});
   ASSERT_FALSE(type.ok()) << "whole numbers are no weights";
   EXPECT_NE(type.error().message.find("I32"), std::string::npos) << type.error().message;
 }

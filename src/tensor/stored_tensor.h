@@ -22,10 +22,15 @@ struct BlockScales {
   int64_t columns = 0;
   int64_t per_row = 0;  // scales in a row of blocks
   std::span<const std::byte> values;
+  // Where the tensor begins in the matrix that was divided into blocks.
+  int64_t first_row = 0;
+  int64_t first_column = 0;
 
-  float at(int64_t row_block, int64_t column_block) const {
+  // Of value [row, column] of the tensor.
+  float at(int64_t row, int64_t column) const {
+    const int64_t i = (first_row + row) / rows * per_row + (first_column + column) / columns;
     float value;
-    std::memcpy(&value, values.data() + static_cast<size_t>(row_block * per_row + column_block) * 4, 4);
+    std::memcpy(&value, values.data() + static_cast<size_t>(i) * 4, 4);
     return value;
   }
 };
@@ -35,6 +40,7 @@ struct StoredTensor {
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;  // outermost first, as in PyTorch: a linear layer is [out, in]
   std::span<const std::byte> data;
+  size_t row_stride = 0;              // bytes from row to row; 0 = they follow each other
   std::optional<BlockScales> scales;  // of a matrix in kF8E4M3
 
   int64_t elements() const {
@@ -44,8 +50,16 @@ struct StoredTensor {
   }
   // Values per outermost index.
   int64_t row_elements() const { return shape.empty() || shape[0] == 0 ? 0 : elements() / shape[0]; }
+  size_t row_bytes() const { return bytes_of(dtype, static_cast<size_t>(row_elements())); }
+  const std::byte* row(int64_t i) const {
+    return data.data() + static_cast<size_t>(i) * (row_stride == 0 ? row_bytes() : row_stride);
+  }
   // Widens rows first .. first + count of the outermost extent into `to` [count, row_elements], scales applied.
   void read_rows(int64_t first, int64_t count, float* to) const;
+  // Rows first .. first + count; columns first .. first + count of a matrix. Nothing is copied. kUnimplemented where
+  // columns would begin or end within a quantised block.
+  StoredTensor rows(int64_t first, int64_t count) const;
+  Result<StoredTensor> columns(int64_t first, int64_t count) const;
 };
 
 // Looks tensors up by the names of the Hugging Face layout ("model.layers.0.self_attn.q_proj.weight"). Any thread.
@@ -55,9 +69,8 @@ class TensorSource {
   // kNotFound names the file.
   virtual Result<StoredTensor> find(std::string_view name) const = 0;
   virtual bool has(std::string_view name) const = 0;
+  // Fails with the file, the tensor and both shapes unless the tensor has this shape.
+  virtual Result<StoredTensor> find_shaped(std::string_view name, std::vector<int64_t> shape) const;
 };
-
-// Fails with the file, the tensor and both shapes unless the tensor has this shape.
-Result<StoredTensor> find_shaped(const TensorSource& source, std::string_view name, std::vector<int64_t> shape);
 
 }  // namespace sluice::tensor

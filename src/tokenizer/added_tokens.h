@@ -33,6 +33,7 @@ class AddedTokenMatcher {
   explicit AddedTokenMatcher(const std::vector<AddedToken>& tokens);
 
   bool empty() const { return tokens_.empty(); }
+  const std::vector<AddedToken>& tokens() const { return tokens_; }
   // Appends the sections of `text` in order; empty ones are left out. Special tokens are text unless `parse_special`.
   void split(std::string_view text, bool parse_special, std::vector<TextSection>& sections) const;
 

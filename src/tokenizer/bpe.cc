@@ -65,8 +65,9 @@ std::atomic<uint32_t> next_serial{1};
 Bpe::Bpe(BpeConfig config) : config_(std::move(config)), serial_(next_serial.fetch_add(1)) {
   pairs_.assign(std::bit_ceil(config_.merges.size() * 2 + 2), Pair{kFree, 0, 0});
   const size_t mask = pairs_.size() - 1;
-  for (size_t rank = 0; rank < config_.merges.size(); ++rank) {
-    const auto& merge = config_.merges[rank];
+  for (size_t i = 0; i < config_.merges.size(); ++i) {
+    const auto& merge = config_.merges[i];
+    const size_t rank = merge.rank < 0 ? i : static_cast<size_t>(merge.rank);
     const uint64_t key = pair_key(merge.left, merge.right);
     size_t slot = mix(key) & mask;
     while (pairs_[slot].key != kFree && pairs_[slot].key != key) slot = (slot + 1) & mask;

@@ -15,6 +15,7 @@ struct BpeMerge {
   int32_t left;
   int32_t right;
   int32_t result;
+  int32_t rank = -1;  // the lowest is merged first; -1: the place in the list
 };
 
 // What a symbol is at the start.
@@ -28,7 +29,7 @@ struct BpeConfig {
   // By id: raw bytes of a token (kBytes), or its text (kCharacters).
   TokenTable words;
   std::array<int32_t, 256> byte_ids;  // kBytes: the id of each byte; kCharacters: that of <0xNN> with byte fallback. -1
-  std::vector<BpeMerge> merges;       // best first; of equal pairs the last counts
+  std::vector<BpeMerge> merges;       // of equal pairs the last counts
   int32_t unknown_id = -1;            // -1: what has no symbol is dropped
   bool fuse_unknown = false;          // neighbours that are unknown make one token
   bool whole_words_first = false;     // a word that is a token is that token, whatever the merges say

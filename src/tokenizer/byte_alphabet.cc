@@ -29,6 +29,12 @@ const Alphabet& alphabet() {
 
 const std::array<char32_t, 256>& byte_alphabet() { return alphabet().character_of; }
 
+std::string in_alphabet(std::string_view bytes) {
+  std::string out;
+  for (const char c : bytes) append_code_point(byte_alphabet()[static_cast<unsigned char>(c)], out);
+  return out;
+}
+
 std::optional<std::string> bytes_of_alphabet(std::string_view token) {
   const auto& byte_of = alphabet().byte_of;
   std::string bytes;

@@ -12,6 +12,8 @@ namespace sluice::tokenizer {
 // The character of each byte.
 const std::array<char32_t, 256>& byte_alphabet();
 
+// Bytes as a word of that alphabet.
+std::string in_alphabet(std::string_view bytes);
 // The bytes that `token` spells, or nothing when it holds a character outside the alphabet.
 std::optional<std::string> bytes_of_alphabet(std::string_view token);
 

@@ -2,7 +2,6 @@
 
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <sstream>
 
 namespace sluice::tokenizer {
@@ -35,20 +34,21 @@ fs::path folder_of(const std::string& path) {
 
 Result<std::shared_ptr<const Tokenizer>> load_tokenizer(const std::string& path) {
   const fs::path root = folder_of(path);
-  SLUICE_TRY(const auto json, read_text(root / "tokenizer.json"));
   std::string config;
   if (has_file(root / "tokenizer_config.json")) {
-    SLUICE_TRY(const auto text, read_text(root / "tokenizer_config.json"));
-    // Published files say "no limit" with an integer of 31 digits (model_max_length), which simdjson refuses.
-    auto members = nlohmann::ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
-    if (!members.is_object()) {
-      return Error{ErrorCode::kProtocol,
-                   fmt::format("{}: not a JSON object", (root / "tokenizer_config.json").string())};
-    }
-    members.erase("model_max_length");
-    config = members.dump();
+    SLUICE_TRY(config, read_text(root / "tokenizer_config.json"));
   }
-  return Tokenizer::from_json(json, config);
+  using Make = Result<std::shared_ptr<const Tokenizer>> (*)(std::string_view, std::string_view);
+  const std::pair<const char*, Make> files[] = {{"tokenizer.json", Tokenizer::from_json},
+                                                {"tiktoken.model", Tokenizer::from_tiktoken},
+                                                {"tokenizer.model", Tokenizer::from_sentencepiece}};
+  for (const auto& [name, make] : files) {
+    if (!has_file(root / name)) continue;
+    SLUICE_TRY(const auto text, read_text(root / name));
+    return make(text, config);
+  }
+  return Error{ErrorCode::kNotFound,
+               fmt::format("{} has no tokenizer.json, tiktoken.model or tokenizer.model", root.string())};
 }
 
 Result<std::string> load_chat_template(const std::string& path, const Tokenizer& tokenizer,

@@ -9,8 +9,8 @@
 
 namespace sluice::tokenizer {
 
-// `path`: a folder with tokenizer.json and perhaps tokenizer_config.json, or tokenizer.json itself. kNotFound or
-// kProtocol, naming the file.
+// `path`: a folder with tokenizer.json, tiktoken.model or tokenizer.model (the first that is there) and perhaps
+// tokenizer_config.json, or a file in such a folder. kNotFound or kProtocol, naming the file.
 Result<std::shared_ptr<const Tokenizer>> load_tokenizer(const std::string& path);
 
 // Jinja source of the chat template: `override_path` (a file) if given, else chat_template.jinja of the folder, else

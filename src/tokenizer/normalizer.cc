@@ -3,6 +3,7 @@
 #include <unicode/bytestream.h>
 #include <unicode/normalizer2.h>
 #include <unicode/uchar.h>
+#include <unicode/uniset.h>
 
 #include <optional>
 
@@ -34,18 +35,47 @@ const icu::Normalizer2& form_of(UnicodeForm form) {
   return *instance;
 }
 
+// Characters that Unicode has after version 9 and that normalisation would move, take apart or join. The `tokenizers`
+// package has the tables of version 9, for which they are like any letter.
+const icu::UnicodeSet& newer_marks() {
+  static const icu::UnicodeSet instance = [] {
+    UErrorCode status = U_ZERO_ERROR;
+    icu::UnicodeSet set(
+        "[[^[:age=9.0:]] & [[:^ccc=0:][:NFC_QC=Maybe:][:NFC_QC=No:][:NFD_QC=No:][:NFKC_QC=No:][:NFKD_QC=No:]]]",
+        status);
+    SLUICE_CHECK(U_SUCCESS(status), "ICU has no properties of characters: {}", u_errorName(status));
+    set.freeze();
+    return set;
+  }();
+  return instance;
+}
+
+void normalize(const icu::Normalizer2& normalizer, std::string_view text, std::string& out) {
+  const icu::StringPiece piece(text.data(), static_cast<int32_t>(text.size()));
+  icu::StringByteSink<std::string> sink(&out, static_cast<int32_t>(text.size()));
+  UErrorCode status = U_ZERO_ERROR;
+  normalizer.normalizeUTF8(0, piece, sink, nullptr, status);
+  SLUICE_CHECK(U_SUCCESS(status), "ICU cannot normalise: {}", u_errorName(status));
+}
+
 // Each step returns the new text, or nothing when it is what it was.
 std::optional<std::string> step(UnicodeForm form, std::string_view text) {
   if (is_ascii(text)) return std::nullopt;
   const auto& normalizer = form_of(form);
-  const icu::StringPiece piece(text.data(), static_cast<int32_t>(text.size()));
   UErrorCode status = U_ZERO_ERROR;
+  const icu::StringPiece piece(text.data(), static_cast<int32_t>(text.size()));
   if (normalizer.isNormalizedUTF8(piece, status) && U_SUCCESS(status)) return std::nullopt;
   std::string out;
-  icu::StringByteSink<std::string> sink(&out, static_cast<int32_t>(text.size()));
-  status = U_ZERO_ERROR;
-  normalizer.normalizeUTF8(0, piece, sink, nullptr, status);
-  SLUICE_CHECK(U_SUCCESS(status), "ICU cannot normalise: {}", u_errorName(status));
+  while (!text.empty()) {
+    const auto old = static_cast<size_t>(
+        newer_marks().spanUTF8(text.data(), static_cast<int32_t>(text.size()), USET_SPAN_NOT_CONTAINED));
+    normalize(normalizer, text.substr(0, old), out);
+    text.remove_prefix(old);
+    const auto newer = static_cast<size_t>(
+        newer_marks().spanUTF8(text.data(), static_cast<int32_t>(text.size()), USET_SPAN_CONTAINED));
+    out += text.substr(0, newer);
+    text.remove_prefix(newer);
+  }
   return out;
 }
 

@@ -1,8 +1,18 @@
 #include "tokenizer/pre_tokenizer.h"
 
+#include "tokenizer/newer_characters.h"
+
 namespace sluice::tokenizer {
 
 const std::string_view kGpt2Pattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+
+#define SLUICE_UPPER "(?:(?!\\p{Han})[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}])"
+#define SLUICE_LOWER "(?:(?!\\p{Han})[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}])"
+#define SLUICE_CONTRACTION "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+const std::string_view kKimiK2Pattern =
+    "[\\p{Han}]+|[^\\r\\n\\p{L}\\p{N}]?" SLUICE_UPPER "*" SLUICE_LOWER "+" SLUICE_CONTRACTION
+    "|[^\\r\\n\\p{L}\\p{N}]?" SLUICE_UPPER "+" SLUICE_LOWER "*" SLUICE_CONTRACTION
+    "|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 
 namespace {
 
@@ -12,10 +22,10 @@ void add(WordList& out, std::string_view word) {
   if (!word.empty()) out.push_back(word);
 }
 
-void split_isolated(const Regex& pattern, std::string_view word, WordList& out) {
+void split_isolated(const Regex& pattern, std::string_view word, bool newer, WordList& out) {
   size_t done = 0;
   Regex::Match match;
-  while (done < word.size() && pattern.find(word, done, match)) {
+  while (done < word.size() && pattern.find(word, done, match, newer)) {
     add(out, word.substr(done, match.begin - done));
     out.push_back(word.substr(match.begin, match.end - match.begin));
     done = match.end;
@@ -29,11 +39,11 @@ struct Part {
   bool match;
 };
 
-void split_general(const SplitStep& step, std::string_view word, WordList& out) {
+void split_general(const SplitStep& step, std::string_view word, bool newer, WordList& out) {
   std::vector<Part> parts;
   size_t done = 0;
   Regex::Match match;
-  while (done < word.size() && step.pattern.find(word, done, match)) {
+  while (done < word.size() && step.pattern.find(word, done, match, newer)) {
     if (match.begin > done) parts.push_back({done, match.begin, step.invert});
     parts.push_back({match.begin, match.end, !step.invert});
     done = match.end;
@@ -101,12 +111,13 @@ void replace_spaces(const MetaspaceStep& step, std::string_view word, bool first
 void PreTokenizer::split(std::string_view text, bool at_start, Words& out) const {
   out.clear();
   add(out.words, text);
+  const bool newer = has_newer_characters(text);
   for (const auto& step : steps_) {
     out.next.clear();
     if (const auto* split = std::get_if<SplitStep>(&step)) {
       const bool isolated = split->behavior == SplitBehavior::kIsolated;
       for (const auto word : out.words) {
-        isolated ? split_isolated(split->pattern, word, out.next) : split_general(*split, word, out.next);
+        isolated ? split_isolated(split->pattern, word, newer, out.next) : split_general(*split, word, newer, out.next);
       }
     } else if (const auto* metaspace = std::get_if<MetaspaceStep>(&step)) {
       for (size_t i = 0; i < out.words.size(); ++i) {

@@ -33,6 +33,8 @@ using PreTokenizerStep = std::variant<SplitStep, PrefixSpaceStep, MetaspaceStep>
 
 // GPT-2's pattern, which ByteLevel uses by default.
 extern const std::string_view kGpt2Pattern;
+// Kimi-K2's, which its files do not carry: with look-ahead for the intersections of classes in the original.
+extern const std::string_view kKimiK2Pattern;
 
 // Words of one text. They view the text, or `storage` where a step changed them.
 struct Words {

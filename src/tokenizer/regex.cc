@@ -3,6 +3,8 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
+#include "tokenizer/newer_characters.h"
+
 namespace sluice::tokenizer {
 
 namespace {
@@ -36,22 +38,38 @@ Scratch& scratch() {
   return instance;
 }
 
-// \s is White_Space: PCRE2's own also takes U+180E, which is no space since Unicode 6.3.
-std::string translate(std::string_view pattern) {
+// \p{X} at the head of `text`, which begins with it; nothing for other spellings.
+std::string_view property_of(std::string_view text) {
+  const size_t end = text.find('}');
+  return text.starts_with("\\p{") && end != std::string_view::npos ? text.substr(3, end - 3) : std::string_view();
+}
+
+// \s is White_Space: PCRE2's own also takes U+180E, which is no space since Unicode 6.3. With `newer`, categories get
+// the characters that are newer than PCRE2's tables; \P stays as it is, since tokenizers' patterns do not have it.
+std::string translate(std::string_view pattern, bool newer) {
   std::string out;
+  bool in_class = false;
   for (size_t i = 0; i < pattern.size(); ++i) {
-    if (pattern[i] != '\\' || i + 1 == pattern.size()) {
-      out.push_back(pattern[i]);
+    const char c = pattern[i];
+    if (c != '\\' || i + 1 == pattern.size()) {
+      in_class = (in_class || c == '[') && c != ']';
+      out.push_back(c);
       continue;
     }
-    const char c = pattern[++i];
-    if (c == 's') {
+    const auto property = property_of(pattern.substr(i));
+    if (const auto more = newer_characters(property); newer && !more.empty()) {
+      out += fmt::format("{}\\p{{{}}}{}{}", in_class ? "" : "[", property, more, in_class ? "" : "]");
+      i += property.size() + 3;
+      continue;
+    }
+    const char next = pattern[++i];
+    if (next == 's') {
       out += "\\p{wspace}";
-    } else if (c == 'S') {
+    } else if (next == 'S') {
       out += "\\P{wspace}";
     } else {
       out.push_back('\\');
-      out.push_back(c);
+      out.push_back(next);
     }
   }
   return out;
@@ -61,12 +79,20 @@ std::string translate(std::string_view pattern) {
 
 Result<Regex> Regex::compile(std::string_view pattern) {
   // In Oniguruma's Ruby syntax ^ and $ always stand at lines.
-  return compile(translate(pattern), PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE);
+  constexpr uint32_t kOptions = PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE;
+  const auto plain = translate(pattern, /*newer=*/false), with_newer = translate(pattern, /*newer=*/true);
+  SLUICE_TRY(auto code, compile(plain, kOptions));
+  if (with_newer == plain) return Regex(code, code);
+  SLUICE_TRY(auto newer_code, compile(with_newer, kOptions));
+  return Regex(std::move(code), std::move(newer_code));
 }
 
-Result<Regex> Regex::literal(std::string_view text) { return compile(text, PCRE2_UTF | PCRE2_LITERAL); }
+Result<Regex> Regex::literal(std::string_view text) {
+  SLUICE_TRY(auto code, compile(text, PCRE2_UTF | PCRE2_LITERAL));
+  return Regex(code, code);
+}
 
-Result<Regex> Regex::compile(std::string_view pattern, uint32_t options) {
+Result<Regex::Code> Regex::compile(std::string_view pattern, uint32_t options) {
   int error = 0;
   PCRE2_SIZE offset = 0;
   pcre2_code* code =
@@ -78,21 +104,22 @@ Result<Regex> Regex::compile(std::string_view pattern, uint32_t options) {
                                                    reinterpret_cast<const char*>(text), offset)};
   }
   const bool jit = pcre2_jit_compile(code, PCRE2_JIT_COMPLETE) == 0;
-  return Regex(std::shared_ptr<const pcre2_code>(code, [](pcre2_code* p) { pcre2_code_free(p); }), jit);
+  return Code{std::shared_ptr<const pcre2_code>(code, [](pcre2_code* p) { pcre2_code_free(p); }), jit};
 }
 
-bool Regex::find(std::string_view text, size_t from, Match& match) const {
+bool Regex::find(std::string_view text, size_t from, Match& match, bool newer) const {
+  const auto& [code, jit] = newer ? newer_code_ : code_;
   Scratch& s = scratch();
   const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
   while (from <= text.size()) {
     int rc;
-    if (jit_) {
-      rc = pcre2_jit_match(code_.get(), subject, text.size(), from, PCRE2_NO_UTF_CHECK, s.data, s.context);
+    if (jit) {
+      rc = pcre2_jit_match(code.get(), subject, text.size(), from, PCRE2_NO_UTF_CHECK, s.data, s.context);
     } else {
-      rc = pcre2_match(code_.get(), subject, text.size(), from, PCRE2_NO_UTF_CHECK, s.data, s.context);
+      rc = pcre2_match(code.get(), subject, text.size(), from, PCRE2_NO_UTF_CHECK, s.data, s.context);
     }
     if (rc == PCRE2_ERROR_JIT_STACKLIMIT) {
-      rc = pcre2_match(code_.get(), subject, text.size(), from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, s.data, s.context);
+      rc = pcre2_match(code.get(), subject, text.size(), from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, s.data, s.context);
     }
     if (rc < 0) return false;
     const PCRE2_SIZE* bounds = pcre2_get_ovector_pointer(s.data);

@@ -26,14 +26,18 @@ class Regex {
   };
   // The first non-empty match in `text` (valid UTF-8) that begins at `from` or later. What comes before `from` is seen
   // by look-behind. False also when the match gives up on its limits, which are far above what tokenizer patterns need.
-  bool find(std::string_view text, size_t from, Match& match) const;
+  // `newer`: the text has characters that are newer than PCRE2's tables (newer_characters.h); slower.
+  bool find(std::string_view text, size_t from, Match& match, bool newer = false) const;
 
  private:
-  static Result<Regex> compile(std::string_view pattern, uint32_t options);
-  explicit Regex(std::shared_ptr<const pcre2_real_code_8> code, bool jit) : code_(std::move(code)), jit_(jit) {}
+  struct Code {
+    std::shared_ptr<const pcre2_real_code_8> code;
+    bool jit = false;
+  };
+  static Result<Code> compile(std::string_view pattern, uint32_t options);
+  Regex(Code code, Code newer_code) : code_(std::move(code)), newer_code_(std::move(newer_code)) {}
 
-  std::shared_ptr<const pcre2_real_code_8> code_;
-  bool jit_;
+  Code code_, newer_code_;
 };
 
 }  // namespace sluice::tokenizer

@@ -6,9 +6,49 @@
 #include "tokenizer/utf8.h"
 
 namespace sluice::tokenizer {
+namespace {
+
+constexpr size_t kManyWords = size_t{1} << 16;
+
+}  // namespace
 
 Tokenizer::Tokenizer(std::unique_ptr<const Impl> impl) : impl_(std::move(impl)) {}
 Tokenizer::~Tokenizer() = default;
+
+void Tokenizer::Impl::take(const TokenizerConfig& config) {
+  special_texts = config.special_texts;
+  const auto id_of = [&](const char* key) -> std::optional<int32_t> {
+    const auto text = special_texts.find(key);
+    const int32_t id = text == special_texts.end() ? -1 : texts.find(text->second);
+    return id < 0 ? std::nullopt : std::optional(id);
+  };
+  bos_id = id_of("bos_token");
+  eos_id = id_of("eos_token");
+  pad_id = id_of("pad_token");
+  chat_template = config.chat_template;
+}
+
+void Tokenizer::Impl::encode_section(std::string_view text, bool at_start, bool parse_special,
+                                     std::vector<int32_t>& ids) const {
+  thread_local Words words;
+  std::string normalized;
+  std::vector<TextSection> parts;
+  later_tokens.split(normalizer.apply(text, normalized), parse_special, parts);
+  for (const auto& part : parts) {
+    if (part.token >= 0) {
+      ids.push_back(part.token);
+      continue;
+    }
+    const bool first = at_start && &part == parts.data();
+    if (pieces != nullptr) {
+      pieces->encode(part.text, first, ids);
+      continue;
+    }
+    pre_tokenizer.split(part.text, first, words);
+    for (const auto word : words.words) bpe->encode(word, ids);
+  }
+  if (words.words.capacity() > kManyWords) words = {};  // one giant text does not hold its memory for ever
+}
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special, bool parse_special) const {
   std::string valid;
@@ -19,26 +59,13 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special, 
   std::vector<int32_t> ids;
   ids.reserve(text.size() / 3 + 8);
   if (add_special) ids.insert(ids.end(), impl_->prefix.begin(), impl_->prefix.end());
-
-  Words words;
-  std::string normalized;
-  std::vector<TextSection> sections, parts;
+  std::vector<TextSection> sections;
   impl_->raw_tokens.split(text, parse_special, sections);
   for (const auto& section : sections) {
     if (section.token >= 0) {
       ids.push_back(section.token);
-      continue;
-    }
-    parts.clear();
-    impl_->later_tokens.split(impl_->normalizer.apply(section.text, normalized), parse_special, parts);
-    for (const auto& part : parts) {
-      if (part.token >= 0) {
-        ids.push_back(part.token);
-        continue;
-      }
-      const bool at_start = &section == sections.data() && &part == parts.data();
-      impl_->pre_tokenizer.split(part.text, at_start, words);
-      for (const auto word : words.words) impl_->bpe->encode(word, ids);
+    } else {
+      impl_->encode_section(section.text, &section == sections.data(), parse_special, ids);
     }
   }
   if (add_special) ids.insert(ids.end(), impl_->suffix.begin(), impl_->suffix.end());

@@ -1,6 +1,6 @@
-// Text to token ids and back: byte-level BPE from a Hugging Face tokenizer.json or from the vocabulary of a GGUF file,
-// with ids equal to those of the `tokenizers` library and of llama.cpp. Unigram and WordPiece models are refused by
-// name.
+// Text to token ids and back, with ids equal to those of the libraries that the files are made for: byte-pair encoding
+// from a Hugging Face tokenizer.json (`tokenizers`), from the vocabulary of a GGUF file (llama.cpp) or from Kimi's
+// tiktoken.model (tiktoken), and SentencePiece models (the library itself).
 #pragma once
 
 #include <cstddef>
@@ -27,11 +27,13 @@ struct Vocabulary {
   static constexpr int32_t kUnused = 5;
   static constexpr int32_t kByte = 6;
 
-  std::string model = "gpt2";        // tokenizer.ggml.model; byte-level BPE is the one that is built
+  std::string model = "gpt2";        // tokenizer.ggml.model: "gpt2", byte-level BPE, or "llama", SentencePiece's
   std::string pre_tokenizer;         // tokenizer.ggml.pre: "smollm", "gpt-2", "qwen2", "llama-bpe", ...
   std::vector<std::string> tokens;   // by id, in the byte-level alphabet ("Ġthe")
   std::vector<int32_t> token_types;  // by id; empty: all normal
-  std::vector<std::string> merges;   // "left right", best first
+  std::vector<std::string> merges;   // "left right", best first; of "gpt2"
+  std::vector<float> scores;         // by id; of "llama"
+  bool add_space_prefix = true;      // of "llama"
   std::optional<int32_t> bos_id, eos_id, unk_id, pad_id;
   std::optional<bool> add_bos, add_eos;  // unset: what llama.cpp does for this pre-tokenizer
   std::string chat_template;             // Jinja source; empty when the file has none
@@ -45,6 +47,12 @@ class Tokenizer {
   static Result<std::shared_ptr<const Tokenizer>> from_json(std::string_view tokenizer_json,
                                                             std::string_view config_json);
   static Result<std::shared_ptr<const Tokenizer>> from_vocabulary(const Vocabulary& vocabulary);
+  // `ranks` is the text of tiktoken.model. The pattern that cuts text into words is no part of these files: the
+  // tokenizer_class of tokenizer_config.json must be one whose pattern is known (TikTokenTokenizer, Kimi's).
+  static Result<std::shared_ptr<const Tokenizer>> from_tiktoken(std::string_view ranks, std::string_view config_json);
+  // `model` is what tokenizer.model holds.
+  static Result<std::shared_ptr<const Tokenizer>> from_sentencepiece(std::string_view model,
+                                                                     std::string_view config_json);
   ~Tokenizer();
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;
@@ -79,7 +87,9 @@ class Tokenizer {
 
  private:
   friend class IncrementalDecoder;
+  friend class PromptEncoder;
   struct Impl;
+  static Result<std::shared_ptr<const Tokenizer>> from_scores(const Vocabulary& vocabulary);
   explicit Tokenizer(std::unique_ptr<const Impl> impl);
 
   const std::unique_ptr<const Impl> impl_;

@@ -11,8 +11,11 @@
 #include "tokenizer/bpe.h"
 #include "tokenizer/normalizer.h"
 #include "tokenizer/pre_tokenizer.h"
+#include "tokenizer/prompt_encoder.h"
+#include "tokenizer/sentence_pieces.h"
 #include "tokenizer/token_table.h"
 #include "tokenizer/tokenizer.h"
+#include "tokenizer/tokenizer_config.h"
 
 namespace sluice::tokenizer {
 
@@ -25,12 +28,25 @@ struct Tokenizer::Impl {
   Normalizer normalizer;
   PreTokenizer pre_tokenizer;
   std::unique_ptr<const Bpe> bpe;
-  std::vector<int32_t> prefix, suffix;  // around a text that asks for special tokens
-  size_t strip_left = 0;                // spaces dropped at the head of a decoded text
+  std::unique_ptr<const SentencePieces> pieces;  // in place of the three above
+  std::vector<int32_t> prefix, suffix;           // around a text that asks for special tokens
+  size_t strip_left = 0;                         // spaces dropped at the head of a decoded text
 
   std::optional<int32_t> bos_id, eos_id, pad_id;
   std::map<std::string, std::string> special_texts;
   std::string chat_template;
+
+  // Appends the ids of a text between tokens that are found before normalisation.
+  void encode_section(std::string_view text, bool at_start, bool parse_special, std::vector<int32_t>& ids) const;
+
+  // Where texts may be cut so that their words are those of the pieces (prompt_encoder.h); found by trying.
+  Cuts cuts() const;
+  bool survives(Cuts cuts) const;
+
+  // Special tokens and the chat template. After `texts`.
+  void take(const TokenizerConfig& config);
+  // Likewise from a GGUF file, with what stands around a text. kProtocol for ids that are not there.
+  Result<void> take(const Vocabulary& vocabulary, bool add_bos);
 };
 
 }  // namespace sluice::tokenizer

@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <nlohmann/json.hpp>
 
 #include "tokenizer/byte_alphabet.h"
+#include "tokenizer/tokenizer_config.h"
 #include "tokenizer/tokenizer_impl.h"
 
 namespace sluice::tokenizer {
@@ -266,7 +266,7 @@ struct TokenList {
   }
 };
 
-Result<TokenList> read_vocabulary(element root, element model, element config) {
+Result<TokenList> read_vocabulary(element root, element model, const TokenizerConfig& config) {
   TokenList v;
   object entries;
   if (model["vocab"].get(entries) != simdjson::SUCCESS) return malformed("model.vocab is no object");
@@ -282,16 +282,12 @@ Result<TokenList> read_vocabulary(element root, element model, element config) {
     v.added.push_back(read_added_token(json, static_cast<int32_t>(id)));
   }
   // tokenizer_config.json may know tokens that tokenizer.json lacks.
-  object more;
-  if (config["added_tokens_decoder"].get(more) == simdjson::SUCCESS) {
-    for (const auto [key, json] : more) {
-      const auto content = string_or(json, "content");
-      if (std::ranges::any_of(v.added, [&](const AddedToken& token) { return token.content == content; })) continue;
-      const auto known = std::ranges::find(v.texts, content);
-      const int64_t id = known != v.texts.end() ? known - v.texts.begin() : std::atoll(std::string(key).c_str());
-      SLUICE_TRY_VOID(v.put(id, content));
-      v.added.push_back(read_added_token(json, static_cast<int32_t>(id)));
-    }
+  for (const auto& token : config.added_tokens) {
+    if (std::ranges::any_of(v.added, [&](const AddedToken& known) { return known.content == token.content; })) continue;
+    const auto known = std::ranges::find(v.texts, token.content);
+    v.added.push_back(token);
+    if (known != v.texts.end()) v.added.back().id = static_cast<int32_t>(known - v.texts.begin());
+    SLUICE_TRY_VOID(v.put(v.added.back().id, token.content));
   }
   if (v.texts.empty()) return malformed("the vocabulary is empty");
   return v;
@@ -401,45 +397,17 @@ Result<Around> read_post_processor(element root) {
   return around;
 }
 
-// "<s>" or {"content": "<s>", ...}.
-std::string_view token_of_config(element config, std::string_view key) {
-  if (const auto text = string_or(config, key); !text.empty()) return text;
-  const auto json = field(config, key);
-  return json && json->is_object() ? string_or(*json, "content") : std::string_view();
-}
-
-// A template, or a list of named ones of which "default" counts.
-std::string chat_template_of(element config) {
-  if (const auto text = string_or(config, "chat_template"); !text.empty()) return std::string(text);
-  const auto named = items_of(config, "chat_template");
-  for (const element item : named) {
-    if (string_or(item, "name") == "default") return std::string(string_or(item, "template"));
-  }
-  return named.empty() ? std::string() : std::string(string_or(named.front(), "template"));
-}
-
-// Published files spell "no limit" as model_max_length 1000000000000000019884624838656, an integer that simdjson
-// refuses and nlohmann reads as a fraction. Text that is no JSON stays as it is, for the error message.
-std::string without_large_integers(std::string_view config_json) {
-  if (config_json.empty()) return "{}";
-  const auto json = nlohmann::json::parse(config_json, nullptr, /*allow_exceptions=*/false);
-  return json.is_discarded() ? std::string(config_json) : json.dump();
-}
-
 }  // namespace
 
 Result<std::shared_ptr<const Tokenizer>> Tokenizer::from_json(std::string_view tokenizer_json,
                                                               std::string_view config_json) {
-  simdjson::dom::parser parser, config_parser;
-  element root, config;
+  SLUICE_TRY(const auto config, read_tokenizer_config(config_json));
+  simdjson::dom::parser parser;
+  element root;
   if (const auto error = parser.parse(simdjson::padded_string(tokenizer_json)).get(root)) {
     return malformed(simdjson::error_message(error));
   }
-  if (const auto error =
-          config_parser.parse(simdjson::padded_string(without_large_integers(config_json))).get(config)) {
-    return Error{ErrorCode::kProtocol, fmt::format("tokenizer_config.json: {}", simdjson::error_message(error))};
-  }
-  if (!root.is_object() || !config.is_object()) return malformed("it, or tokenizer_config.json, is no object");
+  if (!root.is_object()) return malformed("it is no object");
   const auto model = field(root, "model");
   if (!model) return malformed("it has no model");
   // Old files leave the type out; merges mark a BPE model.
@@ -481,18 +449,7 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::from_json(std::string_view t
   impl->raw_tokens = AddedTokenMatcher(raw);
   impl->later_tokens = AddedTokenMatcher(later);
 
-  const auto special = [&](const char* key) -> std::optional<int32_t> {
-    const auto text = token_of_config(config, key);
-    if (text.empty()) return std::nullopt;
-    impl->special_texts[key] = std::string(text);
-    const int32_t id = impl->texts.find(text);
-    return id < 0 ? std::nullopt : std::optional<int32_t>(id);
-  };
-  impl->bos_id = special("bos_token");
-  impl->eos_id = special("eos_token");
-  impl->pad_id = special("pad_token");
-  special("unk_token");
-  impl->chat_template = chat_template_of(config);
+  impl->take(config);
   return std::shared_ptr<const Tokenizer>(new Tokenizer(std::move(impl)));
 }
 

@@ -10,7 +10,6 @@ namespace sluice::tokenizer {
 namespace {
 
 #define SLUICE_CONTRACTIONS "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-#define SLUICE_NOT_HAN(letters) "(?:(?!\\p{Han})[" letters "])"
 #define SLUICE_UPPER "\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}"
 #define SLUICE_LOWER "\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}"
 #define SLUICE_PUNCTUATION_AND_SPACE " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
@@ -33,7 +32,7 @@ constexpr std::string_view kDeepseekCoder[] = {R"([\r\n])", R"(\s?\p{L}+)", R"(\
                                                R"(\p{N})"};
 constexpr std::string_view kDeepseekLlm[] = {
     R"([\r\n])",
-    R"(\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⲳⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+)",
+    R"(\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-\x{1F7D}ᾀ-ᾴᾶ-ᾼ\x{1FBE}ῂ-ῄῆ-ῌῐ-\x{1FD3}ῖ-\x{1FDB}ῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\x{2126}ℨ\x{212A}-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⲳⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+)",
     R"(\s?[!-/:-~！-／：-～‘-‟　-。]+)",
     R"(\s+$)",
     "[一-龥ࠀ-一가-퟿]+",
@@ -45,11 +44,7 @@ constexpr std::string_view kGpt4o[] = {"[^\\r\\n\\p{L}\\p{N}]?[" SLUICE_UPPER "]
                                        "]+" SLUICE_CONTRACTIONS "?|[^\\r\\n\\p{L}\\p{N}]?[" SLUICE_UPPER
                                        "]+[" SLUICE_LOWER "]*" SLUICE_CONTRACTIONS
                                        "?|\\p{N}{1,3}|" SLUICE_PUNCTUATION_SLASH_AND_SPACE};
-constexpr std::string_view kKimiK2[] = {
-    "[\\p{Han}]+|[^\\r\\n\\p{L}\\p{N}]?" SLUICE_NOT_HAN(SLUICE_UPPER) "*" SLUICE_NOT_HAN(
-        SLUICE_LOWER) "+" SLUICE_CONTRACTIONS
-                      "?|[^\\r\\n\\p{L}\\p{N}]?" SLUICE_NOT_HAN(SLUICE_UPPER) "+" SLUICE_NOT_HAN(
-                          SLUICE_LOWER) "*" SLUICE_CONTRACTIONS "?|\\p{N}{1,3}|" SLUICE_PUNCTUATION_AND_SPACE};
+const std::string_view kKimiK2[] = {kKimiK2Pattern};
 
 struct PreTokenizerRow {
   std::string_view name;  // tokenizer.ggml.pre
@@ -58,7 +53,7 @@ struct PreTokenizerRow {
   bool add_bos = false;
 };
 
-constexpr PreTokenizerRow kPreTokenizers[] = {
+const PreTokenizerRow kPreTokenizers[] = {
     {"", kDefault},
     {"default", kDefault},
     {"gpt-2", kGpt2},
@@ -128,10 +123,37 @@ Result<std::vector<BpeMerge>> resolve_merges(const std::vector<std::string>& mer
 
 }  // namespace
 
+Result<void> Tokenizer::Impl::take(const Vocabulary& v, bool add_bos) {
+  const auto special_token = [&](std::optional<int32_t> id, const char* name) -> Result<std::optional<int32_t>> {
+    if (!id) return id;
+    if (*id < 0 || static_cast<size_t>(*id) >= v.tokens.size()) {
+      return malformed(fmt::format("{} has id {} of {}", name, *id, v.tokens.size()));
+    }
+    special_texts[name] = v.tokens[static_cast<size_t>(*id)];
+    return id;
+  };
+  SLUICE_TRY(bos_id, special_token(v.bos_id, "bos_token"));
+  SLUICE_TRY(eos_id, special_token(v.eos_id, "eos_token"));
+  SLUICE_TRY(pad_id, special_token(v.pad_id, "pad_token"));
+  SLUICE_TRY_VOID(special_token(v.unk_id, "unk_token"));
+  if (v.add_bos.value_or(add_bos) && v.bos_id) prefix.push_back(*v.bos_id);
+  if (v.add_eos.value_or(false) && v.eos_id) suffix.push_back(*v.eos_id);
+  chat_template = v.chat_template;
+  return {};
+}
+
 Result<std::shared_ptr<const Tokenizer>> Tokenizer::from_vocabulary(const Vocabulary& v) {
+  const size_t n = v.tokens.size();
+  if (n == 0 || n > INT32_MAX) return malformed(fmt::format("{} tokens", n));
+  if (!v.token_types.empty() && v.token_types.size() != n) {
+    return malformed(fmt::format("{} token types for {} tokens", v.token_types.size(), n));
+  }
+  if (v.model == "llama") return from_scores(v);
   if (v.model != "gpt2") {
     return Error{ErrorCode::kUnimplemented,
-                 fmt::format("tokenizer model \"{}\" is not supported; byte-level BPE (\"gpt2\") is", v.model)};
+                 fmt::format("tokenizer model \"{}\" is not supported; byte-level BPE (\"gpt2\") and SentencePiece's "
+                             "(\"llama\") are",
+                             v.model)};
   }
   const auto* row = std::ranges::find(kPreTokenizers, v.pre_tokenizer, &PreTokenizerRow::name);
   if (row == std::end(kPreTokenizers)) {
@@ -140,12 +162,6 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::from_vocabulary(const Vocabu
     return Error{ErrorCode::kUnimplemented,
                  fmt::format("pre-tokenizer \"{}\" is not supported; supported: {}", v.pre_tokenizer, known)};
   }
-  const size_t n = v.tokens.size();
-  if (n == 0 || n > INT32_MAX) return malformed(fmt::format("{} tokens", n));
-  if (!v.token_types.empty() && v.token_types.size() != n) {
-    return malformed(fmt::format("{} token types for {} tokens", v.token_types.size(), n));
-  }
-
   auto impl = std::make_unique<Impl>();
   const std::vector<std::string_view> texts(v.tokens.begin(), v.tokens.end());
   impl->texts = TokenTable(texts, true);
@@ -177,19 +193,7 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::from_vocabulary(const Vocabu
   impl->bpe = std::make_unique<const Bpe>(std::move(bpe));
   SLUICE_TRY(impl->pre_tokenizer, make_pre_tokenizer(*row));
 
-  const auto special = [&](std::optional<int32_t> id, const char* name) -> Result<std::optional<int32_t>> {
-    if (!id) return id;
-    if (*id < 0 || static_cast<size_t>(*id) >= n) return malformed(fmt::format("{} has id {} of {}", name, *id, n));
-    impl->special_texts[name] = v.tokens[static_cast<size_t>(*id)];
-    return id;
-  };
-  SLUICE_TRY(impl->bos_id, special(v.bos_id, "bos_token"));
-  SLUICE_TRY(impl->eos_id, special(v.eos_id, "eos_token"));
-  SLUICE_TRY(impl->pad_id, special(v.pad_id, "pad_token"));
-  SLUICE_TRY_VOID(special(v.unk_id, "unk_token"));
-  if (v.add_bos.value_or(row->add_bos) && v.bos_id) impl->prefix.push_back(*v.bos_id);
-  if (v.add_eos.value_or(false) && v.eos_id) impl->suffix.push_back(*v.eos_id);
-  impl->chat_template = v.chat_template;
+  SLUICE_TRY_VOID(impl->take(v, row->add_bos));
   return std::shared_ptr<const Tokenizer>(new Tokenizer(std::move(impl)));
 }
 

@@ -45,7 +45,7 @@ class StartTest(unittest.TestCase):
         self.assertRegex(text, r"worker [01] did not start: exit 1: .*/no/such/model: no such file or folder")
 
     def test_a_wrong_flag_ends_it_before_anything_starts(self):
-        status, text = fails("--model-path", MODEL, "--tp-size", 2, *COMMON)
+        status, text = fails("--model-path", MODEL, "--pp-size", 2, *COMMON)
         self.assertEqual((status, text.count("\n")), (2, 1), text)
 
     def test_a_taken_port_is_named(self):

@@ -35,6 +35,7 @@ ApiContext::ApiContext(ApiSettings s, ServedModel m, Backend& b, obs::Metrics& m
       metrics(me),
       request_metrics(std::make_shared<RequestMetrics>(me, model.name, clock)),
       pool(pool_threads()),
+      prompts(model.tokenizer),
       rng_(random_seed()) {}
 
 LengthLimits ApiContext::limits() {

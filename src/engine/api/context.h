@@ -17,7 +17,10 @@
 #include "engine/http_api.h"
 #include "engine/served_model.h"
 #include "net/server.h"
+#include "parsers/reasoning.h"
+#include "parsers/tool_calls.h"
 #include "protocol/sampling.h"
+#include "tokenizer/prompt_encoder.h"
 
 namespace sluice::engine {
 
@@ -30,10 +33,12 @@ struct ApiSettings {
   bool stream_output = false;
   bool report_cached = true;
   bool metrics = false;
-  bool health_generates = true;                        // SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION
-  Duration health_timeout = std::chrono::seconds(20);  // SGLANG_HEALTH_CHECK_TIMEOUT
-  std::optional<std::string> own_dp_rank;              // SGLANG_DP_RANK
-  nlohmann::ordered_json server_args;                  // for /server_info, without secrets
+  bool health_generates = true;                                // SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION
+  Duration health_timeout = std::chrono::seconds(20);          // SGLANG_HEALTH_CHECK_TIMEOUT
+  std::optional<std::string> own_dp_rank;                      // SGLANG_DP_RANK
+  const parsers::ReasoningFormat* reasoning_format = nullptr;  // null: reasoning stays in the text
+  const parsers::ToolCallFormat* tool_call_format = nullptr;   // null: calls stay in the text
+  nlohmann::ordered_json server_args;                          // for /server_info, without secrets
 };
 
 // How long a sequence may be, as the ranks said. Zeros before any rank was ready.
@@ -63,6 +68,7 @@ class ApiContext {
   obs::Metrics& metrics;
   const std::shared_ptr<RequestMetrics> request_metrics;
   WorkPool pool;
+  tokenizer::PromptEncoder prompts;  // remembers what it has tokenized
   std::atomic<ServerStatus> status{ServerStatus::kStarting};
   std::atomic<bool> unhealthy{false};  // what the last health check found
 

@@ -1,5 +1,7 @@
 #include "engine/api/openai_api.h"
 
+#include <deque>
+
 #include "engine/api/openai_request.h"
 #include "engine/api/sse_writer.h"
 #include "protocol/errors.h"
@@ -17,13 +19,19 @@ std::vector<protocol::PositionScores> all_scores(const protocol::Sample& sample)
   return scores;
 }
 
-ordered_json whole_choice(const OpenAiRequest& request, const Generation& generation, size_t i) {
+ordered_json whole_chat_choice(ApiContext& api, const OpenAiRequest& request, const protocol::Sample& sample, size_t i,
+                               protocol::Usage& usage) {
+  ChatOutput output(api, request.parsing);
+  const auto parts = output.push(sample);
+  usage.reasoning_tokens += output.reasoning_tokens(sample);
+  ordered_json logprobs;
+  if (request.format.logprobs) logprobs = protocol::chat_logprobs(sample.output_scores, 0);
+  return protocol::chat_choice(i, parts, std::move(logprobs), output.finish(sample));
+}
+
+ordered_json whole_completion_choice(const OpenAiRequest& request, const Generation& generation, size_t i) {
   const auto& sample = generation.sample(i);
   ordered_json logprobs;
-  if (request.chat) {
-    if (request.format.logprobs) logprobs = protocol::chat_logprobs(sample.output_scores, 0);
-    return protocol::chat_choice(i, sample.text, std::move(logprobs), sample.finish);
-  }
   int64_t offset = 0;
   if (request.format.logprobs) logprobs = protocol::completion_logprobs(all_scores(sample), 0, offset);
   const std::string echo = request.echo.empty() ? "" : request.echo[i / generation.per_prompt()];
@@ -39,17 +47,23 @@ net::Task<> answer_whole(ApiCall& call, const OpenAiRequest& request, Generation
       co_return;
     }
   }
+  auto usage = generation.usage();
   auto choices = ordered_json::array();
-  for (size_t i = 0; i < generation.size(); ++i) choices.push_back(whole_choice(request, generation, i));
+  for (size_t i = 0; i < generation.size(); ++i) {
+    choices.push_back(request.chat ? whole_chat_choice(call.api, request, generation.sample(i), i, usage)
+                                   : whole_completion_choice(request, generation, i));
+  }
   const auto make = request.chat ? protocol::chat_answer : protocol::completion_answer;
-  co_await answer(call, net::Response::json(200, make(request.format, std::move(choices), generation.usage())));
+  co_await answer(call, net::Response::json(200, make(request.format, std::move(choices), usage)));
 }
 
 // Chunks of a stream, in the order of the runtime: text as it comes, and for chats the ends of all choices after it.
 class Chunks {
  public:
-  Chunks(const OpenAiRequest& request, const Generation& generation, SseWriter& out)
-      : request_(request), generation_(generation), out_(out), sent_(generation.size()) {}
+  Chunks(ApiContext& api, const OpenAiRequest& request, const Generation& generation, SseWriter& out)
+      : request_(request), generation_(generation), out_(out), sent_(generation.size()) {
+    for (size_t i = 0; request.chat && i < sent_.size(); ++i) chats_.emplace_back(api, request.parsing);
+  }
 
   // What is new of a sample.
   void add(size_t i) { request_.chat ? add_chat(i) : add_completion(i); }
@@ -57,11 +71,14 @@ class Chunks {
   // After the last sample.
   void add_end() {
     for (size_t i = 0; request_.chat && i < sent_.size(); ++i) {
-      out_.event(chat_chunk(i, protocol::ChatDelta::kFinish, "", nullptr, generation_.sample(i).finish));
+      out_.event(chat_chunk(i, protocol::ChatDelta::kFinish, {}, nullptr, chats_[i].finish(generation_.sample(i))));
     }
     if (!request_.stream.include_usage) return;
     const auto object = request_.chat ? "chat.completion.chunk" : "text_completion";
-    out_.event(protocol::usage_chunk(request_.format, object, generation_.usage()));
+    auto usage = generation_.usage();
+    for (size_t i = 0; i < chats_.size(); ++i)
+      usage.reasoning_tokens += chats_[i].reasoning_tokens(generation_.sample(i));
+    out_.event(protocol::usage_chunk(request_.format, object, usage));
   }
 
  private:
@@ -71,30 +88,39 @@ class Chunks {
     int64_t offset = 0;  // characters before what comes next
   };
 
-  std::optional<protocol::Usage> usage(size_t i) const {
+  std::optional<protocol::Usage> usage(size_t i) {
     if (!request_.stream.continuous_usage_stats) return std::nullopt;
     const auto& sample = generation_.sample(i);
-    return protocol::Usage{sample.prompt_tokens, sample.completion_tokens, sample.cached_tokens};
+    return protocol::Usage{.prompt_tokens = sample.prompt_tokens,
+                           .completion_tokens = sample.completion_tokens,
+                           .cached_tokens = sample.cached_tokens,
+                           .reasoning_tokens = request_.chat ? chats_[i].reasoning_tokens(sample) : 0};
   }
 
-  std::string chat_chunk(size_t i, protocol::ChatDelta kind, std::string_view text, ordered_json logprobs,
-                         const Finish& finish) const {
+  std::string chat_chunk(size_t i, protocol::ChatDelta kind, const protocol::ChatParts& parts, ordered_json logprobs,
+                         const Finish& finish) {
     const auto used = usage(i);
-    return protocol::chat_chunk(request_.format, i, kind, text, std::move(logprobs), finish, used ? &*used : nullptr);
+    return protocol::chat_chunk(request_.format, i, kind, parts, std::move(logprobs), finish, used ? &*used : nullptr);
   }
 
   void add_chat(size_t i) {
     const auto& sample = generation_.sample(i);
     Sent& sent = sent_[i];
-    if (!std::exchange(sent.begun, true)) out_.event(chat_chunk(i, protocol::ChatDelta::kRole, "", nullptr, {}));
-    const auto text = std::string_view(sample.text).substr(sent.text);
-    ordered_json logprobs;
+    if (!std::exchange(sent.begun, true)) out_.event(chat_chunk(i, protocol::ChatDelta::kRole, {}, nullptr, {}));
+    auto parts = chats_[i].push(sample);
     const bool scored = request_.format.logprobs && sample.output_scores.size() > sent.scores;
-    if (text.empty() && !scored) return;
+    if (parts.empty() && !scored) return;
+    ordered_json logprobs;
     if (scored) logprobs = protocol::chat_logprobs(sample.output_scores, sent.scores);
-    out_.event(chat_chunk(i, protocol::ChatDelta::kContent, text, std::move(logprobs), {}));
-    sent.text = sample.text.size();
     sent.scores = sample.output_scores.size();
+    // Clients take one kind from a chunk.
+    const auto send = [&](const protocol::ChatParts& part) {
+      out_.event(chat_chunk(i, protocol::ChatDelta::kParts, part, std::exchange(logprobs, nullptr), {}));
+    };
+    if (!parts.reasoning.empty()) send({.content = "", .reasoning = std::move(parts.reasoning), .calls = {}});
+    if (!parts.content.empty()) send({.content = std::move(parts.content), .reasoning = "", .calls = {}});
+    if (!parts.calls.empty()) send({.content = "", .reasoning = "", .calls = std::move(parts.calls)});
+    if (!logprobs.is_null()) send({});
   }
 
   void add_completion(size_t i) {
@@ -123,11 +149,12 @@ class Chunks {
   const Generation& generation_;
   SseWriter& out_;
   std::vector<Sent> sent_;
+  std::deque<ChatOutput> chats_;  // of a chat's samples
 };
 
 net::Task<> answer_stream(ApiCall& call, const OpenAiRequest& request, Generation& generation) {
   SseWriter out(call.exchange);
-  Chunks chunks(request, generation, out);
+  Chunks chunks(call.api, request, generation, out);
   while (!generation.done()) {
     const auto step = co_await generation.next();
     if (generation.client_gone()) co_return;

@@ -17,9 +17,10 @@ OpenAiRequest begin(ApiContext& api, const protocol::Routing& routing, const std
   return out;
 }
 
-void route(PromptPlan& prompt, const protocol::Routing& routing) {
+void route(PromptPlan& prompt, const net::Headers& headers, const protocol::Routing& routing) {
   prompt.request.extra_key = routing.extra_key;
   prompt.request.priority = routing.priority;
+  prompt.request.routing_key = routing_key(headers, routing.routing_key);
 }
 
 void want_logprobs(PromptPlan& prompt, int64_t alternatives, bool of_prompt) {
@@ -58,7 +59,7 @@ Result<OpenAiRequest> prepare_completion(ApiContext& api, const net::Headers& he
     }
     SLUICE_TRY(auto planned, plan_prompt(api, limits, prompt_ids(api, std::move(prompt)), body.sampling, std::nullopt,
                                          body.stream.stream));
-    route(planned, body.routing);
+    route(planned, headers, body.routing);
     if (body.logprobs) want_logprobs(planned, *body.logprobs, body.echo);
     add_samples(out.plan, std::move(planned), out.plan.per_prompt, out.format.id, numbered);
   }
@@ -66,7 +67,7 @@ Result<OpenAiRequest> prepare_completion(ApiContext& api, const net::Headers& he
 }
 
 Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers, std::string_view text) {
-  SLUICE_TRY(auto body, protocol::parse_chat_body(text, api.chat_defaults));
+  SLUICE_TRY(auto body, protocol::parse_chat_body(text, api.chat_defaults, api.model.template_habits));
   OpenAiRequest out = begin(api, body.routing, body.model, body.stream);
   out.chat = true;
   out.format.logprobs = body.logprobs;
@@ -78,11 +79,13 @@ Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers,
   } else {
     SLUICE_TRY(const auto rendered, render_chat(api, *body.template_context));
     // The template writes the special tokens itself.
-    ids = api.model.tokenizer->encode(rendered + body.prefix, /*add_special=*/false);
+    ids = api.prompts.encode(rendered + body.prefix, /*add_special=*/false);
   }
+  out.parsing = chat_parsing(api, body, ids);
   SLUICE_TRY(auto planned,
              plan_prompt(api, api.limits(), std::move(ids), body.sampling, std::nullopt, body.stream.stream));
-  route(planned, body.routing);
+  if (out.parsing.needs_special_tokens) planned.format.text.skip_special = false;
+  route(planned, headers, body.routing);
   if (body.logprobs) want_logprobs(planned, body.top_logprobs, /*of_prompt=*/false);
   add_samples(out.plan, std::move(planned), out.plan.per_prompt, out.format.id, out.plan.per_prompt > 1);
   return out;

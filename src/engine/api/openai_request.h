@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/api/chat_output.h"
 #include "engine/api/context.h"
 #include "engine/api/generation.h"
 #include "protocol/answers.h"
@@ -17,6 +18,7 @@ struct OpenAiRequest {
   protocol::OpenAiFormat format;
   protocol::StreamOptions stream;
   bool chat = false;
+  ChatParsing parsing;            // of chats
   std::vector<std::string> echo;  // per prompt, what is shown before the completion; empty: nothing is
 };
 

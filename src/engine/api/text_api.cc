@@ -9,16 +9,16 @@ namespace {
 using nlohmann::ordered_json;
 
 Result<ordered_json> tokenized(ApiContext& api, std::string_view text) {
-  SLUICE_TRY(const auto body, protocol::parse_tokenize_body(text));
+  SLUICE_TRY(const auto body, protocol::parse_tokenize_body(text, api.model.template_habits));
   auto tokens = ordered_json::array();
   auto counts = ordered_json::array();
   if (body.template_context) {
     SLUICE_TRY(const auto rendered, render_chat(api, *body.template_context));
-    tokens.push_back(api.model.tokenizer->encode(rendered, /*add_special=*/false));
+    tokens.push_back(api.prompts.encode(rendered, /*add_special=*/false));
     counts.push_back(tokens.back().size());
   }
   for (const auto& prompt : body.prompts) {
-    tokens.push_back(api.model.tokenizer->encode(prompt, body.add_special_tokens));
+    tokens.push_back(api.prompts.encode(prompt, body.add_special_tokens));
     counts.push_back(tokens.back().size());
   }
   const int64_t context = api.limits().context_length;

@@ -218,7 +218,8 @@ TEST_F(KnownCachesTest, ATokenizerThatIsNotThereEndsTheStart) {
   const auto missing = Gateway::start(flags({"--tokenizer-path", "/nowhere"}));
   ASSERT_FALSE(missing.ok());
   EXPECT_EQ(missing.error().code, ErrorCode::kBadOption);
-  EXPECT_NE(missing.error().message.find("/nowhere/tokenizer.json"), std::string::npos) << missing.error().message;
+  EXPECT_NE(missing.error().message.find("/nowhere has no tokenizer.json"), std::string::npos)
+      << missing.error().message;
   const auto bad =
       Gateway::start(flags({"--tokenizer-path", KvEngine::kTokenizer, "--chat-template", "/nowhere/chat.jinja"}));
   ASSERT_FALSE(bad.ok());

@@ -56,6 +56,12 @@ class CpuBackend final : public Backend {
   void copy_to_host(const Context&, void* to, const void* from, size_t bytes) const override {
     if (bytes > 0) std::memcpy(to, from, bytes);
   }
+  void copy(const Context&, void* to, const void* from, size_t bytes) const override {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
+  void clear(const Context&, void* at, size_t bytes) const override {
+    if (bytes > 0) std::memset(at, 0, bytes);
+  }
   void synchronize(const Context&) const override {}
 
   bool multiplies(DType dtype) const override { return linear_.multiplies(dtype); }
@@ -71,19 +77,34 @@ class CpuBackend final : public Backend {
   void embed(const Context&, const EmbedArgs& args) const override {
     const int64_t row_bytes = args.width * element_bytes(args.dtype);
     for (int64_t i = 0; i < args.n; ++i) {
-      simd_.widen(static_cast<const char*>(args.table) + args.ids[i] * row_bytes, args.dtype == DType::kBf16,
-                  args.width, args.out + i * args.width);
+      const int64_t row = args.ids[i] - args.first;
+      float* out = args.out + i * args.width;
+      if (row < 0 || row >= args.rows) {
+        std::fill_n(out, args.width, 0.0f);
+        continue;
+      }
+      simd_.widen(static_cast<const char*>(args.table) + row * row_bytes, args.dtype == DType::kBf16, args.width, out);
     }
   }
 
   void rms_norm(const Context&, const RmsNormArgs& args) const override {
     const int64_t out_bytes = element_bytes(args.out_dtype);
+    if (args.square_sums != nullptr) return rms_norm_part(args);
     each_row(args.n, [&](int64_t i) {
       for (int64_t g = 0; g < args.groups; ++g) {
         simd_.rms_norm(args.in + i * args.in_stride + g * args.width, args.weight, args.epsilon, args.width,
                        static_cast<char*>(args.out) + (i * args.out_stride + g * args.width) * out_bytes,
                        args.out_dtype == DType::kBf16);
       }
+    });
+  }
+
+  void square_sum(const Context&, const SquareSumArgs& args) const override {
+    each_row(args.n, [&](int64_t i) {
+      const float* row = args.in + i * args.in_stride;
+      double sum = 0;
+      for (int64_t j = 0; j < args.width; ++j) sum += static_cast<double>(row[j]) * static_cast<double>(row[j]);
+      args.out[i] = static_cast<float>(sum);
     });
   }
 
@@ -225,6 +246,23 @@ class CpuBackend final : public Backend {
   template <class Body>
   void each_row(int64_t n, const Body& body) const {
     cpu::each_row(pool_, n, [&](int64_t i, int) { body(i); });
+  }
+
+  // Of rows of which this is a part.
+  void rms_norm_part(const RmsNormArgs& args) const {
+    each_row(args.n, [&](int64_t i) {
+      const float* in = args.in + i * args.in_stride;
+      const float factor = 1.0f / std::sqrt(args.square_sums[i] / static_cast<float>(args.whole_width) + args.epsilon);
+      for (int64_t j = 0; j < args.width; ++j) {
+        const float value = in[j] * factor * args.weight[j];
+        const int64_t at = i * args.out_stride + j;
+        if (args.out_dtype == DType::kBf16) {
+          static_cast<uint16_t*>(args.out)[at] = tensor::float_to_bf16(value);
+        } else {
+          static_cast<float*>(args.out)[at] = value;
+        }
+      }
+    });
   }
 
   const cpu::Simd& simd_;

@@ -114,8 +114,8 @@ void route(const RouteArgs& args, ThreadPool& pool, std::vector<std::vector<floa
 void sort_by_expert(const SortByExpertArgs& args, int64_t (*padded_rows)(int64_t n)) {
   std::fill_n(args.counts, args.experts, 0);
   for (int64_t i = 0; i < args.n_pairs; ++i) {
-    const int32_t e = args.ids[i];
-    args.rows[i] = e < 0 ? -1 : args.counts[e]++;
+    const int64_t e = args.ids[i] - args.first;
+    args.rows[i] = e < 0 || e >= args.experts ? -1 : args.counts[e]++;
   }
   int64_t next = 0;
   for (int64_t e = 0; e < args.experts; ++e) {
@@ -124,7 +124,7 @@ void sort_by_expert(const SortByExpertArgs& args, int64_t (*padded_rows)(int64_t
     if (args.loads != nullptr) args.loads[e] += args.counts[e];
   }
   for (int64_t i = 0; i < args.n_pairs; ++i) {
-    if (args.ids[i] >= 0) args.rows[i] += args.starts[args.ids[i]];
+    if (args.rows[i] >= 0) args.rows[i] += args.starts[args.ids[i] - args.first];
   }
 }
 

@@ -80,13 +80,13 @@ void sort_by_expert(const SortByExpertArgs& args) {
   for (int64_t e = 0; e < args.experts; ++e) {
     args.starts[e] = next;
     for (int64_t i = 0; i < args.n_pairs; ++i) {
-      if (args.ids[i] == e) args.rows[i] = next++;
+      if (args.ids[i] == args.first + e) args.rows[i] = next++;
     }
     args.counts[e] = next - args.starts[e];
     if (args.loads != nullptr) args.loads[e] += args.counts[e];
   }
   for (int64_t i = 0; i < args.n_pairs; ++i) {
-    if (args.ids[i] < 0) args.rows[i] = -1;
+    if (args.ids[i] < args.first || args.ids[i] >= args.first + args.experts) args.rows[i] = -1;
   }
 }
 

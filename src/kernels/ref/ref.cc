@@ -54,7 +54,10 @@ void head_linear(const HeadLinearArgs& args) {
 void embed(const EmbedArgs& args) {
   for (int64_t i = 0; i < args.n; ++i) {
     for (int64_t j = 0; j < args.width; ++j) {
-      args.out[i * args.width + j] = static_cast<float>(value_at(args.table, args.dtype, args.ids[i] * args.width + j));
+      const int64_t row = args.ids[i] - args.first;
+      const bool known = row >= 0 && row < args.rows;
+      args.out[i * args.width + j] =
+          known ? static_cast<float>(value_at(args.table, args.dtype, row * args.width + j)) : 0;
     }
   }
 }
@@ -65,11 +68,21 @@ void rms_norm(const RmsNormArgs& args) {
       const float* in = args.in + i * args.in_stride + g * args.width;
       double squares = 0;
       for (int64_t j = 0; j < args.width; ++j) squares += static_cast<double>(in[j]) * in[j];
-      const double root = std::sqrt(squares / static_cast<double>(args.width) + args.epsilon);
+      if (args.square_sums != nullptr) squares = args.square_sums[i];
+      const int64_t width = args.square_sums != nullptr ? args.whole_width : args.width;
+      const double root = std::sqrt(squares / static_cast<double>(width) + args.epsilon);
       for (int64_t j = 0; j < args.width; ++j) {
         put(args.out, args.out_dtype, i * args.out_stride + g * args.width + j, in[j] / root * args.weight[j]);
       }
     }
+  }
+}
+
+void square_sum(const SquareSumArgs& args) {
+  for (int64_t i = 0; i < args.n; ++i) {
+    double sum = 0;
+    for (int64_t j = 0; j < args.width; ++j) sum += std::pow(static_cast<double>(args.in[i * args.in_stride + j]), 2);
+    args.out[i] = static_cast<float>(sum);
   }
 }
 

@@ -12,6 +12,7 @@ void linear(const LinearArgs& args);
 void head_linear(const HeadLinearArgs& args);
 void embed(const EmbedArgs& args);
 void rms_norm(const RmsNormArgs& args);
+void square_sum(const SquareSumArgs& args);
 void rope_angles(const RopeAnglesArgs& args);
 void rope(const RopeArgs& args);
 void store_kv(const StoreKvArgs& args);

@@ -59,6 +59,12 @@ class SimBackend final : public Backend {
     if (bytes == 0) return;
     enqueue(context, [=] { std::memcpy(to, from, bytes); });
   }
+  void copy(const Context& context, void* to, const void* from, size_t bytes) const override {
+    enqueue(context, [=, this] { cpu_->copy({}, to, from, bytes); });
+  }
+  void clear(const Context& context, void* at, size_t bytes) const override {
+    enqueue(context, [=, this] { cpu_->clear({}, at, bytes); });
+  }
   void synchronize(const Context& context) const override {
     auto& queue = stream_of(context).queue;
     protect(PROT_READ | PROT_WRITE);
@@ -89,6 +95,9 @@ class SimBackend final : public Backend {
   }
   void embed(const Context& c, const EmbedArgs& args) const override { forward(c, args, &Backend::embed); }
   void rms_norm(const Context& c, const RmsNormArgs& args) const override { forward(c, args, &Backend::rms_norm); }
+  void square_sum(const Context& c, const SquareSumArgs& args) const override {
+    forward(c, args, &Backend::square_sum);
+  }
   void rope_angles(const Context& c, const RopeAnglesArgs& args) const override {
     forward(c, args, &Backend::rope_angles);
   }

@@ -1,10 +1,19 @@
 #include "models/layers/decoder.h"
 
+#include <numeric>
+
+#include "base/check.h"
 #include "models/layers/attention.h"
 #include "models/layers/ffn.h"
+#include "models/layers/layer_communicator.h"
 #include "models/layers/ops.h"
 
 namespace sluice::models {
+namespace {
+
+int64_t sum_of(std::span<const int64_t> counts) { return std::accumulate(counts.begin(), counts.end(), int64_t{0}); }
+
+}  // namespace
 
 Decoder::Decoder(const ModelConfig& config, WeightStore& weights)
     : config_(config),
@@ -12,53 +21,130 @@ Decoder::Decoder(const ModelConfig& config, WeightStore& weights)
       scratch_(weights.backend()),
       kv_(weights.backend(), weights.dtype()),
       states_(weights.backend()),
-      routing_(weights.backend()) {
-  const int64_t hidden = config.hidden_size;
-  embedding_ = weights.table("model.embed_tokens.weight", config.vocab_size, hidden);
+      routing_(weights.backend()),
+      groups_(weights.groups()) {
+  const parallel::Layout& layout = weights.layout();
+  const int64_t hidden = config.hidden_size, vocab = config.vocab_size;
+  const parallel::Slice head = parallel::part_of(vocab, layout.head());
+  vocabulary_ = parallel::part_of(vocab, layout.attention_tp());
+  embedding_ = weights.table(part("model.embed_tokens.weight", vocab, vocabulary_), hidden);
+  communicator_ = std::make_unique<LayerCommunicator>(groups_, config, weights, scratch_);
   final_norm_ = weights.vector({{"model.norm.weight", hidden}});
-  head_ = weights.linear({{config.tie_embeddings ? "model.embed_tokens.weight" : "lm_head.weight", config.vocab_size}},
+  head_ = weights.linear({part(config.tie_embeddings ? "model.embed_tokens.weight" : "lm_head.weight", vocab, head)},
                          hidden);
   inverse_frequencies_ = weights.constant("rope.inverse_frequencies", inverse_frequencies(config));
 
   // Input logprobs may ask for the logits of every row.
   const auto element = static_cast<int64_t>(tensor::block_bytes(weights.dtype()));
-  hidden_ = scratch_.declare("hidden", hidden * 4);
+  const int64_t groups = layout.dp_lm_head ? 1 : layout.dp_size;  // whose logits this rank computes a part of
+  // The rows of a part of them may be padded for a product.
+  hidden_ = scratch_.declare("hidden", hidden * 4, 1, weights.backend().group_padding(1));
   cos_sin_ = scratch_.declare("cos_sin", 2 * inverse_frequencies_.size * 4);
   logit_hidden_ = scratch_.declare("logit_hidden", hidden * 4);
-  logit_normed_ = scratch_.declare("logit_normed", hidden * element);
-  logits_ = scratch_.declare("logits", config.vocab_size * 4);
+  logit_normed_ = scratch_.declare("logit_normed", hidden * element, groups);
+  logits_ = scratch_.declare("logits", head.count * 4, groups);
+  pieces_ = scratch_.declare("logit_pieces", layout.head().size > 1 && layout.leads() ? vocab * 4 : 0);
 }
 
-const float* Decoder::forward(const kernels::Context& context, const ForwardBatch& batch) const {
-  const kernels::Backend& backend = *context.backend;
+Decoder::~Decoder() = default;
+
+moe::Dispatcher& Decoder::dispatcher(const moe::Sizes& sizes) {
+  if (!dispatcher_) {
+    dispatcher_ = moe::make_dispatcher(weights_.backend(), groups_, sizes);
+    dispatch_sizes_ = sizes;
+  }
+  SLUICE_CHECK(dispatch_sizes_ == sizes, "layers with {} and with {} experts", dispatch_sizes_.experts, sizes.experts);
+  return *dispatcher_;
+}
+
+Result<void> Decoder::allocate(int64_t max_tokens) {
+  SLUICE_TRY_VOID(scratch_.allocate(max_tokens));
+  if (!dispatcher_) return {};
+  return dispatcher_->allocate(max_tokens, max_tokens * weights_.layout().dp_size);
+}
+
+Result<Logits> Decoder::forward(const kernels::Context& context, const ForwardBatch& batch) const {
   auto* hidden = scratch_.at<float>(hidden_);
   auto* cos_sin = scratch_.at<float>(cos_sin_);
-  backend.embed(context, {.table = weights_.address(embedding_),
-                          .dtype = embedding_.dtype,
-                          .ids = batch.token_ids,
-                          .out = hidden,
-                          .n = batch.n_tokens,
-                          .width = config_.hidden_size});
-  backend.rope_angles(context, {.positions = batch.positions,
-                                .inverse_frequencies = weights_.address(inverse_frequencies_),
-                                .cos_sin = cos_sin,
-                                .n = batch.n_tokens,
-                                .half = inverse_frequencies_.size,
-                                .scale = static_cast<float>(config_.rope.angle_scale)});
+  SLUICE_TRY_VOID(embed(context, batch, hidden));
+  context.backend->rope_angles(context, {.positions = batch.positions,
+                                         .inverse_frequencies = weights_.address(inverse_frequencies_),
+                                         .cos_sin = cos_sin,
+                                         .n = batch.n_tokens,
+                                         .half = inverse_frequencies_.size,
+                                         .scale = static_cast<float>(config_.rope.angle_scale)});
   const Step step{
-      .batch = batch, .kv = kv_, .states = states_, .scratch = scratch_, .hidden = hidden, .cos_sin = cos_sin};
-  for (const auto& block : blocks_) block->forward(context, step);
+      .batch = batch, .kv = kv_, .states = states_, .scratch = scratch_, .groups = groups_, .cos_sin = cos_sin};
+  for (const auto& block : blocks_) SLUICE_TRY_VOID(communicator_->run(context, step, *block, hidden));
+  return head(context, batch, hidden);
+}
 
-  // Only the rows whose logits are wanted go through the head.
+Result<void> Decoder::embed(const kernels::Context& context, const ForwardBatch& batch, float* hidden) const {
+  context.backend->embed(context, {.table = weights_.address(embedding_),
+                                   .dtype = embedding_.dtype,
+                                   .first = vocabulary_.first,
+                                   .rows = vocabulary_.count,
+                                   .ids = batch.token_ids,
+                                   .out = hidden,
+                                   .n = batch.n_tokens,
+                                   .width = config_.hidden_size});
+  if (vocabulary_.count == config_.vocab_size) return {};
+  return groups_->attention_tp->all_reduce(context, parallel::Element::kF32, hidden, hidden,
+                                           batch.n_tokens * config_.hidden_size);
+}
+
+// Only the rows whose logits are wanted go through the head. A head that is divided among attention groups computes its
+// part of the vocabulary for the rows of all of them.
+Result<Logits> Decoder::head(const kernels::Context& context, const ForwardBatch& batch, const float* hidden) const {
+  const parallel::Layout& layout = weights_.layout();
+  const int64_t width = config_.hidden_size;
   auto* logit_hidden = scratch_.at<float>(logit_hidden_);
-  auto* logit_normed = scratch_.at<void>(logit_normed_);
+  auto* normed = scratch_.at<char>(logit_normed_);
   auto* logits = scratch_.at<float>(logits_);
-  backend.gather_rows(
-      context,
-      {.in = hidden, .rows = batch.logit_rows, .out = logit_hidden, .n = batch.n_logits, .width = config_.hidden_size});
-  rms_norm(context, weights_, final_norm_, logit_hidden, logit_normed, batch.n_logits, config_.rms_norm_eps);
-  product(context, weights_, head_, logit_normed, logits, batch.n_logits);
-  return logits;
+  char* own = normed;
+  int64_t rows = batch.n_logits;
+  const bool gathered = layout.dp_attention() && !layout.dp_lm_head;
+  if (gathered) {
+    const int64_t first = sum_of(batch.group_logits.first(static_cast<size_t>(layout.attention_dp().rank)));
+    own += static_cast<size_t>(first * width) * tensor::block_bytes(weights_.dtype());
+    rows = sum_of(batch.group_logits);
+  }
+  context.backend->gather_rows(
+      context, {.in = hidden, .rows = batch.logit_rows, .out = logit_hidden, .n = batch.n_logits, .width = width});
+  rms_norm(context, weights_, final_norm_, logit_hidden, own, batch.n_logits, config_.rms_norm_eps);
+  if (gathered) {
+    std::vector<int64_t> counts(batch.group_logits.begin(), batch.group_logits.end());
+    for (int64_t& count : counts) count *= width;
+    SLUICE_TRY_VOID(
+        groups_->attention_dp->all_gather_v(context, parallel::element_of(weights_.dtype()), own, normed, counts));
+  }
+  product(context, weights_, head_, normed, logits, rows);
+  if (layout.head().size == 1) return Logits{logits, {config_.vocab_size}};
+  return exchange_logits(context, batch, logits);
+}
+
+// Every leader gets the logits of its group's rows from each of the ranks among which the head is divided.
+Result<Logits> Decoder::exchange_logits(const kernels::Context& context, const ForwardBatch& batch,
+                                        const float* logits) const {
+  const parallel::Layout& layout = weights_.layout();
+  const parallel::Place place = layout.head();
+  parallel::Communicator& group = layout.dp_lm_head ? *groups_->attention_tp : *groups_->all;
+  std::vector<int64_t> send, receive;
+  Logits pieces{scratch_.at<float>(pieces_), {}};
+  for (int64_t rank = 0; rank < place.size; ++rank) {
+    const bool leads = rank % layout.attention_tp_size() == 0;
+    const int64_t rows = !layout.dp_attention() || layout.dp_lm_head
+                             ? batch.n_logits
+                             : batch.group_logits[static_cast<size_t>(rank / layout.attention_tp_size())];
+    send.push_back(leads ? rows * head_.shape.out : 0);
+    const int64_t width = parallel::part_of(config_.vocab_size, {rank, place.size}).count;
+    receive.push_back(layout.leads() ? batch.n_logits * width : 0);
+    pieces.widths.push_back(width);
+  }
+  SLUICE_TRY_VOID(
+      group.all_to_all_v(context, parallel::Element::kF32, logits, send, scratch_.at<float>(pieces_), receive));
+  if (!layout.leads()) return Logits{};
+  return pieces;
 }
 
 std::unique_ptr<Decoder> make_dense_decoder(const ModelConfig& config, WeightStore& weights) {

@@ -8,10 +8,13 @@
 #include "kernels/kernels.h"
 #include "models/config.h"
 #include "models/layers/kv_cache.h"
+#include "models/layers/residual.h"
 #include "models/layers/routing.h"
 #include "models/layers/scratch.h"
 #include "models/layers/state_cache.h"
 #include "models/layers/weights.h"
+#include "moe/dispatcher.h"
+#include "parallel/groups.h"
 
 namespace sluice::models {
 
@@ -32,6 +35,9 @@ struct ForwardBatch {
   // The same in host memory, for what the host decides.
   const int32_t* host_query_start = nullptr;
   const int32_t* host_seq_lens = nullptr;
+  // Tokens and logits of each attention group in this step; with DP attention.
+  std::span<const int64_t> group_tokens;
+  std::span<const int64_t> group_logits;
 };
 
 // What a block sees of the step.
@@ -40,23 +46,52 @@ struct Step {
   const KvCache& kv;
   const StateCache& states;
   const Scratch& scratch;
-  float* hidden = nullptr;         // [n_tokens, hidden] the residual stream
-  const float* cos_sin = nullptr;  // [n_tokens, 2, rotary_dim / 2]
+  const parallel::Groups* groups = nullptr;  // null: this rank has the whole model
+  const float* cos_sin = nullptr;            // [n_tokens, 2, rotary_dim / 2]
 };
 
-// Half a layer, attention or FFN, that changes the residual stream. It declares its weights and scratch when it is
-// made.
+// How half a layer is divided among ranks.
+enum class Spread : uint8_t {
+  kAttention,  // by heads, within an attention group: each rank computes a summand for the group's tokens
+  kAllTokens,  // by the weights' rows and columns or by expert, among all ranks: a summand for the tokens of all groups
+  kOwnTokens,  // by tokens: each rank computes some of its group's, whole
+};
+
+// Half a layer: x += f(RMSNorm(x)), f being attention or an FFN. It declares its rank's weights and its scratch when it
+// is made.
 class Block {
  public:
+  Block(Residual residual, Spread spread) : residual_(std::move(residual)), spread_(spread) {}
   virtual ~Block() = default;
-  virtual void forward(const kernels::Context& context, const Step& step) const = 0;
+
+  const Residual& residual() const { return residual_; }
+  Spread spread() const { return spread_; }
+
+  // out += f(x), or this rank's summand of it. x [n, hidden] of dtype, out [n, hidden]. An error is that of a group of
+  // ranks.
+  virtual Result<void> run(const kernels::Context& context, const Step& step, const void* x, int64_t n,
+                           float* out) const = 0;
+
+ private:
+  const Residual residual_;
+  const Spread spread_;
+};
+
+class LayerCommunicator;
+
+// The logits of a step's rows, in device memory: pieces one after another, each the logits [n_logits, width] of `width`
+// ids that follow those before. None on a rank that does not lead its attention group.
+struct Logits {
+  const float* values = nullptr;
+  std::vector<int64_t> widths;
 };
 
 // Used by the rank's thread.
 class Decoder {
  public:
-  // Declares embedding, final norm and head.
+  // Declares embedding, final norm and head. `weights.groups()` outlive it.
   Decoder(const ModelConfig& config, WeightStore& weights);
+  ~Decoder();
 
   // Where the blocks declare their scratch, what they keep of every token and every sequence, and their routers.
   Scratch& scratch() { return scratch_; }
@@ -65,32 +100,44 @@ class Decoder {
   StateCache& states() { return states_; }
   const StateCache& states() const { return states_; }
   RoutingRecord& routing() { return routing_; }
+  // That of all layers with experts, which have the same sizes.
+  moe::Dispatcher& dispatcher(const moe::Sizes& sizes);
   const RoutingRecord& routing() const { return routing_; }
   void add(std::unique_ptr<Block> block) { blocks_.push_back(std::move(block)); }
   // Once, after the last add(). kExhausted if the memory cannot be had.
-  Result<void> allocate(int64_t max_tokens) { return scratch_.allocate(max_tokens); }
+  Result<void> allocate(int64_t max_tokens);
 
-  // Queues the whole step: K and V of every row into the cache. Returns where the logits of batch.logit_rows will be,
-  // [n_logits, vocab] in device memory, until the next call.
-  const float* forward(const kernels::Context& context, const ForwardBatch& batch) const;
+  // Queues the whole step: K and V of every row into the cache. Returns where the logits of batch.logit_rows will be
+  // until the next call. All ranks at once; an error is that of a group of ranks.
+  Result<Logits> forward(const kernels::Context& context, const ForwardBatch& batch) const;
 
  private:
+  Result<void> embed(const kernels::Context& context, const ForwardBatch& batch, float* hidden) const;
+  Result<Logits> head(const kernels::Context& context, const ForwardBatch& batch, const float* hidden) const;
+  Result<Logits> exchange_logits(const kernels::Context& context, const ForwardBatch& batch, const float* logits) const;
+
   const ModelConfig config_;
   const WeightStore& weights_;
   Scratch scratch_;
   KvCache kv_;
   StateCache states_;
   RoutingRecord routing_;
-  TableWeight embedding_;
+  const parallel::Groups* const groups_;
+  parallel::Slice vocabulary_;  // of `embedding`
+  TableWeight embedding_;       // [vocabulary_, hidden]
+  std::unique_ptr<LayerCommunicator> communicator_;
+  moe::Sizes dispatch_sizes_;
+  std::unique_ptr<moe::Dispatcher> dispatcher_;  // null: no layer has experts
   std::vector<std::unique_ptr<Block>> blocks_;
   VectorWeight final_norm_;
-  LinearWeight head_;
+  LinearWeight head_;  // [a part of the vocabulary, hidden]
   VectorWeight inverse_frequencies_;
   Scratch::Slot hidden_;        // [n_tokens, hidden]
   Scratch::Slot cos_sin_;       // [n_tokens, 2, rotary_dim / 2]
   Scratch::Slot logit_hidden_;  // [n_logits, hidden]
-  Scratch::Slot logit_normed_;  // [n_logits, hidden] of dtype
-  Scratch::Slot logits_;        // [n_logits, vocab]
+  Scratch::Slot logit_normed_;  // [n_logits, hidden] of dtype; of all groups, if the head is divided among them
+  Scratch::Slot logits_;        // [n_logits, part of the vocabulary], likewise
+  Scratch::Slot pieces_;        // [n_logits * vocab], as in Logits
 };
 
 // x += Attention(RMSNorm(x)); x += FFN(RMSNorm(x)), with grouped-query attention, rotary positions and a SiLU-gated

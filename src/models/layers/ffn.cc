@@ -6,12 +6,17 @@
 
 namespace sluice::models {
 
-GatedFfn::GatedFfn(const std::string& prefix, int64_t hidden, int64_t width, WeightStore& weights, Scratch& scratch)
-    : width_(width), weights_(weights) {
-  gate_up_ = weights.linear({{prefix + "gate_proj.weight", width}, {prefix + "up_proj.weight", width}}, hidden);
-  down_ = weights.linear({{prefix + "down_proj.weight", hidden}}, width);
-  gate_up_slot_ = scratch.declare("gate_up", 2 * width * 4);
-  activated_slot_ = scratch.declare("activated", width * static_cast<int64_t>(tensor::block_bytes(weights.dtype())));
+GatedFfn::GatedFfn(const std::string& prefix, int64_t hidden, int64_t width, parallel::Place place,
+                   WeightStore& weights, Scratch& scratch)
+    : width_(parallel::part_of(width, place).count), weights_(weights) {
+  const parallel::Slice own = parallel::part_of(width, place);
+  gate_up_ = weights.linear(
+      {part(prefix + "gate_proj.weight", width, own), part(prefix + "up_proj.weight", width, own)}, hidden);
+  down_ = weights.linear({{prefix + "down_proj.weight", hidden}}, width_, {.first = own.first, .of = width});
+  const int64_t groups = place.size > 1 ? weights.layout().dp_size : 1;  // whose tokens it gets
+  gate_up_slot_ = scratch.declare("gate_up", 2 * width_ * 4, groups);
+  activated_slot_ =
+      scratch.declare("activated", width_ * static_cast<int64_t>(tensor::block_bytes(weights.dtype())), groups);
 }
 
 void GatedFfn::forward(const kernels::Context& context, const Scratch& scratch, const void* in, float* out,
@@ -25,15 +30,16 @@ void GatedFfn::forward(const kernels::Context& context, const Scratch& scratch, 
 }
 
 DenseFfn::DenseFfn(const ModelConfig& config, int64_t layer, WeightStore& weights, Scratch& scratch)
-    : residual_(fmt::format("model.layers.{}.post_attention_layernorm.weight", layer), config, ffn_scale(config),
-                weights, scratch),
-      ffn_(fmt::format("model.layers.{}.mlp.", layer), config.hidden_size, config.intermediate_size, weights, scratch) {
-}
+    : Block(Residual(fmt::format("model.layers.{}.post_attention_layernorm.weight", layer), config, ffn_scale(config),
+                     weights),
+            weights.layout().dense_data_parallel ? Spread::kOwnTokens : Spread::kAllTokens),
+      ffn_(fmt::format("model.layers.{}.mlp.", layer), config.hidden_size, config.intermediate_size,
+           weights.layout().dense_ffn(), weights, scratch) {}
 
-void DenseFfn::forward(const kernels::Context& context, const Step& step) const {
-  const void* x = residual_.enter(context, step);
-  ffn_.forward(context, step.scratch, x, step.hidden, step.batch.n_tokens);
-  residual_.leave(context, step);
+Result<void> DenseFfn::run(const kernels::Context& context, const Step& step, const void* x, int64_t n,
+                           float* out) const {
+  ffn_.forward(context, step.scratch, x, out, n);
+  return {};
 }
 
 }  // namespace sluice::models

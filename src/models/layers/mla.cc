@@ -49,7 +49,9 @@ bool expanding_is_cheaper(int64_t queries, int64_t length, const LatentSizes& si
 
 LatentAttention::LatentAttention(const ModelConfig& config, int64_t layer, WeightStore& weights, Scratch& scratch,
                                  KvCache& kv)
-    : heads_(config.num_heads),
+    : Block(Residual(fmt::format("model.layers.{}.input_layernorm.weight", layer), config, std::nullopt, weights),
+            Spread::kAttention),
+      heads_(parallel::part_of(config.num_heads, weights.layout().attention_tp()).count),
       nope_(config.mla->qk_nope_head_dim),
       rotary_(config.rotary_dim),
       latent_(config.mla->kv_lora_rank),
@@ -60,29 +62,38 @@ LatentAttention::LatentAttention(const ModelConfig& config, int64_t layer, Weigh
       scale_(static_cast<float>(config.rope.score_scale / std::sqrt(static_cast<double>(nope_ + rotary_)))),
       weights_(weights) {
   const int64_t hidden = config.hidden_size;
-  const std::string prefix = fmt::format("model.layers.{}.", layer);
-  const std::string attention = prefix + "self_attn.";
+  const std::string attention = fmt::format("model.layers.{}.self_attn.", layer);
+  const parallel::Slice own = parallel::part_of(config.num_heads, weights.layout().attention_tp());
+  const int64_t query = nope_ + rotary_;
+  const auto queries_of = [&](const char* name) {
+    return part(attention + name, config.num_heads * query, {own.first * query, own.count * query});
+  };
+  const auto of_heads = [&](const std::string& name, int64_t first, int64_t rows, bool transposed) {
+    return HeadPart{.name = name,
+                    .of_heads = config.num_heads,
+                    .first_head = own.first,
+                    .heads = own.count,
+                    .head_rows = nope_ + value_,
+                    .first = first,
+                    .rows = rows,
+                    .transposed = transposed};
+  };
   const std::string kv_up = attention + "kv_b_proj.weight";  // per head: nope rows of W_k, then value rows of W_v
-  input_norm_ = weights.vector({{prefix + "input_layernorm.weight", hidden}});
-  down_ = weights.linear({{attention + (q_lora_ > 0 ? "q_a_proj.weight" : "q_proj.weight"), q_columns_},
+  down_ = weights.linear({q_lora_ > 0 ? Part{attention + "q_a_proj.weight", q_lora_} : queries_of("q_proj.weight"),
                           {attention + "kv_a_proj_with_mqa.weight", latent_ + rotary_}},
                          hidden);
   if (q_lora_ > 0) {
     q_norm_ = weights.vector({{attention + "q_a_layernorm.weight", q_lora_}});
-    q_up_ = weights.linear({{attention + "q_b_proj.weight", heads_ * (nope_ + rotary_)}}, q_lora_);
+    q_up_ = weights.linear({queries_of("q_b_proj.weight")}, q_lora_);
   }
   latent_norm_ = weights.vector({{attention + "kv_a_layernorm.weight", latent_}});
-  absorb_ = weights.heads(
-      {.name = kv_up, .heads = heads_, .head_rows = nope_ + value_, .first = 0, .rows = nope_, .transposed = true},
-      latent_);
-  key_up_ =
-      weights.heads({.name = kv_up, .heads = heads_, .head_rows = nope_ + value_, .first = 0, .rows = nope_}, latent_);
-  value_up_ = weights.heads(
-      {.name = kv_up, .heads = heads_, .head_rows = nope_ + value_, .first = nope_, .rows = value_}, latent_);
-  o_ = weights.linear({{attention + "o_proj.weight", hidden}}, heads_ * value_);
+  absorb_ = weights.heads(of_heads(kv_up, 0, nope_, /*transposed=*/true), latent_);
+  key_up_ = weights.heads(of_heads(kv_up, 0, nope_, /*transposed=*/false), latent_);
+  value_up_ = weights.heads(of_heads(kv_up, nope_, value_, /*transposed=*/false), latent_);
+  o_ = weights.linear({{attention + "o_proj.weight", hidden}}, heads_ * value_,
+                      {.first = own.first * value_, .of = config.num_heads * value_});
   cache_ = kv.declare(latent_ + rotary_);
   const auto element = static_cast<int64_t>(tensor::block_bytes(weights.dtype()));
-  normed_slot_ = scratch.declare("normed", hidden * element);
   down_slot_ = scratch.declare("mla.down", (q_columns_ + latent_ + rotary_) * 4);
   q_normed_slot_ = scratch.declare("mla.q_normed", q_lora_ * element);
   q_slot_ = scratch.declare("mla.q", q_lora_ > 0 ? heads_ * (nope_ + rotary_) * 4 : 0);
@@ -91,18 +102,16 @@ LatentAttention::LatentAttention(const ModelConfig& config, int64_t layer, Weigh
   attended_slot_ = scratch.declare("attended", heads_ * value_ * element);
 }
 
-void LatentAttention::project(const kernels::Context& context, const Step& step) const {
+void LatentAttention::project(const kernels::Context& context, const Step& step, const void* x) const {
   const kernels::Backend& backend = *context.backend;
   const int64_t n = step.batch.n_tokens;
   const int64_t stride = q_columns_ + latent_ + rotary_;
-  auto* normed = step.scratch.at<void>(normed_slot_);
   auto* down = step.scratch.at<float>(down_slot_);  // [n, stride]: q_columns, latent, rotary key
   float* latent = down + q_columns_;
   float* q = down;  // [n, heads, nope + rotary]
   int64_t q_stride = stride;
 
-  rms_norm(context, weights_, input_norm_, step.hidden, normed, n, epsilon_);
-  product(context, weights_, down_, normed, down, n);
+  product(context, weights_, down_, x, down, n);
   if (q_lora_ > 0) {
     auto* q_normed = step.scratch.at<void>(q_normed_slot_);
     q = step.scratch.at<float>(q_slot_);
@@ -148,9 +157,10 @@ void LatentAttention::project(const kernels::Context& context, const Step& step)
                              .stride = stride});
 }
 
-void LatentAttention::forward(const kernels::Context& context, const Step& step) const {
+Result<void> LatentAttention::run(const kernels::Context& context, const Step& step, const void* x, int64_t n,
+                                  float* out) const {
   const ForwardBatch& batch = step.batch;
-  project(context, step);
+  project(context, step, x);
   const auto expands = [&](int64_t s) {
     const int64_t queries = batch.host_query_start[s + 1] - batch.host_query_start[s];
     return expanding_is_cheaper(queries, batch.host_seq_lens[s],
@@ -162,8 +172,8 @@ void LatentAttention::forward(const kernels::Context& context, const Step& step)
     for (last = first + 1; last < batch.n_seqs && expands(last) == expanded;) ++last;
     expanded ? attend_expanded(context, step, first, last) : attend_absorbed(context, step, first, last);
   }
-  product(context, weights_, o_, step.scratch.at<void>(attended_slot_), step.hidden, batch.n_tokens, nullptr,
-          /*accumulate=*/true);
+  product(context, weights_, o_, step.scratch.at<void>(attended_slot_), out, n, nullptr, /*accumulate=*/true);
+  return {};
 }
 
 void LatentAttention::attend_absorbed(const kernels::Context& context, const Step& step, int64_t first,

@@ -26,16 +26,18 @@ bool expanding_is_cheaper(int64_t queries, int64_t length, const LatentSizes& si
 
 // With k = W_k c and v = W_v c for a latent c, attention runs over expanded keys and values (`expanded_attention`), or
 // weights are absorbed: q.k = (W_k^T q).c, the sum of weighted v is W_v times the sum of weighted c, and it runs over
-// the latents themselves (`latent_attention`). Whichever is cheaper, sequence by sequence.
+// the latents themselves (`latent_attention`). Whichever is cheaper, sequence by sequence. A rank of an attention group
+// has some of the heads; the latents, which serve all of them, are kept on each.
 class LatentAttention final : public Block {
  public:
   LatentAttention(const ModelConfig& config, int64_t layer, WeightStore& weights, Scratch& scratch, KvCache& kv);
 
-  void forward(const kernels::Context& context, const Step& step) const override;
+  Result<void> run(const kernels::Context& context, const Step& step, const void* x, int64_t n,
+                   float* out) const override;
 
  private:
   // Queries and what is cached of each token, normed and rotated; the latter goes into the cache.
-  void project(const kernels::Context& context, const Step& step) const;
+  void project(const kernels::Context& context, const Step& step, const void* x) const;
   // Sequences [first, last) of the batch.
   void attend_absorbed(const kernels::Context& context, const Step& step, int64_t first, int64_t last) const;
   void attend_expanded(const kernels::Context& context, const Step& step, int64_t first, int64_t last) const;
@@ -43,8 +45,8 @@ class LatentAttention final : public Block {
   const float* queries(const Step& step) const { return step.scratch.at<float>(q_lora_ > 0 ? q_slot_ : down_slot_); }
   int64_t query_stride() const { return q_lora_ > 0 ? heads_ * (nope_ + rotary_) : q_columns_ + latent_ + rotary_; }
 
-  const int64_t heads_;
-  const int64_t nope_;  // as in LatentSizes
+  const int64_t heads_;  // of this rank
+  const int64_t nope_;   // as in LatentSizes
   const int64_t rotary_;
   const int64_t latent_;
   const int64_t value_;
@@ -54,7 +56,6 @@ class LatentAttention final : public Block {
   const float scale_;  // of scores
   const WeightStore& weights_;
 
-  VectorWeight input_norm_;             // [hidden]
   LinearWeight down_;                   // [q_columns + latent + rotary, hidden]
   std::optional<VectorWeight> q_norm_;  // [q_lora]
   std::optional<LinearWeight> q_up_;    // [heads * (nope + rotary), q_lora]
@@ -64,7 +65,6 @@ class LatentAttention final : public Block {
   HeadsWeight value_up_;                // [heads] of [value, latent]: W_v
   LinearWeight o_;                      // [hidden, heads * value]
   KvCache::Plane cache_;                // [latent + rotary]
-  Scratch::Slot normed_slot_;           // [n, hidden] of dtype
   Scratch::Slot down_slot_;             // [n, q_columns + latent + rotary]
   Scratch::Slot q_normed_slot_;         // [n, q_lora] of dtype
   Scratch::Slot q_slot_;                // [n, heads, nope + rotary]

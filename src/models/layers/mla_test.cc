@@ -193,12 +193,12 @@ class LatentAttentionTest : public ::testing::TestWithParam<int64_t> {
                              .host_seq_lens = &len};
     hidden.resize(static_cast<size_t>(backend_->padded_rows(count) * config_.hidden_size));
     const StateCache no_states(*backend_);
-    block_.forward(context_, {.batch = batch,
-                              .kv = kv_,
-                              .states = no_states,
-                              .scratch = scratch_,
-                              .hidden = hidden.data(),
-                              .cos_sin = cos_sin.data()});
+    std::vector<float> x(hidden.size());
+    block_.residual().enter(context_, hidden.data(), count, x.data());
+    const auto ran = block_.run(
+        context_, {.batch = batch, .kv = kv_, .states = no_states, .scratch = scratch_, .cos_sin = cos_sin.data()},
+        x.data(), count, hidden.data());
+    EXPECT_TRUE(ran.ok());
     std::vector<Row> added;
     for (int64_t i = 0; i < count; ++i) {
       Row out;

@@ -8,62 +8,72 @@
 namespace sluice::models {
 
 MoeFfn::MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, WeightStore& weights, Decoder& decoder)
-    : moe_(*config.moe),
+    : Block(Residual(fmt::format("model.layers.{}.post_attention_layernorm.weight", layer), config, ffn_scale(config),
+                     weights),
+            weights.layout().a2a == parallel::MoeAllToAll::kNone ? Spread::kAllTokens : Spread::kOwnTokens),
+      moe_(*config.moe),
+      own_(parallel::part_of(moe_.experts, weights.layout().experts())),
+      width_(parallel::part_of(moe_.expert_width, weights.layout().expert_tp()).count),
       hidden_(config.hidden_size),
       weights_(weights),
       routing_(decoder.routing()),
       layer_(decoder.routing().declare(moe_.experts, moe_.top_k)),
-      residual_(fmt::format("model.layers.{}.post_attention_layernorm.weight", layer), config, ffn_scale(config),
-                weights, decoder.scratch()) {
+      dispatcher_(decoder.dispatcher(
+          {.hidden = hidden_, .experts = moe_.experts, .top_k = moe_.top_k, .dtype = weights.dtype()})) {
+  const parallel::Layout& layout = weights.layout();
   const std::string prefix = fmt::format("model.layers.{}.", layer);
-  const int64_t width = moe_.expert_width;
+  const parallel::Slice columns = parallel::part_of(moe_.expert_width, layout.expert_tp());
   router_ = weights.linear({{fmt::format("{}{}", prefix, names.router), moe_.experts}}, hidden_);
   if (moe_.correction_bias) bias_ = weights.vector({{fmt::format("{}{}", prefix, names.bias), moe_.experts}});
   const auto of_expert = [&](int64_t e, std::string_view matrix) {
     return fmt::format("{}{}{}.{}.weight", prefix, names.experts, e, matrix);
   };
   gate_up_ = weights.experts(
-      moe_.experts,
+      own_,
       [&](int64_t e) {
-        return std::vector<Part>{{of_expert(e, names.gate), width}, {of_expert(e, names.up), width}};
+        return std::vector<Part>{part(of_expert(e, names.gate), moe_.expert_width, columns),
+                                 part(of_expert(e, names.up), moe_.expert_width, columns)};
       },
       hidden_);
-  down_ = weights.experts(
-      moe_.experts,
-      [&](int64_t e) {
-        return std::vector<Part>{{of_expert(e, names.down), hidden_}};
-      },
-      width);
+  down_ = weights.experts(own_,
+                          [&](int64_t e) {
+                            return std::vector<Part>{{of_expert(e, names.down), hidden_}};
+                          },
+                          width_, {.first = columns.first, .of = moe_.expert_width});
   Scratch& scratch = decoder.scratch();
   if (moe_.shared_width > 0) {
-    shared_.emplace(fmt::format("{}{}", prefix, names.shared), hidden_, moe_.shared_width, weights, scratch);
+    shared_.emplace(fmt::format("{}{}", prefix, names.shared), hidden_, moe_.shared_width, layout.shared_experts(),
+                    weights, scratch);
   }
 
   const auto element = static_cast<int64_t>(tensor::block_bytes(weights.dtype()));
-  const int64_t pairs = moe_.top_k, padding = weights.backend().group_padding(moe_.experts);
-  logits_slot_ = scratch.declare("router_logits", moe_.experts * 4);
-  ids_slot_ = scratch.declare("expert_ids", pairs * 4);
-  shares_slot_ = scratch.declare("expert_shares", pairs * 4);
-  starts_slot_ = scratch.declare("expert_starts", 4, 0, moe_.experts);
-  counts_slot_ = scratch.declare("expert_counts", 4, 0, moe_.experts);
-  rows_slot_ = scratch.declare("expert_rows", pairs * 4);
+  const int64_t groups = layout.dp_size;  // whose tokens it gets
+  const int64_t pairs = moe_.top_k * groups, padding = weights.backend().group_padding(own_.count);
+  logits_slot_ = scratch.declare("router_logits", moe_.experts * 4, groups);
+  ids_slot_ = scratch.declare("expert_ids", moe_.top_k * 4, groups);
+  shares_slot_ = scratch.declare("expert_shares", moe_.top_k * 4, groups);
+  starts_slot_ = scratch.declare("expert_starts", 4, 0, own_.count);
+  counts_slot_ = scratch.declare("expert_counts", 4, 0, own_.count);
+  rows_slot_ = scratch.declare("expert_rows", moe_.top_k * 4, groups);
   expert_in_slot_ = scratch.declare("expert_in", hidden_ * element, pairs, padding);
-  expert_gate_up_slot_ = scratch.declare("expert_gate_up", 2 * width * 4, pairs, padding);
-  activated_slot_ = scratch.declare("expert_activated", width * element, pairs, padding);
+  expert_gate_up_slot_ = scratch.declare("expert_gate_up", 2 * width_ * 4, pairs, padding);
+  activated_slot_ = scratch.declare("expert_activated", width_ * element, pairs, padding);
   expert_out_slot_ = scratch.declare("expert_out", hidden_ * 4, pairs, padding);
 }
 
-void MoeFfn::forward(const kernels::Context& context, const Step& step) const {
-  const void* x = residual_.enter(context, step);
-  choose(context, step, x);
-  run_experts(context, step, x);
-  if (shared_) shared_->forward(context, step.scratch, x, step.hidden, step.batch.n_tokens);
-  residual_.leave(context, step);
+Result<void> MoeFfn::run(const kernels::Context& context, const Step& step, const void* x, int64_t n,
+                         float* out) const {
+  moe::Tokens own = choose(context, step, x, n);
+  own.out = out;
+  SLUICE_TRY(const moe::Tokens tokens, dispatcher_.dispatch(context, own));
+  run_experts(context, step, tokens);
+  SLUICE_TRY_VOID(dispatcher_.combine(context));
+  if (shared_) shared_->forward(context, step.scratch, x, out, n);
+  return {};
 }
 
-void MoeFfn::choose(const kernels::Context& context, const Step& step, const void* x) const {
+moe::Tokens MoeFfn::choose(const kernels::Context& context, const Step& step, const void* x, int64_t n) const {
   const kernels::Backend& backend = *context.backend;
-  const int64_t n = step.batch.n_tokens;
   auto* logits = step.scratch.at<float>(logits_slot_);
   int32_t* recorded = routing_.chosen(layer_);
   int32_t* ids = recorded == nullptr ? step.scratch.at<int32_t>(ids_slot_) : recorded;
@@ -84,23 +94,25 @@ void MoeFfn::choose(const kernels::Context& context, const Step& step, const voi
                           .group_score = moe_.group_score,
                           .renormalise = moe_.renormalise,
                           .scale = static_cast<float>(moe_.scale)});
-  backend.sort_by_expert(context, {.ids = forced == nullptr ? ids : forced,
-                                   .starts = step.scratch.at<int32_t>(starts_slot_),
-                                   .counts = step.scratch.at<int32_t>(counts_slot_),
-                                   .rows = step.scratch.at<int32_t>(rows_slot_),
-                                   .loads = routing_.loads(layer_),
-                                   .n_pairs = n * moe_.top_k,
-                                   .experts = moe_.experts});
+  return {.x = x, .ids = forced == nullptr ? ids : forced, .shares = step.scratch.at<float>(shares_slot_), .n = n};
 }
 
-void MoeFfn::run_experts(const kernels::Context& context, const Step& step, const void* x) const {
+void MoeFfn::run_experts(const kernels::Context& context, const Step& step, const moe::Tokens& tokens) const {
   const kernels::Backend& backend = *context.backend;
-  const int64_t n = step.batch.n_tokens;
+  const int64_t n = tokens.n;
   const auto* rows = step.scratch.at<int32_t>(rows_slot_);
   auto* in = step.scratch.at<void>(expert_in_slot_);
   auto* gate_up = step.scratch.at<float>(expert_gate_up_slot_);
   auto* activated = step.scratch.at<void>(activated_slot_);
   auto* out = step.scratch.at<float>(expert_out_slot_);
+  backend.sort_by_expert(context, {.ids = tokens.ids,
+                                   .starts = step.scratch.at<int32_t>(starts_slot_),
+                                   .counts = step.scratch.at<int32_t>(counts_slot_),
+                                   .rows = step.scratch.at<int32_t>(rows_slot_),
+                                   .loads = routing_.loads(layer_) + own_.first,
+                                   .n_pairs = n * moe_.top_k,
+                                   .first = own_.first,
+                                   .experts = own_.count});
   const auto multiply = [&](const ExpertsWeight& weight, const void* from, float* to) {
     backend.grouped_linear(context, {.shape = &weight.shape,
                                      .weights = weights_.address(weight),
@@ -109,23 +121,27 @@ void MoeFfn::run_experts(const kernels::Context& context, const Step& step, cons
                                      .starts = step.scratch.at<int32_t>(starts_slot_),
                                      .counts = step.scratch.at<int32_t>(counts_slot_),
                                      .out = to,
-                                     .experts = moe_.experts});
+                                     .experts = own_.count});
   };
-  backend.scatter_rows(
-      context,
-      {.in = x, .rows = rows, .out = in, .dtype = weights_.dtype(), .n = n, .copies = moe_.top_k, .width = hidden_});
+  backend.scatter_rows(context, {.in = tokens.x,
+                                 .rows = rows,
+                                 .out = in,
+                                 .dtype = weights_.dtype(),
+                                 .n = n,
+                                 .copies = moe_.top_k,
+                                 .width = hidden_});
   multiply(gate_up_, in, gate_up);
   backend.silu_mul(context, {.gate_up = gate_up,
                              .out = activated,
                              .out_dtype = weights_.dtype(),
                              .n = n * moe_.top_k,
-                             .width = moe_.expert_width,
+                             .width = width_,
                              .rows = rows});
   multiply(down_, activated, out);
   backend.combine_rows(context, {.in = out,
                                  .rows = rows,
-                                 .weights = step.scratch.at<float>(shares_slot_),
-                                 .out = step.hidden,
+                                 .weights = tokens.shares,
+                                 .out = tokens.out,
                                  .n = n,
                                  .copies = moe_.top_k,
                                  .width = hidden_});

@@ -10,7 +10,6 @@
 
 #include "models/layers/decoder.h"
 #include "models/layers/ffn.h"
-#include "models/layers/residual.h"
 #include "models/layers/routing.h"
 
 namespace sluice::models {
@@ -27,36 +26,41 @@ struct MoeNames {
 };
 
 // Rows are sorted by expert, so that a step reads the weights of each expert that it needs once. How many rows an
-// expert gets stays on the device.
+// expert gets stays on the device. A rank has some of the experts, or parts of them, and computes what those make of
+// the tokens that are sent to them.
 class MoeFfn final : public Block {
  public:
   MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, WeightStore& weights, Decoder& decoder);
 
-  void forward(const kernels::Context& context, const Step& step) const override;
+  Result<void> run(const kernels::Context& context, const Step& step, const void* x, int64_t n,
+                   float* out) const override;
 
  private:
-  // `x` is [n, hidden] of dtype.
-  void choose(const kernels::Context& context, const Step& step, const void* x) const;
-  void run_experts(const kernels::Context& context, const Step& step, const void* x) const;
+  // Where the tokens of `x` [n, hidden] go.
+  moe::Tokens choose(const kernels::Context& context, const Step& step, const void* x, int64_t n) const;
+  // What this rank's experts make of the tokens is added to tokens.out.
+  void run_experts(const kernels::Context& context, const Step& step, const moe::Tokens& tokens) const;
 
   const MoeConfig moe_;
+  const parallel::Slice own_;  // experts of this rank
+  const int64_t width_;        // of each, on this rank
   const int64_t hidden_;
   const WeightStore& weights_;
   const RoutingRecord& routing_;
   const RoutingRecord::Layer layer_;
-  const Residual residual_;
+  moe::Dispatcher& dispatcher_;
 
   LinearWeight router_;               // [experts, hidden]
   std::optional<VectorWeight> bias_;  // [experts]
-  ExpertsWeight gate_up_;             // [experts] of [2 * width, hidden]
-  ExpertsWeight down_;                // [experts] of [hidden, width]
+  ExpertsWeight gate_up_;             // [own] of [2 * width, hidden]
+  ExpertsWeight down_;                // [own] of [hidden, width]
   std::optional<GatedFfn> shared_;
   // A pair is a token and an expert that it goes to; `rows` are those of pairs, sorted by expert.
   Scratch::Slot logits_slot_;          // [n, experts]
   Scratch::Slot ids_slot_;             // [n, top_k]
   Scratch::Slot shares_slot_;          // [n, top_k] what each expert's output is weighted by
-  Scratch::Slot starts_slot_;          // [experts]
-  Scratch::Slot counts_slot_;          // [experts]
+  Scratch::Slot starts_slot_;          // [own]
+  Scratch::Slot counts_slot_;          // [own]
   Scratch::Slot rows_slot_;            // [n, top_k] row of each pair
   Scratch::Slot expert_in_slot_;       // [rows, hidden] of dtype
   Scratch::Slot expert_gate_up_slot_;  // [rows, 2 * width]

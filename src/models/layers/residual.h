@@ -5,26 +5,25 @@
 #include <optional>
 #include <string>
 
-#include "models/layers/decoder.h"
+#include "models/config.h"
+#include "models/layers/weights.h"
 
 namespace sluice::models {
 
 class Residual {
  public:
-  Residual(std::string norm, const ModelConfig& config, std::optional<ResidualScale> scale, WeightStore& weights,
-           Scratch& scratch);
+  Residual(std::string norm, const ModelConfig& config, std::optional<ResidualScale> scale, WeightStore& weights);
 
-  // RMSNorm(x), [n, hidden] of dtype. What f makes of it is then added to step.hidden.
-  const void* enter(const kernels::Context& context, const Step& step) const;
-  // After that.
-  void leave(const kernels::Context& context, const Step& step) const;
+  // RMSNorm of `hidden` [n, hidden] to `normed`, of dtype. What f makes of it is then added to `hidden`.
+  void enter(const kernels::Context& context, float* hidden, int64_t n, void* normed) const;
+  // After that. It is linear in `hidden`, so that ranks that each have a summand of it may do this first.
+  void leave(const kernels::Context& context, float* hidden, int64_t n) const;
 
  private:
   const double epsilon_;
   const std::optional<ResidualScale> scale_;
   const WeightStore& weights_;
-  const VectorWeight norm_;          // [hidden]
-  const Scratch::Slot normed_slot_;  // [n, hidden] of dtype
+  const VectorWeight norm_;  // [hidden]
 };
 
 // Of the FFN of any layer, if its residual is weighted.

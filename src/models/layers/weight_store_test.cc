@@ -55,7 +55,7 @@ class WeightStoreTest : public ::testing::Test {
   // A small model, declared as every rank declares it.
   struct Model {
     explicit Model(const kernels::Backend& backend) : store(backend, kernels::DType::kF32) {
-      table = store.table("table", 5, 8);
+      table = store.table({"table", 5}, 8);
       qk = store.linear({{"q", 6}, {"k", 4}}, 8);
       norm = store.vector({{"norm", 8}});
       angles = store.constant("angles", {1, 2, 3});

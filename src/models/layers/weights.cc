@@ -37,38 +37,49 @@ size_t stored_row_bytes(kernels::DType type, int64_t width) {
   return tensor::bytes_of(type, static_cast<size_t>(width));
 }
 
+// What a part names, of the shape that it should have in the checkpoint.
+Result<tensor::StoredTensor> find_part(const tensor::TensorSource& source, const Part& part, int64_t in,
+                                       const Columns& columns = {}) {
+  SLUICE_TRY(tensor::StoredTensor stored,
+             source.find_shaped(part.name, {part.of == 0 ? part.rows : part.of, columns.of == 0 ? in : columns.of}));
+  stored = stored.rows(part.first, part.rows);
+  if (columns.of == 0) return stored;
+  return stored.columns(columns.first, in);
+}
+
 // Rows of a matrix in e4m3 as kernels take them, each with the scales of its blocks.
 void read_scaled_rows(const tensor::StoredTensor& stored, int64_t first, int64_t count, char* to) {
   const int64_t width = stored.row_elements();
   const int64_t scales = kernels::scales_per_row(width);
   for (int64_t row = first; row < first + count; ++row, to += kernels::scaled_row_bytes(width)) {
     for (int64_t i = 0; i < scales; ++i) {
-      const float scale = stored.scales->at(row / stored.scales->rows, i);
+      const float scale = stored.scales->at(row, i * kernels::kScaledValues);
       std::memcpy(to + 4 * i, &scale, 4);
     }
-    std::memcpy(to + 4 * scales, stored.data.data() + row * width, static_cast<size_t>(width));
+    std::memcpy(to + 4 * scales, stored.row(row), static_cast<size_t>(width));
   }
 }
 
 // The rows of stacked parts, whatever part they lie in, each of `width` values of `type`: float32, or as they are
 // stored.
 Result<void> read_stacked(const tensor::TensorSource& source, const std::vector<Part>& parts, int64_t width,
-                          kernels::DType type, int64_t first, int64_t count, void* to) {
+                          const Columns& columns, kernels::DType type, int64_t first, int64_t count, void* to) {
   const size_t row_bytes = stored_row_bytes(type, width);
   int64_t begin = 0;
   for (const Part& part : parts) {
     const int64_t from = std::max(first, begin);
     const int64_t until = std::min(first + count, begin + part.rows);
     if (from < until) {
-      SLUICE_TRY(const tensor::StoredTensor stored, source.find(part.name));
+      SLUICE_TRY(const tensor::StoredTensor stored, find_part(source, part, width, columns));
       char* at = static_cast<char*>(to) + static_cast<size_t>(from - first) * row_bytes;
       if (type == kernels::DType::kF32) {
         stored.read_rows(from - begin, until - from, reinterpret_cast<float*>(at));
       } else if (type == kernels::DType::kF8E4M3) {
         read_scaled_rows(stored, from - begin, until - from, at);
       } else {
-        std::memcpy(at, stored.data.data() + static_cast<size_t>(from - begin) * row_bytes,
-                    static_cast<size_t>(until - from) * row_bytes);
+        for (int64_t row = from; row < until; ++row, at += row_bytes) {
+          std::memcpy(at, stored.row(row - begin), row_bytes);
+        }
       }
     }
     begin += part.rows;
@@ -79,10 +90,15 @@ Result<void> read_stacked(const tensor::TensorSource& source, const std::vector<
 // A NaN in e4m3 would be multiplied as 480; no checkpoint has one that is not damaged.
 Result<void> check_no_nan(const tensor::StoredTensor& tensor) {
   const auto nan = [](std::byte value) { return (value & std::byte{0x7f}) == std::byte{0x7f}; };
-  const auto at = std::find_if(tensor.data.begin(), tensor.data.end(), nan);
-  if (at == tensor.data.end()) return {};
-  return Error{ErrorCode::kProtocol,
-               fmt::format("tensor {}: value {} is not a number", tensor.name, at - tensor.data.begin())};
+  for (int64_t i = 0; i < tensor.shape[0]; ++i) {
+    const std::byte* row = tensor.row(i);
+    const std::byte* end = row + tensor.row_bytes();
+    if (const auto* at = std::find_if(row, end, nan); at != end) {
+      return Error{ErrorCode::kProtocol,
+                   fmt::format("tensor {}: value [{}, {}] is not a number", tensor.name, i, at - row)};
+    }
+  }
+  return {};
 }
 
 std::string joined_names(const std::vector<Part>& parts) {
@@ -93,8 +109,13 @@ std::string joined_names(const std::vector<Part>& parts) {
 
 }  // namespace
 
-WeightStore::WeightStore(const kernels::Backend& backend, kernels::DType dtype, const tensor::TensorSource* source)
-    : backend_(backend), dtype_(dtype), source_(source) {}
+WeightStore::WeightStore(const kernels::Backend& backend, kernels::DType dtype, const tensor::TensorSource* source,
+                         const parallel::Groups* groups)
+    : backend_(backend),
+      dtype_(dtype),
+      source_(source),
+      groups_(groups),
+      layout_(groups == nullptr ? parallel::Layout{} : groups->layout) {}
 
 WeightStore::~WeightStore() {
   if (mapping_ != nullptr) {
@@ -113,55 +134,59 @@ size_t WeightStore::declare(std::string name, size_t bytes,
   return offset;
 }
 
-kernels::DType WeightStore::kept_type(const std::vector<Part>& parts, int64_t in) const {
+kernels::DType WeightStore::kept_type(const std::vector<Part>& parts, int64_t in, Columns columns) const {
   if (source_ == nullptr) return kernels::DType::kF32;
   std::optional<kernels::DType> type;
   for (const Part& part : parts) {
     // A missing or misshapen part is reported when it is read.
-    const auto found = tensor::find_shaped(*source_, part.name, {part.rows, in});
+    const auto found = find_part(*source_, part, in, columns);
     if (!found.ok() || !backend_.keeps(found->dtype, dtype_) || type.value_or(found->dtype) != found->dtype) {
       return kernels::DType::kF32;
     }
-    if (found->scales && found->scales->columns != kernels::kScaledValues) return kernels::DType::kF32;
+    // Kernels take a scale for every kScaledValues from the first column on.
+    if (found->scales && (found->scales->columns != kernels::kScaledValues ||
+                          found->scales->first_column % kernels::kScaledValues != 0)) {
+      return kernels::DType::kF32;
+    }
     type = found->dtype;
   }
   return type.value_or(kernels::DType::kF32);
 }
 
-LinearWeight WeightStore::linear(std::vector<Part> parts, int64_t in) {
-  const kernels::DType stored = kept_type(parts, in);
-  return linear_stored(std::move(parts), in, stored);
+LinearWeight WeightStore::linear(std::vector<Part> parts, int64_t in, Columns columns) {
+  const kernels::DType stored = kept_type(parts, in, columns);
+  return linear_stored(std::move(parts), in, columns, stored);
 }
 
-LinearWeight WeightStore::linear_stored(std::vector<Part> parts, int64_t in, kernels::DType stored) {
+LinearWeight WeightStore::linear_stored(std::vector<Part> parts, int64_t in, Columns columns, kernels::DType stored) {
   LinearWeight weight;
   weight.shape = {.in = in, .out = 0, .dtype = dtype_};
   for (const Part& part : parts) weight.shape.out += part.rows;
   weight.shape.stored = stored;
   const kernels::LinearShape shape = weight.shape;
   std::string name = joined_names(parts);
-  weight.offset =
-      declare(std::move(name), backend_.packed_bytes(shape),
-              [this, shape, parts = std::move(parts)](const tensor::TensorSource& source, void* to) -> Result<void> {
-                for (const Part& part : parts) {
-                  SLUICE_TRY_VOID([&]() -> Result<void> {
-                    SLUICE_TRY(const auto found, tensor::find_shaped(source, part.name, {part.rows, shape.in}));
-                    SLUICE_CHECK(shape.stored == kernels::DType::kF32 || found.dtype == shape.stored,
-                                 "{} changed its type", part.name);
-                    if (shape.stored == kernels::DType::kF8E4M3) SLUICE_TRY_VOID(check_no_nan(found));
-                    return {};
-                  }());
-                }
-                // Every part is there with its shape, so reading cannot fail any more.
-                backend_.pack(
-                    shape,
-                    [&](int64_t first, int64_t count, void* rows) {
-                      const auto read = read_stacked(source, parts, shape.in, shape.stored, first, count, rows);
-                      SLUICE_CHECK(read.ok(), "a checked tensor cannot be read: {}", read.error().message);
-                    },
-                    to);
-                return {};
-              });
+  weight.offset = declare(
+      std::move(name), backend_.packed_bytes(shape),
+      [this, shape, columns, parts = std::move(parts)](const tensor::TensorSource& source, void* to) -> Result<void> {
+        for (const Part& part : parts) {
+          SLUICE_TRY_VOID([&]() -> Result<void> {
+            SLUICE_TRY(const auto found, find_part(source, part, shape.in, columns));
+            SLUICE_CHECK(shape.stored == kernels::DType::kF32 || found.dtype == shape.stored, "{} changed its type",
+                         part.name);
+            if (shape.stored == kernels::DType::kF8E4M3) SLUICE_TRY_VOID(check_no_nan(found));
+            return {};
+          }());
+        }
+        // Every part is there with its shape, so reading cannot fail any more.
+        backend_.pack(
+            shape,
+            [&](int64_t first, int64_t count, void* rows) {
+              const auto read = read_stacked(source, parts, shape.in, columns, shape.stored, first, count, rows);
+              SLUICE_CHECK(read.ok(), "a checked tensor cannot be read: {}", read.error().message);
+            },
+            to);
+        return {};
+      });
   return weight;
 }
 
@@ -171,10 +196,10 @@ HeadsWeight WeightStore::heads(HeadPart part, int64_t in) {
       .in = part.transposed ? part.rows : in, .out = part.transposed ? in : part.rows, .dtype = dtype_, .whole = true};
   weight.stride = (backend_.packed_bytes(weight.shape) + kAlignment - 1) / kAlignment * kAlignment;
   const auto fill = [this, part, in, weight](const tensor::TensorSource& source, void* to) -> Result<void> {
-    SLUICE_TRY(const auto stored, tensor::find_shaped(source, part.name, {part.heads * part.head_rows, in}));
+    SLUICE_TRY(const auto stored, source.find_shaped(part.name, {part.of_heads * part.head_rows, in}));
     std::vector<float> rows(static_cast<size_t>(part.rows * in));  // of one head
     for (int64_t head = 0; head < part.heads; ++head) {
-      stored.read_rows(head * part.head_rows + part.first, part.rows, rows.data());
+      stored.read_rows((part.first_head + head) * part.head_rows + part.first, part.rows, rows.data());
       const auto read = [&](int64_t first, int64_t count, void* out) {
         auto* values = static_cast<float*>(out);
         if (!part.transposed) {
@@ -194,16 +219,18 @@ HeadsWeight WeightStore::heads(HeadPart part, int64_t in) {
   return weight;
 }
 
-ExpertsWeight WeightStore::experts(int64_t count, const std::function<std::vector<Part>(int64_t expert)>& parts,
-                                   int64_t in) {
+ExpertsWeight WeightStore::experts(parallel::Slice which, const std::function<std::vector<Part>(int64_t expert)>& parts,
+                                   int64_t in, Columns columns) {
   // One product serves all, so they are kept as stored only if all are stored alike.
-  kernels::DType stored = kept_type(parts(0), in);
-  for (int64_t expert = 1; expert < count; ++expert) {
-    if (kept_type(parts(expert), in) != stored) stored = kernels::DType::kF32;
+  kernels::DType stored = kept_type(parts(which.first), in, columns);
+  for (int64_t expert = which.first + 1; expert < which.end(); ++expert) {
+    if (kept_type(parts(expert), in, columns) != stored) stored = kernels::DType::kF32;
   }
-  const LinearWeight first = linear_stored(parts(0), in, stored);
+  const LinearWeight first = linear_stored(parts(which.first), in, columns, stored);
   const ExpertsWeight weight{.shape = first.shape, .stride = bytes_ - first.offset, .offset = first.offset};
-  for (int64_t expert = 1; expert < count; ++expert) linear_stored(parts(expert), in, stored);
+  for (int64_t expert = which.first + 1; expert < which.end(); ++expert) {
+    linear_stored(parts(expert), in, columns, stored);
+  }
   return weight;
 }
 
@@ -211,38 +238,40 @@ VectorWeight WeightStore::vector(std::vector<Part> parts) {
   VectorWeight weight;
   for (const Part& part : parts) weight.size += part.rows;
   std::string name = joined_names(parts);
-  weight.offset = declare(std::move(name), static_cast<size_t>(weight.size) * sizeof(float),
-                          [parts = std::move(parts)](const tensor::TensorSource& source, void* to) -> Result<void> {
-                            auto* values = static_cast<float*>(to);
-                            for (const Part& part : parts) {
-                              SLUICE_TRY(const auto stored, tensor::find_shaped(source, part.name, {part.rows}));
-                              stored.read_rows(0, part.rows, values);
-                              values += part.rows;
-                            }
-                            return {};
-                          });
+  weight.offset =
+      declare(std::move(name), static_cast<size_t>(weight.size) * sizeof(float),
+              [parts = std::move(parts)](const tensor::TensorSource& source, void* to) -> Result<void> {
+                auto* values = static_cast<float*>(to);
+                for (const Part& part : parts) {
+                  SLUICE_TRY(const auto stored, source.find_shaped(part.name, {part.of == 0 ? part.rows : part.of}));
+                  stored.read_rows(part.first, part.rows, values);
+                  values += part.rows;
+                }
+                return {};
+              });
   return weight;
 }
 
-TableWeight WeightStore::table(std::string name, int64_t rows, int64_t width) {
-  TableWeight weight{.rows = rows, .width = width, .dtype = dtype_};
+TableWeight WeightStore::table(Part part, int64_t width) {
+  TableWeight weight{.rows = part.rows, .width = width, .dtype = dtype_};
   const size_t element = tensor::block_bytes(dtype_);
-  const std::string tensor_name = name;
-  weight.offset = declare(std::move(name), static_cast<size_t>(rows * width) * element,
-                          [=, dtype = dtype_](const tensor::TensorSource& source, void* to) -> Result<void> {
-                            SLUICE_TRY(const auto stored, tensor::find_shaped(source, tensor_name, {rows, width}));
-                            if (dtype == kernels::DType::kF32) {
-                              stored.read_rows(0, rows, static_cast<float*>(to));
-                              return {};
-                            }
-                            std::vector<float> row(static_cast<size_t>(width));
-                            auto* out = static_cast<uint16_t*>(to);
-                            for (int64_t i = 0; i < rows; ++i) {
-                              stored.read_rows(i, 1, row.data());
-                              for (const float value : row) *out++ = tensor::float_to_bf16(value);
-                            }
-                            return {};
-                          });
+  std::string name = part.name;
+  const auto fill = [part = std::move(part), width, dtype = dtype_](const tensor::TensorSource& source,
+                                                                    void* to) -> Result<void> {
+    SLUICE_TRY(const auto stored, find_part(source, part, width));
+    if (dtype == kernels::DType::kF32) {
+      stored.read_rows(0, part.rows, static_cast<float*>(to));
+      return {};
+    }
+    std::vector<float> row(static_cast<size_t>(width));
+    auto* out = static_cast<uint16_t*>(to);
+    for (int64_t i = 0; i < part.rows; ++i) {
+      stored.read_rows(i, 1, row.data());
+      for (const float value : row) *out++ = tensor::float_to_bf16(value);
+    }
+    return {};
+  };
+  weight.offset = declare(std::move(name), static_cast<size_t>(weight.rows * width) * element, fill);
   return weight;
 }
 

@@ -10,6 +10,7 @@
 
 #include "base/result.h"
 #include "kernels/kernels.h"
+#include "parallel/groups.h"
 #include "tensor/stored_tensor.h"
 
 namespace sluice::models {
@@ -44,15 +45,28 @@ struct TableWeight {
   size_t offset = 0;
 };
 
-// A part of a stacked matrix or vector: the tensor's name and its outermost extent.
+// A part of a stacked matrix or vector: rows [first, first + rows) of a tensor that has `of` of them.
 struct Part {
   std::string name;
   int64_t rows = 0;
+  int64_t first = 0;
+  int64_t of = 0;  // 0: `rows`
+};
+inline Part part(std::string name, int64_t of, const parallel::Slice& range) {
+  return {std::move(name), range.count, range.first, of};
+}
+// Columns [first, first + in) of a tensor that has `of` of them: the inputs that a rank computes.
+struct Columns {
+  int64_t first = 0;
+  int64_t of = 0;  // 0: all are read
 };
 
-// Rows [first, first + rows) of every head of a tensor [heads * head_rows, in], or their transpose [in, rows].
+// Rows [first, first + rows) of heads [first_head, first_head + heads) of a tensor [of_heads * head_rows, in], or their
+// transpose [in, rows].
 struct HeadPart {
   std::string name;
+  int64_t of_heads = 0;
+  int64_t first_head = 0;
   int64_t heads = 0;
   int64_t head_rows = 0;
   int64_t first = 0;
@@ -63,7 +77,9 @@ struct HeadPart {
 class WeightStore {
  public:
   // `source`, where given, says how matrices are stored, and those whose blocks the backend keeps stay as they are.
-  WeightStore(const kernels::Backend& backend, kernels::DType dtype, const tensor::TensorSource* source = nullptr);
+  // `groups`, where given, say whose part of the model this is.
+  WeightStore(const kernels::Backend& backend, kernels::DType dtype, const tensor::TensorSource* source = nullptr,
+              const parallel::Groups* groups = nullptr);
   ~WeightStore();
   WeightStore(const WeightStore&) = delete;
   WeightStore& operator=(const WeightStore&) = delete;
@@ -71,14 +87,18 @@ class WeightStore {
   const kernels::Backend& backend() const { return backend_; }
   // Arithmetic of matrix products.
   kernels::DType dtype() const { return dtype_; }
+  // Null: of a rank that has the whole model.
+  const parallel::Groups* groups() const { return groups_; }
+  const parallel::Layout& layout() const { return layout_; }
 
   // Declarations, before materialise(). Parts are stacked along the output, so that one product serves all of them.
-  LinearWeight linear(std::vector<Part> parts, int64_t in);
+  LinearWeight linear(std::vector<Part> parts, int64_t in, Columns columns = {});
   HeadsWeight heads(HeadPart part, int64_t in);
-  // Each as linear() would have it.
-  ExpertsWeight experts(int64_t count, const std::function<std::vector<Part>(int64_t expert)>& parts, int64_t in);
+  // Each as linear() would have it, of experts [which.first, which.end()).
+  ExpertsWeight experts(parallel::Slice which, const std::function<std::vector<Part>(int64_t expert)>& parts,
+                        int64_t in, Columns columns = {});
   VectorWeight vector(std::vector<Part> parts);
-  TableWeight table(std::string name, int64_t rows, int64_t width);
+  TableWeight table(Part part, int64_t width);
   // Values that are computed rather than stored in the checkpoint.
   VectorWeight constant(std::string name, std::vector<float> values);
 
@@ -118,13 +138,15 @@ class WeightStore {
   Result<void> share(const tensor::TensorSource& source, Shared shared,
                      const std::function<void(double, std::string_view)>& progress);
 
-  LinearWeight linear_stored(std::vector<Part> parts, int64_t in, kernels::DType stored);
+  LinearWeight linear_stored(std::vector<Part> parts, int64_t in, Columns columns, kernels::DType stored);
   // The type that all parts are stored in if the backend keeps it, else kF32.
-  kernels::DType kept_type(const std::vector<Part>& parts, int64_t in) const;
+  kernels::DType kept_type(const std::vector<Part>& parts, int64_t in, Columns columns) const;
 
   const kernels::Backend& backend_;
   const kernels::DType dtype_;
   const tensor::TensorSource* const source_;
+  const parallel::Groups* const groups_;
+  const parallel::Layout layout_;
   std::vector<Entry> entries_;
   size_t bytes_ = 0;
   char* base_ = nullptr;

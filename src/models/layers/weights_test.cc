@@ -41,8 +41,8 @@ class SharedWeightsTest : public ::testing::Test {
 
   struct Rank {
     explicit Rank(const kernels::Backend& backend) : store(backend, kernels::DType::kF32) {
-      a = store.table("a", kRows, kWidth);
-      b = store.table("b", kRows, kWidth);
+      a = store.table({"a", kRows}, kWidth);
+      b = store.table({"b", kRows}, kWidth);
     }
     WeightStore store;
     TableWeight a, b;

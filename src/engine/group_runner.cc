@@ -1,0 +1,165 @@
+#include "engine/group_runner.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace sluice::engine {
+namespace {
+
+using models::StepBatch;
+using parallel::ForwardMode;
+using parallel::StepPlan;
+using parallel::StepRow;
+
+// Of a batch: whether sequences get more than the one token that decoding gives them.
+ForwardMode mode_of(const StepBatch& batch) {
+  const size_t sequences = batch.seq_lens.size();
+  if (sequences == 0) return ForwardMode::kIdle;
+  size_t single = 0;
+  for (size_t i = 0; i < sequences; ++i) single += batch.query_start[i + 1] - batch.query_start[i] == 1;
+  if (single == sequences) return ForwardMode::kDecode;
+  return single == 0 ? ForwardMode::kExtend : ForwardMode::kMixed;
+}
+
+}  // namespace
+
+GroupRunner::GroupRunner(std::unique_ptr<models::Runner> runner, const parallel::Groups& groups)
+    : runner_(std::move(runner)),
+      groups_(groups),
+      plan_hash_(parallel::first_hash(groups.layout)),
+      rows_(static_cast<size_t>(groups.layout.tp_size)) {}
+
+Result<void> GroupRunner::allocate_kv(const models::KvPlan& plan) {
+  SLUICE_TRY_VOID(runner_->allocate_kv(plan));
+  table_width_ = plan.table_width;
+  if (groups_.layout.leads() && groups_.attention_tp->size() > 1) sent_table_.assign(slot_table().size(), 0);
+  return {};
+}
+
+void GroupRunner::copy_state(int32_t from, int32_t to) {
+  runner_->copy_state(from, to);
+  if (groups_.attention_tp->size() > 1) copies_.insert(copies_.end(), {from, to});
+}
+
+void GroupRunner::saw_work(uint64_t number) { work_seen_ = std::max(work_seen_, number); }
+
+Result<StepPlan> GroupRunner::exchange(StepRow row) {
+  row.seq = ++seq_;
+  row.plan_hash = plan_hash_;
+  row.work_seen = static_cast<int64_t>(work_seen_);
+  SLUICE_TRY_VOID(groups_.all->all_gather(host_, parallel::Element::kI64, &row, rows_.data(), 16));
+  SLUICE_TRY(StepPlan plan, parallel::derive_plan(rows_, groups_.layout));
+  plan_hash_ = plan.hash;
+  return plan;
+}
+
+Result<std::span<const float>> GroupRunner::forward(const StepBatch& batch) {
+  const bool has_followers = groups_.attention_tp->size() > 1;
+  if (has_followers) words_ = pack(batch);
+  const ForwardMode mode = mode_of(batch);
+  SLUICE_TRY(const StepPlan plan,
+             exchange({.num_tokens = std::ssize(batch.token_ids),
+                       .num_tokens_for_logprob = std::ssize(batch.logit_rows),
+                       .is_extend_in_batch = mode == ForwardMode::kExtend || mode == ForwardMode::kMixed,
+                       .local_forward_mode = static_cast<int64_t>(mode),
+                       .batch_words = has_followers ? std::ssize(words_) : 0}));
+  if (has_followers) {
+    SLUICE_TRY_VOID(
+        groups_.attention_tp->broadcast(host_, parallel::Element::kI32, words_.data(), std::ssize(words_), 0));
+  }
+  return run(batch, plan);
+}
+
+Result<GroupRunner::Joined> GroupRunner::join() {
+  SLUICE_TRY(const StepPlan plan, exchange({}));
+  if (!plan.run) return plan.park ? Joined::kParked : Joined::kWaiting;
+  const auto group = static_cast<size_t>(groups_.layout.attention_dp().rank);
+  StepBatch batch;
+  static constexpr int32_t kNoStarts[] = {0};
+  batch.query_start = kNoStarts;
+  if (plan.group_tokens[group] > 0) {
+    SLUICE_CHECK(!groups_.layout.leads(), "a leader joins a step for which its row has {} tokens",
+                 plan.group_tokens[group]);
+    words_.resize(static_cast<size_t>(plan.batch_words[group]));
+    SLUICE_TRY_VOID(
+        groups_.attention_tp->broadcast(host_, parallel::Element::kI32, words_.data(), std::ssize(words_), 0));
+    batch = unpack(plan);
+  }
+  SLUICE_TRY_VOID([&]() -> Result<void> {
+    SLUICE_TRY(const auto logits, run(batch, plan));
+    (void)logits;  // none: only leaders with work get some
+    return {};
+  }());
+  return Joined::kStepped;
+}
+
+Result<std::span<const float>> GroupRunner::run(StepBatch batch, const StepPlan& plan) {
+  ++steps_;
+  if (groups_.layout.dp_attention()) {
+    batch.group_tokens = plan.group_tokens;
+    batch.group_logits = plan.group_logits;
+  }
+  return runner_->forward(batch);
+}
+
+// [sequences], [copies of states], from and to of each, the batch's arrays, then of each sequence the part of its row
+// of the slot table that is new: [first], and the slots from there to its length.
+std::vector<int32_t> GroupRunner::pack(const StepBatch& batch) {
+  std::vector<int32_t> words = std::move(words_);
+  words.clear();
+  words.push_back(static_cast<int32_t>(batch.seq_lens.size()));
+  words.push_back(static_cast<int32_t>(copies_.size() / 2));
+  words.insert(words.end(), copies_.begin(), copies_.end());
+  copies_.clear();
+  for (const auto array : {batch.token_ids, batch.positions, batch.kv_slots, batch.logit_rows, batch.query_start,
+                           batch.seq_lens, batch.table_rows}) {
+    words.insert(words.end(), array.begin(), array.end());
+  }
+  const std::span<const int32_t> table = slot_table();
+  for (size_t i = 0; i < batch.seq_lens.size(); ++i) {
+    const int64_t row = batch.table_rows[i] * table_width_;
+    const auto now = table.begin() + row, end = now + batch.seq_lens[i];
+    const auto sent = sent_table_.begin() + row;
+    const auto [differs, old] = std::mismatch(now, end, sent);
+    words.push_back(static_cast<int32_t>(differs - now));
+    words.insert(words.end(), differs, end);
+    std::copy(differs, end, old);
+  }
+  return words;
+}
+
+StepBatch GroupRunner::unpack(const StepPlan& plan) {
+  const auto group = static_cast<size_t>(groups_.layout.attention_dp().rank);
+  std::span<const int32_t> rest = words_;
+  const auto take = [&](int64_t count) {
+    SLUICE_CHECK(count >= 0 && count <= std::ssize(rest), "a batch of {} words ends {} too early", words_.size(),
+                 count - std::ssize(rest));
+    const auto part = rest.first(static_cast<size_t>(count));
+    rest = rest.subspan(static_cast<size_t>(count));
+    return part;
+  };
+  const int64_t tokens = plan.group_tokens[group], sequences = take(1)[0];
+  for (int32_t left = take(1)[0]; left > 0; --left) {
+    const auto copy = take(2);
+    runner_->copy_state(copy[0], copy[1]);
+  }
+  StepBatch batch;
+  batch.token_ids = take(tokens);
+  batch.positions = take(tokens);
+  batch.kv_slots = take(tokens);
+  batch.logit_rows = take(plan.group_logits[group]);
+  batch.query_start = take(sequences + 1);
+  batch.seq_lens = take(sequences);
+  batch.table_rows = take(sequences);
+  const std::span<int32_t> table = slot_table();
+  for (int64_t i = 0; i < sequences; ++i) {
+    const auto at = static_cast<size_t>(i);
+    const int32_t first = take(1)[0];
+    const auto slots = take(batch.seq_lens[at] - first);
+    std::ranges::copy(slots, table.begin() + batch.table_rows[at] * table_width_ + first);
+  }
+  return batch;
+}
+
+}  // namespace sluice::engine

@@ -1,0 +1,67 @@
+// A rank's model as one part of an instance: steps are computed by all ranks of the instance together
+// (engine-reference.md 1.3). The rank that leads an attention group plans its steps; the group's others get the batch
+// from it, so that no two ranks of a group can plan differently.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "models/runner.h"
+#include "parallel/groups.h"
+#include "parallel/step_sync.h"
+
+namespace sluice::engine {
+
+// Used by the rank's thread. Every rank makes the same number of calls of forward() and join().
+class GroupRunner final : public models::Runner {
+ public:
+  // `runner` was loaded for `groups`, which outlive this.
+  GroupRunner(std::unique_ptr<models::Runner> runner, const parallel::Groups& groups);
+
+  const models::ModelInfo& info() const override { return runner_->info(); }
+  Result<void> allocate_kv(const models::KvPlan& plan) override;
+  std::span<int32_t> slot_table() override { return runner_->slot_table(); }
+  // Of a leader with work. The instance steps, whatever the other groups do.
+  Result<std::span<const float>> forward(const models::StepBatch& batch) override;
+  // Of a leader; its group's others copy before their next step.
+  void copy_state(int32_t from, int32_t to) override;
+  std::vector<std::vector<int64_t>> expert_loads() const override { return runner_->expert_loads(); }
+  models::Routing last_routing() const override { return runner_->last_routing(); }
+  void force_routing(const models::Routing& routing) override { runner_->force_routing(routing); }
+
+  enum class Joined : uint8_t {
+    kStepped,  // other groups had work
+    kWaiting,  // nobody had, but some is on its way to some rank: come again soon
+    kParked,   // nobody has to come again before the next piece of work reaches each rank
+  };
+  // Of a rank without work of its own: what the others do.
+  Result<Joined> join();
+  // Piece of work `number`, counted over the instance, has reached this rank, whomever it was for.
+  void saw_work(uint64_t number);
+
+  uint64_t steps() const { return steps_; }  // of the instance
+
+ private:
+  Result<parallel::StepPlan> exchange(parallel::StepRow row);
+  // The leader's part, and the others'. What is known of the batch is in the plan.
+  std::vector<int32_t> pack(const models::StepBatch& batch);
+  models::StepBatch unpack(const parallel::StepPlan& plan);
+  Result<std::span<const float>> run(models::StepBatch batch, const parallel::StepPlan& plan);
+
+  const std::unique_ptr<models::Runner> runner_;
+  const parallel::Groups& groups_;
+  const parallel::Context host_;  // control data is host memory
+  int64_t table_width_ = 0;
+  int64_t seq_ = 0;
+  int64_t plan_hash_;
+  uint64_t work_seen_ = 0;
+  uint64_t steps_ = 0;
+  std::vector<parallel::StepRow> rows_;
+  std::vector<int32_t> words_;       // a batch on its way
+  std::vector<int32_t> copies_;      // of states, from and to in turn, that the others have not heard of
+  std::vector<int32_t> sent_table_;  // of a leader: the slot table as its group's others have it
+};
+
+}  // namespace sluice::engine

@@ -1,0 +1,183 @@
+// A model divided among ranks as the scheduler sees it. Ranks are threads; what they compute is recorded, not computed.
+#include "engine/group_runner.h"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <map>
+#include <thread>
+
+#include "parallel/inproc.h"
+
+namespace sluice::engine {
+namespace {
+
+using models::StepBatch;
+
+// What a step was, and the slots of its sequences.
+struct Seen {
+  std::vector<int32_t> tokens, positions, slots, logit_rows, starts, lens;
+  std::map<int32_t, std::vector<int32_t>> table;  // by row, up to the sequence's length
+  std::vector<int64_t> group_tokens;
+  bool operator==(const Seen&) const = default;
+};
+
+class RecordingRunner final : public models::Runner {
+ public:
+  const models::ModelInfo& info() const override { return info_; }
+  Result<void> allocate_kv(const models::KvPlan& plan) override {
+    width_ = plan.table_width;
+    table_.resize(static_cast<size_t>(plan.table_rows * plan.table_width));
+    return {};
+  }
+  std::span<int32_t> slot_table() override { return table_; }
+  Result<std::span<const float>> forward(const StepBatch& batch) override {
+    const auto copy = [](auto values) { return std::vector(values.begin(), values.end()); };
+    Seen step{copy(batch.token_ids),
+              copy(batch.positions),
+              copy(batch.kv_slots),
+              copy(batch.logit_rows),
+              copy(batch.query_start),
+              copy(batch.seq_lens),
+              {},
+              copy(batch.group_tokens)};
+    for (size_t i = 0; i < batch.seq_lens.size(); ++i) {
+      const auto row = table_.begin() + batch.table_rows[i] * width_;
+      step.table[batch.table_rows[i]] = {row, row + batch.seq_lens[i]};
+    }
+    seen.push_back(step);
+    return std::span<const float>();
+  }
+
+  std::vector<Seen> seen;
+
+ private:
+  models::ModelInfo info_;
+  int64_t width_ = 0;
+  std::vector<int32_t> table_;
+};
+
+struct Rank {
+  parallel::Groups groups;
+  RecordingRunner* inner = nullptr;
+  std::unique_ptr<GroupRunner> runner;
+};
+
+class GroupRunnerTest : public testing::Test {
+ protected:
+  void make(const parallel::Layout& layout) {
+    world_ = parallel::make_inproc_group(static_cast<int>(layout.tp_size));
+    ranks_.resize(world_.size());
+    on_each([&](size_t i) {
+      parallel::Layout own = layout;
+      own.tp_rank = static_cast<int64_t>(i);
+      ranks_[i].groups = parallel::make_groups(*world_[i], own).value();
+      auto inner = std::make_unique<RecordingRunner>();
+      ranks_[i].inner = inner.get();
+      ranks_[i].runner = std::make_unique<GroupRunner>(std::move(inner), ranks_[i].groups);
+      ASSERT_TRUE(ranks_[i].runner->allocate_kv({.slots = 100, .table_rows = 4, .table_width = 16}).ok());
+    });
+  }
+  void on_each(const std::function<void(size_t)>& body) {
+    std::vector<std::thread> threads;
+    for (size_t i = 0; i < world_.size(); ++i) threads.emplace_back(body, i);
+    for (std::thread& thread : threads) thread.join();
+  }
+  const std::vector<Seen>& seen(size_t i) const { return ranks_[i].inner->seen; }
+
+  std::vector<std::unique_ptr<parallel::Communicator>> world_;
+  std::vector<Rank> ranks_;
+};
+
+// Sequence of table row 2 whose first slots are `slots`, of which the last `fresh` are new.
+struct Batch {
+  Batch(std::vector<int32_t> slots, int32_t fresh) : slots_(std::move(slots)) {
+    const auto length = static_cast<int32_t>(slots_.size());
+    for (int32_t i = length - fresh; i < length; ++i) {
+      tokens_.push_back(100 + i);
+      positions_.push_back(i);
+    }
+    starts_ = {0, fresh};
+    lens_ = {length};
+    wanted_ = {fresh - 1};
+  }
+  StepBatch view(std::span<int32_t> table) const {
+    std::copy(slots_.begin(), slots_.end(), table.begin() + 2 * 16);
+    return {.token_ids = tokens_,
+            .positions = positions_,
+            .kv_slots = std::span(slots_).last(tokens_.size()),
+            .query_start = starts_,
+            .seq_lens = lens_,
+            .table_rows = kRows,
+            .logit_rows = wanted_};
+  }
+
+ private:
+  static constexpr int32_t kRows[] = {2};
+  std::vector<int32_t> slots_, tokens_, positions_, starts_, lens_, wanted_;
+};
+
+TEST_F(GroupRunnerTest, TheOthersOfAGroupComputeWhatItsLeaderPlans) {
+  make({.tp_size = 3});
+  const std::vector<Batch> steps{{{5, 6, 7}, 3},
+                                 {{5, 6, 7, 8}, 1},
+                                 {{5, 20, 7, 8, 9}, 1},  // a slot of its past was exchanged for another's
+                                 {{5, 30}, 1}};          // another sequence, with a cached prefix
+  on_each([&](size_t i) {
+    for (const Batch& step : steps) {
+      GroupRunner& runner = *ranks_[i].runner;
+      if (i == 0) {
+        ASSERT_TRUE(runner.forward(step.view(runner.slot_table())).ok());
+      } else {
+        ASSERT_EQ(runner.join().value(), GroupRunner::Joined::kStepped);
+      }
+    }
+  });
+  ASSERT_EQ(seen(0).size(), 4u);
+  EXPECT_EQ(seen(0)[2].table.at(2), (std::vector<int32_t>{5, 20, 7, 8, 9}));
+  EXPECT_EQ(seen(1), seen(0));
+  EXPECT_EQ(seen(2), seen(0));
+}
+
+TEST_F(GroupRunnerTest, GroupsWithoutWorkJoinWithNothing) {
+  make({.tp_size = 4, .dp_size = 2});
+  const Batch step({5, 6, 7}, 3);
+  on_each([&](size_t i) {
+    GroupRunner& runner = *ranks_[i].runner;
+    if (i == 2) {
+      ASSERT_TRUE(runner.forward(step.view(runner.slot_table())).ok());
+    } else {
+      ASSERT_EQ(runner.join().value(), GroupRunner::Joined::kStepped);
+    }
+  });
+  for (size_t i = 0; i < 4; ++i) {
+    ASSERT_EQ(seen(i).size(), 1u);
+    EXPECT_EQ(seen(i)[0].group_tokens, (std::vector<int64_t>{0, 3}));
+    EXPECT_EQ(seen(i)[0].tokens.size(), i < 2 ? 0u : 3u);
+  }
+  EXPECT_EQ(seen(3), seen(2));
+}
+
+TEST_F(GroupRunnerTest, AllParkOnceTheSameWorkHasReachedAll) {
+  make({.tp_size = 2, .dp_size = 2});
+  on_each([&](size_t i) {
+    GroupRunner& runner = *ranks_[i].runner;
+    EXPECT_EQ(runner.join().value(), GroupRunner::Joined::kParked);
+    if (i == 0) runner.saw_work(1);
+    EXPECT_EQ(runner.join().value(), GroupRunner::Joined::kWaiting);
+    if (i == 1) runner.saw_work(1);
+    EXPECT_EQ(runner.join().value(), GroupRunner::Joined::kParked);
+    EXPECT_EQ(runner.steps(), 0u);
+  });
+}
+
+TEST_F(GroupRunnerTest, AGroupThatFailedFailsItsSteps) {
+  make({.tp_size = 2});
+  world_[1]->abort("rank 1 has ended: killed");
+  const auto joined = ranks_[0].runner->join();
+  ASSERT_FALSE(joined.ok());
+  EXPECT_NE(joined.error().message.find("rank 1 has ended: killed"), std::string::npos) << joined.error().message;
+}
+
+}  // namespace
+}  // namespace sluice::engine

@@ -1,0 +1,119 @@
+#include "models/layers/layer_communicator.h"
+
+#include <numeric>
+#include <vector>
+
+namespace sluice::models {
+namespace {
+
+using parallel::Element;
+
+// Where the tokens of attention group `group` begin among those of all.
+int64_t first_row(std::span<const int64_t> group_tokens, int64_t group) {
+  return std::accumulate(group_tokens.begin(), group_tokens.begin() + group, int64_t{0});
+}
+
+std::vector<int64_t> times(std::span<const int64_t> rows, int64_t width) {
+  std::vector<int64_t> values(rows.begin(), rows.end());
+  for (int64_t& value : values) value *= width;
+  return values;
+}
+
+}  // namespace
+
+LayerCommunicator::LayerCommunicator(const parallel::Groups* groups, const ModelConfig& config,
+                                     const WeightStore& weights, Scratch& scratch)
+    : groups_(groups), hidden_(config.hidden_size), dtype_(weights.dtype()) {
+  const int64_t dp = groups_ == nullptr ? 1 : groups_->layout.dp_size;
+  normed_slot_ = scratch.declare("normed", hidden_ * static_cast<int64_t>(tensor::block_bytes(dtype_)), dp);
+  sum_slot_ = scratch.declare("sum", dp > 1 ? hidden_ * 4 : 0, dp);
+}
+
+Result<void> LayerCommunicator::run(const kernels::Context& context, const Step& step, const Block& block,
+                                    float* hidden) const {
+  if (groups_ == nullptr) return run_partial(context, step, block, hidden, nullptr);
+  switch (block.spread()) {
+    case Spread::kAttention:
+      return run_partial(context, step, block, hidden, groups_->attention_tp.get());
+    case Spread::kAllTokens:
+      if (groups_->layout.dp_size == 1) return run_partial(context, step, block, hidden, groups_->all);
+      return run_gathered(context, step, block, hidden);
+    case Spread::kOwnTokens:
+      break;
+  }
+  return run_scattered(context, step, block, hidden);
+}
+
+// Every rank of `group` has all rows, and computes a summand of what the block makes of them. The first one's comes on
+// top of the residual stream, so that the sum is the new one.
+Result<void> LayerCommunicator::run_partial(const kernels::Context& context, const Step& step, const Block& block,
+                                            float* hidden, parallel::Communicator* group) const {
+  const int64_t n = step.batch.n_tokens;
+  auto* normed = step.scratch.at<void>(normed_slot_);
+  block.residual().enter(context, hidden, n, normed);
+  if (group != nullptr && group->rank() > 0) {
+    context.backend->clear(context, hidden, static_cast<size_t>(n * hidden_) * sizeof(float));
+  }
+  SLUICE_TRY_VOID(block.run(context, step, normed, n, hidden));
+  block.residual().leave(context, hidden, n);
+  if (group == nullptr || group->size() == 1) return {};
+  return group->all_reduce(context, Element::kF32, hidden, hidden, n * hidden_);
+}
+
+// The rows of all attention groups come together, every rank computes a summand for all of them, and gets the sum of
+// its own ones. Each row's residual is in the summand of one rank that has it.
+Result<void> LayerCommunicator::run_gathered(const kernels::Context& context, const Step& step, const Block& block,
+                                             float* hidden) const {
+  const parallel::Layout& layout = groups_->layout;
+  const std::span<const int64_t> tokens = step.batch.group_tokens;
+  const int64_t n = step.batch.n_tokens;
+  const int64_t first = first_row(tokens, layout.attention_dp().rank), all = first_row(tokens, layout.dp_size);
+  auto* normed = step.scratch.at<char>(normed_slot_);
+  auto* sum = step.scratch.at<float>(sum_slot_);
+  char* own = normed + static_cast<size_t>(first * hidden_) * tensor::block_bytes(dtype_);
+
+  block.residual().enter(context, hidden, n, own);
+  SLUICE_TRY_VOID(
+      groups_->attention_dp->all_gather_v(context, parallel::element_of(dtype_), own, normed, times(tokens, hidden_)));
+  context.backend->clear(context, sum, static_cast<size_t>(all * hidden_) * sizeof(float));
+  if (layout.leads()) {
+    context.backend->copy(context, sum + first * hidden_, hidden, static_cast<size_t>(n * hidden_) * sizeof(float));
+  }
+  SLUICE_TRY_VOID(block.run(context, step, normed, all, sum));
+  block.residual().leave(context, sum, all);
+
+  // Within an attention group each rank gets a part of its rows first, then they exchange those.
+  const int64_t members = layout.attention_tp_size();
+  std::vector<int64_t> rows;
+  for (const int64_t count : tokens) {
+    for (int64_t member = 0; member < members; ++member)
+      rows.push_back(parallel::part_of(count, {member, members}).count);
+  }
+  const parallel::Slice mine = parallel::part_of(n, layout.attention_tp());
+  float* part = hidden + mine.first * hidden_;
+  SLUICE_TRY_VOID(groups_->all->reduce_scatter_v(context, Element::kF32, sum, part, times(rows, hidden_)));
+  if (members == 1) return {};
+  const auto own_rows =
+      std::span(rows).subspan(static_cast<size_t>(layout.attention_dp().rank * members), static_cast<size_t>(members));
+  return groups_->attention_tp->all_gather_v(context, Element::kF32, part, hidden, times(own_rows, hidden_));
+}
+
+// The block computes whole rows: those of an attention group are divided among its ranks.
+Result<void> LayerCommunicator::run_scattered(const kernels::Context& context, const Step& step, const Block& block,
+                                              float* hidden) const {
+  const parallel::Place place = groups_->layout.attention_tp();
+  const parallel::Slice mine = parallel::part_of(step.batch.n_tokens, place);
+  float* part = hidden + mine.first * hidden_;
+  auto* normed = step.scratch.at<void>(normed_slot_);
+  block.residual().enter(context, part, mine.count, normed);
+  SLUICE_TRY_VOID(block.run(context, step, normed, mine.count, part));
+  block.residual().leave(context, part, mine.count);
+  if (place.size == 1) return {};
+  std::vector<int64_t> values;
+  for (int64_t member = 0; member < place.size; ++member) {
+    values.push_back(parallel::part_of(step.batch.n_tokens, {member, place.size}).count * hidden_);
+  }
+  return groups_->attention_tp->all_gather_v(context, Element::kF32, part, hidden, values);
+}
+
+}  // namespace sluice::models

@@ -1,0 +1,239 @@
+// What every family must do however it is divided among ranks: give the logits of one rank that has the whole model, in
+// steps whose attention groups do different things. Ranks are threads here.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <thread>
+
+#include "base/rng.h"
+#include "models/model_fixture.h"
+#include "models/sharding.h"
+#include "parallel/inproc.h"
+
+namespace sluice::models {
+namespace {
+
+using parallel::Layout;
+
+struct Case {
+  std::string fixture;
+  std::string device;
+  std::string dtype;
+  Layout layout;
+};
+
+std::string name_of(const Case& c) {
+  const Layout& l = c.layout;
+  std::string name = fmt::format("{}_{}_{}_tp{}dp{}ep{}{}{}{}", c.fixture, c.device, c.dtype, l.tp_size, l.dp_size,
+                                 l.ep_size, l.a2a == parallel::MoeAllToAll::kDeepEp ? "_deepep" : "",
+                                 l.dense_data_parallel ? "_dense_dp" : "", l.dp_lm_head ? "_dp_head" : "");
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+}
+void PrintTo(const Case& c, std::ostream* out) { *out << name_of(c); }
+
+// The ranks of an instance, each with its part of a fixture.
+class Instance {
+ public:
+  explicit Instance(const Case& c) : layout_(c.layout) {
+    world_ = parallel::make_inproc_group(static_cast<int>(layout_.tp_size));
+    ranks_.resize(world_.size());
+    on_each([&](size_t i) {
+      Rank& rank = ranks_[i];
+      Layout own = layout_;
+      own.tp_rank = static_cast<int64_t>(i);
+      auto groups = parallel::make_groups(*world_[i], own);
+      ASSERT_TRUE(groups.ok()) << groups.error().message;
+      rank.groups = std::move(*groups);
+      auto runner = load_runner({.model_path = folder_of(c.fixture),
+                                 .device = c.device,
+                                 .dtype = c.dtype,
+                                 .max_step_tokens = 128,
+                                 .max_step_seqs = 8,
+                                 .record_routing = true,
+                                 .groups = &rank.groups});
+      ASSERT_TRUE(runner.ok()) << runner.error().message;
+      rank.runner = std::move(*runner);
+      rank.steps = std::make_unique<Steps>(*rank.runner);
+    });
+  }
+
+  // One step; what each attention group got of it.
+  std::vector<Output> run(const std::vector<std::vector<Piece>>& groups) {
+    std::vector<StepArrays> arrays;
+    std::vector<int64_t> tokens;
+    for (const auto& pieces : groups) {
+      arrays.emplace_back(pieces);
+      tokens.push_back(std::ssize(arrays.back().view().token_ids));
+    }
+    std::vector<Output> outputs(groups.size());
+    on_each([&](size_t i) {
+      const Layout& own = ranks_[i].groups.layout;
+      const auto group = static_cast<size_t>(own.attention_dp().rank);
+      StepBatch batch = arrays[group].view();
+      if (own.dp_attention()) batch.group_tokens = batch.group_logits = tokens;
+      Output output = ranks_[i].steps->run(batch);
+      if (own.leads()) {
+        outputs[group].logits = std::move(output.logits);
+      } else {
+        EXPECT_TRUE(output.logits.empty());
+      }
+      ranks_[i].routing = std::move(output.routing);
+    });
+    for (size_t group = 0; group < outputs.size(); ++group) outputs[group].routing = routing_of(group, tokens[group]);
+    return outputs;
+  }
+
+  const Runner& rank(size_t i) const { return *ranks_[i].runner; }
+
+ private:
+  struct Rank {
+    parallel::Groups groups;
+    std::unique_ptr<Runner> runner;
+    std::unique_ptr<Steps> steps;
+    Routing routing;  // of the last step
+  };
+
+  // The leader knows all of its group's, or each rank some tokens'.
+  Routing routing_of(size_t group, int64_t tokens) const {
+    const auto members = static_cast<size_t>(layout_.attention_tp_size());
+    const Routing& first = ranks_[group * members].routing;
+    if (layout_.a2a == parallel::MoeAllToAll::kNone) return first;
+    Routing all{.layers = first.layers, .top_k = first.top_k};
+    for (int64_t layer = 0; layer < first.layers; ++layer) {
+      for (size_t member = 0; member < members; ++member) {
+        const Routing& part = ranks_[group * members + member].routing;
+        const int64_t n = parallel::part_of(tokens, {static_cast<int64_t>(member), layout_.attention_tp_size()}).count;
+        const auto experts = part.experts.begin() + layer * n * first.top_k;
+        all.experts.insert(all.experts.end(), experts, experts + n * first.top_k);
+        all.margins.insert(all.margins.end(), part.margins.begin() + layer * n, part.margins.begin() + (layer + 1) * n);
+      }
+    }
+    return all;
+  }
+
+  void on_each(const std::function<void(size_t)>& body) {
+    std::vector<std::thread> threads;
+    for (size_t i = 0; i < world_.size(); ++i) threads.emplace_back(body, i);
+    for (std::thread& thread : threads) thread.join();
+  }
+
+  const Layout layout_;
+  std::vector<std::unique_ptr<parallel::Communicator>> world_;
+  std::vector<Rank> ranks_;
+};
+
+// What one attention group does in a step: it prefills, decodes, does both, or idles.
+std::vector<Piece> draw_step(Rng& rng, std::vector<int32_t>& lengths) {
+  std::vector<Piece> pieces;
+  const uint64_t mode = rng.below(4);
+  for (size_t row = 0; row < lengths.size() && mode > 0; ++row) {
+    const bool prefills = mode == 1 ? rng.below(2) == 0 : mode == 2 && lengths[row] == 0;
+    const auto n = static_cast<int32_t>(prefills ? 1 + rng.below(20) : lengths[row] > 0 && mode != 1 ? 1 : 0);
+    if (n == 0 || lengths[row] + n > kWidth) continue;
+    Piece piece{.row = static_cast<int32_t>(row), .cached = lengths[row]};
+    for (int32_t i = 0; i < n; ++i) piece.ids.push_back(static_cast<int32_t>(rng.below(512)));
+    lengths[row] += n;
+    pieces.push_back(std::move(piece));
+  }
+  return pieces;
+}
+
+class LayoutConformance : public testing::TestWithParam<Case> {};
+
+TEST_P(LayoutConformance, GivesTheLogitsOfOneRank) {
+  const Case& c = GetParam();
+  Instance instance(c);
+  ASSERT_FALSE(HasFatalFailure());
+  const Closeness closeness(c.fixture, c.dtype);
+  const auto groups = static_cast<size_t>(c.layout.dp_size);
+  std::vector<std::unique_ptr<Runner>> alone;
+  std::vector<Steps> steps;
+  for (size_t group = 0; group < groups; ++group) {
+    auto runner = load_runner({.model_path = folder_of(c.fixture),
+                               .dtype = c.dtype,
+                               .max_step_tokens = 128,
+                               .max_step_seqs = 8,
+                               .record_routing = true});
+    ASSERT_TRUE(runner.ok()) << runner.error().message;
+    alone.push_back(std::move(*runner));
+    steps.emplace_back(*alone.back());
+  }
+
+  Rng rng(static_cast<uint64_t>(c.layout.tp_size * 100 + c.layout.dp_size * 10 + c.layout.ep_size));
+  std::vector<std::vector<int32_t>> lengths(groups, std::vector<int32_t>(3));
+  for (int step = 0; step < 8; ++step) {
+    SCOPED_TRACE(step);
+    std::vector<std::vector<Piece>> work;
+    size_t tokens = 0;
+    for (auto& of_group : lengths) {
+      work.push_back(draw_step(rng, of_group));
+      for (const Piece& piece : work.back()) tokens += piece.ids.size();
+    }
+    if (tokens == 0) continue;
+    const std::vector<Output> got = instance.run(work);
+    for (size_t group = 0; group < groups; ++group) {
+      SCOPED_TRACE(group);
+      if (work[group].empty()) {
+        EXPECT_TRUE(got[group].logits.empty());
+        continue;
+      }
+      // Another order of sums may tip a router that is near a tie.
+      const Output want = steps[group].run(work[group], got[group].routing);
+      ASSERT_EQ(got[group].logits.size(), want.logits.size());
+      closeness.expect_same(got[group], want, /*runs=*/2);
+    }
+  }
+}
+
+std::vector<Layout> layouts() {
+  std::vector<Layout> all;
+  for (const auto& [tp, dp] : {std::pair<int64_t, int64_t>{2, 1}, {4, 1}, {2, 2}, {4, 2}, {4, 4}}) {
+    all.push_back({.tp_size = tp, .dp_size = dp});
+    if (dp > 1) all.push_back({.tp_size = tp, .dp_size = dp, .dense_data_parallel = true, .dp_lm_head = true});
+    all.push_back({.tp_size = tp, .dp_size = dp, .ep_size = tp});
+    all.push_back({.tp_size = tp,
+                   .dp_size = dp,
+                   .ep_size = tp,
+                   .a2a = parallel::MoeAllToAll::kDeepEp,
+                   .dense_data_parallel = dp == tp});
+  }
+  all.push_back({.tp_size = 4, .dp_size = 2, .ep_size = 2});
+  return all;
+}
+
+// Every checkpoint among the fixtures, in the layouts that it can be divided into.
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const auto& entry : std::filesystem::directory_iterator(SLUICE_FIXTURES_DIR)) {
+    if (!std::filesystem::exists(entry.path() / "reference.safetensors")) continue;
+    const std::string fixture = entry.path().filename();
+    std::ifstream file(entry.path() / "config.json");
+    const auto config = config_from_json(nlohmann::json::parse(file), nullptr);
+    if (!config.ok()) continue;
+    for (const Layout& layout : layouts()) {
+      if (!check_sharding(*config, layout).ok()) continue;
+      all.push_back({fixture, "cpu", "float32", layout});
+      if (layout.tp_size == 4 && layout.dp_size == 2) all.push_back({fixture, "sim", "float32", layout});
+      if (layout.tp_size == 4 && layout.ep_size == 4 && kernels::best_dtype() == kernels::DType::kBf16) {
+        all.push_back({fixture, "cpu", "bfloat16", layout});
+      }
+    }
+  }
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Fixtures, LayoutConformance, testing::ValuesIn(cases()),
+                         [](const auto& info) { return name_of(info.param); });
+
+TEST(LayoutFixtures, EachCanBeDividedIntoFourInSomeWay) {
+  std::map<std::string, int> found;
+  for (const Case& c : cases()) found[c.fixture] += c.layout.tp_size == 4 && c.layout.attention_tp_size() == 4;
+  for (const auto& [fixture, count] : found) EXPECT_GT(count, 0) << fixture;
+  EXPECT_GT(found.size(), 8u);
+}
+
+}  // namespace
+}  // namespace sluice::models

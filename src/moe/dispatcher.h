@@ -1,0 +1,49 @@
+// How the tokens of a step reach the experts that a router sends them to, whatever ranks these are on, and how what the
+// experts make of them comes back. A family: `none`, where every rank has all tokens and its experts' summand is added
+// to the others' later, and `deepep`, which sends rows (DeepEP's name for it; engine-reference.md 6.3 and 6.4).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "base/result.h"
+#include "kernels/kernels.h"
+#include "parallel/groups.h"
+
+namespace sluice::moe {
+
+struct Sizes {
+  int64_t hidden = 0;
+  int64_t experts = 0;  // of all ranks
+  int64_t top_k = 0;
+  kernels::DType dtype = kernels::DType::kF32;  // of rows on their way to experts; they come back in float32
+  bool operator==(const Sizes&) const = default;
+};
+
+// Tokens and where each goes.
+struct Tokens {
+  const void* x = nullptr;        // [n, hidden] of dtype
+  const int32_t* ids = nullptr;   // [n, top_k]; those of experts on other ranks are not for this one
+  const float* shares = nullptr;  // [n, top_k] what each expert's output is weighted by
+  int64_t n = 0;
+  float* out = nullptr;  // [n, hidden], to which the weighted outputs of this rank's experts are added
+};
+
+// Used by the rank's thread; all ranks make the same calls, with whatever numbers of tokens.
+class Dispatcher {
+ public:
+  virtual ~Dispatcher() = default;
+  // Once; a rank has at most `max_tokens` tokens of its own in a step, and gets at most `max_received`. kExhausted.
+  virtual Result<void> allocate(int64_t max_tokens, int64_t max_received) = 0;
+  // This rank's tokens to the ranks of their experts: the tokens that this rank's experts are to compute, until
+  // combine().
+  virtual Result<Tokens> dispatch(const kernels::Context& context, const Tokens& own) = 0;
+  // What all ranks' experts made of this rank's tokens is added to the `out` of dispatch()'s argument.
+  virtual Result<void> combine(const kernels::Context& context) = 0;
+};
+
+// For the layout's --moe-a2a-backend. `groups` null: one rank; they outlive the dispatcher, as does `backend`.
+std::unique_ptr<Dispatcher> make_dispatcher(const kernels::Backend& backend, const parallel::Groups* groups,
+                                            const Sizes& sizes);
+
+}  // namespace sluice::moe

@@ -1,0 +1,15 @@
+// Every rank computes what its experts make of all tokens: nothing is sent.
+#pragma once
+
+#include "moe/dispatcher.h"
+
+namespace sluice::moe {
+
+class NoDispatch final : public Dispatcher {
+ public:
+  Result<void> allocate(int64_t, int64_t) override { return {}; }
+  Result<Tokens> dispatch(const kernels::Context&, const Tokens& own) override { return own; }
+  Result<void> combine(const kernels::Context&) override { return {}; }
+};
+
+}  // namespace sluice::moe

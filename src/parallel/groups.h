@@ -1,0 +1,22 @@
+// The groups in which the ranks of an instance meet.
+#pragma once
+
+#include <memory>
+
+#include "parallel/communicator.h"
+#include "parallel/topology.h"
+
+namespace sluice::parallel {
+
+// One rank's view. Used by the rank's thread; `world` outlives it.
+struct Groups {
+  Layout layout;
+  Communicator* all = nullptr;
+  std::unique_ptr<Communicator> attention_tp;  // Layout::attention_tp()
+  std::unique_ptr<Communicator> attention_dp;  // Layout::attention_dp()
+};
+
+// A call of `world`, on all of its ranks, the layout's tp_rank being that in `world`.
+Result<Groups> make_groups(Communicator& world, const Layout& layout);
+
+}  // namespace sluice::parallel

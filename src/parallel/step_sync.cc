@@ -1,0 +1,60 @@
+#include "parallel/step_sync.h"
+
+#include <fmt/format.h>
+#include <xxhash.h>
+
+#include <algorithm>
+
+namespace sluice::parallel {
+namespace {
+
+int64_t hash_of(std::span<const int64_t> values) {
+  return static_cast<int64_t>(XXH64(values.data(), values.size_bytes(), 0));
+}
+
+struct Column {
+  std::string_view name;
+  int64_t StepRow::*field;
+};
+constexpr Column kEqual[] = {{"seq", &StepRow::seq}, {"kind", &StepRow::kind}, {"plan_hash", &StepRow::plan_hash}};
+
+}  // namespace
+
+Result<StepPlan> derive_plan(std::span<const StepRow> rows, const Layout& layout) {
+  for (const Column& column : kEqual) {
+    for (size_t rank = 1; rank < rows.size(); ++rank) {
+      const int64_t first = rows[0].*column.field, other = rows[rank].*column.field;
+      if (first == other) continue;
+      return Error{ErrorCode::kProtocol,
+                   fmt::format("ranks are out of step at exchange {}: {} is {} on rank 0 and {} on rank {}",
+                               rows[0].seq, column.name, first, other, rank)};
+    }
+  }
+  StepPlan plan;
+  std::vector<int64_t> hashed{rows[0].plan_hash, rows[0].seq};
+  for (size_t rank = 0; rank < rows.size(); rank += static_cast<size_t>(layout.attention_tp_size())) {
+    const StepRow& leader = rows[rank];
+    plan.group_tokens.push_back(leader.num_tokens);
+    plan.group_logits.push_back(leader.num_tokens_for_logprob);
+    plan.batch_words.push_back(leader.batch_words);
+    plan.run = plan.run || leader.num_tokens > 0;
+    plan.is_extend_in_batch = plan.is_extend_in_batch || leader.is_extend_in_batch != 0;
+    hashed.insert(hashed.end(), {leader.num_tokens, leader.num_tokens_for_logprob});
+  }
+  const auto news = [&](const StepRow& row) { return row.work_seen != rows[0].work_seen; };
+  plan.park = !plan.run && std::ranges::none_of(rows, news);
+  plan.hash = hash_of(hashed);
+  return plan;
+}
+
+int64_t first_hash(const Layout& layout) {
+  const int64_t values[] = {layout.tp_size,
+                            layout.dp_size,
+                            layout.ep_size,
+                            static_cast<int64_t>(layout.a2a),
+                            layout.dense_data_parallel ? 1 : 0,
+                            layout.dp_lm_head ? 1 : 0};
+  return hash_of(values);
+}
+
+}  // namespace sluice::parallel

@@ -1,0 +1,60 @@
+// What ranks that compute steps together tell each other before each step, and what follows from it
+// (engine-reference.md 1.3): one row of each, gathered, and a pure function of all rows. SGLang's counterpart is
+// MLPSyncBatchInfo.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/result.h"
+#include "parallel/topology.h"
+
+namespace sluice::parallel {
+
+// Of the batch of one attention group; the numbers are SGLang's.
+enum class ForwardMode : int64_t { kExtend = 1, kDecode = 2, kMixed = 3, kIdle = 4 };
+
+// What an exchange of rows is for.
+enum class ExchangeKind : int64_t { kStep = 1 };
+
+// 128 bytes on the wire. Columns 3 to 11 are those of the rank that leads its attention group and speaks for it; the
+// group's others leave them 0.
+struct StepRow {
+  int64_t seq = 0;                                           // number of the exchange, from 1
+  int64_t kind = static_cast<int64_t>(ExchangeKind::kStep);  // equal on all ranks
+  int64_t plan_hash = 0;               // of the layout and of all plans before; equal on all ranks
+  int64_t num_tokens = 0;              // new tokens of the batch; 0 = idle
+  int64_t num_tokens_for_logprob = 0;  // rows that enter the head
+  int64_t can_cuda_graph = 0;          // 0: no device has graphs yet
+  int64_t is_extend_in_batch = 0;
+  int64_t local_can_run_tbo = 0;
+  int64_t local_forward_mode = static_cast<int64_t>(ForwardMode::kIdle);
+  int64_t control_bytes = 0;
+  int64_t work_seen =
+      0;  // number of the last piece of work that reached this rank, its own or another's; of every rank
+  int64_t batch_words = 0;  // size of the batch that the leader sends to its group's others, in int32
+  int64_t reserved[4] = {};
+  bool operator==(const StepRow&) const = default;
+};
+static_assert(sizeof(StepRow) == 16 * sizeof(int64_t));
+
+// What all ranks do next, the same on each.
+struct StepPlan {
+  bool run = false;  // a step, which groups without tokens join with empty batches
+  // Nobody has work and none is on its way: all wait, at no cost, until the next piece of work reaches each of them.
+  bool park = false;
+  bool is_extend_in_batch = false;    // somebody prefills
+  std::vector<int64_t> group_tokens;  // [attention groups]
+  std::vector<int64_t> group_logits;  // [attention groups]
+  std::vector<int64_t> batch_words;   // [attention groups]
+  int64_t hash = 0;                   // the next row's plan_hash
+};
+
+// `rows` [tp_size] by rank. kProtocol names the ranks that differ in what must be equal, and in what.
+Result<StepPlan> derive_plan(std::span<const StepRow> rows, const Layout& layout);
+
+// The plan_hash of the first row: of what must be equal before anything happened.
+int64_t first_hash(const Layout& layout);
+
+}  // namespace sluice::parallel

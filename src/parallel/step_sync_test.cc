@@ -1,0 +1,177 @@
+#include "parallel/step_sync.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <deque>
+#include <functional>
+#include <string>
+
+#include "base/rng.h"
+
+namespace sluice::parallel {
+namespace {
+
+std::vector<StepRow> rows_of(const Layout& layout) {
+  return std::vector<StepRow>(static_cast<size_t>(layout.tp_size), {.seq = 7, .plan_hash = 3});
+}
+
+TEST(StepSyncTest, LeadersSpeakForTheirGroups) {
+  const Layout layout{.tp_size = 4, .dp_size = 2};
+  auto rows = rows_of(layout);
+  rows[0].num_tokens = 5;
+  rows[0].num_tokens_for_logprob = 2;
+  rows[0].is_extend_in_batch = 1;
+  rows[2].num_tokens = 3;
+  rows[2].batch_words = 40;
+  rows[3].num_tokens = 99;  // not a leader's
+  const auto plan = derive_plan(rows, layout);
+  ASSERT_TRUE(plan.ok()) << plan.error().message;
+  EXPECT_TRUE(plan->run && plan->is_extend_in_batch && !plan->park);
+  EXPECT_EQ(plan->group_tokens, (std::vector<int64_t>{5, 3}));
+  EXPECT_EQ(plan->group_logits, (std::vector<int64_t>{2, 0}));
+  EXPECT_EQ(plan->batch_words, (std::vector<int64_t>{0, 40}));
+}
+
+TEST(StepSyncTest, AllParkOnlyWhenTheSameWorkHasReachedAll) {
+  const Layout layout{.tp_size = 4, .dp_size = 4};
+  auto rows = rows_of(layout);
+  for (StepRow& row : rows) row.work_seen = 12;
+  EXPECT_TRUE(derive_plan(rows, layout)->park);
+  rows[3].work_seen = 13;
+  EXPECT_FALSE(derive_plan(rows, layout)->park);
+  EXPECT_FALSE(derive_plan(rows, layout)->run);
+}
+
+TEST(StepSyncTest, WhatMustBeEqualAndIsNotIsNamed) {
+  const Layout layout{.tp_size = 3};
+  const auto message = [&](int64_t StepRow::*column, int64_t value) {
+    auto rows = rows_of(layout);
+    rows[2].*column = value;
+    const auto plan = derive_plan(rows, layout);
+    return plan.ok() ? "(accepted)" : plan.error().message;
+  };
+  EXPECT_EQ(message(&StepRow::seq, 8), "ranks are out of step at exchange 7: seq is 7 on rank 0 and 8 on rank 2");
+  EXPECT_EQ(message(&StepRow::kind, 4), "ranks are out of step at exchange 7: kind is 1 on rank 0 and 4 on rank 2");
+  EXPECT_EQ(message(&StepRow::plan_hash, 4),
+            "ranks are out of step at exchange 7: plan_hash is 3 on rank 0 and 4 on rank 2");
+}
+
+TEST(StepSyncTest, TheHashTellsPlansAndLayoutsApart) {
+  const Layout layout{.tp_size = 2, .dp_size = 2};
+  auto rows = rows_of(layout);
+  const int64_t idle = derive_plan(rows, layout)->hash;
+  rows[1].num_tokens = 1;
+  EXPECT_NE(derive_plan(rows, layout)->hash, idle);
+  EXPECT_NE(first_hash(layout), first_hash({.tp_size = 2, .dp_size = 1}));
+  EXPECT_NE(first_hash(layout), first_hash({.tp_size = 2, .dp_size = 2, .dp_lm_head = true}));
+}
+
+// The protocol without sockets or threads: a controller that sends work and tells all ranks its number, messages that
+// take their time, ranks that post their rows in any order, and an exchange that ends when the last row is there.
+class Simulation {
+ public:
+  Simulation(const Layout& layout, uint64_t seed)
+      : layout_(layout), rng_(seed), ranks_(static_cast<size_t>(layout.tp_size)) {
+    for (Rank& rank : ranks_) rank.hash = first_hash(layout);
+  }
+
+  // One event. False: nothing can happen any more.
+  bool step(bool more_work) {
+    std::vector<std::function<void()>> possible;
+    if (more_work) possible.emplace_back([this] { send_work(); });
+    for (Rank& rank : ranks_) {
+      // Whoever has posted waits for the others.
+      if (!rank.posted && !rank.inbox.empty()) possible.emplace_back([this, &rank] { receive(rank); });
+      if (!rank.posted && !rank.parked) possible.emplace_back([this, &rank] { post(rank); });
+    }
+    if (possible.empty()) return false;
+    possible[rng_.below(possible.size())]();
+    return true;
+  }
+  int64_t sent() const { return sent_; }
+  int64_t done() const { return done_; }
+  int64_t parks() const { return parks_; }
+  const std::string& failure() const { return failure_; }
+
+ private:
+  struct Rank {
+    std::deque<std::pair<int64_t, uint64_t>> inbox;  // tokens for this rank, number of the work that all are told
+    int64_t tokens = 0;                              // to compute
+    uint64_t seen = 0;
+    int64_t seq = 0;
+    int64_t hash = 0;
+    bool posted = false;
+    bool parked = true;
+    StepRow row;
+  };
+
+  void send_work() {
+    const int64_t tokens = 1 + static_cast<int64_t>(rng_.below(5));
+    const auto leader =
+        rng_.below(static_cast<uint64_t>(layout_.dp_size)) * static_cast<uint64_t>(layout_.attention_tp_size());
+    ++work_;
+    sent_ += tokens;
+    for (size_t i = 0; i < ranks_.size(); ++i) ranks_[i].inbox.emplace_back(i == leader ? tokens : 0, work_);
+  }
+  static void receive(Rank& rank) {
+    rank.tokens += rank.inbox.front().first;
+    rank.seen = rank.inbox.front().second;
+    rank.inbox.pop_front();
+    rank.parked = false;
+  }
+  void post(Rank& rank) {
+    rank.row = {.seq = ++rank.seq, .plan_hash = rank.hash, .work_seen = static_cast<int64_t>(rank.seen)};
+    rank.row.num_tokens = std::min<int64_t>(rank.tokens, 2);
+    rank.posted = true;
+    if (std::ranges::all_of(ranks_, &Rank::posted)) exchange();
+  }
+  void exchange() {
+    std::vector<StepRow> rows;
+    for (const Rank& one : ranks_) rows.push_back(one.row);
+    const auto plan = derive_plan(rows, layout_);
+    if (!plan.ok()) {
+      failure_ = plan.error().message;
+      return;
+    }
+    parks_ += plan->park;
+    for (Rank& one : ranks_) {
+      one.hash = plan->hash;
+      one.posted = false;
+      one.parked = plan->park;
+      one.tokens -= one.row.num_tokens;
+      done_ += one.row.num_tokens;
+    }
+    // What parks has nothing to do, though more may have come meanwhile.
+    for (const Rank& one : ranks_) {
+      if (one.parked && one.tokens > 0) failure_ = "a rank with work is parked";
+    }
+  }
+
+  const Layout layout_;
+  Rng rng_;
+  std::vector<Rank> ranks_;
+  uint64_t work_ = 0;
+  int64_t sent_ = 0, done_ = 0, parks_ = 0;
+  std::string failure_;
+};
+
+TEST(StepSyncSimulation, NoWorkIsLostAndNobodySleepsForEverInAnyInterleaving) {
+  int64_t steps = 0, parks = 0;
+  for (uint64_t seed = 1; steps < 200'000; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    const int64_t tp = 2 << (seed % 3);
+    Simulation simulation({.tp_size = tp, .dp_size = seed % 2 == 0 ? tp : tp / 2}, seed);
+    for (int i = 0; i < 300; ++i, ++steps) ASSERT_TRUE(simulation.step(/*more_work=*/i % 40 < 4) || i % 40 >= 4);
+    int left = 0;
+    while (simulation.step(/*more_work=*/false)) ASSERT_LT(++left, 100'000) << "it never comes to rest";
+    steps += left;
+    ASSERT_EQ(simulation.failure(), "");
+    ASSERT_EQ(simulation.done(), simulation.sent());
+    parks += simulation.parks();
+  }
+  EXPECT_GT(parks, 100);
+}
+
+}  // namespace
+}  // namespace sluice::parallel

@@ -1,0 +1,258 @@
+#!/usr/bin/env python3
+"""Instances of the model that are divided among ranks: tensor parallelism, DP attention and expert parallelism give the
+tokens of one rank; what becomes of them when a rank dies or hangs; that they sleep when nothing is asked.
+
+usage: layouts_test.py <sluice binary> <folder of fixtures>"""
+import concurrent.futures
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
+from sluice_process import Sluice, call, descendants, wait_until  # noqa: E402
+
+BINARY, FIXTURES = sys.argv[1], Path(sys.argv[2])
+DPA = ("--enable-dp-attention",)
+DEEPEP = ("--moe-a2a-backend", "deepep", "--moe-runner-backend", "deep_gemm")
+
+
+def server(model, *more):
+    return Sluice(BINARY, "server", "--model-path", FIXTURES / model, "--port", 0, "--max-total-tokens", 2048,
+                  "--threads", 1, "--dtype", "float32", *more)
+
+
+def rank_processes(running):
+    return sorted(pid for pid, line in descendants(running.process.pid).items() if line.endswith("sluice rank"))
+
+
+def generate(url, ids, tokens, rank=None, timeout=120):
+    body = {"input_ids": ids, "return_logprob": True, "top_logprobs_num": 2,
+            "sampling_params": {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}}
+    if rank is not None:
+        body["routed_dp_rank"] = rank
+    return call(url + "/generate", body, timeout=timeout)
+
+
+def workload(count, seed=5):
+    rng = random.Random(seed)
+    return [([rng.randrange(512) for _ in range(rng.randrange(1, 60))], rng.randrange(1, 16)) for _ in range(count)]
+
+
+def answers(url, requests):
+    def one(request):
+        status, _, answer = generate(url, *request)
+        assert status == 200, answer
+        return answer
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        return list(pool.map(one, requests))
+
+
+# Sums in another order move a logit of these models by less, as do routers that it tips by more: those are few.
+NEAR_TIE = 2e-3
+
+
+def first_difference(got, want):
+    """(position, margin of the one rank) where the tokens part, or None."""
+    for i, (a, b) in enumerate(zip(got["output_ids"], want["output_ids"])):
+        if a != b:
+            top = want["meta_info"]["output_top_logprobs"][i]
+            return i, top[0][0] - top[1][0]
+    return None
+
+
+class TokensTest(unittest.TestCase):
+    """Greedy tokens of many requests at once, of any length, against those of one rank."""
+
+    def compare(self, model, *layouts, count=40):
+        requests = workload(count)
+        with server(model) as alone:
+            want = answers(alone.url, requests)
+        for layout in layouts:
+            with self.subTest(model=model, layout=" ".join(map(str, layout))), server(model, *layout) as divided:
+                parted = []
+                for got, expected in zip(answers(divided.url, requests), want):
+                    self.assertEqual(len(got["output_ids"]), len(expected["output_ids"]))
+                    difference = first_difference(got, expected)
+                    if difference:
+                        parted.append(difference)
+                self.assertTrue(all(margin < NEAR_TIE for _, margin in parted), parted)
+                self.assertLess(len(parted), count / 10)
+
+    def test_dense_model(self):
+        self.compare("tiny-llama", ("--tp", 4), ("--tp", 4, "--dp-size", 2, *DPA),
+                     ("--tp", 2, "--dp-size", 2, *DPA, "--enable-dp-lm-head", "--moe-dense-tp-size", 1),
+                     ("--tp", 2, "--dp-size", 2))
+
+    def test_latent_attention_with_experts(self):
+        self.compare("tiny-deepseek-v3", ("--tp", 4, "--ep", 2), ("--tp", 4, "--dp-size", 4, *DPA),
+                     ("--tp", 4, "--dp-size", 4, *DPA, "--ep", 4, *DEEPEP),
+                     ("--tp", 4, "--dp-size", 2, *DPA, "--ep", 4, *DEEPEP, "--moe-dense-tp-size", 1, "--enable-dp-lm-head"))
+
+    def test_grouped_attention_with_experts(self):
+        self.compare("tiny-qwen3-moe", ("--tp", 2, "--dp-size", 2, *DPA, *DEEPEP))
+
+
+class DpAttentionTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server = server("tiny-deepseek-v3", "--tp", 4, "--dp-size", 2, *DPA, "--enable-metrics", *DEEPEP)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.server.kill()
+
+    def test_what_dp_attention_changes_is_logged(self):
+        log = "".join(self.server.lines)
+        self.assertIn("--ep-size 1 -> 4", log)
+        self.assertIn("--chunked-prefill-size 512 -> 256", log)
+        self.assertIn("--schedule-conservativeness 1 -> 0.3", log)
+
+    def test_each_group_serves_the_requests_that_name_it(self):
+        for rank in (0, 1):
+            status, _, answer = generate(self.server.url, list(range(20, 40)), 4, rank)
+            self.assertEqual((status, answer["meta_info"]["dp_rank"]), (200, rank), answer)
+        status, _, answer = generate(self.server.url, [1], 1, 2)
+        self.assertEqual(status, 400, answer)
+
+    def test_a_prefix_is_cached_by_the_group_that_computed_it(self):
+        ids = list(range(100, 140))
+        self.assertEqual(generate(self.server.url, ids, 2, 0)[2]["meta_info"]["cached_tokens"], 0)
+        self.assertEqual(generate(self.server.url, ids, 2, 0)[2]["meta_info"]["cached_tokens"], 39)
+        self.assertEqual(generate(self.server.url, ids, 2, 1)[2]["meta_info"]["cached_tokens"], 0)
+
+    def test_flushing_reaches_every_group(self):
+        ids = list(range(200, 240))
+        for rank in (0, 1):
+            generate(self.server.url, ids, 2, rank)
+        self.assertEqual(call(self.server.url + "/flush_cache", method="POST")[0], 200)
+        for rank in (0, 1):
+            self.assertEqual(generate(self.server.url, ids, 2, rank)[2]["meta_info"]["cached_tokens"], 0)
+
+    def test_idle_ranks_sleep(self):
+        def switches():
+            total = 0
+            for pid in rank_processes(self.server):
+                for status in Path(f"/proc/{pid}/task").glob("*/status"):
+                    total += int(re.search(r"voluntary_ctxt_switches:\s+(\d+)", status.read_text())[1])
+            return total
+
+        generate(self.server.url, [1, 2, 3], 2)
+        time.sleep(0.5)  # a span of the clock is what is measured here
+        before = switches()
+        time.sleep(2)
+        # Each of four ranks wakes once a second at most, in its main thread.
+        self.assertLessEqual(switches() - before, 4 * 4)
+
+
+class DummyTest(unittest.TestCase):
+    """A published configuration at its real dimensions, with weights that nobody trained."""
+
+    def folder(self, published):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        shutil.copy(FIXTURES / "published-configs" / f"{published}.json", os.path.join(folder.name, "config.json"))
+        shutil.copy(FIXTURES / "tokenizer-qwen3" / "tokenizer.json", folder.name)
+        return folder.name
+
+    def test_layers_of_real_dimensions_are_served_by_any_layout(self):
+        model = self.folder("Qwen3-30B-A3B")
+        said = set()
+        for layout in ((), ("--tp", 2, "--dp-size", 2, *DPA, *DEEPEP)):
+            with Sluice(BINARY, "server", "--model-path", model, "--load-format", "dummy", "--port", 0, "--max-total-tokens", 256,
+                        "--json-model-override-args", '{"num_hidden_layers": 1, "vocab_size": 2048}', *layout) as running:
+                status, _, answer = generate(running.url, list(range(40)), 1)
+                self.assertEqual(status, 200, answer)
+                said.add(tuple(answer["output_ids"]))
+                # Keys and values of four heads, in what the machine multiplies.
+                self.assertIn(call(running.url + "/server_info")[2]["internal_states"][0]["kv_bytes_per_token"],
+                              (2 * 4 * 128 * 2, 2 * 4 * 128 * 4))
+        self.assertEqual(len(said), 1)
+
+    def test_what_cannot_fit_is_refused_with_figures(self):
+        run = subprocess.run([BINARY, "server", "--model-path", self.folder("DeepSeek-V3"), "--load-format", "dummy", "--port", "0"],
+                             capture_output=True, text=True, timeout=60)
+        self.assertRegex(run.stderr, r"this rank's weights take \d+ MiB, and its share of the host's memory is \d+ MiB")
+        self.assertEqual(run.returncode, 1)
+
+
+class ServeTest(unittest.TestCase):
+    def test_the_gateway_sees_the_groups_of_a_server_with_dp_attention(self):
+        with Sluice(BINARY, "serve", "--model-path", FIXTURES / "tiny-deepseek-v3", "--port", 0, "--router-prometheus-port", 0,
+                    "--max-total-tokens", 2048, "--tp", 4, "--dp-size", 2, *DPA, *DEEPEP, "--router-policy", "round_robin") as running:
+            def ranks():
+                workers = call(running.url + "/workers")[2]["workers"]
+                return workers if len(workers) == 2 and all(worker["is_healthy"] for worker in workers) else None
+
+            self.assertEqual(len({worker["url"] for worker in wait_until("two healthy ranks", ranks, within=60)}), 2)
+            served = [generate(running.url, [i, 3, 4], 2)[2]["meta_info"]["dp_rank"] for i in range(6)]
+            self.assertEqual(sorted(served), [0, 0, 0, 1, 1, 1])
+
+
+class FailureTest(unittest.TestCase):
+    def survives(self, running, harm):
+        """While requests run, `harm` one of the ranks: each request ends, all ranks are new, and it serves again."""
+        before = rank_processes(running)
+        self.assertEqual(len(before), 2)
+        results = []
+
+        def ask(i):
+            results.append(generate(running.url, [i + 1] * 30, 400)[0])
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        wait_until("running requests", lambda: sum(rank["num_running_reqs"] for rank in call(running.url + "/v1/loads")[2]["loads"]) > 0,
+                   every=0.01)
+        harm(before)
+        for thread in threads:
+            thread.join(60)
+        self.assertEqual(len(results), 4)
+        self.assertTrue(all(status in (200, 500, 503) for status in results), results)
+
+        def serves():
+            return generate(running.url, [5, 6, 7], 3)[0] == 200 and running
+
+        wait_until("the instance serving again", serves, within=60)
+        after = rank_processes(running)
+        self.assertEqual(len(after), 2)
+        self.assertFalse(set(before) & set(after))
+
+    def test_a_killed_rank_ends_and_restarts_its_instance(self):
+        for layout in (("--tp", 2), ("--tp", 2, "--dp-size", 2, *DPA)):
+            with self.subTest(layout=layout), server("tiny-llama", *layout) as running:
+                self.survives(running, lambda pids: os.kill(pids[1], signal.SIGKILL))
+                self.assertRegex(running.output(), r"rank 1 has ended \(killed by SIGKILL\).*ranks 0 to 1 start again")
+
+    def test_a_rank_that_hangs_is_named_and_its_instance_restarts(self):
+        with server("tiny-llama", "--tp", 2, "--dp-size", 2, *DPA) as running:
+            self.survives(running, lambda pids: os.kill(pids[1], signal.SIGSTOP))
+            self.assertRegex(running.output(), r"rank 0 has ended \(.*rank 1\b")
+
+
+class RefusalTest(unittest.TestCase):
+    def refused(self, model, *flags):
+        run = subprocess.run([BINARY, "server", "--model-path", FIXTURES / model, "--port", "0", *map(str, flags)],
+                             capture_output=True, text=True, timeout=60)
+        self.assertEqual(run.returncode, 2, run.stderr)
+        return run.stderr
+
+    def test_sizes_that_do_not_divide_name_the_nearest_that_do(self):
+        self.assertIn("--dp-size 3 does not divide --tp-size 4; the nearest values that do: 2, 4",
+                      self.refused("tiny-llama", "--tp", 4, "--dp-size", 3, *DPA))
+        self.assertIn("attention heads", self.refused("tiny-llama", "--tp", 3))
+        self.assertIn("experts", self.refused("tiny-llama", "--tp", 2, "--ep", 2))
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0], "-v", *sys.argv[3:]])
