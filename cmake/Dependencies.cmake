@@ -17,6 +17,9 @@ pkg_check_modules(ZMQ REQUIRED IMPORTED_TARGET libzmq)
 
 if(SLUICE_ENGINE)
   find_package(dnnl REQUIRED)
+  if(SLUICE_GRAMMAR)
+    include(cmake/Xgrammar.cmake)
+  endif()
 endif()
 
 if(SLUICE_TESTS)
