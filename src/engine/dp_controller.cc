@@ -322,6 +322,7 @@ class DataParallelController::Impl {
     const int64_t row = row_of(i);
     const auto flush = std::ranges::find(flushes_, reply.id, &Flush::id);
     if (flush == flushes_.end() || flush->waiting_for.erase(row) == 0) return;
+    if (reply.ok) dispatcher_.rank_flushed(row);
     if (!reply.ok) flush->refusals.push_back(fmt::format("rank {}: {}", row, reply.message));
     finish_if_answered(flush);
   }
