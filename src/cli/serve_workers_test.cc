@@ -47,6 +47,13 @@ TEST(ServeWorkersTest, OfSeveralRanksEachHasTheGroupsAndRanksDivideTheCores) {
   }
 }
 
+TEST(ServeWorkersTest, EachPublishesKvEventsAtPortsOfItsOwn) {
+  const auto all = workers({"--dp-size", "3", "--kv-events-config", R"({"publisher":"zmq","endpoint":"tcp://*:7000"})"},
+                           {1, 2, 3}, 3);
+  EXPECT_THAT(all[0].arguments, Contains(R"(--kv-events-config={"publisher":"zmq","endpoint":"tcp://*:7000"})"));
+  EXPECT_THAT(all[2].arguments, Contains(R"(--kv-events-config={"publisher":"zmq","endpoint":"tcp://*:7002"})"));
+}
+
 TEST(ServeWorkersTest, AllGetTheOneFileForTheWeights) {
   for (const auto& worker : workers({}, {1, 2}, 2, 9)) EXPECT_EQ(worker.descriptors.at(kWeightsVariable), 9);
   EXPECT_TRUE(workers({}, {1}, 2)[0].descriptors.empty());

@@ -202,7 +202,8 @@ void fields(V& v, M& m) {
   v.scalar(m.top_logprobs_num);
   v.scalars(m.token_ids_logprob);
   v.text(m.extra_key);
-  v.scalar(m.priority);
+  v.optional(m.priority, kScalar);
+  v.text(m.routing_key);
   v.scalar(m.dispatch_seq);
 }
 

@@ -49,6 +49,8 @@ ToRank draw_to_rank(Rng& rng) {
       m.return_logprob = rng.below(2);
       m.token_ids_logprob = draw_ids(rng);
       m.extra_key = draw_text(rng);
+      if (rng.below(2)) m.priority = static_cast<int64_t>(rng.next());
+      m.routing_key = draw_text(rng);
       m.dispatch_seq = rng.next();
       return m;
     }
@@ -102,6 +104,7 @@ TEST(CodecTest, GenerateRequestKeepsEveryField) {
                     .token_ids_logprob = {9},
                     .extra_key = "tenant",
                     .priority = -3,
+                    .routing_key = "session",
                     .dispatch_seq = 77};
   m.sampling = {.max_new_tokens = 11,
                 .min_new_tokens = 2,
@@ -129,6 +132,7 @@ TEST(CodecTest, GenerateRequestKeepsEveryField) {
   EXPECT_EQ(got.token_ids_logprob, m.token_ids_logprob);
   EXPECT_EQ(got.extra_key, "tenant");
   EXPECT_EQ(got.priority, -3);
+  EXPECT_EQ(got.routing_key, "session");
   EXPECT_EQ(got.dispatch_seq, 77u);
   EXPECT_EQ(got.sampling.max_new_tokens, 11);
   EXPECT_EQ(got.sampling.min_new_tokens, 2);

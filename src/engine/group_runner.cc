@@ -37,6 +37,11 @@ Result<void> GroupRunner::allocate_kv(const models::KvPlan& plan) {
   return {};
 }
 
+void GroupRunner::copy_state(int32_t from, int32_t to) {
+  runner_->copy_state(from, to);
+  if (groups_.attention_tp->size() > 1) copies_.insert(copies_.end(), {from, to});
+}
+
 void GroupRunner::saw_work(uint64_t number) { work_seen_ = std::max(work_seen_, number); }
 
 Result<StepPlan> GroupRunner::exchange(StepRow row) {
@@ -98,12 +103,15 @@ Result<std::span<const float>> GroupRunner::run(StepBatch batch, const StepPlan&
   return runner_->forward(batch);
 }
 
-// [sequences], the batch's arrays, then of each sequence the part of its row of the slot table that is new: [first],
-// and the slots from there to its length.
+// [sequences], [copies of states], from and to of each, the batch's arrays, then of each sequence the part of its row
+// of the slot table that is new: [first], and the slots from there to its length.
 std::vector<int32_t> GroupRunner::pack(const StepBatch& batch) {
   std::vector<int32_t> words = std::move(words_);
   words.clear();
   words.push_back(static_cast<int32_t>(batch.seq_lens.size()));
+  words.push_back(static_cast<int32_t>(copies_.size() / 2));
+  words.insert(words.end(), copies_.begin(), copies_.end());
+  copies_.clear();
   for (const auto array : {batch.token_ids, batch.positions, batch.kv_slots, batch.logit_rows, batch.query_start,
                            batch.seq_lens, batch.table_rows}) {
     words.insert(words.end(), array.begin(), array.end());
@@ -132,6 +140,10 @@ StepBatch GroupRunner::unpack(const StepPlan& plan) {
     return part;
   };
   const int64_t tokens = plan.group_tokens[group], sequences = take(1)[0];
+  for (int32_t left = take(1)[0]; left > 0; --left) {
+    const auto copy = take(2);
+    runner_->copy_state(copy[0], copy[1]);
+  }
   StepBatch batch;
   batch.token_ids = take(tokens);
   batch.positions = take(tokens);

@@ -25,6 +25,8 @@ class GroupRunner final : public models::Runner {
   std::span<int32_t> slot_table() override { return runner_->slot_table(); }
   // Of a leader with work. The instance steps, whatever the other groups do.
   Result<std::span<const float>> forward(const models::StepBatch& batch) override;
+  // Of a leader; its group's others copy before their next step.
+  void copy_state(int32_t from, int32_t to) override;
   std::vector<std::vector<int64_t>> expert_loads() const override { return runner_->expert_loads(); }
   models::Routing last_routing() const override { return runner_->last_routing(); }
   void force_routing(const models::Routing& routing) override { runner_->force_routing(routing); }
@@ -58,6 +60,7 @@ class GroupRunner final : public models::Runner {
   uint64_t steps_ = 0;
   std::vector<parallel::StepRow> rows_;
   std::vector<int32_t> words_;       // a batch on its way
+  std::vector<int32_t> copies_;      // of states, from and to in turn, that the others have not heard of
   std::vector<int32_t> sent_table_;  // of a leader: the slot table as its group's others have it
 };
 

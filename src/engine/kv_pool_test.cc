@@ -28,6 +28,23 @@ TEST(KvPoolTest, ARequestThatDoesNotFitChangesNothing) {
   EXPECT_EQ(pool.available(), 9);
 }
 
+TEST(KvPoolTest, PagesLieSideBySideAndGoBackWhole) {
+  KvPool pool(50, /*page_size=*/8);  // six whole pages, the first of which is the dummy
+  EXPECT_EQ(pool.capacity(), 40);
+  EXPECT_EQ(pool.floor(17), 16);
+  EXPECT_EQ(pool.ceil(17), 24);
+  std::vector<int32_t> slots;
+  ASSERT_TRUE(pool.alloc(24, slots));
+  for (size_t i = 0; i < slots.size(); ++i) {
+    EXPECT_EQ(slots[i] % 8, static_cast<int32_t>(i % 8));
+    EXPECT_EQ(slots[i] / 8, slots[i - i % 8] / 8);
+    EXPECT_GE(slots[i], 8);
+  }
+  EXPECT_EQ(pool.available(), 16);
+  pool.free(std::span(slots).first(17));  // of the third page the first slot only
+  EXPECT_EQ(pool.available(), 40);
+}
+
 TEST(KvPoolTest, KeepsExactCountsUnderRandomOperations) {
   Rng rng(/*seed=*/5);
   KvPool pool(500);
@@ -61,9 +78,9 @@ TEST(KvPoolDeathTest, ASlotThatIsFreedTwiceEndsTheProcess) {
   KvPool pool(4);
   std::vector<int32_t> slots;
   ASSERT_TRUE(pool.alloc(1, slots));
-  pool.free(slots[0]);
-  EXPECT_DEATH(pool.free(slots[0]), "freed twice");
-  EXPECT_DEATH(pool.free(0), "freeing slot 0");
+  pool.free(slots);
+  EXPECT_DEATH(pool.free(slots), "freed twice");
+  EXPECT_DEATH(pool.free(std::vector<int32_t>{0}), "freeing slot 0");
 }
 
 }  // namespace

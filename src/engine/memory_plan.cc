@@ -66,10 +66,11 @@ std::vector<std::string> cgroup_folders(std::string_view controller) {
 StepLimits plan_steps(const EngineOptions& options) {
   StepLimits limits;
   limits.max_running_requests = options.max_running_requests.value_or(kDefaultRunning);
-  const int64_t chunk = options.chunked_prefill_size.value_or(kDefaultChunk);
+  const int64_t chunk = options.chunked_prefill_size.value_or(std::max(kDefaultChunk, options.page_size));
   // Uncut prompts still end somewhere: the buffers of a step have a size.
   limits.chunk = chunk > 0 ? chunk : options.max_prefill_tokens;
-  limits.max_step_tokens = std::max(limits.chunk, limits.max_running_requests);
+  limits.max_step_tokens = options.enable_mixed_chunk ? limits.chunk + limits.max_running_requests
+                                                      : std::max(limits.chunk, limits.max_running_requests);
   return limits;
 }
 
@@ -82,18 +83,23 @@ Result<MemoryPlan> plan_memory(const EngineOptions& options, const models::Model
   const StepLimits limits = plan_steps(options);
 
   double room = fraction * share - weights;
-  // Of what there is for sequences, half may go to states that they keep whatever their length.
+  // Of what there is for sequences, half may go to states that they keep whatever their length; a third of those to
+  // states of prefixes, or more where the running requests need no more.
   const auto per_sequence = static_cast<double>(model.state_bytes_per_sequence);
   int64_t running = limits.max_running_requests;
+  int64_t kept_states = 0;
   if (per_sequence > 0) {
-    running = std::clamp(static_cast<int64_t>(std::max(0.0, room / 2 / per_sequence)), int64_t{1}, running);
-    room -= per_sequence * static_cast<double>(running);
+    const auto rows = std::max<int64_t>(1, static_cast<int64_t>(room / 2 / per_sequence));
+    running = std::min(running, options.disable_radix_cache ? rows : rows - rows / 3);
+    if (!options.disable_radix_cache) kept_states = std::min(rows - running, 2 * running);
+    room -= per_sequence * static_cast<double>(running + kept_states);
   }
   // More than every running request at its longest is of no use but as cache, which memory alone should not decide.
   const double useful = static_cast<double>(model.context_length) * static_cast<double>(running);
   int64_t tokens = static_cast<int64_t>(std::min({std::floor(room / per_token), useful, 2e9}));
   if (options.max_total_tokens) tokens = std::min(tokens, *options.max_total_tokens);
-  if (tokens < kSmallestPool) {
+  tokens -= tokens % options.page_size;
+  if (tokens < std::max(kSmallestPool, 2 * options.page_size)) {
     constexpr double kMiB = 1 << 20;
     return Error{
         ErrorCode::kExhausted,
@@ -109,8 +115,9 @@ Result<MemoryPlan> plan_memory(const EngineOptions& options, const models::Model
   plan.max_total_tokens = tokens;
   plan.max_running_requests = std::max<int64_t>(1, std::min(running, tokens / 2));
   plan.max_req_len = std::min(model.context_length - 1, tokens - 1);
-  plan.kv_bytes = static_cast<int64_t>(static_cast<double>(tokens + 1) * per_token);
-  plan.state_bytes = static_cast<int64_t>(per_sequence) * plan.max_running_requests;
+  plan.kv_bytes = static_cast<int64_t>(static_cast<double>(tokens + options.page_size) * per_token);
+  plan.kept_states = kept_states;
+  plan.state_bytes = static_cast<int64_t>(per_sequence) * (plan.max_running_requests + kept_states);
   return plan;
 }
 

@@ -26,11 +26,12 @@ struct StepLimits {
 StepLimits plan_steps(const EngineOptions& options);
 
 struct MemoryPlan {
-  int64_t max_total_tokens = 0;
+  int64_t max_total_tokens = 0;  // whole pages
   int64_t max_running_requests = 0;
   int64_t max_req_len = 0;  // longest sequence, prompt and output
   int64_t kv_bytes = 0;
-  int64_t state_bytes = 0;  // of sequences whatever their length, with lightning attention
+  int64_t kept_states = 0;  // of prefixes, with lightning attention
+  int64_t state_bytes = 0;  // of running requests and of those
 };
 // kExhausted, with the figures, when there is no room for a useful pool.
 Result<MemoryPlan> plan_memory(const EngineOptions& options, const models::ModelInfo& model, const MemoryFacts& facts);

@@ -62,12 +62,17 @@ TEST(MemoryPlanTest, StatesOfSequencesTakeHalfOfTheRoomAtMostAndBoundTheRequests
   // 1000 MiB, less the weights: 900 for sequences, of which at most 450 are states.
   const auto plan = plan_memory(flags, hybrid, {.limit_bytes = 2000 * kMiB});
   ASSERT_TRUE(plan.ok()) << plan.error().message;
-  EXPECT_EQ(plan->max_running_requests, 45);
+  EXPECT_EQ(plan->max_running_requests, 30);
+  EXPECT_EQ(plan->kept_states, 15);
   EXPECT_EQ(plan->state_bytes, 450 * kMiB);
-  EXPECT_EQ(plan->max_total_tokens, 45 * 2048);
+  EXPECT_EQ(plan->max_total_tokens, 30 * 2048);
   EXPECT_LE(plan->state_bytes + plan->kv_bytes, 900 * kMiB);
+  const auto unshared = options({"--mem-fraction-static", "0.5", "--disable-radix-cache"});
+  EXPECT_EQ(plan_memory(unshared, hybrid, {.limit_bytes = 2000 * kMiB})->max_running_requests, 45);
+  EXPECT_EQ(plan_memory(unshared, hybrid, {.limit_bytes = 2000 * kMiB})->kept_states, 0);
   // With room for all of them the pool gets the rest.
   EXPECT_EQ(plan_memory(flags, hybrid, {.limit_bytes = 100'000 * kMiB})->max_running_requests, 64);
+  EXPECT_EQ(plan_memory(flags, hybrid, {.limit_bytes = 100'000 * kMiB})->kept_states, 128);
   const auto none = plan_memory(flags, hybrid, {.limit_bytes = 210 * kMiB});
   ASSERT_FALSE(none.ok());
   EXPECT_NE(none.error().message.find("10 MiB of states of 1 requests"), std::string::npos) << none.error().message;
@@ -78,6 +83,18 @@ TEST(MemoryPlanTest, AStepHoldsAChunkAndOneTokenOfEveryRunningRequest) {
   EXPECT_EQ(plan_steps(options({"--chunked-prefill-size", "-1", "--max-prefill-tokens", "4000"})).chunk, 4000);
   const auto wide = plan_steps(options({"--chunked-prefill-size", "16", "--max-running-requests", "64"}));
   EXPECT_EQ(wide.max_step_tokens, 64);
+  EXPECT_EQ(plan_steps(options({"--enable-mixed-chunk", "--max-running-requests", "64"})).max_step_tokens, 512 + 64);
+}
+
+TEST(MemoryPlanTest, ThePoolHasWholePagesAndADummyPage) {
+  const auto flags = options({"--page-size", "64", "--max-total-tokens", "1000"});
+  const auto plan = plan_memory(flags, model(), {.limit_bytes = 1000 * kMiB});
+  ASSERT_TRUE(plan.ok()) << plan.error().message;
+  EXPECT_EQ(plan->max_total_tokens, 960);
+  EXPECT_EQ(plan->kv_bytes, (960 + 64) * 1024);
+  EXPECT_FALSE(
+      plan_memory(options({"--page-size", "1024", "--max-total-tokens", "1500"}), model(), {.limit_bytes = 1000 * kMiB})
+          .ok());
 }
 
 TEST(MemoryPlanTest, ThisMachineHasMemoryAndCores) {

@@ -40,9 +40,10 @@ struct GenerateRequest {
   int64_t logprob_start_len = -1;  // first prompt position whose logprob is wanted; -1 = none
   int64_t top_logprobs_num = 0;
   std::vector<int32_t> token_ids_logprob;
-  std::string extra_key;  // namespace of the prefix cache
-  int64_t priority = 0;
-  uint64_t dispatch_seq = 0;  // set by the DataParallelController
+  std::string extra_key;            // namespace of the prefix cache
+  std::optional<int64_t> priority;  // for --enable-priority-scheduling
+  std::string routing_key;          // for --schedule-policy routing-key
+  uint64_t dispatch_seq = 0;        // set by the DataParallelController
 };
 
 // Front → rank. An exact rid, or everything.

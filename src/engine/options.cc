@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "engine/kv_publisher.h"
 #include "engine/load_balance/method.h"
+#include "engine/schedule_policy.h"
 #include "parsers/reasoning.h"
 #include "parsers/tool_calls.h"
 
@@ -24,7 +26,6 @@ std::vector<RejectedFlag> rejected_flags() {
   constexpr std::string_view kLora = "LoRA adapters are outside the scope of this engine; merge the adapter.";
   constexpr std::string_view kSpeculative = "speculative decoding is outside the scope of this engine.";
   constexpr std::string_view kMedia = "images, video and audio are outside the scope of this engine.";
-  constexpr std::string_view kPriority = "priority scheduling is not built yet; leave it out.";
   constexpr std::string_view kDelayer = "prefills of different attention groups are not aligned yet; leave it out.";
   constexpr std::string_view kMetrics = "not built yet; --enable-metrics exports the metrics of every rank.";
   constexpr std::string_view kLogging = "request logging is not built yet; use --log-level debug.";
@@ -41,13 +42,7 @@ std::vector<RejectedFlag> rejected_flags() {
       {"gpu-id-step", kGpuPlace},
       {"elastic-ep-backend", "fault-tolerant expert backends are outside the scope of this engine."},
       {"prefill-round-robin-balance", "it has no effect in the runtime that it comes from; leave it out."},
-      {"radix-eviction-policy", "the prefix cache evicts the least recently used; leave it out."},
-      {"enable-mixed-chunk", "mixing decode tokens into a prefill chunk is not built; leave it out."},
       {"disable-overlap-schedule", "steps do not overlap on this device; leave it out."},
-      {"enable-priority-scheduling", kPriority},
-      {"abort-on-priority-when-disabled", kPriority},
-      {"priority-scheduling-preemption-threshold", kPriority},
-      {"schedule-low-priority-values-first", kPriority},
       {"enable-prefill-delayer", kDelayer},
       {"prefill-delayer-max-delay-passes", kDelayer},
       {"prefill-delayer-token-usage-low-watermark", kDelayer},
@@ -84,7 +79,6 @@ std::vector<RejectedFlag> rejected_flags() {
       {"tokenizer-metrics-custom-labels-header", kMetrics},
       {"tokenizer-worker-num", "text is tokenized on the HTTP threads; leave it out."},
       {"skip-tokenizer-init", "the front process always loads the tokenizer; /generate takes input_ids all the same."},
-      {"kv-events-config", "KV events are not built yet."},
       {"log-requests", kLogging},
       {"log-requests-level", kLogging},
       {"grammar-backend", "constrained decoding is not built yet."},
@@ -418,15 +412,32 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .field = &O::page_size,
            .value = int64_t{1},
            .range = {1, 1024},
-           .read_by = "engine/options",
+           .read_by = "engine/rank",
            .group = kMemory,
-           .help = "Tokens per KV page; only 1 is built."},
+           .help = "Tokens per page of KV cache. Prefixes are shared, and KV events told, in whole pages."},
           {.name = "disable-radix-cache",
            .field = &O::disable_radix_cache,
            .value = false,
            .read_by = "engine/rank",
            .group = kMemory,
            .help = "Share no prefixes between requests."},
+          {.name = "radix-eviction-policy",
+           .field = &O::radix_eviction_policy,
+           .value = std::string("lru"),
+           .choices = {"lru", "lfu"},
+           .read_by = "engine/rank",
+           .group = kMemory,
+           .help = "Which cached prefix goes first: lru the one used longest ago, lfu the one used by the fewest "
+                   "requests."},
+          {.name = "kv-events-config",
+           .field = &O::kv_events_config,
+           .value = OptText(),
+           .metavar = "JSON",
+           .read_by = "engine/rank",
+           .group = kMemory,
+           .help =
+               "Publish what happens to the prefix cache over ZeroMQ, for gateways: publisher (zmq), endpoint, "
+               "replay_endpoint, topic, buffer_steps, hwm, max_queue_size. Each rank adds its number to the ports."},
 
           {.name = "max-running-requests",
            .field = &O::max_running_requests,
@@ -467,10 +478,12 @@ const OptionTable<EngineOptions>& engine_option_table() {
           {.name = "schedule-policy",
            .field = &O::schedule_policy,
            .value = std::string("fcfs"),
-           .choices = {"fcfs", "lpm"},
+           .choices = schedule_policy_names(),
            .read_by = "engine/rank",
            .group = kScheduling,
-           .help = "Order of waiting requests: fcfs by arrival, lpm by longest cached prefix."},
+           .help = "Order of waiting requests: fcfs by arrival; lpm longest cached prefix first; dfs-weight those with "
+                   "a common prefix together; lof most output tokens first; random; priority is fcfs with "
+                   "--enable-priority-scheduling; routing-key those first whose key runs already."},
           {.name = "schedule-conservativeness",
            .field = &O::schedule_conservativeness,
            .value = 1.0,
@@ -478,6 +491,46 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/rank",
            .group = kScheduling,
            .help = "Larger values reserve more of the pool for output tokens, so that fewer requests are retracted."},
+          {.name = "enable-priority-scheduling",
+           .field = &O::enable_priority_scheduling,
+           .value = false,
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "Requests with a larger priority go first, and may take the place of running ones. With fcfs or "
+                   "lof."},
+          {.name = "abort-on-priority-when-disabled",
+           .field = &O::abort_on_priority_when_disabled,
+           .value = false,
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "Without priority scheduling, answer a request that has a priority with 503."},
+          {.name = "priority-scheduling-preemption-threshold",
+           .field = &O::priority_scheduling_preemption_threshold,
+           .value = int64_t{10},
+           .range = {0, 1e9},
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "A request takes the place of a running one if its priority is larger by more than this."},
+          {.name = "schedule-low-priority-values-first",
+           .field = &O::schedule_low_priority_values_first,
+           .value = false,
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "Small priorities are the urgent ones."},
+          {.name = "enable-mixed-chunk",
+           .field = &O::enable_mixed_chunk,
+           .value = false,
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "Running requests go on decoding in the steps that compute prompts."},
+          {.name = "mixed-chunk-gap",
+           .field = &O::mixed_chunk_gap,
+           .value = 3.0,
+           .range = {1.1, 1000.0},
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "With --enable-mixed-chunk: times the length of a decode step that a step may take because of the "
+                   "prompt tokens in it."},
           {.name = "stream-interval",
            .field = &O::stream_interval,
            .value = int64_t{1},
@@ -517,7 +570,6 @@ Result<void> check_engine_options(const EngineOptions& options) {
       {"pp-size", options.pp_size, 1, "pipeline parallelism is not built yet; use --dp-size for replicas"},
       {"nnodes", options.nnodes, 1, "one instance runs on one host; run one per node behind `sluice gateway`"},
       {"node-rank", options.node_rank, 0, "one instance runs on one host; run one per node behind `sluice gateway`"},
-      {"page-size", options.page_size, 1, "KV pages hold one token here"},
   };
   for (const auto& layout : layouts) {
     if (layout.value != layout.built) {
@@ -532,6 +584,29 @@ Result<void> check_engine_options(const EngineOptions& options) {
   }
   if (options.chunked_prefill_size && *options.chunked_prefill_size == 0) {
     return Error{ErrorCode::kBadOption, "--chunked-prefill-size must be positive, or -1 to leave prompts whole"};
+  }
+  if (options.chunked_prefill_size.value_or(-1) > 0 && *options.chunked_prefill_size % options.page_size != 0) {
+    return Error{ErrorCode::kBadOption,
+                 fmt::format("--chunked-prefill-size ({}) must be a multiple of --page-size ({})",
+                             *options.chunked_prefill_size, options.page_size)};
+  }
+  if (options.kv_events_config) {
+    SLUICE_TRY(const auto events, parse_kv_events_config(*options.kv_events_config));
+    if (events.enabled && options.disable_radix_cache) {
+      return Error{ErrorCode::kBadOption,
+                   "--kv-events-config tells of the prefix cache, which --disable-radix-cache "
+                   "turns off"};
+    }
+    const int64_t last = options.dp_size - 1;
+    for (const auto& endpoint : {events.endpoint, events.replay_endpoint}) {
+      SLUICE_TRY_VOID(kv_endpoint_of_rank(endpoint, last));
+    }
+  }
+  const SchedulePolicy* policy = find_schedule_policy(options.schedule_policy);
+  if (options.enable_priority_scheduling && !(policy && policy->by_priority)) {
+    return Error{ErrorCode::kBadOption,
+                 fmt::format("--enable-priority-scheduling needs --schedule-policy fcfs or lof, not {}",
+                             options.schedule_policy)};
   }
   if (options.enable_cache_report && options.disable_cache_report) {
     return Error{ErrorCode::kBadOption, "--enable-cache-report and --disable-cache-report exclude each other"};

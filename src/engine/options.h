@@ -58,6 +58,8 @@ struct EngineOptions {
   std::optional<int64_t> max_total_tokens;
   int64_t page_size;
   bool disable_radix_cache;
+  std::string radix_eviction_policy;
+  std::optional<std::string> kv_events_config;
   // Scheduling
   std::optional<int64_t> max_running_requests;
   std::optional<int64_t> max_queued_requests;
@@ -66,6 +68,12 @@ struct EngineOptions {
   std::optional<int64_t> prefill_max_requests;
   std::string schedule_policy;
   double schedule_conservativeness;
+  bool enable_priority_scheduling;
+  bool abort_on_priority_when_disabled;
+  int64_t priority_scheduling_preemption_threshold;
+  bool schedule_low_priority_values_first;
+  bool enable_mixed_chunk;
+  double mixed_chunk_gap;
   int64_t stream_interval;
   std::optional<int64_t> random_seed;
   int64_t decode_log_interval;

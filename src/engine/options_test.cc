@@ -48,7 +48,7 @@ TEST(EngineOptionsTest, NoNameStandsTwice) {
 }
 
 TEST(EngineOptionsTest, LayoutsThatAreNotBuiltAreRefusedWithBothValues) {
-  for (const auto* flag : {"--pp-size", "--nnodes", "--node-rank", "--page-size"}) {
+  for (const auto* flag : {"--pp-size", "--nnodes", "--node-rank"}) {
     auto o = engine_option_table().parse({"--model", "m", flag, "2"});
     ASSERT_TRUE(o.ok()) << o.error().message;
     auto checked = check_engine_options(*o);
@@ -58,6 +58,23 @@ TEST(EngineOptionsTest, LayoutsThatAreNotBuiltAreRefusedWithBothValues) {
   }
   EXPECT_FALSE(check_engine_options(engine_option_table().defaults()).ok()) << "no model";
   EXPECT_TRUE(check_engine_options(*engine_option_table().parse({"--model", "m"})).ok());
+}
+
+TEST(EngineOptionsTest, SchedulingFlagsThatDoNotGoTogetherAreRefused) {
+  const auto check = [](std::vector<std::string> flags) {
+    flags.insert(flags.begin(), "--model=m");
+    return check_engine_options(*engine_option_table().parse(flags, true));
+  };
+  EXPECT_TRUE(check({"--enable-priority-scheduling", "--schedule-policy=lof"}).ok());
+  EXPECT_TRUE(check({"--schedule-policy=priority"}).ok());
+  const auto lpm = check({"--enable-priority-scheduling", "--schedule-policy=lpm"});
+  ASSERT_FALSE(lpm.ok());
+  EXPECT_NE(lpm.error().message.find("fcfs or lof, not lpm"), std::string::npos) << lpm.error().message;
+  EXPECT_TRUE(check({"--page-size=16", "--chunked-prefill-size=64"}).ok());
+  EXPECT_TRUE(check({"--page-size=16", "--chunked-prefill-size=-1"}).ok());
+  const auto cut = check({"--page-size=16", "--chunked-prefill-size=40"});
+  ASSERT_FALSE(cut.ok());
+  EXPECT_NE(cut.error().message.find("(40) must be a multiple of --page-size (16)"), std::string::npos);
 }
 
 TEST(EngineOptionsTest, TheLoadFormatMustBeThatOfTheFiles) {

@@ -94,26 +94,49 @@ class RankProcess {
     SLUICE_TRY(auto runner, load(host_ranks));
     const models::ModelInfo& model = runner->info();
     SLUICE_TRY(const MemoryPlan memory, plan(model, host_ranks));
-    SLUICE_TRY_VOID(runner->allocate_kv({.slots = memory.max_total_tokens + 1,
+    const int64_t slots = memory.max_total_tokens + options.page_size;
+    SLUICE_TRY_VOID(runner->allocate_kv({.slots = slots,
                                          .table_rows = static_cast<int32_t>(memory.max_running_requests),
-                                         .table_width = static_cast<int32_t>(memory.max_req_len)}));
+                                         .table_width = static_cast<int32_t>(memory.max_req_len),
+                                         .kept_states = static_cast<int32_t>(memory.kept_states)}));
     GroupRunner* group = nullptr;
     if (world_) group = static_cast<GroupRunner*>(runner.get());
     if (group != nullptr && !groups_.layout.leads()) {
       report_ready(model, memory, 0);
       return run_follower_loop(link_, *group);
     }
+    std::unique_ptr<KvPublisher> events;
+    if (options.kv_events_config) {
+      SLUICE_TRY(const auto config, parse_kv_events_config(*options.kv_events_config));
+      if (config.enabled) {
+        SLUICE_TRY(events, KvPublisher::open(config, spec_.dp_rank, real_clock()));
+        SLUICE_LOG(info, kComponent, "rank {}: publishes KV events at {}", spec_.dp_rank, events->endpoint());
+      }
+    }
     Scheduler scheduler(
         {
-            .kv_slots = memory.max_total_tokens + 1,
+            .kv_slots = slots,
+            .page_size = options.page_size,
             .max_running_requests = memory.max_running_requests,
             .max_queued_requests = options.max_queued_requests,
             .chunked_prefill_size = plan_steps(options).chunk,
             .max_prefill_tokens = options.max_prefill_tokens,
             .prefill_max_requests = options.prefill_max_requests,
             .context_length = model.context_length,
-            .longest_prefix_first = options.schedule_policy == "lpm",
-            .prefix_cache = !options.disable_radix_cache && model.state_bytes_per_sequence == 0,
+            .policy = find_schedule_policy(options.schedule_policy),
+            .prefix_cache =
+                !options.disable_radix_cache && (model.state_bytes_per_sequence == 0 || memory.kept_states > 0),
+            .radix = {.eviction = options.radix_eviction_policy == "lfu" ? RadixOptions::Eviction::kLeastFrequentlyUsed
+                                                                         : RadixOptions::Eviction::kLeastRecentlyUsed,
+                      .record_events = events != nullptr,
+                      .first_state_row = static_cast<int32_t>(memory.max_running_requests),
+                      .state_rows = static_cast<int32_t>(memory.kept_states)},
+            .priorities = {.enabled = options.enable_priority_scheduling || options.schedule_policy == "priority",
+                           .low_first = options.schedule_low_priority_values_first,
+                           .refused_if_disabled = options.abort_on_priority_when_disabled,
+                           .preemption_threshold = options.priority_scheduling_preemption_threshold},
+            .mixed_chunk = options.enable_mixed_chunk,
+            .mixed_chunk_gap = options.mixed_chunk_gap,
             .conservativeness = options.schedule_conservativeness,
             // Ranks must not repeat each other.
             .seed = (options.random_seed ? static_cast<uint64_t>(*options.random_seed) : random_seed()) +
@@ -123,7 +146,7 @@ class RankProcess {
     report_states(model, memory);
     report_ready(model, memory, scheduler.max_req_input_len());
     return run_rank_loop({.dp_rank = spec_.dp_rank, .decode_log_interval = options.decode_log_interval, .group = group},
-                         link_, scheduler, board_);
+                         link_, scheduler, board_, events.get());
   }
 
   // Of an instance of several ranks.
@@ -144,10 +167,13 @@ class RankProcess {
         .limit_bytes = memory_limit_bytes(), .host_ranks = host_ranks, .shared_weights = weights_fd_ >= 0};
     SLUICE_TRY(MemoryPlan memory, plan_memory(options, model, facts));
     if (!world_) return memory;
-    int64_t most = -memory.max_total_tokens;
-    SLUICE_TRY_VOID(world_->all_reduce({}, parallel::Element::kI64, &most, &most, 1, parallel::Reduction::kMax));
-    options.max_total_tokens = -most;
-    return plan_memory(options, model, facts);
+    int64_t most[] = {-memory.max_total_tokens, -memory.max_running_requests, -memory.kept_states};
+    SLUICE_TRY_VOID(world_->all_reduce({}, parallel::Element::kI64, most, most, 3, parallel::Reduction::kMax));
+    options.max_total_tokens = -most[0];
+    options.max_running_requests = -most[1];
+    SLUICE_TRY(memory, plan_memory(options, model, facts));
+    memory.kept_states = std::min(memory.kept_states, -most[2]);
+    return memory;
   }
 
   Result<std::unique_ptr<models::Runner>> load(int64_t host_ranks) {
@@ -183,12 +209,12 @@ class RankProcess {
 
   void report_states(const models::ModelInfo& model, const MemoryPlan& memory) {
     if (model.state_bytes_per_sequence == 0) return;
-    SLUICE_LOG(
-        info, kComponent,
-        "rank {}: {:.0f} MiB of states of lightning attention, {:.1f} MiB per request; prefixes are not shared, since "
-        "a state is that of one position",
-        spec_.dp_rank, static_cast<double>(memory.state_bytes) / (1 << 20),
-        static_cast<double>(model.state_bytes_per_sequence) / (1 << 20));
+    SLUICE_LOG(info, kComponent,
+               "rank {}: {:.0f} MiB of states of lightning attention, {:.1f} MiB for each of {} requests and {} cached "
+               "prefixes",
+               spec_.dp_rank, static_cast<double>(memory.state_bytes) / (1 << 20),
+               static_cast<double>(model.state_bytes_per_sequence) / (1 << 20), memory.max_running_requests,
+               memory.kept_states);
   }
 
   void report_ready(const models::ModelInfo& model, const MemoryPlan& memory, int64_t max_req_input_len) {

@@ -105,8 +105,8 @@ namespace {
 
 class Loop {
  public:
-  Loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board)
-      : options_(options), link_(link), scheduler_(scheduler), board_(board) {}
+  Loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board, KvPublisher* events)
+      : options_(options), link_(link), scheduler_(scheduler), board_(board), events_(events) {}
 
   Result<void> run() {
     publish();
@@ -123,6 +123,7 @@ class Loop {
       const bool parked = options_.group != nullptr && wait_ == kIdleWait && !news;
       if (!stop_ && !parked) SLUICE_TRY_VOID(step());
       if (auto outputs = scheduler_.take_outputs(); !outputs.empty()) link_.send(OutputBatch{std::move(outputs)});
+      if (events_) publish_events();
       publish();
     }
     return {};
@@ -165,6 +166,10 @@ class Loop {
     link_.send(std::move(reply));
   }
 
+  void publish_events() {
+    if (auto events = scheduler_.take_kv_events(); !events.empty()) events_->publish(std::move(events));
+  }
+
   void publish() {
     const LoadSnapshot load = scheduler_.snapshot();
     board_.publish(options_.dp_rank, load);
@@ -181,6 +186,7 @@ class Loop {
   RankLink& link_;
   Scheduler& scheduler_;
   LoadBoard& board_;
+  KvPublisher* const events_;
   uint64_t next_log_ = 0;
   Duration wait_ = kIdleWait;  // before the next step of a rank of several; while there is nothing to do, of another
   bool stop_ = false;
@@ -188,8 +194,9 @@ class Loop {
 
 }  // namespace
 
-Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board) {
-  return Loop(options, link, scheduler, board).run();
+Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board,
+                           KvPublisher* events) {
+  return Loop(options, link, scheduler, board, events).run();
 }
 
 Result<void> run_follower_loop(RankLink& link, GroupRunner& group) {

@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "engine/group_runner.h"
+#include "engine/kv_publisher.h"
 #include "engine/load_board.h"
 #include "engine/messages.h"
 #include "engine/scheduler.h"
@@ -44,8 +45,10 @@ struct RankLoopOptions {
   GroupRunner* group = nullptr;
 };
 
-// Until ControlKind::kShutdown. An error is the model's: this rank cannot go on.
-Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board);
+// Until ControlKind::kShutdown. An error is the model's: this rank cannot go on. `events`, if given, hears of the
+// prefix cache after each step.
+Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board,
+                           KvPublisher* events = nullptr);
 // Likewise, of a rank that computes what the leader of its attention group plans.
 Result<void> run_follower_loop(RankLink& link, GroupRunner& group);
 

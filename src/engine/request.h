@@ -18,6 +18,7 @@ struct Request {
 
   GenerateRequest in;
   uint64_t arrival = 0;  // order among all requests of this rank
+  int64_t urgency = 0;   // its priority, larger is sooner; 0 without priority scheduling
   uint64_t seed = 0;
   int64_t max_new = 0;  // sampling.max_new_tokens, clipped to what fits
 
@@ -25,8 +26,9 @@ struct Request {
   std::vector<int32_t> tokens;  // prompt and output
   int64_t prompt_len = 0;
 
-  // KV of positions [0, kv_len) is in the pool, the slots in row `row` of the slot table. Those before `owned_from`
-  // belong to the prefix cache and are protected by the lock on `node`; the others are this request's own.
+  // KV of positions [0, kv_len) is in the pool, the slots in row `row` of the slot table. Those before `owned_from`,
+  // whole pages, belong to the prefix cache and are protected by the lock on `node`; the pages of the others are this
+  // request's own.
   int32_t row = -1;
   int64_t kv_len = 0;
   int64_t owned_from = 0;

@@ -16,6 +16,16 @@ constexpr double kRetractDecodeSteps = 20;
 
 constexpr std::string_view kHealthCheckPrefix = "HEALTH_CHECK";
 
+// Priorities beyond this are cut, so that their differences are numbers too.
+constexpr int64_t kMostUrgent = int64_t{1} << 60;
+
+int64_t urgency_of(const SchedulerOptions::Priorities& priorities, std::optional<int64_t> priority) {
+  if (!priorities.enabled) return 0;
+  if (!priority) return -kMostUrgent - 1;
+  const int64_t value = std::clamp(*priority, -kMostUrgent, kMostUrgent);
+  return priorities.low_first ? -value : value;
+}
+
 // Prompt tokens of a step whose logits are wanted for input logprobs: the row of position p predicts position p + 1.
 struct PromptLogits {
   int64_t from = 0;  // first row, relative to the step's tokens
@@ -41,12 +51,14 @@ Scheduler::Scheduler(const SchedulerOptions& options, models::Runner& runner,
       runner_(runner),
       token_bytes_(std::move(token_bytes)),
       clock_(clock),
-      max_req_len_(std::min(options.context_length - 1, options.kv_slots - 2)),
+      // Less than the pool by a page, so that a request alone always fits.
+      max_req_len_(
+          std::min(options.context_length - 1, (options.kv_slots / options.page_size - 2) * options.page_size)),
       table_width_(static_cast<int64_t>(runner.slot_table().size()) / options.max_running_requests),
       initial_ratio_(std::min(kInitialRatio * options.conservativeness, 1.0)),
       smallest_ratio_(initial_ratio_ * kSmallestRatioFactor),
-      pool_(options.kv_slots),
-      cache_(pool_),
+      pool_(options.kv_slots, options.page_size),
+      cache_(pool_, options.radix),
       new_token_ratio_(initial_ratio_),
       window_start_(clock.now()) {
   SLUICE_CHECK(table_width_ >= max_req_len_, "slot table of width {} for sequences of {}", table_width_, max_req_len_);
@@ -107,13 +119,16 @@ void Scheduler::add(GenerateRequest request) {
   }
   if (!health) ++totals_.requests_total;
   if (std::string message = refusal(request); !message.empty()) return refuse(request, 400, std::move(message));
-  if (options_.max_queued_requests && static_cast<int64_t>(waiting_.size()) >= *options_.max_queued_requests) {
-    return refuse(request, 503, "The request queue is full.");
+  if (request.priority && !options_.priorities.enabled && options_.priorities.refused_if_disabled) {
+    return refuse(request, 503,
+                  "Using priority is disabled for this server. Please send a new request without a priority.");
   }
 
   auto owned = std::make_unique<Request>();
   Request& r = *owned;
   r.in = std::move(request);
+  r.urgency = urgency_of(options_.priorities, r.in.priority);
+  if (!queue_has_room(r)) return refuse(r.in, 503, "The request queue is full.");
   r.arrival = arrivals_++;
   // Requests without a seed differ from each other, and a rank with a seed repeats itself.
   r.seed = r.in.sampling.seed.value_or(static_cast<uint64_t>(random_unit(options_.seed, r.arrival) * 0x1.0p53));
@@ -125,6 +140,24 @@ void Scheduler::add(GenerateRequest request) {
   for (const auto& stop : r.in.sampling.stop) r.longest_stop = std::max(r.longest_stop, stop.size());
   waiting_.emplace(r.arrival, &r);
   requests_.emplace(r.in.rid, std::move(owned));
+}
+
+// Where the queue is full and this request is more urgent than another one, that one goes: the least urgent, and of
+// those the newest.
+bool Scheduler::queue_has_room(const Request& request) {
+  if (!options_.max_queued_requests || static_cast<int64_t>(waiting_.size()) < *options_.max_queued_requests) {
+    return true;
+  }
+  const auto last = std::ranges::min_element(waiting_, {}, [](const auto& entry) {
+    return std::pair(entry.second->urgency, -static_cast<int64_t>(entry.first));
+  });
+  Request& least = *last->second;
+  if (least.urgency >= request.urgency) return false;
+  ++totals_.aborted_total;
+  end(least, {.kind = FinishKind::kAbort,
+              .message = "The request is aborted by a higher priority request.",
+              .status_code = 503});
+  return true;
 }
 
 void Scheduler::abort(const AbortRequest& request) {
@@ -180,6 +213,7 @@ void Scheduler::admit(Request& r, int64_t cached) {
     std::copy(match.slots.begin(), match.slots.end(), table_row(r).begin());
     cache_.lock(match.node);
     r.node = match.node;
+    if (match.state_row >= 0) runner_.copy_state(match.state_row, r.row);
   }
   r.kv_len = r.owned_from = cached;
   if (!r.prefilled_once && r.retractions == 0) r.cached_tokens = cached;
@@ -199,12 +233,22 @@ void Scheduler::retract(Request& r) {
   waiting_.emplace(r.arrival, &r);
 }
 
+// Slots that a request needs for so many further tokens: none while they fit into its last page.
+int64_t Scheduler::new_slots(const Request& r, int64_t tokens) const {
+  return pool_.ceil(r.kv_len + tokens) - pool_.ceil(r.kv_len);
+}
+
 void Scheduler::add_to_batch(const StepPlan::Sequence& s, std::span<const int32_t> new_slots) {
   const Request& r = *s.request;
-  std::copy(new_slots.begin(), new_slots.end(), table_row(r).begin() + r.kv_len);
+  const auto row = table_row(r);
+  const int64_t end = r.kv_len + s.new_tokens;
+  const int64_t in_last_page = std::min(pool_.ceil(r.kv_len), end);
+  for (int64_t p = r.kv_len; p < in_last_page; ++p) row[static_cast<size_t>(p)] = row[static_cast<size_t>(p) - 1] + 1;
+  std::copy_n(new_slots.begin(), end - in_last_page, row.begin() + in_last_page);
   const PromptLogits logits = prompt_logits(r, r.kv_len, s.new_tokens);
-  batch_.add({.tokens = std::span(r.tokens).subspan(static_cast<size_t>(r.kv_len), static_cast<size_t>(s.new_tokens)),
-              .slots = new_slots,
+  const auto at = static_cast<size_t>(r.kv_len), n = static_cast<size_t>(s.new_tokens);
+  batch_.add({.tokens = std::span(r.tokens).subspan(at, n),
+              .slots = row.subspan(at, n),
               .first_position = r.kv_len,
               .table_row = r.row,
               .logits_from = logits.from,
@@ -213,6 +257,7 @@ void Scheduler::add_to_batch(const StepPlan::Sequence& s, std::span<const int32_
 }
 
 Result<std::span<const float>> Scheduler::launch(const StepPlan& plan) {
+  for (Request* r : plan.preempt) retract(*r);
   if (!plan.retract.empty()) {
     for (Request* r : plan.retract) retract(*r);
     double decoded = 0;
@@ -228,7 +273,7 @@ Result<std::span<const float>> Scheduler::launch(const StepPlan& plan) {
   int64_t total = 0;
   for (const auto& s : plan.sequences) {
     if (s.request->phase == Request::Phase::kWaiting) admit(*s.request, s.cached);
-    total += s.new_tokens;
+    total += new_slots(*s.request, s.new_tokens);
   }
   make_room(total);
   std::vector<int32_t> slots;
@@ -236,37 +281,28 @@ Result<std::span<const float>> Scheduler::launch(const StepPlan& plan) {
   batch_.clear();
   std::span<const int32_t> left = slots;
   for (const auto& s : plan.sequences) {
-    add_to_batch(s, left.first(static_cast<size_t>(s.new_tokens)));
-    left = left.subspan(static_cast<size_t>(s.new_tokens));
+    const auto n = static_cast<size_t>(new_slots(*s.request, s.new_tokens));
+    add_to_batch(s, left.first(n));
+    left = left.subspan(n);
   }
-  return runner_.forward(batch_.view());
+  const TimePoint start = clock_.now();
+  auto logits = runner_.forward(batch_.view());
+  forward_time_ = clock_.now() - start;
+  return logits;
 }
 
 // ---- commit
 
 void Scheduler::commit(const StepPlan& plan, std::span<const float> logits) {
   const auto vocab = static_cast<size_t>(runner_.info().vocab_size);
-  const bool prefill = plan.kind == StepPlan::Kind::kPrefill;
   ++totals_.steps_total;
-  if (prefill) {
-    double cached = 0;
-    double computed = 0;
-    for (const auto& s : plan.sequences) {
-      cached += static_cast<double>(s.cached);
-      computed += static_cast<double>(s.new_tokens);
-    }
-    totals_.cache_hit_rate = cached / (cached + computed);
-  } else {
-    new_token_ratio_ =
-        std::max(smallest_ratio_, new_token_ratio_ - (initial_ratio_ - smallest_ratio_) / kRatioDecaySteps);
-  }
-
+  count_step(plan);
   for (const auto& s : plan.sequences) {
     Request& r = *s.request;
     const int64_t from = r.kv_len;
     r.kv_len += s.new_tokens;
     logits = logits.subspan(take_input_logprobs(r, from, s.new_tokens, logits) * vocab);
-    if (prefill) {
+    if (r.phase != Request::Phase::kRunning) {
       chunked_ = s.last ? (chunked_ == &r ? nullptr : chunked_) : &r;
       share_prefix(r);
       if (!s.last) continue;
@@ -285,6 +321,27 @@ void Scheduler::commit(const StepPlan& plan, std::span<const float> logits) {
   if (idle()) new_token_ratio_ = initial_ratio_;
 }
 
+void Scheduler::count_step(const StepPlan& plan) {
+  int64_t cached = 0;
+  int64_t computed = 0;
+  int64_t decoding = 0;
+  for (const auto& s : plan.sequences) {
+    if (s.request->phase == Request::Phase::kRunning) {
+      ++decoding;
+    } else {
+      cached += s.cached;
+      computed += s.new_tokens;
+    }
+  }
+  if (options_.mixed_chunk) times_.record(decoding, computed, seconds(forward_time_));
+  if (computed > 0) {
+    totals_.cache_hit_rate = static_cast<double>(cached) / static_cast<double>(cached + computed);
+  } else {
+    new_token_ratio_ =
+        std::max(smallest_ratio_, new_token_ratio_ - (initial_ratio_ - smallest_ratio_) / kRatioDecaySteps);
+  }
+}
+
 size_t Scheduler::take_input_logprobs(Request& r, int64_t from, int64_t n, std::span<const float> logits) {
   const auto vocab = static_cast<size_t>(runner_.info().vocab_size);
   const PromptLogits rows = prompt_logits(r, from, n);
@@ -299,38 +356,56 @@ size_t Scheduler::take_input_logprobs(Request& r, int64_t from, int64_t n, std::
   return static_cast<size_t>(rows.count);
 }
 
-// Puts what is computed into the prefix cache, so that others share it while this request still runs, and takes over
-// the cache's slots where somebody else was first.
+// Puts the whole pages of what is computed into the prefix cache, so that others share it while this request still
+// runs, and takes over the cache's slots where somebody else was first.
 void Scheduler::share_prefix(Request& r) {
   if (!options_.prefix_cache) return;
   const auto row = table_row(r);
-  const auto held = cache_.insert(r.in.extra_key, r.first(r.kv_len), row.first(static_cast<size_t>(r.kv_len)));
+  const int64_t whole = pool_.floor(r.kv_len);
+  auto [held, end] = cache_.insert(r.in.extra_key, r.first(whole), row.first(static_cast<size_t>(whole)));
   if (held > r.owned_from) {
     pool_.free(row.subspan(static_cast<size_t>(r.owned_from), static_cast<size_t>(held - r.owned_from)));
+    RadixCache::copy_slots(end, row.first(static_cast<size_t>(whole)));
   }
-  // Another request may have computed more of the prompt in the meantime.
-  const auto match = cache_.match(r.in.extra_key, r.first(std::max(r.kv_len, r.match_limit())));
-  const auto found = static_cast<int64_t>(match.slots.size());
-  SLUICE_CHECK(found >= r.kv_len, "{} tokens were inserted, {} are found", r.kv_len, found);
-  std::copy(match.slots.begin(), match.slots.end(), row.begin());
-  cache_.lock(match.node);
+  int64_t found = whole;
+  if (end) keep_state(r, end);
+  if (options_.radix.state_rows == 0 && cache_.peek(r.in.extra_key, r.first(r.match_limit())) > r.kv_len) {
+    // Another request has computed more of the prompt in the meantime.
+    if (r.kv_len > whole) pool_.free(row.subspan(static_cast<size_t>(whole), static_cast<size_t>(r.kv_len - whole)));
+    const auto match = cache_.match(r.in.extra_key, r.first(r.match_limit()));
+    std::copy(match.slots.begin(), match.slots.end(), row.begin());
+    end = match.node;
+    found = static_cast<int64_t>(match.slots.size());
+    if (!r.prefilled_once && r.retractions == 0) r.cached_tokens += found - r.kv_len;
+    r.kv_len = found;
+  }
+  cache_.lock(end);
   cache_.unlock(r.node);
-  r.node = match.node;
-  if (!r.prefilled_once && r.retractions == 0) r.cached_tokens += found - r.kv_len;
-  r.kv_len = r.owned_from = found;
+  r.node = end;
+  r.owned_from = found;
+}
+
+// The state after what is computed, if the cache holds all of that.
+void Scheduler::keep_state(const Request& r, RadixCache::Node* end) {
+  if (pool_.floor(r.kv_len) != r.kv_len) return;
+  if (const auto row = cache_.keep_state(end)) runner_.copy_state(r.row, *row);
 }
 
 void Scheduler::release(Request& r, bool keep_in_cache) {
   if (r.row < 0) return;
   const auto row = table_row(r);
-  int64_t keep_from = r.kv_len;
+  const auto give_back = [&](int64_t from, int64_t to) {
+    if (to > from) pool_.free(row.subspan(static_cast<size_t>(from), static_cast<size_t>(to - from)));
+  };
+  int64_t kept = r.owned_from;
   if (keep_in_cache && options_.prefix_cache) {
     // Duplicates of what the cache holds are freed, the rest is the cache's from now on.
-    keep_from = cache_.insert(r.in.extra_key, r.first(r.kv_len), row.first(static_cast<size_t>(r.kv_len)));
+    kept = pool_.floor(r.kv_len);
+    const auto [held, end] = cache_.insert(r.in.extra_key, r.first(kept), row.first(static_cast<size_t>(kept)));
+    give_back(r.owned_from, held);
+    if (end) keep_state(r, end);
   }
-  if (keep_from > r.owned_from) {
-    pool_.free(row.subspan(static_cast<size_t>(r.owned_from), static_cast<size_t>(keep_from - r.owned_from)));
-  }
+  give_back(kept, r.kv_len);
   cache_.unlock(r.node);
   free_rows_.push_back(r.row);
   r.node = nullptr;
@@ -453,7 +528,8 @@ void Scheduler::check_invariants() const {
   int64_t own = 0;
   size_t rows = 0;
   for (const auto& [rid, r] : requests_) {
-    own += r->kv_len - r->owned_from;
+    own += pool_.ceil(r->kv_len) - r->owned_from;
+    SLUICE_CHECK(pool_.floor(r->owned_from) == r->owned_from, "request {} shares {} tokens", rid, r->owned_from);
     rows += r->row >= 0;
     SLUICE_CHECK((r->phase == Request::Phase::kWaiting) == (r->row < 0), "request {} has row {}", rid, r->row);
   }

@@ -6,8 +6,9 @@
 //           plan leaves no trace.
 //   launch  takes what the plan names (slots, locks, rows) and runs the model.
 //   commit  takes the logits in: new tokens, finished requests, what enters the prefix cache.
-// Messages (add, abort, flush) come between steps. Prefill goes before decode; one long prompt at a time is cut into
-// chunks. The rules of admission, retraction and order are those of engine-reference.md 10.
+// Messages (add, abort, flush) come between steps. Prefill goes before decode, or together with it in mixed steps; one
+// long prompt at a time is cut into chunks. The rules of admission, retraction and order are those of
+// engine-reference.md 10.
 #pragma once
 
 #include <cstdint>
@@ -29,26 +30,38 @@
 #include "engine/radix_cache.h"
 #include "engine/request.h"
 #include "engine/sampler.h"
+#include "engine/schedule_policy.h"
+#include "engine/step_times.h"
 #include "models/runner.h"
 
 namespace sluice::engine {
 
 struct SchedulerOptions {
-  int64_t kv_slots = 0;  // KvPlan::slots of the runner, the dummy included
+  int64_t kv_slots = 0;  // KvPlan::slots of the runner, the dummy page included
+  int64_t page_size = 1;
   int64_t max_running_requests = 1;
   std::optional<int64_t> max_queued_requests;
   int64_t chunked_prefill_size = 0;  // 0: prompts are not cut
   int64_t max_prefill_tokens = 16384;
   std::optional<int64_t> prefill_max_requests;
   int64_t context_length = 0;
-  bool longest_prefix_first = false;  // lpm; else fcfs
+  const SchedulePolicy* policy = &schedule_policies().front();  // one of schedule_policies()
   bool prefix_cache = true;
+  RadixOptions radix;
+  struct Priorities {
+    bool enabled = false;
+    bool low_first = false;             // small values are the urgent ones
+    bool refused_if_disabled = false;   // 503 for a request that brings one while they are not enabled
+    int64_t preemption_threshold = 10;  // who is more urgent by more than this takes the place of a running request
+  } priorities;
+  bool mixed_chunk = false;      // decoding goes on in the steps that compute prompts
+  double mixed_chunk_gap = 3.0;  // > 1: times the length of a decode step that such a step may take
   double conservativeness = 1.0;
   uint64_t seed = 0;  // of requests that bring none
 };
 
 struct StepPlan {
-  enum class Kind { kIdle, kPrefill, kDecode };
+  enum class Kind { kIdle, kPrefill, kDecode, kMixed };
   struct Sequence {
     Request* request = nullptr;
     int64_t cached = 0;      // prefix to take from the cache, for a request that is admitted
@@ -58,7 +71,8 @@ struct StepPlan {
 
   Kind kind = Kind::kIdle;
   std::vector<Sequence> sequences;
-  std::vector<Request*> retract;
+  std::vector<Request*> retract;  // there is no room for
+  std::vector<Request*> preempt;  // a more urgent one takes the place of
 };
 
 // Used by one thread.
@@ -88,6 +102,8 @@ class Scheduler {
 
   // What happened since the last call.
   std::vector<RequestOutput> take_outputs();
+  // What happened to the prefix cache since the last call; nothing unless RadixOptions::record_events.
+  std::vector<protocol::KvEvent> take_kv_events() { return cache_.take_events(); }
   LoadSnapshot snapshot();
 
   // Longest sequence (prompt and output), and the prompt length that is refused (engine-reference.md 5.1).
@@ -100,13 +116,22 @@ class Scheduler {
 
  private:
   struct Budget;
+  struct Admission;
 
   std::string refusal(const GenerateRequest& request) const;
   void refuse(const GenerateRequest& request, int32_t status, std::string message);
+  bool queue_has_room(const Request& request);
   StepPlan plan_prefill() const;
   StepPlan plan_decode() const;
+  void plan_decoding(StepPlan& plan) const;
+  void plan_admissions(StepPlan& plan, Budget& budget) const;
+  std::optional<Admission> admission(const Request& request, const StepPlan& plan, const Budget& budget) const;
+  bool preempt_for(const Request& request, StepPlan& plan, Budget& budget) const;
   std::vector<Request*> admission_order() const;
-  double reserved_tokens() const;
+  std::vector<Request*> wait_for_twins(std::vector<Request*> order, std::vector<WaitingRequest>& seen) const;
+  double reserved_for(const Request& request) const;
+  int64_t new_slots(const Request& request, int64_t tokens) const;
+  int64_t freed_by(const Request& request, std::unordered_map<const RadixCache::Node*, int64_t>& unlocked) const;
 
   std::span<int32_t> table_row(const Request& request) const;
   void make_room(int64_t tokens);
@@ -114,8 +139,10 @@ class Scheduler {
   void retract(Request& request);
   void add_to_batch(const StepPlan::Sequence& sequence, std::span<const int32_t> new_slots);
   void share_prefix(Request& request);
+  void keep_state(const Request& request, RadixCache::Node* end);
   void release(Request& request, bool keep_in_cache);
 
+  void count_step(const StepPlan& plan);
   size_t take_input_logprobs(Request& request, int64_t from, int64_t to, std::span<const float> logits);
   void take_token(Request& request, std::span<const float> row);
   FinishReason finish_of(Request& request, int32_t token);
@@ -135,6 +162,8 @@ class Scheduler {
   RadixCache cache_;
   Sampler sampler_;
   BatchBuilder batch_;
+  StepTimes times_;
+  Duration forward_time_{};
   std::vector<int32_t> free_rows_;
 
   std::unordered_map<std::string, std::unique_ptr<Request>> requests_;  // by rid

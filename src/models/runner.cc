@@ -128,7 +128,7 @@ class DecoderRunner final : public Runner {
 
   Result<void> allocate_kv(const KvPlan& plan) override {
     SLUICE_TRY_VOID(decoder_->kv().allocate(plan.slots));
-    SLUICE_TRY_VOID(decoder_->states().allocate(plan.table_rows));
+    SLUICE_TRY_VOID(decoder_->states().allocate(plan.table_rows + plan.kept_states));
     table_width_ = plan.table_width;
     table_.assign(static_cast<size_t>(plan.table_rows) * static_cast<size_t>(plan.table_width), 0);
     device_table_ = table_.data();
@@ -167,6 +167,8 @@ class DecoderRunner final : public Runner {
     if (logits.widths.size() == 1) return std::span<const float>(values, count);
     return joined(logits.widths, values, staged.n_logits);
   }
+
+  void copy_state(int32_t from, int32_t to) override { decoder_->states().copy(context_, from, to); }
 
   std::vector<std::vector<int64_t>> expert_loads() const override {
     const RoutingRecord& routing = decoder_->routing();

@@ -30,9 +30,10 @@ struct StepBatch {
 };
 
 struct KvPlan {
-  int64_t slots = 0;        // tokens that the pool holds; slot 0 is a dummy for padded rows, so slots - 1 are usable
+  int64_t slots = 0;        // tokens that the pool holds; slot 0 is a dummy for padded rows and not used
   int32_t table_rows = 0;   // sequences that may be in flight at once
   int32_t table_width = 0;  // longest sequence, in tokens
+  int32_t kept_states = 0;  // of prefixes; their rows come after the `table_rows` of sequences
 };
 
 // What the rest of the engine needs to know of a model.
@@ -47,7 +48,7 @@ struct ModelInfo {
   std::optional<int32_t> bos_token_id;
   std::string dtype;  // arithmetic of the matrix products: "bf16" or "f32"
   size_t kv_bytes_per_token = 0;
-  size_t state_bytes_per_sequence = 0;  // kept of a sequence whatever its length; not 0: no prefix can be shared
+  size_t state_bytes_per_sequence = 0;  // kept of a sequence whatever its length, such as lightning attention's
   size_t weight_bytes = 0;              // packed weights that this rank maps
   // Sampling defaults of generation_config.json, where given.
   std::optional<double> temperature, top_p, min_p, repetition_penalty;
@@ -78,6 +79,9 @@ class Runner {
   // valid until the next call; none on a rank that does not lead its attention group. K and V of all rows are in the
   // pool afterwards. Fails only for reasons outside the program: a device fault, another rank that is gone.
   virtual Result<std::span<const float>> forward(const StepBatch& batch) = 0;
+  // Copies the states of one row to another one, for models that have some: a sequence in row `to` goes on where that
+  // of row `from` is. Rows of kept states are table_rows .. table_rows + kept_states - 1.
+  virtual void copy_state(int32_t from, int32_t to) { (void)from, (void)to; }
   // Tokens that each expert got since the start, [layers with experts][experts]; empty for a model without.
   virtual std::vector<std::vector<int64_t>> expert_loads() const { return {}; }
   // Of the last step; with RunnerOptions::record_routing. Where experts are reached by deepep, of this rank's part of

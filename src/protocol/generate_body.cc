@@ -120,11 +120,14 @@ Result<GenerateBody> parse_generate_body(std::string_view text) {
   out.return_text_in_logprobs = fields.boolean("return_text_in_logprobs", false);
   out.log_metrics = fields.boolean("log_metrics", true);
   fields.boolean("no_logs", false);  // requests are not logged
-  out.priority = fields.integer("priority", 0);
   const auto routing = read_routing(fields);
   out.dp_rank = routing.dp_rank;
+  out.priority = routing.priority;
+  out.routing_key = routing.routing_key;
   spread(fields, out, "extra_key", false,
          [](GenerateItem& item, Fields& member) { item.extra_key = member.text("extra_key"); });
+  const std::string salt = fields.text("cache_salt");
+  for (auto& item : out.items) item.extra_key.insert(0, salt);
   spread(fields, out, "return_logprob", false,
          [](GenerateItem& item, Fields& member) { item.return_logprob = member.boolean("return_logprob", false); });
   spread(fields, out, "logprob_start_len", false, [](GenerateItem& item, Fields& member) {
@@ -158,7 +161,8 @@ Routing read_routing(Fields& fields) {
     out.extra_key = fields.text("extra_key");
   }
   out.extra_key = fields.text("cache_salt") + out.extra_key;
-  out.priority = fields.integer("priority", 0);
+  out.priority = fields.integer("priority");
+  out.routing_key = fields.text("routing_key");
   return out;
 }
 

@@ -25,7 +25,8 @@ struct Routing {
   std::string rid;                 // empty: the server makes one
   std::optional<int64_t> dp_rank;  // routed_dp_rank, else data_parallel_rank
   std::string extra_key;           // namespace of the prefix cache; cache_salt and extra_key joined
-  int64_t priority = 0;
+  std::optional<int64_t> priority;
+  std::string routing_key;
 };
 
 struct GenerateItem {
@@ -47,7 +48,8 @@ struct GenerateBody {
   bool return_text_in_logprobs = false;
   bool log_metrics = true;
   std::optional<int64_t> dp_rank;
-  int64_t priority = 0;
+  std::optional<int64_t> priority;
+  std::string routing_key;
 };
 
 inline constexpr size_t kMaxBatch = 4096;         // prompts of one request
@@ -59,8 +61,8 @@ Result<GenerateBody> parse_generate_body(std::string_view text);
 // True where the text asks for a stream, whatever else is wrong with it: errors then take the form of one.
 bool asks_for_stream(std::string_view text);
 
-// Shared by the OpenAI bodies: rid, routed_dp_rank, data_parallel_rank, extra_key, cache_salt, priority; refuses the
-// fields of section 1.4 of the engine reference.
+// Shared by the OpenAI bodies: rid, routed_dp_rank, data_parallel_rank, extra_key, cache_salt, priority,
+// routing_key; refuses the fields of section 1.4 of the engine reference.
 Routing read_routing(Fields& fields);
 void refuse_out_of_scope(Fields& fields);
 

@@ -22,6 +22,20 @@ TEST(GenerateBodyTest, ReadsOnePromptWithDefaults) {
   EXPECT_FALSE(body->dp_rank);
 }
 
+TEST(GenerateBodyTest, SaltKeyPriorityAndRoutingKeyAreRead) {
+  const auto plain = parse_generate_body(R"({"text":"hi"})");
+  EXPECT_FALSE(plain->priority) << "none is not 0";
+  EXPECT_EQ(plain->items[0].extra_key, "");
+  const auto body = parse_generate_body(
+      R"({"text":["a","b"],"cache_salt":"s","extra_key":["x","y"],"priority":-2,"routing_key":"session"})");
+  ASSERT_TRUE(body.ok()) << body.error().message;
+  EXPECT_EQ(body->items[0].extra_key, "sx");
+  EXPECT_EQ(body->items[1].extra_key, "sy");
+  EXPECT_EQ(body->priority, -2);
+  EXPECT_EQ(body->routing_key, "session");
+  EXPECT_EQ(parse_generate_body(R"({"text":"hi","cache_salt":"s"})")->items[0].extra_key, "s");
+}
+
 TEST(GenerateBodyTest, GivesEachPromptOfABatchItsOwnMembers) {
   const auto body = parse_generate_body(R"({"input_ids":[[1,2],[3]],"rid":["a","b"],
       "sampling_params":[{"max_new_tokens":4},{"temperature":0}],"return_logprob":[true,false],

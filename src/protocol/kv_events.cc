@@ -291,8 +291,12 @@ std::string encode_kv_events(const KvEventBatch& batch) {
       case KvEvent::Kind::kStored:
         places = Json::array({"BlockStored", hashes, event.parent ? Json(signed_hash(*event.parent)) : Json(),
                               event.token_ids, event.block_size, Json(), medium});
+        // lora_name, extra_keys, group_idx, kv_cache_spec_kind
+        if (event.group || event.keyed) {
+          places.insert(places.end(), {Json(), event.keyed ? Json::array({"extra_key"}) : Json()});
+        }
         if (event.group) {
-          places.insert(places.end(), {Json(), Json(), *event.group});
+          places.push_back(*event.group);
           if (!event.group_kind.empty()) places.push_back(event.group_kind);
         }
         break;

@@ -230,6 +230,58 @@ class LoadingTest(unittest.TestCase):
         self.assertEqual(self.process.wait(60), 1)
 
 
+class SchedulingTest(unittest.TestCase):
+    def together(self, url, prompts):
+        """The output ids of all prompts, sent at once."""
+        answers = [None] * len(prompts)
+
+        def one(i):
+            body = {"input_ids": prompts[i], "priority": i % 3, "routing_key": f"key{i % 2}",
+                    "sampling_params": {"temperature": 0, "max_new_tokens": 24, "ignore_eos": True}}
+            answers[i] = call(url + "/generate", body)[2]
+        threads = [threading.Thread(target=one, args=(i,)) for i in range(len(prompts))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        return answers
+
+    def test_whatever_the_schedule_each_request_gets_its_own_tokens(self):
+        prompts = [[10 + (i % 3)] * 3 + [20 + (i * k) % 50 for k in range(30 + 7 * i)] for i in range(12)]
+        with server("--dtype", "float32", "--max-running-requests", 1) as alone:
+            expected = [answer["output_ids"] for answer in self.together(alone.url, prompts)]
+        small = ("--dtype", "float32", "--max-running-requests", 4, "--chunked-prefill-size", 16)
+        for flags in (("--page-size", 8, "--radix-eviction-policy", "lfu", "--schedule-policy", "lpm"),
+                      ("--page-size", 16, "--enable-mixed-chunk", "--schedule-policy", "lof"),
+                      ("--enable-mixed-chunk", "--mixed-chunk-gap", 1.5, "--schedule-policy", "priority",
+                       "--priority-scheduling-preemption-threshold", 0),
+                      ("--schedule-policy", "dfs-weight"), ("--schedule-policy", "routing-key")):
+            with server(*small, *flags) as running:
+                answers = self.together(running.url, prompts)
+                self.assertEqual([answer["output_ids"] for answer in answers], expected, flags)
+
+    def test_a_priority_is_refused_where_it_is_disabled(self):
+        with server("--abort-on-priority-when-disabled") as running:
+            self.assertEqual(generate(running.url)[0], 200)
+            status, _, answer = generate(running.url, priority=1)
+            self.assertEqual(status, 503)
+            self.assertIn("priority is disabled", json.dumps(answer))
+
+    def test_a_second_turn_on_minimax_text_01_uses_the_first(self):
+        def turns(*flags):
+            with Sluice(BINARY, "server", "--model-path", FIXTURES / "tiny-minimax-text-01", "--port", 0, "--threads", 1,
+                        "--dtype", "float32", "--max-total-tokens", 4096, "--chunked-prefill-size", 16, *flags) as running:
+                first = generate(running.url)[2]
+                history = PROMPT + first["output_ids"] + [11, 12, 13]
+                body = {"input_ids": history, "sampling_params": {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}}
+                second = call(running.url + "/generate", body)[2]
+                return second["output_ids"], second["meta_info"]["cached_tokens"]
+        ids, cached = turns()
+        self.assertEqual(cached, len(PROMPT) + 7, "all that was computed in the first turn")
+        self.assertEqual(turns("--disable-radix-cache"), (ids, 0))
+        self.assertEqual(turns("--device", "sim"), (ids, cached), "states are copied where the host cannot reach them")
+
+
 class EndTest(unittest.TestCase):
     def test_sigterm_lets_a_stream_end(self):
         with server() as running:

@@ -37,6 +37,7 @@ Result<NativeRequest> prepare(ApiContext& api, const net::Headers& headers, std:
                                         kDefaultLength, body.stream));
     prompt.request.extra_key = item.extra_key;
     prompt.request.priority = body.priority;
+    prompt.request.routing_key = routing_key(headers, body.routing_key);
     if (item.return_logprob) {
       prompt.request.return_logprob = true;
       prompt.request.logprob_start_len = item.logprob_start_len;

@@ -17,9 +17,10 @@ OpenAiRequest begin(ApiContext& api, const protocol::Routing& routing, const std
   return out;
 }
 
-void route(PromptPlan& prompt, const protocol::Routing& routing) {
+void route(PromptPlan& prompt, const net::Headers& headers, const protocol::Routing& routing) {
   prompt.request.extra_key = routing.extra_key;
   prompt.request.priority = routing.priority;
+  prompt.request.routing_key = routing_key(headers, routing.routing_key);
 }
 
 void want_logprobs(PromptPlan& prompt, int64_t alternatives, bool of_prompt) {
@@ -58,7 +59,7 @@ Result<OpenAiRequest> prepare_completion(ApiContext& api, const net::Headers& he
     }
     SLUICE_TRY(auto planned, plan_prompt(api, limits, prompt_ids(api, std::move(prompt)), body.sampling, std::nullopt,
                                          body.stream.stream));
-    route(planned, body.routing);
+    route(planned, headers, body.routing);
     if (body.logprobs) want_logprobs(planned, *body.logprobs, body.echo);
     add_samples(out.plan, std::move(planned), out.plan.per_prompt, out.format.id, numbered);
   }
@@ -84,7 +85,7 @@ Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers,
   SLUICE_TRY(auto planned,
              plan_prompt(api, api.limits(), std::move(ids), body.sampling, std::nullopt, body.stream.stream));
   if (out.parsing.needs_special_tokens) planned.format.text.skip_special = false;
-  route(planned, body.routing);
+  route(planned, headers, body.routing);
   if (body.logprobs) want_logprobs(planned, body.top_logprobs, /*of_prompt=*/false);
   add_samples(out.plan, std::move(planned), out.plan.per_prompt, out.format.id, out.plan.per_prompt > 1);
   return out;

@@ -41,6 +41,10 @@ Result<std::optional<int64_t>> wanted_rank(const net::Headers& headers, std::opt
   return std::optional(rank);
 }
 
+std::string routing_key(const net::Headers& headers, const std::string& in_body) {
+  return in_body.empty() ? std::string(headers.get("x-smg-routing-key").value_or("")) : in_body;
+}
+
 std::vector<int32_t> prompt_ids(ApiContext& api, protocol::Prompt prompt) {
   if (prompt.ids) return std::move(*prompt.ids);
   return api.prompts.encode(prompt.text, /*add_special=*/true);

@@ -17,6 +17,8 @@ namespace sluice::engine {
 // The rank that the client wants: header X-Data-Parallel-Rank, which must be an integer, else what the body says.
 // Whether there is such a rank is the backend's question.
 Result<std::optional<int64_t>> wanted_rank(const net::Headers& headers, std::optional<int64_t> in_body);
+// What --schedule-policy routing-key goes by: the body's field, else header X-SMG-Routing-Key.
+std::string routing_key(const net::Headers& headers, const std::string& in_body);
 
 // The ids of a prompt, tokenized where it is text.
 std::vector<int32_t> prompt_ids(ApiContext& api, protocol::Prompt prompt);

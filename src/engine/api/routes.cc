@@ -4,6 +4,7 @@
 #include "engine/api/info_api.h"
 #include "engine/api/native_api.h"
 #include "engine/api/openai_api.h"
+#include "engine/api/parse_api.h"
 #include "engine/api/text_api.h"
 
 namespace sluice::engine {
@@ -22,6 +23,8 @@ const Route kRoutes[] = {
     {.path = "/v1/tokenize", .methods = "POST", .serve = tokenize, .json_only = true},
     {.path = "/detokenize", .methods = "POST", .serve = detokenize, .json_only = true},
     {.path = "/v1/detokenize", .methods = "POST", .serve = detokenize, .json_only = true},
+    {.path = "/parse_function_call", .methods = "POST", .serve = parse_function_call},
+    {.path = "/separate_reasoning", .methods = "POST", .serve = separate_reasoning},
 
     {.path = "/health", .methods = "GET", .access = Access::kOpen, .serve = health},
     {.path = "/health_generate", .methods = "GET", .access = Access::kOpen, .serve = health_generate},
@@ -54,8 +57,6 @@ const Route kRoutes[] = {
     {.path = "/v1/rerank", .methods = "POST PUT", .why = kNotYet},
     {.path = "/v1/responses", .methods = "POST", .why = kNotYet},
     {.path = "/v1/responses/*", .methods = "GET POST", .why = kNotYet},
-    {.path = "/parse_function_call", .methods = "POST", .why = kNotYet},
-    {.path = "/separate_reasoning", .methods = "POST", .why = kNotYet},
     {.path = "/set_trace_level", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
     {.path = "/freeze_gc", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
     {.path = "/slow_down", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},

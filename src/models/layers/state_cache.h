@@ -27,15 +27,19 @@ class StateCache {
   // Once, after all declarations, with a row for each sequence in flight. kExhausted.
   Result<void> allocate(int64_t rows);
 
+  // After allocate(): all states of one row to another one.
+  void copy(const kernels::Context& context, int64_t from, int64_t to);
   // After allocate(): [rows, values].
   float* at(State state) const { return memory_ + rows_ * before_[state.index]; }
 
  private:
   const kernels::Backend& backend_;
   std::vector<int64_t> before_;  // values of a sequence in the states before this one
+  std::vector<int64_t> values_;  // of a sequence, by state
   int64_t values_per_sequence_ = 0;
   int64_t rows_ = 0;
   float* memory_ = nullptr;
+  std::vector<char> staged_;  // on the way through the host
 };
 
 }  // namespace sluice::models

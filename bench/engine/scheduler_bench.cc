@@ -1,0 +1,260 @@
+// What scheduling costs.
+//
+//   scheduler_bench                              the scheduler's own time per step, beside a model that takes none
+//   scheduler_bench MODEL [--decoding N] [--prompt N] [--chunk N]
+//                                                gaps of those who decode while a long prompt is computed, prefill
+//                                                first and in mixed steps
+//
+// All times are CPU time of one thread, which other programs disturb little. Own time is plan, launch and commit of a
+// step without the forward pass; its vocabulary of two leaves out sampling, which has a row of its own.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <ctime>
+
+#include "base/options.h"
+#include "base/rng.h"
+#include "engine/scheduler.h"
+#include "models/locate.h"
+
+namespace {
+
+using namespace sluice;
+using namespace sluice::engine;
+
+struct Options {
+  int64_t decoding, prompt, chunk;
+};
+
+const OptionTable<Options>& option_table() {
+  constexpr OptionRange kCount{1, 1e6};
+  static const OptionTable<Options> table({
+      {.name = "decoding",
+       .field = &Options::decoding,
+       .value = int64_t{8},
+       .range = kCount,
+       .help = "Requests that decode."},
+      {.name = "prompt",
+       .field = &Options::prompt,
+       .value = int64_t{4096},
+       .range = kCount,
+       .help = "Tokens of the long prompt."},
+      {.name = "chunk",
+       .field = &Options::chunk,
+       .value = int64_t{512},
+       .range = kCount,
+       .help = "Prompt tokens of a step."},
+  });
+  return table;
+}
+
+void die(const std::string& message) {
+  fmt::print(stderr, "{}\n", message);
+  std::exit(1);
+}
+
+// What another program on the machine takes is left out.
+double cpu_now() {
+  timespec time{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
+}
+
+class CpuClock final : public Clock {
+ public:
+  TimePoint now() const override { return TimePoint(from_seconds(cpu_now())); }
+  int64_t unix_nanos() const override { return 0; }
+};
+
+double quantile(std::vector<double> values, double q) {
+  std::ranges::sort(values);
+  return values[static_cast<size_t>(q * static_cast<double>(values.size() - 1))];
+}
+
+// Logits that are there already. What it takes itself is left out.
+class NoModel final : public models::Runner {
+ public:
+  NoModel(int64_t vocab, int64_t context) : logits_(static_cast<size_t>(vocab) * 1024, 0.f) {
+    info_.vocab_size = vocab;
+    info_.context_length = context;
+  }
+  const models::ModelInfo& info() const override { return info_; }
+  Result<void> allocate_kv(const models::KvPlan& plan) override {
+    table_.assign(static_cast<size_t>(plan.table_rows) * static_cast<size_t>(plan.table_width), 0);
+    return {};
+  }
+  std::span<int32_t> slot_table() override { return table_; }
+  Result<std::span<const float>> forward(const models::StepBatch& batch) override {
+    return std::span<const float>(logits_).first(batch.logit_rows.size() * static_cast<size_t>(info_.vocab_size));
+  }
+
+ private:
+  models::ModelInfo info_;
+  std::vector<int32_t> table_;
+  std::vector<float> logits_;
+};
+
+std::vector<int32_t> draw_prompt(Rng& rng, int64_t n, int64_t vocab) {
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; i < n; ++i) tokens.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(vocab))));
+  return tokens;
+}
+
+GenerateRequest make_request(std::string rid, std::vector<int32_t> tokens, int64_t max_new) {
+  GenerateRequest r{.rid = std::move(rid), .input_ids = std::move(tokens)};
+  r.sampling.max_new_tokens = max_new;
+  r.sampling.temperature = 0;
+  r.sampling.ignore_eos = true;
+  return r;
+}
+
+// ---- own time
+
+struct Case {
+  const char* what;
+  int64_t waiting = 0;
+  std::string_view policy = "fcfs";
+  int64_t page_size = 1;
+  bool events = false;
+  bool mixed = false;
+  int64_t vocab = 2;
+};
+
+constexpr int64_t kRunning = 64;
+constexpr int64_t kPrompt = 1000;
+constexpr int64_t kSteps = 2000;
+
+void own_time(const Case& c) {
+  constexpr int64_t kContext = 8192;
+  const int64_t slots = 400'000 + c.page_size;
+  NoModel model(c.vocab, kContext);
+  if (!model.allocate_kv({.slots = slots, .table_rows = kRunning, .table_width = kContext}).ok()) die("no memory");
+  Scheduler scheduler(
+      {.kv_slots = slots,
+       .page_size = c.page_size,
+       .max_running_requests = kRunning,
+       .chunked_prefill_size = 8192,
+       .context_length = kContext,
+       .policy = find_schedule_policy(c.policy),
+       .radix = {.record_events = c.events},
+       .mixed_chunk = c.mixed},
+      model, [](int32_t) { return std::string_view(); }, real_clock());
+  // Prompts share their first half.
+  Rng rng(1);
+  const auto head = draw_prompt(rng, kPrompt / 2, 2);
+  const auto prompt = [&] {
+    auto tokens = head;
+    const auto tail = draw_prompt(rng, kPrompt / 2, 2);
+    tokens.insert(tokens.end(), tail.begin(), tail.end());
+    return tokens;
+  };
+  for (int64_t i = 0; i < kRunning + c.waiting; ++i) {
+    scheduler.add(make_request(fmt::format("r{}", i), prompt(), kContext));
+  }
+  std::vector<double> prefill, decode;
+  while (decode.size() < kSteps) {
+    const double start = cpu_now();
+    const StepPlan plan = scheduler.plan();
+    const auto logits = scheduler.launch(plan);
+    scheduler.commit(plan, *logits);
+    (void)scheduler.take_outputs();
+    (void)scheduler.take_kv_events();
+    (plan.kind == StepPlan::Kind::kDecode ? decode : prefill).push_back(cpu_now() - start);
+  }
+  fmt::print("{:<44} {:>6.0f} {:>6.0f} {:>6.0f}   {:>6.0f}\n", c.what, 1e6 * quantile(decode, 0.5),
+             1e6 * quantile(decode, 0.99), 1e6 * quantile(decode, 1), 1e6 * quantile(prefill, 0.5));
+}
+
+// ---- gaps
+
+void gaps(const std::string& path, const Options& options, bool mixed) {
+  const auto located = models::locate_model(path);
+  if (!located.ok()) die(located.error().message);
+  auto loaded = models::load_runner({.model_path = *located,
+                                     .max_step_tokens = options.chunk + options.decoding + 1,
+                                     .max_step_seqs = options.decoding + 1});
+  if (!loaded.ok()) die(loaded.error().message);
+  models::Runner& model = **loaded;
+  const int64_t width = options.prompt + 4096;
+  const int64_t slots = width + options.decoding * 4096;
+  if (auto made = model.allocate_kv({.slots = slots,
+                                     .table_rows = static_cast<int32_t>(options.decoding + 1),
+                                     .table_width = static_cast<int32_t>(width)});
+      !made.ok()) {
+    die(made.error().message);
+  }
+  const CpuClock clock;
+  Scheduler scheduler(
+      {.kv_slots = slots,
+       .max_running_requests = options.decoding + 1,
+       .chunked_prefill_size = options.chunk,
+       .context_length = width,
+       .mixed_chunk = mixed},
+      model, [](int32_t) { return std::string_view(); }, clock);
+  Rng rng(2);
+  for (int64_t i = 0; i < options.decoding; ++i) {
+    scheduler.add(make_request(fmt::format("r{}", i), draw_prompt(rng, 128, model.info().vocab_size), 4000));
+  }
+  const auto step = [&] {
+    const double start = cpu_now();
+    if (const auto done = scheduler.step(); !done.ok()) die(done.error().message);
+    return cpu_now() - start;
+  };
+  std::vector<double> alone, between;
+  for (int i = 0; i < 20; ++i) step();
+  for (int i = 0; i < 30; ++i) alone.push_back(step());
+  (void)scheduler.take_outputs();
+  scheduler.add(make_request("long", draw_prompt(rng, options.prompt, model.info().vocab_size), 1));
+  double gap = 0, total = 0;
+  for (bool ended = false; !ended;) {
+    gap += step();
+    bool decoded = false;
+    for (const auto& out : scheduler.take_outputs()) {
+      ended |= out.rid == "long";
+      decoded |= out.rid == "r0";
+    }
+    if (!decoded) continue;
+    between.push_back(gap);
+    total += gap;
+    gap = 0;
+  }
+  total += gap;
+  if (gap > 0) between.push_back(gap);
+  const double usual = quantile(alone, 0.5);
+  fmt::print("{:<14} {:>8.1f} {:>8.1f} {:>8.1f} {:>8.1f} {:>8.2f} {:>8.0f}\n", mixed ? "mixed" : "prefill first",
+             1e3 * usual, 1e3 * quantile(between, 0.5), 1e3 * quantile(between, 1), quantile(between, 1) / usual, total,
+             static_cast<double>(options.prompt + static_cast<int64_t>(between.size()) * options.decoding) / total);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::vector<std::string> arguments(argv + 1, argv + argc);
+  std::string path;
+  if (!arguments.empty() && !arguments[0].starts_with("--")) {
+    path = arguments[0];
+    arguments.erase(arguments.begin());
+  }
+  const auto options = option_table().parse(arguments, true);
+  if (!options.ok()) die(options.error().message);
+  if (!path.empty()) {
+    fmt::print("{} decoding, a prompt of {}, chunks of {}\n", options->decoding, options->prompt, options->chunk);
+    fmt::print("{:<14} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}\n", "", "alone ms", "gap ms", "max ms", "max/alone", "s",
+               "tokens/s");
+    for (const bool mixed : {false, true}) gaps(path, *options, mixed);
+    return 0;
+  }
+  fmt::print("microseconds of CPU time per step, {} running, prompts of {}\n{:<44} {:>6} {:>6} {:>6}   {:>6}\n",
+             kRunning, kPrompt, "", "decode", "p99", "max", "prefill");
+  for (const Case& c : {Case{.what = "fcfs"}, Case{.what = "fcfs, 1000 wait", .waiting = 1000},
+                        Case{.what = "lpm, 100 wait", .waiting = 100, .policy = "lpm"},
+                        Case{.what = "dfs-weight, 1000 wait", .waiting = 1000, .policy = "dfs-weight"},
+                        Case{.what = "mixed steps, 1000 wait", .waiting = 1000, .mixed = true},
+                        Case{.what = "pages of 16", .page_size = 16},
+                        Case{.what = "pages of 16, KV events", .page_size = 16, .events = true},
+                        Case{.what = "pages of 1, KV events", .events = true},
+                        Case{.what = "with greedy sampling of 49,152 tokens", .vocab = 49'152}}) {
+    own_time(c);
+  }
+}
