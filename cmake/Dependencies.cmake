@@ -17,6 +17,10 @@ pkg_check_modules(ZMQ REQUIRED IMPORTED_TARGET libzmq)
 
 if(SLUICE_ENGINE)
   find_package(dnnl REQUIRED)
+  find_package(Gloo REQUIRED)
+  if(SLUICE_GRAMMAR)
+    include(cmake/Xgrammar.cmake)
+  endif()
 endif()
 
 if(SLUICE_TESTS)

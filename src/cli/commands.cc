@@ -37,6 +37,7 @@ const std::vector<Command>& commands() {
      .run = run_server,
      .options = server_options},
     {.name = "rank", .help = "One rank of a server.", .run = run_rank, .hidden = true},
+    {.name = "grammar", .help = "Compiles the grammars of a rank.", .run = run_grammar, .hidden = true},
 #endif
     {.name = "complete", .help = "Completes a command line.", .run = run_complete, .hidden = true},
     {.name = "options", .help = "Prints the option tables.", .run = run_options, .hidden = true},

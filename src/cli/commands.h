@@ -57,6 +57,7 @@ OptionView server_options();
 int run_serve(const Arguments& arguments);
 OptionView serve_options();
 int run_rank(const Arguments& arguments);
+int run_grammar(const Arguments& arguments);
 int run_bench(const Arguments& arguments);
 OptionView bench_options();
 int run_bench_worker(const Arguments& arguments);

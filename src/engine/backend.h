@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/result.h"
 #include "engine/messages.h"
 
@@ -42,9 +43,13 @@ class Backend {
   // Every rid in flight. For prefix rules of clients ("<rid>_<n>" of a batch).
   virtual std::vector<std::string> running() const = 0;
 
-  // Empties the prefix cache of every rank. `done` is called once, on the backend's thread: with what is in the way, or
-  // kTimeout naming the ranks that did not answer within 30 s.
-  virtual void flush_cache(std::function<void(Result<void>)> done) = 0;
+  // Sends it to every rank that is up. `done` is called once, on the backend's thread: when all have done it; with what
+  // is in the way, rank by rank (kUnavailable); or with kTimeout naming the ranks that did not answer within `at_most`.
+  // A rank that starts later takes over a pause and loaded weights.
+  using OnControl = std::function<void(Result<void>)>;
+  virtual void control(ControlKind kind, std::string text, Duration at_most, OnControl done) = 0;
+  // Empties the prefix cache of every rank.
+  void flush_cache(OnControl done) { control(ControlKind::kFlushCache, "", std::chrono::seconds(30), std::move(done)); }
 
   // [dp_size]
   virtual std::vector<RankState> ranks() const = 0;

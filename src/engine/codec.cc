@@ -186,6 +186,11 @@ void sampling_fields(V& v, M& m) {
   v.flag(m.ignore_eos);
   v.optional(m.seed, kScalar);
   v.biases(m.logit_bias);
+  v.enumeration(m.grammar_kind, GrammarKind::kStructuralTag);
+  v.text(m.grammar);
+  v.text(m.grammar_field);
+  v.scalar(m.grammar_after);
+  v.list(m.stop_regex, 4, kText);
 }
 
 template <class M, class T>
@@ -204,6 +209,7 @@ void fields(V& v, M& m) {
   v.text(m.extra_key);
   v.optional(m.priority, kScalar);
   v.text(m.routing_key);
+  v.flag(m.embed);
   v.scalar(m.dispatch_seq);
 }
 
@@ -217,6 +223,7 @@ template <class V, Is<ControlRequest> M>
 void fields(V& v, M& m) {
   v.scalar(m.id);
   v.enumeration(m.kind, ControlKind::kShutdown);
+  v.text(m.text);
 }
 
 template <class V, Is<WakeRequest> M>
@@ -239,12 +246,13 @@ void output_fields(V& v, M& m) {
   v.scalar(m.retractions);
   v.list(m.input_logprobs, 9, kPosition);
   v.list(m.output_logprobs, 9, kPosition);
+  v.scalars(m.embedding);
 }
 constexpr auto kOutput = [](auto& v, auto& value) { output_fields(v, value); };
 
 template <class V, Is<OutputBatch> M>
 void fields(V& v, M& m) {
-  v.list(m.outputs, 61, kOutput);
+  v.list(m.outputs, 65, kOutput);
 }
 
 template <class V, Is<RankReady> M>

@@ -57,7 +57,7 @@ ToRank draw_to_rank(Rng& rng) {
     case 1:
       return AbortRequest{draw_text(rng), rng.below(2) == 1};
     default:
-      return ControlRequest{rng.next(), rng.below(2) ? ControlKind::kShutdown : ControlKind::kFlushCache};
+      return ControlRequest{rng.next(), static_cast<ControlKind>(rng.below(9)), draw_text(rng)};
   }
 }
 
@@ -105,6 +105,7 @@ TEST(CodecTest, GenerateRequestKeepsEveryField) {
                     .extra_key = "tenant",
                     .priority = -3,
                     .routing_key = "session",
+                    .embed = true,
                     .dispatch_seq = 77};
   m.sampling = {.max_new_tokens = 11,
                 .min_new_tokens = 2,
@@ -119,7 +120,12 @@ TEST(CodecTest, GenerateRequestKeepsEveryField) {
                 .stop_token_ids = {5, 6},
                 .ignore_eos = true,
                 .seed = 99,
-                .logit_bias = {{3, -1.5}, {4, 2.0}}};
+                .logit_bias = {{3, -1.5}, {4, 2.0}},
+                .grammar_kind = GrammarKind::kEbnf,
+                .grammar = "root ::= \"a\"",
+                .grammar_field = "ebnf",
+                .grammar_after = 17,
+                .stop_regex = {"a+"}};
   auto decoded = decode_to_rank(encode(ToRank(m)));
   ASSERT_TRUE(decoded.ok());
   const auto& got = std::get<GenerateRequest>(*decoded);
@@ -148,6 +154,12 @@ TEST(CodecTest, GenerateRequestKeepsEveryField) {
   EXPECT_TRUE(got.sampling.ignore_eos);
   EXPECT_EQ(got.sampling.seed, 99u);
   EXPECT_EQ(got.sampling.logit_bias, m.sampling.logit_bias);
+  EXPECT_EQ(got.sampling.grammar_kind, GrammarKind::kEbnf);
+  EXPECT_EQ(got.sampling.grammar, m.sampling.grammar);
+  EXPECT_EQ(got.sampling.grammar_field, "ebnf");
+  EXPECT_EQ(got.sampling.grammar_after, 17);
+  EXPECT_EQ(got.sampling.stop_regex, m.sampling.stop_regex);
+  EXPECT_TRUE(got.embed);
 }
 
 TEST(CodecTest, OutputsKeepEveryField) {
@@ -157,7 +169,8 @@ TEST(CodecTest, OutputsKeepEveryField) {
                     .prompt_tokens = 10,
                     .completion_tokens = 1,
                     .cached_tokens = 9,
-                    .retractions = 2};
+                    .retractions = 2,
+                    .embedding = {0.5f, -0.25f}};
   out.input_logprobs.resize(2);
   out.output_logprobs.push_back(
       {.chosen = TokenLogprob{-0.5f, 4}, .top = {{-0.5f, 4}, {-2.f, 6}}, .requested = {{-3.f, 7}}});
@@ -173,6 +186,7 @@ TEST(CodecTest, OutputsKeepEveryField) {
   EXPECT_EQ(got.finish.matched_string, "stop");
   EXPECT_EQ(got.finish.message, "why");
   EXPECT_EQ(got.finish.status_code, 503);
+  EXPECT_EQ(got.embedding, out.embedding);
   EXPECT_EQ(got.prompt_tokens, 10);
   EXPECT_EQ(got.completion_tokens, 1);
   EXPECT_EQ(got.cached_tokens, 9);

@@ -23,7 +23,6 @@ namespace sluice::engine {
 namespace {
 
 constexpr std::string_view kComponent = "engine/dp_controller";
-constexpr Duration kFlushTimeout = std::chrono::seconds(30);
 // A rank's last frame says why it ended, and may be on its way still when its end is seen.
 constexpr Duration kLastFrameWait = std::chrono::milliseconds(100);
 
@@ -115,10 +114,10 @@ class DataParallelController::Impl {
   }
   std::vector<std::string> running() const { return dispatcher_.running(); }
 
-  void flush_cache(std::function<void(Result<void>)> done) {
+  void control(ControlKind kind, std::string text, Duration at_most, OnControl done) {
     {
       std::lock_guard lock(mutex_);
-      flushes_asked_.push_back(std::move(done));
+      controls_asked_.push_back({{.kind = kind, .text = std::move(text)}, at_most, std::move(done)});
     }
     wake_.set();
   }
@@ -156,12 +155,18 @@ class DataParallelController::Impl {
     std::optional<TimePoint> due;
   };
 
-  struct Flush {
-    uint64_t id = 0;
-    std::set<int64_t> waiting_for;  // rows
+  struct Asked {
+    ControlRequest request;
+    Duration at_most;
+    OnControl done;
+  };
+  struct Control {
+    ControlRequest request;
+    std::set<size_t> waiting_for;  // ranks
     std::vector<std::string> refusals;
+    Duration at_most;
     TimePoint due;
-    std::function<void(Result<void>)> done;
+    OnControl done;
   };
 
   // ---- who is who: a row of the board is an attention group, of ranks that follow each other in one instance
@@ -193,8 +198,8 @@ class DataParallelController::Impl {
         if (watched_[i + 1].readable) look_at(i);
       }
       for (size_t i = 0; i < instances_.size(); ++i) check_time(i);
-      begin_flushes();
-      expire_flushes();
+      begin_controls();
+      expire_controls();
       send_outgoing();
     }
     end();
@@ -217,7 +222,7 @@ class DataParallelController::Impl {
     for (const Instance& instance : instances_) {
       if (instance.due) consider(*instance.due);
     }
-    for (const Flush& flush : flushes_) consider(flush.due);
+    for (const Control& control : controls_) consider(control.due);
     if (!first) return std::nullopt;
     return *first - clock_.now();
   }
@@ -291,6 +296,7 @@ class DataParallelController::Impl {
     instance.ready = true;
     instance.due.reset();
     for (const int64_t row : rows_of(number)) {
+      if (paused_) send(row, ControlRequest{.kind = ControlKind::kPauseRetract});
       dispatcher_.rank_ready(row, instance.incarnation);
       std::lock_guard lock(mutex_);
       states_[static_cast<size_t>(row)].ready = true;
@@ -319,12 +325,15 @@ class DataParallelController::Impl {
   }
 
   void take(size_t i, ControlReply& reply) {
-    const int64_t row = row_of(i);
-    const auto flush = std::ranges::find(flushes_, reply.id, &Flush::id);
-    if (flush == flushes_.end() || flush->waiting_for.erase(row) == 0) return;
-    if (reply.ok) dispatcher_.rank_flushed(row);
-    if (!reply.ok) flush->refusals.push_back(fmt::format("rank {}: {}", row, reply.message));
-    finish_if_answered(flush);
+    const auto control = std::ranges::find(controls_, reply.id, [](const Control& c) { return c.request.id; });
+    if (control == controls_.end() || control->waiting_for.erase(i) == 0) return;
+    const ControlKind kind = control->request.kind;
+    // Other weights make other caches.
+    if (reply.ok && (kind == ControlKind::kFlushCache || kind == ControlKind::kLoadWeights)) {
+      dispatcher_.rank_flushed(row_of(i));
+    }
+    if (!reply.ok) control->refusals.push_back(fmt::format("rank {}: {}", i, reply.message));
+    finish_if_answered(control);
   }
 
   // ---- processes
@@ -361,7 +370,11 @@ class DataParallelController::Impl {
     RankSpec spec{.process = process,
                   .dp_rank = row_of(i),
                   .tp_rank = static_cast<int64_t>(i % tp()),
-                  .incarnation = instance.incarnation};
+                  .incarnation = instance.incarnation,
+                  .model_file = model_file_};
+    for (const Control& control : controls_) {
+      if (control.request.kind == ControlKind::kLoadWeights) spec.model_file = control.request.text;
+    }
     SLUICE_TRY(spec.input_endpoint, link_->open_input(process, spec.incarnation));
     spec.output_endpoint = link_->output_endpoint();
     return options_.start_rank(std::move(spec), instance.segment ? instance.segment->fd() : -1);
@@ -446,10 +459,10 @@ class DataParallelController::Impl {
                "rank {} has ended ({}); {} requests went to other ranks, {} ended; {} again in {:.1f} s", i, cause,
                moved, ended.size(), tp() == 1 ? "it starts" : names(number) + " start", seconds(delay));
     deliver(std::move(ended));
-    // Their caches are gone with them.
-    for (auto flush = flushes_.begin(); flush != flushes_.end();) {
-      for (const int64_t row : rows_of(number)) flush->waiting_for.erase(row);
-      flush = finish_if_answered(flush);
+    // What was asked of them holds for their successors.
+    for (auto control = controls_.begin(); control != controls_.end();) {
+      for (size_t rank = number * tp(); rank < (number + 1) * tp(); ++rank) control->waiting_for.erase(rank);
+      control = finish_if_answered(control);
     }
   }
 
@@ -474,52 +487,79 @@ class DataParallelController::Impl {
     launch_over_.set();
   }
 
-  // ---- flushes
+  // ---- controls
 
-  void begin_flushes() {
-    std::vector<std::function<void(Result<void>)>> asked;
+  void begin_controls() {
+    std::vector<Asked> asked;
     {
       std::lock_guard lock(mutex_);
-      asked.swap(flushes_asked_);
+      asked.swap(controls_asked_);
     }
-    for (auto& done : asked) {
-      Flush flush{.id = ++last_flush_, .due = clock_.now() + kFlushTimeout, .done = std::move(done)};
+    for (auto& [request, at_most, done] : asked) {
+      request.id = ++last_control_;
+      remember(request);
+      Control control{
+          .request = std::move(request), .at_most = at_most, .due = clock_.now() + at_most, .done = std::move(done)};
       // Requests that were accepted before come before it on the wire as well.
       send_outgoing();
-      for (int64_t row = 0; row < std::ssize(states_); ++row) {
-        if (!instance_of_row(row).ready) continue;  // it will begin with an empty cache
-        flush.waiting_for.insert(row);
-        send(row, ControlRequest{.id = flush.id, .kind = ControlKind::kFlushCache});
+      for (size_t i = 0; i < ranks_.size(); ++i) {
+        // One that starts begins with an empty cache, and is told what else holds. Weights are each rank's, all else
+        // is the business of those that plan.
+        if (!instance_of(i).ready || !(leads(i) || control.request.kind == ControlKind::kLoadWeights)) continue;
+        control.waiting_for.insert(i);
+        if (leads(i)) {
+          send(row_of(i), control.request);
+        } else {
+          link_->send(static_cast<int64_t>(i), control.request);
+        }
       }
-      flushes_.push_back(std::move(flush));
-      finish_if_answered(std::prev(flushes_.end()));
+      controls_.push_back(std::move(control));
+      finish_if_answered(std::prev(controls_.end()));
     }
   }
 
-  std::vector<Flush>::iterator finish_if_answered(std::vector<Flush>::iterator flush) {
-    if (!flush->waiting_for.empty()) return std::next(flush);
+  // What ranks that start from now on must know.
+  void remember(const ControlRequest& request) {
+    switch (request.kind) {
+      case ControlKind::kPauseAbort:
+      case ControlKind::kPauseRetract:
+      case ControlKind::kPauseInPlace:
+        paused_ = true;
+        break;
+      case ControlKind::kContinue:
+        paused_ = false;
+        break;
+      default:
+        break;
+    }
+  }
+
+  std::vector<Control>::iterator finish_if_answered(std::vector<Control>::iterator control) {
+    if (!control->waiting_for.empty()) return std::next(control);
     Result<void> result;
-    if (!flush->refusals.empty()) {
-      result = Error{ErrorCode::kUnavailable, fmt::format("{}", fmt::join(flush->refusals, "; "))};
+    if (!control->refusals.empty()) {
+      result = Error{ErrorCode::kUnavailable, fmt::format("{}", fmt::join(control->refusals, "; "))};
+    } else if (control->request.kind == ControlKind::kLoadWeights) {
+      model_file_ = control->request.text;
     }
-    return finish(flush, std::move(result));
+    return finish(control, std::move(result));
   }
 
-  void expire_flushes() {
-    for (auto flush = flushes_.begin(); flush != flushes_.end();) {
-      if (clock_.now() < flush->due) {
-        ++flush;
+  void expire_controls() {
+    for (auto control = controls_.begin(); control != controls_.end();) {
+      if (clock_.now() < control->due) {
+        ++control;
         continue;
       }
-      flush = finish(
-          flush, Error{ErrorCode::kTimeout, fmt::format("no answer within {:.0f} s from rank {}",
-                                                        seconds(kFlushTimeout), fmt::join(flush->waiting_for, ", "))});
+      control = finish(control, Error{ErrorCode::kTimeout,
+                                      fmt::format("no answer within {:.0f} s from rank {}", seconds(control->at_most),
+                                                  fmt::join(control->waiting_for, ", "))});
     }
   }
 
-  std::vector<Flush>::iterator finish(std::vector<Flush>::iterator flush, Result<void> result) {
-    const auto done = std::move(flush->done);
-    const auto next = flushes_.erase(flush);
+  std::vector<Control>::iterator finish(std::vector<Control>::iterator control, Result<void> result) {
+    const auto done = std::move(control->done);
+    const auto next = controls_.erase(control);
     done(std::move(result));
     return next;
   }
@@ -529,8 +569,8 @@ class DataParallelController::Impl {
   void end() {
     const std::string cause = "the server is shutting down";
     deliver(dispatcher_.end_all(cause));
-    begin_flushes();
-    while (!flushes_.empty()) finish(flushes_.begin(), Error{ErrorCode::kCancelled, cause});
+    begin_controls();
+    while (!controls_.empty()) finish(controls_.begin(), Error{ErrorCode::kCancelled, cause});
     std::vector<Process*> left;
     // A failed launch is reported now: nothing is in flight.
     const TimePoint end = real_clock().now() + (launch_failed_ ? Duration{0} : options_.stop_grace);
@@ -559,7 +599,7 @@ class DataParallelController::Impl {
 
   mutable std::mutex mutex_;       // guards these two; no other lock is taken under it
   std::vector<RankState> states_;  // [rows] without the loads
-  std::vector<std::function<void(Result<void>)>> flushes_asked_;
+  std::vector<Asked> controls_asked_;
 
   // Of the controller's thread.
   std::unique_ptr<FrontLink> link_;
@@ -567,8 +607,10 @@ class DataParallelController::Impl {
   size_t ranks_per_row_ = 1;
   std::vector<Instance> instances_;
   std::vector<FrontLink::Watched> watched_;
-  std::vector<Flush> flushes_;
-  uint64_t last_flush_ = 0;
+  std::vector<Control> controls_;
+  uint64_t last_control_ = 0;
+  bool paused_ = false;
+  std::string model_file_;  // that was loaded in place of the first; empty: none was
   bool launching_ = true;
   bool launch_failed_ = false;
 
@@ -595,8 +637,8 @@ Result<int64_t> DataParallelController::submit(GenerateRequest request, std::opt
 void DataParallelController::abort(const std::string& rid) { impl_->abort(rid); }
 void DataParallelController::abort_all() { impl_->abort_all(); }
 std::vector<std::string> DataParallelController::running() const { return impl_->running(); }
-void DataParallelController::flush_cache(std::function<void(Result<void>)> done) {
-  impl_->flush_cache(std::move(done));
+void DataParallelController::control(ControlKind kind, std::string text, Duration at_most, OnControl done) {
+  impl_->control(kind, std::move(text), at_most, std::move(done));
 }
 std::vector<RankState> DataParallelController::ranks() const { return impl_->ranks(); }
 

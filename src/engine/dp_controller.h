@@ -22,8 +22,9 @@ struct DataParallelControllerOptions {
   // Replicas of the model; 0: one for each row of the board. Each has equally many rows of the board, and equally many
   // of its ranks compute the requests of a row.
   int64_t instances = 0;
-  // Starts the process of a rank. Of the spec, the numbers of the rank and the endpoints are filled in. `group_fd` is
-  // that of the instance's ShmSegment, -1 where the rank is all of it. Called on the controller's thread.
+  // Starts the process of a rank. Of the spec, the numbers of the rank and the endpoints are filled in, and the model
+  // where ControlKind::kLoadWeights has changed it. `group_fd` is that of the instance's ShmSegment, -1 where the rank
+  // is all of it. Called on the controller's thread.
   std::function<Result<Process>(RankSpec, int group_fd)> start_rank;
   // How long a rank may take from its start to its RankReady. The largest models take minutes to read and pack.
   Duration startup_timeout = std::chrono::minutes(30);
@@ -50,7 +51,7 @@ class DataParallelController final : public Backend {
   void abort(const std::string& rid) override;
   void abort_all() override;
   std::vector<std::string> running() const override;
-  void flush_cache(std::function<void(Result<void>)> done) override;
+  void control(ControlKind kind, std::string text, Duration at_most, OnControl done) override;
   std::vector<RankState> ranks() const override;
 
  private:

@@ -483,6 +483,33 @@ TEST_F(FlushTest, EndsAfter30SecondsNamingTheSilentRank) {
   EXPECT_NE(result.error().message.find("rank 1"), std::string::npos) << result.error().message;
 }
 
+TEST_F(FlushTest, APauseAndOtherWeightsHoldForARankThatRestarts) {
+  start(2);
+  const auto control = [this](ControlKind kind, const std::string& text) {
+    auto promise = std::make_shared<std::promise<Result<void>>>();
+    controller_->control(kind, text, 30s, [promise](Result<void> result) { promise->set_value(std::move(result)); });
+    for (const int64_t i : {0, 1}) {
+      const auto request = next<ControlRequest>(i);
+      EXPECT_EQ(request.kind, kind);
+      EXPECT_EQ(request.text, text);
+      rank(i).send(ControlReply{.id = request.id, .ok = true});
+    }
+    auto done = promise->get_future();
+    EXPECT_EQ(done.wait_for(kWait), std::future_status::ready);
+    EXPECT_TRUE(done.get().ok());
+  };
+  control(ControlKind::kPauseInPlace, "");
+  control(ControlKind::kLoadWeights, "/new/model");
+  kill_and_wait(0);
+  clock_.advance(1s);
+  nudge();
+  const auto spec = next_start();
+  ASSERT_TRUE(spec);
+  EXPECT_EQ(spec->model_file, "/new/model");
+  connect(*spec).send(RankReady{});
+  EXPECT_EQ(next<ControlRequest>(0).kind, ControlKind::kPauseRetract);
+}
+
 // ---- start and end
 
 TEST_F(DpControllerTest, ALaunchEndsWithTheLastWordsOfARankThatDies) {

@@ -158,7 +158,7 @@ class Front::Impl {
     DataParallelControllerOptions controlling{
         .method = method, .tp_size = options_.tp_size, .instances = instance_count(options_)};
     controlling.start_rank = [this, files](RankSpec spec, int group_fd) {
-      spec.model_file = files.model;
+      if (spec.model_file.empty()) spec.model_file = files.model;
       spec.tokenizer_file = files.tokenizer;
       spec.options = options_;
       return start_rank(spec, {.load_board = board_->fd(), .weights = weights_fd_, .group = group_fd},

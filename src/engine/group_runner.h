@@ -27,6 +27,10 @@ class GroupRunner final : public models::Runner {
   Result<std::span<const float>> forward(const models::StepBatch& batch) override;
   // Of a leader; its group's others copy before their next step.
   void copy_state(int32_t from, int32_t to) override;
+  std::vector<float> hidden(int64_t row) const override { return runner_->hidden(row); }
+  Result<void> reload(const std::string& model_path, const Progress& progress) override {
+    return runner_->reload(model_path, progress);
+  }
   std::vector<std::vector<int64_t>> expert_loads() const override { return runner_->expert_loads(); }
   models::Routing last_routing() const override { return runner_->last_routing(); }
   void force_routing(const models::Routing& routing) override { runner_->force_routing(routing); }

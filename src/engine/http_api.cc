@@ -6,6 +6,7 @@
 #include "engine/api/context.h"
 #include "engine/api/rank_metrics.h"
 #include "engine/api/routes.h"
+#include "engine/grammar/grammar.h"
 #include "protocol/errors.h"
 
 namespace sluice::engine {
@@ -28,6 +29,7 @@ nlohmann::ordered_json public_args(const EngineOptions& options) {
   for (const auto& [name, value] : all.items()) {
     if (name != "api_key" && name != "admin_api_key") out[name] = value;
   }
+  out["grammar_backend"] = grammar_backend(options);
   return out;
 }
 
@@ -42,6 +44,12 @@ ApiSettings settings_of(const EngineOptions& options) {
   out.stream_output = options.stream_output;
   out.report_cached = !options.disable_cache_report;
   out.metrics = options.enable_metrics;
+  out.embedding = options.is_embedding;
+  if (find_grammar_backend("xgrammar") == nullptr) {
+    out.why_no_grammar = "this build is without grammars (SLUICE_GRAMMAR=OFF)";
+  } else if (grammar_backend(options) == "none") {
+    out.why_no_grammar = "the server runs with --grammar-backend none";
+  }
   out.health_generates = variable("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION") != "0";
   out.health_timeout = health_timeout();
   if (auto rank = variable("SGLANG_DP_RANK"); !rank.empty()) out.own_dp_rank = std::move(rank);

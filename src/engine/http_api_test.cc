@@ -29,11 +29,11 @@ TEST_F(ApiTest, AnUnknownPathIs404AndAWrongMethod405) {
 
 TEST_F(ApiTest, WhatIsNotBuiltIs501AndNamesTheEndpoint) {
   serve();
-  const auto answer = call("POST", "/v1/embeddings", "{}");
+  const auto answer = call("POST", "/slow_down", "{}");
   EXPECT_EQ(answer.status, 501);
   EXPECT_EQ(answer.json()["code"], 501);
-  EXPECT_THAT(answer.body, HasSubstr("/v1/embeddings is not built yet"));
-  EXPECT_EQ(call("GET", "/v1/responses/abc").status, 501);
+  EXPECT_THAT(answer.body, HasSubstr("/slow_down is not built yet"));
+  EXPECT_EQ(call("GET", "/get_weights_by_name").status, 501);
 }
 
 TEST_F(ApiTest, KeysGuardNormalAndAdminEndpoints) {

@@ -13,6 +13,9 @@
 
 namespace sluice::engine {
 
+// What the text of SamplingParams::grammar is.
+enum class GrammarKind : uint8_t { kNone, kJsonSchema, kRegex, kEbnf, kStructuralTag };
+
 struct SamplingParams {
   int64_t max_new_tokens = 128;
   int64_t min_new_tokens = 0;
@@ -28,6 +31,11 @@ struct SamplingParams {
   bool ignore_eos = false;
   std::optional<uint64_t> seed;  // the same seed, prompt and parameters give the same tokens whatever the batch
   std::map<int32_t, double> logit_bias;
+  GrammarKind grammar_kind = GrammarKind::kNone;
+  std::string grammar;
+  std::string grammar_field;   // the client's name for it, for errors
+  int32_t grammar_after = -1;  // it begins after this token, the end of reasoning; -1: at once
+  std::vector<std::string> stop_regex;
 };
 
 // Front → rank. One sample of one prompt: n > 1 and batches are split by the front.
@@ -43,6 +51,7 @@ struct GenerateRequest {
   std::string extra_key;            // namespace of the prefix cache
   std::optional<int64_t> priority;  // for --enable-priority-scheduling
   std::string routing_key;          // for --schedule-policy routing-key
+  bool embed = false;               // its last token's hidden state is wanted, and no token
   uint64_t dispatch_seq = 0;        // set by the DataParallelController
 };
 
@@ -52,10 +61,21 @@ struct AbortRequest {
   bool all = false;
 };
 
-enum class ControlKind : uint8_t { kFlushCache, kShutdown };
+enum class ControlKind : uint8_t {
+  kFlushCache,
+  kPauseAbort,    // computes nothing any more; what is in flight is aborted,
+  kPauseRetract,  // goes back to the queue,
+  kPauseInPlace,  // or stays where it is
+  kContinue,
+  kStartProfile,  // text: StepTraceOptions as JSON
+  kStopProfile,
+  kLoadWeights,  // text: a model as models/locate.h resolved it
+  kShutdown
+};
 struct ControlRequest {
   uint64_t id = 0;
   ControlKind kind = ControlKind::kFlushCache;
+  std::string text;
 };
 
 // Front → every rank of an instance of several: something was sent to one of them, whom the others must step with.
@@ -96,6 +116,7 @@ struct RequestOutput {
   int64_t retractions = 0;
   std::vector<PositionLogprobs> input_logprobs;   // once, with the first message
   std::vector<PositionLogprobs> output_logprobs;  // of new_ids, if asked for
+  std::vector<float> embedding;                   // GenerateRequest::embed: of unit length
 };
 struct OutputBatch {
   std::vector<RequestOutput> outputs;
@@ -134,6 +155,8 @@ struct LoadSnapshot {
   uint64_t last_dispatch_seq = 0;  // newest GenerateRequest::dispatch_seq that the scheduler has taken in
   int64_t num_running_reqs = 0;
   int64_t num_waiting_reqs = 0;
+  int64_t num_grammar_reqs = 0;    // of those, waiting for their grammar
+  int64_t num_paused_reqs = 0;     // of both, held by a pause
   int64_t num_used_tokens = 0;     // KV slots in use that are not evictable cache
   int64_t num_cached_tokens = 0;   // evictable cache
   int64_t num_waiting_tokens = 0;  // sequence lengths that wait

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "engine/grammar/grammar.h"
 #include "engine/kv_publisher.h"
 #include "engine/load_balance/method.h"
 #include "engine/schedule_policy.h"
@@ -81,7 +82,6 @@ std::vector<RejectedFlag> rejected_flags() {
       {"skip-tokenizer-init", "the front process always loads the tokenizer; /generate takes input_ids all the same."},
       {"log-requests", kLogging},
       {"log-requests-level", kLogging},
-      {"grammar-backend", "constrained decoding is not built yet."},
       {"attention-backend", "the attention kernel follows --device; leave it out."},
       {"sampling-backend", "the sampler is our own; leave it out."},
       {"kv-cache-dtype", "the KV cache has the type of --dtype; leave it out."},
@@ -272,6 +272,12 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/http_api",
            .group = kHttp,
            .help = "Leave cached tokens out of usage."},
+          {.name = "is-embedding",
+           .field = &O::is_embedding,
+           .value = false,
+           .read_by = "engine/http_api",
+           .group = kHttp,
+           .help = "Serve /v1/embeddings and /encode: the last token's hidden state, of unit length."},
           {.name = "enable-metrics",
            .field = &O::enable_metrics,
            .value = false,
@@ -475,6 +481,14 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/rank",
            .group = kScheduling,
            .help = "Requests of one prefill batch; default: no limit."},
+          {.name = "grammar-backend",
+           .field = &O::grammar_backend,
+           .value = OptText(),
+           .choices = {"xgrammar", "none"},
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "What holds answers to regex, json_schema, ebnf and response_format; none refuses them. Default: "
+                   "xgrammar, where the build has it."},
           {.name = "schedule-policy",
            .field = &O::schedule_policy,
            .value = std::string("fcfs"),
@@ -557,9 +571,17 @@ const OptionTable<EngineOptions>& engine_option_table() {
   return table;
 }
 
+std::string grammar_backend(const EngineOptions& options) {
+  return options.grammar_backend.value_or(std::string(grammar_backend_names().front()));
+}
+
 Result<void> check_engine_options(const EngineOptions& options) {
   if (options.model_path.empty()) {
     return Error{ErrorCode::kBadOption, "--model-path is required: a folder, a .gguf file or a hub name"};
+  }
+  if (options.grammar_backend && find_grammar_backend(*options.grammar_backend) == nullptr) {
+    return Error{ErrorCode::kBadOption, fmt::format("--grammar-backend {} is not in this build (SLUICE_GRAMMAR=OFF)",
+                                                    *options.grammar_backend)};
   }
   struct Layout {
     std::string_view flag;

@@ -36,6 +36,7 @@ struct EngineOptions {
   bool stream_output;
   bool enable_cache_report;
   bool disable_cache_report;
+  bool is_embedding;
   bool enable_metrics;
   std::string log_level;
   bool log_json;
@@ -66,6 +67,7 @@ struct EngineOptions {
   std::optional<int64_t> chunked_prefill_size;
   int64_t max_prefill_tokens;
   std::optional<int64_t> prefill_max_requests;
+  std::optional<std::string> grammar_backend;
   std::string schedule_policy;
   double schedule_conservativeness;
   bool enable_priority_scheduling;
@@ -84,6 +86,9 @@ const OptionTable<EngineOptions>& engine_option_table();
 // What one row cannot say: combinations, and layouts that are recognised and not built. Called by the front before any
 // process starts; kBadOption with a message that names the flags and their values.
 Result<void> check_engine_options(const EngineOptions& options);
+
+// --grammar-backend, or what it is by default in this build.
+std::string grammar_backend(const EngineOptions& options);
 
 // {"model_path": ..., "dp_size": ..., ...}: every row, dashes as underscores. Secrets are included.
 nlohmann::json engine_options_to_json(const EngineOptions& options);

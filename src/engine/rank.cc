@@ -15,6 +15,8 @@
 #include "base/log.h"
 #include "base/ready_pipe.h"
 #include "base/rng.h"
+#include "engine/grammar/desk.h"
+#include "engine/grammar/process.h"
 #include "engine/group_runner.h"
 #include "engine/layout_options.h"
 #include "engine/memory_plan.h"
@@ -26,6 +28,7 @@ namespace sluice::engine {
 namespace {
 
 constexpr std::string_view kComponent = "engine/rank";
+constexpr Duration kGrammarTimeout = std::chrono::seconds(10);  // for compiling one
 constexpr const char* kSpecVariable = "SLUICE_RANK_SPEC_FD";
 constexpr const char* kBoardVariable = "SLUICE_LOAD_BOARD_FD";
 constexpr const char* kGroupVariable = "SLUICE_GROUP_FD";
@@ -53,6 +56,14 @@ Result<std::string> read_all(int fd) {
 int64_t host_workers() {
   const char* text = std::getenv(kHostWorkersVariable);
   return std::max<int64_t>(1, text ? std::atoll(text) : 1);
+}
+
+// Seconds in a variable of the environment; none, or not above 0: no limit.
+std::optional<Duration> timeout_from(const char* variable) {
+  const char* text = std::getenv(variable);
+  const double given = text ? std::atof(text) : -1;
+  if (!(given > 0) || given > 1e9) return std::nullopt;
+  return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(given));
 }
 
 log::Options log_options(const EngineOptions& options) {
@@ -99,11 +110,20 @@ class RankProcess {
                                          .table_rows = static_cast<int32_t>(memory.max_running_requests),
                                          .table_width = static_cast<int32_t>(memory.max_req_len),
                                          .kept_states = static_cast<int32_t>(memory.kept_states)}));
+    const auto load_weights = [&](const std::string& path) -> Result<void> {
+      if (weights_fd_ >= 0 && host_workers() > 1) {
+        return Error{ErrorCode::kUnavailable, "the weights are shared with other servers of this host (sluice serve)"};
+      }
+      // The other ranks wait as long as this one gets on.
+      return runner->reload(path, [this](double, std::string_view) {
+        if (world_) world_->progress({.phase = parallel::Phase::kLoad});
+      });
+    };
     GroupRunner* group = nullptr;
     if (world_) group = static_cast<GroupRunner*>(runner.get());
     if (group != nullptr && !groups_.layout.leads()) {
       report_ready(model, memory, 0);
-      return run_follower_loop(link_, *group);
+      return run_follower_loop(link_, *group, load_weights);
     }
     std::unique_ptr<KvPublisher> events;
     if (options.kv_events_config) {
@@ -141,12 +161,31 @@ class RankProcess {
             // Ranks must not repeat each other.
             .seed = (options.random_seed ? static_cast<uint64_t>(*options.random_seed) : random_seed()) +
                     static_cast<uint64_t>(spec_.dp_rank),
+            .waiting_timeout = timeout_from("SGLANG_REQ_WAITING_TIMEOUT"),
+            .running_timeout = timeout_from("SGLANG_REQ_RUNNING_TIMEOUT"),
         },
         *runner, [tokenizer](int32_t id) { return tokenizer->token_bytes(id); }, real_clock());
+    const auto grammars = grammar_desk(model, tokenizer);
     report_states(model, memory);
     report_ready(model, memory, scheduler.max_req_input_len());
-    return run_rank_loop({.dp_rank = spec_.dp_rank, .decode_log_interval = options.decode_log_interval, .group = group},
+    return run_rank_loop({.dp_rank = spec_.dp_rank,
+                          .decode_log_interval = options.decode_log_interval,
+                          .group = group,
+                          .load_weights = load_weights,
+                          .grammars = grammars.get()},
                          link_, scheduler, board_, events.get());
+  }
+
+  // Null where there are no grammars; the front refuses them then.
+  std::unique_ptr<GrammarDesk> grammar_desk(const models::ModelInfo& model,
+                                            const std::shared_ptr<const tokenizer::Tokenizer>& tokenizer) const {
+    const std::string backend = grammar_backend(spec_.options);
+    if (find_grammar_backend(backend)->make == nullptr) return nullptr;
+    return std::make_unique<GrammarDesk>(grammar_compiler({.backend = backend,
+                                                           .tokenizer_file = spec_.tokenizer_file,
+                                                           .vocab_size = model.vocab_size,
+                                                           .stop_ids = model.eos_token_ids},
+                                                          tokenizer, kGrammarTimeout));
   }
 
   // Of an instance of several ranks.

@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "engine/codec.h"
+#include "engine/step_trace.h"
 
 namespace sluice::engine {
 namespace {
@@ -82,10 +83,12 @@ void RankLink::send(FromRank message) {
   }
 }
 
-std::optional<ToRank> RankLink::receive(Duration wait) {
+std::optional<ToRank> RankLink::receive(Duration wait, int other_fd) {
   if (wait > Duration{0}) {
-    zmq_pollitem_t item{.socket = sockets_->input, .fd = 0, .events = ZMQ_POLLIN, .revents = 0};
-    if (zmq_poll(&item, 1, std::chrono::ceil<std::chrono::milliseconds>(wait).count()) <= 0) return std::nullopt;
+    zmq_pollitem_t items[] = {{.socket = sockets_->input, .fd = 0, .events = ZMQ_POLLIN, .revents = 0},
+                              {.socket = nullptr, .fd = other_fd, .events = ZMQ_POLLIN, .revents = 0}};
+    if (zmq_poll(items, other_fd < 0 ? 1 : 2, std::chrono::ceil<std::chrono::milliseconds>(wait).count()) <= 0)
+      return std::nullopt;
   }
   for (;;) {
     zmq_msg_t frame;
@@ -106,22 +109,35 @@ namespace {
 class Loop {
  public:
   Loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board, KvPublisher* events)
-      : options_(options), link_(link), scheduler_(scheduler), board_(board), events_(events) {}
+      : options_(options),
+        link_(link),
+        scheduler_(scheduler),
+        board_(board),
+        events_(events),
+        grammars_(options.grammars) {}
 
   Result<void> run() {
     publish();
     while (!stop_) {
       // Busy, it takes what is there between two steps; idle, it sleeps until something comes.
-      const bool rests = options_.group != nullptr || scheduler_.idle();
-      auto message = link_.receive(rests ? wait_ : Duration{0});
+      const bool rests = options_.group != nullptr || !scheduler_.has_work();
+      auto message = link_.receive(rests ? wait_ : Duration{0}, grammars_ ? grammars_->fd() : -1);
       const bool news = message.has_value();
       while (message) {
         std::visit([&](auto& m) { take(m); }, *message);
         message = link_.receive(Duration{0});
       }
+      if (failure_) return *failure_;
+      if (grammars_) take_ready();
       // A rank of several that is parked takes no part in anything until something comes.
       const bool parked = options_.group != nullptr && wait_ == kIdleWait && !news;
+      scheduler_.expire();
       if (!stop_ && !parked) SLUICE_TRY_VOID(step());
+      if (trace_ && trace_->full()) {
+        if (auto written = stop_profile(); !written.ok()) {
+          SLUICE_LOG(error, kComponent, "rank {}: {}", options_.dp_rank, written.error().message);
+        }
+      }
       if (auto outputs = scheduler_.take_outputs(); !outputs.empty()) link_.send(OutputBatch{std::move(outputs)});
       if (events_) publish_events();
       publish();
@@ -132,38 +148,123 @@ class Loop {
  private:
   Result<void> step() {
     if (options_.group == nullptr) return scheduler_.step();
-    const StepPlan plan = scheduler_.plan();
+    const StepPlan plan = scheduler_.has_work() ? scheduler_.plan() : StepPlan{};
     if (plan.kind == StepPlan::Kind::kIdle) {
       SLUICE_TRY(const auto joined, options_.group->join());
       wait_ = wait_after(joined);
       return {};
     }
     wait_ = Duration{0};
-    SLUICE_TRY(const auto logits, scheduler_.launch(plan));
-    scheduler_.commit(plan, logits);
-    return {};
+    return scheduler_.run(plan);
   }
 
   void take(WakeRequest& wake) {
-    if (options_.group != nullptr) options_.group->saw_work(wake.work);
+    if (options_.group == nullptr) return;
+    // The others must not go to sleep while a request waits here for its grammar.
+    work_ = wake.work;
+    if (grammars_ == nullptr || grammars_->waiting() == 0) options_.group->saw_work(work_);
   }
-  void take(GenerateRequest& request) { scheduler_.add(std::move(request)); }
-  void take(AbortRequest& request) { scheduler_.abort(request); }
+  void take(GenerateRequest& request) {
+    if (grammars_ && request.sampling.grammar_kind != GrammarKind::kNone) {
+      grammars_->add(std::move(request));
+    } else {
+      scheduler_.add(std::move(request));
+    }
+  }
+  void take(AbortRequest& request) {
+    scheduler_.abort(request);
+    if (!grammars_) return;
+    for (const auto& held : grammars_->remove(request)) end(held, {.kind = FinishKind::kAbort, .message = "Aborted"});
+  }
+
+  void take_ready() {
+    for (auto& [request, grammar] : grammars_->take()) {
+      if (grammar.ok()) {
+        scheduler_.add(std::move(request), std::move(*grammar));
+      } else {
+        const int status = grammar.error().code == ErrorCode::kInvalidArgument ? 400 : 503;
+        end(request, {.kind = FinishKind::kAbort, .message = grammar.error().message, .status_code = status});
+      }
+    }
+    if (options_.group != nullptr && grammars_->waiting() == 0) options_.group->saw_work(work_);
+  }
+
+  // Of a request that the scheduler never had.
+  void end(const GenerateRequest& request, FinishReason finish) {
+    OutputBatch batch;
+    batch.outputs.push_back({.rid = request.rid,
+                             .finish = std::move(finish),
+                             .prompt_tokens = static_cast<int64_t>(request.input_ids.size())});
+    link_.send(std::move(batch));
+  }
+
   void take(ControlRequest& request) {
+    const auto done = obey(request);
     // Answers that precede it in time precede it on the wire.
     if (auto outputs = scheduler_.take_outputs(); !outputs.empty()) link_.send(OutputBatch{std::move(outputs)});
-    ControlReply reply{.id = request.id, .ok = true};
+    link_.send(
+        ControlReply{.id = request.id, .ok = done.ok(), .message = done.ok() ? std::string() : done.error().message});
+  }
+
+  Result<void> obey(const ControlRequest& request) {
     switch (request.kind) {
       case ControlKind::kFlushCache:
-        if (auto flushed = scheduler_.flush_cache(); !flushed.ok()) {
-          reply = {.id = request.id, .ok = false, .message = flushed.error().message};
-        }
-        break;
+        return scheduler_.flush_cache();
+      case ControlKind::kPauseAbort:
+        return pause(Scheduler::Pause::kAbort);
+      case ControlKind::kPauseRetract:
+        return pause(Scheduler::Pause::kRetract);
+      case ControlKind::kPauseInPlace:
+        return pause(Scheduler::Pause::kInPlace);
+      case ControlKind::kContinue:
+        scheduler_.go_on();
+        return {};
+      case ControlKind::kStartProfile:
+        return start_profile(request.text);
+      case ControlKind::kStopProfile:
+        return stop_profile();
+      case ControlKind::kLoadWeights:
+        return load_weights(request.text);
       case ControlKind::kShutdown:
         stop_ = true;
-        break;
+        return {};
     }
-    link_.send(std::move(reply));
+    return Error{ErrorCode::kInternal, "unknown control message"};
+  }
+
+  Result<void> pause(Scheduler::Pause how) {
+    if (how == Scheduler::Pause::kAbort) {
+      AbortRequest all{.all = true};
+      take(all);
+    }
+    scheduler_.pause(how);
+    return {};
+  }
+
+  Result<void> start_profile(const std::string& text) {
+    if (trace_) return Error{ErrorCode::kAlreadyExists, "a profile is being taken already"};
+    SLUICE_TRY(auto options, step_trace_options_from_json(text));
+    trace_.emplace(std::move(options), options_.dp_rank, real_clock());
+    scheduler_.observe([this](const StepReport& step) { trace_->add(step); });
+    return {};
+  }
+
+  Result<void> stop_profile() {
+    if (!trace_) return Error{ErrorCode::kNotFound, "no profile is being taken"};
+    scheduler_.observe({});
+    const auto written = trace_->write();
+    if (written.ok()) SLUICE_LOG(info, kComponent, "rank {}: the profile is in {}", options_.dp_rank, trace_->path());
+    trace_.reset();
+    return written;
+  }
+
+  // Between steps, so nobody computes with half of them; ranks that share weights are told to pause before.
+  Result<void> load_weights(const std::string& model_path) {
+    if (!options_.load_weights) return Error{ErrorCode::kUnimplemented, "this rank cannot load other weights"};
+    if (!scheduler_.paused()) return Error{ErrorCode::kUnavailable, "weights are loaded in a pause only"};
+    auto loaded = options_.load_weights(model_path);
+    if (!loaded.ok() && loaded.error().code == ErrorCode::kInternal) failure_ = loaded.error();
+    return loaded;
   }
 
   void publish_events() {
@@ -171,7 +272,11 @@ class Loop {
   }
 
   void publish() {
-    const LoadSnapshot load = scheduler_.snapshot();
+    LoadSnapshot load = scheduler_.snapshot();
+    if (grammars_) {
+      load.num_grammar_reqs = static_cast<int64_t>(grammars_->waiting());
+      load.num_waiting_reqs += load.num_grammar_reqs;
+    }
     board_.publish(options_.dp_rank, load);
     if (load.steps_total < next_log_) return;
     next_log_ = load.steps_total + static_cast<uint64_t>(options_.decode_log_interval);
@@ -187,7 +292,11 @@ class Loop {
   Scheduler& scheduler_;
   LoadBoard& board_;
   KvPublisher* const events_;
+  GrammarDesk* const grammars_;
+  std::optional<StepTrace> trace_;
+  std::optional<Error> failure_;  // this rank cannot go on
   uint64_t next_log_ = 0;
+  uint64_t work_ = 0;          // pieces of work that are known here
   Duration wait_ = kIdleWait;  // before the next step of a rank of several; while there is nothing to do, of another
   bool stop_ = false;
 };
@@ -199,14 +308,21 @@ Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Sched
   return Loop(options, link, scheduler, board, events).run();
 }
 
-Result<void> run_follower_loop(RankLink& link, GroupRunner& group) {
+Result<void> run_follower_loop(RankLink& link, GroupRunner& group,
+                               const std::function<Result<void>(const std::string& model_path)>& load_weights) {
   for (Duration wait = kIdleWait;;) {
     auto message = link.receive(wait);
     if (!message && wait == kIdleWait) continue;  // parked
     for (; message; message = link.receive(Duration{0})) {
       if (const auto* wake = std::get_if<WakeRequest>(&*message)) group.saw_work(wake->work);
       const auto* control = std::get_if<ControlRequest>(&*message);
-      if (control != nullptr && control->kind == ControlKind::kShutdown) return {};
+      if (control == nullptr) continue;
+      if (control->kind == ControlKind::kShutdown) return {};
+      Result<void> done;
+      if (control->kind == ControlKind::kLoadWeights) done = load_weights(control->text);
+      link.send(ControlReply{
+          .id = control->id, .ok = done.ok(), .message = done.ok() ? std::string() : done.error().message});
+      if (!done.ok() && done.error().code == ErrorCode::kInternal) return done;
     }
     SLUICE_TRY(const auto joined, group.join());
     wait = wait_after(joined);

@@ -3,12 +3,14 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 
 #include "base/clock.h"
 #include "base/result.h"
+#include "engine/grammar/desk.h"
 #include "engine/group_runner.h"
 #include "engine/kv_publisher.h"
 #include "engine/load_board.h"
@@ -28,8 +30,9 @@ class RankLink {
   ~RankLink();
 
   void send(FromRank message);
-  // The next message, waiting for it at most `wait`. A frame that does not decode is logged and dropped.
-  std::optional<ToRank> receive(Duration wait);
+  // The next message, waiting for it at most `wait`, or until `other_fd` (-1: none) is readable. A frame that does not
+  // decode is logged and dropped.
+  std::optional<ToRank> receive(Duration wait, int other_fd = -1);
 
  private:
   struct Sockets;
@@ -43,6 +46,9 @@ struct RankLoopOptions {
   int64_t decode_log_interval = 40;
   // The scheduler's runner, for a rank that steps together with others; it goes along with their steps then.
   GroupRunner* group = nullptr;
+  // ControlKind::kLoadWeights; absent: refused.
+  std::function<Result<void>(const std::string& model_path)> load_weights = {};
+  GrammarDesk* grammars = nullptr;  // outlives the loop; null: no request has a grammar
 };
 
 // Until ControlKind::kShutdown. An error is the model's: this rank cannot go on. `events`, if given, hears of the
@@ -50,6 +56,7 @@ struct RankLoopOptions {
 Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board,
                            KvPublisher* events = nullptr);
 // Likewise, of a rank that computes what the leader of its attention group plans.
-Result<void> run_follower_loop(RankLink& link, GroupRunner& group);
+Result<void> run_follower_loop(RankLink& link, GroupRunner& group,
+                               const std::function<Result<void>(const std::string& model_path)>& load_weights);
 
 }  // namespace sluice::engine

@@ -4,10 +4,13 @@
 #include <unistd.h>
 #include <zmq.h>
 
+#include <fstream>
+#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "engine/codec.h"
 #include "engine/rank.h"
+#include "engine/step_trace.h"
 
 namespace sluice::engine {
 namespace {
@@ -16,6 +19,8 @@ namespace {
 class CountingRunner final : public models::Runner {
  public:
   CountingRunner() { info_.vocab_size = 16; }
+  std::vector<float> hidden(int64_t row) const override { return {3, static_cast<float>(4 * row + 4)}; }
+  Result<void> reload(const std::string&, const Progress&) override { return {}; }
   const models::ModelInfo& info() const override { return info_; }
   Result<void> allocate_kv(const models::KvPlan&) override { return {}; }
   std::span<int32_t> slot_table() override { return table_; }
@@ -35,6 +40,24 @@ class CountingRunner final : public models::Runner {
   std::vector<float> logits_;
 };
 
+// Allows odd tokens only, three of them.
+class OddGrammar final : public Grammar {
+  class State final : public GrammarState {
+    bool allowed(std::span<uint32_t> mask) override {
+      mask[0] = 0xaaaa;
+      return true;
+    }
+    bool accept(int32_t token) override {
+      ++taken_;
+      return token % 2 == 1;
+    }
+    bool finished() const override { return taken_ == 3; }
+    int taken_ = 0;
+  };
+  std::unique_ptr<GrammarState> start() const override { return std::make_unique<State>(); }
+  size_t bytes() const override { return 1; }
+};
+
 // The front's side of the link, and a rank on a thread.
 class RankLoopTest : public ::testing::Test {
  protected:
@@ -51,7 +74,9 @@ class RankLoopTest : public ::testing::Test {
       Scheduler scheduler(
           {.kv_slots = 100, .max_running_requests = 2, .context_length = 100}, runner_,
           [](int32_t) { return std::string_view("x"); }, real_clock());
-      result_ = run_rank_loop({.dp_rank = 1}, link, scheduler, board_);
+      GrammarDesk desk(compile_);
+      result_ =
+          run_rank_loop({.dp_rank = 1, .load_weights = load_weights_, .grammars = &desk}, link, scheduler, board_);
     });
   }
   void TearDown() override {
@@ -85,6 +110,36 @@ class RankLoopTest : public ::testing::Test {
     r.sampling.temperature = 0;
     r.sampling.max_new_tokens = max_new;
     return r;
+  }
+
+  GrammarDesk::Compile compile_ = [](GrammarKind, const std::string& text) -> GrammarDesk::Compiled {
+    if (text != "odd") return Error{ErrorCode::kInvalidArgument, "is even"};
+    return std::shared_ptr<const Grammar>(std::make_shared<OddGrammar>());
+  };
+  std::function<Result<void>(const std::string&)> load_weights_ = [](const std::string& path) -> Result<void> {
+    if (path == "bad") return Error{ErrorCode::kInvalidArgument, "bad weights"};
+    if (path == "ruin") return Error{ErrorCode::kInternal, "half of them are new"};
+    return {};
+  };
+  // Sends it, and returns what the rank says.
+  ControlReply control(ControlKind kind, std::string text = "") {
+    send(ControlRequest{.id = 5, .kind = kind, .text = std::move(text)});
+    return next<ControlReply>();
+  }
+  // The outputs of a request up to its end.
+  RequestOutput outcome(const std::string& rid) {
+    RequestOutput all;
+    for (;;) {
+      for (const auto& out : next<OutputBatch>().outputs) {
+        if (out.rid != rid) continue;
+        all.new_ids.insert(all.new_ids.end(), out.new_ids.begin(), out.new_ids.end());
+        if (out.finish.kind == FinishKind::kNone) continue;
+        all.finish = out.finish;
+        all.embedding = out.embedding;
+        all.retractions = out.retractions;
+        return all;
+      }
+    }
   }
 
   void* context_ = zmq_ctx_new();
@@ -156,6 +211,118 @@ TEST(RankSpecTest, JsonCarriesEverythingButTheSecrets) {
   EXPECT_EQ(back->options.dp_size, 4);
   EXPECT_FALSE(rank_spec_from_json("{}").ok());
   EXPECT_FALSE(rank_spec_from_json("{").ok());
+}
+
+TEST_F(RankLoopTest, HoldsARequestToItsGrammar) {
+  auto r = request("a", 3, 10);
+  r.sampling.grammar_kind = GrammarKind::kRegex;
+  r.sampling.grammar = "odd";
+  send(r);
+  const auto out = outcome("a");
+  // 4 would follow; of the odd ones the first is as good as any other.
+  EXPECT_EQ(out.new_ids, (std::vector<int32_t>{1, 1, 1}));
+  EXPECT_EQ(out.finish.kind, FinishKind::kStopToken);
+}
+
+TEST_F(RankLoopTest, AGrammarThatDoesNotCompileIs400NamingItsField) {
+  auto r = request("a", 3, 10);
+  r.sampling.grammar_kind = GrammarKind::kRegex;
+  r.sampling.grammar = "even";
+  r.sampling.grammar_field = "sampling_params.regex";
+  send(r);
+  const auto out = outcome("a");
+  EXPECT_EQ(out.finish.status_code, 400);
+  EXPECT_EQ(out.finish.message, "sampling_params.regex: is even");
+}
+
+TEST_F(RankLoopTest, AnEmbeddingHasUnitLengthAndNoToken) {
+  auto r = request("a", 3, 0);
+  r.embed = true;
+  send(r);
+  const auto out = outcome("a");
+  EXPECT_TRUE(out.new_ids.empty());
+  ASSERT_EQ(out.embedding.size(), 2u);
+  EXPECT_FLOAT_EQ(out.embedding[0], 0.6f);
+  EXPECT_FLOAT_EQ(out.embedding[1], 0.8f);
+}
+
+TEST_F(RankLoopTest, APauseHoldsWhatComesUntilItIsOver) {
+  ASSERT_TRUE(control(ControlKind::kPauseRetract).ok);
+  send(request("a", 3, 2));
+  // The rank still listens, and the request waits.
+  EXPECT_TRUE(control(ControlKind::kFlushCache).ok);
+  EXPECT_EQ(board_.read(1)->num_running_reqs, 0);
+  send(GenerateRequest{.rid = "HEALTH_CHECK_1", .input_ids = {0}});
+  EXPECT_EQ(outcome("HEALTH_CHECK_1").finish.kind, FinishKind::kLength);
+  EXPECT_EQ(board_.read(1)->num_paused_reqs, 1);
+  send(ControlRequest{.id = 6, .kind = ControlKind::kContinue});
+  EXPECT_EQ(next<ControlReply>().id, 6u);
+  EXPECT_EQ(outcome("a").new_ids, (std::vector<int32_t>{4, 5}));
+}
+
+TEST_F(RankLoopTest, APauseThatAbortsEndsWhatIsThere) {
+  ASSERT_TRUE(control(ControlKind::kPauseInPlace).ok);
+  send(request("a", 3, 2));
+  send(ControlRequest{.id = 6, .kind = ControlKind::kPauseAbort});
+  const auto out = outcome("a");
+  EXPECT_EQ(out.finish.kind, FinishKind::kAbort);
+  EXPECT_EQ(out.finish.status_code, 0);
+  EXPECT_TRUE(next<ControlReply>().ok);
+}
+
+TEST_F(RankLoopTest, OtherWeightsAreLoadedInAPauseOnly) {
+  EXPECT_FALSE(control(ControlKind::kLoadWeights, "good").ok);
+  ASSERT_TRUE(control(ControlKind::kPauseRetract).ok);
+  EXPECT_TRUE(control(ControlKind::kLoadWeights, "good").ok);
+  const auto bad = control(ControlKind::kLoadWeights, "bad");
+  EXPECT_FALSE(bad.ok);
+  EXPECT_EQ(bad.message, "bad weights");
+  EXPECT_TRUE(control(ControlKind::kContinue).ok);
+}
+
+TEST_F(RankLoopTest, ARankWhoseWeightsAreRuinedEnds) {
+  ASSERT_TRUE(control(ControlKind::kPauseRetract).ok);
+  EXPECT_FALSE(control(ControlKind::kLoadWeights, "ruin").ok);
+  rank_.join();
+  ASSERT_FALSE(result_.ok());
+  EXPECT_EQ(result_.error().message, "half of them are new");
+}
+
+TEST_F(RankLoopTest, AProfileIsAFileOfItsSteps) {
+  const std::string folder = ::testing::TempDir() + fmt::format("sluice-profile-{}/deep", getpid());
+  EXPECT_FALSE(control(ControlKind::kStopProfile).ok);
+  const auto start = to_json(StepTraceOptions{.path_prefix = folder + "/x"});
+  ASSERT_TRUE(control(ControlKind::kStartProfile, start).ok);
+  EXPECT_FALSE(control(ControlKind::kStartProfile, start).ok) << "one at a time";
+  send(request("a", 3, 3));
+  EXPECT_EQ(outcome("a").new_ids.size(), 3u);
+  ASSERT_TRUE(control(ControlKind::kStopProfile).ok);
+
+  std::ifstream file(folder + "/x-DP-1.trace.json");
+  const auto trace = nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
+  ASSERT_TRUE(trace.is_object());
+  std::vector<std::string> steps;
+  double last_end = 0;
+  for (const auto& event : trace["traceEvents"]) {
+    if (event["ph"] == "C") {
+      EXPECT_TRUE(event["args"].is_object());
+    }
+    if (event["ph"] != "X" || event["tid"] != 1) continue;
+    steps.push_back(event["name"]);
+    EXPECT_GE(event["ts"].get<double>(), last_end);
+    last_end = event["ts"].get<double>() + event["dur"].get<double>();
+    EXPECT_EQ(event["args"]["tokens"], 1);
+  }
+  EXPECT_EQ(steps, (std::vector<std::string>{"prefill", "decode", "decode"}));
+}
+
+TEST_F(RankLoopTest, AProfileEndsByItselfAfterItsSteps) {
+  const std::string prefix = ::testing::TempDir() + fmt::format("sluice-profile-{}", getpid());
+  ASSERT_TRUE(control(ControlKind::kStartProfile, to_json({.path_prefix = prefix, .num_steps = 2})).ok);
+  send(request("a", 3, 5));
+  EXPECT_EQ(outcome("a").new_ids.size(), 5u);
+  EXPECT_FALSE(control(ControlKind::kStopProfile).ok) << "it is over";
+  EXPECT_TRUE(std::ifstream(prefix + "-DP-1.trace.json").good());
 }
 
 }  // namespace

@@ -3,13 +3,18 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "base/clock.h"
+#include "engine/grammar/grammar.h"
 #include "engine/messages.h"
 #include "engine/radix_cache.h"
 #include "engine/sampler.h"
+#include "engine/stop_regex.h"
 
 namespace sluice::engine {
 
@@ -37,7 +42,12 @@ struct Request {
   int64_t cached_tokens = 0;
   int64_t retractions = 0;
   bool prefilled_once = false;
+  TimePoint arrived{};
+  std::optional<TimePoint> begun;  // its first step
 
+  std::unique_ptr<GrammarState> grammar;  // what its tokens are held to, if anything
+  bool grammar_begun = false;
+  std::optional<StopRegexes> stop_regexes;
   TokenCounts counts;  // of the output, if a penalty is set
   std::string tail;    // last bytes of the text, if there are stop strings
   size_t longest_stop = 0;

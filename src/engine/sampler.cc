@@ -86,7 +86,7 @@ bool has_penalties(const SamplingParams& params) {
 std::span<const float> Sampler::adjusted(const SampleInput& input) {
   const SamplingParams& params = *input.params;
   const bool penalise = input.counts && !input.counts->empty() && has_penalties(params);
-  if (!penalise && params.logit_bias.empty() && input.forbidden.empty()) return input.logits;
+  if (!penalise && params.logit_bias.empty() && input.forbidden.empty() && input.allowed.empty()) return input.logits;
   row_.assign(input.logits.begin(), input.logits.end());
   const auto inside = [&](int32_t token) { return token >= 0 && static_cast<size_t>(token) < row_.size(); };
   if (penalise) {
@@ -102,6 +102,13 @@ std::span<const float> Sampler::adjusted(const SampleInput& input) {
   }
   for (const auto& [token, bias] : params.logit_bias) {
     if (inside(token)) row_[static_cast<size_t>(token)] += static_cast<float>(bias);
+  }
+  for (size_t w = 0; w < input.allowed.size(); ++w) {
+    // Mostly words of zeros, where a grammar is narrow.
+    for (uint32_t missing = ~input.allowed[w]; missing != 0; missing &= missing - 1) {
+      const size_t token = w * 32 + static_cast<size_t>(std::countr_zero(missing));
+      if (token < row_.size()) row_[token] = kNever;
+    }
   }
   for (const int32_t token : input.forbidden) {
     if (inside(token)) row_[static_cast<size_t>(token)] = kNever;

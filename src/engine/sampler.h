@@ -19,6 +19,7 @@ struct SampleInput {
   std::span<const float> logits;  // [vocab]
   const SamplingParams* params = nullptr;
   const TokenCounts* counts = nullptr;  // null: nothing generated yet, or no penalty is set
+  std::span<const uint32_t> allowed;    // bits, as in grammar/grammar.h; empty: every token may come
   std::span<const int32_t> forbidden;   // tokens that must not come: those that end, below min_new_tokens
   uint64_t seed = 0;
   uint64_t position = 0;  // tokens generated so far
@@ -33,9 +34,9 @@ bool has_penalties(const SamplingParams& params);
 // Used by one thread at a time: it keeps scratch memory of a few rows.
 class Sampler {
  public:
-  // Order: frequency and presence penalty, repetition penalty, logit bias, forbidden tokens, temperature; then of the
-  // tokens by falling probability (ties by id) those stay that are among the first top_k, have less than top_p of
-  // probability before them, and at least min_p of the largest probability.
+  // Order: frequency and presence penalty, repetition penalty, logit bias, allowed and forbidden tokens, temperature;
+  // then of the tokens by falling probability (ties by id) those stay that are among the first top_k, have less than
+  // top_p of probability before them, and at least min_p of the largest probability.
   //
   // Cost: O(vocab) without a sort. A nucleus is a prefix of the sorted order, so only tokens above a threshold are
   // gathered and sorted, and the threshold is lowered until they are enough.

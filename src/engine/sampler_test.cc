@@ -151,6 +151,26 @@ TEST(SamplerTest, AForbiddenTokenNeverComes) {
   }
 }
 
+TEST(SamplerTest, OnlyAllowedTokensCome) {
+  Rng rng{11};
+  Sampler sampler;
+  for (int round = 0; round < 200; ++round) {
+    const auto row = draw_row(rng, 70, 3);
+    std::vector<uint32_t> allowed(3, 0);
+    for (int i = 0; i < 3; ++i) {
+      const auto token = rng.below(70);
+      allowed[token / 32] |= uint32_t{1} << (token % 32);
+    }
+    for (const double temperature : {0.0, 1.0}) {
+      SamplingParams params{.temperature = temperature, .top_p = round % 2 ? 1.0 : 0.5};
+      params.logit_bias[static_cast<int32_t>(rng.below(70))] = 100;  // does not help a token that is not allowed
+      const auto token = static_cast<size_t>(
+          sampler.sample({.logits = row, .params = &params, .allowed = allowed, .seed = rng.next(), .position = 0}));
+      EXPECT_TRUE(allowed[token / 32] >> (token % 32) & 1) << token;
+    }
+  }
+}
+
 TEST(SamplerTest, OddRowsAreSurvived) {
   Sampler sampler;
   const float nan = std::numeric_limits<float>::quiet_NaN();

@@ -1,6 +1,7 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "base/check.h"
@@ -107,11 +108,11 @@ void Scheduler::refuse(const GenerateRequest& request, int32_t status, std::stri
                       .prompt_tokens = static_cast<int64_t>(request.input_ids.size())});
 }
 
-void Scheduler::add(GenerateRequest request) {
+void Scheduler::add(GenerateRequest request, std::shared_ptr<const Grammar> grammar) {
   totals_.last_dispatch_seq = std::max(totals_.last_dispatch_seq, request.dispatch_seq);
   const bool health = request.rid.starts_with(kHealthCheckPrefix);
-  if (health && !idle()) {
-    // Work is being done, which is all that the check wants to know: an answer without a token.
+  if (health && (!idle() || paused_)) {
+    // The rank listens, which is all that the check wants to know: an answer without a token.
     outputs_.push_back({.rid = std::move(request.rid),
                         .finish = {.kind = FinishKind::kLength},
                         .prompt_tokens = static_cast<int64_t>(request.input_ids.size())});
@@ -119,6 +120,12 @@ void Scheduler::add(GenerateRequest request) {
   }
   if (!health) ++totals_.requests_total;
   if (std::string message = refusal(request); !message.empty()) return refuse(request, 400, std::move(message));
+  std::optional<StopRegexes> stop_regexes;
+  if (!request.sampling.stop_regex.empty()) {
+    auto compiled = StopRegexes::compile(request.sampling.stop_regex);
+    if (!compiled.ok()) return refuse(request, 400, compiled.error().message);
+    stop_regexes = std::move(*compiled);
+  }
   if (request.priority && !options_.priorities.enabled && options_.priorities.refused_if_disabled) {
     return refuse(request, 503,
                   "Using priority is disabled for this server. Please send a new request without a priority.");
@@ -130,6 +137,7 @@ void Scheduler::add(GenerateRequest request) {
   r.urgency = urgency_of(options_.priorities, r.in.priority);
   if (!queue_has_room(r)) return refuse(r.in, 503, "The request queue is full.");
   r.arrival = arrivals_++;
+  r.arrived = clock_.now();
   // Requests without a seed differ from each other, and a rank with a seed repeats itself.
   r.seed = r.in.sampling.seed.value_or(static_cast<uint64_t>(random_unit(options_.seed, r.arrival) * 0x1.0p53));
   r.tokens = std::move(r.in.input_ids);
@@ -138,6 +146,9 @@ void Scheduler::add(GenerateRequest request) {
   r.max_new = std::min(r.in.sampling.max_new_tokens, max_req_len_ - r.prompt_len - 1);
   std::erase(r.in.sampling.stop, "");
   for (const auto& stop : r.in.sampling.stop) r.longest_stop = std::max(r.longest_stop, stop.size());
+  if (grammar) r.grammar = grammar->start();
+  r.grammar_begun = r.in.sampling.grammar_after < 0;
+  if (stop_regexes) r.stop_regexes = std::move(*stop_regexes);
   waiting_.emplace(r.arrival, &r);
   requests_.emplace(r.in.rid, std::move(owned));
 }
@@ -174,8 +185,40 @@ void Scheduler::abort(const AbortRequest& request) {
   }
 }
 
+void Scheduler::pause(Pause how) {
+  paused_ = true;
+  if (how == Pause::kAbort) abort({.all = true});
+  if (how != Pause::kRetract) return;
+  if (chunked_) retract(*chunked_);
+  while (!running_.empty()) retract(*running_.back());
+}
+
+void Scheduler::expire() {
+  if (!options_.waiting_timeout && !options_.running_timeout) return;
+  const TimePoint now = clock_.now();
+  const auto over = [&](TimePoint since, const std::optional<Duration>& limit) {
+    return limit && now - since > *limit;
+  };
+  std::vector<Request*> waited, ran;
+  for (const auto& [rid, r] : requests_) {
+    if (r->begun ? over(*r->begun, options_.running_timeout) : over(r->arrived, options_.waiting_timeout)) {
+      (r->begun ? ran : waited).push_back(r.get());
+    }
+  }
+  const auto end_with_503 = [this](Request* r, std::string message) {
+    ++totals_.aborted_total;
+    end(*r, {.kind = FinishKind::kAbort, .message = std::move(message), .status_code = 503});
+  };
+  for (Request* r : waited) {
+    end_with_503(r, fmt::format("Request waiting timeout reached: it waited {:.1f} s.", seconds(now - r->arrived)));
+  }
+  for (Request* r : ran) {
+    end_with_503(r, fmt::format("Request running timeout reached: it ran {:.1f} s.", seconds(now - *r->begun)));
+  }
+}
+
 Result<void> Scheduler::flush_cache() {
-  if (!idle()) {
+  if (!idle() && !(paused_ && nothing_runs())) {
     return Error{ErrorCode::kUnavailable, fmt::format("the cache cannot be flushed while {} requests run and {} wait",
                                                       running_.size() + (chunked_ ? 1 : 0), waiting_.size())};
   }
@@ -205,6 +248,7 @@ void Scheduler::admit(Request& r, int64_t cached) {
   SLUICE_CHECK(!free_rows_.empty(), "{} requests run and no row is free", running_.size());
   r.row = free_rows_.back();
   free_rows_.pop_back();
+  if (!r.begun) r.begun = clock_.now();
   r.phase = Request::Phase::kChunked;  // until its last chunk is done
   if (cached > 0) {
     const auto match = cache_.match(r.in.extra_key, r.first(cached));
@@ -297,6 +341,7 @@ void Scheduler::commit(const StepPlan& plan, std::span<const float> logits) {
   const auto vocab = static_cast<size_t>(runner_.info().vocab_size);
   ++totals_.steps_total;
   count_step(plan);
+  const size_t all = logits.size();
   for (const auto& s : plan.sequences) {
     Request& r = *s.request;
     const int64_t from = r.kv_len;
@@ -315,7 +360,7 @@ void Scheduler::commit(const StepPlan& plan, std::span<const float> logits) {
         totals_.cached_tokens_total += static_cast<uint64_t>(r.cached_tokens);
       }
     }
-    take_token(r, logits.first(vocab));
+    take_token(r, logits.first(vocab), (all - logits.size()) / vocab);
     logits = logits.subspan(vocab);
   }
   if (idle()) new_token_ratio_ = initial_ratio_;
@@ -413,7 +458,18 @@ void Scheduler::release(Request& r, bool keep_in_cache) {
   r.kv_len = r.owned_from = 0;
 }
 
-void Scheduler::take_token(Request& r, std::span<const float> row) {
+void Scheduler::end_embedding(Request& r, size_t row) {
+  std::vector<float> embedding = runner_.hidden(static_cast<int64_t>(row));
+  double square = 0;
+  for (const float x : embedding) square += static_cast<double>(x) * static_cast<double>(x);
+  const auto scale = static_cast<float>(square > 0 ? 1 / std::sqrt(square) : 0);
+  for (float& x : embedding) x *= scale;
+  end(r, {.kind = FinishKind::kLength});
+  outputs_.back().embedding = std::move(embedding);
+}
+
+void Scheduler::take_token(Request& r, std::span<const float> row, size_t index) {
+  if (r.in.embed) return end_embedding(r, index);
   if (r.max_new == 0) return end(r, {.kind = FinishKind::kLength});  // prefill only
   std::vector<int32_t> forbidden;
   if (r.generated() < r.in.sampling.min_new_tokens) {
@@ -421,12 +477,22 @@ void Scheduler::take_token(Request& r, std::span<const float> row) {
     const auto& eos = runner_.info().eos_token_ids;
     forbidden.insert(forbidden.end(), eos.begin(), eos.end());
   }
+  std::span<const uint32_t> allowed;
+  const bool constrained = r.grammar && r.grammar_begun;
+  if (constrained) allowed = allowed_tokens(r, forbidden);
   const int32_t token = sampler_.sample({.logits = row,
                                          .params = &r.in.sampling,
                                          .counts = &r.counts,
+                                         .allowed = allowed,
                                          .forbidden = forbidden,
                                          .seed = r.seed,
                                          .position = static_cast<uint64_t>(r.generated())});
+  r.grammar_begun |= token == r.in.sampling.grammar_after;
+  if (constrained && !r.grammar->accept(token)) {
+    return end(r, {.kind = FinishKind::kAbort,
+                   .message = fmt::format("no token of the vocabulary goes on with {}", r.in.sampling.grammar_field),
+                   .status_code = 400});
+  }
   if (r.in.return_logprob) {
     r.output_logprobs.push_back(sampler_.logprobs(row, token, r.in.top_logprobs_num, r.in.token_ids_logprob));
   }
@@ -441,6 +507,19 @@ void Scheduler::take_token(Request& r, std::span<const float> row) {
   if ((r.generated() - 1) % interval == 0) emit(r, finish);
 }
 
+// What the grammar allows, less what is forbidden as long as anything is left: where only the end may come, it comes.
+std::span<const uint32_t> Scheduler::allowed_tokens(Request& r, std::vector<int32_t>& forbidden) {
+  mask_.assign((static_cast<size_t>(runner_.info().vocab_size) + 31) / 32, 0);
+  if (!r.grammar->allowed(mask_)) return {};
+  const std::vector<int32_t> ends = std::exchange(forbidden, {});
+  std::vector<uint32_t> rest = ends.empty() ? std::vector<uint32_t>() : mask_;
+  for (const int32_t token : ends) {
+    if (token >= 0 && static_cast<size_t>(token) / 32 < rest.size()) rest[token / 32] &= ~(uint32_t{1} << (token % 32));
+  }
+  if (std::any_of(rest.begin(), rest.end(), [](uint32_t word) { return word != 0; })) mask_ = std::move(rest);
+  return mask_;
+}
+
 // In the runtime's order: length, then tokens, then strings.
 FinishReason Scheduler::finish_of(Request& r, int32_t token) {
   const SamplingParams& params = r.in.sampling;
@@ -448,13 +527,20 @@ FinishReason Scheduler::finish_of(Request& r, int32_t token) {
   if (!params.ignore_eos && (contains(params.stop_token_ids, token) || contains(runner_.info().eos_token_ids, token))) {
     return {.kind = FinishKind::kStopToken, .matched_token = token};
   }
-  if (r.longest_stop > 0) {
+  if (r.grammar && r.grammar->finished()) return {.kind = FinishKind::kStopToken, .matched_token = token};
+  if (r.longest_stop > 0 || r.stop_regexes) {
     r.tail += token_bytes_(token);
     for (const auto& stop : params.stop) {
       if (r.tail.find(stop) != std::string::npos) return {.kind = FinishKind::kStopString, .matched_string = stop};
     }
-    // Only what a stop string can still begin in.
-    if (r.tail.size() >= r.longest_stop) r.tail.erase(0, r.tail.size() - (r.longest_stop - 1));
+    if (r.stop_regexes) {
+      if (const auto* pattern = r.stop_regexes->find(r.tail)) {
+        return {.kind = FinishKind::kStopString, .matched_string = *pattern};
+      }
+    }
+    // Only what a stop can still begin in.
+    const size_t kept = std::max(r.longest_stop > 0 ? r.longest_stop - 1 : 0, r.stop_regexes ? StopRegexes::kTail : 0);
+    if (r.tail.size() > kept) r.tail.erase(0, r.tail.size() - kept);
   }
   return {};
 }
@@ -492,14 +578,40 @@ void Scheduler::end(Request& r, FinishReason finish) {
 }
 
 Result<void> Scheduler::step() {
+  expire();
+  if (paused_) return {};
   const StepPlan next = plan();
   if (next.kind == StepPlan::Kind::kIdle) {
     SLUICE_CHECK(idle(), "{} requests are known and none can go on", requests_.size());
     return {};
   }
-  SLUICE_TRY(const auto logits, launch(next));
-  commit(next, logits);
+  return run(next);
+}
+
+Result<void> Scheduler::run(const StepPlan& plan) {
+  StepReport times{.begun = planning_since_};
+  if (observer_) times.planned = clock_.now();
+  SLUICE_TRY(const auto logits, launch(plan));
+  if (observer_) times.launched = clock_.now();
+  commit(plan, logits);
+  if (observer_) report(plan, times);
   return {};
+}
+
+void Scheduler::report(const StepPlan& plan, StepReport report) {
+  report.committed = clock_.now();
+  report.kind = plan.kind;
+  report.sequences = static_cast<int64_t>(plan.sequences.size());
+  for (const auto& s : plan.sequences) {
+    report.tokens += s.new_tokens;
+    report.cached += s.cached;
+  }
+  report.retracted = static_cast<int64_t>(plan.retract.size());
+  report.running = static_cast<int64_t>(running_.size()) + (chunked_ ? 1 : 0);
+  report.waiting = static_cast<int64_t>(waiting_.size());
+  report.cached_tokens = cache_.evictable();
+  report.used_tokens = pool_.capacity() - pool_.available() - report.cached_tokens;
+  observer_(report);
 }
 
 // ---- reports
@@ -515,6 +627,7 @@ LoadSnapshot Scheduler::snapshot() {
   s.unix_nanos = clock_.unix_nanos();
   s.num_running_reqs = static_cast<int64_t>(running_.size()) + (chunked_ ? 1 : 0);
   s.num_waiting_reqs = static_cast<int64_t>(waiting_.size());
+  s.num_paused_reqs = paused_ ? static_cast<int64_t>(requests_.size()) : 0;
   s.num_cached_tokens = cache_.evictable();
   s.num_used_tokens = pool_.capacity() - pool_.available() - cache_.evictable();
   for (const auto& [arrival, r] : waiting_) s.num_waiting_tokens += r->length();

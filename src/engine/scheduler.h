@@ -58,6 +58,8 @@ struct SchedulerOptions {
   double mixed_chunk_gap = 3.0;  // > 1: times the length of a decode step that such a step may take
   double conservativeness = 1.0;
   uint64_t seed = 0;  // of requests that bring none
+  // How long a request may wait for its first step, and run from there on; 503 after it.
+  std::optional<Duration> waiting_timeout, running_timeout;
 };
 
 struct StepPlan {
@@ -75,6 +77,18 @@ struct StepPlan {
   std::vector<Request*> preempt;  // a more urgent one takes the place of
 };
 
+// What a step did and when.
+struct StepReport {
+  StepPlan::Kind kind = StepPlan::Kind::kIdle;
+  TimePoint begun, planned, launched, committed;
+  int64_t sequences = 0, tokens = 0;
+  int64_t cached = 0;  // tokens taken from the prefix cache
+  int64_t retracted = 0;
+  // After it.
+  int64_t running = 0, waiting = 0;
+  int64_t used_tokens = 0, cached_tokens = 0;
+};
+
 // Used by one thread.
 class Scheduler {
  public:
@@ -85,19 +99,37 @@ class Scheduler {
   ~Scheduler();
 
   // A request that cannot be served gets its answer (kAbort with a status) at once.
-  void add(GenerateRequest request);
+  // `grammar`: what its tokens are held to, if anything.
+  void add(GenerateRequest request, std::shared_ptr<const Grammar> grammar = nullptr);
   // Ends a request in any phase, now; unknown ids are ignored.
   void abort(const AbortRequest& request);
-  // kUnavailable, saying what is in the way, unless nothing runs or waits.
+  // kUnavailable, saying what is in the way, unless nothing runs, and nothing waits for anything but the end of a
+  // pause.
   Result<void> flush_cache();
 
+  // Nothing is computed until go_on(). What is in flight is aborted, goes back to the queue, or stays as it is; what
+  // comes waits.
+  enum class Pause { kAbort, kRetract, kInPlace };
+  void pause(Pause how);
+  void go_on() { paused_ = false; }
+  bool paused() const { return paused_; }
+
   bool idle() const { return requests_.empty(); }
+  bool has_work() const { return !paused_ && !idle(); }
+  // Nothing holds KV or a place in a step.
+  bool nothing_runs() const { return running_.empty() && chunked_ == nullptr; }
+  // Ends what has waited or run for too long. Between steps, and now and then when there are none.
+  void expire();
+  // Gets every step from now on; empty: nobody does.
+  void observe(std::function<void(const StepReport&)> observer) { observer_ = std::move(observer); }
 
   StepPlan plan() const;
   // The logits of the plan's rows. An error is the runner's: this rank cannot go on.
   Result<std::span<const float>> launch(const StepPlan& plan);
   void commit(const StepPlan& plan, std::span<const float> logits);
-  // The three of them. A step of an idle scheduler does nothing.
+  // The latter two. Not of an idle plan.
+  Result<void> run(const StepPlan& plan);
+  // All of it, and expire(). A step of a scheduler that is idle or paused does nothing.
   Result<void> step();
 
   // What happened since the last call.
@@ -144,8 +176,12 @@ class Scheduler {
 
   void count_step(const StepPlan& plan);
   size_t take_input_logprobs(Request& request, int64_t from, int64_t to, std::span<const float> logits);
-  void take_token(Request& request, std::span<const float> row);
+  // `index`: of the row among the step's.
+  void take_token(Request& request, std::span<const float> row, size_t index);
+  std::span<const uint32_t> allowed_tokens(Request& request, std::vector<int32_t>& forbidden);
   FinishReason finish_of(Request& request, int32_t token);
+  void report(const StepPlan& plan, StepReport times);
+  void end_embedding(Request& request, size_t row);
   void emit(Request& request, FinishReason finish);
   void end(Request& request, FinishReason finish);
 
@@ -161,6 +197,7 @@ class Scheduler {
   KvPool pool_;
   RadixCache cache_;
   Sampler sampler_;
+  std::vector<uint32_t> mask_;  // of the grammar of the request whose token is chosen
   BatchBuilder batch_;
   StepTimes times_;
   Duration forward_time_{};
@@ -172,6 +209,9 @@ class Scheduler {
   std::vector<Request*> running_;                                       // decoding
   double new_token_ratio_;
   uint64_t arrivals_ = 0;
+  bool paused_ = false;
+  std::function<void(const StepReport&)> observer_;
+  mutable TimePoint planning_since_;  // of the plan made last, where somebody observes
 
   std::vector<RequestOutput> outputs_;
   LoadSnapshot totals_;  // the counters and rates; the rest is filled by snapshot()

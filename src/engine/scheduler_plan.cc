@@ -72,6 +72,7 @@ struct Scheduler::Admission {
 };
 
 StepPlan Scheduler::plan() const {
+  if (observer_) planning_since_ = clock_.now();
   StepPlan prefill = plan_prefill();
   if (prefill.sequences.empty()) return plan_decode();
   if (options_.mixed_chunk) plan_decoding(prefill);

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <tuple>
 
 #include "base/check.h"
 #include "models/config.h"
@@ -17,6 +18,7 @@
 #include "models/layers/decoder.h"
 #include "models/sharding.h"
 #include "tensor/block_scaled.h"
+#include "tensor/dtype.h"
 #include "tensor/dummy.h"
 #include "tensor/safetensors.h"
 
@@ -79,18 +81,64 @@ Result<kernels::DType> dtype_of(const std::string& name) {
   return Error{ErrorCode::kBadOption, fmt::format("--dtype {} is not supported; auto, bfloat16 and float32 are", name)};
 }
 
-// What the packed weights depend on: the file as it stands, the arithmetic, and whose part they are.
+// What the packed weights depend on: the files as they stand, the arithmetic, and whose part they are.
 uint64_t weights_key(const RunnerOptions& options, kernels::DType dtype, const parallel::Layout& layout) {
   const std::string& path = options.model_path;
-  struct stat status {};
-  const std::string file = path.ends_with(".gguf") ? path : path + "/config.json";
-  if (::stat(file.c_str(), &status) != 0) std::memset(&status, 0, sizeof(status));
-  const std::string text = fmt::format(
-      "{}|{}|{}|{}|{}|{}|{}|{}/{}/{}/{}/{}{}{}", path, static_cast<int64_t>(status.st_size),
-      static_cast<int64_t>(status.st_mtim.tv_sec), static_cast<int64_t>(status.st_mtim.tv_nsec),
-      tensor::to_string(dtype), options.dummy_weights, options.config_override, layout.tp_rank, layout.tp_size,
-      layout.dp_size, layout.ep_size, static_cast<int>(layout.a2a), layout.dense_data_parallel, layout.dp_lm_head);
+  std::vector<std::string> files{path};
+  if (!path.ends_with(".gguf")) {
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(path, ignored)) {
+      const auto name = entry.path().filename().string();
+      if (name.ends_with(".safetensors") || name == "config.json") files.push_back(entry.path().string());
+    }
+    std::sort(files.begin(), files.end());
+  }
+  std::string text =
+      fmt::format("{}|{}|{}|{}/{}/{}/{}/{}{}{}", tensor::to_string(dtype), options.dummy_weights,
+                  options.config_override, layout.tp_rank, layout.tp_size, layout.dp_size, layout.ep_size,
+                  static_cast<int>(layout.a2a), layout.dense_data_parallel, layout.dp_lm_head);
+  for (const auto& file : files) {
+    struct stat status {};
+    if (::stat(file.c_str(), &status) != 0) std::memset(&status, 0, sizeof(status));
+    text += fmt::format("|{}|{}|{}|{}", file, static_cast<int64_t>(status.st_size),
+                        static_cast<int64_t>(status.st_mtim.tv_sec), static_cast<int64_t>(status.st_mtim.tv_nsec));
+  }
   return XXH64(text.data(), text.size(), 0);
+}
+
+// What sets one configuration apart from another whose weights are to take its place; empty: nothing. Shapes are
+// checked tensor by tensor, and sampling defaults may differ.
+std::string difference(const ModelConfig& a, const ModelConfig& b) {
+  const auto differ = [](std::string_view name, const auto& x, const auto& y) {
+    return x == y ? std::string() : fmt::format("its {} is {}, not {}", name, y, x);
+  };
+  const auto number = [](auto value) { return static_cast<double>(value); };
+  if (a.architectures != b.architectures) {
+    return differ("architecture", fmt::format("{}", fmt::join(a.architectures, ",")),
+                  fmt::format("{}", fmt::join(b.architectures, ",")));
+  }
+  const std::tuple<std::string_view, double, double> numbers[] = {
+      {"vocab_size", number(a.vocab_size), number(b.vocab_size)},
+      {"hidden_size", number(a.hidden_size), number(b.hidden_size)},
+      {"num_hidden_layers", number(a.num_layers), number(b.num_layers)},
+      {"num_attention_heads", number(a.num_heads), number(b.num_heads)},
+      {"num_key_value_heads", number(a.num_kv_heads), number(b.num_kv_heads)},
+      {"head_dim", number(a.head_dim), number(b.head_dim)},
+      {"rotary dimension", number(a.rotary_dim), number(b.rotary_dim)},
+      {"intermediate_size", number(a.intermediate_size), number(b.intermediate_size)},
+      {"rms_norm_eps", a.rms_norm_eps, b.rms_norm_eps},
+      {"rope_theta", a.rope.theta, b.rope.theta},
+      {"RoPE scaling", number(a.rope.scaling), number(b.rope.scaling)},
+      {"RoPE scaling factor", a.rope.factor, b.rope.factor},
+      {"RoPE layout", number(a.rope.interleaved), number(b.rope.interleaved)},
+      {"tie_word_embeddings", number(a.tie_embeddings), number(b.tie_embeddings)},
+      {"number of experts", number(a.moe ? a.moe->experts : 0), number(b.moe ? b.moe->experts : 0)},
+      {"experts per token", number(a.moe ? a.moe->top_k : 0), number(b.moe ? b.moe->top_k : 0)},
+      {"quantisation to FP8", number(a.fp8), number(b.fp8)}};
+  for (const auto& [name, x, y] : numbers) {
+    if (auto text = differ(name, x, y); !text.empty()) return text;
+  }
+  return "";
 }
 
 class DecoderRunner final : public Runner {
@@ -146,6 +194,11 @@ class DecoderRunner final : public Runner {
     const parallel::Layout& layout = weights_.layout();
     const bool own_tokens = layout.a2a != parallel::MoeAllToAll::kNone;
     last_first_ = 0;
+    first_normed_ = 0;
+    if (layout.dp_attention() && !layout.dp_lm_head) {
+      const auto before = static_cast<size_t>(layout.attention_dp().rank);
+      for (const int64_t rows : batch.group_logits.first(before)) first_normed_ += rows;
+    }
     if (layout.dp_attention() && !own_tokens) {
       const auto before = static_cast<size_t>(layout.attention_dp().rank);
       for (const int64_t tokens : batch.group_tokens.first(before)) last_first_ += tokens;
@@ -168,6 +221,47 @@ class DecoderRunner final : public Runner {
     return joined(logits.widths, values, staged.n_logits);
   }
 
+  std::vector<float> hidden(int64_t row) const override {
+    const auto width = static_cast<size_t>(config_.hidden_size);
+    const auto first = static_cast<size_t>(first_normed_ + row) * width;
+    std::vector<float> out(width);
+    if (weights_.dtype() == kernels::DType::kF32) {
+      backend_->copy_to_host(context_, out.data(), static_cast<const float*>(decoder_->normed()) + first,
+                             width * sizeof(float));
+      backend_->synchronize(context_);
+      return out;
+    }
+    std::vector<uint16_t> halves(width);
+    backend_->copy_to_host(context_, halves.data(), static_cast<const uint16_t*>(decoder_->normed()) + first,
+                           width * sizeof(uint16_t));
+    backend_->synchronize(context_);
+    for (size_t i = 0; i < width; ++i) out[i] = tensor::bf16_to_float(halves[i]);
+    return out;
+  }
+
+  Result<void> reload(const std::string& model_path, const Progress& progress) override {
+    RunnerOptions other = weights_from_;
+    other.model_path = model_path;
+    other.dummy_weights = false;
+    SLUICE_TRY(const Checkpoint checkpoint, open_checkpoint(other));
+    if (const auto what = difference(config_, checkpoint.config); !what.empty()) {
+      return Error{ErrorCode::kInvalidArgument,
+                   fmt::format("{} does not hold other weights of this model: {}", model_path, what)};
+    }
+    if (auto filled = refill(*checkpoint.source, other, progress); !filled.ok()) {
+      const auto back = [&]() -> Result<void> {
+        SLUICE_TRY(const Checkpoint old, open_checkpoint(weights_from_));
+        return refill(*old.source, weights_from_, progress);
+      }();
+      if (!back.ok()) {
+        return Error{ErrorCode::kInternal, fmt::format("{}; nor can the weights that were there be read again: {}",
+                                                       filled.error().message, back.error().message)};
+      }
+      return Error{ErrorCode::kInvalidArgument, filled.error().message};
+    }
+    weights_from_ = std::move(other);
+    return {};
+  }
   void copy_state(int32_t from, int32_t to) override { decoder_->states().copy(context_, from, to); }
 
   std::vector<std::vector<int64_t>> expert_loads() const override {
@@ -196,7 +290,8 @@ class DecoderRunner final : public Runner {
  private:
   DecoderRunner(const RunnerOptions& options, std::unique_ptr<kernels::Backend> backend, ModelConfig config,
                 kernels::DType dtype, const tensor::TensorSource& source)
-      : max_tokens_(options.max_step_tokens),
+      : weights_from_(options),
+        max_tokens_(options.max_step_tokens),
         max_seqs_(options.max_step_seqs),
         config_(std::move(config)),
         backend_(std::move(backend)),
@@ -215,6 +310,12 @@ class DecoderRunner final : public Runner {
       first += width;
     }
     return joined_logits_;
+  }
+
+  Result<void> refill(const tensor::TensorSource& source, const RunnerOptions& from, const Progress& progress) {
+    return weights_.refill(
+        source, context_, {.fd = from.shared_weights_fd, .key = weights_key(from, weights_.dtype(), weights_.layout())},
+        progress);
   }
 
   template <class T>
@@ -300,6 +401,7 @@ class DecoderRunner final : public Runner {
     return staged;
   }
 
+  RunnerOptions weights_from_;
   const int64_t max_tokens_;
   const int64_t max_seqs_;
   const ModelConfig config_;
@@ -313,6 +415,7 @@ class DecoderRunner final : public Runner {
   int32_t* device_table_ = nullptr;
   int64_t table_width_ = 0;
   // Of the last step: this group's tokens, or this rank's part of them, among those that routers got.
+  int64_t first_normed_ = 0;  // row of the last step's logits that is our first
   int64_t last_first_ = 0;
   int64_t last_tokens_ = 0;
   std::vector<int32_t> host_staged_;

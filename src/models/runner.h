@@ -82,6 +82,15 @@ class Runner {
   // Copies the states of one row to another one, for models that have some: a sequence in row `to` goes on where that
   // of row `from` is. Rows of kept states are table_rows .. table_rows + kept_states - 1.
   virtual void copy_state(int32_t from, int32_t to) { (void)from, (void)to; }
+  // Row `row` of the last step's logits before the head: the final norm's output, [hidden_size].
+  virtual std::vector<float> hidden(int64_t row) const { return (void)row, std::vector<float>(); }
+  // Other weights in place of these, of a checkpoint with the same configuration; K and V of the pool are the old ones'
+  // still. kInvalidArgument with what differs. After an error the weights are what they were; kInternal: they are not.
+  using Progress = std::function<void(double, std::string_view)>;
+  virtual Result<void> reload(const std::string& model_path, const Progress& progress) {
+    (void)progress;
+    return Error{ErrorCode::kUnimplemented, model_path + ": this model's weights cannot be loaded anew"};
+  }
   // Tokens that each expert got since the start, [layers with experts][experts]; empty for a model without.
   virtual std::vector<std::vector<int64_t>> expert_loads() const { return {}; }
   // Of the last step; with RunnerOptions::record_routing. Where experts are reached by deepep, of this rank's part of

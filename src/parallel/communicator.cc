@@ -1,6 +1,7 @@
 #include "parallel/communicator.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "base/check.h"
 
@@ -103,6 +104,14 @@ Result<void*> Communicator::buffer(const Context& context, size_t bytes) {
     lent_.reset(new DeviceMemory{context.backend, memory, bytes});
   }
   return lent_->at;
+}
+
+Result<void*> Communicator::host_buffer(size_t bytes) {
+  constexpr size_t kAlignment = 64;
+  host_buffer_.resize(bytes + kAlignment);
+  void* at = host_buffer_.data();
+  size_t room = host_buffer_.size();
+  return std::align(kAlignment, bytes, at, room);
 }
 
 Result<std::unique_ptr<Communicator>> Communicator::split(int64_t color, int64_t key, std::string_view name) {

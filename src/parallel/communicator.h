@@ -90,6 +90,8 @@ class Communicator {
   // A sign of life from a busy rank, and where it is, for messages. Calls are signs by themselves. Any thread; some 30
   // ns.
   virtual void progress(const Progress& progress) = 0;
+  // Where a rank of this group was when it was last heard of. Any thread.
+  virtual Progress last_progress(int rank) const = 0;
   // Fails this world at once, on all ranks, waiting ones too. The first reason stays. Any thread.
   virtual void abort(std::string_view reason) = 0;
   // Why the group failed, if it did. Any thread.
@@ -100,7 +102,8 @@ class Communicator {
 
   // What members implement; memory is the host's. Calls have passed check_call().
   virtual Result<void> run(const Collective& call) = 0;
-  virtual Result<void*> host_buffer(size_t bytes) = 0;
+  // buffer() of host memory; by default some of its own.
+  virtual Result<void*> host_buffer(size_t bytes);
   // `members` are ranks of this group, this rank being the index-th. Called on all ranks of this group at once, on each
   // with its own subgroup; empty for a rank in none.
   virtual Result<std::unique_ptr<Communicator>> subgroup(std::span<const int> members, int index,
@@ -122,6 +125,7 @@ class Communicator {
   std::atomic<uint64_t> received_bytes_{0};
   std::vector<std::byte> staged_in_;
   std::vector<std::byte> staged_out_;
+  std::vector<std::byte> host_buffer_;
   // Of buffer() on a device that the host does not see.
   std::unique_ptr<DeviceMemory> lent_;
 };

@@ -54,6 +54,10 @@ class Inproc final : public Communicator {
 
   void progress(const Progress& progress) override { sign_.seen(world_->options.clock->now(), progress); }
 
+  Progress last_progress(int rank) const override {
+    return world_->signs[static_cast<size_t>(world_rank(rank))].where();
+  }
+
   void abort(std::string_view reason) override {
     const std::lock_guard lock(world_->mu);
     world_->fail({ErrorCode::kUnavailable, std::string(reason)});
@@ -81,13 +85,6 @@ class Inproc final : public Communicator {
     return agreed;
   }
 
-  Result<void*> host_buffer(size_t bytes) override {
-    buffer_.resize(bytes + kAlignment);
-    void* at = buffer_.data();
-    size_t room = buffer_.size();
-    return std::align(kAlignment, bytes, at, room);
-  }
-
   Result<std::unique_ptr<Communicator>> subgroup(std::span<const int> members, int index,
                                                  std::string_view name) override {
     std::shared_ptr<Group> group;
@@ -111,8 +108,6 @@ class Inproc final : public Communicator {
   }
 
  private:
-  static constexpr size_t kAlignment = 64;
-
   // `state` says what others are to find, with the lock held.
   template <class State>
   Result<void> meet(const CallHeader& header, State state) {
@@ -204,7 +199,6 @@ class Inproc final : public Communicator {
   const std::shared_ptr<Group> group_;
   SignOfLife& sign_;
   uint64_t sequence_ = 0;
-  std::vector<std::byte> buffer_;
 };
 
 }  // namespace

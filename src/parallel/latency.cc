@@ -15,6 +15,7 @@ class Delayed final : public Communicator {
         options_(std::move(options)) {}
 
   void progress(const Progress& progress) override { inner_->progress(progress); }
+  Progress last_progress(int rank) const override { return inner_->last_progress(rank); }
   void abort(std::string_view reason) override { inner_->abort(reason); }
   std::optional<Error> failure() const override { return inner_->failure(); }
 

@@ -74,6 +74,7 @@ class Shm final : public Communicator {
         peer_regions_(layout_.size) {}
 
   void progress(const Progress& progress) override { sign_.seen(options_.clock->now(), progress); }
+  Progress last_progress(int rank) const override { return segment_->sign(world_rank(rank)).where(); }
   void abort(std::string_view reason) override { segment_->abort(reason); }
   std::optional<Error> failure() const override { return segment_->failure(); }
 

@@ -105,12 +105,20 @@ ordered_json calls_or_null(const std::vector<ToolCall>& calls) {
   return out;
 }
 
+// What SGLang adds to OpenAI's answers. The one cache there is lies in the memory of the device.
+ordered_json extension(const Usage& usage) {
+  ordered_json out = ordered_json::object();
+  out["cached_tokens_details"] = {{"device", usage.cached_tokens}, {"host", 0}};
+  return out;
+}
+
 std::string whole_answer(const OpenAiFormat& format, std::string_view object, ordered_json choices,
                          const Usage& usage) {
   auto out = head(format, object);
   out["choices"] = std::move(choices);
   out["usage"] = usage_json(usage, format.report_cached);
   out["metadata"] = {{"weight_version", format.weight_version}};
+  if (format.cached_details) out["sglext"] = extension(usage);
   return dump(out);
 }
 
@@ -284,6 +292,14 @@ std::string chat_chunk(const OpenAiFormat& format, size_t index, ChatDelta kind,
   out["choices"] = ordered_json::array();
   out["choices"].push_back(std::move(choice));
   out["usage"] = usage_or_null(usage, format);
+  return dump(out);
+}
+
+std::string extension_chunk(const OpenAiFormat& format, std::string_view object, const Usage& usage) {
+  auto out = head(format, object);
+  out["choices"] = ordered_json::array();
+  out["usage"] = nullptr;
+  out["sglext"] = extension(usage);
   return dump(out);
 }
 

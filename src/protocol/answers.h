@@ -48,6 +48,7 @@ struct Sample {
   std::optional<double> e2e_latency;  // seconds, once finished
   std::vector<PositionScores> input_scores;
   std::vector<PositionScores> output_scores;
+  std::vector<float> embedding;  // in place of text, where that was asked for
 };
 
 // --- /generate
@@ -79,6 +80,7 @@ struct OpenAiFormat {
   int64_t created = 0;  // seconds since 1970
   std::string weight_version;
   bool report_cached = true;
+  bool cached_details = false;  // sglext
   bool logprobs = false;
 };
 nlohmann::ordered_json usage_json(const Usage& usage, bool report_cached);
@@ -117,6 +119,8 @@ std::string completion_chunk(const OpenAiFormat& format, nlohmann::ordered_json 
 enum class ChatDelta { kRole, kParts, kFinish };
 std::string chat_chunk(const OpenAiFormat& format, size_t index, ChatDelta kind, const ChatParts& parts,
                        nlohmann::ordered_json logprobs, const Finish& finish, const Usage* usage);
+// The chunk with sglext and without choices.
+std::string extension_chunk(const OpenAiFormat& format, std::string_view object, const Usage& usage);
 // The last chunk of a stream with include_usage: no choices.
 std::string usage_chunk(const OpenAiFormat& format, std::string_view object, const Usage& usage);
 

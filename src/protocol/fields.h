@@ -56,6 +56,8 @@ class Fields {
   // Fields that are recognised and not served: an error unless not given, or equal to `harmless` (JSON text).
   void refuse(std::string_view name, std::string_view why, std::string_view harmless = "null");
 
+  // As messages call it.
+  std::string full_name(std::string_view name) const { return where_ + std::string(name); }
   void fail(std::string message) { fail(Error{ErrorCode::kInvalidArgument, std::move(message)}); }
   void fail(Error error);
   bool ok() const { return !error_; }

@@ -95,7 +95,6 @@ TEST(GenerateBodyTest, RefusesWhatIsOutsideTheScopeUnlessItAsksForNothing) {
   EXPECT_NE(error_of(R"({"text":"a","lora_path":"x"})").find("lora_path is not supported"), std::string::npos);
   EXPECT_NE(error_of(R"({"text":"a","bootstrap_room":7})").find("bootstrap_room"), std::string::npos);
   EXPECT_NE(error_of(R"({"text":"a","image_data":["x"]})").find("image_data"), std::string::npos);
-  EXPECT_NE(error_of(R"({"text":"a","sampling_params":{"regex":"a+"}})").find("regex"), std::string::npos);
   EXPECT_EQ(error_of(R"({"text":"a","lora_path":null,"image_data":[],"return_hidden_states":false,
                          "bootstrap_room":null})"),
             "no error");
@@ -118,6 +117,32 @@ TEST(GenerateBodyTest, FindsOutWhetherABrokenBodyAsksForAStream) {
   EXPECT_TRUE(asks_for_stream(R"({"stream":true,"text":3})"));
   EXPECT_FALSE(asks_for_stream(R"({"stream":false})"));
   EXPECT_FALSE(asks_for_stream(R"({"stream")"));
+}
+
+TEST(GenerateBodyTest, OneGrammarPerPromptAsTextOrAsJson) {
+  const auto grammar = [](const std::string& params) {
+    const auto body = parse_generate_body(R"({"text":"a","sampling_params":{)" + params + "}}");
+    EXPECT_TRUE(body.ok()) << body.error().message;
+    return body->items[0].sampling.grammar;
+  };
+  EXPECT_FALSE(grammar(R"("regex":null,"json_schema":null)"));
+  const auto regex = grammar(R"("regex":"a+")");
+  ASSERT_TRUE(regex);
+  EXPECT_EQ(regex->kind, Grammar::Kind::kRegex);
+  EXPECT_EQ(regex->text, "a+");
+  EXPECT_EQ(regex->field, "sampling_params.regex");
+  EXPECT_EQ(grammar(R"("json_schema":"{\"type\":\"object\"}")")->text, R"({"type":"object"})");
+  EXPECT_EQ(grammar(R"("json_schema":{"type":"object"})")->text, R"({"type":"object"})");
+  EXPECT_EQ(grammar(R"("ebnf":"root ::= \"a\"")")->kind, Grammar::Kind::kEbnf);
+  EXPECT_EQ(grammar(R"("structural_tag":{"type":"structural_tag"})")->kind, Grammar::Kind::kStructuralTag);
+
+  const std::string both = error_of(R"({"text":"a","sampling_params":{"regex":"a","ebnf":"root ::= \"a\""}})");
+  EXPECT_NE(both.find("sampling_params.regex and sampling_params.ebnf cannot be given together"), std::string::npos);
+  EXPECT_NE(error_of(R"({"text":"a","sampling_params":{"regex":5}})").find("sampling_params.regex"), std::string::npos);
+  EXPECT_NE(error_of(R"({"text":"a","sampling_params":{"regex":""}})").find("must not be empty"), std::string::npos);
+  const std::string_view long_one =
+      error_of(R"({"text":"a","sampling_params":{"regex":")" + std::string(kMaxGrammarBytes + 1, 'a') + "\"}}");
+  EXPECT_NE(long_one.find("at most 262144 bytes, got 262145"), std::string::npos);
 }
 
 }  // namespace

@@ -2,6 +2,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include "protocol/prompts.h"
+#include "protocol/tool_choice.h"
+
 namespace sluice::protocol {
 namespace {
 
@@ -36,43 +39,46 @@ StreamOptions read_stream(Fields& fields) {
   return out;
 }
 
-void refuse_format(Fields& fields) {
+// {"type": "structural_tag", "format": {...}}, or the older form with structures and triggers, as the newer one.
+ordered_json structural_tag(const ordered_json& format) {
+  if (!format.contains("structures") || !format.contains("triggers")) return format;
+  auto tags = ordered_json::array();
+  for (const auto& structure : format["structures"]) {
+    if (!structure.is_object()) continue;
+    auto content = ordered_json{{"type", "json_schema"}};
+    content["json_schema"] = structure.value("schema", ordered_json(true));
+    tags.push_back({{"type", "tag"},
+                    {"begin", structure.value("begin", ordered_json())},
+                    {"content", std::move(content)},
+                    {"end", structure.value("end", ordered_json())}});
+  }
+  auto inner = ordered_json{{"type", "triggered_tags"}, {"triggers", format["triggers"]}};
+  inner["tags"] = std::move(tags);
+  auto out = ordered_json{{"type", "structural_tag"}};
+  out["format"] = std::move(inner);
+  return out;
+}
+
+void read_format(Fields& fields, Sampling& sampling) {
   const auto* format = fields.find("response_format");
   if (format == nullptr) return;
   const auto type = format->is_object() ? format->value("type", ordered_json()) : ordered_json();
-  if (type != "text")
-    fields.fail(
-        "response_format is supported with type \"text\" only: constrained decoding is not "
-        "built yet");
-}
-
-// Completions take a string, a list of strings, ids, or a list of lists of ids.
-std::vector<Prompt> read_prompt(Fields& fields) {
-  std::vector<Prompt> out;
-  const auto* prompt = fields.find("prompt");
-  const std::string_view wanted = "prompt must be a string, a list of strings, a list of token ids or a list of such";
-  if (prompt == nullptr) {
-    fields.fail(std::string(wanted));
-  } else if (prompt->is_string()) {
-    out.push_back({.text = prompt->get<std::string>(), .ids = std::nullopt});
-  } else if (prompt->is_array() && !prompt->empty()) {
-    if (prompt->front().is_number()) {
-      out.push_back({.text = "", .ids = fields.token_ids("prompt")});
-    } else if (prompt->front().is_string()) {
-      for (auto& text : fields.texts("prompt")) out.push_back({.text = std::move(text), .ids = std::nullopt});
-    } else {
-      for (const auto& list : *prompt) {
-        const auto one = ordered_json{{"prompt", list}};
-        Fields member(one);
-        out.push_back({.text = "", .ids = member.token_ids("prompt")});
-        if (!member.ok() || !list.is_array() || list.empty()) fields.fail(std::string(wanted));
-      }
-    }
-  } else {
-    fields.fail(std::string(wanted));
+  if (type == "text") return;
+  if (type == "json_object") {
+    return set_grammar(fields, sampling, {.text = R"({"type": "object"})", .field = "response_format"});
   }
-  if (out.size() > kMaxBatch) fields.fail(fmt::format("prompt holds at most {} prompts", kMaxBatch));
-  return out;
+  if (type == "structural_tag") {
+    return set_grammar(
+        fields, sampling,
+        {.kind = Grammar::Kind::kStructuralTag, .text = dump(structural_tag(*format)), .field = "response_format"});
+  }
+  if (type != "json_schema") {
+    return fields.fail("response_format.type must be \"text\", \"json_object\", \"json_schema\" or \"structural_tag\"");
+  }
+  const auto described = format->value("json_schema", ordered_json());
+  const auto schema = described.is_object() ? described.value("schema", ordered_json()) : ordered_json();
+  if (!schema.is_object()) return fields.fail("response_format.json_schema.schema must be an object");
+  set_grammar(fields, sampling, {.text = dump(schema), .field = "response_format.json_schema.schema"});
 }
 
 // The text of a message's content: a string, null, or a list of text parts, which are joined by spaces as the runtime
@@ -146,14 +152,7 @@ Result<ordered_json> read_messages(const ordered_json& messages, const TemplateH
 
 // tools, tool_choice and chat_template_kwargs into the context of the template.
 void read_template_fields(Fields& fields, ordered_json& context) {
-  std::string choice = "auto";
-  if (const auto* value = fields.find("tool_choice")) {
-    choice = value->is_string() ? value->get<std::string>() : "a named function";
-    if (choice != "auto" && choice != "none") {
-      fields.fail(fmt::format("tool_choice must be \"auto\" or \"none\", got {}: forcing a call is not built yet",
-                              dump(*value)));
-    }
-  }
+  const bool offered = read_tool_choice(fields).kind != ToolChoice::Kind::kNone;
   if (const auto* tools = fields.find("tools")) {
     if (!tools->is_array()) fields.fail("tools must be a list");
     for (const auto& tool : *tools) {
@@ -161,7 +160,7 @@ void read_template_fields(Fields& fields, ordered_json& context) {
         fields.fail("tools must be a list of {\"type\": \"function\", \"function\": {...}}");
       }
     }
-    if (fields.ok() && choice == "auto" && !tools->empty()) context["tools"] = *tools;
+    if (fields.ok() && offered && !tools->empty()) context["tools"] = *tools;
   }
   if (const auto effort = fields.text("reasoning_effort"); !effort.empty()) context["reasoning_effort"] = effort;
   if (const auto* more = fields.find("chat_template_kwargs")) {
@@ -193,19 +192,20 @@ Result<CompletionBody> parse_completion_body(std::string_view text, const Sampli
   CompletionBody out;
   refuse_out_of_scope(fields);
   out.model = read_model(fields);
-  out.prompts = read_prompt(fields);
+  out.prompts = read_prompts(fields, "prompt");
   out.sampling = read_openai_sampling(fields, defaults);
   out.sampling.max_new_tokens = fields.integer("max_tokens", 16, {.min = 1, .max = INT32_MAX});
   out.stream = read_stream(fields);
   out.routing = read_routing(fields);
   out.echo = fields.boolean("echo", false);
+  out.cached_details = fields.boolean("return_cached_tokens_details", false);
   out.logprobs = fields.integer("logprobs", {.min = 0, .max = kMaxTopLogprobs});
   fields.refuse("suffix", "the model does not fill in the middle", "\"\"");
   if (const auto best = fields.integer("best_of", {.min = 1}); best && *best != out.sampling.n) {
     fields.fail("best_of must equal n: choosing among more samples is not built");
   }
   fields.text("user");
-  refuse_format(fields);
+  read_format(fields, out.sampling);
   if (!fields.ok()) return fields.error();
   return out;
 }
@@ -231,8 +231,8 @@ Result<ChatBody> parse_chat_body(std::string_view text, const SamplingDefaults& 
   out.parallel_tool_calls = fields.boolean("parallel_tool_calls", true);
   out.separate_reasoning = fields.boolean("separate_reasoning", true);
   out.stream_reasoning = fields.boolean("stream_reasoning", true);
-  fields.refuse("return_cached_tokens_details", "there is one cache level; see prompt_tokens_details", "false");
-  refuse_format(fields);
+  out.cached_details = fields.boolean("return_cached_tokens_details", false);
+  read_format(fields, out.sampling);
   if (const auto* ids = fields.find("input_ids")) {
     out.input_ids = fields.token_ids("input_ids");
     if (ids->empty()) fields.fail("input_ids must not be empty");
@@ -251,6 +251,13 @@ Result<ChatBody> parse_chat_body(std::string_view text, const SamplingDefaults& 
     out.tools = std::make_shared<const ordered_json>(*tools);
   }
   out.template_context = std::make_shared<const ordered_json>(std::move(context));
+  if (const auto choice = read_tool_choice(fields); fields.ok() && choice.forced()) {
+    const auto schema =
+        forced_calls_schema(choice, out.tools ? *out.tools : ordered_json::array(), out.parallel_tool_calls);
+    if (!schema.ok()) return schema.error();
+    set_grammar(fields, out.sampling, {.text = dump(*schema), .field = "tool_choice"});
+    out.forced_calls = true;
+  }
   if (!fields.ok()) return fields.error();
   return out;
 }

@@ -28,6 +28,7 @@ struct CompletionBody {
   StreamOptions stream;
   Routing routing;
   bool echo = false;
+  bool cached_details = false;      // sglext: which cache had the cached tokens
   std::optional<int64_t> logprobs;  // alternatives per token; 0: the chosen token alone
 };
 // `defaults`: what the model's generation config says.
@@ -50,11 +51,13 @@ struct ChatBody {
   Sampling sampling;
   StreamOptions stream;
   Routing routing;
+  bool cached_details = false;  // sglext: which cache had the cached tokens
   bool logprobs = false;
   int64_t top_logprobs = 0;
   // The functions that may be called; null where none are offered, or tool_choice is none.
   std::shared_ptr<const nlohmann::ordered_json> tools;
   bool parallel_tool_calls = true;  // false: one call at most
+  bool forced_calls = false;        // tool_choice forces them: sampling.grammar says so
   bool separate_reasoning = true;   // false: reasoning stays in the text
   bool stream_reasoning = true;     // false: reasoning comes in one piece
 };

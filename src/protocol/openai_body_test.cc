@@ -136,10 +136,9 @@ TEST(ChatBodyTest, NamesWhatIsWrong) {
   const std::string head = R"({"messages":[{"role":"user","content":"a"}],)";
   EXPECT_EQ(chat_error(head + R"("temperature":-1})"), "temperature must be a number of at least 0, got -1");
   EXPECT_EQ(chat_error(head + R"("top_logprobs":2})"), "top_logprobs needs logprobs to be true");
-  EXPECT_NE(chat_error(head + R"("response_format":{"type":"json_object"}})").find("response_format"),
-            std::string::npos);
+  EXPECT_NE(chat_error(head + R"("response_format":{"type":"yaml"}})").find("response_format"), std::string::npos);
   EXPECT_EQ(chat_error(head + R"("response_format":{"type":"text"}})"), "no error");
-  EXPECT_NE(chat_error(head + R"("tool_choice":"required"})").find("tool_choice"), std::string::npos);
+  EXPECT_NE(chat_error(head + R"("tool_choice":"required"})").find("needs tools"), std::string::npos);
   EXPECT_NE(chat_error(head + R"("model":"base:adapter"})").find("base:adapter"), std::string::npos);
   EXPECT_EQ(chat_error(head + R"("max_tokens":0})"), "max_tokens must be an integer in [1, 2147483647], got 0");
 }
@@ -152,6 +151,47 @@ TEST(TokenizeBodyTest, TakesPromptsAndMessages) {
   EXPECT_EQ(parse_detokenize_body(R"({"tokens":[1,2]})")->tokens.size(), 1u);
   EXPECT_TRUE(parse_detokenize_body(R"({"tokens":[[1],[2]]})")->list);
   EXPECT_FALSE(parse_detokenize_body(R"({"tokens":["a"]})").ok());
+}
+
+TEST(OpenAiBodyTest, ResponseFormatsAreGrammars) {
+  const auto grammar = [](const std::string& format) {
+    const auto body = parse_chat_body(
+        R"({"messages":[{"role":"user","content":"a"}],"response_format":)" + format + "}", SamplingDefaults{});
+    EXPECT_TRUE(body.ok()) << body.error().message;
+    return body.ok() ? body->sampling.grammar : std::nullopt;
+  };
+  EXPECT_FALSE(grammar(R"({"type":"text"})"));
+  EXPECT_EQ(grammar(R"({"type":"json_object"})")->text, R"({"type": "object"})");
+  const auto schema = grammar(R"({"type":"json_schema","json_schema":{"name":"n","schema":{"type":"integer"}}})");
+  ASSERT_TRUE(schema);
+  EXPECT_EQ(schema->text, R"({"type":"integer"})");
+  EXPECT_EQ(schema->field, "response_format.json_schema.schema");
+  // The older form of structural tags becomes the newer one.
+  const auto tag =
+      grammar(R"({"type":"structural_tag","triggers":["<f"],"structures":[{"begin":"<f>","schema":{},"end":"</f>"}]})");
+  ASSERT_TRUE(tag);
+  EXPECT_EQ(tag->text,
+            R"({"type":"structural_tag","format":{"type":"triggered_tags","triggers":["<f"],"tags":[{"type":"tag",)"
+            R"("begin":"<f>","content":{"type":"json_schema","json_schema":{}},"end":"</f>"}]}})");
+
+  const std::string head = R"({"messages":[{"role":"user","content":"a"}],)";
+  EXPECT_NE(chat_error(head + R"("response_format":{"type":"json_schema"}})").find("json_schema.schema must be"),
+            std::string::npos);
+  EXPECT_NE(chat_error(head + R"("regex":"a","response_format":{"type":"json_object"}})").find("together"),
+            std::string::npos);
+}
+
+TEST(OpenAiBodyTest, AForcedCallIsAGrammar) {
+  const std::string text = R"({"messages":[{"role":"user","content":"a"}],"tool_choice":"required",
+      "tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}])";
+  const auto body = parse_chat_body(text + "}", SamplingDefaults{});
+  ASSERT_TRUE(body.ok()) << body.error().message;
+  EXPECT_TRUE(body->forced_calls);
+  ASSERT_TRUE(body->sampling.grammar);
+  EXPECT_EQ(body->sampling.grammar->field, "tool_choice");
+  EXPECT_TRUE(body->tools);
+  EXPECT_NE(chat_error(text + R"(,"regex":"a"})").find("regex and tool_choice cannot be given together"),
+            std::string::npos);
 }
 
 }  // namespace

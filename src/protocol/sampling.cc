@@ -7,7 +7,6 @@
 namespace sluice::protocol {
 namespace {
 
-constexpr std::string_view kNoGrammar = "constrained decoding is not built yet";
 constexpr size_t kMaxStops = 64;
 
 std::map<int32_t, double> read_logit_bias(Fields& fields) {
@@ -27,6 +26,22 @@ std::map<int32_t, double> read_logit_bias(Fields& fields) {
   }
   if (!good) fields.fail("logit_bias must be an object of token ids, as strings, to numbers in [-1e6, 1e6]");
   return out;
+}
+
+void read_grammars(Fields& fields, Sampling& out) {
+  constexpr std::pair<const char*, Grammar::Kind> kFields[] = {{"json_schema", Grammar::Kind::kJsonSchema},
+                                                               {"regex", Grammar::Kind::kRegex},
+                                                               {"ebnf", Grammar::Kind::kEbnf},
+                                                               {"structural_tag", Grammar::Kind::kStructuralTag}};
+  for (const auto& [name, kind] : kFields) {
+    const auto* value = fields.find(name);
+    if (value == nullptr) continue;
+    // Schemas and tags are JSON: as text, which is the runtime's way, or as they are.
+    const bool json = kind == Grammar::Kind::kJsonSchema || kind == Grammar::Kind::kStructuralTag;
+    std::string text = json && value->is_object() ? dump(*value) : fields.text(name);
+    if (text.empty() && fields.ok()) fields.fail(fmt::format("{} must not be empty", fields.full_name(name)));
+    set_grammar(fields, out, {.kind = kind, .text = std::move(text), .field = fields.full_name(name)});
+  }
 }
 
 // The fields that both spellings share.
@@ -49,8 +64,10 @@ Sampling read_common(Fields& fields, const SamplingDefaults& defaults) {
   out.no_stop_trim = fields.boolean("no_stop_trim", false);
   out.skip_special_tokens = fields.boolean("skip_special_tokens", true);
   out.logit_bias = read_logit_bias(fields);
-  for (const auto* name : {"json_schema", "regex", "ebnf", "structural_tag"}) fields.refuse(name, kNoGrammar);
-  fields.refuse("stop_regex", "stopping by regular expression is not built yet; use stop");
+  read_grammars(fields, out);
+  out.stop_regex = fields.texts("stop_regex");
+  std::erase(out.stop_regex, "");
+  if (out.stop_regex.size() > kMaxStops) fields.fail(fmt::format("stop_regex must hold at most {} strings", kMaxStops));
   fields.refuse("custom_params", "custom logit processors are not built");
   return out;
 }
@@ -63,6 +80,20 @@ void check_together(Fields& fields, const Sampling& sampling) {
 }
 
 }  // namespace
+
+void set_grammar(Fields& fields, Sampling& sampling, Grammar grammar) {
+  if (sampling.grammar) {
+    return fields.fail(
+        fmt::format("{} and {} cannot be given together: an answer is held to one of json_schema, regex, "
+                    "ebnf, structural_tag and response_format",
+                    sampling.grammar->field, grammar.field));
+  }
+  if (grammar.text.size() > kMaxGrammarBytes) {
+    return fields.fail(
+        fmt::format("{} must have at most {} bytes, got {}", grammar.field, kMaxGrammarBytes, grammar.text.size()));
+  }
+  sampling.grammar = std::move(grammar);
+}
 
 Result<Sampling> parse_sampling_params(const nlohmann::ordered_json& object) {
   if (!object.is_object()) return Error{ErrorCode::kInvalidArgument, "sampling_params must be an object"};

@@ -22,6 +22,15 @@ struct SamplingDefaults {
   double repetition_penalty = 1.0;
 };
 
+// What an answer is held to.
+struct Grammar {
+  enum class Kind { kJsonSchema, kRegex, kEbnf, kStructuralTag };
+  Kind kind = Kind::kJsonSchema;
+  std::string text;
+  std::string field;  // where the client gave it, for errors
+};
+inline constexpr size_t kMaxGrammarBytes = 256 * 1024;
+
 struct Sampling {
   std::optional<int64_t> max_new_tokens;  // absent: what the endpoint gives who does not ask
   int64_t min_new_tokens = 0;
@@ -34,6 +43,7 @@ struct Sampling {
   double repetition_penalty = 1.0;
   int64_t n = 1;
   std::vector<std::string> stop;
+  std::vector<std::string> stop_regex;
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;
   bool no_stop_trim = false;
@@ -41,12 +51,16 @@ struct Sampling {
   std::optional<uint64_t> seed;
   std::optional<int64_t> stream_interval;
   std::map<int32_t, double> logit_bias;
+  std::optional<Grammar> grammar;
 };
 
 inline constexpr int64_t kMaxSamples = 128;  // largest n
 
 // The object `sampling_params` of /generate.
 Result<Sampling> parse_sampling_params(const nlohmann::ordered_json& object);
+
+// Adds a grammar; an error in `fields` when there is one already, or when it is too long.
+void set_grammar(Fields& fields, Sampling& sampling, Grammar grammar);
 
 // What the OpenAI endpoints have at the top level, except the length, whose name and default differ.
 Sampling read_openai_sampling(Fields& fields, const SamplingDefaults& defaults);

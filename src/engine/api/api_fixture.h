@@ -31,6 +31,7 @@ struct Word {
   FinishReason finish = {};
   std::vector<PositionLogprobs> input_logprobs = {};
   std::vector<PositionLogprobs> output_logprobs = {};
+  std::vector<float> embedding = {};
 };
 
 // Ranks without processes. Says what `script` makes of each request, on a thread of its own; a request whose script is
@@ -89,9 +90,11 @@ class FakeBackend final : public Backend {
     for (const auto& [rid, open] : open_) out.push_back(rid);
     return out;
   }
-  void flush_cache(std::function<void(Result<void>)> done) override {
+  void control(ControlKind kind, std::string text, Duration, OnControl done) override {
     const std::lock_guard lock(mu_);
-    thread_.post([done = std::move(done), result = flush_result] { done(result); });
+    controls_.emplace_back(kind, std::move(text));
+    Result<void> result = control_results[kind];
+    thread_.post([done = std::move(done), result] { done(result); });
   }
   std::vector<RankState> ranks() const override {
     const std::lock_guard lock(mu_);
@@ -115,6 +118,10 @@ class FakeBackend final : public Backend {
     const std::lock_guard lock(mu_);
     return submitted_;
   }
+  std::vector<std::pair<ControlKind, std::string>> controls() const {
+    const std::lock_guard lock(mu_);
+    return controls_;
+  }
   std::vector<std::string> aborted() const {
     const std::lock_guard lock(mu_);
     return aborted_;
@@ -129,7 +136,7 @@ class FakeBackend final : public Backend {
     return false;
   }
 
-  Result<void> flush_result;
+  std::map<ControlKind, Result<void>> control_results;
 
  private:
   struct Open {
@@ -151,7 +158,8 @@ class FakeBackend final : public Backend {
                          .cached_tokens = 1,
                          .retractions = 0,
                          .input_logprobs = std::move(word.input_logprobs),
-                         .output_logprobs = std::move(word.output_logprobs)};
+                         .output_logprobs = std::move(word.output_logprobs),
+                         .embedding = std::move(word.embedding)};
     const bool last = output.finish.kind != FinishKind::kNone;
     thread_.post([on_output = open.on_output, output = std::move(output)] { on_output(output); });
     if (last) open_.erase(found);
@@ -165,10 +173,11 @@ class FakeBackend final : public Backend {
   std::map<std::string, Open> open_;
   std::vector<std::pair<GenerateRequest, int64_t>> submitted_;
   std::vector<std::string> aborted_;
+  std::vector<std::pair<ControlKind, std::string>> controls_;
   net::EventLoop thread_{"ranks"};
 };
 
-struct Answer {
+struct HttpAnswer {
   int status = 0;
   std::string head;
   std::string body;
@@ -196,9 +205,9 @@ class Client {
   }
   // Reads until `text` has arrived.
   bool read_until(std::string_view text) { return connection_.wait_for(text); }
-  Answer answer() {
+  HttpAnswer answer() {
     const std::string in = connection_.read_to_end();
-    Answer out;
+    HttpAnswer out;
     const size_t end = in.find("\r\n\r\n");
     if (end == std::string::npos) return out;
     out.head = in.substr(0, end);
@@ -280,13 +289,13 @@ class ApiTest : public ::testing::Test {
     });
   }
 
-  Answer call(const std::string& method, const std::string& target, const std::string& body = "",
-              const std::string& headers = "Content-Type: application/json\r\n") {
+  HttpAnswer call(const std::string& method, const std::string& target, const std::string& body = "",
+                  const std::string& headers = "Content-Type: application/json\r\n") {
     Client client(port_);
     client.send(method, target, body, headers);
     return client.answer();
   }
-  Answer post(const std::string& target, const Json& body) { return call("POST", target, body.dump()); }
+  HttpAnswer post(const std::string& target, const Json& body) { return call("POST", target, body.dump()); }
 
   EngineOptions options_;
   std::string template_file_;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "parsers/forced_calls.h"
+
 namespace sluice::engine {
 namespace {
 
@@ -27,7 +29,8 @@ ChatParsing chat_parsing(const ApiContext& api, const protocol::ChatBody& body, 
     out.stream_reasoning = body.stream_reasoning;
     marks = {format->open, format->close};
   }
-  if (const auto* format = api.settings.tool_call_format; format != nullptr && body.tools != nullptr) {
+  const auto* format = body.forced_calls ? &parsers::forced_calls_format() : api.settings.tool_call_format;
+  if (format != nullptr && body.tools != nullptr) {
     out.calls = format;
     out.tools = body.tools;
     out.one_call = !body.parallel_tool_calls;

@@ -36,7 +36,25 @@ ApiContext::ApiContext(ApiSettings s, ServedModel m, Backend& b, obs::Metrics& m
       request_metrics(std::make_shared<RequestMetrics>(me, model.name, clock)),
       pool(pool_threads()),
       prompts(model.tokenizer),
-      rng_(random_seed()) {}
+      rng_(random_seed()),
+      model_path_(model.path),
+      weight_version_(settings.weight_version) {}
+
+std::string ApiContext::model_path() {
+  const std::lock_guard lock(mu_);
+  return model_path_;
+}
+
+std::string ApiContext::weight_version() {
+  const std::lock_guard lock(mu_);
+  return weight_version_;
+}
+
+void ApiContext::set_weights(std::string path, std::string version) {
+  const std::lock_guard lock(mu_);
+  model_path_ = std::move(path);
+  if (!version.empty()) weight_version_ = std::move(version);
+}
 
 LengthLimits ApiContext::limits() {
   {

@@ -33,6 +33,8 @@ struct ApiSettings {
   bool stream_output = false;
   bool report_cached = true;
   bool metrics = false;
+  bool embedding = false;                                      // --is-embedding
+  std::string why_no_grammar;                                  // empty: grammars are served
   bool health_generates = true;                                // SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION
   Duration health_timeout = std::chrono::seconds(20);          // SGLANG_HEALTH_CHECK_TIMEOUT
   std::optional<std::string> own_dp_rank;                      // SGLANG_DP_RANK
@@ -55,6 +57,10 @@ class ApiContext {
   LengthLimits limits();
   // 32 hexadecimal digits.
   std::string new_rid();
+  // Of the weights that are served now. `version` empty: it stays.
+  std::string model_path();
+  std::string weight_version();
+  void set_weights(std::string path, std::string version);
   int64_t unix_seconds() const { return clock.unix_nanos() / 1'000'000'000; }
 
   // Constant after construction.
@@ -71,11 +77,14 @@ class ApiContext {
   tokenizer::PromptEncoder prompts;  // remembers what it has tokenized
   std::atomic<ServerStatus> status{ServerStatus::kStarting};
   std::atomic<bool> unhealthy{false};  // what the last health check found
+  std::atomic<bool> paused{false};     // /pause_generation
+  std::atomic<bool> updating{false};   // /update_weights_from_disk is at work
 
  private:
   std::mutex mu_;
-  Rng rng_;              // guarded by mu_
-  LengthLimits limits_;  // guarded by mu_; those of a rank that was ready once
+  Rng rng_;                                  // guarded by mu_
+  LengthLimits limits_;                      // guarded by mu_; those of a rank that was ready once
+  std::string model_path_, weight_version_;  // guarded by mu_
 };
 
 // One call of an endpoint. `exchange` is answered by the endpoint, exactly once.

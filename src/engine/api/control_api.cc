@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "engine/api/admin_api.h"
 #include "engine/api/inbox.h"
 #include "obs/exposition.h"
 #include "protocol/fields.h"
@@ -109,27 +110,12 @@ net::Task<> metrics_page(ApiCall& call) {
 }
 
 net::Task<> flush_cache(ApiCall& call) {
-  struct Shared {
-    explicit Shared(net::EventLoop& loop) : event(std::make_shared<LoopEvent>(loop)) {}
-    const std::shared_ptr<LoopEvent> event;
-    Result<void> result;  // written before the event, read after it
-  };
-  auto shared = std::make_shared<Shared>(call.exchange.loop());
-  call.exchange.on_client_gone([event = shared->event] { event->notify(); });
-  call.api.backend.flush_cache([shared](Result<void> result) {
-    shared->result = std::move(result);
-    shared->event->notify();
-  });
-  // The backend calls back within 30 s, with the ranks that it waited for if they did not answer.
-  co_await shared->event->wait();
-  shared->event->close();
-  call.exchange.on_client_gone({});
-  if (call.exchange.client_gone()) co_return;
-  if (shared->result.ok()) {
+  const auto flushed = co_await control_ranks(call, ControlKind::kFlushCache, "", std::chrono::seconds(30));
+  if (flushed.ok()) {
     co_await answer(call, net::Response::text(200, "Cache flushed.\n"));
   } else {
-    const bool busy = shared->result.error().code == ErrorCode::kUnavailable;
-    co_await answer(call, net::Response::text(busy ? 400 : 500, shared->result.error().message + "\n"));
+    const bool busy = flushed.error().code == ErrorCode::kUnavailable;
+    co_await answer(call, net::Response::text(busy ? 400 : 500, flushed.error().message + "\n"));
   }
 }
 

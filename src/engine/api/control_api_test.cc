@@ -61,11 +61,11 @@ TEST_F(ControlApiTest, FlushSaysWhatIsInTheWay) {
   serve();
   EXPECT_EQ(call("POST", "/flush_cache").status, 200);
   EXPECT_EQ(call("GET", "/flush_cache").body, "Cache flushed.\n");
-  backend_->flush_result = Error{ErrorCode::kUnavailable, "1 requests run"};
+  backend_->control_results[ControlKind::kFlushCache] = Error{ErrorCode::kUnavailable, "1 requests run"};
   const auto busy = call("POST", "/flush_cache");
   EXPECT_EQ(busy.status, 400);
   EXPECT_THAT(busy.body, HasSubstr("1 requests run"));
-  backend_->flush_result = Error{ErrorCode::kTimeout, "rank 0 did not answer"};
+  backend_->control_results[ControlKind::kFlushCache] = Error{ErrorCode::kTimeout, "rank 0 did not answer"};
   EXPECT_EQ(call("POST", "/flush_cache").status, 500);
 }
 

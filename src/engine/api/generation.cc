@@ -175,6 +175,7 @@ void Generation::take(size_t i, RequestOutput output) {
   sample.retractions = output.retractions;
   append_scores(tokenizer, output.input_logprobs, state.texts_in_scores, state.first_prompt_id, sample.input_scores);
   append_scores(tokenizer, output.output_logprobs, state.texts_in_scores, 0, sample.output_scores);
+  if (!output.embedding.empty()) sample.embedding = std::move(output.embedding);
   if (output.finish.kind != FinishKind::kNone) end(state);
 }
 

@@ -19,6 +19,7 @@ void join(RequestOutput& news, RequestOutput&& later) {
   append(news.new_ids, std::move(later.new_ids));
   append(news.input_logprobs, std::move(later.input_logprobs));
   append(news.output_logprobs, std::move(later.output_logprobs));
+  append(news.embedding, std::move(later.embedding));
   news.finish = std::move(later.finish);
   news.prompt_tokens = later.prompt_tokens;
   news.completion_tokens = later.completion_tokens;

@@ -33,8 +33,10 @@ RankReady known_rank(const std::vector<RankState>& ranks) {
 }
 
 // The arguments, and in place of those that were left to be computed what they became.
-ordered_json effective_args(const ApiContext& api, const RankReady& rank) {
+ordered_json effective_args(ApiContext& api, const RankReady& rank) {
   auto out = api.settings.server_args;
+  out["model_path"] = api.model_path();
+  out["weight_version"] = api.weight_version();
   out["served_model_name"] = api.model.name;
   out["tokenizer_path"] = api.model.tokenizer_path;
   out["context_length"] = or_null(rank.context_length);
@@ -44,7 +46,7 @@ ordered_json effective_args(const ApiContext& api, const RankReady& rank) {
   return out;
 }
 
-ordered_json internal_state(const ApiContext& api, const RankState& rank) {
+ordered_json internal_state(ApiContext& api, const RankState& rank) {
   auto out = effective_args(api, rank.info);
   out["last_gen_throughput"] = rank.load.gen_throughput;
   out["memory_usage"] = {{"weight", static_cast<double>(rank.info.weight_bytes) / kGiB},
@@ -75,9 +77,11 @@ ordered_json model_entry(ApiContext& api) {
 
 net::Task<> model_info(ApiCall& call) {
   const auto& model = call.api.model;
-  ordered_json out = {{"model_path", model.path}, {"tokenizer_path", model.tokenizer_path}, {"is_generation", true}};
+  ordered_json out = {{"model_path", call.api.model_path()},
+                      {"tokenizer_path", model.tokenizer_path},
+                      {"is_generation", !call.api.settings.embedding}};
   out["preferred_sampling_params"] = nullptr;
-  out["weight_version"] = call.api.settings.weight_version;
+  out["weight_version"] = call.api.weight_version();
   out["has_image_understanding"] = false;
   out["has_audio_understanding"] = false;
   out["model_type"] = model.config.model_type;

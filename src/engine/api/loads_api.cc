@@ -62,8 +62,10 @@ ordered_json load_json(size_t rank, const RankState& state, const Sections& sect
                      {"token_capacity", state.info.max_total_num_tokens}};
   }
   if (sections.queues) {
-    out["queues"] = {
-        {"waiting", load.num_waiting_reqs}, {"grammar", 0}, {"paused", 0}, {"retracted", load.retracted_total}};
+    out["queues"] = {{"waiting", load.num_waiting_reqs},
+                     {"grammar", load.num_grammar_reqs},
+                     {"paused", load.num_paused_reqs},
+                     {"retracted", load.retracted_total}};
   }
   return out;
 }

@@ -45,7 +45,7 @@ Result<NativeRequest> prepare(ApiContext& api, const net::Headers& headers, std:
       prompt.request.token_ids_logprob = item.token_ids_logprob;
     }
     prompt.format.texts_in_scores = body.return_text_in_logprobs;
-    out.formats.push_back({.weight_version = api.settings.weight_version,
+    out.formats.push_back({.weight_version = api.weight_version(),
                            .logprobs = item.return_logprob,
                            .top_logprobs = item.return_logprob && item.top_logprobs_num > 0,
                            .requested_logprobs = item.return_logprob && !item.token_ids_logprob.empty(),

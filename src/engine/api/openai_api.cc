@@ -73,8 +73,11 @@ class Chunks {
     for (size_t i = 0; request_.chat && i < sent_.size(); ++i) {
       out_.event(chat_chunk(i, protocol::ChatDelta::kFinish, {}, nullptr, chats_[i].finish(generation_.sample(i))));
     }
-    if (!request_.stream.include_usage) return;
     const auto object = request_.chat ? "chat.completion.chunk" : "text_completion";
+    if (request_.format.cached_details) {
+      out_.event(protocol::extension_chunk(request_.format, object, generation_.usage()));
+    }
+    if (!request_.stream.include_usage) return;
     auto usage = generation_.usage();
     for (size_t i = 0; i < chats_.size(); ++i)
       usage.reasoning_tokens += chats_[i].reasoning_tokens(generation_.sample(i));

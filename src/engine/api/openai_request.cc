@@ -11,7 +11,7 @@ OpenAiRequest begin(ApiContext& api, const protocol::Routing& routing, const std
   out.format = {.id = routing.rid.empty() ? api.new_rid() : routing.rid,
                 .model = model,
                 .created = api.unix_seconds(),
-                .weight_version = api.settings.weight_version,
+                .weight_version = api.weight_version(),
                 .report_cached = api.settings.report_cached};
   out.stream = stream;
   return out;
@@ -28,6 +28,17 @@ void want_logprobs(PromptPlan& prompt, int64_t alternatives, bool of_prompt) {
   prompt.request.top_logprobs_num = alternatives;
   prompt.request.logprob_start_len = of_prompt ? 0 : -1;
   prompt.format.texts_in_scores = true;
+}
+
+// A grammar holds the answer, not the thoughts before it; where their end is no token, there are none.
+void begin_after_reasoning(const ApiContext& api, ChatParsing& parsing, PromptPlan& prompt) {
+  if (parsing.reasoning == nullptr) return;
+  const auto end = parsing.inside ? api.model.tokenizer->id_of(parsing.reasoning->close) : std::nullopt;
+  if (end) {
+    prompt.request.sampling.grammar_after = *end;
+  } else {
+    parsing.reasoning = nullptr;
+  }
 }
 
 }  // namespace
@@ -48,6 +59,7 @@ Result<OpenAiRequest> prepare_completion(ApiContext& api, const net::Headers& he
   SLUICE_TRY(auto body, protocol::parse_completion_body(text, {}));
   SLUICE_TRY_VOID(check_sample_count(body.prompts.size(), body.sampling.n));
   OpenAiRequest out = begin(api, body.routing, body.model, body.stream);
+  out.format.cached_details = body.cached_details;
   out.format.logprobs = body.logprobs.has_value();
   out.plan.per_prompt = static_cast<size_t>(body.sampling.n);
   SLUICE_TRY(out.plan.dp_rank, wanted_rank(headers, body.routing.dp_rank));
@@ -70,6 +82,7 @@ Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers,
   SLUICE_TRY(auto body, protocol::parse_chat_body(text, api.chat_defaults, api.model.template_habits));
   OpenAiRequest out = begin(api, body.routing, body.model, body.stream);
   out.chat = true;
+  out.format.cached_details = body.cached_details;
   out.format.logprobs = body.logprobs;
   out.plan.per_prompt = static_cast<size_t>(body.sampling.n);
   SLUICE_TRY(out.plan.dp_rank, wanted_rank(headers, body.routing.dp_rank));
@@ -84,6 +97,7 @@ Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers,
   out.parsing = chat_parsing(api, body, ids);
   SLUICE_TRY(auto planned,
              plan_prompt(api, api.limits(), std::move(ids), body.sampling, std::nullopt, body.stream.stream));
+  if (planned.request.sampling.grammar_kind != GrammarKind::kNone) begin_after_reasoning(api, out.parsing, planned);
   if (out.parsing.needs_special_tokens) planned.format.text.skip_special = false;
   route(planned, headers, body.routing);
   if (body.logprobs) want_logprobs(planned, body.top_logprobs, /*of_prompt=*/false);

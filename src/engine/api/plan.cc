@@ -8,6 +8,20 @@ namespace {
 
 constexpr int64_t kWholeInterval = 50;  // tokens between two words of a rank on a request that is answered as a whole
 
+GrammarKind to_engine(protocol::Grammar::Kind kind) {
+  switch (kind) {
+    case protocol::Grammar::Kind::kJsonSchema:
+      return GrammarKind::kJsonSchema;
+    case protocol::Grammar::Kind::kRegex:
+      return GrammarKind::kRegex;
+    case protocol::Grammar::Kind::kEbnf:
+      return GrammarKind::kEbnf;
+    case protocol::Grammar::Kind::kStructuralTag:
+      return GrammarKind::kStructuralTag;
+  }
+  return GrammarKind::kNone;
+}
+
 SamplingParams to_engine(const protocol::Sampling& from, int64_t max_new_tokens) {
   SamplingParams out;
   out.max_new_tokens = max_new_tokens;
@@ -20,10 +34,16 @@ SamplingParams to_engine(const protocol::Sampling& from, int64_t max_new_tokens)
   out.presence_penalty = from.presence_penalty;
   out.repetition_penalty = from.repetition_penalty;
   out.stop = from.stop;
+  out.stop_regex = from.stop_regex;
   out.stop_token_ids = from.stop_token_ids;
   out.ignore_eos = from.ignore_eos;
   out.seed = from.seed;
   out.logit_bias = from.logit_bias;
+  if (from.grammar) {
+    out.grammar_kind = to_engine(from.grammar->kind);
+    out.grammar = from.grammar->text;
+    out.grammar_field = from.grammar->field;
+  }
   return out;
 }
 
@@ -80,6 +100,10 @@ Result<int64_t> fit_context(const ApiContext& api, const LengthLimits& limits, s
 Result<PromptPlan> plan_prompt(const ApiContext& api, const LengthLimits& limits, std::vector<int32_t> ids,
                                const protocol::Sampling& sampling, std::optional<int64_t> default_length, bool stream) {
   SLUICE_TRY(const int64_t length, fit_context(api, limits, ids, sampling.max_new_tokens, default_length));
+  if (sampling.grammar && !api.settings.why_no_grammar.empty()) {
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("{} is not supported: {}", sampling.grammar->field, api.settings.why_no_grammar)};
+  }
   PromptPlan out;
   out.request.input_ids = std::move(ids);
   out.request.sampling = to_engine(sampling, length);

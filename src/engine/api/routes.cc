@@ -1,10 +1,13 @@
 #include "engine/api/routes.h"
 
+#include "engine/api/admin_api.h"
 #include "engine/api/control_api.h"
+#include "engine/api/embedding_api.h"
 #include "engine/api/info_api.h"
 #include "engine/api/native_api.h"
 #include "engine/api/openai_api.h"
 #include "engine/api/parse_api.h"
+#include "engine/api/responses_api.h"
 #include "engine/api/text_api.h"
 
 namespace sluice::engine {
@@ -17,6 +20,14 @@ const Route kRoutes[] = {
     {.path = "/generate", .methods = "POST PUT", .serve = generate},
     {.path = "/v1/completions", .methods = "POST", .serve = completions, .json_only = true},
     {.path = "/v1/chat/completions", .methods = "POST", .serve = chat_completions, .json_only = true},
+    {.path = "/v1/responses", .methods = "POST", .serve = responses, .json_only = true},
+    {.path = "/v1/responses/*", .methods = "GET POST DELETE", .serve = stored_response},
+    {.path = "/v1/embeddings", .methods = "POST", .serve = embeddings, .json_only = true},
+    {.path = "/encode", .methods = "POST PUT", .serve = encode},
+    {.path = "/v1/score", .methods = "POST", .serve = score, .json_only = true},
+    {.path = "/classify", .methods = "POST PUT", .serve = classify},
+    {.path = "/v1/classify", .methods = "POST", .serve = classify, .json_only = true},
+    {.path = "/v1/rerank", .methods = "POST PUT", .serve = rerank, .json_only = true},
     {.path = "/v1/models", .methods = "GET", .serve = list_models},
     {.path = "/v1/models/*", .methods = "GET", .serve = find_model},
     {.path = "/tokenize", .methods = "POST", .serve = tokenize, .json_only = true},
@@ -40,23 +51,20 @@ const Route kRoutes[] = {
 
     {.path = "/flush_cache", .methods = "GET POST", .access = Access::kAdmin, .serve = flush_cache},
     {.path = "/abort_request", .methods = "POST", .access = Access::kAdmin, .serve = abort_request},
+    {.path = "/pause_generation", .methods = "POST", .access = Access::kAdmin, .serve = pause_generation},
+    {.path = "/continue_generation", .methods = "POST", .access = Access::kAdmin, .serve = continue_generation},
+    {.path = "/start_profile", .methods = "GET POST", .access = Access::kAdmin, .serve = start_profile},
+    {.path = "/stop_profile", .methods = "GET POST", .access = Access::kAdmin, .serve = stop_profile},
+    {.path = "/update_weights_from_disk",
+     .methods = "POST",
+     .access = Access::kAdmin,
+     .serve = update_weights_from_disk},
+    {.path = "/update_weight_version", .methods = "POST", .access = Access::kAdmin, .serve = update_weight_version},
 
-    {.path = "/pause_generation", .methods = "POST", .access = Access::kAdmin, .why = kNotYet},
-    {.path = "/continue_generation", .methods = "POST", .access = Access::kAdmin, .why = kNotYet},
-    {.path = "/start_profile", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
-    {.path = "/stop_profile", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
     {.path = "/set_internal_state", .methods = "POST PUT", .access = Access::kAdmin, .why = kNotYet},
     {.path = "/start_expert_distribution_record", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
     {.path = "/stop_expert_distribution_record", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
     {.path = "/dump_expert_distribution_record", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
-    {.path = "/v1/score", .methods = "POST", .why = kNotYet},
-    {.path = "/v1/embeddings", .methods = "POST", .why = kNotYet},
-    {.path = "/encode", .methods = "POST", .why = kNotYet},
-    {.path = "/classify", .methods = "POST", .why = kNotYet},
-    {.path = "/v1/classify", .methods = "POST", .why = kNotYet},
-    {.path = "/v1/rerank", .methods = "POST PUT", .why = kNotYet},
-    {.path = "/v1/responses", .methods = "POST", .why = kNotYet},
-    {.path = "/v1/responses/*", .methods = "GET POST", .why = kNotYet},
     {.path = "/set_trace_level", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
     {.path = "/freeze_gc", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
     {.path = "/slow_down", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
@@ -64,13 +72,11 @@ const Route kRoutes[] = {
     {.path = "/release_memory_occupation", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
     {.path = "/resume_memory_occupation", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
     {.path = "/get_weights_by_name", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
-    {.path = "/update_weights_from_disk", .methods = "POST", .access = Access::kAdmin, .why = kNotYet},
     {.path = "/update_weights_from_tensor", .methods = "POST", .access = Access::kAdmin, .why = kNotYet},
     {.path = "/update_weights_from_distributed", .methods = "POST", .access = Access::kAdmin, .why = kNotYet},
     {.path = "/update_weights_from_ipc", .methods = "POST", .access = Access::kAdmin, .why = kNotYet},
     {.path = "/init_weights_update_group", .methods = "POST", .access = Access::kAdmin, .why = kNotYet},
     {.path = "/destroy_weights_update_group", .methods = "POST", .access = Access::kAdmin, .why = kNotYet},
-    {.path = "/update_weight_version", .methods = "POST", .access = Access::kAdmin, .why = kNotYet},
 
     {.path = "/open_session", .methods = "GET POST", .why = kOut},
     {.path = "/close_session", .methods = "GET POST", .why = kOut},

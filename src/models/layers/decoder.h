@@ -117,6 +117,9 @@ class Decoder {
   // Queues the whole step: K and V of every row into the cache. Returns where the logits of batch.logit_rows will be
   // until the next call. All ranks at once; an error is that of a group of ranks.
   Result<Logits> forward(const kernels::Context& context, const ForwardBatch& batch) const;
+  // What those logits were made of: rows [hidden] of the weights' dtype, of all attention groups where the head is
+  // divided among them.
+  const void* normed() const { return scratch_.at<void>(logit_normed_); }
 
  private:
   Result<void> embed(const kernels::Context& context, const ForwardBatch& batch, float* hidden) const;

@@ -32,6 +32,10 @@ struct Header {
   uint64_t bytes;
 };
 
+Error shared_error(std::string_view what) {
+  return {ErrorCode::kExhausted, fmt::format("shared weights: cannot {}: {}", what, std::strerror(errno))};
+}
+
 size_t stored_row_bytes(kernels::DType type, int64_t width) {
   if (type == kernels::DType::kF8E4M3) return kernels::scaled_row_bytes(width);
   return tensor::bytes_of(type, static_cast<size_t>(width));
@@ -98,6 +102,19 @@ Result<void> check_no_nan(const tensor::StoredTensor& tensor) {
                    fmt::format("tensor {}: value [{}, {}] is not a number", tensor.name, i, at - row)};
     }
   }
+  return {};
+}
+
+// That a part is there, as it was declared.
+Result<void> check_part(const tensor::TensorSource& source, const Part& part, const kernels::LinearShape& shape,
+                        const Columns& columns) {
+  SLUICE_TRY(const auto found, find_part(source, part, shape.in, columns));
+  if (shape.stored != kernels::DType::kF32 && found.dtype != shape.stored) {
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("tensor '{}' is stored as {}, not as {}", part.name, tensor::to_string(found.dtype),
+                             tensor::to_string(shape.stored))};
+  }
+  if (shape.stored == kernels::DType::kF8E4M3) return check_no_nan(found);
   return {};
 }
 
@@ -168,15 +185,7 @@ LinearWeight WeightStore::linear_stored(std::vector<Part> parts, int64_t in, Col
   weight.offset = declare(
       std::move(name), backend_.packed_bytes(shape),
       [this, shape, columns, parts = std::move(parts)](const tensor::TensorSource& source, void* to) -> Result<void> {
-        for (const Part& part : parts) {
-          SLUICE_TRY_VOID([&]() -> Result<void> {
-            SLUICE_TRY(const auto found, find_part(source, part, shape.in, columns));
-            SLUICE_CHECK(shape.stored == kernels::DType::kF32 || found.dtype == shape.stored, "{} changed its type",
-                         part.name);
-            if (shape.stored == kernels::DType::kF8E4M3) SLUICE_TRY_VOID(check_no_nan(found));
-            return {};
-          }());
-        }
+        for (const Part& part : parts) SLUICE_TRY_VOID(check_part(source, part, shape, columns));
         // Every part is there with its shape, so reading cannot fail any more.
         backend_.pack(
             shape,
@@ -303,6 +312,11 @@ Result<void> WeightStore::materialise(const tensor::TensorSource& source, const 
   if (shared.fd >= 0 && backend_.host_visible()) return share(source, shared, progress);
   SLUICE_TRY(void* memory, backend_.allocate(bytes_));
   base_ = static_cast<char*>(memory);
+  return fill_device(source, context, progress);
+}
+
+Result<void> WeightStore::fill_device(const tensor::TensorSource& source, const kernels::Context& context,
+                                      const std::function<void(double, std::string_view)>& progress) {
   if (backend_.host_visible()) return fill_all(source, base_, progress);
   std::vector<char> staged(bytes_);
   SLUICE_TRY_VOID(fill_all(source, staged.data(), progress));
@@ -311,59 +325,102 @@ Result<void> WeightStore::materialise(const tensor::TensorSource& source, const 
   return {};
 }
 
+namespace {
+
+// The host's memory, locked while this lives. The kernel drops the lock of a rank that dies.
+class SharedLock {
+ public:
+  SharedLock() = default;
+  SharedLock(const SharedLock&) = delete;
+  SharedLock& operator=(const SharedLock&) = delete;
+  // Unlocked by name: a mapping keeps the open file, and with it the lock, alive after close().
+  ~SharedLock() {
+    if (fd_ < 0) return;
+    ::flock(fd_, LOCK_UN);
+    ::close(fd_);
+  }
+
+  Result<void> take(int shared_fd, const std::function<void(double, std::string_view)>& progress) {
+    // Opened anew: a lock belongs to an open file, and the inherited one is the same for every rank.
+    fd_ = ::open(fmt::format("/proc/self/fd/{}", shared_fd).c_str(), O_RDWR | O_CLOEXEC);
+    if (fd_ < 0) return shared_error("open the memory of the host's ranks");
+    const auto deadline = std::chrono::steady_clock::now() + kShareLimit;
+    while (::flock(fd_, LOCK_EX | LOCK_NB) != 0) {
+      if (errno != EWOULDBLOCK && errno != EINTR) return shared_error("lock");
+      if (std::chrono::steady_clock::now() > deadline) {
+        return Error{ErrorCode::kTimeout, fmt::format("shared weights: waited {} minutes for another rank to pack them",
+                                                      kShareLimit.count())};
+      }
+      if (progress) progress(0, "waiting for another rank to pack the weights");
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    return {};
+  }
+  int fd() const { return fd_; }
+
+ private:
+  int fd_ = -1;
+};
+
+}  // namespace
+
+Result<void> WeightStore::refill(const tensor::TensorSource& source, const kernels::Context& context, Shared shared,
+                                 const std::function<void(double, std::string_view)>& progress) {
+  if (mapping_ == nullptr) return fill_device(source, context, progress);
+  SharedLock lock;
+  SLUICE_TRY_VOID(lock.take(shared.fd, progress));
+  Header header{};
+  if (::pread(lock.fd(), &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header))) {
+    return shared_error("read its header");
+  }
+  if (header.ready == kReady && header.key == shared.key) return {};  // another rank was first
+  header.ready = 0;
+  void* memory = ::mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, lock.fd(), 0);
+  if (memory == MAP_FAILED) return shared_error("map it");
+  Result<void> filled;
+  if (::pwrite(lock.fd(), &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header))) {
+    filled = shared_error("mark it unfinished");
+  } else if (filled = fill_all(source, static_cast<char*>(memory) + kHeaderBytes, progress); filled.ok()) {
+    header = {kReady, shared.key, bytes_};
+    if (::pwrite(lock.fd(), &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header))) {
+      filled = shared_error("mark it ready");
+    }
+  }
+  ::munmap(memory, mapped_bytes_);
+  return filled;
+}
+
 // The first rank that gets the lock packs; the others find the block ready. The kernel drops the lock of a rank that
 // dies, and the next one then packs anew.
 Result<void> WeightStore::share(const tensor::TensorSource& source, Shared shared,
                                 const std::function<void(double, std::string_view)>& progress) {
-  const auto failed = [&](std::string_view what) {
-    return Error{ErrorCode::kExhausted, fmt::format("shared weights: cannot {}: {}", what, std::strerror(errno))};
-  };
-  // Opened anew: a lock belongs to an open file, and the inherited one is the same for every rank.
-  const int fd = ::open(fmt::format("/proc/self/fd/{}", shared.fd).c_str(), O_RDWR | O_CLOEXEC);
-  if (fd < 0) return failed("open the memory of the host's ranks");
-  // Unlocked by name: the mapping below keeps the open file, and with it the lock, alive after close().
-  struct Closer {
-    int fd;
-    ~Closer() {
-      ::flock(fd, LOCK_UN);
-      ::close(fd);
-    }
-  } closer{fd};
-  const auto deadline = std::chrono::steady_clock::now() + kShareLimit;
-  while (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
-    if (errno != EWOULDBLOCK && errno != EINTR) return failed("lock");
-    if (std::chrono::steady_clock::now() > deadline) {
-      return Error{ErrorCode::kTimeout,
-                   fmt::format("shared weights: waited {} minutes for another rank to pack them", kShareLimit.count())};
-    }
-    if (progress) progress(0, "waiting for another rank to pack the weights");
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-  }
-
+  SharedLock lock;
+  SLUICE_TRY_VOID(lock.take(shared.fd, progress));
+  const int fd = lock.fd();
   const size_t total = kHeaderBytes + bytes_;
   struct stat status {};
-  if (::fstat(fd, &status) != 0) return failed("look at its size");
+  if (::fstat(fd, &status) != 0) return shared_error("look at its size");
   Header header{};
   if (static_cast<size_t>(status.st_size) >= sizeof(Header) &&
       ::pread(fd, &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header))) {
-    return failed("read its header");
+    return shared_error("read its header");
   }
   if (header.ready == kReady && (header.key != shared.key || header.bytes != bytes_)) {
     return Error{ErrorCode::kInvalidArgument, "shared weights: the memory holds the weights of another model"};
   }
   if (header.ready != kReady) {
-    if (::ftruncate(fd, static_cast<off_t>(total)) != 0) return failed(fmt::format("take {} bytes", total));
+    if (::ftruncate(fd, static_cast<off_t>(total)) != 0) return shared_error(fmt::format("take {} bytes", total));
     void* memory = ::mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (memory == MAP_FAILED) return failed("map it");
+    if (memory == MAP_FAILED) return shared_error("map it");
     const auto filled = fill_all(source, static_cast<char*>(memory) + kHeaderBytes, progress);
     ::munmap(memory, total);
     if (!filled.ok()) return filled.error();
     header = {kReady, shared.key, bytes_};
     if (::pwrite(fd, &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header)))
-      return failed("mark it ready");
+      return shared_error("mark it ready");
   }
   void* memory = ::mmap(nullptr, total, PROT_READ, MAP_SHARED, fd, 0);
-  if (memory == MAP_FAILED) return failed("map it");
+  if (memory == MAP_FAILED) return shared_error("map it");
   mapping_ = static_cast<char*>(memory);
   mapped_bytes_ = total;
   base_ = mapping_ + kHeaderBytes;

@@ -111,6 +111,11 @@ class WeightStore {
   Result<void> materialise(const tensor::TensorSource& source, const kernels::Context& context, Shared shared,
                            const std::function<void(double, std::string_view)>& progress);
 
+  // Other values in the place of those that are there. `shared` as before, its key that of the new ones; the ranks that
+  // share them compute nothing meanwhile. After an error some may be new and some old.
+  Result<void> refill(const tensor::TensorSource& source, const kernels::Context& context, Shared shared,
+                      const std::function<void(double, std::string_view)>& progress);
+
   // Device addresses, after materialise().
   const void* address(const LinearWeight& weight) const { return base_ + weight.offset; }
   const void* address(const HeadsWeight& weight) const { return base_ + weight.offset; }
@@ -135,6 +140,8 @@ class WeightStore {
                  std::function<Result<void>(const tensor::TensorSource&, void* to)> fill);
   Result<void> fill_all(const tensor::TensorSource& source, char* to,
                         const std::function<void(double, std::string_view)>& progress) const;
+  Result<void> fill_device(const tensor::TensorSource& source, const kernels::Context& context,
+                           const std::function<void(double, std::string_view)>& progress);
   Result<void> share(const tensor::TensorSource& source, Shared shared,
                      const std::function<void(double, std::string_view)>& progress);
 

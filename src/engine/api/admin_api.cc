@@ -1,0 +1,232 @@
+#include "engine/api/admin_api.h"
+
+#include <cstdlib>
+
+#include "base/log.h"
+#include "engine/step_trace.h"
+#include "models/locate.h"
+#include "protocol/errors.h"
+#include "protocol/fields.h"
+
+namespace sluice::engine {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr Duration kControlTimeout = std::chrono::seconds(30);  // a step may be under way
+constexpr Duration kWriteTimeout = std::chrono::seconds(120);   // a profile of many steps
+constexpr Duration kLoadTimeout = std::chrono::minutes(30);     // the largest models take minutes
+
+// The body as an object; an empty one has no members. Absent: the exchange was answered.
+net::Task<std::optional<ordered_json>> read_object(ApiCall& call) {
+  const auto text = co_await read_body(call);
+  if (!text) co_return std::nullopt;
+  if (text->empty()) co_return ordered_json::object();
+  auto body = protocol::parse_object(*text);
+  if (body.ok()) co_return std::move(*body);
+  co_await answer_error(call, body.error());
+  co_return std::nullopt;
+}
+
+net::Response said(std::string_view message) { return json_response({{"message", message}, {"status", "ok"}}); }
+
+// A file's name: what a client gives must not lead elsewhere.
+bool is_name(std::string_view text) {
+  return text.find('/') == std::string_view::npos && text != "." && text != ".." && text.size() <= 200;
+}
+
+Result<StepTraceOptions> trace_options(ApiContext& api, const ordered_json& body) {
+  protocol::Fields fields(body);
+  const char* variable = std::getenv("SGLANG_TORCH_PROFILER_DIR");
+  const std::string folder = fields.text("output_dir", variable ? variable : "/tmp");
+  const std::string prefix = fields.text("profile_prefix");
+  const std::string id = fields.text("profile_id", std::to_string(api.unix_seconds()));
+  StepTraceOptions out;
+  out.num_steps = fields.integer("num_steps", {.min = 1, .max = StepTrace::kMaxSteps});
+  fields.refuse("start_step", "a profile starts at once", "0");
+  if (fields.ok() && (!is_name(prefix) || !is_name(id))) {
+    fields.fail("profile_prefix and profile_id are parts of a file's name, without '/', of at most 200 bytes");
+  }
+  if (!fields.ok()) return fields.error();
+  out.path_prefix = fmt::format("{}/{}{}{}", folder, prefix, prefix.empty() ? "" : "-", id);
+  return out;
+}
+
+net::Response updated_response(ApiContext& api, const Result<void>& result) {
+  const bool ok = result.ok();
+  const std::string message = ok ? "Succeeded to update model weights." : result.error().message;
+  auto response =
+      json_response({{"success", ok}, {"message", message}, {"num_paused_requests", api.backend.running().size()}});
+  if (!ok) response.status = 400;
+  return response;
+}
+
+net::Response version_response(const std::string& version) {
+  return json_response(
+      {{"success", true}, {"message", fmt::format("Weight version updated to {}", version)}, {"new_version", version}});
+}
+
+struct Update {
+  std::string given;  // as the client wrote it
+  std::string file;
+  bool abort_all = false;
+  bool flush = true;
+  bool keep_pause = false;
+};
+
+// The ranks pause, load and go on. What was running begins anew with the new weights, after the tokens that it has.
+net::Task<Result<void>> update(ApiCall& call, const Update& update) {
+  ApiContext& api = call.api;
+  if (update.abort_all) api.backend.abort_all();
+  const bool was_paused = api.paused;
+  if (!was_paused) {
+    auto paused = co_await control_ranks(call, ControlKind::kPauseRetract, "", kControlTimeout);
+    if (!paused.ok()) {
+      co_await control_ranks(call, ControlKind::kContinue, "", kControlTimeout);
+      co_return paused;
+    }
+  }
+  auto loaded = co_await control_ranks(call, ControlKind::kLoadWeights, update.file, kLoadTimeout);
+  // A rank that failed has its old weights again; so must those that did not.
+  if (const auto old = models::locate_model(api.model_path()); !loaded.ok() && old.ok()) {
+    const auto back = co_await control_ranks(call, ControlKind::kLoadWeights, *old, kLoadTimeout);
+    if (!back.ok()) SLUICE_LOG(error, "engine/api", "the old weights are not loaded again: {}", back.error().message);
+  }
+  if (loaded.ok() && update.flush) loaded = co_await control_ranks(call, ControlKind::kFlushCache, "", kControlTimeout);
+  if (was_paused || update.keep_pause) {
+    api.paused = true;
+    co_return loaded;
+  }
+  const auto gone_on = co_await control_ranks(call, ControlKind::kContinue, "", kControlTimeout);
+  co_return loaded.ok() ? gone_on : loaded;
+}
+
+}  // namespace
+
+net::Task<Result<void>> control_ranks(ApiCall& call, ControlKind kind, std::string text, Duration at_most) {
+  struct Shared {
+    explicit Shared(net::EventLoop& loop) : event(std::make_shared<LoopEvent>(loop)) {}
+    const std::shared_ptr<LoopEvent> event;
+    Result<void> result;  // written before the event, read after it
+  };
+  auto shared = std::make_shared<Shared>(call.exchange.loop());
+  call.api.backend.control(kind, std::move(text), at_most, [shared](Result<void> result) {
+    shared->result = std::move(result);
+    shared->event->notify();
+  });
+  // The backend calls back within `at_most`, with the ranks that it waited for if they did not answer.
+  while (!co_await shared->event->wait()) {
+  }
+  shared->event->close();
+  co_return shared->result;
+}
+
+net::Task<> pause_generation(ApiCall& call) {
+  const auto body = co_await read_object(call);
+  if (!body) co_return;
+  protocol::Fields fields(*body);
+  const std::string mode = fields.text("mode", "abort");
+  if (mode != "abort" && mode != "retract" && mode != "in_place") {
+    fields.fail(fmt::format("mode must be \"abort\", \"retract\" or \"in_place\", got \"{}\"", mode.substr(0, 40)));
+  }
+  if (!fields.ok()) {
+    co_await answer_error(call, fields.error());
+    co_return;
+  }
+  const auto kind = mode == "abort"     ? ControlKind::kPauseAbort
+                    : mode == "retract" ? ControlKind::kPauseRetract
+                                        : ControlKind::kPauseInPlace;
+  call.api.paused = true;
+  const auto paused = co_await control_ranks(call, kind, "", kControlTimeout);
+  if (paused.ok()) {
+    co_await answer(call, said("Generation paused successfully."));
+  } else {
+    co_await answer_error(call, paused.error());
+  }
+}
+
+net::Task<> continue_generation(ApiCall& call) {
+  const auto gone_on = co_await control_ranks(call, ControlKind::kContinue, "", kControlTimeout);
+  call.api.paused = false;
+  if (gone_on.ok()) {
+    co_await answer(call, said("Generation continued successfully."));
+  } else {
+    co_await answer_error(call, gone_on.error());
+  }
+}
+
+net::Task<> start_profile(ApiCall& call) {
+  const auto body = co_await read_object(call);
+  if (!body) co_return;
+  const auto options = trace_options(call.api, *body);
+  if (!options.ok()) {
+    co_await answer_error(call, options.error());
+    co_return;
+  }
+  const auto started = co_await control_ranks(call, ControlKind::kStartProfile, to_json(*options), kControlTimeout);
+  if (started.ok()) {
+    co_await answer(call, net::Response::text(200, fmt::format("Start profiling, into {}-DP-<rank>.trace.json\n",
+                                                               options->path_prefix)));
+  } else {
+    co_await answer(call, error_response(400, started.error().message));
+  }
+}
+
+net::Task<> stop_profile(ApiCall& call) {
+  const auto stopped = co_await control_ranks(call, ControlKind::kStopProfile, "", kWriteTimeout);
+  if (stopped.ok()) {
+    co_await answer(call, net::Response::text(200, "Stop profiling. The files are written.\n"));
+  } else {
+    co_await answer(call, error_response(400, stopped.error().message));
+  }
+}
+
+net::Task<> update_weights_from_disk(ApiCall& call) {
+  const auto body = co_await read_object(call);
+  if (!body) co_return;
+  protocol::Fields fields(*body);
+  Update wanted{.given = fields.text("model_path"),
+                .abort_all = fields.boolean("abort_all_requests", false),
+                .flush = fields.boolean("flush_cache", true),
+                .keep_pause = fields.boolean("keep_pause", false)};
+  const std::string version = fields.text("weight_version");
+  fields.refuse("load_format", "the format is found out from the files", "\"auto\"");
+  fields.refuse("is_async", "the answer comes when the weights are loaded", "false");
+  if (fields.ok() && wanted.given.empty()) fields.fail("model_path is missing: a folder, a .gguf file or a hub name");
+  if (!fields.ok()) {
+    co_await answer_error(call, fields.error());
+    co_return;
+  }
+  auto file = models::locate_model(wanted.given);
+  if (!file.ok()) {
+    co_await answer(call, updated_response(call.api, file.error()));
+    co_return;
+  }
+  wanted.file = std::move(*file);
+  if (call.api.updating.exchange(true)) {
+    const Error busy{ErrorCode::kUnavailable, "other weights are being loaded"};
+    co_await answer(call, updated_response(call.api, busy));
+    co_return;
+  }
+  auto updated = co_await update(call, wanted);
+  if (updated.ok()) call.api.set_weights(wanted.given, version);
+  call.api.updating = false;
+  co_await answer(call, updated_response(call.api, updated));
+}
+
+net::Task<> update_weight_version(ApiCall& call) {
+  const auto body = co_await read_object(call);
+  if (!body) co_return;
+  protocol::Fields fields(*body);
+  const std::string version = fields.text("new_version");
+  if (fields.boolean("abort_all_requests", false)) call.api.backend.abort_all();
+  if (fields.ok() && version.empty()) fields.fail("new_version is missing");
+  if (!fields.ok()) {
+    co_await answer_error(call, fields.error());
+    co_return;
+  }
+  call.api.set_weights(call.api.model_path(), version);
+  co_await answer(call, version_response(version));
+}
+
+}  // namespace sluice::engine

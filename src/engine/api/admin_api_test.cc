@@ -1,0 +1,112 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "engine/api/api_fixture.h"
+
+namespace sluice::engine {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+class AdminApiTest : public ApiTest {
+ protected:
+  // What the ranks were told, in order.
+  std::vector<ControlKind> told() const {
+    std::vector<ControlKind> out;
+    for (const auto& [kind, text] : backend_->controls()) out.push_back(kind);
+    return out;
+  }
+};
+
+TEST_F(AdminApiTest, PausesInThreeModes) {
+  serve();
+  EXPECT_EQ(call("POST", "/pause_generation").json(),
+            (Json{{"message", "Generation paused successfully."}, {"status", "ok"}}));
+  EXPECT_EQ(post("/pause_generation", {{"mode", "retract"}}).status, 200);
+  EXPECT_EQ(post("/pause_generation", {{"mode", "in_place"}}).status, 200);
+  EXPECT_EQ(call("POST", "/continue_generation").json()["status"], "ok");
+  EXPECT_THAT(told(), ElementsAre(ControlKind::kPauseAbort, ControlKind::kPauseRetract, ControlKind::kPauseInPlace,
+                                  ControlKind::kContinue));
+  const auto wrong = post("/pause_generation", {{"mode", "softly"}});
+  EXPECT_EQ(wrong.status, 400);
+  EXPECT_THAT(wrong.body, HasSubstr("in_place"));
+}
+
+TEST_F(AdminApiTest, ARankThatDoesNotPauseIsNamed) {
+  serve();
+  backend_->control_results[ControlKind::kPauseAbort] = Error{ErrorCode::kTimeout, "no answer from rank 1"};
+  const auto answer = call("POST", "/pause_generation");
+  EXPECT_EQ(answer.status, 408);
+  EXPECT_THAT(answer.body, HasSubstr("no answer from rank 1"));
+}
+
+TEST_F(AdminApiTest, AProfilesFilesAreWhereTheClientWantsThem) {
+  serve();
+  const auto started = post("/start_profile", {{"output_dir", "/var/tmp"},
+                                               {"profile_prefix", "p"},
+                                               {"profile_id", "7"},
+                                               {"num_steps", 5},
+                                               {"activities", {"CPU", "GPU"}}});
+  EXPECT_EQ(started.status, 200);
+  EXPECT_THAT(started.body, HasSubstr("/var/tmp/p-7-DP-<rank>.trace.json"));
+  ASSERT_EQ(backend_->controls().size(), 1u);
+  EXPECT_EQ(Json::parse(backend_->controls()[0].second), (Json{{"num_steps", 5}, {"path_prefix", "/var/tmp/p-7"}}));
+  EXPECT_EQ(call("GET", "/stop_profile").status, 200);
+
+  backend_->control_results[ControlKind::kStopProfile] = Error{ErrorCode::kUnavailable, "rank 0: no profile"};
+  EXPECT_EQ(call("POST", "/stop_profile").status, 400);
+  EXPECT_EQ(post("/start_profile", {{"profile_id", "../../etc/x"}}).status, 400);
+  EXPECT_EQ(post("/start_profile", {{"num_steps", 0}}).status, 400);
+}
+
+TEST_F(AdminApiTest, OtherWeightsAreLoadedInAPauseAndTheCachesEmptied) {
+  serve();
+  const std::string folder = std::string(SLUICE_FIXTURES_DIR) + "/tiny-llama";
+  const auto answer = post("/update_weights_from_disk", {{"model_path", folder}, {"weight_version", "v2"}});
+  EXPECT_EQ(answer.status, 200) << answer.body;
+  EXPECT_EQ(answer.json()["success"], true);
+  EXPECT_THAT(told(), ElementsAre(ControlKind::kPauseRetract, ControlKind::kLoadWeights, ControlKind::kFlushCache,
+                                  ControlKind::kContinue));
+  EXPECT_EQ(backend_->controls()[1].second, folder);
+  const auto info = call("GET", "/model_info").json();
+  EXPECT_EQ(info["model_path"], folder);
+  EXPECT_EQ(info["weight_version"], "v2");
+  answer_with("yes");
+  EXPECT_EQ(post("/generate", {{"text", "a"}}).json()["meta_info"]["weight_version"], "v2");
+}
+
+TEST_F(AdminApiTest, APauseOfTheClientOutlastsTheUpdate) {
+  serve();
+  const std::string folder = std::string(SLUICE_FIXTURES_DIR) + "/tiny-llama";
+  ASSERT_EQ(post("/pause_generation", {{"mode", "in_place"}}).status, 200);
+  EXPECT_EQ(post("/update_weights_from_disk", {{"model_path", folder}, {"flush_cache", false}}).status, 200);
+  EXPECT_THAT(told(), ElementsAre(ControlKind::kPauseInPlace, ControlKind::kLoadWeights));
+}
+
+TEST_F(AdminApiTest, WeightsThatDoNotFitLeaveEverythingAsItWas) {
+  serve();
+  backend_->control_results[ControlKind::kLoadWeights] = Error{ErrorCode::kUnavailable, "rank 0: another model"};
+  const auto answer =
+      post("/update_weights_from_disk", {{"model_path", std::string(SLUICE_FIXTURES_DIR) + "/tiny-llama"}});
+  EXPECT_EQ(answer.status, 400);
+  EXPECT_EQ(answer.json()["success"], false);
+  EXPECT_EQ(answer.json()["message"], "rank 0: another model");
+  EXPECT_THAT(told(), ElementsAre(ControlKind::kPauseRetract, ControlKind::kLoadWeights, ControlKind::kContinue));
+  EXPECT_EQ(call("GET", "/model_info").json()["model_path"], "tiny");
+
+  EXPECT_EQ(post("/update_weights_from_disk", {{"model_path", "/no/such/folder"}}).status, 400);
+  EXPECT_EQ(post("/update_weights_from_disk", Json::object()).status, 400);
+  EXPECT_EQ(told().size(), 3u) << "the ranks were not troubled";
+}
+
+TEST_F(AdminApiTest, TheWeightVersionCanBeSetByItself) {
+  serve();
+  EXPECT_EQ(post("/update_weight_version", {{"new_version", "step-12"}}).json()["success"], true);
+  EXPECT_EQ(call("GET", "/model_info").json()["weight_version"], "step-12");
+  EXPECT_EQ(call("GET", "/server_info").json()["weight_version"], "step-12");
+  EXPECT_EQ(post("/update_weight_version", Json::object()).status, 400);
+}
+
+}  // namespace
+}  // namespace sluice::engine

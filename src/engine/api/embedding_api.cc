@@ -1,0 +1,218 @@
+#include "engine/api/embedding_api.h"
+
+#include <cmath>
+
+#include "engine/api/generation.h"
+#include "engine/api/plan.h"
+#include "protocol/embedding_body.h"
+
+namespace sluice::engine {
+namespace {
+
+using nlohmann::ordered_json;
+
+// Samples of prompts, without text, and what of the body makes the answer.
+template <class Body>
+struct Prepared {
+  GenerationPlan plan;
+  Body body;
+};
+
+template <class Body>
+Result<GenerationPlan> plan_prompts(ApiContext& api, const net::Headers& headers, Body& body,
+                                    const GenerateRequest& request) {
+  GenerationPlan plan;
+  SLUICE_TRY(plan.dp_rank, wanted_rank(headers, body.routing.dp_rank));
+  SLUICE_TRY_VOID(check_sample_count(body.prompts.size(), 1));
+  const auto limits = api.limits();
+  const std::string rid = body.routing.rid.empty() ? api.new_rid() : body.routing.rid;
+  const bool numbered = body.prompts.size() > 1;
+  for (auto& prompt : body.prompts) {
+    PromptPlan one{.request = request};
+    one.request.input_ids = prompt_ids(api, std::move(prompt));
+    one.request.extra_key = body.routing.extra_key;
+    one.request.priority = body.routing.priority;
+    SLUICE_TRY(one.request.sampling.max_new_tokens,
+               fit_context(api, limits, one.request.input_ids, request.sampling.max_new_tokens, std::nullopt));
+    add_samples(plan, std::move(one), 1, rid, numbered);
+  }
+  return plan;
+}
+
+using PrepareEmbedding = Result<protocol::EmbeddingBody> (*)(std::string_view);
+
+Result<Prepared<protocol::EmbeddingBody>> prepare_embedding(ApiContext& api, const net::Headers& headers,
+                                                            std::string_view text, PrepareEmbedding parse) {
+  if (!api.settings.embedding) {
+    return Error{ErrorCode::kInvalidArgument,
+                 "this server was started without --is-embedding, with which it serves embeddings"};
+  }
+  SLUICE_TRY(auto body, parse(text));
+  if (body.dimensions && *body.dimensions > api.model.config.hidden_size) {
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("dimensions must be in [1, {}], got {}", api.model.config.hidden_size, *body.dimensions)};
+  }
+  GenerateRequest request{.embed = true};
+  request.sampling.max_new_tokens = 0;
+  SLUICE_TRY(auto plan, plan_prompts(api, headers, body, request));
+  return Prepared<protocol::EmbeddingBody>{std::move(plan), std::move(body)};
+}
+
+Result<Prepared<protocol::ScoreBody>> prepare_score(ApiContext& api, const net::Headers& headers,
+                                                    std::string_view text) {
+  SLUICE_TRY(auto body, protocol::parse_score_body(text));
+  for (const int32_t id : body.label_token_ids) {
+    if (id < api.model.config.vocab_size) continue;
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("label_token_ids holds {}, the vocabulary is [0, {})", id, api.model.config.vocab_size)};
+  }
+  // What may follow the prompt is known with the first token, which nobody looks at.
+  GenerateRequest request{.return_logprob = true, .token_ids_logprob = body.label_token_ids};
+  request.sampling.max_new_tokens = 1;
+  request.sampling.temperature = 0;
+  SLUICE_TRY(auto plan, plan_prompts(api, headers, body, request));
+  return Prepared<protocol::ScoreBody>{std::move(plan), std::move(body)};
+}
+
+// Probabilities of the labels: among all tokens, or among themselves.
+ordered_json scores_of(const protocol::Sample& sample, bool softmax) {
+  auto out = ordered_json::array();
+  if (sample.output_scores.empty()) return out;
+  double sum = 0;
+  for (const auto& label : sample.output_scores.front().requested) {
+    const double p = std::exp(static_cast<double>(label.logprob.value_or(-INFINITY)));
+    out.push_back(p);
+    sum += p;
+  }
+  if (softmax && sum > 0) {
+    for (auto& p : out) p = p.get<double>() / sum;
+  }
+  return out;
+}
+
+ordered_json prompt_usage(const Generation& generation) {
+  const int64_t tokens = generation.usage().prompt_tokens;
+  return {{"prompt_tokens", tokens},
+          {"total_tokens", tokens},
+          {"completion_tokens", 0},
+          {"prompt_tokens_details", nullptr}};
+}
+
+// To the end of all samples; false: the exchange was answered, or the client has left.
+net::Task<bool> run(ApiCall& call, Generation& generation) {
+  if (const auto started = generation.start(); !started.ok()) {
+    co_await answer_error(call, started.error());
+    co_return false;
+  }
+  while (!generation.done()) {
+    const auto step = co_await generation.next();
+    if (generation.client_gone()) co_return false;
+    if (step.failure) {
+      co_await answer(call, error_response(step.failure->status, step.failure->message));
+      co_return false;
+    }
+  }
+  for (size_t i = 0; i < generation.size(); ++i) {
+    if (generation.sample(i).finish.kind != protocol::Finish::Kind::kAbort) continue;
+    co_await answer(call, error_response(503, "the request was aborted"));
+    co_return false;
+  }
+  co_return true;
+}
+
+ordered_json native_embedding(const protocol::Sample& sample, std::optional<int64_t> dimensions) {
+  ordered_json out = ordered_json::object();
+  out["embedding"] = protocol::embedding_json(protocol::shortened(sample.embedding, dimensions), false);
+  ordered_json meta = {{"id", sample.rid}};
+  meta["finish_reason"] = nullptr;
+  meta["prompt_tokens"] = sample.prompt_tokens;
+  meta["cached_tokens"] = sample.cached_tokens;
+  meta["e2e_latency"] = sample.e2e_latency.value_or(0);
+  out["meta_info"] = std::move(meta);
+  return out;
+}
+
+net::Task<> refuse(ApiCall& call, std::string_view what) {
+  co_await answer(call, error_response(400, fmt::format("{}, which a model that generates text does not have; "
+                                                        "/v1/score gives the probabilities of tokens after a text",
+                                                        what)));
+}
+
+}  // namespace
+
+net::Task<> embeddings(ApiCall& call) {
+  const auto text = co_await read_body(call);
+  if (!text) co_return;
+  const auto& headers = call.exchange.request().headers;
+  auto prepared = co_await run_off_loop(
+      call, text->size(), [&] { return prepare_embedding(call.api, headers, *text, protocol::parse_embeddings_body); });
+  if (!prepared.ok()) {
+    co_await answer_error(call, prepared.error());
+    co_return;
+  }
+  const auto& body = prepared->body;
+  Generation generation(call, std::move(prepared->plan));
+  const bool done = co_await run(call, generation);
+  if (!done) co_return;
+  auto data = ordered_json::array();
+  for (size_t i = 0; i < generation.size(); ++i) {
+    const auto embedding = protocol::shortened(generation.sample(i).embedding, body.dimensions);
+    ordered_json entry = ordered_json::object();
+    entry["embedding"] = protocol::embedding_json(embedding, body.base64);
+    entry["index"] = i;
+    entry["object"] = "embedding";
+    data.push_back(std::move(entry));
+  }
+  ordered_json out = {{"object", "list"}};
+  out["data"] = std::move(data);
+  out["model"] = body.model;
+  out["usage"] = prompt_usage(generation);
+  co_await answer(call, json_response(out));
+}
+
+net::Task<> encode(ApiCall& call) {
+  const auto text = co_await read_body(call);
+  if (!text) co_return;
+  const auto& headers = call.exchange.request().headers;
+  auto prepared = co_await run_off_loop(
+      call, text->size(), [&] { return prepare_embedding(call.api, headers, *text, protocol::parse_encode_body); });
+  if (!prepared.ok()) {
+    co_await answer_error(call, prepared.error());
+    co_return;
+  }
+  const auto& body = prepared->body;
+  Generation generation(call, std::move(prepared->plan));
+  const bool done = co_await run(call, generation);
+  if (!done) co_return;
+  auto out = ordered_json::array();
+  for (size_t i = 0; i < generation.size(); ++i) out.push_back(native_embedding(generation.sample(i), body.dimensions));
+  co_await answer(call, json_response(body.list ? out : out[0]));
+}
+
+net::Task<> score(ApiCall& call) {
+  const auto text = co_await read_body(call);
+  if (!text) co_return;
+  const auto& headers = call.exchange.request().headers;
+  auto prepared = co_await run_off_loop(call, text->size(), [&] { return prepare_score(call.api, headers, *text); });
+  if (!prepared.ok()) {
+    co_await answer_error(call, prepared.error());
+    co_return;
+  }
+  const auto& body = prepared->body;
+  Generation generation(call, std::move(prepared->plan));
+  const bool done = co_await run(call, generation);
+  if (!done) co_return;
+  auto scores = ordered_json::array();
+  for (size_t i = 0; i < generation.size(); ++i) scores.push_back(scores_of(generation.sample(i), body.apply_softmax));
+  ordered_json out = ordered_json::object();
+  out["scores"] = std::move(scores);
+  out["model"] = body.model;
+  out["usage"] = prompt_usage(generation);
+  out["object"] = "scoring";
+  co_await answer(call, json_response(out));
+}
+
+net::Task<> classify(ApiCall& call) { return refuse(call, "classifying needs a head with labels"); }
+net::Task<> rerank(ApiCall& call) { return refuse(call, "reranking needs a cross-encoder's head"); }
+
+}  // namespace sluice::engine

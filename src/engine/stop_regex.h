@@ -1,0 +1,37 @@
+// Ends an answer where a regular expression of the client matches.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+
+struct pcre2_real_code_8;
+
+namespace sluice::engine {
+
+// The expressions of one request. Used by one thread.
+class StopRegexes {
+ public:
+  // Bytes at the end of the answer in which they are looked for.
+  static constexpr size_t kTail = 1024;
+  static constexpr size_t kMaxPatternBytes = 1024;
+
+  // kInvalidArgument, naming stop_regex and the place in the pattern.
+  static Result<StopRegexes> compile(const std::vector<std::string>& patterns);
+
+  // The first pattern that matches somewhere in `tail`; null: none does. What takes too many steps to find out does not
+  // match.
+  const std::string* find(std::string_view tail) const;
+
+ private:
+  struct Pattern {
+    std::string text;
+    std::shared_ptr<const pcre2_real_code_8> code;
+  };
+  std::vector<Pattern> patterns_;
+};
+
+}  // namespace sluice::engine

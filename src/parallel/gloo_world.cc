@@ -1,0 +1,247 @@
+#include "parallel/gloo_world.h"
+
+#include <fmt/format.h>
+#include <pthread.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+namespace sluice::parallel {
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr uint64_t kTag = 1;  // of messages beside the calls; groups have their own
+constexpr size_t kTextBytes = 2000;
+constexpr size_t kUnread = 8;  // messages to a rank that may be under way
+// gloo closes all connections when a wait of its own is over in time, so we watch the time ourselves.
+constexpr milliseconds kForEver = std::chrono::hours(24 * 365);
+
+}  // namespace
+
+struct GlooWorld::Message {
+  int32_t rank = 0;
+  uint32_t failed = 0;
+  Progress progress;
+  int32_t code = 0;
+  uint32_t text_bytes = 0;
+  std::array<char, kTextBytes> text;
+};
+
+struct GlooWorld::Sent {
+  std::unique_ptr<Message> message;
+  std::unique_ptr<GlooBuffer> buffer;
+};
+
+GlooWorld::GlooWorld(std::shared_ptr<gloo::rendezvous::Context> context, GroupOptions options)
+    : context_(std::move(context)),
+      options_(std::move(options)),
+      signs_(static_cast<size_t>(context_->size)),
+      sent_(signs_.size()),
+      heard_(std::make_unique<Message>()) {
+  for (int i = 0; i < context_->size; ++i) heard_of(i);
+  if (context_->size == 1) return;
+  heard_buffer_ = buffer(heard_.get(), sizeof(Message));
+  hearing_ = std::thread([this] {
+    ::pthread_setname_np(::pthread_self(), "sluice-hear");
+    hear();
+  });
+  looking_ = std::thread([this] {
+    ::pthread_setname_np(::pthread_self(), "sluice-look");
+    look_after_waits();
+  });
+}
+
+GlooWorld::~GlooWorld() {
+  bool failed = false;
+  {
+    const std::lock_guard lock(mu_);
+    stopping_ = true;
+    failed = failure_.has_value();
+    if (heard_buffer_) heard_buffer_->abortWaitRecv();
+    changed_.notify_all();
+  }
+  if (hearing_.joinable()) hearing_.join();
+  if (looking_.joinable()) looking_.join();
+  // The reason of a failure should reach the others before the end of the connections does.
+  for (size_t i = 0; failed && i < sent_.size(); ++i) {
+    try {
+      for (Sent& sent : sent_[i]) sent.buffer->waitSend(milliseconds(200));
+    } catch (const std::exception&) {  // it is gone itself
+    }
+  }
+}
+
+std::optional<Error> GlooWorld::failure() const {
+  const std::lock_guard lock(mu_);
+  return failure_;
+}
+
+void GlooWorld::keep(const Error& error) {
+  if (!failure_) failure_ = error;
+  if (abort_wait_) abort_wait_();
+  changed_.notify_all();
+}
+
+void GlooWorld::fail(const Error& error) {
+  Message message{.rank = rank(), .failed = 1, .code = static_cast<int32_t>(error.code)};
+  message.text_bytes = static_cast<uint32_t>(std::min(error.message.size(), kTextBytes));
+  std::memcpy(message.text.data(), error.message.data(), message.text_bytes);
+  {
+    const std::lock_guard lock(mu_);
+    if (failure_) return;
+    keep(error);
+  }
+  broadcast(message);
+}
+
+void GlooWorld::progress(const Progress& progress) {
+  signs_[static_cast<size_t>(rank())].seen(options_.clock->now(), progress);
+  active();
+}
+
+void GlooWorld::broadcast(const Message& message) {
+  const std::lock_guard lock(sent_mu_);
+  for (int to = 0; to < context_->size; ++to) {
+    if (to == rank()) continue;
+    auto& sent = sent_[static_cast<size_t>(to)];
+    try {
+      while (sent.size() >= kUnread) {
+        sent.front().buffer->waitSend(std::chrono::duration_cast<milliseconds>(options_.silence_limit));
+        sent.pop_front();
+      }
+      Sent next{.message = std::make_unique<Message>(message)};
+      next.buffer = buffer(next.message.get(), sizeof(Message));
+      next.buffer->send(to, kTag);
+      sent.push_back(std::move(next));
+    } catch (const std::exception&) {  // it is gone; whoever waits for it finds out
+    }
+  }
+}
+
+void GlooWorld::hear() {
+  std::vector<int> others;
+  for (int i = 0; i < context_->size; ++i) {
+    if (i != rank()) others.push_back(i);
+  }
+  // A connection that ends in the middle of a message ends the wait; the others go on.
+  for (size_t lost = 0; lost < others.size();) {
+    try {
+      heard_buffer_->recv(others, kTag);
+      if (!heard_buffer_->waitRecv(nullptr, kForEver)) return;  // we stop
+      take(*heard_);
+    } catch (const std::exception&) {
+      ++lost;
+      const std::lock_guard lock(mu_);
+      if (stopping_) return;
+      heard_buffer_ = buffer(heard_.get(), sizeof(Message));
+    }
+  }
+}
+
+void GlooWorld::take(const Message& message) {
+  if (message.rank < 0 || message.rank >= context_->size) return;
+  if (!message.failed) {
+    signs_[static_cast<size_t>(message.rank)].seen(options_.clock->now(), message.progress);
+    return;
+  }
+  const std::string_view text(message.text.data(), std::min<size_t>(message.text_bytes, kTextBytes));
+  const std::lock_guard lock(mu_);
+  keep({static_cast<ErrorCode>(message.code), std::string(text)});
+}
+
+void GlooWorld::active() {
+  active_ = true;
+  if (!parked_) return;
+  const std::lock_guard lock(mu_);
+  changed_.notify_all();
+}
+
+// Looks now and then while this rank does something, and sleeps while it does nothing.
+void GlooWorld::look_after_waits() {
+  const Duration often = std::min(options_.silence_limit / 10, options_.longest_sleep);
+  TimePoint told{};
+  std::unique_lock lock(mu_);
+  while (!stopping_) {
+    if (!waiting_ && !active_) {
+      parked_ = true;
+      changed_.wait(lock, [&] { return stopping_ || active_; });
+      parked_ = false;
+      continue;
+    }
+    changed_.wait_for(lock, often, [&] { return stopping_; });
+    const TimePoint now = options_.clock->now();
+    auto looked = look(now);
+    // Who waits is not silent, even if others wait for it in their turn.
+    const bool tell = !failure_ && now - told >= options_.silence_limit / 5;
+    if (tell) active_ = false;
+    const Progress where = last_progress(rank());
+    lock.unlock();
+    if (!looked.ok()) fail(looked.error());
+    if (tell) {
+      told = now;
+      broadcast({.rank = rank(), .progress = where});
+    }
+    lock.lock();
+    if (failure_) active_ = false;
+  }
+}
+
+Result<void> GlooWorld::look(TimePoint now) const {
+  if (!waiting_ || failure_) return {};
+  const auto silent = [&](std::span<const int> ranks) {
+    Wait wait = *waiting_;
+    wait.missing = ranks;
+    return time_left(wait, signs_, now, options_.silence_limit, options_.join_limit);
+  };
+  if (silent(waiting_->missing.first(1)).ok()) return {};
+  std::vector<int> missing;
+  for (const int rank : waiting_->missing) {
+    if (!silent(std::span(&rank, 1)).ok()) missing.push_back(rank);
+  }
+  std::ranges::sort(missing);
+  auto error = silent(missing);
+  if (error.ok()) return {};
+  return std::move(error).error();
+}
+
+template <class WaitFunction, class AbortFunction>
+Result<void> GlooWorld::wait_on(const Wait& wait, WaitFunction wait_function, AbortFunction abort) {
+  {
+    const std::lock_guard lock(mu_);
+    if (failure_) return *failure_;
+    waiting_ = &wait;
+    abort_wait_ = abort;
+  }
+  std::string gone;
+  try {
+    wait_function();
+  } catch (const std::exception& e) {
+    gone = e.what();
+  }
+  std::unique_lock lock(mu_);
+  waiting_ = nullptr;
+  abort_wait_ = nullptr;
+  if (failure_) return *failure_;
+  if (gone.empty()) return {};
+  // It may have told why it ends; that comes another way.
+  changed_.wait_for(lock, milliseconds(200), [&] { return failure_.has_value(); });
+  if (failure_) return *failure_;
+  lock.unlock();
+  fail({ErrorCode::kUnavailable, fmt::format("group {}: rank {} has lost {} in {}: {}", wait.group, wait.waiting,
+                                             list_ranks(wait.missing.first(1)), wait.call, gone)});
+  return *failure();
+}
+
+Result<void> GlooWorld::wait_receive(GlooBuffer& buffer, const Wait& wait) {
+  return wait_on(
+      wait, [&] { buffer.waitRecv(nullptr, kForEver); }, [&buffer] { buffer.abortWaitRecv(); });
+}
+
+Result<void> GlooWorld::wait_send(GlooBuffer& buffer, const Wait& wait) {
+  return wait_on(
+      wait, [&] { buffer.waitSend(nullptr, kForEver); }, [&buffer] { buffer.abortWaitSend(); });
+}
+
+}  // namespace sluice::parallel

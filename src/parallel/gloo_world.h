@@ -1,0 +1,91 @@
+// What the groups of one rank share over gloo: the connections, what is known of the other ranks, and two threads that
+// sleep unless something happens - one hears failures and signs of life from other ranks, one looks after waits that
+// last.
+#pragma once
+
+#include <gloo/rendezvous/context.h>
+#include <gloo/transport/unbound_buffer.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "parallel/communicator.h"
+#include "parallel/progress.h"
+
+namespace sluice::parallel {
+
+using GlooBuffer = gloo::transport::UnboundBuffer;
+
+class GlooWorld {
+ public:
+  GlooWorld(std::shared_ptr<gloo::rendezvous::Context> context, GroupOptions options);
+  ~GlooWorld();
+  GlooWorld(const GlooWorld&) = delete;
+  GlooWorld& operator=(const GlooWorld&) = delete;
+
+  const GroupOptions& options() const { return options_; }
+  int rank() const { return context_->rank; }
+  std::unique_ptr<GlooBuffer> buffer(void* at, size_t bytes) const { return context_->createUnboundBuffer(at, bytes); }
+  // Numbers for groups that this rank makes.
+  uint64_t next_group() { return static_cast<uint64_t>(rank() + 1) << 32 | ++groups_; }
+
+  // Any thread.
+  void progress(const Progress& progress);
+  Progress last_progress(int rank) const { return signs_[static_cast<size_t>(rank)].where(); }
+  void heard_of(int rank) { signs_[static_cast<size_t>(rank)].seen(options_.clock->now()); }
+  // Keeps the first error, ends this rank's wait and tells the others.
+  void fail(const Error& error);
+  std::optional<Error> failure() const;
+
+  // Of the thread that makes calls. The first of wait.missing is for whom it waits, the others may be missing as well.
+  Result<void> wait_receive(GlooBuffer& buffer, const Wait& wait);
+  Result<void> wait_send(GlooBuffer& buffer, const Wait& wait);
+  // This rank does something: the others are to know, and waits may follow. Any thread.
+  void active();
+
+ private:
+  // What ranks tell each other beside the calls.
+  struct Message;
+  struct Sent;
+
+  template <class WaitFunction, class AbortFunction>
+  Result<void> wait_on(const Wait& wait, WaitFunction wait_function, AbortFunction abort);
+  void keep(const Error& error);  // with mu_ held
+  void broadcast(const Message& message);
+  void hear();
+  void take(const Message& message);
+  void look_after_waits();
+  Result<void> look(TimePoint now) const;  // with mu_ held
+
+  const std::shared_ptr<gloo::rendezvous::Context> context_;
+  const GroupOptions options_;
+  std::vector<SignOfLife> signs_;  // by rank of the world
+  std::atomic<uint32_t> groups_{0};
+  std::atomic<bool> active_{false};  // since the thread that looks after waits last looked
+  std::atomic<bool> parked_{false};  // that thread has nothing to do
+
+  mutable std::mutex mu_;
+  std::condition_variable changed_;
+  // Guarded by mu_.
+  std::optional<Error> failure_;
+  const Wait* waiting_ = nullptr;  // the wait under way
+  std::function<void()> abort_wait_;
+  bool stopping_ = false;
+
+  std::mutex sent_mu_;
+  std::vector<std::deque<Sent>> sent_;  // by rank; guarded by sent_mu_
+
+  std::unique_ptr<Message> heard_;
+  std::unique_ptr<GlooBuffer> heard_buffer_;
+  std::thread hearing_;
+  std::thread looking_;
+};
+
+}  // namespace sluice::parallel

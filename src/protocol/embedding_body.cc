@@ -1,0 +1,125 @@
+#include "protocol/embedding_body.h"
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "protocol/prompts.h"
+
+namespace sluice::protocol {
+namespace {
+
+using nlohmann::ordered_json;
+
+static_assert(std::endian::native == std::endian::little, "clients read base64 as little-endian floats");
+
+std::string base64_of(std::string_view bytes) {
+  constexpr std::string_view kAlphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string out;
+  out.reserve((bytes.size() + 2) / 3 * 4);
+  for (size_t i = 0; i < bytes.size(); i += 3) {
+    const auto at = [&](size_t k) { return k < bytes.size() ? static_cast<unsigned char>(bytes[k]) : 0U; };
+    const uint32_t group = at(i) << 16 | at(i + 1) << 8 | at(i + 2);
+    for (int shift = 18; shift >= 0; shift -= 6) out += kAlphabet[group >> shift & 63];
+  }
+  for (size_t missing = (3 - bytes.size() % 3) % 3; missing > 0; --missing) out[out.size() - missing] = '=';
+  return out;
+}
+
+// Query and items are texts, or all of them ids.
+void read_pairs(Fields& fields, ScoreBody& out) {
+  const auto query = read_prompts(fields, "query");
+  const auto items = read_prompts(fields, "items");
+  const bool item_first = fields.boolean("item_first", false);
+  if (!fields.ok()) return;
+  if (query.size() != 1) return fields.fail("query must be one text or one list of token ids");
+  const Prompt& asked = query.front();
+  for (const Prompt& item : items) {
+    if (asked.ids.has_value() != item.ids.has_value()) {
+      return fields.fail("query and items must both be texts or both be token ids");
+    }
+    const Prompt& first = item_first ? item : asked;
+    const Prompt& second = item_first ? asked : item;
+    Prompt joined{.text = first.text + second.text, .ids = first.ids};
+    if (joined.ids) joined.ids->insert(joined.ids->end(), second.ids->begin(), second.ids->end());
+    out.prompts.push_back(std::move(joined));
+  }
+}
+
+}  // namespace
+
+Result<EmbeddingBody> parse_embeddings_body(std::string_view text) {
+  SLUICE_TRY(const auto json, parse_object(text));
+  Fields fields(json);
+  EmbeddingBody out;
+  refuse_out_of_scope(fields);
+  out.model = fields.text("model", "default");
+  out.prompts = read_prompts(fields, "input");
+  const auto format = fields.text("encoding_format", "float");
+  if (format != "float" && format != "base64") fields.fail("encoding_format must be \"float\" or \"base64\"");
+  out.base64 = format == "base64";
+  out.dimensions = fields.integer("dimensions", {.min = 1, .max = INT32_MAX});
+  fields.text("user");
+  out.routing = read_routing(fields);
+  if (!fields.ok()) return fields.error();
+  return out;
+}
+
+Result<EmbeddingBody> parse_encode_body(std::string_view text) {
+  SLUICE_TRY(const auto json, parse_object(text));
+  Fields fields(json);
+  EmbeddingBody out;
+  refuse_out_of_scope(fields);
+  if (fields.given("text") == fields.given("input_ids")) {
+    fields.fail("exactly one of text and input_ids must be given");
+  } else {
+    const char* name = fields.given("text") ? "text" : "input_ids";
+    out.prompts = read_prompts(fields, name);
+    const auto* value = fields.find(name);
+    out.list = value->is_array() && !value->empty() && !value->front().is_number();
+  }
+  out.dimensions = fields.integer("dimensions", {.min = 1, .max = INT32_MAX});
+  out.routing = read_routing(fields);
+  if (!fields.ok()) return fields.error();
+  return out;
+}
+
+Result<ScoreBody> parse_score_body(std::string_view text) {
+  SLUICE_TRY(const auto json, parse_object(text));
+  Fields fields(json);
+  ScoreBody out;
+  refuse_out_of_scope(fields);
+  out.model = fields.text("model", "default");
+  read_pairs(fields, out);
+  out.label_token_ids = fields.token_ids("label_token_ids");
+  if (fields.ok() && out.label_token_ids.empty())
+    fields.fail("label_token_ids must be a list of at least one token id");
+  if (out.label_token_ids.size() > static_cast<size_t>(kMaxTopLogprobs)) {
+    fields.fail(fmt::format("label_token_ids must hold at most {} token ids", kMaxTopLogprobs));
+  }
+  out.apply_softmax = fields.boolean("apply_softmax", false);
+  out.routing = read_routing(fields);
+  if (!fields.ok()) return fields.error();
+  return out;
+}
+
+std::vector<float> shortened(std::span<const float> embedding, std::optional<int64_t> dimensions) {
+  const auto n = static_cast<size_t>(std::min<int64_t>(dimensions.value_or(INT64_MAX), std::ssize(embedding)));
+  std::vector<float> out(embedding.begin(), embedding.begin() + static_cast<std::ptrdiff_t>(n));
+  if (n == embedding.size()) return out;
+  double square = 0;
+  for (const float x : out) square += static_cast<double>(x) * static_cast<double>(x);
+  const auto scale = static_cast<float>(square > 0 ? 1 / std::sqrt(square) : 0);
+  for (float& x : out) x *= scale;
+  return out;
+}
+
+ordered_json embedding_json(std::span<const float> embedding, bool base64) {
+  if (base64) return base64_of({reinterpret_cast<const char*>(embedding.data()), embedding.size_bytes()});
+  auto out = ordered_json::array();
+  for (const float x : embedding) out.push_back(x);
+  return out;
+}
+
+}  // namespace sluice::protocol

@@ -1,0 +1,255 @@
+#include "protocol/responses_body.h"
+
+#include <nlohmann/json.hpp>
+
+#include "protocol/fields.h"
+
+namespace sluice::protocol {
+namespace {
+
+using nlohmann::ordered_json;
+
+// The text of an item's content: a string, or parts of text.
+Result<std::string> text_of(const ordered_json& content, size_t index) {
+  const auto wrong = [index](std::string_view what) {
+    return Error{ErrorCode::kInvalidArgument, fmt::format("input[{}].content {}", index, what)};
+  };
+  if (content.is_string()) return content.get<std::string>();
+  if (!content.is_array()) return wrong("must be a string or a list of text parts");
+  std::string out;
+  for (const auto& part : content) {
+    const auto type = part.is_object() ? part.value("type", ordered_json()) : ordered_json();
+    if (type != "input_text" && type != "output_text" && type != "text") {
+      return wrong(fmt::format("holds a part of type {}: only text is served", dump(type)));
+    }
+    const auto text = part.value("text", ordered_json());
+    if (!text.is_string()) return wrong("holds a text part whose text is no string");
+    out += text.get<std::string>();
+  }
+  return out;
+}
+
+Result<ordered_json> messages_of(Fields& fields) {
+  auto out = ordered_json::array();
+  if (const auto instructions = fields.text("instructions"); !instructions.empty()) {
+    out.push_back({{"role", "system"}, {"content", instructions}});
+  }
+  const auto* input = fields.find("input");
+  if (input != nullptr && input->is_string()) {
+    out.push_back({{"role", "user"}, {"content", *input}});
+    return out;
+  }
+  if (input == nullptr || !input->is_array() || input->empty()) {
+    return Error{ErrorCode::kInvalidArgument, "input must be a string or a list of messages"};
+  }
+  for (size_t i = 0; i < input->size(); ++i) {
+    const auto& item = (*input)[i];
+    const auto type = item.is_object() ? item.value("type", ordered_json("message")) : ordered_json();
+    if (type != "message") {
+      return Error{ErrorCode::kInvalidArgument,
+                   fmt::format("input[{}] is of type {}: only messages are served", i, dump(type))};
+    }
+    const auto role = item.value("role", ordered_json());
+    if (!role.is_string()) {
+      return Error{ErrorCode::kInvalidArgument, fmt::format("input[{}].role must be a string", i)};
+    }
+    SLUICE_TRY(auto text, text_of(item.value("content", ordered_json()), i));
+    // Developers speak where systems did; templates know the older name.
+    out.push_back({{"role", role == "developer" ? ordered_json("system") : role}, {"content", std::move(text)}});
+  }
+  return out;
+}
+
+// text.format has the members of a chat's response_format.json_schema at its own level.
+void read_format(Fields& fields, ordered_json& chat, ordered_json& echo) {
+  ordered_json format = {{"type", "text"}};
+  const auto* text = fields.find("text");
+  if (text != nullptr && !text->is_object()) return fields.fail("text must be an object");
+  if (text != nullptr && text->contains("format") && !(*text)["format"].is_null()) format = (*text)["format"];
+  if (!format.is_object()) return fields.fail("text.format must be an object");
+  echo["text"]["format"] = format;
+  if (format.value("type", ordered_json()) != "json_schema") {
+    chat["response_format"] = std::move(format);
+    return;
+  }
+  auto schema = format;
+  schema.erase("type");
+  chat["response_format"] = {{"type", "json_schema"}};
+  chat["response_format"]["json_schema"] = std::move(schema);
+}
+
+std::string_view status_of(const Finish& finish) {
+  switch (finish.kind) {
+    case Finish::Kind::kNone:
+      return "in_progress";
+    case Finish::Kind::kLength:
+      return "incomplete";
+    case Finish::Kind::kAbort:
+      return "cancelled";
+    default:
+      return "completed";
+  }
+}
+
+}  // namespace
+
+Result<ResponsesBody> parse_responses_body(std::string_view text) {
+  SLUICE_TRY(const auto json, parse_object(text));
+  Fields fields(json);
+  ResponsesBody out;
+  auto chat = ordered_json::object();
+  auto echo = ordered_json::object();
+  SLUICE_TRY(chat["messages"], messages_of(fields));
+  fields.refuse("previous_response_id", "responses are not stored; send the conversation in input");
+  fields.refuse("conversation", "responses are not stored; send the conversation in input");
+  fields.refuse("background", "answers are always delivered on the connection that asked", "false");
+  fields.refuse("tools", "tools are served by /v1/chat/completions");
+  fields.refuse("prompt", "prompt templates are not stored");
+  out.stream = fields.boolean("stream", false);
+  fields.boolean("store", false);  // asked for by default, and answered with false
+  if (const auto* reasoning = fields.find("reasoning"); reasoning != nullptr && reasoning->is_object()) {
+    if (reasoning->contains("effort")) chat["reasoning_effort"] = (*reasoning)["effort"];
+  }
+  // Same name and meaning in both.
+  for (const char* name :
+       {"model", "temperature", "top_p", "user", "rid", "extra_key", "cache_salt", "priority", "seed", "stop", "top_k",
+        "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "ignore_eos", "routed_dp_rank",
+        "data_parallel_rank", "chat_template_kwargs"}) {
+    if (const auto* value = fields.find(name)) chat[name] = *value;
+  }
+  if (const auto length = fields.integer("max_output_tokens", {.min = 1, .max = INT32_MAX})) {
+    chat["max_completion_tokens"] = *length;
+  }
+  for (const char* name : {"instructions", "max_output_tokens", "temperature", "top_p", "user"}) {
+    const auto* value = fields.find(name);
+    echo[name] = value == nullptr ? ordered_json() : *value;
+  }
+  const auto* metadata = fields.find("metadata");
+  echo["metadata"] = metadata == nullptr ? ordered_json::object() : *metadata;
+  read_format(fields, chat, echo);
+  if (!fields.ok()) return fields.error();
+  out.chat = dump(chat);
+  out.echo = dump(echo);
+  return out;
+}
+
+ordered_json response_object(const ResponseState& state) {
+  ordered_json out = {{"id", "resp_" + state.id}, {"object", "response"}, {"created_at", state.created}};
+  const bool ended = state.finish.kind != Finish::Kind::kNone;
+  out["status"] = status_of(state.finish);
+  out["error"] = nullptr;
+  out["incomplete_details"] =
+      state.finish.kind == Finish::Kind::kLength ? ordered_json{{"reason", "max_output_tokens"}} : ordered_json();
+  out["model"] = state.model;
+  auto output = ordered_json::array();
+  if (ended) {
+    ordered_json part = {{"type", "output_text"}, {"text", state.text}};
+    part["annotations"] = ordered_json::array();
+    part["logprobs"] = ordered_json::array();
+    ordered_json item = {{"type", "message"}, {"id", "msg_" + state.id}};
+    item["status"] = state.finish.kind == Finish::Kind::kLength ? "incomplete" : "completed";
+    item["role"] = "assistant";
+    item["content"] = ordered_json::array({std::move(part)});
+    output.push_back(std::move(item));
+  }
+  out["output"] = std::move(output);
+  out["previous_response_id"] = nullptr;
+  out["parallel_tool_calls"] = true;
+  out["reasoning"] = {{"effort", nullptr}, {"summary", nullptr}};
+  out["store"] = false;
+  out["tool_choice"] = "auto";
+  out["tools"] = ordered_json::array();
+  out["truncation"] = "disabled";
+  out["usage"] = nullptr;
+  if (ended) {
+    out["usage"] = {{"input_tokens", state.usage.prompt_tokens},
+                    {"input_tokens_details", {{"cached_tokens", state.usage.cached_tokens}}},
+                    {"output_tokens", state.usage.completion_tokens},
+                    {"output_tokens_details", {{"reasoning_tokens", 0}}},
+                    {"total_tokens", state.usage.prompt_tokens + state.usage.completion_tokens}};
+  }
+  const auto echo = ordered_json::parse(state.echo, nullptr, /*allow_exceptions=*/false);
+  if (echo.is_object()) out.update(echo);
+  return out;
+}
+
+std::string responses_error_body(int status, std::string_view message) {
+  const char* type = status == 400 ? "invalid_request_error" : status == 404 ? "not_found_error" : "server_error";
+  ordered_json out = ordered_json::object();
+  out["error"] = {{"message", message}, {"type", type}, {"param", nullptr}, {"code", status}};
+  return dump(out);
+}
+
+ordered_json ResponseEvents::event(std::string_view type) { return {{"type", type}, {"sequence_number", number_++}}; }
+
+ordered_json ResponseEvents::part(bool with_text) const {
+  ordered_json out = {{"type", "output_text"}, {"text", with_text ? state_.text : ""}};
+  out["annotations"] = ordered_json::array();
+  out["logprobs"] = ordered_json::array();
+  return out;
+}
+
+ordered_json ResponseEvents::item(std::string_view status, bool with_text) const {
+  ordered_json out = {{"type", "message"}, {"id", "msg_" + state_.id}, {"status", status}, {"role", "assistant"}};
+  out["content"] = ordered_json::array();
+  if (with_text) out["content"].push_back(part(true));
+  return out;
+}
+
+std::vector<std::string> ResponseEvents::begin() {
+  std::vector<std::string> out;
+  for (const char* type : {"response.created", "response.in_progress"}) {
+    auto whole = event(type);
+    whole["response"] = response_object(state_);
+    out.push_back(dump(whole));
+  }
+  auto added = event("response.output_item.added");
+  added["output_index"] = 0;
+  added["item"] = item("in_progress", false);
+  out.push_back(dump(added));
+  auto began = event("response.content_part.added");
+  began["item_id"] = "msg_" + state_.id;
+  began["output_index"] = 0;
+  began["content_index"] = 0;
+  began["part"] = part(false);
+  out.push_back(dump(began));
+  return out;
+}
+
+std::string ResponseEvents::delta(std::string_view text) {
+  auto out = event("response.output_text.delta");
+  out["item_id"] = "msg_" + state_.id;
+  out["output_index"] = 0;
+  out["content_index"] = 0;
+  out["delta"] = text;
+  out["logprobs"] = ordered_json::array();
+  return dump(out);
+}
+
+std::vector<std::string> ResponseEvents::end() {
+  std::vector<std::string> out;
+  auto text = event("response.output_text.done");
+  text["item_id"] = "msg_" + state_.id;
+  text["output_index"] = 0;
+  text["content_index"] = 0;
+  text["text"] = state_.text;
+  text["logprobs"] = ordered_json::array();
+  out.push_back(dump(text));
+  auto ended = event("response.content_part.done");
+  ended["item_id"] = "msg_" + state_.id;
+  ended["output_index"] = 0;
+  ended["content_index"] = 0;
+  ended["part"] = part(true);
+  out.push_back(dump(ended));
+  const bool cut = state_.finish.kind == Finish::Kind::kLength;
+  auto done = event("response.output_item.done");
+  done["output_index"] = 0;
+  done["item"] = item(cut ? "incomplete" : "completed", true);
+  out.push_back(dump(done));
+  auto whole = event(cut ? "response.incomplete" : "response.completed");
+  whole["response"] = response_object(state_);
+  out.push_back(dump(whole));
+  return out;
+}
+
+}  // namespace sluice::protocol
