@@ -11,7 +11,9 @@ constexpr int kMaxDispatches = 2;
 }  // namespace
 
 Dispatcher::Dispatcher(const LoadBalanceRow& method, const LoadBoard& board, const Clock& clock)
-    : method_(method), budget_(board, clock), incarnations_(static_cast<size_t>(board.size())) {}
+    : method_(method), budget_(board, clock), incarnations_(static_cast<size_t>(board.size())) {
+  if (method.looks_at_prefixes) prefixes_.emplace(board.size());
+}
 
 Result<int64_t> Dispatcher::submit(GenerateRequest request, std::optional<int64_t> pinned_rank,
                                    Backend::OnOutput on_output) {
@@ -28,7 +30,7 @@ Result<int64_t> Dispatcher::submit(GenerateRequest request, std::optional<int64_
   if (pinned_rank && incarnations_[static_cast<size_t>(*pinned_rank)] == 0) {
     return Error{ErrorCode::kUnavailable, fmt::format("data-parallel rank {} is down and restarting", *pinned_rank)};
   }
-  const auto rank = pinned_rank ? pinned_rank : choose();
+  const auto rank = pinned_rank ? pinned_rank : choose(request);
   if (!rank) return Error{ErrorCode::kUnavailable, "every data-parallel rank is down and restarting"};
   std::string rid = request.rid;
   Flight& flight = flights_[std::move(rid)];
@@ -79,7 +81,11 @@ std::vector<Dispatcher::Delivery> Dispatcher::outputs(int64_t rank, uint64_t inc
     if (found == flights_.end()) continue;
     Flight& flight = found->second;
     if (flight.rank != rank || flight.incarnation != incarnation) continue;
-    if (!flight.started) flight.request = {};
+    if (!flight.started) {
+      budget_.computed(rank, flight.seq);
+      if (prefixes_) prefixes_->answered(rank, flight.expected_cached, output);
+      flight.request = {};
+    }
     flight.started = true;
     flight.counts.prompt_tokens = output.prompt_tokens;
     flight.counts.completion_tokens = output.completion_tokens;
@@ -87,7 +93,9 @@ std::vector<Dispatcher::Delivery> Dispatcher::outputs(int64_t rank, uint64_t inc
     flight.counts.retractions = output.retractions;
     const bool last = output.finish.kind != FinishKind::kNone;
     deliveries.push_back({flight.on_output, std::move(output)});
-    if (last) flights_.erase(found);
+    if (!last) continue;
+    budget_.ended(rank, flight.seq);
+    flights_.erase(found);
   }
   return deliveries;
 }
@@ -102,6 +110,7 @@ Dispatcher::Lost Dispatcher::rank_lost(int64_t rank, const std::string& cause) {
   std::lock_guard lock(mutex_);
   incarnations_[static_cast<size_t>(rank)] = 0;
   budget_.set_active(rank, false);
+  if (prefixes_) prefixes_->forget(rank);
   std::vector<Flights::iterator> affected;
   for (auto it = flights_.begin(); it != flights_.end(); ++it) {
     if (it->second.rank == rank) affected.push_back(it);
@@ -111,7 +120,7 @@ Dispatcher::Lost Dispatcher::rank_lost(int64_t rank, const std::string& cause) {
   Lost lost;
   for (const auto& it : affected) {
     Flight& flight = it->second;
-    if (const auto other = may_move(flight) ? choose() : std::nullopt) {
+    if (const auto other = may_move(flight) ? choose(flight.request) : std::nullopt) {
       dispatch(flight, *other);
       ++lost.moved;
       continue;
@@ -141,8 +150,15 @@ bool Dispatcher::may_move(const Flight& flight) const {
   return !flight.started && !flight.pinned && !flight.aborted && flight.dispatches < kMaxDispatches;
 }
 
-std::optional<int64_t> Dispatcher::choose() {
-  const auto rank = method_.choose(budget_.loads(), previous_);
+void Dispatcher::rank_flushed(int64_t rank) {
+  std::lock_guard lock(mutex_);
+  if (prefixes_) prefixes_->forget(rank);
+}
+
+std::optional<int64_t> Dispatcher::choose(const GenerateRequest& request) {
+  const std::span<RankLoad> loads = budget_.loads();
+  if (prefixes_) prefixes_->expect(request, loads);
+  const auto rank = method_.choose(loads, previous_);
   if (rank) previous_ = *rank;
   return rank;
 }
@@ -150,9 +166,14 @@ std::optional<int64_t> Dispatcher::choose() {
 void Dispatcher::dispatch(Flight& flight, int64_t rank) {
   flight.rank = rank;
   flight.incarnation = incarnations_[static_cast<size_t>(rank)];
-  flight.request.dispatch_seq = ++last_seq_;
+  flight.request.dispatch_seq = flight.seq = ++last_seq_;
   ++flight.dispatches;
-  budget_.dispatched(rank, last_seq_, static_cast<int64_t>(flight.request.input_ids.size()));
+  if (prefixes_) {
+    prefixes_->capacity(rank, budget_.word(rank).max_total_num_tokens);
+    flight.expected_cached = prefixes_->dispatched(rank, flight.request);
+  }
+  const auto tokens = static_cast<int64_t>(flight.request.input_ids.size());
+  budget_.dispatched(rank, last_seq_, tokens, tokens - flight.expected_cached);
   outgoing_.push_back({rank, flight.incarnation, flight.request});
 }
 

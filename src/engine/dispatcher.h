@@ -12,6 +12,7 @@
 
 #include "engine/backend.h"
 #include "engine/dp_budget.h"
+#include "engine/prefix_belief.h"
 
 namespace sluice::engine {
 
@@ -50,6 +51,8 @@ class Dispatcher {
     std::vector<Delivery> ended;
   };
   Lost rank_lost(int64_t rank, const std::string& cause);
+  // The rank's prefix cache was emptied.
+  void rank_flushed(int64_t rank);
   // Ends everything with 503.
   std::vector<Delivery> end_all(const std::string& cause);
 
@@ -66,12 +69,14 @@ class Dispatcher {
     bool pinned = false;
     bool started = false;
     bool aborted = false;
-    RequestOutput counts;  // the counters of its last output
+    uint64_t seq = 0;             // of its last dispatch
+    int64_t expected_cached = 0;  // prompt tokens that it was believed to find in the cache
+    RequestOutput counts;         // the counters of its last output
   };
   using Flights = std::unordered_map<std::string, Flight>;
 
   bool may_move(const Flight& flight) const;
-  std::optional<int64_t> choose();
+  std::optional<int64_t> choose(const GenerateRequest& request);
   void dispatch(Flight& flight, int64_t rank);
   static Delivery last_output(const std::string& rid, Flight& flight, int32_t status, const std::string& message);
 
@@ -79,7 +84,8 @@ class Dispatcher {
 
   mutable std::mutex mutex_;  // guards what follows; no other lock is taken under it
   DpBudget budget_;
-  std::vector<uint64_t> incarnations_;  // [ranks] 0 = takes no requests
+  std::optional<PrefixBelief> prefixes_;  // for a method that looks at them
+  std::vector<uint64_t> incarnations_;    // [ranks] 0 = takes no requests
   int64_t previous_ = -1;
   uint64_t last_seq_ = 0;
   Flights flights_;

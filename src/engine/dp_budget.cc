@@ -1,5 +1,8 @@
 #include "engine/dp_budget.h"
 
+#include <algorithm>
+#include <utility>
+
 namespace sluice::engine {
 namespace {
 
@@ -14,11 +17,29 @@ DpBudget::DpBudget(const LoadBoard& board, const Clock& clock)
       ranks_(static_cast<size_t>(board.size())),
       loads_(static_cast<size_t>(board.size())) {}
 
-void DpBudget::dispatched(int64_t rank, uint64_t seq, int64_t tokens) {
+void DpBudget::dispatched(int64_t rank, uint64_t seq, int64_t tokens, int64_t fresh) {
   const auto i = static_cast<size_t>(rank);
-  ranks_[i].not_in_word.push_back({seq, tokens});
+  ranks_[i].not_in_word.push_back({seq, tokens, fresh});
   loads_[i].requests += 1;
   loads_[i].tokens += tokens;
+  loads_[i].waiting += fresh;
+}
+
+void DpBudget::computed(int64_t rank, uint64_t seq) {
+  const auto i = static_cast<size_t>(rank);
+  const auto found = std::ranges::find(ranks_[i].not_in_word, seq, &Dispatched::seq);
+  if (found != ranks_[i].not_in_word.end()) loads_[i].waiting -= std::exchange(found->fresh, 0);
+}
+
+void DpBudget::ended(int64_t rank, uint64_t seq) {
+  const auto i = static_cast<size_t>(rank);
+  auto& not_in_word = ranks_[i].not_in_word;
+  const auto found = std::ranges::find(not_in_word, seq, &Dispatched::seq);
+  if (found == not_in_word.end()) return;  // the rank's words tell of it
+  loads_[i].requests -= 1;
+  loads_[i].tokens -= found->tokens;
+  loads_[i].waiting -= found->fresh;
+  not_in_word.erase(found);
 }
 
 void DpBudget::set_active(int64_t rank, bool active) {
@@ -31,7 +52,7 @@ void DpBudget::set_active(int64_t rank, bool active) {
   loads_[i].active = active;
 }
 
-std::span<const RankLoad> DpBudget::loads() {
+std::span<RankLoad> DpBudget::loads() {
   const TimePoint now = clock_.now();
   if (last_read_ && now - *last_read_ < kReadEvery) return loads_;
   last_read_ = now;
@@ -45,9 +66,12 @@ std::span<const RankLoad> DpBudget::loads() {
     }
     loads_[i].requests = word->num_running_reqs + word->num_waiting_reqs;
     loads_[i].tokens = word->num_used_tokens + word->num_waiting_tokens;
+    loads_[i].waiting = word->num_waiting_tokens;
+    loads_[i].capacity = word->max_total_num_tokens;
     for (const Dispatched& request : rank.not_in_word) {
       loads_[i].requests += 1;
       loads_[i].tokens += request.tokens;
+      loads_[i].waiting += request.fresh;
     }
   }
   return loads_;

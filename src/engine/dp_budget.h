@@ -21,14 +21,19 @@ class DpBudget {
   // `board` and `clock` outlive this.
   DpBudget(const LoadBoard& board, const Clock& clock);
 
-  // A request of `tokens` prompt tokens goes to `rank`; `seq` grows from call to call.
-  void dispatched(int64_t rank, uint64_t seq, int64_t tokens);
+  // A request of `tokens` prompt tokens goes to `rank`, `fresh` of which it has to compute; `seq` grows from call to
+  // call.
+  void dispatched(int64_t rank, uint64_t seq, int64_t tokens, int64_t fresh);
+  // The first output of that request came: its prompt waits no more, whatever the rank's last word says of it.
+  void computed(int64_t rank, uint64_t seq);
+  // It ended.
+  void ended(int64_t rank, uint64_t seq);
   // The rank takes requests, or its process has ended. Ending clears what it had to do, and what it wrote last is not
   // read again.
   void set_active(int64_t rank, bool active);
 
   // [ranks] Reads the board again if the last time is 20 ms ago.
-  std::span<const RankLoad> loads();
+  std::span<RankLoad> loads();
   // The rank's last word, read now; zeros before its first.
   LoadSnapshot word(int64_t rank) const;
 
@@ -36,6 +41,7 @@ class DpBudget {
   struct Dispatched {
     uint64_t seq = 0;
     int64_t tokens = 0;
+    int64_t fresh = 0;
   };
   struct Rank {
     LoadSnapshot word;

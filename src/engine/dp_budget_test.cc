@@ -28,16 +28,25 @@ class DpBudgetTest : public ::testing::Test {
 };
 
 TEST_F(DpBudgetTest, CountsRequestsAndTokensAsTheyAreSent) {
-  budget_.dispatched(1, 1, 10);
-  budget_.dispatched(1, 2, 30);
+  budget_.dispatched(1, 1, 10, 10);
+  budget_.dispatched(1, 2, 30, 20);
+  EXPECT_EQ(budget_.loads()[1].waiting, 30);
+  budget_.computed(1, 2);
+  budget_.computed(1, 2);
+  EXPECT_EQ(budget_.loads()[1].waiting, 10);
   EXPECT_EQ(budget_.loads()[1].requests, 2);
   EXPECT_EQ(budget_.loads()[1].tokens, 40);
   EXPECT_EQ(budget_.loads()[0].requests, 0);
+  budget_.ended(1, 1);
+  budget_.ended(1, 1);
+  EXPECT_EQ(budget_.loads()[1].requests, 1);
+  EXPECT_EQ(budget_.loads()[1].tokens, 30);
+  EXPECT_EQ(budget_.loads()[1].waiting, 0);
 }
 
 TEST_F(DpBudgetTest, AWordReplacesWhatItContainsAndNothingElse) {
-  budget_.dispatched(0, 1, 10);
-  budget_.dispatched(0, 2, 30);
+  budget_.dispatched(0, 1, 10, 10);
+  budget_.dispatched(0, 2, 30, 30);
   publish(0, /*last_seq=*/1, /*requests=*/5, /*tokens=*/500);
   EXPECT_EQ(budget_.loads()[0].requests, 5 + 1);
   EXPECT_EQ(budget_.loads()[0].tokens, 500 + 30);
@@ -60,7 +69,7 @@ TEST_F(DpBudgetTest, ReadsTheBoardAtMostEvery20Milliseconds) {
 TEST_F(DpBudgetTest, AnOldWordKeepsTheIncrements) {
   publish(0, 0, 3, 3);
   EXPECT_EQ(budget_.loads()[0].requests, 3);
-  budget_.dispatched(0, 1, 10);
+  budget_.dispatched(0, 1, 10, 10);
   clock_.advance(1h);
   EXPECT_EQ(budget_.loads()[0].requests, 4) << "the rank has been in one step for an hour";
 }

@@ -327,6 +327,11 @@ class DataParallelController::Impl {
   void take(size_t i, ControlReply& reply) {
     const auto control = std::ranges::find(controls_, reply.id, [](const Control& c) { return c.request.id; });
     if (control == controls_.end() || control->waiting_for.erase(i) == 0) return;
+    const ControlKind kind = control->request.kind;
+    // Other weights make other caches.
+    if (reply.ok && (kind == ControlKind::kFlushCache || kind == ControlKind::kLoadWeights)) {
+      dispatcher_.rank_flushed(row_of(i));
+    }
     if (!reply.ok) control->refusals.push_back(fmt::format("rank {}: {}", i, reply.message));
     finish_if_answered(control);
   }

@@ -25,6 +25,8 @@ class CacheBelief {
   // False while no answer has reported a cached token: predictions are then all there is.
   bool confirmed() const { return confirmed_.load(std::memory_order_relaxed); }
 
+  // The worker is known to report, so that answers without a cached token count from the first.
+  void confirm() { confirmed_.store(true, std::memory_order_relaxed); }
   // A prompt was sent of which so many bytes are new to the worker.
   void sent(size_t new_bytes);
   // Its answer: `predicted` and `cached` are shares of the prompt.

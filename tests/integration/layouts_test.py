@@ -131,6 +131,13 @@ class DpAttentionTest(unittest.TestCase):
         self.assertEqual(generate(self.server.url, ids, 2, 0)[2]["meta_info"]["cached_tokens"], 39)
         self.assertEqual(generate(self.server.url, ids, 2, 1)[2]["meta_info"]["cached_tokens"], 0)
 
+    def test_requests_that_begin_alike_go_where_the_beginning_is_cached(self):
+        with server("tiny-llama", "--tp", 2, "--dp-size", 2, *DPA, "--load-balance-method", "cache_aware") as running:
+            groups = {start: {generate(running.url, list(range(start, start + 120)) + [i], 2)[2]["meta_info"]["dp_rank"]
+                              for i in range(6)} for start in (0, 130, 260, 380)}
+            self.assertTrue(all(len(ranks) == 1 for ranks in groups.values()), groups)
+            self.assertEqual(len(set.union(*groups.values())), 2, "all went to one rank")
+
     def test_flushing_reaches_every_group(self):
         ids = list(range(200, 240))
         for rank in (0, 1):

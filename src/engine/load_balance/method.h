@@ -15,6 +15,12 @@ struct RankLoad {
   bool active = false;
   int64_t requests = 0;  // running, waiting and on their way
   int64_t tokens = 0;    // KV slots in use, sequences that wait, prompts on their way
+  int64_t waiting = 0;   // of those: not in use yet
+  int64_t capacity = 0;  // KV slots; 0: not known
+  // Of the request that is dispatched, for methods that look at prefixes: its prompt's tokens, and those of them that
+  // the rank is believed to have cached.
+  int64_t prompt = 0;
+  int64_t cached = 0;
 };
 
 struct LoadBalanceRow {
@@ -24,6 +30,7 @@ struct LoadBalanceRow {
   // `previous` is the rank of the last choice, -1 before the first. Nothing if no rank is active.
   std::optional<int64_t> (*choose)(std::span<const RankLoad> ranks, int64_t previous);
   std::string_view help;
+  bool looks_at_prefixes = false;  // RankLoad::prompt and cached are set
 };
 
 const std::vector<LoadBalanceRow>& load_balance_methods();

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "engine/load_balance/cache_aware.h"
 #include "engine/load_balance/method.h"
 #include "engine/load_balance/round_robin.h"
 #include "engine/load_balance/total_requests.h"
@@ -12,6 +13,7 @@ const std::vector<LoadBalanceRow>& load_balance_methods() {
       {"round_robin", {"auto"}, {"decode_round_robin"}, choose_round_robin, "the replicas in turn"},
       {"total_requests", {}, {"shortest_queue"}, choose_total_requests, "fewest requests"},
       {"total_tokens", {}, {"minimum_tokens"}, choose_total_tokens, "fewest tokens, then fewest requests"},
+      {"cache_aware", {}, {}, choose_cache_aware, "least to compute, given what is cached", /*looks_at_prefixes=*/true},
   };
   return rows;
 }

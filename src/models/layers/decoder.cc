@@ -73,9 +73,19 @@ Result<Logits> Decoder::forward(const kernels::Context& context, const ForwardBa
                                          .n = batch.n_tokens,
                                          .half = inverse_frequencies_.size,
                                          .scale = static_cast<float>(config_.rope.angle_scale)});
-  const Step step{
-      .batch = batch, .kv = kv_, .states = states_, .scratch = scratch_, .groups = groups_, .cos_sin = cos_sin};
-  for (const auto& block : blocks_) SLUICE_TRY_VOID(communicator_->run(context, step, *block, hidden));
+  Step step{.batch = batch,
+            .kv = kv_,
+            .states = states_,
+            .scratch = scratch_,
+            .groups = groups_,
+            .cos_sin = cos_sin,
+            .number = ++steps_};
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    step.layer = static_cast<int>(i / 2);
+    SLUICE_TRY_VOID(communicator_->run(context, step, *blocks_[i], hidden));
+  }
+  step.layer = -1;
+  step.progress(parallel::Phase::kHead);
   return head(context, batch, hidden);
 }
 

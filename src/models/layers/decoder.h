@@ -48,6 +48,13 @@ struct Step {
   const Scratch& scratch;
   const parallel::Groups* groups = nullptr;  // null: this rank has the whole model
   const float* cos_sin = nullptr;            // [n_tokens, 2, rotary_dim / 2]
+  uint32_t number = 0;                       // of the step
+  int layer = 0;                             // that is computed
+
+  // Where this rank is, for the ranks that wait for it and for messages.
+  void progress(parallel::Phase phase) const {
+    if (groups != nullptr) groups->all->progress({.step = number, .phase = phase, .layer = layer});
+  }
 };
 
 // How half a layer is divided among ranks.
@@ -131,7 +138,8 @@ class Decoder {
   std::unique_ptr<LayerCommunicator> communicator_;
   moe::Sizes dispatch_sizes_;
   std::unique_ptr<moe::Dispatcher> dispatcher_;  // null: no layer has experts
-  std::vector<std::unique_ptr<Block>> blocks_;
+  std::vector<std::unique_ptr<Block>> blocks_;  // two of each layer
+  mutable uint32_t steps_ = 0;
   VectorWeight final_norm_;
   LinearWeight head_;  // [a part of the vocabulary, hidden]
   VectorWeight inverse_frequencies_;

@@ -32,6 +32,7 @@ LayerCommunicator::LayerCommunicator(const parallel::Groups* groups, const Model
 Result<void> LayerCommunicator::run(const kernels::Context& context, const Step& step, const Block& block,
                                     float* hidden) const {
   if (groups_ == nullptr) return run_partial(context, step, block, hidden, nullptr);
+  step.progress(block.spread() == Spread::kAttention ? parallel::Phase::kAttention : parallel::Phase::kExperts);
   switch (block.spread()) {
     case Spread::kAttention:
       return run_partial(context, step, block, hidden, groups_->attention_tp.get());
