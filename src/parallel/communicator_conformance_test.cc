@@ -64,7 +64,7 @@ TEST_P(CommunicatorConformance, CarriesOutWhatIsAskedAtRandom) {
   for (const auto& [size, calls] : {World{1, 1000}, World{2, 1000}, World{3, 1000}, World{4, 10'000}, World{8, 1000}}) {
     auto ranks = make(size);
     on_each(ranks, [&](Communicator& comm) {
-      RandomCalls random(seed + static_cast<uint64_t>(size), size, /*largest_bytes=*/1 << 20);
+      RandomCalls random(seed + static_cast<uint64_t>(size), size, largest_bytes());
       for (int i = 0; i < calls; ++i) {
         if (!random.next(comm)) return;  // reported
       }

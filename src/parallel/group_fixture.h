@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -111,6 +112,12 @@ inline void reduce_naively(Element element, Reduction reduction, const std::vect
   }
 }
 
+// Of random calls: 1 MiB, or what a soak asks for.
+inline size_t largest_bytes() {
+  const char* text = std::getenv("SLUICE_TEST_LARGEST_BYTES");
+  return text ? std::strtoull(text, nullptr, 10) : size_t{1} << 20;
+}
+
 // The same calls on every rank from the same seed, with sizes spread evenly over their logarithm and zero among them.
 // Every rank knows what the others send, finds out the result by itself and compares.
 class RandomCalls {
@@ -118,7 +125,7 @@ class RandomCalls {
   RandomCalls(uint64_t seed, int size, size_t largest_bytes)
       : rng_(seed), size_(size), largest_(largest_bytes), offsets_(static_cast<size_t>(size)) {
     for (size_t i = 0; i < pools_.size(); ++i) {
-      pools_[i] = random_values(static_cast<Element>(i), largest_ * static_cast<size_t>(size) + kSpread, rng_);
+      pools_[i] = random_values(static_cast<Element>(i), largest_ + kSpread, rng_);
     }
   }
 
