@@ -5,6 +5,7 @@
 #include <gloo/transport/tcp/device.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstring>
 #include <numeric>
 
@@ -359,6 +360,8 @@ class Store final : public gloo::rendezvous::Store {
 
 Result<std::unique_ptr<Communicator>> join_gloo(const GlooJoin& join, const GroupOptions& options) {
   const RankIdentity& who = join.who;
+  // gloo writes to a rank that is gone as to any other.
+  std::signal(SIGPIPE, SIG_IGN);
   SLUICE_TRY(auto client, RendezvousClient::join(join.rendezvous, who, options.join_limit));
   try {
     auto device = gloo::transport::tcp::CreateDevice(gloo::transport::tcp::attr(join.address.c_str()));

@@ -138,7 +138,7 @@ class Decoder {
   std::unique_ptr<LayerCommunicator> communicator_;
   moe::Sizes dispatch_sizes_;
   std::unique_ptr<moe::Dispatcher> dispatcher_;  // null: no layer has experts
-  std::vector<std::unique_ptr<Block>> blocks_;  // two of each layer
+  std::vector<std::unique_ptr<Block>> blocks_;   // two of each layer
   mutable uint32_t steps_ = 0;
   VectorWeight final_norm_;
   LinearWeight head_;  // [a part of the vocabulary, hidden]
