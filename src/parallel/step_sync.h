@@ -28,9 +28,9 @@ struct StepRow {
   int64_t num_tokens_for_logprob = 0;  // rows that enter the head
   int64_t can_cuda_graph = 0;          // 0: no device has graphs yet
   int64_t is_extend_in_batch = 0;
-  int64_t local_can_run_tbo = 0;
+  int64_t local_can_run_tbo = 0;  // 0: batches are not split yet
   int64_t local_forward_mode = static_cast<int64_t>(ForwardMode::kIdle);
-  int64_t control_bytes = 0;
+  int64_t control_bytes = 0;  // 0: control messages reach each leader from the front
   int64_t work_seen =
       0;  // number of the last piece of work that reached this rank, its own or another's; of every rank
   int64_t batch_words = 0;  // size of the batch that the leader sends to its group's others, in int32
