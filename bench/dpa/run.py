@@ -5,9 +5,8 @@ DPA + EP with the same KV budget per rank, on weights that nobody trained.
 usage: run.py <build folder> [--layers 4] [--tp 4] [--input 256] [--output 64] [--sequences 8] [--concurrency 1 4 8 16 32]
               [--layouts one tp dpa dpa-ep] [--repeat 1] [--json FILE]
 
-The model is DeepSeek-V2-Lite at its real widths, cut to --layers layers and a vocabulary of 32,768, which is about its share of the
-whole model. Every rank's KV pool holds --sequences
-sequences; "one" is one rank with all threads."""
+The model is DeepSeek-V2-Lite at its real widths, cut to --layers layers; the head is whole, so its share is larger than in the
+whole model. Every rank's KV pool holds --sequences sequences; "one" is one rank with all threads."""
 import argparse
 import json
 import os
@@ -86,7 +85,7 @@ def main():
         model_folder(build, Path(folder))
         for name in options.layouts:
             with Sluice(build / "sluice", "server", "--model-path", folder, "--load-format", "dummy", "--port", 0, "--json-model-override-args",
-                        json.dumps({"num_hidden_layers": options.layers, "vocab_size": 32768}), "--max-total-tokens", tokens, "--disable-radix-cache",
+                        json.dumps({"num_hidden_layers": options.layers}), "--max-total-tokens", tokens, "--disable-radix-cache",
                         *layouts(options)[name]) as server:
                 pools = [load["max_total_num_tokens"] for load in call(server.url + "/v1/loads?include=all")[2]["loads"]]
                 for concurrency in options.concurrency:
