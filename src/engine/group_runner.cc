@@ -95,7 +95,6 @@ Result<GroupRunner::Joined> GroupRunner::join() {
 }
 
 Result<std::span<const float>> GroupRunner::run(StepBatch batch, const StepPlan& plan) {
-  ++steps_;
   if (groups_.layout.dp_attention()) {
     batch.group_tokens = plan.group_tokens;
     batch.group_logits = plan.group_logits;

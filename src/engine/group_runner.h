@@ -45,8 +45,6 @@ class GroupRunner final : public models::Runner {
   // Piece of work `number`, counted over the instance, has reached this rank, whomever it was for.
   void saw_work(uint64_t number);
 
-  uint64_t steps() const { return steps_; }  // of the instance
-
  private:
   Result<parallel::StepPlan> exchange(parallel::StepRow row);
   // The leader's part, and the others'. What is known of the batch is in the plan.
@@ -61,7 +59,6 @@ class GroupRunner final : public models::Runner {
   int64_t seq_ = 0;
   int64_t plan_hash_;
   uint64_t work_seen_ = 0;
-  uint64_t steps_ = 0;
   std::vector<parallel::StepRow> rows_;
   std::vector<int32_t> words_;       // a batch on its way
   std::vector<int32_t> copies_;      // of states, from and to in turn, that the others have not heard of

@@ -280,7 +280,7 @@ struct GroupedLinearArgs {
 struct CombineRowsArgs {
   const float* in = nullptr;       // [m, width]
   const int32_t* rows = nullptr;   // [n, copies] rows of `in`; -1 = none
-  const float* weights = nullptr;  // [n, copies]
+  const float* weights = nullptr;  // [n, copies]; null = each 1
   float* out = nullptr;            // [n, width]; the weighted rows are added to it, in their order
   int64_t n = 0;
   int64_t copies = 0;

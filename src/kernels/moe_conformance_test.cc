@@ -279,7 +279,7 @@ TEST_P(MoeKernelConformance, ScatterRowsCopiesExactly) {
 }
 
 TEST_P(MoeKernelConformance, CombineRowsStaysWithinItsRoundingBound) {
-  for (const int64_t n : {0, 1, 33}) {
+  for (const auto& [n, weighted] : {std::pair<int64_t, bool>{0, true}, {1, true}, {33, true}, {33, false}}) {
     CombineRowsArgs args{.n = n, .copies = 6, .width = between(1, 150)};
     const int64_t m = 40;
     const auto in = draw(rng_, m * args.width);
@@ -290,14 +290,14 @@ TEST_P(MoeKernelConformance, CombineRowsStaysWithinItsRoundingBound) {
     CombineRowsArgs own = args;
     own.in = device_.put(in);
     own.rows = device_.put(rows);
-    own.weights = device_.put(weights);
+    own.weights = weighted ? device_.put(weights) : nullptr;
     own.out = device_.put(before);
     device_->combine_rows(device_.context(), own);
     const auto got = device_.get(own.out, before.size());
     auto want = before;
     args.in = in.data();
     args.rows = rows.data();
-    args.weights = weights.data();
+    args.weights = weighted ? weights.data() : nullptr;
     args.out = want.data();
     ref::combine_rows(args);
     // A product and a sum for each copy; the terms are at most 1.5 * 3, what they are added to at most 1.5.

@@ -32,7 +32,6 @@ Result<void> DeepEp::allocate(int64_t max_tokens, int64_t max_received) {
   const int64_t most_sent = max_tokens * std::min(ranks_, sizes_.top_k);
   const auto row_bytes = sizes_.hidden * static_cast<int64_t>(tensor::block_bytes(sizes_.dtype));
   SLUICE_TRY(device_places_, take<int32_t>(max_tokens * ranks_));
-  SLUICE_TRY(ones_, take<float>(max_tokens * ranks_));
   SLUICE_TRY(send_, take<char>(most_sent * row_bytes));
   SLUICE_TRY(receive_, take<char>(backend_.padded_rows(max_received) * row_bytes));
   SLUICE_TRY(receive_ids_, take<int32_t>(max_received * sizes_.top_k));
@@ -142,11 +141,8 @@ Result<Tokens> DeepEp::dispatch(const kernels::Context& context, const Tokens& o
 Result<void> DeepEp::combine(const kernels::Context& context) {
   SLUICE_TRY_VOID(groups_.all->all_to_all_v(context, Element::kF32, results_, times(received_, sizes_.hidden),
                                             returned_, times(sent_, sizes_.hidden)));
-  const std::vector<float> ones(places_.size(), 1.0f);
-  backend_.copy_to_device(context, ones_, ones.data(), ones.size() * sizeof(float));
   backend_.combine_rows(context, {.in = returned_,
                                   .rows = device_places_,
-                                  .weights = ones_,
                                   .out = own_.out,
                                   .n = own_.n,
                                   .copies = ranks_,

@@ -49,7 +49,6 @@ class DeepEp final : public Dispatcher {
   // Device memory.
   std::vector<std::pair<void*, size_t>> owned_;
   int32_t* device_places_ = nullptr;  // [max_tokens, ranks]
-  float* ones_ = nullptr;             // [max_tokens, ranks]
   void* send_ = nullptr;              // [rows, hidden] of dtype
   void* receive_ = nullptr;
   int32_t* receive_ids_ = nullptr;   // [rows, top_k]

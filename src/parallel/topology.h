@@ -46,7 +46,6 @@ struct Layout {
 
   bool operator==(const Layout&) const = default;
 
-  bool parallel() const { return tp_size > 1; }
   bool dp_attention() const { return dp_size > 1; }
 
   // Of all ranks.

@@ -101,4 +101,16 @@ net::Response json_response(const nlohmann::ordered_json& document) {
   return net::Response::json(200, protocol::dump(document));
 }
 
+net::Task<> answer_from_body(ApiCall& call,
+                             Result<nlohmann::ordered_json> (*make)(ApiContext&, std::string_view body)) {
+  const auto text = co_await read_body(call);
+  if (!text) co_return;
+  const auto made = co_await run_off_loop(call, text->size(), [&] { return make(call.api, *text); });
+  if (made.ok()) {
+    co_await answer(call, json_response(*made));
+  } else {
+    co_await answer_error(call, made.error());
+  }
+}
+
 }  // namespace sluice::engine

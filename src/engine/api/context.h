@@ -102,6 +102,8 @@ net::Task<> answer(ApiCall& call, net::Response response);
 net::Task<> answer_error(ApiCall& call, const Error& error);
 net::Response error_response(int status, std::string_view message);
 net::Response json_response(const nlohmann::ordered_json& document);
+// An endpoint whose answer is made of the body alone, without any rank.
+net::Task<> answer_from_body(ApiCall& call, Result<nlohmann::ordered_json> (*make)(ApiContext&, std::string_view body));
 
 // Runs `work` here if `bytes` of input are few, else on the pool. A few kilobytes of text are read, rendered and
 // tokenized in less time than a change of threads is worth to the connections that share the loop.

@@ -138,22 +138,25 @@ net::Task<> refuse(ApiCall& call, std::string_view what) {
                                                         what)));
 }
 
-}  // namespace
-
-net::Task<> embeddings(ApiCall& call) {
+// Prefills what `prepare` makes of the body, then answers with what `make` makes of that and of the result.
+template <class Prepare, class Make>
+net::Task<> prefill(ApiCall& call, Prepare prepare, Make make) {
   const auto text = co_await read_body(call);
   if (!text) co_return;
   const auto& headers = call.exchange.request().headers;
-  auto prepared = co_await run_off_loop(
-      call, text->size(), [&] { return prepare_embedding(call.api, headers, *text, protocol::parse_embeddings_body); });
+  auto prepared = co_await run_off_loop(call, text->size(), [&] { return prepare(call.api, headers, *text); });
   if (!prepared.ok()) {
     co_await answer_error(call, prepared.error());
     co_return;
   }
-  const auto& body = prepared->body;
   Generation generation(call, std::move(prepared->plan));
   const bool done = co_await run(call, generation);
   if (!done) co_return;
+  const ordered_json out = make(prepared->body, generation);
+  co_await answer(call, json_response(out));
+}
+
+ordered_json openai_embeddings(const protocol::EmbeddingBody& body, const Generation& generation) {
   auto data = ordered_json::array();
   for (size_t i = 0; i < generation.size(); ++i) {
     const auto embedding = protocol::shortened(generation.sample(i).embedding, body.dimensions);
@@ -167,50 +170,39 @@ net::Task<> embeddings(ApiCall& call) {
   out["data"] = std::move(data);
   out["model"] = body.model;
   out["usage"] = prompt_usage(generation);
-  co_await answer(call, json_response(out));
+  return out;
 }
 
-net::Task<> encode(ApiCall& call) {
-  const auto text = co_await read_body(call);
-  if (!text) co_return;
-  const auto& headers = call.exchange.request().headers;
-  auto prepared = co_await run_off_loop(
-      call, text->size(), [&] { return prepare_embedding(call.api, headers, *text, protocol::parse_encode_body); });
-  if (!prepared.ok()) {
-    co_await answer_error(call, prepared.error());
-    co_return;
-  }
-  const auto& body = prepared->body;
-  Generation generation(call, std::move(prepared->plan));
-  const bool done = co_await run(call, generation);
-  if (!done) co_return;
+ordered_json native_embeddings(const protocol::EmbeddingBody& body, const Generation& generation) {
   auto out = ordered_json::array();
   for (size_t i = 0; i < generation.size(); ++i) out.push_back(native_embedding(generation.sample(i), body.dimensions));
-  co_await answer(call, json_response(body.list ? out : out[0]));
+  return body.list ? out : out[0];
 }
 
-net::Task<> score(ApiCall& call) {
-  const auto text = co_await read_body(call);
-  if (!text) co_return;
-  const auto& headers = call.exchange.request().headers;
-  auto prepared = co_await run_off_loop(call, text->size(), [&] { return prepare_score(call.api, headers, *text); });
-  if (!prepared.ok()) {
-    co_await answer_error(call, prepared.error());
-    co_return;
-  }
-  const auto& body = prepared->body;
-  Generation generation(call, std::move(prepared->plan));
-  const bool done = co_await run(call, generation);
-  if (!done) co_return;
-  auto scores = ordered_json::array();
-  for (size_t i = 0; i < generation.size(); ++i) scores.push_back(scores_of(generation.sample(i), body.apply_softmax));
+ordered_json scores(const protocol::ScoreBody& body, const Generation& generation) {
+  auto values = ordered_json::array();
+  for (size_t i = 0; i < generation.size(); ++i) values.push_back(scores_of(generation.sample(i), body.apply_softmax));
   ordered_json out = ordered_json::object();
-  out["scores"] = std::move(scores);
+  out["scores"] = std::move(values);
   out["model"] = body.model;
   out["usage"] = prompt_usage(generation);
   out["object"] = "scoring";
-  co_await answer(call, json_response(out));
+  return out;
 }
+
+template <PrepareEmbedding kParse>
+Result<Prepared<protocol::EmbeddingBody>> prepare_as(ApiContext& api, const net::Headers& headers,
+                                                     std::string_view text) {
+  return prepare_embedding(api, headers, text, kParse);
+}
+
+}  // namespace
+
+net::Task<> embeddings(ApiCall& call) {
+  return prefill(call, prepare_as<protocol::parse_embeddings_body>, openai_embeddings);
+}
+net::Task<> encode(ApiCall& call) { return prefill(call, prepare_as<protocol::parse_encode_body>, native_embeddings); }
+net::Task<> score(ApiCall& call) { return prefill(call, prepare_score, scores); }
 
 net::Task<> classify(ApiCall& call) { return refuse(call, "classifying needs a head with labels"); }
 net::Task<> rerank(ApiCall& call) { return refuse(call, "reranking needs a cross-encoder's head"); }

@@ -60,20 +60,9 @@ Result<ordered_json> reasoning_in(ApiContext& api, std::string_view body) {
   return ordered_json{{"reasoning_text", std::move(reasoning)}, {"text", std::move(answer)}};
 }
 
-net::Task<> serve(ApiCall& call, Result<ordered_json> (*make)(ApiContext&, std::string_view)) {
-  const auto text = co_await read_body(call);
-  if (!text) co_return;
-  const auto made = co_await run_off_loop(call, text->size(), [&] { return make(call.api, *text); });
-  if (made.ok()) {
-    co_await answer(call, json_response(*made));
-  } else {
-    co_await answer_error(call, made.error());
-  }
-}
-
 }  // namespace
 
-net::Task<> parse_function_call(ApiCall& call) { return serve(call, calls_in); }
-net::Task<> separate_reasoning(ApiCall& call) { return serve(call, reasoning_in); }
+net::Task<> parse_function_call(ApiCall& call) { return answer_from_body(call, calls_in); }
+net::Task<> separate_reasoning(ApiCall& call) { return answer_from_body(call, reasoning_in); }
 
 }  // namespace sluice::engine

@@ -46,20 +46,9 @@ Result<ordered_json> detokenized(ApiContext& api, std::string_view text) {
   return out;
 }
 
-net::Task<> serve(ApiCall& call, Result<ordered_json> (*make)(ApiContext&, std::string_view)) {
-  const auto text = co_await read_body(call);
-  if (!text) co_return;
-  const auto made = co_await run_off_loop(call, text->size(), [&] { return make(call.api, *text); });
-  if (made.ok()) {
-    co_await answer(call, json_response(*made));
-  } else {
-    co_await answer_error(call, made.error());
-  }
-}
-
 }  // namespace
 
-net::Task<> tokenize(ApiCall& call) { return serve(call, tokenized); }
-net::Task<> detokenize(ApiCall& call) { return serve(call, detokenized); }
+net::Task<> tokenize(ApiCall& call) { return answer_from_body(call, tokenized); }
+net::Task<> detokenize(ApiCall& call) { return answer_from_body(call, detokenized); }
 
 }  // namespace sluice::engine

@@ -145,7 +145,7 @@ void combine_rows(const CombineRowsArgs& args, const Simd& simd, ThreadPool& poo
     for (int64_t k = 0; k < args.copies; ++k) {
       const int32_t row = args.rows[i * args.copies + k];
       if (row < 0) continue;
-      const float weight = args.weights[i * args.copies + k];
+      const float weight = args.weights == nullptr ? 1 : args.weights[i * args.copies + k];
       simd.add_scaled(args.in + row * args.width, args.width, weight, out, /*accumulate=*/true);
     }
   });

@@ -117,7 +117,9 @@ void combine_rows(const CombineRowsArgs& args) {
       double sum = args.out[i * args.width + j];
       for (int64_t k = 0; k < args.copies; ++k) {
         const int32_t row = args.rows[i * args.copies + k];
-        if (row >= 0) sum += static_cast<double>(args.weights[i * args.copies + k]) * args.in[row * args.width + j];
+        if (row < 0) continue;
+        const double weight = args.weights == nullptr ? 1 : args.weights[i * args.copies + k];
+        sum += weight * args.in[row * args.width + j];
       }
       args.out[i * args.width + j] = static_cast<float>(sum);
     }
