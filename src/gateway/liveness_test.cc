@@ -101,6 +101,8 @@ class LivenessTest : public GatewayFixture {
       each->prefill_ms = 0;
       ASSERT_EQ(each->generations, 1) << "round_robin gives each of them one";
     }
+    // A client may have its answer before the engine is done with it.
+    ASSERT_TRUE(eventually([&] { return open() == 0; }));
   }
   // With a history of one request each, and their full shares from the start.
   void begin_with_history(const std::string& text = "x") {
@@ -123,6 +125,7 @@ class LivenessTest : public GatewayFixture {
     }
   }
   void fall_silent_with_one(Engine& one, Mode how) {
+    ASSERT_TRUE(eventually([&] { return one.open == 0; })) << "what it has now is not what it shall hold";
     one.mode = how;
     ask_until_it_holds_one(one);
   }
