@@ -1,4 +1,5 @@
 // Where requests go under the policies that read more than the prompt, over real sockets.
+#include <numeric>
 #include <set>
 
 #include "gateway/gateway_fixture.h"
@@ -161,7 +162,8 @@ TEST_F(RoutingTest, MinCostFindsThePrefixAndSaysWhetherTheWorkerConfirmsIt) {
 
 // Every worker is idle and nobody holds the prompt: what was placed a moment ago must count at once.
 TEST_F(RoutingTest, ABurstOfEqualColdPromptsDoesNotScatter) {
-  three_workers();
+  // No answer comes before all have been sent, or the gateway would learn in between how fast the workers are.
+  for (int i = 0; i < 3; ++i) worker({.manual = true});
   start({"--policy", "min_cost"});
   const std::string body = body_of(std::string(8000, 'c'));
   std::vector<std::unique_ptr<RawClient>> clients;
@@ -170,10 +172,18 @@ TEST_F(RoutingTest, ABurstOfEqualColdPromptsDoesNotScatter) {
     clients.back()->post("/generate", body);
     ++sent_;
   }
-  for (auto& client : clients) EXPECT_NE(client->read_until("meta_info").find("200 OK"), std::string::npos);
   std::vector<int64_t> counts;
-  for (const auto& worker : workers_) counts.push_back(worker->counters().generations);
-  EXPECT_EQ(*std::ranges::max_element(counts), 64) << counts[0] << " " << counts[1] << " " << counts[2];
+  ASSERT_TRUE(eventually([&] {
+    counts.clear();
+    for (const auto& worker : workers_) counts.push_back(worker->counters().generations);
+    return std::accumulate(counts.begin(), counts.end(), int64_t{0}) == 64;
+  }));
+  EXPECT_EQ(std::ranges::max(counts), 64) << counts[0] << " " << counts[1] << " " << counts[2];
+  EXPECT_TRUE(eventually([&] {
+    return std::ranges::count_if(workers_, [](const auto& worker) { return worker->step(), worker->active() > 0; }) ==
+           0;
+  }));
+  for (auto& client : clients) EXPECT_NE(client->read_until("meta_info").find("200 OK"), std::string::npos);
   expect_settled();
 }
 

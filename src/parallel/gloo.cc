@@ -111,8 +111,8 @@ class Gloo final : public Communicator {
   void for_peers(Body body) {
     // Not all the same one at once.
     for (int i = 1; i < size(); ++i) {
-      const int peer = (rank() + i) % size();
-      body(peer, peers_[static_cast<size_t>(peer)]);
+      at_peer_ = (rank() + i) % size();
+      body(at_peer_, peers_[static_cast<size_t>(at_peer_)]);
     }
   }
 
@@ -135,8 +135,9 @@ class Gloo final : public Communicator {
       body();
       return {};
     } catch (const std::exception& e) {
-      world_->fail({ErrorCode::kUnavailable, fmt::format("group {}: rank {} has lost another in {}: {}", name(),
-                                                         world_rank(rank()), call_text_, e.what())});
+      world_->fail(
+          {ErrorCode::kUnavailable, fmt::format("group {}: rank {} has lost rank {} in {}: {}", name(),
+                                                world_rank(rank()), world_rank(at_peer_), call_text_, e.what())});
       return *world_->failure();
     }
   }
@@ -180,7 +181,7 @@ class Gloo final : public Communicator {
 
   Result<void> receive_calls(const Collective& call) {
     for (int i = 1; i < size(); ++i) {
-      const int peer = (rank() + i) % size();
+      const int peer = at_peer_ = (rank() + i) % size();
       Peer& p = peers_[static_cast<size_t>(peer)];
       SLUICE_TRY_VOID(wait_receive(*p.receiving, peer));
       p.has_come = true;
@@ -327,6 +328,7 @@ class Gloo final : public Communicator {
   // Of the call under way.
   CallHeader header_;
   std::string call_text_ = "start";
+  int at_peer_ = 0;  // whose turn it is in a loop over the others
   TimePoint since_{};
   std::vector<int> missing_;
   std::vector<const void*> inputs_;
