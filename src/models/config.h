@@ -107,8 +107,8 @@ struct ModelConfig {
 // `generation_config` may be null. Errors name the field; an unknown architecture or an unsupported field is refused.
 Result<ModelConfig> config_from_json(const nlohmann::json& config, const nlohmann::json& generation_config);
 Result<ModelConfig> config_from_gguf(const tensor::GgufFile& file);
-// Of a folder, or of a .gguf file. `override_json`, if not empty, is an object whose members take the place of those of
-// config.json (RFC 7396); kBadOption where it is none, or for a GGUF file.
+// Of a folder, a .gguf file, or a .json file that is a config.json. `override_json`, if not empty, is an object whose
+// members take the place of config.json's (RFC 7396); kBadOption where it is none, or for a GGUF file.
 Result<ModelConfig> load_config(const std::string& path, const std::string& override_json);
 
 // Inverse frequencies of the rotary angles, [rotary_dim / 2], with the scaling applied.

@@ -16,6 +16,7 @@
 #include "models/family.h"
 #include "models/gguf_names.h"
 #include "models/layers/decoder.h"
+#include "models/rank_shape.h"
 #include "models/sharding.h"
 #include "tensor/block_scaled.h"
 #include "tensor/dtype.h"
@@ -41,19 +42,12 @@ struct Checkpoint {
   std::unique_ptr<tensor::TensorSource> source;
 };
 
-// Of published FP8 checkpoints: embedding, head and routers are not in FP8, and vectors never are.
-bool is_fp8_matrix(std::string_view name) {
-  return name.ends_with("_proj.weight") || name.ends_with(".w1.weight") || name.ends_with(".w2.weight") ||
-         name.ends_with(".w3.weight");
-}
-
 Result<Checkpoint> open_checkpoint(const RunnerOptions& options) {
   const std::string& path = options.model_path;
   Checkpoint checkpoint;
   SLUICE_TRY(checkpoint.config, load_config(path, options.config_override));
   if (options.dummy_weights) {
-    const bool fp8 = checkpoint.config.fp8;
-    checkpoint.source = tensor::dummy_source([fp8](std::string_view name) { return fp8 && is_fp8_matrix(name); });
+    checkpoint.source = dummy_weights(checkpoint.config);
     return checkpoint;
   }
   if (path.ends_with(".gguf")) {
@@ -435,7 +429,8 @@ Result<ModelConfig> load_config(const std::string& path, const std::string& over
     SLUICE_TRY(const auto file, tensor::GgufFile::open(path));
     return config_from_gguf(*file);
   }
-  SLUICE_TRY(Json config, read_json(fs::path(path) / "config.json"));
+  const fs::path file = path.ends_with(".json") ? fs::path(path) : fs::path(path) / "config.json";
+  SLUICE_TRY(Json config, read_json(file));
   if (!override_json.empty()) {
     const Json by = Json::parse(override_json, nullptr, /*allow_exceptions=*/false);
     if (!by.is_object()) {
@@ -446,8 +441,8 @@ Result<ModelConfig> load_config(const std::string& path, const std::string& over
   }
   Json generation;
   std::error_code ignored;
-  if (const fs::path file = fs::path(path) / "generation_config.json"; fs::exists(file, ignored)) {
-    SLUICE_TRY(generation, read_json(file));
+  if (const fs::path beside = file.parent_path() / "generation_config.json"; fs::exists(beside, ignored)) {
+    SLUICE_TRY(generation, read_json(beside));
   }
   return config_from_json(config, generation);
 }

@@ -14,16 +14,15 @@ parallel::Slice query_heads(const ModelConfig& config, const parallel::Layout& l
   return parallel::part_of(config.num_heads, layout.attention_tp());
 }
 
-// Those that the rank's query heads use.
+parallel::Slice times(const parallel::Slice& heads, int64_t dim) { return {heads.first * dim, heads.count * dim}; }
+
+}  // namespace
+
 parallel::Slice key_heads(const ModelConfig& config, const parallel::Layout& layout) {
   const parallel::Slice queries = query_heads(config, layout);
   const int64_t group = config.num_heads / config.num_kv_heads;  // query heads per key head
   return {queries.first / group, std::max<int64_t>(1, queries.count / group)};
 }
-
-parallel::Slice times(const parallel::Slice& heads, int64_t dim) { return {heads.first * dim, heads.count * dim}; }
-
-}  // namespace
 
 GroupedQueryAttention::GroupedQueryAttention(const ModelConfig& config, int64_t layer, WeightStore& weights,
                                              Scratch& scratch, KvCache& kv_cache)

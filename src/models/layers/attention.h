@@ -8,6 +8,9 @@
 
 namespace sluice::models {
 
+// Those that a rank's query heads use.
+parallel::Slice key_heads(const ModelConfig& config, const parallel::Layout& layout);
+
 // A rank of an attention group has some of the query heads, and the key heads that these use; where there are more
 // ranks than key heads, several have the same.
 class GroupedQueryAttention final : public Block {

@@ -142,11 +142,11 @@ WeightStore::~WeightStore() {
   }
 }
 
-size_t WeightStore::declare(std::string name, size_t bytes,
+size_t WeightStore::declare(std::string name, int64_t values, size_t bytes,
                             std::function<Result<void>(const tensor::TensorSource&, void* to)> fill) {
   SLUICE_CHECK(base_ == nullptr, "{} is declared after the weights were materialised", name);
   const size_t offset = bytes_;
-  entries_.push_back({std::move(name), offset, bytes, std::move(fill)});
+  entries_.push_back({std::move(name), values, offset, bytes, std::move(fill)});
   bytes_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
   return offset;
 }
@@ -183,7 +183,7 @@ LinearWeight WeightStore::linear_stored(std::vector<Part> parts, int64_t in, Col
   const kernels::LinearShape shape = weight.shape;
   std::string name = joined_names(parts);
   weight.offset = declare(
-      std::move(name), backend_.packed_bytes(shape),
+      std::move(name), shape.in * shape.out, backend_.packed_bytes(shape),
       [this, shape, columns, parts = std::move(parts)](const tensor::TensorSource& source, void* to) -> Result<void> {
         for (const Part& part : parts) SLUICE_TRY_VOID(check_part(source, part, shape, columns));
         // Every part is there with its shape, so reading cannot fail any more.
@@ -224,7 +224,7 @@ HeadsWeight WeightStore::heads(HeadPart part, int64_t in) {
     return {};
   };
   weight.offset = declare(fmt::format("{}, rows {} to {} of each head", part.name, part.first, part.first + part.rows),
-                          weight.stride * static_cast<size_t>(part.heads), fill);
+                          part.heads * part.rows * in, weight.stride * static_cast<size_t>(part.heads), fill);
   return weight;
 }
 
@@ -248,7 +248,7 @@ VectorWeight WeightStore::vector(std::vector<Part> parts) {
   for (const Part& part : parts) weight.size += part.rows;
   std::string name = joined_names(parts);
   weight.offset =
-      declare(std::move(name), static_cast<size_t>(weight.size) * sizeof(float),
+      declare(std::move(name), weight.size, static_cast<size_t>(weight.size) * sizeof(float),
               [parts = std::move(parts)](const tensor::TensorSource& source, void* to) -> Result<void> {
                 auto* values = static_cast<float*>(to);
                 for (const Part& part : parts) {
@@ -280,19 +280,26 @@ TableWeight WeightStore::table(Part part, int64_t width) {
     }
     return {};
   };
-  weight.offset = declare(std::move(name), static_cast<size_t>(weight.rows * width) * element, fill);
+  weight.offset =
+      declare(std::move(name), weight.rows * width, static_cast<size_t>(weight.rows * width) * element, fill);
   return weight;
 }
 
 VectorWeight WeightStore::constant(std::string name, std::vector<float> values) {
   VectorWeight weight{.size = static_cast<int64_t>(values.size())};
   const size_t bytes = values.size() * sizeof(float);
-  weight.offset = declare(std::move(name), bytes,
+  weight.offset = declare(std::move(name), weight.size, bytes,
                           [values = std::move(values)](const tensor::TensorSource&, void* to) -> Result<void> {
                             std::memcpy(to, values.data(), values.size() * sizeof(float));
                             return {};
                           });
   return weight;
+}
+
+std::vector<WeightStore::Declared> WeightStore::declared() const {
+  std::vector<Declared> all;
+  for (const Entry& entry : entries_) all.push_back({entry.name, entry.values, entry.bytes});
+  return all;
 }
 
 Result<void> WeightStore::fill_all(const tensor::TensorSource& source, char* to,

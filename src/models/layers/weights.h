@@ -126,17 +126,25 @@ class WeightStore {
   const void* address(const TableWeight& weight) const { return base_ + weight.offset; }
 
   size_t bytes() const { return bytes_; }
+  // What was declared, in the order of declaration.
+  struct Declared {
+    std::string_view name;  // of the checkpoint's tensors
+    int64_t values;         // this rank's
+    size_t bytes;           // as the backend packs them
+  };
+  std::vector<Declared> declared() const;
 
  private:
   struct Entry {
     std::string name;
+    int64_t values;
     size_t offset;
     size_t bytes;
     // Writes the packed form to host memory of `bytes`.
     std::function<Result<void>(const tensor::TensorSource&, void* to)> fill;
   };
 
-  size_t declare(std::string name, size_t bytes,
+  size_t declare(std::string name, int64_t values, size_t bytes,
                  std::function<Result<void>(const tensor::TensorSource&, void* to)> fill);
   Result<void> fill_all(const tensor::TensorSource& source, char* to,
                         const std::function<void(double, std::string_view)>& progress) const;

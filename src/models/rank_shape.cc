@@ -1,0 +1,126 @@
+#include "models/rank_shape.h"
+
+#include <algorithm>
+#include <string_view>
+
+#include "base/check.h"
+#include "models/family.h"
+#include "models/layers/attention.h"
+#include "models/layers/decoder.h"
+#include "tensor/dummy.h"
+
+namespace sluice::models {
+namespace {
+
+using kernels::Context;
+
+// Takes declarations and runs nothing.
+class CountingBackend final : public kernels::Backend {
+ public:
+  std::string_view name() const override { return "counting"; }
+  std::unique_ptr<kernels::Stream> make_stream() const override { return nullptr; }
+  Result<void*> allocate(size_t) const override { return Error{ErrorCode::kExhausted, "this device only counts"}; }
+  void release(void*, size_t) const override {}
+  bool host_visible() const override { return true; }
+  bool multiplies(kernels::DType) const override { return true; }
+  // As the backends: blocks of int8 and int4 where products are in float32.
+  bool keeps(kernels::DType stored, kernels::DType dtype) const override {
+    if (stored == kernels::DType::kF8E4M3) return true;
+    return dtype == kernels::DType::kF32 && tensor::block_elements(stored) > 1;
+  }
+  int64_t padded_rows(int64_t n) const override { return n; }
+  int64_t group_padding(int64_t) const override { return 0; }
+  size_t packed_bytes(const kernels::LinearShape& shape) const override {
+    const auto values = static_cast<size_t>(shape.in * shape.out);
+    if (shape.stored == kernels::DType::kF32) return values * tensor::block_bytes(shape.dtype);
+    if (shape.stored != kernels::DType::kF8E4M3) return tensor::bytes_of(shape.stored, values);
+    return values + static_cast<size_t>(4 * kernels::scales_per_row(shape.in) * kernels::scales_per_row(shape.out));
+  }
+
+  void copy_to_device(const Context&, void*, const void*, size_t) const override { never(); }
+  void copy_to_host(const Context&, void*, const void*, size_t) const override { never(); }
+  void copy(const Context&, void*, const void*, size_t) const override { never(); }
+  void clear(const Context&, void*, size_t) const override { never(); }
+  void synchronize(const Context&) const override { never(); }
+  void pack(const kernels::LinearShape&, const kernels::RowReader&, void*) const override { never(); }
+  void linear(const Context&, const kernels::LinearArgs&) const override { never(); }
+  void head_linear(const Context&, const kernels::HeadLinearArgs&) const override { never(); }
+  void embed(const Context&, const kernels::EmbedArgs&) const override { never(); }
+  void rms_norm(const Context&, const kernels::RmsNormArgs&) const override { never(); }
+  void square_sum(const Context&, const kernels::SquareSumArgs&) const override { never(); }
+  void rope_angles(const Context&, const kernels::RopeAnglesArgs&) const override { never(); }
+  void rope(const Context&, const kernels::RopeArgs&) const override { never(); }
+  void store_kv(const Context&, const kernels::StoreKvArgs&) const override { never(); }
+  void attention(const Context&, const kernels::AttentionArgs&) const override { never(); }
+  void latent_attention(const Context&, const kernels::LatentAttentionArgs&) const override { never(); }
+  void expanded_attention(const Context&, const kernels::ExpandedAttentionArgs&) const override { never(); }
+  void silu_mul(const Context&, const kernels::SiluMulArgs&) const override { never(); }
+  void gather_rows(const Context&, const kernels::GatherRowsArgs&) const override { never(); }
+  void route(const Context&, const kernels::RouteArgs&) const override { never(); }
+  void sort_by_expert(const Context&, const kernels::SortByExpertArgs&) const override { never(); }
+  void scatter_rows(const Context&, const kernels::ScatterRowsArgs&) const override { never(); }
+  void grouped_linear(const Context&, const kernels::GroupedLinearArgs&) const override { never(); }
+  void combine_rows(const Context&, const kernels::CombineRowsArgs&) const override { never(); }
+  void lightning_attention(const Context&, const kernels::LightningAttentionArgs&) const override { never(); }
+  void sigmoid_mul(const Context&, const kernels::SigmoidMulArgs&) const override { never(); }
+  void scale(const Context&, const kernels::ScaleArgs&) const override { never(); }
+
+ private:
+  static void never() { SLUICE_CHECK(false, "a device that only counts was asked to compute"); }
+};
+
+WeightPart& part_of_name(RankShape& shape, std::string_view name, bool is_output) {
+  if (is_output) return shape.output;
+  if (name.starts_with("model.embed_tokens")) return shape.embedding;
+  if (name.find(".self_attn.") != std::string_view::npos) return shape.attention;
+  if (name.find(".experts.") != std::string_view::npos) return shape.experts_weights;
+  return shape.dense;
+}
+
+// Of published FP8 checkpoints: embedding, head and routers are not in FP8, and vectors never are.
+bool is_fp8_matrix(std::string_view name) {
+  return name.ends_with("_proj.weight") || name.ends_with("_proj_with_mqa.weight") || name.ends_with(".w1.weight") ||
+         name.ends_with(".w2.weight") || name.ends_with(".w3.weight");
+}
+
+}  // namespace
+
+Result<RankShape> shape_of_rank(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
+                                const tensor::TensorSource& source) {
+  SLUICE_TRY(const FamilyRow* family, find_family(config.architectures[0]));
+  const CountingBackend backend;
+  const parallel::Groups groups{.layout = layout, .all = nullptr, .attention_tp = nullptr, .attention_dp = nullptr};
+  WeightStore weights(backend, dtype, &source, &groups);
+  const auto decoder = family->make(config, weights);
+
+  RankShape shape;
+  shape.heads = parallel::part_of(config.num_heads, layout.attention_tp());
+  if (!config.mla) shape.key_heads = key_heads(config, layout);
+  shape.vocabulary = parallel::part_of(config.vocab_size, layout.attention_tp());
+  shape.head = parallel::part_of(config.vocab_size, layout.head());
+  if (!config.moe || std::ranges::count(config.moe->sparse, false) > 0) {
+    shape.dense_columns = parallel::part_of(config.intermediate_size, layout.dense_ffn());
+  }
+  if (config.moe) {
+    shape.experts = parallel::part_of(config.moe->experts, layout.experts());
+    shape.expert_columns = parallel::part_of(config.moe->expert_width, layout.expert_tp());
+    shape.shared_columns = parallel::part_of(config.moe->shared_width, layout.shared_experts());
+  }
+  bool embedded = false;  // a tied head has the embedding's name, and comes after it
+  for (const WeightStore::Declared& weight : weights.declared()) {
+    const bool table = weight.name.starts_with("model.embed_tokens");
+    WeightPart& part = part_of_name(shape, weight.name, weight.name == "lm_head.weight" || (table && embedded));
+    embedded = embedded || table;
+    part.values += weight.values;
+    part.bytes += static_cast<int64_t>(weight.bytes);
+  }
+  shape.kv_bytes_per_token = static_cast<int64_t>(decoder->kv().bytes_per_token());
+  shape.state_bytes_per_sequence = static_cast<int64_t>(decoder->states().bytes_per_sequence());
+  return shape;
+}
+
+std::unique_ptr<tensor::TensorSource> dummy_weights(const ModelConfig& config) {
+  return tensor::dummy_source([fp8 = config.fp8](std::string_view name) { return fp8 && is_fp8_matrix(name); });
+}
+
+}  // namespace sluice::models

@@ -1,0 +1,47 @@
+// What a rank of an instance holds, without its weights: the model is made for it as for serving, on a device that only
+// counts.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "base/result.h"
+#include "kernels/kernels.h"
+#include "models/config.h"
+#include "parallel/topology.h"
+#include "tensor/stored_tensor.h"
+
+namespace sluice::models {
+
+// Values that are multiplied by a token that passes them, and the bytes that they lie in.
+struct WeightPart {
+  int64_t values = 0;
+  int64_t bytes = 0;
+};
+
+struct RankShape {
+  parallel::Slice heads;                                          // of queries
+  parallel::Slice key_heads;                                      // none with latent attention
+  parallel::Slice vocabulary;                                     // rows of the embedding
+  parallel::Slice head;                                           // rows of the head
+  parallel::Slice dense_columns, expert_columns, shared_columns;  // none where the model has no such FFNs
+  parallel::Slice experts;                                        // of each layer with experts
+  // Weights. Norms, biases and routers are in `dense`.
+  WeightPart attention, dense, experts_weights, embedding, output;
+  int64_t kv_bytes_per_token = 0;
+  int64_t state_bytes_per_sequence = 0;
+
+  int64_t weight_bytes() const {
+    return attention.bytes + dense.bytes + experts_weights.bytes + embedding.bytes + output.bytes;
+  }
+};
+
+// Of the rank `layout.tp_rank`, with matrix products in `dtype`. `source` says how matrices are stored. Matrices take
+// the bytes of their values; what a device adds by packing them is not counted. check_sharding() has passed.
+Result<RankShape> shape_of_rank(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
+                                const tensor::TensorSource& source);
+
+// Weights that nobody trained, in the types that checkpoints of this configuration are published in.
+std::unique_ptr<tensor::TensorSource> dummy_weights(const ModelConfig& config);
+
+}  // namespace sluice::models

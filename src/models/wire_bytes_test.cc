@@ -1,0 +1,207 @@
+// The formula of the bytes on the wire against what the communicators count, in every layout that a fixture can be
+// divided into.
+#include "models/wire_bytes.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <set>
+#include <thread>
+
+#include "base/rng.h"
+#include "models/model_fixture.h"
+#include "models/sharding.h"
+#include "parallel/registry.h"
+
+namespace sluice::models {
+namespace {
+
+using parallel::Layout;
+using parallel::MoeAllToAll;
+
+ModelConfig config_at(const std::string& file) {
+  std::ifstream in(file);
+  return config_from_json(nlohmann::json::parse(in), nullptr).value();
+}
+ModelConfig published(const std::string& name) {
+  return config_at(std::string(SLUICE_FIXTURES_DIR) + "/published-configs/" + name + ".json");
+}
+
+void on_each(size_t ranks, const std::function<void(size_t)>& body) {
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < ranks; ++i) threads.emplace_back(body, i);
+  for (std::thread& thread : threads) thread.join();
+}
+
+struct Counted {
+  double bytes = 0;
+  double remote_rows = 0;
+};
+
+// Pairs of a token and another rank that has one of its experts, of one rank's tokens.
+double remote_rows_of(const Routing& routing, const MoeConfig& moe, const Layout& layout) {
+  std::set<std::pair<size_t, int64_t>> pairs;
+  for (size_t i = 0; i < routing.experts.size(); ++i) {
+    for (int64_t rank = 0; rank < layout.tp_size; ++rank) {
+      const parallel::Slice own = parallel::part_of(moe.experts, {rank, layout.tp_size});
+      const int64_t expert = routing.experts[i];
+      if (expert < own.first || expert >= own.end() || rank == layout.tp_rank) continue;
+      pairs.emplace(i / static_cast<size_t>(moe.top_k), rank);
+    }
+  }
+  return static_cast<double>(pairs.size());
+}
+
+// One step of `tokens` in each attention group, logits of all of them, on ranks that `family` connects.
+Counted count_step(const std::string& family, const std::string& fixture, const ModelConfig& config, Layout layout,
+                   std::vector<int64_t> tokens) {
+  Counted counted;
+  const auto& rows = parallel::communicators();
+  const auto row = std::ranges::find(rows, family, &parallel::CommunicatorRow::name);
+  auto world = row->make_group(static_cast<int>(layout.tp_size), {}).value();
+  std::vector<double> bytes(world.size()), remote(world.size());
+  on_each(world.size(), [&](size_t i) {
+    Layout own = layout;
+    own.tp_rank = static_cast<int64_t>(i);
+    const auto groups = parallel::make_groups(*world[i], own);
+    ASSERT_TRUE(groups.ok()) << groups.error().message;
+    const auto runner = load_runner({.model_path = folder_of(fixture),
+                                     .dtype = "float32",
+                                     .max_step_tokens = 128,
+                                     .max_step_seqs = 8,
+                                     .record_routing = true,
+                                     .groups = &*groups});
+    ASSERT_TRUE(runner.ok()) << runner.error().message;
+    Steps steps(**runner);
+    const auto group = static_cast<size_t>(own.attention_dp().rank);
+    std::vector<Piece> pieces;
+    if (tokens[group] > 0) {
+      Rng rng(group);
+      pieces.push_back({});
+      for (int64_t t = 0; t < tokens[group]; ++t) pieces[0].ids.push_back(static_cast<int32_t>(rng.below(512)));
+    }
+    const StepArrays arrays(pieces);
+    StepBatch batch = arrays.view();
+    if (own.dp_attention()) batch.group_tokens = batch.group_logits = tokens;
+    const auto received = [&] {
+      return static_cast<double>(world[i]->received_bytes() + groups->attention_tp->received_bytes() +
+                                 groups->attention_dp->received_bytes());
+    };
+    const double before = received();
+    const Output output = steps.run(batch);
+    bytes[i] = received() - before;
+    if (config.moe && layout.a2a == MoeAllToAll::kDeepEp) remote[i] = remote_rows_of(output.routing, *config.moe, own);
+  });
+  for (size_t i = 0; i < world.size(); ++i) {
+    counted.bytes += bytes[i];
+    counted.remote_rows += remote[i];
+  }
+  return counted;
+}
+
+std::vector<Layout> layouts() {
+  std::vector<Layout> all;
+  for (const auto& [tp, dp] : {std::pair<int64_t, int64_t>{2, 1}, {4, 1}, {2, 2}, {4, 2}, {4, 4}}) {
+    all.push_back({.tp_size = tp, .dp_size = dp});
+    all.push_back({.tp_size = tp, .dp_size = dp, .ep_size = tp});
+    all.push_back({.tp_size = tp, .dp_size = dp, .ep_size = tp, .a2a = MoeAllToAll::kDeepEp});
+    if (dp == 1) continue;
+    all.push_back({.tp_size = tp, .dp_size = dp, .dense_data_parallel = true, .dp_lm_head = true});
+    all.push_back({.tp_size = tp,
+                   .dp_size = dp,
+                   .ep_size = tp,
+                   .a2a = MoeAllToAll::kDeepEp,
+                   .dense_data_parallel = true,
+                   .dp_lm_head = true});
+  }
+  return all;
+}
+
+std::string text(const Layout& l) {
+  return fmt::format("tp {} dp {} ep {} {}{}{}", l.tp_size, l.dp_size, l.ep_size,
+                     l.a2a == MoeAllToAll::kDeepEp ? "deepep" : "none", l.dense_data_parallel ? " dense 1" : "",
+                     l.dp_lm_head ? " dp head" : "");
+}
+
+TEST(WireBytesTest, AreWhatTheCommunicatorsCountInEveryLayoutOfEveryFixture) {
+  int compared = 0, dispatched = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(SLUICE_FIXTURES_DIR)) {
+    if (!std::filesystem::exists(entry.path() / "reference.safetensors")) continue;
+    const std::string fixture = entry.path().filename();
+    const ModelConfig config = config_at(entry.path() / "config.json");
+    for (const Layout& layout : layouts()) {
+      if (!check_sharding(config, layout).ok()) continue;
+      SCOPED_TRACE(fixture + " " + text(layout));
+      // A group of many, one of one, an idle one.
+      std::vector<int64_t> tokens{9, 1, 0, 4};
+      tokens.resize(static_cast<size_t>(layout.dp_size));
+      const Counted counted = count_step("inproc", fixture, config, layout, tokens);
+      const WireBytes formula =
+          wire_bytes(config, layout, kernels::DType::kF32, {tokens, tokens}, counted.remote_rows, kAlwaysAddAll);
+      // Where everything is divided by tokens nothing is sent.
+      EXPECT_EQ(counted.bytes > 0, layout.attention_tp_size() > 1 || !layout.dp_lm_head || config.moe.has_value());
+      EXPECT_EQ(formula.total(), counted.bytes);
+      ++compared;
+      dispatched += counted.remote_rows > 0;
+    }
+  }
+  EXPECT_GT(compared, 50);
+  EXPECT_GT(dispatched, 10);
+}
+
+TEST(WireBytesTest, OfSharedMemoryAreThoseOfItsRuleForShortAndLongSums) {
+  const std::string fixture = "tiny-deepseek-v3";
+  const ModelConfig config = config_at(folder_of(fixture) + "/config.json");
+  for (const Layout& layout : {Layout{.tp_size = 4}, Layout{.tp_size = 4, .dp_size = 2},
+                               Layout{.tp_size = 4, .dp_size = 4, .ep_size = 4, .a2a = MoeAllToAll::kDeepEp}}) {
+    for (const int64_t many : {2, 100}) {
+      SCOPED_TRACE(text(layout));
+      const std::vector<int64_t> tokens(static_cast<size_t>(layout.dp_size), many);
+      const Counted counted = count_step("shm", fixture, config, layout, tokens);
+      EXPECT_EQ(wire_bytes(config, layout, kernels::DType::kF32, {tokens, tokens}, counted.remote_rows).total(),
+                counted.bytes);
+    }
+  }
+}
+
+// Choices of 2 of 4 groups and 2 of their 4 experts, by hand: both in one group with probability 1/3.
+TEST(WireBytesTest, ATokenGoesToAsManyRanksAsItsChoicesReachOnAverage) {
+  MoeConfig moe{.experts = 8, .top_k = 2, .groups = 4, .kept_groups = 2};
+  EXPECT_NEAR(expected_ranks_of_token(moe, 4), 1.0 / 3 * 1 + 2.0 / 3 * 2, 1e-9);
+  moe.groups = moe.kept_groups = 1;
+  EXPECT_NEAR(expected_ranks_of_token(moe, 8), 2, 1e-9);
+  EXPECT_NEAR(expected_ranks_of_token(moe, 1), 1, 1e-9);
+  // DeepSeek-V3 keeps 4 of 8 groups, so that a token goes to at most 4 of 8 ranks.
+  EXPECT_LT(expected_ranks_of_token(*published("DeepSeek-V3").moe, 8), 4);
+  EXPECT_GT(expected_ranks_of_token(*published("DeepSeek-V3").moe, 8), 3.4);
+  // 8 of 384 drawn freely reach 8 (1 - (7/8)^8) = 5.3 of 8 ranks.
+  EXPECT_NEAR(expected_ranks_of_token(*published("Kimi-K2-Instruct").moe, 8), 5.25, 0.08);
+}
+
+// 58 layers of a token: rows of 7168 in bf16 to each rank but its own, and back in float32.
+TEST(WireBytesTest, OfDeepSeekV3AreThoseOfItsRowsByHand) {
+  const ModelConfig config = published("DeepSeek-V3");
+  const std::vector<int64_t> ones(8, 1), none(8, 0);
+  const Layout deepep{.tp_size = 8,
+                      .dp_size = 8,
+                      .ep_size = 8,
+                      .a2a = MoeAllToAll::kDeepEp,
+                      .dense_data_parallel = true,
+                      .dp_lm_head = true};
+  const double rows = 58 * 8 * 3;
+  const WireBytes dispatched = wire_bytes(config, deepep, kernels::DType::kBf16, {ones, none}, rows);
+  EXPECT_EQ(dispatched.dispatch, rows * (7168 * 2 + 2 * 8 * 4) + 58 * 8 * 8 * 8 * 7);
+  EXPECT_EQ(dispatched.combine, rows * 7168 * 4);
+  EXPECT_EQ(dispatched.attention + dispatched.gather + dispatched.scatter + dispatched.head, 0);
+  EXPECT_EQ(dispatched.calls, 58 * 4);
+  // Gathered among 8 in bf16 and scattered as float32 sums, in each of 61 layers.
+  const Layout none8{.tp_size = 8, .dp_size = 8, .ep_size = 8};
+  const WireBytes gathered = wire_bytes(config, none8, kernels::DType::kBf16, {ones, none}, 0);
+  EXPECT_EQ(gathered.gather, 61.0 * 8 * 7168 * 2 * 7);
+  EXPECT_EQ(gathered.scatter, 61.0 * 8 * 7168 * 4 * 7);
+}
+
+}  // namespace
+}  // namespace sluice::models
