@@ -36,6 +36,11 @@ const std::vector<Command>& commands() {
      .help = "Runs a model behind an OpenAI-compatible HTTP API.",
      .run = run_server,
      .options = server_options},
+    {.name = "explain",
+     .help = "What a layout means for a model: what each rank holds, how many tokens fit, what is sent, how fast it "
+             "can be.",
+     .run = run_explain,
+     .options = explain_options},
     {.name = "rank", .help = "One rank of a server.", .run = run_rank, .hidden = true},
     {.name = "grammar", .help = "Compiles the grammars of a rank.", .run = run_grammar, .hidden = true},
 #endif

@@ -54,6 +54,8 @@ int run_gateway(const Arguments& arguments);
 OptionView gateway_options();
 int run_server(const Arguments& arguments);
 OptionView server_options();
+int run_explain(const Arguments& arguments);
+OptionView explain_options();
 int run_serve(const Arguments& arguments);
 OptionView serve_options();
 int run_rank(const Arguments& arguments);

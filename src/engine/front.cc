@@ -14,6 +14,8 @@
 #include "base/log.h"
 #include "base/ready_pipe.h"
 #include "engine/dp_controller.h"
+#include "engine/explain/auto_layout.h"
+#include "engine/explain/explain.h"
 #include "engine/http_api.h"
 #include "engine/layout_options.h"
 #include "engine/memory_plan.h"
@@ -108,6 +110,12 @@ class Front::Impl {
                                               .chat_template = options_.chat_template.value_or("")}));
     if (options_.tp_size > 1 || options_.ep_size > 1) {
       SLUICE_TRY_VOID(models::check_sharding(model.config, layout_of(options_, 0)));
+    }
+    if (const auto layout = layout_of(options_, 0); layout.dp_attention()) {
+      const double gain = dp_attention_gain(model.config, layout);
+      SLUICE_LOG(info, kComponent,
+                 "DP attention: {:.1f} times as many unique tokens for the same memory of keys and values{}", gain,
+                 gain > 1 ? "" : ": this model gains none, and each group has its own copy of the attention weights");
     }
     SLUICE_TRY_VOID(listen());
     SLUICE_TRY_VOID(start_ranks(files));
@@ -240,6 +248,11 @@ class Front::Impl {
 Result<std::unique_ptr<Front>> Front::start(const EngineOptions& options, FrontHooks hooks) {
   SLUICE_TRY_VOID(check_engine_options(options));
   EngineOptions adjusted = options;
+  if (adjusted.layout == "auto") {
+    SLUICE_TRY(const Hardware machine, measure_this_machine());
+    SLUICE_TRY(const auto lines, choose_layout(adjusted, machine));
+    for (const std::string& line : lines) SLUICE_LOG(info, kComponent, "{}", line);
+  }
   for (const std::string& line : adjust_layout(adjusted)) SLUICE_LOG(warn, kComponent, "{}", line);
   if (adjusted.moe_runner_backend != "auto") {
     SLUICE_LOG(info, kComponent, "--moe-runner-backend {}: experts are multiplied by our own grouped products",

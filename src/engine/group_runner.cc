@@ -48,9 +48,17 @@ Result<StepPlan> GroupRunner::exchange(StepRow row) {
   row.seq = ++seq_;
   row.plan_hash = plan_hash_;
   row.work_seen = static_cast<int64_t>(work_seen_);
+  row.received_bytes =
+      static_cast<int64_t>(groups_.all->received_bytes() + groups_.attention_tp->received_bytes() +
+                           groups_.attention_dp->received_bytes());
   SLUICE_TRY_VOID(groups_.all->all_gather(host_, parallel::Element::kI64, &row, rows_.data(), 16));
   SLUICE_TRY(StepPlan plan, parallel::derive_plan(rows_, groups_.layout));
   plan_hash_ = plan.hash;
+  steps_ += plan.run;
+  wire_bytes_ = 0;
+  const auto members = static_cast<size_t>(groups_.layout.attention_tp_size());
+  const size_t first = static_cast<size_t>(groups_.layout.attention_dp().rank) * members;
+  for (size_t i = first; i < first + members; ++i) wire_bytes_ += static_cast<uint64_t>(rows_[i].received_bytes);
   return plan;
 }
 

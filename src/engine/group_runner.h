@@ -42,6 +42,11 @@ class GroupRunner final : public models::Runner {
   };
   // Of a rank without work of its own: what the others do.
   Result<Joined> join();
+  // Bytes that the ranks of this attention group have got from other ranks since their start: rows and batches too. Up to
+  // the last exchange.
+  uint64_t wire_bytes() const { return wire_bytes_; }
+  // Of the instance, whosever work it was.
+  uint64_t steps() const { return steps_; }
   // Piece of work `number`, counted over the instance, has reached this rank, whomever it was for.
   void saw_work(uint64_t number);
 
@@ -59,6 +64,8 @@ class GroupRunner final : public models::Runner {
   int64_t seq_ = 0;
   int64_t plan_hash_;
   uint64_t work_seen_ = 0;
+  uint64_t wire_bytes_ = 0;
+  uint64_t steps_ = 0;
   std::vector<parallel::StepRow> rows_;
   std::vector<int32_t> words_;       // a batch on its way
   std::vector<int32_t> copies_;      // of states, from and to in turn, that the others have not heard of

@@ -172,6 +172,9 @@ struct LoadSnapshot {
   uint64_t retracted_total = 0;
   uint64_t evicted_tokens_total = 0;
   uint64_t steps_total = 0;
+  // Of an instance of several ranks: its steps, and what this attention group's ranks have got from other ranks.
+  uint64_t group_steps_total = 0;
+  uint64_t wire_bytes_total = 0;
 };
 
 }  // namespace sluice::engine

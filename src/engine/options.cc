@@ -298,6 +298,14 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .group = kHttp,
            .help = "Log lines as JSON objects."},
 
+          {.name = "layout",
+           .field = &O::layout,
+           .value = std::string("given"),
+           .choices = {"given", "auto"},
+           .read_by = "engine/front",
+           .group = kParallel,
+           .help = "auto chooses --tp-size, --dp-size, --enable-dp-attention, --ep-size and --moe-a2a-backend by what "
+                   "sluice explain predicts for this machine, and logs why; a --tp-size that is given stays."},
           {.name = "dp-size",
            .aliases = {"data-parallel-size", "dp"},
            .field = &O::dp_size,

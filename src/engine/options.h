@@ -41,6 +41,7 @@ struct EngineOptions {
   std::string log_level;
   bool log_json;
   // Parallelism
+  std::string layout;
   int64_t dp_size;
   std::string load_balance_method;
   std::optional<int64_t> threads;

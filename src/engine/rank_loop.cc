@@ -277,6 +277,10 @@ class Loop {
       load.num_grammar_reqs = static_cast<int64_t>(grammars_->waiting());
       load.num_waiting_reqs += load.num_grammar_reqs;
     }
+    if (options_.group != nullptr) {
+      load.group_steps_total = options_.group->steps();
+      load.wire_bytes_total = options_.group->wire_bytes();
+    }
     board_.publish(options_.dp_rank, load);
     if (load.steps_total < next_log_) return;
     next_log_ = load.steps_total + static_cast<uint64_t>(options_.decode_log_interval);

@@ -34,7 +34,8 @@ struct StepRow {
   int64_t work_seen =
       0;  // number of the last piece of work that reached this rank, its own or another's; of every rank
   int64_t batch_words = 0;  // size of the batch that the leader sends to its group's others, in int32
-  int64_t reserved[4] = {};
+  int64_t received_bytes = 0;  // that this rank has got from others since its start; of every rank
+  int64_t reserved[3] = {};
   bool operator==(const StepRow&) const = default;
 };
 static_assert(sizeof(StepRow) == 16 * sizeof(int64_t));

@@ -54,6 +54,12 @@ ordered_json internal_state(ApiContext& api, const RankState& rank) {
                          {"token_capacity", rank.info.max_total_num_tokens},
                          {"graph", 0.0}};
   out["kv_bytes_per_token"] = rank.info.kv_bytes_per_token;
+  if (rank.load.group_steps_total > 0) {
+    out["group_steps"] = rank.load.group_steps_total;
+    out["wire_bytes"] = rank.load.wire_bytes_total;
+    out["wire_bytes_per_step"] =
+        static_cast<double>(rank.load.wire_bytes_total) / static_cast<double>(rank.load.group_steps_total);
+  }
   out["effective_max_running_requests_per_dp"] = rank.info.max_running_requests;
   out["ready"] = rank.ready;
   out["pid"] = rank.pid;

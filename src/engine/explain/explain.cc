@@ -1,0 +1,191 @@
+#include "engine/explain/explain.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "engine/layout_options.h"
+#include "models/gguf_names.h"
+#include "models/layers/attention.h"
+#include "models/locate.h"
+#include "models/sharding.h"
+
+namespace sluice::engine {
+namespace {
+
+using parallel::Layout;
+using parallel::MoeAllToAll;
+
+Result<kernels::DType> dtype_of(const std::string& name, bool here) {
+  if (name == "auto") return here ? kernels::best_dtype() : kernels::DType::kBf16;
+  if (name == "bfloat16" || name == "bf16") return kernels::DType::kBf16;
+  if (name == "float32" || name == "float" || name == "f32") return kernels::DType::kF32;
+  return Error{ErrorCode::kBadOption, fmt::format("--dtype {} is not supported; auto, bfloat16 and float32 are", name)};
+}
+
+// Ranks of a host that have the same weights map one copy of them (engine/front.cc).
+bool shares_weights(const LayoutFacts& facts, const Hardware& hardware) {
+  return hardware.divisible && facts.layout.tp_size == 1 && facts.instances > 1;
+}
+
+void plan_pool(const DescribedModel& model, const Hardware& hardware, LayoutFacts& facts) {
+  models::ModelInfo info;
+  info.context_length = model.context_length;
+  info.kv_bytes_per_token = static_cast<size_t>(facts.rank.kv_bytes_per_token);
+  info.state_bytes_per_sequence = static_cast<size_t>(facts.rank.state_bytes_per_sequence);
+  info.weight_bytes = static_cast<size_t>(facts.rank.weight_bytes());
+  EngineOptions options = facts.options;
+  facts.memory_fraction = options.mem_fraction_static.value_or(hardware.memory_fraction);
+  options.mem_fraction_static = facts.memory_fraction;
+  const int64_t ranks = facts.instances * facts.layout.tp_size;
+  const auto plan = plan_memory(options, info,
+                                {.limit_bytes = hardware.of(ranks).memory_bytes * ranks,
+                                 .host_ranks = ranks,
+                                 .shared_weights = shares_weights(facts, hardware)});
+  if (!plan.ok()) {
+    facts.why_not = plan.error().message;
+    return;
+  }
+  facts.memory = *plan;
+  facts.unique_tokens = plan->max_total_tokens * facts.instances * facts.layout.dp_size;
+}
+
+TokenWire wire_of_token(const DescribedModel& model, const Layout& layout) {
+  const std::vector<int64_t> ones(static_cast<size_t>(layout.dp_size), 1);
+  const double remote = models::expected_remote_rows(model.config, layout, layout.dp_size);
+  TokenWire wire;
+  wire.of_step = wire_bytes(model.config, layout, model.dtype, {ones, ones}, remote);
+  wire.per_token = wire.of_step.total() / static_cast<double>(layout.dp_size);
+  if (remote > 0) wire.ranks_of_token = models::expected_ranks_of_token(*model.config.moe, layout.tp_size);
+  return wire;
+}
+
+// Key heads that a rank has; the latent counts as one.
+int64_t key_heads_of(const models::ModelConfig& config, const Layout& layout) {
+  return config.mla ? 1 : models::key_heads(config, layout).count;
+}
+
+struct Choice {
+  int64_t dp, ep;
+  MoeAllToAll a2a;
+};
+
+// What can be done with one instance of `tp` ranks.
+std::vector<Choice> choices_of(const models::ModelConfig& config, int64_t tp) {
+  std::vector<Choice> choices;
+  for (int64_t dp = 1; dp <= tp; ++dp) {
+    if (tp % dp != 0) continue;
+    choices.push_back({dp, 1, MoeAllToAll::kNone});
+    if (!config.moe || tp == 1) continue;
+    choices.push_back({dp, tp, MoeAllToAll::kNone});
+    choices.push_back({dp, tp, MoeAllToAll::kDeepEp});
+  }
+  return choices;
+}
+
+EngineOptions with(EngineOptions options, const Choice& choice, int64_t tp, int64_t instances) {
+  options.tp_size = tp;
+  options.enable_dp_attention = choice.dp > 1;
+  options.dp_size = choice.dp > 1 ? choice.dp : instances;
+  options.ep_size = choice.ep;
+  options.moe_a2a_backend = choice.a2a == MoeAllToAll::kDeepEp ? "deepep" : "none";
+  return options;
+}
+
+}  // namespace
+
+Result<DescribedModel> describe_model(const EngineOptions& options, bool here) {
+  DescribedModel model;
+  SLUICE_TRY(model.dtype, dtype_of(options.dtype, here));
+  std::string path = options.model_path;
+  if (!path.ends_with(".json")) {
+    SLUICE_TRY(path, models::locate_model(path));
+  }
+  SLUICE_TRY(model.config, models::load_config(path, options.json_model_override_args.value_or("")));
+  model.context_length = options.context_length.value_or(model.config.max_position);
+  if (!path.ends_with(".gguf")) {
+    model.source = models::dummy_weights(model.config);
+    return model;
+  }
+  SLUICE_TRY(auto file, tensor::GgufFile::open(path));
+  model.source = models::gguf_source(std::move(file));
+  return model;
+}
+
+Result<LayoutFacts> examine_layout(const DescribedModel& model, const EngineOptions& options, const Hardware& hardware,
+                                   const Workload& workload, const std::vector<int64_t>& concurrency) {
+  LayoutFacts facts{.options = options};
+  facts.notes = adjust_layout(facts.options);
+  facts.layout = layout_of(facts.options, 0);
+  facts.instances = instance_count(facts.options);
+  SLUICE_TRY_VOID(models::check_sharding(model.config, facts.layout));
+  SLUICE_TRY(facts.rank, models::shape_of_rank(model.config, facts.layout, model.dtype, *model.source));
+  facts.kv_copies = key_heads_of(model.config, facts.layout) * facts.layout.attention_tp_size() /
+                    (model.config.mla ? 1 : model.config.num_kv_heads);
+  plan_pool(model, hardware, facts);
+  facts.wire = wire_of_token(model, facts.layout);
+  if (!facts.memory || !hardware.has_rates()) return facts;
+  const Divided divided{model.config, facts.layout, model.dtype, facts.rank};
+  const Hardware rank = hardware.of(facts.instances * facts.layout.tp_size);
+  for (const int64_t at_once : concurrency) {
+    facts.predictions.push_back(
+        predict(divided, rank, *facts.memory, facts.instances, plan_steps(facts.options).chunk, workload, at_once));
+  }
+  return facts;
+}
+
+std::vector<LayoutFacts> weigh_layouts(const DescribedModel& model, const EngineOptions& options,
+                                       const Hardware& hardware, const Workload& workload,
+                                       const std::vector<int64_t>& concurrency, std::optional<int64_t> ranks) {
+  std::vector<LayoutFacts> all;
+  const int64_t devices = hardware.devices;
+  for (int64_t tp = 1; tp <= std::max(devices, ranks.value_or(0)); ++tp) {
+    if (ranks ? tp != *ranks : devices % tp != 0) continue;
+    // A machine may be left to fewer ranks; devices are all used.
+    const int64_t most = ranks ? 1 : devices / tp;
+    for (int64_t instances = hardware.divisible ? 1 : most; instances <= most; ++instances) {
+      if (most % instances != 0) continue;
+      for (const Choice& choice : choices_of(model.config, tp)) {
+        if (hardware.divisible && choice.dp > 1 && instances > 1) continue;
+        auto facts = examine_layout(model, with(options, choice, tp, instances), hardware, workload, concurrency);
+        if (!facts.ok() || !facts->memory) continue;
+        if (choice.dp > 1 && instances > 1) {  // so many servers, as if they were one
+          facts->instances = instances;
+          facts->unique_tokens *= instances;
+          const Divided divided{model.config, facts->layout, model.dtype, facts->rank};
+          for (Prediction& prediction : facts->predictions) {
+            prediction = predict(divided, hardware, *facts->memory, instances, plan_steps(facts->options).chunk,
+                                 workload, prediction.concurrency);
+          }
+        }
+        all.push_back(std::move(*facts));
+      }
+    }
+  }
+  // The first of equals has the fewest ranks in a group.
+  std::ranges::stable_sort(all, std::greater(), [](const LayoutFacts& facts) {
+    return facts.predictions.empty() ? 0.0 : facts.predictions.back().output_tokens_per_s;
+  });
+  return all;
+}
+
+std::string layout_flags(const LayoutFacts& facts) {
+  const EngineOptions& options = facts.options;
+  std::string flags = fmt::format("--tp-size {}", options.tp_size);
+  if (options.dp_size > 1) flags += fmt::format(" --dp-size {}", options.dp_size);
+  if (options.enable_dp_attention) flags += " --enable-dp-attention";
+  if (options.ep_size > 1) flags += fmt::format(" --ep-size {}", options.ep_size);
+  if (options.moe_a2a_backend != "none") flags += fmt::format(" --moe-a2a-backend {}", options.moe_a2a_backend);
+  if (options.moe_dense_tp_size) flags += fmt::format(" --moe-dense-tp-size {}", *options.moe_dense_tp_size);
+  if (options.enable_dp_lm_head) flags += " --enable-dp-lm-head";
+  if (options.enable_dp_attention && facts.instances > 1) flags += fmt::format(", {} servers", facts.instances);
+  return flags;
+}
+
+double dp_attention_gain(const models::ModelConfig& config, const parallel::Layout& layout) {
+  const auto with_groups = static_cast<double>(key_heads_of(config, layout));
+  const auto without = static_cast<double>(key_heads_of(config, {.tp_size = layout.tp_size}));
+  return static_cast<double>(layout.dp_size) * without / with_groups;
+}
+
+}  // namespace sluice::engine

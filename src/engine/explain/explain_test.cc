@@ -1,0 +1,217 @@
+// `sluice explain` against the worked examples of the reference (engine-reference.md 5).
+#include "engine/explain/explain.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "engine/explain/options.h"
+#include "engine/explain/report.h"
+
+namespace sluice::engine {
+namespace {
+
+constexpr Workload kLoad{.input_tokens = 1024, .output_tokens = 256};
+
+std::string published(const std::string& name) {
+  return std::string(SLUICE_FIXTURES_DIR) + "/published-configs/" + name + ".json";
+}
+
+ExplainArguments arguments(const std::string& model, std::vector<std::string> flags) {
+  flags.insert(flags.begin(), {"--model-path", published(model)});
+  auto parsed = parse_explain_arguments(flags);
+  EXPECT_TRUE(parsed.ok()) << parsed.error().message;
+  return parsed.ok() ? *parsed : ExplainArguments{};
+}
+
+Explanation explained(const std::string& model, const std::vector<std::string>& flags,
+                      const std::vector<int64_t>& concurrency = {1, 64, 512}) {
+  const ExplainArguments given = arguments(model, flags);
+  const auto hardware = hardware_of(given.explain, 8);
+  EXPECT_TRUE(hardware.ok()) << hardware.error().message;
+  auto explanation = explain(given.engine, *hardware, kLoad, concurrency);
+  EXPECT_TRUE(explanation.ok()) << explanation.error().message;
+  return explanation.ok() ? *explanation : Explanation{};
+}
+
+const std::vector<std::string> kDpa = {"--tp", "8", "--dp-size", "8", "--enable-dp-attention"};
+const std::vector<std::string> kDeepEp = {"--tp",
+                                          "8",
+                                          "--dp-size",
+                                          "8",
+                                          "--enable-dp-attention",
+                                          "--ep",
+                                          "8",
+                                          "--moe-a2a-backend",
+                                          "deepep",
+                                          "--moe-dense-tp-size",
+                                          "1",
+                                          "--enable-dp-lm-head"};
+
+// Rows of 5.3: weights and pool in GiB, thousands of tokens.
+struct Row {
+  std::vector<std::string> flags;
+  double fraction, weights, kv, tokens, unique, unique_at_088;
+};
+
+TEST(ExplainTest, DeepSeekV3OnEightH200HasTheTokensOfTheReference) {
+  const Row rows[] = {
+      {{"--tp", "8"}, 0.897, 79.5, 46.4, 709, 709, 673},
+      {{"--tp", "8", "--dp-size", "2", "--enable-dp-attention"}, 0.865, 81.2, 40.3, 615, 1230, 1300},
+      {{"--tp", "8", "--dp-size", "4", "--enable-dp-attention"}, 0.833, 84.5, 32.4, 495, 1980, 2390},
+      {kDpa, 0.769, 91.2, 16.7, 256, 2050, 3950},
+      {kDeepEp, 0.769, 95.8, 12.2, 186, 1490, 3390},
+  };
+  for (const Row& row : rows) {
+    SCOPED_TRACE(fmt::format("{}", fmt::join(row.flags, " ")));
+    auto flags = row.flags;
+    flags.insert(flags.end(), {"--hardware", "h200", "--mem-fraction-static", fmt::format("{}", row.fraction)});
+    const LayoutFacts facts = explained("DeepSeek-V3", flags).layout;
+    ASSERT_TRUE(facts.memory) << facts.why_not;
+    constexpr double kGiB = 1 << 30;
+    // The reference rounds parameters to bytes; what is left of the memory has that error too.
+    const double error = 0.01 * row.weights;
+    const auto kv = static_cast<double>(facts.memory->kv_bytes) / kGiB;
+    EXPECT_NEAR(static_cast<double>(facts.rank.weight_bytes()) / kGiB, row.weights, error);
+    EXPECT_NEAR(kv, row.kv, error);
+    const double tokens = row.tokens * 1000 * kv / row.kv;
+    EXPECT_NEAR(static_cast<double>(facts.memory->max_total_tokens), tokens, 0.005 * tokens);
+    EXPECT_EQ(facts.unique_tokens, facts.memory->max_total_tokens * facts.layout.dp_size);
+    EXPECT_NEAR(static_cast<double>(facts.unique_tokens) / 1000, row.unique, row.unique * error / row.kv);
+    flags.back() = "0.88";
+    const double at_088 = static_cast<double>(explained("DeepSeek-V3", flags).layout.unique_tokens) / 1000;
+    EXPECT_NEAR(at_088, row.unique_at_088, 0.03 * row.unique_at_088);
+  }
+  // Eight H100 do not hold it.
+  const auto small = explained("DeepSeek-V3", {"--tp", "8", "--hardware", "h100", "--gpu-memory", "79.6"});
+  EXPECT_FALSE(small.layout.memory);
+  EXPECT_TRUE(small.weighed.empty());
+  EXPECT_NE(to_text(small).find("it does not fit: no room for a KV cache"), std::string::npos);
+}
+
+TEST(ExplainTest, Llama8BOnOneH100HasThePoolOfTheReference) {
+  const LayoutFacts facts =
+      explained("Llama-3.1-8B-Instruct", {"--hardware", "h100", "--num-gpus", "1", "--mem-fraction-static", "0.835",
+                                          "--max-running-requests", "512"})
+          .layout;
+  ASSERT_TRUE(facts.memory);
+  EXPECT_NEAR(static_cast<double>(facts.memory->kv_bytes) / (1 << 30), 51.5, 0.2);
+  EXPECT_NEAR(static_cast<double>(facts.unique_tokens), 422e3, 2e3);
+}
+
+TEST(ExplainTest, UniqueTokensGainWhatTheFormulaSaysForEachModel) {
+  struct Gain {
+    const char* model;
+    int64_t dp;
+    double gain;
+    int64_t copies;
+  };
+  for (const Gain& row :
+       {Gain{"DeepSeek-V3", 8, 8, 1}, Gain{"Kimi-K2-Instruct", 8, 8, 1}, Gain{"Kimi-K2-Instruct", 4, 4, 2},
+        Gain{"DeepSeek-V2-Lite", 2, 2, 4}, Gain{"Qwen3-235B-A22B", 2, 2, 1}, Gain{"Qwen3-235B-A22B", 4, 2, 1},
+        Gain{"Qwen3-235B-A22B", 8, 2, 1}, Gain{"Llama-3.1-70B-Instruct", 8, 1, 1}, Gain{"MiniMax-M2", 4, 1, 1}}) {
+    SCOPED_TRACE(fmt::format("{} dp {}", row.model, row.dp));
+    const LayoutFacts facts =
+        explained(row.model, {"--tp", "8", "--dp-size", std::to_string(row.dp), "--enable-dp-attention", "--hardware",
+                              "h200", "--max-running-requests", "4096"})
+            .layout;
+    const auto config = models::load_config(published(row.model), "").value();
+    EXPECT_EQ(dp_attention_gain(config, facts.layout), row.gain);
+    EXPECT_EQ(facts.kv_copies, row.copies);
+  }
+  EXPECT_EQ(explained("Qwen3-235B-A22B", {"--tp", "8", "--hardware", "h200"}).layout.kv_copies, 2);
+  EXPECT_EQ(explained("DeepSeek-V3", {"--tp", "8", "--hardware", "h200"}).layout.kv_copies, 8);
+}
+
+TEST(ExplainTest, ADecodeStepTakesTheTimeOfItsBytesOrOfItsArithmetic) {
+  const std::vector<std::string> other = {"--hardware",      "other", "--num-gpus",  "1", "--gpu-memory",     "1000",
+                                          "--gpu-bandwidth", "1000",  "--gpu-flops", "1", "--link-bandwidth", "100"};
+  const Explanation one = explained("Llama-3.1-8B-Instruct", other, {1, 200});
+  const Prediction& alone = one.layout.predictions[0];
+  const auto& rank = one.layout.rank;
+  // 10^12 bytes and 10^12 operations per second: one token reads bytes that it uses once.
+  EXPECT_NEAR(alone.decode.attention, 2.0 * static_cast<double>(rank.attention.values) / 1e12, 1e-9);
+  EXPECT_NEAR(alone.decode.kv, 1153.0 * 131'072 / 1e12, 0.1 * alone.decode.kv);
+  EXPECT_EQ(alone.decode.wire, 0);
+  EXPECT_EQ(alone.decode.experts, 0);
+  EXPECT_NEAR(one.layout.predictions[1].decode.dense, 200 * 2.0 * static_cast<double>(rank.dense.values) / 1e12, 1e-6);
+  // Two ranks read half each, and meet 2 * 32 + 3 times.
+  auto two = other;
+  two[3] = "2";
+  two.insert(two.end(), {"--tp", "2", "--link-latency", "1000"});
+  const Prediction divided = explained("Llama-3.1-8B-Instruct", two, {1}).layout.predictions[0];
+  EXPECT_NEAR(divided.decode.attention, alone.decode.attention / 2, 1e-5);
+  EXPECT_NEAR(divided.decode.wire, 67e-3, 1e-3);
+}
+
+TEST(ExplainTest, AConcurrencyBeyondThePoolWaits) {
+  const std::vector<std::string> tp = {"--tp", "8", "--hardware", "h200", "--max-total-tokens", "12800"};
+  const Prediction p = explained("DeepSeek-V3", tp, {4, 100}).layout.predictions[1];
+  EXPECT_EQ(p.running, 10);
+  auto dpa = tp;
+  dpa.insert(dpa.end(), {"--dp-size", "8", "--enable-dp-attention"});
+  const Prediction q = explained("DeepSeek-V3", dpa, {4, 100}).layout.predictions[1];
+  EXPECT_EQ(q.running, 80);
+  EXPECT_GT(q.output_tokens_per_s, 2 * p.output_tokens_per_s);
+}
+
+// Corrections of 1.5: DPA is for many requests that the pool limits, and for what has a latent or few key heads.
+TEST(ExplainTest, TheBestLayoutDependsOnTheLoadAndOnTheModel) {
+  const std::vector<std::string> h200 = {"--tp", "8", "--hardware", "h200", "--max-running-requests", "4096"};
+  const auto best = [&](const std::string& model, int64_t at_once) {
+    return explained(model, h200, {at_once}).weighed.at(0);
+  };
+  EXPECT_EQ(best("DeepSeek-V3", 1).layout.dp_size, 1);
+  const LayoutFacts many = best("DeepSeek-V3", 4096);
+  EXPECT_GE(many.layout.dp_size, 4) << layout_flags(many);
+  EXPECT_EQ(many.layout.tp_size, 8);
+  const LayoutFacts llama = best("Llama-3.1-8B-Instruct", 2048);
+  EXPECT_EQ(llama.layout.dp_size, 1) << layout_flags(llama);
+  EXPECT_EQ(llama.instances, 8) << "replicas send nothing";
+}
+
+TEST(ExplainTest, TextAndJsonSayTheSame) {
+  auto flags = kDeepEp;
+  flags.insert(flags.end(), {"--hardware", "h200"});
+  const Explanation e = explained("DeepSeek-V3", flags);
+  const auto json = nlohmann::json::parse(to_json(e).dump());
+  EXPECT_EQ(json["ranks"].size(), 8u);
+  EXPECT_EQ(json["ranks"][7]["experts"]["first"], 224);
+  EXPECT_EQ(json["ranks"][7]["attention_dp_rank"], 7);
+  EXPECT_EQ(json["layout"]["unique_tokens"], e.layout.unique_tokens);
+  EXPECT_EQ(json["layout"]["predictions"].size(), 3u);
+  EXPECT_EQ(json["layout"]["wire_bytes_of_step"]["gather"], 0);
+  EXPECT_GT(json["layout"]["wire_bytes_of_step"]["dispatch"], 0);
+  EXPECT_EQ(json["best"], layout_flags(e.weighed[0]));
+  const std::string text = to_text(e);
+  for (const std::string want :
+       {"224-255", "latent", "expert EP: {0} {1} {2} {3} {4} {5} {6} {7}", "8.0 times as many unique tokens",
+        "chunked-prefill-size 512 -> 64", "output tokens/s", "Best: "}) {
+    EXPECT_NE(text.find(want), std::string::npos) << want << " is not in\n" << text;
+  }
+}
+
+TEST(ExplainTest, WhatIsWrongIsNamed) {
+  const auto message = [](const std::string& model, const std::vector<std::string>& flags) {
+    const ExplainArguments given = arguments(model, flags);
+    const auto hardware = hardware_of(given.explain, 8);
+    if (!hardware.ok()) return hardware.error().message;
+    const auto explanation = explain(given.engine, *hardware, kLoad, {1});
+    return explanation.ok() ? std::string("none") : explanation.error().message;
+  };
+  EXPECT_NE(message("DeepSeek-V3", {"--tp", "8", "--dp-size", "3", "--enable-dp-attention", "--hardware", "h200"})
+                .find("--dp-size 3 does not divide --tp-size 8; the nearest values that do: 2, 4"),
+            std::string::npos);
+  EXPECT_NE(message("Llama-3.1-8B-Instruct", {"--tp", "8", "--ep", "8", "--hardware", "h200"}).find("no experts"),
+            std::string::npos);
+  EXPECT_NE(message("DeepSeek-V3", {"--hardware", "other", "--gpu-memory", "80"}).find("needs --gpu-bandwidth"),
+            std::string::npos);
+  EXPECT_EQ(message("no-such-model", {"--hardware", "h200"}).find("none"), std::string::npos);
+  const auto numbers = concurrency_of(arguments("DeepSeek-V3", {"--concurrency", "1", "x"}).explain);
+  ASSERT_FALSE(numbers.ok());
+  EXPECT_NE(numbers.error().message.find("--concurrency: 'x'"), std::string::npos);
+  EXPECT_FALSE(parse_explain_arguments({"--hardware", "abacus"}).ok());
+}
+
+}  // namespace
+}  // namespace sluice::engine

@@ -1,0 +1,118 @@
+#include "engine/explain/predict.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace sluice::engine {
+namespace {
+
+// Operations of one query head for one position, in all layers with softmax attention.
+double operations_per_position(const models::ModelConfig& config, bool decodes) {
+  double layers = static_cast<double>(config.num_layers);
+  if (config.lightning) layers -= static_cast<double>(std::ranges::count(config.lightning->layers, true));
+  double values = 2 * static_cast<double>(config.head_dim);
+  if (config.mla) {
+    // Decoding has the up-projections absorbed (engine-reference.md 5.4).
+    values = static_cast<double>(decodes ? 2 * config.mla->kv_lora_rank + config.rotary_dim
+                                         : config.head_dim + config.mla->v_head_dim);
+  }
+  return 2 * layers * values;
+}
+
+class Roofline {
+ public:
+  explicit Roofline(const Hardware& rank) : rank_(rank) {}
+  double seconds(double bytes, double operations) const {
+    return std::max(bytes / rank_.bandwidth, operations / rank_.flops);
+  }
+  // A product with all values of a part, of so many tokens.
+  double seconds(const models::WeightPart& part, double tokens) const {
+    return seconds(static_cast<double>(part.bytes), 2 * static_cast<double>(part.values) * tokens);
+  }
+
+ private:
+  const Hardware& rank_;
+};
+
+double expert_seconds(const Divided& model, const Roofline& roofline, double tokens) {
+  if (!model.config.moe) return 0;
+  const models::MoeConfig& moe = *model.config.moe;
+  const double chosen = static_cast<double>(moe.top_k) / static_cast<double>(moe.experts);
+  // Those that get a token are read, once.
+  const double read = 1 - std::pow(1 - chosen, tokens);
+  const models::WeightPart& part = model.shape.experts_weights;
+  return roofline.seconds(static_cast<double>(part.bytes) * read,
+                          2 * static_cast<double>(part.values) * chosen * tokens);
+}
+
+double wire_seconds(const Divided& model, const Hardware& rank, const GroupWork& work) {
+  if (model.layout.tp_size == 1) return 0;
+  const auto groups = static_cast<size_t>(model.layout.dp_size);
+  const std::vector<int64_t> tokens(groups, std::llround(std::ceil(work.tokens)));
+  const std::vector<int64_t> logits(groups, std::llround(std::ceil(work.logits)));
+  const double remote = models::expected_remote_rows(model.config, model.layout, tokens[0] * model.layout.dp_size);
+  const models::WireBytes wire = wire_bytes(model.config, model.layout, model.dtype, {tokens, logits}, remote);
+  const double arrives = wire.total() / static_cast<double>(model.layout.tp_size);
+  // The ranks' rows before a step are a call too.
+  return static_cast<double>(wire.calls + 1) * rank.link_latency + arrives / rank.link_bandwidth;
+}
+
+}  // namespace
+
+StepSeconds step_seconds(const Divided& model, const Hardware& rank, const GroupWork& work) {
+  const parallel::Layout& layout = model.layout;
+  const models::RankShape& shape = model.shape;
+  const Roofline roofline(rank);
+  const double all = work.tokens * static_cast<double>(layout.dp_size);
+  const bool decodes = work.tokens <= work.sequences;
+  const bool own_tokens = layout.a2a != parallel::MoeAllToAll::kNone || layout.dense_data_parallel;
+  const double cached = work.sequences * (work.context + work.tokens / std::max(work.sequences, 1e-9));
+  const double seen = work.tokens * (work.context + work.tokens / std::max(work.sequences, 1e-9) / 2);
+
+  StepSeconds step;
+  step.attention = roofline.seconds(shape.attention, work.tokens);
+  step.kv =
+      roofline.seconds(cached * static_cast<double>(shape.kv_bytes_per_token) +
+                           work.sequences * static_cast<double>(2 * shape.state_bytes_per_sequence),
+                       seen * static_cast<double>(shape.heads.count) * operations_per_position(model.config, decodes));
+  step.dense = roofline.seconds(shape.dense, own_tokens ? work.tokens : all);
+  step.experts = expert_seconds(model, roofline, all);
+  const bool own_logits = layout.dp_lm_head || !layout.dp_attention();
+  step.head = roofline.seconds(shape.output, work.logits * static_cast<double>(own_logits ? 1 : layout.dp_size));
+  step.wire = wire_seconds(model, rank, work);
+  return step;
+}
+
+Prediction predict(const Divided& model, const Hardware& rank, const MemoryPlan& memory, int64_t instances,
+                   int64_t chunk, const Workload& workload, int64_t concurrency) {
+  const int64_t groups = instances * model.layout.dp_size;
+  const int64_t length = workload.input_tokens + workload.output_tokens;
+  const int64_t fit = std::max<int64_t>(1, std::min(memory.max_total_tokens / length, memory.max_running_requests));
+  Prediction prediction{.concurrency = concurrency, .running = std::min(concurrency, groups * fit)};
+  // The busiest group has the rest of the division; the others wait for it.
+  const auto busiest = static_cast<double>((prediction.running + groups - 1) / groups);
+  prediction.decode = step_seconds(
+      model, rank,
+      {.tokens = busiest,
+       .sequences = busiest,
+       .context = static_cast<double>(workload.input_tokens) + static_cast<double>(workload.output_tokens) / 2,
+       .logits = busiest});
+  const auto input = static_cast<double>(workload.input_tokens), output = static_cast<double>(workload.output_tokens);
+  const double in_a_step = std::min(static_cast<double>(chunk), busiest * input);
+  double prefill = 0;
+  if (in_a_step > 0) {
+    const double sequences = std::max(1.0, in_a_step / input);
+    prefill = busiest * input / in_a_step *
+              step_seconds(model, rank,
+                           {.tokens = in_a_step,
+                            .sequences = sequences,
+                            .context = sequences > 1 ? 0 : (input - in_a_step) / 2,
+                            .logits = sequences})
+                  .total();
+  }
+  const double wave = prefill + output * prediction.decode.total();
+  prediction.output_tokens_per_s = static_cast<double>(prediction.running) * output / wave;
+  return prediction;
+}
+
+}  // namespace sluice::engine
