@@ -171,6 +171,58 @@ TEST_F(GroupRunnerTest, AllParkOnceTheSameWorkHasReachedAll) {
   });
 }
 
+TEST_F(GroupRunnerTest, EachGroupHearsWhatTheOthersAreUpTo) {
+  make({.tp_size = 4, .dp_size = 2});
+  const Batch prompt({5, 6, 7}, 3), decode({5, 6, 7, 8}, 1);
+  on_each([&](size_t i) {
+    GroupRunner& runner = *ranks_[i].runner;
+    const auto step = [&](const Batch* batch, const GroupRunner::Outlook& outlook) {
+      runner.announce(outlook);
+      if (i == 0 && batch) {
+        ASSERT_TRUE(runner.forward(batch->view(runner.slot_table())).ok());
+      } else {
+        ASSERT_TRUE(runner.join().ok());
+      }
+    };
+    step(&prompt, {.decoding = i == 0 ? 2 : 0, .can_prefill = i == 0});
+    EXPECT_EQ(runner.others_decode(), i < 2 ? 0 : 2);
+    EXPECT_EQ(runner.last_shape().prompt_tokens, 3);
+    EXPECT_EQ(runner.last_plan().prefill, (std::vector<int64_t>{parallel::kCanPrefill, 0}));
+    step(&decode, {.decoding = i == 0 ? 1 : 0, .force_prefill = i == 2});
+    EXPECT_EQ(runner.last_shape().decoding, 1);
+    EXPECT_EQ(runner.last_shape().prompt_tokens, 0);
+    EXPECT_EQ(runner.last_plan().prefill, (std::vector<int64_t>{0, parallel::kForcePrefill}));
+    // What is said holds for one row.
+    EXPECT_EQ(runner.join().value(), GroupRunner::Joined::kParked);
+    EXPECT_EQ(runner.others_decode(), 0);
+    step(nullptr, {.more_to_come = i == 2});
+    EXPECT_FALSE(runner.last_plan().park);
+  });
+}
+
+// Each rank gets the rows of three others, and a follower its leader's batch, before a step; here nothing else is sent.
+TEST_F(GroupRunnerTest, BytesOnTheWireAreCountedForEachAttentionGroup) {
+  make({.tp_size = 4, .dp_size = 2});
+  const Batch step({5, 6, 7}, 3);
+  uint64_t split = 0;  // what making the groups has sent to each rank
+  on_each([&](size_t i) {
+    GroupRunner& runner = *ranks_[i].runner;
+    if (i == 0) split = world_[0]->received_bytes();
+    if (i == 2) {
+      ASSERT_TRUE(runner.forward(step.view(runner.slot_table())).ok());
+    } else {
+      ASSERT_EQ(runner.join().value(), GroupRunner::Joined::kStepped);
+    }
+    ASSERT_EQ(runner.join().value(), GroupRunner::Joined::kParked);
+    EXPECT_EQ(runner.steps(), 1u);
+  });
+  constexpr uint64_t kRow = 128;
+  // [1], [0], 3 ids, positions and slots, 1 wanted, 2 starts, 1 length, 1 row, 1 first and 3 slots of the table.
+  constexpr uint64_t kBatch = (1 + 1 + 3 * 3 + 1 + 2 + 1 + 1 + 1 + 3) * 4;
+  EXPECT_EQ(ranks_[0].runner->wire_bytes(), 2 * (split + 3 * kRow));
+  EXPECT_EQ(ranks_[3].runner->wire_bytes(), 2 * (split + 3 * kRow) + kBatch);
+}
+
 TEST_F(GroupRunnerTest, AGroupThatFailedFailsItsSteps) {
   make({.tp_size = 2});
   world_[1]->abort("rank 1 has ended: killed");

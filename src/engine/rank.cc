@@ -157,6 +157,7 @@ class RankProcess {
                            .preemption_threshold = options.priority_scheduling_preemption_threshold},
             .mixed_chunk = options.enable_mixed_chunk,
             .mixed_chunk_gap = options.mixed_chunk_gap,
+            .joint_steps = group != nullptr,
             .conservativeness = options.schedule_conservativeness,
             // Ranks must not repeat each other.
             .seed = (options.random_seed ? static_cast<uint64_t>(*options.random_seed) : random_seed()) +
@@ -168,12 +169,16 @@ class RankProcess {
     const auto grammars = grammar_desk(model, tokenizer);
     report_states(model, memory);
     report_ready(model, memory, scheduler.max_req_input_len());
-    return run_rank_loop({.dp_rank = spec_.dp_rank,
-                          .decode_log_interval = options.decode_log_interval,
-                          .group = group,
-                          .load_weights = load_weights,
-                          .grammars = grammars.get()},
-                         link_, scheduler, board_, events.get());
+    return run_rank_loop(
+        {.dp_rank = spec_.dp_rank,
+         .decode_log_interval = options.decode_log_interval,
+         .group = group,
+         .prefill_delayer = {.enabled = options.enable_prefill_delayer,
+                             .max_passes = options.prefill_delayer_max_delay_passes,
+                             .token_usage_low_watermark = options.prefill_delayer_token_usage_low_watermark},
+         .load_weights = load_weights,
+         .grammars = grammars.get()},
+        link_, scheduler, board_, events.get());
   }
 
   // Null where there are no grammars; the front refuses them then.

@@ -118,6 +118,15 @@ class DpAttentionTest(unittest.TestCase):
         self.assertIn("--chunked-prefill-size 512 -> 256", log)
         self.assertIn("--schedule-conservativeness 1 -> 0.3", log)
 
+    def test_prompts_may_wait_for_each_other_and_all_are_answered(self):
+        requests = workload(24, seed=9)
+        want = [answer["output_ids"] for answer in answers(self.server.url, requests)]
+        for more in (("--enable-prefill-delayer", "--prefill-delayer-max-delay-passes", 8),
+                     ("--enable-prefill-delayer", "--prefill-delayer-token-usage-low-watermark", 0.5, "--enable-mixed-chunk")):
+            with self.subTest(more=more), server("tiny-deepseek-v3", "--tp", 2, "--dp-size", 2, *DPA, *more) as running:
+                got = [answer["output_ids"] for answer in answers(running.url, requests)]
+                self.assertEqual([len(ids) for ids in got], [len(ids) for ids in want])
+
     def test_each_group_serves_the_requests_that_name_it(self):
         for rank in (0, 1):
             status, _, answer = generate(self.server.url, list(range(20, 40)), 4, rank)
@@ -145,6 +154,15 @@ class DpAttentionTest(unittest.TestCase):
         self.assertEqual(call(self.server.url + "/flush_cache", method="POST")[0], 200)
         for rank in (0, 1):
             self.assertEqual(generate(self.server.url, ids, 2, rank)[2]["meta_info"]["cached_tokens"], 0)
+
+    def test_a_pause_stops_every_group_and_what_runs_goes_on_after_it(self):
+        want = [generate(self.server.url, [7 + rank] * 20, 40, rank)[2]["output_ids"] for rank in (0, 1)]
+        for mode in ("retract", "in_place"):
+            with self.subTest(mode=mode), concurrent.futures.ThreadPoolExecutor(2) as pool:
+                running = [pool.submit(generate, self.server.url, [7 + rank] * 20, 40, rank) for rank in (0, 1)]
+                self.assertEqual(call(self.server.url + "/pause_generation", {"mode": mode})[0], 200)
+                self.assertEqual(call(self.server.url + "/continue_generation", {})[0], 200)
+                self.assertEqual([answer.result()[2]["output_ids"] for answer in running], want)
 
     def test_idle_ranks_sleep(self):
         def switches():

@@ -77,6 +77,15 @@ TEST_F(InfoApiTest, ServerInfoHasWhatGatewaysRead) {
     EXPECT_EQ(state["effective_max_running_requests_per_dp"], 8);
     EXPECT_FALSE(info.contains("api_key"));
   }
+  EXPECT_FALSE(call("GET", "/server_info").json()["internal_states"][1].contains("wire_bytes"));
+  LoadSnapshot stepped;
+  stepped.group_steps_total = 4;
+  stepped.wire_bytes_total = 1000;
+  board_.publish(1, stepped);
+  const auto state = call("GET", "/server_info").json()["internal_states"][1];
+  EXPECT_EQ(state["group_steps"], 4);
+  EXPECT_EQ(state["wire_bytes"], 1000);
+  EXPECT_EQ(state["wire_bytes_per_step"], 250.0);
   api_->set_status(ServerStatus::kStarting);
   EXPECT_EQ(call("GET", "/server_info").json()["status"], "Starting");
 }
