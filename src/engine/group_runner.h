@@ -61,8 +61,8 @@ class GroupRunner final : public models::Runner {
   };
   // Of a rank without work of its own: what the others do.
   Result<Joined> join();
-  // Bytes that the ranks of this attention group have got from other ranks since their start: rows and batches too. Up to
-  // the last exchange.
+  // Bytes that the ranks of this attention group have got from other ranks since their start: rows and batches too. Up
+  // to the last exchange.
   uint64_t wire_bytes() const { return wire_bytes_; }
   // Of the instance, whosever work it was.
   uint64_t steps() const { return steps_; }

@@ -21,8 +21,8 @@ constexpr int64_t kCanPrefill = 1, kForcePrefill = 2;
 // What an exchange of rows is for.
 enum class ExchangeKind : int64_t { kStep = 1 };
 
-// 128 bytes on the wire. All but columns 0 to 2, 10 and 15 are those of the rank that leads its attention group and speaks
-// for it; the group's others leave them 0.
+// 128 bytes on the wire. All but columns 0 to 2, 10 and 15 are those of the rank that leads its attention group and
+// speaks for it; the group's others leave them 0.
 struct StepRow {
   int64_t seq = 0;                                           // number of the exchange, from 1
   int64_t kind = static_cast<int64_t>(ExchangeKind::kStep);  // equal on all ranks
@@ -36,10 +36,10 @@ struct StepRow {
   int64_t control_bytes = 0;  // 0: control messages reach each rank from the front, and wait for seen_by_all
   int64_t work_seen =
       0;  // number of the last piece of work that reached this rank, its own or another's; of every rank
-  int64_t batch_words = 0;   // size of the batch that the leader sends to its group's others, in int32
-  int64_t decoding = 0;      // sequences of this group that decode in the next step
-  int64_t more_to_come = 0;  // there is something to do here even if this row brings no tokens
-  int64_t prefill = 0;       // kCanPrefill and kForcePrefill
+  int64_t batch_words = 0;     // size of the batch that the leader sends to its group's others, in int32
+  int64_t decoding = 0;        // sequences of this group that decode in the next step
+  int64_t more_to_come = 0;    // there is something to do here even if this row brings no tokens
+  int64_t prefill = 0;         // kCanPrefill and kForcePrefill
   int64_t received_bytes = 0;  // that this rank has got from others since its start; of every rank
   bool operator==(const StepRow&) const = default;
 };

@@ -78,10 +78,10 @@ TEST_F(InfoApiTest, ServerInfoHasWhatGatewaysRead) {
     EXPECT_FALSE(info.contains("api_key"));
   }
   EXPECT_FALSE(call("GET", "/server_info").json()["internal_states"][1].contains("wire_bytes"));
-  LoadSnapshot stepped;
-  stepped.group_steps_total = 4;
-  stepped.wire_bytes_total = 1000;
-  board_.publish(1, stepped);
+  backend_->set_ranks([](auto& ranks) {
+    ranks[1].load.group_steps_total = 4;
+    ranks[1].load.wire_bytes_total = 1000;
+  });
   const auto state = call("GET", "/server_info").json()["internal_states"][1];
   EXPECT_EQ(state["group_steps"], 4);
   EXPECT_EQ(state["wire_bytes"], 1000);

@@ -68,6 +68,7 @@ int64_t key_heads_of(const models::ModelConfig& config, const Layout& layout) {
 struct Choice {
   int64_t dp, ep;
   MoeAllToAll a2a;
+  bool all_by_tokens = false;  // dense FFNs and the head too
 };
 
 // What can be done with one instance of `tp` ranks.
@@ -79,6 +80,7 @@ std::vector<Choice> choices_of(const models::ModelConfig& config, int64_t tp) {
     if (!config.moe || tp == 1) continue;
     choices.push_back({dp, tp, MoeAllToAll::kNone});
     choices.push_back({dp, tp, MoeAllToAll::kDeepEp});
+    if (dp == tp) choices.push_back({dp, tp, MoeAllToAll::kDeepEp, /*all_by_tokens=*/true});
   }
   return choices;
 }
@@ -89,6 +91,8 @@ EngineOptions with(EngineOptions options, const Choice& choice, int64_t tp, int6
   options.dp_size = choice.dp > 1 ? choice.dp : instances;
   options.ep_size = choice.ep;
   options.moe_a2a_backend = choice.a2a == MoeAllToAll::kDeepEp ? "deepep" : "none";
+  options.moe_dense_tp_size = choice.all_by_tokens ? std::optional<int64_t>(1) : std::nullopt;
+  options.enable_dp_lm_head = choice.all_by_tokens;
   return options;
 }
 
@@ -115,6 +119,9 @@ Result<DescribedModel> describe_model(const EngineOptions& options, bool here) {
 Result<LayoutFacts> examine_layout(const DescribedModel& model, const EngineOptions& options, const Hardware& hardware,
                                    const Workload& workload, const std::vector<int64_t>& concurrency) {
   LayoutFacts facts{.options = options};
+  if (!facts.options.chunked_prefill_size && hardware.default_chunk > 0) {
+    facts.options.chunked_prefill_size = hardware.default_chunk;
+  }
   facts.notes = adjust_layout(facts.options);
   facts.layout = layout_of(facts.options, 0);
   facts.instances = instance_count(facts.options);

@@ -17,6 +17,7 @@ constexpr double kMiB = 1 << 20;
 // The engine's default on a machine that other programs use too, and the runtime's where it does not know the device
 // (engine-reference.md 2.3).
 constexpr double kMachineFraction = 0.5, kDeviceFraction = 0.88;
+constexpr int64_t kDeviceChunk = 8192;
 // Of processes that meet in shared memory, on cores that they have to share (docs/results/collectives.md).
 constexpr double kSharedMemoryLatency = 30e-6;
 
@@ -109,6 +110,10 @@ const std::vector<HardwareRow>& known_hardware() {
   return rows;
 }
 
+Hardware other_hardware(int64_t devices) {
+  return {.name = "other", .devices = devices, .memory_fraction = kDeviceFraction, .default_chunk = kDeviceChunk};
+}
+
 Result<Hardware> hardware_named(std::string_view name, int64_t devices, double efficiency) {
   std::string known;
   for (const HardwareRow& row : known_hardware()) {
@@ -121,7 +126,8 @@ Result<Hardware> hardware_named(std::string_view name, int64_t devices, double e
                     .flops = row.tflops * 1e12 * efficiency,
                     .link_bandwidth = row.link_gb * 1e9 * efficiency,
                     .link_latency = row.link_latency_us * 1e-6,
-                    .memory_fraction = kDeviceFraction};
+                    .memory_fraction = kDeviceFraction,
+                    .default_chunk = kDeviceChunk};
   }
   return Error{ErrorCode::kBadOption, fmt::format("--hardware {} is not known; {}cpu and other are", name, known)};
 }

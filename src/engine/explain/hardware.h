@@ -20,6 +20,7 @@ struct Hardware {
   double link_bandwidth = 0;   // bytes per second that arrive from other devices
   double link_latency = 0;     // seconds that a collective call takes at least
   double memory_fraction = 0;  // for weights and KV, where no flag says
+  int64_t default_chunk = 0;   // prompt tokens of a step, where no flag says; 0: the engine's own default
   // One machine whose memory, bandwidth and arithmetic any number of ranks divide among them; `devices` is then the
   // largest number of ranks that is weighed, and the figures are the machine's.
   bool divisible = false;
@@ -36,6 +37,9 @@ struct HardwareRow {
 const std::vector<HardwareRow>& known_hardware();
 // kBadOption names those that are known. Rates are those of the data sheet times `efficiency`.
 Result<Hardware> hardware_named(std::string_view name, int64_t devices, double efficiency);
+
+// Without any figures.
+Hardware other_hardware(int64_t devices);
 
 // This machine, without rates.
 Hardware this_machine();

@@ -193,7 +193,7 @@ Result<std::vector<int64_t>> concurrency_of(const ExplainOptions& options) {
 }
 
 Result<Hardware> hardware_of(const ExplainOptions& options, int64_t ranks) {
-  Hardware hardware{.name = "other", .devices = options.num_gpus.value_or(ranks), .memory_fraction = 0.88};
+  Hardware hardware = other_hardware(options.num_gpus.value_or(ranks));
   if (options.hardware == "cpu") {
     SLUICE_TRY(hardware, measure_this_machine());
     hardware.devices = options.num_gpus.value_or(std::max(ranks, hardware.devices));

@@ -110,6 +110,7 @@ Prediction predict(const Divided& model, const Hardware& rank, const MemoryPlan&
                             .logits = sequences})
                   .total();
   }
+  prediction.decode_tokens_per_s = static_cast<double>(prediction.running) / prediction.decode.total();
   const double wave = prefill + output * prediction.decode.total();
   prediction.output_tokens_per_s = static_cast<double>(prediction.running) * output / wave;
   return prediction;

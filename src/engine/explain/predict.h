@@ -54,7 +54,8 @@ struct Prediction {
   int64_t concurrency = 0;
   int64_t running = 0;  // at once; the others wait
   StepSeconds decode;
-  double output_tokens_per_s = 0;
+  double decode_tokens_per_s = 0;  // while nobody's prompt is computed
+  double output_tokens_per_s = 0;  // with the prompts' share of the time
 };
 // Of `instances` that each have `memory` on each of their attention groups. `chunk`: prompt tokens of a group's step.
 Prediction predict(const Divided& model, const Hardware& rank, const MemoryPlan& memory, int64_t instances,

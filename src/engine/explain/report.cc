@@ -171,14 +171,14 @@ std::string prediction_text(const Explanation& e) {
   std::string out = fmt::format("\nPredicted on {}\n{} prompt tokens, {} output tokens; nothing overlaps\n",
                                 hardware_text(e.hardware), e.workload.input_tokens, e.workload.output_tokens);
   if (!e.layout.predictions.empty()) {
-    std::vector<std::vector<std::string>> rows{{"at once", "running", "output tokens/s", "decode step", "attention",
-                                                "KV", "dense", "experts", "head", "wire"}};
+    std::vector<std::vector<std::string>> rows{{"at once", "running", "output tokens/s", "while decoding",
+                                                "decode step", "attention", "KV", "dense", "experts", "head", "wire"}};
     for (const Prediction& p : e.layout.predictions) {
       const auto ms = [](double seconds) { return fmt::format("{:.2f} ms", seconds * 1e3); };
       const StepSeconds& s = p.decode;
       rows.push_back({std::to_string(p.concurrency), std::to_string(p.running),
-                      fmt::format("{:.1f}", p.output_tokens_per_s), ms(s.total()), ms(s.attention), ms(s.kv),
-                      ms(s.dense), ms(s.experts), ms(s.head), ms(s.wire)});
+                      fmt::format("{:.1f}", p.output_tokens_per_s), fmt::format("{:.1f}", p.decode_tokens_per_s),
+                      ms(s.total()), ms(s.attention), ms(s.kv), ms(s.dense), ms(s.experts), ms(s.head), ms(s.wire)});
     }
     out += table(rows);
   }
@@ -221,6 +221,7 @@ Json json_of(const Prediction& p) {
   return {{"concurrency", p.concurrency},
           {"running", p.running},
           {"output_tokens_per_s", p.output_tokens_per_s},
+          {"decode_tokens_per_s", p.decode_tokens_per_s},
           {"decode_step_ms", p.decode.total() * 1e3},
           {"attention_ms", p.decode.attention * 1e3},
           {"kv_ms", p.decode.kv * 1e3},
