@@ -300,7 +300,9 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .choices = {"given", "auto"},
            .read_by = "engine/front",
            .group = kParallel,
-           .help = "auto chooses --tp-size, --dp-size, --enable-dp-attention, --ep-size and --moe-a2a-backend by what "
+           .help = "auto chooses --tp-size, --dp-size, --enable-dp-attention, --ep-size, --moe-a2a-backend and what "
+                   "goes with "
+                   "them by what "
                    "sluice explain predicts for this machine, and logs why; a --tp-size that is given stays."},
           {.name = "dp-size",
            .aliases = {"data-parallel-size", "dp"},

@@ -23,6 +23,7 @@ struct StepLoad {
 struct SumRule {
   int64_t add_all_bytes = 32 << 10;  // that of parallel/shm
 };
+inline constexpr SumRule kAlwaysShare{0};                                     // that of rings
 inline constexpr SumRule kAlwaysAddAll{std::numeric_limits<int64_t>::max()};  // that of parallel/inproc
 
 // Bytes that arrive at a rank from another one, of all ranks together, and calls of one rank.

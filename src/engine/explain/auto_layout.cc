@@ -65,6 +65,8 @@ Result<std::vector<std::string>> choose_layout(EngineOptions& options, const Har
   options.enable_dp_attention = best.enable_dp_attention;
   options.ep_size = best.ep_size;
   options.moe_a2a_backend = best.moe_a2a_backend;
+  options.moe_dense_tp_size = best.moe_dense_tp_size;
+  options.enable_dp_lm_head = best.enable_dp_lm_head;
   return lines;
 }
 

@@ -10,9 +10,10 @@
 
 namespace sluice::engine {
 
-// Sets --tp-size, --dp-size, --enable-dp-attention, --ep-size and --moe-a2a-backend; a --tp-size above 1 stays, and
-// only instances of so many ranks are weighed. Returns lines for the log: what was assumed, what was chosen, and what
-// came next. kBadOption where one of those is given otherwise, kExhausted where the model fits in no layout.
+// Sets --tp-size, --dp-size, --enable-dp-attention, --ep-size, --moe-a2a-backend and what goes with them; a --tp-size
+// above 1 stays, and only instances of so many ranks are weighed. Returns lines for the log: what was assumed, what was
+// chosen, and what came next. kBadOption where one of those is given otherwise, kExhausted where the model fits in no
+// layout.
 Result<std::vector<std::string>> choose_layout(EngineOptions& options, const Hardware& machine);
 
 }  // namespace sluice::engine

@@ -55,6 +55,21 @@ TEST(AutoLayoutTest, RanksThatAreGivenStayAndLatentAttentionIsDividedByRequests)
   EXPECT_FALSE(adjust_layout(chosen).empty());
 }
 
+// Where links are slow and bandwidth is not, everything is divided by tokens, and all flags of that are set.
+TEST(AutoLayoutTest, WhatGoesWithALayoutIsSetToo) {
+  EngineOptions chosen = options("DeepSeek-V2-Lite", {"--tp", "4", "--max-total-tokens", "6000"});
+  Hardware slow = machine(200);
+  slow.bandwidth = 1e15;
+  slow.flops = 1e18;
+  slow.link_bandwidth = 1e8;
+  slow.link_latency = 0;
+  ASSERT_TRUE(choose_layout(chosen, slow).ok());
+  EXPECT_EQ(chosen.moe_a2a_backend, "deepep");
+  EXPECT_EQ(chosen.moe_dense_tp_size, 1);
+  EXPECT_TRUE(chosen.enable_dp_lm_head);
+  EXPECT_EQ(chosen.ep_size, 4);
+}
+
 TEST(AutoLayoutTest, ALayoutThatIsGivenAsWellIsRefused) {
   EngineOptions both = options("DeepSeek-V2-Lite", {"--tp", "4", "--ep", "2"});
   const auto lines = choose_layout(both, machine());

@@ -50,11 +50,11 @@ void plan_pool(const DescribedModel& model, const Hardware& hardware, LayoutFact
   facts.unique_tokens = plan->max_total_tokens * facts.instances * facts.layout.dp_size;
 }
 
-TokenWire wire_of_token(const DescribedModel& model, const Layout& layout) {
+TokenWire wire_of_token(const DescribedModel& model, const Layout& layout, models::SumRule sums) {
   const std::vector<int64_t> ones(static_cast<size_t>(layout.dp_size), 1);
   const double remote = models::expected_remote_rows(model.config, layout, layout.dp_size);
   TokenWire wire;
-  wire.of_step = wire_bytes(model.config, layout, model.dtype, {ones, ones}, remote);
+  wire.of_step = wire_bytes(model.config, layout, model.dtype, {ones, ones}, remote, sums);
   wire.per_token = wire.of_step.total() / static_cast<double>(layout.dp_size);
   if (remote > 0) wire.ranks_of_token = models::expected_ranks_of_token(*model.config.moe, layout.tp_size);
   return wire;
@@ -130,7 +130,7 @@ Result<LayoutFacts> examine_layout(const DescribedModel& model, const EngineOpti
   facts.kv_copies = key_heads_of(model.config, facts.layout) * facts.layout.attention_tp_size() /
                     (model.config.mla ? 1 : model.config.num_kv_heads);
   plan_pool(model, hardware, facts);
-  facts.wire = wire_of_token(model, facts.layout);
+  facts.wire = wire_of_token(model, facts.layout, hardware.sums);
   if (!facts.memory || !hardware.has_rates()) return facts;
   const Divided divided{model.config, facts.layout, model.dtype, facts.rank};
   const Hardware rank = hardware.of(facts.instances * facts.layout.tp_size);

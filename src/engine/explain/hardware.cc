@@ -138,7 +138,8 @@ Hardware this_machine() {
           .memory_bytes = memory_limit_bytes(),
           .link_latency = kSharedMemoryLatency,
           .memory_fraction = kMachineFraction,
-          .divisible = true};
+          .divisible = true,
+          .sums = {}};
 }
 
 Result<Hardware> measure_this_machine() {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "models/wire_bytes.h"
 
 namespace sluice::engine {
 
@@ -24,6 +25,7 @@ struct Hardware {
   // One machine whose memory, bandwidth and arithmetic any number of ranks divide among them; `devices` is then the
   // largest number of ranks that is weighed, and the figures are the machine's.
   bool divisible = false;
+  models::SumRule sums = models::kAlwaysShare;  // how sums to all ranks travel
 
   bool has_rates() const { return bandwidth > 0 && flops > 0; }
   // As each of `ranks` has it.

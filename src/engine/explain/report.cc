@@ -13,7 +13,7 @@ using parallel::Layout;
 using parallel::Slice;
 
 constexpr double kGiB = 1 << 30;
-constexpr size_t kMostLayouts = 8;  // that the text lists
+constexpr size_t kMostLayouts = 16, kMostColumns = 5;  // that the text lists
 
 double gib(int64_t bytes) { return static_cast<double>(bytes) / kGiB; }
 
@@ -185,14 +185,23 @@ std::string prediction_text(const Explanation& e) {
   if (e.weighed.empty()) return out + "No layout of these devices fits.\n";
   std::vector<std::vector<std::string>> rows{{"layout"}};
   rows[0].push_back("unique tokens");
-  for (const Prediction& p : e.weighed[0].predictions) rows[0].push_back(fmt::format("at {}", p.concurrency));
+  // Some of the concurrencies, the first and the last among them.
+  const auto& predictions = e.weighed[0].predictions;
+  std::vector<size_t> columns;
+  for (size_t i = 0; i < kMostColumns; ++i) {
+    const size_t column = (predictions.size() - 1) * i / (kMostColumns - 1);
+    if (columns.empty() || columns.back() != column) columns.push_back(column);
+  }
+  for (const size_t column : columns) rows[0].push_back(fmt::format("at {}", predictions[column].concurrency));
   for (const LayoutFacts& facts : e.weighed) {
     if (rows.size() > kMostLayouts) break;
     rows.push_back({layout_flags(facts), grouped(facts.unique_tokens)});
-    for (const Prediction& p : facts.predictions) rows.back().push_back(fmt::format("{:.0f}", p.output_tokens_per_s));
+    for (const size_t column : columns) {
+      rows.back().push_back(fmt::format("{:.0f}", facts.predictions[column].output_tokens_per_s));
+    }
   }
-  out += fmt::format("\nLayouts by output tokens/s at {} at once ({} of {})\n",
-                     e.weighed[0].predictions.back().concurrency, rows.size() - 1, e.weighed.size());
+  out += fmt::format("\nLayouts by output tokens/s at {} at once ({} of {})\n", predictions.back().concurrency,
+                     rows.size() - 1, e.weighed.size());
   return out + table(rows) + fmt::format("Best: {}\n", layout_flags(e.weighed[0]));
 }
 

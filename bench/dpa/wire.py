@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""Bytes between ranks per token, as `sluice explain` computes them and as the communicators count them.
+
+usage: wire.py <build folder> [--layers 4] [--output 64]
+
+Four ranks, DeepSeek-V2-Lite at its real widths, weights that nobody trained. Each attention group decodes one request (one of
+all where there are no groups) whose prompt is one token, so that every token has logits, as the formula has it. Counted are all
+bytes, the rows before each step and the batches that leaders send included."""
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "tests/e2e"))
+from sluice_process import Sluice, call, wait_until  # noqa: E402
+
+DPA = ["--dp-size", "4", "--enable-dp-attention"]
+LAYOUTS = {
+    "TP": [],
+    "TP, experts by EP": ["--ep", "4"],
+    "DPA, 2 groups": ["--dp-size", "2", "--enable-dp-attention"],
+    "DPA, 4 groups": DPA,
+    "DPA + EP, none": [*DPA, "--ep", "4"],
+    "DPA + EP, deepep": [*DPA, "--moe-a2a-backend", "deepep"],
+    "the same, all by tokens": [*DPA, "--moe-a2a-backend", "deepep", "--moe-dense-tp-size", "1", "--enable-dp-lm-head"],
+}
+
+
+def counted(url):
+    states = call(url + "/server_info")[2]["internal_states"]
+    return sum(state.get("wire_bytes", 0) for state in states), max(state.get("group_steps", 0) for state in states)
+
+
+def settled(url):
+    """The counts once nothing changes them any more: ranks say theirs with their next row, before they park."""
+    last = [None]
+
+    def same():
+        now = counted(url)
+        equal, last[0] = now == last[0], now
+        return now if equal else None
+    return wait_until("ranks that are parked", same, every=0.5)
+
+
+def measure(server, groups, output):
+    def ask(rank):
+        status, _, body = call(server.url + "/generate", {"input_ids": [17 + rank], "routed_dp_rank": rank, "sampling_params": {
+            "temperature": 0, "max_new_tokens": output, "ignore_eos": True}})
+        assert status == 200, body
+
+    before = settled(server.url)
+    threads = [threading.Thread(target=ask, args=(rank,)) for rank in range(groups)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    after = settled(server.url)
+    tokens, steps = groups * output, after[1] - before[1]
+    return (after[0] - before[0]) / tokens, steps
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("build", type=Path)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--output", type=int, default=64)
+    options = parser.parse_args()
+    build = options.build.resolve()
+    print("| layout | computed | counted | of it rows and batches | steps |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(build / "fixtures/published-configs/DeepSeek-V2-Lite.json", Path(folder) / "config.json")
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(build / "fixtures/tokenizer-deepseek_v3" / name, folder)
+        model = ["--model-path", folder, "--json-model-override-args", json.dumps({"num_hidden_layers": options.layers}), "--tp", "4"]
+        for name, flags in LAYOUTS.items():
+            explained = json.loads(subprocess.run([build / "sluice", "explain", "--json", "--concurrency", "1", *model, *flags],
+                                                  check=True, capture_output=True, text=True).stdout)["layout"]
+            with Sluice(build / "sluice", "server", "--load-format", "dummy", "--port", 0, "--threads", 1, "--max-total-tokens", 4096,
+                        *model, *flags) as server:
+                bytes_per_token, steps = measure(server, explained["dp_size"], options.output)
+            # Rows of 128 bytes from each rank to each other, of every step.
+            rows = 4 * 3 * 128 * steps / (explained["dp_size"] * options.output)
+            print(f"| {name} | {explained['wire_bytes_per_token']:,.0f} | {bytes_per_token:,.0f} | {rows:,.0f} or more | {steps} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
