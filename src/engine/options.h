@@ -54,6 +54,7 @@ struct EngineOptions {
   std::string moe_runner_backend;
   int64_t nnodes;
   int64_t node_rank;
+  std::optional<std::string> dist_init_addr;
   // Memory
   std::optional<double> mem_fraction_static;
   std::optional<int64_t> max_total_tokens;

@@ -76,7 +76,7 @@ class RankLoopTest : public ::testing::Test {
           [](int32_t) { return std::string_view("x"); }, real_clock());
       GrammarDesk desk(compile_);
       result_ =
-          run_rank_loop({.dp_rank = 1, .load_weights = load_weights_, .grammars = &desk}, link, scheduler, board_);
+          run_rank_loop({.dp_rank = 1, .load_weights = load_weights_, .grammars = &desk}, link, scheduler, &board_);
     });
   }
   void TearDown() override {
