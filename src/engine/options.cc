@@ -80,7 +80,6 @@ std::vector<RejectedFlag> rejected_flags() {
       {"log-requests-level", kLogging},
       {"attention-backend", "the attention kernel follows --device; leave it out."},
       {"sampling-backend", "the sampler is our own; leave it out."},
-      {"kv-cache-dtype", "the KV cache has the type of --dtype; leave it out."},
       {"quantization", "weights are read as they are stored; leave it out."},
       {"trust-remote-code", "no code that comes with a model is ever run; leave it out."},
       {"disaggregation-mode", kPd},
@@ -186,6 +185,15 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/rank",
            .group = kModel,
            .help = "Arithmetic of the matrix products; auto is bfloat16 where the machine has it."},
+          {.name = "kv-cache-dtype",
+           .field = &O::kv_cache_dtype,
+           .value = std::string("auto"),
+           .choices = {"auto", "bf16", "bfloat16", "fp8_e4m3"},
+           .read_by = "engine/rank",
+           .group = kMemory,
+           .help =
+               "Type of the KV cache; auto is that of --dtype. fp8_e4m3 has a scale for each head's keys and values "
+               "of a token, of latents for each 64, and holds nearly twice the tokens of bfloat16."},
           {.name = "context-length",
            .field = &O::context_length,
            .value = OptInt(),

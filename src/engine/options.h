@@ -57,6 +57,7 @@ struct EngineOptions {
   // Memory
   std::optional<double> mem_fraction_static;
   std::optional<int64_t> max_total_tokens;
+  std::string kv_cache_dtype;
   int64_t page_size;
   bool disable_radix_cache;
   std::string radix_eviction_policy;

@@ -228,6 +228,7 @@ class RankProcess {
                models::load_runner({.model_path = spec_.model_file,
                                     .device = options.device,
                                     .dtype = options.dtype,
+                                    .kv_cache_dtype = options.kv_cache_dtype,
                                     .threads = static_cast<int>(threads),
                                     .max_step_tokens = limits.max_step_tokens,
                                     .max_step_seqs = limits.max_running_requests,
@@ -263,10 +264,12 @@ class RankProcess {
 
   void report_ready(const models::ModelInfo& model, const MemoryPlan& memory, int64_t max_req_input_len) {
     constexpr double kMiB = 1 << 20;
-    SLUICE_LOG(info, kComponent,
-               "rank {}: {} in {}, {:.0f} MiB of weights, KV cache of {} tokens ({:.0f} MiB), at most {} requests",
-               spec_.process, model.model_type, model.dtype, static_cast<double>(model.weight_bytes) / kMiB,
-               memory.max_total_tokens, static_cast<double>(memory.kv_bytes) / kMiB, memory.max_running_requests);
+    SLUICE_LOG(
+        info, kComponent,
+        "rank {}: {} in {}, {:.0f} MiB of weights, KV cache of {} tokens in {} ({:.0f} MiB), at most {} requests",
+        spec_.process, model.model_type, model.dtype, static_cast<double>(model.weight_bytes) / kMiB,
+        memory.max_total_tokens, model.kv_dtype, static_cast<double>(memory.kv_bytes) / kMiB,
+        memory.max_running_requests);
     link_.send(RankReady{.max_total_num_tokens = memory.max_total_tokens,
                          .max_req_input_len = max_req_input_len,
                          .max_running_requests = memory.max_running_requests,
