@@ -15,6 +15,7 @@
 #include "engine/kv_publisher.h"
 #include "engine/load_board.h"
 #include "engine/messages.h"
+#include "engine/prefill_delayer.h"
 #include "engine/scheduler.h"
 
 namespace sluice::engine {
@@ -46,6 +47,7 @@ struct RankLoopOptions {
   int64_t decode_log_interval = 40;
   // The scheduler's runner, for a rank that steps together with others; it goes along with their steps then.
   GroupRunner* group = nullptr;
+  PrefillDelayerOptions prefill_delayer = {};  // of such a rank
   // ControlKind::kLoadWeights; absent: refused.
   std::function<Result<void>(const std::string& model_path)> load_weights = {};
   GrammarDesk* grammars = nullptr;  // outlives the loop; null: no request has a grammar

@@ -6,6 +6,7 @@
 #include <deque>
 #include <functional>
 #include <string>
+#include <utility>
 
 #include "base/rng.h"
 
@@ -41,6 +42,10 @@ TEST(StepSyncTest, AllParkOnlyWhenTheSameWorkHasReachedAll) {
   rows[3].work_seen = 13;
   EXPECT_FALSE(derive_plan(rows, layout)->park);
   EXPECT_FALSE(derive_plan(rows, layout)->run);
+  EXPECT_EQ(derive_plan(rows, layout)->seen_by_all, 12u);
+  rows[3].work_seen = 12;
+  rows[1].more_to_come = 1;
+  EXPECT_FALSE(derive_plan(rows, layout)->park) << "what is to come would find the others asleep";
 }
 
 TEST(StepSyncTest, WhatMustBeEqualAndIsNotIsNamed) {
@@ -67,8 +72,9 @@ TEST(StepSyncTest, TheHashTellsPlansAndLayoutsApart) {
   EXPECT_NE(first_hash(layout), first_hash({.tp_size = 2, .dp_size = 2, .dp_lm_head = true}));
 }
 
-// The protocol without sockets or threads: a controller that sends work and tells all ranks its number, messages that
-// take their time, ranks that post their rows in any order, and an exchange that ends when the last row is there.
+// The protocol without sockets or threads: a controller that sends work and control messages and tells all ranks their
+// numbers, messages that take their time, ranks that post their rows in any order, and an exchange that ends when the
+// last row is there. Some work takes its time on its rank before it brings tokens.
 class Simulation {
  public:
   Simulation(const Layout& layout, uint64_t seed)
@@ -79,11 +85,12 @@ class Simulation {
   // One event. False: nothing can happen any more.
   bool step(bool more_work) {
     std::vector<std::function<void()>> possible;
-    if (more_work) possible.emplace_back([this] { send_work(); });
+    if (more_work) possible.emplace_back([this] { rng_.below(8) == 0 ? send_control() : send_work(); });
     for (Rank& rank : ranks_) {
       // Whoever has posted waits for the others.
       if (!rank.posted && !rank.inbox.empty()) possible.emplace_back([this, &rank] { receive(rank); });
       if (!rank.posted && !rank.parked) possible.emplace_back([this, &rank] { post(rank); });
+      if (!rank.posted && rank.prepared > 0) possible.emplace_back([&rank] { prepare(rank); });
     }
     if (possible.empty()) return false;
     possible[rng_.below(possible.size())]();
@@ -92,12 +99,27 @@ class Simulation {
   int64_t sent() const { return sent_; }
   int64_t done() const { return done_; }
   int64_t parks() const { return parks_; }
+  int64_t controls() const { return controls_; }
+  // Every control message has been obeyed, by all between the same two exchanges.
+  bool controls_agree() const {
+    return std::ranges::all_of(ranks_, [&](const Rank& rank) {
+      return std::ssize(rank.obeyed) == controls_ && rank.obeyed == ranks_[0].obeyed;
+    });
+  }
   const std::string& failure() const { return failure_; }
 
  private:
   struct Rank {
-    std::deque<std::pair<int64_t, uint64_t>> inbox;  // tokens for this rank, number of the work that all are told
-    int64_t tokens = 0;                              // to compute
+    struct Message {
+      int64_t tokens = 0;  // for this rank
+      bool control = false;
+      uint64_t number = 0;  // of the work that all are told
+    };
+    std::deque<Message> inbox;
+    int64_t prepared = 0;         // tokens that come when what they wait for is done
+    int64_t tokens = 0;           // to compute
+    std::deque<uint64_t> held;    // numbers of control messages that have come
+    std::vector<int64_t> obeyed;  // numbers of the exchanges after which control messages took effect
     uint64_t seen = 0;
     int64_t seq = 0;
     int64_t hash = 0;
@@ -112,17 +134,29 @@ class Simulation {
         rng_.below(static_cast<uint64_t>(layout_.dp_size)) * static_cast<uint64_t>(layout_.attention_tp_size());
     ++work_;
     sent_ += tokens;
-    for (size_t i = 0; i < ranks_.size(); ++i) ranks_[i].inbox.emplace_back(i == leader ? tokens : 0, work_);
+    for (size_t i = 0; i < ranks_.size(); ++i) {
+      ranks_[i].inbox.push_back({.tokens = i == leader ? tokens : 0, .number = work_});
+    }
   }
-  static void receive(Rank& rank) {
-    rank.tokens += rank.inbox.front().first;
-    rank.seen = rank.inbox.front().second;
+  void send_control() {
+    ++work_;
+    ++controls_;
+    for (Rank& rank : ranks_) rank.inbox.push_back({.control = true, .number = work_});
+  }
+  void receive(Rank& rank) {
+    const Rank::Message message = rank.inbox.front();
     rank.inbox.pop_front();
+    (rng_.below(4) == 0 ? rank.prepared : rank.tokens) += message.tokens;
+    if (message.control) rank.held.push_back(message.number);
+    rank.seen = message.number;
     rank.parked = false;
   }
+  static void prepare(Rank& rank) { rank.tokens += std::exchange(rank.prepared, 0); }
+  bool leads(const Rank& rank) const { return (&rank - ranks_.data()) % layout_.attention_tp_size() == 0; }
   void post(Rank& rank) {
     rank.row = {.seq = ++rank.seq, .plan_hash = rank.hash, .work_seen = static_cast<int64_t>(rank.seen)};
     rank.row.num_tokens = std::min<int64_t>(rank.tokens, 2);
+    rank.row.more_to_come = leads(rank) && (rank.prepared > 0 || !rank.held.empty());
     rank.posted = true;
     if (std::ranges::all_of(ranks_, &Rank::posted)) exchange();
   }
@@ -141,10 +175,14 @@ class Simulation {
       one.parked = plan->park;
       one.tokens -= one.row.num_tokens;
       done_ += one.row.num_tokens;
+      for (; !one.held.empty() && one.held.front() <= plan->seen_by_all; one.held.pop_front()) {
+        one.obeyed.push_back(one.seq);
+      }
     }
     // What parks has nothing to do, though more may have come meanwhile.
     for (const Rank& one : ranks_) {
-      if (one.parked && one.tokens > 0) failure_ = "a rank with work is parked";
+      if (one.parked && one.tokens + one.prepared > 0) failure_ = "a rank with work is parked";
+      if (one.parked && !one.held.empty()) failure_ = "a rank is parked that has something to obey";
     }
   }
 
@@ -152,12 +190,12 @@ class Simulation {
   Rng rng_;
   std::vector<Rank> ranks_;
   uint64_t work_ = 0;
-  int64_t sent_ = 0, done_ = 0, parks_ = 0;
+  int64_t sent_ = 0, done_ = 0, parks_ = 0, controls_ = 0;
   std::string failure_;
 };
 
 TEST(StepSyncSimulation, NoWorkIsLostAndNobodySleepsForEverInAnyInterleaving) {
-  int64_t steps = 0, parks = 0;
+  int64_t steps = 0, parks = 0, controls = 0;
   for (uint64_t seed = 1; steps < 200'000; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     const int64_t tp = 2 << (seed % 3);
@@ -168,9 +206,12 @@ TEST(StepSyncSimulation, NoWorkIsLostAndNobodySleepsForEverInAnyInterleaving) {
     steps += left;
     ASSERT_EQ(simulation.failure(), "");
     ASSERT_EQ(simulation.done(), simulation.sent());
+    ASSERT_TRUE(simulation.controls_agree());
     parks += simulation.parks();
+    controls += simulation.controls();
   }
   EXPECT_GT(parks, 100);
+  EXPECT_GT(controls, 100);
 }
 
 }  // namespace

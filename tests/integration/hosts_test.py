@@ -12,12 +12,13 @@ import sys
 import unittest
 from pathlib import Path
 
+sys.path.insert(0, os.path.dirname(__file__))
+from layout_fixture import DEEPEP, DPA, NEAR_TIE, answers, differences, generate, rank_processes, workload  # noqa: E402
+
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
-from layouts_fixture import NEAR_TIE, answers, first_difference, generate, workload  # noqa: E402
-from sluice_process import Sluice, alive, call, descendants, wait_until  # noqa: E402
+from sluice_process import Sluice, alive, call, wait_until  # noqa: E402
 
 BINARY, FIXTURES = sys.argv[1], Path(sys.argv[2])
-DPA = ("--enable-dp-attention",)
 INSIDE = "SLUICE_HOSTS_TEST_INSIDE"
 
 
@@ -66,13 +67,17 @@ class Host:
     def network(self, up):
         run("ip", "link", "set", self.link, "up" if up else "down")
 
+    def limit_rate(self, rate):
+        """Of what it sends; None: no limit."""
+        run(*self.enter, "tc", "qdisc", "replace", "dev", "e0", "root", *(["tbf", "rate", rate, "burst", "32kb", "latency", "2s"] if rate else ["pfifo"]))
+
     def start(self, *arguments):
         return Sluice(*self.enter, BINARY, *arguments) if self.enter else Sluice(BINARY, *arguments)
 
 
 enter_namespace()
 Host.namespaces = bool(os.environ[INSIDE])
-HOSTS = [Host(0), Host(1)]
+HOSTS = [Host(number) for number in range(4)]
 PORTS = iter(range(21000, 22000))
 
 
@@ -82,21 +87,28 @@ def flags(model, *more):
 
 
 class Instance:
-    """`sluice server` on both hosts. Its url is node 0's."""
+    """`sluice server` on the first hosts. Its url is node 0's."""
 
-    def __init__(self, model, *more):
-        self.flags = flags(model, "--nnodes", 2, "--dist-init-addr", f"{HOSTS[0].address}:{next(PORTS)}", *more)
-        # Node 0 says where it listens once it is ready, for which it needs the other.
-        self.other = self.start_other()
-        self.front = HOSTS[0].start("server", "--host", HOSTS[0].address, "--node-rank", 0, *self.flags)
+    def __init__(self, model, *more, nodes=2):
+        self.flags = flags(model, "--nnodes", nodes, "--dist-init-addr", f"{HOSTS[0].address}:{next(PORTS)}", *more)
+        self.nodes = [None] * nodes
+        try:
+            # Node 0 says where it listens once it is ready, for which it needs the others.
+            for node in reversed(range(nodes)):
+                self.start_node(node)
+        except AssertionError:
+            self.__exit__(True)
+            raise
         self.url = self.front.url
 
-    def start_other(self):
-        return HOSTS[1].start("server", "--host", HOSTS[1].address, "--node-rank", 1, *self.flags)
+    def start_node(self, node):
+        self.nodes[node] = HOSTS[node].start("server", "--host", HOSTS[node].address, "--node-rank", node, *self.flags)
+
+    front = property(lambda self: self.nodes[0])
+    other = property(lambda self: self.nodes[1])
 
     def ranks(self, node):
-        return sorted(pid for pid, line in descendants((self.front, self.other)[node].process.pid).items()
-                      if line.endswith("sluice rank"))
+        return rank_processes(self.nodes[node])
 
     def serves(self):
         return generate(self.url, [5, 6, 7], 3)[0] == 200
@@ -111,28 +123,25 @@ class Instance:
         return self
 
     def __exit__(self, failed, *_):
-        self.front.kill()
-        self.other.kill()
-        if failed:
-            print("--- node 0 ---\n" + self.front.output() + "--- node 1 ---\n" + self.other.output(), flush=True)
+        for number, node in enumerate(self.nodes):
+            if node is None:
+                continue
+            node.kill()
+            if failed:
+                print(f"--- node {number} ---\n" + node.output(), flush=True)
 
 
 class TokensTest(unittest.TestCase):
     """Greedy tokens of many requests at once against those of one rank."""
 
-    def compare(self, model, *layouts, count=24):
+    def compare(self, model, *layouts, nodes=2, count=24):
         requests = workload(count)
         with Sluice(BINARY, "server", *flags(model)) as alone:
             want = answers(alone.url, requests)
         for layout in layouts:
-            with self.subTest(model=model, layout=" ".join(map(str, layout))), Instance(model, *layout) as instance:
-                self.assertEqual((len(instance.ranks(0)), len(instance.ranks(1))), (layout[1] // 2, layout[1] // 2))
-                parted = []
-                for got, expected in zip(answers(instance.url, requests), want):
-                    self.assertEqual(len(got["output_ids"]), len(expected["output_ids"]))
-                    difference = first_difference(got, expected)
-                    if difference:
-                        parted.append(difference)
+            with self.subTest(model=model, layout=" ".join(map(str, layout))), Instance(model, *layout, nodes=nodes) as instance:
+                self.assertEqual([len(instance.ranks(node)) for node in range(nodes)], [layout[1] // nodes] * nodes)
+                parted = differences(requests, answers(instance.url, requests), want)
                 self.assertTrue(all(margin < NEAR_TIE for _, margin in parted), parted)
                 self.assertLess(len(parted), count / 8)
 
@@ -140,7 +149,13 @@ class TokensTest(unittest.TestCase):
         self.compare("tiny-llama", ("--tp", 2), ("--tp", 4, "--dp-size", 2, *DPA))
 
     def test_experts(self):
-        self.compare("tiny-deepseek-v3", ("--tp", 2, "--dp-size", 2, *DPA, "--moe-a2a-backend", "deepep"))
+        self.compare("tiny-deepseek-v3", ("--tp", 2, "--dp-size", 2, *DPA, *DEEPEP))
+
+    def test_four_hosts_on_a_slow_network(self):
+        for host in HOSTS if Host.namespaces else []:
+            host.limit_rate("40mbit")
+            self.addCleanup(host.limit_rate, None)
+        self.compare("tiny-deepseek-v3", ("--tp", 4, "--dp-size", 2, *DPA, *DEEPEP), nodes=4, count=12)
 
 
 class HostsTest(unittest.TestCase):
@@ -205,7 +220,7 @@ class FailureTest(unittest.TestCase):
         self.assertEqual(generate(self.instance.url, [1, 2], 2)[0], 503)
         self.instance.wait_for_log("ranks 0 to 1 wait for node 1")
         self.instance.other.kill()
-        self.instance.other = self.instance.start_other()
+        self.instance.start_node(1)
         self.comes_back()
 
     def test_ranks_end_with_node_0(self):
@@ -225,6 +240,44 @@ class FailureTest(unittest.TestCase):
         finally:
             HOSTS[1].network(up=True)
         self.comes_back()
+
+
+class GatewayTest(unittest.TestCase):
+    """Replicas with DP attention, each on a host of its own, behind a gateway on a third."""
+
+    @unittest.skipUnless(Host.namespaces, "there is no network to cut without namespaces")
+    def test_a_host_that_is_cut_off_costs_its_replica_until_it_is_back(self):
+        replicas = [HOSTS[i].start("server", "--host", HOSTS[i].address, *flags("tiny-deepseek-v3", "--tp", 2, "--dp-size", 2, *DPA, *DEEPEP, "--enable-metrics"))
+                    for i in (0, 1)]
+        for replica in replicas:
+            self.addCleanup(replica.kill)
+        with Sluice(BINARY, "gateway", "--worker-urls", *(replica.url for replica in replicas), "--dp-aware", "--port", 0,
+                    "--prometheus-port", 0, "--policy", "round_robin", "--health-check-interval-secs", 1,
+                    "--health-check-timeout-secs", 1, "--health-failure-threshold", 1, "--health-success-threshold", 1) as gateway:
+            def healthy(count):
+                workers = call(gateway.url + "/workers")[2]["workers"]
+                return sorted(w["url"] for w in workers if w["is_healthy"]) if sum(w["is_healthy"] for w in workers) == count else None
+
+            def served_by_each():
+                """How many of 8 requests each replica took."""
+                before = [self.finished(replica) for replica in replicas]
+                self.assertEqual([generate(gateway.url, [i, 3, 4], 2)[0] for i in range(8)], [200] * 8)
+                return [self.finished(replica) - old for replica, old in zip(replicas, before)]
+
+            wait_until("two ranks of each replica", lambda: healthy(4), within=60)
+            self.assertEqual(served_by_each(), [4, 4])
+            HOSTS[1].network(up=False)
+            try:
+                left = wait_until("the replica to be seen gone", lambda: healthy(2), within=60)
+                self.assertTrue(all(url.startswith(replicas[0].url) for url in left), left)
+                self.assertEqual([generate(gateway.url, [i, 3, 4], 2)[0] for i in range(8)], [200] * 8)
+            finally:
+                HOSTS[1].network(up=True)
+            wait_until("the replica to be seen back", lambda: healthy(4), within=60)
+            self.assertEqual(served_by_each(), [4, 4])
+
+    def finished(self, replica):
+        return int(float(re.search(r"^sglang:num_requests_total\{.*\} (\S+)$", call(replica.url + "/metrics")[2], re.M)[1]))
 
 
 if __name__ == "__main__":
