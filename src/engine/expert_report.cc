@@ -71,7 +71,7 @@ Result<ExpertReport> merge_expert_records(const std::map<int64_t, std::string>& 
     int64_t layers = 0;
     for (const auto& [instance, steps] : instances) {
       for (const auto& [number, of_step] : steps) {
-        // Ranks hear of a start and of an end a step apart.
+        // Of a longer buffer on some ranks, or none of one that started anew.
         if (of_step.empty() || of_step[0].size() != reporters[instance]) continue;
         ++report.steps;
         for (const auto& ranks : of_step) {

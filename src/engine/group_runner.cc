@@ -1,6 +1,7 @@
 #include "engine/group_runner.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/check.h"
 
@@ -9,7 +10,6 @@ namespace {
 
 using models::StepBatch;
 using parallel::ForwardMode;
-using parallel::StepPlan;
 using parallel::StepRow;
 
 // Of a batch: whether sequences get more than the one token that decoding gives them.
@@ -25,10 +25,10 @@ ForwardMode mode_of(const StepBatch& batch) {
 }  // namespace
 
 GroupRunner::GroupRunner(std::unique_ptr<models::Runner> runner, const parallel::Groups& groups)
-    : runner_(std::move(runner)),
-      groups_(groups),
-      plan_hash_(parallel::first_hash(groups.layout)),
-      rows_(static_cast<size_t>(groups.layout.tp_size)) {}
+    : runner_(std::move(runner)), groups_(groups), rows_(static_cast<size_t>(groups.layout.tp_size)) {
+  plan_.hash = parallel::first_hash(groups.layout);
+  plan_.decoding.resize(static_cast<size_t>(groups.layout.dp_size));
+}
 
 Result<void> GroupRunner::allocate_kv(const models::KvPlan& plan) {
   SLUICE_TRY_VOID(runner_->allocate_kv(plan));
@@ -44,60 +44,81 @@ void GroupRunner::copy_state(int32_t from, int32_t to) {
 
 void GroupRunner::saw_work(uint64_t number) { work_seen_ = std::max(work_seen_, number); }
 
-Result<StepPlan> GroupRunner::exchange(StepRow row) {
+int64_t GroupRunner::others_decode() const {
+  int64_t most = 0;
+  for (size_t group = 0; group < plan_.decoding.size(); ++group) {
+    if (std::cmp_not_equal(group, groups_.layout.attention_dp().rank)) most = std::max(most, plan_.decoding[group]);
+  }
+  return most;
+}
+
+Result<void> GroupRunner::exchange(StepRow row) {
   row.seq = ++seq_;
-  row.plan_hash = plan_hash_;
+  row.plan_hash = plan_.hash;
   row.work_seen = static_cast<int64_t>(work_seen_);
+  if (groups_.layout.leads()) {
+    row.decoding = outlook_.decoding;
+    row.more_to_come = outlook_.more_to_come;
+    row.prefill =
+        (outlook_.can_prefill ? parallel::kCanPrefill : 0) | (outlook_.force_prefill ? parallel::kForcePrefill : 0);
+  }
+  outlook_ = {};
   SLUICE_TRY_VOID(groups_.all->all_gather(host_, parallel::Element::kI64, &row, rows_.data(), 16));
-  SLUICE_TRY(StepPlan plan, parallel::derive_plan(rows_, groups_.layout));
-  plan_hash_ = plan.hash;
-  return plan;
+  const std::vector<int64_t> decoding = std::move(plan_.decoding);
+  SLUICE_TRY(plan_, parallel::derive_plan(rows_, groups_.layout));
+  shape_ = {};
+  for (size_t group = 0; group < decoding.size(); ++group) {
+    // Of those who could decode, some may have ended.
+    const int64_t decode = std::min(decoding[group], plan_.group_tokens[group]);
+    shape_.decoding = std::max(shape_.decoding, decode);
+    shape_.prompt_tokens = std::max(shape_.prompt_tokens, plan_.group_tokens[group] - decode);
+  }
+  return {};
 }
 
 Result<std::span<const float>> GroupRunner::forward(const StepBatch& batch) {
   const bool has_followers = groups_.attention_tp->size() > 1;
   if (has_followers) words_ = pack(batch);
   const ForwardMode mode = mode_of(batch);
-  SLUICE_TRY(const StepPlan plan,
-             exchange({.num_tokens = std::ssize(batch.token_ids),
-                       .num_tokens_for_logprob = std::ssize(batch.logit_rows),
-                       .is_extend_in_batch = mode == ForwardMode::kExtend || mode == ForwardMode::kMixed,
-                       .local_forward_mode = static_cast<int64_t>(mode),
-                       .batch_words = has_followers ? std::ssize(words_) : 0}));
+  SLUICE_TRY_VOID(exchange({.num_tokens = std::ssize(batch.token_ids),
+                            .num_tokens_for_logprob = std::ssize(batch.logit_rows),
+                            .is_extend_in_batch = mode == ForwardMode::kExtend || mode == ForwardMode::kMixed,
+                            .local_forward_mode = static_cast<int64_t>(mode),
+                            .batch_words = has_followers ? std::ssize(words_) : 0}));
   if (has_followers) {
     SLUICE_TRY_VOID(
         groups_.attention_tp->broadcast(host_, parallel::Element::kI32, words_.data(), std::ssize(words_), 0));
   }
-  return run(batch, plan);
+  return run(batch);
 }
 
 Result<GroupRunner::Joined> GroupRunner::join() {
-  SLUICE_TRY(const StepPlan plan, exchange({}));
-  if (!plan.run) return plan.park ? Joined::kParked : Joined::kWaiting;
+  SLUICE_TRY_VOID(exchange({}));
+  if (!plan_.run) return plan_.park ? Joined::kParked : Joined::kWaiting;
   const auto group = static_cast<size_t>(groups_.layout.attention_dp().rank);
   StepBatch batch;
   static constexpr int32_t kNoStarts[] = {0};
   batch.query_start = kNoStarts;
-  if (plan.group_tokens[group] > 0) {
+  if (plan_.group_tokens[group] > 0) {
     SLUICE_CHECK(!groups_.layout.leads(), "a leader joins a step for which its row has {} tokens",
-                 plan.group_tokens[group]);
-    words_.resize(static_cast<size_t>(plan.batch_words[group]));
+                 plan_.group_tokens[group]);
+    words_.resize(static_cast<size_t>(plan_.batch_words[group]));
     SLUICE_TRY_VOID(
         groups_.attention_tp->broadcast(host_, parallel::Element::kI32, words_.data(), std::ssize(words_), 0));
-    batch = unpack(plan);
+    batch = unpack();
   }
   SLUICE_TRY_VOID([&]() -> Result<void> {
-    SLUICE_TRY(const auto logits, run(batch, plan));
+    SLUICE_TRY(const auto logits, run(batch));
     (void)logits;  // none: only leaders with work get some
     return {};
   }());
   return Joined::kStepped;
 }
 
-Result<std::span<const float>> GroupRunner::run(StepBatch batch, const StepPlan& plan) {
+Result<std::span<const float>> GroupRunner::run(StepBatch batch) {
   if (groups_.layout.dp_attention()) {
-    batch.group_tokens = plan.group_tokens;
-    batch.group_logits = plan.group_logits;
+    batch.group_tokens = plan_.group_tokens;
+    batch.group_logits = plan_.group_logits;
   }
   return runner_->forward(batch);
 }
@@ -128,7 +149,7 @@ std::vector<int32_t> GroupRunner::pack(const StepBatch& batch) {
   return words;
 }
 
-StepBatch GroupRunner::unpack(const StepPlan& plan) {
+StepBatch GroupRunner::unpack() {
   const auto group = static_cast<size_t>(groups_.layout.attention_dp().rank);
   std::span<const int32_t> rest = words_;
   const auto take = [&](int64_t count) {
@@ -138,7 +159,7 @@ StepBatch GroupRunner::unpack(const StepPlan& plan) {
     rest = rest.subspan(static_cast<size_t>(count));
     return part;
   };
-  const int64_t tokens = plan.group_tokens[group], sequences = take(1)[0];
+  const int64_t tokens = plan_.group_tokens[group], sequences = take(1)[0];
   for (int32_t left = take(1)[0]; left > 0; --left) {
     const auto copy = take(2);
     runner_->copy_state(copy[0], copy[1]);
@@ -147,7 +168,7 @@ StepBatch GroupRunner::unpack(const StepPlan& plan) {
   batch.token_ids = take(tokens);
   batch.positions = take(tokens);
   batch.kv_slots = take(tokens);
-  batch.logit_rows = take(plan.group_logits[group]);
+  batch.logit_rows = take(plan_.group_logits[group]);
   batch.query_start = take(sequences + 1);
   batch.seq_lens = take(sequences);
   batch.table_rows = take(sequences);

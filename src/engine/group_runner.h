@@ -38,6 +38,25 @@ class GroupRunner final : public models::Runner {
   models::Routing last_routing() const override { return runner_->last_routing(); }
   void force_routing(const models::Routing& routing) override { runner_->force_routing(routing); }
 
+  // What a leader's next row says beside its batch.
+  struct Outlook {
+    int64_t decoding = 0;       // sequences that decode in the step after it
+    bool more_to_come = false;  // there is work here that brings no tokens yet
+    bool can_prefill = false;   // a prompt could begin in this step, and does unless it is held back
+    bool force_prefill = false;
+  };
+  void announce(const Outlook& outlook) { outlook_ = outlook; }
+  // Of the last exchange; the same on all ranks.
+  const parallel::StepPlan& last_plan() const { return plan_; }
+  // Of other groups, in the next step: the most of any.
+  int64_t others_decode() const;
+  // What the longest part of the last step had: sequences that decoded, and tokens of prompts.
+  struct Shape {
+    int64_t decoding = 0;
+    int64_t prompt_tokens = 0;
+  };
+  Shape last_shape() const { return shape_; }
+
   enum class Joined : uint8_t {
     kStepped,  // other groups had work
     kWaiting,  // nobody had, but some is on its way to some rank: come again soon
@@ -49,18 +68,20 @@ class GroupRunner final : public models::Runner {
   void saw_work(uint64_t number);
 
  private:
-  Result<parallel::StepPlan> exchange(parallel::StepRow row);
+  Result<void> exchange(parallel::StepRow row);
   // The leader's part, and the others'. What is known of the batch is in the plan.
   std::vector<int32_t> pack(const models::StepBatch& batch);
-  models::StepBatch unpack(const parallel::StepPlan& plan);
-  Result<std::span<const float>> run(models::StepBatch batch, const parallel::StepPlan& plan);
+  models::StepBatch unpack();
+  Result<std::span<const float>> run(models::StepBatch batch);
 
   const std::unique_ptr<models::Runner> runner_;
   const parallel::Groups& groups_;
   const parallel::Context host_;  // control data is host memory
   int64_t table_width_ = 0;
   int64_t seq_ = 0;
-  int64_t plan_hash_;
+  parallel::StepPlan plan_;
+  Shape shape_;
+  Outlook outlook_;
   uint64_t work_seen_ = 0;
   std::vector<parallel::StepRow> rows_;
   std::vector<int32_t> words_;       // a batch on its way

@@ -171,6 +171,35 @@ TEST_F(GroupRunnerTest, AllParkOnceTheSameWorkHasReachedAll) {
   });
 }
 
+TEST_F(GroupRunnerTest, EachGroupHearsWhatTheOthersAreUpTo) {
+  make({.tp_size = 4, .dp_size = 2});
+  const Batch prompt({5, 6, 7}, 3), decode({5, 6, 7, 8}, 1);
+  on_each([&](size_t i) {
+    GroupRunner& runner = *ranks_[i].runner;
+    const auto step = [&](const Batch* batch, const GroupRunner::Outlook& outlook) {
+      runner.announce(outlook);
+      if (i == 0 && batch) {
+        ASSERT_TRUE(runner.forward(batch->view(runner.slot_table())).ok());
+      } else {
+        ASSERT_TRUE(runner.join().ok());
+      }
+    };
+    step(&prompt, {.decoding = i == 0 ? 2 : 0, .can_prefill = i == 0});
+    EXPECT_EQ(runner.others_decode(), i < 2 ? 0 : 2);
+    EXPECT_EQ(runner.last_shape().prompt_tokens, 3);
+    EXPECT_EQ(runner.last_plan().prefill, (std::vector<int64_t>{parallel::kCanPrefill, 0}));
+    step(&decode, {.decoding = i == 0 ? 1 : 0, .force_prefill = i == 2});
+    EXPECT_EQ(runner.last_shape().decoding, 1);
+    EXPECT_EQ(runner.last_shape().prompt_tokens, 0);
+    EXPECT_EQ(runner.last_plan().prefill, (std::vector<int64_t>{0, parallel::kForcePrefill}));
+    // What is said holds for one row.
+    EXPECT_EQ(runner.join().value(), GroupRunner::Joined::kParked);
+    EXPECT_EQ(runner.others_decode(), 0);
+    step(nullptr, {.more_to_come = i == 2});
+    EXPECT_FALSE(runner.last_plan().park);
+  });
+}
+
 TEST_F(GroupRunnerTest, AGroupThatFailedFailsItsSteps) {
   make({.tp_size = 2});
   world_[1]->abort("rank 1 has ended: killed");

@@ -30,6 +30,10 @@ std::vector<std::string> adjust_layout(EngineOptions& options) {
     options.enable_dp_lm_head = false;
     lines.push_back("--enable-dp-lm-head is off: there is no DP attention");
   }
+  if (options.enable_prefill_delayer && !options.enable_dp_attention) {
+    options.enable_prefill_delayer = false;
+    lines.push_back("--enable-prefill-delayer is off: there is no DP attention");
+  }
   if (options.moe_a2a_backend == kDeepEp) {
     change("ep-size", options.ep_size, options.tp_size, "deepep sends tokens among all ranks");
   }

@@ -28,7 +28,6 @@ std::vector<RejectedFlag> rejected_flags() {
   constexpr std::string_view kLora = "LoRA adapters are outside the scope of this engine; merge the adapter.";
   constexpr std::string_view kSpeculative = "speculative decoding is outside the scope of this engine.";
   constexpr std::string_view kMedia = "images, video and audio are outside the scope of this engine.";
-  constexpr std::string_view kDelayer = "prefills of different attention groups are not aligned yet; leave it out.";
   constexpr std::string_view kMetrics = "not built yet; --enable-metrics exports the metrics of every rank.";
   constexpr std::string_view kLogging = "request logging is not built yet; use --log-level debug.";
   constexpr std::string_view kOneHost = "one instance runs on one host; run one per node behind `sluice gateway`.";
@@ -45,9 +44,6 @@ std::vector<RejectedFlag> rejected_flags() {
       {"elastic-ep-backend", "fault-tolerant expert backends are outside the scope of this engine."},
       {"prefill-round-robin-balance", "it has no effect in the runtime that it comes from; leave it out."},
       {"disable-overlap-schedule", "steps do not overlap on this device; leave it out."},
-      {"enable-prefill-delayer", kDelayer},
-      {"prefill-delayer-max-delay-passes", kDelayer},
-      {"prefill-delayer-token-usage-low-watermark", kDelayer},
       {"num-continuous-decode-steps", "every step is scheduled by itself; leave it out."},
       {"watchdog-timeout", "not built yet; ranks are watched through their process handles."},
       {"soft-watchdog-timeout", "not built yet; ranks are watched through their process handles."},
@@ -80,7 +76,6 @@ std::vector<RejectedFlag> rejected_flags() {
       {"log-requests-level", kLogging},
       {"attention-backend", "the attention kernel follows --device; leave it out."},
       {"sampling-backend", "the sampler is our own; leave it out."},
-      {"kv-cache-dtype", "the KV cache has the type of --dtype; leave it out."},
       {"quantization", "weights are read as they are stored; leave it out."},
       {"trust-remote-code", "no code that comes with a model is ever run; leave it out."},
       {"disaggregation-mode", kPd},
@@ -186,6 +181,15 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/rank",
            .group = kModel,
            .help = "Arithmetic of the matrix products; auto is bfloat16 where the machine has it."},
+          {.name = "kv-cache-dtype",
+           .field = &O::kv_cache_dtype,
+           .value = std::string("auto"),
+           .choices = {"auto", "bf16", "bfloat16", "fp8_e4m3"},
+           .read_by = "engine/rank",
+           .group = kMemory,
+           .help =
+               "Type of the KV cache; auto is that of --dtype. fp8_e4m3 has a scale for each head's keys and values "
+               "of a token, of latents for each 64, and holds nearly twice the tokens of bfloat16."},
           {.name = "context-length",
            .field = &O::context_length,
            .value = OptInt(),
@@ -589,7 +593,29 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/rank",
            .group = kScheduling,
            .help = "With --enable-mixed-chunk: times the length of a decode step that a step may take because of the "
-                   "prompt tokens in it."},
+                   "prompt tokens in it; with DP attention also where it is another group that decodes."},
+          {.name = "enable-prefill-delayer",
+           .field = &O::enable_prefill_delayer,
+           .value = false,
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "With DP attention: while some group decodes, prompts wait until every group has one, so that they "
+                   "hold up decoding once."},
+          {.name = "prefill-delayer-max-delay-passes",
+           .field = &O::prefill_delayer_max_delay_passes,
+           .value = int64_t{30},
+           .range = {1, 1e6},
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "A prompt waits for fewer steps than this."},
+          {.name = "prefill-delayer-token-usage-low-watermark",
+           .field = &O::prefill_delayer_token_usage_low_watermark,
+           .value = std::optional<double>(),
+           .range = {0, 1},
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "Prompts of all groups wait no longer once one waits in a group that uses a smaller share of its "
+                   "KV pool."},
           {.name = "stream-interval",
            .field = &O::stream_interval,
            .value = int64_t{1},

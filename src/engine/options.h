@@ -63,6 +63,7 @@ struct EngineOptions {
   // Memory
   std::optional<double> mem_fraction_static;
   std::optional<int64_t> max_total_tokens;
+  std::string kv_cache_dtype;
   int64_t page_size;
   bool disable_radix_cache;
   std::string radix_eviction_policy;
@@ -82,6 +83,9 @@ struct EngineOptions {
   bool schedule_low_priority_values_first;
   bool enable_mixed_chunk;
   double mixed_chunk_gap;
+  bool enable_prefill_delayer;
+  int64_t prefill_delayer_max_delay_passes;
+  std::optional<double> prefill_delayer_token_usage_low_watermark;
   int64_t stream_interval;
   std::optional<int64_t> random_seed;
   int64_t decode_log_interval;

@@ -159,6 +159,7 @@ class RankProcess {
                            .preemption_threshold = options.priority_scheduling_preemption_threshold},
             .mixed_chunk = options.enable_mixed_chunk,
             .mixed_chunk_gap = options.mixed_chunk_gap,
+            .joint_steps = group != nullptr,
             .conservativeness = options.schedule_conservativeness,
             // Ranks must not repeat each other.
             .seed = (options.random_seed ? static_cast<uint64_t>(*options.random_seed) : random_seed()) +
@@ -170,13 +171,16 @@ class RankProcess {
     const auto grammars = grammar_desk(model, tokenizer);
     report_states(model, memory);
     report_ready(model, memory, scheduler.max_req_input_len());
-    return run_rank_loop({.dp_rank = spec_.dp_rank,
-                          .decode_log_interval = options.decode_log_interval,
-                          .group = group,
-                          .load_weights = load_weights,
-                          .record_experts = record_experts,
-                          .grammars = grammars.get()},
-                         link_, scheduler, board_, events.get());
+    return run_rank_loop(
+        {.dp_rank = spec_.dp_rank,
+         .decode_log_interval = options.decode_log_interval,
+         .group = group,
+         .prefill_delayer = {.enabled = options.enable_prefill_delayer,
+                             .max_passes = options.prefill_delayer_max_delay_passes,
+                             .token_usage_low_watermark = options.prefill_delayer_token_usage_low_watermark},
+         .load_weights = load_weights,
+         .grammars = grammars.get()},
+        link_, scheduler, board_, events.get());
   }
 
   // Null where there are no grammars; the front refuses them then.
@@ -227,6 +231,7 @@ class RankProcess {
                models::load_runner({.model_path = spec_.model_file,
                                     .device = options.device,
                                     .dtype = options.dtype,
+                                    .kv_cache_dtype = options.kv_cache_dtype,
                                     .threads = static_cast<int>(threads),
                                     .max_step_tokens = limits.max_step_tokens,
                                     .max_step_seqs = limits.max_running_requests,
@@ -264,10 +269,12 @@ class RankProcess {
 
   void report_ready(const models::ModelInfo& model, const MemoryPlan& memory, int64_t max_req_input_len) {
     constexpr double kMiB = 1 << 20;
-    SLUICE_LOG(info, kComponent,
-               "rank {}: {} in {}, {:.0f} MiB of weights, KV cache of {} tokens ({:.0f} MiB), at most {} requests",
-               spec_.process, model.model_type, model.dtype, static_cast<double>(model.weight_bytes) / kMiB,
-               memory.max_total_tokens, static_cast<double>(memory.kv_bytes) / kMiB, memory.max_running_requests);
+    SLUICE_LOG(
+        info, kComponent,
+        "rank {}: {} in {}, {:.0f} MiB of weights, KV cache of {} tokens in {} ({:.0f} MiB), at most {} requests",
+        spec_.process, model.model_type, model.dtype, static_cast<double>(model.weight_bytes) / kMiB,
+        memory.max_total_tokens, model.kv_dtype, static_cast<double>(memory.kv_bytes) / kMiB,
+        memory.max_running_requests);
     link_.send(RankReady{.max_total_num_tokens = memory.max_total_tokens,
                          .max_req_input_len = max_req_input_len,
                          .max_running_requests = memory.max_running_requests,

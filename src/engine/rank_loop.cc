@@ -3,6 +3,7 @@
 #include <zmq.h>
 
 #include <cerrno>
+#include <deque>
 
 #include "base/log.h"
 #include "engine/codec.h"
@@ -37,6 +38,34 @@ Duration wait_after(GroupRunner::Joined joined) {
   }
   return kIdleWait;
 }
+
+// Control messages of a rank of several, until all ranks have them: each takes effect on all between the same two
+// steps.
+class HeldControls {
+ public:
+  void add(ControlRequest request) { held_.push_back({std::move(request), 0}); }
+  // The front tells the number of what it has sent after sending it.
+  void number(uint64_t work) {
+    for (auto& [request, its] : held_) {
+      if (its == 0) its = work;
+    }
+  }
+  bool empty() const { return held_.empty(); }
+  // The next one whose time has come.
+  std::optional<ControlRequest> take(uint64_t seen_by_all) {
+    if (held_.empty() || held_.front().work == 0 || held_.front().work > seen_by_all) return std::nullopt;
+    ControlRequest request = std::move(held_.front().request);
+    held_.pop_front();
+    return request;
+  }
+
+ private:
+  struct Held {
+    ControlRequest request;
+    uint64_t work = 0;  // its number; 0: not told yet
+  };
+  std::deque<Held> held_;
+};
 
 }  // namespace
 
@@ -123,7 +152,8 @@ class Loop {
         scheduler_(scheduler),
         board_(board),
         events_(events),
-        grammars_(options.grammars) {}
+        grammars_(options.grammars),
+        delayer_(options.prefill_delayer) {}
 
   Result<void> run() {
     publish();
@@ -142,6 +172,8 @@ class Loop {
       const bool parked = options_.group != nullptr && wait_ == kIdleWait && !news;
       scheduler_.expire();
       if (!stop_ && !parked) SLUICE_TRY_VOID(step());
+      obey_held();
+      if (failure_) return *failure_;
       if (trace_ && trace_->full()) {
         if (auto written = stop_profile(); !written.ok()) {
           SLUICE_LOG(error, kComponent, "rank {}: {}", options_.dp_rank, written.error().message);
@@ -155,23 +187,41 @@ class Loop {
   }
 
  private:
-  Result<void> step() {
-    if (options_.group == nullptr) return scheduler_.step();
-    const StepPlan plan = scheduler_.has_work() ? scheduler_.plan() : StepPlan{};
-    if (plan.kind == StepPlan::Kind::kIdle) {
-      SLUICE_TRY(const auto joined, options_.group->join());
-      wait_ = wait_after(joined);
-      return {};
+  Result<void> step() { return options_.group == nullptr ? scheduler_.step() : step_with(*options_.group); }
+
+  Result<void> step_with(GroupRunner& group) {
+    scheduler_.others_decode(group.others_decode());
+    StepPlan plan = scheduler_.has_work() ? scheduler_.plan() : StepPlan{};
+    const bool can_prefill = plan.begins_prompt();
+    if (can_prefill && options_.prefill_delayer.enabled && delayer_.holds_back(group.last_plan())) {
+      plan = scheduler_.plan_decode();
     }
+    const bool idle = plan.kind == StepPlan::Kind::kIdle;
+    // The others must not go to sleep while something waits here for its grammar, for a turn or for them.
+    const bool more_to_come =
+        idle && (scheduler_.has_work() || !held_.empty() || (grammars_ && grammars_->waiting() > 0));
+    group.announce({.decoding = scheduler_.paused() ? 0 : scheduler_.decoding_after(plan),
+                    .more_to_come = more_to_come,
+                    .can_prefill = can_prefill,
+                    .force_prefill = delayer_.forces(can_prefill, scheduler_.token_usage())});
+    const TimePoint begun = real_clock().now();
     wait_ = Duration{0};
-    return scheduler_.run(plan);
+    if (idle) {
+      SLUICE_TRY(const auto joined, group.join());
+      wait_ = wait_after(joined);
+      if (joined != GroupRunner::Joined::kStepped) return {};
+    } else {
+      SLUICE_TRY_VOID(scheduler_.run(plan));
+    }
+    const auto [decoding, prompt_tokens] = group.last_shape();
+    scheduler_.step_took(decoding, prompt_tokens, real_clock().now() - begun);
+    return {};
   }
 
   void take(WakeRequest& wake) {
     if (options_.group == nullptr) return;
-    // The others must not go to sleep while a request waits here for its grammar.
-    work_ = wake.work;
-    if (grammars_ == nullptr || grammars_->waiting() == 0) options_.group->saw_work(work_);
+    options_.group->saw_work(wake.work);
+    held_.number(wake.work);
   }
   void take(GenerateRequest& request) {
     if (grammars_ && request.sampling.grammar_kind != GrammarKind::kNone) {
@@ -195,7 +245,6 @@ class Loop {
         end(request, {.kind = FinishKind::kAbort, .message = grammar.error().message, .status_code = status});
       }
     }
-    if (options_.group != nullptr && grammars_->waiting() == 0) options_.group->saw_work(work_);
   }
 
   // Of a request that the scheduler never had.
@@ -208,6 +257,15 @@ class Loop {
   }
 
   void take(ControlRequest& request) {
+    // Nobody waits for a rank that is told to end.
+    if (options_.group == nullptr || request.kind == ControlKind::kShutdown) return answer(request);
+    held_.add(std::move(request));
+  }
+  void obey_held() {
+    if (options_.group == nullptr) return;
+    while (const auto request = held_.take(options_.group->last_plan().seen_by_all)) answer(*request);
+  }
+  void answer(const ControlRequest& request) {
     const auto done = request.kind == ControlKind::kRecordExperts ? record_experts(request.text) : said(obey(request));
     // Answers that precede it in time precede it on the wire.
     if (auto outputs = scheduler_.take_outputs(); !outputs.empty()) link_.send(OutputBatch{std::move(outputs)});
@@ -311,7 +369,8 @@ class Loop {
   std::optional<StepTrace> trace_;
   std::optional<Error> failure_;  // this rank cannot go on
   uint64_t next_log_ = 0;
-  uint64_t work_ = 0;          // pieces of work that are known here
+  PrefillDelayer delayer_;
+  HeldControls held_;          // of a rank of several
   Duration wait_ = kIdleWait;  // before the next step of a rank of several; while there is nothing to do, of another
   bool stop_ = false;
 };
@@ -326,22 +385,29 @@ Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Sched
 Result<void> run_follower_loop(RankLink& link, GroupRunner& group,
                                const std::function<Result<void>(const std::string& model_path)>& load_weights,
                                const RecordExperts& record_experts) {
+  HeldControls held;
   for (Duration wait = kIdleWait;;) {
     auto message = link.receive(wait);
     if (!message && wait == kIdleWait) continue;  // parked
     for (; message; message = link.receive(Duration{0})) {
-      if (const auto* wake = std::get_if<WakeRequest>(&*message)) group.saw_work(wake->work);
-      const auto* control = std::get_if<ControlRequest>(&*message);
+      if (const auto* wake = std::get_if<WakeRequest>(&*message)) {
+        group.saw_work(wake->work);
+        held.number(wake->work);
+      }
+      auto* const control = std::get_if<ControlRequest>(&*message);
       if (control == nullptr) continue;
       if (control->kind == ControlKind::kShutdown) return {};
+      held.add(std::move(*control));
+    }
+    SLUICE_TRY(const auto joined, group.join());
+    wait = wait_after(joined);
+    while (const auto control = held.take(group.last_plan().seen_by_all)) {
       Result<std::string> done = std::string();
       if (control->kind == ControlKind::kLoadWeights) done = said(load_weights(control->text));
       if (control->kind == ControlKind::kRecordExperts) done = record_experts(control->text);
       link.send(reply(control->id, done));
       if (!done.ok() && done.error().code == ErrorCode::kInternal) return done.error();
     }
-    SLUICE_TRY(const auto joined, group.join());
-    wait = wait_after(joined);
   }
 }
 

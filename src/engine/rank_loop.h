@@ -16,6 +16,7 @@
 #include "engine/kv_publisher.h"
 #include "engine/load_board.h"
 #include "engine/messages.h"
+#include "engine/prefill_delayer.h"
 #include "engine/scheduler.h"
 
 namespace sluice::engine {
@@ -50,6 +51,7 @@ struct RankLoopOptions {
   int64_t decode_log_interval = 40;
   // The scheduler's runner, for a rank that steps together with others; it goes along with their steps then.
   GroupRunner* group = nullptr;
+  PrefillDelayerOptions prefill_delayer = {};  // of such a rank
   // ControlKind::kLoadWeights; absent: refused.
   std::function<Result<void>(const std::string& model_path)> load_weights = {};
   // ControlKind::kRecordExperts; absent: refused.

@@ -378,7 +378,7 @@ void Scheduler::count_step(const StepPlan& plan) {
       computed += s.new_tokens;
     }
   }
-  if (options_.mixed_chunk) times_.record(decoding, computed, seconds(forward_time_));
+  if (options_.mixed_chunk && !options_.joint_steps) times_.record(decoding, computed, seconds(forward_time_));
   if (computed > 0) {
     totals_.cache_hit_rate = static_cast<double>(cached) / static_cast<double>(cached + computed);
   } else {
@@ -582,7 +582,7 @@ Result<void> Scheduler::step() {
   if (paused_) return {};
   const StepPlan next = plan();
   if (next.kind == StepPlan::Kind::kIdle) {
-    SLUICE_CHECK(idle(), "{} requests are known and none can go on", requests_.size());
+    SLUICE_CHECK(idle() || others_decode_ > 0, "{} requests are known and none can go on", requests_.size());
     return {};
   }
   return run(next);
@@ -615,6 +615,10 @@ void Scheduler::report(const StepPlan& plan, StepReport report) {
 }
 
 // ---- reports
+
+double Scheduler::token_usage() const {
+  return 1 - static_cast<double>(pool_.available() + cache_.evictable()) / static_cast<double>(pool_.capacity());
+}
 
 LoadSnapshot Scheduler::snapshot() {
   const TimePoint now = clock_.now();

@@ -56,6 +56,8 @@ struct SchedulerOptions {
   } priorities;
   bool mixed_chunk = false;      // decoding goes on in the steps that compute prompts
   double mixed_chunk_gap = 3.0;  // > 1: times the length of a decode step that such a step may take
+  // Steps are computed together with others', which last as long: see others_decode() and step_took().
+  bool joint_steps = false;
   double conservativeness = 1.0;
   uint64_t seed = 0;  // of requests that bring none
   // How long a request may wait for its first step, and run from there on; 503 after it.
@@ -70,6 +72,8 @@ struct StepPlan {
     int64_t new_tokens = 0;  // to compute
     bool last = true;        // after them the request can sample
   };
+
+  bool begins_prompt() const;  // not only those that go on
 
   Kind kind = Kind::kIdle;
   std::vector<Sequence> sequences;
@@ -124,6 +128,8 @@ class Scheduler {
   void observe(std::function<void(const StepReport&)> observer) { observer_ = std::move(observer); }
 
   StepPlan plan() const;
+  // Nothing but decoding.
+  StepPlan plan_decode() const;
   // The logits of the plan's rows. An error is the runner's: this rank cannot go on.
   Result<std::span<const float>> launch(const StepPlan& plan);
   void commit(const StepPlan& plan, std::span<const float> logits);
@@ -131,6 +137,18 @@ class Scheduler {
   Result<void> run(const StepPlan& plan);
   // All of it, and expire(). A step of a scheduler that is idle or paused does nothing.
   Result<void> step();
+
+  // Of joint_steps. How many sequences decode elsewhere in the next step, the most of any: prompts must not hold them
+  // up either.
+  void others_decode(int64_t sequences) { others_decode_ = sequences; }
+  // A step of all took so long; its longest part had so many decoding sequences and prompt tokens.
+  void step_took(int64_t decoding, int64_t prompt_tokens, Duration time) {
+    if (options_.mixed_chunk) times_.record(decoding, prompt_tokens, seconds(time));
+  }
+  // Sequences that decode in the step after it, unless they end with it.
+  int64_t decoding_after(const StepPlan& plan) const;
+  // Share of the KV pool that holds what runs.
+  double token_usage() const;
 
   // What happened since the last call.
   std::vector<RequestOutput> take_outputs();
@@ -154,7 +172,6 @@ class Scheduler {
   void refuse(const GenerateRequest& request, int32_t status, std::string message);
   bool queue_has_room(const Request& request);
   StepPlan plan_prefill() const;
-  StepPlan plan_decode() const;
   void plan_decoding(StepPlan& plan) const;
   void plan_admissions(StepPlan& plan, Budget& budget) const;
   std::optional<Admission> admission(const Request& request, const StepPlan& plan, const Budget& budget) const;
@@ -201,6 +218,7 @@ class Scheduler {
   BatchBuilder batch_;
   StepTimes times_;
   Duration forward_time_{};
+  int64_t others_decode_ = 0;
   std::vector<int32_t> free_rows_;
 
   std::unordered_map<std::string, std::unique_ptr<Request>> requests_;  // by rid

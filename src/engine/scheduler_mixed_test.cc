@@ -62,6 +62,37 @@ TEST_F(MixedTest, L19APromptOfTwoThousandTokensHoldsUpDecodingByNoMoreThanTheGap
   }
 }
 
+// Title of J3 (users.md): of groups that step together, one computes a long prompt beside the other's decoding.
+TEST_F(MixedTest, J3APromptHoldsUpDecodingOfAnotherGroupByNoMoreThanTheGap) {
+  auto options = roomy();
+  options.mixed_chunk = options.joint_steps = true;
+  make(options);
+  int64_t prompt_tokens = 0;
+  runner_->on_forward = [&](const models::StepBatch& b) { prompt_tokens = std::ssize(b.token_ids); };
+  const auto prompt = request("long", ids(2000, 3), 1);
+  scheduler_->add(prompt);
+  Duration longest{0};
+  int steps = 0;
+  for (; answers_["long"].ids.empty(); ++steps) {
+    ASSERT_LT(steps, 200);
+    // Four sequences decode elsewhere; a step lasts as long as its longest part.
+    scheduler_->others_decode(4);
+    prompt_tokens = 0;
+    step();
+    const Duration took = decode_time(4) + microseconds(500 * prompt_tokens);
+    scheduler_->step_took(4, prompt_tokens, took);
+    longest = std::max(longest, took);
+  }
+  EXPECT_LE(longest, 3 * decode_time(4));
+  EXPECT_GE(longest, 2 * decode_time(4)) << "the gap is not used";
+
+  // Alone it takes whole chunks.
+  scheduler_->others_decode(0);
+  scheduler_->add(request("alone", ids(1000, 9), 1));
+  step();
+  EXPECT_EQ(prompt_tokens, options.chunked_prefill_size);
+}
+
 TEST_F(MixedTest, TheGapIsAnOption) {
   std::map<double, int64_t> largest;
   for (const double gap : {1.5, 3.0}) {

@@ -71,6 +71,17 @@ struct Scheduler::Admission {
   bool has_room = false;
 };
 
+bool StepPlan::begins_prompt() const {
+  return std::ranges::any_of(sequences, [](const Sequence& s) { return s.request->phase == Request::Phase::kWaiting; });
+}
+
+int64_t Scheduler::decoding_after(const StepPlan& plan) const {
+  return std::ssize(running_) - std::ssize(plan.retract) - std::ssize(plan.preempt) +
+         std::ranges::count_if(plan.sequences, [](const StepPlan::Sequence& s) {
+           return s.last && s.request->phase != Request::Phase::kRunning;
+         });
+}
+
 StepPlan Scheduler::plan() const {
   if (observer_) planning_since_ = clock_.now();
   StepPlan prefill = plan_prefill();
@@ -151,8 +162,8 @@ StepPlan Scheduler::plan_prefill() const {
   for (const Request* r : running_) reserved += reserved_for(*r);
   int64_t chunk =
       options_.chunked_prefill_size > 0 ? options_.chunked_prefill_size : std::numeric_limits<int64_t>::max();
-  if (options_.mixed_chunk && !running_.empty()) {
-    const auto decoding = static_cast<int64_t>(running_.size());
+  const int64_t decoding = std::max(std::ssize(running_), others_decode_);
+  if (options_.mixed_chunk && decoding > 0) {
     if (times_.wants_decode_step(decoding)) return plan;
     chunk = std::min(chunk, times_.prompt_tokens(decoding, options_.mixed_chunk_gap));
     for (const Request* r : running_) free -= new_slots(*r, 1);

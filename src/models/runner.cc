@@ -82,6 +82,19 @@ Result<kernels::DType> dtype_of(const std::string& name) {
   return Error{ErrorCode::kBadOption, fmt::format("--dtype {} is not supported; auto, bfloat16 and float32 are", name)};
 }
 
+Result<kernels::DType> kv_dtype_of(const std::string& name, kernels::DType dtype) {
+  if (name == "auto") return dtype;
+  if (name == "bfloat16" || name == "bf16") return kernels::DType::kBf16;
+  if (name == "fp8_e4m3") return kernels::DType::kF8E4M3;
+  return Error{ErrorCode::kBadOption,
+               fmt::format("--kv-cache-dtype {} is not supported; auto, bfloat16 and fp8_e4m3 are", name)};
+}
+
+std::string_view name_of(kernels::DType dtype) {
+  if (dtype == kernels::DType::kF8E4M3) return "fp8_e4m3";
+  return dtype == kernels::DType::kBf16 ? "bf16" : "f32";
+}
+
 // What the packed weights depend on: the files as they stand, the arithmetic, and whose part they are.
 uint64_t weights_key(const RunnerOptions& options, kernels::DType dtype, const parallel::Layout& layout) {
   const moe::ExpertPlacement& experts = options.expert_placement;
@@ -150,6 +163,7 @@ class DecoderRunner final : public Runner {
                                               const std::function<void(double, std::string_view)>& progress) {
     SLUICE_TRY(Checkpoint checkpoint, open_checkpoint(options));
     SLUICE_TRY(const kernels::DType dtype, dtype_of(options.dtype));
+    SLUICE_TRY(const kernels::DType kv_dtype, kv_dtype_of(options.kv_cache_dtype, dtype));
     SLUICE_TRY(auto backend, kernels::make_backend(options.device, options.threads));
     if (!backend->multiplies(dtype)) {
       return Error{ErrorCode::kBadOption,
@@ -163,6 +177,7 @@ class DecoderRunner final : public Runner {
     std::unique_ptr<DecoderRunner> runner(
         new DecoderRunner(options, std::move(backend), checkpoint.config, dtype, *checkpoint.source, std::move(map)));
     runner->decoder_ = family->make(checkpoint.config, runner->weights_);
+    runner->decoder_->kv().store_as(kv_dtype);
     SLUICE_TRY_VOID(check_memory(runner->weights_, options.memory_bytes));
     SLUICE_TRY_VOID(runner->weights_.materialise(
         *checkpoint.source, runner->context_,
@@ -429,7 +444,8 @@ class DecoderRunner final : public Runner {
     info_.context_length = options.context_length.value_or(config_.max_position);
     info_.eos_token_ids = config_.eos_token_ids;
     info_.bos_token_id = config_.bos_token_id;
-    info_.dtype = weights_.dtype() == kernels::DType::kBf16 ? "bf16" : "f32";
+    info_.dtype = name_of(weights_.dtype());
+    info_.kv_dtype = name_of(decoder_->kv().dtype());
     info_.kv_bytes_per_token = decoder_->kv().bytes_per_token();
     info_.state_bytes_per_sequence = decoder_->states().bytes_per_sequence();
     info_.weight_bytes = weights_.bytes();

@@ -49,7 +49,8 @@ struct ModelInfo {
   int64_t context_length = 0;          // longest sequence that the positions allow
   std::vector<int32_t> eos_token_ids;  // from generation_config.json, config.json or GGUF metadata
   std::optional<int32_t> bos_token_id;
-  std::string dtype;  // arithmetic of the matrix products: "bf16" or "f32"
+  std::string dtype;     // arithmetic of the matrix products: "bf16" or "f32"
+  std::string kv_dtype;  // of the KV cache: "bf16", "f32" or "fp8_e4m3"
   size_t kv_bytes_per_token = 0;
   size_t state_bytes_per_sequence = 0;  // kept of a sequence whatever its length, such as lightning attention's
   size_t weight_bytes = 0;              // packed weights that this rank maps
@@ -113,6 +114,7 @@ struct RunnerOptions {
   std::string model_path;                 // a folder, or a .gguf file; already resolved (models/locate.h)
   std::string device = "cpu";             // cpu, or sim: the test device whose memory the host cannot touch
   std::string dtype = "auto";             // auto (bf16 where the machine has it, else f32), bfloat16, float32
+  std::string kv_cache_dtype = "auto";    // auto (dtype), bfloat16, fp8_e4m3 with scales
   int threads = 1;                        // of this rank, the calling thread included
   int64_t max_step_tokens = 8192;         // largest n_tokens of a step
   int64_t max_step_seqs = 256;            // largest n_seqs, and n_logits unless input logprobs are asked for

@@ -4,6 +4,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <ranges>
 
 namespace sluice::parallel {
 namespace {
@@ -31,18 +32,23 @@ Result<StepPlan> derive_plan(std::span<const StepRow> rows, const Layout& layout
     }
   }
   StepPlan plan;
+  bool more_to_come = false;
   std::vector<int64_t> hashed{rows[0].plan_hash, rows[0].seq};
   for (size_t rank = 0; rank < rows.size(); rank += static_cast<size_t>(layout.attention_tp_size())) {
     const StepRow& leader = rows[rank];
     plan.group_tokens.push_back(leader.num_tokens);
     plan.group_logits.push_back(leader.num_tokens_for_logprob);
     plan.batch_words.push_back(leader.batch_words);
+    plan.decoding.push_back(leader.decoding);
+    plan.prefill.push_back(leader.prefill);
+    more_to_come = more_to_come || leader.more_to_come != 0;
     plan.run = plan.run || leader.num_tokens > 0;
     plan.is_extend_in_batch = plan.is_extend_in_batch || leader.is_extend_in_batch != 0;
     hashed.insert(hashed.end(), {leader.num_tokens, leader.num_tokens_for_logprob});
   }
-  const auto news = [&](const StepRow& row) { return row.work_seen != rows[0].work_seen; };
-  plan.park = !plan.run && std::ranges::none_of(rows, news);
+  const auto [least, most] = std::ranges::minmax(rows | std::views::transform(&StepRow::work_seen));
+  plan.seen_by_all = static_cast<uint64_t>(least);
+  plan.park = !plan.run && !more_to_come && least == most;
   plan.hash = hash_of(hashed);
   return plan;
 }

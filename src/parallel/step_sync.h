@@ -15,11 +15,14 @@ namespace sluice::parallel {
 // Of the batch of one attention group; the numbers are SGLang's.
 enum class ForwardMode : int64_t { kExtend = 1, kDecode = 2, kMixed = 3, kIdle = 4 };
 
+// A prompt could begin here in this step, and: what is held back should begin, because this group has much room.
+constexpr int64_t kCanPrefill = 1, kForcePrefill = 2;
+
 // What an exchange of rows is for.
 enum class ExchangeKind : int64_t { kStep = 1 };
 
-// 128 bytes on the wire. Columns 3 to 11 are those of the rank that leads its attention group and speaks for it; the
-// group's others leave them 0.
+// 128 bytes on the wire. All but columns 0 to 2 and 10 are those of the rank that leads its attention group and speaks
+// for it; the group's others leave them 0.
 struct StepRow {
   int64_t seq = 0;                                           // number of the exchange, from 1
   int64_t kind = static_cast<int64_t>(ExchangeKind::kStep);  // equal on all ranks
@@ -30,11 +33,14 @@ struct StepRow {
   int64_t is_extend_in_batch = 0;
   int64_t local_can_run_tbo = 0;  // 0: batches are not split yet
   int64_t local_forward_mode = static_cast<int64_t>(ForwardMode::kIdle);
-  int64_t control_bytes = 0;  // 0: control messages reach each leader from the front
+  int64_t control_bytes = 0;  // 0: control messages reach each rank from the front, and wait for seen_by_all
   int64_t work_seen =
       0;  // number of the last piece of work that reached this rank, its own or another's; of every rank
-  int64_t batch_words = 0;  // size of the batch that the leader sends to its group's others, in int32
-  int64_t reserved[4] = {};
+  int64_t batch_words = 0;   // size of the batch that the leader sends to its group's others, in int32
+  int64_t decoding = 0;      // sequences of this group that decode in the next step
+  int64_t more_to_come = 0;  // there is something to do here even if this row brings no tokens
+  int64_t prefill = 0;       // kCanPrefill and kForcePrefill
+  int64_t reserved = 0;
   bool operator==(const StepRow&) const = default;
 };
 static_assert(sizeof(StepRow) == 16 * sizeof(int64_t));
@@ -48,7 +54,12 @@ struct StepPlan {
   std::vector<int64_t> group_tokens;  // [attention groups]
   std::vector<int64_t> group_logits;  // [attention groups]
   std::vector<int64_t> batch_words;   // [attention groups]
-  int64_t hash = 0;                   // the next row's plan_hash
+  std::vector<int64_t> decoding;      // [attention groups], in the next step
+  std::vector<int64_t> prefill;       // [attention groups], kCanPrefill and kForcePrefill
+  // The work of this number and all before has reached every rank. What must take effect on all of them between the
+  // same two steps waits for its number here.
+  uint64_t seen_by_all = 0;
+  int64_t hash = 0;  // the next row's plan_hash
 };
 
 // `rows` [tp_size] by rank. kProtocol names the ranks that differ in what must be equal, and in what.
