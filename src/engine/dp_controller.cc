@@ -161,6 +161,7 @@ class DataParallelController::Impl {
     ControlRequest request;
     std::set<size_t> waiting_for;  // ranks
     std::vector<std::string> refusals;
+    RankAnswers answers;
     Duration at_most;
     TimePoint due;
     OnControl done;
@@ -330,7 +331,11 @@ class DataParallelController::Impl {
     if (reply.ok && (kind == ControlKind::kFlushCache || kind == ControlKind::kLoadWeights)) {
       dispatcher_.rank_flushed(row_of(i));
     }
-    if (!reply.ok) control->refusals.push_back(fmt::format("rank {}: {}", i, reply.message));
+    if (!reply.ok) {
+      control->refusals.push_back(fmt::format("rank {}: {}", i, reply.message));
+    } else if (!reply.message.empty()) {
+      control->answers.emplace(static_cast<int64_t>(i), std::move(reply.message));
+    }
     finish_if_answered(control);
   }
 
@@ -509,9 +514,11 @@ class DataParallelController::Impl {
       // Requests that were accepted before come before it on the wire as well.
       send_outgoing();
       for (size_t i = 0; i < ranks_.size(); ++i) {
-        // One that starts begins with an empty cache, and is told what else holds. Weights are each rank's, all else
-        // is the business of those that plan.
-        if (!instance_of(i).ready || !(leads(i) || control.request.kind == ControlKind::kLoadWeights)) continue;
+        // One that starts begins with an empty cache, and is told what else holds. Weights and experts are each rank's,
+        // all else is the business of those that plan.
+        const ControlKind kind = control.request.kind;
+        const bool for_all = kind == ControlKind::kLoadWeights || kind == ControlKind::kRecordExperts;
+        if (!instance_of(i).ready || !(leads(i) || for_all)) continue;
         control.waiting_for.insert(i);
         if (leads(i)) {
           send(row_of(i), control.request);
@@ -542,7 +549,7 @@ class DataParallelController::Impl {
 
   std::vector<Control>::iterator finish_if_answered(std::vector<Control>::iterator control) {
     if (!control->waiting_for.empty()) return std::next(control);
-    Result<void> result;
+    Result<RankAnswers> result = std::move(control->answers);
     if (!control->refusals.empty()) {
       result = Error{ErrorCode::kUnavailable, fmt::format("{}", fmt::join(control->refusals, "; "))};
     } else if (control->request.kind == ControlKind::kLoadWeights) {
@@ -563,7 +570,7 @@ class DataParallelController::Impl {
     }
   }
 
-  std::vector<Control>::iterator finish(std::vector<Control>::iterator control, Result<void> result) {
+  std::vector<Control>::iterator finish(std::vector<Control>::iterator control, Result<RankAnswers> result) {
     const auto done = std::move(control->done);
     const auto next = controls_.erase(control);
     done(std::move(result));

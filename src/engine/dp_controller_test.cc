@@ -431,9 +431,9 @@ TEST_F(DpControllerTest, AbortsReachTheRanksThatHaveTheRequests) {
 
 class FlushTest : public DpControllerTest {
  protected:
-  std::future<Result<void>> flush() {
-    auto promise = std::make_shared<std::promise<Result<void>>>();
-    controller_->flush_cache([promise](Result<void> result) { promise->set_value(std::move(result)); });
+  std::future<Result<Backend::RankAnswers>> flush() {
+    auto promise = std::make_shared<std::promise<Result<Backend::RankAnswers>>>();
+    controller_->flush_cache([promise](auto result) { promise->set_value(std::move(result)); });
     return promise->get_future();
   }
 };
@@ -448,6 +448,18 @@ TEST_F(FlushTest, IsDoneWhenEveryRankHasAnswered) {
   }
   ASSERT_EQ(done.wait_for(kWait), std::future_status::ready);
   EXPECT_TRUE(done.get().ok());
+}
+
+TEST_F(FlushTest, HandsOnWhatRanksAnswer) {
+  start(2);
+  auto promise = std::make_shared<std::promise<Result<Backend::RankAnswers>>>();
+  auto done = promise->get_future();
+  controller_->control(ControlKind::kRecordExperts, "dump", 30s,
+                       [promise](auto result) { promise->set_value(std::move(result)); });
+  rank(1).send(ControlReply{.id = next<ControlRequest>(1).id, .ok = true, .message = "of rank 1"});
+  rank(0).send(ControlReply{.id = next<ControlRequest>(0).id, .ok = true, .message = "of rank 0"});
+  ASSERT_EQ(done.wait_for(kWait), std::future_status::ready);
+  EXPECT_EQ(done.get().value(), (Backend::RankAnswers{{0, "of rank 0"}, {1, "of rank 1"}}));
 }
 
 TEST_F(FlushTest, SaysWhichRankRefusedAndWhy) {
@@ -487,8 +499,8 @@ TEST_F(FlushTest, EndsAfter30SecondsNamingTheSilentRank) {
 TEST_F(FlushTest, APauseAndOtherWeightsHoldForARankThatRestarts) {
   start(2);
   const auto control = [this](ControlKind kind, const std::string& text) {
-    auto promise = std::make_shared<std::promise<Result<void>>>();
-    controller_->control(kind, text, 30s, [promise](Result<void> result) { promise->set_value(std::move(result)); });
+    auto promise = std::make_shared<std::promise<Result<Backend::RankAnswers>>>();
+    controller_->control(kind, text, 30s, [promise](auto result) { promise->set_value(std::move(result)); });
     for (const int64_t i : {0, 1}) {
       const auto request = next<ControlRequest>(i);
       EXPECT_EQ(request.kind, kind);

@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/ready_pipe.h"
 #include "engine/dp_controller.h"
+#include "engine/expert_options.h"
 #include "engine/http_api.h"
 #include "engine/layout_options.h"
 #include "engine/memory_plan.h"
@@ -85,8 +86,9 @@ class Front::Impl {
                                               .tokenizer_file = files.tokenizer,
                                               .config_override = options_.json_model_override_args.value_or(""),
                                               .chat_template = options_.chat_template.value_or("")}));
-    if (options_.tp_size > 1 || options_.ep_size > 1) {
-      SLUICE_TRY_VOID(models::check_sharding(model.config, layout_of(options_, 0)));
+    const moe::ExpertPlacement experts = expert_placement_of(options_);
+    if (options_.tp_size > 1 || options_.ep_size > 1 || !experts.trivial()) {
+      SLUICE_TRY_VOID(models::check_sharding(model.config, layout_of(options_, 0), experts));
     }
     SLUICE_TRY_VOID(listen());
     if (options_.nnodes > 1) SLUICE_TRY_VOID(gather_nodes(files));
@@ -212,10 +214,12 @@ class Front::Impl {
         return Error{ErrorCode::kUnavailable, fmt::format("rank {} failed to warm up: {}", rank, finish.message)};
       }
     }
-    auto flushed = std::make_shared<std::promise<Result<void>>>();
+    auto flushed = std::make_shared<std::promise<Result<Backend::RankAnswers>>>();
     auto flush = flushed->get_future();
-    controller_->flush_cache([flushed](Result<void> result) { flushed->set_value(std::move(result)); });
-    return flush.get();  // bounded by the controller
+    controller_->flush_cache([flushed](auto result) { flushed->set_value(std::move(result)); });
+    SLUICE_TRY(const auto answers, flush.get());  // bounded by the controller
+    (void)answers;
+    return {};
   }
 
   const EngineOptions as_given_;
@@ -239,6 +243,8 @@ Result<std::unique_ptr<Front>> Front::start(const EngineOptions& options, FrontH
   SLUICE_TRY_VOID(check_engine_options(options));
   EngineOptions adjusted = options;
   for (const std::string& line : adjust_layout(adjusted)) SLUICE_LOG(warn, kComponent, "{}", line);
+  SLUICE_TRY(const auto expert_lines, adjust_experts(adjusted));
+  for (const std::string& line : expert_lines) SLUICE_LOG(warn, kComponent, "{}", line);
   if (adjusted.moe_runner_backend != "auto") {
     SLUICE_LOG(info, kComponent, "--moe-runner-backend {}: experts are multiplied by our own grouped products",
                adjusted.moe_runner_backend);

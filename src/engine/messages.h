@@ -69,7 +69,8 @@ enum class ControlKind : uint8_t {
   kContinue,
   kStartProfile,  // text: StepTraceOptions as JSON
   kStopProfile,
-  kLoadWeights,  // text: a model as models/locate.h resolved it
+  kLoadWeights,    // text: a model as models/locate.h resolved it
+  kRecordExperts,  // text: start, stop or dump; the answer to a dump is this rank's record
   kShutdown
 };
 struct ControlRequest {

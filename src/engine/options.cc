@@ -22,7 +22,8 @@ constexpr std::string_view kMemory = "Memory";
 constexpr std::string_view kScheduling = "Scheduling";
 
 std::vector<RejectedFlag> rejected_flags() {
-  constexpr std::string_view kEplb = "experts are not moved or replicated yet; leave it out.";
+  constexpr std::string_view kEplb =
+      "experts are not moved while the server runs; start it with --init-expert-location and a record of their loads.";
   constexpr std::string_view kOverlap = "communication does not overlap with computing yet; leave it out.";
   constexpr std::string_view kGraph = "there are no CUDA graphs on this device; leave it out.";
   constexpr std::string_view kPd = "prefill/decode disaggregation is outside the scope of this engine.";
@@ -51,17 +52,12 @@ std::vector<RejectedFlag> rejected_flags() {
       {"disable-cuda-graph-padding", kGraph},
       {"deepep-mode", "rows are always dispatched by their exact counts; leave it out."},
       {"deepep-config", "it tunes kernels of a library that is not used here; leave it out."},
-      {"ep-num-redundant-experts", kEplb},
-      {"ep-dispatch-algorithm", kEplb},
-      {"init-expert-location", kEplb},
       {"enable-eplb", kEplb},
-      {"eplb-algorithm", kEplb},
       {"eplb-rebalance-num-iterations", kEplb},
       {"eplb-rebalance-layers-per-chunk", kEplb},
       {"eplb-min-rebalancing-utilization-threshold", kEplb},
-      {"expert-distribution-recorder-mode", "the recorder of expert loads is not built yet; leave it out."},
-      {"expert-distribution-recorder-buffer-size", "the recorder of expert loads is not built yet; leave it out."},
-      {"enable-expert-distribution-metrics", "the recorder of expert loads is not built yet; leave it out."},
+      {"enable-expert-distribution-metrics",
+       "not built yet; /dump_expert_distribution_record says how balanced it was."},
       {"enable-two-batch-overlap", kOverlap},
       {"tbo-token-distribution-threshold", kOverlap},
       {"enable-single-batch-overlap", kOverlap},
@@ -387,6 +383,55 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/front",
            .group = kParallel,
            .help = "Taken for compatibility and logged: experts are multiplied by this engine's own grouped products."},
+          {.name = "ep-num-redundant-experts",
+           .field = &O::ep_num_redundant_experts,
+           .value = int64_t{0},
+           .range = {0, 65536},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help = "Copies of experts in each layer, beyond one of each. Experts and copies together are divided by "
+                   "--ep-size."},
+          {.name = "init-expert-location",
+           .field = &O::init_expert_location,
+           .value = std::string("trivial"),
+           .metavar = "FILE|JSON",
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help = "Where experts and their copies are: trivial (one after another, and again from the first on), or a "
+                   ".json file or JSON with physical_to_logical_map, or with the logical_count of "
+                   "/dump_expert_distribution_record, which are balanced then."},
+          {.name = "ep-dispatch-algorithm",
+           .field = &O::ep_dispatch_algorithm,
+           .value = OptText(),
+           .choices = {"static", "dynamic"},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help = "Which copy of an expert a token goes to: static its own rank's, else one that is shared out among "
+                   "the ranks; dynamic any, at random. Default: static."},
+          {.name = "eplb-algorithm",
+           .field = &O::eplb_algorithm,
+           .value = OptText(),
+           .choices = {"auto", "deepseek", "deepseek_hierarchical"},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help =
+               "How --init-expert-location balances a logical_count: deepseek over all ranks, deepseek_hierarchical "
+               "groups of experts over nodes first. Default: auto, hierarchical where the groups divide."},
+          {.name = "expert-distribution-recorder-mode",
+           .field = &O::expert_distribution_recorder_mode,
+           .value = OptText(),
+           .choices = {"stat", "stat_approx", "per_pass", "per_token"},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help = "What /start_expert_distribution_record records of the experts' loads: stat their sums (stat_approx "
+                   "the same), per_pass each step, per_token the experts of each token."},
+          {.name = "expert-distribution-recorder-buffer-size",
+           .field = &O::expert_distribution_recorder_buffer_size,
+           .value = OptInt(),
+           .range = {-1, 1e9},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help = "Steps that a recording keeps, the latest; -1 all. Default: 1000."},
           {.name = "nnodes",
            .field = &O::nnodes,
            .value = int64_t{1},
@@ -668,6 +713,16 @@ Result<void> check_engine_options(const EngineOptions& options) {
     }
   }
   SLUICE_TRY_VOID(check_nodes(options));
+  if (options.expert_distribution_recorder_buffer_size) {
+    if (!options.expert_distribution_recorder_mode) {
+      return Error{ErrorCode::kBadOption,
+                   "--expert-distribution-recorder-buffer-size needs --expert-distribution-recorder-mode"};
+    }
+    if (*options.expert_distribution_recorder_buffer_size == 0) {
+      return Error{ErrorCode::kBadOption,
+                   "--expert-distribution-recorder-buffer-size must be positive, or -1 to keep all steps"};
+    }
+  }
   const bool is_gguf = options.model_path.ends_with(".gguf");
   if (options.load_format != "auto" && (options.load_format == "gguf") != is_gguf) {
     return Error{ErrorCode::kBadOption, fmt::format("--load-format {}: {} is {}", options.load_format,

@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "base/ready_pipe.h"
 #include "base/rng.h"
+#include "engine/expert_options.h"
 #include "engine/grammar/desk.h"
 #include "engine/grammar/process.h"
 #include "engine/group_runner.h"
@@ -120,11 +121,12 @@ class RankProcess {
         if (world_) world_->progress({.phase = parallel::Phase::kLoad});
       });
     };
+    const RecordExperts record_experts = [&](std::string_view command) { return runner->record_experts(command); };
     GroupRunner* group = nullptr;
     if (world_) group = static_cast<GroupRunner*>(runner.get());
     if (group != nullptr && !groups_.layout.leads()) {
       report_ready(model, memory, 0);
-      return run_follower_loop(link_, *group, load_weights);
+      return run_follower_loop(link_, *group, load_weights, record_experts);
     }
     std::unique_ptr<KvPublisher> events;
     if (options.kv_events_config) {
@@ -234,6 +236,7 @@ class RankProcess {
     const EngineOptions& options = spec_.options;
     const StepLimits limits = plan_steps(options);
     const int64_t threads = options.threads.value_or(std::max<int64_t>(1, usable_cores() / host_ranks));
+    SLUICE_TRY(const auto recorder, expert_recorder_of(options));
     SLUICE_TRY(auto runner,
                models::load_runner({.model_path = spec_.model_file,
                                     .device = options.device,
@@ -246,6 +249,8 @@ class RankProcess {
                                     .config_override = options.json_model_override_args.value_or(""),
                                     .dummy_weights = options.load_format == "dummy",
                                     .memory_bytes = static_cast<size_t>(memory_limit_bytes() / host_ranks),
+                                    .expert_recorder = recorder,
+                                    .expert_placement = expert_placement_of(options),
                                     .groups = world_ ? &groups_ : nullptr,
                                     .shared_weights_fd = weights_fd_},
                                    [this](double share, std::string_view what) { report_progress(share, what); }));

@@ -260,6 +260,25 @@ struct RouteArgs {
   bool renormalise = false;  // the weights are divided by their sum before they are scaled
   float scale = 1;
 };
+// The copy of its expert that each pair of a token and an expert goes to, where experts have several.
+struct ChooseCopiesArgs {
+  const int32_t* ids = nullptr;     // [n, top_k] experts; -1 = none
+  const int32_t* copies = nullptr;  // [experts, width] copies of each, one at least, then -1
+  int32_t* out = nullptr;           // [n, top_k] copies; -1 = none
+  int64_t n = 0;
+  int64_t top_k = 0;
+  int64_t width = 0;
+  // Pair p goes to copy splitmix64(seed + p) modulo their number; else row i to copy i + expert modulo their number.
+  bool random = false;
+  uint64_t seed = 0;
+};
+// Of Steele, Lea and Flood 2014.
+constexpr uint64_t splitmix64(uint64_t x) {
+  x += 0x9e3779b97f4a7c15;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return x ^ (x >> 31);
+}
 // A place for each pair of token and expert, so that the rows of an expert follow each other, in the order of the
 // tokens. Each expert has room for padded_rows() of them, so that all is within n_pairs + group_padding(experts) rows.
 struct SortByExpertArgs {
@@ -387,6 +406,7 @@ class Backend {
   virtual void lightning_attention(const Context& context, const LightningAttentionArgs& args) const = 0;
   virtual void sigmoid_mul(const Context& context, const SigmoidMulArgs& args) const = 0;
   virtual void scale(const Context& context, const ScaleArgs& args) const = 0;
+  virtual void choose_copies(const Context& context, const ChooseCopiesArgs& args) const = 0;
 };
 
 struct BackendRow {

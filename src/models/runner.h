@@ -8,9 +8,12 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/result.h"
+#include "moe/expert_map.h"
+#include "moe/expert_recorder.h"
 #include "parallel/groups.h"
 
 namespace sluice::models {
@@ -100,6 +103,11 @@ class Runner {
   // With RunnerOptions::record_routing: the next step's tokens go to `routing.experts` whatever the routers choose, so
   // that two runs can be compared beyond a near tie. last_routing() still says what they chose. An empty one ends it.
   virtual void force_routing(const Routing& routing) { (void)routing; }
+  // "start", "stop" or "dump" of a recording of what this rank's experts get; a dump is moe::ExpertRecorder::take() as
+  // text. kUnimplemented without RunnerOptions::expert_recorder, or experts.
+  virtual Result<std::string> record_experts(std::string_view command) {
+    return Error{ErrorCode::kUnimplemented, std::string(command) + ": this model has no experts"};
+  }
 };
 
 struct RunnerOptions {
@@ -115,6 +123,8 @@ struct RunnerOptions {
   bool dummy_weights = false;             // of the configured shapes, read from no file
   size_t memory_bytes = 0;                // what the weights may take; 0 = no limit
   bool record_routing = false;            // keep the routers' choices of the last step
+  std::optional<moe::ExpertRecorder::Options> expert_recorder;
+  moe::ExpertPlacement expert_placement;
   // This rank's part of an instance; they outlive the runner. Null: it has the whole model.
   const parallel::Groups* groups = nullptr;
   int shared_weights_fd = -1;  // memfd shared by the ranks of one host: the first one packs into it, the others map it

@@ -199,6 +199,7 @@ class CpuBackend final : public Backend {
   }
 
   void route(const Context&, const RouteArgs& args) const override { cpu::route(args, pool_, scratch_); }
+  void choose_copies(const Context&, const ChooseCopiesArgs& args) const override { cpu::choose_copies(args, pool_); }
   void sort_by_expert(const Context&, const SortByExpertArgs& args) const override {
     cpu::sort_by_expert(args, &cpu::Linear::padded_rows);
   }
