@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """One instance of the model on two hosts: it gives the tokens of one rank; what becomes of it when a rank, a host or the network
 between them is lost, and when they come back. The hosts are network namespaces of their own behind a bridge, and this test is a
-third host. Where namespaces cannot be made, both are 127.0.0.1, and what needs a network to cut is left out.
+third host. Where namespaces cannot be made, all are 127.0.0.1, and a host is cut off by stopping its processes.
 
 usage: hosts_test.py <sluice binary> <folder of fixtures>"""
+import contextlib
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 from layout_fixture import DEEPEP, DPA, NEAR_TIE, answers, differences, generate, rank_processes, workload  # noqa: E402
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
-from sluice_process import Sluice, alive, call, wait_until  # noqa: E402
+from sluice_process import Sluice, alive, call, descendants, wait_until  # noqa: E402
 
 BINARY, FIXTURES = sys.argv[1], Path(sys.argv[2])
 INSIDE = "SLUICE_HOSTS_TEST_INSIDE"
@@ -64,8 +65,23 @@ class Host:
         run(*self.enter, "ip", "link", "set", "e0", "up")
         run(*self.enter, "ip", "link", "set", "lo", "up")
 
-    def network(self, up):
-        run("ip", "link", "set", self.link, "up" if up else "down")
+    @contextlib.contextmanager
+    def cut_off(self, server):
+        """The host, on which `server` runs."""
+        pids = [server.process.pid, *descendants(server.process.pid)]
+        try:
+            if self.namespaces:
+                run("ip", "link", "set", self.link, "down")
+            else:
+                for pid in pids:
+                    os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            if self.namespaces:
+                run("ip", "link", "set", self.link, "up")
+            else:
+                for pid in pids:
+                    os.kill(pid, signal.SIGCONT)
 
     def limit_rate(self, rate):
         """Of what it sends; None: no limit."""
@@ -78,7 +94,8 @@ class Host:
 enter_namespace()
 Host.namespaces = bool(os.environ[INSIDE])
 HOSTS = [Host(number) for number in range(4)]
-PORTS = iter(range(21000, 22000))
+# Below those that the system gives; where hosts are namespaces nobody else is there.
+PORTS = iter(range(10000 + os.getpid() % 20000, 32000))
 
 
 def flags(model, *more):
@@ -189,6 +206,18 @@ class HostsTest(unittest.TestCase):
             instance.wait_for_log(r"is refused: --page-size is 1 on node 0 and 4 on node 1")
             self.assertTrue(instance.serves())
 
+    def test_a_check_prints_the_same_table_on_both(self):
+        for more, status in (((), 0), (("--page-size", 4), 1)):
+            common = flags("tiny-llama", "--tp", 2, "--nnodes", 2, "--dist-init-addr", f"{HOSTS[0].address}:{next(PORTS)}")
+            checks = [subprocess.Popen([*HOSTS[node].enter, BINARY, "check-cluster", *map(str, common), "--node-rank", str(node),
+                                        *map(str, more if node else ())], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                      for node in (0, 1)]
+            tables = [check.communicate(timeout=60)[0] for check in checks]
+            self.assertEqual([check.returncode for check in checks], [status, status], tables)
+            self.assertEqual(tables[0], tables[1])
+            self.assertRegex(tables[0], r"(?m)^1 .* " + HOSTS[1].address + r" .* ms +-$")
+            self.assertEqual("--page-size is 1 on node 0 and 4 on node 1" in tables[0], status == 1)
+
     def test_all_end_when_node_0_ends_in_order(self):
         with Instance("tiny-llama", "--tp", 2) as instance:
             ranks = instance.ranks(0) + instance.ranks(1)
@@ -230,22 +259,25 @@ class FailureTest(unittest.TestCase):
         wait_until("its health", lambda: call(self.instance.other.url + "/health")[0] == 503, within=30)
         self.assertEqual(self.instance.other.stop(), 0)
 
-    @unittest.skipUnless(Host.namespaces, "there is no network to cut without namespaces")
     def test_a_host_that_is_cut_off_is_lost_within_bounds_and_joins_again(self):
-        HOSTS[1].network(up=False)
-        try:
+        before = self.instance.ranks(1)
+        with HOSTS[1].cut_off(self.instance.other):
             self.instance.wait_for_log(r"node 1 \(\S+ at \S+\) is lost: it has said nothing for \d+ s")
-            wait_until("node 1 to see it as well", lambda: "node 0 is lost" in self.instance.other.output(), within=30)
-            self.assertEqual(self.instance.ranks(1), [])
-        finally:
-            HOSTS[1].network(up=True)
+            self.assertEqual(generate(self.instance.url, [1, 2], 2)[0], 503)
+        wait_until("node 1 to see it as well", lambda: "node 0 is lost" in self.instance.other.output(), within=30)
+        self.comes_back()
+        self.assertFalse(set(before) & set(self.instance.ranks(1)))
+
+    def test_a_rank_that_hangs_in_a_step_is_named_with_its_host(self):
+        os.kill(self.instance.ranks(1)[0], signal.SIGSTOP)
+        self.assertIn(generate(self.instance.url, [3, 4], 2)[0], (500, 503))
+        self.instance.wait_for_log(r"rank 0 has ended \(.*no sign of rank 1 for .*; rank 1 is on " + HOSTS[1].address)
         self.comes_back()
 
 
 class GatewayTest(unittest.TestCase):
     """Replicas with DP attention, each on a host of its own, behind a gateway on a third."""
 
-    @unittest.skipUnless(Host.namespaces, "there is no network to cut without namespaces")
     def test_a_host_that_is_cut_off_costs_its_replica_until_it_is_back(self):
         replicas = [HOSTS[i].start("server", "--host", HOSTS[i].address, *flags("tiny-deepseek-v3", "--tp", 2, "--dp-size", 2, *DPA, *DEEPEP, "--enable-metrics"))
                     for i in (0, 1)]
@@ -266,13 +298,10 @@ class GatewayTest(unittest.TestCase):
 
             wait_until("two ranks of each replica", lambda: healthy(4), within=60)
             self.assertEqual(served_by_each(), [4, 4])
-            HOSTS[1].network(up=False)
-            try:
+            with HOSTS[1].cut_off(replicas[1]):
                 left = wait_until("the replica to be seen gone", lambda: healthy(2), within=60)
                 self.assertTrue(all(url.startswith(replicas[0].url) for url in left), left)
                 self.assertEqual([generate(gateway.url, [i, 3, 4], 2)[0] for i in range(8)], [200] * 8)
-            finally:
-                HOSTS[1].network(up=True)
             wait_until("the replica to be seen back", lambda: healthy(4), within=60)
             self.assertEqual(served_by_each(), [4, 4])
 
