@@ -180,6 +180,7 @@ class RankProcess {
                              .max_passes = options.prefill_delayer_max_delay_passes,
                              .token_usage_low_watermark = options.prefill_delayer_token_usage_low_watermark},
          .load_weights = load_weights,
+         .record_experts = record_experts,
          .grammars = grammars.get()},
         link_, scheduler, board_ ? &*board_ : nullptr, events.get());
   }
