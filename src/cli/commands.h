@@ -58,6 +58,7 @@ int run_explain(const Arguments& arguments);
 OptionView explain_options();
 int run_serve(const Arguments& arguments);
 OptionView serve_options();
+int run_check_cluster(const Arguments& arguments);
 int run_rank(const Arguments& arguments);
 int run_grammar(const Arguments& arguments);
 int run_bench(const Arguments& arguments);

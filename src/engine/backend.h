@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -17,7 +18,7 @@ namespace sluice::engine {
 // A rank as it stands.
 struct RankState {
   bool ready = false;
-  int64_t pid = 0;       // 0: not running
+  int64_t pid = 0;       // 0: not running, or not here
   int64_t restarts = 0;  // starts after the first
   RankReady info;        // of the last time that it became ready
   LoadSnapshot load;     // its last word; zeros before the first
@@ -46,7 +47,9 @@ class Backend {
   // Sends it to every rank that is up. `done` is called once, on the backend's thread: when all have done it; with what
   // is in the way, rank by rank (kUnavailable); or with kTimeout naming the ranks that did not answer within `at_most`.
   // A rank that starts later takes over a pause and loaded weights.
-  using OnControl = std::function<void(Result<void>)>;
+  // By rank, what those that said something said: of ControlKind::kRecordExperts.
+  using RankAnswers = std::map<int64_t, std::string>;
+  using OnControl = std::function<void(Result<RankAnswers>)>;
   virtual void control(ControlKind kind, std::string text, Duration at_most, OnControl done) = 0;
   // Empties the prefix cache of every rank.
   void flush_cache(OnControl done) { control(ControlKind::kFlushCache, "", std::chrono::seconds(30), std::move(done)); }

@@ -77,11 +77,12 @@ class DpControllerTest : public ::testing::Test {
     board_.emplace(*LoadBoard::create(ranks));
     // What stands for the ranks here does not end by itself.
     DataParallelControllerOptions options{.method = find_load_balance(method), .stop_grace = 0s};
-    options.start_rank = [this](RankSpec spec, int) {
+    options.start_rank = [this](RankSpec spec, int) -> Result<std::unique_ptr<RankHandle>> {
       std::lock_guard lock(mutex_);
       started_.push_back(spec);
       changed_.notify_all();
-      return run_shell(scripts_.contains(spec.dp_rank) ? scripts_[spec.dp_rank] : "exec sleep 600");
+      SLUICE_TRY(auto process, run_shell(scripts_.contains(spec.dp_rank) ? scripts_[spec.dp_rank] : "exec sleep 600"));
+      return handle_of(std::move(process));
     };
     return std::async(std::launch::async, [this, stop, options = std::move(options)]() mutable {
       const auto on_progress = [this](int64_t, double, std::string_view) {
@@ -430,9 +431,9 @@ TEST_F(DpControllerTest, AbortsReachTheRanksThatHaveTheRequests) {
 
 class FlushTest : public DpControllerTest {
  protected:
-  std::future<Result<void>> flush() {
-    auto promise = std::make_shared<std::promise<Result<void>>>();
-    controller_->flush_cache([promise](Result<void> result) { promise->set_value(std::move(result)); });
+  std::future<Result<Backend::RankAnswers>> flush() {
+    auto promise = std::make_shared<std::promise<Result<Backend::RankAnswers>>>();
+    controller_->flush_cache([promise](auto result) { promise->set_value(std::move(result)); });
     return promise->get_future();
   }
 };
@@ -447,6 +448,18 @@ TEST_F(FlushTest, IsDoneWhenEveryRankHasAnswered) {
   }
   ASSERT_EQ(done.wait_for(kWait), std::future_status::ready);
   EXPECT_TRUE(done.get().ok());
+}
+
+TEST_F(FlushTest, HandsOnWhatRanksAnswer) {
+  start(2);
+  auto promise = std::make_shared<std::promise<Result<Backend::RankAnswers>>>();
+  auto done = promise->get_future();
+  controller_->control(ControlKind::kRecordExperts, "dump", 30s,
+                       [promise](auto result) { promise->set_value(std::move(result)); });
+  rank(1).send(ControlReply{.id = next<ControlRequest>(1).id, .ok = true, .message = "of rank 1"});
+  rank(0).send(ControlReply{.id = next<ControlRequest>(0).id, .ok = true, .message = "of rank 0"});
+  ASSERT_EQ(done.wait_for(kWait), std::future_status::ready);
+  EXPECT_EQ(done.get().value(), (Backend::RankAnswers{{0, "of rank 0"}, {1, "of rank 1"}}));
 }
 
 TEST_F(FlushTest, SaysWhichRankRefusedAndWhy) {
@@ -486,8 +499,8 @@ TEST_F(FlushTest, EndsAfter30SecondsNamingTheSilentRank) {
 TEST_F(FlushTest, APauseAndOtherWeightsHoldForARankThatRestarts) {
   start(2);
   const auto control = [this](ControlKind kind, const std::string& text) {
-    auto promise = std::make_shared<std::promise<Result<void>>>();
-    controller_->control(kind, text, 30s, [promise](Result<void> result) { promise->set_value(std::move(result)); });
+    auto promise = std::make_shared<std::promise<Result<Backend::RankAnswers>>>();
+    controller_->control(kind, text, 30s, [promise](auto result) { promise->set_value(std::move(result)); });
     for (const int64_t i : {0, 1}) {
       const auto request = next<ControlRequest>(i);
       EXPECT_EQ(request.kind, kind);

@@ -69,7 +69,8 @@ enum class ControlKind : uint8_t {
   kContinue,
   kStartProfile,  // text: StepTraceOptions as JSON
   kStopProfile,
-  kLoadWeights,  // text: a model as models/locate.h resolved it
+  kLoadWeights,    // text: a model as models/locate.h resolved it
+  kRecordExperts,  // text: start, stop or dump; the answer to a dump is this rank's record
   kShutdown
 };
 struct ControlRequest {
@@ -147,8 +148,6 @@ struct ControlReply {
   std::string message;
 };
 
-using FromRank = std::variant<OutputBatch, RankReady, RankProgress, RankFailed, ControlReply>;
-
 // One rank's load as it stands, published in shared memory (engine/load_board.h) by every rank, idle or not.
 struct LoadSnapshot {
   int64_t unix_nanos = 0;
@@ -176,5 +175,11 @@ struct LoadSnapshot {
   uint64_t group_steps_total = 0;
   uint64_t wire_bytes_total = 0;
 };
+// Rank → front, from another host: its row of the load board.
+struct LoadReport {
+  LoadSnapshot load;
+};
+
+using FromRank = std::variant<OutputBatch, RankReady, RankProgress, RankFailed, ControlReply, LoadReport>;
 
 }  // namespace sluice::engine

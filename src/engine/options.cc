@@ -6,7 +6,9 @@
 #include "engine/grammar/grammar.h"
 #include "engine/kv_publisher.h"
 #include "engine/load_balance/method.h"
+#include "engine/nodes/link.h"
 #include "engine/schedule_policy.h"
+#include "parallel/topology.h"
 #include "parsers/reasoning.h"
 #include "parsers/tool_calls.h"
 
@@ -20,7 +22,8 @@ constexpr std::string_view kMemory = "Memory";
 constexpr std::string_view kScheduling = "Scheduling";
 
 std::vector<RejectedFlag> rejected_flags() {
-  constexpr std::string_view kEplb = "experts are not moved or replicated yet; leave it out.";
+  constexpr std::string_view kEplb =
+      "experts are not moved while the server runs; start it with --init-expert-location and a record of their loads.";
   constexpr std::string_view kOverlap = "communication does not overlap with computing yet; leave it out.";
   constexpr std::string_view kGraph = "there are no CUDA graphs on this device; leave it out.";
   constexpr std::string_view kPd = "prefill/decode disaggregation is outside the scope of this engine.";
@@ -29,15 +32,12 @@ std::vector<RejectedFlag> rejected_flags() {
   constexpr std::string_view kMedia = "images, video and audio are outside the scope of this engine.";
   constexpr std::string_view kMetrics = "not built yet; --enable-metrics exports the metrics of every rank.";
   constexpr std::string_view kLogging = "request logging is not built yet; use --log-level debug.";
-  constexpr std::string_view kOneHost = "one instance runs on one host; run one per node behind `sluice gateway`.";
   constexpr std::string_view kGpuPlace = "there is no GPU backend in this build; leave it out.";
   return {
       {"attn-cp-size", "context parallelism is not built; leave it out."},
       {"attention-context-parallel-size", "context parallelism is not built; leave it out."},
       {"moe-dp-size", "data parallelism of experts alone is not built; use --enable-dp-attention."},
       {"moe-data-parallel-size", "data parallelism of experts alone is not built; use --enable-dp-attention."},
-      {"dist-init-addr", kOneHost},
-      {"nccl-init-addr", kOneHost},
       {"base-gpu-id", kGpuPlace},
       {"gpu-id-step", kGpuPlace},
       {"elastic-ep-backend", "fault-tolerant expert backends are outside the scope of this engine."},
@@ -52,17 +52,12 @@ std::vector<RejectedFlag> rejected_flags() {
       {"disable-cuda-graph-padding", kGraph},
       {"deepep-mode", "rows are always dispatched by their exact counts; leave it out."},
       {"deepep-config", "it tunes kernels of a library that is not used here; leave it out."},
-      {"ep-num-redundant-experts", kEplb},
-      {"ep-dispatch-algorithm", kEplb},
-      {"init-expert-location", kEplb},
       {"enable-eplb", kEplb},
-      {"eplb-algorithm", kEplb},
       {"eplb-rebalance-num-iterations", kEplb},
       {"eplb-rebalance-layers-per-chunk", kEplb},
       {"eplb-min-rebalancing-utilization-threshold", kEplb},
-      {"expert-distribution-recorder-mode", "the recorder of expert loads is not built yet; leave it out."},
-      {"expert-distribution-recorder-buffer-size", "the recorder of expert loads is not built yet; leave it out."},
-      {"enable-expert-distribution-metrics", "the recorder of expert loads is not built yet; leave it out."},
+      {"enable-expert-distribution-metrics",
+       "not built yet; /dump_expert_distribution_record says how balanced it was."},
       {"enable-two-batch-overlap", kOverlap},
       {"tbo-token-distribution-threshold", kOverlap},
       {"enable-single-batch-overlap", kOverlap},
@@ -80,7 +75,6 @@ std::vector<RejectedFlag> rejected_flags() {
       {"log-requests-level", kLogging},
       {"attention-backend", "the attention kernel follows --device; leave it out."},
       {"sampling-backend", "the sampler is our own; leave it out."},
-      {"kv-cache-dtype", "the KV cache has the type of --dtype; leave it out."},
       {"quantization", "weights are read as they are stored; leave it out."},
       {"trust-remote-code", "no code that comes with a model is ever run; leave it out."},
       {"disaggregation-mode", kPd},
@@ -133,7 +127,7 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .field = &O::tokenizer_path,
            .value = OptText(),
            .metavar = "PATH",
-           .read_by = "engine/front",
+           .read_by = "engine/model_files",
            .group = kModel,
            .help = "Where the tokenizer is, if not with the model."},
           {.name = "chat-template",
@@ -186,6 +180,15 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/rank",
            .group = kModel,
            .help = "Arithmetic of the matrix products; auto is bfloat16 where the machine has it."},
+          {.name = "kv-cache-dtype",
+           .field = &O::kv_cache_dtype,
+           .value = std::string("auto"),
+           .choices = {"auto", "bf16", "bfloat16", "fp8_e4m3"},
+           .read_by = "engine/rank",
+           .group = kMemory,
+           .help =
+               "Type of the KV cache; auto is that of --dtype. fp8_e4m3 has a scale for each head's keys and values "
+               "of a token, of latents for each 64, and holds nearly twice the tokens of bfloat16."},
           {.name = "context-length",
            .field = &O::context_length,
            .value = OptInt(),
@@ -390,20 +393,81 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/front",
            .group = kParallel,
            .help = "Taken for compatibility and logged: experts are multiplied by this engine's own grouped products."},
+          {.name = "ep-num-redundant-experts",
+           .field = &O::ep_num_redundant_experts,
+           .value = int64_t{0},
+           .range = {0, 65536},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help = "Copies of experts in each layer, beyond one of each. Experts and copies together are divided by "
+                   "--ep-size."},
+          {.name = "init-expert-location",
+           .field = &O::init_expert_location,
+           .value = std::string("trivial"),
+           .metavar = "FILE|JSON",
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help = "Where experts and their copies are: trivial (one after another, and again from the first on), or a "
+                   ".json file or JSON with physical_to_logical_map, or with the logical_count of "
+                   "/dump_expert_distribution_record, which are balanced then."},
+          {.name = "ep-dispatch-algorithm",
+           .field = &O::ep_dispatch_algorithm,
+           .value = OptText(),
+           .choices = {"static", "dynamic"},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help = "Which copy of an expert a token goes to: static its own rank's, else one that is shared out among "
+                   "the ranks; dynamic any, at random. Default: static."},
+          {.name = "eplb-algorithm",
+           .field = &O::eplb_algorithm,
+           .value = OptText(),
+           .choices = {"auto", "deepseek", "deepseek_hierarchical"},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help =
+               "How --init-expert-location balances a logical_count: deepseek over all ranks, deepseek_hierarchical "
+               "groups of experts over nodes first. Default: auto, hierarchical where the groups divide."},
+          {.name = "expert-distribution-recorder-mode",
+           .field = &O::expert_distribution_recorder_mode,
+           .value = OptText(),
+           .choices = {"stat", "stat_approx", "per_pass", "per_token"},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help = "What /start_expert_distribution_record records of the experts' loads: stat their sums (stat_approx "
+                   "the same), per_pass each step, per_token the experts of each token."},
+          {.name = "expert-distribution-recorder-buffer-size",
+           .field = &O::expert_distribution_recorder_buffer_size,
+           .value = OptInt(),
+           .range = {-1, 1e9},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help = "Steps that a recording keeps, the latest; -1 all. Default: 1000."},
           {.name = "nnodes",
            .field = &O::nnodes,
            .value = int64_t{1},
            .range = {1, 1024},
-           .read_by = "engine/options",
+           .read_by = "engine/layout_options",
            .group = kParallel,
-           .help = "Hosts of this instance; only 1 is built."},
+           .help =
+               "Hosts that the ranks of the instance are divided among; divides --tp-size. The same command runs on "
+               "each of them, with its own --node-rank."},
           {.name = "node-rank",
            .field = &O::node_rank,
            .value = int64_t{0},
            .range = {0, 1023},
-           .read_by = "engine/options",
+           .read_by = "cli/server",
            .group = kParallel,
-           .help = "Which host this is; only 0 is built."},
+           .help = "Which of the hosts this is. 0 has the front and answers requests; the others run its ranks."},
+          {.name = "dist-init-addr",
+           .aliases = {"nccl-init-addr"},
+           .field = &O::dist_init_addr,
+           .value = OptText(),
+           .metavar = "HOST:PORT",
+           .read_by = "engine/nodes/leader",
+           .group = kParallel,
+           .help =
+               "With --nnodes 2 or more: an address of node 0 at which the others reach it, and a port that is free "
+               "there. Whoever reaches that network can join: keep it between the hosts."},
 
           {.name = "mem-fraction-static",
            .field = &O::mem_fraction_static,
@@ -603,6 +667,39 @@ std::string grammar_backend(const EngineOptions& options) {
   return options.grammar_backend.value_or(std::string(grammar_backend_names().front()));
 }
 
+namespace {
+
+Result<void> check_nodes(const EngineOptions& options) {
+  const auto refuse = [](std::string message) { return Error{ErrorCode::kBadOption, std::move(message)}; };
+  if (options.node_rank >= options.nnodes) {
+    return refuse(fmt::format("--node-rank {} must be from 0 to {} with --nnodes {}", options.node_rank,
+                              options.nnodes - 1, options.nnodes));
+  }
+  if (options.nnodes == 1) {
+    if (!options.dist_init_addr) return {};
+    return refuse(
+        fmt::format("--dist-init-addr {} is of --nnodes 2 or more; leave it out on one host", *options.dist_init_addr));
+  }
+  if (options.dp_size > 1 && !options.enable_dp_attention) {
+    return refuse(
+        fmt::format("--dp-size {} with --nnodes {} needs --enable-dp-attention; for replicas on several hosts "
+                    "run one server on each, and `sluice gateway --worker-urls` before them",
+                    options.dp_size, options.nnodes));
+  }
+  if (options.tp_size % options.nnodes != 0) {
+    return refuse(fmt::format("--nnodes {} does not divide --tp-size {}; the nearest values that do: {}",
+                              options.nnodes, options.tp_size,
+                              fmt::join(parallel::nearest_divisors(options.tp_size, options.nnodes), ", ")));
+  }
+  if (!options.dist_init_addr) {
+    return refuse(fmt::format("--nnodes {} needs --dist-init-addr: host:port of node 0", options.nnodes));
+  }
+  SLUICE_TRY_VOID(parse_endpoint("--dist-init-addr", *options.dist_init_addr));
+  return {};
+}
+
+}  // namespace
+
 Result<void> check_engine_options(const EngineOptions& options) {
   if (options.model_path.empty()) {
     return Error{ErrorCode::kBadOption, "--model-path is required: a folder, a .gguf file or a hub name"};
@@ -618,13 +715,22 @@ Result<void> check_engine_options(const EngineOptions& options) {
   };
   const Layout layouts[] = {
       {"pp-size", options.pp_size, 1, "pipeline parallelism is not built yet; use --dp-size for replicas"},
-      {"nnodes", options.nnodes, 1, "one instance runs on one host; run one per node behind `sluice gateway`"},
-      {"node-rank", options.node_rank, 0, "one instance runs on one host; run one per node behind `sluice gateway`"},
   };
   for (const auto& layout : layouts) {
     if (layout.value != layout.built) {
       return Error{ErrorCode::kBadOption,
                    fmt::format("--{} must be {}, not {}: {}", layout.flag, layout.built, layout.value, layout.instead)};
+    }
+  }
+  SLUICE_TRY_VOID(check_nodes(options));
+  if (options.expert_distribution_recorder_buffer_size) {
+    if (!options.expert_distribution_recorder_mode) {
+      return Error{ErrorCode::kBadOption,
+                   "--expert-distribution-recorder-buffer-size needs --expert-distribution-recorder-mode"};
+    }
+    if (*options.expert_distribution_recorder_buffer_size == 0) {
+      return Error{ErrorCode::kBadOption,
+                   "--expert-distribution-recorder-buffer-size must be positive, or -1 to keep all steps"};
     }
   }
   const bool is_gguf = options.model_path.ends_with(".gguf");

@@ -53,11 +53,19 @@ struct EngineOptions {
   std::optional<int64_t> moe_dense_tp_size;
   std::string moe_a2a_backend;
   std::string moe_runner_backend;
+  int64_t ep_num_redundant_experts;
+  std::string init_expert_location;
+  std::optional<std::string> ep_dispatch_algorithm;
+  std::optional<std::string> eplb_algorithm;
+  std::optional<std::string> expert_distribution_recorder_mode;
+  std::optional<int64_t> expert_distribution_recorder_buffer_size;
   int64_t nnodes;
   int64_t node_rank;
+  std::optional<std::string> dist_init_addr;
   // Memory
   std::optional<double> mem_fraction_static;
   std::optional<int64_t> max_total_tokens;
+  std::string kv_cache_dtype;
   int64_t page_size;
   bool disable_radix_cache;
   std::string radix_eviction_policy;

@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "base/ready_pipe.h"
 #include "base/rng.h"
+#include "engine/expert_options.h"
 #include "engine/grammar/desk.h"
 #include "engine/grammar/process.h"
 #include "engine/group_runner.h"
@@ -22,6 +23,7 @@
 #include "engine/memory_plan.h"
 #include "engine/rank_loop.h"
 #include "engine/tokenizer_files.h"
+#include "parallel/gloo.h"
 #include "parallel/shm.h"
 
 namespace sluice::engine {
@@ -72,7 +74,7 @@ log::Options log_options(const EngineOptions& options) {
 
 class RankProcess {
  public:
-  RankProcess(RankSpec spec, LoadBoard board, int weights_fd, int group_fd, RankLink link)
+  RankProcess(RankSpec spec, std::optional<LoadBoard> board, int weights_fd, int group_fd, RankLink link)
       : spec_(std::move(spec)),
         board_(std::move(board)),
         weights_fd_(weights_fd),
@@ -99,7 +101,7 @@ class RankProcess {
 
   Result<void> serve() {
     const EngineOptions& options = spec_.options;
-    const int64_t host_ranks = host_workers() * rank_count(options);
+    const int64_t host_ranks = host_workers() * ranks_per_host(options);
     SLUICE_TRY(auto tokenizer, load_tokenizer(spec_.tokenizer_file));
     SLUICE_TRY_VOID(join_group());
     SLUICE_TRY(auto runner, load(host_ranks));
@@ -119,11 +121,12 @@ class RankProcess {
         if (world_) world_->progress({.phase = parallel::Phase::kLoad});
       });
     };
+    const RecordExperts record_experts = [&](std::string_view command) { return runner->record_experts(command); };
     GroupRunner* group = nullptr;
     if (world_) group = static_cast<GroupRunner*>(runner.get());
     if (group != nullptr && !groups_.layout.leads()) {
       report_ready(model, memory, 0);
-      return run_follower_loop(link_, *group, load_weights);
+      return run_follower_loop(link_, *group, load_weights, record_experts);
     }
     std::unique_ptr<KvPublisher> events;
     if (options.kv_events_config) {
@@ -177,8 +180,9 @@ class RankProcess {
                              .max_passes = options.prefill_delayer_max_delay_passes,
                              .token_usage_low_watermark = options.prefill_delayer_token_usage_low_watermark},
          .load_weights = load_weights,
+         .record_experts = record_experts,
          .grammars = grammars.get()},
-        link_, scheduler, board_, events.get());
+        link_, scheduler, board_ ? &*board_ : nullptr, events.get());
   }
 
   // Null where there are no grammars; the front refuses them then.
@@ -195,11 +199,20 @@ class RankProcess {
 
   // Of an instance of several ranks.
   Result<void> join_group() {
-    if (group_fd_ < 0) return {};
-    SLUICE_TRY(auto segment, parallel::ShmSegment::open(group_fd_));
+    const bool has_hosts = !spec_.rendezvous.empty();
+    if (group_fd_ < 0 && !has_hosts) return {};
     const parallel::Layout layout = layout_of(spec_.options, spec_.tp_rank);
-    SLUICE_TRY(world_, parallel::join_shm(std::move(segment), static_cast<int>(layout.tp_rank),
-                                          static_cast<int>(layout.tp_size), {.join_limit = kJoinLimit}));
+    const int rank = static_cast<int>(layout.tp_rank), size = static_cast<int>(layout.tp_size);
+    const parallel::GroupOptions options{.join_limit = kJoinLimit};
+    if (has_hosts) {
+      SLUICE_TRY(world_, parallel::join_gloo({.who = {.rank = rank, .size = size, .host = spec_.address},
+                                              .rendezvous = spec_.rendezvous,
+                                              .address = spec_.address},
+                                             options));
+    } else {
+      SLUICE_TRY(auto segment, parallel::ShmSegment::open(group_fd_));
+      SLUICE_TRY(world_, parallel::join_shm(std::move(segment), rank, size, options));
+    }
     SLUICE_TRY(groups_, parallel::make_groups(*world_, layout));
     return {};
   }
@@ -224,10 +237,12 @@ class RankProcess {
     const EngineOptions& options = spec_.options;
     const StepLimits limits = plan_steps(options);
     const int64_t threads = options.threads.value_or(std::max<int64_t>(1, usable_cores() / host_ranks));
+    SLUICE_TRY(const auto recorder, expert_recorder_of(options));
     SLUICE_TRY(auto runner,
                models::load_runner({.model_path = spec_.model_file,
                                     .device = options.device,
                                     .dtype = options.dtype,
+                                    .kv_cache_dtype = options.kv_cache_dtype,
                                     .threads = static_cast<int>(threads),
                                     .max_step_tokens = limits.max_step_tokens,
                                     .max_step_seqs = limits.max_running_requests,
@@ -235,6 +250,8 @@ class RankProcess {
                                     .config_override = options.json_model_override_args.value_or(""),
                                     .dummy_weights = options.load_format == "dummy",
                                     .memory_bytes = static_cast<size_t>(memory_limit_bytes() / host_ranks),
+                                    .expert_recorder = recorder,
+                                    .expert_placement = expert_placement_of(options),
                                     .groups = world_ ? &groups_ : nullptr,
                                     .shared_weights_fd = weights_fd_},
                                    [this](double share, std::string_view what) { report_progress(share, what); }));
@@ -263,10 +280,12 @@ class RankProcess {
 
   void report_ready(const models::ModelInfo& model, const MemoryPlan& memory, int64_t max_req_input_len) {
     constexpr double kMiB = 1 << 20;
-    SLUICE_LOG(info, kComponent,
-               "rank {}: {} in {}, {:.0f} MiB of weights, KV cache of {} tokens ({:.0f} MiB), at most {} requests",
-               spec_.process, model.model_type, model.dtype, static_cast<double>(model.weight_bytes) / kMiB,
-               memory.max_total_tokens, static_cast<double>(memory.kv_bytes) / kMiB, memory.max_running_requests);
+    SLUICE_LOG(
+        info, kComponent,
+        "rank {}: {} in {}, {:.0f} MiB of weights, KV cache of {} tokens in {} ({:.0f} MiB), at most {} requests",
+        spec_.process, model.model_type, model.dtype, static_cast<double>(model.weight_bytes) / kMiB,
+        memory.max_total_tokens, model.kv_dtype, static_cast<double>(memory.kv_bytes) / kMiB,
+        memory.max_running_requests);
     link_.send(RankReady{.max_total_num_tokens = memory.max_total_tokens,
                          .max_req_input_len = max_req_input_len,
                          .max_running_requests = memory.max_running_requests,
@@ -279,7 +298,7 @@ class RankProcess {
   }
 
   const RankSpec spec_;
-  LoadBoard board_;
+  std::optional<LoadBoard> board_;  // absent: the front is on another host
   const int weights_fd_;
   const int group_fd_;
   RankLink link_;
@@ -303,6 +322,8 @@ std::string rank_spec_to_json(const RankSpec& spec) {
                         {"tokenizer_file", spec.tokenizer_file},
                         {"input_endpoint", spec.input_endpoint},
                         {"output_endpoint", spec.output_endpoint},
+                        {"rendezvous", spec.rendezvous},
+                        {"address", spec.address},
                         {"options", engine_options_to_json(options)}}
       .dump();
 }
@@ -319,6 +340,8 @@ Result<RankSpec> rank_spec_from_json(std::string_view text) {
     spec.tokenizer_file = json.at("tokenizer_file").get<std::string>();
     spec.input_endpoint = json.at("input_endpoint").get<std::string>();
     spec.output_endpoint = json.at("output_endpoint").get<std::string>();
+    spec.rendezvous = json.at("rendezvous").get<std::string>();
+    spec.address = json.at("address").get<std::string>();
     SLUICE_TRY(spec.options, engine_options_from_json(json.at("options")));
     return spec;
   } catch (const nlohmann::json::exception& e) {
@@ -337,7 +360,8 @@ Result<Process> start_rank(const RankSpec& spec, const RankDescriptors& descript
   ProcessOptions options;
   options.program = own_executable();
   options.arguments = {"rank"};
-  options.descriptors = {{kSpecVariable, file.fd}, {kBoardVariable, descriptors.load_board}};
+  options.descriptors = {{kSpecVariable, file.fd}};
+  if (descriptors.load_board >= 0) options.descriptors[kBoardVariable] = descriptors.load_board;
   if (descriptors.weights >= 0) options.descriptors[kWeightsVariable] = descriptors.weights;
   if (descriptors.group >= 0) options.descriptors[kGroupVariable] = descriptors.group;
   options.keep_stderr_tail = true;
@@ -354,7 +378,7 @@ int run_rank_process() {
   };
   const auto spec_fd = inherited_descriptor(kSpecVariable);
   const auto board_fd = inherited_descriptor(kBoardVariable);
-  if (!spec_fd || !board_fd) {
+  if (!spec_fd) {
     return fail({ErrorCode::kBadOption, "this command is started by `sluice server`, not by hand"});
   }
   const auto text = read_all(*spec_fd);
@@ -363,17 +387,21 @@ int run_rank_process() {
   auto spec = rank_spec_from_json(*text);
   if (!spec.ok()) return fail(spec.error());
   if (auto logging = log::init(log_options(spec->options)); !logging.ok()) return fail(logging.error());
-  auto board = LoadBoard::open(*board_fd);
-  if (!board.ok()) return fail(board.error());
-  if (spec->dp_rank < 0 || spec->dp_rank >= board->size()) {
-    return fail(
-        {ErrorCode::kInvalidArgument, fmt::format("rank {} of a load board of {}", spec->dp_rank, board->size())});
+  std::optional<LoadBoard> board;
+  if (board_fd) {
+    auto opened = LoadBoard::open(*board_fd);
+    if (!opened.ok()) return fail(opened.error());
+    board.emplace(std::move(*opened));
+    if (spec->dp_rank < 0 || spec->dp_rank >= board->size()) {
+      return fail(
+          {ErrorCode::kInvalidArgument, fmt::format("rank {} of a load board of {}", spec->dp_rank, board->size())});
+    }
   }
   auto link = RankLink::connect(spec->input_endpoint, spec->output_endpoint, spec->process, spec->incarnation);
   if (!link.ok()) return fail(link.error());
   const int weights_fd = inherited_descriptor(kWeightsVariable).value_or(-1);
   const int group_fd = inherited_descriptor(kGroupVariable).value_or(-1);
-  return RankProcess(std::move(*spec), std::move(*board), weights_fd, group_fd, std::move(*link)).run();
+  return RankProcess(std::move(*spec), std::move(board), weights_fd, group_fd, std::move(*link)).run();
 }
 
 }  // namespace sluice::engine

@@ -18,6 +18,15 @@ constexpr int kLingerMillis = 1000;
 // Work is on its way to another rank of the instance: it steps as soon as it is there.
 constexpr Duration kShortWait = std::chrono::milliseconds(1);
 
+Result<std::string> said(Result<void> result) {
+  if (result.ok()) return std::string();
+  return std::move(result).error();
+}
+
+ControlReply reply(uint64_t id, const Result<std::string>& done) {
+  return {.id = id, .ok = done.ok(), .message = done.ok() ? *done : done.error().message};
+}
+
 Duration wait_after(GroupRunner::Joined joined) {
   switch (joined) {
     case GroupRunner::Joined::kStepped:
@@ -86,8 +95,9 @@ Result<RankLink> RankLink::connect(const std::string& input_endpoint, const std:
   s->context = zmq_ctx_new();
   const auto open = [&](int type, const std::string& endpoint, int linger) -> void* {
     void* socket = zmq_socket(s->context, type);
-    const int unlimited = 0;
-    if (socket && zmq_setsockopt(socket, ZMQ_RCVHWM, &unlimited, sizeof(unlimited)) == 0 &&
+    const int unlimited = 0, ipv6 = 1;
+    if (socket && zmq_setsockopt(socket, ZMQ_IPV6, &ipv6, sizeof(ipv6)) == 0 &&
+        zmq_setsockopt(socket, ZMQ_RCVHWM, &unlimited, sizeof(unlimited)) == 0 &&
         zmq_setsockopt(socket, ZMQ_SNDHWM, &unlimited, sizeof(unlimited)) == 0 &&
         zmq_setsockopt(socket, ZMQ_LINGER, &linger, sizeof(linger)) == 0 &&
         zmq_connect(socket, endpoint.c_str()) == 0) {
@@ -137,7 +147,7 @@ namespace {
 
 class Loop {
  public:
-  Loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board, KvPublisher* events)
+  Loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard* board, KvPublisher* events)
       : options_(options),
         link_(link),
         scheduler_(scheduler),
@@ -257,11 +267,15 @@ class Loop {
     while (const auto request = held_.take(options_.group->last_plan().seen_by_all)) answer(*request);
   }
   void answer(const ControlRequest& request) {
-    const auto done = obey(request);
+    const auto done = request.kind == ControlKind::kRecordExperts ? record_experts(request.text) : said(obey(request));
     // Answers that precede it in time precede it on the wire.
     if (auto outputs = scheduler_.take_outputs(); !outputs.empty()) link_.send(OutputBatch{std::move(outputs)});
-    link_.send(
-        ControlReply{.id = request.id, .ok = done.ok(), .message = done.ok() ? std::string() : done.error().message});
+    link_.send(reply(request.id, done));
+  }
+
+  Result<std::string> record_experts(const std::string& command) {
+    if (options_.record_experts) return options_.record_experts(command);
+    return Error{ErrorCode::kUnimplemented, "this rank cannot record its experts"};
   }
 
   Result<void> obey(const ControlRequest& request) {
@@ -286,6 +300,8 @@ class Loop {
       case ControlKind::kShutdown:
         stop_ = true;
         return {};
+      case ControlKind::kRecordExperts:  // has an answer of its own
+        break;
     }
     return Error{ErrorCode::kInternal, "unknown control message"};
   }
@@ -339,7 +355,11 @@ class Loop {
       load.group_steps_total = options_.group->steps();
       load.wire_bytes_total = options_.group->wire_bytes();
     }
-    board_.publish(options_.dp_rank, load);
+    if (board_ != nullptr) {
+      board_->publish(options_.dp_rank, load);
+    } else {
+      link_.send(LoadReport{load});
+    }
     if (load.steps_total < next_log_) return;
     next_log_ = load.steps_total + static_cast<uint64_t>(options_.decode_log_interval);
     if (load.steps_total == 0) return;
@@ -352,7 +372,7 @@ class Loop {
   const RankLoopOptions options_;
   RankLink& link_;
   Scheduler& scheduler_;
-  LoadBoard& board_;
+  LoadBoard* const board_;
   KvPublisher* const events_;
   GrammarDesk* const grammars_;
   std::optional<StepTrace> trace_;
@@ -366,13 +386,14 @@ class Loop {
 
 }  // namespace
 
-Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board,
+Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard* board,
                            KvPublisher* events) {
   return Loop(options, link, scheduler, board, events).run();
 }
 
 Result<void> run_follower_loop(RankLink& link, GroupRunner& group,
-                               const std::function<Result<void>(const std::string& model_path)>& load_weights) {
+                               const std::function<Result<void>(const std::string& model_path)>& load_weights,
+                               const RecordExperts& record_experts) {
   HeldControls held;
   for (Duration wait = kIdleWait;;) {
     auto message = link.receive(wait);
@@ -390,11 +411,11 @@ Result<void> run_follower_loop(RankLink& link, GroupRunner& group,
     SLUICE_TRY(const auto joined, group.join());
     wait = wait_after(joined);
     while (const auto control = held.take(group.last_plan().seen_by_all)) {
-      Result<void> done;
-      if (control->kind == ControlKind::kLoadWeights) done = load_weights(control->text);
-      link.send(ControlReply{
-          .id = control->id, .ok = done.ok(), .message = done.ok() ? std::string() : done.error().message});
-      if (!done.ok() && done.error().code == ErrorCode::kInternal) return done;
+      Result<std::string> done = std::string();
+      if (control->kind == ControlKind::kLoadWeights) done = said(load_weights(control->text));
+      if (control->kind == ControlKind::kRecordExperts) done = record_experts(control->text);
+      link.send(reply(control->id, done));
+      if (!done.ok() && done.error().code == ErrorCode::kInternal) return done.error();
     }
   }
 }

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "base/clock.h"
 #include "base/result.h"
@@ -42,6 +43,9 @@ class RankLink {
   std::unique_ptr<Sockets> sockets_;
 };
 
+// What ControlKind::kRecordExperts says is done; what there is to say to the front.
+using RecordExperts = std::function<Result<std::string>(std::string_view command)>;
+
 struct RankLoopOptions {
   int64_t dp_rank = 0;
   int64_t decode_log_interval = 40;
@@ -50,15 +54,18 @@ struct RankLoopOptions {
   PrefillDelayerOptions prefill_delayer = {};  // of such a rank
   // ControlKind::kLoadWeights; absent: refused.
   std::function<Result<void>(const std::string& model_path)> load_weights = {};
+  // ControlKind::kRecordExperts; absent: refused.
+  RecordExperts record_experts = {};
   GrammarDesk* grammars = nullptr;  // outlives the loop; null: no request has a grammar
 };
 
-// Until ControlKind::kShutdown. An error is the model's: this rank cannot go on. `events`, if given, hears of the
-// prefix cache after each step.
-Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board,
+// Until ControlKind::kShutdown. An error is the model's: this rank cannot go on. Without a `board` the front gets a
+// LoadReport instead. `events`, if given, hears of the prefix cache after each step.
+Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard* board,
                            KvPublisher* events = nullptr);
 // Likewise, of a rank that computes what the leader of its attention group plans.
 Result<void> run_follower_loop(RankLink& link, GroupRunner& group,
-                               const std::function<Result<void>(const std::string& model_path)>& load_weights);
+                               const std::function<Result<void>(const std::string& model_path)>& load_weights,
+                               const RecordExperts& record_experts);
 
 }  // namespace sluice::engine

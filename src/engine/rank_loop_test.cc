@@ -75,8 +75,14 @@ class RankLoopTest : public ::testing::Test {
           {.kv_slots = 100, .max_running_requests = 2, .context_length = 100}, runner_,
           [](int32_t) { return std::string_view("x"); }, real_clock());
       GrammarDesk desk(compile_);
-      result_ =
-          run_rank_loop({.dp_rank = 1, .load_weights = load_weights_, .grammars = &desk}, link, scheduler, board_);
+      result_ = run_rank_loop({.dp_rank = 1,
+                               .load_weights = load_weights_,
+                               .record_experts = [](std::string_view command) -> Result<std::string> {
+                                 if (command == "dump") return std::string("a record");
+                                 return Error{ErrorCode::kUnimplemented, "this model has no experts"};
+                               },
+                               .grammars = &desk},
+                              link, scheduler, &board_);
     });
   }
   void TearDown() override {
@@ -268,6 +274,15 @@ TEST_F(RankLoopTest, APauseThatAbortsEndsWhatIsThere) {
   EXPECT_EQ(out.finish.kind, FinishKind::kAbort);
   EXPECT_EQ(out.finish.status_code, 0);
   EXPECT_TRUE(next<ControlReply>().ok);
+}
+
+TEST_F(RankLoopTest, ARecordOfExpertsIsTheAnswer) {
+  const auto dumped = control(ControlKind::kRecordExperts, "dump");
+  EXPECT_TRUE(dumped.ok);
+  EXPECT_EQ(dumped.message, "a record");
+  const auto refused = control(ControlKind::kRecordExperts, "start");
+  EXPECT_FALSE(refused.ok);
+  EXPECT_EQ(refused.message, "this model has no experts");
 }
 
 TEST_F(RankLoopTest, OtherWeightsAreLoadedInAPauseOnly) {

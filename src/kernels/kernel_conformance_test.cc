@@ -359,17 +359,24 @@ TEST_P(KernelConformance, RopeStaysWithinItsRoundingBound) {
 }
 
 TEST_P(KernelConformance, StoreKvRoundsToNearestAndTouchesItsSlotsOnly) {
-  for (const DType dtype : kDtypes) {
+  for (const DType dtype : kCacheTypes) {
     for (const int64_t n : {0, 1, 20}) {
-      StoreKvArgs args{.dtype = dtype, .n = n, .width = between(1, 70)};
-      args.stride = args.width + between(0, 9);
+      const int64_t group = between(1, 70), width = group * between(1, 3);
+      StoreKvArgs args{
+          .row = {.dtype = dtype, .width = width, .group = group}, .n = n, .stride = width + between(0, 9)};
       constexpr int64_t kSlots = 64;
       std::vector<int32_t> slots(kSlots);
       std::iota(slots.begin(), slots.end(), 0);
       std::shuffle(slots.begin(), slots.end(), rng_);
       slots.resize(static_cast<size_t>(n));
-      const auto k = draw(rng_, n * args.stride), v = draw(rng_, n * args.stride);
-      Stored k_cache(dtype, draw(rng_, kSlots * args.width)), v_cache(dtype, draw(rng_, kSlots * args.width));
+      // Some rows are zero, some tiny, some large.
+      auto k = draw(rng_, n * args.stride), v = draw(rng_, n * args.stride);
+      for (int64_t i = 0; i < n; ++i) {
+        const auto size = static_cast<float>(std::pow(10.0, static_cast<double>(between(-9, 9))));
+        for (int64_t j = 0; j < width; ++j) k[static_cast<size_t>(i * args.stride + j)] *= i % 5 == 4 ? 0 : size;
+      }
+      CachedRows k_cache = cache_of(args.row, draw(rng_, kSlots * width));
+      CachedRows v_cache = cache_of(args.row, draw(rng_, kSlots * width));
       StoreKvArgs own = args;
       own.k = device_.put(k);
       own.v = device_.put(v);
@@ -399,6 +406,10 @@ struct AttentionCase {
   Stored k, v;
 };
 
+KvRow heads_row(DType dtype, int64_t kv_heads, int64_t dim) {
+  return {.dtype = dtype, .width = kv_heads * dim, .group = dim};
+}
+
 AttentionCase draw_attention(Rng& rng, DType dtype, int64_t kv_heads, int64_t group, int64_t dim, int64_t n_seqs,
                              int64_t longest) {
   constexpr int64_t kSlots = 1024, kWidth = 300, kRows = 8;
@@ -407,7 +418,8 @@ AttentionCase draw_attention(Rng& rng, DType dtype, int64_t kv_heads, int64_t gr
   };
   std::vector<int32_t> table;
   for (int64_t i = 0; i < kRows * kWidth; ++i) table.push_back(static_cast<int32_t>(rng.below(kSlots)));
-  AttentionCase c{.args = {.dtype = dtype,
+  AttentionCase c{.args = {.row = heads_row(dtype, kv_heads, dim),
+                           .dtype = dtype,
                            .n_seqs = n_seqs,
                            .n_heads = kv_heads * group,
                            .n_kv_heads = kv_heads,
@@ -499,6 +511,44 @@ TEST_P(KernelConformance, AttentionStaysWithinItsRoundingBound) {
                     return 2.02 * weight_units * kF32Unit * largest_v + 2.01 * unit_of(dtype) * std::abs(want[at]);
                   });
   }
+}
+
+TEST_P(KernelConformance, AttentionOverAnyTypeOfCacheIsThatOverItsValues) {
+  for (const DType cached : kCacheTypes) {
+    for (const DType dtype : kDtypes) {
+      const int64_t kv_heads = between(1, 3), dims[] = {5, 16, 64, 80}, dim = dims[rng_.below(4)];
+      AttentionCase c = draw_attention(rng_, dtype, kv_heads, 2, dim, 3, 100);
+      const KvRow row = heads_row(cached, kv_heads, dim);
+      const auto count = static_cast<int64_t>(c.k.size());
+      const CachedRows k = cache_of(row, draw(rng_, count, 2)), v = cache_of(row, draw(rng_, count, 2));
+      c.args.row = heads_row(DType::kF32, kv_heads, dim);
+      c.k = Stored(DType::kF32, k.values);
+      c.v = Stored(DType::kF32, v.values);
+      const auto want = run_attention(device_, c);
+      c.args.row = row;
+      c.k.bytes = k.bytes;
+      c.v.bytes = v.bytes;
+      EXPECT_EQ(run_attention(device_, c), want) << tensor::to_string(cached) << " " << tensor::to_string(dtype);
+    }
+  }
+}
+
+TEST_P(KernelConformance, WhatIsNotFiniteInTheCacheStaysSo) {
+  const KvRow row{.dtype = DType::kF8E4M3, .width = 32, .group = 16};
+  std::vector<float> k(32, 1.0f);
+  k[3] = kNan;
+  char* cache = device_.put(std::vector<char>(static_cast<size_t>(row.bytes())));
+  device_->store_kv(device_.context(), {.k = device_.put(k),
+                                        .slots = device_.put(std::vector<int32_t>{0}),
+                                        .k_cache = cache,
+                                        .row = row,
+                                        .n = 1,
+                                        .stride = 32});
+  const auto stored = device_.get(cache, static_cast<size_t>(row.bytes()));
+  float scales[2];
+  std::memcpy(scales, stored.data() + 32, 8);
+  EXPECT_TRUE(std::isnan(scales[0]));
+  EXPECT_EQ(scales[1], 1 / 448.0f);
 }
 
 TEST_P(KernelConformance, AttentionDoesNotDependOnTheNumberOfThreads) {

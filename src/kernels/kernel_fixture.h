@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <limits>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,6 +17,7 @@
 #include "base/rng.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/kernels.h"
+#include "kernels/ref/ref.h"
 #include "testing/seed.h"
 
 namespace sluice::kernels {
@@ -91,6 +94,41 @@ struct Stored {
     return reinterpret_cast<const float*>(bytes.data())[i];
   }
 };
+
+// Rows of a KV cache, and the values that can be read of them.
+struct CachedRows {
+  KvRow row;
+  std::vector<char> bytes;
+  std::vector<float> values;
+};
+inline CachedRows cache_of(const KvRow& row, const std::vector<float>& drawn) {
+  CachedRows cache{.row = row, .values = std::vector<float>(drawn.size())};
+  const auto slots = std::ssize(drawn) / row.width;
+  cache.bytes.resize(static_cast<size_t>(slots * row.bytes()));
+  std::vector<int32_t> all(static_cast<size_t>(slots));
+  std::iota(all.begin(), all.end(), 0);
+  ref::store_kv({.k = drawn.data(),
+                 .slots = all.data(),
+                 .k_cache = cache.bytes.data(),
+                 .row = row,
+                 .n = slots,
+                 .stride = row.width});
+  for (int64_t i = 0; i < std::ssize(drawn); ++i) {
+    const char* const stored = cache.bytes.data() + i / row.width * row.bytes();
+    const int64_t at = i % row.width;
+    float& value = cache.values[static_cast<size_t>(i)];
+    if (row.dtype == DType::kF8E4M3) {
+      std::memcpy(&value, stored + row.width + at / row.group * 4, 4);
+      value *= tensor::f8_e4m3_to_float(static_cast<uint8_t>(stored[at]));
+    } else if (row.dtype == DType::kBf16) {
+      value = tensor::bf16_to_float(reinterpret_cast<const uint16_t*>(stored)[at]);
+    } else {
+      value = reinterpret_cast<const float*>(stored)[at];
+    }
+  }
+  return cache;
+}
+inline constexpr DType kCacheTypes[] = {DType::kF32, DType::kBf16, DType::kF8E4M3};
 
 // Fails with the element that is furthest beyond its bound.
 inline void expect_within(const std::function<double(int64_t)>& got, const std::function<double(int64_t)>& want,

@@ -131,15 +131,27 @@ struct RopeArgs {
   int64_t stride = 0;
   bool interleaved = false;  // pairs (2i, 2i+1) as in GGUF's Llama files; else (i, i + half)
 };
+// How the KV cache stores the row of a token: `width` values of dtype, kF32, kBf16 or kF8E4M3. With the latter a
+// float32 scale follows for each `group` of them, which divides width: a value is its stored one times the scale, and
+// the largest of the group is stored as 448.
+struct KvRow {
+  DType dtype = DType::kF32;
+  int64_t width = 0;
+  int64_t group = 0;  // of kF8E4M3
+
+  int64_t bytes() const {
+    if (dtype == DType::kF8E4M3) return width + width / group * 4;
+    return width * (dtype == DType::kBf16 ? 2 : 4);
+  }
+};
 struct StoreKvArgs {
-  const float* k = nullptr;        // [n, width], rows stride apart
+  const float* k = nullptr;        // [n, row.width], rows stride apart
   const float* v = nullptr;        // likewise; null = the cache has one plane, such as that of latent attention
   const int32_t* slots = nullptr;  // [n]
-  void* k_cache = nullptr;         // [slots, width] of dtype
+  void* k_cache = nullptr;         // [slots] of row
   void* v_cache = nullptr;
-  DType dtype = DType::kF32;
+  KvRow row;  // of kv_heads * head_dim values, or latent + rotary
   int64_t n = 0;
-  int64_t width = 0;  // kv_heads * head_dim, or latent + rotary
   int64_t stride = 0;
 };
 // Causal attention of new tokens over the paged KV cache, softmax(q k^T * scale) v, by blocks with a running maximum
@@ -147,7 +159,8 @@ struct StoreKvArgs {
 struct AttentionArgs {
   const float* q = nullptr;  // [n, n_heads, head_dim], rows stride apart
   const void* k_cache = nullptr;
-  const void* v_cache = nullptr;  // [slots, kv_heads, head_dim] of dtype
+  const void* v_cache = nullptr;  // [slots] of row: kv_heads * head_dim values
+  KvRow row;
   DType dtype = DType::kF32;
   const int32_t* slot_table = nullptr;   // [rows, table_width]
   const int32_t* table_rows = nullptr;   // [n_seqs]
@@ -170,7 +183,8 @@ struct LatentAttentionArgs {
   const float* q_rotary = nullptr;  // [n, n_heads, rotary]
   int64_t q_rotary_stride = 0;      // from row to row
   int64_t q_rotary_head_stride = 0;
-  const void* cache = nullptr;  // [slots, latent + rotary] of dtype
+  const void* cache = nullptr;  // [slots] of row: latent + rotary values
+  KvRow row;
   DType dtype = DType::kF32;
   const int32_t* slot_table = nullptr;   // [rows, table_width]
   const int32_t* table_rows = nullptr;   // [n_seqs]
@@ -190,7 +204,8 @@ struct LatentAttentionArgs {
 struct ExpandedAttentionArgs {
   const float* q = nullptr;     // [n, n_heads, nope + rotary], rounded to dtype for the products
   int64_t q_stride = 0;         // from row to row
-  const void* cache = nullptr;  // [slots, latent + rotary] of dtype
+  const void* cache = nullptr;  // [slots] of row: latent + rotary values
+  KvRow row;
   DType dtype = DType::kF32;
   const LinearShape* key_shape = nullptr;  // whole, [nope, latent]
   const void* keys = nullptr;              // [n_heads] packed, key_stride bytes apart: K
@@ -245,6 +260,25 @@ struct RouteArgs {
   bool renormalise = false;  // the weights are divided by their sum before they are scaled
   float scale = 1;
 };
+// The copy of its expert that each pair of a token and an expert goes to, where experts have several.
+struct ChooseCopiesArgs {
+  const int32_t* ids = nullptr;     // [n, top_k] experts; -1 = none
+  const int32_t* copies = nullptr;  // [experts, width] copies of each, one at least, then -1
+  int32_t* out = nullptr;           // [n, top_k] copies; -1 = none
+  int64_t n = 0;
+  int64_t top_k = 0;
+  int64_t width = 0;
+  // Pair p goes to copy splitmix64(seed + p) modulo their number; else row i to copy i + expert modulo their number.
+  bool random = false;
+  uint64_t seed = 0;
+};
+// Of Steele, Lea and Flood 2014.
+constexpr uint64_t splitmix64(uint64_t x) {
+  x += 0x9e3779b97f4a7c15;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return x ^ (x >> 31);
+}
 // A place for each pair of token and expert, so that the rows of an expert follow each other, in the order of the
 // tokens. Each expert has room for padded_rows() of them, so that all is within n_pairs + group_padding(experts) rows.
 struct SortByExpertArgs {
@@ -372,6 +406,7 @@ class Backend {
   virtual void lightning_attention(const Context& context, const LightningAttentionArgs& args) const = 0;
   virtual void sigmoid_mul(const Context& context, const SigmoidMulArgs& args) const = 0;
   virtual void scale(const Context& context, const ScaleArgs& args) const = 0;
+  virtual void choose_copies(const Context& context, const ChooseCopiesArgs& args) const = 0;
 };
 
 struct BackendRow {

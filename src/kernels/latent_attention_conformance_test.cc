@@ -1,4 +1,5 @@
 // The kernels of latent attention, as in kernel_conformance_test.cc.
+#include <numeric>
 #include <tuple>
 
 #include "kernels/cpu/plain_products.h"
@@ -83,10 +84,15 @@ struct LatentCase {
 
 constexpr int64_t kSlots = 4096, kWidth = 3000, kRows = 4;
 
+KvRow latent_row(DType dtype, int64_t latent, int64_t rotary) {
+  return {.dtype = dtype, .width = latent + rotary, .group = std::gcd(latent, rotary)};
+}
+
 LatentCase draw_latent(Rng& rng, DType dtype, int64_t heads, int64_t latent, int64_t rotary,
                        std::initializer_list<std::pair<int32_t, int32_t>> queries_and_lengths) {
   LatentCase c{.args = {.q_rotary_stride = heads * (rotary + 3) + 5,
                         .q_rotary_head_stride = rotary + 3,
+                        .row = latent_row(dtype, latent, rotary),
                         .dtype = dtype,
                         .n_seqs = static_cast<int64_t>(queries_and_lengths.size()),
                         .n_heads = heads,
@@ -241,6 +247,7 @@ ExpandedCase draw_expanded(Rng& rng, DType dtype, int64_t heads, int64_t latent,
   const int64_t stride = heads * (nope + rotary) + 3;
   const double size = 2 / std::sqrt(static_cast<double>(latent));
   const ExpandedAttentionArgs args{.q_stride = stride,
+                                   .row = latent_row(dtype, latent, rotary),
                                    .dtype = dtype,
                                    .n_seqs = c.args.n_seqs,
                                    .n_heads = heads,
@@ -391,12 +398,32 @@ TEST_P(LatentKernelConformance, ExpandedAttentionDoesNotDependOnTheNumberOfThrea
   EXPECT_EQ(run_expanded(device_, c), run_expanded(alone, c));
 }
 
+TEST_P(LatentKernelConformance, AttentionOverAnyTypeOfCacheIsThatOverItsValues) {
+  for (const DType cached : kCacheTypes) {
+    for (const DType dtype : kDtypes) {
+      if (!device_->multiplies(dtype)) continue;
+      SCOPED_TRACE(fmt::format("{} {}", tensor::to_string(cached), tensor::to_string(dtype)));
+      ExpandedCase c = draw_expanded(rng_, dtype, 3, 64, 16, 12, 10, {{1, 300}, {20, 40}});
+      const auto count = static_cast<int64_t>(c.latent.cache.size());
+      const CachedRows cache = cache_of(latent_row(cached, 64, 16), draw(rng_, count, 2));
+      c.args.row = c.latent.args.row = latent_row(DType::kF32, 64, 16);
+      c.latent.cache = Stored(DType::kF32, cache.values);
+      const auto absorbed = run_latent(device_, c.latent);
+      const auto expanded = run_expanded(device_, c);
+      c.args.row = c.latent.args.row = cache.row;
+      c.latent.cache.bytes = cache.bytes;
+      EXPECT_EQ(run_latent(device_, c.latent), absorbed);
+      EXPECT_EQ(run_expanded(device_, c), expanded);
+    }
+  }
+}
+
 TEST_P(LatentKernelConformance, ACacheOfOnePlaneIsStored) {
-  for (const DType dtype : kDtypes) {
-    StoreKvArgs args{.dtype = dtype, .n = 3, .width = 48, .stride = 50};
+  for (const DType dtype : kCacheTypes) {
+    StoreKvArgs args{.row = latent_row(dtype, 32, 16), .n = 3, .stride = 50};
     const std::vector<int32_t> slots{5, 0, 7};
     const auto rows = draw(rng_, args.n * args.stride);
-    Stored cache(dtype, draw(rng_, 8 * args.width));
+    CachedRows cache = cache_of(args.row, draw(rng_, 8 * args.row.width));
     StoreKvArgs own = args;
     char* own_cache = device_.put(cache.bytes);
     own.k = device_.put(rows);

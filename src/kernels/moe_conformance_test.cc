@@ -251,6 +251,42 @@ TEST_P(MoeKernelConformance, SortByExpertGivesEachItsRowsInOrderWithRoomToSpare)
   }
 }
 
+TEST_P(MoeKernelConformance, ChooseCopiesChoosesAsItsTwin) {
+  for (const bool random : {false, true}) {
+    const int64_t n = 400, top_k = 3, experts = 5, width = 4, pairs = n * top_k;
+    // Expert e has 1 + e % width copies.
+    std::vector<int32_t> copies(static_cast<size_t>(experts * width), -1);
+    for (int64_t e = 0, next = 0; e < experts; ++e) {
+      for (int64_t k = 0; k <= e % width; ++k)
+        copies[static_cast<size_t>(e * width + k)] = static_cast<int32_t>(next++);
+    }
+    const std::vector<int32_t> ids = draw_pairs(rng_, pairs, experts, 0);
+    int32_t* out = device_.put(std::vector<int32_t>(ids.size(), -7));
+    ChooseCopiesArgs args{.ids = device_.put(ids),
+                          .copies = device_.put(copies),
+                          .out = out,
+                          .n = n,
+                          .top_k = top_k,
+                          .width = width,
+                          .random = random,
+                          .seed = 99};
+    device_->choose_copies(device_.context(), args);
+    const std::vector<int32_t> got = device_.get(out, ids.size());
+    std::vector<int32_t> want(ids.size());
+    args.ids = ids.data();
+    args.copies = copies.data();
+    args.out = want.data();
+    ref::choose_copies(args);
+    EXPECT_EQ(got, want);
+    // Each copy gets about its share: expert 3 has four, to which some 240 pairs go.
+    std::vector<int> times(11);
+    for (const int32_t copy : got) {
+      if (copy >= 0) ++times[static_cast<size_t>(copy)];
+    }
+    for (size_t copy = 6; copy < 10; ++copy) EXPECT_GT(times[copy], 20) << copy;
+  }
+}
+
 TEST_P(MoeKernelConformance, ScatterRowsCopiesExactly) {
   for (const DType dtype : kDtypes) {
     const int64_t n = 20, copies = 3, width = between(1, 70), m = 80;

@@ -22,6 +22,8 @@ struct Case {
   std::string device;
   std::string dtype;
   Layout layout;
+  moe::ExpertPlacement placement = {};
+  std::string_view placed = {};  // the placement's name
 };
 
 std::string name_of(const Case& c) {
@@ -29,6 +31,7 @@ std::string name_of(const Case& c) {
   std::string name = fmt::format("{}_{}_{}_tp{}dp{}ep{}{}{}{}", c.fixture, c.device, c.dtype, l.tp_size, l.dp_size,
                                  l.ep_size, l.a2a == parallel::MoeAllToAll::kDeepEp ? "_deepep" : "",
                                  l.dense_data_parallel ? "_dense_dp" : "", l.dp_lm_head ? "_dp_head" : "");
+  name += c.placed;
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 }
@@ -53,6 +56,7 @@ class Instance {
                                  .max_step_tokens = 128,
                                  .max_step_seqs = 8,
                                  .record_routing = true,
+                                 .expert_placement = c.placement,
                                  .groups = &rank.groups});
       ASSERT_TRUE(runner.ok()) << runner.error().message;
       rank.runner = std::move(*runner);
@@ -204,6 +208,40 @@ std::vector<Layout> layouts() {
   return all;
 }
 
+// Copies of experts, anywhere: the last expert is everywhere, the others where they happen to be, and every layer is
+// another.
+moe::ExpertPlacement scattered(const ModelConfig& config, int64_t ranks, moe::CopyChoice choice) {
+  const int64_t logical = config.moe->experts, physical = logical + 2 * ranks;
+  Rng rng(7);
+  nlohmann::json map = nlohmann::json::array();
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    std::vector<int32_t> copies;
+    for (int64_t i = 0; i < logical; ++i) copies.push_back(static_cast<int32_t>(i));
+    for (int64_t i = 0; i < ranks; ++i) copies.push_back(static_cast<int32_t>(logical - 1));
+    for (int64_t i = 0; i < ranks; ++i)
+      copies.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(logical))));
+    std::shuffle(copies.begin(), copies.end(), rng);
+    map.push_back(copies);
+  }
+  return {.redundant = physical - logical,
+          .location = nlohmann::json{{"physical_to_logical_map", map}}.dump(),
+          .choice = choice};
+}
+
+void add_placements(std::vector<Case>& cases, const ModelConfig& config, Case plain) {
+  const int64_t ranks = plain.layout.ep_size;
+  if (ranks == 1) return;
+  cases.push_back(plain);
+  cases.back().placement = scattered(config, ranks, moe::CopyChoice::kStatic);
+  cases.back().placed = "_copies_static";
+  cases.push_back(plain);
+  cases.back().placement = scattered(config, ranks, moe::CopyChoice::kDynamic);
+  cases.back().placed = "_copies_dynamic";
+  cases.push_back(plain);
+  cases.back().placement = {.redundant = ranks};
+  cases.back().placed = "_copies_trivial";
+}
+
 // Every checkpoint among the fixtures, in the layouts that it can be divided into.
 std::vector<Case> cases() {
   std::vector<Case> all;
@@ -216,7 +254,11 @@ std::vector<Case> cases() {
     for (const Layout& layout : layouts()) {
       if (!check_sharding(*config, layout).ok()) continue;
       all.push_back({fixture, "cpu", "float32", layout});
-      if (layout.tp_size == 4 && layout.dp_size == 2) all.push_back({fixture, "sim", "float32", layout});
+      if (layout.tp_size == 4 && layout.dp_size == 2) {
+        add_placements(all, *config, all.back());
+        all.push_back({fixture, "sim", "float32", layout});
+        add_placements(all, *config, all.back());
+      }
       if (layout.tp_size == 4 && layout.ep_size == 4 && kernels::best_dtype() == kernels::DType::kBf16) {
         all.push_back({fixture, "cpu", "bfloat16", layout});
       }

@@ -64,6 +64,7 @@ class CountingBackend final : public kernels::Backend {
   void lightning_attention(const Context&, const kernels::LightningAttentionArgs&) const override { never(); }
   void sigmoid_mul(const Context&, const kernels::SigmoidMulArgs&) const override { never(); }
   void scale(const Context&, const kernels::ScaleArgs&) const override { never(); }
+  void choose_copies(const Context&, const kernels::ChooseCopiesArgs&) const override { never(); }
 
  private:
   static void never() { SLUICE_CHECK(false, "a device that only counts was asked to compute"); }

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <tuple>
 
 #include "base/check.h"
@@ -75,8 +76,22 @@ Result<kernels::DType> dtype_of(const std::string& name) {
   return Error{ErrorCode::kBadOption, fmt::format("--dtype {} is not supported; auto, bfloat16 and float32 are", name)};
 }
 
+Result<kernels::DType> kv_dtype_of(const std::string& name, kernels::DType dtype) {
+  if (name == "auto") return dtype;
+  if (name == "bfloat16" || name == "bf16") return kernels::DType::kBf16;
+  if (name == "fp8_e4m3") return kernels::DType::kF8E4M3;
+  return Error{ErrorCode::kBadOption,
+               fmt::format("--kv-cache-dtype {} is not supported; auto, bfloat16 and fp8_e4m3 are", name)};
+}
+
+std::string_view name_of(kernels::DType dtype) {
+  if (dtype == kernels::DType::kF8E4M3) return "fp8_e4m3";
+  return dtype == kernels::DType::kBf16 ? "bf16" : "f32";
+}
+
 // What the packed weights depend on: the files as they stand, the arithmetic, and whose part they are.
 uint64_t weights_key(const RunnerOptions& options, kernels::DType dtype, const parallel::Layout& layout) {
+  const moe::ExpertPlacement& experts = options.expert_placement;
   const std::string& path = options.model_path;
   std::vector<std::string> files{path};
   if (!path.ends_with(".gguf")) {
@@ -88,9 +103,10 @@ uint64_t weights_key(const RunnerOptions& options, kernels::DType dtype, const p
     std::sort(files.begin(), files.end());
   }
   std::string text =
-      fmt::format("{}|{}|{}|{}/{}/{}/{}/{}{}{}", tensor::to_string(dtype), options.dummy_weights,
+      fmt::format("{}|{}|{}|{}/{}/{}/{}/{}{}{}|{}/{}/{}/{}", tensor::to_string(dtype), options.dummy_weights,
                   options.config_override, layout.tp_rank, layout.tp_size, layout.dp_size, layout.ep_size,
-                  static_cast<int>(layout.a2a), layout.dense_data_parallel, layout.dp_lm_head);
+                  static_cast<int>(layout.a2a), layout.dense_data_parallel, layout.dp_lm_head, experts.redundant,
+                  experts.location, experts.algorithm, experts.nodes);
   for (const auto& file : files) {
     struct stat status {};
     if (::stat(file.c_str(), &status) != 0) std::memset(&status, 0, sizeof(status));
@@ -141,22 +157,29 @@ class DecoderRunner final : public Runner {
                                               const std::function<void(double, std::string_view)>& progress) {
     SLUICE_TRY(Checkpoint checkpoint, open_checkpoint(options));
     SLUICE_TRY(const kernels::DType dtype, dtype_of(options.dtype));
+    SLUICE_TRY(const kernels::DType kv_dtype, kv_dtype_of(options.kv_cache_dtype, dtype));
     SLUICE_TRY(auto backend, kernels::make_backend(options.device, options.threads));
     if (!backend->multiplies(dtype)) {
       return Error{ErrorCode::kBadOption,
                    fmt::format("--dtype {}: this machine has no matrix products in it; use float32", options.dtype)};
     }
     SLUICE_TRY(const FamilyRow* family, find_family(checkpoint.config.architectures[0]));
-    if (options.groups != nullptr) SLUICE_TRY_VOID(check_sharding(checkpoint.config, options.groups->layout));
+    const parallel::Layout layout = options.groups == nullptr ? parallel::Layout{} : options.groups->layout;
+    if (options.groups != nullptr) SLUICE_TRY_VOID(check_sharding(checkpoint.config, layout, options.expert_placement));
+    SLUICE_TRY(auto map, expert_map_of(checkpoint.config, layout, options.expert_placement));
 
     std::unique_ptr<DecoderRunner> runner(
-        new DecoderRunner(options, std::move(backend), checkpoint.config, dtype, *checkpoint.source));
+        new DecoderRunner(options, std::move(backend), checkpoint.config, dtype, *checkpoint.source, std::move(map)));
     runner->decoder_ = family->make(checkpoint.config, runner->weights_);
+    runner->decoder_->kv().store_as(kv_dtype);
     SLUICE_TRY_VOID(check_memory(runner->weights_, options.memory_bytes));
     SLUICE_TRY_VOID(runner->weights_.materialise(
         *checkpoint.source, runner->context_,
         {.fd = options.shared_weights_fd, .key = weights_key(options, dtype, runner->weights_.layout())}, progress));
-    SLUICE_TRY_VOID(runner->make_buffers(options.record_routing));
+    const auto& recorder = options.expert_recorder;
+    const bool each_token = recorder && recorder->mode == moe::RecordMode::kPerToken;
+    SLUICE_TRY_VOID(runner->make_buffers(options.record_routing || each_token));
+    if (recorder && checkpoint.config.moe) runner->make_recorder(*recorder);
     runner->fill_info(options);
     return std::unique_ptr<Runner>(std::move(runner));
   }
@@ -184,35 +207,28 @@ class DecoderRunner final : public Runner {
   std::span<int32_t> slot_table() override { return table_; }
 
   Result<std::span<const float>> forward(const StepBatch& batch) override {
-    ForwardBatch staged = stage(batch);
-    const parallel::Layout& layout = weights_.layout();
-    const bool own_tokens = layout.a2a != parallel::MoeAllToAll::kNone;
-    last_first_ = 0;
-    first_normed_ = 0;
-    if (layout.dp_attention() && !layout.dp_lm_head) {
-      const auto before = static_cast<size_t>(layout.attention_dp().rank);
-      for (const int64_t rows : batch.group_logits.first(before)) first_normed_ += rows;
+    ++steps_;
+    auto logits = compute(batch);
+    if (logits.ok() && recorder_ && recorder_->recording()) record(batch);
+    return logits;
+  }
+
+  Result<std::string> record_experts(std::string_view command) override {
+    if (decoder_->routing().layers() == 0) return Runner::record_experts(command);
+    if (!recorder_) {
+      return Error{ErrorCode::kUnimplemented,
+                   "experts are recorded with --expert-distribution-recorder-mode stat, per_pass or per_token"};
     }
-    if (layout.dp_attention() && !own_tokens) {
-      const auto before = static_cast<size_t>(layout.attention_dp().rank);
-      for (const int64_t tokens : batch.group_tokens.first(before)) last_first_ += tokens;
+    if (command == "start") {
+      recorder_->start(own_loads());
+    } else if (command == "stop") {
+      recorder_->stop();
+    } else if (command == "dump") {
+      return recorder_->take().dump();
+    } else {
+      return Error{ErrorCode::kInternal, fmt::format("'{}' is no command of a recorder", command)};
     }
-    last_tokens_ = own_tokens ? parallel::part_of(staged.n_tokens, layout.attention_tp()).count : staged.n_tokens;
-    SLUICE_TRY(const Logits logits, decoder_->forward(context_, staged));
-    if (logits.widths.empty()) {
-      backend_->synchronize(context_);
-      return std::span<const float>();
-    }
-    const size_t count = batch.logit_rows.size() * static_cast<size_t>(config_.vocab_size);
-    const float* values = logits.values;
-    if (!backend_->host_visible()) {
-      host_logits_.resize(count);
-      backend_->copy_to_host(context_, host_logits_.data(), values, count * sizeof(float));
-      values = host_logits_.data();
-    }
-    backend_->synchronize(context_);
-    if (logits.widths.size() == 1) return std::span<const float>(values, count);
-    return joined(logits.widths, values, staged.n_logits);
+    return std::string();
   }
 
   std::vector<float> hidden(int64_t row) const override {
@@ -283,15 +299,95 @@ class DecoderRunner final : public Runner {
 
  private:
   DecoderRunner(const RunnerOptions& options, std::unique_ptr<kernels::Backend> backend, ModelConfig config,
-                kernels::DType dtype, const tensor::TensorSource& source)
+                kernels::DType dtype, const tensor::TensorSource& source, std::optional<moe::ExpertMap> map)
       : weights_from_(options),
         max_tokens_(options.max_step_tokens),
         max_seqs_(options.max_step_seqs),
         config_(std::move(config)),
+        expert_map_(std::move(map)),
         backend_(std::move(backend)),
         stream_(backend_->make_stream()),
         context_{backend_.get(), stream_.get()},
-        weights_(*backend_, dtype, &source, options.groups) {}
+        weights_(*backend_, dtype, &source, options.groups, expert_map_ ? &*expert_map_ : nullptr) {}
+
+  Result<std::span<const float>> compute(const StepBatch& batch) {
+    ForwardBatch staged = stage(batch);
+    const parallel::Layout& layout = weights_.layout();
+    const bool own_tokens = layout.a2a != parallel::MoeAllToAll::kNone;
+    last_first_ = 0;
+    first_normed_ = 0;
+    if (layout.dp_attention() && !layout.dp_lm_head) {
+      const auto before = static_cast<size_t>(layout.attention_dp().rank);
+      for (const int64_t rows : batch.group_logits.first(before)) first_normed_ += rows;
+    }
+    if (layout.dp_attention() && !own_tokens) {
+      const auto before = static_cast<size_t>(layout.attention_dp().rank);
+      for (const int64_t tokens : batch.group_tokens.first(before)) last_first_ += tokens;
+    }
+    last_tokens_ = own_tokens ? parallel::part_of(staged.n_tokens, layout.attention_tp()).count : staged.n_tokens;
+    SLUICE_TRY(const Logits logits, decoder_->forward(context_, staged));
+    if (logits.widths.empty()) {
+      backend_->synchronize(context_);
+      return std::span<const float>();
+    }
+    const size_t count = batch.logit_rows.size() * static_cast<size_t>(config_.vocab_size);
+    const float* values = logits.values;
+    if (!backend_->host_visible()) {
+      host_logits_.resize(count);
+      backend_->copy_to_host(context_, host_logits_.data(), values, count * sizeof(float));
+      values = host_logits_.data();
+    }
+    backend_->synchronize(context_);
+    if (logits.widths.size() == 1) return std::span<const float>(values, count);
+    return joined(logits.widths, values, staged.n_logits);
+  }
+
+  // Tokens that each of this rank's experts got since the start, layer by layer.
+  std::vector<int64_t> own_loads() const {
+    const RoutingRecord& routing = decoder_->routing();
+    const parallel::Slice own = parallel::part_of(routing.experts(), weights_.layout().experts());
+    std::vector<int64_t> loads;
+    for (int64_t layer = 0; layer < routing.layers(); ++layer) {
+      const auto of_layer = to_host(routing.loads({layer}) + own.first, own.count);
+      loads.insert(loads.end(), of_layer.begin(), of_layer.end());
+    }
+    return loads;
+  }
+
+  void record(const StepBatch& batch) {
+    if (recorder_->mode() != moe::RecordMode::kPerToken) return recorder_->add(steps_, own_loads(), {});
+    const Routing routing = last_routing();
+    // Of the group's tokens those whose experts this rank has chosen.
+    parallel::Slice tokens{0, std::ssize(batch.token_ids)};
+    if (weights_.layout().a2a != parallel::MoeAllToAll::kNone) {
+      tokens = parallel::part_of(tokens.count, weights_.layout().attention_tp());
+    }
+    const auto first = static_cast<size_t>(tokens.first), count = static_cast<size_t>(tokens.count);
+    recorder_->add(steps_, own_loads(),
+                   {.ids = batch.token_ids.subspan(first, count),
+                    .positions = batch.positions.subspan(first, count),
+                    .experts = routing.experts,
+                    .top_k = routing.top_k});
+  }
+
+  void make_recorder(const moe::ExpertRecorder::Options& options) {
+    const parallel::Layout& layout = weights_.layout();
+    const RoutingRecord& routing = decoder_->routing();
+    moe::ExpertRecorder::Experts experts{
+        .tp_size = layout.tp_size, .model_layers = config_.num_layers, .logical = config_.moe->experts};
+    const parallel::Slice own = parallel::part_of(routing.experts(), layout.experts());
+    for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+      if (!config_.moe->sparse[static_cast<size_t>(layer)]) continue;
+      experts.layers.push_back(layer);
+      std::vector<int32_t>& numbers = experts.own.emplace_back(static_cast<size_t>(own.count));
+      std::iota(numbers.begin(), numbers.end(), static_cast<int32_t>(own.first));
+      if (!expert_map_) continue;
+      for (int32_t& number : numbers)
+        number = expert_map_->location[static_cast<size_t>(layer)][static_cast<size_t>(number)];
+    }
+    experts.reports = layout.expert_tp().rank == 0;
+    recorder_.emplace(options, std::move(experts));
+  }
 
   // Rows of whole logits of `rows` in pieces.
   std::span<const float> joined(std::span<const int64_t> widths, const float* pieces, int64_t rows) {
@@ -323,7 +419,7 @@ class DecoderRunner final : public Runner {
   size_t table_bytes() const { return table_.size() * sizeof(int32_t); }
 
   Result<void> make_buffers(bool record_routing) {
-    SLUICE_TRY_VOID(decoder_->allocate(max_tokens_));
+    SLUICE_TRY_VOID(decoder_->allocate(context_, max_tokens_));
     // A router may get the tokens of all attention groups.
     SLUICE_TRY_VOID(decoder_->routing().allocate(context_, max_tokens_ * weights_.layout().dp_size, record_routing));
     staged_bytes_ = static_cast<size_t>(4 * max_tokens_ + 3 * max_seqs_ + 1) * sizeof(int32_t);
@@ -342,7 +438,8 @@ class DecoderRunner final : public Runner {
     info_.context_length = options.context_length.value_or(config_.max_position);
     info_.eos_token_ids = config_.eos_token_ids;
     info_.bos_token_id = config_.bos_token_id;
-    info_.dtype = weights_.dtype() == kernels::DType::kBf16 ? "bf16" : "f32";
+    info_.dtype = name_of(weights_.dtype());
+    info_.kv_dtype = name_of(decoder_->kv().dtype());
     info_.kv_bytes_per_token = decoder_->kv().bytes_per_token();
     info_.state_bytes_per_sequence = decoder_->states().bytes_per_sequence();
     info_.weight_bytes = weights_.bytes();
@@ -399,12 +496,15 @@ class DecoderRunner final : public Runner {
   const int64_t max_tokens_;
   const int64_t max_seqs_;
   const ModelConfig config_;
+  const std::optional<moe::ExpertMap> expert_map_;
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<kernels::Stream> stream_;
   const kernels::Context context_;
   WeightStore weights_;
   std::unique_ptr<Decoder> decoder_;
   ModelInfo info_;
+  std::optional<moe::ExpertRecorder> recorder_;
+  int64_t steps_ = 0;  // that all ranks of the instance made together
   std::vector<int32_t> table_;
   int32_t* device_table_ = nullptr;
   int64_t table_width_ = 0;

@@ -8,9 +8,12 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/result.h"
+#include "moe/expert_map.h"
+#include "moe/expert_recorder.h"
 #include "parallel/groups.h"
 
 namespace sluice::models {
@@ -46,7 +49,8 @@ struct ModelInfo {
   int64_t context_length = 0;          // longest sequence that the positions allow
   std::vector<int32_t> eos_token_ids;  // from generation_config.json, config.json or GGUF metadata
   std::optional<int32_t> bos_token_id;
-  std::string dtype;  // arithmetic of the matrix products: "bf16" or "f32"
+  std::string dtype;     // arithmetic of the matrix products: "bf16" or "f32"
+  std::string kv_dtype;  // of the KV cache: "bf16", "f32" or "fp8_e4m3"
   size_t kv_bytes_per_token = 0;
   size_t state_bytes_per_sequence = 0;  // kept of a sequence whatever its length, such as lightning attention's
   size_t weight_bytes = 0;              // packed weights that this rank maps
@@ -99,12 +103,18 @@ class Runner {
   // With RunnerOptions::record_routing: the next step's tokens go to `routing.experts` whatever the routers choose, so
   // that two runs can be compared beyond a near tie. last_routing() still says what they chose. An empty one ends it.
   virtual void force_routing(const Routing& routing) { (void)routing; }
+  // "start", "stop" or "dump" of a recording of what this rank's experts get; a dump is moe::ExpertRecorder::take() as
+  // text. kUnimplemented without RunnerOptions::expert_recorder, or experts.
+  virtual Result<std::string> record_experts(std::string_view command) {
+    return Error{ErrorCode::kUnimplemented, std::string(command) + ": this model has no experts"};
+  }
 };
 
 struct RunnerOptions {
   std::string model_path;                 // a folder, or a .gguf file; already resolved (models/locate.h)
   std::string device = "cpu";             // cpu, or sim: the test device whose memory the host cannot touch
   std::string dtype = "auto";             // auto (bf16 where the machine has it, else f32), bfloat16, float32
+  std::string kv_cache_dtype = "auto";    // auto (dtype), bfloat16, fp8_e4m3 with scales
   int threads = 1;                        // of this rank, the calling thread included
   int64_t max_step_tokens = 8192;         // largest n_tokens of a step
   int64_t max_step_seqs = 256;            // largest n_seqs, and n_logits unless input logprobs are asked for
@@ -113,6 +123,8 @@ struct RunnerOptions {
   bool dummy_weights = false;             // of the configured shapes, read from no file
   size_t memory_bytes = 0;                // what the weights may take; 0 = no limit
   bool record_routing = false;            // keep the routers' choices of the last step
+  std::optional<moe::ExpertRecorder::Options> expert_recorder;
+  moe::ExpertPlacement expert_placement;
   // This rank's part of an instance; they outlive the runner. Null: it has the whole model.
   const parallel::Groups* groups = nullptr;
   int shared_weights_fd = -1;  // memfd shared by the ranks of one host: the first one packs into it, the others map it

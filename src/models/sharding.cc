@@ -16,7 +16,27 @@ Result<void> divides(std::string_view parts, int64_t size, std::string_view what
 
 }  // namespace
 
-Result<void> check_sharding(const ModelConfig& config, const parallel::Layout& layout) {
+Result<std::optional<moe::ExpertMap>> expert_map_of(const ModelConfig& config, const parallel::Layout& layout,
+                                                    const moe::ExpertPlacement& placement) {
+  std::optional<moe::ExpertMap> map;
+  if (placement.trivial()) return map;
+  constexpr std::string_view kFlags = "--ep-num-redundant-experts and --init-expert-location";
+  if (!config.moe) return Error{ErrorCode::kBadOption, fmt::format("{}: the model has no experts", kFlags)};
+  if (layout.ep_size == 1) {
+    return Error{ErrorCode::kBadOption,
+                 fmt::format("{} divide experts among ranks, which --ep-size 1 does not; set --ep-size or "
+                             "--moe-a2a-backend deepep",
+                             kFlags)};
+  }
+  SLUICE_TRY(map, moe::make_expert_map(placement, {.layers = config.num_layers,
+                                                   .experts = config.moe->experts,
+                                                   .groups = config.moe->groups,
+                                                   .ranks = layout.ep_size}));
+  return map;
+}
+
+Result<void> check_sharding(const ModelConfig& config, const parallel::Layout& layout,
+                            const moe::ExpertPlacement& placement) {
   SLUICE_TRY_VOID(check_layout(layout));
   const int64_t heads = layout.attention_tp_size();
   const std::string attention = layout.dp_attention()
@@ -32,12 +52,15 @@ Result<void> check_sharding(const ModelConfig& config, const parallel::Layout& l
     SLUICE_TRY_VOID(divides(fmt::format("--tp-size {}", layout.tp_size), layout.dense_ffn().size,
                             "columns of dense FFNs (intermediate_size)", config.intermediate_size));
   }
+  SLUICE_TRY(const auto map, expert_map_of(config, layout, placement));
   if (!config.moe) {
     if (layout.ep_size == 1 && layout.a2a == parallel::MoeAllToAll::kNone) return {};
     return Error{ErrorCode::kBadOption, "--ep-size and --moe-a2a-backend: the model has no experts"};
   }
   const MoeConfig& moe = *config.moe;
-  SLUICE_TRY_VOID(divides(fmt::format("--ep-size {}", layout.ep_size), layout.ep_size, "experts", moe.experts));
+  if (!map) {
+    SLUICE_TRY_VOID(divides(fmt::format("--ep-size {}", layout.ep_size), layout.ep_size, "experts", moe.experts));
+  }
   SLUICE_TRY_VOID(divides(fmt::format("--tp-size {} with --ep-size {}", layout.tp_size, layout.ep_size),
                           layout.expert_tp_size(), "columns of an expert", moe.expert_width));
   if (moe.shared_width == 0) return {};

@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <deque>
 #include <functional>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -74,25 +76,27 @@ TEST(StepSyncTest, TheHashTellsPlansAndLayoutsApart) {
 
 // The protocol without sockets or threads: a controller that sends work and control messages and tells all ranks their
 // numbers, messages that take their time, ranks that post their rows in any order, and an exchange that ends when the
-// last row is there. Some work takes its time on its rank before it brings tokens.
+// last row is there. Some work takes its time on its rank before it brings tokens. Now and then a rank stalls, or dies,
+// which ends the instance: what it had not computed is sent to its successor.
 class Simulation {
  public:
-  Simulation(const Layout& layout, uint64_t seed)
-      : layout_(layout), rng_(seed), ranks_(static_cast<size_t>(layout.tp_size)) {
-    for (Rank& rank : ranks_) rank.hash = first_hash(layout);
-  }
+  Simulation(const Layout& layout, uint64_t seed) : layout_(layout), rng_(seed) { start(); }
 
   // One event. False: nothing can happen any more.
   bool step(bool more_work) {
     std::vector<std::function<void()>> possible;
     if (more_work) possible.emplace_back([this] { rng_.below(8) == 0 ? send_control() : send_work(); });
+    if (rng_.below(200) == 0) stalled_ = rng_.below(ranks_.size());
+    if (rng_.below(10) == 0) stalled_.reset();
+    if (more_work && rng_.below(30) == 0) possible.emplace_back([this] { die(); });
     for (Rank& rank : ranks_) {
+      if (stalled_ && &rank == &ranks_[*stalled_]) continue;
       // Whoever has posted waits for the others.
       if (!rank.posted && !rank.inbox.empty()) possible.emplace_back([this, &rank] { receive(rank); });
       if (!rank.posted && !rank.parked) possible.emplace_back([this, &rank] { post(rank); });
       if (!rank.posted && rank.prepared > 0) possible.emplace_back([&rank] { prepare(rank); });
     }
-    if (possible.empty()) return false;
+    if (possible.empty()) return stalled_.has_value();
     possible[rng_.below(possible.size())]();
     return true;
   }
@@ -100,6 +104,14 @@ class Simulation {
   int64_t done() const { return done_; }
   int64_t parks() const { return parks_; }
   int64_t controls() const { return controls_; }
+  int64_t deaths() const { return deaths_; }
+  // One rank goes astray.
+  void diverge() {
+    Rank& rank = ranks_[rng_.below(ranks_.size())];
+    int64_t& column = rank.posted ? (rng_.below(2) == 0 ? rank.row.plan_hash : rank.row.kind)
+                                  : (rng_.below(2) == 0 ? rank.hash : rank.seq);
+    ++column;
+  }
   // Every control message has been obeyed, by all between the same two exchanges.
   bool controls_agree() const {
     return std::ranges::all_of(ranks_, [&](const Rank& rank) {
@@ -128,8 +140,20 @@ class Simulation {
     StepRow row;
   };
 
-  void send_work() {
-    const int64_t tokens = 1 + static_cast<int64_t>(rng_.below(5));
+  void start() {
+    ranks_.assign(static_cast<size_t>(layout_.tp_size), {});
+    for (Rank& rank : ranks_) rank.hash = first_hash(layout_);
+  }
+  void die() {
+    start();
+    ++deaths_;
+    // Control messages end with the instance; requests go to the next one.
+    controls_ = 0;
+    const int64_t lost = std::exchange(sent_, done_) - done_;
+    if (lost > 0) send_work(lost);
+  }
+  void send_work() { send_work(1 + static_cast<int64_t>(rng_.below(5))); }
+  void send_work(int64_t tokens) {
     const auto leader =
         rng_.below(static_cast<uint64_t>(layout_.dp_size)) * static_cast<uint64_t>(layout_.attention_tp_size());
     ++work_;
@@ -189,17 +213,29 @@ class Simulation {
   const Layout layout_;
   Rng rng_;
   std::vector<Rank> ranks_;
+  std::optional<size_t> stalled_;
   uint64_t work_ = 0;
-  int64_t sent_ = 0, done_ = 0, parks_ = 0, controls_ = 0;
+  int64_t sent_ = 0, done_ = 0, parks_ = 0, controls_ = 0, deaths_ = 0;
   std::string failure_;
 };
 
+Layout layout_of(uint64_t seed) {
+  const int64_t sizes[] = {2, 3, 4, 6, 8, 16}, tp = sizes[seed % 6];
+  return {.tp_size = tp, .dp_size = seed / 6 % 2 == 0 ? tp : nearest_divisors(tp, std::max<int64_t>(1, tp / 2))[0]};
+}
+
+int64_t from_environment(const char* name, int64_t otherwise) {
+  const char* const value = std::getenv(name);
+  return value == nullptr ? otherwise : std::atoll(value);
+}
+
+// SLUICE_SOAK_STEPS asks for more of them, SLUICE_SOAK_SEED begins with the one that failed.
 TEST(StepSyncSimulation, NoWorkIsLostAndNobodySleepsForEverInAnyInterleaving) {
-  int64_t steps = 0, parks = 0, controls = 0;
-  for (uint64_t seed = 1; steps < 200'000; ++seed) {
+  int64_t steps = 0, parks = 0, controls = 0, deaths = 0;
+  const int64_t wanted = from_environment("SLUICE_SOAK_STEPS", 200'000);
+  for (auto seed = static_cast<uint64_t>(from_environment("SLUICE_SOAK_SEED", 1)); steps < wanted; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
-    const int64_t tp = 2 << (seed % 3);
-    Simulation simulation({.tp_size = tp, .dp_size = seed % 2 == 0 ? tp : tp / 2}, seed);
+    Simulation simulation(layout_of(seed), seed);
     for (int i = 0; i < 300; ++i, ++steps) ASSERT_TRUE(simulation.step(/*more_work=*/i % 40 < 4) || i % 40 >= 4);
     int left = 0;
     while (simulation.step(/*more_work=*/false)) ASSERT_LT(++left, 100'000) << "it never comes to rest";
@@ -209,9 +245,28 @@ TEST(StepSyncSimulation, NoWorkIsLostAndNobodySleepsForEverInAnyInterleaving) {
     ASSERT_TRUE(simulation.controls_agree());
     parks += simulation.parks();
     controls += simulation.controls();
+    deaths += simulation.deaths();
   }
   EXPECT_GT(parks, 100);
   EXPECT_GT(controls, 100);
+  EXPECT_GT(deaths, 10);
+}
+
+TEST(StepSyncSimulation, ARankThatGoesAstrayIsFoundAtTheNextExchangeBeforeDataMove) {
+  for (uint64_t seed = 1; seed <= 300; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    Simulation simulation(layout_of(seed), seed);
+    for (uint64_t i = 0; i < 50 + seed % 50; ++i) simulation.step(/*more_work=*/i % 10 < 3 && i > 10);
+    simulation.diverge();
+    const int64_t done = simulation.done(), deaths = simulation.deaths();
+    for (int i = 0; i < 10'000 && simulation.failure().empty(); ++i) {
+      simulation.step(/*more_work=*/i % 10 == 0);
+      if (simulation.deaths() > deaths) break;  // and with the instance what was wrong
+    }
+    if (simulation.deaths() > deaths) continue;
+    EXPECT_NE(simulation.failure().find("ranks are out of step at exchange"), std::string::npos);
+    EXPECT_EQ(simulation.done(), done);
+  }
 }
 
 }  // namespace

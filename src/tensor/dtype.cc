@@ -1,5 +1,7 @@
 #include "tensor/dtype.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "base/check.h"
@@ -133,6 +135,16 @@ float f16_to_float(uint16_t bits) {
   }
   if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000 | (mantissa << 13));
   return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+}
+
+uint8_t float_to_f8_e4m3(float value) {
+  const uint8_t sign = std::signbit(value) ? 0x80 : 0;
+  if (std::isnan(value)) return sign | 0x7f;
+  const float size = std::min(std::abs(value), 448.0f);
+  // Subnormal values have the exponent of the smallest normal ones.
+  const int exponent = size == 0 ? -6 : std::max(std::ilogb(size), -6);
+  const auto eighths = static_cast<int>(std::nearbyint(std::ldexp(size, 3 - exponent)));  // 8 to 16 where it is normal
+  return static_cast<uint8_t>(sign | ((exponent + 6) * 8 + eighths));
 }
 
 float f8_e4m3_to_float(uint8_t bits) {

@@ -30,6 +30,8 @@ inline uint16_t float_to_bf16(float value) {
 float f16_to_float(uint16_t bits);
 // E4M3 (Micikevicius et al. 2022): no infinities, largest value 448, NaN where all bits but the sign are set.
 float f8_e4m3_to_float(uint8_t bits);
+// To the nearest, of two as near to the even one, at most 448 in size; NaN becomes one.
+uint8_t float_to_f8_e4m3(float value);
 
 // Widens `elements` stored values (a multiple of the block) to float32. Any alignment of `from`. kI32 is not a weight
 // type and is refused by the readers before it gets here.

@@ -178,6 +178,21 @@ TEST(F8E4M3Test, EveryValueIsThatOfTheFormat) {
   EXPECT_EQ(f8_e4m3_to_float(0x7e), 448);
 }
 
+TEST(F8E4M3Test, ValuesGoToTheNearestAndTiesToTheEvenOne) {
+  for (int bits = 0; bits < 0x7f; ++bits) {
+    const float value = f8_e4m3_to_float(static_cast<uint8_t>(bits));
+    EXPECT_EQ(float_to_f8_e4m3(value), bits);
+    EXPECT_EQ(float_to_f8_e4m3(-value), bits | 0x80);
+    if (bits == 0x7e) break;
+    const float next = f8_e4m3_to_float(static_cast<uint8_t>(bits + 1)), middle = (value + next) / 2;
+    EXPECT_EQ(float_to_f8_e4m3(middle), bits % 2 == 0 ? bits : bits + 1);
+    EXPECT_EQ(float_to_f8_e4m3(std::nextafter(middle, 0.0f)), bits);
+    EXPECT_EQ(float_to_f8_e4m3(std::nextafter(middle, 500.0f)), bits + 1);
+  }
+  EXPECT_EQ(float_to_f8_e4m3(1e30f), 0x7e);
+  EXPECT_EQ(float_to_f8_e4m3(std::nanf("")) & 0x7f, 0x7f);
+}
+
 TEST(GgufBlocksByHandTest, Q4_1HasLowNibblesFirst) {
   std::vector<uint8_t> block(20);
   const uint16_t scale = half_bits(0.5f), minimum = half_bits(-3);

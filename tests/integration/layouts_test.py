@@ -4,9 +4,9 @@ tokens of one rank; what becomes of them when a rank dies or hangs; that they sl
 
 usage: layouts_test.py <sluice binary> <folder of fixtures>"""
 import concurrent.futures
+import dataclasses
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -18,76 +18,33 @@ import time
 import unittest
 from pathlib import Path
 
+sys.path.insert(0, os.path.dirname(__file__))
+from layout_fixture import (DEEPEP, DPA, NEAR_TIE, Sluice, answers, call, differences, generate, holds_nothing,  # noqa: E402
+                            rank_processes, start_server, workload)
+
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
-from sluice_process import Sluice, call, descendants, wait_until  # noqa: E402
+from sluice_process import wait_until  # noqa: E402
 
 BINARY, FIXTURES = sys.argv[1], Path(sys.argv[2])
-DPA = ("--enable-dp-attention",)
-DEEPEP = ("--moe-a2a-backend", "deepep", "--moe-runner-backend", "deep_gemm")
 
 
 def server(model, *more):
-    return Sluice(BINARY, "server", "--model-path", FIXTURES / model, "--port", 0, "--max-total-tokens", 2048,
-                  "--threads", 1, "--dtype", "float32", *more)
-
-
-def rank_processes(running):
-    return sorted(pid for pid, line in descendants(running.process.pid).items() if line.endswith("sluice rank"))
-
-
-def generate(url, ids, tokens, rank=None, timeout=120):
-    body = {"input_ids": ids, "return_logprob": True, "top_logprobs_num": 2,
-            "sampling_params": {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}}
-    if rank is not None:
-        body["routed_dp_rank"] = rank
-    return call(url + "/generate", body, timeout=timeout)
-
-
-def workload(count, seed=5):
-    rng = random.Random(seed)
-    return [([rng.randrange(512) for _ in range(rng.randrange(1, 60))], rng.randrange(1, 16)) for _ in range(count)]
-
-
-def answers(url, requests):
-    def one(request):
-        status, _, answer = generate(url, *request)
-        assert status == 200, answer
-        return answer
-
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        return list(pool.map(one, requests))
-
-
-# Sums in another order move a logit of these models by less, as do routers that it tips by more: those are few.
-NEAR_TIE = 2e-3
-
-
-def first_difference(got, want):
-    """(position, margin of the one rank) where the tokens part, or None."""
-    for i, (a, b) in enumerate(zip(got["output_ids"], want["output_ids"])):
-        if a != b:
-            top = want["meta_info"]["output_top_logprobs"][i]
-            return i, top[0][0] - top[1][0]
-    return None
+    return start_server(BINARY, FIXTURES / model, *more)
 
 
 class TokensTest(unittest.TestCase):
-    """Greedy tokens of many requests at once, of any length, against those of one rank."""
+    """Greedy tokens of many requests at once, of any length, some of them cut short, against those of one rank."""
 
     def compare(self, model, *layouts, count=40):
-        requests = workload(count)
+        requests = workload(count, cut_short=0.2)
         with server(model) as alone:
-            want = answers(alone.url, requests)
+            want = answers(alone.url, [dataclasses.replace(request, end="whole") for request in requests])
         for layout in layouts:
             with self.subTest(model=model, layout=" ".join(map(str, layout))), server(model, *layout) as divided:
-                parted = []
-                for got, expected in zip(answers(divided.url, requests), want):
-                    self.assertEqual(len(got["output_ids"]), len(expected["output_ids"]))
-                    difference = first_difference(got, expected)
-                    if difference:
-                        parted.append(difference)
+                parted = differences(requests, answers(divided.url, requests), want)
                 self.assertTrue(all(margin < NEAR_TIE for _, margin in parted), parted)
                 self.assertLess(len(parted), count / 10)
+                wait_until("an instance that holds nothing", lambda: holds_nothing(divided.url))
 
     def test_dense_model(self):
         self.compare("tiny-llama", ("--tp", 4), ("--tp", 4, "--dp-size", 2, *DPA),

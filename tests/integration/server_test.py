@@ -246,6 +246,18 @@ class SchedulingTest(unittest.TestCase):
             thread.join(120)
         return answers
 
+    def test_a_cache_of_eight_bits(self):
+        prompts = [[10 + i] * 3 + [20 + (i * k) % 50 for k in range(30 + 7 * i)] for i in range(3)]
+        with server("--dtype", "float32", "--kv-cache-dtype", "fp8_e4m3") as running:
+            state = call(running.url + "/server_info")[2]
+            self.assertEqual(state["kv_cache_dtype"], "fp8_e4m3")
+            # Three layers, keys and values of two heads of 16, a scale for each.
+            self.assertEqual(state["internal_states"][0]["kv_bytes_per_token"], 3 * 2 * 2 * (16 + 4))
+            first = [answer["output_ids"] for answer in self.together(running.url, prompts)]
+            again = self.together(running.url, prompts)
+            self.assertEqual([answer["output_ids"] for answer in again], first)
+            self.assertTrue(all(answer["meta_info"]["cached_tokens"] > 30 for answer in again))
+
     def test_whatever_the_schedule_each_request_gets_its_own_tokens(self):
         prompts = [[10 + (i % 3)] * 3 + [20 + (i * k) % 50 for k in range(30 + 7 * i)] for i in range(12)]
         with server("--dtype", "float32", "--max-running-requests", 1) as alone:

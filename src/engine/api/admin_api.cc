@@ -103,14 +103,14 @@ net::Task<Result<void>> update(ApiCall& call, const Update& update) {
 
 }  // namespace
 
-net::Task<Result<void>> control_ranks(ApiCall& call, ControlKind kind, std::string text, Duration at_most) {
+net::Task<Result<Backend::RankAnswers>> ask_ranks(ApiCall& call, ControlKind kind, std::string text, Duration at_most) {
   struct Shared {
     explicit Shared(net::EventLoop& loop) : event(std::make_shared<LoopEvent>(loop)) {}
     const std::shared_ptr<LoopEvent> event;
-    Result<void> result;  // written before the event, read after it
+    Result<Backend::RankAnswers> result = Backend::RankAnswers{};  // written before the event, read after it
   };
   auto shared = std::make_shared<Shared>(call.exchange.loop());
-  call.api.backend.control(kind, std::move(text), at_most, [shared](Result<void> result) {
+  call.api.backend.control(kind, std::move(text), at_most, [shared](auto result) {
     shared->result = std::move(result);
     shared->event->notify();
   });
@@ -118,7 +118,13 @@ net::Task<Result<void>> control_ranks(ApiCall& call, ControlKind kind, std::stri
   while (!co_await shared->event->wait()) {
   }
   shared->event->close();
-  co_return shared->result;
+  co_return std::move(shared->result);
+}
+
+net::Task<Result<void>> control_ranks(ApiCall& call, ControlKind kind, std::string text, Duration at_most) {
+  const auto answers = co_await ask_ranks(call, kind, std::move(text), at_most);
+  if (!answers.ok()) co_return answers.error();
+  co_return Result<void>();
 }
 
 net::Task<> pause_generation(ApiCall& call) {

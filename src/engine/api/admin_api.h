@@ -7,6 +7,7 @@
 namespace sluice::engine {
 
 // Sends it to all ranks and waits for them, whether or not the client is still there.
+net::Task<Result<Backend::RankAnswers>> ask_ranks(ApiCall& call, ControlKind kind, std::string text, Duration at_most);
 net::Task<Result<void>> control_ranks(ApiCall& call, ControlKind kind, std::string text, Duration at_most);
 
 net::Task<> pause_generation(ApiCall& call);

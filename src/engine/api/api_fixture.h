@@ -93,7 +93,9 @@ class FakeBackend final : public Backend {
   void control(ControlKind kind, std::string text, Duration, OnControl done) override {
     const std::lock_guard lock(mu_);
     controls_.emplace_back(kind, std::move(text));
-    Result<void> result = control_results[kind];
+    const Result<void>& failed = control_results[kind];
+    Result<RankAnswers> result = control_answers[kind];
+    if (!failed.ok()) result = failed.error();
     thread_.post([done = std::move(done), result] { done(result); });
   }
   std::vector<RankState> ranks() const override {
@@ -137,6 +139,7 @@ class FakeBackend final : public Backend {
   }
 
   std::map<ControlKind, Result<void>> control_results;
+  std::map<ControlKind, RankAnswers> control_answers;
 
  private:
   struct Open {

@@ -3,6 +3,7 @@
 #include "engine/api/admin_api.h"
 #include "engine/api/control_api.h"
 #include "engine/api/embedding_api.h"
+#include "engine/api/experts_api.h"
 #include "engine/api/info_api.h"
 #include "engine/api/native_api.h"
 #include "engine/api/openai_api.h"
@@ -60,11 +61,20 @@ const Route kRoutes[] = {
      .access = Access::kAdmin,
      .serve = update_weights_from_disk},
     {.path = "/update_weight_version", .methods = "POST", .access = Access::kAdmin, .serve = update_weight_version},
+    {.path = "/start_expert_distribution_record",
+     .methods = "GET POST",
+     .access = Access::kAdmin,
+     .serve = start_expert_record},
+    {.path = "/stop_expert_distribution_record",
+     .methods = "GET POST",
+     .access = Access::kAdmin,
+     .serve = stop_expert_record},
+    {.path = "/dump_expert_distribution_record",
+     .methods = "GET POST",
+     .access = Access::kAdmin,
+     .serve = dump_expert_record},
 
     {.path = "/set_internal_state", .methods = "POST PUT", .access = Access::kAdmin, .why = kNotYet},
-    {.path = "/start_expert_distribution_record", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
-    {.path = "/stop_expert_distribution_record", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
-    {.path = "/dump_expert_distribution_record", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
     {.path = "/set_trace_level", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
     {.path = "/freeze_gc", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
     {.path = "/slow_down", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},

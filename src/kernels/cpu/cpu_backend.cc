@@ -141,13 +141,11 @@ class CpuBackend final : public Backend {
   }
 
   void store_kv(const Context&, const StoreKvArgs& args) const override {
-    const bool bf16 = args.dtype == DType::kBf16;
-    const int64_t row_bytes = args.width * element_bytes(args.dtype);
     each_row(args.n, [&](int64_t i) {
-      const int64_t at = args.slots[i] * row_bytes;
-      simd_.narrow(args.k + i * args.stride, args.width, static_cast<char*>(args.k_cache) + at, bf16);
+      const int64_t at = args.slots[i] * args.row.bytes();
+      simd_.write_kv(args.k + i * args.stride, args.row, static_cast<char*>(args.k_cache) + at);
       if (args.v == nullptr) return;
-      simd_.narrow(args.v + i * args.stride, args.width, static_cast<char*>(args.v_cache) + at, bf16);
+      simd_.write_kv(args.v + i * args.stride, args.row, static_cast<char*>(args.v_cache) + at);
     });
   }
 
@@ -201,6 +199,7 @@ class CpuBackend final : public Backend {
   }
 
   void route(const Context&, const RouteArgs& args) const override { cpu::route(args, pool_, scratch_); }
+  void choose_copies(const Context&, const ChooseCopiesArgs& args) const override { cpu::choose_copies(args, pool_); }
   void sort_by_expert(const Context&, const SortByExpertArgs& args) const override {
     cpu::sort_by_expert(args, &cpu::Linear::padded_rows);
   }

@@ -113,14 +113,15 @@ void ExpandedAttention::attend(const ExpandedAttentionArgs& args, const Piece& p
 
 // The cached rows of a block, latent and rotary part apart.
 void ExpandedAttention::gather(const ExpandedAttentionArgs& args, const Block& block, Scratch& own) const {
-  const int64_t element = args.dtype == DType::kBf16 ? 2 : 4;
+  const bool bf16 = args.dtype == DType::kBf16;
+  const int64_t element = bf16 ? 2 : 4;
   const int64_t latent_bytes = args.key_shape->in * element, rotary_bytes = args.rotary * element;
   char* latents = at_least(own.latents, Linear::padded_rows(kPositions) * latent_bytes);
   char* rotary = at_least(own.rotary, kPositions * rotary_bytes);
   for (int64_t c = 0; c < block.count; ++c) {
-    const char* row = static_cast<const char*>(args.cache) + block.slots[c] * (latent_bytes + rotary_bytes);
-    std::memcpy(latents + c * latent_bytes, row, static_cast<size_t>(latent_bytes));
-    std::memcpy(rotary + c * rotary_bytes, row + latent_bytes, static_cast<size_t>(rotary_bytes));
+    const char* row = static_cast<const char*>(args.cache) + block.slots[c] * args.row.bytes();
+    simd_.read_kv(row, args.row, 0, args.key_shape->in, latents + c * latent_bytes, bf16);
+    simd_.read_kv(row, args.row, args.key_shape->in, args.rotary, rotary + c * rotary_bytes, bf16);
   }
   std::memset(latents + block.count * latent_bytes, 0,
               static_cast<size_t>((block.padded - block.count) * latent_bytes));

@@ -110,9 +110,8 @@ void LatentAttention::attend(const LatentAttentionArgs& args, const Piece& piece
     const int64_t count = std::min(kPositions, piece.end - base);
     const int64_t padded = round_up(count, kPositionStep);
     for (int64_t c = 0; c < count; ++c) {
-      std::memcpy(keys + c * width * element,
-                  static_cast<const char*>(args.cache) + static_cast<int64_t>(slots[base + c]) * width * element,
-                  static_cast<size_t>(width * element));
+      simd_.read_kv(static_cast<const char*>(args.cache) + slots[base + c] * args.row.bytes(), args.row, 0, width,
+                    keys + c * width * element, bf16);
     }
     std::memset(keys + count * width * element, 0, static_cast<size_t>((padded - count) * width * element));
     products_.multiply({.m = rows, .k = width, .n = padded, .dtype = args.dtype, .b_transposed = true}, q, keys, scores,

@@ -111,6 +111,21 @@ void route(const RouteArgs& args, ThreadPool& pool, std::vector<std::vector<floa
   });
 }
 
+void choose_copies(const ChooseCopiesArgs& args, ThreadPool& pool) {
+  each_row(pool, args.n, [&](int64_t i, int) {
+    for (int64_t p = i * args.top_k; p < (i + 1) * args.top_k; ++p) {
+      const int32_t id = args.ids[p];
+      args.out[p] = -1;
+      if (id < 0) continue;
+      const int32_t* copies = args.copies + id * args.width;
+      const auto count = static_cast<uint64_t>(std::find(copies, copies + args.width, -1) - copies);
+      const uint64_t turn =
+          args.random ? splitmix64(args.seed + static_cast<uint64_t>(p)) : static_cast<uint64_t>(i + id);
+      args.out[p] = copies[turn % count];
+    }
+  });
+}
+
 void sort_by_expert(const SortByExpertArgs& args, int64_t (*padded_rows)(int64_t n)) {
   std::fill_n(args.counts, args.experts, 0);
   for (int64_t i = 0; i < args.n_pairs; ++i) {

@@ -11,6 +11,7 @@ namespace sluice::kernels::cpu {
 
 // `scratch` has an entry per thread of the pool.
 void route(const RouteArgs& args, ThreadPool& pool, std::vector<std::vector<float>>& scratch);
+void choose_copies(const ChooseCopiesArgs& args, ThreadPool& pool);
 // The rows of an expert begin where padded_rows() of the one before it end.
 void sort_by_expert(const SortByExpertArgs& args, int64_t (*padded_rows)(int64_t n));
 void scatter_rows(const ScatterRowsArgs& args, ThreadPool& pool);

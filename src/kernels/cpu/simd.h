@@ -18,6 +18,9 @@ struct Simd {
   void (*sigmoid_mul)(const float* gate, const float* in, int64_t width, void* out, bool out_bf16);
   void (*narrow)(const float* in, int64_t width, void* out, bool out_bf16);  // float32 → dtype
   void (*widen)(const void* in, bool in_bf16, int64_t width, float* out);    // dtype → float32
+  // A row of the KV cache, and values [first, first + count) of one, whole groups of it, as dtype.
+  void (*write_kv)(const float* in, const KvRow& format, void* row);
+  void (*read_kv)(const void* row, const KvRow& format, int64_t first, int64_t count, void* out, bool out_bf16);
   // Attention of `rows` query rows of one sequence for the heads of one KV head. `scratch` has attention_scratch()
   // floats.
   void (*attention)(const AttentionArgs& args, int64_t sequence, int64_t first_row, int64_t rows, int64_t kv_head,

@@ -75,6 +75,19 @@ void route(const RouteArgs& args) {
   }
 }
 
+void choose_copies(const ChooseCopiesArgs& args) {
+  for (int64_t p = 0; p < args.n * args.top_k; ++p) {
+    std::vector<int32_t> copies;
+    for (int64_t k = 0; args.ids[p] >= 0 && k < args.width; ++k) {
+      const int32_t copy = args.copies[args.ids[p] * args.width + k];
+      if (copy >= 0) copies.push_back(copy);
+    }
+    const auto turn = static_cast<uint64_t>(p / args.top_k + args.ids[p]);
+    const uint64_t drawn = splitmix64(args.seed + static_cast<uint64_t>(p));
+    args.out[p] = copies.empty() ? -1 : copies[(args.random ? drawn : turn) % copies.size()];
+  }
+}
+
 void sort_by_expert(const SortByExpertArgs& args) {
   int32_t next = 0;
   for (int64_t e = 0; e < args.experts; ++e) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 namespace sluice::kernels::ref {
@@ -17,6 +18,32 @@ void put(void* values, DType dtype, int64_t i, double value) {
     static_cast<uint16_t*>(values)[i] = tensor::float_to_bf16(static_cast<float>(value));
   } else {
     static_cast<float*>(values)[i] = static_cast<float>(value);
+  }
+}
+
+// Value i of the row in a slot of the KV cache.
+double cached_value(const void* cache, const KvRow& format, int64_t slot, int64_t i) {
+  const char* const row = static_cast<const char*>(cache) + slot * format.bytes();
+  if (format.dtype != DType::kF8E4M3) return value_at(row, format.dtype, i);
+  float scale;
+  std::memcpy(&scale, row + format.width + i / format.group * 4, 4);
+  return static_cast<double>(tensor::f8_e4m3_to_float(static_cast<uint8_t>(row[i]))) * static_cast<double>(scale);
+}
+
+void store_row(const float* in, const KvRow& format, void* cache, int64_t slot) {
+  char* const row = static_cast<char*>(cache) + slot * format.bytes();
+  if (format.dtype != DType::kF8E4M3) {
+    for (int64_t j = 0; j < format.width; ++j) put(row, format.dtype, j, in[j]);
+    return;
+  }
+  for (int64_t begin = 0; begin < format.width; begin += format.group) {
+    float top = 0;
+    for (int64_t j = begin; j < begin + format.group; ++j) top = std::max(top, std::abs(in[j]));
+    const float scale = top / 448.0f, inverse = scale == 0 ? 0 : 1.0f / scale;
+    std::memcpy(row + format.width + begin / format.group * 4, &scale, 4);
+    for (int64_t j = begin; j < begin + format.group; ++j) {
+      row[j] = static_cast<char>(tensor::float_to_f8_e4m3(in[j] * inverse));
+    }
   }
 }
 
@@ -116,11 +143,8 @@ void rope(const RopeArgs& args) {
 
 void store_kv(const StoreKvArgs& args) {
   for (int64_t i = 0; i < args.n; ++i) {
-    for (int64_t j = 0; j < args.width; ++j) {
-      put(args.k_cache, args.dtype, args.slots[i] * args.width + j, args.k[i * args.stride + j]);
-      if (args.v == nullptr) continue;
-      put(args.v_cache, args.dtype, args.slots[i] * args.width + j, args.v[i * args.stride + j]);
-    }
+    store_row(args.k + i * args.stride, args.row, args.k_cache, args.slots[i]);
+    if (args.v != nullptr) store_row(args.v + i * args.stride, args.row, args.v_cache, args.slots[i]);
   }
 }
 
@@ -135,11 +159,13 @@ void attention(const AttentionArgs& args) {
       for (int64_t h = 0; h < args.n_heads; ++h) {
         const int64_t kv_head = h / (args.n_heads / args.n_kv_heads);
         const float* q = args.q + row * args.stride + h * dim;
-        const auto at = [&](int64_t position) { return (slots[position] * args.n_kv_heads + kv_head) * dim; };
+        const auto cached = [&](const void* cache, int64_t position, int64_t d) {
+          return cached_value(cache, args.row, slots[position], kv_head * dim + d);
+        };
         std::vector<double> weights(static_cast<size_t>(visible));
         for (int64_t p = 0; p < visible; ++p) {
           double dot = 0;
-          for (int64_t d = 0; d < dim; ++d) dot += q[d] * value_at(args.k_cache, args.dtype, at(p) + d);
+          for (int64_t d = 0; d < dim; ++d) dot += q[d] * cached(args.k_cache, p, d);
           weights[static_cast<size_t>(p)] = dot * args.scale;
         }
         const double top = *std::max_element(weights.begin(), weights.end());
@@ -148,7 +174,7 @@ void attention(const AttentionArgs& args) {
         for (int64_t d = 0; d < dim; ++d) {
           double sum = 0;
           for (int64_t p = 0; p < visible; ++p) {
-            sum += weights[static_cast<size_t>(p)] * value_at(args.v_cache, args.dtype, at(p) + d);
+            sum += weights[static_cast<size_t>(p)] * cached(args.v_cache, p, d);
           }
           put(args.out, args.dtype, (row * args.n_heads + h) * dim + d, sum / total);
         }
@@ -158,7 +184,6 @@ void attention(const AttentionArgs& args) {
 }
 
 void latent_attention(const LatentAttentionArgs& args) {
-  const int64_t width = args.latent + args.rotary;
   for (int64_t s = 0; s < args.n_seqs; ++s) {
     const int64_t queries = args.query_start[s + 1] - args.query_start[s];
     const int32_t* slots = args.slot_table + args.table_rows[s] * args.table_width;
@@ -168,7 +193,7 @@ void latent_attention(const LatentAttentionArgs& args) {
       for (int64_t h = 0; h < args.n_heads; ++h) {
         const float* latent = args.q_latent + (row * args.n_heads + h) * args.latent;
         const float* rotary = args.q_rotary + row * args.q_rotary_stride + h * args.q_rotary_head_stride;
-        const auto at = [&](int64_t p, int64_t d) { return value_at(args.cache, args.dtype, slots[p] * width + d); };
+        const auto at = [&](int64_t p, int64_t d) { return cached_value(args.cache, args.row, slots[p], d); };
         std::vector<double> weights(static_cast<size_t>(visible));
         for (int64_t p = 0; p < visible; ++p) {
           double dot = 0;
@@ -191,11 +216,11 @@ void latent_attention(const LatentAttentionArgs& args) {
 
 void expanded_attention(const ExpandedAttentionArgs& args) {
   const int64_t latent = args.key_shape->in, nope = args.key_shape->out, value = args.value_shape->out;
-  const int64_t width = latent + args.rotary, dim = nope + args.rotary;
+  const int64_t dim = nope + args.rotary;
   for (int64_t s = 0; s < args.n_seqs; ++s) {
     const int64_t queries = args.query_start[s + 1] - args.query_start[s], length = args.seq_lens[s];
     const int32_t* slots = args.slot_table + args.table_rows[s] * args.table_width;
-    const auto cached = [&](int64_t p, int64_t d) { return value_at(args.cache, args.dtype, slots[p] * width + d); };
+    const auto cached = [&](int64_t p, int64_t d) { return cached_value(args.cache, args.row, slots[p], d); };
     for (int64_t h = 0; h < args.n_heads; ++h) {
       const void* key_up = static_cast<const char*>(args.keys) + static_cast<size_t>(h) * args.key_stride;
       const void* value_up = static_cast<const char*>(args.values) + static_cast<size_t>(h) * args.value_stride;

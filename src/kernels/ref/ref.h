@@ -23,6 +23,7 @@ void silu_mul(const SiluMulArgs& args);
 void gather_rows(const GatherRowsArgs& args);
 void route(const RouteArgs& args);
 // Without padding between the experts: grouped_linear() here needs none.
+void choose_copies(const ChooseCopiesArgs& args);
 void sort_by_expert(const SortByExpertArgs& args);
 void scatter_rows(const ScatterRowsArgs& args);
 void grouped_linear(const GroupedLinearArgs& args);

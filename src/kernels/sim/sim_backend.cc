@@ -142,6 +142,9 @@ class SimBackend final : public Backend {
     forward(c, args, &Backend::sigmoid_mul);
   }
   void scale(const Context& c, const ScaleArgs& args) const override { forward(c, args, &Backend::scale); }
+  void choose_copies(const Context& c, const ChooseCopiesArgs& args) const override {
+    forward(c, args, &Backend::choose_copies);
+  }
 
  private:
   static SimStream& stream_of(const Context& context) {

@@ -64,8 +64,8 @@ GroupedQueryAttention::GroupedQueryAttention(const ModelConfig& config, int64_t 
         {each ? Part{attention + "k_norm.weight", dim_} : part(attention + "k_norm.weight", all_kv, kv_rows)});
   }
   o_ = weights.linear({{attention + "o_proj.weight", hidden}}, q, {.first = q_rows.first, .of = all_q});
-  keys_ = kv_cache.declare(kv);
-  values_ = kv_cache.declare(kv);
+  keys_ = kv_cache.declare(kv, dim_);
+  values_ = kv_cache.declare(kv, dim_);
   const auto element = static_cast<int64_t>(tensor::block_bytes(weights.dtype()));
   qkv_slot_ = scratch.declare("qkv", stride_ * 4);
   attended_slot_ = scratch.declare("attended", q * element);
@@ -96,14 +96,14 @@ Result<void> GroupedQueryAttention::run(const kernels::Context& context, const S
                              .slots = batch.kv_slots,
                              .k_cache = step.kv.at(keys_),
                              .v_cache = step.kv.at(values_),
-                             .dtype = step.kv.dtype(),
+                             .row = step.kv.row(keys_),
                              .n = n,
-                             .width = kv_heads_ * dim_,
                              .stride = stride_});
   backend.attention(context, {.q = q,
                               .k_cache = step.kv.at(keys_),
                               .v_cache = step.kv.at(values_),
-                              .dtype = step.kv.dtype(),
+                              .row = step.kv.row(keys_),
+                              .dtype = weights_.dtype(),
                               .slot_table = batch.slot_table,
                               .table_rows = batch.table_rows,
                               .query_start = batch.query_start,

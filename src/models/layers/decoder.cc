@@ -28,6 +28,9 @@ Decoder::Decoder(const ModelConfig& config, WeightStore& weights)
   const parallel::Slice head = parallel::part_of(vocab, layout.head());
   vocabulary_ = parallel::part_of(vocab, layout.attention_tp());
   embedding_ = weights.table(part("model.embed_tokens.weight", vocab, vocabulary_), hidden);
+  if (const moe::ExpertMap* map = weights.expert_map()) {
+    copy_chooser_ = std::make_unique<moe::CopyChooser>(weights.backend(), *map, layout);
+  }
   communicator_ = std::make_unique<LayerCommunicator>(groups_, config, weights, scratch_);
   final_norm_ = weights.vector({{"model.norm.weight", hidden}});
   head_ = weights.linear({part(config.tie_embeddings ? "model.embed_tokens.weight" : "lm_head.weight", vocab, head)},
@@ -57,8 +60,9 @@ moe::Dispatcher& Decoder::dispatcher(const moe::Sizes& sizes) {
   return *dispatcher_;
 }
 
-Result<void> Decoder::allocate(int64_t max_tokens) {
+Result<void> Decoder::allocate(const kernels::Context& context, int64_t max_tokens) {
   SLUICE_TRY_VOID(scratch_.allocate(max_tokens));
+  if (copy_chooser_) SLUICE_TRY_VOID(copy_chooser_->allocate(context));
   if (!dispatcher_) return {};
   return dispatcher_->allocate(max_tokens, max_tokens * weights_.layout().dp_size);
 }

@@ -13,6 +13,7 @@
 #include "models/layers/scratch.h"
 #include "models/layers/state_cache.h"
 #include "models/layers/weights.h"
+#include "moe/copy_chooser.h"
 #include "moe/dispatcher.h"
 #include "parallel/groups.h"
 
@@ -110,9 +111,11 @@ class Decoder {
   // That of all layers with experts, which have the same sizes.
   moe::Dispatcher& dispatcher(const moe::Sizes& sizes);
   const RoutingRecord& routing() const { return routing_; }
+  // Null where each expert is there once.
+  const moe::CopyChooser* copy_chooser() const { return copy_chooser_.get(); }
   void add(std::unique_ptr<Block> block) { blocks_.push_back(std::move(block)); }
   // Once, after the last add(). kExhausted if the memory cannot be had.
-  Result<void> allocate(int64_t max_tokens);
+  Result<void> allocate(const kernels::Context& context, int64_t max_tokens);
 
   // Queues the whole step: K and V of every row into the cache. Returns where the logits of batch.logit_rows will be
   // until the next call. All ranks at once; an error is that of a group of ranks.
@@ -138,7 +141,8 @@ class Decoder {
   std::unique_ptr<LayerCommunicator> communicator_;
   moe::Sizes dispatch_sizes_;
   std::unique_ptr<moe::Dispatcher> dispatcher_;  // null: no layer has experts
-  std::vector<std::unique_ptr<Block>> blocks_;   // two of each layer
+  std::unique_ptr<moe::CopyChooser> copy_chooser_;
+  std::vector<std::unique_ptr<Block>> blocks_;  // two of each layer
   mutable uint32_t steps_ = 0;
   VectorWeight final_norm_;
   LinearWeight head_;  // [a part of the vocabulary, hidden]

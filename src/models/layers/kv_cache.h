@@ -23,22 +23,28 @@ class KvCache {
   KvCache& operator=(const KvCache&) = delete;
 
   kernels::DType dtype() const { return dtype_; }
-  Plane declare(int64_t width);
+  // Values that one scale may be for, where rows have scales: `group`, which divides width.
+  Plane declare(int64_t width, int64_t group);
+  // Before allocate(): all planes are of this type, kF32, kBf16 or kF8E4M3.
+  void store_as(kernels::DType dtype);
   // Of one token, in all planes.
-  size_t bytes_per_token() const;
+  size_t bytes_per_token() const { return static_cast<size_t>(bytes_per_token_); }
   // Once, after all declarations. Memory is taken only as it is touched. kExhausted.
   Result<void> allocate(int64_t slots);
 
-  // After allocate(): [slots, width] of dtype.
-  void* at(Plane plane) const {
-    return memory_ + static_cast<size_t>(slots_ * before_[plane.index]) * tensor::block_bytes(dtype_);
-  }
+  const kernels::KvRow& row(Plane plane) const { return rows_[plane.index].format; }
+  // After allocate(): [slots] of row().
+  void* at(Plane plane) const { return memory_ + slots_ * rows_[plane.index].bytes_before; }
 
  private:
   const kernels::Backend& backend_;
-  const kernels::DType dtype_;
-  std::vector<int64_t> before_;  // values of a token in the planes before this one
-  int64_t values_per_token_ = 0;
+  kernels::DType dtype_;
+  struct Row {
+    kernels::KvRow format;
+    int64_t bytes_before = 0;  // of a token in the planes before this one
+  };
+  std::vector<Row> rows_;  // by plane
+  int64_t bytes_per_token_ = 0;
   int64_t slots_ = 0;
   char* memory_ = nullptr;
 };

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <numeric>
 
 #include "models/config_fields.h"
 #include "models/layers/ops.h"
@@ -92,7 +93,7 @@ LatentAttention::LatentAttention(const ModelConfig& config, int64_t layer, Weigh
   value_up_ = weights.heads(of_heads(kv_up, nope_, value_, /*transposed=*/false), latent_);
   o_ = weights.linear({{attention + "o_proj.weight", hidden}}, heads_ * value_,
                       {.first = own.first * value_, .of = config.num_heads * value_});
-  cache_ = kv.declare(latent_ + rotary_);
+  cache_ = kv.declare(latent_ + rotary_, std::gcd(latent_, rotary_));
   const auto element = static_cast<int64_t>(tensor::block_bytes(weights.dtype()));
   down_slot_ = scratch.declare("mla.down", (q_columns_ + latent_ + rotary_) * 4);
   q_normed_slot_ = scratch.declare("mla.q_normed", q_lora_ * element);
@@ -151,9 +152,8 @@ void LatentAttention::project(const kernels::Context& context, const Step& step,
   backend.store_kv(context, {.k = latent,
                              .slots = step.batch.kv_slots,
                              .k_cache = step.kv.at(cache_),
-                             .dtype = step.kv.dtype(),
+                             .row = step.kv.row(cache_),
                              .n = n,
-                             .width = latent_ + rotary_,
                              .stride = stride});
 }
 
@@ -199,7 +199,8 @@ void LatentAttention::attend_absorbed(const kernels::Context& context, const Ste
                                      .q_rotary_stride = query_stride(),
                                      .q_rotary_head_stride = nope_ + rotary_,
                                      .cache = step.kv.at(cache_),
-                                     .dtype = step.kv.dtype(),
+                                     .row = step.kv.row(cache_),
+                                     .dtype = weights_.dtype(),
                                      .slot_table = batch.slot_table,
                                      .table_rows = batch.table_rows + first,
                                      .query_start = batch.query_start + first,
@@ -229,7 +230,8 @@ void LatentAttention::attend_expanded(const kernels::Context& context, const Ste
   context.backend->expanded_attention(context, {.q = queries(step),
                                                 .q_stride = query_stride(),
                                                 .cache = step.kv.at(cache_),
-                                                .dtype = step.kv.dtype(),
+                                                .row = step.kv.row(cache_),
+                                                .dtype = weights_.dtype(),
                                                 .key_shape = &key_up_.shape,
                                                 .keys = weights_.address(key_up_),
                                                 .key_stride = key_up_.stride,

@@ -6,26 +6,38 @@
 #include "models/layers/ops.h"
 
 namespace sluice::models {
+namespace {
+
+// Experts of a layer, copies counted each.
+int64_t copies_of(const WeightStore& weights, const MoeConfig& moe) {
+  return weights.expert_map() == nullptr ? moe.experts : weights.expert_map()->physical;
+}
+
+}  // namespace
 
 MoeFfn::MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, WeightStore& weights, Decoder& decoder)
     : Block(Residual(fmt::format("model.layers.{}.post_attention_layernorm.weight", layer), config, ffn_scale(config),
                      weights),
             weights.layout().a2a == parallel::MoeAllToAll::kNone ? Spread::kAllTokens : Spread::kOwnTokens),
       moe_(*config.moe),
-      own_(parallel::part_of(moe_.experts, weights.layout().experts())),
+      layer_number_(layer),
+      own_(parallel::part_of(copies_of(weights, moe_), weights.layout().experts())),
       width_(parallel::part_of(moe_.expert_width, weights.layout().expert_tp()).count),
       hidden_(config.hidden_size),
       weights_(weights),
       routing_(decoder.routing()),
-      layer_(decoder.routing().declare(moe_.experts, moe_.top_k)),
+      layer_(decoder.routing().declare(copies_of(weights, moe_), moe_.top_k)),
       dispatcher_(decoder.dispatcher(
-          {.hidden = hidden_, .experts = moe_.experts, .top_k = moe_.top_k, .dtype = weights.dtype()})) {
+          {.hidden = hidden_, .experts = copies_of(weights, moe_), .top_k = moe_.top_k, .dtype = weights.dtype()})),
+      copies_(decoder.copy_chooser()) {
   const parallel::Layout& layout = weights.layout();
   const std::string prefix = fmt::format("model.layers.{}.", layer);
   const parallel::Slice columns = parallel::part_of(moe_.expert_width, layout.expert_tp());
   router_ = weights.linear({{fmt::format("{}{}", prefix, names.router), moe_.experts}}, hidden_);
   if (moe_.correction_bias) bias_ = weights.vector({{fmt::format("{}{}", prefix, names.bias), moe_.experts}});
-  const auto of_expert = [&](int64_t e, std::string_view matrix) {
+  const moe::ExpertMap* map = weights.expert_map();
+  const auto of_expert = [&](int64_t copy, std::string_view matrix) {
+    const int64_t e = map == nullptr ? copy : map->location[static_cast<size_t>(layer)][static_cast<size_t>(copy)];
     return fmt::format("{}{}{}.{}.weight", prefix, names.experts, e, matrix);
   };
   gate_up_ = weights.experts(
@@ -51,6 +63,7 @@ MoeFfn::MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, 
   const int64_t pairs = moe_.top_k * groups, padding = weights.backend().group_padding(own_.count);
   logits_slot_ = scratch.declare("router_logits", moe_.experts * 4, groups);
   ids_slot_ = scratch.declare("expert_ids", moe_.top_k * 4, groups);
+  copies_slot_ = scratch.declare("expert_copies", copies_ == nullptr ? 0 : moe_.top_k * 4, groups);
   shares_slot_ = scratch.declare("expert_shares", moe_.top_k * 4, groups);
   starts_slot_ = scratch.declare("expert_starts", 4, 0, own_.count);
   counts_slot_ = scratch.declare("expert_counts", 4, 0, own_.count);
@@ -94,7 +107,14 @@ moe::Tokens MoeFfn::choose(const kernels::Context& context, const Step& step, co
                           .group_score = moe_.group_score,
                           .renormalise = moe_.renormalise,
                           .scale = static_cast<float>(moe_.scale)});
-  return {.x = x, .ids = forced == nullptr ? ids : forced, .shares = step.scratch.at<float>(shares_slot_), .n = n};
+  moe::Tokens tokens{
+      .x = x, .ids = forced == nullptr ? ids : forced, .shares = step.scratch.at<float>(shares_slot_), .n = n};
+  if (copies_ != nullptr) {
+    auto* copies = step.scratch.at<int32_t>(copies_slot_);
+    copies_->choose(context, layer_number_, step.number, tokens.ids, copies, n, moe_.top_k);
+    tokens.ids = copies;
+  }
+  return tokens;
 }
 
 void MoeFfn::run_experts(const kernels::Context& context, const Step& step, const moe::Tokens& tokens) const {

@@ -42,13 +42,15 @@ class MoeFfn final : public Block {
   void run_experts(const kernels::Context& context, const Step& step, const moe::Tokens& tokens) const;
 
   const MoeConfig moe_;
-  const parallel::Slice own_;  // experts of this rank
+  const int64_t layer_number_;
+  const parallel::Slice own_;  // experts of this rank, among all copies
   const int64_t width_;        // of each, on this rank
   const int64_t hidden_;
   const WeightStore& weights_;
   const RoutingRecord& routing_;
   const RoutingRecord::Layer layer_;
   moe::Dispatcher& dispatcher_;
+  const moe::CopyChooser* const copies_;  // null: each expert is there once
 
   LinearWeight router_;               // [experts, hidden]
   std::optional<VectorWeight> bias_;  // [experts]
@@ -58,6 +60,7 @@ class MoeFfn final : public Block {
   // A pair is a token and an expert that it goes to; `rows` are those of pairs, sorted by expert.
   Scratch::Slot logits_slot_;          // [n, experts]
   Scratch::Slot ids_slot_;             // [n, top_k]
+  Scratch::Slot copies_slot_;          // [n, top_k] the copies of them that the tokens go to
   Scratch::Slot shares_slot_;          // [n, top_k] what each expert's output is weighted by
   Scratch::Slot starts_slot_;          // [own]
   Scratch::Slot counts_slot_;          // [own]

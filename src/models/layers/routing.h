@@ -10,7 +10,8 @@
 
 namespace sluice::models {
 
-// Layers with experts are declared while a model is built, all with as many experts. Kept in device memory.
+// Layers with experts are declared while a model is built, all with as many experts, copies of experts counted each.
+// Kept in device memory.
 class RoutingRecord {
  public:
   struct Layer {

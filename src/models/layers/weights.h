@@ -10,6 +10,7 @@
 
 #include "base/result.h"
 #include "kernels/kernels.h"
+#include "moe/expert_map.h"
 #include "parallel/groups.h"
 #include "tensor/stored_tensor.h"
 
@@ -77,9 +78,9 @@ struct HeadPart {
 class WeightStore {
  public:
   // `source`, where given, says how matrices are stored, and those whose blocks the backend keeps stay as they are.
-  // `groups`, where given, say whose part of the model this is.
+  // `groups`, where given, say whose part of the model this is, and `experts` where copies of experts are.
   WeightStore(const kernels::Backend& backend, kernels::DType dtype, const tensor::TensorSource* source = nullptr,
-              const parallel::Groups* groups = nullptr);
+              const parallel::Groups* groups = nullptr, const moe::ExpertMap* experts = nullptr);
   ~WeightStore();
   WeightStore(const WeightStore&) = delete;
   WeightStore& operator=(const WeightStore&) = delete;
@@ -90,6 +91,8 @@ class WeightStore {
   // Null: of a rank that has the whole model.
   const parallel::Groups* groups() const { return groups_; }
   const parallel::Layout& layout() const { return layout_; }
+  // Null: each expert is there once, in its order.
+  const moe::ExpertMap* expert_map() const { return expert_map_; }
 
   // Declarations, before materialise(). Parts are stacked along the output, so that one product serves all of them.
   LinearWeight linear(std::vector<Part> parts, int64_t in, Columns columns = {});
@@ -162,6 +165,7 @@ class WeightStore {
   const tensor::TensorSource* const source_;
   const parallel::Groups* const groups_;
   const parallel::Layout layout_;
+  const moe::ExpertMap* const expert_map_;
   std::vector<Entry> entries_;
   size_t bytes_ = 0;
   char* base_ = nullptr;

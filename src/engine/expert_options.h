@@ -1,0 +1,25 @@
+// What the options of `sluice server` say of experts.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "engine/options.h"
+#include "moe/expert_map.h"
+#include "moe/expert_recorder.h"
+
+namespace sluice::engine {
+
+// Reads the file of --init-expert-location, so that ranks need it nowhere else, and says what is chosen by default, as
+// lines for the log. Once, by the front. kBadOption names the flag.
+Result<std::vector<std::string>> adjust_experts(EngineOptions& options);
+
+// Of adjusted options.
+moe::ExpertPlacement expert_placement_of(const EngineOptions& options);
+
+// Nothing without --expert-distribution-recorder-mode.
+Result<std::optional<moe::ExpertRecorder::Options>> expert_recorder_of(const EngineOptions& options);
+
+}  // namespace sluice::engine

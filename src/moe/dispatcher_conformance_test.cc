@@ -1,0 +1,273 @@
+// What every way to the experts must do: the sum over a token's experts, each weighted by its share, comes back, and
+// the rows that a rank receives are those of its experts and no others. Ranks are threads; the experts multiply a row
+// by their number.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <set>
+#include <thread>
+
+#include "base/rng.h"
+#include "moe/dispatcher.h"
+#include "parallel/inproc.h"
+
+namespace sluice::moe {
+namespace {
+
+constexpr int64_t kHidden = 8;
+
+struct Way {
+  std::string name;
+  std::string device;
+  parallel::MoeAllToAll a2a;
+  int64_t ranks;
+};
+void PrintTo(const Way& way, std::ostream* out) { *out << way.name; }
+
+// A rank's tokens in a step, in host memory.
+struct Batch {
+  int64_t n = 0;
+  std::vector<float> x;       // [n, kHidden]
+  std::vector<int32_t> ids;   // [n, top_k]
+  std::vector<float> shares;  // [n, top_k]
+  std::vector<float> want;    // [n, kHidden] what is to come back
+};
+
+// So that a receiver can tell a row's origin, which is unique.
+float value_of(int64_t rank, int64_t token, int64_t column) {
+  return static_cast<float>(1 + rank * 100 + token) + static_cast<float>(column) / 16;
+}
+
+enum class Routing : uint8_t { kRandom, kAllToOne, kSomeRanksEmpty, kAllEmpty };
+
+Batch draw(Rng& rng, Routing routing, int64_t rank, const Sizes& sizes, int64_t max_tokens) {
+  Batch batch;
+  const bool empty = routing == Routing::kAllEmpty || (routing == Routing::kSomeRanksEmpty && rank % 2 == 0);
+  batch.n = empty ? 0 : static_cast<int64_t>(rng.below(static_cast<uint64_t>(max_tokens) + 1));
+  std::vector<int32_t> all(static_cast<size_t>(sizes.experts));
+  for (int64_t i = 0; i < batch.n; ++i) {
+    for (int64_t j = 0; j < kHidden; ++j) batch.x.push_back(value_of(rank, i, j));
+    for (size_t e = 0; e < all.size(); ++e) all[e] = static_cast<int32_t>(e);
+    if (routing != Routing::kAllToOne) std::shuffle(all.begin(), all.end(), rng);
+    float sum = 0;
+    for (int64_t k = 0; k < sizes.top_k; ++k) {
+      // A router gives no expert where it has nothing but NaN.
+      const int32_t id = routing == Routing::kRandom && rng.below(20) == 0 ? -1 : all[static_cast<size_t>(k)];
+      const float share = static_cast<float>(rng.uniform());
+      batch.ids.push_back(id);
+      batch.shares.push_back(share);
+      sum += share * static_cast<float>(id + 1);
+    }
+    for (int64_t j = 0; j < kHidden; ++j) batch.want.push_back(sum * value_of(rank, i, j));
+  }
+  return batch;
+}
+
+class Rank {
+ public:
+  Rank(const Way& way, parallel::Communicator& world, int64_t number, const Sizes& sizes, int64_t max_tokens)
+      : sizes_(sizes), backend_(*kernels::make_backend(way.device, 1)), stream_(backend_->make_stream()) {
+    const bool sends = way.a2a != parallel::MoeAllToAll::kNone;
+    auto groups = parallel::make_groups(world, {.tp_rank = number,
+                                                .tp_size = way.ranks,
+                                                .dp_size = sends ? way.ranks : 1,
+                                                .ep_size = way.ranks,
+                                                .a2a = way.a2a});
+    EXPECT_TRUE(groups.ok());
+    groups_ = std::move(*groups);
+    dispatcher_ = make_dispatcher(*backend_, &groups_, sizes);
+    EXPECT_TRUE(dispatcher_->allocate(max_tokens, max_tokens * way.ranks).ok());
+  }
+  ~Rank() { free(); }
+
+  kernels::Context context() const { return {backend_.get(), stream_.get()}; }
+  parallel::Slice own_experts() const { return parallel::part_of(sizes_.experts, groups_.layout.experts()); }
+  const parallel::Groups& groups() const { return groups_; }
+
+  // What comes to this rank's experts.
+  Result<Batch> dispatch(const Batch& batch) {
+    free();
+    own_ = {.x = put(batch.x),
+            .ids = put(batch.ids),
+            .shares = put(batch.shares),
+            .n = batch.n,
+            .out = put(std::vector<float>(batch.x.size()))};
+    SLUICE_TRY(received_, dispatcher_->dispatch(context(), own_));
+    Batch got;
+    got.n = received_.n;
+    got.x = get(static_cast<const float*>(received_.x), got.n * kHidden);
+    got.ids = get(received_.ids, got.n * sizes_.top_k);
+    got.shares = get(received_.shares, got.n * sizes_.top_k);
+    return got;
+  }
+
+  // The experts compute, and what comes back is returned.
+  Result<std::vector<float>> combine(const Batch& got) {
+    std::vector<float> out = get(received_.out, got.n * kHidden);
+    for (int64_t i = 0; i < got.n * sizes_.top_k; ++i) {
+      const int64_t id = got.ids[static_cast<size_t>(i)], row = i / sizes_.top_k;
+      if (id < own_experts().first || id >= own_experts().end()) continue;
+      for (int64_t j = row * kHidden; j < (row + 1) * kHidden; ++j) {
+        out[static_cast<size_t>(j)] +=
+            got.shares[static_cast<size_t>(i)] * static_cast<float>(id + 1) * got.x[static_cast<size_t>(j)];
+      }
+    }
+    backend_->copy_to_device(context(), received_.out, out.data(), out.size() * sizeof(float));
+    SLUICE_TRY_VOID(dispatcher_->combine(context()));
+    return get(static_cast<const float*>(own_.out), own_.n * kHidden);
+  }
+
+ private:
+  template <class T>
+  T* put(const std::vector<T>& values) {
+    const size_t bytes = std::max<size_t>(1, values.size()) * sizeof(T);
+    void* memory = backend_->allocate(bytes).value();
+    held_.emplace_back(memory, bytes);
+    backend_->copy_to_device(context(), memory, values.data(), values.size() * sizeof(T));
+    backend_->synchronize(context());
+    return static_cast<T*>(memory);
+  }
+  template <class T>
+  std::vector<T> get(const T* memory, int64_t count) const {
+    std::vector<T> values(static_cast<size_t>(count));
+    backend_->copy_to_host(context(), values.data(), memory, values.size() * sizeof(T));
+    backend_->synchronize(context());
+    return values;
+  }
+  void free() {
+    for (const auto& [memory, bytes] : held_) backend_->release(memory, bytes);
+    held_.clear();
+  }
+
+  const Sizes sizes_;
+  const std::unique_ptr<kernels::Backend> backend_;
+  const std::unique_ptr<kernels::Stream> stream_;
+  parallel::Groups groups_;
+  std::unique_ptr<Dispatcher> dispatcher_;
+  Tokens own_, received_;
+  std::vector<std::pair<void*, size_t>> held_;
+};
+
+class DispatcherConformance : public testing::TestWithParam<Way> {
+ protected:
+  static constexpr int64_t kMaxTokens = 20;
+
+  bool sends() const { return GetParam().a2a != parallel::MoeAllToAll::kNone; }
+
+  // `body` on every rank's thread, of ranks that stay.
+  void on_each(const std::function<void(size_t)>& body) {
+    std::vector<std::thread> threads;
+    for (size_t i = 0; i < world_.size(); ++i) threads.emplace_back(body, i);
+    for (std::thread& thread : threads) thread.join();
+  }
+  void make(const Sizes& sizes) {
+    world_ = parallel::make_inproc_group(static_cast<int>(GetParam().ranks));
+    ranks_.resize(world_.size());
+    on_each([&](size_t i) {
+      ranks_[i] = std::make_unique<Rank>(GetParam(), *world_[i], static_cast<int64_t>(i), sizes, kMaxTokens);
+    });
+  }
+
+  std::vector<std::unique_ptr<parallel::Communicator>> world_;
+  std::vector<std::unique_ptr<Rank>> ranks_;
+};
+
+// The rows that a rank must get, by origin: those of tokens that go to one of its experts.
+std::set<std::pair<size_t, int64_t>> expected_rows(const std::vector<Batch>& batches, const parallel::Slice& experts,
+                                                   int64_t top_k) {
+  std::set<std::pair<size_t, int64_t>> rows;
+  for (size_t rank = 0; rank < batches.size(); ++rank) {
+    for (size_t i = 0; i < batches[rank].ids.size(); ++i) {
+      const int32_t id = batches[rank].ids[i];
+      if (id >= experts.first && id < experts.end()) rows.emplace(rank, static_cast<int64_t>(i) / top_k);
+    }
+  }
+  return rows;
+}
+
+void expect_rows(const Batch& got, const std::vector<Batch>& batches, const parallel::Slice& experts, int64_t top_k) {
+  const auto wanted = expected_rows(batches, experts, top_k);
+  EXPECT_EQ(got.n, std::ssize(wanted)) << "each row once, and no other";
+  std::set<std::pair<size_t, int64_t>> found;
+  for (int64_t row = 0; row < got.n; ++row) {
+    const auto origin = static_cast<int64_t>(got.x[static_cast<size_t>(row * kHidden)]) - 1;
+    const auto rank = static_cast<size_t>(origin / 100);
+    const int64_t token = origin % 100;
+    ASSERT_TRUE(wanted.contains({rank, token})) << "token " << token << " of rank " << rank << " has no expert here";
+    found.emplace(rank, token);
+    for (int64_t j = 0; j < kHidden; ++j) {
+      ASSERT_EQ(got.x[static_cast<size_t>(row * kHidden + j)], value_of(static_cast<int64_t>(rank), token, j));
+    }
+    for (int64_t k = 0; k < top_k; ++k) {
+      const auto here = static_cast<size_t>(row * top_k + k), there = static_cast<size_t>(token * top_k + k);
+      ASSERT_EQ(got.ids[here], batches[rank].ids[there]);
+      ASSERT_EQ(got.shares[here], batches[rank].shares[there]);
+    }
+  }
+  EXPECT_EQ(found, wanted);
+}
+
+TEST_P(DispatcherConformance, GivesEachRankItsRowsAndTheirSumsBack) {
+  Rng rng(static_cast<uint64_t>(17 + GetParam().ranks));
+  for (const int64_t top_k : {1, 3}) {
+    const Sizes sizes{
+        .hidden = kHidden, .experts = 2 * GetParam().ranks + (GetParam().ranks == 1 ? 2 : 0), .top_k = top_k};
+    if (top_k > sizes.experts) continue;
+    make(sizes);
+    for (int round = 0; round < 12; ++round) {
+      const auto routing = static_cast<Routing>(round % 4);
+      SCOPED_TRACE(testing::Message() << "top " << top_k << " round " << round);
+      std::vector<Batch> batches;
+      for (size_t i = 0; i < ranks_.size(); ++i) {
+        // Without dispatch all ranks have the same tokens.
+        batches.push_back(sends() || i == 0 ? draw(rng, routing, static_cast<int64_t>(i), sizes, kMaxTokens)
+                                            : batches[0]);
+      }
+      on_each([&](size_t i) {
+        Rank& rank = *ranks_[i];
+        const auto got = rank.dispatch(batches[i]);
+        ASSERT_TRUE(got.ok()) << got.error().message;
+        if (sends()) {
+          expect_rows(*got, batches, rank.own_experts(), top_k);
+        } else {
+          EXPECT_EQ(got->x, batches[i].x) << "nothing is sent";
+        }
+        auto back = rank.combine(*got);
+        ASSERT_TRUE(back.ok()) << back.error().message;
+        if (!sends()) {
+          const auto count = std::ssize(*back);
+          ASSERT_TRUE(
+              rank.groups().all->all_reduce({}, parallel::Element::kF32, back->data(), back->data(), count).ok());
+        }
+        ASSERT_EQ(back->size(), batches[i].want.size());
+        for (size_t j = 0; j < back->size(); ++j) {
+          // As many products are added up as there are experts of a token, in another order.
+          const float want = batches[i].want[j];
+          ASSERT_NEAR((*back)[j], want, 8 * 0x1p-24 * std::abs(want) + 1e-6) << "value " << j;
+        }
+      });
+    }
+  }
+}
+
+std::vector<Way> ways() {
+  std::vector<Way> all;
+  for (const auto& row : kernels::backends()) {
+    for (const int64_t ranks : {1, 2, 4}) {
+      const auto add = [&](std::string_view name, parallel::MoeAllToAll a2a) {
+        all.push_back({fmt::format("{}_{}_{}", name, row.name, ranks), std::string(row.name), a2a, ranks});
+      };
+      add("none", parallel::MoeAllToAll::kNone);
+      add("deepep", parallel::MoeAllToAll::kDeepEp);
+    }
+  }
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Ways, DispatcherConformance, testing::ValuesIn(ways()),
+                         [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace sluice::moe

@@ -1,0 +1,58 @@
+// Which copies of a layer's experts there are, and where (engine-reference.md 6.1, 6.2 and 6.6).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+#include "moe/eplb.h"
+#include "parallel/topology.h"
+
+namespace sluice::moe {
+
+// --ep-dispatch-algorithm: the copy of an expert that a token goes to.
+enum class CopyChoice : uint8_t {
+  kStatic,   // one that the token's rank has, else one of the others, which are shared out among the ranks
+  kDynamic,  // any of them, at random
+};
+
+// As the options say it.
+struct ExpertPlacement {
+  int64_t redundant = 0;             // copies beyond one of each expert of a layer (--ep-num-redundant-experts)
+  std::string location = "trivial";  // or JSON: {"physical_to_logical_map": ...} or {"logical_count": ...}
+  std::string algorithm = "auto";    // that makes a map of counts (--eplb-algorithm)
+  CopyChoice choice = CopyChoice::kStatic;
+  int64_t nodes = 1;
+
+  bool trivial() const { return redundant == 0 && location == "trivial"; }
+};
+
+// Constant once made. Layers are those of the model; of a dense one nothing is read.
+struct ExpertMap {
+  int64_t logical = 0;
+  int64_t physical = 0;
+  PhysicalToLogical location;
+  CopyChoice choice = CopyChoice::kStatic;
+
+  // The copies of each expert, ascending.
+  std::vector<std::vector<int32_t>> copies(int64_t layer) const;
+};
+
+struct ExpertSizes {
+  int64_t layers = 0;  // of the model
+  int64_t experts = 0;
+  int64_t groups = 1;
+  int64_t ranks = 1;  // that divide the experts
+};
+
+// kBadOption names the flag: a map of another shape, an expert that is nowhere, numbers that do not divide.
+Result<ExpertMap> make_expert_map(const ExpertPlacement& placement, const ExpertSizes& sizes);
+
+// For CopyChoice::kStatic: the copy of each expert that tokens of `rank` go to. All ranks come to the same choices.
+std::vector<int32_t> static_copies(const ExpertMap& map, int64_t layer, parallel::Place rank);
+
+}  // namespace sluice::moe

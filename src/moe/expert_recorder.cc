@@ -1,0 +1,107 @@
+#include "moe/expert_recorder.h"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "base/check.h"
+
+namespace sluice::moe {
+
+using nlohmann::json;
+
+Result<RecordMode> record_mode(std::string_view name) {
+  if (name == "stat" || name == "stat_approx") return RecordMode::kStat;
+  if (name == "per_pass") return RecordMode::kPerPass;
+  if (name == "per_token") return RecordMode::kPerToken;
+  return Error{ErrorCode::kBadOption, fmt::format("--expert-distribution-recorder-mode {}: stat, stat_approx, per_pass "
+                                                  "and per_token are known",
+                                                  name)};
+}
+
+void ExpertRecorder::start(std::vector<int64_t> loads) {
+  recording_ = true;
+  before_ = std::move(loads);
+  steps_.clear();
+  choices_ = 0;
+}
+
+void ExpertRecorder::drop_oldest() {
+  choices_ -= std::ssize(steps_.front().choices);
+  steps_.pop_front();
+}
+
+void ExpertRecorder::add(int64_t step, std::vector<int64_t> loads, const Tokens& tokens) {
+  if (!recording_) return;
+  SLUICE_CHECK(loads.size() == before_.size(), "loads of {} experts after those of {}", loads.size(), before_.size());
+  Step added{.number = step, .counts = loads};
+  for (size_t i = 0; i < loads.size(); ++i) added.counts[i] -= before_[i];
+  before_ = std::move(loads);
+  if (options_.mode == RecordMode::kPerToken) {
+    added.ids.assign(tokens.ids.begin(), tokens.ids.end());
+    added.positions.assign(tokens.positions.begin(), tokens.positions.end());
+    added.choices.assign(tokens.experts.begin(), tokens.experts.end());
+    added.top_k = tokens.top_k;
+    choices_ += std::ssize(added.choices);
+  }
+  steps_.push_back(std::move(added));
+  while (options_.steps >= 0 && std::ssize(steps_) > options_.steps) drop_oldest();
+  while (choices_ > options_.most_choices) drop_oldest();
+}
+
+json ExpertRecorder::by_layer(const std::vector<int64_t>& counts) const {
+  json layers = json::array();
+  auto at = counts.begin();
+  for (const auto& own : experts_.own) {
+    layers.push_back(std::vector<int64_t>(at, at + std::ssize(own)));
+    at += std::ssize(own);
+  }
+  return layers;
+}
+
+json ExpertRecorder::tokens_of(const Step& step) const {
+  json layers = json::array();
+  const int64_t n = std::ssize(step.ids);
+  auto at = step.choices.begin();
+  for (size_t layer = 0; layer < experts_.layers.size(); ++layer) {
+    json tokens = json::array();
+    for (int64_t i = 0; i < n; ++i, at += step.top_k) tokens.push_back(std::vector<int32_t>(at, at + step.top_k));
+    layers.push_back(std::move(tokens));
+  }
+  return {{"input_ids", step.ids}, {"positions", step.positions}, {"topk_ids_of_layer", std::move(layers)}};
+}
+
+json ExpertRecorder::take() {
+  constexpr std::string_view kModes[] = {"stat", "per_pass", "per_token"};
+  json out{{"mode", kModes[static_cast<size_t>(options_.mode)]},
+           {"tp_size", experts_.tp_size},
+           {"model_layers", experts_.model_layers},
+           {"logical", experts_.logical},
+           {"layers", experts_.layers},
+           {"own", experts_.own},
+           {"reports", experts_.reports}};
+  std::vector<int64_t> total(before_.size());
+  json steps = json::array();
+  for (const Step& step : steps_) {
+    json one{{"step", step.number}};
+    std::vector<int64_t> rank;  // tokens of each layer that came to this rank
+    auto at = step.counts.begin();
+    for (const auto& own : experts_.own) {
+      rank.push_back(std::accumulate(at, at + std::ssize(own), int64_t{0}));
+      at += std::ssize(own);
+    }
+    one["tokens"] = std::move(rank);
+    if (options_.mode == RecordMode::kPerPass) one["counts"] = by_layer(step.counts);
+    if (options_.mode == RecordMode::kPerToken) one.update(tokens_of(step));
+    for (size_t i = 0; i < total.size(); ++i) total[i] += step.counts[i];
+    steps.push_back(std::move(one));
+  }
+  out["counts"] = by_layer(total);
+  out["steps"] = std::move(steps);
+  steps_.clear();
+  choices_ = 0;
+  return out;
+}
+
+}  // namespace sluice::moe

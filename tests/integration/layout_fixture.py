@@ -1,0 +1,128 @@
+"""What the tests of divided instances share: servers of tiny models, requests of any length and end, and answers held against those of
+one rank."""
+import concurrent.futures
+import json
+import os
+import random
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
+from sluice_process import Sluice, call, descendants  # noqa: E402
+
+DPA = ("--enable-dp-attention",)
+DEEPEP = ("--moe-a2a-backend", "deepep", "--moe-runner-backend", "deep_gemm")
+# Sums in another order move a logit of these models by less, as do routers that it tips by more: those are few.
+NEAR_TIE = 2e-3
+
+
+def start_server(binary, model, *more):
+    return Sluice(binary, "server", "--model-path", model, "--port", 0, "--max-total-tokens", 2048, "--threads", 1,
+                  "--dtype", "float32", *more)
+
+
+def rank_processes(running):
+    return sorted(pid for pid, line in descendants(running.process.pid).items() if line.endswith("sluice rank"))
+
+
+def body_of(ids, tokens):
+    return {"input_ids": ids, "return_logprob": True, "top_logprobs_num": 2,
+            "sampling_params": {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}}
+
+
+def generate(url, ids, tokens, rank=None, timeout=120):
+    body = body_of(ids, tokens)
+    if rank is not None:
+        body["routed_dp_rank"] = rank
+    return call(url + "/generate", body, timeout=timeout)
+
+
+@dataclass
+class Request:
+    ids: list
+    tokens: int
+    end: str = "whole"  # or "left" by its client, or "aborted" by another, after so many events
+    events: int = 0
+    pause: float = 0  # seconds before it is sent, after the one before
+
+
+def workload(count, seed=5, longest=60, cut_short=0.0, pause=0.0):
+    rng = random.Random(seed)
+    requests = []
+    for _ in range(count):
+        one = Request([rng.randrange(512) for _ in range(rng.randrange(1, longest))], rng.randrange(1, 16))
+        if rng.random() < cut_short:
+            one.end, one.events, one.tokens = rng.choice(["left", "aborted"]), rng.randrange(0, 8), rng.randrange(10, 30)
+        one.pause = rng.expovariate(1 / pause) if pause else 0
+        requests.append(one)
+    return requests
+
+
+def cut_short(url, number, request):
+    """The tokens of a streamed answer up to its end, which comes early."""
+    body = {**body_of(request.ids, request.tokens), "stream": True, "rid": f"request-{number}"}
+    ids, seen = [], 0
+    post = urllib.request.Request(url + "/generate", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(post, timeout=120) as stream:
+        while True:
+            if seen == request.events:
+                if request.end == "left":
+                    return ids
+                status, _, answer = call(url + "/abort_request", {"rid": body["rid"]})
+                assert status == 200, answer
+            seen += 1
+            line = b""
+            while not line.startswith(b"data:"):
+                line = stream.readline()
+                assert line, "the stream ends without [DONE]"
+            if line.startswith(b"data: [DONE]"):
+                return ids
+            event = json.loads(line[5:])
+            assert "error" not in event, event
+            ids = event["output_ids"]
+
+
+def answers(url, requests, clients=16):
+    """Of each request its whole answer, or the tokens that came before it was cut short."""
+    def one(number, request):
+        if request.end != "whole":
+            return cut_short(url, number, request)
+        status, _, answer = generate(url, request.ids, request.tokens)
+        assert status == 200, answer
+        return answer
+
+    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+        pending = []
+        for number, request in enumerate(requests):
+            time.sleep(request.pause)
+            pending.append(pool.submit(one, number, request))
+        return [future.result() for future in pending]
+
+
+def first_difference(got, want):
+    """(position, margin of the one rank) where the tokens part, or None. `got` may be shorter."""
+    for i, (a, b) in enumerate(zip(got, want["output_ids"])):
+        if a != b:
+            top = want["meta_info"]["output_top_logprobs"][i]
+            return i, top[0][0] - top[1][0]
+    return None
+
+
+def differences(requests, got, want):
+    """Where answers part from those of one rank to the same requests, none of them cut short."""
+    parted = []
+    for request, mine, expected in zip(requests, got, want):
+        whole = request.end == "whole"
+        ids = mine["output_ids"] if whole else mine
+        assert not whole or len(ids) == len(expected["output_ids"]), (len(ids), request)
+        if difference := first_difference(ids, expected):
+            parted.append(difference)
+    return parted
+
+
+def holds_nothing(url):
+    """Whether no request is left in any phase, and no token in any pool that the prefix cache could not give up."""
+    loads = call(url + "/v1/loads?include=all")[2]["loads"]
+    return all(load["num_running_reqs"] == load["num_waiting_reqs"] == load["num_used_tokens"] == 0 for load in loads)

@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""Divided instances of every fixture under random requests, and what becomes of them when any of their ranks dies or hangs.
+
+usage: layouts_soak.py <sluice binary> <folder of fixtures> [tokens] [failures] [--requests 200] [--models NAME ...] [--phases idle ...] [--seed 1]
+
+tokens: for (tp, dp) = (2, 2), (4, 2), (4, 4) with DP attention, and with deepep where there are experts: random lengths and arrivals, a fifth
+of the requests left by their client or aborted. The tokens are those of one rank up to the first step whose margin there is below
+the arithmetic's tolerance; the share of such answers is printed. Nothing is held when all have ended.
+
+failures: each rank of (4, 2) with deepep in turn, killed (SIGKILL) and stopped (SIGSTOP), while it is idle, prefills and decodes, and killed while
+it loads. Every
+request ends, the log names the rank within 3 s (killed) or 8 s (silent for 5), the instance serves again, and no process is left over."""
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../integration"))
+from layout_fixture import (DEEPEP, DPA, NEAR_TIE, answers, call, differences, generate, holds_nothing, rank_processes,  # noqa: E402
+                            start_server, workload)
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
+from sluice_process import alive, wait_until  # noqa: E402
+
+MODELS = ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-qwen3-moe", "tiny-deepseek-v2", "tiny-deepseek-v3", "tiny-deepseek-v3-fp8",
+          "tiny-kimi-k2", "tiny-minimax-m2", "tiny-minimax-text-01"]
+DENSE = {"tiny-llama", "tiny-qwen2", "tiny-qwen3"}
+
+
+def check(condition, what):
+    if not condition:
+        raise AssertionError(what)
+
+
+def tokens(options):
+    for model in options.models:
+        requests = workload(options.requests, seed=options.seed, longest=120, cut_short=0.2, pause=0.005)
+        with start_server(options.binary, options.fixtures / model) as alone:
+            want = answers(alone.url, [dataclasses.replace(request, end="whole") for request in requests])
+        for tp, dp in ((2, 2), (4, 2), (4, 4)):
+            for more in ((),) if model in DENSE else ((), DEEPEP):
+                with start_server(options.binary, options.fixtures / model, "--tp", tp, "--dp-size", dp, *DPA, *more) as divided:
+                    parted = differences(requests, answers(divided.url, requests, clients=24), want)
+                    check(all(margin < NEAR_TIE for _, margin in parted), f"{model} {tp} {dp} {more}: {parted}")
+                    wait_until("an instance that holds nothing", lambda: holds_nothing(divided.url))
+                cut = sum(request.end != "whole" for request in requests)
+                print(f"{model} tp {tp} dp {dp} {'deepep' if more else 'none'}: {len(requests)} requests, {cut} cut short, "
+                      f"{len(parted)} part at a near tie", flush=True)
+
+
+def requests_of(phase, url, results):
+    """Requests that keep the instance in a phase for seconds."""
+    if phase in ("idle", "load"):
+        return []
+    lengths = (900, 1) if phase == "prefill" else (20, 400)
+
+    def ask(i):
+        while True:
+            status = generate(url, [i + 1] * lengths[0], lengths[1])[0]
+            results.append(status)
+            if status != 200 or phase == "decode":
+                return
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def fail_one(options, phase, how, victim):
+    layout = ("--tp", 4, "--dp-size", 2, *DPA, *DEEPEP)
+    with start_server(options.binary, options.fixtures / "tiny-deepseek-v3", *layout) as running:
+        results = []
+        before = rank_processes(running)
+        check(len(before) == 4, before)
+        if phase == "load":
+            # Its instance is about to start again.
+            os.kill(before[0], signal.SIGKILL)
+            before = wait_until("ranks that load", lambda: fresh(running, before), every=0.002)
+        threads = requests_of(phase, running.url, results)
+        if threads:
+            wait_until("running requests", lambda: sum(load["num_running_reqs"] + load["num_waiting_reqs"] for load in
+                                                      call(running.url + "/v1/loads")[2]["loads"]) > 0, every=0.01)
+        lines = len(running.lines)
+        os.kill(before[victim], how)
+        since = time.monotonic()
+        if phase == "idle":  # a rank that is stopped is missed when there is something to do
+            threads = [threading.Thread(target=lambda: results.append(generate(running.url, [1, 2], 3)[0]))]
+            threads[0].start()
+
+        def named():
+            return any("has ended" in line and "start again" in line for line in running.lines[lines:])
+
+        wait_until(f"{phase}: the end of rank {victim} in the log", named, within=60, every=0.01)
+        seconds = time.monotonic() - since
+        for thread in threads:
+            thread.join(60)
+            check(not thread.is_alive(), "a request has not ended")
+        check(all(status in (200, 500, 503) for status in results), results)
+        wait_until("the instance serving again", lambda: generate(running.url, [5, 6, 7], 3)[0] == 200, within=60)
+        check(not any(alive(pid) for pid in before), "an old rank is left over")
+        return seconds
+
+
+def fresh(running, before):
+    now = rank_processes(running)
+    return now if len(now) == 4 and not set(now) & set(before) else None
+
+
+def failures(options):
+    for phase in options.phases:
+        for how, limit in ((signal.SIGKILL, 3), (signal.SIGSTOP, 8)):
+            if phase == "load" and how == signal.SIGSTOP:
+                continue  # reading may take long without a word: its bound is 5 minutes
+            took = [fail_one(options, phase, how, victim) for victim in range(4)]
+            print(f"{phase}, {how.name}: named after {', '.join(f'{seconds:.1f}' for seconds in took)} s", flush=True)
+            check(max(took) < limit, f"{phase}, {how.name}: {took}")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("binary", type=Path)
+    parser.add_argument("fixtures", type=Path)
+    parser.add_argument("parts", nargs="*", choices=["tokens", "failures", []], default=["tokens", "failures"])
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--phases", nargs="+", default=["idle", "prefill", "decode", "load"])
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    for part in options.parts:
+        {"tokens": tokens, "failures": failures}[part](options)
+    print("ok")
+
+
+if __name__ == "__main__":
+    main()
