@@ -44,9 +44,18 @@ std::vector<uint16_t> values(int64_t count) {
 struct Batch {
   int64_t sequences, queries, length;
   std::vector<int32_t> table, rows, starts, lens;
-  std::vector<uint16_t> cache;
+  kernels::KvRow row;
+  std::vector<uint16_t> bf16;
+  std::vector<char> f8;
 
-  Batch(int64_t n, int64_t q, int64_t l) : sequences(n), queries(q), length(l), cache(values((n * l + 1) * 576)) {
+  Batch(int64_t n, int64_t q, int64_t l, DType type = DType::kBf16)
+      : sequences(n), queries(q), length(l), row{.dtype = type, .width = kLatent + kRotary, .group = kRotary} {
+    const int64_t slots = n * l + 1;
+    if (type == DType::kBf16) {
+      bf16 = values(slots * row.width);
+    } else {
+      f8.resize(static_cast<size_t>(slots * row.bytes()), 0x30);  // and scales of 6e-10
+    }
     for (int64_t i = 0; i < n * l; ++i) table.push_back(static_cast<int32_t>(i + 1));
     for (int64_t s = 0; s <= n; ++s) starts.push_back(static_cast<int32_t>(s * q));
     for (int64_t s = 0; s < n; ++s) {
@@ -54,6 +63,7 @@ struct Batch {
       lens.push_back(static_cast<int32_t>(l));
     }
   }
+  const void* cache() const { return row.dtype == DType::kBf16 ? static_cast<const void*>(bf16.data()) : f8.data(); }
 };
 
 void absorbed(const kernels::Backend& backend, int64_t heads, const Batch& batch) {
@@ -65,7 +75,8 @@ void absorbed(const kernels::Backend& backend, int64_t heads, const Batch& batch
                                   .q_rotary = rotary.data(),
                                   .q_rotary_stride = heads * kRotary,
                                   .q_rotary_head_stride = kRotary,
-                                  .cache = batch.cache.data(),
+                                  .cache = batch.cache(),
+                                  .row = batch.row,
                                   .dtype = DType::kBf16,
                                   .slot_table = batch.table.data(),
                                   .table_rows = batch.rows.data(),
@@ -80,9 +91,10 @@ void absorbed(const kernels::Backend& backend, int64_t heads, const Batch& batch
                                   .scale = 0.07f});
   });
   const double pairs = static_cast<double>(n * heads * batch.length);
-  fmt::print("absorbed, {:3} heads, {:2} sequences of {:5}: {:8.2f} ms, {:5.0f} GFLOP/s, {:5.1f} GB/s\n", heads,
-             batch.sequences, batch.length, time * 1e3, 2e-9 * pairs * (2 * kLatent + kRotary) / time,
-             static_cast<double>(batch.sequences * batch.length) * 1152e-9 / time);
+  fmt::print("absorbed, {:7}, {:3} heads, {:2} sequences of {:5}: {:8.2f} ms, {:5.0f} GFLOP/s, {:5.1f} GB/s\n",
+             tensor::to_string(batch.row.dtype), heads, batch.sequences, batch.length, time * 1e3,
+             2e-9 * pairs * (2 * kLatent + kRotary) / time,
+             static_cast<double>(batch.sequences * batch.length * batch.row.bytes()) * 1e-9 / time);
 }
 
 void expanded(const kernels::Backend& backend, int64_t heads, const Batch& batch) {
@@ -96,7 +108,8 @@ void expanded(const kernels::Backend& backend, int64_t heads, const Batch& batch
   const double time = seconds([&] {
     backend.expanded_attention({}, {.q = q.data(),
                                     .q_stride = heads * dim,
-                                    .cache = batch.cache.data(),
+                                    .cache = batch.cache(),
+                                    .row = batch.row,
                                     .dtype = DType::kBf16,
                                     .key_shape = &shape,
                                     .keys = weights.data(),
@@ -160,7 +173,10 @@ int main(int argc, char** argv) {
   }
   for (const int64_t heads : {16, 128}) {  // V2-Lite and V3
     for (const int64_t sequences : {1, 16}) {
-      for (const int64_t length : {1024, 8192}) absorbed(*backend, heads, Batch(sequences, 1, length));
+      for (const int64_t length : {1024, 8192}) {
+        for (const DType type : {DType::kBf16, DType::kF8E4M3})
+          absorbed(*backend, heads, Batch(sequences, 1, length, type));
+      }
     }
     for (const int64_t queries : {128, 512}) {
       for (const int64_t prefix : {0, 2048}) expanded(*backend, heads, Batch(1, queries, prefix + queries));

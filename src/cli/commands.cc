@@ -36,6 +36,10 @@ const std::vector<Command>& commands() {
      .help = "Runs a model behind an OpenAI-compatible HTTP API.",
      .run = run_server,
      .options = server_options},
+    {.name = "check-cluster",
+     .help = "Says whether the hosts of `sluice server --nnodes N` can be one; runs on each, with the server's flags.",
+     .run = run_check_cluster,
+     .options = server_options},
     {.name = "rank", .help = "One rank of a server.", .run = run_rank, .hidden = true},
     {.name = "grammar", .help = "Compiles the grammars of a rank.", .run = run_grammar, .hidden = true},
 #endif

@@ -56,6 +56,7 @@ int run_server(const Arguments& arguments);
 OptionView server_options();
 int run_serve(const Arguments& arguments);
 OptionView serve_options();
+int run_check_cluster(const Arguments& arguments);
 int run_rank(const Arguments& arguments);
 int run_grammar(const Arguments& arguments);
 int run_bench(const Arguments& arguments);

@@ -26,7 +26,7 @@ std::string overview() {
       "Usage: sluice <command> [flags]\n\nCommands:\n";
   for (const auto& command : commands()) {
     if (command.hidden) continue;
-    out += fmt::format("  {:9} {}", command.name, command.help);
+    out += fmt::format("  {:13} {}", command.name, command.help);
     if (!command.aliases.empty()) out += fmt::format(" (also: {})", fmt::join(command.aliases, ", "));
     out += '\n';
   }

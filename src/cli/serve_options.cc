@@ -225,6 +225,18 @@ Result<ServeCommand> parse_serve(const Arguments& arguments) {
                     "says how many workers there are",
                     command.serve.replicas, command.engine.dp_size)};
   }
+  if (command.engine.node_rank > 0) {
+    return Error{ErrorCode::kBadOption,
+                 fmt::format("--node-rank {}: the gateway is on node 0; run `sluice server` with "
+                             "the engine's flags on the other nodes",
+                             command.engine.node_rank)};
+  }
+  if (command.engine.nnodes > 1 && command.workers() > 1) {
+    return Error{ErrorCode::kBadOption,
+                 fmt::format("--nnodes {} is of one worker, and there are to be {}: start each server by itself, and "
+                             "`sluice gateway --worker-urls` before them",
+                             command.engine.nnodes, command.workers())};
+  }
   return command;
 }
 

@@ -62,6 +62,18 @@ TEST(ServeOptionsTest, WithDpAttentionAWorkerHasTheGroupsAndReplicasSaysHowManyT
   EXPECT_THAT(parse_serve({"--dp-size", "2", "--replicas", "2"}).error().message, HasSubstr("--replicas 2"));
 }
 
+TEST(ServeOptionsTest, OneWorkerMayBeOnSeveralHostsWhoseFirstIsThis) {
+  const Arguments several{"--tp=4", "--nnodes=2", "--dist-init-addr=a:5000", "--enable-dp-attention", "--dp-size=4"};
+  const auto with = [&](const char* more) {
+    Arguments arguments = several;
+    arguments.emplace_back(more);
+    return parse_serve(arguments);
+  };
+  EXPECT_TRUE(with("--node-rank=0").ok());
+  EXPECT_THAT(with("--node-rank=1").error().message, HasSubstr("run `sluice server`"));
+  EXPECT_THAT(with("--replicas=2").error().message, HasSubstr("--nnodes 2 is of one worker"));
+}
+
 TEST(ServeOptionsTest, WorkersGetNothingThatWasNotGiven) { EXPECT_THAT(parsed({}).worker_flags, IsEmpty()); }
 
 }  // namespace

@@ -31,7 +31,8 @@ std::vector<ProcessOptions> serve_workers(const ServeCommand& command, const std
   std::vector<ProcessOptions> workers;
   for (int64_t i = 0; i < count; ++i) {
     // Cores that do not divide evenly go to the first workers; with fewer cores than ranks each has one thread.
-    const int64_t share = std::max<int64_t>(1, (cores / count + (i < cores % count ? 1 : 0)) / command.engine.tp_size);
+    const int64_t ranks_here = std::max<int64_t>(1, command.engine.tp_size / command.engine.nnodes);
+    const int64_t share = std::max<int64_t>(1, (cores / count + (i < cores % count ? 1 : 0)) / ranks_here);
     ProcessOptions worker;
     worker.program = own_executable();
     worker.arguments = {"server"};

@@ -13,6 +13,7 @@
 #include "cli/commands.h"
 #include "cli/startup_display.h"
 #include "engine/front.h"
+#include "engine/nodes/agent.h"
 
 namespace sluice::cli {
 namespace {
@@ -70,6 +71,20 @@ void drain(engine::Front& front, StopSignals& signals) {
   ::close(drained);
 }
 
+// A host of an instance beside node 0.
+int run_agent(const engine::EngineOptions& options, StopSignals& signals, ReadyReporter& reporter) {
+  const auto failed = [&](const Error& error) {
+    reporter.failed(error.message);
+    return fail(error);
+  };
+  if (const auto valid = engine::check_engine_options(options); !valid.ok()) return failed(valid.error());
+  auto agent = engine::NodeAgent::start(options, {});
+  if (!agent.ok()) return failed(agent.error());
+  announce(options.host, (*agent)->port());
+  const auto ended = (*agent)->run(signals.descriptor());
+  return ended.ok() ? 0 : failed(ended.error());
+}
+
 }  // namespace
 
 OptionView server_options() { return view_of(engine::engine_option_table()); }
@@ -83,6 +98,7 @@ int run_server(const Arguments& arguments) {
       log::init({.level = options->log_level == "warning" ? "warn" : options->log_level, .json = options->log_json});
   if (!logging.ok()) return fail(logging.error());
 
+  if (options->node_rank > 0) return run_agent(*options, signals, reporter);
   StartupLine line;
   engine::FrontHooks hooks;
   hooks.stop_descriptor = signals.descriptor();

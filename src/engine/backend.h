@@ -18,7 +18,7 @@ namespace sluice::engine {
 // A rank as it stands.
 struct RankState {
   bool ready = false;
-  int64_t pid = 0;       // 0: not running
+  int64_t pid = 0;       // 0: not running, or not here
   int64_t restarts = 0;  // starts after the first
   RankReady info;        // of the last time that it became ready
   LoadSnapshot load;     // its last word; zeros before the first

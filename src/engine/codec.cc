@@ -286,6 +286,23 @@ void fields(V& v, M& m) {
   v.text(m.message);
 }
 
+template <class V, Is<LoadReport> M>
+void fields(V& v, M& m) {
+  auto& load = m.load;
+  for (auto* const value :
+       {&load.num_running_reqs, &load.num_waiting_reqs, &load.num_grammar_reqs, &load.num_paused_reqs,
+        &load.num_used_tokens, &load.num_cached_tokens, &load.num_waiting_tokens, &load.max_total_num_tokens,
+        &load.max_running_requests, &load.unix_nanos}) {
+    v.scalar(*value);
+  }
+  for (auto* const value : {&load.gen_throughput, &load.cache_hit_rate}) v.scalar(*value);
+  for (auto* const value : {&load.prompt_tokens_total, &load.cached_tokens_total, &load.generation_tokens_total,
+                            &load.requests_total, &load.aborted_total, &load.retracted_total,
+                            &load.evicted_tokens_total, &load.steps_total, &load.last_dispatch_seq}) {
+    v.scalar(*value);
+  }
+}
+
 Writer start_frame(std::string& out, size_t kind) {
   Writer writer(out);
   writer.scalar(kMagic);

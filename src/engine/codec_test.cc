@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
+#include <cstring>
+
 #include "base/rng.h"
 
 namespace sluice::engine {
@@ -63,7 +66,7 @@ ToRank draw_to_rank(Rng& rng) {
 
 RankFrame draw_from_rank(Rng& rng) {
   RankFrame frame{.process = static_cast<int64_t>(rng.below(64)), .incarnation = rng.next()};
-  switch (rng.below(5)) {
+  switch (rng.below(6)) {
     case 0: {
       OutputBatch batch;
       batch.outputs.resize(rng.below(5));
@@ -88,10 +91,23 @@ RankFrame draw_from_rank(Rng& rng) {
     case 3:
       frame.message = RankFailed{draw_text(rng)};
       break;
+    case 4:
+      frame.message = LoadReport{{.num_running_reqs = static_cast<int64_t>(rng.next()), .steps_total = rng.next()}};
+      break;
     default:
       frame.message = ControlReply{rng.next(), rng.below(2) == 1, draw_text(rng)};
   }
   return frame;
+}
+
+TEST(CodecTest, LoadReportKeepsEveryField) {
+  LoadReport report;
+  std::array<uint64_t, sizeof(LoadSnapshot) / 8> words;
+  for (size_t i = 0; i < words.size(); ++i) words[i] = i + 1;
+  std::memcpy(static_cast<void*>(&report.load), words.data(), sizeof(LoadSnapshot));
+  const auto decoded = decode_from_rank(encode(RankFrame{.process = 3, .incarnation = 2, .message = report}));
+  ASSERT_TRUE(decoded.ok()) << decoded.error().message;
+  EXPECT_EQ(std::memcmp(&std::get<LoadReport>(decoded->message).load, words.data(), sizeof(LoadSnapshot)), 0);
 }
 
 TEST(CodecTest, GenerateRequestKeepsEveryField) {

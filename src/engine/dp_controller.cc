@@ -17,6 +17,8 @@
 #include "base/log.h"
 #include "engine/dispatcher.h"
 #include "engine/front_link.h"
+#include "engine/nodes/link.h"
+#include "parallel/rendezvous.h"
 #include "parallel/shm_segment.h"
 
 namespace sluice::engine {
@@ -25,6 +27,7 @@ namespace {
 constexpr std::string_view kComponent = "engine/dp_controller";
 // A rank's last frame says why it ended, and may be on its way still when its end is seen.
 constexpr Duration kLastFrameWait = std::chrono::milliseconds(100);
+constexpr Duration kHostWait = std::chrono::seconds(1);  // between looks whether a host is back
 
 // A counter that wakes a poll.
 class Event {
@@ -52,20 +55,13 @@ class Event {
   int fd_;
 };
 
-std::string last_line(const std::string& text) {
-  const size_t end = text.find_last_not_of('\n');
-  if (end == std::string::npos) return "";
-  const size_t before = text.rfind('\n', end);
-  const size_t begin = before == std::string::npos ? 0 : before + 1;
-  return text.substr(begin, end - begin + 1);
-}
-
 }  // namespace
 
 class DataParallelController::Impl {
  public:
-  Impl(DataParallelControllerOptions options, const LoadBoard& board, const Clock& clock, OnProgress on_progress)
+  Impl(DataParallelControllerOptions options, LoadBoard& board, const Clock& clock, OnProgress on_progress)
       : options_(std::move(options)),
+        board_(board),
         clock_(clock),
         on_progress_(std::move(on_progress)),
         dispatcher_(*options_.method, board, clock),
@@ -85,7 +81,7 @@ class DataParallelController::Impl {
   // ---- any thread
 
   Result<void> launch(int stop_descriptor) {
-    SLUICE_TRY(link_, FrontLink::create(static_cast<int64_t>(ranks_.size())));
+    SLUICE_TRY(link_, FrontLink::create(static_cast<int64_t>(ranks_.size()), options_.address));
     auto launched = launched_.get_future();
     thread_ = std::thread([this] { run(); });
     pollfd entries[2] = {{launch_over_.fd(), POLLIN, 0}, {stop_descriptor, POLLIN, 0}};
@@ -134,7 +130,7 @@ class DataParallelController::Impl {
 
  private:
   struct Rank {
-    std::optional<Process> process;
+    std::unique_ptr<RankHandle> process;  // null: it has none
     bool ready = false;
     std::string failure;   // why it ends, in its own words or in ours
     std::string progress;  // its last news while it starts
@@ -145,7 +141,8 @@ class DataParallelController::Impl {
 
     RestartBackoff backoff;
     uint64_t incarnation = 0;
-    std::shared_ptr<parallel::ShmSegment> segment;  // null: one rank
+    std::shared_ptr<parallel::ShmSegment> segment;           // null: one rank, or several hosts
+    std::unique_ptr<parallel::RendezvousServer> rendezvous;  // of several hosts
     bool ready = false;
     bool ending = false;  // one of its ranks has ended
     uint64_t work = 0;    // pieces sent to its ranks, counted over all its lives
@@ -178,6 +175,7 @@ class DataParallelController::Impl {
   size_t leader_of(int64_t row) const { return static_cast<size_t>(row) * ranks_per_row_; }
   int64_t row_of(size_t rank) const { return static_cast<int64_t>(rank / ranks_per_row_); }
   bool leads(size_t rank) const { return rank % ranks_per_row_ == 0; }
+  bool elsewhere(size_t rank) const { return rank >= ranks_.size() / static_cast<size_t>(options_.hosts); }
   std::span<Rank> ranks_of(size_t instance) { return std::span(ranks_).subspan(instance * tp(), tp()); }
   std::vector<int64_t> rows_of(size_t instance) const {
     std::vector<int64_t> rows;
@@ -211,7 +209,7 @@ class DataParallelController::Impl {
     watched_.push_back({.fd = wake_.fd()});
     // poll(2) skips a negative descriptor; zmq_poll takes it for a socket, so a rank without a process gets the
     // event's.
-    for (const Rank& rank : ranks_) watched_.push_back({.fd = rank.process ? rank.process->pidfd() : wake_.fd()});
+    for (const Rank& rank : ranks_) watched_.push_back({.fd = rank.process ? rank.process->descriptor() : wake_.fd()});
     return watched_;
   }
 
@@ -341,6 +339,10 @@ class DataParallelController::Impl {
     finish_if_answered(control);
   }
 
+  void take(size_t i, LoadReport& report) {
+    if (leads(i)) board_.publish(row_of(i), report.load);
+  }
+
   // ---- processes
 
   void start(size_t number) {
@@ -349,7 +351,12 @@ class DataParallelController::Impl {
     instance.ending = false;
     instance.backoff.started();
     instance.due = clock_.now() + options_.startup_timeout;
-    if (tp() > 1) {
+    if (options_.hosts > 1) {
+      auto rendezvous =
+          parallel::RendezvousServer::serve(to_string(Endpoint{.host = options_.address}), static_cast<int>(tp()));
+      if (!rendezvous.ok()) return lost(number * tp(), rendezvous.error().message);
+      instance.rendezvous = std::move(*rendezvous);
+    } else if (tp() > 1) {
       auto segment = parallel::ShmSegment::create(static_cast<int>(tp()));
       if (!segment.ok()) return lost(number * tp(), segment.error().message);
       instance.segment = std::move(*segment);
@@ -360,7 +367,7 @@ class DataParallelController::Impl {
       rank.progress.clear();
       auto process = start_process(i);
       if (!process.ok()) return lost(i, process.error().message);
-      rank.process.emplace(std::move(*process));
+      rank.process = std::move(*process);
       if (!leads(i)) continue;
       std::lock_guard lock(mutex_);
       RankState& state = states_[static_cast<size_t>(row_of(i))];
@@ -369,7 +376,7 @@ class DataParallelController::Impl {
     }
   }
 
-  Result<Process> start_process(size_t i) {
+  Result<std::unique_ptr<RankHandle>> start_process(size_t i) {
     const auto process = static_cast<int64_t>(i);
     const Instance& instance = instance_of(i);
     RankSpec spec{.process = process,
@@ -380,8 +387,9 @@ class DataParallelController::Impl {
     for (const Control& control : controls_) {
       if (control.request.kind == ControlKind::kLoadWeights) spec.model_file = control.request.text;
     }
-    SLUICE_TRY(spec.input_endpoint, link_->open_input(process, spec.incarnation));
-    spec.output_endpoint = link_->output_endpoint();
+    SLUICE_TRY(spec.input_endpoint, link_->open_input(process, spec.incarnation, elsewhere(i)));
+    spec.output_endpoint = link_->output_endpoint(elsewhere(i));
+    if (instance.rendezvous) spec.rendezvous = instance.rendezvous->endpoint();
     return options_.start_rank(std::move(spec), instance.segment ? instance.segment->fd() : -1);
   }
 
@@ -391,16 +399,8 @@ class DataParallelController::Impl {
     const auto status = rank.process ? rank.process->poll() : std::nullopt;
     if (!status) return;
     take_last_frames(rank, status->code != 0);
-    std::string cause = rank.failure;
-    if (cause.empty()) {
-      cause = status->to_string();
-      // What it wrote last is the cause where it ended itself, a broken invariant (SIGABRT) included; a kill has
-      // nothing to do with it.
-      const bool by_itself = status->signal == 0 || status->signal == SIGABRT;
-      const std::string line = by_itself ? last_line(rank.process->stderr_tail()) : "";
-      if (!line.empty()) cause += ": " + line;
-    }
-    lost(i, cause);
+    const std::string cause = rank.failure.empty() ? rank.process->cause() : rank.failure;
+    lost(i, cause + rank.process->place());
   }
 
   void take_last_frames(const Rank& rank, bool failure_expected) {
@@ -476,7 +476,13 @@ class DataParallelController::Impl {
     if (!instance.due || clock_.now() < *instance.due) return;
     instance.due.reset();
     const std::span<Rank> ranks = ranks_of(number);
-    if (std::ranges::none_of(ranks, [](const Rank& rank) { return rank.process.has_value(); })) return start(number);
+    if (std::ranges::none_of(ranks, [](const Rank& rank) { return rank.process != nullptr; })) {
+      const std::string absent = options_.absent ? options_.absent() : "";
+      if (absent.empty()) return start(number);
+      SLUICE_LOG_EVERY(30, warn, kComponent, "{} wait for {} before they start again", names(number), absent);
+      instance.due = clock_.now() + kHostWait;
+      return;
+    }
     for (Rank& rank : ranks) {
       if (rank.ready || !rank.process) continue;
       rank.failure = fmt::format("not ready within {:.0f} s (last news: {})", seconds(options_.startup_timeout),
@@ -578,12 +584,12 @@ class DataParallelController::Impl {
     deliver(dispatcher_.end_all(cause));
     begin_controls();
     while (!controls_.empty()) finish(controls_.begin(), Error{ErrorCode::kCancelled, cause});
-    std::vector<Process*> left;
+    std::vector<RankHandle*> left;
     // A failed launch is reported now: nothing is in flight.
     const TimePoint end = real_clock().now() + (launch_failed_ ? Duration{0} : options_.stop_grace);
     for (size_t i = 0; i < ranks_.size(); ++i) {
       if (!ranks_[i].process) continue;
-      left.push_back(&*ranks_[i].process);
+      left.push_back(ranks_[i].process.get());
       // Ranks that step together would miss the first that ends, and say so.
       if (ranks_[i].ready && tp() == 1) {
         link_->send(static_cast<int64_t>(i), ControlRequest{.kind = ControlKind::kShutdown});
@@ -591,11 +597,12 @@ class DataParallelController::Impl {
         ranks_[i].process->signal(SIGTERM);
       }
     }
-    for (Process* process : left) process->wait(std::max(Duration{0}, end - real_clock().now()));
-    terminate_all(left, Duration{0});
+    for (RankHandle* process : left) process->wait(std::max(Duration{0}, end - real_clock().now()));
+    for (Rank& rank : ranks_) rank.process.reset();
   }
 
   const DataParallelControllerOptions options_;
+  LoadBoard& board_;
   const Clock& clock_;
   const OnProgress on_progress_;
   Dispatcher dispatcher_;
@@ -625,8 +632,7 @@ class DataParallelController::Impl {
 };
 
 Result<std::unique_ptr<DataParallelController>> DataParallelController::start(DataParallelControllerOptions options,
-                                                                              const LoadBoard& board,
-                                                                              const Clock& clock,
+                                                                              LoadBoard& board, const Clock& clock,
                                                                               OnProgress on_progress,
                                                                               int stop_descriptor) {
   auto impl = std::make_unique<Impl>(std::move(options), board, clock, std::move(on_progress));

@@ -8,11 +8,11 @@
 #include <memory>
 #include <string_view>
 
-#include "base/process.h"
 #include "engine/backend.h"
 #include "engine/load_balance/method.h"
 #include "engine/load_board.h"
 #include "engine/rank.h"
+#include "engine/rank_handle.h"
 
 namespace sluice::engine {
 
@@ -24,8 +24,14 @@ struct DataParallelControllerOptions {
   int64_t instances = 0;
   // Starts the process of a rank. Of the spec, the numbers of the rank and the endpoints are filled in, and the model
   // where ControlKind::kLoadWeights has changed it. `group_fd` is that of the instance's ShmSegment, -1 where the rank
-  // is all of it. Called on the controller's thread.
-  std::function<Result<Process>(RankSpec, int group_fd)> start_rank;
+  // is all of it or where there are several hosts. Called on the controller's thread.
+  std::function<Result<std::unique_ptr<RankHandle>>(RankSpec, int group_fd)> start_rank;
+  // Hosts of the one instance: each has equally many of the ranks, in their order, the first ones on this. Where there
+  // are several, ranks meet at `address`, of this host, and `absent` says which hosts a start has to wait for; empty:
+  // none. Any thread.
+  int64_t hosts = 1;
+  std::string address;
+  std::function<std::string()> absent;
   // How long a rank may take from its start to its RankReady. The largest models take minutes to read and pack.
   Duration startup_timeout = std::chrono::minutes(30);
   RestartBackoff::Options backoff = {};
@@ -41,9 +47,9 @@ class DataParallelController final : public Backend {
   // Returns when all of them are ready. An error, as soon as one has failed, names the
   // rank and the cause; kCancelled once `stop_descriptor` (-1: none) is readable. No rank is left then. `board` and
   // `clock` outlive the controller.
-  static Result<std::unique_ptr<DataParallelController>> start(DataParallelControllerOptions options,
-                                                               const LoadBoard& board, const Clock& clock,
-                                                               OnProgress on_progress, int stop_descriptor);
+  static Result<std::unique_ptr<DataParallelController>> start(DataParallelControllerOptions options, LoadBoard& board,
+                                                               const Clock& clock, OnProgress on_progress,
+                                                               int stop_descriptor);
   // Ends what is in flight with 503, then the ranks.
   ~DataParallelController() override;
 

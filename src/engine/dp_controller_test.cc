@@ -77,11 +77,12 @@ class DpControllerTest : public ::testing::Test {
     board_.emplace(*LoadBoard::create(ranks));
     // What stands for the ranks here does not end by itself.
     DataParallelControllerOptions options{.method = find_load_balance(method), .stop_grace = 0s};
-    options.start_rank = [this](RankSpec spec, int) {
+    options.start_rank = [this](RankSpec spec, int) -> Result<std::unique_ptr<RankHandle>> {
       std::lock_guard lock(mutex_);
       started_.push_back(spec);
       changed_.notify_all();
-      return run_shell(scripts_.contains(spec.dp_rank) ? scripts_[spec.dp_rank] : "exec sleep 600");
+      SLUICE_TRY(auto process, run_shell(scripts_.contains(spec.dp_rank) ? scripts_[spec.dp_rank] : "exec sleep 600"));
+      return handle_of(std::move(process));
     };
     return std::async(std::launch::async, [this, stop, options = std::move(options)]() mutable {
       const auto on_progress = [this](int64_t, double, std::string_view) {

@@ -7,7 +7,6 @@
 #include <atomic>
 #include <cerrno>
 #include <cstring>
-#include <filesystem>
 #include <future>
 #include <numeric>
 
@@ -18,8 +17,9 @@
 #include "engine/http_api.h"
 #include "engine/layout_options.h"
 #include "engine/memory_plan.h"
+#include "engine/model_files.h"
+#include "engine/nodes/leader.h"
 #include "kernels/kernels.h"
-#include "models/locate.h"
 #include "models/sharding.h"
 #include "net/server.h"
 #include "obs/metrics.h"
@@ -31,37 +31,14 @@ namespace {
 constexpr std::string_view kComponent = "engine/front";
 // One token of a tiny prompt; a rank that takes longer is stuck.
 constexpr Duration kWarmupTimeout = std::chrono::minutes(2);
+// For the other hosts of an instance: people and schedulers start them one after another.
+constexpr Duration kNodesTimeout = std::chrono::minutes(10);
 // Loading is nearly all of a start.
 constexpr double kLoadingShare = 0.95;
 
 // Loops parse, tokenize and write; the cores belong to the ranks. Two at least, so that a long prompt being tokenized
 // does not hold up a health probe.
 int loop_count() { return static_cast<int>(std::clamp<int64_t>(usable_cores() / 4, 2, 8)); }
-
-struct Files {
-  std::string model;
-  std::string tokenizer;
-};
-
-Result<Files> find_files(const EngineOptions& options) {
-  Files files;
-  SLUICE_TRY(files.model, models::locate_model(options.model_path));
-  files.tokenizer = files.model;
-  if (!options.tokenizer_path) return files;
-  std::error_code ignored;
-  if (std::filesystem::exists(*options.tokenizer_path, ignored)) {
-    files.tokenizer = std::filesystem::absolute(*options.tokenizer_path).string();
-    return files;
-  }
-  auto located = models::locate_model(*options.tokenizer_path);
-  if (!located.ok()) {
-    return Error{ErrorCode::kNotFound,
-                 fmt::format("--tokenizer-path {}: no such file or folder, nor a hub name in the local cache",
-                             *options.tokenizer_path)};
-  }
-  files.tokenizer = std::move(*located);
-  return files;
-}
 
 // The memory in which the ranks share their packed weights; -1 where they do not. Changes the environment: before the
 // first thread.
@@ -84,8 +61,9 @@ Result<int> weights_memory(const EngineOptions& options) {
 
 class Front::Impl {
  public:
-  Impl(const EngineOptions& options, FrontHooks hooks, int weights_fd)
-      : options_(options),
+  Impl(const EngineOptions& as_given, const EngineOptions& options, FrontHooks hooks, int weights_fd)
+      : as_given_(as_given),
+        options_(options),
         hooks_(std::move(hooks)),
         weights_fd_(weights_fd),
         shares_(static_cast<size_t>(rank_count(options))),
@@ -95,12 +73,13 @@ class Front::Impl {
     server_.reset();
     // Last outputs still go to the API's requests; it is there until the controller's thread has ended.
     controller_.reset();
+    nodes_.reset();  // no handle of a rank elsewhere is left
     api_.reset();
     if (weights_fd_ >= 0) ::close(weights_fd_);
   }
 
   Result<void> start() {
-    SLUICE_TRY(const Files files, find_files(options_));
+    SLUICE_TRY(const ModelFiles files, find_model_files(options_));
     SLUICE_TRY(auto model, load_served_model({.model_path = options_.model_path,
                                               .name = options_.served_model_name.value_or(""),
                                               .model_file = files.model,
@@ -112,6 +91,7 @@ class Front::Impl {
       SLUICE_TRY_VOID(models::check_sharding(model.config, layout_of(options_, 0), experts));
     }
     SLUICE_TRY_VOID(listen());
+    if (options_.nnodes > 1) SLUICE_TRY_VOID(gather_nodes(files));
     SLUICE_TRY_VOID(start_ranks(files));
     if (!options_.skip_server_warmup) SLUICE_TRY_VOID(warm_up(model.tokenizer->bos_id().value_or(0)));
     api_ = std::make_unique<HttpApi>(options_, std::move(model), *controller_, metrics_);
@@ -148,7 +128,13 @@ class Front::Impl {
     (void)co_await client.respond(std::move(response));
   }
 
-  Result<void> start_ranks(const Files& files) {
+  Result<void> gather_nodes(const ModelFiles& files) {
+    report(0, "waiting for other nodes");
+    SLUICE_TRY(nodes_, NodeLeader::listen(options_, own_identity(as_given_, files.model)));
+    return nodes_->wait_for_all(kNodesTimeout, hooks_.stop_descriptor);
+  }
+
+  Result<void> start_ranks(const ModelFiles& files) {
     const LoadBalanceRow* method = find_load_balance(options_.load_balance_method);
     SLUICE_CHECK(method != nullptr, "--load-balance-method {} has no row", options_.load_balance_method);
     if (is_old_name(*method, options_.load_balance_method)) {
@@ -159,13 +145,23 @@ class Front::Impl {
     board_.emplace(std::move(board));
     DataParallelControllerOptions controlling{
         .method = method, .tp_size = options_.tp_size, .instances = instance_count(options_)};
-    controlling.start_rank = [this, files](RankSpec spec, int group_fd) {
+    controlling.start_rank = [this, files](RankSpec spec, int group_fd) -> Result<std::unique_ptr<RankHandle>> {
+      spec.options = options_;
+      if (const int64_t node = spec.process / ranks_per_host(options_); nodes_ && node > 0) {
+        return nodes_->start_rank(node, spec);
+      }
       if (spec.model_file.empty()) spec.model_file = files.model;
       spec.tokenizer_file = files.tokenizer;
-      spec.options = options_;
-      return start_rank(spec, {.load_board = board_->fd(), .weights = weights_fd_, .group = group_fd},
-                        hooks_.on_rank_line);
+      if (nodes_) spec.address = nodes_->address();
+      SLUICE_TRY(auto process, start_rank(spec, {.load_board = board_->fd(), .weights = weights_fd_, .group = group_fd},
+                                          hooks_.on_rank_line));
+      return handle_of(std::move(process));
     };
+    if (nodes_) {
+      controlling.hosts = options_.nnodes;
+      controlling.address = nodes_->address();
+      controlling.absent = [this] { return nodes_->absent(); };
+    }
     SLUICE_TRY(controller_,
                DataParallelController::start(
                    std::move(controlling), *board_, real_clock(),
@@ -226,13 +222,15 @@ class Front::Impl {
     return {};
   }
 
-  const EngineOptions options_;
+  const EngineOptions as_given_;
+  const EngineOptions options_;  // adjusted
   const FrontHooks hooks_;
   const int weights_fd_;        // ours; -1: not shared
   std::vector<double> shares_;  // [ranks] of loading; the controller's thread
   obs::Metrics metrics_;
   net::LoopGroup loops_;
   std::optional<LoadBoard> board_;
+  std::unique_ptr<NodeLeader> nodes_;  // null: this is the only host
   std::unique_ptr<DataParallelController> controller_;
   std::unique_ptr<HttpApi> api_;
   net::Handler handler_;              // set before serving_
@@ -253,7 +251,7 @@ Result<std::unique_ptr<Front>> Front::start(const EngineOptions& options, FrontH
   }
   SLUICE_TRY_VOID(parallel::check_layout(layout_of(adjusted, 0)));
   SLUICE_TRY(const int weights_fd, weights_memory(adjusted));
-  std::unique_ptr<Front> front(new Front(std::make_unique<Impl>(adjusted, std::move(hooks), weights_fd)));
+  std::unique_ptr<Front> front(new Front(std::make_unique<Impl>(options, adjusted, std::move(hooks), weights_fd)));
   SLUICE_TRY_VOID(front->impl_->start());
   return front;
 }

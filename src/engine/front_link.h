@@ -17,13 +17,14 @@ namespace sluice::engine {
 // Used by one thread.
 class FrontLink {
  public:
-  // Only processes of this user can connect.
-  static Result<std::unique_ptr<FrontLink>> create(int64_t ranks);
+  // Only processes of this user can connect, and where an `address` of this host is given, whoever reaches that.
+  static Result<std::unique_ptr<FrontLink>> create(int64_t ranks, const std::string& address = "");
   ~FrontLink();  // drops what was not sent
 
-  const std::string& output_endpoint() const;
+  // `elsewhere`: for a rank on another host, at the address.
+  const std::string& output_endpoint(bool elsewhere = false) const;
   // A new input of the rank; returns its endpoint.
-  Result<std::string> open_input(int64_t rank, uint64_t incarnation);
+  Result<std::string> open_input(int64_t rank, uint64_t incarnation, bool elsewhere = false);
   // Drops what the rank has not taken.
   void close_input(int64_t rank);
 

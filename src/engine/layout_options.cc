@@ -64,4 +64,6 @@ int64_t instance_count(const EngineOptions& options) { return options.enable_dp_
 
 int64_t rank_count(const EngineOptions& options) { return instance_count(options) * options.tp_size; }
 
+int64_t ranks_per_host(const EngineOptions& options) { return rank_count(options) / options.nnodes; }
+
 }  // namespace sluice::engine

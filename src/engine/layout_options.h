@@ -20,7 +20,8 @@ std::vector<std::string> adjust_layout(EngineOptions& options);
 parallel::Layout layout_of(const EngineOptions& options, int64_t tp_rank);
 // Instances of the model: replicas, or one where attention groups are its data parallelism.
 int64_t instance_count(const EngineOptions& options);
-// Ranks of this server.
+// Ranks of this server, and those of each host.
 int64_t rank_count(const EngineOptions& options);
+int64_t ranks_per_host(const EngineOptions& options);
 
 }  // namespace sluice::engine

@@ -148,8 +148,6 @@ struct ControlReply {
   std::string message;
 };
 
-using FromRank = std::variant<OutputBatch, RankReady, RankProgress, RankFailed, ControlReply>;
-
 // One rank's load as it stands, published in shared memory (engine/load_board.h) by every rank, idle or not.
 struct LoadSnapshot {
   int64_t unix_nanos = 0;
@@ -174,5 +172,11 @@ struct LoadSnapshot {
   uint64_t evicted_tokens_total = 0;
   uint64_t steps_total = 0;
 };
+// Rank → front, from another host: its row of the load board.
+struct LoadReport {
+  LoadSnapshot load;
+};
+
+using FromRank = std::variant<OutputBatch, RankReady, RankProgress, RankFailed, ControlReply, LoadReport>;
 
 }  // namespace sluice::engine

@@ -6,7 +6,9 @@
 #include "engine/grammar/grammar.h"
 #include "engine/kv_publisher.h"
 #include "engine/load_balance/method.h"
+#include "engine/nodes/link.h"
 #include "engine/schedule_policy.h"
+#include "parallel/topology.h"
 #include "parsers/reasoning.h"
 #include "parsers/tool_calls.h"
 
@@ -30,15 +32,12 @@ std::vector<RejectedFlag> rejected_flags() {
   constexpr std::string_view kMedia = "images, video and audio are outside the scope of this engine.";
   constexpr std::string_view kMetrics = "not built yet; --enable-metrics exports the metrics of every rank.";
   constexpr std::string_view kLogging = "request logging is not built yet; use --log-level debug.";
-  constexpr std::string_view kOneHost = "one instance runs on one host; run one per node behind `sluice gateway`.";
   constexpr std::string_view kGpuPlace = "there is no GPU backend in this build; leave it out.";
   return {
       {"attn-cp-size", "context parallelism is not built; leave it out."},
       {"attention-context-parallel-size", "context parallelism is not built; leave it out."},
       {"moe-dp-size", "data parallelism of experts alone is not built; use --enable-dp-attention."},
       {"moe-data-parallel-size", "data parallelism of experts alone is not built; use --enable-dp-attention."},
-      {"dist-init-addr", kOneHost},
-      {"nccl-init-addr", kOneHost},
       {"base-gpu-id", kGpuPlace},
       {"gpu-id-step", kGpuPlace},
       {"elastic-ep-backend", "fault-tolerant expert backends are outside the scope of this engine."},
@@ -127,7 +126,7 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .field = &O::tokenizer_path,
            .value = OptText(),
            .metavar = "PATH",
-           .read_by = "engine/front",
+           .read_by = "engine/model_files",
            .group = kModel,
            .help = "Where the tokenizer is, if not with the model."},
           {.name = "chat-template",
@@ -445,16 +444,28 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .field = &O::nnodes,
            .value = int64_t{1},
            .range = {1, 1024},
-           .read_by = "engine/options",
+           .read_by = "engine/layout_options",
            .group = kParallel,
-           .help = "Hosts of this instance; only 1 is built."},
+           .help =
+               "Hosts that the ranks of the instance are divided among; divides --tp-size. The same command runs on "
+               "each of them, with its own --node-rank."},
           {.name = "node-rank",
            .field = &O::node_rank,
            .value = int64_t{0},
            .range = {0, 1023},
-           .read_by = "engine/options",
+           .read_by = "cli/server",
            .group = kParallel,
-           .help = "Which host this is; only 0 is built."},
+           .help = "Which of the hosts this is. 0 has the front and answers requests; the others run its ranks."},
+          {.name = "dist-init-addr",
+           .aliases = {"nccl-init-addr"},
+           .field = &O::dist_init_addr,
+           .value = OptText(),
+           .metavar = "HOST:PORT",
+           .read_by = "engine/nodes/leader",
+           .group = kParallel,
+           .help =
+               "With --nnodes 2 or more: an address of node 0 at which the others reach it, and a port that is free "
+               "there. Whoever reaches that network can join: keep it between the hosts."},
 
           {.name = "mem-fraction-static",
            .field = &O::mem_fraction_static,
@@ -654,6 +665,39 @@ std::string grammar_backend(const EngineOptions& options) {
   return options.grammar_backend.value_or(std::string(grammar_backend_names().front()));
 }
 
+namespace {
+
+Result<void> check_nodes(const EngineOptions& options) {
+  const auto refuse = [](std::string message) { return Error{ErrorCode::kBadOption, std::move(message)}; };
+  if (options.node_rank >= options.nnodes) {
+    return refuse(fmt::format("--node-rank {} must be from 0 to {} with --nnodes {}", options.node_rank,
+                              options.nnodes - 1, options.nnodes));
+  }
+  if (options.nnodes == 1) {
+    if (!options.dist_init_addr) return {};
+    return refuse(
+        fmt::format("--dist-init-addr {} is of --nnodes 2 or more; leave it out on one host", *options.dist_init_addr));
+  }
+  if (options.dp_size > 1 && !options.enable_dp_attention) {
+    return refuse(
+        fmt::format("--dp-size {} with --nnodes {} needs --enable-dp-attention; for replicas on several hosts "
+                    "run one server on each, and `sluice gateway --worker-urls` before them",
+                    options.dp_size, options.nnodes));
+  }
+  if (options.tp_size % options.nnodes != 0) {
+    return refuse(fmt::format("--nnodes {} does not divide --tp-size {}; the nearest values that do: {}",
+                              options.nnodes, options.tp_size,
+                              fmt::join(parallel::nearest_divisors(options.tp_size, options.nnodes), ", ")));
+  }
+  if (!options.dist_init_addr) {
+    return refuse(fmt::format("--nnodes {} needs --dist-init-addr: host:port of node 0", options.nnodes));
+  }
+  SLUICE_TRY_VOID(parse_endpoint("--dist-init-addr", *options.dist_init_addr));
+  return {};
+}
+
+}  // namespace
+
 Result<void> check_engine_options(const EngineOptions& options) {
   if (options.model_path.empty()) {
     return Error{ErrorCode::kBadOption, "--model-path is required: a folder, a .gguf file or a hub name"};
@@ -669,8 +713,6 @@ Result<void> check_engine_options(const EngineOptions& options) {
   };
   const Layout layouts[] = {
       {"pp-size", options.pp_size, 1, "pipeline parallelism is not built yet; use --dp-size for replicas"},
-      {"nnodes", options.nnodes, 1, "one instance runs on one host; run one per node behind `sluice gateway`"},
-      {"node-rank", options.node_rank, 0, "one instance runs on one host; run one per node behind `sluice gateway`"},
   };
   for (const auto& layout : layouts) {
     if (layout.value != layout.built) {
@@ -678,6 +720,7 @@ Result<void> check_engine_options(const EngineOptions& options) {
                    fmt::format("--{} must be {}, not {}: {}", layout.flag, layout.built, layout.value, layout.instead)};
     }
   }
+  SLUICE_TRY_VOID(check_nodes(options));
   if (options.expert_distribution_recorder_buffer_size) {
     if (!options.expert_distribution_recorder_mode) {
       return Error{ErrorCode::kBadOption,

@@ -61,6 +61,7 @@ struct EngineOptions {
   std::optional<int64_t> expert_distribution_recorder_buffer_size;
   int64_t nnodes;
   int64_t node_rank;
+  std::optional<std::string> dist_init_addr;
   // Memory
   std::optional<double> mem_fraction_static;
   std::optional<int64_t> max_total_tokens;

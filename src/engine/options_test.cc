@@ -48,16 +48,31 @@ TEST(EngineOptionsTest, NoNameStandsTwice) {
 }
 
 TEST(EngineOptionsTest, LayoutsThatAreNotBuiltAreRefusedWithBothValues) {
-  for (const auto* flag : {"--pp-size", "--nnodes", "--node-rank"}) {
-    auto o = engine_option_table().parse({"--model", "m", flag, "2"});
-    ASSERT_TRUE(o.ok()) << o.error().message;
-    auto checked = check_engine_options(*o);
-    ASSERT_FALSE(checked.ok()) << flag;
-    EXPECT_NE(checked.error().message.find(flag), std::string::npos);
-    EXPECT_NE(checked.error().message.find("not 2"), std::string::npos) << checked.error().message;
-  }
+  const auto checked = check_engine_options(*engine_option_table().parse({"--model", "m", "--pp-size", "2"}));
+  ASSERT_FALSE(checked.ok());
+  EXPECT_NE(checked.error().message.find("--pp-size must be 1, not 2"), std::string::npos) << checked.error().message;
   EXPECT_FALSE(check_engine_options(engine_option_table().defaults()).ok()) << "no model";
   EXPECT_TRUE(check_engine_options(*engine_option_table().parse({"--model", "m"})).ok());
+}
+
+TEST(EngineOptionsTest, X11WhatAnInstanceOnSeveralHostsNeeds) {
+  const auto check = [](std::vector<std::string> flags) {
+    flags.insert(flags.begin(), "--model=m");
+    const auto checked = check_engine_options(*engine_option_table().parse(flags, true));
+    return checked.ok() ? std::string() : checked.error().message;
+  };
+  EXPECT_EQ(check({"--tp=4", "--nnodes=2", "--node-rank=1", "--dist-init-addr=[fe80::1]:5000"}), "");
+  EXPECT_EQ(check({"--tp=4", "--dp=4", "--enable-dp-attention", "--nnodes=2", "--nccl-init-addr=a:5000"}), "");
+  EXPECT_EQ(check({"--node-rank=2"}), "--node-rank 2 must be from 0 to 0 with --nnodes 1");
+  EXPECT_EQ(check({"--tp=4", "--nnodes=3", "--dist-init-addr=a:5000"}),
+            "--nnodes 3 does not divide --tp-size 4; the nearest values that do: 2, 4");
+  EXPECT_NE(check({"--dp=2", "--tp=2", "--nnodes=2", "--dist-init-addr=a:5000"}).find("sluice gateway --worker-urls"),
+            std::string::npos);
+  EXPECT_NE(check({"--tp=2", "--nnodes=2"}).find("needs --dist-init-addr"), std::string::npos);
+  EXPECT_NE(check({"--dist-init-addr=a:5000"}).find("leave it out on one host"), std::string::npos);
+  for (const char* wrong : {"a", "a:", ":5000", "a:0", "a:70000", "fe80::1:5000", "a:5000x", "0.0.0.0:5000"}) {
+    EXPECT_NE(check({"--tp=2", "--nnodes=2", fmt::format("--dist-init-addr={}", wrong)}), "") << wrong;
+  }
 }
 
 TEST(EngineOptionsTest, SchedulingFlagsThatDoNotGoTogetherAreRefused) {

@@ -23,6 +23,7 @@
 #include "engine/memory_plan.h"
 #include "engine/rank_loop.h"
 #include "engine/tokenizer_files.h"
+#include "parallel/gloo.h"
 #include "parallel/shm.h"
 
 namespace sluice::engine {
@@ -73,7 +74,7 @@ log::Options log_options(const EngineOptions& options) {
 
 class RankProcess {
  public:
-  RankProcess(RankSpec spec, LoadBoard board, int weights_fd, int group_fd, RankLink link)
+  RankProcess(RankSpec spec, std::optional<LoadBoard> board, int weights_fd, int group_fd, RankLink link)
       : spec_(std::move(spec)),
         board_(std::move(board)),
         weights_fd_(weights_fd),
@@ -100,7 +101,7 @@ class RankProcess {
 
   Result<void> serve() {
     const EngineOptions& options = spec_.options;
-    const int64_t host_ranks = host_workers() * rank_count(options);
+    const int64_t host_ranks = host_workers() * ranks_per_host(options);
     SLUICE_TRY(auto tokenizer, load_tokenizer(spec_.tokenizer_file));
     SLUICE_TRY_VOID(join_group());
     SLUICE_TRY(auto runner, load(host_ranks));
@@ -181,7 +182,7 @@ class RankProcess {
          .load_weights = load_weights,
          .record_experts = record_experts,
          .grammars = grammars.get()},
-        link_, scheduler, board_, events.get());
+        link_, scheduler, board_ ? &*board_ : nullptr, events.get());
   }
 
   // Null where there are no grammars; the front refuses them then.
@@ -198,11 +199,20 @@ class RankProcess {
 
   // Of an instance of several ranks.
   Result<void> join_group() {
-    if (group_fd_ < 0) return {};
-    SLUICE_TRY(auto segment, parallel::ShmSegment::open(group_fd_));
+    const bool has_hosts = !spec_.rendezvous.empty();
+    if (group_fd_ < 0 && !has_hosts) return {};
     const parallel::Layout layout = layout_of(spec_.options, spec_.tp_rank);
-    SLUICE_TRY(world_, parallel::join_shm(std::move(segment), static_cast<int>(layout.tp_rank),
-                                          static_cast<int>(layout.tp_size), {.join_limit = kJoinLimit}));
+    const int rank = static_cast<int>(layout.tp_rank), size = static_cast<int>(layout.tp_size);
+    const parallel::GroupOptions options{.join_limit = kJoinLimit};
+    if (has_hosts) {
+      SLUICE_TRY(world_, parallel::join_gloo({.who = {.rank = rank, .size = size, .host = spec_.address},
+                                              .rendezvous = spec_.rendezvous,
+                                              .address = spec_.address},
+                                             options));
+    } else {
+      SLUICE_TRY(auto segment, parallel::ShmSegment::open(group_fd_));
+      SLUICE_TRY(world_, parallel::join_shm(std::move(segment), rank, size, options));
+    }
     SLUICE_TRY(groups_, parallel::make_groups(*world_, layout));
     return {};
   }
@@ -289,7 +299,7 @@ class RankProcess {
   }
 
   const RankSpec spec_;
-  LoadBoard board_;
+  std::optional<LoadBoard> board_;  // absent: the front is on another host
   const int weights_fd_;
   const int group_fd_;
   RankLink link_;
@@ -313,6 +323,8 @@ std::string rank_spec_to_json(const RankSpec& spec) {
                         {"tokenizer_file", spec.tokenizer_file},
                         {"input_endpoint", spec.input_endpoint},
                         {"output_endpoint", spec.output_endpoint},
+                        {"rendezvous", spec.rendezvous},
+                        {"address", spec.address},
                         {"options", engine_options_to_json(options)}}
       .dump();
 }
@@ -329,6 +341,8 @@ Result<RankSpec> rank_spec_from_json(std::string_view text) {
     spec.tokenizer_file = json.at("tokenizer_file").get<std::string>();
     spec.input_endpoint = json.at("input_endpoint").get<std::string>();
     spec.output_endpoint = json.at("output_endpoint").get<std::string>();
+    spec.rendezvous = json.at("rendezvous").get<std::string>();
+    spec.address = json.at("address").get<std::string>();
     SLUICE_TRY(spec.options, engine_options_from_json(json.at("options")));
     return spec;
   } catch (const nlohmann::json::exception& e) {
@@ -347,7 +361,8 @@ Result<Process> start_rank(const RankSpec& spec, const RankDescriptors& descript
   ProcessOptions options;
   options.program = own_executable();
   options.arguments = {"rank"};
-  options.descriptors = {{kSpecVariable, file.fd}, {kBoardVariable, descriptors.load_board}};
+  options.descriptors = {{kSpecVariable, file.fd}};
+  if (descriptors.load_board >= 0) options.descriptors[kBoardVariable] = descriptors.load_board;
   if (descriptors.weights >= 0) options.descriptors[kWeightsVariable] = descriptors.weights;
   if (descriptors.group >= 0) options.descriptors[kGroupVariable] = descriptors.group;
   options.keep_stderr_tail = true;
@@ -364,7 +379,7 @@ int run_rank_process() {
   };
   const auto spec_fd = inherited_descriptor(kSpecVariable);
   const auto board_fd = inherited_descriptor(kBoardVariable);
-  if (!spec_fd || !board_fd) {
+  if (!spec_fd) {
     return fail({ErrorCode::kBadOption, "this command is started by `sluice server`, not by hand"});
   }
   const auto text = read_all(*spec_fd);
@@ -373,17 +388,21 @@ int run_rank_process() {
   auto spec = rank_spec_from_json(*text);
   if (!spec.ok()) return fail(spec.error());
   if (auto logging = log::init(log_options(spec->options)); !logging.ok()) return fail(logging.error());
-  auto board = LoadBoard::open(*board_fd);
-  if (!board.ok()) return fail(board.error());
-  if (spec->dp_rank < 0 || spec->dp_rank >= board->size()) {
-    return fail(
-        {ErrorCode::kInvalidArgument, fmt::format("rank {} of a load board of {}", spec->dp_rank, board->size())});
+  std::optional<LoadBoard> board;
+  if (board_fd) {
+    auto opened = LoadBoard::open(*board_fd);
+    if (!opened.ok()) return fail(opened.error());
+    board.emplace(std::move(*opened));
+    if (spec->dp_rank < 0 || spec->dp_rank >= board->size()) {
+      return fail(
+          {ErrorCode::kInvalidArgument, fmt::format("rank {} of a load board of {}", spec->dp_rank, board->size())});
+    }
   }
   auto link = RankLink::connect(spec->input_endpoint, spec->output_endpoint, spec->process, spec->incarnation);
   if (!link.ok()) return fail(link.error());
   const int weights_fd = inherited_descriptor(kWeightsVariable).value_or(-1);
   const int group_fd = inherited_descriptor(kGroupVariable).value_or(-1);
-  return RankProcess(std::move(*spec), std::move(*board), weights_fd, group_fd, std::move(*link)).run();
+  return RankProcess(std::move(*spec), std::move(board), weights_fd, group_fd, std::move(*link)).run();
 }
 
 }  // namespace sluice::engine

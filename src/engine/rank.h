@@ -3,7 +3,8 @@
 //
 // Contract of `sluice rank`, which start_rank() fulfils for the front:
 //   argv   "rank" alone. No secrets and no sizes pass through the command line or the environment.
-//   fds    SLUICE_RANK_SPEC_FD: a memfd with the spec as JSON. SLUICE_LOAD_BOARD_FD: LoadBoard::fd().
+//   fds    SLUICE_RANK_SPEC_FD: a memfd with the spec as JSON. SLUICE_LOAD_BOARD_FD: LoadBoard::fd(); without it, on
+//          another host than the front's, the rank sends a LoadReport instead.
 //   SLUICE_WEIGHTS_FD,
 //          if there is one: the memfd for the packed weights. SLUICE_GROUP_FD, for a rank of an instance of several:
 //          ShmSegment::fd() of the instance. Log lines go to stderr.
@@ -48,6 +49,10 @@ struct RankSpec {
   std::string tokenizer_file;  // what the front gave to load_tokenizer()
   std::string input_endpoint;  // ZeroMQ addresses, for example "ipc://@sluice-<pid>-<dp_rank>-<incarnation>"
   std::string output_endpoint;
+  // Of an instance on several hosts, whose ranks meet over TCP: host:port of its RendezvousServer, and the address by
+  // which other ranks reach this one.
+  std::string rendezvous;
+  std::string address;
   EngineOptions options;  // API keys do not reach the rank
 };
 

@@ -95,8 +95,9 @@ Result<RankLink> RankLink::connect(const std::string& input_endpoint, const std:
   s->context = zmq_ctx_new();
   const auto open = [&](int type, const std::string& endpoint, int linger) -> void* {
     void* socket = zmq_socket(s->context, type);
-    const int unlimited = 0;
-    if (socket && zmq_setsockopt(socket, ZMQ_RCVHWM, &unlimited, sizeof(unlimited)) == 0 &&
+    const int unlimited = 0, ipv6 = 1;
+    if (socket && zmq_setsockopt(socket, ZMQ_IPV6, &ipv6, sizeof(ipv6)) == 0 &&
+        zmq_setsockopt(socket, ZMQ_RCVHWM, &unlimited, sizeof(unlimited)) == 0 &&
         zmq_setsockopt(socket, ZMQ_SNDHWM, &unlimited, sizeof(unlimited)) == 0 &&
         zmq_setsockopt(socket, ZMQ_LINGER, &linger, sizeof(linger)) == 0 &&
         zmq_connect(socket, endpoint.c_str()) == 0) {
@@ -146,7 +147,7 @@ namespace {
 
 class Loop {
  public:
-  Loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board, KvPublisher* events)
+  Loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard* board, KvPublisher* events)
       : options_(options),
         link_(link),
         scheduler_(scheduler),
@@ -350,7 +351,11 @@ class Loop {
       load.num_grammar_reqs = static_cast<int64_t>(grammars_->waiting());
       load.num_waiting_reqs += load.num_grammar_reqs;
     }
-    board_.publish(options_.dp_rank, load);
+    if (board_ != nullptr) {
+      board_->publish(options_.dp_rank, load);
+    } else {
+      link_.send(LoadReport{load});
+    }
     if (load.steps_total < next_log_) return;
     next_log_ = load.steps_total + static_cast<uint64_t>(options_.decode_log_interval);
     if (load.steps_total == 0) return;
@@ -363,7 +368,7 @@ class Loop {
   const RankLoopOptions options_;
   RankLink& link_;
   Scheduler& scheduler_;
-  LoadBoard& board_;
+  LoadBoard* const board_;
   KvPublisher* const events_;
   GrammarDesk* const grammars_;
   std::optional<StepTrace> trace_;
@@ -377,7 +382,7 @@ class Loop {
 
 }  // namespace
 
-Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board,
+Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard* board,
                            KvPublisher* events) {
   return Loop(options, link, scheduler, board, events).run();
 }

@@ -59,9 +59,9 @@ struct RankLoopOptions {
   GrammarDesk* grammars = nullptr;  // outlives the loop; null: no request has a grammar
 };
 
-// Until ControlKind::kShutdown. An error is the model's: this rank cannot go on. `events`, if given, hears of the
-// prefix cache after each step.
-Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard& board,
+// Until ControlKind::kShutdown. An error is the model's: this rank cannot go on. Without a `board` the front gets a
+// LoadReport instead. `events`, if given, hears of the prefix cache after each step.
+Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard* board,
                            KvPublisher* events = nullptr);
 // Likewise, of a rank that computes what the leader of its attention group plans.
 Result<void> run_follower_loop(RankLink& link, GroupRunner& group,

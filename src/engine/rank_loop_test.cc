@@ -82,7 +82,7 @@ class RankLoopTest : public ::testing::Test {
                                  return Error{ErrorCode::kUnimplemented, "this model has no experts"};
                                },
                                .grammars = &desk},
-                              link, scheduler, board_);
+                              link, scheduler, &board_);
     });
   }
   void TearDown() override {

@@ -251,6 +251,7 @@ void Exchange::release(bool keep) {
   host_.use(-1);
   if (const auto connection = std::exchange(connection_, nullptr)) {
     if (keep && keep_ && !closed_ && !failed_) {
+      connection->expect_any();
       pool_->keep(host_, connection);
     } else {
       connection->close();
@@ -483,6 +484,7 @@ Task<Result<std::string_view>> Exchange::read_some() {
       }
       if (status == MessageParser::Status::kDone) break;
     }
+    if (!parser.content_length()) connection->expect_little();  // events of a stream
     connection->set_deadline(silence_left());
     const Io io = co_await connection->read_more();
     connection->set_deadline(Duration::zero());
@@ -504,6 +506,7 @@ Task<bool> Exchange::wait_some(Duration quiet) {
   if (!waits) co_return true;
   const bool quiet_ends_first = timeouts_.silence <= Duration::zero() || quiet < silence_left();
   const Duration bound = quiet_ends_first ? quiet : silence_left();
+  connection->expect_little();
   connection->set_deadline(bound);
   const Io io = co_await connection->read_more();
   connection->set_deadline(Duration::zero());

@@ -235,6 +235,40 @@ TEST_F(ClientTest, ReadsAnyFramingUnderRandomSplits) {
   }
 }
 
+// Its buffer is small while events are, and grows with them.
+TEST_F(ClientTest, AStreamOfSmallEventsMayBringLargeOnesAndItsConnectionAnyAnswer) {
+  const std::string large(300'000, 'l');
+  std::vector<std::promise<void>> read(4);
+  ScriptedServer server([&](auto& peer, int) {
+    peer.read_until("\r\n\r\n");
+    peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+    for (auto& one : read) {
+      peer.send("5\r\nsmall\r\n");
+      one.get_future().wait();
+    }
+    peer.send(fmt::format("{:x}\r\n{}\r\n5\r\nsmall\r\n0\r\n\r\n", large.size(), large));
+    peer.read_until("\r\n\r\n");
+    peer.send(fmt::format("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{}", large.size(), large));
+  });
+  on_loop<void>([&]() -> Task<> {
+    auto sent = co_await client().send(server.url, get(), {});
+    auto exchange = std::move(*sent);
+    (void)co_await exchange->read_head();
+    std::string all;
+    for (;;) {
+      auto more = co_await exchange->read_some();
+      EXPECT_TRUE(more.ok());
+      if (!more.ok() || more->empty()) break;
+      all.append(*more);
+      if (all.size() % 5 == 0 && all.size() <= 5 * read.size()) read[all.size() / 5 - 1].set_value();
+    }
+    EXPECT_EQ(all, "smallsmallsmallsmall" + large + "small");
+  });
+  const auto next = fetch(server.url);
+  ASSERT_TRUE(next.ok()) << next.error().message;
+  EXPECT_EQ(next->body, large);
+}
+
 TEST_F(ClientTest, HandsOutBytesAsTheyArrive) {
   std::promise<void> read;
   ScriptedServer server([&](auto& peer, int) {

@@ -350,6 +350,7 @@ Task<Result<void>> ServerConnection::start(ResponseHead head) {
     }
   }
   end_head();
+  if (parser_.done()) drop_buffer();  // what the client may send meanwhile is its next request
   // The head waits for the first bytes of the body, to go out with them, but only until the loop has nothing else to
   // do.
   auto self = std::static_pointer_cast<ServerConnection>(shared_from_this());

@@ -111,6 +111,19 @@ bool Stream::make_room() {
   return end_ < capacity_;
 }
 
+void Stream::drop_buffer() {
+  if (begin_ != end_) return;
+  buffer_.reset();
+  begin_ = end_ = capacity_ = 0;
+}
+
+void Stream::expect_little() {
+  if (begin_ != end_ || capacity_ <= kLittle || last_read_ > kLittle) return;
+  drop_buffer();
+  capacity_ = std::min(kLittle, read_ahead_);
+  buffer_.reset(new char[capacity_]);
+}
+
 Io Stream::receive() {
   if (read_state_ != Io::kOk) return read_state_;
   if (!make_room()) return Io::kWouldBlock;
@@ -122,6 +135,7 @@ Io Stream::receive() {
   readable_ = last_read_was_full_ || (n > 0 && at_end_);
   if (n > 0) {
     end_ += static_cast<size_t>(n);
+    last_read_ = static_cast<size_t>(n);
     return Io::kOk;
   }
   const Io result = n == 0 ? Io::kEnd : from_errno();
@@ -134,6 +148,7 @@ Io Stream::receive_tls() {
   size_t n = 0;
   const Io io = tls_->read(buffer_.get() + end_, room, n);
   end_ += n;
+  last_read_ = n;
   last_read_was_full_ = n == room;
   // OpenSSL reads ahead: only when it wants more is there nothing left, in it or in the socket.
   readable_ = io == Io::kOk;

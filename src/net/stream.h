@@ -73,6 +73,15 @@ class Stream : public std::enable_shared_from_this<Stream>, private Poller::Watc
   std::string_view unread() const { return {buffer_.get() + begin_, end_ - begin_}; }
   void consume(size_t n);
 
+  // Where nothing is unread: the buffer goes, until bytes come; or becomes a small one if little came last time, and
+  // grows with what comes. Long waits then cost little memory.
+  void drop_buffer();
+  void expect_little();
+  // What comes next is as large as any.
+  void expect_any() {
+    if (capacity_ <= kLittle) drop_buffer();
+  }
+
   // Waits for more bytes: kOk, or kEnd, kReset (both stay), kTimeout, kCancelled; kWouldBlock if the buffer is full.
   Task<Io> read_more();
   // Asks the loop to watch the socket while nobody reads: bytes go to the buffer as far as there is room, and the end
@@ -130,6 +139,8 @@ class Stream : public std::enable_shared_from_this<Stream>, private Poller::Watc
   void stay_alive() {
     if (self_ == nullptr) self_ = shared_from_this();
   }
+  static constexpr size_t kLittle = 2048;
+
   void arm_timer(TimePoint at);
   void on_timer();
 
@@ -146,6 +157,7 @@ class Stream : public std::enable_shared_from_this<Stream>, private Poller::Watc
   size_t capacity_ = 0;
   size_t begin_ = 0;
   size_t end_ = 0;
+  size_t last_read_ = 0;  // bytes
   bool last_read_was_full_ = false;
   bool readable_ = false;    // the socket may hold something: read before waiting
   bool at_end_ = false;      // the other side has closed, so that after what it holds comes an end

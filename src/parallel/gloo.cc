@@ -135,9 +135,10 @@ class Gloo final : public Communicator {
       body();
       return {};
     } catch (const std::exception& e) {
-      world_->fail(
-          {ErrorCode::kUnavailable, fmt::format("group {}: rank {} has lost rank {} in {}: {}", name(),
-                                                world_rank(rank()), world_rank(at_peer_), call_text_, e.what())});
+      const int lost = world_rank(at_peer_);
+      world_->fail({ErrorCode::kUnavailable,
+                    fmt::format("group {}: rank {} has lost rank {} in {}: {}{}", name(), world_rank(rank()), lost,
+                                call_text_, e.what(), world_->whereabouts(lost))});
       return *world_->failure();
     }
   }
@@ -337,6 +338,8 @@ class Gloo final : public Communicator {
   std::vector<Transfer> sends_;
 };
 
+std::string host_key(int rank) { return fmt::format("host of rank {}", rank); }
+
 // gloo's side of our rendezvous. It reports by exceptions, which join_gloo() catches.
 class Store final : public gloo::rendezvous::Store {
  public:
@@ -371,10 +374,16 @@ Result<std::unique_ptr<Communicator>> join_gloo(const GlooJoin& join, const Grou
     context->setTimeout(std::chrono::duration_cast<std::chrono::milliseconds>(options.join_limit));
     Store store(client);
     context->connectFullMesh(store, device);
+    store.set(host_key(who.rank), {who.host.begin(), who.host.end()});
     std::vector<int> ranks(static_cast<size_t>(who.size));
     std::iota(ranks.begin(), ranks.end(), 0);
-    auto made = std::make_unique<Gloo>(std::make_shared<GlooWorld>(std::move(context), options), 0, options.name,
-                                       who.rank, std::move(ranks));
+    std::vector<std::string> hosts;
+    for (const int rank : ranks) {
+      const auto host = store.get(host_key(rank));
+      hosts.emplace_back(host.begin(), host.end());
+    }
+    auto world = std::make_shared<GlooWorld>(std::move(context), std::move(hosts), options);
+    auto made = std::make_unique<Gloo>(std::move(world), 0, options.name, who.rank, std::move(ranks));
     SLUICE_TRY_VOID(made->begin());
     return std::unique_ptr<Communicator>(std::move(made));
   } catch (const std::exception& e) {

@@ -37,6 +37,7 @@ TEST(GlooTest, NamesARankThatIsGone) {
     ASSERT_FALSE(result.ok());
     EXPECT_EQ(result.error().code, ErrorCode::kUnavailable);
     EXPECT_THAT(result.error().message, HasSubstr("has lost rank 1 in barrier #2"));
+    EXPECT_THAT(result.error().message, HasSubstr("; rank 1 is on 127.0.0.1"));
   });
 }
 

@@ -34,8 +34,10 @@ struct GlooWorld::Sent {
   std::unique_ptr<GlooBuffer> buffer;
 };
 
-GlooWorld::GlooWorld(std::shared_ptr<gloo::rendezvous::Context> context, GroupOptions options)
+GlooWorld::GlooWorld(std::shared_ptr<gloo::rendezvous::Context> context, std::vector<std::string> hosts,
+                     GroupOptions options)
     : context_(std::move(context)),
+      hosts_(std::move(hosts)),
       options_(std::move(options)),
       signs_(static_cast<size_t>(context_->size)),
       sent_(signs_.size()),
@@ -71,6 +73,12 @@ GlooWorld::~GlooWorld() {
     } catch (const std::exception&) {  // it is gone itself
     }
   }
+}
+
+std::string GlooWorld::whereabouts(int rank) const {
+  const std::string where = to_string(last_progress(rank));
+  return fmt::format("; rank {} is on {}{}{}", rank, hosts_[static_cast<size_t>(rank)],
+                     where.empty() ? "" : ", last heard of in ", where);
 }
 
 std::optional<Error> GlooWorld::failure() const {
@@ -203,7 +211,9 @@ Result<void> GlooWorld::look(TimePoint now) const {
   std::ranges::sort(missing);
   auto error = silent(missing);
   if (error.ok()) return {};
-  return std::move(error).error();
+  Error silence = std::move(error).error();
+  for (const int rank : missing) silence.message += whereabouts(rank);
+  return silence;
 }
 
 template <class WaitFunction, class AbortFunction>
@@ -229,8 +239,9 @@ Result<void> GlooWorld::wait_on(const Wait& wait, WaitFunction wait_function, Ab
   changed_.wait_for(lock, milliseconds(200), [&] { return failure_.has_value(); });
   if (failure_) return *failure_;
   lock.unlock();
-  fail({ErrorCode::kUnavailable, fmt::format("group {}: rank {} has lost {} in {}: {}", wait.group, wait.waiting,
-                                             list_ranks(wait.missing.first(1)), wait.call, gone)});
+  fail({ErrorCode::kUnavailable,
+        fmt::format("group {}: rank {} has lost {} in {}: {}{}", wait.group, wait.waiting,
+                    list_ranks(wait.missing.first(1)), wait.call, gone, whereabouts(wait.missing[0]))});
   return *failure();
 }
 

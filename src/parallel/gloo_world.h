@@ -25,7 +25,8 @@ using GlooBuffer = gloo::transport::UnboundBuffer;
 
 class GlooWorld {
  public:
-  GlooWorld(std::shared_ptr<gloo::rendezvous::Context> context, GroupOptions options);
+  // `hosts`: where each rank is, for messages.
+  GlooWorld(std::shared_ptr<gloo::rendezvous::Context> context, std::vector<std::string> hosts, GroupOptions options);
   ~GlooWorld();
   GlooWorld(const GlooWorld&) = delete;
   GlooWorld& operator=(const GlooWorld&) = delete;
@@ -39,6 +40,8 @@ class GlooWorld {
   // Any thread.
   void progress(const Progress& progress);
   Progress last_progress(int rank) const { return signs_[static_cast<size_t>(rank)].where(); }
+  // "; rank 3 is on 10.0.0.2, last heard of in step 40, layer 3, gather", for messages that name it.
+  std::string whereabouts(int rank) const;
   void heard_of(int rank) { signs_[static_cast<size_t>(rank)].seen(options_.clock->now()); }
   // Keeps the first error, ends this rank's wait and tells the others.
   void fail(const Error& error);
@@ -65,6 +68,7 @@ class GlooWorld {
   Result<void> look(TimePoint now) const;  // with mu_ held
 
   const std::shared_ptr<gloo::rendezvous::Context> context_;
+  const std::vector<std::string> hosts_;  // by rank of the world
   const GroupOptions options_;
   std::vector<SignOfLife> signs_;  // by rank of the world
   std::atomic<uint32_t> groups_{0};

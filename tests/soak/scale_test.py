@@ -275,7 +275,7 @@ def streams(binary, short):
         for client in first + clients:
             client.close()
         fleet.settled()
-        assert each < (32 if short else 24) * 1024, f"{each / 1024:.1f} KiB per stream"
+        assert each < (32 if short else 19.5) * 1024, f"{each / 1024:.1f} KiB per stream"
         assert short or max(waits) < 200, f"/health took {max(waits):.0f} ms"
 
 

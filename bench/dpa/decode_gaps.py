@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""How long prompts of one attention group hold up the decoding of another: gaps between tokens of steady streams in group 0 while long
+prompts arrive in group 1, without anything, with the prefill delayer, and with the joint budget of mixed steps.
+
+usage: decode_gaps.py <build folder> [--layers 2] [--streams 4] [--tokens 200] [--prompt 1000] [--every 1.5] [--repeat 1]
+
+The model is DeepSeek-V2-Lite at its real widths, cut to --layers layers, with weights that nobody trained; tp 2, dp 2."""
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from run import model_folder  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "tests/e2e"))
+from sluice_process import Sluice, call  # noqa: E402
+
+WAYS = {
+    "default": [],
+    "prefill delayer": ["--enable-prefill-delayer"],
+    "joint budget, gap 3": ["--enable-mixed-chunk"],
+    "joint budget, gap 1.5": ["--enable-mixed-chunk", "--mixed-chunk-gap", 1.5],
+}
+
+
+def body(ids, tokens, rank):
+    return {"input_ids": ids, "routed_dp_rank": rank, "sampling_params": {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}}
+
+
+def stream_gaps(url, number, tokens):
+    request = urllib.request.Request(url + "/generate", json.dumps({**body([number + 1] * 20, tokens, 0), "stream": True}).encode(),
+                                     {"Content-Type": "application/json"})
+    times = []
+    with urllib.request.urlopen(request, timeout=900) as stream:
+        for line in stream:
+            if line.startswith(b"data:") and not line.startswith(b"data: [DONE]"):
+                times.append(time.monotonic())
+    return [1000 * (b - a) for a, b in zip(times, times[1:])]
+
+
+def measure(url, options):
+    gaps, waits, over = [], [], threading.Event()
+
+    def prompts():
+        for number in range(10_000):
+            if over.wait(options.every):
+                return
+            began = time.monotonic()
+            ids = [(number * 7919 + i * 31) % 5000 + 100 for i in range(options.prompt)]
+            assert call(url + "/generate", body(ids, 1, 1), timeout=900)[0] == 200
+            waits.append(1000 * (time.monotonic() - began))
+
+    began = time.monotonic()
+    streams = [threading.Thread(target=lambda i=i: gaps.extend(stream_gaps(url, i, options.tokens))) for i in range(options.streams)]
+    other = threading.Thread(target=prompts)
+    for thread in (*streams, other):
+        thread.start()
+    for thread in streams:
+        thread.join()
+    seconds = time.monotonic() - began
+    over.set()
+    other.join()
+    gaps.sort()
+    return {"gap_p50_ms": gaps[len(gaps) // 2], "gap_p99_ms": gaps[len(gaps) * 99 // 100], "gap_max_ms": gaps[-1],
+            "prompt_ttft_p50_ms": statistics.median(waits), "prompts": len(waits),
+            "tokens_per_s": (options.streams * options.tokens + len(waits) * options.prompt) / seconds}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("build", type=Path)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--streams", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--prompt", type=int, default=1000)
+    parser.add_argument("--every", type=float, default=1.5)
+    parser.add_argument("--repeat", type=int, default=1)
+    options = parser.parse_args()
+    build = options.build.resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        model_folder(build, Path(folder))
+        print("| | " + " | ".join(["gap p50, ms", "p99", "max", "TTFT of prompts p50, ms", "prompts", "tokens/s"]) + " |\n|---|---|---|---|---|---|---|")
+        for name, flags in WAYS.items():
+            with Sluice(build / "sluice", "server", "--model-path", folder, "--load-format", "dummy", "--port", 0, "--json-model-override-args",
+                        json.dumps({"num_hidden_layers": options.layers}), "--max-total-tokens", 4096, "--disable-radix-cache", "--threads", 1,
+                        "--tp", 2, "--dp-size", 2, "--enable-dp-attention", "--chunked-prefill-size", 2048, *flags) as server:
+                measure(server.url, argparse.Namespace(**{**vars(options), "tokens": 20}))
+                runs = [measure(server.url, options) for _ in range(options.repeat)]
+                row = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+                print(f"| {name} | " + " | ".join(f"{value:.0f}" for value in row.values()) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+// Node 0 and the agents' side of the connection, within one process.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <future>
+#include <thread>
+
+#include "engine/nodes/check.h"
+#include "engine/nodes/identity.h"
+#include "engine/nodes/leader.h"
+#include "engine/nodes/link.h"
+
+namespace sluice::engine {
+namespace {
+
+using nlohmann::json;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr Duration kBound = std::chrono::seconds(60);
+
+// A port that was free a moment ago, and that nobody is given meanwhile without asking for it.
+uint16_t free_port() { return std::move(net::listen_sockets("127.0.0.1", 0, 1, 1)).value().port; }
+
+EngineOptions options_of(const std::vector<std::string>& more, uint16_t port) {
+  std::vector<std::string> flags{"--model-path=/nowhere", "--tp=2", "--nnodes=2",
+                                 fmt::format("--dist-init-addr=127.0.0.1:{}", port)};
+  flags.insert(flags.end(), more.begin(), more.end());
+  return *engine_option_table().parse(flags, true);
+}
+
+class NodeLeaderTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    port_ = free_port();
+    const EngineOptions options = options_of({}, port_);
+    auto leader = NodeLeader::listen(options, own_identity(options, ""));
+    ASSERT_TRUE(leader.ok()) << leader.error().message;
+    leader_ = std::move(*leader);
+  }
+
+  NodeLink connect() const { return std::move(NodeLink::connect({"127.0.0.1", port_}, kBound)).value(); }
+  json join(NodeLink& link, const std::vector<std::string>& more) const {
+    json hello = to_json(own_identity(options_of(more, port_), ""));
+    hello["op"] = "join";
+    EXPECT_TRUE(link.send(hello).ok());
+    return link.receive(kBound, "an answer").value();
+  }
+  // The next message that is no sign of life.
+  static json next(NodeLink& link) {
+    for (;;) {
+      auto message = link.receive(kBound, "a message");
+      if (!message.ok()) return {{"op", message.error().message}};
+      if ((*message)["op"] != "alive") return *message;
+    }
+  }
+
+  uint16_t port_ = 0;
+  std::unique_ptr<NodeLeader> leader_;
+};
+
+TEST_F(NodeLeaderTest, TakesInTheNodesThatFitAndNamesTheOthersFlags) {
+  EXPECT_EQ(leader_->address(), "127.0.0.1");
+  EXPECT_EQ(leader_->absent(), "node 1");
+  const auto late = leader_->wait_for_all(Duration{0}, -1);
+  ASSERT_FALSE(late.ok());
+  EXPECT_EQ(late.error().code, ErrorCode::kTimeout);
+  EXPECT_THAT(late.error().message, HasSubstr("for node 1 at 127.0.0.1:"));
+
+  auto other = connect();
+  const json refusal = join(other, {"--node-rank=1", "--page-size=4", "--port=5"});
+  EXPECT_EQ(refusal["op"], "refused");
+  EXPECT_FALSE(refusal["for_now"].get<bool>());
+  EXPECT_THAT(refusal["why"].get<std::string>(), HasSubstr("--page-size is 1 on node 0 and 4 on node 1 ("));
+  auto first = connect();
+  EXPECT_THAT(join(first, {})["why"].get<std::string>(), HasSubstr("--node-rank 0 must be from 1 to 1"));
+
+  auto good = connect();
+  EXPECT_EQ(join(good, {"--node-rank=1", "--threads=3", "--api-key=secret"})["op"], "joined");
+  EXPECT_TRUE(leader_->wait_for_all(kBound, -1).ok());
+  EXPECT_EQ(leader_->absent(), "");
+  auto twice = connect();
+  const json again = join(twice, {"--node-rank=1"});
+  EXPECT_TRUE(again["for_now"].get<bool>()) << again;
+  EXPECT_THAT(again["why"].get<std::string>(), HasSubstr("node 1 has joined already"));
+}
+
+TEST_F(NodeLeaderTest, ARankElsewhereIsStartedSignalledAndSeenToEnd) {
+  EXPECT_EQ(leader_->start_rank(1, {.process = 1}).error().message, "node 1 is not there");
+  auto node = connect();
+  ASSERT_EQ(join(node, {"--node-rank=1"})["op"], "joined");
+  ASSERT_TRUE(leader_->wait_for_all(kBound, -1).ok());
+  RankSpec spec{.process = 1, .tp_rank = 1, .incarnation = 7, .rendezvous = "127.0.0.1:1"};
+  spec.options = options_of({"--api-key=secret"}, port_);
+  auto rank = std::move(leader_->start_rank(1, spec)).value();
+  const json start = next(node);
+  EXPECT_EQ(start["op"], "start");
+  EXPECT_EQ(start["spec"].get<std::string>().find("secret"), std::string::npos);
+  EXPECT_EQ(rank_spec_from_json(start["spec"].get<std::string>())->rendezvous, "127.0.0.1:1");
+  EXPECT_FALSE(rank->poll());
+  rank->signal(SIGTERM);
+  EXPECT_EQ(next(node), (json{{"op", "signal"}, {"rank", 1}, {"incarnation", 7}, {"signal", SIGTERM}}));
+  // Of another start: nobody's business.
+  ASSERT_TRUE(
+      node.send({{"op", "ended"}, {"rank", 1}, {"incarnation", 6}, {"code", 0}, {"signal", 9}, {"cause", "old"}}).ok());
+  ASSERT_TRUE(
+      node.send(
+              {{"op", "ended"}, {"rank", 1}, {"incarnation", 7}, {"code", 1}, {"signal", 0}, {"cause", "exit 1: why"}})
+          .ok());
+  const auto status = rank->wait(kBound);
+  ASSERT_TRUE(status);
+  EXPECT_EQ(status->code, 1);
+  EXPECT_EQ(rank->cause(), "exit 1: why");
+  EXPECT_THAT(rank->place(), HasSubstr(", on node 1 ("));
+}
+
+TEST_F(NodeLeaderTest, TheRanksOfANodeThatIsLostHaveEnded) {
+  std::optional<NodeLink> node = connect();
+  ASSERT_EQ(join(*node, {"--node-rank=1"})["op"], "joined");
+  ASSERT_TRUE(leader_->wait_for_all(kBound, -1).ok());
+  RankSpec spec{.process = 1};
+  spec.options = options_of({}, port_);
+  const auto rank = std::move(leader_->start_rank(1, spec)).value();
+  node.reset();
+  ASSERT_TRUE(rank->wait(kBound));
+  EXPECT_THAT(rank->cause(), HasSubstr("at 127.0.0.1) is lost: the connection to 127.0.0.1 has ended"));
+  EXPECT_EQ(leader_->absent(), "node 1");
+  auto back = connect();
+  EXPECT_EQ(join(back, {"--node-rank=1"})["op"], "joined");
+}
+
+TEST_F(NodeLeaderTest, AgentsAreToldOfTheEndAndNonsenseIsDropped) {
+  auto node = connect();
+  ASSERT_EQ(join(node, {"--node-rank=1"})["op"], "joined");
+  auto stranger = connect();
+  ASSERT_GT(::send(stranger.fd(), "GET / HTTP/1.1\r\n\r\n", 18, MSG_NOSIGNAL), 0);
+  EXPECT_THAT(next(stranger)["op"].get<std::string>(), HasSubstr("has ended"));
+  leader_.reset();
+  EXPECT_EQ(next(node)["op"], "end");
+}
+
+TEST(NodeIdentityTest, DifferencesAreNamedFlagByFlag) {
+  const auto identity = [](std::vector<std::string> flags) { return own_identity(options_of(flags, 5), ""); };
+  const NodeIdentity first = identity({});
+  EXPECT_THAT(differences(first, identity({"--node-rank=1", "--host=b", "--threads=2", "--admin-api-key=k"})),
+              ElementsAre());
+  NodeIdentity other = identity({"--node-rank=1", "--ep=2", "--json-model-override-args={}"});
+  other.host_name = "b";
+  other.version = "0.0.0";
+  EXPECT_THAT(differences(first, other),
+              ElementsAre(HasSubstr("the version of sluice is"), "--ep-size is 1 on node 0 and 2 on node 1 (b)",
+                          "--json-model-override-args is not given on node 0 and {} on node 1 (b)"));
+  EXPECT_EQ(differences(first, *node_identity_from_json(to_json(other))), differences(first, other));
+  EXPECT_FALSE(node_identity_from_json({{"node", "x"}}).ok());
+}
+
+TEST(NodeIdentityTest, AModelIsKnownByItsConfiguration) {
+  const auto folder = std::filesystem::temp_directory_path() / fmt::format("sluice-identity-{}", ::getpid());
+  const auto model_of = [&](const char* name, const char* config) {
+    std::filesystem::create_directories(folder / name);
+    std::ofstream(folder / name / "config.json") << config;
+    return own_identity(options_of({}, 5), (folder / name).string()).model;
+  };
+  EXPECT_EQ(model_of("a", "{\"x\": 1}"), model_of("b", "{\"x\": 1}"));
+  EXPECT_NE(model_of("a", "{\"x\": 1}"), model_of("b", "{\"x\": 2}"));
+  std::filesystem::remove_all(folder);
+}
+
+TEST(NodeLinkTest, SaysWhatKeepsItFromConnecting) {
+  const auto message = [](const char* host, uint16_t port) {
+    return NodeLink::connect({host, port}, std::chrono::seconds(20)).error().message;
+  };
+  EXPECT_THAT(message("no-such-host.invalid", 5), HasSubstr("the name 'no-such-host.invalid' has no address: "));
+  EXPECT_THAT(message("127.0.0.1", free_port()), HasSubstr("refuses: nobody listens there yet, or at another port"));
+}
+
+class ClusterCheckTest : public ::testing::Test {
+ protected:
+  // What the nodes, each with its flags, print.
+  std::vector<Result<ClusterCheck>> check(const std::vector<std::vector<std::string>>& flags, Duration bound = kBound) {
+    std::vector<std::future<Result<ClusterCheck>>> parts;
+    for (size_t node = 0; node < flags.size(); ++node) {
+      std::vector<std::string> all = flags[node];
+      all.push_back(fmt::format("--node-rank={}", node));
+      parts.push_back(std::async(std::launch::async, [this, bound, options = options_of(all, port_)] {
+        return check_cluster(options, bound, -1);
+      }));
+    }
+    std::vector<Result<ClusterCheck>> results;
+    for (auto& part : parts) results.push_back(part.get());
+    return results;
+  }
+
+  const uint16_t port_ = free_port();
+};
+
+TEST_F(ClusterCheckTest, NodesThatFitPassOnEachOfThem) {
+  const auto results = check({{"--tp=3", "--nnodes=3"}, {"--tp=3", "--nnodes=3"}, {"--tp=3", "--nnodes=3"}});
+  for (const auto& result : results) {
+    ASSERT_TRUE(result.ok()) << result.error().message;
+    EXPECT_TRUE(result->passed) << result->table;
+    EXPECT_EQ(result->table, results[0]->table);
+  }
+  EXPECT_THAT(results[0]->table, HasSubstr("The nodes can be one instance."));
+  EXPECT_THAT(results[0]->table, ::testing::ContainsRegex("\n2 .* same +same +[0-9.]+ ms +[0-9.]+ ms +-\n"));
+}
+
+TEST_F(ClusterCheckTest, WhatDiffersIsNamed) {
+  const auto results = check({{}, {"--enable-mixed-chunk"}});
+  for (const auto& result : results) {
+    ASSERT_TRUE(result.ok()) << result.error().message;
+    EXPECT_FALSE(result->passed);
+    EXPECT_THAT(result->table, HasSubstr("DIFFERS"));
+    EXPECT_THAT(result->table, HasSubstr("\n--enable-mixed-chunk is false on node 0 and true on node 1 ("));
+  }
+}
+
+TEST_F(ClusterCheckTest, ANodeThatDoesNotComeIsNamed) {
+  const auto results = check({{}}, std::chrono::milliseconds(50));
+  ASSERT_TRUE(results[0].ok()) << results[0].error().message;
+  EXPECT_FALSE(results[0]->passed);
+  EXPECT_THAT(results[0]->table, HasSubstr("node 1 was not seen within 0 s"));
+}
+
+TEST_F(ClusterCheckTest, R27AWrongAddressIsNamedWhereItIsWrong) {
+  EngineOptions options = options_of({"--node-rank=1"}, port_);
+  const auto refused = check_cluster(options, Duration{0}, -1);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_THAT(refused.error().message, HasSubstr("refuses: nobody listens there yet, or at another port"));
+  options.dist_init_addr = "no-such-host.invalid:5000";
+  EXPECT_THAT(check_cluster(options, Duration{0}, -1).error().message,
+              HasSubstr("the name 'no-such-host.invalid' has no"));
+  options.node_rank = 0;
+  options.dist_init_addr = "192.0.2.1:5000";
+  EXPECT_THAT(
+      check_cluster(options, Duration{0}, -1).error().message,
+      ::testing::AllOf(HasSubstr("node 0 cannot be at 192.0.2.1:5000"), HasSubstr("the addresses of this host are")));
+}
+
+TEST(JudgeClusterTest, R27NamesAPathThatFailsAndAddressesOfTwoFamilies) {
+  std::vector<CheckedNode> nodes(2);
+  for (size_t i = 0; i < 2; ++i) {
+    nodes[i] = {.node = static_cast<int64_t>(i),
+                .seen = true,
+                .address = i == 0 ? "10.0.0.1" : "fd00::2",
+                .identity = {},
+                .paths = {}};
+    nodes[i].identity.node = nodes[i].node;
+  }
+  nodes[0].paths = {{.to = 1, .took = {}, .problem = "[fd00::2]:99: Network is unreachable"}};
+  nodes[1].paths = {{.to = 0, .took = std::chrono::microseconds(1500), .problem = {}}};
+  const ClusterCheck check = judge_cluster(nodes, kBound);
+  EXPECT_FALSE(check.passed);
+  EXPECT_THAT(check.table, HasSubstr("from node 0 to node 1: [fd00::2]:99: Network is unreachable"));
+  EXPECT_THAT(check.table, HasSubstr("node 1 is at fd00::2, node 0 at 10.0.0.1: give --dist-init-addr an address"));
+  EXPECT_THAT(check.table, HasSubstr("1.50 ms"));
+}
+
+}  // namespace
+}  // namespace sluice::engine

@@ -1,0 +1,33 @@
+// A rank's process as the controller sees it, on this host or another. Dropping it ends the process.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/process.h"
+
+namespace sluice::engine {
+
+// Used by one thread at a time.
+class RankHandle {
+ public:
+  virtual ~RankHandle() = default;
+
+  virtual pid_t pid() const = 0;       // 0: of another host
+  virtual int descriptor() const = 0;  // readable once it has ended
+  virtual std::optional<ExitStatus> poll() = 0;
+  virtual std::optional<ExitStatus> wait(Duration bound) = 0;
+  virtual void signal(int number) = 0;
+  // How it ended, in one line, after poll() or wait() has given the status.
+  virtual std::string cause() const = 0;
+  // ", on node 1 at 10.0.0.2", for messages; empty for this host.
+  virtual std::string place() const = 0;
+};
+
+std::unique_ptr<RankHandle> handle_of(Process process);
+
+// How a process ended: its status, and the last line that it wrote where that is the reason.
+std::string cause_of_end(const ExitStatus& status, const std::string& stderr_tail);
+
+}  // namespace sluice::engine

@@ -1,0 +1,313 @@
+#!/usr/bin/env python3
+"""One instance of the model on two hosts: it gives the tokens of one rank; what becomes of it when a rank, a host or the network
+between them is lost, and when they come back. The hosts are network namespaces of their own behind a bridge, and this test is a
+third host. Where namespaces cannot be made, all are 127.0.0.1, and a host is cut off by stopping its processes.
+
+usage: hosts_test.py <sluice binary> <folder of fixtures>"""
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, os.path.dirname(__file__))
+from layout_fixture import DEEPEP, DPA, NEAR_TIE, answers, differences, generate, rank_processes, workload  # noqa: E402
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
+from sluice_process import Sluice, alive, call, descendants, wait_until  # noqa: E402
+
+BINARY, FIXTURES = sys.argv[1], Path(sys.argv[2])
+INSIDE = "SLUICE_HOSTS_TEST_INSIDE"
+
+
+def enter_namespace():
+    """Starts this test anew in a network of its own, if that can be had."""
+    if os.environ.get(INSIDE) is not None:
+        return
+    for unshare in (["unshare", "-n"], ["unshare", "-rn"]):
+        if subprocess.run([*unshare, "ip", "link", "add", "name", "br0", "type", "bridge"], capture_output=True).returncode == 0:
+            os.environ[INSIDE] = "1"
+            os.execvp(unshare[0], [*unshare, sys.executable, *sys.argv])
+    os.environ[INSIDE] = ""
+
+
+def run(*command):
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
+
+
+class Host:
+    """A network namespace at 10.213.0.<10 + number>, or this one."""
+    namespaces = False
+    bridge = False
+
+    def __init__(self, number):
+        self.enter, self.address, self.holder = [], "127.0.0.1", None
+        if not self.namespaces:
+            return
+        if not Host.bridge:
+            run("ip", "link", "add", "name", "br0", "type", "bridge")
+            run("ip", "addr", "add", "10.213.0.1/24", "dev", "br0")
+            run("ip", "link", "set", "br0", "up")
+            run("ip", "link", "set", "lo", "up")
+            Host.bridge = True
+        self.address, self.link = f"10.213.0.{10 + number}", f"h{number}"
+        # It lives until this test ends, however it ends.
+        self.holder = subprocess.Popen(["unshare", "-n", "sh", "-c", "echo up; read end"], stdin=subprocess.PIPE,
+                                       stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.holder.stdout.readline()
+        self.enter = ["nsenter", f"--net=/proc/{self.holder.pid}/ns/net"]
+        run("ip", "link", "add", self.link, "type", "veth", "peer", "name", "e0", "netns", str(self.holder.pid))
+        run("ip", "link", "set", self.link, "master", "br0", "up")
+        run(*self.enter, "ip", "addr", "add", f"{self.address}/24", "dev", "e0")
+        run(*self.enter, "ip", "link", "set", "e0", "up")
+        run(*self.enter, "ip", "link", "set", "lo", "up")
+
+    @contextlib.contextmanager
+    def cut_off(self, server):
+        """The host, on which `server` runs."""
+        pids = [server.process.pid, *descendants(server.process.pid)]
+        try:
+            if self.namespaces:
+                run("ip", "link", "set", self.link, "down")
+            else:
+                for pid in pids:
+                    os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            if self.namespaces:
+                run("ip", "link", "set", self.link, "up")
+            else:
+                for pid in pids:
+                    os.kill(pid, signal.SIGCONT)
+
+    def limit_rate(self, rate):
+        """Of what it sends; None: no limit."""
+        run(*self.enter, "tc", "qdisc", "replace", "dev", "e0", "root", *(["tbf", "rate", rate, "burst", "32kb", "latency", "2s"] if rate else ["pfifo"]))
+
+    def start(self, *arguments):
+        return Sluice(*self.enter, BINARY, *arguments) if self.enter else Sluice(BINARY, *arguments)
+
+
+enter_namespace()
+Host.namespaces = bool(os.environ[INSIDE])
+HOSTS = [Host(number) for number in range(4)]
+# Below those that the system gives; where hosts are namespaces nobody else is there.
+PORTS = iter(range(10000 + os.getpid() % 20000, 32000))
+
+
+def flags(model, *more):
+    return ("--model-path", FIXTURES / model, "--max-total-tokens", 2048, "--threads", 1, "--dtype", "float32",
+            "--port", 0, *more)
+
+
+class Instance:
+    """`sluice server` on the first hosts. Its url is node 0's."""
+
+    def __init__(self, model, *more, nodes=2):
+        self.flags = flags(model, "--nnodes", nodes, "--dist-init-addr", f"{HOSTS[0].address}:{next(PORTS)}", *more)
+        self.nodes = [None] * nodes
+        try:
+            # Node 0 says where it listens once it is ready, for which it needs the others.
+            for node in reversed(range(nodes)):
+                self.start_node(node)
+        except AssertionError:
+            self.__exit__(True)
+            raise
+        self.url = self.front.url
+
+    def start_node(self, node):
+        self.nodes[node] = HOSTS[node].start("server", "--host", HOSTS[node].address, "--node-rank", node, *self.flags)
+
+    front = property(lambda self: self.nodes[0])
+    other = property(lambda self: self.nodes[1])
+
+    def ranks(self, node):
+        return rank_processes(self.nodes[node])
+
+    def serves(self):
+        return generate(self.url, [5, 6, 7], 3)[0] == 200
+
+    def log(self):
+        return "".join(self.front.lines)
+
+    def wait_for_log(self, text):
+        return wait_until(text, lambda: re.search(text, self.log()), within=60)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, failed, *_):
+        for number, node in enumerate(self.nodes):
+            if node is None:
+                continue
+            node.kill()
+            if failed:
+                print(f"--- node {number} ---\n" + node.output(), flush=True)
+
+
+class TokensTest(unittest.TestCase):
+    """Greedy tokens of many requests at once against those of one rank."""
+
+    def compare(self, model, *layouts, nodes=2, count=24):
+        requests = workload(count)
+        with Sluice(BINARY, "server", *flags(model)) as alone:
+            want = answers(alone.url, requests)
+        for layout in layouts:
+            with self.subTest(model=model, layout=" ".join(map(str, layout))), Instance(model, *layout, nodes=nodes) as instance:
+                self.assertEqual([len(instance.ranks(node)) for node in range(nodes)], [layout[1] // nodes] * nodes)
+                parted = differences(requests, answers(instance.url, requests), want)
+                self.assertTrue(all(margin < NEAR_TIE for _, margin in parted), parted)
+                self.assertLess(len(parted), count / 8)
+
+    def test_dense_model(self):
+        self.compare("tiny-llama", ("--tp", 2), ("--tp", 4, "--dp-size", 2, *DPA))
+
+    def test_experts(self):
+        self.compare("tiny-deepseek-v3", ("--tp", 2, "--dp-size", 2, *DPA, *DEEPEP))
+
+    def test_four_hosts_on_a_slow_network(self):
+        for host in HOSTS if Host.namespaces else []:
+            host.limit_rate("40mbit")
+            self.addCleanup(host.limit_rate, None)
+        self.compare("tiny-deepseek-v3", ("--tp", 4, "--dp-size", 2, *DPA, *DEEPEP), nodes=4, count=12)
+
+
+class HostsTest(unittest.TestCase):
+    def test_each_group_serves_the_requests_that_name_it_and_its_load_is_known(self):
+        with Instance("tiny-llama", "--tp", 2, "--dp-size", 2, *DPA) as instance:
+            for group in (0, 1):
+                status, _, answer = generate(instance.url, list(range(20, 60)), 4, group)
+                self.assertEqual((status, answer["meta_info"]["dp_rank"]), (200, group), answer)
+
+            def loads():
+                ranks = call(instance.url + "/v1/loads")[2]["loads"]
+                # Idle again, and what they computed is cached.
+                return len(ranks) == 2 and all(r["num_running_reqs"] == 0 and r["max_total_num_tokens"] > 0 for r in ranks)
+
+            wait_until("loads of both groups", loads, within=30)
+            self.assertEqual(generate(instance.url, list(range(20, 60)), 4, 1)[2]["meta_info"]["cached_tokens"], 39)
+
+    def test_another_node_answers_probes_alone(self):
+        with Instance("tiny-llama", "--tp", 2) as instance:
+            self.assertEqual(call(instance.other.url + "/health")[0], 200)
+            status, _, answer = generate(instance.other.url, [1, 2], 2)
+            self.assertEqual(status, 404)
+            self.assertIn("node 0 does", str(answer))
+
+    def test_a_node_with_other_flags_is_refused_by_name(self):
+        with Instance("tiny-llama", "--tp", 2) as instance:
+            other = subprocess.run([*HOSTS[1].enter, BINARY, "server", "--node-rank", "1", *map(str, instance.flags), "--page-size", "4"],
+                                   capture_output=True, text=True, timeout=60)
+            self.assertEqual(other.returncode, 2, other.stderr)
+            self.assertRegex(other.stderr, r"--page-size is 1 on node 0 and 4 on node 1")
+            instance.wait_for_log(r"is refused: --page-size is 1 on node 0 and 4 on node 1")
+            self.assertTrue(instance.serves())
+
+    def test_a_check_prints_the_same_table_on_both(self):
+        for more, status in (((), 0), (("--page-size", 4), 1)):
+            common = flags("tiny-llama", "--tp", 2, "--nnodes", 2, "--dist-init-addr", f"{HOSTS[0].address}:{next(PORTS)}")
+            checks = [subprocess.Popen([*HOSTS[node].enter, BINARY, "check-cluster", *map(str, common), "--node-rank", str(node),
+                                        *map(str, more if node else ())], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                      for node in (0, 1)]
+            tables = [check.communicate(timeout=60)[0] for check in checks]
+            self.assertEqual([check.returncode for check in checks], [status, status], tables)
+            self.assertEqual(tables[0], tables[1])
+            self.assertRegex(tables[0], r"(?m)^1 .* " + HOSTS[1].address + r" .* ms +-$")
+            self.assertEqual("--page-size is 1 on node 0 and 4 on node 1" in tables[0], status == 1)
+
+    def test_all_end_when_node_0_ends_in_order(self):
+        with Instance("tiny-llama", "--tp", 2) as instance:
+            ranks = instance.ranks(0) + instance.ranks(1)
+            self.assertEqual(instance.front.stop(), 0)
+            self.assertEqual(instance.other.process.wait(30), 0)
+            self.assertFalse([pid for pid in ranks if alive(pid)])
+
+
+class FailureTest(unittest.TestCase):
+    def setUp(self):
+        self.instance = Instance("tiny-llama", "--tp", 2)
+        self.addCleanup(lambda: self.instance.__exit__(None))
+
+    def comes_back(self):
+        wait_until("the instance serving again", self.instance.serves, within=90)
+
+    def test_a_killed_rank_is_named_with_its_host(self):
+        before = self.instance.ranks(0) + self.instance.ranks(1)
+        os.kill(self.instance.ranks(1)[0], signal.SIGKILL)
+        self.instance.wait_for_log(r"rank 1 .*on (node 1 \()?\S+ at " + HOSTS[1].address + r"|rank 1 is on " + HOSTS[1].address)
+        self.comes_back()
+        self.assertFalse(set(before) & set(self.instance.ranks(0) + self.instance.ranks(1)))
+
+    def test_a_node_that_is_killed_leaves_no_orphans_and_is_taken_back(self):
+        orphans = self.instance.ranks(1)
+        self.instance.other.process.send_signal(signal.SIGKILL)
+        self.instance.wait_for_log(r"node 1 \(\S+ at " + HOSTS[1].address + r"\) is lost: ")
+        wait_until("the end of its ranks", lambda: not [pid for pid in orphans if alive(pid)], within=30)
+        self.assertEqual(generate(self.instance.url, [1, 2], 2)[0], 503)
+        self.instance.wait_for_log("ranks 0 to 1 wait for node 1")
+        self.instance.other.kill()
+        self.instance.start_node(1)
+        self.comes_back()
+
+    def test_ranks_end_with_node_0(self):
+        ranks = self.instance.ranks(1)
+        self.instance.front.process.send_signal(signal.SIGKILL)
+        wait_until("the end of the ranks of node 1", lambda: not [pid for pid in ranks if alive(pid)], within=30)
+        wait_until("its health", lambda: call(self.instance.other.url + "/health")[0] == 503, within=30)
+        self.assertEqual(self.instance.other.stop(), 0)
+
+    def test_a_host_that_is_cut_off_is_lost_within_bounds_and_joins_again(self):
+        before = self.instance.ranks(1)
+        with HOSTS[1].cut_off(self.instance.other):
+            self.instance.wait_for_log(r"node 1 \(\S+ at \S+\) is lost: it has said nothing for \d+ s")
+            self.assertEqual(generate(self.instance.url, [1, 2], 2)[0], 503)
+        wait_until("node 1 to see it as well", lambda: "node 0 is lost" in self.instance.other.output(), within=30)
+        self.comes_back()
+        self.assertFalse(set(before) & set(self.instance.ranks(1)))
+
+    def test_a_rank_that_hangs_in_a_step_is_named_with_its_host(self):
+        os.kill(self.instance.ranks(1)[0], signal.SIGSTOP)
+        self.assertIn(generate(self.instance.url, [3, 4], 2)[0], (500, 503))
+        self.instance.wait_for_log(r"rank 0 has ended \(.*no sign of rank 1 for .*; rank 1 is on " + HOSTS[1].address)
+        self.comes_back()
+
+
+class GatewayTest(unittest.TestCase):
+    """Replicas with DP attention, each on a host of its own, behind a gateway on a third."""
+
+    def test_a_host_that_is_cut_off_costs_its_replica_until_it_is_back(self):
+        replicas = [HOSTS[i].start("server", "--host", HOSTS[i].address, *flags("tiny-deepseek-v3", "--tp", 2, "--dp-size", 2, *DPA, *DEEPEP, "--enable-metrics"))
+                    for i in (0, 1)]
+        for replica in replicas:
+            self.addCleanup(replica.kill)
+        with Sluice(BINARY, "gateway", "--worker-urls", *(replica.url for replica in replicas), "--dp-aware", "--port", 0,
+                    "--prometheus-port", 0, "--policy", "round_robin", "--health-check-interval-secs", 1,
+                    "--health-check-timeout-secs", 1, "--health-failure-threshold", 1, "--health-success-threshold", 1) as gateway:
+            def healthy(count):
+                workers = call(gateway.url + "/workers")[2]["workers"]
+                return sorted(w["url"] for w in workers if w["is_healthy"]) if sum(w["is_healthy"] for w in workers) == count else None
+
+            def served_by_each():
+                """How many of 8 requests each replica took."""
+                before = [self.finished(replica) for replica in replicas]
+                self.assertEqual([generate(gateway.url, [i, 3, 4], 2)[0] for i in range(8)], [200] * 8)
+                return [self.finished(replica) - old for replica, old in zip(replicas, before)]
+
+            wait_until("two ranks of each replica", lambda: healthy(4), within=60)
+            self.assertEqual(served_by_each(), [4, 4])
+            with HOSTS[1].cut_off(replicas[1]):
+                left = wait_until("the replica to be seen gone", lambda: healthy(2), within=60)
+                self.assertTrue(all(url.startswith(replicas[0].url) for url in left), left)
+                self.assertEqual([generate(gateway.url, [i, 3, 4], 2)[0] for i in range(8)], [200] * 8)
+            wait_until("the replica to be seen back", lambda: healthy(4), within=60)
+            self.assertEqual(served_by_each(), [4, 4])
+
+    def finished(self, replica):
+        return int(float(re.search(r"^sglang:num_requests_total\{.*\} (\S+)$", call(replica.url + "/metrics")[2], re.M)[1]))
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0], "-v", *sys.argv[3:]])
