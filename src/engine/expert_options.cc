@@ -2,8 +2,13 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
+#include <cstdlib>
 #include <fstream>
 #include <sstream>
+
+#include "engine/layout_options.h"
+#include "engine/memory_plan.h"
 
 namespace sluice::engine {
 namespace {
@@ -25,10 +30,48 @@ Result<std::string> read_location(const std::string& given) {
   return text.str();
 }
 
+constexpr const char* kCapacityVariable = "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK";
+constexpr int64_t kMostCapacity = 1024;
+
+// Tokens of a rank that low_latency takes in a step.
+Result<int64_t> read_capacity() {
+  const char* text = std::getenv(kCapacityVariable);
+  if (text == nullptr) return moe::DeepEpOptions{}.capacity;
+  const std::string_view given = text;
+  int64_t capacity = 0;
+  const auto [end, problem] = std::from_chars(given.data(), given.data() + given.size(), capacity);
+  if (problem == std::errc() && end == given.data() + given.size() && capacity >= 1 && capacity <= kMostCapacity) {
+    return capacity;
+  }
+  return Error{ErrorCode::kBadOption,
+               fmt::format("{} must be in [1, {}], not '{}'", kCapacityVariable, kMostCapacity, given)};
+}
+
+// What decodes must fit in the slab, and with low_latency alone what prefills too.
+Result<void> fit_slab(EngineOptions& options, std::vector<std::string>& lines) {
+  if (options.moe_a2a_backend != "deepep" || options.deepep_mode == "normal" || options.tp_size == 1) return {};
+  SLUICE_TRY(const int64_t capacity, read_capacity());
+  const int64_t most = capacity * layout_of(options, 0).attention_tp_size();
+  const StepLimits limits = plan_steps(options);
+  if (limits.max_running_requests > most) {
+    lines.push_back(fmt::format("--max-running-requests {} -> {}: --deepep-mode {} takes {} tokens of a rank ({})",
+                                limits.max_running_requests, most, options.deepep_mode, capacity, kCapacityVariable));
+    options.max_running_requests = most;
+  }
+  const int64_t largest = plan_steps(options).max_step_tokens;
+  if (options.deepep_mode == "auto" || largest <= most) return {};
+  return Error{
+      ErrorCode::kBadOption,
+      fmt::format("--deepep-mode low_latency takes {} tokens of a rank in a step ({}), {} of an attention group, "
+                  "and steps have up to {}; lower --chunked-prefill-size, or use auto",
+                  capacity, kCapacityVariable, most, largest)};
+}
+
 }  // namespace
 
 Result<std::vector<std::string>> adjust_experts(EngineOptions& options) {
   std::vector<std::string> lines;
+  SLUICE_TRY_VOID(fit_slab(options, lines));
   if (options.eplb_algorithm && options.init_expert_location == kTrivial) {
     return Error{ErrorCode::kBadOption,
                  "--eplb-algorithm balances a logical_count, which --init-expert-location does not give"};
@@ -39,6 +82,15 @@ Result<std::vector<std::string>> adjust_experts(EngineOptions& options) {
     lines.push_back("--ep-dispatch-algorithm is static: experts have copies, or are not in their order");
   }
   return lines;
+}
+
+moe::DeepEpOptions deepep_of(const EngineOptions& options) {
+  moe::DeepEpOptions deepep;
+  if (options.deepep_mode == "normal") return deepep;
+  deepep.mode = options.deepep_mode == "auto" ? moe::DeepEpMode::kAuto : moe::DeepEpMode::kLowLatency;
+  // The front has refused what cannot be read.
+  if (const auto capacity = read_capacity(); capacity.ok()) deepep.capacity = *capacity;
+  return deepep;
 }
 
 moe::ExpertPlacement expert_placement_of(const EngineOptions& options) {

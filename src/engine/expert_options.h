@@ -7,16 +7,19 @@
 
 #include "base/result.h"
 #include "engine/options.h"
+#include "moe/deepep_mode.h"
 #include "moe/expert_map.h"
 #include "moe/expert_recorder.h"
 
 namespace sluice::engine {
 
-// Reads the file of --init-expert-location, so that ranks need it nowhere else, and says what is chosen by default, as
-// lines for the log. Once, by the front. kBadOption names the flag.
+// Reads the file of --init-expert-location, so that ranks need it nowhere else, limits the running requests to what
+// --deepep-mode takes, and says what is changed or chosen by default, as lines for the log. Once, by the front, after
+// adjust_layout(). kBadOption names the flag.
 Result<std::vector<std::string>> adjust_experts(EngineOptions& options);
 
 // Of adjusted options.
+moe::DeepEpOptions deepep_of(const EngineOptions& options);
 moe::ExpertPlacement expert_placement_of(const EngineOptions& options);
 
 // Nothing without --expert-distribution-recorder-mode.

@@ -36,6 +36,44 @@ TEST(ExpertOptionsTest, TheRecorderIsOffUnlessAModeIsGiven) {
                    .ok());
 }
 
+TEST(ExpertOptionsTest, WhatLowLatencyTakesIsADecodeBatch) {
+  unsetenv("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK");
+  const std::vector<std::string> deepep{"--tp=4", "--dp-size=2", "--enable-dp-attention", "--moe-a2a-backend=deepep"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.end(), deepep.begin(), deepep.end());
+    return parse(std::move(more));
+  };
+  // Two ranks of an attention group have half of its tokens each.
+  EngineOptions automatic = with({"--deepep-mode=auto", "--max-running-requests=600"});
+  const auto lines = adjust_experts(automatic);
+  ASSERT_TRUE(lines.ok()) << lines.error().message;
+  ASSERT_EQ(lines->size(), 1u);
+  EXPECT_THAT(lines->front(), HasSubstr("--max-running-requests 600 -> 256"));
+  EXPECT_EQ(automatic.max_running_requests, 256);
+  EXPECT_EQ(deepep_of(automatic).mode, moe::DeepEpMode::kAuto);
+  EXPECT_EQ(deepep_of(automatic).capacity, 128);
+
+  EngineOptions normal = with({"--max-running-requests=600"});
+  EXPECT_TRUE(adjust_experts(normal)->empty());
+  EXPECT_EQ(deepep_of(normal).mode, moe::DeepEpMode::kNormal);
+
+  EngineOptions prefills = with({"--deepep-mode=low_latency", "--chunked-prefill-size=300"});
+  const auto refused = adjust_experts(prefills);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_THAT(refused.error().message, HasSubstr("256 of an attention group, and steps have up to 300"));
+
+  setenv("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK", "150", 1);
+  EngineOptions fits = with({"--deepep-mode=low_latency", "--chunked-prefill-size=300"});
+  EXPECT_TRUE(adjust_experts(fits).ok());
+  EXPECT_EQ(deepep_of(fits).capacity, 150);
+  for (const char* wrong : {"0", "1025", "many", "12x"}) {
+    setenv("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK", wrong, 1);
+    EngineOptions options = with({"--deepep-mode=auto"});
+    EXPECT_FALSE(adjust_experts(options).ok()) << wrong;
+  }
+  unsetenv("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK");
+}
+
 TEST(ExpertOptionsTest, CopiesAreChosenStaticallyByDefault) {
   EngineOptions plain = parse({});
   EXPECT_TRUE(adjust_experts(plain)->empty());

@@ -127,6 +127,7 @@ Result<GroupRunner::Joined> GroupRunner::join() {
 }
 
 Result<std::span<const float>> GroupRunner::run(StepBatch batch) {
+  batch.extend = plan_.is_extend_in_batch;
   if (groups_.layout.dp_attention()) {
     batch.group_tokens = plan_.group_tokens;
     batch.group_logits = plan_.group_logits;

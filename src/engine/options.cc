@@ -50,7 +50,6 @@ std::vector<RejectedFlag> rejected_flags() {
       {"cuda-graph-bs", kGraph},
       {"disable-cuda-graph", kGraph},
       {"disable-cuda-graph-padding", kGraph},
-      {"deepep-mode", "rows are always dispatched by their exact counts; leave it out."},
       {"deepep-config", "it tunes kernels of a library that is not used here; leave it out."},
       {"enable-eplb", kEplb},
       {"eplb-rebalance-num-iterations", kEplb},
@@ -393,6 +392,15 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/front",
            .group = kParallel,
            .help = "Taken for compatibility and logged: experts are multiplied by this engine's own grouped products."},
+          {.name = "deepep-mode",
+           .field = &O::deepep_mode,
+           .value = std::string("normal"),
+           .choices = {"auto", "normal", "low_latency"},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help =
+               "With deepep: normal sends a token once to each rank of its experts, low_latency once to each of its "
+               "experts, into a slab of fixed size; auto is normal in steps in which a rank prefills."},
           {.name = "ep-num-redundant-experts",
            .field = &O::ep_num_redundant_experts,
            .value = int64_t{0},

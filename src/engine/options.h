@@ -53,6 +53,7 @@ struct EngineOptions {
   std::optional<int64_t> moe_dense_tp_size;
   std::string moe_a2a_backend;
   std::string moe_runner_backend;
+  std::string deepep_mode;
   int64_t ep_num_redundant_experts;
   std::string init_expert_location;
   std::optional<std::string> ep_dispatch_algorithm;

@@ -24,6 +24,7 @@ struct Case {
   Layout layout;
   moe::ExpertPlacement placement = {};
   std::string_view placed = {};  // the placement's name
+  moe::DeepEpMode mode = moe::DeepEpMode::kNormal;
 };
 
 std::string name_of(const Case& c) {
@@ -32,6 +33,7 @@ std::string name_of(const Case& c) {
                                  l.ep_size, l.a2a == parallel::MoeAllToAll::kDeepEp ? "_deepep" : "",
                                  l.dense_data_parallel ? "_dense_dp" : "", l.dp_lm_head ? "_dp_head" : "");
   name += c.placed;
+  if (c.mode != moe::DeepEpMode::kNormal) name += c.mode == moe::DeepEpMode::kAuto ? "_auto" : "_low_latency";
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 }
@@ -57,6 +59,7 @@ class Instance {
                                  .max_step_seqs = 8,
                                  .record_routing = true,
                                  .expert_placement = c.placement,
+                                 .deepep = {.mode = c.mode},
                                  .groups = &rank.groups});
       ASSERT_TRUE(runner.ok()) << runner.error().message;
       rank.runner = std::move(*runner);
@@ -68,7 +71,9 @@ class Instance {
   std::vector<Output> run(const std::vector<std::vector<Piece>>& groups) {
     std::vector<StepArrays> arrays;
     std::vector<int64_t> tokens;
+    bool extend = false;
     for (const auto& pieces : groups) {
+      for (const Piece& piece : pieces) extend |= piece.ids.size() > 1;
       arrays.emplace_back(pieces);
       tokens.push_back(std::ssize(arrays.back().view().token_ids));
     }
@@ -77,6 +82,7 @@ class Instance {
       const Layout& own = ranks_[i].groups.layout;
       const auto group = static_cast<size_t>(own.attention_dp().rank);
       StepBatch batch = arrays[group].view();
+      batch.extend = extend;
       if (own.dp_attention()) batch.group_tokens = batch.group_logits = tokens;
       Output output = ranks_[i].steps->run(batch);
       if (own.leads()) {
@@ -228,7 +234,7 @@ moe::ExpertPlacement scattered(const ModelConfig& config, int64_t ranks, moe::Co
           .choice = choice};
 }
 
-void add_placements(std::vector<Case>& cases, const ModelConfig& config, Case plain) {
+void add_ways_to_experts(std::vector<Case>& cases, const ModelConfig& config, Case plain) {
   const int64_t ranks = plain.layout.ep_size;
   if (ranks == 1) return;
   cases.push_back(plain);
@@ -240,6 +246,11 @@ void add_placements(std::vector<Case>& cases, const ModelConfig& config, Case pl
   cases.push_back(plain);
   cases.back().placement = {.redundant = ranks};
   cases.back().placed = "_copies_trivial";
+  if (plain.layout.a2a == parallel::MoeAllToAll::kNone) return;
+  for (const auto mode : {moe::DeepEpMode::kLowLatency, moe::DeepEpMode::kAuto}) {
+    cases.push_back(plain);
+    cases.back().mode = mode;
+  }
 }
 
 // Every checkpoint among the fixtures, in the layouts that it can be divided into.
@@ -255,9 +266,9 @@ std::vector<Case> cases() {
       if (!check_sharding(*config, layout).ok()) continue;
       all.push_back({fixture, "cpu", "float32", layout});
       if (layout.tp_size == 4 && layout.dp_size == 2) {
-        add_placements(all, *config, all.back());
+        add_ways_to_experts(all, *config, all.back());
         all.push_back({fixture, "sim", "float32", layout});
-        add_placements(all, *config, all.back());
+        add_ways_to_experts(all, *config, all.back());
       }
       if (layout.tp_size == 4 && layout.ep_size == 4 && kernels::best_dtype() == kernels::DType::kBf16) {
         all.push_back({fixture, "cpu", "bfloat16", layout});

@@ -308,7 +308,7 @@ class DecoderRunner final : public Runner {
         backend_(std::move(backend)),
         stream_(backend_->make_stream()),
         context_{backend_.get(), stream_.get()},
-        weights_(*backend_, dtype, &source, options.groups, expert_map_ ? &*expert_map_ : nullptr) {}
+        weights_(*backend_, dtype, &source, options.groups, expert_map_ ? &*expert_map_ : nullptr, options.deepep) {}
 
   Result<std::span<const float>> compute(const StepBatch& batch) {
     ForwardBatch staged = stage(batch);
@@ -481,6 +481,7 @@ class DecoderRunner final : public Runner {
     staged.table_width = table_width_;
     staged.group_tokens = batch.group_tokens;
     staged.group_logits = batch.group_logits;
+    staged.extend = batch.extend;
     backend_->copy_to_device(context_, staged_, host_staged_.data(), used * sizeof(int32_t));
     if (!backend_->host_visible()) {
       for (size_t i = 0; i < batch.seq_lens.size(); ++i) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "moe/deepep_mode.h"
 #include "moe/expert_map.h"
 #include "moe/expert_recorder.h"
 #include "parallel/groups.h"
@@ -30,6 +31,7 @@ struct StepBatch {
   // With DP attention, of each attention group, equal on all ranks of a step: its tokens and its logits.
   std::span<const int64_t> group_tokens;
   std::span<const int64_t> group_logits;
+  bool extend = true;  // some rank of the instance prefills, in which all ranks agree
 };
 
 struct KvPlan {
@@ -125,6 +127,7 @@ struct RunnerOptions {
   bool record_routing = false;            // keep the routers' choices of the last step
   std::optional<moe::ExpertRecorder::Options> expert_recorder;
   moe::ExpertPlacement expert_placement;
+  moe::DeepEpOptions deepep;
   // This rank's part of an instance; they outlive the runner. Null: it has the whole model.
   const parallel::Groups* groups = nullptr;
   int shared_weights_fd = -1;  // memfd shared by the ranks of one host: the first one packs into it, the others map it

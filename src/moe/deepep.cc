@@ -118,7 +118,7 @@ Result<void> DeepEp::exchange_routes(const kernels::Context& context) {
   return {};
 }
 
-Result<Tokens> DeepEp::dispatch(const kernels::Context& context, const Tokens& own) {
+Result<Tokens> DeepEp::dispatch(const kernels::Context& context, const Tokens& own, bool /*extend*/) {
   own_ = own;
   plan_rows(context, own);
   SLUICE_TRY_VOID(exchange_counts());

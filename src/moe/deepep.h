@@ -16,7 +16,7 @@ class DeepEp final : public Dispatcher {
   ~DeepEp() override;
 
   Result<void> allocate(int64_t max_tokens, int64_t max_received) override;
-  Result<Tokens> dispatch(const kernels::Context& context, const Tokens& own) override;
+  Result<Tokens> dispatch(const kernels::Context& context, const Tokens& own, bool extend) override;
   Result<void> combine(const kernels::Context& context) override;
 
  private:

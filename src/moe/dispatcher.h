@@ -8,6 +8,7 @@
 
 #include "base/result.h"
 #include "kernels/kernels.h"
+#include "moe/deepep_mode.h"
 #include "parallel/groups.h"
 
 namespace sluice::moe {
@@ -27,6 +28,11 @@ struct Tokens {
   const float* shares = nullptr;  // [n, top_k] what each expert's output is weighted by
   int64_t n = 0;
   float* out = nullptr;  // [n, hidden], to which the weighted outputs of this rank's experts are added
+  // Where these are given, each row is of one expert, `ids` [n], and lies in a slab, where those of this rank's e-th
+  // expert follow each other from row slab_starts[e] on: row i is row slab_rows[i] of `x` and `out`, which hold all of
+  // the slab. There are no `shares`; what an expert makes of a row is written to `out`, and weighted in combine().
+  const int32_t* slab_starts = nullptr;  // [experts of this rank]
+  const int32_t* slab_rows = nullptr;    // [n]
 };
 
 // Used by the rank's thread; all ranks make the same calls, with whatever numbers of tokens.
@@ -36,14 +42,16 @@ class Dispatcher {
   // Once; a rank has at most `max_tokens` tokens of its own in a step, and gets at most `max_received`. kExhausted.
   virtual Result<void> allocate(int64_t max_tokens, int64_t max_received) = 0;
   // This rank's tokens to the ranks of their experts: the tokens that this rank's experts are to compute, until
-  // combine().
-  virtual Result<Tokens> dispatch(const kernels::Context& context, const Tokens& own) = 0;
+  // combine(). `extend`: some rank prefills in this step, which all ranks know of the step's plan.
+  virtual Result<Tokens> dispatch(const kernels::Context& context, const Tokens& own, bool extend) = 0;
   // What all ranks' experts made of this rank's tokens is added to the `out` of dispatch()'s argument.
   virtual Result<void> combine(const kernels::Context& context) = 0;
+  // Rows of the slab that dispatch() may give; 0 = none.
+  virtual int64_t slab_rows() const { return 0; }
 };
 
 // For the layout's --moe-a2a-backend. `groups` null: one rank; they outlive the dispatcher, as does `backend`.
 std::unique_ptr<Dispatcher> make_dispatcher(const kernels::Backend& backend, const parallel::Groups* groups,
-                                            const Sizes& sizes);
+                                            const Sizes& sizes, const DeepEpOptions& options = {});
 
 }  // namespace sluice::moe

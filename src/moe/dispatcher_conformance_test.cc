@@ -8,6 +8,7 @@
 #include <functional>
 #include <set>
 #include <thread>
+#include <tuple>
 
 #include "base/rng.h"
 #include "moe/dispatcher.h"
@@ -17,11 +18,13 @@ namespace sluice::moe {
 namespace {
 
 constexpr int64_t kHidden = 8;
+constexpr int64_t kCapacity = 20;  // tokens of a rank in a slab
 
 struct Way {
   std::string name;
   std::string device;
   parallel::MoeAllToAll a2a;
+  DeepEpMode mode;
   int64_t ranks;
 };
 void PrintTo(const Way& way, std::ostream* out) { *out << way.name; }
@@ -29,10 +32,11 @@ void PrintTo(const Way& way, std::ostream* out) { *out << way.name; }
 // A rank's tokens in a step, in host memory.
 struct Batch {
   int64_t n = 0;
-  std::vector<float> x;       // [n, kHidden]
-  std::vector<int32_t> ids;   // [n, top_k]
-  std::vector<float> shares;  // [n, top_k]
-  std::vector<float> want;    // [n, kHidden] what is to come back
+  std::vector<float> x;                         // [n, kHidden]
+  std::vector<int32_t> ids;                     // [n, top_k]
+  std::vector<float> shares;                    // [n, top_k]
+  std::vector<float> want;                      // [n, kHidden] what is to come back
+  std::vector<int32_t> slab_starts, slab_rows;  // of what a rank receives in a slab
 };
 
 // So that a receiver can tell a row's origin, which is unique.
@@ -77,7 +81,7 @@ class Rank {
                                                 .a2a = way.a2a});
     EXPECT_TRUE(groups.ok());
     groups_ = std::move(*groups);
-    dispatcher_ = make_dispatcher(*backend_, &groups_, sizes);
+    dispatcher_ = make_dispatcher(*backend_, &groups_, sizes, {.mode = way.mode, .capacity = kCapacity});
     EXPECT_TRUE(dispatcher_->allocate(max_tokens, max_tokens * way.ranks).ok());
   }
   ~Rank() { free(); }
@@ -86,32 +90,48 @@ class Rank {
   parallel::Slice own_experts() const { return parallel::part_of(sizes_.experts, groups_.layout.experts()); }
   const parallel::Groups& groups() const { return groups_; }
 
-  // What comes to this rank's experts.
-  Result<Batch> dispatch(const Batch& batch) {
+  // What comes to this rank's experts: rows of tokens with all their experts, or in a slab rows of one expert each.
+  Result<Batch> dispatch(const Batch& batch, bool extend) {
     free();
     own_ = {.x = put(batch.x),
             .ids = put(batch.ids),
             .shares = put(batch.shares),
             .n = batch.n,
             .out = put(std::vector<float>(batch.x.size()))};
-    SLUICE_TRY(received_, dispatcher_->dispatch(context(), own_));
+    SLUICE_TRY(received_, dispatcher_->dispatch(context(), own_, extend));
+    const bool in_slab = received_.slab_rows != nullptr;
     Batch got;
     got.n = received_.n;
-    got.x = get(static_cast<const float*>(received_.x), got.n * kHidden);
-    got.ids = get(received_.ids, got.n * sizes_.top_k);
-    got.shares = get(received_.shares, got.n * sizes_.top_k);
+    got.ids = get(received_.ids, got.n * (in_slab ? 1 : sizes_.top_k));
+    if (!in_slab) {
+      got.x = get(static_cast<const float*>(received_.x), got.n * kHidden);
+      got.shares = get(received_.shares, got.n * sizes_.top_k);
+      return got;
+    }
+    const std::vector<float> slab = get(static_cast<const float*>(received_.x), dispatcher_->slab_rows() * kHidden);
+    got.slab_starts = get(received_.slab_starts, own_experts().count);
+    got.slab_rows = get(received_.slab_rows, got.n);
+    for (const int32_t row : got.slab_rows) {
+      got.x.insert(got.x.end(), slab.begin() + row * kHidden, slab.begin() + (row + 1) * kHidden);
+    }
     return got;
   }
+  const Tokens& received() const { return received_; }
 
   // The experts compute, and what comes back is returned.
   Result<std::vector<float>> combine(const Batch& got) {
-    std::vector<float> out = get(received_.out, got.n * kHidden);
-    for (int64_t i = 0; i < got.n * sizes_.top_k; ++i) {
-      const int64_t id = got.ids[static_cast<size_t>(i)], row = i / sizes_.top_k;
+    const bool in_slab = received_.slab_rows != nullptr;
+    std::vector<float> out = get(received_.out, (in_slab ? dispatcher_->slab_rows() : got.n) * kHidden);
+    const int64_t copies = in_slab ? 1 : sizes_.top_k;
+    for (int64_t i = 0; i < got.n * copies; ++i) {
+      const auto at = static_cast<size_t>(i);
+      const int32_t id = got.ids[at];
       if (id < own_experts().first || id >= own_experts().end()) continue;
-      for (int64_t j = row * kHidden; j < (row + 1) * kHidden; ++j) {
-        out[static_cast<size_t>(j)] +=
-            got.shares[static_cast<size_t>(i)] * static_cast<float>(id + 1) * got.x[static_cast<size_t>(j)];
+      const float factor = static_cast<float>(id + 1) * (in_slab ? 1 : got.shares[at]);
+      const int64_t row = i / copies, to = in_slab ? got.slab_rows[at] : row;
+      for (int64_t j = 0; j < kHidden; ++j) {
+        float& value = out[static_cast<size_t>(to * kHidden + j)];
+        value = (in_slab ? 0 : value) + factor * got.x[static_cast<size_t>(row * kHidden + j)];
       }
     }
     backend_->copy_to_device(context(), received_.out, out.data(), out.size() * sizeof(float));
@@ -152,9 +172,15 @@ class Rank {
 
 class DispatcherConformance : public testing::TestWithParam<Way> {
  protected:
-  static constexpr int64_t kMaxTokens = 20;
+  static constexpr int64_t kMaxTokens = 30;
 
   bool sends() const { return GetParam().a2a != parallel::MoeAllToAll::kNone; }
+
+  bool uses_slab(bool extend) const {
+    if (!sends()) return false;
+    return GetParam().mode == DeepEpMode::kLowLatency || (GetParam().mode == DeepEpMode::kAuto && !extend);
+  }
+  int64_t most_tokens(bool extend) const { return uses_slab(extend) ? kCapacity : kMaxTokens; }
 
   // `body` on every rank's thread, of ranks that stay.
   void on_each(const std::function<void(size_t)>& body) {
@@ -209,6 +235,34 @@ void expect_rows(const Batch& got, const std::vector<Batch>& batches, const para
   EXPECT_EQ(found, wanted);
 }
 
+// Each pair of a token and an expert of this rank is a row of that expert, and the rows of an expert follow each other.
+void expect_slab(const Batch& got, const std::vector<Batch>& batches, const parallel::Slice& experts, int64_t top_k) {
+  std::set<std::tuple<size_t, int64_t, int32_t>> wanted, found;
+  for (size_t rank = 0; rank < batches.size(); ++rank) {
+    for (size_t i = 0; i < batches[rank].ids.size(); ++i) {
+      const int32_t id = batches[rank].ids[i];
+      if (id >= experts.first && id < experts.end()) wanted.emplace(rank, static_cast<int64_t>(i) / top_k, id);
+    }
+  }
+  std::vector<std::set<int32_t>> rows(static_cast<size_t>(experts.count));
+  for (int64_t row = 0; row < got.n; ++row) {
+    const auto origin = static_cast<int64_t>(got.x[static_cast<size_t>(row * kHidden)]) - 1;
+    const int32_t id = got.ids[static_cast<size_t>(row)];
+    found.emplace(static_cast<size_t>(origin / 100), origin % 100, id);
+    for (int64_t j = 0; j < kHidden; ++j) {
+      ASSERT_EQ(got.x[static_cast<size_t>(row * kHidden + j)], value_of(origin / 100, origin % 100, j));
+    }
+    rows[static_cast<size_t>(id - experts.first)].insert(got.slab_rows[static_cast<size_t>(row)]);
+  }
+  EXPECT_EQ(found, wanted);
+  EXPECT_EQ(got.n, std::ssize(wanted));
+  for (size_t e = 0; e < rows.size(); ++e) {
+    if (rows[e].empty()) continue;
+    EXPECT_EQ(*rows[e].begin(), got.slab_starts[e]);
+    EXPECT_EQ(*rows[e].rbegin() - *rows[e].begin() + 1, std::ssize(rows[e])) << "expert " << e;
+  }
+}
+
 TEST_P(DispatcherConformance, GivesEachRankItsRowsAndTheirSumsBack) {
   Rng rng(static_cast<uint64_t>(17 + GetParam().ranks));
   for (const int64_t top_k : {1, 3}) {
@@ -218,18 +272,22 @@ TEST_P(DispatcherConformance, GivesEachRankItsRowsAndTheirSumsBack) {
     make(sizes);
     for (int round = 0; round < 12; ++round) {
       const auto routing = static_cast<Routing>(round % 4);
+      const bool extend = round % 3 == 0;
       SCOPED_TRACE(testing::Message() << "top " << top_k << " round " << round);
       std::vector<Batch> batches;
       for (size_t i = 0; i < ranks_.size(); ++i) {
         // Without dispatch all ranks have the same tokens.
-        batches.push_back(sends() || i == 0 ? draw(rng, routing, static_cast<int64_t>(i), sizes, kMaxTokens)
+        batches.push_back(sends() || i == 0 ? draw(rng, routing, static_cast<int64_t>(i), sizes, most_tokens(extend))
                                             : batches[0]);
       }
       on_each([&](size_t i) {
         Rank& rank = *ranks_[i];
-        const auto got = rank.dispatch(batches[i]);
+        const auto got = rank.dispatch(batches[i], extend);
         ASSERT_TRUE(got.ok()) << got.error().message;
-        if (sends()) {
+        if (uses_slab(extend)) {
+          expect_slab(*got, batches, rank.own_experts(), top_k);
+        } else if (sends()) {
+          EXPECT_TRUE(got->slab_rows.empty());
           expect_rows(*got, batches, rank.own_experts(), top_k);
         } else {
           EXPECT_EQ(got->x, batches[i].x) << "nothing is sent";
@@ -252,20 +310,70 @@ TEST_P(DispatcherConformance, GivesEachRankItsRowsAndTheirSumsBack) {
   }
 }
 
+// Of the ways that use a slab.
+class SlabConformance : public DispatcherConformance {};
+
+TEST_P(SlabConformance, StaysWhereItIsAndTakesSoManyTokens) {
+  const Sizes sizes{.hidden = kHidden, .experts = 4 * GetParam().ranks, .top_k = 2};
+  make(sizes);
+  on_each([&](size_t i) {
+    Rng rng(5 + i);
+    Tokens first;
+    const int steps = GetParam().device == "cpu" ? 1000 : 50;  // the sim device guards its memory around each kernel
+    for (int step = 0; step < steps; ++step) {
+      const Batch batch = draw(rng, Routing::kRandom, static_cast<int64_t>(i), sizes, 3);
+      const auto got = ranks_[i]->dispatch(batch, /*extend=*/false);
+      ASSERT_TRUE(got.ok()) << got.error().message;
+      ASSERT_TRUE(ranks_[i]->combine(*got).ok());
+      const Tokens& now = ranks_[i]->received();
+      if (step == 0) first = now;
+      ASSERT_EQ(now.x, first.x);
+      ASSERT_EQ(now.out, first.out);
+      ASSERT_EQ(now.ids, first.ids);
+      ASSERT_EQ(now.slab_starts, first.slab_starts);
+      ASSERT_EQ(now.slab_rows, first.slab_rows);
+    }
+  });
+  // One token too many on the last rank: all hear of it.
+  on_each([&](size_t i) {
+    Batch batch;
+    batch.n = i + 1 == ranks_.size() ? kCapacity + 1 : 1;
+    batch.x.assign(static_cast<size_t>(batch.n * kHidden), 1);
+    batch.ids.assign(static_cast<size_t>(batch.n * sizes.top_k), 0);
+    batch.shares.assign(batch.ids.size(), 1);
+    const auto got = ranks_[i]->dispatch(batch, /*extend=*/false);
+    ASSERT_FALSE(got.ok());
+    EXPECT_EQ(got.error().message,
+              fmt::format("rank {} has 21 tokens in a step, and --deepep-mode low_latency takes at most 20 of a rank "
+                          "(SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK)",
+                          ranks_.size() - 1));
+  });
+}
+
 std::vector<Way> ways() {
   std::vector<Way> all;
   for (const auto& row : kernels::backends()) {
     for (const int64_t ranks : {1, 2, 4}) {
-      const auto add = [&](std::string_view name, parallel::MoeAllToAll a2a) {
-        all.push_back({fmt::format("{}_{}_{}", name, row.name, ranks), std::string(row.name), a2a, ranks});
+      const auto add = [&](std::string_view name, parallel::MoeAllToAll a2a, DeepEpMode mode) {
+        all.push_back({fmt::format("{}_{}_{}", name, row.name, ranks), std::string(row.name), a2a, mode, ranks});
       };
-      add("none", parallel::MoeAllToAll::kNone);
-      add("deepep", parallel::MoeAllToAll::kDeepEp);
+      add("none", parallel::MoeAllToAll::kNone, DeepEpMode::kNormal);
+      add("deepep_normal", parallel::MoeAllToAll::kDeepEp, DeepEpMode::kNormal);
+      add("deepep_low_latency", parallel::MoeAllToAll::kDeepEp, DeepEpMode::kLowLatency);
+      add("deepep_auto", parallel::MoeAllToAll::kDeepEp, DeepEpMode::kAuto);
     }
   }
   return all;
 }
 
+std::vector<Way> slab_ways() {
+  std::vector<Way> all = ways();
+  std::erase_if(all, [](const Way& way) { return way.mode == DeepEpMode::kNormal; });
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Ways, SlabConformance, testing::ValuesIn(slab_ways()),
+                         [](const auto& info) { return info.param.name; });
 INSTANTIATE_TEST_SUITE_P(Ways, DispatcherConformance, testing::ValuesIn(ways()),
                          [](const auto& info) { return info.param.name; });
 

@@ -8,7 +8,7 @@ namespace sluice::moe {
 class NoDispatch final : public Dispatcher {
  public:
   Result<void> allocate(int64_t, int64_t) override { return {}; }
-  Result<Tokens> dispatch(const kernels::Context&, const Tokens& own) override { return own; }
+  Result<Tokens> dispatch(const kernels::Context&, const Tokens& own, bool) override { return own; }
   Result<void> combine(const kernels::Context&) override { return {}; }
 };
 

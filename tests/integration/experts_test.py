@@ -137,6 +137,15 @@ class CopiesTest(RecordingTest):
             with self.subTest(flags), server(*flags) as copied:
                 self.assertEqual(self.answers(copied.url), want)
 
+    def test_modes_of_deepep_change_no_token(self):
+        with server() as alone:
+            want = self.answers(alone.url)
+        layout = ("--tp", 4, "--dp-size", 2, *DPA, *DEEPEP)
+        for mode in (("--deepep-mode", "normal"), ("--deepep-mode", "low_latency", "--chunked-prefill-size", 128),
+                     ("--deepep-mode", "auto", "--ep-num-redundant-experts", 4)):
+            with self.subTest(mode), server(*layout, *mode) as running:
+                self.assertEqual(self.answers(running.url), want)
+
     def test_a_record_balances_the_next_start(self):
         def loads(*more):
             with server("--tp", 2, "--ep", 2, "--expert-distribution-recorder-mode", "stat", *more) as running:

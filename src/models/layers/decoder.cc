@@ -53,7 +53,7 @@ Decoder::~Decoder() = default;
 
 moe::Dispatcher& Decoder::dispatcher(const moe::Sizes& sizes) {
   if (!dispatcher_) {
-    dispatcher_ = moe::make_dispatcher(weights_.backend(), groups_, sizes);
+    dispatcher_ = moe::make_dispatcher(weights_.backend(), groups_, sizes, weights_.deepep());
     dispatch_sizes_ = sizes;
   }
   SLUICE_CHECK(dispatch_sizes_ == sizes, "layers with {} and with {} experts", dispatch_sizes_.experts, sizes.experts);

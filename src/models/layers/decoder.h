@@ -39,6 +39,7 @@ struct ForwardBatch {
   // Tokens and logits of each attention group in this step; with DP attention.
   std::span<const int64_t> group_tokens;
   std::span<const int64_t> group_logits;
+  bool extend = true;  // some rank prefills
 };
 
 // What a block sees of the step.

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "base/check.h"
 #include "models/layers/ops.h"
 
@@ -69,8 +71,10 @@ MoeFfn::MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, 
   counts_slot_ = scratch.declare("expert_counts", 4, 0, own_.count);
   rows_slot_ = scratch.declare("expert_rows", moe_.top_k * 4, groups);
   expert_in_slot_ = scratch.declare("expert_in", hidden_ * element, pairs, padding);
-  expert_gate_up_slot_ = scratch.declare("expert_gate_up", 2 * width_ * 4, pairs, padding);
-  activated_slot_ = scratch.declare("expert_activated", width_ * element, pairs, padding);
+  // Rows of a slab are anywhere in it.
+  const int64_t extra = std::max(padding, dispatcher_.slab_rows());
+  expert_gate_up_slot_ = scratch.declare("expert_gate_up", 2 * width_ * 4, pairs, extra);
+  activated_slot_ = scratch.declare("expert_activated", width_ * element, pairs, extra);
   expert_out_slot_ = scratch.declare("expert_out", hidden_ * 4, pairs, padding);
 }
 
@@ -78,7 +82,7 @@ Result<void> MoeFfn::run(const kernels::Context& context, const Step& step, cons
                          float* out) const {
   moe::Tokens own = choose(context, step, x, n);
   own.out = out;
-  SLUICE_TRY(const moe::Tokens tokens, dispatcher_.dispatch(context, own));
+  SLUICE_TRY(const moe::Tokens tokens, dispatcher_.dispatch(context, own, step.batch.extend));
   run_experts(context, step, tokens);
   SLUICE_TRY_VOID(dispatcher_.combine(context));
   if (shared_) shared_->forward(context, step.scratch, x, out, n);
@@ -119,51 +123,55 @@ moe::Tokens MoeFfn::choose(const kernels::Context& context, const Step& step, co
 
 void MoeFfn::run_experts(const kernels::Context& context, const Step& step, const moe::Tokens& tokens) const {
   const kernels::Backend& backend = *context.backend;
-  const int64_t n = tokens.n;
-  const auto* rows = step.scratch.at<int32_t>(rows_slot_);
-  auto* in = step.scratch.at<void>(expert_in_slot_);
-  auto* gate_up = step.scratch.at<float>(expert_gate_up_slot_);
-  auto* activated = step.scratch.at<void>(activated_slot_);
-  auto* out = step.scratch.at<float>(expert_out_slot_);
+  const bool in_slab = tokens.slab_rows != nullptr;
+  const int64_t copies = in_slab ? 1 : moe_.top_k, pairs = tokens.n * copies;
+  // In a slab rows are sorted already; they are counted all the same.
   backend.sort_by_expert(context, {.ids = tokens.ids,
                                    .starts = step.scratch.at<int32_t>(starts_slot_),
                                    .counts = step.scratch.at<int32_t>(counts_slot_),
                                    .rows = step.scratch.at<int32_t>(rows_slot_),
                                    .loads = routing_.loads(layer_) + own_.first,
-                                   .n_pairs = n * moe_.top_k,
+                                   .n_pairs = pairs,
                                    .first = own_.first,
                                    .experts = own_.count});
+  const int32_t* starts = in_slab ? tokens.slab_starts : step.scratch.at<int32_t>(starts_slot_);
+  const int32_t* rows = in_slab ? tokens.slab_rows : step.scratch.at<int32_t>(rows_slot_);
   const auto multiply = [&](const ExpertsWeight& weight, const void* from, float* to) {
     backend.grouped_linear(context, {.shape = &weight.shape,
                                      .weights = weights_.address(weight),
                                      .weight_stride = weight.stride,
                                      .in = from,
-                                     .starts = step.scratch.at<int32_t>(starts_slot_),
+                                     .starts = starts,
                                      .counts = step.scratch.at<int32_t>(counts_slot_),
                                      .out = to,
                                      .experts = own_.count});
   };
-  backend.scatter_rows(context, {.in = tokens.x,
-                                 .rows = rows,
-                                 .out = in,
-                                 .dtype = weights_.dtype(),
-                                 .n = n,
-                                 .copies = moe_.top_k,
-                                 .width = hidden_});
+  const void* in = tokens.x;
+  if (!in_slab) {
+    in = step.scratch.at<void>(expert_in_slot_);
+    backend.scatter_rows(context, {.in = tokens.x,
+                                   .rows = rows,
+                                   .out = step.scratch.at<void>(expert_in_slot_),
+                                   .dtype = weights_.dtype(),
+                                   .n = tokens.n,
+                                   .copies = copies,
+                                   .width = hidden_});
+  }
+  auto* gate_up = step.scratch.at<float>(expert_gate_up_slot_);
+  auto* activated = step.scratch.at<void>(activated_slot_);
   multiply(gate_up_, in, gate_up);
-  backend.silu_mul(context, {.gate_up = gate_up,
-                             .out = activated,
-                             .out_dtype = weights_.dtype(),
-                             .n = n * moe_.top_k,
-                             .width = width_,
-                             .rows = rows});
+  backend.silu_mul(
+      context,
+      {.gate_up = gate_up, .out = activated, .out_dtype = weights_.dtype(), .n = pairs, .width = width_, .rows = rows});
+  if (in_slab) return multiply(down_, activated, tokens.out);
+  auto* out = step.scratch.at<float>(expert_out_slot_);
   multiply(down_, activated, out);
   backend.combine_rows(context, {.in = out,
                                  .rows = rows,
                                  .weights = tokens.shares,
                                  .out = tokens.out,
-                                 .n = n,
-                                 .copies = moe_.top_k,
+                                 .n = tokens.n,
+                                 .copies = copies,
                                  .width = hidden_});
 }
 

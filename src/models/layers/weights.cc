@@ -127,13 +127,15 @@ std::string joined_names(const std::vector<Part>& parts) {
 }  // namespace
 
 WeightStore::WeightStore(const kernels::Backend& backend, kernels::DType dtype, const tensor::TensorSource* source,
-                         const parallel::Groups* groups, const moe::ExpertMap* experts)
+                         const parallel::Groups* groups, const moe::ExpertMap* experts,
+                         const moe::DeepEpOptions& deepep)
     : backend_(backend),
       dtype_(dtype),
       source_(source),
       groups_(groups),
       layout_(groups == nullptr ? parallel::Layout{} : groups->layout),
-      expert_map_(experts) {}
+      expert_map_(experts),
+      deepep_(deepep) {}
 
 WeightStore::~WeightStore() {
   if (mapping_ != nullptr) {

@@ -10,6 +10,7 @@
 
 #include "base/result.h"
 #include "kernels/kernels.h"
+#include "moe/deepep_mode.h"
 #include "moe/expert_map.h"
 #include "parallel/groups.h"
 #include "tensor/stored_tensor.h"
@@ -78,9 +79,11 @@ struct HeadPart {
 class WeightStore {
  public:
   // `source`, where given, says how matrices are stored, and those whose blocks the backend keeps stay as they are.
-  // `groups`, where given, say whose part of the model this is, and `experts` where copies of experts are.
+  // `groups`, where given, say whose part of the model this is, `experts` where copies of experts are, and
+  // `deepep` how tokens get there.
   WeightStore(const kernels::Backend& backend, kernels::DType dtype, const tensor::TensorSource* source = nullptr,
-              const parallel::Groups* groups = nullptr, const moe::ExpertMap* experts = nullptr);
+              const parallel::Groups* groups = nullptr, const moe::ExpertMap* experts = nullptr,
+              const moe::DeepEpOptions& deepep = {});
   ~WeightStore();
   WeightStore(const WeightStore&) = delete;
   WeightStore& operator=(const WeightStore&) = delete;
@@ -93,6 +96,7 @@ class WeightStore {
   const parallel::Layout& layout() const { return layout_; }
   // Null: each expert is there once, in its order.
   const moe::ExpertMap* expert_map() const { return expert_map_; }
+  const moe::DeepEpOptions& deepep() const { return deepep_; }
 
   // Declarations, before materialise(). Parts are stacked along the output, so that one product serves all of them.
   LinearWeight linear(std::vector<Part> parts, int64_t in, Columns columns = {});
@@ -166,6 +170,7 @@ class WeightStore {
   const parallel::Groups* const groups_;
   const parallel::Layout layout_;
   const moe::ExpertMap* const expert_map_;
+  const moe::DeepEpOptions deepep_;
   std::vector<Entry> entries_;
   size_t bytes_ = 0;
   char* base_ = nullptr;

@@ -1,0 +1,31 @@
+// Steps in which a rank prefills go by exact counts, the others through the slab: all ranks know which it is.
+#pragma once
+
+#include "moe/deepep.h"
+#include "moe/low_latency.h"
+
+namespace sluice::moe {
+
+class DeepEpAuto final : public Dispatcher {
+ public:
+  DeepEpAuto(const kernels::Backend& backend, const parallel::Groups& groups, const Sizes& sizes, int64_t capacity)
+      : normal_(backend, groups, sizes), low_latency_(backend, groups, sizes, capacity) {}
+
+  Result<void> allocate(int64_t max_tokens, int64_t max_received) override {
+    SLUICE_TRY_VOID(normal_.allocate(max_tokens, max_received));
+    return low_latency_.allocate(max_tokens, max_received);
+  }
+  Result<Tokens> dispatch(const kernels::Context& context, const Tokens& own, bool extend) override {
+    chosen_ = extend ? static_cast<Dispatcher*>(&normal_) : &low_latency_;
+    return chosen_->dispatch(context, own, extend);
+  }
+  Result<void> combine(const kernels::Context& context) override { return chosen_->combine(context); }
+  int64_t slab_rows() const override { return low_latency_.slab_rows(); }
+
+ private:
+  DeepEp normal_;
+  LowLatency low_latency_;
+  Dispatcher* chosen_ = &normal_;  // of the last dispatch()
+};
+
+}  // namespace sluice::moe
