@@ -87,12 +87,13 @@ bool is_fp8_matrix(std::string_view name) {
 }  // namespace
 
 Result<RankShape> shape_of_rank(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
-                                const tensor::TensorSource& source) {
+                                const tensor::TensorSource& source, std::optional<kernels::DType> kv_dtype) {
   SLUICE_TRY(const FamilyRow* family, find_family(config.architectures[0]));
   const CountingBackend backend;
   const parallel::Groups groups{.layout = layout, .all = nullptr, .attention_tp = nullptr, .attention_dp = nullptr};
   WeightStore weights(backend, dtype, &source, &groups);
   const auto decoder = family->make(config, weights);
+  if (kv_dtype) decoder->kv().store_as(*kv_dtype);
 
   RankShape shape;
   shape.heads = parallel::part_of(config.num_heads, layout.attention_tp());

@@ -101,6 +101,11 @@ EngineOptions with(EngineOptions options, const Choice& choice, int64_t tp, int6
 Result<DescribedModel> describe_model(const EngineOptions& options, bool here) {
   DescribedModel model;
   SLUICE_TRY(model.dtype, dtype_of(options.dtype, here));
+  if (options.kv_cache_dtype == "fp8_e4m3") {
+    model.kv_dtype = kernels::DType::kF8E4M3;
+  } else if (options.kv_cache_dtype != "auto") {
+    model.kv_dtype = kernels::DType::kBf16;
+  }
   std::string path = options.model_path;
   if (!path.ends_with(".json")) {
     SLUICE_TRY(path, models::locate_model(path));
@@ -126,7 +131,7 @@ Result<LayoutFacts> examine_layout(const DescribedModel& model, const EngineOpti
   facts.layout = layout_of(facts.options, 0);
   facts.instances = instance_count(facts.options);
   SLUICE_TRY_VOID(models::check_sharding(model.config, facts.layout));
-  SLUICE_TRY(facts.rank, models::shape_of_rank(model.config, facts.layout, model.dtype, *model.source));
+  SLUICE_TRY(facts.rank, models::shape_of_rank(model.config, facts.layout, model.dtype, *model.source, model.kv_dtype));
   facts.kv_copies = key_heads_of(model.config, facts.layout) * facts.layout.attention_tp_size() /
                     (model.config.mla ? 1 : model.config.num_kv_heads);
   plan_pool(model, hardware, facts);

@@ -16,6 +16,7 @@ bool changes_what_is_explained(std::string_view name) {
   constexpr std::array kNames = {"model-path",
                                  "dtype",
                                  "context-length",
+                                 "kv-cache-dtype",
                                  "json-model-override-args",
                                  "dp-size",
                                  "tp-size",
