@@ -32,6 +32,7 @@ std::vector<std::string> adjust_layout(EngineOptions& options) {
   }
   if (options.enable_prefill_delayer && !options.enable_dp_attention) {
     options.enable_prefill_delayer = false;
+    options.prefill_delayer_token_usage_low_watermark.reset();
     lines.push_back("--enable-prefill-delayer is off: there is no DP attention");
   }
   if (options.moe_a2a_backend == kDeepEp) {

@@ -709,6 +709,9 @@ Result<void> check_nodes(const EngineOptions& options) {
 }  // namespace
 
 Result<void> check_engine_options(const EngineOptions& options) {
+  if (options.prefill_delayer_token_usage_low_watermark && !options.enable_prefill_delayer) {
+    return Error{ErrorCode::kBadOption, "--prefill-delayer-token-usage-low-watermark needs --enable-prefill-delayer"};
+  }
   if (options.model_path.empty()) {
     return Error{ErrorCode::kBadOption, "--model-path is required: a folder, a .gguf file or a hub name"};
   }

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <deque>
 
+#include "base/check.h"
 #include "base/log.h"
 #include "engine/codec.h"
 #include "engine/step_trace.h"
@@ -193,11 +194,14 @@ class Loop {
   Result<void> step_with(GroupRunner& group) {
     scheduler_.others_decode(group.others_decode());
     StepPlan plan = scheduler_.has_work() ? scheduler_.plan() : StepPlan{};
-    const bool can_prefill = plan.begins_prompt();
-    if (can_prefill && options_.prefill_delayer.enabled && delayer_.holds_back(group.last_plan())) {
-      plan = scheduler_.plan_decode();
-    }
+    const bool can_prefill = plan.has_prompt();
+    // What is partly computed holds KV, and goes on.
+    const bool held_back = can_prefill && !plan.continues_prompt() && options_.prefill_delayer.enabled &&
+                           delayer_.holds_back(group.last_plan());
+    if (held_back) plan = scheduler_.plan_decode();
     const bool idle = plan.kind == StepPlan::Kind::kIdle;
+    SLUICE_CHECK(!idle || !scheduler_.has_work() || held_back || group.others_decode() > 0,
+                 "requests are known and none can go on");
     // The others must not go to sleep while something waits here for its grammar, for a turn or for them.
     const bool more_to_come =
         idle && (scheduler_.has_work() || !held_.empty() || (grammars_ && grammars_->waiting() > 0));

@@ -582,7 +582,7 @@ Result<void> Scheduler::step() {
   if (paused_) return {};
   const StepPlan next = plan();
   if (next.kind == StepPlan::Kind::kIdle) {
-    SLUICE_CHECK(idle() || others_decode_ > 0, "{} requests are known and none can go on", requests_.size());
+    SLUICE_CHECK(idle(), "{} requests are known and none can go on", requests_.size());
     return {};
   }
   return run(next);

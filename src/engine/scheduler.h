@@ -73,7 +73,8 @@ struct StepPlan {
     bool last = true;        // after them the request can sample
   };
 
-  bool begins_prompt() const;  // not only those that go on
+  bool has_prompt() const;
+  bool continues_prompt() const;  // one that is partly computed
 
   Kind kind = Kind::kIdle;
   std::vector<Sequence> sequences;

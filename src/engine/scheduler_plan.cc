@@ -71,12 +71,17 @@ struct Scheduler::Admission {
   bool has_room = false;
 };
 
-bool StepPlan::begins_prompt() const {
-  return std::ranges::any_of(sequences, [](const Sequence& s) { return s.request->phase == Request::Phase::kWaiting; });
+bool StepPlan::has_prompt() const {
+  return std::ranges::any_of(sequences, [](const Sequence& s) { return s.request->phase != Request::Phase::kRunning; });
+}
+
+bool StepPlan::continues_prompt() const {
+  return std::ranges::any_of(sequences, [](const Sequence& s) { return s.request->phase == Request::Phase::kChunked; });
 }
 
 int64_t Scheduler::decoding_after(const StepPlan& plan) const {
-  return std::ssize(running_) - std::ssize(plan.retract) - std::ssize(plan.preempt) +
+  const auto runs = [](const Request* r) { return r->phase == Request::Phase::kRunning; };
+  return std::ssize(running_) - std::ranges::count_if(plan.retract, runs) - std::ssize(plan.preempt) +
          std::ranges::count_if(plan.sequences, [](const StepPlan::Sequence& s) {
            return s.last && s.request->phase != Request::Phase::kRunning;
          });

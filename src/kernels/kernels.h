@@ -134,6 +134,8 @@ struct RopeArgs {
 // How the KV cache stores the row of a token: `width` values of dtype, kF32, kBf16 or kF8E4M3. With the latter a
 // float32 scale follows for each `group` of them, which divides width: a value is its stored one times the scale, and
 // the largest of the group is stored as 448.
+// Where one of a group is not finite, its scale is NaN and so is all that is read of it; groups whose scale would be
+// 1e-30 or less are zero.
 struct KvRow {
   DType dtype = DType::kF32;
   int64_t width = 0;

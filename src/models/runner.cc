@@ -226,7 +226,7 @@ class DecoderRunner final : public Runner {
     } else if (command == "dump") {
       return recorder_->take().dump();
     } else {
-      return Error{ErrorCode::kInternal, fmt::format("'{}' is no command of a recorder", command)};
+      return Error{ErrorCode::kInvalidArgument, fmt::format("'{}' is no command of a recorder", command)};
     }
     return std::string();
   }

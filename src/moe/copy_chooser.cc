@@ -58,7 +58,7 @@ void CopyChooser::choose(const kernels::Context& context, int64_t layer, uint64_
                                    .top_k = top_k,
                                    .width = width_,
                                    .random = map_.choice == CopyChoice::kDynamic,
-                                   .seed = (step << 32) ^ (rank << 16) ^ static_cast<uint64_t>(layer)});
+                                   .seed = splitmix64((step << 32) ^ (rank << 16) ^ static_cast<uint64_t>(layer))});
 }
 
 }  // namespace sluice::moe

@@ -24,11 +24,11 @@ void ExpertRecorder::start(std::vector<int64_t> loads) {
   recording_ = true;
   before_ = std::move(loads);
   steps_.clear();
-  choices_ = 0;
+  kept_ = 0;
 }
 
 void ExpertRecorder::drop_oldest() {
-  choices_ -= std::ssize(steps_.front().choices);
+  kept_ -= steps_.front().numbers();
   steps_.pop_front();
 }
 
@@ -43,11 +43,11 @@ void ExpertRecorder::add(int64_t step, std::vector<int64_t> loads, const Tokens&
     added.positions.assign(tokens.positions.begin(), tokens.positions.end());
     added.choices.assign(tokens.experts.begin(), tokens.experts.end());
     added.top_k = tokens.top_k;
-    choices_ += std::ssize(added.choices);
   }
+  kept_ += added.numbers();
   steps_.push_back(std::move(added));
   while (options_.steps >= 0 && std::ssize(steps_) > options_.steps) drop_oldest();
-  while (choices_ > options_.most_choices) drop_oldest();
+  while (kept_ > options_.most_numbers) drop_oldest();
 }
 
 json ExpertRecorder::by_layer(const std::vector<int64_t>& counts) const {
@@ -81,7 +81,9 @@ json ExpertRecorder::take() {
            {"layers", experts_.layers},
            {"own", experts_.own},
            {"reports", experts_.reports}};
-  std::vector<int64_t> total(before_.size());
+  size_t counted = 0;
+  for (const auto& own : experts_.own) counted += own.size();
+  std::vector<int64_t> total(counted);  // all zero before the first start
   json steps = json::array();
   for (const Step& step : steps_) {
     json one{{"step", step.number}};
@@ -93,14 +95,17 @@ json ExpertRecorder::take() {
     }
     one["tokens"] = std::move(rank);
     if (options_.mode == RecordMode::kPerPass) one["counts"] = by_layer(step.counts);
-    if (options_.mode == RecordMode::kPerToken) one.update(tokens_of(step));
+    if (options_.mode == RecordMode::kPerToken) {
+      json tokens = tokens_of(step);
+      for (auto& [name, values] : tokens.items()) one[name] = std::move(values);
+    }
     for (size_t i = 0; i < total.size(); ++i) total[i] += step.counts[i];
     steps.push_back(std::move(one));
   }
   out["counts"] = by_layer(total);
   out["steps"] = std::move(steps);
   steps_.clear();
-  choices_ = 0;
+  kept_ = 0;
   return out;
 }
 

@@ -28,8 +28,9 @@ class ExpertRecorder {
   struct Options {
     RecordMode mode = RecordMode::kStat;
     int64_t steps = 1000;  // the latest so many are kept; -1 = all
-    // Numbers of experts that a record of tokens may keep: the oldest steps make room.
-    int64_t most_choices = int64_t{1} << 24;
+    // Numbers that a record may keep, whatever `steps` is: the oldest steps make room. The experts of a token count
+    // eight times each, since a dump writes them one by one while the other ranks wait.
+    int64_t most_numbers = int64_t{1} << 24;
   };
   // The experts of this rank.
   struct Experts {
@@ -64,6 +65,7 @@ class ExpertRecorder {
     std::vector<int64_t> counts;                   // [layers * own]
     std::vector<int32_t> ids, positions, choices;  // kPerToken
     int64_t top_k = 0;
+    int64_t numbers() const { return std::ssize(counts) + 8 * std::ssize(choices); }
   };
   nlohmann::json by_layer(const std::vector<int64_t>& counts) const;
   nlohmann::json tokens_of(const Step& step) const;
@@ -74,7 +76,7 @@ class ExpertRecorder {
   bool recording_ = false;
   std::vector<int64_t> before_;  // loads after the last step
   std::deque<Step> steps_;
-  int64_t choices_ = 0;  // of all steps
+  int64_t kept_ = 0;  // numbers of all steps
 };
 
 }  // namespace sluice::moe

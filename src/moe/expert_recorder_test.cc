@@ -29,6 +29,10 @@ TEST(ExpertRecorderTest, CountsWhatCameBetweenItsStartAndItsStop) {
   EXPECT_EQ(record.take()["steps"], json::array()) << "what was taken is forgotten";
 }
 
+TEST(ExpertRecorderTest, NothingWasCountedBeforeTheFirstStart) {
+  EXPECT_EQ(recorder(RecordMode::kStat).take()["counts"], json::parse("[[0,0],[0,0]]"));
+}
+
 TEST(ExpertRecorderTest, KeepsTheLatestSteps) {
   ExpertRecorder record = recorder(RecordMode::kPerPass, 2);
   record.start({0, 0, 0, 0});
@@ -52,7 +56,7 @@ TEST(ExpertRecorderTest, KeepsTheExpertsOfEachToken) {
 }
 
 TEST(ExpertRecorderTest, TokensHaveABound) {
-  ExpertRecorder record({.mode = RecordMode::kPerToken, .steps = -1, .most_choices = 16},
+  ExpertRecorder record({.mode = RecordMode::kPerToken, .steps = -1, .most_numbers = 2 * (8 * 8 + 4)},
                         {.logical = 4, .layers = {1, 2}, .own = {{0, 1}, {0, 1}}});
   record.start({0, 0, 0, 0});
   const std::vector<int32_t> ids(2), experts(2 * ids.size() * 2);

@@ -113,10 +113,15 @@ class DpAttentionTest(unittest.TestCase):
             self.assertEqual(generate(self.server.url, ids, 2, rank)[2]["meta_info"]["cached_tokens"], 0)
 
     def test_a_pause_stops_every_group_and_what_runs_goes_on_after_it(self):
-        want = [generate(self.server.url, [7 + rank] * 20, 40, rank)[2]["output_ids"] for rank in (0, 1)]
+        def under_way(pending):
+            loads = call(self.server.url + "/v1/loads")[2]["loads"]
+            return [load["num_running_reqs"] for load in loads] == [1, 1] or any(future.done() for future in pending)
+
+        want = [generate(self.server.url, [7 + rank] * 20, 500, rank)[2]["output_ids"] for rank in (0, 1)]
         for mode in ("retract", "in_place"):
             with self.subTest(mode=mode), concurrent.futures.ThreadPoolExecutor(2) as pool:
-                running = [pool.submit(generate, self.server.url, [7 + rank] * 20, 40, rank) for rank in (0, 1)]
+                running = [pool.submit(generate, self.server.url, [7 + rank] * 20, 500, rank) for rank in (0, 1)]
+                wait_until("a request on each group", lambda: under_way(running), every=0.002)
                 self.assertEqual(call(self.server.url + "/pause_generation", {"mode": mode})[0], 200)
                 self.assertEqual(call(self.server.url + "/continue_generation", {})[0], 200)
                 self.assertEqual([answer.result()[2]["output_ids"] for answer in running], want)

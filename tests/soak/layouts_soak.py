@@ -80,6 +80,7 @@ def fail_one(options, phase, how, victim):
         if phase == "load":
             # Its instance is about to start again.
             os.kill(before[0], signal.SIGKILL)
+            wait_until("the first end in the log", lambda: any("start again" in line for line in running.lines), every=0.002)
             before = wait_until("ranks that load", lambda: fresh(running, before), every=0.002)
         threads = requests_of(phase, running.url, results)
         if threads:
@@ -93,13 +94,15 @@ def fail_one(options, phase, how, victim):
             threads[0].start()
 
         def named():
-            return any("has ended" in line and "start again" in line for line in running.lines[lines:])
+            ends = [line for line in running.lines[lines:] if "has ended" in line and "start again" in line]
+            return any(f"rank {victim}" in line for line in ends)
 
         wait_until(f"{phase}: the end of rank {victim} in the log", named, within=60, every=0.01)
         seconds = time.monotonic() - since
         for thread in threads:
             thread.join(60)
             check(not thread.is_alive(), "a request has not ended")
+        check(len(results) >= len(threads), "a request had no answer")
         check(all(status in (200, 500, 503) for status in results), results)
         wait_until("the instance serving again", lambda: generate(running.url, [5, 6, 7], 3)[0] == 200, within=60)
         check(not any(alive(pid) for pid in before), "an old rank is left over")

@@ -38,8 +38,14 @@ void store_row(const float* in, const KvRow& format, void* cache, int64_t slot) 
   }
   for (int64_t begin = 0; begin < format.width; begin += format.group) {
     float top = 0;
-    for (int64_t j = begin; j < begin + format.group; ++j) top = std::max(top, std::abs(in[j]));
-    const float scale = top / 448.0f, inverse = scale == 0 ? 0 : 1.0f / scale;
+    bool finite = true;
+    for (int64_t j = begin; j < begin + format.group; ++j) {
+      finite = finite && std::isfinite(in[j]);
+      top = std::max(top, std::abs(in[j]));
+    }
+    const bool zero = top / 448.0f <= 1e-30f;
+    const float inverse = zero ? 0 : 1.0f / (top / 448.0f);
+    const float scale = finite ? (zero ? 0 : top / 448.0f) : std::nanf("");
     std::memcpy(row + format.width + begin / format.group * 4, &scale, 4);
     for (int64_t j = begin; j < begin + format.group; ++j) {
       row[j] = static_cast<char>(tensor::float_to_f8_e4m3(in[j] * inverse));
