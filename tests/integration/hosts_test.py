@@ -218,6 +218,22 @@ class HostsTest(unittest.TestCase):
             self.assertRegex(tables[0], r"(?m)^1 .* " + HOSTS[1].address + r" .* ms +-$")
             self.assertEqual("--page-size is 1 on node 0 and 4 on node 1" in tables[0], status == 1)
 
+    def test_serve_may_be_node_0(self):
+        common = flags("tiny-deepseek-v3", "--tp", 2, "--dp-size", 2, *DPA, *DEEPEP, "--nnodes", 2,
+                       "--dist-init-addr", f"{HOSTS[0].address}:{next(PORTS)}")
+        other = HOSTS[1].start("server", "--node-rank", 1, *common)
+        self.addCleanup(other.kill)
+        serve = HOSTS[0].start("serve", "--host", HOSTS[0].address, "--router-prometheus-port", 0, *common)
+        self.addCleanup(serve.kill)
+
+        def ranks():
+            return sum(worker["is_healthy"] for worker in call(serve.url + "/workers")[2]["workers"])
+
+        wait_until("both groups behind the gateway", lambda: ranks() == 2, within=60)
+        self.assertEqual(generate(serve.url, [1, 3, 4], 2)[0], 200)
+        self.assertEqual(serve.stop(), 0)
+        self.assertEqual(other.process.wait(30), 0)
+
     def test_all_end_when_node_0_ends_in_order(self):
         with Instance("tiny-llama", "--tp", 2) as instance:
             ranks = instance.ranks(0) + instance.ranks(1)

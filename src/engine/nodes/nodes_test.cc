@@ -25,8 +25,14 @@ using ::testing::HasSubstr;
 
 constexpr Duration kBound = std::chrono::seconds(60);
 
-// A port that was free a moment ago, and that nobody is given meanwhile without asking for it.
-uint16_t free_port() { return std::move(net::listen_sockets("127.0.0.1", 0, 1, 1)).value().port; }
+// A free port that nobody is given meanwhile: below those that the system gives, and of this process's own.
+uint16_t free_port() {
+  static uint32_t next = static_cast<uint32_t>(::getpid()) * 16;
+  for (;;) {
+    const auto port = static_cast<uint16_t>(10000 + next++ % 22000);
+    if (net::listen_sockets("127.0.0.1", port, 1, 1).ok()) return port;
+  }
+}
 
 EngineOptions options_of(const std::vector<std::string>& more, uint16_t port) {
   std::vector<std::string> flags{"--model-path=/nowhere", "--tp=2", "--nnodes=2",
