@@ -157,6 +157,8 @@ class Front::Impl {
     board_.emplace(std::move(board));
     DataParallelControllerOptions controlling{
         .method = method, .tp_size = options_.tp_size, .instances = instance_count(options_)};
+    controlling.silence_limit =
+        std::chrono::duration_cast<Duration>(std::chrono::duration<double>(options_.watchdog_timeout));
     controlling.start_rank = [this, files](RankSpec spec, int group_fd) {
       if (spec.model_file.empty()) spec.model_file = files.model;
       spec.tokenizer_file = files.tokenizer;

@@ -137,6 +137,23 @@ class DeathTest(unittest.TestCase):
             self.assertNotEqual(before, after)
             self.assertEqual(len(set(before) & set(after)), 1, "one rank is a new process")
 
+    def test_a_rank_that_is_stopped_is_named_with_its_stack_and_replaced(self):
+        with server("--dp-size", 2, "--watchdog-timeout", 2) as running:
+            before = rank_processes(running)
+            ranks = {state["pid"]: rank for rank, state in
+                     enumerate(call(running.url + "/server_info")[2]["internal_states"])}
+            os.kill(before[0], signal.SIGSTOP)
+            stopped = ranks[before[0]]
+            # Nothing was answered there, so the other rank takes over.
+            answers = [generate(running.url) for _ in range(2)]
+            self.assertEqual([(status, answer["meta_info"]["dp_rank"]) for status, _, answer in answers],
+                             [(200, 1 - stopped)] * 2)
+            self.assertIn(f"rank {stopped} hangs: no progress for", running.output())
+            self.assertIn("its process is stopped", running.output())
+            self.assertRegex(running.output(), f"rank {stopped}, thread .*: .*(poll|RankLink|receive)")
+            wait_until("the rank again", lambda: generate(running.url, stopped)[0] == 200)
+            self.assertNotIn(before[0], rank_processes(running))
+
     def test_without_any_rank_requests_are_503_until_it_is_back(self):
         with server() as running:
             os.kill(rank_processes(running)[0], signal.SIGKILL)
