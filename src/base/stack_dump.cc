@@ -18,6 +18,7 @@
 #include <memory>
 #include <span>
 #include <sstream>
+#include <string_view>
 
 #include "base/result.h"
 
@@ -116,9 +117,10 @@ class Symbols {
     const std::unique_ptr<char, decltype(&std::free)> text(
         abi::__cxa_demangle(mangled.c_str(), nullptr, nullptr, &status), &std::free);
     if (status != 0 || !text) return mangled;
-    // Arguments make a line unreadable.
     std::string name = text.get();
-    return name.substr(0, name.find('('));
+    constexpr std::string_view kAnonymous = "(anonymous namespace)::";
+    for (size_t at; (at = name.find(kAnonymous)) != std::string::npos;) name.erase(at, kAnonymous.size());
+    return name.substr(0, name.find('('));  // arguments make a line unreadable
   }
 
   Mapped file_;

@@ -86,7 +86,7 @@ OptionView top_options() { return view_of(top_option_table()); }
 int run_top(const Arguments& arguments) {
   const auto options = top_option_table().parse(arguments);
   if (!options.ok()) return fail(options.error());
-  const auto url = net::Url::parse(options->url);
+  const auto url = net::parse_url(options->url);
   if (!url.ok()) return fail({ErrorCode::kBadOption, fmt::format("--url: {}", url.error().message)});
   if (options->once || ::isatty(STDOUT_FILENO) == 0) {
     const auto view = look(*options, *url, 0);
