@@ -57,14 +57,14 @@ Result<std::string> look(const TopOptions& options, const net::Url& url, size_t 
   net::Headers headers;
   const char* from_environment = std::getenv("OPENAI_API_KEY");
   if (options.api_key || from_environment) {
-    headers.add("Authorization", fmt::format("Bearer {}", options.api_key.value_or(from_environment ? from_environment : "")));
+    headers.add("Authorization",
+                fmt::format("Bearer {}", options.api_key.value_or(from_environment ? from_environment : "")));
   }
   SLUICE_TRY(const net::Response answer, net::blocking_fetch(url, "GET", "/v1/loads", headers, "",
                                                              {.connect = kBound, .head = kBound, .silence = kBound}));
   if (answer.status != 200) {
-    return Error{ErrorCode::kUnavailable,
-                 fmt::format("{}/v1/loads was answered with {}{}", options.url, answer.status,
-                             answer.status == 401 ? ": it wants another --api-key" : "")};
+    return Error{ErrorCode::kUnavailable, fmt::format("{}/v1/loads was answered with {}{}", options.url, answer.status,
+                                                      answer.status == 401 ? ": it wants another --api-key" : "")};
   }
   return top_view(options.url, answer.body, width);
 }

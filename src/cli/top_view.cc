@@ -76,8 +76,9 @@ Result<std::string> top_view(std::string_view url, std::string_view loads_docume
   const auto used = sum(rows, &Row::used), total = sum(rows, &Row::total);
   std::vector<std::string> lines = {
       fmt::format("{}: {} rank{}, {} running, {} waiting, KV {}, {} tokens/s, {} of prompts cached", url, rows.size(),
-                  rows.size() == 1 ? "" : "s", text(sum(rows, &Row::running)), text(sum(rows, &Row::waiting)), percent(used, total),
-                  text(sum(rows, &Row::rate), 1), percent(sum(rows, &Row::cached), sum(rows, &Row::prompt))),
+                  rows.size() == 1 ? "" : "s", text(sum(rows, &Row::running)), text(sum(rows, &Row::waiting)),
+                  percent(used, total), text(sum(rows, &Row::rate), 1),
+                  percent(sum(rows, &Row::cached), sum(rows, &Row::prompt))),
       "",
       fmt::format("{:<{}}{:>4}{:>9}{:>9}{:>12}{:>12}{:>7}{:>10}{:>8}", worker > 0 ? "worker" : "", worker, "rank",
                   "running", "waiting", "KV used", "KV total", "KV", "tokens/s", "cached")};

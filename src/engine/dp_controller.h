@@ -1,7 +1,7 @@
 // The DataParallelController: starts the ranks, sends requests to them and their output back, sees a rank die, reports
-// it and starts it again while the others serve on; likewise one that hangs. Where an instance of the model is divided among several ranks,
-// these are started and end together. One thread owns the sockets and the processes; it sleeps until a frame, a
-// request, the end of a process or a time comes.
+// it and starts it again while the others serve on; likewise one that hangs. Where an instance of the model is divided
+// among several ranks, these are started and end together. One thread owns the sockets and the processes; it sleeps
+// until a frame, a request, the end of a process or a time comes.
 #pragma once
 
 #include <functional>

@@ -125,7 +125,7 @@ struct RequestOutput {
   int64_t cached_tokens = 0;      // prompt tokens served from the prefix cache at the first prefill
   int64_t retractions = 0;
   RequestTimes times;
-  int64_t dp_rank = 0;  // whom it comes from; the front knows
+  int64_t dp_rank = 0;                            // whom it comes from; the front knows
   std::vector<PositionLogprobs> input_logprobs;   // once, with the first message
   std::vector<PositionLogprobs> output_logprobs;  // of new_ids, if asked for
   std::vector<float> embedding;                   // GenerateRequest::embed: of unit length

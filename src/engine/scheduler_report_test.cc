@@ -137,7 +137,8 @@ TEST_F(SchedulerReportTest, TenThousandAbortsInEveryPhaseLeaveNothing) {
   while (aborts < 10'000) {
     for (uint64_t n = rng.below(4); n > 0 && alive.size() < 20; --n) {
       alive.push_back(fmt::format("r{}", next++));
-      scheduler_->add(request(alive.back(), ids(1 + static_cast<int64_t>(rng.below(60)), static_cast<int32_t>(next % 5)),
+      scheduler_->add(request(alive.back(),
+                              ids(1 + static_cast<int64_t>(rng.below(60)), static_cast<int32_t>(next % 5)),
                               static_cast<int64_t>(rng.below(50))));
     }
     for (uint64_t n = rng.below(3); n > 0 && !alive.empty(); --n) {
@@ -164,7 +165,8 @@ TEST_F(SchedulerReportTest, TenThousandAbortsInEveryPhaseLeaveNothing) {
   EXPECT_EQ(load.num_running_reqs + load.num_waiting_reqs, 0);
   EXPECT_EQ(load.num_used_tokens, 0);
   EXPECT_GT(load.retracted_total, 0u);
-  for (const char* phase : {"waiting", "about to start", "between chunks", "decoding"}) EXPECT_GT(seen[phase], 50) << phase;
+  for (const char* phase : {"waiting", "about to start", "between chunks", "decoding"})
+    EXPECT_GT(seen[phase], 50) << phase;
   ASSERT_TRUE(scheduler_->flush_cache().ok());
 }
 

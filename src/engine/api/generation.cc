@@ -56,9 +56,7 @@ protocol::Finish finish_of(const FinishReason& finish, int64_t completion_tokens
 
 double unix_seconds(int64_t nanos) { return static_cast<double>(nanos) / 1e9; }
 
-bool is_structured(const PlannedSample& planned) {
-  return planned.request.sampling.grammar_kind != GrammarKind::kNone;
-}
+bool is_structured(const PlannedSample& planned) { return planned.request.sampling.grammar_kind != GrammarKind::kNone; }
 
 }  // namespace
 

@@ -154,16 +154,16 @@ TEST_F(InfoApiTest, MetricsShowEveryRankAndEveryRequest) {
   EXPECT_THAT(page.body, HasSubstr("sglang:cached_tokens_total{model_name=\"tiny\",cache_source=\"device\"} 1\n"));
   EXPECT_THAT(page.body, HasSubstr("sglang:prompt_tokens_histogram_sum{model_name=\"tiny\"} "));
   EXPECT_THAT(page.body, HasSubstr("sglang:uncached_prompt_tokens_histogram_count{model_name=\"tiny\"} 1\n"));
-  EXPECT_THAT(page.body, HasSubstr(fmt::format("sglang:generation_tokens_histogram_sum{{model_name=\"tiny\"}} {}\n",
-                                               count + 1)));
+  EXPECT_THAT(page.body,
+              HasSubstr(fmt::format("sglang:generation_tokens_histogram_sum{{model_name=\"tiny\"}} {}\n", count + 1)));
   EXPECT_THAT(page.body, HasSubstr("sglang:num_retractions_bucket{model_name=\"tiny\",le=\"0\"} 1\n"));
   const std::string rank_0 =
       R"({model_name="tiny",engine_type="unified",tp_rank="0",pp_rank="0",moe_ep_rank="0",dp_rank="0")";
   EXPECT_THAT(page.body, HasSubstr("sglang:queue_time_seconds_sum" + rank_0 + "} 0.25\n"));
-  EXPECT_THAT(page.body, HasSubstr("sglang:per_stage_req_latency_seconds_sum" + rank_0 +
-                                   ",stage=\"prefill_waiting\"} 0.25\n"));
-  EXPECT_THAT(page.body, HasSubstr("sglang:per_stage_req_latency_seconds_sum" + rank_0 +
-                                   ",stage=\"prefill_forward\"} 0.5\n"));
+  EXPECT_THAT(page.body,
+              HasSubstr("sglang:per_stage_req_latency_seconds_sum" + rank_0 + ",stage=\"prefill_waiting\"} 0.25\n"));
+  EXPECT_THAT(page.body,
+              HasSubstr("sglang:per_stage_req_latency_seconds_sum" + rank_0 + ",stage=\"prefill_forward\"} 0.5\n"));
   EXPECT_THAT(page.body, HasSubstr("sglang:num_so_requests_total{model_name=\"tiny\"} 0\n"));
   EXPECT_THAT(page.body, HasSubstr("sglang:num_aborted_requests_total{model_name=\"tiny\"} 0\n"));
   EXPECT_THAT(page.body, HasSubstr("sglang:get_loads_duration_seconds_count{model_name=\"tiny\"} 0\n"));

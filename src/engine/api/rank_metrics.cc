@@ -81,7 +81,8 @@ struct KeyRow {
   const int64_t* (*counts)(const LoadSnapshot&);
 };
 const KeyRow kKeys[] = {
-    {"sglang:routing_key_running_req_count", "Routing keys by the number of their requests that run (gt < number <= le).",
+    {"sglang:routing_key_running_req_count",
+     "Routing keys by the number of their requests that run (gt < number <= le).",
      [](const LoadSnapshot& l) -> const int64_t* { return l.routing_keys.running; }},
     {"sglang:routing_key_all_req_count",
      "Routing keys by the number of their requests that run or wait (gt < number <= le).",
@@ -95,7 +96,8 @@ struct CounterRow {
 double count(uint64_t value) { return static_cast<double>(value); }
 constexpr std::string_view kRealtime = "sglang:realtime_tokens_total";
 constexpr std::string_view kRealtimeHelp = "Tokens as they are processed, by kind of work.";
-constexpr std::string_view kGpu = "sglang:gpu_execution_seconds_total", kForward = "sglang:forward_execution_seconds_total";
+constexpr std::string_view kGpu = "sglang:gpu_execution_seconds_total",
+                           kForward = "sglang:forward_execution_seconds_total";
 constexpr std::string_view kForwardHelp = "Time of forward passes, by what they compute.";
 const CounterRow kCounters[] = {
     {"sglang:num_retracted_requests_total", "Requests that gave up their KV slots because the pool was full.", "", "",
@@ -112,7 +114,8 @@ const CounterRow kCounters[] = {
      }},
     {kRealtime, kRealtimeHelp, "mode", "prefill_cache",
      [](const LoadSnapshot& l) { return count(l.cached_tokens_total); }},
-    {kRealtime, kRealtimeHelp, "mode", "decode", [](const LoadSnapshot& l) { return count(l.generation_tokens_total); }},
+    {kRealtime, kRealtimeHelp, "mode", "decode",
+     [](const LoadSnapshot& l) { return count(l.generation_tokens_total); }},
     {kGpu, kForwardHelp, "category", "extend", [](const LoadSnapshot& l) { return l.forward_seconds[0]; }},
     {kGpu, kForwardHelp, "category", "decode", [](const LoadSnapshot& l) { return l.forward_seconds[1]; }},
     {kGpu, kForwardHelp, "category", "mixed", [](const LoadSnapshot& l) { return l.forward_seconds[2]; }},
@@ -141,9 +144,13 @@ struct HistogramRow {
 };
 const HistogramRow kHistograms[] = {
     {"sglang:eviction_duration_seconds", "Of an eviction from the prefix cache.", kEvictionSeconds,
-     [](const LoadSnapshot& l) { return Buckets{l.eviction_seconds.counts, l.eviction_seconds.sums}; }},
+     [](const LoadSnapshot& l) {
+       return Buckets{l.eviction_seconds.counts, l.eviction_seconds.sums};
+     }},
     {"sglang:grammar_compilation_time_seconds", "Of compiling a grammar.", kGrammarSeconds,
-     [](const LoadSnapshot& l) { return Buckets{l.grammars.compile_seconds.counts, l.grammars.compile_seconds.sums}; }},
+     [](const LoadSnapshot& l) {
+       return Buckets{l.grammars.compile_seconds.counts, l.grammars.compile_seconds.sums};
+     }},
 };
 
 }  // namespace

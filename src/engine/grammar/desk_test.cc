@@ -87,7 +87,8 @@ TEST_F(GrammarDeskTest, RequestsOfOneGrammarShareItsCompilationAndLaterOnesWaitF
   EXPECT_EQ(counts.requests, 3u);
   EXPECT_EQ(counts.cache_hits, 1u);
   EXPECT_EQ(counts.aborted, 0u);
-  EXPECT_EQ(std::accumulate(std::begin(counts.compile_seconds.counts), std::end(counts.compile_seconds.counts), 0u), 1u);
+  EXPECT_EQ(std::accumulate(std::begin(counts.compile_seconds.counts), std::end(counts.compile_seconds.counts), 0u),
+            1u);
 }
 
 TEST_F(GrammarDeskTest, CountsWhatEndedWithoutItsGrammarAndWhatTookTooLong) {
