@@ -12,7 +12,7 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
 LIBRARY_INCLUDE = re.compile(r"^\s*#\s*include\s+<([^>]+)>", re.M)
 # The first part of what is included from each package of scripts/debian-packages.txt, and of the C library.
 LIBRARIES = set("boost dnnl.hpp fmt gloo gmock gtest nghttp2 nlohmann openssl pcre2.h prometheus sentencepiece_processor.h simdjson.h spdlog unicode xgrammar xxhash.h zmq.h".split())
-SYSTEM = set("arpa cpuid.h dirent.h dlfcn.h execinfo.h fcntl.h ifaddrs.h immintrin.h linux malloc.h net netdb.h netinet poll.h "
+SYSTEM = set("arpa cpuid.h cxxabi.h dirent.h dlfcn.h elf.h execinfo.h fcntl.h ifaddrs.h immintrin.h linux malloc.h net netdb.h netinet poll.h "
              "pthread.h sanitizer sched.h signal.h spawn.h stdio.h stdlib.h string.h sys termios.h time.h unistd.h".split())
 
 BASE = {"base"}

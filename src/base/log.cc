@@ -13,6 +13,8 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 
+#include "base/stderr_writer.h"
+
 namespace sluice::log {
 namespace {
 
@@ -50,10 +52,9 @@ class Console final : public spdlog::sinks::base_sink<std::mutex> {
     if (to_) return to_(std::string_view(message.payload.data(), message.payload.size()));
     std::string line(message.payload.data(), message.payload.size());
     line += '\n';
-    std::fwrite(line.data(), 1, line.size(),
-                stderr);  // stderr is unbuffered: one write, so lines of processes do not mix
+    write_stderr(line);  // whole, so that lines of processes do not mix
   }
-  void flush_() override { std::fflush(stderr); }
+  void flush_() override {}
 
   std::function<void(std::string_view)> to_;
 };

@@ -18,6 +18,8 @@
 #include <mutex>
 #include <thread>
 
+#include "base/stderr_writer.h"
+
 extern char** environ;
 
 namespace sluice {
@@ -121,16 +123,8 @@ class StderrTail {
       if (n == 0) return false;
       if (n < 0 && errno == EINTR) continue;
       if (n < 0) return errno == EAGAIN;
-      if (!on_line_) copy(buffer, n);
+      if (!on_line_) write_stderr({buffer, static_cast<size_t>(n)});
       keep(std::string_view(buffer, static_cast<size_t>(n)));
-    }
-  }
-
-  static void copy(const char* bytes, ssize_t n) {
-    for (ssize_t done = 0; done < n;) {
-      const ssize_t m = ::write(STDERR_FILENO, bytes + done, static_cast<size_t>(n - done));
-      if (m < 0 && errno != EINTR) return;  // nobody reads our stderr: the tail is kept all the same
-      done += std::max<ssize_t>(m, 0);
     }
   }
 

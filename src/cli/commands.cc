@@ -30,6 +30,10 @@ const std::vector<Command>& commands() {
                       .help = "Routing policies side by side, with simulated workers in virtual time.",
                       .run = run_bench_policy,
                       .options = bench_policy_options}}},
+    {.name = "top",
+     .help = "Shows what the ranks of a server do: requests, KV cache, tokens per second.",
+     .run = run_top,
+     .options = top_options},
 #if SLUICE_ENGINE
     {.name = "server",
      .aliases = {"launch_server"},

@@ -67,6 +67,8 @@ int run_bench_worker(const Arguments& arguments);
 OptionView bench_worker_options();
 int run_bench_policy(const Arguments& arguments);
 OptionView bench_policy_options();
+int run_top(const Arguments& arguments);
+OptionView top_options();
 int run_options(const Arguments& arguments);
 int run_complete(const Arguments& arguments);
 

@@ -244,6 +244,10 @@ void output_fields(V& v, M& m) {
   v.scalar(m.completion_tokens);
   v.scalar(m.cached_tokens);
   v.scalar(m.retractions);
+  v.scalar(m.times.begun_unix_nanos);
+  v.scalar(m.times.prefilled_unix_nanos);
+  v.scalar(m.times.queue);
+  v.scalar(m.times.prefill);
   v.list(m.input_logprobs, 9, kPosition);
   v.list(m.output_logprobs, 9, kPosition);
   v.scalars(m.embedding);
@@ -252,7 +256,7 @@ constexpr auto kOutput = [](auto& v, auto& value) { output_fields(v, value); };
 
 template <class V, Is<OutputBatch> M>
 void fields(V& v, M& m) {
-  v.list(m.outputs, 65, kOutput);
+  v.list(m.outputs, 97, kOutput);
 }
 
 template <class V, Is<RankReady> M>
@@ -266,6 +270,8 @@ void fields(V& v, M& m) {
   v.scalar(m.kv_bytes);
   v.scalar(m.kv_bytes_per_token);
   v.text(m.dtype);
+  v.scalar(m.load_seconds);
+  v.scalar(m.startup_seconds);
 }
 
 template <class V, Is<RankProgress> M>

@@ -186,6 +186,7 @@ TEST(CodecTest, OutputsKeepEveryField) {
                     .completion_tokens = 1,
                     .cached_tokens = 9,
                     .retractions = 2,
+                    .times = {11, 12, 0.5, 0.25},
                     .embedding = {0.5f, -0.25f}};
   out.input_logprobs.resize(2);
   out.output_logprobs.push_back(
@@ -207,6 +208,10 @@ TEST(CodecTest, OutputsKeepEveryField) {
   EXPECT_EQ(got.completion_tokens, 1);
   EXPECT_EQ(got.cached_tokens, 9);
   EXPECT_EQ(got.retractions, 2);
+  EXPECT_EQ(got.times.begun_unix_nanos, 11);
+  EXPECT_EQ(got.times.prefilled_unix_nanos, 12);
+  EXPECT_EQ(got.times.queue, 0.5);
+  EXPECT_EQ(got.times.prefill, 0.25);
   ASSERT_EQ(got.input_logprobs.size(), 2u);
   EXPECT_FALSE(got.input_logprobs[0].chosen);
   ASSERT_EQ(got.output_logprobs.size(), 1u);

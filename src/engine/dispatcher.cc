@@ -91,6 +91,8 @@ std::vector<Dispatcher::Delivery> Dispatcher::outputs(int64_t rank, uint64_t inc
     flight.counts.completion_tokens = output.completion_tokens;
     flight.counts.cached_tokens = output.cached_tokens;
     flight.counts.retractions = output.retractions;
+    flight.counts.times = output.times;
+    output.dp_rank = rank;
     const bool last = output.finish.kind != FinishKind::kNone;
     deliveries.push_back({flight.on_output, std::move(output)});
     if (!last) continue;
@@ -141,6 +143,13 @@ std::vector<Dispatcher::Delivery> Dispatcher::end_all(const std::string& cause) 
   return ended;
 }
 
+std::vector<size_t> Dispatcher::in_flight() const {
+  std::lock_guard lock(mutex_);
+  std::vector<size_t> counts(incarnations_.size());
+  for (const auto& [rid, flight] : flights_) counts[static_cast<size_t>(flight.rank)] += 1;
+  return counts;
+}
+
 LoadSnapshot Dispatcher::word(int64_t rank) const {
   std::lock_guard lock(mutex_);
   return budget_.word(rank);
@@ -181,6 +190,7 @@ Dispatcher::Delivery Dispatcher::last_output(const std::string& rid, Flight& fli
                                              const std::string& message) {
   RequestOutput output = std::move(flight.counts);
   output.rid = rid;
+  output.dp_rank = flight.rank;
   output.finish = {.kind = FinishKind::kAbort, .message = message, .status_code = status};
   // Who asked for the end gets it as asked.
   if (flight.aborted) output.finish = {.kind = FinishKind::kAbort, .message = "Aborted"};

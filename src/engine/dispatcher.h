@@ -56,6 +56,8 @@ class Dispatcher {
   // Ends everything with 503.
   std::vector<Delivery> end_all(const std::string& cause);
 
+  // [ranks] Requests that each has.
+  std::vector<size_t> in_flight() const;
   // The rank's last word on the load board.
   LoadSnapshot word(int64_t rank) const;
 

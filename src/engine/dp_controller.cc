@@ -19,6 +19,7 @@
 #include "engine/front_link.h"
 #include "engine/nodes/link.h"
 #include "parallel/rendezvous.h"
+#include "engine/rank_watch.h"
 #include "parallel/shm_segment.h"
 
 namespace sluice::engine {
@@ -28,6 +29,10 @@ constexpr std::string_view kComponent = "engine/dp_controller";
 // A rank's last frame says why it ended, and may be on its way still when its end is seen.
 constexpr Duration kLastFrameWait = std::chrono::milliseconds(100);
 constexpr Duration kHostWait = std::chrono::seconds(1);  // between looks whether a host is back
+// Between two looks at what the ranks are doing, while they have something to do.
+constexpr Duration kLookEvery = std::chrono::milliseconds(500);
+// What the threads of a rank that hangs get to leave their stacks.
+constexpr Duration kStackWait = std::chrono::milliseconds(300);
 
 // A counter that wakes a poll.
 class Event {
@@ -134,6 +139,8 @@ class DataParallelController::Impl {
     bool ready = false;
     std::string failure;   // why it ends, in its own words or in ours
     std::string progress;  // its last news while it starts
+    RankWatch watch;
+    std::optional<TimePoint> kill_at;  // it hangs
   };
   // The ranks that hold the model together: they start and end together.
   struct Instance {
@@ -197,6 +204,7 @@ class DataParallelController::Impl {
         if (watched_[i + 1].readable) look_at(i);
       }
       for (size_t i = 0; i < instances_.size(); ++i) check_time(i);
+      watch_ranks();
       begin_controls();
       expire_controls();
       send_outgoing();
@@ -222,6 +230,10 @@ class DataParallelController::Impl {
       if (instance.due) consider(*instance.due);
     }
     for (const Control& control : controls_) consider(control.due);
+    for (const Rank& rank : ranks_) {
+      if (rank.kill_at) consider(*rank.kill_at);
+    }
+    if (next_look_) consider(*next_look_);
     if (!first) return std::nullopt;
     return *first - clock_.now();
   }
@@ -239,6 +251,7 @@ class DataParallelController::Impl {
     const size_t leader = leader_of(row);
     link_->send(static_cast<int64_t>(leader), message);
     instance_of(leader).work += 1;
+    look_soon();
   }
 
   // Ranks that step together must all know that there is something to do.
@@ -365,9 +378,12 @@ class DataParallelController::Impl {
       Rank& rank = ranks_[i];
       rank.failure.clear();
       rank.progress.clear();
+      rank.watch.rest();
+      if (tp() == 1) board_.pulse(row_of(i)).set({});
       auto process = start_process(i);
       if (!process.ok()) return lost(i, process.error().message);
       rank.process = std::move(*process);
+      look_soon();
       if (!leads(i)) continue;
       std::lock_guard lock(mutex_);
       RankState& state = states_[static_cast<size_t>(row_of(i))];
@@ -422,6 +438,7 @@ class DataParallelController::Impl {
     link_->close_input(static_cast<int64_t>(i));
     rank.process.reset();
     rank.ready = false;
+    rank.kill_at.reset();
     if (launching_) {
       launch_is_over(Error{ErrorCode::kUnavailable, fmt::format("rank {} failed to start: {}", i, cause)});
       return;
@@ -489,6 +506,56 @@ class DataParallelController::Impl {
                                  rank.progress.empty() ? "none" : rank.progress);
       rank.process->signal(SIGKILL);
     }
+  }
+
+  // ---- ranks that hang
+
+  // Ranks that step together watch each other.
+  void look_soon() {
+    if (!next_look_ && tp() == 1) next_look_ = clock_.now() + kLookEvery;
+  }
+
+  void watch_ranks() {
+    const TimePoint now = clock_.now();
+    for (size_t i = 0; i < ranks_.size(); ++i) {
+      if (ranks_[i].kill_at && now >= *ranks_[i].kill_at) end_hung(i);
+    }
+    if (!next_look_ || now < *next_look_) return;
+    next_look_.reset();
+    const std::vector<size_t> in_flight = dispatcher_.in_flight();
+    for (size_t i = 0; i < ranks_.size(); ++i) {
+      Rank& rank = ranks_[i];
+      if (!rank.process || rank.kill_at) continue;
+      const bool asked = std::ranges::any_of(controls_, [&](const Control& c) { return c.waiting_for.contains(i); });
+      if (rank.ready && in_flight[i] == 0 && !asked) {
+        rank.watch.rest();
+        continue;
+      }
+      look_soon();
+      const auto signs = read_process_signs(rank.process->pid());
+      if (!signs) continue;  // its end is on its way
+      const auto hang = rank.watch.look(now, board_.pulse(row_of(i)), *signs, options_.silence_limit);
+      if (hang) found_hung(i, *hang);
+    }
+  }
+
+  void found_hung(size_t i, const std::string& what) {
+    const LoadSnapshot load = dispatcher_.word(row_of(i));
+    ranks_[i].failure = what;
+    SLUICE_LOG(error, kComponent, "rank {} hangs: {}; {} requests run there, {} wait", i, what, load.num_running_reqs,
+               load.num_waiting_reqs);
+    ask_for_stacks(ranks_[i].process->pid(), board_.stacks(row_of(i)));
+    ranks_[i].kill_at = clock_.now() + kStackWait;
+  }
+
+  void end_hung(size_t i) {
+    Rank& rank = ranks_[i];
+    rank.kill_at.reset();
+    if (!rank.process) return;
+    for (const std::string& line : left_stacks(rank.process->pid(), board_.stacks(row_of(i)))) {
+      SLUICE_LOG(error, kComponent, "rank {}, {}", i, line);
+    }
+    rank.process->signal(SIGKILL);
   }
 
   void launch_is_over(Result<void> result) {
@@ -623,6 +690,7 @@ class DataParallelController::Impl {
   std::vector<FrontLink::Watched> watched_;
   std::vector<Control> controls_;
   uint64_t last_control_ = 0;
+  std::optional<TimePoint> next_look_;  // while a rank that is watched has something to do
   bool paused_ = false;
   std::string model_file_;  // that was loaded in place of the first; empty: none was
   bool launching_ = true;

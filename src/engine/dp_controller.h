@@ -1,7 +1,7 @@
 // The DataParallelController: starts the ranks, sends requests to them and their output back, sees a rank die, reports
-// it and starts it again while the others serve on. Where an instance of the model is divided among several ranks,
-// these are started and end together. One thread owns the sockets and the processes; it sleeps until a frame, a
-// request, the end of a process or a time comes.
+// it and starts it again while the others serve on; likewise one that hangs. Where an instance of the model is divided
+// among several ranks, these are started and end together. One thread owns the sockets and the processes; it sleeps
+// until a frame, a request, the end of a process or a time comes.
 #pragma once
 
 #include <functional>
@@ -35,6 +35,9 @@ struct DataParallelControllerOptions {
   // How long a rank may take from its start to its RankReady. The largest models take minutes to read and pack.
   Duration startup_timeout = std::chrono::minutes(30);
   RestartBackoff::Options backoff = {};
+  // A rank that is an instance by itself, has something to do and makes no progress for so long is killed, and starts
+  // anew (rank_watch.h).
+  Duration silence_limit = std::chrono::seconds(4);
   // How long a rank may take to end by itself at the end of the server.
   Duration stop_grace = std::chrono::seconds(2);
 };

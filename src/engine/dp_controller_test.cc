@@ -82,6 +82,7 @@ class DpControllerTest : public ::testing::Test {
       started_.push_back(spec);
       changed_.notify_all();
       SLUICE_TRY(auto process, run_shell(scripts_.contains(spec.dp_rank) ? scripts_[spec.dp_rank] : "exec sleep 600"));
+      last_pid_ = process.pid();
       return handle_of(std::move(process));
     };
     return std::async(std::launch::async, [this, stop, options = std::move(options)]() mutable {
@@ -162,6 +163,24 @@ class DpControllerTest : public ::testing::Test {
   Result<int64_t> submit(const std::string& rid, std::optional<int64_t> pinned = {}, size_t tokens = 3) {
     return controller_->submit({.rid = rid, .input_ids = std::vector<int32_t>(tokens, 7)}, pinned, sink_.of(rid));
   }
+  // A whole turn of the controller: what it does by the clock is done when a request has gone to a rank and back.
+  void turn() {
+    const std::string rid = fmt::format("turn-{}", turns_++);
+    ASSERT_TRUE(submit(rid).ok());
+    ASSERT_EQ(next<GenerateRequest>(0).rid, rid);
+    answer(0, rid, FinishKind::kLength);
+    sink_.end_of(rid);
+  }
+  template <class Condition>
+  void let_time_pass_until(Condition condition) {
+    const TimePoint end = real_clock().now() + kWait;
+    while (!condition()) {
+      ASSERT_LT(real_clock().now(), end) << "it did not happen";
+      clock_.advance(100ms);
+      nudge();
+      std::this_thread::sleep_for(1ms);
+    }
+  }
   // Makes the controller look at the clock.
   void nudge() { controller_->abort("nobody"); }
 
@@ -171,6 +190,8 @@ class DpControllerTest : public ::testing::Test {
   std::map<int64_t, std::string> scripts_;  // what a rank's process runs instead of sleeping
   std::map<int64_t, std::vector<std::unique_ptr<RankLink>>> links_;
   int sentinels_ = 0;
+  int turns_ = 0;
+  std::atomic<pid_t> last_pid_{0};  // of a process that was started
 
   std::mutex mutex_;  // guards the two below
   std::condition_variable changed_;
@@ -412,6 +433,78 @@ TEST_F(DpControllerTest, MalformedFramesAreDroppedAndTheOthersCount) {
   EXPECT_EQ(sink_.ended(), 1u);
   zmq_close(push);
   zmq_ctx_term(context);
+}
+
+// ---- ranks that hang (R24, R25)
+
+TEST_F(DpControllerTest, ARankThatIsStoppedIsEndedAndWhatItHadNotBegunGoesOn) {
+  start(2);
+  ASSERT_EQ(*submit("fresh"), 0);
+  ASSERT_EQ(*submit("elsewhere"), 1);
+  ASSERT_EQ(*submit("started"), 0);
+  answer(0, "started", FinishKind::kNone);
+  sink_.wait_for_first("started");
+  answer(1, "elsewhere", FinishKind::kLength);
+  sink_.end_of("elsewhere");
+  board_->pulse(0).set({.phase = Pulse::Phase::kStep, .step = 40, .layer = 3});
+  ::kill(static_cast<pid_t>(controller_->ranks()[0].pid), SIGSTOP);
+  let_time_pass_until([&] { return sink_.ended() == 2; });
+  const auto started = sink_.end_of("started").finish;
+  EXPECT_EQ(started.status_code, 500);
+  EXPECT_TRUE(started.message.starts_with("data-parallel rank 0 ended: no progress for 4.")) << started.message;
+  EXPECT_TRUE(started.message.ends_with(" s in step 40, layer 3; its process is stopped")) << started.message;
+  EXPECT_EQ(next<GenerateRequest>(1).rid, "elsewhere");
+  EXPECT_EQ(next<GenerateRequest>(1).rid, "fresh");
+  answer(1, "fresh", FinishKind::kLength);
+  EXPECT_EQ(sink_.end_of("fresh").dp_rank, 1) << "who answered, not who had it first";
+  let_time_pass_until([&] { return waiting_starts() == 1; });
+  EXPECT_EQ(next_start()->incarnation, 2u);
+}
+
+TEST_F(DpControllerTest, ASlowStepThatGetsOnIsLeftAlone) {
+  start(1);
+  ASSERT_TRUE(submit("slow").ok());
+  next<GenerateRequest>(0);
+  Pulse& pulse = board_->pulse(0);
+  pulse.set({.phase = Pulse::Phase::kStep, .step = 1, .layer = 0});
+  // Half a minute of pieces that take two seconds each.
+  for (int i = 0; i < 15; ++i) {
+    pulse.beats[0].count += 1;
+    for (int half = 0; half < 4; ++half) {
+      clock_.advance(500ms);
+      turn();
+    }
+  }
+  EXPECT_TRUE(controller_->ranks()[0].ready);
+  EXPECT_EQ(waiting_starts(), 0u);
+  answer(0, "slow", FinishKind::kLength);
+  EXPECT_EQ(sink_.end_of("slow").finish.kind, FinishKind::kLength);
+}
+
+TEST_F(DpControllerTest, OneThatNothingIsAskedOfIsNotLookedAt) {
+  start(1);
+  board_->pulse(0).set({.phase = Pulse::Phase::kBetweenSteps, .step = 1});
+  for (int i = 0; i < 40; ++i) {
+    clock_.advance(500ms);
+    nudge();
+  }
+  ASSERT_TRUE(submit("a").ok());
+  answer(0, next<GenerateRequest>(0).rid, FinishKind::kLength);
+  EXPECT_EQ(sink_.end_of("a").finish.kind, FinishKind::kLength);
+  EXPECT_EQ(waiting_starts(), 0u);
+}
+
+TEST_F(DpControllerTest, ARankThatIsStoppedWhileItLoadsFailsTheStart) {
+  auto launched = launch(1);
+  ASSERT_TRUE(next_start());
+  let_time_pass_until([&] { return last_pid_ != 0; });
+  ::kill(last_pid_, SIGSTOP);
+  let_time_pass_until([&] { return launched.wait_for(0s) == std::future_status::ready; });
+  const auto controller = launched.get();
+  ASSERT_FALSE(controller.ok());
+  const std::string& message = controller.error().message;
+  EXPECT_TRUE(message.starts_with("rank 0 failed to start: no progress for 4.")) << message;
+  EXPECT_TRUE(message.ends_with(" s while it loads; its process is stopped")) << message;
 }
 
 // ---- control

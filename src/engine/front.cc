@@ -153,6 +153,8 @@ class Front::Impl {
     board_.emplace(std::move(board));
     DataParallelControllerOptions controlling{
         .method = method, .tp_size = options_.tp_size, .instances = instance_count(options_)};
+    controlling.silence_limit =
+        std::chrono::duration_cast<Duration>(std::chrono::duration<double>(options_.watchdog_timeout));
     controlling.start_rank = [this, files](RankSpec spec, int group_fd) -> Result<std::unique_ptr<RankHandle>> {
       spec.options = options_;
       if (const int64_t node = spec.process / ranks_per_host(options_); nodes_ && node > 0) {

@@ -120,7 +120,7 @@ std::optional<net::Response> obstacle(const ApiSettings& settings, const net::Re
 class HttpApi::Impl {
  public:
   Impl(const EngineOptions& options, ServedModel model, Backend& backend, obs::Metrics& metrics)
-      : ranks_(metrics, backend, model.name, static_cast<size_t>(options.dp_size), settings_of(options).own_dp_rank),
+      : ranks_(metrics, backend, rank_labels(settings_of(options), model), options.page_size),
         api_(settings_of(options), std::move(model), backend, metrics) {}
 
   net::Task<> handle(net::ServerExchange& exchange) {
@@ -141,7 +141,7 @@ class HttpApi::Impl {
 };
 
 HttpApi::HttpApi(const EngineOptions& options, ServedModel model, Backend& backend, obs::Metrics& metrics) {
-  metrics.declare(request_families());
+  metrics.declare(request_families(rank_labels(settings_of(options), model)));
   impl_ = std::make_unique<Impl>(options, std::move(model), backend, metrics);
 }
 HttpApi::~HttpApi() = default;

@@ -30,6 +30,8 @@ Error system_error(std::string_view what) {
 struct alignas(64) LoadBoard::Row {
   std::atomic<uint64_t> sequence;
   std::array<std::atomic<uint64_t>, kWords> words;
+  Pulse pulse;
+  StackBoard stacks;
 };
 struct alignas(64) LoadBoard::Head {
   uint64_t magic;
@@ -82,6 +84,9 @@ LoadBoard::Row& LoadBoard::row(int64_t rank) const {
   SLUICE_CHECK(rank >= 0 && rank < ranks_, "row {} of a load board of {}", rank, ranks_);
   return reinterpret_cast<Row*>(static_cast<char*>(base_) + sizeof(Head))[rank];
 }
+
+Pulse& LoadBoard::pulse(int64_t rank) const { return row(rank).pulse; }
+StackBoard& LoadBoard::stacks(int64_t rank) const { return row(rank).stacks; }
 
 void LoadBoard::publish(int64_t rank, const LoadSnapshot& snapshot) {
   Row& to = row(rank);

@@ -7,7 +7,9 @@
 #include <optional>
 #include <utility>
 
+#include "base/pulse.h"
 #include "base/result.h"
+#include "base/stack_dump.h"
 #include "engine/messages.h"
 
 namespace sluice::engine {
@@ -33,6 +35,10 @@ class LoadBoard {
   // Any thread of any process. Absent when the row was never written, or when its writer died or was held up in the
   // middle of a write: keep the previous value then.
   std::optional<LoadSnapshot> read(int64_t rank) const;
+
+  // Of the process that writes the row.
+  Pulse& pulse(int64_t rank) const;
+  StackBoard& stacks(int64_t rank) const;
 
  private:
   struct Row;

@@ -37,6 +37,11 @@ TEST(LoadBoardTest, AnotherMappingOfTheDescriptorSeesTheRows) {
   EXPECT_EQ(other->size(), 2);
   other->publish(0, all_equal(9));
   EXPECT_EQ(board->read(0)->steps_total, 9u);
+  other->pulse(1).set({.phase = Pulse::Phase::kStep, .step = 7, .layer = 3});
+  other->pulse(1).beats[5].count += 2;
+  EXPECT_EQ(board->pulse(1).where(), (Pulse::Place{Pulse::Phase::kStep, 7, 3}));
+  EXPECT_EQ(board->pulse(1).count(), 2u);
+  EXPECT_EQ(board->pulse(0).where(), Pulse::Place{});
 }
 
 TEST(LoadBoardTest, AnUnrelatedDescriptorIsAnError) {

@@ -3,7 +3,9 @@
 // checks.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <map>
 #include <optional>
 #include <string>
@@ -106,6 +108,14 @@ struct FinishReason {
   int32_t status_code = 0;     // kAbort: 400, 500 or 503; 0 = asked for by the client
 };
 
+// Of a request's way through its rank.
+struct RequestTimes {
+  int64_t begun_unix_nanos = 0;      // its first step; 0: it had none
+  int64_t prefilled_unix_nanos = 0;  // its prompt was computed; 0: not yet
+  double queue = 0;                  // seconds from its arrival to its first step
+  double prefill = 0;                // seconds from there until its prompt was computed
+};
+
 // Rank → front. News of one request since the last message.
 struct RequestOutput {
   std::string rid;
@@ -115,6 +125,8 @@ struct RequestOutput {
   int64_t completion_tokens = 0;  // so far
   int64_t cached_tokens = 0;      // prompt tokens served from the prefix cache at the first prefill
   int64_t retractions = 0;
+  RequestTimes times;
+  int64_t dp_rank = 0;                            // whom it comes from; the front knows
   std::vector<PositionLogprobs> input_logprobs;   // once, with the first message
   std::vector<PositionLogprobs> output_logprobs;  // of new_ids, if asked for
   std::vector<float> embedding;                   // GenerateRequest::embed: of unit length
@@ -134,6 +146,8 @@ struct RankReady {
   uint64_t kv_bytes = 0;
   uint64_t kv_bytes_per_token = 0;
   std::string dtype;
+  double load_seconds = 0;     // that reading and packing the weights took
+  double startup_seconds = 0;  // from the start of the process until it was ready
 };
 struct RankProgress {
   double share = 0;  // 0..1 of loading
@@ -146,6 +160,40 @@ struct ControlReply {
   uint64_t id = 0;
   bool ok = false;
   std::string message;
+};
+
+// Observations in buckets, with the sum of each bucket: what was observed since is told from two of them.
+template <size_t kBounds>
+struct BucketCounts {
+  uint64_t counts[kBounds + 1] = {};
+  double sums[kBounds + 1] = {};
+
+  void observe(const double (&bounds)[kBounds], double value) {
+    const auto at = static_cast<size_t>(std::lower_bound(bounds, bounds + kBounds, value) - bounds);
+    counts[at] += 1;
+    sums[at] += value;
+  }
+};
+// The runtime's upper bounds.
+inline constexpr double kEvictionSeconds[] = {.001, .002, .003, .004, .005, .006, .007, .008, .009, .01, .02, .03,
+                                              .04,  .05,  .1,   .2,   .5,   1,    2,    5,    10,   30,  60};
+inline constexpr double kGrammarSeconds[] = {0, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 20, 30, 60, 90, 120, 240};
+inline constexpr int64_t kRequestsPerKey[] = {1, 2, 3, 5, 7, 10, 20, 50, 100, 200};
+
+// What became of the grammars of a rank's requests.
+struct GrammarCounts {
+  uint64_t requests = 0;
+  uint64_t cache_hits = 0;  // of those, with a grammar that was compiled already
+  uint64_t aborted = 0;     // that ended while they waited for theirs, or because it does not compile
+  uint64_t timeouts = 0;    // of compiling
+  BucketCounts<std::size(kGrammarSeconds)> compile_seconds;
+};
+
+// How many requests the routing keys have: keys by number, up to each of kRequestsPerKey, and above.
+struct RoutingKeyCounts {
+  int64_t unique_running = 0;
+  int64_t running[std::size(kRequestsPerKey) + 1] = {};
+  int64_t all[std::size(kRequestsPerKey) + 1] = {};
 };
 
 // One rank's load as it stands, published in shared memory (engine/load_board.h) by every rank, idle or not.
@@ -163,13 +211,22 @@ struct LoadSnapshot {
   int64_t max_running_requests = 0;
   double gen_throughput = 0;  // output tokens per second over the last seconds
   double cache_hit_rate = 0;  // of the last prefill batch
+  double new_token_ratio = 0;
+  int64_t decode_sum_seq_lens = 0;
+  int64_t num_retracted_reqs = 0;  // of those that wait, that ran before
+  RoutingKeyCounts routing_keys;
   uint64_t prompt_tokens_total = 0;
   uint64_t cached_tokens_total = 0;
   uint64_t generation_tokens_total = 0;
   uint64_t requests_total = 0;
   uint64_t aborted_total = 0;
   uint64_t retracted_total = 0;
+  uint64_t retracted_input_tokens_total = 0;
+  uint64_t retracted_output_tokens_total = 0;
   uint64_t evicted_tokens_total = 0;
+  BucketCounts<std::size(kEvictionSeconds)> eviction_seconds;
+  GrammarCounts grammars;
+  double forward_seconds[3] = {};  // of steps that prefill, decode, and do both
   uint64_t steps_total = 0;
   // Of an instance of several ranks: its steps, and what this attention group's ranks have got from other ranks.
   uint64_t group_steps_total = 0;

@@ -44,8 +44,7 @@ std::vector<RejectedFlag> rejected_flags() {
       {"prefill-round-robin-balance", "it has no effect in the runtime that it comes from; leave it out."},
       {"disable-overlap-schedule", "steps do not overlap on this device; leave it out."},
       {"num-continuous-decode-steps", "every step is scheduled by itself; leave it out."},
-      {"watchdog-timeout", "not built yet; ranks are watched through their process handles."},
-      {"soft-watchdog-timeout", "not built yet; ranks are watched through their process handles."},
+      {"soft-watchdog-timeout", "a rank that hangs is always restarted; see --watchdog-timeout."},
       {"cuda-graph-max-bs", kGraph},
       {"cuda-graph-bs", kGraph},
       {"disable-cuda-graph", kGraph},
@@ -666,6 +665,15 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/rank",
            .group = kScheduling,
            .help = "Decode steps between two log lines of a rank."},
+          {.name = "watchdog-timeout",
+           .field = &O::watchdog_timeout,
+           .value = 4.0,
+           .range = {2, 1e9},
+           .read_by = "engine/front",
+           .group = kScheduling,
+           .help = "Seconds without progress after which a busy rank counts as hung, and is restarted; however long a "
+                   "step takes, it makes progress with each piece of its work. Of replicas of one rank; those that "
+                   "step together find each other after 5 s."},
       },
       rejected_flags());
   return table;

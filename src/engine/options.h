@@ -92,6 +92,7 @@ struct EngineOptions {
   int64_t stream_interval;
   std::optional<int64_t> random_seed;
   int64_t decode_log_interval;
+  double watchdog_timeout;
 };
 
 const OptionTable<EngineOptions>& engine_option_table();

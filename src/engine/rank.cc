@@ -104,7 +104,9 @@ class RankProcess {
     const int64_t host_ranks = host_workers() * ranks_per_host(options);
     SLUICE_TRY(auto tokenizer, load_tokenizer(spec_.tokenizer_file));
     SLUICE_TRY_VOID(join_group());
+    const TimePoint load_begun = real_clock().now();
     SLUICE_TRY(auto runner, load(host_ranks));
+    load_seconds_ = seconds(real_clock().now() - load_begun);
     const models::ModelInfo& model = runner->info();
     SLUICE_TRY(const MemoryPlan memory, plan(model, host_ranks));
     const int64_t slots = memory.max_total_tokens + options.page_size;
@@ -117,6 +119,7 @@ class RankProcess {
         return Error{ErrorCode::kUnavailable, "the weights are shared with other servers of this host (sluice serve)"};
       }
       // The other ranks wait as long as this one gets on.
+      const OutsideSteps outside;
       return runner->reload(path, [this](double, std::string_view) {
         if (world_) world_->progress({.phase = parallel::Phase::kLoad});
       });
@@ -295,7 +298,9 @@ class RankProcess {
                          .weight_bytes = model.weight_bytes,
                          .kv_bytes = static_cast<uint64_t>(memory.kv_bytes),
                          .kv_bytes_per_token = model.kv_bytes_per_token,
-                         .dtype = model.dtype});
+                         .dtype = model.dtype,
+                         .load_seconds = load_seconds_,
+                         .startup_seconds = seconds(real_clock().now() - begun_)});
   }
 
   const RankSpec spec_;
@@ -305,6 +310,8 @@ class RankProcess {
   RankLink link_;
   std::unique_ptr<parallel::Communicator> world_;  // null: this rank is an instance by itself
   parallel::Groups groups_;
+  const TimePoint begun_ = real_clock().now();
+  double load_seconds_ = 0;
   TimePoint last_progress_{};
   std::string last_what_;
 };
@@ -397,6 +404,10 @@ int run_rank_process() {
       return fail(
           {ErrorCode::kInvalidArgument, fmt::format("rank {} of a load board of {}", spec->dp_rank, board->size())});
     }
+  }
+  if (spec->options.tp_size == 1) {
+    Pulse::publish_at(board->pulse(spec->dp_rank));
+    leave_stacks_in(board->stacks(spec->dp_rank));
   }
   auto link = RankLink::connect(spec->input_endpoint, spec->output_endpoint, spec->process, spec->incarnation);
   if (!link.ok()) return fail(link.error());

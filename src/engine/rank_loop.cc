@@ -160,6 +160,8 @@ class Loop {
   Result<void> run() {
     publish();
     while (!stop_) {
+      Pulse::own().set({.phase = Pulse::Phase::kBetweenSteps, .step = Pulse::own().where().step});
+      beat(0);
       // Busy, it takes what is there between two steps; idle, it sleeps until something comes.
       const bool rests = options_.group != nullptr || !scheduler_.has_work();
       auto message = link_.receive(rests ? wait_ : Duration{0}, grammars_ ? grammars_->fd() : -1);
@@ -246,7 +248,7 @@ class Loop {
       if (grammar.ok()) {
         scheduler_.add(std::move(request), std::move(*grammar));
       } else {
-        const int status = grammar.error().code == ErrorCode::kInvalidArgument ? 400 : 503;
+        const int status = grammar.error().code == ErrorCode::kUnavailable ? 503 : 400;
         end(request, {.kind = FinishKind::kAbort, .message = grammar.error().message, .status_code = status});
       }
     }
@@ -330,6 +332,7 @@ class Loop {
   Result<void> stop_profile() {
     if (!trace_) return Error{ErrorCode::kNotFound, "no profile is being taken"};
     scheduler_.observe({});
+    const OutsideSteps outside;
     const auto written = trace_->write();
     if (written.ok()) SLUICE_LOG(info, kComponent, "rank {}: the profile is in {}", options_.dp_rank, trace_->path());
     trace_.reset();
@@ -354,6 +357,7 @@ class Loop {
     if (grammars_) {
       load.num_grammar_reqs = static_cast<int64_t>(grammars_->waiting());
       load.num_waiting_reqs += load.num_grammar_reqs;
+      load.grammars = grammars_->counts();
     }
     if (options_.group != nullptr) {
       load.group_steps_total = options_.group->steps();

@@ -44,6 +44,7 @@ struct Request {
   bool prefilled_once = false;
   TimePoint arrived{};
   std::optional<TimePoint> begun;  // its first step
+  RequestTimes times;
 
   std::unique_ptr<GrammarState> grammar;  // what its tokens are held to, if anything
   bool grammar_begun = false;

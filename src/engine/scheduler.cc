@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/pulse.h"
 
 namespace sluice::engine {
 namespace {
@@ -14,6 +15,8 @@ constexpr double kInitialRatio = 0.7;
 constexpr double kSmallestRatioFactor = 0.14;
 constexpr double kRatioDecaySteps = 600;
 constexpr double kRetractDecodeSteps = 20;
+
+constexpr Duration kCountKeysEvery = std::chrono::milliseconds(100);
 
 constexpr std::string_view kHealthCheckPrefix = "HEALTH_CHECK";
 
@@ -237,7 +240,9 @@ std::span<int32_t> Scheduler::table_row(const Request& r) const {
 void Scheduler::make_room(int64_t tokens) {
   const int64_t missing = tokens - pool_.available();
   if (missing <= 0) return;
+  const TimePoint begun = clock_.now();
   const int64_t freed = cache_.evict(missing);
+  totals_.eviction_seconds.observe(kEvictionSeconds, seconds(clock_.now() - begun));
   totals_.evicted_tokens_total += static_cast<uint64_t>(freed);
   SLUICE_CHECK(freed >= missing, "a plan needs {} slots, {} are free after evicting {}", tokens, pool_.available(),
                freed);
@@ -248,7 +253,11 @@ void Scheduler::admit(Request& r, int64_t cached) {
   SLUICE_CHECK(!free_rows_.empty(), "{} requests run and no row is free", running_.size());
   r.row = free_rows_.back();
   free_rows_.pop_back();
-  if (!r.begun) r.begun = clock_.now();
+  if (!r.begun) {
+    r.begun = clock_.now();
+    r.times.begun_unix_nanos = clock_.unix_nanos();
+    r.times.queue = seconds(*r.begun - r.arrived);
+  }
   r.phase = Request::Phase::kChunked;  // until its last chunk is done
   if (cached > 0) {
     const auto match = cache_.match(r.in.extra_key, r.first(cached));
@@ -274,6 +283,8 @@ void Scheduler::retract(Request& r) {
   r.phase = Request::Phase::kWaiting;
   ++r.retractions;
   ++totals_.retracted_total;
+  totals_.retracted_input_tokens_total += static_cast<uint64_t>(r.prompt_len);
+  totals_.retracted_output_tokens_total += static_cast<uint64_t>(r.generated());
   waiting_.emplace(r.arrival, &r);
 }
 
@@ -356,6 +367,8 @@ void Scheduler::commit(const StepPlan& plan, std::span<const float> logits) {
       r.input_logprobs_done = true;
       if (!r.prefilled_once) {
         r.prefilled_once = true;
+        r.times.prefilled_unix_nanos = clock_.unix_nanos();
+        r.times.prefill = seconds(clock_.now() - *r.begun);
         totals_.prompt_tokens_total += static_cast<uint64_t>(r.prompt_len);
         totals_.cached_tokens_total += static_cast<uint64_t>(r.cached_tokens);
       }
@@ -378,6 +391,7 @@ void Scheduler::count_step(const StepPlan& plan) {
       computed += s.new_tokens;
     }
   }
+  totals_.forward_seconds[computed == 0 ? 1 : decoding == 0 ? 0 : 2] += seconds(forward_time_);
   if (options_.mixed_chunk && !options_.joint_steps) times_.record(decoding, computed, seconds(forward_time_));
   if (computed > 0) {
     totals_.cache_hit_rate = static_cast<double>(cached) / static_cast<double>(cached + computed);
@@ -394,6 +408,7 @@ size_t Scheduler::take_input_logprobs(Request& r, int64_t from, int64_t n, std::
     r.input_logprobs.emplace_back();  // nothing predicts the first token
   }
   for (int64_t i = 0; i < rows.count; ++i) {
+    beat(0);
     const int32_t token = r.tokens[static_cast<size_t>(from + rows.from + i + 1)];
     r.input_logprobs.push_back(sampler_.logprobs(logits.subspan(static_cast<size_t>(i) * vocab, vocab), token,
                                                  r.in.top_logprobs_num, r.in.token_ids_logprob));
@@ -469,6 +484,7 @@ void Scheduler::end_embedding(Request& r, size_t row) {
 }
 
 void Scheduler::take_token(Request& r, std::span<const float> row, size_t index) {
+  beat(0);
   if (r.in.embed) return end_embedding(r, index);
   if (r.max_new == 0) return end(r, {.kind = FinishKind::kLength});  // prefill only
   std::vector<int32_t> forbidden;
@@ -551,7 +567,8 @@ void Scheduler::emit(Request& r, FinishReason finish) {
                     .prompt_tokens = r.prompt_len,
                     .completion_tokens = r.generated(),
                     .cached_tokens = r.cached_tokens,
-                    .retractions = r.retractions};
+                    .retractions = r.retractions,
+                    .times = r.times};
   out.new_ids.assign(r.tokens.begin() + r.prompt_len + r.sent, r.tokens.end());
   r.sent = r.generated();
   if (r.input_logprobs_done) out.input_logprobs = std::exchange(r.input_logprobs, {});
@@ -634,10 +651,43 @@ LoadSnapshot Scheduler::snapshot() {
   s.num_paused_reqs = paused_ ? static_cast<int64_t>(requests_.size()) : 0;
   s.num_cached_tokens = cache_.evictable();
   s.num_used_tokens = pool_.capacity() - pool_.available() - cache_.evictable();
-  for (const auto& [arrival, r] : waiting_) s.num_waiting_tokens += r->length();
+  for (const auto& [arrival, r] : waiting_) {
+    s.num_waiting_tokens += r->length();
+    s.num_retracted_reqs += r->retractions > 0;
+  }
+  for (const Request* r : running_) s.decode_sum_seq_lens += r->length();
+  s.new_token_ratio = new_token_ratio_;
+  if (now >= next_key_count_) count_routing_keys(now);
+  s.routing_keys = totals_.routing_keys;
   s.max_total_num_tokens = pool_.capacity();
   s.max_running_requests = options_.max_running_requests;
   return s;
+}
+
+// Now and then only: it visits every request.
+void Scheduler::count_routing_keys(TimePoint now) {
+  next_key_count_ = now + kCountKeysEvery;
+  struct Numbers {
+    int64_t running = 0, all = 0;
+  };
+  std::unordered_map<std::string_view, Numbers> keys;
+  for (const auto& [rid, r] : requests_) {
+    if (r->in.routing_key.empty()) continue;
+    Numbers& numbers = keys[r->in.routing_key];
+    ++numbers.all;
+    numbers.running += r->phase != Request::Phase::kWaiting;
+  }
+  const auto bucket = [](int64_t number) {
+    return std::lower_bound(std::begin(kRequestsPerKey), std::end(kRequestsPerKey), number) -
+           std::begin(kRequestsPerKey);
+  };
+  RoutingKeyCounts& counts = totals_.routing_keys = {};
+  for (const auto& [key, numbers] : keys) {
+    ++counts.all[bucket(numbers.all)];
+    if (numbers.running == 0) continue;
+    ++counts.unique_running;
+    ++counts.running[bucket(numbers.running)];
+  }
 }
 
 void Scheduler::check_invariants() const {

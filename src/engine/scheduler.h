@@ -193,6 +193,7 @@ class Scheduler {
   void release(Request& request, bool keep_in_cache);
 
   void count_step(const StepPlan& plan);
+  void count_routing_keys(TimePoint now);
   size_t take_input_logprobs(Request& request, int64_t from, int64_t to, std::span<const float> logits);
   // `index`: of the row among the step's.
   void take_token(Request& request, std::span<const float> row, size_t index);
@@ -234,6 +235,7 @@ class Scheduler {
 
   std::vector<RequestOutput> outputs_;
   LoadSnapshot totals_;  // the counters and rates; the rest is filled by snapshot()
+  TimePoint next_key_count_{};
   TimePoint window_start_;
   uint64_t window_tokens_ = 0;
 };

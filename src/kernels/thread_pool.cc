@@ -51,7 +51,10 @@ void ThreadPool::run(int64_t count, Call call, const void* body) {
 }
 
 void ThreadPool::work(int thread) {
-  for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) call_(body_, i, thread);
+  for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) {
+    call_(body_, i, thread);
+    beat(thread);
+  }
 }
 
 void ThreadPool::serve(int thread) {

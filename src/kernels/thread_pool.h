@@ -9,6 +9,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "base/pulse.h"
+
 namespace sluice::kernels {
 
 // Used by one thread, the rank's.
@@ -27,7 +29,10 @@ class ThreadPool {
   void parallel_for(int64_t count, const Body& body) {
     if (count <= 0) return;
     if (count == 1 || workers_.empty()) {
-      for (int64_t i = 0; i < count; ++i) body(i, 0);
+      for (int64_t i = 0; i < count; ++i) {
+        body(i, 0);
+        beat(0);
+      }
       return;
     }
     run(

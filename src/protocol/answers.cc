@@ -147,6 +147,21 @@ ordered_json native_finish_reason(const Finish& finish) {
   return out;
 }
 
+void add_times(ordered_json& meta, const SampleTimes& times) {
+  const auto add = [&](const char* name, const std::optional<double>& value) {
+    meta[name] = value ? ordered_json(*value) : ordered_json();
+  };
+  add("queue_time", times.queue);
+  add("forward_entry_time", times.forward_entry);
+  add("prefill_finished_time", times.prefill_finished);
+  add("prefill_waiting_latency", times.queue);
+  add("prefill_launch_latency", times.prefill);
+  add("request_received_ts", times.request_received);
+  add("request_finished_ts", times.request_finished);
+  add("inference_time", times.inference);
+  add("decode_throughput", times.decode_throughput);
+}
+
 ordered_json native_answer(const Sample& sample, const NativeFormat& format, size_t first_id) {
   ordered_json meta = {{"id", sample.rid},
                        {"finish_reason", native_finish_reason(sample.finish)},
@@ -161,6 +176,7 @@ ordered_json native_answer(const Sample& sample, const NativeFormat& format, siz
   meta["cached_tokens"] = sample.cached_tokens;
   meta["dp_rank"] = format.data_parallel && sample.dp_rank ? ordered_json(*sample.dp_rank) : ordered_json();
   if (sample.e2e_latency) meta["e2e_latency"] = *sample.e2e_latency;
+  if (sample.times) add_times(meta, *sample.times);
   auto ids = ordered_json::array();
   for (size_t i = first_id; i < sample.output_ids.size(); ++i) ids.push_back(sample.output_ids[i]);
   ordered_json out = {{"text", sample.text}};

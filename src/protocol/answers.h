@@ -34,6 +34,17 @@ struct PositionScores {
   std::vector<TokenScore> requested;  // token_ids_logprob
 };
 
+// Of a finished sample; what did not happen is absent. Points in time are seconds since 1970.
+struct SampleTimes {
+  double request_received = 0, request_finished = 0;
+  std::optional<double> queue;  // seconds until its first step
+  std::optional<double> forward_entry;
+  std::optional<double> inference;  // seconds from there to the end
+  std::optional<double> prefill;    // seconds from there until its prompt was computed
+  std::optional<double> prefill_finished;
+  std::optional<double> decode_throughput;  // tokens per second after the first
+};
+
 // One sample of one prompt, so far or finished.
 struct Sample {
   std::string rid;
@@ -46,6 +57,7 @@ struct Sample {
   int64_t retractions = 0;
   std::optional<int64_t> dp_rank;
   std::optional<double> e2e_latency;  // seconds, once finished
+  std::optional<SampleTimes> times;   // likewise, where they are wanted
   std::vector<PositionScores> input_scores;
   std::vector<PositionScores> output_scores;
   std::vector<float> embedding;  // in place of text, where that was asked for

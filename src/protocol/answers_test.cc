@@ -35,6 +35,19 @@ TEST(NativeAnswerTest, HasTheRuntimesShape) {
             R"({"text":"hé","output_ids":[5,6],"meta_info":{"id":"r","finish_reason":{"type":"length","length":2},)"
             R"("prompt_tokens":3,"weight_version":"default","total_retractions":0,"completion_tokens":2,)"
             R"("cached_tokens":1,"dp_rank":null,"e2e_latency":0.5}})");
+  s.times = SampleTimes{.request_received = 10,
+                        .request_finished = 10.5,
+                        .queue = 0.125,
+                        .forward_entry = 10.125,
+                        .inference = 0.375,
+                        .prefill = 0.25,
+                        .prefill_finished = 10.375};
+  const auto meta = native_answer(s, {})["meta_info"].dump();
+  EXPECT_TRUE(meta.ends_with(
+      R"("e2e_latency":0.5,"queue_time":0.125,"forward_entry_time":10.125,"prefill_finished_time":10.375,)"
+      R"("prefill_waiting_latency":0.125,"prefill_launch_latency":0.25,"request_received_ts":10.0,)"
+      R"("request_finished_ts":10.5,"inference_time":0.375,"decode_throughput":null})"))
+      << meta;
   s.dp_rank = 1;
   EXPECT_EQ(native_answer(s, {.data_parallel = true})["meta_info"]["dp_rank"], 1);
   EXPECT_EQ(native_answer(s, {}, /*first_id=*/1)["output_ids"].dump(), "[6]");

@@ -5,6 +5,7 @@ usage: server_test.py <sluice binary> <folder of fixtures>"""
 import fcntl
 import json
 import os
+import pty
 import shutil
 import signal
 import socket
@@ -136,6 +137,23 @@ class DeathTest(unittest.TestCase):
                                all(generate(running.url, rank)[0] == 200 for rank in (0, 1)) and pids)
             self.assertNotEqual(before, after)
             self.assertEqual(len(set(before) & set(after)), 1, "one rank is a new process")
+
+    def test_a_rank_that_is_stopped_is_named_with_its_stack_and_replaced(self):
+        with server("--dp-size", 2, "--watchdog-timeout", 2) as running:
+            before = rank_processes(running)
+            ranks = {state["pid"]: rank for rank, state in
+                     enumerate(call(running.url + "/server_info")[2]["internal_states"])}
+            os.kill(before[0], signal.SIGSTOP)
+            stopped = ranks[before[0]]
+            # Nothing was answered there, so the other rank takes over.
+            answers = [generate(running.url) for _ in range(2)]
+            self.assertEqual([(status, answer["meta_info"]["dp_rank"]) for status, _, answer in answers],
+                             [(200, 1 - stopped)] * 2)
+            self.assertIn(f"rank {stopped} hangs: no progress for", running.output())
+            self.assertIn("its process is stopped", running.output())
+            self.assertRegex(running.output(), f"rank {stopped}, thread .*: .*(poll|RankLink|receive)")
+            wait_until("the rank again", lambda: generate(running.url, stopped)[0] == 200)
+            self.assertNotIn(before[0], rank_processes(running))
 
     def test_without_any_rank_requests_are_503_until_it_is_back(self):
         with server() as running:
@@ -292,6 +310,64 @@ class SchedulingTest(unittest.TestCase):
         self.assertEqual(cached, len(PROMPT) + 7, "all that was computed in the first turn")
         self.assertEqual(turns("--disable-radix-cache"), (ids, 0))
         self.assertEqual(turns("--device", "sim"), (ids, cached), "states are copied where the host cannot reach them")
+
+
+class LogTest(unittest.TestCase):
+    def test_r29_a_log_that_is_not_read_or_on_a_full_disk_costs_no_request(self):
+        reads_nothing, its = os.pipe()
+        for what, stderr in ("a pipe that nobody reads", its), ("a full disk", os.open("/dev/full", os.O_WRONLY)):
+            with self.subTest(what):
+                # A line per step, so that some 400 steps are more than the pipe holds.
+                process = subprocess.Popen([BINARY, "server", "--model-path", MODEL, "--port", "0", "--threads", "1", "--dp-size",
+                                            "2", "--max-total-tokens", "4096", "--decode-log-interval", "1"],
+                                           stdout=subprocess.PIPE, stderr=stderr, text=True)
+                try:
+                    url = process.stdout.readline().split()[-1]
+                    for rank in (0, 1, 0):
+                        status, _, answer = generate(url, rank, tokens=600)
+                        self.assertEqual((status, len(answer["output_ids"])), (200, 600))
+                    process.send_signal(signal.SIGTERM)
+                    self.assertEqual(process.wait(60), 0)
+                finally:
+                    process.kill()
+                    process.wait()
+                    process.stdout.close()
+            os.close(stderr)
+        self.assertGreater(len(os.read(reads_nothing, 1 << 20)), 4096, "it was full")
+        os.close(reads_nothing)
+
+
+class TopTest(unittest.TestCase):
+    def top(self, *arguments):
+        return subprocess.run([BINARY, "top", *map(str, arguments)], capture_output=True, text=True, timeout=120)
+
+    def test_it_shows_every_rank_once_or_again_and_again_on_a_terminal(self):
+        with server("--dp-size", 2, "--api-key", "secret") as running:
+            refused = self.top("--url", running.url, "--once")
+            self.assertEqual((refused.returncode, refused.stdout), (1, ""))
+            self.assertIn("--api-key", refused.stderr)
+            once = self.top("--url", running.url, "--once", "--api-key", "secret")
+            self.assertEqual(once.returncode, 0, once.stderr)
+            lines = once.stdout.splitlines()
+            self.assertIn("2 ranks, 0 running, 0 waiting, KV 0 %", lines[0])
+            self.assertEqual([line.split()[:5] for line in lines[3:]],
+                             [["0", "0", "0", "0", "4096"], ["1", "0", "0", "0", "4096"]])
+            mine, its = pty.openpty()
+            watching = subprocess.Popen([BINARY, "top", "--url", running.url, "--interval", "0.1"], stdout=its,
+                                        env={**os.environ, "OPENAI_API_KEY": "secret"})
+            os.close(its)
+            seen = b""
+            while seen.count(b"2 ranks") < 3:  # ends with an error when the command ends
+                seen += os.read(mine, 4096)
+            watching.send_signal(signal.SIGINT)
+            self.assertEqual(watching.wait(60), 0)
+            os.close(mine)
+
+    def test_a_server_that_is_not_there_is_one_line(self):
+        gone = self.top("--url", "http://127.0.0.1:1", "--once")
+        self.assertEqual((gone.returncode, gone.stdout), (1, ""))
+        self.assertEqual(len(gone.stderr.splitlines()), 1, gone.stderr)
+        self.assertEqual(self.top("--url", "nonsense://", "--once").returncode, 2)
 
 
 class EndTest(unittest.TestCase):

@@ -70,6 +70,7 @@ class FakeBackend final : public Backend {
     Open& open = open_[request.rid];
     open.on_output = std::move(on_output);
     open.prompt_tokens = static_cast<int64_t>(request.input_ids.size());
+    open.rank = rank;
     submitted_.emplace_back(request, rank);
     for (auto& word : script_(request)) say_locked(request.rid, std::move(word));
     changed_.notify_all();
@@ -140,12 +141,14 @@ class FakeBackend final : public Backend {
 
   std::map<ControlKind, Result<void>> control_results;
   std::map<ControlKind, RankAnswers> control_answers;
+  std::optional<int64_t> moved_to;  // the rank that answers, in place of the one that was chosen
 
  private:
   struct Open {
     OnOutput on_output;
     int64_t prompt_tokens = 0;
     int64_t completion_tokens = 0;
+    int64_t rank = 0;
   };
 
   void say_locked(const std::string& rid, Word word) {
@@ -160,6 +163,11 @@ class FakeBackend final : public Backend {
                          .completion_tokens = open.completion_tokens,
                          .cached_tokens = 1,
                          .retractions = 0,
+                         .times = {.begun_unix_nanos = 1'000'000'000,
+                                   .prefilled_unix_nanos = 1'500'000'000,
+                                   .queue = 0.25,
+                                   .prefill = 0.5},
+                         .dp_rank = moved_to.value_or(open.rank),
                          .input_logprobs = std::move(word.input_logprobs),
                          .output_logprobs = std::move(word.output_logprobs),
                          .embedding = std::move(word.embedding)};

@@ -240,7 +240,7 @@ TEST(ChatParsingTest, MarksThatAreSpecialTokensAreLookedAt) {
   const auto tokenizer = *tokenizer::Tokenizer::from_json(json.dump(), "");
   FakeBackend backend(1);
   obs::Metrics metrics;
-  metrics.declare(request_families());
+  metrics.declare(request_families(RankLabels("", 1, std::nullopt)));
   const auto needs = [&](std::string_view parser, std::string_view more) {
     ApiSettings settings;
     settings.tool_call_format = parsers::find_tool_call_format(parser);

@@ -25,6 +25,10 @@ protocol::SamplingDefaults defaults_of(const models::ModelConfig& config) {
 
 }  // namespace
 
+RankLabels rank_labels(const ApiSettings& settings, const ServedModel& model) {
+  return {model.name, static_cast<size_t>(settings.dp_size), settings.own_dp_rank};
+}
+
 ApiContext::ApiContext(ApiSettings s, ServedModel m, Backend& b, obs::Metrics& me)
     : settings(std::move(s)),
       model(std::move(m)),
@@ -33,7 +37,7 @@ ApiContext::ApiContext(ApiSettings s, ServedModel m, Backend& b, obs::Metrics& m
       started_at(unix_seconds()),
       backend(b),
       metrics(me),
-      request_metrics(std::make_shared<RequestMetrics>(me, model.name, clock)),
+      request_metrics(std::make_shared<RequestMetrics>(me, model.name, rank_labels(settings, model), clock)),
       pool(pool_threads()),
       prompts(model.tokenizer),
       rng_(random_seed()),

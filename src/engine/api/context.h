@@ -49,6 +49,9 @@ struct LengthLimits {
   int64_t max_input = 0;  // longest prompt that a rank takes
 };
 
+// Of what is measured of its ranks.
+RankLabels rank_labels(const ApiSettings& settings, const ServedModel& model);
+
 class ApiContext {
  public:
   ApiContext(ApiSettings settings, ServedModel model, Backend& backend, obs::Metrics& metrics);

@@ -54,6 +54,10 @@ protocol::Finish finish_of(const FinishReason& finish, int64_t completion_tokens
   return out;
 }
 
+double unix_seconds(int64_t nanos) { return static_cast<double>(nanos) / 1e9; }
+
+bool is_structured(const PlannedSample& planned) { return planned.request.sampling.grammar_kind != GrammarKind::kNone; }
+
 }  // namespace
 
 Generation::State::State(std::shared_ptr<const tokenizer::Tokenizer> tokenizer, const PlannedSample& planned)
@@ -65,12 +69,15 @@ Generation::State::State(std::shared_ptr<const tokenizer::Tokenizer> tokenizer, 
 }
 
 Generation::Generation(ApiCall& call, GenerationPlan plan)
-    : call_(call), plan_(std::move(plan)), begun_(call.api.clock.now()) {
+    : call_(call),
+      plan_(std::move(plan)),
+      begun_(call.api.clock.now()),
+      begun_unix_(unix_seconds(call.api.clock.unix_nanos())) {
   std::vector<SampleMeter> meters;
   samples_.reserve(plan_.samples.size());
   for (const auto& planned : plan_.samples) {
     samples_.emplace_back(call.api.model.tokenizer, planned);
-    meters.push_back(plan_.measured ? SampleMeter(call.api.request_metrics) : SampleMeter());
+    meters.push_back(plan_.measured ? SampleMeter(call.api.request_metrics, is_structured(planned)) : SampleMeter());
   }
   inbox_ = std::make_shared<Inbox>(call.exchange.loop(), std::move(meters));
   call.exchange.on_client_gone([this] {
@@ -173,16 +180,37 @@ void Generation::take(size_t i, RequestOutput output) {
   sample.completion_tokens = output.completion_tokens;
   sample.cached_tokens = output.cached_tokens;
   sample.retractions = output.retractions;
+  sample.dp_rank = output.dp_rank;
   append_scores(tokenizer, output.input_logprobs, state.texts_in_scores, state.first_prompt_id, sample.input_scores);
   append_scores(tokenizer, output.output_logprobs, state.texts_in_scores, 0, sample.output_scores);
   if (!output.embedding.empty()) sample.embedding = std::move(output.embedding);
-  if (output.finish.kind != FinishKind::kNone) end(state);
+  if (output.finish.kind == FinishKind::kNone) return;
+  end(state);
+  if (call_.api.settings.metrics) sample.times = times_of(output);
 }
 
 void Generation::end(State& state) {
   state.ended = true;
   ++ended_;
   state.sample.e2e_latency = seconds(call_.api.clock.now() - begun_);
+}
+
+protocol::SampleTimes Generation::times_of(const RequestOutput& output) const {
+  const RequestTimes& times = output.times;
+  const double finished = unix_seconds(call_.api.clock.unix_nanos());
+  protocol::SampleTimes out{.request_received = begun_unix_, .request_finished = finished};
+  if (times.begun_unix_nanos == 0) return out;
+  out.queue = times.queue;
+  out.forward_entry = unix_seconds(times.begun_unix_nanos);
+  out.inference = finished - *out.forward_entry;
+  if (times.prefilled_unix_nanos == 0) return out;
+  out.prefill_finished = unix_seconds(times.prefilled_unix_nanos);
+  out.prefill = times.prefill;
+  const double decoding = finished - *out.prefill_finished;
+  if (output.completion_tokens > 1 && decoding > 0) {
+    out.decode_throughput = static_cast<double>(output.completion_tokens - 1) / decoding;
+  }
+  return out;
 }
 
 void Generation::abort_all() {

@@ -85,11 +85,13 @@ class Generation {
   void fail(Step& step, size_t i, int status, std::string message);
   void take(size_t i, RequestOutput output);
   void end(State& state);
+  protocol::SampleTimes times_of(const RequestOutput& output) const;
   void abort_all();
 
   ApiCall& call_;
   GenerationPlan plan_;
   const TimePoint begun_;
+  const double begun_unix_;
   std::shared_ptr<Inbox> inbox_;
   std::vector<State> samples_;
   size_t ended_ = 0;

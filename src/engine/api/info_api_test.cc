@@ -12,6 +12,9 @@ using ::testing::HasSubstr;
 class InfoApiTest : public ApiTest {
  protected:
   InfoApiTest() { options_.dp_size = 2; }
+  const std::string rank_1_ =
+      R"({model_name="tiny",engine_type="unified",tp_rank="0",pp_rank="0",moe_ep_rank="0",dp_rank="1")";
+
   void load_rank_1() {
     backend_->set_ranks([](auto& ranks) {
       ranks[1].load = {.unix_nanos = 1'500'000'000,
@@ -29,6 +32,25 @@ class InfoApiTest : public ApiTest {
                        .generation_tokens_total = 70,
                        .retracted_total = 6,
                        .evicted_tokens_total = 8};
+      auto& load = ranks[1].load;
+      load.num_grammar_reqs = 1;
+      load.num_paused_reqs = 5;
+      load.num_retracted_reqs = 2;
+      load.decode_sum_seq_lens = 123;
+      load.new_token_ratio = 0.5;
+      load.routing_keys = {.unique_running = 3, .running = {2, 1}, .all = {0, 0, 4}};
+      load.routing_keys.all[10] = 1;
+      load.retracted_input_tokens_total = 600;
+      load.retracted_output_tokens_total = 60;
+      load.forward_seconds[0] = 1.5;
+      load.forward_seconds[1] = 2.5;
+      load.forward_seconds[2] = 0.25;
+      for (const double took : {0.0015, 0.0015, 0.04}) load.eviction_seconds.observe(kEvictionSeconds, took);
+      load.grammars = {.requests = 9, .cache_hits = 4, .aborted = 3, .timeouts = 2};
+      load.grammars.compile_seconds.observe(kGrammarSeconds, 0.3);
+      ranks[1].info.load_seconds = 7;
+      ranks[1].info.startup_seconds = 8;
+      ranks[1].restarts = 1;
     });
   }
 };
@@ -125,13 +147,11 @@ TEST_F(InfoApiTest, MetricsShowEveryRankAndEveryRequest) {
   EXPECT_EQ(post("/generate", {{"text", "hi"}, {"log_metrics", false}}).status, 200);
   const auto page = call("GET", "/metrics");
   EXPECT_THAT(page.head, HasSubstr("text/plain; version=0.0.4"));
-  const std::string rank_1 =
-      R"({model_name="tiny",engine_type="unified",tp_rank="0",pp_rank="0",moe_ep_rank="0",dp_rank="1")";
-  EXPECT_THAT(page.body, HasSubstr("sglang:num_running_reqs" + rank_1 + "} 3\n"));
-  EXPECT_THAT(page.body, HasSubstr("sglang:kv_available_tokens" + rank_1 + "} 500\n"));
-  EXPECT_THAT(page.body, HasSubstr("sglang:num_retracted_requests_total" + rank_1 + "} 6\n"));
-  EXPECT_THAT(page.body, HasSubstr("sglang:realtime_tokens_total" + rank_1 + R"(,mode="prefill_compute"} 60)"));
-  EXPECT_THAT(page.body, HasSubstr("sluice:rank_ready" + rank_1 + "} 1\n"));
+  EXPECT_THAT(page.body, HasSubstr("sglang:num_running_reqs" + rank_1_ + "} 3\n"));
+  EXPECT_THAT(page.body, HasSubstr("sglang:kv_available_tokens" + rank_1_ + "} 500\n"));
+  EXPECT_THAT(page.body, HasSubstr("sglang:num_retracted_requests_total" + rank_1_ + "} 6\n"));
+  EXPECT_THAT(page.body, HasSubstr("sglang:realtime_tokens_total" + rank_1_ + R"(,mode="prefill_compute"} 60)"));
+  EXPECT_THAT(page.body, HasSubstr("sluice:rank_ready" + rank_1_ + "} 1\n"));
   const auto count = ids("hello world").size();
   EXPECT_THAT(page.body,
               HasSubstr(fmt::format("sglang:generation_tokens_total{{model_name=\"tiny\"}} {}\n", count + 1)));
@@ -141,6 +161,99 @@ TEST_F(InfoApiTest, MetricsShowEveryRankAndEveryRequest) {
               HasSubstr(fmt::format("sglang:inter_token_latency_seconds_count{{model_name=\"tiny\"}} {}\n", count)));
   EXPECT_THAT(page.body, HasSubstr("sglang:e2e_request_latency_seconds_count{model_name=\"tiny\"} 1\n"));
   EXPECT_THAT(page.body, HasSubstr("sglang:cached_tokens_total{model_name=\"tiny\",cache_source=\"device\"} 1\n"));
+  EXPECT_THAT(page.body, HasSubstr("sglang:prompt_tokens_histogram_sum{model_name=\"tiny\"} "));
+  EXPECT_THAT(page.body, HasSubstr("sglang:uncached_prompt_tokens_histogram_count{model_name=\"tiny\"} 1\n"));
+  EXPECT_THAT(page.body,
+              HasSubstr(fmt::format("sglang:generation_tokens_histogram_sum{{model_name=\"tiny\"}} {}\n", count + 1)));
+  EXPECT_THAT(page.body, HasSubstr("sglang:num_retractions_bucket{model_name=\"tiny\",le=\"0\"} 1\n"));
+  const std::string rank_0 =
+      R"({model_name="tiny",engine_type="unified",tp_rank="0",pp_rank="0",moe_ep_rank="0",dp_rank="0")";
+  EXPECT_THAT(page.body, HasSubstr("sglang:queue_time_seconds_sum" + rank_0 + "} 0.25\n"));
+  EXPECT_THAT(page.body,
+              HasSubstr("sglang:per_stage_req_latency_seconds_sum" + rank_0 + ",stage=\"prefill_waiting\"} 0.25\n"));
+  EXPECT_THAT(page.body,
+              HasSubstr("sglang:per_stage_req_latency_seconds_sum" + rank_0 + ",stage=\"prefill_forward\"} 0.5\n"));
+  EXPECT_THAT(page.body, HasSubstr("sglang:num_so_requests_total{model_name=\"tiny\"} 0\n"));
+  EXPECT_THAT(page.body, HasSubstr("sglang:num_aborted_requests_total{model_name=\"tiny\"} 0\n"));
+  EXPECT_THAT(page.body, HasSubstr("sglang:get_loads_duration_seconds_count{model_name=\"tiny\"} 0\n"));
+}
+
+TEST_F(InfoApiTest, MetricsTellAbortsAndLoadQueries) {
+  serve();
+  backend_->set_script([](const GenerateRequest&) {
+    return std::vector<Word>{{.ids = {}, .finish = {.kind = FinishKind::kAbort, .message = "no", .status_code = 503}}};
+  });
+  EXPECT_EQ(post("/generate", {{"text", "hi"}}).status, 503);
+  EXPECT_EQ(call("GET", "/v1/loads").status, 200);
+  const auto page = call("GET", "/metrics").body;
+  EXPECT_THAT(page, HasSubstr("sglang:num_aborted_requests_total{model_name=\"tiny\"} 1\n"));
+  EXPECT_THAT(page, HasSubstr("sglang:get_loads_duration_seconds_count{model_name=\"tiny\"} 1\n"));
+}
+
+// Each family that is made of what ranks publish, with a value that only its own source has.
+TEST_F(InfoApiTest, EverySeriesOfARankHasItsOwnSource) {
+  options_.page_size = 4;
+  serve();
+  load_rank_1();
+  const auto page = call("GET", "/metrics").body;
+  const std::vector<std::pair<std::string, std::string>> expected = {
+      {"num_running_reqs", "} 3"},
+      {"num_queue_reqs", "} 2"},
+      {"num_grammar_queue_reqs", "} 1"},
+      {"num_paused_reqs", "} 5"},
+      {"num_retracted_reqs", "} 2"},
+      {"num_used_tokens", "} 400"},
+      {"kv_used_tokens", "} 400"},
+      {"kv_evictable_tokens", "} 100"},
+      {"kv_available_tokens", "} 500"},
+      {"max_total_num_tokens", "} 1000"},
+      {"token_usage", "} 0.4"},
+      {"full_token_usage", "} 0.4"},
+      {"utilization", "} 0.75"},
+      {"gen_throughput", "} 12.5"},
+      {"cache_hit_rate", "} 0.25"},
+      {"decode_sum_seq_lens", "} 123"},
+      {"new_token_ratio", "} 0.5"},
+      {"num_unique_running_routing_keys", "} 3"},
+      {"routing_key_running_req_count", R"(,gt="0",le="1"} 2)"},
+      {"routing_key_running_req_count", R"(,gt="1",le="2"} 1)"},
+      {"routing_key_all_req_count", R"(,gt="2",le="3"} 4)"},
+      {"routing_key_all_req_count", R"(,gt="200",le="+Inf"} 1)"},
+      {"engine_load_weights_time", "} 7"},
+      {"engine_startup_time", "} 8"},
+      {"weight_memory_usage_gb", "} 1"},
+      {"kv_cache_memory_usage_gb", "} 0.5"},
+      {"context_len", "} 2048"},
+      {"page_size", "} 4"},
+      {"num_pages", "} 1250"},
+      {"cache_config_info", R"(,page_size="4",num_pages="1250"} 1)"},
+      {"num_retracted_requests_total", "} 6"},
+      {"num_retracted_input_tokens_total", "} 600"},
+      {"num_retracted_output_tokens_total", "} 60"},
+      {"evicted_tokens_total", "} 8"},
+      {"realtime_tokens_total", R"(,mode="prefill_compute"} 60)"},
+      {"realtime_tokens_total", R"(,mode="prefill_cache"} 30)"},
+      {"realtime_tokens_total", R"(,mode="decode"} 70)"},
+      {"gpu_execution_seconds_total", R"(,category="extend"} 1.5)"},
+      {"gpu_execution_seconds_total", R"(,category="decode"} 2.5)"},
+      {"gpu_execution_seconds_total", R"(,category="mixed"} 0.25)"},
+      {"forward_execution_seconds_total", R"(,category="extend"} 1.5)"},
+      {"num_grammar_total", "} 9"},
+      {"num_grammar_cache_hit_total", "} 4"},
+      {"num_grammar_aborted_total", "} 3"},
+      {"num_grammar_timeout_total", "} 2"},
+      {"eviction_duration_seconds_bucket", R"(,le="0.001"} 0)"},
+      {"eviction_duration_seconds_bucket", R"(,le="0.002"} 2)"},
+      {"eviction_duration_seconds_bucket", R"(,le="0.04"} 3)"},
+      {"eviction_duration_seconds_sum", "} 0.043"},
+      {"grammar_compilation_time_seconds_bucket", R"(,le="0.2"} 0)"},
+      {"grammar_compilation_time_seconds_bucket", R"(,le="0.5"} 1)"},
+      {"grammar_compilation_time_seconds_sum", "} 0.3"},
+  };
+  for (const auto& [name, value] : expected) {
+    EXPECT_THAT(page, HasSubstr("sglang:" + name + rank_1_ + value)) << name;
+  }
+  EXPECT_THAT(page, HasSubstr("sluice:rank_restarts_total" + rank_1_ + "} 1\n"));
 }
 
 TEST_F(InfoApiTest, CountersOfARankGoOnWhenItRestarts) {
@@ -148,7 +261,8 @@ TEST_F(InfoApiTest, CountersOfARankGoOnWhenItRestarts) {
   load_rank_1();
   EXPECT_EQ(call("GET", "/metrics").status, 200);
   backend_->set_ranks([](auto& ranks) { ranks[1].load.retracted_total = 2; });
-  EXPECT_THAT(call("GET", "/metrics").body, HasSubstr(R"(dp_rank="1"} 8)"));
+  const auto page = call("GET", "/metrics").body;
+  EXPECT_THAT(page, HasSubstr("sglang:num_retracted_requests_total" + rank_1_ + "} 8\n"));
 }
 
 TEST_F(InfoApiTest, TextGoesToTokensAndBack) {

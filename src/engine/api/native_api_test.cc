@@ -30,12 +30,38 @@ TEST_F(NativeApiTest, AnswersTextAsAWhole) {
   EXPECT_EQ(meta["weight_version"], "default");
   EXPECT_TRUE(meta["dp_rank"].is_null());
   EXPECT_TRUE(meta["e2e_latency"].is_number());
+  EXPECT_EQ(meta["queue_time"], 0.25);
+  EXPECT_EQ(meta["forward_entry_time"], 1.0);
+  EXPECT_EQ(meta["prefill_finished_time"], 1.5);
+  EXPECT_EQ(meta["prefill_waiting_latency"], 0.25);
+  EXPECT_EQ(meta["prefill_launch_latency"], 0.5);
+  EXPECT_GE(meta["request_finished_ts"], meta["request_received_ts"]);
+  EXPECT_GT(meta["inference_time"], 0.0);
+  EXPECT_GT(meta["decode_throughput"], 0.0);
   const auto sent = backend_->submitted().at(0).first;
   EXPECT_EQ(meta["id"], sent.rid);
   EXPECT_EQ(sent.input_ids, ids("hi there"));
   EXPECT_EQ(sent.sampling.max_new_tokens, 128);
   EXPECT_EQ(sent.sampling.temperature, 0);
   EXPECT_EQ(sent.stream_interval, 50);
+}
+
+TEST_F(NativeApiTest, TheRankIsTheOneThatAnswered) {
+  options_.dp_size = 2;
+  serve();
+  answer_with("hello");
+  backend_->moved_to = 1;
+  const auto meta = post("/generate", {{"text", "hi"}, {"routed_dp_rank", 0}}).json()["meta_info"];
+  EXPECT_EQ(meta["dp_rank"], 1);
+}
+
+TEST_F(NativeApiTest, TimesAreToldWithMetricsOnly) {
+  options_.enable_metrics = false;
+  serve();
+  answer_with("hello");
+  const auto meta = post("/generate", {{"text", "hi"}}).json()["meta_info"];
+  EXPECT_TRUE(meta["e2e_latency"].is_number());
+  EXPECT_FALSE(meta.contains("queue_time"));
 }
 
 TEST_F(NativeApiTest, StreamsCumulativeTextAndIds) {

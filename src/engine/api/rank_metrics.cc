@@ -1,6 +1,8 @@
 #include "engine/api/rank_metrics.h"
 
 #include <algorithm>
+#include <initializer_list>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -39,25 +41,116 @@ const GaugeRow kGauges[] = {
     {"sglang:cache_hit_rate", "Cached share of the prompt tokens of the last prefill batch.",
      [](const LoadSnapshot& l) { return l.cache_hit_rate; }},
     {"sglang:utilization", "Running slots or KV pool in use, whichever is fuller; 0 to 1.", rank_utilization},
+    {"sglang:full_token_usage", "Used KV slots as a share of the pool.", token_usage},
+    {"sglang:num_grammar_queue_reqs", "Requests that wait for their grammar.",
+     [](const LoadSnapshot& l) { return number(l.num_grammar_reqs); }},
+    {"sglang:num_retracted_reqs", "Requests that wait after they gave up their KV slots.",
+     [](const LoadSnapshot& l) { return number(l.num_retracted_reqs); }},
+    {"sglang:num_paused_reqs", "Requests that a pause holds.",
+     [](const LoadSnapshot& l) { return number(l.num_paused_reqs); }},
+    {"sglang:decode_sum_seq_lens", "Lengths of all sequences that decode, together.",
+     [](const LoadSnapshot& l) { return number(l.decode_sum_seq_lens); }},
+    {"sglang:new_token_ratio", "Share of their remaining output that running requests are expected to need.",
+     [](const LoadSnapshot& l) { return l.new_token_ratio; }},
+    {"sglang:num_unique_running_routing_keys", "Different routing keys of the requests that run.",
+     [](const LoadSnapshot& l) { return number(l.routing_keys.unique_running); }},
+};
+
+// What a rank said when it was ready.
+struct FactRow {
+  std::string_view name, help;
+  double (*value)(const RankReady&);
+};
+constexpr double kGiB = 1024.0 * 1024 * 1024;
+const FactRow kFacts[] = {
+    {"sglang:engine_startup_time", "Seconds from the start of the rank until it was ready.",
+     [](const RankReady& r) { return r.startup_seconds; }},
+    {"sglang:engine_load_weights_time", "Seconds that loading the weights took.",
+     [](const RankReady& r) { return r.load_seconds; }},
+    {"sglang:weight_memory_usage_gb", "Memory of the weights in GiB.",
+     [](const RankReady& r) { return static_cast<double>(r.weight_bytes) / kGiB; }},
+    {"sglang:kv_cache_memory_usage_gb", "Memory of the KV cache in GiB.",
+     [](const RankReady& r) { return static_cast<double>(r.kv_bytes) / kGiB; }},
+    {"sglang:context_len", "Longest sequence.", [](const RankReady& r) { return number(r.context_length); }},
+};
+constexpr std::string_view kCacheConfig = "sglang:cache_config_info";
+
+// Keys by their number of requests: a gauge for each range, not cumulative, as the runtime has it.
+struct KeyRow {
+  std::string_view name, help;
+  const int64_t* (*counts)(const LoadSnapshot&);
+};
+const KeyRow kKeys[] = {
+    {"sglang:routing_key_running_req_count",
+     "Routing keys by the number of their requests that run (gt < number <= le).",
+     [](const LoadSnapshot& l) -> const int64_t* { return l.routing_keys.running; }},
+    {"sglang:routing_key_all_req_count",
+     "Routing keys by the number of their requests that run or wait (gt < number <= le).",
+     [](const LoadSnapshot& l) -> const int64_t* { return l.routing_keys.all; }},
 };
 
 struct CounterRow {
-  std::string_view name, help, mode;  // `mode`: value of that label, or empty
-  uint64_t (*value)(const LoadSnapshot&);
+  std::string_view name, help, label, label_value;  // one label more than the rank's, or empty
+  double (*value)(const LoadSnapshot&);
 };
+double count(uint64_t value) { return static_cast<double>(value); }
 constexpr std::string_view kRealtime = "sglang:realtime_tokens_total";
 constexpr std::string_view kRealtimeHelp = "Tokens as they are processed, by kind of work.";
+constexpr std::string_view kGpu = "sglang:gpu_execution_seconds_total",
+                           kForward = "sglang:forward_execution_seconds_total";
+constexpr std::string_view kForwardHelp = "Time of forward passes, by what they compute.";
 const CounterRow kCounters[] = {
-    {"sglang:num_retracted_requests_total", "Requests that gave up their KV slots because the pool was full.", "",
-     [](const LoadSnapshot& l) { return l.retracted_total; }},
-    {"sglang:evicted_tokens_total", "Tokens evicted from the prefix cache.", "",
-     [](const LoadSnapshot& l) { return l.evicted_tokens_total; }},
-    {kRealtime, kRealtimeHelp, "prefill_compute",
+    {"sglang:num_retracted_requests_total", "Requests that gave up their KV slots because the pool was full.", "", "",
+     [](const LoadSnapshot& l) { return count(l.retracted_total); }},
+    {"sglang:num_retracted_input_tokens_total", "Prompt tokens of those.", "", "",
+     [](const LoadSnapshot& l) { return count(l.retracted_input_tokens_total); }},
+    {"sglang:num_retracted_output_tokens_total", "Tokens that those had generated.", "", "",
+     [](const LoadSnapshot& l) { return count(l.retracted_output_tokens_total); }},
+    {"sglang:evicted_tokens_total", "Tokens evicted from the prefix cache.", "", "",
+     [](const LoadSnapshot& l) { return count(l.evicted_tokens_total); }},
+    {kRealtime, kRealtimeHelp, "mode", "prefill_compute",
      [](const LoadSnapshot& l) {
-       return l.prompt_tokens_total - std::min(l.prompt_tokens_total, l.cached_tokens_total);
+       return count(l.prompt_tokens_total - std::min(l.prompt_tokens_total, l.cached_tokens_total));
      }},
-    {kRealtime, kRealtimeHelp, "prefill_cache", [](const LoadSnapshot& l) { return l.cached_tokens_total; }},
-    {kRealtime, kRealtimeHelp, "decode", [](const LoadSnapshot& l) { return l.generation_tokens_total; }},
+    {kRealtime, kRealtimeHelp, "mode", "prefill_cache",
+     [](const LoadSnapshot& l) { return count(l.cached_tokens_total); }},
+    {kRealtime, kRealtimeHelp, "mode", "decode",
+     [](const LoadSnapshot& l) { return count(l.generation_tokens_total); }},
+    {kGpu, kForwardHelp, "category", "extend", [](const LoadSnapshot& l) { return l.forward_seconds[0]; }},
+    {kGpu, kForwardHelp, "category", "decode", [](const LoadSnapshot& l) { return l.forward_seconds[1]; }},
+    {kGpu, kForwardHelp, "category", "mixed", [](const LoadSnapshot& l) { return l.forward_seconds[2]; }},
+    {kForward, kForwardHelp, "category", "extend", [](const LoadSnapshot& l) { return l.forward_seconds[0]; }},
+    {kForward, kForwardHelp, "category", "decode", [](const LoadSnapshot& l) { return l.forward_seconds[1]; }},
+    {kForward, kForwardHelp, "category", "mixed", [](const LoadSnapshot& l) { return l.forward_seconds[2]; }},
+    {"sglang:num_grammar_total", "Requests with a grammar.", "", "",
+     [](const LoadSnapshot& l) { return count(l.grammars.requests); }},
+    {"sglang:num_grammar_cache_hit_total", "Of those, with a grammar that was compiled already.", "", "",
+     [](const LoadSnapshot& l) { return count(l.grammars.cache_hits); }},
+    {"sglang:num_grammar_aborted_total", "Of those, that ended before they had their grammar.", "", "",
+     [](const LoadSnapshot& l) { return count(l.grammars.aborted); }},
+    {"sglang:num_grammar_timeout_total", "Grammars that took too long to compile.", "", "",
+     [](const LoadSnapshot& l) { return count(l.grammars.timeouts); }},
+};
+
+// What a rank has observed, in buckets.
+struct Buckets {
+  const uint64_t* counts;
+  const double* sums;
+};
+struct HistogramRow {
+  std::string_view name, help;
+  std::span<const double> bounds;
+  Buckets (*value)(const LoadSnapshot&);
+};
+const HistogramRow kHistograms[] = {
+    {"sglang:eviction_duration_seconds", "Of an eviction from the prefix cache.", kEvictionSeconds,
+     [](const LoadSnapshot& l) {
+       return Buckets{l.eviction_seconds.counts, l.eviction_seconds.sums};
+     }},
+    {"sglang:grammar_compilation_time_seconds", "Of compiling a grammar.", kGrammarSeconds,
+     [](const LoadSnapshot& l) {
+       return Buckets{l.grammars.compile_seconds.counts, l.grammars.compile_seconds.sums};
+     }},
 };
 
 }  // namespace
@@ -68,92 +161,150 @@ double rank_utilization(const LoadSnapshot& load) {
   return std::min(1.0, std::max(token_usage(load), ratio(load.num_running_reqs, load.max_running_requests)));
 }
 
+RankLabels::RankLabels(std::string model_name, size_t ranks, std::optional<std::string> own_dp_rank)
+    : model_name_(std::move(model_name)), ranks_(ranks), own_dp_rank_(std::move(own_dp_rank)) {}
+
+std::vector<std::string_view> RankLabels::names() const {
+  std::vector<std::string_view> names = {"model_name", "engine_type", "tp_rank", "pp_rank", "moe_ep_rank"};
+  if (ranks_ > 1 || own_dp_rank_) names.push_back("dp_rank");
+  return names;
+}
+
+obs::LabelValues RankLabels::of(size_t rank) const {
+  obs::LabelValues out = {model_name_, "unified", "0", "0", "0"};
+  if (ranks_ > 1) {
+    out.push_back(std::to_string(rank));
+  } else if (own_dp_rank_) {
+    out.push_back(*own_dp_rank_);
+  }
+  return out;
+}
+
 class RankMetrics::Impl {
  public:
-  Impl(obs::Metrics& metrics, Backend& backend, std::string model_name, size_t dp_size,
-       std::optional<std::string> own_dp_rank)
+  Impl(obs::Metrics& metrics, Backend& backend, RankLabels labels, int64_t page_size)
       : metrics_(metrics),
         backend_(backend),
-        model_name_(std::move(model_name)),
-        labelled_(dp_size > 1 || own_dp_rank),
-        own_dp_rank_(std::move(own_dp_rank)),
-        last_(dp_size) {
+        labels_(std::move(labels)),
+        page_size_(page_size),
+        last_(labels_.ranks()) {
     declare();
     refresh_ = metrics_.before_render([this] { refresh(); });
   }
 
  private:
   void declare() {
-    std::vector<std::string_view> labels = {"model_name", "engine_type", "tp_rank", "pp_rank", "moe_ep_rank"};
-    if (labelled_) labels.push_back("dp_rank");
     std::vector<obs::Family> families;
-    for (const auto& row : kGauges) {
-      families.push_back({.name = row.name, .help = row.help, .kind = Kind::kGauge, .labels = labels});
-    }
+    const auto add = [&](std::string_view name, std::string_view help, Kind kind,
+                         std::initializer_list<std::string_view> more = {}) {
+      if (!families.empty() && families.back().name == name) return;
+      families.push_back({.name = name, .help = help, .kind = kind, .labels = labels_.names()});
+      for (const auto label : more) families.back().labels.push_back(label);
+    };
+    for (const auto& row : kGauges) add(row.name, row.help, Kind::kGauge);
+    for (const auto& row : kFacts) add(row.name, row.help, Kind::kGauge);
+    for (const auto& row : kKeys) add(row.name, row.help, Kind::kGauge, {"gt", "le"});
     for (const auto& row : kCounters) {
-      if (!families.empty() && families.back().name == row.name) continue;
-      auto with_mode = labels;
-      if (!row.mode.empty()) with_mode.push_back("mode");
-      families.push_back({.name = row.name, .help = row.help, .labels = std::move(with_mode)});
+      if (row.label.empty()) {
+        add(row.name, row.help, Kind::kCounter);
+      } else {
+        add(row.name, row.help, Kind::kCounter, {row.label});
+      }
     }
-    families.push_back(
-        {.name = "sluice:rank_ready", .help = "1: the rank serves.", .kind = Kind::kGauge, .labels = labels});
-    families.push_back(
-        {.name = "sluice:rank_restarts_total", .help = "Starts of the rank after the first.", .labels = labels});
+    for (const auto& row : kHistograms) {
+      add(row.name, row.help, Kind::kHistogram);
+      families.back().buckets.assign(row.bounds.begin(), row.bounds.end());
+    }
+    add(kCacheConfig, "The KV pool's pages; always 1.", Kind::kGauge, {"page_size", "num_pages"});
+    add("sglang:page_size", "Tokens of a page of the KV pool.", Kind::kGauge);
+    add("sglang:num_pages", "Pages of the KV pool.", Kind::kGauge);
+    add("sluice:rank_ready", "1: the rank serves.", Kind::kGauge);
+    add("sluice:rank_restarts_total", "Starts of the rank after the first.", Kind::kCounter);
     metrics_.declare(families);
-  }
-
-  obs::LabelValues labels(size_t rank) const {
-    obs::LabelValues out = {model_name_, "unified", "0", "0", "0"};
-    if (labelled_) out.push_back(own_dp_rank_ && last_.size() == 1 ? *own_dp_rank_ : std::to_string(rank));
-    return out;
   }
 
   // Only one thread renders at a time.
   void refresh() {
+    metrics_.clear(kCacheConfig);
     const auto ranks = backend_.ranks();
     for (size_t i = 0; i < std::min(ranks.size(), last_.size()); ++i) {
-      const auto with = labels(i);
+      const auto with = labels_.of(i);
       // A rank that is down runs nothing, whatever it said last.
       const LoadSnapshot now = ranks[i].ready ? ranks[i].load : LoadSnapshot{};
       for (const auto& row : kGauges) metrics_.gauge(row.name, with).set(row.value(now));
+      for (const auto& row : kKeys) show_keys(row.name, with, row.counts(now));
       metrics_.gauge("sluice:rank_ready", with).set(ranks[i].ready ? 1 : 0);
-      count(i, with, ranks[i]);
+      show_facts(with, ranks[i].info);
+      count_up(i, with, ranks[i]);
     }
+  }
+
+  static obs::LabelValues plus(obs::LabelValues labels, std::initializer_list<std::string> more) {
+    labels.insert(labels.end(), more);
+    return labels;
+  }
+
+  void show_keys(std::string_view name, const obs::LabelValues& with, const int64_t* counts) {
+    constexpr size_t kBounds = std::size(kRequestsPerKey);
+    for (size_t b = 0; b <= kBounds; ++b) {
+      const std::string above = b == 0 ? "0" : std::to_string(kRequestsPerKey[b - 1]);
+      const std::string up_to = b == kBounds ? "+Inf" : std::to_string(kRequestsPerKey[b]);
+      metrics_.gauge(name, plus(with, {above, up_to})).set(number(counts[b]));
+    }
+  }
+
+  void show_facts(const obs::LabelValues& with, const RankReady& info) {
+    for (const auto& row : kFacts) metrics_.gauge(row.name, with).set(row.value(info));
+    const int64_t pages = info.max_total_num_tokens / page_size_;
+    metrics_.gauge("sglang:page_size", with).set(number(page_size_));
+    metrics_.gauge("sglang:num_pages", with).set(number(pages));
+    metrics_.gauge(kCacheConfig, plus(with, {std::to_string(page_size_), std::to_string(pages)})).set(1);
   }
 
   // A rank that restarts counts from zero again; what it says then comes on top.
-  void count(size_t i, const obs::LabelValues& with, const RankState& rank) {
+  void count_up(size_t i, const obs::LabelValues& with, const RankState& rank) {
     Last& last = last_[i];
-    const auto grow = [](obs::Counter counter, uint64_t now, uint64_t& before) {
-      counter.add(static_cast<double>(now >= before ? now - before : now));
+    const auto grown = [](auto now, auto& before) {
+      const auto by = now >= before ? now - before : now;
       before = now;
+      return by;
     };
     for (size_t c = 0; c < std::size(kCounters); ++c) {
-      auto labels = with;
-      if (!kCounters[c].mode.empty()) labels.emplace_back(kCounters[c].mode);
-      grow(metrics_.counter(kCounters[c].name, labels), kCounters[c].value(rank.load), last.counters[c]);
+      const auto& row = kCounters[c];
+      auto labels = row.label.empty() ? with : plus(with, {std::string(row.label_value)});
+      metrics_.counter(row.name, std::move(labels)).add(grown(row.value(rank.load), last.counters[c]));
     }
-    grow(metrics_.counter("sluice:rank_restarts_total", with), static_cast<uint64_t>(rank.restarts), last.restarts);
+    for (size_t h = 0; h < std::size(kHistograms); ++h) {
+      const auto& row = kHistograms[h];
+      auto histogram = metrics_.histogram(row.name, with);
+      const Buckets now = row.value(rank.load);
+      for (size_t b = 0; b <= row.bounds.size(); ++b) {
+        const uint64_t times = grown(now.counts[b], last.buckets[h][b].first);
+        const double sum = grown(now.sums[b], last.buckets[h][b].second);
+        if (times > 0) histogram.observe(sum / static_cast<double>(times), times);
+      }
+    }
+    metrics_.counter("sluice:rank_restarts_total", with)
+        .add(static_cast<double>(grown(static_cast<uint64_t>(rank.restarts), last.restarts)));
   }
 
+  static constexpr size_t kMostBuckets = std::max(std::size(kEvictionSeconds), std::size(kGrammarSeconds)) + 1;
   struct Last {
-    uint64_t counters[std::size(kCounters)] = {};
+    double counters[std::size(kCounters)] = {};
+    std::pair<uint64_t, double> buckets[std::size(kHistograms)][kMostBuckets] = {};
     uint64_t restarts = 0;
   };
 
   obs::Metrics& metrics_;
   Backend& backend_;
-  const std::string model_name_;
-  const bool labelled_;
-  const std::optional<std::string> own_dp_rank_;
-  std::vector<Last> last_;  // [dp_size]
+  const RankLabels labels_;
+  const int64_t page_size_;
+  std::vector<Last> last_;  // [ranks]
   std::shared_ptr<void> refresh_;
 };
 
-RankMetrics::RankMetrics(obs::Metrics& metrics, Backend& backend, std::string model_name, size_t dp_size,
-                         std::optional<std::string> own_dp_rank)
-    : impl_(std::make_unique<Impl>(metrics, backend, std::move(model_name), dp_size, std::move(own_dp_rank))) {}
+RankMetrics::RankMetrics(obs::Metrics& metrics, Backend& backend, RankLabels labels, int64_t page_size)
+    : impl_(std::make_unique<Impl>(metrics, backend, std::move(labels), page_size)) {}
 RankMetrics::~RankMetrics() = default;
 
 }  // namespace sluice::engine

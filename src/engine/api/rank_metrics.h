@@ -4,6 +4,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "engine/backend.h"
 #include "obs/metrics.h"
@@ -14,12 +16,26 @@ namespace sluice::engine {
 double rank_utilization(const LoadSnapshot& load);
 double token_usage(const LoadSnapshot& load);
 
+// The runtime's labels of what a rank measures.
+class RankLabels {
+ public:
+  // `own_dp_rank`: what a server with one rank calls that rank; such a server has no label dp_rank without it.
+  RankLabels(std::string model_name, size_t ranks, std::optional<std::string> own_dp_rank);
+
+  size_t ranks() const { return ranks_; }
+  std::vector<std::string_view> names() const;
+  obs::LabelValues of(size_t rank) const;
+
+ private:
+  const std::string model_name_;
+  const size_t ranks_;
+  const std::optional<std::string> own_dp_rank_;
+};
+
 // Declares the families and sets them before each rendering. `backend` and `metrics` outlive it.
 class RankMetrics {
  public:
-  // `own_dp_rank`: what a server with one rank calls that rank; such a server has no label dp_rank without it.
-  RankMetrics(obs::Metrics& metrics, Backend& backend, std::string model_name, size_t dp_size,
-              std::optional<std::string> own_dp_rank);
+  RankMetrics(obs::Metrics& metrics, Backend& backend, RankLabels labels, int64_t page_size);
   ~RankMetrics();
 
  private:

@@ -13,10 +13,69 @@ const std::vector<double> kInterToken = {0.002, 0.004, 0.006, 0.008, 0.010, 0.01
 const std::vector<double> kWhole = {0.1, 0.2, 0.4, 0.6, 0.8, 1,   2,   4,   6,    8,    10,
                                     20,  40,  60,  80,  100, 200, 400, 600, 1200, 1800, 2400};
 
+const std::vector<double> kLengths = {100,   300,   500,   700,   1000,  1500,  2000,  3000,  4000,
+                                      5000,  6000,  7000,  8000,  9000,  10000, 12500, 15000, 17500,
+                                      20000, 22500, 25000, 27500, 30000, 35000, 40000, 60000, 80000,
+                                      1e5,   2e5,   3e5,   4e5,   6e5,   8e5,   1e6,   1.1e6};
+const std::vector<double> kRetractions = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 20, 25, 30, 40, 50, 75, 100};
+const std::vector<double> kQueue = {0,   .001, .005, .01, .05, .1,   .2,   .5,   1,    2,    3,    4,   5,   10,
+                                    15,  20,   30,   40,  50,  60,   70,   80,   90,   100,  200,  300, 400, 500,
+                                    600, 700,  800,  900, 1e3, 1200, 1400, 1600, 1800, 2000, 2500, 3000};
+
+// 30 bounds from a millisecond on.
+std::vector<double> stage_bounds() {
+  std::vector<double> out;
+  for (double bound = 0.001; out.size() < 30; bound *= 1.62) out.push_back(bound);
+  return out;
+}
+
+constexpr std::string_view kStages = "sglang:per_stage_req_latency_seconds";
+
 }  // namespace
 
-std::vector<obs::Family> request_families() {
+std::vector<obs::Family> request_families(const RankLabels& labels) {
+  auto with_stage = labels.names();
+  with_stage.emplace_back("stage");
   return {
+      {.name = "sglang:queue_time_seconds",
+       .help = "From the arrival of a request at its rank to its first step.",
+       .kind = Kind::kHistogram,
+       .labels = labels.names(),
+       .buckets = kQueue},
+      {.name = kStages,
+       .help = "Of the stages of a request: prefill_waiting until its first step, prefill_forward until its prompt is "
+               "computed.",
+       .kind = Kind::kHistogram,
+       .labels = std::move(with_stage),
+       .buckets = stage_bounds()},
+      {.name = "sglang:get_loads_duration_seconds",
+       .help = "Of answering /v1/loads.",
+       .kind = Kind::kHistogram,
+       .labels = {"model_name"},
+       .buckets = {.0001, .0005, .001, .005, .01, .05, .1, .5, 1}},
+      {.name = "sglang:prompt_tokens_histogram",
+       .help = "Prompt tokens of a request.",
+       .kind = Kind::kHistogram,
+       .labels = {"model_name"},
+       .buckets = kLengths},
+      {.name = "sglang:uncached_prompt_tokens_histogram",
+       .help = "Prompt tokens of a request that no prefix cache had.",
+       .kind = Kind::kHistogram,
+       .labels = {"model_name"},
+       .buckets = kLengths},
+      {.name = "sglang:generation_tokens_histogram",
+       .help = "Tokens that a request generated.",
+       .kind = Kind::kHistogram,
+       .labels = {"model_name"},
+       .buckets = kLengths},
+      {.name = "sglang:num_retractions",
+       .help = "How often a request gave up its KV slots.",
+       .kind = Kind::kHistogram,
+       .labels = {"model_name"},
+       .buckets = kRetractions},
+      {.name = "sglang:num_so_requests_total",
+       .help = "Requests that have ended whose output was held to a grammar.",
+       .labels = {"model_name"}},
       {.name = "sglang:time_to_first_token_seconds",
        .help = "From the arrival of a request to its first token.",
        .kind = Kind::kHistogram,
@@ -44,16 +103,46 @@ std::vector<obs::Family> request_families() {
   };
 }
 
-RequestMetrics::RequestMetrics(obs::Metrics& metrics, const std::string& model_name, const Clock& c)
+RequestMetrics::RequestMetrics(obs::Metrics& metrics, const std::string& model_name, const RankLabels& labels,
+                               const Clock& c)
     : clock(c),
       time_to_first_token(metrics.histogram("sglang:time_to_first_token_seconds", {model_name})),
       inter_token_latency(metrics.histogram("sglang:inter_token_latency_seconds", {model_name})),
       e2e_latency(metrics.histogram("sglang:e2e_request_latency_seconds", {model_name})),
+      prompt_lengths(metrics.histogram("sglang:prompt_tokens_histogram", {model_name})),
+      uncached_lengths(metrics.histogram("sglang:uncached_prompt_tokens_histogram", {model_name})),
+      generation_lengths(metrics.histogram("sglang:generation_tokens_histogram", {model_name})),
+      retractions(metrics.histogram("sglang:num_retractions", {model_name})),
+      get_loads(metrics.histogram("sglang:get_loads_duration_seconds", {model_name})),
       prompt_tokens(metrics.counter("sglang:prompt_tokens_total", {model_name})),
       generation_tokens(metrics.counter("sglang:generation_tokens_total", {model_name})),
       cached_tokens(metrics.counter("sglang:cached_tokens_total", {model_name, "device"})),
       requests(metrics.counter("sglang:num_requests_total", {model_name})),
-      aborted(metrics.counter("sglang:num_aborted_requests_total", {model_name})) {}
+      structured(metrics.counter("sglang:num_so_requests_total", {model_name})),
+      aborted(metrics.counter("sglang:num_aborted_requests_total", {model_name})) {
+  for (size_t i = 0; i < labels.ranks(); ++i) {
+    const auto stage = [&](std::string name) {
+      auto with = labels.of(i);
+      with.push_back(std::move(name));
+      return metrics.histogram(kStages, std::move(with));
+    };
+    ranks.push_back({.queue_time = metrics.histogram("sglang:queue_time_seconds", labels.of(i)),
+                     .waiting = stage("prefill_waiting"),
+                     .prefill = stage("prefill_forward")});
+  }
+}
+
+// Once, when the first token or the end is there.
+void SampleMeter::saw_prompt(const RequestOutput& output) {
+  RequestMetrics& metrics = *metrics_;
+  metrics.prompt_tokens.add(static_cast<double>(output.prompt_tokens));
+  metrics.cached_tokens.add(static_cast<double>(output.cached_tokens));
+  if (output.times.begun_unix_nanos == 0 || static_cast<size_t>(output.dp_rank) >= metrics.ranks.size()) return;
+  auto& rank = metrics.ranks[static_cast<size_t>(output.dp_rank)];
+  rank.queue_time.observe(output.times.queue);
+  rank.waiting.observe(output.times.queue);
+  rank.prefill.observe(output.times.prefill);
+}
 
 void SampleMeter::saw(const RequestOutput& output) {
   if (metrics_ == nullptr) return;
@@ -76,8 +165,7 @@ void SampleMeter::saw(const RequestOutput& output) {
   const bool aborted = output.finish.kind == FinishKind::kAbort;
   if (!counted_prompt_ && (fresh > 0 || (ended && !aborted))) {
     counted_prompt_ = true;
-    metrics.prompt_tokens.add(static_cast<double>(output.prompt_tokens));
-    metrics.cached_tokens.add(static_cast<double>(output.cached_tokens));
+    saw_prompt(output);
   }
   if (!ended) return;
   metrics.requests.add();
@@ -85,6 +173,11 @@ void SampleMeter::saw(const RequestOutput& output) {
     metrics.aborted.add();
   } else {
     metrics.e2e_latency.observe(seconds(now - begun_));
+    metrics.prompt_lengths.observe(static_cast<double>(output.prompt_tokens));
+    metrics.uncached_lengths.observe(static_cast<double>(output.prompt_tokens - output.cached_tokens));
+    metrics.generation_lengths.observe(static_cast<double>(output.completion_tokens));
+    metrics.retractions.observe(static_cast<double>(output.retractions));
+    if (structured_) metrics.structured.add();
   }
 }
 

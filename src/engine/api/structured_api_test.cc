@@ -53,6 +53,8 @@ TEST_F(StructuredApiTest, GrammarsReachTheRank) {
   EXPECT_EQ(sent().grammar_kind, GrammarKind::kEbnf);
   EXPECT_EQ(post("/v1/chat/completions", chat(R"(,"response_format":{"type":"json_object"})")).status, 200);
   EXPECT_EQ(sent().grammar_kind, GrammarKind::kJsonSchema);
+  EXPECT_EQ(post("/generate", {{"text", "a"}}).status, 200);
+  EXPECT_THAT(call("GET", "/metrics").body, HasSubstr("sglang:num_so_requests_total{model_name=\"tiny\"} 3\n"));
 }
 
 TEST_F(StructuredApiTest, WithoutABackendTheFieldIsNamed) {

@@ -47,8 +47,10 @@ GrammarDesk::~GrammarDesk() {
 
 void GrammarDesk::add(GenerateRequest request) {
   const std::lock_guard lock(mu_);
+  ++counts_.requests;
   Key key{request.sampling.grammar_kind, request.sampling.grammar};
   if (const auto kept = kept_.find(key); kept != kept_.end()) {
+    ++counts_.cache_hits;
     used_.splice(used_.begin(), used_, kept->second.place);
     return give(std::move(request), kept->second.grammar);
   }
@@ -67,6 +69,7 @@ void GrammarDesk::add(GenerateRequest request) {
 // Under the lock.
 void GrammarDesk::give(GenerateRequest request, Compiled grammar) {
   if (!grammar.ok()) {
+    ++counts_.aborted;
     grammar =
         Error{grammar.error().code, fmt::format("{}: {}", request.sampling.grammar_field, grammar.error().message)};
   }
@@ -100,12 +103,18 @@ std::vector<GenerateRequest> GrammarDesk::remove(const AbortRequest& which) {
     }
   }
   ready_ = std::move(rest);
+  counts_.aborted += out.size();
   return out;
 }
 
 size_t GrammarDesk::waiting() {
   const std::lock_guard lock(mu_);
   return held_count_ + ready_.size();
+}
+
+GrammarCounts GrammarDesk::counts() {
+  const std::lock_guard lock(mu_);
+  return counts_;
 }
 
 void GrammarDesk::run() {
@@ -122,15 +131,19 @@ void GrammarDesk::run() {
       continue;
     }
     lock.unlock();
+    const TimePoint begun = real_clock().now();
     Compiled grammar = compile_(key.first, key.second);
+    const double took = seconds(real_clock().now() - begun);
     lock.lock();
+    counts_.compile_seconds.observe(kGrammarSeconds, took);
+    counts_.timeouts += !grammar.ok() && grammar.error().code == ErrorCode::kTimeout;
     const auto held = held_.extract(key);
     for (auto& request : held.mapped()) {
       --held_count_;
       give(std::move(request), grammar);
     }
     // That there was no process to compile it says nothing about the grammar.
-    if (grammar.ok() || grammar.error().code == ErrorCode::kInvalidArgument) keep(key, std::move(grammar));
+    if (grammar.ok() || grammar.error().code != ErrorCode::kUnavailable) keep(key, std::move(grammar));
   }
 }
 

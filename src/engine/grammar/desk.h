@@ -52,6 +52,8 @@ class GrammarDesk {
   std::vector<GenerateRequest> remove(const AbortRequest& which);
   // Requests that are not taken yet.
   size_t waiting();
+  // Since the beginning.
+  GrammarCounts counts();
 
  private:
   using Key = std::pair<GrammarKind, std::string>;
@@ -79,6 +81,7 @@ class GrammarDesk {
   std::map<Key, Kept> kept_;
   std::list<const Key*> used_;  // latest first
   size_t kept_bytes_ = 0;
+  GrammarCounts counts_;
 
   std::thread thread_;
 };

@@ -4,6 +4,7 @@
 #include <poll.h>
 
 #include <future>
+#include <numeric>
 
 namespace sluice::engine {
 namespace {
@@ -48,6 +49,7 @@ class GrammarDeskTest : public testing::Test {
       go_ = {};
       done_.set_value();
       if (text.starts_with("bad")) return Error{ErrorCode::kInvalidArgument, "is wrong"};
+      if (text.starts_with("late")) return Error{ErrorCode::kTimeout, "takes too long"};
       if (text.starts_with("lost")) return Error{ErrorCode::kUnavailable, "no compiler"};
       return std::shared_ptr<const Grammar>(std::make_shared<FakeGrammar>(bytes));
     };
@@ -81,6 +83,28 @@ TEST_F(GrammarDeskTest, RequestsOfOneGrammarShareItsCompilationAndLaterOnesWaitF
   EXPECT_EQ(desk.take().size(), 1u);
   EXPECT_EQ(compiled_, 1);
   EXPECT_EQ(desk.waiting(), 0u);
+  const GrammarCounts counts = desk.counts();
+  EXPECT_EQ(counts.requests, 3u);
+  EXPECT_EQ(counts.cache_hits, 1u);
+  EXPECT_EQ(counts.aborted, 0u);
+  EXPECT_EQ(std::accumulate(std::begin(counts.compile_seconds.counts), std::end(counts.compile_seconds.counts), 0u),
+            1u);
+}
+
+TEST_F(GrammarDeskTest, CountsWhatEndedWithoutItsGrammarAndWhatTookTooLong) {
+  GrammarDesk desk(compile());
+  desk.add(request("a", "late"));
+  desk.add(request("b", "late"));
+  EXPECT_EQ(desk.remove({.rid = "b"}).size(), 1u);
+  let_one_go();
+  EXPECT_EQ(next(desk)[0].grammar.error().code, ErrorCode::kTimeout);
+  desk.add(request("c", "late"));
+  EXPECT_EQ(desk.take()[0].grammar.error().code, ErrorCode::kTimeout) << "it would take too long again";
+  EXPECT_EQ(compiled_, 1);
+  const GrammarCounts counts = desk.counts();
+  EXPECT_EQ(counts.requests, 3u);
+  EXPECT_EQ(counts.aborted, 3u);
+  EXPECT_EQ(counts.timeouts, 1u);
 }
 
 TEST_F(GrammarDeskTest, ABadGrammarIsCompiledOnceAndItsErrorNamesTheField) {

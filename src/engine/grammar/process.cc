@@ -173,7 +173,7 @@ Result<std::string> GrammarProcess::compile(GrammarKind kind, const std::string&
   const auto status = late ? std::nullopt : process_->wait(std::chrono::seconds(1));
   stop();
   if (late) {
-    return Error{ErrorCode::kInvalidArgument,
+    return Error{ErrorCode::kTimeout,
                  fmt::format("compiling it takes longer than the {:.0f} s that it may take", seconds(at_most))};
   }
   return Error{ErrorCode::kInvalidArgument, fmt::format("compiling it is too much for the compiler ({})",

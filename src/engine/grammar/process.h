@@ -38,8 +38,8 @@ class GrammarProcess {
   explicit GrammarProcess(GrammarProcessSpec spec);
   ~GrammarProcess();
 
-  // kInvalidArgument: the grammar is wrong, takes longer than `at_most`, or ends the process. kUnavailable: there is no
-  // process to compile it.
+  // kInvalidArgument: the grammar is wrong or ends the process. kTimeout: it takes longer than `at_most`. kUnavailable:
+  // there is no process to compile it.
   Result<std::string> compile(GrammarKind kind, const std::string& text, Duration at_most);
 
  private:

@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "base/check.h"
+#include "base/pulse.h"
 #include "models/layers/attention.h"
 #include "models/layers/ffn.h"
 #include "models/layers/layer_communicator.h"
@@ -86,6 +87,7 @@ Result<Logits> Decoder::forward(const kernels::Context& context, const ForwardBa
             .number = ++steps_};
   for (size_t i = 0; i < blocks_.size(); ++i) {
     step.layer = static_cast<int>(i / 2);
+    Pulse::own().set({.phase = Pulse::Phase::kStep, .step = step.number, .layer = step.layer});
     SLUICE_TRY_VOID(communicator_->run(context, step, *blocks_[i], hidden));
   }
   step.layer = -1;
