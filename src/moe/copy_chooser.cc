@@ -51,14 +51,15 @@ void CopyChooser::choose(const kernels::Context& context, int64_t layer, uint64_
                          int32_t* out, int64_t n, int64_t top_k) const {
   const bool own_tokens = layout_.a2a != parallel::MoeAllToAll::kNone;
   const auto rank = static_cast<uint64_t>(own_tokens ? layout_.tp_rank : 0);
-  backend_.choose_copies(context, {.ids = ids,
-                                   .copies = table_ + layer * map_.logical * width_,
-                                   .out = out,
-                                   .n = n,
-                                   .top_k = top_k,
-                                   .width = width_,
-                                   .random = map_.choice == CopyChoice::kDynamic,
-                                   .seed = splitmix64((step << 32) ^ (rank << 16) ^ static_cast<uint64_t>(layer))});
+  backend_.choose_copies(context,
+                         {.ids = ids,
+                          .copies = table_ + layer * map_.logical * width_,
+                          .out = out,
+                          .n = n,
+                          .top_k = top_k,
+                          .width = width_,
+                          .random = map_.choice == CopyChoice::kDynamic,
+                          .seed = kernels::splitmix64((step << 32) ^ (rank << 16) ^ static_cast<uint64_t>(layer))});
 }
 
 }  // namespace sluice::moe

@@ -17,8 +17,8 @@ from pathlib import Path
 BINARY, FIXTURES = sys.argv[1], Path(sys.argv[2])
 WAIT = 60
 
-# Their --port is where somebody else listens.
-CLIENTS = {"bench"}
+# Their --port is where somebody else listens, or would.
+CLIENTS = {"bench", "check-cluster", "explain"}
 
 # What a command needs besides its port.
 NEEDS = {
