@@ -13,7 +13,8 @@ namespace {
 
 using ::testing::Test;
 
-[[gnu::noinline]] void wait_in_a_function_with_a_name() {
+[[gnu::noinline]] void wait_in_a_function_with_a_name(int ready) {
+  (void)!::write(ready, "x", 1);
   for (;;) {
     ::pause();
     asm volatile("");  // no tail call
@@ -31,8 +32,7 @@ class StackDumpTest : public Test {
     child_ = ::fork();
     if (child_ == 0) {
       leave_stacks_in(*board_);
-      (void)!::write(ready[1], "x", 1);
-      wait_in_a_function_with_a_name();
+      wait_in_a_function_with_a_name(ready[1]);
     }
     char byte;
     EXPECT_EQ(::read(ready[0], &byte, 1), 1);

@@ -292,22 +292,14 @@ void fields(V& v, M& m) {
   v.text(m.message);
 }
 
+// Word by word: both ends are of one version, or the hosts would not have met.
 template <class V, Is<LoadReport> M>
 void fields(V& v, M& m) {
-  auto& load = m.load;
-  for (auto* const value :
-       {&load.num_running_reqs, &load.num_waiting_reqs, &load.num_grammar_reqs, &load.num_paused_reqs,
-        &load.num_used_tokens, &load.num_cached_tokens, &load.num_waiting_tokens, &load.max_total_num_tokens,
-        &load.max_running_requests, &load.unix_nanos}) {
-    v.scalar(*value);
-  }
-  for (auto* const value : {&load.gen_throughput, &load.cache_hit_rate}) v.scalar(*value);
-  for (auto* const value :
-       {&load.prompt_tokens_total, &load.cached_tokens_total, &load.generation_tokens_total, &load.requests_total,
-        &load.aborted_total, &load.retracted_total, &load.evicted_tokens_total, &load.steps_total,
-        &load.group_steps_total, &load.wire_bytes_total, &load.last_dispatch_seq}) {
-    v.scalar(*value);
-  }
+  static_assert(std::is_trivially_copyable_v<LoadSnapshot> && sizeof(LoadSnapshot) % 8 == 0);
+  std::array<uint64_t, sizeof(LoadSnapshot) / 8> words;
+  std::memcpy(words.data(), &m.load, sizeof(words));
+  for (uint64_t& word : words) v.scalar(word);
+  if constexpr (!std::is_const_v<M>) std::memcpy(static_cast<void*>(&m.load), words.data(), sizeof(words));
 }
 
 Writer start_frame(std::string& out, size_t kind) {

@@ -18,8 +18,8 @@
 #include "engine/dispatcher.h"
 #include "engine/front_link.h"
 #include "engine/nodes/link.h"
-#include "parallel/rendezvous.h"
 #include "engine/rank_watch.h"
+#include "parallel/rendezvous.h"
 #include "parallel/shm_segment.h"
 
 namespace sluice::engine {

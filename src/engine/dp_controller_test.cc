@@ -496,10 +496,17 @@ TEST_F(DpControllerTest, OneThatNothingIsAskedOfIsNotLookedAt) {
 
 TEST_F(DpControllerTest, ARankThatIsStoppedWhileItLoadsFailsTheStart) {
   auto launched = launch(1);
-  ASSERT_TRUE(next_start());
-  let_time_pass_until([&] { return last_pid_ != 0; });
+  const auto spec = next_start();
+  ASSERT_TRUE(spec);
+  RankLink& link = connect(*spec);
+  const TimePoint end = real_clock().now() + kWait;
+  while (last_pid_ == 0) ASSERT_LT(real_clock().now(), end);
   ::kill(last_pid_, SIGSTOP);
-  let_time_pass_until([&] { return launched.wait_for(0s) == std::future_status::ready; });
+  while (launched.wait_for(1ms) != std::future_status::ready) {
+    ASSERT_LT(real_clock().now(), end) << "it did not happen";
+    clock_.advance(100ms);
+    link.send(RankProgress{0.1, "reading"});  // makes the controller look at the clock
+  }
   const auto controller = launched.get();
   ASSERT_FALSE(controller.ok());
   const std::string& message = controller.error().message;
