@@ -5,9 +5,11 @@ elsewhere, and that it can be read in light and dark and used with 500 workers.
 usage: console_test.py <sluice binary> [--screenshots FOLDER]"""
 import base64
 import json
+import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,11 +40,11 @@ class Browser:
     """One page of Chromium, by its remote debugging protocol."""
 
     def __init__(self):
-        self.profile = tempfile.TemporaryDirectory()
+        self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.process = subprocess.Popen(
             [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-port=0",
              "--remote-allow-origins=*", f"--user-data-dir={self.profile.name}", "--window-size=1360,760", "about:blank"],
-            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True)
         port = None
         for line in self.process.stderr:
             if found := re.search(r"DevTools listening on ws://[^:]+:(\d+)/", line):
@@ -102,7 +104,7 @@ class Browser:
 
     def stop(self):
         self.socket.close()
-        self.process.terminate()
+        os.killpg(self.process.pid, signal.SIGKILL)  # what it started outlives it else
         self.process.wait(WAIT)
         self.profile.cleanup()
 
