@@ -49,12 +49,12 @@ def measure(url, options):
 
     def prompts():
         for number in range(10_000):
-            if over.wait(options.every):
-                return
             began = time.monotonic()
             ids = [(number * 7919 + i * 31) % 5000 + 100 for i in range(options.prompt)]
             assert call(url + "/generate", body(ids, 1, 1), timeout=900)[0] == 200
             waits.append(1000 * (time.monotonic() - began))
+            if over.wait(options.every):
+                return
 
     began = time.monotonic()
     streams = [threading.Thread(target=lambda i=i: gaps.extend(stream_gaps(url, i, options.tokens))) for i in range(options.streams)]
