@@ -525,7 +525,7 @@ class DataParallelController::Impl {
     const std::vector<size_t> in_flight = dispatcher_.in_flight();
     for (size_t i = 0; i < ranks_.size(); ++i) {
       Rank& rank = ranks_[i];
-      if (!rank.process || rank.kill_at) continue;
+      if (!rank.process || !rank.failure.empty()) continue;  // it is ending already
       const bool asked = std::ranges::any_of(controls_, [&](const Control& c) { return c.waiting_for.contains(i); });
       if (rank.ready && in_flight[i] == 0 && !asked) {
         rank.watch.rest();

@@ -451,7 +451,7 @@ TEST_F(DpControllerTest, ARankThatIsStoppedIsEndedAndWhatItHadNotBegunGoesOn) {
   let_time_pass_until([&] { return sink_.ended() == 2; });
   const auto started = sink_.end_of("started").finish;
   EXPECT_EQ(started.status_code, 500);
-  EXPECT_TRUE(started.message.starts_with("data-parallel rank 0 ended: no progress for 4.")) << started.message;
+  EXPECT_TRUE(started.message.starts_with("data-parallel rank 0 ended: no progress for ")) << started.message;
   EXPECT_TRUE(started.message.ends_with(" s in step 40, layer 3; its process is stopped")) << started.message;
   EXPECT_EQ(next<GenerateRequest>(1).rid, "elsewhere");
   EXPECT_EQ(next<GenerateRequest>(1).rid, "fresh");
@@ -510,7 +510,7 @@ TEST_F(DpControllerTest, ARankThatIsStoppedWhileItLoadsFailsTheStart) {
   const auto controller = launched.get();
   ASSERT_FALSE(controller.ok());
   const std::string& message = controller.error().message;
-  EXPECT_TRUE(message.starts_with("rank 0 failed to start: no progress for 4.")) << message;
+  EXPECT_TRUE(message.starts_with("rank 0 failed to start: no progress for ")) << message;
   EXPECT_TRUE(message.ends_with(" s while it loads; its process is stopped")) << message;
 }
 
