@@ -128,6 +128,16 @@ class RankLoopTest : public ::testing::Test {
     return {};
   };
   // Sends it, and returns what the rank says.
+  // The rank's row once it says so, which is a moment after its answers; after 20 s as it is.
+  template <class Condition>
+  LoadSnapshot board_once(Condition condition) {
+    const TimePoint end = real_clock().now() + std::chrono::seconds(20);
+    for (;;) {
+      const auto load = board_.read(1);
+      if (load && (condition(*load) || real_clock().now() > end)) return *load;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
   ControlReply control(ControlKind kind, std::string text = "") {
     send(ControlRequest{.id = 5, .kind = kind, .text = std::move(text)});
     return next<ControlReply>();
@@ -176,8 +186,9 @@ TEST_F(RankLoopTest, AnswersARequestAndPublishesItsLoad) {
   EXPECT_EQ(reply.id, 9u);
   EXPECT_TRUE(reply.ok);
   // The step's row was written before the rank came to the control message.
-  EXPECT_EQ(board_.read(1)->last_dispatch_seq, 55u);
-  EXPECT_EQ(board_.read(1)->generation_tokens_total, 4u);
+  const LoadSnapshot load = board_once([](const LoadSnapshot& row) { return row.generation_tokens_total == 4; });
+  EXPECT_EQ(load.last_dispatch_seq, 55u);
+  EXPECT_EQ(load.generation_tokens_total, 4u);
   EXPECT_FALSE(board_.read(0));
 }
 
@@ -260,7 +271,7 @@ TEST_F(RankLoopTest, APauseHoldsWhatComesUntilItIsOver) {
   EXPECT_EQ(board_.read(1)->num_running_reqs, 0);
   send(GenerateRequest{.rid = "HEALTH_CHECK_1", .input_ids = {0}});
   EXPECT_EQ(outcome("HEALTH_CHECK_1").finish.kind, FinishKind::kLength);
-  EXPECT_EQ(board_.read(1)->num_paused_reqs, 1);
+  EXPECT_EQ(board_once([](const LoadSnapshot& load) { return load.num_paused_reqs == 1; }).num_paused_reqs, 1);
   send(ControlRequest{.id = 6, .kind = ControlKind::kContinue});
   EXPECT_EQ(next<ControlReply>().id, 6u);
   EXPECT_EQ(outcome("a").new_ids, (std::vector<int32_t>{4, 5}));
