@@ -77,7 +77,14 @@ Result<std::vector<std::string>> adjust_experts(EngineOptions& options) {
                  "--eplb-algorithm balances a logical_count, which --init-expert-location does not give"};
   }
   SLUICE_TRY(options.init_expert_location, read_location(options.init_expert_location));
-  if (!expert_placement_of(options).trivial() && !options.ep_dispatch_algorithm) {
+  const bool trivial = expert_placement_of(options).trivial();
+  if (trivial && options.ep_dispatch_algorithm) {
+    return Error{ErrorCode::kBadOption,
+                 fmt::format("--ep-dispatch-algorithm {} chooses among copies of experts, which only "
+                             "--ep-num-redundant-experts and --init-expert-location make",
+                             *options.ep_dispatch_algorithm)};
+  }
+  if (!trivial && !options.ep_dispatch_algorithm) {
     options.ep_dispatch_algorithm = "static";
     lines.push_back("--ep-dispatch-algorithm is static: experts have copies, or are not in their order");
   }

@@ -87,6 +87,9 @@ TEST(ExpertOptionsTest, CopiesAreChosenStaticallyByDefault) {
   EXPECT_EQ(expert_placement_of(copies).redundant, 4);
   EXPECT_EQ(expert_placement_of(copies).choice, moe::CopyChoice::kStatic);
 
+  EngineOptions nothing_to_choose = parse({"--ep-dispatch-algorithm=dynamic"});
+  EXPECT_THAT(adjust_experts(nothing_to_choose).error().message, HasSubstr("--ep-num-redundant-experts"));
+
   EngineOptions dynamic = parse({"--ep-num-redundant-experts=4", "--ep-dispatch-algorithm=dynamic"});
   EXPECT_TRUE(adjust_experts(dynamic)->empty());
   EXPECT_EQ(expert_placement_of(dynamic).choice, moe::CopyChoice::kDynamic);

@@ -14,6 +14,7 @@
 
 #include "base/check.h"
 #include "models/config.h"
+#include "models/dtypes.h"
 #include "models/family.h"
 #include "models/gguf_names.h"
 #include "models/layers/decoder.h"
@@ -67,21 +68,6 @@ Result<void> check_memory(const WeightStore& weights, size_t limit) {
   return Error{ErrorCode::kExhausted,
                fmt::format("this rank's weights take {:.0f} MiB, and its share of the host's memory is {:.0f} MiB",
                            static_cast<double>(weights.bytes()) / kMiB, static_cast<double>(limit) / kMiB)};
-}
-
-Result<kernels::DType> dtype_of(const std::string& name) {
-  if (name == "auto") return kernels::best_dtype();
-  if (name == "bfloat16" || name == "bf16") return kernels::DType::kBf16;
-  if (name == "float32" || name == "float" || name == "f32") return kernels::DType::kF32;
-  return Error{ErrorCode::kBadOption, fmt::format("--dtype {} is not supported; auto, bfloat16 and float32 are", name)};
-}
-
-Result<kernels::DType> kv_dtype_of(const std::string& name, kernels::DType dtype) {
-  if (name == "auto") return dtype;
-  if (name == "bfloat16" || name == "bf16") return kernels::DType::kBf16;
-  if (name == "fp8_e4m3") return kernels::DType::kF8E4M3;
-  return Error{ErrorCode::kBadOption,
-               fmt::format("--kv-cache-dtype {} is not supported; auto, bfloat16 and fp8_e4m3 are", name)};
 }
 
 std::string_view name_of(kernels::DType dtype) {
@@ -165,8 +151,7 @@ class DecoderRunner final : public Runner {
     }
     SLUICE_TRY(const FamilyRow* family, find_family(checkpoint.config.architectures[0]));
     const parallel::Layout layout = options.groups == nullptr ? parallel::Layout{} : options.groups->layout;
-    if (options.groups != nullptr) SLUICE_TRY_VOID(check_sharding(checkpoint.config, layout, options.expert_placement));
-    SLUICE_TRY(auto map, expert_map_of(checkpoint.config, layout, options.expert_placement));
+    SLUICE_TRY(auto map, check_sharding(checkpoint.config, layout, options.expert_placement));
 
     std::unique_ptr<DecoderRunner> runner(
         new DecoderRunner(options, std::move(backend), checkpoint.config, dtype, *checkpoint.source, std::move(map)));

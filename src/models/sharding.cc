@@ -14,8 +14,6 @@ Result<void> divides(std::string_view parts, int64_t size, std::string_view what
                            parts, size, count, what, fmt::join(parallel::nearest_divisors(count, size), ", "))};
 }
 
-}  // namespace
-
 Result<std::optional<moe::ExpertMap>> expert_map_of(const ModelConfig& config, const parallel::Layout& layout,
                                                     const moe::ExpertPlacement& placement) {
   std::optional<moe::ExpertMap> map;
@@ -35,8 +33,10 @@ Result<std::optional<moe::ExpertMap>> expert_map_of(const ModelConfig& config, c
   return map;
 }
 
-Result<void> check_sharding(const ModelConfig& config, const parallel::Layout& layout,
-                            const moe::ExpertPlacement& placement) {
+}  // namespace
+
+Result<std::optional<moe::ExpertMap>> check_sharding(const ModelConfig& config, const parallel::Layout& layout,
+                                                     const moe::ExpertPlacement& placement) {
   SLUICE_TRY_VOID(check_layout(layout));
   const int64_t heads = layout.attention_tp_size();
   const std::string attention = layout.dp_attention()
@@ -52,9 +52,9 @@ Result<void> check_sharding(const ModelConfig& config, const parallel::Layout& l
     SLUICE_TRY_VOID(divides(fmt::format("--tp-size {}", layout.tp_size), layout.dense_ffn().size,
                             "columns of dense FFNs (intermediate_size)", config.intermediate_size));
   }
-  SLUICE_TRY(const auto map, expert_map_of(config, layout, placement));
+  SLUICE_TRY(auto map, expert_map_of(config, layout, placement));
   if (!config.moe) {
-    if (layout.ep_size == 1 && layout.a2a == parallel::MoeAllToAll::kNone) return {};
+    if (layout.ep_size == 1 && layout.a2a == parallel::MoeAllToAll::kNone) return map;
     return Error{ErrorCode::kBadOption, "--ep-size and --moe-a2a-backend: the model has no experts"};
   }
   const MoeConfig& moe = *config.moe;
@@ -63,9 +63,11 @@ Result<void> check_sharding(const ModelConfig& config, const parallel::Layout& l
   }
   SLUICE_TRY_VOID(divides(fmt::format("--tp-size {} with --ep-size {}", layout.tp_size, layout.ep_size),
                           layout.expert_tp_size(), "columns of an expert", moe.expert_width));
-  if (moe.shared_width == 0) return {};
-  return divides(fmt::format("--tp-size {}", layout.tp_size), layout.shared_experts().size,
-                 "columns of the shared experts", moe.shared_width);
+  if (moe.shared_width > 0) {
+    SLUICE_TRY_VOID(divides(fmt::format("--tp-size {}", layout.tp_size), layout.shared_experts().size,
+                            "columns of the shared experts", moe.shared_width));
+  }
+  return map;
 }
 
 }  // namespace sluice::models

@@ -10,13 +10,9 @@
 
 namespace sluice::models {
 
-// kBadOption names the flag, what it would have to divide, and the nearest values that do.
-Result<void> check_sharding(const ModelConfig& config, const parallel::Layout& layout,
-                            const moe::ExpertPlacement& placement = {});
-
-// Nothing where each expert is there once, in its order. kBadOption as make_expert_map() has it, and where there is
-// nothing to place.
-Result<std::optional<moe::ExpertMap>> expert_map_of(const ModelConfig& config, const parallel::Layout& layout,
-                                                    const moe::ExpertPlacement& placement);
+// Where the experts are; nothing where each is there once, in its order. kBadOption names the flag, what it would have
+// to divide, and the nearest values that do, or is make_expert_map()'s.
+Result<std::optional<moe::ExpertMap>> check_sharding(const ModelConfig& config, const parallel::Layout& layout,
+                                                     const moe::ExpertPlacement& placement = {});
 
 }  // namespace sluice::models

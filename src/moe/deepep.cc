@@ -11,33 +11,21 @@ namespace sluice::moe {
 using parallel::Element;
 
 DeepEp::DeepEp(const kernels::Backend& backend, const parallel::Groups& groups, const Sizes& sizes)
-    : backend_(backend), groups_(groups), sizes_(sizes), ranks_(groups.layout.tp_size) {
+    : backend_(backend), groups_(groups), sizes_(sizes), ranks_(groups.layout.tp_size), memory_(backend) {
   SLUICE_CHECK(groups.layout.ep_size == ranks_, "{} parts of the experts on {} ranks", groups.layout.ep_size, ranks_);
-}
-
-DeepEp::~DeepEp() {
-  for (const auto& [memory, bytes] : owned_) backend_.release(memory, bytes);
-}
-
-template <class T>
-Result<T*> DeepEp::take(int64_t count) {
-  const size_t bytes = static_cast<size_t>(count) * sizeof(T);
-  SLUICE_TRY(void* memory, backend_.allocate(bytes));
-  owned_.emplace_back(memory, bytes);
-  return static_cast<T*>(memory);
 }
 
 Result<void> DeepEp::allocate(int64_t max_tokens, int64_t max_received) {
   max_received_ = max_received;
   const int64_t most_sent = max_tokens * std::min(ranks_, sizes_.top_k);
   const auto row_bytes = sizes_.hidden * static_cast<int64_t>(tensor::block_bytes(sizes_.dtype));
-  SLUICE_TRY(device_places_, take<int32_t>(max_tokens * ranks_));
-  SLUICE_TRY(send_, take<char>(most_sent * row_bytes));
-  SLUICE_TRY(receive_, take<char>(backend_.padded_rows(max_received) * row_bytes));
-  SLUICE_TRY(receive_ids_, take<int32_t>(max_received * sizes_.top_k));
-  SLUICE_TRY(receive_shares_, take<float>(max_received * sizes_.top_k));
-  SLUICE_TRY(results_, take<float>(backend_.padded_rows(max_received) * sizes_.hidden));
-  SLUICE_TRY(returned_, take<float>(most_sent * sizes_.hidden));
+  SLUICE_TRY(device_places_, memory_.take<int32_t>(max_tokens * ranks_));
+  SLUICE_TRY(send_, memory_.take<char>(most_sent * row_bytes));
+  SLUICE_TRY(receive_, memory_.take<char>(backend_.padded_rows(max_received) * row_bytes));
+  SLUICE_TRY(receive_ids_, memory_.take<int32_t>(max_received * sizes_.top_k));
+  SLUICE_TRY(receive_shares_, memory_.take<float>(max_received * sizes_.top_k));
+  SLUICE_TRY(results_, memory_.take<float>(backend_.padded_rows(max_received) * sizes_.hidden));
+  SLUICE_TRY(returned_, memory_.take<float>(most_sent * sizes_.hidden));
   return {};
 }
 

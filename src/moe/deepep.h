@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "moe/device_memory.h"
 #include "moe/dispatcher.h"
 
 namespace sluice::moe {
@@ -13,15 +14,12 @@ class DeepEp final : public Dispatcher {
  public:
   // `groups` outlives this. Expert ranges follow Layout::experts(), one for each rank.
   DeepEp(const kernels::Backend& backend, const parallel::Groups& groups, const Sizes& sizes);
-  ~DeepEp() override;
 
   Result<void> allocate(int64_t max_tokens, int64_t max_received) override;
   Result<Tokens> dispatch(const kernels::Context& context, const Tokens& own, bool extend) override;
   Result<void> combine(const kernels::Context& context) override;
 
  private:
-  template <class T>
-  Result<T*> take(int64_t count);
   // Reads where tokens go, and decides on a row of the send buffer for each rank that a token goes to.
   void plan_rows(const kernels::Context& context, const Tokens& own);
   // Numbers of rows, then what is known of each.
@@ -47,7 +45,7 @@ class DeepEp final : public Dispatcher {
   int64_t rows_received_ = 0;
 
   // Device memory.
-  std::vector<std::pair<void*, size_t>> owned_;
+  DeviceMemory memory_;
   int32_t* device_places_ = nullptr;  // [max_tokens, ranks]
   void* send_ = nullptr;              // [rows, hidden] of dtype
   void* receive_ = nullptr;

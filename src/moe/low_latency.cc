@@ -17,36 +17,25 @@ LowLatency::LowLatency(const kernels::Backend& backend, const parallel::Groups& 
       ranks_(groups.layout.tp_size),
       capacity_(capacity),
       own_experts_(parallel::part_of(sizes.experts, groups.layout.experts())),
-      expert_rows_(backend.padded_rows(ranks_ * capacity)) {
+      expert_rows_(backend.padded_rows(ranks_ * capacity)),
+      memory_(backend) {
   SLUICE_CHECK(groups.layout.ep_size == ranks_, "{} parts of the experts on {} ranks", groups.layout.ep_size, ranks_);
-}
-
-LowLatency::~LowLatency() {
-  for (const auto& [memory, bytes] : owned_) backend_.release(memory, bytes);
-}
-
-template <class T>
-Result<T*> LowLatency::take(int64_t count) {
-  const size_t bytes = static_cast<size_t>(count) * sizeof(T);
-  SLUICE_TRY(void* memory, backend_.allocate(bytes));
-  owned_.emplace_back(memory, bytes);
-  return static_cast<T*>(memory);
 }
 
 Result<void> LowLatency::allocate(int64_t, int64_t) {
   const auto row_bytes = sizes_.hidden * static_cast<int64_t>(tensor::block_bytes(sizes_.dtype));
   const int64_t most_sent = capacity_ * sizes_.top_k;
   const int64_t most_received = ranks_ * capacity_ * std::min(sizes_.top_k, own_experts_.count);
-  SLUICE_TRY(device_places_, take<int32_t>(most_sent));
-  SLUICE_TRY(device_slab_places_, take<int32_t>(most_received));
-  SLUICE_TRY(device_slab_ids_, take<int32_t>(most_received));
-  SLUICE_TRY(starts_, take<int32_t>(own_experts_.count));
-  SLUICE_TRY(send_, take<char>(most_sent * row_bytes));
-  SLUICE_TRY(arrived_, take<char>(most_received * row_bytes));
-  SLUICE_TRY(slab_, take<char>(slab_rows() * row_bytes));
-  SLUICE_TRY(results_, take<float>(slab_rows() * sizes_.hidden));
-  SLUICE_TRY(leaving_, take<float>(most_received * sizes_.hidden));
-  SLUICE_TRY(returned_, take<float>(most_sent * sizes_.hidden));
+  SLUICE_TRY(device_places_, memory_.take<int32_t>(most_sent));
+  SLUICE_TRY(device_slab_places_, memory_.take<int32_t>(most_received));
+  SLUICE_TRY(device_slab_ids_, memory_.take<int32_t>(most_received));
+  SLUICE_TRY(starts_, memory_.take<int32_t>(own_experts_.count));
+  SLUICE_TRY(send_, memory_.take<char>(most_sent * row_bytes));
+  SLUICE_TRY(arrived_, memory_.take<char>(most_received * row_bytes));
+  SLUICE_TRY(slab_, memory_.take<char>(slab_rows() * row_bytes));
+  SLUICE_TRY(results_, memory_.take<float>(slab_rows() * sizes_.hidden));
+  SLUICE_TRY(leaving_, memory_.take<float>(most_received * sizes_.hidden));
+  SLUICE_TRY(returned_, memory_.take<float>(most_sent * sizes_.hidden));
   return {};
 }
 

@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "moe/device_memory.h"
 #include "moe/dispatcher.h"
 
 namespace sluice::moe {
@@ -14,7 +15,6 @@ class LowLatency final : public Dispatcher {
  public:
   // `groups` outlives this. Expert ranges follow Layout::experts(), one for each rank.
   LowLatency(const kernels::Backend& backend, const parallel::Groups& groups, const Sizes& sizes, int64_t capacity);
-  ~LowLatency() override;
 
   Result<void> allocate(int64_t max_tokens, int64_t max_received) override;
   // kExhausted on all ranks, if one of them has more tokens than its capacity.
@@ -23,8 +23,6 @@ class LowLatency final : public Dispatcher {
   int64_t slab_rows() const override { return own_experts_.count * expert_rows_; }
 
  private:
-  template <class T>
-  Result<T*> take(int64_t count);
   // A row of the send buffer for each pair of a token and an expert, in the order of the experts.
   void plan_rows(const kernels::Context& context);
   // How many rows come for each expert from each rank, and how many tokens it has.
@@ -51,7 +49,7 @@ class LowLatency final : public Dispatcher {
   Tokens own_;
 
   // Device memory, at the same addresses in all steps.
-  std::vector<std::pair<void*, size_t>> owned_;
+  DeviceMemory memory_;
   int32_t* device_places_ = nullptr;       // [capacity, top_k]
   int32_t* device_slab_places_ = nullptr;  // [rows received]
   int32_t* device_slab_ids_ = nullptr;     // [rows received] expert of each

@@ -34,8 +34,8 @@ struct StepRow {
   int64_t local_can_run_tbo = 0;  // 0: batches are not split yet
   int64_t local_forward_mode = static_cast<int64_t>(ForwardMode::kIdle);
   int64_t control_bytes = 0;  // 0: control messages reach each rank from the front, and wait for seen_by_all
-  int64_t work_seen =
-      0;  // number of the last piece of work that reached this rank, its own or another's; of every rank
+  // Number of the last piece of work that reached this rank, its own or another's; of every rank.
+  int64_t work_seen = 0;
   int64_t batch_words = 0;     // size of the batch that the leader sends to its group's others, in int32
   int64_t decoding = 0;        // sequences of this group that decode in the next step
   int64_t more_to_come = 0;    // there is something to do here even if this row brings no tokens

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 
+#include "engine/expert_options.h"
 #include "engine/layout_options.h"
+#include "models/dtypes.h"
 #include "models/gguf_names.h"
 #include "models/layers/attention.h"
 #include "models/locate.h"
@@ -15,13 +17,6 @@ namespace {
 
 using parallel::Layout;
 using parallel::MoeAllToAll;
-
-Result<kernels::DType> dtype_of(const std::string& name, bool here) {
-  if (name == "auto") return here ? kernels::best_dtype() : kernels::DType::kBf16;
-  if (name == "bfloat16" || name == "bf16") return kernels::DType::kBf16;
-  if (name == "float32" || name == "float" || name == "f32") return kernels::DType::kF32;
-  return Error{ErrorCode::kBadOption, fmt::format("--dtype {} is not supported; auto, bfloat16 and float32 are", name)};
-}
 
 // Ranks of a host that have the same weights map one copy of them (engine/front.cc).
 bool shares_weights(const LayoutFacts& facts, const Hardware& hardware) {
@@ -100,12 +95,18 @@ EngineOptions with(EngineOptions options, const Choice& choice, int64_t tp, int6
 
 Result<DescribedModel> describe_model(const EngineOptions& options, bool here) {
   DescribedModel model;
-  SLUICE_TRY(model.dtype, dtype_of(options.dtype, here));
-  if (options.kv_cache_dtype == "fp8_e4m3") {
-    model.kv_dtype = kernels::DType::kF8E4M3;
-  } else if (options.kv_cache_dtype != "auto") {
-    model.kv_dtype = kernels::DType::kBf16;
+  if (!expert_placement_of(options).trivial()) {
+    return Error{
+        ErrorCode::kBadOption,
+        "copies of experts are not counted yet; leave out --ep-num-redundant-experts and --init-expert-location"};
   }
+  if (options.deepep_mode != "normal") {
+    return Error{ErrorCode::kBadOption,
+                 fmt::format("--deepep-mode {}: what it sends is not counted yet; use normal", options.deepep_mode)};
+  }
+  // Other machines are taken to have bfloat16.
+  SLUICE_TRY(model.dtype, models::dtype_of(options.dtype == "auto" && !here ? "bfloat16" : options.dtype));
+  SLUICE_TRY(model.kv_dtype, models::kv_dtype_of(options.kv_cache_dtype, model.dtype));
   std::string path = options.model_path;
   if (!path.ends_with(".json")) {
     SLUICE_TRY(path, models::locate_model(path));

@@ -1,6 +1,7 @@
 // `sluice explain` against the worked examples of the reference (engine-reference.md 5).
 #include "engine/explain/explain.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
@@ -65,6 +66,26 @@ struct Row {
   std::vector<std::string> flags;
   double fraction, weights, kv, tokens, unique, unique_at_088;
 };
+
+TEST(ExplainTest, WhatIsNotCountedIsRefused) {
+  const auto refusal = [](std::vector<std::string> flags) {
+    const auto described = describe_model(arguments("DeepSeek-V3", std::move(flags)).engine, /*here=*/false);
+    return described.ok() ? "(taken)" : described.error().message;
+  };
+  EXPECT_THAT(refusal({"--ep-num-redundant-experts", "8"}), testing::HasSubstr("leave out --ep-num-redundant-experts"));
+  EXPECT_THAT(refusal({"--deepep-mode", "auto"}), testing::HasSubstr("--deepep-mode auto"));
+  EXPECT_EQ(refusal({}), "(taken)");
+}
+
+TEST(ExplainTest, EightBitsOfCacheAndAScaleForEach64HoldNearlyTwiceTheTokens) {
+  const LayoutFacts whole = examined("DeepSeek-V3", kDpa), eight = [] {
+    std::vector<std::string> flags = kDpa;
+    flags.insert(flags.end(), {"--kv-cache-dtype", "fp8_e4m3"});
+    return examined("DeepSeek-V3", flags);
+  }();
+  EXPECT_EQ(whole.rank.kv_bytes_per_token, 61 * 576 * 2);
+  EXPECT_EQ(eight.rank.kv_bytes_per_token, 61 * (576 + 9 * 4));
+}
 
 TEST(ExplainTest, DeepSeekV3OnEightH200HasTheTokensOfTheReference) {
   const Row rows[] = {

@@ -26,8 +26,6 @@ using nlohmann::json;
 
 constexpr std::string_view kComponent = "engine/nodes";
 constexpr Duration kJoinLimit = std::chrono::minutes(10);
-constexpr Duration kConnectLimit = std::chrono::seconds(3);
-constexpr Duration kBetweenTries = std::chrono::seconds(1);
 constexpr Duration kReminder = std::chrono::seconds(10);  // between lines that say for whom we wait
 // Of ranks whose node 0 has ended: they hold nothing that must be put away.
 constexpr Duration kEndGrace = std::chrono::seconds(2);
@@ -111,13 +109,13 @@ class NodeAgent::Impl {
         SLUICE_LOG(info, kComponent, "waiting for node 0 at {}: {}", to_string(leader_), why.message);
         remind = now + kReminder;
       }
-      if (readable_within(stop_descriptor, kBetweenTries)) return std::optional<NodeLink>();
+      if (readable_within(stop_descriptor, kNodeRetryEvery)) return std::optional<NodeLink>();
     }
   }
 
   // kBadOption: it need not try again.
   Result<NodeLink> try_to_join() const {
-    SLUICE_TRY(auto link, NodeLink::connect(leader_, kConnectLimit));
+    SLUICE_TRY(auto link, NodeLink::connect(leader_, kNodeConnectLimit));
     json hello = to_json(identity_);
     hello["op"] = "join";
     SLUICE_TRY_VOID(link.send(hello));

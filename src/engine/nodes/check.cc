@@ -19,8 +19,6 @@ namespace {
 using nlohmann::json;
 
 constexpr std::string_view kComponent = "engine/nodes";
-constexpr Duration kConnectLimit = std::chrono::seconds(3);
-constexpr Duration kBetweenTries = std::chrono::seconds(1);
 constexpr int kBacklog = 1024;  // nobody accepts: the system answers
 
 NodeIdentity identity_of(const EngineOptions& options) {
@@ -51,7 +49,7 @@ Result<net::Listening> probe_port(const std::string& address) { return net::list
 
 CheckedPath try_path(int64_t to, const Endpoint& at) {
   const TimePoint begin = real_clock().now();
-  const auto link = NodeLink::connect(at, kConnectLimit);
+  const auto link = NodeLink::connect(at, kNodeConnectLimit);
   if (!link.ok()) return {.to = to, .took = {}, .problem = link.error().message};
   return {.to = to, .took = real_clock().now() - begin, .problem = {}};
 }
@@ -178,7 +176,7 @@ class Collector {
       peers.push_back({{"node", peer.node}, {"host", peer.at.host}, {"port", peer.at.port}});
     for (auto& [node, link] : links_) (void)link.send({{"op", "peers"}, {"peers", peers}});
     nodes_[0].paths = try_paths(0, peers_);
-    const Duration limit = kConnectLimit * static_cast<int64_t>(peers_.size()) + kNodeSilenceLimit;
+    const Duration limit = kNodeConnectLimit * static_cast<int64_t>(peers_.size()) + kNodeSilenceLimit;
     for (auto& [number, link] : links_) {
       CheckedNode& node = nodes_[static_cast<size_t>(number)];
       const auto answer = link.receive(limit, "what it can reach");
@@ -221,7 +219,7 @@ Result<ClusterCheck> take_part(NodeLink& link, const NodeIdentity& own, Duration
           {peer.at("node").get<int64_t>(), {peer.at("host").get<std::string>(), peer.at("port").get<uint16_t>()}});
     }
     SLUICE_TRY_VOID(link.send({{"op", "reached"}, {"paths", to_json(try_paths(own.node, peers))}}));
-    const Duration limit = kConnectLimit * static_cast<int64_t>(peers.size()) + 2 * kNodeSilenceLimit;
+    const Duration limit = kNodeConnectLimit * static_cast<int64_t>(peers.size()) + 2 * kNodeSilenceLimit;
     SLUICE_TRY(const json result, link.receive(limit, "the table"));
     return ClusterCheck{result.at("table").get<std::string>(), result.at("passed").get<bool>()};
   } catch (const json::exception& e) {
@@ -294,7 +292,7 @@ Result<ClusterCheck> check_cluster(const EngineOptions& options, Duration bound,
   const TimePoint end = real_clock().now() + bound;
   std::string said;
   for (;;) {
-    auto link = NodeLink::connect(leader, kConnectLimit);
+    auto link = NodeLink::connect(leader, kNodeConnectLimit);
     auto checked = link.ok() ? take_part(*link, own, bound) : Result<ClusterCheck>(link.error());
     if (checked.ok()) return checked;
     const std::string why =
@@ -304,7 +302,7 @@ Result<ClusterCheck> check_cluster(const EngineOptions& options, Duration bound,
       SLUICE_LOG(info, kComponent, "{}; trying for {:.0f} s more", why, seconds(end - real_clock().now()));
     said = why;
     pollfd stop{stop_descriptor, POLLIN, 0};
-    const auto pause = std::min(kBetweenTries, end - real_clock().now());
+    const auto pause = std::min(kNodeRetryEvery, end - real_clock().now());
     if (::poll(&stop, 1,
                static_cast<int>(std::max<int64_t>(std::chrono::ceil<std::chrono::milliseconds>(pause).count(), 0))) >
         0) {

@@ -18,6 +18,10 @@ inline constexpr Duration kSignOfLifeEvery = std::chrono::seconds(1);
 // As long as ranks wait for each other in a step (GroupOptions).
 inline constexpr Duration kNodeSilenceLimit = std::chrono::seconds(5);
 
+// Of one try to reach a node, and between two.
+inline constexpr Duration kNodeConnectLimit = std::chrono::seconds(3);
+inline constexpr Duration kNodeRetryEvery = std::chrono::seconds(1);
+
 struct Endpoint {
   std::string host;  // a name or an address, without brackets
   uint16_t port = 0;
