@@ -124,6 +124,7 @@ class Inproc final : public Communicator {
         if (group_->came[static_cast<size_t>(i)] < mine) missing.push_back(world_rank(i));
       }
       // Even if the world has failed since: all go on from here, and read what the others have stated.
+      sign_.waits_for(missing.empty() ? -1 : missing[0]);
       if (missing.empty()) return {};
       if (world_->failure) return *world_->failure;
       const auto left = time_left({.group = name(),

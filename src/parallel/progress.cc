@@ -66,6 +66,11 @@ Result<Duration> time_left(const Wait& wait, std::span<const SignOfLife> signs, 
     if (sign.joined()) {
       text += fmt::format("{}no sign of rank {} for {:.1f} s{}", separator, rank, seconds(now - sign.when()),
                           in(sign.where()));
+      int next = sign.waits_for();
+      for (size_t i = 0; next >= 0 && next != rank && i < signs.size(); ++i) {
+        text += fmt::format(", which waits for rank {}{}", next, in(signs[static_cast<size_t>(next)].where()));
+        next = signs[static_cast<size_t>(next)].waits_for();
+      }
     } else {
       text += fmt::format("{}rank {} has not joined within {:.1f} s", separator, rank, seconds(now - wait.since));
     }

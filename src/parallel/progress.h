@@ -50,6 +50,11 @@ class alignas(64) SignOfLife {
   void seen(TimePoint now) { when_.store(now.time_since_epoch().count(), std::memory_order_relaxed); }
   void seen(TimePoint now, const Progress& progress);
 
+  // While it waits in a call: for whom, by the name in the world; -1 = for nobody. Members that hear of each other only
+  // by messages do not say it.
+  void waits_for(int rank) { waits_for_.store(rank, std::memory_order_relaxed); }
+  int waits_for() const { return waits_for_.load(std::memory_order_relaxed); }
+
   bool joined() const { return when_.load(std::memory_order_relaxed) != 0; }
   TimePoint when() const { return TimePoint(Duration(when_.load(std::memory_order_relaxed))); }
   Progress where() const;
@@ -57,6 +62,7 @@ class alignas(64) SignOfLife {
  private:
   std::atomic<int64_t> when_{0};
   std::atomic<uint64_t> where_{0};
+  std::atomic<int32_t> waits_for_{-1};
 };
 static_assert(std::atomic<uint64_t>::is_always_lock_free && std::atomic<int64_t>::is_always_lock_free);
 
@@ -69,7 +75,7 @@ struct Wait {
   TimePoint since{};
 };
 // How long the wait may still go on before the silence of one of the missing ranks is too long; kTimeout, naming
-// them all, if it is.
+// them all, if it is, and whom they wait for themselves: a rank that hangs is missed by others than those it keeps.
 Result<Duration> time_left(const Wait& wait, std::span<const SignOfLife> signs, TimePoint now, Duration silence_limit,
                            Duration join_limit);
 

@@ -389,7 +389,10 @@ class Shm final : public Communicator {
     while (true) {
       const uint32_t now = meeting_.round.load();
       // Even if the world has failed since: all have come, and what they wrote is whole.
-      if ((now & ~1u) != before) return {};
+      if ((now & ~1u) != before) {
+        sign_.waits_for(-1);
+        return {};
+      }
       if (now & 1) return failed();
       SLUICE_TRY(const Duration left, patience(since));
       meeting_.sleepers.fetch_add(1);
@@ -418,6 +421,7 @@ class Shm final : public Communicator {
       if (word(i).rounds.load(std::memory_order_acquire) != round_) missing_.push_back(world_rank(i));
     }
     if (missing_.empty()) missing_.assign(world_ranks().begin(), world_ranks().end());  // the last died before it told
+    sign_.waits_for(missing_[0]);
     const auto left = time_left({.group = name(),
                                  .call = to_string(header_),
                                  .waiting = world_rank(rank()),
