@@ -89,75 +89,153 @@ TEST_P(KernelConformance, LinearStaysWithinItsRoundingBound) {
   }
 }
 
-TEST_P(KernelConformance, LinearOfKeptBlocksEqualsLinearOfTheirValues) {
-  for (const DType stored : {DType::kQ4_0, DType::kQ4_1, DType::kQ8_0}) {
-    if (!device_->keeps(stored, DType::kF32)) continue;
-    for (const int64_t n : {0, 1, 2, 3, 4, 7, 16, 17, 70, 300}) {
-      LinearCase c{.shape = {.in = 32 * between(1, 8), .out = between(1, 200), .stored = stored},
-                   .n = n,
-                   .bias = rng_.below(2) == 0,
-                   .accumulate = rng_.below(2) == 0};
-      const int64_t in = c.shape.in, out = c.shape.out;
-      // Blocks of random quants whose half-precision scales are small, as in a model.
-      const size_t block = tensor::block_bytes(stored), row = tensor::bytes_of(stored, static_cast<size_t>(in));
-      std::vector<uint8_t> blocks(row * static_cast<size_t>(out));
-      for (auto& byte : blocks) byte = static_cast<uint8_t>(rng_.below(256));
-      for (size_t at = 0; at < blocks.size(); at += block) {
-        for (const size_t scale : {size_t{1}, size_t{3}}) {
-          if (scale == 1 || stored == DType::kQ4_1) blocks[at + scale] = static_cast<uint8_t>(0x20 + rng_.below(8));
-        }
-      }
-      std::vector<float> values(static_cast<size_t>(in * out));
-      tensor::to_float(stored, blocks.data(), values.size(), values.data());
-      const Stored weight(DType::kF32, values);
-      const Stored x(DType::kF32, draw(rng_, device_->padded_rows(n) * in, 3));
-      const auto bias = draw(rng_, out);
-      const auto before = draw(rng_, device_->padded_rows(n) * out);
+// A weight of random blocks whose half-precision scales are small, as in a model.
+std::vector<uint8_t> draw_blocks(Rng& rng, DType stored, size_t bytes) {
+  std::vector<uint8_t> blocks(bytes);
+  for (auto& byte : blocks) byte = static_cast<uint8_t>(rng.below(256));
+  const size_t block = tensor::block_bytes(stored);
+  std::vector<size_t> upper_bytes{1};  // of the half-precision numbers
+  if (stored == DType::kQ4_1 || stored == DType::kQ4_K) upper_bytes = {1, 3};
+  if (stored == DType::kQ6_K) upper_bytes = {209};
+  for (size_t at = 0; at < bytes; at += block) {
+    for (const size_t upper : upper_bytes) blocks[at + upper] = static_cast<uint8_t>(0x20 + rng.below(8));
+  }
+  return blocks;
+}
 
-      std::vector<char> packed(device_->packed_bytes(c.shape));
-      device_->pack(
-          c.shape,
-          [&](int64_t first, int64_t count, void* to) {
-            std::copy_n(blocks.data() + static_cast<size_t>(first) * row, static_cast<size_t>(count) * row,
-                        static_cast<uint8_t*>(to));
-          },
-          packed.data());
-      float* result = device_.put(before);
-      device_->linear(device_.context(), {.shape = &c.shape,
-                                          .weight = device_.put(packed),
-                                          .in = device_.put(x.bytes),
-                                          .out = result,
-                                          .n = n,
-                                          .bias = c.bias ? device_.put(bias) : nullptr,
-                                          .accumulate = c.accumulate});
-      const auto got = device_.get(result, before.size());
-      auto want = before;
-      const LinearShape plain{.in = in, .out = out};
-      ref::linear({.shape = &plain,
-                   .weight = weight.bytes.data(),
-                   .in = x.bytes.data(),
-                   .out = want.data(),
-                   .n = n,
-                   .bias = c.bias ? bias.data() : nullptr,
-                   .accumulate = c.accumulate});
-      SCOPED_TRACE(fmt::format("{} n {} in {} out {}", tensor::to_string(stored), n, in, out));
-      std::vector<double> row_norms, column_norms;
-      for (int64_t r = 0; r < n; ++r) row_norms.push_back(norm(x, r * in, in));
-      for (int64_t j = 0; j < out; ++j) column_norms.push_back(norm(weight, j * in, in));
-      // The values are those of the blocks to the bit, so the bound is that of any product; one unit more for a machine
-      // without fused multiply-add, where scale times quant is exact and the offset's sum rounds.
-      expect_within([&](int64_t at) { return got[static_cast<size_t>(at)]; },
-                    [&](int64_t at) { return want[static_cast<size_t>(at)]; }, n * out,
-                    [&](int64_t at) {
-                      const auto r = static_cast<size_t>(at / out), j = static_cast<size_t>(at % out);
-                      double terms = row_norms[r] * column_norms[j];
-                      if (c.bias) terms += std::abs(bias[j]);
-                      if (c.accumulate) terms += std::abs(before[static_cast<size_t>(at)]);
-                      return 1.01 * static_cast<double>(in + 4) * kF32Unit * terms;
-                    });
+// By how much rounding the inputs of a row to eight bits may change a product: a 254th of each block's largest, by the
+// sum of the block's weights.
+double input_rounding(const Stored& x, int64_t row, const Stored& weight, int64_t column, int64_t in) {
+  double bound = 0;
+  for (int64_t block = 0; block < in; block += 32) {
+    double top = 0, weights = 0;
+    for (int64_t k = block; k < block + 32; ++k) {
+      top = std::max(top, std::abs(x[row * in + k]));
+      weights += std::abs(weight[column * in + k]);
+    }
+    bound += top / 254 * weights;
+  }
+  return bound;
+}
+
+class KeptBlocks : public KernelConformance {
+ protected:
+  void expect_product(DType stored, DType dtype, bool rounded, int64_t n) {
+    const auto values_per_block = static_cast<int64_t>(tensor::block_elements(stored));
+    LinearCase c{.shape = {.in = values_per_block * between(1, 256 / values_per_block),
+                           .out = between(1, 200),
+                           .dtype = dtype,
+                           .stored = stored,
+                           .rounded = rounded},
+                 .n = n,
+                 .bias = rng_.below(2) == 0,
+                 .accumulate = rng_.below(2) == 0};
+    if (!device_->keeps(c.shape)) return;
+    ++products_;
+    const int64_t in = c.shape.in, out = c.shape.out;
+    const size_t row = tensor::bytes_of(stored, static_cast<size_t>(in));
+    const auto blocks = draw_blocks(rng_, stored, row * static_cast<size_t>(out));
+    std::vector<float> values(static_cast<size_t>(in * out));
+    tensor::to_float(stored, blocks.data(), values.size(), values.data());
+    const Stored weight(DType::kF32, values);
+    const Stored x(dtype, draw(rng_, device_->padded_rows(n) * in, 3));
+    const auto bias = draw(rng_, out);
+    const auto before = draw(rng_, device_->padded_rows(n) * out);
+
+    std::vector<char> packed(device_->packed_bytes(c.shape));
+    device_->pack(
+        c.shape,
+        [&](int64_t first, int64_t count, void* to) {
+          std::copy_n(blocks.data() + static_cast<size_t>(first) * row, static_cast<size_t>(count) * row,
+                      static_cast<uint8_t*>(to));
+        },
+        packed.data());
+    float* result = device_.put(before);
+    device_->linear(device_.context(), {.shape = &c.shape,
+                                        .weight = device_.put(packed),
+                                        .in = device_.put(x.bytes),
+                                        .out = result,
+                                        .n = n,
+                                        .bias = c.bias ? device_.put(bias) : nullptr,
+                                        .accumulate = c.accumulate});
+    const auto got = device_.get(result, before.size());
+    std::vector<float> wide(static_cast<size_t>(device_->padded_rows(n) * in));
+    for (size_t i = 0; i < wide.size(); ++i) wide[i] = static_cast<float>(x[static_cast<int64_t>(i)]);
+    auto want = before;
+    const LinearShape plain{.in = in, .out = out};
+    ref::linear({.shape = &plain,
+                 .weight = weight.bytes.data(),
+                 .in = wide.data(),
+                 .out = want.data(),
+                 .n = n,
+                 .bias = c.bias ? bias.data() : nullptr,
+                 .accumulate = c.accumulate});
+    SCOPED_TRACE(fmt::format("{} {}{} n {} in {} out {}", tensor::to_string(stored), tensor::to_string(dtype),
+                             rounded ? " rounded" : "", n, in, out));
+    std::vector<double> row_norms, column_norms;
+    for (int64_t r = 0; r < n; ++r) row_norms.push_back(norm(x, r * in, in));
+    for (int64_t j = 0; j < out; ++j) column_norms.push_back(norm(weight, j * in, in));
+    // The values are those of the blocks to the bit, so the bound is that of any product; one unit more for a machine
+    // without fused multiply-add, where scale times quant is exact and the offset's sum rounds. Rounded, either the
+    // inputs are in eight bits or the weights in bf16.
+    expect_within([&](int64_t at) { return got[static_cast<size_t>(at)]; },
+                  [&](int64_t at) { return want[static_cast<size_t>(at)]; }, n * out,
+                  [&](int64_t at) {
+                    const int64_t r = at / out, j = at % out;
+                    const double products = row_norms[static_cast<size_t>(r)] * column_norms[static_cast<size_t>(j)];
+                    double terms = products;
+                    if (c.bias) terms += std::abs(bias[static_cast<size_t>(j)]);
+                    if (c.accumulate) terms += std::abs(before[static_cast<size_t>(at)]);
+                    const double rounding =
+                        rounded ? std::max(input_rounding(x, r, weight, j, in), kBf16Unit / 2 * products) : 0;
+                    return 1.01 * (rounding + static_cast<double>(in + 4) * kF32Unit * terms);
+                  });
+  }
+
+  int products_ = 0;
+};
+
+TEST_P(KeptBlocks, AreMultipliedAsTheirValues) {
+  for (const DType stored : {DType::kQ4_0, DType::kQ4_1, DType::kQ8_0, DType::kQ4_K, DType::kQ6_K}) {
+    for (const int64_t n : {0, 1, 2, 3, 4, 7, 8, 9, 16, 17, 70, 300}) expect_product(stored, DType::kF32, false, n);
+  }
+  EXPECT_EQ(products_, 5 * 12);
+}
+
+TEST_P(KeptBlocks, WithRoundedInputsStayWithinTheirBound) {
+  for (const DType stored : {DType::kQ4_0, DType::kQ4_1, DType::kQ8_0, DType::kQ4_K, DType::kQ6_K}) {
+    for (const DType dtype : kDtypes) {
+      for (const int64_t n : {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 70, 300}) expect_product(stored, dtype, true, n);
     }
   }
+  EXPECT_GE(products_, 5 * 13);
 }
+
+// Not a wrong number: an input that is no number leaves none in its row.
+TEST_P(KeptBlocks, WithRoundedInputsThatAreNotFiniteGiveNoNumbers) {
+  const LinearShape shape{.in = 64, .out = 40, .stored = DType::kQ4_0, .rounded = true};
+  ASSERT_TRUE(device_->keeps(shape));
+  const size_t row = tensor::bytes_of(shape.stored, 64);
+  const auto blocks = draw_blocks(rng_, shape.stored, row * 40);
+  std::vector<char> packed(device_->packed_bytes(shape));
+  device_->pack(
+      shape,
+      [&](int64_t first, int64_t count, void* to) {
+        std::copy_n(blocks.data() + static_cast<size_t>(first) * row, static_cast<size_t>(count) * row,
+                    static_cast<uint8_t*>(to));
+      },
+      packed.data());
+  auto in = draw(rng_, 3 * 64);
+  in[10] = kNan;
+  in[64 + 40] = std::numeric_limits<float>::infinity();
+  float* out = device_.put(std::vector<float>(3 * 40));
+  device_->linear(device_.context(),
+                  {.shape = &shape, .weight = device_.put(packed), .in = device_.put(in), .out = out, .n = 3});
+  const auto got = device_.get(out, 3 * 40);
+  for (size_t i = 0; i < got.size(); ++i) EXPECT_EQ(std::isfinite(got[i]), i >= 80) << i;
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, KeptBlocks, ::testing::ValuesIn(cases()), case_name);
 
 TEST_P(KernelConformance, LinearDoesNotDependOnTheNumberOfThreads) {
   Device alone(GetParam(), 1);

@@ -43,6 +43,9 @@ struct LinearShape {
   DType stored = DType::kF32;
   // One of many small weights: packed in one piece, which one thread multiplies.
   bool whole = false;
+  // Of quantised weights: where it is faster, inputs may be rounded to eight bits, each block of 32 with a scale of its
+  // own. A value then moves by at most a 254th of the largest of its block.
+  bool rounded = false;
   bool operator==(const LinearShape&) const = default;
 };
 // Values of kF8E4M3 have a scale for each kScaledValues that follow each other in a row (fewer at its end).
@@ -377,8 +380,8 @@ class Backend {
 
   // True if linear() takes this type here.
   virtual bool multiplies(DType dtype) const = 0;
-  // True if a weight that is stored so is better kept so than widened for products in dtype: LinearShape::stored.
-  virtual bool keeps(DType stored, DType dtype) const = 0;
+  // True if a weight that is stored as shape.stored is better kept so than widened for products of this shape.
+  virtual bool keeps(const LinearShape& shape) const = 0;
   // Rows that buffers must have for n rows of a matrix product: kernels may compute a few more than asked.
   virtual int64_t padded_rows(int64_t n) const = 0;
   // Rows beyond their number that buffers must have for rows in `groups`: each group is padded for its own product.

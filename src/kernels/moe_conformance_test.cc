@@ -418,7 +418,7 @@ std::vector<float> run_grouped(Device& device, const Experts& experts, const Sor
 TEST_P(MoeKernelConformance, GroupedLinearStaysWithinItsRoundingBound) {
   for (const DType stored : {DType::kF32, DType::kQ8_0}) {
     for (const DType dtype : kDtypes) {
-      if (stored != DType::kF32 && !device_->keeps(stored, dtype)) continue;
+      if (stored != DType::kF32 && !device_->keeps({.in = 32, .dtype = dtype, .stored = stored})) continue;
       if (!device_->multiplies(dtype)) continue;
       for (const int64_t n_pairs : {0, 1, 30, 700}) {
         const LinearShape shape{.in = 32 * between(1, 4), .out = between(1, 200), .dtype = dtype, .stored = stored};

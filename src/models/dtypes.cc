@@ -6,10 +6,10 @@
 
 namespace sluice::models {
 
-Result<tensor::DType> dtype_of(const std::string& name) {
-  if (name == "auto") return kernels::best_dtype();
-  if (name == "bfloat16" || name == "bf16") return tensor::DType::kBf16;
-  if (name == "float32" || name == "float" || name == "f32") return tensor::DType::kF32;
+Result<Arithmetic> arithmetic_of(const std::string& name) {
+  if (name == "auto") return Arithmetic{kernels::best_dtype(), /*rounded=*/true};
+  if (name == "bfloat16" || name == "bf16") return Arithmetic{tensor::DType::kBf16};
+  if (name == "float32" || name == "float" || name == "f32") return Arithmetic{tensor::DType::kF32};
   return Error{ErrorCode::kBadOption, fmt::format("--dtype {} is not supported; auto, bfloat16 and float32 are", name)};
 }
 

@@ -8,8 +8,14 @@
 
 namespace sluice::models {
 
-// Arithmetic of the matrix products; auto is this machine's best. kBadOption.
-Result<tensor::DType> dtype_of(const std::string& name);
+// Arithmetic of the matrix products.
+struct Arithmetic {
+  tensor::DType dtype = tensor::DType::kF32;
+  // Quantised weights stay so, and their inputs may be rounded to eight bits (kernels::LinearShape).
+  bool rounded = false;
+};
+// auto is this machine's best for the weights at hand. kBadOption.
+Result<Arithmetic> arithmetic_of(const std::string& name);
 // Of the KV cache; auto is `dtype`. kBadOption.
 Result<tensor::DType> kv_dtype_of(const std::string& name, tensor::DType dtype);
 

@@ -24,9 +24,10 @@ class CountingBackend final : public kernels::Backend {
   bool host_visible() const override { return true; }
   bool multiplies(kernels::DType) const override { return true; }
   // As the backends: blocks of int8 and int4 where products are in float32.
-  bool keeps(kernels::DType stored, kernels::DType dtype) const override {
-    if (stored == kernels::DType::kF8E4M3) return true;
-    return dtype == kernels::DType::kF32 && tensor::block_elements(stored) > 1;
+  bool keeps(const kernels::LinearShape& shape) const override {
+    if (shape.stored == kernels::DType::kF8E4M3) return true;
+    const auto block = static_cast<int64_t>(tensor::block_elements(shape.stored));
+    return block > 1 && shape.in % block == 0 && (shape.dtype == kernels::DType::kF32 || shape.rounded);
   }
   int64_t padded_rows(int64_t n) const override { return n; }
   int64_t group_padding(int64_t) const override { return 0; }
@@ -87,11 +88,12 @@ bool is_fp8_matrix(std::string_view name) {
 }  // namespace
 
 Result<RankShape> shape_of_rank(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
-                                const tensor::TensorSource& source, std::optional<kernels::DType> kv_dtype) {
+                                const tensor::TensorSource& source, std::optional<kernels::DType> kv_dtype,
+                                bool rounded) {
   SLUICE_TRY(const FamilyRow* family, find_family(config.architectures[0]));
   const CountingBackend backend;
   const parallel::Groups groups{.layout = layout, .all = nullptr, .attention_tp = nullptr, .attention_dp = nullptr};
-  WeightStore weights(backend, dtype, &source, &groups);
+  WeightStore weights(backend, dtype, &source, &groups, nullptr, {}, rounded);
   const auto decoder = family->make(config, weights);
   if (kv_dtype) decoder->kv().store_as(*kv_dtype);
 

@@ -39,9 +39,10 @@ struct RankShape {
 
 // Of the rank `layout.tp_rank`, with matrix products in `dtype`. `source` says how matrices are stored. Matrices take
 // the bytes of their values; what a device adds by packing them is not counted. check_sharding() has passed.
-// `kv_dtype`: of keys and values, if not `dtype`.
+// `kv_dtype`: of keys and values, if not `dtype`. `rounded`: quantised matrices stay so, as with --dtype auto.
 Result<RankShape> shape_of_rank(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
-                                const tensor::TensorSource& source, std::optional<kernels::DType> kv_dtype = {});
+                                const tensor::TensorSource& source, std::optional<kernels::DType> kv_dtype = {},
+                                bool rounded = false);
 
 // Weights that nobody trained, in the types that checkpoints of this configuration are published in.
 std::unique_ptr<tensor::TensorSource> dummy_weights(const ModelConfig& config);

@@ -76,7 +76,8 @@ std::string_view name_of(kernels::DType dtype) {
 }
 
 // What the packed weights depend on: the files as they stand, the arithmetic, and whose part they are.
-uint64_t weights_key(const RunnerOptions& options, kernels::DType dtype, const parallel::Layout& layout) {
+uint64_t weights_key(const RunnerOptions& options, const WeightStore& weights) {
+  const parallel::Layout& layout = weights.layout();
   const moe::ExpertPlacement& experts = options.expert_placement;
   const std::string& path = options.model_path;
   std::vector<std::string> files{path};
@@ -89,10 +90,10 @@ uint64_t weights_key(const RunnerOptions& options, kernels::DType dtype, const p
     std::sort(files.begin(), files.end());
   }
   std::string text =
-      fmt::format("{}|{}|{}|{}/{}/{}/{}/{}{}{}|{}/{}/{}/{}", tensor::to_string(dtype), options.dummy_weights,
-                  options.config_override, layout.tp_rank, layout.tp_size, layout.dp_size, layout.ep_size,
-                  static_cast<int>(layout.a2a), layout.dense_data_parallel, layout.dp_lm_head, experts.redundant,
-                  experts.location, experts.algorithm, experts.nodes);
+      fmt::format("{}{}|{}|{}|{}/{}/{}/{}/{}{}{}|{}/{}/{}/{}", tensor::to_string(weights.dtype()), weights.rounded(),
+                  options.dummy_weights, options.config_override, layout.tp_rank, layout.tp_size, layout.dp_size,
+                  layout.ep_size, static_cast<int>(layout.a2a), layout.dense_data_parallel, layout.dp_lm_head,
+                  experts.redundant, experts.location, experts.algorithm, experts.nodes);
   for (const auto& file : files) {
     struct stat status {};
     if (::stat(file.c_str(), &status) != 0) std::memset(&status, 0, sizeof(status));
@@ -142,10 +143,10 @@ class DecoderRunner final : public Runner {
   static Result<std::unique_ptr<Runner>> load(const RunnerOptions& options,
                                               const std::function<void(double, std::string_view)>& progress) {
     SLUICE_TRY(Checkpoint checkpoint, open_checkpoint(options));
-    SLUICE_TRY(const kernels::DType dtype, dtype_of(options.dtype));
-    SLUICE_TRY(const kernels::DType kv_dtype, kv_dtype_of(options.kv_cache_dtype, dtype));
+    SLUICE_TRY(const Arithmetic arithmetic, arithmetic_of(options.dtype));
+    SLUICE_TRY(const kernels::DType kv_dtype, kv_dtype_of(options.kv_cache_dtype, arithmetic.dtype));
     SLUICE_TRY(auto backend, kernels::make_backend(options.device, options.threads));
-    if (!backend->multiplies(dtype)) {
+    if (!backend->multiplies(arithmetic.dtype)) {
       return Error{ErrorCode::kBadOption,
                    fmt::format("--dtype {}: this machine has no matrix products in it; use float32", options.dtype)};
     }
@@ -153,14 +154,14 @@ class DecoderRunner final : public Runner {
     const parallel::Layout layout = options.groups == nullptr ? parallel::Layout{} : options.groups->layout;
     SLUICE_TRY(auto map, check_sharding(checkpoint.config, layout, options.expert_placement));
 
-    std::unique_ptr<DecoderRunner> runner(
-        new DecoderRunner(options, std::move(backend), checkpoint.config, dtype, *checkpoint.source, std::move(map)));
+    std::unique_ptr<DecoderRunner> runner(new DecoderRunner(options, std::move(backend), checkpoint.config, arithmetic,
+                                                            *checkpoint.source, std::move(map)));
     runner->decoder_ = family->make(checkpoint.config, runner->weights_);
     runner->decoder_->kv().store_as(kv_dtype);
     SLUICE_TRY_VOID(check_memory(runner->weights_, options.memory_bytes));
     SLUICE_TRY_VOID(runner->weights_.materialise(
         *checkpoint.source, runner->context_,
-        {.fd = options.shared_weights_fd, .key = weights_key(options, dtype, runner->weights_.layout())}, progress));
+        {.fd = options.shared_weights_fd, .key = weights_key(options, runner->weights_)}, progress));
     const auto& recorder = options.expert_recorder;
     const bool each_token = recorder && recorder->mode == moe::RecordMode::kPerToken;
     SLUICE_TRY_VOID(runner->make_buffers(options.record_routing || each_token));
@@ -284,7 +285,7 @@ class DecoderRunner final : public Runner {
 
  private:
   DecoderRunner(const RunnerOptions& options, std::unique_ptr<kernels::Backend> backend, ModelConfig config,
-                kernels::DType dtype, const tensor::TensorSource& source, std::optional<moe::ExpertMap> map)
+                const Arithmetic& arithmetic, const tensor::TensorSource& source, std::optional<moe::ExpertMap> map)
       : weights_from_(options),
         max_tokens_(options.max_step_tokens),
         max_seqs_(options.max_step_seqs),
@@ -293,7 +294,8 @@ class DecoderRunner final : public Runner {
         backend_(std::move(backend)),
         stream_(backend_->make_stream()),
         context_{backend_.get(), stream_.get()},
-        weights_(*backend_, dtype, &source, options.groups, expert_map_ ? &*expert_map_ : nullptr, options.deepep) {}
+        weights_(*backend_, arithmetic.dtype, &source, options.groups, expert_map_ ? &*expert_map_ : nullptr,
+                 options.deepep, arithmetic.rounded) {}
 
   Result<std::span<const float>> compute(const StepBatch& batch) {
     ForwardBatch staged = stage(batch);
@@ -388,9 +390,8 @@ class DecoderRunner final : public Runner {
   }
 
   Result<void> refill(const tensor::TensorSource& source, const RunnerOptions& from, const Progress& progress) {
-    return weights_.refill(
-        source, context_, {.fd = from.shared_weights_fd, .key = weights_key(from, weights_.dtype(), weights_.layout())},
-        progress);
+    return weights_.refill(source, context_, {.fd = from.shared_weights_fd, .key = weights_key(from, weights_)},
+                           progress);
   }
 
   template <class T>

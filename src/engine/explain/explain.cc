@@ -105,7 +105,10 @@ Result<DescribedModel> describe_model(const EngineOptions& options, bool here) {
                  fmt::format("--deepep-mode {}: what it sends is not counted yet; use normal", options.deepep_mode)};
   }
   // Other machines are taken to have bfloat16.
-  SLUICE_TRY(model.dtype, models::dtype_of(options.dtype == "auto" && !here ? "bfloat16" : options.dtype));
+  SLUICE_TRY(const auto arithmetic,
+             models::arithmetic_of(options.dtype == "auto" && !here ? "bfloat16" : options.dtype));
+  model.dtype = arithmetic.dtype;
+  model.rounded = arithmetic.rounded;
   SLUICE_TRY(model.kv_dtype, models::kv_dtype_of(options.kv_cache_dtype, model.dtype));
   std::string path = options.model_path;
   if (!path.ends_with(".json")) {
@@ -132,7 +135,8 @@ Result<LayoutFacts> examine_layout(const DescribedModel& model, const EngineOpti
   facts.layout = layout_of(facts.options, 0);
   facts.instances = instance_count(facts.options);
   SLUICE_TRY_VOID(models::check_sharding(model.config, facts.layout));
-  SLUICE_TRY(facts.rank, models::shape_of_rank(model.config, facts.layout, model.dtype, *model.source, model.kv_dtype));
+  SLUICE_TRY(facts.rank, models::shape_of_rank(model.config, facts.layout, model.dtype, *model.source, model.kv_dtype,
+                                               model.rounded));
   facts.kv_copies = key_heads_of(model.config, facts.layout) * facts.layout.attention_tp_size() /
                     (model.config.mla ? 1 : model.config.num_kv_heads);
   plan_pool(model, hardware, facts);

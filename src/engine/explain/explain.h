@@ -26,6 +26,7 @@ struct DescribedModel {
   std::shared_ptr<const tensor::TensorSource> source;  // says how matrices are stored
   kernels::DType dtype = kernels::DType::kBf16;
   std::optional<kernels::DType> kv_dtype;  // none: that of products
+  bool rounded = false;                    // quantised matrices stay so (kernels::LinearShape)
   int64_t context_length = 0;
 };
 // --model-path as of the server, where config.json is enough, or a .json file that is one. Products are in bf16 unless

@@ -279,8 +279,8 @@ Result<Explanation> explain(const EngineOptions& options, const Hardware& hardwa
   SLUICE_TRY(out.model, describe_model(options, hardware.divisible));
   SLUICE_TRY(out.layout, examine_layout(out.model, options, hardware, workload, concurrency));
   for (Layout layout = out.layout.layout; layout.tp_rank < layout.tp_size; ++layout.tp_rank) {
-    SLUICE_TRY(auto rank,
-               models::shape_of_rank(out.model.config, layout, out.model.dtype, *out.model.source, out.model.kv_dtype));
+    SLUICE_TRY(auto rank, models::shape_of_rank(out.model.config, layout, out.model.dtype, *out.model.source,
+                                                out.model.kv_dtype, out.model.rounded));
     out.ranks.push_back(rank);
   }
   if (hardware.has_rates()) out.weighed = weigh_layouts(out.model, options, hardware, workload, concurrency);

@@ -10,8 +10,10 @@
 #include <vector>
 
 #include "base/check.h"
+#include "kernels/cpu/f8_tiles.h"
 #include "kernels/cpu/memory.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/tile_products.h"
 
 namespace sluice::kernels::cpu {
 namespace {
@@ -23,12 +25,14 @@ using Memory = dnnl::memory;
 constexpr int64_t kExactRows = 16;
 constexpr int64_t kMaxRows = 256;
 
-// Weights in blocks: up to kExactRows rows are multiplied by our own loops, kDotColumns columns a task; more are worth
-// widening slabs of kWideColumns columns, which fit the second cache, for oneDNN.
-constexpr int64_t kDotColumns = 32;
-// The matrix units of bf16 pay from fewer rows on.
-constexpr int64_t kWidestBf16Dot = 2;
+// Weights that are kept as they are stored: a few rows are multiplied by our own loops; more are worth widening slabs
+// of kWideColumns columns, which fit the second cache, for oneDNN. Up to how many they are few:
+constexpr int64_t kFewRows = kExactRows;
+constexpr int64_t kFewRoundedRows = 16;  // where the others are multiplied in bf16, by its matrix units
+constexpr int64_t kFewF8Rows = 2;        // likewise
 constexpr int64_t kWideColumns = 64;
+constexpr int64_t kDotColumns = 32;  // a task's, of rows of FP8
+constexpr int64_t kTileTasks = 16;   // of a product with few rows
 
 // Output columns of one slab: a multiple of 64, and at most 16 slabs, which is as finely as the pool can divide the
 // work.
@@ -61,21 +65,17 @@ struct Product {
 // oneDNN's three loops, thousands of times slower than anything else that it has.
 bool is_reference(const Product& product) { return product.implementation.starts_with("ref"); }
 
+// How the weight [in, width] of a product lies: as oneDNN packs it, its columns one after another, or its rows.
+enum class Form { kPacked, kColumns, kRows };
+
 // Everything that one product depends on.
-using ProductKey = std::tuple<int64_t, int64_t, int64_t, int64_t, DType, bool, bool, bool>;
+using ProductKey = std::tuple<int64_t, int64_t, int64_t, int64_t, DType, bool, bool, Form>;
 
-// FP8 for products in bf16 lies in tiles of kF8Columns columns, their values in the order of oneDNN's packed form and
-// rows filled with zeros to a multiple of kF8Pad; then their scales, [scales_per_row, kF8Columns].
-constexpr int64_t kF8Pad = 32;
-size_t tile_values(int64_t in) { return static_cast<size_t>(round_up(in, kF8Pad) * kF8Columns); }
-size_t tile_bytes(int64_t in) { return tile_values(in) + static_cast<size_t>(4 * scales_per_row(in) * kF8Columns); }
-int64_t tiles(const LinearShape& shape) { return (shape.out + kF8Columns - 1) / kF8Columns; }
-
-bool in_blocks(const LinearShape& shape) { return shape.stored != DType::kF32; }
-size_t row_bytes(const LinearShape& shape) {
-  if (shape.stored == DType::kF8E4M3) return scaled_row_bytes(shape.in);
-  return static_cast<size_t>(shape.in / kBlockValues) * kept_block_bytes(shape.stored);
-}
+bool is_kept(const LinearShape& shape) { return shape.stored != DType::kF32; }
+// In the tiles of quantised.h.
+bool in_tiles(const LinearShape& shape) { return keeps_blocks(shape.stored); }
+// The slabs of kWideColumns columns.
+int64_t wide_slabs(const LinearShape& shape) { return (shape.out + kWideColumns - 1) / kWideColumns; }
 
 }  // namespace
 
@@ -103,9 +103,11 @@ class Linear::Impl {
     return true;
   }
 
-  // The int8 and int4 blocks are for float32: where there is bf16, it is faster.
-  bool keeps(DType stored, DType dtype) const {
-    return stored == DType::kF8E4M3 ? multiplies(dtype) : keeps_blocks(stored) && dtype == DType::kF32;
+  // With unrounded inputs bf16's own products are faster than widening blocks for them.
+  bool keeps(const LinearShape& shape) const {
+    if (shape.stored == DType::kF8E4M3) return multiplies(shape.dtype);
+    if (!in_tiles(shape) || shape.in % static_cast<int64_t>(tensor::block_elements(shape.stored)) != 0) return false;
+    return shape.dtype == DType::kF32 || (shape.rounded && multiplies(shape.dtype) && packs_pairs(shape));
   }
 
   // The packed form that oneDNN prefers for [in, width], asked for at a typical row count and used for all.
@@ -122,9 +124,13 @@ class Linear::Impl {
     return desc;
   }
 
-  // True if oneDNN packs [in, kF8Columns] in bf16 as pairs of `in` side by side, column after column: then FP8 lies so.
-  bool in_tiles(const LinearShape& shape) const {
-    if (shape.stored != DType::kF8E4M3 || shape.dtype != DType::kBf16) return false;
+  // FP8 for products in bf16.
+  bool in_f8_tiles(const LinearShape& shape) const {
+    return shape.stored == DType::kF8E4M3 && shape.dtype == DType::kBf16 && packs_pairs(shape);
+  }
+
+  // True if oneDNN packs [in, kF8Columns] in bf16 as pairs of `in` side by side, column after column.
+  bool packs_pairs(const LinearShape& shape) const {
     const auto& desc = packed(shape.in, kF8Columns, shape.dtype).data;
     const auto& blocks = desc.format_desc.blocking;
     const auto pairs = [&](int64_t outer) {
@@ -137,8 +143,9 @@ class Linear::Impl {
   }
 
   size_t packed_bytes(const LinearShape& shape) const {
-    if (in_tiles(shape)) return static_cast<size_t>(tiles(shape)) * tile_bytes(shape.in);
-    return in_blocks(shape) ? static_cast<size_t>(shape.out) * row_bytes(shape) : layout(shape).bytes;
+    if (in_tiles(shape)) return tiles_bytes(shape);
+    if (in_f8_tiles(shape)) return static_cast<size_t>(wide_slabs(shape)) * f8_tile_bytes(shape.in);
+    return is_kept(shape) ? static_cast<size_t>(shape.out) * scaled_row_bytes(shape.in) : layout(shape).bytes;
   }
 
   Layout layout(const LinearShape& shape) const {
@@ -152,13 +159,13 @@ class Linear::Impl {
     return layout;
   }
 
-  // `plain`: the weight is not packed, [width, in].
   const Product& product(int64_t rows, int64_t in, int64_t width, int64_t out_stride, DType dtype, bool accumulate,
-                         bool bias, bool plain = false) const {
+                         bool bias, Form form = Form::kPacked) const {
+    const auto tag = form == Form::kColumns ? Memory::format_tag::ba : Memory::format_tag::ab;
     const Memory::desc weight =
-        plain ? Memory::desc({in, width}, type_of(dtype), Memory::format_tag::ba) : packed(in, width, dtype);
+        form == Form::kPacked ? packed(in, width, dtype) : Memory::desc({in, width}, type_of(dtype), tag);
     const std::lock_guard lock(mu_);
-    auto& product = products_[{rows, in, width, out_stride, dtype, accumulate, bias, plain}];
+    auto& product = products_[{rows, in, width, out_stride, dtype, accumulate, bias, form}];
     if (product) return *product;
     const Memory::desc source({rows, in}, type_of(dtype), Memory::format_tag::ab);
     // One row has no distance to a next one, and oneDNN 2.6 is choosy about those.
@@ -173,9 +180,10 @@ class Linear::Impl {
   }
 
   std::string implementation(const LinearShape& shape, int64_t rows, bool accumulate, bool bias) const {
-    if (in_blocks(shape)) {
-      return rows <= dot_rows(shape) ? "blocks"
-                                     : plain_product(shape, rows, kWideColumns, accumulate, bias).implementation;
+    if (is_kept(shape)) {
+      return rows <= few_rows(shape)
+                 ? "blocks"
+                 : wide_product(shape, Linear::padded_rows(rows), kWideColumns, accumulate, bias).implementation;
     }
     return product(Linear::padded_rows(rows), shape.in, layout(shape).slabs[0].width, shape.out, shape.dtype,
                    accumulate, bias)
@@ -184,7 +192,8 @@ class Linear::Impl {
 
   void pack(const LinearShape& shape, const RowReader& rows, void* to) const {
     if (in_tiles(shape)) return pack_tiles(shape, rows, static_cast<char*>(to));
-    if (in_blocks(shape)) return pack_blocks(shape, rows, static_cast<char*>(to));
+    if (in_f8_tiles(shape)) return pack_f8_tiles(shape, rows, static_cast<char*>(to));
+    if (is_kept(shape)) return rows(0, shape.out, to);
     dnnl::stream stream(engine_);
     std::vector<float> wide;
     std::vector<uint16_t> narrow;
@@ -209,10 +218,13 @@ class Linear::Impl {
 
   void multiply(const LinearArgs& args, ThreadPool& pool) const {
     const LinearShape& shape = *args.shape;
-    if (in_blocks(shape)) {
-      return pool.parallel_for(block_tasks(shape, args.n), [&](int64_t task, int thread) {
-        args.n <= dot_rows(shape) ? multiply_blocks(args, task, thread) : multiply_widened(args, task, thread);
-      });
+    if (is_kept(shape)) {
+      if (rounds(shape, args.n)) {
+        rounded_.resize(args.n, shape.in);
+        pool.parallel_for(args.n, [&](int64_t row, int) { round(args, row, row); });
+      }
+      return pool.parallel_for(kept_tasks(shape, args.n),
+                               [&](int64_t task, int thread) { multiply_kept(args, task, /*rounded=*/0, thread); });
     }
     const int64_t element = shape.dtype == DType::kBf16 ? 2 : 4;
     const Layout& slabs = cached_layout(shape);
@@ -246,13 +258,14 @@ class Linear::Impl {
                                                           : a.index < b.index;
     });
     static const Layout kNoSlabs;
-    const Layout& slabs = in_blocks(shape) ? kNoSlabs : cached_layout(shape);
+    const Layout& slabs = is_kept(shape) ? kNoSlabs : cached_layout(shape);
     int64_t tasks = 0;
     for (Group& group : groups_) {
       group.first_task = tasks;
-      tasks += in_blocks(shape) ? block_tasks(shape, args.counts[group.index]) : std::ssize(slabs.slabs);
+      tasks += is_kept(shape) ? kept_tasks(shape, args.counts[group.index]) : std::ssize(slabs.slabs);
     }
     const int64_t element = shape.dtype == DType::kBf16 ? 2 : 4;
+    if (in_tiles(shape) && shape.rounded) round_groups(args, pool);
     pool.parallel_for(tasks, [&](int64_t i, int thread) {
       const auto after = std::upper_bound(groups_.begin(), groups_.end(), i,
                                           [](int64_t task, const Group& group) { return task < group.first_task; });
@@ -265,8 +278,8 @@ class Linear::Impl {
           .out = args.out + start * shape.out,
           .n = args.counts[group.index]};
       const int64_t task = i - group.first_task;
-      if (!in_blocks(shape)) return multiply_slab(own, slabs.slabs[static_cast<size_t>(task)], thread);
-      own.n <= dot_rows(shape) ? multiply_blocks(own, task, thread) : multiply_widened(own, task, thread);
+      if (!is_kept(shape)) return multiply_slab(own, slabs.slabs[static_cast<size_t>(task)], thread);
+      multiply_kept(own, task, /*rounded=*/start, thread);
     });
   }
 
@@ -280,7 +293,7 @@ class Linear::Impl {
   // A task is some rows of one head, gathered for a product of their own.
   void multiply_heads(const HeadLinearArgs& args, ThreadPool& pool) const {
     const LinearShape& shape = *args.shape;
-    SLUICE_CHECK(shape.whole && !in_blocks(shape), "heads are multiplied by whole weights");
+    SLUICE_CHECK(shape.whole && !is_kept(shape), "heads are multiplied by whole weights");
     const bool bf16 = shape.dtype == DType::kBf16, out_bf16 = args.out_dtype == DType::kBf16;
     const int64_t element = bf16 ? 2 : 4, out_element = out_bf16 ? 2 : 4;
     const int64_t row_tasks = (args.n + kMaxRows - 1) / kMaxRows;
@@ -312,163 +325,151 @@ class Linear::Impl {
     int64_t first_task;
   };
 
-  static void pack_blocks(const LinearShape& shape, const RowReader& rows, char* to) {
-    if (shape.stored == DType::kF8E4M3) return rows(0, shape.out, to);
-    SLUICE_CHECK(keeps_blocks(shape.stored) && shape.in % kBlockValues == 0 && shape.dtype == DType::kF32,
-                 "rows of {} values of {} are not kept", shape.in, tensor::to_string(shape.stored));
-    std::vector<char> row(tensor::bytes_of(shape.stored, static_cast<size_t>(shape.in)));
-    for (int64_t j = 0; j < shape.out; ++j, to += row_bytes(shape)) {
-      rows(j, 1, row.data());
-      keep_blocks(shape.stored, row.data(), shape.in / kBlockValues, to);
-    }
-  }
-
-  static void pack_tiles(const LinearShape& shape, const RowReader& rows, char* to) {
-    const int64_t scales = scales_per_row(shape.in);
-    const auto row_bytes = static_cast<int64_t>(scaled_row_bytes(shape.in));
-    std::vector<char> tile(static_cast<size_t>(kF8Columns * row_bytes));
-    for (int64_t first = 0; first < shape.out; first += kF8Columns, to += tile_bytes(shape.in)) {
-      const int64_t columns = std::min(kF8Columns, shape.out - first);
-      rows(first, columns, tile.data());
-      std::memset(to, 0, tile_bytes(shape.in));
-      char* scales_to = to + tile_values(shape.in);
-      for (int64_t i = 0; i < scales; ++i) {
-        for (int64_t c = 0; c < columns; ++c) {
-          std::memcpy(scales_to + 4 * (i * kF8Columns + c), tile.data() + c * row_bytes + 4 * i, 4);
-        }
-      }
-      // Pairs column by column, so that what is written follows itself.
-      const char* values = tile.data() + 4 * scales;
-      for (int64_t k = 0; k + 1 < shape.in; k += 2) {
-        for (int64_t c = 0; c < columns; ++c) std::memcpy(to + k * kF8Columns + 2 * c, values + c * row_bytes + k, 2);
-      }
-      if (const int64_t last = shape.in - 1; last % 2 == 0) {
-        for (int64_t c = 0; c < columns; ++c) to[last * kF8Columns + 2 * c] = values[c * row_bytes + last];
-      }
-    }
-  }
-
   // Rows up to which our own loops are faster than widening.
-  static int64_t dot_rows(const LinearShape& shape) {
-    return shape.dtype == DType::kBf16 ? kWidestBf16Dot : kExactRows;
+  static int64_t few_rows(const LinearShape& shape) {
+    if (shape.dtype != DType::kBf16) return kFewRows;
+    return in_tiles(shape) ? kFewRoundedRows : kFewF8Rows;
   }
 
-  int64_t block_tasks(const LinearShape& shape, int64_t rows) const {
-    if (in_tiles(shape)) return tiles(shape);
-    const int64_t columns = rows <= dot_rows(shape) ? kDotColumns : kWideColumns;
-    return (shape.out + columns - 1) / columns;
+  int64_t kept_tasks(const LinearShape& shape, int64_t rows) const {
+    if (rows > few_rows(shape) || in_f8_tiles(shape)) return wide_slabs(shape);
+    if (in_tiles(shape)) return (tile_count(shape) + task_tiles(shape) - 1) / task_tiles(shape);
+    return (shape.out + kDotColumns - 1) / kDotColumns;
+  }
+  static int64_t task_tiles(const LinearShape& shape) { return (tile_count(shape) + kTileTasks - 1) / kTileTasks; }
+
+  static bool rounds(const LinearShape& shape, int64_t rows) {
+    return in_tiles(shape) && shape.rounded && rows <= few_rows(shape);
+  }
+  void round(const LinearArgs& args, int64_t row, int64_t to) const {
+    const bool bf16 = args.shape->dtype == DType::kBf16;
+    rounded_.round(simd_, static_cast<const char*>(args.in) + row * args.shape->in * (bf16 ? 2 : 4), bf16, to);
+  }
+  // The rows of the groups that have few.
+  void round_groups(const GroupedLinearArgs& args, ThreadPool& pool) const {
+    int64_t rows = 0;
+    for (const Group& group : groups_)
+      rows = std::max<int64_t>(rows, args.starts[group.index] + args.counts[group.index]);
+    rounded_.resize(rows, args.shape->in);
+    pool.parallel_for(std::ssize(groups_), [&](int64_t i, int) {
+      const int64_t group = groups_[static_cast<size_t>(i)].index;
+      if (!rounds(*args.shape, args.counts[group])) return;
+      for (int64_t row = args.starts[group]; row < args.starts[group] + args.counts[group]; ++row) {
+        round({.shape = args.shape, .in = args.in}, row, row);
+      }
+    });
   }
 
-  // The columns of one tile.
-  void multiply_tile(const LinearArgs& args, int64_t task, int thread) const {
+  // A task's columns of a product of a weight that is kept as it is stored. `rounded` is the place of the first row
+  // among the rounded ones.
+  void multiply_kept(const LinearArgs& args, int64_t task, int64_t rounded, int thread) const {
     const LinearShape& shape = *args.shape;
-    const int64_t first = task * kF8Columns, width = std::min(kF8Columns, shape.out - first);
-    const char* tile = static_cast<const char*>(args.weight) + static_cast<size_t>(task) * tile_bytes(shape.in);
-    const auto* values = reinterpret_cast<const uint8_t*>(tile);
-    const auto* scales = reinterpret_cast<const float*>(tile + tile_values(shape.in));
-    const int64_t in = round_up(shape.in, 2);
-    if (args.n <= dot_rows(shape)) {
-      float* x = at_least(wide_in_[static_cast<size_t>(thread)], args.n * in);
-      for (int64_t r = 0; r < args.n; ++r) {
-        x[(r + 1) * in - 1] = 0;
-        simd_.widen(static_cast<const uint16_t*>(args.in) + r * shape.in, /*in_bf16=*/true, shape.in, x + r * in);
-      }
-      float sums[kWidestBf16Dot * kF8Columns];
-      simd_.dot_f8_tile(values, scales, in, x, in, args.n, sums);
-      return put_columns(args, 0, args.n, first, width, sums);
-    }
-    auto* weight = reinterpret_cast<uint16_t*>(
-        at_least(widened_[static_cast<size_t>(thread)], static_cast<int64_t>(tile_values(shape.in)) / 2));
-    simd_.expand_f8_tile(values, scales, round_up(shape.in, kF8Pad), weight);
-    for (int64_t row = 0; row < args.n; row += kMaxRows) {
-      const int64_t rows = std::min(kMaxRows, args.n - row), padded = Linear::padded_rows(rows);
-      const auto* x = static_cast<const uint16_t*>(args.in) + row * shape.in;
-      if (width == kF8Columns) {
-        const bool bias = args.bias != nullptr;
-        run(product(padded, shape.in, width, shape.out, shape.dtype, args.accumulate, bias), args, x, weight,
-            args.out + row * shape.out + first, bias ? args.bias + first : nullptr, thread);
-        continue;
-      }
-      float* whole = at_least(staging_[static_cast<size_t>(thread)], padded * kF8Columns);
-      execute(product(padded, shape.in, kF8Columns, kF8Columns, shape.dtype, /*accumulate=*/false, /*bias=*/false), x,
-              weight, whole, nullptr, thread);
-      put_columns(args, row, rows, first, width, whole);
-    }
+    if (args.n > few_rows(shape)) return multiply_widened(args, task, thread);
+    if (in_f8_tiles(shape)) return multiply_f8_tile(args, task, thread);
+    if (!in_tiles(shape)) return multiply_f8_rows(args, task, thread);
+    const int64_t first = task * task_tiles(shape);
+    multiply_tiles(simd_, args, first, std::min(tile_count(shape), first + task_tiles(shape)),
+                   shape.rounded ? &rounded_ : nullptr, rounded);
   }
 
-  // Sums [rows, kF8Columns] to their place, columns first .. first + width.
-  static void put_columns(const LinearArgs& args, int64_t row, int64_t rows, int64_t first, int64_t width,
-                          const float* sums) {
-    for (int64_t r = 0; r < rows; ++r, sums += kF8Columns) {
-      float* out = args.out + (row + r) * args.shape->out + first;
-      for (int64_t c = 0; c < width; ++c) {
-        out[c] = (args.accumulate ? out[c] : 0) + sums[c] + (args.bias == nullptr ? 0 : args.bias[first + c]);
-      }
-    }
-  }
-
-  // Columns of a product of weights in blocks, by our own loops.
-  void multiply_blocks(const LinearArgs& args, int64_t task, int thread) const {
+  void multiply_f8_tile(const LinearArgs& args, int64_t task, int thread) const {
     const LinearShape& shape = *args.shape;
-    if (in_tiles(shape)) return multiply_tile(args, task, thread);
+    const int64_t first = task * kF8Columns, in = round_up(shape.in, 2);
+    const char* tile = static_cast<const char*>(args.weight) + static_cast<size_t>(task) * f8_tile_bytes(shape.in);
+    float* x = at_least(wide_in_[static_cast<size_t>(thread)], args.n * in);
+    for (int64_t r = 0; r < args.n; ++r) {
+      x[(r + 1) * in - 1] = 0;
+      simd_.widen(static_cast<const uint16_t*>(args.in) + r * shape.in, /*in_bf16=*/true, shape.in, x + r * in);
+    }
+    float sums[kFewF8Rows * kF8Columns];
+    simd_.dot_f8_tile(reinterpret_cast<const uint8_t*>(tile),
+                      reinterpret_cast<const float*>(tile + f8_tile_values(shape.in)), in, x, in, args.n, sums);
+    put_columns(args, 0, args.n, first, std::min(kF8Columns, shape.out - first), sums, kF8Columns);
+  }
+
+  void multiply_f8_rows(const LinearArgs& args, int64_t task, int thread) const {
+    const LinearShape& shape = *args.shape;
     const auto* x = static_cast<const float*>(args.in);
     if (shape.dtype == DType::kBf16) {
-      auto& wide = wide_in_[static_cast<size_t>(thread)];
-      wide.resize(std::max(wide.size(), static_cast<size_t>(args.n * shape.in)));
-      simd_.widen(args.in, /*in_bf16=*/true, args.n * shape.in, wide.data());
-      x = wide.data();
+      float* wide = at_least(wide_in_[static_cast<size_t>(thread)], args.n * shape.in);
+      simd_.widen(args.in, /*in_bf16=*/true, args.n * shape.in, wide);
+      x = wide;
     }
-    const int64_t blocks = shape.in / kBlockValues;
     const int64_t end = std::min(shape.out, (task + 1) * kDotColumns);
     for (int64_t j = task * kDotColumns; j < end; ++j) {
-      const char* row = static_cast<const char*>(args.weight) + static_cast<size_t>(j) * row_bytes(shape);
-      const float bias = args.bias == nullptr ? 0 : args.bias[j];
+      const char* row = static_cast<const char*>(args.weight) + static_cast<size_t>(j) * scaled_row_bytes(shape.in);
       for (int64_t first = 0; first < args.n; first += kDotRows) {
         const int64_t count = std::min(kDotRows, args.n - first);
         float sums[kDotRows];
-        if (shape.stored == DType::kF8E4M3) {
-          simd_.dot_f8(row, shape.in, x + first * shape.in, shape.in, count, sums);
-        } else if (shape.stored == DType::kQ8_0) {
-          simd_.dot_q8(reinterpret_cast<const Q8Block*>(row), blocks, x + first * shape.in, shape.in, count, sums);
-        } else {
-          simd_.dot_q4(reinterpret_cast<const Q4Block*>(row), blocks, x + first * shape.in, shape.in, count, sums);
-        }
-        for (int64_t r = 0; r < count; ++r) {
-          float& out = args.out[(first + r) * shape.out + j];
-          out = (args.accumulate ? out : 0) + sums[r] + bias;
-        }
+        simd_.dot_f8(row, shape.in, x + first * shape.in, shape.in, count, sums);
+        put_columns(args, first, count, j, 1, sums, 1);
       }
     }
   }
 
-  // Columns of a product of weights in blocks, widened for oneDNN.
+  // A slab of kWideColumns columns, widened for oneDNN: [in, columns] of dtype, as the form of wide_product() wants it.
   void multiply_widened(const LinearArgs& args, int64_t task, int thread) const {
     const LinearShape& shape = *args.shape;
-    if (in_tiles(shape)) return multiply_tile(args, task, thread);
     const bool bf16 = shape.dtype == DType::kBf16, bias = args.bias != nullptr;
-    const int64_t element = bf16 ? 2 : 4;
-    const int64_t j = task * kWideColumns;
-    const int64_t width = std::min(kWideColumns, shape.out - j);
-    auto& widened = widened_[static_cast<size_t>(thread)];
-    widened.resize(std::max(widened.size(), static_cast<size_t>(width * shape.in)));
-    float* weight = widened.data();  // [width, in] of dtype
-    const char* rows = static_cast<const char*>(args.weight) + static_cast<size_t>(j) * row_bytes(shape);
-    const int64_t blocks = width * (shape.in / kBlockValues);
-    if (shape.stored == DType::kF8E4M3) {
-      for (int64_t r = 0; r < width; ++r) {
-        simd_.expand_f8(rows + static_cast<size_t>(r) * row_bytes(shape), shape.in,
-                        reinterpret_cast<char*>(weight) + r * shape.in * element, bf16);
+    const int64_t element = bf16 ? 2 : 4, first = task * kWideColumns;
+    const int64_t columns = std::min(kWideColumns, shape.out - first);
+    float* weight =
+        at_least(widened_[static_cast<size_t>(thread)], round_up(shape.in, kF8Pad) * kWideColumns * element / 4);
+    widen_slab(args, task, columns, weight);
+    // Rows of FP8 are as many as there are columns, tiles always whole.
+    const int64_t width = wide_form(shape) == Form::kColumns ? columns : kWideColumns;
+    for (int64_t row = 0; row < args.n; row += kMaxRows) {
+      const int64_t rows = std::min(kMaxRows, args.n - row), padded = Linear::padded_rows(rows);
+      const void* in = static_cast<const char*>(args.in) + row * shape.in * element;
+      if (width == columns) {
+        run(wide_product(shape, padded, width, args.accumulate, bias), args, in, weight,
+            args.out + row * shape.out + first, bias ? args.bias + first : nullptr, thread);
+        continue;
       }
-    } else if (shape.stored == DType::kQ8_0) {
-      simd_.expand_q8(reinterpret_cast<const Q8Block*>(rows), blocks, weight);
+      float* whole = at_least(staging_[static_cast<size_t>(thread)], padded * kWideColumns);
+      execute(product(padded, shape.in, kWideColumns, kWideColumns, shape.dtype, /*accumulate=*/false, /*bias=*/false,
+                      wide_form(shape)),
+              in, weight, whole, nullptr, thread);
+      put_columns(args, row, rows, first, columns, whole, kWideColumns);
+    }
+  }
+
+  void widen_slab(const LinearArgs& args, int64_t task, int64_t columns, float* weight) const {
+    const LinearShape& shape = *args.shape;
+    const bool bf16 = shape.dtype == DType::kBf16;
+    const auto* stored = static_cast<const char*>(args.weight);
+    if (in_tiles(shape)) {
+      const TileKernels& kernels = simd_.tiles[tile_format(shape.stored)];
+      const auto expand = bf16 ? kernels.expand_bf16 : kernels.expand_f32;
+      const size_t bytes = tile_bytes(shape.stored, shape.in);
+      const int64_t tile = task * kWideColumns / kTileColumns;
+      if (columns < kWideColumns) std::fill_n(weight, shape.in * kWideColumns * (bf16 ? 2 : 4) / 4, 0.0f);
+      for (int64_t t = 0; t * kTileColumns < columns; ++t) {
+        // A column takes four bytes in either form: a pair of bf16 or a float32.
+        expand(stored + static_cast<size_t>(tile + t) * bytes, shape.in / kBlockValues, kWideColumns,
+               weight + t * kTileColumns);
+      }
+    } else if (in_f8_tiles(shape)) {
+      const char* tile = stored + static_cast<size_t>(task) * f8_tile_bytes(shape.in);
+      simd_.expand_f8_tile(reinterpret_cast<const uint8_t*>(tile),
+                           reinterpret_cast<const float*>(tile + f8_tile_values(shape.in)), round_up(shape.in, kF8Pad),
+                           reinterpret_cast<uint16_t*>(weight));
     } else {
-      simd_.expand_q4(reinterpret_cast<const Q4Block*>(rows), blocks, weight);
+      const size_t bytes = scaled_row_bytes(shape.in);
+      for (int64_t r = 0; r < columns; ++r) {
+        simd_.expand_f8(stored + static_cast<size_t>(task * kWideColumns + r) * bytes, shape.in,
+                        reinterpret_cast<char*>(weight) + r * shape.in * (bf16 ? 2 : 4), bf16);
+      }
     }
-    for (int64_t first = 0; first < args.n; first += kMaxRows) {
-      const Product& product = plain_product(shape, std::min(kMaxRows, args.n - first), width, args.accumulate, bias);
-      run(product, args, static_cast<const char*>(args.in) + first * shape.in * element, weight,
-          args.out + first * shape.out + j, bias ? args.bias + j : nullptr, thread);
-    }
+  }
+
+  Form wide_form(const LinearShape& shape) const {
+    if (in_tiles(shape)) return shape.dtype == DType::kBf16 ? Form::kPacked : Form::kRows;
+    return in_f8_tiles(shape) ? Form::kPacked : Form::kColumns;
+  }
+  const Product& wide_product(const LinearShape& shape, int64_t padded, int64_t width, bool accumulate,
+                              bool bias) const {
+    return product(padded, shape.in, width, shape.out, shape.dtype, accumulate, bias, wide_form(shape));
   }
 
   // Columns of a product of a packed weight: one slab, which stays in the cache for all rows.
@@ -507,12 +508,6 @@ class Linear::Impl {
     product->implementation = primitive.impl_info_str();
     product->primitive = dnnl::matmul(primitive);
     return product;
-  }
-
-  const Product& plain_product(const LinearShape& shape, int64_t rows, int64_t width, bool accumulate,
-                               bool bias) const {
-    return product(Linear::padded_rows(rows), shape.in, width, shape.out, shape.dtype, accumulate, bias,
-                   /*plain=*/true);
   }
 
   void run(const Product& product, const LinearArgs& args, const void* in, const void* weight, float* out,
@@ -563,6 +558,7 @@ class Linear::Impl {
   mutable std::vector<std::vector<char>> head_in_;    // likewise
   mutable std::vector<std::vector<float>> head_out_;  // likewise
   mutable std::vector<Group> groups_;                 // of the call in progress
+  mutable RoundedRows rounded_;                       // likewise
   mutable std::mutex mu_;
   mutable std::map<std::tuple<int64_t, int64_t, DType>, Memory::desc> packed_;
   mutable std::map<ProductKey, std::unique_ptr<Product>> products_;
@@ -573,7 +569,7 @@ Linear::Linear(int threads, const Simd& simd) : impl_(std::make_unique<Impl>(thr
 Linear::~Linear() = default;
 
 bool Linear::multiplies(DType dtype) const { return impl_->multiplies(dtype); }
-bool Linear::keeps(DType stored, DType dtype) const { return impl_->keeps(stored, dtype); }
+bool Linear::keeps(const LinearShape& shape) const { return impl_->keeps(shape); }
 std::string Linear::implementation(const LinearShape& shape, int64_t rows, bool accumulate, bool bias) const {
   return impl_->implementation(shape, rows, accumulate, bias);
 }

@@ -20,7 +20,7 @@ class Linear {
   ~Linear();
 
   bool multiplies(DType dtype) const;
-  bool keeps(DType stored, DType dtype) const;
+  bool keeps(const LinearShape& shape) const;
   // What multiplies `rows` rows: oneDNN's name of its implementation, or "blocks" for our own. "ref..." is thousands of
   // times slower than the others and must not happen.
   std::string implementation(const LinearShape& shape, int64_t rows, bool accumulate, bool bias) const;

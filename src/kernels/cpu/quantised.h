@@ -1,6 +1,7 @@
-// Weights that stay quantised: the blocks of a GGUF file with their scales widened to float32, 32 values each. A third
-// to a sixth of float32's bytes, which is what decoding waits for, and the values are the same: scale times a small
-// whole number is exact, so the one rounding is that of the sum, as in tensor::to_float().
+// Weights that stay quantised: the blocks of a GGUF file, re-sorted into tiles of kTileColumns columns of the product
+// so that one vector holds four values of each column. A tile is a run of blocks of kBlockValues values of every
+// column; types with scales of scales (Q4_K, Q6_K) have a head of those before every kSuperBlocks blocks. Nothing is
+// rounded and nothing takes more memory than in the file.
 #pragma once
 
 #include <cstddef>
@@ -11,24 +12,25 @@
 namespace sluice::kernels::cpu {
 
 constexpr int64_t kBlockValues = 32;
+constexpr int64_t kTileColumns = 16;
+constexpr int64_t kSuperBlocks = 8;
 
-// Value i is scale * q(i) + offset; q(i) is the low nibble of quants[i] for i < 16, the high one of quants[i - 16]
-// after.
-struct Q4Block {
-  float scale;
-  float offset;
-  uint8_t quants[16];
+// A row of inputs in eight bits: value i is values[i] * scales[i / kBlockValues]. sums[i] are those of 16 values each.
+// A scale is NaN where a value of its block is not finite.
+struct RoundedRow {
+  const int8_t* values;
+  const float* scales;
+  const int32_t* sums;
 };
-// Value i is scale * quants[i].
-struct Q8Block {
-  float scale;
-  int8_t quants[32];
-};
+constexpr int64_t kSumValues = 16;
 
-// True for the types that are kept: Q4_0 and Q4_1 as Q4Block, Q8_0 as Q8Block.
+// True for Q4_0, Q4_1, Q8_0, Q4_K and Q6_K, in that order tile formats 0 to 4.
 bool keeps_blocks(tensor::DType stored);
-size_t kept_block_bytes(tensor::DType stored);
-// Converts `count` stored blocks.
-void keep_blocks(tensor::DType stored, const void* from, int64_t count, void* to);
+int tile_format(tensor::DType stored);
+constexpr int kTileFormats = 5;
+// Bytes of a tile of `in` values a column, whole blocks of the stored type.
+size_t tile_bytes(tensor::DType stored, int64_t in);
+// Makes a tile of `columns` stored rows, at most kTileColumns, which follow each other. Further columns are zero.
+void pack_tile(tensor::DType stored, int64_t in, const void* rows, int64_t columns, void* tile);
 
 }  // namespace sluice::kernels::cpu

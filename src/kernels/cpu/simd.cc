@@ -13,6 +13,7 @@ std::vector<const Simd*> runnable_simds() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq")) {
     simds.push_back(&kSimdAvx512);
+    if (__builtin_cpu_supports("avx512vnni")) simds.push_back(&kSimdAvx512Vnni);
   }
   return simds;
 }

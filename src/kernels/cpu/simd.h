@@ -1,5 +1,5 @@
-// The inner loops of the CPU kernels, compiled once per instruction set (simd_avx512.cc, simd_avx2.cc, simd_base.cc)
-// from the same text (simd.inc) and chosen at run time.
+// The inner loops of the CPU kernels, compiled once per instruction set (simd_avx512vnni.cc and so on) from the same
+// text (simd.inc, simd_tiles.inc) and chosen at run time.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,17 @@
 #include "kernels/kernels.h"
 
 namespace sluice::kernels::cpu {
+
+// What is done with a tile of one format, `blocks` blocks long. `rows` of 1 to kTileRows; sums [rows, kTileColumns].
+struct TileKernels {
+  void (*dot_rounded)(const char* tile, int64_t blocks, const RoundedRow* rows, int64_t count, float* sums);
+  void (*dot_exact)(const char* tile, int64_t blocks, const float* x, int64_t x_stride, int64_t rows, float* sums);
+  // Value (k, column) to out[k * stride + column] in float32, and in bf16, pairs of k side by side, to
+  // out[(k / 2 * stride + column) * 2 + k % 2].
+  void (*expand_f32)(const char* tile, int64_t blocks, int64_t stride, void* out);
+  void (*expand_bf16)(const char* tile, int64_t blocks, int64_t stride, void* out);
+};
+constexpr int64_t kTileRows = 8;
 
 struct Simd {
   const char* name;
@@ -35,13 +46,8 @@ struct Simd {
   void (*lightning_step)(const float* qkv, float decay, int64_t dim, float* state, float* out, float* scratch);
   void (*scale)(float* row, int64_t width, float by);
   void (*add_scaled)(const float* in, int64_t width, float by, float* out, bool accumulate);
-  // sums[r] = a row of `count` blocks times row r of x; `rows` of 1 to kDotRows, x_stride apart.
-  void (*dot_q4)(const Q4Block* blocks, int64_t count, const float* x, int64_t x_stride, int64_t rows, float* sums);
-  void (*dot_q8)(const Q8Block* blocks, int64_t count, const float* x, int64_t x_stride, int64_t rows, float* sums);
-  void (*expand_q4)(const Q4Block* blocks, int64_t count, float* out);  // blocks → float32
-  void (*expand_q8)(const Q8Block* blocks, int64_t count, float* out);
-  // A row of `in` values of e4m3 with its scales (kernels.h, scaled_row_bytes()), as dot_q4 and expand_q4. No value is
-  // NaN.
+  // sums[r] = a row of `in` values of e4m3 with its scales (kernels.h, scaled_row_bytes()) times row r of x; `rows` of
+  // 1 to kDotRows, x_stride apart. No value is NaN.
   void (*dot_f8)(const void* row, int64_t in, const float* x, int64_t x_stride, int64_t rows, float* sums);
   void (*expand_f8)(const void* row, int64_t in, void* out, bool out_bf16);
   // The same of kF8Columns rows of the weight at once, where pairs of their values lie side by side: value (column, k)
@@ -50,6 +56,9 @@ struct Simd {
   void (*dot_f8_tile)(const uint8_t* values, const float* scales, int64_t in, const float* x, int64_t x_stride,
                       int64_t rows, float* sums);
   void (*expand_f8_tile)(const uint8_t* values, const float* scales, int64_t in, uint16_t* out);
+  // A row of whole blocks of inputs in eight bits (quantised.h): to the nearest, the largest of a block is 127.
+  void (*round_row)(const void* in, bool in_bf16, int64_t width, int8_t* values, float* scales, int32_t* sums);
+  const TileKernels* tiles;  // by tile_format()
 };
 
 constexpr int64_t kDotRows = 4;
@@ -63,11 +72,13 @@ constexpr int64_t attention_scratch(int64_t rows, int64_t group, int64_t head_di
 
 // Those that this machine runs, the widest last.
 std::vector<const Simd*> runnable_simds();
-// The widest, or the one that SLUICE_SIMD=base|avx2|avx512 in the environment asks for, if this machine runs it.
+// The widest, or the one that SLUICE_SIMD=base|avx2|avx512|avx512vnni in the environment asks for, if this machine runs
+// it.
 const Simd& choose_simd();
 
 extern const Simd kSimdBase;
 extern const Simd kSimdAvx2;
 extern const Simd kSimdAvx512;
+extern const Simd kSimdAvx512Vnni;
 
 }  // namespace sluice::kernels::cpu

@@ -128,14 +128,15 @@ std::string joined_names(const std::vector<Part>& parts) {
 
 WeightStore::WeightStore(const kernels::Backend& backend, kernels::DType dtype, const tensor::TensorSource* source,
                          const parallel::Groups* groups, const moe::ExpertMap* experts,
-                         const moe::DeepEpOptions& deepep)
+                         const moe::DeepEpOptions& deepep, bool rounded)
     : backend_(backend),
       dtype_(dtype),
       source_(source),
       groups_(groups),
       layout_(groups == nullptr ? parallel::Layout{} : groups->layout),
       expert_map_(experts),
-      deepep_(deepep) {}
+      deepep_(deepep),
+      rounded_(rounded) {}
 
 WeightStore::~WeightStore() {
   if (mapping_ != nullptr) {
@@ -160,7 +161,8 @@ kernels::DType WeightStore::kept_type(const std::vector<Part>& parts, int64_t in
   for (const Part& part : parts) {
     // A missing or misshapen part is reported when it is read.
     const auto found = find_part(*source_, part, in, columns);
-    if (!found.ok() || !backend_.keeps(found->dtype, dtype_) || type.value_or(found->dtype) != found->dtype) {
+    if (!found.ok() || type.value_or(found->dtype) != found->dtype ||
+        !backend_.keeps({.in = in, .dtype = dtype_, .stored = found->dtype, .rounded = rounded_})) {
       return kernels::DType::kF32;
     }
     // Kernels take a scale for every kScaledValues from the first column on.
@@ -183,6 +185,7 @@ LinearWeight WeightStore::linear_stored(std::vector<Part> parts, int64_t in, Col
   weight.shape = {.in = in, .out = 0, .dtype = dtype_};
   for (const Part& part : parts) weight.shape.out += part.rows;
   weight.shape.stored = stored;
+  weight.shape.rounded = rounded_ && stored != kernels::DType::kF32;
   const kernels::LinearShape shape = weight.shape;
   std::string name = joined_names(parts);
   weight.offset = declare(

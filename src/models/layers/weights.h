@@ -80,10 +80,10 @@ class WeightStore {
  public:
   // `source`, where given, says how matrices are stored, and those whose blocks the backend keeps stay as they are.
   // `groups`, where given, say whose part of the model this is, `experts` where copies of experts are, and
-  // `deepep` how tokens get there.
+  // `deepep` how tokens get there. `rounded`: inputs of quantised weights may be (kernels::LinearShape).
   WeightStore(const kernels::Backend& backend, kernels::DType dtype, const tensor::TensorSource* source = nullptr,
               const parallel::Groups* groups = nullptr, const moe::ExpertMap* experts = nullptr,
-              const moe::DeepEpOptions& deepep = {});
+              const moe::DeepEpOptions& deepep = {}, bool rounded = false);
   ~WeightStore();
   WeightStore(const WeightStore&) = delete;
   WeightStore& operator=(const WeightStore&) = delete;
@@ -97,6 +97,7 @@ class WeightStore {
   // Null: each expert is there once, in its order.
   const moe::ExpertMap* expert_map() const { return expert_map_; }
   const moe::DeepEpOptions& deepep() const { return deepep_; }
+  bool rounded() const { return rounded_; }
 
   // Declarations, before materialise(). Parts are stacked along the output, so that one product serves all of them.
   LinearWeight linear(std::vector<Part> parts, int64_t in, Columns columns = {});
@@ -171,6 +172,7 @@ class WeightStore {
   const parallel::Layout layout_;
   const moe::ExpertMap* const expert_map_;
   const moe::DeepEpOptions deepep_;
+  const bool rounded_;
   std::vector<Entry> entries_;
   size_t bytes_ = 0;
   char* base_ = nullptr;
