@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "kernels/cpu/expanded_attention.h"
+#include "kernels/cpu/grouped_attention.h"
 #include "kernels/cpu/latent_attention.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/moe.h"
@@ -32,6 +33,7 @@ class CpuBackend final : public Backend {
       : simd_(cpu::choose_simd()),
         pool_(threads),
         linear_(threads, simd_),
+        grouped_attention_(threads, simd_),
         latent_attention_(threads, simd_),
         expanded_attention_(threads, simd_, linear_),
         scratch_(static_cast<size_t>(threads)) {}
@@ -153,8 +155,10 @@ class CpuBackend final : public Backend {
     struct Task {
       int64_t sequence, first_row, rows;
     };
+    grouped_attention_.run(args, pool_);
     std::vector<Task> tasks;
     for (int64_t s = 0; s < args.n_seqs; ++s) {
+      if (cpu::GroupedAttention::pays(args, s)) continue;
       const int64_t queries = args.query_start[s + 1] - args.query_start[s];
       for (int64_t row = 0; row < queries; row += kQueryRows) {
         tasks.push_back({s, row, std::min(kQueryRows, queries - row)});
@@ -268,6 +272,7 @@ class CpuBackend final : public Backend {
   // Used by the rank's thread alone, which is what makes these safe to change in const functions.
   mutable ThreadPool pool_;
   cpu::Linear linear_;
+  mutable cpu::GroupedAttention grouped_attention_;
   mutable cpu::LatentAttention latent_attention_;
   mutable cpu::ExpandedAttention expanded_attention_;
   mutable std::vector<std::vector<float>> scratch_;  // per thread of the pool

@@ -13,9 +13,6 @@ namespace {
 constexpr int64_t kPositions = 256;
 constexpr int64_t kRows = 512;
 constexpr int64_t kHeads = 2;
-// Rows and positions of products are filled with zeros to a multiple of these, so that few shapes of products occur.
-constexpr int64_t kRowStep = 32;
-constexpr int64_t kPositionStep = 64;
 
 }  // namespace
 
@@ -58,55 +55,39 @@ void ExpandedAttention::attend(const ExpandedAttentionArgs& args, const Piece& p
   const int32_t* slots = args.slot_table + args.table_rows[piece.sequence] * args.table_width;
 
   Scratch& own = scratch_[static_cast<size_t>(thread)];
-  char* q = at_least(own.queries, heads * rows * dim * element);
-  float* scores = at_least(own.scores, rows * kPositions);
-  char* weights = at_least(own.weights, rows * kPositions * element);
-  float* sums = at_least(own.sums, heads * rows * value);
-  float* state = at_least(own.state, heads * rows * 2);
+  QueryRows of_heads[kHeads];
   for (int64_t h = 0; h < heads; ++h) {
-    char* of_head = q + h * rows * dim * element;
+    char* of_head = at_least(own.queries, kHeads * rows * dim * element) + h * rows * dim * element;
+    of_heads[h] = {.queries = of_head,
+                   .sums = at_least(own.sums, kHeads * rows * value) + h * rows * value,
+                   .state = at_least(own.state, kHeads * rows * 2) + h * rows * 2,
+                   .rows = piece.rows,
+                   .padded = rows,
+                   .first_position = first_position};
+    BlockAttention::begin(of_heads[h]);
     for (int64_t r = 0; r < piece.rows; ++r) {
       const float* from = args.q + (query_begin + piece.first_row + r) * args.q_stride + (piece.first_head + h) * dim;
       simd_.narrow(from, dim, of_head + r * dim * element, bf16);
     }
     std::memset(of_head + piece.rows * dim * element, 0, static_cast<size_t>((rows - piece.rows) * dim * element));
   }
-  for (int64_t i = 0; i < heads * rows; ++i) {
-    state[2 * i] = -1e30f;
-    state[2 * i + 1] = 0;
-  }
-
+  const BlockAttention attention(simd_, products_, own.products, args.dtype, dim, value, args.scale, thread);
   for (int64_t base = 0; base < end; base += kPositions) {
     const int64_t count = std::min(kPositions, end - base);
     const Block block{.slots = slots + base, .count = count, .padded = round_up(count, kPositionStep)};
     gather(args, block, own);
-    // Causal: rows of earlier positions see nothing of this block and are left out.
-    const int64_t first = std::max<int64_t>(0, base - first_position) / kRowStep * kRowStep;
     for (int64_t h = 0; h < heads; ++h) {
       expand(args, block, piece.first_head + h, own, thread);
-      const int64_t at = h * rows + first;  // the first row of queries, sums and state
-      products_.multiply({.m = rows - first, .k = dim, .n = block.padded, .dtype = args.dtype, .b_transposed = true},
-                         q + at * dim * element, own.keys.data(), scores, thread);
-      for (int64_t r = first; r < rows; ++r) {
-        const int64_t visible = std::clamp<int64_t>(first_position + r + 1 - base, 0, count);
-        const float correction =
-            simd_.softmax_step(scores + (r - first) * block.padded, visible, block.padded, args.scale,
-                               state + 2 * (h * rows + r), weights + (r - first) * block.padded * element, bf16);
-        if (base > 0 && correction != 1) simd_.scale(sums + (h * rows + r) * value, value, correction);
-      }
-      products_.multiply(
-          {.m = rows - first, .k = block.padded, .n = value, .dtype = args.dtype, .accumulate = base > 0}, weights,
-          own.values.data(), sums + at * value, thread);
+      attention.add(
+          of_heads[h],
+          {.keys = own.keys.data(), .values = own.values.data(), .base = base, .count = count, .padded = block.padded});
     }
   }
 
   for (int64_t h = 0; h < heads; ++h) {
     for (int64_t r = 0; r < piece.rows; ++r) {
-      float* sum = sums + (h * rows + r) * value;
-      simd_.scale(sum, value, 1 / state[2 * (h * rows + r) + 1]);
-      const int64_t row = query_begin + piece.first_row + r;
-      simd_.narrow(sum, value,
-                   static_cast<char*>(args.out) + (row * args.n_heads + piece.first_head + h) * value * element, bf16);
+      const int64_t at = (query_begin + piece.first_row + r) * args.n_heads + piece.first_head + h;
+      attention.finish(of_heads[h], r, static_cast<char*>(args.out) + at * value * element);
     }
   }
 }

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "kernels/cpu/block_attention.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/plain_products.h"
 #include "kernels/cpu/simd.h"
@@ -33,10 +34,9 @@ class ExpandedAttention {
     std::vector<char> rotary;        // [positions, rotary] of dtype
     std::vector<float> expanded;     // [positions, nope or value]
     std::vector<char> keys, values;  // [positions, nope + rotary] and [positions, value] of dtype
-    std::vector<float> scores;       // [rows, positions]
-    std::vector<char> weights;       // likewise, of dtype
     std::vector<float> sums;         // [heads, rows, value]
     std::vector<float> state;        // [heads, rows, 2] running maximum and total
+    BlockAttention::Scratch products;
   };
   struct Block;
 
