@@ -1,6 +1,6 @@
 // Tokens per second of the engine's forward pass: prefill and decode at several batch sizes, without scheduler or HTTP.
 //
-//   engine_bench MODEL [--threads N] [--repeats N] [--prompt N] [--steps N] [--batches N N ...]
+//   engine_bench MODEL [--threads N] [--repeats N] [--prompt N] [--steps N] [--dtype T] [--batches N N ...]
 //
 // Each repeat prefills `batch` prompts in one step and then decodes `steps` tokens of each, greedily. Printed: the
 // median of the repeats and their range by the clock on the wall, and the median by CPU time, which another program on
@@ -25,6 +25,7 @@ using sluice::models::Runner;
 
 struct Options {
   int64_t threads, repeats, prompt, steps;
+  std::string dtype;
   sluice::StringList batches;
 };
 
@@ -39,6 +40,11 @@ const sluice::OptionTable<Options>& option_table() {
        .range = kCount,
        .help = "Tokens of a prompt."},
       {.name = "steps", .field = &Options::steps, .value = int64_t{32}, .range = kCount, .help = "Tokens to decode."},
+      {.name = "dtype",
+       .field = &Options::dtype,
+       .value = std::string("auto"),
+       .metavar = "TYPE",
+       .help = "As that of the server."},
       {.name = "batches",
        .field = &Options::batches,
        .value = sluice::StringList{"1", "4", "16"},
@@ -156,6 +162,7 @@ void run(const std::string& model, const Options& options) {
   const auto path = sluice::models::locate_model(model);
   if (!path.ok()) die(path.error().message);
   auto loaded = sluice::models::load_runner({.model_path = *path,
+                                             .dtype = options.dtype,
                                              .threads = static_cast<int>(options.threads),
                                              .max_step_tokens = most * prompt_tokens,
                                              .max_step_seqs = most});

@@ -146,12 +146,13 @@ class Closeness {
     for (const float value : reference) squares += static_cast<double>(value) * value;
     return tolerance(std::sqrt(squares / static_cast<double>(reference.size())), runs);
   }
-  // Errors of an output in units of sqrt(layers) roundings. There are about ten places; latent attention rounds the
-  // compressed, the plain and the absorbed queries, the latents that are summed and the weights of the sums, and has a
-  // second path of keys; FP8 weights are rounded as well where they are widened to bf16, in six matrices. What is
-  // rounded in queries and keys moves scores that DeepSeek's YaRN multiplies.
+  // Errors of an output in units of sqrt(layers) roundings. There are about ten places, and in bf16 attention of
+  // many rows rounds queries and weights; latent attention rounds the compressed, the plain and the absorbed queries,
+  // the latents that are summed and the weights of the sums, and has a second path of keys; FP8 weights are rounded as
+  // well where they are widened to bf16, in six matrices. What is rounded in queries and keys moves scores that
+  // DeepSeek's YaRN multiplies.
   double roundings() const {
-    return config_.rope.score_scale * std::sqrt(10.0 + (config_.mla ? 6 : 0) + (config_.fp8 ? 6 : 0));
+    return config_.rope.score_scale * std::sqrt(10.0 + (config_.mla ? 6 : 2) + (config_.fp8 ? 6 : 0));
   }
   // Router logits have a spread of about 1, and a score moves by at most a quarter of what its logit does.
   float near_tie_of_routers(int runs) const { return tolerance(1, runs) / 4; }

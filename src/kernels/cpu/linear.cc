@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <dnnl.hpp>
 #include <map>
 #include <mutex>
 #include <string>
@@ -12,13 +11,12 @@
 #include "base/check.h"
 #include "kernels/cpu/f8_tiles.h"
 #include "kernels/cpu/memory.h"
+#include "kernels/cpu/packed_products.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/tile_products.h"
 
 namespace sluice::kernels::cpu {
 namespace {
-
-using Memory = dnnl::memory;
 
 // Row counts that primitives are made for: exact up to 16, then multiples of 16, in pieces of at most 256, so that a
 // handful of generated kernels serves every batch.
@@ -38,38 +36,19 @@ constexpr int64_t kTileTasks = 16;   // of a product with few rows
 // work.
 int64_t slab_width(int64_t out) { return std::max<int64_t>(64, round_up((out + 15) / 16, 64)); }
 
-Memory::data_type type_of(DType dtype) {
-  SLUICE_CHECK(dtype == DType::kF32 || dtype == DType::kBf16, "matrix products in {}", tensor::to_string(dtype));
-  return dtype == DType::kBf16 ? Memory::data_type::bf16 : Memory::data_type::f32;
-}
-
 struct Slab {
   int64_t first;
   int64_t width;
   size_t offset;  // into the packed weight
+  // Rows that the packed form has where it is that of Simd::dot_pairs, kPairColumns columns after kPairColumns columns;
+  // 0 = another form.
+  int64_t pair_rows;
 };
 
 struct Layout {
   std::vector<Slab> slabs;
   size_t bytes = 0;
 };
-
-struct Product {
-  dnnl::matmul primitive;
-  Memory::desc in, weight, out, bias, scratch;
-  std::string implementation;  // oneDNN's name for what it chose
-  // The result goes to memory of the thread and from there, with sum and bias, to its place.
-  bool staged = false;
-};
-
-// oneDNN's three loops, thousands of times slower than anything else that it has.
-bool is_reference(const Product& product) { return product.implementation.starts_with("ref"); }
-
-// How the weight [in, width] of a product lies: as oneDNN packs it, its columns one after another, or its rows.
-enum class Form { kPacked, kColumns, kRows };
-
-// Everything that one product depends on.
-using ProductKey = std::tuple<int64_t, int64_t, int64_t, int64_t, DType, bool, bool, Form>;
 
 bool is_kept(const LinearShape& shape) { return shape.stored != DType::kF32; }
 // In the tiles of quantised.h.
@@ -83,25 +62,14 @@ class Linear::Impl {
  public:
   Impl(int threads, const Simd& simd)
       : simd_(simd),
-        engine_(dnnl::engine::kind::cpu, 0),
-        scratch_(static_cast<size_t>(threads)),
+        products_(threads),
         staging_(static_cast<size_t>(threads)),
         widened_(static_cast<size_t>(threads)),
         wide_in_(static_cast<size_t>(threads)),
         head_in_(static_cast<size_t>(threads)),
-        head_out_(static_cast<size_t>(threads)) {
-    for (int i = 0; i < threads; ++i) streams_.emplace_back(engine_);
-  }
+        head_out_(static_cast<size_t>(threads)) {}
 
-  bool multiplies(DType dtype) const {
-    if (dtype != DType::kF32 && dtype != DType::kBf16) return false;
-    try {
-      packed(64, 64, dtype);  // a machine without AVX-512 has no bf16 products
-    } catch (const dnnl::error&) {
-      return false;
-    }
-    return true;
-  }
+  bool multiplies(DType dtype) const { return products_.multiplies(dtype); }
 
   // With unrounded inputs bf16's own products are faster than widening blocks for them.
   bool keeps(const LinearShape& shape) const {
@@ -110,36 +78,13 @@ class Linear::Impl {
     return shape.dtype == DType::kF32 || (shape.rounded && multiplies(shape.dtype) && packs_pairs(shape));
   }
 
-  // The packed form that oneDNN prefers for [in, width], asked for at a typical row count and used for all.
-  Memory::desc packed(int64_t in, int64_t width, DType dtype) const {
-    const std::lock_guard lock(mu_);
-    auto& desc = packed_[{in, width, dtype}];
-    if (!desc) {
-      const auto type = type_of(dtype);
-      const Memory::desc source({64, in}, type, Memory::format_tag::ab);
-      const Memory::desc weight({in, width}, type, Memory::format_tag::any);
-      const Memory::desc out({64, width}, Memory::data_type::f32, Memory::format_tag::ab);
-      desc = dnnl::matmul::primitive_desc(dnnl::matmul::desc(source, weight, out), engine_).weights_desc();
-    }
-    return desc;
-  }
-
   // FP8 for products in bf16.
   bool in_f8_tiles(const LinearShape& shape) const {
     return shape.stored == DType::kF8E4M3 && shape.dtype == DType::kBf16 && packs_pairs(shape);
   }
 
-  // True if oneDNN packs [in, kF8Columns] in bf16 as pairs of `in` side by side, column after column.
   bool packs_pairs(const LinearShape& shape) const {
-    const auto& desc = packed(shape.in, kF8Columns, shape.dtype).data;
-    const auto& blocks = desc.format_desc.blocking;
-    const auto pairs = [&](int64_t outer) {
-      return blocks.inner_nblks == 3 && blocks.inner_idxs[0] == 0 && blocks.inner_blks[0] == outer &&
-             blocks.inner_idxs[1] == 1 && blocks.inner_blks[1] == kF8Columns && blocks.inner_idxs[2] == 0 &&
-             blocks.inner_blks[2] == 2 && blocks.strides[0] == 2 * outer * kF8Columns &&
-             desc.padded_dims[0] <= round_up(shape.in, kF8Pad);
-    };
-    return desc.format_kind == dnnl_blocked && (pairs(16) || pairs(8));
+    return products_.pair_rows(shape.in, kPairColumns, shape.dtype) > 0;
   }
 
   size_t packed_bytes(const LinearShape& shape) const {
@@ -153,30 +98,10 @@ class Linear::Impl {
     const int64_t width = shape.whole ? shape.out : slab_width(shape.out);
     for (int64_t first = 0; first < shape.out; first += width) {
       const int64_t columns = std::min(width, shape.out - first);
-      layout.slabs.push_back({first, columns, layout.bytes});
-      layout.bytes += (packed(shape.in, columns, shape.dtype).get_size() + 63) / 64 * 64;
+      layout.slabs.push_back({first, columns, layout.bytes, products_.pair_rows(shape.in, columns, shape.dtype)});
+      layout.bytes += (products_.packed_bytes(shape.in, columns, shape.dtype) + 63) / 64 * 64;
     }
     return layout;
-  }
-
-  const Product& product(int64_t rows, int64_t in, int64_t width, int64_t out_stride, DType dtype, bool accumulate,
-                         bool bias, Form form = Form::kPacked) const {
-    const auto tag = form == Form::kColumns ? Memory::format_tag::ba : Memory::format_tag::ab;
-    const Memory::desc weight =
-        form == Form::kPacked ? packed(in, width, dtype) : Memory::desc({in, width}, type_of(dtype), tag);
-    const std::lock_guard lock(mu_);
-    auto& product = products_[{rows, in, width, out_stride, dtype, accumulate, bias, form}];
-    if (product) return *product;
-    const Memory::desc source({rows, in}, type_of(dtype), Memory::format_tag::ab);
-    // One row has no distance to a next one, and oneDNN 2.6 is choosy about those.
-    product = make_product(source, weight, rows == 1 ? width : out_stride, accumulate, bias);
-    if (is_reference(*product)) {
-      // The kernels for AVX-512 and AMX write rows that follow each other.
-      auto staged = make_product(source, weight, width, /*accumulate=*/false, /*bias=*/false);
-      staged->staged = true;
-      if (!is_reference(*staged)) product = std::move(staged);
-    }
-    return *product;
   }
 
   std::string implementation(const LinearShape& shape, int64_t rows, bool accumulate, bool bias) const {
@@ -185,8 +110,9 @@ class Linear::Impl {
                  ? "blocks"
                  : wide_product(shape, Linear::padded_rows(rows), kWideColumns, accumulate, bias).implementation;
     }
-    return product(Linear::padded_rows(rows), shape.in, layout(shape).slabs[0].width, shape.out, shape.dtype,
-                   accumulate, bias)
+    return products_
+        .product(Linear::padded_rows(rows), shape.in, layout(shape).slabs[0].width, shape.out, shape.dtype, accumulate,
+                 bias)
         .implementation;
   }
 
@@ -194,7 +120,6 @@ class Linear::Impl {
     if (in_tiles(shape)) return pack_tiles(shape, rows, static_cast<char*>(to));
     if (in_f8_tiles(shape)) return pack_f8_tiles(shape, rows, static_cast<char*>(to));
     if (is_kept(shape)) return rows(0, shape.out, to);
-    dnnl::stream stream(engine_);
     std::vector<float> wide;
     std::vector<uint16_t> narrow;
     for (const Slab& slab : layout(shape).slabs) {
@@ -207,12 +132,7 @@ class Linear::Impl {
         simd_.narrow(wide.data(), static_cast<int64_t>(count), narrow.data(), true);
         from = narrow.data();
       }
-      // Stored [out, in], so that the columns of W^T lie in its rows.
-      const Memory::desc plain({shape.in, slab.width}, type_of(shape.dtype), Memory::format_tag::ba);
-      Memory source(plain, engine_, from);
-      Memory target(packed(shape.in, slab.width, shape.dtype), engine_, static_cast<char*>(to) + slab.offset);
-      dnnl::reorder(source, target).execute(stream, source, target);
-      stream.wait();
+      products_.pack(from, shape.in, slab.width, shape.dtype, static_cast<char*>(to) + slab.offset);
     }
   }
 
@@ -232,13 +152,14 @@ class Linear::Impl {
       const int64_t wanted = std::min(kMaxRows, args.n - first);
       const int64_t rows = Linear::padded_rows(wanted);
       // At most two widths occur, all slabs but the last and the last.
-      const Product& wide =
-          product(rows, shape.in, slabs.slabs[0].width, shape.out, shape.dtype, args.accumulate, args.bias != nullptr);
-      const Product& last = product(rows, shape.in, slabs.slabs.back().width, shape.out, shape.dtype, args.accumulate,
-                                    args.bias != nullptr);
+      const Product& wide = products_.product(rows, shape.in, slabs.slabs[0].width, shape.out, shape.dtype,
+                                              args.accumulate, args.bias != nullptr);
+      const Product& last = products_.product(rows, shape.in, slabs.slabs.back().width, shape.out, shape.dtype,
+                                              args.accumulate, args.bias != nullptr);
       const char* in = static_cast<const char*>(args.in) + first * shape.in * element;
       pool.parallel_for(static_cast<int64_t>(slabs.slabs.size()), [&](int64_t i, int thread) {
         const Slab& slab = slabs.slabs[static_cast<size_t>(i)];
+        if (slab.pair_rows > 0 && args.n <= kPairRows) return multiply_pairs(args, slab, thread);
         const Product& chosen = slab.width == slabs.slabs[0].width ? wide : last;
         run(chosen, args, in, static_cast<const char*>(args.weight) + slab.offset,
             args.out + first * shape.out + slab.first, args.bias == nullptr ? nullptr : args.bias + slab.first, thread);
@@ -285,9 +206,10 @@ class Linear::Impl {
 
   void multiply_whole(const LinearShape& shape, const void* weight, const void* in, int64_t rows, float* out,
                       int thread) const {
-    execute(product(Linear::padded_rows(rows), shape.in, shape.out, shape.out, shape.dtype, /*accumulate=*/false,
-                    /*bias=*/false),
-            in, weight, out, nullptr, thread);
+    products_.execute(
+        products_.product(Linear::padded_rows(rows), shape.in, shape.out, shape.out, shape.dtype, /*accumulate=*/false,
+                          /*bias=*/false),
+        in, weight, out, nullptr, thread);
   }
 
   // A task is some rows of one head, gathered for a product of their own.
@@ -376,11 +298,7 @@ class Linear::Impl {
     const LinearShape& shape = *args.shape;
     const int64_t first = task * kF8Columns, in = round_up(shape.in, 2);
     const char* tile = static_cast<const char*>(args.weight) + static_cast<size_t>(task) * f8_tile_bytes(shape.in);
-    float* x = at_least(wide_in_[static_cast<size_t>(thread)], args.n * in);
-    for (int64_t r = 0; r < args.n; ++r) {
-      x[(r + 1) * in - 1] = 0;
-      simd_.widen(static_cast<const uint16_t*>(args.in) + r * shape.in, /*in_bf16=*/true, shape.in, x + r * in);
-    }
+    const float* x = widened_rows(args, in, thread);
     float sums[kFewF8Rows * kF8Columns];
     simd_.dot_f8_tile(reinterpret_cast<const uint8_t*>(tile),
                       reinterpret_cast<const float*>(tile + f8_tile_values(shape.in)), in, x, in, args.n, sums);
@@ -389,12 +307,8 @@ class Linear::Impl {
 
   void multiply_f8_rows(const LinearArgs& args, int64_t task, int thread) const {
     const LinearShape& shape = *args.shape;
-    const auto* x = static_cast<const float*>(args.in);
-    if (shape.dtype == DType::kBf16) {
-      float* wide = at_least(wide_in_[static_cast<size_t>(thread)], args.n * shape.in);
-      simd_.widen(args.in, /*in_bf16=*/true, args.n * shape.in, wide);
-      x = wide;
-    }
+    const bool bf16 = shape.dtype == DType::kBf16;
+    const float* x = bf16 ? widened_rows(args, shape.in, thread) : static_cast<const float*>(args.in);
     const int64_t end = std::min(shape.out, (task + 1) * kDotColumns);
     for (int64_t j = task * kDotColumns; j < end; ++j) {
       const char* row = static_cast<const char*>(args.weight) + static_cast<size_t>(j) * scaled_row_bytes(shape.in);
@@ -427,9 +341,9 @@ class Linear::Impl {
         continue;
       }
       float* whole = at_least(staging_[static_cast<size_t>(thread)], padded * kWideColumns);
-      execute(product(padded, shape.in, kWideColumns, kWideColumns, shape.dtype, /*accumulate=*/false, /*bias=*/false,
-                      wide_form(shape)),
-              in, weight, whole, nullptr, thread);
+      products_.execute(products_.product(padded, shape.in, kWideColumns, kWideColumns, shape.dtype,
+                                          /*accumulate=*/false, /*bias=*/false, wide_form(shape)),
+                        in, weight, whole, nullptr, thread);
       put_columns(args, row, rows, first, columns, whole, kWideColumns);
     }
   }
@@ -469,77 +383,60 @@ class Linear::Impl {
   }
   const Product& wide_product(const LinearShape& shape, int64_t padded, int64_t width, bool accumulate,
                               bool bias) const {
-    return product(padded, shape.in, width, shape.out, shape.dtype, accumulate, bias, wide_form(shape));
+    return products_.product(padded, shape.in, width, shape.out, shape.dtype, accumulate, bias, wide_form(shape));
   }
 
   // Columns of a product of a packed weight: one slab, which stays in the cache for all rows.
   void multiply_slab(const LinearArgs& args, const Slab& slab, int thread) const {
     const LinearShape& shape = *args.shape;
+    if (slab.pair_rows > 0 && args.n <= kPairRows) return multiply_pairs(args, slab, thread);
     const int64_t element = shape.dtype == DType::kBf16 ? 2 : 4;
     for (int64_t first = 0; first < args.n; first += kMaxRows) {
       const int64_t rows = Linear::padded_rows(std::min(kMaxRows, args.n - first));
-      run(product(rows, shape.in, slab.width, shape.out, shape.dtype, /*accumulate=*/false, /*bias=*/false), args,
-          static_cast<const char*>(args.in) + first * shape.in * element,
+      run(products_.product(rows, shape.in, slab.width, shape.out, shape.dtype, /*accumulate=*/false, /*bias=*/false),
+          args, static_cast<const char*>(args.in) + first * shape.in * element,
           static_cast<const char*>(args.weight) + slab.offset, args.out + first * shape.out + slab.first, nullptr,
           thread);
     }
   }
 
-  std::unique_ptr<Product> make_product(const Memory::desc& source, const Memory::desc& weight, int64_t out_stride,
-                                        bool accumulate, bool bias) const {
-    const int64_t rows = source.dims()[0];
-    const int64_t width = weight.dims()[1];
-    auto product = std::make_unique<Product>();
-    product->in = source;
-    product->weight = weight;
-    product->out = Memory::desc({rows, width}, Memory::data_type::f32, Memory::dims{out_stride, 1});
-    dnnl::primitive_attr attributes;
-    attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-    if (accumulate) {
-      dnnl::post_ops sum;
-      sum.append_sum(1.0f);
-      attributes.set_post_ops(sum);
+  // A slab for a few rows, by our own loops: oneDNN's reach half of what memory gives.
+  void multiply_pairs(const LinearArgs& args, const Slab& slab, int thread) const {
+    const LinearShape& shape = *args.shape;
+    const int64_t in = round_up(shape.in, 2);
+    const float* x = widened_rows(args, in, thread);
+    const auto block = static_cast<size_t>(slab.pair_rows * kPairColumns * 2);
+    const char* values = static_cast<const char*>(args.weight) + slab.offset;
+    for (int64_t c = 0; c < slab.width; c += kPairColumns, values += block) {
+      float sums[kPairRows * kPairColumns];
+      simd_.dot_pairs(values, in, x, in, args.n, sums);
+      put_columns(args, 0, args.n, slab.first + c, kPairColumns, sums, kPairColumns);
     }
-    if (bias) product->bias = Memory::desc({1, width}, Memory::data_type::f32, Memory::format_tag::ab);
-    const auto desc = bias ? dnnl::matmul::desc(product->in, weight, product->bias, product->out)
-                           : dnnl::matmul::desc(product->in, weight, product->out);
-    const dnnl::matmul::primitive_desc primitive(desc, attributes, engine_);
-    product->scratch = primitive.scratchpad_desc();
-    product->implementation = primitive.impl_info_str();
-    product->primitive = dnnl::matmul(primitive);
-    return product;
+  }
+
+  // Inputs in bf16 as float32, rows `stride` apart, at least their width; a value more is zero.
+  const float* widened_rows(const LinearArgs& args, int64_t stride, int thread) const {
+    const int64_t width = args.shape->in;
+    float* x = at_least(wide_in_[static_cast<size_t>(thread)], args.n * stride);
+    for (int64_t r = 0; r < args.n; ++r) {
+      x[(r + 1) * stride - 1] = 0;
+      simd_.widen(static_cast<const uint16_t*>(args.in) + r * width, /*in_bf16=*/true, width, x + r * stride);
+    }
+    return x;
   }
 
   void run(const Product& product, const LinearArgs& args, const void* in, const void* weight, float* out,
            const float* bias, int thread) const {
-    const auto rows = product.out.dims()[0];
-    const auto width = product.out.dims()[1];
-    auto& staging = staging_[static_cast<size_t>(thread)];
-    if (product.staged) staging.resize(std::max(staging.size(), static_cast<size_t>(rows * width)));
-    execute(product, in, weight, product.staged ? staging.data() : out, product.staged ? nullptr : bias, thread);
-    if (!product.staged) return;
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* from = staging.data() + r * width;
+    if (!product.staged) return products_.execute(product, in, weight, out, bias, thread);
+    float* staged = at_least(staging_[static_cast<size_t>(thread)], product.rows * product.width);
+    products_.execute(product, in, weight, staged, nullptr, thread);
+    for (int64_t r = 0; r < product.rows; ++r) {
+      const float* from = staged + r * product.width;
       float* to = out + r * args.shape->out;
-      for (int64_t j = 0; j < width; ++j) {
+      for (int64_t j = 0; j < product.width; ++j) {
         to[j] = (args.accumulate ? to[j] : 0) + from[j] + (bias == nullptr ? 0 : bias[j]);
       }
     }
-  }
-
-  void execute(const Product& product, const void* in, const void* weight, float* out, const float* bias,
-               int thread) const {
-    auto& scratch = scratch_[static_cast<size_t>(thread)];
-    if (scratch.size() < product.scratch.get_size()) scratch.resize(product.scratch.get_size());
-    std::unordered_map<int, Memory> arguments;
-    arguments.emplace(DNNL_ARG_SRC, Memory(product.in, engine_, const_cast<void*>(in)));
-    arguments.emplace(DNNL_ARG_WEIGHTS, Memory(product.weight, engine_, const_cast<void*>(weight)));
-    arguments.emplace(DNNL_ARG_DST, Memory(product.out, engine_, out));
-    if (product.scratch.get_size() > 0) {
-      arguments.emplace(DNNL_ARG_SCRATCHPAD, Memory(product.scratch, engine_, scratch.data()));
-    }
-    if (bias != nullptr) arguments.emplace(DNNL_ARG_BIAS, Memory(product.bias, engine_, const_cast<float*>(bias)));
-    product.primitive.execute(streams_[static_cast<size_t>(thread)], arguments);
   }
 
   const Layout& cached_layout(const LinearShape& shape) const {
@@ -549,19 +446,14 @@ class Linear::Impl {
   }
 
   const Simd& simd_;
-  dnnl::engine engine_;
-  mutable std::vector<dnnl::stream> streams_;         // one per thread of the pool
-  mutable std::vector<std::vector<char>> scratch_;    // likewise
-  mutable std::vector<std::vector<float>> staging_;   // likewise
-  mutable std::vector<std::vector<float>> widened_;   // likewise
-  mutable std::vector<std::vector<float>> wide_in_;   // likewise
-  mutable std::vector<std::vector<char>> head_in_;    // likewise
-  mutable std::vector<std::vector<float>> head_out_;  // likewise
-  mutable std::vector<Group> groups_;                 // of the call in progress
-  mutable RoundedRows rounded_;                       // likewise
-  mutable std::mutex mu_;
-  mutable std::map<std::tuple<int64_t, int64_t, DType>, Memory::desc> packed_;
-  mutable std::map<ProductKey, std::unique_ptr<Product>> products_;
+  const PackedProducts products_;
+  mutable std::vector<std::vector<float>> staging_;                              // per thread of the pool
+  mutable std::vector<std::vector<float>> widened_;                              // likewise
+  mutable std::vector<std::vector<float>> wide_in_;                              // likewise
+  mutable std::vector<std::vector<char>> head_in_;                               // likewise
+  mutable std::vector<std::vector<float>> head_out_;                             // likewise
+  mutable std::vector<Group> groups_;                                            // of the call in progress
+  mutable RoundedRows rounded_;                                                  // likewise
   mutable std::map<std::tuple<int64_t, int64_t, DType, bool>, Layout> layouts_;  // the rank's thread only
 };
 

@@ -59,10 +59,15 @@ struct Simd {
   // A row of whole blocks of inputs in eight bits (quantised.h): to the nearest, the largest of a block is 127.
   void (*round_row)(const void* in, bool in_bf16, int64_t width, int8_t* values, float* scales, int32_t* sums);
   const TileKernels* tiles;  // by tile_format()
+  // kPairColumns columns of a weight in bf16 whose pairs of values lie side by side, as those of dot_f8_tile. `in` is
+  // even, `rows` of 1 to kPairRows. sums [rows, kPairColumns].
+  void (*dot_pairs)(const char* values, int64_t in, const float* x, int64_t x_stride, int64_t rows, float* sums);
 };
 
 constexpr int64_t kDotRows = 4;
 constexpr int64_t kF8Columns = 64;
+constexpr int64_t kPairColumns = 64;
+constexpr int64_t kPairRows = 4;
 
 constexpr int64_t kAttentionBlock = 64;  // positions that are widened at a time
 // Floats of scratch for `rows` query rows.

@@ -6,8 +6,8 @@
 
 namespace sluice::kernels::cpu {
 
-const Simd kSimdAvx2 = {"avx2",    rms_norm,    silu_mul,       sigmoid_mul,    narrow,      widen,      write_kv,
-                        read_kv,   attention,   softmax_step,   lightning_step, scale,       add_scaled, dot_f8,
-                        expand_f8, dot_f8_tile, expand_f8_tile, round_row,      kTileKernels};
+const Simd kSimdAvx2 = {"avx2",    rms_norm,    silu_mul,       sigmoid_mul,    narrow,       widen,      write_kv,
+                        read_kv,   attention,   softmax_step,   lightning_step, scale,        add_scaled, dot_f8,
+                        expand_f8, dot_f8_tile, expand_f8_tile, round_row,      kTileKernels, dot_pairs};
 
 }  // namespace sluice::kernels::cpu

@@ -1,0 +1,52 @@
+// Products through oneDNN with weights that are packed once: [rows, in] x [in, width], each one single-threaded call by
+// any thread of the pool. Shapes are few, so what oneDNN generates for them is kept.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "kernels/kernels.h"
+
+namespace sluice::kernels::cpu {
+
+// How the weight [in, width] of a product lies: as oneDNN packs it, its columns one after another, or its rows.
+enum class Form { kPacked, kColumns, kRows };
+
+struct Product {
+  int64_t rows = 0;
+  int64_t width = 0;
+  std::string implementation;  // oneDNN's name for what it chose
+  // It writes rows that follow each other, and knows of no sum or bias: the caller brings the result to its place.
+  bool staged = false;
+  virtual ~Product() = default;
+};
+
+class PackedProducts {
+ public:
+  // `threads` of the pool that execute() is called from.
+  explicit PackedProducts(int threads);
+  ~PackedProducts();
+
+  // True if this machine has products in it.
+  bool multiplies(DType dtype) const;
+  // The packed form of a weight [in, width] in dtype.
+  size_t packed_bytes(int64_t in, int64_t width, DType dtype) const;
+  void pack(const void* rows, int64_t in, int64_t width, DType dtype, void* to) const;  // from [width, in]
+  // If that form is blocks of kPairColumns columns, each with pairs of `in` side by side, column after column: `in`
+  // with its padding, to a multiple of at most 32; else 0.
+  int64_t pair_rows(int64_t in, int64_t width, DType dtype) const;
+
+  // Results are out_stride floats apart. `accumulate`: out += instead of out =. Valid as long as this.
+  const Product& product(int64_t rows, int64_t in, int64_t width, int64_t out_stride, DType dtype, bool accumulate,
+                         bool bias, Form form = Form::kPacked) const;
+  // `bias` [width], null where the product has none. `thread` is the caller's number in the pool.
+  void execute(const Product& product, const void* in, const void* weight, float* out, const float* bias,
+               int thread) const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace sluice::kernels::cpu
