@@ -15,14 +15,14 @@ constexpr int64_t kBlockValues = 32;
 constexpr int64_t kTileColumns = 16;
 constexpr int64_t kSuperBlocks = 8;
 
-// A row of inputs in eight bits: value i is values[i] * scales[i / kBlockValues]. sums[i] are those of 16 values each.
-// A scale is NaN where a value of its block is not finite.
+// A row of inputs in eight bits: value i is values[i] * scales[i / kBlockValues]. A scale is NaN where a value of its
+// block is not finite. Sums are those of the rounded inputs, of whole blocks and of their halves.
 struct RoundedRow {
   const int8_t* values;
   const float* scales;
-  const int32_t* sums;
+  const float* sums;
+  const float* half_sums;
 };
-constexpr int64_t kSumValues = 16;
 
 // True for Q4_0, Q4_1, Q8_0, Q4_K and Q6_K, in that order tile formats 0 to 4.
 bool keeps_blocks(tensor::DType stored);

@@ -57,7 +57,8 @@ struct Simd {
                       int64_t rows, float* sums);
   void (*expand_f8_tile)(const uint8_t* values, const float* scales, int64_t in, uint16_t* out);
   // A row of whole blocks of inputs in eight bits (quantised.h): to the nearest, the largest of a block is 127.
-  void (*round_row)(const void* in, bool in_bf16, int64_t width, int8_t* values, float* scales, int32_t* sums);
+  void (*round_row)(const void* in, bool in_bf16, int64_t width, int8_t* values, float* scales, float* sums,
+                    float* half_sums);
   const TileKernels* tiles;  // by tile_format()
   // kPairColumns columns of a weight in bf16 whose pairs of values lie side by side, as those of dot_f8_tile. `in` is
   // even, `rows` of 1 to kPairRows. sums [rows, kPairColumns].

@@ -12,18 +12,19 @@ void RoundedRows::resize(int64_t rows, int64_t width) {
   if (values_.size() >= count) return;
   values_.resize(count);
   scales_.resize(count / kBlockValues);
-  sums_.resize(count / kSumValues);
+  sums_.resize(count / kBlockValues);
+  half_sums_.resize(2 * count / kBlockValues);
 }
 
 void RoundedRows::round(const Simd& simd, const void* in, bool in_bf16, int64_t row) {
-  const int64_t at = row * width_;
-  simd.round_row(in, in_bf16, width_, values_.data() + at, scales_.data() + at / kBlockValues,
-                 sums_.data() + at / kSumValues);
+  const int64_t at = row * width_, block = at / kBlockValues;
+  simd.round_row(in, in_bf16, width_, values_.data() + at, scales_.data() + block, sums_.data() + block,
+                 half_sums_.data() + 2 * block);
 }
 
 RoundedRow RoundedRows::operator[](int64_t row) const {
-  const int64_t at = row * width_;
-  return {values_.data() + at, scales_.data() + at / kBlockValues, sums_.data() + at / kSumValues};
+  const int64_t at = row * width_, block = at / kBlockValues;
+  return {values_.data() + at, scales_.data() + block, sums_.data() + block, half_sums_.data() + 2 * block};
 }
 
 int64_t tile_count(const LinearShape& shape) { return (shape.out + kTileColumns - 1) / kTileColumns; }

@@ -23,7 +23,8 @@ class RoundedRows {
   int64_t width_ = 0;
   std::vector<int8_t> values_;
   std::vector<float> scales_;
-  std::vector<int32_t> sums_;
+  std::vector<float> sums_;
+  std::vector<float> half_sums_;
 };
 
 int64_t tile_count(const LinearShape& shape);
