@@ -26,7 +26,7 @@ constexpr int64_t kMaxRows = 256;
 // Weights that are kept as they are stored: a few rows are multiplied by our own loops; more are worth widening slabs
 // of kWideColumns columns, which fit the second cache, for oneDNN. Up to how many they are few:
 constexpr int64_t kFewRows = kExactRows;
-constexpr int64_t kFewRoundedRows = 16;  // where the others are multiplied in bf16, by its matrix units
+constexpr int64_t kFewRoundedRows = 48;  // where the others are multiplied in bf16, by its matrix units
 constexpr int64_t kFewF8Rows = 2;        // likewise
 constexpr int64_t kWideColumns = 64;
 constexpr int64_t kDotColumns = 32;  // a task's, of rows of FP8
