@@ -251,6 +251,28 @@ TEST_P(KernelConformance, LinearDoesNotDependOnTheNumberOfThreads) {
   }
 }
 
+TEST_P(KernelConformance, EmbedWidensRowsOfBlocks) {
+  for (const DType stored : {DType::kQ4_1, DType::kQ8_0, DType::kQ6_K}) {
+    const int64_t width = 256, rows = 9;
+    const size_t row = tensor::bytes_of(stored, static_cast<size_t>(width));
+    const auto table = draw_blocks(rng_, stored, row * static_cast<size_t>(rows));
+    const std::vector<int32_t> ids{12, 3, 4, 40};  // the table has 4 to 12
+    float* out = device_.put(std::vector<float>(ids.size() * static_cast<size_t>(width), 7));
+    device_->embed(device_.context(), {.table = device_.put(table),
+                                       .dtype = stored,
+                                       .first = 4,
+                                       .rows = rows,
+                                       .ids = device_.put(ids),
+                                       .out = out,
+                                       .n = 4,
+                                       .width = width});
+    std::vector<float> want(ids.size() * static_cast<size_t>(width));
+    tensor::to_float(stored, table.data() + 8 * row, static_cast<size_t>(width), want.data());
+    tensor::to_float(stored, table.data(), static_cast<size_t>(width), want.data() + 2 * width);
+    EXPECT_EQ(device_.get(out, want.size()), want) << tensor::to_string(stored);
+  }
+}
+
 TEST_P(KernelConformance, EmbedCopiesRowsExactly) {
   for (const DType dtype : kDtypes) {
     for (const int64_t n : {0, 1, 7, 40}) {

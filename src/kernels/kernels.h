@@ -80,7 +80,8 @@ struct HeadLinearArgs {
   int64_t n_heads = 0;
 };
 struct EmbedArgs {
-  const void* table = nullptr;  // [rows, width] of dtype: ids first .. first + rows of the vocabulary
+  // [rows, width] of dtype, which may be one that stores blocks: ids first .. first + rows of the vocabulary.
+  const void* table = nullptr;
   DType dtype = DType::kF32;
   int64_t first = 0;
   int64_t rows = 0;

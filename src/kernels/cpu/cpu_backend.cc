@@ -77,7 +77,8 @@ class CpuBackend final : public Backend {
   void head_linear(const Context&, const HeadLinearArgs& args) const override { linear_.multiply_heads(args, pool_); }
 
   void embed(const Context&, const EmbedArgs& args) const override {
-    const int64_t row_bytes = args.width * element_bytes(args.dtype);
+    const bool blocks = tensor::block_elements(args.dtype) > 1;
+    const auto row_bytes = static_cast<int64_t>(tensor::bytes_of(args.dtype, static_cast<size_t>(args.width)));
     for (int64_t i = 0; i < args.n; ++i) {
       const int64_t row = args.ids[i] - args.first;
       float* out = args.out + i * args.width;
@@ -85,7 +86,12 @@ class CpuBackend final : public Backend {
         std::fill_n(out, args.width, 0.0f);
         continue;
       }
-      simd_.widen(static_cast<const char*>(args.table) + row * row_bytes, args.dtype == DType::kBf16, args.width, out);
+      const char* from = static_cast<const char*>(args.table) + row * row_bytes;
+      if (blocks) {
+        tensor::to_float(args.dtype, from, static_cast<size_t>(args.width), out);
+      } else {
+        simd_.widen(from, args.dtype == DType::kBf16, args.width, out);
+      }
     }
   }
 

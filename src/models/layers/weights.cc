@@ -105,14 +105,17 @@ Result<void> check_no_nan(const tensor::StoredTensor& tensor) {
   return {};
 }
 
+Error stored_otherwise(const Part& part, kernels::DType found, kernels::DType declared) {
+  return {ErrorCode::kInvalidArgument, fmt::format("tensor '{}' is stored as {}, not as {}", part.name,
+                                                   tensor::to_string(found), tensor::to_string(declared))};
+}
+
 // That a part is there, as it was declared.
 Result<void> check_part(const tensor::TensorSource& source, const Part& part, const kernels::LinearShape& shape,
                         const Columns& columns) {
   SLUICE_TRY(const auto found, find_part(source, part, shape.in, columns));
   if (shape.stored != kernels::DType::kF32 && found.dtype != shape.stored) {
-    return Error{ErrorCode::kInvalidArgument,
-                 fmt::format("tensor '{}' is stored as {}, not as {}", part.name, tensor::to_string(found.dtype),
-                             tensor::to_string(shape.stored))};
+    return stored_otherwise(part, found.dtype, shape.stored);
   }
   if (shape.stored == kernels::DType::kF8E4M3) return check_no_nan(found);
   return {};
@@ -269,11 +272,23 @@ VectorWeight WeightStore::vector(std::vector<Part> parts) {
 
 TableWeight WeightStore::table(Part part, int64_t width) {
   TableWeight weight{.rows = part.rows, .width = width, .dtype = dtype_};
-  const size_t element = tensor::block_bytes(dtype_);
+  // Rows are looked up, not multiplied: those in blocks are widened then.
+  if (source_ != nullptr) {
+    const auto found = find_part(*source_, part, width);
+    if (found.ok() && tensor::block_elements(found->dtype) > 1) weight.dtype = found->dtype;
+  }
   std::string name = part.name;
-  const auto fill = [part = std::move(part), width, dtype = dtype_](const tensor::TensorSource& source,
-                                                                    void* to) -> Result<void> {
+  const auto fill = [part = std::move(part), width, dtype = weight.dtype](const tensor::TensorSource& source,
+                                                                          void* to) -> Result<void> {
     SLUICE_TRY(const auto stored, find_part(source, part, width));
+    if (tensor::block_elements(dtype) > 1) {
+      if (stored.dtype != dtype) return stored_otherwise(part, stored.dtype, dtype);
+      auto* out = static_cast<char*>(to);
+      for (int64_t i = 0; i < part.rows; ++i, out += stored.row_bytes()) {
+        std::memcpy(out, stored.row(i), stored.row_bytes());
+      }
+      return {};
+    }
     if (dtype == kernels::DType::kF32) {
       stored.read_rows(0, part.rows, static_cast<float*>(to));
       return {};
@@ -287,7 +302,8 @@ TableWeight WeightStore::table(Part part, int64_t width) {
     return {};
   };
   weight.offset =
-      declare(std::move(name), weight.rows * width, static_cast<size_t>(weight.rows * width) * element, fill);
+      declare(std::move(name), weight.rows * width,
+              static_cast<size_t>(weight.rows) * tensor::bytes_of(weight.dtype, static_cast<size_t>(width)), fill);
   return weight;
 }
 
