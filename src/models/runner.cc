@@ -19,6 +19,7 @@
 #include "models/gguf_names.h"
 #include "models/layers/decoder.h"
 #include "models/rank_shape.h"
+#include "models/rebalancer.h"
 #include "models/sharding.h"
 #include "tensor/block_scaled.h"
 #include "tensor/dtype.h"
@@ -157,6 +158,7 @@ class DecoderRunner final : public Runner {
         new DecoderRunner(options, std::move(backend), checkpoint.config, dtype, *checkpoint.source, std::move(map)));
     runner->decoder_ = family->make(checkpoint.config, runner->weights_);
     runner->decoder_->kv().store_as(kv_dtype);
+    if (options.rebalance) runner->make_rebalancer();
     SLUICE_TRY_VOID(check_memory(runner->weights_, options.memory_bytes));
     SLUICE_TRY_VOID(runner->weights_.materialise(
         *checkpoint.source, runner->context_,
@@ -165,6 +167,7 @@ class DecoderRunner final : public Runner {
     const bool each_token = recorder && recorder->mode == moe::RecordMode::kPerToken;
     SLUICE_TRY_VOID(runner->make_buffers(options.record_routing || each_token));
     if (recorder && checkpoint.config.moe) runner->make_recorder(*recorder);
+    if (runner->rebalancer_) SLUICE_TRY_VOID(runner->rebalancer_->begin(runner->context_));
     runner->fill_info(options);
     return std::unique_ptr<Runner>(std::move(runner));
   }
@@ -193,9 +196,16 @@ class DecoderRunner final : public Runner {
 
   Result<std::span<const float>> forward(const StepBatch& batch) override {
     ++steps_;
+    if (rebalancer_) SLUICE_TRY_VOID(rebalancer_->before_step(context_, steps_));
     auto logits = compute(batch);
-    if (logits.ok() && recorder_ && recorder_->recording()) record(batch);
+    if (!logits.ok()) return logits;
+    if (recorder_ && recorder_->recording()) record(batch);
+    if (rebalancer_) rebalancer_->after_step(context_, batch.extend);
     return logits;
+  }
+
+  moe::RebalanceCounts rebalance_counts() const override {
+    return rebalancer_ ? rebalancer_->counts() : moe::RebalanceCounts{};
   }
 
   Result<std::string> record_experts(std::string_view command) override {
@@ -355,6 +365,21 @@ class DecoderRunner final : public Runner {
                     .top_k = routing.top_k});
   }
 
+  void make_rebalancer() {
+    const Rebalancer::Model model{.weights = weights_,
+                                  .decoder = *decoder_,
+                                  .map = *expert_map_,
+                                  .placement = weights_from_.expert_placement,
+                                  .sizes = {.layers = config_.num_layers,
+                                            .experts = config_.moe->experts,
+                                            .groups = config_.moe->groups,
+                                            .ranks = weights_.layout().ep_size}};
+    const auto on_moved = [this](size_t layer, std::vector<int32_t> own) {
+      if (recorder_) recorder_->relocate(layer, std::move(own));
+    };
+    rebalancer_ = std::make_unique<Rebalancer>(*weights_from_.rebalance, model, on_moved);
+  }
+
   void make_recorder(const moe::ExpertRecorder::Options& options) {
     const parallel::Layout& layout = weights_.layout();
     const RoutingRecord& routing = decoder_->routing();
@@ -370,6 +395,7 @@ class DecoderRunner final : public Runner {
       for (int32_t& number : numbers)
         number = expert_map_->location[static_cast<size_t>(layer)][static_cast<size_t>(number)];
     }
+    experts.move = rebalancer_ != nullptr;
     experts.reports = layout.expert_tp().rank == 0;
     recorder_.emplace(options, std::move(experts));
   }
@@ -482,7 +508,7 @@ class DecoderRunner final : public Runner {
   const int64_t max_tokens_;
   const int64_t max_seqs_;
   const ModelConfig config_;
-  const std::optional<moe::ExpertMap> expert_map_;
+  std::optional<moe::ExpertMap> expert_map_;
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<kernels::Stream> stream_;
   const kernels::Context context_;
@@ -490,6 +516,8 @@ class DecoderRunner final : public Runner {
   std::unique_ptr<Decoder> decoder_;
   ModelInfo info_;
   std::optional<moe::ExpertRecorder> recorder_;
+  // Null: experts stay.
+  std::unique_ptr<Rebalancer> rebalancer_;
   int64_t steps_ = 0;  // that all ranks of the instance made together
   std::vector<int32_t> table_;
   int32_t* device_table_ = nullptr;
