@@ -37,12 +37,16 @@ Result<void> ExpertMover::check_alike() const {
   const auto count = std::ssize(shapes);
   std::vector<int64_t> all(shapes.size() * static_cast<size_t>(layout_.tp_size));
   SLUICE_TRY_VOID(groups_.all->all_gather({}, Element::kI64, shapes.data(), all.data(), count));
-  for (int64_t i = 0; i < std::ssize(all); ++i) {
-    if (all[static_cast<size_t>(i)] == all[static_cast<size_t>(i % count)]) continue;
+  // Of those that share experts each has others to exchange with, and may have cut blocks of FP8 otherwise.
+  for (int64_t rank = layout_.expert_tp().rank; rank < layout_.tp_size; rank += layout_.expert_tp_size()) {
+    const auto theirs = all.begin() + rank * count;
+    const auto [differs, end] = std::mismatch(shapes.begin(), shapes.end(), theirs);
+    if (differs == shapes.end()) continue;
+    const auto layer = static_cast<size_t>((differs - shapes.begin()) / 4);
     return Error{ErrorCode::kBadOption,
                  fmt::format("--enable-eplb: the experts of layer {} are not all stored in the same type, so they "
-                             "cannot be moved from rank 0 to rank {}",
-                             layers_[static_cast<size_t>(i % count / 4)].number, i / count)};
+                             "cannot move between ranks {} and {}",
+                             layers_[layer].number, layout_.tp_rank, rank)};
   }
   return {};
 }

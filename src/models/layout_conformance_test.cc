@@ -198,7 +198,11 @@ TEST_P(LayoutConformance, GivesTheLogitsOfOneRank) {
       closeness.expect_same(got[group], want, /*runs=*/2);
     }
   }
-  if (c.rebalance) EXPECT_GT(instance.rank(0).rebalance_counts().layers_moved, 0u);
+  // A single expert on each rank is as well there as anywhere.
+  const bool gains = std::ssize(instance.rank(0).expert_loads()[0]) > c.layout.ep_size;
+  if (c.rebalance && gains) {
+    EXPECT_GT(instance.rank(0).rebalance_counts().layers_moved, 0u);
+  }
 }
 
 std::vector<Layout> layouts() {
