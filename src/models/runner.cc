@@ -168,6 +168,7 @@ class DecoderRunner final : public Runner {
     SLUICE_TRY_VOID(runner->make_buffers(options.record_routing || each_token));
     if (recorder && checkpoint.config.moe) runner->make_recorder(*recorder);
     if (runner->rebalancer_) SLUICE_TRY_VOID(runner->rebalancer_->begin(runner->context_));
+    SLUICE_TRY(runner->label_weights_, runner->read_label_weights(*checkpoint.source));
     runner->fill_info(options);
     return std::unique_ptr<Runner>(std::move(runner));
   }
@@ -234,14 +235,14 @@ class DecoderRunner final : public Runner {
       backend_->copy_to_host(context_, out.data(), static_cast<const float*>(decoder_->normed()) + first,
                              width * sizeof(float));
       backend_->synchronize(context_);
-      return out;
+      return label_weights_.empty() ? out : label_scores(out);
     }
     std::vector<uint16_t> halves(width);
     backend_->copy_to_host(context_, halves.data(), static_cast<const uint16_t*>(decoder_->normed()) + first,
                            width * sizeof(uint16_t));
     backend_->synchronize(context_);
     for (size_t i = 0; i < width; ++i) out[i] = tensor::bf16_to_float(halves[i]);
-    return out;
+    return label_weights_.empty() ? out : label_scores(out);
   }
 
   Result<void> reload(const std::string& model_path, const Progress& progress) override {
@@ -253,6 +254,8 @@ class DecoderRunner final : public Runner {
       return Error{ErrorCode::kInvalidArgument,
                    fmt::format("{} does not hold other weights of this model: {}", model_path, what)};
     }
+    auto labels = read_label_weights(*checkpoint.source);
+    if (!labels.ok()) return Error{ErrorCode::kInvalidArgument, labels.error().message};
     if (auto filled = refill(*checkpoint.source, other, progress); !filled.ok()) {
       const auto back = [&]() -> Result<void> {
         SLUICE_TRY(const Checkpoint old, open_checkpoint(weights_from_));
@@ -264,6 +267,7 @@ class DecoderRunner final : public Runner {
       }
       return Error{ErrorCode::kInvalidArgument, filled.error().message};
     }
+    label_weights_ = std::move(*labels);
     weights_from_ = std::move(other);
     return {};
   }
@@ -400,6 +404,25 @@ class DecoderRunner final : public Runner {
     recorder_.emplace(options, std::move(experts));
   }
 
+  // A classifier's head, whole on every rank: it is small, and used once per request. Empty for other models.
+  Result<std::vector<float>> read_label_weights(const tensor::TensorSource& source) const {
+    std::vector<float> weights;
+    if (config_.labels.empty()) return weights;
+    const auto labels = std::ssize(config_.labels);
+    SLUICE_TRY(const auto stored, source.find_shaped("score.weight", {labels, config_.hidden_size}));
+    weights.resize(static_cast<size_t>(labels * config_.hidden_size));
+    stored.read_rows(0, labels, weights.data());
+    return weights;
+  }
+  std::vector<float> label_scores(const std::vector<float>& hidden) const {
+    std::vector<float> scores(config_.labels.size());
+    for (size_t i = 0; i < scores.size(); ++i) {
+      scores[i] = std::inner_product(hidden.begin(), hidden.end(),
+                                     label_weights_.begin() + static_cast<std::ptrdiff_t>(i * hidden.size()), 0.0f);
+    }
+    return scores;
+  }
+
   // Rows of whole logits of `rows` in pieces.
   std::span<const float> joined(std::span<const int64_t> widths, const float* pieces, int64_t rows) {
     joined_logits_.resize(static_cast<size_t>(rows * config_.vocab_size));
@@ -446,6 +469,7 @@ class DecoderRunner final : public Runner {
     info_.vocab_size = config_.vocab_size;
     info_.num_layers = config_.num_layers;
     info_.hidden_size = config_.hidden_size;
+    info_.num_labels = std::ssize(config_.labels);
     info_.context_length = options.context_length.value_or(config_.max_position);
     info_.eos_token_ids = config_.eos_token_ids;
     info_.bos_token_id = config_.bos_token_id;
@@ -514,6 +538,7 @@ class DecoderRunner final : public Runner {
   const kernels::Context context_;
   WeightStore weights_;
   std::unique_ptr<Decoder> decoder_;
+  std::vector<float> label_weights_;  // [labels, hidden] of a classifier
   ModelInfo info_;
   std::optional<moe::ExpertRecorder> recorder_;
   // Null: experts stay.

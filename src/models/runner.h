@@ -49,6 +49,7 @@ struct ModelInfo {
   int64_t vocab_size = 0;
   int64_t num_layers = 0;
   int64_t hidden_size = 0;
+  int64_t num_labels = 0;              // of a classifier; 0: the model generates text
   int64_t context_length = 0;          // longest sequence that the positions allow
   std::vector<int32_t> eos_token_ids;  // from generation_config.json, config.json or GGUF metadata
   std::optional<int32_t> bos_token_id;
@@ -89,7 +90,8 @@ class Runner {
   // Copies the states of one row to another one, for models that have some: a sequence in row `to` goes on where that
   // of row `from` is. Rows of kept states are table_rows .. table_rows + kept_states - 1.
   virtual void copy_state(int32_t from, int32_t to) { (void)from, (void)to; }
-  // Row `row` of the last step's logits before the head: the final norm's output, [hidden_size].
+  // Row `row` of the last step's logits before the head: the final norm's output, [hidden_size]; of a classifier what
+  // its labels score, [num_labels], before any softmax.
   virtual std::vector<float> hidden(int64_t row) const { return (void)row, std::vector<float>(); }
   // Other weights in place of these, of a checkpoint with the same configuration; K and V of the pool are the old ones'
   // still. kInvalidArgument with what differs. After an error the weights are what they were; kInternal: they are not.
