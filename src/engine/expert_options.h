@@ -10,6 +10,7 @@
 #include "moe/deepep_mode.h"
 #include "moe/expert_map.h"
 #include "moe/expert_recorder.h"
+#include "moe/rebalance.h"
 
 namespace sluice::engine {
 
@@ -21,6 +22,8 @@ Result<std::vector<std::string>> adjust_experts(EngineOptions& options);
 // Of adjusted options.
 moe::DeepEpOptions deepep_of(const EngineOptions& options);
 moe::ExpertPlacement expert_placement_of(const EngineOptions& options);
+// Nothing without --enable-eplb.
+std::optional<moe::RebalanceOptions> rebalance_of(const EngineOptions& options);
 
 // Nothing without --expert-distribution-recorder-mode.
 Result<std::optional<moe::ExpertRecorder::Options>> expert_recorder_of(const EngineOptions& options);

@@ -13,6 +13,8 @@
 #include <variant>
 #include <vector>
 
+#include "moe/rebalance.h"
+
 namespace sluice::engine {
 
 // What the text of SamplingParams::grammar is.
@@ -231,6 +233,7 @@ struct LoadSnapshot {
   // Of an instance of several ranks: its steps, and what this attention group's ranks have got from other ranks.
   uint64_t group_steps_total = 0;
   uint64_t wire_bytes_total = 0;
+  moe::RebalanceCounts rebalance;  // of such an instance
 };
 // Rank → front, from another host: its row of the load board.
 struct LoadReport {

@@ -255,6 +255,7 @@ class RankProcess {
                                     .memory_bytes = static_cast<size_t>(memory_limit_bytes() / host_ranks),
                                     .expert_recorder = recorder,
                                     .expert_placement = expert_placement_of(options),
+                                    .rebalance = rebalance_of(options),
                                     .deepep = deepep_of(options),
                                     .groups = world_ ? &groups_ : nullptr,
                                     .shared_weights_fd = weights_fd_},

@@ -362,6 +362,7 @@ class Loop {
     if (options_.group != nullptr) {
       load.group_steps_total = options_.group->steps();
       load.wire_bytes_total = options_.group->wire_bytes();
+      load.rebalance = options_.group->rebalance_counts();
     }
     if (board_ != nullptr) {
       board_->publish(options_.dp_rank, load);

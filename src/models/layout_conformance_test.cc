@@ -25,6 +25,7 @@ struct Case {
   moe::ExpertPlacement placement = {};
   std::string_view placed = {};  // the placement's name
   moe::DeepEpMode mode = moe::DeepEpMode::kNormal;
+  std::optional<moe::RebalanceOptions> rebalance = {};
 };
 
 std::string name_of(const Case& c) {
@@ -59,6 +60,7 @@ class Instance {
                                  .max_step_seqs = 8,
                                  .record_routing = true,
                                  .expert_placement = c.placement,
+                                 .rebalance = c.rebalance,
                                  .deepep = {.mode = c.mode},
                                  .groups = &rank.groups});
       ASSERT_TRUE(runner.ok()) << runner.error().message;
@@ -196,6 +198,11 @@ TEST_P(LayoutConformance, GivesTheLogitsOfOneRank) {
       closeness.expect_same(got[group], want, /*runs=*/2);
     }
   }
+  // A single expert on each rank is as well there as anywhere.
+  const bool gains = std::ssize(instance.rank(0).expert_loads()[0]) > c.layout.ep_size;
+  if (c.rebalance && gains) {
+    EXPECT_GT(instance.rank(0).rebalance_counts().layers_moved, 0u);
+  }
 }
 
 std::vector<Layout> layouts() {
@@ -246,6 +253,13 @@ void add_ways_to_experts(std::vector<Case>& cases, const ModelConfig& config, Ca
   cases.push_back(plain);
   cases.back().placement = {.redundant = ranks};
   cases.back().placed = "_copies_trivial";
+  // Experts move between steps, a layer at a time.
+  for (const auto& [redundant, name] : {std::pair{int64_t{0}, "_eplb"}, {ranks, "_eplb_copies"}}) {
+    cases.push_back(plain);
+    cases.back().placement = {.redundant = redundant, .choice = moe::CopyChoice::kDynamic, .moves = true};
+    cases.back().rebalance = {.steps = 2, .layers_at_once = 1};
+    cases.back().placed = name;
+  }
   if (plain.layout.a2a == parallel::MoeAllToAll::kNone) return;
   for (const auto mode : {moe::DeepEpMode::kLowLatency, moe::DeepEpMode::kAuto}) {
     cases.push_back(plain);
