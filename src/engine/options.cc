@@ -170,7 +170,9 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .choices = {"auto", "bfloat16", "float32"},
            .read_by = "engine/rank",
            .group = kModel,
-           .help = "Arithmetic of the matrix products; auto is bfloat16 where the machine has it."},
+           .help = "Arithmetic of the matrix products; auto is bfloat16 where the machine has it, and takes quantised "
+                   "weights as they are, with inputs in 8 bits where rows are few. bfloat16 widens them when they are "
+                   "loaded, to two bytes each; float32 rounds nothing."},
           {.name = "kv-cache-dtype",
            .field = &O::kv_cache_dtype,
            .value = std::string("auto"),

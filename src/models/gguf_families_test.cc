@@ -320,6 +320,27 @@ TEST(GgufFamiliesTest, Llama3HasItsFrequenciesInATensor) {
   expect_same(to.finish(), to.folder());
 }
 
+// With --dtype auto the inputs of quantised matrices are in eight bits. An input of a block whose largest value is 2.5
+// times their spread moves by some 2^-7.5 of that spread; as in Closeness, in about ten places of each layer, and 8 for
+// the largest of all.
+TEST(GgufFamiliesTest, QuantisedMatricesWithRoundedInputsStayNearTheirValues) {
+  Rewriter to("tiny-llama", "llama");
+  to.file.keep_in_blocks();
+  write_llama(to);
+  const std::string path = to.finish();
+  const auto exact = logits_of(path, "float32"), rounded = logits_of(path, "auto");
+  ASSERT_EQ(exact.size(), rounded.size());
+  double squares = 0, worst = 0;
+  for (size_t i = 0; i < exact.size(); ++i) {
+    squares += static_cast<double>(exact[i]) * exact[i];
+    worst = std::max(worst, std::abs(static_cast<double>(exact[i]) - static_cast<double>(rounded[i])));
+  }
+  const double spread = std::sqrt(squares / static_cast<double>(exact.size()));
+  const double unit = std::exp2(-7.5), layers = static_cast<double>(to.layers());
+  EXPECT_LT(worst, 8 * spread * std::sqrt(10.0 * layers) * unit);
+  EXPECT_GT(worst, spread * unit / 8) << "nothing was rounded";
+}
+
 TEST(GgufFamiliesTest, FrequenciesThatCannotBeAreRefused) {
   for (const auto& divisors : {std::vector<float>{1, 2, 3}, std::vector<float>{1, 1, 1, 1, 1, 1, 1, 0}}) {
     Rewriter to("tiny-llama", "llama");

@@ -32,8 +32,11 @@ class GgufWriter {
     put_text(values_, value);
     ++value_count_;
   }
+  // Every matrix that follows is in Q8_0.
+  void keep_in_blocks() { in_blocks_ = true; }
   // Shape outermost first; of float32, or of Q8_0 blocks that are exact for what they hold.
   void tensor(const std::string& name, const std::vector<int64_t>& shape, const std::vector<float>& values, bool q8) {
+    q8 |= in_blocks_ && shape.size() == 2;
     put_text(tensors_, name);
     put(tensors_, static_cast<uint32_t>(shape.size()));
     for (size_t d = shape.size(); d > 0; --d) put(tensors_, static_cast<uint64_t>(shape[d - 1]));
@@ -95,13 +98,14 @@ class GgufWriter {
   }
 
   int fd_ = -1;
+  bool in_blocks_ = false;
   uint64_t value_count_ = 0, tensor_count_ = 0;
   std::string values_, tensors_, data_;
 };
 
-// Of every token of a prompt of 20, in float32.
-inline std::vector<float> logits_of(const std::string& path) {
-  auto loaded = load_runner({.model_path = path, .dtype = "float32", .max_step_tokens = 64, .max_step_seqs = 2});
+// Of every token of a prompt of 20.
+inline std::vector<float> logits_of(const std::string& path, const std::string& dtype = "float32") {
+  auto loaded = load_runner({.model_path = path, .dtype = dtype, .max_step_tokens = 64, .max_step_seqs = 2});
   EXPECT_TRUE(loaded.ok()) << loaded.error().message;
   if (!loaded.ok()) return {};
   Runner& runner = **loaded;
