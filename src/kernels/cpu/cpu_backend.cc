@@ -20,9 +20,6 @@
 namespace sluice::kernels {
 namespace {
 
-// Query rows that share one widening of the keys and values.
-constexpr int64_t kQueryRows = 16;
-
 class CpuStream final : public Stream {};
 
 int64_t element_bytes(DType dtype) { return dtype == DType::kBf16 ? 2 : 4; }
@@ -157,30 +154,7 @@ class CpuBackend final : public Backend {
     });
   }
 
-  void attention(const Context&, const AttentionArgs& args) const override {
-    struct Task {
-      int64_t sequence, first_row, rows;
-    };
-    grouped_attention_.run(args, pool_);
-    std::vector<Task> tasks;
-    for (int64_t s = 0; s < args.n_seqs; ++s) {
-      if (cpu::GroupedAttention::pays(args, s)) continue;
-      const int64_t queries = args.query_start[s + 1] - args.query_start[s];
-      for (int64_t row = 0; row < queries; row += kQueryRows) {
-        tasks.push_back({s, row, std::min(kQueryRows, queries - row)});
-      }
-    }
-    const int64_t group = args.n_heads / args.n_kv_heads;
-    const auto floats = static_cast<size_t>(cpu::attention_scratch(kQueryRows, group, args.head_dim));
-    // The longest tasks, the last rows of long sequences, are handed out first.
-    std::reverse(tasks.begin(), tasks.end());
-    pool_.parallel_for(static_cast<int64_t>(tasks.size()) * args.n_kv_heads, [&](int64_t i, int thread) {
-      auto& scratch = scratch_[static_cast<size_t>(thread)];
-      if (scratch.size() < floats) scratch.resize(floats);
-      const Task& task = tasks[static_cast<size_t>(i / args.n_kv_heads)];
-      simd_.attention(args, task.sequence, task.first_row, task.rows, i % args.n_kv_heads, scratch.data());
-    });
-  }
+  void attention(const Context&, const AttentionArgs& args) const override { grouped_attention_.run(args, pool_); }
 
   void latent_attention(const Context&, const LatentAttentionArgs& args) const override {
     latent_attention_.run(args, pool_);

@@ -1,6 +1,7 @@
 #include "kernels/cpu/grouped_attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "kernels/cpu/memory.h"
@@ -13,9 +14,22 @@ constexpr int64_t kPositions = 256;
 constexpr int64_t kProductRows = 256;
 // Rows of a product from which it pays.
 constexpr int64_t kFewestRows = 32;
+// Query rows of the loops that share one widening of keys and values.
+constexpr int64_t kLoopRows = 16;
+// Long sequences are cut where a step has fewer pieces than this, into no shorter ones than that.
+constexpr int64_t kEnoughPieces = 16;
+constexpr int64_t kShortestCut = 256;
 
 int64_t queries_of(const AttentionArgs& args, int64_t sequence) {
   return args.query_start[sequence + 1] - args.query_start[sequence];
+}
+int64_t group_of(const AttentionArgs& args) { return args.n_heads / args.n_kv_heads; }
+// Positions that the last of the rows sees.
+int64_t end_of(const AttentionArgs& args, int64_t sequence, int64_t first_row, int64_t rows) {
+  return args.seq_lens[sequence] - queries_of(args, sequence) + first_row + rows;
+}
+bool has_many_rows(const AttentionArgs& args, int64_t sequence) {
+  return args.head_dim % 16 == 0 && queries_of(args, sequence) * group_of(args) >= kFewestRows;
 }
 
 }  // namespace
@@ -23,34 +37,105 @@ int64_t queries_of(const AttentionArgs& args, int64_t sequence) {
 GroupedAttention::GroupedAttention(int threads, const Simd& simd)
     : simd_(simd), products_(threads), scratch_(static_cast<size_t>(threads)) {}
 
-bool GroupedAttention::pays(const AttentionArgs& args, int64_t sequence) {
-  return args.head_dim % 16 == 0 && queries_of(args, sequence) * (args.n_heads / args.n_kv_heads) >= kFewestRows;
+void GroupedAttention::run(const AttentionArgs& args, ThreadPool& pool) {
+  plan_many(args);
+  // The longest pieces, the last rows of long sequences, are handed out first.
+  pool.parallel_for(std::ssize(many_), [&](int64_t i, int thread) {
+    multiply(args, many_[many_.size() - 1 - static_cast<size_t>(i)], thread);
+  });
+  plan_few(args);
+  const int64_t floats = attention_scratch(kLoopRows, group_of(args), args.head_dim);
+  pool.parallel_for(std::ssize(few_), [&](int64_t i, int thread) {
+    simd_.attention(args, few_[few_.size() - 1 - static_cast<size_t>(i)],
+                    at_least(scratch_[static_cast<size_t>(thread)].loops, floats));
+  });
+  pool.parallel_for(std::ssize(cuts_), [&](int64_t i, int) { merge(args, cuts_[static_cast<size_t>(i)]); });
 }
 
-void GroupedAttention::run(const AttentionArgs& args, ThreadPool& pool) {
-  const int64_t rows = std::max<int64_t>(1, kProductRows / (args.n_heads / args.n_kv_heads));
-  pieces_.clear();
+void GroupedAttention::plan_many(const AttentionArgs& args) {
+  const int64_t rows = std::max<int64_t>(1, kProductRows / group_of(args));
+  many_.clear();
   for (int64_t s = 0; s < args.n_seqs; ++s) {
-    if (!pays(args, s)) continue;
+    if (!has_many_rows(args, s)) continue;
     const int64_t queries = queries_of(args, s);
     for (int64_t row = 0; row < queries; row += rows) {
+      const int64_t own = std::min(rows, queries - row);
       for (int64_t head = 0; head < args.n_kv_heads; ++head) {
-        pieces_.push_back({s, row, std::min(rows, queries - row), head});
+        many_.push_back({s, row, own, head, 0, end_of(args, s, row, own), nullptr});
       }
     }
   }
-  // The longest pieces, the last rows of long sequences, are handed out first.
-  pool.parallel_for(std::ssize(pieces_), [&](int64_t i, int thread) {
-    attend(args, pieces_[pieces_.size() - 1 - static_cast<size_t>(i)], thread);
-  });
 }
 
-void GroupedAttention::attend(const AttentionArgs& args, const Piece& piece, int thread) {
+void GroupedAttention::plan_few(const AttentionArgs& args) {
+  few_.clear();
+  cuts_.clear();
+  int64_t uncut = 0;
+  for (int64_t s = 0; s < args.n_seqs; ++s) {
+    if (!has_many_rows(args, s)) uncut += (queries_of(args, s) + kLoopRows - 1) / kLoopRows * args.n_kv_heads;
+  }
+  if (uncut == 0) return;
+  const int64_t wanted = (kEnoughPieces + uncut - 1) / uncut, width = group_of(args) * (args.head_dim + 2);
+  int64_t partial_floats = 0;
+  for (int64_t s = 0; s < args.n_seqs; ++s) {
+    if (has_many_rows(args, s)) continue;
+    const int64_t queries = queries_of(args, s);
+    for (int64_t row = 0; row < queries; row += kLoopRows) {
+      const int64_t rows = std::min(kLoopRows, queries - row), end = end_of(args, s, row, rows);
+      const int64_t cuts = std::clamp<int64_t>(end / kShortestCut, 1, wanted);
+      const int64_t length = round_up((end + cuts - 1) / cuts, kAttentionBlock);
+      for (int64_t head = 0; head < args.n_kv_heads; ++head) {
+        const size_t first = few_.size();
+        for (int64_t begin = 0; begin < end; begin += length) {
+          few_.push_back({s, row, rows, head, begin, std::min(end, begin + length), nullptr});
+        }
+        if (length >= end) continue;
+        cuts_.push_back({first, few_.size()});
+        partial_floats += static_cast<int64_t>(few_.size() - first) * rows * width;
+      }
+    }
+  }
+  float* partial = at_least(partials_, partial_floats);
+  for (const Cut& cut : cuts_) {
+    for (size_t i = cut.first; i < cut.last; ++i) {
+      few_[i].partial = partial;
+      partial += few_[i].rows * width;
+    }
+  }
+}
+
+void GroupedAttention::merge(const AttentionArgs& args, const Cut& cut) {
+  const AttentionPiece& whole = few_[cut.first];
   const bool bf16 = args.dtype == DType::kBf16;
-  const int64_t element = bf16 ? 2 : 4, dim = args.head_dim, group = args.n_heads / args.n_kv_heads;
+  const int64_t dim = args.head_dim, group = group_of(args), stride = dim + 2;
+  for (int64_t i = 0; i < whole.rows * group; ++i) {
+    float top = -1e30f;
+    for (size_t p = cut.first; p < cut.last; ++p) top = std::max(top, few_[p].partial[i * stride + dim]);
+    float* sum = whole.partial + i * stride;
+    float total = 0;
+    for (size_t p = cut.first; p < cut.last; ++p) {
+      const float* partial = few_[p].partial + i * stride;
+      const float share = std::exp(partial[dim] - top);
+      total += share * partial[dim + 1];
+      if (p == cut.first) {
+        simd_.scale(sum, dim, share);
+      } else {
+        simd_.add_scaled(partial, dim, share, sum, /*accumulate=*/true);
+      }
+    }
+    simd_.scale(sum, dim, 1 / total);
+    const int64_t row = args.query_start[whole.sequence] + whole.first_row + i / group;
+    const int64_t head = whole.kv_head * group + i % group;
+    simd_.narrow(sum, dim, static_cast<char*>(args.out) + (row * args.n_heads + head) * dim * (bf16 ? 2 : 4), bf16);
+  }
+}
+
+// All that the rows see.
+void GroupedAttention::multiply(const AttentionArgs& args, const AttentionPiece& piece, int thread) {
+  const bool bf16 = args.dtype == DType::kBf16;
+  const int64_t element = bf16 ? 2 : 4, dim = args.head_dim, group = group_of(args);
   const int64_t first_query = args.query_start[piece.sequence] + piece.first_row;
-  const int64_t first_position = args.seq_lens[piece.sequence] - queries_of(args, piece.sequence) + piece.first_row;
-  const int64_t end = first_position + piece.rows;  // positions that the last row sees
+  const int64_t first_position = piece.end - piece.rows;
   const int32_t* slots = args.slot_table + args.table_rows[piece.sequence] * args.table_width;
   const int64_t padded = round_up(piece.rows * group, kRowStep);
 
@@ -72,8 +157,8 @@ void GroupedAttention::attend(const AttentionArgs& args, const Piece& piece, int
   BlockAttention::begin(rows);
   char* keys = at_least(own.keys, kPositions * dim * element);
   char* values = at_least(own.values, kPositions * dim * element);
-  for (int64_t base = 0; base < end; base += kPositions) {
-    const int64_t count = std::min(kPositions, end - base), filled = round_up(count, kPositionStep);
+  for (int64_t base = 0; base < piece.end; base += kPositions) {
+    const int64_t count = std::min(kPositions, piece.end - base), filled = round_up(count, kPositionStep);
     for (int64_t c = 0; c < count; ++c) {
       const int64_t at = slots[base + c] * args.row.bytes(), to = c * dim * element;
       simd_.read_kv(static_cast<const char*>(args.k_cache) + at, args.row, piece.kv_head * dim, dim, keys + to, bf16);

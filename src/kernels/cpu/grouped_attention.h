@@ -1,5 +1,5 @@
-// Attention of many query rows over a paged cache of keys and values on the CPU. The rows of the heads that share a key
-// and value head are those of one product.
+// Attention over a paged cache of keys and values on the CPU: of many query rows by matrix products, in which the rows
+// of the heads that share a key and value head are those of one product; of few by the loops of simd.inc.
 #pragma once
 
 #include <vector>
@@ -17,17 +17,11 @@ class GroupedAttention {
   // `threads` of the pool that run() is called with.
   GroupedAttention(int threads, const Simd& simd);
 
-  // True if a sequence has so many rows that products are faster than the loops of simd.inc.
-  static bool pays(const AttentionArgs& args, int64_t sequence);
-  // The sequences for which it pays, by the rank's thread. In bf16 queries and weights are rounded to it. The result
-  // does not depend on the number of threads.
+  // By the rank's thread. In bf16, queries and weights of products are rounded to it. The result does not depend on the
+  // number of threads.
   void run(const AttentionArgs& args, ThreadPool& pool);
 
  private:
-  // Some query rows of one sequence for the heads of one key and value head.
-  struct Piece {
-    int64_t sequence, first_row, rows, kv_head;
-  };
   // A thread's memory.
   struct Scratch {
     std::vector<char> queries;  // [rows, group, dim] of dtype
@@ -36,14 +30,24 @@ class GroupedAttention {
     std::vector<float> sums;    // [rows, group, dim]
     std::vector<float> state;
     BlockAttention::Scratch products;
+    std::vector<float> loops;  // of Simd::attention
+  };
+  // Pieces of the same rows over other positions.
+  struct Cut {
+    size_t first, last;
   };
 
-  void attend(const AttentionArgs& args, const Piece& piece, int thread);
+  void plan_many(const AttentionArgs& args);
+  void plan_few(const AttentionArgs& args);
+  void multiply(const AttentionArgs& args, const AttentionPiece& piece, int thread);
+  void merge(const AttentionArgs& args, const Cut& cut);
 
   const Simd& simd_;
   const PlainProducts products_;
   std::vector<Scratch> scratch_;
-  std::vector<Piece> pieces_;
+  std::vector<AttentionPiece> many_, few_;
+  std::vector<Cut> cuts_;
+  std::vector<float> partials_;
 };
 
 }  // namespace sluice::kernels::cpu

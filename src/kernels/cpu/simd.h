@@ -21,6 +21,14 @@ struct TileKernels {
 };
 constexpr int64_t kTileRows = 8;
 
+// Some query rows of one sequence for the heads of one KV head, over the positions [begin, end). Where that is not all
+// that they see, the result goes to `partial`, [rows, group, head_dim + 2]: weighted sums, maximum and total.
+struct AttentionPiece {
+  int64_t sequence, first_row, rows, kv_head;
+  int64_t begin, end;
+  float* partial;  // null: to args.out
+};
+
 struct Simd {
   const char* name;
   // One row of `width` values each.
@@ -32,10 +40,8 @@ struct Simd {
   // A row of the KV cache, and values [first, first + count) of one, whole groups of it, as dtype.
   void (*write_kv)(const float* in, const KvRow& format, void* row);
   void (*read_kv)(const void* row, const KvRow& format, int64_t first, int64_t count, void* out, bool out_bf16);
-  // Attention of `rows` query rows of one sequence for the heads of one KV head. `scratch` has attention_scratch()
-  // floats.
-  void (*attention)(const AttentionArgs& args, int64_t sequence, int64_t first_row, int64_t rows, int64_t kv_head,
-                    float* scratch);
+  // `scratch` has attention_scratch() floats.
+  void (*attention)(const AttentionArgs& args, const AttentionPiece& piece, float* scratch);
   // A block of one row of an attention: scores q.k of `count` positions become weights e^(scale score - top), of dtype,
   // zero from `count` to `padded`. `state` is the running {top, total}. What was summed before is to be multiplied by
   // the result. The scores are overwritten.
