@@ -198,9 +198,10 @@ TEST_P(LayoutConformance, GivesTheLogitsOfOneRank) {
       closeness.expect_same(got[group], want, /*runs=*/2);
     }
   }
+  if (!c.rebalance) return;
   // A single expert on each rank is as well there as anywhere.
   const bool gains = std::ssize(instance.rank(0).expert_loads()[0]) > c.layout.ep_size;
-  if (c.rebalance && gains) {
+  if (gains) {
     EXPECT_GT(instance.rank(0).rebalance_counts().layers_moved, 0u);
   }
 }
