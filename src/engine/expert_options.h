@@ -14,12 +14,14 @@
 namespace sluice::engine {
 
 // Reads the file of --init-expert-location, so that ranks need it nowhere else, limits the running requests to what
-// --deepep-mode takes, and says what is changed or chosen by default, as lines for the log. Once, by the front, after
-// adjust_layout(). kBadOption names the flag.
+// --deepep-mode takes, settles --deepep-dispatch-dtype, and says what is changed or chosen by default, as lines for the
+// log. Once, by the front, after adjust_layout(). kBadOption names the flag.
 Result<std::vector<std::string>> adjust_experts(EngineOptions& options);
 
 // Of adjusted options.
 moe::DeepEpOptions deepep_of(const EngineOptions& options);
+// --deepep-dispatch-dtype, or what SGLANG_DEEPEP_BF16_DISPATCH says with auto. kBadOption names what cannot be.
+Result<bool> sends_fp8(const EngineOptions& options);
 moe::ExpertPlacement expert_placement_of(const EngineOptions& options);
 
 // Nothing without --expert-distribution-recorder-mode.

@@ -74,6 +74,27 @@ TEST(ExpertOptionsTest, WhatLowLatencyTakesIsADecodeBatch) {
   unsetenv("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK");
 }
 
+TEST(ExpertOptionsTest, RowsGoToExpertsInFp8WhereTheFlagOrTheVariableSaysSo) {
+  const std::vector<std::string> deepep{"--tp=2", "--moe-a2a-backend=deepep"};
+  const auto settled = [&](std::vector<std::string> more, const char* variable) {
+    variable == nullptr ? unsetenv("SGLANG_DEEPEP_BF16_DISPATCH") : setenv("SGLANG_DEEPEP_BF16_DISPATCH", variable, 1);
+    EngineOptions options = parse(std::move(more));
+    const auto lines = adjust_experts(options);
+    unsetenv("SGLANG_DEEPEP_BF16_DISPATCH");
+    if (!lines.ok()) return lines.error().message;
+    return std::string(deepep_of(options).fp8 ? "fp8" : "whole");
+  };
+  EXPECT_EQ(settled(deepep, nullptr), "whole");
+  EXPECT_EQ(settled(deepep, "1"), "whole");
+  EXPECT_EQ(settled(deepep, "0"), "fp8");
+  EXPECT_THAT(settled(deepep, "yes"), HasSubstr("SGLANG_DEEPEP_BF16_DISPATCH must be 0 or 1, not 'yes'"));
+  std::vector<std::string> flag = deepep;
+  flag.emplace_back("--deepep-dispatch-dtype=fp8_e4m3");
+  EXPECT_EQ(settled(flag, "1"), "fp8");
+  EXPECT_EQ(settled({}, "0"), "whole") << "nothing is dispatched";
+  EXPECT_THAT(settled({"--deepep-dispatch-dtype=fp8_e4m3"}, nullptr), HasSubstr("is of --moe-a2a-backend deepep"));
+}
+
 TEST(ExpertOptionsTest, CopiesAreChosenStaticallyByDefault) {
   EngineOptions plain = parse({});
   EXPECT_TRUE(adjust_experts(plain)->empty());

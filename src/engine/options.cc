@@ -400,6 +400,15 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .help =
                "With deepep: normal sends a token once to each rank of its experts, low_latency once to each of its "
                "experts, into a slab of fixed size; auto is normal in steps in which a rank prefills."},
+          {.name = "deepep-dispatch-dtype",
+           .field = &O::deepep_dispatch_dtype,
+           .value = std::string("auto"),
+           .choices = {"auto", "fp8_e4m3"},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help =
+               "What deepep sends rows to their experts as: auto (that of --dtype), or fp8_e4m3 with a float32 scale "
+               "for each 128 values, which SGLANG_DEEPEP_BF16_DISPATCH=0 means too. Results come back in float32."},
           {.name = "ep-num-redundant-experts",
            .field = &O::ep_num_redundant_experts,
            .value = int64_t{0},

@@ -54,6 +54,7 @@ struct EngineOptions {
   std::string moe_a2a_backend;
   std::string moe_runner_backend;
   std::string deepep_mode;
+  std::string deepep_dispatch_dtype;
   int64_t ep_num_redundant_experts;
   std::string init_expert_location;
   std::optional<std::string> ep_dispatch_algorithm;

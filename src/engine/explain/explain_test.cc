@@ -87,6 +87,19 @@ TEST(ExplainTest, EightBitsOfCacheAndAScaleForEach64HoldNearlyTwiceTheTokens) {
   EXPECT_EQ(eight.rank.kv_bytes_per_token, 61 * (576 + 9 * 4));
 }
 
+TEST(ExplainTest, RowsInEightBitsTakeHalfTheWayToTheExperts) {
+  const LayoutFacts whole = examined("DeepSeek-V3", kDeepEp), eight = [] {
+    std::vector<std::string> flags = kDeepEp;
+    flags.insert(flags.end(), {"--deepep-dispatch-dtype", "fp8_e4m3"});
+    return examined("DeepSeek-V3", flags);
+  }();
+  const double rows = models::expected_remote_rows(
+      describe_model(arguments("DeepSeek-V3", kDeepEp).engine, /*here=*/false)->config, eight.layout, 8);
+  // 7168 values and 56 scales instead of 7168 in bf16.
+  EXPECT_NEAR(whole.wire.of_step.dispatch - eight.wire.of_step.dispatch, rows * (7168 - 56 * 4), 1);
+  EXPECT_EQ(whole.wire.of_step.combine, eight.wire.of_step.combine);
+}
+
 TEST(ExplainTest, DeepSeekV3OnEightH200HasTheTokensOfTheReference) {
   const Row rows[] = {
       {{"--tp", "8"}, 0.897, 79.5, 46.4, 709, 709, 673},
