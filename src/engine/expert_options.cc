@@ -80,6 +80,15 @@ Result<std::vector<std::string>> adjust_experts(EngineOptions& options) {
     options.deepep_dispatch_dtype = kFp8;  // for ranks on hosts whose environment is another
     lines.push_back(fmt::format("--deepep-dispatch-dtype is {}: {}=0", kFp8, kBf16Variable));
   }
+  if (options.enable_two_batch_overlap && options.moe_a2a_backend != "deepep") {
+    return Error{
+        ErrorCode::kBadOption,
+        fmt::format("--enable-two-batch-overlap needs --moe-a2a-backend deepep, which is {}", options.moe_a2a_backend)};
+  }
+  if (options.enable_two_batch_overlap && options.tp_size == 1) {
+    options.enable_two_batch_overlap = false;
+    lines.emplace_back("--enable-two-batch-overlap is off: one rank sends nothing");
+  }
   if (options.eplb_algorithm && options.init_expert_location == kTrivial) {
     return Error{ErrorCode::kBadOption,
                  "--eplb-algorithm balances a logical_count, which --init-expert-location does not give"};
@@ -112,6 +121,16 @@ Result<bool> sends_fp8(const EngineOptions& options) {
   const std::string_view given = text;
   if (given == "0" || given == "1") return given == "0";
   return Error{ErrorCode::kBadOption, fmt::format("{} must be 0 or 1, not '{}'", kBf16Variable, given)};
+}
+
+bool overlaps(const EngineOptions& options) {
+  if (options.moe_a2a_backend != "deepep" || options.tp_size == 1) return false;
+  return options.enable_two_batch_overlap || options.nnodes > 1;
+}
+
+std::optional<double> split_threshold_of(const EngineOptions& options) {
+  if (!options.enable_two_batch_overlap) return std::nullopt;
+  return options.tbo_token_distribution_threshold;
 }
 
 moe::DeepEpOptions deepep_of(const EngineOptions& options) {

@@ -22,6 +22,10 @@ Result<std::vector<std::string>> adjust_experts(EngineOptions& options);
 moe::DeepEpOptions deepep_of(const EngineOptions& options);
 // --deepep-dispatch-dtype, or what SGLANG_DEEPEP_BF16_DISPATCH says with auto. kBadOption names what cannot be.
 Result<bool> sends_fp8(const EngineOptions& options);
+// True if something is computed while rows are on their way to experts, and what batches that are split for it are
+// split by; the latter only with --enable-two-batch-overlap.
+bool overlaps(const EngineOptions& options);
+std::optional<double> split_threshold_of(const EngineOptions& options);
 moe::ExpertPlacement expert_placement_of(const EngineOptions& options);
 
 // Nothing without --expert-distribution-recorder-mode.

@@ -95,6 +95,34 @@ TEST(ExpertOptionsTest, RowsGoToExpertsInFp8WhereTheFlagOrTheVariableSaysSo) {
   EXPECT_THAT(settled({"--deepep-dispatch-dtype=fp8_e4m3"}, nullptr), HasSubstr("is of --moe-a2a-backend deepep"));
 }
 
+TEST(ExpertOptionsTest, TwoBatchOverlapWantsRowsThatAreSent) {
+  EngineOptions plain = parse({"--tp=2", "--moe-a2a-backend=deepep"});
+  EXPECT_TRUE(adjust_experts(plain)->empty());
+  EXPECT_FALSE(overlaps(plain));
+  EXPECT_FALSE(split_threshold_of(plain).has_value());
+  EngineOptions hosts = parse({"--tp=2", "--nnodes=2", "--dist-init-addr=h:1", "--moe-a2a-backend=deepep"});
+  EXPECT_TRUE(overlaps(hosts)) << "shared experts";
+  EXPECT_FALSE(split_threshold_of(hosts).has_value());
+
+  EngineOptions split = parse(
+      {"--tp=2", "--moe-a2a-backend=deepep", "--enable-two-batch-overlap", "--tbo-token-distribution-threshold=0.3"});
+  EXPECT_TRUE(adjust_experts(split)->empty());
+  EXPECT_TRUE(overlaps(split));
+  EXPECT_EQ(split_threshold_of(split), 0.3);
+
+  EngineOptions alone = parse({"--moe-a2a-backend=deepep", "--enable-two-batch-overlap"});
+  const auto lines = adjust_experts(alone);
+  ASSERT_TRUE(lines.ok()) << lines.error().message;
+  ASSERT_EQ(lines->size(), 1u);
+  EXPECT_THAT(lines->front(), HasSubstr("--enable-two-batch-overlap is off"));
+  EXPECT_FALSE(split_threshold_of(alone).has_value());
+
+  EngineOptions none = parse({"--tp=2", "--enable-two-batch-overlap"});
+  const auto refused = adjust_experts(none);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().message, "--enable-two-batch-overlap needs --moe-a2a-backend deepep, which is none");
+}
+
 TEST(ExpertOptionsTest, CopiesAreChosenStaticallyByDefault) {
   EngineOptions plain = parse({});
   EXPECT_TRUE(adjust_experts(plain)->empty());

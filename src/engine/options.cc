@@ -56,8 +56,6 @@ std::vector<RejectedFlag> rejected_flags() {
       {"eplb-min-rebalancing-utilization-threshold", kEplb},
       {"enable-expert-distribution-metrics",
        "not built yet; /dump_expert_distribution_record says how balanced it was."},
-      {"enable-two-batch-overlap", kOverlap},
-      {"tbo-token-distribution-threshold", kOverlap},
       {"enable-single-batch-overlap", kOverlap},
       {"disable-shared-experts-fusion", "shared experts are never fused with the others; leave it out."},
       {"enable-metrics-for-all-schedulers", kMetrics},
@@ -409,6 +407,22 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .help =
                "What deepep sends rows to their experts as: auto (that of --dtype), or fp8_e4m3 with a float32 scale "
                "for each 128 values, which SGLANG_DEEPEP_BF16_DISPATCH=0 means too. Results come back in float32."},
+          {.name = "enable-two-batch-overlap",
+           .field = &O::enable_two_batch_overlap,
+           .value = false,
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help =
+               "With deepep: a step's batch is computed in two halves, one while rows of the other are on their way, "
+               "where every rank can split its batch and all prefill or all decode."},
+          {.name = "tbo-token-distribution-threshold",
+           .field = &O::tbo_token_distribution_threshold,
+           .value = 0.48,
+           .range = {0, 0.5},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help = "With --enable-two-batch-overlap: sequences stay whole where the smaller half has this share of the "
+                   "tokens at least; else one is cut, so that the halves are equal."},
           {.name = "ep-num-redundant-experts",
            .field = &O::ep_num_redundant_experts,
            .value = int64_t{0},

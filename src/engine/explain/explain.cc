@@ -104,6 +104,9 @@ Result<DescribedModel> describe_model(const EngineOptions& options, bool here) {
     return Error{ErrorCode::kBadOption,
                  fmt::format("--deepep-mode {}: what it sends is not counted yet; use normal", options.deepep_mode)};
   }
+  if (options.enable_two_batch_overlap) {
+    return Error{ErrorCode::kBadOption, "what overlaps is not counted yet; leave out --enable-two-batch-overlap"};
+  }
   SLUICE_TRY(model.fp8_dispatch, sends_fp8(options));
   // Other machines are taken to have bfloat16.
   SLUICE_TRY(model.dtype, models::dtype_of(options.dtype == "auto" && !here ? "bfloat16" : options.dtype));

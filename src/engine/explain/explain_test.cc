@@ -74,6 +74,7 @@ TEST(ExplainTest, WhatIsNotCountedIsRefused) {
   };
   EXPECT_THAT(refusal({"--ep-num-redundant-experts", "8"}), testing::HasSubstr("leave out --ep-num-redundant-experts"));
   EXPECT_THAT(refusal({"--deepep-mode", "auto"}), testing::HasSubstr("--deepep-mode auto"));
+  EXPECT_THAT(refusal({"--enable-two-batch-overlap"}), testing::HasSubstr("leave out --enable-two-batch-overlap"));
   EXPECT_EQ(refusal({}), "(taken)");
 }
 
