@@ -22,7 +22,9 @@ TEST(OverlappedStepTest, FailsWithTheNameOfTheRankThatIsMissingAndLeavesNothingR
                                   .tp_size = 2,
                                   .dp_size = 2,
                                   .ep_size = 2,
-                                  .a2a = parallel::MoeAllToAll::kDeepEp};
+                                  .a2a = parallel::MoeAllToAll::kDeepEp,
+                                  .dense_data_parallel = true,
+                                  .dp_lm_head = true};
     const auto groups = parallel::make_groups(*world[i], layout);
     const auto overlap = parallel::Overlap::make(*world[i], layout);
     ASSERT_TRUE(groups.ok() && overlap.ok());
