@@ -89,21 +89,26 @@ Result<std::vector<std::string>> adjust_experts(EngineOptions& options) {
     options.enable_two_batch_overlap = false;
     lines.emplace_back("--enable-two-batch-overlap is off: one rank sends nothing");
   }
-  if (options.eplb_algorithm && options.init_expert_location == kTrivial) {
+  if (options.eplb_algorithm && options.init_expert_location == kTrivial && !options.enable_eplb) {
     return Error{ErrorCode::kBadOption,
-                 "--eplb-algorithm balances a logical_count, which --init-expert-location does not give"};
+                 "--eplb-algorithm balances loads, and there are none without --enable-eplb or a logical_count in "
+                 "--init-expert-location"};
   }
   SLUICE_TRY(options.init_expert_location, read_location(options.init_expert_location));
   const bool trivial = expert_placement_of(options).trivial();
   if (trivial && options.ep_dispatch_algorithm) {
     return Error{ErrorCode::kBadOption,
                  fmt::format("--ep-dispatch-algorithm {} chooses among copies of experts, which only "
-                             "--ep-num-redundant-experts and --init-expert-location make",
+                             "--ep-num-redundant-experts, --init-expert-location and --enable-eplb make",
                              *options.ep_dispatch_algorithm)};
   }
   if (!trivial && !options.ep_dispatch_algorithm) {
     options.ep_dispatch_algorithm = "static";
     lines.push_back("--ep-dispatch-algorithm is static: experts have copies, or are not in their order");
+  }
+  if (options.enable_eplb && !options.expert_distribution_recorder_mode) {
+    options.expert_distribution_recorder_mode = "stat";
+    lines.push_back("--expert-distribution-recorder-mode is stat, for --enable-eplb");
   }
   return lines;
 }
@@ -147,7 +152,17 @@ moe::ExpertPlacement expert_placement_of(const EngineOptions& options) {
           .location = options.init_expert_location,
           .algorithm = options.eplb_algorithm.value_or("auto"),
           .choice = options.ep_dispatch_algorithm == "dynamic" ? moe::CopyChoice::kDynamic : moe::CopyChoice::kStatic,
-          .nodes = options.nnodes};
+          .nodes = options.nnodes,
+          .moves = options.enable_eplb};
+}
+
+std::optional<moe::RebalanceOptions> rebalance_of(const EngineOptions& options) {
+  if (!options.enable_eplb) return std::nullopt;
+  const moe::RebalanceOptions defaults;
+  return moe::RebalanceOptions{
+      .steps = options.eplb_rebalance_num_iterations.value_or(defaults.steps),
+      .layers_at_once = options.eplb_rebalance_layers_per_chunk.value_or(defaults.layers_at_once),
+      .at_most_balanced = options.eplb_min_rebalancing_utilization_threshold.value_or(defaults.at_most_balanced)};
 }
 
 Result<std::optional<moe::ExpertRecorder::Options>> expert_recorder_of(const EngineOptions& options) {
@@ -155,7 +170,10 @@ Result<std::optional<moe::ExpertRecorder::Options>> expert_recorder_of(const Eng
   if (!options.expert_distribution_recorder_mode) return recorder;
   recorder.emplace();
   SLUICE_TRY(recorder->mode, moe::record_mode(*options.expert_distribution_recorder_mode));
-  recorder->steps = options.expert_distribution_recorder_buffer_size.value_or(recorder->steps);
+  // As long as what experts are placed by.
+  const auto rebalance = rebalance_of(options);
+  recorder->steps =
+      options.expert_distribution_recorder_buffer_size.value_or(rebalance ? rebalance->steps : recorder->steps);
   return recorder;
 }
 

@@ -10,6 +10,7 @@
 #include "moe/deepep_mode.h"
 #include "moe/expert_map.h"
 #include "moe/expert_recorder.h"
+#include "moe/rebalance.h"
 
 namespace sluice::engine {
 
@@ -27,6 +28,8 @@ Result<bool> sends_fp8(const EngineOptions& options);
 bool overlaps(const EngineOptions& options);
 std::optional<double> split_threshold_of(const EngineOptions& options);
 moe::ExpertPlacement expert_placement_of(const EngineOptions& options);
+// Nothing without --enable-eplb.
+std::optional<moe::RebalanceOptions> rebalance_of(const EngineOptions& options);
 
 // Nothing without --expert-distribution-recorder-mode.
 Result<std::optional<moe::ExpertRecorder::Options>> expert_recorder_of(const EngineOptions& options);

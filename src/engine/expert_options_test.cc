@@ -166,7 +166,37 @@ TEST(ExpertOptionsTest, ALocationIsReadFromItsFileOrStandsThere) {
   };
   EXPECT_THAT(message({"--init-expert-location=/no/such/file.json"}), HasSubstr("a file that can be read"));
   EXPECT_THAT(message({"--init-expert-location=/tmp/counts.pt"}), HasSubstr("files of torch are not read"));
-  EXPECT_THAT(message({"--eplb-algorithm=deepseek"}), HasSubstr("balances a logical_count"));
+  EXPECT_THAT(message({"--eplb-algorithm=deepseek"}), HasSubstr("balances loads, and there are none"));
+}
+
+TEST(ExpertOptionsTest, ExpertsMoveWithEplb) {
+  EXPECT_FALSE(rebalance_of(parse({})));
+  EngineOptions plain = parse({"--enable-eplb", "--eplb-algorithm=deepseek"});
+  const auto lines = adjust_experts(plain);
+  ASSERT_TRUE(lines.ok()) << lines.error().message;
+  EXPECT_THAT(*lines, testing::ElementsAre(HasSubstr("--ep-dispatch-algorithm is static"),
+                                           HasSubstr("--expert-distribution-recorder-mode is stat")));
+  EXPECT_TRUE(expert_placement_of(plain).moves);
+  EXPECT_FALSE(expert_placement_of(plain).trivial());
+  EXPECT_EQ(rebalance_of(plain)->steps, 1000);
+  EXPECT_EQ(rebalance_of(plain)->layers_at_once, 0) << "all";
+  EXPECT_EQ(rebalance_of(plain)->at_most_balanced, 1.0);
+
+  EngineOptions given = parse({"--enable-eplb", "--eplb-rebalance-num-iterations=50", "--ep-dispatch-algorithm=dynamic",
+                               "--eplb-rebalance-layers-per-chunk=3", "--expert-distribution-recorder-mode=per_pass",
+                               "--eplb-min-rebalancing-utilization-threshold=0.8"});
+  EXPECT_TRUE(adjust_experts(given)->empty());
+  EXPECT_EQ(rebalance_of(given)->steps, 50);
+  EXPECT_EQ(rebalance_of(given)->layers_at_once, 3);
+  EXPECT_EQ(rebalance_of(given)->at_most_balanced, 0.8);
+  EXPECT_EQ((*expert_recorder_of(given))->steps, 50) << "as long as what experts are placed by";
+
+  for (const std::string flag : {"--eplb-rebalance-num-iterations=50", "--eplb-rebalance-layers-per-chunk=3",
+                                 "--eplb-min-rebalancing-utilization-threshold=0.8"}) {
+    const auto refused = check_engine_options(parse({"--model-path=m", flag}));
+    ASSERT_FALSE(refused.ok()) << flag;
+    EXPECT_THAT(refused.error().message, HasSubstr("needs --enable-eplb"));
+  }
 }
 
 }  // namespace

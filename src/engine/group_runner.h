@@ -38,6 +38,7 @@ class GroupRunner final : public models::Runner {
     return runner_->reload(model_path, progress);
   }
   std::vector<std::vector<int64_t>> expert_loads() const override { return runner_->expert_loads(); }
+  moe::RebalanceCounts rebalance_counts() const override { return runner_->rebalance_counts(); }
   Result<std::string> record_experts(std::string_view command) override { return runner_->record_experts(command); }
   models::Routing last_routing() const override { return runner_->last_routing(); }
   void force_routing(const models::Routing& routing) override { runner_->force_routing(routing); }

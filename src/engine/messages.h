@@ -13,6 +13,8 @@
 #include <variant>
 #include <vector>
 
+#include "moe/rebalance.h"
+
 namespace sluice::engine {
 
 // What the text of SamplingParams::grammar is.
@@ -235,6 +237,7 @@ struct LoadSnapshot {
   // Time in which rows of this rank were on their way that something could be computed beside, and was.
   double wire_seconds = 0;
   double covered_seconds = 0;
+  moe::RebalanceCounts rebalance;  // of such an instance
 };
 // Rank → front, from another host: its row of the load board.
 struct LoadReport {

@@ -258,6 +258,7 @@ class RankProcess {
                                     .memory_bytes = static_cast<size_t>(memory_limit_bytes() / host_ranks),
                                     .expert_recorder = recorder,
                                     .expert_placement = expert_placement_of(options),
+                                    .rebalance = rebalance_of(options),
                                     .deepep = deepep_of(options),
                                     .groups = world_ ? &groups_ : nullptr,
                                     .overlap = overlap_.get(),

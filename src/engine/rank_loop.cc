@@ -366,6 +366,7 @@ class Loop {
       const auto [away, covered] = options_.group->overlapped();
       load.wire_seconds = seconds(away);
       load.covered_seconds = seconds(covered);
+      load.rebalance = options_.group->rebalance_counts();
     }
     if (board_ != nullptr) {
       board_->publish(options_.dp_rank, load);

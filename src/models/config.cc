@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <nlohmann/json.hpp>
 #include <numbers>
 
@@ -23,6 +24,29 @@ void read_ids(const Json& object, const char* field, std::vector<int32_t>& ids) 
   for (const Json& id : value) {
     if (id.is_number_integer()) ids.push_back(id.get<int32_t>());
   }
+}
+
+// What a classifier's scores are called: id2label, or as many as num_labels says, which is 2 where nothing is said.
+Result<std::vector<std::string>> read_labels(const Json& config) {
+  constexpr int64_t kMost = 1 << 16;
+  Fields fields(config);
+  const bool named = present(config, "id2label") && config["id2label"].is_object();
+  const int64_t count = named ? static_cast<int64_t>(config["id2label"].size()) : fields.whole("num_labels", 1, 2);
+  if (fields.error()) return *fields.error();
+  if (count < 1 || count > kMost) {
+    return Error{ErrorCode::kProtocol, fmt::format("config.json: {} labels are not within 1 and {}", count, kMost)};
+  }
+  std::vector<std::string> labels;
+  for (int64_t i = 0; i < count; ++i) {
+    labels.push_back(fmt::format("LABEL_{}", i));
+    if (!named) continue;
+    const Json label = config["id2label"].value(std::to_string(i), Json());
+    if (!label.is_string()) {
+      return Error{ErrorCode::kProtocol, fmt::format("config.json: id2label has no text for label {} of {}", i, count)};
+    }
+    labels.back() = label.get<std::string>();
+  }
+  return labels;
 }
 
 // Of what checkpoints are quantised with, FP8 in blocks is supported.
@@ -221,10 +245,11 @@ Result<ModelConfig> config_from_json(const Json& config, const Json& generation_
       !config["architectures"][0].is_string()) {
     return Error{ErrorCode::kProtocol, "config.json: architectures is missing"};
   }
-  SLUICE_TRY(const FamilyRow* family, find_family(config["architectures"][0].get<std::string>()));
+  const auto architecture = config["architectures"][0].get<std::string>();
+  SLUICE_TRY(const FamilyRow* family, find_family(architecture));
 
   ModelConfig result;
-  result.architectures = {std::string(family->architecture)};
+  result.architectures = {architecture};
   Fields fields(config);
   result.model_type = fields.text("model_type", family->gguf_architecture);
   result.vocab_size = fields.whole("vocab_size", 1);
@@ -237,6 +262,10 @@ Result<ModelConfig> config_from_json(const Json& config, const Json& generation_
   result.head_dim = fields.whole("head_dim", 1, std::max<int64_t>(1, result.hidden_size / result.num_heads));
   result.rms_norm_eps = fields.real("rms_norm_eps", 1e-6);
   result.tie_embeddings = fields.flag("tie_word_embeddings", false);
+  if (is_classifier(architecture)) {
+    SLUICE_TRY(result.labels, read_labels(config));
+    result.tie_embeddings = true;  // there is no head for tokens; nobody looks at what the embedding makes of them
+  }
   result.qkv_bias = fields.flag("attention_bias", family->default_qkv_bias);
   result.qk_norm = family->qk_norm;
   const bool mlp_bias = fields.flag("mlp_bias", false);
@@ -282,6 +311,56 @@ Result<ModelConfig> config_from_json(const Json& config, const Json& generation_
   return result;
 }
 
+namespace {
+
+Result<void> read_gguf_divisors(const tensor::GgufFile& file, ModelConfig& config) {
+  const auto found = file.tensors().find("rope_freqs.weight");
+  if (found == file.tensors().end()) return {};
+  std::vector<float>& divisors = config.rope.divisors;
+  if (found->second.dtype != tensor::DType::kF32 || found->second.elements() != config.rotary_dim / 2) {
+    return Error{ErrorCode::kProtocol,
+                 fmt::format("{}: rope_freqs.weight is not {} values in F32", file.path(), config.rotary_dim / 2)};
+  }
+  divisors.resize(static_cast<size_t>(config.rotary_dim / 2));
+  std::memcpy(divisors.data(), found->second.data.data(), divisors.size() * sizeof(float));
+  for (const float divisor : divisors) {
+    if (std::isfinite(divisor) && divisor > 0) continue;
+    return Error{ErrorCode::kProtocol, fmt::format("{}: rope_freqs.weight holds {}", file.path(), divisor)};
+  }
+  return {};
+}
+
+// Scaling by metadata, and the factors of single frequencies by a tensor.
+Result<void> read_gguf_rope(const tensor::GgufFile& file, std::string_view architecture, ModelConfig& config) {
+  RopeConfig& rope = config.rope;
+  const auto key = [&](std::string_view name) { return fmt::format("{}.rope.scaling.{}", architecture, name); };
+  const auto real = [&](std::string_view name, double otherwise) {
+    const auto* value = file.get<double>(key(name));
+    return value == nullptr ? otherwise : *value;
+  };
+  SLUICE_TRY_VOID(read_gguf_divisors(file, config));
+  const auto* kind = file.get<std::string>(key("type"));
+  if (kind == nullptr || *kind == "none") return {};
+  rope.factor = real("factor", 1);
+  if (*kind == "linear") {
+    rope.scaling = RopeScaling::kLinear;
+    return {};
+  }
+  if (*kind != "yarn") {
+    return Error{ErrorCode::kUnimplemented,
+                 fmt::format("{}: rope scaling '{}' is not supported; none, linear and yarn are", file.path(), *kind)};
+  }
+  const auto* original = file.get<int64_t>(key("original_context_length"));
+  // The paper's attention factor, unless the family says otherwise.
+  Json values = {{"original_max_position_embeddings", original == nullptr ? config.max_position : *original},
+                 {"beta_fast", real("yarn_beta_fast", 32)},
+                 {"beta_slow", real("yarn_beta_slow", 1)},
+                 {"attention_factor", real("attn_factor", 1) * yarn_scale(rope.factor, 1)}};
+  return read_yarn(values, static_cast<double>(config.max_position), rope);
+}
+
+}  // namespace
+
 Result<ModelConfig> config_from_gguf(const tensor::GgufFile& file) {
   const auto* architecture = file.get<std::string>("general.architecture");
   if (architecture == nullptr) {
@@ -314,28 +393,11 @@ Result<ModelConfig> config_from_gguf(const tensor::GgufFile& file) {
   if (!missing.empty()) {
     return Error{ErrorCode::kProtocol, fmt::format("{}: {}.{} is missing", file.path(), *architecture, missing)};
   }
-  config.rotary_dim = config.head_dim;
-  const int64_t rotary = whole("rope.dimension_count", config.head_dim);
-  if (rotary != config.head_dim) {
-    return Error{ErrorCode::kUnimplemented, fmt::format("{}: rotary embedding of {} of {} dimensions is not supported",
-                                                        file.path(), rotary, config.head_dim)};
-  }
-  if (const auto* kind = file.get<std::string>(fmt::format("{}.rope.scaling.type", *architecture));
-      kind != nullptr && *kind != "none") {
-    if (*kind != "linear") {
-      return Error{ErrorCode::kUnimplemented,
-                   fmt::format("{}: rope scaling '{}' is not supported", file.path(), *kind)};
-    }
-    config.rope.scaling = RopeScaling::kLinear;
-    config.rope.factor = real("rope.scaling.factor", 1);
-  }
-  if (file.tensors().contains("rope_freqs.weight")) {
-    return Error{ErrorCode::kUnimplemented,
-                 fmt::format("{}: rope frequencies given as a tensor are not supported", file.path())};
-  }
+  config.rotary_dim = whole("rope.dimension_count", config.head_dim);
+  SLUICE_TRY_VOID(read_gguf_rope(file, *architecture, config));
   config.rope.interleaved = family->gguf_interleaved_rope;
   config.qk_norm = family->qk_norm;
-  config.qkv_bias = family->default_qkv_bias;
+  config.qkv_bias = file.tensors().contains("blk.0.attn_q.bias");
   config.tie_embeddings = !file.tensors().contains("output.weight");
   const auto embedding = file.tensors().find("token_embd.weight");
   if (embedding == file.tensors().end()) {
@@ -349,6 +411,12 @@ Result<ModelConfig> config_from_gguf(const tensor::GgufFile& file) {
     config.bos_token_id = static_cast<int32_t>(*id);
   SLUICE_TRY_VOID(check_sizes(config));
   if (family->read_gguf != nullptr) SLUICE_TRY_VOID(family->read_gguf(file, config));
+  for (const char* tensor : {"attn_output.bias", "ffn_down.bias", "ffn_gate_inp.weight"}) {
+    // A tensor that no layer asks for would change what the model says.
+    if (config.moe || !file.tensors().contains(fmt::format("blk.0.{}", tensor))) continue;
+    return Error{ErrorCode::kUnimplemented,
+                 fmt::format("{}: {} of {} is not supported", file.path(), tensor, family->architecture)};
+  }
   SLUICE_TRY_VOID(check_shape(config));
   return config;
 }
@@ -391,6 +459,7 @@ std::vector<float> inverse_frequencies(const ModelConfig& config) {
       const double share = yarn_share(rope, 2.0 * static_cast<double>(half), static_cast<double>(i));
       frequency *= share / rope.factor + 1 - share;
     }
+    if (!rope.divisors.empty()) frequency /= static_cast<double>(rope.divisors[static_cast<size_t>(i)]);
     result[static_cast<size_t>(i)] = static_cast<float>(frequency);
   }
   return result;

@@ -27,8 +27,10 @@ struct RopeConfig {
   // less often than beta_slow is stretched.
   double beta_fast = 32;
   double beta_slow = 1;
-  double angle_scale = 1;    // of cos and sin: the paper's attention factor
-  double score_scale = 1;    // of the scores, where a family applies it (DeepSeek's mscale_all_dim)
+  double angle_scale = 1;  // of cos and sin: the paper's attention factor
+  double score_scale = 1;  // of the scores, where a family applies it (DeepSeek's mscale_all_dim)
+  // What each frequency is divided by, beside the scaling; GGUF files of Llama 3.1 and later say it so. Empty: by 1.
+  std::vector<float> divisors;
   bool interleaved = false;  // GGUF's Llama files store query and key rows for pairs (2i, 2i+1)
 };
 
@@ -45,6 +47,8 @@ struct MlaConfig {
   int64_t kv_lora_rank = 0;
   int64_t qk_nope_head_dim = 0;
   int64_t v_head_dim = 0;
+  // The latent's up-projections to keys, transposed, and to values are tensors of their own, as in newer GGUF files.
+  bool split_up = false;
 };
 
 // Layers whose FFN is a mixture of experts: a router sends each token to top_k of them.
@@ -96,7 +100,8 @@ struct ModelConfig {
   std::optional<MlaConfig> mla;  // in place of grouped-query attention
   std::optional<MoeConfig> moe;
   std::optional<LightningConfig> lightning;
-  bool fp8 = false;  // matrices are stored in e4m3 with a scale for each block of 128x128
+  bool fp8 = false;                 // matrices are stored in e4m3 with a scale for each block of 128x128
+  std::vector<std::string> labels;  // of a classifier, in the order of its scores; none: the model generates text
   std::vector<int32_t> eos_token_ids;
   std::optional<int32_t> bos_token_id;
   // Sampling defaults of generation_config.json.

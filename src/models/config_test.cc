@@ -149,6 +149,21 @@ TEST(ModelConfigTest, WhatIsNotGivenIsWorkedOut) {
   EXPECT_EQ(config->rope.scaling, RopeScaling::kNone);
 }
 
+TEST(ModelConfigTest, AClassifierHasTheLabelsThatItNames) {
+  const auto labels = [](Json changes) {
+    changes["architectures"] = {"LlamaForSequenceClassification"};
+    return with(changes)->labels;
+  };
+  EXPECT_TRUE(with(Json::object())->labels.empty());
+  EXPECT_EQ(labels({{"id2label", {{"1", "no"}, {"0", "yes"}}}}), (std::vector<std::string>{"yes", "no"}));
+  EXPECT_EQ(labels({{"num_labels", 1}}), (std::vector<std::string>{"LABEL_0"}));
+  EXPECT_EQ(labels(Json::object()).size(), 2u);
+  expect_has(refusal({{"architectures", {"LlamaForSequenceClassification"}}, {"id2label", {{"1", "no"}}}}),
+             "id2label has no text for label 0 of 1");
+  expect_has(refusal({{"architectures", {"LlamaForSequenceClassification"}}, {"num_labels", 0}}), "num_labels");
+  expect_has(refusal({{"architectures", {"BertForSequenceClassification"}}}), "BertForCausalLM");
+}
+
 TEST(ModelConfigTest, GenerationConfigGivesSamplingAndEndTokens) {
   const auto config =
       with(Json::object(), {{"eos_token_id", {5, 6}}, {"temperature", 0.7}, {"top_k", 20}, {"top_p", 0.8}});
@@ -411,8 +426,8 @@ TEST_F(GgufConfigTest, RefusesAnEmptyVocabulary) {
 TEST_F(GgufConfigTest, RefusesScalingThatIsNotBuilt) {
   string("general.architecture", "llama");
   sizes();
-  string("llama.rope.scaling.type", "yarn");
-  expect_has(read().error().message, "yarn");
+  string("llama.rope.scaling.type", "longrope");
+  expect_has(read().error().message, "longrope");
 }
 
 }  // namespace

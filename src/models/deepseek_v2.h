@@ -12,6 +12,8 @@ namespace sluice::models {
 Result<MoeConfig> read_deepseek_moe(const nlohmann::json& json, const ModelConfig& config);
 
 Result<void> read_deepseek_v2(const nlohmann::json& json, ModelConfig& config);
+// Of V2 and V3: the file tells which.
+Result<void> read_deepseek_gguf(const tensor::GgufFile& file, ModelConfig& config);
 std::unique_ptr<Decoder> make_deepseek_v2(const ModelConfig& config, WeightStore& weights);
 
 }  // namespace sluice::models

@@ -29,7 +29,9 @@ struct FamilyRow {
 };
 
 std::span<const FamilyRow> families();
-// kUnimplemented names the architectures that are known.
+bool is_classifier(std::string_view architecture);
+// Also by the name of the family's classifier (LlamaForSequenceClassification). kUnimplemented names the architectures
+// that are known.
 Result<const FamilyRow*> find_family(std::string_view architecture);
 Result<const FamilyRow*> find_gguf_family(std::string_view architecture);
 

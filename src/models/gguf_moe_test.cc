@@ -1,6 +1,5 @@
 // A mixture of experts from a GGUF file: the tiny checkpoint of safetensors, written anew in that format.
 #include <gtest/gtest.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,8 +8,8 @@
 #include <functional>
 #include <numeric>
 
+#include "models/gguf_fixture.h"
 #include "models/gguf_names.h"
-#include "models/runner.h"
 #include "tensor/gguf.h"
 #include "tensor/safetensors.h"
 
@@ -19,87 +18,6 @@ namespace {
 
 const std::string kFolder = std::string(SLUICE_FIXTURES_DIR) + "/tiny-qwen3-moe";
 constexpr int64_t kHidden = 64, kLayers = 3, kExperts = 8, kExpertWidth = 32, kVocab = 512, kHeadDim = 32;
-
-// Written into memory; read by path.
-class GgufWriter {
- public:
-  ~GgufWriter() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-
-  void whole(const std::string& key, uint32_t value) { put_key(key, 4, value); }
-  void real(const std::string& key, float value) { put_key(key, 6, value); }
-  void text(const std::string& key, const std::string& value) {
-    put_text(values_, key);
-    put(values_, uint32_t{8});
-    put_text(values_, value);
-    ++value_count_;
-  }
-  // Shape outermost first; of float32, or of Q8_0 blocks that are exact for what they hold.
-  void tensor(const std::string& name, const std::vector<int64_t>& shape, const std::vector<float>& values, bool q8) {
-    put_text(tensors_, name);
-    put(tensors_, static_cast<uint32_t>(shape.size()));
-    for (size_t d = shape.size(); d > 0; --d) put(tensors_, static_cast<uint64_t>(shape[d - 1]));
-    put(tensors_, uint32_t{q8 ? 8u : 0u});
-    put(tensors_, static_cast<uint64_t>(data_.size()));
-    ++tensor_count_;
-    if (q8) {
-      for (size_t at = 0; at < values.size(); at += 32) put_q8(values.data() + at);
-    } else {
-      data_.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
-    }
-    data_.resize((data_.size() + 31) / 32 * 32);
-  }
-
-  std::string finish() {
-    std::string file = "GGUF";
-    put(file, uint32_t{3});
-    put(file, tensor_count_);
-    put(file, value_count_);
-    file += values_ + tensors_;
-    file.resize((file.size() + 31) / 32 * 32);
-    file += data_;
-    fd_ = ::memfd_create("gguf_moe_test.gguf", MFD_CLOEXEC);
-    EXPECT_EQ(::write(fd_, file.data(), file.size()), static_cast<ssize_t>(file.size()));
-    const std::string link = testing::TempDir() + "sluice_gguf_moe_test_" + std::to_string(::getpid()) + ".gguf";
-    ::unlink(link.c_str());
-    EXPECT_EQ(::symlink(("/proc/self/fd/" + std::to_string(fd_)).c_str(), link.c_str()), 0);
-    return link;
-  }
-
-  // What Q8_0 makes of 32 values, with a scale that is a power of two.
-  static float q8_scale(const float* values) {
-    float top = 0;
-    for (int i = 0; i < 32; ++i) top = std::max(top, std::abs(values[i]));
-    return std::exp2(std::max(-14.0f, std::ceil(std::log2(std::max(top, 1e-9f) / 127))));
-  }
-
- private:
-  template <class T>
-  static void put(std::string& to, T value) {
-    to.append(reinterpret_cast<const char*>(&value), sizeof(T));
-  }
-  static void put_text(std::string& to, const std::string& value) {
-    put(to, static_cast<uint64_t>(value.size()));
-    to += value;
-  }
-  template <class T>
-  void put_key(const std::string& key, uint32_t type, T value) {
-    put_text(values_, key);
-    put(values_, type);
-    put(values_, value);
-    ++value_count_;
-  }
-  void put_q8(const float* values) {
-    const float scale = q8_scale(values);
-    put(data_, static_cast<uint16_t>((static_cast<int>(std::log2(scale)) + 15) << 10));  // in half precision
-    for (int i = 0; i < 32; ++i) put(data_, static_cast<int8_t>(std::lround(values[i] / scale)));
-  }
-
-  int fd_ = -1;
-  uint64_t value_count_ = 0, tensor_count_ = 0;
-  std::string values_, tensors_, data_;
-};
 
 class GgufMoeTest : public testing::Test {
  protected:
@@ -167,43 +85,20 @@ class GgufMoeTest : public testing::Test {
   }
   ~GgufMoeTest() override { ::unlink(path_.c_str()); }
 
-  static std::vector<float> logits(const std::string& path) {
-    auto loaded = load_runner({.model_path = path, .dtype = "float32", .max_step_tokens = 64, .max_step_seqs = 2});
-    EXPECT_TRUE(loaded.ok()) << loaded.error().message;
-    Runner& runner = **loaded;
-    EXPECT_TRUE(runner.allocate_kv({.slots = 64, .table_rows = 1, .table_width = 32}).ok());
-    std::vector<int32_t> ids(20);
-    std::iota(ids.begin(), ids.end(), 7);
-    std::vector<int32_t> positions(20), slots(20);
-    std::iota(positions.begin(), positions.end(), 0);
-    std::iota(slots.begin(), slots.end(), 1);
-    std::copy(slots.begin(), slots.end(), runner.slot_table().begin());
-    const int32_t starts[] = {0, 20}, lens[] = {20}, rows[] = {0};
-    const auto result = runner.forward({.token_ids = ids,
-                                        .positions = positions,
-                                        .kv_slots = slots,
-                                        .query_start = starts,
-                                        .seq_lens = lens,
-                                        .table_rows = rows,
-                                        .logit_rows = positions});
-    EXPECT_TRUE(result.ok());
-    return {result->begin(), result->end()};
-  }
-
   const std::unique_ptr<tensor::TensorSource> source_ = std::move(tensor::open_safetensors(kFolder)).value();
   std::string path_;
 };
 
 TEST_F(GgufMoeTest, ThePlainValuesGiveTheLogitsOfTheSafetensors) {
   GgufWriter file;
-  EXPECT_EQ(logits(write(file, /*q8=*/false)), logits(kFolder));
+  EXPECT_EQ(logits_of(write(file, /*q8=*/false)), logits_of(kFolder));
 }
 
 TEST_F(GgufMoeTest, ExpertsInBlocksGiveTheLogitsOfTheirValues) {
   GgufWriter blocks, values;
-  const auto kept = logits(write(blocks, /*q8=*/true));
+  const auto kept = logits_of(write(blocks, /*q8=*/true));
   ::unlink(path_.c_str());
-  const auto widened = logits(write(values, /*q8=*/false, [](std::vector<float>& all) {
+  const auto widened = logits_of(write(values, /*q8=*/false, [](std::vector<float>& all) {
     for (size_t at = 0; at < all.size(); at += 32) {
       const float scale = GgufWriter::q8_scale(all.data() + at);
       for (size_t i = at; i < at + 32; ++i) all[i] = static_cast<float>(std::lround(all[i] / scale)) * scale;

@@ -26,6 +26,7 @@ struct Case {
   moe::ExpertPlacement placement = {};
   std::string_view placed = {};  // the placement's name
   moe::DeepEpMode mode = moe::DeepEpMode::kNormal;
+  std::optional<moe::RebalanceOptions> rebalance = {};
   bool in_halves = false;  // one is computed while rows of the other are on their way
   // In halves each member of an attention group has tokens of both, which records do not know.
   bool records_routing() const { return !in_halves || layout.attention_tp_size() == 1; }
@@ -65,6 +66,7 @@ class Instance {
                                  .max_step_seqs = 8,
                                  .record_routing = c.records_routing(),
                                  .expert_placement = c.placement,
+                                 .rebalance = c.rebalance,
                                  .deepep = {.mode = c.mode},
                                  .groups = &rank.groups,
                                  .overlap = rank.overlap.get()});
@@ -105,6 +107,7 @@ class Instance {
     return outputs;
   }
 
+  const Runner& rank(size_t i) const { return *ranks_[i].runner; }
   // Bytes that ranks got in calls of second halves.
   uint64_t second_half_bytes() const {
     uint64_t bytes = 0;
@@ -218,6 +221,10 @@ TEST_P(LayoutConformance, GivesTheLogitsOfOneRank) {
   if (c.in_halves) {
     EXPECT_GT(instance.second_half_bytes(), before);
   }
+  // A single expert on each rank is as well there as anywhere.
+  if (c.rebalance && std::ssize(instance.rank(0).expert_loads()[0]) > c.layout.ep_size) {
+    EXPECT_GT(instance.rank(0).rebalance_counts().layers_moved, 0u);
+  }
 }
 
 std::vector<Layout> layouts() {
@@ -268,6 +275,13 @@ void add_ways_to_experts(std::vector<Case>& cases, const ModelConfig& config, Ca
   cases.push_back(plain);
   cases.back().placement = {.redundant = ranks};
   cases.back().placed = "_copies_trivial";
+  // Experts move between steps, a layer at a time.
+  for (const auto& [redundant, name] : {std::pair{int64_t{0}, "_eplb"}, {ranks, "_eplb_copies"}}) {
+    cases.push_back(plain);
+    cases.back().placement = {.redundant = redundant, .choice = moe::CopyChoice::kDynamic, .moves = true};
+    cases.back().rebalance = {.steps = 2, .layers_at_once = 1};
+    cases.back().placed = name;
+  }
   if (plain.layout.a2a == parallel::MoeAllToAll::kNone) return;
   for (const auto mode : {moe::DeepEpMode::kLowLatency, moe::DeepEpMode::kAuto}) {
     cases.push_back(plain);

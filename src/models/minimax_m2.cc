@@ -1,6 +1,7 @@
 #include "models/minimax_m2.h"
 
 #include "models/config_fields.h"
+#include "models/gguf_fields.h"
 #include "models/layers/attention.h"
 #include "models/layers/moe.h"
 
@@ -42,6 +43,28 @@ Result<void> read_minimax_m2(const nlohmann::json& json, ModelConfig& config) {
     return unsupported("attn_type_list", "layers other than 1 (softmax attention) are not supported");
   }
   config.qk_norm = qk_norm ? QkNorm::kAllHeads : QkNorm::kNone;
+  config.moe = std::move(moe);
+  return {};
+}
+
+Result<void> read_minimax_m2_gguf(const tensor::GgufFile& file, ModelConfig& config) {
+  constexpr int64_t kSigmoid = 2;
+  GgufFields fields(file, "minimax-m2");
+  MoeConfig moe;
+  moe.experts = fields.whole("expert_count", 1);
+  moe.top_k = fields.whole("expert_used_count", 1);
+  moe.expert_width = fields.whole("expert_feed_forward_length", 1, config.intermediate_size);
+  const int64_t gating = fields.whole("expert_gating_func", 0, kSigmoid);
+  if (fields.error()) return *fields.error();
+  if (gating != kSigmoid) {
+    return fields.wrong("expert_gating_func", fmt::format("{} is not supported; 2 (sigmoid) is", gating),
+                        ErrorCode::kUnimplemented);
+  }
+  moe.score = kernels::RouterScore::kSigmoid;
+  moe.correction_bias = file.tensors().contains("blk.0.exp_probs_b.bias");
+  moe.renormalise = true;
+  moe.sparse.assign(static_cast<size_t>(config.num_layers), true);
+  config.qk_norm = file.tensors().contains("blk.0.attn_q_norm.weight") ? QkNorm::kAllHeads : QkNorm::kNone;
   config.moe = std::move(moe);
   return {};
 }

@@ -10,6 +10,7 @@
 namespace sluice::models {
 
 Result<void> read_minimax_m2(const nlohmann::json& json, ModelConfig& config);
+Result<void> read_minimax_m2_gguf(const tensor::GgufFile& file, ModelConfig& config);
 std::unique_ptr<Decoder> make_minimax_m2(const ModelConfig& config, WeightStore& weights);
 
 }  // namespace sluice::models

@@ -1,6 +1,7 @@
 #include "models/qwen3_moe.h"
 
 #include "models/config_fields.h"
+#include "models/gguf_fields.h"
 #include "models/layers/attention.h"
 #include "models/layers/moe.h"
 
@@ -26,20 +27,12 @@ Result<void> read_qwen3_moe(const nlohmann::json& json, ModelConfig& config) {
 
 // The file says nothing of renormalisation, which all published models have.
 Result<void> read_qwen3_moe_gguf(const tensor::GgufFile& file, ModelConfig& config) {
+  GgufFields fields(file, "qwen3moe");
   MoeConfig moe;
-  const struct {
-    const char* key;
-    int64_t& value;
-  } keys[] = {{"qwen3moe.expert_count", moe.experts},
-              {"qwen3moe.expert_used_count", moe.top_k},
-              {"qwen3moe.expert_feed_forward_length", moe.expert_width}};
-  for (const auto& [key, value] : keys) {
-    const auto* stored = file.get<int64_t>(key);
-    if (stored == nullptr) {
-      return Error{ErrorCode::kProtocol, fmt::format("{}: {} is missing", file.path(), key)};
-    }
-    value = *stored;
-  }
+  moe.experts = fields.whole("expert_count", 1);
+  moe.top_k = fields.whole("expert_used_count", 1);
+  moe.expert_width = fields.whole("expert_feed_forward_length", 1);
+  if (fields.error()) return *fields.error();
   moe.renormalise = true;
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     moe.sparse.push_back(file.tensors().contains(fmt::format("blk.{}.ffn_gate_exps.weight", layer)));

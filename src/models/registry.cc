@@ -29,13 +29,23 @@ constexpr FamilyRow kFamilies[] = {
      .read = read_qwen3_moe,
      .read_gguf = read_qwen3_moe_gguf,
      .make = make_qwen3_moe},
-    {.architecture = "DeepseekV2ForCausalLM", .read = read_deepseek_v2, .make = make_deepseek_v2},
+    {.architecture = "DeepseekV2ForCausalLM",
+     .gguf_architecture = "deepseek2",
+     .read = read_deepseek_v2,
+     .read_gguf = read_deepseek_gguf,
+     .make = make_deepseek_v2},
     {.architecture = "DeepseekV3ForCausalLM", .read = read_deepseek_v3, .make = make_deepseek_v3},
     // Published, and its port to Hugging Face transformers.
     {.architecture = "MiniMaxText01ForCausalLM", .read = read_minimax_text_01, .make = make_minimax_text_01},
     {.architecture = "MiniMaxForCausalLM", .read = read_minimax_text_01, .make = make_minimax_text_01},
-    {.architecture = "MiniMaxM2ForCausalLM", .read = read_minimax_m2, .make = make_minimax_m2},
+    {.architecture = "MiniMaxM2ForCausalLM",
+     .gguf_architecture = "minimax-m2",
+     .read = read_minimax_m2,
+     .read_gguf = read_minimax_m2_gguf,
+     .make = make_minimax_m2},
 };
+
+constexpr std::string_view kClassifier = "ForSequenceClassification";
 
 Result<const FamilyRow*> find_by(std::string_view FamilyRow::*field, std::string_view name) {
   std::string known;
@@ -51,8 +61,11 @@ Result<const FamilyRow*> find_by(std::string_view FamilyRow::*field, std::string
 }  // namespace
 
 std::span<const FamilyRow> families() { return kFamilies; }
+bool is_classifier(std::string_view architecture) { return architecture.ends_with(kClassifier); }
 Result<const FamilyRow*> find_family(std::string_view architecture) {
-  return find_by(&FamilyRow::architecture, architecture);
+  if (!is_classifier(architecture)) return find_by(&FamilyRow::architecture, architecture);
+  const auto model = architecture.substr(0, architecture.size() - kClassifier.size());
+  return find_by(&FamilyRow::architecture, fmt::format("{}ForCausalLM", model));
 }
 Result<const FamilyRow*> find_gguf_family(std::string_view architecture) {
   return find_by(&FamilyRow::gguf_architecture, architecture);

@@ -21,6 +21,7 @@
 #include "models/gguf_names.h"
 #include "models/layers/decoder.h"
 #include "models/rank_shape.h"
+#include "models/rebalancer.h"
 #include "models/sharding.h"
 #include "tensor/block_scaled.h"
 #include "tensor/dtype.h"
@@ -160,6 +161,7 @@ class DecoderRunner final : public Runner {
     runner->decoder_ = family->make(checkpoint.config, runner->weights_);
     runner->decoder_->kv().store_as(kv_dtype);
     if (options.overlap != nullptr) runner->decoder_->overlap(*options.overlap);
+    if (options.rebalance) runner->make_rebalancer();
     SLUICE_TRY_VOID(check_memory(runner->weights_, options.memory_bytes));
     SLUICE_TRY_VOID(runner->weights_.materialise(
         *checkpoint.source, runner->context_,
@@ -168,6 +170,8 @@ class DecoderRunner final : public Runner {
     const bool each_token = recorder && recorder->mode == moe::RecordMode::kPerToken;
     SLUICE_TRY_VOID(runner->make_buffers(options.record_routing || each_token));
     if (recorder && checkpoint.config.moe) runner->make_recorder(*recorder);
+    if (runner->rebalancer_) SLUICE_TRY_VOID(runner->rebalancer_->begin(runner->context_));
+    SLUICE_TRY(runner->label_weights_, runner->read_label_weights(*checkpoint.source));
     runner->fill_info(options);
     return std::unique_ptr<Runner>(std::move(runner));
   }
@@ -196,9 +200,16 @@ class DecoderRunner final : public Runner {
 
   Result<std::span<const float>> forward(const StepBatch& batch) override {
     ++steps_;
+    if (rebalancer_) SLUICE_TRY_VOID(rebalancer_->before_step(context_, steps_));
     auto logits = compute(batch);
-    if (logits.ok() && recorder_ && recorder_->recording()) record(batch);
+    if (!logits.ok()) return logits;
+    if (recorder_ && recorder_->recording()) record(batch);
+    if (rebalancer_) rebalancer_->after_step(context_, batch.extend);
     return logits;
+  }
+
+  moe::RebalanceCounts rebalance_counts() const override {
+    return rebalancer_ ? rebalancer_->counts() : moe::RebalanceCounts{};
   }
 
   Result<std::string> record_experts(std::string_view command) override {
@@ -227,14 +238,14 @@ class DecoderRunner final : public Runner {
       backend_->copy_to_host(context_, out.data(), static_cast<const float*>(decoder_->normed()) + first,
                              width * sizeof(float));
       backend_->synchronize(context_);
-      return out;
+      return label_weights_.empty() ? out : label_scores(out);
     }
     std::vector<uint16_t> halves(width);
     backend_->copy_to_host(context_, halves.data(), static_cast<const uint16_t*>(decoder_->normed()) + first,
                            width * sizeof(uint16_t));
     backend_->synchronize(context_);
     for (size_t i = 0; i < width; ++i) out[i] = tensor::bf16_to_float(halves[i]);
-    return out;
+    return label_weights_.empty() ? out : label_scores(out);
   }
 
   Result<void> reload(const std::string& model_path, const Progress& progress) override {
@@ -246,6 +257,8 @@ class DecoderRunner final : public Runner {
       return Error{ErrorCode::kInvalidArgument,
                    fmt::format("{} does not hold other weights of this model: {}", model_path, what)};
     }
+    auto labels = read_label_weights(*checkpoint.source);
+    if (!labels.ok()) return Error{ErrorCode::kInvalidArgument, labels.error().message};
     if (auto filled = refill(*checkpoint.source, other, progress); !filled.ok()) {
       const auto back = [&]() -> Result<void> {
         SLUICE_TRY(const Checkpoint old, open_checkpoint(weights_from_));
@@ -257,6 +270,7 @@ class DecoderRunner final : public Runner {
       }
       return Error{ErrorCode::kInvalidArgument, filled.error().message};
     }
+    label_weights_ = std::move(*labels);
     weights_from_ = std::move(other);
     return {};
   }
@@ -362,6 +376,21 @@ class DecoderRunner final : public Runner {
                     .top_k = routing.top_k});
   }
 
+  void make_rebalancer() {
+    const Rebalancer::Model model{.weights = weights_,
+                                  .decoder = *decoder_,
+                                  .map = *expert_map_,
+                                  .placement = weights_from_.expert_placement,
+                                  .sizes = {.layers = config_.num_layers,
+                                            .experts = config_.moe->experts,
+                                            .groups = config_.moe->groups,
+                                            .ranks = weights_.layout().ep_size}};
+    const auto on_moved = [this](size_t layer, std::vector<int32_t> own) {
+      if (recorder_) recorder_->relocate(layer, std::move(own));
+    };
+    rebalancer_ = std::make_unique<Rebalancer>(*weights_from_.rebalance, model, on_moved);
+  }
+
   void make_recorder(const moe::ExpertRecorder::Options& options) {
     const parallel::Layout& layout = weights_.layout();
     const RoutingRecord& routing = decoder_->routing();
@@ -377,8 +406,28 @@ class DecoderRunner final : public Runner {
       for (int32_t& number : numbers)
         number = expert_map_->location[static_cast<size_t>(layer)][static_cast<size_t>(number)];
     }
+    experts.move = rebalancer_ != nullptr;
     experts.reports = layout.expert_tp().rank == 0;
     recorder_.emplace(options, std::move(experts));
+  }
+
+  // A classifier's head, whole on every rank: it is small, and used once per request. Empty for other models.
+  Result<std::vector<float>> read_label_weights(const tensor::TensorSource& source) const {
+    std::vector<float> weights;
+    if (config_.labels.empty()) return weights;
+    const auto labels = std::ssize(config_.labels);
+    SLUICE_TRY(const auto stored, source.find_shaped("score.weight", {labels, config_.hidden_size}));
+    weights.resize(static_cast<size_t>(labels * config_.hidden_size));
+    stored.read_rows(0, labels, weights.data());
+    return weights;
+  }
+  std::vector<float> label_scores(const std::vector<float>& hidden) const {
+    std::vector<float> scores(config_.labels.size());
+    for (size_t i = 0; i < scores.size(); ++i) {
+      scores[i] = std::inner_product(hidden.begin(), hidden.end(),
+                                     label_weights_.begin() + static_cast<std::ptrdiff_t>(i * hidden.size()), 0.0f);
+    }
+    return scores;
   }
 
   // Rows of whole logits of `rows` in pieces.
@@ -428,6 +477,7 @@ class DecoderRunner final : public Runner {
     info_.vocab_size = config_.vocab_size;
     info_.num_layers = config_.num_layers;
     info_.hidden_size = config_.hidden_size;
+    info_.num_labels = std::ssize(config_.labels);
     info_.context_length = options.context_length.value_or(config_.max_position);
     info_.eos_token_ids = config_.eos_token_ids;
     info_.bos_token_id = config_.bos_token_id;
@@ -525,14 +575,17 @@ class DecoderRunner final : public Runner {
   const int64_t max_tokens_;
   const int64_t max_seqs_;
   const ModelConfig config_;
-  const std::optional<moe::ExpertMap> expert_map_;
+  std::optional<moe::ExpertMap> expert_map_;
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<kernels::Stream> stream_;
   const kernels::Context context_;
   WeightStore weights_;
   std::unique_ptr<Decoder> decoder_;
+  std::vector<float> label_weights_;  // [labels, hidden] of a classifier
   ModelInfo info_;
   std::optional<moe::ExpertRecorder> recorder_;
+  // Null: experts stay.
+  std::unique_ptr<Rebalancer> rebalancer_;
   int64_t steps_ = 0;  // that all ranks of the instance made together
   std::vector<int32_t> table_;
   int32_t* device_table_ = nullptr;

@@ -15,6 +15,7 @@
 #include "moe/deepep_mode.h"
 #include "moe/expert_map.h"
 #include "moe/expert_recorder.h"
+#include "moe/rebalance.h"
 #include "parallel/groups.h"
 #include "parallel/overlap.h"
 
@@ -53,6 +54,7 @@ struct ModelInfo {
   int64_t vocab_size = 0;
   int64_t num_layers = 0;
   int64_t hidden_size = 0;
+  int64_t num_labels = 0;              // of a classifier; 0: the model generates text
   int64_t context_length = 0;          // longest sequence that the positions allow
   std::vector<int32_t> eos_token_ids;  // from generation_config.json, config.json or GGUF metadata
   std::optional<int32_t> bos_token_id;
@@ -93,7 +95,8 @@ class Runner {
   // Copies the states of one row to another one, for models that have some: a sequence in row `to` goes on where that
   // of row `from` is. Rows of kept states are table_rows .. table_rows + kept_states - 1.
   virtual void copy_state(int32_t from, int32_t to) { (void)from, (void)to; }
-  // Row `row` of the last step's logits before the head: the final norm's output, [hidden_size].
+  // Row `row` of the last step's logits before the head: the final norm's output, [hidden_size]; of a classifier what
+  // its labels score, [num_labels], before any softmax.
   virtual std::vector<float> hidden(int64_t row) const { return (void)row, std::vector<float>(); }
   // Other weights in place of these, of a checkpoint with the same configuration; K and V of the pool are the old ones'
   // still. kInvalidArgument with what differs. After an error the weights are what they were; kInternal: they are not.
@@ -102,7 +105,8 @@ class Runner {
     (void)progress;
     return Error{ErrorCode::kUnimplemented, model_path + ": this model's weights cannot be loaded anew"};
   }
-  // Tokens that each expert got since the start, [layers with experts][experts]; empty for a model without.
+  // Tokens that each expert got since the start, [layers with experts][experts]; empty for a model without. Of experts
+  // with copies, or that move, each place is counted.
   virtual std::vector<std::vector<int64_t>> expert_loads() const { return {}; }
   // Of the last step; with RunnerOptions::record_routing. Where experts are reached by deepep, of this rank's part of
   // its attention group's tokens.
@@ -110,6 +114,8 @@ class Runner {
   // With RunnerOptions::record_routing: the next step's tokens go to `routing.experts` whatever the routers choose, so
   // that two runs can be compared beyond a near tie. last_routing() still says what they chose. An empty one ends it.
   virtual void force_routing(const Routing& routing) { (void)routing; }
+  // All zero without RunnerOptions::rebalance.
+  virtual moe::RebalanceCounts rebalance_counts() const { return {}; }
   // "start", "stop" or "dump" of a recording of what this rank's experts get; a dump is moe::ExpertRecorder::take() as
   // text. kUnimplemented without RunnerOptions::expert_recorder, or experts.
   virtual Result<std::string> record_experts(std::string_view command) {
@@ -132,6 +138,7 @@ struct RunnerOptions {
   bool record_routing = false;            // keep the routers' choices of the last step
   std::optional<moe::ExpertRecorder::Options> expert_recorder;
   moe::ExpertPlacement expert_placement;
+  std::optional<moe::RebalanceOptions> rebalance;  // with expert_placement.moves
   moe::DeepEpOptions deepep;
   // This rank's part of an instance; they outlive the runner. Null: it has the whole model.
   const parallel::Groups* groups = nullptr;

@@ -48,6 +48,12 @@ class InfoApiTest : public ApiTest {
       for (const double took : {0.0015, 0.0015, 0.04}) load.eviction_seconds.observe(kEvictionSeconds, took);
       load.grammars = {.requests = 9, .cache_hits = 4, .aborted = 3, .timeouts = 2};
       load.grammars.compile_seconds.observe(kGrammarSeconds, 0.3);
+      load.rebalance = {
+          .layers_moved = 4, .layers_kept = 5, .layers_rolled_back = 1, .moved_bytes = 4096, .seconds = 0.5};
+      load.rebalance.steps[moe::RebalanceCounts::kExtend][5] = 2;  // up to 0.6
+      load.rebalance.balancedness[moe::RebalanceCounts::kExtend][5] = 1.1;
+      load.rebalance.steps[moe::RebalanceCounts::kDecode][9] = 3;
+      load.rebalance.balancedness[moe::RebalanceCounts::kDecode][9] = 2.8;
       ranks[1].info.load_seconds = 7;
       ranks[1].info.startup_seconds = 8;
       ranks[1].restarts = 1;
@@ -255,11 +261,21 @@ TEST_F(InfoApiTest, EverySeriesOfARankHasItsOwnSource) {
       {"grammar_compilation_time_seconds_bucket", R"(,le="0.2"} 0)"},
       {"grammar_compilation_time_seconds_bucket", R"(,le="0.5"} 1)"},
       {"grammar_compilation_time_seconds_sum", "} 0.3"},
+      {"eplb_balancedness_bucket", R"(,forward_mode="extend",le="0.5"} 0)"},
+      {"eplb_balancedness_bucket", R"(,forward_mode="extend",le="0.6"} 2)"},
+      {"eplb_balancedness_sum", R"(,forward_mode="extend"} 1.1)"},
+      {"eplb_balancedness_count", R"(,forward_mode="decode"} 3)"},
   };
   for (const auto& [name, value] : expected) {
     EXPECT_THAT(page, HasSubstr("sglang:" + name + rank_1_ + value)) << name;
   }
   EXPECT_THAT(page, HasSubstr("sluice:rank_restarts_total" + rank_1_ + "} 1\n"));
+  for (const std::string line : {R"(eplb_layers_total@,outcome="moved"} 4)", R"(eplb_layers_total@,outcome="kept"} 5)",
+                                 R"(eplb_layers_total@,outcome="rolled_back"} 1)", "eplb_moved_bytes_total@} 4096",
+                                 "eplb_seconds_total@} 0.5"}) {
+    const size_t at = line.find('@');
+    EXPECT_THAT(page, HasSubstr("sluice:" + line.substr(0, at) + rank_1_ + line.substr(at + 1) + "\n"));
+  }
 }
 
 TEST_F(InfoApiTest, CountersOfARankGoOnWhenItRestarts) {

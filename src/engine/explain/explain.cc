@@ -98,7 +98,8 @@ Result<DescribedModel> describe_model(const EngineOptions& options, bool here) {
   if (!expert_placement_of(options).trivial()) {
     return Error{
         ErrorCode::kBadOption,
-        "copies of experts are not counted yet; leave out --ep-num-redundant-experts and --init-expert-location"};
+        "copies of experts are not counted yet; leave out --ep-num-redundant-experts, --init-expert-location and "
+        "--enable-eplb"};
   }
   if (options.deepep_mode != "normal") {
     return Error{ErrorCode::kBadOption,

@@ -107,6 +107,13 @@ struct Logits {
   std::vector<int64_t> widths;
 };
 
+// The experts of a layer that this rank has.
+struct ExpertLayer {
+  int64_t number = 0;  // of the model's layer
+  ExpertsWeight gate_up;
+  ExpertsWeight down;
+};
+
 // Used by the rank's thread.
 class Decoder {
  public:
@@ -126,6 +133,10 @@ class Decoder {
   const RoutingRecord& routing() const { return routing_; }
   // Null where each expert is there once.
   const moe::CopyChooser* copy_chooser() const { return copy_chooser_.get(); }
+  moe::CopyChooser* copy_chooser() { return copy_chooser_.get(); }
+  // In the order of routing()'s layers.
+  void add_experts(const ExpertLayer& layer) { expert_layers_.push_back(layer); }
+  std::span<const ExpertLayer> expert_layers() const { return expert_layers_; }
   void add(std::unique_ptr<Block> block) { blocks_.push_back(std::move(block)); }
   // Where rows are sent to experts: what does not need them is computed meanwhile. It outlives the decoder. At most
   // once, after the last add().
@@ -168,6 +179,7 @@ class Decoder {
   std::array<std::unique_ptr<moe::Dispatcher>, 2> dispatchers_;
   parallel::Overlap* overlap_ = nullptr;
   std::unique_ptr<moe::CopyChooser> copy_chooser_;
+  std::vector<ExpertLayer> expert_layers_;
   std::vector<std::unique_ptr<Block>> blocks_;  // two of each layer
   mutable uint32_t steps_ = 0;
   VectorWeight final_norm_;

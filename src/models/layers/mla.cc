@@ -69,17 +69,17 @@ LatentAttention::LatentAttention(const ModelConfig& config, int64_t layer, Weigh
   const auto queries_of = [&](const char* name) {
     return part(attention + name, config.num_heads * query, {own.first * query, own.count * query});
   };
-  const auto of_heads = [&](const std::string& name, int64_t first, int64_t rows, bool transposed) {
-    return HeadPart{.name = name,
+  // Rows [first, first + rows) of each head of a tensor that has `of` in each.
+  const auto of_heads = [&](const char* name, int64_t of, int64_t first, int64_t rows, bool transposed) {
+    return HeadPart{.name = attention + name,
                     .of_heads = config.num_heads,
                     .first_head = own.first,
                     .heads = own.count,
-                    .head_rows = nope_ + value_,
+                    .head_rows = of,
                     .first = first,
                     .rows = rows,
                     .transposed = transposed};
   };
-  const std::string kv_up = attention + "kv_b_proj.weight";  // per head: nope rows of W_k, then value rows of W_v
   down_ = weights.linear({q_lora_ > 0 ? Part{attention + "q_a_proj.weight", q_lora_} : queries_of("q_proj.weight"),
                           {attention + "kv_a_proj_with_mqa.weight", latent_ + rotary_}},
                          hidden);
@@ -88,9 +88,18 @@ LatentAttention::LatentAttention(const ModelConfig& config, int64_t layer, Weigh
     q_up_ = weights.linear({queries_of("q_b_proj.weight")}, q_lora_);
   }
   latent_norm_ = weights.vector({{attention + "kv_a_layernorm.weight", latent_}});
-  absorb_ = weights.heads(of_heads(kv_up, 0, nope_, /*transposed=*/true), latent_);
-  key_up_ = weights.heads(of_heads(kv_up, 0, nope_, /*transposed=*/false), latent_);
-  value_up_ = weights.heads(of_heads(kv_up, nope_, value_, /*transposed=*/false), latent_);
+  if (config.mla->split_up) {
+    const char *keys = "k_b_proj.weight", *values = "v_b_proj.weight";  // per head: W_k transposed; W_v
+    absorb_ = weights.heads(of_heads(keys, latent_, 0, latent_, /*transposed=*/false), nope_);
+    key_up_ = weights.heads(of_heads(keys, latent_, 0, latent_, /*transposed=*/true), nope_);
+    value_up_ = weights.heads(of_heads(values, value_, 0, value_, /*transposed=*/false), latent_);
+  } else {
+    const char* up = "kv_b_proj.weight";  // per head: nope rows of W_k, then value rows of W_v
+    const int64_t both = nope_ + value_;
+    absorb_ = weights.heads(of_heads(up, both, 0, nope_, /*transposed=*/true), latent_);
+    key_up_ = weights.heads(of_heads(up, both, 0, nope_, /*transposed=*/false), latent_);
+    value_up_ = weights.heads(of_heads(up, both, nope_, value_, /*transposed=*/false), latent_);
+  }
   o_ = weights.linear({{attention + "o_proj.weight", hidden}}, heads_ * value_,
                       {.first = own.first * value_, .of = config.num_heads * value_});
   cache_ = kv.declare(latent_ + rotary_, std::gcd(latent_, rotary_));

@@ -36,22 +36,24 @@ MoeFfn::MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, 
   router_ = weights.linear({{fmt::format("{}{}", prefix, names.router), moe_.experts}}, hidden_);
   if (moe_.correction_bias) bias_ = weights.vector({{fmt::format("{}{}", prefix, names.bias), moe_.experts}});
   const moe::ExpertMap* map = weights.expert_map();
-  const auto of_expert = [&](int64_t copy, std::string_view matrix) {
+  // Names of tensors, whenever they are read.
+  const auto of_expert = [=](int64_t copy, std::string_view matrix) {
     const int64_t e = map == nullptr ? copy : map->location[static_cast<size_t>(layer)][static_cast<size_t>(copy)];
     return fmt::format("{}{}{}.{}.weight", prefix, names.experts, e, matrix);
   };
   gate_up_ = weights.experts(
       own_,
-      [&](int64_t e) {
-        return std::vector<Part>{part(of_expert(e, names.gate), moe_.expert_width, columns),
-                                 part(of_expert(e, names.up), moe_.expert_width, columns)};
+      [=, width = moe_.expert_width](int64_t e) {
+        return std::vector<Part>{part(of_expert(e, names.gate), width, columns),
+                                 part(of_expert(e, names.up), width, columns)};
       },
       hidden_);
   down_ = weights.experts(own_,
-                          [&](int64_t e) {
-                            return std::vector<Part>{{of_expert(e, names.down), hidden_}};
+                          [=, rows = hidden_](int64_t e) {
+                            return std::vector<Part>{{of_expert(e, names.down), rows}};
                           },
                           width_, {.first = columns.first, .of = moe_.expert_width});
+  decoder.add_experts({layer, gate_up_, down_});
   Scratch& scratch = decoder.scratch();
   if (moe_.shared_width > 0) {
     shared_.emplace(fmt::format("{}{}", prefix, names.shared), hidden_, moe_.shared_width, layout.shared_experts(),
@@ -82,8 +84,11 @@ Result<void> MoeFfn::run(const kernels::Context& context, const Step& step, cons
                          float* out) const {
   moe::Tokens own = choose(context, step, x, n);
   own.out = out;
+  step.progress(parallel::Phase::kDispatch);
   SLUICE_TRY(const moe::Tokens tokens, dispatch(context, step, own));
+  step.progress(parallel::Phase::kExperts);
   run_experts(context, step, tokens);
+  step.progress(parallel::Phase::kCombine);
   return step.dispatcher->combine(context);
 }
 
