@@ -47,6 +47,9 @@ Result<int64_t> read_capacity() {
                fmt::format("{} must be in [1, {}], not '{}'", kCapacityVariable, kMostCapacity, given)};
 }
 
+constexpr const char* kBf16Variable = "SGLANG_DEEPEP_BF16_DISPATCH";
+constexpr std::string_view kFp8 = "fp8_e4m3";
+
 // What decodes must fit in the slab, and with low_latency alone what prefills too.
 Result<void> fit_slab(EngineOptions& options, std::vector<std::string>& lines) {
   if (options.moe_a2a_backend != "deepep" || options.deepep_mode == "normal" || options.tp_size == 1) return {};
@@ -72,6 +75,20 @@ Result<void> fit_slab(EngineOptions& options, std::vector<std::string>& lines) {
 Result<std::vector<std::string>> adjust_experts(EngineOptions& options) {
   std::vector<std::string> lines;
   SLUICE_TRY_VOID(fit_slab(options, lines));
+  SLUICE_TRY(const bool fp8, sends_fp8(options));
+  if (fp8 && options.deepep_dispatch_dtype != kFp8) {
+    options.deepep_dispatch_dtype = kFp8;  // for ranks on hosts whose environment is another
+    lines.push_back(fmt::format("--deepep-dispatch-dtype is {}: {}=0", kFp8, kBf16Variable));
+  }
+  if (options.enable_two_batch_overlap && options.moe_a2a_backend != "deepep") {
+    return Error{
+        ErrorCode::kBadOption,
+        fmt::format("--enable-two-batch-overlap needs --moe-a2a-backend deepep, which is {}", options.moe_a2a_backend)};
+  }
+  if (options.enable_two_batch_overlap && options.tp_size == 1) {
+    options.enable_two_batch_overlap = false;
+    lines.emplace_back("--enable-two-batch-overlap is off: one rank sends nothing");
+  }
   if (options.eplb_algorithm && options.init_expert_location == kTrivial && !options.enable_eplb) {
     return Error{ErrorCode::kBadOption,
                  "--eplb-algorithm balances loads, and there are none without --enable-eplb or a logical_count in "
@@ -96,8 +113,33 @@ Result<std::vector<std::string>> adjust_experts(EngineOptions& options) {
   return lines;
 }
 
+Result<bool> sends_fp8(const EngineOptions& options) {
+  if (options.moe_a2a_backend != "deepep") {
+    if (options.deepep_dispatch_dtype == "auto") return false;
+    return Error{ErrorCode::kBadOption,
+                 fmt::format("--deepep-dispatch-dtype {} is of --moe-a2a-backend deepep, which is {}",
+                             options.deepep_dispatch_dtype, options.moe_a2a_backend)};
+  }
+  if (options.deepep_dispatch_dtype == kFp8) return true;
+  const char* text = std::getenv(kBf16Variable);
+  if (text == nullptr) return false;
+  const std::string_view given = text;
+  if (given == "0" || given == "1") return given == "0";
+  return Error{ErrorCode::kBadOption, fmt::format("{} must be 0 or 1, not '{}'", kBf16Variable, given)};
+}
+
+bool overlaps(const EngineOptions& options) {
+  if (options.moe_a2a_backend != "deepep" || options.tp_size == 1) return false;
+  return options.enable_two_batch_overlap || options.nnodes > 1;
+}
+
+std::optional<double> split_threshold_of(const EngineOptions& options) {
+  if (!options.enable_two_batch_overlap) return std::nullopt;
+  return options.tbo_token_distribution_threshold;
+}
+
 moe::DeepEpOptions deepep_of(const EngineOptions& options) {
-  moe::DeepEpOptions deepep;
+  moe::DeepEpOptions deepep{.fp8 = options.deepep_dispatch_dtype == kFp8};
   if (options.deepep_mode == "normal") return deepep;
   deepep.mode = options.deepep_mode == "auto" ? moe::DeepEpMode::kAuto : moe::DeepEpMode::kLowLatency;
   // The front has refused what cannot be read.

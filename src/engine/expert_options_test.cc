@@ -74,6 +74,55 @@ TEST(ExpertOptionsTest, WhatLowLatencyTakesIsADecodeBatch) {
   unsetenv("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK");
 }
 
+TEST(ExpertOptionsTest, RowsGoToExpertsInFp8WhereTheFlagOrTheVariableSaysSo) {
+  const std::vector<std::string> deepep{"--tp=2", "--moe-a2a-backend=deepep"};
+  const auto settled = [&](std::vector<std::string> more, const char* variable) {
+    variable == nullptr ? unsetenv("SGLANG_DEEPEP_BF16_DISPATCH") : setenv("SGLANG_DEEPEP_BF16_DISPATCH", variable, 1);
+    EngineOptions options = parse(std::move(more));
+    const auto lines = adjust_experts(options);
+    unsetenv("SGLANG_DEEPEP_BF16_DISPATCH");
+    if (!lines.ok()) return lines.error().message;
+    return std::string(deepep_of(options).fp8 ? "fp8" : "whole");
+  };
+  EXPECT_EQ(settled(deepep, nullptr), "whole");
+  EXPECT_EQ(settled(deepep, "1"), "whole");
+  EXPECT_EQ(settled(deepep, "0"), "fp8");
+  EXPECT_THAT(settled(deepep, "yes"), HasSubstr("SGLANG_DEEPEP_BF16_DISPATCH must be 0 or 1, not 'yes'"));
+  std::vector<std::string> flag = deepep;
+  flag.emplace_back("--deepep-dispatch-dtype=fp8_e4m3");
+  EXPECT_EQ(settled(flag, "1"), "fp8");
+  EXPECT_EQ(settled({}, "0"), "whole") << "nothing is dispatched";
+  EXPECT_THAT(settled({"--deepep-dispatch-dtype=fp8_e4m3"}, nullptr), HasSubstr("is of --moe-a2a-backend deepep"));
+}
+
+TEST(ExpertOptionsTest, TwoBatchOverlapWantsRowsThatAreSent) {
+  EngineOptions plain = parse({"--tp=2", "--moe-a2a-backend=deepep"});
+  EXPECT_TRUE(adjust_experts(plain)->empty());
+  EXPECT_FALSE(overlaps(plain));
+  EXPECT_FALSE(split_threshold_of(plain).has_value());
+  EngineOptions hosts = parse({"--tp=2", "--nnodes=2", "--dist-init-addr=h:1", "--moe-a2a-backend=deepep"});
+  EXPECT_TRUE(overlaps(hosts)) << "shared experts";
+  EXPECT_FALSE(split_threshold_of(hosts).has_value());
+
+  EngineOptions split = parse(
+      {"--tp=2", "--moe-a2a-backend=deepep", "--enable-two-batch-overlap", "--tbo-token-distribution-threshold=0.3"});
+  EXPECT_TRUE(adjust_experts(split)->empty());
+  EXPECT_TRUE(overlaps(split));
+  EXPECT_EQ(split_threshold_of(split), 0.3);
+
+  EngineOptions alone = parse({"--moe-a2a-backend=deepep", "--enable-two-batch-overlap"});
+  const auto lines = adjust_experts(alone);
+  ASSERT_TRUE(lines.ok()) << lines.error().message;
+  ASSERT_EQ(lines->size(), 1u);
+  EXPECT_THAT(lines->front(), HasSubstr("--enable-two-batch-overlap is off"));
+  EXPECT_FALSE(split_threshold_of(alone).has_value());
+
+  EngineOptions none = parse({"--tp=2", "--enable-two-batch-overlap"});
+  const auto refused = adjust_experts(none);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().message, "--enable-two-batch-overlap needs --moe-a2a-backend deepep, which is none");
+}
+
 TEST(ExpertOptionsTest, CopiesAreChosenStaticallyByDefault) {
   EngineOptions plain = parse({});
   EXPECT_TRUE(adjust_experts(plain)->empty());

@@ -49,8 +49,6 @@ std::vector<RejectedFlag> rejected_flags() {
       {"disable-cuda-graph-padding", kGraph},
       {"deepep-config", "it tunes kernels of a library that is not used here; leave it out."},
       {"enable-expert-distribution-metrics", "sglang:eplb_balancedness is exported with --enable-eplb; leave it out."},
-      {"enable-two-batch-overlap", kOverlap},
-      {"tbo-token-distribution-threshold", kOverlap},
       {"enable-single-batch-overlap", kOverlap},
       {"disable-shared-experts-fusion", "shared experts are never fused with the others; leave it out."},
       {"enable-metrics-for-all-schedulers", kMetrics},
@@ -393,6 +391,31 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .help =
                "With deepep: normal sends a token once to each rank of its experts, low_latency once to each of its "
                "experts, into a slab of fixed size; auto is normal in steps in which a rank prefills."},
+          {.name = "deepep-dispatch-dtype",
+           .field = &O::deepep_dispatch_dtype,
+           .value = std::string("auto"),
+           .choices = {"auto", "fp8_e4m3"},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help =
+               "What deepep sends rows to their experts as: auto (that of --dtype), or fp8_e4m3 with a float32 scale "
+               "for each 128 values, which SGLANG_DEEPEP_BF16_DISPATCH=0 means too. Results come back in float32."},
+          {.name = "enable-two-batch-overlap",
+           .field = &O::enable_two_batch_overlap,
+           .value = false,
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help =
+               "With deepep: a step's batch is computed in two halves, one while rows of the other are on their way, "
+               "where every rank can split its batch and all prefill or all decode."},
+          {.name = "tbo-token-distribution-threshold",
+           .field = &O::tbo_token_distribution_threshold,
+           .value = 0.48,
+           .range = {0, 0.5},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help = "With --enable-two-batch-overlap: sequences stay whole where the smaller half has this share of the "
+                   "tokens at least; else one is cut, so that the halves are equal."},
           {.name = "ep-num-redundant-experts",
            .field = &O::ep_num_redundant_experts,
            .value = int64_t{0},

@@ -54,6 +54,9 @@ struct EngineOptions {
   std::string moe_a2a_backend;
   std::string moe_runner_backend;
   std::string deepep_mode;
+  std::string deepep_dispatch_dtype;
+  bool enable_two_batch_overlap;
+  double tbo_token_distribution_threshold;
   int64_t ep_num_redundant_experts;
   std::string init_expert_location;
   std::optional<std::string> ep_dispatch_algorithm;

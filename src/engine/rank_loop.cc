@@ -362,6 +362,10 @@ class Loop {
     if (options_.group != nullptr) {
       load.group_steps_total = options_.group->steps();
       load.wire_bytes_total = options_.group->wire_bytes();
+      load.split_steps_total = options_.group->split_steps();
+      const auto [away, covered] = options_.group->overlapped();
+      load.wire_seconds = seconds(away);
+      load.covered_seconds = seconds(covered);
       load.rebalance = options_.group->rebalance_counts();
     }
     if (board_ != nullptr) {

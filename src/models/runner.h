@@ -17,6 +17,7 @@
 #include "moe/expert_recorder.h"
 #include "moe/rebalance.h"
 #include "parallel/groups.h"
+#include "parallel/overlap.h"
 
 namespace sluice::models {
 
@@ -32,6 +33,10 @@ struct StepBatch {
   // With DP attention, of each attention group, equal on all ranks of a step: its tokens and its logits.
   std::span<const int64_t> group_tokens;
   std::span<const int64_t> group_logits;
+  // Of each attention group, the tokens of the first half of its batch, where the halves are to overlap: while rows of
+  // one are on their way the other is computed. Equal on all ranks, which have RunnerOptions::overlap. Empty: one
+  // batch.
+  std::span<const int64_t> first_half;
   bool extend = true;  // some rank of the instance prefills, in which all ranks agree
 };
 
@@ -137,6 +142,8 @@ struct RunnerOptions {
   moe::DeepEpOptions deepep;
   // This rank's part of an instance; they outlive the runner. Null: it has the whole model.
   const parallel::Groups* groups = nullptr;
+  // Of the same ranks. Null: nothing is computed while rows are on their way.
+  parallel::Overlap* overlap = nullptr;
   int shared_weights_fd = -1;  // memfd shared by the ranks of one host: the first one packs into it, the others map it
 };
 

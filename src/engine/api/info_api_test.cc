@@ -109,11 +109,17 @@ TEST_F(InfoApiTest, ServerInfoHasWhatGatewaysRead) {
   backend_->set_ranks([](auto& ranks) {
     ranks[1].load.group_steps_total = 4;
     ranks[1].load.wire_bytes_total = 1000;
+    ranks[1].load.split_steps_total = 3;
+    ranks[1].load.wire_seconds = 2;
+    ranks[1].load.covered_seconds = 1.5;
   });
   const auto state = call("GET", "/server_info").json()["internal_states"][1];
   EXPECT_EQ(state["group_steps"], 4);
   EXPECT_EQ(state["wire_bytes"], 1000);
   EXPECT_EQ(state["wire_bytes_per_step"], 250.0);
+  EXPECT_EQ(state["split_steps"], 3);
+  EXPECT_EQ(state["wire_seconds"], 2.0);
+  EXPECT_EQ(state["covered_seconds"], 1.5);
   api_->set_status(ServerStatus::kStarting);
   EXPECT_EQ(call("GET", "/server_info").json()["status"], "Starting");
 }

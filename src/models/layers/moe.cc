@@ -29,8 +29,6 @@ MoeFfn::MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, 
       weights_(weights),
       routing_(decoder.routing()),
       layer_(decoder.routing().declare(copies_of(weights, moe_), moe_.top_k)),
-      dispatcher_(decoder.dispatcher(
-          {.hidden = hidden_, .experts = copies_of(weights, moe_), .top_k = moe_.top_k, .dtype = weights.dtype()})),
       copies_(decoder.copy_chooser()) {
   const parallel::Layout& layout = weights.layout();
   const std::string prefix = fmt::format("model.layers.{}.", layer);
@@ -73,8 +71,10 @@ MoeFfn::MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, 
   counts_slot_ = scratch.declare("expert_counts", 4, 0, own_.count);
   rows_slot_ = scratch.declare("expert_rows", moe_.top_k * 4, groups);
   expert_in_slot_ = scratch.declare("expert_in", hidden_ * element, pairs, padding);
+  const moe::Dispatcher& dispatcher = decoder.dispatcher(
+      {.hidden = hidden_, .experts = copies_of(weights, moe_), .top_k = moe_.top_k, .dtype = weights.dtype()});
   // Rows of a slab are anywhere in it.
-  const int64_t extra = std::max(padding, dispatcher_.slab_rows());
+  const int64_t extra = std::max(padding, dispatcher.slab_rows());
   expert_gate_up_slot_ = scratch.declare("expert_gate_up", 2 * width_ * 4, pairs, extra);
   activated_slot_ = scratch.declare("expert_activated", width_ * element, pairs, extra);
   expert_out_slot_ = scratch.declare("expert_out", hidden_ * 4, pairs, padding);
@@ -85,27 +85,44 @@ Result<void> MoeFfn::run(const kernels::Context& context, const Step& step, cons
   moe::Tokens own = choose(context, step, x, n);
   own.out = out;
   step.progress(parallel::Phase::kDispatch);
-  SLUICE_TRY(const moe::Tokens tokens, dispatcher_.dispatch(context, own, step.batch.extend));
+  SLUICE_TRY(const moe::Tokens tokens, dispatch(context, step, own));
   step.progress(parallel::Phase::kExperts);
   run_experts(context, step, tokens);
   step.progress(parallel::Phase::kCombine);
-  SLUICE_TRY_VOID(dispatcher_.combine(context));
-  if (shared_) shared_->forward(context, step.scratch, x, out, n);
-  return {};
+  return step.dispatcher->combine(context);
+}
+
+Result<moe::Tokens> MoeFfn::dispatch(const kernels::Context& context, const Step& step, const moe::Tokens& own) const {
+  const auto pass_shared = [&] {
+    if (shared_) shared_->forward(context, step.scratch, own.x, own.out, own.n);
+  };
+  if (step.overlap == nullptr || !shared_) {
+    pass_shared();
+    return step.dispatcher->dispatch(context, own, step.batch.extend);
+  }
+  moe::Tokens tokens;
+  step.overlap->strand().begin([&]() -> Result<void> {
+    SLUICE_TRY(tokens, step.dispatcher->dispatch(context, own, step.batch.extend));
+    return {};
+  });
+  step.overlap->turns().yield();  // to where it waits for other ranks
+  pass_shared();
+  SLUICE_TRY_VOID(step.overlap->strand().end());
+  return tokens;
 }
 
 moe::Tokens MoeFfn::choose(const kernels::Context& context, const Step& step, const void* x, int64_t n) const {
   const kernels::Backend& backend = *context.backend;
   auto* logits = step.scratch.at<float>(logits_slot_);
-  int32_t* recorded = routing_.chosen(layer_);
+  int32_t* recorded = routing_.chosen(layer_, step.routed_before);
   int32_t* ids = recorded == nullptr ? step.scratch.at<int32_t>(ids_slot_) : recorded;
-  const int32_t* forced = routing_.forced(layer_);
+  const int32_t* forced = routing_.forced(layer_, step.routed_before);
   product(context, weights_, router_, x, logits, n);
   backend.route(context, {.logits = logits,
                           .bias = bias_ ? weights_.address(*bias_) : nullptr,
                           .ids = ids,
                           .weights = step.scratch.at<float>(shares_slot_),
-                          .margins = routing_.margins(layer_),
+                          .margins = routing_.margins(layer_, step.routed_before),
                           .forced = forced,
                           .n = n,
                           .experts = moe_.experts,
