@@ -3,7 +3,8 @@
 // load. Also what weighing all of up to 64 workers for the record costs, which a loop does 1,000 times a second at
 // most. docs/results/selection.md has the numbers.
 //
-// usage: selection_bench [--choices N] [policy...]     200,000 choices, all five policies, unless said otherwise
+// usage: selection_bench [--choices N] [--workers N]... [policy...]
+//   200,000 choices, fleets of 4, 64, 512 and 10,000, all five policies, unless said otherwise
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -131,17 +132,17 @@ class Selection {
   std::deque<WorkerLease> leases_;
 };
 
-void measure(const std::string& policy, size_t choices) {
-  double of_four = 0;
-  for (const size_t workers : {4, 64, 512, 10'000}) {
+void measure(const std::string& policy, size_t choices, const std::vector<size_t>& sizes) {
+  double of_first = 0;
+  for (const size_t workers : sizes) {
     Selection selection(policy, workers, choices);
     selection.run();
     Times &choice = selection.choice_, &upkeep = selection.upkeep_;
     const double both = choice.mean() + upkeep.mean();
-    if (workers == 4) of_four = both;
+    if (workers == sizes.front()) of_first = both;
     fmt::print("| `{}` | {} | {:.2f} | {:.2f} | {:.2f} | {:.2f} | {:.2f} | {:.1f} | {} |\n", policy, workers,
                choice.mean() / 1000, choice.quantile(0.5) / 1000, choice.quantile(0.99) / 1000, upkeep.mean() / 1000,
-               both / 1000, both / of_four,
+               both / 1000, both / of_first,
                workers <= kMostWeighed ? fmt::format("{:.2f}", selection.weighing_.mean() / 1000) : "");
     std::fflush(stdout);
   }
@@ -152,23 +153,27 @@ void measure(const std::string& policy, size_t choices) {
 
 int main(int argc, char** argv) {
   size_t choices = 200'000;
+  std::vector<size_t> sizes;
   std::vector<std::string> policies;
   for (int i = 1; i < argc; ++i) {
     if (std::string_view(argv[i]) == "--choices" && i + 1 < argc) {
       choices = std::strtoul(argv[++i], nullptr, 10);
+    } else if (std::string_view(argv[i]) == "--workers" && i + 1 < argc) {
+      sizes.push_back(std::max<size_t>(std::strtoul(argv[++i], nullptr, 10), 1));
     } else {
       policies.emplace_back(argv[i]);
     }
   }
   if (policies.empty()) policies = {"round_robin", "random", "power_of_two", "cache_aware", "min_cost"};
+  if (sizes.empty()) sizes = {4, 64, 512, 10'000};
   fmt::print(
-      "| policy | workers | choice µs | p50 | p99 | lease µs | both µs | both / of 4 "
+      "| policy | workers | choice µs | p50 | p99 | lease µs | both µs | both / of the first "
       "| scores µs |\n|---|---|---|---|---|---|---|---|---|\n");
   for (const std::string& policy : policies) {
     if (sluice::gateway::find_policy(policy) == nullptr) {
       fmt::print(stderr, "selection_bench: no policy {}\n", policy);
       return 2;
     }
-    sluice::gateway::measure(policy, std::max<size_t>(choices, 1000));
+    sluice::gateway::measure(policy, std::max<size_t>(choices, 1000), sizes);
   }
 }

@@ -453,6 +453,13 @@ class DataParallelController::Impl {
     if (std::ranges::all_of(ranks_of(number), gone)) instances_[number].due = instances_[number].restart_at;
   }
 
+  // Where a rank of several was, for the log.
+  static std::string last_seen(const Instance& instance, size_t rank) {
+    if (!instance.segment) return "";
+    const std::string where = parallel::to_string(instance.segment->signs()[rank].where());
+    return where.empty() ? "" : "; last seen at " + where;
+  }
+
   // Rank `i` of the instance has ended: what was in flight goes to others or ends, and its other ranks end too.
   void end_instance(size_t number, size_t i, const std::string& cause) {
     Instance& instance = instances_[number];
@@ -478,8 +485,9 @@ class DataParallelController::Impl {
       std::ranges::move(lost.ended, std::back_inserter(ended));
     }
     SLUICE_LOG(error, kComponent,
-               "rank {} has ended ({}); {} requests went to other ranks, {} ended; {} again in {:.1f} s", i, cause,
-               moved, ended.size(), tp() == 1 ? "it starts" : names(number) + " start", seconds(delay));
+               "rank {} has ended ({}{}); {} requests went to other ranks, {} ended; {} again in {:.1f} s", i, cause,
+               last_seen(instance, i % tp()), moved, ended.size(), tp() == 1 ? "it starts" : names(number) + " start",
+               seconds(delay));
     deliver(std::move(ended));
     // What was asked of them holds for their successors.
     for (auto control = controls_.begin(); control != controls_.end();) {

@@ -47,6 +47,9 @@ Result<int64_t> read_capacity() {
                fmt::format("{} must be in [1, {}], not '{}'", kCapacityVariable, kMostCapacity, given)};
 }
 
+constexpr const char* kBf16Variable = "SGLANG_DEEPEP_BF16_DISPATCH";
+constexpr std::string_view kFp8 = "fp8_e4m3";
+
 // What decodes must fit in the slab, and with low_latency alone what prefills too.
 Result<void> fit_slab(EngineOptions& options, std::vector<std::string>& lines) {
   if (options.moe_a2a_backend != "deepep" || options.deepep_mode == "normal" || options.tp_size == 1) return {};
@@ -72,27 +75,71 @@ Result<void> fit_slab(EngineOptions& options, std::vector<std::string>& lines) {
 Result<std::vector<std::string>> adjust_experts(EngineOptions& options) {
   std::vector<std::string> lines;
   SLUICE_TRY_VOID(fit_slab(options, lines));
-  if (options.eplb_algorithm && options.init_expert_location == kTrivial) {
+  SLUICE_TRY(const bool fp8, sends_fp8(options));
+  if (fp8 && options.deepep_dispatch_dtype != kFp8) {
+    options.deepep_dispatch_dtype = kFp8;  // for ranks on hosts whose environment is another
+    lines.push_back(fmt::format("--deepep-dispatch-dtype is {}: {}=0", kFp8, kBf16Variable));
+  }
+  if (options.enable_two_batch_overlap && options.moe_a2a_backend != "deepep") {
+    return Error{
+        ErrorCode::kBadOption,
+        fmt::format("--enable-two-batch-overlap needs --moe-a2a-backend deepep, which is {}", options.moe_a2a_backend)};
+  }
+  if (options.enable_two_batch_overlap && options.tp_size == 1) {
+    options.enable_two_batch_overlap = false;
+    lines.emplace_back("--enable-two-batch-overlap is off: one rank sends nothing");
+  }
+  if (options.eplb_algorithm && options.init_expert_location == kTrivial && !options.enable_eplb) {
     return Error{ErrorCode::kBadOption,
-                 "--eplb-algorithm balances a logical_count, which --init-expert-location does not give"};
+                 "--eplb-algorithm balances loads, and there are none without --enable-eplb or a logical_count in "
+                 "--init-expert-location"};
   }
   SLUICE_TRY(options.init_expert_location, read_location(options.init_expert_location));
   const bool trivial = expert_placement_of(options).trivial();
   if (trivial && options.ep_dispatch_algorithm) {
     return Error{ErrorCode::kBadOption,
                  fmt::format("--ep-dispatch-algorithm {} chooses among copies of experts, which only "
-                             "--ep-num-redundant-experts and --init-expert-location make",
+                             "--ep-num-redundant-experts, --init-expert-location and --enable-eplb make",
                              *options.ep_dispatch_algorithm)};
   }
   if (!trivial && !options.ep_dispatch_algorithm) {
     options.ep_dispatch_algorithm = "static";
     lines.push_back("--ep-dispatch-algorithm is static: experts have copies, or are not in their order");
   }
+  if (options.enable_eplb && !options.expert_distribution_recorder_mode) {
+    options.expert_distribution_recorder_mode = "stat";
+    lines.push_back("--expert-distribution-recorder-mode is stat, for --enable-eplb");
+  }
   return lines;
 }
 
+Result<bool> sends_fp8(const EngineOptions& options) {
+  if (options.moe_a2a_backend != "deepep") {
+    if (options.deepep_dispatch_dtype == "auto") return false;
+    return Error{ErrorCode::kBadOption,
+                 fmt::format("--deepep-dispatch-dtype {} is of --moe-a2a-backend deepep, which is {}",
+                             options.deepep_dispatch_dtype, options.moe_a2a_backend)};
+  }
+  if (options.deepep_dispatch_dtype == kFp8) return true;
+  const char* text = std::getenv(kBf16Variable);
+  if (text == nullptr) return false;
+  const std::string_view given = text;
+  if (given == "0" || given == "1") return given == "0";
+  return Error{ErrorCode::kBadOption, fmt::format("{} must be 0 or 1, not '{}'", kBf16Variable, given)};
+}
+
+bool overlaps(const EngineOptions& options) {
+  if (options.moe_a2a_backend != "deepep" || options.tp_size == 1) return false;
+  return options.enable_two_batch_overlap || options.nnodes > 1;
+}
+
+std::optional<double> split_threshold_of(const EngineOptions& options) {
+  if (!options.enable_two_batch_overlap) return std::nullopt;
+  return options.tbo_token_distribution_threshold;
+}
+
 moe::DeepEpOptions deepep_of(const EngineOptions& options) {
-  moe::DeepEpOptions deepep;
+  moe::DeepEpOptions deepep{.fp8 = options.deepep_dispatch_dtype == kFp8};
   if (options.deepep_mode == "normal") return deepep;
   deepep.mode = options.deepep_mode == "auto" ? moe::DeepEpMode::kAuto : moe::DeepEpMode::kLowLatency;
   // The front has refused what cannot be read.
@@ -105,7 +152,17 @@ moe::ExpertPlacement expert_placement_of(const EngineOptions& options) {
           .location = options.init_expert_location,
           .algorithm = options.eplb_algorithm.value_or("auto"),
           .choice = options.ep_dispatch_algorithm == "dynamic" ? moe::CopyChoice::kDynamic : moe::CopyChoice::kStatic,
-          .nodes = options.nnodes};
+          .nodes = options.nnodes,
+          .moves = options.enable_eplb};
+}
+
+std::optional<moe::RebalanceOptions> rebalance_of(const EngineOptions& options) {
+  if (!options.enable_eplb) return std::nullopt;
+  const moe::RebalanceOptions defaults;
+  return moe::RebalanceOptions{
+      .steps = options.eplb_rebalance_num_iterations.value_or(defaults.steps),
+      .layers_at_once = options.eplb_rebalance_layers_per_chunk.value_or(defaults.layers_at_once),
+      .at_most_balanced = options.eplb_min_rebalancing_utilization_threshold.value_or(defaults.at_most_balanced)};
 }
 
 Result<std::optional<moe::ExpertRecorder::Options>> expert_recorder_of(const EngineOptions& options) {
@@ -113,7 +170,10 @@ Result<std::optional<moe::ExpertRecorder::Options>> expert_recorder_of(const Eng
   if (!options.expert_distribution_recorder_mode) return recorder;
   recorder.emplace();
   SLUICE_TRY(recorder->mode, moe::record_mode(*options.expert_distribution_recorder_mode));
-  recorder->steps = options.expert_distribution_recorder_buffer_size.value_or(recorder->steps);
+  // As long as what experts are placed by.
+  const auto rebalance = rebalance_of(options);
+  recorder->steps =
+      options.expert_distribution_recorder_buffer_size.value_or(rebalance ? rebalance->steps : recorder->steps);
   return recorder;
 }
 

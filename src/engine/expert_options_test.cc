@@ -74,6 +74,55 @@ TEST(ExpertOptionsTest, WhatLowLatencyTakesIsADecodeBatch) {
   unsetenv("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK");
 }
 
+TEST(ExpertOptionsTest, RowsGoToExpertsInFp8WhereTheFlagOrTheVariableSaysSo) {
+  const std::vector<std::string> deepep{"--tp=2", "--moe-a2a-backend=deepep"};
+  const auto settled = [&](std::vector<std::string> more, const char* variable) {
+    variable == nullptr ? unsetenv("SGLANG_DEEPEP_BF16_DISPATCH") : setenv("SGLANG_DEEPEP_BF16_DISPATCH", variable, 1);
+    EngineOptions options = parse(std::move(more));
+    const auto lines = adjust_experts(options);
+    unsetenv("SGLANG_DEEPEP_BF16_DISPATCH");
+    if (!lines.ok()) return lines.error().message;
+    return std::string(deepep_of(options).fp8 ? "fp8" : "whole");
+  };
+  EXPECT_EQ(settled(deepep, nullptr), "whole");
+  EXPECT_EQ(settled(deepep, "1"), "whole");
+  EXPECT_EQ(settled(deepep, "0"), "fp8");
+  EXPECT_THAT(settled(deepep, "yes"), HasSubstr("SGLANG_DEEPEP_BF16_DISPATCH must be 0 or 1, not 'yes'"));
+  std::vector<std::string> flag = deepep;
+  flag.emplace_back("--deepep-dispatch-dtype=fp8_e4m3");
+  EXPECT_EQ(settled(flag, "1"), "fp8");
+  EXPECT_EQ(settled({}, "0"), "whole") << "nothing is dispatched";
+  EXPECT_THAT(settled({"--deepep-dispatch-dtype=fp8_e4m3"}, nullptr), HasSubstr("is of --moe-a2a-backend deepep"));
+}
+
+TEST(ExpertOptionsTest, TwoBatchOverlapWantsRowsThatAreSent) {
+  EngineOptions plain = parse({"--tp=2", "--moe-a2a-backend=deepep"});
+  EXPECT_TRUE(adjust_experts(plain)->empty());
+  EXPECT_FALSE(overlaps(plain));
+  EXPECT_FALSE(split_threshold_of(plain).has_value());
+  EngineOptions hosts = parse({"--tp=2", "--nnodes=2", "--dist-init-addr=h:1", "--moe-a2a-backend=deepep"});
+  EXPECT_TRUE(overlaps(hosts)) << "shared experts";
+  EXPECT_FALSE(split_threshold_of(hosts).has_value());
+
+  EngineOptions split = parse(
+      {"--tp=2", "--moe-a2a-backend=deepep", "--enable-two-batch-overlap", "--tbo-token-distribution-threshold=0.3"});
+  EXPECT_TRUE(adjust_experts(split)->empty());
+  EXPECT_TRUE(overlaps(split));
+  EXPECT_EQ(split_threshold_of(split), 0.3);
+
+  EngineOptions alone = parse({"--moe-a2a-backend=deepep", "--enable-two-batch-overlap"});
+  const auto lines = adjust_experts(alone);
+  ASSERT_TRUE(lines.ok()) << lines.error().message;
+  ASSERT_EQ(lines->size(), 1u);
+  EXPECT_THAT(lines->front(), HasSubstr("--enable-two-batch-overlap is off"));
+  EXPECT_FALSE(split_threshold_of(alone).has_value());
+
+  EngineOptions none = parse({"--tp=2", "--enable-two-batch-overlap"});
+  const auto refused = adjust_experts(none);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().message, "--enable-two-batch-overlap needs --moe-a2a-backend deepep, which is none");
+}
+
 TEST(ExpertOptionsTest, CopiesAreChosenStaticallyByDefault) {
   EngineOptions plain = parse({});
   EXPECT_TRUE(adjust_experts(plain)->empty());
@@ -117,7 +166,37 @@ TEST(ExpertOptionsTest, ALocationIsReadFromItsFileOrStandsThere) {
   };
   EXPECT_THAT(message({"--init-expert-location=/no/such/file.json"}), HasSubstr("a file that can be read"));
   EXPECT_THAT(message({"--init-expert-location=/tmp/counts.pt"}), HasSubstr("files of torch are not read"));
-  EXPECT_THAT(message({"--eplb-algorithm=deepseek"}), HasSubstr("balances a logical_count"));
+  EXPECT_THAT(message({"--eplb-algorithm=deepseek"}), HasSubstr("balances loads, and there are none"));
+}
+
+TEST(ExpertOptionsTest, ExpertsMoveWithEplb) {
+  EXPECT_FALSE(rebalance_of(parse({})));
+  EngineOptions plain = parse({"--enable-eplb", "--eplb-algorithm=deepseek"});
+  const auto lines = adjust_experts(plain);
+  ASSERT_TRUE(lines.ok()) << lines.error().message;
+  EXPECT_THAT(*lines, testing::ElementsAre(HasSubstr("--ep-dispatch-algorithm is static"),
+                                           HasSubstr("--expert-distribution-recorder-mode is stat")));
+  EXPECT_TRUE(expert_placement_of(plain).moves);
+  EXPECT_FALSE(expert_placement_of(plain).trivial());
+  EXPECT_EQ(rebalance_of(plain)->steps, 1000);
+  EXPECT_EQ(rebalance_of(plain)->layers_at_once, 0) << "all";
+  EXPECT_EQ(rebalance_of(plain)->at_most_balanced, 1.0);
+
+  EngineOptions given = parse({"--enable-eplb", "--eplb-rebalance-num-iterations=50", "--ep-dispatch-algorithm=dynamic",
+                               "--eplb-rebalance-layers-per-chunk=3", "--expert-distribution-recorder-mode=per_pass",
+                               "--eplb-min-rebalancing-utilization-threshold=0.8"});
+  EXPECT_TRUE(adjust_experts(given)->empty());
+  EXPECT_EQ(rebalance_of(given)->steps, 50);
+  EXPECT_EQ(rebalance_of(given)->layers_at_once, 3);
+  EXPECT_EQ(rebalance_of(given)->at_most_balanced, 0.8);
+  EXPECT_EQ((*expert_recorder_of(given))->steps, 50) << "as long as what experts are placed by";
+
+  for (const std::string flag : {"--eplb-rebalance-num-iterations=50", "--eplb-rebalance-layers-per-chunk=3",
+                                 "--eplb-min-rebalancing-utilization-threshold=0.8"}) {
+    const auto refused = check_engine_options(parse({"--model-path=m", flag}));
+    ASSERT_FALSE(refused.ok()) << flag;
+    EXPECT_THAT(refused.error().message, HasSubstr("needs --enable-eplb"));
+  }
 }
 
 }  // namespace

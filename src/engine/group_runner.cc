@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "models/batch_split.h"
 
 namespace sluice::engine {
 namespace {
@@ -24,8 +25,13 @@ ForwardMode mode_of(const StepBatch& batch) {
 
 }  // namespace
 
-GroupRunner::GroupRunner(std::unique_ptr<models::Runner> runner, const parallel::Groups& groups)
-    : runner_(std::move(runner)), groups_(groups), rows_(static_cast<size_t>(groups.layout.tp_size)) {
+GroupRunner::GroupRunner(std::unique_ptr<models::Runner> runner, const parallel::Groups& groups,
+                         parallel::Overlap* overlap, std::optional<double> split_threshold)
+    : runner_(std::move(runner)),
+      groups_(groups),
+      overlap_(overlap),
+      split_threshold_(split_threshold),
+      rows_(static_cast<size_t>(groups.layout.tp_size)) {
   plan_.hash = parallel::first_hash(groups.layout);
   plan_.decoding.resize(static_cast<size_t>(groups.layout.dp_size));
 }
@@ -56,8 +62,8 @@ Result<void> GroupRunner::exchange(StepRow row) {
   row.seq = ++seq_;
   row.plan_hash = plan_.hash;
   row.work_seen = static_cast<int64_t>(work_seen_);
-  row.received_bytes = static_cast<int64_t>(groups_.all->received_bytes() + groups_.attention_tp->received_bytes() +
-                                            groups_.attention_dp->received_bytes());
+  row.received_bytes =
+      static_cast<int64_t>(groups_.received_bytes() + (overlap_ == nullptr ? 0 : overlap_->received_bytes()));
   if (groups_.layout.leads()) {
     row.decoding = outlook_.decoding;
     row.more_to_come = outlook_.more_to_come;
@@ -82,6 +88,7 @@ Result<void> GroupRunner::exchange(StepRow row) {
 
 void GroupRunner::count_wire() {
   steps_ += plan_.run;
+  split_steps_ += plan_.run && !plan_.first_half.empty();
   const auto members = static_cast<size_t>(groups_.layout.attention_tp_size());
   const auto own = std::span(rows_).subspan(static_cast<size_t>(groups_.layout.attention_dp().rank) * members, members);
   wire_bytes_ = 0;
@@ -95,6 +102,7 @@ Result<std::span<const float>> GroupRunner::forward(const StepBatch& batch) {
   SLUICE_TRY_VOID(exchange({.num_tokens = std::ssize(batch.token_ids),
                             .num_tokens_for_logprob = std::ssize(batch.logit_rows),
                             .is_extend_in_batch = mode == ForwardMode::kExtend || mode == ForwardMode::kMixed,
+                            .local_can_run_tbo = can_split(batch),
                             .local_forward_mode = static_cast<int64_t>(mode),
                             .batch_words = has_followers ? std::ssize(words_) : 0}));
   if (has_followers) {
@@ -104,8 +112,18 @@ Result<std::span<const float>> GroupRunner::forward(const StepBatch& batch) {
   return run(batch);
 }
 
+int64_t GroupRunner::can_split(const StepBatch& batch) const {
+  if (!split_threshold_ || !groups_.layout.leads()) return 0;
+  const int64_t first = models::split_batch(batch, *split_threshold_);
+  return batch.token_ids.empty() || first > 0 ? 1 + first : 0;
+}
+
+parallel::Turns::Times GroupRunner::overlapped() const {
+  return overlap_ == nullptr ? parallel::Turns::Times{} : overlap_->turns().times();
+}
+
 Result<GroupRunner::Joined> GroupRunner::join() {
-  SLUICE_TRY_VOID(exchange({}));
+  SLUICE_TRY_VOID(exchange({.local_can_run_tbo = can_split({})}));
   if (!plan_.run) return plan_.park ? Joined::kParked : Joined::kWaiting;
   const auto group = static_cast<size_t>(groups_.layout.attention_dp().rank);
   StepBatch batch;
@@ -129,6 +147,7 @@ Result<GroupRunner::Joined> GroupRunner::join() {
 
 Result<std::span<const float>> GroupRunner::run(StepBatch batch) {
   batch.extend = plan_.is_extend_in_batch;
+  batch.first_half = plan_.first_half;
   if (groups_.layout.dp_attention()) {
     batch.group_tokens = plan_.group_tokens;
     batch.group_logits = plan_.group_logits;

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -12,6 +13,7 @@
 
 #include "models/runner.h"
 #include "parallel/groups.h"
+#include "parallel/overlap.h"
 #include "parallel/step_sync.h"
 
 namespace sluice::engine {
@@ -19,8 +21,10 @@ namespace sluice::engine {
 // Used by the rank's thread. Every rank makes the same number of calls of forward() and join().
 class GroupRunner final : public models::Runner {
  public:
-  // `runner` was loaded for `groups`, which outlive this.
-  GroupRunner(std::unique_ptr<models::Runner> runner, const parallel::Groups& groups);
+  // `runner` was loaded for `groups` and `overlap`, which outlive this. `split_threshold`: batches are split in halves,
+  // as in models::split_batch(), where all groups can; absent: none is.
+  GroupRunner(std::unique_ptr<models::Runner> runner, const parallel::Groups& groups,
+              parallel::Overlap* overlap = nullptr, std::optional<double> split_threshold = std::nullopt);
 
   const models::ModelInfo& info() const override { return runner_->info(); }
   Result<void> allocate_kv(const models::KvPlan& plan) override;
@@ -34,6 +38,7 @@ class GroupRunner final : public models::Runner {
     return runner_->reload(model_path, progress);
   }
   std::vector<std::vector<int64_t>> expert_loads() const override { return runner_->expert_loads(); }
+  moe::RebalanceCounts rebalance_counts() const override { return runner_->rebalance_counts(); }
   Result<std::string> record_experts(std::string_view command) override { return runner_->record_experts(command); }
   models::Routing last_routing() const override { return runner_->last_routing(); }
   void force_routing(const models::Routing& routing) override { runner_->force_routing(routing); }
@@ -68,13 +73,19 @@ class GroupRunner final : public models::Runner {
   // Bytes that the ranks of this attention group have got from other ranks since their start: rows and batches too. Up
   // to the last exchange.
   uint64_t wire_bytes() const { return wire_bytes_; }
-  // Of the instance, whosever work it was.
+  // Of this rank, in steps: time in which rows were on their way, and the part of it in which it computed. Nothing
+  // where nothing overlaps.
+  parallel::Turns::Times overlapped() const;
+  // Of the instance, whosever work it was, and those of them that ran in two halves.
   uint64_t steps() const { return steps_; }
+  uint64_t split_steps() const { return split_steps_; }
   // Piece of work `number`, counted over the instance, has reached this rank, whomever it was for.
   void saw_work(uint64_t number);
 
  private:
   Result<void> exchange(parallel::StepRow row);
+  // The row's column for a batch.
+  int64_t can_split(const models::StepBatch& batch) const;
   // From the rows that were exchanged.
   void count_wire();
   // The leader's part, and the others'. What is known of the batch is in the plan.
@@ -84,6 +95,8 @@ class GroupRunner final : public models::Runner {
 
   const std::unique_ptr<models::Runner> runner_;
   const parallel::Groups& groups_;
+  parallel::Overlap* const overlap_;
+  const std::optional<double> split_threshold_;
   const parallel::Context host_;  // control data is host memory
   int64_t table_width_ = 0;
   int64_t seq_ = 0;
@@ -93,6 +106,7 @@ class GroupRunner final : public models::Runner {
   uint64_t work_seen_ = 0;
   uint64_t wire_bytes_ = 0;
   uint64_t steps_ = 0;
+  uint64_t split_steps_ = 0;
   std::vector<parallel::StepRow> rows_;
   std::vector<int32_t> words_;       // a batch on its way
   std::vector<int32_t> copies_;      // of states, from and to in turn, that the others have not heard of

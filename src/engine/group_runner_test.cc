@@ -18,7 +18,7 @@ using models::StepBatch;
 struct Seen {
   std::vector<int32_t> tokens, positions, slots, logit_rows, starts, lens;
   std::map<int32_t, std::vector<int32_t>> table;  // by row, up to the sequence's length
-  std::vector<int64_t> group_tokens;
+  std::vector<int64_t> group_tokens, first_half;
   bool operator==(const Seen&) const = default;
 };
 
@@ -40,7 +40,8 @@ class RecordingRunner final : public models::Runner {
               copy(batch.query_start),
               copy(batch.seq_lens),
               {},
-              copy(batch.group_tokens)};
+              copy(batch.group_tokens),
+              copy(batch.first_half)};
     for (size_t i = 0; i < batch.seq_lens.size(); ++i) {
       const auto row = table_.begin() + batch.table_rows[i] * width_;
       step.table[batch.table_rows[i]] = {row, row + batch.seq_lens[i]};
@@ -65,7 +66,7 @@ struct Rank {
 
 class GroupRunnerTest : public testing::Test {
  protected:
-  void make(const parallel::Layout& layout) {
+  void make(const parallel::Layout& layout, std::optional<double> split_threshold = std::nullopt) {
     world_ = parallel::make_inproc_group(static_cast<int>(layout.tp_size));
     ranks_.resize(world_.size());
     on_each([&](size_t i) {
@@ -74,7 +75,7 @@ class GroupRunnerTest : public testing::Test {
       ranks_[i].groups = parallel::make_groups(*world_[i], own).value();
       auto inner = std::make_unique<RecordingRunner>();
       ranks_[i].inner = inner.get();
-      ranks_[i].runner = std::make_unique<GroupRunner>(std::move(inner), ranks_[i].groups);
+      ranks_[i].runner = std::make_unique<GroupRunner>(std::move(inner), ranks_[i].groups, nullptr, split_threshold);
       ASSERT_TRUE(ranks_[i].runner->allocate_kv({.slots = 100, .table_rows = 4, .table_width = 16}).ok());
     });
   }
@@ -156,6 +157,26 @@ TEST_F(GroupRunnerTest, GroupsWithoutWorkJoinWithNothing) {
     EXPECT_EQ(seen(i)[0].tokens.size(), i < 2 ? 0u : 3u);
   }
   EXPECT_EQ(seen(3), seen(2));
+}
+
+TEST_F(GroupRunnerTest, BatchesAreSplitWhereAllCanAndTheOthersOfAGroupSplitThemAlike) {
+  make({.tp_size = 4, .dp_size = 2}, /*split_threshold=*/0.48);
+  const Batch prompt{{5, 6, 7, 8, 9}, 5}, token{{5, 6, 7, 8, 9, 10}, 1};
+  on_each([&](size_t i) {
+    for (const Batch* batch : {&prompt, &token}) {
+      GroupRunner& runner = *ranks_[i].runner;
+      if (i == 0) {
+        ASSERT_TRUE(runner.forward(batch->view(runner.slot_table())).ok());
+      } else {
+        ASSERT_EQ(runner.join().value(), GroupRunner::Joined::kStepped);
+      }
+    }
+  });
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(seen(i)[0].first_half, (std::vector<int64_t>{2, 0})) << i;
+    EXPECT_TRUE(seen(i)[1].first_half.empty()) << "one token";
+    EXPECT_EQ(ranks_[i].runner->split_steps(), 1u);
+  }
 }
 
 TEST_F(GroupRunnerTest, AllParkOnceTheSameWorkHasReachedAll) {

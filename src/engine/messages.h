@@ -13,6 +13,8 @@
 #include <variant>
 #include <vector>
 
+#include "moe/rebalance.h"
+
 namespace sluice::engine {
 
 // What the text of SamplingParams::grammar is.
@@ -266,6 +268,11 @@ struct LoadSnapshot {
   // Of an instance of several ranks: its steps, and what this attention group's ranks have got from other ranks.
   uint64_t group_steps_total = 0;
   uint64_t wire_bytes_total = 0;
+  uint64_t split_steps_total = 0;  // of its steps, those in two halves
+  // Time in which rows of this rank were on their way that something could be computed beside, and was.
+  double wire_seconds = 0;
+  double covered_seconds = 0;
+  moe::RebalanceCounts rebalance;  // of such an instance
 };
 // Rank → front, from another host: its row of the load board.
 struct LoadReport {

@@ -22,8 +22,6 @@ constexpr std::string_view kMemory = "Memory";
 constexpr std::string_view kScheduling = "Scheduling";
 
 std::vector<RejectedFlag> rejected_flags() {
-  constexpr std::string_view kEplb =
-      "experts are not moved while the server runs; start it with --init-expert-location and a record of their loads.";
   constexpr std::string_view kOverlap = "communication does not overlap with computing yet; leave it out.";
   constexpr std::string_view kGraph = "there are no CUDA graphs on this device; leave it out.";
   constexpr std::string_view kPd = "prefill/decode disaggregation is outside the scope of this engine.";
@@ -50,14 +48,7 @@ std::vector<RejectedFlag> rejected_flags() {
       {"disable-cuda-graph", kGraph},
       {"disable-cuda-graph-padding", kGraph},
       {"deepep-config", "it tunes kernels of a library that is not used here; leave it out."},
-      {"enable-eplb", kEplb},
-      {"eplb-rebalance-num-iterations", kEplb},
-      {"eplb-rebalance-layers-per-chunk", kEplb},
-      {"eplb-min-rebalancing-utilization-threshold", kEplb},
-      {"enable-expert-distribution-metrics",
-       "not built yet; /dump_expert_distribution_record says how balanced it was."},
-      {"enable-two-batch-overlap", kOverlap},
-      {"tbo-token-distribution-threshold", kOverlap},
+      {"enable-expert-distribution-metrics", "sglang:eplb_balancedness is exported with --enable-eplb; leave it out."},
       {"enable-single-batch-overlap", kOverlap},
       {"disable-shared-experts-fusion", "shared experts are never fused with the others; leave it out."},
       {"enable-metrics-for-all-schedulers", kMetrics},
@@ -429,6 +420,31 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .help =
                "With deepep: normal sends a token once to each rank of its experts, low_latency once to each of its "
                "experts, into a slab of fixed size; auto is normal in steps in which a rank prefills."},
+          {.name = "deepep-dispatch-dtype",
+           .field = &O::deepep_dispatch_dtype,
+           .value = std::string("auto"),
+           .choices = {"auto", "fp8_e4m3"},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help =
+               "What deepep sends rows to their experts as: auto (that of --dtype), or fp8_e4m3 with a float32 scale "
+               "for each 128 values, which SGLANG_DEEPEP_BF16_DISPATCH=0 means too. Results come back in float32."},
+          {.name = "enable-two-batch-overlap",
+           .field = &O::enable_two_batch_overlap,
+           .value = false,
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help =
+               "With deepep: a step's batch is computed in two halves, one while rows of the other are on their way, "
+               "where every rank can split its batch and all prefill or all decode."},
+          {.name = "tbo-token-distribution-threshold",
+           .field = &O::tbo_token_distribution_threshold,
+           .value = 0.48,
+           .range = {0, 0.5},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help = "With --enable-two-batch-overlap: sequences stay whole where the smaller half has this share of the "
+                   "tokens at least; else one is cut, so that the halves are equal."},
           {.name = "ep-num-redundant-experts",
            .field = &O::ep_num_redundant_experts,
            .value = int64_t{0},
@@ -454,15 +470,44 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .group = kParallel,
            .help = "Which copy of an expert a token goes to: static its own rank's, else one that is shared out among "
                    "the ranks; dynamic any, at random. Default: static."},
+          {.name = "enable-eplb",
+           .field = &O::enable_eplb,
+           .value = false,
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help = "Move experts from rank to rank while the server runs, so that all ranks get about as many tokens."},
+          {.name = "eplb-rebalance-num-iterations",
+           .field = &O::eplb_rebalance_num_iterations,
+           .value = OptInt(),
+           .range = {1, 1e9},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help = "With --enable-eplb: steps of the instance whose loads decide where experts go. Default: 1000."},
+          {.name = "eplb-rebalance-layers-per-chunk",
+           .field = &O::eplb_rebalance_layers_per_chunk,
+           .value = OptInt(),
+           .range = {1, 65536},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help = "With --enable-eplb: layers whose experts move between two steps. Default: all."},
+          {.name = "eplb-min-rebalancing-utilization-threshold",
+           .field = &O::eplb_min_rebalancing_utilization_threshold,
+           .value = OptFloat(),
+           .range = {0, 1},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help =
+               "With --enable-eplb: nothing moves where the balancedness of the steps (the mean tokens of a rank, by "
+               "the most) is above this already. Default: 1."},
           {.name = "eplb-algorithm",
            .field = &O::eplb_algorithm,
            .value = OptText(),
            .choices = {"auto", "deepseek", "deepseek_hierarchical"},
            .read_by = "engine/expert_options",
            .group = kParallel,
-           .help =
-               "How --init-expert-location balances a logical_count: deepseek over all ranks, deepseek_hierarchical "
-               "groups of experts over nodes first. Default: auto, hierarchical where the groups divide."},
+           .help = "How --enable-eplb balances loads, and --init-expert-location a logical_count: deepseek over all "
+                   "ranks, deepseek_hierarchical groups of experts over nodes first. Default: auto, hierarchical where "
+                   "the groups divide."},
           {.name = "expert-distribution-recorder-mode",
            .field = &O::expert_distribution_recorder_mode,
            .value = OptText(),
@@ -743,6 +788,19 @@ Result<void> check_nodes(const EngineOptions& options) {
   return {};
 }
 
+// What only says how experts are moved must not be ignored where they are not.
+Result<void> check_eplb(const EngineOptions& options) {
+  if (options.enable_eplb) return {};
+  const std::pair<std::string_view, bool> given[] = {
+      {"rebalance-num-iterations", options.eplb_rebalance_num_iterations.has_value()},
+      {"rebalance-layers-per-chunk", options.eplb_rebalance_layers_per_chunk.has_value()},
+      {"min-rebalancing-utilization-threshold", options.eplb_min_rebalancing_utilization_threshold.has_value()}};
+  for (const auto& [name, is_given] : given) {
+    if (is_given) return Error{ErrorCode::kBadOption, fmt::format("--eplb-{} needs --enable-eplb", name)};
+  }
+  return {};
+}
+
 }  // namespace
 
 Result<void> check_engine_options(const EngineOptions& options) {
@@ -777,6 +835,7 @@ Result<void> check_engine_options(const EngineOptions& options) {
     }
   }
   SLUICE_TRY_VOID(check_nodes(options));
+  SLUICE_TRY_VOID(check_eplb(options));
   if (options.expert_distribution_recorder_buffer_size) {
     if (!options.expert_distribution_recorder_mode) {
       return Error{ErrorCode::kBadOption,

@@ -58,10 +58,17 @@ struct EngineOptions {
   std::string moe_a2a_backend;
   std::string moe_runner_backend;
   std::string deepep_mode;
+  std::string deepep_dispatch_dtype;
+  bool enable_two_batch_overlap;
+  double tbo_token_distribution_threshold;
   int64_t ep_num_redundant_experts;
   std::string init_expert_location;
   std::optional<std::string> ep_dispatch_algorithm;
+  bool enable_eplb;
   std::optional<std::string> eplb_algorithm;
+  std::optional<int64_t> eplb_rebalance_num_iterations;
+  std::optional<int64_t> eplb_rebalance_layers_per_chunk;
+  std::optional<double> eplb_min_rebalancing_utilization_threshold;
   std::optional<std::string> expert_distribution_recorder_mode;
   std::optional<int64_t> expert_distribution_recorder_buffer_size;
   int64_t nnodes;

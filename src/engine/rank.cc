@@ -217,6 +217,9 @@ class RankProcess {
       SLUICE_TRY(world_, parallel::join_shm(std::move(segment), rank, size, options));
     }
     SLUICE_TRY(groups_, parallel::make_groups(*world_, layout));
+    if (overlaps(spec_.options)) {
+      SLUICE_TRY(overlap_, parallel::Overlap::make(*world_, layout));
+    }
     return {};
   }
 
@@ -255,12 +258,15 @@ class RankProcess {
                                     .memory_bytes = static_cast<size_t>(memory_limit_bytes() / host_ranks),
                                     .expert_recorder = recorder,
                                     .expert_placement = expert_placement_of(options),
+                                    .rebalance = rebalance_of(options),
                                     .deepep = deepep_of(options),
                                     .groups = world_ ? &groups_ : nullptr,
+                                    .overlap = overlap_.get(),
                                     .shared_weights_fd = weights_fd_},
                                    [this](double share, std::string_view what) { report_progress(share, what); }));
     if (!world_) return runner;
-    return std::unique_ptr<models::Runner>(std::make_unique<GroupRunner>(std::move(runner), groups_));
+    return std::unique_ptr<models::Runner>(
+        std::make_unique<GroupRunner>(std::move(runner), groups_, overlap_.get(), split_threshold_of(options)));
   }
 
   void report_progress(double share, std::string_view what) {
@@ -310,6 +316,7 @@ class RankProcess {
   RankLink link_;
   std::unique_ptr<parallel::Communicator> world_;  // null: this rank is an instance by itself
   parallel::Groups groups_;
+  std::unique_ptr<parallel::Overlap> overlap_;  // null: nothing is computed while rows are on their way
   const TimePoint begun_ = real_clock().now();
   double load_seconds_ = 0;
   TimePoint last_progress_{};

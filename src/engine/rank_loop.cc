@@ -365,6 +365,11 @@ class Loop {
       load.wire_bytes_total = options_.group->wire_bytes();
       load.prefill_delays = delayer_.delays();
       cooperation_.attribute(options_.group->last_shape().prefilling, load);
+      load.split_steps_total = options_.group->split_steps();
+      const auto [away, covered] = options_.group->overlapped();
+      load.wire_seconds = seconds(away);
+      load.covered_seconds = seconds(covered);
+      load.rebalance = options_.group->rebalance_counts();
     }
     if (board_ != nullptr) {
       board_->publish(options_.dp_rank, load);

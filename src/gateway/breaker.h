@@ -68,12 +68,13 @@ class Breaker {
  private:
   void set(BreakerState state);
 
+  std::atomic<BreakerState> state_{BreakerState::kClosed};  // first: in the line that its owner keeps for choices
+
   // Constant after construction.
   const BreakerRules rules_;
   const Clock& clock_;
   std::function<void(BreakerState, BreakerState)> report_;
 
-  std::atomic<BreakerState> state_{BreakerState::kClosed};
   std::atomic<uint64_t> epoch_{0};  // changes with the state
   std::atomic<bool> has_faults_{false};
   mutable std::mutex mutex_;      // guards what follows, and changes of what stands above

@@ -37,19 +37,19 @@ struct DpRank {
   int64_t size = 1;   // ranks of the engine
 };
 
-struct Worker {
+struct alignas(64) Worker {
   // `of_the_fleet` counts up when the list of models of one of its workers changes.
   Worker(std::string worker_id, uint32_t worker_number, net::Url worker_address, DpRank which, std::string key,
          const WorkerSeries& its_series, BreakerRules rules, const Clock& clock,
          std::shared_ptr<std::atomic<uint64_t>> of_the_fleet)
-      : id(std::move(worker_id)),
-        number(worker_number),
+      : number(worker_number),
+        load(std::make_shared<WorkerLoad>()),
+        breaker(rules, clock),
+        id(std::move(worker_id)),
         url(url_of(worker_address, which)),
         address(std::move(worker_address)),
         dp(which),
-        load(std::make_shared<WorkerLoad>()),
         series(its_series),
-        breaker(rules, clock),
         fleet_version_(std::move(of_the_fleet)),
         keys_{std::move(key)},
         key_(&keys_.back()) {}
@@ -58,26 +58,28 @@ struct Worker {
     return which.rank < 0 ? address.to_string() : fmt::format("{}@{}", address.to_string(), which.rank);
   }
 
-  // Constant after construction; the counters of `series` move.
-  const std::string id;  // UUID
+  // All that a choice asks of a worker stands in one cache line: of thousands of workers it is rarely in a cache.
   const uint32_t number;
-  const std::string url;   // printed: the address, of a rank with @rank behind it
-  const net::Url address;  // where its requests go, the engine's for all its ranks
-  const DpRank dp;
-  const std::shared_ptr<WorkerLoad> load;
-  mutable WorkerSeries series;
-
-  Breaker breaker;
   std::atomic<bool> healthy{false};
-  std::atomic<bool> proven{false};  // was healthy once
-  std::atomic<bool> failed{false};  // was not ready within --worker-startup-timeout-secs
   std::atomic<bool> draining{false};
-  std::atomic<uint32_t> generation{0};
-  std::atomic<int64_t> busy_until{0};  // steady nanoseconds: the worker asked to be left alone
   // Both are written by gateway/liveness.
   static constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
   std::atomic<bool> suspect{false};              // silent for longer than expected
   std::atomic<int64_t> most_requests{kNoLimit};  // in flight, of a suspect or one that has just come (back)
+  std::atomic<int64_t> busy_until{0};            // steady nanoseconds: the worker asked to be left alone
+  const std::shared_ptr<WorkerLoad> load;        // constant after construction
+  Breaker breaker;
+
+  // Constant after construction; the counters of `series` move.
+  const std::string id;    // UUID
+  const std::string url;   // printed: the address, of a rank with @rank behind it
+  const net::Url address;  // where its requests go, the engine's for all its ranks
+  const DpRank dp;
+  mutable WorkerSeries series;
+
+  std::atomic<bool> proven{false};  // was healthy once
+  std::atomic<bool> failed{false};  // was not ready within --worker-startup-timeout-secs
+  std::atomic<uint32_t> generation{0};
 
   struct Info {
     std::string model_id = "unknown";      // the first that it serves

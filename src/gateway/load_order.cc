@@ -27,15 +27,21 @@ void LoadSeats::leave(const LoadOrder* order) {
 
 LoadOrder::LoadOrder(std::span<const Candidate> members)
     : num_members_(members.size()), row_(std::make_unique<std::atomic<uint32_t>[]>(members.size())) {
+  for (const Candidate& candidate : members) members_.push_back({.load = candidate.load, .at = 0, .run = 0});
+  size_.store(num_members_, std::memory_order_release);
+  arrange();
+}
+
+// All that stand in the row, by what is counted of them.
+void LoadOrder::arrange() {
   std::vector<std::pair<int64_t, uint32_t>> by_requests;
-  for (const Candidate& candidate : members) {
-    const auto place = static_cast<uint32_t>(members_.size());
-    const int64_t requests = candidate.load->requests.load(std::memory_order_seq_cst);
-    members_.push_back({.load = candidate.load, .at = 0, .run = kNone, .counted = requests});
-    by_requests.emplace_back(requests, place);
-    total_ += requests;
+  for (uint32_t place = 0; place < num_members_; ++place) {
+    if (members_[place].run != kNone) by_requests.emplace_back(members_[place].counted, place);
   }
   std::ranges::sort(by_requests);
+  runs_.clear();
+  free_runs_.clear();
+  first_ = last_ = kNone;
   for (uint32_t at = 0; at < by_requests.size(); ++at) {
     const auto [requests, place] = by_requests[at];
     if (last_ == kNone || runs_[last_].requests != requests) add_run({requests, at, at, last_, kNone});
@@ -44,18 +50,23 @@ LoadOrder::LoadOrder(std::span<const Candidate> members)
     members_[place].run = last_;
     row_[at].store(place, std::memory_order_relaxed);
   }
-  size_.store(num_members_, std::memory_order_release);
   publish();
+}
+
+void LoadOrder::follow() {
+  std::lock_guard attaching(attaching_);
+  if (detached_ || follows()) return;
   for (uint32_t place = 0; place < num_members_; ++place) members_[place].load->seats.take({this, place});
   // What changed before the seat was taken was told to nobody.
-  for (uint32_t place = 0; place < num_members_; ++place) moved(place);
+  std::lock_guard lock(mutex_);
+  for (Member& member : members_) member.counted = member.load->requests.load(std::memory_order_seq_cst);
+  arrange();
+  follows_.store(true, std::memory_order_release);
 }
 
 void LoadOrder::detach() {
-  {
-    std::lock_guard lock(mutex_);
-    if (!std::exchange(attached_, false)) return;
-  }
+  std::lock_guard attaching(attaching_);
+  if (std::exchange(detached_, true) || !follows()) return;
   for (const Member& member : members_) member.load->seats.leave(this);
 }
 
@@ -66,12 +77,14 @@ uint32_t LoadOrder::any(Rng& rng) const {
   return size == 0 ? kNobody : row_[rng.below(size)].load(std::memory_order_relaxed);
 }
 
-uint32_t LoadOrder::heaviest() const {
+uint32_t LoadOrder::heaviest() {
+  if (!follows()) follow();
   const size_t size = this->size();
   return size == 0 ? kNobody : row_[size - 1].load(std::memory_order_relaxed);
 }
 
-size_t LoadOrder::lightest(std::span<uint32_t> places, Rng& rng) const {
+size_t LoadOrder::lightest(std::span<uint32_t> places, Rng& rng) {
+  if (!follows()) follow();
   const size_t size = this->size();
   const size_t count = std::min(places.size(), size);
   if (count == 0) return 0;
@@ -91,7 +104,6 @@ void LoadOrder::moved(uint32_t place) {
   std::lock_guard lock(mutex_);
   Member& member = members_[place];
   const int64_t requests = member.load->requests.load(std::memory_order_seq_cst);
-  total_.store(total_.load(std::memory_order_relaxed) + requests - member.counted, std::memory_order_relaxed);
   member.counted = requests;
   if (member.run == kNone) return;
   settle(place, requests);

@@ -4,6 +4,8 @@
 //
 //   places     7 2 | 5 0 9 | 4 1          worker 5 gets a request          7 2 | 9 0 | 5 | 4 1
 //   requests    0  |   1   |  3                   --->                      0  |  1  | 2 |  3
+//
+// Leases tell it of themselves only once somebody has asked for it by load: a policy that never does pays nothing.
 #pragma once
 
 #include <array>
@@ -71,13 +73,13 @@ class LoadOrder {
   size_t size() const { return size_.load(std::memory_order_acquire); }
   // One of them, each equally likely; kNobody if there is none.
   uint32_t any(Rng& rng) const;
-  // Different ones, those with fewest requests first, and of equals each equally likely to be among them. Returns how
-  // many.
-  size_t lightest(std::span<uint32_t> places, Rng& rng) const;
+  // The first call of these two sorts the row: some milliseconds for 10,000. Different ones, those with fewest requests
+  // first, and of equals each equally likely to be among them. Returns how many.
+  size_t lightest(std::span<uint32_t> places, Rng& rng);
   // One with the most requests.
-  uint32_t heaviest() const;
-  // Live requests of all, those outside included.
-  int64_t total() const { return total_.load(std::memory_order_relaxed); }
+  uint32_t heaviest();
+  // Whether leases tell it of themselves.
+  bool follows() const { return follows_.load(std::memory_order_acquire); }
 
   // Out of the row until put_back(). Either may come twice.
   void take_out(uint32_t place);
@@ -96,13 +98,15 @@ class LoadOrder {
   };
   struct Member {
     const WorkerLoad* load;
-    uint32_t at;   // in the row, or outside
-    uint32_t run;  // kNone: outside
-    int64_t counted = 0;
+    uint32_t at;          // in the row, or outside
+    uint32_t run;         // kNone: outside
+    int64_t counted = 0;  // its requests, as it stands in the row; 0 while nobody asked for the order
   };
 
+  void follow();
   void moved(uint32_t place);
   // All under the lock.
+  void arrange();
   void settle(uint32_t place, int64_t requests);
   void step_up(uint32_t place, int64_t requests);
   void step_down(uint32_t place, int64_t requests);
@@ -117,10 +121,12 @@ class LoadOrder {
   std::atomic<size_t> size_{0};                         // of the row
   std::atomic<uint32_t> lightest_end_{0};               // of the first run
   std::atomic<size_t> num_outside_{0};
-  std::atomic<int64_t> total_{0};
 
-  std::mutex mutex_;  // guards what follows, and changes of what stands above
-  bool attached_ = true;
+  std::mutex attaching_;  // held while seats are taken or left, outside of all other locks; guards detached_
+  std::atomic<bool> follows_{false};
+  bool detached_ = false;
+
+  std::mutex mutex_;             // guards what follows, and changes of what stands above
   std::vector<Member> members_;  // by place
   std::vector<uint32_t> outside_;
   size_t next_outside_ = 0;

@@ -35,7 +35,10 @@ std::optional<Choice> select_worker(const Roster& roster, const Policy& policy, 
     roster.wake(facts.now);
     const RequestGate gate(roster, tried, facts.now);
     const Choice choice = policy.choose(FleetView(roster.members(), *roster.order(), gate, ring), facts, rng);
-    if (choice.worker) return choice;
+    if (choice.worker) {
+      roster.members()[place_of(roster.members(), *choice.worker)].load->prefetch();  // a lease follows
+      return choice;
+    }
   }
   list_usable(roster, tried, facts.now, scratch);
   if (scratch.empty()) return std::nullopt;

@@ -302,6 +302,21 @@ struct ScatterRowsArgs {
   int64_t copies = 0;
   int64_t width = 0;
 };
+// Rows as they travel between ranks in fewer bytes, and back. What KvRow says of values and scales holds here too.
+struct PackRowsArgs {
+  const void* in = nullptr;  // [n, row.width] of dtype
+  void* out = nullptr;       // [n] of row
+  DType dtype = DType::kF32;
+  KvRow row;
+  int64_t n = 0;
+};
+struct UnpackRowsArgs {
+  const void* in = nullptr;  // [n] of row
+  void* out = nullptr;       // [n, row.width] of dtype
+  DType dtype = DType::kF32;
+  KvRow row;
+  int64_t n = 0;
+};
 // Each expert's rows times its own weight, which is read once.
 struct GroupedLinearArgs {
   const LinearShape* shape = nullptr;
@@ -403,6 +418,8 @@ class Backend {
   virtual void route(const Context& context, const RouteArgs& args) const = 0;
   virtual void sort_by_expert(const Context& context, const SortByExpertArgs& args) const = 0;
   virtual void scatter_rows(const Context& context, const ScatterRowsArgs& args) const = 0;
+  virtual void pack_rows(const Context& context, const PackRowsArgs& args) const = 0;
+  virtual void unpack_rows(const Context& context, const UnpackRowsArgs& args) const = 0;
   virtual void grouped_linear(const Context& context, const GroupedLinearArgs& args) const = 0;
   virtual void combine_rows(const Context& context, const CombineRowsArgs& args) const = 0;
   virtual void lightning_attention(const Context& context, const LightningAttentionArgs& args) const = 0;

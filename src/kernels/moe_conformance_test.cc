@@ -314,6 +314,43 @@ TEST_P(MoeKernelConformance, ScatterRowsCopiesExactly) {
   }
 }
 
+TEST_P(MoeKernelConformance, RowsArePackedAndUnpackedAsTheReferenceDoes) {
+  for (const DType dtype : kDtypes) {
+    for (const int64_t group : {1, 16, 48, 128}) {
+      const int64_t n = 9;
+      const KvRow row{.dtype = DType::kF8E4M3, .width = 3 * group, .group = group};
+      auto values = draw(rng_, n * row.width, 3);
+      std::fill_n(values.begin(), row.width, 0.0f);
+      values[static_cast<size_t>(row.width)] = kNan;
+      const Stored in(dtype, values);
+      std::vector<char> want(static_cast<size_t>(n * row.bytes())), wide(in.bytes.size());
+      ref::pack_rows({.in = in.bytes.data(), .out = want.data(), .dtype = dtype, .row = row, .n = n});
+      ref::unpack_rows({.in = want.data(), .out = wide.data(), .dtype = dtype, .row = row, .n = n});
+      char* packed = device_.put(std::vector<char>(want.size()));
+      char* unpacked = device_.put(std::vector<char>(wide.size()));
+      device_->pack_rows(device_.context(),
+                         {.in = device_.put(in.bytes), .out = packed, .dtype = dtype, .row = row, .n = n});
+      device_->unpack_rows(device_.context(), {.in = packed, .out = unpacked, .dtype = dtype, .row = row, .n = n});
+      Stored got = in, expected = in;
+      got.bytes = device_.get(unpacked, wide.size());
+      expected.bytes = wide;
+      for (int64_t i = 0; i < n * row.width; ++i) {
+        const double sent = in[i];
+        if (std::isnan(expected[i])) {
+          ASSERT_TRUE(std::isnan(got[i])) << i;
+          continue;
+        }
+        // A value in the middle of two may be rounded to either, after the scale that is rounded too.
+        double top = 0;
+        for (int64_t j = i / group * group; j < (i / group + 1) * group; ++j) top = std::max(top, std::abs(in[j]));
+        const double step = std::max(std::abs(sent) * 0x1p-4, top / 448 * 0x1p-10) + std::abs(sent) * unit_of(dtype);
+        ASSERT_LE(std::abs(got[i] - sent), step * (1 + 0x1p-18)) << i;
+        ASSERT_LE(std::abs(expected[i] - sent), step * (1 + 0x1p-18)) << i;
+      }
+    }
+  }
+}
+
 TEST_P(MoeKernelConformance, CombineRowsStaysWithinItsRoundingBound) {
   for (const auto& [n, weighted] : {std::pair<int64_t, bool>{0, true}, {1, true}, {33, true}, {33, false}}) {
     CombineRowsArgs args{.n = n, .copies = 6, .width = between(1, 150)};

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "base/rng.h"
+#include "models/batch_split.h"
 #include "models/model_fixture.h"
 #include "models/sharding.h"
 #include "parallel/inproc.h"
@@ -25,6 +26,10 @@ struct Case {
   moe::ExpertPlacement placement = {};
   std::string_view placed = {};  // the placement's name
   moe::DeepEpMode mode = moe::DeepEpMode::kNormal;
+  std::optional<moe::RebalanceOptions> rebalance = {};
+  bool in_halves = false;  // one is computed while rows of the other are on their way
+  // In halves each member of an attention group has tokens of both, which records do not know.
+  bool records_routing() const { return !in_halves || layout.attention_tp_size() == 1; }
 };
 
 std::string name_of(const Case& c) {
@@ -34,6 +39,7 @@ std::string name_of(const Case& c) {
                                  l.dense_data_parallel ? "_dense_dp" : "", l.dp_lm_head ? "_dp_head" : "");
   name += c.placed;
   if (c.mode != moe::DeepEpMode::kNormal) name += c.mode == moe::DeepEpMode::kAuto ? "_auto" : "_low_latency";
+  if (c.in_halves) name += "_halves";
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 }
@@ -42,7 +48,7 @@ void PrintTo(const Case& c, std::ostream* out) { *out << name_of(c); }
 // The ranks of an instance, each with its part of a fixture.
 class Instance {
  public:
-  explicit Instance(const Case& c) : layout_(c.layout) {
+  explicit Instance(const Case& c) : layout_(c.layout), in_halves_(c.in_halves) {
     world_ = parallel::make_inproc_group(static_cast<int>(layout_.tp_size));
     ranks_.resize(world_.size());
     on_each([&](size_t i) {
@@ -52,15 +58,18 @@ class Instance {
       auto groups = parallel::make_groups(*world_[i], own);
       ASSERT_TRUE(groups.ok()) << groups.error().message;
       rank.groups = std::move(*groups);
+      if (in_halves_) rank.overlap = std::move(parallel::Overlap::make(*world_[i], own)).value();
       auto runner = load_runner({.model_path = folder_of(c.fixture),
                                  .device = c.device,
                                  .dtype = c.dtype,
                                  .max_step_tokens = 128,
                                  .max_step_seqs = 8,
-                                 .record_routing = true,
+                                 .record_routing = c.records_routing(),
                                  .expert_placement = c.placement,
+                                 .rebalance = c.rebalance,
                                  .deepep = {.mode = c.mode},
-                                 .groups = &rank.groups});
+                                 .groups = &rank.groups,
+                                 .overlap = rank.overlap.get()});
       ASSERT_TRUE(runner.ok()) << runner.error().message;
       rank.runner = std::move(*runner);
       rank.steps = std::make_unique<Steps>(*rank.runner);
@@ -70,12 +79,13 @@ class Instance {
   // One step; what each attention group got of it.
   std::vector<Output> run(const std::vector<std::vector<Piece>>& groups) {
     std::vector<StepArrays> arrays;
-    std::vector<int64_t> tokens;
+    std::vector<int64_t> tokens, first_half;
     bool extend = false;
     for (const auto& pieces : groups) {
       for (const Piece& piece : pieces) extend |= piece.ids.size() > 1;
       arrays.emplace_back(pieces);
       tokens.push_back(std::ssize(arrays.back().view().token_ids));
+      first_half.push_back(split_batch(arrays.back().view(), /*threshold=*/0.48));
     }
     std::vector<Output> outputs(groups.size());
     on_each([&](size_t i) {
@@ -83,6 +93,7 @@ class Instance {
       const auto group = static_cast<size_t>(own.attention_dp().rank);
       StepBatch batch = arrays[group].view();
       batch.extend = extend;
+      if (in_halves_) batch.first_half = first_half;
       if (own.dp_attention()) batch.group_tokens = batch.group_logits = tokens;
       Output output = ranks_[i].steps->run(batch);
       if (own.leads()) {
@@ -97,10 +108,17 @@ class Instance {
   }
 
   const Runner& rank(size_t i) const { return *ranks_[i].runner; }
+  // Bytes that ranks got in calls of second halves.
+  uint64_t second_half_bytes() const {
+    uint64_t bytes = 0;
+    for (const Rank& rank : ranks_) bytes += rank.overlap->half(1).received_bytes();
+    return bytes;
+  }
 
  private:
   struct Rank {
     parallel::Groups groups;
+    std::unique_ptr<parallel::Overlap> overlap;
     std::unique_ptr<Runner> runner;
     std::unique_ptr<Steps> steps;
     Routing routing;  // of the last step
@@ -111,6 +129,7 @@ class Instance {
     const auto members = static_cast<size_t>(layout_.attention_tp_size());
     const Routing& first = ranks_[group * members].routing;
     if (layout_.a2a == parallel::MoeAllToAll::kNone) return first;
+    if (first.experts.empty()) return {};  // not recorded
     Routing all{.layers = first.layers, .top_k = first.top_k};
     for (int64_t layer = 0; layer < first.layers; ++layer) {
       for (size_t member = 0; member < members; ++member) {
@@ -131,6 +150,7 @@ class Instance {
   }
 
   const Layout layout_;
+  const bool in_halves_;
   std::vector<std::unique_ptr<parallel::Communicator>> world_;
   std::vector<Rank> ranks_;
 };
@@ -166,12 +186,13 @@ TEST_P(LayoutConformance, GivesTheLogitsOfOneRank) {
                                .dtype = c.dtype,
                                .max_step_tokens = 128,
                                .max_step_seqs = 8,
-                               .record_routing = true});
+                               .record_routing = c.records_routing()});
     ASSERT_TRUE(runner.ok()) << runner.error().message;
     alone.push_back(std::move(*runner));
     steps.emplace_back(*alone.back());
   }
 
+  const uint64_t before = c.in_halves ? instance.second_half_bytes() : 0;
   Rng rng(static_cast<uint64_t>(c.layout.tp_size * 100 + c.layout.dp_size * 10 + c.layout.ep_size));
   std::vector<std::vector<int32_t>> lengths(groups, std::vector<int32_t>(3));
   for (int step = 0; step < 8; ++step) {
@@ -191,10 +212,18 @@ TEST_P(LayoutConformance, GivesTheLogitsOfOneRank) {
         continue;
       }
       // Another order of sums may tip a router that is near a tie.
-      const Output want = steps[group].run(work[group], got[group].routing);
+      Output want = steps[group].run(work[group], got[group].routing);
+      if (!c.records_routing()) want.routing = {};
       ASSERT_EQ(got[group].logits.size(), want.logits.size());
       closeness.expect_same(got[group], want, /*runs=*/2);
     }
+  }
+  if (c.in_halves) {
+    EXPECT_GT(instance.second_half_bytes(), before);
+  }
+  // A single expert on each rank is as well there as anywhere.
+  if (c.rebalance && std::ssize(instance.rank(0).expert_loads()[0]) > c.layout.ep_size) {
+    EXPECT_GT(instance.rank(0).rebalance_counts().layers_moved, 0u);
   }
 }
 
@@ -246,10 +275,19 @@ void add_ways_to_experts(std::vector<Case>& cases, const ModelConfig& config, Ca
   cases.push_back(plain);
   cases.back().placement = {.redundant = ranks};
   cases.back().placed = "_copies_trivial";
+  // Experts move between steps, a layer at a time.
+  for (const auto& [redundant, name] : {std::pair{int64_t{0}, "_eplb"}, {ranks, "_eplb_copies"}}) {
+    cases.push_back(plain);
+    cases.back().placement = {.redundant = redundant, .choice = moe::CopyChoice::kDynamic, .moves = true};
+    cases.back().rebalance = {.steps = 2, .layers_at_once = 1};
+    cases.back().placed = name;
+  }
   if (plain.layout.a2a == parallel::MoeAllToAll::kNone) return;
   for (const auto mode : {moe::DeepEpMode::kLowLatency, moe::DeepEpMode::kAuto}) {
     cases.push_back(plain);
     cases.back().mode = mode;
+    cases.push_back(cases.back());
+    cases.back().in_halves = true;
   }
 }
 
@@ -265,8 +303,12 @@ std::vector<Case> cases() {
     for (const Layout& layout : layouts()) {
       if (!check_sharding(*config, layout).ok()) continue;
       all.push_back({fixture, "cpu", "float32", layout});
+      if (layout.a2a == parallel::MoeAllToAll::kDeepEp) {
+        all.push_back(all.back());
+        all.back().in_halves = true;
+      }
       if (layout.tp_size == 4 && layout.dp_size == 2) {
-        add_ways_to_experts(all, *config, all.back());
+        add_ways_to_experts(all, *config, {fixture, "cpu", "float32", layout});
         all.push_back({fixture, "sim", "float32", layout});
         add_ways_to_experts(all, *config, all.back());
       }

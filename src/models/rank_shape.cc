@@ -59,6 +59,8 @@ class CountingBackend final : public kernels::Backend {
   void route(const Context&, const kernels::RouteArgs&) const override { never(); }
   void sort_by_expert(const Context&, const kernels::SortByExpertArgs&) const override { never(); }
   void scatter_rows(const Context&, const kernels::ScatterRowsArgs&) const override { never(); }
+  void pack_rows(const Context&, const kernels::PackRowsArgs&) const override { never(); }
+  void unpack_rows(const Context&, const kernels::UnpackRowsArgs&) const override { never(); }
   void grouped_linear(const Context&, const kernels::GroupedLinearArgs&) const override { never(); }
   void combine_rows(const Context&, const kernels::CombineRowsArgs&) const override { never(); }
   void lightning_attention(const Context&, const kernels::LightningAttentionArgs&) const override { never(); }

@@ -5,6 +5,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -13,12 +14,14 @@
 #include <tuple>
 
 #include "base/check.h"
+#include "models/batch_split.h"
 #include "models/config.h"
 #include "models/dtypes.h"
 #include "models/family.h"
 #include "models/gguf_names.h"
 #include "models/layers/decoder.h"
 #include "models/rank_shape.h"
+#include "models/rebalancer.h"
 #include "models/sharding.h"
 #include "tensor/block_scaled.h"
 #include "tensor/dtype.h"
@@ -157,6 +160,8 @@ class DecoderRunner final : public Runner {
         new DecoderRunner(options, std::move(backend), checkpoint.config, dtype, *checkpoint.source, std::move(map)));
     runner->decoder_ = family->make(checkpoint.config, runner->weights_);
     runner->decoder_->kv().store_as(kv_dtype);
+    if (options.overlap != nullptr) runner->decoder_->overlap(*options.overlap);
+    if (options.rebalance) runner->make_rebalancer();
     SLUICE_TRY_VOID(check_memory(runner->weights_, options.memory_bytes));
     SLUICE_TRY_VOID(runner->weights_.materialise(
         *checkpoint.source, runner->context_,
@@ -165,6 +170,7 @@ class DecoderRunner final : public Runner {
     const bool each_token = recorder && recorder->mode == moe::RecordMode::kPerToken;
     SLUICE_TRY_VOID(runner->make_buffers(options.record_routing || each_token));
     if (recorder && checkpoint.config.moe) runner->make_recorder(*recorder);
+    if (runner->rebalancer_) SLUICE_TRY_VOID(runner->rebalancer_->begin(runner->context_));
     SLUICE_TRY(runner->label_weights_, runner->read_label_weights(*checkpoint.source));
     runner->fill_info(options);
     return std::unique_ptr<Runner>(std::move(runner));
@@ -194,9 +200,16 @@ class DecoderRunner final : public Runner {
 
   Result<std::span<const float>> forward(const StepBatch& batch) override {
     ++steps_;
+    if (rebalancer_) SLUICE_TRY_VOID(rebalancer_->before_step(context_, steps_));
     auto logits = compute(batch);
-    if (logits.ok() && recorder_ && recorder_->recording()) record(batch);
+    if (!logits.ok()) return logits;
+    if (recorder_ && recorder_->recording()) record(batch);
+    if (rebalancer_) rebalancer_->after_step(context_, batch.extend);
     return logits;
+  }
+
+  moe::RebalanceCounts rebalance_counts() const override {
+    return rebalancer_ ? rebalancer_->counts() : moe::RebalanceCounts{};
   }
 
   Result<std::string> record_experts(std::string_view command) override {
@@ -300,7 +313,11 @@ class DecoderRunner final : public Runner {
         weights_(*backend_, dtype, &source, options.groups, expert_map_ ? &*expert_map_ : nullptr, options.deepep) {}
 
   Result<std::span<const float>> compute(const StepBatch& batch) {
-    ForwardBatch staged = stage(batch);
+    size_t used = 0;
+    ForwardBatch staged = stage(batch, used);
+    std::optional<HalfBatches> halves;
+    if (splits(batch)) halves = stage_halves(batch, staged, used);
+    backend_->copy_to_device(context_, staged_, host_staged_.data(), used * sizeof(int32_t));
     const parallel::Layout& layout = weights_.layout();
     const bool own_tokens = layout.a2a != parallel::MoeAllToAll::kNone;
     last_first_ = 0;
@@ -314,7 +331,7 @@ class DecoderRunner final : public Runner {
       for (const int64_t tokens : batch.group_tokens.first(before)) last_first_ += tokens;
     }
     last_tokens_ = own_tokens ? parallel::part_of(staged.n_tokens, layout.attention_tp()).count : staged.n_tokens;
-    SLUICE_TRY(const Logits logits, decoder_->forward(context_, staged));
+    SLUICE_TRY(const Logits logits, decoder_->forward(context_, staged, halves ? &*halves : nullptr));
     if (logits.widths.empty()) {
       backend_->synchronize(context_);
       return std::span<const float>();
@@ -359,6 +376,21 @@ class DecoderRunner final : public Runner {
                     .top_k = routing.top_k});
   }
 
+  void make_rebalancer() {
+    const Rebalancer::Model model{.weights = weights_,
+                                  .decoder = *decoder_,
+                                  .map = *expert_map_,
+                                  .placement = weights_from_.expert_placement,
+                                  .sizes = {.layers = config_.num_layers,
+                                            .experts = config_.moe->experts,
+                                            .groups = config_.moe->groups,
+                                            .ranks = weights_.layout().ep_size}};
+    const auto on_moved = [this](size_t layer, std::vector<int32_t> own) {
+      if (recorder_) recorder_->relocate(layer, std::move(own));
+    };
+    rebalancer_ = std::make_unique<Rebalancer>(*weights_from_.rebalance, model, on_moved);
+  }
+
   void make_recorder(const moe::ExpertRecorder::Options& options) {
     const parallel::Layout& layout = weights_.layout();
     const RoutingRecord& routing = decoder_->routing();
@@ -374,6 +406,7 @@ class DecoderRunner final : public Runner {
       for (int32_t& number : numbers)
         number = expert_map_->location[static_cast<size_t>(layer)][static_cast<size_t>(number)];
     }
+    experts.move = rebalancer_ != nullptr;
     experts.reports = layout.expert_tp().rank == 0;
     recorder_.emplace(options, std::move(experts));
   }
@@ -430,7 +463,8 @@ class DecoderRunner final : public Runner {
     SLUICE_TRY_VOID(decoder_->allocate(context_, max_tokens_));
     // A router may get the tokens of all attention groups.
     SLUICE_TRY_VOID(decoder_->routing().allocate(context_, max_tokens_ * weights_.layout().dp_size, record_routing));
-    staged_bytes_ = static_cast<size_t>(4 * max_tokens_ + 3 * max_seqs_ + 1) * sizeof(int32_t);
+    // With starts and lengths of halves, which may both have one sequence.
+    staged_bytes_ = static_cast<size_t>(4 * max_tokens_ + 5 * max_seqs_ + 5) * sizeof(int32_t);
     SLUICE_TRY(void* memory, backend_->allocate(staged_bytes_));
     staged_ = static_cast<int32_t*>(memory);
     host_staged_.resize(staged_bytes_ / sizeof(int32_t));
@@ -459,20 +493,56 @@ class DecoderRunner final : public Runner {
     info_.top_k = config_.top_k;
   }
 
-  // Puts the step's integers one after another and takes them to the device in one copy.
-  ForwardBatch stage(const StepBatch& batch) {
+  // A step whose routing is kept is one batch where the members of attention groups divide its tokens, which would be
+  // those of each half.
+  bool splits(const StepBatch& batch) const {
+    if (batch.first_half.empty()) return false;
+    const bool kept = decoder_->routing().layers() > 0 && decoder_->routing().chosen({}) != nullptr;
+    return !kept || weights_.layout().attention_tp_size() == 1;
+  }
+
+  const int32_t* put_words(std::span<const int32_t> values, size_t& used) {
+    std::copy(values.begin(), values.end(), host_staged_.begin() + static_cast<std::ptrdiff_t>(used));
+    const int32_t* at = staged_ + used;
+    used += values.size();
+    return at;
+  }
+
+  HalfBatches stage_halves(const StepBatch& batch, const ForwardBatch& whole, size_t& used) {
+    const auto group = static_cast<size_t>(weights_.layout().attention_dp().rank);
+    const auto shapes = halves_of(batch.query_start, batch.seq_lens, batch.first_half[group]);
+    HalfBatches halves{.in_order = shapes[0].end_sequence() > shapes[1].first_sequence && shapes[1].tokens > 0};
+    for (size_t h = 0; h < shapes.size(); ++h) {
+      const HalfShape& shape = shapes[h];
+      ForwardBatch& half = halves.half[h] = whole;
+      half.n_logits = 0;
+      half.n_tokens = shape.tokens;
+      half.n_seqs = std::ssize(shape.seq_lens);
+      half.token_ids += shape.first_token;
+      half.positions += shape.first_token;
+      half.kv_slots += shape.first_token;
+      half.table_rows += shape.first_sequence;
+      half.host_query_start = host_staged_.data() + used;
+      half.query_start = put_words(shape.query_start, used);
+      half.host_seq_lens = host_staged_.data() + used;
+      half.seq_lens = put_words(shape.seq_lens, used);
+      half_tokens_[h].assign(batch.group_tokens.begin(), batch.group_tokens.end());
+      for (size_t g = 0; g < half_tokens_[h].size(); ++g) {
+        half_tokens_[h][g] = h == 0 ? batch.first_half[g] : batch.group_tokens[g] - batch.first_half[g];
+      }
+      half.group_tokens = half_tokens_[h];
+    }
+    return halves;
+  }
+
+  // Puts the step's integers one after another, to be taken to the device in one copy.
+  ForwardBatch stage(const StepBatch& batch, size_t& used) {
     SLUICE_CHECK(static_cast<int64_t>(batch.token_ids.size()) <= max_tokens_ &&
                      static_cast<int64_t>(batch.seq_lens.size()) <= max_seqs_ &&
                      batch.logit_rows.size() <= batch.token_ids.size(),
                  "a step of {} tokens in {} sequences is larger than the {} and {} that it was planned for",
                  batch.token_ids.size(), batch.seq_lens.size(), max_tokens_, max_seqs_);
-    size_t used = 0;
-    const auto put = [&](std::span<const int32_t> values) {
-      std::copy(values.begin(), values.end(), host_staged_.begin() + static_cast<std::ptrdiff_t>(used));
-      const int32_t* at = staged_ + used;
-      used += values.size();
-      return at;
-    };
+    const auto put = [&](std::span<const int32_t> values) { return put_words(values, used); };
     ForwardBatch staged;
     staged.n_tokens = static_cast<int64_t>(batch.token_ids.size());
     staged.n_seqs = static_cast<int64_t>(batch.seq_lens.size());
@@ -491,7 +561,6 @@ class DecoderRunner final : public Runner {
     staged.group_tokens = batch.group_tokens;
     staged.group_logits = batch.group_logits;
     staged.extend = batch.extend;
-    backend_->copy_to_device(context_, staged_, host_staged_.data(), used * sizeof(int32_t));
     if (!backend_->host_visible()) {
       for (size_t i = 0; i < batch.seq_lens.size(); ++i) {
         const int64_t row = batch.table_rows[i] * table_width_;
@@ -506,7 +575,7 @@ class DecoderRunner final : public Runner {
   const int64_t max_tokens_;
   const int64_t max_seqs_;
   const ModelConfig config_;
-  const std::optional<moe::ExpertMap> expert_map_;
+  std::optional<moe::ExpertMap> expert_map_;
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<kernels::Stream> stream_;
   const kernels::Context context_;
@@ -515,6 +584,8 @@ class DecoderRunner final : public Runner {
   std::vector<float> label_weights_;  // [labels, hidden] of a classifier
   ModelInfo info_;
   std::optional<moe::ExpertRecorder> recorder_;
+  // Null: experts stay.
+  std::unique_ptr<Rebalancer> rebalancer_;
   int64_t steps_ = 0;  // that all ranks of the instance made together
   std::vector<int32_t> table_;
   int32_t* device_table_ = nullptr;
@@ -526,6 +597,7 @@ class DecoderRunner final : public Runner {
   std::vector<int32_t> host_staged_;
   int32_t* staged_ = nullptr;
   size_t staged_bytes_ = 0;
+  std::array<std::vector<int64_t>, 2> half_tokens_;  // of each attention group
   std::vector<float> host_logits_;
   std::vector<float> joined_logits_;
 };

@@ -15,7 +15,9 @@
 #include "moe/deepep_mode.h"
 #include "moe/expert_map.h"
 #include "moe/expert_recorder.h"
+#include "moe/rebalance.h"
 #include "parallel/groups.h"
+#include "parallel/overlap.h"
 
 namespace sluice::models {
 
@@ -31,6 +33,10 @@ struct StepBatch {
   // With DP attention, of each attention group, equal on all ranks of a step: its tokens and its logits.
   std::span<const int64_t> group_tokens;
   std::span<const int64_t> group_logits;
+  // Of each attention group, the tokens of the first half of its batch, where the halves are to overlap: while rows of
+  // one are on their way the other is computed. Equal on all ranks, which have RunnerOptions::overlap. Empty: one
+  // batch.
+  std::span<const int64_t> first_half;
   bool extend = true;  // some rank of the instance prefills, in which all ranks agree
 };
 
@@ -99,7 +105,8 @@ class Runner {
     (void)progress;
     return Error{ErrorCode::kUnimplemented, model_path + ": this model's weights cannot be loaded anew"};
   }
-  // Tokens that each expert got since the start, [layers with experts][experts]; empty for a model without.
+  // Tokens that each expert got since the start, [layers with experts][experts]; empty for a model without. Of experts
+  // with copies, or that move, each place is counted.
   virtual std::vector<std::vector<int64_t>> expert_loads() const { return {}; }
   // Of the last step; with RunnerOptions::record_routing. Where experts are reached by deepep, of this rank's part of
   // its attention group's tokens.
@@ -107,6 +114,8 @@ class Runner {
   // With RunnerOptions::record_routing: the next step's tokens go to `routing.experts` whatever the routers choose, so
   // that two runs can be compared beyond a near tie. last_routing() still says what they chose. An empty one ends it.
   virtual void force_routing(const Routing& routing) { (void)routing; }
+  // All zero without RunnerOptions::rebalance.
+  virtual moe::RebalanceCounts rebalance_counts() const { return {}; }
   // "start", "stop" or "dump" of a recording of what this rank's experts get; a dump is moe::ExpertRecorder::take() as
   // text. kUnimplemented without RunnerOptions::expert_recorder, or experts.
   virtual Result<std::string> record_experts(std::string_view command) {
@@ -129,9 +138,12 @@ struct RunnerOptions {
   bool record_routing = false;            // keep the routers' choices of the last step
   std::optional<moe::ExpertRecorder::Options> expert_recorder;
   moe::ExpertPlacement expert_placement;
+  std::optional<moe::RebalanceOptions> rebalance;  // with expert_placement.moves
   moe::DeepEpOptions deepep;
   // This rank's part of an instance; they outlive the runner. Null: it has the whole model.
   const parallel::Groups* groups = nullptr;
+  // Of the same ranks. Null: nothing is computed while rows are on their way.
+  parallel::Overlap* overlap = nullptr;
   int shared_weights_fd = -1;  // memfd shared by the ranks of one host: the first one packs into it, the others map it
 };
 

@@ -18,13 +18,14 @@ Result<std::optional<moe::ExpertMap>> expert_map_of(const ModelConfig& config, c
                                                     const moe::ExpertPlacement& placement) {
   std::optional<moe::ExpertMap> map;
   if (placement.trivial()) return map;
-  constexpr std::string_view kFlags = "--ep-num-redundant-experts and --init-expert-location";
-  if (!config.moe) return Error{ErrorCode::kBadOption, fmt::format("{}: the model has no experts", kFlags)};
+  const std::string_view flags =
+      placement.moves ? "--enable-eplb" : "--ep-num-redundant-experts and --init-expert-location";
+  if (!config.moe) return Error{ErrorCode::kBadOption, fmt::format("{}: the model has no experts", flags)};
   if (layout.ep_size == 1) {
     return Error{ErrorCode::kBadOption,
-                 fmt::format("{} divide experts among ranks, which --ep-size 1 does not; set --ep-size or "
+                 fmt::format("{}: experts must be divided among ranks, which --ep-size 1 does not; set --ep-size or "
                              "--moe-a2a-backend deepep",
-                             kFlags)};
+                             flags)};
   }
   SLUICE_TRY(map, moe::make_expert_map(placement, {.layers = config.num_layers,
                                                    .experts = config.moe->experts,

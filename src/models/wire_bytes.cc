@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "moe/deepep_mode.h"
 
 namespace sluice::models {
 namespace {
@@ -32,10 +33,11 @@ struct Formula {
 class Step {
  public:
   Step(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype, const StepLoad& load,
-       SumRule rule)
+       SumRule rule, bool fp8)
       : config_(config),
         layout_(layout),
         element_(static_cast<double>(tensor::block_bytes(dtype))),
+        dispatched_row_(static_cast<double>(moe::payload_row(config.hidden_size, dtype, fp8).bytes())),
         load_(load),
         formula_{rule},
         members_(static_cast<double>(layout.attention_tp_size())) {}
@@ -100,7 +102,7 @@ class Step {
     const auto layers = static_cast<double>(std::ranges::count(config_.moe->sparse, true));
     const auto width = static_cast<double>(config_.hidden_size), top_k = static_cast<double>(config_.moe->top_k);
     out_.dispatch += layers * Formula::all_gather(ranks * ranks * sizeof(int64_t), ranks);
-    out_.dispatch += rows * (2 * top_k * sizeof(int32_t) + width * element_);
+    out_.dispatch += rows * (2 * top_k * sizeof(int32_t) + dispatched_row_);
     out_.combine += rows * width * kSumBytes;
     out_.calls += 4 * static_cast<int64_t>(layers);
   }
@@ -125,6 +127,7 @@ class Step {
   const ModelConfig& config_;
   const parallel::Layout layout_;
   const double element_;
+  const double dispatched_row_;
   const StepLoad load_;
   const Formula formula_;
   const double members_;  // of an attention group
@@ -145,10 +148,10 @@ double none_chosen(int64_t mine, int64_t all, int64_t chosen) {
 }  // namespace
 
 WireBytes wire_bytes(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
-                     const StepLoad& load, double remote_rows, SumRule rule) {
+                     const StepLoad& load, double remote_rows, SumRule rule, bool fp8) {
   SLUICE_CHECK(std::ssize(load.tokens) == layout.dp_size && std::ssize(load.logits) == layout.dp_size,
                "{} and {} counts of {} attention groups", load.tokens.size(), load.logits.size(), layout.dp_size);
-  return Step(config, layout, dtype, load, rule).bytes(remote_rows);
+  return Step(config, layout, dtype, load, rule, fp8).bytes(remote_rows);
 }
 
 // The router keeps some of the groups of experts and chooses top_k experts of those. By the number of a rank's experts

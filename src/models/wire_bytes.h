@@ -39,8 +39,9 @@ struct WireBytes {
 };
 
 // `remote_rows`: with deepep, pairs of a token and another rank that has one of its experts, of all layers together.
+// `fp8`: those travel in e4m3 (moe::payload_row()).
 WireBytes wire_bytes(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
-                     const StepLoad& load, double remote_rows, SumRule rule = {});
+                     const StepLoad& load, double remote_rows, SumRule rule = {}, bool fp8 = false);
 
 // Ranks that a token goes to in one layer, of `ranks` that have equal parts of the experts, on average where each
 // choice that the router can make is as likely as any other.

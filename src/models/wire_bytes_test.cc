@@ -56,7 +56,7 @@ double remote_rows_of(const Routing& routing, const MoeConfig& moe, const Layout
 
 // One step of `tokens` in each attention group, logits of all of them, on ranks that `family` connects.
 Counted count_step(const std::string& family, const std::string& fixture, const ModelConfig& config, Layout layout,
-                   std::vector<int64_t> tokens) {
+                   std::vector<int64_t> tokens, bool fp8 = false) {
   Counted counted;
   const auto& rows = parallel::communicators();
   const auto row = std::ranges::find(rows, family, &parallel::CommunicatorRow::name);
@@ -72,6 +72,7 @@ Counted count_step(const std::string& family, const std::string& fixture, const 
                                      .max_step_tokens = 128,
                                      .max_step_seqs = 8,
                                      .record_routing = true,
+                                     .deepep = {.fp8 = fp8},
                                      .groups = &*groups});
     ASSERT_TRUE(runner.ok()) << runner.error().message;
     Steps steps(**runner);
@@ -166,6 +167,22 @@ TEST(WireBytesTest, OfSharedMemoryAreThoseOfItsRuleForShortAndLongSums) {
   }
 }
 
+TEST(WireBytesTest, OfRowsInFp8AreThoseOfTheirValuesAndScales) {
+  for (const std::string fixture : {"tiny-deepseek-v3", "tiny-qwen3-moe"}) {
+    SCOPED_TRACE(fixture);
+    const ModelConfig config = config_at(folder_of(fixture) + "/config.json");
+    const Layout layout{.tp_size = 2, .dp_size = 2, .ep_size = 2, .a2a = MoeAllToAll::kDeepEp};
+    const std::vector<int64_t> tokens{9, 4};
+    const Counted whole = count_step("inproc", fixture, config, layout, tokens);
+    const Counted fp8 = count_step("inproc", fixture, config, layout, tokens, /*fp8=*/true);
+    EXPECT_LT(fp8.bytes, whole.bytes);
+    EXPECT_EQ(wire_bytes(config, layout, kernels::DType::kF32, {tokens, tokens}, fp8.remote_rows, kAlwaysAddAll,
+                         /*fp8=*/true)
+                  .total(),
+              fp8.bytes);
+  }
+}
+
 // Choices of 2 of 4 groups and 2 of their 4 experts, by hand: both in one group with probability 1/3.
 TEST(WireBytesTest, ATokenGoesToAsManyRanksAsItsChoicesReachOnAverage) {
   MoeConfig moe{.experts = 8, .top_k = 2, .groups = 4, .kept_groups = 2};
@@ -194,6 +211,8 @@ TEST(WireBytesTest, OfDeepSeekV3AreThoseOfItsRowsByHand) {
   const WireBytes dispatched = wire_bytes(config, deepep, kernels::DType::kBf16, {ones, none}, rows);
   EXPECT_EQ(dispatched.dispatch, rows * (7168 * 2 + 2 * 8 * 4) + 58 * 8 * 8 * 8 * 7);
   EXPECT_EQ(dispatched.combine, rows * 7168 * 4);
+  const WireBytes fp8 = wire_bytes(config, deepep, kernels::DType::kBf16, {ones, none}, rows, {}, /*fp8=*/true);
+  EXPECT_EQ(dispatched.dispatch - fp8.dispatch, rows * (7168 * 2 - (7168 + 7168 / 128 * 4)));
   EXPECT_EQ(dispatched.attention + dispatched.gather + dispatched.scatter + dispatched.head, 0);
   EXPECT_EQ(dispatched.calls, 58 * 4);
   // Gathered among 8 in bf16 and scattered as float32 sums, in each of 61 layers.

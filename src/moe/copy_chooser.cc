@@ -5,9 +5,14 @@
 namespace sluice::moe {
 namespace {
 
-// Which copies a token of this rank may go to.
+// Whether a token of this rank may go to several copies.
+bool chooses(const ExpertMap& map, const parallel::Layout& layout) {
+  return layout.a2a == parallel::MoeAllToAll::kNone || map.choice == CopyChoice::kDynamic;
+}
+
+// Which copies it may go to.
 std::vector<std::vector<int32_t>> candidates(const ExpertMap& map, const parallel::Layout& layout, int64_t layer) {
-  if (layout.a2a == parallel::MoeAllToAll::kNone || map.choice == CopyChoice::kDynamic) return map.copies(layer);
+  if (chooses(map, layout)) return map.copies(layer);
   std::vector<std::vector<int32_t>> single;
   for (const int32_t copy : static_copies(map, layer, layout.experts())) single.push_back({copy});
   return single;
@@ -31,20 +36,19 @@ std::vector<int32_t> CopyChooser::table(int64_t layer) const {
 
 Result<void> CopyChooser::allocate(const kernels::Context& context) {
   const int64_t layers = std::ssize(map_.location);
-  for (int64_t layer = 0; layer < layers; ++layer) {
-    for (const auto& copies : candidates(map_, layout_, layer)) width_ = std::max(width_, std::ssize(copies));
-  }
-  const size_t layer_values = static_cast<size_t>(map_.logical * width_);
-  bytes_ = static_cast<size_t>(layers) * layer_values * sizeof(int32_t);
+  width_ = chooses(map_, layout_) ? map_.most_copies() : 1;
+  bytes_ = static_cast<size_t>(layers * map_.logical * width_) * sizeof(int32_t);
   SLUICE_TRY(void* memory, backend_.allocate(bytes_));
   table_ = static_cast<int32_t*>(memory);
-  for (int64_t layer = 0; layer < layers; ++layer) {
-    const std::vector<int32_t> values = table(layer);
-    backend_.copy_to_device(context, table_ + static_cast<size_t>(layer) * layer_values, values.data(),
-                            values.size() * sizeof(int32_t));
-  }
-  backend_.synchronize(context);
+  for (int64_t layer = 0; layer < layers; ++layer) place(context, layer);
   return {};
+}
+
+void CopyChooser::place(const kernels::Context& context, int64_t layer) {
+  const std::vector<int32_t> values = table(layer);
+  backend_.copy_to_device(context, table_ + layer * map_.logical * width_, values.data(),
+                          values.size() * sizeof(int32_t));
+  backend_.synchronize(context);
 }
 
 void CopyChooser::choose(const kernels::Context& context, int64_t layer, uint64_t step, const int32_t* ids,

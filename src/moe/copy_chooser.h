@@ -25,6 +25,8 @@ class CopyChooser {
 
   // Once. kExhausted.
   Result<void> allocate(const kernels::Context& context);
+  // The map of this layer has changed.
+  void place(const kernels::Context& context, int64_t layer);
   // `out` [n, top_k] are the copies that `ids` [n, top_k] go to in layer `layer` of step `step`.
   void choose(const kernels::Context& context, int64_t layer, uint64_t step, const int32_t* ids, int32_t* out,
               int64_t n, int64_t top_k) const;
@@ -35,7 +37,7 @@ class CopyChooser {
   const kernels::Backend& backend_;
   const ExpertMap& map_;
   const parallel::Layout layout_;
-  int64_t width_ = 0;         // most copies that an expert has here
+  int64_t width_ = 0;         // most copies that an expert has here, or will ever have
   int32_t* table_ = nullptr;  // [layers, logical, width], -1 after an expert's last
   size_t bytes_ = 0;
 };

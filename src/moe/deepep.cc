@@ -10,8 +10,13 @@ namespace sluice::moe {
 
 using parallel::Element;
 
-DeepEp::DeepEp(const kernels::Backend& backend, const parallel::Groups& groups, const Sizes& sizes)
-    : backend_(backend), groups_(groups), sizes_(sizes), ranks_(groups.layout.tp_size), memory_(backend) {
+DeepEp::DeepEp(const kernels::Backend& backend, const parallel::Groups& groups, const Sizes& sizes, bool fp8)
+    : backend_(backend),
+      groups_(groups),
+      sizes_(sizes),
+      ranks_(groups.layout.tp_size),
+      memory_(backend),
+      payload_(backend, sizes, fp8) {
   SLUICE_CHECK(groups.layout.ep_size == ranks_, "{} parts of the experts on {} ranks", groups.layout.ep_size, ranks_);
 }
 
@@ -20,7 +25,8 @@ Result<void> DeepEp::allocate(int64_t max_tokens, int64_t max_received) {
   const int64_t most_sent = max_tokens * std::min(ranks_, sizes_.top_k);
   const auto row_bytes = sizes_.hidden * static_cast<int64_t>(tensor::block_bytes(sizes_.dtype));
   SLUICE_TRY(device_places_, memory_.take<int32_t>(max_tokens * ranks_));
-  SLUICE_TRY(send_, memory_.take<char>(most_sent * row_bytes));
+  SLUICE_TRY_VOID(payload_.allocate(max_tokens, max_received));
+  SLUICE_TRY(send_, memory_.take<char>(most_sent * payload_.row_bytes()));
   SLUICE_TRY(receive_, memory_.take<char>(backend_.padded_rows(max_received) * row_bytes));
   SLUICE_TRY(receive_ids_, memory_.take<int32_t>(max_received * sizes_.top_k));
   SLUICE_TRY(receive_shares_, memory_.take<float>(max_received * sizes_.top_k));
@@ -112,15 +118,17 @@ Result<Tokens> DeepEp::dispatch(const kernels::Context& context, const Tokens& o
   SLUICE_TRY_VOID(exchange_counts());
   SLUICE_TRY_VOID(exchange_routes(context));
   backend_.copy_to_device(context, device_places_, places_.data(), places_.size() * sizeof(int32_t));
-  backend_.scatter_rows(context, {.in = own.x,
+  backend_.scatter_rows(context, {.in = payload_.pack(context, own.x, own.n),
                                   .rows = device_places_,
                                   .out = send_,
-                                  .dtype = sizes_.dtype,
+                                  .dtype = payload_.dtype(),
                                   .n = own.n,
                                   .copies = ranks_,
-                                  .width = sizes_.hidden});
-  SLUICE_TRY_VOID(groups_.all->all_to_all_v(context, parallel::element_of(sizes_.dtype), send_,
-                                            times(sent_, sizes_.hidden), receive_, times(received_, sizes_.hidden)));
+                                  .width = payload_.width()});
+  SLUICE_TRY_VOID(groups_.all->all_to_all_v(context, parallel::element_of(payload_.dtype()), send_,
+                                            times(sent_, payload_.width()), payload_.arrival(receive_),
+                                            times(received_, payload_.width())));
+  payload_.unpack(context, receive_, rows_received_);
   backend_.clear(context, results_, static_cast<size_t>(rows_received_ * sizes_.hidden) * sizeof(float));
   return Tokens{.x = receive_, .ids = receive_ids_, .shares = receive_shares_, .n = rows_received_, .out = results_};
 }

@@ -7,13 +7,14 @@
 
 #include "moe/device_memory.h"
 #include "moe/dispatcher.h"
+#include "moe/payload.h"
 
 namespace sluice::moe {
 
 class DeepEp final : public Dispatcher {
  public:
   // `groups` outlives this. Expert ranges follow Layout::experts(), one for each rank.
-  DeepEp(const kernels::Backend& backend, const parallel::Groups& groups, const Sizes& sizes);
+  DeepEp(const kernels::Backend& backend, const parallel::Groups& groups, const Sizes& sizes, bool fp8);
 
   Result<void> allocate(int64_t max_tokens, int64_t max_received) override;
   Result<Tokens> dispatch(const kernels::Context& context, const Tokens& own, bool extend) override;
@@ -46,13 +47,14 @@ class DeepEp final : public Dispatcher {
 
   // Device memory.
   DeviceMemory memory_;
+  Payload payload_;
   int32_t* device_places_ = nullptr;  // [max_tokens, ranks]
-  void* send_ = nullptr;              // [rows, hidden] of dtype
-  void* receive_ = nullptr;
-  int32_t* receive_ids_ = nullptr;   // [rows, top_k]
-  float* receive_shares_ = nullptr;  // [rows, top_k]
-  float* results_ = nullptr;         // [rows received, hidden]
-  float* returned_ = nullptr;        // [rows sent, hidden]
+  void* send_ = nullptr;              // [rows] of payload
+  void* receive_ = nullptr;           // [rows, hidden] of dtype
+  int32_t* receive_ids_ = nullptr;    // [rows, top_k]
+  float* receive_shares_ = nullptr;   // [rows, top_k]
+  float* results_ = nullptr;          // [rows received, hidden]
+  float* returned_ = nullptr;         // [rows sent, hidden]
 };
 
 }  // namespace sluice::moe

@@ -8,8 +8,10 @@ namespace sluice::moe {
 
 class DeepEpAuto final : public Dispatcher {
  public:
-  DeepEpAuto(const kernels::Backend& backend, const parallel::Groups& groups, const Sizes& sizes, int64_t capacity)
-      : normal_(backend, groups, sizes), low_latency_(backend, groups, sizes, capacity) {}
+  DeepEpAuto(const kernels::Backend& backend, const parallel::Groups& groups, const Sizes& sizes,
+             const DeepEpOptions& options)
+      : normal_(backend, groups, sizes, options.fp8),
+        low_latency_(backend, groups, sizes, options.capacity, options.fp8) {}
 
   Result<void> allocate(int64_t max_tokens, int64_t max_received) override {
     SLUICE_TRY_VOID(normal_.allocate(max_tokens, max_received));

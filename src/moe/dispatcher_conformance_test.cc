@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <functional>
 #include <set>
@@ -17,7 +18,7 @@
 namespace sluice::moe {
 namespace {
 
-constexpr int64_t kHidden = 8;
+constexpr int64_t kHidden = 256;
 constexpr int64_t kCapacity = 20;  // tokens of a rank in a slab
 
 struct Way {
@@ -25,6 +26,7 @@ struct Way {
   std::string device;
   parallel::MoeAllToAll a2a;
   DeepEpMode mode;
+  bool fp8;
   int64_t ranks;
 };
 void PrintTo(const Way& way, std::ostream* out) { *out << way.name; }
@@ -36,12 +38,36 @@ struct Batch {
   std::vector<int32_t> ids;                     // [n, top_k]
   std::vector<float> shares;                    // [n, top_k]
   std::vector<float> want;                      // [n, kHidden] what is to come back
+  std::vector<float> error;                     // [n, kHidden] by which it may be off, if rows are in FP8
   std::vector<int32_t> slab_starts, slab_rows;  // of what a rank receives in a slab
 };
 
-// So that a receiver can tell a row's origin, which is unique.
+// Half of a row tells its origin, in values that e4m3 has exactly where the largest is 448; the other half are any,
+// large and small.
 float value_of(int64_t rank, int64_t token, int64_t column) {
-  return static_cast<float>(1 + rank * 100 + token) + static_cast<float>(column) / 16;
+  if (column >= kHidden / 2) {
+    const uint64_t any = kernels::splitmix64(static_cast<uint64_t>((rank * 1000 + token) * kHidden + column));
+    const auto mantissa = static_cast<float>(static_cast<int32_t>(any)) * 0x1p-31f;
+    return std::ldexp(mantissa, static_cast<int>(column % 13) - 6);
+  }
+  const int64_t origin[] = {448, rank, token / 16, token % 16};
+  return static_cast<float>(column < 4 ? origin[column] : column % 8);
+}
+std::pair<size_t, int64_t> origin_of(const float* row) {
+  return {static_cast<size_t>(row[1]), static_cast<int64_t>(row[2]) * 16 + static_cast<int64_t>(row[3])};
+}
+
+// By how much the values of a row in e4m3 may be off: half a step of three bits of mantissa, which are a fixed step
+// below 2^-6 of the unit in which the largest of the 128 is 448.
+std::vector<float> fp8_errors(int64_t rank, int64_t token) {
+  std::vector<float> errors(kHidden);
+  float top = 0;
+  for (int64_t j = kHidden / 2; j < kHidden; ++j) top = std::max(top, std::abs(value_of(rank, token, j)));
+  for (int64_t j = kHidden / 2; j < kHidden; ++j) {
+    const float value = std::abs(value_of(rank, token, j));
+    errors[static_cast<size_t>(j)] = std::max(value * 0x1p-4f, top / 448 * 0x1p-10f) * (1 + 0x1p-18f);
+  }
+  return errors;
 }
 
 enum class Routing : uint8_t { kRandom, kAllToOne, kSomeRanksEmpty, kAllEmpty };
@@ -65,6 +91,7 @@ Batch draw(Rng& rng, Routing routing, int64_t rank, const Sizes& sizes, int64_t 
       sum += share * static_cast<float>(id + 1);
     }
     for (int64_t j = 0; j < kHidden; ++j) batch.want.push_back(sum * value_of(rank, i, j));
+    for (const float error : fp8_errors(rank, i)) batch.error.push_back(sum * error);
   }
   return batch;
 }
@@ -81,7 +108,8 @@ class Rank {
                                                 .a2a = way.a2a});
     EXPECT_TRUE(groups.ok());
     groups_ = std::move(*groups);
-    dispatcher_ = make_dispatcher(*backend_, &groups_, sizes, {.mode = way.mode, .capacity = kCapacity});
+    dispatcher_ =
+        make_dispatcher(*backend_, &groups_, sizes, {.mode = way.mode, .capacity = kCapacity, .fp8 = way.fp8});
     EXPECT_TRUE(dispatcher_->allocate(max_tokens, max_tokens * way.ranks).ok());
   }
   ~Rank() { free(); }
@@ -213,19 +241,29 @@ std::set<std::pair<size_t, int64_t>> expected_rows(const std::vector<Batch>& bat
   return rows;
 }
 
-void expect_rows(const Batch& got, const std::vector<Batch>& batches, const parallel::Slice& experts, int64_t top_k) {
+void expect_values(const float* row, size_t rank, int64_t token, bool fp8) {
+  const auto origin = static_cast<int64_t>(rank);
+  const std::vector<float> errors = fp8 ? fp8_errors(origin, token) : std::vector<float>(kHidden);
+  int64_t inexact = 0;
+  for (int64_t j = 0; j < kHidden; ++j) {
+    const float sent = value_of(origin, token, j);
+    ASSERT_LE(std::abs(row[j] - sent), errors[static_cast<size_t>(j)])
+        << "value " << j << " of token " << token << " of rank " << rank;
+    inexact += row[j] != sent;
+  }
+  EXPECT_EQ(inexact > 0, fp8) << "what is sent in e4m3 loses something";
+}
+
+void expect_rows(const Batch& got, const std::vector<Batch>& batches, const parallel::Slice& experts, int64_t top_k,
+                 bool fp8) {
   const auto wanted = expected_rows(batches, experts, top_k);
   EXPECT_EQ(got.n, std::ssize(wanted)) << "each row once, and no other";
   std::set<std::pair<size_t, int64_t>> found;
   for (int64_t row = 0; row < got.n; ++row) {
-    const auto origin = static_cast<int64_t>(got.x[static_cast<size_t>(row * kHidden)]) - 1;
-    const auto rank = static_cast<size_t>(origin / 100);
-    const int64_t token = origin % 100;
+    const auto [rank, token] = origin_of(&got.x[static_cast<size_t>(row * kHidden)]);
     ASSERT_TRUE(wanted.contains({rank, token})) << "token " << token << " of rank " << rank << " has no expert here";
     found.emplace(rank, token);
-    for (int64_t j = 0; j < kHidden; ++j) {
-      ASSERT_EQ(got.x[static_cast<size_t>(row * kHidden + j)], value_of(static_cast<int64_t>(rank), token, j));
-    }
+    expect_values(&got.x[static_cast<size_t>(row * kHidden)], rank, token, fp8);
     for (int64_t k = 0; k < top_k; ++k) {
       const auto here = static_cast<size_t>(row * top_k + k), there = static_cast<size_t>(token * top_k + k);
       ASSERT_EQ(got.ids[here], batches[rank].ids[there]);
@@ -236,7 +274,8 @@ void expect_rows(const Batch& got, const std::vector<Batch>& batches, const para
 }
 
 // Each pair of a token and an expert of this rank is a row of that expert, and the rows of an expert follow each other.
-void expect_slab(const Batch& got, const std::vector<Batch>& batches, const parallel::Slice& experts, int64_t top_k) {
+void expect_slab(const Batch& got, const std::vector<Batch>& batches, const parallel::Slice& experts, int64_t top_k,
+                 bool fp8) {
   std::set<std::tuple<size_t, int64_t, int32_t>> wanted, found;
   for (size_t rank = 0; rank < batches.size(); ++rank) {
     for (size_t i = 0; i < batches[rank].ids.size(); ++i) {
@@ -246,12 +285,10 @@ void expect_slab(const Batch& got, const std::vector<Batch>& batches, const para
   }
   std::vector<std::set<int32_t>> rows(static_cast<size_t>(experts.count));
   for (int64_t row = 0; row < got.n; ++row) {
-    const auto origin = static_cast<int64_t>(got.x[static_cast<size_t>(row * kHidden)]) - 1;
+    const auto [rank, token] = origin_of(&got.x[static_cast<size_t>(row * kHidden)]);
     const int32_t id = got.ids[static_cast<size_t>(row)];
-    found.emplace(static_cast<size_t>(origin / 100), origin % 100, id);
-    for (int64_t j = 0; j < kHidden; ++j) {
-      ASSERT_EQ(got.x[static_cast<size_t>(row * kHidden + j)], value_of(origin / 100, origin % 100, j));
-    }
+    found.emplace(rank, token, id);
+    expect_values(&got.x[static_cast<size_t>(row * kHidden)], rank, token, fp8);
     rows[static_cast<size_t>(id - experts.first)].insert(got.slab_rows[static_cast<size_t>(row)]);
   }
   EXPECT_EQ(found, wanted);
@@ -285,10 +322,10 @@ TEST_P(DispatcherConformance, GivesEachRankItsRowsAndTheirSumsBack) {
         const auto got = rank.dispatch(batches[i], extend);
         ASSERT_TRUE(got.ok()) << got.error().message;
         if (uses_slab(extend)) {
-          expect_slab(*got, batches, rank.own_experts(), top_k);
+          expect_slab(*got, batches, rank.own_experts(), top_k, GetParam().fp8);
         } else if (sends()) {
           EXPECT_TRUE(got->slab_rows.empty());
-          expect_rows(*got, batches, rank.own_experts(), top_k);
+          expect_rows(*got, batches, rank.own_experts(), top_k, GetParam().fp8);
         } else {
           EXPECT_EQ(got->x, batches[i].x) << "nothing is sent";
         }
@@ -303,7 +340,8 @@ TEST_P(DispatcherConformance, GivesEachRankItsRowsAndTheirSumsBack) {
         for (size_t j = 0; j < back->size(); ++j) {
           // As many products are added up as there are experts of a token, in another order.
           const float want = batches[i].want[j];
-          ASSERT_NEAR((*back)[j], want, 8 * 0x1p-24 * std::abs(want) + 1e-6) << "value " << j;
+          const float sent = GetParam().fp8 ? batches[i].error[j] : 0;
+          ASSERT_NEAR((*back)[j], want, sent + 8 * 0x1p-24 * std::abs(want) + 1e-6) << "value " << j;
         }
       });
     }
@@ -354,13 +392,15 @@ std::vector<Way> ways() {
   std::vector<Way> all;
   for (const auto& row : kernels::backends()) {
     for (const int64_t ranks : {1, 2, 4}) {
-      const auto add = [&](std::string_view name, parallel::MoeAllToAll a2a, DeepEpMode mode) {
-        all.push_back({fmt::format("{}_{}_{}", name, row.name, ranks), std::string(row.name), a2a, mode, ranks});
+      const auto add = [&](std::string_view name, parallel::MoeAllToAll a2a, DeepEpMode mode, bool fp8 = false) {
+        all.push_back({fmt::format("{}_{}_{}", name, row.name, ranks), std::string(row.name), a2a, mode, fp8, ranks});
       };
       add("none", parallel::MoeAllToAll::kNone, DeepEpMode::kNormal);
       add("deepep_normal", parallel::MoeAllToAll::kDeepEp, DeepEpMode::kNormal);
       add("deepep_low_latency", parallel::MoeAllToAll::kDeepEp, DeepEpMode::kLowLatency);
       add("deepep_auto", parallel::MoeAllToAll::kDeepEp, DeepEpMode::kAuto);
+      add("deepep_normal_fp8", parallel::MoeAllToAll::kDeepEp, DeepEpMode::kNormal, true);
+      add("deepep_auto_fp8", parallel::MoeAllToAll::kDeepEp, DeepEpMode::kAuto, true);
     }
   }
   return all;

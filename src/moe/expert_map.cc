@@ -42,19 +42,6 @@ Result<ExpertLoads> read_counts(const json& counts, const ExpertSizes& sizes) {
   return sum;
 }
 
-Result<PhysicalToLogical> place(const json& counts, const ExpertPlacement& placement, const ExpertSizes& sizes) {
-  SLUICE_TRY(const ExpertLoads loads, read_counts(counts, sizes));
-  const Rebalance to{.physical = sizes.experts + placement.redundant,
-                     .ranks = sizes.ranks,
-                     .nodes = placement.nodes,
-                     .groups = sizes.groups};
-  const bool hierarchical =
-      placement.algorithm == "deepseek_hierarchical" || (placement.algorithm == "auto" && sizes.groups % to.nodes == 0);
-  auto location = hierarchical ? rebalance_hierarchical(loads, to) : rebalance_global(loads, to);
-  if (!location.ok()) return bad(location.error().message);
-  return location;
-}
-
 Result<PhysicalToLogical> read_location(const ExpertPlacement& placement, const ExpertSizes& sizes) {
   const json given = json::parse(placement.location, nullptr, /*allow_exceptions=*/false);
   if (!given.is_object()) return bad("'trivial', a .json file or JSON is wanted");
@@ -63,7 +50,10 @@ Result<PhysicalToLogical> read_location(const ExpertPlacement& placement, const 
       return map->get<PhysicalToLogical>();
     }
     if (const auto counts = given.find("logical_count"); counts != given.end()) {
-      return place(*counts, placement, sizes);
+      SLUICE_TRY(const ExpertLoads loads, read_counts(*counts, sizes));
+      auto location = place_experts(loads, placement, sizes);
+      if (!location.ok()) return bad(location.error().message);
+      return location;
     }
   } catch (const json::exception& e) {
     return bad(e.what());
@@ -100,6 +90,26 @@ Result<void> check(const ExpertMap& map, int64_t layers) {
 
 }  // namespace
 
+int64_t ExpertMap::most_copies() const {
+  if (moves) return physical - logical + 1;
+  size_t most = 1;
+  for (int64_t layer = 0; layer < std::ssize(location); ++layer) {
+    for (const auto& of_expert : copies(layer)) most = std::max(most, of_expert.size());
+  }
+  return static_cast<int64_t>(most);
+}
+
+Result<PhysicalToLogical> place_experts(const ExpertLoads& loads, const ExpertPlacement& placement,
+                                        const ExpertSizes& sizes) {
+  const Rebalance to{.physical = sizes.experts + placement.redundant,
+                     .ranks = sizes.ranks,
+                     .nodes = placement.nodes,
+                     .groups = sizes.groups};
+  const bool hierarchical =
+      placement.algorithm == "deepseek_hierarchical" || (placement.algorithm == "auto" && sizes.groups % to.nodes == 0);
+  return hierarchical ? rebalance_hierarchical(loads, to) : rebalance_global(loads, to);
+}
+
 std::vector<std::vector<int32_t>> ExpertMap::copies(int64_t layer) const {
   std::vector<std::vector<int32_t>> all(static_cast<size_t>(logical));
   const auto& of_layer = location[static_cast<size_t>(layer)];
@@ -110,7 +120,10 @@ std::vector<std::vector<int32_t>> ExpertMap::copies(int64_t layer) const {
 }
 
 Result<ExpertMap> make_expert_map(const ExpertPlacement& placement, const ExpertSizes& sizes) {
-  ExpertMap map{.logical = sizes.experts, .physical = sizes.experts + placement.redundant, .choice = placement.choice};
+  ExpertMap map{.logical = sizes.experts,
+                .physical = sizes.experts + placement.redundant,
+                .choice = placement.choice,
+                .moves = placement.moves};
   if (map.physical % sizes.ranks != 0) {
     const int64_t over = map.physical % sizes.ranks;
     const int64_t more = placement.redundant + sizes.ranks - over, fewer = placement.redundant - over;
@@ -120,6 +133,13 @@ Result<ExpertMap> make_expert_map(const ExpertPlacement& placement, const Expert
                     "--ep-size {}; the nearest that are: {}",
                     placement.redundant, sizes.experts, sizes.ranks,
                     fewer < 0 ? fmt::format("{}", more) : fmt::format("{}, {}", fewer, more))};
+  }
+  if (placement.moves) {
+    // What does not fit is found now, and not when there are loads.
+    const ExpertLoads even(1, std::vector<int64_t>(static_cast<size_t>(sizes.experts), 1));
+    if (const auto placed = place_experts(even, placement, sizes); !placed.ok()) {
+      return Error{ErrorCode::kBadOption, fmt::format("--enable-eplb: {}", placed.error().message)};
+    }
   }
   if (placement.location == "trivial") {
     map.location = trivial_location(sizes.layers, map.logical, map.physical);

@@ -27,17 +27,21 @@ struct ExpertPlacement {
   std::string algorithm = "auto";    // that makes a map of counts (--eplb-algorithm)
   CopyChoice choice = CopyChoice::kStatic;
   int64_t nodes = 1;
+  bool moves = false;  // experts are moved while the rank serves (--enable-eplb)
 
-  bool trivial() const { return redundant == 0 && location == "trivial"; }
+  bool trivial() const { return redundant == 0 && location == "trivial" && !moves; }
 };
 
-// Constant once made. Layers are those of the model; of a dense one nothing is read.
+// Changed by models/rebalancer.h alone, between steps. Layers are those of the model; of a dense one nothing is read.
 struct ExpertMap {
   int64_t logical = 0;
   int64_t physical = 0;
   PhysicalToLogical location;
   CopyChoice choice = CopyChoice::kStatic;
+  bool moves = false;
 
+  // Most copies that an expert has in any layer, or will ever have.
+  int64_t most_copies() const;
   // The copies of each expert, ascending.
   std::vector<std::vector<int32_t>> copies(int64_t layer) const;
 };
@@ -48,6 +52,10 @@ struct ExpertSizes {
   int64_t groups = 1;
   int64_t ranks = 1;  // that divide the experts
 };
+
+// Balanced for `loads` [layers][experts] by the placement's algorithm. kInvalidArgument says which number does not fit.
+Result<PhysicalToLogical> place_experts(const ExpertLoads& loads, const ExpertPlacement& placement,
+                                        const ExpertSizes& sizes);
 
 // kBadOption names the flag: a map of another shape, an expert that is nowhere, numbers that do not divide.
 Result<ExpertMap> make_expert_map(const ExpertPlacement& placement, const ExpertSizes& sizes);

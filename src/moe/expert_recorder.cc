@@ -20,6 +20,15 @@ Result<RecordMode> record_mode(std::string_view name) {
                                                   name)};
 }
 
+ExpertRecorder::ExpertRecorder(Options options, Experts experts)
+    : options_(options), experts_(std::move(experts)), listed_(experts_.own) {
+  if (!experts_.move) return;
+  for (auto& of_layer : listed_) {
+    of_layer.resize(static_cast<size_t>(experts_.logical));
+    std::iota(of_layer.begin(), of_layer.end(), 0);
+  }
+}
+
 void ExpertRecorder::start(std::vector<int64_t> loads) {
   recording_ = true;
   before_ = std::move(loads);
@@ -35,8 +44,7 @@ void ExpertRecorder::drop_oldest() {
 void ExpertRecorder::add(int64_t step, std::vector<int64_t> loads, const Tokens& tokens) {
   if (!recording_) return;
   SLUICE_CHECK(loads.size() == before_.size(), "loads of {} experts after those of {}", loads.size(), before_.size());
-  Step added{.number = step, .counts = loads};
-  for (size_t i = 0; i < loads.size(); ++i) added.counts[i] -= before_[i];
+  Step added{.number = step, .counts = counts_of(loads)};
   before_ = std::move(loads);
   if (options_.mode == RecordMode::kPerToken) {
     added.ids.assign(tokens.ids.begin(), tokens.ids.end());
@@ -50,12 +58,25 @@ void ExpertRecorder::add(int64_t step, std::vector<int64_t> loads, const Tokens&
   while (kept_ > options_.most_numbers) drop_oldest();
 }
 
+std::vector<int64_t> ExpertRecorder::counts_of(const std::vector<int64_t>& loads) const {
+  std::vector<int64_t> counts;
+  size_t at = 0;
+  for (size_t layer = 0; layer < experts_.own.size(); ++layer) {
+    const size_t first = counts.size();
+    counts.resize(first + listed_[layer].size());
+    for (size_t i = 0; i < experts_.own[layer].size(); ++i, ++at) {
+      counts[first + (experts_.move ? static_cast<size_t>(experts_.own[layer][i]) : i)] += loads[at] - before_[at];
+    }
+  }
+  return counts;
+}
+
 json ExpertRecorder::by_layer(const std::vector<int64_t>& counts) const {
   json layers = json::array();
   auto at = counts.begin();
-  for (const auto& own : experts_.own) {
-    layers.push_back(std::vector<int64_t>(at, at + std::ssize(own)));
-    at += std::ssize(own);
+  for (const auto& listed : listed_) {
+    layers.push_back(std::vector<int64_t>(at, at + std::ssize(listed)));
+    at += std::ssize(listed);
   }
   return layers;
 }
@@ -79,19 +100,19 @@ json ExpertRecorder::take() {
            {"model_layers", experts_.model_layers},
            {"logical", experts_.logical},
            {"layers", experts_.layers},
-           {"own", experts_.own},
+           {"own", listed_},
            {"reports", experts_.reports}};
   size_t counted = 0;
-  for (const auto& own : experts_.own) counted += own.size();
+  for (const auto& listed : listed_) counted += listed.size();
   std::vector<int64_t> total(counted);  // all zero before the first start
   json steps = json::array();
   for (const Step& step : steps_) {
     json one{{"step", step.number}};
     std::vector<int64_t> rank;  // tokens of each layer that came to this rank
     auto at = step.counts.begin();
-    for (const auto& own : experts_.own) {
-      rank.push_back(std::accumulate(at, at + std::ssize(own), int64_t{0}));
-      at += std::ssize(own);
+    for (const auto& listed : listed_) {
+      rank.push_back(std::accumulate(at, at + std::ssize(listed), int64_t{0}));
+      at += std::ssize(listed);
     }
     one["tokens"] = std::move(rank);
     if (options_.mode == RecordMode::kPerPass) one["counts"] = by_layer(step.counts);

@@ -39,6 +39,7 @@ class ExpertRecorder {
     int64_t logical = 0;                    // experts of a layer, copies counted once
     std::vector<int64_t> layers;            // of the model, those with experts
     std::vector<std::vector<int32_t>> own;  // [layers] logical numbers of this rank's
+    bool move = false;                      // relocate() will be called: counts are of all experts, not of the own
     bool reports = true;                    // false: another rank has the same and counts the same tokens
   };
   // Of one step, where each token is recorded.
@@ -47,10 +48,12 @@ class ExpertRecorder {
     std::span<const int32_t> experts;         // [layers, n, top_k] logical
     int64_t top_k = 0;
   };
-  ExpertRecorder(Options options, Experts experts) : options_(options), experts_(std::move(experts)) {}
+  ExpertRecorder(Options options, Experts experts);
 
   // `loads` [layers * own] are tokens that each expert got since the rank's start.
   void start(std::vector<int64_t> loads);
+  // This rank's experts of the index-th layer with experts are others from the next step on.
+  void relocate(size_t layer, std::vector<int32_t> own) { experts_.own[layer] = std::move(own); }
   void stop() { recording_ = false; }
   bool recording() const { return recording_; }
   RecordMode mode() const { return options_.mode; }
@@ -62,17 +65,19 @@ class ExpertRecorder {
  private:
   struct Step {
     int64_t number = 0;
-    std::vector<int64_t> counts;                   // [layers * own]
+    std::vector<int64_t> counts;                   // [layers * listed]
     std::vector<int32_t> ids, positions, choices;  // kPerToken
     int64_t top_k = 0;
     int64_t numbers() const { return std::ssize(counts) + 8 * std::ssize(choices); }
   };
+  std::vector<int64_t> counts_of(const std::vector<int64_t>& loads) const;
   nlohmann::json by_layer(const std::vector<int64_t>& counts) const;
   nlohmann::json tokens_of(const Step& step) const;
   void drop_oldest();
 
   const Options options_;
-  const Experts experts_;
+  Experts experts_;
+  std::vector<std::vector<int32_t>> listed_;  // [layers] logical numbers of the experts that are counted
   bool recording_ = false;
   std::vector<int64_t> before_;  // loads after the last step
   std::deque<Step> steps_;

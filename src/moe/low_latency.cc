@@ -9,8 +9,17 @@ namespace sluice::moe {
 
 using parallel::Element;
 
+namespace {
+
+std::vector<int64_t> times(std::vector<int64_t> rows, int64_t width) {
+  for (int64_t& value : rows) value *= width;
+  return rows;
+}
+
+}  // namespace
+
 LowLatency::LowLatency(const kernels::Backend& backend, const parallel::Groups& groups, const Sizes& sizes,
-                       int64_t capacity)
+                       int64_t capacity, bool fp8)
     : backend_(backend),
       groups_(groups),
       sizes_(sizes),
@@ -18,7 +27,8 @@ LowLatency::LowLatency(const kernels::Backend& backend, const parallel::Groups& 
       capacity_(capacity),
       own_experts_(parallel::part_of(sizes.experts, groups.layout.experts())),
       expert_rows_(backend.padded_rows(ranks_ * capacity)),
-      memory_(backend) {
+      memory_(backend),
+      payload_(backend, sizes, fp8) {
   SLUICE_CHECK(groups.layout.ep_size == ranks_, "{} parts of the experts on {} ranks", groups.layout.ep_size, ranks_);
 }
 
@@ -30,7 +40,8 @@ Result<void> LowLatency::allocate(int64_t, int64_t) {
   SLUICE_TRY(device_slab_places_, memory_.take<int32_t>(most_received));
   SLUICE_TRY(device_slab_ids_, memory_.take<int32_t>(most_received));
   SLUICE_TRY(starts_, memory_.take<int32_t>(own_experts_.count));
-  SLUICE_TRY(send_, memory_.take<char>(most_sent * row_bytes));
+  SLUICE_TRY_VOID(payload_.allocate(capacity_, most_received));
+  SLUICE_TRY(send_, memory_.take<char>(most_sent * payload_.row_bytes()));
   SLUICE_TRY(arrived_, memory_.take<char>(most_received * row_bytes));
   SLUICE_TRY(slab_, memory_.take<char>(slab_rows() * row_bytes));
   SLUICE_TRY(results_, memory_.take<float>(slab_rows() * sizes_.hidden));
@@ -66,7 +77,7 @@ Result<void> LowLatency::exchange_counts() {
     counts_out_.insert(counts_out_.end(), counts.begin(), counts.end());
     counts_out_.push_back(own_.n);
     values_out.push_back(experts.count + 1);
-    sent_.push_back(std::accumulate(counts.begin(), counts.end(), int64_t{0}) * sizes_.hidden);
+    sent_.push_back(std::accumulate(counts.begin(), counts.end(), int64_t{0}));
   }
   const int64_t width = own_experts_.count + 1;
   counts_in_.resize(static_cast<size_t>(ranks_ * width));
@@ -85,7 +96,7 @@ Result<void> LowLatency::exchange_counts() {
                       rank, tokens, capacity_)};
     }
     const int64_t rows = std::accumulate(counts, counts + own_experts_.count, int64_t{0});
-    received_.push_back(rows * sizes_.hidden);
+    received_.push_back(rows);
     rows_received_ += rows;
   }
   return {};
@@ -115,15 +126,17 @@ Result<Tokens> LowLatency::dispatch(const kernels::Context& context, const Token
   SLUICE_TRY_VOID(exchange_counts());
   plan_slab(context);
   backend_.copy_to_device(context, device_places_, places_.data(), places_.size() * sizeof(int32_t));
-  backend_.scatter_rows(context, {.in = own.x,
+  backend_.scatter_rows(context, {.in = payload_.pack(context, own.x, own.n),
                                   .rows = device_places_,
                                   .out = send_,
-                                  .dtype = sizes_.dtype,
+                                  .dtype = payload_.dtype(),
                                   .n = own.n,
                                   .copies = sizes_.top_k,
-                                  .width = sizes_.hidden});
-  SLUICE_TRY_VOID(
-      groups_.all->all_to_all_v(context, parallel::element_of(sizes_.dtype), send_, sent_, arrived_, received_));
+                                  .width = payload_.width()});
+  SLUICE_TRY_VOID(groups_.all->all_to_all_v(context, parallel::element_of(payload_.dtype()), send_,
+                                            times(sent_, payload_.width()), payload_.arrival(arrived_),
+                                            times(received_, payload_.width())));
+  payload_.unpack(context, arrived_, rows_received_);
   backend_.scatter_rows(context, {.in = arrived_,
                                   .rows = device_slab_places_,
                                   .out = slab_,
@@ -144,7 +157,8 @@ Result<void> LowLatency::combine(const kernels::Context& context) {
   backend_.gather_rows(
       context,
       {.in = results_, .rows = device_slab_places_, .out = leaving_, .n = rows_received_, .width = sizes_.hidden});
-  SLUICE_TRY_VOID(groups_.all->all_to_all_v(context, Element::kF32, leaving_, received_, returned_, sent_));
+  SLUICE_TRY_VOID(groups_.all->all_to_all_v(context, Element::kF32, leaving_, times(received_, sizes_.hidden),
+                                            returned_, times(sent_, sizes_.hidden)));
   backend_.combine_rows(context, {.in = returned_,
                                   .rows = device_places_,
                                   .weights = own_.shares,

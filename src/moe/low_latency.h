@@ -8,13 +8,15 @@
 
 #include "moe/device_memory.h"
 #include "moe/dispatcher.h"
+#include "moe/payload.h"
 
 namespace sluice::moe {
 
 class LowLatency final : public Dispatcher {
  public:
   // `groups` outlives this. Expert ranges follow Layout::experts(), one for each rank.
-  LowLatency(const kernels::Backend& backend, const parallel::Groups& groups, const Sizes& sizes, int64_t capacity);
+  LowLatency(const kernels::Backend& backend, const parallel::Groups& groups, const Sizes& sizes, int64_t capacity,
+             bool fp8);
 
   Result<void> allocate(int64_t max_tokens, int64_t max_received) override;
   // kExhausted on all ranks, if one of them has more tokens than its capacity.
@@ -43,18 +45,19 @@ class LowLatency final : public Dispatcher {
   std::vector<int32_t> places_;                  // [n, top_k] row of the send buffer, -1 = none
   std::vector<int64_t> expert_counts_;           // [experts] rows that this rank sends to each
   std::vector<int64_t> counts_out_, counts_in_;  // [ranks, experts of the receiver + 1] rows, and the sender's tokens
-  std::vector<int64_t> sent_, received_;         // [ranks] values of rows
+  std::vector<int64_t> sent_, received_;         // [ranks] rows
   std::vector<int32_t> slab_places_, slab_ids_;  // [rows received]
   int64_t rows_received_ = 0;
   Tokens own_;
 
   // Device memory, at the same addresses in all steps.
   DeviceMemory memory_;
+  Payload payload_;
   int32_t* device_places_ = nullptr;       // [capacity, top_k]
   int32_t* device_slab_places_ = nullptr;  // [rows received]
   int32_t* device_slab_ids_ = nullptr;     // [rows received] expert of each
   int32_t* starts_ = nullptr;              // [own experts] first row of each in the slab
-  void* send_ = nullptr;                   // [rows sent, hidden] of dtype
+  void* send_ = nullptr;                   // [rows sent] of payload
   void* arrived_ = nullptr;                // [rows received, hidden] of dtype, as they came
   void* slab_ = nullptr;                   // [own experts, expert_rows, hidden] of dtype
   float* results_ = nullptr;               // [own experts, expert_rows, hidden]

@@ -10,13 +10,13 @@ std::unique_ptr<Dispatcher> make_dispatcher(const kernels::Backend& backend, con
   if (groups == nullptr || groups->layout.a2a == parallel::MoeAllToAll::kNone) return std::make_unique<NoDispatch>();
   switch (options.mode) {
     case DeepEpMode::kLowLatency:
-      return std::make_unique<LowLatency>(backend, *groups, sizes, options.capacity);
+      return std::make_unique<LowLatency>(backend, *groups, sizes, options.capacity, options.fp8);
     case DeepEpMode::kAuto:
-      return std::make_unique<DeepEpAuto>(backend, *groups, sizes, options.capacity);
+      return std::make_unique<DeepEpAuto>(backend, *groups, sizes, options);
     case DeepEpMode::kNormal:
       break;
   }
-  return std::make_unique<DeepEp>(backend, *groups, sizes);
+  return std::make_unique<DeepEp>(backend, *groups, sizes, options.fp8);
 }
 
 }  // namespace sluice::moe

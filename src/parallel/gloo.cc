@@ -23,8 +23,8 @@ constexpr size_t kAddAllBytes = 16 << 10;
 constexpr size_t kPieceBytes = 1 << 20;
 
 // Tags of a group's messages: calls, then data.
-uint64_t call_tag(uint64_t group) { return group << 1 | 2; }
-uint64_t data_tag(uint64_t group) { return group << 1 | 3; }
+uint64_t call_tag(uint64_t group) { return group << 2 | 2; }
+uint64_t data_tag(uint64_t group) { return group << 2 | 3; }
 
 // What a rank sends to another with each call: this, 2 * size counts, and data.
 class CallMessage {

@@ -88,7 +88,7 @@ std::optional<Error> GlooWorld::failure() const {
 
 void GlooWorld::keep(const Error& error) {
   if (!failure_) failure_ = error;
-  if (abort_wait_) abort_wait_();
+  for (const UnderWay& each : waits_) each.abort();
   changed_.notify_all();
 }
 
@@ -172,7 +172,7 @@ void GlooWorld::look_after_waits() {
   TimePoint told{};
   std::unique_lock lock(mu_);
   while (!stopping_) {
-    if (!waiting_ && !active_) {
+    if (waits_.empty() && !active_) {
       parked_ = true;
       changed_.wait(lock, [&] { return stopping_ || active_; });
       parked_ = false;
@@ -180,7 +180,10 @@ void GlooWorld::look_after_waits() {
     }
     changed_.wait_for(lock, often, [&] { return stopping_; });
     const TimePoint now = options_.clock->now();
-    auto looked = look(now);
+    Result<void> looked;
+    for (const UnderWay& each : waits_) {
+      if (looked.ok() && !failure_) looked = look(*each.wait, now);
+    }
     // Who waits is not silent, even if others wait for it in their turn.
     const bool tell = !failure_ && now - told >= options_.silence_limit / 5;
     if (tell) active_ = false;
@@ -196,16 +199,15 @@ void GlooWorld::look_after_waits() {
   }
 }
 
-Result<void> GlooWorld::look(TimePoint now) const {
-  if (!waiting_ || failure_) return {};
+Result<void> GlooWorld::look(const Wait& at, TimePoint now) const {
   const auto silent = [&](std::span<const int> ranks) {
-    Wait wait = *waiting_;
+    Wait wait = at;
     wait.missing = ranks;
     return time_left(wait, signs_, now, options_.silence_limit, options_.join_limit);
   };
-  if (silent(waiting_->missing.first(1)).ok()) return {};
+  if (silent(at.missing.first(1)).ok()) return {};
   std::vector<int> missing;
-  for (const int rank : waiting_->missing) {
+  for (const int rank : at.missing) {
     if (!silent(std::span(&rank, 1)).ok()) missing.push_back(rank);
   }
   std::ranges::sort(missing);
@@ -218,11 +220,11 @@ Result<void> GlooWorld::look(TimePoint now) const {
 
 template <class WaitFunction, class AbortFunction>
 Result<void> GlooWorld::wait_on(const Wait& wait, WaitFunction wait_function, AbortFunction abort) {
+  std::list<UnderWay>::iterator own;
   {
     const std::lock_guard lock(mu_);
     if (failure_) return *failure_;
-    waiting_ = &wait;
-    abort_wait_ = abort;
+    own = waits_.insert(waits_.end(), {&wait, abort});
   }
   std::string gone;
   try {
@@ -231,8 +233,7 @@ Result<void> GlooWorld::wait_on(const Wait& wait, WaitFunction wait_function, Ab
     gone = e.what();
   }
   std::unique_lock lock(mu_);
-  waiting_ = nullptr;
-  abort_wait_ = nullptr;
+  waits_.erase(own);
   if (failure_) return *failure_;
   if (gone.empty()) return {};
   // It may have told why it ends; that comes another way.

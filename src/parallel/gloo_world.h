@@ -9,6 +9,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -47,7 +48,7 @@ class GlooWorld {
   void fail(const Error& error);
   std::optional<Error> failure() const;
 
-  // Of the thread that makes calls. The first of wait.missing is for whom it waits, the others may be missing as well.
+  // Of a thread that makes calls. The first of wait.missing is for whom it waits, the others may be missing as well.
   Result<void> wait_receive(GlooBuffer& buffer, const Wait& wait);
   Result<void> wait_send(GlooBuffer& buffer, const Wait& wait);
   // This rank does something: the others are to know, and waits may follow. Any thread.
@@ -65,7 +66,7 @@ class GlooWorld {
   void hear();
   void take(const Message& message);
   void look_after_waits();
-  Result<void> look(TimePoint now) const;  // with mu_ held
+  Result<void> look(const Wait& at, TimePoint now) const;  // with mu_ held
 
   const std::shared_ptr<gloo::rendezvous::Context> context_;
   const std::vector<std::string> hosts_;  // by rank of the world
@@ -79,8 +80,11 @@ class GlooWorld {
   std::condition_variable changed_;
   // Guarded by mu_.
   std::optional<Error> failure_;
-  const Wait* waiting_ = nullptr;  // the wait under way
-  std::function<void()> abort_wait_;
+  struct UnderWay {
+    const Wait* wait;
+    std::function<void()> abort;
+  };
+  std::list<UnderWay> waits_;  // one of each thread that makes calls
   bool stopping_ = false;
 
   std::mutex sent_mu_;

@@ -14,6 +14,11 @@ struct Groups {
   Communicator* all = nullptr;
   std::unique_ptr<Communicator> attention_tp;  // Layout::attention_tp()
   std::unique_ptr<Communicator> attention_dp;  // Layout::attention_dp()
+
+  // That this rank has got from others in them.
+  uint64_t received_bytes() const {
+    return all->received_bytes() + attention_tp->received_bytes() + attention_dp->received_bytes();
+  }
 };
 
 // A call of `world`, on all of its ranks, the layout's tp_rank being that in `world`.

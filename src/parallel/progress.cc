@@ -18,9 +18,9 @@ uint64_t pack(const Progress& p) {
 }  // namespace
 
 std::string_view to_string(Phase phase) {
-  static constexpr std::array<std::string_view, 16> kNames = {
-      "none",   "load",     "receive", "plan",    "exchange", "control", "embed",  "attention",
-      "gather", "dispatch", "experts", "combine", "scatter",  "head",    "sample", "publish"};
+  static constexpr std::array<std::string_view, 17> kNames = {
+      "none",     "load",    "receive", "plan",    "exchange", "control", "embed",   "attention", "gather",
+      "dispatch", "experts", "combine", "scatter", "head",     "sample",  "publish", "rebalance"};
   const auto at = static_cast<size_t>(phase);
   return at < kNames.size() ? kNames[at] : "an unknown phase";
 }

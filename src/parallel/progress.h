@@ -31,6 +31,7 @@ enum class Phase : uint8_t {
   kHead,
   kSample,
   kPublish,
+  kRebalance,  // between steps
 };
 std::string_view to_string(Phase phase);
 

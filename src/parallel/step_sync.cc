@@ -4,6 +4,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <optional>
 #include <ranges>
 
 namespace sluice::parallel {
@@ -32,7 +33,8 @@ Result<StepPlan> derive_plan(std::span<const StepRow> rows, const Layout& layout
     }
   }
   StepPlan plan;
-  bool more_to_come = false;
+  bool more_to_come = false, split = true;
+  std::optional<int64_t> mode;
   std::vector<int64_t> hashed{rows[0].plan_hash, rows[0].seq};
   for (size_t rank = 0; rank < rows.size(); rank += static_cast<size_t>(layout.attention_tp_size())) {
     const StepRow& leader = rows[rank];
@@ -41,11 +43,16 @@ Result<StepPlan> derive_plan(std::span<const StepRow> rows, const Layout& layout
     plan.batch_words.push_back(leader.batch_words);
     plan.decoding.push_back(leader.decoding);
     plan.prefill.push_back(leader.prefill);
+    plan.first_half.push_back(leader.local_can_run_tbo - 1);
+    split = split && leader.local_can_run_tbo > 0;
+    if (leader.num_tokens > 0) split = split && leader.local_forward_mode == mode.value_or(leader.local_forward_mode);
+    if (leader.num_tokens > 0) mode = leader.local_forward_mode;
     more_to_come = more_to_come || leader.more_to_come != 0;
     plan.run = plan.run || leader.num_tokens > 0;
     plan.is_extend_in_batch = plan.is_extend_in_batch || leader.is_extend_in_batch != 0;
-    hashed.insert(hashed.end(), {leader.num_tokens, leader.num_tokens_for_logprob});
+    hashed.insert(hashed.end(), {leader.num_tokens, leader.num_tokens_for_logprob, leader.local_can_run_tbo});
   }
+  if (!split) plan.first_half.clear();
   const auto [least, most] = std::ranges::minmax(rows | std::views::transform(&StepRow::work_seen));
   plan.seen_by_all = static_cast<uint64_t>(least);
   plan.park = !plan.run && !more_to_come && least == most;

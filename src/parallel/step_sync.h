@@ -31,7 +31,7 @@ struct StepRow {
   int64_t num_tokens_for_logprob = 0;  // rows that enter the head
   int64_t can_cuda_graph = 0;          // 0: no device has graphs yet
   int64_t is_extend_in_batch = 0;
-  int64_t local_can_run_tbo = 0;  // 0: batches are not split yet
+  int64_t local_can_run_tbo = 0;  // 1 + tokens of the first half of the batch; 0: it cannot be split
   int64_t local_forward_mode = static_cast<int64_t>(ForwardMode::kIdle);
   int64_t control_bytes = 0;  // 0: control messages reach each rank from the front, and wait for seen_by_all
   // Number of the last piece of work that reached this rank, its own or another's; of every rank.
@@ -56,6 +56,9 @@ struct StepPlan {
   std::vector<int64_t> batch_words;   // [attention groups]
   std::vector<int64_t> decoding;      // [attention groups], in the next step
   std::vector<int64_t> prefill;       // [attention groups], kCanPrefill and kForcePrefill
+  // [attention groups] tokens of the first of the two halves in which the step runs; empty: it is not split. All groups
+  // can split their batches, and those that have one are in one mode.
+  std::vector<int64_t> first_half;
   // The work of this number and all before has reached every rank. What must take effect on all of them between the
   // same two steps waits for its number here.
   uint64_t seen_by_all = 0;

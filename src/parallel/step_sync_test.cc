@@ -36,6 +36,29 @@ TEST(StepSyncTest, LeadersSpeakForTheirGroups) {
   EXPECT_EQ(plan->batch_words, (std::vector<int64_t>{0, 40}));
 }
 
+TEST(StepSyncTest, AStepIsSplitWhereAllCanAndThoseWithWorkAreInOneMode) {
+  const Layout layout{.tp_size = 4, .dp_size = 2};
+  auto rows = rows_of(layout);
+  const auto set = [&](size_t rank, int64_t tokens, int64_t can_split, ForwardMode mode) {
+    rows[rank].num_tokens = tokens;
+    rows[rank].local_can_run_tbo = can_split;
+    rows[rank].local_forward_mode = static_cast<int64_t>(mode);
+  };
+  set(0, 5, 3, ForwardMode::kDecode);
+  set(2, 9, 5, ForwardMode::kDecode);
+  EXPECT_EQ(derive_plan(rows, layout)->first_half, (std::vector<int64_t>{2, 4}));
+  set(2, 0, 1, ForwardMode::kIdle);
+  EXPECT_EQ(derive_plan(rows, layout)->first_half, (std::vector<int64_t>{2, 0})) << "an idle group splits nothing";
+  set(2, 9, 5, ForwardMode::kExtend);
+  EXPECT_TRUE(derive_plan(rows, layout)->first_half.empty()) << "one decodes and one prefills";
+  set(0, 7, 4, ForwardMode::kExtend);
+  EXPECT_EQ(derive_plan(rows, layout)->first_half, (std::vector<int64_t>{3, 4}));
+  set(0, 1, 0, ForwardMode::kExtend);
+  EXPECT_TRUE(derive_plan(rows, layout)->first_half.empty()) << "one token has no halves";
+  set(0, 0, 0, ForwardMode::kIdle);
+  EXPECT_TRUE(derive_plan(rows, layout)->first_half.empty()) << "it is not switched on there";
+}
+
 TEST(StepSyncTest, AllParkOnlyWhenTheSameWorkHasReachedAll) {
   const Layout layout{.tp_size = 4, .dp_size = 4};
   auto rows = rows_of(layout);

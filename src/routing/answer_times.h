@@ -45,17 +45,19 @@ class AnswerTimes {
   double decode_time(const PrefillCost& cost) const;  // seconds for a token
   double alone(const Answer& answer, const PrefillCost& cost) const;
 
+  // What crowd() reads comes first. Moving averages: seconds that answers took beyond the prediction, and seconds that
+  // they would take alone.
+  double beyond_ = 0, alone_ = 0;
+  double most_ = 0, most_before_ = 0;  // side by side, over a window, of the current and of the last period
+  double first_look_ = 0;              // before the first window has passed
+  double at_once_ = 0;                 // moving average of Answer::at_once
   bool any_ = false;
   // Each of the current and of the last period.
   TimePoint period_began_{};
   Answer quickest_, quickest_before_;  // the least time for a token, its prompt included: hardly a matter of belief
-  double most_ = 0, most_before_ = 0;  // side by side, over a window
-  double first_look_ = 0;              // before the first window has passed
   // Seconds that the answers of the window would have taken alone.
   TimePoint window_began_{};
   double done_ = 0;
-  // Moving averages: seconds that answers took beyond the prediction, seconds that they would take alone, and at_once.
-  double beyond_ = 0, alone_ = 0, at_once_ = 0;
 };
 
 }  // namespace sluice::routing

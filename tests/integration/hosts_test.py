@@ -151,7 +151,7 @@ class Instance:
 class TokensTest(unittest.TestCase):
     """Greedy tokens of many requests at once against those of one rank."""
 
-    def compare(self, model, *layouts, nodes=2, count=24):
+    def compare(self, model, *layouts, nodes=2, count=24, after=None):
         requests = workload(count)
         with Sluice(BINARY, "server", *flags(model)) as alone:
             want = answers(alone.url, requests)
@@ -161,12 +161,30 @@ class TokensTest(unittest.TestCase):
                 parted = differences(requests, answers(instance.url, requests), want)
                 self.assertTrue(all(margin < NEAR_TIE for _, margin in parted), parted)
                 self.assertLess(len(parted), count / 8)
+                if after is not None:
+                    after(instance.url)
 
     def test_dense_model(self):
         self.compare("tiny-llama", ("--tp", 2), ("--tp", 4, "--dp-size", 2, *DPA))
 
     def test_experts(self):
         self.compare("tiny-deepseek-v3", ("--tp", 2, "--dp-size", 2, *DPA, *DEEPEP))
+
+    def test_two_batches_overlap(self):
+        for host in HOSTS[:2] if Host.namespaces else []:
+            host.limit_rate("200mbit")
+            self.addCleanup(host.limit_rate, None)
+        overlap = ("--enable-two-batch-overlap", "--tbo-token-distribution-threshold", 0.4)
+        self.compare("tiny-deepseek-v3", ("--tp", 2, "--dp-size", 2, *DPA, *DEEPEP, *overlap),
+                     ("--tp", 4, "--dp-size", 2, *DPA, *DEEPEP, *overlap), after=self.expect_overlap)
+
+    def expect_overlap(self, url):
+        """Steps were split, and something was computed while rows of the other half were on their way."""
+        for rank in call(f"{url}/server_info")[2]["internal_states"]:
+            self.assertGreater(rank["split_steps"], 0)
+            self.assertLess(rank["split_steps"], rank["group_steps"])
+            self.assertGreater(rank["covered_seconds"], 0)
+            self.assertLess(rank["covered_seconds"], rank["wire_seconds"])
 
     def test_four_hosts_on_a_slow_network(self):
         for host in HOSTS if Host.namespaces else []:

@@ -61,6 +61,12 @@ class InfoApiTest : public ApiTest {
       load.cooperation.tokens[2][0] = 40;
       load.cooperation.tokens[0][2] = 6;
       load.cooperation.seconds[2][0] = 0.75;
+      load.rebalance = {
+          .layers_moved = 4, .layers_kept = 5, .layers_rolled_back = 1, .moved_bytes = 4096, .seconds = 0.5};
+      load.rebalance.steps[moe::RebalanceCounts::kExtend][5] = 2;  // up to 0.6
+      load.rebalance.balancedness[moe::RebalanceCounts::kExtend][5] = 1.1;
+      load.rebalance.steps[moe::RebalanceCounts::kDecode][9] = 3;
+      load.rebalance.balancedness[moe::RebalanceCounts::kDecode][9] = 2.8;
       ranks[1].info.load_seconds = 7;
       ranks[1].info.startup_seconds = 8;
       ranks[1].restarts = 1;
@@ -116,11 +122,17 @@ TEST_F(InfoApiTest, ServerInfoHasWhatGatewaysRead) {
   backend_->set_ranks([](auto& ranks) {
     ranks[1].load.group_steps_total = 4;
     ranks[1].load.wire_bytes_total = 1000;
+    ranks[1].load.split_steps_total = 3;
+    ranks[1].load.wire_seconds = 2;
+    ranks[1].load.covered_seconds = 1.5;
   });
   const auto state = call("GET", "/server_info").json()["internal_states"][1];
   EXPECT_EQ(state["group_steps"], 4);
   EXPECT_EQ(state["wire_bytes"], 1000);
   EXPECT_EQ(state["wire_bytes_per_step"], 250.0);
+  EXPECT_EQ(state["split_steps"], 3);
+  EXPECT_EQ(state["wire_seconds"], 2.0);
+  EXPECT_EQ(state["covered_seconds"], 1.5);
   api_->set_status(ServerStatus::kStarting);
   EXPECT_EQ(call("GET", "/server_info").json()["status"], "Starting");
 }
@@ -270,11 +282,21 @@ TEST_F(InfoApiTest, EverySeriesOfARankHasItsOwnSource) {
       {"grammar_ebnf_size_sum", "} 120"},
       {"grammar_tree_traversal_time_avg_sum", "} 0.015"},
       {"grammar_tree_traversal_time_max_sum", "} 0.7"},
+      {"eplb_balancedness_bucket", R"(,forward_mode="extend",le="0.5"} 0)"},
+      {"eplb_balancedness_bucket", R"(,forward_mode="extend",le="0.6"} 2)"},
+      {"eplb_balancedness_sum", R"(,forward_mode="extend"} 1.1)"},
+      {"eplb_balancedness_count", R"(,forward_mode="decode"} 3)"},
   };
   for (const auto& [name, value] : expected) {
     EXPECT_THAT(page, HasSubstr("sglang:" + name + rank_1_ + value)) << name;
   }
   EXPECT_THAT(page, HasSubstr("sluice:rank_restarts_total" + rank_1_ + "} 1\n"));
+  for (const std::string line : {R"(eplb_layers_total@,outcome="moved"} 4)", R"(eplb_layers_total@,outcome="kept"} 5)",
+                                 R"(eplb_layers_total@,outcome="rolled_back"} 1)", "eplb_moved_bytes_total@} 4096",
+                                 "eplb_seconds_total@} 0.5"}) {
+    const size_t at = line.find('@');
+    EXPECT_THAT(page, HasSubstr("sluice:" + line.substr(0, at) + rank_1_ + line.substr(at + 1) + "\n"));
+  }
 }
 
 TEST_F(InfoApiTest, SeriesOfWhatIsOffAreNotThere) {

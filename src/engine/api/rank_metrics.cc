@@ -105,6 +105,8 @@ constexpr std::string_view kRealtimeHelp = "Tokens as they are processed, by kin
 constexpr std::string_view kGpu = "sglang:gpu_execution_seconds_total",
                            kForward = "sglang:forward_execution_seconds_total";
 constexpr std::string_view kForwardHelp = "Time of forward passes, by what they compute.";
+constexpr std::string_view kEplbLayers = "sluice:eplb_layers_total";
+constexpr std::string_view kEplbLayersHelp = "Layers by what became of their experts when loads were looked at.";
 const CounterRow kCounters[] = {
     {"sglang:num_retracted_requests_total", "Requests that gave up their KV slots because the pool was full.", "", "",
      [](const LoadSnapshot& l) { return count(l.retracted_total); }},
@@ -136,6 +138,16 @@ const CounterRow kCounters[] = {
      [](const LoadSnapshot& l) { return count(l.grammars.aborted); }},
     {"sglang:num_grammar_timeout_total", "Grammars that took too long to compile.", "", "",
      [](const LoadSnapshot& l) { return count(l.grammars.timeouts); }},
+    {kEplbLayers, kEplbLayersHelp, "outcome", "moved",
+     [](const LoadSnapshot& l) { return count(l.rebalance.layers_moved); }},
+    {kEplbLayers, kEplbLayersHelp, "outcome", "kept",
+     [](const LoadSnapshot& l) { return count(l.rebalance.layers_kept); }},
+    {kEplbLayers, kEplbLayersHelp, "outcome", "rolled_back",
+     [](const LoadSnapshot& l) { return count(l.rebalance.layers_rolled_back); }},
+    {"sluice:eplb_moved_bytes_total", "Weights of experts that went from rank to rank.", "", "",
+     [](const LoadSnapshot& l) { return count(l.rebalance.moved_bytes); }},
+    {"sluice:eplb_seconds_total", "Time between steps in which loads were added up and experts moved.", "", "",
+     [](const LoadSnapshot& l) { return l.rebalance.seconds; }},
 };
 
 // What a rank has observed, in buckets.
@@ -144,44 +156,53 @@ struct Buckets {
   const double* sums;
 };
 struct HistogramRow {
-  std::string_view name, help;
+  std::string_view name, help, label, label_value;  // as of counters
   std::span<const double> bounds;
   Buckets (*value)(const LoadSnapshot&);
   bool (*shown)(const RankMetricsOptions&) = [](const RankMetricsOptions&) { return true; };
 };
+constexpr std::string_view kBalancedness = "sglang:eplb_balancedness";
+constexpr std::string_view kBalancednessHelp = "Of a step: mean tokens of a rank's experts, by the most of any rank.";
+Buckets balancedness(const LoadSnapshot& load, moe::RebalanceCounts::Mode mode) {
+  return {load.rebalance.steps[mode], load.rebalance.balancedness[mode]};
+}
 const HistogramRow kHistograms[] = {
-    {"sglang:eviction_duration_seconds", "Of an eviction from the prefix cache.", kEvictionSeconds,
+    {kBalancedness, kBalancednessHelp, "forward_mode", "extend", moe::kBalancednessBounds,
+     [](const LoadSnapshot& l) { return balancedness(l, moe::RebalanceCounts::kExtend); }},
+    {kBalancedness, kBalancednessHelp, "forward_mode", "decode", moe::kBalancednessBounds,
+     [](const LoadSnapshot& l) { return balancedness(l, moe::RebalanceCounts::kDecode); }},
+    {"sglang:eviction_duration_seconds", "Of an eviction from the prefix cache.", "", "", kEvictionSeconds,
      [](const LoadSnapshot& l) {
        return Buckets{l.eviction_seconds.counts, l.eviction_seconds.sums};
      }},
-    {"sglang:grammar_compilation_time_seconds", "Of compiling a grammar.", kGrammarSeconds,
+    {"sglang:grammar_compilation_time_seconds", "Of compiling a grammar.", "", "", kGrammarSeconds,
      [](const LoadSnapshot& l) {
        return Buckets{l.grammars.compile_seconds.counts, l.grammars.compile_seconds.sums};
      }},
-    {"sglang:grammar_schema_count", "JSON schemas of a grammar that was compiled.", kGrammarSchemas,
+    {"sglang:grammar_schema_count", "JSON schemas of a grammar that was compiled.", "", "", kGrammarSchemas,
      [](const LoadSnapshot& l) {
        return Buckets{l.grammars.schemas.counts, l.grammars.schemas.sums};
      }},
-    {"sglang:grammar_ebnf_size", "Bytes of a grammar in EBNF that was compiled.", kEbnfBytes,
+    {"sglang:grammar_ebnf_size", "Bytes of a grammar in EBNF that was compiled.", "", "", kEbnfBytes,
      [](const LoadSnapshot& l) {
        return Buckets{l.grammars.ebnf_bytes.counts, l.grammars.ebnf_bytes.sums};
      }},
-    {"sglang:grammar_tree_traversal_time_avg", "Seconds that finding a request's next tokens took on the mean.",
+    {"sglang:grammar_tree_traversal_time_avg", "Seconds that finding a request's next tokens took on the mean.", "", "",
      kGrammarWalkSeconds,
      [](const LoadSnapshot& l) {
        return Buckets{l.grammar_walks.mean.counts, l.grammar_walks.mean.sums};
      }},
-    {"sglang:grammar_tree_traversal_time_max", "Seconds that finding a request's next tokens took at most.",
+    {"sglang:grammar_tree_traversal_time_max", "Seconds that finding a request's next tokens took at most.", "", "",
      kGrammarWalkSeconds,
      [](const LoadSnapshot& l) {
        return Buckets{l.grammar_walks.longest.counts, l.grammar_walks.longest.sums};
      }},
-    {"sglang:prefill_delayer_wait_forward_passes", "Steps that a prompt was held back for.", kDelayPasses,
+    {"sglang:prefill_delayer_wait_forward_passes", "Steps that a prompt was held back for.", "", "", kDelayPasses,
      [](const LoadSnapshot& l) {
        return Buckets{l.prefill_delays.passes.counts, l.prefill_delays.passes.sums};
      },
      [](const RankMetricsOptions& o) { return o.prefill_delayer; }},
-    {"sglang:prefill_delayer_wait_seconds", "Seconds that a prompt was held back for.", kDelaySeconds,
+    {"sglang:prefill_delayer_wait_seconds", "Seconds that a prompt was held back for.", "", "", kDelaySeconds,
      [](const LoadSnapshot& l) {
        return Buckets{l.prefill_delays.seconds.counts, l.prefill_delays.seconds.sums};
      },
@@ -189,9 +210,9 @@ const HistogramRow kHistograms[] = {
 };
 constexpr size_t kMostBuckets = [] {
   size_t most = 0;
-  for (const size_t bounds :
-       {std::size(kEvictionSeconds), std::size(kGrammarSeconds), std::size(kGrammarSchemas), std::size(kEbnfBytes),
-        std::size(kGrammarWalkSeconds), std::size(kDelayPasses), std::size(kDelaySeconds)}) {
+  for (const size_t bounds : {std::size(kEvictionSeconds), std::size(kGrammarSeconds), std::size(kGrammarSchemas),
+                              std::size(kEbnfBytes), std::size(kGrammarWalkSeconds), std::size(kDelayPasses),
+                              std::size(kDelaySeconds), std::size(moe::kBalancednessBounds)}) {
     most = std::max(most, bounds + 1);
   }
   return most;
@@ -259,7 +280,11 @@ class RankMetrics::Impl {
     }
     for (const auto& row : kHistograms) {
       if (!row.shown(options_)) continue;
-      add(row.name, row.help, Kind::kHistogram);
+      if (row.label.empty()) {
+        add(row.name, row.help, Kind::kHistogram);
+      } else {
+        add(row.name, row.help, Kind::kHistogram, {row.label});
+      }
       families.back().buckets.assign(row.bounds.begin(), row.bounds.end());
     }
     if (options_.states) add(kStateUsage, "Used share of the rows for states of sequences.", Kind::kGauge);
@@ -326,7 +351,8 @@ class RankMetrics::Impl {
     for (size_t h = 0; h < std::size(kHistograms); ++h) {
       const auto& row = kHistograms[h];
       if (!row.shown(options_)) continue;
-      auto histogram = metrics_.histogram(row.name, with);
+      auto histogram =
+          metrics_.histogram(row.name, row.label.empty() ? with : plus(with, {std::string(row.label_value)}));
       const Buckets now = row.value(rank.load);
       for (size_t b = 0; b <= row.bounds.size(); ++b) {
         const uint64_t times = grown(now.counts[b], last.buckets[h][b].first);

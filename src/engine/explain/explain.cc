@@ -49,7 +49,7 @@ TokenWire wire_of_token(const DescribedModel& model, const Layout& layout, model
   const std::vector<int64_t> ones(static_cast<size_t>(layout.dp_size), 1);
   const double remote = models::expected_remote_rows(model.config, layout, layout.dp_size);
   TokenWire wire;
-  wire.of_step = wire_bytes(model.config, layout, model.dtype, {ones, ones}, remote, sums);
+  wire.of_step = wire_bytes(model.config, layout, model.dtype, {ones, ones}, remote, sums, model.fp8_dispatch);
   wire.per_token = wire.of_step.total() / static_cast<double>(layout.dp_size);
   if (remote > 0) wire.ranks_of_token = models::expected_ranks_of_token(*model.config.moe, layout.tp_size);
   return wire;
@@ -98,12 +98,17 @@ Result<DescribedModel> describe_model(const EngineOptions& options, bool here) {
   if (!expert_placement_of(options).trivial()) {
     return Error{
         ErrorCode::kBadOption,
-        "copies of experts are not counted yet; leave out --ep-num-redundant-experts and --init-expert-location"};
+        "copies of experts are not counted yet; leave out --ep-num-redundant-experts, --init-expert-location and "
+        "--enable-eplb"};
   }
   if (options.deepep_mode != "normal") {
     return Error{ErrorCode::kBadOption,
                  fmt::format("--deepep-mode {}: what it sends is not counted yet; use normal", options.deepep_mode)};
   }
+  if (options.enable_two_batch_overlap) {
+    return Error{ErrorCode::kBadOption, "what overlaps is not counted yet; leave out --enable-two-batch-overlap"};
+  }
+  SLUICE_TRY(model.fp8_dispatch, sends_fp8(options));
   // Other machines are taken to have bfloat16.
   SLUICE_TRY(model.dtype, models::dtype_of(options.dtype == "auto" && !here ? "bfloat16" : options.dtype));
   SLUICE_TRY(model.kv_dtype, models::kv_dtype_of(options.kv_cache_dtype, model.dtype));
@@ -138,7 +143,7 @@ Result<LayoutFacts> examine_layout(const DescribedModel& model, const EngineOpti
   plan_pool(model, hardware, facts);
   facts.wire = wire_of_token(model, facts.layout, hardware.sums);
   if (!facts.memory || !hardware.has_rates()) return facts;
-  const Divided divided{model.config, facts.layout, model.dtype, facts.rank};
+  const Divided divided{model.config, facts.layout, model.dtype, facts.rank, model.fp8_dispatch};
   const Hardware rank = hardware.of(facts.instances * facts.layout.tp_size);
   for (const int64_t at_once : concurrency) {
     facts.predictions.push_back(
@@ -165,7 +170,7 @@ std::vector<LayoutFacts> weigh_layouts(const DescribedModel& model, const Engine
         if (choice.dp > 1 && instances > 1) {  // so many servers, as if they were one
           facts->instances = instances;
           facts->unique_tokens *= instances;
-          const Divided divided{model.config, facts->layout, model.dtype, facts->rank};
+          const Divided divided{model.config, facts->layout, model.dtype, facts->rank, model.fp8_dispatch};
           for (Prediction& prediction : facts->predictions) {
             prediction = predict(divided, hardware, *facts->memory, instances, plan_steps(facts->options).chunk,
                                  workload, prediction.concurrency);

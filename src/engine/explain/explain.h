@@ -27,6 +27,7 @@ struct DescribedModel {
   kernels::DType dtype = kernels::DType::kBf16;
   std::optional<kernels::DType> kv_dtype;  // none: that of products
   int64_t context_length = 0;
+  bool fp8_dispatch = false;  // what deepep sends to experts is in e4m3
 };
 // --model-path as of the server, where config.json is enough, or a .json file that is one. Products are in bf16 unless
 // --dtype says otherwise or, `here`, this machine has none.

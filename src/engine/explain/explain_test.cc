@@ -74,6 +74,7 @@ TEST(ExplainTest, WhatIsNotCountedIsRefused) {
   };
   EXPECT_THAT(refusal({"--ep-num-redundant-experts", "8"}), testing::HasSubstr("leave out --ep-num-redundant-experts"));
   EXPECT_THAT(refusal({"--deepep-mode", "auto"}), testing::HasSubstr("--deepep-mode auto"));
+  EXPECT_THAT(refusal({"--enable-two-batch-overlap"}), testing::HasSubstr("leave out --enable-two-batch-overlap"));
   EXPECT_EQ(refusal({}), "(taken)");
 }
 
@@ -85,6 +86,19 @@ TEST(ExplainTest, EightBitsOfCacheAndAScaleForEach64HoldNearlyTwiceTheTokens) {
   }();
   EXPECT_EQ(whole.rank.kv_bytes_per_token, 61 * 576 * 2);
   EXPECT_EQ(eight.rank.kv_bytes_per_token, 61 * (576 + 9 * 4));
+}
+
+TEST(ExplainTest, RowsInEightBitsTakeHalfTheWayToTheExperts) {
+  const LayoutFacts whole = examined("DeepSeek-V3", kDeepEp), eight = [] {
+    std::vector<std::string> flags = kDeepEp;
+    flags.insert(flags.end(), {"--deepep-dispatch-dtype", "fp8_e4m3"});
+    return examined("DeepSeek-V3", flags);
+  }();
+  const double rows = models::expected_remote_rows(
+      describe_model(arguments("DeepSeek-V3", kDeepEp).engine, /*here=*/false)->config, eight.layout, 8);
+  // 7168 values and 56 scales instead of 7168 in bf16.
+  EXPECT_NEAR(whole.wire.of_step.dispatch - eight.wire.of_step.dispatch, rows * (7168 - 56 * 4), 1);
+  EXPECT_EQ(whole.wire.of_step.combine, eight.wire.of_step.combine);
 }
 
 TEST(ExplainTest, DeepSeekV3OnEightH200HasTheTokensOfTheReference) {

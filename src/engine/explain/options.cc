@@ -25,6 +25,7 @@ bool changes_what_is_explained(std::string_view name) {
                                  "enable-dp-lm-head",
                                  "moe-dense-tp-size",
                                  "moe-a2a-backend",
+                                 "deepep-dispatch-dtype",
                                  "mem-fraction-static",
                                  "max-total-tokens",
                                  "page-size",

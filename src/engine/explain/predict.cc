@@ -52,7 +52,7 @@ double wire_seconds(const Divided& model, const Hardware& rank, const GroupWork&
   const std::vector<int64_t> logits(groups, std::llround(std::ceil(work.logits)));
   const double remote = models::expected_remote_rows(model.config, model.layout, tokens[0] * model.layout.dp_size);
   const models::WireBytes wire =
-      wire_bytes(model.config, model.layout, model.dtype, {tokens, logits}, remote, rank.sums);
+      wire_bytes(model.config, model.layout, model.dtype, {tokens, logits}, remote, rank.sums, model.fp8_dispatch);
   const double arrives = wire.total() / static_cast<double>(model.layout.tp_size);
   // The ranks' rows before a step are a call too.
   return static_cast<double>(wire.calls + 1) * rank.link_latency + arrives / rank.link_bandwidth;

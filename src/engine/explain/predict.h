@@ -41,6 +41,7 @@ struct Divided {
   parallel::Layout layout;
   kernels::DType dtype = kernels::DType::kBf16;
   models::RankShape shape;  // of rank 0, which has no less than the others
+  bool fp8_dispatch = false;
 };
 // All groups do the same.
 StepSeconds step_seconds(const Divided& model, const Hardware& rank, const GroupWork& work);

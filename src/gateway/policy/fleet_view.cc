@@ -115,16 +115,24 @@ FleetView::Spread FleetView::spread(Rng& rng) const {
   return spread;
 }
 
-size_t FleetView::short_list(const routing::PrefixMatch& prefix, std::span<const Candidate*, kShortList> list,
-                             Rng& rng) const {
+size_t FleetView::short_list(const routing::PrefixMatch& prefix, std::span<Listed, kShortList> list, Rng& rng) const {
   size_t size = 0;
+  const auto holds = [&](uint32_t worker, size_t bytes) {
+    const size_t place = place_of(members_, worker);
+    if (place == members_.size()) return;
+    const double held = static_cast<double>(bytes) / static_cast<double>(prefix.total_bytes);
+    list[size++] = {.candidate = &members_[place], .held = held, .admitted = false};
+  };
+  if (prefix.matched_bytes > 0) {
+    for (const uint32_t worker : prefix.workers()) holds(worker, prefix.matched_bytes);
+  }
+  for (const routing::PrefixMatch::Part& part : prefix.partly()) holds(part.worker, part.bytes);
   const auto add = [&](const Candidate* candidate) {
     if (candidate == nullptr || size == list.size()) return;
     const auto known = list.first(size);
-    if (std::ranges::find(known, candidate) == known.end()) list[size++] = candidate;
+    if (std::ranges::find(known, candidate, &Listed::candidate) != known.end()) return;
+    list[size++] = {.candidate = candidate, .held = 0, .admitted = true};
   };
-  for (const uint32_t worker : prefix.workers()) add(find(worker));
-  for (const routing::PrefixMatch::Part& part : prefix.partly()) add(find(part.worker));
   for (size_t i = 0; i < kDrawn; ++i) add(any(rng));
   for (int round = 0; round < kDraws; ++round) {
     std::array<uint32_t, kLightest> places;
@@ -134,6 +142,12 @@ size_t FleetView::short_list(const routing::PrefixMatch& prefix, std::span<const
     if (order_->size() >= before) break;  // nobody of them rested
   }
   return size;
+}
+
+bool FleetView::admit(Listed& listed) const {
+  if (!listed.admitted)
+    listed.admitted = admitted(static_cast<uint32_t>(listed.candidate - members_.data())) != nullptr;
+  return listed.admitted;
 }
 
 }  // namespace sluice::gateway

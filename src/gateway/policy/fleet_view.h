@@ -70,11 +70,18 @@ class FleetView {
   Spread spread(Rng& rng) const;
 
   // Those whose cost is worth knowing, of many: all that hold some of the prefix, and of the others some with few
-  // requests and some that are drawn.
+  // requests and some that are drawn. Whether holders may be used is not asked yet: that would cost as much as the rest
+  // of the choice, and matters for the one that is chosen.
+  struct Listed {
+    const Candidate* candidate;
+    double held;    // share of the prefix
+    bool admitted;  // it may be used; else admit() says
+  };
   static constexpr size_t kLightest = 6, kDrawn = 2;
   static constexpr size_t kShortList =
       routing::PrefixMatch::kMaxHolders + routing::PrefixMatch::kMaxParts + kLightest + kDrawn;
-  size_t short_list(const routing::PrefixMatch& prefix, std::span<const Candidate*, kShortList> list, Rng& rng) const;
+  size_t short_list(const routing::PrefixMatch& prefix, std::span<Listed, kShortList> list, Rng& rng) const;
+  bool admit(Listed& listed) const;
 
  private:
   static constexpr int kDraws = 64;

@@ -26,10 +26,9 @@ double kv_penalty(const WorkerLoad& load) {
   return std::min(10.0, usage * usage * usage * usage / (1 - usage));
 }
 
-double cost(const Candidate& candidate, const RequestFacts& facts, const routing::PrefillCost& usual) {
-  const WorkerLoad& load = *candidate.load;
-  const double matched_share = facts.prefix.rate_of(candidate.worker);
-  const double cached = matched_share > 0 ? load.belief.share() * matched_share : 0;
+// `held`: share of the prefix that the index has it hold.
+double cost(const WorkerLoad& load, double held, const RequestFacts& facts, const routing::PrefillCost& usual) {
+  const double cached = held > 0 ? load.belief.share() * held : 0;
   const double tokens = static_cast<double>(facts.prompt_tokens) * (1 - cached);
   const bool stranger = usual.per_token > 0 && !load.prefill.known();
   const routing::PrefillCost prefill = stranger ? usual : load.prefill.cost();
@@ -40,47 +39,50 @@ double cost(const Candidate& candidate, const RequestFacts& facts, const routing
 }  // namespace
 
 double MinCost::weigh(const Candidate& candidate, const RequestFacts& facts) const {
-  return cost(candidate, facts, usual());
+  return cost(*candidate.load, facts.prefix.rate_of(candidate.worker), facts, usual());
 }
 
 Choice MinCost::choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const {
-  std::array<const Candidate*, FleetView::kShortList> list;
-  const size_t size = fleet.is_many() ? fleet.short_list(facts.prefix, list, rng) : fleet.usable().size();
-  if (size == 0) return Choice::none();
-  const auto candidate = [&](size_t i) -> const Candidate& { return fleet.is_many() ? *list[i] : fleet.usable()[i]; };
-  // Only where a long list stands in for a view of many is a cost worked out twice.
+  using Listed = FleetView::Listed;
+  constexpr double kRefused = std::numeric_limits<double>::infinity();  // the price of one that may not be used
+  std::array<Listed, FleetView::kShortList> list;
   std::array<double, FleetView::kShortList> costs;
-  const auto cost_of = [&, usual = usual()](size_t i) { return cost(candidate(i), facts, usual); };
-  double least = std::numeric_limits<double>::max();
-  size_t cheapest = 0;
-  for (size_t i = 0; i < size; ++i) {
-    const double its = cost_of(i);
-    if (i < costs.size()) costs[i] = its;
-    if (its >= least) continue;
-    least = its;
-    cheapest = i;
+  const bool many = fleet.is_many();
+  const size_t size = many ? fleet.short_list(facts.prefix, list, rng) : fleet.usable().size();
+  const auto candidate = [&](size_t i) -> const Candidate& { return many ? *list[i].candidate : fleet.usable()[i]; };
+  const auto cost_of = [&, usual = usual()](size_t i) {
+    const Candidate& its = candidate(i);
+    return cost(*its.load, many ? list[i].held : facts.prefix.rate_of(its.worker), facts, usual);
+  };
+  // Only where a long list stands in for a view of many is a cost worked out more than once.
+  for (size_t i = 0; i < std::min(size, costs.size()); ++i) costs[i] = cost_of(i);
+  const auto price = [&](size_t i) { return i < costs.size() ? costs[i] : cost_of(i); };
+  size_t pick = 0;
+  for (bool admitted = false; !admitted;) {
+    double least = kRefused;
+    for (size_t i = 0; i < size; ++i) least = std::min(least, price(i));
+    if (least == kRefused) return Choice::none();
+    // Of those that cost as good as the same, the one with fewest requests.
+    const double bound = least + std::max(kAlike, least * kAlikeShare);
+    Least<int64_t> lightest(rng);
+    for (size_t i = 0; i < size; ++i) {
+      if (price(i) > bound) continue;
+      const Candidate& its = candidate(i);
+      if (lightest.offer(its.worker, its.load->requests.load(std::memory_order_relaxed))) pick = i;
+    }
+    admitted = !many || fleet.admit(list[pick]);
+    if (!admitted) costs[pick] = kRefused;
   }
-  // Of those that cost as good as the same, the one with fewest requests.
-  const double bound = least + std::max(kAlike, least * kAlikeShare);
-  Least<int64_t> lightest(rng);
-  double price = 0;
-  const WorkerLoad* chosen = nullptr;
-  for (size_t i = 0; i < size; ++i) {
-    const double its = i == cheapest ? least : i < costs.size() ? costs[i] : cost_of(i);
-    if (its > bound) continue;
-    const bool taken = lightest.offer(candidate(i).worker, candidate(i).load->requests.load(std::memory_order_relaxed));
-    if (!taken) continue;
-    price = its;
-    chosen = candidate(i).load;
-  }
+  const WorkerLoad* chosen = candidate(pick).load;
   if (chosen->prefill.known()) {
     const routing::PrefillCost its = chosen->prefill.cost();
     per_request_.store(its.per_request, std::memory_order_relaxed);
     per_token_.store(its.per_token, std::memory_order_relaxed);
   }
-  const uint32_t worker = lightest.worker();
+  const uint32_t worker = candidate(pick).worker;
   const double rate = facts.prefix.rate_of(worker);
-  Choice choice = Choice::of(worker, rate > 0 ? Reason::kPrefixHeld : Reason::kLeastCost).with_score(worker, price);
+  const Reason reason = rate > 0 ? Reason::kPrefixHeld : Reason::kLeastCost;
+  Choice choice = Choice::of(worker, reason).with_score(worker, price(pick));
   choice.insert_prefix = true;
   choice.match_rate = rate;
   return choice;

@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "gateway/policy/policy_fixture.h"
 
 namespace sluice::gateway {
@@ -89,6 +92,51 @@ TEST_F(MinCostTest, AnotherCopyMustBeWorthWhatItPushesOut) {
 
 TEST_F(MinCostTest, WhereAllCostTheSameTheOneWithFewestRequestsServes) {
   EXPECT_EQ(choose(TestFleet({3, 1, 2})).worker, 1u);
+}
+
+// Against the slow, obvious twin, which weighs everybody: of those that a choice among many has to look at, nobody who
+// may be used is cheaper by more than what counts as alike.
+TEST_F(MinCostTest, OfManyNoHolderAndNoneOfTheLightestIsCheaper) {
+  for (int round = 0; round < 2000; ++round) {
+    TestFleet fleet;
+    TestGate gate;
+    for (uint32_t place = 0; place < 50; ++place) {
+      WorkerLoad& load = fleet.add(3 * place);
+      load.requests = static_cast<int64_t>(rng_.below(6));
+      load.prefill.dispatch(now_, static_cast<double>(rng_.below(4000)));
+      if (rng_.below(4) == 0) gate.resting.insert(place);
+      if (rng_.below(20) == 0) gate.tried.insert(place);
+    }
+    RequestFacts facts{.prompt_tokens = kPrompt, .now = now_, .prefix = {}};
+    facts.prefix.total_bytes = 1000;
+    for (uint32_t place = 0; place < 50; ++place) {
+      if (rng_.below(8) == 0) facts.prefix.add(3 * place, 100 + 200 * rng_.below(5));
+    }
+    const MinCost policy;
+    const Choice choice = policy.choose(fleet.many(gate), facts, rng_);
+    ASSERT_TRUE(choice.worker);
+    ASSERT_EQ(gate.of(*choice.worker / 3), Gate::Pass::kYes);
+    const double price = policy.weigh(fleet.usable()[*choice.worker / 3], facts);
+    ASSERT_DOUBLE_EQ(choice.scores[0].cost, price);
+    int64_t fewest = 6;
+    for (uint32_t place = 0; place < 50; ++place) {
+      if (gate.of(place) == Gate::Pass::kYes) fewest = std::min<int64_t>(fewest, fleet.load(place).requests);
+    }
+    std::vector<double> light;
+    for (uint32_t place = 0; place < 50; ++place) {
+      if (gate.of(place) != Gate::Pass::kYes) continue;
+      const Candidate& candidate = fleet.usable()[place];
+      const double its = policy.weigh(candidate, facts);
+      if (facts.prefix.rate_of(candidate.worker) > 0) {
+        ASSERT_LE(price, std::max(its + 0.0005, its * 1.02)) << place;
+      }
+      if (fleet.load(place).requests == fewest) light.push_back(its);
+    }
+    // It looks at six of the lightest, and in what order is chance: with no more than six it knows them all.
+    if (light.size() > FleetView::kLightest || !gate.tried.empty()) continue;
+    const double lightest = *std::ranges::min_element(light);
+    ASSERT_LE(price, std::max(lightest + 0.0005, lightest * 1.02));
+  }
 }
 
 }  // namespace

@@ -204,6 +204,8 @@ class CpuBackend final : public Backend {
     cpu::sort_by_expert(args, &cpu::Linear::padded_rows);
   }
   void scatter_rows(const Context&, const ScatterRowsArgs& args) const override { cpu::scatter_rows(args, pool_); }
+  void pack_rows(const Context&, const PackRowsArgs& args) const override { cpu::pack_rows(args, simd_, pool_); }
+  void unpack_rows(const Context&, const UnpackRowsArgs& args) const override { cpu::unpack_rows(args, simd_, pool_); }
   void grouped_linear(const Context&, const GroupedLinearArgs& args) const override {
     linear_.multiply_groups(args, pool_);
   }

@@ -154,6 +154,31 @@ void scatter_rows(const ScatterRowsArgs& args, ThreadPool& pool) {
   });
 }
 
+void pack_rows(const PackRowsArgs& args, const Simd& simd, ThreadPool& pool) {
+  const auto width = static_cast<size_t>(args.row.width);
+  const size_t row_bytes = width * tensor::block_bytes(args.dtype);
+  std::vector<std::vector<float>> widened(static_cast<size_t>(args.dtype == DType::kBf16 ? pool.size() : 0));
+  each_row(pool, args.n, [&](int64_t i, int thread) {
+    const char* in = static_cast<const char*>(args.in) + static_cast<size_t>(i) * row_bytes;
+    const auto* values = reinterpret_cast<const float*>(in);
+    if (args.dtype == DType::kBf16) {
+      auto& own = widened[static_cast<size_t>(thread)];
+      own.resize(width);
+      simd.widen(in, /*in_bf16=*/true, args.row.width, own.data());
+      values = own.data();
+    }
+    simd.write_kv(values, args.row, static_cast<char*>(args.out) + i * args.row.bytes());
+  });
+}
+
+void unpack_rows(const UnpackRowsArgs& args, const Simd& simd, ThreadPool& pool) {
+  const size_t row_bytes = static_cast<size_t>(args.row.width) * tensor::block_bytes(args.dtype);
+  each_row(pool, args.n, [&](int64_t i, int) {
+    simd.read_kv(static_cast<const char*>(args.in) + i * args.row.bytes(), args.row, 0, args.row.width,
+                 static_cast<char*>(args.out) + static_cast<size_t>(i) * row_bytes, args.dtype == DType::kBf16);
+  });
+}
+
 void combine_rows(const CombineRowsArgs& args, const Simd& simd, ThreadPool& pool) {
   each_row(pool, args.n, [&](int64_t i, int) {
     float* out = args.out + i * args.width;

@@ -154,6 +154,24 @@ void store_kv(const StoreKvArgs& args) {
   }
 }
 
+void pack_rows(const PackRowsArgs& args) {
+  std::vector<float> row(static_cast<size_t>(args.row.width));
+  for (int64_t i = 0; i < args.n; ++i) {
+    for (int64_t j = 0; j < args.row.width; ++j) {
+      row[static_cast<size_t>(j)] = static_cast<float>(value_at(args.in, args.dtype, i * args.row.width + j));
+    }
+    store_row(row.data(), args.row, args.out, i);
+  }
+}
+
+void unpack_rows(const UnpackRowsArgs& args) {
+  for (int64_t i = 0; i < args.n; ++i) {
+    for (int64_t j = 0; j < args.row.width; ++j) {
+      put(args.out, args.dtype, i * args.row.width + j, cached_value(args.in, args.row, i, j));
+    }
+  }
+}
+
 void attention(const AttentionArgs& args) {
   const int64_t dim = args.head_dim;
   for (int64_t s = 0; s < args.n_seqs; ++s) {

@@ -26,6 +26,8 @@ void route(const RouteArgs& args);
 void choose_copies(const ChooseCopiesArgs& args);
 void sort_by_expert(const SortByExpertArgs& args);
 void scatter_rows(const ScatterRowsArgs& args);
+void pack_rows(const PackRowsArgs& args);
+void unpack_rows(const UnpackRowsArgs& args);
 void grouped_linear(const GroupedLinearArgs& args);
 void combine_rows(const CombineRowsArgs& args);
 void lightning_attention(const LightningAttentionArgs& args);

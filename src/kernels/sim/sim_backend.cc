@@ -126,6 +126,10 @@ class SimBackend final : public Backend {
   void scatter_rows(const Context& c, const ScatterRowsArgs& args) const override {
     forward(c, args, &Backend::scatter_rows);
   }
+  void pack_rows(const Context& c, const PackRowsArgs& args) const override { forward(c, args, &Backend::pack_rows); }
+  void unpack_rows(const Context& c, const UnpackRowsArgs& args) const override {
+    forward(c, args, &Backend::unpack_rows);
+  }
   void grouped_linear(const Context& context, const GroupedLinearArgs& args) const override {
     enqueue(context, [this, own = GroupedLinearArgs(args), shape = *args.shape]() mutable {
       own.shape = &shape;

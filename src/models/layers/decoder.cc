@@ -1,6 +1,7 @@
 #include "models/layers/decoder.h"
 
 #include <numeric>
+#include <optional>
 
 #include "base/check.h"
 #include "base/pulse.h"
@@ -20,6 +21,7 @@ Decoder::Decoder(const ModelConfig& config, WeightStore& weights)
     : config_(config),
       weights_(weights),
       scratch_(weights.backend()),
+      second_scratch_(weights.backend()),
       kv_(weights.backend(), weights.dtype()),
       states_(weights.backend()),
       routing_(weights.backend()),
@@ -32,7 +34,7 @@ Decoder::Decoder(const ModelConfig& config, WeightStore& weights)
   if (const moe::ExpertMap* map = weights.expert_map()) {
     copy_chooser_ = std::make_unique<moe::CopyChooser>(weights.backend(), *map, layout);
   }
-  communicator_ = std::make_unique<LayerCommunicator>(groups_, config, weights, scratch_);
+  communicator_ = std::make_unique<LayerCommunicator>(config, weights, scratch_);
   final_norm_ = weights.vector({{"model.norm.weight", hidden}});
   head_ = weights.linear({part(config.tie_embeddings ? "model.embed_tokens.weight" : "lm_head.weight", vocab, head)},
                          hidden);
@@ -52,23 +54,40 @@ Decoder::Decoder(const ModelConfig& config, WeightStore& weights)
 
 Decoder::~Decoder() = default;
 
-moe::Dispatcher& Decoder::dispatcher(const moe::Sizes& sizes) {
-  if (!dispatcher_) {
-    dispatcher_ = moe::make_dispatcher(weights_.backend(), groups_, sizes, weights_.deepep());
+const moe::Dispatcher& Decoder::dispatcher(const moe::Sizes& sizes) {
+  if (!dispatchers_[0]) {
+    dispatchers_[0] = moe::make_dispatcher(weights_.backend(), groups_, sizes, weights_.deepep());
     dispatch_sizes_ = sizes;
   }
   SLUICE_CHECK(dispatch_sizes_ == sizes, "layers with {} and with {} experts", dispatch_sizes_.experts, sizes.experts);
-  return *dispatcher_;
+  return *dispatchers_[0];
+}
+
+void Decoder::overlap(parallel::Overlap& overlap) {
+  if (!dispatchers_[0]) return;
+  overlap_ = &overlap;
+  for (size_t i = 0; i < dispatchers_.size(); ++i) {
+    dispatchers_[i] = moe::make_dispatcher(weights_.backend(), &overlap.half(i), dispatch_sizes_, weights_.deepep());
+  }
 }
 
 Result<void> Decoder::allocate(const kernels::Context& context, int64_t max_tokens) {
   SLUICE_TRY_VOID(scratch_.allocate(max_tokens));
+  if (overlap_ != nullptr) {
+    second_scratch_.declare_all_of(scratch_);
+    SLUICE_TRY_VOID(second_scratch_.allocate(max_tokens));
+  }
   if (copy_chooser_) SLUICE_TRY_VOID(copy_chooser_->allocate(context));
-  if (!dispatcher_) return {};
-  return dispatcher_->allocate(max_tokens, max_tokens * weights_.layout().dp_size);
+  for (const auto& dispatcher : dispatchers_) {
+    if (dispatcher) SLUICE_TRY_VOID(dispatcher->allocate(max_tokens, max_tokens * weights_.layout().dp_size));
+  }
+  return {};
 }
 
-Result<Logits> Decoder::forward(const kernels::Context& context, const ForwardBatch& batch) const {
+Result<Logits> Decoder::forward(const kernels::Context& context, const ForwardBatch& batch,
+                                const HalfBatches* halves) const {
+  std::optional<parallel::Turn> turn;
+  if (overlap_ != nullptr) turn.emplace(overlap_->turns());
   auto* hidden = scratch_.at<float>(hidden_);
   auto* cos_sin = scratch_.at<float>(cos_sin_);
   SLUICE_TRY_VOID(embed(context, batch, hidden));
@@ -83,16 +102,65 @@ Result<Logits> Decoder::forward(const kernels::Context& context, const ForwardBa
             .states = states_,
             .scratch = scratch_,
             .groups = groups_,
+            .dispatcher = dispatchers_[0].get(),
+            .overlap = overlap_,
             .cos_sin = cos_sin,
             .number = ++steps_};
-  for (size_t i = 0; i < blocks_.size(); ++i) {
-    step.layer = static_cast<int>(i / 2);
-    Pulse::own().set({.phase = Pulse::Phase::kStep, .step = step.number, .layer = step.layer});
-    SLUICE_TRY_VOID(communicator_->run(context, step, *blocks_[i], hidden));
-  }
+  SLUICE_TRY_VOID(halves == nullptr ? layers(context, step, Order::kAny, hidden)
+                                    : layers_in_halves(context, step, *halves, hidden));
   step.layer = -1;
   step.progress(parallel::Phase::kHead);
   return head(context, batch, hidden);
+}
+
+Result<void> Decoder::layers(const kernels::Context& context, Step step, Order order, float* hidden) const {
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    const auto done = static_cast<int64_t>(i + 1);
+    if (order == Order::kSecond) overlap_->turns().wait_for(done);
+    step.layer = static_cast<int>(i / 2);
+    Pulse::own().set({.phase = Pulse::Phase::kStep, .step = step.number, .layer = step.layer});
+    SLUICE_TRY_VOID(communicator_->run(context, step, *blocks_[i], hidden));
+    if (order == Order::kFirst) overlap_->turns().reach(done);
+  }
+  return {};
+}
+
+// The rows of the second half lie apart meanwhile: products write a few rows beyond those of the first.
+Result<void> Decoder::layers_in_halves(const kernels::Context& context, const Step& whole, const HalfBatches& halves,
+                                       float* hidden) const {
+  const auto& [first, second] = halves.half;
+  const Step one{.batch = first,
+                 .kv = kv_,
+                 .states = states_,
+                 .scratch = scratch_,
+                 .groups = &overlap_->half(0),
+                 .dispatcher = dispatchers_[0].get(),
+                 .cos_sin = whole.cos_sin,
+                 .number = whole.number};
+  const Step two{.batch = second,
+                 .kv = kv_,
+                 .states = states_,
+                 .scratch = second_scratch_,
+                 .groups = &overlap_->half(1),
+                 .dispatcher = dispatchers_[1].get(),
+                 .routed_before = parallel::part_of(first.n_tokens, weights_.layout().attention_tp()).count,
+                 .cos_sin = whole.cos_sin + first.n_tokens * 2 * inverse_frequencies_.size,
+                 .number = whole.number};
+  float* const rest = hidden + first.n_tokens * config_.hidden_size;
+  auto* apart = second_scratch_.at<float>(hidden_);
+  const auto bytes = static_cast<size_t>(second.n_tokens * config_.hidden_size) * sizeof(float);
+  context.backend->copy(context, apart, rest, bytes);
+
+  parallel::Turns& turns = overlap_->turns();
+  turns.reach(0);
+  overlap_->strand().begin([&] { return layers(context, two, halves.in_order ? Order::kSecond : Order::kAny, apart); });
+  const Result<void> first_done = layers(context, one, halves.in_order ? Order::kFirst : Order::kAny, hidden);
+  if (!first_done.ok()) turns.reach(std::ssize(blocks_));  // the other half hears of the failure in its next call
+  const Result<void> second_done = overlap_->strand().end();
+  SLUICE_TRY_VOID(first_done);
+  SLUICE_TRY_VOID(second_done);
+  context.backend->copy(context, rest, apart, bytes);
+  return {};
 }
 
 Result<void> Decoder::embed(const kernels::Context& context, const ForwardBatch& batch, float* hidden) const {

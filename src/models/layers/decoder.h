@@ -1,6 +1,7 @@
 // A forward pass over a batch of rows, for every family: embedding, the blocks of its layers one after another, head.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -16,6 +17,7 @@
 #include "moe/copy_chooser.h"
 #include "moe/dispatcher.h"
 #include "parallel/groups.h"
+#include "parallel/overlap.h"
 
 namespace sluice::models {
 
@@ -42,6 +44,13 @@ struct ForwardBatch {
   bool extend = true;  // some rank prefills
 };
 
+// A step of which one half is computed while rows of the other are on their way. The halves have no logits.
+struct HalfBatches {
+  std::array<ForwardBatch, 2> half;
+  // A sequence is in both: the second half's part of it needs what the first one's puts into the cache.
+  bool in_order = false;
+};
+
 // What a block sees of the step.
 struct Step {
   const ForwardBatch& batch;
@@ -49,9 +58,12 @@ struct Step {
   const StateCache& states;
   const Scratch& scratch;
   const parallel::Groups* groups = nullptr;  // null: this rank has the whole model
-  const float* cos_sin = nullptr;            // [n_tokens, 2, rotary_dim / 2]
-  uint32_t number = 0;                       // of the step
-  int layer = 0;                             // that is computed
+  moe::Dispatcher* dispatcher = nullptr;
+  parallel::Overlap* overlap = nullptr;  // null: nothing else is to be computed while rows are on their way
+  int64_t routed_before = 0;             // tokens of a first half that routers got in this step
+  const float* cos_sin = nullptr;        // [n_tokens, 2, rotary_dim / 2]
+  uint32_t number = 0;                   // of the step
+  int layer = 0;                         // that is computed
 
   // Where this rank is, for the ranks that wait for it and for messages.
   void progress(parallel::Phase phase) const {
@@ -95,6 +107,13 @@ struct Logits {
   std::vector<int64_t> widths;
 };
 
+// The experts of a layer that this rank has.
+struct ExpertLayer {
+  int64_t number = 0;  // of the model's layer
+  ExpertsWeight gate_up;
+  ExpertsWeight down;
+};
+
 // Used by the rank's thread.
 class Decoder {
  public:
@@ -109,23 +128,37 @@ class Decoder {
   StateCache& states() { return states_; }
   const StateCache& states() const { return states_; }
   RoutingRecord& routing() { return routing_; }
-  // That of all layers with experts, which have the same sizes.
-  moe::Dispatcher& dispatcher(const moe::Sizes& sizes);
+  // That of all layers with experts, which have the same sizes. What sends rows is in Step::dispatcher.
+  const moe::Dispatcher& dispatcher(const moe::Sizes& sizes);
   const RoutingRecord& routing() const { return routing_; }
   // Null where each expert is there once.
   const moe::CopyChooser* copy_chooser() const { return copy_chooser_.get(); }
+  moe::CopyChooser* copy_chooser() { return copy_chooser_.get(); }
+  // In the order of routing()'s layers.
+  void add_experts(const ExpertLayer& layer) { expert_layers_.push_back(layer); }
+  std::span<const ExpertLayer> expert_layers() const { return expert_layers_; }
   void add(std::unique_ptr<Block> block) { blocks_.push_back(std::move(block)); }
-  // Once, after the last add(). kExhausted if the memory cannot be had.
+  // Where rows are sent to experts: what does not need them is computed meanwhile. It outlives the decoder. At most
+  // once, after the last add().
+  void overlap(parallel::Overlap& overlap);
+  // Once, after the last add() and overlap(). kExhausted if the memory cannot be had.
   Result<void> allocate(const kernels::Context& context, int64_t max_tokens);
 
   // Queues the whole step: K and V of every row into the cache. Returns where the logits of batch.logit_rows will be
   // until the next call. All ranks at once; an error is that of a group of ranks.
-  Result<Logits> forward(const kernels::Context& context, const ForwardBatch& batch) const;
+  // With `halves` its layers are computed in two; `batch` is the whole still.
+  Result<Logits> forward(const kernels::Context& context, const ForwardBatch& batch,
+                         const HalfBatches* halves = nullptr) const;
   // What those logits were made of: rows [hidden] of the weights' dtype, of all attention groups where the head is
   // divided among them.
   const void* normed() const { return scratch_.at<void>(logit_normed_); }
 
  private:
+  enum class Order : uint8_t { kAny, kFirst, kSecond };
+  // kSecond: each block after the other half's.
+  Result<void> layers(const kernels::Context& context, Step step, Order order, float* hidden) const;
+  Result<void> layers_in_halves(const kernels::Context& context, const Step& whole, const HalfBatches& halves,
+                                float* hidden) const;
   Result<void> embed(const kernels::Context& context, const ForwardBatch& batch, float* hidden) const;
   Result<Logits> head(const kernels::Context& context, const ForwardBatch& batch, const float* hidden) const;
   Result<Logits> exchange_logits(const kernels::Context& context, const ForwardBatch& batch, const float* logits) const;
@@ -133,6 +166,7 @@ class Decoder {
   const ModelConfig config_;
   const WeightStore& weights_;
   Scratch scratch_;
+  Scratch second_scratch_;  // of second halves
   KvCache kv_;
   StateCache states_;
   RoutingRecord routing_;
@@ -141,8 +175,11 @@ class Decoder {
   TableWeight embedding_;       // [vocabulary_, hidden]
   std::unique_ptr<LayerCommunicator> communicator_;
   moe::Sizes dispatch_sizes_;
-  std::unique_ptr<moe::Dispatcher> dispatcher_;  // null: no layer has experts
+  // Of steps and first halves, and of second halves. Null where no layer has experts, the second without overlap too.
+  std::array<std::unique_ptr<moe::Dispatcher>, 2> dispatchers_;
+  parallel::Overlap* overlap_ = nullptr;
   std::unique_ptr<moe::CopyChooser> copy_chooser_;
+  std::vector<ExpertLayer> expert_layers_;
   std::vector<std::unique_ptr<Block>> blocks_;  // two of each layer
   mutable uint32_t steps_ = 0;
   VectorWeight final_norm_;

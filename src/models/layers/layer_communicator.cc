@@ -21,23 +21,22 @@ std::vector<int64_t> times(std::span<const int64_t> rows, int64_t width) {
 
 }  // namespace
 
-LayerCommunicator::LayerCommunicator(const parallel::Groups* groups, const ModelConfig& config,
-                                     const WeightStore& weights, Scratch& scratch)
-    : groups_(groups), hidden_(config.hidden_size), dtype_(weights.dtype()) {
-  const int64_t dp = groups_ == nullptr ? 1 : groups_->layout.dp_size;
+LayerCommunicator::LayerCommunicator(const ModelConfig& config, const WeightStore& weights, Scratch& scratch)
+    : hidden_(config.hidden_size), dtype_(weights.dtype()) {
+  const int64_t dp = weights.layout().dp_size;
   normed_slot_ = scratch.declare("normed", hidden_ * static_cast<int64_t>(tensor::block_bytes(dtype_)), dp);
   sum_slot_ = scratch.declare("sum", dp > 1 ? hidden_ * 4 : 0, dp);
 }
 
 Result<void> LayerCommunicator::run(const kernels::Context& context, const Step& step, const Block& block,
                                     float* hidden) const {
-  if (groups_ == nullptr) return run_partial(context, step, block, hidden, nullptr);
+  if (step.groups == nullptr) return run_partial(context, step, block, hidden, nullptr);
   step.progress(block.spread() == Spread::kAttention ? parallel::Phase::kAttention : parallel::Phase::kExperts);
   switch (block.spread()) {
     case Spread::kAttention:
-      return run_partial(context, step, block, hidden, groups_->attention_tp.get());
+      return run_partial(context, step, block, hidden, step.groups->attention_tp.get());
     case Spread::kAllTokens:
-      if (groups_->layout.dp_size == 1) return run_partial(context, step, block, hidden, groups_->all);
+      if (step.groups->layout.dp_size == 1) return run_partial(context, step, block, hidden, step.groups->all);
       return run_gathered(context, step, block, hidden);
     case Spread::kOwnTokens:
       break;
@@ -65,7 +64,7 @@ Result<void> LayerCommunicator::run_partial(const kernels::Context& context, con
 // its own ones. Each row's residual is in the summand of one rank that has it.
 Result<void> LayerCommunicator::run_gathered(const kernels::Context& context, const Step& step, const Block& block,
                                              float* hidden) const {
-  const parallel::Layout& layout = groups_->layout;
+  const parallel::Layout& layout = step.groups->layout;
   const std::span<const int64_t> tokens = step.batch.group_tokens;
   const int64_t n = step.batch.n_tokens;
   const int64_t first = first_row(tokens, layout.attention_dp().rank), all = first_row(tokens, layout.dp_size);
@@ -74,8 +73,8 @@ Result<void> LayerCommunicator::run_gathered(const kernels::Context& context, co
   char* own = normed + static_cast<size_t>(first * hidden_) * tensor::block_bytes(dtype_);
 
   block.residual().enter(context, hidden, n, own);
-  SLUICE_TRY_VOID(
-      groups_->attention_dp->all_gather_v(context, parallel::element_of(dtype_), own, normed, times(tokens, hidden_)));
+  SLUICE_TRY_VOID(step.groups->attention_dp->all_gather_v(context, parallel::element_of(dtype_), own, normed,
+                                                          times(tokens, hidden_)));
   context.backend->clear(context, sum, static_cast<size_t>(all * hidden_) * sizeof(float));
   if (layout.leads()) {
     context.backend->copy(context, sum + first * hidden_, hidden, static_cast<size_t>(n * hidden_) * sizeof(float));
@@ -92,17 +91,17 @@ Result<void> LayerCommunicator::run_gathered(const kernels::Context& context, co
   }
   const parallel::Slice mine = parallel::part_of(n, layout.attention_tp());
   float* part = hidden + mine.first * hidden_;
-  SLUICE_TRY_VOID(groups_->all->reduce_scatter_v(context, Element::kF32, sum, part, times(rows, hidden_)));
+  SLUICE_TRY_VOID(step.groups->all->reduce_scatter_v(context, Element::kF32, sum, part, times(rows, hidden_)));
   if (members == 1) return {};
   const auto own_rows =
       std::span(rows).subspan(static_cast<size_t>(layout.attention_dp().rank * members), static_cast<size_t>(members));
-  return groups_->attention_tp->all_gather_v(context, Element::kF32, part, hidden, times(own_rows, hidden_));
+  return step.groups->attention_tp->all_gather_v(context, Element::kF32, part, hidden, times(own_rows, hidden_));
 }
 
 // The block computes whole rows: those of an attention group are divided among its ranks.
 Result<void> LayerCommunicator::run_scattered(const kernels::Context& context, const Step& step, const Block& block,
                                               float* hidden) const {
-  const parallel::Place place = groups_->layout.attention_tp();
+  const parallel::Place place = step.groups->layout.attention_tp();
   const parallel::Slice mine = parallel::part_of(step.batch.n_tokens, place);
   float* part = hidden + mine.first * hidden_;
   auto* normed = step.scratch.at<void>(normed_slot_);
@@ -114,7 +113,7 @@ Result<void> LayerCommunicator::run_scattered(const kernels::Context& context, c
   for (int64_t member = 0; member < place.size; ++member) {
     values.push_back(parallel::part_of(step.batch.n_tokens, {member, place.size}).count * hidden_);
   }
-  return groups_->attention_tp->all_gather_v(context, Element::kF32, part, hidden, values);
+  return step.groups->attention_tp->all_gather_v(context, Element::kF32, part, hidden, values);
 }
 
 }  // namespace sluice::models

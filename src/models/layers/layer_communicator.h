@@ -11,11 +11,9 @@ namespace sluice::models {
 
 class LayerCommunicator {
  public:
-  // `groups` null: one rank has the whole model. They outlive this.
-  LayerCommunicator(const parallel::Groups* groups, const ModelConfig& config, const WeightStore& weights,
-                    Scratch& scratch);
+  LayerCommunicator(const ModelConfig& config, const WeightStore& weights, Scratch& scratch);
 
-  // hidden = block(hidden) for the rows of this rank's attention group, on all ranks at once.
+  // hidden = block(hidden) for the step's rows of this rank's attention group, on all ranks of step.groups at once.
   Result<void> run(const kernels::Context& context, const Step& step, const Block& block, float* hidden) const;
 
  private:
@@ -25,7 +23,6 @@ class LayerCommunicator {
   Result<void> run_scattered(const kernels::Context& context, const Step& step, const Block& block,
                              float* hidden) const;
 
-  const parallel::Groups* const groups_;
   const int64_t hidden_;
   const kernels::DType dtype_;
   Scratch::Slot normed_slot_;  // [rows, hidden] of dtype

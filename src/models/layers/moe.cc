@@ -29,8 +29,6 @@ MoeFfn::MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, 
       weights_(weights),
       routing_(decoder.routing()),
       layer_(decoder.routing().declare(copies_of(weights, moe_), moe_.top_k)),
-      dispatcher_(decoder.dispatcher(
-          {.hidden = hidden_, .experts = copies_of(weights, moe_), .top_k = moe_.top_k, .dtype = weights.dtype()})),
       copies_(decoder.copy_chooser()) {
   const parallel::Layout& layout = weights.layout();
   const std::string prefix = fmt::format("model.layers.{}.", layer);
@@ -38,22 +36,24 @@ MoeFfn::MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, 
   router_ = weights.linear({{fmt::format("{}{}", prefix, names.router), moe_.experts}}, hidden_);
   if (moe_.correction_bias) bias_ = weights.vector({{fmt::format("{}{}", prefix, names.bias), moe_.experts}});
   const moe::ExpertMap* map = weights.expert_map();
-  const auto of_expert = [&](int64_t copy, std::string_view matrix) {
+  // Names of tensors, whenever they are read.
+  const auto of_expert = [=](int64_t copy, std::string_view matrix) {
     const int64_t e = map == nullptr ? copy : map->location[static_cast<size_t>(layer)][static_cast<size_t>(copy)];
     return fmt::format("{}{}{}.{}.weight", prefix, names.experts, e, matrix);
   };
   gate_up_ = weights.experts(
       own_,
-      [&](int64_t e) {
-        return std::vector<Part>{part(of_expert(e, names.gate), moe_.expert_width, columns),
-                                 part(of_expert(e, names.up), moe_.expert_width, columns)};
+      [=, width = moe_.expert_width](int64_t e) {
+        return std::vector<Part>{part(of_expert(e, names.gate), width, columns),
+                                 part(of_expert(e, names.up), width, columns)};
       },
       hidden_);
   down_ = weights.experts(own_,
-                          [&](int64_t e) {
-                            return std::vector<Part>{{of_expert(e, names.down), hidden_}};
+                          [=, rows = hidden_](int64_t e) {
+                            return std::vector<Part>{{of_expert(e, names.down), rows}};
                           },
                           width_, {.first = columns.first, .of = moe_.expert_width});
+  decoder.add_experts({layer, gate_up_, down_});
   Scratch& scratch = decoder.scratch();
   if (moe_.shared_width > 0) {
     shared_.emplace(fmt::format("{}{}", prefix, names.shared), hidden_, moe_.shared_width, layout.shared_experts(),
@@ -71,8 +71,10 @@ MoeFfn::MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, 
   counts_slot_ = scratch.declare("expert_counts", 4, 0, own_.count);
   rows_slot_ = scratch.declare("expert_rows", moe_.top_k * 4, groups);
   expert_in_slot_ = scratch.declare("expert_in", hidden_ * element, pairs, padding);
+  const moe::Dispatcher& dispatcher = decoder.dispatcher(
+      {.hidden = hidden_, .experts = copies_of(weights, moe_), .top_k = moe_.top_k, .dtype = weights.dtype()});
   // Rows of a slab are anywhere in it.
-  const int64_t extra = std::max(padding, dispatcher_.slab_rows());
+  const int64_t extra = std::max(padding, dispatcher.slab_rows());
   expert_gate_up_slot_ = scratch.declare("expert_gate_up", 2 * width_ * 4, pairs, extra);
   activated_slot_ = scratch.declare("expert_activated", width_ * element, pairs, extra);
   expert_out_slot_ = scratch.declare("expert_out", hidden_ * 4, pairs, padding);
@@ -82,25 +84,45 @@ Result<void> MoeFfn::run(const kernels::Context& context, const Step& step, cons
                          float* out) const {
   moe::Tokens own = choose(context, step, x, n);
   own.out = out;
-  SLUICE_TRY(const moe::Tokens tokens, dispatcher_.dispatch(context, own, step.batch.extend));
+  step.progress(parallel::Phase::kDispatch);
+  SLUICE_TRY(const moe::Tokens tokens, dispatch(context, step, own));
+  step.progress(parallel::Phase::kExperts);
   run_experts(context, step, tokens);
-  SLUICE_TRY_VOID(dispatcher_.combine(context));
-  if (shared_) shared_->forward(context, step.scratch, x, out, n);
-  return {};
+  step.progress(parallel::Phase::kCombine);
+  return step.dispatcher->combine(context);
+}
+
+Result<moe::Tokens> MoeFfn::dispatch(const kernels::Context& context, const Step& step, const moe::Tokens& own) const {
+  const auto pass_shared = [&] {
+    if (shared_) shared_->forward(context, step.scratch, own.x, own.out, own.n);
+  };
+  if (step.overlap == nullptr || !shared_) {
+    pass_shared();
+    return step.dispatcher->dispatch(context, own, step.batch.extend);
+  }
+  moe::Tokens tokens;
+  step.overlap->strand().begin([&]() -> Result<void> {
+    SLUICE_TRY(tokens, step.dispatcher->dispatch(context, own, step.batch.extend));
+    return {};
+  });
+  step.overlap->turns().yield();  // to where it waits for other ranks
+  pass_shared();
+  SLUICE_TRY_VOID(step.overlap->strand().end());
+  return tokens;
 }
 
 moe::Tokens MoeFfn::choose(const kernels::Context& context, const Step& step, const void* x, int64_t n) const {
   const kernels::Backend& backend = *context.backend;
   auto* logits = step.scratch.at<float>(logits_slot_);
-  int32_t* recorded = routing_.chosen(layer_);
+  int32_t* recorded = routing_.chosen(layer_, step.routed_before);
   int32_t* ids = recorded == nullptr ? step.scratch.at<int32_t>(ids_slot_) : recorded;
-  const int32_t* forced = routing_.forced(layer_);
+  const int32_t* forced = routing_.forced(layer_, step.routed_before);
   product(context, weights_, router_, x, logits, n);
   backend.route(context, {.logits = logits,
                           .bias = bias_ ? weights_.address(*bias_) : nullptr,
                           .ids = ids,
                           .weights = step.scratch.at<float>(shares_slot_),
-                          .margins = routing_.margins(layer_),
+                          .margins = routing_.margins(layer_, step.routed_before),
                           .forced = forced,
                           .n = n,
                           .experts = moe_.experts,

@@ -38,6 +38,8 @@ class MoeFfn final : public Block {
  private:
   // Where the tokens of `x` [n, hidden] go.
   moe::Tokens choose(const kernels::Context& context, const Step& step, const void* x, int64_t n) const;
+  // Rows on their way to experts and back, and what every token passes meanwhile.
+  Result<moe::Tokens> dispatch(const kernels::Context& context, const Step& step, const moe::Tokens& own) const;
   // What this rank's experts make of the tokens is added to tokens.out.
   void run_experts(const kernels::Context& context, const Step& step, const moe::Tokens& tokens) const;
 
@@ -49,7 +51,6 @@ class MoeFfn final : public Block {
   const WeightStore& weights_;
   const RoutingRecord& routing_;
   const RoutingRecord::Layer layer_;
-  moe::Dispatcher& dispatcher_;
   const moe::CopyChooser* const copies_;  // null: each expert is there once
 
   LinearWeight router_;               // [experts, hidden]

@@ -33,15 +33,19 @@ class RoutingRecord {
 
   // After allocate().
   int64_t* loads(Layer layer) const { return loads_ + layer.index * experts_; }  // [experts] tokens since the start
-  // Null unless kept.
-  int32_t* chosen(Layer layer) const {
-    return chosen_ == nullptr ? nullptr : chosen_ + layer.index * max_tokens_ * top_k_;
+  // Null unless kept. From a row of the step on.
+  int32_t* chosen(Layer layer, int64_t row = 0) const {
+    return chosen_ == nullptr ? nullptr : chosen_ + (layer.index * max_tokens_ + row) * top_k_;
   }
   // What the tokens of the next steps go to in place of what the routers choose; null = they choose.
-  const int32_t* forced(Layer layer) const { return forcing_ ? forced_ + layer.index * max_tokens_ * top_k_ : nullptr; }
+  const int32_t* forced(Layer layer, int64_t row = 0) const {
+    return forcing_ ? forced_ + (layer.index * max_tokens_ + row) * top_k_ : nullptr;
+  }
   // Where kept: `experts` [layers, n_tokens, top_k] in host memory, for each of the next steps; empty = none.
   void force(const kernels::Context& context, std::span<const int32_t> experts);
-  float* margins(Layer layer) const { return margins_ == nullptr ? nullptr : margins_ + layer.index * max_tokens_; }
+  float* margins(Layer layer, int64_t row = 0) const {
+    return margins_ == nullptr ? nullptr : margins_ + layer.index * max_tokens_ + row;
+  }
 
  private:
   template <class T>

@@ -175,30 +175,32 @@ kernels::DType WeightStore::kept_type(const std::vector<Part>& parts, int64_t in
 
 LinearWeight WeightStore::linear(std::vector<Part> parts, int64_t in, Columns columns) {
   const kernels::DType stored = kept_type(parts, in, columns);
-  return linear_stored(std::move(parts), in, columns, stored);
+  return linear_stored([parts = std::move(parts)] { return parts; }, in, columns, stored);
 }
 
-LinearWeight WeightStore::linear_stored(std::vector<Part> parts, int64_t in, Columns columns, kernels::DType stored) {
+LinearWeight WeightStore::linear_stored(Parts parts_now, int64_t in, Columns columns, kernels::DType stored) {
+  const std::vector<Part> parts = parts_now();
   LinearWeight weight;
   weight.shape = {.in = in, .out = 0, .dtype = dtype_};
   for (const Part& part : parts) weight.shape.out += part.rows;
   weight.shape.stored = stored;
   const kernels::LinearShape shape = weight.shape;
   std::string name = joined_names(parts);
-  weight.offset = declare(
-      std::move(name), shape.in * shape.out, backend_.packed_bytes(shape),
-      [this, shape, columns, parts = std::move(parts)](const tensor::TensorSource& source, void* to) -> Result<void> {
-        for (const Part& part : parts) SLUICE_TRY_VOID(check_part(source, part, shape, columns));
-        // Every part is there with its shape, so reading cannot fail any more.
-        backend_.pack(
-            shape,
-            [&](int64_t first, int64_t count, void* rows) {
-              const auto read = read_stacked(source, parts, shape.in, columns, shape.stored, first, count, rows);
-              SLUICE_CHECK(read.ok(), "a checked tensor cannot be read: {}", read.error().message);
-            },
-            to);
-        return {};
-      });
+  const auto fill = [this, shape, columns, parts_now = std::move(parts_now)](const tensor::TensorSource& source,
+                                                                             void* to) -> Result<void> {
+    const std::vector<Part> now = parts_now();
+    for (const Part& part : now) SLUICE_TRY_VOID(check_part(source, part, shape, columns));
+    // Every part is there with its shape, so reading cannot fail any more.
+    backend_.pack(
+        shape,
+        [&](int64_t first, int64_t count, void* rows) {
+          const auto read = read_stacked(source, now, shape.in, columns, shape.stored, first, count, rows);
+          SLUICE_CHECK(read.ok(), "a checked tensor cannot be read: {}", read.error().message);
+        },
+        to);
+    return {};
+  };
+  weight.offset = declare(std::move(name), shape.in * shape.out, backend_.packed_bytes(shape), fill);
   return weight;
 }
 
@@ -231,19 +233,29 @@ HeadsWeight WeightStore::heads(HeadPart part, int64_t in) {
   return weight;
 }
 
-ExpertsWeight WeightStore::experts(parallel::Slice which, const std::function<std::vector<Part>(int64_t expert)>& parts,
+ExpertsWeight WeightStore::experts(parallel::Slice which, std::function<std::vector<Part>(int64_t expert)> parts,
                                    int64_t in, Columns columns) {
   // One product serves all, so they are kept as stored only if all are stored alike.
   kernels::DType stored = kept_type(parts(which.first), in, columns);
   for (int64_t expert = which.first + 1; expert < which.end(); ++expert) {
     if (kept_type(parts(expert), in, columns) != stored) stored = kernels::DType::kF32;
   }
-  const LinearWeight first = linear_stored(parts(which.first), in, columns, stored);
+  const auto declare_one = [&](int64_t expert) {
+    return linear_stored([parts, expert] { return parts(expert); }, in, columns, stored);
+  };
+  const LinearWeight first = declare_one(which.first);
   const ExpertsWeight weight{.shape = first.shape, .stride = bytes_ - first.offset, .offset = first.offset};
-  for (int64_t expert = which.first + 1; expert < which.end(); ++expert) {
-    linear_stored(parts(expert), in, columns, stored);
-  }
+  for (int64_t expert = which.first + 1; expert < which.end(); ++expert) declare_one(expert);
   return weight;
+}
+
+size_t WeightStore::reserve(std::string name, size_t bytes) {
+  return declare(std::move(name), 0, bytes, [](const tensor::TensorSource&, void*) -> Result<void> { return {}; });
+}
+
+char* WeightStore::writable(size_t offset) const {
+  SLUICE_CHECK(base_ != nullptr && mapping_ == nullptr, "weights at {} are shared, or not there yet", offset);
+  return base_ + offset;
 }
 
 VectorWeight WeightStore::vector(std::vector<Part> parts) {

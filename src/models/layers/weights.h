@@ -101,9 +101,12 @@ class WeightStore {
   // Declarations, before materialise(). Parts are stacked along the output, so that one product serves all of them.
   LinearWeight linear(std::vector<Part> parts, int64_t in, Columns columns = {});
   HeadsWeight heads(HeadPart part, int64_t in);
-  // Each as linear() would have it, of experts [which.first, which.end()).
-  ExpertsWeight experts(parallel::Slice which, const std::function<std::vector<Part>(int64_t expert)>& parts,
-                        int64_t in, Columns columns = {});
+  // Each as linear() would have it, of experts [which.first, which.end()). `parts` is asked again whenever weights are
+  // read, since experts may have moved by then; it says the same shapes.
+  ExpertsWeight experts(parallel::Slice which, std::function<std::vector<Part>(int64_t expert)> parts, int64_t in,
+                        Columns columns = {});
+  // Room that holds nothing at first.
+  size_t reserve(std::string name, size_t bytes);
   VectorWeight vector(std::vector<Part> parts);
   TableWeight table(Part part, int64_t width);
   // Values that are computed rather than stored in the checkpoint.
@@ -131,6 +134,9 @@ class WeightStore {
     return reinterpret_cast<const float*>(base_ + weight.offset);
   }
   const void* address(const TableWeight& weight) const { return base_ + weight.offset; }
+
+  // To be changed; only where no other rank shares the weights.
+  char* writable(size_t offset) const;
 
   size_t bytes() const { return bytes_; }
   // What was declared, in the order of declaration.
@@ -160,7 +166,8 @@ class WeightStore {
   Result<void> share(const tensor::TensorSource& source, Shared shared,
                      const std::function<void(double, std::string_view)>& progress);
 
-  LinearWeight linear_stored(std::vector<Part> parts, int64_t in, Columns columns, kernels::DType stored);
+  using Parts = std::function<std::vector<Part>()>;
+  LinearWeight linear_stored(Parts parts, int64_t in, Columns columns, kernels::DType stored);
   // The type that all parts are stored in if the backend keeps it, else kF32.
   kernels::DType kept_type(const std::vector<Part>& parts, int64_t in, Columns columns) const;
 

@@ -1,0 +1,191 @@
+#include "parallel/turns.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <future>
+
+#include "parallel/group_fixture.h"
+#include "parallel/overlap.h"
+#include "testing/fake_clock.h"
+
+namespace sluice::parallel {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+TEST(TurnsTest, AreTakenInTheOrderInWhichTheyWereAskedFor) {
+  Turns turns;
+  turns.take();
+  std::vector<int> order;
+  const uint64_t second = turns.queue(), third = turns.queue();
+  std::thread late([&] {
+    turns.take(third);
+    order.push_back(3);
+    turns.give();
+  });
+  std::thread early([&] {
+    turns.take(second);
+    order.push_back(2);
+    turns.give();
+  });
+  order.push_back(1);
+  turns.give();
+  early.join();
+  late.join();
+  EXPECT_THAT(order, ElementsAre(1, 2, 3));
+}
+
+TEST(TurnsTest, OfTwoThatFollowEachOtherTheSecondWaitsForTheFirst) {
+  Turns turns;
+  Strand strand(turns);
+  const Turn turn(turns);
+  std::vector<int> order;
+  turns.reach(0);
+  strand.begin([&]() -> Result<void> {
+    for (int i = 1; i <= 3; ++i) {
+      turns.wait_for(i);
+      order.push_back(10 * i);
+    }
+    return {};
+  });
+  for (int i = 1; i <= 3; ++i) {
+    order.push_back(i);
+    turns.reach(i);
+    turns.yield();
+  }
+  ASSERT_OK(strand.end());
+  ASSERT_EQ(order.size(), 6u);
+  for (int i = 1; i <= 3; ++i) EXPECT_LT(std::ranges::find(order, i), std::ranges::find(order, 10 * i));
+}
+
+TEST(TurnsTest, AStrandSaysHowItsWorkEndedAndCanBeGivenMore) {
+  Turns turns;
+  Strand strand(turns);
+  const Turn turn(turns);
+  for (int i = 0; i < 100; ++i) {
+    int done = 0;
+    strand.begin([&]() -> Result<void> {
+      done = i;
+      if (i % 2 == 0) return {};
+      return Error{ErrorCode::kUnavailable, "rank 3 is gone"};
+    });
+    const auto result = strand.end();
+    EXPECT_EQ(done, i);
+    ASSERT_EQ(result.ok(), i % 2 == 0);
+    if (!result.ok()) {
+      EXPECT_EQ(result.error().message, "rank 3 is gone");
+    }
+  }
+}
+
+class OverlapTest : public ::testing::TestWithParam<CommunicatorRow> {};
+
+// What others wait for is computed only once this rank's own call is under way: without a turn to compute in while it
+// is, nobody would come.
+TEST_P(OverlapTest, ARankComputesWhileItsCallWaitsForOthers) {
+  Ranks ranks = make_ranks(GetParam(), 2);
+  std::promise<void> computed;
+  on_each(ranks, [&](Communicator& world) {
+    auto overlap = Overlap::make(world, {.tp_rank = world.rank(), .tp_size = 2});
+    ASSERT_OK(overlap);
+    Turns& turns = (*overlap)->turns();
+    Communicator& all = *(*overlap)->half(0).all;
+    int64_t sum = world.rank() + 1;
+    const auto add = [&] { return all.all_reduce({}, Element::kI64, &sum, &sum, 1); };
+    if (world.rank() == 1) {
+      computed.get_future().wait();
+      const Turn turn(turns);
+      ASSERT_OK(add());
+    } else {
+      const Turn turn(turns);
+      (*overlap)->strand().begin(add);
+      turns.yield();
+      EXPECT_EQ(sum, 1) << "it is on its way";
+      computed.set_value();
+      ASSERT_OK((*overlap)->strand().end());
+    }
+    EXPECT_EQ(sum, 3);
+    EXPECT_GT((*overlap)->received_bytes(), 0u);
+    EXPECT_GT((*overlap)->turns().times().away, Duration{});
+  });
+}
+
+// Ranks may be in another order within their halves: calls of one half do not wait for the other's.
+TEST_P(OverlapTest, TheHalvesOfABatchNeedNoCommonOrder) {
+  Ranks ranks = make_ranks(GetParam(), 3);
+  on_each(ranks, [](Communicator& world) {
+    auto overlap = Overlap::make(world, {.tp_rank = world.rank(), .tp_size = 3, .dp_size = 3});
+    ASSERT_OK(overlap);
+    Turns& turns = (*overlap)->turns();
+    const Turn turn(turns);
+    const auto sums = [&](size_t half, int64_t base) -> Result<void> {
+      for (int64_t i = 0; i < 200; ++i) {
+        std::vector<int64_t> values(static_cast<size_t>(1 + i * 7 % 600), base + i);
+        SLUICE_TRY_VOID((*overlap)->half(half).all->all_reduce({}, Element::kI64, values.data(), values.data(),
+                                                               std::ssize(values)));
+        if (std::ranges::count(values, 3 * (base + i)) != std::ssize(values)) {
+          return Error{ErrorCode::kInternal, "another half's values"};
+        }
+      }
+      return {};
+    };
+    const auto own = static_cast<size_t>(world.rank() % 2);  // which of them is this thread's
+    (*overlap)->strand().begin([&] { return sums(1 - own, own == 0 ? 1000 : 0); });
+    EXPECT_OK(sums(own, own == 0 ? 0 : 1000));
+    EXPECT_OK((*overlap)->strand().end());
+  });
+}
+
+TEST_P(OverlapTest, WhoMissesARankNamesTheHalfAndWhoIsMissing) {
+  Ranks ranks = make_ranks(GetParam(), 2, {.silence_limit = std::chrono::seconds(2)});
+  std::promise<void> reported;
+  on_each(ranks, [&](Communicator& world) {
+    auto overlap = Overlap::make(world, {.tp_rank = world.rank(), .tp_size = 2});
+    ASSERT_OK(overlap);
+    if (world.rank() == 1) return reported.get_future().wait();
+    const Turn turn((*overlap)->turns());
+    (*overlap)->strand().begin([&] { return (*overlap)->half(1).all->barrier(); });
+    const auto first = (*overlap)->half(0).all->barrier();
+    const auto second = (*overlap)->strand().end();
+    reported.set_value();
+    ASSERT_FALSE(first.ok());
+    ASSERT_FALSE(second.ok());
+    EXPECT_EQ(first.error().message, second.error().message) << "the first reason stays";
+    EXPECT_THAT(first.error().message, HasSubstr("half: rank 0"));
+    EXPECT_THAT(first.error().message, HasSubstr("rank 1"));
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Members, OverlapTest, ::testing::ValuesIn(communicators()),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+// Time away is covered by what the other part computes in it.
+TEST(TurnsTest, CountHowMuchOfTheTimeAwayWasUsed) {
+  testing::FakeClock clock;
+  Turns turns(clock);
+  Strand strand(turns);
+  const Turn turn(turns);
+  std::promise<void> arrives;
+  strand.begin([&]() -> Result<void> {
+    return turns.while_away([&]() -> Result<void> {
+      arrives.get_future().wait();
+      return {};
+    });
+  });
+  turns.yield();
+  clock.advance(std::chrono::seconds(3));
+  turns.while_away([&] {  // both are away
+    clock.advance(std::chrono::seconds(1));
+    return 0;
+  });
+  arrives.set_value();
+  ASSERT_OK(strand.end());
+  const auto [away, covered] = turns.times();
+  EXPECT_EQ(away, std::chrono::seconds(4 + 1));
+  EXPECT_EQ(covered, std::chrono::seconds(3));
+}
+
+}  // namespace
+}  // namespace sluice::parallel
