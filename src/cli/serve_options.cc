@@ -61,9 +61,30 @@ const Joined& joined() {
   return tables;
 }
 
+// Clients speak to the gateway: what the engine's flags say of its certificate is the gateway's, and the workers, which
+// only the gateway calls, have none.
+Result<void> take_certificate(ServeCommand& command) {
+  const engine::EngineOptions& engine = command.engine;
+  if (engine.ssl_ca_certs || engine.ssl_keyfile_password) {
+    return Error{ErrorCode::kBadOption,
+                 fmt::format("--{} is of `sluice server`; the gateway of `sluice serve` has no such option",
+                             engine.ssl_ca_certs ? "ssl-ca-certs" : "ssl-keyfile-password")};
+  }
+  if (engine.ssl_certfile.has_value() != engine.ssl_keyfile.has_value()) {
+    return Error{ErrorCode::kBadOption, "--ssl-certfile and --ssl-keyfile need each other"};
+  }
+  if (!engine.ssl_certfile) return {};
+  if (command.gateway.tls_cert_path) {
+    return Error{ErrorCode::kBadOption, "--ssl-certfile and --router-tls-cert-path are the same; give one of them"};
+  }
+  command.gateway.tls_cert_path = engine.ssl_certfile;
+  command.gateway.tls_key_path = engine.ssl_keyfile;
+  return {};
+}
+
 bool decided_per_worker(std::string_view name) {
   constexpr std::array<std::string_view, 4> kNames = {"dp-size", "host", "port", "threads"};
-  return std::find(kNames.begin(), kNames.end(), name) != kNames.end();
+  return name.starts_with("ssl-") || std::find(kNames.begin(), kNames.end(), name) != kNames.end();
 }
 
 void append_flag(std::vector<std::string>& flags, const internal::OptionSpec& spec, const OptionValue& value) {
@@ -216,6 +237,7 @@ Result<ServeCommand> parse_serve(const Arguments& arguments) {
     if (spec.name == "tokenizer-path" || spec.name == "chat-template") continue;
     if (const auto value = engine_value(command.engine, spec)) gateway.assign(command.gateway, row, *value);
   }
+  SLUICE_TRY_VOID(take_certificate(command));
   if (command.dp_attention()) {
     command.gateway.dp_aware = true;
   } else if (command.serve.replicas > 1) {

@@ -43,6 +43,20 @@ TEST(ServeOptionsTest, FallbackCanBeSwitchedOffExceptForTheAddress) {
   EXPECT_EQ(command.gateway.port, 9);
 }
 
+TEST(ServeOptionsTest, TheEnginesCertificateIsWhatTheGatewayShows) {
+  const auto command = parsed({"--ssl-certfile", "a.pem", "--ssl-keyfile", "a.key"});
+  EXPECT_EQ(command.gateway.tls_cert_path, "a.pem");
+  EXPECT_EQ(command.gateway.tls_key_path, "a.key");
+  EXPECT_THAT(command.worker_flags, IsEmpty());
+  const auto refused = [](const Arguments& arguments) { return parse_serve(arguments).error().message; };
+  EXPECT_THAT(refused({"--ssl-certfile", "a.pem"}), HasSubstr("--ssl-certfile and --ssl-keyfile"));
+  EXPECT_THAT(refused({"--ssl-certfile", "a.pem", "--ssl-keyfile", "a.key", "--router-tls-cert-path", "b.pem",
+                       "--router-tls-key-path", "b.key"}),
+              HasSubstr("--router-tls-cert-path"));
+  EXPECT_THAT(refused({"--ssl-ca-certs", "ca.pem"}), HasSubstr("--ssl-ca-certs"));
+  EXPECT_THAT(refused({"--ssl-keyfile-password", "x"}), HasSubstr("--ssl-keyfile-password"));
+}
+
 TEST(ServeOptionsTest, UnknownAndRejectedFlagsEndWithOneLine) {
   EXPECT_THAT(parse_serve({"--router-polcy", "x"}).error().message, HasSubstr("did you mean --router-policy?"));
   EXPECT_THAT(parse_serve({"--connection-mode", "grpc"}).error().message, HasSubstr("is not implemented"));

@@ -80,7 +80,7 @@ int run_agent(const engine::EngineOptions& options, StopSignals& signals, ReadyR
   if (const auto valid = engine::check_engine_options(options); !valid.ok()) return failed(valid.error());
   auto agent = engine::NodeAgent::start(options, {});
   if (!agent.ok()) return failed(agent.error());
-  announce(options.host, (*agent)->port());
+  announce(options.host, (*agent)->port(), options.ssl_certfile.has_value());
   const auto ended = (*agent)->run(signals.descriptor());
   return ended.ok() ? 0 : failed(ended.error());
 }
@@ -116,8 +116,9 @@ int run_server(const Arguments& arguments) {
   }
   line.progress(1, "ready");
   line.finish();
-  announce(options->host, (*front)->port());
-  reporter.ready(url_of(options->host, (*front)->port()));
+  const bool tls = options->ssl_certfile.has_value();
+  announce(options->host, (*front)->port(), tls);
+  reporter.ready(url_of(options->host, (*front)->port(), tls));
 
   signals.wait();
   drain(**front, signals);

@@ -12,6 +12,7 @@
 
 #include "base/log.h"
 #include "base/ready_pipe.h"
+#include "engine/certificates.h"
 #include "engine/dp_controller.h"
 #include "engine/expert_options.h"
 #include "engine/explain/auto_layout.h"
@@ -119,7 +120,9 @@ class Front::Impl {
 
  private:
   Result<void> listen() {
-    server_ = std::make_unique<net::Server>(loops_, net::ServerOptions{},
+    SLUICE_TRY(auto certificate, load_certificate(options_));
+    keep_certificate_fresh(certificate, loops_[0]);
+    server_ = std::make_unique<net::Server>(loops_, net::ServerOptions{.tls = std::move(certificate)},
                                             [this](net::ServerExchange& client) { return handle(client); });
     SLUICE_TRY(port_, server_->listen(options_.host, static_cast<uint16_t>(options_.port)));
     return {};

@@ -76,6 +76,7 @@ Result<void> GroupRunner::exchange(StepRow row) {
   SLUICE_TRY(plan_, parallel::derive_plan(rows_, groups_.layout));
   count_wire();
   shape_ = {};
+  for (const StepRow& row : rows_) shape_.prefilling += row.is_extend_in_batch;  // leaders' alone
   for (size_t group = 0; group < decoding.size(); ++group) {
     // Of those who could decode, some may have ended.
     const int64_t decode = std::min(decoding[group], plan_.group_tokens[group]);

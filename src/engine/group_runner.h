@@ -55,10 +55,11 @@ class GroupRunner final : public models::Runner {
   const parallel::StepPlan& last_plan() const { return plan_; }
   // Of other groups, in the next step: the most of any.
   int64_t others_decode() const;
-  // What the longest part of the last step had: sequences that decoded, and tokens of prompts.
+  // What the longest part of the last step had: sequences that decoded, and tokens of prompts. How many prefilled.
   struct Shape {
     int64_t decoding = 0;
     int64_t prompt_tokens = 0;
+    int64_t prefilling = 0;  // attention groups, of all
   };
   Shape last_shape() const { return shape_; }
 

@@ -17,6 +17,11 @@ std::string variable(const char* name) {
   return value == nullptr ? "" : value;
 }
 
+bool is_set(const char* name) {
+  const std::string value = variable(name);
+  return !value.empty() && value != "0" && value != "false";
+}
+
 Duration health_timeout() {
   const std::string text = variable("SGLANG_HEALTH_CHECK_TIMEOUT");
   const double given = std::atof(text.c_str());
@@ -27,7 +32,7 @@ nlohmann::ordered_json public_args(const EngineOptions& options) {
   const auto all = engine_options_to_json(options);
   auto out = nlohmann::ordered_json::object();
   for (const auto& [name, value] : all.items()) {
-    if (name != "api_key" && name != "admin_api_key") out[name] = value;
+    if (name != "api_key" && name != "admin_api_key" && name != "ssl_keyfile_password") out[name] = value;
   }
   out["grammar_backend"] = grammar_backend(options);
   return out;
@@ -56,6 +61,17 @@ ApiSettings settings_of(const EngineOptions& options) {
   if (options.reasoning_parser) out.reasoning_format = parsers::find_reasoning_format(*options.reasoning_parser);
   if (options.tool_call_parser) out.tool_call_format = parsers::find_tool_call_format(*options.tool_call_parser);
   out.server_args = public_args(options);
+  return out;
+}
+
+constexpr std::string_view kLatency = "sglang:func_latency_seconds";
+
+obs::Family latency_family() {
+  obs::Family out{.name = kLatency,
+                  .help = "Time in the functions that serve endpoints.",
+                  .kind = obs::Kind::kHistogram,
+                  .labels = {"name"}};
+  for (double bound = 0.05; out.buckets.size() < 18; bound *= 1.5) out.buckets.push_back(bound);
   return out;
 }
 
@@ -120,7 +136,11 @@ std::optional<net::Response> obstacle(const ApiSettings& settings, const net::Re
 class HttpApi::Impl {
  public:
   Impl(const EngineOptions& options, ServedModel model, Backend& backend, obs::Metrics& metrics)
-      : ranks_(metrics, backend, rank_labels(settings_of(options), model), options.page_size),
+      : ranks_(metrics, backend, rank_labels(settings_of(options), model),
+               {.page_size = options.page_size,
+                .states = model.config.lightning.has_value(),
+                .prefill_delayer = options.enable_prefill_delayer,
+                .cooperation = is_set("SGLANG_ENABLE_METRICS_DP_ATTENTION")}),
         api_(settings_of(options), std::move(model), backend, metrics) {}
 
   net::Task<> handle(net::ServerExchange& exchange) {
@@ -128,6 +148,10 @@ class HttpApi::Impl {
     ApiCall call{api_, exchange};
     if (auto response = obstacle(api_.settings, exchange.request(), route)) {
       co_await answer(call, std::move(*response));
+    } else if (api_.settings.metrics) {
+      const TimePoint begun = api_.clock.now();
+      co_await route->serve(call);
+      api_.metrics.histogram(kLatency, {std::string(route->path)}).observe(seconds(api_.clock.now() - begun));
     } else {
       co_await route->serve(call);
     }
@@ -142,6 +166,7 @@ class HttpApi::Impl {
 
 HttpApi::HttpApi(const EngineOptions& options, ServedModel model, Backend& backend, obs::Metrics& metrics) {
   metrics.declare(request_families(rank_labels(settings_of(options), model)));
+  metrics.declare({latency_family()});
   impl_ = std::make_unique<Impl>(options, std::move(model), backend, metrics);
 }
 HttpApi::~HttpApi() = default;

@@ -180,6 +180,13 @@ struct BucketCounts {
 inline constexpr double kEvictionSeconds[] = {.001, .002, .003, .004, .005, .006, .007, .008, .009, .01, .02, .03,
                                               .04,  .05,  .1,   .2,   .5,   1,    2,    5,    10,   30,  60};
 inline constexpr double kGrammarSeconds[] = {0, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 20, 30, 60, 90, 120, 240};
+inline constexpr double kGrammarSchemas[] = {0,   1,   2,   5,   10,  20,  30,  40,  60,  80,  100,
+                                             120, 140, 160, 180, 200, 300, 400, 500, 700, 1000};
+inline constexpr double kEbnfBytes[] = {0,    50,   100,   200,   300,   500,   1000,  2000,
+                                        3000, 5000, 10000, 20000, 30000, 50000, 100000};
+inline constexpr double kGrammarWalkSeconds[] = {0, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 15, 30, 60, 90, 120, 240};
+inline constexpr double kDelayPasses[] = {0, 5, 20, 29, 50, 100, 200};  // 29: the last before the usual limit
+inline constexpr double kDelaySeconds[] = {0, 1, 2, 5, 10, 20, 50, 100, 200, 500};
 inline constexpr int64_t kRequestsPerKey[] = {1, 2, 3, 5, 7, 10, 20, 50, 100, 200};
 
 // What became of the grammars of a rank's requests.
@@ -189,6 +196,28 @@ struct GrammarCounts {
   uint64_t aborted = 0;     // that ended while they waited for theirs, or because it does not compile
   uint64_t timeouts = 0;    // of compiling
   BucketCounts<std::size(kGrammarSeconds)> compile_seconds;
+  BucketCounts<std::size(kGrammarSchemas)> schemas;  // of each that was compiled
+  BucketCounts<std::size(kEbnfBytes)> ebnf_bytes;    // of those in EBNF
+};
+// Of each request with a grammar: how long finding the tokens that may come took, on the mean and at most.
+struct GrammarWalks {
+  BucketCounts<std::size(kGrammarWalkSeconds)> mean, longest;
+};
+
+// What became of prompts that could begin in a step (engine/prefill_delayer.h), and what those that began waited for.
+enum class DelayOutcome : uint8_t { kHeldBack, kAllCould, kAllCouldAtLast, kMuchRoom, kNobodyDecodes, kLongEnough };
+struct PrefillDelays {
+  uint64_t outcomes[6] = {};  // by DelayOutcome
+  BucketCounts<std::size(kDelayPasses)> passes;
+  BucketCounts<std::size(kDelaySeconds)> seconds;
+};
+
+// With DP attention: what a rank computed in steps in which so many attention groups prefilled, the last for as many or
+// more. Tokens that were computed, cached and generated; seconds of steps that prefill, decode, and do both.
+struct DpCooperation {
+  static constexpr size_t kMostGroups = 64;
+  uint64_t tokens[kMostGroups + 1][3] = {};
+  double seconds[kMostGroups + 1][3] = {};
 };
 
 // How many requests the routing keys have: keys by number, up to each of kRequestsPerKey, and above.
@@ -228,6 +257,12 @@ struct LoadSnapshot {
   uint64_t evicted_tokens_total = 0;
   BucketCounts<std::size(kEvictionSeconds)> eviction_seconds;
   GrammarCounts grammars;
+  GrammarWalks grammar_walks;
+  // Rows for what a sequence keeps whatever its length, for models that have some: of those in flight, and all.
+  int64_t num_used_states = 0;
+  int64_t max_total_states = 0;
+  PrefillDelays prefill_delays;
+  DpCooperation cooperation;
   double forward_seconds[3] = {};  // of steps that prefill, decode, and do both
   uint64_t steps_total = 0;
   // Of an instance of several ranks: its steps, and what this attention group's ranks have got from other ranks.

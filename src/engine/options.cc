@@ -61,6 +61,7 @@ std::vector<RejectedFlag> rejected_flags() {
       {"tokenizer-worker-num", "text is tokenized on the HTTP threads; leave it out."},
       {"skip-tokenizer-init", "the front process always loads the tokenizer; /generate takes input_ids all the same."},
       {"log-requests", kLogging},
+      {"enable-ssl-refresh", "certificates are always read again when their files change; leave it out."},
       {"log-requests-level", kLogging},
       {"attention-backend", "the attention kernel follows --device; leave it out."},
       {"sampling-backend", "the sampler is our own; leave it out."},
@@ -231,6 +232,34 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/http_api",
            .group = kHttp,
            .help = "Bearer key that admin endpoints ask for; default: the API key."},
+          {.name = "ssl-certfile",
+           .field = &O::ssl_certfile,
+           .value = OptText(),
+           .metavar = "FILE",
+           .read_by = "engine/certificates",
+           .group = kHttp,
+           .help = "Serve HTTPS with this certificate and its chain, in PEM form; read again when the file changes."},
+          {.name = "ssl-keyfile",
+           .field = &O::ssl_keyfile,
+           .value = OptText(),
+           .metavar = "FILE",
+           .read_by = "engine/certificates",
+           .group = kHttp,
+           .help = "Private key of --ssl-certfile, in PEM form."},
+          {.name = "ssl-keyfile-password",
+           .field = &O::ssl_keyfile_password,
+           .value = OptText(),
+           .metavar = "PASSWORD",
+           .read_by = "engine/certificates",
+           .group = kHttp,
+           .help = "Of --ssl-keyfile, if it is encrypted."},
+          {.name = "ssl-ca-certs",
+           .field = &O::ssl_ca_certs,
+           .value = OptText(),
+           .metavar = "FILE",
+           .read_by = "engine/certificates",
+           .group = kHttp,
+           .help = "Authorities in PEM form: a client must have a certificate of one of them."},
           {.name = "skip-server-warmup",
            .field = &O::skip_server_warmup,
            .value = false,
@@ -779,6 +808,12 @@ Result<void> check_eplb(const EngineOptions& options) {
 Result<void> check_engine_options(const EngineOptions& options) {
   if (options.prefill_delayer_token_usage_low_watermark && !options.enable_prefill_delayer) {
     return Error{ErrorCode::kBadOption, "--prefill-delayer-token-usage-low-watermark needs --enable-prefill-delayer"};
+  }
+  if (options.ssl_certfile.has_value() != options.ssl_keyfile.has_value()) {
+    return Error{ErrorCode::kBadOption, "--ssl-certfile and --ssl-keyfile need each other"};
+  }
+  if (!options.ssl_certfile && (options.ssl_keyfile_password || options.ssl_ca_certs)) {
+    return Error{ErrorCode::kBadOption, "--ssl-keyfile-password and --ssl-ca-certs need --ssl-certfile"};
   }
   if (options.model_path.empty()) {
     return Error{ErrorCode::kBadOption, "--model-path is required: a folder, a .gguf file or a hub name"};

@@ -31,6 +31,10 @@ struct EngineOptions {
   int64_t port;
   std::optional<std::string> api_key;
   std::optional<std::string> admin_api_key;
+  std::optional<std::string> ssl_certfile;
+  std::optional<std::string> ssl_keyfile;
+  std::optional<std::string> ssl_keyfile_password;
+  std::optional<std::string> ssl_ca_certs;
   bool skip_server_warmup;
   bool allow_auto_truncate;
   bool stream_output;

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <optional>
 
+#include "base/clock.h"
+#include "engine/messages.h"
 #include "parallel/step_sync.h"
 
 namespace sluice::engine {
@@ -24,15 +26,20 @@ class PrefillDelayer {
 
   // Of a group that could begin a prompt in the step to come: true = not in this one. `last` is the exchange before
   // it.
-  bool holds_back(const parallel::StepPlan& last);
+  bool holds_back(const parallel::StepPlan& last, TimePoint now);
+  const PrefillDelays& delays() const { return delays_; }
   // Whether this group lets prompts begin everywhere: it has one and much room.
   bool forces(bool can_prefill, double token_usage) const {
     return can_prefill && options_.token_usage_low_watermark && token_usage < *options_.token_usage_low_watermark;
   }
 
  private:
+  DelayOutcome decide(const parallel::StepPlan& last) const;
+
   const PrefillDelayerOptions options_;
   int64_t passes_ = 0;  // that the prompt has waited
+  TimePoint since_{};   // it waits, if it does
+  PrefillDelays delays_;
 };
 
 }  // namespace sluice::engine

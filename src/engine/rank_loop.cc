@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "engine/codec.h"
+#include "engine/cooperation_meter.h"
 #include "engine/step_trace.h"
 
 namespace sluice::engine {
@@ -199,7 +200,7 @@ class Loop {
     const bool can_prefill = plan.has_prompt();
     // What is partly computed holds KV, and goes on.
     const bool held_back = can_prefill && !plan.continues_prompt() && options_.prefill_delayer.enabled &&
-                           delayer_.holds_back(group.last_plan());
+                           delayer_.holds_back(group.last_plan(), real_clock().now());
     if (held_back) plan = scheduler_.plan_decode();
     const bool idle = plan.kind == StepPlan::Kind::kIdle;
     SLUICE_CHECK(!idle || !scheduler_.has_work() || held_back || group.others_decode() > 0,
@@ -220,8 +221,8 @@ class Loop {
     } else {
       SLUICE_TRY_VOID(scheduler_.run(plan));
     }
-    const auto [decoding, prompt_tokens] = group.last_shape();
-    scheduler_.step_took(decoding, prompt_tokens, real_clock().now() - begun);
+    const GroupRunner::Shape shape = group.last_shape();
+    scheduler_.step_took(shape.decoding, shape.prompt_tokens, real_clock().now() - begun);
     return {};
   }
 
@@ -362,6 +363,8 @@ class Loop {
     if (options_.group != nullptr) {
       load.group_steps_total = options_.group->steps();
       load.wire_bytes_total = options_.group->wire_bytes();
+      load.prefill_delays = delayer_.delays();
+      cooperation_.attribute(options_.group->last_shape().prefilling, load);
       load.split_steps_total = options_.group->split_steps();
       const auto [away, covered] = options_.group->overlapped();
       load.wire_seconds = seconds(away);
@@ -392,6 +395,7 @@ class Loop {
   std::optional<Error> failure_;  // this rank cannot go on
   uint64_t next_log_ = 0;
   PrefillDelayer delayer_;
+  CooperationMeter cooperation_;
   HeldControls held_;          // of a rank of several
   Duration wait_ = kIdleWait;  // before the next step of a rank of several; while there is nothing to do, of another
   bool stop_ = false;

@@ -18,7 +18,10 @@ namespace {
 // Always predicts the token after the last one.
 class CountingRunner final : public models::Runner {
  public:
-  CountingRunner() { info_.vocab_size = 16; }
+  explicit CountingRunner(int64_t labels = 0) {
+    info_.vocab_size = 16;
+    info_.num_labels = labels;
+  }
   std::vector<float> hidden(int64_t row) const override { return {3, static_cast<float>(4 * row + 4)}; }
   Result<void> reload(const std::string&, const Progress&) override { return {}; }
   const models::ModelInfo& info() const override { return info_; }
@@ -61,6 +64,7 @@ class OddGrammar final : public Grammar {
 // The front's side of the link, and a rank on a thread.
 class RankLoopTest : public ::testing::Test {
  protected:
+  explicit RankLoopTest(int64_t labels = 0) : runner_(labels) {}
   void SetUp() override {
     static int instance = 0;
     const std::string base = fmt::format("ipc://@sluice-test-{}-{}", getpid(), instance++);
@@ -261,6 +265,18 @@ TEST_F(RankLoopTest, AnEmbeddingHasUnitLengthAndNoToken) {
   ASSERT_EQ(out.embedding.size(), 2u);
   EXPECT_FLOAT_EQ(out.embedding[0], 0.6f);
   EXPECT_FLOAT_EQ(out.embedding[1], 0.8f);
+}
+
+class ClassifierRankTest : public RankLoopTest {
+ protected:
+  ClassifierRankTest() : RankLoopTest(/*labels=*/2) {}
+};
+
+TEST_F(ClassifierRankTest, ScoresOfLabelsAreLeftAsTheyAre) {
+  auto r = request("a", 3, 0);
+  r.embed = true;
+  send(r);
+  EXPECT_EQ(outcome("a").embedding, (std::vector<float>{3, 4}));
 }
 
 TEST_F(RankLoopTest, APauseHoldsWhatComesUntilItIsOver) {

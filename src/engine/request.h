@@ -48,6 +48,8 @@ struct Request {
 
   std::unique_ptr<GrammarState> grammar;  // what its tokens are held to, if anything
   bool grammar_begun = false;
+  Duration grammar_time{}, longest_grammar_time{};  // of finding what may come, together and at most
+  int64_t grammar_tokens = 0;                       // for which that was done
   std::optional<StopRegexes> stop_regexes;
   TokenCounts counts;  // of the output, if a penalty is set
   std::string tail;    // last bytes of the text, if there are stop strings

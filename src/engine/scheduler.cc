@@ -475,10 +475,12 @@ void Scheduler::release(Request& r, bool keep_in_cache) {
 
 void Scheduler::end_embedding(Request& r, size_t row) {
   std::vector<float> embedding = runner_.hidden(static_cast<int64_t>(row));
-  double square = 0;
-  for (const float x : embedding) square += static_cast<double>(x) * static_cast<double>(x);
-  const auto scale = static_cast<float>(square > 0 ? 1 / std::sqrt(square) : 0);
-  for (float& x : embedding) x *= scale;
+  if (runner_.info().num_labels == 0) {
+    double square = 0;
+    for (const float x : embedding) square += static_cast<double>(x) * static_cast<double>(x);
+    const auto scale = static_cast<float>(square > 0 ? 1 / std::sqrt(square) : 0);
+    for (float& x : embedding) x *= scale;
+  }
   end(r, {.kind = FinishKind::kLength});
   outputs_.back().embedding = std::move(embedding);
 }
@@ -526,7 +528,13 @@ void Scheduler::take_token(Request& r, std::span<const float> row, size_t index)
 // What the grammar allows, less what is forbidden as long as anything is left: where only the end may come, it comes.
 std::span<const uint32_t> Scheduler::allowed_tokens(Request& r, std::vector<int32_t>& forbidden) {
   mask_.assign((static_cast<size_t>(runner_.info().vocab_size) + 31) / 32, 0);
-  if (!r.grammar->allowed(mask_)) return {};
+  const TimePoint begun = clock_.now();
+  const bool constrained = r.grammar->allowed(mask_);
+  const Duration took = clock_.now() - begun;
+  ++r.grammar_tokens;
+  r.grammar_time += took;
+  r.longest_grammar_time = std::max(r.longest_grammar_time, took);
+  if (!constrained) return {};
   const std::vector<int32_t> ends = std::exchange(forbidden, {});
   std::vector<uint32_t> rest = ends.empty() ? std::vector<uint32_t>() : mask_;
   for (const int32_t token : ends) {
@@ -589,6 +597,11 @@ void Scheduler::end(Request& r, FinishReason finish) {
       break;
   }
   release(r, /*keep_in_cache=*/true);
+  if (r.grammar_tokens > 0) {
+    GrammarWalks& walks = totals_.grammar_walks;
+    walks.mean.observe(kGrammarWalkSeconds, seconds(r.grammar_time) / static_cast<double>(r.grammar_tokens));
+    walks.longest.observe(kGrammarWalkSeconds, seconds(r.longest_grammar_time));
+  }
   emit(r, std::move(finish));
   const std::string rid = r.in.rid;
   requests_.erase(rid);
@@ -661,6 +674,10 @@ LoadSnapshot Scheduler::snapshot() {
   s.routing_keys = totals_.routing_keys;
   s.max_total_num_tokens = pool_.capacity();
   s.max_running_requests = options_.max_running_requests;
+  if (runner_.info().state_bytes_per_sequence > 0) {
+    s.num_used_states = options_.max_running_requests - std::ssize(free_rows_);
+    s.max_total_states = options_.max_running_requests + options_.radix.state_rows;
+  }
   return s;
 }
 

@@ -47,6 +47,7 @@ class FakeRunner final : public models::Runner {
     info_.vocab_size = kVocab;
     info_.context_length = width;
     info_.eos_token_ids = {kEos};
+    info_.state_bytes_per_sequence = kept_states > 0 ? 8 : 0;
     EXPECT_TRUE(
         allocate_kv({slots, static_cast<int32_t>(rows), static_cast<int32_t>(width), static_cast<int32_t>(kept_states)})
             .ok());

@@ -1,6 +1,8 @@
 // What the scheduler says about itself and its requests, and that aborts leave nothing behind.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "base/rng.h"
 #include "engine/scheduler_fixture.h"
 
@@ -42,6 +44,65 @@ TEST_F(SchedulerReportTest, MixedStepsCountAsSuch) {
   scheduler_->add(request("b", ids(40, 5), 2));
   run_until_idle();
   EXPECT_GT(scheduler_->snapshot().forward_seconds[2], 0.0);
+}
+
+// Takes a second more for each token.
+class SlowGrammar final : public Grammar {
+  class State final : public GrammarState {
+   public:
+    explicit State(testing::FakeClock& clock) : clock_(clock) {}
+    bool allowed(std::span<uint32_t> mask) override {
+      std::ranges::fill(mask, ~uint32_t{0});
+      clock_.advance(std::chrono::seconds(++tokens_));
+      return true;
+    }
+    bool accept(int32_t) override { return true; }
+    bool finished() const override { return false; }
+
+   private:
+    testing::FakeClock& clock_;
+    int tokens_ = 0;
+  };
+
+ public:
+  explicit SlowGrammar(testing::FakeClock& clock) : clock_(clock) {}
+  std::unique_ptr<GrammarState> start() const override { return std::make_unique<State>(clock_); }
+  size_t bytes() const override { return 1; }
+
+ private:
+  testing::FakeClock& clock_;
+};
+
+TEST_F(SchedulerReportTest, WhatGrammarsCostIsToldOfEachRequest) {
+  make(small());
+  auto held = request("a", ids(8), 3);
+  held.sampling.grammar_kind = GrammarKind::kRegex;
+  held.sampling.ignore_eos = true;
+  scheduler_->add(held, std::make_shared<SlowGrammar>(clock_));
+  scheduler_->add(request("b", ids(4, 9), 3));
+  run_until_idle();
+  const GrammarWalks walks = scheduler_->snapshot().grammar_walks;
+  const auto at = [](double value) {
+    return std::ranges::lower_bound(kGrammarWalkSeconds, value) - std::begin(kGrammarWalkSeconds);
+  };
+  EXPECT_EQ(walks.mean.counts[at(2)], 1u);
+  EXPECT_EQ(walks.mean.sums[at(2)], 2.0);
+  EXPECT_EQ(walks.longest.counts[at(3)], 1u);
+  EXPECT_EQ(walks.longest.sums[at(3)], 3.0);
+}
+
+TEST_F(SchedulerReportTest, StatesOfSequencesInFlightAreTold) {
+  auto options = small();
+  make(options);
+  EXPECT_EQ(scheduler_->snapshot().max_total_states, 0) << "a model without";
+  options.radix.state_rows = 3;
+  make(options);
+  scheduler_->add(request("a", ids(8), 8));
+  step();
+  EXPECT_EQ(scheduler_->snapshot().num_used_states, 1);
+  EXPECT_EQ(scheduler_->snapshot().max_total_states, options.max_running_requests + 3);
+  run_until_idle();
+  EXPECT_EQ(scheduler_->snapshot().num_used_states, 0);
 }
 
 TEST_F(SchedulerReportTest, WhatAbortedRequestsHadNotReachedIsAbsent) {

@@ -31,12 +31,18 @@ struct ServedModel {
   std::shared_ptr<const tokenizer::Tokenizer> tokenizer;
   std::optional<tokenizer::ChatTemplate> chat_template;  // absent: the model has none
   protocol::TemplateHabits template_habits;
+  bool reranks = false;  // see is_rerank_template()
 };
 
 // How a template wants earlier calls of functions: the first way in which it shows a call. `special_tokens`: its other
 // variables.
 protocol::TemplateHabits habits_of(const tokenizer::ChatTemplate& chat_template,
                                    const std::map<std::string, std::string>& special_tokens);
+
+// The template of a reranker: of a query and a document, its first two messages, it makes the question whether they
+// fit, which can only be answered "yes" or "no".
+bool is_rerank_template(const tokenizer::ChatTemplate& chat_template,
+                        const std::map<std::string, std::string>& special_tokens);
 
 // kNotFound or kProtocol naming the file; kInvalidArgument with the line of a template that does not parse.
 Result<ServedModel> load_served_model(const ServedModelFiles& files);

@@ -2,7 +2,6 @@
 
 #include <cstdlib>
 
-#include "base/log.h"
 #include "net/tls.h"
 
 namespace sluice::gateway {
@@ -20,16 +19,7 @@ Result<std::shared_ptr<net::TlsContext>> load_files(net::TlsFiles files, std::st
 }
 
 void reload(net::TlsContext* context, std::string_view whose) {
-  if (context == nullptr) return;
-  const auto changed = context->reload_if_changed();
-  if (!changed.ok()) {
-    SLUICE_LOG(warn, "gateway/certificates",
-               "the certificates for {} have changed and cannot be used, the old ones stay: {}", whose,
-               changed.error().message);
-  } else if (*changed) {
-    SLUICE_LOG(info, "gateway/certificates", "the certificates for {} have changed; new connections use the new ones",
-               whose);
-  }
+  if (context != nullptr) net::reload_certificates(*context, whose);
 }
 
 }  // namespace

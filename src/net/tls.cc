@@ -6,12 +6,14 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <array>
 #include <boost/asio/ip/address.hpp>
 #include <cerrno>
 #include <cstring>
 
 #include "base/check.h"
+#include "base/log.h"
 
 namespace sluice::net {
 namespace {
@@ -80,8 +82,13 @@ int choose_alpn(SSL*, const unsigned char** out, unsigned char* size, const unsi
   return SSL_TLSEXT_ERR_OK;
 }
 
-// A key with a password would make OpenSSL ask on the terminal.
-int no_password(char*, int, int, void*) { return -1; }
+// Of the key's file; without one OpenSSL would ask on the terminal.
+int give_password(char* to, int room, int, void* files) {
+  const std::string& password = static_cast<const TlsFiles*>(files)->key_password;
+  if (password.empty() || password.size() > static_cast<size_t>(room)) return -1;
+  std::copy(password.begin(), password.end(), to);
+  return static_cast<int>(password.size());
+}
 
 Error bad_file(const std::string& path, std::string_view what) {
   struct stat found {};
@@ -102,7 +109,8 @@ Result<std::shared_ptr<SSL_CTX>> make_context(const TlsFiles& files) {
   SSL_CTX_set_mode(raw, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS);
   SSL_CTX_set_read_ahead(raw, 1);  // a record costs one system call instead of two
   SSL_CTX_set_session_cache_mode(raw, SSL_SESS_CACHE_OFF);
-  SSL_CTX_set_default_passwd_cb(raw, no_password);
+  SSL_CTX_set_default_passwd_cb(raw, give_password);
+  SSL_CTX_set_default_passwd_cb_userdata(raw, const_cast<TlsFiles*>(&files));  // while the files are read
   if (!files.certificate.empty()) {
     if (SSL_CTX_use_certificate_chain_file(raw, files.certificate.c_str()) != 1) {
       return bad_file(files.certificate, "certificate");
@@ -292,6 +300,17 @@ std::shared_ptr<TlsContext> TlsContext::of_system() {
     return std::move(loaded).value();
   }();
   return context;
+}
+
+void reload_certificates(TlsContext& context, std::string_view whose) {
+  constexpr std::string_view kComponent = "net/tls";
+  const auto changed = context.reload_if_changed();
+  if (!changed.ok()) {
+    SLUICE_LOG(warn, kComponent, "the certificates for {} have changed and cannot be used, the old ones stay: {}",
+               whose, changed.error().message);
+  } else if (*changed) {
+    SLUICE_LOG(info, kComponent, "the certificates for {} have changed; new connections use the new ones", whose);
+  }
 }
 
 }  // namespace sluice::net

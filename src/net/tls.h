@@ -23,9 +23,10 @@ struct TlsFiles {
   Role role = Role::kClient;
   std::string certificate;  // with its chain; a client may have none
   std::string key;
+  std::string key_password = {};  // of the key's file; empty: it has none
   // Of a client: whom it trusts besides the authorities of the system. Of a server: whose certificate a client must
   // have; none = clients need no certificate.
-  std::vector<std::string> authorities;
+  std::vector<std::string> authorities = {};
 };
 
 // One connection's session. Loop thread only.
@@ -94,5 +95,9 @@ class TlsContext {
   std::shared_ptr<ssl_ctx_st> current_;
   std::string seen_;  // of the files, when they were read last
 };
+
+// Reads files again that have changed; says so in the log, also if what is there now cannot be used. `whose`: of a
+// message, "clients". Any thread.
+void reload_certificates(TlsContext& context, std::string_view whose);
 
 }  // namespace sluice::net

@@ -1,5 +1,6 @@
 #include "protocol/embedding_body.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -46,6 +47,8 @@ void read_pairs(Fields& fields, ScoreBody& out) {
     out.prompts.push_back(std::move(joined));
   }
 }
+
+bool is_blank(std::string_view text) { return text.find_first_not_of(" \t\r\n\v\f") == std::string_view::npos; }
 
 }  // namespace
 
@@ -101,6 +104,62 @@ Result<ScoreBody> parse_score_body(std::string_view text) {
   out.apply_softmax = fields.boolean("apply_softmax", false);
   out.routing = read_routing(fields);
   if (!fields.ok()) return fields.error();
+  return out;
+}
+
+Result<EmbeddingBody> parse_classify_body(std::string_view text) {
+  SLUICE_TRY(const auto json, parse_object(text));
+  Fields fields(json);
+  EmbeddingBody out;
+  refuse_out_of_scope(fields);
+  out.model = fields.text("model", "default");
+  out.prompts = read_prompts(fields, "input");
+  for (const Prompt& prompt : out.prompts) {
+    if (!prompt.ids && is_blank(prompt.text)) fields.fail("input must not hold texts of blanks alone");
+  }
+  fields.text("user");
+  out.routing = read_routing(fields);
+  if (!fields.ok()) return fields.error();
+  return out;
+}
+
+Result<RerankBody> parse_rerank_body(std::string_view text) {
+  SLUICE_TRY(const auto json, parse_object(text));
+  Fields fields(json);
+  RerankBody out;
+  refuse_out_of_scope(fields);
+  out.query = fields.text("query");
+  if (is_blank(out.query)) fields.fail("query must be a text that is not blank");
+  const auto* documents = fields.find("documents");
+  if (documents == nullptr || !documents->is_array() || documents->empty() || documents->size() > kMaxBatch) {
+    fields.fail(fmt::format("documents must be a list of 1 to {} texts", kMaxBatch));
+  } else {
+    out.documents = fields.texts("documents");
+  }
+  for (const auto& document : out.documents) {
+    if (is_blank(document)) fields.fail("documents must not hold texts of blanks alone");
+  }
+  if (fields.given("instruct")) out.instruct = fields.text("instruct");
+  out.top_n = fields.integer("top_n", {.min = 1, .max = INT32_MAX});
+  out.return_documents = fields.boolean("return_documents", true);
+  out.routing = read_routing(fields);
+  if (!fields.ok()) return fields.error();
+  return out;
+}
+
+ordered_json rerank_messages(const std::string& query, const std::string& document) {
+  auto out = ordered_json::array();
+  for (const auto& text : {query, document}) out.push_back({{"role", "user"}, {"content", text}});
+  return out;
+}
+
+std::vector<double> softmax(std::span<const float> scores) {
+  std::vector<double> out(scores.begin(), scores.end());
+  if (out.empty()) return out;
+  const double top = *std::max_element(out.begin(), out.end());
+  double sum = 0;
+  for (double& x : out) sum += x = std::exp(x - top);
+  for (double& x : out) x /= sum;
   return out;
 }
 

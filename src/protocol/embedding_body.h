@@ -1,4 +1,4 @@
-// Bodies and answers of /v1/embeddings, /encode and /v1/score.
+// Bodies and answers of /v1/embeddings, /encode, /classify, /v1/classify, /v1/score and /v1/rerank.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +35,24 @@ struct ScoreBody {
 };
 Result<ScoreBody> parse_score_body(std::string_view text);
 
+// input as in /v1/embeddings; no text of blanks alone.
+Result<EmbeddingBody> parse_classify_body(std::string_view text);
+
+struct RerankBody {
+  std::string query;
+  std::vector<std::string> documents;
+  std::optional<std::string> instruct;  // what makes a document fit; absent: the template's own words
+  std::optional<int64_t> top_n;         // answers, of the best documents; absent: all
+  bool return_documents = true;
+  std::vector<Prompt> prompts;  // of each document: made of the above by whom it concerns
+  Routing routing;
+};
+Result<RerankBody> parse_rerank_body(std::string_view text);
+// What a reranker's template sees: the query and the document.
+nlohmann::ordered_json rerank_messages(const std::string& query, const std::string& document);
+
+// Shares of the scores' exponentials, which add up to 1.
+std::vector<double> softmax(std::span<const float> scores);
 // The first `dimensions` of a vector, all if absent, as a vector of unit length.
 std::vector<float> shortened(std::span<const float> embedding, std::optional<int64_t> dimensions);
 // A list of numbers, or base64 of the floats as they lie in memory.

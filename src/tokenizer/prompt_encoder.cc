@@ -35,6 +35,15 @@ bool could_cross(const AddedToken& token) {
   return token.lstrip || token.rstrip || token.single_word || token.content.find_first_of(" \n") != std::string::npos;
 }
 
+std::string text_of_seams(Rng& rng) {
+  constexpr std::array<std::string_view, 24> kPieces = {
+      "a ", "b", " c",  "\nd", "'s",      " ",  "  ",   "\n",      "\r\n", "\t", "12",      ".",
+      "?!", "'", "ABC", "é",   "e\u0301", "漢", "\n字", "\u00a0x", "_",    "/",  "ll word", "\n\nEnd of"};
+  std::string text;
+  for (int i = 0; i < 16; ++i) text += kPieces[rng.below(kPieces.size())];
+  return text;
+}
+
 }  // namespace
 
 size_t next_cut(std::string_view text, size_t from, Cuts cuts) {
@@ -45,18 +54,35 @@ size_t next_cut(std::string_view text, size_t from, Cuts cuts) {
 }
 
 Cuts Tokenizer::Impl::cuts() const {
-  if (pieces != nullptr || std::ranges::any_of(later_tokens.tokens(), could_cross)) return Cuts::kNone;
+  if (pieces != nullptr || rest_normalizer) return has_rest() && rest_survives() ? Cuts::kWords : Cuts::kNone;
+  if (std::ranges::any_of(later_tokens.tokens(), could_cross)) return Cuts::kNone;
   for (const auto cuts : {Cuts::kWordsAndLines, Cuts::kWords}) {
     if (survives(cuts)) return cuts;
   }
   return Cuts::kNone;
 }
 
+// Whether normalisation knows nothing of what lies before a cut.
+bool Tokenizer::Impl::rest_survives() const {
+  Rng rng(1);
+  for (int trial = 0; trial < kTrials; ++trial) {
+    const std::string text = text_of_seams(rng);
+    std::vector<int32_t> whole, in_parts;
+    encode_section(text, /*at_start=*/true, /*parse_special=*/true, whole);
+    for (size_t begin = 0; begin < text.size();) {
+      const size_t end = next_cut(text, begin + 1, Cuts::kWords);
+      const auto part = std::string_view(text).substr(begin, end - begin);
+      begin == 0 ? encode_section(part, /*at_start=*/true, /*parse_special=*/true, in_parts)
+                 : encode_rest(part, in_parts);
+      begin = end;
+    }
+    if (whole != in_parts) return false;
+  }
+  return true;
+}
+
 // Texts full of seams, as a whole and cut at every place where that is allowed.
 bool Tokenizer::Impl::survives(Cuts cuts) const {
-  constexpr std::array<std::string_view, 24> kPieces = {
-      "a ", "b", " c",  "\nd", "'s",      " ",  "  ",   "\n",      "\r\n", "\t", "12",      ".",
-      "?!", "'", "ABC", "é",   "e\u0301", "漢", "\n字", "\u00a0x", "_",    "/",  "ll word", "\n\nEnd of"};
   const auto words_of = [this](std::string_view text, std::vector<std::string>& out) {
     std::string normalized;
     Words words;
@@ -65,8 +91,7 @@ bool Tokenizer::Impl::survives(Cuts cuts) const {
   };
   Rng rng(1);
   for (int trial = 0; trial < kTrials; ++trial) {
-    std::string text;
-    for (int i = 0; i < 16; ++i) text += kPieces[rng.below(kPieces.size())];
+    const std::string text = text_of_seams(rng);
     std::vector<std::string> whole, in_pieces;
     words_of(text, whole);
     for (size_t begin = 0; begin < text.size();) {
@@ -113,10 +138,17 @@ void PromptEncoder::encode_section(std::string_view text, bool at_start, std::ve
   for (size_t begin = 0; begin < text.size();) {
     const size_t end = next_cut(text, std::min(begin + kSegment, text.size()), cuts_);
     const auto segment = text.substr(begin, end - begin);
-    const bool kept = segment.size() >= kShortest && segment.size() <= kLongest;
+    const auto& impl = *tokenizer_->impl_;
+    const bool rest = impl.has_rest() && begin > 0;
+    // A space may come before a text that is one word, which makes its beginning another one.
+    const bool kept = segment.size() >= kShortest && segment.size() <= kLongest && (rest || !impl.has_rest());
     if (!kept || !cache_.find(segment, ids)) {
       const size_t before = ids.size();
-      tokenizer_->impl_->encode_section(segment, at_start && begin == 0, /*parse_special=*/true, ids);
+      if (rest) {
+        impl.encode_rest(segment, ids);
+      } else {
+        impl.encode_section(segment, at_start && begin == 0, /*parse_special=*/true, ids);
+      }
       tokenized_bytes_.fetch_add(segment.size(), std::memory_order_relaxed);
       if (kept) cache_.put(segment, std::vector<int32_t>(ids.begin() + static_cast<ptrdiff_t>(before), ids.end()));
     }

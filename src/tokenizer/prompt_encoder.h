@@ -22,7 +22,8 @@ enum class Cuts { kNone, kWords, kWordsAndLines };
 // Special tokens cut as well. Any thread.
 //
 // Whether cutting is right for a tokenizer is tried out when this is made; where it is not (models that read a text as
-// one word, like SentencePiece's), every prompt is tokenized as a whole.
+// one word), every prompt is tokenized as a whole. SentencePiece's model is cut where its vocabulary shows that no
+// piece goes across; the beginning of a text, and what follows a special token, is tokenized each time.
 class PromptEncoder {
  public:
   static constexpr size_t kDefaultBytes = size_t{64} << 20;

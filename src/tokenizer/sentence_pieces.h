@@ -25,6 +25,11 @@ class SentencePieces {
 
   // Appends the ids of a text without special tokens.
   void encode(std::string_view text, bool at_start, std::vector<int32_t>& ids) const;
+  // Of one that goes on with another, which ended where a text may be cut: before a space between two letters.
+  void encode_rest(std::string_view text, std::vector<int32_t>& ids) const;
+  // No piece goes on behind a space that it does not begin with, so that pieces before and after such a cut are chosen
+  // apart.
+  bool may_be_cut() const { return may_be_cut_; }
 
   size_t size() const;
   const std::string& piece(int32_t id) const;
@@ -36,8 +41,10 @@ class SentencePieces {
   SentencePieces();
 
   std::unique_ptr<sentencepiece::SentencePieceProcessor> processor_;
-  std::unique_ptr<sentencepiece::SentencePieceProcessor> inner_;  // without that space; null where it is always put
+  std::unique_ptr<sentencepiece::SentencePieceProcessor> inner_;  // without the prefix; null where there is none
   bool has_prefix_ = false;
+  bool always_prefix_ = false;
+  bool may_be_cut_ = false;
 };
 
 }  // namespace sluice::tokenizer

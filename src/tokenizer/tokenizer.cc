@@ -50,6 +50,12 @@ void Tokenizer::Impl::encode_section(std::string_view text, bool at_start, bool 
   if (words.words.capacity() > kManyWords) words = {};  // one giant text does not hold its memory for ever
 }
 
+void Tokenizer::Impl::encode_rest(std::string_view text, std::vector<int32_t>& ids) const {
+  if (pieces != nullptr) return pieces->encode_rest(text, ids);
+  std::string normalized;
+  bpe->encode(rest_normalizer->apply(text, normalized), ids);
+}
+
 std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special, bool parse_special) const {
   std::string valid;
   if (!is_valid_utf8(text)) {

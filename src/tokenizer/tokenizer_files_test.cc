@@ -10,6 +10,7 @@
 #include "base/rng.h"
 #include "testing/seed.h"
 #include "tokenizer/files.h"
+#include "tokenizer/prompt_encoder.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/utf8.h"
 
@@ -129,6 +130,37 @@ TEST(ScoredVocabularyTest, EncodesAndDecodesLikeTheLibrary) {
   }
   EXPECT_EQ((*tokenizer)->encode("a", true)[0], 1);
   EXPECT_TRUE((*tokenizer)->is_special(2));
+}
+
+// One after another, so that later texts find segments of earlier ones.
+TEST(ScoredVocabularyTest, APromptIsCutBetweenWordsAndHasTheIdsOfAFullPass) {
+  const auto tokenizer = Tokenizer::from_vocabulary(scored_vocabulary());
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.error().message;
+  PromptEncoder encoder(*tokenizer);
+  EXPECT_EQ(encoder.cuts(), Cuts::kWords);
+  const auto reference = json::parse(read_file(fixture("tokenizer-sentencepiece/reference.json")));
+  std::string prompt;
+  for (const auto& c : reference["cases"]) {
+    prompt += c["text"].get<std::string>() + " and so on";
+    if (prompt.size() > 8000) prompt.erase(0, 4000);
+    ASSERT_EQ(encoder.encode(prompt, true), (*tokenizer)->encode(prompt, true)) << prompt;
+  }
+  const auto before = encoder.tokenized_bytes();
+  encoder.encode(prompt, true);
+  EXPECT_LT(encoder.tokenized_bytes() - before, prompt.size());
+}
+
+TEST(ScoredVocabularyTest, AVocabularyWhosePiecesGoAcrossSpacesIsNotCut) {
+  auto vocabulary = scored_vocabulary();
+  for (auto& token : vocabulary.tokens) {
+    if (token == "the")
+      token =
+          "a\xE2\x96\x81"
+          "b";
+  }
+  const auto tokenizer = Tokenizer::from_vocabulary(vocabulary);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.error().message;
+  EXPECT_EQ(PromptEncoder(*tokenizer).cuts(), Cuts::kNone);
 }
 
 TEST(ScoredVocabularyTest, RefusesOneWithoutScores) {

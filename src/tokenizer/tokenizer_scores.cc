@@ -52,6 +52,15 @@ std::vector<BpeMerge> merges_of(const std::vector<std::string_view>& pieces, con
   return out;
 }
 
+// No piece goes on behind a space that it does not begin with, and the space is one: then no merge goes across a cut
+// before a space.
+bool keep_apart(const std::vector<std::string_view>& pieces) {
+  return std::ranges::find(pieces, kSpace) != pieces.end() && std::ranges::none_of(pieces, [](std::string_view piece) {
+           while (piece.starts_with(kSpace)) piece.remove_prefix(kSpace.size());
+           return piece.find(kSpace) != std::string_view::npos;
+         });
+}
+
 }  // namespace
 
 Result<std::shared_ptr<const Tokenizer>> Tokenizer::from_scores(const Vocabulary& v) {
@@ -90,11 +99,17 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::from_scores(const Vocabulary
   impl->raw_tokens = AddedTokenMatcher(added);
   impl->texts = TokenTable({v.tokens.begin(), v.tokens.end()}, true);
   impl->bytes = TokenTable({bytes.begin(), bytes.end()}, false);
-  std::vector<NormalizerStep> steps;
-  if (v.add_space_prefix) steps.push_back(PrependStep{std::string(kSpace)});
-  SLUICE_TRY(auto space, Regex::literal(" "));
-  steps.push_back(ReplaceStep{std::move(space), std::string(kSpace)});
-  impl->normalizer = Normalizer(std::move(steps));
+  const auto normalizer = [](bool prefix) -> Result<Normalizer> {
+    std::vector<NormalizerStep> steps;
+    if (prefix) steps.push_back(PrependStep{std::string(kSpace)});
+    SLUICE_TRY(auto space, Regex::literal(" "));
+    steps.push_back(ReplaceStep{std::move(space), std::string(kSpace)});
+    return Normalizer(std::move(steps));
+  };
+  SLUICE_TRY(impl->normalizer, normalizer(v.add_space_prefix));
+  if (keep_apart(pieces)) {
+    SLUICE_TRY(impl->rest_normalizer, normalizer(false));
+  }
   impl->strip_left = v.add_space_prefix ? 1 : 0;
   SLUICE_TRY_VOID(impl->take(v, /*add_bos=*/true));
   return std::shared_ptr<const Tokenizer>(new Tokenizer(std::move(impl)));

@@ -182,9 +182,9 @@ class TokensTest(unittest.TestCase):
         """Steps were split, and something was computed while rows of the other half were on their way."""
         for rank in call(f"{url}/server_info")[2]["internal_states"]:
             self.assertGreater(rank["split_steps"], 0)
-            self.assertLess(rank["split_steps"], rank["group_steps"])
+            self.assertLessEqual(rank["split_steps"], rank["group_steps"])
             self.assertGreater(rank["covered_seconds"], 0)
-            self.assertLess(rank["covered_seconds"], rank["wire_seconds"])
+            self.assertLessEqual(rank["covered_seconds"], rank["wire_seconds"])
 
     def test_four_hosts_on_a_slow_network(self):
         for host in HOSTS if Host.namespaces else []:

@@ -9,6 +9,7 @@ import pty
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import urllib.request
 from pathlib import Path
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
+from certificates import Folder, openssl  # noqa: E402
 from sluice_process import Sluice, alive, call, descendants, wait_until  # noqa: E402
 
 BINARY, FIXTURES = sys.argv[1], Path(sys.argv[2])
@@ -97,6 +99,31 @@ class DataParallelTest(unittest.TestCase):
     def test_the_first_prompt_finds_no_trace_of_the_warm_up(self):
         with server() as fresh:
             self.assertEqual(generate(fresh.url)[2]["meta_info"]["cached_tokens"], 0)
+
+
+class CertificateTest(unittest.TestCase):
+    def test_it_speaks_https_with_those_who_have_a_certificate(self):
+        folder = Folder()
+        folder.authority("authority")
+        folder.make("server", "authority")
+        folder.make("client", "authority")
+        openssl("pkcs8", "-topk8", "-in", folder / "server.key", "-out", folder / "server.locked", "-passout", "pass:sesame")
+        with server("--ssl-certfile", folder / "server.pem", "--ssl-keyfile", folder / "server.locked",
+                    "--ssl-keyfile-password", "sesame", "--ssl-ca-certs", folder / "authority.pem") as running:
+            self.assertTrue(running.url.startswith("https://"), running.url)
+            context = ssl.create_default_context(cafile=str(folder / "authority.pem"))
+            with self.assertRaises(OSError):
+                urllib.request.urlopen(running.url + "/health", timeout=60, context=context).read()
+            context.load_cert_chain(folder / "client.pem", folder / "client.key")
+            with urllib.request.urlopen(running.url + "/server_info", timeout=60, context=context) as answer:
+                info = json.load(answer)
+            self.assertEqual(info["ssl_certfile"], str(folder / "server.pem"))
+            self.assertNotIn("sesame", json.dumps(info))
+            body = {"input_ids": PROMPT, "sampling_params": {"temperature": 0, "max_new_tokens": 4}}
+            request = urllib.request.Request(running.url + "/generate", data=json.dumps(body).encode(),
+                                             headers={"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=60, context=context) as answer:
+                self.assertEqual(len(json.load(answer)["output_ids"]), 4)
 
 
 class DeathTest(unittest.TestCase):

@@ -255,11 +255,12 @@ class ApiTest : public ::testing::Test {
 
   // Serves; called once by a test, after it has set options_.
   void serve() {
-    const std::string folder = std::string(SLUICE_FIXTURES_DIR) + "/tiny-llama";
+    const std::string folder = std::string(SLUICE_FIXTURES_DIR) + "/" + model_;
     auto model = load_served_model({.model_path = "tiny",
                                     .name = "",
                                     .model_file = folder,
-                                    .tokenizer_file = folder,
+                                    .tokenizer_file = tokenizer_file_.empty() ? folder : tokenizer_file_,
+                                    .config_override = override_,
                                     .chat_template = template_file_});
     ASSERT_TRUE(model.ok()) << model.error().message;
     tokenizer_ = model->tokenizer;
@@ -309,7 +310,9 @@ class ApiTest : public ::testing::Test {
   HttpAnswer post(const std::string& target, const Json& body) { return call("POST", target, body.dump()); }
 
   EngineOptions options_;
-  std::string template_file_;
+  std::string template_file_, tokenizer_file_;  // empty: the model's own
+  std::string model_ = "tiny-llama";            // a fixture
+  std::string override_;                        // of config.json
   obs::Metrics metrics_;
   net::LoopGroup loops_{2, "test"};
   std::shared_ptr<const tokenizer::Tokenizer> tokenizer_;

@@ -1,8 +1,10 @@
 #include "engine/api/embedding_api.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "engine/api/generation.h"
+#include "engine/api/openai_request.h"
 #include "engine/api/plan.h"
 #include "protocol/embedding_body.h"
 
@@ -39,15 +41,20 @@ Result<GenerationPlan> plan_prompts(ApiContext& api, const net::Headers& headers
   return plan;
 }
 
-using PrepareEmbedding = Result<protocol::EmbeddingBody> (*)(std::string_view);
+using ParseEmbedding = Result<protocol::EmbeddingBody> (*)(std::string_view);
 
+// Of a model that embeds its last token's hidden state, of a classifier its labels' scores.
 Result<Prepared<protocol::EmbeddingBody>> prepare_embedding(ApiContext& api, const net::Headers& headers,
-                                                            std::string_view text, PrepareEmbedding parse) {
-  if (!api.settings.embedding) {
+                                                            std::string_view text, ParseEmbedding parse) {
+  const bool classifies = !api.model.config.labels.empty();
+  if (!api.settings.embedding && !classifies) {
     return Error{ErrorCode::kInvalidArgument,
                  "this server was started without --is-embedding, with which it serves embeddings"};
   }
   SLUICE_TRY(auto body, parse(text));
+  if (body.dimensions && classifies) {
+    return Error{ErrorCode::kInvalidArgument, "dimensions means nothing for a classifier's scores"};
+  }
   if (body.dimensions && *body.dimensions > api.model.config.hidden_size) {
     return Error{ErrorCode::kInvalidArgument,
                  fmt::format("dimensions must be in [1, {}], got {}", api.model.config.hidden_size, *body.dimensions)};
@@ -58,20 +65,64 @@ Result<Prepared<protocol::EmbeddingBody>> prepare_embedding(ApiContext& api, con
   return Prepared<protocol::EmbeddingBody>{std::move(plan), std::move(body)};
 }
 
+Result<Prepared<protocol::EmbeddingBody>> prepare_classify(ApiContext& api, const net::Headers& headers,
+                                                           std::string_view text, ParseEmbedding parse) {
+  if (!api.model.config.labels.empty()) return prepare_embedding(api, headers, text, parse);
+  return Error{
+      ErrorCode::kInvalidArgument,
+      fmt::format("classifying needs a checkpoint with labels (such as Qwen2ForSequenceClassification), and this "
+                  "one is {}; /v1/score gives the probabilities of tokens after a text",
+                  api.model.config.architectures[0])};
+}
+
+// The probabilities of these labels as the next token.
+GenerateRequest ask_labels(std::vector<int32_t> labels) {
+  // What may follow the prompt is known with the first token, which nobody looks at.
+  GenerateRequest request{.return_logprob = true, .token_ids_logprob = std::move(labels)};
+  request.sampling.max_new_tokens = 1;
+  request.sampling.temperature = 0;
+  return request;
+}
+
 Result<Prepared<protocol::ScoreBody>> prepare_score(ApiContext& api, const net::Headers& headers,
                                                     std::string_view text) {
+  SLUICE_TRY_VOID(check_generates(api));
   SLUICE_TRY(auto body, protocol::parse_score_body(text));
   for (const int32_t id : body.label_token_ids) {
     if (id < api.model.config.vocab_size) continue;
     return Error{ErrorCode::kInvalidArgument,
                  fmt::format("label_token_ids holds {}, the vocabulary is [0, {})", id, api.model.config.vocab_size)};
   }
-  // What may follow the prompt is known with the first token, which nobody looks at.
-  GenerateRequest request{.return_logprob = true, .token_ids_logprob = body.label_token_ids};
-  request.sampling.max_new_tokens = 1;
-  request.sampling.temperature = 0;
-  SLUICE_TRY(auto plan, plan_prompts(api, headers, body, request));
+  SLUICE_TRY(auto plan, plan_prompts(api, headers, body, ask_labels(body.label_token_ids)));
   return Prepared<protocol::ScoreBody>{std::move(plan), std::move(body)};
+}
+
+Result<Prepared<protocol::RerankBody>> prepare_rerank(ApiContext& api, const net::Headers& headers,
+                                                      std::string_view text) {
+  if (!api.model.reranks) {
+    return Error{ErrorCode::kInvalidArgument,
+                 "reranking needs a model such as Qwen3-Reranker, started with --chat-template FILE of a template that "
+                 "asks of a query and a document whether they fit, \"yes\" or \"no\""};
+  }
+  SLUICE_TRY_VOID(check_generates(api));
+  SLUICE_TRY(auto body, protocol::parse_rerank_body(text));
+  std::vector<int32_t> labels;
+  for (const char* label : {"yes", "no"}) {
+    const auto ids = api.model.tokenizer->encode(label, /*add_special=*/false);
+    if (ids.size() != 1) {
+      return Error{ErrorCode::kInvalidArgument,
+                   fmt::format("reranking needs a model whose vocabulary has '{}' as one token", label)};
+    }
+    labels.push_back(ids.front());
+  }
+  for (const auto& document : body.documents) {
+    ordered_json context = {{"messages", protocol::rerank_messages(body.query, document)}};
+    if (body.instruct) context["instruct"] = *body.instruct;
+    SLUICE_TRY(const auto prompt, render_chat(api, context));
+    body.prompts.push_back({.text = "", .ids = api.prompts.encode(prompt, /*add_special=*/false)});
+  }
+  SLUICE_TRY(auto plan, plan_prompts(api, headers, body, ask_labels(std::move(labels))));
+  return Prepared<protocol::RerankBody>{std::move(plan), std::move(body)};
 }
 
 // Probabilities of the labels: among all tokens, or among themselves.
@@ -120,22 +171,20 @@ net::Task<bool> run(ApiCall& call, Generation& generation) {
   co_return true;
 }
 
-ordered_json native_embedding(const protocol::Sample& sample, std::optional<int64_t> dimensions) {
-  ordered_json out = ordered_json::object();
-  out["embedding"] = protocol::embedding_json(protocol::shortened(sample.embedding, dimensions), false);
+ordered_json meta_info(const protocol::Sample& sample) {
   ordered_json meta = {{"id", sample.rid}};
   meta["finish_reason"] = nullptr;
   meta["prompt_tokens"] = sample.prompt_tokens;
   meta["cached_tokens"] = sample.cached_tokens;
   meta["e2e_latency"] = sample.e2e_latency.value_or(0);
-  out["meta_info"] = std::move(meta);
-  return out;
+  return meta;
 }
 
-net::Task<> refuse(ApiCall& call, std::string_view what) {
-  co_await answer(call, error_response(400, fmt::format("{}, which a model that generates text does not have; "
-                                                        "/v1/score gives the probabilities of tokens after a text",
-                                                        what)));
+ordered_json native_embedding(const protocol::Sample& sample, std::optional<int64_t> dimensions) {
+  ordered_json out = ordered_json::object();
+  out["embedding"] = protocol::embedding_json(protocol::shortened(sample.embedding, dimensions), false);
+  out["meta_info"] = meta_info(sample);
+  return out;
 }
 
 // Prefills what `prepare` makes of the body, then answers with what `make` makes of that and of the result.
@@ -152,11 +201,11 @@ net::Task<> prefill(ApiCall& call, Prepare prepare, Make make) {
   Generation generation(call, std::move(prepared->plan));
   const bool done = co_await run(call, generation);
   if (!done) co_return;
-  const ordered_json out = make(prepared->body, generation);
+  const ordered_json out = make(call.api, prepared->body, generation);
   co_await answer(call, json_response(out));
 }
 
-ordered_json openai_embeddings(const protocol::EmbeddingBody& body, const Generation& generation) {
+ordered_json openai_embeddings(const ApiContext&, const protocol::EmbeddingBody& body, const Generation& generation) {
   auto data = ordered_json::array();
   for (size_t i = 0; i < generation.size(); ++i) {
     const auto embedding = protocol::shortened(generation.sample(i).embedding, body.dimensions);
@@ -173,13 +222,13 @@ ordered_json openai_embeddings(const protocol::EmbeddingBody& body, const Genera
   return out;
 }
 
-ordered_json native_embeddings(const protocol::EmbeddingBody& body, const Generation& generation) {
+ordered_json native_embeddings(const ApiContext&, const protocol::EmbeddingBody& body, const Generation& generation) {
   auto out = ordered_json::array();
   for (size_t i = 0; i < generation.size(); ++i) out.push_back(native_embedding(generation.sample(i), body.dimensions));
   return body.list ? out : out[0];
 }
 
-ordered_json scores(const protocol::ScoreBody& body, const Generation& generation) {
+ordered_json scores(const ApiContext&, const protocol::ScoreBody& body, const Generation& generation) {
   auto values = ordered_json::array();
   for (size_t i = 0; i < generation.size(); ++i) values.push_back(scores_of(generation.sample(i), body.apply_softmax));
   ordered_json out = ordered_json::object();
@@ -190,10 +239,47 @@ ordered_json scores(const protocol::ScoreBody& body, const Generation& generatio
   return out;
 }
 
-template <PrepareEmbedding kParse>
+ordered_json classes(const ApiContext& api, const protocol::EmbeddingBody& body, const Generation& generation) {
+  const auto& labels = api.model.config.labels;
+  auto data = ordered_json::array();
+  for (size_t i = 0; i < generation.size(); ++i) {
+    const auto probabilities = protocol::softmax(generation.sample(i).embedding);
+    const auto best = std::max_element(probabilities.begin(), probabilities.end()) - probabilities.begin();
+    ordered_json entry = {{"index", i}};
+    entry["label"] = labels.at(static_cast<size_t>(best));
+    entry["probs"] = probabilities;
+    entry["num_classes"] = probabilities.size();
+    data.push_back(std::move(entry));
+  }
+  ordered_json out = {{"id", generation.sample(0).rid}, {"object", "list"}, {"created", api.unix_seconds()}};
+  out["model"] = body.model;
+  out["data"] = std::move(data);
+  out["usage"] = prompt_usage(generation);
+  return out;
+}
+
+// The best first: how much more probable "yes" is than "no".
+ordered_json ranking(const ApiContext&, const protocol::RerankBody& body, const Generation& generation) {
+  std::vector<ordered_json> results;
+  for (size_t i = 0; i < generation.size(); ++i) {
+    const auto answers = scores_of(generation.sample(i), /*softmax=*/true);
+    ordered_json result = {{"score", answers.empty() ? 0.0 : answers[0].get<double>()}};
+    result["document"] = body.return_documents ? ordered_json(body.documents[i]) : ordered_json();
+    result["index"] = i;
+    result["meta_info"] = meta_info(generation.sample(i));
+    results.push_back(std::move(result));
+  }
+  std::stable_sort(results.begin(), results.end(), [](const ordered_json& a, const ordered_json& b) {
+    return a["score"].get<double>() > b["score"].get<double>();
+  });
+  if (body.top_n && *body.top_n < std::ssize(results)) results.resize(static_cast<size_t>(*body.top_n));
+  return results;
+}
+
+template <ParseEmbedding kParse, auto kPrepare = prepare_embedding>
 Result<Prepared<protocol::EmbeddingBody>> prepare_as(ApiContext& api, const net::Headers& headers,
                                                      std::string_view text) {
-  return prepare_embedding(api, headers, text, kParse);
+  return kPrepare(api, headers, text, kParse);
 }
 
 }  // namespace
@@ -204,7 +290,12 @@ net::Task<> embeddings(ApiCall& call) {
 net::Task<> encode(ApiCall& call) { return prefill(call, prepare_as<protocol::parse_encode_body>, native_embeddings); }
 net::Task<> score(ApiCall& call) { return prefill(call, prepare_score, scores); }
 
-net::Task<> classify(ApiCall& call) { return refuse(call, "classifying needs a head with labels"); }
-net::Task<> rerank(ApiCall& call) { return refuse(call, "reranking needs a cross-encoder's head"); }
+net::Task<> classify(ApiCall& call) {
+  return prefill(call, prepare_as<protocol::parse_classify_body, prepare_classify>, classes);
+}
+net::Task<> classify_native(ApiCall& call) {
+  return prefill(call, prepare_as<protocol::parse_encode_body, prepare_classify>, native_embeddings);
+}
+net::Task<> rerank(ApiCall& call) { return prefill(call, prepare_rerank, ranking); }
 
 }  // namespace sluice::engine

@@ -1,4 +1,4 @@
-// What a model says about texts without writing one: embeddings, and scores of tokens that may follow.
+// What a model says about texts without writing one: embeddings, classes, and scores of tokens that may follow.
 #pragma once
 
 #include "engine/api/context.h"
@@ -8,8 +8,10 @@ namespace sluice::engine {
 net::Task<> embeddings(ApiCall& call);
 net::Task<> encode(ApiCall& call);
 net::Task<> score(ApiCall& call);
-// These need a head that decoders do not have: 400.
+// Of a classifier: the label and probabilities of each text, or natively its scores. Else 400.
 net::Task<> classify(ApiCall& call);
+net::Task<> classify_native(ApiCall& call);
+// Of a model with a reranker's template. Else 400.
 net::Task<> rerank(ApiCall& call);
 
 }  // namespace sluice::engine

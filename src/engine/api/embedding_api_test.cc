@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 
 #include "engine/api/api_fixture.h"
 
@@ -112,13 +114,160 @@ TEST_F(EmbeddingApiTest, ScoresAreTheProbabilitiesOfLabelsAfterEachItem) {
   EXPECT_THAT(outside.body, HasSubstr("label_token_ids"));
 }
 
-TEST_F(EmbeddingApiTest, WhatNeedsAnotherHeadIs400) {
-  serve();
-  for (const char* path : {"/v1/classify", "/classify", "/v1/rerank"}) {
-    const auto answer = post(path, Json::object());
-    EXPECT_EQ(answer.status, 400) << path;
-    EXPECT_THAT(answer.body, HasSubstr("/v1/score"));
+class ClassifyApiTest : public EmbeddingApiTest {
+ protected:
+  void serve_classifier() {
+    override_ = R"({"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "bad", "1": "good"}})";
+    serve();
+    backend_->set_script([](const GenerateRequest& request) {
+      EXPECT_TRUE(request.embed);
+      const float second = request.input_ids.size() > 4 ? 1.0f : -1.0f;
+      return std::vector<Word>{{.finish = {.kind = FinishKind::kLength}, .embedding = {0.0f, second}}};
+    });
   }
+};
+
+TEST_F(ClassifyApiTest, NamesTheMostProbableLabelOfEachText) {
+  serve_classifier();
+  const auto answer = post("/v1/classify", {{"input", Json::parse("[[1,2,3],[1,2,3,4,5]]")}, {"model", "m"}}).json();
+  EXPECT_EQ(answer["object"], "list");
+  EXPECT_EQ(answer["model"], "m");
+  ASSERT_EQ(answer["data"].size(), 2u);
+  EXPECT_EQ(answer["data"][0]["label"], "bad");
+  EXPECT_EQ(answer["data"][1]["label"], "good");
+  EXPECT_EQ(answer["data"][1]["index"], 1);
+  EXPECT_EQ(answer["data"][1]["num_classes"], 2);
+  EXPECT_NEAR(answer["data"][1]["probs"][1], 1 / (1 + std::exp(-1.0)), 1e-9);
+  EXPECT_NEAR(answer["data"][1]["probs"][0].get<double>() + answer["data"][1]["probs"][1].get<double>(), 1, 1e-9);
+  EXPECT_EQ(answer["usage"]["prompt_tokens"], 8);
+  EXPECT_EQ(call("GET", "/model_info").json()["is_generation"], false);
+}
+
+TEST_F(ClassifyApiTest, TheNativeFormHasTheScores) {
+  serve_classifier();
+  for (const char* path : {"/classify", "/encode"}) {
+    const auto answer = post(path, {{"input_ids", {1, 2, 3}}}).json();
+    EXPECT_EQ(answer["embedding"], Json::parse("[0.0,-1.0]")) << path;
+    EXPECT_EQ(answer["meta_info"]["prompt_tokens"], 3) << path;
+  }
+  EXPECT_EQ(post("/classify", {{"text", {"a", "b"}}}).json().size(), 2u);
+}
+
+TEST_F(ClassifyApiTest, AClassifierWritesNoText) {
+  serve_classifier();
+  const auto messages = Json::parse(R"([{"role":"user","content":"hi"}])");
+  const std::pair<const char*, Json> bodies[] = {
+      {"/generate", {{"text", "a"}}},
+      {"/v1/completions", {{"prompt", "a"}}},
+      {"/v1/chat/completions", {{"messages", messages}}},
+      {"/v1/score", {{"query", "a"}, {"items", "b"}, {"label_token_ids", {5}}}},
+      {"/v1/embeddings", {{"input", "a"}, {"dimensions", 1}}},
+      {"/v1/classify", {{"input", " "}}},
+      {"/v1/classify", Json::object()}};
+  for (const auto& [path, body] : bodies) EXPECT_EQ(post(path, body).status, 400) << path;
+  EXPECT_THAT(post("/generate", {{"text", "a"}}).body, HasSubstr("/v1/classify"));
+  EXPECT_TRUE(backend_->submitted().empty());
+}
+
+TEST_F(ClassifyApiTest, OtherModelsDoNotClassify) {
+  serve();
+  for (const char* path : {"/v1/classify", "/classify"}) {
+    const auto answer = post(path, {{"input", "a"}, {"text", "a"}});
+    EXPECT_EQ(answer.status, 400) << path;
+    EXPECT_THAT(answer.body, HasSubstr("LlamaForCausalLM"));
+  }
+}
+
+class RerankApiTest : public ApiTest {
+ protected:
+  RerankApiTest() : folder_(std::filesystem::temp_directory_path() / fmt::format("sluice-rerank-{}", ::getpid())) {
+    std::filesystem::create_directories(folder_);
+  }
+  ~RerankApiTest() override { std::filesystem::remove_all(folder_); }
+
+  // Serves a model whose vocabulary has these words as tokens 512, 513, ...
+  void serve_template(const std::string& text, const std::vector<std::string>& words = {"yes", "no"}) {
+    std::ifstream in(std::string(SLUICE_FIXTURES_DIR) + "/tiny-llama/tokenizer.json");
+    Json vocabulary = Json::parse(in);
+    for (size_t i = 0; i < words.size(); ++i) {
+      vocabulary["added_tokens"].push_back({{"id", 512 + i},
+                                            {"content", words[i]},
+                                            {"single_word", false},
+                                            {"lstrip", false},
+                                            {"rstrip", false},
+                                            {"normalized", false},
+                                            {"special", false}});
+    }
+    tokenizer_file_ = folder_;
+    std::ofstream(folder_ / "tokenizer.json") << vocabulary;
+    template_file_ = folder_ / "rerank.jinja";
+    std::ofstream(template_file_) << text;
+    serve();
+  }
+  // p("yes") = 3 p("no") where the document is a long one.
+  void answer_by_length() {
+    backend_->set_script([this](const GenerateRequest& request) {
+      EXPECT_EQ(request.token_ids_logprob, (std::vector<int32_t>{512, 513}));
+      const auto prompt = tokenizer_->decode(request.input_ids, false);
+      const float yes = prompt.find("long") != std::string::npos ? 0.3f : 0.1f;
+      PositionLogprobs scores{.chosen = TokenLogprob{-1, 7}, .top = {}, .requested = {}};
+      scores.requested = {{std::log(yes), 512}, {std::log(0.1f), 513}};
+      return std::vector<Word>{{.ids = {7}, .finish = {.kind = FinishKind::kLength}, .output_logprobs = {scores}}};
+    });
+  }
+
+  const std::filesystem::path folder_;
+  static constexpr const char* kTemplate =
+      "Say \"yes\" or \"no\": {{ instruct | default('does it fit?') }}|{{ messages[0]['content'] }}|"
+      "{{ messages[1]['content'] }}>";
+};
+
+TEST_F(RerankApiTest, TheBestDocumentsComeFirst) {
+  serve_template(kTemplate);
+  answer_by_length();
+  const Json body = {{"query", "what?"}, {"documents", {"brief", "so long"}}};
+  const auto all = post("/v1/rerank", body).json();
+  ASSERT_EQ(all.size(), 2u);
+  EXPECT_NEAR(all[0]["score"], 0.75, 1e-6);
+  EXPECT_EQ(all[0]["document"], "so long");
+  EXPECT_EQ(all[0]["index"], 1);
+  EXPECT_NEAR(all[1]["score"], 0.5, 1e-6);
+  EXPECT_GT(all[1]["meta_info"]["prompt_tokens"], 0);
+  EXPECT_EQ(backend_->submitted()[1].first.input_ids,
+            tokenizer_->encode("Say \"yes\" or \"no\": does it fit?|what?|so long>", false));
+
+  Json fewer = body;
+  fewer.update({{"top_n", 1}, {"return_documents", false}, {"instruct", "is it green?"}});
+  const auto best = post("/v1/rerank", fewer).json();
+  ASSERT_EQ(best.size(), 1u);
+  EXPECT_EQ(best[0]["index"], 1);
+  EXPECT_TRUE(best[0]["document"].is_null());
+  EXPECT_THAT(tokenizer_->decode(backend_->submitted()[2].first.input_ids, false), HasSubstr("is it green?"));
+}
+
+TEST_F(RerankApiTest, BadInputsAre400) {
+  serve_template(kTemplate);
+  for (const char* body : {R"({"documents":["a"]})", R"({"query":" ","documents":["a"]})", R"({"query":"a"})",
+                           R"({"query":"a","documents":[]})", R"({"query":"a","documents":["b"," "]})",
+                           R"({"query":"a","documents":["b",1]})", R"({"query":"a","documents":["b"],"top_n":0})",
+                           R"({"query":"a","documents":"b"})"}) {
+    EXPECT_EQ(call("POST", "/v1/rerank", body).status, 400) << body;
+  }
+  EXPECT_TRUE(backend_->submitted().empty());
+}
+
+TEST_F(RerankApiTest, AVocabularyWithoutTheAnswersIsNamed) {
+  serve_template(kTemplate, {"no"});  // "yes" is three
+  const auto answer = post("/v1/rerank", {{"query", "a"}, {"documents", Json::array({"b"})}});
+  EXPECT_EQ(answer.status, 400);
+  EXPECT_THAT(answer.body, HasSubstr("'yes'"));
+}
+
+TEST_F(RerankApiTest, AnotherTemplateDoesNotRerank) {
+  serve_template("{% for m in messages %}{{ m.content }}{% endfor %}");
+  const auto answer = post("/v1/rerank", {{"query", "a"}, {"documents", Json::array({"b"})}});
+  EXPECT_EQ(answer.status, 400);
+  EXPECT_THAT(answer.body, HasSubstr("--chat-template"));
 }
 
 }  // namespace

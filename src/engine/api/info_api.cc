@@ -88,7 +88,7 @@ net::Task<> model_info(ApiCall& call) {
   const auto& model = call.api.model;
   ordered_json out = {{"model_path", call.api.model_path()},
                       {"tokenizer_path", model.tokenizer_path},
-                      {"is_generation", !call.api.settings.embedding}};
+                      {"is_generation", !call.api.settings.embedding && model.config.labels.empty()}};
   out["preferred_sampling_params"] = nullptr;
   out["weight_version"] = call.api.weight_version();
   out["has_image_understanding"] = false;

@@ -48,6 +48,19 @@ class InfoApiTest : public ApiTest {
       for (const double took : {0.0015, 0.0015, 0.04}) load.eviction_seconds.observe(kEvictionSeconds, took);
       load.grammars = {.requests = 9, .cache_hits = 4, .aborted = 3, .timeouts = 2};
       load.grammars.compile_seconds.observe(kGrammarSeconds, 0.3);
+      load.grammars.schemas.observe(kGrammarSchemas, 3);
+      load.grammars.ebnf_bytes.observe(kEbnfBytes, 120);
+      load.grammar_walks.mean.observe(kGrammarWalkSeconds, 0.015);
+      load.grammar_walks.longest.observe(kGrammarWalkSeconds, 0.7);
+      load.num_used_states = 3;
+      load.max_total_states = 12;
+      load.prefill_delays.outcomes[static_cast<size_t>(DelayOutcome::kHeldBack)] = 7;
+      load.prefill_delays.outcomes[static_cast<size_t>(DelayOutcome::kAllCouldAtLast)] = 2;
+      load.prefill_delays.passes.observe(kDelayPasses, 7);
+      load.prefill_delays.seconds.observe(kDelaySeconds, 1.5);
+      load.cooperation.tokens[2][0] = 40;
+      load.cooperation.tokens[0][2] = 6;
+      load.cooperation.seconds[2][0] = 0.75;
       load.rebalance = {
           .layers_moved = 4, .layers_kept = 5, .layers_rolled_back = 1, .moved_bytes = 4096, .seconds = 0.5};
       load.rebalance.steps[moe::RebalanceCounts::kExtend][5] = 2;  // up to 0.6
@@ -233,6 +246,8 @@ TEST_F(InfoApiTest, EverySeriesOfARankHasItsOwnSource) {
       {"routing_key_all_req_count", R"(,gt="200",le="+Inf"} 1)"},
       {"engine_load_weights_time", "} 7"},
       {"engine_startup_time", "} 8"},
+      {"weight_load_duration_seconds", "} 7"},
+      {"startup_time_seconds", "} 8"},
       {"weight_memory_usage_gb", "} 1"},
       {"kv_cache_memory_usage_gb", "} 0.5"},
       {"context_len", "} 2048"},
@@ -261,6 +276,12 @@ TEST_F(InfoApiTest, EverySeriesOfARankHasItsOwnSource) {
       {"grammar_compilation_time_seconds_bucket", R"(,le="0.2"} 0)"},
       {"grammar_compilation_time_seconds_bucket", R"(,le="0.5"} 1)"},
       {"grammar_compilation_time_seconds_sum", "} 0.3"},
+      {"grammar_schema_count_bucket", R"(,le="2"} 0)"},
+      {"grammar_schema_count_bucket", R"(,le="5"} 1)"},
+      {"grammar_schema_count_sum", "} 3"},
+      {"grammar_ebnf_size_sum", "} 120"},
+      {"grammar_tree_traversal_time_avg_sum", "} 0.015"},
+      {"grammar_tree_traversal_time_max_sum", "} 0.7"},
       {"eplb_balancedness_bucket", R"(,forward_mode="extend",le="0.5"} 0)"},
       {"eplb_balancedness_bucket", R"(,forward_mode="extend",le="0.6"} 2)"},
       {"eplb_balancedness_sum", R"(,forward_mode="extend"} 1.1)"},
@@ -276,6 +297,70 @@ TEST_F(InfoApiTest, EverySeriesOfARankHasItsOwnSource) {
     const size_t at = line.find('@');
     EXPECT_THAT(page, HasSubstr("sluice:" + line.substr(0, at) + rank_1_ + line.substr(at + 1) + "\n"));
   }
+}
+
+TEST_F(InfoApiTest, SeriesOfWhatIsOffAreNotThere) {
+  serve();
+  load_rank_1();
+  const auto page = call("GET", "/metrics").body;
+  for (const char* name : {"mamba_usage", "prefill_delayer_", "dp_cooperation_"}) {
+    EXPECT_THAT(page, ::testing::Not(HasSubstr(name)));
+  }
+}
+
+TEST_F(InfoApiTest, AHybridModelShowsItsStates) {
+  model_ = "tiny-minimax-text-01";
+  serve();
+  load_rank_1();
+  EXPECT_THAT(call("GET", "/metrics").body, HasSubstr("sglang:mamba_usage" + rank_1_ + "} 0.25\n"));
+}
+
+TEST_F(InfoApiTest, TheDelayerOfPromptsShowsWhatItDecides) {
+  options_.enable_prefill_delayer = true;
+  serve();
+  load_rank_1();
+  const auto page = call("GET", "/metrics").body;
+  const std::string outcomes = "sglang:prefill_delayer_outcomes_total" + rank_1_ + ",input_estimation=";
+  EXPECT_THAT(
+      page, HasSubstr(outcomes + R"("mixed",output_allow="false",output_reason="delay",actual_execution="false"} 7)"));
+  EXPECT_THAT(page, HasSubstr(outcomes +
+                              R"("all",output_allow="true",output_reason="wait_success",actual_execution="true"} 2)"));
+  EXPECT_THAT(page, HasSubstr("sglang:prefill_delayer_wait_forward_passes_sum" + rank_1_ + "} 7\n"));
+  EXPECT_THAT(page, HasSubstr("sglang:prefill_delayer_wait_seconds_sum" + rank_1_ + "} 1.5\n"));
+}
+
+TEST_F(InfoApiTest, WhatGroupsComputeTogetherIsShownOnRequest) {
+  ::setenv("SGLANG_ENABLE_METRICS_DP_ATTENTION", "1", 1);
+  serve();
+  ::unsetenv("SGLANG_ENABLE_METRICS_DP_ATTENTION");
+  load_rank_1();
+  const auto page = call("GET", "/metrics").body;
+  EXPECT_THAT(page, HasSubstr("sglang:dp_cooperation_realtime_tokens_total" + rank_1_ +
+                              R"(,mode="prefill_compute",num_prefill_ranks="2"} 40)"));
+  EXPECT_THAT(page, HasSubstr("sglang:dp_cooperation_realtime_tokens_total" + rank_1_ +
+                              R"(,mode="decode",num_prefill_ranks="0"} 6)"));
+  for (const char* name : {"gpu", "forward"}) {
+    EXPECT_THAT(page, HasSubstr(fmt::format("sglang:dp_cooperation_{}_execution_seconds_total{}", name, rank_1_) +
+                                R"(,category="extend",num_prefill_ranks="2"} 0.75)"));
+  }
+  backend_->set_ranks([](auto& ranks) { ranks[1].load.cooperation.tokens[0][2] = 2; });  // it was restarted
+  EXPECT_THAT(call("GET", "/metrics").body, HasSubstr(R"(,mode="decode",num_prefill_ranks="0"} 8)"));
+}
+
+TEST_F(InfoApiTest, TheTimeInEachEndpointIsShown) {
+  serve();
+  answer_with("a");
+  EXPECT_EQ(post("/generate", {{"text", "hi"}}).status, 200);
+  EXPECT_EQ(call("GET", "/v1/models/none").status, 404);
+  EXPECT_EQ(call("GET", "/nothing").status, 404);
+  // It is counted when the function has come back, which may be after the client has its answer.
+  std::string page;
+  for (const char* name : {"/generate", "/v1/models/*"}) {
+    const std::string wanted = fmt::format("sglang:func_latency_seconds_count{{name=\"{}\"}} 1\n", name);
+    for (int i = 0; i < 1000 && page.find(wanted) == std::string::npos; ++i) page = call("GET", "/metrics").body;
+    EXPECT_THAT(page, HasSubstr(wanted));
+  }
+  EXPECT_THAT(page, ::testing::Not(HasSubstr("/nothing")));
 }
 
 TEST_F(InfoApiTest, CountersOfARankGoOnWhenItRestarts) {

@@ -97,8 +97,16 @@ Result<int64_t> fit_context(const ApiContext& api, const LengthLimits& limits, s
   return otherwise.value_or(known ? context - input - 1 : INT32_MAX);
 }
 
+Result<void> check_generates(const ApiContext& api) {
+  if (api.model.config.labels.empty()) return {};
+  return Error{ErrorCode::kInvalidArgument,
+               fmt::format("this model classifies ({}) and generates no text: use /v1/classify, /classify or /encode",
+                           api.model.config.architectures[0])};
+}
+
 Result<PromptPlan> plan_prompt(const ApiContext& api, const LengthLimits& limits, std::vector<int32_t> ids,
                                const protocol::Sampling& sampling, std::optional<int64_t> default_length, bool stream) {
+  SLUICE_TRY_VOID(check_generates(api));
   SLUICE_TRY(const int64_t length, fit_context(api, limits, ids, sampling.max_new_tokens, default_length));
   if (sampling.grammar && !api.settings.why_no_grammar.empty()) {
     return Error{ErrorCode::kInvalidArgument,

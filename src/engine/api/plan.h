@@ -36,6 +36,9 @@ struct PromptPlan {
 Result<PromptPlan> plan_prompt(const ApiContext& api, const LengthLimits& limits, std::vector<int32_t> ids,
                                const protocol::Sampling& sampling, std::optional<int64_t> default_length, bool stream);
 
+// kInvalidArgument where the model has no head that says what comes next.
+Result<void> check_generates(const ApiContext& api);
+
 // Adds `n` samples. Their rids are `rid` itself, or <rid>_<first index>, ... where `numbered`.
 void add_samples(GenerationPlan& plan, PromptPlan prompt, size_t n, const std::string& rid, bool numbered);
 // kInvalidArgument when a request asks for too many.

@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "engine/api/step_metrics.h"
+
 namespace sluice::engine {
 namespace {
 
@@ -66,6 +68,10 @@ const FactRow kFacts[] = {
     {"sglang:engine_startup_time", "Seconds from the start of the rank until it was ready.",
      [](const RankReady& r) { return r.startup_seconds; }},
     {"sglang:engine_load_weights_time", "Seconds that loading the weights took.",
+     [](const RankReady& r) { return r.load_seconds; }},
+    {"sglang:startup_time_seconds", "Seconds from the start of the rank until it was ready.",
+     [](const RankReady& r) { return r.startup_seconds; }},
+    {"sglang:weight_load_duration_seconds", "Seconds that loading the weights took.",
      [](const RankReady& r) { return r.load_seconds; }},
     {"sglang:weight_memory_usage_gb", "Memory of the weights in GiB.",
      [](const RankReady& r) { return static_cast<double>(r.weight_bytes) / kGiB; }},
@@ -153,6 +159,7 @@ struct HistogramRow {
   std::string_view name, help, label, label_value;  // as of counters
   std::span<const double> bounds;
   Buckets (*value)(const LoadSnapshot&);
+  bool (*shown)(const RankMetricsOptions&) = [](const RankMetricsOptions&) { return true; };
 };
 constexpr std::string_view kBalancedness = "sglang:eplb_balancedness";
 constexpr std::string_view kBalancednessHelp = "Of a step: mean tokens of a rank's experts, by the most of any rank.";
@@ -172,7 +179,45 @@ const HistogramRow kHistograms[] = {
      [](const LoadSnapshot& l) {
        return Buckets{l.grammars.compile_seconds.counts, l.grammars.compile_seconds.sums};
      }},
+    {"sglang:grammar_schema_count", "JSON schemas of a grammar that was compiled.", "", "", kGrammarSchemas,
+     [](const LoadSnapshot& l) {
+       return Buckets{l.grammars.schemas.counts, l.grammars.schemas.sums};
+     }},
+    {"sglang:grammar_ebnf_size", "Bytes of a grammar in EBNF that was compiled.", "", "", kEbnfBytes,
+     [](const LoadSnapshot& l) {
+       return Buckets{l.grammars.ebnf_bytes.counts, l.grammars.ebnf_bytes.sums};
+     }},
+    {"sglang:grammar_tree_traversal_time_avg", "Seconds that finding a request's next tokens took on the mean.", "", "",
+     kGrammarWalkSeconds,
+     [](const LoadSnapshot& l) {
+       return Buckets{l.grammar_walks.mean.counts, l.grammar_walks.mean.sums};
+     }},
+    {"sglang:grammar_tree_traversal_time_max", "Seconds that finding a request's next tokens took at most.", "", "",
+     kGrammarWalkSeconds,
+     [](const LoadSnapshot& l) {
+       return Buckets{l.grammar_walks.longest.counts, l.grammar_walks.longest.sums};
+     }},
+    {"sglang:prefill_delayer_wait_forward_passes", "Steps that a prompt was held back for.", "", "", kDelayPasses,
+     [](const LoadSnapshot& l) {
+       return Buckets{l.prefill_delays.passes.counts, l.prefill_delays.passes.sums};
+     },
+     [](const RankMetricsOptions& o) { return o.prefill_delayer; }},
+    {"sglang:prefill_delayer_wait_seconds", "Seconds that a prompt was held back for.", "", "", kDelaySeconds,
+     [](const LoadSnapshot& l) {
+       return Buckets{l.prefill_delays.seconds.counts, l.prefill_delays.seconds.sums};
+     },
+     [](const RankMetricsOptions& o) { return o.prefill_delayer; }},
 };
+constexpr size_t kMostBuckets = [] {
+  size_t most = 0;
+  for (const size_t bounds : {std::size(kEvictionSeconds), std::size(kGrammarSeconds), std::size(kGrammarSchemas),
+                              std::size(kEbnfBytes), std::size(kGrammarWalkSeconds), std::size(kDelayPasses),
+                              std::size(kDelaySeconds), std::size(moe::kBalancednessBounds)}) {
+    most = std::max(most, bounds + 1);
+  }
+  return most;
+}();
+constexpr std::string_view kStateUsage = "sglang:mamba_usage";
 
 }  // namespace
 
@@ -203,11 +248,12 @@ obs::LabelValues RankLabels::of(size_t rank) const {
 
 class RankMetrics::Impl {
  public:
-  Impl(obs::Metrics& metrics, Backend& backend, RankLabels labels, int64_t page_size)
+  Impl(obs::Metrics& metrics, Backend& backend, RankLabels labels, const RankMetricsOptions& options)
       : metrics_(metrics),
         backend_(backend),
         labels_(std::move(labels)),
-        page_size_(page_size),
+        options_(options),
+        steps_(metrics, labels_, options),
         last_(labels_.ranks()) {
     declare();
     refresh_ = metrics_.before_render([this] { refresh(); });
@@ -233,6 +279,7 @@ class RankMetrics::Impl {
       }
     }
     for (const auto& row : kHistograms) {
+      if (!row.shown(options_)) continue;
       if (row.label.empty()) {
         add(row.name, row.help, Kind::kHistogram);
       } else {
@@ -240,6 +287,7 @@ class RankMetrics::Impl {
       }
       families.back().buckets.assign(row.bounds.begin(), row.bounds.end());
     }
+    if (options_.states) add(kStateUsage, "Used share of the rows for states of sequences.", Kind::kGauge);
     add(kCacheConfig, "The KV pool's pages; always 1.", Kind::kGauge, {"page_size", "num_pages"});
     add("sglang:page_size", "Tokens of a page of the KV pool.", Kind::kGauge);
     add("sglang:num_pages", "Pages of the KV pool.", Kind::kGauge);
@@ -258,6 +306,7 @@ class RankMetrics::Impl {
       const LoadSnapshot now = ranks[i].ready ? ranks[i].load : LoadSnapshot{};
       for (const auto& row : kGauges) metrics_.gauge(row.name, with).set(row.value(now));
       for (const auto& row : kKeys) show_keys(row.name, with, row.counts(now));
+      if (options_.states) metrics_.gauge(kStateUsage, with).set(ratio(now.num_used_states, now.max_total_states));
       metrics_.gauge("sluice:rank_ready", with).set(ranks[i].ready ? 1 : 0);
       show_facts(with, ranks[i].info);
       count_up(i, with, ranks[i]);
@@ -280,10 +329,10 @@ class RankMetrics::Impl {
 
   void show_facts(const obs::LabelValues& with, const RankReady& info) {
     for (const auto& row : kFacts) metrics_.gauge(row.name, with).set(row.value(info));
-    const int64_t pages = info.max_total_num_tokens / page_size_;
-    metrics_.gauge("sglang:page_size", with).set(number(page_size_));
+    const int64_t pages = info.max_total_num_tokens / options_.page_size;
+    metrics_.gauge("sglang:page_size", with).set(number(options_.page_size));
     metrics_.gauge("sglang:num_pages", with).set(number(pages));
-    metrics_.gauge(kCacheConfig, plus(with, {std::to_string(page_size_), std::to_string(pages)})).set(1);
+    metrics_.gauge(kCacheConfig, plus(with, {std::to_string(options_.page_size), std::to_string(pages)})).set(1);
   }
 
   // A rank that restarts counts from zero again; what it says then comes on top.
@@ -301,6 +350,7 @@ class RankMetrics::Impl {
     }
     for (size_t h = 0; h < std::size(kHistograms); ++h) {
       const auto& row = kHistograms[h];
+      if (!row.shown(options_)) continue;
       auto histogram =
           metrics_.histogram(row.name, row.label.empty() ? with : plus(with, {std::string(row.label_value)}));
       const Buckets now = row.value(rank.load);
@@ -310,12 +360,11 @@ class RankMetrics::Impl {
         if (times > 0) histogram.observe(sum / static_cast<double>(times), times);
       }
     }
+    steps_.count_up(i, with, rank.load);
     metrics_.counter("sluice:rank_restarts_total", with)
         .add(static_cast<double>(grown(static_cast<uint64_t>(rank.restarts), last.restarts)));
   }
 
-  static constexpr size_t kMostBuckets =
-      std::max({std::size(kEvictionSeconds), std::size(kGrammarSeconds), std::size(moe::kBalancednessBounds)}) + 1;
   struct Last {
     double counters[std::size(kCounters)] = {};
     std::pair<uint64_t, double> buckets[std::size(kHistograms)][kMostBuckets] = {};
@@ -325,13 +374,14 @@ class RankMetrics::Impl {
   obs::Metrics& metrics_;
   Backend& backend_;
   const RankLabels labels_;
-  const int64_t page_size_;
+  const RankMetricsOptions options_;
+  StepMetrics steps_;
   std::vector<Last> last_;  // [ranks]
   std::shared_ptr<void> refresh_;
 };
 
-RankMetrics::RankMetrics(obs::Metrics& metrics, Backend& backend, RankLabels labels, int64_t page_size)
-    : impl_(std::make_unique<Impl>(metrics, backend, std::move(labels), page_size)) {}
+RankMetrics::RankMetrics(obs::Metrics& metrics, Backend& backend, RankLabels labels, const RankMetricsOptions& options)
+    : impl_(std::make_unique<Impl>(metrics, backend, std::move(labels), options)) {}
 RankMetrics::~RankMetrics() = default;
 
 }  // namespace sluice::engine

@@ -32,10 +32,18 @@ class RankLabels {
   const std::optional<std::string> own_dp_rank_;
 };
 
+// What there is to show.
+struct RankMetricsOptions {
+  int64_t page_size = 1;
+  bool states = false;           // the model keeps some of each sequence, beside its KV
+  bool prefill_delayer = false;  // --enable-prefill-delayer
+  bool cooperation = false;      // SGLANG_ENABLE_METRICS_DP_ATTENTION
+};
+
 // Declares the families and sets them before each rendering. `backend` and `metrics` outlive it.
 class RankMetrics {
  public:
-  RankMetrics(obs::Metrics& metrics, Backend& backend, RankLabels labels, int64_t page_size);
+  RankMetrics(obs::Metrics& metrics, Backend& backend, RankLabels labels, const RankMetricsOptions& options);
   ~RankMetrics();
 
  private:

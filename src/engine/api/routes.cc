@@ -15,6 +15,13 @@ namespace sluice::engine {
 namespace {
 
 constexpr std::string_view kNotYet = "is not built yet";
+constexpr std::string_view kNoState = "has nothing to set here: its values are of speculation and pipelines";
+constexpr std::string_view kNoTraces = "is not built yet: the engine sends no spans, the gateway does";
+constexpr std::string_view kNoCollector = "has nothing to freeze here: there is no garbage collector";
+constexpr std::string_view kTestHook = "is a hook of the runtime's own tests";
+constexpr std::string_view kNoRequestLog = "has nothing to set here: requests are not logged; see --log-level";
+constexpr std::string_view kNoLending = "is not built: memory of a CPU is not lent; end the server instead";
+constexpr std::string_view kFromDisk = "takes tensors from processes of torch; use /update_weights_from_disk";
 constexpr std::string_view kOut = "is outside the scope of this engine";
 
 const Route kRoutes[] = {
@@ -26,7 +33,7 @@ const Route kRoutes[] = {
     {.path = "/v1/embeddings", .methods = "POST", .serve = embeddings, .json_only = true},
     {.path = "/encode", .methods = "POST PUT", .serve = encode},
     {.path = "/v1/score", .methods = "POST", .serve = score, .json_only = true},
-    {.path = "/classify", .methods = "POST PUT", .serve = classify},
+    {.path = "/classify", .methods = "POST PUT", .serve = classify_native},
     {.path = "/v1/classify", .methods = "POST", .serve = classify, .json_only = true},
     {.path = "/v1/rerank", .methods = "POST PUT", .serve = rerank, .json_only = true},
     {.path = "/v1/models", .methods = "GET", .serve = list_models},
@@ -74,19 +81,19 @@ const Route kRoutes[] = {
      .access = Access::kAdmin,
      .serve = dump_expert_record},
 
-    {.path = "/set_internal_state", .methods = "POST PUT", .access = Access::kAdmin, .why = kNotYet},
-    {.path = "/set_trace_level", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
-    {.path = "/freeze_gc", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
-    {.path = "/slow_down", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
-    {.path = "/configure_logging", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
-    {.path = "/release_memory_occupation", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
-    {.path = "/resume_memory_occupation", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
+    {.path = "/set_internal_state", .methods = "POST PUT", .access = Access::kAdmin, .why = kNoState},
+    {.path = "/set_trace_level", .methods = "GET POST", .access = Access::kAdmin, .why = kNoTraces},
+    {.path = "/freeze_gc", .methods = "GET POST", .access = Access::kAdmin, .why = kNoCollector},
+    {.path = "/slow_down", .methods = "GET POST", .access = Access::kAdmin, .why = kTestHook},
+    {.path = "/configure_logging", .methods = "GET POST", .access = Access::kAdmin, .why = kNoRequestLog},
+    {.path = "/release_memory_occupation", .methods = "GET POST", .access = Access::kAdmin, .why = kNoLending},
+    {.path = "/resume_memory_occupation", .methods = "GET POST", .access = Access::kAdmin, .why = kNoLending},
     {.path = "/get_weights_by_name", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
-    {.path = "/update_weights_from_tensor", .methods = "POST", .access = Access::kAdmin, .why = kNotYet},
-    {.path = "/update_weights_from_distributed", .methods = "POST", .access = Access::kAdmin, .why = kNotYet},
-    {.path = "/update_weights_from_ipc", .methods = "POST", .access = Access::kAdmin, .why = kNotYet},
-    {.path = "/init_weights_update_group", .methods = "POST", .access = Access::kAdmin, .why = kNotYet},
-    {.path = "/destroy_weights_update_group", .methods = "POST", .access = Access::kAdmin, .why = kNotYet},
+    {.path = "/update_weights_from_tensor", .methods = "POST", .access = Access::kAdmin, .why = kFromDisk},
+    {.path = "/update_weights_from_distributed", .methods = "POST", .access = Access::kAdmin, .why = kFromDisk},
+    {.path = "/update_weights_from_ipc", .methods = "POST", .access = Access::kAdmin, .why = kFromDisk},
+    {.path = "/init_weights_update_group", .methods = "POST", .access = Access::kAdmin, .why = kFromDisk},
+    {.path = "/destroy_weights_update_group", .methods = "POST", .access = Access::kAdmin, .why = kFromDisk},
 
     {.path = "/open_session", .methods = "GET POST", .why = kOut},
     {.path = "/close_session", .methods = "GET POST", .why = kOut},

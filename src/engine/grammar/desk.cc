@@ -30,6 +30,16 @@ void clear_event(int fd) {
   (void)n;  // it was not set
 }
 
+// A grammar's JSON schemas: itself, or those of its tags.
+size_t schemas_in(const std::pair<GrammarKind, std::string>& grammar) {
+  if (grammar.first == GrammarKind::kJsonSchema) return 1;
+  if (grammar.first != GrammarKind::kStructuralTag) return 0;
+  constexpr std::string_view kSchema = "\"json_schema\":";
+  size_t count = 0;
+  for (size_t at = 0; (at = grammar.second.find(kSchema, at)) != std::string::npos; at += kSchema.size()) ++count;
+  return count;
+}
+
 }  // namespace
 
 GrammarDesk::GrammarDesk(Compile compile, GrammarDeskOptions options)
@@ -136,6 +146,8 @@ void GrammarDesk::run() {
     const double took = seconds(real_clock().now() - begun);
     lock.lock();
     counts_.compile_seconds.observe(kGrammarSeconds, took);
+    counts_.schemas.observe(kGrammarSchemas, static_cast<double>(schemas_in(key)));
+    if (key.first == GrammarKind::kEbnf) counts_.ebnf_bytes.observe(kEbnfBytes, static_cast<double>(key.second.size()));
     counts_.timeouts += !grammar.ok() && grammar.error().code == ErrorCode::kTimeout;
     const auto held = held_.extract(key);
     for (auto& request : held.mapped()) {

@@ -91,6 +91,27 @@ TEST_F(GrammarDeskTest, RequestsOfOneGrammarShareItsCompilationAndLaterOnesWaitF
             1u);
 }
 
+TEST_F(GrammarDeskTest, CountsTheSchemasAndTheSizeOfWhatItCompiles) {
+  GrammarDesk desk(compile());
+  const std::pair<GrammarKind, std::string> grammars[] = {
+      {GrammarKind::kJsonSchema, R"({"type": "object"})"},
+      {GrammarKind::kStructuralTag, R"([{"json_schema":{}},{"json_schema":{}}])"},
+      {GrammarKind::kEbnf, R"(root ::= "a")"}};
+  for (const auto& [kind, text] : grammars) {
+    auto one = request("a", text);
+    one.sampling.grammar_kind = kind;
+    desk.add(std::move(one));
+    let_one_go();
+    EXPECT_EQ(next(desk).size(), 1u);
+  }
+  const GrammarCounts counts = desk.counts();
+  EXPECT_EQ(counts.schemas.counts[0], 1u) << "EBNF";
+  EXPECT_EQ(counts.schemas.counts[1], 1u) << "a schema";
+  EXPECT_EQ(counts.schemas.counts[2], 1u) << "two of tags";
+  EXPECT_EQ(counts.ebnf_bytes.counts[1], 1u);
+  EXPECT_EQ(counts.ebnf_bytes.sums[1], 12.0);
+}
+
 TEST_F(GrammarDeskTest, CountsWhatEndedWithoutItsGrammarAndWhatTookTooLong) {
   GrammarDesk desk(compile());
   desk.add(request("a", "late"));

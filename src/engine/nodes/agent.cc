@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/log.h"
+#include "engine/certificates.h"
 #include "engine/model_files.h"
 #include "engine/nodes/identity.h"
 #include "engine/nodes/link.h"
@@ -46,11 +47,14 @@ class NodeAgent::Impl {
         files_(std::move(files)),
         identity_(own_identity(options, files_.model)),
         on_rank_line_(std::move(on_rank_line)),
-        loops_(1, "http"),
-        server_(loops_, net::ServerOptions{}, [this](net::ServerExchange& client) { return answer(client); }) {}
+        loops_(1, "http") {}
 
   Result<void> listen() {
-    SLUICE_TRY(port_, server_.listen(options_.host, static_cast<uint16_t>(options_.port)));
+    SLUICE_TRY(auto certificate, load_certificate(options_));
+    keep_certificate_fresh(certificate, loops_[0]);
+    server_ = std::make_unique<net::Server>(loops_, net::ServerOptions{.tls = std::move(certificate)},
+                                            [this](net::ServerExchange& client) { return answer(client); });
+    SLUICE_TRY(port_, server_->listen(options_.host, static_cast<uint16_t>(options_.port)));
     return {};
   }
   uint16_t port() const { return port_; }
@@ -226,7 +230,7 @@ class NodeAgent::Impl {
   std::atomic<bool> joined_{false};
   uint16_t port_ = 0;
   net::LoopGroup loops_;
-  net::Server server_;
+  std::unique_ptr<net::Server> server_;
 };
 
 Result<std::unique_ptr<NodeAgent>> NodeAgent::start(const EngineOptions& options,

@@ -13,10 +13,23 @@ namespace {
 using nlohmann::json;
 
 // Those of take_host_flags(), those of the front, and where files lie: the model is compared by what it is.
-constexpr std::array kHostFlags = {
-    "node_rank",           "host",          "port",          "api_key",    "admin_api_key",
-    "log_level",           "log_json",      "threads",       "model_path", "tokenizer_path",
-    "mem_fraction_static", "chat_template", "weight_version"};
+constexpr std::array kHostFlags = {"node_rank",
+                                   "host",
+                                   "port",
+                                   "api_key",
+                                   "admin_api_key",
+                                   "ssl_certfile",
+                                   "ssl_keyfile",
+                                   "ssl_keyfile_password",
+                                   "ssl_ca_certs",
+                                   "log_level",
+                                   "log_json",
+                                   "threads",
+                                   "model_path",
+                                   "tokenizer_path",
+                                   "mem_fraction_static",
+                                   "chat_template",
+                                   "weight_version"};
 
 // "config.json of 812 bytes, 1f3a...": the start of a GGUF file has its configuration.
 std::string model_in_words(const std::string& model_file) {
