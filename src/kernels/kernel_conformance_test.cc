@@ -562,11 +562,11 @@ TEST_P(KernelConformance, AttentionStaysWithinItsRoundingBound) {
   const int64_t groups[] = {1, 2, 3, 7};
   for (int i = 0; i < 40; ++i) {
     const int64_t dims[] = {1, 5, 16, 64, 80, 128};
-    const AttentionCase c = draw_attention(rng_, kDtypes[i % 2], between(1, 3), groups[rng_.below(4)],
-                                           dims[rng_.below(6)], between(0, 4),
-                                           i >= 32      ? 1200  // long enough to be cut
-                                           : i % 4 == 0 ? 290
-                                                        : 40);
+    const AttentionCase c =
+        draw_attention(rng_, kDtypes[i % 2], between(1, 3), groups[rng_.below(4)], dims[rng_.below(6)], between(0, 4),
+                       i >= 32      ? 1200  // long enough to be cut
+                       : i % 4 == 0 ? 290
+                                    : 40);
     const auto [dtype, heads, dim] = std::tuple(c.args.dtype, c.args.n_heads, c.args.head_dim);
     Stored want(dtype, std::vector<float>(static_cast<size_t>(c.starts.back() * heads * dim)));
     Stored got = want;
