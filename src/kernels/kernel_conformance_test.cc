@@ -235,6 +235,37 @@ TEST_P(KeptBlocks, WithRoundedInputsThatAreNotFiniteGiveNoNumbers) {
   for (size_t i = 0; i < got.size(); ++i) EXPECT_EQ(std::isfinite(got[i]), i >= 80) << i;
 }
 
+// A damaged weight shows, however many rows there are.
+TEST_P(KeptBlocks, WhoseScaleIsNoNumberGiveNone) {
+  for (const DType dtype : kDtypes) {
+    const LinearShape shape{.in = 64, .out = 20, .dtype = dtype, .stored = DType::kQ8_0, .rounded = true};
+    if (!device_->keeps(shape)) continue;
+    const size_t row = tensor::bytes_of(shape.stored, 64);
+    auto blocks = draw_blocks(rng_, shape.stored, row * 20);
+    blocks[3 * row] = 0xff;
+    blocks[3 * row + 1] = 0x7f;
+    std::vector<char> packed(device_->packed_bytes(shape));
+    device_->pack(
+        shape,
+        [&](int64_t first, int64_t count, void* to) {
+          std::copy_n(blocks.data() + static_cast<size_t>(first) * row, static_cast<size_t>(count) * row,
+                      static_cast<uint8_t*>(to));
+        },
+        packed.data());
+    for (const int64_t n : {1, 60}) {
+      const Stored in(dtype, draw(rng_, device_->padded_rows(n) * 64));
+      float* out = device_.put(std::vector<float>(static_cast<size_t>(device_->padded_rows(n) * 20)));
+      device_->linear(
+          device_.context(),
+          {.shape = &shape, .weight = device_.put(packed), .in = device_.put(in.bytes), .out = out, .n = n});
+      const auto got = device_.get(out, static_cast<size_t>(n * 20));
+      for (size_t i = 0; i < got.size(); ++i) {
+        EXPECT_EQ(std::isfinite(got[i]), i % 20 != 3) << i << " of " << n << " rows, " << tensor::to_string(dtype);
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Devices, KeptBlocks, ::testing::ValuesIn(cases()), case_name);
 
 TEST_P(KernelConformance, LinearDoesNotDependOnTheNumberOfThreads) {

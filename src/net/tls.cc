@@ -84,6 +84,7 @@ int choose_alpn(SSL*, const unsigned char** out, unsigned char* size, const unsi
 
 // Of the key's file; without one OpenSSL would ask on the terminal.
 int give_password(char* to, int room, int, void* files) {
+  if (files == nullptr) return -1;
   const std::string& password = static_cast<const TlsFiles*>(files)->key_password;
   if (password.empty() || password.size() > static_cast<size_t>(room)) return -1;
   std::copy(password.begin(), password.end(), to);
@@ -136,6 +137,7 @@ Result<std::shared_ptr<SSL_CTX>> make_context(const TlsFiles& files) {
     SSL_CTX_set_verify(raw, SSL_VERIFY_PEER, nullptr);
     SSL_CTX_set_alpn_protos(raw, kAlpn, kAlpnSize);
   }
+  SSL_CTX_set_default_passwd_cb_userdata(raw, nullptr);
   return context;
 }
 

@@ -115,11 +115,28 @@ Result<Prepared<protocol::RerankBody>> prepare_rerank(ApiContext& api, const net
     }
     labels.push_back(ids.front());
   }
-  for (const auto& document : body.documents) {
-    ordered_json context = {{"messages", protocol::rerank_messages(body.query, document)}};
+  // The query stands in every prompt, so a body may amount to much more than its size.
+  const auto limits = api.limits();
+  size_t rendered = 0;
+  for (size_t i = 0; i < body.documents.size(); ++i) {
+    ordered_json context = {{"messages", protocol::rerank_messages(body.query, body.documents[i])}};
     if (body.instruct) context["instruct"] = *body.instruct;
     SLUICE_TRY(const auto prompt, render_chat(api, context));
-    body.prompts.push_back({.text = "", .ids = api.prompts.encode(prompt, /*add_special=*/false)});
+    rendered += prompt.size();
+    if (rendered > kMaxBodyBytes) {
+      return Error{ErrorCode::kInvalidArgument,
+                   fmt::format("the query and its documents make prompts of more than {} bytes; send fewer documents",
+                               kMaxBodyBytes)};
+    }
+    auto ids = api.prompts.encode(prompt, /*add_special=*/false);
+    // Cut, as --allow-auto-truncate has it, a prompt would lose its question.
+    if (limits.context_length > 0 && std::ssize(ids) >= std::min(limits.context_length, limits.max_input + 1)) {
+      return Error{ErrorCode::kInvalidArgument,
+                   fmt::format("document {} and the query are {} tokens together, which is more than the model's "
+                               "context allows ({} tokens)",
+                               i, ids.size(), std::min(limits.context_length - 1, limits.max_input))};
+    }
+    body.prompts.push_back({.text = "", .ids = std::move(ids)});
   }
   SLUICE_TRY(auto plan, plan_prompts(api, headers, body, ask_labels(std::move(labels))));
   return Prepared<protocol::RerankBody>{std::move(plan), std::move(body)};
@@ -189,11 +206,12 @@ ordered_json native_embedding(const protocol::Sample& sample, std::optional<int6
 
 // Prefills what `prepare` makes of the body, then answers with what `make` makes of that and of the result.
 template <class Prepare, class Make>
-net::Task<> prefill(ApiCall& call, Prepare prepare, Make make) {
+net::Task<> prefill(ApiCall& call, Prepare prepare, Make make, bool always_off_loop = false) {
   const auto text = co_await read_body(call);
   if (!text) co_return;
   const auto& headers = call.exchange.request().headers;
-  auto prepared = co_await run_off_loop(call, text->size(), [&] { return prepare(call.api, headers, *text); });
+  const size_t work = always_off_loop ? kMaxBodyBytes : text->size();
+  auto prepared = co_await run_off_loop(call, work, [&] { return prepare(call.api, headers, *text); });
   if (!prepared.ok()) {
     co_await answer_error(call, prepared.error());
     co_return;
@@ -296,6 +314,7 @@ net::Task<> classify(ApiCall& call) {
 net::Task<> classify_native(ApiCall& call) {
   return prefill(call, prepare_as<protocol::parse_encode_body, prepare_classify>, native_embeddings);
 }
-net::Task<> rerank(ApiCall& call) { return prefill(call, prepare_rerank, ranking); }
+// Small bodies may be much work: the query is a part of every prompt.
+net::Task<> rerank(ApiCall& call) { return prefill(call, prepare_rerank, ranking, /*always_off_loop=*/true); }
 
 }  // namespace sluice::engine

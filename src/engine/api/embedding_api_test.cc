@@ -256,6 +256,26 @@ TEST_F(RerankApiTest, BadInputsAre400) {
   EXPECT_TRUE(backend_->submitted().empty());
 }
 
+// The question stands at the end of a prompt: cut off, an answer would be about nothing.
+TEST_F(RerankApiTest, ADocumentBeyondTheContextIsRefusedAndNeverCut) {
+  options_.allow_auto_truncate = true;
+  serve_template(kTemplate);
+  std::string longest;
+  for (int i = 0; i < 5000; ++i) longest += " word";
+  const auto answer = post("/v1/rerank", {{"query", "what?"}, {"documents", {"brief", longest}}});
+  EXPECT_EQ(answer.status, 400);
+  EXPECT_THAT(answer.body, HasSubstr("document 1"));
+  EXPECT_TRUE(backend_->submitted().empty());
+}
+
+TEST_F(RerankApiTest, AQueryThatMakesFarMoreThanTheBodyIsRefused) {
+  serve_template(kTemplate);
+  std::string query(40'000, 'a');
+  const auto answer = post("/v1/rerank", {{"query", query}, {"documents", std::vector<std::string>(2'000, "b")}});
+  EXPECT_EQ(answer.status, 400);
+  EXPECT_TRUE(backend_->submitted().empty());
+}
+
 TEST_F(RerankApiTest, AVocabularyWithoutTheAnswersIsNamed) {
   serve_template(kTemplate, {"no"});  // "yes" is three
   const auto answer = post("/v1/rerank", {{"query", "a"}, {"documents", Json::array({"b"})}});

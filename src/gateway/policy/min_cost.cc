@@ -60,13 +60,19 @@ Choice MinCost::choose(const FleetView& fleet, const RequestFacts& facts, Rng& r
   size_t pick = 0;
   for (bool admitted = false; !admitted;) {
     double least = kRefused;
-    for (size_t i = 0; i < size; ++i) least = std::min(least, price(i));
+    for (size_t i = 0; i < size; ++i) {
+      const double its = price(i);
+      if (its >= least) continue;
+      least = its;
+      pick = i;
+    }
     if (least == kRefused) return Choice::none();
+    const size_t cheapest = pick;
     // Of those that cost as good as the same, the one with fewest requests.
     const double bound = least + std::max(kAlike, least * kAlikeShare);
     Least<int64_t> lightest(rng);
     for (size_t i = 0; i < size; ++i) {
-      if (price(i) > bound) continue;
+      if (i != cheapest && price(i) > bound) continue;  // its own price may have risen since
       const Candidate& its = candidate(i);
       if (lightest.offer(its.worker, its.load->requests.load(std::memory_order_relaxed))) pick = i;
     }
