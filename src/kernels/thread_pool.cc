@@ -4,7 +4,6 @@
 
 #include <chrono>
 
-// oneDNN is built with OpenMP; in our threads it must not start threads of its own, which would spin.
 extern "C" void omp_set_num_threads(int);
 
 namespace sluice::kernels {
@@ -27,7 +26,7 @@ void await_change(const std::atomic<uint32_t>& value, uint32_t old) {
 }  // namespace
 
 ThreadPool::ThreadPool(int threads) {
-  omp_set_num_threads(1);
+  stay_one_thread();
   for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { serve(thread); });
 }
 
@@ -57,8 +56,10 @@ void ThreadPool::work(int thread) {
   }
 }
 
+void ThreadPool::say_one_thread() { omp_set_num_threads(1); }
+
 void ThreadPool::serve(int thread) {
-  omp_set_num_threads(1);
+  stay_one_thread();
   uint32_t seen = 0;
   for (;;) {
     await_change(generation_, seen);

@@ -28,6 +28,7 @@ class ThreadPool {
   template <class Body>
   void parallel_for(int64_t count, const Body& body) {
     if (count <= 0) return;
+    stay_one_thread();
     if (count == 1 || workers_.empty()) {
       for (int64_t i = 0; i < count; ++i) {
         body(i, 0);
@@ -41,6 +42,15 @@ class ThreadPool {
 
  private:
   using Call = void (*)(const void* body, int64_t i, int thread);
+
+  // oneDNN, which is built with OpenMP, must not start threads of its own, which would spin: said once by each thread,
+  // since a rank may have a second one that takes turns with its first.
+  static void stay_one_thread() {
+    static thread_local bool said = false;
+    if (!said) say_one_thread();
+    said = true;
+  }
+  static void say_one_thread();
 
   void run(int64_t count, Call call, const void* body);
   void work(int thread);

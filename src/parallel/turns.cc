@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <exception>
 #include <utility>
 
 namespace sluice::parallel {
@@ -118,7 +119,12 @@ void Strand::run() {
     const uint64_t place = place_;
     lock.unlock();
     turns_.take(place);
-    Result<void> result = work();
+    Result<void> result;
+    try {
+      result = work();
+    } catch (const std::exception& e) {  // no memory, most of all
+      result = Error{ErrorCode::kInternal, e.what()};
+    }
     turns_.give();
     lock.lock();
     result_ = std::move(result);

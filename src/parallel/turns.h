@@ -32,10 +32,12 @@ class Turns {
   // Gives it away while `wait` waits for something outside.
   template <class Wait>
   auto while_away(Wait wait) {
-    const Marks left = leave();
-    auto result = wait();
-    come_back(left);
-    return result;
+    struct Back {  // also if waiting throws
+      Turns& turns;
+      const Marks left;
+      ~Back() { turns.come_back(left); }
+    } const back{*this, leave()};
+    return wait();
   }
 
   // How far the first of two parts that follow each other has come, and the turn given away until it is there.

@@ -80,6 +80,18 @@ TEST(TurnsTest, AStrandSaysHowItsWorkEndedAndCanBeGivenMore) {
   }
 }
 
+TEST(TurnsTest, WhoThrowsLeavesTheTurnsInOrder) {
+  Turns turns;
+  Strand strand(turns);
+  const Turn turn(turns);
+  strand.begin([]() -> Result<void> { throw std::runtime_error("no memory"); });
+  const auto result = strand.end();
+  ASSERT_FALSE(result.ok());
+  EXPECT_EQ(result.error().message, "no memory");
+  EXPECT_THROW(turns.while_away([]() -> int { throw std::runtime_error("no rank"); }), std::runtime_error);
+  turns.yield();
+}
+
 class OverlapTest : public ::testing::TestWithParam<CommunicatorRow> {};
 
 // What others wait for is computed only once this rank's own call is under way: without a turn to compute in while it
