@@ -80,6 +80,9 @@ Result<std::vector<std::string>> adjust_experts(EngineOptions& options) {
     options.deepep_dispatch_dtype = kFp8;  // for ranks on hosts whose environment is another
     lines.push_back(fmt::format("--deepep-dispatch-dtype is {}: {}=0", kFp8, kBf16Variable));
   }
+  if (fp8 && options.tp_size == 1) {
+    lines.emplace_back("--deepep-dispatch-dtype has no effect: one rank sends nothing");
+  }
   if (options.enable_two_batch_overlap && options.moe_a2a_backend != "deepep") {
     return Error{
         ErrorCode::kBadOption,

@@ -117,6 +117,11 @@ TEST(ExpertOptionsTest, TwoBatchOverlapWantsRowsThatAreSent) {
   EXPECT_THAT(lines->front(), HasSubstr("--enable-two-batch-overlap is off"));
   EXPECT_FALSE(split_threshold_of(alone).has_value());
 
+  EngineOptions rounded = parse({"--moe-a2a-backend=deepep", "--deepep-dispatch-dtype=fp8_e4m3"});
+  const auto said = adjust_experts(rounded);
+  ASSERT_TRUE(said.ok()) << said.error().message;
+  EXPECT_EQ(*said, std::vector<std::string>{"--deepep-dispatch-dtype has no effect: one rank sends nothing"});
+
   EngineOptions none = parse({"--tp=2", "--enable-two-batch-overlap"});
   const auto refused = adjust_experts(none);
   ASSERT_FALSE(refused.ok());

@@ -118,6 +118,19 @@ double input_rounding(const Stored& x, int64_t row, const Stored& weight, int64_
   return bound;
 }
 
+std::vector<char> pack_blocks(const Device& device, const LinearShape& shape, const std::vector<uint8_t>& blocks) {
+  const size_t row = tensor::bytes_of(shape.stored, static_cast<size_t>(shape.in));
+  std::vector<char> packed(device->packed_bytes(shape));
+  device->pack(
+      shape,
+      [&](int64_t first, int64_t count, void* to) {
+        std::copy_n(blocks.data() + static_cast<size_t>(first) * row, static_cast<size_t>(count) * row,
+                    static_cast<uint8_t*>(to));
+      },
+      packed.data());
+  return packed;
+}
+
 class KeptBlocks : public KernelConformance {
  protected:
   void expect_product(DType stored, DType dtype, bool rounded, int64_t n) {
@@ -142,14 +155,7 @@ class KeptBlocks : public KernelConformance {
     const auto bias = draw(rng_, out);
     const auto before = draw(rng_, device_->padded_rows(n) * out);
 
-    std::vector<char> packed(device_->packed_bytes(c.shape));
-    device_->pack(
-        c.shape,
-        [&](int64_t first, int64_t count, void* to) {
-          std::copy_n(blocks.data() + static_cast<size_t>(first) * row, static_cast<size_t>(count) * row,
-                      static_cast<uint8_t*>(to));
-        },
-        packed.data());
+    const auto packed = pack_blocks(device_, c.shape, blocks);
     float* result = device_.put(before);
     device_->linear(device_.context(), {.shape = &c.shape,
                                         .weight = device_.put(packed),
@@ -217,14 +223,7 @@ TEST_P(KeptBlocks, WithRoundedInputsThatAreNotFiniteGiveNoNumbers) {
   ASSERT_TRUE(device_->keeps(shape));
   const size_t row = tensor::bytes_of(shape.stored, 64);
   const auto blocks = draw_blocks(rng_, shape.stored, row * 40);
-  std::vector<char> packed(device_->packed_bytes(shape));
-  device_->pack(
-      shape,
-      [&](int64_t first, int64_t count, void* to) {
-        std::copy_n(blocks.data() + static_cast<size_t>(first) * row, static_cast<size_t>(count) * row,
-                    static_cast<uint8_t*>(to));
-      },
-      packed.data());
+  const auto packed = pack_blocks(device_, shape, blocks);
   auto in = draw(rng_, 3 * 64);
   in[10] = kNan;
   in[64 + 40] = std::numeric_limits<float>::infinity();
@@ -244,14 +243,7 @@ TEST_P(KeptBlocks, WhoseScaleIsNoNumberGiveNone) {
     auto blocks = draw_blocks(rng_, shape.stored, row * 20);
     blocks[3 * row] = 0xff;
     blocks[3 * row + 1] = 0x7f;
-    std::vector<char> packed(device_->packed_bytes(shape));
-    device_->pack(
-        shape,
-        [&](int64_t first, int64_t count, void* to) {
-          std::copy_n(blocks.data() + static_cast<size_t>(first) * row, static_cast<size_t>(count) * row,
-                      static_cast<uint8_t*>(to));
-        },
-        packed.data());
+    const auto packed = pack_blocks(device_, shape, blocks);
     for (const int64_t n : {1, 60}) {
       const Stored in(dtype, draw(rng_, device_->padded_rows(n) * 64));
       float* out = device_.put(std::vector<float>(static_cast<size_t>(device_->padded_rows(n) * 20)));
