@@ -251,7 +251,7 @@ class DataParallelController::Impl {
     const size_t leader = leader_of(row);
     link_->send(static_cast<int64_t>(leader), message);
     instance_of(leader).work += 1;
-    look_soon();
+    if (tp() == 1) look_soon();
   }
 
   // Ranks that step together must all know that there is something to do.
@@ -518,9 +518,11 @@ class DataParallelController::Impl {
 
   // ---- ranks that hang
 
-  // Ranks that step together watch each other.
+  // Ranks that step together watch each other, but for one that is stopped before it has met the others.
+  bool is_watched(size_t rank) { return tp() == 1 || !(instance_of(rank).ready || elsewhere(rank)); }
+  const Pulse& pulse_of(size_t rank) const { return tp() == 1 ? board_.pulse(row_of(rank)) : loading_; }
   void look_soon() {
-    if (!next_look_ && tp() == 1) next_look_ = clock_.now() + kLookEvery;
+    if (!next_look_) next_look_ = clock_.now() + kLookEvery;
   }
 
   void watch_ranks() {
@@ -533,16 +535,16 @@ class DataParallelController::Impl {
     const std::vector<size_t> in_flight = dispatcher_.in_flight();
     for (size_t i = 0; i < ranks_.size(); ++i) {
       Rank& rank = ranks_[i];
-      if (!rank.process || !rank.failure.empty()) continue;  // it is ending already
+      if (!rank.process || !rank.failure.empty() || !is_watched(i)) continue;  // it is ending already
       const bool asked = std::ranges::any_of(controls_, [&](const Control& c) { return c.waiting_for.contains(i); });
-      if (rank.ready && in_flight[i] == 0 && !asked) {
+      if (rank.ready && tp() == 1 && in_flight[i] == 0 && !asked) {
         rank.watch.rest();
         continue;
       }
       look_soon();
       const auto signs = read_process_signs(rank.process->pid());
       if (!signs) continue;  // its end is on its way
-      const auto hang = rank.watch.look(now, board_.pulse(row_of(i)), *signs, options_.silence_limit);
+      const auto hang = rank.watch.look(now, pulse_of(i), *signs, options_.silence_limit);
       if (hang) found_hung(i, *hang);
     }
   }
@@ -552,16 +554,20 @@ class DataParallelController::Impl {
     ranks_[i].failure = what;
     SLUICE_LOG(error, kComponent, "rank {} hangs: {}; {} requests run there, {} wait", i, what, load.num_running_reqs,
                load.num_waiting_reqs);
+    ranks_[i].kill_at = clock_.now();
+    if (tp() > 1) return;  // leaves none
     ask_for_stacks(ranks_[i].process->pid(), board_.stacks(row_of(i)));
-    ranks_[i].kill_at = clock_.now() + kStackWait;
+    *ranks_[i].kill_at += kStackWait;
   }
 
   void end_hung(size_t i) {
     Rank& rank = ranks_[i];
     rank.kill_at.reset();
     if (!rank.process) return;
-    for (const std::string& line : left_stacks(rank.process->pid(), board_.stacks(row_of(i)))) {
-      SLUICE_LOG(error, kComponent, "rank {}, {}", i, line);
+    if (tp() == 1) {
+      for (const std::string& line : left_stacks(rank.process->pid(), board_.stacks(row_of(i)))) {
+        SLUICE_LOG(error, kComponent, "rank {}, {}", i, line);
+      }
     }
     rank.process->signal(SIGKILL);
   }
@@ -699,6 +705,7 @@ class DataParallelController::Impl {
   std::vector<Control> controls_;
   uint64_t last_control_ = 0;
   std::optional<TimePoint> next_look_;  // while a rank that is watched has something to do
+  const Pulse loading_{};               // of a rank of several, of which no more is seen than its process
   bool paused_ = false;
   std::string model_file_;  // that was loaded in place of the first; empty: none was
   bool launching_ = true;

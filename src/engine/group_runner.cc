@@ -113,7 +113,7 @@ Result<std::span<const float>> GroupRunner::forward(const StepBatch& batch) {
 }
 
 int64_t GroupRunner::can_split(const StepBatch& batch) const {
-  if (!split_threshold_ || !groups_.layout.leads()) return 0;
+  if (!split_threshold_ || !groups_.layout.leads() || !runner_->can_split()) return 0;
   const int64_t first = models::split_batch(batch, *split_threshold_);
   return batch.token_ids.empty() || first > 0 ? 1 + first : 0;
 }

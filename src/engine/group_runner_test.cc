@@ -50,7 +50,10 @@ class RecordingRunner final : public models::Runner {
     return std::span<const float>();
   }
 
+  bool can_split() const override { return splits; }
+
   std::vector<Seen> seen;
+  bool splits = true;
 
  private:
   models::ModelInfo info_;
@@ -176,6 +179,18 @@ TEST_F(GroupRunnerTest, BatchesAreSplitWhereAllCanAndTheOthersOfAGroupSplitThemA
     EXPECT_EQ(seen(i)[0].first_half, (std::vector<int64_t>{2, 0})) << i;
     EXPECT_TRUE(seen(i)[1].first_half.empty()) << "one token";
     EXPECT_EQ(ranks_[i].runner->split_steps(), 1u);
+  }
+}
+
+// As where the experts of each token are recorded.
+TEST_F(GroupRunnerTest, StepsThatTheModelComputesWholeAreNotCountedAsSplit) {
+  make({.tp_size = 2, .dp_size = 2}, /*split_threshold=*/0.48);
+  for (const Rank& rank : ranks_) rank.inner->splits = false;
+  const Batch prompt{{5, 6, 7, 8, 9}, 5};
+  on_each([&](size_t i) { ASSERT_TRUE(ranks_[i].runner->forward(prompt.view(ranks_[i].runner->slot_table())).ok()); });
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_TRUE(seen(i)[0].first_half.empty());
+    EXPECT_EQ(ranks_[i].runner->split_steps(), 0u);
   }
 }
 

@@ -218,7 +218,7 @@ class RankProcess {
     }
     SLUICE_TRY(groups_, parallel::make_groups(*world_, layout));
     if (overlaps(spec_.options)) {
-      SLUICE_TRY(overlap_, parallel::Overlap::make(*world_, layout));
+      SLUICE_TRY(overlap_, parallel::Overlap::make(*world_, layout, split_threshold_of(spec_.options) ? 2 : 1));
     }
     return {};
   }
@@ -385,12 +385,14 @@ Result<Process> start_rank(const RankSpec& spec, const RankDescriptors& descript
   return Process::start(options);
 }
 
-int run_rank_process() {
-  std::signal(SIGINT, SIG_IGN);
-  const auto fail = [](const Error& error) {
-    std::fprintf(stderr, "sluice rank: %s\n", error.message.c_str());
-    return 1;
-  };
+namespace {
+
+int fail(const Error& error) {
+  std::fprintf(stderr, "sluice rank: %s\n", error.message.c_str());
+  return 1;
+}
+
+int serve_as_told() {
   const auto spec_fd = inherited_descriptor(kSpecVariable);
   const auto board_fd = inherited_descriptor(kBoardVariable);
   if (!spec_fd) {
@@ -421,6 +423,17 @@ int run_rank_process() {
   const int weights_fd = inherited_descriptor(kWeightsVariable).value_or(-1);
   const int group_fd = inherited_descriptor(kGroupVariable).value_or(-1);
   return RankProcess(std::move(*spec), std::move(board), weights_fd, group_fd, std::move(*link)).run();
+}
+
+}  // namespace
+
+int run_rank_process() {
+  std::signal(SIGINT, SIG_IGN);
+  try {
+    return serve_as_told();
+  } catch (const std::exception& e) {  // before it can tell the front itself
+    return fail({ErrorCode::kInternal, e.what()});
+  }
 }
 
 }  // namespace sluice::engine

@@ -275,6 +275,13 @@ class DecoderRunner final : public Runner {
     weights_from_ = std::move(other);
     return {};
   }
+  // A step whose routing is kept is one batch where the members of attention groups divide its tokens, which would be
+  // those of each half.
+  bool can_split() const override {
+    if (!decoder_->splits()) return false;
+    const bool kept = decoder_->routing().layers() > 0 && decoder_->routing().chosen({}) != nullptr;
+    return !kept || weights_.layout().attention_tp_size() == 1;
+  }
   void copy_state(int32_t from, int32_t to) override { decoder_->states().copy(context_, from, to); }
 
   std::vector<std::vector<int64_t>> expert_loads() const override {
@@ -318,7 +325,7 @@ class DecoderRunner final : public Runner {
     size_t used = 0;
     ForwardBatch staged = stage(batch, used);
     std::optional<HalfBatches> halves;
-    if (splits(batch)) halves = stage_halves(batch, staged, used);
+    if (!batch.first_half.empty() && can_split()) halves = stage_halves(batch, staged, used);
     backend_->copy_to_device(context_, staged_, host_staged_.data(), used * sizeof(int32_t));
     const parallel::Layout& layout = weights_.layout();
     const bool own_tokens = layout.a2a != parallel::MoeAllToAll::kNone;
@@ -492,14 +499,6 @@ class DecoderRunner final : public Runner {
     info_.min_p = config_.min_p;
     info_.repetition_penalty = config_.repetition_penalty;
     info_.top_k = config_.top_k;
-  }
-
-  // A step whose routing is kept is one batch where the members of attention groups divide its tokens, which would be
-  // those of each half.
-  bool splits(const StepBatch& batch) const {
-    if (batch.first_half.empty()) return false;
-    const bool kept = decoder_->routing().layers() > 0 && decoder_->routing().chosen({}) != nullptr;
-    return !kept || weights_.layout().attention_tp_size() == 1;
   }
 
   const int32_t* put_words(std::span<const int32_t> values, size_t& used) {

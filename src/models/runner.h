@@ -92,6 +92,8 @@ class Runner {
   // valid until the next call; none on a rank that does not lead its attention group. K and V of all rows are in the
   // pool afterwards. Fails only for reasons outside the program: a device fault, another rank that is gone.
   virtual Result<std::span<const float>> forward(const StepBatch& batch) = 0;
+  // Whether forward() computes batches in halves; the same on all ranks. If not, StepBatch::first_half is ignored.
+  virtual bool can_split() const { return false; }
   // Copies the states of one row to another one, for models that have some: a sequence in row `to` goes on where that
   // of row `from` is. Rows of kept states are table_rows .. table_rows + kept_states - 1.
   virtual void copy_state(int32_t from, int32_t to) { (void)from, (void)to; }

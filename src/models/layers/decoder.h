@@ -141,6 +141,8 @@ class Decoder {
   // Where rows are sent to experts: what does not need them is computed meanwhile. It outlives the decoder. At most
   // once, after the last add().
   void overlap(parallel::Overlap& overlap);
+  // Whether forward() takes halves.
+  bool splits() const { return overlap_ != nullptr && overlap_->halves() > 1; }
   // Once, after the last add() and overlap(). kExhausted if the memory cannot be had.
   Result<void> allocate(const kernels::Context& context, int64_t max_tokens);
 
@@ -175,7 +177,8 @@ class Decoder {
   TableWeight embedding_;       // [vocabulary_, hidden]
   std::unique_ptr<LayerCommunicator> communicator_;
   moe::Sizes dispatch_sizes_;
-  // Of steps and first halves, and of second halves. Null where no layer has experts, the second without overlap too.
+  // Of steps and first halves, and of second halves. Null where no layer has experts, the second where nothing is
+  // split.
   std::array<std::unique_ptr<moe::Dispatcher>, 2> dispatchers_;
   parallel::Overlap* overlap_ = nullptr;
   std::unique_ptr<moe::CopyChooser> copy_chooser_;
