@@ -149,6 +149,9 @@ class DecoderRunner final : public Runner {
     SLUICE_TRY(const Arithmetic arithmetic, arithmetic_of(options.dtype));
     SLUICE_TRY(const kernels::DType kv_dtype, kv_dtype_of(options.kv_cache_dtype, arithmetic.dtype));
     SLUICE_TRY(auto backend, kernels::make_backend(options.device, options.threads));
+    if (options.kernel_times != nullptr) {
+      backend = kernels::time_kernels(std::move(backend), *options.kernel_times);
+    }
     if (!backend->multiplies(arithmetic.dtype)) {
       return Error{ErrorCode::kBadOption,
                    fmt::format("--dtype {}: this machine has no matrix products in it; use float32", options.dtype)};

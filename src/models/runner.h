@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "kernels/kernel_times.h"
 #include "moe/deepep_mode.h"
 #include "moe/expert_map.h"
 #include "moe/expert_recorder.h"
@@ -144,6 +145,7 @@ struct RunnerOptions {
   const parallel::Groups* groups = nullptr;
   // Of the same ranks. Null: nothing is computed while rows are on their way.
   parallel::Overlap* overlap = nullptr;
+  kernels::KernelTimes* kernel_times = nullptr;  // what each kernel takes is added to it; not on device sim
   int shared_weights_fd = -1;  // memfd shared by the ranks of one host: the first one packs into it, the others map it
 };
 
