@@ -215,6 +215,9 @@ class DecoderRunner final : public Runner {
   moe::RebalanceCounts rebalance_counts() const override {
     return rebalancer_ ? rebalancer_->counts() : moe::RebalanceCounts{};
   }
+  moe::RankTokens take_rank_tokens() override {
+    return rebalancer_ ? rebalancer_->take_rank_tokens() : moe::RankTokens{};
+  }
 
   Result<std::string> record_experts(std::string_view command) override {
     if (decoder_->routing().layers() == 0) return Runner::record_experts(command);
@@ -490,6 +493,7 @@ class DecoderRunner final : public Runner {
     info_.kv_bytes_per_token = decoder_->kv().bytes_per_token();
     info_.state_bytes_per_sequence = decoder_->states().bytes_per_sequence();
     info_.weight_bytes = weights_.bytes();
+    info_.buffer_bytes = decoder_->buffer_bytes() + 2 * staged_bytes_;
     info_.temperature = config_.temperature;
     info_.top_p = config_.top_p;
     info_.min_p = config_.min_p;

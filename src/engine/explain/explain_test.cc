@@ -103,8 +103,9 @@ TEST(ExplainTest, CopiesOfExpertsTakeMemoryFromTheCacheAndKeepTokensAtHome) {
 }
 
 TEST(ExplainTest, LowLatencySendsARowForEachExpertOfAToken) {
-  const LayoutFacts normal = examined("DeepSeek-V3", kDeepEp);
-  const LayoutFacts mode = examined("DeepSeek-V3", with(kDeepEp, {"--deepep-mode", "auto"}));
+  const auto h200 = with(kDeepEp, {"--hardware", "h200"});
+  const LayoutFacts normal = examined("DeepSeek-V3", h200);
+  const LayoutFacts mode = examined("DeepSeek-V3", with(h200, {"--deepep-mode", "auto"}));
   // 8 experts of 8 ranks that all have as many: 7 go away.
   EXPECT_NEAR(mode.reach.remote_experts, 7, 1e-9);
   EXPECT_NEAR(mode.wire.of_step.combine / normal.wire.of_step.combine, 7 / normal.reach.remote_ranks, 1e-9);

@@ -84,7 +84,6 @@ Result<void> MoeFfn::run(const kernels::Context& context, const Step& step, cons
                          float* out) const {
   moe::Tokens own = choose(context, step, x, n);
   own.out = out;
-  step.progress(parallel::Phase::kDispatch);
   SLUICE_TRY(const moe::Tokens tokens, dispatch(context, step, own));
   step.progress(parallel::Phase::kExperts);
   run_experts(context, step, tokens);
@@ -98,8 +97,10 @@ Result<moe::Tokens> MoeFfn::dispatch(const kernels::Context& context, const Step
   };
   if (step.overlap == nullptr || !shared_) {
     pass_shared();
+    step.progress(parallel::Phase::kDispatch);
     return step.dispatcher->dispatch(context, own, step.batch.extend);
   }
+  step.progress(parallel::Phase::kDispatch);
   moe::Tokens tokens;
   step.overlap->strand().begin([&]() -> Result<void> {
     SLUICE_TRY(tokens, step.dispatcher->dispatch(context, own, step.batch.extend));
