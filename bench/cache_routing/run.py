@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "tests/e2e"))
-from sluice_process import Sluice  # noqa: E402
+from sluice_process import Sluice, call, wait_until  # noqa: E402
 
 QUESTION, OUTPUT = 64, 8
 
@@ -44,8 +44,10 @@ def measure(a, policy, groups, prompts, seed):
     running = a.concurrency // a.workers + 2
     pool = a.held * a.system + running * (QUESTION + OUTPUT + 16)
     line = Path(tempfile.mkstemp(suffix=".jsonl")[1])
-    with Sluice(a.build, "serve", "--model-path", a.model, "--port", 0, "--dp-size", a.workers, "--threads", 1, "--router-policy", policy,
+    with Sluice(a.build / "sluice", "serve", "--model-path", a.model, "--port", 0, "--dp-size", a.workers, "--threads", 1, "--router-policy", policy,
                 "--max-total-tokens", pool) as server:
+        wait_until("all workers", lambda: a.workers == sum(
+            worker["is_healthy"] and worker["model_id"] != "unknown" for worker in call(server.url + "/workers")[2]["workers"]))
         done = subprocess.run([str(part) for part in (
             a.build / "sluice", "bench", "--backend", "vllm", "--base-url", server.url, "--tokenizer", a.model, "--cache-report",
             "--dataset-name", "generated-shared-prefix", "--gsp-num-groups", groups, "--gsp-prompts-per-group", prompts,
