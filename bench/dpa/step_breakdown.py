@@ -2,13 +2,13 @@
 """Where the time of an instance's steps goes, rank by rank, from the files of /start_profile.
 
 usage: step_breakdown.py record <build folder> <folder> [--layout dpa-ep] [--tp 4] [--layers 4] [--input 256] [--output 64]
-                                [--concurrency 16]
+                                [--concurrency 16] [--model FOLDER]
                                                   runs a server, decodes --concurrency requests at once, and shows the files
        step_breakdown.py show <file> ...          shows files of one instance: <prefix>-<id>-rank-<n>.steps.json
 
 Medians over the steps without prompts. The sync row is from the last rank's arrival to the last one's departure: what the exchange
 takes when nobody is late; the skew, from the first arrival to the last, is apart from it. A rank's own phase "sync row" has both.
-Weights are nobody's, of DeepSeek-V2-Lite's widths."""
+Without --model weights are nobody's, of DeepSeek-V2-Lite's widths."""
 import argparse
 import glob
 import json
@@ -91,14 +91,17 @@ def record(options):
     build, where = options.build.resolve(), options.folder.resolve()
 
     def ask(url, number):
-        status, _, body = call(url + "/generate", {"input_ids": [(number * 7919 + i * 31) % 50000 + 10 for i in range(options.input)],
+        status, _, body = call(url + "/generate", {"input_ids": [(number * 7919 + i * 31) % 500 + 5 for i in range(options.input)],
                                                    "sampling_params": {"temperature": 0, "max_new_tokens": options.output, "ignore_eos": True}})
         assert status == 200, body
 
-    with tempfile.TemporaryDirectory() as model:
-        model_folder(build, Path(model))
-        with Sluice(build / "sluice", "server", "--model-path", model, "--load-format", "dummy", "--port", 0, "--json-model-override-args",
-                    json.dumps({"num_hidden_layers": options.layers}), "--max-total-tokens", 16384, "--disable-radix-cache",
+    with tempfile.TemporaryDirectory() as folder:
+        model = ["--model-path", options.model]
+        if options.model is None:
+            model_folder(build, Path(folder))
+            model = ["--model-path", folder, "--load-format", "dummy", "--json-model-override-args",
+                     json.dumps({"num_hidden_layers": options.layers})]
+        with Sluice(build / "sluice", "server", *model, "--port", 0, "--max-total-tokens", 16384, "--disable-radix-cache",
                     *layouts(options)[options.layout]) as server:
             ask(server.url, 0)
             status, _, body = call(server.url + "/start_profile", {"output_dir": str(where), "profile_prefix": options.layout, "profile_id": "1"})
@@ -121,6 +124,7 @@ def main():
     recording.add_argument("--layout", default="dpa-ep", choices=["tp", "tp-ep", "dpa", "dpa-ep"])
     for name, value in (("tp", 4), ("layers", 4), ("input", 256), ("output", 64), ("concurrency", 16)):
         recording.add_argument(f"--{name}", type=int, default=value)
+    recording.add_argument("--model", type=Path)
     showing = commands.add_parser("show")
     showing.add_argument("files", nargs="+")
     options = parser.parse_args()
