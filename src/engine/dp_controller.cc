@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <functional>
 #include <future>
 #include <set>
 #include <thread>
@@ -356,6 +357,17 @@ class DataParallelController::Impl {
     if (leads(i)) board_.publish(row_of(i), report.load);
   }
 
+  void take(size_t i, moe::RankTokens& tokens) {
+    if (!leads(i)) return;
+    std::lock_guard lock(mutex_);
+    moe::RankTokens& sums = states_[static_cast<size_t>(row_of(i))].expert_tokens;
+    if (sums.tokens.size() != tokens.tokens.size()) {
+      sums = std::move(tokens);
+    } else {
+      std::ranges::transform(sums.tokens, tokens.tokens, sums.tokens.begin(), std::plus());
+    }
+  }
+
   // ---- processes
 
   void start(size_t number) {
@@ -595,11 +607,8 @@ class DataParallelController::Impl {
       // Requests that were accepted before come before it on the wire as well.
       send_outgoing();
       for (size_t i = 0; i < ranks_.size(); ++i) {
-        // One that starts begins with an empty cache, and is told what else holds. Weights and experts are each rank's,
-        // all else is the business of those that plan.
-        const ControlKind kind = control.request.kind;
-        const bool for_all = kind == ControlKind::kLoadWeights || kind == ControlKind::kRecordExperts;
-        if (!instance_of(i).ready || !(leads(i) || for_all)) continue;
+        // One that starts begins with an empty cache, and is told what else holds.
+        if (!instance_of(i).ready || !(leads(i) || concerns_followers(control.request.kind))) continue;
         control.waiting_for.insert(i);
         if (leads(i)) {
           send(row_of(i), control.request);
@@ -610,6 +619,12 @@ class DataParallelController::Impl {
       controls_.push_back(std::move(control));
       finish_if_answered(std::prev(controls_.end()));
     }
+  }
+
+  // Weights, experts and how long steps take are each rank's; all else is the business of those that plan.
+  static bool concerns_followers(ControlKind kind) {
+    return kind == ControlKind::kLoadWeights || kind == ControlKind::kRecordExperts ||
+           kind == ControlKind::kStartProfile || kind == ControlKind::kStopProfile;
   }
 
   // What ranks that start from now on must know.

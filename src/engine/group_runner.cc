@@ -71,7 +71,9 @@ Result<void> GroupRunner::exchange(StepRow row) {
         (outlook_.can_prefill ? parallel::kCanPrefill : 0) | (outlook_.force_prefill ? parallel::kForcePrefill : 0);
   }
   outlook_ = {};
+  phase_clock_.arrive(seq_);
   SLUICE_TRY_VOID(groups_.all->all_gather(host_, parallel::Element::kI64, &row, rows_.data(), 16));
+  phase_clock_.leave();
   const std::vector<int64_t> decoding = std::move(plan_.decoding);
   SLUICE_TRY(plan_, parallel::derive_plan(rows_, groups_.layout));
   count_wire();
@@ -152,7 +154,10 @@ Result<std::span<const float>> GroupRunner::run(StepBatch batch) {
     batch.group_tokens = plan_.group_tokens;
     batch.group_logits = plan_.group_logits;
   }
-  return runner_->forward(batch);
+  parallel::PhaseClock::enter(parallel::Phase::kEmbed);
+  auto logits = runner_->forward(batch);
+  phase_clock_.end_step(std::ssize(batch.token_ids), batch.extend);
+  return logits;
 }
 
 // [sequences], [copies of states], from and to of each, the batch's arrays, then of each sequence the part of its row

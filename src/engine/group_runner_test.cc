@@ -267,5 +267,32 @@ TEST_F(GroupRunnerTest, AGroupThatFailedFailsItsSteps) {
   EXPECT_NE(joined.error().message.find("rank 1 has ended: killed"), std::string::npos) << joined.error().message;
 }
 
+TEST_F(GroupRunnerTest, RecordedStepsHaveTheSameNumbersOnAllRanksAndNoneWhereNobodyHasWork) {
+  make({.tp_size = 2, .dp_size = 2});
+  std::vector<std::vector<parallel::RecordedStep>> steps(2);
+  on_each([&](size_t i) {
+    GroupRunner& runner = *ranks_[i].runner;
+    runner.phase_clock().start(100);
+    ASSERT_TRUE(runner.join().ok());
+    const Batch batch({5, 6, 7}, 3);
+    if (i == 0) {
+      ASSERT_TRUE(runner.forward(batch.view(runner.slot_table())).ok());
+    } else {
+      ASSERT_TRUE(runner.join().ok());
+    }
+    ASSERT_TRUE(runner.join().ok());
+    steps[i] = runner.phase_clock().stop();
+  });
+  for (const auto& of_rank : steps) {
+    ASSERT_EQ(of_rank.size(), 1u);
+    EXPECT_EQ(of_rank[0].exchange, 2);
+    EXPECT_TRUE(of_rank[0].extend);
+    EXPECT_LE(of_rank[0].arrived, of_rank[0].left);
+    EXPECT_LE(of_rank[0].left, of_rank[0].ended);
+  }
+  EXPECT_EQ(steps[0][0].tokens, 3);
+  EXPECT_EQ(steps[1][0].tokens, 0);
+}
+
 }  // namespace
 }  // namespace sluice::engine

@@ -142,6 +142,7 @@ class HttpApi::Impl {
                {.page_size = options.page_size,
                 .states = model.config.lightning.has_value(),
                 .prefill_delayer = options.enable_prefill_delayer,
+                .expert_ranks = options.enable_eplb ? options.ep_size : 0,
                 .cooperation = is_set("SGLANG_ENABLE_METRICS_DP_ATTENTION")}),
         api_(settings_of(options), std::move(model), backend, metrics) {}
 

@@ -104,6 +104,7 @@ class RankProcess {
     const int64_t host_ranks = host_workers() * ranks_per_host(options);
     SLUICE_TRY(auto tokenizer, load_tokenizer(spec_.tokenizer_file));
     SLUICE_TRY_VOID(join_group());
+    program_bytes_ = resident_bytes();
     const TimePoint load_begun = real_clock().now();
     SLUICE_TRY(auto runner, load(host_ranks));
     load_seconds_ = seconds(real_clock().now() - load_begun);
@@ -129,7 +130,7 @@ class RankProcess {
     if (world_) group = static_cast<GroupRunner*>(runner.get());
     if (group != nullptr && !groups_.layout.leads()) {
       report_ready(model, memory, 0);
-      return run_follower_loop(link_, *group, load_weights, record_experts);
+      return run_follower_loop(link_, *group, spec_.process, load_weights, record_experts);
     }
     std::unique_ptr<KvPublisher> events;
     if (options.kv_events_config) {
@@ -177,6 +178,7 @@ class RankProcess {
     report_ready(model, memory, scheduler.max_req_input_len());
     return run_rank_loop(
         {.dp_rank = spec_.dp_rank,
+         .process = spec_.process,
          .decode_log_interval = options.decode_log_interval,
          .group = group,
          .prefill_delayer = {.enabled = options.enable_prefill_delayer,
@@ -226,8 +228,12 @@ class RankProcess {
   // All ranks of an instance have the smallest pool of them: what a leader plans must fit on each rank of its group.
   Result<MemoryPlan> plan(const models::ModelInfo& model, int64_t host_ranks) {
     EngineOptions options = spec_.options;
-    const MemoryFacts facts{
-        .limit_bytes = memory_limit_bytes(), .host_ranks = host_ranks, .shared_weights = weights_fd_ >= 0};
+    const bool has_followers = world_ && groups_.layout.leads() && groups_.layout.attention_tp_size() > 1;
+    const MemoryFacts facts{.limit_bytes = memory_limit_bytes(),
+                            .host_ranks = host_ranks,
+                            .shared_weights = weights_fd_ >= 0,
+                            .program_bytes = program_bytes_,
+                            .slot_tables = has_followers ? 2 : 1};
     SLUICE_TRY(MemoryPlan memory, plan_memory(options, model, facts));
     if (!world_) return memory;
     int64_t most[] = {-memory.max_total_tokens, -memory.max_running_requests, -memory.kept_states};
@@ -296,6 +302,13 @@ class RankProcess {
         spec_.process, model.model_type, model.dtype, static_cast<double>(model.weight_bytes) / kMiB,
         memory.max_total_tokens, model.kv_dtype, static_cast<double>(memory.kv_bytes) / kMiB,
         memory.max_running_requests);
+    SLUICE_LOG(
+        info, kComponent,
+        "rank {}: {:.0f} MiB once all is in use: those, {:.0f} MiB of buffers of a step, {:.0f} of slot tables and "
+        "{:.0f} of the program",
+        spec_.process, static_cast<double>(memory.total_bytes()) / kMiB,
+        static_cast<double>(memory.buffer_bytes) / kMiB, static_cast<double>(memory.table_bytes) / kMiB,
+        static_cast<double>(memory.program_bytes) / kMiB);
     link_.send(RankReady{.max_total_num_tokens = memory.max_total_tokens,
                          .max_req_input_len = max_req_input_len,
                          .max_running_requests = memory.max_running_requests,
@@ -306,7 +319,8 @@ class RankProcess {
                          .kv_bytes_per_token = model.kv_bytes_per_token,
                          .dtype = model.dtype,
                          .load_seconds = load_seconds_,
-                         .startup_seconds = seconds(real_clock().now() - begun_)});
+                         .startup_seconds = seconds(real_clock().now() - begun_),
+                         .planned_bytes = static_cast<uint64_t>(memory.total_bytes())});
   }
 
   const RankSpec spec_;
@@ -319,6 +333,7 @@ class RankProcess {
   std::unique_ptr<parallel::Overlap> overlap_;  // null: nothing is computed while rows are on their way
   const TimePoint begun_ = real_clock().now();
   double load_seconds_ = 0;
+  int64_t program_bytes_ = 0;
   TimePoint last_progress_{};
   std::string last_what_;
 };

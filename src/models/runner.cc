@@ -149,6 +149,9 @@ class DecoderRunner final : public Runner {
     SLUICE_TRY(const Arithmetic arithmetic, arithmetic_of(options.dtype));
     SLUICE_TRY(const kernels::DType kv_dtype, kv_dtype_of(options.kv_cache_dtype, arithmetic.dtype));
     SLUICE_TRY(auto backend, kernels::make_backend(options.device, options.threads));
+    if (options.kernel_times != nullptr) {
+      backend = kernels::time_kernels(std::move(backend), *options.kernel_times);
+    }
     if (!backend->multiplies(arithmetic.dtype)) {
       return Error{ErrorCode::kBadOption,
                    fmt::format("--dtype {}: this machine has no matrix products in it; use float32", options.dtype)};
@@ -211,6 +214,9 @@ class DecoderRunner final : public Runner {
 
   moe::RebalanceCounts rebalance_counts() const override {
     return rebalancer_ ? rebalancer_->counts() : moe::RebalanceCounts{};
+  }
+  moe::RankTokens take_rank_tokens() override {
+    return rebalancer_ ? rebalancer_->take_rank_tokens() : moe::RankTokens{};
   }
 
   Result<std::string> record_experts(std::string_view command) override {
@@ -494,6 +500,7 @@ class DecoderRunner final : public Runner {
     info_.kv_bytes_per_token = decoder_->kv().bytes_per_token();
     info_.state_bytes_per_sequence = decoder_->states().bytes_per_sequence();
     info_.weight_bytes = weights_.bytes();
+    info_.buffer_bytes = decoder_->buffer_bytes() + 2 * staged_bytes_;
     info_.temperature = config_.temperature;
     info_.top_p = config_.top_p;
     info_.min_p = config_.min_p;

@@ -25,6 +25,9 @@ from layout_fixture import (CLOSEST_TIE, DEEPEP, DPA, NEAR_TIE, THROW, Sluice, a
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
 from sluice_process import wait_until  # noqa: E402
 
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../../bench/dpa"))
+import step_breakdown  # noqa: E402
+
 BINARY, FIXTURES = sys.argv[1], Path(sys.argv[2])
 
 
@@ -92,6 +95,29 @@ class DpAttentionTest(unittest.TestCase):
         self.assertIn("--ep-size 1 -> 4", log)
         self.assertIn("--chunked-prefill-size 512 -> 256", log)
         self.assertIn("--schedule-conservativeness 1 -> 0.3", log)
+
+    def test_a_profile_has_the_steps_of_all_ranks_by_phase(self):
+        with tempfile.TemporaryDirectory() as folder:
+            status, _, answer = call(self.server.url + "/start_profile", {"output_dir": folder, "profile_prefix": "p", "profile_id": "1"})
+            self.assertEqual(status, 200, answer)
+            self.assertEqual(generate(self.server.url, list(range(40)), 8, 1)[0], 200)
+            self.assertEqual(call(self.server.url + "/stop_profile", method="POST")[0], 200)
+            ranks = step_breakdown.read(Path(folder) / f"p-1-rank-{rank}.steps.json" for rank in range(4))
+        self.assertEqual(list(ranks), [0, 1, 2, 3])
+        decoding = step_breakdown.common(ranks)
+        self.assertGreaterEqual(len(decoding), 7)
+        self.assertTrue(step_breakdown.common(ranks, extend=True))
+        for rank, steps in ranks.items():
+            for number in decoding:
+                step = steps[number]
+                self.assertEqual(step["tokens"], 1 if rank >= 2 else 0, "one group has the request, the other has none")
+                self.assertLessEqual({"exchange", "attention", "gather", "dispatch", "experts", "combine", "scatter", "head"},
+                                     set(step["spent_us"]))
+                self.assertAlmostEqual(sum(step["spent_us"].values()), step["ended_us"] - step["arrived_us"], delta=1)
+        for exchange, skew in step_breakdown.sync_rows(ranks, decoding):
+            self.assertGreater(exchange, 0, "nobody leaves before the last has come")
+            self.assertGreaterEqual(skew, 0)
+        self.assertEqual([rank for rank, _ in step_breakdown.table(ranks, decoding)], [0, 1, 2, 3])
 
     def test_prompts_may_wait_for_each_other_and_all_are_answered(self):
         requests = workload(24, seed=9)

@@ -84,6 +84,14 @@ Result<void> Decoder::allocate(const kernels::Context& context, int64_t max_toke
   return {};
 }
 
+size_t Decoder::buffer_bytes() const {
+  size_t bytes = scratch_.bytes() + second_scratch_.bytes() + routing_.bytes();
+  for (const auto& dispatcher : dispatchers_) {
+    if (dispatcher) bytes += dispatcher->bytes();
+  }
+  return bytes;
+}
+
 Result<Logits> Decoder::forward(const kernels::Context& context, const ForwardBatch& batch,
                                 const HalfBatches* halves) const {
   std::optional<parallel::Turn> turn;

@@ -18,6 +18,7 @@
 #include "moe/dispatcher.h"
 #include "parallel/groups.h"
 #include "parallel/overlap.h"
+#include "parallel/phase_clock.h"
 
 namespace sluice::models {
 
@@ -68,6 +69,7 @@ struct Step {
   // Where this rank is, for the ranks that wait for it and for messages.
   void progress(parallel::Phase phase) const {
     if (groups != nullptr) groups->all->progress({.step = number, .phase = phase, .layer = layer});
+    parallel::PhaseClock::enter(phase);
   }
 };
 
@@ -145,6 +147,8 @@ class Decoder {
   bool splits() const { return overlap_ != nullptr && overlap_->halves() > 1; }
   // Once, after the last add() and overlap(). kExhausted if the memory cannot be had.
   Result<void> allocate(const kernels::Context& context, int64_t max_tokens);
+  // That allocate() and routing().allocate() took.
+  size_t buffer_bytes() const;
 
   // Queues the whole step: K and V of every row into the cache. Returns where the logits of batch.logit_rows will be
   // until the next call. All ranks at once; an error is that of a group of ranks.

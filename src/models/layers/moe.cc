@@ -102,11 +102,11 @@ Result<void> MoeFfn::run(const kernels::Context& context, const Step& step, cons
   };
   const auto combine = [&] { return step.dispatcher->combine(context); };
   const bool overlaps = step.overlap != nullptr && shared_;
+  if (shared_ && !overlaps) shared_->forward(context, step.scratch, x, out, n);
   step.progress(parallel::Phase::kDispatch);
   if (overlaps) {
     SLUICE_TRY_VOID(while_away(*step.overlap, dispatch, [&] { shared_->widen(context, step.scratch, x, n); }));
   } else {
-    if (shared_) shared_->forward(context, step.scratch, x, out, n);
     SLUICE_TRY_VOID(dispatch());
   }
   step.progress(parallel::Phase::kExperts);
