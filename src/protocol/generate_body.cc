@@ -177,6 +177,7 @@ void refuse_out_of_scope(Fields& fields) {
   fields.refuse("session_params", "server-side conversation state is outside the scope of this engine");
   fields.refuse("return_hidden_states", "hidden states are not returned", "false");
   fields.refuse("return_routed_experts", "expert choices are not returned", "false");
+  fields.refuse("custom_logit_processor", "logit processors are Python code, which this engine does not run");
   fields.refuse("background", "answers are always delivered on the connection that asked", "false");
   fields.refuse("custom_labels", "metrics carry no labels of clients");
 }

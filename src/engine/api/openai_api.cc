@@ -1,6 +1,8 @@
 #include "engine/api/openai_api.h"
 
+#include <algorithm>
 #include <deque>
+#include <limits>
 
 #include "engine/api/openai_request.h"
 #include "engine/api/sse_writer.h"
@@ -29,13 +31,35 @@ ordered_json whole_chat_choice(ApiContext& api, const OpenAiRequest& request, co
   return protocol::chat_choice(i, parts, std::move(logprobs), output.finish(sample));
 }
 
-ordered_json whole_completion_choice(const OpenAiRequest& request, const Generation& generation, size_t i) {
+// Of each prompt's samples those that are shown: all as they come, or the likeliest per token first.
+std::vector<size_t> shown_samples(const OpenAiRequest& request, const Generation& generation) {
+  const auto likelihood = [&](size_t i) {
+    const auto& scores = generation.sample(i).output_scores;
+    double sum = 0;
+    for (const auto& position : scores) sum += position.chosen.logprob.value_or(0);
+    return scores.empty() ? -std::numeric_limits<double>::infinity() : sum / static_cast<double>(scores.size());
+  };
+  std::vector<size_t> out;
+  for (size_t first = 0; first < generation.size(); first += generation.per_prompt()) {
+    std::vector<std::pair<double, size_t>> samples;
+    const bool choose = request.shown < generation.per_prompt();
+    for (size_t i = first; i < first + generation.per_prompt(); ++i)
+      samples.emplace_back(choose ? -likelihood(i) : 0, i);
+    std::ranges::sort(samples);
+    for (size_t i = 0; i < request.shown; ++i) out.push_back(samples[i].second);
+  }
+  return out;
+}
+
+// Choice `index` of the answer is sample `i`.
+ordered_json whole_completion_choice(const OpenAiRequest& request, const Generation& generation, size_t index,
+                                     size_t i) {
   const auto& sample = generation.sample(i);
   ordered_json logprobs;
   int64_t offset = 0;
   if (request.format.logprobs) logprobs = protocol::completion_logprobs(all_scores(sample), 0, offset);
   const std::string echo = request.echo.empty() ? "" : request.echo[i / generation.per_prompt()];
-  return protocol::completion_choice(i, echo + sample.text, std::move(logprobs), sample.finish);
+  return protocol::completion_choice(index, echo + sample.text, std::move(logprobs), sample.finish);
 }
 
 net::Task<> answer_whole(ApiCall& call, const OpenAiRequest& request, Generation& generation) {
@@ -49,9 +73,10 @@ net::Task<> answer_whole(ApiCall& call, const OpenAiRequest& request, Generation
   }
   auto usage = generation.usage();
   auto choices = ordered_json::array();
-  for (size_t i = 0; i < generation.size(); ++i) {
-    choices.push_back(request.chat ? whole_chat_choice(call.api, request, generation.sample(i), i, usage)
-                                   : whole_completion_choice(request, generation, i));
+  for (const size_t i : shown_samples(request, generation)) {
+    const size_t index = choices.size();
+    choices.push_back(request.chat ? whole_chat_choice(call.api, request, generation.sample(i), index, usage)
+                                   : whole_completion_choice(request, generation, index, i));
   }
   const auto make = request.chat ? protocol::chat_answer : protocol::completion_answer;
   co_await answer(call, net::Response::json(200, make(request.format, std::move(choices), usage)));
