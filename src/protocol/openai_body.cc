@@ -212,6 +212,7 @@ Result<CompletionBody> parse_completion_body(std::string_view text, const Sampli
   out.sampling.max_new_tokens = fields.integer("max_tokens", 16, {.min = 1, .max = INT32_MAX});
   out.stream = read_stream(fields);
   out.routing = read_routing(fields);
+  out.insides = read_insides(fields);
   out.echo = fields.boolean("echo", false);
   out.cached_details = fields.boolean("return_cached_tokens_details", false);
   out.logprobs = fields.integer("logprobs", {.min = 0, .max = kMaxTopLogprobs});
@@ -237,6 +238,7 @@ Result<ChatBody> parse_chat_body(std::string_view text, const SamplingDefaults& 
   if (!out.sampling.max_new_tokens) out.sampling.max_new_tokens = older;
   out.stream = read_stream(fields);
   out.routing = read_routing(fields);
+  out.insides = read_insides(fields);
   out.logprobs = fields.boolean("logprobs", false);
   out.top_logprobs = fields.integer("top_logprobs", 0, {.min = 0, .max = kMaxTopLogprobs});
   if (out.top_logprobs > 0 && !out.logprobs) fields.fail("top_logprobs needs logprobs to be true");

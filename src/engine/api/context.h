@@ -34,6 +34,8 @@ struct ApiSettings {
   bool report_cached = true;
   bool metrics = false;
   bool embedding = false;                                      // --is-embedding
+  bool hidden_states = false;                                  // --enable-return-hidden-states
+  bool routed_experts = false;                                 // --enable-return-routed-experts
   std::string why_no_grammar;                                  // empty: grammars are served
   bool health_generates = true;                                // SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION
   Duration health_timeout = std::chrono::seconds(20);          // SGLANG_HEALTH_CHECK_TIMEOUT

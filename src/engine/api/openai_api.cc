@@ -73,13 +73,18 @@ net::Task<> answer_whole(ApiCall& call, const OpenAiRequest& request, Generation
   }
   auto usage = generation.usage();
   auto choices = ordered_json::array();
-  for (const size_t i : shown_samples(request, generation)) {
+  const auto shown = shown_samples(request, generation);
+  for (const size_t i : shown) {
     const size_t index = choices.size();
     choices.push_back(request.chat ? whole_chat_choice(call.api, request, generation.sample(i), index, usage)
                                    : whole_completion_choice(request, generation, index, i));
+    if (const int64_t width = request.format.hidden_size; width > 0) {
+      choices.back()["hidden_states"] = protocol::last_hidden_state(generation.sample(i), width);
+    }
   }
   const auto make = request.chat ? protocol::chat_answer : protocol::completion_answer;
-  co_await answer(call, net::Response::json(200, make(request.format, std::move(choices), usage)));
+  co_await answer(call, net::Response::json(
+                            200, make(request.format, std::move(choices), usage, generation.sample(shown.front()))));
 }
 
 // Chunks of a stream, in the order of the runtime: text as it comes, and for chats the ends of all choices after it.
@@ -98,9 +103,12 @@ class Chunks {
     for (size_t i = 0; request_.chat && i < sent_.size(); ++i) {
       out_.event(chat_chunk(i, protocol::ChatDelta::kFinish, {}, nullptr, chats_[i].finish(generation_.sample(i))));
     }
+    for (size_t i = 0; request_.format.hidden_size > 0 && i < sent_.size(); ++i) {
+      out_.event(protocol::hidden_state_chunk(request_.format, i, request_.chat, generation_.sample(i)));
+    }
     const auto object = request_.chat ? "chat.completion.chunk" : "text_completion";
-    if (request_.format.cached_details) {
-      out_.event(protocol::extension_chunk(request_.format, object, generation_.usage()));
+    if (request_.format.has_extension()) {
+      out_.event(protocol::extension_chunk(request_.format, object, generation_.usage(), generation_.sample(0)));
     }
     if (!request_.stream.include_usage) return;
     auto usage = generation_.usage();

@@ -14,6 +14,10 @@ using ::testing::HasSubstr;
 
 class OpenAiApiTest : public ApiTest {
  protected:
+  Json load_config_of_model() const {
+    std::ifstream file(std::string(SLUICE_FIXTURES_DIR) + "/" + model_ + "/config.json");
+    return Json::parse(file);
+  }
   // What the prompt "one" becomes with the suffix "two".
   void expect_gap(std::string_view prompt) {
     serve();
@@ -244,6 +248,35 @@ TEST_F(OpenAiApiTest, AModelWithoutMarksOfAGapRefusesASuffix) {
   const auto answer = post("/v1/completions", {{"prompt", "one"}, {"suffix", "two"}});
   EXPECT_EQ(answer.status, 400);
   EXPECT_THAT(answer.json()["message"].get<std::string>(), HasSubstr("suffix is not supported by this model"));
+}
+
+TEST_F(OpenAiApiTest, ChoicesHaveTheHiddenStateOfTheirLastTokenAndTheAnswerTheExperts) {
+  options_.enable_return_hidden_states = options_.enable_return_routed_experts = true;
+  model_ = "tiny-qwen3-moe";
+  serve();
+  const auto width = static_cast<size_t>(load_config_of_model()["hidden_size"].get<int>());
+  backend_->set_script([width](const GenerateRequest& r) {
+    std::vector<float> states((r.input_ids.size() + 1) * width, 0.5f);
+    states.back() = 2;
+    return std::vector<Word>{
+        {.ids = {5}},
+        {.ids = {6}, .finish = {.kind = FinishKind::kLength}, .hidden_states = states, .routed_experts = {1}}};
+  });
+  for (const bool chat : {false, true}) {
+    Json body = {{"return_hidden_states", true}, {"return_routed_experts", true}};
+    body[chat ? "messages" : "prompt"] = chat ? hello_ : Json("x");
+    const std::string path = chat ? "/v1/chat/completions" : "/v1/completions";
+    const auto json = post(path, body).json();
+    ASSERT_EQ(json["choices"][0]["hidden_states"].size(), width) << json.dump();
+    EXPECT_EQ(json["choices"][0]["hidden_states"].back(), 2);
+    EXPECT_EQ(json["sglext"].dump(), R"({"routed_experts":"AQAAAA=="})");
+    body["stream"] = true;
+    const auto events = post(path, body).events();
+    ASSERT_GE(events.size(), 3u);
+    const auto choice = Json::parse(events[events.size() - 3])["choices"][0];
+    EXPECT_EQ((chat ? choice["delta"] : choice)["hidden_states"].size(), width);
+    EXPECT_EQ(Json::parse(events[events.size() - 2])["sglext"]["routed_experts"], "AQAAAA==");
+  }
 }
 
 TEST_F(OpenAiApiTest, ErrorsHaveOneShape) {

@@ -33,6 +33,11 @@ void want_logprobs(PromptPlan& prompt, int64_t alternatives, bool of_prompt) {
   prompt.format.texts_in_scores = true;
 }
 
+void show_insides(const ApiContext& api, const protocol::Insides& insides, protocol::OpenAiFormat& format) {
+  if (insides.hidden_states) format.hidden_size = api.model.config.hidden_size;
+  format.routed_experts = insides.routed_experts;
+}
+
 // How families mark the text before a gap, what comes after it, and the gap itself.
 struct GapMarks {
   std::string_view before, after, gap;
@@ -96,6 +101,7 @@ Result<OpenAiRequest> prepare_completion(ApiContext& api, const net::Headers& he
   OpenAiRequest out = begin(api, body.routing, body.model, body.stream);
   out.format.cached_details = body.cached_details;
   out.format.logprobs = body.logprobs.has_value();
+  show_insides(api, body.insides, out.format);
   out.plan.per_prompt = static_cast<size_t>(body.best_of);
   out.shown = static_cast<size_t>(body.sampling.n);
   SLUICE_TRY(out.plan.dp_rank, wanted_rank(headers, body.routing.dp_rank));
@@ -109,6 +115,7 @@ Result<OpenAiRequest> prepare_completion(ApiContext& api, const net::Headers& he
     SLUICE_TRY(auto planned, plan_prompt(api, limits, prompt_ids(api, std::move(prompt)), body.sampling, std::nullopt,
                                          body.stream.stream));
     route(planned, headers, body.routing);
+    SLUICE_TRY_VOID(want_insides(api, body.insides, body.prompts.size() * out.plan.per_prompt, planned));
     if (body.logprobs) {
       want_logprobs(planned, *body.logprobs, body.echo);
     } else if (out.plan.per_prompt > out.shown) {
@@ -125,6 +132,7 @@ Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers,
   out.chat = true;
   out.format.cached_details = body.cached_details;
   out.format.logprobs = body.logprobs;
+  show_insides(api, body.insides, out.format);
   out.plan.per_prompt = out.shown = static_cast<size_t>(body.sampling.n);
   SLUICE_TRY(out.plan.dp_rank, wanted_rank(headers, body.routing.dp_rank));
   std::vector<int32_t> ids;
@@ -141,6 +149,7 @@ Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers,
   if (planned.request.sampling.grammar_kind != GrammarKind::kNone) begin_after_reasoning(api, out.parsing, planned);
   if (out.parsing.needs_special_tokens) planned.format.text.skip_special = false;
   route(planned, headers, body.routing);
+  SLUICE_TRY_VOID(want_insides(api, body.insides, out.plan.per_prompt, planned));
   if (body.logprobs) want_logprobs(planned, body.top_logprobs, /*of_prompt=*/false);
   add_samples(out.plan, std::move(planned), out.plan.per_prompt, out.format.id, out.plan.per_prompt > 1);
   return out;
