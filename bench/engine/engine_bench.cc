@@ -1,10 +1,12 @@
 // Tokens per second of the engine's forward pass: prefill and decode at several batch sizes, without scheduler or HTTP.
 //
 //   engine_bench MODEL [--threads N] [--repeats N] [--prompt N] [--steps N] [--dtype T] [--batches N N ...]
+//                [--load-format dummy] [--json-model-override-args JSON] [--kernels]
 //
 // Each repeat prefills `batch` prompts in one step and then decodes `steps` tokens of each, greedily. Printed: the
 // median of the repeats and their range by the clock on the wall, and the median by CPU time, which another program on
-// the machine disturbs less (with one thread both mean the same). bench/engine/llama_cpp_bench.py does the same with
+// the machine disturbs less (with one thread both mean the same). With --kernels then the share of each kernel, and
+// what it reads and multiplies beside what the machine does at best. bench/engine/llama_cpp_bench.py does the same with
 // llama.cpp.
 #include <fmt/format.h>
 
@@ -13,9 +15,12 @@
 #include <chrono>
 #include <ctime>
 #include <numeric>
+#include <optional>
+#include <utility>
 
 #include "base/options.h"
 #include "base/rng.h"
+#include "bench/kernels/machine.h"
 #include "models/locate.h"
 #include "models/runner.h"
 
@@ -25,8 +30,10 @@ using sluice::models::Runner;
 
 struct Options {
   int64_t threads, repeats, prompt, steps;
-  std::string dtype;
+  std::string dtype, load_format;
+  std::optional<std::string> overrides;
   sluice::StringList batches;
+  bool kernels;
 };
 
 const sluice::OptionTable<Options>& option_table() {
@@ -45,6 +52,17 @@ const sluice::OptionTable<Options>& option_table() {
        .value = std::string("auto"),
        .metavar = "TYPE",
        .help = "As that of the server."},
+      {.name = "load-format",
+       .field = &Options::load_format,
+       .value = std::string("auto"),
+       .choices = {"auto", "dummy"},
+       .help = "As that of the server."},
+      {.name = "json-model-override-args",
+       .field = &Options::overrides,
+       .value = std::optional<std::string>(),
+       .metavar = "JSON",
+       .help = "As that of the server."},
+      {.name = "kernels", .field = &Options::kernels, .value = false, .help = "What each kernel takes."},
       {.name = "batches",
        .field = &Options::batches,
        .value = sluice::StringList{"1", "4", "16"},
@@ -142,6 +160,23 @@ void report(const char* what, int batch, double tokens, std::vector<Seconds> tim
   std::fflush(stdout);
 }
 
+// Of one part of a repeat, `steps` steps that took `seconds`.
+void report_kernels(const char* what, const sluice::kernels::KernelTimes& times, double seconds, int steps) {
+  if (times.empty()) return;
+  std::vector<std::pair<std::string, sluice::kernels::KernelTime>> rows(times.begin(), times.end());
+  std::sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
+  double rest = seconds;
+  fmt::print("{}, a step of {:.3f} ms{:>21}{:>10}{:>8}{:>9}{:>9}\n", what, seconds / steps * 1e3, "calls", "us each",
+             "share", "GB/s", "GFLOP/s");
+  for (const auto& [name, time] : rows) {
+    rest -= time.seconds;
+    fmt::print("  {:<38}{:>6}{:>10.1f}{:>7.1f}%{:>9.1f}{:>9.0f}\n", name, time.calls / steps,
+               time.seconds / static_cast<double>(time.calls) * 1e6, 100 * time.seconds / seconds,
+               time.bytes / time.seconds * 1e-9, time.operations / time.seconds * 1e-9);
+  }
+  fmt::print("  {:<38}{:>23.1f}%\n", "between kernels", 100 * rest / seconds);
+}
+
 std::vector<int> sizes_of(const sluice::StringList& words) {
   std::vector<int> sizes;
   for (const std::string& word : words) {
@@ -161,11 +196,15 @@ void run(const std::string& model, const Options& options) {
   const int most = *std::max_element(batches.begin(), batches.end());
   const auto path = sluice::models::locate_model(model);
   if (!path.ok()) die(path.error().message);
+  sluice::kernels::KernelTimes times;
   auto loaded = sluice::models::load_runner({.model_path = *path,
                                              .dtype = options.dtype,
                                              .threads = static_cast<int>(options.threads),
                                              .max_step_tokens = most * prompt_tokens,
-                                             .max_step_seqs = most});
+                                             .max_step_seqs = most,
+                                             .config_override = options.overrides.value_or(""),
+                                             .dummy_weights = options.load_format == "dummy",
+                                             .kernel_times = options.kernels ? &times : nullptr});
   if (!loaded.ok()) die(loaded.error().message);
   Runner& runner = **loaded;
   const auto allocated = runner.allocate_kv({.slots = 1 + most * width, .table_rows = most, .table_width = width});
@@ -174,21 +213,31 @@ void run(const std::string& model, const Options& options) {
              runner.info().dtype, static_cast<double>(runner.info().weight_bytes) * 1e-6, options.prompt, options.steps,
              options.repeats);
 
+  if (options.kernels) {
+    const int threads = static_cast<int>(options.threads);
+    fmt::print("{}\n", sluice::bench::to_string(sluice::bench::measure_machine(threads), threads));
+  }
   sluice::Rng rng(1);
   for (const int batch : batches) {
     std::vector<Seconds> prefill, decode;
     for (int repeat = -1; repeat < options.repeats; ++repeat) {  // the first one warms up
       std::vector<int32_t> prompt;
-      for (int i = 0; i < batch * prompt_tokens; ++i) prompt.push_back(static_cast<int32_t>(rng.below(40'000) + 100));
+      const auto vocabulary = static_cast<uint64_t>(runner.info().vocab_size);
+      for (int i = 0; i < batch * prompt_tokens; ++i) prompt.push_back(static_cast<int32_t>(rng.below(vocabulary)));
       Batch sequences(runner, batch, width);
       const Stopwatch prefilling;
+      times.clear();
       auto next = sequences.step(prompt, prompt_tokens);
       const Seconds prefilled = prefilling.elapsed();
+      const auto prefill_times = std::exchange(times, {});
       const Stopwatch decoding;
       for (int i = 0; i < steps; ++i) next = sequences.step(next, 1);
       if (repeat < 0) continue;
       prefill.push_back(prefilled);
       decode.push_back(decoding.elapsed());
+      if (repeat + 1 < options.repeats) continue;
+      report_kernels("prefill", prefill_times, prefilled.wall, 1);
+      report_kernels("decode", times, decode.back().wall, steps);
     }
     report("prefill", batch, static_cast<double>(batch) * prompt_tokens, prefill);
     report("decode", batch, static_cast<double>(batch) * steps, decode);

@@ -1,5 +1,5 @@
 // Latent attention at DeepSeek's sizes in bf16, and products of FP8 weights beside those of bf16: time, arithmetic, and
-// bandwidth over the cache or the weights. The machine's own figures are those of moe_bench.
+// bandwidth over the cache or the weights, beside what this machine reads and multiplies at best.
 //
 // usage: mla_bench [threads]
 #include <fmt/format.h>
@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "base/rng.h"
+#include "bench/kernels/machine.h"
 #include "kernels/kernels.h"
 
 using namespace sluice;
@@ -171,6 +172,7 @@ int main(int argc, char** argv) {
     fmt::print("this machine has no products in bf16\n");
     return 1;
   }
+  fmt::print("{}\n", bench::to_string(bench::measure_machine(threads), threads));
   for (const int64_t heads : {16, 128}) {  // V2-Lite and V3
     for (const int64_t sequences : {1, 16}) {
       for (const int64_t length : {1024, 8192}) {

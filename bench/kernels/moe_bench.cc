@@ -10,8 +10,8 @@
 #include <numeric>
 
 #include "base/rng.h"
+#include "bench/kernels/machine.h"
 #include "kernels/kernels.h"
-#include "kernels/thread_pool.h"
 
 using namespace sluice;
 using kernels::DType;
@@ -55,33 +55,7 @@ char* make_experts(const kernels::Backend& backend, const kernels::LinearShape& 
   return weights;
 }
 
-void report_machine(const kernels::Backend& backend, kernels::ThreadPool& pool, DType dtype, const char* memory,
-                    size_t bytes) {
-  constexpr size_t kPiece = 1 << 20;
-  std::vector<uint64_t> sums(static_cast<size_t>(pool.size()) * 8);
-  const double read = seconds([&] {
-    pool.parallel_for(static_cast<int64_t>(bytes / kPiece), [&](int64_t piece, int thread) {
-      const auto* words = reinterpret_cast<const uint64_t*>(memory + static_cast<size_t>(piece) * kPiece);
-      uint64_t sum[4] = {};
-      for (size_t i = 0; i < kPiece / 8; i += 4) {
-        for (size_t j = 0; j < 4; ++j) sum[j] ^= words[i + j];
-      }
-      sums[static_cast<size_t>(thread) * 8] += sum[0] ^ sum[1] ^ sum[2] ^ sum[3];
-    });
-  });
-  const kernels::LinearShape shape{.in = 2048, .out = 4096, .dtype = dtype};
-  const int64_t n = 256;
-  char* weight = make_experts(backend, shape, 1, backend.packed_bytes(shape));
-  auto* in = take<char>(backend, n * shape.in * 4);
-  auto* out = take<float>(backend, n * shape.out);
-  const double multiply =
-      seconds([&] { backend.linear({}, {.shape = &shape, .weight = weight, .in = in, .out = out, .n = n}); });
-  fmt::print("read {:.1f} GB/s, one large product {:.0f} GFLOP/s in {} ({})\n", static_cast<double>(bytes) / read / 1e9,
-             2e-9 * static_cast<double>(n * shape.in * shape.out) / multiply, tensor::to_string(dtype),
-             sums[0] == 1 ? "." : "checked");
-}
-
-void run(const kernels::Backend& backend, kernels::ThreadPool& pool, const Widths& w, DType dtype) {
+void run(const kernels::Backend& backend, const Widths& w, DType dtype) {
   const kernels::LinearShape gate_up{.in = w.hidden, .out = 2 * w.expert_width, .dtype = dtype};
   const kernels::LinearShape down{.in = w.expert_width, .out = w.hidden, .dtype = dtype};
   const size_t up_bytes = (backend.packed_bytes(gate_up) + 63) / 64 * 64;
@@ -89,7 +63,6 @@ void run(const kernels::Backend& backend, kernels::ThreadPool& pool, const Width
   const char* up_weights = make_experts(backend, gate_up, w.experts, up_bytes);
   const char* down_weights = make_experts(backend, down, w.experts, down_bytes);
   fmt::print("{}: hidden {}, {} experts of {}, {} per token\n", w.name, w.hidden, w.experts, w.expert_width, w.top_k);
-  report_machine(backend, pool, dtype, up_weights, up_bytes * static_cast<size_t>(w.experts));
 
   for (const int64_t n : {1, 16, 64, 512, 4096}) {
     const int64_t pairs = n * w.top_k, rows = pairs + backend.group_padding(w.experts);
@@ -136,11 +109,11 @@ int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 2;
   const DType dtype = kernels::best_dtype();
   const auto backend = kernels::make_backend("cpu", threads).value();
-  kernels::ThreadPool pool(threads);
+  fmt::print("{}\n", bench::to_string(bench::measure_machine(threads), threads));
   // As many experts as fit a small machine; a step touches no more than it does with all of them.
   for (const Widths& widths :
        {Widths{"Qwen3-30B-A3B", 2048, 768, 128, 8}, Widths{"DeepSeek-V2-Lite", 2048, 1408, 64, 6},
         Widths{"MiniMax-M2", 3072, 1536, 64, 8}}) {
-    run(*backend, pool, widths, dtype);
+    run(*backend, widths, dtype);
   }
 }

@@ -15,6 +15,7 @@ namespace {
 using gateway::SimulationResult;
 using gateway::SimulationRules;
 
+constexpr Duration kMostApart = std::chrono::milliseconds(10);
 constexpr double kUnseen = std::numeric_limits<double>::quiet_NaN();
 constexpr net::ClientTimeouts kFlushTimeouts{
     .connect = std::chrono::seconds(5), .head = std::chrono::seconds(10), .silence = std::chrono::seconds(10)};
@@ -83,6 +84,10 @@ Result<ReplayResult> replay(const ReplayOptions& options, const SimulationRules&
   if (rules.concurrency > 0) {
     SLUICE_TRY(left, most_requests(rules, end));
   }
+  // A closed loop begins one request after the other, as the simulator does: all at once they would reach the gateway
+  // in any order, and where a prefix is first decides for long how evenly the workers share them.
+  const Duration apart =
+      rules.concurrency > 0 ? std::min(kMostApart, rules.warm_up / (10 * rules.concurrency)) : Duration::zero();
   std::vector<bench::Item> items;
   std::vector<Duration> arrivals;
   for (auto request = workload.next(); request && request->at <= end && left > 0; request = workload.next(), --left) {
@@ -92,7 +97,8 @@ Result<ReplayResult> replay(const ReplayOptions& options, const SimulationRules&
     if (request->decode && options.decode_per_token > Duration::zero()) {
       item.output_len = std::max<int64_t>(1, *request->decode / options.decode_per_token);
     }
-    arrivals.push_back(rules.concurrency > 0 ? Duration::zero() : request->at);
+    const auto place = static_cast<int64_t>(arrivals.size());
+    arrivals.push_back(rules.concurrency > 0 ? std::min(place, rules.concurrency) * apart : request->at);
   }
   bench::DriverOptions driver{.url = options.url,
                               .form = {.api = options.api, .model = options.model, .stream = rules.streamed},

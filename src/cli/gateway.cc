@@ -7,6 +7,7 @@
 #include "base/stop_signals.h"
 #include "cli/commands.h"
 #include "cli/upgrade.h"
+#include "gateway/memory.h"
 
 namespace sluice::cli {
 
@@ -39,6 +40,7 @@ int run_gateway(const Arguments& arguments) {
   const bool is_successor = inherited->fleet.has_value();
   const auto options = gateway::gateway_option_table().parse(arguments);
   if (!options.ok()) return failed(options.error());
+  gateway::keep_freed_memory();
   StopSignals signals({SIGUSR2});  // before the first thread
   const auto logging = log::init({.level = options->log_level, .json = options->log_json, .dir = options->log_dir});
   if (!logging.ok()) return failed(logging.error());

@@ -14,6 +14,7 @@
 #include "cli/supervisor.h"
 #include "engine/memory_plan.h"
 #include "gateway/gateway.h"
+#include "gateway/memory.h"
 #include "obs/metrics.h"
 
 namespace sluice::cli {
@@ -166,6 +167,7 @@ int run_serve(const Arguments& arguments) {
   const auto command = parse_serve(arguments);
   if (!command.ok()) return fail(command.error());
   if (const auto valid = engine::check_engine_options(command->engine); !valid.ok()) return fail(valid.error());
+  gateway::keep_freed_memory();
   StopSignals signals;  // before the first thread
   const auto& options = command->gateway;
   const auto logging = log::init({.level = options.log_level, .json = options.log_json, .dir = options.log_dir});

@@ -22,6 +22,8 @@ struct RankState {
   int64_t restarts = 0;  // starts after the first
   RankReady info;        // of the last time that it became ready
   LoadSnapshot load;     // its last word; zeros before the first
+  // With --enable-eplb, of the instance that it is the first rank of, since the server's start.
+  moe::RankTokens expert_tokens;
 };
 
 // Any thread.

@@ -277,6 +277,7 @@ void fields(V& v, M& m) {
   v.text(m.dtype);
   v.scalar(m.load_seconds);
   v.scalar(m.startup_seconds);
+  v.scalar(m.planned_bytes);
 }
 
 template <class V, Is<RankProgress> M>
@@ -295,6 +296,13 @@ void fields(V& v, M& m) {
   v.scalar(m.id);
   v.flag(m.ok);
   v.text(m.message);
+}
+
+template <class V, Is<moe::RankTokens> M>
+void fields(V& v, M& m) {
+  v.scalars(m.layers);
+  v.scalar(m.ranks);
+  v.scalars(m.tokens);
 }
 
 // Word by word: both ends are of one version, or the hosts would not have met.

@@ -69,7 +69,7 @@ ToRank draw_to_rank(Rng& rng) {
 
 RankFrame draw_from_rank(Rng& rng) {
   RankFrame frame{.process = static_cast<int64_t>(rng.below(64)), .incarnation = rng.next()};
-  switch (rng.below(6)) {
+  switch (rng.below(7)) {
     case 0: {
       OutputBatch batch;
       batch.outputs.resize(rng.below(5));
@@ -99,6 +99,10 @@ RankFrame draw_from_rank(Rng& rng) {
     case 4:
       frame.message = LoadReport{{.num_running_reqs = static_cast<int64_t>(rng.next()), .steps_total = rng.next()}};
       break;
+    case 5:
+      frame.message =
+          moe::RankTokens{.layers = {1, 3}, .ranks = 2, .tokens = {4, static_cast<int64_t>(rng.next()), 0, 1}};
+      break;
     default:
       frame.message = ControlReply{rng.next(), rng.below(2) == 1, draw_text(rng)};
   }
@@ -113,6 +117,16 @@ TEST(CodecTest, LoadReportKeepsEveryField) {
   const auto decoded = decode_from_rank(encode(RankFrame{.process = 3, .incarnation = 2, .message = report}));
   ASSERT_TRUE(decoded.ok()) << decoded.error().message;
   EXPECT_EQ(std::memcmp(&std::get<LoadReport>(decoded->message).load, words.data(), sizeof(LoadSnapshot)), 0);
+}
+
+TEST(CodecTest, RankTokensKeepEveryField) {
+  const auto decoded = decode_from_rank(
+      encode(RankFrame{.message = moe::RankTokens{.layers = {1, 3}, .ranks = 2, .tokens = {4, 5, 0, 1}}}));
+  ASSERT_TRUE(decoded.ok()) << decoded.error().message;
+  const auto& tokens = std::get<moe::RankTokens>(decoded->message);
+  EXPECT_EQ(tokens.layers, (std::vector<int64_t>{1, 3}));
+  EXPECT_EQ(tokens.ranks, 2);
+  EXPECT_EQ(tokens.tokens, (std::vector<int64_t>{4, 5, 0, 1}));
 }
 
 TEST(CodecTest, GenerateRequestKeepsEveryField) {

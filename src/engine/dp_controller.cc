@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <functional>
 #include <future>
 #include <set>
 #include <thread>
@@ -251,7 +252,7 @@ class DataParallelController::Impl {
     const size_t leader = leader_of(row);
     link_->send(static_cast<int64_t>(leader), message);
     instance_of(leader).work += 1;
-    look_soon();
+    if (tp() == 1) look_soon();
   }
 
   // Ranks that step together must all know that there is something to do.
@@ -354,6 +355,17 @@ class DataParallelController::Impl {
 
   void take(size_t i, LoadReport& report) {
     if (leads(i)) board_.publish(row_of(i), report.load);
+  }
+
+  void take(size_t i, moe::RankTokens& tokens) {
+    if (!leads(i)) return;
+    std::lock_guard lock(mutex_);
+    moe::RankTokens& sums = states_[static_cast<size_t>(row_of(i))].expert_tokens;
+    if (sums.tokens.size() != tokens.tokens.size()) {
+      sums = std::move(tokens);
+    } else {
+      std::ranges::transform(sums.tokens, tokens.tokens, sums.tokens.begin(), std::plus());
+    }
   }
 
   // ---- processes
@@ -518,9 +530,11 @@ class DataParallelController::Impl {
 
   // ---- ranks that hang
 
-  // Ranks that step together watch each other.
+  // Ranks that step together watch each other, but for one that is stopped before it has met the others.
+  bool is_watched(size_t rank) { return tp() == 1 || !(instance_of(rank).ready || elsewhere(rank)); }
+  const Pulse& pulse_of(size_t rank) const { return tp() == 1 ? board_.pulse(row_of(rank)) : loading_; }
   void look_soon() {
-    if (!next_look_ && tp() == 1) next_look_ = clock_.now() + kLookEvery;
+    if (!next_look_) next_look_ = clock_.now() + kLookEvery;
   }
 
   void watch_ranks() {
@@ -533,16 +547,16 @@ class DataParallelController::Impl {
     const std::vector<size_t> in_flight = dispatcher_.in_flight();
     for (size_t i = 0; i < ranks_.size(); ++i) {
       Rank& rank = ranks_[i];
-      if (!rank.process || !rank.failure.empty()) continue;  // it is ending already
+      if (!rank.process || !rank.failure.empty() || !is_watched(i)) continue;  // it is ending already
       const bool asked = std::ranges::any_of(controls_, [&](const Control& c) { return c.waiting_for.contains(i); });
-      if (rank.ready && in_flight[i] == 0 && !asked) {
+      if (rank.ready && tp() == 1 && in_flight[i] == 0 && !asked) {
         rank.watch.rest();
         continue;
       }
       look_soon();
       const auto signs = read_process_signs(rank.process->pid());
       if (!signs) continue;  // its end is on its way
-      const auto hang = rank.watch.look(now, board_.pulse(row_of(i)), *signs, options_.silence_limit);
+      const auto hang = rank.watch.look(now, pulse_of(i), *signs, options_.silence_limit);
       if (hang) found_hung(i, *hang);
     }
   }
@@ -552,16 +566,20 @@ class DataParallelController::Impl {
     ranks_[i].failure = what;
     SLUICE_LOG(error, kComponent, "rank {} hangs: {}; {} requests run there, {} wait", i, what, load.num_running_reqs,
                load.num_waiting_reqs);
+    ranks_[i].kill_at = clock_.now();
+    if (tp() > 1) return;  // leaves none
     ask_for_stacks(ranks_[i].process->pid(), board_.stacks(row_of(i)));
-    ranks_[i].kill_at = clock_.now() + kStackWait;
+    *ranks_[i].kill_at += kStackWait;
   }
 
   void end_hung(size_t i) {
     Rank& rank = ranks_[i];
     rank.kill_at.reset();
     if (!rank.process) return;
-    for (const std::string& line : left_stacks(rank.process->pid(), board_.stacks(row_of(i)))) {
-      SLUICE_LOG(error, kComponent, "rank {}, {}", i, line);
+    if (tp() == 1) {
+      for (const std::string& line : left_stacks(rank.process->pid(), board_.stacks(row_of(i)))) {
+        SLUICE_LOG(error, kComponent, "rank {}, {}", i, line);
+      }
     }
     rank.process->signal(SIGKILL);
   }
@@ -589,11 +607,8 @@ class DataParallelController::Impl {
       // Requests that were accepted before come before it on the wire as well.
       send_outgoing();
       for (size_t i = 0; i < ranks_.size(); ++i) {
-        // One that starts begins with an empty cache, and is told what else holds. Weights and experts are each rank's,
-        // all else is the business of those that plan.
-        const ControlKind kind = control.request.kind;
-        const bool for_all = kind == ControlKind::kLoadWeights || kind == ControlKind::kRecordExperts;
-        if (!instance_of(i).ready || !(leads(i) || for_all)) continue;
+        // One that starts begins with an empty cache, and is told what else holds.
+        if (!instance_of(i).ready || !(leads(i) || concerns_followers(control.request.kind))) continue;
         control.waiting_for.insert(i);
         if (leads(i)) {
           send(row_of(i), control.request);
@@ -604,6 +619,12 @@ class DataParallelController::Impl {
       controls_.push_back(std::move(control));
       finish_if_answered(std::prev(controls_.end()));
     }
+  }
+
+  // Weights, experts and how long steps take are each rank's; all else is the business of those that plan.
+  static bool concerns_followers(ControlKind kind) {
+    return kind == ControlKind::kLoadWeights || kind == ControlKind::kRecordExperts ||
+           kind == ControlKind::kStartProfile || kind == ControlKind::kStopProfile;
   }
 
   // What ranks that start from now on must know.
@@ -699,6 +720,7 @@ class DataParallelController::Impl {
   std::vector<Control> controls_;
   uint64_t last_control_ = 0;
   std::optional<TimePoint> next_look_;  // while a rank that is watched has something to do
+  const Pulse loading_{};               // of a rank of several, of which no more is seen than its process
   bool paused_ = false;
   std::string model_file_;  // that was loaded in place of the first; empty: none was
   bool launching_ = true;

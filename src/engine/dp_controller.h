@@ -36,7 +36,7 @@ struct DataParallelControllerOptions {
   Duration startup_timeout = std::chrono::minutes(30);
   RestartBackoff::Options backoff = {};
   // A rank that is an instance by itself, has something to do and makes no progress for so long is killed, and starts
-  // anew (rank_watch.h).
+  // anew (rank_watch.h). Of several, one whose process is stopped while the instance starts.
   Duration silence_limit = std::chrono::seconds(4);
   // How long a rank may take to end by itself at the end of the server.
   Duration stop_grace = std::chrono::seconds(2);

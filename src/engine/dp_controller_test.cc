@@ -76,7 +76,7 @@ class DpControllerTest : public ::testing::Test {
   auto launch(int64_t ranks, std::string_view method = "round_robin", int stop = -1) {
     board_.emplace(*LoadBoard::create(ranks));
     // What stands for the ranks here does not end by itself.
-    DataParallelControllerOptions options{.method = find_load_balance(method), .stop_grace = 0s};
+    DataParallelControllerOptions options{.method = find_load_balance(method), .tp_size = tp_size_, .stop_grace = 0s};
     options.start_rank = [this](RankSpec spec, int) -> Result<std::unique_ptr<RankHandle>> {
       std::lock_guard lock(mutex_);
       started_.push_back(spec);
@@ -131,6 +131,8 @@ class DpControllerTest : public ::testing::Test {
     connect(*spec).send(RankReady{.max_total_num_tokens = 100 + spec->dp_rank});
     return spec->dp_rank;
   }
+
+  void stop_while_loading(int64_t tp_size);
 
   // ---- the ranks
 
@@ -189,6 +191,7 @@ class DpControllerTest : public ::testing::Test {
   Sink sink_;
   std::map<int64_t, std::string> scripts_;  // what a rank's process runs instead of sleeping
   std::map<int64_t, std::vector<std::unique_ptr<RankLink>>> links_;
+  int64_t tp_size_ = 1;
   int sentinels_ = 0;
   int turns_ = 0;
   std::atomic<pid_t> last_pid_{0};  // of a process that was started
@@ -494,10 +497,18 @@ TEST_F(DpControllerTest, OneThatNothingIsAskedOfIsNotLookedAt) {
   EXPECT_EQ(waiting_starts(), 0u);
 }
 
-TEST_F(DpControllerTest, ARankThatIsStoppedWhileItLoadsFailsTheStart) {
+// Of two ranks that load together too: they have not met yet, and may take as long as it takes.
+TEST_F(DpControllerTest, R23ARankThatIsStoppedWhileItLoadsFailsTheStart) {
+  for (const int64_t tp_size : {1, 2}) stop_while_loading(tp_size);
+}
+
+void DpControllerTest::stop_while_loading(int64_t tp_size) {
+  tp_size_ = tp_size;
+  last_pid_ = 0;
   auto launched = launch(1);
   const auto spec = next_start();
   ASSERT_TRUE(spec);
+  for (int64_t i = 1; i < tp_size; ++i) ASSERT_TRUE(next_start());
   RankLink& link = connect(*spec);
   const TimePoint end = real_clock().now() + kWait;
   while (last_pid_ == 0) ASSERT_LT(real_clock().now(), end);
@@ -510,7 +521,7 @@ TEST_F(DpControllerTest, ARankThatIsStoppedWhileItLoadsFailsTheStart) {
   const auto controller = launched.get();
   ASSERT_FALSE(controller.ok());
   const std::string& message = controller.error().message;
-  EXPECT_TRUE(message.starts_with("rank 0 failed to start: no progress for ")) << message;
+  EXPECT_TRUE(message.starts_with(fmt::format("rank {} failed to start: no progress for ", tp_size - 1))) << message;
   EXPECT_TRUE(message.ends_with(" s while it loads; its process is stopped")) << message;
 }
 

@@ -34,7 +34,8 @@ constexpr const char* kCapacityVariable = "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS
 constexpr int64_t kMostCapacity = 1024;
 
 // Tokens of a rank that low_latency takes in a step.
-Result<int64_t> read_capacity() {
+Result<int64_t> capacity_of(const EngineOptions& options) {
+  if (options.deepep_num_max_dispatch_tokens_per_rank) return *options.deepep_num_max_dispatch_tokens_per_rank;
   const char* text = std::getenv(kCapacityVariable);
   if (text == nullptr) return moe::DeepEpOptions{}.capacity;
   const std::string_view given = text;
@@ -52,8 +53,15 @@ constexpr std::string_view kFp8 = "fp8_e4m3";
 
 // What decodes must fit in the slab, and with low_latency alone what prefills too.
 Result<void> fit_slab(EngineOptions& options, std::vector<std::string>& lines) {
-  if (options.moe_a2a_backend != "deepep" || options.deepep_mode == "normal" || options.tp_size == 1) return {};
-  SLUICE_TRY(const int64_t capacity, read_capacity());
+  const bool in_slab = options.moe_a2a_backend == "deepep" && options.deepep_mode != "normal";
+  if (options.deepep_num_max_dispatch_tokens_per_rank && !in_slab) {
+    return Error{ErrorCode::kBadOption,
+                 "--deepep-num-max-dispatch-tokens-per-rank needs --moe-a2a-backend deepep and --deepep-mode "
+                 "low_latency or auto"};
+  }
+  if (!in_slab || options.tp_size == 1) return {};
+  SLUICE_TRY(const int64_t capacity, capacity_of(options));
+  options.deepep_num_max_dispatch_tokens_per_rank = capacity;  // for ranks on hosts whose environment is another
   const int64_t most = capacity * layout_of(options, 0).attention_tp_size();
   const StepLimits limits = plan_steps(options);
   if (limits.max_running_requests > most) {
@@ -82,6 +90,9 @@ Result<std::vector<std::string>> adjust_experts(EngineOptions& options) {
   }
   if (fp8 && options.tp_size == 1) {
     lines.emplace_back("--deepep-dispatch-dtype has no effect: one rank sends nothing");
+  }
+  if (options.tbo_token_distribution_threshold && !options.enable_two_batch_overlap) {
+    return Error{ErrorCode::kBadOption, "--tbo-token-distribution-threshold needs --enable-two-batch-overlap"};
   }
   if (options.enable_two_batch_overlap && options.moe_a2a_backend != "deepep") {
     return Error{
@@ -138,15 +149,14 @@ bool overlaps(const EngineOptions& options) {
 
 std::optional<double> split_threshold_of(const EngineOptions& options) {
   if (!options.enable_two_batch_overlap) return std::nullopt;
-  return options.tbo_token_distribution_threshold;
+  return options.tbo_token_distribution_threshold.value_or(0.48);
 }
 
 moe::DeepEpOptions deepep_of(const EngineOptions& options) {
   moe::DeepEpOptions deepep{.fp8 = options.deepep_dispatch_dtype == kFp8};
   if (options.deepep_mode == "normal") return deepep;
   deepep.mode = options.deepep_mode == "auto" ? moe::DeepEpMode::kAuto : moe::DeepEpMode::kLowLatency;
-  // The front has refused what cannot be read.
-  if (const auto capacity = read_capacity(); capacity.ok()) deepep.capacity = *capacity;
+  deepep.capacity = options.deepep_num_max_dispatch_tokens_per_rank.value_or(deepep.capacity);
   return deepep;
 }
 

@@ -6,6 +6,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 
 namespace sluice::engine {
 namespace {
@@ -65,13 +66,21 @@ TEST(ExpertOptionsTest, WhatLowLatencyTakesIsADecodeBatch) {
   setenv("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK", "150", 1);
   EngineOptions fits = with({"--deepep-mode=low_latency", "--chunked-prefill-size=300"});
   EXPECT_TRUE(adjust_experts(fits).ok());
-  EXPECT_EQ(deepep_of(fits).capacity, 150);
+  unsetenv("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK");
+  const auto elsewhere = engine_options_from_json(engine_options_to_json(fits));
+  EXPECT_EQ(deepep_of(*elsewhere).capacity, 150) << "on a host with another environment";
   for (const char* wrong : {"0", "1025", "many", "12x"}) {
     setenv("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK", wrong, 1);
     EngineOptions options = with({"--deepep-mode=auto"});
     EXPECT_FALSE(adjust_experts(options).ok()) << wrong;
   }
+  EngineOptions flag = with({"--deepep-mode=auto", "--deepep-num-max-dispatch-tokens-per-rank=64"});
+  EXPECT_TRUE(adjust_experts(flag).ok()) << "instead of the variable";
+  EXPECT_EQ(deepep_of(flag).capacity, 64);
+  EXPECT_EQ(flag.max_running_requests, 128);
   unsetenv("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK");
+  EngineOptions unused = with({"--deepep-num-max-dispatch-tokens-per-rank=64"});
+  EXPECT_THAT(adjust_experts(unused).error().message, HasSubstr("needs --moe-a2a-backend deepep and --deepep-mode"));
 }
 
 TEST(ExpertOptionsTest, RowsGoToExpertsInFp8WhereTheFlagOrTheVariableSaysSo) {
@@ -109,6 +118,13 @@ TEST(ExpertOptionsTest, TwoBatchOverlapWantsRowsThatAreSent) {
   EXPECT_TRUE(adjust_experts(split)->empty());
   EXPECT_TRUE(overlaps(split));
   EXPECT_EQ(split_threshold_of(split), 0.3);
+
+  EngineOptions unsaid = parse({"--tp=2", "--moe-a2a-backend=deepep", "--enable-two-batch-overlap"});
+  EXPECT_EQ(split_threshold_of(unsaid), 0.48);
+  EngineOptions unused = parse({"--tp=2", "--moe-a2a-backend=deepep", "--tbo-token-distribution-threshold=0.3"});
+  const auto no_effect = adjust_experts(unused);
+  ASSERT_FALSE(no_effect.ok());
+  EXPECT_EQ(no_effect.error().message, "--tbo-token-distribution-threshold needs --enable-two-batch-overlap");
 
   EngineOptions alone = parse({"--moe-a2a-backend=deepep", "--enable-two-batch-overlap"});
   const auto lines = adjust_experts(alone);

@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/ready_pipe.h"
 #include "engine/certificates.h"
+#include "engine/deterministic.h"
 #include "engine/dp_controller.h"
 #include "engine/expert_options.h"
 #include "engine/explain/auto_layout.h"
@@ -263,6 +264,8 @@ Result<std::unique_ptr<Front>> Front::start(const EngineOptions& options, FrontH
   for (const std::string& line : adjust_layout(adjusted)) SLUICE_LOG(warn, kComponent, "{}", line);
   SLUICE_TRY(const auto expert_lines, adjust_experts(adjusted));
   for (const std::string& line : expert_lines) SLUICE_LOG(warn, kComponent, "{}", line);
+  SLUICE_TRY(const auto deterministic_lines, settle_deterministic(adjusted));
+  for (const std::string& line : deterministic_lines) SLUICE_LOG(info, kComponent, "{}", line);
   if (adjusted.moe_runner_backend != "auto") {
     SLUICE_LOG(info, kComponent, "--moe-runner-backend {}: experts are multiplied by our own grouped products",
                adjusted.moe_runner_backend);

@@ -71,7 +71,9 @@ Result<void> GroupRunner::exchange(StepRow row) {
         (outlook_.can_prefill ? parallel::kCanPrefill : 0) | (outlook_.force_prefill ? parallel::kForcePrefill : 0);
   }
   outlook_ = {};
+  phase_clock_.arrive(seq_);
   SLUICE_TRY_VOID(groups_.all->all_gather(host_, parallel::Element::kI64, &row, rows_.data(), 16));
+  phase_clock_.leave();
   const std::vector<int64_t> decoding = std::move(plan_.decoding);
   SLUICE_TRY(plan_, parallel::derive_plan(rows_, groups_.layout));
   count_wire();
@@ -113,7 +115,7 @@ Result<std::span<const float>> GroupRunner::forward(const StepBatch& batch) {
 }
 
 int64_t GroupRunner::can_split(const StepBatch& batch) const {
-  if (!split_threshold_ || !groups_.layout.leads()) return 0;
+  if (!split_threshold_ || !groups_.layout.leads() || !runner_->can_split()) return 0;
   const int64_t first = models::split_batch(batch, *split_threshold_);
   return batch.token_ids.empty() || first > 0 ? 1 + first : 0;
 }
@@ -152,8 +154,12 @@ Result<std::span<const float>> GroupRunner::run(StepBatch batch) {
     batch.group_tokens = plan_.group_tokens;
     batch.group_logits = plan_.group_logits;
   }
-  SLUICE_TRY(const auto logits, runner_->forward(batch));
-  if (gathers_routing_) SLUICE_TRY_VOID(gather_routing_of(std::ssize(batch.token_ids)));
+  parallel::PhaseClock::enter(parallel::Phase::kEmbed);
+  auto logits = runner_->forward(batch);
+  Result<void> gathered;
+  if (gathers_routing_ && logits.ok()) gathered = gather_routing_of(std::ssize(batch.token_ids));
+  phase_clock_.end_step(std::ssize(batch.token_ids), batch.extend);
+  if (!gathered.ok()) return gathered.error();
   return logits;
 }
 

@@ -14,6 +14,7 @@
 #include "models/runner.h"
 #include "parallel/groups.h"
 #include "parallel/overlap.h"
+#include "parallel/phase_clock.h"
 #include "parallel/step_sync.h"
 
 namespace sluice::engine {
@@ -39,6 +40,7 @@ class GroupRunner final : public models::Runner {
   }
   std::vector<std::vector<int64_t>> expert_loads() const override { return runner_->expert_loads(); }
   moe::RebalanceCounts rebalance_counts() const override { return runner_->rebalance_counts(); }
+  moe::RankTokens take_rank_tokens() override { return runner_->take_rank_tokens(); }
   Result<std::string> record_experts(std::string_view command) override { return runner_->record_experts(command); }
   Result<models::WeightValues> read_weight(std::string_view name, int64_t rows) const override {
     return runner_->read_weight(name, rows);
@@ -85,6 +87,8 @@ class GroupRunner final : public models::Runner {
   // Of the instance, whosever work it was, and those of them that ran in two halves.
   uint64_t steps() const { return steps_; }
   uint64_t split_steps() const { return split_steps_; }
+  // Runs while steps are recorded, those of other groups' work too.
+  parallel::PhaseClock& phase_clock() { return phase_clock_; }
   // Piece of work `number`, counted over the instance, has reached this rank, whomever it was for.
   void saw_work(uint64_t number);
 
@@ -116,6 +120,7 @@ class GroupRunner final : public models::Runner {
   uint64_t split_steps_ = 0;
   bool gathers_routing_ = false;
   std::optional<models::Routing> gathered_;
+  parallel::PhaseClock phase_clock_;
   std::vector<parallel::StepRow> rows_;
   std::vector<int32_t> words_;       // a batch on its way
   std::vector<int32_t> copies_;      // of states, from and to in turn, that the others have not heard of

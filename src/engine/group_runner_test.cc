@@ -50,7 +50,10 @@ class RecordingRunner final : public models::Runner {
     return std::span<const float>();
   }
 
+  bool can_split() const override { return splits; }
+
   std::vector<Seen> seen;
+  bool splits = true;
 
  private:
   models::ModelInfo info_;
@@ -179,6 +182,18 @@ TEST_F(GroupRunnerTest, BatchesAreSplitWhereAllCanAndTheOthersOfAGroupSplitThemA
   }
 }
 
+// As where the experts of each token are recorded.
+TEST_F(GroupRunnerTest, StepsThatTheModelComputesWholeAreNotCountedAsSplit) {
+  make({.tp_size = 2, .dp_size = 2}, /*split_threshold=*/0.48);
+  for (const Rank& rank : ranks_) rank.inner->splits = false;
+  const Batch prompt{{5, 6, 7, 8, 9}, 5};
+  on_each([&](size_t i) { ASSERT_TRUE(ranks_[i].runner->forward(prompt.view(ranks_[i].runner->slot_table())).ok()); });
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_TRUE(seen(i)[0].first_half.empty());
+    EXPECT_EQ(ranks_[i].runner->split_steps(), 0u);
+  }
+}
+
 TEST_F(GroupRunnerTest, AllParkOnceTheSameWorkHasReachedAll) {
   make({.tp_size = 2, .dp_size = 2});
   on_each([&](size_t i) {
@@ -250,6 +265,33 @@ TEST_F(GroupRunnerTest, AGroupThatFailedFailsItsSteps) {
   const auto joined = ranks_[0].runner->join();
   ASSERT_FALSE(joined.ok());
   EXPECT_NE(joined.error().message.find("rank 1 has ended: killed"), std::string::npos) << joined.error().message;
+}
+
+TEST_F(GroupRunnerTest, RecordedStepsHaveTheSameNumbersOnAllRanksAndNoneWhereNobodyHasWork) {
+  make({.tp_size = 2, .dp_size = 2});
+  std::vector<std::vector<parallel::RecordedStep>> steps(2);
+  on_each([&](size_t i) {
+    GroupRunner& runner = *ranks_[i].runner;
+    runner.phase_clock().start(100);
+    ASSERT_TRUE(runner.join().ok());
+    const Batch batch({5, 6, 7}, 3);
+    if (i == 0) {
+      ASSERT_TRUE(runner.forward(batch.view(runner.slot_table())).ok());
+    } else {
+      ASSERT_TRUE(runner.join().ok());
+    }
+    ASSERT_TRUE(runner.join().ok());
+    steps[i] = runner.phase_clock().stop();
+  });
+  for (const auto& of_rank : steps) {
+    ASSERT_EQ(of_rank.size(), 1u);
+    EXPECT_EQ(of_rank[0].exchange, 2);
+    EXPECT_TRUE(of_rank[0].extend);
+    EXPECT_LE(of_rank[0].arrived, of_rank[0].left);
+    EXPECT_LE(of_rank[0].left, of_rank[0].ended);
+  }
+  EXPECT_EQ(steps[0][0].tokens, 3);
+  EXPECT_EQ(steps[1][0].tokens, 0);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include "engine/api/context.h"
 #include "engine/api/rank_metrics.h"
 #include "engine/api/routes.h"
+#include "engine/deterministic.h"
 #include "engine/grammar/grammar.h"
 #include "protocol/errors.h"
 
@@ -45,6 +46,7 @@ ApiSettings settings_of(const EngineOptions& options) {
   out.admin_api_key = options.admin_api_key;
   out.dp_size = options.dp_size;
   out.stream_interval = options.stream_interval;
+  out.seed = common_seed(options);
   out.allow_auto_truncate = options.allow_auto_truncate;
   out.stream_output = options.stream_output;
   out.report_cached = !options.disable_cache_report;
@@ -142,6 +144,7 @@ class HttpApi::Impl {
                {.page_size = options.page_size,
                 .states = model.config.lightning.has_value(),
                 .prefill_delayer = options.enable_prefill_delayer,
+                .expert_ranks = options.enable_eplb ? options.ep_size : 0,
                 .cooperation = is_set("SGLANG_ENABLE_METRICS_DP_ATTENTION")}),
         api_(settings_of(options), std::move(model), backend, metrics) {}
 

@@ -16,6 +16,9 @@ namespace {
 constexpr double kDefaultFraction = 0.5;
 constexpr int64_t kDefaultRunning = 256;
 constexpr int64_t kDefaultChunk = 512;
+// What a rank takes beside all that it declares once everything is used: libraries' pages that were not touched before,
+// kernels' own memory, requests. Measured (docs/results/memory.md), with two threads.
+constexpr int64_t kInUseBytes = 12 << 20;
 // A pool below this cannot serve anything: see Scheduler::max_req_input_len().
 constexpr int64_t kSmallestPool = 32;
 
@@ -118,7 +121,35 @@ Result<MemoryPlan> plan_memory(const EngineOptions& options, const models::Model
   plan.kv_bytes = static_cast<int64_t>(static_cast<double>(tokens + options.page_size) * per_token);
   plan.kept_states = kept_states;
   plan.state_bytes = static_cast<int64_t>(per_sequence) * (plan.max_running_requests + kept_states);
+  plan.weight_bytes = static_cast<int64_t>(model.weight_bytes);
+  plan.buffer_bytes = static_cast<int64_t>(model.buffer_bytes);
+  plan.table_bytes =
+      facts.slot_tables * plan.max_running_requests * plan.max_req_len * static_cast<int64_t>(sizeof(int32_t));
+  plan.program_bytes = facts.program_bytes > 0 ? facts.program_bytes + kInUseBytes : 0;
+  const double own = static_cast<double>(plan.total_bytes() - plan.weight_bytes) + weights;
+  if (own > share) {
+    constexpr double kMiB = 1 << 20;
+    const auto mib = [](int64_t bytes) { return static_cast<double>(bytes) / kMiB; };
+    return Error{
+        ErrorCode::kExhausted,
+        fmt::format(
+            "this rank would take {:.0f} MiB in the end, of {:.0f} MiB that it may: {:.0f} of weights, {:.0f} of "
+            "KV cache, {:.0f} of states, {:.0f} of buffers (--chunked-prefill-size), {:.0f} of slot tables "
+            "(--max-running-requests, --context-length) and {:.0f} of the program; lower "
+            "--mem-fraction-static or one of those",
+            own / kMiB, share / kMiB, weights / kMiB, mib(plan.kv_bytes), mib(plan.state_bytes), mib(plan.buffer_bytes),
+            mib(plan.table_bytes), mib(plan.program_bytes))};
+  }
   return plan;
+}
+
+int64_t resident_bytes() {
+  const auto line = first_line("/proc/self/statm");  // pages: all, resident, ...
+  if (!line) return 0;
+  std::istringstream words(*line);
+  int64_t all = 0, resident = 0;
+  words >> all >> resident;
+  return resident * sysconf(_SC_PAGESIZE);
 }
 
 int64_t memory_limit_bytes() {

@@ -15,6 +15,8 @@ struct MemoryFacts {
   int64_t limit_bytes = 0;  // what this process and its siblings may use: the machine's memory or the cgroup's limit
   int64_t host_ranks = 1;   // ranks that share it, this one included
   bool shared_weights = false;  // they map one copy of the weights
+  int64_t program_bytes = 0;    // that this process took before its model; 0: not known, and not counted
+  int64_t slot_tables = 1;      // that it has; another where a leader knows what its followers have
 };
 
 // What is known before the model is loaded: the largest step.
@@ -32,10 +34,22 @@ struct MemoryPlan {
   int64_t kv_bytes = 0;
   int64_t kept_states = 0;  // of prefixes, with lightning attention
   int64_t state_bytes = 0;  // of running requests and of those
+
+  // What else this rank takes at most.
+  int64_t weight_bytes = 0;   // whole, also where ranks share them
+  int64_t buffer_bytes = 0;   // of a step
+  int64_t table_bytes = 0;    // of slots
+  int64_t program_bytes = 0;  // and what kernels and requests take of their own
+  int64_t total_bytes() const {
+    return weight_bytes + kv_bytes + state_bytes + buffer_bytes + table_bytes + program_bytes;
+  }
 };
-// kExhausted, with the figures, when there is no room for a useful pool.
+// kExhausted, with the figures, when there is no room for a useful pool, or when all together is more than this rank's
+// share of the memory.
 Result<MemoryPlan> plan_memory(const EngineOptions& options, const models::ModelInfo& model, const MemoryFacts& facts);
 
+// Memory that this process takes now.
+int64_t resident_bytes();
 // The smaller of the machine's memory and the limits of the cgroups that this process is in (v1 and v2).
 int64_t memory_limit_bytes();
 // Processors that this process may use: its affinity, and the quota of its cgroup rounded up.

@@ -55,6 +55,34 @@ TEST(MemoryPlanTest, TooLittleMemoryIsAnErrorWithTheFigures) {
   EXPECT_NE(plan.error().message.find("100 MiB of weights"), std::string::npos) << plan.error().message;
 }
 
+// All that a rank will ever take is known at its start, and what does not fit is refused then.
+TEST(MemoryPlanTest, WhatIsNeitherWeightsNorKvCountsTowardsTheLimit) {
+  models::ModelInfo wide = model();
+  wide.buffer_bytes = 300 * kMiB;
+  const auto flags = options({"--mem-fraction-static", "0.5", "--max-running-requests", "8"});
+  MemoryFacts facts{.limit_bytes = 1000 * kMiB, .program_bytes = 20 * kMiB, .slot_tables = 2};
+  const auto plan = plan_memory(flags, wide, facts);
+  ASSERT_TRUE(plan.ok()) << plan.error().message;
+  EXPECT_EQ(plan->table_bytes, 2 * 8 * 2047 * 4);
+  EXPECT_EQ(plan->total_bytes(), 100 * kMiB + plan->kv_bytes + 300 * kMiB + plan->table_bytes + plan->program_bytes);
+  EXPECT_GT(plan->program_bytes, 20 * kMiB) << "with what it takes of its own later";
+  wide.buffer_bytes = 900 * kMiB;
+  const auto refused = plan_memory(flags, wide, facts);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code, ErrorCode::kExhausted);
+  EXPECT_NE(refused.error().message.find("of 1000 MiB that it may: 100 of weights, 16 of KV cache, 0 of states, 900 of "
+                                         "buffers (--chunked-prefill-size)"),
+            std::string::npos)
+      << refused.error().message;
+  // A copy of the weights that ranks share is taken once.
+  facts = {.limit_bytes = 2100 * kMiB, .host_ranks = 2, .shared_weights = true};
+  EXPECT_TRUE(plan_memory(flags, wide, facts).ok());
+  facts.shared_weights = false;
+  EXPECT_TRUE(plan_memory(flags, wide, facts).ok());
+  facts.limit_bytes = 2000 * kMiB;
+  EXPECT_FALSE(plan_memory(flags, wide, facts).ok());
+}
+
 TEST(MemoryPlanTest, StatesOfSequencesTakeHalfOfTheRoomAtMostAndBoundTheRequests) {
   models::ModelInfo hybrid = model();
   hybrid.state_bytes_per_sequence = 10 * kMiB;
@@ -100,6 +128,8 @@ TEST(MemoryPlanTest, ThePoolHasWholePagesAndADummyPage) {
 TEST(MemoryPlanTest, ThisMachineHasMemoryAndCores) {
   EXPECT_GT(memory_limit_bytes(), 64 * kMiB);
   EXPECT_GE(usable_cores(), 1);
+  EXPECT_GT(resident_bytes(), 1 * kMiB);
+  EXPECT_LT(resident_bytes(), memory_limit_bytes());
 }
 
 }  // namespace

@@ -158,6 +158,7 @@ struct RankReady {
   std::string dtype;
   double load_seconds = 0;     // that reading and packing the weights took
   double startup_seconds = 0;  // from the start of the process until it was ready
+  uint64_t planned_bytes = 0;  // MemoryPlan::total_bytes()
 };
 struct RankProgress {
   double share = 0;  // 0..1 of loading
@@ -287,6 +288,8 @@ struct LoadReport {
   LoadSnapshot load;
 };
 
-using FromRank = std::variant<OutputBatch, RankReady, RankProgress, RankFailed, ControlReply, LoadReport>;
+// moe::RankTokens come from the first rank of an instance with --enable-eplb, after each window of steps.
+using FromRank =
+    std::variant<OutputBatch, RankReady, RankProgress, RankFailed, ControlReply, LoadReport, moe::RankTokens>;
 
 }  // namespace sluice::engine

@@ -42,6 +42,8 @@ std::vector<RejectedFlag> rejected_flags() {
       {"prefill-round-robin-balance", "it has no effect in the runtime that it comes from; leave it out."},
       {"disable-overlap-schedule", "steps do not overlap on this device; leave it out."},
       {"num-continuous-decode-steps", "every step is scheduled by itself; leave it out."},
+      {"enable-deterministic-inference",
+       "results still depend on how many rows are multiplied at once; see --deterministic for what is fixed."},
       {"soft-watchdog-timeout", "a rank that hangs is always restarted; see --watchdog-timeout."},
       {"cuda-graph-max-bs", kGraph},
       {"cuda-graph-bs", kGraph},
@@ -435,6 +437,15 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .help =
                "With deepep: normal sends a token once to each rank of its experts, low_latency once to each of its "
                "experts, into a slab of fixed size; auto is normal in steps in which a rank prefills."},
+          {.name = "deepep-num-max-dispatch-tokens-per-rank",
+           .field = &O::deepep_num_max_dispatch_tokens_per_rank,
+           .value = OptInt(),
+           .range = {1, 1024},
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help =
+               "With --deepep-mode low_latency or auto: tokens that a rank may have in a step that goes through the "
+               "slab; default: SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK of the first host, or 128."},
           {.name = "deepep-dispatch-dtype",
            .field = &O::deepep_dispatch_dtype,
            .value = std::string("auto"),
@@ -454,12 +465,12 @@ const OptionTable<EngineOptions>& engine_option_table() {
                "where every rank can split its batch and all prefill or all decode."},
           {.name = "tbo-token-distribution-threshold",
            .field = &O::tbo_token_distribution_threshold,
-           .value = 0.48,
+           .value = OptFloat(),
            .range = {0, 0.5},
            .read_by = "engine/expert_options",
            .group = kParallel,
            .help = "With --enable-two-batch-overlap: sequences stay whole where the smaller half has this share of the "
-                   "tokens at least; else one is cut, so that the halves are equal."},
+                   "tokens at least (0.48); else one is cut, so that the halves are equal."},
           {.name = "ep-num-redundant-experts",
            .field = &O::ep_num_redundant_experts,
            .value = int64_t{0},
@@ -747,6 +758,15 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/rank",
            .group = kScheduling,
            .help = "Seed of sampling for requests that bring none; default: from the machine's entropy."},
+          {.name = "deterministic",
+           .field = &O::deterministic,
+           .value = false,
+           .read_by = "engine/deterministic",
+           .group = kScheduling,
+           .help =
+               "Greedy tokens are those of one rank, in every layout, up to near ties of float32, which --dtype auto "
+               "is then; what depends on chance or on other requests is refused, and requests without a seed have "
+               "that of --random-seed (42)."},
           {.name = "decode-log-interval",
            .field = &O::decode_log_interval,
            .value = int64_t{40},
@@ -762,7 +782,7 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .group = kScheduling,
            .help = "Seconds without progress after which a busy rank counts as hung, and is restarted; however long a "
                    "step takes, it makes progress with each piece of its work. Of replicas of one rank; those that "
-                   "step together find each other after 5 s."},
+                   "step together find each other after 5 s, but for one that is stopped while it loads."},
       },
       rejected_flags());
   return table;

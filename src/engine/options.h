@@ -60,9 +60,10 @@ struct EngineOptions {
   std::string moe_a2a_backend;
   std::string moe_runner_backend;
   std::string deepep_mode;
+  std::optional<int64_t> deepep_num_max_dispatch_tokens_per_rank;
   std::string deepep_dispatch_dtype;
   bool enable_two_batch_overlap;
-  double tbo_token_distribution_threshold;
+  std::optional<double> tbo_token_distribution_threshold;
   int64_t ep_num_redundant_experts;
   std::string init_expert_location;
   std::optional<std::string> ep_dispatch_algorithm;
@@ -104,6 +105,7 @@ struct EngineOptions {
   std::optional<double> prefill_delayer_token_usage_low_watermark;
   int64_t stream_interval;
   std::optional<int64_t> random_seed;
+  bool deterministic;
   int64_t decode_log_interval;
   double watchdog_timeout;
 };

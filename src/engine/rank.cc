@@ -105,6 +105,7 @@ class RankProcess {
     const int64_t host_ranks = host_workers() * ranks_per_host(options);
     SLUICE_TRY(auto tokenizer, load_tokenizer(spec_.tokenizer_file));
     SLUICE_TRY_VOID(join_group());
+    program_bytes_ = resident_bytes();
     const TimePoint load_begun = real_clock().now();
     SLUICE_TRY(auto runner, load(host_ranks));
     load_seconds_ = seconds(real_clock().now() - load_begun);
@@ -136,7 +137,7 @@ class RankProcess {
     if (group != nullptr && keeps_experts) group->gather_routing();
     if (group != nullptr && !groups_.layout.leads()) {
       report_ready(model, memory, 0);
-      return run_follower_loop(link_, *group, load_weights, record_experts);
+      return run_follower_loop(link_, *group, spec_.process, load_weights, record_experts);
     }
     std::unique_ptr<KvPublisher> events;
     if (options.kv_events_config) {
@@ -185,6 +186,7 @@ class RankProcess {
     report_ready(model, memory, scheduler.max_req_input_len());
     return run_rank_loop(
         {.dp_rank = spec_.dp_rank,
+         .process = spec_.process,
          .decode_log_interval = options.decode_log_interval,
          .group = group,
          .prefill_delayer = {.enabled = options.enable_prefill_delayer,
@@ -227,7 +229,7 @@ class RankProcess {
     }
     SLUICE_TRY(groups_, parallel::make_groups(*world_, layout));
     if (overlaps(spec_.options)) {
-      SLUICE_TRY(overlap_, parallel::Overlap::make(*world_, layout));
+      SLUICE_TRY(overlap_, parallel::Overlap::make(*world_, layout, split_threshold_of(spec_.options) ? 2 : 1));
     }
     return {};
   }
@@ -235,8 +237,12 @@ class RankProcess {
   // All ranks of an instance have the smallest pool of them: what a leader plans must fit on each rank of its group.
   Result<MemoryPlan> plan(const models::ModelInfo& model, int64_t host_ranks) {
     EngineOptions options = spec_.options;
-    const MemoryFacts facts{
-        .limit_bytes = memory_limit_bytes(), .host_ranks = host_ranks, .shared_weights = weights_fd_ >= 0};
+    const bool has_followers = world_ && groups_.layout.leads() && groups_.layout.attention_tp_size() > 1;
+    const MemoryFacts facts{.limit_bytes = memory_limit_bytes(),
+                            .host_ranks = host_ranks,
+                            .shared_weights = weights_fd_ >= 0,
+                            .program_bytes = program_bytes_,
+                            .slot_tables = has_followers ? 2 : 1};
     SLUICE_TRY(MemoryPlan memory, plan_memory(options, model, facts));
     if (!world_) return memory;
     int64_t most[] = {-memory.max_total_tokens, -memory.max_running_requests, -memory.kept_states};
@@ -306,6 +312,13 @@ class RankProcess {
         spec_.process, model.model_type, model.dtype, static_cast<double>(model.weight_bytes) / kMiB,
         memory.max_total_tokens, model.kv_dtype, static_cast<double>(memory.kv_bytes) / kMiB,
         memory.max_running_requests);
+    SLUICE_LOG(
+        info, kComponent,
+        "rank {}: {:.0f} MiB once all is in use: those, {:.0f} MiB of buffers of a step, {:.0f} of slot tables and "
+        "{:.0f} of the program",
+        spec_.process, static_cast<double>(memory.total_bytes()) / kMiB,
+        static_cast<double>(memory.buffer_bytes) / kMiB, static_cast<double>(memory.table_bytes) / kMiB,
+        static_cast<double>(memory.program_bytes) / kMiB);
     link_.send(RankReady{.max_total_num_tokens = memory.max_total_tokens,
                          .max_req_input_len = max_req_input_len,
                          .max_running_requests = memory.max_running_requests,
@@ -316,7 +329,8 @@ class RankProcess {
                          .kv_bytes_per_token = model.kv_bytes_per_token,
                          .dtype = model.dtype,
                          .load_seconds = load_seconds_,
-                         .startup_seconds = seconds(real_clock().now() - begun_)});
+                         .startup_seconds = seconds(real_clock().now() - begun_),
+                         .planned_bytes = static_cast<uint64_t>(memory.total_bytes())});
   }
 
   const RankSpec spec_;
@@ -329,6 +343,7 @@ class RankProcess {
   std::unique_ptr<parallel::Overlap> overlap_;  // null: nothing is computed while rows are on their way
   const TimePoint begun_ = real_clock().now();
   double load_seconds_ = 0;
+  int64_t program_bytes_ = 0;
   TimePoint last_progress_{};
   std::string last_what_;
 };
@@ -395,12 +410,14 @@ Result<Process> start_rank(const RankSpec& spec, const RankDescriptors& descript
   return Process::start(options);
 }
 
-int run_rank_process() {
-  std::signal(SIGINT, SIG_IGN);
-  const auto fail = [](const Error& error) {
-    std::fprintf(stderr, "sluice rank: %s\n", error.message.c_str());
-    return 1;
-  };
+namespace {
+
+int fail(const Error& error) {
+  std::fprintf(stderr, "sluice rank: %s\n", error.message.c_str());
+  return 1;
+}
+
+int serve_as_told() {
   const auto spec_fd = inherited_descriptor(kSpecVariable);
   const auto board_fd = inherited_descriptor(kBoardVariable);
   if (!spec_fd) {
@@ -431,6 +448,17 @@ int run_rank_process() {
   const int weights_fd = inherited_descriptor(kWeightsVariable).value_or(-1);
   const int group_fd = inherited_descriptor(kGroupVariable).value_or(-1);
   return RankProcess(std::move(*spec), std::move(board), weights_fd, group_fd, std::move(*link)).run();
+}
+
+}  // namespace
+
+int run_rank_process() {
+  std::signal(SIGINT, SIG_IGN);
+  try {
+    return serve_as_told();
+  } catch (const std::exception& e) {  // before it can tell the front itself
+    return fail({ErrorCode::kInternal, e.what()});
+  }
 }
 
 }  // namespace sluice::engine

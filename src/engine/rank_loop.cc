@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "engine/codec.h"
 #include "engine/cooperation_meter.h"
+#include "engine/step_breakdown.h"
 #include "engine/step_trace.h"
 
 namespace sluice::engine {
@@ -39,6 +40,11 @@ Duration wait_after(GroupRunner::Joined joined) {
       break;
   }
   return kIdleWait;
+}
+
+Result<void> start_breakdown(StepBreakdown& breakdown, const std::string& text) {
+  SLUICE_TRY(const auto options, step_trace_options_from_json(text));
+  return breakdown.start(options);
 }
 
 // Control messages of a rank of several, until all ranks have them: each takes effect on all between the same two
@@ -156,7 +162,9 @@ class Loop {
         board_(board),
         events_(events),
         grammars_(options.grammars),
-        delayer_(options.prefill_delayer) {}
+        delayer_(options.prefill_delayer) {
+    if (options.group != nullptr) breakdown_.emplace(options.group->phase_clock(), options.process);
+  }
 
   Result<void> run() {
     publish();
@@ -179,7 +187,7 @@ class Loop {
       if (!stop_ && !parked) SLUICE_TRY_VOID(step());
       obey_held();
       if (failure_) return *failure_;
-      if (trace_ && trace_->full()) {
+      if (trace_ && (trace_->full() || (breakdown_ && breakdown_->full()))) {
         if (auto written = stop_profile(); !written.ok()) {
           SLUICE_LOG(error, kComponent, "rank {}: {}", options_.dp_rank, written.error().message);
         }
@@ -334,6 +342,7 @@ class Loop {
   Result<void> start_profile(const std::string& text) {
     if (trace_) return Error{ErrorCode::kAlreadyExists, "a profile is being taken already"};
     SLUICE_TRY(auto options, step_trace_options_from_json(text));
+    if (breakdown_) SLUICE_TRY_VOID(breakdown_->start(options));
     trace_.emplace(std::move(options), options_.dp_rank, real_clock());
     scheduler_.observe([this](const StepReport& step) { trace_->add(step); });
     return {};
@@ -346,7 +355,8 @@ class Loop {
     const auto written = trace_->write();
     if (written.ok()) SLUICE_LOG(info, kComponent, "rank {}: the profile is in {}", options_.dp_rank, trace_->path());
     trace_.reset();
-    return written;
+    const auto broken_down = breakdown_ ? breakdown_->stop() : Result<void>();
+    return written.ok() ? broken_down : written;
   }
 
   // Between steps, so nobody computes with half of them; ranks that share weights are told to pause before.
@@ -379,6 +389,7 @@ class Loop {
       load.wire_seconds = seconds(away);
       load.covered_seconds = seconds(covered);
       load.rebalance = options_.group->rebalance_counts();
+      if (auto tokens = options_.group->take_rank_tokens(); !tokens.empty()) link_.send(std::move(tokens));
     }
     if (board_ != nullptr) {
       board_->publish(options_.dp_rank, load);
@@ -401,7 +412,8 @@ class Loop {
   KvPublisher* const events_;
   GrammarDesk* const grammars_;
   std::optional<StepTrace> trace_;
-  std::optional<Error> failure_;  // this rank cannot go on
+  std::optional<StepBreakdown> breakdown_;  // of a rank of several
+  std::optional<Error> failure_;            // this rank cannot go on
   uint64_t next_log_ = 0;
   PrefillDelayer delayer_;
   CooperationMeter cooperation_;
@@ -417,10 +429,11 @@ Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Sched
   return Loop(options, link, scheduler, board, events).run();
 }
 
-Result<void> run_follower_loop(RankLink& link, GroupRunner& group,
+Result<void> run_follower_loop(RankLink& link, GroupRunner& group, int64_t process,
                                const std::function<Result<void>(const std::string& model_path)>& load_weights,
                                const RecordExperts& record_experts) {
   HeldControls held;
+  StepBreakdown breakdown(group.phase_clock(), process);
   for (Duration wait = kIdleWait;;) {
     auto message = link.receive(wait);
     if (!message && wait == kIdleWait) continue;  // parked
@@ -436,10 +449,17 @@ Result<void> run_follower_loop(RankLink& link, GroupRunner& group,
     }
     SLUICE_TRY(const auto joined, group.join());
     wait = wait_after(joined);
+    if (breakdown.full()) {
+      if (auto written = breakdown.stop(); !written.ok()) {
+        SLUICE_LOG(error, kComponent, "rank {}: {}", process, written.error().message);
+      }
+    }
     while (const auto control = held.take(group.last_plan().seen_by_all)) {
       Result<std::string> done = std::string();
       if (control->kind == ControlKind::kLoadWeights) done = said(load_weights(control->text));
       if (control->kind == ControlKind::kRecordExperts) done = record_experts(control->text);
+      if (control->kind == ControlKind::kStartProfile) done = said(start_breakdown(breakdown, control->text));
+      if (control->kind == ControlKind::kStopProfile) done = said(breakdown.stop());
       link.send(reply(control->id, done));
       if (!done.ok() && done.error().code == ErrorCode::kInternal) return done.error();
     }

@@ -48,6 +48,7 @@ using RecordExperts = std::function<Result<std::string>(std::string_view command
 
 struct RankLoopOptions {
   int64_t dp_rank = 0;
+  int64_t process = 0;  // the rank's number among all of the server
   int64_t decode_log_interval = 40;
   // The scheduler's runner, for a rank that steps together with others; it goes along with their steps then.
   GroupRunner* group = nullptr;
@@ -65,8 +66,8 @@ struct RankLoopOptions {
 // LoadReport instead. `events`, if given, hears of the prefix cache after each step.
 Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Scheduler& scheduler, LoadBoard* board,
                            KvPublisher* events = nullptr);
-// Likewise, of a rank that computes what the leader of its attention group plans.
-Result<void> run_follower_loop(RankLink& link, GroupRunner& group,
+// Likewise, of a rank that computes what the leader of its attention group plans. `process` as in RankLoopOptions.
+Result<void> run_follower_loop(RankLink& link, GroupRunner& group, int64_t process,
                                const std::function<Result<void>(const std::string& model_path)>& load_weights,
                                const RecordExperts& record_experts);
 

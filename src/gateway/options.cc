@@ -726,7 +726,8 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .metavar = "ENDPOINT",
            .read_by = "gateway/gateway",
            .group = "Metrics and log",
-           .help = "Where traces go: host:port for OTLP over gRPC, a URL for OTLP over HTTP."},
+           .help = "Where traces go: host:port for OTLP over gRPC, grpcs://host:port for the same over TLS, a URL for "
+                   "OTLP over HTTP."},
       },
       rejected_flags());
   return table;

@@ -186,7 +186,7 @@ TEST_P(LatentKernelConformance, LatentAttentionStaysWithinItsRoundingBound) {
   for (int i = 0; i < 24; ++i) {
     const DType dtype = kDtypes[i % 2];
     if (!device_->multiplies(dtype)) continue;
-    const int64_t heads[] = {1, 3, 16}, latents[] = {1, 16, 33, 96}, rotaries[] = {2, 8, 16};
+    const int64_t heads[] = {1, 3, 16}, latents[] = {1, 16, 33, 112}, rotaries[] = {2, 8, 16};
     const auto some = [&](int64_t longest) {
       const auto length = static_cast<int32_t>(between(1, longest));
       const auto queries = static_cast<int32_t>(rng_.below(2) == 0 ? 1 : between(1, length));
@@ -212,7 +212,7 @@ TEST_P(LatentKernelConformance, LatentAttentionOfDeepSeeksSizes) {
 TEST_P(LatentKernelConformance, LongSequencesAreCutAndMerged) {
   for (const DType dtype : kDtypes) {
     if (!device_->multiplies(dtype)) continue;
-    const LatentCase c = draw_latent(rng_, dtype, 4, 32, 8, {{1, 2900}, {3, 2500}, {1, 10}});
+    const LatentCase c = draw_latent(rng_, dtype, 4, 48, 16, {{1, 2900}, {3, 2500}, {1, 10}});
     expect_within_bound(c, run_latent(device_, c));
   }
 }

@@ -19,11 +19,11 @@ ExpertMover::ExpertMover(WeightStore& weights, std::span<const ExpertLayer> laye
       layers_(layers),
       groups_(*weights.groups()),
       layout_(groups_.layout),
-      own_(weights.expert_map()->physical / layout_.ep_size),
-      memory_(weights.backend()) {
+      own_(weights.expert_map()->physical / layout_.ep_size) {
   size_t most = 0;
   for (const ExpertLayer& layer : layers) most = std::max(most, bytes_of(layer));
   spare_ = weights.reserve("spare experts", most * static_cast<size_t>(own_));
+  outbox_ = weights.reserve("an expert on its way", most);
 }
 
 Result<void> ExpertMover::check_alike() const {
@@ -91,28 +91,13 @@ uint64_t ExpertMover::checksum(const Context& context, const ExpertLayer& layer,
   return XXH3_64bits_withSeed(down, layer.down.stride, first);
 }
 
-Result<char*> ExpertMover::outbox(const Context& context, size_t bytes) {
-  if (context.backend->host_visible()) {
-    SLUICE_TRY(void* const lent, groups_.all->buffer(context, bytes));
-    return static_cast<char*>(lent);
-  }
-  // A communicator may outlive the device, so that it must not keep memory of it.
-  if (bytes > outbox_bytes_) {
-    SLUICE_TRY(outbox_, memory_.take<char>(static_cast<int64_t>(bytes)));
-    outbox_bytes_ = bytes;
-  }
-  return outbox_;
-}
-
-// Slot by slot, so that what travels at once is one expert for each rank.
+// Slot by slot, and as often as some rank has one to send: so little is on its way at once.
 Result<uint64_t> ExpertMover::stage(const Context& context, const ExpertLayer& layer,
                                     std::span<const ExpertMove> moves) {
-  const size_t bytes = bytes_of(layer);
   uint64_t moved = 0;
   for (int64_t slot = 0; slot < own_; ++slot) {
-    std::vector<int64_t> send(static_cast<size_t>(layout_.tp_size)), receive(send.size());
-    std::vector<int64_t> leaving;  // slots, by receiver
-    bool anything = false;
+    std::vector<std::vector<ExpertMove>> rounds;
+    std::vector<size_t> sent(static_cast<size_t>(layout_.tp_size));
     for (const ExpertMove& move : moves) {
       const Place from = place_of(move.from), to = place_of(move.to);
       if (to.slot != slot) continue;
@@ -120,20 +105,34 @@ Result<uint64_t> ExpertMover::stage(const Context& context, const ExpertLayer& l
         if (is_here(to)) copy_out(context, layer, from.slot, spare(layer, slot));
         continue;
       }
-      anything = true;
-      moved += bytes * static_cast<uint64_t>(layout_.expert_tp_size());
-      if (is_here(from)) {
-        leaving.push_back(from.slot);
-        send[static_cast<size_t>(to.rank)] = static_cast<int64_t>(bytes);
-      }
-      if (is_here(to)) receive[static_cast<size_t>(from.rank)] = static_cast<int64_t>(bytes);
+      const size_t round = sent[static_cast<size_t>(from.rank)]++;
+      if (round == rounds.size()) rounds.emplace_back();
+      rounds[round].push_back(move);
+      moved += bytes_of(layer) * static_cast<uint64_t>(layout_.expert_tp_size());
     }
-    if (!anything) continue;
-    SLUICE_TRY(char* const buffer, outbox(context, std::max<size_t>(1, leaving.size() * bytes)));
-    for (size_t i = 0; i < leaving.size(); ++i) copy_out(context, layer, leaving[i], buffer + i * bytes);
-    SLUICE_TRY_VOID(groups_.all->all_to_all_v(context, Element::kU8, buffer, send, spare(layer, slot), receive));
+    for (const auto& round : rounds) SLUICE_TRY_VOID(exchange(context, layer, round));
   }
   return moved;
+}
+
+Result<void> ExpertMover::exchange(const Context& context, const ExpertLayer& layer,
+                                   std::span<const ExpertMove> moves) {
+  const auto bytes = static_cast<int64_t>(bytes_of(layer));
+  std::vector<int64_t> send(static_cast<size_t>(layout_.tp_size)), receive(send.size());
+  char* const outbox = weights_.writable(outbox_);
+  char* inbox = outbox;  // of a rank that gets nothing
+  for (const ExpertMove& move : moves) {
+    const Place from = place_of(move.from), to = place_of(move.to);
+    if (is_here(from)) {
+      copy_out(context, layer, from.slot, outbox);
+      send[static_cast<size_t>(to.rank)] = bytes;
+    }
+    if (is_here(to)) {
+      inbox = spare(layer, to.slot);
+      receive[static_cast<size_t>(from.rank)] = bytes;
+    }
+  }
+  return groups_.all->all_to_all_v(context, Element::kU8, outbox, send, inbox, receive);
 }
 
 Result<std::optional<std::string>> ExpertMover::compare(const Context& context, const ExpertLayer& layer,

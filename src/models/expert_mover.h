@@ -9,7 +9,6 @@
 #include "base/result.h"
 #include "models/layers/decoder.h"
 #include "models/layers/weights.h"
-#include "moe/device_memory.h"
 #include "moe/expert_moves.h"
 #include "parallel/groups.h"
 
@@ -19,7 +18,8 @@ namespace sluice::models {
 // as they were sent, the layer is what it was. Used by the rank's thread; all ranks make the same calls.
 class ExpertMover {
  public:
-  // Declares the spare memory: that of one layer. All layers have experts of the same sizes.
+  // Declares the spare memory, that of one layer, and that of an expert which leaves. All layers have experts of the
+  // same sizes.
   ExpertMover(WeightStore& weights, std::span<const ExpertLayer> layers);
 
   // Once, after the weights were materialised: whether all ranks have packed their experts alike. kBadOption names the
@@ -45,8 +45,6 @@ class ExpertMover {
   bool is_here(const Place& place) const;
   size_t bytes_of(const ExpertLayer& layer) const { return layer.gate_up.stride + layer.down.stride; }
   char* spare(const ExpertLayer& layer, int64_t slot) const;
-  // For what leaves this rank at once.
-  Result<char*> outbox(const kernels::Context& context, size_t bytes);
   // Both matrices one after another.
   void copy_out(const kernels::Context& context, const ExpertLayer& layer, int64_t slot, char* to) const;
   uint64_t checksum(const kernels::Context& context, const ExpertLayer& layer, const char* gate_up,
@@ -54,6 +52,9 @@ class ExpertMover {
 
   Result<uint64_t> stage(const kernels::Context& context, const ExpertLayer& layer,
                          std::span<const moe::ExpertMove> moves);
+  // Of each rank one expert leaves at most, and one comes.
+  Result<void> exchange(const kernels::Context& context, const ExpertLayer& layer,
+                        std::span<const moe::ExpertMove> moves);
   Result<std::optional<std::string>> compare(const kernels::Context& context, const ExpertLayer& layer,
                                              std::span<const moe::ExpertMove> moves, uint64_t fingerprint) const;
 
@@ -63,9 +64,7 @@ class ExpertMover {
   const parallel::Layout& layout_;
   const int64_t own_;  // copies of a layer on each rank
   size_t spare_ = 0;
-  moe::DeviceMemory memory_;
-  char* outbox_ = nullptr;  // of a device that the host does not see
-  size_t outbox_bytes_ = 0;
+  size_t outbox_ = 0;
 };
 
 }  // namespace sluice::models

@@ -91,11 +91,11 @@ bool is_fp8_matrix(std::string_view name) {
 
 Result<RankShape> shape_of_rank(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
                                 const tensor::TensorSource& source, std::optional<kernels::DType> kv_dtype,
-                                bool rounded) {
+                                bool rounded, const moe::ExpertMap* map) {
   SLUICE_TRY(const FamilyRow* family, find_family(config.architectures[0]));
   const CountingBackend backend;
   const parallel::Groups groups{.layout = layout, .all = nullptr, .attention_tp = nullptr, .attention_dp = nullptr};
-  WeightStore weights(backend, dtype, &source, &groups, nullptr, {}, rounded);
+  WeightStore weights(backend, dtype, &source, &groups, map, {}, rounded);
   const auto decoder = family->make(config, weights);
   if (kv_dtype) decoder->kv().store_as(*kv_dtype);
 
@@ -108,7 +108,7 @@ Result<RankShape> shape_of_rank(const ModelConfig& config, const parallel::Layou
     shape.dense_columns = parallel::part_of(config.intermediate_size, layout.dense_ffn());
   }
   if (config.moe) {
-    shape.experts = parallel::part_of(config.moe->experts, layout.experts());
+    shape.experts = parallel::part_of(map == nullptr ? config.moe->experts : map->physical, layout.experts());
     shape.expert_columns = parallel::part_of(config.moe->expert_width, layout.expert_tp());
     shape.shared_columns = parallel::part_of(config.moe->shared_width, layout.shared_experts());
   }

@@ -9,6 +9,7 @@
 #include "base/result.h"
 #include "kernels/kernels.h"
 #include "models/config.h"
+#include "moe/expert_map.h"
 #include "parallel/topology.h"
 #include "tensor/stored_tensor.h"
 
@@ -26,7 +27,7 @@ struct RankShape {
   parallel::Slice vocabulary;                                     // rows of the embedding
   parallel::Slice head;                                           // rows of the head
   parallel::Slice dense_columns, expert_columns, shared_columns;  // none where the model has no such FFNs
-  parallel::Slice experts;                                        // of each layer with experts
+  parallel::Slice experts;  // of each layer with experts; places of a map, if there is one
   // Weights. Norms, biases and routers are in `dense`.
   WeightPart attention, dense, experts_weights, embedding, output;
   int64_t kv_bytes_per_token = 0;
@@ -39,10 +40,11 @@ struct RankShape {
 
 // Of the rank `layout.tp_rank`, with matrix products in `dtype`. `source` says how matrices are stored. Matrices take
 // the bytes of their values; what a device adds by packing them is not counted. check_sharding() has passed.
-// `kv_dtype`: of keys and values, if not `dtype`. `rounded`: quantised matrices stay so, as with --dtype auto.
+// `kv_dtype`: of keys and values, if not `dtype`. `rounded`: quantised matrices stay so, as with --dtype auto. `map`:
+// where experts and copies of them are, if not each once and in order.
 Result<RankShape> shape_of_rank(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
                                 const tensor::TensorSource& source, std::optional<kernels::DType> kv_dtype = {},
-                                bool rounded = false);
+                                bool rounded = false, const moe::ExpertMap* map = nullptr);
 
 // Weights that nobody trained, in the types that checkpoints of this configuration are published in.
 std::unique_ptr<tensor::TensorSource> dummy_weights(const ModelConfig& config);

@@ -71,6 +71,20 @@ TEST(RankShapeTest, WeightsOfDeepSeekV3AreThoseOfTheReference) {
   EXPECT_NEAR(static_cast<double>(ep.attention.values), 11.41e9 + 61 * 16.8e6 / 2, 0.05e9);  // kv_b's keys twice
 }
 
+TEST(RankShapeTest, CopiesOfExpertsTakeWhatExpertsTake) {
+  const ModelConfig config = published("DeepSeek-V3");
+  const Layout layout{.tp_rank = 2, .tp_size = 8, .dp_size = 8, .ep_size = 8, .a2a = parallel::MoeAllToAll::kDeepEp};
+  const auto map = check_sharding(config, layout, {.redundant = 32}).value();
+  ASSERT_TRUE(map);
+  const RankShape once = shape("DeepSeek-V3", layout);
+  const RankShape copied = shape_of_rank(config, layout, kernels::DType::kBf16, *dummy_weights(config), {},
+                                         /*rounded=*/false, &*map)
+                               .value();
+  EXPECT_EQ(copied.experts, (parallel::Slice{72, 36}));
+  EXPECT_EQ(copied.experts_weights.bytes * 32, once.experts_weights.bytes * 36);
+  EXPECT_EQ(copied.weight_bytes() - once.weight_bytes(), copied.experts_weights.bytes - once.experts_weights.bytes);
+}
+
 TEST(RankShapeTest, RanksTogetherHaveEveryParameterOnce) {
   for (const std::string name : {"Llama-3.1-70B-Instruct", "Qwen3-30B-A3B", "MiniMax-M2"}) {
     const RankShape whole = shape(name, {});

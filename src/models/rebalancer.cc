@@ -3,6 +3,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "base/clock.h"
@@ -38,6 +39,7 @@ Rebalancer::Rebalancer(const moe::RebalanceOptions& options, const Model& model,
                .logical = model.map.logical,
                .own = own_.count,
                .ranks = groups_.layout.ep_size,
+               .rank = groups_.layout.experts().rank,
                .reports = groups_.layout.expert_tp().rank == 0}) {}
 
 Result<void> Rebalancer::begin(const kernels::Context& context) {
@@ -107,7 +109,10 @@ Result<void> Rebalancer::before_step(const kernels::Context& context, int64_t st
 
 Result<void> Rebalancer::look() {
   SLUICE_TRY(const auto sums, window_.sum(*groups_.all));
-  if (speaks()) count_steps(sums);
+  if (speaks()) {
+    count_steps(sums);
+    count_tokens(sums);
+  }
   before_ = counts_;
   if (sums.mean() > options_.at_most_balanced) {
     if (speaks()) {
@@ -128,6 +133,18 @@ void Rebalancer::count_steps(const moe::LoadWindow::Sums& sums) {
     counts_.balancedness[mode][bucket] += value;
   }
 }
+
+void Rebalancer::count_tokens(const moe::LoadWindow::Sums& sums) {
+  if (rank_tokens_.empty()) {
+    rank_tokens_.ranks = groups_.layout.ep_size;
+    for (const ExpertLayer& layer : model_.decoder.expert_layers()) rank_tokens_.layers.push_back(layer.number);
+    rank_tokens_.tokens = sums.rank_tokens;
+    return;
+  }
+  std::ranges::transform(rank_tokens_.tokens, sums.rank_tokens, rank_tokens_.tokens.begin(), std::plus());
+}
+
+moe::RankTokens Rebalancer::take_rank_tokens() { return std::exchange(rank_tokens_, {}); }
 
 Result<void> Rebalancer::plan(const moe::LoadWindow::Sums& sums) {
   SLUICE_TRY(const auto wanted, moe::place_experts(sums.loads, model_.placement, model_.sizes));

@@ -40,10 +40,13 @@ class Rebalancer {
   void after_step(const kernels::Context& context, bool extend);
 
   const moe::RebalanceCounts& counts() const { return counts_; }
+  // Of the windows that are over; on the first rank.
+  moe::RankTokens take_rank_tokens();
 
  private:
   Result<void> look();
   void count_steps(const moe::LoadWindow::Sums& sums);
+  void count_tokens(const moe::LoadWindow::Sums& sums);
   Result<void> plan(const moe::LoadWindow::Sums& sums);
   Result<void> move_next(const kernels::Context& context, int64_t step);
   void restart(const kernels::Context& context);
@@ -66,6 +69,7 @@ class Rebalancer {
   moe::LoadWindow window_;
   std::deque<Planned> planned_;
   moe::RebalanceCounts counts_;
+  moe::RankTokens rank_tokens_;
   // Of the moves under way, for the log.
   moe::RebalanceCounts before_;
   double expected_ = 0;

@@ -36,6 +36,9 @@ class HarmfulCommunicator final : public parallel::Communicator {
   // Of the number-th call from now on in which experts travel, to this rank if they are to be harmed.
   void harm(Harm harm, int number = 1) { harm_ = harm, left_ = number; }
 
+  // In one call in which experts travel.
+  size_t most_sent() const { return most_sent_; }
+
   void progress(const parallel::Progress& progress) override { inner_.progress(progress); }
   parallel::Progress last_progress(int rank) const override { return inner_.last_progress(rank); }
   void abort(std::string_view reason) override { inner_.abort(reason); }
@@ -47,6 +50,7 @@ class HarmfulCommunicator final : public parallel::Communicator {
   Result<void> run(const parallel::Collective& call) override {
     const size_t got = bytes_out(call, rank(), size());
     const bool experts = call.kind == parallel::Kind::kAllToAll && call.element == parallel::Element::kU8;
+    if (experts) most_sent_ = std::max(most_sent_, bytes_in(call, rank(), size()));
     const bool now = experts && (got > 0 || harm_ == Harm::kDies) && left_ > 0 && --left_ == 0;
     if (now && harm_ == Harm::kDies) inner_.abort("rank 1 has died");
     SLUICE_TRY_VOID(inner_.run(call));
@@ -58,6 +62,7 @@ class HarmfulCommunicator final : public parallel::Communicator {
   Communicator& inner_;
   Harm harm_ = Harm::kNone;
   int left_ = 0;
+  size_t most_sent_ = 0;
 };
 
 // A placement of some experts and copies, each layer another one.
@@ -170,6 +175,23 @@ TEST_P(ExpertMoverTest, WeightsAreThoseOfAStartWithTheNewMap) {
     EXPECT_EQ(part.bytes(wanted.weights.bytes()), wanted.bytes(wanted.weights.bytes()));
   });
   EXPECT_GT(bytes_, 0u);
+}
+
+// The memory plan counts what the weights take.
+TEST_P(ExpertMoverTest, WhatMovingTakesIsALayerAndOneExpertAmongTheWeights) {
+  std::atomic<size_t> most_sent{0};
+  move_all([&](RankPart& part, const RankPart& wanted, HarmfulCommunicator& comm, bool) {
+    size_t expert = 0;
+    for (const ExpertLayer& layer : part.decoder->expert_layers()) {
+      expert = std::max(expert, layer.gate_up.stride + layer.down.stride);
+    }
+    const auto own = static_cast<size_t>(part.map.physical / GetParam().layout.ep_size);
+    EXPECT_GE(part.weights.bytes(), wanted.weights.bytes() + (own + 1) * expert);
+    EXPECT_LT(part.weights.bytes(), wanted.weights.bytes() + (own + 2) * expert);
+    EXPECT_LE(comm.most_sent(), expert);
+    if (comm.most_sent() == expert) most_sent = expert;
+  });
+  EXPECT_GT(most_sent, 0u);
 }
 
 TEST_P(ExpertMoverTest, R26ALayerThatDidNotArriveAsItWasSentStaysWhatItWas) {

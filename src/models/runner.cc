@@ -151,6 +151,9 @@ class DecoderRunner final : public Runner {
     SLUICE_TRY(const Arithmetic arithmetic, arithmetic_of(options.dtype));
     SLUICE_TRY(const kernels::DType kv_dtype, kv_dtype_of(options.kv_cache_dtype, arithmetic.dtype));
     SLUICE_TRY(auto backend, kernels::make_backend(options.device, options.threads));
+    if (options.kernel_times != nullptr) {
+      backend = kernels::time_kernels(std::move(backend), *options.kernel_times);
+    }
     if (!backend->multiplies(arithmetic.dtype)) {
       return Error{ErrorCode::kBadOption,
                    fmt::format("--dtype {}: this machine has no matrix products in it; use float32", options.dtype)};
@@ -214,6 +217,9 @@ class DecoderRunner final : public Runner {
 
   moe::RebalanceCounts rebalance_counts() const override {
     return rebalancer_ ? rebalancer_->counts() : moe::RebalanceCounts{};
+  }
+  moe::RankTokens take_rank_tokens() override {
+    return rebalancer_ ? rebalancer_->take_rank_tokens() : moe::RankTokens{};
   }
 
   Result<std::string> record_experts(std::string_view command) override {
@@ -297,6 +303,13 @@ class DecoderRunner final : public Runner {
     stored.read_rows(0, out.shape[0], out.values.data());
     return out;
   }
+  // A step whose routing is kept is one batch where the members of attention groups divide its tokens, which would be
+  // those of each half.
+  bool can_split() const override {
+    if (!decoder_->splits()) return false;
+    const bool kept = decoder_->routing().layers() > 0 && decoder_->routing().chosen({}) != nullptr;
+    return !kept || weights_.layout().attention_tp_size() == 1;
+  }
   void copy_state(int32_t from, int32_t to) override { decoder_->states().copy(context_, from, to); }
 
   std::vector<std::vector<int64_t>> expert_loads() const override {
@@ -343,7 +356,7 @@ class DecoderRunner final : public Runner {
     size_t used = 0;
     ForwardBatch staged = stage(batch, used);
     std::optional<HalfBatches> halves;
-    if (splits(batch)) halves = stage_halves(batch, staged, used);
+    if (!batch.first_half.empty() && can_split()) halves = stage_halves(batch, staged, used);
     backend_->copy_to_device(context_, staged_, host_staged_.data(), used * sizeof(int32_t));
     const parallel::Layout& layout = weights_.layout();
     const bool own_tokens = layout.a2a != parallel::MoeAllToAll::kNone;
@@ -512,19 +525,12 @@ class DecoderRunner final : public Runner {
     info_.kv_bytes_per_token = decoder_->kv().bytes_per_token();
     info_.state_bytes_per_sequence = decoder_->states().bytes_per_sequence();
     info_.weight_bytes = weights_.bytes();
+    info_.buffer_bytes = decoder_->buffer_bytes() + 2 * staged_bytes_;
     info_.temperature = config_.temperature;
     info_.top_p = config_.top_p;
     info_.min_p = config_.min_p;
     info_.repetition_penalty = config_.repetition_penalty;
     info_.top_k = config_.top_k;
-  }
-
-  // A step whose routing is kept is one batch where the members of attention groups divide its tokens, which would be
-  // those of each half.
-  bool splits(const StepBatch& batch) const {
-    if (batch.first_half.empty()) return false;
-    const bool kept = decoder_->routing().layers() > 0 && decoder_->routing().chosen({}) != nullptr;
-    return !kept || weights_.layout().attention_tp_size() == 1;
   }
 
   const int32_t* put_words(std::span<const int32_t> values, size_t& used) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "kernels/kernel_times.h"
 #include "moe/deepep_mode.h"
 #include "moe/expert_map.h"
 #include "moe/expert_recorder.h"
@@ -65,6 +66,7 @@ struct ModelInfo {
   size_t kv_bytes_per_token = 0;
   size_t state_bytes_per_sequence = 0;  // kept of a sequence whatever its length, such as lightning attention's
   size_t weight_bytes = 0;              // packed weights that this rank maps
+  size_t buffer_bytes = 0;              // of a step, of the largest size
   // Sampling defaults of generation_config.json, where given.
   std::optional<double> temperature, top_p, min_p, repetition_penalty;
   std::optional<int64_t> top_k;
@@ -101,6 +103,8 @@ class Runner {
   // valid until the next call; none on a rank that does not lead its attention group. K and V of all rows are in the
   // pool afterwards. Fails only for reasons outside the program: a device fault, another rank that is gone.
   virtual Result<std::span<const float>> forward(const StepBatch& batch) = 0;
+  // Whether forward() computes batches in halves; the same on all ranks. If not, StepBatch::first_half is ignored.
+  virtual bool can_split() const { return false; }
   // Copies the states of one row to another one, for models that have some: a sequence in row `to` goes on where that
   // of row `from` is. Rows of kept states are table_rows .. table_rows + kept_states - 1.
   virtual void copy_state(int32_t from, int32_t to) { (void)from, (void)to; }
@@ -130,6 +134,7 @@ class Runner {
   virtual void force_routing(const Routing& routing) { (void)routing; }
   // All zero without RunnerOptions::rebalance.
   virtual moe::RebalanceCounts rebalance_counts() const { return {}; }
+  virtual moe::RankTokens take_rank_tokens() { return {}; }
   // "start", "stop" or "dump" of a recording of what this rank's experts get; a dump is moe::ExpertRecorder::take() as
   // text. kUnimplemented without RunnerOptions::expert_recorder, or experts.
   virtual Result<std::string> record_experts(std::string_view command) {
@@ -158,6 +163,7 @@ struct RunnerOptions {
   const parallel::Groups* groups = nullptr;
   // Of the same ranks. Null: nothing is computed while rows are on their way.
   parallel::Overlap* overlap = nullptr;
+  kernels::KernelTimes* kernel_times = nullptr;  // what each kernel takes is added to it; not on device sim
   int shared_weights_fd = -1;  // memfd shared by the ranks of one host: the first one packs into it, the others map it
 };
 

@@ -33,23 +33,23 @@ struct Formula {
 class Step {
  public:
   Step(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype, const StepLoad& load,
-       SumRule rule, bool fp8)
+       SumRule rule, const RowsToExperts& rows)
       : config_(config),
         layout_(layout),
         element_(static_cast<double>(tensor::block_bytes(dtype))),
-        dispatched_row_(static_cast<double>(moe::payload_row(config.hidden_size, dtype, fp8).bytes())),
+        dispatched_row_(static_cast<double>(moe::payload_row(config.hidden_size, dtype, rows.fp8).bytes())),
         load_(load),
+        rows_(rows),
         formula_{rule},
         members_(static_cast<double>(layout.attention_tp_size())) {}
 
-  WireBytes bytes(double remote_rows) {
+  WireBytes bytes() {
     if (members_ > 1) sum_within_groups(static_cast<double>(config_.hidden_size));  // the embedding
     for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
       attention(layer);
       ffn(layer);
     }
-    const double rows = remote_rows;
-    if (config_.moe && layout_.a2a == parallel::MoeAllToAll::kDeepEp && layout_.tp_size > 1) rows_of_experts(rows);
+    if (config_.moe && layout_.a2a == parallel::MoeAllToAll::kDeepEp && layout_.tp_size > 1) rows_of_experts();
     head();
     return out_;
   }
@@ -96,15 +96,22 @@ class Step {
     ++out_.calls;
   }
 
-  // Counts to all, numbers and shares of experts, rows, and what experts made of them.
-  void rows_of_experts(double rows) {
+  // Counts, rows, and what experts made of them; without a slab for each expert also numbers and shares of experts.
+  void rows_of_experts() {
     const auto ranks = static_cast<double>(layout_.tp_size);
     const auto layers = static_cast<double>(std::ranges::count(config_.moe->sparse, true));
     const auto width = static_cast<double>(config_.hidden_size), top_k = static_cast<double>(config_.moe->top_k);
-    out_.dispatch += layers * Formula::all_gather(ranks * ranks * sizeof(int64_t), ranks);
-    out_.dispatch += rows * (2 * top_k * sizeof(int32_t) + dispatched_row_);
-    out_.combine += rows * width * kSumBytes;
-    out_.calls += 4 * static_cast<int64_t>(layers);
+    if (rows_.low_latency) {
+      // Of each of the receiver's experts, and the sender's tokens.
+      const auto experts = static_cast<double>(rows_.physical > 0 ? rows_.physical : config_.moe->experts);
+      out_.dispatch += layers * (ranks - 1) * (experts + ranks) * sizeof(int64_t);
+    } else {
+      out_.dispatch += layers * Formula::all_gather(ranks * ranks * sizeof(int64_t), ranks);
+      out_.dispatch += rows_.remote * 2 * top_k * sizeof(int32_t);
+    }
+    out_.dispatch += rows_.remote * dispatched_row_;
+    out_.combine += rows_.remote * width * kSumBytes;
+    out_.calls += (rows_.low_latency ? 3 : 4) * static_cast<int64_t>(layers);
   }
 
   void head() {
@@ -114,14 +121,15 @@ class Step {
       out_.head +=
           members_ * Formula::all_gather(sum(load_.logits) * static_cast<double>(config_.hidden_size) * element_,
                                          static_cast<double>(layout_.dp_size));
-      ++out_.calls;
+      ++out_.head_calls;
     }
     for (size_t group = 0; group < load_.logits.size(); ++group) {
       const int64_t leader = layout_.dp_lm_head ? 0 : static_cast<int64_t>(group) * layout_.attention_tp_size();
       const int64_t own = parallel::part_of(config_.vocab_size, {leader, place.size}).count;
       out_.head += static_cast<double>(load_.logits[group] * (config_.vocab_size - own)) * kSumBytes;
     }
-    ++out_.calls;
+    ++out_.head_calls;
+    out_.calls += out_.head_calls;
   }
 
   const ModelConfig& config_;
@@ -129,6 +137,7 @@ class Step {
   const double element_;
   const double dispatched_row_;
   const StepLoad load_;
+  const RowsToExperts rows_;
   const Formula formula_;
   const double members_;  // of an attention group
   WireBytes out_;
@@ -139,56 +148,109 @@ double log_choose(int64_t n, int64_t k) {
   return factorial(n) - factorial(k) - factorial(n - k);
 }
 
-// That none of `mine` among `all` is one of `chosen` different ones.
-double none_chosen(int64_t mine, int64_t all, int64_t chosen) {
-  if (all - mine < chosen) return 0;
-  return std::exp(log_choose(all - mine, chosen) - log_choose(all, chosen));
+// How likely none of a token's experts takes it somewhere; `misses` [experts]: how likely each does not. The router
+// keeps some of the groups of experts and chooses top_k experts of those: sums over all such choices, by the number of
+// groups and of experts that are chosen so far.
+double all_miss(const MoeConfig& moe, std::span<const double> misses) {
+  const auto kept = static_cast<size_t>(moe.kept_groups), top = static_cast<size_t>(moe.top_k);
+  const auto per_group = static_cast<size_t>(moe.experts / moe.groups);
+  std::vector<std::vector<double>> sums(kept + 1, std::vector<double>(top + 1));
+  sums[0][0] = 1;
+  std::vector<double> of_group(top + 1);
+  for (size_t group = 0; group < static_cast<size_t>(moe.groups); ++group) {
+    std::ranges::fill(of_group, 0);
+    of_group[0] = 1;
+    for (const double miss : misses.subspan(group * per_group, per_group)) {
+      for (size_t k = top; k > 0; --k) of_group[k] += of_group[k - 1] * miss;
+    }
+    for (size_t g = kept; g > 0; --g) {
+      for (size_t k = 0; k <= top; ++k) {
+        for (size_t j = 0; j <= k; ++j) sums[g][k] += sums[g - 1][k - j] * of_group[j];
+      }
+    }
+  }
+  return sums[kept][top] / std::exp(log_choose(moe.groups, moe.kept_groups) +
+                                    log_choose(moe.kept_groups * (moe.experts / moe.groups), moe.top_k));
+}
+
+// [ranks][experts] how likely a token of the rank `from` and of an expert goes to a rank.
+using Shares = std::vector<std::vector<double>>;
+Shares shares_of(const MoeConfig& moe, int64_t ranks, const moe::ExpertMap* map, int64_t layer, int64_t from) {
+  Shares shares(static_cast<size_t>(ranks), std::vector<double>(static_cast<size_t>(moe.experts)));
+  if (map == nullptr) {
+    for (int64_t rank = 0; rank < ranks; ++rank) {
+      const parallel::Slice own = parallel::part_of(moe.experts, {rank, ranks});
+      std::fill_n(shares[static_cast<size_t>(rank)].begin() + own.first, own.count, 1.0);
+    }
+    return shares;
+  }
+  const int64_t per_rank = map->physical / ranks;
+  const auto at = [&](int32_t copy, size_t expert) -> double& {
+    return shares[static_cast<size_t>(copy / per_rank)][expert];
+  };
+  if (map->choice == moe::CopyChoice::kStatic) {
+    const auto chosen = moe::static_copies(*map, layer, {from, ranks});
+    for (size_t e = 0; e < chosen.size(); ++e) at(chosen[e], e) = 1;
+    return shares;
+  }
+  const auto copies = map->copies(layer);
+  for (size_t e = 0; e < copies.size(); ++e) {
+    for (const int32_t copy : copies[e]) at(copy, e) += 1 / static_cast<double>(copies[e].size());
+  }
+  return shares;
+}
+
+TokenReach reach_in_layer(const MoeConfig& moe, int64_t ranks, const moe::ExpertMap* map, int64_t layer) {
+  TokenReach reach;
+  // Only static copies depend on where a token comes from.
+  const bool alike = map == nullptr || map->choice != moe::CopyChoice::kStatic;
+  std::vector<double> goes(static_cast<size_t>(ranks)), experts(goes.size());  // by rank
+  for (int64_t from = 0; from < ranks; ++from) {
+    if (from == 0 || !alike) {
+      Shares shares = shares_of(moe, ranks, map, layer, from);
+      for (size_t rank = 0; rank < shares.size(); ++rank) {
+        experts[rank] = std::accumulate(shares[rank].begin(), shares[rank].end(), 0.0) /
+                        static_cast<double>(moe.experts) * static_cast<double>(moe.top_k);
+        for (double& share : shares[rank]) share = 1 - share;
+        goes[rank] = 1 - all_miss(moe, shares[rank]);
+      }
+    }
+    const auto own = static_cast<size_t>(from);
+    const double all = std::accumulate(goes.begin(), goes.end(), 0.0);
+    reach.ranks += all;
+    reach.remote_ranks += all - goes[own];
+    reach.remote_experts += std::accumulate(experts.begin(), experts.end(), 0.0) - experts[own];
+  }
+  const auto sources = static_cast<double>(ranks);
+  return {reach.ranks / sources, reach.remote_ranks / sources, reach.remote_experts / sources};
 }
 
 }  // namespace
 
 WireBytes wire_bytes(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
-                     const StepLoad& load, double remote_rows, SumRule rule, bool fp8) {
+                     const StepLoad& load, const RowsToExperts& rows, SumRule rule) {
   SLUICE_CHECK(std::ssize(load.tokens) == layout.dp_size && std::ssize(load.logits) == layout.dp_size,
                "{} and {} counts of {} attention groups", load.tokens.size(), load.logits.size(), layout.dp_size);
-  return Step(config, layout, dtype, load, rule, fp8).bytes(remote_rows);
+  return Step(config, layout, dtype, load, rule, rows).bytes();
 }
 
-// The router keeps some of the groups of experts and chooses top_k experts of those. By the number of a rank's experts
-// that the kept groups have, counted over the choices of groups.
-double expected_ranks_of_token(const MoeConfig& moe, int64_t ranks) {
-  const int64_t per_group = moe.experts / moe.groups;
-  double expected = 0;
-  for (int64_t rank = 0; rank < ranks; ++rank) {
-    const parallel::Slice own = parallel::part_of(moe.experts, {rank, ranks});
-    // ways[g][m]: choices of g groups that have m of the rank's experts.
-    std::vector<std::vector<double>> ways(static_cast<size_t>(moe.kept_groups + 1),
-                                          std::vector<double>(static_cast<size_t>(own.count + 1)));
-    ways[0][0] = 1;
-    for (int64_t group = 0; group < moe.groups; ++group) {
-      const int64_t first = std::max(own.first, group * per_group);
-      const auto mine = static_cast<size_t>(std::max<int64_t>(0, std::min(own.end(), (group + 1) * per_group) - first));
-      for (size_t kept = ways.size() - 1; kept > 0; --kept) {
-        for (size_t m = mine; m < ways[kept].size(); ++m) ways[kept][m] += ways[kept - 1][m - mine];
-      }
-    }
-    const std::vector<double>& of_all = ways.back();
-    const double all = std::accumulate(of_all.begin(), of_all.end(), 0.0);
-    for (size_t m = 0; m < of_all.size(); ++m) {
-      const double reached = 1 - none_chosen(static_cast<int64_t>(m), moe.kept_groups * per_group, moe.top_k);
-      expected += of_all[m] / all * reached;
-    }
+TokenReach expected_reach(const MoeConfig& moe, int64_t ranks, const moe::ExpertMap* map) {
+  if (map == nullptr) return reach_in_layer(moe, ranks, nullptr, 0);
+  TokenReach sum, last;
+  const std::vector<int32_t>* last_location = nullptr;
+  double layers = 0;
+  for (size_t layer = 0; layer < map->location.size(); ++layer) {
+    if (!moe.sparse[layer]) continue;
+    const bool same = last_location != nullptr && *last_location == map->location[layer];
+    // Static choices among copies are others in each layer, which evens out.
+    if (!same) last = reach_in_layer(moe, ranks, map, static_cast<int64_t>(layer));
+    last_location = &map->location[layer];
+    sum.ranks += last.ranks;
+    sum.remote_ranks += last.remote_ranks;
+    sum.remote_experts += last.remote_experts;
+    ++layers;
   }
-  return expected;
-}
-
-double expected_remote_rows(const ModelConfig& config, const parallel::Layout& layout, int64_t tokens) {
-  if (!config.moe || layout.a2a == parallel::MoeAllToAll::kNone) return 0;
-  const auto layers = static_cast<double>(std::ranges::count(config.moe->sparse, true));
-  const auto ranks = static_cast<double>(layout.tp_size);
-  // A token is as likely to be on one rank as on another, so one of `ranks` of its rows stays where it is.
-  return layers * static_cast<double>(tokens) * expected_ranks_of_token(*config.moe, layout.tp_size) * (ranks - 1) /
-         ranks;
+  return {sum.ranks / layers, sum.remote_ranks / layers, sum.remote_experts / layers};
 }
 
 }  // namespace sluice::models

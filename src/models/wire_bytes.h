@@ -8,6 +8,7 @@
 
 #include "kernels/kernels.h"
 #include "models/config.h"
+#include "moe/expert_map.h"
 #include "parallel/topology.h"
 
 namespace sluice::models {
@@ -35,18 +36,31 @@ struct WireBytes {
   double combine = 0;    // what experts make of them, back
   double head = 0;       // rows for the head, and logits
   int64_t calls = 0;
+  int64_t head_calls = 0;  // of those
   double total() const { return attention + gather + scatter + dispatch + combine + head; }
 };
 
-// `remote_rows`: with deepep, pairs of a token and another rank that has one of its experts, of all layers together.
-// `fp8`: those travel in e4m3 (moe::payload_row()).
-WireBytes wire_bytes(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
-                     const StepLoad& load, double remote_rows, SumRule rule = {}, bool fp8 = false);
+// Tokens' rows to their experts with deepep.
+struct RowsToExperts {
+  // That go to another rank, of all layers together: a row for each pair of a token and a rank that has some of its
+  // experts, or, with low_latency, of a token and an expert.
+  double remote = 0;
+  bool fp8 = false;          // in e4m3 (moe::payload_row())
+  bool low_latency = false;  // through moe/low_latency
+  int64_t physical = 0;      // experts of a layer, copies included; 0: those of the model
+};
 
-// Ranks that a token goes to in one layer, of `ranks` that have equal parts of the experts, on average where each
-// choice that the router can make is as likely as any other.
-double expected_ranks_of_token(const MoeConfig& moe, int64_t ranks);
-// The remote rows that come of that.
-double expected_remote_rows(const ModelConfig& config, const parallel::Layout& layout, int64_t tokens);
+WireBytes wire_bytes(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
+                     const StepLoad& load, const RowsToExperts& rows = {}, SumRule rule = {});
+
+// Where a token goes in one layer, on the mean over the rank that it comes from and over the choices that the router
+// can make, each as likely as any other.
+struct TokenReach {
+  double ranks = 0;           // that it goes to
+  double remote_ranks = 0;    // of those, others than its own
+  double remote_experts = 0;  // of its experts, those of other ranks
+};
+// On `ranks` with equal parts of the experts, each once and in order, or as in `map`; then the mean over its layers.
+TokenReach expected_reach(const MoeConfig& moe, int64_t ranks, const moe::ExpertMap* map = nullptr);
 
 }  // namespace sluice::models

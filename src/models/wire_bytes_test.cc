@@ -40,15 +40,16 @@ struct Counted {
   double remote_rows = 0;
 };
 
-// Pairs of a token and another rank that has one of its experts, of one rank's tokens.
-double remote_rows_of(const Routing& routing, const MoeConfig& moe, const Layout& layout) {
+// Pairs of a token and another rank that has one of its experts, of one rank's tokens; with low_latency of a token and
+// an expert of another rank.
+double remote_rows_of(const Routing& routing, const MoeConfig& moe, const Layout& layout, bool low_latency) {
   std::set<std::pair<size_t, int64_t>> pairs;
   for (size_t i = 0; i < routing.experts.size(); ++i) {
     for (int64_t rank = 0; rank < layout.tp_size; ++rank) {
       const parallel::Slice own = parallel::part_of(moe.experts, {rank, layout.tp_size});
       const int64_t expert = routing.experts[i];
       if (expert < own.first || expert >= own.end() || rank == layout.tp_rank) continue;
-      pairs.emplace(i / static_cast<size_t>(moe.top_k), rank);
+      pairs.emplace(low_latency ? i : i / static_cast<size_t>(moe.top_k), rank);
     }
   }
   return static_cast<double>(pairs.size());
@@ -56,7 +57,7 @@ double remote_rows_of(const Routing& routing, const MoeConfig& moe, const Layout
 
 // One step of `tokens` in each attention group, logits of all of them, on ranks that `family` connects.
 Counted count_step(const std::string& family, const std::string& fixture, const ModelConfig& config, Layout layout,
-                   std::vector<int64_t> tokens, bool fp8 = false) {
+                   std::vector<int64_t> tokens, moe::DeepEpOptions deepep = {}) {
   Counted counted;
   const auto& rows = parallel::communicators();
   const auto row = std::ranges::find(rows, family, &parallel::CommunicatorRow::name);
@@ -72,7 +73,7 @@ Counted count_step(const std::string& family, const std::string& fixture, const 
                                      .max_step_tokens = 128,
                                      .max_step_seqs = 8,
                                      .record_routing = true,
-                                     .deepep = {.fp8 = fp8},
+                                     .deepep = deepep,
                                      .groups = &*groups});
     ASSERT_TRUE(runner.ok()) << runner.error().message;
     Steps steps(**runner);
@@ -93,7 +94,9 @@ Counted count_step(const std::string& family, const std::string& fixture, const 
     const double before = received();
     const Output output = steps.run(batch);
     bytes[i] = received() - before;
-    if (config.moe && layout.a2a == MoeAllToAll::kDeepEp) remote[i] = remote_rows_of(output.routing, *config.moe, own);
+    if (config.moe && layout.a2a == MoeAllToAll::kDeepEp) {
+      remote[i] = remote_rows_of(output.routing, *config.moe, own, deepep.mode == moe::DeepEpMode::kLowLatency);
+    }
   });
   for (size_t i = 0; i < world.size(); ++i) {
     counted.bytes += bytes[i];
@@ -139,8 +142,8 @@ TEST(WireBytesTest, AreWhatTheCommunicatorsCountInEveryLayoutOfEveryFixture) {
       std::vector<int64_t> tokens{9, 1, 0, 4};
       tokens.resize(static_cast<size_t>(layout.dp_size));
       const Counted counted = count_step("inproc", fixture, config, layout, tokens);
-      const WireBytes formula =
-          wire_bytes(config, layout, kernels::DType::kF32, {tokens, tokens}, counted.remote_rows, kAlwaysAddAll);
+      const WireBytes formula = wire_bytes(config, layout, kernels::DType::kF32, {tokens, tokens},
+                                           {.remote = counted.remote_rows}, kAlwaysAddAll);
       // Where everything is divided by tokens nothing is sent.
       EXPECT_EQ(counted.bytes > 0, layout.attention_tp_size() > 1 || !layout.dp_lm_head || config.moe.has_value());
       EXPECT_EQ(formula.total(), counted.bytes);
@@ -161,8 +164,9 @@ TEST(WireBytesTest, OfSharedMemoryAreThoseOfItsRuleForShortAndLongSums) {
       SCOPED_TRACE(text(layout));
       const std::vector<int64_t> tokens(static_cast<size_t>(layout.dp_size), many);
       const Counted counted = count_step("shm", fixture, config, layout, tokens);
-      EXPECT_EQ(wire_bytes(config, layout, kernels::DType::kF32, {tokens, tokens}, counted.remote_rows).total(),
-                counted.bytes);
+      EXPECT_EQ(
+          wire_bytes(config, layout, kernels::DType::kF32, {tokens, tokens}, {.remote = counted.remote_rows}).total(),
+          counted.bytes);
     }
   }
 }
@@ -174,27 +178,69 @@ TEST(WireBytesTest, OfRowsInFp8AreThoseOfTheirValuesAndScales) {
     const Layout layout{.tp_size = 2, .dp_size = 2, .ep_size = 2, .a2a = MoeAllToAll::kDeepEp};
     const std::vector<int64_t> tokens{9, 4};
     const Counted whole = count_step("inproc", fixture, config, layout, tokens);
-    const Counted fp8 = count_step("inproc", fixture, config, layout, tokens, /*fp8=*/true);
+    const Counted fp8 = count_step("inproc", fixture, config, layout, tokens, {.fp8 = true});
     EXPECT_LT(fp8.bytes, whole.bytes);
-    EXPECT_EQ(wire_bytes(config, layout, kernels::DType::kF32, {tokens, tokens}, fp8.remote_rows, kAlwaysAddAll,
-                         /*fp8=*/true)
+    EXPECT_EQ(wire_bytes(config, layout, kernels::DType::kF32, {tokens, tokens},
+                         {.remote = fp8.remote_rows, .fp8 = true}, kAlwaysAddAll)
                   .total(),
               fp8.bytes);
+  }
+}
+
+TEST(WireBytesTest, OfLowLatencyAreThoseOfARowForEachExpert) {
+  for (const bool fp8 : {false, true}) {
+    const std::string fixture = "tiny-deepseek-v3";
+    const ModelConfig config = config_at(folder_of(fixture) + "/config.json");
+    const Layout layout{.tp_size = 4, .dp_size = 4, .ep_size = 4, .a2a = MoeAllToAll::kDeepEp};
+    const std::vector<int64_t> tokens{9, 1, 0, 4};
+    const Counted counted = count_step("inproc", fixture, config, layout, tokens,
+                                       {.mode = moe::DeepEpMode::kLowLatency, .capacity = 16, .fp8 = fp8});
+    EXPECT_GT(counted.remote_rows, 0);
+    EXPECT_EQ(wire_bytes(config, layout, kernels::DType::kF32, {tokens, tokens},
+                         {.remote = counted.remote_rows, .fp8 = fp8, .low_latency = true}, kAlwaysAddAll)
+                  .total(),
+              counted.bytes);
   }
 }
 
 // Choices of 2 of 4 groups and 2 of their 4 experts, by hand: both in one group with probability 1/3.
 TEST(WireBytesTest, ATokenGoesToAsManyRanksAsItsChoicesReachOnAverage) {
   MoeConfig moe{.experts = 8, .top_k = 2, .groups = 4, .kept_groups = 2};
-  EXPECT_NEAR(expected_ranks_of_token(moe, 4), 1.0 / 3 * 1 + 2.0 / 3 * 2, 1e-9);
+  EXPECT_NEAR(expected_reach(moe, 4).ranks, 1.0 / 3 * 1 + 2.0 / 3 * 2, 1e-9);
   moe.groups = moe.kept_groups = 1;
-  EXPECT_NEAR(expected_ranks_of_token(moe, 8), 2, 1e-9);
-  EXPECT_NEAR(expected_ranks_of_token(moe, 1), 1, 1e-9);
+  EXPECT_NEAR(expected_reach(moe, 8).ranks, 2, 1e-9);
+  EXPECT_NEAR(expected_reach(moe, 1).ranks, 1, 1e-9);
   // DeepSeek-V3 keeps 4 of 8 groups, so that a token goes to at most 4 of 8 ranks.
-  EXPECT_LT(expected_ranks_of_token(*published("DeepSeek-V3").moe, 8), 4);
-  EXPECT_GT(expected_ranks_of_token(*published("DeepSeek-V3").moe, 8), 3.4);
+  EXPECT_LT(expected_reach(*published("DeepSeek-V3").moe, 8).ranks, 4);
+  EXPECT_GT(expected_reach(*published("DeepSeek-V3").moe, 8).ranks, 3.4);
   // 8 of 384 drawn freely reach 8 (1 - (7/8)^8) = 5.3 of 8 ranks.
-  EXPECT_NEAR(expected_ranks_of_token(*published("Kimi-K2-Instruct").moe, 8), 5.25, 0.08);
+  EXPECT_NEAR(expected_reach(*published("Kimi-K2-Instruct").moe, 8).ranks, 5.25, 0.08);
+}
+
+// 4 experts on 2 ranks, 2 of a token.
+TEST(WireBytesTest, CopiesKeepATokenOnItsRankOrSpreadIt) {
+  const MoeConfig moe{.experts = 4, .top_k = 2, .sparse = {false, true}};
+  moe::ExpertMap map{.logical = 4, .physical = 8, .location = {{}, {0, 1, 2, 3, 0, 1, 2, 3}}};
+  // Everybody has everything.
+  TokenReach reach = expected_reach(moe, 2, &map);
+  EXPECT_NEAR(reach.ranks, 1, 1e-9);
+  EXPECT_NEAR(reach.remote_ranks, 0, 1e-9);
+  EXPECT_NEAR(reach.remote_experts, 0, 1e-9);
+  // Any copy: half of the experts go away, and with probability 1/2 the two part.
+  map.choice = moe::CopyChoice::kDynamic;
+  reach = expected_reach(moe, 2, &map);
+  EXPECT_NEAR(reach.ranks, 1.5, 1e-9);
+  EXPECT_NEAR(reach.remote_ranks, 0.75, 1e-9);
+  EXPECT_NEAR(reach.remote_experts, 1, 1e-9);
+  // Each once, and in order: 1/6 for each rank alone.
+  reach = expected_reach(moe, 2);
+  EXPECT_NEAR(reach.ranks, 2 - 2.0 / 6, 1e-9);
+  EXPECT_NEAR(reach.remote_ranks, reach.ranks / 2, 1e-9);
+  EXPECT_NEAR(reach.remote_experts, 1, 1e-9);
+  // One rank has 0 and 1, the other 2, 3 and 1: of the first one's tokens 2 and 3 leave, of the second one's 0.
+  map = {.logical = 4, .physical = 6, .location = {{}, {0, 1, 0, 2, 3, 1}}};
+  reach = expected_reach(moe, 2, &map);
+  EXPECT_NEAR(reach.remote_experts, (2 * 2.0 / 4 + 2 * 1.0 / 4) / 2, 1e-9);
 }
 
 // 58 layers of a token: rows of 7168 in bf16 to each rank but its own, and back in float32.
@@ -208,16 +254,16 @@ TEST(WireBytesTest, OfDeepSeekV3AreThoseOfItsRowsByHand) {
                       .dense_data_parallel = true,
                       .dp_lm_head = true};
   const double rows = 58 * 8 * 3;
-  const WireBytes dispatched = wire_bytes(config, deepep, kernels::DType::kBf16, {ones, none}, rows);
+  const WireBytes dispatched = wire_bytes(config, deepep, kernels::DType::kBf16, {ones, none}, {.remote = rows});
   EXPECT_EQ(dispatched.dispatch, rows * (7168 * 2 + 2 * 8 * 4) + 58 * 8 * 8 * 8 * 7);
   EXPECT_EQ(dispatched.combine, rows * 7168 * 4);
-  const WireBytes fp8 = wire_bytes(config, deepep, kernels::DType::kBf16, {ones, none}, rows, {}, /*fp8=*/true);
+  const WireBytes fp8 = wire_bytes(config, deepep, kernels::DType::kBf16, {ones, none}, {.remote = rows, .fp8 = true});
   EXPECT_EQ(dispatched.dispatch - fp8.dispatch, rows * (7168 * 2 - (7168 + 7168 / 128 * 4)));
   EXPECT_EQ(dispatched.attention + dispatched.gather + dispatched.scatter + dispatched.head, 0);
   EXPECT_EQ(dispatched.calls, 58 * 4);
   // Gathered among 8 in bf16 and scattered as float32 sums, in each of 61 layers.
   const Layout none8{.tp_size = 8, .dp_size = 8, .ep_size = 8};
-  const WireBytes gathered = wire_bytes(config, none8, kernels::DType::kBf16, {ones, none}, 0);
+  const WireBytes gathered = wire_bytes(config, none8, kernels::DType::kBf16, {ones, none});
   EXPECT_EQ(gathered.gather, 61.0 * 8 * 7168 * 2 * 7);
   EXPECT_EQ(gathered.scatter, 61.0 * 8 * 7168 * 4 * 7);
 }

@@ -51,19 +51,20 @@ void CopyChooser::place(const kernels::Context& context, int64_t layer) {
   backend_.synchronize(context);
 }
 
-void CopyChooser::choose(const kernels::Context& context, int64_t layer, uint64_t step, const int32_t* ids,
-                         int32_t* out, int64_t n, int64_t top_k) const {
+void CopyChooser::choose(const kernels::Context& context, int64_t layer, uint64_t step, int64_t before,
+                         const int32_t* ids, int32_t* out, int64_t n, int64_t top_k) const {
   const bool own_tokens = layout_.a2a != parallel::MoeAllToAll::kNone;
   const auto rank = static_cast<uint64_t>(own_tokens ? layout_.tp_rank : 0);
-  backend_.choose_copies(context,
-                         {.ids = ids,
-                          .copies = table_ + layer * map_.logical * width_,
-                          .out = out,
-                          .n = n,
-                          .top_k = top_k,
-                          .width = width_,
-                          .random = map_.choice == CopyChoice::kDynamic,
-                          .seed = kernels::splitmix64((step << 32) ^ (rank << 16) ^ static_cast<uint64_t>(layer))});
+  const uint64_t seed = kernels::splitmix64((step << 32) ^ (rank << 16) ^ static_cast<uint64_t>(layer));
+  backend_.choose_copies(context, {.ids = ids,
+                                   .copies = table_ + layer * map_.logical * width_,
+                                   .out = out,
+                                   .n = n,
+                                   .top_k = top_k,
+                                   .width = width_,
+                                   .random = map_.choice == CopyChoice::kDynamic,
+                                   // A number for each pair of the step.
+                                   .seed = seed + static_cast<uint64_t>(before * top_k)});
 }
 
 }  // namespace sluice::moe

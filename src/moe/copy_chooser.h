@@ -27,9 +27,10 @@ class CopyChooser {
   Result<void> allocate(const kernels::Context& context);
   // The map of this layer has changed.
   void place(const kernels::Context& context, int64_t layer);
-  // `out` [n, top_k] are the copies that `ids` [n, top_k] go to in layer `layer` of step `step`.
-  void choose(const kernels::Context& context, int64_t layer, uint64_t step, const int32_t* ids, int32_t* out,
-              int64_t n, int64_t top_k) const;
+  // `out` [n, top_k] are the copies that `ids` [n, top_k] go to in layer `layer` of step `step`, in which this rank has
+  // chosen for `before` tokens already.
+  void choose(const kernels::Context& context, int64_t layer, uint64_t step, int64_t before, const int32_t* ids,
+              int32_t* out, int64_t n, int64_t top_k) const;
 
  private:
   std::vector<int32_t> table(int64_t layer) const;

@@ -19,6 +19,7 @@ class DeepEp final : public Dispatcher {
   Result<void> allocate(int64_t max_tokens, int64_t max_received) override;
   Result<Tokens> dispatch(const kernels::Context& context, const Tokens& own, bool extend) override;
   Result<void> combine(const kernels::Context& context) override;
+  size_t bytes() const override { return memory_.bytes() + payload_.bytes(); }
 
  private:
   // Reads where tokens go, and decides on a row of the send buffer for each rank that a token goes to.

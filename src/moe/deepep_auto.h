@@ -23,6 +23,7 @@ class DeepEpAuto final : public Dispatcher {
   }
   Result<void> combine(const kernels::Context& context) override { return chosen_->combine(context); }
   int64_t slab_rows() const override { return low_latency_.slab_rows(); }
+  size_t bytes() const override { return normal_.bytes() + low_latency_.bytes(); }
 
  private:
   DeepEp normal_;

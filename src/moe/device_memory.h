@@ -1,6 +1,7 @@
 // Device memory of one owner, which goes with it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -27,6 +28,12 @@ class DeviceMemory {
     SLUICE_TRY(void* memory, backend_.allocate(bytes));
     owned_.emplace_back(memory, bytes);
     return static_cast<T*>(memory);
+  }
+
+  size_t bytes() const {
+    size_t sum = 0;
+    for (const auto& [memory, bytes] : owned_) sum += bytes;
+    return sum;
   }
 
  private:

@@ -3,6 +3,7 @@
 // to the others' later, and `deepep`, which sends rows (DeepEP's name for it; engine-reference.md 6.3 and 6.4).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 
@@ -48,6 +49,8 @@ class Dispatcher {
   virtual Result<void> combine(const kernels::Context& context) = 0;
   // Rows of the slab that dispatch() may give; 0 = none.
   virtual int64_t slab_rows() const { return 0; }
+  // That allocate() took.
+  virtual size_t bytes() const { return 0; }
 };
 
 // For the layout's --moe-a2a-backend. `groups` null: one rank; they outlive the dispatcher, as does `backend`.

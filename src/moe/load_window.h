@@ -21,6 +21,7 @@ class LoadWindow {
     int64_t logical = 0;  // of a layer
     int64_t own = 0;      // copies on this rank
     int64_t ranks = 1;    // that divide them
+    int64_t rank = 0;     // this one, among those
     bool reports = true;  // false: another rank has the same and counts the same tokens
   };
   explicit LoadWindow(const Experts& experts);
@@ -33,7 +34,8 @@ class LoadWindow {
   int64_t steps() const { return steps_; }
 
   struct Sums {
-    ExpertLoads loads;  // [layers with experts][logical]
+    ExpertLoads loads;                 // [layers with experts][logical]
+    std::vector<int64_t> rank_tokens;  // [layers with experts, ranks] that each rank's copies got
     // Of the latest steps, at most kKept.
     std::vector<double> balancedness;  // mean over layers
     std::vector<bool> extend;
@@ -53,6 +55,7 @@ class LoadWindow {
   std::vector<int32_t> own_;
   std::vector<int64_t> before_;
   std::vector<int64_t> counts_;  // [layers, logical]
+  std::vector<int64_t> tokens_;  // [layers] of this rank's copies
   std::deque<Step> latest_;
   int64_t steps_ = 0;
 };

@@ -10,7 +10,7 @@ namespace {
 
 // Two layers of three experts on two ranks, each of which has two: one expert has two copies.
 LoadWindow window_of(int rank, bool reports = true) {
-  LoadWindow window({.layers = 2, .logical = 3, .own = 2, .ranks = 2, .reports = reports});
+  LoadWindow window({.layers = 2, .logical = 3, .own = 2, .ranks = 2, .rank = rank, .reports = reports});
   // Counts go on from what was before.
   window.restart(rank == 0 ? std::vector<int32_t>{0, 1, 0, 1} : std::vector<int32_t>{2, 0, 0, 2}, {5, 5, 5, 5});
   return window;
@@ -31,6 +31,7 @@ TEST(LoadWindowTest, AllRanksComeToTheSameSums) {
     const auto sums = window.sum(all);
     ASSERT_OK(sums);
     EXPECT_EQ(sums->loads, (ExpertLoads{{4 + 2, 2, 2}, {1 + 3, 0, 0}}));
+    EXPECT_EQ(sums->rank_tokens, (std::vector<int64_t>{4 + 2, 2 + 2, 1, 3}));
     // Mean by most: (3/4 + nothing) / 2, then (2/2 + 2/3) / 2.
     ASSERT_EQ(sums->balancedness.size(), 2u);
     EXPECT_DOUBLE_EQ(sums->balancedness[0], (0.75 + 1) / 2);

@@ -13,6 +13,7 @@ class Payload {
 
   // Once. kExhausted.
   Result<void> allocate(int64_t max_tokens, int64_t max_received);
+  size_t bytes() const { return memory_.bytes(); }
 
   // A row on its way is `width` values of `dtype`; those of FP8 are bytes, which scales have some of.
   kernels::DType dtype() const { return row_.dtype; }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <iterator>
+#include <vector>
 
 namespace sluice::moe {
 
@@ -26,6 +27,14 @@ struct RebalanceCounts {
   uint64_t layers_rolled_back = 0;  // whose experts did not arrive as they were sent
   uint64_t moved_bytes = 0;         // from rank to rank
   double seconds = 0;               // in which nothing was computed
+};
+
+// Tokens that the experts of each rank got, copies included, since this was last asked for.
+struct RankTokens {
+  std::vector<int64_t> layers;  // those with experts, by their numbers in the model
+  int64_t ranks = 0;            // that divide the experts
+  std::vector<int64_t> tokens;  // [layers, ranks]
+  bool empty() const { return tokens.empty(); }
 };
 
 }  // namespace sluice::moe

@@ -21,6 +21,7 @@ namespace {
 constexpr size_t kRecord = 16 * 1024;  // the largest there is
 constexpr unsigned char kAlpn[] = "\x08http/1.1";
 constexpr unsigned kAlpnSize = sizeof kAlpn - 1;
+constexpr unsigned char kAlpnHttp2[] = "\x02h2";
 
 int fd_of(BIO* bio) { return static_cast<int>(reinterpret_cast<intptr_t>(BIO_get_data(bio))); }
 
@@ -145,8 +146,9 @@ Result<std::shared_ptr<SSL_CTX>> make_context(const TlsFiles& files) {
 
 TlsSession::TlsSession(SSL_CTX* context, int fd) : ssl_(make_ssl(context, fd)) { SSL_set_accept_state(ssl_); }
 
-TlsSession::TlsSession(SSL_CTX* context, int fd, const std::string& host) : ssl_(make_ssl(context, fd)) {
+TlsSession::TlsSession(SSL_CTX* context, int fd, const std::string& host, Alpn alpn) : ssl_(make_ssl(context, fd)) {
   SSL_set_connect_state(ssl_);
+  if (alpn == Alpn::kHttp2) SSL_set_alpn_protos(ssl_, kAlpnHttp2, sizeof kAlpnHttp2 - 1);
   boost::system::error_code not_an_address;
   boost::asio::ip::make_address(host, not_an_address);
   bool set;
@@ -290,9 +292,9 @@ std::unique_ptr<TlsSession> TlsContext::accept(int fd) const {
   return std::make_unique<TlsSession>(context.get(), fd);
 }
 
-std::unique_ptr<TlsSession> TlsContext::connect(int fd, const std::string& host) const {
+std::unique_ptr<TlsSession> TlsContext::connect(int fd, const std::string& host, Alpn alpn) const {
   const auto context = current();
-  return std::make_unique<TlsSession>(context.get(), fd, host);
+  return std::make_unique<TlsSession>(context.get(), fd, host, alpn);
 }
 
 std::shared_ptr<TlsContext> TlsContext::of_system() {

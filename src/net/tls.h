@@ -1,5 +1,5 @@
 // TLS by OpenSSL: which certificates a server shows and a client trusts, read again when their files change, and the
-// session of one connection on a non-blocking socket. TLS 1.2 and 1.3, ALPN "http/1.1".
+// session of one connection on a non-blocking socket. TLS 1.2 and 1.3, ALPN "http/1.1", of a client also "h2".
 #pragma once
 
 #include <memory>
@@ -29,12 +29,14 @@ struct TlsFiles {
   std::vector<std::string> authorities = {};
 };
 
+enum class Alpn { kHttp1, kHttp2 };
+
 // One connection's session. Loop thread only.
 class TlsSession {
  public:
   TlsSession(ssl_ctx_st* context, int fd);  // of a server
   // Of a client, which checks that the certificate is one for `host`, a name or an address.
-  TlsSession(ssl_ctx_st* context, int fd, const std::string& host);
+  TlsSession(ssl_ctx_st* context, int fd, const std::string& host, Alpn alpn);
   ~TlsSession();
   TlsSession(const TlsSession&) = delete;
   TlsSession& operator=(const TlsSession&) = delete;
@@ -80,7 +82,7 @@ class TlsContext {
   Result<bool> reload_if_changed();
 
   std::unique_ptr<TlsSession> accept(int fd) const;
-  std::unique_ptr<TlsSession> connect(int fd, const std::string& host) const;
+  std::unique_ptr<TlsSession> connect(int fd, const std::string& host, Alpn alpn = Alpn::kHttp1) const;
 
   // For clients that were told nothing: the system's authorities, no certificate. Loaded when it is first asked for.
   static std::shared_ptr<TlsContext> of_system();

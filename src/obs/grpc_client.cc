@@ -7,13 +7,13 @@
 #include <boost/asio/connect.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/redirect_error.hpp>
-#include <boost/asio/write.hpp>
 #include <charconv>
 #include <cstring>
 #include <vector>
 
 #include "net/http.h"
 #include "net/stream.h"
+#include "net/tls.h"
 
 namespace sluice::obs {
 namespace {
@@ -23,6 +23,7 @@ using Tcp = asio::ip::tcp;
 using Socket = asio::basic_stream_socket<Tcp, net::Executor>;
 
 constexpr size_t kMostAnswer = 1 << 20;
+constexpr size_t kReadAhead = 16 * 1024;
 
 Error error_of(const boost::system::error_code& code, std::string_view doing, bool timed_out) {
   if (timed_out) return {ErrorCode::kTimeout, fmt::format("{} took too long", doing)};
@@ -42,11 +43,13 @@ std::string framed(std::string_view message) {
 
 class GrpcClient::Connection : public std::enable_shared_from_this<Connection> {
  public:
-  Connection(net::EventLoop& loop, const std::string& host, uint16_t port)
+  Connection(net::EventLoop& loop, const std::string& host, uint16_t port, std::shared_ptr<net::TlsContext> tls)
       : authority_(host.find(':') == std::string::npos ? fmt::format("{}:{}", host, port)
                                                        : fmt::format("[{}]:{}", host, port)),
         host_(host),
         port_(port),
+        tls_(std::move(tls)),
+        loop_(loop),
         socket_(loop.executor()),
         deadline_(loop.executor()) {
     nghttp2_session_callbacks* callbacks = nullptr;
@@ -58,7 +61,10 @@ class GrpcClient::Connection : public std::enable_shared_from_this<Connection> {
     nghttp2_session_callbacks_del(callbacks);
     nghttp2_submit_settings(session_, NGHTTP2_FLAG_NONE, nullptr, 0);
   }
-  ~Connection() { nghttp2_session_del(session_); }
+  ~Connection() {
+    close();
+    nghttp2_session_del(session_);
+  }
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
 
@@ -67,6 +73,7 @@ class GrpcClient::Connection : public std::enable_shared_from_this<Connection> {
     boost::system::error_code ignored;
     socket_.close(ignored);
     if (resolver_ != nullptr) resolver_->cancel();
+    if (link_ != nullptr) link_->close();
   }
 
   // What follows ends with kTimeout after that time.
@@ -103,7 +110,17 @@ class GrpcClient::Connection : public std::enable_shared_from_this<Connection> {
     }
     if (error || timed_out_) co_return error_of(error, "connecting to " + authority_, timed_out_);
     socket_.set_option(Tcp::no_delay(true), error);
-    co_return Result<void>();
+    socket_.native_non_blocking(true, error);
+    const int fd = socket_.release(error);
+    if (error) co_return error_of(error, "connecting to " + authority_, false);
+    link_ = std::make_shared<net::Stream>(loop_, fd, kReadAhead);
+    if (tls_ == nullptr) co_return Result<void>();
+    link_->start_tls(tls_->connect(fd, host_, net::Alpn::kHttp2));
+    const net::Io io = co_await link_->handshake(Duration::zero());
+    if (io == net::Io::kOk) co_return Result<void>();
+    const std::string& why = link_->tls()->error();
+    if (why.empty()) co_return ended(io, "the TLS handshake with " + authority_);
+    co_return Error{ErrorCode::kReset, fmt::format("the TLS handshake with {} failed: {}", authority_, why)};
   }
 
   net::Task<Result<GrpcAnswer>> exchange(const std::string& path, const std::string& message, Duration deadline) {
@@ -170,7 +187,7 @@ class GrpcClient::Connection : public std::enable_shared_from_this<Connection> {
       return nghttp2_nv{bytes(name), bytes(value), name.size(), value.size(), NGHTTP2_NV_FLAG_NONE};
     };
     const std::array<nghttp2_nv, 8> head{field(":method", "POST"),
-                                         field(":scheme", "http"),
+                                         field(":scheme", tls_ == nullptr ? "http" : "https"),
                                          field(":path", path),
                                          field(":authority", authority_),
                                          field("te", "trailers"),
@@ -191,10 +208,11 @@ class GrpcClient::Connection : public std::enable_shared_from_this<Connection> {
       if (size == 0) break;
       bytes.append(reinterpret_cast<const char*>(part), static_cast<size_t>(size));
     }
-    if (bytes.empty()) co_return Result<void>();
-    boost::system::error_code error;
-    co_await asio::async_write(socket_, asio::buffer(bytes), asio::redirect_error(net::use_task, error));
-    if (error) co_return error_of(error, "writing to " + authority_, timed_out_);
+    iovec all{bytes.data(), bytes.size()};
+    std::span<iovec> parts(&all, 1);
+    net::Io io = link_->try_write(parts);
+    if (io == net::Io::kWouldBlock) io = co_await link_->write_rest(parts, Duration::zero());
+    if (io != net::Io::kOk) co_return ended(io, "writing to " + authority_);
     co_return Result<void>();
   }
 
@@ -203,14 +221,20 @@ class GrpcClient::Connection : public std::enable_shared_from_this<Connection> {
     if (nghttp2_session_want_read(session_) == 0) {
       co_return Error{ErrorCode::kReset, authority_ + " ended the connection"};
     }
-    std::array<uint8_t, 4096> buffer;
-    boost::system::error_code error;
-    const size_t size =
-        co_await socket_.async_read_some(asio::buffer(buffer), asio::redirect_error(net::use_task, error));
-    if (error) co_return error_of(error, "reading from " + authority_, timed_out_);
-    const ssize_t taken = nghttp2_session_mem_recv(session_, buffer.data(), size);
+    const net::Io io = co_await link_->read_more();
+    if (io != net::Io::kOk) co_return ended(io, "reading from " + authority_);
+    const std::string_view bytes = link_->unread();
+    const ssize_t taken =
+        nghttp2_session_mem_recv(session_, reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
+    link_->consume(bytes.size());
     if (taken < 0) co_return Error{ErrorCode::kProtocol, nghttp2_strerror(static_cast<int>(taken))};
     co_return Result<void>();
+  }
+
+  Error ended(net::Io how, std::string_view doing) const {
+    if (timed_out_) return {ErrorCode::kTimeout, fmt::format("{} took too long", doing)};
+    return {ErrorCode::kReset,
+            fmt::format("{}: the connection was {}", doing, how == net::Io::kReset ? "reset" : "closed")};
   }
 
   Result<GrpcAnswer> verdict() {
@@ -229,8 +253,11 @@ class GrpcClient::Connection : public std::enable_shared_from_this<Connection> {
   const std::string authority_;
   const std::string host_;
   const uint16_t port_;
+  const std::shared_ptr<net::TlsContext> tls_;
+  net::EventLoop& loop_;
 
-  Socket socket_;
+  Socket socket_;                      // until it is connected
+  std::shared_ptr<net::Stream> link_;  // then
   net::Timer deadline_;
   bool timed_out_ = false;
   bool disarmed_ = true;
@@ -248,8 +275,8 @@ class GrpcClient::Connection : public std::enable_shared_from_this<Connection> {
   GrpcAnswer answer_;
 };
 
-GrpcClient::GrpcClient(net::EventLoop& loop, std::string host, uint16_t port)
-    : loop_(loop), host_(std::move(host)), port_(port) {}
+GrpcClient::GrpcClient(net::EventLoop& loop, std::string host, uint16_t port, std::shared_ptr<net::TlsContext> tls)
+    : loop_(loop), host_(std::move(host)), port_(port), tls_(std::move(tls)) {}
 GrpcClient::~GrpcClient() = default;
 
 void GrpcClient::close() {
@@ -268,7 +295,7 @@ net::Task<Result<GrpcAnswer>> GrpcClient::call(std::string path, std::string mes
 net::Task<Result<GrpcAnswer>> GrpcClient::call_once(const std::string& path, const std::string& message,
                                                     Duration deadline) {
   const bool fresh = connection_ == nullptr;
-  if (fresh) connection_ = std::make_shared<Connection>(loop_, host_, port_);
+  if (fresh) connection_ = std::make_shared<Connection>(loop_, host_, port_, tls_);
   const auto connection = connection_;
   connection->arm(deadline);
   if (fresh) {

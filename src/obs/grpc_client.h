@@ -1,5 +1,5 @@
-// Unary calls of gRPC over HTTP/2 without TLS: one connection, one call at a time. Enough for an exporter; libnghttp2
-// does the protocol.
+// Unary calls of gRPC over HTTP/2, with TLS or without: one connection, one call at a time. Enough for an exporter;
+// libnghttp2 does the protocol.
 #pragma once
 
 #include <memory>
@@ -8,6 +8,10 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "net/loop.h"
+
+namespace sluice::net {
+class TlsContext;
+}
 
 namespace sluice::obs {
 
@@ -20,8 +24,8 @@ struct GrpcAnswer {
 // Loop thread only, the destructor too; no call is under way then.
 class GrpcClient {
  public:
-  // `loop` outlives this.
-  GrpcClient(net::EventLoop& loop, std::string host, uint16_t port);
+  // `loop` outlives this. Without `tls` it speaks plain HTTP/2.
+  GrpcClient(net::EventLoop& loop, std::string host, uint16_t port, std::shared_ptr<net::TlsContext> tls);
   ~GrpcClient();
 
   // Connects if there is no connection; one that was kept and turns out to be dead is replaced once. Errors: kRefused,
@@ -37,6 +41,7 @@ class GrpcClient {
   net::EventLoop& loop_;
   const std::string host_;
   const uint16_t port_;
+  const std::shared_ptr<net::TlsContext> tls_;
   std::shared_ptr<Connection> connection_;
 };
 

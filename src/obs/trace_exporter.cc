@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "net/client.h"
 #include "net/stream.h"
+#include "net/tls.h"
 #include "obs/grpc_client.h"
 #include "obs/span.h"
 
@@ -40,16 +41,22 @@ bool may_pass_over_http(int status) { return status == 429 || (status >= 502 && 
 }  // namespace
 
 Result<TraceEndpoint> parse_trace_endpoint(std::string_view text) {
-  const bool is_url = text.find("://") != std::string_view::npos;
-  auto url = net::parse_url(text);
+  constexpr std::string_view kGrpcs = "grpcs://";
+  const bool over_tls = text.starts_with(kGrpcs);
+  const std::string_view address = over_tls ? text.substr(kGrpcs.size()) : text;
+  const bool is_url = address.find("://") != std::string_view::npos;
+  const bool is_grpc = over_tls || !is_url;
+  auto url = net::parse_url(address);
   if (!url.ok()) return url.error();
-  const bool has_port =
-      text.find(':', text.rfind(']') == std::string_view::npos ? 0 : text.rfind(']')) != std::string_view::npos;
-  if (!is_url && (!has_port || !url->path.empty())) {
-    return Error{ErrorCode::kBadOption, fmt::format("{} is neither host:port (OTLP/gRPC) nor a URL (OTLP/HTTP)", text)};
+  const bool has_port = address.find(':', address.rfind(']') == std::string_view::npos ? 0 : address.rfind(']')) !=
+                        std::string_view::npos;
+  if (is_grpc && (is_url || !has_port || !url->path.empty())) {
+    return Error{ErrorCode::kBadOption,
+                 fmt::format("{} is neither host:port or grpcs://host:port (OTLP/gRPC) nor a URL (OTLP/HTTP)", text)};
   }
-  if (is_url && url->path.empty()) url->path = "/v1/traces";
-  return TraceEndpoint{!is_url, std::move(url).value()};
+  if (!is_grpc && url->path.empty()) url->path = "/v1/traces";
+  url->tls = url->tls || over_tls;
+  return TraceEndpoint{is_grpc, std::move(url).value()};
 }
 
 class TraceExporter::Impl {
@@ -60,8 +67,9 @@ class TraceExporter::Impl {
         resource_{{"service.name", std::move(service_name)}, {"telemetry.sdk.language", std::string("cpp")}},
         counters_(std::move(counters)),
         timing_(timing),
-        http_(loop_, {.tls = std::move(tls)}),
-        grpc_(loop_, endpoint_.url.host, endpoint_.url.port),
+        http_(loop_, {.tls = tls}),
+        grpc_(loop_, endpoint_.url.host, endpoint_.url.port,
+              !endpoint_.url.tls ? nullptr : (tls != nullptr ? std::move(tls) : net::TlsContext::of_system())),
         timer_(loop_.executor()),
         farewell_(loop_.executor()) {
     waiting_.reserve(64);

@@ -17,8 +17,8 @@ class TlsContext;
 
 namespace sluice::obs {
 
-// Where traces go: "host:port" by OTLP/gRPC, without TLS; a URL, http or https, by OTLP/HTTP, to /v1/traces where it
-// has no path.
+// Where traces go: "host:port" by OTLP/gRPC, "grpcs://host:port" the same over TLS; a URL, http or https, by OTLP/HTTP,
+// to /v1/traces where it has no path.
 struct TraceEndpoint {
   bool is_grpc = true;
   net::Url url;
@@ -39,7 +39,7 @@ class TraceExporter {
     Duration first_pause = std::chrono::milliseconds(500);  // before a second delivery of a batch; then doubled
     Duration farewell = std::chrono::seconds(2);            // for what waits at the end
   };
-  // `tls`: for https; without it the system's authorities and no certificate.
+  // `tls`: for https and grpcs; without it the system's authorities and no certificate.
   TraceExporter(TraceEndpoint endpoint, std::string service_name, Counters counters, Timing timing,
                 std::shared_ptr<net::TlsContext> tls = {});
   // Delivers what waits, or lets go of it when the time for that is over.

@@ -172,7 +172,13 @@ TEST(TraceEndpointTest, IsAnAddressForGrpcAndAUrlForHttp) {
   EXPECT_FALSE(http.is_grpc);
   EXPECT_EQ(http.url.path, "/v1/traces");
   EXPECT_EQ(parse_trace_endpoint("http://collector/otlp/traces")->url.path, "/otlp/traces");
-  for (const char* bad : {"", "collector", "[::1]", "collector:4317/path", "collector:0", "ftp://collector"}) {
+  const auto grpcs = parse_trace_endpoint("grpcs://[::1]:4317").value();
+  EXPECT_TRUE(grpcs.is_grpc);
+  EXPECT_TRUE(grpcs.url.tls);
+  EXPECT_EQ(grpcs.url.host, "::1");
+  EXPECT_FALSE(grpc.url.tls);
+  for (const char* bad : {"", "collector", "[::1]", "collector:4317/path", "collector:0", "ftp://collector", "grpcs://",
+                          "grpcs://collector", "grpcs://collector:4317/path", "grpcs://http://collector:4317"}) {
     EXPECT_FALSE(parse_trace_endpoint(bad).ok()) << bad;
   }
 }

@@ -71,12 +71,16 @@ class Gloo final : public Communicator {
     header_ = header_of(call, ++sequence_, size());
     call_text_ = to_string(header_);
     since_ = world_->options().clock->now();
-    auto result = carry_out(call);
-    if (!result.ok()) {  // nothing may touch the caller's memory any more
-      receives_.clear();
-      sends_.clear();
-    }
-    return result;
+    // Whatever happens, nothing touches the caller's memory afterwards; after a call that is done there is nothing
+    // left.
+    struct Clear {
+      Gloo& gloo;
+      ~Clear() {
+        gloo.receives_.clear();
+        gloo.sends_.clear();
+      }
+    } const clear{*this};
+    return carry_out(call);
   }
 
   Result<std::unique_ptr<Communicator>> subgroup(std::span<const int> members, int index,

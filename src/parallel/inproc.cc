@@ -114,6 +114,7 @@ class Inproc final : public Communicator {
     const GroupOptions& options = world_->options;
     const TimePoint since = options.clock->now();
     sign_.seen(since);
+    SignOfLife::Waiting waiting(sign_);
     std::unique_lock lock(world_->mu);
     if (world_->failure) return *world_->failure;
     state();
@@ -124,9 +125,9 @@ class Inproc final : public Communicator {
         if (group_->came[static_cast<size_t>(i)] < mine) missing.push_back(world_rank(i));
       }
       // Even if the world has failed since: all go on from here, and read what the others have stated.
-      sign_.waits_for(missing.empty() ? -1 : missing[0]);
       if (missing.empty()) return {};
       if (world_->failure) return *world_->failure;
+      waiting.is_for(missing[0]);
       const auto left = time_left({.group = name(),
                                    .call = to_string(header),
                                    .waiting = world_rank(rank()),

@@ -15,6 +15,18 @@ uint64_t pack(const Progress& p) {
   return uint64_t{p.step} << 32 | uint64_t{static_cast<uint16_t>(p.layer + 1)} << 8 | static_cast<uint8_t>(p.phase);
 }
 
+// For whom `rank` waits: of two, one that waits for nobody itself, as a rank that hangs does. -1 = for nobody.
+int next_after(int rank, std::span<const SignOfLife> signs) {
+  int next = -1;
+  for (const int other : signs[static_cast<size_t>(rank)].waits_for()) {
+    if (other < 0) continue;
+    const auto waits = signs[static_cast<size_t>(other)].waits_for();
+    if (std::ranges::all_of(waits, [](int of) { return of < 0; })) return other;
+    if (next < 0) next = other;
+  }
+  return next;
+}
+
 }  // namespace
 
 std::string_view to_string(Phase phase) {
@@ -34,6 +46,16 @@ std::string to_string(const Progress& progress) {
 void SignOfLife::seen(TimePoint now, const Progress& progress) {
   where_.store(pack(progress), std::memory_order_relaxed);
   seen(now);
+}
+
+void SignOfLife::Waiting::is_for(int rank) {
+  if (place_ != nullptr) return place_->store(rank + 1, std::memory_order_relaxed);
+  for (auto& place : sign_.waits_for_) {
+    int32_t nobody = 0;
+    if (!place.compare_exchange_strong(nobody, rank + 1, std::memory_order_relaxed)) continue;
+    place_ = &place;
+    return;
+  }
 }
 
 Progress SignOfLife::where() const {
@@ -66,10 +88,10 @@ Result<Duration> time_left(const Wait& wait, std::span<const SignOfLife> signs, 
     if (sign.joined()) {
       text += fmt::format("{}no sign of rank {} for {:.1f} s{}", separator, rank, seconds(now - sign.when()),
                           in(sign.where()));
-      int next = sign.waits_for();
+      int next = next_after(rank, signs);
       for (size_t i = 0; next >= 0 && next != rank && i < signs.size(); ++i) {
         text += fmt::format(", which waits for rank {}{}", next, in(signs[static_cast<size_t>(next)].where()));
-        next = signs[static_cast<size_t>(next)].waits_for();
+        next = next_after(next, signs);
       }
     } else {
       text += fmt::format("{}rank {} has not joined within {:.1f} s", separator, rank, seconds(now - wait.since));

@@ -2,6 +2,7 @@
 // time, across processes too.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <span>
@@ -51,10 +52,27 @@ class alignas(64) SignOfLife {
   void seen(TimePoint now) { when_.store(now.time_since_epoch().count(), std::memory_order_relaxed); }
   void seen(TimePoint now, const Progress& progress);
 
-  // While it waits in a call: for whom, by the name in the world; -1 = for nobody. Members that hear of each other only
-  // by messages do not say it.
-  void waits_for(int rank) { waits_for_.store(rank, std::memory_order_relaxed); }
-  int waits_for() const { return waits_for_.load(std::memory_order_relaxed); }
+  // For whom it waits in calls, by the name in the world; -1 = for nobody. Two threads of a rank may be in calls at
+  // once. Members that hear of each other only by messages do not say it.
+  using WaitsFor = std::array<int, 2>;
+  WaitsFor waits_for() const {
+    return {waits_for_[0].load(std::memory_order_relaxed) - 1, waits_for_[1].load(std::memory_order_relaxed) - 1};
+  }
+  // One call that waits, while it does.
+  class Waiting {
+   public:
+    explicit Waiting(SignOfLife& sign) : sign_(sign) {}
+    ~Waiting() {
+      if (place_ != nullptr) place_->store(0, std::memory_order_relaxed);
+    }
+    Waiting(const Waiting&) = delete;
+    Waiting& operator=(const Waiting&) = delete;
+    void is_for(int rank);
+
+   private:
+    SignOfLife& sign_;
+    std::atomic<int32_t>* place_ = nullptr;
+  };
 
   bool joined() const { return when_.load(std::memory_order_relaxed) != 0; }
   TimePoint when() const { return TimePoint(Duration(when_.load(std::memory_order_relaxed))); }
@@ -63,7 +81,7 @@ class alignas(64) SignOfLife {
  private:
   std::atomic<int64_t> when_{0};
   std::atomic<uint64_t> where_{0};
-  std::atomic<int32_t> waits_for_{-1};
+  std::array<std::atomic<int32_t>, 2> waits_for_{};  // the rank + 1: shared memory begins as zeros
 };
 static_assert(std::atomic<uint64_t>::is_always_lock_free && std::atomic<int64_t>::is_always_lock_free);
 

@@ -25,7 +25,8 @@ TEST_F(TimeLeftTest, ARankThatWaitsItselfIsNamedWithTheOneThatKeepsIt) {
   for (SignOfLife& sign : signs_) sign.seen(TimePoint(10s));
   EXPECT_EQ(message(), "group a: rank 2 waits in barrier #1 for rank 0: no sign of rank 0 for 5.0 s");
   signs_[1].seen(TimePoint(10s), {.step = 4, .phase = Phase::kExperts, .layer = 2});
-  signs_[0].waits_for(1);
+  SignOfLife::Waiting waiting(signs_[0]);
+  waiting.is_for(1);
   EXPECT_EQ(message(),
             "group a: rank 2 waits in barrier #1 for rank 0: no sign of rank 0 for 5.0 s, which waits for "
             "rank 1 (step 4, layer 2, experts)");
@@ -33,10 +34,32 @@ TEST_F(TimeLeftTest, ARankThatWaitsItselfIsNamedWithTheOneThatKeepsIt) {
 
 TEST_F(TimeLeftTest, RanksThatWaitForEachOtherAreNamedOnce) {
   for (SignOfLife& sign : signs_) sign.seen(TimePoint(10s));
-  signs_[0].waits_for(1);
-  signs_[1].waits_for(0);
+  SignOfLife::Waiting first(signs_[0]), second(signs_[1]);
+  first.is_for(1);
+  second.is_for(0);
   EXPECT_EQ(message(),
             "group a: rank 2 waits in barrier #1 for rank 0: no sign of rank 0 for 5.0 s, which waits for rank 1");
+}
+
+// Rank 0 waits in one thread for rank 3, which hangs, and in the other for rank 1, which waits for rank 3 too.
+TEST_F(TimeLeftTest, OfTwoThatARankWaitsForTheOneThatWaitsForNobodyIsNamed) {
+  for (SignOfLife& sign : signs_) sign.seen(TimePoint(10s));
+  SignOfLife::Waiting of_one(signs_[1]);
+  of_one.is_for(3);
+  SignOfLife::Waiting to_one(signs_[0]);
+  to_one.is_for(1);
+  const std::string named =
+      "group a: rank 2 waits in barrier #1 for rank 0: no sign of rank 0 for 5.0 s, which waits for rank ";
+  EXPECT_EQ(message(), named + "1, which waits for rank 3");
+  {
+    SignOfLife::Waiting to_three(signs_[0]);
+    to_three.is_for(3);
+    EXPECT_EQ(message(), named + "3");
+    SignOfLife::Waiting beyond(signs_[0]);  // more than a rank has threads
+    beyond.is_for(2);
+    EXPECT_EQ(message(), named + "3");
+  }
+  EXPECT_EQ(message(), named + "1, which waits for rank 3") << "one thread has come back, the other has not";
 }
 
 }  // namespace

@@ -386,15 +386,13 @@ class Shm final : public Communicator {
       return {};
     }
     if (spin(before)) return {};
+    SignOfLife::Waiting waiting(sign_);
     while (true) {
       const uint32_t now = meeting_.round.load();
       // Even if the world has failed since: all have come, and what they wrote is whole.
-      if ((now & ~1u) != before) {
-        sign_.waits_for(-1);
-        return {};
-      }
+      if ((now & ~1u) != before) return {};
       if (now & 1) return failed();
-      SLUICE_TRY(const Duration left, patience(since));
+      SLUICE_TRY(const Duration left, patience(since, waiting));
       meeting_.sleepers.fetch_add(1);
       futex_wait(meeting_.round, before, std::min(left, options_.longest_sleep));
       meeting_.sleepers.fetch_sub(1);
@@ -415,13 +413,13 @@ class Shm final : public Communicator {
 
   Error failed() const { return segment_->failure().value_or(Error{ErrorCode::kInternal, "the ranks' world failed"}); }
 
-  Result<Duration> patience(TimePoint since) {
+  Result<Duration> patience(TimePoint since, SignOfLife::Waiting& waiting) {
     missing_.clear();
     for (int i = 0; i < size(); ++i) {
       if (word(i).rounds.load(std::memory_order_acquire) != round_) missing_.push_back(world_rank(i));
     }
     if (missing_.empty()) missing_.assign(world_ranks().begin(), world_ranks().end());  // the last died before it told
-    sign_.waits_for(missing_[0]);
+    waiting.is_for(missing_[0]);
     const auto left = time_left({.group = name(),
                                  .call = to_string(header_),
                                  .waiting = world_rank(rank()),

@@ -166,6 +166,15 @@ TEST(ShmTest, WaitsLongerForARankThatHasNotJoined) {
   EXPECT_THAT(result.error().message, HasSubstr("rank 1 has not joined within 0.1 s"));
 }
 
+// The memory begins as zeros, and nobody writes it before the first wait.
+TEST(ShmTest, ARankThatHasNotWaitedYetWaitsForNobody) {
+  const auto segment = ShmSegment::create(2).value();
+  EXPECT_EQ(segment->signs()[1].waits_for(), (SignOfLife::WaitsFor{-1, -1}));
+  SignOfLife::Waiting waiting(segment->sign(1));
+  waiting.is_for(0);
+  EXPECT_EQ(segment->signs()[1].waits_for(), (SignOfLife::WaitsFor{0, -1}));
+}
+
 TEST(ShmTest, RefusesADescriptorThatIsNoSegment) {
   int ends[2];
   ASSERT_EQ(::pipe(ends), 0);

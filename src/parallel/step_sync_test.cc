@@ -103,7 +103,9 @@ TEST(StepSyncTest, TheHashTellsPlansAndLayoutsApart) {
 // which ends the instance: what it had not computed is sent to its successor.
 class Simulation {
  public:
-  Simulation(const Layout& layout, uint64_t seed) : layout_(layout), rng_(seed) { start(); }
+  Simulation(const Layout& layout, uint64_t seed, bool mortal = true) : layout_(layout), rng_(seed), mortal_(mortal) {
+    start();
+  }
 
   // One event. False: nothing can happen any more.
   bool step(bool more_work) {
@@ -111,7 +113,7 @@ class Simulation {
     if (more_work) possible.emplace_back([this] { rng_.below(8) == 0 ? send_control() : send_work(); });
     if (rng_.below(200) == 0) stalled_ = rng_.below(ranks_.size());
     if (rng_.below(10) == 0) stalled_.reset();
-    if (more_work && rng_.below(30) == 0) possible.emplace_back([this] { die(); });
+    if (mortal_ && more_work && rng_.below(30) == 0) possible.emplace_back([this] { die(); });
     for (Rank& rank : ranks_) {
       if (stalled_ && &rank == &ranks_[*stalled_]) continue;
       // Whoever has posted waits for the others.
@@ -235,6 +237,7 @@ class Simulation {
 
   const Layout layout_;
   Rng rng_;
+  const bool mortal_;
   std::vector<Rank> ranks_;
   std::optional<size_t> stalled_;
   uint64_t work_ = 0;
@@ -273,6 +276,35 @@ TEST(StepSyncSimulation, NoWorkIsLostAndNobodySleepsForEverInAnyInterleaving) {
   EXPECT_GT(parks, 100);
   EXPECT_GT(controls, 100);
   EXPECT_GT(deaths, 10);
+}
+
+// Pieces of work come after so many events as bring them before, into and after the moment at which the ranks park, and
+// then all rest. SLUICE_SOAK_PARKS asks for more rounds.
+TEST(StepSyncSimulation, NoRoundOfParkingAndWakingLosesAWakeUp) {
+  const int64_t wanted = from_environment("SLUICE_SOAK_PARKS", 5'000);
+  int64_t parks = 0, rests = 0;
+  for (auto seed = static_cast<uint64_t>(from_environment("SLUICE_SOAK_SEED", 1)); parks < wanted; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    const Layout layout = layout_of(seed);
+    Simulation simulation(layout, seed, /*mortal=*/false);
+    Rng rng(seed);
+    for (int round = 0; round < 100; ++round, ++rests) {
+      for (uint64_t pieces = 1 + rng.below(3); pieces > 0; --pieces) {
+        simulation.step(/*more_work=*/true);
+        // Some five events of each rank take a piece of work from its arrival to the next parking.
+        const uint64_t pause = rng.below(8 * static_cast<uint64_t>(layout.tp_size));
+        for (uint64_t i = 0; i < pause; ++i) simulation.step(/*more_work=*/false);
+      }
+      int left = 0;
+      while (simulation.step(/*more_work=*/false)) ASSERT_LT(++left, 100'000) << "it never comes to rest";
+      ASSERT_EQ(simulation.failure(), "");
+      ASSERT_EQ(simulation.done(), simulation.sent()) << "round " << round << ": nobody wakes for what is left";
+      ASSERT_TRUE(simulation.controls_agree());
+    }
+    parks += simulation.parks();
+  }
+  EXPECT_GE(parks, rests / 2) << "ranks that rest have parked";
+  RecordProperty("parks", std::to_string(parks));
 }
 
 TEST(StepSyncSimulation, ARankThatGoesAstrayIsFoundAtTheNextExchangeBeforeDataMove) {

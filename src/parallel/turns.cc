@@ -86,6 +86,13 @@ Strand::~Strand() {
 }
 
 void Strand::begin(std::function<Result<void>()> work) {
+  // Before there is a place in the queue: nobody would take it if there can be no thread.
+  if (!thread_.joinable()) {
+    thread_ = std::thread([this] {
+      ::pthread_setname_np(::pthread_self(), "sluice-strand");
+      run();
+    });
+  }
   {
     const std::lock_guard lock(mu_);
     work_ = std::move(work);
@@ -93,11 +100,6 @@ void Strand::begin(std::function<Result<void>()> work) {
     result_.reset();
   }
   changed_.notify_all();
-  if (thread_.joinable()) return;
-  thread_ = std::thread([this] {
-    ::pthread_setname_np(::pthread_self(), "sluice-strand");
-    run();
-  });
 }
 
 Result<void> Strand::end() {

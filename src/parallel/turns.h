@@ -93,7 +93,8 @@ class Strand {
   Strand(const Strand&) = delete;
   Strand& operator=(const Strand&) = delete;
 
-  // `work` gets the next turn. end() comes before the next begin().
+  // `work` gets the next turn. end() comes before the next begin(), and before what `work` refers to is gone: see
+  // Overlap::both(). If it throws, there is no work.
   void begin(std::function<Result<void>()> work);
   // Gives the turn away until the work is done; what it returned.
   Result<void> end();

@@ -2,8 +2,12 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <pthread.h>
 
 #include <future>
+#include <stdexcept>
+#include <system_error>
+#include <thread>
 
 #include "parallel/group_fixture.h"
 #include "parallel/overlap.h"
@@ -92,6 +96,39 @@ TEST(TurnsTest, WhoThrowsLeavesTheTurnsInOrder) {
   turns.yield();
 }
 
+// Threads of such stacks cannot be.
+class NoThreads {
+ public:
+  NoThreads() {
+    pthread_getattr_default_np(&before_);
+    pthread_attr_t larger;
+    pthread_getattr_default_np(&larger);
+    pthread_attr_setstacksize(&larger, size_t{1} << 48);
+    pthread_setattr_default_np(&larger);
+    pthread_attr_destroy(&larger);
+  }
+  ~NoThreads() {
+    pthread_setattr_default_np(&before_);
+    pthread_attr_destroy(&before_);
+  }
+
+ private:
+  pthread_attr_t before_;
+};
+
+TEST(TurnsTest, AStrandThatCannotBeStartedLeavesTheTurnsInOrder) {
+  Turns turns;
+  Strand strand(turns);
+  const Turn turn(turns);
+  {
+    const NoThreads none;
+    EXPECT_THROW(strand.begin([]() -> Result<void> { return {}; }), std::system_error);
+  }
+  turns.yield();  // nobody is queued
+  strand.begin([]() -> Result<void> { return {}; });
+  EXPECT_OK(strand.end());
+}
+
 class OverlapTest : public ::testing::TestWithParam<CommunicatorRow> {};
 
 // What others wait for is computed only once this rank's own call is under way: without a turn to compute in while it
@@ -112,11 +149,13 @@ TEST_P(OverlapTest, ARankComputesWhileItsCallWaitsForOthers) {
       ASSERT_OK(add());
     } else {
       const Turn turn(turns);
-      (*overlap)->strand().begin(add);
-      turns.yield();
-      EXPECT_EQ(sum, 1) << "it is on its way";
-      computed.set_value();
-      ASSERT_OK((*overlap)->strand().end());
+      const auto compute = [&]() -> Result<void> {
+        turns.yield();
+        EXPECT_EQ(sum, 1) << "it is on its way";
+        computed.set_value();
+        return {};
+      };
+      ASSERT_OK((*overlap)->both(compute, add));
     }
     EXPECT_EQ(sum, 3);
     EXPECT_GT((*overlap)->received_bytes(), 0u);
@@ -130,8 +169,7 @@ TEST_P(OverlapTest, TheHalvesOfABatchNeedNoCommonOrder) {
   on_each(ranks, [](Communicator& world) {
     auto overlap = Overlap::make(world, {.tp_rank = world.rank(), .tp_size = 3, .dp_size = 3});
     ASSERT_OK(overlap);
-    Turns& turns = (*overlap)->turns();
-    const Turn turn(turns);
+    const Turn turn((*overlap)->turns());
     const auto sums = [&](size_t half, int64_t base) -> Result<void> {
       for (int64_t i = 0; i < 200; ++i) {
         std::vector<int64_t> values(static_cast<size_t>(1 + i * 7 % 600), base + i);
@@ -144,9 +182,8 @@ TEST_P(OverlapTest, TheHalvesOfABatchNeedNoCommonOrder) {
       return {};
     };
     const auto own = static_cast<size_t>(world.rank() % 2);  // which of them is this thread's
-    (*overlap)->strand().begin([&] { return sums(1 - own, own == 0 ? 1000 : 0); });
-    EXPECT_OK(sums(own, own == 0 ? 0 : 1000));
-    EXPECT_OK((*overlap)->strand().end());
+    EXPECT_OK((*overlap)->both([&] { return sums(own, own == 0 ? 0 : 1000); },
+                               [&] { return sums(1 - own, own == 0 ? 1000 : 0); }));
   });
 }
 
@@ -158,15 +195,71 @@ TEST_P(OverlapTest, WhoMissesARankNamesTheHalfAndWhoIsMissing) {
     ASSERT_OK(overlap);
     if (world.rank() == 1) return reported.get_future().wait();
     const Turn turn((*overlap)->turns());
-    (*overlap)->strand().begin([&] { return (*overlap)->half(1).all->barrier(); });
-    const auto first = (*overlap)->half(0).all->barrier();
-    const auto second = (*overlap)->strand().end();
+    Result<void> first, second;
+    EXPECT_FALSE((*overlap)
+                     ->both([&] { return first = (*overlap)->half(0).all->barrier(); },
+                            [&] { return second = (*overlap)->half(1).all->barrier(); })
+                     .ok());
     reported.set_value();
     ASSERT_FALSE(first.ok());
     ASSERT_FALSE(second.ok());
     EXPECT_EQ(first.error().message, second.error().message) << "the first reason stays";
     EXPECT_THAT(first.error().message, HasSubstr("half: rank 0"));
     EXPECT_THAT(first.error().message, HasSubstr("rank 1"));
+  });
+}
+
+// One part throws while the other waits for a rank, or for the first one's mark: the other ranks hear of it at once,
+// and the rank's other part ends.
+TEST_P(OverlapTest, WhatOnePartThrowsFailsTheWorldAndEndsTheOther) {
+  enum class Throws { kFirst, kFirstBeforeAMark, kSecond };
+  for (const Throws throws : {Throws::kFirst, Throws::kFirstBeforeAMark, Throws::kSecond}) {
+    Ranks ranks = make_ranks(GetParam(), 2, {.silence_limit = std::chrono::hours(1)});
+    // Until both have heard: gloo reads no more from a rank that writes to memory which is gone.
+    std::array<std::unique_ptr<Overlap>, 2> overlaps;
+    on_each(ranks, [&](Communicator& world) {
+      auto made = Overlap::make(world, {.tp_rank = world.rank(), .tp_size = 2});
+      ASSERT_OK(made);
+      auto& overlap = overlaps[static_cast<size_t>(world.rank())];
+      overlap = std::move(*made);
+      const size_t thrower = throws == Throws::kSecond ? 1 : 0;
+      const auto call = [&](size_t half) { return overlap->half(half).all->barrier(); };
+      Turns& turns = overlap->turns();
+      const Turn turn(turns);
+      if (world.rank() == 1) {  // is where the other will not come
+        const auto failed = call(thrower);
+        ASSERT_FALSE(failed.ok());
+        EXPECT_THAT(failed.error().message, HasSubstr("rank 0: no memory"));
+        return;
+      }
+      const auto part = [&](size_t half) -> Result<void> {
+        if (half == 0) turns.yield();
+        if (half == thrower) throw std::runtime_error("no memory");
+        if (throws == Throws::kFirstBeforeAMark) turns.wait_for(1);
+        const auto failed = call(half);
+        EXPECT_FALSE(failed.ok());
+        return failed;
+      };
+      const auto both = [&] { return overlap->both([&] { return part(0); }, [&] { return part(1); }); };
+      if (throws == Throws::kSecond) {
+        EXPECT_FALSE(both().ok());
+      } else {
+        EXPECT_THROW((void)both(), std::runtime_error);
+      }
+      turns.yield();  // in order
+      EXPECT_THAT(world.failure()->message, HasSubstr("rank 0: no memory"));
+    });
+  }
+}
+
+TEST_P(OverlapTest, OneHalfIsEnoughWhereBatchesAreWhole) {
+  Ranks ranks = make_ranks(GetParam(), 2);
+  on_each(ranks, [](Communicator& world) {
+    auto overlap = Overlap::make(world, {.tp_rank = world.rank(), .tp_size = 2}, /*halves=*/1);
+    ASSERT_OK(overlap);
+    EXPECT_EQ((*overlap)->halves(), 1u);
+    const Turn turn((*overlap)->turns());
+    EXPECT_OK((*overlap)->half(0).all->barrier());
   });
 }
 

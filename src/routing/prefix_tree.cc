@@ -86,19 +86,20 @@ struct PrefixTree::Node {
   std::atomic<Ref> children{0};
   // Most nodes have one holder, and no table.
   Claim first;
-  std::atomic<uint32_t> further{0};  // claims in the tables
   std::atomic<Ref> claims{0};        // the first table; tables are written before `further` and read after it
+  std::atomic<uint16_t> further{0};  // claims in the tables
   // The edge's bytes follow the node.
   uint16_t edge_size = 0;
 
   // Writer only.
-  bool queued : 1 = false;   // in the queue of leaves
-  bool used : 1 = false;     // since it came into the queue
-  bool visited : 1 = false;  // perhaps the next that some Visit comes to
   Ref parent = 0;
   Ref older = 0;
   Ref newer = 0;
-  uint32_t inserts = 0;  // that came through; never fewer than through a child
+  static constexpr uint32_t kMostInserts = (1u << 29) - 1;
+  uint32_t inserts : 29 = 0;  // that came through, at most kMostInserts; never fewer than through a child
+  bool queued : 1 = false;    // in the queue of leaves
+  bool used : 1 = false;      // since it came into the queue
+  bool visited : 1 = false;   // perhaps the next that some Visit comes to
 
   char* edge_data() { return reinterpret_cast<char*>(this + 1); }
   std::string_view edge() const { return {reinterpret_cast<const char*>(this + 1), edge_size}; }
@@ -181,7 +182,7 @@ void PrefixTree::collect(const Node* node, PrefixMatch* match) const {
 // Those holders of a node that hold no more of the text than its end, `bytes` from the beginning.
 void PrefixTree::collect_parts(const Node* node, size_t bytes, PrefixMatch* match) const {
   // Of many claims other ones for other texts: a crowd is not known by those of its members that came first.
-  const size_t claims = std::min(node->further.load(std::memory_order_relaxed) + 1, kTableClaims);
+  const size_t claims = std::min<uint32_t>(node->further.load(std::memory_order_relaxed) + 1u, kTableClaims);
   const size_t skipped = claims > kPartClaims ? match->total_bytes % (claims - kPartClaims + 1) : 0;
   size_t seen = 0;
   (void)any_claim(node, [&](const Claim& claim) {
@@ -255,7 +256,7 @@ bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick, siz
       if (common < child->edge_size) child = split(child, common);
       if (child == nullptr || !claim(child, holder, tick)) return false;
     }
-    if (child->inserts != UINT32_MAX) ++child->inserts;
+    if (child->inserts != Node::kMostInserts) ++child->inserts;
     text.remove_prefix(child->edge_size);
     node = child;
   }
@@ -287,12 +288,13 @@ PrefixIndexReport PrefixTree::report(size_t most) const {
     uint32_t best = 0;
     each_child(step.node, [&](const Node* child) {
       ++children;
-      best = std::max(best, child->inserts);
+      best = std::max<uint32_t>(best, child->inserts);
       open.push_back({child, step.bytes + child->edge_size});
       std::ranges::push_heap(open, less_used);
     });
     // One that nearly all go on from in the same way says less than its continuation.
-    if (step.node == root_ || best >= step.node->inserts - step.node->inserts / 10) continue;
+    const uint32_t its = step.node->inserts;
+    if (step.node == root_ || best >= its - its / 10) continue;
     report.prefixes.push_back(describe(step.node, step.bytes, children));
   }
   return report;
@@ -548,6 +550,7 @@ bool PrefixTree::claim(Node* node, Holder holder, uint32_t tick) {
 // `expected` claims have room in all tables.
 PrefixTree::Claim* PrefixTree::new_claim(Node* node, uint32_t expected, const Node* keep) {
   const uint32_t further = node->further.load(std::memory_order_relaxed);
+  if (further == UINT16_MAX) return nullptr;
   std::atomic<Ref>* last = &node->claims;
   uint32_t before = 0;  // in the tables before the last
   for (; further - before >= kTableClaims; before += kTableClaims) last = &next_table(last->load());
@@ -568,7 +571,7 @@ PrefixTree::Claim* PrefixTree::new_claim(Node* node, uint32_t expected, const No
     if (old != 0) retired_.retire(old);
   }
   auto* claim = new (heap_.at<Claim>(last->load(std::memory_order_relaxed)) + here) Claim;
-  node->further.store(further + 1, std::memory_order_release);
+  node->further.store(static_cast<uint16_t>(further + 1), std::memory_order_release);
   return claim;
 }
 

@@ -58,6 +58,12 @@ class EplbTest(unittest.TestCase):
                         self.assertEqual(value(running.url, 'sluice:eplb_layers_total{outcome="rolled_back"}'), 0)
                         self.assertGreater(value(running.url, "sluice:eplb_moved_bytes_total"), 0)
                         self.assertGreater(value(running.url, 'sglang:eplb_balancedness_count{forward_mode="decode"}'), 0)
+                        # Every rank has some of each layer's tokens, and all of them are somebody's.
+                        layers = set(re.findall(r'sglang:eplb_gpu_physical_count_count\{.*layer="(\d+)"', call(running.url + "/metrics")[2]))
+                        self.assertGreater(len(layers), 1)
+                        for layer in layers:
+                            of_layer = f'sglang:eplb_gpu_physical_count_count{{layer="{layer}"}}'
+                            self.assertGreater(value(running.url, of_layer), 0)
                         logged(running, r"balancedness is 0\.\d+ over 10 steps; the experts of \d of")
 
     def test_ranks_get_about_as_many_tokens_afterwards(self):

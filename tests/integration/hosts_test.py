@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """One instance of the model on two hosts: it gives the tokens of one rank; what becomes of it when a rank, a host or the network
 between them is lost, and when they come back. The hosts are network namespaces of their own behind a bridge, and this test is a
-third host. Where namespaces cannot be made, all are 127.0.0.1, and a host is cut off by stopping its processes.
+third host; two more are at the end of wires that take their time, lose frames or are cut (slow_wire.py). Where namespaces cannot be
+made, all are 127.0.0.1, and a host is cut off by stopping its processes.
 
 usage: hosts_test.py <sluice binary> <folder of fixtures>"""
+import concurrent.futures
 import contextlib
 import os
 import re
@@ -59,11 +61,14 @@ class Host:
                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.holder.stdout.readline()
         self.enter = ["nsenter", f"--net=/proc/{self.holder.pid}/ns/net"]
-        run("ip", "link", "add", self.link, "type", "veth", "peer", "name", "e0", "netns", str(self.holder.pid))
+        self.connect()
         run("ip", "link", "set", self.link, "master", "br0", "up")
         run(*self.enter, "ip", "addr", "add", f"{self.address}/24", "dev", "e0")
         run(*self.enter, "ip", "link", "set", "e0", "up")
         run(*self.enter, "ip", "link", "set", "lo", "up")
+
+    def connect(self):
+        run("ip", "link", "add", self.link, "type", "veth", "peer", "name", "e0", "netns", str(self.holder.pid))
 
     @contextlib.contextmanager
     def cut_off(self, server):
@@ -91,9 +96,43 @@ class Host:
         return Sluice(*self.enter, BINARY, *arguments) if self.enter else Sluice(BINARY, *arguments)
 
 
+class FarHost(Host):
+    """One at the end of a wire that takes its time and loses frames, and that can be cut without either side being told."""
+
+    def connect(self):
+        self.wire = subprocess.Popen([sys.executable, Path(__file__).parent / "slow_wire.py", str(self.holder.pid), "e0", self.link],
+                                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.expect_ok()
+
+    def expect_ok(self):
+        answer = self.wire.stdout.readline()
+        assert answer == "ok\n", f"the wire of {self.address} answers '{answer}'"
+
+    def tell(self, *commands):
+        """None of it where hosts are no namespaces."""
+        for command in commands if self.namespaces else ():
+            self.wire.stdin.write(command + "\n")
+            self.expect_ok()
+
+    @contextlib.contextmanager
+    def cut_off(self, server):
+        if not self.namespaces:
+            with super().cut_off(server):
+                yield
+            return
+        self.tell("cut")
+        try:
+            yield
+        finally:
+            self.tell("join")
+
+
 enter_namespace()
 Host.namespaces = bool(os.environ[INSIDE])
 HOSTS = [Host(number) for number in range(4)]
+# Where there are no such devices they are as near as the others.
+FAR = [(FarHost if os.access("/dev/net/tun", os.W_OK) or not Host.namespaces else Host)(number) for number in range(4, 6)]
+FAR_AWAY = isinstance(FAR[0], FarHost) and Host.namespaces
 # Below those that the system gives; where hosts are namespaces nobody else is there.
 PORTS = iter(range(10000 + os.getpid() % 20000, 32000))
 
@@ -104,10 +143,11 @@ def flags(model, *more):
 
 
 class Instance:
-    """`sluice server` on the first hosts. Its url is node 0's."""
+    """`sluice server` on the first of the hosts. Its url is node 0's."""
 
-    def __init__(self, model, *more, nodes=2):
-        self.flags = flags(model, "--nnodes", nodes, "--dist-init-addr", f"{HOSTS[0].address}:{next(PORTS)}", *more)
+    def __init__(self, model, *more, nodes=2, hosts=HOSTS):
+        self.hosts = hosts
+        self.flags = flags(model, "--nnodes", nodes, "--dist-init-addr", f"{hosts[0].address}:{next(PORTS)}", *more)
         self.nodes = [None] * nodes
         try:
             # Node 0 says where it listens once it is ready, for which it needs the others.
@@ -119,7 +159,7 @@ class Instance:
         self.url = self.front.url
 
     def start_node(self, node):
-        self.nodes[node] = HOSTS[node].start("server", "--host", HOSTS[node].address, "--node-rank", node, *self.flags)
+        self.nodes[node] = self.hosts[node].start("server", "--host", self.hosts[node].address, "--node-rank", node, *self.flags)
 
     front = property(lambda self: self.nodes[0])
     other = property(lambda self: self.nodes[1])
@@ -151,12 +191,12 @@ class Instance:
 class TokensTest(unittest.TestCase):
     """Greedy tokens of many requests at once against those of one rank."""
 
-    def compare(self, model, *layouts, nodes=2, count=24, after=None):
+    def compare(self, model, *layouts, nodes=2, count=24, after=None, hosts=HOSTS):
         requests = workload(count)
         with Sluice(BINARY, "server", *flags(model)) as alone:
             want = answers(alone.url, requests)
         for layout in layouts:
-            with self.subTest(model=model, layout=" ".join(map(str, layout))), Instance(model, *layout, nodes=nodes) as instance:
+            with self.subTest(model=model, layout=" ".join(map(str, layout))), Instance(model, *layout, nodes=nodes, hosts=hosts) as instance:
                 self.assertEqual([len(instance.ranks(node)) for node in range(nodes)], [layout[1] // nodes] * nodes)
                 parted = differences(requests, answers(instance.url, requests), want)
                 self.assertTrue(all(margin < NEAR_TIE for _, margin in parted), parted)
@@ -169,6 +209,20 @@ class TokensTest(unittest.TestCase):
 
     def test_experts(self):
         self.compare("tiny-deepseek-v3", ("--tp", 2, "--dp-size", 2, *DPA, *DEEPEP))
+
+    def test_experts_that_nobody_dispatches_to(self):
+        """Gathered tokens, local experts and sums: --moe-a2a-backend none."""
+        none = ("--moe-a2a-backend", "none")
+        self.compare("tiny-deepseek-v3", ("--tp", 2, "--dp-size", 2, *DPA, "--ep", 2, *none),
+                     ("--tp", 4, "--dp-size", 2, *DPA, "--ep", 4, *none))
+        self.compare("tiny-qwen3-moe", ("--tp", 2, "--ep", 2, *none))
+
+    def test_a_wire_that_is_slow_and_loses_frames(self):
+        for host in FAR if FAR_AWAY else []:
+            host.tell("delay 0.002", "loss 0.005")
+            self.addCleanup(host.tell, "delay 0", "loss 0")
+        expert = ("--tp", 2, "--dp-size", 2, *DPA)
+        self.compare("tiny-deepseek-v3", (*expert, *DEEPEP), (*expert, "--ep", 2), count=8, hosts=FAR)
 
     def test_two_batches_overlap(self):
         for host in HOSTS[:2] if Host.namespaces else []:
@@ -307,6 +361,46 @@ class FailureTest(unittest.TestCase):
         self.assertIn(generate(self.instance.url, [3, 4], 2)[0], (500, 503))
         self.instance.wait_for_log(r"rank 0 has ended \(.*no sign of rank 1 for .*; rank 1 is on " + HOSTS[1].address)
         self.comes_back()
+
+
+class FarTest(unittest.TestCase):
+    """Experts by EP on two hosts, of which one is cut off: no link goes down and no connection is reset, there is just silence."""
+
+    def cut_and_join(self, *layout):
+        with Instance("tiny-deepseek-v3", "--tp", 2, "--dp-size", 2, *DPA, *layout, hosts=FAR) as instance:
+            ids = list(range(30, 50))
+            want = [generate(instance.url, ids, 6, group)[2]["output_ids"] for group in (0, 1)]
+            before = instance.ranks(1)
+            with FAR[1].cut_off(instance.other):
+                instance.wait_for_log(r"node 1 \(\S+ at \S+\) is lost: it has said nothing for \d+ s")
+                self.assertEqual(generate(instance.url, ids, 2)[0], 503)
+            wait_until("the instance serving again", instance.serves, within=90)
+            self.assertFalse(set(before) & set(instance.ranks(1)))
+            for group in (0, 1):
+                status, _, answer = generate(instance.url, ids, 6, group)
+                self.assertEqual((status, answer.get("output_ids")), (200, want[group]), answer)
+
+    def test_a_host_of_gathered_experts_is_cut_off_and_back(self):
+        self.cut_and_join("--ep", 2)
+
+    def test_a_host_of_dispatched_experts_is_cut_off_and_back(self):
+        self.cut_and_join(*DEEPEP)
+
+    @unittest.skipUnless(FAR_AWAY, "hosts are no namespaces here, or there is no /dev/net/tun")
+    def test_a_cut_shorter_than_the_patience_costs_time_alone(self):
+        with Instance("tiny-deepseek-v3", "--tp", 2, "--dp-size", 2, *DPA, *DEEPEP, hosts=FAR) as instance:
+            ids = list(range(30, 50))
+            want = generate(instance.url, ids, 12)[2]["output_ids"]
+            ranks = instance.ranks(0) + instance.ranks(1)
+            with FAR[1].cut_off(instance.other):
+                with concurrent.futures.ThreadPoolExecutor() as pool:
+                    waiting = pool.submit(generate, instance.url, ids, 12)
+                    # What is sent meanwhile is sent again, in ever longer intervals: the first after 0.2 s.
+                    self.assertFalse(concurrent.futures.wait([waiting], timeout=0.5).done)
+                    FAR[1].tell("join")
+                    status, _, answer = waiting.result()
+            self.assertEqual((status, answer.get("output_ids")), (200, want), answer)
+            self.assertEqual(instance.ranks(0) + instance.ranks(1), ranks, "nobody was restarted")
 
 
 class GatewayTest(unittest.TestCase):

@@ -4,36 +4,68 @@ import concurrent.futures
 import json
 import os
 import random
+import re
+import signal
+import subprocess
 import sys
 import time
 import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
 from sluice_process import Sluice, call, descendants  # noqa: E402
 
 DPA = ("--enable-dp-attention",)
 DEEPEP = ("--moe-a2a-backend", "deepep", "--moe-runner-backend", "deep_gemm")
+# With --deterministic.
+CLOSEST_TIE = 1e-4
 # Sums in another order move a logit of these models by less, as do routers that it tips by more: those are few.
 NEAR_TIE = 2e-3
 
 
-def start_server(binary, model, *more):
+def start_server(binary, model, *more, env=None):
+    arithmetic = () if "--deterministic" in more else ("--dtype", "float32")
     return Sluice(binary, "server", "--model-path", model, "--port", 0, "--max-total-tokens", 2048, "--threads", 1,
-                  "--dtype", "float32", *more)
+                  *arithmetic, *more, env=env)
+
+
+# To a process that has throw_on_signal.cc in it: the next allocation of its first thread fails.
+THROW = signal.Signals(signal.SIGRTMIN) + 5
+
+
+def preload_throwing(folder):
+    """The environment of a server whose ranks throw when they are told to."""
+    library = os.path.join(folder, "throw_on_signal.so")
+    source = os.path.join(os.path.dirname(__file__), "../soak/throw_on_signal.cc")
+    subprocess.run(["c++", "-std=c++20", "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
+    return {"LD_PRELOAD": library}
+
+
+def sanitized(binary):
+    return re.search(r"lib[at]san", subprocess.run(["ldd", binary], capture_output=True, text=True, check=True).stdout) is not None
+
+
+def can_throw(pid):
+    """Whether the process has come so far that it takes the signal."""
+    try:
+        caught = re.search(r"SigCgt:\s+(\w+)", Path(f"/proc/{pid}/status").read_text())
+    except FileNotFoundError:
+        return False
+    return bool(int(caught[1], 16) >> (THROW - 1) & 1)
 
 
 def rank_processes(running):
     return sorted(pid for pid, line in descendants(running.process.pid).items() if line.endswith("sluice rank"))
 
 
-def body_of(ids, tokens):
+def body_of(ids, tokens, temperature=0):
     return {"input_ids": ids, "return_logprob": True, "top_logprobs_num": 2,
-            "sampling_params": {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}}
+            "sampling_params": {"temperature": temperature, "max_new_tokens": tokens, "ignore_eos": True}}
 
 
-def generate(url, ids, tokens, rank=None, timeout=120):
-    body = body_of(ids, tokens)
+def generate(url, ids, tokens, rank=None, timeout=120, temperature=0):
+    body = body_of(ids, tokens, temperature)
     if rank is not None:
         body["routed_dp_rank"] = rank
     return call(url + "/generate", body, timeout=timeout)

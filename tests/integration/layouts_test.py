@@ -19,17 +19,20 @@ import unittest
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(__file__))
-from layout_fixture import (DEEPEP, DPA, NEAR_TIE, Sluice, answers, call, differences, generate, holds_nothing,  # noqa: E402
-                            rank_processes, start_server, workload)
+from layout_fixture import (CLOSEST_TIE, DEEPEP, DPA, NEAR_TIE, THROW, Sluice, answers, call, differences, generate, holds_nothing,  # noqa: E402
+                            preload_throwing, rank_processes, sanitized, start_server, workload)
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
 from sluice_process import wait_until  # noqa: E402
 
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../../bench/dpa"))
+import step_breakdown  # noqa: E402
+
 BINARY, FIXTURES = sys.argv[1], Path(sys.argv[2])
 
 
-def server(model, *more):
-    return start_server(BINARY, FIXTURES / model, *more)
+def server(model, *more, env=None):
+    return start_server(BINARY, FIXTURES / model, *more, env=env)
 
 
 class TokensTest(unittest.TestCase):
@@ -56,6 +59,24 @@ class TokensTest(unittest.TestCase):
                      ("--tp", 4, "--dp-size", 4, *DPA, "--ep", 4, *DEEPEP),
                      ("--tp", 4, "--dp-size", 2, *DPA, "--ep", 4, *DEEPEP, "--moe-dense-tp-size", 1, "--enable-dp-lm-head"))
 
+    def test_deterministic(self):
+        """No token differs, also of those that are drawn, whichever group draws them."""
+        for model, tp, more in (("tiny-llama", 4, ()), ("tiny-deepseek-v3", 2, DEEPEP), ("tiny-qwen3-moe", 4, DEEPEP)):
+            requests = workload(16, cut_short=0.2)
+
+            def draw(url):
+                return [generate(url, [i + 1] * 9, 8, temperature=1)[2]["output_ids"] for i in range(4)]
+
+            with server(model, "--deterministic") as alone:
+                want = answers(alone.url, [dataclasses.replace(request, end="whole") for request in requests])
+                want_drawn = draw(alone.url)
+            self.assertEqual(len(set(map(tuple, want_drawn))), 4)
+            with self.subTest(model=model, tp=tp), server(model, "--deterministic", "--tp", tp, "--dp-size", 2, *DPA, *more) as divided:
+                parted = differences(requests, answers(divided.url, requests), want)
+                self.assertTrue(all(margin < CLOSEST_TIE for _, margin in parted), parted)
+                self.assertEqual(draw(divided.url), want_drawn)
+                self.assertIn(" in f32", "".join(divided.lines))
+
     def test_grouped_attention_with_experts(self):
         self.compare("tiny-qwen3-moe", ("--tp", 2, "--dp-size", 2, *DPA, *DEEPEP))
 
@@ -74,6 +95,29 @@ class DpAttentionTest(unittest.TestCase):
         self.assertIn("--ep-size 1 -> 4", log)
         self.assertIn("--chunked-prefill-size 512 -> 256", log)
         self.assertIn("--schedule-conservativeness 1 -> 0.3", log)
+
+    def test_a_profile_has_the_steps_of_all_ranks_by_phase(self):
+        with tempfile.TemporaryDirectory() as folder:
+            status, _, answer = call(self.server.url + "/start_profile", {"output_dir": folder, "profile_prefix": "p", "profile_id": "1"})
+            self.assertEqual(status, 200, answer)
+            self.assertEqual(generate(self.server.url, list(range(40)), 8, 1)[0], 200)
+            self.assertEqual(call(self.server.url + "/stop_profile", method="POST")[0], 200)
+            ranks = step_breakdown.read(Path(folder) / f"p-1-rank-{rank}.steps.json" for rank in range(4))
+        self.assertEqual(list(ranks), [0, 1, 2, 3])
+        decoding = step_breakdown.common(ranks)
+        self.assertGreaterEqual(len(decoding), 7)
+        self.assertTrue(step_breakdown.common(ranks, extend=True))
+        for rank, steps in ranks.items():
+            for number in decoding:
+                step = steps[number]
+                self.assertEqual(step["tokens"], 1 if rank >= 2 else 0, "one group has the request, the other has none")
+                self.assertLessEqual({"exchange", "attention", "gather", "dispatch", "experts", "combine", "scatter", "head"},
+                                     set(step["spent_us"]))
+                self.assertAlmostEqual(sum(step["spent_us"].values()), step["ended_us"] - step["arrived_us"], delta=1)
+        for exchange, skew in step_breakdown.sync_rows(ranks, decoding):
+            self.assertGreater(exchange, 0, "nobody leaves before the last has come")
+            self.assertGreaterEqual(skew, 0)
+        self.assertEqual([rank for rank, _ in step_breakdown.table(ranks, decoding)], [0, 1, 2, 3])
 
     def test_prompts_may_wait_for_each_other_and_all_are_answered(self):
         requests = workload(24, seed=9)
@@ -225,6 +269,33 @@ class FailureTest(unittest.TestCase):
         with server("tiny-llama", "--tp", 2, "--dp-size", 2, *DPA) as running:
             self.survives(running, lambda pids: os.kill(pids[1], signal.SIGSTOP))
             self.assertRegex(running.output(), r"rank 0 has ended \(.*rank 1\b")
+
+    def throwing(self):
+        """What makes allocations of a rank's first thread fail."""
+        if sanitized(BINARY):
+            self.skipTest("it has an allocator of its own")
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        return preload_throwing(folder.name)
+
+    def test_r22_a_rank_that_throws_is_named_with_the_cause_and_its_instance_restarts(self):
+        both = ("--tp", 2, "--dp-size", 2, *DPA, *DEEPEP)
+        for layout in (both, (*both, "--enable-two-batch-overlap")):
+            with self.subTest(layout=layout), server("tiny-deepseek-v3", *layout, env=self.throwing()) as running:
+                self.survives(running, lambda pids: os.kill(pids[1], THROW))
+                # Where nothing can be thrown, it is the end of the process.
+                self.assertRegex(running.output(), r"rank \d has ended \((rank 1: )?std::bad_alloc|rank 1 has ended \(killed by SIGABRT")
+
+    def test_r23_a_rank_that_throws_while_it_loads_ends_the_start_with_the_cause(self):
+        throwing, ended = self.throwing(), 0
+        for allocation in (1, 100, 1000, 3000, 10000):
+            env = {**throwing, "SLUICE_TEST_FAILING_ALLOCATION": str(allocation)}
+            with self.subTest(allocation=allocation), server("tiny-llama", "--tp", 2, env=env) as running:
+                if running.url is None:
+                    self.assertEqual(running.process.wait(60), 1)
+                    self.assertRegex(running.output(), r"rank \d failed to start: .*(bad_alloc|SIGABRT)")
+                    ended += 1
+        self.assertGreaterEqual(ended, 3, "others may be caught on their way, as those of a log line")
 
 
 class RefusalTest(unittest.TestCase):

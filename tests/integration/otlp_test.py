@@ -52,13 +52,14 @@ class Kept:
 
 
 class GrpcReceiver(trace_service_pb2_grpc.TraceServiceServicer):
-    def __init__(self, kept, port=0):
+    def __init__(self, kept, port=0, tls=None):
         self.kept = kept
         self.server = grpc.server(concurrent.futures.ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self.server)
-        self.port = self.server.add_insecure_port(f"127.0.0.1:{port}")
+        address = f"127.0.0.1:{port}"
+        self.port = self.server.add_secure_port(address, tls) if tls else self.server.add_insecure_port(address)
         self.server.start()
-        self.endpoint = f"127.0.0.1:{self.port}"
+        self.endpoint = f"{'grpcs://' if tls else ''}127.0.0.1:{self.port}"
 
     def Export(self, request, context):
         self.kept.hold.wait(WAIT)
@@ -168,16 +169,14 @@ class OtlpTest(unittest.TestCase):
         self.check_trace(stream=False)
         self.wait_for_traces(gateway, "exported", 1)
 
-    def test_over_https_with_certificates_on_both_sides(self):
+    def certificates(self):
         folder = Folder()
         folder.authority("authority")
         for name in ("receiver", "gateway"):
             folder.make(name, "authority")
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(folder / "receiver.pem", folder / "receiver.key")
-        context.load_verify_locations(folder / "authority.pem")
-        context.verify_mode = ssl.CERT_REQUIRED
-        receiver = self.started(HttpReceiver(self.kept, context))
+        return folder
+
+    def check_certificates_on_both_sides(self, receiver, folder):
         gateway = self.gateway(receiver.endpoint, env={
             "OTEL_EXPORTER_OTLP_CERTIFICATE": str(folder / "authority.pem"),
             "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": str(folder / "gateway.pem"),
@@ -190,6 +189,20 @@ class OtlpTest(unittest.TestCase):
         wait_until("the reason", lambda: "certificate" in stranger.output())
         stranger.stop()
         self.assertEqual(len(self.kept.requests), 1)
+
+    def test_over_https_with_certificates_on_both_sides(self):
+        folder = self.certificates()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / "receiver.pem", folder / "receiver.key")
+        context.load_verify_locations(folder / "authority.pem")
+        context.verify_mode = ssl.CERT_REQUIRED
+        self.check_certificates_on_both_sides(self.started(HttpReceiver(self.kept, context)), folder)
+
+    def test_over_grpc_and_tls_with_certificates_on_both_sides(self):
+        folder = self.certificates()
+        pem = {name: Path(folder / name).read_bytes() for name in ("receiver.key", "receiver.pem", "authority.pem")}
+        credentials = grpc.ssl_server_credentials([(pem["receiver.key"], pem["receiver.pem"])], pem["authority.pem"], True)
+        self.check_certificates_on_both_sides(self.started(GrpcReceiver(self.kept, tls=credentials)), folder)
 
     def test_many_in_few_batches_and_what_waits_at_the_end(self):
         gateway = self.gateway(self.started(GrpcReceiver(self.kept)).endpoint)

@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
 """Divided instances of every fixture under random requests, and what becomes of them when any of their ranks dies or hangs.
 
-usage: layouts_soak.py <sluice binary> <folder of fixtures> [tokens] [failures] [--requests 200] [--models NAME ...] [--phases idle ...] [--seed 1]
+usage: layouts_soak.py <sluice binary> <folder of fixtures> [tokens] [failures] [--requests 200] [--deterministic] [--models NAME ...] [--phases idle ...] [--seed 1]
 
 tokens: for (tp, dp) = (2, 2), (4, 2), (4, 4) with DP attention, and with deepep where there are experts: random lengths and arrivals, a fifth
 of the requests left by their client or aborted. The tokens are those of one rank up to the first step whose margin there is below
 the arithmetic's tolerance; the share of such answers is printed. Nothing is held when all have ended.
 
 failures: each rank of (4, 2) with deepep in turn, killed (SIGKILL), stopped (SIGSTOP) and with an error that is thrown (an allocation that fails),
-while it is idle, prefills and decodes, is in an all-to-all (dispatch or combine) and moves experts, as the log says where it was last seen, and
-killed and with an error while it loads. Every request ends, the log names the rank within 3 s (killed, an error) or 8 s (silent for 5), the instance serves again, and no process is left over."""
+while it is idle, prefills, decodes, decodes in two halves, is in an all-to-all (dispatch or combine), moves experts and loads, the last three as the
+log says where it was last seen. Every request ends, the log names the rank within 3 s (killed, an error) or 8 s (silent for 5), the instance serves again, and no process is left over."""
 import argparse
 import dataclasses
 import json
 import os
+import random
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -23,8 +23,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../integration"))
-from layout_fixture import (DEEPEP, DPA, NEAR_TIE, answers, call, differences, generate, holds_nothing, rank_processes,  # noqa: E402
-                            start_server, workload)
+from layout_fixture import (CLOSEST_TIE, DEEPEP, DPA, NEAR_TIE, THROW, answers, call, can_throw, differences, generate, holds_nothing,  # noqa: E402
+                            preload_throwing, rank_processes, start_server, workload)
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
 from sluice_process import alive, wait_until  # noqa: E402
@@ -35,12 +35,11 @@ DENSE = {"tiny-llama", "tiny-qwen2", "tiny-qwen3"}
 
 
 # Phases that end too soon to be waited for: a rank is killed in some step, and again until it was there. By what the log calls them.
-WITHIN = {"all-to-all": ("dispatch", "combine"), "rebalance": ("rebalance",)}
-# Experts that are large beside what a step computes, and move all the time.
-REBALANCE = ("--load-format", "dummy", "--json-model-override-args", json.dumps({"n_routed_experts": 64, "moe_intermediate_size": 2048}),
-             "--enable-eplb", "--eplb-rebalance-num-iterations", 1, "--ep-num-redundant-experts", 16)
-# To a server that has throw_on_signal.cc in it.
-THROW = signal.Signals(signal.SIGRTMIN) + 5
+WITHIN = {"all-to-all": ("dispatch", "combine"), "rebalance": ("rebalance",), "load": ("load",)}
+# Experts that are large beside what a step computes.
+LARGE = ("--load-format", "dummy", "--json-model-override-args", json.dumps({"n_routed_experts": 64, "moe_intermediate_size": 2048}))
+MORE = {"load": LARGE, "halves": ("--enable-two-batch-overlap",),
+        "rebalance": (*LARGE, "--enable-eplb", "--eplb-rebalance-num-iterations", 1, "--ep-num-redundant-experts", 16)}
 NAMES = {signal.SIGKILL: "SIGKILL", signal.SIGSTOP: "SIGSTOP", THROW: "an error"}
 
 
@@ -52,13 +51,14 @@ def check(condition, what):
 def tokens(options):
     for model in options.models:
         requests = workload(options.requests, seed=options.seed, longest=120, cut_short=0.2, pause=0.005)
-        with start_server(options.binary, options.fixtures / model) as alone:
+        fixed, tie = (("--deterministic",), CLOSEST_TIE) if options.deterministic else ((), NEAR_TIE)
+        with start_server(options.binary, options.fixtures / model, *fixed) as alone:
             want = answers(alone.url, [dataclasses.replace(request, end="whole") for request in requests])
         for tp, dp in ((2, 2), (4, 2), (4, 4)):
             for more in ((),) if model in DENSE else ((), DEEPEP):
-                with start_server(options.binary, options.fixtures / model, "--tp", tp, "--dp-size", dp, *DPA, *more) as divided:
+                with start_server(options.binary, options.fixtures / model, "--tp", tp, "--dp-size", dp, *DPA, *more, *fixed) as divided:
                     parted = differences(requests, answers(divided.url, requests, clients=24), want)
-                    check(all(margin < NEAR_TIE for _, margin in parted), f"{model} {tp} {dp} {more}: {parted}")
+                    check(all(margin < tie for _, margin in parted), f"{model} {tp} {dp} {more}: {parted}")
                     wait_until("an instance that holds nothing", lambda: holds_nothing(divided.url))
                 cut = sum(request.end != "whole" for request in requests)
                 print(f"{model} tp {tp} dp {dp} {'deepep' if more else 'none'}: {len(requests)} requests, {cut} cut short, "
@@ -69,15 +69,13 @@ def requests_of(phase, url, results):
     """Requests that keep the instance in a phase for seconds."""
     if phase in ("idle", "load"):
         return []
-    if phase in WITHIN:
-        phase = "decode"
     lengths = (900, 1) if phase == "prefill" else (20, 400)
 
     def ask(i):
         while True:
             status = generate(url, [i + 1] * lengths[0], lengths[1])[0]
             results.append(status)
-            if status != 200 or phase == "decode":
+            if status != 200 or phase != "prefill":
                 return
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
@@ -88,8 +86,8 @@ def requests_of(phase, url, results):
 
 def fail_one(options, phase, how, victim):
     """Seconds until it was named, and whether it was in the phase."""
-    layout = ("--tp", 4, "--dp-size", 2, *DPA, *DEEPEP, *(REBALANCE if phase == "rebalance" else ()))
-    with start_server(options.binary, options.fixtures / "tiny-deepseek-v3", *layout) as running:
+    layout = ("--tp", 4, "--dp-size", 2, *DPA, *DEEPEP, *MORE.get(phase, ()))
+    with start_server(options.binary, options.fixtures / "tiny-deepseek-v3", *layout, env=options.env) as running:
         results = []
         before = rank_processes(running)
         check(len(before) == 4, before)
@@ -98,6 +96,8 @@ def fail_one(options, phase, how, victim):
             os.kill(before[0], signal.SIGKILL)
             wait_until("the first end in the log", lambda: any("start again" in line for line in running.lines), every=0.002)
             before = wait_until("ranks that load", lambda: fresh(running, before), every=0.002)
+            wait_until("a rank that can throw", lambda: can_throw(before[victim]), every=0.002)
+            time.sleep(options.rng.uniform(0, 0.4))  # anywhere in its start
         threads = requests_of(phase, running.url, results)
         if threads:
             wait_until("running requests", lambda: sum(load["num_running_reqs"] + load["num_waiting_reqs"] for load in
@@ -105,8 +105,16 @@ def fail_one(options, phase, how, victim):
         lines = len(running.lines)
         os.kill(before[victim], how)
         since = time.monotonic()
-        if phase == "idle":  # a rank that is stopped is missed when there is something to do
-            threads = [threading.Thread(target=lambda: results.append(generate(running.url, [1, 2], 3)[0]))]
+        found = threading.Event()
+
+        def ask():  # a rank that is stopped is missed when there is something to do
+            while True:
+                results.append(generate(running.url, [1, 2], 3)[0])
+                if found.wait(0.05) or phase == "idle":
+                    return
+
+        if phase in ("idle", "load"):
+            threads = [threading.Thread(target=ask)]
             threads[0].start()
 
         def named():
@@ -115,6 +123,7 @@ def fail_one(options, phase, how, victim):
 
         line = wait_until(f"{phase}: the end of rank {victim} in the log", named, within=60, every=0.01)
         seconds = time.monotonic() - since
+        found.set()
         for thread in threads:
             thread.join(60)
             check(not thread.is_alive(), "a request has not ended")
@@ -133,20 +142,13 @@ def fresh(running, before):
 
 def failures(options):
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "throw_on_signal.so"
-        subprocess.run(["c++", "-std=c++20", "-O1", "-shared", "-fPIC", "-o", library, Path(__file__).parent / "throw_on_signal.cc"], check=True)
-        os.environ["LD_PRELOAD"] = str(library)
-        try:
-            fail_all(options)
-        finally:
-            del os.environ["LD_PRELOAD"]
+        options.env = preload_throwing(folder)
+        fail_all(options)
 
 
 def fail_all(options):
     for phase in options.phases:
         for how, limit in ((signal.SIGKILL, 3), (signal.SIGSTOP, 8), (THROW, 3)):
-            if phase == "load" and how == signal.SIGSTOP:
-                continue  # reading may take long without a word: its bound is 5 minutes
             took = []
             for victim in range(4):
                 for _ in range(20):
@@ -166,9 +168,11 @@ def main():
     parser.add_argument("parts", nargs="*", choices=["tokens", "failures", []], default=["tokens", "failures"])
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--phases", nargs="+", default=["idle", "prefill", "decode", "all-to-all", "rebalance", "load"])
+    parser.add_argument("--phases", nargs="+", default=["idle", "prefill", "decode", "halves", "all-to-all", "rebalance", "load"])
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--deterministic", action="store_true", help="tokens: servers with that flag, and a closer tie")
     options = parser.parse_args()
+    options.rng = random.Random(options.seed)
     for part in options.parts:
         {"tokens": tokens, "failures": failures}[part](options)
     print("ok")

@@ -561,7 +561,57 @@ def overload(binary, short):
                 assert recovered < 5, f"{recovered:.1f} s"
 
 
-SCENARIOS = [burst, names, streams, large, long_prompts, slow_readers, leaving, logs, overload]
+def knee(binary, short):
+    """L3: prompts of 60,000 tokens, streamed answers of 500, at twice what the workers can compute: what is admitted has its
+    first token within three times of what it takes alone, and the rest is refused."""
+    seconds = 3 if short else 60
+    # Two workers that take 0.6 s for such a prompt and 5 s for its answer: 18 requests at work keep them busy.
+    worker_flags = ("--cache-simulation", "--cache-kv-blocks", 200_000, "--cache-prefill-us-per-token", 10, "--cache-decode-ms", 0,
+                    "--cache-decode-ms-per-token", 10)
+    limits = ("--max-concurrent-requests", 18, "--queue-size", 2, "--queue-timeout-secs", 5)
+
+    def ask(where):
+        """Seconds to the first token, or the status of a refusal."""
+        client = connect(where)
+        begin = time.monotonic()
+        body = generate(os.urandom(120_000).hex(), stream=True, tokens=50 if short else 500)
+        client.sendall(post(body, extra="Connection: close\r\n"))
+        data, first = b"", None
+        while part := client.recv(65536):
+            data += part
+            if first is None and b"data: " in data:
+                first = time.monotonic() - begin
+        client.close()
+        status = int(data.split()[1])
+        if status != 200:
+            return status
+        assert b"[DONE]" in data, data[-200:]
+        return first
+
+    with Fleet(binary, workers=2, worker_flags=worker_flags, flags=("--policy", "min_cost", *limits)) as fleet:
+        alone = sorted(ask(fleet.where) for _ in range(1 if short else 3))[0]
+        rate = 2 * 2 / 0.6
+        begin = time.monotonic() + 1
+
+        def late(number, gate):
+            time.sleep(max(0, begin + number / rate - time.monotonic()))
+            return ask(fleet.where)
+
+        answers = in_threads(int(rate * seconds), late)
+        fleet.settled()
+        admitted = sorted(answer for answer in answers if isinstance(answer, float))
+        refused = {answer for answer in answers if isinstance(answer, int)}
+        middle = admitted[len(admitted) // 2]
+        print(f"knee: {rate:.1f} req/s of 60,000 tokens for {seconds} s: {len(admitted) / seconds:.2f} req/s admitted, first token "
+              f"after {middle:.2f} s (median), {middle / alone:.1f} times the {alone:.2f} s alone; {len(answers) - len(admitted)} "
+              f"refused with {sorted(refused)}")
+        assert refused <= {429}, refused
+        if not short:
+            assert refused, "nothing was refused at twice the capacity"
+            assert middle <= 3 * alone, f"{middle:.2f} s, of at most {3 * alone:.2f}"
+
+
+SCENARIOS = [burst, names, streams, large, long_prompts, slow_readers, leaving, logs, overload, knee]
 
 
 def main():

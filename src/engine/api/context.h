@@ -37,6 +37,7 @@ struct ApiSettings {
   bool hidden_states = false;                                  // --enable-return-hidden-states
   bool routed_experts = false;                                 // --enable-return-routed-experts
   std::string why_no_grammar;                                  // empty: grammars are served
+  std::optional<uint64_t> seed;                                // of requests that bring none; absent: one for each
   bool health_generates = true;                                // SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION
   Duration health_timeout = std::chrono::seconds(20);          // SGLANG_HEALTH_CHECK_TIMEOUT
   std::optional<std::string> own_dp_rank;                      // SGLANG_DP_RANK

@@ -53,6 +53,7 @@ ordered_json internal_state(ApiContext& api, const RankState& rank) {
                          {"kvcache", static_cast<double>(rank.info.kv_bytes) / kGiB},
                          {"token_capacity", rank.info.max_total_num_tokens},
                          {"graph", 0.0}};
+  out["planned_bytes"] = rank.info.planned_bytes;
   out["kv_bytes_per_token"] = rank.info.kv_bytes_per_token;
   if (rank.load.group_steps_total > 0) {
     out["group_steps"] = rank.load.group_steps_total;

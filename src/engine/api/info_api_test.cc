@@ -67,6 +67,7 @@ class InfoApiTest : public ApiTest {
       load.rebalance.balancedness[moe::RebalanceCounts::kExtend][5] = 1.1;
       load.rebalance.steps[moe::RebalanceCounts::kDecode][9] = 3;
       load.rebalance.balancedness[moe::RebalanceCounts::kDecode][9] = 2.8;
+      ranks[1].expert_tokens = {.layers = {3}, .ranks = 4, .tokens = {10, 0, 5, 1}};
       ranks[1].info.load_seconds = 7;
       ranks[1].info.startup_seconds = 8;
       ranks[1].restarts = 1;
@@ -125,6 +126,7 @@ TEST_F(InfoApiTest, ServerInfoHasWhatGatewaysRead) {
     ranks[1].load.split_steps_total = 3;
     ranks[1].load.wire_seconds = 2;
     ranks[1].load.covered_seconds = 1.5;
+    ranks[1].info.planned_bytes = 1 << 20;
   });
   const auto state = call("GET", "/server_info").json()["internal_states"][1];
   EXPECT_EQ(state["group_steps"], 4);
@@ -133,6 +135,7 @@ TEST_F(InfoApiTest, ServerInfoHasWhatGatewaysRead) {
   EXPECT_EQ(state["split_steps"], 3);
   EXPECT_EQ(state["wire_seconds"], 2.0);
   EXPECT_EQ(state["covered_seconds"], 1.5);
+  EXPECT_EQ(state["planned_bytes"], 1 << 20);
   api_->set_status(ServerStatus::kStarting);
   EXPECT_EQ(call("GET", "/server_info").json()["status"], "Starting");
 }
@@ -218,6 +221,8 @@ TEST_F(InfoApiTest, MetricsTellAbortsAndLoadQueries) {
 // Each family that is made of what ranks publish, with a value that only its own source has.
 TEST_F(InfoApiTest, EverySeriesOfARankHasItsOwnSource) {
   options_.page_size = 4;
+  options_.enable_eplb = true;
+  options_.ep_size = 4;
   serve();
   load_rank_1();
   const auto page = call("GET", "/metrics").body;
@@ -286,6 +291,10 @@ TEST_F(InfoApiTest, EverySeriesOfARankHasItsOwnSource) {
       {"eplb_balancedness_bucket", R"(,forward_mode="extend",le="0.6"} 2)"},
       {"eplb_balancedness_sum", R"(,forward_mode="extend"} 1.1)"},
       {"eplb_balancedness_count", R"(,forward_mode="decode"} 3)"},
+      {"eplb_gpu_physical_count_bucket", R"(,layer="3",le="0"} 10)"},
+      {"eplb_gpu_physical_count_bucket", R"(,layer="3",le="2"} 15)"},
+      {"eplb_gpu_physical_count_bucket", R"(,layer="3",le="3"} 16)"},
+      {"eplb_gpu_physical_count_sum", R"(,layer="3"} 13)"},
   };
   for (const auto& [name, value] : expected) {
     EXPECT_THAT(page, HasSubstr("sglang:" + name + rank_1_ + value)) << name;
@@ -303,7 +312,7 @@ TEST_F(InfoApiTest, SeriesOfWhatIsOffAreNotThere) {
   serve();
   load_rank_1();
   const auto page = call("GET", "/metrics").body;
-  for (const char* name : {"mamba_usage", "prefill_delayer_", "dp_cooperation_"}) {
+  for (const char* name : {"mamba_usage", "prefill_delayer_", "dp_cooperation_", "eplb_gpu_physical_count"}) {
     EXPECT_THAT(page, ::testing::Not(HasSubstr(name)));
   }
 }

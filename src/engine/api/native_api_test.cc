@@ -64,6 +64,25 @@ TEST_F(NativeApiTest, TimesAreToldWithMetricsOnly) {
   EXPECT_FALSE(meta.contains("queue_time"));
 }
 
+TEST_F(NativeApiTest, WithDeterministicRequestsWithoutASeedHaveTheSame) {
+  options_.deterministic = true;
+  serve();
+  const auto seeds_of = [&](const Json& params) {
+    const size_t before = backend_->submitted().size();
+    answer_with("hello");
+    post("/generate", {{"text", "hi"}, {"sampling_params", params}});
+    std::vector<uint64_t> seeds;
+    for (size_t i = before; i < backend_->submitted().size(); ++i) {
+      seeds.push_back(backend_->submitted()[i].first.sampling.seed.value());
+    }
+    std::ranges::sort(seeds);
+    return seeds;
+  };
+  EXPECT_EQ(seeds_of({{"max_new_tokens", 4}}), (std::vector<uint64_t>{42}));
+  EXPECT_EQ(seeds_of({{"n", 2}}), (std::vector<uint64_t>{42, 43}));
+  EXPECT_EQ(seeds_of({{"sampling_seed", 9}}), (std::vector<uint64_t>{9}));
+}
+
 TEST_F(NativeApiTest, StreamsCumulativeTextAndIds) {
   serve();
   answer_with("hello world");

@@ -116,6 +116,7 @@ Result<PromptPlan> plan_prompt(const ApiContext& api, const LengthLimits& limits
   PromptPlan out;
   out.request.input_ids = std::move(ids);
   out.request.sampling = to_engine(sampling, length);
+  if (!sampling.seed) out.request.sampling.seed = api.settings.seed;
   out.request.stream_interval =
       stream ? sampling.stream_interval.value_or(api.settings.stream_interval) : kWholeInterval;
   out.format.text = {

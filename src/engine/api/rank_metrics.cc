@@ -217,6 +217,7 @@ constexpr size_t kMostBuckets = [] {
   }
   return most;
 }();
+constexpr std::string_view kRankTokens = "sglang:eplb_gpu_physical_count";
 constexpr std::string_view kStateUsage = "sglang:mamba_usage";
 
 }  // namespace
@@ -286,6 +287,11 @@ class RankMetrics::Impl {
         add(row.name, row.help, Kind::kHistogram, {row.label});
       }
       families.back().buckets.assign(row.bounds.begin(), row.bounds.end());
+    }
+    if (options_.expert_ranks > 0) {
+      add(kRankTokens, "Tokens that the experts of a layer got, by the rank that has them.", Kind::kHistogram,
+          {"layer"});
+      for (int64_t rank = 0; rank < options_.expert_ranks; ++rank) families.back().buckets.push_back(number(rank));
     }
     if (options_.states) add(kStateUsage, "Used share of the rows for states of sequences.", Kind::kGauge);
     add(kCacheConfig, "The KV pool's pages; always 1.", Kind::kGauge, {"page_size", "num_pages"});
@@ -360,12 +366,27 @@ class RankMetrics::Impl {
         if (times > 0) histogram.observe(sum / static_cast<double>(times), times);
       }
     }
+    if (options_.expert_ranks > 0) count_tokens(i, with, rank.expert_tokens);
     steps_.count_up(i, with, rank.load);
     metrics_.counter("sluice:rank_restarts_total", with)
         .add(static_cast<double>(grown(static_cast<uint64_t>(rank.restarts), last.restarts)));
   }
 
+  // A bucket of each rank, so that a histogram is a row of a heat map.
+  void count_tokens(size_t i, const obs::LabelValues& with, const moe::RankTokens& now) {
+    std::vector<int64_t>& before = last_[i].expert_tokens;
+    before.resize(now.tokens.size());
+    for (size_t at = 0; at < now.tokens.size(); ++at) {
+      const auto ranks = static_cast<size_t>(now.ranks);
+      const auto times = static_cast<uint64_t>(now.tokens[at] - std::exchange(before[at], now.tokens[at]));
+      if (times == 0) continue;
+      metrics_.histogram(kRankTokens, plus(with, {std::to_string(now.layers[at / ranks])}))
+          .observe(static_cast<double>(at % ranks), times);
+    }
+  }
+
   struct Last {
+    std::vector<int64_t> expert_tokens;
     double counters[std::size(kCounters)] = {};
     std::pair<uint64_t, double> buckets[std::size(kHistograms)][kMostBuckets] = {};
     uint64_t restarts = 0;

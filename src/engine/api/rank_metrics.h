@@ -37,6 +37,7 @@ struct RankMetricsOptions {
   int64_t page_size = 1;
   bool states = false;           // the model keeps some of each sequence, beside its KV
   bool prefill_delayer = false;  // --enable-prefill-delayer
+  int64_t expert_ranks = 0;      // that divide the experts, with --enable-eplb
   bool cooperation = false;      // SGLANG_ENABLE_METRICS_DP_ATTENTION
 };
 

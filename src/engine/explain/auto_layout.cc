@@ -15,16 +15,23 @@ constexpr int64_t kAssumedRequests = 32;
 constexpr size_t kMostLines = 4;  // of layouts
 
 Result<void> check_free(const EngineOptions& options) {
-  const std::pair<std::string_view, bool> given[] = {{"dp-size", options.dp_size != 1},
-                                                     {"enable-dp-attention", options.enable_dp_attention},
-                                                     {"ep-size", options.ep_size != 1},
-                                                     {"moe-a2a-backend", options.moe_a2a_backend != "none"},
-                                                     {"moe-dense-tp-size", options.moe_dense_tp_size.has_value()},
-                                                     {"enable-dp-lm-head", options.enable_dp_lm_head}};
+  const std::pair<std::string_view, bool> given[] = {
+      {"dp-size", options.dp_size != 1},
+      {"enable-dp-attention", options.enable_dp_attention},
+      {"ep-size", options.ep_size != 1},
+      {"moe-a2a-backend", options.moe_a2a_backend != "none"},
+      {"moe-dense-tp-size", options.moe_dense_tp_size.has_value()},
+      {"enable-dp-lm-head", options.enable_dp_lm_head},
+      {"ep-num-redundant-experts", options.ep_num_redundant_experts > 0},
+      {"init-expert-location", options.init_expert_location != "trivial"},
+      {"enable-eplb", options.enable_eplb},
+      {"deepep-mode", options.deepep_mode != "normal"},
+      {"enable-two-batch-overlap", options.enable_two_batch_overlap}};
   for (const auto& [flag, is_given] : given) {
     if (!is_given) continue;
-    return Error{ErrorCode::kBadOption,
-                 fmt::format("--layout auto chooses --{0}; leave out one of --layout and --{0}", flag)};
+    return Error{
+        ErrorCode::kBadOption,
+        fmt::format("--layout auto chooses --{0} or what it depends on; leave out one of --layout and --{0}", flag)};
   }
   return {};
 }

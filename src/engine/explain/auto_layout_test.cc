@@ -76,6 +76,9 @@ TEST(AutoLayoutTest, ALayoutThatIsGivenAsWellIsRefused) {
   ASSERT_FALSE(lines.ok());
   EXPECT_EQ(lines.error().code, ErrorCode::kBadOption);
   EXPECT_THAT(lines.error().message, HasSubstr("--ep-size"));
+  EngineOptions halves = options("DeepSeek-V2-Lite", {"--tp", "4", "--enable-two-batch-overlap"});
+  EXPECT_THAT(choose_layout(halves, machine()).error().message,
+              HasSubstr("leave out one of --layout and --enable-two-batch-overlap"));
 }
 
 TEST(AutoLayoutTest, AModelThatDoesNotFitIsToldWithFigures) {

@@ -45,13 +45,26 @@ void plan_pool(const DescribedModel& model, const Hardware& hardware, LayoutFact
   facts.unique_tokens = plan->max_total_tokens * facts.instances * facts.layout.dp_size;
 }
 
-TokenWire wire_of_token(const DescribedModel& model, const Layout& layout, models::SumRule sums) {
-  const std::vector<int64_t> ones(static_cast<size_t>(layout.dp_size), 1);
-  const double remote = models::expected_remote_rows(model.config, layout, layout.dp_size);
+Divided divided(const DescribedModel& model, const LayoutFacts& facts) {
+  const int64_t experts = model.config.moe ? model.config.moe->experts : 0;
+  return {.config = model.config,
+          .layout = facts.layout,
+          .dtype = model.dtype,
+          .shape = facts.rank,
+          .fp8_dispatch = model.fp8_dispatch,
+          .mode = deepep_of(facts.options).mode,
+          .physical = facts.map ? facts.map->physical : experts,
+          .reach = facts.reach,
+          .two_batches = facts.options.enable_two_batch_overlap};
+}
+
+TokenWire wire_of_token(const Divided& model, models::SumRule sums) {
+  const auto groups = static_cast<double>(model.layout.dp_size);
+  const std::vector<int64_t> ones(static_cast<size_t>(model.layout.dp_size), 1);
   TokenWire wire;
-  wire.of_step = wire_bytes(model.config, layout, model.dtype, {ones, ones}, remote, sums, model.fp8_dispatch);
-  wire.per_token = wire.of_step.total() / static_cast<double>(layout.dp_size);
-  if (remote > 0) wire.ranks_of_token = models::expected_ranks_of_token(*model.config.moe, layout.tp_size);
+  wire.of_step = wire_bytes(model.config, model.layout, model.dtype, {ones, ones},
+                            rows_to_experts(model, groups, /*extend=*/false), sums);
+  wire.per_token = wire.of_step.total() / groups;
   return wire;
 }
 
@@ -88,6 +101,18 @@ EngineOptions with(EngineOptions options, const Choice& choice, int64_t tp, int6
   options.moe_a2a_backend = choice.a2a == MoeAllToAll::kDeepEp ? "deepep" : "none";
   options.moe_dense_tp_size = choice.all_by_tokens ? std::optional<int64_t>(1) : std::nullopt;
   options.enable_dp_lm_head = choice.all_by_tokens;
+  if (choice.a2a == MoeAllToAll::kNone) {
+    options.deepep_mode = "normal";
+    options.deepep_dispatch_dtype = "auto";
+    options.enable_two_batch_overlap = false;
+  }
+  if (choice.ep == 1 && choice.a2a == MoeAllToAll::kNone) {  // nobody has an expert whole
+    options.ep_num_redundant_experts = 0;
+    options.init_expert_location = "trivial";
+    options.enable_eplb = false;
+    options.eplb_algorithm.reset();
+    options.ep_dispatch_algorithm.reset();
+  }
   return options;
 }
 
@@ -95,19 +120,6 @@ EngineOptions with(EngineOptions options, const Choice& choice, int64_t tp, int6
 
 Result<DescribedModel> describe_model(const EngineOptions& options, bool here) {
   DescribedModel model;
-  if (!expert_placement_of(options).trivial()) {
-    return Error{
-        ErrorCode::kBadOption,
-        "copies of experts are not counted yet; leave out --ep-num-redundant-experts, --init-expert-location and "
-        "--enable-eplb"};
-  }
-  if (options.deepep_mode != "normal") {
-    return Error{ErrorCode::kBadOption,
-                 fmt::format("--deepep-mode {}: what it sends is not counted yet; use normal", options.deepep_mode)};
-  }
-  if (options.enable_two_batch_overlap) {
-    return Error{ErrorCode::kBadOption, "what overlaps is not counted yet; leave out --enable-two-batch-overlap"};
-  }
   SLUICE_TRY(model.fp8_dispatch, sends_fp8(options));
   // Other machines are taken to have bfloat16.
   SLUICE_TRY(const auto arithmetic,
@@ -137,21 +149,27 @@ Result<LayoutFacts> examine_layout(const DescribedModel& model, const EngineOpti
     facts.options.chunked_prefill_size = hardware.default_chunk;
   }
   facts.notes = adjust_layout(facts.options);
+  SLUICE_TRY(const auto of_experts, adjust_experts(facts.options));
+  facts.notes.insert(facts.notes.end(), of_experts.begin(), of_experts.end());
   facts.layout = layout_of(facts.options, 0);
   facts.instances = instance_count(facts.options);
-  SLUICE_TRY_VOID(models::check_sharding(model.config, facts.layout));
+  SLUICE_TRY(facts.map, models::check_sharding(model.config, facts.layout, expert_placement_of(facts.options)));
+  const moe::ExpertMap* map = facts.map ? &*facts.map : nullptr;
   SLUICE_TRY(facts.rank, models::shape_of_rank(model.config, facts.layout, model.dtype, *model.source, model.kv_dtype,
-                                               model.rounded));
+                                               model.rounded, map));
+  if (model.config.moe && facts.layout.a2a != MoeAllToAll::kNone) {
+    facts.reach = models::expected_reach(*model.config.moe, facts.layout.tp_size, map);
+  }
   facts.kv_copies = key_heads_of(model.config, facts.layout) * facts.layout.attention_tp_size() /
                     (model.config.mla ? 1 : model.config.num_kv_heads);
   plan_pool(model, hardware, facts);
-  facts.wire = wire_of_token(model, facts.layout, hardware.sums);
+  const Divided parts = divided(model, facts);
+  facts.wire = wire_of_token(parts, hardware.sums);
   if (!facts.memory || !hardware.has_rates()) return facts;
-  const Divided divided{model.config, facts.layout, model.dtype, facts.rank, model.fp8_dispatch};
   const Hardware rank = hardware.of(facts.instances * facts.layout.tp_size);
   for (const int64_t at_once : concurrency) {
     facts.predictions.push_back(
-        predict(divided, rank, *facts.memory, facts.instances, plan_steps(facts.options).chunk, workload, at_once));
+        predict(parts, rank, *facts.memory, facts.instances, plan_steps(facts.options).chunk, workload, at_once));
   }
   return facts;
 }
@@ -174,10 +192,10 @@ std::vector<LayoutFacts> weigh_layouts(const DescribedModel& model, const Engine
         if (choice.dp > 1 && instances > 1) {  // so many servers, as if they were one
           facts->instances = instances;
           facts->unique_tokens *= instances;
-          const Divided divided{model.config, facts->layout, model.dtype, facts->rank, model.fp8_dispatch};
+          const Divided parts = divided(model, *facts);
           for (Prediction& prediction : facts->predictions) {
-            prediction = predict(divided, hardware, *facts->memory, instances, plan_steps(facts->options).chunk,
-                                 workload, prediction.concurrency);
+            prediction = predict(parts, hardware, *facts->memory, instances, plan_steps(facts->options).chunk, workload,
+                                 prediction.concurrency);
           }
         }
         all.push_back(std::move(*facts));
@@ -200,6 +218,11 @@ std::string layout_flags(const LayoutFacts& facts) {
   if (options.moe_a2a_backend != "none") flags += fmt::format(" --moe-a2a-backend {}", options.moe_a2a_backend);
   if (options.moe_dense_tp_size) flags += fmt::format(" --moe-dense-tp-size {}", *options.moe_dense_tp_size);
   if (options.enable_dp_lm_head) flags += " --enable-dp-lm-head";
+  if (options.ep_num_redundant_experts > 0) {
+    flags += fmt::format(" --ep-num-redundant-experts {}", options.ep_num_redundant_experts);
+  }
+  if (options.deepep_mode != "normal") flags += fmt::format(" --deepep-mode {}", options.deepep_mode);
+  if (options.enable_two_batch_overlap) flags += " --enable-two-batch-overlap";
   if (options.enable_dp_attention && facts.instances > 1) flags += fmt::format(", {} servers", facts.instances);
   return flags;
 }

@@ -38,7 +38,6 @@ Result<DescribedModel> describe_model(const EngineOptions& options, bool here);
 struct TokenWire {
   models::WireBytes of_step;
   double per_token = 0;
-  double ranks_of_token = 0;  // that deepep sends a token to; 0: it sends none
 };
 
 struct LayoutFacts {
@@ -46,9 +45,11 @@ struct LayoutFacts {
   std::vector<std::string> notes;  // what was adjusted
   parallel::Layout layout;         // of rank 0
   int64_t instances = 1;
-  models::RankShape rank;            // of rank 0
-  std::optional<MemoryPlan> memory;  // of each attention group's ranks; none: the model does not fit
-  std::string why_not;               // it does not
+  std::optional<moe::ExpertMap> map;  // nothing: each expert once, in order
+  models::TokenReach reach;           // of a token in a layer with experts, with deepep
+  models::RankShape rank;             // of rank 0
+  std::optional<MemoryPlan> memory;   // of each attention group's ranks; none: the model does not fit
+  std::string why_not;                // it does not
   double memory_fraction = 0;
   int64_t kv_copies = 1;      // of a token, in an instance
   int64_t unique_tokens = 0;  // that all instances hold

@@ -67,35 +67,92 @@ struct Row {
   double fraction, weights, kv, tokens, unique, unique_at_088;
 };
 
-TEST(ExplainTest, WhatIsNotCountedIsRefused) {
-  const auto refusal = [](std::vector<std::string> flags) {
-    const auto described = describe_model(arguments("DeepSeek-V3", std::move(flags)).engine, /*here=*/false);
-    return described.ok() ? "(taken)" : described.error().message;
-  };
-  EXPECT_THAT(refusal({"--ep-num-redundant-experts", "8"}), testing::HasSubstr("leave out --ep-num-redundant-experts"));
-  EXPECT_THAT(refusal({"--deepep-mode", "auto"}), testing::HasSubstr("--deepep-mode auto"));
-  EXPECT_THAT(refusal({"--enable-two-batch-overlap"}), testing::HasSubstr("leave out --enable-two-batch-overlap"));
-  EXPECT_EQ(refusal({}), "(taken)");
+std::vector<std::string> with(std::vector<std::string> flags, const std::vector<std::string>& more) {
+  flags.insert(flags.end(), more.begin(), more.end());
+  return flags;
+}
+
+TEST(ExplainTest, CopiesOfExpertsTakeMemoryFromTheCacheAndKeepTokensAtHome) {
+  const auto h200 = with(kDeepEp, {"--hardware", "h200"});
+  const auto copied = with(h200, {"--ep-num-redundant-experts", "32"});
+  const LayoutFacts once = examined("DeepSeek-V3", h200, {512}), twice = examined("DeepSeek-V3", copied, {512});
+  EXPECT_EQ(twice.rank.experts.count, 36);
+  EXPECT_EQ(twice.rank.experts_weights.bytes * 32, once.rank.experts_weights.bytes * 36);
+  ASSERT_TRUE(once.memory && twice.memory);
+  const int64_t copies = twice.rank.weight_bytes() - once.rank.weight_bytes();
+  EXPECT_NEAR(static_cast<double>(once.memory->kv_bytes - twice.memory->kv_bytes), static_cast<double>(copies), 1e6);
+  // A copy of its own rank is taken before another one's.
+  EXPECT_LT(twice.reach.remote_experts, once.reach.remote_experts);
+  // But 36 places of a rank cut the router's groups of 32, of which a token keeps 4: it goes to more ranks.
+  EXPECT_GT(twice.reach.ranks, once.reach.ranks);
+  EXPECT_GT(twice.wire.of_step.dispatch, once.wire.of_step.dispatch);
+  // Of 512 sequences every expert has tokens: more of them are read, and none has less to do than its share.
+  EXPECT_GT(twice.predictions[0].decode.experts, once.predictions[0].decode.experts);
+  const LayoutFacts any = examined("DeepSeek-V3", with(copied, {"--ep-dispatch-algorithm", "dynamic"}));
+  EXPECT_GT(any.reach.remote_experts, twice.reach.remote_experts);
+
+  const std::string text = to_text(explained("DeepSeek-V3", with(copied, {"--enable-eplb"})));
+  EXPECT_THAT(text, testing::HasSubstr("256 experts and 32 copies in each of 58 layers"));
+  EXPECT_THAT(text, testing::HasSubstr("experts move between ranks"));
+  EXPECT_THAT(text, testing::HasSubstr("252-287"));
+  EXPECT_THAT(text, testing::HasSubstr("--moe-a2a-backend deepep --ep-num-redundant-experts 32"));
+  const auto odd = arguments("DeepSeek-V3", with(kDeepEp, {"--ep-num-redundant-experts", "3"}));
+  const auto facts = examine_layout(*describe_model(odd.engine, false), odd.engine, other_hardware(8), kLoad, {1});
+  ASSERT_FALSE(facts.ok());
+  EXPECT_THAT(facts.error().message, testing::HasSubstr("not divided equally among --ep-size 8"));
+}
+
+TEST(ExplainTest, LowLatencySendsARowForEachExpertOfAToken) {
+  const auto h200 = with(kDeepEp, {"--hardware", "h200"});
+  const LayoutFacts normal = examined("DeepSeek-V3", h200);
+  const LayoutFacts mode = examined("DeepSeek-V3", with(h200, {"--deepep-mode", "auto"}));
+  // 8 experts of 8 ranks that all have as many: 7 go away.
+  EXPECT_NEAR(mode.reach.remote_experts, 7, 1e-9);
+  EXPECT_NEAR(mode.wire.of_step.combine / normal.wire.of_step.combine, 7 / normal.reach.remote_ranks, 1e-9);
+  EXPECT_EQ(normal.wire.of_step.calls - mode.wire.of_step.calls, 58);
+  // What its slab takes bounds the requests, as in the server.
+  const LayoutFacts bounded = examined(
+      "DeepSeek-V3", with(kDeepEp, {"--deepep-mode", "auto", "--hardware", "h200", "--max-running-requests", "4096"}));
+  EXPECT_EQ(bounded.memory->max_running_requests, 128);
+}
+
+// 8 ranks with links that take as long as computing: halves hide one behind the other. With links of no cost, halves
+// only read the weights twice.
+TEST(ExplainTest, TwoBatchesHideTheShorterOfComputingAndSending) {
+  const auto halves = with(kDeepEp, {"--enable-two-batch-overlap", "--hardware", "h200"});
+  const LayoutFacts slow = examined("DeepSeek-V3", with(halves, {"--link-bandwidth", "5"}), {8, 512});
+  const Prediction& one = slow.predictions[0];
+  EXPECT_EQ(one.decode.hidden, 0) << "a token of each group cannot be divided";
+  EXPECT_EQ(one.decode.total(), one.decode_unsplit);
+  const StepSeconds& many = slow.predictions[1].decode;
+  const double computing = many.attention + many.kv + many.dense + many.experts;
+  EXPECT_GT(many.wire, computing);
+  EXPECT_NEAR(many.hidden, computing * (1 - 1 / 122.0), 1e-9);
+  EXPECT_LT(many.total(), slow.predictions[1].decode_unsplit);
+  const LayoutFacts fast =
+      examined("DeepSeek-V3", with(halves, {"--link-bandwidth", "100000", "--link-latency", "0"}), {16});
+  EXPECT_GT(fast.predictions[0].decode.total(), fast.predictions[0].decode_unsplit);
+  EXPECT_THAT(to_text(explained("DeepSeek-V3", halves)), testing::HasSubstr("max(C, W) + min(C, W) / 2L + head"));
+  // Layouts that send no rows to experts are weighed without.
+  const auto weighed = explained("DeepSeek-V3", halves).weighed;
+  EXPECT_TRUE(std::ranges::any_of(weighed, [](const LayoutFacts& f) { return f.layout.ep_size == 1; }));
+  const auto alone = arguments("DeepSeek-V3", with(kDpa, {"--enable-two-batch-overlap"}));
+  const auto facts = examine_layout(*describe_model(alone.engine, false), alone.engine, other_hardware(8), kLoad, {1});
+  ASSERT_FALSE(facts.ok());
+  EXPECT_THAT(facts.error().message, testing::HasSubstr("needs --moe-a2a-backend deepep"));
 }
 
 TEST(ExplainTest, EightBitsOfCacheAndAScaleForEach64HoldNearlyTwiceTheTokens) {
-  const LayoutFacts whole = examined("DeepSeek-V3", kDpa), eight = [] {
-    std::vector<std::string> flags = kDpa;
-    flags.insert(flags.end(), {"--kv-cache-dtype", "fp8_e4m3"});
-    return examined("DeepSeek-V3", flags);
-  }();
+  const LayoutFacts whole = examined("DeepSeek-V3", kDpa),
+                    eight = examined("DeepSeek-V3", with(kDpa, {"--kv-cache-dtype", "fp8_e4m3"}));
   EXPECT_EQ(whole.rank.kv_bytes_per_token, 61 * 576 * 2);
   EXPECT_EQ(eight.rank.kv_bytes_per_token, 61 * (576 + 9 * 4));
 }
 
 TEST(ExplainTest, RowsInEightBitsTakeHalfTheWayToTheExperts) {
-  const LayoutFacts whole = examined("DeepSeek-V3", kDeepEp), eight = [] {
-    std::vector<std::string> flags = kDeepEp;
-    flags.insert(flags.end(), {"--deepep-dispatch-dtype", "fp8_e4m3"});
-    return examined("DeepSeek-V3", flags);
-  }();
-  const double rows = models::expected_remote_rows(
-      describe_model(arguments("DeepSeek-V3", kDeepEp).engine, /*here=*/false)->config, eight.layout, 8);
+  const LayoutFacts whole = examined("DeepSeek-V3", kDeepEp),
+                    eight = examined("DeepSeek-V3", with(kDeepEp, {"--deepep-dispatch-dtype", "fp8_e4m3"}));
+  const double rows = 58 * 8 * eight.reach.remote_ranks;
   // 7168 values and 56 scales instead of 7168 in bf16.
   EXPECT_NEAR(whole.wire.of_step.dispatch - eight.wire.of_step.dispatch, rows * (7168 - 56 * 4), 1);
   EXPECT_EQ(whole.wire.of_step.combine, eight.wire.of_step.combine);

@@ -37,7 +37,8 @@ class Roofline {
 double expert_seconds(const Divided& model, const Roofline& roofline, double tokens) {
   if (!model.config.moe) return 0;
   const models::MoeConfig& moe = *model.config.moe;
-  const double chosen = static_cast<double>(moe.top_k) / static_cast<double>(moe.experts);
+  // Copies of an expert share its tokens.
+  const double chosen = static_cast<double>(moe.top_k) / static_cast<double>(model.physical);
   // Those that get a token are read, once.
   const double read = 1 - std::pow(1 - chosen, tokens);
   const models::WeightPart& part = model.shape.experts_weights;
@@ -45,27 +46,31 @@ double expert_seconds(const Divided& model, const Roofline& roofline, double tok
                           2 * static_cast<double>(part.values) * chosen * tokens);
 }
 
-double wire_seconds(const Divided& model, const Hardware& rank, const GroupWork& work) {
-  if (model.layout.tp_size == 1) return 0;
+struct WireSeconds {
+  double layers = 0;
+  double head = 0;  // and the ranks' rows before the step
+};
+
+WireSeconds wire_seconds(const Divided& model, const Hardware& rank, const GroupWork& work, bool decodes) {
+  if (model.layout.tp_size == 1) return {};
   const auto groups = static_cast<size_t>(model.layout.dp_size);
   const std::vector<int64_t> tokens(groups, std::llround(std::ceil(work.tokens)));
   const std::vector<int64_t> logits(groups, std::llround(std::ceil(work.logits)));
-  const double remote = models::expected_remote_rows(model.config, model.layout, tokens[0] * model.layout.dp_size);
-  const models::WireBytes wire =
-      wire_bytes(model.config, model.layout, model.dtype, {tokens, logits}, remote, rank.sums, model.fp8_dispatch);
-  const double arrives = wire.total() / static_cast<double>(model.layout.tp_size);
-  // The ranks' rows before a step are a call too.
-  return static_cast<double>(wire.calls + 1) * rank.link_latency + arrives / rank.link_bandwidth;
+  const auto rows = rows_to_experts(model, static_cast<double>(tokens[0] * model.layout.dp_size), !decodes);
+  const models::WireBytes wire = wire_bytes(model.config, model.layout, model.dtype, {tokens, logits}, rows, rank.sums);
+  const auto seconds = [&](int64_t calls, double bytes) {
+    const double arrives = bytes / static_cast<double>(model.layout.tp_size);
+    return static_cast<double>(calls) * rank.link_latency + arrives / rank.link_bandwidth;
+  };
+  return {seconds(wire.calls - wire.head_calls, wire.total() - wire.head), seconds(wire.head_calls + 1, wire.head)};
 }
 
-}  // namespace
-
-StepSeconds step_seconds(const Divided& model, const Hardware& rank, const GroupWork& work) {
+// A step in one batch, or a half of one; `wire` is of its layers.
+StepSeconds one_batch(const Divided& model, const Hardware& rank, const GroupWork& work, bool decodes) {
   const parallel::Layout& layout = model.layout;
   const models::RankShape& shape = model.shape;
   const Roofline roofline(rank);
   const double all = work.tokens * static_cast<double>(layout.dp_size);
-  const bool decodes = work.tokens <= work.sequences;
   const bool own_tokens = layout.a2a != parallel::MoeAllToAll::kNone || layout.dense_data_parallel;
   const double cached = work.sequences * (work.context + work.tokens / std::max(work.sequences, 1e-9));
   const double seen = work.tokens * (work.context + work.tokens / std::max(work.sequences, 1e-9) / 2);
@@ -80,7 +85,37 @@ StepSeconds step_seconds(const Divided& model, const Hardware& rank, const Group
   step.experts = expert_seconds(model, roofline, all);
   const bool own_logits = layout.dp_lm_head || !layout.dp_attention();
   step.head = roofline.seconds(shape.output, work.logits * static_cast<double>(own_logits ? 1 : layout.dp_size));
-  step.wire = wire_seconds(model, rank, work);
+  step.wire = wire_seconds(model, rank, work, decodes).layers;
+  return step;
+}
+
+}  // namespace
+
+models::RowsToExperts rows_to_experts(const Divided& model, double tokens, bool extend) {
+  models::RowsToExperts rows{.fp8 = model.fp8_dispatch, .physical = model.physical};
+  if (!model.config.moe || model.layout.a2a == parallel::MoeAllToAll::kNone) return rows;
+  rows.low_latency = model.mode == moe::DeepEpMode::kLowLatency || (model.mode == moe::DeepEpMode::kAuto && !extend);
+  const auto layers = static_cast<double>(std::ranges::count(model.config.moe->sparse, true));
+  rows.remote = layers * tokens * (rows.low_latency ? model.reach.remote_experts : model.reach.remote_ranks);
+  return rows;
+}
+
+StepSeconds step_seconds(const Divided& model, const Hardware& rank, const GroupWork& work) {
+  const bool decodes = work.tokens <= work.sequences;
+  StepSeconds step = one_batch(model, rank, work, decodes);
+  if (model.two_batches && work.tokens >= 2) {
+    GroupWork half = work;
+    half.tokens /= 2;
+    half.sequences = std::max(1.0, half.sequences / 2);
+    const double head = step.head;
+    step = one_batch(model, rank, half, decodes);
+    for (double* part : {&step.attention, &step.kv, &step.dense, &step.experts, &step.wire}) *part *= 2;
+    const double computing = step.attention + step.kv + step.dense + step.experts;
+    const auto parts = static_cast<double>(2 * model.config.num_layers);
+    step.hidden = std::min(computing, step.wire) * (1 - 1 / parts);
+    step.head = head;
+  }
+  step.wire += wire_seconds(model, rank, work, decodes).head;
   return step;
 }
 
@@ -92,12 +127,17 @@ Prediction predict(const Divided& model, const Hardware& rank, const MemoryPlan&
   Prediction prediction{.concurrency = concurrency, .running = std::min(concurrency, groups * fit)};
   // The busiest group has the rest of the division; the others wait for it.
   const auto busiest = static_cast<double>((prediction.running + groups - 1) / groups);
-  prediction.decode = step_seconds(
-      model, rank,
-      {.tokens = busiest,
-       .sequences = busiest,
-       .context = static_cast<double>(workload.input_tokens) + static_cast<double>(workload.output_tokens) / 2,
-       .logits = busiest});
+  const GroupWork decoding{
+      .tokens = busiest,
+      .sequences = busiest,
+      .context = static_cast<double>(workload.input_tokens) + static_cast<double>(workload.output_tokens) / 2,
+      .logits = busiest};
+  prediction.decode = step_seconds(model, rank, decoding);
+  if (model.two_batches) {
+    Divided unsplit = model;
+    unsplit.two_batches = false;
+    prediction.decode_unsplit = step_seconds(unsplit, rank, decoding).total();
+  }
   const auto input = static_cast<double>(workload.input_tokens), output = static_cast<double>(workload.output_tokens);
   const double in_a_step = std::min(static_cast<double>(chunk), busiest * input);
   double prefill = 0;

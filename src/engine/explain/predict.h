@@ -13,6 +13,7 @@
 #include "models/config.h"
 #include "models/rank_shape.h"
 #include "models/wire_bytes.h"
+#include "moe/deepep_mode.h"
 
 namespace sluice::engine {
 
@@ -24,7 +25,8 @@ struct StepSeconds {
   double experts = 0;
   double head = 0;
   double wire = 0;
-  double total() const { return attention + kv + dense + experts + head + wire; }
+  double hidden = 0;  // of those: in which rows of one half are on their way while the other half is computed
+  double total() const { return attention + kv + dense + experts + head + wire - hidden; }
 };
 
 // What each attention group does in a step.
@@ -42,8 +44,18 @@ struct Divided {
   kernels::DType dtype = kernels::DType::kBf16;
   models::RankShape shape;  // of rank 0, which has no less than the others
   bool fp8_dispatch = false;
+  moe::DeepEpMode mode = moe::DeepEpMode::kNormal;
+  int64_t physical = 0;      // experts of a layer, copies included
+  models::TokenReach reach;  // with deepep
+  bool two_batches = false;  // --enable-two-batch-overlap
 };
-// All groups do the same.
+// Of a step of so many tokens of all groups.
+models::RowsToExperts rows_to_experts(const Divided& model, double tokens, bool extend);
+// All groups do the same. With two batches, where a group has two tokens or more, the step runs in halves: with C, what
+// computing the layers of both halves takes, W, what their rows take on the way, and L layers,
+//   step = max(C, W) + min(C, W) / 2L + head
+// since of what is shorter all but the first of its 2L parts lies under the other. C is more than that of one batch, as
+// each half reads all weights.
 StepSeconds step_seconds(const Divided& model, const Hardware& rank, const GroupWork& work);
 
 // Requests of equal length, so many at a time, forever.
@@ -55,6 +67,7 @@ struct Prediction {
   int64_t concurrency = 0;
   int64_t running = 0;  // at once; the others wait
   StepSeconds decode;
+  double decode_unsplit = 0;       // seconds of the same step in one batch; with two batches
   double decode_tokens_per_s = 0;  // while nobody's prompt is computed
   double output_tokens_per_s = 0;  // with the prompts' share of the time
 };

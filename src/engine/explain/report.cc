@@ -69,6 +69,23 @@ std::string model_line(const Explanation& e) {
                             config.fp8 ? " of weights in FP8" : "");
 }
 
+// Copies of experts, and what they cost.
+std::string copies_text(const LayoutFacts& facts, int64_t layers) {
+  if (!facts.map) return "";
+  const moe::ExpertMap& map = *facts.map;
+  std::string out;
+  if (map.physical > map.logical) {
+    const double share = static_cast<double>(map.physical - map.logical) / static_cast<double>(map.physical);
+    out = fmt::format(
+        "  {} experts and {} copies in each of {} layers: the copies are {:.2f} GiB of rank 0's weights, and may be {} "
+        "of one expert\n",
+        map.logical, map.physical - map.logical, layers,
+        gib(static_cast<int64_t>(static_cast<double>(facts.rank.experts_weights.bytes) * share)), map.most_copies());
+  }
+  if (map.moves) out += "  experts move between ranks while they serve, which these figures leave out\n";
+  return out + "  copies help where some experts get more tokens than others; these figures are for equal ones\n";
+}
+
 // {0,1} {2,3}: ranks by what `group_of` says.
 template <class F>
 std::string groups_text(const Layout& layout, F group_of) {
@@ -113,7 +130,8 @@ std::string ranks_text(const Explanation& e) {
       "{:.2f}, head {:.2f} GiB\n",
       gib(rank.attention.bytes), gib(rank.dense.bytes), gib(rank.experts_weights.bytes), gib(rank.embedding.bytes),
       gib(rank.output.bytes));
-  return out;
+  const models::ModelConfig& config = e.model.config;
+  return out + copies_text(e.layout, config.moe ? std::ranges::count(config.moe->sparse, true) : 0);
 }
 
 std::string memory_text(const Explanation& e) {
@@ -152,9 +170,15 @@ std::string wire_text(const LayoutFacts& facts) {
   out += fmt::format("  attention sums {}, gather {}, scatter {}, dispatch {}, combine {}, head {}\n",
                      bytes_text(wire.attention), bytes_text(wire.gather), bytes_text(wire.scatter),
                      bytes_text(wire.dispatch), bytes_text(wire.combine), bytes_text(wire.head));
-  if (facts.wire.ranks_of_token > 0) {
-    out += fmt::format("  a token goes to {:.2f} ranks in a layer with experts, where all choices are as likely\n",
-                       facts.wire.ranks_of_token);
+  if (facts.reach.ranks > 0) {
+    out += fmt::format(
+        "  a token goes to {:.2f} ranks in a layer with experts, where all choices are as likely; {:.2f} are not its "
+        "own, which have {:.2f} of its experts\n",
+        facts.reach.ranks, facts.reach.remote_ranks, facts.reach.remote_experts);
+  }
+  if (facts.options.deepep_mode != "normal") {
+    out += fmt::format("  with low_latency a row goes to each of its experts{}\n",
+                       facts.options.deepep_mode == "auto" ? ", in steps without prompts" : "");
   }
   return out;
 }
@@ -168,17 +192,24 @@ std::string hardware_text(const Hardware& hardware) {
 }
 
 std::string prediction_text(const Explanation& e) {
-  std::string out = fmt::format("\nPredicted on {}\n{} prompt tokens, {} output tokens; nothing overlaps\n",
-                                hardware_text(e.hardware), e.workload.input_tokens, e.workload.output_tokens);
+  const bool halves = e.layout.options.enable_two_batch_overlap;
+  std::string out = fmt::format(
+      "\nPredicted on {}\n{} prompt tokens, {} output tokens; {}\n", hardware_text(e.hardware), e.workload.input_tokens,
+      e.workload.output_tokens,
+      halves ? "steps of two tokens or more run in halves: max(C, W) + min(C, W) / 2L + head, of C computing both "
+               "halves, W rows of both on their way, L layers"
+             : "nothing overlaps");
   if (!e.layout.predictions.empty()) {
     std::vector<std::vector<std::string>> rows{{"at once", "running", "output tokens/s", "while decoding",
                                                 "decode step", "attention", "KV", "dense", "experts", "head", "wire"}};
+    if (halves) rows[0].insert(rows[0].end(), {"of it hidden", "in one batch"});
     for (const Prediction& p : e.layout.predictions) {
       const auto ms = [](double seconds) { return fmt::format("{:.2f} ms", seconds * 1e3); };
       const StepSeconds& s = p.decode;
       rows.push_back({std::to_string(p.concurrency), std::to_string(p.running),
                       fmt::format("{:.1f}", p.output_tokens_per_s), fmt::format("{:.1f}", p.decode_tokens_per_s),
                       ms(s.total()), ms(s.attention), ms(s.kv), ms(s.dense), ms(s.experts), ms(s.head), ms(s.wire)});
+      if (halves) rows.back().insert(rows.back().end(), {ms(s.hidden), ms(p.decode_unsplit)});
     }
     out += table(rows);
   }
@@ -237,7 +268,9 @@ Json json_of(const Prediction& p) {
           {"dense_ms", p.decode.dense * 1e3},
           {"experts_ms", p.decode.experts * 1e3},
           {"head_ms", p.decode.head * 1e3},
-          {"wire_ms", p.decode.wire * 1e3}};
+          {"wire_ms", p.decode.wire * 1e3},
+          {"hidden_ms", p.decode.hidden * 1e3},
+          {"decode_step_in_one_batch_ms", p.decode_unsplit > 0 ? p.decode_unsplit * 1e3 : p.decode.total() * 1e3}};
 }
 
 Json json_of(const LayoutFacts& facts, const models::ModelConfig& config) {
@@ -265,7 +298,10 @@ Json json_of(const LayoutFacts& facts, const models::ModelConfig& config) {
                                {"dispatch", wire.dispatch},   {"combine", wire.combine}, {"head", wire.head},
                                {"total", wire.total()},       {"calls", wire.calls}};
   out["wire_bytes_per_token"] = facts.wire.per_token;
-  out["ranks_of_token"] = facts.wire.ranks_of_token;
+  out["ranks_of_token"] = facts.reach.ranks;
+  out["remote_ranks_of_token"] = facts.reach.remote_ranks;
+  out["remote_experts_of_token"] = facts.reach.remote_experts;
+  out["copies_of_experts"] = facts.map ? facts.map->physical - facts.map->logical : 0;
   out["predictions"] = Json::array();
   for (const Prediction& p : facts.predictions) out["predictions"].push_back(json_of(p));
   return out;
@@ -279,8 +315,9 @@ Result<Explanation> explain(const EngineOptions& options, const Hardware& hardwa
   SLUICE_TRY(out.model, describe_model(options, hardware.divisible));
   SLUICE_TRY(out.layout, examine_layout(out.model, options, hardware, workload, concurrency));
   for (Layout layout = out.layout.layout; layout.tp_rank < layout.tp_size; ++layout.tp_rank) {
-    SLUICE_TRY(auto rank, models::shape_of_rank(out.model.config, layout, out.model.dtype, *out.model.source,
-                                                out.model.kv_dtype, out.model.rounded));
+    SLUICE_TRY(auto rank,
+               models::shape_of_rank(out.model.config, layout, out.model.dtype, *out.model.source, out.model.kv_dtype,
+                                     out.model.rounded, out.layout.map ? &*out.layout.map : nullptr));
     out.ranks.push_back(rank);
   }
   if (hardware.has_rates()) out.weighed = weigh_layouts(out.model, options, hardware, workload, concurrency);

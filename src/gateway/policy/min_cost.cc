@@ -15,15 +15,16 @@ constexpr double kAlikeShare = 0.02;  // ... or this part of the least
 
 // What is computed pushes as much out of a full cache, and a part of that has to be computed again for somebody else.
 // Without it a fleet whose caches are full can fall into making copies of everything.
-constexpr double kPushedOut = 0.25;
+constexpr double kPushedOut = 0.1;
 
-// What waits for KV blocks waits for others to finish. In units of the prompt's own prefill: next to nothing while half
-// of the pool is free, 1/8 at half, 6.6 at nine tenths, 10 at most: reports are seconds old, and may be of a crowd that
-// has gone.
+// What waits for KV blocks waits for others to finish. In units of the prompt's own prefill: nothing while half of the
+// pool is free, for a prompt finds room there, 0.3 at eight tenths, 2 at nine, 10 at most. Reports are seconds old:
+// what differs meanwhile between two workers that both have room must not tell them apart.
 double kv_penalty(const WorkerLoad& load) {
   if (load.polled_tokens.load(std::memory_order_relaxed) < 0) return 0;
-  const double usage = std::clamp(load.polled_kv_usage.load(std::memory_order_relaxed), 0.0, 0.999);
-  return std::min(10.0, usage * usage * usage * usage / (1 - usage));
+  const double usage = std::clamp(load.polled_kv_usage.load(std::memory_order_relaxed), 0.5, 0.999);
+  const double full = 2 * usage - 1;  // of the second half
+  return std::min(10.0, full * full * full * full / (1 - full));
 }
 
 // `held`: share of the prefix that the index has it hold.

@@ -84,10 +84,24 @@ TEST_F(MinCostTest, AFullPoolCostsMoreThanAPrefill) {
   EXPECT_EQ(choose(fleet, 0.9, {1}).worker, 1u);
 }
 
+// Reports are as old as the time between two polls: what differs meanwhile between two workers that both have room must
+// not tell them apart.
+TEST_F(MinCostTest, APoolWithRoomCostsNothing) {
+  TestFleet fleet({0, 0});
+  for (size_t worker = 0; worker < 2; ++worker) fleet.load(worker).polled_tokens = 1;
+  const auto price = [&](double usage) {
+    fleet.load(0).polled_kv_usage = usage;
+    return MinCost().weigh(fleet.usable()[0], {.prompt_tokens = kPrompt, .now = now_, .prefix = {}});
+  };
+  EXPECT_EQ(price(0.5), price(0));
+  EXPECT_LT(price(0.7), 1.05 * price(0));
+  EXPECT_GT(price(0.95), 5 * price(0));
+}
+
 TEST_F(MinCostTest, AnotherCopyMustBeWorthWhatItPushesOut) {
   TestFleet fleet({0, 0});
-  fleet.load(1).prefill.dispatch(now_, 2000);
-  EXPECT_EQ(choose(fleet, 0.9, {1}).worker, 1u) << "2000 tokens of waiting are less than 1.25 times 1800";
+  fleet.load(1).prefill.dispatch(now_, 1900);
+  EXPECT_EQ(choose(fleet, 0.9, {1}).worker, 1u) << "1900 tokens of waiting are less than 1.1 times 1800";
 }
 
 TEST_F(MinCostTest, WhereAllCostTheSameTheOneWithFewestRequestsServes) {

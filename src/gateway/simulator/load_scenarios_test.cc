@@ -141,6 +141,18 @@ TEST_F(LoadScenarioTest, L9ConversationsWithoutAKeyStayWhereTheyAreAndAreSpread)
   EXPECT_LE(result.imbalance, 1.25);
 }
 
+// Where nobody waits for anything the cheapest place is where the system prompt is already. A hash over more than that
+// prompt tells conversations apart, and is the same for all turns of one.
+TEST_F(LoadScenarioTest, L9OnAnIdleFleetAHashBeyondTheSystemPromptSpreadsConversations) {
+  double ideal = 0;
+  options_.prefix_token_count = 1100;  // the system prompt has 1024
+  const SimulationRules rules{.worker = {.kv_blocks = 65536}, .warm_up = 0s, .duration = 600s, .streamed = true};
+  const auto result = run("prefix_hash", rules, conversations(5, 1000, &ideal));
+  EXPECT_EQ(result.requests, 8000);
+  EXPECT_GE(result.hit_rate, 0.97 * ideal);
+  EXPECT_LE(result.imbalance, 1.25);
+}
+
 std::unique_ptr<Workload> groups_with_a_runaway(uint64_t seed, bool runaway) {
   struct State {
     explicit State(uint64_t seed) : rng(seed) {}
@@ -205,7 +217,7 @@ std::unique_ptr<Workload> long_requests(uint64_t seed) {
 }
 
 TEST_F(LoadScenarioTest, L13ThreeDaysOfLongRequestsChangeNothing) {
-  for (const char* policy : {"cache_aware", "power_of_two"}) {
+  for (const char* policy : {"cache_aware", "power_of_two", "min_cost"}) {
     SCOPED_TRACE(policy);
     const auto second_hour = run(policy, {.warm_up = 1h, .duration = 1h, .streamed = true}, long_requests(9));
     const auto last_hour = run(policy, {.warm_up = 71h, .duration = 1h, .streamed = true}, long_requests(9));
@@ -213,6 +225,7 @@ TEST_F(LoadScenarioTest, L13ThreeDaysOfLongRequestsChangeNothing) {
     EXPECT_GT(last_hour.requests, 500);
     EXPECT_LE(last_hour.most_apart, 1.1 * second_hour.most_apart + 1);
     EXPECT_LE(last_hour.imbalance, second_hour.imbalance + 0.05);
+    EXPECT_LE(last_hour.imbalance, 1.1);
     EXPECT_LE(last_hour.ttft_p99, 1.2 * second_hour.ttft_p99);
     EXPECT_EQ(last_hour.miscounted, 0);
   }

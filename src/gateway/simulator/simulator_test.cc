@@ -62,6 +62,7 @@ TEST_F(SimulatorTest, MinCostComesNearWhoeverKnowsTheCachesAndTheQueues) {
     const auto oracle = run("oracle", {.hot = hot}, 128), ours = run("min_cost", {.hot = hot}, 128);
     EXPECT_GT(ours.requests_per_s, 0.95 * oracle.requests_per_s) << hot;
     EXPECT_GT(ours.hit_rate, 0.95 * oracle.hit_rate) << hot;
+    EXPECT_LT(ours.latency_p99, 1.15 * oracle.latency_p99) << hot;
   }
 }
 

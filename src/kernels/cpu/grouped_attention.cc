@@ -44,7 +44,7 @@ void GroupedAttention::run(const AttentionArgs& args, ThreadPool& pool) {
     multiply(args, many_[many_.size() - 1 - static_cast<size_t>(i)], thread);
   });
   plan_few(args);
-  const int64_t floats = attention_scratch(kLoopRows, group_of(args), args.head_dim);
+  const int64_t floats = attention_scratch(args, kLoopRows);
   pool.parallel_for(std::ssize(few_), [&](int64_t i, int thread) {
     simd_.attention(args, few_[few_.size() - 1 - static_cast<size_t>(i)],
                     at_least(scratch_[static_cast<size_t>(thread)].loops, floats));
@@ -61,7 +61,7 @@ void GroupedAttention::plan_many(const AttentionArgs& args) {
     for (int64_t row = 0; row < queries; row += rows) {
       const int64_t own = std::min(rows, queries - row);
       for (int64_t head = 0; head < args.n_kv_heads; ++head) {
-        many_.push_back({s, row, own, head, 0, end_of(args, s, row, own), nullptr});
+        many_.push_back({s, row, own, head, 1, 0, end_of(args, s, row, own), nullptr});
       }
     }
   }
@@ -70,11 +70,14 @@ void GroupedAttention::plan_many(const AttentionArgs& args) {
 void GroupedAttention::plan_few(const AttentionArgs& args) {
   few_.clear();
   cuts_.clear();
-  int64_t uncut = 0;
+  int64_t pieces = 0;
   for (int64_t s = 0; s < args.n_seqs; ++s) {
-    if (!has_many_rows(args, s)) uncut += (queries_of(args, s) + kLoopRows - 1) / kLoopRows * args.n_kv_heads;
+    if (!has_many_rows(args, s)) pieces += (queries_of(args, s) + kLoopRows - 1) / kLoopRows;
   }
-  if (uncut == 0) return;
+  if (pieces == 0) return;
+  // Rows of the cache are read fastest as a whole.
+  const bool whole_rows = pieces >= kEnoughPieces / 2;
+  const int64_t uncut = whole_rows ? pieces : pieces * args.n_kv_heads;
   const int64_t wanted = (kEnoughPieces + uncut - 1) / uncut, width = group_of(args) * (args.head_dim + 2);
   int64_t partial_floats = 0;
   for (int64_t s = 0; s < args.n_seqs; ++s) {
@@ -84,14 +87,15 @@ void GroupedAttention::plan_few(const AttentionArgs& args) {
       const int64_t rows = std::min(kLoopRows, queries - row), end = end_of(args, s, row, rows);
       const int64_t cuts = std::clamp<int64_t>(end / kShortestCut, 1, wanted);
       const int64_t length = round_up((end + cuts - 1) / cuts, kAttentionBlock);
-      for (int64_t head = 0; head < args.n_kv_heads; ++head) {
+      const int64_t heads = whole_rows && takes_all_heads(args, rows) ? args.n_kv_heads : 1;
+      for (int64_t head = 0; head < args.n_kv_heads; head += heads) {
         const size_t first = few_.size();
         for (int64_t begin = 0; begin < end; begin += length) {
-          few_.push_back({s, row, rows, head, begin, std::min(end, begin + length), nullptr});
+          few_.push_back({s, row, rows, head, heads, begin, std::min(end, begin + length), nullptr});
         }
         if (length >= end) continue;
         cuts_.push_back({first, few_.size()});
-        partial_floats += static_cast<int64_t>(few_.size() - first) * rows * width;
+        partial_floats += static_cast<int64_t>(few_.size() - first) * rows * heads * width;
       }
     }
   }
@@ -99,7 +103,7 @@ void GroupedAttention::plan_few(const AttentionArgs& args) {
   for (const Cut& cut : cuts_) {
     for (size_t i = cut.first; i < cut.last; ++i) {
       few_[i].partial = partial;
-      partial += few_[i].rows * width;
+      partial += few_[i].rows * few_[i].kv_heads * width;
     }
   }
 }
@@ -107,8 +111,8 @@ void GroupedAttention::plan_few(const AttentionArgs& args) {
 void GroupedAttention::merge(const AttentionArgs& args, const Cut& cut) {
   const AttentionPiece& whole = few_[cut.first];
   const bool bf16 = args.dtype == DType::kBf16;
-  const int64_t dim = args.head_dim, group = group_of(args), stride = dim + 2;
-  for (int64_t i = 0; i < whole.rows * group; ++i) {
+  const int64_t dim = args.head_dim, heads = whole.kv_heads * group_of(args), stride = dim + 2;
+  for (int64_t i = 0; i < whole.rows * heads; ++i) {
     float top = -1e30f;
     for (size_t p = cut.first; p < cut.last; ++p) top = std::max(top, few_[p].partial[i * stride + dim]);
     float* sum = whole.partial + i * stride;
@@ -124,8 +128,8 @@ void GroupedAttention::merge(const AttentionArgs& args, const Cut& cut) {
       }
     }
     simd_.scale(sum, dim, 1 / total);
-    const int64_t row = args.query_start[whole.sequence] + whole.first_row + i / group;
-    const int64_t head = whole.kv_head * group + i % group;
+    const int64_t row = args.query_start[whole.sequence] + whole.first_row + i / heads;
+    const int64_t head = whole.kv_head * group_of(args) + i % heads;
     simd_.narrow(sum, dim, static_cast<char*>(args.out) + (row * args.n_heads + head) * dim * (bf16 ? 2 : 4), bf16);
   }
 }

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "kernels/cpu/memory.h"
+#include "base/check.h"
 
 namespace sluice::kernels::cpu {
 namespace {
@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t kPositions = 256;
 // The last block of positions is filled with zeros to a multiple of this, so that few shapes of products occur.
 constexpr int64_t kPositionStep = 32;
+static_assert(kPositions % kPairColumns == 0 && kPairColumns % kPositionStep == 0);
 // Rows of the products, query rows times heads: enough to fill the matrix units.
 constexpr int64_t kProductRows = 256;
 // A long sequence is cut where a step has fewer pieces of work than this, into pieces of at least kShortestCut
@@ -23,10 +24,11 @@ constexpr int64_t kShortestCut = 1024;
 }  // namespace
 
 LatentAttention::LatentAttention(int threads, const Simd& simd)
-    : simd_(simd), products_(threads), scratch_(static_cast<size_t>(threads)) {}
+    : simd_(simd), products_(threads), packed_products_(threads), scratch_(static_cast<size_t>(threads)) {}
 
 void LatentAttention::run(const LatentAttentionArgs& args, ThreadPool& pool) {
   plan(args);
+  packed_ = packs(args.latent + args.rotary, args.dtype);
   // The longest pieces, the last rows of long sequences, are handed out first.
   pool.parallel_for(static_cast<int64_t>(pieces_.size()), [&](int64_t i, int thread) {
     attend(args, pieces_[pieces_.size() - 1 - static_cast<size_t>(i)], thread);
@@ -78,6 +80,63 @@ void LatentAttention::plan(const LatentAttentionArgs& args) {
   }
 }
 
+void LatentAttention::multiply_packed(int64_t m, int64_t k, int64_t n, bool accumulate, const void* a, const void* b,
+                                      float* c, int thread) const {
+  const Product& product = packed_products_.product(m, k, n, n, DType::kBf16, accumulate, /*bias=*/false);
+  SLUICE_CHECK(!product.staged, "a product whose rows follow each other is written to a place of its own");
+  packed_products_.execute(product, a, b, c, nullptr, thread);
+}
+
+bool LatentAttention::packs(int64_t width, DType dtype) {
+  if (dtype != DType::kBf16 || width % kPairColumns != 0 || width == plain_width_) return false;
+  if (width == packed_width_) return true;
+  bool packed = true;
+  for (int64_t n = kPairColumns; n <= kPositions; n += kPairColumns) {
+    packed = packed && packed_products_.pair_rows(width, n, dtype) == width &&
+             packed_products_.pair_rows(n, width, dtype) == n;
+  }
+  (packed ? packed_width_ : plain_width_) = width;
+  return packed;
+}
+
+void LatentAttention::read(const LatentAttentionArgs& args, const int32_t* slots, int64_t count, int64_t padded,
+                           int64_t visible, Scratch& own) const {
+  const bool bf16 = args.dtype == DType::kBf16;
+  const int64_t width = args.latent + args.rotary, bytes = width * (bf16 ? 2 : 4);
+  const auto row = [&](int64_t c) { return static_cast<const char*>(args.cache) + slots[c] * args.row.bytes(); };
+  char* keys = at_least_bytes(own.keys, kPositions * bytes);
+  if (!packed_) {
+    for (int64_t c = 0; c < count; ++c) simd_.read_kv(row(c), args.row, 0, width, keys + c * bytes, bf16);
+    std::memset(keys + count * bytes, 0, static_cast<size_t>((padded - count) * bytes));
+    return;
+  }
+  const int64_t block = padded * kPairColumns;  // values
+  auto* over_values = reinterpret_cast<uint16_t*>(keys);
+  auto* over_rows = reinterpret_cast<uint16_t*>(at_least_bytes(own.values, kPositions * bytes));
+  char* wide = at_least_bytes(own.rows, kPackRows * bytes);
+  const uint16_t* rows[kPackRows];
+  const void* next[kPackRows];
+  for (int64_t first = 0; first < padded; first += kPackRows) {
+    for (int64_t r = 0; r < kPackRows; ++r) {
+      char* own_row = wide + r * bytes;
+      const int64_t c = first + r;
+      next[r] = row(std::min(c + kPackRows, visible - 1));
+      if (c < count && args.row.dtype == DType::kBf16) {
+        rows[r] = reinterpret_cast<const uint16_t*>(row(c));
+        continue;
+      }
+      rows[r] = reinterpret_cast<const uint16_t*>(own_row);
+      if (c < count) {
+        simd_.read_kv(row(c), args.row, 0, width, own_row, bf16);
+      } else {
+        std::memset(own_row, 0, static_cast<size_t>(bytes));
+      }
+    }
+    simd_.pack_pairs(rows, width, over_values + first / kPairColumns * kPairColumns * width + first % kPairColumns * 2,
+                     over_rows + first * kPairColumns, block, next);
+  }
+}
+
 void LatentAttention::attend(const LatentAttentionArgs& args, const Piece& piece, int thread) {
   const bool bf16 = args.dtype == DType::kBf16;
   const int64_t element = bf16 ? 2 : 4;
@@ -91,7 +150,6 @@ void LatentAttention::attend(const LatentAttentionArgs& args, const Piece& piece
 
   Scratch& own = scratch_[static_cast<size_t>(thread)];
   char* q = at_least(own.queries, rows * width * element);
-  char* keys = at_least(own.keys, kPositions * width * element);
   float* scores = at_least(own.scores, rows * kPositions);
   char* weights = at_least(own.weights, rows * kPositions * element);
   float* sums = at_least(own.sums, rows * width);
@@ -108,14 +166,14 @@ void LatentAttention::attend(const LatentAttentionArgs& args, const Piece& piece
 
   for (int64_t base = piece.begin; base < piece.end; base += kPositions) {
     const int64_t count = std::min(kPositions, piece.end - base);
-    const int64_t padded = round_up(count, kPositionStep);
-    for (int64_t c = 0; c < count; ++c) {
-      simd_.read_kv(static_cast<const char*>(args.cache) + slots[base + c] * args.row.bytes(), args.row, 0, width,
-                    keys + c * width * element, bf16);
+    const int64_t padded = round_up(count, packed_ ? kPairColumns : kPositionStep);
+    read(args, slots + base, count, padded, piece.end - base, own);
+    if (packed_) {
+      multiply_packed(rows, width, padded, /*accumulate=*/false, q, own.keys[0].bytes, scores, thread);
+    } else {
+      products_.multiply({.m = rows, .k = width, .n = padded, .dtype = args.dtype, .b_transposed = true}, q,
+                         own.keys[0].bytes, scores, thread);
     }
-    std::memset(keys + count * width * element, 0, static_cast<size_t>((padded - count) * width * element));
-    products_.multiply({.m = rows, .k = width, .n = padded, .dtype = args.dtype, .b_transposed = true}, q, keys, scores,
-                       thread);
     for (int64_t i = 0; i < rows; ++i) {
       // Causal: a row sees itself and what is before it.
       const int64_t visible = std::clamp<int64_t>(first_position + i / heads + 1 - base, 0, count);
@@ -124,8 +182,13 @@ void LatentAttention::attend(const LatentAttentionArgs& args, const Piece& piece
       if (base > piece.begin && correction != 1) simd_.scale(sums + i * width, width, correction);
     }
     // The rotary columns are summed as well: rows that follow each other are faster than fewer columns.
-    products_.multiply({.m = rows, .k = padded, .n = width, .dtype = args.dtype, .accumulate = base > piece.begin},
-                       weights, keys, sums, thread);
+    const bool accumulate = base > piece.begin;
+    if (packed_) {
+      multiply_packed(rows, padded, width, accumulate, weights, own.values[0].bytes, sums, thread);
+    } else {
+      products_.multiply({.m = rows, .k = padded, .n = width, .dtype = args.dtype, .accumulate = accumulate}, weights,
+                         own.keys[0].bytes, sums, thread);
+    }
   }
 
   for (int64_t i = 0; i < rows; ++i) {

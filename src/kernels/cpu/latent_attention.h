@@ -1,9 +1,12 @@
 // Attention over the latent cache on the CPU: all heads of a query row share its keys, so scores and sums are matrix
-// products (plain_products.h) of heads times positions.
+// products of heads times positions. Where oneDNN's packed form is known, cached rows are brought into it for both as
+// they are read, else oneDNN does so in each product.
 #pragma once
 
 #include <vector>
 
+#include "kernels/cpu/memory.h"
+#include "kernels/cpu/packed_products.h"
 #include "kernels/cpu/plain_products.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/kernels.h"
@@ -28,20 +31,34 @@ class LatentAttention {
   };
   // A thread's memory.
   struct Scratch {
-    std::vector<char> queries;  // [rows * heads, width] of dtype
-    std::vector<char> keys;     // [kPositions, width] of dtype
-    std::vector<float> scores;  // [rows * heads, kPositions]
-    std::vector<char> weights;  // likewise, of dtype
-    std::vector<float> sums;    // [rows * heads, width]
-    std::vector<float> state;   // [rows * heads, 2] running maximum and total
+    std::vector<char> queries;      // [rows * heads, width] of dtype
+    std::vector<CacheLine> keys;    // [kPositions, width] of dtype; packed for scores
+    std::vector<CacheLine> values;  // packed for sums
+    std::vector<CacheLine> rows;    // [kPackRows, width] of dtype
+    std::vector<float> scores;      // [rows * heads, kPositions]
+    std::vector<char> weights;      // likewise, of dtype
+    std::vector<float> sums;        // [rows * heads, width]
+    std::vector<float> state;       // [rows * heads, 2] running maximum and total
   };
 
   void plan(const LatentAttentionArgs& args);
   void attend(const LatentAttentionArgs& args, const Piece& piece, int thread);
+  // Of the first `padded` of these slots, zeros from `count` on. `visible` of them are there, the next blocks'
+  // included.
+  void read(const LatentAttentionArgs& args, const int32_t* slots, int64_t count, int64_t padded, int64_t visible,
+            Scratch& own) const;
   void merge(const LatentAttentionArgs& args, size_t first, size_t last) const;
+  // C [m, n] = A [m, k] B, or C += A B; B packed.
+  void multiply_packed(int64_t m, int64_t k, int64_t n, bool accumulate, const void* a, const void* b, float* c,
+                       int thread) const;
+  bool packs(int64_t width, DType dtype);
 
   const Simd& simd_;
   const PlainProducts products_;
+  const PackedProducts packed_products_;
+  int64_t packed_width_ = 0;  // of rows in bf16 that are known to be
+  int64_t plain_width_ = 0;   // likewise not to be
+  bool packed_ = false;       // in this run
   std::vector<Scratch> scratch_;
   std::vector<Piece> pieces_;
   std::vector<size_t> cut_;  // the first pieces of rows that are cut

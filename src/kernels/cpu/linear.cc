@@ -51,6 +51,8 @@ struct Layout {
 };
 
 bool is_kept(const LinearShape& shape) { return shape.stored != DType::kF32; }
+// Its form: tiles of quantised.h, tiles of f8_tiles.h, or rows of FP8 as they are in a file.
+enum class Kept : uint8_t { kTiles, kF8Tiles, kF8Rows };
 // In the tiles of quantised.h.
 bool in_tiles(const LinearShape& shape) { return keeps_blocks(shape.stored); }
 // The slabs of kWideColumns columns.
@@ -106,9 +108,10 @@ class Linear::Impl {
 
   std::string implementation(const LinearShape& shape, int64_t rows, bool accumulate, bool bias) const {
     if (is_kept(shape)) {
-      return rows <= few_rows(shape)
+      const Kept kept = kept_as(shape);
+      return rows <= few_rows(kept, shape)
                  ? "blocks"
-                 : wide_product(shape, Linear::padded_rows(rows), kWideColumns, accumulate, bias).implementation;
+                 : wide_product(kept, shape, Linear::padded_rows(rows), kWideColumns, accumulate, bias).implementation;
     }
     return products_
         .product(Linear::padded_rows(rows), shape.in, layout(shape).slabs[0].width, shape.out, shape.dtype, accumulate,
@@ -139,32 +142,20 @@ class Linear::Impl {
   void multiply(const LinearArgs& args, ThreadPool& pool) const {
     const LinearShape& shape = *args.shape;
     if (is_kept(shape)) {
-      if (rounds(shape, args.n)) {
+      const Kept kept = kept_as(shape);
+      if (rounds(kept, shape, args.n)) {
         rounded_.resize(args.n, shape.in);
         pool.parallel_for(args.n, [&](int64_t row, int) { round(args, row, row); });
       }
-      return pool.parallel_for(kept_tasks(shape, args.n),
-                               [&](int64_t task, int thread) { multiply_kept(args, task, /*rounded=*/0, thread); });
-    }
-    const int64_t element = shape.dtype == DType::kBf16 ? 2 : 4;
-    const Layout& slabs = cached_layout(shape);
-    for (int64_t first = 0; first < args.n; first += kMaxRows) {
-      const int64_t wanted = std::min(kMaxRows, args.n - first);
-      const int64_t rows = Linear::padded_rows(wanted);
-      // At most two widths occur, all slabs but the last and the last.
-      const Product& wide = products_.product(rows, shape.in, slabs.slabs[0].width, shape.out, shape.dtype,
-                                              args.accumulate, args.bias != nullptr);
-      const Product& last = products_.product(rows, shape.in, slabs.slabs.back().width, shape.out, shape.dtype,
-                                              args.accumulate, args.bias != nullptr);
-      const char* in = static_cast<const char*>(args.in) + first * shape.in * element;
-      pool.parallel_for(static_cast<int64_t>(slabs.slabs.size()), [&](int64_t i, int thread) {
-        const Slab& slab = slabs.slabs[static_cast<size_t>(i)];
-        if (slab.pair_rows > 0 && args.n <= kPairRows) return multiply_pairs(args, slab, thread);
-        const Product& chosen = slab.width == slabs.slabs[0].width ? wide : last;
-        run(chosen, args, in, static_cast<const char*>(args.weight) + slab.offset,
-            args.out + first * shape.out + slab.first, args.bias == nullptr ? nullptr : args.bias + slab.first, thread);
+      return pool.parallel_for(kept_tasks(kept, shape, args.n), [&](int64_t task, int thread) {
+        multiply_kept(kept, args, task, /*rounded=*/0, thread);
       });
     }
+    const Layout& slabs = cached_layout(shape);
+    const int64_t pieces = (args.n + kMaxRows - 1) / kMaxRows, count = std::ssize(slabs.slabs);
+    pool.parallel_for(pieces * count, [&](int64_t task, int thread) {
+      multiply_slab(args, slabs.slabs[static_cast<size_t>(task % count)], task / count * kMaxRows, thread);
+    });
   }
 
   void multiply_groups(const GroupedLinearArgs& args, ThreadPool& pool) const {
@@ -180,10 +171,11 @@ class Linear::Impl {
     });
     static const Layout kNoSlabs;
     const Layout& slabs = is_kept(shape) ? kNoSlabs : cached_layout(shape);
+    const Kept kept = is_kept(shape) ? kept_as(shape) : Kept::kTiles;
     int64_t tasks = 0;
     for (Group& group : groups_) {
       group.first_task = tasks;
-      tasks += is_kept(shape) ? kept_tasks(shape, args.counts[group.index]) : std::ssize(slabs.slabs);
+      tasks += is_kept(shape) ? kept_tasks(kept, shape, args.counts[group.index]) : std::ssize(slabs.slabs);
     }
     const int64_t element = shape.dtype == DType::kBf16 ? 2 : 4;
     if (in_tiles(shape) && shape.rounded) round_groups(args, pool);
@@ -199,8 +191,11 @@ class Linear::Impl {
           .out = args.out + start * shape.out,
           .n = args.counts[group.index]};
       const int64_t task = i - group.first_task;
-      if (!is_kept(shape)) return multiply_slab(own, slabs.slabs[static_cast<size_t>(task)], thread);
-      multiply_kept(own, task, /*rounded=*/start, thread);
+      if (is_kept(shape)) return multiply_kept(kept, own, task, /*rounded=*/start, thread);
+      // One slab, which stays in the cache for all rows.
+      for (int64_t first = 0; first < own.n; first += kMaxRows) {
+        multiply_slab(own, slabs.slabs[static_cast<size_t>(task)], first, thread);
+      }
     });
   }
 
@@ -247,21 +242,29 @@ class Linear::Impl {
     int64_t first_task;
   };
 
-  // Rows up to which our own loops are faster than widening.
-  static int64_t few_rows(const LinearShape& shape) {
-    if (shape.dtype != DType::kBf16) return kFewRows;
-    return in_tiles(shape) ? kFewRoundedRows : kFewF8Rows;
+  // By the rank's thread, once for a call.
+  Kept kept_as(const LinearShape& shape) const {
+    if (in_tiles(shape)) return Kept::kTiles;
+    const auto [known, fresh] = f8_forms_.try_emplace({shape.in, shape.dtype});
+    if (fresh) known->second = in_f8_tiles(shape) ? Kept::kF8Tiles : Kept::kF8Rows;
+    return known->second;
   }
 
-  int64_t kept_tasks(const LinearShape& shape, int64_t rows) const {
-    if (rows > few_rows(shape) || in_f8_tiles(shape)) return wide_slabs(shape);
-    if (in_tiles(shape)) return (tile_count(shape) + task_tiles(shape) - 1) / task_tiles(shape);
+  // Rows up to which our own loops are faster than widening.
+  static int64_t few_rows(Kept kept, const LinearShape& shape) {
+    if (shape.dtype != DType::kBf16) return kFewRows;
+    return kept == Kept::kTiles ? kFewRoundedRows : kFewF8Rows;
+  }
+
+  static int64_t kept_tasks(Kept kept, const LinearShape& shape, int64_t rows) {
+    if (rows > few_rows(kept, shape) || kept == Kept::kF8Tiles) return wide_slabs(shape);
+    if (kept == Kept::kTiles) return (tile_count(shape) + task_tiles(shape) - 1) / task_tiles(shape);
     return (shape.out + kDotColumns - 1) / kDotColumns;
   }
   static int64_t task_tiles(const LinearShape& shape) { return (tile_count(shape) + kTileTasks - 1) / kTileTasks; }
 
-  static bool rounds(const LinearShape& shape, int64_t rows) {
-    return in_tiles(shape) && shape.rounded && rows <= few_rows(shape);
+  static bool rounds(Kept kept, const LinearShape& shape, int64_t rows) {
+    return kept == Kept::kTiles && shape.rounded && rows <= few_rows(kept, shape);
   }
   void round(const LinearArgs& args, int64_t row, int64_t to) const {
     const bool bf16 = args.shape->dtype == DType::kBf16;
@@ -275,7 +278,7 @@ class Linear::Impl {
     rounded_.resize(rows, args.shape->in);
     pool.parallel_for(std::ssize(groups_), [&](int64_t i, int) {
       const int64_t group = groups_[static_cast<size_t>(i)].index;
-      if (!rounds(*args.shape, args.counts[group])) return;
+      if (!rounds(Kept::kTiles, *args.shape, args.counts[group])) return;
       for (int64_t row = args.starts[group]; row < args.starts[group] + args.counts[group]; ++row) {
         round({.shape = args.shape, .in = args.in}, row, row);
       }
@@ -284,11 +287,11 @@ class Linear::Impl {
 
   // A task's columns of a product of a weight that is kept as it is stored. `rounded` is the place of the first row
   // among the rounded ones.
-  void multiply_kept(const LinearArgs& args, int64_t task, int64_t rounded, int thread) const {
+  void multiply_kept(Kept kept, const LinearArgs& args, int64_t task, int64_t rounded, int thread) const {
     const LinearShape& shape = *args.shape;
-    if (args.n > few_rows(shape)) return multiply_widened(args, task, thread);
-    if (in_f8_tiles(shape)) return multiply_f8_tile(args, task, thread);
-    if (!in_tiles(shape)) return multiply_f8_rows(args, task, thread);
+    if (args.n > few_rows(kept, shape)) return multiply_widened(kept, args, task, thread);
+    if (kept == Kept::kF8Tiles) return multiply_f8_tile(args, task, thread);
+    if (kept == Kept::kF8Rows) return multiply_f8_rows(args, task, thread);
     const int64_t first = task * task_tiles(shape);
     multiply_tiles(simd_, args, first, std::min(tile_count(shape), first + task_tiles(shape)),
                    shape.rounded ? &rounded_ : nullptr, rounded);
@@ -322,37 +325,37 @@ class Linear::Impl {
   }
 
   // A slab of kWideColumns columns, widened for oneDNN: [in, columns] of dtype, as the form of wide_product() wants it.
-  void multiply_widened(const LinearArgs& args, int64_t task, int thread) const {
+  void multiply_widened(Kept kept, const LinearArgs& args, int64_t task, int thread) const {
     const LinearShape& shape = *args.shape;
     const bool bf16 = shape.dtype == DType::kBf16, bias = args.bias != nullptr;
     const int64_t element = bf16 ? 2 : 4, first = task * kWideColumns;
     const int64_t columns = std::min(kWideColumns, shape.out - first);
     float* weight =
         at_least(widened_[static_cast<size_t>(thread)], round_up(shape.in, kF8Pad) * kWideColumns * element / 4);
-    widen_slab(args, task, columns, weight);
+    widen_slab(kept, args, task, columns, weight);
     // Rows of FP8 are as many as there are columns, tiles always whole.
-    const int64_t width = wide_form(shape) == Form::kColumns ? columns : kWideColumns;
+    const int64_t width = wide_form(kept, shape) == Form::kColumns ? columns : kWideColumns;
     for (int64_t row = 0; row < args.n; row += kMaxRows) {
       const int64_t rows = std::min(kMaxRows, args.n - row), padded = Linear::padded_rows(rows);
       const void* in = static_cast<const char*>(args.in) + row * shape.in * element;
       if (width == columns) {
-        run(wide_product(shape, padded, width, args.accumulate, bias), args, in, weight,
+        run(wide_product(kept, shape, padded, width, args.accumulate, bias), args, in, weight,
             args.out + row * shape.out + first, bias ? args.bias + first : nullptr, thread);
         continue;
       }
       float* whole = at_least(staging_[static_cast<size_t>(thread)], padded * kWideColumns);
       products_.execute(products_.product(padded, shape.in, kWideColumns, kWideColumns, shape.dtype,
-                                          /*accumulate=*/false, /*bias=*/false, wide_form(shape)),
+                                          /*accumulate=*/false, /*bias=*/false, wide_form(kept, shape)),
                         in, weight, whole, nullptr, thread);
       put_columns(args, row, rows, first, columns, whole, kWideColumns);
     }
   }
 
-  void widen_slab(const LinearArgs& args, int64_t task, int64_t columns, float* weight) const {
+  void widen_slab(Kept kept, const LinearArgs& args, int64_t task, int64_t columns, float* weight) const {
     const LinearShape& shape = *args.shape;
     const bool bf16 = shape.dtype == DType::kBf16;
     const auto* stored = static_cast<const char*>(args.weight);
-    if (in_tiles(shape)) {
+    if (kept == Kept::kTiles) {
       const TileKernels& kernels = simd_.tiles[tile_format(shape.stored)];
       const auto expand = bf16 ? kernels.expand_bf16 : kernels.expand_f32;
       const size_t bytes = tile_bytes(shape.stored, shape.in);
@@ -363,7 +366,7 @@ class Linear::Impl {
         expand(stored + static_cast<size_t>(tile + t) * bytes, shape.in / kBlockValues, kWideColumns,
                weight + t * kTileColumns);
       }
-    } else if (in_f8_tiles(shape)) {
+    } else if (kept == Kept::kF8Tiles) {
       const char* tile = stored + static_cast<size_t>(task) * f8_tile_bytes(shape.in);
       simd_.expand_f8_tile(reinterpret_cast<const uint8_t*>(tile),
                            reinterpret_cast<const float*>(tile + f8_tile_values(shape.in)), round_up(shape.in, kF8Pad),
@@ -377,27 +380,25 @@ class Linear::Impl {
     }
   }
 
-  Form wide_form(const LinearShape& shape) const {
-    if (in_tiles(shape)) return shape.dtype == DType::kBf16 ? Form::kPacked : Form::kRows;
-    return in_f8_tiles(shape) ? Form::kPacked : Form::kColumns;
+  static Form wide_form(Kept kept, const LinearShape& shape) {
+    if (kept == Kept::kTiles) return shape.dtype == DType::kBf16 ? Form::kPacked : Form::kRows;
+    return kept == Kept::kF8Tiles ? Form::kPacked : Form::kColumns;
   }
-  const Product& wide_product(const LinearShape& shape, int64_t padded, int64_t width, bool accumulate,
+  const Product& wide_product(Kept kept, const LinearShape& shape, int64_t padded, int64_t width, bool accumulate,
                               bool bias) const {
-    return products_.product(padded, shape.in, width, shape.out, shape.dtype, accumulate, bias, wide_form(shape));
+    return products_.product(padded, shape.in, width, shape.out, shape.dtype, accumulate, bias, wide_form(kept, shape));
   }
 
-  // Columns of a product of a packed weight: one slab, which stays in the cache for all rows.
-  void multiply_slab(const LinearArgs& args, const Slab& slab, int thread) const {
+  // Columns of a product of a packed weight, for rows from `first` on, kMaxRows at most.
+  void multiply_slab(const LinearArgs& args, const Slab& slab, int64_t first, int thread) const {
     const LinearShape& shape = *args.shape;
     if (slab.pair_rows > 0 && args.n <= kPairRows) return multiply_pairs(args, slab, thread);
     const int64_t element = shape.dtype == DType::kBf16 ? 2 : 4;
-    for (int64_t first = 0; first < args.n; first += kMaxRows) {
-      const int64_t rows = Linear::padded_rows(std::min(kMaxRows, args.n - first));
-      run(products_.product(rows, shape.in, slab.width, shape.out, shape.dtype, /*accumulate=*/false, /*bias=*/false),
-          args, static_cast<const char*>(args.in) + first * shape.in * element,
-          static_cast<const char*>(args.weight) + slab.offset, args.out + first * shape.out + slab.first, nullptr,
-          thread);
-    }
+    const int64_t rows = Linear::padded_rows(std::min(kMaxRows, args.n - first));
+    run(products_.product(rows, shape.in, slab.width, shape.out, shape.dtype, args.accumulate, args.bias != nullptr),
+        args, static_cast<const char*>(args.in) + first * shape.in * element,
+        static_cast<const char*>(args.weight) + slab.offset, args.out + first * shape.out + slab.first,
+        args.bias == nullptr ? nullptr : args.bias + slab.first, thread);
   }
 
   // A slab for a few rows, by our own loops: oneDNN's reach half of what memory gives.
@@ -455,6 +456,7 @@ class Linear::Impl {
   mutable std::vector<Group> groups_;                                            // of the call in progress
   mutable RoundedRows rounded_;                                                  // likewise
   mutable std::map<std::tuple<int64_t, int64_t, DType, bool>, Layout> layouts_;  // the rank's thread only
+  mutable std::map<std::pair<int64_t, DType>, Kept> f8_forms_;                   // likewise
 };
 
 Linear::Linear(int threads, const Simd& simd) : impl_(std::make_unique<Impl>(threads, simd)) {}

@@ -16,4 +16,12 @@ T* at_least(std::vector<T>& memory, int64_t size) {
   return memory.data();
 }
 
+// Bytes for vectors to be stored in, so that none lies in two lines of the cache.
+struct alignas(64) CacheLine {
+  char bytes[64];
+};
+inline char* at_least_bytes(std::vector<CacheLine>& memory, int64_t bytes) {
+  return at_least(memory, (bytes + 63) / 64)->bytes;
+}
+
 }  // namespace sluice::kernels::cpu

@@ -53,6 +53,10 @@ class PackedProducts::Impl {
   // The packed form that oneDNN prefers for [in, width], asked for at a typical row count and used for all.
   Memory::desc packed(int64_t in, int64_t width, DType dtype) const {
     const std::lock_guard lock(mu_);
+    return packed_locked(in, width, dtype);
+  }
+
+  const Memory::desc& packed_locked(int64_t in, int64_t width, DType dtype) const {
     auto& desc = packed_[{in, width, dtype}];
     if (!desc) {
       const auto type = type_of(dtype);
@@ -90,22 +94,22 @@ class PackedProducts::Impl {
 
   const Product& product(int64_t rows, int64_t in, int64_t width, int64_t out_stride, DType dtype, bool accumulate,
                          bool bias, Form form = Form::kPacked) const {
+    const ProductKey key{rows, in, width, out_stride, dtype, accumulate, bias, form};
+    const std::lock_guard lock(mu_);
+    if (const auto known = products_.find(key); known != products_.end()) return *known->second;
     const auto tag = form == Form::kColumns ? Memory::format_tag::ba : Memory::format_tag::ab;
     const Memory::desc weight =
-        form == Form::kPacked ? packed(in, width, dtype) : Memory::desc({in, width}, type_of(dtype), tag);
-    const std::lock_guard lock(mu_);
-    auto& product = products_[{rows, in, width, out_stride, dtype, accumulate, bias, form}];
-    if (product) return *product;
+        form == Form::kPacked ? packed_locked(in, width, dtype) : Memory::desc({in, width}, type_of(dtype), tag);
     const Memory::desc source({rows, in}, type_of(dtype), Memory::format_tag::ab);
     // One row has no distance to a next one, and oneDNN 2.6 is choosy about those.
-    product = make_product(source, weight, rows == 1 ? width : out_stride, accumulate, bias);
+    auto product = make_product(source, weight, rows == 1 ? width : out_stride, accumulate, bias);
     if (is_reference(*product)) {
       // The kernels for AVX-512 and AMX write rows that follow each other.
       auto staged = make_product(source, weight, width, /*accumulate=*/false, /*bias=*/false);
       staged->staged = true;
       if (!is_reference(*staged)) product = std::move(staged);
     }
-    return *product;
+    return *products_.emplace(key, std::move(product)).first->second;
   }
 
   void execute(const OneDnnProduct& product, const void* in, const void* weight, float* out, const float* bias,

@@ -21,13 +21,19 @@ struct TileKernels {
 };
 constexpr int64_t kTileRows = 8;
 
-// Some query rows of one sequence for the heads of one KV head, over the positions [begin, end). Where that is not all
-// that they see, the result goes to `partial`, [rows, group, head_dim + 2]: weighted sums, maximum and total.
+// Some query rows of one sequence for the heads of some KV heads, `heads` in all, over the positions [begin, end).
+// Where that is not all that they see, the result goes to `partial`, [rows, heads, head_dim + 2]: weighted sums,
+// maximum and total.
 struct AttentionPiece {
-  int64_t sequence, first_row, rows, kv_head;
+  int64_t sequence, first_row, rows, kv_head, kv_heads;
   int64_t begin, end;
   float* partial;  // null: to args.out
 };
+// One row over rows of bf16, which are multiplied as they are stored, has pieces of any number of KV heads; else it
+// is 1.
+constexpr bool takes_all_heads(const AttentionArgs& args, int64_t rows) {
+  return rows == 1 && args.row.dtype == DType::kBf16 && args.head_dim % 32 == 0;
+}
 
 struct Simd {
   const char* name;
@@ -69,17 +75,30 @@ struct Simd {
   // kPairColumns columns of a weight in bf16 whose pairs of values lie side by side, as those of dot_f8_tile. `in` is
   // even, `rows` of 1 to kPairRows. sums [rows, kPairColumns].
   void (*dot_pairs)(const char* values, int64_t in, const float* x, int64_t x_stride, int64_t rows, float* sums);
+  // kPackRows rows of bf16, `width` values each, a multiple of 32, as the weights of two products, pairs of the summed
+  // dimension side by side. For sums over a row's values, row r's value k goes to over_values[(k / 2 * kPairColumns +
+  // r)
+  // * 2 + k % 2]; for sums over rows, to over_rows[k / kPairColumns * block + (r / 2 * kPairColumns + k %
+  // kPairColumns) * 2 + r % 2].
+  // `next`: kPackRows rows that will be wanted next, asked for meanwhile; null = none.
+  void (*pack_pairs)(const uint16_t* const* rows, int64_t width, uint16_t* over_values, uint16_t* over_rows,
+                     int64_t block, const void* const* next);
 };
 
 constexpr int64_t kDotRows = 4;
 constexpr int64_t kF8Columns = 64;
 constexpr int64_t kPairColumns = 64;
 constexpr int64_t kPairRows = 4;
+constexpr int64_t kPackRows = 16;
 
 constexpr int64_t kAttentionBlock = 64;  // positions that are widened at a time
+constexpr int64_t kAttentionHeads = 4;   // that share a look at a block
 // Floats of scratch for `rows` query rows.
-constexpr int64_t attention_scratch(int64_t rows, int64_t group, int64_t head_dim) {
-  return 2 * kAttentionBlock * head_dim + rows * group * (head_dim + 2) + kAttentionBlock;
+constexpr int64_t attention_scratch(const AttentionArgs& args, int64_t rows) {
+  const int64_t heads = args.n_heads, group = heads / args.n_kv_heads, sums = args.head_dim + 2;
+  const int64_t of_row = heads * sums + kAttentionHeads * kAttentionBlock;
+  const int64_t of_rows = 2 * kAttentionBlock * args.head_dim + rows * group * sums + kAttentionBlock;
+  return of_row < of_rows ? of_rows : of_row;
 }
 
 // Those that this machine runs, the widest last.

@@ -66,14 +66,14 @@ const moe::Dispatcher& Decoder::dispatcher(const moe::Sizes& sizes) {
 void Decoder::overlap(parallel::Overlap& overlap) {
   if (!dispatchers_[0]) return;
   overlap_ = &overlap;
-  for (size_t i = 0; i < dispatchers_.size(); ++i) {
+  for (size_t i = 0; i < overlap.halves(); ++i) {
     dispatchers_[i] = moe::make_dispatcher(weights_.backend(), &overlap.half(i), dispatch_sizes_, weights_.deepep());
   }
 }
 
 Result<void> Decoder::allocate(const kernels::Context& context, int64_t max_tokens) {
   SLUICE_TRY_VOID(scratch_.allocate(max_tokens));
-  if (overlap_ != nullptr) {
+  if (splits()) {
     second_scratch_.declare_all_of(scratch_);
     SLUICE_TRY_VOID(second_scratch_.allocate(max_tokens));
   }
@@ -82,6 +82,14 @@ Result<void> Decoder::allocate(const kernels::Context& context, int64_t max_toke
     if (dispatcher) SLUICE_TRY_VOID(dispatcher->allocate(max_tokens, max_tokens * weights_.layout().dp_size));
   }
   return {};
+}
+
+size_t Decoder::buffer_bytes() const {
+  size_t bytes = scratch_.bytes() + second_scratch_.bytes() + routing_.bytes();
+  for (const auto& dispatcher : dispatchers_) {
+    if (dispatcher) bytes += dispatcher->bytes();
+  }
+  return bytes;
 }
 
 Result<Logits> Decoder::forward(const kernels::Context& context, const ForwardBatch& batch,
@@ -151,14 +159,9 @@ Result<void> Decoder::layers_in_halves(const kernels::Context& context, const St
   const auto bytes = static_cast<size_t>(second.n_tokens * config_.hidden_size) * sizeof(float);
   context.backend->copy(context, apart, rest, bytes);
 
-  parallel::Turns& turns = overlap_->turns();
-  turns.reach(0);
-  overlap_->strand().begin([&] { return layers(context, two, halves.in_order ? Order::kSecond : Order::kAny, apart); });
-  const Result<void> first_done = layers(context, one, halves.in_order ? Order::kFirst : Order::kAny, hidden);
-  if (!first_done.ok()) turns.reach(std::ssize(blocks_));  // the other half hears of the failure in its next call
-  const Result<void> second_done = overlap_->strand().end();
-  SLUICE_TRY_VOID(first_done);
-  SLUICE_TRY_VOID(second_done);
+  SLUICE_TRY_VOID(
+      overlap_->both([&] { return layers(context, one, halves.in_order ? Order::kFirst : Order::kAny, hidden); },
+                     [&] { return layers(context, two, halves.in_order ? Order::kSecond : Order::kAny, apart); }));
   context.backend->copy(context, rest, apart, bytes);
   return {};
 }

@@ -18,6 +18,7 @@
 #include "moe/dispatcher.h"
 #include "parallel/groups.h"
 #include "parallel/overlap.h"
+#include "parallel/phase_clock.h"
 
 namespace sluice::models {
 
@@ -71,6 +72,7 @@ struct Step {
   // Where this rank is, for the ranks that wait for it and for messages.
   void progress(parallel::Phase phase) const {
     if (groups != nullptr) groups->all->progress({.step = number, .phase = phase, .layer = layer});
+    parallel::PhaseClock::enter(phase);
   }
 };
 
@@ -144,8 +146,12 @@ class Decoder {
   // Where rows are sent to experts: what does not need them is computed meanwhile. It outlives the decoder. At most
   // once, after the last add().
   void overlap(parallel::Overlap& overlap);
+  // Whether forward() takes halves.
+  bool splits() const { return overlap_ != nullptr && overlap_->halves() > 1; }
   // Once, after the last add() and overlap(). kExhausted if the memory cannot be had.
   Result<void> allocate(const kernels::Context& context, int64_t max_tokens);
+  // That allocate() and routing().allocate() took.
+  size_t buffer_bytes() const;
 
   // Queues the whole step: K and V of every row into the cache. Returns where the logits of batch.logit_rows will be
   // until the next call. All ranks at once; an error is that of a group of ranks.
@@ -178,7 +184,8 @@ class Decoder {
   TableWeight embedding_;       // [vocabulary_, hidden]
   std::unique_ptr<LayerCommunicator> communicator_;
   moe::Sizes dispatch_sizes_;
-  // Of steps and first halves, and of second halves. Null where no layer has experts, the second without overlap too.
+  // Of steps and first halves, and of second halves. Null where no layer has experts, the second where nothing is
+  // split.
   std::array<std::unique_ptr<moe::Dispatcher>, 2> dispatchers_;
   parallel::Overlap* overlap_ = nullptr;
   std::unique_ptr<moe::CopyChooser> copy_chooser_;

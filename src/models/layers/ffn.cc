@@ -21,12 +21,22 @@ GatedFfn::GatedFfn(const std::string& prefix, int64_t hidden, int64_t width, par
 
 void GatedFfn::forward(const kernels::Context& context, const Scratch& scratch, const void* in, float* out,
                        int64_t n) const {
+  widen(context, scratch, in, n);
+  narrow(context, scratch, out, n);
+}
+
+void GatedFfn::widen(const kernels::Context& context, const Scratch& scratch, const void* in, int64_t n) const {
   auto* gate_up = scratch.at<float>(gate_up_slot_);
-  auto* activated = scratch.at<void>(activated_slot_);
   product(context, weights_, gate_up_, in, gate_up, n);
-  context.backend->silu_mul(
-      context, {.gate_up = gate_up, .out = activated, .out_dtype = weights_.dtype(), .n = n, .width = width_});
-  product(context, weights_, down_, activated, out, n, nullptr, /*accumulate=*/true);
+  context.backend->silu_mul(context, {.gate_up = gate_up,
+                                      .out = scratch.at<void>(activated_slot_),
+                                      .out_dtype = weights_.dtype(),
+                                      .n = n,
+                                      .width = width_});
+}
+
+void GatedFfn::narrow(const kernels::Context& context, const Scratch& scratch, float* out, int64_t n) const {
+  product(context, weights_, down_, scratch.at<void>(activated_slot_), out, n, nullptr, /*accumulate=*/true);
 }
 
 DenseFfn::DenseFfn(const ModelConfig& config, int64_t layer, WeightStore& weights, Scratch& scratch)

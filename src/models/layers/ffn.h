@@ -18,6 +18,9 @@ class GatedFfn {
 
   // out += FFN(in), or this rank's summand of it; in [n, hidden] of the weights' dtype, out [n, hidden].
   void forward(const kernels::Context& context, const Scratch& scratch, const void* in, float* out, int64_t n) const;
+  // Its two halves: up to what lies between the products, and on from there.
+  void widen(const kernels::Context& context, const Scratch& scratch, const void* in, int64_t n) const;
+  void narrow(const kernels::Context& context, const Scratch& scratch, float* out, int64_t n) const;
 
  private:
   const int64_t width_;  // of this rank

@@ -57,6 +57,7 @@ Result<void> LayerCommunicator::run_partial(const kernels::Context& context, con
   SLUICE_TRY_VOID(block.run(context, step, normed, n, hidden));
   block.residual().leave(context, hidden, n);
   if (group == nullptr || group->size() == 1) return {};
+  step.progress(parallel::Phase::kScatter);
   return group->all_reduce(context, Element::kF32, hidden, hidden, n * hidden_);
 }
 
@@ -73,14 +74,17 @@ Result<void> LayerCommunicator::run_gathered(const kernels::Context& context, co
   char* own = normed + static_cast<size_t>(first * hidden_) * tensor::block_bytes(dtype_);
 
   block.residual().enter(context, hidden, n, own);
+  step.progress(parallel::Phase::kGather);
   SLUICE_TRY_VOID(step.groups->attention_dp->all_gather_v(context, parallel::element_of(dtype_), own, normed,
                                                           times(tokens, hidden_)));
+  step.progress(parallel::Phase::kExperts);
   context.backend->clear(context, sum, static_cast<size_t>(all * hidden_) * sizeof(float));
   if (layout.leads()) {
     context.backend->copy(context, sum + first * hidden_, hidden, static_cast<size_t>(n * hidden_) * sizeof(float));
   }
   SLUICE_TRY_VOID(block.run(context, step, normed, all, sum));
   block.residual().leave(context, sum, all);
+  step.progress(parallel::Phase::kScatter);
 
   // Within an attention group each rank gets a part of its rows first, then they exchange those.
   const int64_t members = layout.attention_tp_size();
@@ -109,6 +113,7 @@ Result<void> LayerCommunicator::run_scattered(const kernels::Context& context, c
   SLUICE_TRY_VOID(block.run(context, step, normed, mine.count, part));
   block.residual().leave(context, part, mine.count);
   if (place.size == 1) return {};
+  step.progress(parallel::Phase::kScatter);
   std::vector<int64_t> values;
   for (int64_t member = 0; member < place.size; ++member) {
     values.push_back(parallel::part_of(step.batch.n_tokens, {member, place.size}).count * hidden_);

@@ -15,6 +15,17 @@ int64_t copies_of(const WeightStore& weights, const MoeConfig& moe) {
   return weights.expert_map() == nullptr ? moe.experts : weights.expert_map()->physical;
 }
 
+// `compute` from when `call` first waits for other ranks; after that `call` goes on.
+template <class Compute>
+Result<void> while_away(parallel::Overlap& overlap, const parallel::Overlap::Work& call, Compute compute) {
+  const auto first = [&]() -> Result<void> {
+    overlap.turns().yield();
+    compute();
+    return {};
+  };
+  return overlap.both(first, call);
+}
+
 }  // namespace
 
 MoeFfn::MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, WeightStore& weights, Decoder& decoder)
@@ -84,31 +95,26 @@ Result<void> MoeFfn::run(const kernels::Context& context, const Step& step, cons
                          float* out) const {
   moe::Tokens own = choose(context, step, x, n);
   own.out = out;
+  moe::Tokens tokens;
+  const auto dispatch = [&]() -> Result<void> {
+    SLUICE_TRY(tokens, step.dispatcher->dispatch(context, own, step.batch.extend));
+    return {};
+  };
+  const auto combine = [&] { return step.dispatcher->combine(context); };
+  const bool overlaps = step.overlap != nullptr && shared_;
+  if (shared_ && !overlaps) shared_->forward(context, step.scratch, x, out, n);
   step.progress(parallel::Phase::kDispatch);
-  SLUICE_TRY(const moe::Tokens tokens, dispatch(context, step, own));
+  if (overlaps) {
+    SLUICE_TRY_VOID(while_away(*step.overlap, dispatch, [&] { shared_->widen(context, step.scratch, x, n); }));
+  } else {
+    SLUICE_TRY_VOID(dispatch());
+  }
   step.progress(parallel::Phase::kExperts);
   run_experts(context, step, tokens);
   step.progress(parallel::Phase::kCombine);
-  return step.dispatcher->combine(context);
-}
-
-Result<moe::Tokens> MoeFfn::dispatch(const kernels::Context& context, const Step& step, const moe::Tokens& own) const {
-  const auto pass_shared = [&] {
-    if (shared_) shared_->forward(context, step.scratch, own.x, own.out, own.n);
-  };
-  if (step.overlap == nullptr || !shared_) {
-    pass_shared();
-    return step.dispatcher->dispatch(context, own, step.batch.extend);
-  }
-  moe::Tokens tokens;
-  step.overlap->strand().begin([&]() -> Result<void> {
-    SLUICE_TRY(tokens, step.dispatcher->dispatch(context, own, step.batch.extend));
-    return {};
-  });
-  step.overlap->turns().yield();  // to where it waits for other ranks
-  pass_shared();
-  SLUICE_TRY_VOID(step.overlap->strand().end());
-  return tokens;
+  if (!overlaps) return combine();
+  // What comes back is added after it, as elsewhere.
+  return while_away(*step.overlap, combine, [&] { shared_->narrow(context, step.scratch, out, n); });
 }
 
 moe::Tokens MoeFfn::choose(const kernels::Context& context, const Step& step, const void* x, int64_t n) const {
@@ -137,7 +143,7 @@ moe::Tokens MoeFfn::choose(const kernels::Context& context, const Step& step, co
       .x = x, .ids = forced == nullptr ? ids : forced, .shares = step.scratch.at<float>(shares_slot_), .n = n};
   if (copies_ != nullptr) {
     auto* copies = step.scratch.at<int32_t>(copies_slot_);
-    copies_->choose(context, layer_number_, step.number, tokens.ids, copies, n, moe_.top_k);
+    copies_->choose(context, layer_number_, step.number, step.routed_before, tokens.ids, copies, n, moe_.top_k);
     tokens.ids = copies;
   }
   return tokens;

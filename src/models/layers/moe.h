@@ -38,8 +38,6 @@ class MoeFfn final : public Block {
  private:
   // Where the tokens of `x` [n, hidden] go.
   moe::Tokens choose(const kernels::Context& context, const Step& step, const void* x, int64_t n) const;
-  // Rows on their way to experts and back, and what every token passes meanwhile.
-  Result<moe::Tokens> dispatch(const kernels::Context& context, const Step& step, const moe::Tokens& own) const;
   // What this rank's experts make of the tokens is added to tokens.out.
   void run_experts(const kernels::Context& context, const Step& step, const moe::Tokens& tokens) const;
 

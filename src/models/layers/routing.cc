@@ -38,6 +38,12 @@ Result<void> RoutingRecord::allocate(const kernels::Context& context, int64_t ma
   return {};
 }
 
+size_t RoutingRecord::bytes() const {
+  size_t sum = 0;
+  for (const auto& [memory, bytes] : owned_) sum += bytes;
+  return sum;
+}
+
 void RoutingRecord::force(const kernels::Context& context, std::span<const int32_t> experts) {
   forcing_ = !experts.empty();
   if (!forcing_) return;

@@ -31,6 +31,8 @@ class RoutingRecord {
   // Once, after all declarations; counts begin at zero. With `choices`, what the last step chose is kept as well.
   Result<void> allocate(const kernels::Context& context, int64_t max_tokens, bool choices);
 
+  size_t bytes() const;
+
   // After allocate().
   int64_t* loads(Layer layer) const { return loads_ + layer.index * experts_; }  // [experts] tokens since the start
   // Null unless kept. From a row of the step on.

@@ -22,6 +22,12 @@ Scratch::Slot Scratch::declare(std::string_view name, int64_t row_bytes, int64_t
   return {static_cast<size_t>(at - buffers_.begin())};
 }
 
+size_t Scratch::bytes() const {
+  size_t sum = 0;
+  for (const Buffer& buffer : buffers_) sum += buffer.bytes;
+  return sum;
+}
+
 Result<void> Scratch::allocate(int64_t max_tokens) {
   for (Buffer& buffer : buffers_) {
     const int64_t rows = backend_.padded_rows(max_tokens * buffer.rows_per_token) + buffer.extra_rows;

@@ -31,6 +31,7 @@ class Scratch {
   void declare_all_of(const Scratch& other) { buffers_ = other.buffers_; }
   // Once, after all declarations. Memory is taken only as it is touched.
   Result<void> allocate(int64_t max_tokens);
+  size_t bytes() const;  // that it took
 
   // After allocate().
   template <class T>

@@ -1,0 +1,22 @@
+// --deterministic: greedy tokens are those of one rank with the whole model, in every layout, and a request repeats.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "engine/options.h"
+
+namespace sluice::engine {
+
+// What would make results depend on chance, or on what other requests do, is refused by the flag's name, and --dtype
+// auto settled; as lines for the log. Sums over ranks go in their order in float32 whatever the flag. Once, by the
+// front, after adjust_experts().
+Result<std::vector<std::string>> settle_deterministic(EngineOptions& options);
+
+// Of sampling for requests that bring none; absent: each has its own.
+std::optional<uint64_t> common_seed(const EngineOptions& options);
+
+}  // namespace sluice::engine

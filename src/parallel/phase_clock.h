@@ -1,0 +1,65 @@
+// Where the time of an instance's steps goes on one rank: phase by phase, and when its row of each step came and went.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "base/clock.h"
+#include "parallel/progress.h"
+
+namespace sluice::parallel {
+
+inline constexpr size_t kPhases = static_cast<size_t>(Phase::kRebalance) + 1;
+
+// A step as one rank saw it. Times are of the machine's monotonic clock, which the ranks of a host share.
+struct RecordedStep {
+  int64_t exchange = 0;  // of rows, before the step; its number is the same on all ranks
+  TimePoint arrived{};   // with this rank's row
+  TimePoint left{};      // with everybody's
+  TimePoint ended{};
+  int64_t tokens = 0;   // of this rank's attention group
+  bool extend = false;  // some group prefilled
+  std::array<Duration, kPhases> spent{};
+};
+
+// Used by the rank's thread, on which it runs between start() and stop(); no other one runs there meanwhile. What other
+// threads of the rank do is not seen.
+class PhaseClock {
+ public:
+  explicit PhaseClock(const Clock& clock = real_clock()) : clock_(clock) {}
+  ~PhaseClock();
+  PhaseClock(const PhaseClock&) = delete;
+  PhaseClock& operator=(const PhaseClock&) = delete;
+
+  // The calling thread is in this phase from now on. Where no clock runs, a load and a branch.
+  static void enter(Phase phase) {
+    if (running_ != nullptr) running_->change(phase);
+  }
+
+  bool runs() const { return running_ == this; }
+  bool full() const { return runs() && steps_.size() >= most_; }
+  // Keeps the first `most` steps.
+  void start(size_t most);
+  std::vector<RecordedStep> stop();
+
+  // An exchange begins, in which this rank may find that there is no step: then the next one follows.
+  void arrive(int64_t exchange);
+  void leave();
+  void end_step(int64_t tokens, bool extend);
+
+ private:
+  void change(Phase phase);
+
+  static inline constinit thread_local PhaseClock* running_ = nullptr;
+
+  const Clock& clock_;
+  size_t most_ = 0;
+  std::vector<RecordedStep> steps_;
+  std::optional<RecordedStep> now_;  // nothing: between steps
+  Phase phase_ = Phase::kNone;
+  TimePoint since_{};
+};
+
+}  // namespace sluice::parallel

@@ -1,0 +1,78 @@
+#include "parallel/phase_clock.h"
+
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "testing/fake_clock.h"
+
+namespace sluice::parallel {
+namespace {
+
+using std::chrono::microseconds;
+
+Duration spent(const RecordedStep& step, Phase phase) { return step.spent[static_cast<size_t>(phase)]; }
+
+TEST(PhaseClockTest, AStepIsDividedAmongItsPhasesAndNothingIsLost) {
+  testing::FakeClock clock;
+  PhaseClock phases(clock);
+  phases.start(10);
+  phases.arrive(6);  // nobody has work: there is no step
+  clock.advance(microseconds(500));
+  phases.leave();
+  const TimePoint begun = clock.now();
+  phases.arrive(7);
+  clock.advance(microseconds(3));
+  phases.leave();
+  clock.advance(microseconds(2));
+  for (int layer = 0; layer < 2; ++layer) {
+    PhaseClock::enter(Phase::kAttention);
+    clock.advance(microseconds(10));
+    PhaseClock::enter(Phase::kExperts);
+    clock.advance(microseconds(20));
+  }
+  PhaseClock::enter(Phase::kHead);
+  clock.advance(microseconds(5));
+  phases.end_step(4, true);
+  PhaseClock::enter(Phase::kSample);  // between steps nobody asks
+  clock.advance(microseconds(100));
+
+  const auto steps = phases.stop();
+  ASSERT_EQ(steps.size(), 1u);
+  const RecordedStep& step = steps[0];
+  EXPECT_EQ(step.exchange, 7);
+  EXPECT_EQ(step.tokens, 4);
+  EXPECT_TRUE(step.extend);
+  EXPECT_EQ(step.arrived, begun);
+  EXPECT_EQ(step.left - begun, microseconds(3));
+  EXPECT_EQ(step.ended - begun, microseconds(70));
+  EXPECT_EQ(spent(step, Phase::kExchange), microseconds(3));
+  EXPECT_EQ(spent(step, Phase::kPlan), microseconds(2));
+  EXPECT_EQ(spent(step, Phase::kAttention), microseconds(20));
+  EXPECT_EQ(spent(step, Phase::kExperts), microseconds(40));
+  EXPECT_EQ(spent(step, Phase::kHead), microseconds(5));
+}
+
+TEST(PhaseClockTest, RunsOnTheThreadThatStartedItUntilItIsStopped) {
+  testing::FakeClock clock;
+  PhaseClock phases(clock);
+  phases.arrive(1);
+  phases.end_step(1, false);
+  EXPECT_TRUE(phases.stop().empty()) << "nobody has started it";
+  phases.start(2);
+  std::thread([&] {
+    EXPECT_FALSE(phases.runs());
+    PhaseClock::enter(Phase::kHead);
+  }).join();
+  for (int i = 1; i <= 3; ++i) {
+    phases.arrive(i);
+    phases.leave();
+    phases.end_step(1, false);
+  }
+  EXPECT_TRUE(phases.full());
+  EXPECT_EQ(phases.stop().size(), 2u) << "it keeps no more than was asked for";
+  EXPECT_FALSE(phases.runs());
+}
+
+}  // namespace
+}  // namespace sluice::parallel

@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""Rounds of parking and waking of a real instance of four ranks: each piece of work wakes all of them, whether it finds them parked
+or on their way there, and none is lost.
+
+usage: parking_soak.py <sluice binary> <folder of fixtures> [--rounds N] [--seed S]
+
+In half of the rounds a request is sent when all four ranks are seen asleep in poll (/proc/<pid>/syscall), in the other half up to
+three milliseconds after the last answer, about when they park. A parked rank's own time-out does not make it step, so a wake-up that
+is lost is a request without an answer."""
+import argparse
+import http.client
+import json
+import os
+import random
+import statistics
+import sys
+import time
+import urllib.parse
+from pathlib import Path
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../integration"))
+from layout_fixture import DEEPEP, DPA, rank_processes, start_server  # noqa: E402
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
+from sluice_process import call, wait_until  # noqa: E402
+
+POLL, SHORT_WAIT_MS = "7", 1  # the number of x86-64; the wait of a rank that knows of work on its way to another
+LOST = 20  # seconds
+
+
+def sleeps(pid):
+    """Whether the rank's thread waits for its next message, and for nothing else."""
+    fields = Path(f"/proc/{pid}/syscall").read_text().split()
+    return fields[0] == POLL and SHORT_WAIT_MS < int(fields[3], 16) <= 1000
+
+
+class Client:
+    def __init__(self, url):
+        parts = urllib.parse.urlsplit(url)
+        self.connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=LOST)
+
+    def ask(self, ids, group):
+        """Seconds to the answer, which is one token."""
+        body = json.dumps({"input_ids": ids, "routed_dp_rank": group,
+                           "sampling_params": {"temperature": 0, "max_new_tokens": 1, "ignore_eos": True}})
+        begun = time.monotonic()
+        self.connection.request("POST", "/generate", body, {"Content-Type": "application/json"})
+        answer = self.connection.getresponse()
+        text = answer.read()
+        assert answer.status == 200, text
+        return time.monotonic() - begun
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("binary")
+    parser.add_argument("fixtures", type=Path)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    took = {"parked": [], "racing": []}
+    with start_server(options.binary, options.fixtures / "tiny-deepseek-v3", "--tp", 4, "--dp-size", 2, *DPA, *DEEPEP,
+                      "--disable-radix-cache") as server:
+        ranks = rank_processes(server)
+        assert len(ranks) == 4, ranks
+        client = Client(server.url)
+        for number in range(options.rounds):
+            kind = "parked" if number % 2 == 0 else "racing"
+            if kind == "parked":
+                wait_until("four ranks asleep", lambda: all(sleeps(pid) for pid in ranks), within=LOST, every=0)
+            else:
+                time.sleep(rng.uniform(0, 0.003))  # not waited for: where in the parking it falls is the point
+            ids = [rng.randrange(512) for _ in range(rng.randrange(1, 5))]
+            try:
+                took[kind].append(client.ask(ids, rng.randrange(2)))
+            except TimeoutError:
+                loads = call(server.url + "/v1/loads?include=all")[2]
+                sys.exit(f"round {number} ({kind}, seed {options.seed}): no answer within {LOST} s; {loads}")
+        states = call(server.url + "/server_info")[2]["internal_states"]
+        steps = max(state["group_steps"] for state in states)
+        assert steps >= options.rounds, f"{steps} steps for {options.rounds} requests of one token each"
+    for kind, seconds in took.items():
+        millis = sorted(1000 * s for s in seconds)
+        print(f"{len(millis)} rounds {kind}: an answer after {statistics.median(millis):.2f} ms (median), "
+              f"{millis[len(millis) * 99 // 100]:.2f} ms (p99), {millis[-1]:.1f} ms (longest)")
+    print(f"{options.rounds} rounds, {steps} steps, nothing lost")
+
+
+if __name__ == "__main__":
+    main()
