@@ -8,6 +8,7 @@ void BatchBuilder::clear() {
   for (auto* array : {&token_ids_, &positions_, &kv_slots_, &query_start_, &seq_lens_, &table_rows_, &logit_rows_}) {
     array->clear();
   }
+  embeds_.clear();
   query_start_.push_back(0);
 }
 
@@ -25,6 +26,7 @@ void BatchBuilder::add(const Sequence& s) {
   for (int64_t i = 0; i < s.logits_count; ++i) {
     logit_rows_.push_back(first_row + static_cast<int32_t>(s.logits_from + i));
   }
+  embeds_.insert(embeds_.end(), s.embeds.begin(), s.embeds.end());
   if (s.last_logit) logit_rows_.push_back(first_row + n - 1);
 }
 
@@ -35,7 +37,8 @@ models::StepBatch BatchBuilder::view() const {
           .query_start = query_start_,
           .seq_lens = seq_lens_,
           .table_rows = table_rows_,
-          .logit_rows = logit_rows_};
+          .logit_rows = logit_rows_,
+          .embeds = embeds_};
 }
 
 }  // namespace sluice::engine

@@ -25,6 +25,7 @@ class BatchBuilder {
     int64_t logits_from = 0;
     int64_t logits_count = 0;
     bool last_logit = true;
+    std::span<const float> embeds;  // of those of `tokens` that are -1, rows one after another
   };
   void add(const Sequence& sequence);
 
@@ -34,6 +35,7 @@ class BatchBuilder {
 
  private:
   std::vector<int32_t> token_ids_, positions_, kv_slots_, query_start_{0}, seq_lens_, table_rows_, logit_rows_;
+  std::vector<float> embeds_;
 };
 
 }  // namespace sluice::engine

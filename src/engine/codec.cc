@@ -210,6 +210,9 @@ void fields(V& v, M& m) {
   v.optional(m.priority, kScalar);
   v.text(m.routing_key);
   v.flag(m.embed);
+  v.flag(m.return_hidden_states);
+  v.flag(m.return_routed_experts);
+  v.scalars(m.input_embeds);
   v.scalar(m.dispatch_seq);
 }
 
@@ -251,12 +254,14 @@ void output_fields(V& v, M& m) {
   v.list(m.input_logprobs, 9, kPosition);
   v.list(m.output_logprobs, 9, kPosition);
   v.scalars(m.embedding);
+  v.scalars(m.hidden_states);
+  v.scalars(m.routed_experts);
 }
 constexpr auto kOutput = [](auto& v, auto& value) { output_fields(v, value); };
 
 template <class V, Is<OutputBatch> M>
 void fields(V& v, M& m) {
-  v.list(m.outputs, 97, kOutput);
+  v.list(m.outputs, 105, kOutput);
 }
 
 template <class V, Is<RankReady> M>

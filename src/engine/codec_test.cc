@@ -54,6 +54,9 @@ ToRank draw_to_rank(Rng& rng) {
       m.extra_key = draw_text(rng);
       if (rng.below(2)) m.priority = static_cast<int64_t>(rng.next());
       m.routing_key = draw_text(rng);
+      m.return_hidden_states = rng.below(2);
+      m.return_routed_experts = rng.below(2);
+      m.input_embeds.resize(rng.below(9), static_cast<float>(rng.uniform()));
       m.dispatch_seq = rng.next();
       return m;
     }
@@ -78,6 +81,8 @@ RankFrame draw_from_rank(Rng& rng) {
         out.cached_tokens = static_cast<int64_t>(rng.next());
         out.input_logprobs = draw_positions(rng);
         out.output_logprobs = draw_positions(rng);
+        out.hidden_states.resize(rng.below(9), static_cast<float>(rng.uniform()));
+        out.routed_experts = draw_ids(rng);
       }
       frame.message = batch;
       break;

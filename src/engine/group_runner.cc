@@ -156,8 +156,33 @@ Result<std::span<const float>> GroupRunner::run(StepBatch batch) {
   }
   parallel::PhaseClock::enter(parallel::Phase::kEmbed);
   auto logits = runner_->forward(batch);
+  Result<void> gathered;
+  if (gathers_routing_ && logits.ok()) gathered = gather_routing_of(std::ssize(batch.token_ids));
   phase_clock_.end_step(std::ssize(batch.token_ids), batch.extend);
+  if (!gathered.ok()) return gathered.error();
   return logits;
+}
+
+Result<void> GroupRunner::gather_routing_of(int64_t tokens) {
+  const int64_t members = groups_.attention_tp->size();
+  if (groups_.layout.a2a == parallel::MoeAllToAll::kNone || members == 1 || tokens == 0) return {};
+  const models::Routing own = runner_->last_routing();
+  const auto part = [&](int64_t rank) { return parallel::part_of(tokens, {rank, members}); };
+  std::vector<int64_t> counts;
+  for (int64_t rank = 0; rank < members; ++rank) counts.push_back(own.layers * part(rank).count * own.top_k);
+  std::vector<int32_t> pieces(static_cast<size_t>(own.layers * tokens * own.top_k));
+  SLUICE_TRY_VOID(
+      groups_.attention_tp->all_gather_v(host_, parallel::Element::kI32, own.experts.data(), pieces.data(), counts));
+  gathered_ = models::Routing{
+      .layers = own.layers, .top_k = own.top_k, .numbers = own.numbers, .experts = pieces, .margins = {}};
+  const int32_t* from = pieces.data();
+  for (int64_t rank = 0; rank < members; ++rank) {
+    const int64_t values = part(rank).count * own.top_k;
+    for (int64_t layer = 0; layer < own.layers; ++layer, from += values) {
+      std::copy_n(from, values, gathered_->experts.data() + (layer * tokens + part(rank).first) * own.top_k);
+    }
+  }
+  return {};
 }
 
 // [sequences], [copies of states], from and to of each, the batch's arrays, then of each sequence the part of its row

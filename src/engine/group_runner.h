@@ -42,7 +42,13 @@ class GroupRunner final : public models::Runner {
   moe::RebalanceCounts rebalance_counts() const override { return runner_->rebalance_counts(); }
   moe::RankTokens take_rank_tokens() override { return runner_->take_rank_tokens(); }
   Result<std::string> record_experts(std::string_view command) override { return runner_->record_experts(command); }
-  models::Routing last_routing() const override { return runner_->last_routing(); }
+  Result<models::WeightValues> read_weight(std::string_view name, int64_t rows) const override {
+    return runner_->read_weight(name, rows);
+  }
+  // From now on last_routing() is of all tokens of the attention group, without margins, also where its ranks choose
+  // for a part each. On all ranks alike, before the first step.
+  void gather_routing() { gathers_routing_ = true; }
+  models::Routing last_routing() const override { return gathered_ ? *gathered_ : runner_->last_routing(); }
   void force_routing(const models::Routing& routing) override { runner_->force_routing(routing); }
 
   // What a leader's next row says beside its batch.
@@ -96,6 +102,7 @@ class GroupRunner final : public models::Runner {
   std::vector<int32_t> pack(const models::StepBatch& batch);
   models::StepBatch unpack();
   Result<std::span<const float>> run(models::StepBatch batch);
+  Result<void> gather_routing_of(int64_t tokens);
 
   const std::unique_ptr<models::Runner> runner_;
   const parallel::Groups& groups_;
@@ -111,6 +118,8 @@ class GroupRunner final : public models::Runner {
   uint64_t wire_bytes_ = 0;
   uint64_t steps_ = 0;
   uint64_t split_steps_ = 0;
+  bool gathers_routing_ = false;
+  std::optional<models::Routing> gathered_;
   parallel::PhaseClock phase_clock_;
   std::vector<parallel::StepRow> rows_;
   std::vector<int32_t> words_;       // a batch on its way

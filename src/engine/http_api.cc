@@ -52,6 +52,8 @@ ApiSettings settings_of(const EngineOptions& options) {
   out.report_cached = !options.disable_cache_report;
   out.metrics = options.enable_metrics;
   out.embedding = options.is_embedding;
+  out.hidden_states = options.enable_return_hidden_states;
+  out.routed_experts = options.enable_return_routed_experts;
   if (find_grammar_backend("xgrammar") == nullptr) {
     out.why_no_grammar = "this build is without grammars (SLUICE_GRAMMAR=OFF)";
   } else if (grammar_backend(options) == "none") {

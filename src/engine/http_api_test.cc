@@ -33,7 +33,6 @@ TEST_F(ApiTest, WhatIsNotBuiltIs501AndNamesTheEndpoint) {
   EXPECT_EQ(answer.status, 501);
   EXPECT_EQ(answer.json()["code"], 501);
   EXPECT_THAT(answer.body, HasSubstr("/slow_down is a hook of the runtime's own tests"));
-  EXPECT_THAT(call("GET", "/get_weights_by_name").body, HasSubstr("/get_weights_by_name is not built yet"));
   EXPECT_THAT(call("POST", "/update_weights_from_tensor").body, HasSubstr("/update_weights_from_disk"));
 }
 

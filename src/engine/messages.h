@@ -56,6 +56,9 @@ struct GenerateRequest {
   std::optional<int64_t> priority;  // for --enable-priority-scheduling
   std::string routing_key;          // for --schedule-policy routing-key
   bool embed = false;               // its last token's hidden state is wanted, and no token
+  bool return_hidden_states = false;
+  bool return_routed_experts = false;
+  std::vector<float> input_embeds;  // [input_ids, hidden] in place of the ids' embeddings; the ids are -1 then
   uint64_t dispatch_seq = 0;        // set by the DataParallelController
 };
 
@@ -75,6 +78,7 @@ enum class ControlKind : uint8_t {
   kStopProfile,
   kLoadWeights,    // text: a model as models/locate.h resolved it
   kRecordExperts,  // text: start, stop or dump; the answer to a dump is this rank's record
+  kReadWeight,     // text: a tensor's name and how many of its rows (engine/weight_query.h); the answer is JSON
   kShutdown
 };
 struct ControlRequest {
@@ -132,6 +136,10 @@ struct RequestOutput {
   std::vector<PositionLogprobs> input_logprobs;   // once, with the first message
   std::vector<PositionLogprobs> output_logprobs;  // of new_ids, if asked for
   std::vector<float> embedding;                   // GenerateRequest::embed: of unit length
+  // With the last message, of prompt and output but its last token: [positions, hidden] of the final norm's output, and
+  // [positions, layers, top_k] of the routers' choices, zeros in layers without experts.
+  std::vector<float> hidden_states;
+  std::vector<int32_t> routed_experts;
 };
 struct OutputBatch {
   std::vector<RequestOutput> outputs;

@@ -41,6 +41,8 @@ struct EngineOptions {
   bool enable_cache_report;
   bool disable_cache_report;
   bool is_embedding;
+  bool enable_return_hidden_states;
+  bool enable_return_routed_experts;
   bool enable_metrics;
   std::string log_level;
   bool log_json;

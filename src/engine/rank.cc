@@ -23,6 +23,7 @@
 #include "engine/memory_plan.h"
 #include "engine/rank_loop.h"
 #include "engine/tokenizer_files.h"
+#include "engine/weight_query.h"
 #include "parallel/gloo.h"
 #include "parallel/shm.h"
 
@@ -109,7 +110,12 @@ class RankProcess {
     SLUICE_TRY(auto runner, load(host_ranks));
     load_seconds_ = seconds(real_clock().now() - load_begun);
     const models::ModelInfo& model = runner->info();
-    SLUICE_TRY(const MemoryPlan memory, plan(model, host_ranks));
+    const bool keeps_experts = options.enable_return_routed_experts && runner->last_routing().layers > 0;
+    models::ModelInfo kept = model;
+    if (keeps_experts) {
+      kept.kv_bytes_per_token += static_cast<size_t>(RoutedExperts::bytes_per_token(runner->last_routing()));
+    }
+    SLUICE_TRY(const MemoryPlan memory, plan(kept, host_ranks));
     const int64_t slots = memory.max_total_tokens + options.page_size;
     SLUICE_TRY_VOID(runner->allocate_kv({.slots = slots,
                                          .table_rows = static_cast<int32_t>(memory.max_running_requests),
@@ -128,6 +134,7 @@ class RankProcess {
     const RecordExperts record_experts = [&](std::string_view command) { return runner->record_experts(command); };
     GroupRunner* group = nullptr;
     if (world_) group = static_cast<GroupRunner*>(runner.get());
+    if (group != nullptr && keeps_experts) group->gather_routing();
     if (group != nullptr && !groups_.layout.leads()) {
       report_ready(model, memory, 0);
       return run_follower_loop(link_, *group, spec_.process, load_weights, record_experts);
@@ -169,6 +176,7 @@ class RankProcess {
             // Ranks must not repeat each other.
             .seed = (options.random_seed ? static_cast<uint64_t>(*options.random_seed) : random_seed()) +
                     static_cast<uint64_t>(spec_.dp_rank),
+            .keep_routed_experts = keeps_experts,
             .waiting_timeout = timeout_from("SGLANG_REQ_WAITING_TIMEOUT"),
             .running_timeout = timeout_from("SGLANG_REQ_RUNNING_TIMEOUT"),
         },
@@ -186,6 +194,7 @@ class RankProcess {
                              .token_usage_low_watermark = options.prefill_delayer_token_usage_low_watermark},
          .load_weights = load_weights,
          .record_experts = record_experts,
+         .read_weight = [&](std::string_view query) { return answer_weight_query(*runner, query); },
          .grammars = grammars.get()},
         link_, scheduler, board_ ? &*board_ : nullptr, events.get());
   }
@@ -262,6 +271,7 @@ class RankProcess {
                                     .config_override = options.json_model_override_args.value_or(""),
                                     .dummy_weights = options.load_format == "dummy",
                                     .memory_bytes = static_cast<size_t>(memory_limit_bytes() / host_ranks),
+                                    .record_routing = options.enable_return_routed_experts,
                                     .expert_recorder = recorder,
                                     .expert_placement = expert_placement_of(options),
                                     .rebalance = rebalance_of(options),

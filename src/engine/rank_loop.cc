@@ -282,7 +282,9 @@ class Loop {
     while (const auto request = held_.take(options_.group->last_plan().seen_by_all)) answer(*request);
   }
   void answer(const ControlRequest& request) {
-    const auto done = request.kind == ControlKind::kRecordExperts ? record_experts(request.text) : said(obey(request));
+    const auto done = request.kind == ControlKind::kRecordExperts ? record_experts(request.text)
+                      : request.kind == ControlKind::kReadWeight  ? read_weight(request.text)
+                                                                  : said(obey(request));
     // Answers that precede it in time precede it on the wire.
     if (auto outputs = scheduler_.take_outputs(); !outputs.empty()) link_.send(OutputBatch{std::move(outputs)});
     link_.send(reply(request.id, done));
@@ -291,6 +293,12 @@ class Loop {
   Result<std::string> record_experts(const std::string& command) {
     if (options_.record_experts) return options_.record_experts(command);
     return Error{ErrorCode::kUnimplemented, "this rank cannot record its experts"};
+  }
+
+  Result<std::string> read_weight(const std::string& query) {
+    if (!options_.read_weight) return Error{ErrorCode::kUnimplemented, "this rank cannot read its weights"};
+    const OutsideSteps outside;
+    return options_.read_weight(query);
   }
 
   Result<void> obey(const ControlRequest& request) {
@@ -315,7 +323,8 @@ class Loop {
       case ControlKind::kShutdown:
         stop_ = true;
         return {};
-      case ControlKind::kRecordExperts:  // has an answer of its own
+      case ControlKind::kRecordExperts:  // have answers of their own
+      case ControlKind::kReadWeight:
         break;
     }
     return Error{ErrorCode::kInternal, "unknown control message"};

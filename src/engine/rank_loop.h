@@ -57,6 +57,8 @@ struct RankLoopOptions {
   std::function<Result<void>(const std::string& model_path)> load_weights = {};
   // ControlKind::kRecordExperts; absent: refused.
   RecordExperts record_experts = {};
+  // ControlKind::kReadWeight; absent: refused.
+  std::function<Result<std::string>(std::string_view query)> read_weight = {};
   GrammarDesk* grammars = nullptr;  // outlives the loop; null: no request has a grammar
 };
 

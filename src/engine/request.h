@@ -55,6 +55,9 @@ struct Request {
   std::string tail;    // last bytes of the text, if there are stop strings
   size_t longest_stop = 0;
 
+  std::vector<float> hidden;  // GenerateRequest::return_hidden_states: of positions from 0 on
+  int64_t hidden_rows = 0;
+
   int64_t sent = 0;  // output tokens that the front knows
   std::vector<PositionLogprobs> input_logprobs;
   bool input_logprobs_done = false;
@@ -64,10 +67,11 @@ struct Request {
   int64_t generated() const { return length() - prompt_len; }
   bool wants_input_logprobs() const { return in.logprob_start_len >= 0 && !input_logprobs_done; }
   // Longest cached prefix that may be used: one token is always computed, or there would be nothing to sample from, and
-  // wanted logprobs of the prompt come from computed rows.
+  // wanted logprobs of the prompt and hidden states come from computed rows.
   int64_t match_limit() const {
     int64_t limit = length() - 1;
     if (wants_input_logprobs()) limit = std::min(limit, std::max<int64_t>(in.logprob_start_len - 1, 0));
+    if (in.return_hidden_states) limit = std::min(limit, hidden_rows);
     return limit;
   }
   std::span<const int32_t> first(int64_t n) const { return std::span(tokens).first(static_cast<size_t>(n)); }

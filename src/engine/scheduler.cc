@@ -30,17 +30,30 @@ int64_t urgency_of(const SchedulerOptions::Priorities& priorities, std::optional
   return priorities.low_first ? -value : value;
 }
 
-// Prompt tokens of a step whose logits are wanted for input logprobs: the row of position p predicts position p + 1.
-struct PromptLogits {
-  int64_t from = 0;  // first row, relative to the step's tokens
+// Some of a sequence's tokens in a step, relative to the first.
+struct Rows {
+  int64_t from = 0;
   int64_t count = 0;
 };
 
-PromptLogits prompt_logits(const Request& r, int64_t first_position, int64_t n) {
+// Those whose logits are wanted for input logprobs: the row of position p predicts position p + 1.
+Rows logprob_rows(const Request& r, int64_t first_position, int64_t n) {
   if (!r.wants_input_logprobs()) return {};
   const int64_t from = std::max(first_position, r.in.logprob_start_len - 1);
   const int64_t to = std::min(first_position + n, r.prompt_len - 1);
   return {from - first_position, std::max<int64_t>(0, to - from)};
+}
+
+// Those that go through the head beside the one that a token is chosen from: for input logprobs, and for hidden states.
+Rows head_rows(const Request& r, int64_t first_position, const StepPlan::Sequence& s) {
+  const Rows scored = logprob_rows(r, first_position, s.new_tokens);
+  if (!r.in.return_hidden_states) return scored;
+  const int64_t from = std::max<int64_t>(0, r.hidden_rows - first_position);
+  const Rows hidden{from, std::max<int64_t>(0, s.new_tokens - (s.last ? 1 : 0) - from)};
+  if (scored.count == 0) return hidden;
+  if (hidden.count == 0) return scored;
+  const int64_t first = std::min(scored.from, hidden.from);
+  return {first, std::max(scored.from + scored.count, hidden.from + hidden.count) - first};
 }
 
 bool contains(const std::vector<int32_t>& tokens, int32_t token) {
@@ -67,6 +80,9 @@ Scheduler::Scheduler(const SchedulerOptions& options, models::Runner& runner,
       window_start_(clock.now()) {
   SLUICE_CHECK(table_width_ >= max_req_len_, "slot table of width {} for sequences of {}", table_width_, max_req_len_);
   for (auto row = static_cast<int32_t>(options.max_running_requests); row-- > 0;) free_rows_.push_back(row);
+  if (options.keep_routed_experts) {
+    routed_experts_.emplace(options.kv_slots, runner.info().num_layers, runner.last_routing());
+  }
 }
 
 Scheduler::~Scheduler() = default;
@@ -85,6 +101,7 @@ std::string Scheduler::refusal(const GenerateRequest& request) const {
   const int64_t vocab = runner_.info().vocab_size;
   const auto outside = [&](int32_t token) { return token < 0 || token >= vocab; };
   for (const int32_t token : request.input_ids) {
+    if (token == -1 && !request.input_embeds.empty()) continue;
     if (outside(token)) return fmt::format("input_ids holds {}, the vocabulary is [0, {})", token, vocab);
   }
   for (const int32_t token : request.token_ids_logprob) {
@@ -300,15 +317,22 @@ void Scheduler::add_to_batch(const StepPlan::Sequence& s, std::span<const int32_
   const int64_t in_last_page = std::min(pool_.ceil(r.kv_len), end);
   for (int64_t p = r.kv_len; p < in_last_page; ++p) row[static_cast<size_t>(p)] = row[static_cast<size_t>(p) - 1] + 1;
   std::copy_n(new_slots.begin(), end - in_last_page, row.begin() + in_last_page);
-  const PromptLogits logits = prompt_logits(r, r.kv_len, s.new_tokens);
+  const Rows rows = head_rows(r, r.kv_len, s);
   const auto at = static_cast<size_t>(r.kv_len), n = static_cast<size_t>(s.new_tokens);
+  std::span<const float> embeds;
+  if (!r.in.input_embeds.empty() && r.kv_len < r.prompt_len) {
+    const auto width = r.in.input_embeds.size() / static_cast<size_t>(r.prompt_len);
+    const auto count = static_cast<size_t>(std::min(end, r.prompt_len) - r.kv_len);
+    embeds = std::span(r.in.input_embeds).subspan(at * width, count * width);
+  }
   batch_.add({.tokens = std::span(r.tokens).subspan(at, n),
               .slots = row.subspan(at, n),
               .first_position = r.kv_len,
               .table_row = r.row,
-              .logits_from = logits.from,
-              .logits_count = logits.count,
-              .last_logit = s.last});
+              .logits_from = rows.from,
+              .logits_count = rows.count,
+              .last_logit = s.last,
+              .embeds = embeds});
 }
 
 Result<std::span<const float>> Scheduler::launch(const StepPlan& plan) {
@@ -343,6 +367,7 @@ Result<std::span<const float>> Scheduler::launch(const StepPlan& plan) {
   const TimePoint start = clock_.now();
   auto logits = runner_.forward(batch_.view());
   forward_time_ = clock_.now() - start;
+  if (routed_experts_ && logits.ok()) routed_experts_->record(batch_.view().kv_slots, runner_.last_routing());
   return logits;
 }
 
@@ -356,8 +381,15 @@ void Scheduler::commit(const StepPlan& plan, std::span<const float> logits) {
   for (const auto& s : plan.sequences) {
     Request& r = *s.request;
     const int64_t from = r.kv_len;
+    const Rows rows = head_rows(r, from, s);
     r.kv_len += s.new_tokens;
-    logits = logits.subspan(take_input_logprobs(r, from, s.new_tokens, logits) * vocab);
+    const Rows scored = logprob_rows(r, from, s.new_tokens);
+    if (r.wants_input_logprobs()) {
+      const auto before = static_cast<size_t>(scored.count > 0 ? scored.from - rows.from : 0);
+      take_input_logprobs(r, from, s.new_tokens, logits.subspan(before * vocab));
+    }
+    if (r.in.return_hidden_states) take_hidden(r, from, s, (all - logits.size()) / vocab);
+    logits = logits.subspan(static_cast<size_t>(rows.count) * vocab);
     if (r.phase != Request::Phase::kRunning) {
       chunked_ = s.last ? (chunked_ == &r ? nullptr : chunked_) : &r;
       share_prefix(r);
@@ -401,10 +433,10 @@ void Scheduler::count_step(const StepPlan& plan) {
   }
 }
 
-size_t Scheduler::take_input_logprobs(Request& r, int64_t from, int64_t n, std::span<const float> logits) {
+void Scheduler::take_input_logprobs(Request& r, int64_t from, int64_t n, std::span<const float> logits) {
   const auto vocab = static_cast<size_t>(runner_.info().vocab_size);
-  const PromptLogits rows = prompt_logits(r, from, n);
-  if (r.wants_input_logprobs() && r.in.logprob_start_len == 0 && r.input_logprobs.empty()) {
+  const Rows rows = logprob_rows(r, from, n);
+  if (r.in.logprob_start_len == 0 && r.input_logprobs.empty()) {
     r.input_logprobs.emplace_back();  // nothing predicts the first token
   }
   for (int64_t i = 0; i < rows.count; ++i) {
@@ -413,7 +445,20 @@ size_t Scheduler::take_input_logprobs(Request& r, int64_t from, int64_t n, std::
     r.input_logprobs.push_back(sampler_.logprobs(logits.subspan(static_cast<size_t>(i) * vocab, vocab), token,
                                                  r.in.top_logprobs_num, r.in.token_ids_logprob));
   }
-  return static_cast<size_t>(rows.count);
+}
+
+// `first_row`: of what went through the head for this sequence, among the step's rows.
+void Scheduler::take_hidden(Request& r, int64_t from, const StepPlan::Sequence& s, size_t first_row) {
+  const Rows rows = head_rows(r, from, s);
+  const int64_t count = rows.count + (s.last ? 1 : 0);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t position = i < rows.count ? from + rows.from + i : from + s.new_tokens - 1;
+    if (position != r.hidden_rows) continue;  // had before a retraction
+    beat(0);
+    const auto row = runner_.hidden(static_cast<int64_t>(first_row) + i);
+    r.hidden.insert(r.hidden.end(), row.begin(), row.end());
+    ++r.hidden_rows;
+  }
 }
 
 // Puts the whole pages of what is computed into the prefix cache, so that others share it while this request still
@@ -596,6 +641,10 @@ void Scheduler::end(Request& r, FinishReason finish) {
       std::erase(running_, &r);
       break;
   }
+  std::vector<int32_t> experts;
+  if (routed_experts_ && r.in.return_routed_experts && r.row >= 0) {
+    experts = routed_experts_->of(table_row(r).first(static_cast<size_t>(r.kv_len)));
+  }
   release(r, /*keep_in_cache=*/true);
   if (r.grammar_tokens > 0) {
     GrammarWalks& walks = totals_.grammar_walks;
@@ -603,6 +652,8 @@ void Scheduler::end(Request& r, FinishReason finish) {
     walks.longest.observe(kGrammarWalkSeconds, seconds(r.longest_grammar_time));
   }
   emit(r, std::move(finish));
+  outputs_.back().hidden_states = std::move(r.hidden);
+  outputs_.back().routed_experts = std::move(experts);
   const std::string rid = r.in.rid;
   requests_.erase(rid);
 }

@@ -29,6 +29,7 @@
 #include "engine/messages.h"
 #include "engine/radix_cache.h"
 #include "engine/request.h"
+#include "engine/routed_experts.h"
 #include "engine/sampler.h"
 #include "engine/schedule_policy.h"
 #include "engine/step_times.h"
@@ -59,7 +60,8 @@ struct SchedulerOptions {
   // Steps are computed together with others', which last as long: see others_decode() and step_took().
   bool joint_steps = false;
   double conservativeness = 1.0;
-  uint64_t seed = 0;  // of requests that bring none
+  uint64_t seed = 0;                 // of requests that bring none
+  bool keep_routed_experts = false;  // for return_routed_experts; of a model with experts
   // How long a request may wait for its first step, and run from there on; 503 after it.
   std::optional<Duration> waiting_timeout, running_timeout;
 };
@@ -194,7 +196,8 @@ class Scheduler {
 
   void count_step(const StepPlan& plan);
   void count_routing_keys(TimePoint now);
-  size_t take_input_logprobs(Request& request, int64_t from, int64_t to, std::span<const float> logits);
+  void take_input_logprobs(Request& request, int64_t from, int64_t n, std::span<const float> logits);
+  void take_hidden(Request& request, int64_t from, const StepPlan::Sequence& sequence, size_t first_row);
   // `index`: of the row among the step's.
   void take_token(Request& request, std::span<const float> row, size_t index);
   std::span<const uint32_t> allowed_tokens(Request& request, std::vector<int32_t>& forbidden);
@@ -218,6 +221,7 @@ class Scheduler {
   Sampler sampler_;
   std::vector<uint32_t> mask_;  // of the grammar of the request whose token is chosen
   BatchBuilder batch_;
+  std::optional<RoutedExperts> routed_experts_;
   StepTimes times_;
   Duration forward_time_{};
   int64_t others_decode_ = 0;

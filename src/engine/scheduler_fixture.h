@@ -37,6 +37,11 @@ inline std::vector<float> logits_after(std::span<const int32_t> prefix) {
   return row;
 }
 
+// What the logits after a prefix are made of.
+inline std::vector<float> hidden_after(std::span<const int32_t> prefix) {
+  return {static_cast<float>(prefix.size()), logits_after(prefix)[0]};
+}
+
 // A "model" whose K and V are the token and the position. It computes logits from what it reads back through the slot
 // table, so a wrong slot, a slot freed too early or a forgotten write gives other tokens. With kept states it has a
 // state of every sequence too, which must be that of all of its tokens.
@@ -45,6 +50,7 @@ class FakeRunner final : public models::Runner {
   FakeRunner(int64_t slots, int64_t rows, int64_t width, int64_t page_size = 1, int64_t kept_states = 0)
       : page_size_(page_size) {
     info_.vocab_size = kVocab;
+    info_.num_layers = 3;
     info_.context_length = width;
     info_.eos_token_ids = {kEos};
     info_.state_bytes_per_sequence = kept_states > 0 ? 8 : 0;
@@ -76,6 +82,9 @@ class FakeRunner final : public models::Runner {
       kv_.at(static_cast<size_t>(b.kv_slots[i])) = {b.token_ids[i], b.positions[i]};
     }
     out_.clear();
+    hidden_.clear();
+    chosen_.clear();
+    for (const int32_t token : b.token_ids) chosen_.insert(chosen_.end(), {token, token + 1});
     size_t next_logit = 0;
     for (size_t s = 0; s < n_seqs; ++s) {
       EXPECT_TRUE(rows.insert(b.table_rows[s]).second) << "two sequences have one table row";
@@ -102,6 +111,7 @@ class FakeRunner final : public models::Runner {
         const auto position = static_cast<size_t>(b.positions[static_cast<size_t>(b.logit_rows[next_logit])]);
         const auto logits = logits_after(std::span(tokens).first(position + 1));
         out_.insert(out_.end(), logits.begin(), logits.end());
+        hidden_.push_back(hidden_after(std::span(tokens).first(position + 1)));
       }
     }
     EXPECT_EQ(next_logit, b.logit_rows.size());
@@ -109,6 +119,12 @@ class FakeRunner final : public models::Runner {
     computed += static_cast<int64_t>(b.token_ids.size());
     if (on_forward) on_forward(b);
     return std::span<const float>(out_);
+  }
+
+  std::vector<float> hidden(int64_t row) const override { return hidden_.at(static_cast<size_t>(row)); }
+  // Of three layers the second has experts; a token goes to those of its own number and the next one.
+  models::Routing last_routing() const override {
+    return {.layers = 1, .top_k = 2, .numbers = {1}, .experts = chosen_, .margins = {}};
   }
 
   std::function<void(const models::StepBatch&)> on_forward;
@@ -124,6 +140,8 @@ class FakeRunner final : public models::Runner {
   const int64_t page_size_;
   std::vector<uint64_t> states_;
   std::vector<float> out_;
+  std::vector<std::vector<float>> hidden_;  // of the last step's logits
+  std::vector<int32_t> chosen_;             // in the last step
 };
 
 // Two letters per token, so that stop strings cross tokens.
@@ -143,6 +161,8 @@ struct SchedulerAnswer {
   int finished = 0;
   int messages = 0;
   std::vector<PositionLogprobs> input_logprobs, output_logprobs;
+  std::vector<float> hidden_states;
+  std::vector<int32_t> routed_experts;
 };
 
 // One request alone, by the rules and without a scheduler.
@@ -229,6 +249,9 @@ class SchedulerTest : public ::testing::Test {
       a.completion_tokens = out.completion_tokens;
       a.cached_tokens = out.cached_tokens;
       a.retractions = out.retractions;
+      EXPECT_TRUE(out.finish.kind != FinishKind::kNone || out.hidden_states.empty()) << "they come at the end";
+      a.hidden_states = std::move(out.hidden_states);
+      a.routed_experts = std::move(out.routed_experts);
     }
   }
   void step() {

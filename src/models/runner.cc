@@ -32,6 +32,8 @@ namespace sluice::models {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr int64_t kMostValues = int64_t{1} << 22;  // of a tensor that somebody looks at
 using Json = nlohmann::json;
 
 Result<Json> read_json(const fs::path& path) {
@@ -170,6 +172,7 @@ class DecoderRunner final : public Runner {
     SLUICE_TRY_VOID(runner->weights_.materialise(
         *checkpoint.source, runner->context_,
         {.fd = options.shared_weights_fd, .key = weights_key(options, runner->weights_)}, progress));
+    runner->loaded_key_ = weights_key(options, runner->weights_);
     const auto& recorder = options.expert_recorder;
     const bool each_token = recorder && recorder->mode == moe::RecordMode::kPerToken;
     SLUICE_TRY_VOID(runner->make_buffers(options.record_routing || each_token));
@@ -279,7 +282,26 @@ class DecoderRunner final : public Runner {
     }
     label_weights_ = std::move(*labels);
     weights_from_ = std::move(other);
+    loaded_key_ = weights_key(weights_from_, weights_);
     return {};
+  }
+  Result<WeightValues> read_weight(std::string_view name, int64_t rows) const override {
+    if (weights_key(weights_from_, weights_) != loaded_key_) {
+      return Error{ErrorCode::kUnavailable,
+                   fmt::format("{}: the files have changed since their weights were loaded", weights_from_.model_path)};
+    }
+    SLUICE_TRY(const Checkpoint checkpoint, open_checkpoint(weights_from_));
+    SLUICE_TRY(const auto stored, checkpoint.source->find(name));
+    WeightValues out{.shape = stored.shape, .values = {}};
+    if (out.shape.empty()) out.shape = {1};
+    out.shape[0] = std::min(out.shape[0], rows);
+    if (const int64_t count = out.shape[0] * stored.row_elements(); count > kMostValues) {
+      return Error{ErrorCode::kInvalidArgument, fmt::format("{}: {} rows hold {} values, of which {} at most are shown",
+                                                            name, out.shape[0], count, kMostValues)};
+    }
+    out.values.resize(static_cast<size_t>(out.shape[0] * stored.row_elements()));
+    stored.read_rows(0, out.shape[0], out.values.data());
+    return out;
   }
   // A step whose routing is kept is one batch where the members of attention groups divide its tokens, which would be
   // those of each half.
@@ -304,6 +326,9 @@ class DecoderRunner final : public Runner {
   Routing last_routing() const override {
     const RoutingRecord& record = decoder_->routing();
     Routing routing{.layers = record.layers(), .top_k = record.top_k()};
+    for (int64_t layer = 0; config_.moe && layer < config_.num_layers; ++layer) {
+      if (config_.moe->sparse[static_cast<size_t>(layer)]) routing.numbers.push_back(layer);
+    }
     for (int64_t layer = 0; layer < routing.layers && record.chosen({layer}) != nullptr; ++layer) {
       const auto experts = to_host(record.chosen({layer}) + last_first_ * routing.top_k, last_tokens_ * routing.top_k);
       const auto margins = to_host(record.margins({layer}) + last_first_, last_tokens_);
@@ -560,6 +585,8 @@ class DecoderRunner final : public Runner {
     staged.logit_rows = put(batch.logit_rows);
     staged.query_start = put(batch.query_start);
     staged.seq_lens = put(batch.seq_lens);
+    staged.host_token_ids = batch.token_ids.data();
+    staged.embeds = batch.embeds;
     staged.host_query_start = batch.query_start.data();
     staged.host_seq_lens = batch.seq_lens.data();
     staged.table_rows = put(batch.table_rows);
@@ -579,6 +606,7 @@ class DecoderRunner final : public Runner {
   }
 
   RunnerOptions weights_from_;
+  uint64_t loaded_key_ = 0;  // of their files
   const int64_t max_tokens_;
   const int64_t max_seqs_;
   const ModelConfig config_;

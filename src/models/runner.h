@@ -31,6 +31,8 @@ struct StepBatch {
   std::span<const int32_t> seq_lens;     // [n_seqs] tokens of sequence i after this step, cached prefix included
   std::span<const int32_t> table_rows;   // [n_seqs] row of the slot table that belongs to sequence i
   std::span<const int32_t> logit_rows;   // [n_logits] rows of the batch whose logits are wanted, ascending
+  // [those of token_ids that are -1, hidden] what stands in place of their embeddings; the leader's alone.
+  std::span<const float> embeds;
   // With DP attention, of each attention group, equal on all ranks of a step: its tokens and its logits.
   std::span<const int64_t> group_tokens;
   std::span<const int64_t> group_logits;
@@ -74,8 +76,15 @@ struct ModelInfo {
 struct Routing {
   int64_t layers = 0;  // those that have experts
   int64_t top_k = 0;
+  std::vector<int64_t> numbers;  // [layers] of the model's layers
   std::vector<int32_t> experts;  // [layers, n_tokens, top_k]
   std::vector<float> margins;    // [layers, n_tokens] least change of a score for which another choice is made
+};
+
+// Values of a checkpoint's tensor, widened.
+struct WeightValues {
+  std::vector<int64_t> shape;
+  std::vector<float> values;
 };
 
 // One rank's model. Used by one thread, the scheduler's; inside, kernels run on the rank's thread pool.
@@ -108,6 +117,11 @@ class Runner {
   virtual Result<void> reload(const std::string& model_path, const Progress& progress) {
     (void)progress;
     return Error{ErrorCode::kUnimplemented, model_path + ": this model's weights cannot be loaded anew"};
+  }
+  // The first `rows` (or all) of a tensor of the checkpoint whose weights these are, as it calls it. kNotFound: there
+  // is none; kUnavailable: the files are not those that were loaded.
+  virtual Result<WeightValues> read_weight(std::string_view name, int64_t rows) const {
+    return (void)rows, Error{ErrorCode::kUnimplemented, std::string(name) + ": this model's weights are in no files"};
   }
   // Tokens that each expert got since the start, [layers with experts][experts]; empty for a model without. Of experts
   // with copies, or that move, each place is counted.

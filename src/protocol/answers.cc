@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <span>
 
+#include "protocol/base64.h"
 #include "protocol/fields.h"
 
 namespace sluice::protocol {
@@ -12,6 +14,7 @@ namespace {
 using nlohmann::ordered_json;
 
 constexpr std::string_view kChunkObject = "chat.completion.chunk";
+constexpr std::string_view kCompletionObject = "text_completion";
 
 // JSON has no infinity; a token that was masked out has this, as OpenAI's API writes it.
 ordered_json number(const std::optional<float>& logprob) {
@@ -106,23 +109,55 @@ ordered_json calls_or_null(const std::vector<ToolCall>& calls) {
 }
 
 // What SGLang adds to OpenAI's answers. The one cache there is lies in the memory of the device.
-ordered_json extension(const Usage& usage) {
+ordered_json extension(const OpenAiFormat& format, const Usage& usage, const Sample& first) {
   ordered_json out = ordered_json::object();
-  out["cached_tokens_details"] = {{"device", usage.cached_tokens}, {"host", 0}};
+  if (format.routed_experts) out["routed_experts"] = routed_experts_text(first);
+  if (format.cached_details) out["cached_tokens_details"] = {{"device", usage.cached_tokens}, {"host", 0}};
   return out;
 }
 
-std::string whole_answer(const OpenAiFormat& format, std::string_view object, ordered_json choices,
-                         const Usage& usage) {
+ordered_json rows_of(std::span<const float> values) {
+  auto out = ordered_json::array();
+  out.get_ref<ordered_json::array_t&>().reserve(values.size());
+  for (const float value : values) out.push_back(static_cast<double>(value));
+  return out;
+}
+
+// The prompt's positions in one list, then one list for each output token.
+ordered_json hidden_states(const Sample& sample, int64_t hidden_size) {
+  const auto width = static_cast<size_t>(hidden_size), prompt = static_cast<size_t>(sample.prompt_tokens);
+  const std::span<const float> all = sample.hidden_states;
+  auto out = ordered_json::array();
+  if (!all.empty()) out.push_back(ordered_json::array());
+  for (size_t i = 0; (i + 1) * width <= all.size(); ++i) {
+    (i < prompt ? out[0] : out).push_back(rows_of(all.subspan(i * width, width)));
+  }
+  return out;
+}
+
+std::string whole_answer(const OpenAiFormat& format, std::string_view object, ordered_json choices, const Usage& usage,
+                         const Sample& first) {
   auto out = head(format, object);
   out["choices"] = std::move(choices);
   out["usage"] = usage_json(usage, format.report_cached);
   out["metadata"] = {{"weight_version", format.weight_version}};
-  if (format.cached_details) out["sglext"] = extension(usage);
+  if (format.has_extension()) out["sglext"] = extension(format, usage, first);
   return dump(out);
 }
 
 }  // namespace
+
+std::string routed_experts_text(const Sample& sample) {
+  const auto& experts = sample.routed_experts;
+  return base64_of({reinterpret_cast<const char*>(experts.data()), experts.size() * sizeof(int32_t)});
+}
+
+ordered_json last_hidden_state(const Sample& sample, int64_t hidden_size) {
+  const auto width = static_cast<size_t>(hidden_size);
+  const std::span<const float> all = sample.hidden_states;
+  if (all.size() <= static_cast<size_t>(sample.prompt_tokens) * width) return ordered_json::array();
+  return rows_of(all.last(width));
+}
 
 ordered_json native_finish_reason(const Finish& finish) {
   switch (finish.kind) {
@@ -175,8 +210,15 @@ ordered_json native_answer(const Sample& sample, const NativeFormat& format, siz
   meta["completion_tokens"] = sample.completion_tokens;
   meta["cached_tokens"] = sample.cached_tokens;
   meta["dp_rank"] = format.data_parallel && sample.dp_rank ? ordered_json(*sample.dp_rank) : ordered_json();
-  if (sample.e2e_latency) meta["e2e_latency"] = *sample.e2e_latency;
+  if (sample.e2e_latency) {
+    meta["e2e_latency"] = *sample.e2e_latency;
+    meta["response_sent_to_client_ts"] = sample.answered;
+  }
   if (sample.times) add_times(meta, *sample.times);
+  if (sample.finish.kind != Finish::Kind::kNone) {
+    if (format.hidden_size > 0) meta["hidden_states"] = hidden_states(sample, format.hidden_size);
+    if (format.routed_experts) meta["routed_experts"] = routed_experts_text(sample);
+  }
   auto ids = ordered_json::array();
   for (size_t i = first_id; i < sample.output_ids.size(); ++i) ids.push_back(sample.output_ids[i]);
   ordered_json out = {{"text", sample.text}};
@@ -261,8 +303,9 @@ ordered_json completion_choice(size_t index, std::string_view text, ordered_json
   return out;
 }
 
-std::string completion_answer(const OpenAiFormat& format, ordered_json choices, const Usage& usage) {
-  return whole_answer(format, "text_completion", std::move(choices), usage);
+std::string completion_answer(const OpenAiFormat& format, ordered_json choices, const Usage& usage,
+                              const Sample& first) {
+  return whole_answer(format, kCompletionObject, std::move(choices), usage, first);
 }
 
 ordered_json chat_choice(size_t index, const ChatParts& parts, ordered_json logprobs, const Finish& finish) {
@@ -279,12 +322,12 @@ ordered_json chat_choice(size_t index, const ChatParts& parts, ordered_json logp
   return out;
 }
 
-std::string chat_answer(const OpenAiFormat& format, ordered_json choices, const Usage& usage) {
-  return whole_answer(format, "chat.completion", std::move(choices), usage);
+std::string chat_answer(const OpenAiFormat& format, ordered_json choices, const Usage& usage, const Sample& first) {
+  return whole_answer(format, "chat.completion", std::move(choices), usage, first);
 }
 
 std::string completion_chunk(const OpenAiFormat& format, ordered_json choice, const Usage* usage) {
-  auto out = head(format, "text_completion");
+  auto out = head(format, kCompletionObject);
   out["choices"] = ordered_json::array();
   out["choices"].push_back(std::move(choice));
   out["usage"] = usage_or_null(usage, format);
@@ -311,11 +354,23 @@ std::string chat_chunk(const OpenAiFormat& format, size_t index, ChatDelta kind,
   return dump(out);
 }
 
-std::string extension_chunk(const OpenAiFormat& format, std::string_view object, const Usage& usage) {
+std::string hidden_state_chunk(const OpenAiFormat& format, size_t index, bool chat, const Sample& sample) {
+  auto out = head(format, chat ? kChunkObject : kCompletionObject);
+  ordered_json choice = {{"index", index}};
+  if (!chat) choice["text"] = "";
+  (chat ? choice["delta"] : choice)["hidden_states"] = last_hidden_state(sample, format.hidden_size);
+  choice["finish_reason"] = nullptr;
+  out["choices"] = ordered_json::array();
+  out["choices"].push_back(std::move(choice));
+  return dump(out);
+}
+
+std::string extension_chunk(const OpenAiFormat& format, std::string_view object, const Usage& usage,
+                            const Sample& first) {
   auto out = head(format, object);
   out["choices"] = ordered_json::array();
   out["usage"] = nullptr;
-  out["sglext"] = extension(usage);
+  out["sglext"] = extension(format, usage, first);
   return dump(out);
 }
 

@@ -57,11 +57,18 @@ struct Sample {
   int64_t retractions = 0;
   std::optional<int64_t> dp_rank;
   std::optional<double> e2e_latency;  // seconds, once finished
+  double answered = 0;                // when that was, in seconds since 1970
   std::optional<SampleTimes> times;   // likewise, where they are wanted
   std::vector<PositionScores> input_scores;
   std::vector<PositionScores> output_scores;
   std::vector<float> embedding;  // in place of text, where that was asked for
+  // Once finished, where they are wanted: the final norm's output [positions, hidden size] of the prompt and of each
+  // output token but the last, and what the routers chose for them, [positions, layers, top_k].
+  std::vector<float> hidden_states;
+  std::vector<int32_t> routed_experts;
 };
+// The int32 values as they lie in memory.
+std::string routed_experts_text(const Sample& sample);
 
 // --- /generate
 
@@ -72,6 +79,8 @@ struct NativeFormat {
   bool requested_logprobs = false;
   bool text_in_logprobs = false;
   bool data_parallel = false;  // names the rank in meta_info
+  int64_t hidden_size = 0;     // of hidden states; 0: not wanted
+  bool routed_experts = false;
 };
 // {"text", "output_ids", "meta_info"}. `first_id`: output_ids from there on, for streams that carry only what is new.
 nlohmann::ordered_json native_answer(const Sample& sample, const NativeFormat& format, size_t first_id = 0);
@@ -94,7 +103,12 @@ struct OpenAiFormat {
   bool report_cached = true;
   bool cached_details = false;  // sglext
   bool logprobs = false;
+  int64_t hidden_size = 0;      // of hidden states; 0: not wanted
+  bool routed_experts = false;  // sglext
+  bool has_extension() const { return cached_details || routed_experts; }
 };
+// Of the last token that has one; [] where that is the prompt's last, as in the runtime.
+nlohmann::ordered_json last_hidden_state(const Sample& sample, int64_t hidden_size);
 nlohmann::ordered_json usage_json(const Usage& usage, bool report_cached);
 // "stop", "tool_calls", "length", "abort" or null.
 nlohmann::ordered_json openai_finish_reason(const Finish& finish);
@@ -105,10 +119,13 @@ nlohmann::ordered_json completion_logprobs(const std::vector<PositionScores>& sc
 nlohmann::ordered_json chat_logprobs(const std::vector<PositionScores>& scores, size_t first);
 
 // `logprobs` is JSON null where none were asked for.
-std::string completion_answer(const OpenAiFormat& format, nlohmann::ordered_json choices, const Usage& usage);
+// `first`: the sample whose experts are shown.
+std::string completion_answer(const OpenAiFormat& format, nlohmann::ordered_json choices, const Usage& usage,
+                              const Sample& first);
 nlohmann::ordered_json completion_choice(size_t index, std::string_view text, nlohmann::ordered_json logprobs,
                                          const Finish& finish);
-std::string chat_answer(const OpenAiFormat& format, nlohmann::ordered_json choices, const Usage& usage);
+std::string chat_answer(const OpenAiFormat& format, nlohmann::ordered_json choices, const Usage& usage,
+                        const Sample& first);
 // A call of a function, or more of one: then `id` and `name` are empty.
 struct ToolCall {
   size_t index = 0;
@@ -131,8 +148,11 @@ std::string completion_chunk(const OpenAiFormat& format, nlohmann::ordered_json 
 enum class ChatDelta { kRole, kParts, kFinish };
 std::string chat_chunk(const OpenAiFormat& format, size_t index, ChatDelta kind, const ChatParts& parts,
                        nlohmann::ordered_json logprobs, const Finish& finish, const Usage* usage);
+// The chunk with the hidden state of choice `index`.
+std::string hidden_state_chunk(const OpenAiFormat& format, size_t index, bool chat, const Sample& sample);
 // The chunk with sglext and without choices.
-std::string extension_chunk(const OpenAiFormat& format, std::string_view object, const Usage& usage);
+std::string extension_chunk(const OpenAiFormat& format, std::string_view object, const Usage& usage,
+                            const Sample& first);
 // The last chunk of a stream with include_usage: no choices.
 std::string usage_chunk(const OpenAiFormat& format, std::string_view object, const Usage& usage);
 

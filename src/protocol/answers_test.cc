@@ -31,10 +31,11 @@ PositionScores scored(std::optional<float> logprob, int32_t id, const std::strin
 TEST(NativeAnswerTest, HasTheRuntimesShape) {
   auto s = sample();
   s.e2e_latency = 0.5;
+  s.answered = 9.5;
   EXPECT_EQ(native_answer(s, {.weight_version = "default"}).dump(),
             R"({"text":"hé","output_ids":[5,6],"meta_info":{"id":"r","finish_reason":{"type":"length","length":2},)"
             R"("prompt_tokens":3,"weight_version":"default","total_retractions":0,"completion_tokens":2,)"
-            R"("cached_tokens":1,"dp_rank":null,"e2e_latency":0.5}})");
+            R"("cached_tokens":1,"dp_rank":null,"e2e_latency":0.5,"response_sent_to_client_ts":9.5}})");
   s.times = SampleTimes{.request_received = 10,
                         .request_finished = 10.5,
                         .queue = 0.125,
@@ -44,7 +45,8 @@ TEST(NativeAnswerTest, HasTheRuntimesShape) {
                         .prefill_finished = 10.375};
   const auto meta = native_answer(s, {})["meta_info"].dump();
   EXPECT_TRUE(meta.ends_with(
-      R"("e2e_latency":0.5,"queue_time":0.125,"forward_entry_time":10.125,"prefill_finished_time":10.375,)"
+      R"("e2e_latency":0.5,"response_sent_to_client_ts":9.5,"queue_time":0.125,"forward_entry_time":10.125,)"
+      R"("prefill_finished_time":10.375,)"
       R"("prefill_waiting_latency":0.125,"prefill_launch_latency":0.25,"request_received_ts":10.0,)"
       R"("request_finished_ts":10.5,"inference_time":0.375,"decode_throughput":null})"))
       << meta;
@@ -85,7 +87,7 @@ const OpenAiFormat kFormat{.id = "x", .model = "m", .created = 7, .weight_versio
 TEST(ChatAnswerTest, HasTheRuntimesShape) {
   auto choices = nlohmann::ordered_json::array();
   choices.push_back(chat_choice(0, {.content = "hi"}, nullptr, {.kind = Finish::Kind::kStopToken, .matched_token = 2}));
-  EXPECT_EQ(chat_answer(kFormat, choices, {.prompt_tokens = 3, .completion_tokens = 2, .cached_tokens = 1}),
+  EXPECT_EQ(chat_answer(kFormat, choices, {.prompt_tokens = 3, .completion_tokens = 2, .cached_tokens = 1}, {}),
             R"({"id":"x","object":"chat.completion","created":7,"model":"m","choices":[{"index":0,"message":)"
             R"({"role":"assistant","content":"hi","reasoning_content":null,"tool_calls":null},"logprobs":null,)"
             R"("finish_reason":"stop","matched_stop":2}],"usage":{"prompt_tokens":3,"total_tokens":5,)"
@@ -129,7 +131,7 @@ TEST(CompletionAnswerTest, HasTheRuntimesShape) {
   choices.push_back(completion_choice(0, "éa", completion_logprobs({first, scored(-1.0f, 5, "a")}, 0, offset),
                                       {.kind = Finish::Kind::kLength, .length = 2}));
   EXPECT_EQ(offset, 4);
-  EXPECT_EQ(completion_answer(kFormat, choices, {.prompt_tokens = 1, .completion_tokens = 2}),
+  EXPECT_EQ(completion_answer(kFormat, choices, {.prompt_tokens = 1, .completion_tokens = 2}, {}),
             R"({"id":"x","object":"text_completion","created":7,"model":"m","choices":[{"index":0,"text":"éa",)"
             R"("logprobs":{"text_offset":[2,3],"token_logprobs":[-0.5,-1.0],"tokens":["é","a"],"top_logprobs":)"
             R"([{"x":-0.25},null]},"finish_reason":"length","matched_stop":null}],"usage":{"prompt_tokens":1,)"

@@ -1,5 +1,6 @@
 #include "protocol/generate_body.h"
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 namespace sluice::protocol {
@@ -7,17 +8,47 @@ namespace {
 
 using nlohmann::ordered_json;
 
-// "text" and "input_ids": a value or a list of them.
+// One prompt of "input_embeds": a row of numbers for each token.
+std::vector<std::vector<float>> read_embeds(Fields& fields, const ordered_json& rows) {
+  std::vector<std::vector<float>> out;
+  const auto wrong = [&] {
+    fields.fail("input_embeds must be a list of at least one row of numbers, all of one length, or a list of such");
+    return std::vector<std::vector<float>>();
+  };
+  if (!rows.is_array() || rows.empty()) return wrong();
+  out.reserve(rows.size());
+  for (const auto& row : rows) {
+    if (!row.is_array() || row.empty() || row.size() != rows.front().size()) return wrong();
+    std::vector<float>& values = out.emplace_back();
+    values.reserve(row.size());
+    for (const auto& value : row) {
+      if (!value.is_number() || !std::isfinite(value.get<float>())) return wrong();
+      values.push_back(value.get<float>());
+    }
+  }
+  return out;
+}
+
+// "text", "input_ids" and "input_embeds": a value or a list of them.
 void read_prompts(Fields& fields, GenerateBody& out) {
   const auto* text = fields.find("text");
   const auto* ids = fields.find("input_ids");
-  fields.refuse("input_embeds", "embeddings as input are not built");
-  if ((text == nullptr) == (ids == nullptr)) {
-    fields.fail("exactly one of text and input_ids must be given");
+  const auto* embeds = fields.find("input_embeds");
+  if ((text != nullptr) + (ids != nullptr) + (embeds != nullptr) != 1) {
+    fields.fail("exactly one of text, input_ids and input_embeds must be given");
     return;
   }
   std::vector<Prompt> prompts;
-  if (text != nullptr) {
+  if (embeds != nullptr) {
+    const auto begins_with_list = [](const ordered_json& list) {
+      return list.is_array() && !list.empty() && list.front().is_array();
+    };
+    out.batch = begins_with_list(*embeds) && begins_with_list(embeds->front());
+    if (!out.batch) prompts.push_back({.text = "", .ids = std::nullopt, .embeds = read_embeds(fields, *embeds)});
+    for (size_t i = 0; out.batch && i < embeds->size() && fields.ok(); ++i) {
+      prompts.push_back({.text = "", .ids = std::nullopt, .embeds = read_embeds(fields, (*embeds)[i])});
+    }
+  } else if (text != nullptr) {
     out.batch = text->is_array();
     for (auto& line : fields.texts("text")) prompts.push_back({.text = std::move(line), .ids = std::nullopt});
   } else if (out.batch = ids->is_array() && !ids->empty() && ids->front().is_array(); out.batch) {
@@ -128,6 +159,11 @@ Result<GenerateBody> parse_generate_body(std::string_view text) {
          [](GenerateItem& item, Fields& member) { item.extra_key = member.text("extra_key"); });
   const std::string salt = fields.text("cache_salt");
   for (auto& item : out.items) item.extra_key.insert(0, salt);
+  spread(fields, out, "return_hidden_states", false, [](GenerateItem& item, Fields& member) {
+    item.insides.hidden_states = member.boolean("return_hidden_states", false);
+  });
+  const bool routed_experts = fields.boolean("return_routed_experts", false);
+  for (auto& item : out.items) item.insides.routed_experts = routed_experts;
   spread(fields, out, "return_logprob", false,
          [](GenerateItem& item, Fields& member) { item.return_logprob = member.boolean("return_logprob", false); });
   spread(fields, out, "logprob_start_len", false, [](GenerateItem& item, Fields& member) {
@@ -166,6 +202,11 @@ Routing read_routing(Fields& fields) {
   return out;
 }
 
+Insides read_insides(Fields& fields) {
+  return {.hidden_states = fields.boolean("return_hidden_states", false),
+          .routed_experts = fields.boolean("return_routed_experts", false)};
+}
+
 void refuse_out_of_scope(Fields& fields) {
   constexpr std::string_view kPd = "prefill/decode disaggregation is outside the scope of this engine";
   constexpr std::string_view kMedia = "images, video and audio are outside the scope of this engine";
@@ -175,8 +216,7 @@ void refuse_out_of_scope(Fields& fields) {
   for (const auto* name : {"image_data", "video_data", "audio_data"}) fields.refuse(name, kMedia);
   fields.refuse("lora_path", "LoRA adapters are outside the scope of this engine");
   fields.refuse("session_params", "server-side conversation state is outside the scope of this engine");
-  fields.refuse("return_hidden_states", "hidden states are not returned", "false");
-  fields.refuse("return_routed_experts", "expert choices are not returned", "false");
+  fields.refuse("custom_logit_processor", "logit processors are Python code, which this engine does not run");
   fields.refuse("background", "answers are always delivered on the connection that asked", "false");
   fields.refuse("custom_labels", "metrics carry no labels of clients");
 }

@@ -14,10 +14,11 @@
 
 namespace sluice::protocol {
 
-// A prompt as it was sent: text, or ids.
+// A prompt as it was sent: text, ids, or what stands in place of the ids' embeddings.
 struct Prompt {
   std::string text;
   std::optional<std::vector<int32_t>> ids;
+  std::vector<std::vector<float>> embeds = {};  // [tokens][width], all of one width; empty: not given
 };
 
 // Fields that say where a request goes and how it is known, on every generating endpoint.
@@ -29,8 +30,15 @@ struct Routing {
   std::string routing_key;
 };
 
+// What is wanted of the model's inside.
+struct Insides {
+  bool hidden_states = false;   // the final norm's output, of every position
+  bool routed_experts = false;  // which experts every token went to
+};
+
 struct GenerateItem {
   Prompt prompt;
+  Insides insides;
   Sampling sampling;
   std::string rid;
   std::string extra_key;
@@ -64,6 +72,7 @@ bool asks_for_stream(std::string_view text);
 // Shared by the OpenAI bodies: rid, routed_dp_rank, data_parallel_rank, extra_key, cache_salt, priority,
 // routing_key; refuses the fields of section 1.4 of the engine reference.
 Routing read_routing(Fields& fields);
+Insides read_insides(Fields& fields);
 void refuse_out_of_scope(Fields& fields);
 
 }  // namespace sluice::protocol

@@ -70,8 +70,9 @@ TEST(GenerateBodyTest, TheNewNameOfTheRankWins) {
 }
 
 TEST(GenerateBodyTest, NamesTheFieldAndTheRange) {
-  EXPECT_EQ(error_of(R"({})"), "exactly one of text and input_ids must be given");
-  EXPECT_EQ(error_of(R"({"text":"a","input_ids":[1]})"), "exactly one of text and input_ids must be given");
+  EXPECT_EQ(error_of(R"({})"), "exactly one of text, input_ids and input_embeds must be given");
+  EXPECT_EQ(error_of(R"({"text":"a","input_ids":[1]})"),
+            "exactly one of text, input_ids and input_embeds must be given");
   EXPECT_EQ(error_of(R"({"text":"a","sampling_params":{"top_p":0}})"),
             "sampling_params.top_p must be a number in (0, 1], got 0");
   EXPECT_EQ(error_of(R"({"text":"a","sampling_params":{"temperature":"hot"}})"),
@@ -98,6 +99,34 @@ TEST(GenerateBodyTest, RefusesWhatIsOutsideTheScopeUnlessItAsksForNothing) {
   EXPECT_EQ(error_of(R"({"text":"a","lora_path":null,"image_data":[],"return_hidden_states":false,
                          "bootstrap_room":null})"),
             "no error");
+}
+
+TEST(GenerateBodyTest, TakesRowsInPlaceOfEmbeddings) {
+  const auto one = parse_generate_body(R"({"input_embeds":[[1,2.5],[-3,4]]})");
+  ASSERT_TRUE(one.ok()) << one.error().message;
+  EXPECT_FALSE(one->batch);
+  EXPECT_EQ(one->items[0].prompt.embeds, (std::vector<std::vector<float>>{{1, 2.5}, {-3, 4}}));
+  const auto two = parse_generate_body(R"({"input_embeds":[[[1]],[[2],[3]]]})");
+  ASSERT_TRUE(two.ok()) << two.error().message;
+  EXPECT_TRUE(two->batch);
+  EXPECT_EQ(two->items[1].prompt.embeds.size(), 2u);
+  for (const char* wrong :
+       {"3", "[]", "[3]", "[[]]", "[[1],[2,3]]", R"([["1"]])", "[[1e300]]", "[[[1]],[]]", "[[[1]],3]"}) {
+    EXPECT_NE(error_of(R"({"input_embeds":)" + std::string(wrong) + "}").find("input_embeds must be a list"),
+              std::string::npos)
+        << wrong;
+  }
+  EXPECT_NE(error_of(R"({"input_embeds":[[1]],"text":"a"})").find("exactly one of"), std::string::npos);
+}
+
+TEST(GenerateBodyTest, InsidesAreAskedForByPrompt) {
+  const auto body =
+      parse_generate_body(R"({"text":["a","b"],"return_hidden_states":[false,true],"return_routed_experts":true})");
+  ASSERT_TRUE(body.ok()) << body.error().message;
+  EXPECT_FALSE(body->items[0].insides.hidden_states);
+  EXPECT_TRUE(body->items[1].insides.hidden_states);
+  EXPECT_TRUE(body->items[0].insides.routed_experts);
+  EXPECT_EQ(error_of(R"({"text":"a","return_hidden_states":1})"), "return_hidden_states must be true or false, got 1");
 }
 
 TEST(GenerateBodyTest, SurvivesHostileJson) {

@@ -184,6 +184,21 @@ std::string take_final(Fields& fields, ordered_json& messages) {
   return text;
 }
 
+void read_best_of(Fields& fields, CompletionBody& out) {
+  const int64_t n = out.sampling.n;
+  out.best_of = fields.integer("best_of", n, {.min = 1, .max = kMaxSamples});
+  if (out.best_of < n) {
+    fields.fail(
+        fmt::format("best_of must be an integer in [n, {}] with n being {}, got {}", kMaxSamples, n, out.best_of));
+  }
+  if (out.best_of > n && out.stream.stream) {
+    fields.fail(
+        fmt::format("best_of ({}) above n ({}) cannot be streamed: which samples are the best is known at "
+                    "their end",
+                    out.best_of, n));
+  }
+}
+
 }  // namespace
 
 Result<CompletionBody> parse_completion_body(std::string_view text, const SamplingDefaults& defaults) {
@@ -197,13 +212,12 @@ Result<CompletionBody> parse_completion_body(std::string_view text, const Sampli
   out.sampling.max_new_tokens = fields.integer("max_tokens", 16, {.min = 1, .max = INT32_MAX});
   out.stream = read_stream(fields);
   out.routing = read_routing(fields);
+  out.insides = read_insides(fields);
   out.echo = fields.boolean("echo", false);
   out.cached_details = fields.boolean("return_cached_tokens_details", false);
   out.logprobs = fields.integer("logprobs", {.min = 0, .max = kMaxTopLogprobs});
-  fields.refuse("suffix", "the model does not fill in the middle", "\"\"");
-  if (const auto best = fields.integer("best_of", {.min = 1}); best && *best != out.sampling.n) {
-    fields.fail("best_of must equal n: choosing among more samples is not built");
-  }
+  out.suffix = fields.text("suffix");
+  read_best_of(fields, out);
   fields.text("user");
   read_format(fields, out.sampling);
   if (!fields.ok()) return fields.error();
@@ -224,6 +238,7 @@ Result<ChatBody> parse_chat_body(std::string_view text, const SamplingDefaults& 
   if (!out.sampling.max_new_tokens) out.sampling.max_new_tokens = older;
   out.stream = read_stream(fields);
   out.routing = read_routing(fields);
+  out.insides = read_insides(fields);
   out.logprobs = fields.boolean("logprobs", false);
   out.top_logprobs = fields.integer("top_logprobs", 0, {.min = 0, .max = kMaxTopLogprobs});
   if (out.top_logprobs > 0 && !out.logprobs) fields.fail("top_logprobs needs logprobs to be true");

@@ -27,6 +27,9 @@ struct CompletionBody {
   Sampling sampling;
   StreamOptions stream;
   Routing routing;
+  Insides insides;
+  int64_t best_of = 1;  // samples per prompt, of which the `sampling.n` likeliest are shown
+  std::string suffix;   // what comes after the text that is asked for
   bool echo = false;
   bool cached_details = false;      // sglext: which cache had the cached tokens
   std::optional<int64_t> logprobs;  // alternatives per token; 0: the chosen token alone
@@ -51,6 +54,7 @@ struct ChatBody {
   Sampling sampling;
   StreamOptions stream;
   Routing routing;
+  Insides insides;
   bool cached_details = false;  // sglext: which cache had the cached tokens
   bool logprobs = false;
   int64_t top_logprobs = 0;

@@ -48,8 +48,17 @@ TEST(CompletionBodyTest, NamesWhatIsWrong) {
             "max_tokens must be an integer in [1, 2147483647], got 0");
   EXPECT_NE(completion_error(R"({"prompt":[]})").find("prompt must be"), std::string::npos);
   EXPECT_NE(completion_error(R"({"prompt":[[1],"a"]})").find("prompt must be"), std::string::npos);
-  EXPECT_NE(completion_error(R"({"prompt":"a","suffix":"b"})").find("suffix"), std::string::npos);
-  EXPECT_NE(completion_error(R"({"prompt":"a","best_of":3})").find("best_of"), std::string::npos);
+  EXPECT_EQ(completion_error(R"({"prompt":"a","n":3,"best_of":2})"),
+            "best_of must be an integer in [n, 128] with n being 3, got 2");
+  EXPECT_EQ(completion_error(R"({"prompt":"a","best_of":129})"), "best_of must be an integer in [1, 128], got 129");
+  EXPECT_NE(completion_error(R"({"prompt":"a","best_of":2,"stream":true})").find("cannot be streamed"),
+            std::string::npos);
+  EXPECT_EQ(completion_error(R"({"prompt":"a","best_of":2})"), "no error");
+  EXPECT_EQ(completion_error(R"({"prompt":"a","n":2,"best_of":2,"stream":true})"), "no error");
+  EXPECT_EQ(completion_error(R"({"prompt":"a","custom_params":3})"), "custom_params must be an object");
+  EXPECT_EQ(completion_error(R"({"prompt":"a","custom_params":{"thinking_budget":9}})"), "no error");
+  EXPECT_NE(completion_error(R"({"prompt":"a","custom_logit_processor":"{}"})").find("custom_logit_processor"),
+            std::string::npos);
 }
 
 TEST(ChatBodyTest, FlattensTextPartsAndOpensArguments) {

@@ -68,7 +68,10 @@ Sampling read_common(Fields& fields, const SamplingDefaults& defaults) {
   out.stop_regex = fields.texts("stop_regex");
   std::erase(out.stop_regex, "");
   if (out.stop_regex.size() > kMaxStops) fields.fail(fmt::format("stop_regex must hold at most {} strings", kMaxStops));
-  fields.refuse("custom_params", "custom logit processors are not built");
+  // What a custom logit processor would read; without one it means nothing.
+  if (const auto* params = fields.find("custom_params"); params != nullptr && !params->is_object()) {
+    fields.fail(fmt::format("{} must be an object", fields.full_name("custom_params")));
+  }
   return out;
 }
 

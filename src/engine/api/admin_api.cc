@@ -161,6 +161,23 @@ net::Task<> continue_generation(ApiCall& call) {
   }
 }
 
+// The runtime lets three values of speculation and pipelines be set while it serves, and says of everything else that
+// it was not. There is neither here.
+net::Task<> set_internal_state(ApiCall& call) {
+  const auto body = co_await read_object(call);
+  if (!body) co_return;
+  protocol::Fields fields(*body);
+  const auto* args = fields.find("server_args");
+  if (args == nullptr || !args->is_object()) {
+    const Error wrong{ErrorCode::kInvalidArgument, "server_args must be an object of options to set"};
+    co_await answer_error(call, wrong);
+    co_return;
+  }
+  auto updated = ordered_json::array();
+  for (int64_t rank = 0; rank < call.api.settings.dp_size; ++rank) updated.push_back(args->empty());
+  co_await answer(call, json_response(updated));
+}
+
 net::Task<> start_profile(ApiCall& call) {
   const auto body = co_await read_object(call);
   if (!body) co_return;

@@ -108,5 +108,13 @@ TEST_F(AdminApiTest, TheWeightVersionCanBeSetByItself) {
   EXPECT_EQ(post("/update_weight_version", Json::object()).status, 400);
 }
 
+TEST_F(AdminApiTest, NoOptionIsSetWhileItServes) {
+  options_.dp_size = 2;
+  serve();
+  EXPECT_EQ(post("/set_internal_state", {{"server_args", {{"pp_max_micro_batch_size", 8}}}}).body, "[false,false]");
+  EXPECT_EQ(call("PUT", "/set_internal_state", R"({"server_args":{}})").body, "[true,true]");
+  EXPECT_EQ(post("/set_internal_state", {{"server_args", 3}}).status, 400);
+}
+
 }  // namespace
 }  // namespace sluice::engine

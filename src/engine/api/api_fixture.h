@@ -32,6 +32,8 @@ struct Word {
   std::vector<PositionLogprobs> input_logprobs = {};
   std::vector<PositionLogprobs> output_logprobs = {};
   std::vector<float> embedding = {};
+  std::vector<float> hidden_states = {};
+  std::vector<int32_t> routed_experts = {};
 };
 
 // Ranks without processes. Says what `script` makes of each request, on a thread of its own; a request whose script is
@@ -170,7 +172,9 @@ class FakeBackend final : public Backend {
                          .dp_rank = moved_to.value_or(open.rank),
                          .input_logprobs = std::move(word.input_logprobs),
                          .output_logprobs = std::move(word.output_logprobs),
-                         .embedding = std::move(word.embedding)};
+                         .embedding = std::move(word.embedding),
+                         .hidden_states = std::move(word.hidden_states),
+                         .routed_experts = std::move(word.routed_experts)};
     const bool last = output.finish.kind != FinishKind::kNone;
     thread_.post([on_output = open.on_output, output = std::move(output)] { on_output(output); });
     if (last) open_.erase(found);

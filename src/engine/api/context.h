@@ -34,6 +34,8 @@ struct ApiSettings {
   bool report_cached = true;
   bool metrics = false;
   bool embedding = false;                                      // --is-embedding
+  bool hidden_states = false;                                  // --enable-return-hidden-states
+  bool routed_experts = false;                                 // --enable-return-routed-experts
   std::string why_no_grammar;                                  // empty: grammars are served
   std::optional<uint64_t> seed;                                // of requests that bring none; absent: one for each
   bool health_generates = true;                                // SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION

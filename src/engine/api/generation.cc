@@ -185,19 +185,21 @@ void Generation::take(size_t i, RequestOutput output) {
   append_scores(tokenizer, output.output_logprobs, state.texts_in_scores, 0, sample.output_scores);
   if (!output.embedding.empty()) sample.embedding = std::move(output.embedding);
   if (output.finish.kind == FinishKind::kNone) return;
+  sample.hidden_states = std::move(output.hidden_states);
+  sample.routed_experts = std::move(output.routed_experts);
   end(state);
-  if (call_.api.settings.metrics) sample.times = times_of(output);
+  if (call_.api.settings.metrics) sample.times = times_of(output, sample.answered);
 }
 
 void Generation::end(State& state) {
   state.ended = true;
   ++ended_;
   state.sample.e2e_latency = seconds(call_.api.clock.now() - begun_);
+  state.sample.answered = unix_seconds(call_.api.clock.unix_nanos());
 }
 
-protocol::SampleTimes Generation::times_of(const RequestOutput& output) const {
+protocol::SampleTimes Generation::times_of(const RequestOutput& output, double finished) const {
   const RequestTimes& times = output.times;
-  const double finished = unix_seconds(call_.api.clock.unix_nanos());
   protocol::SampleTimes out{.request_received = begun_unix_, .request_finished = finished};
   if (times.begun_unix_nanos == 0) return out;
   out.queue = times.queue;

@@ -85,7 +85,7 @@ class Generation {
   void fail(Step& step, size_t i, int status, std::string message);
   void take(size_t i, RequestOutput output);
   void end(State& state);
-  protocol::SampleTimes times_of(const RequestOutput& output) const;
+  protocol::SampleTimes times_of(const RequestOutput& output, double finished) const;
   void abort_all();
 
   ApiCall& call_;

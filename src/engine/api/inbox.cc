@@ -20,6 +20,8 @@ void join(RequestOutput& news, RequestOutput&& later) {
   append(news.input_logprobs, std::move(later.input_logprobs));
   append(news.output_logprobs, std::move(later.output_logprobs));
   append(news.embedding, std::move(later.embedding));
+  append(news.hidden_states, std::move(later.hidden_states));
+  append(news.routed_experts, std::move(later.routed_experts));
   news.finish = std::move(later.finish);
   news.prompt_tokens = later.prompt_tokens;
   news.completion_tokens = later.completion_tokens;

@@ -1,8 +1,11 @@
 #include "engine/api/native_api.h"
 
+#include <utility>
+
 #include "engine/api/generation.h"
 #include "engine/api/plan.h"
 #include "engine/api/sse_writer.h"
+#include "engine/kv_block_hash.h"
 #include "protocol/errors.h"
 #include "protocol/fields.h"
 
@@ -20,6 +23,27 @@ struct NativeRequest {
   bool stream = false;
 };
 
+// Rows in place of embeddings. Requests with the same ones share a prefix, and with no others.
+Result<void> take_embeds(const ApiContext& api, const protocol::GenerateItem& item, PromptPlan& prompt) {
+  const auto& rows = item.prompt.embeds;
+  const auto refuse = [](std::string message) { return Error{ErrorCode::kInvalidArgument, std::move(message)}; };
+  if (std::cmp_not_equal(rows.front().size(), api.model.config.hidden_size)) {
+    return refuse(fmt::format("input_embeds must hold rows of {} numbers, this model's hidden size, got {}",
+                              api.model.config.hidden_size, rows.front().size()));
+  }
+  if (item.return_logprob && item.logprob_start_len >= 0) {
+    return refuse("logprob_start_len must be -1 with input_embeds: what comes in has no tokens");
+  }
+  std::vector<float>& values = prompt.request.input_embeds;
+  const size_t count = prompt.request.input_ids.size();  // less than was sent, with --allow-auto-truncate
+  values.reserve(count * rows.front().size());
+  for (size_t i = 0; i < count; ++i) values.insert(values.end(), rows[i].begin(), rows[i].end());
+  const auto digest =
+      kv_namespace_digest({reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)});
+  prompt.request.extra_key.append("input_embeds:").append(digest.begin(), digest.end());
+  return {};
+}
+
 Result<NativeRequest> prepare(ApiContext& api, const net::Headers& headers, std::string_view text) {
   SLUICE_TRY(auto body, protocol::parse_generate_body(text));
   NativeRequest out;
@@ -33,9 +57,12 @@ Result<NativeRequest> prepare(ApiContext& api, const net::Headers& headers, std:
   const auto limits = api.limits();
   const std::string shared_rid = body.rid.empty() ? api.new_rid() : body.rid;
   for (auto& item : body.items) {
-    SLUICE_TRY(auto prompt, plan_prompt(api, limits, prompt_ids(api, std::move(item.prompt)), item.sampling,
-                                        kDefaultLength, body.stream));
+    auto ids = item.prompt.embeds.empty() ? prompt_ids(api, std::move(item.prompt))
+                                          : std::vector<int32_t>(item.prompt.embeds.size(), -1);
+    SLUICE_TRY(auto prompt, plan_prompt(api, limits, std::move(ids), item.sampling, kDefaultLength, body.stream));
     prompt.request.extra_key = item.extra_key;
+    if (!item.prompt.embeds.empty()) SLUICE_TRY_VOID(take_embeds(api, item, prompt));
+    SLUICE_TRY_VOID(want_insides(api, item.insides, body.items.size() * n, prompt));
     prompt.request.priority = body.priority;
     prompt.request.routing_key = routing_key(headers, body.routing_key);
     if (item.return_logprob) {
@@ -50,7 +77,9 @@ Result<NativeRequest> prepare(ApiContext& api, const net::Headers& headers, std:
                            .top_logprobs = item.return_logprob && item.top_logprobs_num > 0,
                            .requested_logprobs = item.return_logprob && !item.token_ids_logprob.empty(),
                            .text_in_logprobs = body.return_text_in_logprobs,
-                           .data_parallel = api.settings.dp_size > 1});
+                           .data_parallel = api.settings.dp_size > 1,
+                           .hidden_size = item.insides.hidden_states ? api.model.config.hidden_size : 0,
+                           .routed_experts = item.insides.routed_experts});
     const bool own = !item.rid.empty();
     add_samples(out.plan, std::move(prompt), n, own ? item.rid : shared_rid, own ? n > 1 : out.list);
   }

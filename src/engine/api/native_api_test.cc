@@ -351,5 +351,93 @@ TEST_F(NativeApiTest, ALongPromptIsTokenizedToTheSameIds) {
   EXPECT_EQ(backend_->submitted()[0].first.input_ids, ids(text));
 }
 
+TEST_F(NativeApiTest, HiddenStatesAreOneListForThePromptAndOneForEachTokenAfterIt) {
+  options_.enable_return_hidden_states = true;
+  override_ = R"({"hidden_size": 2})";
+  serve();
+  backend_->set_script([](const GenerateRequest& r) {
+    EXPECT_TRUE(r.return_hidden_states);
+    return std::vector<Word>{
+        {.ids = {5}},
+        {.ids = {6, 7}, .finish = {.kind = FinishKind::kLength}, .hidden_states = {0, 1, 2, 3, 4, 5, 6, 7.5}}};
+  });
+  const Json body = {{"input_ids", {1, 2}}, {"return_hidden_states", true}};
+  EXPECT_EQ(post("/generate", body).json()["meta_info"]["hidden_states"].dump(),
+            "[[[0.0,1.0],[2.0,3.0]],[4.0,5.0],[6.0,7.5]]");
+  // In a stream they come with its last event.
+  auto streaming = body;
+  streaming["stream"] = true;
+  const auto events = post("/generate", streaming).events();
+  ASSERT_GE(events.size(), 2u);  // what is said at once may be one event
+  for (size_t i = 0; i + 2 < events.size(); ++i) {
+    EXPECT_FALSE(Json::parse(events[i])["meta_info"].contains("hidden_states"));
+  }
+  EXPECT_EQ(Json::parse(events[events.size() - 2])["meta_info"]["hidden_states"].size(), 3u);
+  const auto huge = post("/generate", {{"input_ids", {1, 2}},
+                                       {"return_hidden_states", true},
+                                       {"sampling_params", {{"n", 128}, {"max_new_tokens", 2000}}}});
+  EXPECT_EQ(huge.status, 200) << huge.body.substr(0, 300);  // 128 * 2002 * 2 values
+}
+
+TEST_F(NativeApiTest, WhatWouldBeTooManyHiddenStatesIsRefused) {
+  options_.enable_return_hidden_states = true;
+  serve();
+  const auto answer = post("/generate", {{"text", Json::array({"a", "b"})},
+                                         {"return_hidden_states", true},
+                                         {"sampling_params", {{"n", 128}, {"max_new_tokens", 2040}}}});
+  EXPECT_EQ(answer.status, 400);
+  EXPECT_THAT(answer.body, HasSubstr("return_hidden_states: 256 samples of "));
+}
+
+TEST_F(NativeApiTest, InsidesNeedTheirFlags) {
+  serve();
+  EXPECT_THAT(post("/generate", {{"text", "a"}, {"return_hidden_states", true}}).body,
+              HasSubstr("--enable-return-hidden-states"));
+  EXPECT_THAT(post("/generate", {{"text", "a"}, {"return_routed_experts", true}}).body,
+              HasSubstr("--enable-return-routed-experts"));
+}
+
+TEST_F(NativeApiTest, AModelWithoutExpertsHasNoneToTellOf) {
+  options_.enable_return_routed_experts = true;
+  serve();
+  const auto answer = post("/generate", {{"text", "a"}, {"return_routed_experts", true}});
+  EXPECT_EQ(answer.status, 400);
+  EXPECT_THAT(answer.body, HasSubstr("it has no experts"));
+}
+
+TEST_F(NativeApiTest, RoutedExpertsAreTheirInt32InBase64) {
+  options_.enable_return_routed_experts = true;
+  model_ = "tiny-qwen3-moe";
+  serve();
+  backend_->set_script([](const GenerateRequest& r) {
+    EXPECT_TRUE(r.return_routed_experts);
+    return std::vector<Word>{{.ids = {5}, .finish = {.kind = FinishKind::kLength}, .routed_experts = {1, 258}}};
+  });
+  const auto json = post("/generate", {{"text", "a"}, {"return_routed_experts", true}}).json();
+  EXPECT_EQ(json["meta_info"]["routed_experts"], "AQAAAAIBAAA=");
+}
+
+TEST_F(NativeApiTest, RowsInPlaceOfEmbeddingsShareAPrefixWithTheSameRowsAlone) {
+  override_ = R"({"hidden_size": 2})";
+  serve();
+  backend_->set_script(
+      [](const GenerateRequest&) { return std::vector<Word>{{.ids = {5}, .finish = {.kind = FinishKind::kLength}}}; });
+  const auto sent = [&](const Json& rows) {
+    const auto answer = post("/generate", {{"input_embeds", rows}, {"extra_key", "mine"}});
+    EXPECT_EQ(answer.status, 200) << answer.body;
+    return backend_->submitted().back().first;
+  };
+  const auto first = sent({{1, 2}, {3, 4}}), again = sent({{1, 2}, {3, 4}}), other = sent({{1, 2}, {3, 5}});
+  EXPECT_EQ(first.input_ids, (std::vector<int32_t>{-1, -1}));
+  EXPECT_EQ(first.input_embeds, (std::vector<float>{1, 2, 3, 4}));
+  EXPECT_EQ(first.extra_key, again.extra_key);
+  EXPECT_NE(first.extra_key, other.extra_key);
+  EXPECT_TRUE(first.extra_key.starts_with("mine"));
+  EXPECT_THAT(post("/generate", {{"input_embeds", {{1, 2, 3}, {1, 2, 3}}}}).body, HasSubstr("rows of 2 numbers"));
+  EXPECT_THAT(
+      post("/generate", {{"input_embeds", {{1, 2}, {3, 4}}}, {"return_logprob", true}, {"logprob_start_len", 0}}).body,
+      HasSubstr("logprob_start_len must be -1"));
+}
+
 }  // namespace
 }  // namespace sluice::engine

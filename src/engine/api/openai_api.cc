@@ -1,6 +1,8 @@
 #include "engine/api/openai_api.h"
 
+#include <algorithm>
 #include <deque>
+#include <limits>
 
 #include "engine/api/openai_request.h"
 #include "engine/api/sse_writer.h"
@@ -29,13 +31,35 @@ ordered_json whole_chat_choice(ApiContext& api, const OpenAiRequest& request, co
   return protocol::chat_choice(i, parts, std::move(logprobs), output.finish(sample));
 }
 
-ordered_json whole_completion_choice(const OpenAiRequest& request, const Generation& generation, size_t i) {
+// Of each prompt's samples those that are shown: all as they come, or the likeliest per token first.
+std::vector<size_t> shown_samples(const OpenAiRequest& request, const Generation& generation) {
+  const auto likelihood = [&](size_t i) {
+    const auto& scores = generation.sample(i).output_scores;
+    double sum = 0;
+    for (const auto& position : scores) sum += position.chosen.logprob.value_or(0);
+    return scores.empty() ? -std::numeric_limits<double>::infinity() : sum / static_cast<double>(scores.size());
+  };
+  std::vector<size_t> out;
+  for (size_t first = 0; first < generation.size(); first += generation.per_prompt()) {
+    std::vector<std::pair<double, size_t>> samples;
+    const bool choose = request.shown < generation.per_prompt();
+    for (size_t i = first; i < first + generation.per_prompt(); ++i)
+      samples.emplace_back(choose ? -likelihood(i) : 0, i);
+    std::ranges::sort(samples);
+    for (size_t i = 0; i < request.shown; ++i) out.push_back(samples[i].second);
+  }
+  return out;
+}
+
+// Choice `index` of the answer is sample `i`.
+ordered_json whole_completion_choice(const OpenAiRequest& request, const Generation& generation, size_t index,
+                                     size_t i) {
   const auto& sample = generation.sample(i);
   ordered_json logprobs;
   int64_t offset = 0;
   if (request.format.logprobs) logprobs = protocol::completion_logprobs(all_scores(sample), 0, offset);
   const std::string echo = request.echo.empty() ? "" : request.echo[i / generation.per_prompt()];
-  return protocol::completion_choice(i, echo + sample.text, std::move(logprobs), sample.finish);
+  return protocol::completion_choice(index, echo + sample.text, std::move(logprobs), sample.finish);
 }
 
 net::Task<> answer_whole(ApiCall& call, const OpenAiRequest& request, Generation& generation) {
@@ -49,12 +73,18 @@ net::Task<> answer_whole(ApiCall& call, const OpenAiRequest& request, Generation
   }
   auto usage = generation.usage();
   auto choices = ordered_json::array();
-  for (size_t i = 0; i < generation.size(); ++i) {
-    choices.push_back(request.chat ? whole_chat_choice(call.api, request, generation.sample(i), i, usage)
-                                   : whole_completion_choice(request, generation, i));
+  const auto shown = shown_samples(request, generation);
+  for (const size_t i : shown) {
+    const size_t index = choices.size();
+    choices.push_back(request.chat ? whole_chat_choice(call.api, request, generation.sample(i), index, usage)
+                                   : whole_completion_choice(request, generation, index, i));
+    if (const int64_t width = request.format.hidden_size; width > 0) {
+      choices.back()["hidden_states"] = protocol::last_hidden_state(generation.sample(i), width);
+    }
   }
   const auto make = request.chat ? protocol::chat_answer : protocol::completion_answer;
-  co_await answer(call, net::Response::json(200, make(request.format, std::move(choices), usage)));
+  co_await answer(call, net::Response::json(
+                            200, make(request.format, std::move(choices), usage, generation.sample(shown.front()))));
 }
 
 // Chunks of a stream, in the order of the runtime: text as it comes, and for chats the ends of all choices after it.
@@ -73,9 +103,12 @@ class Chunks {
     for (size_t i = 0; request_.chat && i < sent_.size(); ++i) {
       out_.event(chat_chunk(i, protocol::ChatDelta::kFinish, {}, nullptr, chats_[i].finish(generation_.sample(i))));
     }
+    for (size_t i = 0; request_.format.hidden_size > 0 && i < sent_.size(); ++i) {
+      out_.event(protocol::hidden_state_chunk(request_.format, i, request_.chat, generation_.sample(i)));
+    }
     const auto object = request_.chat ? "chat.completion.chunk" : "text_completion";
-    if (request_.format.cached_details) {
-      out_.event(protocol::extension_chunk(request_.format, object, generation_.usage()));
+    if (request_.format.has_extension()) {
+      out_.event(protocol::extension_chunk(request_.format, object, generation_.usage(), generation_.sample(0)));
     }
     if (!request_.stream.include_usage) return;
     auto usage = generation_.usage();

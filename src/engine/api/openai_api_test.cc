@@ -14,6 +14,24 @@ using ::testing::HasSubstr;
 
 class OpenAiApiTest : public ApiTest {
  protected:
+  Json load_config_of_model() const {
+    std::ifstream file(std::string(SLUICE_FIXTURES_DIR) + "/" + model_ + "/config.json");
+    return Json::parse(file);
+  }
+  // What the prompt "one" becomes with the suffix "two".
+  void expect_gap(std::string_view prompt) {
+    serve();
+    answer_with("hi");
+    const auto answer = post("/v1/completions", {{"prompt", "one"}, {"suffix", "two"}, {"echo", true}});
+    ASSERT_EQ(answer.status, 200) << answer.body;
+    EXPECT_EQ(answer.json()["choices"][0]["text"], "onehi");
+    EXPECT_EQ(backend_->submitted().back().first.input_ids, tokenizer_->encode(prompt, true));
+    EXPECT_EQ(backend_->submitted().back().first.input_ids.size(), ids("one").size() + ids("two").size() + 3);
+    const auto by_ids = post("/v1/completions", {{"prompt", {1, 2}}, {"suffix", "two"}});
+    EXPECT_EQ(by_ids.status, 400);
+    EXPECT_THAT(by_ids.body, HasSubstr("suffix needs a prompt that is text"));
+  }
+
   const Json hello_ = {{{"role", "user"}, {"content", "hello"}}};
 };
 
@@ -181,6 +199,84 @@ TEST_F(OpenAiApiTest, LogprobsComeWithTheirTokens) {
   const auto completion = post("/v1/completions", {{"prompt", "x"}, {"logprobs", 0}}).json()["choices"][0]["logprobs"];
   EXPECT_EQ(completion.dump(),
             R"({"text_offset":[0,1],"token_logprobs":[-0.5,-0.5],"tokens":["a","b"],"top_logprobs":[null,null]})");
+}
+
+TEST_F(OpenAiApiTest, TheBestOfSeveralSamplesAreThoseWithTheHighestMeanLogprob) {
+  serve();
+  const int32_t a = byte_ids("a")[0];
+  // Sums are -1, -3, -0.5 and -0.9, means -1, -0.75, -0.5 and -0.9: what is long is not punished.
+  const std::vector<std::vector<float>> logprobs = {{-1}, {-0.5, -0.5, -1, -1}, {-0.5}, {-0.9f}};
+  backend_->set_script([a, logprobs](const GenerateRequest& r) {
+    const auto& mine = logprobs.at(static_cast<size_t>(r.rid.back() - '0') % logprobs.size());
+    std::vector<Word> words;
+    for (const float logprob : mine)
+      words.push_back({.ids = {a}, .output_logprobs = {{.chosen = TokenLogprob{logprob, a}}}});
+    words.back().finish = {.kind = FinishKind::kLength};
+    if (!r.return_logprob) words.clear();  // there would be nothing to choose by
+    return words;
+  });
+  const auto json = post("/v1/completions", {{"prompt", "x"}, {"n", 2}, {"best_of", 4}, {"rid", "R"}}).json();
+  ASSERT_EQ(json["choices"].size(), 2u) << json.dump();
+  EXPECT_EQ(json["choices"][0]["text"], "a");
+  EXPECT_EQ(json["choices"][1]["text"], "aaaa");
+  EXPECT_EQ(json["choices"][1]["index"], 1);
+  EXPECT_TRUE(json["choices"][0]["logprobs"].is_null());
+  EXPECT_EQ(json["usage"]["completion_tokens"], 7);  // all that were made
+  // Of each prompt, with its own prompt shown.
+  const auto two =
+      post("/v1/completions", {{"prompt", {"x", "y"}}, {"best_of", 4}, {"rid", "R"}, {"echo", true}, {"logprobs", 0}})
+          .json();
+  ASSERT_EQ(two["choices"].size(), 2u) << two.dump();
+  EXPECT_EQ(two["choices"][0]["text"], "xa");
+  EXPECT_EQ(two["choices"][1]["text"], "ya");
+  EXPECT_EQ(two["choices"][1]["logprobs"]["token_logprobs"].dump(), "[-0.5]");
+  EXPECT_EQ(post("/v1/completions", {{"prompt", Json::array({"x", "y"})}, {"n", 2}, {"best_of", 1}}).status, 400);
+}
+
+TEST_F(OpenAiApiTest, ASuffixStandsBehindTheGapOfQwen) {
+  tokenizer_file_ = std::string(SLUICE_FIXTURES_DIR) + "/tokenizer-qwen3";
+  expect_gap("<|fim_prefix|>one<|fim_suffix|>two<|fim_middle|>");
+}
+
+TEST_F(OpenAiApiTest, ASuffixStandsBehindTheGapOfDeepSeek) {
+  tokenizer_file_ = std::string(SLUICE_FIXTURES_DIR) + "/tokenizer-deepseek_v3";
+  expect_gap("<｜fim▁begin｜>one<｜fim▁hole｜>two<｜fim▁end｜>");
+}
+
+TEST_F(OpenAiApiTest, AModelWithoutMarksOfAGapRefusesASuffix) {
+  serve();
+  const auto answer = post("/v1/completions", {{"prompt", "one"}, {"suffix", "two"}});
+  EXPECT_EQ(answer.status, 400);
+  EXPECT_THAT(answer.json()["message"].get<std::string>(), HasSubstr("suffix is not supported by this model"));
+}
+
+TEST_F(OpenAiApiTest, ChoicesHaveTheHiddenStateOfTheirLastTokenAndTheAnswerTheExperts) {
+  options_.enable_return_hidden_states = options_.enable_return_routed_experts = true;
+  model_ = "tiny-qwen3-moe";
+  serve();
+  const auto width = static_cast<size_t>(load_config_of_model()["hidden_size"].get<int>());
+  backend_->set_script([width](const GenerateRequest& r) {
+    std::vector<float> states((r.input_ids.size() + 1) * width, 0.5f);
+    states.back() = 2;
+    return std::vector<Word>{
+        {.ids = {5}},
+        {.ids = {6}, .finish = {.kind = FinishKind::kLength}, .hidden_states = states, .routed_experts = {1}}};
+  });
+  for (const bool chat : {false, true}) {
+    Json body = {{"return_hidden_states", true}, {"return_routed_experts", true}};
+    body[chat ? "messages" : "prompt"] = chat ? hello_ : Json("x");
+    const std::string path = chat ? "/v1/chat/completions" : "/v1/completions";
+    const auto json = post(path, body).json();
+    ASSERT_EQ(json["choices"][0]["hidden_states"].size(), width) << json.dump();
+    EXPECT_EQ(json["choices"][0]["hidden_states"].back(), 2);
+    EXPECT_EQ(json["sglext"].dump(), R"({"routed_experts":"AQAAAA=="})");
+    body["stream"] = true;
+    const auto events = post(path, body).events();
+    ASSERT_GE(events.size(), 3u);
+    const auto choice = Json::parse(events[events.size() - 3])["choices"][0];
+    EXPECT_EQ((chat ? choice["delta"] : choice)["hidden_states"].size(), width);
+    EXPECT_EQ(Json::parse(events[events.size() - 2])["sglext"]["routed_experts"], "AQAAAA==");
+  }
 }
 
 TEST_F(OpenAiApiTest, ErrorsHaveOneShape) {

@@ -1,5 +1,8 @@
 #include "engine/api/openai_request.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "engine/api/plan.h"
 
 namespace sluice::engine {
@@ -30,6 +33,43 @@ void want_logprobs(PromptPlan& prompt, int64_t alternatives, bool of_prompt) {
   prompt.format.texts_in_scores = true;
 }
 
+void show_insides(const ApiContext& api, const protocol::Insides& insides, protocol::OpenAiFormat& format) {
+  if (insides.hidden_states) format.hidden_size = api.model.config.hidden_size;
+  format.routed_experts = insides.routed_experts;
+}
+
+// How families mark the text before a gap, what comes after it, and the gap itself.
+struct GapMarks {
+  std::string_view before, after, gap;
+  bool gap_last = true;  // else it stands where the gap is
+};
+constexpr GapMarks kGapMarks[] = {
+    {.before = "<|fim_prefix|>", .after = "<|fim_suffix|>", .gap = "<|fim_middle|>"},
+    {.before = "<fim_prefix>", .after = "<fim_suffix>", .gap = "<fim_middle>"},
+    {.before = "<｜fim▁begin｜>", .after = "<｜fim▁end｜>", .gap = "<｜fim▁hole｜>", .gap_last = false},
+};
+
+// The prompt that asks for what is missing between it and `suffix`.
+Result<void> fill_in_the_middle(const tokenizer::Tokenizer& tokenizer, const std::string& suffix,
+                                protocol::Prompt& prompt) {
+  const auto known = [&](const GapMarks& marks) {
+    return tokenizer.id_of(marks.before) && tokenizer.id_of(marks.after) && tokenizer.id_of(marks.gap);
+  };
+  const auto* marks = std::ranges::find_if(kGapMarks, known);
+  if (marks == std::end(kGapMarks)) {
+    return Error{ErrorCode::kInvalidArgument,
+                 "suffix is not supported by this model: its vocabulary has no tokens that mark a gap to fill in, such "
+                 "as <|fim_prefix|>, <|fim_suffix|> and <|fim_middle|>"};
+  }
+  if (prompt.ids) {
+    return Error{ErrorCode::kInvalidArgument, "suffix needs a prompt that is text, not token ids"};
+  }
+  prompt.text = marks->gap_last
+                    ? fmt::format("{}{}{}{}{}", marks->before, prompt.text, marks->after, suffix, marks->gap)
+                    : fmt::format("{}{}{}{}{}", marks->before, prompt.text, marks->gap, suffix, marks->after);
+  return {};
+}
+
 // A grammar holds the answer, not the thoughts before it; where their end is no token, there are none.
 void begin_after_reasoning(const ApiContext& api, ChatParsing& parsing, PromptPlan& prompt) {
   if (parsing.reasoning == nullptr) return;
@@ -57,11 +97,13 @@ Result<std::string> render_chat(const ApiContext& api, const nlohmann::ordered_j
 
 Result<OpenAiRequest> prepare_completion(ApiContext& api, const net::Headers& headers, std::string_view text) {
   SLUICE_TRY(auto body, protocol::parse_completion_body(text, {}));
-  SLUICE_TRY_VOID(check_sample_count(body.prompts.size(), body.sampling.n));
+  SLUICE_TRY_VOID(check_sample_count(body.prompts.size(), body.best_of));
   OpenAiRequest out = begin(api, body.routing, body.model, body.stream);
   out.format.cached_details = body.cached_details;
   out.format.logprobs = body.logprobs.has_value();
-  out.plan.per_prompt = static_cast<size_t>(body.sampling.n);
+  show_insides(api, body.insides, out.format);
+  out.plan.per_prompt = static_cast<size_t>(body.best_of);
+  out.shown = static_cast<size_t>(body.sampling.n);
   SLUICE_TRY(out.plan.dp_rank, wanted_rank(headers, body.routing.dp_rank));
   const bool numbered = body.prompts.size() > 1 || out.plan.per_prompt > 1;
   const auto limits = api.limits();
@@ -69,10 +111,16 @@ Result<OpenAiRequest> prepare_completion(ApiContext& api, const net::Headers& he
     if (body.echo) {
       out.echo.push_back(prompt.ids ? api.model.tokenizer->decode(*prompt.ids, /*skip_special=*/true) : prompt.text);
     }
+    if (!body.suffix.empty()) SLUICE_TRY_VOID(fill_in_the_middle(*api.model.tokenizer, body.suffix, prompt));
     SLUICE_TRY(auto planned, plan_prompt(api, limits, prompt_ids(api, std::move(prompt)), body.sampling, std::nullopt,
                                          body.stream.stream));
     route(planned, headers, body.routing);
-    if (body.logprobs) want_logprobs(planned, *body.logprobs, body.echo);
+    SLUICE_TRY_VOID(want_insides(api, body.insides, body.prompts.size() * out.plan.per_prompt, planned));
+    if (body.logprobs) {
+      want_logprobs(planned, *body.logprobs, body.echo);
+    } else if (out.plan.per_prompt > out.shown) {
+      planned.request.return_logprob = true;  // to choose by
+    }
     add_samples(out.plan, std::move(planned), out.plan.per_prompt, out.format.id, numbered);
   }
   return out;
@@ -84,7 +132,8 @@ Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers,
   out.chat = true;
   out.format.cached_details = body.cached_details;
   out.format.logprobs = body.logprobs;
-  out.plan.per_prompt = static_cast<size_t>(body.sampling.n);
+  show_insides(api, body.insides, out.format);
+  out.plan.per_prompt = out.shown = static_cast<size_t>(body.sampling.n);
   SLUICE_TRY(out.plan.dp_rank, wanted_rank(headers, body.routing.dp_rank));
   std::vector<int32_t> ids;
   if (body.input_ids) {
@@ -100,6 +149,7 @@ Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers,
   if (planned.request.sampling.grammar_kind != GrammarKind::kNone) begin_after_reasoning(api, out.parsing, planned);
   if (out.parsing.needs_special_tokens) planned.format.text.skip_special = false;
   route(planned, headers, body.routing);
+  SLUICE_TRY_VOID(want_insides(api, body.insides, out.plan.per_prompt, planned));
   if (body.logprobs) want_logprobs(planned, body.top_logprobs, /*of_prompt=*/false);
   add_samples(out.plan, std::move(planned), out.plan.per_prompt, out.format.id, out.plan.per_prompt > 1);
   return out;

@@ -18,6 +18,7 @@ struct OpenAiRequest {
   protocol::OpenAiFormat format;
   protocol::StreamOptions stream;
   bool chat = false;
+  size_t shown = 1;               // of each prompt's samples, the likeliest
   ChatParsing parsing;            // of chats
   std::vector<std::string> echo;  // per prompt, what is shown before the completion; empty: nothing is
 };

@@ -6,6 +6,7 @@
 namespace sluice::engine {
 namespace {
 
+constexpr int64_t kMostHiddenValues = int64_t{16} << 20;  // of the hidden states of one answer
 constexpr int64_t kWholeInterval = 50;  // tokens between two words of a rank on a request that is answered as a whole
 
 GrammarKind to_engine(protocol::Grammar::Kind kind) {
@@ -121,6 +122,36 @@ Result<PromptPlan> plan_prompt(const ApiContext& api, const LengthLimits& limits
   out.format.text = {
       .skip_special = sampling.skip_special_tokens, .no_stop_trim = sampling.no_stop_trim, .stop = sampling.stop};
   return out;
+}
+
+Result<void> want_insides(const ApiContext& api, const protocol::Insides& insides, size_t samples, PromptPlan& prompt) {
+  const auto refuse = [](std::string message) { return Error{ErrorCode::kInvalidArgument, std::move(message)}; };
+  GenerateRequest& request = prompt.request;
+  if (insides.hidden_states && !api.settings.hidden_states) {
+    return refuse(
+        "The server is not configured to return the hidden states. Please set "
+        "`--enable-return-hidden-states` to enable this feature.");
+  }
+  if (insides.routed_experts && !api.settings.routed_experts) {
+    return refuse(
+        "The server is not configured to return routed experts. Please set "
+        "`--enable-return-routed-experts` to enable this feature.");
+  }
+  if (insides.routed_experts && !api.model.config.moe) {
+    return refuse("return_routed_experts is not supported by this model: it has no experts");
+  }
+  const auto input = static_cast<int64_t>(request.input_ids.size()), output = request.sampling.max_new_tokens;
+  const int64_t most = kMostHiddenValues / api.model.config.hidden_size / static_cast<int64_t>(samples);
+  if (insides.hidden_states && input + output > most) {
+    return refuse(
+        fmt::format("return_hidden_states: {} samples of {} tokens of input and {} of output are too many for "
+                    "one answer; with this model's {} values for each, all tokens of a sample must be at most "
+                    "{}",
+                    samples, input, output, api.model.config.hidden_size, most));
+  }
+  request.return_hidden_states = insides.hidden_states;
+  request.return_routed_experts = insides.routed_experts;
+  return {};
 }
 
 void add_samples(GenerationPlan& plan, PromptPlan prompt, size_t n, const std::string& rid, bool numbered) {

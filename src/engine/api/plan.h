@@ -36,6 +36,10 @@ struct PromptPlan {
 Result<PromptPlan> plan_prompt(const ApiContext& api, const LengthLimits& limits, std::vector<int32_t> ids,
                                const protocol::Sampling& sampling, std::optional<int64_t> default_length, bool stream);
 
+// Asks for what `insides` says, of `samples` samples of such a prompt. kInvalidArgument where the server or the model
+// does not give that, or where it would be too much.
+Result<void> want_insides(const ApiContext& api, const protocol::Insides& insides, size_t samples, PromptPlan& prompt);
+
 // kInvalidArgument where the model has no head that says what comes next.
 Result<void> check_generates(const ApiContext& api);
 

@@ -10,12 +10,11 @@
 #include "engine/api/parse_api.h"
 #include "engine/api/responses_api.h"
 #include "engine/api/text_api.h"
+#include "engine/api/weights_api.h"
 
 namespace sluice::engine {
 namespace {
 
-constexpr std::string_view kNotYet = "is not built yet";
-constexpr std::string_view kNoState = "has nothing to set here: its values are of speculation and pipelines";
 constexpr std::string_view kNoTraces = "is not built yet: the engine sends no spans, the gateway does";
 constexpr std::string_view kNoCollector = "has nothing to freeze here: there is no garbage collector";
 constexpr std::string_view kTestHook = "is a hook of the runtime's own tests";
@@ -81,14 +80,14 @@ const Route kRoutes[] = {
      .access = Access::kAdmin,
      .serve = dump_expert_record},
 
-    {.path = "/set_internal_state", .methods = "POST PUT", .access = Access::kAdmin, .why = kNoState},
+    {.path = "/set_internal_state", .methods = "POST PUT", .access = Access::kAdmin, .serve = set_internal_state},
     {.path = "/set_trace_level", .methods = "GET POST", .access = Access::kAdmin, .why = kNoTraces},
     {.path = "/freeze_gc", .methods = "GET POST", .access = Access::kAdmin, .why = kNoCollector},
     {.path = "/slow_down", .methods = "GET POST", .access = Access::kAdmin, .why = kTestHook},
     {.path = "/configure_logging", .methods = "GET POST", .access = Access::kAdmin, .why = kNoRequestLog},
     {.path = "/release_memory_occupation", .methods = "GET POST", .access = Access::kAdmin, .why = kNoLending},
     {.path = "/resume_memory_occupation", .methods = "GET POST", .access = Access::kAdmin, .why = kNoLending},
-    {.path = "/get_weights_by_name", .methods = "GET POST", .access = Access::kAdmin, .why = kNotYet},
+    {.path = "/get_weights_by_name", .methods = "GET POST", .access = Access::kAdmin, .serve = get_weights_by_name},
     {.path = "/update_weights_from_tensor", .methods = "POST", .access = Access::kAdmin, .why = kFromDisk},
     {.path = "/update_weights_from_distributed", .methods = "POST", .access = Access::kAdmin, .why = kFromDisk},
     {.path = "/update_weights_from_ipc", .methods = "POST", .access = Access::kAdmin, .why = kFromDisk},

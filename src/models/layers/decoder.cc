@@ -175,6 +175,15 @@ Result<void> Decoder::embed(const kernels::Context& context, const ForwardBatch&
                                    .out = hidden,
                                    .n = batch.n_tokens,
                                    .width = config_.hidden_size});
+  // An id of nobody's table is a row of zeros everywhere, to which one rank of a group adds what was given.
+  const int64_t width = config_.hidden_size;
+  auto embeds = batch.embeds;
+  for (int64_t i = 0; !embeds.empty() && i < batch.n_tokens; ++i) {
+    if (batch.host_token_ids[i] >= 0) continue;
+    context.backend->copy_to_device(context, hidden + i * width, embeds.data(),
+                                    static_cast<size_t>(width) * sizeof(float));
+    embeds = embeds.subspan(static_cast<size_t>(width));
+  }
   if (vocabulary_.count == config_.vocab_size) return {};
   return groups_->attention_tp->all_reduce(context, parallel::Element::kF32, hidden, hidden,
                                            batch.n_tokens * config_.hidden_size);

@@ -37,8 +37,11 @@ struct ForwardBatch {
   const int32_t* slot_table = nullptr;   // [rows, table_width]
   int64_t table_width = 0;
   // The same in host memory, for what the host decides.
+  const int32_t* host_token_ids = nullptr;
   const int32_t* host_query_start = nullptr;
   const int32_t* host_seq_lens = nullptr;
+  // In host memory, [those of token_ids that are -1, hidden]: what stands in place of their embeddings.
+  std::span<const float> embeds;
   // Tokens and logits of each attention group in this step; with DP attention.
   std::span<const int64_t> group_tokens;
   std::span<const int64_t> group_logits;
