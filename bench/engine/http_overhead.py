@@ -27,8 +27,7 @@ CASES = {
 
 def cpu_seconds(pid):
     """Of all threads of one process, its children's not counted."""
-    fields = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(int(open(f"/proc/{pid}/task/{task}/schedstat").read().split()[0]) for task in os.listdir(f"/proc/{pid}/task")) / 1e9
 
 
 def children(pid):
