@@ -370,7 +370,7 @@ net::Task<> Control::poll_load(WorkerPtr worker) {
   if (at == watches_.end() || std::exchange(at->second->polled, true)) co_return;
   const auto watch = at->second;
   WorkerLoad& load = *worker->load;
-  const int64_t dispatched = load.dispatched_since_poll, prompt = load.prompt_since_poll;
+  const int64_t tokens = load.tokens_since_poll, prompt = load.prompt_since_poll;
   const auto report = co_await read_load(client_, *worker);
   watch->polled = false;
   if (!watches_.contains(worker.get())) co_return;  // removed meanwhile, and its series with it
@@ -386,7 +386,7 @@ net::Task<> Control::poll_load(WorkerPtr worker) {
     if (report->max_tokens > 0) load.belief.capacity(static_cast<size_t>(report->max_tokens) * kBytesPerToken);
   }
   load.polled_tokens = report ? report->used_tokens : -1;
-  load.dispatched_since_poll -= dispatched;
+  load.tokens_since_poll -= tokens;
   load.prompt_since_poll -= prompt;
 }
 

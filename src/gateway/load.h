@@ -19,12 +19,14 @@ namespace sluice::gateway {
 struct alignas(64) WorkerLoad {
   std::atomic<int64_t> requests{0};  // live leases
   std::atomic<int64_t> tokens{0};    // estimated tokens of work not yet done
-  // Tokens that the engine held at the last poll, -1 = it has not reported, and tokens dispatched to it since then.
+  // Tokens that the engine held at the last poll, -1 = it has not reported, and how many more it has since then: those
+  // that were sent, less those of requests that have ended, so that what is known of two workers does not drift apart
+  // until the next poll. The same of prompt tokens that wait: until the first token.
   std::atomic<int64_t> polled_tokens{-1};
-  std::atomic<int64_t> dispatched_since_poll{0};
-  std::atomic<int64_t> prompt_since_poll{0};  // of which prompt
-  std::atomic<int64_t> asked_at{0};           // sign of life: the latest request that found it idle, steady nanoseconds
-  std::atomic<double> polled_kv_usage{0};     // share of the KV pool, 0 to 1; meaningless while polled_tokens is -1
+  std::atomic<int64_t> tokens_since_poll{0};
+  std::atomic<int64_t> prompt_since_poll{0};
+  std::atomic<int64_t> asked_at{0};        // sign of life: the latest request that found it idle, steady nanoseconds
+  std::atomic<double> polled_kv_usage{0};  // share of the KV pool, 0 to 1; meaningless while polled_tokens is -1
   routing::CacheBelief belief;
   mutable LoadSeats seats;        // says nothing of the load itself
   routing::PrefillQueue prefill;  // in estimated tokens
@@ -89,7 +91,7 @@ class WorkerLease {
     }
     load_->seats.moved();
     load_->tokens.fetch_add(left_, std::memory_order_relaxed);
-    load_->dispatched_since_poll.fetch_add(left_, std::memory_order_relaxed);
+    load_->tokens_since_poll.fetch_add(left_, std::memory_order_relaxed);
     load_->prompt_since_poll.fetch_add(work.prompt_tokens, std::memory_order_relaxed);
     const double cached = load_->belief.share() * work.matched_share;
     const double prompt = static_cast<double>(work.prompt_tokens);
@@ -108,6 +110,8 @@ class WorkerLease {
     load_->requests.fetch_sub(1, std::memory_order_seq_cst);
     load_->seats.moved();
     load_->tokens.fetch_sub(left_, std::memory_order_relaxed);
+    load_->tokens_since_poll.fetch_sub(work_.prompt_tokens + work_.new_tokens, std::memory_order_relaxed);
+    prompt_done();
   }
 
   // The first byte of a streamed answer has come: the prompt is done.
@@ -118,6 +122,7 @@ class WorkerLease {
     const int64_t done = std::min(work_.prompt_tokens, left_);
     left_ -= done;
     load_->tokens.fetch_sub(done, std::memory_order_relaxed);
+    prompt_done();
   }
   // All of the answer has come; `report` if it said what it had cost.
   void answered(const std::optional<PromptReport>& report) {
@@ -132,10 +137,15 @@ class WorkerLease {
   }
 
  private:
+  void prompt_done() {
+    if (!std::exchange(prompt_waits_, false)) return;
+    load_->prompt_since_poll.fetch_sub(work_.prompt_tokens, std::memory_order_relaxed);
+  }
   void swap(WorkerLease& other) {
     std::swap(load_, other.load_);
     std::swap(work_, other.work_);
     std::swap(left_, other.left_);
+    std::swap(prompt_waits_, other.prompt_waits_);
     std::swap(clock_, other.clock_);
     std::swap(ticket_, other.ticket_);
   }
@@ -143,6 +153,7 @@ class WorkerLease {
   std::shared_ptr<WorkerLoad> load_;  // shared: the lease may outlive the worker's place in the fleet
   Work work_;
   int64_t left_ = 0;  // tokens
+  bool prompt_waits_ = true;
   const Clock* clock_ = nullptr;
   routing::PrefillQueue::Ticket ticket_;
 };

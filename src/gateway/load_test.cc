@@ -20,11 +20,13 @@ TEST(WorkerLeaseTest, TakesAndGivesBackWhatItClaims) {
     const WorkerLease lease(load, {.prompt_tokens = 100}, kClock);
     EXPECT_EQ(load->requests, 1);
     EXPECT_EQ(load->tokens, 100);
-    EXPECT_EQ(load->dispatched_since_poll, 100);
+    EXPECT_EQ(load->tokens_since_poll, 100);
+    EXPECT_EQ(load->prompt_since_poll, 100);
   }
   EXPECT_EQ(load->requests, 0);
   EXPECT_EQ(load->tokens, 0);
-  EXPECT_EQ(load->dispatched_since_poll, 100) << "the engine has got them";
+  EXPECT_EQ(load->tokens_since_poll, 0);
+  EXPECT_EQ(load->prompt_since_poll, 0);
 }
 
 TEST(WorkerLeaseTest, TheFirstTokenEndsTheWorkOfThePrompt) {
@@ -33,6 +35,8 @@ TEST(WorkerLeaseTest, TheFirstTokenEndsTheWorkOfThePrompt) {
     WorkerLease lease(load, {.prompt_tokens = 60, .new_tokens = 40}, kClock);
     lease.first_token();
     EXPECT_EQ(load->tokens, 40);
+    EXPECT_EQ(load->tokens_since_poll, 100) << "they are held until it ends";
+    EXPECT_EQ(load->prompt_since_poll, 0);
     lease.first_token();
     EXPECT_EQ(load->tokens, 0) << "an estimate that was too low stops at zero";
   }

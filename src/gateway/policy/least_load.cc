@@ -19,8 +19,8 @@ double LeastLoad::cost(const WorkerLoad& load) const {
     return static_cast<double>(load.requests.load(std::memory_order_relaxed)) * rules_.mean_prefill_tokens /
            rules_.default_throughput;
   }
-  const int64_t tokens = load.polled_waiting_tokens.load(std::memory_order_relaxed) +
-                         load.prompt_since_poll.load(std::memory_order_relaxed);
+  const int64_t tokens = std::max<int64_t>(0, load.polled_waiting_tokens.load(std::memory_order_relaxed) +
+                                                  load.prompt_since_poll.load(std::memory_order_relaxed));
   const double reported = load.polled_throughput.load(std::memory_order_relaxed);
   const double usage = std::clamp(load.polled_kv_usage.load(std::memory_order_relaxed), 0.0, kFullest);
   return static_cast<double>(tokens) / (reported > 0 ? reported : rules_.default_throughput) +

@@ -18,7 +18,7 @@ TEST(PowerOfTwoTest, TakesTheWorkerWithFewerRequestsWhenNobodyReportsLoad) {
 TEST(PowerOfTwoTest, CountsTokensSentSinceTheReport) {
   WorkerLoad a, b;
   a.polled_tokens = 100;
-  a.dispatched_since_poll = 500;
+  a.tokens_since_poll = 500;
   b.polled_tokens = 400;
   const std::vector<Candidate> usable{{0, &a}, {1, &b}};
   Rng rng(1);

@@ -200,10 +200,9 @@ std::unique_ptr<Workload> mixed_lengths(uint64_t seed) {
 TEST_F(LoadScenarioTest, L11ShortPromptsDoNotWaitBehindLongOnes) {
   const SimulationRules rules{.worker = {.kv_blocks = 16384}, .duration = 30s, .streamed = true};
   const auto ours = run("min_cost", rules, mixed_lengths(4));
-  // cache_aware goes by requests in flight where no prefix is held.
-  for (const char* policy : {"cache_aware", "least_load"}) {
-    EXPECT_LE(ours.ttft_p99, 0.7 * run(policy, rules, mixed_lengths(4)).ttft_p99) << policy;
-  }
+  // One goes by requests in flight where no prefix is held, the other by tokens that wait, whatever they cost.
+  EXPECT_LE(ours.ttft_p99, 0.7 * run("cache_aware", rules, mixed_lengths(4)).ttft_p99);
+  EXPECT_LE(ours.ttft_p99, 0.9 * run("least_load", rules, mixed_lengths(4)).ttft_p99);
 }
 
 // Of ten to twenty minutes each, some 170 at a time.
@@ -260,10 +259,8 @@ TEST_P(LoadReportsTest, R12ReportsThatAreLateAndOvertakeOneAnotherLeaveTheFleetI
   const auto timely = run(GetParam(), rules, steady(8));
   rules.report_delay = 500ms;
   const auto late = run(GetParam(), rules, steady(8));
-  // min_cost goes by its own counts; what is known from reports alone is never of one moment for two workers.
-  if (GetParam() == std::string_view("min_cost")) {
-    EXPECT_LE(late.most_apart, timely.most_apart + 1);
-  }
+  EXPECT_LE(late.most_apart, timely.most_apart + 1);
+  EXPECT_LE(late.most_apart, 4) << "what has ended since a report is still counted";
   EXPECT_LE(late.imbalance, timely.imbalance + 0.05);
   EXPECT_GE(late.requests_per_s, 0.98 * timely.requests_per_s);
 }

@@ -120,7 +120,7 @@ class Simulation {
     bool failed = false;
     int64_t tokens = 0, waiting_tokens = 0;
     double kv_usage = 0;
-    int64_t dispatched = 0, prompt = 0;  // since the report before, when it was asked for
+    int64_t since = 0, prompt_since = 0;  // the report before, when it was asked for
   };
 
   bool measured() const { return clock_.now().time_since_epoch() > rules_.warm_up; }
@@ -202,8 +202,8 @@ class Simulation {
                           .tokens = workers_[i].used_tokens(),
                           .waiting_tokens = workers_[i].waiting_tokens(),
                           .kv_usage = workers_[i].kv_usage(),
-                          .dispatched = loads_[i]->dispatched_since_poll,
-                          .prompt = loads_[i]->prompt_since_poll});
+                          .since = loads_[i]->tokens_since_poll,
+                          .prompt_since = loads_[i]->prompt_since_poll});
     }
   }
 
@@ -217,8 +217,8 @@ class Simulation {
         load.belief.capacity(static_cast<size_t>(rules_.worker.kv_blocks * rules_.worker.block_chars));
       }
       load.polled_tokens = report.failed ? -1 : report.tokens;
-      load.dispatched_since_poll -= report.dispatched;
-      load.prompt_since_poll -= report.prompt;
+      load.tokens_since_poll -= report.since;
+      load.prompt_since_poll -= report.prompt_since;
     }
     std::erase_if(reports_, [&](const Report& report) { return report.due <= now; });
   }
