@@ -370,6 +370,7 @@ net::Task<> Control::poll_load(WorkerPtr worker) {
   if (at == watches_.end() || std::exchange(at->second->polled, true)) co_return;
   const auto watch = at->second;
   WorkerLoad& load = *worker->load;
+  load.polls.fetch_add(1, std::memory_order_relaxed);
   const int64_t tokens = load.tokens_since_poll, prompt = load.prompt_since_poll;
   const auto report = co_await read_load(client_, *worker);
   watch->polled = false;

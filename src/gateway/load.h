@@ -21,15 +21,23 @@ struct alignas(64) WorkerLoad {
   std::atomic<int64_t> tokens{0};    // estimated tokens of work not yet done
   // Tokens that the engine held at the last poll, -1 = it has not reported, and how many more it has since then: those
   // that were sent, less those of requests that have ended, so that what is known of two workers does not drift apart
-  // until the next poll. The same of prompt tokens that wait: until the first token.
+  // until the next poll. The same of prompt tokens that wait: until the first token. Both may be less than is left of
+  // what was reported, which was the engine's own count.
   std::atomic<int64_t> polled_tokens{-1};
   std::atomic<int64_t> tokens_since_poll{0};
   std::atomic<int64_t> prompt_since_poll{0};
+  std::atomic<uint32_t> polls{0};          // begun
   std::atomic<int64_t> asked_at{0};        // sign of life: the latest request that found it idle, steady nanoseconds
   std::atomic<double> polled_kv_usage{0};  // share of the KV pool, 0 to 1; meaningless while polled_tokens is -1
   routing::CacheBelief belief;
   mutable LoadSeats seats;        // says nothing of the load itself
   routing::PrefillQueue prefill;  // in estimated tokens
+
+  // Tokens that the engine holds; meaningless while polled_tokens is -1.
+  int64_t known_tokens() const {
+    return std::max<int64_t>(
+        0, polled_tokens.load(std::memory_order_relaxed) + tokens_since_poll.load(std::memory_order_relaxed));
+  }
 
   // The rest of the report; meaningless while polled_tokens is -1.
   std::atomic<int64_t> polled_waiting_tokens{0};  // prompt tokens in the engine's queue that its cache does not hold
@@ -93,6 +101,7 @@ class WorkerLease {
     load_->tokens.fetch_add(left_, std::memory_order_relaxed);
     load_->tokens_since_poll.fetch_add(left_, std::memory_order_relaxed);
     load_->prompt_since_poll.fetch_add(work.prompt_tokens, std::memory_order_relaxed);
+    polls_ = load_->polls.load(std::memory_order_relaxed);
     const double cached = load_->belief.share() * work.matched_share;
     const double prompt = static_cast<double>(work.prompt_tokens);
     ticket_ = load_->prefill.dispatch(now, prompt * (1 - cached), prompt,
@@ -110,8 +119,12 @@ class WorkerLease {
     load_->requests.fetch_sub(1, std::memory_order_seq_cst);
     load_->seats.moved();
     load_->tokens.fetch_sub(left_, std::memory_order_relaxed);
-    load_->tokens_since_poll.fetch_sub(work_.prompt_tokens + work_.new_tokens, std::memory_order_relaxed);
-    prompt_done();
+    // A report that has seen it counts its prompt and what it had generated, which is not known here.
+    const bool reported = load_->polls.load(std::memory_order_relaxed) != polls_;
+    load_->tokens_since_poll.fetch_sub(work_.prompt_tokens + (reported ? 0 : work_.new_tokens),
+                                       std::memory_order_relaxed);
+    // Of an answer that came whole, nobody knows when its prompt was done: the report does, if there was one.
+    if (work_.streams || !reported) prompt_done();
   }
 
   // The first byte of a streamed answer has come: the prompt is done.
@@ -146,6 +159,7 @@ class WorkerLease {
     std::swap(work_, other.work_);
     std::swap(left_, other.left_);
     std::swap(prompt_waits_, other.prompt_waits_);
+    std::swap(polls_, other.polls_);
     std::swap(clock_, other.clock_);
     std::swap(ticket_, other.ticket_);
   }
@@ -154,6 +168,7 @@ class WorkerLease {
   Work work_;
   int64_t left_ = 0;  // tokens
   bool prompt_waits_ = true;
+  uint32_t polls_ = 0;  // that had begun at its dispatch
   const Clock* clock_ = nullptr;
   routing::PrefillQueue::Ticket ticket_;
 };

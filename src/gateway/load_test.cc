@@ -43,6 +43,32 @@ TEST(WorkerLeaseTest, TheFirstTokenEndsTheWorkOfThePrompt) {
   EXPECT_EQ(load->tokens, 0);
 }
 
+// As a poll does when its report comes.
+void report(WorkerLoad& load) {
+  load.polls += 1;
+  load.tokens_since_poll -= load.tokens_since_poll;
+  load.prompt_since_poll -= load.prompt_since_poll;
+}
+
+TEST(WorkerLeaseTest, WhatAReportHasSeenEndsAsWhatTheReportSaidOfIt) {
+  const auto load = std::make_shared<WorkerLoad>();
+  {
+    const WorkerLease whole(load, {.prompt_tokens = 100, .new_tokens = 50, .streams = false}, kClock);
+    report(*load);
+  }
+  EXPECT_EQ(load->prompt_since_poll, 0) << "when it was computed is known to the report alone";
+  EXPECT_EQ(load->tokens_since_poll, -100) << "what it generated is not known, and was not 50 then";
+  report(*load);
+  {
+    WorkerLease stream(load, {.prompt_tokens = 100, .new_tokens = 50}, kClock);
+    report(*load);
+    stream.first_token();
+    EXPECT_EQ(load->prompt_since_poll, -100);
+  }
+  load->polled_tokens = 40;
+  EXPECT_EQ(load->known_tokens(), 0) << "never less";
+}
+
 TEST(WorkerLeaseTest, ThePrefixThatIsHeldIsNoWork) {
   FakeClock clock;
   const auto load = std::make_shared<WorkerLoad>();

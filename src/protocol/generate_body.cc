@@ -1,6 +1,7 @@
 #include "protocol/generate_body.h"
 
 #include <cmath>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 namespace sluice::protocol {
@@ -22,8 +23,9 @@ std::vector<std::vector<float>> read_embeds(Fields& fields, const ordered_json& 
     std::vector<float>& values = out.emplace_back();
     values.reserve(row.size());
     for (const auto& value : row) {
-      if (!value.is_number() || !std::isfinite(value.get<float>())) return wrong();
-      values.push_back(value.get<float>());
+      const double number = value.is_number() ? value.get<double>() : std::numeric_limits<double>::infinity();
+      if (!(std::abs(number) <= std::numeric_limits<float>::max())) return wrong();
+      values.push_back(static_cast<float>(number));
     }
   }
   return out;

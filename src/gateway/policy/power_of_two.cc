@@ -7,7 +7,7 @@ namespace sluice::gateway {
 double PowerOfTwo::weigh(const Candidate& candidate, const RequestFacts& facts) const {
   const int64_t polled = candidate.load->polled_tokens.load(std::memory_order_relaxed);
   if (polled < 0) return Policy::weigh(candidate, facts);
-  return static_cast<double>(polled + candidate.load->tokens_since_poll.load(std::memory_order_relaxed));
+  return static_cast<double>(candidate.load->known_tokens());
 }
 
 Choice PowerOfTwo::choose(const FleetView& fleet, const RequestFacts& /*facts*/, Rng& rng) const {
@@ -20,8 +20,8 @@ Choice PowerOfTwo::choose(const FleetView& fleet, const RequestFacts& /*facts*/,
   int64_t cost_a = a->load->requests.load(std::memory_order_relaxed);
   int64_t cost_b = b->load->requests.load(std::memory_order_relaxed);
   if (polled_a >= 0 && polled_b >= 0) {
-    cost_a = polled_a + a->load->tokens_since_poll.load(std::memory_order_relaxed);
-    cost_b = polled_b + b->load->tokens_since_poll.load(std::memory_order_relaxed);
+    cost_a = a->load->known_tokens();
+    cost_b = b->load->known_tokens();
   }
   // A tie goes to the first draw, which is random already: ties never pile up on one worker.
   if (cost_b < cost_a) {

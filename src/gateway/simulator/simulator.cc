@@ -196,6 +196,7 @@ class Simulation {
       const Duration delay = rules_.report_delay == Duration(0)
                                  ? Duration(0)
                                  : from_seconds(seconds(rules_.report_delay) * (0.5 + rng_.uniform()));
+      loads_[i]->polls.fetch_add(1, std::memory_order_relaxed);
       reports_.push_back({.due = now + delay,
                           .worker = i,
                           .failed = now > rules_.reports_until,
