@@ -584,7 +584,7 @@ std::vector<char> run_attention(Device& device, const AttentionCase& c) {
 TEST_P(KernelConformance, AttentionStaysWithinItsRoundingBound) {
   const int64_t groups[] = {1, 2, 3, 7};
   for (int i = 0; i < 40; ++i) {
-    const int64_t dims[] = {1, 5, 16, 64, 80, 128};
+    const int64_t dims[] = {1, 5, 16, 64, 80, 96, 128};
     const AttentionCase c = draw_attention(rng_, kDtypes[i % 2], between(1, 3), groups[rng_.below(4)],
                                            dims[rng_.below(6)], i % 8 == 1 ? between(8, 18) : between(0, 4),
                                            i >= 32      ? 1200  // long enough to be cut

@@ -23,8 +23,12 @@ struct NativeRequest {
   bool stream = false;
 };
 
-// Rows in place of embeddings. Requests with the same ones share a prefix, and with no others.
-Result<void> take_embeds(const ApiContext& api, const protocol::GenerateItem& item, PromptPlan& prompt) {
+constexpr size_t kMostEmbedValues = size_t{16} << 20;  // of a prompt, times the samples of the whole request
+
+// Rows in place of embeddings. Requests with the same ones share a prefix, and with no others. Each of the request's
+// `samples` has a copy on its way.
+Result<void> take_embeds(const ApiContext& api, const protocol::GenerateItem& item, size_t samples,
+                         PromptPlan& prompt) {
   const auto& rows = item.prompt.embeds;
   const auto refuse = [](std::string message) { return Error{ErrorCode::kInvalidArgument, std::move(message)}; };
   if (std::cmp_not_equal(rows.front().size(), api.model.config.hidden_size)) {
@@ -36,6 +40,10 @@ Result<void> take_embeds(const ApiContext& api, const protocol::GenerateItem& it
   }
   std::vector<float>& values = prompt.request.input_embeds;
   const size_t count = prompt.request.input_ids.size();  // less than was sent, with --allow-auto-truncate
+  if (count * rows.front().size() > kMostEmbedValues / samples) {
+    return refuse(fmt::format("input_embeds holds {} numbers, {} at most for a request of {} samples",
+                              count * rows.front().size(), kMostEmbedValues / samples, samples));
+  }
   values.reserve(count * rows.front().size());
   for (size_t i = 0; i < count; ++i) values.insert(values.end(), rows[i].begin(), rows[i].end());
   const auto digest =
@@ -61,7 +69,7 @@ Result<NativeRequest> prepare(ApiContext& api, const net::Headers& headers, std:
                                           : std::vector<int32_t>(item.prompt.embeds.size(), -1);
     SLUICE_TRY(auto prompt, plan_prompt(api, limits, std::move(ids), item.sampling, kDefaultLength, body.stream));
     prompt.request.extra_key = item.extra_key;
-    if (!item.prompt.embeds.empty()) SLUICE_TRY_VOID(take_embeds(api, item, prompt));
+    if (!item.prompt.embeds.empty()) SLUICE_TRY_VOID(take_embeds(api, item, body.items.size() * n, prompt));
     SLUICE_TRY_VOID(want_insides(api, item.insides, body.items.size() * n, prompt));
     prompt.request.priority = body.priority;
     prompt.request.routing_key = routing_key(headers, body.routing_key);

@@ -439,5 +439,15 @@ TEST_F(NativeApiTest, RowsInPlaceOfEmbeddingsShareAPrefixWithTheSameRowsAlone) {
       HasSubstr("logprob_start_len must be -1"));
 }
 
+TEST_F(NativeApiTest, RowsInPlaceOfEmbeddingsAreBoundedForAllSamplesTogether) {
+  override_ = R"({"hidden_size": 4})";
+  serve();
+  const std::vector<std::vector<int>> prompt(1025, std::vector<int>{1, 2, 3, 4});
+  const std::vector<std::vector<std::vector<int>>> prompts(32, prompt);
+  const auto answer = post("/generate", {{"input_embeds", prompts}, {"sampling_params", {{"n", 128}}}});
+  EXPECT_EQ(answer.status, 400);
+  EXPECT_THAT(answer.body, HasSubstr("holds 4100 numbers, 4096 at most for a request of 4096 samples"));
+}
+
 }  // namespace
 }  // namespace sluice::engine

@@ -1,5 +1,7 @@
 #include "engine/api/weights_api.h"
 
+#include <utility>
+
 #include "engine/api/admin_api.h"
 #include "engine/weight_query.h"
 #include "protocol/fields.h"
@@ -36,6 +38,10 @@ net::Task<> get_weights_by_name(ApiCall& call) {
   if (!read.ok()) {
     const std::string message = "Get parameter by name failed: " + read.error().message;
     co_await answer(call, error_response(400, message));
+    co_return;
+  }
+  if (std::cmp_less(read->size(), call.api.settings.dp_size)) {
+    co_await answer_error(call, Error{ErrorCode::kUnavailable, "not all ranks are ready"});
     co_return;
   }
   // Each rank's answer is JSON already.
