@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -14,17 +12,6 @@
 
 namespace sluice::bench {
 namespace {
-
-template <class Body>
-double seconds(const Body& body) {
-  double best = 1e9;
-  for (int i = 0; i < 9; ++i) {
-    const auto begin = std::chrono::steady_clock::now();
-    body();
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
-  }
-  return best;
-}
 
 double read_rate(kernels::ThreadPool& pool) {
   constexpr size_t kPiece = 1 << 20, kPieces = 512;

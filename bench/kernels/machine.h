@@ -1,9 +1,23 @@
 // What a machine gives at best, to hold kernels against.
 #pragma once
 
+#include <algorithm>
+#include <chrono>
 #include <string>
 
 namespace sluice::bench {
+
+// Of the best of some runs, since other programs share the machine.
+template <class Body>
+double seconds(const Body& body) {
+  double best = 1e9;
+  for (int i = 0; i < 9; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    body();
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  return best;
+}
 
 struct Machine {
   double read = 0;  // bytes per second of reading memory that no cache holds
@@ -11,8 +25,7 @@ struct Machine {
   double f32 = 0;   // likewise
 };
 
-// With `threads` threads; the best of some runs, since other programs share the machine. Takes 512 MiB and about a
-// second.
+// With `threads` threads. Takes 512 MiB and about a second.
 Machine measure_machine(int threads);
 
 std::string to_string(const Machine& machine, int threads);

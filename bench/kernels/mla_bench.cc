@@ -5,7 +5,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdlib>
 #include <cstring>
 
@@ -14,24 +13,13 @@
 #include "kernels/kernels.h"
 
 using namespace sluice;
+using bench::seconds;
 using kernels::DType;
 
 namespace {
 
 constexpr int64_t kLatent = 512, kRotary = 64, kNope = 128, kValue = 128;
 constexpr size_t kCold = 256 << 20;  // weights are multiplied in turn from so many bytes, several times the last cache
-
-// Best of a few runs: other programs share the machine.
-template <class Body>
-double seconds(const Body& body) {
-  double best = 1e9;
-  for (int i = 0; i < 9; ++i) {
-    const auto begin = std::chrono::steady_clock::now();
-    body();
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
-  }
-  return best;
-}
 
 // Values of bf16 near one, or any float.
 std::vector<uint16_t> values(int64_t count) {

@@ -5,7 +5,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdlib>
 #include <numeric>
 
@@ -14,6 +13,7 @@
 #include "kernels/kernels.h"
 
 using namespace sluice;
+using bench::seconds;
 using kernels::DType;
 
 namespace {
@@ -22,18 +22,6 @@ struct Widths {
   const char* name;
   int64_t hidden, expert_width, experts, top_k;
 };
-
-// Best of a few runs: other programs share the machine.
-template <class Body>
-double seconds(const Body& body) {
-  double best = 1e9;
-  for (int i = 0; i < 7; ++i) {
-    const auto begin = std::chrono::steady_clock::now();
-    body();
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
-  }
-  return best;
-}
 
 template <class T>
 T* take(const kernels::Backend& backend, int64_t count) {

@@ -14,7 +14,8 @@ constexpr double kAlike = 0.0005;     // seconds ...
 constexpr double kAlikeShare = 0.02;  // ... or this part of the least
 
 // What is computed pushes as much out of a full cache, and a part of that has to be computed again for somebody else.
-// Without it a fleet whose caches are full can fall into making copies of everything.
+// A larger part keeps slow fleets whose caches are full from making copies of everything, and costs the tail of others:
+// docs/results/policies.md.
 constexpr double kPushedOut = 0.1;
 
 // What waits for KV blocks waits for others to finish. In units of the prompt's own prefill: nothing while half of the
