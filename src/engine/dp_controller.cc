@@ -531,7 +531,7 @@ class DataParallelController::Impl {
   // ---- ranks that hang
 
   // Ranks that step together watch each other, but for one that is stopped before it has met the others.
-  bool is_watched(size_t rank) { return tp() == 1 || !(instance_of(rank).ready || elsewhere(rank)); }
+  bool is_watched(size_t rank) { return tp() == 1 || !instance_of(rank).ready; }
   const Pulse& pulse_of(size_t rank) const { return tp() == 1 ? board_.pulse(row_of(rank)) : loading_; }
   void look_soon() {
     if (!next_look_) next_look_ = clock_.now() + kLookEvery;
@@ -554,7 +554,7 @@ class DataParallelController::Impl {
         continue;
       }
       look_soon();
-      const auto signs = read_process_signs(rank.process->pid());
+      const auto signs = rank.process->signs();
       if (!signs) continue;  // its end is on its way
       const auto hang = rank.watch.look(now, pulse_of(i), *signs, options_.silence_limit);
       if (hang) found_hung(i, *hang);

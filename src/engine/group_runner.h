@@ -15,6 +15,7 @@
 #include "parallel/groups.h"
 #include "parallel/overlap.h"
 #include "parallel/phase_clock.h"
+#include "parallel/stay_alive.h"
 #include "parallel/step_sync.h"
 
 namespace sluice::engine {
@@ -89,6 +90,11 @@ class GroupRunner final : public models::Runner {
   uint64_t split_steps() const { return split_steps_; }
   // Runs while steps are recorded, those of other groups' work too.
   parallel::PhaseClock& phase_clock() { return phase_clock_; }
+  // Keeps the others patient, while it lives, with what takes as long as it takes between two steps: files.
+  std::unique_ptr<parallel::StayAlive> stay_alive() const {
+    const parallel::Progress where{.step = static_cast<uint32_t>(steps_), .phase = parallel::Phase::kControl};
+    return std::make_unique<parallel::StayAlive>(*groups_.all, where);
+  }
   // Piece of work `number`, counted over the instance, has reached this rank, whomever it was for.
   void saw_work(uint64_t number);
 

@@ -778,11 +778,11 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .field = &O::watchdog_timeout,
            .value = 4.0,
            .range = {2, 1e9},
-           .read_by = "engine/front",
+           .read_by = "engine/front, engine/rank",
            .group = kScheduling,
            .help = "Seconds without progress after which a busy rank counts as hung, and is restarted; however long a "
-                   "step takes, it makes progress with each piece of its work. Of replicas of one rank; those that "
-                   "step together find each other after 5 s, but for one that is stopped while it loads."},
+                   "step takes, it makes progress with each piece of its work. Ranks that step together find each "
+                   "other; one that is stopped while it loads is found by the front."},
       },
       rejected_flags());
   return table;

@@ -26,6 +26,7 @@
 #include "engine/weight_query.h"
 #include "parallel/gloo.h"
 #include "parallel/shm.h"
+#include "parallel/stay_alive.h"
 
 namespace sluice::engine {
 namespace {
@@ -66,7 +67,7 @@ std::optional<Duration> timeout_from(const char* variable) {
   const char* text = std::getenv(variable);
   const double given = text ? std::atof(text) : -1;
   if (!(given > 0) || given > 1e9) return std::nullopt;
-  return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(given));
+  return from_seconds(given);
 }
 
 log::Options log_options(const EngineOptions& options) {
@@ -106,6 +107,7 @@ class RankProcess {
     SLUICE_TRY(auto tokenizer, load_tokenizer(spec_.tokenizer_file));
     SLUICE_TRY_VOID(join_group());
     program_bytes_ = resident_bytes();
+    auto loading = stay_alive_loading();
     const TimePoint load_begun = real_clock().now();
     SLUICE_TRY(auto runner, load(host_ranks));
     load_seconds_ = seconds(real_clock().now() - load_begun);
@@ -121,15 +123,14 @@ class RankProcess {
                                          .table_rows = static_cast<int32_t>(memory.max_running_requests),
                                          .table_width = static_cast<int32_t>(memory.max_req_len),
                                          .kept_states = static_cast<int32_t>(memory.kept_states)}));
+    loading.reset();
     const auto load_weights = [&](const std::string& path) -> Result<void> {
       if (weights_fd_ >= 0 && host_workers() > 1) {
         return Error{ErrorCode::kUnavailable, "the weights are shared with other servers of this host (sluice serve)"};
       }
-      // The other ranks wait as long as this one gets on.
       const OutsideSteps outside;
-      return runner->reload(path, [this](double, std::string_view) {
-        if (world_) world_->progress({.phase = parallel::Phase::kLoad});
-      });
+      const auto alive = stay_alive_loading();
+      return runner->reload(path, {});
     };
     const RecordExperts record_experts = [&](std::string_view command) { return runner->record_experts(command); };
     GroupRunner* group = nullptr;
@@ -217,7 +218,8 @@ class RankProcess {
     if (group_fd_ < 0 && !has_hosts) return {};
     const parallel::Layout layout = layout_of(spec_.options, spec_.tp_rank);
     const int rank = static_cast<int>(layout.tp_rank), size = static_cast<int>(layout.tp_size);
-    const parallel::GroupOptions options{.join_limit = kJoinLimit};
+    const parallel::GroupOptions options{.silence_limit = from_seconds(spec_.options.watchdog_timeout),
+                                         .join_limit = kJoinLimit};
     if (has_hosts) {
       SLUICE_TRY(world_, parallel::join_gloo({.who = {.rank = rank, .size = size, .host = spec_.address},
                                               .rendezvous = spec_.rendezvous,
@@ -225,6 +227,8 @@ class RankProcess {
                                              options));
     } else {
       SLUICE_TRY(auto segment, parallel::ShmSegment::open(group_fd_));
+      segment_ = segment;
+      Pulse::publish_at(segment->pulse(rank));
       SLUICE_TRY(world_, parallel::join_shm(std::move(segment), rank, size, options));
     }
     SLUICE_TRY(groups_, parallel::make_groups(*world_, layout));
@@ -285,8 +289,13 @@ class RankProcess {
         std::make_unique<GroupRunner>(std::move(runner), groups_, overlap_.get(), split_threshold_of(options)));
   }
 
+  // The other ranks wait for this one however long it takes; null where there are none.
+  std::unique_ptr<parallel::StayAlive> stay_alive_loading() const {
+    if (!world_) return nullptr;
+    return std::make_unique<parallel::StayAlive>(*world_, parallel::Progress{.phase = parallel::Phase::kLoad});
+  }
+
   void report_progress(double share, std::string_view what) {
-    if (world_) world_->progress({.phase = parallel::Phase::kLoad});
     const TimePoint now = real_clock().now();
     if (what == last_what_ && share < 1 && now - last_progress_ < std::chrono::milliseconds(100)) return;
     last_progress_ = now;
@@ -338,6 +347,7 @@ class RankProcess {
   const int weights_fd_;
   const int group_fd_;
   RankLink link_;
+  std::shared_ptr<parallel::ShmSegment> segment_;  // null: this rank is an instance, or one of several hosts
   std::unique_ptr<parallel::Communicator> world_;  // null: this rank is an instance by itself
   parallel::Groups groups_;
   std::unique_ptr<parallel::Overlap> overlap_;  // null: nothing is computed while rows are on their way

@@ -18,6 +18,7 @@ class LocalRank final : public RankHandle {
   explicit LocalRank(Process process) : process_(std::move(process)) {}
 
   pid_t pid() const override { return process_.pid(); }
+  std::optional<ProcessSigns> signs() const override { return read_process_signs(process_.pid()); }
   int descriptor() const override { return process_.pidfd(); }
   std::optional<ExitStatus> poll() override { return process_.poll(); }
   std::optional<ExitStatus> wait(Duration bound) override { return process_.wait(bound); }

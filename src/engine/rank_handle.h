@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/process.h"
+#include "engine/rank_watch.h"
 
 namespace sluice::engine {
 
@@ -14,7 +15,10 @@ class RankHandle {
  public:
   virtual ~RankHandle() = default;
 
-  virtual pid_t pid() const = 0;       // 0: of another host
+  virtual pid_t pid() const = 0;  // 0: of another host
+  // Of its process, as its host sees it; absent: it has ended. Of another host only whether it is stopped, half a
+  // second late.
+  virtual std::optional<ProcessSigns> signs() const = 0;
   virtual int descriptor() const = 0;  // readable once it has ended
   virtual std::optional<ExitStatus> poll() = 0;
   virtual std::optional<ExitStatus> wait(Duration bound) = 0;

@@ -47,6 +47,16 @@ Result<void> start_breakdown(StepBreakdown& breakdown, const std::string& text) 
   return breakdown.start(options);
 }
 
+// While it lives, what happens between two steps may take as long as it takes: nobody takes this rank for hung.
+class Meanwhile {
+ public:
+  explicit Meanwhile(const GroupRunner* group) : alive_(group != nullptr ? group->stay_alive() : nullptr) {}
+
+ private:
+  const OutsideSteps outside_;
+  const std::unique_ptr<parallel::StayAlive> alive_;
+};
+
 // Control messages of a rank of several, until all ranks have them: each takes effect on all between the same two
 // steps.
 class HeldControls {
@@ -297,7 +307,7 @@ class Loop {
 
   Result<std::string> read_weight(const std::string& query) {
     if (!options_.read_weight) return Error{ErrorCode::kUnimplemented, "this rank cannot read its weights"};
-    const OutsideSteps outside;
+    const Meanwhile meanwhile(options_.group);
     return options_.read_weight(query);
   }
 
@@ -351,7 +361,7 @@ class Loop {
   Result<void> stop_profile() {
     if (!trace_) return Error{ErrorCode::kNotFound, "no profile is being taken"};
     scheduler_.observe({});
-    const OutsideSteps outside;
+    const Meanwhile meanwhile(options_.group);
     const auto written = trace_->write();
     if (written.ok()) SLUICE_LOG(info, kComponent, "rank {}: the profile is in {}", options_.dp_rank, trace_->path());
     trace_.reset();
@@ -434,6 +444,10 @@ Result<void> run_follower_loop(RankLink& link, GroupRunner& group, int64_t proce
                                const RecordExperts& record_experts) {
   HeldControls held;
   StepBreakdown breakdown(group.phase_clock(), process);
+  const auto write_breakdown = [&] {
+    const Meanwhile meanwhile(&group);
+    return breakdown.stop();
+  };
   for (Duration wait = kIdleWait;;) {
     auto message = link.receive(wait);
     if (!message && wait == kIdleWait) continue;  // parked
@@ -450,7 +464,7 @@ Result<void> run_follower_loop(RankLink& link, GroupRunner& group, int64_t proce
     SLUICE_TRY(const auto joined, group.join());
     wait = wait_after(joined);
     if (breakdown.full()) {
-      if (auto written = breakdown.stop(); !written.ok()) {
+      if (auto written = write_breakdown(); !written.ok()) {
         SLUICE_LOG(error, kComponent, "rank {}: {}", process, written.error().message);
       }
     }
@@ -459,7 +473,7 @@ Result<void> run_follower_loop(RankLink& link, GroupRunner& group, int64_t proce
       if (control->kind == ControlKind::kLoadWeights) done = said(load_weights(control->text));
       if (control->kind == ControlKind::kRecordExperts) done = record_experts(control->text);
       if (control->kind == ControlKind::kStartProfile) done = said(start_breakdown(breakdown, control->text));
-      if (control->kind == ControlKind::kStopProfile) done = said(breakdown.stop());
+      if (control->kind == ControlKind::kStopProfile) done = said(write_breakdown());
       link.send(reply(control->id, done));
       if (!done.ok() && done.error().code == ErrorCode::kInternal) return done.error();
     }

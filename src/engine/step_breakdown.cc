@@ -19,9 +19,13 @@ nlohmann::json json_of(const parallel::RecordedStep& step) {
     if (step.spent[phase] == Duration::zero()) continue;
     spent[to_string(static_cast<parallel::Phase>(phase))] = seconds(step.spent[phase]) * 1e6;
   }
-  return {{"exchange", step.exchange},    {"arrived_us", micros(step.arrived)},
-          {"left_us", micros(step.left)}, {"ended_us", micros(step.ended)},
-          {"tokens", step.tokens},        {"extend", step.extend},
+  return {{"exchange", step.exchange},
+          {"arrived_us", micros(step.arrived)},
+          {"left_us", micros(step.left)},
+          {"ended_us", micros(step.ended)},
+          {"queued_us", seconds(step.queued) * 1e6},
+          {"tokens", step.tokens},
+          {"extend", step.extend},
           {"spent_us", std::move(spent)}};
 }
 

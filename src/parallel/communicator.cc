@@ -114,6 +114,8 @@ Result<void*> Communicator::host_buffer(size_t bytes) {
   return std::align(kAlignment, bytes, at, room);
 }
 
+Result<std::shared_ptr<std::byte>> Communicator::common_memory(size_t) { return std::shared_ptr<std::byte>(); }
+
 Result<std::unique_ptr<Communicator>> Communicator::split(int64_t color, int64_t key, std::string_view name) {
   struct Wish {
     int64_t color;

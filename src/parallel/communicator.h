@@ -83,6 +83,10 @@ class Communicator {
   // call is gone.
   Result<void*> buffer(const Context& context, size_t bytes);
 
+  // Memory that all ranks of this group see, zero at first, aligned to a page; null where they have none, on different
+  // hosts. It stays as long as anybody holds it. A call of this group, with the same `bytes`, above 0, on all ranks.
+  virtual Result<std::shared_ptr<std::byte>> common_memory(size_t bytes);
+
   // The ranks that give the same colour, in the order of their keys, then of their ranks, as a group called `name`.
   // Null for a colour below 0. It is a call of this group.
   Result<std::unique_ptr<Communicator>> split(int64_t color, int64_t key, std::string_view name);

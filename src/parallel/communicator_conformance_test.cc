@@ -258,6 +258,31 @@ TEST_P(CommunicatorConformance, NamesWhoIsSilentForTooLong) {
   EXPECT_THAT(errors, ::testing::Contains(later.error().message));
 }
 
+TEST_P(CommunicatorConformance, CommonMemoryIsSeenByAllOfTheGroupWhereThereIsSome) {
+  auto ranks = make(4);
+  on_each(ranks, [&](Communicator& comm) {
+    const auto pair = std::move(comm.split(comm.rank() / 2, 0, "pair")).value();
+    std::vector<std::shared_ptr<std::byte>> pieces;
+    for (const size_t bytes : {size_t{1}, size_t{100'000}}) {
+      auto memory = pair->common_memory(bytes);
+      ASSERT_OK(memory);
+      if (!*memory) {
+        EXPECT_EQ(pieces.size(), 0u);
+        EXPECT_EQ(comm.failure(), std::nullopt);
+        return;
+      }
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(memory->get()) % 4096, 0u);
+      EXPECT_EQ(memory->get()[bytes - 1], std::byte{0});
+      ASSERT_OK(pair->barrier());
+      if (pair->rank() == 1) memory->get()[bytes - 1] = static_cast<std::byte>(1 + comm.rank());
+      ASSERT_OK(pair->barrier());
+      EXPECT_EQ(memory->get()[bytes - 1], static_cast<std::byte>(2 + comm.rank() / 2 * 2));
+      pieces.push_back(std::move(*memory));
+    }
+    EXPECT_NE(pieces[0], pieces[1]);
+  });
+}
+
 TEST_P(CommunicatorConformance, LeavesASlowStepAlone) {
   testing::FakeClock clock;
   auto ranks = make(2, {.longest_sleep = std::chrono::milliseconds(1), .clock = &clock});

@@ -6,6 +6,9 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <utility>
+
+#include "base/pulse.h"
 
 namespace sluice::parallel {
 namespace {
@@ -169,10 +172,12 @@ void GlooWorld::active() {
 // Looks now and then while this rank does something, and sleeps while it does nothing.
 void GlooWorld::look_after_waits() {
   const Duration often = std::min(options_.silence_limit / 10, options_.longest_sleep);
-  TimePoint told{};
+  TimePoint told{}, worked{};
+  uint64_t beats = Pulse::own().count();
   std::unique_lock lock(mu_);
   while (!stopping_) {
-    if (waits_.empty() && !active_) {
+    // A long piece of work says nothing by itself: it is awaited as long as a rank may be silent.
+    if (waits_.empty() && !active_ && options_.clock->now() - worked >= options_.silence_limit) {
       parked_ = true;
       changed_.wait(lock, [&] { return stopping_ || active_; });
       parked_ = false;
@@ -180,12 +185,15 @@ void GlooWorld::look_after_waits() {
     }
     changed_.wait_for(lock, often, [&] { return stopping_; });
     const TimePoint now = options_.clock->now();
+    const uint64_t count = Pulse::own().count();
+    if (std::exchange(beats, count) != count) active_ = true;
+    if (active_) worked = now;
     Result<void> looked;
     for (const UnderWay& each : waits_) {
       if (looked.ok() && !failure_) looked = look(*each.wait, now);
     }
     // Who waits is not silent, even if others wait for it in their turn.
-    const bool tell = !failure_ && now - told >= options_.silence_limit / 5;
+    const bool tell = !failure_ && (active_ || !waits_.empty()) && now - told >= options_.silence_limit / 5;
     if (tell) active_ = false;
     const Progress where = last_progress(rank());
     lock.unlock();

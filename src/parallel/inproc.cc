@@ -1,6 +1,7 @@
 #include "parallel/inproc.h"
 
 #include <fmt/format.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <condition_variable>
@@ -41,6 +42,7 @@ struct Group {
   std::vector<CallHeader> headers;
   std::vector<uint64_t> came;                   // meetings of each rank
   std::map<int, std::shared_ptr<Group>> split;  // of the split under way, by their first member
+  std::shared_ptr<std::byte> common;            // of the last common_memory()
 };
 
 class Inproc final : public Communicator {
@@ -83,6 +85,26 @@ class Inproc final : public Communicator {
     leave();
     if (agreed.ok() && !result.empty()) std::memcpy(call.out, result.data(), result.size());
     return agreed;
+  }
+
+  Result<std::shared_ptr<std::byte>> common_memory(size_t bytes) override {
+    if (rank() == 0) {
+      void* const at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      const std::lock_guard lock(world_->mu);
+      group_->common.reset();
+      if (at != MAP_FAILED) {
+        group_->common.reset(static_cast<std::byte*>(at), [bytes](std::byte* memory) { ::munmap(memory, bytes); });
+      }
+    }
+    SLUICE_TRY_VOID(barrier());
+    std::shared_ptr<std::byte> common;
+    {
+      const std::lock_guard lock(world_->mu);
+      common = group_->common;
+    }
+    SLUICE_TRY_VOID(barrier());  // before another takes its place
+    if (!common) return Error{ErrorCode::kExhausted, fmt::format("no {} bytes that ranks share are left", bytes)};
+    return common;
   }
 
   Result<std::unique_ptr<Communicator>> subgroup(std::span<const int> members, int index,

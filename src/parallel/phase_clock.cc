@@ -1,14 +1,35 @@
 #include "parallel/phase_clock.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdlib>
 #include <utility>
 
 namespace sluice::parallel {
 
+PhaseClock::PhaseClock(const Clock& clock, std::function<Duration()> queued)
+    : clock_(clock), given_queued_(std::move(queued)) {}
+
 PhaseClock::~PhaseClock() {
   if (runs()) running_ = nullptr;
+  if (schedstat_ >= 0) ::close(schedstat_);
+}
+
+// proc(5): time on a processor, time in line for one, and how often it got one. Zero where the kernel does not count.
+Duration PhaseClock::queued() const {
+  if (given_queued_) return given_queued_();
+  std::array<char, 96> text{};
+  if (schedstat_ < 0 || ::pread(schedstat_, text.data(), text.size() - 1, 0) <= 0) return {};
+  char* after = nullptr;
+  (void)std::strtoull(text.data(), &after, 10);
+  return std::chrono::nanoseconds(std::strtoull(after, nullptr, 10));
 }
 
 void PhaseClock::start(size_t most) {
+  if (schedstat_ >= 0) ::close(schedstat_);
+  schedstat_ = given_queued_ ? -1 : ::open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
   most_ = most;
   steps_.clear();
   now_.reset();
@@ -23,15 +44,17 @@ std::vector<RecordedStep> PhaseClock::stop() {
 
 void PhaseClock::arrive(int64_t exchange) {
   if (!runs() || steps_.size() >= most_) return;
+  const Duration in_line = queued();
   since_ = clock_.now();
   phase_ = Phase::kExchange;
-  now_ = {.exchange = exchange, .arrived = since_};
+  now_ = {.exchange = exchange, .arrived = since_, .queued = -in_line};
 }
 
 void PhaseClock::leave() {
   if (!now_) return;
   change(Phase::kPlan);
   now_->left = since_;
+  now_->queued += queued();
 }
 
 void PhaseClock::end_step(int64_t tokens, bool extend) {

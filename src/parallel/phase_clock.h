@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -19,6 +20,7 @@ struct RecordedStep {
   TimePoint arrived{};   // with this rank's row
   TimePoint left{};      // with everybody's
   TimePoint ended{};
+  Duration queued{};    // between arrived and left, able to go on and without a processor
   int64_t tokens = 0;   // of this rank's attention group
   bool extend = false;  // some group prefilled
   std::array<Duration, kPhases> spent{};
@@ -28,7 +30,8 @@ struct RecordedStep {
 // threads of the rank do is not seen.
 class PhaseClock {
  public:
-  explicit PhaseClock(const Clock& clock = real_clock()) : clock_(clock) {}
+  // `queued`: how long the calling thread has waited for a processor since it began; absent: what the kernel says.
+  explicit PhaseClock(const Clock& clock = real_clock(), std::function<Duration()> queued = {});
   ~PhaseClock();
   PhaseClock(const PhaseClock&) = delete;
   PhaseClock& operator=(const PhaseClock&) = delete;
@@ -54,7 +57,11 @@ class PhaseClock {
 
   static inline constinit thread_local PhaseClock* running_ = nullptr;
 
+  Duration queued() const;
+
   const Clock& clock_;
+  const std::function<Duration()> given_queued_;
+  int schedstat_ = -1;  // of the thread that records
   size_t most_ = 0;
   std::vector<RecordedStep> steps_;
   std::optional<RecordedStep> now_;  // nothing: between steps

@@ -1,8 +1,13 @@
 #include "parallel/phase_clock.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
+#include <algorithm>
+#include <atomic>
+#include <fstream>
 #include <thread>
+#include <vector>
 
 #include "testing/fake_clock.h"
 
@@ -15,16 +20,20 @@ Duration spent(const RecordedStep& step, Phase phase) { return step.spent[static
 
 TEST(PhaseClockTest, AStepIsDividedAmongItsPhasesAndNothingIsLost) {
   testing::FakeClock clock;
-  PhaseClock phases(clock);
+  Duration queued{};
+  PhaseClock phases(clock, [&] { return queued; });
   phases.start(10);
   phases.arrive(6);  // nobody has work: there is no step
   clock.advance(microseconds(500));
+  queued += microseconds(400);
   phases.leave();
   const TimePoint begun = clock.now();
   phases.arrive(7);
   clock.advance(microseconds(3));
+  queued += microseconds(1);
   phases.leave();
   clock.advance(microseconds(2));
+  queued += microseconds(50);
   for (int layer = 0; layer < 2; ++layer) {
     PhaseClock::enter(Phase::kAttention);
     clock.advance(microseconds(10));
@@ -45,12 +54,44 @@ TEST(PhaseClockTest, AStepIsDividedAmongItsPhasesAndNothingIsLost) {
   EXPECT_TRUE(step.extend);
   EXPECT_EQ(step.arrived, begun);
   EXPECT_EQ(step.left - begun, microseconds(3));
+  EXPECT_EQ(step.queued, microseconds(1));
   EXPECT_EQ(step.ended - begun, microseconds(70));
   EXPECT_EQ(spent(step, Phase::kExchange), microseconds(3));
   EXPECT_EQ(spent(step, Phase::kPlan), microseconds(2));
   EXPECT_EQ(spent(step, Phase::kAttention), microseconds(20));
   EXPECT_EQ(spent(step, Phase::kExperts), microseconds(40));
   EXPECT_EQ(spent(step, Phase::kHead), microseconds(5));
+}
+
+// Where other threads want all processors, a thread that sleeps and wakes is in line for one.
+TEST(PhaseClockTest, TheKernelSaysHowLongAThreadWasInLine) {
+  if (!std::ifstream("/proc/thread-self/schedstat")) GTEST_SKIP() << "this kernel does not count it";
+  PhaseClock phases;
+  phases.start(1);
+  phases.arrive(1);
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> busy;
+  for (unsigned i = 0; i < 4 * std::max(1u, std::thread::hardware_concurrency()); ++i) {
+    busy.emplace_back([&] {
+      while (!stop) std::atomic_signal_fence(std::memory_order_seq_cst);
+    });
+  }
+  // Until it has lost its place once: it keeps its processor no longer than the others let it.
+  const auto switches = [] {
+    rusage usage{};
+    ::getrusage(RUSAGE_THREAD, &usage);
+    return usage.ru_nivcsw;
+  };
+  const auto before = switches();
+  while (switches() < before + 2) std::atomic_signal_fence(std::memory_order_seq_cst);
+  stop = true;
+  for (auto& thread : busy) thread.join();
+  phases.leave();
+  phases.end_step(1, false);
+  const auto steps = phases.stop();
+  ASSERT_EQ(steps.size(), 1u);
+  EXPECT_GT(steps[0].queued, Duration::zero());
+  EXPECT_LE(steps[0].queued, steps[0].left - steps[0].arrived);
 }
 
 TEST(PhaseClockTest, RunsOnTheThreadThatStartedItUntilItIsStopped) {

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstring>
 #include <numeric>
+#include <utility>
 
 #include "parallel/reduce.h"
 #include "parallel/shm_head.h"
@@ -21,6 +22,8 @@ constexpr size_t kReadInPlaceBytes = 4 << 10;
 // all_reduce up to here: everybody adds everything. Beyond, each its share, which takes another meeting.
 constexpr size_t kAddAllBytes = 32 << 10;
 constexpr Duration kSpin = std::chrono::microseconds(50);
+// Looks in the silence limit at what those whom we miss have computed.
+constexpr int kLooks = 8;
 constexpr size_t kAlignment = 64;
 
 constexpr size_t round_up(size_t n) { return (n + kAlignment - 1) / kAlignment * kAlignment; }
@@ -70,7 +73,9 @@ class Shm final : public Communicator {
         layout_(size()),
         area_(std::move(area)),
         crowded_(segment_->ranks() > cores()),
+        longest_sleep_(std::min(options_.silence_limit / kLooks, options_.longest_sleep)),
         sources_(layout_.size),
+        beats_(static_cast<size_t>(segment_->ranks())),
         peer_regions_(layout_.size) {}
 
   void progress(const Progress& progress) override { sign_.seen(options_.clock->now(), progress); }
@@ -100,6 +105,25 @@ class Shm final : public Communicator {
       SLUICE_TRY(region, segment_->allocate(bytes));
     }
     return static_cast<void*>(region.at());
+  }
+
+  Result<std::shared_ptr<std::byte>> common_memory(size_t bytes) override {
+    ShmRegion region;
+    int64_t offset = 0;
+    if (rank() == 0) {
+      auto allocated = segment_->allocate(bytes);
+      if (allocated.ok()) {
+        region = std::move(allocated).value();
+        offset = static_cast<int64_t>(region.offset());
+      }
+    }
+    SLUICE_TRY_VOID(broadcast({}, Element::kI64, &offset, 1, 0));
+    if (offset == 0) return Error{ErrorCode::kExhausted, fmt::format("no {} bytes that ranks share are left", bytes)};
+    if (!region.at()) {
+      SLUICE_TRY(region, segment_->map(static_cast<uint64_t>(offset), bytes));
+    }
+    auto held = std::make_shared<ShmRegion>(std::move(region));
+    return std::shared_ptr<std::byte>(held, held->at());
   }
 
   Result<std::unique_ptr<Communicator>> subgroup(std::span<const int> members, int index,
@@ -394,7 +418,7 @@ class Shm final : public Communicator {
       if (now & 1) return failed();
       SLUICE_TRY(const Duration left, patience(since, waiting));
       meeting_.sleepers.fetch_add(1);
-      futex_wait(meeting_.round, before, std::min(left, options_.longest_sleep));
+      futex_wait(meeting_.round, before, std::min(left, longest_sleep_));
       meeting_.sleepers.fetch_sub(1);
     }
   }
@@ -420,12 +444,17 @@ class Shm final : public Communicator {
     }
     if (missing_.empty()) missing_.assign(world_ranks().begin(), world_ranks().end());  // the last died before it told
     waiting.is_for(missing_[0]);
+    const TimePoint now = options_.clock->now();
+    for (const int rank : missing_) {
+      const uint64_t count = segment_->pulse(rank).count();
+      if (std::exchange(beats_[static_cast<size_t>(rank)], count) != count) segment_->sign(rank).seen(now);
+    }
     const auto left = time_left({.group = name(),
                                  .call = to_string(header_),
                                  .waiting = world_rank(rank()),
                                  .missing = missing_,
                                  .since = since},
-                                segment_->signs(), options_.clock->now(), options_.silence_limit, options_.join_limit);
+                                segment_->signs(), now, options_.silence_limit, options_.join_limit);
     if (left.ok()) return left;
     segment_->fail(left.error().code, left.error().message);
     return failed();
@@ -438,6 +467,7 @@ class Shm final : public Communicator {
   const Layout layout_;
   const ShmRegion area_;
   const bool crowded_;  // more ranks than cores
+  const Duration longest_sleep_;
 
   uint32_t round_ = 0;  // rounds that this rank has arrived at; it writes slot round_ % 2
   uint64_t sequence_ = 0;
@@ -452,6 +482,7 @@ class Shm final : public Communicator {
   std::vector<Source> sources_;
   std::vector<const void*> inputs_;
   std::vector<int> missing_;
+  std::vector<uint64_t> beats_;  // of each rank of the world, when it was last missed
   // The regions of each rank that were read lately.
   std::vector<std::array<ShmRegion, 2>> peer_regions_;
 };

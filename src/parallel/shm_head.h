@@ -35,17 +35,20 @@ struct ShmSegment::Head {
   std::atomic<uint32_t> next_group;
   std::array<ShmMeeting, kGroups> meetings;
 
-  // Followed by a SignOfLife and a flag "joined" for each rank.
+  // Followed by a SignOfLife, a Pulse and a flag "joined" for each rank.
   static constexpr uint32_t kWriting = 1;
   static constexpr uint32_t kFailed = 2;
 
   SignOfLife* signs() { return reinterpret_cast<SignOfLife*>(this + 1); }
-  std::atomic<uint32_t>* joined() { return reinterpret_cast<std::atomic<uint32_t>*>(signs() + ranks); }
+  Pulse* pulses() { return reinterpret_cast<Pulse*>(signs() + ranks); }
+  std::atomic<uint32_t>* joined() { return reinterpret_cast<std::atomic<uint32_t>*>(pulses() + ranks); }
   static size_t bytes(int ranks) {
-    return sizeof(Head) + static_cast<size_t>(ranks) * (sizeof(SignOfLife) + sizeof(std::atomic<uint32_t>));
+    return sizeof(Head) +
+           static_cast<size_t>(ranks) * (sizeof(SignOfLife) + sizeof(Pulse) + sizeof(std::atomic<uint32_t>));
   }
 };
-static_assert(std::atomic<uint32_t>::is_always_lock_free && sizeof(ShmSegment::Head) % alignof(SignOfLife) == 0);
+static_assert(std::atomic<uint32_t>::is_always_lock_free && sizeof(ShmSegment::Head) % alignof(SignOfLife) == 0 &&
+              sizeof(SignOfLife) % alignof(Pulse) == 0);
 
 // Sleeps while the word has this value, until woken or for `bound`. May return early.
 void futex_wait(std::atomic<uint32_t>& word, uint32_t value, Duration bound);

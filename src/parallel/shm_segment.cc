@@ -58,7 +58,7 @@ Result<std::shared_ptr<ShmSegment>> ShmSegment::create(int ranks) {
   // Through write(), so that what maps the file finds a whole head or none.
   const std::unique_ptr<Head> head(new Head{});
   head->magic = kMagic;
-  head->layout = sizeof(Head) + sizeof(SignOfLife);
+  head->layout = sizeof(Head) + sizeof(SignOfLife) + sizeof(Pulse);
   head->ranks = ranks;
   head->next_free = to_pages(Head::bytes(ranks)) + kFirstGroupBytes;
   if (::ftruncate(fd, kFileBytes) != 0 || ::pwrite(fd, head.get(), sizeof(Head), 0) != sizeof(Head)) {
@@ -75,7 +75,7 @@ Result<std::shared_ptr<ShmSegment>> ShmSegment::open(int fd) {
     uint64_t layout;
   } found{};
   if (::pread(fd, &found, sizeof(found), 0) != sizeof(found) || found.magic != kMagic ||
-      found.layout != sizeof(Head) + sizeof(SignOfLife)) {
+      found.layout != sizeof(Head) + sizeof(SignOfLife) + sizeof(Pulse)) {
     return Error{ErrorCode::kProtocol,
                  fmt::format("descriptor {} is not the shared memory of ranks of this program", fd)};
   }
@@ -128,6 +128,8 @@ std::optional<Error> ShmSegment::failure() const {
 std::span<const SignOfLife> ShmSegment::signs() const { return {head_->signs(), static_cast<size_t>(head_->ranks)}; }
 
 SignOfLife& ShmSegment::sign(int rank) const { return head_->signs()[rank]; }
+
+Pulse& ShmSegment::pulse(int rank) const { return head_->pulses()[rank]; }
 
 bool ShmSegment::join(int rank, TimePoint now) const {
   if (head_->joined()[rank].exchange(1) != 0) return false;

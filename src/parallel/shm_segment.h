@@ -11,6 +11,7 @@
 #include <span>
 #include <string_view>
 
+#include "base/pulse.h"
 #include "base/result.h"
 #include "parallel/progress.h"
 
@@ -68,6 +69,9 @@ class ShmSegment {
   std::optional<Error> failure() const;
 
   std::span<const SignOfLife> signs() const;  // by rank
+  // Where that rank's process counts what it does (Pulse::publish_at): what it computes without saying a word counts as
+  // a sign of life.
+  Pulse& pulse(int rank) const;
 
   // For members of the family.
   Head& head() const { return *head_; }

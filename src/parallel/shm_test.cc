@@ -12,6 +12,7 @@
 
 #include "base/process.h"
 #include "parallel/group_fixture.h"
+#include "testing/fake_clock.h"
 #include "testing/seed.h"
 
 namespace sluice::parallel {
@@ -173,6 +174,26 @@ TEST(ShmTest, ARankThatHasNotWaitedYetWaitsForNobody) {
   SignOfLife::Waiting waiting(segment->sign(1));
   waiting.is_for(0);
   EXPECT_EQ(segment->signs()[1].waits_for(), (SignOfLife::WaitsFor{0, -1}));
+}
+
+// Rank 1 says nothing and computes, piece by piece, for ten times as long as it may be silent.
+TEST(ShmTest, WhatARankComputesIsASignOfItsLife) {
+  testing::FakeClock clock;
+  const auto segment = ShmSegment::create(2).value();
+  const GroupOptions options{.longest_sleep = milliseconds(1), .clock = &clock};
+  Ranks ranks;
+  for (const int rank : {0, 1}) ranks.push_back(join_shm(segment, rank, 2, options).value());
+  on_each(ranks, [&](Communicator& comm) {
+    if (comm.rank() == 1) {
+      const SignOfLife& sign = segment->signs()[1];
+      for (int second = 0; second < 50; ++second) {
+        clock.advance(std::chrono::seconds(1));
+        segment->pulse(1).beats[0].count += 1;
+        while (sign.when() < clock.now()) std::this_thread::yield();  // rank 0, which waits, notices
+      }
+    }
+    EXPECT_OK(comm.barrier());
+  });
 }
 
 TEST(ShmTest, RefusesADescriptorThatIsNoSegment) {

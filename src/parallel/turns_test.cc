@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <pthread.h>
 
+#include <barrier>
 #include <future>
 #include <stdexcept>
 #include <system_error>
@@ -217,8 +218,10 @@ TEST_P(OverlapTest, WhatOnePartThrowsFailsTheWorldAndEndsTheOther) {
     Ranks ranks = make_ranks(GetParam(), 2, {.silence_limit = std::chrono::hours(1)});
     // Until both have heard: gloo reads no more from a rank that writes to memory which is gone.
     std::array<std::unique_ptr<Overlap>, 2> overlaps;
+    std::barrier both_made(2);  // a failure ends calls of the making too
     on_each(ranks, [&](Communicator& world) {
       auto made = Overlap::make(world, {.tp_rank = world.rank(), .tp_size = 2});
+      both_made.arrive_and_wait();
       ASSERT_OK(made);
       auto& overlap = overlaps[static_cast<size_t>(world.rank())];
       overlap = std::move(*made);

@@ -356,6 +356,15 @@ class FailureTest(unittest.TestCase):
         self.comes_back()
         self.assertFalse(set(before) & set(self.instance.ranks(1)))
 
+    def test_a_rank_that_is_stopped_while_it_loads_is_named_with_its_host(self):
+        before = self.instance.ranks(1)
+        os.kill(before[0], signal.SIGKILL)
+        # It is stopped as soon as it is there: long before it has loaded.
+        [loading] = wait_until("its successor", lambda: [pid for pid in self.instance.ranks(1) if pid not in before], within=30, every=0.002)
+        os.kill(loading, signal.SIGSTOP)
+        self.instance.wait_for_log(r"rank 1 has ended \(no progress for \S+ s while it loads; its process is stopped, on node 1 \(\S+ at " + HOSTS[1].address)
+        self.comes_back()
+
     def test_a_rank_that_hangs_in_a_step_is_named_with_its_host(self):
         os.kill(self.instance.ranks(1)[0], signal.SIGSTOP)
         self.assertIn(generate(self.instance.url, [3, 4], 2)[0], (500, 503))

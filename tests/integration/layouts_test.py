@@ -114,7 +114,7 @@ class DpAttentionTest(unittest.TestCase):
                 self.assertLessEqual({"exchange", "attention", "gather", "dispatch", "experts", "combine", "scatter", "head"},
                                      set(step["spent_us"]))
                 self.assertAlmostEqual(sum(step["spent_us"].values()), step["ended_us"] - step["arrived_us"], delta=1)
-        for exchange, skew in step_breakdown.sync_rows(ranks, decoding):
+        for exchange, skew, _ in step_breakdown.sync_rows(ranks, decoding):
             self.assertGreater(exchange, 0, "nobody leaves before the last has come")
             self.assertGreaterEqual(skew, 0)
         self.assertEqual([rank for rank, _ in step_breakdown.table(ranks, decoding)], [0, 1, 2, 3])
@@ -269,6 +269,24 @@ class FailureTest(unittest.TestCase):
         with server("tiny-llama", "--tp", 2, "--dp-size", 2, *DPA) as running:
             self.survives(running, lambda pids: os.kill(pids[1], signal.SIGSTOP))
             self.assertRegex(running.output(), r"rank 0 has ended \(.*rank 1\b")
+
+    def test_a_rank_that_writes_for_longer_than_it_may_be_silent_is_waited_for(self):
+        """Its file is a pipe that nobody reads, for half as long again as --watchdog-timeout."""
+        with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor() as pool, \
+                server("tiny-llama", "--tp", 2, "--dp-size", 2, *DPA, "--watchdog-timeout", 2) as running:
+            ranks = rank_processes(running)
+            status, _, answer = call(running.url + "/start_profile", {"output_dir": folder, "profile_prefix": "p", "profile_id": "1"})
+            self.assertEqual(status, 200, answer)
+            self.assertEqual(generate(running.url, [1, 2, 3], 2, 1)[0], 200)
+            pipe = f"{folder}/p-1-rank-1.steps.json"
+            os.mkfifo(pipe)
+            stopping = pool.submit(call, running.url + "/stop_profile", method="POST")
+            waiting = pool.submit(generate, running.url, [4, 5, 6], 2, 0)
+            self.assertFalse(concurrent.futures.wait([stopping, waiting], timeout=3).done, "rank 1 writes, and rank 0 waits for it")
+            with open(pipe) as steps:
+                self.assertIn('"rank":1', steps.read())
+            self.assertEqual((stopping.result()[0], waiting.result()[0]), (200, 200))
+            self.assertEqual(rank_processes(running), ranks, "nobody was restarted")
 
     def throwing(self):
         """What makes allocations of a rank's first thread fail."""

@@ -28,6 +28,8 @@ using nlohmann::json;
 constexpr std::string_view kComponent = "engine/nodes";
 constexpr Duration kJoinLimit = std::chrono::minutes(10);
 constexpr Duration kReminder = std::chrono::seconds(10);  // between lines that say for whom we wait
+// Between looks whether a rank is stopped.
+constexpr Duration kLookEvery = std::chrono::milliseconds(500);
 // Of ranks whose node 0 has ended: they hold nothing that must be put away.
 constexpr Duration kEndGrace = std::chrono::seconds(2);
 
@@ -137,7 +139,8 @@ class NodeAgent::Impl {
     for (;;) {
       entries.assign({{link.fd(), POLLIN, 0}, {stop_descriptor, POLLIN, 0}});
       for (const auto& [number, rank] : ranks_) entries.push_back({rank.process->descriptor(), POLLIN, 0});
-      const auto wait = std::chrono::duration_cast<std::chrono::milliseconds>(kSignOfLifeEvery).count();
+      const Duration bound = ranks_.empty() ? kSignOfLifeEvery : kLookEvery;
+      const auto wait = std::chrono::duration_cast<std::chrono::milliseconds>(bound).count();
       ::poll(entries.data(), entries.size(), static_cast<int>(wait));
       if (entries[1].revents != 0) return {};
       const TimePoint now = real_clock().now();
@@ -152,6 +155,7 @@ class NodeAgent::Impl {
         SLUICE_TRY_VOID(obey(link, *message));
       }
       SLUICE_TRY_VOID(report_ended(link));
+      SLUICE_TRY_VOID(report_stopped(link));
       if (now - heard > kNodeSilenceLimit) {
         return Error{ErrorCode::kTimeout, fmt::format("it has said nothing for {:.0f} s", seconds(now - heard))};
       }
@@ -209,6 +213,18 @@ class NodeAgent::Impl {
     return {};
   }
 
+  // Of a rank of another host node 0 sees no more than this.
+  Result<void> report_stopped(NodeLink& link) {
+    for (auto& [number, rank] : ranks_) {
+      const auto signs = rank.process->signs();
+      const bool stopped = signs && signs->state == ProcessSigns::State::kStopped;
+      if (std::exchange(rank.stopped, stopped) == stopped) continue;
+      SLUICE_TRY_VOID(
+          link.send({{"op", "state"}, {"rank", number}, {"incarnation", rank.incarnation}, {"stopped", stopped}}));
+    }
+    return {};
+  }
+
   void end_ranks() {
     for (auto& [number, rank] : ranks_) rank.process->signal(SIGTERM);
     const TimePoint end = real_clock().now() + kEndGrace;
@@ -219,6 +235,7 @@ class NodeAgent::Impl {
   struct Rank {
     uint64_t incarnation = 0;
     std::unique_ptr<RankHandle> process;
+    bool stopped = false;  // as node 0 was told
   };
 
   const EngineOptions options_;

@@ -48,6 +48,7 @@ struct RemoteRank {
   std::mutex mutex = {};  // guards what follows
   std::optional<ExitStatus> status = {};
   std::string cause = {};
+  bool stopped = false;
 
   explicit RemoteRank(std::string where) : place(std::move(where)) {}
 
@@ -262,11 +263,16 @@ class NodeLeader::Impl {
   }
 
   void take(Node& node, const json& message) {
-    if (message["op"] != "ended") return;
+    if (message["op"] != "ended" && message["op"] != "state") return;
     try {
       const auto found =
           node.ranks.find({message.at("rank").get<int64_t>(), message.at("incarnation").get<uint64_t>()});
       if (found == node.ranks.end()) return;
+      if (message["op"] == "state") {
+        const std::lock_guard lock(found->second->mutex);
+        found->second->stopped = message.at("stopped").get<bool>();
+        return;
+      }
       found->second->end({.code = message.at("code").get<int>(), .signal = message.at("signal").get<int>()},
                          message.at("cause").get<std::string>());
       node.ranks.erase(found);
@@ -312,6 +318,11 @@ class NodeLeader::Impl::Handle final : public RankHandle {
   ~Handle() override { signal(SIGKILL); }
 
   pid_t pid() const override { return 0; }
+  std::optional<ProcessSigns> signs() const override {
+    const std::lock_guard lock(rank_->mutex);
+    if (rank_->status) return std::nullopt;
+    return ProcessSigns{.state = rank_->stopped ? ProcessSigns::State::kStopped : ProcessSigns::State::kWaiting};
+  }
   int descriptor() const override { return rank_->ended.fd; }
   std::optional<ExitStatus> poll() override {
     const std::lock_guard lock(rank_->mutex);
