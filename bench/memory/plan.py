@@ -5,8 +5,8 @@ usage: plan.py <sluice binary> <arguments of sluice server>
    plan.py build/release/sluice --model-path SmolLM2-135M-Instruct.Q4_1.gguf --max-total-tokens 32768
 
 Fills every rank's KV pool with prompts that are all unlike, decodes on all of its running slots at once, and asks for the logprobs of
-whole chunks of prompts. Measured is the resident memory of each process that leads an attention group, shared weights included; the
-figures of the plan are in /server_info. Takes the model's time for as many prompt tokens as the pools hold."""
+whole chunks of prompts. Measured is the resident memory of each process that leads an attention group, where a page of shared memory
+counts as one n-th for each of the n processes that map it; the figures of the plan are in /server_info. Takes the model's time for as many prompt tokens as the pools hold."""
 import concurrent.futures
 import random
 import sys
@@ -19,12 +19,13 @@ OUTPUT = 16
 
 
 def resident(pid):
-    """(bytes resident, bytes of those that are shared memory)"""
+    """(bytes resident, bytes of those that are its part of shared memory)"""
     fields = {}
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(("RssAnon", "RssFile", "RssShmem")):
-            fields[line.split(":")[0]] = int(line.split()[1]) * 1024
-    return sum(fields.values()), fields["RssShmem"]
+    for name in ("status", "smaps_rollup"):
+        for line in Path(f"/proc/{pid}/{name}").read_text().splitlines():
+            if line.startswith(("RssAnon", "RssFile", "Pss_Shmem")):
+                fields[line.split(":")[0]] = int(line.split()[1]) * 1024
+    return sum(fields.values()), fields["Pss_Shmem"]
 
 
 def states(url):

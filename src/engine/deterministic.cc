@@ -6,6 +6,10 @@
 
 namespace sluice::engine {
 
+std::string settled_dtype(const EngineOptions& options) {
+  return options.deterministic && options.dtype == "auto" ? "float32" : options.dtype;
+}
+
 Result<std::vector<std::string>> settle_deterministic(EngineOptions& options) {
   std::vector<std::string> lines;
   if (!options.deterministic) return lines;
@@ -30,7 +34,7 @@ Result<std::vector<std::string>> settle_deterministic(EngineOptions& options) {
     }
   }
   if (options.dtype == "auto") {
-    options.dtype = "float32";
+    options.dtype = settled_dtype(options);
     lines.emplace_back("--dtype is float32, for --deterministic");
   }
   return lines;

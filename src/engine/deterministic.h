@@ -12,9 +12,12 @@
 namespace sluice::engine {
 
 // What would make results depend on chance, or on what other requests do, is refused by the flag's name, and --dtype
-// auto settled; as lines for the log. Sums over ranks go in their order in float32 whatever the flag. Once, by the
-// front, after adjust_experts().
+// auto settled; as lines for the log. Sums over ranks go in their order in float32 whatever the flag. After
+// adjust_experts().
 Result<std::vector<std::string>> settle_deterministic(EngineOptions& options);
+
+// --dtype as it will be: float32 in place of auto with --deterministic.
+std::string settled_dtype(const EngineOptions& options);
 
 // Of sampling for requests that bring none; absent: each has its own.
 std::optional<uint64_t> common_seed(const EngineOptions& options);

@@ -22,6 +22,9 @@ TEST(DeterministicTest, RoundsNothingUnlessATypeIsGiven) {
   EngineOptions options = parse({"--deterministic"});
   EXPECT_THAT(*settle_deterministic(options), ElementsAre("--dtype is float32, for --deterministic"));
   EXPECT_EQ(options.dtype, "float32");
+  EXPECT_EQ(settled_dtype(parse({"--deterministic"})), "float32");
+  EXPECT_EQ(settled_dtype(parse({"--deterministic", "--dtype=bfloat16"})), "bfloat16");
+  EXPECT_EQ(settled_dtype(parse({})), "auto");
   options = parse({"--deterministic", "--dtype=bfloat16"});
   EXPECT_THAT(*settle_deterministic(options), IsEmpty());
   EXPECT_EQ(options.dtype, "bfloat16");

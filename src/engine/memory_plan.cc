@@ -81,7 +81,8 @@ Result<MemoryPlan> plan_memory(const EngineOptions& options, const models::Model
   const double fraction = options.mem_fraction_static.value_or(kDefaultFraction);
   const auto ranks = static_cast<double>(std::max<int64_t>(1, facts.host_ranks));
   const double share = static_cast<double>(facts.limit_bytes) / ranks;
-  const double weights = static_cast<double>(model.weight_bytes) / (facts.shared_weights ? ranks : 1);
+  const size_t own_weights = model.own_weight_bytes > 0 ? model.own_weight_bytes : model.weight_bytes;
+  const double weights = static_cast<double>(own_weights) / (facts.shared_weights ? ranks : 1);
   const auto per_token = static_cast<double>(std::max<size_t>(1, model.kv_bytes_per_token));
   const StepLimits limits = plan_steps(options);
 
@@ -121,12 +122,12 @@ Result<MemoryPlan> plan_memory(const EngineOptions& options, const models::Model
   plan.kv_bytes = static_cast<int64_t>(static_cast<double>(tokens + options.page_size) * per_token);
   plan.kept_states = kept_states;
   plan.state_bytes = static_cast<int64_t>(per_sequence) * (plan.max_running_requests + kept_states);
-  plan.weight_bytes = static_cast<int64_t>(model.weight_bytes);
+  plan.weight_bytes = static_cast<int64_t>(weights);
   plan.buffer_bytes = static_cast<int64_t>(model.buffer_bytes);
   plan.table_bytes =
       facts.slot_tables * plan.max_running_requests * plan.max_req_len * static_cast<int64_t>(sizeof(int32_t));
   plan.program_bytes = facts.program_bytes > 0 ? facts.program_bytes + kInUseBytes : 0;
-  const double own = static_cast<double>(plan.total_bytes() - plan.weight_bytes) + weights;
+  const auto own = static_cast<double>(plan.total_bytes());
   if (own > share) {
     constexpr double kMiB = 1 << 20;
     const auto mib = [](int64_t bytes) { return static_cast<double>(bytes) / kMiB; };

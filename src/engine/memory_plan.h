@@ -36,7 +36,7 @@ struct MemoryPlan {
   int64_t state_bytes = 0;  // of running requests and of those
 
   // What else this rank takes at most.
-  int64_t weight_bytes = 0;   // whole, also where ranks share them
+  int64_t weight_bytes = 0;   // its part of those that ranks share
   int64_t buffer_bytes = 0;   // of a step
   int64_t table_bytes = 0;    // of slots
   int64_t program_bytes = 0;  // and what kernels and requests take of their own

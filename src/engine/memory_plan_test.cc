@@ -31,6 +31,17 @@ TEST(MemoryPlanTest, TakesTheFractionOfThisRanksShareLessTheWeights) {
   EXPECT_EQ(plan->kv_bytes, (plan->max_total_tokens + 1) * 1024);
 }
 
+// Of 100 MiB 80 are its part of what it has in common with other ranks of its instance, and all else that is its own.
+TEST(MemoryPlanTest, CountsItsPartOfWeightsThatRanksHaveInCommon) {
+  models::ModelInfo divided = model();
+  divided.own_weight_bytes = 80 * kMiB;
+  const auto plan =
+      plan_memory(options({"--mem-fraction-static", "0.25"}), divided, {.limit_bytes = 1600 * kMiB, .host_ranks = 2});
+  ASSERT_TRUE(plan.ok()) << plan.error().message;
+  EXPECT_EQ(plan->max_total_tokens, (1600 / 2 / 4 - 80) * 1024);
+  EXPECT_EQ(plan->weight_bytes, 80 * kMiB);
+}
+
 TEST(MemoryPlanTest, IsNoLargerThanTheRunningRequestsCanUse) {
   const auto plan = plan_memory(options({"--max-running-requests", "3"}), model(), {.limit_bytes = 1'000'000 * kMiB});
   EXPECT_EQ(plan->max_total_tokens, 3 * 2048);

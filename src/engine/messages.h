@@ -158,7 +158,7 @@ struct RankReady {
   std::string dtype;
   double load_seconds = 0;     // that reading and packing the weights took
   double startup_seconds = 0;  // from the start of the process until it was ready
-  uint64_t planned_bytes = 0;  // MemoryPlan::total_bytes()
+  uint64_t planned_bytes = 0;  // MemoryPlan::total_bytes(), so with its part of shared weights
 };
 struct RankProgress {
   double share = 0;  // 0..1 of loading

@@ -125,6 +125,22 @@ Result<RankShape> shape_of_rank(const ModelConfig& config, const parallel::Layou
   return shape;
 }
 
+Result<int64_t> own_weight_bytes(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
+                                 const tensor::TensorSource& source, bool rounded, const moe::ExpertMap* map) {
+  SLUICE_TRY(const FamilyRow* family, find_family(config.architectures[0]));
+  const CountingBackend backend;
+  std::vector<std::vector<WeightIdentity>> declared(static_cast<size_t>(layout.tp_size));
+  parallel::Groups groups{.layout = layout, .all = nullptr, .attention_tp = nullptr, .attention_dp = nullptr};
+  for (int64_t rank = 0; rank < layout.tp_size; ++rank) {
+    groups.layout.tp_rank = rank;
+    WeightStore weights(backend, dtype, &source, &groups, map, {}, rounded);
+    const auto decoder = family->make(config, weights);
+    for (const auto& weight : weights.declared()) declared[static_cast<size_t>(rank)].push_back(weight.identity);
+  }
+  const auto rank = static_cast<size_t>(layout.tp_rank);
+  return proportional_bytes(declared[rank], find_common(declared, rank));
+}
+
 std::unique_ptr<tensor::TensorSource> dummy_weights(const ModelConfig& config) {
   return tensor::dummy_source([fp8 = config.fp8](std::string_view name) { return fp8 && is_fp8_matrix(name); });
 }

@@ -46,6 +46,12 @@ Result<RankShape> shape_of_rank(const ModelConfig& config, const parallel::Layou
                                 const tensor::TensorSource& source, std::optional<kernels::DType> kv_dtype = {},
                                 bool rounded = false, const moe::ExpertMap* map = nullptr);
 
+// Bytes of that rank's weights where all ranks of the layout are on one host and have what is alike in common
+// (layers/common_weights.h). Arguments as above.
+Result<int64_t> own_weight_bytes(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
+                                 const tensor::TensorSource& source, bool rounded = false,
+                                 const moe::ExpertMap* map = nullptr);
+
 // Weights that nobody trained, in the types that checkpoints of this configuration are published in.
 std::unique_ptr<tensor::TensorSource> dummy_weights(const ModelConfig& config);
 

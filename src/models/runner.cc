@@ -68,11 +68,11 @@ Result<Checkpoint> open_checkpoint(const RunnerOptions& options) {
 }
 
 Result<void> check_memory(const WeightStore& weights, size_t limit) {
-  if (limit == 0 || weights.bytes() <= limit) return {};
+  if (limit == 0 || weights.own_bytes() <= limit) return {};
   constexpr double kMiB = 1 << 20;
   return Error{ErrorCode::kExhausted,
                fmt::format("this rank's weights take {:.0f} MiB, and its share of the host's memory is {:.0f} MiB",
-                           static_cast<double>(weights.bytes()) / kMiB, static_cast<double>(limit) / kMiB)};
+                           static_cast<double>(weights.own_bytes()) / kMiB, static_cast<double>(limit) / kMiB)};
 }
 
 std::string_view name_of(kernels::DType dtype) {
@@ -168,6 +168,7 @@ class DecoderRunner final : public Runner {
     runner->decoder_->kv().store_as(kv_dtype);
     if (options.overlap != nullptr) runner->decoder_->overlap(*options.overlap);
     if (options.rebalance) runner->make_rebalancer();
+    SLUICE_TRY_VOID(runner->weights_.find_common());
     SLUICE_TRY_VOID(check_memory(runner->weights_, options.memory_bytes));
     SLUICE_TRY_VOID(runner->weights_.materialise(
         *checkpoint.source, runner->context_,
@@ -496,6 +497,15 @@ class DecoderRunner final : public Runner {
     return values;
   }
 
+  // In host memory, of a step in which every row is asked for: put together from the parts of several ranks, and copied
+  // from a device. What the device has of them is the decoder's.
+  size_t logits_bytes() const {
+    const parallel::Layout& layout = weights_.layout();
+    if (!layout.leads()) return 0;
+    const int64_t copies = (layout.head().size > 1 ? 1 : 0) + (backend_->host_visible() ? 0 : 1);
+    return static_cast<size_t>(copies * max_tokens_ * config_.vocab_size) * sizeof(float);
+  }
+
   size_t table_bytes() const { return table_.size() * sizeof(int32_t); }
 
   Result<void> make_buffers(bool record_routing) {
@@ -525,7 +535,8 @@ class DecoderRunner final : public Runner {
     info_.kv_bytes_per_token = decoder_->kv().bytes_per_token();
     info_.state_bytes_per_sequence = decoder_->states().bytes_per_sequence();
     info_.weight_bytes = weights_.bytes();
-    info_.buffer_bytes = decoder_->buffer_bytes() + 2 * staged_bytes_;
+    info_.own_weight_bytes = weights_.own_bytes();
+    info_.buffer_bytes = decoder_->buffer_bytes() + 2 * staged_bytes_ + logits_bytes();
     info_.temperature = config_.temperature;
     info_.top_p = config_.top_p;
     info_.min_p = config_.min_p;

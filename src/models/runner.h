@@ -66,7 +66,9 @@ struct ModelInfo {
   size_t kv_bytes_per_token = 0;
   size_t state_bytes_per_sequence = 0;  // kept of a sequence whatever its length, such as lightning attention's
   size_t weight_bytes = 0;              // packed weights that this rank maps
-  size_t buffer_bytes = 0;              // of a step, of the largest size
+  // Of those, each that n ranks of the instance have in common as one n-th; 0: nothing is, and all are its own.
+  size_t own_weight_bytes = 0;
+  size_t buffer_bytes = 0;  // of a step, of the largest size
   // Sampling defaults of generation_config.json, where given.
   std::optional<double> temperature, top_p, min_p, repetition_penalty;
   std::optional<int64_t> top_k;

@@ -22,6 +22,7 @@ DeepEp::DeepEp(const kernels::Backend& backend, const parallel::Groups& groups, 
 
 Result<void> DeepEp::allocate(int64_t max_tokens, int64_t max_received) {
   max_received_ = max_received;
+  room_ = max_tokens * sizes_.room;
   const int64_t most_sent = max_tokens * std::min(ranks_, sizes_.top_k);
   const auto row_bytes = sizes_.hidden * static_cast<int64_t>(tensor::block_bytes(sizes_.dtype));
   SLUICE_TRY(device_places_, memory_.take<int32_t>(max_tokens * ranks_));
@@ -102,10 +103,20 @@ Result<void> DeepEp::exchange_routes(const kernels::Context& context) {
                                             routes_in_.data(), times(received_, 2 * k)));
   std::vector<int32_t> ids(static_cast<size_t>(rows_received_ * k));
   std::vector<float> shares(ids.size());
+  const parallel::Slice own = parallel::part_of(sizes_.experts, {groups_.layout.tp_rank, ranks_});
+  pieces_.assign(1, 0);
+  int64_t pairs = 0;  // of the last piece
   for (int64_t row = 0; row < rows_received_; ++row) {
     const int32_t* route = routes_in_.data() + row * 2 * k;
     std::copy_n(route, k, ids.begin() + row * k);
     std::memcpy(shares.data() + row * k, route + k, static_cast<size_t>(k) * sizeof(float));
+    const int64_t here = std::count_if(route, route + k, [&](int32_t id) { return id >= own.first && id < own.end(); });
+    if (room_ > 0 && pairs + here > room_) {
+      pieces_.push_back(0);
+      pairs = 0;
+    }
+    pieces_.back() += 1;
+    pairs += here;
   }
   backend_.copy_to_device(context, receive_ids_, ids.data(), ids.size() * sizeof(int32_t));
   backend_.copy_to_device(context, receive_shares_, shares.data(), shares.size() * sizeof(float));
@@ -130,7 +141,9 @@ Result<Tokens> DeepEp::dispatch(const kernels::Context& context, const Tokens& o
                                             times(received_, payload_.width())));
   payload_.unpack(context, receive_, rows_received_);
   backend_.clear(context, results_, static_cast<size_t>(rows_received_ * sizes_.hidden) * sizeof(float));
-  return Tokens{.x = receive_, .ids = receive_ids_, .shares = receive_shares_, .n = rows_received_, .out = results_};
+  Tokens received{.x = receive_, .ids = receive_ids_, .shares = receive_shares_, .n = rows_received_, .out = results_};
+  if (pieces_.size() > 1) received.pieces = pieces_;
+  return received;
 }
 
 // In the order of the ranks, so that the sum does not depend on who is fast.

@@ -34,6 +34,7 @@ class DeepEp final : public Dispatcher {
   const Sizes sizes_;
   const int64_t ranks_;
   int64_t max_received_ = 0;
+  int64_t room_ = 0;  // pairs that are computed at once at most; 0: any number
 
   // Of the step, in host memory.
   std::vector<int32_t> ids_;                     // [n, top_k] of this rank's tokens
@@ -41,6 +42,7 @@ class DeepEp final : public Dispatcher {
   std::vector<int32_t> places_;                  // [n, ranks] row of the send buffer, -1 = not sent there
   std::vector<int64_t> sent_, received_;         // [ranks] rows
   std::vector<int64_t> all_counts_;              // [ranks, ranks]
+  std::vector<int64_t> pieces_;                  // Tokens::pieces, of one too
   std::vector<int32_t> routes_out_, routes_in_;  // [rows, 2 * top_k] ids, and the bits of shares
   Tokens own_;
   int64_t rows_sent_ = 0;

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "base/result.h"
 #include "kernels/kernels.h"
@@ -19,6 +20,9 @@ struct Sizes {
   int64_t experts = 0;  // of all ranks
   int64_t top_k = 0;
   kernels::DType dtype = kernels::DType::kF32;  // of rows on their way to experts; they come back in float32
+  // Pairs of a token and one of this rank's experts that are computed at once at most: so many for each of max_tokens,
+  // top_k or more; 0: as many as come. For Tokens::pieces.
+  int64_t room = 0;
   bool operator==(const Sizes&) const = default;
 };
 
@@ -28,6 +32,9 @@ struct Tokens {
   const int32_t* ids = nullptr;   // [n, top_k]; those of experts on other ranks are not for this one
   const float* shares = nullptr;  // [n, top_k] what each expert's output is weighted by
   int64_t n = 0;
+  // Numbers of tokens, in their order, that are computed one after another, since there is no room for the pairs of all
+  // of them at once; empty: there is.
+  std::span<const int64_t> pieces = {};
   float* out = nullptr;  // [n, hidden], to which the weighted outputs of this rank's experts are added
   // Where these are given, each row is of one expert, `ids` [n], and lies in a slab, where those of this rank's e-th
   // expert follow each other from row slab_starts[e] on: row i is row slab_rows[i] of `x` and `out`, which hold all of

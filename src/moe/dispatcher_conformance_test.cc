@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <numeric>
 #include <set>
 #include <thread>
 #include <tuple>
@@ -297,6 +298,50 @@ void expect_slab(const Batch& got, const std::vector<Batch>& batches, const para
     if (rows[e].empty()) continue;
     EXPECT_EQ(*rows[e].begin(), got.slab_starts[e]);
     EXPECT_EQ(*rows[e].rbegin() - *rows[e].begin() + 1, std::ssize(rows[e])) << "expert " << e;
+  }
+}
+
+// Tokens come in pieces, of which each has room for its pairs with this rank's experts and no piece could take the next
+// token.
+void expect_pieces(const Batch& got, std::span<const int64_t> pieces, const parallel::Slice& experts, int64_t top_k,
+                   int64_t room) {
+  std::vector<int64_t> pairs(static_cast<size_t>(got.n));  // of each token
+  for (size_t i = 0; i < got.ids.size(); ++i) {
+    pairs[i / static_cast<size_t>(top_k)] += got.ids[i] >= experts.first && got.ids[i] < experts.end();
+  }
+  const auto sum = [&](int64_t first, int64_t count) {
+    return std::accumulate(pairs.begin() + first, pairs.begin() + first + count, int64_t{0});
+  };
+  EXPECT_EQ(pieces.empty(), sum(0, got.n) <= room);
+  int64_t first = 0;
+  for (const int64_t count : pieces) {
+    EXPECT_LE(sum(first, count), room);
+    first += count;
+    if (first == got.n) break;
+    EXPECT_GT(sum(first - count, count + 1), room);
+  }
+  EXPECT_EQ(first, pieces.empty() ? 0 : got.n);
+}
+
+TEST_P(DispatcherConformance, TokensWithoutRoomForAllPairsComeInPieces) {
+  if (GetParam().mode == DeepEpMode::kLowLatency || !sends()) GTEST_SKIP() << "a slab has room for all";
+  Rng rng(5);
+  const int64_t top_k = 2;
+  const Sizes sizes{.hidden = kHidden, .experts = 2 * GetParam().ranks, .top_k = top_k, .room = top_k};
+  make(sizes);
+  for (int round = 0; round < 8; ++round) {
+    const auto routing = static_cast<Routing>(round % 4);
+    std::vector<Batch> batches;
+    for (size_t i = 0; i < ranks_.size(); ++i) {
+      batches.push_back(draw(rng, routing, static_cast<int64_t>(i), sizes, kMaxTokens));
+    }
+    on_each([&](size_t i) {
+      Rank& rank = *ranks_[i];
+      const auto got = rank.dispatch(batches[i], /*extend=*/true);
+      ASSERT_TRUE(got.ok()) << got.error().message;
+      expect_pieces(*got, rank.received().pieces, rank.own_experts(), top_k, kMaxTokens * top_k);
+      ASSERT_TRUE(rank.combine(*got).ok());
+    });
   }
 }
 

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "engine/explain/explain.h"
 #include "engine/layout_options.h"
 
 namespace sluice::engine {
@@ -68,6 +69,34 @@ TEST(AutoLayoutTest, WhatGoesWithALayoutIsSetToo) {
   EXPECT_EQ(chosen.moe_dense_tp_size, 1);
   EXPECT_TRUE(chosen.enable_dp_lm_head);
   EXPECT_EQ(chosen.ep_size, 4);
+}
+
+// What is weighed is what will run: float32, which takes twice the memory and more than twice the time of bfloat16.
+TEST(AutoLayoutTest, ADeterministicServerIsWeighedInFloat32) {
+  const auto weighed = [](std::vector<std::string> flags) {
+    flags.insert(flags.begin(),
+                 {"--model-path", SLUICE_FIXTURES_DIR "/published-configs/DeepSeek-V2-Lite.json", "--tp", "4"});
+    const EngineOptions given = engine_option_table().parse(flags).value();
+    const DescribedModel model = describe_model(given, /*here=*/false).value();
+    return examine_layout(model, given, machine(400), {.input_tokens = 128, .output_tokens = 128}, {8}).value();
+  };
+  const LayoutFacts as_usual = weighed({}), fixed = weighed({"--deterministic"});
+  EXPECT_EQ(fixed.options.dtype, "float32");
+  EXPECT_GT(fixed.rank.weight_bytes(), 1.9 * static_cast<double>(as_usual.rank.weight_bytes()));
+  EXPECT_LT(fixed.predictions[0].output_tokens_per_s, as_usual.predictions[0].output_tokens_per_s);
+}
+
+// Layouts that the server would refuse with these flags are not weighed either.
+TEST(AutoLayoutTest, WhatADeterministicServerRefusesIsNotProposed) {
+  const EngineOptions given =
+      engine_option_table()
+          .parse({"--model-path", SLUICE_FIXTURES_DIR "/published-configs/DeepSeek-V2-Lite.json", "--tp", "4",
+                  "--deterministic", "--deepep-mode", "auto"})
+          .value();
+  const DescribedModel model = describe_model(given, /*here=*/false).value();
+  const auto all = weigh_layouts(model, given, machine(400), {.input_tokens = 128, .output_tokens = 128}, {8}, 4);
+  ASSERT_FALSE(all.empty());
+  for (const LayoutFacts& facts : all) EXPECT_EQ(facts.options.moe_a2a_backend, "none") << layout_flags(facts);
 }
 
 TEST(AutoLayoutTest, ALayoutThatIsGivenAsWellIsRefused) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "engine/deterministic.h"
 #include "engine/expert_options.h"
 #include "engine/layout_options.h"
 #include "models/dtypes.h"
@@ -29,6 +30,7 @@ void plan_pool(const DescribedModel& model, const Hardware& hardware, LayoutFact
   info.kv_bytes_per_token = static_cast<size_t>(facts.rank.kv_bytes_per_token);
   info.state_bytes_per_sequence = static_cast<size_t>(facts.rank.state_bytes_per_sequence);
   info.weight_bytes = static_cast<size_t>(facts.rank.weight_bytes());
+  info.own_weight_bytes = static_cast<size_t>(facts.own_weight_bytes);
   EngineOptions options = facts.options;
   facts.memory_fraction = options.mem_fraction_static.value_or(hardware.memory_fraction);
   options.mem_fraction_static = facts.memory_fraction;
@@ -121,9 +123,9 @@ EngineOptions with(EngineOptions options, const Choice& choice, int64_t tp, int6
 Result<DescribedModel> describe_model(const EngineOptions& options, bool here) {
   DescribedModel model;
   SLUICE_TRY(model.fp8_dispatch, sends_fp8(options));
+  const std::string dtype = settled_dtype(options);
   // Other machines are taken to have bfloat16.
-  SLUICE_TRY(const auto arithmetic,
-             models::arithmetic_of(options.dtype == "auto" && !here ? "bfloat16" : options.dtype));
+  SLUICE_TRY(const auto arithmetic, models::arithmetic_of(dtype == "auto" && !here ? "bfloat16" : dtype));
   model.dtype = arithmetic.dtype;
   model.rounded = arithmetic.rounded;
   SLUICE_TRY(model.kv_dtype, models::kv_dtype_of(options.kv_cache_dtype, model.dtype));
@@ -151,6 +153,8 @@ Result<LayoutFacts> examine_layout(const DescribedModel& model, const EngineOpti
   facts.notes = adjust_layout(facts.options);
   SLUICE_TRY(const auto of_experts, adjust_experts(facts.options));
   facts.notes.insert(facts.notes.end(), of_experts.begin(), of_experts.end());
+  SLUICE_TRY(const auto of_deterministic, settle_deterministic(facts.options));
+  facts.notes.insert(facts.notes.end(), of_deterministic.begin(), of_deterministic.end());
   facts.layout = layout_of(facts.options, 0);
   facts.instances = instance_count(facts.options);
   SLUICE_TRY(facts.map, models::check_sharding(model.config, facts.layout, expert_placement_of(facts.options)));
@@ -159,6 +163,12 @@ Result<LayoutFacts> examine_layout(const DescribedModel& model, const EngineOpti
                                                model.rounded, map));
   if (model.config.moe && facts.layout.a2a != MoeAllToAll::kNone) {
     facts.reach = models::expected_reach(*model.config.moe, facts.layout.tp_size, map);
+  }
+  facts.own_weight_bytes = facts.rank.weight_bytes();
+  // Without DP attention next to nothing is alike.
+  if (hardware.divisible && facts.layout.dp_attention()) {
+    SLUICE_TRY(facts.own_weight_bytes,
+               models::own_weight_bytes(model.config, facts.layout, model.dtype, *model.source, model.rounded, map));
   }
   facts.kv_copies = key_heads_of(model.config, facts.layout) * facts.layout.attention_tp_size() /
                     (model.config.mla ? 1 : model.config.num_kv_heads);

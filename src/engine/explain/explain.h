@@ -48,6 +48,7 @@ struct LayoutFacts {
   std::optional<moe::ExpertMap> map;  // nothing: each expert once, in order
   models::TokenReach reach;           // of a token in a layer with experts, with deepep
   models::RankShape rank;             // of rank 0
+  int64_t own_weight_bytes = 0;       // of its weights, those that ranks of a machine have in common divided among them
   std::optional<MemoryPlan> memory;   // of each attention group's ranks; none: the model does not fit
   std::string why_not;                // it does not
   double memory_fraction = 0;

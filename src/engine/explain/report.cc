@@ -147,6 +147,11 @@ std::string memory_text(const Explanation& e) {
     out += fmt::format("  states of a sequence: {} on a rank\n",
                        bytes_text(static_cast<double>(facts.rank.state_bytes_per_sequence)));
   }
+  if (facts.own_weight_bytes < facts.rank.weight_bytes()) {
+    out +=
+        fmt::format("  {:.2f} of {:.2f} GiB of weights are counted for a rank: what ranks have alike is there once\n",
+                    gib(facts.own_weight_bytes), gib(facts.rank.weight_bytes()));
+  }
   if (!facts.memory) return out + fmt::format("  it does not fit: {}\n", facts.why_not);
   out +=
       fmt::format("  KV pool of a rank: {:.1f} GiB, {} tokens; unique tokens of all: {}\n", gib(facts.memory->kv_bytes),

@@ -73,7 +73,13 @@ MoeFfn::MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, 
 
   const auto element = static_cast<int64_t>(tensor::block_bytes(weights.dtype()));
   const int64_t groups = layout.dp_size;  // whose tokens it gets
-  const int64_t pairs = moe_.top_k * groups, padding = weights.backend().group_padding(own_.count);
+  // Where tokens are sent to their experts a rank gets its share of them, and rarely much more: what is beyond half of
+  // it again is computed afterwards, which reads the weights once more. Elsewhere all may be for this rank.
+  int64_t pairs = moe_.top_k * groups;
+  if (layout.a2a == parallel::MoeAllToAll::kDeepEp && layout.tp_size > 1) {
+    pairs = std::max(moe_.top_k, (3 * pairs + 2 * layout.tp_size - 1) / (2 * layout.tp_size));
+  }
+  const int64_t padding = weights.backend().group_padding(own_.count);
   logits_slot_ = scratch.declare("router_logits", moe_.experts * 4, groups);
   ids_slot_ = scratch.declare("expert_ids", moe_.top_k * 4, groups);
   copies_slot_ = scratch.declare("expert_copies", copies_ == nullptr ? 0 : moe_.top_k * 4, groups);
@@ -82,8 +88,11 @@ MoeFfn::MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, 
   counts_slot_ = scratch.declare("expert_counts", 4, 0, own_.count);
   rows_slot_ = scratch.declare("expert_rows", moe_.top_k * 4, groups);
   expert_in_slot_ = scratch.declare("expert_in", hidden_ * element, pairs, padding);
-  const moe::Dispatcher& dispatcher = decoder.dispatcher(
-      {.hidden = hidden_, .experts = copies_of(weights, moe_), .top_k = moe_.top_k, .dtype = weights.dtype()});
+  const moe::Dispatcher& dispatcher = decoder.dispatcher({.hidden = hidden_,
+                                                          .experts = copies_of(weights, moe_),
+                                                          .top_k = moe_.top_k,
+                                                          .dtype = weights.dtype(),
+                                                          .room = pairs});
   // Rows of a slab are anywhere in it.
   const int64_t extra = std::max(padding, dispatcher.slab_rows());
   expert_gate_up_slot_ = scratch.declare("expert_gate_up", 2 * width_ * 4, pairs, extra);
@@ -110,7 +119,12 @@ Result<void> MoeFfn::run(const kernels::Context& context, const Step& step, cons
     SLUICE_TRY_VOID(dispatch());
   }
   step.progress(parallel::Phase::kExperts);
-  run_experts(context, step, tokens);
+  if (tokens.pieces.empty()) run_experts(context, step, tokens);
+  int64_t first = 0;
+  for (const int64_t count : tokens.pieces) {
+    run_experts(context, step, part_of(tokens, first, count));
+    first += count;
+  }
   step.progress(parallel::Phase::kCombine);
   if (!overlaps) return combine();
   // What comes back is added after it, as elsewhere.
@@ -147,6 +161,15 @@ moe::Tokens MoeFfn::choose(const kernels::Context& context, const Step& step, co
     tokens.ids = copies;
   }
   return tokens;
+}
+
+moe::Tokens MoeFfn::part_of(const moe::Tokens& tokens, int64_t first, int64_t count) const {
+  const auto row_bytes = hidden_ * static_cast<int64_t>(tensor::block_bytes(weights_.dtype()));
+  return {.x = static_cast<const char*>(tokens.x) + first * row_bytes,
+          .ids = tokens.ids + first * moe_.top_k,
+          .shares = tokens.shares + first * moe_.top_k,
+          .n = count,
+          .out = tokens.out + first * hidden_};
 }
 
 void MoeFfn::run_experts(const kernels::Context& context, const Step& step, const moe::Tokens& tokens) const {

@@ -38,6 +38,7 @@ class MoeFfn final : public Block {
  private:
   // Where the tokens of `x` [n, hidden] go.
   moe::Tokens choose(const kernels::Context& context, const Step& step, const void* x, int64_t n) const;
+  moe::Tokens part_of(const moe::Tokens& tokens, int64_t first, int64_t count) const;
   // What this rank's experts make of the tokens is added to tokens.out.
   void run_experts(const kernels::Context& context, const Step& step, const moe::Tokens& tokens) const;
 

@@ -10,8 +10,13 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <mutex>
+#include <set>
+#include <thread>
+#include <tuple>
 
 #include "base/rng.h"
+#include "parallel/inproc.h"
 
 namespace sluice::models {
 namespace {
@@ -25,6 +30,7 @@ class MemorySource final : public tensor::TensorSource {
     tensor.shape = std::move(shape);
     Rng rng(seed);
     auto& values = values_[name];
+    values.clear();
     for (int64_t i = 0; i < tensor.elements(); ++i) values.push_back(static_cast<float>(rng.uniform()));
     tensor.data = std::as_bytes(std::span<const float>(values));
   }
@@ -118,6 +124,119 @@ TEST_F(WeightStoreTest, AMissingOrMisshapenTensorIsNamed) {
   const auto wrong = misshapen.materialise(source_, {backend_.get(), nullptr}, {}, {});
   ASSERT_FALSE(wrong.ok());
   EXPECT_NE(wrong.error().message.find("norm"), std::string::npos);
+}
+
+// Two ranks of an instance, of which each has half of `q` and both have the rest: what both have lies in one place, and
+// is read by one of them.
+class CommonTest : public WeightStoreTest {
+ protected:
+  struct Rank {
+    Rank(const kernels::Backend& backend, parallel::Communicator& world)
+        : groups{.layout = {.tp_rank = world.rank(), .tp_size = 2}, .all = &world},
+          store(backend, kernels::DType::kF32, nullptr, &groups) {
+      table = store.table({"table", 5}, 8);
+      own = store.linear({{"q", 3, 3 * world.rank(), 6}}, 8);
+      k = store.linear({{"k", 4}}, 8);
+      norm = store.vector({{"norm", 8}});
+      room = store.reserve("room", 100);
+    }
+    parallel::Groups groups;
+    WeightStore store;
+    TableWeight table;
+    LinearWeight own, k;
+    VectorWeight norm;
+    size_t room = 0;
+  };
+
+  CommonTest() {
+    for (auto& comm : world_) ranks_.push_back(std::make_unique<Rank>(*backend_, *comm));
+  }
+  void on_each(const std::function<void(Rank&)>& body) {
+    std::vector<std::thread> threads;
+    for (auto& rank : ranks_) threads.emplace_back([&] { body(*rank); });
+    for (auto& thread : threads) thread.join();
+  }
+  Result<void> load(Rank& rank) {
+    SLUICE_TRY_VOID(rank.store.find_common());
+    return rank.store.materialise(source_, {backend_.get(), nullptr}, {}, {});
+  }
+  // [8, rows] as a product gives them: a column for each unit vector.
+  std::vector<float> values(const Rank& rank, const LinearWeight& weight) {
+    std::vector<float> out;
+    for (size_t i = 0; i < 8; ++i) {
+      std::vector<float> x(8), y(static_cast<size_t>(weight.shape.out));
+      x[i] = 1;
+      backend_->linear(
+          {}, {.shape = &weight.shape, .weight = rank.store.address(weight), .in = x.data(), .out = y.data(), .n = 1});
+      out.insert(out.end(), y.begin(), y.end());
+    }
+    return out;
+  }
+  std::vector<float> stored(const std::string& name, int64_t first, int64_t rows) {
+    std::vector<float> read(static_cast<size_t>(rows * 8)), out;
+    source_.find(name)->read_rows(first, rows, read.data());
+    for (size_t i = 0; i < 8; ++i) {
+      for (size_t row = 0; row < static_cast<size_t>(rows); ++row) out.push_back(read[row * 8 + i]);
+    }
+    return out;
+  }
+  void expect_all() {
+    for (const auto& rank : ranks_) {
+      EXPECT_EQ(values(*rank, rank->own), stored("q", 3 * rank->groups.layout.tp_rank, 3));
+      EXPECT_EQ(values(*rank, rank->k), stored("k", 0, 4));
+      EXPECT_EQ(rank->store.address(rank->norm), ranks_[0]->store.address(ranks_[0]->norm));
+      EXPECT_EQ(rank->store.address(rank->table), ranks_[0]->store.address(ranks_[0]->table));
+      EXPECT_NE(rank->store.address(rank->own), ranks_[1 - rank->groups.layout.tp_rank]->store.address(rank->own));
+    }
+  }
+
+  std::vector<std::unique_ptr<parallel::Communicator>> world_ = parallel::make_inproc_group(2);
+  std::vector<std::unique_ptr<Rank>> ranks_;
+};
+
+TEST_F(CommonTest, WhatBothHaveIsReadOnceAndSeenByBoth) {
+  std::mutex mutex;
+  std::map<std::string, std::set<std::thread::id>> readers;
+  source_.before_find = [&](std::string_view name) {
+    const std::lock_guard lock(mutex);
+    readers[std::string(name)].insert(std::this_thread::get_id());
+  };
+  on_each([&](Rank& rank) { ASSERT_TRUE(load(rank).ok()); });
+  for (const auto& [name, threads] : readers) EXPECT_EQ(threads.size(), name == "q" ? 2u : 1u) << name;
+  expect_all();
+  for (const auto& rank : ranks_) {
+    const auto bytes = [&](const LinearWeight& weight) { return backend_->packed_bytes(weight.shape); };
+    EXPECT_EQ(rank->store.own_bytes(), bytes(rank->own) + 100 + (5 * 8 * 4 + bytes(rank->k) + 8 * 4) / 2);
+    EXPECT_GT(rank->store.bytes(), rank->store.own_bytes());
+    std::memset(rank->store.writable(rank->room), 7, 100);
+  }
+  expect_all();
+  EXPECT_DEATH(ranks_[0]->store.writable(ranks_[0]->norm.offset), "are shared");
+}
+
+TEST_F(CommonTest, OtherValuesAreSeenByBothOnceBothHaveReadThem) {
+  on_each([&](Rank& rank) { ASSERT_TRUE(load(rank).ok()); });
+  const float* const before = ranks_[1]->store.address(ranks_[1]->norm);
+  for (const auto& [name, shape, seed] : std::vector<std::tuple<std::string, std::vector<int64_t>, uint64_t>>{
+           {"q", {6, 8}, 11}, {"k", {4, 8}, 12}, {"norm", {8}, 13}, {"table", {5, 8}, 14}}) {
+    source_.add(name, shape, seed);
+  }
+  on_each([&](Rank& rank) { ASSERT_TRUE(rank.store.refill(source_, {backend_.get(), nullptr}, {}, {}).ok()); });
+  expect_all();
+  EXPECT_EQ(ranks_[1]->store.address(ranks_[1]->norm), before);
+  float want[8];
+  source_.find("norm")->read_rows(0, 8, want);
+  EXPECT_EQ(std::memcmp(before, want, sizeof(want)), 0);
+}
+
+// Nobody waits for what another one could not pack.
+TEST_F(CommonTest, WhatOneCannotPackFailsBothByName) {
+  source_.add("k", {3, 8}, 2);
+  on_each([&](Rank& rank) {
+    const auto loaded = load(rank);
+    ASSERT_FALSE(loaded.ok());
+    EXPECT_NE(loaded.error().message.find("k"), std::string::npos) << loaded.error().message;
+  });
 }
 
 TEST_F(PackingTest, AFailureToPackLeavesTheMemoryForTheNextRank) {

@@ -6,11 +6,13 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <numeric>
 #include <optional>
 #include <thread>
 
@@ -121,6 +123,13 @@ Result<void> check_part(const tensor::TensorSource& source, const Part& part, co
   return {};
 }
 
+// For their identity.
+std::string text_of(const std::vector<Part>& parts) {
+  std::string text;
+  for (const Part& part : parts) text += fmt::format("{}[{}+{} of {}]", part.name, part.first, part.rows, part.of);
+  return text;
+}
+
 std::string joined_names(const std::vector<Part>& parts) {
   std::string names;
   for (const Part& part : parts) names += (names.empty() ? "" : "+") + part.name;
@@ -145,15 +154,18 @@ WeightStore::~WeightStore() {
   if (mapping_ != nullptr) {
     ::munmap(mapping_, mapped_bytes_);
   } else if (base_ != nullptr) {
-    backend_.release(base_, bytes_);
+    backend_.release(base_, allocated_);
   }
 }
 
-size_t WeightStore::declare(std::string name, int64_t values, size_t bytes,
+size_t WeightStore::declare(std::string name, int64_t values, size_t bytes, std::string_view identity,
                             std::function<Result<void>(const tensor::TensorSource&, void* to)> fill) {
   SLUICE_CHECK(base_ == nullptr, "{} is declared after the weights were materialised", name);
   const size_t offset = bytes_;
-  entries_.push_back({std::move(name), values, offset, bytes, std::move(fill)});
+  WeightIdentity who{.bytes = static_cast<int64_t>(bytes)};
+  // Never 0, which stands for nothing that could be shared.
+  if (!identity.empty()) who.hash = static_cast<int64_t>(XXH64(identity.data(), identity.size(), 0) | 1);
+  entries_.push_back({std::move(name), values, offset, bytes, who, std::move(fill)});
   bytes_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
   return offset;
 }
@@ -180,10 +192,11 @@ kernels::DType WeightStore::kept_type(const std::vector<Part>& parts, int64_t in
 
 LinearWeight WeightStore::linear(std::vector<Part> parts, int64_t in, Columns columns) {
   const kernels::DType stored = kept_type(parts, in, columns);
-  return linear_stored([parts = std::move(parts)] { return parts; }, in, columns, stored);
+  return linear_stored([parts = std::move(parts)] { return parts; }, in, columns, stored, /*stays=*/true);
 }
 
-LinearWeight WeightStore::linear_stored(Parts parts_now, int64_t in, Columns columns, kernels::DType stored) {
+LinearWeight WeightStore::linear_stored(Parts parts_now, int64_t in, Columns columns, kernels::DType stored,
+                                        bool stays) {
   const std::vector<Part> parts = parts_now();
   LinearWeight weight;
   weight.shape = {.in = in, .out = 0, .dtype = dtype_};
@@ -206,7 +219,10 @@ LinearWeight WeightStore::linear_stored(Parts parts_now, int64_t in, Columns col
         to);
     return {};
   };
-  weight.offset = declare(std::move(name), shape.in * shape.out, backend_.packed_bytes(shape), fill);
+  const std::string identity = fmt::format("linear {} {}/{} {} {} {} {}", text_of(parts), columns.first, columns.of, in,
+                                           static_cast<int>(dtype_), static_cast<int>(stored), weight.shape.rounded);
+  weight.offset = declare(std::move(name), shape.in * shape.out, backend_.packed_bytes(shape),
+                          stays ? std::string_view(identity) : std::string_view(), fill);
   return weight;
 }
 
@@ -234,8 +250,11 @@ HeadsWeight WeightStore::heads(HeadPart part, int64_t in) {
     }
     return {};
   };
-  weight.offset = declare(fmt::format("{}, rows {} to {} of each head", part.name, part.first, part.first + part.rows),
-                          part.heads * part.rows * in, weight.stride * static_cast<size_t>(part.heads), fill);
+  std::string name = fmt::format("{}, rows {} to {} of each head", part.name, part.first, part.first + part.rows);
+  const std::string identity = fmt::format("heads {} {} {} {} {} {} {}", name, part.of_heads, part.first_head,
+                                           part.heads, part.head_rows, part.transposed, static_cast<int>(dtype_));
+  weight.offset = declare(std::move(name), part.heads * part.rows * in, weight.stride * static_cast<size_t>(part.heads),
+                          identity, fill);
   return weight;
 }
 
@@ -247,7 +266,7 @@ ExpertsWeight WeightStore::experts(parallel::Slice which, std::function<std::vec
     if (kept_type(parts(expert), in, columns) != stored) stored = kernels::DType::kF32;
   }
   const auto declare_one = [&](int64_t expert) {
-    return linear_stored([parts, expert] { return parts(expert); }, in, columns, stored);
+    return linear_stored([parts, expert] { return parts(expert); }, in, columns, stored, /*stays=*/false);
   };
   const LinearWeight first = declare_one(which.first);
   const ExpertsWeight weight{.shape = first.shape, .stride = bytes_ - first.offset, .offset = first.offset};
@@ -256,20 +275,25 @@ ExpertsWeight WeightStore::experts(parallel::Slice which, std::function<std::vec
 }
 
 size_t WeightStore::reserve(std::string name, size_t bytes) {
-  return declare(std::move(name), 0, bytes, [](const tensor::TensorSource&, void*) -> Result<void> { return {}; });
+  return declare(std::move(name), 0, bytes, "", [](const tensor::TensorSource&, void*) -> Result<void> { return {}; });
 }
 
 char* WeightStore::writable(size_t offset) const {
   SLUICE_CHECK(base_ != nullptr && mapping_ == nullptr, "weights at {} are shared, or not there yet", offset);
-  return base_ + offset;
+  if (!places_.empty()) {
+    SLUICE_CHECK(!std::prev(std::ranges::upper_bound(places_, offset, {}, &Place::offset))->common,
+                 "weights at {} are shared", offset);
+  }
+  return at(offset);
 }
 
 VectorWeight WeightStore::vector(std::vector<Part> parts) {
   VectorWeight weight;
   for (const Part& part : parts) weight.size += part.rows;
   std::string name = joined_names(parts);
+  const std::string identity = "vector " + text_of(parts);
   weight.offset =
-      declare(std::move(name), weight.size, static_cast<size_t>(weight.size) * sizeof(float),
+      declare(std::move(name), weight.size, static_cast<size_t>(weight.size) * sizeof(float), identity,
               [parts = std::move(parts)](const tensor::TensorSource& source, void* to) -> Result<void> {
                 auto* values = static_cast<float*>(to);
                 for (const Part& part : parts) {
@@ -290,6 +314,7 @@ TableWeight WeightStore::table(Part part, int64_t width) {
     if (found.ok() && tensor::block_elements(found->dtype) > 1) weight.dtype = found->dtype;
   }
   std::string name = part.name;
+  const std::string identity = fmt::format("table {} {} {}", text_of({part}), width, static_cast<int>(weight.dtype));
   const auto fill = [part = std::move(part), width, dtype = weight.dtype](const tensor::TensorSource& source,
                                                                           void* to) -> Result<void> {
     SLUICE_TRY(const auto stored, find_part(source, part, width));
@@ -313,16 +338,18 @@ TableWeight WeightStore::table(Part part, int64_t width) {
     }
     return {};
   };
-  weight.offset =
-      declare(std::move(name), weight.rows * width,
-              static_cast<size_t>(weight.rows) * tensor::bytes_of(weight.dtype, static_cast<size_t>(width)), fill);
+  weight.offset = declare(std::move(name), weight.rows * width,
+                          static_cast<size_t>(weight.rows) * tensor::bytes_of(weight.dtype, static_cast<size_t>(width)),
+                          identity, fill);
   return weight;
 }
 
 VectorWeight WeightStore::constant(std::string name, std::vector<float> values) {
   VectorWeight weight{.size = static_cast<int64_t>(values.size())};
   const size_t bytes = values.size() * sizeof(float);
-  weight.offset = declare(std::move(name), weight.size, bytes,
+  const std::string identity =
+      fmt::format("constant {} {}", name, XXH64(values.data(), values.size() * sizeof(float), 0));
+  weight.offset = declare(std::move(name), weight.size, bytes, identity,
                           [values = std::move(values)](const tensor::TensorSource&, void* to) -> Result<void> {
                             std::memcpy(to, values.data(), values.size() * sizeof(float));
                             return {};
@@ -332,18 +359,76 @@ VectorWeight WeightStore::constant(std::string name, std::vector<float> values) 
 
 std::vector<WeightStore::Declared> WeightStore::declared() const {
   std::vector<Declared> all;
-  for (const Entry& entry : entries_) all.push_back({entry.name, entry.values, entry.bytes});
+  for (const Entry& entry : entries_) all.push_back({entry.name, entry.values, entry.bytes, entry.identity});
   return all;
 }
 
-Result<void> WeightStore::fill_all(const tensor::TensorSource& source, char* to,
+Result<void> WeightStore::fill_all(const tensor::TensorSource& source, const std::function<char*(size_t offset)>& place,
                                    const std::function<void(double, std::string_view)>& progress) const {
   size_t done = 0;
-  for (const Entry& entry : entries_) {
-    SLUICE_TRY_VOID(entry.fill(source, to + entry.offset));
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    const Entry& entry = entries_[i];
     done += entry.bytes;
+    const bool others = !common_.entries.empty() && common_.entries[i] && !common_.entries[i]->own;
+    if (others) continue;
+    SLUICE_TRY_VOID(entry.fill(source, place(entry.offset)));
     if (progress)
       progress(static_cast<double>(done) / static_cast<double>(std::max<size_t>(bytes_, 1)), "packing weights");
+  }
+  return {};
+}
+
+Result<void> WeightStore::find_common() {
+  if (groups_ == nullptr || groups_->all == nullptr || groups_->all->size() == 1 || !backend_.host_visible()) return {};
+  parallel::Communicator& all = *groups_->all;
+  std::vector<WeightIdentity> own;
+  for (const Entry& entry : entries_) own.push_back(entry.identity);
+  constexpr int64_t kWords = sizeof(WeightIdentity) / sizeof(int64_t);
+  const int64_t count = std::ssize(own) * kWords;
+  std::vector<int64_t> counts(static_cast<size_t>(all.size()));
+  SLUICE_TRY_VOID(all.all_gather({}, parallel::Element::kI64, &count, counts.data(), 1));
+  std::vector<WeightIdentity> gathered(
+      static_cast<size_t>(std::accumulate(counts.begin(), counts.end(), int64_t{0}) / kWords));
+  SLUICE_TRY_VOID(all.all_gather_v({}, parallel::Element::kI64, own.data(), gathered.data(), counts));
+  std::vector<std::vector<WeightIdentity>> declared;
+  auto next = gathered.begin();
+  for (const int64_t words : counts) {
+    declared.emplace_back(next, next + words / kWords);
+    next += words / kWords;
+  }
+  CommonWeights common = models::find_common(declared, static_cast<size_t>(all.rank()));
+  if (common.bytes == 0) return {};
+  SLUICE_TRY(common_memory_, all.common_memory(common.bytes));
+  if (common_memory_) common_ = std::move(common);
+  return {};
+}
+
+size_t WeightStore::own_bytes() const {
+  if (common_.entries.empty()) return bytes_;
+  std::vector<WeightIdentity> own;
+  for (const Entry& entry : entries_) own.push_back(entry.identity);
+  return static_cast<size_t>(proportional_bytes(own, common_));
+}
+
+// What ranks have in common lies in their memory, all else in a block of this rank's.
+Result<void> WeightStore::place_all() {
+  size_t own = 0;
+  const auto aligned = [](size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; };
+  for (size_t i = 0; i < entries_.size(); ++i) own += common_.entries[i] ? 0 : aligned(entries_[i].bytes);
+  allocated_ = own;
+  SLUICE_TRY(void* memory, backend_.allocate(own));
+  base_ = static_cast<char*>(memory);
+  char* next = base_;
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    const Entry& entry = entries_[i];
+    const auto& place = common_.entries[i];
+    char* const at = place ? reinterpret_cast<char*>(common_memory_.get()) + place->offset : next;
+    if (!place) next += aligned(entry.bytes);
+    // What goes on where the one before it ends needs no line of its own: experts, which are addressed from their
+    // first, are such.
+    const bool goes_on = !places_.empty() && places_.back().common == place.has_value() &&
+                         places_.back().at + (entry.offset - places_.back().offset) == at;
+    if (!goes_on) places_.push_back({entry.offset, at, place.has_value()});
   }
   return {};
 }
@@ -351,6 +436,15 @@ Result<void> WeightStore::fill_all(const tensor::TensorSource& source, char* to,
 Result<void> WeightStore::materialise(const tensor::TensorSource& source, const kernels::Context& context,
                                       Shared shared, const std::function<void(double, std::string_view)>& progress) {
   if (shared.fd >= 0 && backend_.host_visible()) return share(source, shared, progress);
+  if (common_memory_) {
+    SLUICE_TRY_VOID(place_all());
+    const auto filled = fill_device(source, context, progress);
+    // The others wait for what this rank packs.
+    if (!filled.ok()) groups_->all->abort(filled.error().message);
+    SLUICE_TRY_VOID(filled);
+    return groups_->all->barrier();
+  }
+  allocated_ = bytes_;
   SLUICE_TRY(void* memory, backend_.allocate(bytes_));
   base_ = static_cast<char*>(memory);
   return fill_device(source, context, progress);
@@ -358,9 +452,12 @@ Result<void> WeightStore::materialise(const tensor::TensorSource& source, const 
 
 Result<void> WeightStore::fill_device(const tensor::TensorSource& source, const kernels::Context& context,
                                       const std::function<void(double, std::string_view)>& progress) {
-  if (backend_.host_visible()) return fill_all(source, base_, progress);
+  if (backend_.host_visible())
+    return fill_all(
+        source, [this](size_t offset) { return at(offset); }, progress);
   std::vector<char> staged(bytes_);
-  SLUICE_TRY_VOID(fill_all(source, staged.data(), progress));
+  SLUICE_TRY_VOID(fill_all(
+      source, [&](size_t offset) { return staged.data() + offset; }, progress));
   backend_.copy_to_device(context, base_, staged.data(), bytes_);
   backend_.synchronize(context);
   return {};
@@ -421,7 +518,9 @@ Result<void> WeightStore::refill(const tensor::TensorSource& source, const kerne
   Result<void> filled;
   if (::pwrite(lock.fd(), &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header))) {
     filled = shared_error("mark it unfinished");
-  } else if (filled = fill_all(source, static_cast<char*>(memory) + kHeaderBytes, progress); filled.ok()) {
+  } else if (filled = fill_all(
+                 source, [&](size_t offset) { return static_cast<char*>(memory) + kHeaderBytes + offset; }, progress);
+             filled.ok()) {
     header = {kReady, shared.key, bytes_};
     if (::pwrite(lock.fd(), &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header))) {
       filled = shared_error("mark it ready");
@@ -453,7 +552,8 @@ Result<void> WeightStore::share(const tensor::TensorSource& source, Shared share
     if (::ftruncate(fd, static_cast<off_t>(total)) != 0) return shared_error(fmt::format("take {} bytes", total));
     void* memory = ::mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (memory == MAP_FAILED) return shared_error("map it");
-    const auto filled = fill_all(source, static_cast<char*>(memory) + kHeaderBytes, progress);
+    const auto filled = fill_all(
+        source, [&](size_t offset) { return static_cast<char*>(memory) + kHeaderBytes + offset; }, progress);
     ::munmap(memory, total);
     if (!filled.ok()) return filled.error();
     header = {kReady, shared.key, bytes_};

@@ -1,15 +1,19 @@
-// A model's weights: declared first, then materialised in one block of device memory, which the ranks of a host may
-// share.
+// A model's weights: declared first, then materialised in device memory. Replicas on a host may share all of it; ranks
+// of one instance share what they have alike (common_weights.h).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <iterator>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/result.h"
 #include "kernels/kernels.h"
+#include "models/layers/common_weights.h"
 #include "moe/deepep_mode.h"
 #include "moe/expert_map.h"
 #include "parallel/groups.h"
@@ -117,34 +121,39 @@ class WeightStore {
     int fd = -1;       // memfd of the host's ranks; -1 = keep the weights to ourselves
     uint64_t key = 0;  // what the weights are; a memfd that holds something else is an error
   };
+  // Before materialise(): finds out what the ranks of the instance have alike, for own_bytes() and to pack it once. A
+  // call of all of them; nothing happens where they have no memory in common, or there is one rank.
+  Result<void> find_common();
+
   // Reads, converts and packs everything, or maps what another rank packed. Errors name the tensor. `progress` gets a
-  // share in 0..1.
+  // share in 0..1. With find_common() all ranks return when all have packed; one that cannot fails all.
   Result<void> materialise(const tensor::TensorSource& source, const kernels::Context& context, Shared shared,
                            const std::function<void(double, std::string_view)>& progress);
 
   // Other values in the place of those that are there. `shared` as before, its key that of the new ones; the ranks that
-  // share them compute nothing meanwhile. After an error some may be new and some old.
+  // share them compute nothing meanwhile, and until each has done so. After an error some may be new and some old.
   Result<void> refill(const tensor::TensorSource& source, const kernels::Context& context, Shared shared,
                       const std::function<void(double, std::string_view)>& progress);
 
   // Device addresses, after materialise().
-  const void* address(const LinearWeight& weight) const { return base_ + weight.offset; }
-  const void* address(const HeadsWeight& weight) const { return base_ + weight.offset; }
-  const void* address(const ExpertsWeight& weight) const { return base_ + weight.offset; }
-  const float* address(const VectorWeight& weight) const {
-    return reinterpret_cast<const float*>(base_ + weight.offset);
-  }
-  const void* address(const TableWeight& weight) const { return base_ + weight.offset; }
+  const void* address(const LinearWeight& weight) const { return at(weight.offset); }
+  const void* address(const HeadsWeight& weight) const { return at(weight.offset); }
+  const void* address(const ExpertsWeight& weight) const { return at(weight.offset); }
+  const float* address(const VectorWeight& weight) const { return reinterpret_cast<const float*>(at(weight.offset)); }
+  const void* address(const TableWeight& weight) const { return at(weight.offset); }
 
   // To be changed; only where no other rank shares the weights.
   char* writable(size_t offset) const;
 
   size_t bytes() const { return bytes_; }
+  // This rank's part of the host's memory: of what n ranks have in common, one n-th.
+  size_t own_bytes() const;
   // What was declared, in the order of declaration.
   struct Declared {
     std::string_view name;  // of the checkpoint's tensors
     int64_t values;         // this rank's
     size_t bytes;           // as the backend packs them
+    WeightIdentity identity;
   };
   std::vector<Declared> declared() const;
 
@@ -154,13 +163,22 @@ class WeightStore {
     int64_t values;
     size_t offset;
     size_t bytes;
+    WeightIdentity identity;
     // Writes the packed form to host memory of `bytes`.
     std::function<Result<void>(const tensor::TensorSource&, void* to)> fill;
   };
 
-  size_t declare(std::string name, int64_t values, size_t bytes,
+  // `identity`: what sets it apart from all other weights of the model, or of another part; empty: it is not shared.
+  size_t declare(std::string name, int64_t values, size_t bytes, std::string_view identity,
                  std::function<Result<void>(const tensor::TensorSource&, void* to)> fill);
-  Result<void> fill_all(const tensor::TensorSource& source, char* to,
+  char* at(size_t offset) const {
+    if (places_.empty()) return base_ + offset;
+    const auto next = std::ranges::upper_bound(places_, offset, {}, &Place::offset);
+    return std::prev(next)->at + (offset - std::prev(next)->offset);
+  }
+  Result<void> place_all();
+  // What is this rank's to pack, each to where `place` says.
+  Result<void> fill_all(const tensor::TensorSource& source, const std::function<char*(size_t offset)>& place,
                         const std::function<void(double, std::string_view)>& progress) const;
   Result<void> fill_device(const tensor::TensorSource& source, const kernels::Context& context,
                            const std::function<void(double, std::string_view)>& progress);
@@ -168,7 +186,7 @@ class WeightStore {
                      const std::function<void(double, std::string_view)>& progress);
 
   using Parts = std::function<std::vector<Part>()>;
-  LinearWeight linear_stored(Parts parts, int64_t in, Columns columns, kernels::DType stored);
+  LinearWeight linear_stored(Parts parts, int64_t in, Columns columns, kernels::DType stored, bool stays);
   // The type that all parts are stored in if the backend keeps it, else kF32.
   kernels::DType kept_type(const std::vector<Part>& parts, int64_t in, Columns columns) const;
 
@@ -182,7 +200,17 @@ class WeightStore {
   const bool rounded_;
   std::vector<Entry> entries_;
   size_t bytes_ = 0;
+  size_t allocated_ = 0;  // at base_
   char* base_ = nullptr;
+  CommonWeights common_;  // nothing where ranks have nothing in common
+  std::shared_ptr<std::byte> common_memory_;
+  // Where declarations from `offset` on are, ascending; none: all lie at base_ as declared.
+  struct Place {
+    size_t offset;
+    char* at;
+    bool common;
+  };
+  std::vector<Place> places_;
   size_t mapped_bytes_ = 0;  // of a shared mapping, else 0
   char* mapping_ = nullptr;
 };
