@@ -778,7 +778,7 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .field = &O::watchdog_timeout,
            .value = 4.0,
            .range = {2, 1e9},
-           .read_by = "engine/front, engine/rank",
+           .read_by = "engine/front",
            .group = kScheduling,
            .help = "Seconds without progress after which a busy rank counts as hung, and is restarted; however long a "
                    "step takes, it makes progress with each piece of its work. Ranks that step together find each "
