@@ -36,8 +36,11 @@ net::Task<> get_weights_by_name(ApiCall& call) {
   }
   const auto read = co_await ask_ranks(call, ControlKind::kReadWeight, to_json(*query), kReadTimeout);
   if (!read.ok()) {
-    const std::string message = "Get parameter by name failed: " + read.error().message;
-    co_await answer(call, error_response(400, message));
+    // What ranks refuse comes as kUnavailable, and is the request's fault: no such tensor. Silence is not.
+    Error error = read.error();
+    error.message = "Get parameter by name failed: " + error.message;
+    if (error.code == ErrorCode::kUnavailable) error.code = ErrorCode::kInvalidArgument;
+    co_await answer_error(call, error);
     co_return;
   }
   if (std::cmp_less(read->size(), call.api.settings.dp_size)) {

@@ -38,5 +38,13 @@ TEST_F(WeightsApiTest, WhatIsWrongIsNamed) {
   EXPECT_THAT(answer.body, HasSubstr("Get parameter by name failed: rank 0: no tensor x"));
 }
 
+TEST_F(WeightsApiTest, ASilentRankIsNoFaultOfTheRequest) {
+  serve();
+  backend_->control_results[ControlKind::kReadWeight] = Error{ErrorCode::kTimeout, "rank 1 did not answer"};
+  const auto answer = post("/get_weights_by_name", {{"name", "x"}});
+  EXPECT_GE(answer.status, 500);
+  EXPECT_THAT(answer.body, HasSubstr("rank 1 did not answer"));
+}
+
 }  // namespace
 }  // namespace sluice::engine
