@@ -33,8 +33,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kMostValues = int64_t{1} << 22;  // of a tensor that somebody looks at
 using Json = nlohmann::json;
+
+// Of a tensor that somebody looks at; nothing else is done meanwhile.
+constexpr int64_t kMostValues = int64_t{1} << 20;
 
 Result<Json> read_json(const fs::path& path) {
   std::ifstream file(path);
@@ -170,10 +172,10 @@ class DecoderRunner final : public Runner {
     if (options.rebalance) runner->make_rebalancer();
     SLUICE_TRY_VOID(runner->weights_.find_common());
     SLUICE_TRY_VOID(check_memory(runner->weights_, options.memory_bytes));
-    SLUICE_TRY_VOID(runner->weights_.materialise(
-        *checkpoint.source, runner->context_,
-        {.fd = options.shared_weights_fd, .key = weights_key(options, runner->weights_)}, progress));
+    // Before they are read: files that are replaced meanwhile are other ones.
     runner->loaded_key_ = weights_key(options, runner->weights_);
+    SLUICE_TRY_VOID(runner->weights_.materialise(
+        *checkpoint.source, runner->context_, {.fd = options.shared_weights_fd, .key = runner->loaded_key_}, progress));
     const auto& recorder = options.expert_recorder;
     const bool each_token = recorder && recorder->mode == moe::RecordMode::kPerToken;
     SLUICE_TRY_VOID(runner->make_buffers(options.record_routing || each_token));
@@ -270,6 +272,7 @@ class DecoderRunner final : public Runner {
     }
     auto labels = read_label_weights(*checkpoint.source);
     if (!labels.ok()) return Error{ErrorCode::kInvalidArgument, labels.error().message};
+    const uint64_t key = weights_key(other, weights_);
     if (auto filled = refill(*checkpoint.source, other, progress); !filled.ok()) {
       const auto back = [&]() -> Result<void> {
         SLUICE_TRY(const Checkpoint old, open_checkpoint(weights_from_));
@@ -283,7 +286,7 @@ class DecoderRunner final : public Runner {
     }
     label_weights_ = std::move(*labels);
     weights_from_ = std::move(other);
-    loaded_key_ = weights_key(weights_from_, weights_);
+    loaded_key_ = key;
     return {};
   }
   Result<WeightValues> read_weight(std::string_view name, int64_t rows) const override {
@@ -292,9 +295,9 @@ class DecoderRunner final : public Runner {
                    fmt::format("{}: the files have changed since their weights were loaded", weights_from_.model_path)};
     }
     SLUICE_TRY(const Checkpoint checkpoint, open_checkpoint(weights_from_));
-    SLUICE_TRY(const auto stored, checkpoint.source->find(name));
+    SLUICE_TRY(auto stored, checkpoint.source->find_weight(name));
+    if (stored.shape.empty()) stored.shape = {1};
     WeightValues out{.shape = stored.shape, .values = {}};
-    if (out.shape.empty()) out.shape = {1};
     out.shape[0] = std::min(out.shape[0], rows);
     if (const int64_t count = out.shape[0] * stored.row_elements(); count > kMostValues) {
       return Error{ErrorCode::kInvalidArgument, fmt::format("{}: {} rows hold {} values, of which {} at most are shown",

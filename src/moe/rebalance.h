@@ -29,7 +29,7 @@ struct RebalanceCounts {
   double seconds = 0;               // in which nothing was computed
 };
 
-// Tokens that the experts of each rank got, copies included, since this was last asked for.
+// Tokens that the experts of each rank got, copies included, in the windows that ended since this was last asked for.
 struct RankTokens {
   std::vector<int64_t> layers;  // those with experts, by their numbers in the model
   int64_t ranks = 0;            // that divide the experts

@@ -54,7 +54,7 @@ Result<StoredTensor> StoredTensor::columns(int64_t first, int64_t count) const {
   return part;
 }
 
-Result<StoredTensor> TensorSource::find_shaped(std::string_view name, std::vector<int64_t> shape) const {
+Result<StoredTensor> TensorSource::find_weight(std::string_view name) const {
   SLUICE_TRY(StoredTensor tensor, find(name));
   if (tensor.dtype == DType::kI32) {
     return Error{ErrorCode::kProtocol, fmt::format("tensor {} holds I32 values, which are not weights", name)};
@@ -63,6 +63,11 @@ Result<StoredTensor> TensorSource::find_shaped(std::string_view name, std::vecto
     return Error{ErrorCode::kUnimplemented,
                  fmt::format("tensor {} holds F8_E4M3 values without scales of blocks", name)};
   }
+  return tensor;
+}
+
+Result<StoredTensor> TensorSource::find_shaped(std::string_view name, std::vector<int64_t> shape) const {
+  SLUICE_TRY(StoredTensor tensor, find_weight(name));
   if (tensor.shape != shape) {
     return Error{ErrorCode::kProtocol, fmt::format("tensor {} has the shape [{}] where the configuration says [{}]",
                                                    name, fmt::join(tensor.shape, ", "), fmt::join(shape, ", "))};

@@ -69,7 +69,9 @@ class TensorSource {
   // kNotFound names the file.
   virtual Result<StoredTensor> find(std::string_view name) const = 0;
   virtual bool has(std::string_view name) const = 0;
-  // Fails with the file, the tensor and both shapes unless the tensor has this shape.
+  // Fails also if its values are none that read_rows() can widen: integers, or 8 bits without their scales.
+  Result<StoredTensor> find_weight(std::string_view name) const;
+  // Of those; fails with the file, the tensor and both shapes unless the tensor has this shape.
   virtual Result<StoredTensor> find_shaped(std::string_view name, std::vector<int64_t> shape) const;
 };
 

@@ -6,8 +6,10 @@ usage: insides_test.py <sluice binary> <folder of fixtures>"""
 import base64
 import json
 import os
+import shutil
 import struct
 import sys
+import tempfile
 import unittest
 from pathlib import Path
 
@@ -138,6 +140,38 @@ class OneRankTest(unittest.TestCase):
         status, _, answer = call(self.url + "/get_weights_by_name", {"name": "no.such.weight"})
         self.assertEqual(status, 400)
         self.assertIn("no.such.weight", answer["message"])
+
+
+def with_tensors(folder, added):
+    """A copy of tiny-llama there whose file has more: name -> (dtype, shape, bytes)."""
+    shutil.copytree(FIXTURES / "tiny-llama", folder)
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    size, = struct.unpack_from("<Q", data)
+    header, values = json.loads(data[8:8 + size]), data[8 + size:]
+    for name, (dtype, shape, raw) in added.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(values), len(values) + len(raw)]}
+        values += raw
+    head = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(head)) + head + values)
+    return folder
+
+
+class UnusualTensorsTest(unittest.TestCase):
+    def test_x9_whatever_tensor_is_asked_for_the_server_lives(self):
+        with tempfile.TemporaryDirectory() as folder:
+            model = with_tensors(Path(folder) / "model", {"scalar": ("F32", [], struct.pack("<f", 2.5)),
+                                                          "nothing": ("F32", [0, 7], b""),
+                                                          "numbers": ("I32", [2], struct.pack("<2i", 1, 2)),
+                                                          "unscaled": ("F8_E4M3", [4], bytes(4))})
+            with server(model) as running:
+                for name, want in (("scalar", [2.5]), ("nothing", [])):
+                    self.assertEqual(call(running.url + "/get_weights_by_name", {"name": name})[::2], (200, want))
+                for name, why in (("numbers", "I32"), ("unscaled", "without scales")):
+                    status, _, answer = call(running.url + "/get_weights_by_name", {"name": name})
+                    self.assertEqual(status, 400, answer)
+                    self.assertIn(why, answer["message"])
+                self.assertEqual(len(generate(running.url, input_ids=[1, 2, 3])["output_ids"]), 6)
 
 
 class LayoutsTest(unittest.TestCase):

@@ -72,11 +72,9 @@ void Decoder::overlap(parallel::Overlap& overlap) {
 }
 
 Result<void> Decoder::allocate(const kernels::Context& context, int64_t max_tokens) {
+  if (splits()) second_scratch_.declare_all_of(scratch_);
   SLUICE_TRY_VOID(scratch_.allocate(max_tokens));
-  if (splits()) {
-    second_scratch_.declare_all_of(scratch_);
-    SLUICE_TRY_VOID(second_scratch_.allocate(max_tokens));
-  }
+  SLUICE_TRY_VOID(second_scratch_.allocate(max_tokens));
   if (copy_chooser_) SLUICE_TRY_VOID(copy_chooser_->allocate(context));
   for (const auto& dispatcher : dispatchers_) {
     if (dispatcher) SLUICE_TRY_VOID(dispatcher->allocate(max_tokens, max_tokens * weights_.layout().dp_size));

@@ -27,7 +27,7 @@ class Scratch {
 
   // Rows of `row_bytes`, as many as a product of rows_per_token * n_tokens rows may touch, and extra_rows more.
   Slot declare(std::string_view name, int64_t row_bytes, int64_t rows_per_token = 1, int64_t extra_rows = 0);
-  // The same as another's, before allocate().
+  // The same as another's, before allocate() of either.
   void declare_all_of(const Scratch& other) { buffers_ = other.buffers_; }
   // Once, after all declarations. Memory is taken only as it is touched.
   Result<void> allocate(int64_t max_tokens);
