@@ -50,14 +50,6 @@ void GroupRunner::copy_state(int32_t from, int32_t to) {
 
 void GroupRunner::saw_work(uint64_t number) { work_seen_ = std::max(work_seen_, number); }
 
-int64_t GroupRunner::others_decode() const {
-  int64_t most = 0;
-  for (size_t group = 0; group < plan_.decoding.size(); ++group) {
-    if (std::cmp_not_equal(group, groups_.layout.attention_dp().rank)) most = std::max(most, plan_.decoding[group]);
-  }
-  return most;
-}
-
 Result<void> GroupRunner::exchange(StepRow row) {
   row.seq = ++seq_;
   row.plan_hash = plan_.hash;
@@ -65,26 +57,21 @@ Result<void> GroupRunner::exchange(StepRow row) {
   row.received_bytes =
       static_cast<int64_t>(groups_.received_bytes() + (overlap_ == nullptr ? 0 : overlap_->received_bytes()));
   if (groups_.layout.leads()) {
-    row.decoding = outlook_.decoding;
+    tell(outlook_.step, row);
     row.more_to_come = outlook_.more_to_come;
     row.prefill =
         (outlook_.can_prefill ? parallel::kCanPrefill : 0) | (outlook_.force_prefill ? parallel::kForcePrefill : 0);
   }
   outlook_ = {};
   phase_clock_.arrive(seq_);
-  SLUICE_TRY_VOID(groups_.all->all_gather(host_, parallel::Element::kI64, &row, rows_.data(), 16));
+  SLUICE_TRY_VOID(groups_.all->all_gather(host_, parallel::Element::kI64, &row, rows_.data(), parallel::kStepColumns));
   phase_clock_.leave();
-  const std::vector<int64_t> decoding = std::move(plan_.decoding);
-  SLUICE_TRY(plan_, parallel::derive_plan(rows_, groups_.layout));
+  SLUICE_TRY(parallel::StepPlan plan, parallel::derive_plan(rows_, groups_.layout));
+  shape_ = shape_of(plan_, plan);
+  plan_ = std::move(plan);
+  prefilling_ = 0;
+  for (const StepRow& leader : rows_) prefilling_ += leader.is_extend_in_batch;  // leaders' alone
   count_wire();
-  shape_ = {};
-  for (const StepRow& row : rows_) shape_.prefilling += row.is_extend_in_batch;  // leaders' alone
-  for (size_t group = 0; group < decoding.size(); ++group) {
-    // Of those who could decode, some may have ended.
-    const int64_t decode = std::min(decoding[group], plan_.group_tokens[group]);
-    shape_.decoding = std::max(shape_.decoding, decode);
-    shape_.prompt_tokens = std::max(shape_.prompt_tokens, plan_.group_tokens[group] - decode);
-  }
   return {};
 }
 

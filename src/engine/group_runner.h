@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/joint_step.h"
 #include "models/runner.h"
 #include "parallel/groups.h"
 #include "parallel/overlap.h"
@@ -54,7 +55,7 @@ class GroupRunner final : public models::Runner {
 
   // What a leader's next row says beside its batch.
   struct Outlook {
-    int64_t decoding = 0;       // sequences that decode in the step after it
+    StepOutlook step;
     bool more_to_come = false;  // there is work here that brings no tokens yet
     bool can_prefill = false;   // a prompt could begin in this step, and does unless it is held back
     bool force_prefill = false;
@@ -62,15 +63,11 @@ class GroupRunner final : public models::Runner {
   void announce(const Outlook& outlook) { outlook_ = outlook; }
   // Of the last exchange; the same on all ranks.
   const parallel::StepPlan& last_plan() const { return plan_; }
-  // Of other groups, in the next step: the most of any.
-  int64_t others_decode() const;
-  // What the longest part of the last step had: sequences that decoded, and tokens of prompts. How many prefilled.
-  struct Shape {
-    int64_t decoding = 0;
-    int64_t prompt_tokens = 0;
-    int64_t prefilling = 0;  // attention groups, of all
-  };
-  Shape last_shape() const { return shape_; }
+  // In the next step.
+  OtherGroups others() const { return others_of(plan_, groups_.layout.attention_dp().rank); }
+  const StepShape& last_shape() const { return shape_; }
+  // Attention groups that computed prompts in the last step.
+  int64_t prefilling() const { return prefilling_; }
 
   enum class Joined : uint8_t {
     kStepped,  // other groups had work
@@ -118,7 +115,8 @@ class GroupRunner final : public models::Runner {
   int64_t table_width_ = 0;
   int64_t seq_ = 0;
   parallel::StepPlan plan_;
-  Shape shape_;
+  StepShape shape_;
+  int64_t prefilling_ = 0;
   Outlook outlook_;
   uint64_t work_seen_ = 0;
   uint64_t wire_bytes_ = 0;

@@ -220,17 +220,23 @@ TEST_F(GroupRunnerTest, EachGroupHearsWhatTheOthersAreUpTo) {
         ASSERT_TRUE(runner.join().ok());
       }
     };
-    step(&prompt, {.decoding = i == 0 ? 2 : 0, .can_prefill = i == 0});
-    EXPECT_EQ(runner.others_decode(), i < 2 ? 0 : 2);
+    step(&prompt, {.step = {.decoding = i == 0 ? 2 : 0, .context = i == 0 ? 9 : 0, .position = 3, .prompt_reads = 5},
+                   .can_prefill = i == 0});
+    EXPECT_EQ(runner.others().decoding, i < 2 ? 0 : 2);
+    EXPECT_EQ(runner.others().context, i < 2 ? 0 : 9);
+    EXPECT_EQ(runner.others().with_prompts, i < 2 ? 0 : 1);
+    EXPECT_EQ(runner.others().expect_prompts, i < 2);
+    EXPECT_EQ(runner.others().position, 3);
     EXPECT_EQ(runner.last_shape().prompt_tokens, 3);
+    EXPECT_EQ(runner.last_shape().prompt_reads, 5);
     EXPECT_EQ(runner.last_plan().prefill, (std::vector<int64_t>{parallel::kCanPrefill, 0}));
-    step(&decode, {.decoding = i == 0 ? 1 : 0, .force_prefill = i == 2});
+    step(&decode, {.step = {.decoding = i == 0 ? 1 : 0}, .force_prefill = i == 2});
     EXPECT_EQ(runner.last_shape().decoding, 1);
     EXPECT_EQ(runner.last_shape().prompt_tokens, 0);
     EXPECT_EQ(runner.last_plan().prefill, (std::vector<int64_t>{0, parallel::kForcePrefill}));
     // What is said holds for one row.
     EXPECT_EQ(runner.join().value(), GroupRunner::Joined::kParked);
-    EXPECT_EQ(runner.others_decode(), 0);
+    EXPECT_EQ(runner.others().decoding, 0);
     step(nullptr, {.more_to_come = i == 2});
     EXPECT_FALSE(runner.last_plan().park);
   });

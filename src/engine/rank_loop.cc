@@ -213,20 +213,21 @@ class Loop {
   Result<void> step() { return options_.group == nullptr ? scheduler_.step() : step_with(*options_.group); }
 
   Result<void> step_with(GroupRunner& group) {
-    scheduler_.others_decode(group.others_decode());
+    const OtherGroups others = group.others();
+    scheduler_.others(others);
     StepPlan plan = scheduler_.has_work() ? scheduler_.plan() : StepPlan{};
-    const bool can_prefill = plan.has_prompt();
+    const bool can_prefill = plan.has_prompt() || plan.prompts_wait_at;
     // What is partly computed holds KV, and goes on.
-    const bool held_back = can_prefill && !plan.continues_prompt() && options_.prefill_delayer.enabled &&
+    const bool held_back = plan.has_prompt() && !plan.continues_prompt() && options_.prefill_delayer.enabled &&
                            delayer_.holds_back(group.last_plan(), real_clock().now());
-    if (held_back) plan = scheduler_.plan_decode();
+    if (held_back) plan = scheduler_.plan_without_prompts(plan);
     const bool idle = plan.kind == StepPlan::Kind::kIdle;
-    SLUICE_CHECK(!idle || !scheduler_.has_work() || held_back || group.others_decode() > 0,
+    SLUICE_CHECK(!idle || !scheduler_.has_work() || held_back || others.decoding > 0,
                  "requests are known and none can go on");
     // The others must not go to sleep while something waits here for its grammar, for a turn or for them.
     const bool more_to_come =
         idle && (scheduler_.has_work() || !held_.empty() || (grammars_ && grammars_->waiting() > 0));
-    group.announce({.decoding = scheduler_.paused() ? 0 : scheduler_.decoding_after(plan),
+    group.announce({.step = scheduler_.outlook(plan),
                     .more_to_come = more_to_come,
                     .can_prefill = can_prefill,
                     .force_prefill = delayer_.forces(can_prefill, scheduler_.token_usage())});
@@ -239,8 +240,7 @@ class Loop {
     } else {
       SLUICE_TRY_VOID(scheduler_.run(plan));
     }
-    const GroupRunner::Shape shape = group.last_shape();
-    scheduler_.step_took(shape.decoding, shape.prompt_tokens, real_clock().now() - begun);
+    scheduler_.step_took(group.last_shape(), real_clock().now() - begun);
     return {};
   }
 
@@ -393,7 +393,7 @@ class Loop {
       load.group_steps_total = options_.group->steps();
       load.wire_bytes_total = options_.group->wire_bytes();
       load.prefill_delays = delayer_.delays();
-      cooperation_.attribute(options_.group->last_shape().prefilling, load);
+      cooperation_.attribute(options_.group->prefilling(), load);
       load.split_steps_total = options_.group->split_steps();
       const auto [away, covered] = options_.group->overlapped();
       load.wire_seconds = seconds(away);

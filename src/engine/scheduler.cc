@@ -336,6 +336,7 @@ void Scheduler::add_to_batch(const StepPlan::Sequence& s, std::span<const int32_
 }
 
 Result<std::span<const float>> Scheduler::launch(const StepPlan& plan) {
+  if (options_.mixed_chunk) launched_ = clock_.now();
   for (Request* r : plan.preempt) retract(*r);
   if (!plan.retract.empty()) {
     for (Request* r : plan.retract) retract(*r);
@@ -375,6 +376,8 @@ Result<std::span<const float>> Scheduler::launch(const StepPlan& plan) {
 
 void Scheduler::commit(const StepPlan& plan, std::span<const float> logits) {
   const auto vocab = static_cast<size_t>(runner_.info().vocab_size);
+  const bool learns = options_.mixed_chunk && !options_.joint_steps;
+  const StepShape shape = learns ? shape_of(plan) : StepShape{};
   ++totals_.steps_total;
   count_step(plan);
   const size_t all = logits.size();
@@ -409,6 +412,7 @@ void Scheduler::commit(const StepPlan& plan, std::span<const float> logits) {
     logits = logits.subspan(vocab);
   }
   if (idle()) new_token_ratio_ = initial_ratio_;
+  if (learns) times_.record(shape, seconds(clock_.now() - launched_));
 }
 
 void Scheduler::count_step(const StepPlan& plan) {
@@ -424,7 +428,6 @@ void Scheduler::count_step(const StepPlan& plan) {
     }
   }
   totals_.forward_seconds[computed == 0 ? 1 : decoding == 0 ? 0 : 2] += seconds(forward_time_);
-  if (options_.mixed_chunk && !options_.joint_steps) times_.record(decoding, computed, seconds(forward_time_));
   if (computed > 0) {
     totals_.cache_hit_rate = static_cast<double>(cached) / static_cast<double>(cached + computed);
   } else {

@@ -25,6 +25,7 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "engine/batch.h"
+#include "engine/joint_step.h"
 #include "engine/kv_pool.h"
 #include "engine/messages.h"
 #include "engine/radix_cache.h"
@@ -79,6 +80,9 @@ struct StepPlan {
   bool continues_prompt() const;  // one that is partly computed
 
   Kind kind = Kind::kIdle;
+  // Position at which prompts could go on that wait in this step: decoding is to be measured, or the other groups are
+  // told of them first, or they are held back.
+  std::optional<int64_t> prompts_wait_at;
   std::vector<Sequence> sequences;
   std::vector<Request*> retract;  // there is no room for
   std::vector<Request*> preempt;  // a more urgent one takes the place of
@@ -131,8 +135,8 @@ class Scheduler {
   void observe(std::function<void(const StepReport&)> observer) { observer_ = std::move(observer); }
 
   StepPlan plan() const;
-  // Nothing but decoding.
-  StepPlan plan_decode() const;
+  // Nothing but decoding; the prompts of `plan`, which has some, wait.
+  StepPlan plan_without_prompts(const StepPlan& plan) const;
   // The logits of the plan's rows. An error is the runner's: this rank cannot go on.
   Result<std::span<const float>> launch(const StepPlan& plan);
   void commit(const StepPlan& plan, std::span<const float> logits);
@@ -141,15 +145,16 @@ class Scheduler {
   // All of it, and expire(). A step of a scheduler that is idle or paused does nothing.
   Result<void> step();
 
-  // Of joint_steps. How many sequences decode elsewhere in the next step, the most of any: prompts must not hold them
-  // up either.
-  void others_decode(int64_t sequences) { others_decode_ = sequences; }
-  // A step of all took so long; its longest part had so many decoding sequences and prompt tokens.
-  void step_took(int64_t decoding, int64_t prompt_tokens, Duration time) {
-    if (options_.mixed_chunk) times_.record(decoding, prompt_tokens, seconds(time));
+  // Of joint_steps: prompts must not hold up those who decode elsewhere either.
+  void others(const OtherGroups& others) { others_ = others; }
+  // A step of all took so long.
+  void step_took(const StepShape& step, Duration time) {
+    if (options_.mixed_chunk) times_.record(step, seconds(time));
   }
-  // Sequences that decode in the step after it, unless they end with it.
-  int64_t decoding_after(const StepPlan& plan) const;
+  // This scheduler's part of a step.
+  StepShape shape_of(const StepPlan& plan) const;
+  // What the other groups are told of it.
+  StepOutlook outlook(const StepPlan& plan) const;
   // Share of the KV pool that holds what runs.
   double token_usage() const;
 
@@ -175,6 +180,10 @@ class Scheduler {
   void refuse(const GenerateRequest& request, int32_t status, std::string message);
   bool queue_has_room(const Request& request);
   StepPlan plan_prefill() const;
+  StepPlan plan_decode() const;
+  bool prompts_must_wait() const;
+  StepShape decoding_beside(const StepPlan& plan) const;
+  PromptRoom room_for(const StepPlan& plan, int64_t position) const;
   void plan_decoding(StepPlan& plan) const;
   void plan_admissions(StepPlan& plan, Budget& budget) const;
   std::optional<Admission> admission(const Request& request, const StepPlan& plan, const Budget& budget) const;
@@ -224,7 +233,8 @@ class Scheduler {
   std::optional<RoutedExperts> routed_experts_;
   StepTimes times_;
   Duration forward_time_{};
-  int64_t others_decode_ = 0;
+  OtherGroups others_;
+  TimePoint launched_;
   std::vector<int32_t> free_rows_;
 
   std::unordered_map<std::string, std::unique_ptr<Request>> requests_;  // by rid

@@ -23,6 +23,11 @@ bool contains(const std::vector<Request*>& requests, const Request* r) {
   return std::find(requests.begin(), requests.end(), r) != requests.end();
 }
 
+// Of its first token in the step.
+int64_t position_of(const StepPlan::Sequence& s) {
+  return s.request->phase == Request::Phase::kWaiting ? s.cached : s.request->kv_len;
+}
+
 }  // namespace
 
 // What is left to give in this step. Tokens of the prefix cache count as free until a plan protects them; nodes that
@@ -31,12 +36,19 @@ struct Scheduler::Budget {
   int64_t total;     // free and evictable tokens, less what running requests are expected to need
   int64_t input;     // prompt tokens of this batch
   int64_t chunk;     // prompt tokens of this step
+  PromptRoom room;   // likewise, for those who decode meanwhile
   int64_t logits;    // rows of prompt logits
   int64_t requests;  // that may still join
   std::unordered_map<const RadixCache::Node*, int64_t> protected_tokens{};
   std::unordered_map<const RadixCache::Node*, int64_t> unlocked{};  // locks that the preempted hold no more
 
-  bool spent() const { return total <= 0 || input <= 0 || chunk <= 0; }
+  bool full() const { return input <= 0 || chunk <= 0 || room.spent(); }
+  bool spent() const { return total <= 0 || full(); }
+  // Of `left` tokens of a prompt from `position` on. The first of a step gets one at least.
+  int64_t tokens_for(int64_t left, int64_t position, bool wants_logits, bool first) const {
+    const int64_t fit = std::max<int64_t>(room.fit(position, wants_logits ? 2 : 1), first ? 1 : 0);
+    return std::min({left, chunk, fit, wants_logits ? logits : left});
+  }
   // Tokens of the path that are evictable now and would not be.
   int64_t newly_protected(const std::vector<RadixCache::PathStep>& path) const {
     int64_t tokens = 0;
@@ -56,11 +68,12 @@ struct Scheduler::Budget {
     }
   }
   // `slots`: of the tokens, in whole pages.
-  void take(int64_t tokens, int64_t slots, int64_t output, int64_t logit_rows) {
+  void take(int64_t position, int64_t tokens, int64_t slots, int64_t output, bool wants_logits) {
     total -= slots + output;
     input -= tokens;
     chunk -= tokens;
-    logits -= logit_rows;
+    room.take(position, tokens, wants_logits ? 2 : 1);
+    if (wants_logits) logits -= tokens;
   }
 };
 
@@ -79,20 +92,94 @@ bool StepPlan::continues_prompt() const {
   return std::ranges::any_of(sequences, [](const Sequence& s) { return s.request->phase == Request::Phase::kChunked; });
 }
 
-int64_t Scheduler::decoding_after(const StepPlan& plan) const {
-  const auto runs = [](const Request* r) { return r->phase == Request::Phase::kRunning; };
-  return std::ssize(running_) - std::ranges::count_if(plan.retract, runs) - std::ssize(plan.preempt) +
-         std::ranges::count_if(plan.sequences, [](const StepPlan::Sequence& s) {
-           return s.last && s.request->phase != Request::Phase::kRunning;
-         });
+StepOutlook Scheduler::outlook(const StepPlan& plan) const {
+  StepOutlook outlook{.position = plan.prompts_wait_at.value_or(0)};
+  if (!paused_) {
+    for (const Request* r : running_) {
+      if (contains(plan.retract, r) || contains(plan.preempt, r)) continue;
+      ++outlook.decoding;
+      outlook.context += r->length() + 1;
+    }
+  }
+  for (const auto& s : plan.sequences) {
+    if (s.request->phase == Request::Phase::kRunning) continue;
+    const int64_t end = position_of(s) + s.new_tokens;
+    if (s.last) {
+      ++outlook.decoding;
+      outlook.context += end + 1;
+    } else {
+      outlook.position = end;
+    }
+    outlook.prompt_reads += reads_of(position_of(s), s.new_tokens);
+    outlook.prompt_logits += s.request->wants_input_logprobs() ? s.new_tokens : 0;
+  }
+  return outlook;
+}
+
+StepShape Scheduler::shape_of(const StepPlan& plan) const {
+  StepShape shape;
+  for (const auto& s : plan.sequences) {
+    const Request& r = *s.request;
+    if (r.phase == Request::Phase::kRunning) {
+      ++shape.decoding;
+      shape.context += r.length();
+      continue;
+    }
+    shape.prompt_tokens += s.new_tokens * (r.wants_input_logprobs() ? 2 : 1);
+    shape.prompt_reads += reads_of(position_of(s), s.new_tokens);
+  }
+  shape.all_decoding = shape.decoding;
+  shape.all_prompt_tokens = shape.prompt_tokens;
+  return shape;
 }
 
 StepPlan Scheduler::plan() const {
   if (observer_) planning_since_ = clock_.now();
   StepPlan prefill = plan_prefill();
   if (prefill.sequences.empty()) return plan_decode();
+  if (prompts_must_wait()) return plan_without_prompts(prefill);
   if (options_.mixed_chunk) plan_decoding(prefill);
   return prefill;
+}
+
+StepPlan Scheduler::plan_without_prompts(const StepPlan& plan) const {
+  StepPlan decode = plan_decode();
+  decode.prompts_wait_at = position_of(plan.sequences.front());
+  return decode;
+}
+
+// ---- prompts beside decoding
+
+// Those who decode beside the plan's prompts, here or in another group.
+StepShape Scheduler::decoding_beside(const StepPlan& plan) const {
+  StepShape shape;
+  for (const Request* r : running_) {
+    if (contains(plan.preempt, r)) continue;
+    ++shape.decoding;
+    shape.context += r->length();
+  }
+  shape.all_decoding = shape.decoding + others_.all_decoding;
+  shape.decoding = std::max(shape.decoding, others_.decoding);
+  shape.context = std::max(shape.context, others_.context);
+  return shape;
+}
+
+bool Scheduler::prompts_must_wait() const {
+  if (!options_.mixed_chunk) return false;
+  const StepShape decoding = decoding_beside({});
+  if (decoding.decoding == 0) return false;
+  // The others have to leave room for this group's prompts, and must know of them first.
+  if (options_.joint_steps && !others_.expect_prompts) return true;
+  return times_.wants_decode_step(decoding);
+}
+
+PromptRoom Scheduler::room_for(const StepPlan& plan, int64_t position) const {
+  if (!options_.mixed_chunk) return PromptRoom::boundless();
+  const StepShape decoding = decoding_beside(plan);
+  if (decoding.decoding == 0) return PromptRoom::boundless();
+  // By what all groups know, so that all choose alike: a step lasts as long as its longest part.
+  if (options_.joint_steps) position = others_.position;
+  return times_.room(decoding, position, options_.mixed_chunk_gap, 1 + others_.with_prompts);
 }
 
 // ---- who waits
@@ -165,18 +252,16 @@ StepPlan Scheduler::plan_prefill() const {
   int64_t free = pool_.available() + cache_.evictable();
   double reserved = 0;
   for (const Request* r : running_) reserved += reserved_for(*r);
-  int64_t chunk =
+  const int64_t chunk =
       options_.chunked_prefill_size > 0 ? options_.chunked_prefill_size : std::numeric_limits<int64_t>::max();
-  const int64_t decoding = std::max(std::ssize(running_), others_decode_);
-  if (options_.mixed_chunk && decoding > 0) {
-    if (times_.wants_decode_step(decoding)) return plan;
-    chunk = std::min(chunk, times_.prompt_tokens(decoding, options_.mixed_chunk_gap));
+  if (options_.mixed_chunk && !running_.empty()) {
     for (const Request* r : running_) free -= new_slots(*r, 1);
     if (free <= 0) return plan;  // a decode step finds out who has to go
   }
   Budget budget{.total = free - static_cast<int64_t>(reserved),
                 .input = options_.max_prefill_tokens,
                 .chunk = chunk,
+                .room = PromptRoom::boundless(),
                 .logits = kMaxPromptLogitRows,
                 .requests = options_.max_running_requests - static_cast<int64_t>(running_.size())};
   if (chunked_) {
@@ -184,11 +269,12 @@ StepPlan Scheduler::plan_prefill() const {
     const int64_t left = chunked_->length() - chunked_->kv_len;
     const bool logits = chunked_->wants_input_logprobs();
     const int64_t in_last_page = pool_.ceil(chunked_->kv_len) - chunked_->kv_len;
-    const int64_t n = std::min({left, budget.chunk, free + in_last_page, logits ? budget.logits : left});
+    budget.room = room_for(plan, chunked_->kv_len);
+    const int64_t n = std::min(budget.tokens_for(left, chunked_->kv_len, logits, /*first=*/true), free + in_last_page);
     if (n <= 0) return plan;
     plan.sequences.push_back({.request = chunked_, .new_tokens = n, .last = n == left});
     if (n < left) return plan;
-    budget.take(n, new_slots(*chunked_, n), expected_output(*chunked_), logits ? n : 0);
+    budget.take(chunked_->kv_len, n, new_slots(*chunked_, n), expected_output(*chunked_), logits);
     --budget.requests;
   }
   plan_admissions(plan, budget);
@@ -209,23 +295,31 @@ std::optional<Scheduler::Admission> Scheduler::admission(const Request& r, const
 void Scheduler::plan_admissions(StepPlan& plan, Budget& budget) const {
   if (budget.spent() && !options_.priorities.enabled) return;
   for (Request* r : admission_order()) {
-    if (budget.input <= 0 || budget.chunk <= 0) break;
+    if (budget.full()) break;
     if (options_.prefill_max_requests &&
         static_cast<int64_t>(plan.sequences.size()) >= *options_.prefill_max_requests) {
       break;
     }
     auto a = admission(*r, plan, budget);
+    const size_t preempted = plan.preempt.size();
     if (a && !a->has_room && preempt_for(*r, plan, budget)) a = admission(*r, plan, budget);
     if (!a || !a->has_room) break;
-    const bool logits = r->wants_input_logprobs();
-    int64_t n = std::min({a->computed, budget.chunk, logits ? budget.logits : a->computed});
+    const bool logits = r->wants_input_logprobs(), first = plan.sequences.empty();
+    // With those who leave goes some of the time that prompts have beside them.
+    if (first || plan.preempt.size() > preempted) {
+      budget.room = room_for(plan, a->cached);
+      for (const auto& s : plan.sequences) {
+        budget.room.take(position_of(s), s.new_tokens, s.request->wants_input_logprobs() ? 2 : 1);
+      }
+    }
+    int64_t n = budget.tokens_for(a->computed, a->cached, logits, first);
     // Whole pages, so that all of it can be shared.
     if (n < a->computed && n > pool_.page_size()) n = pool_.floor(n);
     if (n <= 0) break;
     budget.protect(a->path);
     plan.sequences.push_back({.request = r, .cached = a->cached, .new_tokens = n, .last = n == a->computed});
     if (n < a->computed) break;  // it becomes the chunked request
-    budget.take(n, pool_.ceil(n) + pool_.page_size(), expected_output(*r), logits ? n : 0);
+    budget.take(a->cached, n, pool_.ceil(n) + pool_.page_size(), expected_output(*r), logits);
     --budget.requests;
   }
 }

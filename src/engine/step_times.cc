@@ -2,67 +2,257 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <limits>
 
 namespace sluice::engine {
 namespace {
 
-constexpr double kWeight = 0.25;  // of a new measurement
-// Of one that says that prompts are faster, or slower, than was thought: better too little than too much.
-constexpr double kFasterWeight = 0.1;
-constexpr double kSlowerWeight = 0.5;
-// What a number of requests takes is known if it was measured for one this near: the rest is interpolated.
-constexpr double kNear = 1.25;
-constexpr int64_t kMixedSteps = 64;  // after so many, contexts have grown and decoding is measured anew
-constexpr double kMargin = 0.85;     // steps vary
-constexpr int64_t kFirstTokens = 8;  // before anything is known of prompts
+// A token costs no less than attending to so many. Attention alone would say that the 100th costs ten times the tenth.
+constexpr double kReadsPerToken = 256;
+constexpr double kFirstTokens = 1;        // before anything is known of prompts
+constexpr int64_t kFirstPosition = 2048;  // fewer beyond it
+constexpr double kLargestGrowth = 2.5;    // from what was measured to what comes next
+constexpr int64_t kMixedSteps = 64;       // after so many decoding is measured anew
+constexpr double kNear = 0.8;             // shares of each quantity, of batches that take alike
+constexpr int64_t kSettled = 2;           // measurements that are more than chance
+constexpr double kLongestMean = 16;
+constexpr double kLeastNoise = 1.04, kMostNoise = 1.3, kNoiseFades = 1.0 / 128;
+constexpr int64_t kNoiseFrom = 4;   // measurements: a mean of fewer is noise itself
+constexpr double kUnsettled = 0.5;  // as far as this a settled measurement is better than another
+constexpr double kSlow = 1.25;      // times what noise explains
+constexpr int64_t kSlowSteps = 3;   // in turn, after which it is the machine
+constexpr double kMostSlower = 16;
+constexpr double kMargin = 0.97;
+constexpr uint64_t kStale = 256;  // steps, after which a measurement holds nothing back
+constexpr size_t kMostDecodings = 64, kMostPrompts = 192;
+
+int32_t cell_of(double value, double per_octave) {
+  return static_cast<int32_t>(std::floor(per_octave * std::log2(std::max(1.0, value))));
+}
+
+double work_of(int64_t position, double tokens) {
+  return tokens * (static_cast<double>(position) + kReadsPerToken) + tokens * tokens / 2;
+}
+
+PromptRoom at_least_one(PromptRoom room, int64_t position) {
+  return room.fit(position) > 0 ? room : PromptRoom(1, work_of(position, 1));
+}
 
 }  // namespace
 
-void StepTimes::record(int64_t decoding, int64_t prompt_tokens, double seconds) {
-  if (prompt_tokens == 0) {
+PromptRoom PromptRoom::boundless() { return {1e15, std::numeric_limits<double>::infinity()}; }
+
+int64_t PromptRoom::fit(int64_t position, int64_t each) const {
+  double tokens = tokens_ / static_cast<double>(each);
+  if (work_ < work_of(position, tokens)) {
+    const double before = static_cast<double>(position) + kReadsPerToken;
+    tokens = std::sqrt(before * before + 2 * std::max(0.0, work_)) - before;
+  }
+  return static_cast<int64_t>(tokens + 1e-6);
+}
+
+void PromptRoom::take(int64_t position, int64_t tokens, int64_t each) {
+  tokens_ -= static_cast<double>(tokens * each);
+  work_ -= work_of(position, static_cast<double>(tokens));
+}
+
+StepTimes::Quantities StepTimes::decoding_of(const StepShape& step) {
+  return {static_cast<double>(step.decoding), static_cast<double>(std::max(step.all_decoding, step.decoding)),
+          static_cast<double>(step.context) + kReadsPerToken * static_cast<double>(step.decoding)};
+}
+
+StepTimes::Quantities StepTimes::prompts_of(const StepShape& step) {
+  const auto tokens = static_cast<double>(step.prompt_tokens);
+  return {tokens, std::max(tokens, static_cast<double>(step.all_prompt_tokens)),
+          static_cast<double>(step.prompt_reads) + kReadsPerToken * tokens};
+}
+
+void StepTimes::record(const StepShape& step, double seconds) {
+  ++steps_;
+  if (step.prompt_tokens == 0) {
     since_decode_step_ = 0;
-    const auto [at, is_new] = decode_seconds_.try_emplace(decoding, seconds);
-    if (!is_new) at->second += kWeight * (seconds - at->second);
+    ++decode_steps_;
+    if (step.decoding > 0) record_decoding(step, seconds);
     return;
   }
   ++since_decode_step_;
-  const auto decode = decode_seconds(decoding);
-  // Chunks without anybody beside them are large, and large chunks are cheaper by the token.
-  if (decoding == 0 || !decode) return;
-  const double each = std::max(0.0, seconds - *decode) / static_cast<double>(prompt_tokens);
-  const double weight = each < token_seconds_ ? kFasterWeight : kSlowerWeight;
-  token_seconds_ = token_seconds_ == 0 ? each : token_seconds_ + weight * (each - token_seconds_);
+  decode_steps_ = 0;
+  // Chunks without anybody beside them are large, and say nothing of small ones.
+  if (step.decoding > 0) record_prompts(step, seconds);
 }
 
-bool StepTimes::wants_decode_step(int64_t decoding) const {
-  if (since_decode_step_ >= kMixedSteps) return true;
-  const auto n = static_cast<double>(decoding);
-  const auto above = decode_seconds_.lower_bound(decoding);
-  if (above != decode_seconds_.end() && static_cast<double>(above->first) <= n * kNear) return false;
-  return above == decode_seconds_.begin() || static_cast<double>(std::prev(above)->first) * kNear < n;
-}
+// ---- decoding alone
 
-std::optional<double> StepTimes::decode_seconds(int64_t decoding) const {
-  const auto above = decode_seconds_.lower_bound(decoding);
-  if (above == decode_seconds_.end()) {
-    if (decode_seconds_.empty()) return std::nullopt;
-    return decode_seconds_.rbegin()->second;
+void StepTimes::record_decoding(const StepShape& step, double seconds) {
+  Measured like{.of = decoding_of(step), .seconds = seconds, .times = 1, .last = steps_};
+  like.cell = {static_cast<int32_t>(step.decoding), static_cast<int32_t>(step.all_decoding), cell_of(like.of[2], 2)};
+  const auto known = std::ranges::find(decoding_, like.cell, &Measured::cell);
+  fast_ = false;
+  if (known != decoding_.end() && is_settled(*known)) {
+    const double ratio = seconds / known->seconds;
+    if (ratio > kSlow * noise_) {
+      // A slow step by chance must not make room for prompts.
+      slow_decoding_.by = slow_decoding_.times == 0 ? ratio : std::min(ratio, slow_decoding_.by);
+      if (++slow_decoding_.times < kSlowSteps) return;
+      for (auto* all : {&decoding_, &prompts_}) {
+        for (Measured& m : *all) m.seconds *= slow_decoding_.by;
+      }
+      slow_prompts_ = {};
+    } else if (ratio * kSlow * noise_ < 1) {
+      known->seconds = seconds;
+      for (Measured& m : decoding_) m.times = 1;
+    } else {
+      see_noise(ratio, known->times);
+    }
   }
-  if (above->first == decoding) return above->second;
-  // None below: no request takes no time.
-  const auto below = above == decode_seconds_.begin() ? std::pair<const int64_t, double>{0, 0.0} : *std::prev(above);
-  const double share = static_cast<double>(decoding - below.first) / static_cast<double>(above->first - below.first);
-  return below.second + share * (above->second - below.second);
+  slow_decoding_ = {};
+  // The lesser of the first two: chance makes steps longer, hardly shorter.
+  if (known != decoding_.end() && known->times == 1) like.seconds = std::min(like.seconds, known->seconds);
+  learn(decoding_, kMostDecodings, like);
 }
 
-int64_t StepTimes::prompt_tokens(int64_t decoding, double gap) const {
-  const auto decode = decode_seconds(decoding);
-  if (!decode || token_seconds_ <= 0) return kFirstTokens;
-  const auto tokens = static_cast<uint64_t>(std::clamp(kMargin * (gap - 1) * *decode / token_seconds_, 1.0, 1e9));
-  // Few different lengths: libraries prepare for each one that they meet.
-  const uint64_t grain = std::max<uint64_t>(1, std::bit_floor(tokens) / 8);
-  return static_cast<int64_t>(tokens - tokens % grain);
+std::optional<StepTimes::Decoding> StepTimes::decoding_time(const StepShape& step) const {
+  const Quantities of = decoding_of(step);
+  const Measured* nearest = nullptr;
+  double least_away = -1, share = 1;
+  for (const Measured& m : decoding_) {
+    double smaller = 1, larger = 1;
+    for (size_t i = 0; i < of.size(); ++i) {
+      smaller = std::min(smaller, of[i] / m.of[i]);
+      larger = std::min(larger, m.of[i] / of[i]);
+    }
+    // A batch that is larger in one and smaller in another quantity is far in both.
+    const double near = smaller * larger * (is_settled(m) ? 1 : kUnsettled);
+    if (near <= least_away) continue;
+    least_away = near;
+    share = smaller;
+    nearest = &m;
+  }
+  if (nearest == nullptr) return std::nullopt;
+  const double likely = share * nearest->seconds;
+  return Decoding{.likely = likely, .least = likely / (1 + (noise_ - 1) / std::sqrt(nearest->times))};
+}
+
+bool StepTimes::wants_decode_step(const StepShape& decoding) const {
+  if (decoding_.empty()) return true;
+  if (slow_decoding_.times > 0) return true;
+  if (decode_steps_ >= kSettled) return false;
+  if (since_decode_step_ >= kMixedSteps || fast_ || (slow_prompts_.times > 0 && since_decode_step_ > 0)) return true;
+  const Quantities of = decoding_of(decoding);
+  return std::ranges::none_of(decoding_, [&](const Measured& m) {
+    for (size_t i = 0; i < of.size(); ++i) {
+      if (of[i] < kNear * m.of[i] || m.of[i] < kNear * of[i]) return false;
+    }
+    return is_settled(m);
+  });
+}
+
+// ---- prompts beside it
+
+void StepTimes::record_prompts(const StepShape& step, double seconds) {
+  const auto decoding = decoding_time(step);
+  if (!decoding) return;
+  Measured like{.of = prompts_of(step), .step = seconds, .times = 1, .last = steps_};
+  like.cell = {cell_of(like.of[0], 8), cell_of(like.of[1] / like.of[0], 4), cell_of(like.of[2] / like.of[0], 4)};
+  like.seconds = std::max(0.0, seconds - decoding->likely);
+  const auto known = std::ranges::find(prompts_, like.cell, &Measured::cell);
+  const bool has_like = known != prompts_.end() && is_settled(*known);
+  if (const auto thought = prompt_time(like.of)) {
+    if (seconds > kSlow * noise_ * (decoding->likely + *thought)) {
+      const double slower = std::min(kMostSlower, like.seconds / std::max(*thought, decoding->likely / kMostSlower));
+      if (slow_prompts_.times == 0) {
+        slow_prompts_ = {.by = slower, .times = 1};
+        if (has_like) return;
+      } else {
+        for (Measured& m : prompts_) m.seconds *= std::min(slower, slow_prompts_.by);
+        slow_prompts_ = {};
+      }
+    } else {
+      slow_prompts_ = {};
+      if (has_like) {
+        const double ratio = seconds / (decoding->likely + known->seconds);
+        // Prompts that are faster now would take more, and it may be decoding that is.
+        fast_ = ratio * kSlow * noise_ < 1;
+        if (fast_) return;
+        see_noise(ratio, known->times);
+      }
+    }
+  }
+  learn(prompts_, kMostPrompts, like);
+}
+
+const StepTimes::Measured* StepTimes::settled(const Quantities& of) const {
+  const std::array<int32_t, 3> cell{cell_of(of[0], 8), cell_of(of[1] / of[0], 4), cell_of(of[2] / of[0], 4)};
+  const auto found = std::ranges::find(prompts_, cell, &Measured::cell);
+  return found == prompts_.end() || !is_settled(*found) ? nullptr : &*found;
+}
+
+bool StepTimes::is_settled(const Measured& m) const { return m.times >= kSettled && m.last + kStale >= steps_; }
+
+std::optional<double> StepTimes::prompt_time(const Quantities& of) const {
+  if (const Measured* own = settled(of)) return most(*own);
+  std::optional<double> least;
+  for (const Measured& m : prompts_) {
+    double times = 1;
+    for (size_t i = 0; i < of.size(); ++i) times = std::max(times, of[i] / m.of[i]);
+    if (!least || times * most(m) < *least) least = times * most(m);
+  }
+  return least;
+}
+
+PromptRoom StepTimes::room(const StepShape& decoding, int64_t position, double gap, int64_t groups) const {
+  const auto alone = decoding_time(decoding);
+  const auto all = static_cast<double>(groups);
+  if (!alone || prompts_.empty()) {
+    const double tokens = std::max(1.0, std::floor(kFirstTokens / all));
+    return at_least_one({tokens, work_of(kFirstPosition, tokens)}, position);
+  }
+  const double left = kMargin * gap * alone->least / noise_ - alone->likely;
+  int64_t best = 1;
+  for (const Measured& m : prompts_) {
+    const double added = slow_prompts_.by * most(m);
+    if (added > left) continue;
+    const double times = added * kLargestGrowth <= left ? kLargestGrowth : left / added;
+    best = std::max(best, PromptRoom(times * std::min(m.of[0], m.of[1] / all), times * m.of[2]).fit(position));
+  }
+  // What was measured goes before what follows from other steps.
+  for (; best > 1; best -= std::max<int64_t>(1, std::bit_floor(static_cast<uint64_t>(best)) / 8)) {
+    const auto n = static_cast<double>(best);
+    const Measured* known = settled({n, n * all, work_of(position, n)});
+    if (known == nullptr || slow_prompts_.by * most(*known) <= left) break;
+  }
+  // Few different lengths of the whole batch: libraries prepare for each one that they meet.
+  const auto grain = std::max<int64_t>(1, static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(best))) / 8);
+  best = std::max<int64_t>(1, best - (best + decoding.decoding) % grain);
+  return {static_cast<double>(best), work_of(position, static_cast<double>(best))};
+}
+
+double StepTimes::most(const Measured& prompts) const {
+  return prompts.seconds + (noise_ - 1) * prompts.step / std::sqrt(prompts.times);
+}
+
+void StepTimes::learn(std::vector<Measured>& all, size_t most, const Measured& like) {
+  const auto known = std::ranges::find(all, like.cell, &Measured::cell);
+  if (known == all.end()) {
+    if (all.size() >= most) all.erase(std::ranges::min_element(all, {}, &Measured::last));
+    all.push_back(like);
+    return;
+  }
+  known->times = known->last + kStale < steps_ ? 1 : known->times + 1;
+  known->last = steps_;
+  // The first may have been far too long.
+  const double weight = known->times == 2 && like.seconds < known->seconds
+                            ? 1
+                            : 1 / std::min(kLongestMean, static_cast<double>(known->times));
+  known->seconds += weight * (like.seconds - known->seconds);
+  known->step += weight * (like.step - known->step);
+  for (size_t i = 0; i < like.of.size(); ++i) known->of[i] += weight * (like.of[i] - known->of[i]);
+}
+
+void StepTimes::see_noise(double ratio, int64_t times) {
+  if (times < kNoiseFrom) return;
+  noise_ = std::clamp(std::max(ratio, noise_ - kNoiseFades * (noise_ - 1)), kLeastNoise, kMostNoise);
 }
 
 }  // namespace sluice::engine

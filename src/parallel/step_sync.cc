@@ -43,6 +43,10 @@ Result<StepPlan> derive_plan(std::span<const StepRow> rows, const Layout& layout
     plan.batch_words.push_back(leader.batch_words);
     plan.decoding.push_back(leader.decoding);
     plan.prefill.push_back(leader.prefill);
+    plan.context.push_back(leader.context);
+    plan.position.push_back(leader.position);
+    plan.prompt_reads.push_back(leader.prompt_reads);
+    plan.prompt_logits.push_back(leader.prompt_logits);
     plan.first_half.push_back(leader.local_can_run_tbo - 1);
     split = split && leader.local_can_run_tbo > 0;
     if (leader.num_tokens > 0) split = split && leader.local_forward_mode == mode.value_or(leader.local_forward_mode);

@@ -21,7 +21,7 @@ constexpr int64_t kCanPrefill = 1, kForcePrefill = 2;
 // What an exchange of rows is for.
 enum class ExchangeKind : int64_t { kStep = 1 };
 
-// 128 bytes on the wire. All but columns 0 to 2, 10 and 15 are those of the rank that leads its attention group and
+// 160 bytes on the wire. All but columns 0 to 2, 10 and 15 are those of the rank that leads its attention group and
 // speaks for it; the group's others leave them 0.
 struct StepRow {
   int64_t seq = 0;                                           // number of the exchange, from 1
@@ -41,9 +41,14 @@ struct StepRow {
   int64_t more_to_come = 0;    // there is something to do here even if this row brings no tokens
   int64_t prefill = 0;         // kCanPrefill and kForcePrefill
   int64_t received_bytes = 0;  // that this rank has got from others since its start; of every rank
+  int64_t context = 0;         // tokens of the sequences that decode in the next step
+  int64_t position = 0;        // at which prompts go on in the next step
+  int64_t prompt_reads = 0;    // the tokens before each prompt token of the batch, summed up
+  int64_t prompt_logits = 0;   // rows that are wanted of those
   bool operator==(const StepRow&) const = default;
 };
-static_assert(sizeof(StepRow) == 16 * sizeof(int64_t));
+constexpr int64_t kStepColumns = 20;
+static_assert(sizeof(StepRow) == kStepColumns * sizeof(int64_t));
 
 // What all ranks do next, the same on each.
 struct StepPlan {
@@ -56,6 +61,8 @@ struct StepPlan {
   std::vector<int64_t> batch_words;   // [attention groups]
   std::vector<int64_t> decoding;      // [attention groups], in the next step
   std::vector<int64_t> prefill;       // [attention groups], kCanPrefill and kForcePrefill
+  // [attention groups] each, as in their rows.
+  std::vector<int64_t> context, position, prompt_reads, prompt_logits;
   // [attention groups] tokens of the first of the two halves in which the step runs; empty: it is not split. All groups
   // can split their batches, and those that have one are in one mode.
   std::vector<int64_t> first_half;
