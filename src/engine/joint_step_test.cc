@@ -86,7 +86,9 @@ class JointStepTest : public ::testing::Test {
     if (!last_.run) return waits;
     took_ = machine_.all(shape_) * (1 + noise_ * (2 * rng_.uniform() - 1));
     for (size_t i = 0; i < ranks_.size(); ++i) {
-      if (plans[i].kind != StepPlan::Kind::kIdle) EXPECT_TRUE(ranks_[i].scheduler->run(plans[i]).ok());
+      if (plans[i].kind != StepPlan::Kind::kIdle) {
+        EXPECT_TRUE(ranks_[i].scheduler->run(plans[i]).ok());
+      }
       for (const auto& out : ranks_[i].scheduler->take_outputs()) {
         ended_ += out.finish.kind != FinishKind::kNone;
         output_[out.rid] += std::ssize(out.new_ids);
@@ -143,7 +145,8 @@ TEST_F(JointStepTest, J3APromptHoldsUpDecodingOfAnotherGroupByNoMoreThanTheGap) 
     if (budget) {
       EXPECT_LE(longest, kGap);
       EXPECT_GE(longest, 0.75 * kGap) << "the gap is not used";
-      EXPECT_LT(clock_.now() - begun, std::chrono::seconds(3));
+      // With two thirds of each step for the prompt it would be 2.9 s.
+      EXPECT_LT(clock_.now() - begun, std::chrono::seconds(4));
     } else {
       EXPECT_GT(longest, 5 * kGap);
     }
