@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """How long prompts of one attention group hold up the decoding of another: gaps between tokens of steady streams in group 0 while long
-prompts arrive in group 1, without anything, with the prefill delayer, and with the joint budget of mixed steps.
+prompts arrive in group 1, without anything, with the prefill delayer, and with the joint budget of mixed steps; beside the gaps of the
+same streams without any prompts (alone).
 
-usage: decode_gaps.py <build folder> [--layers 2] [--streams 4] [--tokens 200] [--prompt 1000] [--every 1.5] [--repeat 1]
+usage: decode_gaps.py <build folder> [--layers 2] [--streams 4] [--tokens 200] [--prompt 1000] [--every 1.5]
 
 The model is DeepSeek-V2-Lite at its real widths, cut to --layers layers, with weights that nobody trained; tp 2, dp 2."""
 import argparse
@@ -21,11 +22,13 @@ from run import model_folder  # noqa: E402
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "tests/e2e"))
 from sluice_process import Sluice, call  # noqa: E402
 
+# What is started, and how many times the gap alone none may exceed.
 WAYS = {
-    "default": [],
-    "prefill delayer": ["--enable-prefill-delayer"],
-    "joint budget, gap 3": ["--enable-mixed-chunk"],
-    "joint budget, gap 1.5": ["--enable-mixed-chunk", "--mixed-chunk-gap", 1.5],
+    "default": ([], 3),
+    "`--enable-prefill-delayer`": (["--enable-prefill-delayer"], 3),
+    "`--enable-mixed-chunk` (gap 3)": (["--enable-mixed-chunk"], 3),
+    "`--enable-mixed-chunk --enable-prefill-delayer`": (["--enable-mixed-chunk", "--enable-prefill-delayer"], 3),
+    "`--enable-mixed-chunk --mixed-chunk-gap 1.5`": (["--enable-mixed-chunk", "--mixed-chunk-gap", 1.5], 1.5),
 }
 
 
@@ -44,7 +47,7 @@ def stream_gaps(url, number, tokens):
     return [1000 * (b - a) for a, b in zip(times, times[1:])]
 
 
-def measure(url, options):
+def measure(url, options, with_prompts):
     gaps, waits, over = [], [], threading.Event()
 
     def prompts():
@@ -52,24 +55,24 @@ def measure(url, options):
             began = time.monotonic()
             ids = [(number * 7919 + i * 31) % 5000 + 100 for i in range(options.prompt)]
             assert call(url + "/generate", body(ids, 1, 1), timeout=900)[0] == 200
-            waits.append(1000 * (time.monotonic() - began))
+            waits.append(time.monotonic() - began)
             if over.wait(options.every):
                 return
 
     began = time.monotonic()
-    streams = [threading.Thread(target=lambda i=i: gaps.extend(stream_gaps(url, i, options.tokens))) for i in range(options.streams)]
+    threads = [threading.Thread(target=lambda i=i: gaps.extend(stream_gaps(url, i, options.tokens))) for i in range(options.streams)]
     other = threading.Thread(target=prompts)
-    for thread in (*streams, other):
+    for thread in threads:
         thread.start()
-    for thread in streams:
+    if with_prompts:
+        other.start()
+    for thread in threads:
         thread.join()
-    seconds = time.monotonic() - began
+    took = time.monotonic() - began
     over.set()
-    other.join()
-    gaps.sort()
-    return {"gap_p50_ms": gaps[len(gaps) // 2], "gap_p99_ms": gaps[len(gaps) * 99 // 100], "gap_max_ms": gaps[-1],
-            "prompt_ttft_p50_ms": statistics.median(waits), "prompts": len(waits),
-            "tokens_per_s": (options.streams * options.tokens + len(waits) * options.prompt) / seconds}
+    if with_prompts:
+        other.join()
+    return sorted(gaps), waits, took
 
 
 def main():
@@ -80,20 +83,26 @@ def main():
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--prompt", type=int, default=1000)
     parser.add_argument("--every", type=float, default=1.5)
-    parser.add_argument("--repeat", type=int, default=1)
     options = parser.parse_args()
     build = options.build.resolve()
     with tempfile.TemporaryDirectory() as folder:
         model_folder(build, Path(folder))
-        print("| | " + " | ".join(["gap p50, ms", "p99", "max", "TTFT of prompts p50, ms", "prompts", "tokens/s"]) + " |\n|---|---|---|---|---|---|---|")
-        for name, flags in WAYS.items():
+        columns = ["alone, ms", "gap p50, ms", "p99", "max", "max / alone", "beyond", "TTFT of prompts p50, s", "prompts", "tokens/s"]
+        print("| | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
+        for name, (flags, factor) in WAYS.items():
             with Sluice(build / "sluice", "server", "--model-path", folder, "--load-format", "dummy", "--port", 0, "--json-model-override-args",
                         json.dumps({"num_hidden_layers": options.layers}), "--max-total-tokens", 4096, "--disable-radix-cache", "--threads", 1,
                         "--tp", 2, "--dp-size", 2, "--enable-dp-attention", "--chunked-prefill-size", 2048, *flags) as server:
-                measure(server.url, argparse.Namespace(**{**vars(options), "tokens": 20}))
-                runs = [measure(server.url, options) for _ in range(options.repeat)]
-                row = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-                print(f"| {name} | " + " | ".join(f"{value:.0f}" for value in row.values()) + " |", flush=True)
+                measure(server.url, argparse.Namespace(**{**vars(options), "tokens": 20}), True)
+                before, _, _ = measure(server.url, options, False)
+                gaps, waits, took = measure(server.url, options, True)
+                after, _, _ = measure(server.url, options, False)
+                alone = statistics.median(before + after)
+                beyond = sum(gap > factor * alone for gap in gaps)
+                rate = (options.streams * options.tokens + len(waits) * options.prompt) / took
+                print(f"| {name} | {alone:.0f} | {gaps[len(gaps) // 2]:.0f} | {gaps[len(gaps) * 99 // 100]:.0f} | {gaps[-1]:.0f} | "
+                      f"{gaps[-1] / alone:.1f} | {beyond} of {len(gaps)} | {statistics.median(waits):.1f} | {len(waits)} | {rate:.0f} |",
+                      flush=True)
 
 
 if __name__ == "__main__":

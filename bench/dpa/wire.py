@@ -82,8 +82,8 @@ def main():
             with Sluice(build / "sluice", "server", "--load-format", "dummy", "--port", 0, "--threads", 1, "--max-total-tokens", 4096,
                         *model, *flags) as server:
                 bytes_per_token, steps = measure(server, explained["dp_size"], options.output)
-            # Rows of 128 bytes from each rank to each other, of every step.
-            rows = 4 * 3 * 128 * steps / (explained["dp_size"] * options.output)
+            # Rows of 160 bytes from each rank to each other, of every step.
+            rows = 4 * 3 * 160 * steps / (explained["dp_size"] * options.output)
             print(f"| {name} | {explained['wire_bytes_per_token']:,.0f} | {bytes_per_token:,.0f} | {rows:,.0f} or more | {steps} |", flush=True)
 
 

@@ -1,9 +1,10 @@
 // What scheduling costs.
 //
 //   scheduler_bench                              the scheduler's own time per step, beside a model that takes none
-//   scheduler_bench MODEL [--decoding N] [--prompt N] [--chunk N]
+//   scheduler_bench MODEL [--decoding N] [--prompt N] [--chunk N] [--gap X] [--dummy] [--context N]
 //                                                gaps of those who decode while a long prompt is computed, prefill
-//                                                first and in mixed steps
+//                                                first and in mixed steps; by what decoding alone takes, which is
+//                                                measured before and after and taken as growing evenly between
 //
 // All times are CPU time of one thread, which other programs disturb little. Own time is plan, launch and commit of a
 // step without the forward pass; its vocabulary of two leaves out sampling, which has a row of its own.
@@ -24,7 +25,9 @@ using namespace sluice;
 using namespace sluice::engine;
 
 struct Options {
-  int64_t decoding, prompt, chunk;
+  int64_t decoding, prompt, chunk, context;
+  double gap;
+  bool dummy, only_mixed;
 };
 
 const OptionTable<Options>& option_table() {
@@ -45,6 +48,14 @@ const OptionTable<Options>& option_table() {
        .value = int64_t{512},
        .range = kCount,
        .help = "Prompt tokens of a step."},
+      {.name = "context",
+       .field = &Options::context,
+       .value = int64_t{128},
+       .range = kCount,
+       .help = "Prompt tokens of each of those who decode."},
+      {.name = "gap", .field = &Options::gap, .value = 3.0, .range = {1.1, 1000}, .help = "As --mixed-chunk-gap."},
+      {.name = "dummy", .field = &Options::dummy, .help = "MODEL is a folder with a configuration: any weights."},
+      {.name = "only-mixed", .field = &Options::only_mixed, .help = "Leave out prefill first."},
   });
   return table;
 }
@@ -173,11 +184,15 @@ void gaps(const std::string& path, const Options& options, bool mixed) {
   if (!located.ok()) die(located.error().message);
   auto loaded = models::load_runner({.model_path = *located,
                                      .max_step_tokens = options.chunk + options.decoding + 1,
-                                     .max_step_seqs = options.decoding + 1});
+                                     .max_step_seqs = options.decoding + 1,
+                                     .context_length = std::max<int64_t>(options.prompt, options.context) + 65'536,
+                                     .dummy_weights = options.dummy});
   if (!loaded.ok()) die(loaded.error().message);
   models::Runner& model = **loaded;
-  const int64_t width = options.prompt + 4096;
-  const int64_t slots = width + options.decoding * 4096;
+  // Those who decode must not run out of room before the prompt is computed.
+  constexpr int64_t kOutput = 40'000;
+  const int64_t width = std::max(options.prompt, options.context + kOutput) + 16;
+  const int64_t slots = width + options.decoding * (options.context + kOutput);
   if (auto made = model.allocate_kv({.slots = slots,
                                      .table_rows = static_cast<int32_t>(options.decoding + 1),
                                      .table_width = static_cast<int32_t>(width)});
@@ -190,22 +205,31 @@ void gaps(const std::string& path, const Options& options, bool mixed) {
        .max_running_requests = options.decoding + 1,
        .chunked_prefill_size = options.chunk,
        .context_length = width,
-       .mixed_chunk = mixed},
+       .mixed_chunk = mixed,
+       .mixed_chunk_gap = options.gap,
+       .conservativeness = 0.1},
       model, [](int32_t) { return std::string_view(); }, clock);
   Rng rng(2);
   for (int64_t i = 0; i < options.decoding; ++i) {
-    scheduler.add(make_request(fmt::format("r{}", i), draw_prompt(rng, 128, model.info().vocab_size), 4000));
+    scheduler.add(
+        make_request(fmt::format("r{}", i), draw_prompt(rng, options.context, model.info().vocab_size), kOutput));
   }
   const auto step = [&] {
     const double start = cpu_now();
     if (const auto done = scheduler.step(); !done.ok()) die(done.error().message);
     return cpu_now() - start;
   };
-  std::vector<double> alone, between;
+  const auto alone = [&] {
+    std::vector<double> times;
+    for (int i = 0; i < 30; ++i) times.push_back(step());
+    return quantile(times, 0.5);
+  };
+  while (scheduler.plan().kind != StepPlan::Kind::kDecode || scheduler.snapshot().num_waiting_reqs > 0) step();
   for (int i = 0; i < 20; ++i) step();
-  for (int i = 0; i < 30; ++i) alone.push_back(step());
+  const double before = alone();
   (void)scheduler.take_outputs();
   scheduler.add(make_request("long", draw_prompt(rng, options.prompt, model.info().vocab_size), 1));
+  std::vector<double> gaps;
   double gap = 0, total = 0;
   for (bool ended = false; !ended;) {
     gap += step();
@@ -214,17 +238,22 @@ void gaps(const std::string& path, const Options& options, bool mixed) {
       ended |= out.rid == "long";
       decoded |= out.rid == "r0";
     }
-    if (!decoded) continue;
-    between.push_back(gap);
+    if (!decoded && !ended) continue;
+    gaps.push_back(gap);
     total += gap;
     gap = 0;
   }
-  total += gap;
-  if (gap > 0) between.push_back(gap);
-  const double usual = quantile(alone, 0.5);
-  fmt::print("{:<14} {:>8.1f} {:>8.1f} {:>8.1f} {:>8.1f} {:>8.2f} {:>8.0f}\n", mixed ? "mixed" : "prefill first",
-             1e3 * usual, 1e3 * quantile(between, 0.5), 1e3 * quantile(between, 1), quantile(between, 1) / usual, total,
-             static_cast<double>(options.prompt + static_cast<int64_t>(between.size()) * options.decoding) / total);
+  const double after = alone();
+  std::vector<double> by_alone;
+  for (size_t i = 0; i < gaps.size(); ++i) {
+    by_alone.push_back(gaps[i] /
+                       (before + (after - before) * static_cast<double>(i) / static_cast<double>(gaps.size())));
+  }
+  const auto late = std::ranges::count_if(by_alone, [&](double times) { return times > options.gap; });
+  fmt::print("{:<14} {:>7.2f} {:>7.2f} {:>8} {:>7.2f} {:>7.2f} {:>7.2f} {:>7} {:>8.1f} {:>8.0f} {:>8.0f}\n",
+             mixed ? "mixed" : "prefill first", 1e3 * before, 1e3 * after, gaps.size(), quantile(by_alone, 0.5),
+             quantile(by_alone, 0.99), quantile(by_alone, 1), late, total, static_cast<double>(options.prompt) / total,
+             static_cast<double>(options.prompt + std::ssize(gaps) * options.decoding) / total);
 }
 
 }  // namespace
@@ -240,9 +269,11 @@ int main(int argc, char** argv) {
   if (!options.ok()) die(options.error().message);
   if (!path.empty()) {
     fmt::print("{} decoding, a prompt of {}, chunks of {}\n", options->decoding, options->prompt, options->chunk);
-    fmt::print("{:<14} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}\n", "", "alone ms", "gap ms", "max ms", "max/alone", "s",
-               "tokens/s");
-    for (const bool mixed : {false, true}) gaps(path, *options, mixed);
+    fmt::print("{:<14} {:>7} {:>7} {:>8} {:>7} {:>7} {:>7} {:>7} {:>8} {:>8} {:>8}\n", "", "alone", "then ms", "gaps",
+               "median", "p99", "max", "beyond", "s", "prompt/s", "tokens/s");
+    for (const bool mixed : {false, true}) {
+      if (mixed || !options->only_mixed) gaps(path, *options, mixed);
+    }
     return 0;
   }
   fmt::print("microseconds of CPU time per step, {} running, prompts of {}\n{:<44} {:>6} {:>6} {:>6}   {:>6}\n",

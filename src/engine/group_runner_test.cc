@@ -258,7 +258,7 @@ TEST_F(GroupRunnerTest, BytesOnTheWireAreCountedForEachAttentionGroup) {
     ASSERT_EQ(runner.join().value(), GroupRunner::Joined::kParked);
     EXPECT_EQ(runner.steps(), 1u);
   });
-  constexpr uint64_t kRow = 128;
+  constexpr uint64_t kRow = sizeof(parallel::StepRow);
   // [1], [0], 3 ids, positions and slots, 1 wanted, 2 starts, 1 length, 1 row, 1 first and 3 slots of the table.
   constexpr uint64_t kBatch = (1 + 1 + 3 * 3 + 1 + 2 + 1 + 1 + 1 + 3) * 4;
   EXPECT_EQ(ranks_[0].runner->wire_bytes(), 2 * (split + 3 * kRow));
