@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 namespace sluice::engine {
 namespace {
@@ -33,6 +34,15 @@ int32_t cell_of(double value, double per_octave) {
 
 double work_of(int64_t position, double tokens) {
   return tokens * (static_cast<double>(position) + kReadsPerToken) + tokens * tokens / 2;
+}
+
+// Times that `a` has of what `b` has, in the quantity of which it has most; at least 1.
+double larger_by(const std::array<double, 3>& a, const std::array<double, 3>& b) {
+  return std::max({1.0, a[0] / b[0], a[1] / b[1], a[2] / b[2]});
+}
+
+bool within(const std::array<double, 3>& a, const std::array<double, 3>& b) {
+  return a[0] <= b[0] && a[1] <= b[1] && a[2] <= b[2];
 }
 
 PromptRoom at_least_one(PromptRoom room, int64_t position) {
@@ -88,7 +98,6 @@ void StepTimes::record_decoding(const StepShape& step, double seconds) {
   Measured like{.of = decoding_of(step), .seconds = seconds, .times = 1, .last = steps_};
   like.cell = {static_cast<int32_t>(step.decoding), static_cast<int32_t>(step.all_decoding), cell_of(like.of[2], 2)};
   const auto known = std::ranges::find(decoding_, like.cell, &Measured::cell);
-  fast_ = false;
   if (known != decoding_.end() && is_settled(*known)) {
     const double ratio = seconds / known->seconds;
     if (ratio > kSlow * noise_) {
@@ -102,13 +111,20 @@ void StepTimes::record_decoding(const StepShape& step, double seconds) {
     } else if (ratio * kSlow * noise_ < 1) {
       known->seconds = seconds;
       for (Measured& m : decoding_) m.times = 1;
+      was_fast_ = false;
     } else {
       see_noise(ratio, known->times);
     }
   }
   slow_decoding_ = {};
-  // The lesser of the first two: chance makes steps longer, hardly shorter.
+  // The lesser of the first two, and no more than follows from other batches: chance makes steps longer, hardly
+  // shorter.
   if (known != decoding_.end() && known->times == 1) like.seconds = std::min(like.seconds, known->seconds);
+  if (known == decoding_.end() || !is_settled(*known)) {
+    for (const Measured& m : decoding_) {
+      if (is_settled(m)) like.seconds = std::min(like.seconds, noise_ * larger_by(like.of, m.of) * m.seconds);
+    }
+  }
   learn(decoding_, kMostDecodings, like);
 }
 
@@ -138,7 +154,8 @@ bool StepTimes::wants_decode_step(const StepShape& decoding) const {
   if (decoding_.empty()) return true;
   if (slow_decoding_.times > 0) return true;
   if (decode_steps_ >= kSettled) return false;
-  if (since_decode_step_ >= kMixedSteps || fast_ || (slow_prompts_.times > 0 && since_decode_step_ > 0)) return true;
+  if (since_decode_step_ >= kMixedSteps) return true;
+  if (since_decode_step_ > 0 && (slow_prompts_.times > 0 || was_fast_)) return true;
   const Quantities of = decoding_of(decoding);
   return std::ranges::none_of(decoding_, [&](const Measured& m) {
     for (size_t i = 0; i < of.size(); ++i) {
@@ -165,21 +182,35 @@ void StepTimes::record_prompts(const StepShape& step, double seconds) {
         slow_prompts_ = {.by = slower, .times = 1};
         if (has_like) return;
       } else {
-        for (Measured& m : prompts_) m.seconds *= std::min(slower, slow_prompts_.by);
+        // All of them, and whatever promises less for these yet was wrong.
+        const double by = std::min(slower, slow_prompts_.by);
+        for (Measured& m : prompts_) m.seconds = std::max(by * m.seconds, like.seconds / larger_by(like.of, m.of));
         slow_prompts_ = {};
       }
     } else {
       slow_prompts_ = {};
-      if (has_like) {
-        const double ratio = seconds / (decoding->likely + known->seconds);
-        // Prompts that are faster now would take more, and it may be decoding that is.
-        fast_ = ratio * kSlow * noise_ < 1;
-        if (fast_) return;
-        see_noise(ratio, known->times);
-      }
+      if (has_like) see_noise(seconds / (decoding->likely + known->seconds), known->times);
     }
   }
+  const double least = least_prompt_time(like.of);
+  if (seconds * kSlow * noise_ < decoding->likely + least) {
+    // Who took that for cheap prompts would take more, and it may be that decoding is faster now.
+    if (!std::exchange(was_fast_, true)) return;
+    // It is not. What smaller ones took before is no measure any more.
+    for (Measured& m : prompts_) {
+      if (within(m.of, like.of) && m.seconds > like.seconds) m.times = 1;
+    }
+  }
+  was_fast_ = false;
   learn(prompts_, kMostPrompts, like);
+}
+
+double StepTimes::least_prompt_time(const Quantities& of) const {
+  double least = 0;
+  for (const Measured& m : prompts_) {
+    if (within(m.of, of) && is_settled(m)) least = std::max(least, m.seconds);
+  }
+  return least;
 }
 
 const StepTimes::Measured* StepTimes::settled(const Quantities& of) const {
@@ -194,9 +225,8 @@ std::optional<double> StepTimes::prompt_time(const Quantities& of) const {
   if (const Measured* own = settled(of)) return most(*own);
   std::optional<double> least;
   for (const Measured& m : prompts_) {
-    double times = 1;
-    for (size_t i = 0; i < of.size(); ++i) times = std::max(times, of[i] / m.of[i]);
-    if (!least || times * most(m) < *least) least = times * most(m);
+    const double time = larger_by(of, m.of) * most(m);
+    if (!least || time < *least) least = time;
   }
   return least;
 }

@@ -81,6 +81,8 @@ class StepTimes {
   std::optional<Decoding> decoding_time(const StepShape& step) const;
   // Beyond the time of decoding; nullopt: nothing is known.
   std::optional<double> prompt_time(const Quantities& prompts) const;
+  // That smaller ones took.
+  double least_prompt_time(const Quantities& prompts) const;
   const Measured* settled(const Quantities& prompts) const;
   bool is_settled(const Measured& m) const;
   // What the prompts of such a step add at most.
@@ -103,7 +105,7 @@ class StepTimes {
     int64_t times = 0;
   };
   Slow slow_decoding_, slow_prompts_;
-  bool fast_ = false;  // the last mixed step was: decoding may be, too
+  bool was_fast_ = false;  // the last mixed step, by smaller ones
 };
 
 }  // namespace sluice::engine
