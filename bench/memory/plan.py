@@ -63,11 +63,15 @@ def main():
         before = [resident(state["pid"])[0] for state in first]
         fill(server.url, len(first), pool, running, first[0]["context_length"], 30_000 if "vocab_size" not in model else model["vocab_size"])
         print("| rank | planned MiB | weights | KV | at the start | with all in use | of it shared | planned more than that |\n|---|---|---|---|---|---|---|---|")
+        planned_by_all = taken_by_all = 0
         for number, (state, start) in enumerate(zip(states(server.url), before)):
             usage, (now, shared) = state["memory_usage"], resident(state["pid"])
             planned = state["planned_bytes"] / 2**20
             print(f"| {number} | {planned:.0f} | {usage['weight'] * 1024:.0f} | {usage['kvcache'] * 1024:.0f} | {start / 2**20:.0f} | "
                   f"{now / 2**20:.0f} | {shared / 2**20:.0f} | {100 * (planned * 2**20 / now - 1):+.1f} % |")
+            planned_by_all, taken_by_all = planned_by_all + planned, taken_by_all + now / 2**20
+        # Whose a shared page is that one rank has touched, is chance: with weights in common only this row says how well it was planned.
+        print(f"| all | {planned_by_all:.0f} | | | | {taken_by_all:.0f} | | {100 * (planned_by_all / taken_by_all - 1):+.1f} % |")
 
 
 if __name__ == "__main__":

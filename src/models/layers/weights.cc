@@ -123,6 +123,16 @@ Result<void> check_part(const tensor::TensorSource& source, const Part& part, co
   return {};
 }
 
+// Weights are read from end to end in every step. In pages of 4 KiB the processor looks up each, twice in a virtual
+// machine, and prefetches no further: large ones are read half as fast again and more. Where the system has none left,
+// or never for memory that is shared, these stay small.
+void prefer_huge_pages(void* memory, size_t bytes) {
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / page * page;
+  if (end > begin) (void)::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+}
+
 // For their identity.
 std::string text_of(const std::vector<Part>& parts) {
   std::string text;
@@ -410,14 +420,20 @@ size_t WeightStore::own_bytes() const {
   return static_cast<size_t>(proportional_bytes(own, common_));
 }
 
+Result<void> WeightStore::take_block(size_t bytes) {
+  SLUICE_TRY(void* memory, backend_.allocate(bytes));
+  base_ = static_cast<char*>(memory);
+  allocated_ = bytes;
+  if (backend_.host_visible()) prefer_huge_pages(memory, bytes);
+  return {};
+}
+
 // What ranks have in common lies in their memory, all else in a block of this rank's.
 Result<void> WeightStore::place_all() {
   size_t own = 0;
   const auto aligned = [](size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; };
   for (size_t i = 0; i < entries_.size(); ++i) own += common_.entries[i] ? 0 : aligned(entries_[i].bytes);
-  allocated_ = own;
-  SLUICE_TRY(void* memory, backend_.allocate(own));
-  base_ = static_cast<char*>(memory);
+  SLUICE_TRY_VOID(take_block(own));
   char* next = base_;
   for (size_t i = 0; i < entries_.size(); ++i) {
     const Entry& entry = entries_[i];
@@ -444,9 +460,7 @@ Result<void> WeightStore::materialise(const tensor::TensorSource& source, const 
     SLUICE_TRY_VOID(filled);
     return groups_->all->barrier();
   }
-  allocated_ = bytes_;
-  SLUICE_TRY(void* memory, backend_.allocate(bytes_));
-  base_ = static_cast<char*>(memory);
+  SLUICE_TRY_VOID(take_block(bytes_));
   return fill_device(source, context, progress);
 }
 

@@ -176,6 +176,7 @@ class WeightStore {
     const auto next = std::ranges::upper_bound(places_, offset, {}, &Place::offset);
     return std::prev(next)->at + (offset - std::prev(next)->offset);
   }
+  Result<void> take_block(size_t bytes);
   Result<void> place_all();
   // What is this rank's to pack, each to where `place` says.
   Result<void> fill_all(const tensor::TensorSource& source, const std::function<char*(size_t offset)>& place,
