@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "base/clock.h"
+#include "base/huge_pages.h"
 #include "engine/memory_plan.h"
 #include "kernels/kernels.h"
 
@@ -42,12 +43,22 @@ class Products {
     const kernels::RowReader rows = [](int64_t, int64_t count, void* to) {
       std::memset(to, 0, static_cast<size_t>(count * kIn) * sizeof(float));
     };
-    for (auto& weight : products->weights_) {
-      weight.resize(products->backend_->packed_bytes(products->shape_) + 64);
-      products->backend_->pack(products->shape_, rows, aligned(weight));
+    const size_t bytes = products->backend_->packed_bytes(products->shape_);
+    for (void*& weight : products->weights_) {
+      SLUICE_TRY(weight, products->backend_->allocate(bytes));
+      prefer_huge_pages(weight, bytes);  // as weights lie when they are served
+      products->backend_->pack(products->shape_, rows, weight);
     }
     return products;
   }
+
+  ~Products() {
+    for (void* weight : weights_) {
+      if (weight != nullptr) backend_->release(weight, backend_->packed_bytes(shape_));
+    }
+  }
+  Products(const Products&) = delete;
+  Products& operator=(const Products&) = delete;
 
   double bytes() const { return static_cast<double>(backend_->packed_bytes(shape_)) * std::size(weights_); }
   double operations(int64_t rows) const { return 2.0 * kIn * kOut * static_cast<double>(rows) * std::size(weights_); }
@@ -56,9 +67,9 @@ class Products {
     std::vector<char> in(padded * kIn * sizeof(float) + 64);
     std::vector<char> out(padded * kOut * sizeof(float) + 64);
     const auto run = [&] {
-      for (auto& weight : weights_) {
+      for (const void* weight : weights_) {
         backend_->linear(context_, {.shape = &shape_,
-                                    .weight = aligned(weight),
+                                    .weight = weight,
                                     .in = aligned(in),
                                     .out = reinterpret_cast<float*>(aligned(out)),
                                     .n = rows});
@@ -84,7 +95,7 @@ class Products {
   std::unique_ptr<kernels::Stream> stream_;
   kernels::Context context_;
   kernels::LinearShape shape_;
-  std::vector<char> weights_[4];
+  void* weights_[4] = {};
 };
 
 }  // namespace

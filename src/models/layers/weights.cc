@@ -17,6 +17,7 @@
 #include <thread>
 
 #include "base/check.h"
+#include "base/huge_pages.h"
 
 namespace sluice::models {
 namespace {
@@ -121,16 +122,6 @@ Result<void> check_part(const tensor::TensorSource& source, const Part& part, co
   }
   if (shape.stored == kernels::DType::kF8E4M3) return check_no_nan(found);
   return {};
-}
-
-// Weights are read from end to end in every step. In pages of 4 KiB the processor looks up each, twice in a virtual
-// machine, and prefetches no further: large ones are read half as fast again and more. Where the system has none left,
-// or never for memory that is shared, these stay small.
-void prefer_huge_pages(void* memory, size_t bytes) {
-  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / page * page;
-  if (end > begin) (void)::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
 // For their identity.
