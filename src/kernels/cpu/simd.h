@@ -60,8 +60,8 @@ struct Simd {
   // `scratch` has attention_scratch() floats.
   void (*attention)(const AttentionArgs& args, const AttentionPiece& piece, float* scratch);
   // A block of one row of an attention: scores q.k of `count` positions become weights e^(scale score - top), of dtype,
-  // zero from `count` to `padded`. `state` is the running {top, total}. What was summed before is to be multiplied by
-  // the result. The scores are overwritten.
+  // zero from `count` to `padded`. Both have room for a multiple of 32. `state` is the running {top, total}. What was
+  // summed before is to be multiplied by the result. Weights in float32 may take the place of the scores.
   float (*softmax_step)(float* scores, int64_t count, int64_t padded, float scale, float* state, void* weights,
                         bool bf16);
   // One token of one head of lightning attention (kernels.h): `qkv` [3, dim], `state` [dim, dim]. `scratch` has dim
