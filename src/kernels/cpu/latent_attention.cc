@@ -82,7 +82,8 @@ void LatentAttention::plan(const LatentAttentionArgs& args) {
 
 void LatentAttention::multiply_packed(int64_t m, int64_t k, int64_t n, bool accumulate, const void* a, const void* b,
                                       float* c, int thread) const {
-  const Product& product = packed_products_.product(m, /*padded=*/false, k, n, n, DType::kBf16, accumulate, /*bias=*/false);
+  const Product& product =
+      packed_products_.product(m, /*padded=*/false, k, n, n, DType::kBf16, accumulate, /*bias=*/false);
   SLUICE_CHECK(!product.staged, "a product whose rows follow each other is written to a place of its own");
   packed_products_.execute(product, a, b, c, nullptr, thread);
 }
