@@ -13,25 +13,67 @@ void BlockAttention::begin(const QueryRows& rows) {
   }
 }
 
+int64_t BlockAttention::visible(const QueryRows& rows, int64_t row, const PositionBlock& block) {
+  return std::clamp<int64_t>(rows.first_position + row / rows.group + 1 - block.base, 0, block.count);
+}
+
+// Causal: rows of earlier positions see nothing of a block and are left out.
 void BlockAttention::add(const QueryRows& rows, const PositionBlock& block) const {
   const bool bf16 = dtype_ == DType::kBf16;
   const int64_t element = bf16 ? 2 : 4;
-  // Causal: rows of earlier positions see nothing of this block and are left out.
-  const int64_t first = std::max<int64_t>(0, block.base - rows.first_position) * rows.group / kRowStep * kRowStep;
-  const int64_t m = rows.padded - first;
-  float* scores = at_least(scratch_.scores, m * block.padded);
-  char* weights = at_least(scratch_.weights, m * block.padded * element);
-  products_.multiply({.m = m, .k = dim_, .n = block.padded, .dtype = dtype_, .b_transposed = true},
-                     rows.queries + first * dim_ * element, block.keys, scores, thread_);
-  for (int64_t r = first; r < rows.padded; ++r) {
-    const int64_t visible = std::clamp<int64_t>(rows.first_position + r / rows.group + 1 - block.base, 0, block.count);
+  const int64_t unseen = std::max<int64_t>(0, block.base - rows.first_position) * rows.group;
+  const int64_t first = block.packed ? unseen : unseen / kRowStep * kRowStep;
+  const int64_t end = block.packed ? rows.rows : rows.padded, m = end - first;
+  auto* scores = reinterpret_cast<float*>(at_least_bytes(scratch_.scores, m * block.padded * 4));
+  char* weights = at_least_bytes(scratch_.weights, m * block.padded * element);
+  if (block.packed) {
+    score_packed(rows, block, first, scores);
+  } else {
+    products_.multiply({.m = m, .k = dim_, .n = block.padded, .dtype = dtype_, .b_transposed = true},
+                       rows.queries + first * dim_ * element, block.keys, scores, thread_);
+  }
+  for (int64_t r = first; r < end; ++r) {
     const int64_t at = (r - first) * block.padded;
-    const float correction = simd_.softmax_step(scores + at, visible, block.padded, scale_, rows.state + 2 * r,
-                                                weights + at * element, bf16);
+    const float correction = simd_.softmax_step(scores + at, visible(rows, r, block), block.padded, scale_,
+                                                rows.state + 2 * r, weights + at * element, bf16);
     if (block.base > 0 && correction != 1) simd_.scale(rows.sums + r * value_, value_, correction);
   }
-  products_.multiply({.m = m, .k = block.padded, .n = value_, .dtype = dtype_, .accumulate = block.base > 0}, weights,
-                     block.values, rows.sums + first * value_, thread_);
+  if (block.packed) {
+    sum_packed(rows, block, first, weights);
+  } else {
+    products_.multiply({.m = m, .k = block.padded, .n = value_, .dtype = dtype_, .accumulate = block.base > 0}, weights,
+                       block.values, rows.sums + first * value_, thread_);
+  }
+}
+
+void BlockAttention::score_packed(const QueryRows& rows, const PositionBlock& block, int64_t first,
+                                  float* scores) const {
+  for (int64_t p = 0; p < block.padded; p += kPairColumns) {
+    const int64_t from = std::max(first, (block.base + p - rows.first_position) * rows.group);
+    if (from >= rows.rows) return;
+    simd_.multiply_pairs(block.keys + p * dim_ * 2, dim_, reinterpret_cast<const uint16_t*>(rows.queries) + from * dim_,
+                         dim_, rows.rows - from,
+                         {.out = scores + (from - first) * block.padded + p,
+                          .stride = block.padded,
+                          .bias = nullptr,
+                          .accumulate = false});
+  }
+}
+
+void BlockAttention::sum_packed(const QueryRows& rows, const PositionBlock& block, int64_t first,
+                                const char* weights) const {
+  // Few enough to see much the same positions.
+  constexpr int64_t kTogether = 48;
+  for (int64_t row = first; row < rows.rows; row += kTogether) {
+    const int64_t own = std::min(kTogether, rows.rows - row);
+    const int64_t seen = round_up(visible(rows, row + own - 1, block), 2);
+    for (int64_t v = 0; v < value_; v += kPairColumns) {
+      simd_.multiply_pairs(
+          block.values + v * block.padded * 2, seen,
+          reinterpret_cast<const uint16_t*>(weights) + (row - first) * block.padded, block.padded, own,
+          {.out = rows.sums + row * value_ + v, .stride = value_, .bias = nullptr, .accumulate = block.base > 0});
+    }
+  }
 }
 
 void BlockAttention::finish(const QueryRows& rows, int64_t row, void* out) const {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/cpu/memory.h"
 #include "kernels/cpu/plain_products.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/kernels.h"
@@ -32,14 +33,35 @@ struct PositionBlock {
   int64_t base;
   int64_t count;
   int64_t padded;  // a multiple of kPositionStep
+  // By pack_positions(), for our own products: keys over their values, values over positions.
+  bool packed = false;
 };
+// True if blocks should be packed where the machine multiplies best by our own loops (Linear::lacks_tiles()).
+constexpr bool packs_positions(DType dtype, int64_t dim, int64_t value) {
+  return dtype == DType::kBf16 && dim % 32 == 0 && value % kPairColumns == 0;
+}
+// Rows of bf16, `width` values each, as Simd::pack_pairs does. row_of(c) is row c of them; one of the results is null.
+template <class RowOf>
+void pack_positions(const Simd& simd, int64_t padded, int64_t width, const RowOf& row_of, char* over_values,
+                    char* over_rows) {
+  static_assert(kPositionStep % kPackRows == 0 && kPositionStep == kPairColumns);
+  for (int64_t first = 0; first < padded; first += kPackRows) {
+    const uint16_t* rows[kPackRows];
+    for (int64_t r = 0; r < kPackRows; ++r) rows[r] = row_of(first + r);
+    auto* values = reinterpret_cast<uint16_t*>(over_values);
+    auto* pairs = reinterpret_cast<uint16_t*>(over_rows);
+    if (values != nullptr) values += first / kPairColumns * kPairColumns * width + first % kPairColumns * 2;
+    if (pairs != nullptr) pairs += first * kPairColumns;
+    simd.pack_pairs(rows, width, values, pairs, padded * kPairColumns, nullptr);
+  }
+}
 
 // Products of one call, by one thread of the pool.
 class BlockAttention {
  public:
   struct Scratch {
-    std::vector<float> scores;
-    std::vector<char> weights;
+    std::vector<CacheLine> scores;
+    std::vector<CacheLine> weights;
   };
   BlockAttention(const Simd& simd, const PlainProducts& products, Scratch& scratch, DType dtype, int64_t dim,
                  int64_t value, float scale, int thread)
@@ -59,6 +81,12 @@ class BlockAttention {
   void finish(const QueryRows& rows, int64_t row, void* out) const;
 
  private:
+  // Positions of `block` that row `row` sees.
+  static int64_t visible(const QueryRows& rows, int64_t row, const PositionBlock& block);
+  // Scores and weights are those of the rows from `first` on, block.padded apart.
+  void score_packed(const QueryRows& rows, const PositionBlock& block, int64_t first, float* scores) const;
+  void sum_packed(const QueryRows& rows, const PositionBlock& block, int64_t first, const char* weights) const;
+
   const Simd& simd_;
   const PlainProducts& products_;
   Scratch& scratch_;

@@ -77,10 +77,9 @@ void ExpandedAttention::attend(const ExpandedAttentionArgs& args, const Piece& p
     const Block block{.slots = slots + base, .count = count, .padded = round_up(count, kPositionStep)};
     gather(args, block, own);
     for (int64_t h = 0; h < heads; ++h) {
-      expand(args, block, piece.first_head + h, own, thread);
-      attention.add(
-          of_heads[h],
-          {.keys = own.keys.data(), .values = own.values.data(), .base = base, .count = count, .padded = block.padded});
+      PositionBlock expanded = expand(args, block, piece.first_head + h, own, thread);
+      expanded.base = base;
+      attention.add(of_heads[h], expanded);
     }
   }
 
@@ -110,14 +109,14 @@ void ExpandedAttention::gather(const ExpandedAttentionArgs& args, const Block& b
 }
 
 // Keys and values of one head for the gathered positions.
-void ExpandedAttention::expand(const ExpandedAttentionArgs& args, const Block& block, int64_t head, Scratch& own,
-                               int thread) const {
+PositionBlock ExpandedAttention::expand(const ExpandedAttentionArgs& args, const Block& block, int64_t head,
+                                        Scratch& own, int thread) const {
   const bool bf16 = args.dtype == DType::kBf16;
   const int64_t element = bf16 ? 2 : 4;
   const int64_t nope = args.key_shape->out, value = args.value_shape->out, dim = nope + args.rotary;
   float* expanded = at_least(own.expanded, kPositions * std::max(nope, value));
-  char* keys = at_least(own.keys, kPositions * dim * element);
-  char* values = at_least(own.values, kPositions * value * element);
+  char* keys = at_least_bytes(own.keys, kPositions * dim * element);
+  char* values = at_least_bytes(own.values, kPositions * value * element);
   linear_.multiply_whole(*args.key_shape,
                          static_cast<const char*>(args.keys) + static_cast<size_t>(head) * args.key_stride,
                          own.latents.data(), block.padded, expanded, thread);
@@ -130,6 +129,22 @@ void ExpandedAttention::expand(const ExpandedAttentionArgs& args, const Block& b
                          static_cast<const char*>(args.values) + static_cast<size_t>(head) * args.value_stride,
                          own.latents.data(), block.padded, expanded, thread);
   simd_.narrow(expanded, block.padded * value, values, bf16);
+  if (!linear_.lacks_tiles() || !packs_positions(args.dtype, dim, value)) {
+    return {.keys = keys, .values = values, .base = 0, .count = block.count, .padded = block.padded};
+  }
+  const auto row_of = [](const char* rows, int64_t width) {
+    return [=](int64_t c) { return reinterpret_cast<const uint16_t*>(rows) + c * width; };
+  };
+  char* packed_keys = at_least_bytes(own.packed_keys, kPositions * dim * element);
+  char* packed_values = at_least_bytes(own.packed_values, kPositions * value * element);
+  pack_positions(simd_, block.padded, dim, row_of(keys, dim), packed_keys, nullptr);
+  pack_positions(simd_, block.padded, value, row_of(values, value), nullptr, packed_values);
+  return {.keys = packed_keys,
+          .values = packed_values,
+          .base = 0,
+          .count = block.count,
+          .padded = block.padded,
+          .packed = true};
 }
 
 }  // namespace sluice::kernels::cpu

@@ -29,20 +29,23 @@ class ExpandedAttention {
   };
   // A thread's memory.
   struct Scratch {
-    std::vector<char> queries;       // [heads, rows, nope + rotary] of dtype
-    std::vector<char> latents;       // [positions, latent] of dtype
-    std::vector<char> rotary;        // [positions, rotary] of dtype
-    std::vector<float> expanded;     // [positions, nope or value]
-    std::vector<char> keys, values;  // [positions, nope + rotary] and [positions, value] of dtype
-    std::vector<float> sums;         // [heads, rows, value]
-    std::vector<float> state;        // [heads, rows, 2] running maximum and total
+    std::vector<char> queries;                          // [heads, rows, nope + rotary] of dtype
+    std::vector<char> latents;                          // [positions, latent] of dtype
+    std::vector<char> rotary;                           // [positions, rotary] of dtype
+    std::vector<float> expanded;                        // [positions, nope or value]
+    std::vector<CacheLine> keys, values;                // [positions, nope + rotary] and [positions, value] of dtype
+    std::vector<CacheLine> packed_keys, packed_values;  // the same, for our own products
+    std::vector<float> sums;                            // [heads, rows, value]
+    std::vector<float> state;                           // [heads, rows, 2] running maximum and total
     BlockAttention::Scratch products;
   };
   struct Block;
 
   void attend(const ExpandedAttentionArgs& args, const Piece& piece, int thread);
   void gather(const ExpandedAttentionArgs& args, const Block& block, Scratch& own) const;
-  void expand(const ExpandedAttentionArgs& args, const Block& block, int64_t head, Scratch& own, int thread) const;
+  // Without its place among the positions.
+  PositionBlock expand(const ExpandedAttentionArgs& args, const Block& block, int64_t head, Scratch& own,
+                       int thread) const;
 
   const Simd& simd_;
   const Linear& linear_;

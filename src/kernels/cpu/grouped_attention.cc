@@ -34,8 +34,8 @@ bool has_many_rows(const AttentionArgs& args, int64_t sequence) {
 
 }  // namespace
 
-GroupedAttention::GroupedAttention(int threads, const Simd& simd)
-    : simd_(simd), products_(threads), scratch_(static_cast<size_t>(threads)) {}
+GroupedAttention::GroupedAttention(int threads, const Simd& simd, bool own_products)
+    : simd_(simd), own_products_(own_products), products_(threads), scratch_(static_cast<size_t>(threads)) {}
 
 void GroupedAttention::run(const AttentionArgs& args, ThreadPool& pool) {
   plan_many(args);
@@ -108,6 +108,48 @@ void GroupedAttention::plan_few(const AttentionArgs& args) {
   }
 }
 
+PositionBlock GroupedAttention::read(const AttentionArgs& args, const AttentionPiece& piece, int64_t base,
+                                     Scratch& own) const {
+  const bool bf16 = args.dtype == DType::kBf16;
+  const int64_t dim = args.head_dim, bytes = dim * (bf16 ? 2 : 4);
+  const int64_t count = std::min(kPositions, piece.end - base), padded = round_up(count, kPositionStep);
+  const int32_t* slots = args.slot_table + args.table_rows[piece.sequence] * args.table_width + base;
+  char* const keys = at_least_bytes(own.keys, kPositions * bytes);
+  char* const values = at_least_bytes(own.values, kPositions * bytes);
+  const auto stored = [&](const void* cache, int64_t c) {
+    return static_cast<const char*>(cache) + slots[c] * args.row.bytes();
+  };
+  if (own_products_ && packs_positions(args.dtype, dim, dim)) {
+    char* const wide = at_least_bytes(own.rows, (kPackRows + 1) * bytes);
+    char* const zeros = wide + kPackRows * bytes;
+    std::memset(zeros, 0, static_cast<size_t>(bytes));
+    const auto row_of = [&](const void* cache) {
+      return [&, cache](int64_t c) {
+        const char* row = zeros;
+        if (c < count && args.row.dtype == DType::kBf16) {
+          row = stored(cache, c) + piece.kv_head * bytes;
+        } else if (c < count) {
+          char* to = wide + c % kPackRows * bytes;
+          simd_.read_kv(stored(cache, c), args.row, piece.kv_head * dim, dim, to, bf16);
+          row = to;
+        }
+        return reinterpret_cast<const uint16_t*>(row);
+      };
+    };
+    pack_positions(simd_, padded, dim, row_of(args.k_cache), keys, nullptr);
+    pack_positions(simd_, padded, dim, row_of(args.v_cache), nullptr, values);
+    return {.keys = keys, .values = values, .base = base, .count = count, .padded = padded, .packed = true};
+  }
+  for (int64_t c = 0; c < count; ++c) {
+    simd_.read_kv(stored(args.k_cache, c), args.row, piece.kv_head * dim, dim, keys + c * bytes, bf16);
+    simd_.read_kv(stored(args.v_cache, c), args.row, piece.kv_head * dim, dim, values + c * bytes, bf16);
+  }
+  const auto rest = static_cast<size_t>((padded - count) * bytes);
+  std::memset(keys + count * bytes, 0, rest);
+  std::memset(values + count * bytes, 0, rest);
+  return {.keys = keys, .values = values, .base = base, .count = count, .padded = padded};
+}
+
 void GroupedAttention::merge(const AttentionArgs& args, const Cut& cut) {
   const AttentionPiece& whole = few_[cut.first];
   const bool bf16 = args.dtype == DType::kBf16;
@@ -140,12 +182,11 @@ void GroupedAttention::multiply(const AttentionArgs& args, const AttentionPiece&
   const int64_t element = bf16 ? 2 : 4, dim = args.head_dim, group = group_of(args);
   const int64_t first_query = args.query_start[piece.sequence] + piece.first_row;
   const int64_t first_position = piece.end - piece.rows;
-  const int32_t* slots = args.slot_table + args.table_rows[piece.sequence] * args.table_width;
   const int64_t padded = round_up(piece.rows * group, kRowStep);
 
   Scratch& own = scratch_[static_cast<size_t>(thread)];
   const QueryRows rows{.queries = at_least(own.queries, padded * dim * element),
-                       .sums = at_least(own.sums, padded * dim),
+                       .sums = reinterpret_cast<float*>(at_least_bytes(own.sums, padded * dim * 4)),
                        .state = at_least(own.state, padded * 2),
                        .rows = piece.rows * group,
                        .padded = padded,
@@ -159,20 +200,7 @@ void GroupedAttention::multiply(const AttentionArgs& args, const AttentionPiece&
 
   const BlockAttention attention(simd_, products_, own.products, args.dtype, dim, dim, args.scale, thread);
   BlockAttention::begin(rows);
-  char* keys = at_least(own.keys, kPositions * dim * element);
-  char* values = at_least(own.values, kPositions * dim * element);
-  for (int64_t base = 0; base < piece.end; base += kPositions) {
-    const int64_t count = std::min(kPositions, piece.end - base), filled = round_up(count, kPositionStep);
-    for (int64_t c = 0; c < count; ++c) {
-      const int64_t at = slots[base + c] * args.row.bytes(), to = c * dim * element;
-      simd_.read_kv(static_cast<const char*>(args.k_cache) + at, args.row, piece.kv_head * dim, dim, keys + to, bf16);
-      simd_.read_kv(static_cast<const char*>(args.v_cache) + at, args.row, piece.kv_head * dim, dim, values + to, bf16);
-    }
-    const auto rest = static_cast<size_t>((filled - count) * dim * element);
-    std::memset(keys + count * dim * element, 0, rest);
-    std::memset(values + count * dim * element, 0, rest);
-    attention.add(rows, {.keys = keys, .values = values, .base = base, .count = count, .padded = filled});
-  }
+  for (int64_t base = 0; base < piece.end; base += kPositions) attention.add(rows, read(args, piece, base, own));
   for (int64_t r = 0; r < rows.rows; ++r) {
     const int64_t row = first_query + r / group, head = piece.kv_head * group + r % group;
     attention.finish(rows, r, static_cast<char*>(args.out) + (row * args.n_heads + head) * dim * element);

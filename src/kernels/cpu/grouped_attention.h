@@ -14,8 +14,9 @@ namespace sluice::kernels::cpu {
 
 class GroupedAttention {
  public:
-  // `threads` of the pool that run() is called with.
-  GroupedAttention(int threads, const Simd& simd);
+  // `threads` of the pool that run() is called with. `own_products`: those of `simd` are as fast as any
+  // (lacks_tiles()).
+  GroupedAttention(int threads, const Simd& simd, bool own_products);
 
   // By the rank's thread. In bf16, queries and weights of products are rounded to it. The result does not depend on the
   // number of threads.
@@ -24,10 +25,11 @@ class GroupedAttention {
  private:
   // A thread's memory.
   struct Scratch {
-    std::vector<char> queries;  // [rows, group, dim] of dtype
-    std::vector<char> keys;     // [kPositions, dim] of dtype
-    std::vector<char> values;   // likewise
-    std::vector<float> sums;    // [rows, group, dim]
+    std::vector<char> queries;      // [rows, group, dim] of dtype
+    std::vector<CacheLine> keys;    // [kPositions, dim] of dtype, or packed
+    std::vector<CacheLine> values;  // likewise
+    std::vector<CacheLine> rows;    // [kPackRows + 1, dim] of dtype: as they are packed, and zeros
+    std::vector<CacheLine> sums;    // [rows, group, dim]
     std::vector<float> state;
     BlockAttention::Scratch products;
     std::vector<float> loops;  // of Simd::attention
@@ -40,9 +42,12 @@ class GroupedAttention {
   void plan_many(const AttentionArgs& args);
   void plan_few(const AttentionArgs& args);
   void multiply(const AttentionArgs& args, const AttentionPiece& piece, int thread);
+  // The positions from `base` on that a piece's rows see, kPositions at most.
+  PositionBlock read(const AttentionArgs& args, const AttentionPiece& piece, int64_t base, Scratch& own) const;
   void merge(const AttentionArgs& args, const Cut& cut);
 
   const Simd& simd_;
+  const bool own_products_;
   const PlainProducts products_;
   std::vector<Scratch> scratch_;
   std::vector<AttentionPiece> many_, few_;

@@ -24,7 +24,7 @@ constexpr int64_t kShortestCut = 1024;
 }  // namespace
 
 LatentAttention::LatentAttention(int threads, const Simd& simd)
-    : simd_(simd), products_(threads), packed_products_(threads), scratch_(static_cast<size_t>(threads)) {}
+    : simd_(simd), products_(threads), packed_products_(threads, simd), scratch_(static_cast<size_t>(threads)) {}
 
 void LatentAttention::run(const LatentAttentionArgs& args, ThreadPool& pool) {
   plan(args);
@@ -82,7 +82,8 @@ void LatentAttention::plan(const LatentAttentionArgs& args) {
 
 void LatentAttention::multiply_packed(int64_t m, int64_t k, int64_t n, bool accumulate, const void* a, const void* b,
                                       float* c, int thread) const {
-  const Product& product = packed_products_.product(m, k, n, n, DType::kBf16, accumulate, /*bias=*/false);
+  const Product& product =
+      packed_products_.product(m, /*padded=*/false, k, n, n, DType::kBf16, accumulate, /*bias=*/false);
   SLUICE_CHECK(!product.staged, "a product whose rows follow each other is written to a place of its own");
   packed_products_.execute(product, a, b, c, nullptr, thread);
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <string>
@@ -18,14 +19,12 @@
 namespace sluice::kernels::cpu {
 namespace {
 
-// Row counts that primitives are made for: exact up to 16, then multiples of 16, in pieces of at most 256, so that a
-// handful of generated kernels serves every batch.
-constexpr int64_t kExactRows = 16;
+// Rows of a product.
 constexpr int64_t kMaxRows = 256;
 
 // Weights that are kept as they are stored: a few rows are multiplied by our own loops; more are worth widening slabs
 // of kWideColumns columns, which fit the second cache, for oneDNN. Up to how many they are few:
-constexpr int64_t kFewRows = kExactRows;
+constexpr int64_t kFewRows = PackedProducts::kExactRows;
 constexpr int64_t kFewRoundedRows = 48;  // where the others are multiplied in bf16, by its matrix units
 constexpr int64_t kFewF8Rows = 2;        // likewise
 constexpr int64_t kWideColumns = 64;
@@ -40,9 +39,6 @@ struct Slab {
   int64_t first;
   int64_t width;
   size_t offset;  // into the packed weight
-  // Rows that the packed form has where it is that of Simd::dot_pairs, kPairColumns columns after kPairColumns columns;
-  // 0 = another form.
-  int64_t pair_rows;
 };
 
 struct Layout {
@@ -64,7 +60,7 @@ class Linear::Impl {
  public:
   Impl(int threads, const Simd& simd)
       : simd_(simd),
-        products_(threads),
+        products_(threads, simd),
         staging_(static_cast<size_t>(threads)),
         widened_(static_cast<size_t>(threads)),
         wide_in_(static_cast<size_t>(threads)),
@@ -72,6 +68,7 @@ class Linear::Impl {
         head_out_(static_cast<size_t>(threads)) {}
 
   bool multiplies(DType dtype) const { return products_.multiplies(dtype); }
+  bool lacks_tiles() const { return products_.lacks_tiles(); }
 
   // With unrounded inputs bf16's own products are faster than widening blocks for them.
   bool keeps(const LinearShape& shape) const {
@@ -100,7 +97,7 @@ class Linear::Impl {
     const int64_t width = shape.whole ? shape.out : slab_width(shape.out);
     for (int64_t first = 0; first < shape.out; first += width) {
       const int64_t columns = std::min(width, shape.out - first);
-      layout.slabs.push_back({first, columns, layout.bytes, products_.pair_rows(shape.in, columns, shape.dtype)});
+      layout.slabs.push_back({first, columns, layout.bytes});
       layout.bytes += (products_.packed_bytes(shape.in, columns, shape.dtype) + 63) / 64 * 64;
     }
     return layout;
@@ -111,10 +108,10 @@ class Linear::Impl {
       const Kept kept = kept_as(shape);
       return rows <= few_rows(kept, shape)
                  ? "blocks"
-                 : wide_product(kept, shape, Linear::padded_rows(rows), kWideColumns, accumulate, bias).implementation;
+                 : wide_product(kept, shape, rows, kWideColumns, accumulate, bias).implementation;
     }
     return products_
-        .product(Linear::padded_rows(rows), shape.in, layout(shape).slabs[0].width, shape.out, shape.dtype, accumulate,
+        .product(rows, /*padded=*/true, shape.in, layout(shape).slabs[0].width, shape.out, shape.dtype, accumulate,
                  bias)
         .implementation;
   }
@@ -202,7 +199,7 @@ class Linear::Impl {
   void multiply_whole(const LinearShape& shape, const void* weight, const void* in, int64_t rows, float* out,
                       int thread) const {
     products_.execute(
-        products_.product(Linear::padded_rows(rows), shape.in, shape.out, shape.out, shape.dtype, /*accumulate=*/false,
+        products_.product(rows, /*padded=*/true, shape.in, shape.out, shape.out, shape.dtype, /*accumulate=*/false,
                           /*bias=*/false),
         in, weight, out, nullptr, thread);
   }
@@ -251,19 +248,21 @@ class Linear::Impl {
   }
 
   // Rows up to which our own loops are faster than widening.
-  static int64_t few_rows(Kept kept, const LinearShape& shape) {
+  int64_t few_rows(Kept kept, const LinearShape& shape) const {
     if (shape.dtype != DType::kBf16) return kFewRows;
-    return kept == Kept::kTiles ? kFewRoundedRows : kFewF8Rows;
+    if (kept != Kept::kTiles) return kFewF8Rows;
+    // Without tiles of bf16 the machine multiplies twice as many values of eight bits.
+    return products_.lacks_tiles() ? std::numeric_limits<int64_t>::max() : kFewRoundedRows;
   }
 
-  static int64_t kept_tasks(Kept kept, const LinearShape& shape, int64_t rows) {
+  int64_t kept_tasks(Kept kept, const LinearShape& shape, int64_t rows) const {
     if (rows > few_rows(kept, shape) || kept == Kept::kF8Tiles) return wide_slabs(shape);
     if (kept == Kept::kTiles) return (tile_count(shape) + task_tiles(shape) - 1) / task_tiles(shape);
     return (shape.out + kDotColumns - 1) / kDotColumns;
   }
   static int64_t task_tiles(const LinearShape& shape) { return (tile_count(shape) + kTileTasks - 1) / kTileTasks; }
 
-  static bool rounds(Kept kept, const LinearShape& shape, int64_t rows) {
+  bool rounds(Kept kept, const LinearShape& shape, int64_t rows) const {
     return kept == Kept::kTiles && shape.rounded && rows <= few_rows(kept, shape);
   }
   void round(const LinearArgs& args, int64_t row, int64_t to) const {
@@ -330,21 +329,21 @@ class Linear::Impl {
     const bool bf16 = shape.dtype == DType::kBf16, bias = args.bias != nullptr;
     const int64_t element = bf16 ? 2 : 4, first = task * kWideColumns;
     const int64_t columns = std::min(kWideColumns, shape.out - first);
-    float* weight =
-        at_least(widened_[static_cast<size_t>(thread)], round_up(shape.in, kF8Pad) * kWideColumns * element / 4);
+    auto* weight = reinterpret_cast<float*>(
+        at_least_bytes(widened_[static_cast<size_t>(thread)], round_up(shape.in, kF8Pad) * kWideColumns * element));
     widen_slab(kept, args, task, columns, weight);
     // Rows of FP8 are as many as there are columns, tiles always whole.
     const int64_t width = wide_form(kept, shape) == Form::kColumns ? columns : kWideColumns;
     for (int64_t row = 0; row < args.n; row += kMaxRows) {
-      const int64_t rows = std::min(kMaxRows, args.n - row), padded = Linear::padded_rows(rows);
+      const int64_t rows = std::min(kMaxRows, args.n - row);
       const void* in = static_cast<const char*>(args.in) + row * shape.in * element;
       if (width == columns) {
-        run(wide_product(kept, shape, padded, width, args.accumulate, bias), args, in, weight,
+        run(wide_product(kept, shape, rows, width, args.accumulate, bias), args, in, weight,
             args.out + row * shape.out + first, bias ? args.bias + first : nullptr, thread);
         continue;
       }
-      float* whole = at_least(staging_[static_cast<size_t>(thread)], padded * kWideColumns);
-      products_.execute(products_.product(padded, shape.in, kWideColumns, kWideColumns, shape.dtype,
+      float* whole = at_least(staging_[static_cast<size_t>(thread)], Linear::padded_rows(rows) * kWideColumns);
+      products_.execute(products_.product(rows, /*padded=*/true, shape.in, kWideColumns, kWideColumns, shape.dtype,
                                           /*accumulate=*/false, /*bias=*/false, wide_form(kept, shape)),
                         in, weight, whole, nullptr, thread);
       put_columns(args, row, rows, first, columns, whole, kWideColumns);
@@ -384,35 +383,22 @@ class Linear::Impl {
     if (kept == Kept::kTiles) return shape.dtype == DType::kBf16 ? Form::kPacked : Form::kRows;
     return kept == Kept::kF8Tiles ? Form::kPacked : Form::kColumns;
   }
-  const Product& wide_product(Kept kept, const LinearShape& shape, int64_t padded, int64_t width, bool accumulate,
+  const Product& wide_product(Kept kept, const LinearShape& shape, int64_t rows, int64_t width, bool accumulate,
                               bool bias) const {
-    return products_.product(padded, shape.in, width, shape.out, shape.dtype, accumulate, bias, wide_form(kept, shape));
+    return products_.product(rows, /*padded=*/true, shape.in, width, shape.out, shape.dtype, accumulate, bias,
+                             wide_form(kept, shape));
   }
 
   // Columns of a product of a packed weight, for rows from `first` on, kMaxRows at most.
   void multiply_slab(const LinearArgs& args, const Slab& slab, int64_t first, int thread) const {
     const LinearShape& shape = *args.shape;
-    if (slab.pair_rows > 0 && args.n <= kPairRows) return multiply_pairs(args, slab, thread);
     const int64_t element = shape.dtype == DType::kBf16 ? 2 : 4;
-    const int64_t rows = Linear::padded_rows(std::min(kMaxRows, args.n - first));
-    run(products_.product(rows, shape.in, slab.width, shape.out, shape.dtype, args.accumulate, args.bias != nullptr),
+    const int64_t rows = std::min(kMaxRows, args.n - first);
+    run(products_.product(rows, /*padded=*/true, shape.in, slab.width, shape.out, shape.dtype, args.accumulate,
+                          args.bias != nullptr),
         args, static_cast<const char*>(args.in) + first * shape.in * element,
         static_cast<const char*>(args.weight) + slab.offset, args.out + first * shape.out + slab.first,
         args.bias == nullptr ? nullptr : args.bias + slab.first, thread);
-  }
-
-  // A slab for a few rows, by our own loops: oneDNN's reach half of what memory gives.
-  void multiply_pairs(const LinearArgs& args, const Slab& slab, int thread) const {
-    const LinearShape& shape = *args.shape;
-    const int64_t in = round_up(shape.in, 2);
-    const float* x = widened_rows(args, in, thread);
-    const auto block = static_cast<size_t>(slab.pair_rows * kPairColumns * 2);
-    const char* values = static_cast<const char*>(args.weight) + slab.offset;
-    for (int64_t c = 0; c < slab.width; c += kPairColumns, values += block) {
-      float sums[kPairRows * kPairColumns];
-      simd_.dot_pairs(values, in, x, in, args.n, sums);
-      put_columns(args, 0, args.n, slab.first + c, kPairColumns, sums, kPairColumns);
-    }
   }
 
   // Inputs in bf16 as float32, rows `stride` apart, at least their width; a value more is zero.
@@ -449,7 +435,7 @@ class Linear::Impl {
   const Simd& simd_;
   const PackedProducts products_;
   mutable std::vector<std::vector<float>> staging_;                              // per thread of the pool
-  mutable std::vector<std::vector<float>> widened_;                              // likewise
+  mutable std::vector<std::vector<CacheLine>> widened_;                          // likewise
   mutable std::vector<std::vector<float>> wide_in_;                              // likewise
   mutable std::vector<std::vector<char>> head_in_;                               // likewise
   mutable std::vector<std::vector<float>> head_out_;                             // likewise
@@ -463,12 +449,13 @@ Linear::Linear(int threads, const Simd& simd) : impl_(std::make_unique<Impl>(thr
 Linear::~Linear() = default;
 
 bool Linear::multiplies(DType dtype) const { return impl_->multiplies(dtype); }
+bool Linear::lacks_tiles() const { return impl_->lacks_tiles(); }
 bool Linear::keeps(const LinearShape& shape) const { return impl_->keeps(shape); }
 std::string Linear::implementation(const LinearShape& shape, int64_t rows, bool accumulate, bool bias) const {
   return impl_->implementation(shape, rows, accumulate, bias);
 }
-int64_t Linear::group_padding(int64_t groups) { return groups * (kExactRows - 1); }
-int64_t Linear::padded_rows(int64_t n) { return n <= kExactRows ? n : round_up(n, kExactRows); }
+int64_t Linear::group_padding(int64_t groups) { return groups * (PackedProducts::kExactRows - 1); }
+int64_t Linear::padded_rows(int64_t n) { return PackedProducts::padded_rows(n); }
 size_t Linear::packed_bytes(const LinearShape& shape) const { return impl_->packed_bytes(shape); }
 void Linear::pack(const LinearShape& shape, const RowReader& rows, void* to) const { impl_->pack(shape, rows, to); }
 void Linear::multiply(const LinearArgs& args, ThreadPool& pool) const {

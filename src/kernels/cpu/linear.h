@@ -20,6 +20,7 @@ class Linear {
   ~Linear();
 
   bool multiplies(DType dtype) const;
+  bool lacks_tiles() const;  // see PackedProducts
   bool keeps(const LinearShape& shape) const;
   // What multiplies `rows` rows: oneDNN's name of its implementation, or "blocks" for our own. "ref..." is thousands of
   // times slower than the others and must not happen.

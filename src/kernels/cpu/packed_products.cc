@@ -26,6 +26,16 @@ struct OneDnnProduct final : Product {
   Memory::desc in, weight, out, bias, scratch;
 };
 
+// Our own, whose weight is blocks of kPairColumns columns.
+struct PairsProduct final : Product {
+  int64_t in = 0;
+  int64_t pair_rows = 0;
+  int64_t out_stride = 0;
+  bool accumulate = false;
+};
+// Rows up to which they are faster than anything, since memory decides.
+constexpr int64_t kFewPairRows = 4;
+
 // oneDNN's three loops, thousands of times slower than anything else that it has.
 bool is_reference(const Product& product) { return product.implementation.starts_with("ref"); }
 
@@ -36,9 +46,13 @@ using ProductKey = std::tuple<int64_t, int64_t, int64_t, int64_t, DType, bool, b
 
 class PackedProducts::Impl {
  public:
-  explicit Impl(int threads) : engine_(dnnl::engine::kind::cpu, 0), scratch_(static_cast<size_t>(threads)) {
+  Impl(int threads, const Simd& simd)
+      : simd_(simd), engine_(dnnl::engine::kind::cpu, 0), scratch_(static_cast<size_t>(threads)) {
     for (int i = 0; i < threads; ++i) streams_.emplace_back(engine_);
+    lacks_tiles_ = simd.native_pairs && (!multiplies(DType::kBf16) || !one_dnn_has_tiles());
   }
+
+  bool lacks_tiles() const { return lacks_tiles_; }
 
   bool multiplies(DType dtype) const {
     if (dtype != DType::kF32 && dtype != DType::kBf16) return false;
@@ -79,8 +93,13 @@ class PackedProducts::Impl {
   }
 
   int64_t pair_rows(int64_t in, int64_t width, DType dtype) const {
+    const std::lock_guard lock(mu_);
+    return pair_rows_locked(in, width, dtype);
+  }
+
+  int64_t pair_rows_locked(int64_t in, int64_t width, DType dtype) const {
     if (dtype != DType::kBf16 || width % kPairColumns != 0) return 0;
-    const auto& desc = packed(in, width, dtype).data;
+    const auto& desc = packed_locked(in, width, dtype).data;
     const auto& blocks = desc.format_desc.blocking;
     const auto pairs = [&](int64_t outer) {
       return blocks.inner_nblks == 3 && blocks.inner_idxs[0] == 0 && blocks.inner_blks[0] == outer &&
@@ -92,10 +111,25 @@ class PackedProducts::Impl {
     return desc.format_kind == dnnl_blocked && (pairs(16) || pairs(8)) ? desc.padded_dims[0] : 0;
   }
 
-  const Product& product(int64_t rows, int64_t in, int64_t width, int64_t out_stride, DType dtype, bool accumulate,
-                         bool bias, Form form = Form::kPacked) const {
-    const ProductKey key{rows, in, width, out_stride, dtype, accumulate, bias, form};
+  const Product& product(int64_t rows, bool padded, int64_t in, int64_t width, int64_t out_stride, DType dtype,
+                         bool accumulate, bool bias, Form form = Form::kPacked) const {
+    const bool by_pairs = form == Form::kPacked && in % 2 == 0 && (lacks_tiles_ || rows <= kFewPairRows);
+    ProductKey key{rows, in, width, out_stride, dtype, accumulate, bias, form};
     const std::lock_guard lock(mu_);
+    if (const auto known = products_.find(key); known != products_.end()) return *known->second;
+    if (const int64_t pair_rows = by_pairs ? pair_rows_locked(in, width, dtype) : 0; pair_rows > 0) {
+      auto product = std::make_unique<PairsProduct>();
+      product->rows = rows;
+      product->width = width;
+      product->implementation = "pairs";
+      product->in = in;
+      product->pair_rows = pair_rows;
+      product->out_stride = out_stride;
+      product->accumulate = accumulate;
+      return *products_.emplace(key, std::move(product)).first->second;
+    }
+    if (padded) rows = PackedProducts::padded_rows(rows);
+    std::get<0>(key) = rows;
     if (const auto known = products_.find(key); known != products_.end()) return *known->second;
     const auto tag = form == Form::kColumns ? Memory::format_tag::ba : Memory::format_tag::ab;
     const Memory::desc weight =
@@ -112,8 +146,33 @@ class PackedProducts::Impl {
     return *products_.emplace(key, std::move(product)).first->second;
   }
 
-  void execute(const OneDnnProduct& product, const void* in, const void* weight, float* out, const float* bias,
+  void execute(const Product& product, const void* in, const void* weight, float* out, const float* bias,
                int thread) const {
+    if (const auto* pairs = dynamic_cast<const PairsProduct*>(&product)) return multiply(*pairs, in, weight, out, bias);
+    execute_one_dnn(static_cast<const OneDnnProduct&>(product), in, weight, out, bias, thread);
+  }
+
+ private:
+  void multiply(const PairsProduct& product, const void* in, const void* weight, float* out, const float* bias) const {
+    const auto block = static_cast<size_t>(product.pair_rows * kPairColumns * 2);
+    const auto* values = static_cast<const char*>(weight);
+    for (int64_t first = 0; first < product.width; first += kPairColumns, values += block) {
+      simd_.multiply_pairs(values, product.in, static_cast<const uint16_t*>(in), product.in, product.rows,
+                           {.out = out + first,
+                            .stride = product.out_stride,
+                            .bias = bias == nullptr ? nullptr : bias + first,
+                            .accumulate = product.accumulate});
+    }
+  }
+
+  bool one_dnn_has_tiles() const {
+    const Memory::desc source({64, 64}, Memory::data_type::bf16, Memory::format_tag::ab);
+    return make_product(source, packed(64, 64, DType::kBf16), 64, /*accumulate=*/false, /*bias=*/false)
+               ->implementation.find("amx") != std::string::npos;
+  }
+
+  void execute_one_dnn(const OneDnnProduct& product, const void* in, const void* weight, float* out, const float* bias,
+                       int thread) const {
     auto& scratch = scratch_[static_cast<size_t>(thread)];
     if (scratch.size() < product.scratch.get_size()) scratch.resize(product.scratch.get_size());
     std::unordered_map<int, Memory> arguments;
@@ -127,7 +186,6 @@ class PackedProducts::Impl {
     product.primitive.execute(streams_[static_cast<size_t>(thread)], arguments);
   }
 
- private:
   std::unique_ptr<OneDnnProduct> make_product(const Memory::desc& source, const Memory::desc& weight,
                                               int64_t out_stride, bool accumulate, bool bias) const {
     const int64_t rows = source.dims()[0];
@@ -155,17 +213,20 @@ class PackedProducts::Impl {
     return product;
   }
 
+  const Simd& simd_;
   dnnl::engine engine_;
+  bool lacks_tiles_ = false;
   mutable std::vector<std::vector<char>> scratch_;  // per thread of the pool
   mutable std::vector<dnnl::stream> streams_;       // likewise
   mutable std::mutex mu_;
   mutable std::map<std::tuple<int64_t, int64_t, DType>, Memory::desc> packed_;
-  mutable std::map<ProductKey, std::unique_ptr<OneDnnProduct>> products_;
+  mutable std::map<ProductKey, std::unique_ptr<Product>> products_;
 };
 
-PackedProducts::PackedProducts(int threads) : impl_(std::make_unique<Impl>(threads)) {}
+PackedProducts::PackedProducts(int threads, const Simd& simd) : impl_(std::make_unique<Impl>(threads, simd)) {}
 PackedProducts::~PackedProducts() = default;
 
+bool PackedProducts::lacks_tiles() const { return impl_->lacks_tiles(); }
 bool PackedProducts::multiplies(DType dtype) const { return impl_->multiplies(dtype); }
 size_t PackedProducts::packed_bytes(int64_t in, int64_t width, DType dtype) const {
   return impl_->packed(in, width, dtype).get_size();
@@ -176,13 +237,13 @@ void PackedProducts::pack(const void* rows, int64_t in, int64_t width, DType dty
 int64_t PackedProducts::pair_rows(int64_t in, int64_t width, DType dtype) const {
   return impl_->pair_rows(in, width, dtype);
 }
-const Product& PackedProducts::product(int64_t rows, int64_t in, int64_t width, int64_t out_stride, DType dtype,
-                                       bool accumulate, bool bias, Form form) const {
-  return impl_->product(rows, in, width, out_stride, dtype, accumulate, bias, form);
+const Product& PackedProducts::product(int64_t rows, bool padded, int64_t in, int64_t width, int64_t out_stride,
+                                       DType dtype, bool accumulate, bool bias, Form form) const {
+  return impl_->product(rows, padded, in, width, out_stride, dtype, accumulate, bias, form);
 }
 void PackedProducts::execute(const Product& product, const void* in, const void* weight, float* out, const float* bias,
                              int thread) const {
-  impl_->execute(static_cast<const OneDnnProduct&>(product), in, weight, out, bias, thread);
+  impl_->execute(product, in, weight, out, bias, thread);
 }
 
 }  // namespace sluice::kernels::cpu

@@ -1,11 +1,14 @@
-// Products through oneDNN with weights that are packed once: [rows, in] x [in, width], each one single-threaded call by
-// any thread of the pool. Shapes are few, so what oneDNN generates for them is kept.
+// Products with weights that are packed once: [rows, in] x [in, width], each one single-threaded call by any thread of
+// the pool. oneDNN packs; it multiplies too, unless our own loops over its form are faster. Shapes are few, so what it
+// generates for them is kept.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <string>
 
+#include "kernels/cpu/memory.h"
+#include "kernels/cpu/simd.h"
 #include "kernels/kernels.h"
 
 namespace sluice::kernels::cpu {
@@ -14,9 +17,9 @@ namespace sluice::kernels::cpu {
 enum class Form { kPacked, kColumns, kRows };
 
 struct Product {
-  int64_t rows = 0;
+  int64_t rows = 0;  // that are computed
   int64_t width = 0;
-  std::string implementation;  // oneDNN's name for what it chose
+  std::string implementation;  // oneDNN's name for what it chose, or "pairs" for our own
   // It writes rows that follow each other, and knows of no sum or bias: the caller brings the result to its place.
   bool staged = false;
   virtual ~Product() = default;
@@ -25,7 +28,7 @@ struct Product {
 class PackedProducts {
  public:
   // `threads` of the pool that execute() is called from.
-  explicit PackedProducts(int threads);
+  PackedProducts(int threads, const Simd& simd);
   ~PackedProducts();
 
   // True if this machine has products in it.
@@ -37,9 +40,18 @@ class PackedProducts {
   // with its padding, to a multiple of at most 32; else 0.
   int64_t pair_rows(int64_t in, int64_t width, DType dtype) const;
 
-  // Results are out_stride floats apart. `accumulate`: out += instead of out =. Valid as long as this.
-  const Product& product(int64_t rows, int64_t in, int64_t width, int64_t out_stride, DType dtype, bool accumulate,
-                         bool bias, Form form = Form::kPacked) const;
+  // Row counts that oneDNN is asked for: exact up to kExactRows, then multiples of that, so that a handful of generated
+  // kernels serves every batch.
+  static constexpr int64_t kExactRows = 16;
+  static constexpr int64_t padded_rows(int64_t n) { return n <= kExactRows ? n : round_up(n, kExactRows); }
+  // True if machines like this multiply weights in eight bits faster than in bf16 for any number of rows: they have no
+  // tiles of bf16.
+  bool lacks_tiles() const;
+
+  // Of `rows` rows; `padded`: buffers have padded_rows() of them, and all may be computed. Results are out_stride
+  // floats apart. `accumulate`: out += instead of out =. Valid as long as this.
+  const Product& product(int64_t rows, bool padded, int64_t in, int64_t width, int64_t out_stride, DType dtype,
+                         bool accumulate, bool bias, Form form = Form::kPacked) const;
   // `bias` [width], null where the product has none. `thread` is the caller's number in the pool.
   void execute(const Product& product, const void* in, const void* weight, float* out, const float* bias,
                int thread) const;

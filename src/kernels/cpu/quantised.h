@@ -16,12 +16,14 @@ constexpr int64_t kTileColumns = 16;
 constexpr int64_t kSuperBlocks = 8;
 
 // A row of inputs in eight bits: value i is values[i] * scales[i / kBlockValues]. A scale is NaN where a value of its
-// block is not finite. Sums are those of the rounded inputs, of whole blocks and of their halves.
+// block is not finite. Sums are those of the rounded inputs of a block; `minus` are those of their whole numbers, of
+// blocks and of their halves, negative. Rows lie behind each other in each of the arrays.
 struct RoundedRow {
   const int8_t* values;
   const float* scales;
   const float* sums;
-  const float* half_sums;
+  const int32_t* minus;
+  const int32_t* half_minus;
 };
 
 // True for Q4_0, Q4_1, Q8_0, Q4_K and Q6_K, in that order tile formats 0 to 4.

@@ -13,7 +13,10 @@ std::vector<const Simd*> runnable_simds() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq")) {
     simds.push_back(&kSimdAvx512);
-    if (__builtin_cpu_supports("avx512vnni")) simds.push_back(&kSimdAvx512Vnni);
+    if (__builtin_cpu_supports("avx512vnni")) {
+      simds.push_back(&kSimdAvx512Vnni);
+      if (__builtin_cpu_supports("avx512bf16")) simds.push_back(&kSimdAvx512Bf16);
+    }
   }
   return simds;
 }

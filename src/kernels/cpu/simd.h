@@ -1,5 +1,5 @@
 // The inner loops of the CPU kernels, compiled once per instruction set (simd_avx512vnni.cc and so on) from the same
-// text (simd.inc, simd_tiles.inc) and chosen at run time.
+// text (simd*.inc) and chosen at run time.
 #pragma once
 
 #include <cstdint>
@@ -10,9 +10,20 @@
 
 namespace sluice::kernels::cpu {
 
-// What is done with a tile of one format, `blocks` blocks long. `rows` of 1 to kTileRows; sums [rows, kTileColumns].
+// Where sums of products go: row r, column c to out[r * stride + c]. `bias`, by column, is added unless it is null, and
+// with `accumulate` what was there.
+struct Sums {
+  float* out;
+  int64_t stride;
+  const float* bias;
+  bool accumulate;
+};
+
+// What is done with a tile of one format, `blocks` blocks long.
 struct TileKernels {
-  void (*dot_rounded)(const char* tile, int64_t blocks, const RoundedRow* rows, int64_t count, float* sums);
+  // `count` rows that follow each other.
+  void (*dot_rounded)(const char* tile, int64_t blocks, const RoundedRow& first, int64_t count, const Sums& to);
+  // `rows` of 1 to kTileRows; sums [rows, kTileColumns].
   void (*dot_exact)(const char* tile, int64_t blocks, const float* x, int64_t x_stride, int64_t rows, float* sums);
   // Value (k, column) to out[k * stride + column] in float32, and in bf16, pairs of k side by side, to
   // out[(k / 2 * stride + column) * 2 + k % 2].
@@ -49,8 +60,8 @@ struct Simd {
   // `scratch` has attention_scratch() floats.
   void (*attention)(const AttentionArgs& args, const AttentionPiece& piece, float* scratch);
   // A block of one row of an attention: scores q.k of `count` positions become weights e^(scale score - top), of dtype,
-  // zero from `count` to `padded`. `state` is the running {top, total}. What was summed before is to be multiplied by
-  // the result. The scores are overwritten.
+  // zero from `count` to `padded`. Both have room for a multiple of 32. `state` is the running {top, total}. What was
+  // summed before is to be multiplied by the result. Weights in float32 may take the place of the scores.
   float (*softmax_step)(float* scores, int64_t count, int64_t padded, float scale, float* state, void* weights,
                         bool bf16);
   // One token of one head of lightning attention (kernels.h): `qkv` [3, dim], `state` [dim, dim]. `scratch` has dim
@@ -70,17 +81,21 @@ struct Simd {
   void (*expand_f8_tile)(const uint8_t* values, const float* scales, int64_t in, uint16_t* out);
   // A row of whole blocks of inputs in eight bits (quantised.h): to the nearest, the largest of a block is 127.
   void (*round_row)(const void* in, bool in_bf16, int64_t width, int8_t* values, float* scales, float* sums,
-                    float* half_sums);
+                    int32_t* minus, int32_t* half_minus);
   const TileKernels* tiles;  // by tile_format()
-  // kPairColumns columns of a weight in bf16 whose pairs of values lie side by side, as those of dot_f8_tile. `in` is
-  // even, `rows` of 1 to kPairRows. sums [rows, kPairColumns].
-  void (*dot_pairs)(const char* values, int64_t in, const float* x, int64_t x_stride, int64_t rows, float* sums);
+  // Rows of bf16, x_stride apart, times kPairColumns columns of a weight in bf16 whose pairs of values lie side by
+  // side, as those of dot_f8_tile. `in` is even. A row's result does not depend on how many there are.
+  void (*multiply_pairs)(const char* values, int64_t in, const uint16_t* x, int64_t x_stride, int64_t rows,
+                         const Sums& to);
+  // That it has instructions for such pairs, and keeps up with any other product without matrix tiles. Else it is for
+  // rows that are so few that memory decides.
+  bool native_pairs;
   // kPackRows rows of bf16, `width` values each, a multiple of 32, as the weights of two products, pairs of the summed
   // dimension side by side. For sums over a row's values, row r's value k goes to over_values[(k / 2 * kPairColumns +
   // r)
   // * 2 + k % 2]; for sums over rows, to over_rows[k / kPairColumns * block + (r / 2 * kPairColumns + k %
   // kPairColumns) * 2 + r % 2].
-  // `next`: kPackRows rows that will be wanted next, asked for meanwhile; null = none.
+  // Either may be null. `next`: kPackRows rows that will be wanted next, asked for meanwhile; null = none.
   void (*pack_pairs)(const uint16_t* const* rows, int64_t width, uint16_t* over_values, uint16_t* over_rows,
                      int64_t block, const void* const* next);
 };
@@ -88,7 +103,6 @@ struct Simd {
 constexpr int64_t kDotRows = 4;
 constexpr int64_t kF8Columns = 64;
 constexpr int64_t kPairColumns = 64;
-constexpr int64_t kPairRows = 4;
 constexpr int64_t kPackRows = 16;
 
 constexpr int64_t kAttentionBlock = 64;  // positions that are widened at a time
@@ -103,13 +117,14 @@ constexpr int64_t attention_scratch(const AttentionArgs& args, int64_t rows) {
 
 // Those that this machine runs, the widest last.
 std::vector<const Simd*> runnable_simds();
-// The widest, or the one that SLUICE_SIMD=base|avx2|avx512|avx512vnni in the environment asks for, if this machine runs
-// it.
+// The widest, or the one that SLUICE_SIMD=base|avx2|avx512|avx512vnni|avx512bf16 in the environment asks for, if this
+// machine runs it.
 const Simd& choose_simd();
 
 extern const Simd kSimdBase;
 extern const Simd kSimdAvx2;
 extern const Simd kSimdAvx512;
 extern const Simd kSimdAvx512Vnni;
+extern const Simd kSimdAvx512Bf16;
 
 }  // namespace sluice::kernels::cpu

@@ -13,18 +13,20 @@ void RoundedRows::resize(int64_t rows, int64_t width) {
   values_.resize(count);
   scales_.resize(count / kBlockValues);
   sums_.resize(count / kBlockValues);
-  half_sums_.resize(2 * count / kBlockValues);
+  minus_.resize(count / kBlockValues);
+  half_minus_.resize(2 * count / kBlockValues);
 }
 
 void RoundedRows::round(const Simd& simd, const void* in, bool in_bf16, int64_t row) {
   const int64_t at = row * width_, block = at / kBlockValues;
   simd.round_row(in, in_bf16, width_, values_.data() + at, scales_.data() + block, sums_.data() + block,
-                 half_sums_.data() + 2 * block);
+                 minus_.data() + block, half_minus_.data() + 2 * block);
 }
 
 RoundedRow RoundedRows::operator[](int64_t row) const {
   const int64_t at = row * width_, block = at / kBlockValues;
-  return {values_.data() + at, scales_.data() + block, sums_.data() + block, half_sums_.data() + 2 * block};
+  return {values_.data() + at, scales_.data() + block, sums_.data() + block, minus_.data() + block,
+          half_minus_.data() + 2 * block};
 }
 
 int64_t tile_count(const LinearShape& shape) { return (shape.out + kTileColumns - 1) / kTileColumns; }
@@ -52,15 +54,22 @@ void multiply_tiles(const Simd& simd, const LinearArgs& args, int64_t first, int
   const char* tile = static_cast<const char*>(args.weight) + static_cast<size_t>(first) * bytes;
   for (int64_t t = first; t < end; ++t, tile += bytes) {
     const int64_t column = t * kTileColumns, width = std::min(kTileColumns, shape.out - column);
+    if (rounded != nullptr && width == kTileColumns) {
+      kernels.dot_rounded(tile, blocks, (*rounded)[first_row], args.n,
+                          {.out = args.out + column,
+                           .stride = shape.out,
+                           .bias = args.bias == nullptr ? nullptr : args.bias + column,
+                           .accumulate = args.accumulate});
+      continue;
+    }
     for (int64_t row = 0; row < args.n; row += kTileRows) {
       const int64_t count = std::min(kTileRows, args.n - row);
       float sums[kTileRows * kTileColumns];
       if (rounded == nullptr) {
         kernels.dot_exact(tile, blocks, static_cast<const float*>(args.in) + row * shape.in, shape.in, count, sums);
       } else {
-        RoundedRow rows[kTileRows];
-        for (int64_t r = 0; r < count; ++r) rows[r] = (*rounded)[first_row + row + r];
-        kernels.dot_rounded(tile, blocks, rows, count, sums);
+        kernels.dot_rounded(tile, blocks, (*rounded)[first_row + row], count,
+                            {.out = sums, .stride = kTileColumns, .bias = nullptr, .accumulate = false});
       }
       put_columns(args, row, count, column, width, sums, kTileColumns);
     }

@@ -24,7 +24,8 @@ class RoundedRows {
   std::vector<int8_t> values_;
   std::vector<float> scales_;
   std::vector<float> sums_;
-  std::vector<float> half_sums_;
+  std::vector<int32_t> minus_;
+  std::vector<int32_t> half_minus_;
 };
 
 int64_t tile_count(const LinearShape& shape);
