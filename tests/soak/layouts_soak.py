@@ -9,7 +9,7 @@ the arithmetic's tolerance; the share of such answers is printed. Nothing is hel
 
 failures: each rank of (4, 2) with deepep in turn, killed (SIGKILL), stopped (SIGSTOP) and with an error that is thrown (an allocation that fails),
 while it is idle, prefills, decodes, decodes in two halves, is in an all-to-all (dispatch or combine), moves experts and loads, the last three as the
-log says where it was last seen. Every request ends, the log names the rank within 3 s (killed, an error) or 8 s (silent for 5), the instance serves again, and no process is left over."""
+log says where it was last seen. Every request ends, the log names the rank within 3 s (killed, an error) or 5 s (silent for 4), the instance serves again, and no process is left over."""
 import argparse
 import dataclasses
 import json
@@ -148,7 +148,7 @@ def failures(options):
 
 def fail_all(options):
     for phase in options.phases:
-        for how, limit in ((signal.SIGKILL, 3), (signal.SIGSTOP, 8), (THROW, 3)):
+        for how, limit in ((signal.SIGKILL, 3), (signal.SIGSTOP, 5), (THROW, 3)):
             took = []
             for victim in range(4):
                 for _ in range(20):
