@@ -67,8 +67,14 @@ class Selection {
   void run() {
     // As many requests are under way as there are two for each worker.
     const size_t under_way = 2 * fleet_.snapshot()->size();
-    for (size_t i = 0; i < under_way; ++i) choose(/*timed=*/false);
+    for (size_t i = 0; i < under_way; ++i) {
+      next_text();
+      choose(/*timed=*/false);
+    }
     for (size_t i = 0; i < choices_; ++i) {
+      // As an exchange does when the head of the answer is there.
+      leases_.front().expect_end();
+      next_text();
       const auto begun = now();
       leases_.pop_front();
       const double ended = since(begun);
@@ -91,8 +97,10 @@ class Selection {
     return text;
   }
 
+  void next_text() { text_ = shared_[rng_.below(kGroups)] + letters(kOwnBytes); }
+
   void choose(bool timed) {
-    const std::string text = shared_[rng_.below(kGroups)] + letters(kOwnBytes);
+    const std::string& text = text_;
     const auto begun = now();
     if (version_ != fleet_.version()) {
       version_ = fleet_.version();
@@ -108,11 +116,11 @@ class Selection {
     std::vector<obs::RequestRecord::Score> scores;
     weigh_all(*roster_, *policy_, facts, {}, scores);
     const double weighed = since(weighs);
+    if (choice->insert_prefix) index_.insert(text, worker->number);
     const auto leased = now();
     const Work work{.prompt_tokens = tokens, .new_tokens = 128, .matched_share = choice->match_rate};
     leases_.emplace_back(worker->load, work, clock_);
     const double took = since(leased);
-    if (choice->insert_prefix) index_.insert(text, worker->number);
     if (!timed) return;
     choice_.all.push_back(chosen);
     upkeep_.all.push_back(took);
@@ -126,6 +134,7 @@ class Selection {
   std::unique_ptr<Policy> policy_;
   Rng rng_{1};
   std::vector<std::string> shared_;
+  std::string text_;
   uint64_t version_ = 0;
   std::shared_ptr<const Roster> roster_;
   std::vector<Candidate> scratch_;

@@ -78,16 +78,19 @@ ReplayResult measure(const bench::DriverResult& run, const SimulationRules& rule
 
 }  // namespace
 
+Duration first_requests_apart(const SimulationRules& rules) {
+  if (rules.concurrency == 0) return Duration::zero();
+  const Duration beginning = rules.warm_up > Duration::zero() ? rules.warm_up : rules.duration;
+  return std::min(kMostApart, beginning / (10 * rules.concurrency));
+}
+
 Result<ReplayResult> replay(const ReplayOptions& options, const SimulationRules& rules, gateway::Workload& workload) {
   const Duration end = rules.warm_up + rules.duration;
   size_t left = std::numeric_limits<size_t>::max();
   if (rules.concurrency > 0) {
     SLUICE_TRY(left, most_requests(rules, end));
   }
-  // A closed loop begins one request after the other, as the simulator does: all at once they would reach the gateway
-  // in any order, and where a prefix is first decides for long how evenly the workers share them.
-  const Duration apart =
-      rules.concurrency > 0 ? std::min(kMostApart, rules.warm_up / (10 * rules.concurrency)) : Duration::zero();
+  const Duration apart = first_requests_apart(rules);
   std::vector<bench::Item> items;
   std::vector<Duration> arrivals;
   for (auto request = workload.next(); request && request->at <= end && left > 0; request = workload.next(), --left) {

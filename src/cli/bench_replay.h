@@ -30,6 +30,11 @@ struct ReplayResult {
 Result<ReplayResult> replay(const ReplayOptions& options, const gateway::SimulationRules& rules,
                             gateway::Workload& workload);
 
+// How long after the one before it each of the first requests of a closed loop begins: in the order of the workload, as
+// in the simulator. All at once they would reach the gateway in any order, and where a prefix is first decides for long
+// how evenly the workers share them. A tenth of the warm-up in all at most, without one of the run.
+Duration first_requests_apart(const gateway::SimulationRules& rules);
+
 // Empties the caches of all workers through the gateway, which may still have to notice that clients have left.
 Result<void> flush_caches(const net::Url& url);
 

@@ -84,6 +84,20 @@ TEST_F(ReplayTest, TheSameRequestsFindTheSameCachedOverSocketsAsInTheSimulator) 
   }
 }
 
+TEST(FirstRequestsTest, BeginOneAfterTheOtherWithAWarmUpAndWithout) {
+  gateway::SimulationRules rules;
+  rules.concurrency = 128;
+  rules.warm_up = 2s;
+  rules.duration = 30s;
+  EXPECT_EQ(first_requests_apart(rules), 2s / 1280);
+  rules.warm_up = 0s;
+  EXPECT_EQ(first_requests_apart(rules), 10ms) << "the most";
+  rules.duration = 1s;
+  EXPECT_EQ(first_requests_apart(rules), std::chrono::nanoseconds(1s) / 1280);
+  rules.concurrency = 0;
+  EXPECT_EQ(first_requests_apart(rules), 0s) << "an open loop has its own times";
+}
+
 TEST_F(ReplayTest, WhatCannotBeSeenIsNotClaimed) {
   rules_.streamed = false;
   const auto seen = over_sockets();

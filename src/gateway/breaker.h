@@ -31,8 +31,10 @@ struct BreakerRules {
 // Any thread.
 class Breaker {
  public:
-  // `clock` outlives this.
-  Breaker(BreakerRules rules, const Clock& clock) : rules_(rules), clock_(clock) {}
+  // `clock` outlives this, and so does `seat`, where the state stands for whoever asks of many breakers; null = in
+  // itself. Only this changes it.
+  Breaker(BreakerRules rules, const Clock& clock, std::atomic<BreakerState>* seat = nullptr)
+      : state_(seat != nullptr ? *seat : own_seat_), rules_(rules), clock_(clock) {}
 
   // Called with each change, under the lock. Set before the first request.
   void on_change(std::function<void(BreakerState from, BreakerState to)> report) { report_ = std::move(report); }
@@ -68,7 +70,8 @@ class Breaker {
  private:
   void set(BreakerState state);
 
-  std::atomic<BreakerState> state_{BreakerState::kClosed};  // first: in the line that its owner keeps for choices
+  std::atomic<BreakerState> own_seat_{BreakerState::kClosed};
+  std::atomic<BreakerState>& state_;
 
   // Constant after construction.
   const BreakerRules rules_;

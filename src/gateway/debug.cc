@@ -234,6 +234,7 @@ Recents read_recents(const obs::Journal& journal, int64_t now) {
   size_t in_window = 0, total = 0;
   int64_t oldest = now;
   journal.each([&](const RequestRecord& record) {
+    if (record.started_unix_nanos > now) return;  // the clock was set back since
     ++total;
     in_window += record.started_unix_nanos > now - kWindow ? 1 : 0;
     oldest = std::min(oldest, record.started_unix_nanos);

@@ -180,6 +180,7 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
 }
 
 net::Task<Exchange::MaybeFailure> Exchange::relay(Upstream& upstream, net::ResponseHead head) {
+  upstream.lease->expect_end();
   loop_.count_upstream_response(head.status);
   const auto length = content_length(head.headers);
   // An answer that may lead to another attempt is looked at whole, and so is one that is rebuilt.

@@ -66,10 +66,13 @@ std::pair<WorkerPtr, bool> Fleet::add(net::Url address, const std::string& api_k
   const std::string canonical = address.to_string();
   std::lock_guard lock(mutex_);
   for (const auto& worker : *list_) {
-    if (worker->address.to_string() == canonical && !worker->draining) return {worker, false};
+    // The URL of a rank has more behind the address.
+    if (worker->url.starts_with(canonical) && worker->address.to_string() == canonical && !worker->draining) {
+      return {worker, false};
+    }
   }
-  auto worker = std::make_shared<Worker>(make_uuid(), next_number_++, std::move(address), DpRank{}, api_key, series,
-                                         rules_, clock_, version_);
+  auto worker = std::make_shared<Worker>(make_uuid(), next_number_++, loads_.next(), std::move(address), DpRank{},
+                                         api_key, series, rules_, clock_, version_);
   WorkerList list = *list_;
   list.push_back(worker);
   publish(std::move(list));
@@ -83,9 +86,9 @@ std::vector<WorkerPtr> Fleet::expand(const Worker& engine, const std::vector<Wor
   if (std::erase_if(list, [&](const auto& other) { return other.get() == &engine; }) == 0) return ranks;
   const auto size = static_cast<int64_t>(series.size());
   for (int64_t rank = 0; rank < size; ++rank) {
-    ranks.push_back(std::make_shared<Worker>(rank == 0 ? engine.id : make_uuid(), next_number_++, engine.address,
-                                             DpRank{rank, size}, engine.api_key(), series[static_cast<size_t>(rank)],
-                                             rules_, clock_, version_));
+    ranks.push_back(std::make_shared<Worker>(rank == 0 ? engine.id : make_uuid(), next_number_++, loads_.next(),
+                                             engine.address, DpRank{rank, size}, engine.api_key(),
+                                             series[static_cast<size_t>(rank)], rules_, clock_, version_));
     list.push_back(ranks.back());
   }
   publish(std::move(list));

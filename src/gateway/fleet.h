@@ -37,14 +37,14 @@ struct DpRank {
   int64_t size = 1;   // ranks of the engine
 };
 
-struct alignas(64) Worker {
+struct Worker {
   // `of_the_fleet` counts up when the list of models of one of its workers changes.
-  Worker(std::string worker_id, uint32_t worker_number, net::Url worker_address, DpRank which, std::string key,
-         const WorkerSeries& its_series, BreakerRules rules, const Clock& clock,
+  Worker(std::string worker_id, uint32_t worker_number, std::shared_ptr<WorkerLoad> its_load, net::Url worker_address,
+         DpRank which, std::string key, const WorkerSeries& its_series, BreakerRules rules, const Clock& clock,
          std::shared_ptr<std::atomic<uint64_t>> of_the_fleet)
       : number(worker_number),
-        load(std::make_shared<WorkerLoad>()),
-        breaker(rules, clock),
+        load(std::move(its_load)),
+        breaker(rules, clock, &load->breaker),
         id(std::move(worker_id)),
         url(url_of(worker_address, which)),
         address(std::move(worker_address)),
@@ -58,16 +58,15 @@ struct alignas(64) Worker {
     return which.rank < 0 ? address.to_string() : fmt::format("{}@{}", address.to_string(), which.rank);
   }
 
-  // All that a choice asks of a worker stands in one cache line: of thousands of workers it is rarely in a cache.
   const uint32_t number;
-  std::atomic<bool> healthy{false};
-  std::atomic<bool> draining{false};
+  const std::shared_ptr<WorkerLoad> load;  // constant after construction
+  // What choices ask of it stands with the load.
+  std::atomic<bool>& healthy = load->healthy;
+  std::atomic<bool>& draining = load->draining;
+  std::atomic<int64_t>& busy_until = load->busy_until;
   // Both are written by gateway/liveness.
-  static constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
-  std::atomic<bool> suspect{false};              // silent for longer than expected
-  std::atomic<int64_t> most_requests{kNoLimit};  // in flight, of a suspect or one that has just come (back)
-  std::atomic<int64_t> busy_until{0};            // steady nanoseconds: the worker asked to be left alone
-  const std::shared_ptr<WorkerLoad> load;        // constant after construction
+  std::atomic<bool>& suspect = load->suspect;
+  std::atomic<int64_t>& most_requests = load->most_requests;
   Breaker breaker;
 
   // Constant after construction; the counters of `series` move.
@@ -127,15 +126,8 @@ struct alignas(64) Worker {
   bool usable() const {
     return healthy.load(std::memory_order_relaxed) && !draining.load(std::memory_order_relaxed) && breaker.admits();
   }
-  bool is_busy(TimePoint now) const {
-    return busy_until.load(std::memory_order_relaxed) > now.time_since_epoch().count();
-  }
-  bool is_full() const {
-    const int64_t most = most_requests.load(std::memory_order_relaxed);
-    return most != kNoLimit && load->requests.load(std::memory_order_relaxed) >= most;
-  }
   // The first choice are those of which this is true; where it is true of none, those that are usable().
-  bool takes_work(TimePoint now) const { return usable() && !is_busy(now) && !is_full(); }
+  bool takes_work(TimePoint now) const { return load->takes_work(now) && breaker.admits(); }
   std::string_view status() const;
 
   // Why it is suspect, and since when.
@@ -196,6 +188,7 @@ class Fleet {
   mutable std::mutex mutex_;  // guards what follows
   std::shared_ptr<const WorkerList> list_ = std::make_shared<WorkerList>();
   uint32_t next_number_ = 0;
+  LoadSlab loads_;
   // Of the version of rosters_version_.
   struct OfModel {
     WorkerList workers;

@@ -10,8 +10,9 @@ namespace {
 class ForwardTest : public ::testing::Test {
  protected:
   WorkerPtr worker(const std::string& key = "") {
-    return std::make_shared<Worker>("id", 0, net::parse_url("http://h:1").value(), DpRank{}, key, WorkerSeries{},
-                                    BreakerRules{}, clock_, std::make_shared<std::atomic<uint64_t>>(0));
+    return std::make_shared<Worker>("id", 0, std::make_shared<WorkerLoad>(), net::parse_url("http://h:1").value(),
+                                    DpRank{}, key, WorkerSeries{}, BreakerRules{}, clock_,
+                                    std::make_shared<std::atomic<uint64_t>>(0));
   }
   static int count(const net::Headers& headers, std::string_view name) {
     int found = 0;

@@ -103,7 +103,7 @@ void Liveness::trust(Known& known, std::string_view why) {
 bool Liveness::others_serve() const { return context_.admission.in_flight() > 0; }
 
 void Liveness::before_ready(Worker& worker) const {
-  worker.most_requests = context_.options.slow_start_secs > 0 && others_serve() ? 1 : Worker::kNoLimit;
+  worker.most_requests = context_.options.slow_start_secs > 0 && others_serve() ? 1 : WorkerLoad::kNoLimit;
 }
 
 void Liveness::begin_slowly(Known& known) {
@@ -161,7 +161,7 @@ void Liveness::raise_limits(const WorkerList& workers, TimePoint now) {
   std::map<std::string, Others> others;
   Others anybody;  // for one that has not said what it serves
   for (const WorkerPtr& worker : workers) {
-    if (!worker->usable() || worker->most_requests != Worker::kNoLimit) continue;
+    if (!worker->usable() || worker->most_requests != WorkerLoad::kNoLimit) continue;
     for (Others* each : {&others[worker->info(&Worker::Info::model_id)], &anybody}) {
       each->requests += worker->load->requests;
       ++each->workers;
@@ -175,7 +175,7 @@ void Liveness::raise_limits(const WorkerList& workers, TimePoint now) {
     const double done = seconds(now - *known.slow_since) / seconds(all);
     if (done >= 1 || of_model.workers == 0) {
       known.slow_since.reset();
-      known.worker->most_requests = Worker::kNoLimit;
+      known.worker->most_requests = WorkerLoad::kNoLimit;
       continue;
     }
     const double mean = static_cast<double>(of_model.requests) / static_cast<double>(of_model.workers);

@@ -4,39 +4,63 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <utility>
 
+#include "gateway/breaker.h"
 #include "gateway/load_order.h"
 #include "routing/cache_belief.h"
 #include "routing/prefill_queue.h"
 
 namespace sluice::gateway {
 
-// Who asks about a worker at random among thousands waits for memory: what a policy reads stands in two cache lines,
-// the first and that of `prefill`, and what a lease changes in the first kLeaseBytes.
+// Of thousands of workers one is rarely in a cache. So all that a choice asks of a worker stands in the first cache
+// line and that of `prefill`, and what a lease changes besides in the two before that and the two behind.
 struct alignas(64) WorkerLoad {
+  // Whether it takes work now. Worker has these fields too, under the same names.
+  static constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
+  std::atomic<int64_t> busy_until{0};            // steady nanoseconds: the worker asked to be left alone
+  std::atomic<int64_t> most_requests{kNoLimit};  // in flight, of a suspect or one that has just come (back)
+
   std::atomic<int64_t> requests{0};  // live leases
-  std::atomic<int64_t> tokens{0};    // estimated tokens of work not yet done
   // Tokens that the engine held at the last poll, -1 = it has not reported, and how many more it has since then: those
   // that were sent, less those of requests that have ended, so that what is known of two workers does not drift apart
   // until the next poll. The same of prompt tokens that wait: until the first token. Both may be less than is left of
   // what was reported, which was the engine's own count.
   std::atomic<int64_t> polled_tokens{-1};
   std::atomic<int64_t> tokens_since_poll{0};
-  std::atomic<int64_t> prompt_since_poll{0};
-  std::atomic<uint32_t> polls{0};          // begun
-  std::atomic<int64_t> asked_at{0};        // sign of life: the latest request that found it idle, steady nanoseconds
   std::atomic<double> polled_kv_usage{0};  // share of the KV pool, 0 to 1; meaningless while polled_tokens is -1
-  routing::CacheBelief belief;
-  mutable LoadSeats seats;        // says nothing of the load itself
-  routing::PrefillQueue prefill;  // in estimated tokens
+  std::atomic<uint32_t> polls{0};          // begun
+  std::atomic<bool> healthy{false};
+  std::atomic<bool> draining{false};
+  std::atomic<bool> suspect{false};  // silent for longer than expected
+  std::atomic<BreakerState> breaker{BreakerState::kClosed};
+  routing::CacheBelief belief;  // its share, which choices ask, ends the first line
+
+  std::atomic<int64_t> tokens{0};  // estimated tokens of work not yet done
+  std::atomic<int64_t> prompt_since_poll{0};
+  std::atomic<int64_t> asked_at{0};  // sign of life: the latest request that found it idle, steady nanoseconds
+  mutable LoadSeats seats;           // says nothing of the load itself
+  routing::PrefillQueue prefill;     // in estimated tokens
 
   // Tokens that the engine holds; meaningless while polled_tokens is -1.
   int64_t known_tokens() const {
     return std::max<int64_t>(
         0, polled_tokens.load(std::memory_order_relaxed) + tokens_since_poll.load(std::memory_order_relaxed));
+  }
+
+  bool is_busy(TimePoint now) const {
+    return busy_until.load(std::memory_order_relaxed) > now.time_since_epoch().count();
+  }
+  bool is_full() const {
+    return requests.load(std::memory_order_relaxed) >= most_requests.load(std::memory_order_relaxed);
+  }
+  // Where the breaker is closed; else that one knows more.
+  bool takes_work(TimePoint now) const {
+    return healthy.load(std::memory_order_relaxed) && !draining.load(std::memory_order_relaxed) && !is_busy(now) &&
+           !is_full();
   }
 
   // The rest of the report; meaningless while polled_tokens is -1.
@@ -48,12 +72,33 @@ struct alignas(64) WorkerLoad {
   std::atomic<int64_t> held{0};  // requests whose client does not take what came: the worker is not waited for
   void heard(TimePoint now) { heard_at.store(now.time_since_epoch().count(), std::memory_order_relaxed); }
 
-  // What a lease changes comes from memory at once, and not line by line at each atomic change.
-  static constexpr size_t kLeaseBytes = 448;
-  void prefetch() const {
-    const char* begin = reinterpret_cast<const char*>(this);
-    for (size_t at = 0; at < kLeaseBytes; at += 64) __builtin_prefetch(begin + at, 1);
+  // What will be asked comes from memory at once, and not line by line as it is asked for.
+  void prefetch_for_choice() const {
+    __builtin_prefetch(this);
+    __builtin_prefetch(&prefill);
   }
+  static constexpr size_t kLeaseBytes = 448;
+  void prefetch_for_lease() const {
+    const char* begin = reinterpret_cast<const char*>(this);
+    for (size_t at = 0; at < kLeaseBytes; at += 64) {
+      if (at != 64) __builtin_prefetch(begin + at, 1);  // what is learned from answers
+    }
+  }
+};
+
+// The loads of a fleet, next to each other, so that those of thousands take no more pages than they must. Each lives as
+// long as somebody has its pointer, and all that came with it as long as one of them. One thread at a time.
+class LoadSlab {
+ public:
+  std::shared_ptr<WorkerLoad> next();
+
+ private:
+  static constexpr size_t kHugePage = 2 << 20;
+  static constexpr size_t kFirst = 8, kMost = kHugePage / sizeof(WorkerLoad);
+  static std::shared_ptr<WorkerLoad> make(size_t size);
+
+  std::shared_ptr<WorkerLoad> loads_;  // the first of `size_`
+  size_t size_ = 0, used_ = 0;
 };
 
 // While what came is passed on to a client.
@@ -92,7 +137,7 @@ class WorkerLease {
   // `clock` outlives the lease.
   WorkerLease(std::shared_ptr<WorkerLoad> load, Work work, const Clock& clock)
       : load_(std::move(load)), work_(work), left_(work.prompt_tokens + work.new_tokens), clock_(&clock) {
-    load_->prefetch();
+    load_->prefetch_for_lease();
     const TimePoint now = clock.now();
     if (load_->requests.fetch_add(1, std::memory_order_seq_cst) == 0) {
       load_->asked_at.store(now.time_since_epoch().count(), std::memory_order_relaxed);
@@ -114,7 +159,7 @@ class WorkerLease {
   }
   ~WorkerLease() {
     if (!load_) return;  // moved from
-    load_->prefetch();
+    load_->prefetch_for_lease();
     load_->prefill.abandon(ticket_, clock_->now());
     load_->requests.fetch_sub(1, std::memory_order_seq_cst);
     load_->seats.moved();
@@ -127,6 +172,8 @@ class WorkerLease {
     if (work_.streams || !reported) prompt_done();
   }
 
+  // It will end soon: its load is on the way from memory from now on.
+  void expect_end() const { load_->prefetch_for_lease(); }
   // The first byte of a streamed answer has come: the prompt is done.
   void first_token() {
     const TimePoint now = clock_->now();

@@ -10,19 +10,32 @@ namespace sluice::gateway {
 
 void LoadSeats::tell() {
   std::lock_guard lock(mutex_);
-  for (const Seat& seat : seats_) seat.order->moved(seat.place);
+  if (first_.order == nullptr) return;
+  first_.order->moved(first_.place);
+  for (const Seat& seat : others_) seat.order->moved(seat.place);
 }
 
 void LoadSeats::take(Seat seat) {
   std::lock_guard lock(mutex_);
-  seats_.push_back(seat);
+  if (first_.order == nullptr) {
+    first_ = seat;
+  } else {
+    others_.push_back(seat);
+  }
   taken_.store(true, std::memory_order_seq_cst);
 }
 
 void LoadSeats::leave(const LoadOrder* order) {
   std::lock_guard lock(mutex_);
-  std::erase_if(seats_, [&](const Seat& seat) { return seat.order == order; });
-  taken_.store(!seats_.empty(), std::memory_order_seq_cst);
+  std::erase_if(others_, [&](const Seat& seat) { return seat.order == order; });
+  if (first_.order == order) {
+    first_ = {};
+    if (!others_.empty()) {
+      first_ = others_.back();
+      others_.pop_back();
+    }
+  }
+  taken_.store(first_.order != nullptr, std::memory_order_seq_cst);
 }
 
 LoadOrder::LoadOrder(std::span<const Candidate> members)

@@ -43,16 +43,17 @@ class LoadSeats {
  private:
   friend class LoadOrder;
   struct Seat {
-    LoadOrder* order;
-    uint32_t place;
+    LoadOrder* order = nullptr;
+    uint32_t place = 0;
   };
   void tell();
   void take(Seat seat);
   void leave(const LoadOrder* order);
 
   std::atomic<bool> taken_{false};
-  std::mutex mutex_;  // guards seats_; an order's own lock is taken under it
-  std::vector<Seat> seats_;
+  Seat first_{};              // there is rarely another one
+  std::mutex mutex_;          // guards the seats; an order's own lock is taken under it
+  std::vector<Seat> others_;  // while first_ is taken
 };
 
 // Any thread. Readers take no lock; what they read may be a moment old where others change it.

@@ -14,6 +14,44 @@ using sluice::testing::FakeClock;
 
 const FakeClock kClock;
 
+size_t line_of(const WorkerLoad& load, const void* field) {
+  return static_cast<size_t>(static_cast<const char*>(field) - reinterpret_cast<const char*>(&load)) / 64;
+}
+
+TEST(WorkerLoadTest, WhatAChoiceAsksStandsInOneLineAndThatOfThePrefillQueue) {
+  const WorkerLoad load;
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(&load) % 64, 0u);
+  EXPECT_EQ(line_of(load, &load.busy_until), 0u);
+  EXPECT_EQ(line_of(load, &load.most_requests), 0u);
+  EXPECT_EQ(line_of(load, &load.requests), 0u);
+  EXPECT_EQ(line_of(load, &load.polled_tokens), 0u);
+  EXPECT_EQ(line_of(load, &load.tokens_since_poll), 0u);
+  EXPECT_EQ(line_of(load, &load.polled_kv_usage), 0u);
+  EXPECT_EQ(line_of(load, &load.healthy), 0u);
+  EXPECT_EQ(line_of(load, &load.breaker), 0u);
+  EXPECT_EQ(line_of(load, &load.belief), 0u) << "its first field is the share";
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(&load.prefill) % 64, 0u);
+  EXPECT_LT(line_of(load, &load.prefill), WorkerLoad::kLeaseBytes / 64);
+  EXPECT_EQ(line_of(load, &load.tokens), 2u);
+  EXPECT_EQ(line_of(load, &load.seats), 2u);
+}
+
+TEST(LoadSlabTest, EachIsAloneAndOutlivesTheSlab) {
+  std::vector<std::shared_ptr<WorkerLoad>> loads;
+  {
+    LoadSlab slab;
+    for (int i = 0; i < 5000; ++i) {
+      loads.push_back(slab.next());
+      loads.back()->requests = i;
+    }
+  }
+  for (int i = 0; i < 5000; ++i) {
+    EXPECT_EQ(loads[static_cast<size_t>(i)]->requests, i);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(loads[static_cast<size_t>(i)].get()) % 64, 0u);
+  }
+  EXPECT_LT(loads.front().use_count(), 16) << "small fleets take little";
+}
+
 TEST(WorkerLeaseTest, TakesAndGivesBackWhatItClaims) {
   const auto load = std::make_shared<WorkerLoad>();
   {

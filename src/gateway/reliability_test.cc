@@ -384,6 +384,49 @@ TEST_F(ReliabilityTest, R28OneWorkerThatNeverBecomesHealthyKeepsNobodyWaiting) {
   expect_settled();
 }
 
+// Somebody sets the clock of the machine while requests wait, run and are retried: a day on, a week back, to 1970. No
+// limit, pause or lease is of that clock.
+TEST_F(ReliabilityTest, R30AClockThatJumpsWhileRequestsRunChangesNothing) {
+  struct Jumping final : Clock {
+    explicit Jumping(const Clock& clock) : steady(clock) {}
+    TimePoint now() const override { return steady.now(); }
+    int64_t unix_nanos() const override { return wall.load(); }
+    const Clock& steady;
+    std::atomic<int64_t> wall{1'700'000'000'000'000'000};
+  } jumping(clock_);
+  time_ = &jumping;
+  struct Ends {  // before the clock does
+    std::unique_ptr<Gateway>& gateway;
+    ~Ends() { gateway.reset(); }
+  } const ends{gateway_};
+  for (int i = 0; i < 2; ++i) worker({.manual = true});
+  start({"--policy", "min_cost", "--max-concurrent-requests", "8", "--queue-size", "8", "--queue-timeout-secs", "30",
+         "--rate-limit-tokens-per-second", "1000", "--response-head-timeout-secs", "30", "--total-timeout-secs", "60"});
+  constexpr int64_t kDay = 86'400'000'000'000;
+  for (const int64_t jump : {kDay, -8 * kDay, -jumping.wall.load(), int64_t{1'900'000'000'000'000'000}}) {
+    Clients clients;
+    for (int i = 0; i < 12; ++i) add(clients, body_of("x", i % 2 == 0, 6));  // of which four wait for their turn
+    ASSERT_TRUE(eventually([&] { return metric("smg_admission_queue_depth") == 4; }));
+    jumping.wall += jump;
+    ASSERT_TRUE(eventually([&] {
+      finish();
+      clock_.advance(10ms);  // the rate limit is of the steady clock
+      return in_flight() == 0;
+    })) << workers_json();
+    for (const auto& client : clients) {
+      EXPECT_THAT(client->read_until("HTTP/1.1 "), HasSubstr("HTTP/1.1 200 OK"));
+    }
+    const Json recent = Json::parse(call("GET", "/debug/requests?state=recent")->body)["recent"];
+    EXPECT_GE(recent.size(), 12u);
+    for (const Json& one : recent) EXPECT_GE(one["took"].get<double>(), 0) << one.dump();
+  }
+  EXPECT_EQ(faults(), 0);
+  EXPECT_EQ(retries(), 0);
+  EXPECT_EQ(metric("smg_http_rate_limit_total", {"rejected"}), 0);
+  for (const Json& one : workers_json()) EXPECT_EQ(one["is_healthy"], true);
+  expect_settled();
+}
+
 // --- load ----------------------------------------------------------------------------------------------------------
 
 TEST_F(ReliabilityTest, L5ABurstOnAColdFleetIsSpreadEvenlyAndNobodyIsRefused) {

@@ -23,9 +23,11 @@ void list_usable(const Roster& roster, std::span<const uint32_t> tried, TimePoin
 }  // namespace
 
 Gate::Pass RequestGate::of(uint32_t place) const {
-  const Worker& worker = *roster_.workers()[place];
-  if (!worker.takes_work(now_)) return Pass::kRests;
-  return std::ranges::find(tried_, worker.number) == tried_.end() ? Pass::kYes : Pass::kTried;
+  const Candidate& member = roster_.members()[place];
+  const WorkerLoad& load = *member.load;
+  const bool closed = load.breaker.load(std::memory_order_relaxed) == BreakerState::kClosed;
+  if (!(closed ? load.takes_work(now_) : roster_.workers()[place]->takes_work(now_))) return Pass::kRests;
+  return std::ranges::find(tried_, member.worker) == tried_.end() ? Pass::kYes : Pass::kTried;
 }
 
 std::optional<Choice> select_worker(const Roster& roster, const Policy& policy, const RequestFacts& facts,
@@ -36,7 +38,7 @@ std::optional<Choice> select_worker(const Roster& roster, const Policy& policy, 
     const RequestGate gate(roster, tried, facts.now);
     const Choice choice = policy.choose(FleetView(roster.members(), *roster.order(), gate, ring), facts, rng);
     if (choice.worker) {
-      roster.members()[place_of(roster.members(), *choice.worker)].load->prefetch();  // a lease follows
+      roster.members()[place_of(roster.members(), *choice.worker)].load->prefetch_for_lease();
       return choice;
     }
   }

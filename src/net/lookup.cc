@@ -1,7 +1,13 @@
 #include "net/lookup.h"
 
-#include <boost/asio/ip/tcp.hpp>
+#include <netdb.h>
+
+#include <condition_variable>
+#include <cstring>
+#include <deque>
 #include <map>
+#include <mutex>
+#include <thread>
 
 #include "net/stream.h"
 
@@ -9,6 +15,87 @@ namespace sluice::net {
 namespace {
 
 constexpr Duration kPatience = std::chrono::seconds(1);  // with a resolver, where older addresses are known
+
+// Blocks for as long as the system's resolver wants.
+Result<Addresses> resolve(const std::string& host) {
+  addrinfo hints{};
+  hints.ai_family = AF_UNSPEC;
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* list = nullptr;
+  if (const int error = ::getaddrinfo(host.c_str(), nullptr, &hints, &list); error != 0) {
+    return Error{ErrorCode::kNotFound, ::gai_strerror(error)};
+  }
+  Addresses addresses;
+  for (const addrinfo* at = list; at != nullptr; at = at->ai_next) {
+    if (at->ai_family == AF_INET) {
+      sockaddr_in v4{};
+      std::memcpy(&v4, at->ai_addr, sizeof v4);
+      addresses.emplace_back(asio::ip::address_v4(ntohl(v4.sin_addr.s_addr)));
+    } else if (at->ai_family == AF_INET6) {
+      sockaddr_in6 v6{};
+      std::memcpy(&v6, at->ai_addr, sizeof v6);
+      asio::ip::address_v6::bytes_type bytes;
+      std::memcpy(bytes.data(), &v6.sin6_addr, bytes.size());
+      addresses.emplace_back(asio::ip::address_v6(bytes, v6.sin6_scope_id));
+    }
+  }
+  ::freeaddrinfo(list);
+  return addresses;
+}
+
+// The system's resolver for one loop: a thread that begins with the first name and ends with the loop's context. One
+// name after the other.
+class Resolver final : public asio::execution_context::service {
+ public:
+  using key_type = Resolver;
+  static inline asio::execution_context::id id;
+  using Done = std::function<void(Result<Addresses>)>;
+
+  explicit Resolver(asio::execution_context& context) : service(context) {}
+
+  // `done` runs on the loop, or never if that ends before.
+  void ask(EventLoop& loop, std::string host, Done done) {
+    const std::lock_guard lock(mutex_);
+    asked_.push_back({&loop, std::move(host), std::move(done)});
+    if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
+    wake_.notify_one();
+  }
+  void shutdown() override {
+    {
+      const std::lock_guard lock(mutex_);
+      stop_ = true;
+    }
+    wake_.notify_one();
+    if (thread_.joinable()) thread_.join();
+    asked_.clear();
+  }
+
+ private:
+  struct Asked {
+    EventLoop* loop;
+    std::string host;
+    Done done;
+  };
+  void run() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [&] { return stop_ || !asked_.empty(); });
+      if (stop_) return;
+      Asked next = std::move(asked_.front());
+      asked_.pop_front();
+      lock.unlock();
+      auto found = resolve(next.host);
+      next.loop->post([done = std::move(next.done), found = std::move(found)]() mutable { done(std::move(found)); });
+      lock.lock();
+    }
+  }
+
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable wake_;
+  std::deque<Asked> asked_;
+  bool stop_ = false;
+  std::thread thread_;
+};
 
 }  // namespace
 
@@ -30,15 +117,14 @@ struct NameCache::Name {
 
 // Shared with the look-ups under way, which may end after the cache.
 struct NameCache::State {
-  State(EventLoop& l, Lookup f, Duration how_long)
-      : loop(l), lookup(std::move(f)), fresh(how_long), resolver(loop.executor()) {}
+  State(EventLoop& l, Lookup f, Duration how_long) : loop(l), lookup(std::move(f)), fresh(how_long) {}
 
   void ask(std::shared_ptr<State> self, const std::string& host, std::function<void(Result<Addresses>)> done);
 
   EventLoop& loop;
   const Lookup lookup;
   const Duration fresh;
-  asio::ip::basic_resolver<asio::ip::tcp, Executor> resolver;  // its look-ups run in a thread of Asio's
+  bool closed = false;  // the cache has gone
   std::map<std::string, Name, std::less<>> names;
 };
 
@@ -48,24 +134,16 @@ void NameCache::State::ask(std::shared_ptr<State> self, const std::string& host,
     lookup(host, std::move(done));
     return;
   }
-  using Resolver = asio::ip::basic_resolver<asio::ip::tcp, Executor>;
-  resolver.async_resolve(host, "", Resolver::numeric_service,
-                         [self = std::move(self), done = std::move(done)](const boost::system::error_code& error,
-                                                                          const Resolver::results_type& results) {
-                           if (error) {
-                             done(Error{ErrorCode::kNotFound, error.message()});
-                             return;
-                           }
-                           Addresses addresses;
-                           for (const auto& entry : results) addresses.push_back(entry.endpoint().address());
-                           done(std::move(addresses));
-                         });
+  auto& resolver = asio::use_service<Resolver>(loop.context());
+  resolver.ask(loop, host, [self = std::move(self), done = std::move(done)](Result<Addresses> found) {
+    done(self->closed ? Result<Addresses>(Error{ErrorCode::kCancelled, "cancelled"}) : std::move(found));
+  });
 }
 
 NameCache::NameCache(EventLoop& loop, Lookup lookup, Duration fresh)
     : state_(std::make_shared<State>(loop, std::move(lookup), fresh)) {}
 
-NameCache::~NameCache() { state_->resolver.cancel(); }
+NameCache::~NameCache() { state_->closed = true; }
 
 void NameCache::cancel(Question& question) { question.waiter.wake_later(question.loop.executor(), Io::kCancelled); }
 

@@ -6,7 +6,6 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <exception>
 
@@ -15,8 +14,6 @@
 namespace sluice::net {
 namespace {
 
-using Timer =
-    asio::basic_waitable_timer<std::chrono::steady_clock, asio::wait_traits<std::chrono::steady_clock>, Executor>;
 constexpr asio::use_awaitable_t<Executor> use_task{};
 
 // Those that this process may run on: fewer than the machine has under taskset or in a container's cpuset.
@@ -45,9 +42,8 @@ std::string describe(const std::exception_ptr& exception) {
 
 }  // namespace
 
-EventLoop::EventLoop(std::string name) : name_(std::move(name)), work_(context_.get_executor()) {
-  poller_.start(context_.get_executor());
-}
+EventLoop::EventLoop(std::string name)
+    : name_(std::move(name)), timers_(asio::use_service<TimerQueue>(context_)), work_(context_.get_executor()) {}
 
 EventLoop::~EventLoop() {
   stop();
@@ -55,13 +51,45 @@ EventLoop::~EventLoop() {
   poller_.shutdown();
 }
 
-void EventLoop::post(std::function<void()> function) { asio::post(context_.get_executor(), std::move(function)); }
+void EventLoop::post(std::function<void()> function) {
+  asio::post(context_.get_executor(), std::move(function));
+  wake();
+}
+
+// After something was put into the queue: either this sees that the loop is about to sleep, or the loop, which looks
+// into the queue once more then, sees what was put there.
+void EventLoop::wake() {
+  if (asleep_.load(std::memory_order_seq_cst) && asleep_.exchange(false, std::memory_order_seq_cst)) poller_.wake();
+}
+
+// Runs what is ready, and then sleeps until something is.
+void EventLoop::turn() {
+  context_.poll();
+  const std::optional<TimePoint> due = timers_.next();
+  asleep_.store(true, std::memory_order_seq_cst);
+  if (context_.poll_one() == 0 && !context_.stopped()) {
+    Duration most = Duration::max();
+    if (due && *due != TimePoint::max()) most = *due - std::chrono::steady_clock::now();
+    const bool news = poller_.collect(most);
+    asleep_.store(false, std::memory_order_relaxed);
+    const bool is_due = due && *due <= std::chrono::steady_clock::now();
+    // From the queue, so that what is told runs on Asio's terms.
+    if (news || is_due) {
+      asio::post(context_.get_executor(), [this, is_due] {
+        poller_.dispatch();
+        if (is_due) timers_.fire(std::chrono::steady_clock::now());
+      });
+    }
+  }
+  asleep_.store(false, std::memory_order_relaxed);
+}
 
 void EventLoop::spawn(std::function<Task<>()> coroutine) {
   asio::co_spawn(
       context_.get_executor(), run_owned(std::move(coroutine)), [name = name_](std::exception_ptr exception) {
         SLUICE_CHECK(exception == nullptr, "an exception left a coroutine of {}: {}", name, describe(exception));
       });
+  wake();
 }
 
 Task<> EventLoop::sleep(Duration duration) {
@@ -77,11 +105,14 @@ void EventLoop::start() {
   SLUICE_CHECK(!thread_.joinable(), "{} was started twice", name_);
   thread_ = std::thread([this] {
     pthread_setname_np(pthread_self(), name_.substr(0, 15).c_str());
-    context_.run();
+    while (!context_.stopped()) turn();
   });
 }
 
-void EventLoop::stop() { context_.stop(); }
+void EventLoop::stop() {
+  context_.stop();
+  poller_.wake();
+}
 
 void EventLoop::join() {
   if (thread_.joinable()) thread_.join();

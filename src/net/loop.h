@@ -1,9 +1,12 @@
 // Event loops: one thread each, one per core. A connection lives and dies on one loop, so what belongs to a connection
-// needs no lock.
+// needs no lock. Asio's context is the queue of what is ready to run; the loop sleeps in the poller, until sockets have
+// news, a timer is due or another thread calls. Nothing that needs Asio's own reactor (its sockets, timers and
+// resolvers) is woken here.
 #pragma once
 
 #include <boost/asio/executor_work_guard.hpp>
 
+#include <atomic>
 #include <functional>
 #include <future>
 #include <memory>
@@ -16,6 +19,7 @@
 #include "base/result.h"
 #include "net/poller.h"
 #include "net/task.h"
+#include "net/timer.h"
 
 namespace sluice::net {
 
@@ -48,9 +52,14 @@ class EventLoop {
   void join();
 
  private:
+  void turn();
+  void wake();
+
   std::string name_;
-  Poller poller_;                // outlives what waits in the context
-  asio::io_context context_{1};  // one thread: Asio takes no locks that it can avoid
+  Poller poller_;                    // outlives what waits in the context
+  std::atomic<bool> asleep_{false};  // or about to be
+  asio::io_context context_{1};      // one thread: Asio takes no locks that it can avoid
+  TimerQueue& timers_;               // of the context
   asio::executor_work_guard<Executor> work_;
   std::thread thread_;
 };

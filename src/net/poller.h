@@ -1,21 +1,17 @@
-// Which sockets of a loop have news. An edge-triggered epoll set within the loop's own: a socket is registered once,
-// and waiting for it costs no system call, where each wait through Asio costs one. One wake-up of the loop collects the
-// news of all sockets.
+// Which sockets of a loop have news: an edge-triggered epoll set in which each is registered once, so that waiting for
+// one costs no system call. It is where the loop sleeps; one call collects the news of all sockets.
 #pragma once
 
 #include <sys/epoll.h>
 
-#include <boost/asio/posix/basic_stream_descriptor.hpp>
 #include <cstdint>
-#include <memory>
-#include <optional>
 #include <unordered_set>
 
-#include "net/task.h"
+#include "base/clock.h"
 
 namespace sluice::net {
 
-// Loop thread only.
+// Loop thread only, but for wake().
 class Poller {
  public:
   class Watcher {
@@ -40,19 +36,21 @@ class Poller {
   void change(int fd, Watcher& watcher, uint32_t events);
   void remove(int fd, Watcher& watcher);
 
-  // Between these two it tells. Watchers may be removed later.
-  void start(Executor executor);
+  // Sleeps until there are news, wake() is called or `most` has passed; Duration::max() = for ever. True if there are
+  // news, which dispatch() then tells.
+  bool collect(Duration most);
+  void dispatch();
+  // Ends the sleep, or the next one. Any thread.
+  void wake();
+
+  // From now on nothing is told. Watchers may be removed later.
   void shutdown();
 
  private:
   static constexpr int kBatch = 128;
 
-  void arm();
-  void dispatch();
-
   const int epoll_;
-  // Wakes the loop when a socket of the set has news.
-  std::optional<asio::posix::basic_stream_descriptor<Executor>> outer_;
+  const int wake_;  // an eventfd of the set
   std::unordered_set<Watcher*> watchers_;
   // The news that are being told; those of a watcher that was removed meanwhile are nobody's.
   epoll_event batch_[kBatch];

@@ -46,14 +46,13 @@ class Watched final : public Poller::Watcher {
 
 class PollerTest : public testing::Test {
  protected:
-  PollerTest() { poller_.start(context_.get_executor()); }
   ~PollerTest() override { poller_.shutdown(); }
+  // Whatever there is.
   void run() {
-    for (int i = 0; i < 10; ++i) context_.poll();
+    while (poller_.collect(Duration::zero())) poller_.dispatch();
   }
 
   Poller poller_;
-  asio::io_context context_;
 };
 
 TEST_F(PollerTest, TellsEachNewsOnce) {
@@ -88,6 +87,17 @@ TEST_F(PollerTest, AWatcherThatWasRemovedMeanwhileHearsNothing) {
   run();
   EXPECT_NE(first == nullptr, second == nullptr);
   EXPECT_EQ((first ? first : second)->calls, 1);
+}
+
+TEST_F(PollerTest, EachCallEndsASleep) {
+  for (int i = 0; i < 3; ++i) {
+    poller_.wake();
+    poller_.wake();
+    EXPECT_TRUE(poller_.collect(Duration::max())) << "it would sleep for ever";
+    poller_.dispatch();
+    EXPECT_FALSE(poller_.collect(Duration::zero())) << "two calls are one";
+  }
+  EXPECT_FALSE(poller_.collect(std::chrono::microseconds(10)));
 }
 
 TEST_F(PollerTest, ShutdownTellsThoseThatAreLeft) {

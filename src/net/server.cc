@@ -45,73 +45,79 @@ Task<> run_connection(std::shared_ptr<ServerConnection> connection) { co_await c
 }  // namespace
 
 // One listening socket on one loop. Loop thread only.
-class Server::Impl::Acceptor : public std::enable_shared_from_this<Acceptor> {
+class Server::Impl::Acceptor : public std::enable_shared_from_this<Acceptor>, private Poller::Watcher {
  public:
   Acceptor(std::shared_ptr<ServerState> state, size_t loop_index, int fd)
-      : state_(std::move(state)),
-        loop_index_(loop_index),
-        descriptor_(state_->loops[loop_index].executor(), fd),
-        retry_(state_->loops[loop_index].executor()) {}
+      : state_(std::move(state)), loop_index_(loop_index), socket_(fd), retry_(loop().executor()) {}
 
-  void arm() {
-    descriptor_.async_wait(asio::posix::descriptor_base::wait_read,
-                           [self = shared_from_this()](const boost::system::error_code& error) {
-                             if (!error && self->descriptor_.is_open()) self->accept_all();
-                           });
+  void start() {
+    watched_ = true;
+    loop().poller().add(socket_.get(), *this, EPOLLIN);
   }
 
   void close(bool take_those_waiting) {
-    if (!descriptor_.is_open()) return;
+    if (socket_.get() < 0) return;
     while (take_those_waiting && accept_one()) {
     }  // with the last descriptor of the socket they would be reset
     retry_.cancel();
-    // Asio's own close() counts on the kernel to forget the descriptor, which it does not while a successor has another
-    // one of the same socket.
-    Socket closing(descriptor_.release());
+    // The kernel does not forget it by itself while a successor has another descriptor of the same socket.
+    unwatch();
+    Socket closing = std::move(socket_);
   }
 
-  Socket copy() {
-    Socket mine(descriptor_.native_handle());
-    Socket other = mine.copy();
-    mine.release();
-    return other;
-  }
+  Socket copy() { return socket_.copy(); }
 
  private:
+  EventLoop& loop() { return state_->loops[loop_index_]; }
+  void on_events(uint32_t) override {
+    const auto self = shared_from_this();
+    accept_all();
+  }
+  void on_shutdown() override { watched_ = false; }
+  void unwatch() {
+    if (std::exchange(watched_, false)) loop().poller().remove(socket_.get(), *this);
+  }
+
+  // Until none waits: the next one is news then.
   void accept_all() {
-    for (int i = 0; i < 64; ++i) {
+    constexpr int kAtOnce = 64;
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (socket_.get() < 0) return;
       if (accept_one()) continue;
-      if (errno == EAGAIN || errno == EWOULDBLOCK) break;
+      if (errno == EAGAIN || errno == EWOULDBLOCK) return;
       if (errno == ECONNABORTED || errno == EINTR || errno == EPROTO) continue;
-      // No descriptors or no memory: the queue stays readable, so waiting for it would spin.
+      // No descriptors or no memory: those who wait are no news.
       const int error = errno;
       SLUICE_LOG_EVERY(5, error, "net/server", "cannot accept a connection: {}", std::strerror(error));
-      retry_.expires_after(std::chrono::milliseconds(100));
-      retry_.async_wait([self = shared_from_this()](const boost::system::error_code& e) {
-        if (!e && self->descriptor_.is_open()) self->arm();
-      });
+      go_on(std::chrono::milliseconds(100));
       return;
     }
-    arm();
+    go_on(Duration::zero());  // others have their turn meanwhile
+  }
+  void go_on(Duration after) {
+    retry_.expires_after(after);
+    retry_.async_wait([self = shared_from_this()](const boost::system::error_code& error) {
+      if (!error) self->accept_all();
+    });
   }
 
   bool accept_one() {
     sockaddr_storage address{};
     socklen_t size = sizeof address;
-    const int fd = ::accept4(descriptor_.native_handle(), reinterpret_cast<sockaddr*>(&address), &size,
-                             SOCK_NONBLOCK | SOCK_CLOEXEC);
+    const int fd = ::accept4(socket_.get(), reinterpret_cast<sockaddr*>(&address), &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd < 0) return false;
     const int one = 1;
     ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     ::setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &kUnsent, sizeof kUnsent);
     auto connection = std::make_shared<ServerConnection>(state_, loop_index_, fd, address_of(address));
-    asio::co_spawn(state_->loops[loop_index_].executor(), run_connection(std::move(connection)), asio::detached);
+    asio::co_spawn(loop().executor(), run_connection(std::move(connection)), asio::detached);
     return true;
   }
 
   const std::shared_ptr<ServerState> state_;
   const size_t loop_index_;
-  asio::posix::basic_stream_descriptor<Executor> descriptor_;
+  Socket socket_;  // none: closed
+  bool watched_ = false;
   Timer retry_;
 };
 
@@ -125,7 +131,7 @@ Result<uint16_t> Server::Impl::start(Result<Listening> listening) {
   on_each_loop([&](size_t i) {
     for (auto& fd : sockets[i]) {
       auto acceptor = std::make_shared<Acceptor>(state, i, fd.release());
-      acceptor->arm();
+      acceptor->start();
       const std::lock_guard lock(acceptors_mutex);
       acceptors[i].push_back(std::move(acceptor));
     }

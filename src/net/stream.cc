@@ -222,10 +222,8 @@ void Stream::on_readable() {
 
 bool Stream::has_news() {
   if (read_state_ != Io::kOk || end_ != begin_ || !open_) return true;
-  if (tls_ != nullptr) return receive() != Io::kWouldBlock;  // session tickets are no news
-  char byte;
-  const ssize_t n = ::recv(fd_, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-  return n >= 0 || from_errno() != Io::kWouldBlock;
+  if (!readable_ && !at_end_) return false;
+  return receive() != Io::kWouldBlock;  // session tickets of TLS are no news
 }
 
 bool Stream::has_answer() {

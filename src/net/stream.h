@@ -3,7 +3,6 @@
 // are Streams.
 #pragma once
 
-#include <boost/asio/basic_waitable_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <chrono>
 #include <memory>
@@ -17,14 +16,13 @@
 #include "net/loop.h"
 #include "net/poller.h"
 #include "net/task.h"
+#include "net/timer.h"
 
 namespace sluice::net {
 
 class TlsSession;
 
 inline constexpr asio::use_awaitable_t<Executor> use_task{};
-using Timer =
-    asio::basic_waitable_timer<std::chrono::steady_clock, asio::wait_traits<std::chrono::steady_clock>, Executor>;
 
 // One coroutine that sleeps until it is woken. Loop thread only.
 class Waiter {
@@ -89,7 +87,8 @@ class Stream : public std::enable_shared_from_this<Stream>, private Poller::Watc
   void watch();
   // kOk while the stream may bring more; else how it ended. Does not look at the socket.
   Io read_state() const { return read_state_; }
-  // Looks at the socket without taking anything: true if the other side closed it or sent something.
+  // Of one that is watched: true if the other side closed it or sent something, as far as the loop has been told of
+  // that. Looks at the socket only where it may hold something.
   bool has_news();
 
   // True if bytes of the other side are there, or in the kernel, for a reader to find.

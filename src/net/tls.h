@@ -44,6 +44,9 @@ class TlsSession {
   // One step: kOk when it is done; kWouldBlock until the socket is readable, or writable if wants_write(); kReset.
   Io handshake();
   bool established() const { return established_; }
+  // The protocol that both sides agreed on, "h2" or "http/1.1"; empty where the other side does not know of that. Once
+  // established.
+  std::string_view protocol() const;
   // Up to `room` bytes: kOk, and then there may be more, whatever the socket says; kWouldBlock, kEnd after the other
   // side's close_notify; kReset otherwise, an end without one included, so that a cut answer is never taken for a whole
   // one.

@@ -1,17 +1,19 @@
 #include "obs/grpc_client.h"
 
+#include <netinet/tcp.h>
 #include <nghttp2/nghttp2.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
-#include <boost/asio/connect.hpp>
 #include <boost/asio/ip/tcp.hpp>
-#include <boost/asio/redirect_error.hpp>
+#include <cerrno>
 #include <charconv>
 #include <cstring>
 #include <vector>
 
 #include "net/http.h"
+#include "net/lookup.h"
 #include "net/stream.h"
 #include "net/tls.h"
 
@@ -19,17 +21,9 @@ namespace sluice::obs {
 namespace {
 
 namespace asio = net::asio;
-using Tcp = asio::ip::tcp;
-using Socket = asio::basic_stream_socket<Tcp, net::Executor>;
 
 constexpr size_t kMostAnswer = 1 << 20;
 constexpr size_t kReadAhead = 16 * 1024;
-
-Error error_of(const boost::system::error_code& code, std::string_view doing, bool timed_out) {
-  if (timed_out) return {ErrorCode::kTimeout, fmt::format("{} took too long", doing)};
-  const bool refused = code == asio::error::connection_refused;
-  return {refused ? ErrorCode::kRefused : ErrorCode::kReset, fmt::format("{}: {}", doing, code.message())};
-}
 
 // The message behind its head: not compressed, and its length (gRPC over HTTP/2, "Length-Prefixed-Message").
 std::string framed(std::string_view message) {
@@ -50,7 +44,7 @@ class GrpcClient::Connection : public std::enable_shared_from_this<Connection> {
         port_(port),
         tls_(std::move(tls)),
         loop_(loop),
-        socket_(loop.executor()),
+        names_(loop, {}, Duration::zero()),
         deadline_(loop.executor()) {
     nghttp2_session_callbacks* callbacks = nullptr;
     nghttp2_session_callbacks_new(&callbacks);
@@ -70,9 +64,8 @@ class GrpcClient::Connection : public std::enable_shared_from_this<Connection> {
 
   bool used() const { return used_; }
   void close() {
-    boost::system::error_code ignored;
-    socket_.close(ignored);
-    if (resolver_ != nullptr) resolver_->cancel();
+    shut_ = true;
+    if (question_ != nullptr) net::NameCache::cancel(*question_);
     if (link_ != nullptr) link_->close();
   }
 
@@ -94,33 +87,24 @@ class GrpcClient::Connection : public std::enable_shared_from_this<Connection> {
   }
 
   net::Task<Result<void>> connect() {
-    boost::system::error_code error;
-    const auto literal = asio::ip::make_address(host_, error);
-    if (!error) {
-      co_await socket_.async_connect({literal, port_}, asio::redirect_error(net::use_task, error));
-    } else {
-      resolver_ = std::make_unique<Resolver>(socket_.get_executor());
-      const auto found =
-          co_await resolver_->async_resolve(host_, std::to_string(port_), asio::redirect_error(net::use_task, error));
-      if (error) {
-        if (timed_out_) co_return error_of(error, "resolving " + host_, true);
-        co_return Error{ErrorCode::kNotFound, fmt::format("resolving {}: {}", host_, error.message())};
-      }
-      co_await asio::async_connect(socket_, found, asio::redirect_error(net::use_task, error));
+    const auto found = co_await names_.find(host_, TimePoint::max(), &question_);  // arm() bounds it
+    if (timed_out_) co_return Error{ErrorCode::kTimeout, fmt::format("resolving {} took too long", host_)};
+    if (!found.ok()) co_return Error{found.error().code, fmt::format("resolving {}: {}", host_, found.error().message)};
+    Result<void> connected = Error{ErrorCode::kNotFound, fmt::format("{} has no address", host_)};
+    for (const asio::ip::address& address : *found) {
+      connected = co_await connect_to({address, port_});
+      if (connected.ok() || shut_) break;
     }
-    if (error || timed_out_) co_return error_of(error, "connecting to " + authority_, timed_out_);
-    socket_.set_option(Tcp::no_delay(true), error);
-    socket_.native_non_blocking(true, error);
-    const int fd = socket_.release(error);
-    if (error) co_return error_of(error, "connecting to " + authority_, false);
-    link_ = std::make_shared<net::Stream>(loop_, fd, kReadAhead);
+    if (!connected.ok()) co_return connected.error();
     if (tls_ == nullptr) co_return Result<void>();
-    link_->start_tls(tls_->connect(fd, host_, net::Alpn::kHttp2));
+    link_->start_tls(tls_->connect(link_->fd(), host_, net::Alpn::kHttp2));
     const net::Io io = co_await link_->handshake(Duration::zero());
-    if (io == net::Io::kOk) co_return Result<void>();
-    const std::string& why = link_->tls()->error();
-    if (why.empty()) co_return ended(io, "the TLS handshake with " + authority_);
-    co_return Error{ErrorCode::kReset, fmt::format("the TLS handshake with {} failed: {}", authority_, why)};
+    if (io != net::Io::kOk) co_return ended(io, "the TLS handshake with " + authority_);
+    // RFC 9113, 3.2: without "h2" the other side takes these bytes for something else.
+    if (link_->tls()->protocol() == "h2") co_return Result<void>();
+    co_return Error{ErrorCode::kProtocol, fmt::format("{} does not speak gRPC over TLS: it did not agree on HTTP/2 "
+                                                      "(ALPN \"h2\")",
+                                                      authority_)};
   }
 
   net::Task<Result<GrpcAnswer>> exchange(const std::string& path, const std::string& message, Duration deadline) {
@@ -144,7 +128,26 @@ class GrpcClient::Connection : public std::enable_shared_from_this<Connection> {
   }
 
  private:
-  using Resolver = asio::ip::basic_resolver<Tcp, net::Executor>;
+  net::Task<Result<void>> connect_to(asio::ip::tcp::endpoint endpoint) {
+    const auto failed = [this](int error) {
+      return Error{error == ECONNREFUSED ? ErrorCode::kRefused : ErrorCode::kReset,
+                   fmt::format("connecting to {}: {}", authority_, std::strerror(error))};
+    };
+    const int fd = ::socket(endpoint.data()->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0) co_return failed(errno);
+    const int one = 1;
+    ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    int error = ::connect(fd, endpoint.data(), static_cast<socklen_t>(endpoint.size())) == 0 ? 0 : errno;
+    link_ = std::make_shared<net::Stream>(loop_, fd, kReadAhead);
+    if (error == EINPROGRESS) {
+      const net::Io io = co_await link_->wait_writable();
+      if (io != net::Io::kOk) co_return ended(io, "connecting to " + authority_);
+      error = link_->socket_error();
+    }
+    if (error == 0) co_return Result<void>();
+    link_->close();
+    co_return failed(error);
+  }
 
   static Connection& self(void* user) { return *static_cast<Connection*>(user); }
 
@@ -233,6 +236,9 @@ class GrpcClient::Connection : public std::enable_shared_from_this<Connection> {
 
   Error ended(net::Io how, std::string_view doing) const {
     if (timed_out_) return {ErrorCode::kTimeout, fmt::format("{} took too long", doing)};
+    // With TLS 1.3 a server that does not like our certificate says so after the handshake.
+    const std::string_view why = link_->tls() == nullptr ? std::string_view() : link_->tls()->error();
+    if (!why.empty()) return {ErrorCode::kReset, fmt::format("{}: TLS failed: {}", doing, why)};
     return {ErrorCode::kReset,
             fmt::format("{}: the connection was {}", doing, how == net::Io::kReset ? "reset" : "closed")};
   }
@@ -256,12 +262,13 @@ class GrpcClient::Connection : public std::enable_shared_from_this<Connection> {
   const std::shared_ptr<net::TlsContext> tls_;
   net::EventLoop& loop_;
 
-  Socket socket_;                      // until it is connected
-  std::shared_ptr<net::Stream> link_;  // then
+  net::NameCache names_;
+  std::shared_ptr<net::NameCache::Question> question_;
+  std::shared_ptr<net::Stream> link_;  // null: not connected
   net::Timer deadline_;
+  bool shut_ = false;
   bool timed_out_ = false;
   bool disarmed_ = true;
-  std::unique_ptr<Resolver> resolver_;
   nghttp2_session* session_ = nullptr;
   bool used_ = false;
 

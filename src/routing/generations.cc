@@ -16,16 +16,20 @@ uint32_t Generations::of(uint32_t worker) const {
   return chunk == nullptr ? 0 : (*chunk)[worker % kChunk].load(std::memory_order_acquire);
 }
 
-void Generations::bump(uint32_t worker) {
-  SLUICE_CHECK(worker / kChunk < kChunks, "worker number {} is beyond the {} that an index can tell apart", worker,
-               kChunk * kChunks);
+void Generations::check(uint32_t worker) {
+  SLUICE_CHECK(worker < kWorkerMask, "worker number {} is beyond the {} that an index can tell apart", worker,
+               kWorkerMask);
+}
+
+uint32_t Generations::bump(uint32_t worker) {
+  check(worker);
   auto& slot = chunks_[worker / kChunk];
   Chunk* chunk = slot.load(std::memory_order_acquire);
   if (chunk == nullptr) {
     auto fresh = std::make_unique<Chunk>();
     if (slot.compare_exchange_strong(chunk, fresh.get(), std::memory_order_acq_rel)) chunk = fresh.release();
   }
-  (*chunk)[worker % kChunk].fetch_add(1, std::memory_order_acq_rel);
+  return (*chunk)[worker % kChunk].fetch_add(1, std::memory_order_acq_rel) + 1;
 }
 
 }  // namespace sluice::routing

@@ -10,13 +10,23 @@ namespace sluice::routing {
 // The current generation of each worker, readable without a lock; worker numbers are dense and never reused.
 class Generations {
  public:
+  // A worker's number, in a word whose other bits a claim has for the end of the generation. The last number is
+  // nobody's.
+  static constexpr uint32_t kWorkerBits = 22;
+  static constexpr uint32_t kWorkerMask = (1u << kWorkerBits) - 1;
+  // So many generations later a claim would count again, if it were still there.
+  static constexpr uint32_t kApart = 1u << (32 - kWorkerBits);
+  // Dies where the number is larger than that.
+  static void check(uint32_t worker);
+
   ~Generations();
   uint32_t of(uint32_t worker) const;
-  void bump(uint32_t worker);
+  // Returns the new one.
+  uint32_t bump(uint32_t worker);
 
  private:
   static constexpr uint32_t kChunk = 1024;
-  static constexpr uint32_t kChunks = 4096;
+  static constexpr uint32_t kChunks = (kWorkerMask + 1) / kChunk;
   using Chunk = std::array<std::atomic<uint32_t>, kChunk>;
 
   std::array<std::atomic<Chunk*>, kChunks> chunks_{};

@@ -78,12 +78,15 @@ class PendingInserts {
   const std::unique_ptr<char[]> data_;
   size_t bytes_ = 0;
   std::atomic<size_t> count_{0};
-  std::array<std::atomic<size_t>, 32> latest_{};  // where they begin
+  static constexpr size_t kLatest = 32;
+  std::array<std::atomic<size_t>, kLatest> latest_{};  // where they begin
 };
 
-// Claims that come within this time of the first one are applied together: one wake-up of the index thread for all of
-// them. A request that comes so soon after another with its prefix is a matter of luck anyway.
-constexpr auto kGathering = std::chrono::milliseconds(2);
+// Claims that come within this time of the first one are applied together, or so many if they come sooner: two wake-ups
+// of the index thread for all of them, where two for each request cost more than the claims. Meanwhile look-ups find
+// them where they wait, and no more of them than they look at.
+constexpr auto kGathering = std::chrono::milliseconds(20);
+constexpr size_t kTogether = 16;
 
 // Until readers of the other buffer are asked for again.
 constexpr auto kReaders = std::chrono::microseconds(200);
@@ -177,10 +180,12 @@ class PrefixIndex::Impl {
   }
 
   void drop_worker(uint32_t worker) {
-    tree_.generations().bump(worker);
+    const uint32_t life = tree_.generations().bump(worker);
     {
       std::lock_guard lock(mu_);
       stale_ = true;
+      // Before its lives look alike to the tree.
+      if (life % (Generations::kApart / 2) == 0) ++sweeps_wanted_;
     }
     wake_.notify_one();
   }
@@ -244,7 +249,8 @@ class PrefixIndex::Impl {
   const PendingInserts& queue() const { return pending_[active_]; }
   // Under the lock: what is queued should not wait for more.
   bool hurry() const {
-    return stop_ || flushes_ > 0 || sweeps_wanted_ > sweeps_done_ || queue().half_full() || !asked_.empty();
+    return stop_ || flushes_ > 0 || sweeps_wanted_ > sweeps_done_ || queue().half_full() || !asked_.empty() ||
+           queue().count() >= kTogether;
   }
 
   void run() {

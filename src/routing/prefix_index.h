@@ -35,7 +35,8 @@ struct PrefixMatch {
   size_t matched_bytes = 0;  // cut to whole UTF-8 characters
   size_t total_bytes = 0;
   uint8_t num_holders = 0;  // who holds these bytes; at most kMaxHolders, most recently used first
-  uint8_t num_parts = 0;    // who holds less, and how much; at most kMaxParts, most bytes first
+  // Who holds less, and how much; at most kMaxParts, most bytes first. Nobody of the tree where there are kMaxHolders.
+  uint8_t num_parts = 0;
   std::array<uint32_t, kMaxHolders> holders;
   struct Part {
     uint32_t worker;

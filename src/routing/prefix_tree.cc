@@ -35,25 +35,29 @@ constexpr int kTrimSteps = 64;
 
 }  // namespace
 
-// One worker's claim on a node. `worker` is written last when a claim begins, and kNobody first when it ends.
+// One worker's claim on a node: the worker and the end of the number of its life, in one word, so that whoever reads it
+// has both of the same claim.
 struct PrefixTree::Claim {
-  std::atomic<uint32_t> worker{kNobody};
-  std::atomic<uint32_t> generation{0};
+  std::atomic<uint32_t> who{kNobody};
   std::atomic<uint32_t> tick{0};  // of last use
 
-  void begin(Holder holder, uint32_t now) {
-    refresh(holder.generation, now);
-    worker.store(holder.worker, std::memory_order_release);
+  static uint32_t word_of(Holder holder) {
+    return holder.generation << Generations::kWorkerBits | holder.worker;  // the end of it
   }
+  static uint32_t worker_in(uint32_t word) { return word == kNobody ? kNobody : word & Generations::kWorkerMask; }
+  static bool is_of(uint32_t word, uint32_t generation) {
+    return word >> Generations::kWorkerBits == generation << Generations::kWorkerBits >> Generations::kWorkerBits;
+  }
+
   // Writes what changed only: readers have the line in their caches.
-  void refresh(uint32_t new_generation, uint32_t now) {
+  void begin(uint32_t word, uint32_t now) {
     if (tick.load(std::memory_order_relaxed) != now) tick.store(now, std::memory_order_relaxed);
-    if (generation.load(std::memory_order_relaxed) != new_generation) {
-      generation.store(new_generation, std::memory_order_release);
-    }
+    if (who.load(std::memory_order_relaxed) != word) who.store(word, std::memory_order_release);
   }
-  uint32_t owner() const { return worker.load(std::memory_order_relaxed); }
-  Holder holder() const { return {owner(), generation.load(std::memory_order_relaxed)}; }
+  void begin_as(const Claim& other) {
+    begin(other.who.load(std::memory_order_relaxed), other.tick.load(std::memory_order_relaxed));
+  }
+  uint32_t owner() const { return worker_in(who.load(std::memory_order_relaxed)); }
 };
 
 // Children by the first byte of their edge: the bytes, found by memchr, stand before the references. An entry whose
@@ -145,12 +149,11 @@ void PrefixTree::each_claim(const Node* node, Function visit) const {
   (void)any_claim(node, [&](Claim& claim) { return visit(claim), false; });
 }
 
-// Whether the claim is somebody's who still lives the life in which it was made; the slot may change hands meanwhile.
+// Whether the claim is somebody's who still lives the life in which it was made.
 bool PrefixTree::live(const Claim& claim, uint32_t* worker) const {
-  *worker = claim.worker.load(std::memory_order_acquire);
-  if (*worker == kNobody) return false;
-  const uint32_t generation = claim.generation.load(std::memory_order_acquire);
-  return claim.worker.load(std::memory_order_relaxed) == *worker && generation == generations_.of(*worker);
+  const uint32_t word = claim.who.load(std::memory_order_acquire);
+  *worker = Claim::worker_in(word);
+  return *worker != kNobody && Claim::is_of(word, generations_.of(*worker));
 }
 
 bool PrefixTree::held(const Node* node) const {
@@ -233,6 +236,8 @@ PrefixMatch PrefixTree::match(std::string_view text) const {
   while (depth > 0 && path[(depth - 1) % path.size()].second >= match.matched_bytes) --depth;
   if (depth > 0) collect(path[(depth - 1) % path.size()].first, &match);
   if (match.num_holders == 0) match.matched_bytes = 0;
+  // As many as there is room for hold all that matched: who holds less is no better than those.
+  if (match.num_holders == PrefixMatch::kMaxHolders) return match;
   for (size_t i = 0; i < std::min(num_steps, kMaxSteps) && match.num_parts < PrefixMatch::kMaxParts; ++i) {
     const auto [step, end] = steps[(num_steps - 1 - i) % kMaxSteps];
     if (end * kLeastPart < text.size()) break;
@@ -244,6 +249,7 @@ PrefixMatch PrefixTree::match(std::string_view text) const {
 // ---- writing ----
 
 bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick, size_t limit) {
+  Generations::check(holder.worker);
   text = text.substr(0, max_text_);
   Node* node = root_;
   while (!text.empty()) {
@@ -324,7 +330,7 @@ void PrefixTree::sweep() {
     bool unheld = true;
     each_claim(node, [&](Claim& claim) {
       if (claim.owner() == kNobody) return;
-      if (claim.generation.load(std::memory_order_relaxed) == generations_.of(claim.owner())) {
+      if (Claim::is_of(claim.who.load(std::memory_order_relaxed), generations_.of(claim.owner()))) {
         unheld = false;
       } else {
         evictions_worker_.fetch_add(1, std::memory_order_relaxed);
@@ -452,7 +458,7 @@ PrefixTree::Node* PrefixTree::add_leaf(Node* parent, std::string_view edge, Hold
   Node* leaf = new_node(edge, parent);
   if (leaf == nullptr) return nullptr;
   leaf->parent = heap_.ref_of(parent);
-  leaf->first.begin(holder, tick);
+  leaf->first.begin(Claim::word_of(holder), tick);
   if (!add_child(parent, leaf)) {
     heap_.free(heap_.ref_of(leaf));
     return nullptr;
@@ -491,7 +497,7 @@ PrefixTree::Node* PrefixTree::split(Node* node, size_t length) {
                         if (claim.owner() == kNobody) return false;
                         Claim* copy =
                             upper->first.owner() == kNobody ? &upper->first : new_claim(upper, holders - 1, node);
-                        if (copy != nullptr) copy->begin(claim.holder(), claim.tick.load(std::memory_order_relaxed));
+                        if (copy != nullptr) copy->begin_as(claim);
                         return copy == nullptr;
                       });
   if (failed) {
@@ -505,9 +511,7 @@ PrefixTree::Node* PrefixTree::split(Node* node, size_t length) {
   }
 
   // The lower one takes over the tables.
-  if (node->first.owner() != kNobody) {
-    lower->first.begin(node->first.holder(), node->first.tick.load(std::memory_order_relaxed));
-  }
+  lower->first.begin_as(node->first);
   lower->claims.store(node->claims.load(std::memory_order_relaxed), std::memory_order_relaxed);
   lower->further.store(node->further.load(std::memory_order_relaxed), std::memory_order_relaxed);
   lower->children.store(node->children.load(std::memory_order_relaxed), std::memory_order_relaxed);
@@ -532,7 +536,7 @@ bool PrefixTree::claim(Node* node, Holder holder, uint32_t tick) {
   bool found = false;
   each_claim(node, [&](Claim& claim) {
     if (claim.owner() == holder.worker) {
-      claim.refresh(holder.generation, tick);
+      claim.begin(Claim::word_of(holder), tick);
       found = true;
     } else if (claim.owner() == kNobody) {
       vacant = &claim;
@@ -541,7 +545,7 @@ bool PrefixTree::claim(Node* node, Holder holder, uint32_t tick) {
   if (found) return true;
   if (vacant == nullptr) vacant = new_claim(node, 0, node);
   if (vacant == nullptr) return false;
-  vacant->begin(holder, tick);
+  vacant->begin(Claim::word_of(holder), tick);
   count_bytes(holder.worker, node->edge_size);
   return true;
 }
@@ -563,9 +567,8 @@ PrefixTree::Claim* PrefixTree::new_claim(Node* node, uint32_t expected, const No
     const Ref larger = allocate(bytes(wanted), keep);
     if (larger == 0) return nullptr;
     for (uint32_t i = 0; i < here; ++i) {
-      const Claim& from = heap_.at<Claim>(old)[i];
       auto* to = new (heap_.at<Claim>(larger) + i) Claim;
-      to->begin(from.holder(), from.tick.load(std::memory_order_relaxed));
+      to->begin_as(heap_.at<Claim>(old)[i]);
     }
     last->store(larger, std::memory_order_seq_cst);
     if (old != 0) retired_.retire(old);
@@ -588,7 +591,7 @@ void PrefixTree::each_table(Node* node, Function visit) {
 
 void PrefixTree::end_claim(Node* node, Claim& claim) {
   worker_bytes_[claim.owner()] -= node->edge_size;
-  claim.worker.store(kNobody, std::memory_order_release);
+  claim.who.store(kNobody, std::memory_order_release);
 }
 
 void PrefixTree::count_bytes(uint32_t worker, size_t bytes) {

@@ -259,6 +259,51 @@ TEST(PrefixTreeTest, NeverPassesItsBudgetAndEvictsTheOldest) {
   EXPECT_GT(tree.bytes(), budget / 2) << "evicts far more than it needs to";
 }
 
+// A day of the clock, ten prompts a second, of which one in twenty is the one that always comes back: 864,000 prompts,
+// some four hundred times what there is room for, and a restart of the worker in each hour.
+TEST(PrefixTreeTest, L4ADayOfPrefixesThatNeverRepeatLeavesTheOneThatAlwaysComesBack) {
+  const size_t budget = 256 << 10;
+  PrefixTree tree(budget, kAmple);
+  constexpr uint32_t kTicksPerSecond = 100;
+  const std::string favourite = "the prompt that always comes back " + std::string(600, 'f');
+  std::string text(160, 'n');
+  uint32_t generation = 0;
+  size_t least_held = favourite.size();
+  for (uint32_t i = 0; i < 864'000; ++i) {
+    const uint32_t tick = i * kTicksPerSecond / 10;
+    if (i % 36'000 == 35'999 && i < 863'999) generation = tree.generations().bump(1);
+    if (i % 20 == 0) {
+      if (i % 36'000 != 0) least_held = std::min(least_held, tree.match(favourite).matched_bytes);
+      ASSERT_TRUE(tree.insert(favourite, {1, generation}, tick));
+      continue;
+    }
+    for (uint32_t k = 0, rest = i; k < 6; ++k, rest /= 10) text[k] = static_cast<char>('0' + rest % 10);
+    ASSERT_TRUE(tree.insert(text, {1, generation}, tick));
+    ASSERT_LE(tree.bytes(), budget);
+  }
+  EXPECT_EQ(least_held, favourite.size());
+  EXPECT_EQ(tree.match(favourite).num_holders, 1);
+  EXPECT_GT(tree.evictions_budget(), 800'000u);
+  EXPECT_EQ(tree.match(text).matched_bytes, text.size()) << "and the latest is there";
+}
+
+// More lives than a claim can tell apart: a claim of any of the last 1,023 before counts for nothing.
+TEST(PrefixTreeTest, ClaimsOfManyLivesAgoStayVoid) {
+  PrefixTree tree(kAmple, kAmple);
+  uint32_t generation = 0;
+  for (int i = 0; i < 3000; ++i) {
+    ASSERT_TRUE(tree.insert("of this life", {7, generation}, 1));
+    ASSERT_EQ(tree.match("of this life").num_holders, 1);
+    generation = tree.generations().bump(7);
+    ASSERT_EQ(tree.match("of this life").num_holders, 0) << i;
+  }
+  ASSERT_TRUE(tree.insert("of an old life", {7, generation}, 1));
+  for (uint32_t i = 1; i < Generations::kApart; ++i) {
+    tree.generations().bump(7);
+    ASSERT_EQ(tree.match("of an old life").num_holders, 0) << i;
+  }
+}
+
 TEST(PrefixTreeTest, WhatIsLeftAfterEvictionsIsTrue) {
   const uint64_t seed = testing::test_seed(6);
   SCOPED_TRACE("SLUICE_TEST_SEED=" + std::to_string(seed));

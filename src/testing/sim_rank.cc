@@ -76,9 +76,7 @@ bool SimRank::flush() {
 }
 
 Task<> drive(net::EventLoop& loop, std::shared_ptr<SimRank> rank, double time_scale) {
-  net::asio::basic_waitable_timer<std::chrono::steady_clock, net::asio::wait_traits<std::chrono::steady_clock>,
-                                  net::Executor>
-      timer(loop.executor());
+  net::Timer timer(loop.executor());
   auto due = std::chrono::steady_clock::now();
   for (;;) {
     std::optional<Duration> duration;
@@ -104,7 +102,7 @@ Task<> drive(net::EventLoop& loop, std::shared_ptr<SimRank> rank, double time_sc
 }
 
 Task<> drive_cache(net::EventLoop& loop, std::shared_ptr<SimRank> rank) {
-  const auto alarm = std::make_shared<SimWait::Timer>(loop.executor());
+  const auto alarm = std::make_shared<net::Timer>(loop.executor());
   for (;;) {
     {
       const std::lock_guard lock(rank->mu);

@@ -2,8 +2,6 @@
 // real time, and requests that are aborted when nobody waits for them any more.
 #pragma once
 
-#include <boost/asio/basic_waitable_timer.hpp>
-
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -25,8 +23,6 @@ namespace sluice::testing {
 // `loop`.
 class SimWait {
  public:
-  using Timer = net::asio::basic_waitable_timer<std::chrono::steady_clock,
-                                                net::asio::wait_traits<std::chrono::steady_clock>, net::Executor>;
   struct Event {
     size_t sequence = 0;
     int64_t tokens = 0;
@@ -52,7 +48,7 @@ class SimWait {
  private:
   net::Task<> doze(Duration bound);
 
-  Timer timer_;
+  net::Timer timer_;
 };
 
 // A CacheWorker in real time, with the words of a SimEngine.

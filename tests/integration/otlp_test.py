@@ -204,6 +204,30 @@ class OtlpTest(unittest.TestCase):
         credentials = grpc.ssl_server_credentials([(pem["receiver.key"], pem["receiver.pem"])], pem["authority.pem"], True)
         self.check_certificates_on_both_sides(self.started(GrpcReceiver(self.kept, tls=credentials)), folder)
 
+    def test_a_server_that_does_not_agree_on_http2_is_said_to_be_no_grpc_server(self):
+        folder = self.certificates()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / "receiver.pem", folder / "receiver.key")
+        receiver = self.started(HttpReceiver(self.kept, context))
+        gateway = self.gateway(receiver.endpoint.replace("https://", "grpcs://"),
+                               env={"OTEL_EXPORTER_OTLP_CERTIFICATE": str(folder / "authority.pem")})
+        self.chat(gateway)
+        wait_until("the reason", lambda: "does not speak gRPC over TLS" in gateway.output())
+        self.wait_for_traces(gateway, "failed", 1)
+
+    def test_a_grpc_server_that_refuses_the_certificate_is_quoted(self):
+        folder = self.certificates()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.set_alpn_protocols(["h2"])
+        context.load_cert_chain(folder / "receiver.pem", folder / "receiver.key")
+        context.load_verify_locations(folder / "authority.pem")
+        context.verify_mode = ssl.CERT_REQUIRED  # with TLS 1.3 it says so after the client's handshake
+        receiver = self.started(HttpReceiver(self.kept, context))
+        gateway = self.gateway(receiver.endpoint.replace("https://", "grpcs://"),
+                               env={"OTEL_EXPORTER_OTLP_CERTIFICATE": str(folder / "authority.pem")})
+        self.chat(gateway)
+        wait_until("the reason", lambda: "TLS failed: " in gateway.output() and "certificate" in gateway.output())
+
     def test_many_in_few_batches_and_what_waits_at_the_end(self):
         gateway = self.gateway(self.started(GrpcReceiver(self.kept)).endpoint)
         for _ in range(300):

@@ -19,6 +19,7 @@ bool CacheAware::pools_imbalanced(const FleetView& fleet) const {
 }
 
 Choice CacheAware::choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const {
+  if (facts.prefix.rate() > rules_.cache_threshold) fleet.expect(facts.prefix.workers());
   const auto [lightest, least, most] = fleet.spread(rng);
   if (lightest == nullptr) return Choice::none();
   const uint32_t worker = lightest->worker;

@@ -46,9 +46,15 @@ const Candidate* FleetView::find(uint32_t worker) const {
   return place == members_.size() ? nullptr : admitted(static_cast<uint32_t>(place));
 }
 
+uint32_t FleetView::draw(Rng& rng) const {
+  const uint32_t place = order_->any(rng);
+  if (place != LoadOrder::kNobody) members_[place].load->prefetch_for_choice();
+  return place;
+}
+
 const Candidate* FleetView::any(Rng& rng) const {
   if (order_ == nullptr) return members_.empty() ? nullptr : &members_[rng.below(members_.size())];
-  for (int draw = 0; draw < kDraws; ++draw) {
+  for (int i = 0; i < kDraws; ++i) {
     const uint32_t place = order_->any(rng);
     if (place == LoadOrder::kNobody) return nullptr;
     if (const Candidate* candidate = admitted(place)) return candidate;
@@ -57,6 +63,7 @@ const Candidate* FleetView::any(Rng& rng) const {
 }
 
 FleetView::Pair FleetView::any_two(Rng& rng) const {
+  const uint32_t ahead = order_ == nullptr ? LoadOrder::kNobody : draw(rng);
   Pair pair{.first = any(rng)};
   if (pair.first == nullptr) return pair;
   if (order_ == nullptr) {
@@ -67,11 +74,12 @@ FleetView::Pair FleetView::any_two(Rng& rng) const {
     pair.second = &members_[second];
     return pair;
   }
-  for (int draw = 0; draw < kDraws && order_->size() > 1; ++draw) {
+  pair.second = ahead == LoadOrder::kNobody ? nullptr : admitted(ahead);
+  if (pair.second == pair.first) pair.second = nullptr;
+  for (int i = 0; i < kDraws && pair.second == nullptr && order_->size() > 1; ++i) {
     const Candidate* candidate = any(rng);
-    if (candidate == pair.first) continue;
-    pair.second = candidate;
-    break;
+    if (candidate == nullptr) break;
+    if (candidate != pair.first) pair.second = candidate;
   }
   return pair;
 }
@@ -96,6 +104,8 @@ FleetView::Spread FleetView::spread(Rng& rng) const {
     if (spread.lightest != nullptr) spread.least = lightest.cost();
     return spread;
   }
+  if (const uint32_t place = order_->heaviest(); place != LoadOrder::kNobody)
+    members_[place].load->prefetch_for_choice();
   // Those that rest leave the order as they are met.
   for (int round = 0; round < kDraws && spread.lightest == nullptr; ++round) {
     std::array<uint32_t, kLightest> places;
@@ -115,31 +125,54 @@ FleetView::Spread FleetView::spread(Rng& rng) const {
   return spread;
 }
 
+void FleetView::expect(std::span<const uint32_t> workers) const {
+  if (order_ == nullptr) return;
+  for (const uint32_t worker : workers) {
+    const size_t place = place_of(members_, worker);
+    if (place != members_.size()) members_[place].load->prefetch_for_choice();
+  }
+}
+
 size_t FleetView::short_list(const routing::PrefixMatch& prefix, std::span<Listed, kShortList> list, Rng& rng) const {
+  // Whoever will be asked is on the way from memory before the first one is asked.
+  std::array<uint32_t, kDrawn> drawn;
+  for (uint32_t& place : drawn) place = draw(rng);
+  std::array<uint32_t, kLightest> lightest;
+  size_t num_lightest = order_->lightest(lightest, rng);
+  for (const uint32_t place : std::span(lightest).first(num_lightest)) members_[place].load->prefetch_for_choice();
+
   size_t size = 0;
   const auto holds = [&](uint32_t worker, size_t bytes) {
     const size_t place = place_of(members_, worker);
     if (place == members_.size()) return;
+    members_[place].load->prefetch_for_choice();
     const double held = static_cast<double>(bytes) / static_cast<double>(prefix.total_bytes);
     list[size++] = {.candidate = &members_[place], .held = held, .admitted = false};
   };
-  if (prefix.matched_bytes > 0) {
-    for (const uint32_t worker : prefix.workers()) holds(worker, prefix.matched_bytes);
+  const std::span<const uint32_t> holders = prefix.matched_bytes > 0 ? prefix.workers() : std::span<const uint32_t>();
+  const size_t weighed = std::min(holders.size(), kHolders);
+  const size_t begin = holders.size() > kHolders ? rng.below(holders.size()) : 0;
+  for (size_t i = 0; i < weighed; ++i) {
+    holds(holders[(begin + i * holders.size() / weighed) % holders.size()], prefix.matched_bytes);
   }
   for (const routing::PrefixMatch::Part& part : prefix.partly()) holds(part.worker, part.bytes);
+  const bool others_hold = holders.size() > weighed;  // perhaps one of those that follow
   const auto add = [&](const Candidate* candidate) {
     if (candidate == nullptr || size == list.size()) return;
     const auto known = list.first(size);
     if (std::ranges::find(known, candidate, &Listed::candidate) != known.end()) return;
-    list[size++] = {.candidate = candidate, .held = 0, .admitted = true};
+    list[size++] = {
+        .candidate = candidate, .held = others_hold ? prefix.rate_of(candidate->worker) : 0, .admitted = true};
   };
-  for (size_t i = 0; i < kDrawn; ++i) add(any(rng));
+  for (const uint32_t place : drawn) {
+    const Candidate* candidate = place == LoadOrder::kNobody ? nullptr : admitted(place);
+    add(candidate != nullptr ? candidate : any(rng));
+  }
   for (int round = 0; round < kDraws; ++round) {
-    std::array<uint32_t, kLightest> places;
     const size_t before = order_->size();
-    const size_t count = order_->lightest(places, rng);
-    for (size_t i = 0; i < count; ++i) add(admitted(places[i]));
+    for (const uint32_t place : std::span(lightest).first(num_lightest)) add(admitted(place));
     if (order_->size() >= before) break;  // nobody of them rested
+    num_lightest = order_->lightest(lightest, rng);
   }
   return size;
 }

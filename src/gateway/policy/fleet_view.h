@@ -47,6 +47,8 @@ class FleetView {
   }
   const routing::HashRing* ring() const { return ring_; }
 
+  // They will be asked for: of many their memory is on the way from now on.
+  void expect(std::span<const uint32_t> workers) const;
   // Null if the worker may not be used.
   const Candidate* find(uint32_t worker) const;
 
@@ -69,23 +71,26 @@ class FleetView {
   };
   Spread spread(Rng& rng) const;
 
-  // Those whose cost is worth knowing, of many: all that hold some of the prefix, and of the others some with few
-  // requests and some that are drawn. Whether holders may be used is not asked yet: that would cost as much as the rest
-  // of the choice, and matters for the one that is chosen.
+  // Those whose cost is worth knowing, of many: those that hold some of the prefix, some with few requests and some
+  // that are drawn. Whether holders may be used is not asked yet: that would cost as much as the rest of the choice,
+  // and matters for the one that is chosen.
   struct Listed {
     const Candidate* candidate;
     double held;    // share of the prefix
     bool admitted;  // it may be used; else admit() says
   };
+  // Of more holders so many are drawn: the least of that many is hardly dearer than the least of all.
+  static constexpr size_t kHolders = 16;
   static constexpr size_t kLightest = 6, kDrawn = 2;
-  static constexpr size_t kShortList =
-      routing::PrefixMatch::kMaxHolders + routing::PrefixMatch::kMaxParts + kLightest + kDrawn;
+  static constexpr size_t kShortList = kHolders + routing::PrefixMatch::kMaxParts + kLightest + kDrawn;
   size_t short_list(const routing::PrefixMatch& prefix, std::span<Listed, kShortList> list, Rng& rng) const;
   bool admit(Listed& listed) const;
 
  private:
   static constexpr int kDraws = 64;
   const Candidate* admitted(uint32_t place) const;
+  // One of all, and its memory is on the way; LoadOrder::kNobody if there is none.
+  uint32_t draw(Rng& rng) const;
 
   std::span<const Candidate> members_;
   LoadOrder* order_ = nullptr;
