@@ -14,7 +14,11 @@ PhaseClock::PhaseClock(const Clock& clock, std::function<Duration()> queued)
 
 PhaseClock::~PhaseClock() {
   if (runs()) running_ = nullptr;
-  if (schedstat_ >= 0) ::close(schedstat_);
+  close_schedstat();
+}
+
+void PhaseClock::close_schedstat() {
+  if (schedstat_ >= 0) ::close(std::exchange(schedstat_, -1));
 }
 
 // proc(5): time on a processor, time in line for one, and how often it got one. Zero where the kernel does not count.
@@ -28,8 +32,8 @@ Duration PhaseClock::queued() const {
 }
 
 void PhaseClock::start(size_t most) {
-  if (schedstat_ >= 0) ::close(schedstat_);
-  schedstat_ = given_queued_ ? -1 : ::open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+  close_schedstat();
+  if (!given_queued_) schedstat_ = ::open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
   most_ = most;
   steps_.clear();
   now_.reset();
@@ -39,22 +43,23 @@ void PhaseClock::start(size_t most) {
 std::vector<RecordedStep> PhaseClock::stop() {
   if (runs()) running_ = nullptr;
   now_.reset();
+  close_schedstat();
   return std::exchange(steps_, {});
 }
 
 void PhaseClock::arrive(int64_t exchange) {
   if (!runs() || steps_.size() >= most_) return;
-  const Duration in_line = queued();
   since_ = clock_.now();
   phase_ = Phase::kExchange;
-  now_ = {.exchange = exchange, .arrived = since_, .queued = -in_line};
+  // Both looks lie between arrival and departure: what is in line never exceeds what it is a part of.
+  now_ = {.exchange = exchange, .arrived = since_, .queued = -queued()};
 }
 
 void PhaseClock::leave() {
   if (!now_) return;
+  now_->queued += queued();
   change(Phase::kPlan);
   now_->left = since_;
-  now_->queued += queued();
 }
 
 void PhaseClock::end_step(int64_t tokens, bool extend) {

@@ -20,7 +20,7 @@ struct RecordedStep {
   TimePoint arrived{};   // with this rank's row
   TimePoint left{};      // with everybody's
   TimePoint ended{};
-  Duration queued{};    // between arrived and left, able to go on and without a processor
+  Duration queued{};    // between arrived and left, able to go on and without a processor; no more than lies between
   int64_t tokens = 0;   // of this rank's attention group
   bool extend = false;  // some group prefilled
   std::array<Duration, kPhases> spent{};
@@ -58,6 +58,7 @@ class PhaseClock {
   static inline constinit thread_local PhaseClock* running_ = nullptr;
 
   Duration queued() const;
+  void close_schedstat();
 
   const Clock& clock_;
   const std::function<Duration()> given_queued_;

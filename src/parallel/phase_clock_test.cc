@@ -1,13 +1,14 @@
 #include "parallel/phase_clock.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <sys/resource.h>
 
-#include <algorithm>
 #include <atomic>
+#include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <thread>
-#include <vector>
 
 #include "testing/fake_clock.h"
 
@@ -63,29 +64,68 @@ TEST(PhaseClockTest, AStepIsDividedAmongItsPhasesAndNothingIsLost) {
   EXPECT_EQ(spent(step, Phase::kHead), microseconds(5));
 }
 
-// Where other threads want all processors, a thread that sleeps and wakes is in line for one.
+// A thread that is always in line, and takes a microsecond to say so.
+TEST(PhaseClockTest, NoMoreIsInLineThanLiesBetweenArrivalAndDeparture) {
+  testing::FakeClock clock;
+  PhaseClock phases(clock, [&] {
+    clock.advance(microseconds(1));
+    return clock.now().time_since_epoch();
+  });
+  phases.start(1);
+  phases.arrive(1);
+  clock.advance(microseconds(3));
+  phases.leave();
+  phases.end_step(1, false);
+  const auto steps = phases.stop();
+  ASSERT_EQ(steps.size(), 1u);
+  EXPECT_EQ(steps[0].left - steps[0].arrived, microseconds(5));
+  EXPECT_EQ(steps[0].queued, microseconds(4));
+}
+
+std::ptrdiff_t open_descriptors() {
+  return std::distance(std::filesystem::directory_iterator("/proc/self/fd"), std::filesystem::directory_iterator());
+}
+
+TEST(PhaseClockTest, NothingStaysOpenOnceItIsStopped) {
+  PhaseClock phases;
+  const auto before = open_descriptors();
+  phases.start(1);
+  phases.start(1);
+  EXPECT_LE(open_descriptors(), before + 1);
+  phases.stop();
+  EXPECT_EQ(open_descriptors(), before);
+}
+
+// Where another thread wants the only processor that this one may use.
 TEST(PhaseClockTest, TheKernelSaysHowLongAThreadWasInLine) {
   if (!std::ifstream("/proc/thread-self/schedstat")) GTEST_SKIP() << "this kernel does not count it";
+  cpu_set_t usable, one;
+  ASSERT_EQ(::sched_getaffinity(0, sizeof(usable), &usable), 0);
+  CPU_ZERO(&one);
+  for (size_t cpu = 0; CPU_COUNT(&one) == 0; ++cpu) {
+    if (CPU_ISSET(cpu, &usable)) CPU_SET(cpu, &one);
+  }
+  ASSERT_EQ(::sched_setaffinity(0, sizeof(one), &one), 0);
   PhaseClock phases;
   phases.start(1);
   phases.arrive(1);
   std::atomic<bool> stop{false};
-  std::vector<std::thread> busy;
-  for (unsigned i = 0; i < 4 * std::max(1u, std::thread::hardware_concurrency()); ++i) {
-    busy.emplace_back([&] {
-      while (!stop) std::atomic_signal_fence(std::memory_order_seq_cst);
-    });
-  }
-  // Until it has lost its place once: it keeps its processor no longer than the others let it.
+  std::jthread other([&] {  // on the same one: threads inherit
+    while (!stop) std::atomic_signal_fence(std::memory_order_seq_cst);
+  });
+  // Until it has lost its place twice: it keeps its processor no longer than the other lets it.
   const auto switches = [] {
     rusage usage{};
     ::getrusage(RUSAGE_THREAD, &usage);
     return usage.ru_nivcsw;
   };
   const auto before = switches();
-  while (switches() < before + 2) std::atomic_signal_fence(std::memory_order_seq_cst);
+  const TimePoint until = real_clock().now() + std::chrono::seconds(30);
+  while (switches() < before + 2 && real_clock().now() < until) std::atomic_signal_fence(std::memory_order_seq_cst);
   stop = true;
-  for (auto& thread : busy) thread.join();
+  other.join();
+  EXPECT_EQ(::sched_setaffinity(0, sizeof(usable), &usable), 0);
+  ASSERT_GE(switches(), before + 2) << "two threads took no turns on one processor";
   phases.leave();
   phases.end_step(1, false);
   const auto steps = phases.stop();

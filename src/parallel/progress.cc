@@ -48,6 +48,14 @@ void SignOfLife::seen(TimePoint now, const Progress& progress) {
   seen(now);
 }
 
+void SignOfLife::noticed(TimePoint now) {
+  const int64_t at = now.time_since_epoch().count();
+  int64_t known = when_.load(std::memory_order_relaxed);
+  while (known != 0 && known < at) {
+    if (when_.compare_exchange_weak(known, at, std::memory_order_relaxed)) return;
+  }
+}
+
 void SignOfLife::Waiting::is_for(int rank) {
   if (place_ != nullptr) return place_->store(rank + 1, std::memory_order_relaxed);
   for (auto& place : sign_.waits_for_) {

@@ -51,6 +51,9 @@ class alignas(64) SignOfLife {
   // A call, or joining.
   void seen(TimePoint now) { when_.store(now.time_since_epoch().count(), std::memory_order_relaxed); }
   void seen(TimePoint now, const Progress& progress);
+  // What another rank has noticed of this one, which may tell of itself at the same time: the later of both stays. A
+  // rank has joined only when it says so.
+  void noticed(TimePoint now);
 
   // For whom it waits in calls, by the name in the world; -1 = for nobody. Two threads of a rank may be in calls at
   // once. Members that hear of each other only by messages do not say it.

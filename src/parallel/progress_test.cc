@@ -7,6 +7,17 @@ namespace {
 
 using namespace std::chrono_literals;
 
+TEST(SignOfLifeTest, WhatAnotherRankNoticedNeverSetsItBackAndIsNoJoining) {
+  SignOfLife sign;
+  sign.noticed(TimePoint(5s));
+  EXPECT_FALSE(sign.joined());
+  sign.seen(TimePoint(10s));
+  sign.noticed(TimePoint(9s));
+  EXPECT_EQ(sign.when(), TimePoint(10s));
+  sign.noticed(TimePoint(11s));
+  EXPECT_EQ(sign.when(), TimePoint(11s));
+}
+
 class TimeLeftTest : public testing::Test {
  protected:
   // Rank 2 waits for rank 0, of which nothing was seen for 5 s.

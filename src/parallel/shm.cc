@@ -7,6 +7,7 @@
 #include <array>
 #include <cstring>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 #include "parallel/reduce.h"
@@ -24,6 +25,7 @@ constexpr size_t kAddAllBytes = 32 << 10;
 constexpr Duration kSpin = std::chrono::microseconds(50);
 // Looks in the silence limit at what those whom we miss have computed.
 constexpr int kLooks = 8;
+constexpr uint64_t kNotLooked = UINT64_MAX;
 constexpr size_t kAlignment = 64;
 
 constexpr size_t round_up(size_t n) { return (n + kAlignment - 1) / kAlignment * kAlignment; }
@@ -110,15 +112,22 @@ class Shm final : public Communicator {
   Result<std::shared_ptr<std::byte>> common_memory(size_t bytes) override {
     ShmRegion region;
     int64_t offset = 0;
+    std::optional<Error> refused;  // of rank 0, which tells it when the others know that there is none
     if (rank() == 0) {
       auto allocated = segment_->allocate(bytes);
       if (allocated.ok()) {
         region = std::move(allocated).value();
         offset = static_cast<int64_t>(region.offset());
+      } else {
+        refused = std::move(allocated).error();
       }
     }
     SLUICE_TRY_VOID(broadcast({}, Element::kI64, &offset, 1, 0));
-    if (offset == 0) return Error{ErrorCode::kExhausted, fmt::format("no {} bytes that ranks share are left", bytes)};
+    if (refused) return *std::move(refused);
+    if (offset == 0) {
+      return Error{ErrorCode::kExhausted, fmt::format("group {}: rank {} could not get {} bytes that ranks share",
+                                                      name(), world_rank(0), bytes)};
+    }
     if (!region.at()) {
       SLUICE_TRY(region, segment_->map(static_cast<uint64_t>(offset), bytes));
     }
@@ -410,6 +419,7 @@ class Shm final : public Communicator {
       return {};
     }
     if (spin(before)) return {};
+    std::ranges::fill(beats_, kNotLooked);
     SignOfLife::Waiting waiting(sign_);
     while (true) {
       const uint32_t now = meeting_.round.load();
@@ -447,7 +457,9 @@ class Shm final : public Communicator {
     const TimePoint now = options_.clock->now();
     for (const int rank : missing_) {
       const uint64_t count = segment_->pulse(rank).count();
-      if (std::exchange(beats_[static_cast<size_t>(rank)], count) != count) segment_->sign(rank).seen(now);
+      const uint64_t before = std::exchange(beats_[static_cast<size_t>(rank)], count);
+      // The first look of a wait cannot tell when the rank did what it has done.
+      if (before != kNotLooked && before != count) segment_->sign(rank).noticed(now);
     }
     const auto left = time_left({.group = name(),
                                  .call = to_string(header_),
@@ -482,7 +494,7 @@ class Shm final : public Communicator {
   std::vector<Source> sources_;
   std::vector<const void*> inputs_;
   std::vector<int> missing_;
-  std::vector<uint64_t> beats_;  // of each rank of the world, when it was last missed
+  std::vector<uint64_t> beats_;  // of each rank of the world, when this wait last looked; or kNotLooked
   // The regions of each rank that were read lately.
   std::vector<std::array<ShmRegion, 2>> peer_regions_;
 };

@@ -7,6 +7,7 @@
 
 #include <csignal>
 #include <fstream>
+#include <future>
 #include <sstream>
 #include <thread>
 
@@ -188,10 +189,44 @@ TEST(ShmTest, WhatARankComputesIsASignOfItsLife) {
       const SignOfLife& sign = segment->signs()[1];
       for (int second = 0; second < 50; ++second) {
         clock.advance(std::chrono::seconds(1));
-        segment->pulse(1).beats[0].count += 1;
-        while (sign.when() < clock.now()) std::this_thread::yield();  // rank 0, which waits, notices
+        while (sign.when() < clock.now()) {  // until rank 0, which waits, notices
+          segment->pulse(1).beats[0].count += 1;
+          std::this_thread::yield();
+        }
       }
     }
+    EXPECT_OK(comm.barrier());
+  });
+}
+
+// Rank 1 has computed since rank 0 last waited for it, and hangs since.
+TEST(ShmTest, WhatARankHadComputedBeforeAWaitIsNoSignOfItsLife) {
+  testing::FakeClock clock;
+  const auto segment = ShmSegment::create(2).value();
+  const GroupOptions options{.silence_limit = seconds(5), .longest_sleep = milliseconds(1), .clock = &clock};
+  Ranks ranks;
+  for (const int rank : {0, 1}) ranks.push_back(join_shm(segment, rank, 2, options).value());
+  clock.advance(seconds(3));
+  segment->pulse(1).beats[0].count += 1;
+  auto waited = std::async(std::launch::async, [&] { return ranks[0]->barrier(); });
+  const TimePoint until = real_clock().now() + kBound;
+  while (segment->signs()[0].waits_for()[0] != 1 && real_clock().now() < until) std::this_thread::yield();
+  clock.advance(seconds(5));
+  if (waited.wait_for(kBound) != std::future_status::ready) segment->abort("it waits on");
+  const auto result = waited.get();
+  ASSERT_FALSE(result.ok());
+  EXPECT_THAT(result.error().message, HasSubstr("no sign of rank 1 for 8.0 s"));
+}
+
+TEST(ShmTest, WhyThereIsNoCommonMemoryIsSaidByTheRankThatAsked) {
+  constexpr size_t kTooMuch = size_t{1} << 50;
+  auto ranks = make_ranks(*std::ranges::find(communicators(), "shm", &CommunicatorRow::name), 2);
+  on_each(ranks, [](Communicator& comm) {
+    const auto memory = comm.common_memory(kTooMuch);
+    ASSERT_FALSE(memory.ok());
+    EXPECT_EQ(memory.error().code, ErrorCode::kExhausted);
+    EXPECT_THAT(memory.error().message,
+                HasSubstr(comm.rank() == 0 ? "bytes are left in the memory that ranks share" : "rank 0 could not get"));
     EXPECT_OK(comm.barrier());
   });
 }

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "parallel/group_fixture.h"
+#include "parallel/shm.h"
 #include "testing/fake_clock.h"
 
 namespace sluice::parallel {
@@ -13,24 +14,6 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 class StayAliveTest : public ::testing::TestWithParam<CommunicatorRow> {};
-
-// Rank 1 reads for 40 s, during which rank 0 waits for it and allows 5 s of silence.
-TEST_P(StayAliveTest, ARankThatReadsForLongIsWaitedFor) {
-  testing::FakeClock clock;
-  auto ranks = make_ranks(GetParam(), 2, {.longest_sleep = milliseconds(1), .clock = &clock});
-  on_each(ranks, [&](Communicator& comm) {
-    if (comm.rank() == 1) {
-      const StayAlive alive(comm, {.step = 7, .phase = Phase::kControl}, milliseconds(1));
-      // A second passes whenever the one before it was heard of: where that is rank 0 says by where rank 1 is.
-      for (uint32_t second = 0; second < 40; ++second) {
-        comm.progress({.step = 100 + second, .phase = Phase::kControl});
-        while (ranks[0]->last_progress(1).step != 7) std::this_thread::yield();
-        clock.advance(seconds(1));
-      }
-    }
-    EXPECT_OK(comm.barrier());
-  });
-}
 
 TEST_P(StayAliveTest, AfterItsEndSilenceIsSilence) {
   testing::FakeClock clock;
@@ -56,6 +39,38 @@ std::vector<CommunicatorRow> in_memory() {
   std::vector<CommunicatorRow> rows(all.begin(), all.end());
   std::erase_if(rows, [](const CommunicatorRow& row) { return row.name == "gloo"; });
   return rows;
+}
+
+// Rank 1 reads for 40 s, during which rank 0 waits for it and allows 5 s of silence. With memory whose signs a test can
+// look at: each second is to be heard of before the next.
+TEST(StayAliveShmTest, ARankThatReadsForLongIsWaitedFor) {
+  testing::FakeClock clock;
+  const auto segment = ShmSegment::create(2).value();
+  const GroupOptions options{.silence_limit = seconds(5), .longest_sleep = milliseconds(1), .clock = &clock};
+  Ranks ranks;
+  for (const int rank : {0, 1}) ranks.push_back(join_shm(segment, rank, 2, options).value());
+  const TimePoint until = real_clock().now() + seconds(60);
+  const auto comes = [&](const auto& condition) {
+    while (!condition()) {
+      if (real_clock().now() > until) return false;
+      std::this_thread::yield();
+    }
+    return true;
+  };
+  on_each(ranks, [&](Communicator& comm) {
+    if (comm.rank() == 1) {
+      bool heard = comes([&] { return segment->signs()[0].waits_for()[0] == 1; });
+      EXPECT_TRUE(heard) << "rank 0 does not wait";
+      const StayAlive alive(comm, {.step = 7, .phase = Phase::kControl}, milliseconds(1));
+      for (int second = 0; heard && second < 40; ++second) {
+        clock.advance(seconds(1));
+        heard = comes([&] { return segment->signs()[1].when() == clock.now(); });
+        EXPECT_TRUE(heard) << "no sign in second " << second;
+      }
+      if (!heard) segment->abort("the test has failed");
+    }
+    EXPECT_OK(comm.barrier());
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(Members, StayAliveTest, ::testing::ValuesIn(in_memory()),
