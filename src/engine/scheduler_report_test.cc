@@ -232,8 +232,8 @@ TEST_P(SchedulerAbortTest, TenThousandAbortsInEveryPhaseLeaveNothing) {
   const auto load = scheduler_->snapshot();
   EXPECT_EQ(load.num_running_reqs + load.num_waiting_reqs, 0);
   EXPECT_EQ(load.num_used_tokens, 0);
-  EXPECT_GT(load.retracted_total, 0u);
   if (GetParam() == Steps::kInline) {
+    EXPECT_GT(load.retracted_total, 0u);
     for (const char* phase : {"waiting", "about to start", "between chunks", "decoding"})
       EXPECT_GT(seen[phase], 50) << phase;
   } else {
