@@ -32,12 +32,10 @@ using namespace sluice;
 using namespace sluice::engine;
 
 struct Options {
-  struct Options {
-    int64_t decoding, prompt, chunk, context, step_us, threads;
-    double gap;
-    bool dummy, only_mixed, overlap;
-    std::string device;
-  };
+  int64_t decoding, prompt, chunk, context, step_us, threads;
+  double gap;
+  bool dummy, only_mixed, overlap;
+  std::string device;
 };
 
 const OptionTable<Options>& option_table() {
