@@ -32,7 +32,7 @@ struct Request {
   int64_t prompt_len = 0;
   int64_t pending = 0;
 
-  int64_t in_flight = 0;     // steps that it is in and that are not committed; the last of them has it in row `step_row`
+  int64_t in_flight = 0;  // steps that it is in and that are not committed; the last of them has it in row `step_row`
   int64_t kv_in_flight = 0;  // tokens that they compute
   size_t step_row = 0;
   bool ended = false;  // it has its answer, and is kept for the steps in flight alone
