@@ -726,7 +726,8 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .value = false,
            .read_by = "engine/rank",
            .group = kScheduling,
-           .help = "A step is planned once the one before it is over, instead of while that is computed."},
+           .help = "A step is planned once the one before it is over, instead of while that is computed; always so on "
+                   "--device cpu."},
           {.name = "enable-prefill-delayer",
            .field = &O::enable_prefill_delayer,
            .value = false,

@@ -205,11 +205,12 @@ class RankProcess {
   // A thread for the steps, so that the next one is planned meanwhile; null: they are computed one after another. Which
   // it is and why is logged.
   std::unique_ptr<StepDevice> step_device(const models::ModelInfo& model, bool in_group) const {
-    const std::string_view why_not = spec_.options.disable_overlap_schedule ? "--disable-overlap-schedule"
-                                     : in_group ? "the ranks of an instance agree on each step when it begins"
-                                     : model.state_bytes_per_sequence > 0
-                                         ? "the model's states are copied between steps"
-                                         : "";
+    const std::string_view why_not =
+        spec_.options.disable_overlap_schedule ? "--disable-overlap-schedule"
+        : spec_.options.device == "cpu"        ? "the processor that plans computes the steps, too (--device cpu)"
+        : in_group                             ? "the ranks of an instance agree on each step when it begins"
+        : model.state_bytes_per_sequence > 0   ? "the model's states are copied between steps"
+                                               : "";
     if (why_not.empty()) {
       SLUICE_LOG(info, kComponent, "rank {}: a step is planned while the one before it is computed", spec_.process);
       return std::make_unique<ThreadDevice>();
