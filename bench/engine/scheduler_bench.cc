@@ -5,14 +5,21 @@
 //                                                gaps of those who decode while a long prompt is computed, prefill
 //                                                first and in mixed steps; by what decoding alone takes, which is
 //                                                measured before and after and taken as growing evenly between
+//   scheduler_bench --overlap [--step-us N]      what a device waits between steps, one after another and with the next
+//                                                one planned ahead: a device that takes N microseconds for a step and
+//                                                none of the processor's
+//   scheduler_bench MODEL --overlap [--device D] [--threads N]   the same with a model
 //
-// All times are CPU time of one thread, which other programs disturb little. Own time is plan, launch and commit of a
-// step without the forward pass; its vocabulary of two leaves out sampling, which has a row of its own.
+// With --overlap times are those of the wall. All others are CPU time of one thread, which other programs disturb
+// little. Own time is plan, launch and commit of a step without the forward pass; its vocabulary of two leaves out
+// sampling, which has a row of its own.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <chrono>
 #include <ctime>
+#include <memory>
+#include <thread>
 
 #include "base/options.h"
 #include "base/rng.h"
@@ -25,9 +32,10 @@ using namespace sluice;
 using namespace sluice::engine;
 
 struct Options {
-  int64_t decoding, prompt, chunk, context;
+  int64_t decoding, prompt, chunk, context, step_us, threads;
   double gap;
-  bool dummy, only_mixed;
+  bool dummy, only_mixed, overlap;
+  std::string device;
 };
 
 const OptionTable<Options>& option_table() {
@@ -56,6 +64,25 @@ const OptionTable<Options>& option_table() {
       {.name = "gap", .field = &Options::gap, .value = 3.0, .range = {1.1, 1000}, .help = "As --mixed-chunk-gap."},
       {.name = "dummy", .field = &Options::dummy, .help = "MODEL is a folder with a configuration: any weights."},
       {.name = "only-mixed", .field = &Options::only_mixed, .help = "Leave out prefill first."},
+      {.name = "overlap",
+       .field = &Options::overlap,
+       .value = false,
+       .help = "Compares steps one after another with the next one planned ahead."},
+      {.name = "step-us",
+       .field = &Options::step_us,
+       .value = int64_t{2000},
+       .range = kCount,
+       .help = "Microseconds of a step of the device that is no processor."},
+      {.name = "threads",
+       .field = &Options::threads,
+       .value = int64_t{2},
+       .range = {1, 1024},
+       .help = "Threads of a model, with --overlap."},
+      {.name = "device",
+       .field = &Options::device,
+       .value = std::string("cpu"),
+       .choices = {"cpu", "sim"},
+       .help = "Of a model, with --overlap."},
   });
   return table;
 }
@@ -83,10 +110,11 @@ double quantile(std::vector<double> values, double q) {
   return values[static_cast<size_t>(q * static_cast<double>(values.size() - 1))];
 }
 
-// Logits that are there already. What it takes itself is left out.
+// Logits that are there already, or after a time in which nobody computes.
 class NoModel final : public models::Runner {
  public:
-  NoModel(int64_t vocab, int64_t context) : logits_(static_cast<size_t>(vocab) * 1024, 0.f) {
+  NoModel(int64_t vocab, int64_t context, Duration step = {})
+      : logits_(static_cast<size_t>(vocab) * 1024, 0.f), step_(step) {
     info_.vocab_size = vocab;
     info_.context_length = context;
   }
@@ -97,6 +125,7 @@ class NoModel final : public models::Runner {
   }
   std::span<int32_t> slot_table() override { return table_; }
   Result<std::span<const float>> forward(const models::StepBatch& batch) override {
+    if (step_ > Duration{0}) std::this_thread::sleep_for(step_);
     return std::span<const float>(logits_).first(batch.logit_rows.size() * static_cast<size_t>(info_.vocab_size));
   }
 
@@ -104,6 +133,7 @@ class NoModel final : public models::Runner {
   models::ModelInfo info_;
   std::vector<int32_t> table_;
   std::vector<float> logits_;
+  const Duration step_;
 };
 
 std::vector<int32_t> draw_prompt(Rng& rng, int64_t n, int64_t vocab) {
@@ -166,12 +196,12 @@ void own_time(const Case& c) {
   std::vector<double> prefill, decode;
   while (decode.size() < kSteps) {
     const double start = cpu_now();
-    const StepPlan plan = scheduler.plan();
-    const auto logits = scheduler.launch(plan);
-    scheduler.commit(plan, *logits);
+    StepPlan plan = scheduler.plan();
+    const auto kind = plan.kind;
+    if (!scheduler.run(std::move(plan)).ok()) die("a step failed");
     (void)scheduler.take_outputs();
     (void)scheduler.take_kv_events();
-    (plan.kind == StepPlan::Kind::kDecode ? decode : prefill).push_back(cpu_now() - start);
+    (kind == StepPlan::Kind::kDecode ? decode : prefill).push_back(cpu_now() - start);
   }
   fmt::print("{:<44} {:>6.0f} {:>6.0f} {:>6.0f}   {:>6.0f}\n", c.what, 1e6 * quantile(decode, 0.5),
              1e6 * quantile(decode, 0.99), 1e6 * quantile(decode, 1), 1e6 * quantile(prefill, 0.5));
@@ -256,6 +286,86 @@ void gaps(const std::string& path, const Options& options, bool mixed) {
              static_cast<double>(options.prompt + std::ssize(gaps) * options.decoding) / total);
 }
 
+// ---- overlap
+
+struct Decoded {
+  double tokens_per_second = 0;
+  std::vector<double> idle{};  // seconds between two decode steps
+};
+
+constexpr int64_t kOverlapContext = 1024;
+
+Decoded decode(models::Runner& model, int64_t running, int64_t tokens, bool ahead) {
+  ThreadDevice device;
+  Scheduler scheduler(
+      {.kv_slots = running * kOverlapContext + 2,
+       .max_running_requests = running,
+       .chunked_prefill_size = 512,
+       .context_length = kOverlapContext},
+      model, [](int32_t) { return std::string_view("ab"); }, real_clock(), ahead ? &device : nullptr);
+  std::vector<StepReport> steps;
+  scheduler.observe([&](const StepReport& step) {
+    if (step.kind == StepPlan::Kind::kDecode && step.sequences == running) steps.push_back(step);
+  });
+  Rng rng(3);
+  for (int64_t i = 0; i < running; ++i) {
+    auto r = make_request(fmt::format("r{}", i), draw_prompt(rng, 16, model.info().vocab_size), tokens);
+    r.sampling.stop = {"zz"};
+    scheduler.add(std::move(r));
+  }
+  while (!scheduler.idle()) {
+    if (const auto done = scheduler.step(); !done.ok()) die(done.error().message);
+    (void)scheduler.take_outputs();
+  }
+  Decoded out;
+  for (size_t i = 1; i < steps.size(); ++i) out.idle.push_back(seconds(steps[i].started - steps[i - 1].computed));
+  out.tokens_per_second =
+      static_cast<double>(running * std::ssize(steps)) / seconds(steps.back().computed - steps.front().started);
+  return out;
+}
+
+// By turns, so that what else runs on the machine disturbs both.
+void overlap(models::Runner& model, int64_t running, int64_t tokens) {
+  constexpr int kRounds = 5;
+  std::vector<double> rates[2], idle[2];
+  for (int round = 0; round < 2 * kRounds; ++round) {
+    const Decoded done = decode(model, running, tokens, round % 2 == 1);
+    rates[round % 2].push_back(done.tokens_per_second);
+    idle[round % 2].insert(idle[round % 2].end(), done.idle.begin(), done.idle.end());
+  }
+  for (const int ahead : {0, 1}) {
+    fmt::print("{:>8} {:<14} {:>10.1f} {:>10.1f} {:>10.0f} {:>10.0f}\n", running,
+               ahead ? "planned ahead" : "one by one", 1e6 * quantile(idle[ahead], 0.5),
+               1e6 * quantile(idle[ahead], 0.9), quantile(rates[ahead], 0.5), quantile(rates[ahead], 1));
+  }
+}
+
+void overlap(const std::string& path, const Options& options) {
+  constexpr int64_t kMost = 64;
+  std::unique_ptr<models::Runner> model;
+  if (path.empty()) {
+    model = std::make_unique<NoModel>(2, kOverlapContext, std::chrono::microseconds(options.step_us));
+  } else {
+    const auto located = models::locate_model(path);
+    if (!located.ok()) die(located.error().message);
+    auto loaded = models::load_runner({.model_path = *located,
+                                       .device = options.device,
+                                       .threads = static_cast<int>(options.threads),
+                                       .max_step_tokens = 512,
+                                       .max_step_seqs = kMost});
+    if (!loaded.ok()) die(loaded.error().message);
+    model = std::move(*loaded);
+  }
+  if (auto made = model->allocate_kv({.slots = kMost * kOverlapContext + 2,
+                                      .table_rows = static_cast<int32_t>(kMost),
+                                      .table_width = static_cast<int32_t>(kOverlapContext)});
+      !made.ok()) {
+    die(made.error().message);
+  }
+  fmt::print("{:>8} {:<14} {:>10} {:>10} {:>10} {:>10}\n", "running", "steps", "idle us", "90 %", "tokens/s", "best");
+  for (const int64_t running : {int64_t{1}, int64_t{16}, kMost}) overlap(*model, running, path.empty() ? 200 : 48);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -267,6 +377,10 @@ int main(int argc, char** argv) {
   }
   const auto options = option_table().parse(arguments, true);
   if (!options.ok()) die(options.error().message);
+  if (options->overlap) {
+    overlap(path, *options);
+    return 0;
+  }
   if (!path.empty()) {
     fmt::print("{} decoding, a prompt of {}, chunks of {}\n", options->decoding, options->prompt, options->chunk);
     fmt::print("{:<14} {:>7} {:>7} {:>8} {:>7} {:>7} {:>7} {:>7} {:>8} {:>8} {:>8}\n", "", "alone", "then ms", "gaps",

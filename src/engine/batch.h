@@ -28,6 +28,9 @@ class BatchBuilder {
     std::span<const float> embeds;  // of those of `tokens` that are -1, rows one after another
   };
   void add(const Sequence& sequence);
+  int64_t tokens() const { return static_cast<int64_t>(token_ids_.size()); }
+  // In place of the one that was given, by its place among all tokens.
+  void set_token(size_t at, int32_t token) { token_ids_[at] = token; }
 
   int64_t sequences() const { return static_cast<int64_t>(seq_lens_.size()); }
   // Valid until the next add() or clear().

@@ -19,6 +19,8 @@ class KvPool {
   // Tokens that the pool can hold.
   int64_t capacity() const { return (static_cast<int64_t>(in_use_.size()) - 1) * page_size_; }
   int64_t available() const { return static_cast<int64_t>(free_.size()) * page_size_; }
+  // Handed out and not given back.
+  bool in_use(int32_t slot) const { return in_use_[static_cast<size_t>(slot / page_size_)] != 0; }
 
   // `tokens` rounded to whole pages.
   int64_t floor(int64_t tokens) const { return tokens - tokens % page_size_; }

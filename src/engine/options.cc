@@ -40,7 +40,6 @@ std::vector<RejectedFlag> rejected_flags() {
       {"gpu-id-step", kGpuPlace},
       {"elastic-ep-backend", "fault-tolerant expert backends are outside the scope of this engine."},
       {"prefill-round-robin-balance", "it has no effect in the runtime that it comes from; leave it out."},
-      {"disable-overlap-schedule", "steps do not overlap on this device; leave it out."},
       {"num-continuous-decode-steps", "every step is scheduled by itself; leave it out."},
       {"enable-deterministic-inference",
        "results still depend on how many rows are multiplied at once; see --deterministic for what is fixed."},
@@ -722,6 +721,13 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .group = kScheduling,
            .help = "With --enable-mixed-chunk: times the length of a decode step that a step may take because of the "
                    "prompt tokens in it; with DP attention also where it is another group that decodes."},
+          {.name = "disable-overlap-schedule",
+           .field = &O::disable_overlap_schedule,
+           .value = false,
+           .read_by = "engine/rank",
+           .group = kScheduling,
+           .help = "A step is planned once the one before it is over, instead of while that is computed; always so on "
+                   "--device cpu."},
           {.name = "enable-prefill-delayer",
            .field = &O::enable_prefill_delayer,
            .value = false,

@@ -100,6 +100,7 @@ struct EngineOptions {
   bool schedule_low_priority_values_first;
   bool enable_mixed_chunk;
   double mixed_chunk_gap;
+  bool disable_overlap_schedule;
   bool enable_prefill_delayer;
   int64_t prefill_delayer_max_delay_passes;
   std::optional<double> prefill_delayer_token_usage_low_watermark;

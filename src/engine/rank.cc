@@ -22,6 +22,7 @@
 #include "engine/layout_options.h"
 #include "engine/memory_plan.h"
 #include "engine/rank_loop.h"
+#include "engine/step_device.h"
 #include "engine/tokenizer_files.h"
 #include "engine/weight_query.h"
 #include "parallel/gloo.h"
@@ -148,6 +149,7 @@ class RankProcess {
         SLUICE_LOG(info, kComponent, "rank {}: publishes KV events at {}", spec_.dp_rank, events->endpoint());
       }
     }
+    const auto device = step_device(model, group != nullptr);
     Scheduler scheduler(
         {
             .kv_slots = slots,
@@ -181,7 +183,7 @@ class RankProcess {
             .waiting_timeout = timeout_from("SGLANG_REQ_WAITING_TIMEOUT"),
             .running_timeout = timeout_from("SGLANG_REQ_RUNNING_TIMEOUT"),
         },
-        *runner, [tokenizer](int32_t id) { return tokenizer->token_bytes(id); }, real_clock());
+        *runner, [tokenizer](int32_t id) { return tokenizer->token_bytes(id); }, real_clock(), device.get());
     const auto grammars = grammar_desk(model, tokenizer);
     report_states(model, memory);
     report_ready(model, memory, scheduler.max_req_input_len());
@@ -198,6 +200,24 @@ class RankProcess {
          .read_weight = [&](std::string_view query) { return answer_weight_query(*runner, query); },
          .grammars = grammars.get()},
         link_, scheduler, board_ ? &*board_ : nullptr, events.get());
+  }
+
+  // A thread for the steps, so that the next one is planned meanwhile; null: they are computed one after another. Which
+  // it is and why is logged.
+  std::unique_ptr<StepDevice> step_device(const models::ModelInfo& model, bool in_group) const {
+    const std::string_view why_not =
+        spec_.options.disable_overlap_schedule ? "--disable-overlap-schedule"
+        : spec_.options.device == "cpu"        ? "the processor that plans computes the steps, too (--device cpu)"
+        : in_group                             ? "the ranks of an instance agree on each step when it begins"
+        : model.state_bytes_per_sequence > 0   ? "the model's states are copied between steps"
+                                               : "";
+    if (why_not.empty()) {
+      SLUICE_LOG(info, kComponent, "rank {}: a step is planned while the one before it is computed", spec_.process);
+      return std::make_unique<ThreadDevice>();
+    }
+    SLUICE_LOG(info, kComponent, "rank {}: a step is planned once the one before it is over: {}", spec_.process,
+               why_not);
+    return nullptr;
   }
 
   // Null where there are no grammars; the front refuses them then.

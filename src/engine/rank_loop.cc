@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "base/pulse.h"
 #include "engine/codec.h"
 #include "engine/cooperation_meter.h"
 #include "engine/step_breakdown.h"
@@ -20,6 +21,8 @@ constexpr Duration kIdleWait = std::chrono::seconds(1);
 constexpr int kLingerMillis = 1000;
 // Work is on its way to another rank of the instance: it steps as soon as it is there.
 constexpr Duration kShortWait = std::chrono::milliseconds(1);
+// The line of this thread in Pulse::beats: the first ones are those of the threads that compute.
+constexpr int kLoopBeats = 15;
 
 Result<std::string> said(Result<void> result) {
   if (result.ok()) return std::string();
@@ -179,8 +182,11 @@ class Loop {
   Result<void> run() {
     publish();
     while (!stop_) {
-      Pulse::own().set({.phase = Pulse::Phase::kBetweenSteps, .step = Pulse::own().where().step});
-      beat(0);
+      // A step that is computed meanwhile says itself where it is.
+      if (scheduler_.in_flight() == 0) {
+        Pulse::own().set({.phase = Pulse::Phase::kBetweenSteps, .step = Pulse::own().where().step});
+      }
+      beat(kLoopBeats);
       // Busy, it takes what is there between two steps; idle, it sleeps until something comes.
       const bool rests = options_.group != nullptr || !scheduler_.has_work();
       auto message = link_.receive(rests ? wait_ : Duration{0}, grammars_ ? grammars_->fd() : -1);
@@ -238,7 +244,7 @@ class Loop {
       wait_ = wait_after(joined);
       if (joined != GroupRunner::Joined::kStepped) return {};
     } else {
-      SLUICE_TRY_VOID(scheduler_.run(plan));
+      SLUICE_TRY_VOID(scheduler_.run(std::move(plan)));
     }
     scheduler_.step_took(group.last_shape(), real_clock().now() - begun);
     return {};
@@ -292,6 +298,11 @@ class Loop {
     while (const auto request = held_.take(options_.group->last_plan().seen_by_all)) answer(*request);
   }
   void answer(const ControlRequest& request) {
+    // What is asked for happens between steps.
+    if (auto settled = scheduler_.settle(); !settled.ok()) {
+      failure_ = settled.error();
+      return;
+    }
     const auto done = request.kind == ControlKind::kRecordExperts ? record_experts(request.text)
                       : request.kind == ControlKind::kReadWeight  ? read_weight(request.text)
                                                                   : said(obey(request));

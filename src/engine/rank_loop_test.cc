@@ -10,6 +10,7 @@
 
 #include "engine/codec.h"
 #include "engine/rank.h"
+#include "engine/step_device.h"
 #include "engine/step_trace.h"
 
 namespace sluice::engine {
@@ -61,8 +62,8 @@ class OddGrammar final : public Grammar {
   size_t bytes() const override { return 1; }
 };
 
-// The front's side of the link, and a rank on a thread.
-class RankLoopTest : public ::testing::Test {
+// The front's side of the link, and a rank on a thread; with steps on a thread of their own, or without.
+class RankLoopTest : public ::testing::TestWithParam<bool> {
  protected:
   explicit RankLoopTest(int64_t labels = 0) : runner_(labels) {}
   void SetUp() override {
@@ -75,9 +76,11 @@ class RankLoopTest : public ::testing::Test {
     auto link = RankLink::connect(base + "-in", base + "-out", /*process=*/1, /*incarnation=*/7);
     ASSERT_TRUE(link.ok()) << link.error().message;
     rank_ = std::thread([this, link = std::move(*link)]() mutable {
+      std::optional<ThreadDevice> device;
+      if (GetParam()) device.emplace();
       Scheduler scheduler(
           {.kv_slots = 100, .max_running_requests = 2, .context_length = 100}, runner_,
-          [](int32_t) { return std::string_view("x"); }, real_clock());
+          [](int32_t) { return std::string_view("x"); }, real_clock(), device ? &*device : nullptr);
       GrammarDesk desk(compile_);
       result_ = run_rank_loop({.dp_rank = 1,
                                .load_weights = load_weights_,
@@ -171,7 +174,10 @@ class RankLoopTest : public ::testing::Test {
   std::thread rank_;
 };
 
-TEST_F(RankLoopTest, AnswersARequestAndPublishesItsLoad) {
+std::string steps_name(const ::testing::TestParamInfo<bool>& info) { return info.param ? "Overlapping" : "OneByOne"; }
+INSTANTIATE_TEST_SUITE_P(Steps, RankLoopTest, ::testing::Bool(), steps_name);
+
+TEST_P(RankLoopTest, AnswersARequestAndPublishesItsLoad) {
   auto r = request("a", 3, 4);
   r.dispatch_seq = 55;
   send(r);
@@ -196,7 +202,7 @@ TEST_F(RankLoopTest, AnswersARequestAndPublishesItsLoad) {
   EXPECT_FALSE(board_.read(0));
 }
 
-TEST_F(RankLoopTest, AMalformedFrameIsDroppedAndTheRankServesOn) {
+TEST_P(RankLoopTest, AMalformedFrameIsDroppedAndTheRankServesOn) {
   send_bytes("not a frame");
   send_bytes("");
   send_bytes(encode(ToRank(request("cut", 1, 1))).substr(0, 20));
@@ -204,7 +210,7 @@ TEST_F(RankLoopTest, AMalformedFrameIsDroppedAndTheRankServesOn) {
   EXPECT_EQ(next<OutputBatch>().outputs.at(0).rid, "a");
 }
 
-TEST_F(RankLoopTest, AFaultOfTheModelEndsTheLoopWithItsCause) {
+TEST_P(RankLoopTest, AFaultOfTheModelEndsTheLoopWithItsCause) {
   send(request("a", 13, 4));
   rank_.join();
   ASSERT_FALSE(result_.ok());
@@ -234,7 +240,7 @@ TEST(RankSpecTest, JsonCarriesEverythingButTheSecrets) {
   EXPECT_FALSE(rank_spec_from_json("{").ok());
 }
 
-TEST_F(RankLoopTest, HoldsARequestToItsGrammar) {
+TEST_P(RankLoopTest, HoldsARequestToItsGrammar) {
   auto r = request("a", 3, 10);
   r.sampling.grammar_kind = GrammarKind::kRegex;
   r.sampling.grammar = "odd";
@@ -245,7 +251,7 @@ TEST_F(RankLoopTest, HoldsARequestToItsGrammar) {
   EXPECT_EQ(out.finish.kind, FinishKind::kStopToken);
 }
 
-TEST_F(RankLoopTest, AGrammarThatDoesNotCompileIs400NamingItsField) {
+TEST_P(RankLoopTest, AGrammarThatDoesNotCompileIs400NamingItsField) {
   auto r = request("a", 3, 10);
   r.sampling.grammar_kind = GrammarKind::kRegex;
   r.sampling.grammar = "even";
@@ -256,7 +262,7 @@ TEST_F(RankLoopTest, AGrammarThatDoesNotCompileIs400NamingItsField) {
   EXPECT_EQ(out.finish.message, "sampling_params.regex: is even");
 }
 
-TEST_F(RankLoopTest, AnEmbeddingHasUnitLengthAndNoToken) {
+TEST_P(RankLoopTest, AnEmbeddingHasUnitLengthAndNoToken) {
   auto r = request("a", 3, 0);
   r.embed = true;
   send(r);
@@ -272,14 +278,16 @@ class ClassifierRankTest : public RankLoopTest {
   ClassifierRankTest() : RankLoopTest(/*labels=*/2) {}
 };
 
-TEST_F(ClassifierRankTest, ScoresOfLabelsAreLeftAsTheyAre) {
+INSTANTIATE_TEST_SUITE_P(Steps, ClassifierRankTest, ::testing::Bool(), steps_name);
+
+TEST_P(ClassifierRankTest, ScoresOfLabelsAreLeftAsTheyAre) {
   auto r = request("a", 3, 0);
   r.embed = true;
   send(r);
   EXPECT_EQ(outcome("a").embedding, (std::vector<float>{3, 4}));
 }
 
-TEST_F(RankLoopTest, APauseHoldsWhatComesUntilItIsOver) {
+TEST_P(RankLoopTest, APauseHoldsWhatComesUntilItIsOver) {
   ASSERT_TRUE(control(ControlKind::kPauseRetract).ok);
   send(request("a", 3, 2));
   // The rank still listens, and the request waits.
@@ -293,7 +301,7 @@ TEST_F(RankLoopTest, APauseHoldsWhatComesUntilItIsOver) {
   EXPECT_EQ(outcome("a").new_ids, (std::vector<int32_t>{4, 5}));
 }
 
-TEST_F(RankLoopTest, APauseThatAbortsEndsWhatIsThere) {
+TEST_P(RankLoopTest, APauseThatAbortsEndsWhatIsThere) {
   ASSERT_TRUE(control(ControlKind::kPauseInPlace).ok);
   send(request("a", 3, 2));
   send(ControlRequest{.id = 6, .kind = ControlKind::kPauseAbort});
@@ -303,7 +311,7 @@ TEST_F(RankLoopTest, APauseThatAbortsEndsWhatIsThere) {
   EXPECT_TRUE(next<ControlReply>().ok);
 }
 
-TEST_F(RankLoopTest, ARecordOfExpertsIsTheAnswer) {
+TEST_P(RankLoopTest, ARecordOfExpertsIsTheAnswer) {
   const auto dumped = control(ControlKind::kRecordExperts, "dump");
   EXPECT_TRUE(dumped.ok);
   EXPECT_EQ(dumped.message, "a record");
@@ -312,7 +320,7 @@ TEST_F(RankLoopTest, ARecordOfExpertsIsTheAnswer) {
   EXPECT_EQ(refused.message, "this model has no experts");
 }
 
-TEST_F(RankLoopTest, OtherWeightsAreLoadedInAPauseOnly) {
+TEST_P(RankLoopTest, OtherWeightsAreLoadedInAPauseOnly) {
   EXPECT_FALSE(control(ControlKind::kLoadWeights, "good").ok);
   ASSERT_TRUE(control(ControlKind::kPauseRetract).ok);
   EXPECT_TRUE(control(ControlKind::kLoadWeights, "good").ok);
@@ -322,7 +330,7 @@ TEST_F(RankLoopTest, OtherWeightsAreLoadedInAPauseOnly) {
   EXPECT_TRUE(control(ControlKind::kContinue).ok);
 }
 
-TEST_F(RankLoopTest, ARankWhoseWeightsAreRuinedEnds) {
+TEST_P(RankLoopTest, ARankWhoseWeightsAreRuinedEnds) {
   ASSERT_TRUE(control(ControlKind::kPauseRetract).ok);
   EXPECT_FALSE(control(ControlKind::kLoadWeights, "ruin").ok);
   rank_.join();
@@ -330,7 +338,7 @@ TEST_F(RankLoopTest, ARankWhoseWeightsAreRuinedEnds) {
   EXPECT_EQ(result_.error().message, "half of them are new");
 }
 
-TEST_F(RankLoopTest, AProfileIsAFileOfItsSteps) {
+TEST_P(RankLoopTest, AProfileIsAFileOfItsSteps) {
   const std::string folder = ::testing::TempDir() + fmt::format("sluice-profile-{}/deep", getpid());
   EXPECT_FALSE(control(ControlKind::kStopProfile).ok);
   const auto start = to_json(StepTraceOptions{.path_prefix = folder + "/x"});
@@ -358,7 +366,7 @@ TEST_F(RankLoopTest, AProfileIsAFileOfItsSteps) {
   EXPECT_EQ(steps, (std::vector<std::string>{"prefill", "decode", "decode"}));
 }
 
-TEST_F(RankLoopTest, AProfileEndsByItselfAfterItsSteps) {
+TEST_P(RankLoopTest, AProfileEndsByItselfAfterItsSteps) {
   const std::string prefix = ::testing::TempDir() + fmt::format("sluice-profile-{}", getpid());
   ASSERT_TRUE(control(ControlKind::kStartProfile, to_json({.path_prefix = prefix, .num_steps = 2})).ok);
   send(request("a", 3, 5));

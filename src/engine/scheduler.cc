@@ -1,7 +1,6 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "base/check.h"
@@ -30,26 +29,21 @@ int64_t urgency_of(const SchedulerOptions::Priorities& priorities, std::optional
   return priorities.low_first ? -value : value;
 }
 
-// Some of a sequence's tokens in a step, relative to the first.
-struct Rows {
-  int64_t from = 0;
-  int64_t count = 0;
-};
+using Range = StepWork::Range;
 
 // Those whose logits are wanted for input logprobs: the row of position p predicts position p + 1.
-Rows logprob_rows(const Request& r, int64_t first_position, int64_t n) {
+Range scored_rows(const Request& r, int64_t n) {
   if (!r.wants_input_logprobs()) return {};
-  const int64_t from = std::max(first_position, r.in.logprob_start_len - 1);
-  const int64_t to = std::min(first_position + n, r.prompt_len - 1);
-  return {from - first_position, std::max<int64_t>(0, to - from)};
+  const int64_t from = std::max(r.kv_len, r.in.logprob_start_len - 1);
+  const int64_t to = std::min(r.kv_len + n, r.prompt_len - 1);
+  return {from - r.kv_len, std::max<int64_t>(0, to - from)};
 }
 
 // Those that go through the head beside the one that a token is chosen from: for input logprobs, and for hidden states.
-Rows head_rows(const Request& r, int64_t first_position, const StepPlan::Sequence& s) {
-  const Rows scored = logprob_rows(r, first_position, s.new_tokens);
+Range head_rows(const Request& r, const StepPlan::Sequence& s, const Range& scored) {
   if (!r.in.return_hidden_states) return scored;
-  const int64_t from = std::max<int64_t>(0, r.hidden_rows - first_position);
-  const Rows hidden{from, std::max<int64_t>(0, s.new_tokens - (s.last ? 1 : 0) - from)};
+  const int64_t from = std::max<int64_t>(0, r.hidden_rows - r.kv_len);
+  const Range hidden{from, std::max<int64_t>(0, s.new_tokens - (s.last ? 1 : 0) - from)};
   if (scored.count == 0) return hidden;
   if (hidden.count == 0) return scored;
   const int64_t first = std::min(scored.from, hidden.from);
@@ -63,7 +57,7 @@ bool contains(const std::vector<int32_t>& tokens, int32_t token) {
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerOptions& options, models::Runner& runner,
-                     std::function<std::string_view(int32_t)> token_bytes, const Clock& clock)
+                     std::function<std::string_view(int32_t)> token_bytes, const Clock& clock, StepDevice* device)
     : options_(options),
       runner_(runner),
       token_bytes_(std::move(token_bytes)),
@@ -76,16 +70,19 @@ Scheduler::Scheduler(const SchedulerOptions& options, models::Runner& runner,
       smallest_ratio_(initial_ratio_ * kSmallestRatioFactor),
       pool_(options.kv_slots, options.page_size),
       cache_(pool_, options.radix),
+      computer_(runner, clock, options.kv_slots, options.keep_routed_experts),
       new_token_ratio_(initial_ratio_),
-      window_start_(clock.now()) {
+      window_start_(clock.now()),
+      device_(device ? *device : inline_device_) {
+  SLUICE_CHECK(device_.depth() == 1 || options.radix.state_rows == 0,
+               "states are copied between steps, which a device of depth {} does not wait for", device_.depth());
   SLUICE_CHECK(table_width_ >= max_req_len_, "slot table of width {} for sequences of {}", table_width_, max_req_len_);
   for (auto row = static_cast<int32_t>(options.max_running_requests); row-- > 0;) free_rows_.push_back(row);
-  if (options.keep_routed_experts) {
-    routed_experts_.emplace(options.kv_slots, runner.info().num_layers, runner.last_routing());
-  }
 }
 
-Scheduler::~Scheduler() = default;
+Scheduler::~Scheduler() {
+  for (; flights_ > 0; --flights_) (void)device_.wait();
+}
 
 // ---- messages
 
@@ -206,6 +203,7 @@ void Scheduler::abort(const AbortRequest& request) {
 }
 
 void Scheduler::pause(Pause how) {
+  (void)settle();  // an error stays in failure_
   paused_ = true;
   if (how == Pause::kAbort) abort({.all = true});
   if (how != Pause::kRetract) return;
@@ -238,9 +236,10 @@ void Scheduler::expire() {
 }
 
 Result<void> Scheduler::flush_cache() {
+  SLUICE_TRY_VOID(settle());
   if (!idle() && !(paused_ && nothing_runs())) {
     return Error{ErrorCode::kUnavailable, fmt::format("the cache cannot be flushed while {} requests run and {} wait",
-                                                      running_.size() + (chunked_ ? 1 : 0), waiting_.size())};
+                                                      num_running(), waiting_.size())};
   }
   cache_.reset();
   return {};
@@ -290,6 +289,7 @@ void Scheduler::admit(Request& r, int64_t cached) {
 }
 
 void Scheduler::retract(Request& r) {
+  SLUICE_CHECK(r.in_flight == 0, "request {} is retracted in a step in flight", r.in.rid);
   if (r.phase == Request::Phase::kChunked) {
     chunked_ = nullptr;
   } else {
@@ -310,14 +310,36 @@ int64_t Scheduler::new_slots(const Request& r, int64_t tokens) const {
   return pool_.ceil(r.kv_len + tokens) - pool_.ceil(r.kv_len);
 }
 
-void Scheduler::add_to_batch(const StepPlan::Sequence& s, std::span<const int32_t> new_slots) {
-  const Request& r = *s.request;
-  const auto row = table_row(r);
+void Scheduler::add_to_batch(const StepPlan::Sequence& s, std::span<const int32_t> new_slots, StepWork& work) {
+  Request& r = *s.request;
+  const auto slots = table_row(r);
   const int64_t end = r.kv_len + s.new_tokens;
   const int64_t in_last_page = std::min(pool_.ceil(r.kv_len), end);
-  for (int64_t p = r.kv_len; p < in_last_page; ++p) row[static_cast<size_t>(p)] = row[static_cast<size_t>(p) - 1] + 1;
-  std::copy_n(new_slots.begin(), end - in_last_page, row.begin() + in_last_page);
-  const Rows rows = head_rows(r, r.kv_len, s);
+  for (int64_t p = r.kv_len; p < in_last_page; ++p) {
+    slots[static_cast<size_t>(p)] = slots[static_cast<size_t>(p) - 1] + 1;
+  }
+  std::copy_n(new_slots.begin(), end - in_last_page, slots.begin() + in_last_page);
+  StepWork::Row row{.request = &r,
+                    .prompt = r.phase != Request::Phase::kRunning,
+                    .last = s.last,
+                    .samples = s.last && !r.in.embed && r.max_new > 0,
+                    .scores = r.phase != Request::Phase::kRunning && r.wants_input_logprobs(),
+                    .cached = s.cached,
+                    .first_position = r.kv_len,
+                    .new_tokens = s.new_tokens,
+                    .generated = r.generated(),
+                    .scored = scored_rows(r, s.new_tokens)};
+  row.head = head_rows(r, s, row.scored);
+  for (int64_t i = 0; i < row.scored.count; ++i) {
+    row.targets.push_back(r.tokens[static_cast<size_t>(r.kv_len + row.scored.from + i + 1)]);
+  }
+  if (r.in.return_hidden_states) row.hidden_from = std::exchange(r.hidden_rows, std::max(r.hidden_rows, end));
+  if (r.pending > 0) {
+    // The last of its tokens, and the only one of this step: prompts are known.
+    SLUICE_CHECK(r.in_flight == 1 && s.new_tokens == 1, "{} tokens of request {} depend on {} steps in flight",
+                 s.new_tokens, r.in.rid, r.in_flight);
+    work.futures.push_back({.at = static_cast<size_t>(work.batch.tokens()), .row = r.step_row});
+  }
   const auto at = static_cast<size_t>(r.kv_len), n = static_cast<size_t>(s.new_tokens);
   std::span<const float> embeds;
   if (!r.in.input_embeds.empty() && r.kv_len < r.prompt_len) {
@@ -325,18 +347,45 @@ void Scheduler::add_to_batch(const StepPlan::Sequence& s, std::span<const int32_
     const auto count = static_cast<size_t>(std::min(end, r.prompt_len) - r.kv_len);
     embeds = std::span(r.in.input_embeds).subspan(at * width, count * width);
   }
-  batch_.add({.tokens = std::span(r.tokens).subspan(at, n),
-              .slots = row.subspan(at, n),
-              .first_position = r.kv_len,
-              .table_row = r.row,
-              .logits_from = rows.from,
-              .logits_count = rows.count,
-              .last_logit = s.last,
-              .embeds = embeds});
+  work.batch.add({.tokens = std::span(r.tokens).subspan(at, n),
+                  .slots = slots.subspan(at, n),
+                  .first_position = r.kv_len,
+                  .table_row = r.row,
+                  .logits_from = row.head.from,
+                  .logits_count = row.head.count,
+                  .last_logit = s.last,
+                  .embeds = embeds});
+  r.step_row = work.rows.size();
+  work.rows.push_back(std::move(row));
+  advance(work.rows.back());
 }
 
-Result<std::span<const float>> Scheduler::launch(const StepPlan& plan) {
-  if (options_.mixed_chunk) launched_ = clock_.now();
+// Where the request stands once this step is computed, as far as that is known already.
+void Scheduler::advance(StepWork::Row& row) {
+  Request& r = *row.request;
+  ++r.in_flight;
+  r.kv_in_flight += row.new_tokens;
+  r.kv_len += row.new_tokens;
+  if (row.prompt) chunked_ = row.last ? (chunked_ == &r ? nullptr : chunked_) : &r;
+  if (!row.last) return;
+  r.phase = Request::Phase::kRunning;
+  if (row.samples) {
+    r.tokens.push_back(kFutureToken);
+    ++r.pending;
+  }
+  const bool goes_on = r.generated() < r.max_new;
+  if (row.prompt && goes_on) running_.push_back(&r);
+  if (!row.prompt && !goes_on) std::erase(running_, &r);
+}
+
+void Scheduler::launch(StepPlan plan) {
+  SLUICE_CHECK(flights_ == 0 || (flights_ < device_.depth() && plan.retract.empty() && plan.preempt.empty()),
+               "a step is launched with {} in flight that it cannot follow", flights_);
+  Flight& next = flight(flights_);
+  if (learns()) {
+    next.shape = shape_of(plan);
+    next.launched = clock_.now();
+  }
   for (Request* r : plan.preempt) retract(*r);
   if (!plan.retract.empty()) {
     for (Request* r : plan.retract) retract(*r);
@@ -358,76 +407,94 @@ Result<std::span<const float>> Scheduler::launch(const StepPlan& plan) {
   make_room(total);
   std::vector<int32_t> slots;
   SLUICE_CHECK(pool_.alloc(total, slots), "{} slots are missing", total - pool_.available());
-  batch_.clear();
+  next.work.clear();
   std::span<const int32_t> left = slots;
   for (const auto& s : plan.sequences) {
     const auto n = static_cast<size_t>(new_slots(*s.request, s.new_tokens));
-    add_to_batch(s, left.first(n));
+    add_to_batch(s, left.first(n), next.work);
     left = left.subspan(n);
   }
-  const TimePoint start = clock_.now();
-  auto logits = runner_.forward(batch_.view());
-  forward_time_ = clock_.now() - start;
-  if (routed_experts_ && logits.ok()) routed_experts_->record(batch_.view().kv_slots, runner_.last_routing());
-  return logits;
+  next.plan = std::move(plan);
+  next.times = {.begun = planning_since_};
+  if (observer_) next.times.launched = clock_.now();
+  ++flights_;
+  device_.submit([this, &work = next.work] { return computer_.compute(work); });
 }
 
 // ---- commit
 
-void Scheduler::commit(const StepPlan& plan, std::span<const float> logits) {
-  const auto vocab = static_cast<size_t>(runner_.info().vocab_size);
-  const bool learns = options_.mixed_chunk && !options_.joint_steps;
-  const StepShape shape = learns ? shape_of(plan) : StepShape{};
-  ++totals_.steps_total;
-  count_step(plan);
-  const size_t all = logits.size();
-  for (const auto& s : plan.sequences) {
-    Request& r = *s.request;
-    const int64_t from = r.kv_len;
-    const Rows rows = head_rows(r, from, s);
-    r.kv_len += s.new_tokens;
-    const Rows scored = logprob_rows(r, from, s.new_tokens);
-    if (r.wants_input_logprobs()) {
-      const auto before = static_cast<size_t>(scored.count > 0 ? scored.from - rows.from : 0);
-      take_input_logprobs(r, from, s.new_tokens, logits.subspan(before * vocab));
-    }
-    if (r.in.return_hidden_states) take_hidden(r, from, s, (all - logits.size()) / vocab);
-    logits = logits.subspan(static_cast<size_t>(rows.count) * vocab);
-    if (r.phase != Request::Phase::kRunning) {
-      chunked_ = s.last ? (chunked_ == &r ? nullptr : chunked_) : &r;
-      share_prefix(r);
-      if (!s.last) continue;
-      r.phase = Request::Phase::kRunning;
-      running_.push_back(&r);
-      r.input_logprobs_done = true;
-      if (!r.prefilled_once) {
-        r.prefilled_once = true;
-        r.times.prefilled_unix_nanos = clock_.unix_nanos();
-        r.times.prefill = seconds(clock_.now() - *r.begun);
-        totals_.prompt_tokens_total += static_cast<uint64_t>(r.prompt_len);
-        totals_.cached_tokens_total += static_cast<uint64_t>(r.cached_tokens);
-      }
-    }
-    take_token(r, logits.first(vocab), (all - logits.size()) / vocab);
-    logits = logits.subspan(vocab);
+Result<void> Scheduler::commit() {
+  SLUICE_CHECK(flights_ > 0, "no step is in flight");
+  Flight& done = flight(0);
+  auto computed = device_.wait();
+  --flights_;
+  first_flight_ = (first_flight_ + 1) % 2;
+  if (!computed.ok()) {
+    failure_ = computed.error();
+    return computed;
   }
-  if (idle()) new_token_ratio_ = initial_ratio_;
-  if (learns) times_.record(shape, seconds(clock_.now() - launched_));
+  if (observer_) done.times.taken = clock_.now();
+  ++totals_.steps_total;
+  count_step(done.work);
+  for (auto& row : done.work.rows) take(row);
+  if (requests_.empty()) new_token_ratio_ = initial_ratio_;
+  if (flights_ == 0) {
+    if (chunked_) drop_doubles(*chunked_);
+    for (Request* r : running_) drop_doubles(*r);
+  }
+  if (learns()) {
+    // What those who decode wait for: all of it, or its computing, beside which the rest is done.
+    const Duration took = device_.depth() == 1 ? clock_.now() - done.launched : done.work.computed - done.work.started;
+    times_.record(done.shape, seconds(took));
+  }
+  if (observer_) report(done);
+  return {};
 }
 
-void Scheduler::count_step(const StepPlan& plan) {
+void Scheduler::take(StepWork::Row& row) {
+  Request& r = *row.request;
+  --r.in_flight;
+  r.kv_in_flight -= row.new_tokens;
+  if (r.ended) {
+    if (r.in_flight == 0) bury(r);
+    return;
+  }
+  if (row.scores) {
+    if (r.in.logprob_start_len == 0 && r.input_logprobs.empty()) {
+      r.input_logprobs.emplace_back();  // nothing predicts the first token
+    }
+    for (auto& logprobs : row.input_logprobs) r.input_logprobs.push_back(std::move(logprobs));
+  }
+  r.hidden.insert(r.hidden.end(), row.hidden.begin(), row.hidden.end());
+  if (row.prompt) share_prefix(r);
+  if (!row.last) return;
+  if (row.prompt) {
+    r.input_logprobs_done = true;
+    if (!r.prefilled_once) {
+      r.prefilled_once = true;
+      r.times.prefilled_unix_nanos = clock_.unix_nanos();
+      r.times.prefill = seconds(clock_.now() - *r.begun);
+      totals_.prompt_tokens_total += static_cast<uint64_t>(r.prompt_len);
+      totals_.cached_tokens_total += static_cast<uint64_t>(r.cached_tokens);
+    }
+  }
+  take_token(r, row);
+}
+
+void Scheduler::count_step(const StepWork& work) {
   int64_t cached = 0;
   int64_t computed = 0;
   int64_t decoding = 0;
-  for (const auto& s : plan.sequences) {
-    if (s.request->phase == Request::Phase::kRunning) {
-      ++decoding;
+  for (const auto& row : work.rows) {
+    if (row.prompt) {
+      cached += row.cached;
+      computed += row.new_tokens;
     } else {
-      cached += s.cached;
-      computed += s.new_tokens;
+      ++decoding;
     }
   }
-  totals_.forward_seconds[computed == 0 ? 1 : decoding == 0 ? 0 : 2] += seconds(forward_time_);
+  const double forward = seconds(work.forward_time);
+  totals_.forward_seconds[computed == 0 ? 1 : decoding == 0 ? 0 : 2] += forward;
   if (computed > 0) {
     totals_.cache_hit_rate = static_cast<double>(cached) / static_cast<double>(cached + computed);
   } else {
@@ -436,48 +503,26 @@ void Scheduler::count_step(const StepPlan& plan) {
   }
 }
 
-void Scheduler::take_input_logprobs(Request& r, int64_t from, int64_t n, std::span<const float> logits) {
-  const auto vocab = static_cast<size_t>(runner_.info().vocab_size);
-  const Rows rows = logprob_rows(r, from, n);
-  if (r.in.logprob_start_len == 0 && r.input_logprobs.empty()) {
-    r.input_logprobs.emplace_back();  // nothing predicts the first token
-  }
-  for (int64_t i = 0; i < rows.count; ++i) {
-    beat(0);
-    const int32_t token = r.tokens[static_cast<size_t>(from + rows.from + i + 1)];
-    r.input_logprobs.push_back(sampler_.logprobs(logits.subspan(static_cast<size_t>(i) * vocab, vocab), token,
-                                                 r.in.top_logprobs_num, r.in.token_ids_logprob));
-  }
-}
-
-// `first_row`: of what went through the head for this sequence, among the step's rows.
-void Scheduler::take_hidden(Request& r, int64_t from, const StepPlan::Sequence& s, size_t first_row) {
-  const Rows rows = head_rows(r, from, s);
-  const int64_t count = rows.count + (s.last ? 1 : 0);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t position = i < rows.count ? from + rows.from + i : from + s.new_tokens - 1;
-    if (position != r.hidden_rows) continue;  // had before a retraction
-    beat(0);
-    const auto row = runner_.hidden(static_cast<int64_t>(first_row) + i);
-    r.hidden.insert(r.hidden.end(), row.begin(), row.end());
-    ++r.hidden_rows;
-  }
-}
-
 // Puts the whole pages of what is computed into the prefix cache, so that others share it while this request still
-// runs, and takes over the cache's slots where somebody else was first.
+// runs, and takes over the cache's slots where somebody else was first; unless a step in flight reads its own there.
 void Scheduler::share_prefix(Request& r) {
   if (!options_.prefix_cache) return;
   const auto row = table_row(r);
-  const int64_t whole = pool_.floor(r.kv_len);
+  const int64_t whole = pool_.floor(r.kv_len - r.kv_in_flight);
   auto [held, end] = cache_.insert(r.in.extra_key, r.first(whole), row.first(static_cast<size_t>(whole)));
   if (held > r.owned_from) {
-    pool_.free(row.subspan(static_cast<size_t>(r.owned_from), static_cast<size_t>(held - r.owned_from)));
-    RadixCache::copy_slots(end, row.first(static_cast<size_t>(whole)));
+    const auto doubles = row.subspan(static_cast<size_t>(r.owned_from), static_cast<size_t>(held - r.owned_from));
+    if (r.in_flight > 0) {
+      r.doubles.insert(r.doubles.end(), doubles.begin(), doubles.end());
+    } else {
+      pool_.free(doubles);
+      RadixCache::copy_slots(end, row.first(static_cast<size_t>(whole)));
+    }
   }
   int64_t found = whole;
   if (end) keep_state(r, end);
-  if (options_.radix.state_rows == 0 && cache_.peek(r.in.extra_key, r.first(r.match_limit())) > r.kv_len) {
+  if (r.in_flight == 0 && options_.radix.state_rows == 0 &&
+      cache_.peek(r.in.extra_key, r.first(r.match_limit())) > r.kv_len) {
     // Another request has computed more of the prompt in the meantime.
     if (r.kv_len > whole) pool_.free(row.subspan(static_cast<size_t>(whole), static_cast<size_t>(r.kv_len - whole)));
     const auto match = cache_.match(r.in.extra_key, r.first(r.match_limit()));
@@ -491,6 +536,14 @@ void Scheduler::share_prefix(Request& r) {
   cache_.unlock(r.node);
   r.node = end;
   r.owned_from = found;
+}
+
+// Nobody reads them any more. A request that is left alone must not hold more than its length.
+void Scheduler::drop_doubles(Request& r) {
+  if (r.doubles.empty()) return;
+  pool_.free(r.doubles);
+  r.doubles.clear();
+  RadixCache::copy_slots(r.node, table_row(r).first(static_cast<size_t>(r.owned_from)));
 }
 
 // The state after what is computed, if the cache holds all of that.
@@ -514,6 +567,8 @@ void Scheduler::release(Request& r, bool keep_in_cache) {
     if (end) keep_state(r, end);
   }
   give_back(kept, r.kv_len);
+  pool_.free(r.doubles);
+  r.doubles.clear();
   cache_.unlock(r.node);
   free_rows_.push_back(r.row);
   r.node = nullptr;
@@ -521,85 +576,38 @@ void Scheduler::release(Request& r, bool keep_in_cache) {
   r.kv_len = r.owned_from = 0;
 }
 
-void Scheduler::end_embedding(Request& r, size_t row) {
-  std::vector<float> embedding = runner_.hidden(static_cast<int64_t>(row));
-  if (runner_.info().num_labels == 0) {
-    double square = 0;
-    for (const float x : embedding) square += static_cast<double>(x) * static_cast<double>(x);
-    const auto scale = static_cast<float>(square > 0 ? 1 / std::sqrt(square) : 0);
-    for (float& x : embedding) x *= scale;
+void Scheduler::take_token(Request& r, StepWork::Row& row) {
+  if (!row.samples) {  // an embedding, or prefill only
+    end(r, {.kind = FinishKind::kLength});
+    outputs_.back().embedding = std::move(row.embedding);
+    return;
   }
-  end(r, {.kind = FinishKind::kLength});
-  outputs_.back().embedding = std::move(embedding);
-}
-
-void Scheduler::take_token(Request& r, std::span<const float> row, size_t index) {
-  beat(0);
-  if (r.in.embed) return end_embedding(r, index);
-  if (r.max_new == 0) return end(r, {.kind = FinishKind::kLength});  // prefill only
-  std::vector<int32_t> forbidden;
-  if (r.generated() < r.in.sampling.min_new_tokens) {
-    forbidden = r.in.sampling.stop_token_ids;
-    const auto& eos = runner_.info().eos_token_ids;
-    forbidden.insert(forbidden.end(), eos.begin(), eos.end());
-  }
-  std::span<const uint32_t> allowed;
-  const bool constrained = r.grammar && r.grammar_begun;
-  if (constrained) allowed = allowed_tokens(r, forbidden);
-  const int32_t token = sampler_.sample({.logits = row,
-                                         .params = &r.in.sampling,
-                                         .counts = &r.counts,
-                                         .allowed = allowed,
-                                         .forbidden = forbidden,
-                                         .seed = r.seed,
-                                         .position = static_cast<uint64_t>(r.generated())});
-  r.grammar_begun |= token == r.in.sampling.grammar_after;
-  if (constrained && !r.grammar->accept(token)) {
+  if (row.rejected) {
     return end(r, {.kind = FinishKind::kAbort,
                    .message = fmt::format("no token of the vocabulary goes on with {}", r.in.sampling.grammar_field),
                    .status_code = 400});
   }
-  if (r.in.return_logprob) {
-    r.output_logprobs.push_back(sampler_.logprobs(row, token, r.in.top_logprobs_num, r.in.token_ids_logprob));
-  }
-  r.tokens.push_back(token);
-  if (has_penalties(r.in.sampling)) ++r.counts[token];
+  r.tokens[static_cast<size_t>(r.length() - r.pending)] = row.token;
+  --r.pending;
+  if (row.logprobs) r.output_logprobs.push_back(std::move(*row.logprobs));
   ++totals_.generation_tokens_total;
   ++window_tokens_;
 
-  const FinishReason finish = finish_of(r, token);
+  const FinishReason finish = finish_of(r, row);
   if (finish.kind != FinishKind::kNone) return end(r, finish);
   const int64_t interval = std::max<int64_t>(1, r.in.stream_interval);
-  if ((r.generated() - 1) % interval == 0) emit(r, finish);
-}
-
-// What the grammar allows, less what is forbidden as long as anything is left: where only the end may come, it comes.
-std::span<const uint32_t> Scheduler::allowed_tokens(Request& r, std::vector<int32_t>& forbidden) {
-  mask_.assign((static_cast<size_t>(runner_.info().vocab_size) + 31) / 32, 0);
-  const TimePoint begun = clock_.now();
-  const bool constrained = r.grammar->allowed(mask_);
-  const Duration took = clock_.now() - begun;
-  ++r.grammar_tokens;
-  r.grammar_time += took;
-  r.longest_grammar_time = std::max(r.longest_grammar_time, took);
-  if (!constrained) return {};
-  const std::vector<int32_t> ends = std::exchange(forbidden, {});
-  std::vector<uint32_t> rest = ends.empty() ? std::vector<uint32_t>() : mask_;
-  for (const int32_t token : ends) {
-    if (token >= 0 && static_cast<size_t>(token) / 32 < rest.size()) rest[token / 32] &= ~(uint32_t{1} << (token % 32));
-  }
-  if (std::any_of(rest.begin(), rest.end(), [](uint32_t word) { return word != 0; })) mask_ = std::move(rest);
-  return mask_;
+  if ((r.known() - 1) % interval == 0) emit(r, finish);
 }
 
 // In the runtime's order: length, then tokens, then strings.
-FinishReason Scheduler::finish_of(Request& r, int32_t token) {
+FinishReason Scheduler::finish_of(Request& r, const StepWork::Row& row) {
   const SamplingParams& params = r.in.sampling;
-  if (r.generated() >= r.max_new) return {.kind = FinishKind::kLength};
+  const int32_t token = row.token;
+  if (r.known() >= r.max_new) return {.kind = FinishKind::kLength};
   if (!params.ignore_eos && (contains(params.stop_token_ids, token) || contains(runner_.info().eos_token_ids, token))) {
     return {.kind = FinishKind::kStopToken, .matched_token = token};
   }
-  if (r.grammar && r.grammar->finished()) return {.kind = FinishKind::kStopToken, .matched_token = token};
+  if (row.grammar_over) return {.kind = FinishKind::kStopToken, .matched_token = token};
   if (r.longest_stop > 0 || r.stop_regexes) {
     r.tail += token_bytes_(token);
     for (const auto& stop : params.stop) {
@@ -621,12 +629,12 @@ void Scheduler::emit(Request& r, FinishReason finish) {
   RequestOutput out{.rid = r.in.rid,
                     .finish = std::move(finish),
                     .prompt_tokens = r.prompt_len,
-                    .completion_tokens = r.generated(),
+                    .completion_tokens = r.known(),
                     .cached_tokens = r.cached_tokens,
                     .retractions = r.retractions,
                     .times = r.times};
-  out.new_ids.assign(r.tokens.begin() + r.prompt_len + r.sent, r.tokens.end());
-  r.sent = r.generated();
+  out.new_ids.assign(r.tokens.begin() + r.prompt_len + r.sent, r.tokens.end() - r.pending);
+  r.sent = r.known();
   if (r.input_logprobs_done) out.input_logprobs = std::exchange(r.input_logprobs, {});
   out.output_logprobs = std::exchange(r.output_logprobs, {});
   outputs_.push_back(std::move(out));
@@ -645,53 +653,91 @@ void Scheduler::end(Request& r, FinishReason finish) {
       break;
   }
   std::vector<int32_t> experts;
-  if (routed_experts_ && r.in.return_routed_experts && r.row >= 0) {
-    experts = routed_experts_->of(table_row(r).first(static_cast<size_t>(r.kv_len)));
+  if (r.in.return_routed_experts && r.row >= 0) {
+    experts = computer_.routed_experts(table_row(r).first(static_cast<size_t>(r.kv_len - r.kv_in_flight)));
   }
+  emit(r, std::move(finish));
+  outputs_.back().hidden_states = std::move(r.hidden);
+  outputs_.back().routed_experts = std::move(experts);
+  r.ended = true;
+  const auto at = requests_.find(r.in.rid);
+  ended_.push_back(std::move(at->second));
+  requests_.erase(at);
+  if (r.in_flight == 0) bury(r);
+}
+
+// The answer is given, and no step in flight computes for it any more: whatever it held is free.
+void Scheduler::bury(Request& r) {
   release(r, /*keep_in_cache=*/true);
   if (r.grammar_tokens > 0) {
     GrammarWalks& walks = totals_.grammar_walks;
     walks.mean.observe(kGrammarWalkSeconds, seconds(r.grammar_time) / static_cast<double>(r.grammar_tokens));
     walks.longest.observe(kGrammarWalkSeconds, seconds(r.longest_grammar_time));
   }
-  emit(r, std::move(finish));
-  outputs_.back().hidden_states = std::move(r.hidden);
-  outputs_.back().routed_experts = std::move(experts);
-  const std::string rid = r.in.rid;
-  requests_.erase(rid);
+  std::erase_if(ended_, [&](const auto& owned) { return owned.get() == &r; });
 }
+
+// ---- steps
 
 Result<void> Scheduler::step() {
   expire();
+  if (failure_) return *failure_;
   if (paused_) return {};
-  const StepPlan next = plan();
-  if (next.kind == StepPlan::Kind::kIdle) {
-    SLUICE_CHECK(idle(), "{} requests are known and none can go on", requests_.size());
-    return {};
+  if (flights_ == 0) {
+    StepPlan next = plan();
+    if (next.kind == StepPlan::Kind::kIdle) {
+      SLUICE_CHECK(idle(), "{} requests are known and none can go on", requests_.size());
+      return {};
+    }
+    launch(std::move(next));
+    if (device_.depth() > 1) return {};
+  } else if (may_look_ahead()) {
+    if (StepPlan next = plan(); may_follow(next)) launch(std::move(next));
   }
-  return run(next);
+  return commit();
 }
 
-Result<void> Scheduler::run(const StepPlan& plan) {
-  StepReport times{.begun = planning_since_};
-  if (observer_) times.planned = clock_.now();
-  SLUICE_TRY(const auto logits, launch(plan));
-  if (observer_) times.launched = clock_.now();
-  commit(plan, logits);
-  if (observer_) report(plan, times);
+Result<void> Scheduler::run(StepPlan plan) {
+  launch(std::move(plan));
+  return commit();
+}
+
+Result<void> Scheduler::settle() {
+  if (failure_) return *failure_;
+  while (flights_ > 0) SLUICE_TRY_VOID(commit());
   return {};
 }
 
-void Scheduler::report(const StepPlan& plan, StepReport report) {
+// Those who are about to end hold slots until their step is committed: nobody is retracted because of them.
+bool Scheduler::may_look_ahead() const {
+  int64_t needed = 0;
+  for (const Request* r : running_) needed += new_slots(*r, 1);
+  return flights_ < device_.depth() && needed <= pool_.available() + cache_.evictable();
+}
+
+// What a plan must not do while a step is in flight: take slots from those whom the step computes, or admit anybody
+// while a prompt is computed, which is in the prefix cache once that is committed.
+bool Scheduler::may_follow(const StepPlan& next) const {
+  if (next.kind == StepPlan::Kind::kIdle || !next.retract.empty() || !next.preempt.empty()) return false;
+  const StepWork& work = ring_[static_cast<size_t>(first_flight_)].work;
+  if (std::ranges::none_of(work.rows, &StepWork::Row::prompt)) return true;
+  return std::ranges::none_of(next.sequences,
+                              [](const StepPlan::Sequence& s) { return s.request->phase == Request::Phase::kWaiting; });
+}
+
+void Scheduler::report(const Flight& done) {
+  StepReport report = done.times;
+  report.started = done.work.started;
+  report.computed = done.work.computed;
   report.committed = clock_.now();
-  report.kind = plan.kind;
-  report.sequences = static_cast<int64_t>(plan.sequences.size());
-  for (const auto& s : plan.sequences) {
+  report.kind = done.plan.kind;
+  report.sequences = static_cast<int64_t>(done.plan.sequences.size());
+  for (const auto& s : done.plan.sequences) {
     report.tokens += s.new_tokens;
     report.cached += s.cached;
   }
-  report.retracted = static_cast<int64_t>(plan.retract.size());
-  report.running = static_cast<int64_t>(running_.size()) + (chunked_ ? 1 : 0);
+  report.retracted = static_cast<int64_t>(done.plan.retract.size());
+  report.running = num_running();
   report.waiting = static_cast<int64_t>(waiting_.size());
   report.cached_tokens = cache_.evictable();
   report.used_tokens = pool_.capacity() - pool_.available() - report.cached_tokens;
@@ -713,7 +759,7 @@ LoadSnapshot Scheduler::snapshot() {
   }
   LoadSnapshot s = totals_;
   s.unix_nanos = clock_.unix_nanos();
-  s.num_running_reqs = static_cast<int64_t>(running_.size()) + (chunked_ ? 1 : 0);
+  s.num_running_reqs = num_running();
   s.num_waiting_reqs = static_cast<int64_t>(waiting_.size());
   s.num_paused_reqs = paused_ ? static_cast<int64_t>(requests_.size()) : 0;
   s.num_cached_tokens = cache_.evictable();
@@ -722,7 +768,7 @@ LoadSnapshot Scheduler::snapshot() {
     s.num_waiting_tokens += r->length();
     s.num_retracted_reqs += r->retractions > 0;
   }
-  for (const Request* r : running_) s.decode_sum_seq_lens += r->length();
+  for (const Request* r : running_) s.decode_sum_seq_lens += r->length() - r->pending;
   s.new_token_ratio = new_token_ratio_;
   if (now >= next_key_count_) count_routing_keys(now);
   s.routing_keys = totals_.routing_keys;
@@ -765,19 +811,44 @@ void Scheduler::check_invariants() const {
   cache_.check_invariants();
   int64_t own = 0;
   size_t rows = 0;
-  for (const auto& [rid, r] : requests_) {
-    own += pool_.ceil(r->kv_len) - r->owned_from;
-    SLUICE_CHECK(pool_.floor(r->owned_from) == r->owned_from, "request {} shares {} tokens", rid, r->owned_from);
-    rows += r->row >= 0;
-    SLUICE_CHECK((r->phase == Request::Phase::kWaiting) == (r->row < 0), "request {} has row {}", rid, r->row);
+  const auto check = [&](const Request& r) {
+    own += pool_.ceil(r.kv_len) - r.owned_from + std::ssize(r.doubles);
+    SLUICE_CHECK(r.doubles.empty() || flights_ > 0, "request {} holds {} slots twice", r.in.rid, r.doubles.size());
+    rows += r.row >= 0;
+    SLUICE_CHECK(pool_.floor(r.owned_from) == r.owned_from, "request {} shares {} tokens", r.in.rid, r.owned_from);
+    SLUICE_CHECK(r.in_flight <= flights_ && r.pending <= r.in_flight && r.kv_in_flight >= r.in_flight,
+                 "request {} is in {} steps with {} tokens to come", r.in.rid, r.in_flight, r.pending);
+    SLUICE_CHECK(r.kv_len <= r.length() - r.pending || r.in_flight > 1, "request {} has KV of {} tokens of {}",
+                 r.in.rid, r.kv_len, r.length() - r.pending);
+    SLUICE_CHECK(std::count(r.tokens.begin(), r.tokens.end(), kFutureToken) == r.pending, "tokens of {} are missing",
+                 r.in.rid);
+  };
+  for (const auto& [rid, owned] : requests_) {
+    const Request& r = *owned;
+    check(r);
+    SLUICE_CHECK((r.phase == Request::Phase::kWaiting) == (r.row < 0), "request {} has row {}", rid, r.row);
+    SLUICE_CHECK((r.phase == Request::Phase::kWaiting) == waiting_.contains(r.arrival), "request {} waits", rid);
+    SLUICE_CHECK((r.phase == Request::Phase::kChunked) == (chunked_ == &r), "request {} is no chunk", rid);
+    // Who reaches its length in a step in flight is in no further one.
+    const bool leaves = r.in_flight > 0 && r.generated() >= r.max_new;
+    const bool runs = r.phase == Request::Phase::kRunning && !leaves;
+    SLUICE_CHECK(std::ranges::count(running_, &r) == (runs ? 1 : 0), "request {} decodes", rid);
+  }
+  for (const auto& r : ended_) {
+    check(*r);
+    SLUICE_CHECK(r->ended && r->in_flight > 0 && r->row >= 0, "request {} is kept for nothing", r->in.rid);
   }
   SLUICE_CHECK(pool_.available() + cache_.evictable() + cache_.locked() + own == pool_.capacity(),
                "{} free + {} evictable + {} locked + {} owned of {}", pool_.available(), cache_.evictable(),
                cache_.locked(), own, pool_.capacity());
   SLUICE_CHECK(rows + free_rows_.size() == static_cast<size_t>(options_.max_running_requests), "{} rows used, {} free",
                rows, free_rows_.size());
-  SLUICE_CHECK(requests_.size() == waiting_.size() + running_.size() + (chunked_ ? 1 : 0), "a request is in no queue");
-  if (requests_.empty()) SLUICE_CHECK(cache_.locked() == 0, "{} tokens stay locked", cache_.locked());
+  for (int i = 0; i < flights_; ++i) {
+    for (const int32_t slot : ring_[static_cast<size_t>(first_flight_ + i) % 2].work.batch.view().kv_slots) {
+      SLUICE_CHECK(pool_.in_use(slot), "slot {} is free, and a step in flight writes to it", slot);
+    }
+  }
+  if (requests_.empty() && ended_.empty()) SLUICE_CHECK(cache_.locked() == 0, "{} tokens stay locked", cache_.locked());
 }
 
 }  // namespace sluice::engine

@@ -4,13 +4,19 @@
 // A step is plan(), launch(), commit():
 //   plan    const. What the step would do: admissions with their cached prefixes, chunk sizes, retractions. Dropping a
 //           plan leaves no trace.
-//   launch  takes what the plan names (slots, locks, rows) and runs the model.
-//   commit  takes the logits in: new tokens, finished requests, what enters the prefix cache.
-// Messages (add, abort, flush) come between steps. Prefill goes before decode, or together with it in mixed steps; one
+//   launch  takes what the plan names (slots, locks, rows) and hands the step to the device (engine/step_device.h).
+//   commit  waits for it and takes in what came of it: new tokens, finished requests, what enters the prefix cache.
+// Messages (add, abort, flush) come between calls. Prefill goes before decode, or together with it in mixed steps; one
 // long prompt at a time is cut into chunks. The rules of admission, retraction and order are those of
 // engine-reference.md 10.
+//
+// On a device of depth 2 the next step is planned and launched while one is computed, as if that were over already:
+// who decodes goes on with a token that is not known yet (kFutureToken), which the device fills in. Whoever turns out
+// to have ended is computed once more in vain, and gives its slots back when that is over. What cannot be planned so
+// (retractions, admissions beside a prompt that is not in the prefix cache yet, pauses, flushes) waits for the commit.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -30,10 +36,10 @@
 #include "engine/messages.h"
 #include "engine/radix_cache.h"
 #include "engine/request.h"
-#include "engine/routed_experts.h"
-#include "engine/sampler.h"
 #include "engine/schedule_policy.h"
+#include "engine/step_device.h"
 #include "engine/step_times.h"
+#include "engine/step_work.h"
 #include "models/runner.h"
 
 namespace sluice::engine {
@@ -88,10 +94,11 @@ struct StepPlan {
   std::vector<Request*> preempt;  // a more urgent one takes the place of
 };
 
-// What a step did and when.
+// What a step did and when: the scheduler from `begun` to `launched`, and from `taken` to `committed`; the device from
+// `started` to `computed`, which may be while the scheduler does something for another step.
 struct StepReport {
   StepPlan::Kind kind = StepPlan::Kind::kIdle;
-  TimePoint begun, planned, launched, committed;
+  TimePoint begun, launched, started, computed, taken, committed;
   int64_t sequences = 0, tokens = 0;
   int64_t cached = 0;  // tokens taken from the prefix cache
   int64_t retracted = 0;
@@ -103,10 +110,12 @@ struct StepReport {
 // Used by one thread.
 class Scheduler {
  public:
-  // `runner` has its KV allocated for `options` (slots, max_running_requests rows) and outlives the scheduler, as does
-  // `clock`. `token_bytes` gives a token's text, for stop strings.
+  // `runner` has its KV allocated for `options` (slots, max_running_requests rows) and outlives the scheduler, as do
+  // `clock` and `device`. `token_bytes` gives a token's text, for stop strings. `device`: null computes steps in
+  // launch(); one of depth 2 is for models without states.
   Scheduler(const SchedulerOptions& options, models::Runner& runner,
-            std::function<std::string_view(int32_t)> token_bytes, const Clock& clock);
+            std::function<std::string_view(int32_t)> token_bytes, const Clock& clock, StepDevice* device = nullptr);
+  // Waits for steps in flight.
   ~Scheduler();
 
   // A request that cannot be served gets its answer (kAbort with a status) at once.
@@ -125,10 +134,15 @@ class Scheduler {
   void go_on() { paused_ = false; }
   bool paused() const { return paused_; }
 
-  bool idle() const { return requests_.empty(); }
+  // Nobody is served, and nothing is in flight.
+  bool idle() const { return requests_.empty() && flights_ == 0; }
   bool has_work() const { return !paused_ && !idle(); }
   // Nothing holds KV or a place in a step.
-  bool nothing_runs() const { return running_.empty() && chunked_ == nullptr; }
+  bool nothing_runs() const { return requests_.size() == waiting_.size() && flights_ == 0; }
+  // Steps that are launched and not committed, 0 to 2; at most 1 between calls of step().
+  int in_flight() const { return flights_; }
+  // Commits them. What changes under a model's feet (weights, recordings) comes after it.
+  Result<void> settle();
   // Ends what has waited or run for too long. Between steps, and now and then when there are none.
   void expire();
   // Gets every step from now on; empty: nobody does.
@@ -137,12 +151,15 @@ class Scheduler {
   StepPlan plan() const;
   // Nothing but decoding; the prompts of `plan`, which has some, wait.
   StepPlan plan_without_prompts(const StepPlan& plan) const;
-  // The logits of the plan's rows. An error is the runner's: this rank cannot go on.
-  Result<std::span<const float>> launch(const StepPlan& plan);
-  void commit(const StepPlan& plan, std::span<const float> logits);
-  // The latter two. Not of an idle plan.
-  Result<void> run(const StepPlan& plan);
-  // All of it, and expire(). A step of a scheduler that is idle or paused does nothing.
+  // Not of an idle plan. With a step in flight: of a plan that goes on with it, see may_follow().
+  void launch(StepPlan plan);
+  // Of the step launched first. An error is the runner's: this rank cannot go on.
+  Result<void> commit();
+  // Both, with nothing in flight.
+  Result<void> run(StepPlan plan);
+  // All of it, and expire(). A step of a scheduler that is idle or paused does nothing. On a device of depth 2: with
+  // nothing in flight a step is launched; otherwise the one after it is launched, if it can be planned, and the first
+  // committed.
   Result<void> step();
 
   // Of joint_steps: prompts must not hold up those who decode elsewhere either.
@@ -175,6 +192,13 @@ class Scheduler {
  private:
   struct Budget;
   struct Admission;
+  struct Flight {
+    StepPlan plan;
+    StepWork work;
+    StepReport times;
+    StepShape shape;  // both if learns()
+    TimePoint launched;
+  };
 
   std::string refusal(const GenerateRequest& request) const;
   void refuse(const GenerateRequest& request, int32_t status, std::string message);
@@ -198,23 +222,27 @@ class Scheduler {
   void make_room(int64_t tokens);
   void admit(Request& request, int64_t cached);
   void retract(Request& request);
-  void add_to_batch(const StepPlan::Sequence& sequence, std::span<const int32_t> new_slots);
+  Flight& flight(int number) { return ring_[static_cast<size_t>(first_flight_ + number) % 2]; }
+  bool learns() const { return options_.mixed_chunk && !options_.joint_steps; }
+  bool may_look_ahead() const;
+  bool may_follow(const StepPlan& next) const;
+  void add_to_batch(const StepPlan::Sequence& sequence, std::span<const int32_t> new_slots, StepWork& work);
+  void advance(StepWork::Row& row);
+  void take(StepWork::Row& row);
   void share_prefix(Request& request);
+  void drop_doubles(Request& request);
   void keep_state(const Request& request, RadixCache::Node* end);
   void release(Request& request, bool keep_in_cache);
 
-  void count_step(const StepPlan& plan);
+  void count_step(const StepWork& work);
   void count_routing_keys(TimePoint now);
-  void take_input_logprobs(Request& request, int64_t from, int64_t n, std::span<const float> logits);
-  void take_hidden(Request& request, int64_t from, const StepPlan::Sequence& sequence, size_t first_row);
-  // `index`: of the row among the step's.
-  void take_token(Request& request, std::span<const float> row, size_t index);
-  std::span<const uint32_t> allowed_tokens(Request& request, std::vector<int32_t>& forbidden);
-  FinishReason finish_of(Request& request, int32_t token);
-  void report(const StepPlan& plan, StepReport times);
-  void end_embedding(Request& request, size_t row);
+  void take_token(Request& request, StepWork::Row& row);
+  FinishReason finish_of(Request& request, const StepWork::Row& row);
+  void report(const Flight& flight);
   void emit(Request& request, FinishReason finish);
   void end(Request& request, FinishReason finish);
+  void bury(Request& request);
+  int64_t num_running() const { return std::ssize(requests_) - std::ssize(waiting_); }
 
   const SchedulerOptions options_;
   models::Runner& runner_;
@@ -227,20 +255,19 @@ class Scheduler {
 
   KvPool pool_;
   RadixCache cache_;
-  Sampler sampler_;
-  std::vector<uint32_t> mask_;  // of the grammar of the request whose token is chosen
-  BatchBuilder batch_;
-  std::optional<RoutedExperts> routed_experts_;
+  StepComputer computer_;  // the device's while a step is in flight
   StepTimes times_;
-  Duration forward_time_{};
   OtherGroups others_;
-  TimePoint launched_;
   std::vector<int32_t> free_rows_;
 
   std::unordered_map<std::string, std::unique_ptr<Request>> requests_;  // by rid
   std::map<uint64_t, Request*> waiting_;                                // by arrival
   Request* chunked_ = nullptr;                                          // its prompt is partly computed
-  std::vector<Request*> running_;                                       // decoding
+  std::vector<Request*> running_;                                       // they decode in the next step
+  std::vector<std::unique_ptr<Request>> ended_;                         // while they are in flight
+  std::array<Flight, 2> ring_;
+  int first_flight_ = 0, flights_ = 0;
+  std::optional<Error> failure_;  // of a step
   double new_token_ratio_;
   uint64_t arrivals_ = 0;
   bool paused_ = false;
@@ -252,6 +279,9 @@ class Scheduler {
   TimePoint next_key_count_{};
   TimePoint window_start_;
   uint64_t window_tokens_ = 0;
+
+  InlineDevice inline_device_;
+  StepDevice& device_;
 };
 
 }  // namespace sluice::engine

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -161,7 +162,7 @@ struct SchedulerAnswer {
   int finished = 0;
   int messages = 0;
   std::vector<PositionLogprobs> input_logprobs, output_logprobs;
-  std::vector<float> hidden_states;
+  std::vector<float> hidden_states, embedding;
   std::vector<int32_t> routed_experts;
 };
 
@@ -220,14 +221,61 @@ inline SchedulerAnswer alone(const GenerateRequest& request, int64_t max_req_len
   return a;
 }
 
+// How steps are computed.
+enum class Steps : uint8_t {
+  kInline,
+  kPuppet,  // with one step planned ahead, on the test's thread and at times that it chooses
+  kThread,  // the same on a thread of their own
+};
+inline std::string name_of(const ::testing::TestParamInfo<Steps>& info) {
+  return info.param == Steps::kInline ? "Inline" : info.param == Steps::kPuppet ? "Puppet" : "Thread";
+}
+
+// Computes a step as soon as it can, or as late as it may, at random.
+class PuppetDevice final : public StepDevice {
+ public:
+  explicit PuppetDevice(uint64_t seed = 1) : rng_(seed) {}
+  int depth() const override { return 2; }
+  void submit(Step step) override {
+    EXPECT_LT(steps_.size() + results_.size(), 2u);
+    most_open = std::max(most_open, steps_.size() + results_.size() + 1);
+    steps_.push_back(std::move(step));
+    while (!steps_.empty() && rng_.below(2) == 0) compute();
+  }
+  Result<void> wait() override {
+    if (results_.empty()) compute();
+    Result<void> result = results_.front();
+    results_.pop_front();
+    return result;
+  }
+
+  size_t most_open = 0;
+
+ private:
+  void compute() {
+    if (last_.ok()) last_ = steps_.front()();
+    steps_.pop_front();
+    results_.push_back(last_);
+  }
+
+  Rng rng_;
+  std::deque<Step> steps_;
+  std::deque<Result<void>> results_;
+  Result<void> last_;
+};
+
 class SchedulerTest : public ::testing::Test {
  protected:
-  void make(SchedulerOptions options) {
+  void make(SchedulerOptions options, Steps steps = Steps::kInline, uint64_t seed = 1) {
     scheduler_.reset();
+    device_.reset();
+    if (options.radix.state_rows > 0) steps = Steps::kInline;  // nothing else is for models with states
+    if (steps == Steps::kPuppet) device_ = std::make_unique<PuppetDevice>(seed);
+    if (steps == Steps::kThread) device_ = std::make_unique<ThreadDevice>();
     runner_ = std::make_unique<FakeRunner>(options.kv_slots, options.max_running_requests, options.context_length,
                                            options.page_size, options.radix.state_rows);
     options.radix.first_state_row = static_cast<int32_t>(options.max_running_requests);
-    scheduler_ = std::make_unique<Scheduler>(options, *runner_, token_bytes, clock_);
+    scheduler_ = std::make_unique<Scheduler>(options, *runner_, token_bytes, clock_, device_.get());
     answers_.clear();
   }
   void collect() {
@@ -252,6 +300,7 @@ class SchedulerTest : public ::testing::Test {
       EXPECT_TRUE(out.finish.kind != FinishKind::kNone || out.hidden_states.empty()) << "they come at the end";
       a.hidden_states = std::move(out.hidden_states);
       a.routed_experts = std::move(out.routed_experts);
+      a.embedding = std::move(out.embedding);
     }
   }
   void step() {
@@ -296,6 +345,7 @@ class SchedulerTest : public ::testing::Test {
 
   testing::FakeClock clock_;
   std::unique_ptr<FakeRunner> runner_;
+  std::unique_ptr<StepDevice> device_;
   std::unique_ptr<Scheduler> scheduler_;
   std::map<std::string, SchedulerAnswer> answers_;
 };

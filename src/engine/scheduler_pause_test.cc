@@ -6,9 +6,14 @@ namespace {
 
 using namespace std::chrono_literals;
 
-TEST_F(SchedulerTest, APauseInAnyModeLeavesNothingBehind) {
+class SchedulerPauseTest : public SchedulerTest, public ::testing::WithParamInterface<Steps> {};
+
+INSTANTIATE_TEST_SUITE_P(Steps, SchedulerPauseTest, ::testing::Values(Steps::kInline, Steps::kPuppet, Steps::kThread),
+                         name_of);
+
+TEST_P(SchedulerPauseTest, APauseInAnyModeLeavesNothingBehind) {
   for (const auto how : {Scheduler::Pause::kRetract, Scheduler::Pause::kInPlace}) {
-    make(small());
+    make(small(), GetParam());
     const auto a = request("a", ids(40), 12), b = request("b", ids(9, 5), 30);
     scheduler_->add(a);
     scheduler_->add(b);
@@ -29,8 +34,8 @@ TEST_F(SchedulerTest, APauseInAnyModeLeavesNothingBehind) {
   }
 }
 
-TEST_F(SchedulerTest, APauseInTheMiddleOfAPromptGoesOnToo) {
-  make(small());
+TEST_P(SchedulerPauseTest, APauseInTheMiddleOfAPromptGoesOnToo) {
+  make(small(), GetParam());
   const auto a = request("a", ids(60), 5);
   scheduler_->add(a);
   step();  // a first chunk
@@ -42,8 +47,8 @@ TEST_F(SchedulerTest, APauseInTheMiddleOfAPromptGoesOnToo) {
   EXPECT_EQ(answers_["a"].ids, alone(a, scheduler_->max_req_len()).ids);
 }
 
-TEST_F(SchedulerTest, APauseThatAbortsEndsEverything) {
-  make(small());
+TEST_P(SchedulerPauseTest, APauseThatAbortsEndsEverything) {
+  make(small(), GetParam());
   scheduler_->add(request("a", ids(40), 50));
   scheduler_->add(request("b", ids(30, 3), 50));
   for (int i = 0; i < 4; ++i) step();
@@ -55,12 +60,12 @@ TEST_F(SchedulerTest, APauseThatAbortsEndsEverything) {
   scheduler_->check_invariants();
 }
 
-TEST_F(SchedulerTest, WhatWaitsOrRunsForTooLongIs503) {
+TEST_P(SchedulerPauseTest, WhatWaitsOrRunsForTooLongIs503) {
   auto options = small();
   options.max_running_requests = 1;
   options.waiting_timeout = 2s;
   options.running_timeout = 5s;
-  make(options);
+  make(options, GetParam());
   scheduler_->add(request("runs", ids(10), 100));
   step();
   scheduler_->add(request("waits", ids(10, 7), 5));
@@ -76,8 +81,8 @@ TEST_F(SchedulerTest, WhatWaitsOrRunsForTooLongIs503) {
   run_until_idle();
 }
 
-TEST_F(SchedulerTest, ARegularExpressionEndsAnAnswer) {
-  make(small());
+TEST_P(SchedulerPauseTest, ARegularExpressionEndsAnAnswer) {
+  make(small(), GetParam());
   auto r = request("a", ids(12), 60);
   const auto whole = alone(r, scheduler_->max_req_len());
   std::string text;
@@ -125,8 +130,8 @@ class OneTokenGrammar final : public Grammar {
   const int32_t token_;
 };
 
-TEST_F(SchedulerTest, AGrammarMayEndWhatMustNotEndOtherwise) {
-  make(small());
+TEST_P(SchedulerPauseTest, AGrammarMayEndWhatMustNotEndOtherwise) {
+  make(small(), GetParam());
   auto r = request("a", ids(12), 20);
   r.sampling.min_new_tokens = 10;
   r.sampling.ignore_eos = true;
@@ -136,8 +141,8 @@ TEST_F(SchedulerTest, AGrammarMayEndWhatMustNotEndOtherwise) {
   EXPECT_EQ(answers_["a"].finish.kind, FinishKind::kStopToken);
 }
 
-TEST_F(SchedulerTest, AGrammarCanBeginAfterAToken) {
-  make(small());
+TEST_P(SchedulerPauseTest, AGrammarCanBeginAfterAToken) {
+  make(small(), GetParam());
   auto r = request("a", ids(12), 20);
   const auto whole = alone(r, scheduler_->max_req_len()).ids;
   const auto mark = std::find_if(whole.begin() + 2, whole.end(),
@@ -151,8 +156,8 @@ TEST_F(SchedulerTest, AGrammarCanBeginAfterAToken) {
   EXPECT_EQ(answers_["a"].ids, want);
 }
 
-TEST_F(SchedulerTest, AGrammarOutlivesARetraction) {
-  make(small());
+TEST_P(SchedulerPauseTest, AGrammarOutlivesARetraction) {
+  make(small(), GetParam());
   auto r = request("a", ids(12), 20);
   scheduler_->add(r, std::make_shared<OneTokenGrammar>(33));
   step();

@@ -246,7 +246,7 @@ int64_t Scheduler::freed_by(const Request& r, std::unordered_map<const RadixCach
 
 StepPlan Scheduler::plan_prefill() const {
   StepPlan plan{.kind = StepPlan::Kind::kPrefill};
-  const bool crowded = static_cast<int64_t>(running_.size()) >= options_.max_running_requests;
+  const bool crowded = free_rows_.empty();
   if (!chunked_ && (waiting_.empty() || (crowded && !options_.priorities.enabled))) return plan;
 
   int64_t free = pool_.available() + cache_.evictable();
@@ -263,7 +263,7 @@ StepPlan Scheduler::plan_prefill() const {
                 .chunk = chunk,
                 .room = PromptRoom::boundless(),
                 .logits = kMaxPromptLogitRows,
-                .requests = options_.max_running_requests - static_cast<int64_t>(running_.size())};
+                .requests = std::ssize(free_rows_) + (chunked_ ? 1 : 0)};
   if (chunked_) {
     // What it holds is held already, so it goes on as long as there is any room at all.
     const int64_t left = chunked_->length() - chunked_->kv_len;

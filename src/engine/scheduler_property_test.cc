@@ -8,7 +8,12 @@ namespace {
 
 // Random pools, pages, policies, arrivals, lengths, aborts and flushes. Every answer equals that of the request alone,
 // each request ends, and nothing leaks.
-TEST_F(SchedulerTest, AgreesWithOneRequestAtATimeUnderRandomLoad) {
+class SchedulerPropertyTest : public SchedulerTest, public ::testing::WithParamInterface<Steps> {};
+
+INSTANTIATE_TEST_SUITE_P(Steps, SchedulerPropertyTest,
+                         ::testing::Values(Steps::kInline, Steps::kPuppet, Steps::kThread), name_of);
+
+TEST_P(SchedulerPropertyTest, AgreesWithOneRequestAtATimeUnderRandomLoad) {
   uint64_t retracted = 0, evicted = 0, aborted = 0, cached = 0, chunks = 0, flushed = 0, mixed = 0, preempted = 0;
   int64_t states = 0;
   for (uint64_t seed = 1; seed <= 240; ++seed) {
@@ -38,7 +43,7 @@ TEST_F(SchedulerTest, AgreesWithOneRequestAtATimeUnderRandomLoad) {
                           .preemption_threshold = static_cast<int64_t>(rng.below(3))};
     options.mixed_chunk = rng.below(2) == 0;
     options.mixed_chunk_gap = 1.1 + 5 * rng.uniform();
-    make(options);
+    make(options, GetParam(), seed);
     // A step takes time as steps do.
     runner_->on_forward = [&](const models::StepBatch& b) {
       clock_.advance(std::chrono::microseconds(1000 + 100 * b.token_ids.size()));
@@ -80,10 +85,12 @@ TEST_F(SchedulerTest, AgreesWithOneRequestAtATimeUnderRandomLoad) {
       } else if (rng.below(50) == 0) {
         flushed += scheduler_->flush_cache().ok();
       } else {
-        const StepPlan plan = scheduler_->plan();
-        mixed += plan.kind == StepPlan::Kind::kMixed;
-        preempted += plan.preempt.size();
-        chunks += !plan.sequences.empty() && !plan.sequences[0].last;
+        if (scheduler_->in_flight() == 0) {
+          const StepPlan plan = scheduler_->plan();
+          mixed += plan.kind == StepPlan::Kind::kMixed;
+          preempted += plan.preempt.size();
+          chunks += !plan.sequences.empty() && !plan.sequences[0].last;
+        }
         step();
       }
       collect();

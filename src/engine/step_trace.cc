@@ -49,12 +49,11 @@ void StepTrace::add(const StepReport& step) {
   const std::string_view kind = step.kind == StepPlan::Kind::kPrefill  ? "prefill"
                                 : step.kind == StepPlan::Kind::kDecode ? "decode"
                                                                        : "mixed";
-  bar(kind, 1, step.begun, step.committed,
+  bar(kind, 1, step.started, step.computed,
       fmt::format("\"step\":{},\"sequences\":{},\"tokens\":{},\"cached\":{},\"retracted\":{}", steps_, step.sequences,
                   step.tokens, step.cached, step.retracted));
-  bar("plan", 2, step.begun, step.planned, "");
-  bar("forward", 2, step.planned, step.launched, "");
-  bar("commit", 2, step.launched, step.committed, "");
+  bar("plan", 2, step.begun, step.launched, "");
+  bar("commit", 2, step.taken, step.committed, "");
   events_ += fmt::format(
       ",\n{{\"name\":\"requests\",\"ph\":\"C\",\"pid\":{},\"ts\":{:.3f},\"args\":{{\"running\":{},\"waiting\":{}}}}}"
       ",\n{{\"name\":\"KV tokens\",\"ph\":\"C\",\"pid\":{},\"ts\":{:.3f},\"args\":{{\"used\":{},\"cached\":{}}}}}",
@@ -70,7 +69,7 @@ Result<void> StepTrace::write() const {
               "{{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n"
               "{{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":{0},\"args\":{{\"name\":\"rank {0}\"}}}},\n"
               "{{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":{0},\"tid\":1,\"args\":{{\"name\":\"steps\"}}}},\n"
-              "{{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":{0},\"tid\":2,\"args\":{{\"name\":\"phases\"}}}}",
+              "{{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":{0},\"tid\":2,\"args\":{{\"name\":\"scheduler\"}}}}",
               rank_)
        << events_ << "\n]}\n";
   file.close();

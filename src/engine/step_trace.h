@@ -1,5 +1,5 @@
 // What a rank did, step by step, as a file that Perfetto (ui.perfetto.dev) and chrome://tracing open: a bar for each
-// step with its three phases below it, and counters of requests and tokens.
+// step while it is computed, below it what the scheduler does for it, and counters of requests and tokens.
 #pragma once
 
 #include <cstdint>

@@ -312,7 +312,8 @@ class SchedulingTest(unittest.TestCase):
                       ("--page-size", 16, "--enable-mixed-chunk", "--schedule-policy", "lof"),
                       ("--enable-mixed-chunk", "--mixed-chunk-gap", 1.5, "--schedule-policy", "priority",
                        "--priority-scheduling-preemption-threshold", 0),
-                      ("--schedule-policy", "dfs-weight"), ("--schedule-policy", "routing-key")):
+                      ("--schedule-policy", "dfs-weight"), ("--schedule-policy", "routing-key"),
+                      ("--device", "sim", "--disable-overlap-schedule"), ("--device", "sim")):
             with server(*small, *flags) as running:
                 answers = self.together(running.url, prompts)
                 self.assertEqual([answer["output_ids"] for answer in answers], expected, flags)
