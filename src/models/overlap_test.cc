@@ -161,9 +161,10 @@ class WatchedCommunicator final : public parallel::Communicator {
   struct Watch {
     parallel::Overlap* overlap = nullptr;  // null: calls are as they are
     int rows = 0;                          // calls in which rows travel: to the experts and back in turn
-    bool combines = false;                 // the last call
     Duration before{};
-    Duration dispatched{}, combined{};  // time in such calls in which something was computed
+    // Time in which something was computed during calls that send rows to the experts, back, and others.
+    Duration dispatched{}, combined{}, others{};
+    Duration* last = &others;  // the last call's
   };
 
   WatchedCommunicator(std::unique_ptr<Communicator> inner, std::shared_ptr<Watch> watch)
@@ -185,9 +186,10 @@ class WatchedCommunicator final : public parallel::Communicator {
     if (watch_->overlap == nullptr) return inner_->run(call);
     parallel::Turns& turns = watch_->overlap->turns();
     const Duration covered = turns.times().covered;  // up to the last call
-    (watch_->combines ? watch_->combined : watch_->dispatched) += covered - std::exchange(watch_->before, covered);
+    *watch_->last += covered - std::exchange(watch_->before, covered);
     const bool rows = call.kind == parallel::Kind::kAllToAll && call.element == parallel::Element::kF32;
-    watch_->combines = rows && watch_->rows % 2 == 1;
+    const bool back = watch_->rows % 2 == 1;
+    watch_->last = !rows ? &watch_->others : back ? &watch_->combined : &watch_->dispatched;
     watch_->rows += rows;
     turns.take();  // behind the other thread, if it computes
     turns.give();
@@ -227,6 +229,7 @@ TEST(SharedExpertsTest, AreComputedWhileRowsAreOnTheirWayAndWhileTheyComeBack) {
     });
     EXPECT_EQ(watch->dispatched > Duration{}, overlaps);
     EXPECT_EQ(watch->combined > Duration{}, overlaps);
+    EXPECT_EQ(watch->others, Duration{}) << "what could hide rows was spent on who sends how many";
   }
   EXPECT_FALSE(logits[0].empty());
   EXPECT_EQ(logits[0], logits[1]);

@@ -42,19 +42,19 @@ std::vector<int64_t> DeepEp::times(const std::vector<int64_t>& rows, int64_t wid
   return values;
 }
 
-void DeepEp::plan_rows(const kernels::Context& context, const Tokens& own) {
-  const auto pairs = static_cast<size_t>(own.n * sizes_.top_k);
+void DeepEp::plan_rows(const kernels::Context& context) {
+  const auto pairs = static_cast<size_t>(own_.n * sizes_.top_k);
   ids_.resize(pairs);
   shares_.resize(pairs);
-  backend_.copy_to_host(context, ids_.data(), own.ids, pairs * sizeof(int32_t));
-  backend_.copy_to_host(context, shares_.data(), own.shares, pairs * sizeof(float));
+  backend_.copy_to_host(context, ids_.data(), own_.ids, pairs * sizeof(int32_t));
+  backend_.copy_to_host(context, shares_.data(), own_.shares, pairs * sizeof(float));
   backend_.synchronize(context);
 
-  places_.assign(static_cast<size_t>(own.n * ranks_), -1);
+  places_.assign(static_cast<size_t>(own_.n * ranks_), -1);
   sent_.assign(static_cast<size_t>(ranks_), 0);
   for (int64_t rank = 0; rank < ranks_; ++rank) {
     const parallel::Slice experts = parallel::part_of(sizes_.experts, {rank, ranks_});
-    for (int64_t i = 0; i < own.n; ++i) {
+    for (int64_t i = 0; i < own_.n; ++i) {
       const auto begin = ids_.begin() + i * sizes_.top_k;
       const bool goes = std::any_of(begin, begin + sizes_.top_k,
                                     [&](int32_t id) { return id >= experts.first && id < experts.end(); });
@@ -65,7 +65,7 @@ void DeepEp::plan_rows(const kernels::Context& context, const Tokens& own) {
   // Rows lie in the order of the receivers.
   rows_sent_ = 0;
   for (int64_t rank = 0; rank < ranks_; ++rank) {
-    for (int64_t i = 0; i < own.n; ++i) {
+    for (int64_t i = 0; i < own_.n; ++i) {
       int32_t& place = places_[static_cast<size_t>(i * ranks_ + rank)];
       if (place >= 0) place += static_cast<int32_t>(rows_sent_);
     }
@@ -123,17 +123,20 @@ Result<void> DeepEp::exchange_routes(const kernels::Context& context) {
   return {};
 }
 
-Result<Tokens> DeepEp::dispatch(const kernels::Context& context, const Tokens& own, bool /*extend*/) {
+Result<void> DeepEp::agree(const kernels::Context& context, const Tokens& own, bool /*extend*/) {
   own_ = own;
-  plan_rows(context, own);
+  plan_rows(context);
   SLUICE_TRY_VOID(exchange_counts());
-  SLUICE_TRY_VOID(exchange_routes(context));
+  return exchange_routes(context);
+}
+
+Result<Tokens> DeepEp::dispatch(const kernels::Context& context) {
   backend_.copy_to_device(context, device_places_, places_.data(), places_.size() * sizeof(int32_t));
-  backend_.scatter_rows(context, {.in = payload_.pack(context, own.x, own.n),
+  backend_.scatter_rows(context, {.in = payload_.pack(context, own_.x, own_.n),
                                   .rows = device_places_,
                                   .out = send_,
                                   .dtype = payload_.dtype(),
-                                  .n = own.n,
+                                  .n = own_.n,
                                   .copies = ranks_,
                                   .width = payload_.width()});
   SLUICE_TRY_VOID(groups_.all->all_to_all_v(context, parallel::element_of(payload_.dtype()), send_,

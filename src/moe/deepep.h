@@ -17,13 +17,14 @@ class DeepEp final : public Dispatcher {
   DeepEp(const kernels::Backend& backend, const parallel::Groups& groups, const Sizes& sizes, bool fp8);
 
   Result<void> allocate(int64_t max_tokens, int64_t max_received) override;
-  Result<Tokens> dispatch(const kernels::Context& context, const Tokens& own, bool extend) override;
+  Result<void> agree(const kernels::Context& context, const Tokens& own, bool extend) override;
+  Result<Tokens> dispatch(const kernels::Context& context) override;
   Result<void> combine(const kernels::Context& context) override;
   size_t bytes() const override { return memory_.bytes() + payload_.bytes(); }
 
  private:
   // Reads where tokens go, and decides on a row of the send buffer for each rank that a token goes to.
-  void plan_rows(const kernels::Context& context, const Tokens& own);
+  void plan_rows(const kernels::Context& context);
   // Numbers of rows, then what is known of each.
   Result<void> exchange_counts();
   Result<void> exchange_routes(const kernels::Context& context);

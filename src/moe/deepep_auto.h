@@ -17,10 +17,11 @@ class DeepEpAuto final : public Dispatcher {
     SLUICE_TRY_VOID(normal_.allocate(max_tokens, max_received));
     return low_latency_.allocate(max_tokens, max_received);
   }
-  Result<Tokens> dispatch(const kernels::Context& context, const Tokens& own, bool extend) override {
+  Result<void> agree(const kernels::Context& context, const Tokens& own, bool extend) override {
     chosen_ = extend ? static_cast<Dispatcher*>(&normal_) : &low_latency_;
-    return chosen_->dispatch(context, own, extend);
+    return chosen_->agree(context, own, extend);
   }
+  Result<Tokens> dispatch(const kernels::Context& context) override { return chosen_->dispatch(context); }
   Result<void> combine(const kernels::Context& context) override { return chosen_->combine(context); }
   int64_t slab_rows() const override { return low_latency_.slab_rows(); }
   size_t bytes() const override { return normal_.bytes() + low_latency_.bytes(); }
@@ -28,7 +29,7 @@ class DeepEpAuto final : public Dispatcher {
  private:
   DeepEp normal_;
   LowLatency low_latency_;
-  Dispatcher* chosen_ = &normal_;  // of the last dispatch()
+  Dispatcher* chosen_ = &normal_;  // of the last agree()
 };
 
 }  // namespace sluice::moe

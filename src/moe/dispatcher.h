@@ -49,10 +49,13 @@ class Dispatcher {
   virtual ~Dispatcher() = default;
   // Once; a rank has at most `max_tokens` tokens of its own in a step, and gets at most `max_received`. kExhausted.
   virtual Result<void> allocate(int64_t max_tokens, int64_t max_received) = 0;
-  // This rank's tokens to the ranks of their experts: the tokens that this rank's experts are to compute, until
-  // combine(). `extend`: some rank prefills in this step, which all ranks know of the step's plan.
-  virtual Result<Tokens> dispatch(const kernels::Context& context, const Tokens& own, bool extend) = 0;
-  // What all ranks' experts made of this rank's tokens is added to the `out` of dispatch()'s argument.
+  // Who sends how many rows to whom, before they are sent: short messages. `own`, this rank's tokens, stays as it is
+  // until combine(). `extend`: some rank prefills in this step, which all ranks know of the step's plan.
+  virtual Result<void> agree(const kernels::Context& context, const Tokens& own, bool extend) = 0;
+  // The rows of these tokens to the ranks of their experts: the tokens that this rank's experts are to compute, until
+  // combine().
+  virtual Result<Tokens> dispatch(const kernels::Context& context) = 0;
+  // What all ranks' experts made of this rank's tokens is added to the `out` of agree()'s argument.
   virtual Result<void> combine(const kernels::Context& context) = 0;
   // Rows of the slab that dispatch() may give; 0 = none.
   virtual int64_t slab_rows() const { return 0; }

@@ -127,7 +127,8 @@ class Rank {
             .shares = put(batch.shares),
             .n = batch.n,
             .out = put(std::vector<float>(batch.x.size()))};
-    SLUICE_TRY(received_, dispatcher_->dispatch(context(), own_, extend));
+    SLUICE_TRY_VOID(dispatcher_->agree(context(), own_, extend));
+    SLUICE_TRY(received_, dispatcher_->dispatch(context()));
     const bool in_slab = received_.slab_rows != nullptr;
     Batch got;
     got.n = received_.n;

@@ -120,17 +120,21 @@ void LowLatency::plan_slab(const kernels::Context& context) {
   backend_.copy_to_device(context, device_slab_ids_, slab_ids_.data(), slab_ids_.size() * sizeof(int32_t));
 }
 
-Result<Tokens> LowLatency::dispatch(const kernels::Context& context, const Tokens& own, bool /*extend*/) {
+Result<void> LowLatency::agree(const kernels::Context& context, const Tokens& own, bool /*extend*/) {
   own_ = own;
   plan_rows(context);
   SLUICE_TRY_VOID(exchange_counts());
   plan_slab(context);
+  return {};
+}
+
+Result<Tokens> LowLatency::dispatch(const kernels::Context& context) {
   backend_.copy_to_device(context, device_places_, places_.data(), places_.size() * sizeof(int32_t));
-  backend_.scatter_rows(context, {.in = payload_.pack(context, own.x, own.n),
+  backend_.scatter_rows(context, {.in = payload_.pack(context, own_.x, own_.n),
                                   .rows = device_places_,
                                   .out = send_,
                                   .dtype = payload_.dtype(),
-                                  .n = own.n,
+                                  .n = own_.n,
                                   .copies = sizes_.top_k,
                                   .width = payload_.width()});
   SLUICE_TRY_VOID(groups_.all->all_to_all_v(context, parallel::element_of(payload_.dtype()), send_,

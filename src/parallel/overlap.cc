@@ -5,6 +5,7 @@
 #include <array>
 #include <exception>
 #include <limits>
+#include <optional>
 #include <utility>
 
 namespace sluice::parallel {
@@ -61,9 +62,13 @@ Result<void> Overlap::run(const Work& work) {
 
 Result<void> Overlap::both(const Work& first, const Work& second) {
   turns_.reach(0);
-  Beside beside(*this, [&] { return run(second); });
+  std::optional<Beside> beside;
+  SLUICE_TRY_VOID(run([&]() -> Result<void> {
+    beside.emplace(*this, [&] { return run(second); });  // throws where there can be no thread
+    return {};
+  }));
   const Result<void> first_done = run(first);
-  const Result<void> second_done = beside.end();
+  const Result<void> second_done = beside->end();
   SLUICE_TRY_VOID(first_done);
   return second_done;
 }

@@ -106,13 +106,14 @@ Result<void> MoeFfn::run(const kernels::Context& context, const Step& step, cons
   own.out = out;
   moe::Tokens tokens;
   const auto dispatch = [&]() -> Result<void> {
-    SLUICE_TRY(tokens, step.dispatcher->dispatch(context, own, step.batch.extend));
+    SLUICE_TRY(tokens, step.dispatcher->dispatch(context));
     return {};
   };
   const auto combine = [&] { return step.dispatcher->combine(context); };
   const bool overlaps = step.overlap != nullptr && shared_;
   if (shared_ && !overlaps) shared_->forward(context, step.scratch, x, out, n);
   step.progress(parallel::Phase::kDispatch);
+  SLUICE_TRY_VOID(step.dispatcher->agree(context, own, step.batch.extend));
   if (overlaps) {
     SLUICE_TRY_VOID(while_away(*step.overlap, dispatch, [&] { shared_->widen(context, step.scratch, x, n); }));
   } else {
