@@ -43,6 +43,7 @@ class HarmfulCommunicator final : public parallel::Communicator {
   parallel::Progress last_progress(int rank) const override { return inner_.last_progress(rank); }
   void abort(std::string_view reason) override { inner_.abort(reason); }
   std::optional<Error> failure() const override { return inner_.failure(); }
+  Result<std::shared_ptr<std::byte>> common_memory(size_t bytes) override { return inner_.common_memory(bytes); }
   Result<std::unique_ptr<Communicator>> subgroup(std::span<const int> members, int index,
                                                  std::string_view name) override {
     return inner_.subgroup(members, index, name);
