@@ -162,7 +162,7 @@ TEST(OverlappedStepTest, R22WhateverCallOfAHalfThrowsBothRanksEndWithTheCause) {
   }
 }
 
-// A rank's calls, each of which comes back only after what the rank computes meanwhile.
+// A rank's calls; those in which rows travel come back only after what the rank computes meanwhile.
 class WatchedCommunicator final : public parallel::Communicator {
  public:
   struct Watch {
@@ -199,8 +199,10 @@ class WatchedCommunicator final : public parallel::Communicator {
     const bool back = watch_->rows % 2 == 1;
     watch_->last = !rows ? &watch_->others : back ? &watch_->combined : &watch_->dispatched;
     watch_->rows += rows;
-    turns.take();  // behind the other thread, if it computes
-    turns.give();
+    if (rows) {
+      turns.take();  // behind the other thread, if it computes
+      turns.give();
+    }
     return inner_->run(call);
   }
 
