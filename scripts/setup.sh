@@ -45,7 +45,7 @@ build() {
     say "Configuring"
     cmake --preset "$preset" >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
   fi
-  [ -f "build/$preset/.ninja_log" ] || say "Building; on two cores this takes some ten minutes the first time"
+  [ -f "build/$preset/.ninja_log" ] || say "Building; on two cores this takes ten to twenty-five minutes the first time"
   if [ -t 2 ]; then
     cmake --build --preset "$preset" "$@" >&2
   else
