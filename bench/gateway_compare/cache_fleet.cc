@@ -173,9 +173,6 @@ class CacheFleet::Node {
     loop_.post([wait = at->second.wait, event] { wait->push(event); });
   }
 
-  using Timer = net::asio::basic_waitable_timer<std::chrono::steady_clock,
-                                                net::asio::wait_traits<std::chrono::steady_clock>, net::Executor>;
-
   net::EventLoop& loop_;
   Shared& shared_;
   const size_t index_;
@@ -184,7 +181,7 @@ class CacheFleet::Node {
   const bool renders_;
   testing::CacheWorker worker_;              // guarded by mu
   std::unordered_map<uint64_t, Open> open_;  // guarded by mu
-  Timer timer_;                              // loop thread
+  net::Timer timer_;                         // loop thread
   net::Server server_;
   uint16_t port_ = 0;
 };
