@@ -89,7 +89,7 @@ TEST(FirstRequestsTest, BeginOneAfterTheOtherWithAWarmUpAndWithout) {
   rules.concurrency = 128;
   rules.warm_up = 2s;
   rules.duration = 30s;
-  EXPECT_EQ(first_requests_apart(rules), 2s / 1280);
+  EXPECT_EQ(first_requests_apart(rules), Duration(2s) / 1280);
   rules.warm_up = 0s;
   EXPECT_EQ(first_requests_apart(rules), 10ms) << "the most";
   rules.duration = 1s;
