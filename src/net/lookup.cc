@@ -2,6 +2,7 @@
 
 #include <netdb.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <cstring>
 #include <deque>
@@ -53,10 +54,11 @@ class Resolver final : public asio::execution_context::service {
 
   explicit Resolver(asio::execution_context& context) : service(context) {}
 
-  // `done` runs on the loop, or never if that ends before.
-  void ask(EventLoop& loop, std::string host, Done done) {
+  // `done` runs on the loop, or never if that ends before. What nobody wants any more when its turn comes (`wanted`, on
+  // the resolver's thread) is not looked up: it would hold up others.
+  void ask(EventLoop& loop, std::string host, std::function<bool()> wanted, Done done) {
     const std::lock_guard lock(mutex_);
-    asked_.push_back({&loop, std::move(host), std::move(done)});
+    asked_.push_back({&loop, std::move(host), std::move(wanted), std::move(done)});
     if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
     wake_.notify_one();
   }
@@ -74,6 +76,7 @@ class Resolver final : public asio::execution_context::service {
   struct Asked {
     EventLoop* loop;
     std::string host;
+    std::function<bool()> wanted;
     Done done;
   };
   void run() {
@@ -84,7 +87,7 @@ class Resolver final : public asio::execution_context::service {
       Asked next = std::move(asked_.front());
       asked_.pop_front();
       lock.unlock();
-      auto found = resolve(next.host);
+      auto found = next.wanted() ? resolve(next.host) : Result<Addresses>(Error{ErrorCode::kCancelled, "cancelled"});
       next.loop->post([done = std::move(next.done), found = std::move(found)]() mutable { done(std::move(found)); });
       lock.lock();
     }
@@ -124,7 +127,7 @@ struct NameCache::State {
   EventLoop& loop;
   const Lookup lookup;
   const Duration fresh;
-  bool closed = false;  // the cache has gone
+  std::atomic<bool> closed{false};  // the cache has gone
   std::map<std::string, Name, std::less<>> names;
 };
 
@@ -135,9 +138,12 @@ void NameCache::State::ask(std::shared_ptr<State> self, const std::string& host,
     return;
   }
   auto& resolver = asio::use_service<Resolver>(loop.context());
-  resolver.ask(loop, host, [self = std::move(self), done = std::move(done)](Result<Addresses> found) {
-    done(self->closed ? Result<Addresses>(Error{ErrorCode::kCancelled, "cancelled"}) : std::move(found));
-  });
+  // `self` ends on the loop, with `done`, which runs later than `wanted`.
+  resolver.ask(
+      loop, host, [&its = *this] { return !its.closed; },
+      [self = std::move(self), done = std::move(done)](Result<Addresses> found) {
+        done(self->closed ? Result<Addresses>(Error{ErrorCode::kCancelled, "cancelled"}) : std::move(found));
+      });
 }
 
 NameCache::NameCache(EventLoop& loop, Lookup lookup, Duration fresh)

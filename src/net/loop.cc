@@ -15,6 +15,7 @@ namespace sluice::net {
 namespace {
 
 constexpr asio::use_awaitable_t<Executor> use_task{};
+constexpr int kMostHandlers = 256;  // before sockets and timers are looked at
 
 // Those that this process may run on: fewer than the machine has under taskset or in a container's cpuset.
 int usable_cores() {
@@ -62,26 +63,39 @@ void EventLoop::wake() {
   if (asleep_.load(std::memory_order_seq_cst) && asleep_.exchange(false, std::memory_order_seq_cst)) poller_.wake();
 }
 
-// Runs what is ready, and then sleeps until something is.
+// Runs what is ready, and then sleeps until something is. Handlers may put ever more into the queue: sockets and timers
+// have their turn among them.
 void EventLoop::turn() {
-  context_.poll();
-  const std::optional<TimePoint> due = timers_.next();
+  for (int ran = 0; context_.poll_one() != 0;) {
+    if (++ran < kMostHandlers) continue;
+    // What was collected before may still be in the queue.
+    if (!telling_) look(Duration::zero());
+    return;
+  }
   asleep_.store(true, std::memory_order_seq_cst);
   if (context_.poll_one() == 0 && !context_.stopped()) {
     Duration most = Duration::max();
-    if (due && *due != TimePoint::max()) most = *due - std::chrono::steady_clock::now();
-    const bool news = poller_.collect(most);
-    asleep_.store(false, std::memory_order_relaxed);
-    const bool is_due = due && *due <= std::chrono::steady_clock::now();
-    // From the queue, so that what is told runs on Asio's terms.
-    if (news || is_due) {
-      asio::post(context_.get_executor(), [this, is_due] {
-        poller_.dispatch();
-        if (is_due) timers_.fire(std::chrono::steady_clock::now());
-      });
+    if (const auto due = timers_.next(); due && *due != TimePoint::max()) {
+      most = *due - std::chrono::steady_clock::now();
     }
+    look(most);
   }
   asleep_.store(false, std::memory_order_relaxed);
+}
+
+// Waits for news at most so long. They are told from the queue, so that what is told runs on Asio's terms.
+void EventLoop::look(Duration most) {
+  const bool news = poller_.collect(most);
+  asleep_.store(false, std::memory_order_relaxed);
+  const auto due = timers_.next();
+  const bool is_due = due && *due <= std::chrono::steady_clock::now();
+  if (!news && !is_due) return;
+  telling_ = true;
+  asio::post(context_.get_executor(), [this] {
+    telling_ = false;
+    poller_.dispatch();
+    timers_.fire(std::chrono::steady_clock::now());
+  });
 }
 
 void EventLoop::spawn(std::function<Task<>()> coroutine) {

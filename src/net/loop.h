@@ -30,7 +30,7 @@ class EventLoop {
   EventLoop(const EventLoop&) = delete;
   EventLoop& operator=(const EventLoop&) = delete;
 
-  // Runs `function` on the loop's thread, soon. Any thread.
+  // Runs `function` on the loop's thread, soon. Any thread, which is done with the call before the loop is destroyed.
   void post(std::function<void()> function);
   // Starts a coroutine on the loop. An exception that leaves it is a broken invariant. Any thread.
   void spawn(std::function<Task<>()> coroutine);
@@ -53,11 +53,13 @@ class EventLoop {
 
  private:
   void turn();
+  void look(Duration most);
   void wake();
 
   std::string name_;
   Poller poller_;                    // outlives what waits in the context
   std::atomic<bool> asleep_{false};  // or about to be
+  bool telling_ = false;             // news that were collected are in the queue
   asio::io_context context_{1};      // one thread: Asio takes no locks that it can avoid
   TimerQueue& timers_;               // of the context
   asio::executor_work_guard<Executor> work_;

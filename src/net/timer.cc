@@ -7,18 +7,15 @@
 namespace sluice::net {
 
 void TimerQueue::fire(TimePoint now) {
-  while (!heap_.empty() && heap_.front().at <= now) {
+  // One by one: who is told may take another one's wait back.
+  const uint64_t last = added_;
+  while (!heap_.empty() && heap_.front().at <= now && heap_.front().number <= last) {
     Timer& timer = *heap_.front().timer;
-    due_.push_back(std::move(timer.wait_));
     remove(timer);
-  }
-  auto due = std::move(due_);  // those who are told may wait anew
-  for (auto& wait : due) {
+    auto wait = std::move(timer.wait_);
     Wait& its = *wait;
     its.end(std::move(wait), {});
   }
-  due.clear();
-  due_ = std::move(due);  // its memory
 }
 
 void TimerQueue::shutdown() {
@@ -31,7 +28,7 @@ void TimerQueue::shutdown() {
 }
 
 void TimerQueue::add(Timer& timer) {
-  heap_.push_back({timer.at_, &timer});
+  heap_.push_back({timer.at_, ++added_, &timer});
   timer.place_ = heap_.size() - 1;
   settle(timer.place_);
 }
@@ -53,11 +50,11 @@ void TimerQueue::place(size_t at, Entry entry) {
 // Moves what stands there up or down to where it belongs.
 void TimerQueue::settle(size_t at) {
   const Entry entry = heap_[at];
-  for (; at > 0 && entry.at < heap_[(at - 1) / 2].at; at = (at - 1) / 2) place(at, heap_[(at - 1) / 2]);
+  for (; at > 0 && entry < heap_[(at - 1) / 2]; at = (at - 1) / 2) place(at, heap_[(at - 1) / 2]);
   for (;;) {
     size_t child = 2 * at + 1;
-    if (child + 1 < heap_.size() && heap_[child + 1].at < heap_[child].at) ++child;
-    if (child >= heap_.size() || entry.at <= heap_[child].at) break;
+    if (child + 1 < heap_.size() && heap_[child + 1] < heap_[child]) ++child;
+    if (child >= heap_.size() || entry < heap_[child]) break;
     place(at, heap_[child]);
     at = child;
   }

@@ -5,6 +5,7 @@
 #include <boost/asio/async_result.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/execution_context.hpp>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <type_traits>
@@ -44,7 +45,9 @@ class TimerQueue final : public asio::execution_context::service {
   };
   struct Entry {
     TimePoint at;
+    uint64_t number;  // waits for the same time end in their order
     Timer* timer;
+    bool operator<(const Entry& other) const { return at != other.at ? at < other.at : number < other.number; }
   };
   void add(Timer& timer);
   void remove(Timer& timer);
@@ -52,7 +55,7 @@ class TimerQueue final : public asio::execution_context::service {
   void settle(size_t at);
 
   std::vector<Entry> heap_;  // binary; each timer knows its place
-  std::vector<std::unique_ptr<Wait>> due_;
+  uint64_t added_ = 0;
 };
 
 // One time and at most one wait for it. Loop thread only, the destructor too, which ends the wait as cancel() does.

@@ -47,6 +47,23 @@ TEST_F(TimerTest, TellsInTheOrderOfTime) {
   EXPECT_EQ(told_, std::vector<int>({1, 3}));
 }
 
+TEST_F(TimerTest, WhoIsToldMayTakeBackAnotherWaitThatIsDueToo) {
+  Timer first(executor(), zero_ + 1s), second(executor(), zero_ + 1s);
+  auto third = std::make_unique<Timer>(executor(), zero_ + 1s);
+  first.async_wait([&](const boost::system::error_code&) {
+    second.cancel();
+    third.reset();
+    told_.push_back(1);
+  });
+  wait(second, 2);
+  wait(*third, 3);
+  queue().fire(zero_ + 2s);
+  EXPECT_EQ(told_, std::vector<int>({1}));
+  run();
+  EXPECT_EQ(told_, std::vector<int>({1, -2, -3}));
+  EXPECT_EQ(queue().next(), std::nullopt);
+}
+
 TEST_F(TimerTest, AWaitThatIsTakenBackEndsLaterAndOnce) {
   Timer timer(executor(), zero_ + 1s);
   timer.cancel();  // nobody waits: nothing

@@ -89,6 +89,7 @@ class GrpcClient::Connection : public std::enable_shared_from_this<Connection> {
   net::Task<Result<void>> connect() {
     const auto found = co_await names_.find(host_, TimePoint::max(), &question_);  // arm() bounds it
     if (timed_out_) co_return Error{ErrorCode::kTimeout, fmt::format("resolving {} took too long", host_)};
+    if (shut_) co_return Error{ErrorCode::kCancelled, "cancelled"};
     if (!found.ok()) co_return Error{found.error().code, fmt::format("resolving {}: {}", host_, found.error().message)};
     Result<void> connected = Error{ErrorCode::kNotFound, fmt::format("{} has no address", host_)};
     for (const asio::ip::address& address : *found) {
