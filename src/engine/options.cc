@@ -716,7 +716,7 @@ const OptionTable<EngineOptions>& engine_option_table() {
           {.name = "mixed-chunk-gap",
            .field = &O::mixed_chunk_gap,
            .value = 3.0,
-           .range = {1.1, 1000.0},
+           .range = {1.5, 1000.0},
            .read_by = "engine/rank",
            .group = kScheduling,
            .help = "With --enable-mixed-chunk: times the length of a decode step that a step may take because of the "

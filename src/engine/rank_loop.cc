@@ -204,6 +204,7 @@ class Loop {
       obey_held();
       if (failure_) return *failure_;
       if (trace_ && (trace_->full() || (breakdown_ && breakdown_->full()))) {
+        SLUICE_TRY_VOID(scheduler_.settle());
         if (auto written = stop_profile(); !written.ok()) {
           SLUICE_LOG(error, kComponent, "rank {}: {}", options_.dp_rank, written.error().message);
         }

@@ -10,7 +10,7 @@
 
 namespace sluice::engine {
 
-// Used by one thread.
+// Used by one thread; of() may run while another records what other slots had.
 class RoutedExperts {
  public:
   // `shape`: what the model's steps give, without tokens. `layers`: of the model.

@@ -373,7 +373,7 @@ void Scheduler::advance(StepWork::Row& row) {
     r.tokens.push_back(kFutureToken);
     ++r.pending;
   }
-  const bool goes_on = r.generated() < r.max_new;
+  const bool goes_on = row.samples && r.generated() < r.max_new;
   if (row.prompt && goes_on) running_.push_back(&r);
   if (!row.prompt && !goes_on) std::erase(running_, &r);
 }
@@ -561,7 +561,8 @@ void Scheduler::release(Request& r, bool keep_in_cache) {
   int64_t kept = r.owned_from;
   if (keep_in_cache && options_.prefix_cache) {
     // Duplicates of what the cache holds are freed, the rest is the cache's from now on.
-    kept = pool_.floor(r.kv_len);
+    // Not what was computed after a token that nobody knows: the grammar of an earlier step refused to go on.
+    kept = pool_.floor(std::min(r.kv_len, r.length() - r.pending));
     const auto [held, end] = cache_.insert(r.in.extra_key, r.first(kept), row.first(static_cast<size_t>(kept)));
     give_back(r.owned_from, held);
     if (end) keep_state(r, end);

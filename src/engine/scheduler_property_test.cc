@@ -42,7 +42,7 @@ TEST_P(SchedulerPropertyTest, AgreesWithOneRequestAtATimeUnderRandomLoad) {
                           .low_first = rng.below(2) == 0,
                           .preemption_threshold = static_cast<int64_t>(rng.below(3))};
     options.mixed_chunk = rng.below(2) == 0;
-    options.mixed_chunk_gap = 1.1 + 5 * rng.uniform();
+    options.mixed_chunk_gap = 1.5 + 5 * rng.uniform();
     make(options, GetParam(), seed);
     // A step takes time as steps do.
     runner_->on_forward = [&](const models::StepBatch& b) {

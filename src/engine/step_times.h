@@ -52,7 +52,7 @@ class StepTimes {
   void record(const StepShape& step, double seconds);
 
   // A step that only decodes should come next: it is not known well how long one of `decoding` takes, or whether the
-  // last step was slow because of its prompts. Not more than twice in turn.
+  // last step was slow because of its prompts. Not more than three times in turn.
   bool wants_decode_step(const StepShape& decoding) const;
   // What can ride along with `decoding` in a step of at most `gap` (> 1) times a step of theirs alone, if `groups`
   // groups take as much each, whose prompts go on at `position` or before. At least a token, or no prompt would ever
