@@ -2,6 +2,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "base/check.h"
 #include "kernels/cpu/plain_products.h"
 #include "kernels/kernel_fixture.h"
 #include "kernels/ref/ref.h"
@@ -219,8 +220,14 @@ TEST_P(LatentKernelConformance, LongSequencesAreCutAndMerged) {
 
 TEST_P(LatentKernelConformance, LatentAttentionDoesNotDependOnTheNumberOfThreads) {
   Device alone(GetParam(), 1);
-  const LatentCase c = draw_latent(rng_, DType::kF32, 3, 40, 8, {{1, 2900}, {70, 300}, {1, 10}});
-  EXPECT_EQ(run_latent(device_, c), run_latent(alone, c));
+  for (const DType dtype : kDtypes) {
+    if (!device_->multiplies(dtype)) continue;
+    SCOPED_TRACE(tensor::to_string(dtype));
+    for (const auto& [latent, rotary] : {std::pair<int64_t, int64_t>{40, 8}, {112, 16}}) {
+      const LatentCase c = draw_latent(rng_, dtype, 3, latent, rotary, {{1, 2900}, {70, 300}, {1, 10}});
+      EXPECT_EQ(run_latent(device_, c), run_latent(alone, c)) << latent;
+    }
+  }
 }
 
 TEST_P(LatentKernelConformance, LatentAttentionSurvivesScoresOfAnySize) {
@@ -239,6 +246,7 @@ struct ExpandedCase {
   std::vector<float> q;
   Stored keys, values;  // [heads, nope, latent] and [heads, value, latent]
   ExpandedAttentionArgs args;
+  bool exact = false;  // queries and what is expanded are numbers of bf16 without being rounded
 };
 
 ExpandedCase draw_expanded(Rng& rng, DType dtype, int64_t heads, int64_t latent, int64_t rotary, int64_t nope,
@@ -262,6 +270,27 @@ ExpandedCase draw_expanded(Rng& rng, DType dtype, int64_t heads, int64_t latent,
           .keys = Stored(dtype, draw(rng, heads * nope * latent, size)),
           .values = Stored(dtype, draw(rng, heads * value * latent, size)),
           .args = args};
+}
+
+// The same with numbers of so few digits that no key, value or query is rounded, which leaves a bound that is a small
+// part of what is expected: sums of up to 64 products of whole quarters, each at most a half.
+ExpandedCase draw_exact_expanded(Rng& rng, int64_t heads, int64_t latent, int64_t rotary, int64_t nope, int64_t value,
+                                 std::initializer_list<std::pair<int32_t, int32_t>> queries_and_lengths) {
+  SLUICE_CHECK(latent <= 64, "sums of {} products", latent);
+  ExpandedCase c = draw_expanded(rng, DType::kBf16, heads, latent, rotary, nope, value, queries_and_lengths);
+  const auto whole = [&](size_t count, int64_t largest, float unit) {
+    std::vector<float> values(count);
+    for (float& v : values) {
+      v = unit * static_cast<float>(static_cast<int64_t>(rng.below(static_cast<uint64_t>(2 * largest + 1))) - largest);
+    }
+    return values;
+  };
+  c.latent.cache = Stored(DType::kBf16, whole(c.latent.cache.size(), 2, 1));
+  c.keys = Stored(DType::kBf16, whole(c.keys.size(), 1, 0.25f));
+  c.values = Stored(DType::kBf16, whole(c.values.size(), 1, 0.25f));
+  c.q = whole(c.q.size(), 100, 0x1p-6f);
+  c.exact = true;
+  return c;
 }
 
 std::vector<char> pack_heads(Device& device, const LinearShape& shape, const Stored& weights, int64_t heads) {
@@ -327,7 +356,8 @@ void expect_expanded_within_bound(const ExpandedCase& c, const std::vector<char>
   ref::expanded_attention(args);
 
   // As for latent_attention(). Keys and values are products of `latent` terms, off by as many units of the product of
-  // the norms; in bf16 they are rounded, as queries and weights are, and so is what is stored.
+  // the norms; in bf16 they are rounded, as queries and weights are, and so is what is stored. Where nothing is lost in
+  // keys, values and queries, weights and what is stored are left.
   double largest_q = 0, largest_latent = 0, largest_rotary = 0, largest_key_up = 0, largest_value_up = 0;
   for (int64_t row = 0; row < c.latent.starts.back(); ++row) {
     for (int64_t h = 0; h < heads; ++h) {
@@ -354,15 +384,16 @@ void expect_expanded_within_bound(const ExpandedCase& c, const std::vector<char>
   const double longest = c.latent.lens.empty() ? 0 : *std::max_element(c.latent.lens.begin(), c.latent.lens.end());
   const double score = largest_q * largest_k * c.args.scale;
   const double stored_unit = c.args.dtype == DType::kBf16 ? kBf16Unit : 0;
+  const double input_unit = c.exact ? 0 : stored_unit;
   const double products = static_cast<double>(latent + 1) * kF32Unit;
-  const double weight = score * (2 * stored_unit + products + static_cast<double>(dim + 2) * kF32Unit) +
+  const double weight = score * (2 * input_unit + products + static_cast<double>(dim + 2) * kF32Unit) +
                         kF32Unit * ((longest / 256 + 3) * (4 + 2 * score) + longest);
   SCOPED_TRACE(fmt::format("heads {} latent {} rotary {} nope {} value {} {}", heads, latent, c.args.rotary, nope,
                            value, tensor::to_string(c.args.dtype)));
   expect_within([&](int64_t at) { return got[at]; }, [&](int64_t at) { return want[at]; },
                 static_cast<int64_t>(want.size()),
                 [&](int64_t at) {
-                  return (2.05 * weight + 2.02 * stored_unit + 1.01 * products) * largest_v +
+                  return (2.05 * weight + 1.01 * (stored_unit + input_unit) + 1.01 * products) * largest_v +
                          2.01 * unit_of(c.args.dtype) * std::abs(want[at]);
                 });
 }
@@ -392,10 +423,28 @@ TEST_P(LatentKernelConformance, ExpandedAttentionOfLongChunks) {
   expect_expanded_within_bound(c, run_expanded(device_, c));
 }
 
+// Heads of DeepSeek's form, which are packed for products in bf16.
+TEST_P(LatentKernelConformance, ExpandedAttentionOfHeadsThatArePacked) {
+  if (!device_->multiplies(DType::kBf16)) GTEST_SKIP() << "no products in bf16";
+  const auto expect_bound = [&](const ExpandedCase& c) { expect_expanded_within_bound(c, run_expanded(device_, c)); };
+  const auto narrow = {std::pair{300, 300}, {70, 600}, {1, 290}};
+  expect_bound(draw_exact_expanded(rng_, 3, 48, 16, 48, 64, narrow));
+  expect_bound(draw_expanded(rng_, DType::kBf16, 3, 48, 16, 48, 64, narrow));
+  const auto wide = {std::pair{530, 700}, {33, 330}};
+  expect_bound(draw_exact_expanded(rng_, 2, 64, 64, 128, 128, wide));
+  expect_bound(draw_expanded(rng_, DType::kBf16, 2, 64, 64, 128, 128, wide));
+}
+
 TEST_P(LatentKernelConformance, ExpandedAttentionDoesNotDependOnTheNumberOfThreads) {
   Device alone(GetParam(), 1);
-  const ExpandedCase c = draw_expanded(rng_, DType::kF32, 5, 24, 4, 12, 10, {{70, 300}, {40, 40}});
-  EXPECT_EQ(run_expanded(device_, c), run_expanded(alone, c));
+  for (const DType dtype : kDtypes) {
+    if (!device_->multiplies(dtype)) continue;
+    SCOPED_TRACE(tensor::to_string(dtype));
+    const ExpandedCase odd = draw_expanded(rng_, dtype, 5, 24, 4, 12, 10, {{70, 300}, {40, 40}});
+    EXPECT_EQ(run_expanded(device_, odd), run_expanded(alone, odd));
+    const ExpandedCase packed = draw_expanded(rng_, dtype, 5, 24, 16, 48, 64, {{70, 300}, {40, 40}, {300, 600}});
+    EXPECT_EQ(run_expanded(device_, packed), run_expanded(alone, packed));
+  }
 }
 
 TEST_P(LatentKernelConformance, AttentionOverAnyTypeOfCacheIsThatOverItsValues) {
