@@ -17,20 +17,41 @@ int64_t BlockAttention::visible(const QueryRows& rows, int64_t row, const Positi
   return std::clamp<int64_t>(rows.first_position + row / rows.group + 1 - block.base, 0, block.count);
 }
 
+int64_t BlockAttention::unseen(const QueryRows& rows, int64_t base) {
+  return std::max<int64_t>(0, base - rows.first_position) * rows.group;
+}
+PlainShape BlockAttention::scores_shape(int64_t m, int64_t padded) const {
+  return {.m = m, .k = dim_, .n = padded, .dtype = dtype_, .b_transposed = true};
+}
+PlainShape BlockAttention::sums_shape(int64_t m, int64_t padded, int64_t base) const {
+  return {.m = m, .k = padded, .n = value_, .dtype = dtype_, .accumulate = base > 0};
+}
+
+void BlockAttention::prepare(const QueryRows& rows, int64_t positions, int64_t end) const {
+  for (int64_t base = 0; base < end; base += positions) {
+    // Whole blocks that all rows see are alike from the second one on.
+    if (base > positions && base <= rows.first_position && base + positions <= end) continue;
+    const int64_t m = rows.padded - unseen(rows, base) / kRowStep * kRowStep;
+    const int64_t padded = round_up(std::min(positions, end - base), kPositionStep);
+    products_.prepare(scores_shape(m, padded));
+    products_.prepare(sums_shape(m, padded, base));
+  }
+}
+
 // Causal: rows of earlier positions see nothing of a block and are left out.
 void BlockAttention::add(const QueryRows& rows, const PositionBlock& block) const {
   const bool bf16 = dtype_ == DType::kBf16;
   const int64_t element = bf16 ? 2 : 4;
-  const int64_t unseen = std::max<int64_t>(0, block.base - rows.first_position) * rows.group;
-  const int64_t first = block.packed ? unseen : unseen / kRowStep * kRowStep;
+  const int64_t hidden = unseen(rows, block.base);
+  const int64_t first = block.packed ? hidden : hidden / kRowStep * kRowStep;
   const int64_t end = block.packed ? rows.rows : rows.padded, m = end - first;
   auto* scores = reinterpret_cast<float*>(at_least_bytes(scratch_.scores, m * block.padded * 4));
   char* weights = at_least_bytes(scratch_.weights, m * block.padded * element);
   if (block.packed) {
     score_packed(rows, block, first, scores);
   } else {
-    products_.multiply({.m = m, .k = dim_, .n = block.padded, .dtype = dtype_, .b_transposed = true},
-                       rows.queries + first * dim_ * element, block.keys, scores, thread_);
+    products_.multiply(scores_shape(m, block.padded), rows.queries + first * dim_ * element, block.keys, scores,
+                       thread_);
   }
   for (int64_t r = first; r < end; ++r) {
     const int64_t at = (r - first) * block.padded;
@@ -41,8 +62,8 @@ void BlockAttention::add(const QueryRows& rows, const PositionBlock& block) cons
   if (block.packed) {
     sum_packed(rows, block, first, weights);
   } else {
-    products_.multiply({.m = m, .k = block.padded, .n = value_, .dtype = dtype_, .accumulate = block.base > 0}, weights,
-                       block.values, rows.sums + first * value_, thread_);
+    products_.multiply(sums_shape(m, block.padded, block.base), weights, block.values, rows.sums + first * value_,
+                       thread_);
   }
 }
 

@@ -74,6 +74,9 @@ class BlockAttention {
         scale_(scale),
         thread_(thread) {}
 
+  // Makes the products that add() will need for unpacked blocks of `positions` up to position `end`; see
+  // PlainProducts. Of `rows` the numbers count.
+  void prepare(const QueryRows& rows, int64_t positions, int64_t end) const;
   // Blocks follow each other from position 0 on.
   static void begin(const QueryRows& rows);
   void add(const QueryRows& rows, const PositionBlock& block) const;
@@ -81,6 +84,10 @@ class BlockAttention {
   void finish(const QueryRows& rows, int64_t row, void* out) const;
 
  private:
+  // Rows of earlier positions see nothing of the block from `base` on.
+  static int64_t unseen(const QueryRows& rows, int64_t base);
+  PlainShape scores_shape(int64_t m, int64_t padded) const;
+  PlainShape sums_shape(int64_t m, int64_t padded, int64_t base) const;
   // Positions of `block` that row `row` sees.
   static int64_t visible(const QueryRows& rows, int64_t row, const PositionBlock& block);
   // Scores and weights are those of the rows from `first` on, block.padded apart.

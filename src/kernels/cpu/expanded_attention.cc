@@ -36,10 +36,34 @@ void ExpandedAttention::run(const ExpandedAttentionArgs& args, ThreadPool& pool)
       }
     }
   }
+  if (!pieces_.empty()) prepare(args);
   // The longest pieces, the last rows of long sequences, are handed out first.
   pool.parallel_for(static_cast<int64_t>(pieces_.size()), [&](int64_t i, int thread) {
     attend(args, pieces_[pieces_.size() - 1 - static_cast<size_t>(i)], thread);
   });
+}
+
+void ExpandedAttention::prepare(const ExpandedAttentionArgs& args) {
+  key_products_.clear();
+  value_products_.clear();
+  for (int64_t padded = kPositionStep; padded <= kPositions; padded += kPositionStep) {
+    key_products_.push_back(&linear_.whole_product(*args.key_shape, padded));
+    value_products_.push_back(&linear_.whole_product(*args.value_shape, padded));
+  }
+  if (packs(args)) return;
+  const BlockAttention attention(simd_, products_, scratch_[0].products, args.dtype, args.key_shape->out + args.rotary,
+                                 args.value_shape->out, args.scale, 0);
+  for (const Piece& piece : pieces_) {
+    if (piece.first_head > 0) continue;  // as the first ones
+    const int64_t queries = args.query_start[piece.sequence + 1] - args.query_start[piece.sequence];
+    const int64_t first_position = args.seq_lens[piece.sequence] - queries + piece.first_row;
+    attention.prepare({.rows = piece.rows, .padded = round_up(piece.rows, kRowStep), .first_position = first_position},
+                      kPositions, first_position + piece.rows);
+  }
+}
+
+bool ExpandedAttention::packs(const ExpandedAttentionArgs& args) const {
+  return linear_.lacks_tiles() && packs_positions(args.dtype, args.key_shape->out + args.rotary, args.value_shape->out);
 }
 
 void ExpandedAttention::attend(const ExpandedAttentionArgs& args, const Piece& piece, int thread) {
@@ -117,19 +141,20 @@ PositionBlock ExpandedAttention::expand(const ExpandedAttentionArgs& args, const
   float* expanded = at_least(own.expanded, kPositions * std::max(nope, value));
   char* keys = at_least_bytes(own.keys, kPositions * dim * element);
   char* values = at_least_bytes(own.values, kPositions * value * element);
-  linear_.multiply_whole(*args.key_shape,
+  const auto product = static_cast<size_t>(block.padded / kPositionStep - 1);
+  linear_.multiply_whole(*key_products_[product],
                          static_cast<const char*>(args.keys) + static_cast<size_t>(head) * args.key_stride,
-                         own.latents.data(), block.padded, expanded, thread);
+                         own.latents.data(), expanded, thread);
   for (int64_t c = 0; c < block.padded; ++c) {
     simd_.narrow(expanded + c * nope, nope, keys + c * dim * element, bf16);
     std::memcpy(keys + (c * dim + nope) * element, own.rotary.data() + c * args.rotary * element,
                 static_cast<size_t>(args.rotary * element));
   }
-  linear_.multiply_whole(*args.value_shape,
+  linear_.multiply_whole(*value_products_[product],
                          static_cast<const char*>(args.values) + static_cast<size_t>(head) * args.value_stride,
-                         own.latents.data(), block.padded, expanded, thread);
+                         own.latents.data(), expanded, thread);
   simd_.narrow(expanded, block.padded * value, values, bf16);
-  if (!linear_.lacks_tiles() || !packs_positions(args.dtype, dim, value)) {
+  if (!packs(args)) {
     return {.keys = keys, .values = values, .base = 0, .count = block.count, .padded = block.padded};
   }
   const auto row_of = [](const char* rows, int64_t width) {

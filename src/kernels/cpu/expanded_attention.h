@@ -41,6 +41,8 @@ class ExpandedAttention {
   };
   struct Block;
 
+  void prepare(const ExpandedAttentionArgs& args);      // the products of pieces_
+  bool packs(const ExpandedAttentionArgs& args) const;  // what is expanded
   void attend(const ExpandedAttentionArgs& args, const Piece& piece, int thread);
   void gather(const ExpandedAttentionArgs& args, const Block& block, Scratch& own) const;
   // Without its place among the positions.
@@ -52,6 +54,7 @@ class ExpandedAttention {
   const PlainProducts products_;
   std::vector<Scratch> scratch_;
   std::vector<Piece> pieces_;
+  std::vector<const Product*> key_products_, value_products_;  // of 1, 2, ... times kPositionStep positions
 };
 
 }  // namespace sluice::kernels::cpu

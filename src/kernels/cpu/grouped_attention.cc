@@ -39,6 +39,7 @@ GroupedAttention::GroupedAttention(int threads, const Simd& simd, bool own_produ
 
 void GroupedAttention::run(const AttentionArgs& args, ThreadPool& pool) {
   plan_many(args);
+  prepare(args);
   // The longest pieces, the last rows of long sequences, are handed out first.
   pool.parallel_for(std::ssize(many_), [&](int64_t i, int thread) {
     multiply(args, many_[many_.size() - 1 - static_cast<size_t>(i)], thread);
@@ -65,6 +66,24 @@ void GroupedAttention::plan_many(const AttentionArgs& args) {
       }
     }
   }
+}
+
+void GroupedAttention::prepare(const AttentionArgs& args) {
+  if (packs(args)) return;
+  const int64_t dim = args.head_dim, group = group_of(args);
+  const BlockAttention attention(simd_, products_, scratch_[0].products, args.dtype, dim, dim, args.scale, 0);
+  for (const AttentionPiece& piece : many_) {
+    if (piece.kv_head > 0) continue;  // as the first one
+    attention.prepare({.rows = piece.rows * group,
+                       .padded = round_up(piece.rows * group, kRowStep),
+                       .group = group,
+                       .first_position = piece.end - piece.rows},
+                      kPositions, piece.end);
+  }
+}
+
+bool GroupedAttention::packs(const AttentionArgs& args) const {
+  return own_products_ && packs_positions(args.dtype, args.head_dim, args.head_dim);
 }
 
 void GroupedAttention::plan_few(const AttentionArgs& args) {
@@ -119,7 +138,7 @@ PositionBlock GroupedAttention::read(const AttentionArgs& args, const AttentionP
   const auto stored = [&](const void* cache, int64_t c) {
     return static_cast<const char*>(cache) + slots[c] * args.row.bytes();
   };
-  if (own_products_ && packs_positions(args.dtype, dim, dim)) {
+  if (packs(args)) {
     char* const wide = at_least_bytes(own.rows, (kPackRows + 1) * bytes);
     char* const zeros = wide + kPackRows * bytes;
     std::memset(zeros, 0, static_cast<size_t>(bytes));

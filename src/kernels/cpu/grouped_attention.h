@@ -40,7 +40,9 @@ class GroupedAttention {
   };
 
   void plan_many(const AttentionArgs& args);
+  void prepare(const AttentionArgs& args);  // the products of many_
   void plan_few(const AttentionArgs& args);
+  bool packs(const AttentionArgs& args) const;  // keys and values of the products
   void multiply(const AttentionArgs& args, const AttentionPiece& piece, int thread);
   // The positions from `base` on that a piece's rows see, kPositions at most.
   PositionBlock read(const AttentionArgs& args, const AttentionPiece& piece, int64_t base, Scratch& own) const;

@@ -4,8 +4,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "base/check.h"
-
 namespace sluice::kernels::cpu {
 namespace {
 
@@ -21,6 +19,13 @@ constexpr int64_t kProductRows = 256;
 constexpr int64_t kEnoughPieces = 16;
 constexpr int64_t kShortestCut = 1024;
 
+PlainShape scores_shape(int64_t m, int64_t width, int64_t padded, DType dtype) {
+  return {.m = m, .k = width, .n = padded, .dtype = dtype, .b_transposed = true};
+}
+PlainShape sums_shape(int64_t m, int64_t width, int64_t padded, DType dtype, bool accumulate) {
+  return {.m = m, .k = padded, .n = width, .dtype = dtype, .accumulate = accumulate};
+}
+
 }  // namespace
 
 LatentAttention::LatentAttention(int threads, const Simd& simd)
@@ -28,7 +33,9 @@ LatentAttention::LatentAttention(int threads, const Simd& simd)
 
 void LatentAttention::run(const LatentAttentionArgs& args, ThreadPool& pool) {
   plan(args);
-  packed_ = packs(args.latent + args.rotary, args.dtype);
+  const int64_t width = args.latent + args.rotary;
+  packed_ = packs(width, args.dtype) && prepare(args, /*packed=*/true);
+  if (!packed_) prepare(args, /*packed=*/false);
   // The longest pieces, the last rows of long sequences, are handed out first.
   pool.parallel_for(static_cast<int64_t>(pieces_.size()), [&](int64_t i, int thread) {
     attend(args, pieces_[pieces_.size() - 1 - static_cast<size_t>(i)], thread);
@@ -80,12 +87,40 @@ void LatentAttention::plan(const LatentAttentionArgs& args) {
   }
 }
 
-void LatentAttention::multiply_packed(int64_t m, int64_t k, int64_t n, bool accumulate, const void* a, const void* b,
-                                      float* c, int thread) const {
-  const Product& product =
-      packed_products_.product(m, /*padded=*/false, k, n, n, DType::kBf16, accumulate, /*bias=*/false);
-  SLUICE_CHECK(!product.staged, "a product whose rows follow each other is written to a place of its own");
-  packed_products_.execute(product, a, b, c, nullptr, thread);
+bool LatentAttention::prepare(const LatentAttentionArgs& args, bool packed) {
+  const int64_t width = args.latent + args.rotary, step = packed ? kPairColumns : kPositionStep;
+  int64_t m = 0;
+  uint64_t made = 0;  // of m rows, by positions and `accumulate`
+  for (const Piece& piece : pieces_) {
+    if (piece.rows * args.n_heads != m) made = 0;
+    m = piece.rows * args.n_heads;
+    for (int64_t base = piece.begin; base < piece.end; base += kPositions) {
+      const bool accumulate = base > piece.begin;
+      const int64_t padded = round_up(std::min(kPositions, piece.end - base), step);
+      const uint64_t own = uint64_t{1} << (2 * padded / kPositionStep + accumulate);
+      if ((made & own) != 0) continue;
+      made |= own;
+      if (!packed) {
+        products_.prepare(scores_shape(m, width, padded, args.dtype));
+        products_.prepare(sums_shape(m, width, padded, args.dtype, accumulate));
+      } else if (scores_product(m, width, padded).staged || sums_product(m, width, padded, accumulate).staged) {
+        // Results would need a place of their own first.
+        packed_width_ = 0;
+        plain_width_ = width;
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+const Product& LatentAttention::scores_product(int64_t m, int64_t width, int64_t padded) const {
+  return packed_products_.product(m, /*padded=*/false, width, padded, padded, DType::kBf16, /*accumulate=*/false,
+                                  /*bias=*/false);
+}
+const Product& LatentAttention::sums_product(int64_t m, int64_t width, int64_t padded, bool accumulate) const {
+  return packed_products_.product(m, /*padded=*/false, padded, width, width, DType::kBf16, accumulate,
+                                  /*bias=*/false);
 }
 
 bool LatentAttention::packs(int64_t width, DType dtype) {
@@ -170,10 +205,9 @@ void LatentAttention::attend(const LatentAttentionArgs& args, const Piece& piece
     const int64_t padded = round_up(count, packed_ ? kPairColumns : kPositionStep);
     read(args, slots + base, count, padded, piece.end - base, own);
     if (packed_) {
-      multiply_packed(rows, width, padded, /*accumulate=*/false, q, own.keys[0].bytes, scores, thread);
+      packed_products_.execute(scores_product(rows, width, padded), q, own.keys[0].bytes, scores, nullptr, thread);
     } else {
-      products_.multiply({.m = rows, .k = width, .n = padded, .dtype = args.dtype, .b_transposed = true}, q,
-                         own.keys[0].bytes, scores, thread);
+      products_.multiply(scores_shape(rows, width, padded, args.dtype), q, own.keys[0].bytes, scores, thread);
     }
     for (int64_t i = 0; i < rows; ++i) {
       // Causal: a row sees itself and what is before it.
@@ -185,10 +219,11 @@ void LatentAttention::attend(const LatentAttentionArgs& args, const Piece& piece
     // The rotary columns are summed as well: rows that follow each other are faster than fewer columns.
     const bool accumulate = base > piece.begin;
     if (packed_) {
-      multiply_packed(rows, padded, width, accumulate, weights, own.values[0].bytes, sums, thread);
+      packed_products_.execute(sums_product(rows, width, padded, accumulate), weights, own.values[0].bytes, sums,
+                               nullptr, thread);
     } else {
-      products_.multiply({.m = rows, .k = padded, .n = width, .dtype = args.dtype, .accumulate = accumulate}, weights,
-                         own.keys[0].bytes, sums, thread);
+      products_.multiply(sums_shape(rows, width, padded, args.dtype, accumulate), weights, own.keys[0].bytes, sums,
+                         thread);
     }
   }
 

@@ -48,9 +48,13 @@ class LatentAttention {
   void read(const LatentAttentionArgs& args, const int32_t* slots, int64_t count, int64_t padded, int64_t visible,
             Scratch& own) const;
   void merge(const LatentAttentionArgs& args, size_t first, size_t last) const;
-  // C [m, n] = A [m, k] B, or C += A B; B packed.
-  void multiply_packed(int64_t m, int64_t k, int64_t n, bool accumulate, const void* a, const void* b, float* c,
-                       int thread) const;
+  // Makes the products of pieces_ before the pool runs. False: packed ones would not write to where their results
+  // belong.
+  bool prepare(const LatentAttentionArgs& args, bool packed);
+  // Of m rows and `padded` positions, packed.
+  const Product& scores_product(int64_t m, int64_t width, int64_t padded) const;
+  const Product& sums_product(int64_t m, int64_t width, int64_t padded, bool accumulate) const;
+  // True if the form of such rows is known.
   bool packs(int64_t width, DType dtype);
 
   const Simd& simd_;

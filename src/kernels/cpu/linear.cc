@@ -47,12 +47,29 @@ struct Layout {
 };
 
 bool is_kept(const LinearShape& shape) { return shape.stored != DType::kF32; }
-// Its form: tiles of quantised.h, tiles of f8_tiles.h, or rows of FP8 as they are in a file.
-enum class Kept : uint8_t { kTiles, kF8Tiles, kF8Rows };
+// Its form, unless it is packed for products: tiles of quantised.h, tiles of f8_tiles.h, or rows of FP8 as they are in
+// a file.
+enum class Kept : uint8_t { kNot, kTiles, kF8Tiles, kF8Rows };
 // In the tiles of quantised.h.
 bool in_tiles(const LinearShape& shape) { return keeps_blocks(shape.stored); }
 // The slabs of kWideColumns columns.
 int64_t wide_slabs(const LinearShape& shape) { return (shape.out + kWideColumns - 1) / kWideColumns; }
+
+// The product of as many rows as are taken at once, and that of the rest; null if there are none.
+struct ByRows {
+  const Product* most = nullptr;
+  const Product* rest = nullptr;
+  const Product& of(int64_t rows) const { return rows == kMaxRows ? *most : *rest; }
+};
+template <class ProductOf>
+ByRows by_rows(int64_t n, const ProductOf& product_of) {
+  return {.most = n < kMaxRows ? nullptr : &product_of(kMaxRows),
+          .rest = n % kMaxRows == 0 ? nullptr : &product_of(n % kMaxRows)};
+}
+// Of all slabs but the last and of the last, which may be narrower.
+struct SlabProducts {
+  ByRows wide, last;
+};
 
 }  // namespace
 
@@ -144,14 +161,16 @@ class Linear::Impl {
         rounded_.resize(args.n, shape.in);
         pool.parallel_for(args.n, [&](int64_t row, int) { round(args, row, row); });
       }
+      const SlabProducts products = widened_products(kept, shape, args.n, args.accumulate, args.bias != nullptr);
       return pool.parallel_for(kept_tasks(kept, shape, args.n), [&](int64_t task, int thread) {
-        multiply_kept(kept, args, task, /*rounded=*/0, thread);
+        multiply_kept(kept, args, products, task, /*rounded=*/0, thread);
       });
     }
     const Layout& slabs = cached_layout(shape);
+    const SlabProducts products = slab_products(slabs, shape, args.n, args.accumulate, args.bias != nullptr);
     const int64_t pieces = (args.n + kMaxRows - 1) / kMaxRows, count = std::ssize(slabs.slabs);
     pool.parallel_for(pieces * count, [&](int64_t task, int thread) {
-      multiply_slab(args, slabs.slabs[static_cast<size_t>(task % count)], task / count * kMaxRows, thread);
+      multiply_slab(args, slabs, products, task % count, task / count * kMaxRows, thread);
     });
   }
 
@@ -160,7 +179,7 @@ class Linear::Impl {
     // The largest groups are handed out first, so that the threads end together.
     groups_.clear();
     for (int64_t e = 0; e < args.experts; ++e) {
-      if (args.counts[e] > 0) groups_.push_back({e, 0});
+      if (args.counts[e] > 0) groups_.push_back({.index = e});
     }
     std::sort(groups_.begin(), groups_.end(), [&](const Group& a, const Group& b) {
       return args.counts[a.index] != args.counts[b.index] ? args.counts[a.index] > args.counts[b.index]
@@ -168,11 +187,20 @@ class Linear::Impl {
     });
     static const Layout kNoSlabs;
     const Layout& slabs = is_kept(shape) ? kNoSlabs : cached_layout(shape);
-    const Kept kept = is_kept(shape) ? kept_as(shape) : Kept::kTiles;
+    const Kept kept = kept_as(shape);
     int64_t tasks = 0;
-    for (Group& group : groups_) {
+    for (size_t i = 0; i < groups_.size(); ++i) {
+      Group& group = groups_[i];
+      const int64_t rows = args.counts[group.index];
       group.first_task = tasks;
-      tasks += is_kept(shape) ? kept_tasks(kept, shape, args.counts[group.index]) : std::ssize(slabs.slabs);
+      if (i > 0 && rows == args.counts[groups_[i - 1].index]) {
+        group.products = groups_[i - 1].products;
+      } else if (kept == Kept::kNot) {
+        group.products = slab_products(slabs, shape, rows, /*accumulate=*/false, /*bias=*/false);
+      } else {
+        group.products = widened_products(kept, shape, rows, /*accumulate=*/false, /*bias=*/false);
+      }
+      tasks += kept == Kept::kNot ? std::ssize(slabs.slabs) : kept_tasks(kept, shape, rows);
     }
     const int64_t element = shape.dtype == DType::kBf16 ? 2 : 4;
     if (in_tiles(shape) && shape.rounded) round_groups(args, pool);
@@ -188,20 +216,20 @@ class Linear::Impl {
           .out = args.out + start * shape.out,
           .n = args.counts[group.index]};
       const int64_t task = i - group.first_task;
-      if (is_kept(shape)) return multiply_kept(kept, own, task, /*rounded=*/start, thread);
+      if (kept != Kept::kNot) return multiply_kept(kept, own, group.products, task, /*rounded=*/start, thread);
       // One slab, which stays in the cache for all rows.
       for (int64_t first = 0; first < own.n; first += kMaxRows) {
-        multiply_slab(own, slabs.slabs[static_cast<size_t>(task)], first, thread);
+        multiply_slab(own, slabs, group.products, task, first, thread);
       }
     });
   }
 
-  void multiply_whole(const LinearShape& shape, const void* weight, const void* in, int64_t rows, float* out,
-                      int thread) const {
-    products_.execute(
-        products_.product(rows, /*padded=*/true, shape.in, shape.out, shape.out, shape.dtype, /*accumulate=*/false,
-                          /*bias=*/false),
-        in, weight, out, nullptr, thread);
+  const Product& whole_product(const LinearShape& shape, int64_t rows) const {
+    return products_.product(rows, /*padded=*/true, shape.in, shape.out, shape.out, shape.dtype, /*accumulate=*/false,
+                             /*bias=*/false);
+  }
+  void multiply_whole(const Product& product, const void* weight, const void* in, float* out, int thread) const {
+    products_.execute(product, in, weight, out, nullptr, thread);
   }
 
   // A task is some rows of one head, gathered for a product of their own.
@@ -211,6 +239,7 @@ class Linear::Impl {
     const bool bf16 = shape.dtype == DType::kBf16, out_bf16 = args.out_dtype == DType::kBf16;
     const int64_t element = bf16 ? 2 : 4, out_element = out_bf16 ? 2 : 4;
     const int64_t row_tasks = (args.n + kMaxRows - 1) / kMaxRows;
+    const ByRows products = by_rows(args.n, [&](int64_t rows) -> const Product& { return whole_product(shape, rows); });
     pool.parallel_for(args.n_heads * row_tasks, [&](int64_t task, int thread) {
       const int64_t h = task / row_tasks, first = task % row_tasks * kMaxRows;
       const int64_t rows = std::min(kMaxRows, args.n - first), padded = Linear::padded_rows(rows);
@@ -222,8 +251,9 @@ class Linear::Impl {
         simd_.narrow(args.in + (first + r) * args.in_stride + h * args.in_head_stride, shape.in,
                      in.data() + r * shape.in * element, bf16);
       }
-      multiply_whole(shape, static_cast<const char*>(args.weights) + static_cast<size_t>(h) * args.weight_stride,
-                     in.data(), rows, out.data(), thread);
+      multiply_whole(products.of(rows),
+                     static_cast<const char*>(args.weights) + static_cast<size_t>(h) * args.weight_stride, in.data(),
+                     out.data(), thread);
       for (int64_t r = 0; r < rows; ++r) {
         simd_.narrow(out.data() + r * shape.out, shape.out,
                      static_cast<char*>(args.out) + ((first + r) * args.n_heads + h) * shape.out * out_element,
@@ -233,14 +263,16 @@ class Linear::Impl {
   }
 
  private:
-  // An expert that has rows, and the number of its first task.
+  // An expert that has rows, the number of its first task, and what multiplies its rows.
   struct Group {
-    int64_t index;
-    int64_t first_task;
+    int64_t index = 0;
+    int64_t first_task = 0;
+    SlabProducts products;
   };
 
   // By the rank's thread, once for a call.
   Kept kept_as(const LinearShape& shape) const {
+    if (!is_kept(shape)) return Kept::kNot;
     if (in_tiles(shape)) return Kept::kTiles;
     const auto [known, fresh] = f8_forms_.try_emplace({shape.in, shape.dtype});
     if (fresh) known->second = in_f8_tiles(shape) ? Kept::kF8Tiles : Kept::kF8Rows;
@@ -286,9 +318,10 @@ class Linear::Impl {
 
   // A task's columns of a product of a weight that is kept as it is stored. `rounded` is the place of the first row
   // among the rounded ones.
-  void multiply_kept(Kept kept, const LinearArgs& args, int64_t task, int64_t rounded, int thread) const {
+  void multiply_kept(Kept kept, const LinearArgs& args, const SlabProducts& products, int64_t task, int64_t rounded,
+                     int thread) const {
     const LinearShape& shape = *args.shape;
-    if (args.n > few_rows(kept, shape)) return multiply_widened(kept, args, task, thread);
+    if (args.n > few_rows(kept, shape)) return multiply_widened(kept, args, products, task, thread);
     if (kept == Kept::kF8Tiles) return multiply_f8_tile(args, task, thread);
     if (kept == Kept::kF8Rows) return multiply_f8_rows(args, task, thread);
     const int64_t first = task * task_tiles(shape);
@@ -324,7 +357,8 @@ class Linear::Impl {
   }
 
   // A slab of kWideColumns columns, widened for oneDNN: [in, columns] of dtype, as the form of wide_product() wants it.
-  void multiply_widened(Kept kept, const LinearArgs& args, int64_t task, int thread) const {
+  void multiply_widened(Kept kept, const LinearArgs& args, const SlabProducts& products, int64_t task,
+                        int thread) const {
     const LinearShape& shape = *args.shape;
     const bool bf16 = shape.dtype == DType::kBf16, bias = args.bias != nullptr;
     const int64_t element = bf16 ? 2 : 4, first = task * kWideColumns;
@@ -337,15 +371,13 @@ class Linear::Impl {
     for (int64_t row = 0; row < args.n; row += kMaxRows) {
       const int64_t rows = std::min(kMaxRows, args.n - row);
       const void* in = static_cast<const char*>(args.in) + row * shape.in * element;
+      const Product& product = (columns == kWideColumns ? products.wide : products.last).of(rows);
       if (width == columns) {
-        run(wide_product(kept, shape, rows, width, args.accumulate, bias), args, in, weight,
-            args.out + row * shape.out + first, bias ? args.bias + first : nullptr, thread);
+        run(product, args, in, weight, args.out + row * shape.out + first, bias ? args.bias + first : nullptr, thread);
         continue;
       }
       float* whole = at_least(staging_[static_cast<size_t>(thread)], Linear::padded_rows(rows) * kWideColumns);
-      products_.execute(products_.product(rows, /*padded=*/true, shape.in, kWideColumns, kWideColumns, shape.dtype,
-                                          /*accumulate=*/false, /*bias=*/false, wide_form(kept, shape)),
-                        in, weight, whole, nullptr, thread);
+      products_.execute(product, in, weight, whole, nullptr, thread);
       put_columns(args, row, rows, first, columns, whole, kWideColumns);
     }
   }
@@ -389,14 +421,52 @@ class Linear::Impl {
                              wide_form(kept, shape));
   }
 
+  // What multiply_widened() needs for n rows, made before the pool runs: an error of oneDNN cannot leave a task.
+  SlabProducts widened_products(Kept kept, const LinearShape& shape, int64_t n, bool accumulate, bool bias) const {
+    SlabProducts products;
+    if (n <= few_rows(kept, shape)) return products;
+    const auto whole = [&](int64_t rows) -> const Product& {
+      return wide_product(kept, shape, rows, kWideColumns, accumulate, bias);
+    };
+    // Columns that are not all there, of which the result is brought to its place.
+    const auto staged = [&](int64_t rows) -> const Product& {
+      return products_.product(rows, /*padded=*/true, shape.in, kWideColumns, kWideColumns, shape.dtype,
+                               /*accumulate=*/false, /*bias=*/false, wide_form(kept, shape));
+    };
+    const int64_t left = shape.out % kWideColumns;
+    const auto narrow = [&](int64_t rows) -> const Product& {
+      return wide_form(kept, shape) == Form::kColumns ? wide_product(kept, shape, rows, left, accumulate, bias)
+                                                      : staged(rows);
+    };
+    if (shape.out >= kWideColumns) products.wide = by_rows(n, whole);
+    if (left > 0) products.last = by_rows(n, narrow);
+    return products;
+  }
+
+  // What multiply_slab() needs for n rows, likewise.
+  SlabProducts slab_products(const Layout& slabs, const LinearShape& shape, int64_t n, bool accumulate,
+                             bool bias) const {
+    const auto of = [&](int64_t width) {
+      return by_rows(n, [&](int64_t rows) -> const Product& {
+        return products_.product(rows, /*padded=*/true, shape.in, width, shape.out, shape.dtype, accumulate, bias);
+      });
+    };
+    SlabProducts products;
+    products.wide = of(slabs.slabs.front().width);
+    const int64_t last = slabs.slabs.back().width;
+    products.last = last == slabs.slabs.front().width ? products.wide : of(last);
+    return products;
+  }
+
   // Columns of a product of a packed weight, for rows from `first` on, kMaxRows at most.
-  void multiply_slab(const LinearArgs& args, const Slab& slab, int64_t first, int thread) const {
+  void multiply_slab(const LinearArgs& args, const Layout& slabs, const SlabProducts& products, int64_t index,
+                     int64_t first, int thread) const {
     const LinearShape& shape = *args.shape;
+    const Slab& slab = slabs.slabs[static_cast<size_t>(index)];
     const int64_t element = shape.dtype == DType::kBf16 ? 2 : 4;
     const int64_t rows = std::min(kMaxRows, args.n - first);
-    run(products_.product(rows, /*padded=*/true, shape.in, slab.width, shape.out, shape.dtype, args.accumulate,
-                          args.bias != nullptr),
-        args, static_cast<const char*>(args.in) + first * shape.in * element,
+    run((index + 1 < std::ssize(slabs.slabs) ? products.wide : products.last).of(rows), args,
+        static_cast<const char*>(args.in) + first * shape.in * element,
         static_cast<const char*>(args.weight) + slab.offset, args.out + first * shape.out + slab.first,
         args.bias == nullptr ? nullptr : args.bias + slab.first, thread);
   }
@@ -464,9 +534,11 @@ void Linear::multiply(const LinearArgs& args, ThreadPool& pool) const {
 void Linear::multiply_groups(const GroupedLinearArgs& args, ThreadPool& pool) const {
   impl_->multiply_groups(args, pool);
 }
-void Linear::multiply_whole(const LinearShape& shape, const void* weight, const void* in, int64_t rows, float* out,
-                            int thread) const {
-  impl_->multiply_whole(shape, weight, in, rows, out, thread);
+const Product& Linear::whole_product(const LinearShape& shape, int64_t rows) const {
+  return impl_->whole_product(shape, rows);
+}
+void Linear::multiply_whole(const Product& product, const void* weight, const void* in, float* out, int thread) const {
+  impl_->multiply_whole(product, weight, in, out, thread);
 }
 void Linear::multiply_heads(const HeadLinearArgs& args, ThreadPool& pool) const { impl_->multiply_heads(args, pool); }
 

@@ -13,6 +13,8 @@
 
 namespace sluice::kernels::cpu {
 
+struct Product;  // packed_products.h
+
 class Linear {
  public:
   // `threads` of the pool that multiply() will be called with.
@@ -32,9 +34,11 @@ class Linear {
   void multiply(const LinearArgs& args, ThreadPool& pool) const;
   void multiply_groups(const GroupedLinearArgs& args, ThreadPool& pool) const;
   void multiply_heads(const HeadLinearArgs& args, ThreadPool& pool) const;
-  // out [rows, shape.out] = in W^T with a whole weight, by thread `thread` of the pool alone. Both have padded_rows().
-  void multiply_whole(const LinearShape& shape, const void* weight, const void* in, int64_t rows, float* out,
-                      int thread) const;
+  // A product of `rows` rows with a whole weight: out [rows, shape.out] = in W^T. To be asked for before the pool runs,
+  // since it may have to be made, and an error of oneDNN cannot leave a task. Valid as long as this.
+  const Product& whole_product(const LinearShape& shape, int64_t rows) const;
+  // By thread `thread` of the pool alone. `in` and `out` have padded_rows().
+  void multiply_whole(const Product& product, const void* weight, const void* in, float* out, int thread) const;
 
  private:
   class Impl;

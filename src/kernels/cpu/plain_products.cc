@@ -26,12 +26,11 @@ class PlainProducts::Impl {
 
   const Product& product(const PlainShape& shape) const {
     const std::lock_guard lock(mu_);
-    auto& product = products_[shape];
-    if (product) return *product;
+    if (const auto known = products_.find(shape); known != products_.end()) return *known->second;
     SLUICE_CHECK(shape.dtype == DType::kF32 || shape.dtype == DType::kBf16, "products in {}",
                  tensor::to_string(shape.dtype));
     const auto type = shape.dtype == DType::kBf16 ? Memory::data_type::bf16 : Memory::data_type::f32;
-    product = std::make_unique<Product>();
+    auto product = std::make_unique<Product>();
     product->a = Memory::desc({shape.m, shape.k}, type, Memory::format_tag::ab);
     product->b =
         Memory::desc({shape.k, shape.n}, type, shape.b_transposed ? Memory::format_tag::ba : Memory::format_tag::ab);
@@ -48,7 +47,7 @@ class PlainProducts::Impl {
     product->scratch = primitive.scratchpad_desc();
     product->implementation = primitive.impl_info_str();
     product->primitive = dnnl::matmul(primitive);
-    return *product;
+    return *products_.emplace(shape, std::move(product)).first->second;
   }
 
   void multiply(const PlainShape& shape, const void* a, const void* b, float* c, int thread) const {
@@ -77,6 +76,7 @@ PlainProducts::~PlainProducts() = default;
 void PlainProducts::multiply(const PlainShape& shape, const void* a, const void* b, float* c, int thread) const {
   impl_->multiply(shape, a, b, c, thread);
 }
+void PlainProducts::prepare(const PlainShape& shape) const { impl_->product(shape); }
 std::string PlainProducts::implementation(const PlainShape& shape) const {
   return impl_->product(shape).implementation;
 }

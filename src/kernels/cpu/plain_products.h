@@ -27,6 +27,9 @@ class PlainProducts {
   explicit PlainProducts(int threads);
   ~PlainProducts();
 
+  // Makes what multiply() needs for a shape, if it is not there yet. To be called before the pool runs: an error of
+  // oneDNN cannot leave a task.
+  void prepare(const PlainShape& shape) const;
   // `thread` is the caller's number in the pool.
   void multiply(const PlainShape& shape, const void* a, const void* b, float* c, int thread) const;
   // oneDNN's name of what it chose; "ref..." must not happen.
