@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/cpu/memory.h"
@@ -36,23 +37,33 @@ struct PositionBlock {
   // By pack_positions(), for our own products: keys over their values, values over positions.
   bool packed = false;
 };
-// True if blocks should be packed where the machine multiplies best by our own loops (Linear::lacks_tiles()).
+// True if blocks should be packed where the machine multiplies best by our own loops (Linear::pairs_are_fastest()).
 constexpr bool packs_positions(DType dtype, int64_t dim, int64_t value) {
   return dtype == DType::kBf16 && dim % 32 == 0 && value % kPairColumns == 0;
 }
-// Rows of bf16, `width` values each, as Simd::pack_pairs does. row_of(c) is row c of them; one of the results is null.
-template <class RowOf>
+// No rows are asked for ahead.
+struct NoneAhead {
+  const void* operator()(int64_t) const { return nullptr; }
+};
+// Rows of bf16, `width` values each, as Simd::pack_pairs does. row_of(c) is row c of them, valid until that of
+// c + kPackRows is asked for; either result may be null. next_of(c) is what will be read kPackRows rows later.
+template <class RowOf, class NextOf = NoneAhead>
 void pack_positions(const Simd& simd, int64_t padded, int64_t width, const RowOf& row_of, char* over_values,
-                    char* over_rows) {
+                    char* over_rows, const NextOf& next_of = {}) {
   static_assert(kPositionStep % kPackRows == 0 && kPositionStep == kPairColumns);
   for (int64_t first = 0; first < padded; first += kPackRows) {
     const uint16_t* rows[kPackRows];
-    for (int64_t r = 0; r < kPackRows; ++r) rows[r] = row_of(first + r);
+    const void* next[kPackRows];
+    for (int64_t r = 0; r < kPackRows; ++r) {
+      rows[r] = row_of(first + r);
+      next[r] = next_of(first + r);
+    }
     auto* values = reinterpret_cast<uint16_t*>(over_values);
     auto* pairs = reinterpret_cast<uint16_t*>(over_rows);
     if (values != nullptr) values += first / kPairColumns * kPairColumns * width + first % kPairColumns * 2;
     if (pairs != nullptr) pairs += first * kPairColumns;
-    simd.pack_pairs(rows, width, values, pairs, padded * kPairColumns, nullptr);
+    simd.pack_pairs(rows, width, values, pairs, padded * kPairColumns,
+                    std::is_same_v<NextOf, NoneAhead> ? nullptr : next);
   }
 }
 

@@ -30,7 +30,7 @@ class CpuBackend final : public Backend {
       : simd_(cpu::choose_simd()),
         pool_(threads),
         linear_(threads, simd_),
-        grouped_attention_(threads, simd_, linear_.lacks_tiles()),
+        grouped_attention_(threads, simd_, linear_.pairs_are_fastest()),
         latent_attention_(threads, simd_),
         expanded_attention_(threads, simd_, linear_),
         scratch_(static_cast<size_t>(threads)) {}

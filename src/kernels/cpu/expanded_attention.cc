@@ -63,7 +63,8 @@ void ExpandedAttention::prepare(const ExpandedAttentionArgs& args) {
 }
 
 bool ExpandedAttention::packs(const ExpandedAttentionArgs& args) const {
-  return linear_.lacks_tiles() && packs_positions(args.dtype, args.key_shape->out + args.rotary, args.value_shape->out);
+  return linear_.pairs_are_fastest() &&
+         packs_positions(args.dtype, args.key_shape->out + args.rotary, args.value_shape->out);
 }
 
 void ExpandedAttention::attend(const ExpandedAttentionArgs& args, const Piece& piece, int thread) {

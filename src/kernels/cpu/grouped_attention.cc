@@ -89,14 +89,20 @@ bool GroupedAttention::packs(const AttentionArgs& args) const {
 void GroupedAttention::plan_few(const AttentionArgs& args) {
   few_.clear();
   cuts_.clear();
-  int64_t pieces = 0;
+  int64_t pieces = 0, of_all_heads = 0;
   for (int64_t s = 0; s < args.n_seqs; ++s) {
-    if (!has_many_rows(args, s)) pieces += (queries_of(args, s) + kLoopRows - 1) / kLoopRows;
+    if (has_many_rows(args, s)) continue;
+    const int64_t queries = queries_of(args, s);
+    for (int64_t row = 0; row < queries; row += kLoopRows) {
+      ++pieces;
+      if (takes_all_heads(args, std::min(kLoopRows, queries - row))) ++of_all_heads;
+    }
   }
   if (pieces == 0) return;
   // Rows of the cache are read fastest as a whole.
   const bool whole_rows = pieces >= kEnoughPieces / 2;
-  const int64_t uncut = whole_rows ? pieces : pieces * args.n_kv_heads;
+  if (!whole_rows) of_all_heads = 0;
+  const int64_t uncut = of_all_heads + (pieces - of_all_heads) * args.n_kv_heads;
   const int64_t wanted = (kEnoughPieces + uncut - 1) / uncut, width = group_of(args) * (args.head_dim + 2);
   int64_t partial_floats = 0;
   for (int64_t s = 0; s < args.n_seqs; ++s) {

@@ -15,7 +15,7 @@ namespace sluice::kernels::cpu {
 class GroupedAttention {
  public:
   // `threads` of the pool that run() is called with. `own_products`: those of `simd` are as fast as any
-  // (lacks_tiles()).
+  // (pairs_are_fastest()).
   GroupedAttention(int threads, const Simd& simd, bool own_products);
 
   // By the rank's thread. In bf16, queries and weights of products are rounded to it. The result does not depend on the

@@ -4,14 +4,16 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/cpu/block_attention.h"
+
 namespace sluice::kernels::cpu {
 namespace {
 
 // Positions that are gathered at a time: with DeepSeek's rows of 576 values they fit the second cache.
 constexpr int64_t kPositions = 256;
 // The last block of positions is filled with zeros to a multiple of this, so that few shapes of products occur.
-constexpr int64_t kPositionStep = 32;
-static_assert(kPositions % kPairColumns == 0 && kPairColumns % kPositionStep == 0);
+constexpr int64_t kPlainStep = 32;
+static_assert(kPositions % kPairColumns == 0 && kPairColumns % kPlainStep == 0);
 // Rows of the products, query rows times heads: enough to fill the matrix units.
 constexpr int64_t kProductRows = 256;
 // A long sequence is cut where a step has fewer pieces of work than this, into pieces of at least kShortestCut
@@ -88,7 +90,7 @@ void LatentAttention::plan(const LatentAttentionArgs& args) {
 }
 
 bool LatentAttention::prepare(const LatentAttentionArgs& args, bool packed) {
-  const int64_t width = args.latent + args.rotary, step = packed ? kPairColumns : kPositionStep;
+  const int64_t width = args.latent + args.rotary, step = packed ? kPairColumns : kPlainStep;
   int64_t m = 0;
   uint64_t made = 0;  // of m rows, by positions and `accumulate`
   for (const Piece& piece : pieces_) {
@@ -97,7 +99,7 @@ bool LatentAttention::prepare(const LatentAttentionArgs& args, bool packed) {
     for (int64_t base = piece.begin; base < piece.end; base += kPositions) {
       const bool accumulate = base > piece.begin;
       const int64_t padded = round_up(std::min(kPositions, piece.end - base), step);
-      const uint64_t own = uint64_t{1} << (2 * padded / kPositionStep + accumulate);
+      const uint64_t own = uint64_t{1} << (2 * padded / kPlainStep + accumulate);
       if ((made & own) != 0) continue;
       made |= own;
       if (!packed) {
@@ -146,31 +148,23 @@ void LatentAttention::read(const LatentAttentionArgs& args, const int32_t* slots
     std::memset(keys + count * bytes, 0, static_cast<size_t>((padded - count) * bytes));
     return;
   }
-  const int64_t block = padded * kPairColumns;  // values
-  auto* over_values = reinterpret_cast<uint16_t*>(keys);
-  auto* over_rows = reinterpret_cast<uint16_t*>(at_least_bytes(own.values, kPositions * bytes));
-  char* wide = at_least_bytes(own.rows, kPackRows * bytes);
-  const uint16_t* rows[kPackRows];
-  const void* next[kPackRows];
-  for (int64_t first = 0; first < padded; first += kPackRows) {
-    for (int64_t r = 0; r < kPackRows; ++r) {
-      char* own_row = wide + r * bytes;
-      const int64_t c = first + r;
-      next[r] = row(std::min(c + kPackRows, visible - 1));
-      if (c < count && args.row.dtype == DType::kBf16) {
-        rows[r] = reinterpret_cast<const uint16_t*>(row(c));
-        continue;
-      }
-      rows[r] = reinterpret_cast<const uint16_t*>(own_row);
-      if (c < count) {
-        simd_.read_kv(row(c), args.row, 0, width, own_row, bf16);
-      } else {
-        std::memset(own_row, 0, static_cast<size_t>(bytes));
-      }
+  char* values = at_least_bytes(own.values, kPositions * bytes);
+  char* const wide = at_least_bytes(own.rows, (kPackRows + 1) * bytes);
+  char* const zeros = wide + kPackRows * bytes;
+  std::memset(zeros, 0, static_cast<size_t>(bytes));
+  const auto row_of = [&](int64_t c) {
+    const char* from = zeros;
+    if (c < count && args.row.dtype == DType::kBf16) {
+      from = row(c);
+    } else if (c < count) {
+      char* to = wide + c % kPackRows * bytes;
+      simd_.read_kv(row(c), args.row, 0, width, to, bf16);
+      from = to;
     }
-    simd_.pack_pairs(rows, width, over_values + first / kPairColumns * kPairColumns * width + first % kPairColumns * 2,
-                     over_rows + first * kPairColumns, block, next);
-  }
+    return reinterpret_cast<const uint16_t*>(from);
+  };
+  const auto next_of = [&](int64_t c) { return row(std::min(c + kPackRows, visible - 1)); };
+  pack_positions(simd_, padded, width, row_of, keys, values, next_of);
 }
 
 void LatentAttention::attend(const LatentAttentionArgs& args, const Piece& piece, int thread) {
@@ -202,7 +196,7 @@ void LatentAttention::attend(const LatentAttentionArgs& args, const Piece& piece
 
   for (int64_t base = piece.begin; base < piece.end; base += kPositions) {
     const int64_t count = std::min(kPositions, piece.end - base);
-    const int64_t padded = round_up(count, packed_ ? kPairColumns : kPositionStep);
+    const int64_t padded = round_up(count, packed_ ? kPairColumns : kPlainStep);
     read(args, slots + base, count, padded, piece.end - base, own);
     if (packed_) {
       packed_products_.execute(scores_product(rows, width, padded), q, own.keys[0].bytes, scores, nullptr, thread);

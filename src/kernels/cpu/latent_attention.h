@@ -34,7 +34,7 @@ class LatentAttention {
     std::vector<char> queries;      // [rows * heads, width] of dtype
     std::vector<CacheLine> keys;    // [kPositions, width] of dtype; packed for scores
     std::vector<CacheLine> values;  // packed for sums
-    std::vector<CacheLine> rows;    // [kPackRows, width] of dtype
+    std::vector<CacheLine> rows;    // [kPackRows + 1, width] of dtype: as they are packed, and zeros
     std::vector<float> scores;      // [rows * heads, kPositions]
     std::vector<char> weights;      // likewise, of dtype
     std::vector<float> sums;        // [rows * heads, width]

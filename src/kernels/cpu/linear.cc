@@ -25,7 +25,7 @@ constexpr int64_t kMaxRows = 256;
 // Weights that are kept as they are stored: a few rows are multiplied by our own loops; more are worth widening slabs
 // of kWideColumns columns, which fit the second cache, for oneDNN. Up to how many they are few:
 constexpr int64_t kFewRows = PackedProducts::kExactRows;
-constexpr int64_t kFewRoundedRows = 48;  // where the others are multiplied in bf16, by its matrix units
+constexpr int64_t kFewRoundedRows = 48;  // where oneDNN multiplies the others in bf16; see pairs_are_fastest()
 constexpr int64_t kFewF8Rows = 2;        // likewise
 constexpr int64_t kWideColumns = 64;
 constexpr int64_t kDotColumns = 32;  // a task's, of rows of FP8
@@ -85,7 +85,7 @@ class Linear::Impl {
         head_out_(static_cast<size_t>(threads)) {}
 
   bool multiplies(DType dtype) const { return products_.multiplies(dtype); }
-  bool lacks_tiles() const { return products_.lacks_tiles(); }
+  bool pairs_are_fastest() const { return products_.pairs_are_fastest(); }
 
   // With unrounded inputs bf16's own products are faster than widening blocks for them.
   bool keeps(const LinearShape& shape) const {
@@ -283,8 +283,8 @@ class Linear::Impl {
   int64_t few_rows(Kept kept, const LinearShape& shape) const {
     if (shape.dtype != DType::kBf16) return kFewRows;
     if (kept != Kept::kTiles) return kFewF8Rows;
-    // Without tiles of bf16 the machine multiplies twice as many values of eight bits.
-    return products_.lacks_tiles() ? std::numeric_limits<int64_t>::max() : kFewRoundedRows;
+    // Where pairs are fastest in bf16, twice as many values of eight bits are multiplied in the same time.
+    return products_.pairs_are_fastest() ? std::numeric_limits<int64_t>::max() : kFewRoundedRows;
   }
 
   int64_t kept_tasks(Kept kept, const LinearShape& shape, int64_t rows) const {
@@ -519,7 +519,7 @@ Linear::Linear(int threads, const Simd& simd) : impl_(std::make_unique<Impl>(thr
 Linear::~Linear() = default;
 
 bool Linear::multiplies(DType dtype) const { return impl_->multiplies(dtype); }
-bool Linear::lacks_tiles() const { return impl_->lacks_tiles(); }
+bool Linear::pairs_are_fastest() const { return impl_->pairs_are_fastest(); }
 bool Linear::keeps(const LinearShape& shape) const { return impl_->keeps(shape); }
 std::string Linear::implementation(const LinearShape& shape, int64_t rows, bool accumulate, bool bias) const {
   return impl_->implementation(shape, rows, accumulate, bias);

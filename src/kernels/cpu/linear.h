@@ -1,6 +1,7 @@
-// Matrix products of the CPU through oneDNN. A weight is packed once, as slabs of output columns: each slab is one
-// call, made single-threaded by one of our threads, so that the pool divides the work and results do not depend on its
-// size.
+// Matrix products of the CPU with weights that are packed once or kept as they are stored, by oneDNN or by our own
+// loops, whichever is faster for the weight's form, the machine and the rows. Packed weights are slabs of output
+// columns: each slab is multiplied by one of our threads for some rows at a time, so that the pool divides the work and
+// results do not depend on its size.
 #pragma once
 
 #include <cstdint>
@@ -22,10 +23,11 @@ class Linear {
   ~Linear();
 
   bool multiplies(DType dtype) const;
-  bool lacks_tiles() const;  // see PackedProducts
+  bool pairs_are_fastest() const;  // see PackedProducts
   bool keeps(const LinearShape& shape) const;
-  // What multiplies `rows` rows: oneDNN's name of its implementation, or "blocks" for our own. "ref..." is thousands of
-  // times slower than the others and must not happen.
+  // What multiplies `rows` rows: oneDNN's name of its implementation, or for our own loops "blocks", over weights as
+  // they are stored, and "pairs", over packed ones. "ref..." is thousands of times slower than the others and must not
+  // happen.
   std::string implementation(const LinearShape& shape, int64_t rows, bool accumulate, bool bias) const;
   static int64_t padded_rows(int64_t n);
   static int64_t group_padding(int64_t groups);

@@ -49,10 +49,10 @@ class PackedProducts::Impl {
   Impl(int threads, const Simd& simd)
       : simd_(simd), engine_(dnnl::engine::kind::cpu, 0), scratch_(static_cast<size_t>(threads)) {
     for (int i = 0; i < threads; ++i) streams_.emplace_back(engine_);
-    lacks_tiles_ = simd.native_pairs && (!multiplies(DType::kBf16) || !one_dnn_has_tiles());
+    pairs_are_fastest_ = simd.native_pairs && (!multiplies(DType::kBf16) || !one_dnn_has_tiles());
   }
 
-  bool lacks_tiles() const { return lacks_tiles_; }
+  bool pairs_are_fastest() const { return pairs_are_fastest_; }
 
   bool multiplies(DType dtype) const {
     if (dtype != DType::kF32 && dtype != DType::kBf16) return false;
@@ -113,7 +113,7 @@ class PackedProducts::Impl {
 
   const Product& product(int64_t rows, bool padded, int64_t in, int64_t width, int64_t out_stride, DType dtype,
                          bool accumulate, bool bias, Form form = Form::kPacked) const {
-    const bool by_pairs = form == Form::kPacked && in % 2 == 0 && (lacks_tiles_ || rows <= kFewPairRows);
+    const bool by_pairs = form == Form::kPacked && in % 2 == 0 && (pairs_are_fastest_ || rows <= kFewPairRows);
     ProductKey key{rows, in, width, out_stride, dtype, accumulate, bias, form};
     const std::lock_guard lock(mu_);
     if (const auto known = products_.find(key); known != products_.end()) return *known->second;
@@ -215,7 +215,7 @@ class PackedProducts::Impl {
 
   const Simd& simd_;
   dnnl::engine engine_;
-  bool lacks_tiles_ = false;
+  bool pairs_are_fastest_ = false;
   mutable std::vector<std::vector<char>> scratch_;  // per thread of the pool
   mutable std::vector<dnnl::stream> streams_;       // likewise
   mutable std::mutex mu_;
@@ -226,7 +226,7 @@ class PackedProducts::Impl {
 PackedProducts::PackedProducts(int threads, const Simd& simd) : impl_(std::make_unique<Impl>(threads, simd)) {}
 PackedProducts::~PackedProducts() = default;
 
-bool PackedProducts::lacks_tiles() const { return impl_->lacks_tiles(); }
+bool PackedProducts::pairs_are_fastest() const { return impl_->pairs_are_fastest(); }
 bool PackedProducts::multiplies(DType dtype) const { return impl_->multiplies(dtype); }
 size_t PackedProducts::packed_bytes(int64_t in, int64_t width, DType dtype) const {
   return impl_->packed(in, width, dtype).get_size();

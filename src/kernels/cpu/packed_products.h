@@ -19,7 +19,7 @@ enum class Form { kPacked, kColumns, kRows };
 struct Product {
   int64_t rows = 0;  // that are computed
   int64_t width = 0;
-  std::string implementation;  // oneDNN's name for what it chose, or "pairs" for our own
+  std::string implementation;  // oneDNN's name for what it chose, or "pairs" for our own loops
   // It writes rows that follow each other, and knows of no sum or bias: the caller brings the result to its place.
   bool staged = false;
   virtual ~Product() = default;
@@ -44,9 +44,10 @@ class PackedProducts {
   // kernels serves every batch.
   static constexpr int64_t kExactRows = 16;
   static constexpr int64_t padded_rows(int64_t n) { return n <= kExactRows ? n : round_up(n, kExactRows); }
-  // True if machines like this multiply weights in eight bits faster than in bf16 for any number of rows: they have no
-  // tiles of bf16.
-  bool lacks_tiles() const;
+  // True if our own loops over pairs of bf16 keep up with oneDNN for any number of rows: the machine has instructions
+  // for such pairs (Simd::native_pairs), and oneDNN has no tiles to multiply bf16 with. Weights in eight bits are
+  // faster still on such a machine. False where either is not so, be there tiles or not even the instructions.
+  bool pairs_are_fastest() const;
 
   // Of `rows` rows; `padded`: buffers have padded_rows() of them, and all may be computed. Results are out_stride
   // floats apart. `accumulate`: out += instead of out =. Valid as long as this.

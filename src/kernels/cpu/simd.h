@@ -91,10 +91,10 @@ struct Simd {
   // rows that are so few that memory decides.
   bool native_pairs;
   // kPackRows rows of bf16, `width` values each, a multiple of 32, as the weights of two products, pairs of the summed
-  // dimension side by side. For sums over a row's values, row r's value k goes to over_values[(k / 2 * kPairColumns +
-  // r)
-  // * 2 + k % 2]; for sums over rows, to over_rows[k / kPairColumns * block + (r / 2 * kPairColumns + k %
-  // kPairColumns) * 2 + r % 2].
+  // dimension side by side. Row r's value k goes, for sums over a row's values, to
+  //   over_values[(k / 2 * kPairColumns + r) * 2 + k % 2]
+  // and for sums over rows to
+  //   over_rows[k / kPairColumns * block + (r / 2 * kPairColumns + k % kPairColumns) * 2 + r % 2].
   // Either may be null. `next`: kPackRows rows that will be wanted next, asked for meanwhile; null = none.
   void (*pack_pairs)(const uint16_t* const* rows, int64_t width, uint16_t* over_values, uint16_t* over_rows,
                      int64_t block, const void* const* next);

@@ -1,5 +1,5 @@
-// Products of quantised weights in tiles (quantised.h) with few rows: each tile is read once for all of them and
-// multiplied as it is, either by inputs in eight bits on the integer units or by float32 ones.
+// Products of quantised weights in tiles (quantised.h), as they are stored: each tile is read once for all rows, either
+// those of inputs in eight bits, on the integer units, or of float32 ones, a few at a time.
 #pragma once
 
 #include <cstdint>
