@@ -62,7 +62,7 @@ def main():
         pool, running = loads[0]["max_total_num_tokens"], min(256, first[0]["effective_max_running_requests_per_dp"])
         before = [resident(state["pid"])[0] for state in first]
         fill(server.url, len(first), pool, running, first[0]["context_length"], 30_000 if "vocab_size" not in model else model["vocab_size"])
-        print("| rank | planned MiB | weights | KV | at the start | with all in use | of it shared | planned more than that |\n|---|---|---|---|---|---|---|---|")
+        print("| rank | planned MiB | of it weights | KV | at the start | with all in use | of it shared | planned more than that |\n|---|---|---|---|---|---|---|---|")
         planned_by_all = taken_by_all = 0
         for number, (state, start) in enumerate(zip(states(server.url), before)):
             usage, (now, shared) = state["memory_usage"], resident(state["pid"])

@@ -152,7 +152,7 @@ struct RankReady {
   int64_t max_running_requests = 0;
   int64_t context_length = 0;
   int64_t vocab_size = 0;
-  uint64_t weight_bytes = 0;
+  uint64_t weight_bytes = 0;  // of those that ranks share its part, as in planned_bytes
   uint64_t kv_bytes = 0;
   uint64_t kv_bytes_per_token = 0;
   std::string dtype;

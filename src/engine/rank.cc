@@ -335,10 +335,14 @@ class RankProcess {
 
   void report_ready(const models::ModelInfo& model, const MemoryPlan& memory, int64_t max_req_input_len) {
     constexpr double kMiB = 1 << 20;
+    const bool shared = memory.weight_bytes < static_cast<int64_t>(model.weight_bytes);
     SLUICE_LOG(
         info, kComponent,
-        "rank {}: {} in {}, {:.0f} MiB of weights, KV cache of {} tokens in {} ({:.0f} MiB), at most {} requests",
-        spec_.process, model.model_type, model.dtype, static_cast<double>(model.weight_bytes) / kMiB,
+        "rank {}: {} in {}, {:.0f} MiB of weights{}, KV cache of {} tokens in {} ({:.0f} MiB), at most {} requests",
+        spec_.process, model.model_type, model.dtype, static_cast<double>(memory.weight_bytes) / kMiB,
+        shared ? fmt::format(" (its part of the {:.0f} MiB that it uses, some of them with other ranks)",
+                             static_cast<double>(model.weight_bytes) / kMiB)
+               : "",
         memory.max_total_tokens, model.kv_dtype, static_cast<double>(memory.kv_bytes) / kMiB,
         memory.max_running_requests);
     SLUICE_LOG(
@@ -353,7 +357,7 @@ class RankProcess {
                          .max_running_requests = memory.max_running_requests,
                          .context_length = model.context_length,
                          .vocab_size = model.vocab_size,
-                         .weight_bytes = model.weight_bytes,
+                         .weight_bytes = static_cast<uint64_t>(memory.weight_bytes),
                          .kv_bytes = static_cast<uint64_t>(memory.kv_bytes),
                          .kv_bytes_per_token = model.kv_bytes_per_token,
                          .dtype = model.dtype,

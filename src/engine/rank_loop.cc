@@ -313,7 +313,10 @@ class Loop {
   }
 
   Result<std::string> record_experts(const std::string& command) {
-    if (options_.record_experts) return options_.record_experts(command);
+    if (options_.record_experts) {
+      const Meanwhile meanwhile(options_.group);
+      return options_.record_experts(command);
+    }
     return Error{ErrorCode::kUnimplemented, "this rank cannot record its experts"};
   }
 
@@ -483,7 +486,10 @@ Result<void> run_follower_loop(RankLink& link, GroupRunner& group, int64_t proce
     while (const auto control = held.take(group.last_plan().seen_by_all)) {
       Result<std::string> done = std::string();
       if (control->kind == ControlKind::kLoadWeights) done = said(load_weights(control->text));
-      if (control->kind == ControlKind::kRecordExperts) done = record_experts(control->text);
+      if (control->kind == ControlKind::kRecordExperts) {
+        const Meanwhile meanwhile(&group);
+        done = record_experts(control->text);
+      }
       if (control->kind == ControlKind::kStartProfile) done = said(start_breakdown(breakdown, control->text));
       if (control->kind == ControlKind::kStopProfile) done = said(write_breakdown());
       link.send(reply(control->id, done));

@@ -1,4 +1,5 @@
 #include "engine/rank_loop.h"
+#include "base/pulse.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -8,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "base/pulse.h"
 #include "engine/codec.h"
 #include "engine/rank.h"
 #include "engine/step_device.h"
@@ -85,6 +87,8 @@ class RankLoopTest : public ::testing::TestWithParam<bool> {
       result_ = run_rank_loop({.dp_rank = 1,
                                .load_weights = load_weights_,
                                .record_experts = [](std::string_view command) -> Result<std::string> {
+                                 // A record is written to a file, which may take its time.
+                                 EXPECT_EQ(Pulse::own().where().phase, Pulse::Phase::kOutside);
                                  if (command == "dump") return std::string("a record");
                                  return Error{ErrorCode::kUnimplemented, "this model has no experts"};
                                },

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <numeric>
 #include <thread>
 
 #include "base/rng.h"
@@ -28,6 +29,7 @@ struct Case {
   moe::DeepEpMode mode = moe::DeepEpMode::kNormal;
   std::optional<moe::RebalanceOptions> rebalance = {};
   bool in_halves = false;  // one is computed while rows of the other are on their way
+  int64_t max_tokens = 128;
   // In halves each member of an attention group has tokens of both, which records do not know.
   bool records_routing() const { return !in_halves || layout.attention_tp_size() == 1; }
 };
@@ -62,22 +64,23 @@ class Instance {
       auto runner = load_runner({.model_path = folder_of(c.fixture),
                                  .device = c.device,
                                  .dtype = c.dtype,
-                                 .max_step_tokens = 128,
+                                 .max_step_tokens = c.max_tokens,
                                  .max_step_seqs = 8,
                                  .record_routing = c.records_routing(),
                                  .expert_placement = c.placement,
                                  .rebalance = c.rebalance,
                                  .deepep = {.mode = c.mode},
                                  .groups = &rank.groups,
-                                 .overlap = rank.overlap.get()});
+                                 .overlap = rank.overlap.get(),
+                                 .kernel_times = c.device == "sim" ? nullptr : &rank.kernels});
       ASSERT_TRUE(runner.ok()) << runner.error().message;
       rank.runner = std::move(*runner);
       rank.steps = std::make_unique<Steps>(*rank.runner);
     });
   }
 
-  // One step; what each attention group got of it.
-  std::vector<Output> run(const std::vector<std::vector<Piece>>& groups) {
+  // One step; what each attention group got of it. With `forced`, of each group, its tokens go to those experts.
+  std::vector<Output> run(const std::vector<std::vector<Piece>>& groups, const std::vector<Routing>& forced = {}) {
     std::vector<StepArrays> arrays;
     std::vector<int64_t> tokens, first_half;
     bool extend = false;
@@ -95,6 +98,7 @@ class Instance {
       batch.extend = extend;
       if (in_halves_) batch.first_half = first_half;
       if (own.dp_attention()) batch.group_tokens = batch.group_logits = tokens;
+      if (!forced.empty()) ranks_[i].runner->force_routing(own_part(forced[group], tokens[group], own));
       Output output = ranks_[i].steps->run(batch);
       if (own.leads()) {
         outputs[group].logits = std::move(output.logits);
@@ -108,6 +112,12 @@ class Instance {
   }
 
   const Runner& rank(size_t i) const { return *ranks_[i].runner; }
+  // Products with weights of experts that a rank has computed since the start; not on device sim.
+  int64_t expert_products(size_t i) const {
+    int64_t calls = 0;
+    for (const auto& [name, time] : ranks_[i].kernels) calls += name.starts_with("grouped_linear") ? time.calls : 0;
+    return calls;
+  }
   // Bytes that ranks got in calls of second halves.
   uint64_t second_half_bytes() const {
     uint64_t bytes = 0;
@@ -119,6 +129,7 @@ class Instance {
   struct Rank {
     parallel::Groups groups;
     std::unique_ptr<parallel::Overlap> overlap;
+    kernels::KernelTimes kernels;
     std::unique_ptr<Runner> runner;
     std::unique_ptr<Steps> steps;
     Routing routing;  // of the last step
@@ -141,6 +152,19 @@ class Instance {
       }
     }
     return all;
+  }
+
+  // Of a group's routing that of the tokens whose experts this rank looks for.
+  static Routing own_part(const Routing& group, int64_t tokens, const Layout& own) {
+    if (own.a2a == parallel::MoeAllToAll::kNone) return group;
+    const parallel::Slice slice = parallel::part_of(tokens, own.attention_tp());
+    Routing part{.layers = group.layers, .top_k = group.top_k};
+    for (int64_t layer = 0; layer < group.layers; ++layer) {
+      const auto of_layer = group.experts.begin() + layer * tokens * group.top_k;
+      part.experts.insert(part.experts.end(), of_layer + slice.first * group.top_k,
+                          of_layer + slice.end() * group.top_k);
+    }
+    return part;
   }
 
   void on_each(const std::function<void(size_t)>& body) {
@@ -226,6 +250,96 @@ TEST_P(LayoutConformance, GivesTheLogitsOfOneRank) {
     EXPECT_GT(instance.rank(0).rebalance_counts().layers_moved, 0u);
   }
 }
+
+class MoreThanThereIsRoomFor : public testing::TestWithParam<Case> {};
+
+// All tokens of full steps go to the experts of one rank, which has no room for all of them at once.
+TEST_P(MoreThanThereIsRoomFor, IsComputedInPieces) {
+  constexpr int32_t kTokens = 24;  // of each group in a step
+  Case c = GetParam();
+  c.max_tokens = kTokens;
+  Instance instance(c);
+  ASSERT_FALSE(HasFatalFailure());
+  const Closeness closeness(c.fixture, c.dtype);
+  const auto groups = static_cast<size_t>(c.layout.dp_size), ranks = static_cast<size_t>(c.layout.tp_size);
+  std::vector<std::unique_ptr<Runner>> alone;
+  std::vector<Steps> steps;
+  for (size_t group = 0; group < groups; ++group) {
+    auto runner = load_runner({.model_path = folder_of(c.fixture),
+                               .dtype = c.dtype,
+                               .max_step_tokens = kTokens,
+                               .max_step_seqs = 8,
+                               .record_routing = true});
+    ASSERT_TRUE(runner.ok()) << runner.error().message;
+    alone.push_back(std::move(*runner));
+    steps.emplace_back(*alone.back());
+  }
+  // The layers with experts and how many of these a token has, as the model says.
+  const int32_t probe = 1;
+  const Routing shape = steps[0].run({Piece{.row = 7, .ids = {probe}}}).routing;
+  const auto experts = std::ssize(alone[0]->expert_loads()[0]);
+
+  Rng rng(static_cast<uint64_t>(11 + c.layout.dp_size));
+  for (int32_t step = 0; step < 3; ++step) {
+    SCOPED_TRACE(step);
+    const auto target = rng.below(ranks);
+    const parallel::Slice own = parallel::part_of(experts, {static_cast<int64_t>(target), c.layout.ep_size});
+    ASSERT_GE(own.count, shape.top_k);
+    std::vector<std::vector<Piece>> work(groups);
+    std::vector<Routing> forced(groups, {.layers = shape.layers, .top_k = shape.top_k});
+    for (size_t group = 0; group < groups; ++group) {
+      const auto first = static_cast<int32_t>(5 + rng.below(14));
+      for (const auto& [row, n] : {std::pair{2 * step, first}, {2 * step + 1, kTokens - first}}) {
+        Piece& piece = work[group].emplace_back(Piece{.row = row});
+        for (int32_t i = 0; i < n; ++i) piece.ids.push_back(static_cast<int32_t>(rng.below(512)));
+      }
+      std::vector<int32_t> order(static_cast<size_t>(own.count));
+      std::iota(order.begin(), order.end(), static_cast<int32_t>(own.first));
+      for (int64_t i = 0; i < shape.layers * kTokens; ++i) {
+        std::shuffle(order.begin(), order.end(), rng);
+        forced[group].experts.insert(forced[group].experts.end(), order.begin(), order.begin() + shape.top_k);
+      }
+    }
+    std::vector<int64_t> before;
+    for (size_t rank = 0; rank < ranks; ++rank) before.push_back(instance.expert_products(rank));
+    const std::vector<Output> got = instance.run(work, forced);
+    for (size_t group = 0; group < groups; ++group) {
+      SCOPED_TRACE(group);
+      const Output want = steps[group].run(work[group], forced[group]);
+      ASSERT_EQ(got[group].logits.size(), want.logits.size());
+      closeness.expect_same(got[group], want, /*runs=*/2);
+    }
+    // Two products in each layer, and as many again for each piece more.
+    for (size_t rank = 0; rank < ranks; ++rank) {
+      const int64_t products = instance.expert_products(rank) - before[rank], whole = 2 * shape.layers;
+      EXPECT_EQ(products % whole, 0) << "rank " << rank;
+      if (rank == target) {
+        EXPECT_GE(products, 2 * whole) << "all at once";
+      } else {
+        EXPECT_EQ(products, whole) << "rank " << rank;
+      }
+    }
+  }
+}
+
+std::vector<Case> crowded() {
+  std::vector<Case> all;
+  for (const char* fixture : {"tiny-qwen3-moe", "tiny-deepseek-v3"}) {
+    for (const int64_t dp : {2, 4}) {
+      for (const auto mode : {moe::DeepEpMode::kNormal, moe::DeepEpMode::kAuto}) {
+        all.push_back({.fixture = fixture,
+                       .device = "cpu",
+                       .dtype = "float32",
+                       .layout = {.tp_size = 4, .dp_size = dp, .ep_size = 4, .a2a = parallel::MoeAllToAll::kDeepEp},
+                       .mode = mode});
+      }
+    }
+  }
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Fixtures, MoreThanThereIsRoomFor, testing::ValuesIn(crowded()),
+                         [](const auto& info) { return name_of(info.param); });
 
 std::vector<Layout> layouts() {
   std::vector<Layout> all;

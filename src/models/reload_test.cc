@@ -5,9 +5,13 @@
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <nlohmann/json.hpp>
+#include <thread>
 
+#include "base/clock.h"
 #include "models/runner.h"
+#include "parallel/shm.h"
 #include "tensor/safetensors.h"
 
 namespace sluice::models {
@@ -87,6 +91,81 @@ TEST(ReloadTest, TheNewWeightsAreThoseOfTheirFilesAndTheOldOnesComeBack) {
     ASSERT_TRUE(runner->reload(kLlama, {}).ok());
     EXPECT_EQ(logits(*runner), before) << device;
   }
+}
+
+// Two ranks of an instance, each loading on a thread of its own.
+class TwoRanks {
+ public:
+  TwoRanks() : segment_(parallel::ShmSegment::create(2).value()) {
+    for (int rank = 0; rank < 2; ++rank) {
+      world_.push_back(parallel::join_shm(segment_, rank, 2).value());
+      groups_.push_back(parallel::Groups{});
+    }
+    on_each([&](size_t rank) {
+      auto made = parallel::make_groups(*world_[rank], {.tp_rank = static_cast<int64_t>(rank), .tp_size = 2});
+      ASSERT_TRUE(made.ok()) << made.error().message;
+      groups_[rank] = std::move(*made);
+    });
+  }
+  static void on_each(const std::function<void(size_t)>& body) {
+    std::jthread other([&] { body(1); });
+    body(0);
+  }
+  Result<std::unique_ptr<Runner>> load(size_t rank, const std::string& path, size_t memory_bytes = 0) {
+    return load_runner({.model_path = path,
+                        .dtype = "float32",
+                        .max_step_tokens = 16,
+                        .max_step_seqs = 2,
+                        .memory_bytes = memory_bytes,
+                        .groups = &groups_[rank]});
+  }
+  // Whether rank 0 comes to wait for the other one.
+  bool first_waits() const {
+    const TimePoint until = real_clock().now() + std::chrono::seconds(30);
+    while (segment_->signs()[0].waits_for()[0] != 1) {
+      if (real_clock().now() > until) return false;
+      std::this_thread::yield();
+    }
+    return true;
+  }
+
+ private:
+  std::shared_ptr<parallel::ShmSegment> segment_;
+  std::vector<std::unique_ptr<parallel::Communicator>> world_;
+  std::vector<parallel::Groups> groups_;
+};
+
+// What a rank has opened is what it loads, however long it waits for the others before it reads.
+TEST(LoadTest, FilesThatChangeOnceTheyAreOpenedAreOthers) {
+  OtherWeights files("changed");
+  TwoRanks ranks;
+  TwoRanks::on_each([&](size_t rank) {
+    if (rank == 1) {
+      EXPECT_TRUE(ranks.first_waits());
+      files.change();
+      fs::last_write_time(files.weights(), fs::last_write_time(files.weights()) + std::chrono::seconds(1));
+    }
+    const auto runner = ranks.load(rank, files.path());
+    ASSERT_TRUE(runner.ok()) << runner.error().message;
+    const auto read = (*runner)->read_weight("model.norm.weight", 1);
+    if (rank == 1) {
+      EXPECT_TRUE(read.ok()) << read.error().message;
+    } else {
+      ASSERT_FALSE(read.ok());
+      EXPECT_EQ(read.error().code, ErrorCode::kUnavailable);
+      EXPECT_NE(read.error().message.find("have changed"), std::string::npos) << read.error().message;
+    }
+  });
+}
+
+// Nobody waits for the part of a rank that has no room for its own.
+TEST(LoadTest, WhatOneRankHasNoRoomForFailsBothByTheReason) {
+  TwoRanks ranks;
+  TwoRanks::on_each([&](size_t rank) {
+    const auto runner = ranks.load(rank, kLlama, rank == 0 ? 1 : 0);
+    ASSERT_FALSE(runner.ok());
+    EXPECT_NE(runner.error().message.find("this rank's weights take"), std::string::npos) << runner.error().message;
+  });
 }
 
 TEST(ReloadTest, RanksThatShareWeightsReadThemOnce) {

@@ -82,11 +82,8 @@ std::string_view name_of(kernels::DType dtype) {
   return dtype == kernels::DType::kBf16 ? "bf16" : "f32";
 }
 
-// What the packed weights depend on: the files as they stand, the arithmetic, and whose part they are.
-uint64_t weights_key(const RunnerOptions& options, const WeightStore& weights) {
-  const parallel::Layout& layout = weights.layout();
-  const moe::ExpertPlacement& experts = options.expert_placement;
-  const std::string& path = options.model_path;
+// A model's files as they stand. To be taken before they are opened: those that are replaced meanwhile are others.
+std::string files_now(const std::string& path) {
   std::vector<std::string> files{path};
   if (!path.ends_with(".gguf")) {
     std::error_code ignored;
@@ -96,17 +93,26 @@ uint64_t weights_key(const RunnerOptions& options, const WeightStore& weights) {
     }
     std::sort(files.begin(), files.end());
   }
-  std::string text =
-      fmt::format("{}{}|{}|{}|{}/{}/{}/{}/{}{}{}|{}/{}/{}/{}", tensor::to_string(weights.dtype()), weights.rounded(),
-                  options.dummy_weights, options.config_override, layout.tp_rank, layout.tp_size, layout.dp_size,
-                  layout.ep_size, static_cast<int>(layout.a2a), layout.dense_data_parallel, layout.dp_lm_head,
-                  experts.redundant, experts.location, experts.algorithm, experts.nodes);
+  std::string text;
   for (const auto& file : files) {
     struct stat status {};
     if (::stat(file.c_str(), &status) != 0) std::memset(&status, 0, sizeof(status));
-    text += fmt::format("|{}|{}|{}|{}", file, static_cast<int64_t>(status.st_size),
-                        static_cast<int64_t>(status.st_mtim.tv_sec), static_cast<int64_t>(status.st_mtim.tv_nsec));
+    text +=
+        fmt::format("|{}|{}|{}|{}|{}", file, static_cast<uint64_t>(status.st_ino), static_cast<int64_t>(status.st_size),
+                    static_cast<int64_t>(status.st_mtim.tv_sec), static_cast<int64_t>(status.st_mtim.tv_nsec));
   }
+  return text;
+}
+
+// What the packed weights depend on: the files, the arithmetic, and whose part they are.
+uint64_t weights_key(const std::string& files, const RunnerOptions& options, const WeightStore& weights) {
+  const parallel::Layout& layout = weights.layout();
+  const moe::ExpertPlacement& experts = options.expert_placement;
+  const std::string text =
+      fmt::format("{}{}|{}|{}|{}/{}/{}/{}/{}{}{}|{}/{}/{}/{}{}", tensor::to_string(weights.dtype()), weights.rounded(),
+                  options.dummy_weights, options.config_override, layout.tp_rank, layout.tp_size, layout.dp_size,
+                  layout.ep_size, static_cast<int>(layout.a2a), layout.dense_data_parallel, layout.dp_lm_head,
+                  experts.redundant, experts.location, experts.algorithm, experts.nodes, files);
   return XXH64(text.data(), text.size(), 0);
 }
 
@@ -149,6 +155,7 @@ class DecoderRunner final : public Runner {
  public:
   static Result<std::unique_ptr<Runner>> load(const RunnerOptions& options,
                                               const std::function<void(double, std::string_view)>& progress) {
+    const std::string files = files_now(options.model_path);
     SLUICE_TRY(Checkpoint checkpoint, open_checkpoint(options));
     SLUICE_TRY(const Arithmetic arithmetic, arithmetic_of(options.dtype));
     SLUICE_TRY(const kernels::DType kv_dtype, kv_dtype_of(options.kv_cache_dtype, arithmetic.dtype));
@@ -170,18 +177,15 @@ class DecoderRunner final : public Runner {
     runner->decoder_->kv().store_as(kv_dtype);
     if (options.overlap != nullptr) runner->decoder_->overlap(*options.overlap);
     if (options.rebalance) runner->make_rebalancer();
+    runner->loaded_key_ = weights_key(files, options, runner->weights_);
     SLUICE_TRY_VOID(runner->weights_.find_common());
-    SLUICE_TRY_VOID(check_memory(runner->weights_, options.memory_bytes));
-    // Before they are read: files that are replaced meanwhile are other ones.
-    runner->loaded_key_ = weights_key(options, runner->weights_);
-    SLUICE_TRY_VOID(runner->weights_.materialise(
-        *checkpoint.source, runner->context_, {.fd = options.shared_weights_fd, .key = runner->loaded_key_}, progress));
-    const auto& recorder = options.expert_recorder;
-    const bool each_token = recorder && recorder->mode == moe::RecordMode::kPerToken;
-    SLUICE_TRY_VOID(runner->make_buffers(options.record_routing || each_token));
-    if (recorder && checkpoint.config.moe) runner->make_recorder(*recorder);
-    if (runner->rebalancer_) SLUICE_TRY_VOID(runner->rebalancer_->begin(runner->context_));
-    SLUICE_TRY(runner->label_weights_, runner->read_label_weights(*checkpoint.source));
+    if (auto filled = runner->fill(options, *checkpoint.source, progress); !filled.ok()) {
+      // From here on ranks wait for each other's part.
+      if (options.groups != nullptr && options.groups->all != nullptr) {
+        options.groups->all->abort(filled.error().message);
+      }
+      return filled.error();
+    }
     runner->fill_info(options);
     return std::unique_ptr<Runner>(std::move(runner));
   }
@@ -265,6 +269,7 @@ class DecoderRunner final : public Runner {
     RunnerOptions other = weights_from_;
     other.model_path = model_path;
     other.dummy_weights = false;
+    const std::string files = files_now(model_path);
     SLUICE_TRY(const Checkpoint checkpoint, open_checkpoint(other));
     if (const auto what = difference(config_, checkpoint.config); !what.empty()) {
       return Error{ErrorCode::kInvalidArgument,
@@ -272,11 +277,14 @@ class DecoderRunner final : public Runner {
     }
     auto labels = read_label_weights(*checkpoint.source);
     if (!labels.ok()) return Error{ErrorCode::kInvalidArgument, labels.error().message};
-    const uint64_t key = weights_key(other, weights_);
-    if (auto filled = refill(*checkpoint.source, other, progress); !filled.ok()) {
+    const uint64_t key = weights_key(files, other, weights_);
+    if (auto filled = refill(*checkpoint.source, other, key, progress); !filled.ok()) {
       const auto back = [&]() -> Result<void> {
+        const uint64_t old_key = weights_key(files_now(weights_from_.model_path), weights_from_, weights_);
         SLUICE_TRY(const Checkpoint old, open_checkpoint(weights_from_));
-        return refill(*old.source, weights_from_, progress);
+        SLUICE_TRY_VOID(refill(*old.source, weights_from_, old_key, progress));
+        loaded_key_ = old_key;
+        return {};
       }();
       if (!back.ok()) {
         return Error{ErrorCode::kInternal, fmt::format("{}; nor can the weights that were there be read again: {}",
@@ -290,7 +298,7 @@ class DecoderRunner final : public Runner {
     return {};
   }
   Result<WeightValues> read_weight(std::string_view name, int64_t rows) const override {
-    if (weights_key(weights_from_, weights_) != loaded_key_) {
+    if (weights_key(files_now(weights_from_.model_path), weights_from_, weights_) != loaded_key_) {
       return Error{ErrorCode::kUnavailable,
                    fmt::format("{}: the files have changed since their weights were loaded", weights_from_.model_path)};
     }
@@ -355,6 +363,20 @@ class DecoderRunner final : public Runner {
         context_{backend_.get(), stream_.get()},
         weights_(*backend_, arithmetic.dtype, &source, options.groups, expert_map_ ? &*expert_map_ : nullptr,
                  options.deepep, arithmetic.rounded) {}
+
+  // Of load(), what follows WeightStore::find_common().
+  Result<void> fill(const RunnerOptions& options, const tensor::TensorSource& source, const Progress& progress) {
+    SLUICE_TRY_VOID(check_memory(weights_, options.memory_bytes));
+    SLUICE_TRY_VOID(
+        weights_.materialise(source, context_, {.fd = options.shared_weights_fd, .key = loaded_key_}, progress));
+    const auto& recorder = options.expert_recorder;
+    const bool each_token = recorder && recorder->mode == moe::RecordMode::kPerToken;
+    SLUICE_TRY_VOID(make_buffers(options.record_routing || each_token));
+    if (recorder && config_.moe) make_recorder(*recorder);
+    if (rebalancer_) SLUICE_TRY_VOID(rebalancer_->begin(context_));
+    SLUICE_TRY(label_weights_, read_label_weights(source));
+    return {};
+  }
 
   Result<std::span<const float>> compute(const StepBatch& batch) {
     size_t used = 0;
@@ -487,9 +509,9 @@ class DecoderRunner final : public Runner {
     return joined_logits_;
   }
 
-  Result<void> refill(const tensor::TensorSource& source, const RunnerOptions& from, const Progress& progress) {
-    return weights_.refill(source, context_, {.fd = from.shared_weights_fd, .key = weights_key(from, weights_)},
-                           progress);
+  Result<void> refill(const tensor::TensorSource& source, const RunnerOptions& from, uint64_t key,
+                      const Progress& progress) {
+    return weights_.refill(source, context_, {.fd = from.shared_weights_fd, .key = key}, progress);
   }
 
   template <class T>

@@ -4,12 +4,16 @@
 
 namespace sluice::parallel {
 
-StayAlive::StayAlive(Communicator& comm, const Progress& where, Duration every) {
+StayAlive::StayAlive(Communicator& comm, const Progress& where, Duration every, Duration limit, const Clock& clock) {
+  const TimePoint until = clock.now() + limit;
   comm.progress(where);
-  thread_ = std::thread([this, &comm, where, every] {
+  thread_ = std::thread([this, &comm, &clock, where, every, until] {
     ::pthread_setname_np(::pthread_self(), "sluice-alive");
     std::unique_lock lock(mutex_);
-    while (!changed_.wait_for(lock, every, [&] { return over_; })) comm.progress(where);
+    while (!changed_.wait_for(lock, every, [&] { return over_; })) {
+      if (clock.now() > until) return;
+      comm.progress(where);
+    }
   });
 }
 

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+
 #include "parallel/group_fixture.h"
 #include "parallel/shm.h"
 #include "testing/fake_clock.h"
@@ -71,6 +73,47 @@ TEST(StayAliveShmTest, ARankThatReadsForLongIsWaitedFor) {
     }
     EXPECT_OK(comm.barrier());
   });
+}
+
+// Rank 1 hangs where it stays alive for 20 s at most: as long it is waited for, and from then on its silence counts.
+TEST(StayAliveShmTest, WhatTakesForEverIsSilenceInTheEnd) {
+  testing::FakeClock clock;
+  const auto segment = ShmSegment::create(2).value();
+  const GroupOptions options{.silence_limit = seconds(5), .longest_sleep = milliseconds(1), .clock = &clock};
+  Ranks ranks;
+  for (const int rank : {0, 1}) ranks.push_back(join_shm(segment, rank, 2, options).value());
+  const TimePoint give_up = real_clock().now() + seconds(60);
+  const auto comes = [&](const auto& condition) {
+    while (!condition()) {
+      if (real_clock().now() > give_up) return false;
+      std::this_thread::yield();
+    }
+    return true;
+  };
+  std::atomic<bool> failed = false;
+  std::jthread waits([&] {
+    const auto result = ranks[0]->barrier();
+    failed = true;
+    ASSERT_FALSE(result.ok());
+    EXPECT_EQ(result.error().code, ErrorCode::kTimeout);
+    EXPECT_THAT(result.error().message, ::testing::HasSubstr("no sign of rank 1 for "));
+  });
+  bool heard = comes([&] { return segment->signs()[0].waits_for()[0] == 1; });
+  EXPECT_TRUE(heard) << "rank 0 does not wait";
+  const StayAlive alive(*ranks[1], {.step = 7, .phase = Phase::kControl}, milliseconds(1), seconds(20), clock);
+  for (int second = 0; heard && second < 20; ++second) {
+    clock.advance(seconds(1));
+    heard = comes([&] { return segment->signs()[1].when() == clock.now(); });
+    EXPECT_TRUE(heard) << "no sign in second " << second;
+    EXPECT_FALSE(failed);
+  }
+  // The thread that gives signs would give one within a millisecond each time.
+  for (int half = 0; heard && half < 100 && !failed; ++half) {
+    clock.advance(milliseconds(500));
+    std::this_thread::sleep_for(milliseconds(5));
+  }
+  EXPECT_TRUE(comes([&] { return failed.load(); })) << "a rank that hangs is waited for";
+  if (!failed) segment->abort("the test has failed");
 }
 
 INSTANTIATE_TEST_SUITE_P(Members, StayAliveTest, ::testing::ValuesIn(in_memory()),

@@ -184,6 +184,10 @@ std::string take_final(Fields& fields, ordered_json& messages) {
   return text;
 }
 
+void refuse_token_ids(Fields& fields) {
+  fields.refuse("return_token_ids", "/generate answers with token ids (output_ids)", "false");
+}
+
 void read_best_of(Fields& fields, CompletionBody& out) {
   const int64_t n = out.sampling.n;
   out.best_of = fields.integer("best_of", n, {.min = 1, .max = kMaxSamples});
@@ -206,6 +210,7 @@ Result<CompletionBody> parse_completion_body(std::string_view text, const Sampli
   Fields fields(json);
   CompletionBody out;
   refuse_out_of_scope(fields);
+  refuse_token_ids(fields);
   out.model = read_model(fields);
   out.prompts = read_prompts(fields, "prompt");
   out.sampling = read_openai_sampling(fields, defaults);
@@ -230,6 +235,7 @@ Result<ChatBody> parse_chat_body(std::string_view text, const SamplingDefaults& 
   Fields fields(json);
   ChatBody out;
   refuse_out_of_scope(fields);
+  refuse_token_ids(fields);
   out.model = read_model(fields);
   out.sampling = read_openai_sampling(fields, defaults);
   const IntegerRange lengths{.min = 1, .max = INT32_MAX};

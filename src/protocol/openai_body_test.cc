@@ -152,6 +152,19 @@ TEST(ChatBodyTest, NamesWhatIsWrong) {
   EXPECT_EQ(chat_error(head + R"("max_tokens":0})"), "max_tokens must be an integer in [1, 2147483647], got 0");
 }
 
+TEST(OpenAiBodyTest, TokenIdsAreRefusedByName) {
+  const std::string refused = "return_token_ids is not supported: /generate answers with token ids (output_ids)";
+  EXPECT_EQ(completion_error(R"({"prompt":"a","return_token_ids":true})"), refused);
+  EXPECT_EQ(chat_error(R"({"messages":[{"role":"user","content":"a"}],"return_token_ids":true})"), refused);
+  for (const char* nothing : {"false", "null"}) {
+    const auto asks = [&](std::string_view rest) {
+      return std::string("{") + std::string(rest) + R"(,"return_token_ids":)" + nothing + "}";
+    };
+    EXPECT_EQ(completion_error(asks(R"("prompt":"a")")), "no error");
+    EXPECT_EQ(chat_error(asks(R"("messages":[{"role":"user","content":"a"}])")), "no error");
+  }
+}
+
 TEST(TokenizeBodyTest, TakesPromptsAndMessages) {
   EXPECT_FALSE(parse_tokenize_body(R"({"prompt":"a"})")->list);
   EXPECT_EQ(parse_tokenize_body(R"({"prompt":["a","b"],"add_special_tokens":false})")->prompts.size(), 2u);

@@ -44,6 +44,13 @@ TEST(CommonWeightsTest, OneThatIsDeclaredTwiceIsThereOnce) {
   EXPECT_EQ(common.bytes, 64u);
   EXPECT_EQ(common.entries[0]->offset, common.entries[1]->offset);
   EXPECT_EQ(common.entries[0]->owners, 2);
+  EXPECT_TRUE(common.entries[0]->own);
+  EXPECT_FALSE(common.entries[1]->own) << "packed twice";
+  EXPECT_EQ(proportional_bytes(declared[0], common), 32);
+  EXPECT_EQ(proportional_bytes(declared[1], find_common(declared, 1)), 32);
+  // Two that may not be shared are two.
+  const Declared moving = {{{0, 64}, {0, 64}}, {}};
+  EXPECT_EQ(proportional_bytes(moving[0], find_common(moving, 0)), 128);
 }
 
 // Whatever ranks have: each common weight is packed once, by one who has it, nothing overlaps, and the work is even.

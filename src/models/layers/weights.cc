@@ -22,7 +22,6 @@
 namespace sluice::models {
 namespace {
 
-constexpr size_t kAlignment = 64;
 // A shared block begins with a page that says what is in it.
 constexpr size_t kHeaderBytes = 4096;
 constexpr uint64_t kReady = 0x31304b504c53ULL;  // "SLPK01"
@@ -164,10 +163,14 @@ size_t WeightStore::declare(std::string name, int64_t values, size_t bytes, std:
   SLUICE_CHECK(base_ == nullptr, "{} is declared after the weights were materialised", name);
   const size_t offset = bytes_;
   WeightIdentity who{.bytes = static_cast<int64_t>(bytes)};
-  // Never 0, which stands for nothing that could be shared.
-  if (!identity.empty()) who.hash = static_cast<int64_t>(XXH64(identity.data(), identity.size(), 0) | 1);
+  if (!identity.empty()) {
+    // Never 0, which stands for nothing that could be shared.
+    who.hash = static_cast<int64_t>(XXH64(identity.data(), identity.size(), 0) | 1);
+    const auto [at, first] = known_.try_emplace({who.hash, who.bytes}, offset);
+    if (!first) return at->second;
+  }
   entries_.push_back({std::move(name), values, offset, bytes, who, std::move(fill)});
-  bytes_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  bytes_ += aligned(bytes);
   return offset;
 }
 
@@ -220,10 +223,12 @@ LinearWeight WeightStore::linear_stored(Parts parts_now, int64_t in, Columns col
         to);
     return {};
   };
-  const std::string identity = fmt::format("linear {} {}/{} {} {} {} {}", text_of(parts), columns.first, columns.of, in,
-                                           static_cast<int>(dtype_), static_cast<int>(stored), weight.shape.rounded);
-  weight.offset = declare(std::move(name), shape.in * shape.out, backend_.packed_bytes(shape),
-                          stays ? std::string_view(identity) : std::string_view(), fill);
+  std::string identity;
+  if (stays) {
+    identity = fmt::format("linear {} {}/{} {} {} {} {}", text_of(parts), columns.first, columns.of, in,
+                           static_cast<int>(dtype_), static_cast<int>(stored), weight.shape.rounded);
+  }
+  weight.offset = declare(std::move(name), shape.in * shape.out, backend_.packed_bytes(shape), identity, fill);
   return weight;
 }
 
@@ -231,7 +236,7 @@ HeadsWeight WeightStore::heads(HeadPart part, int64_t in) {
   HeadsWeight weight;
   weight.shape = {
       .in = part.transposed ? part.rows : in, .out = part.transposed ? in : part.rows, .dtype = dtype_, .whole = true};
-  weight.stride = (backend_.packed_bytes(weight.shape) + kAlignment - 1) / kAlignment * kAlignment;
+  weight.stride = aligned(backend_.packed_bytes(weight.shape));
   const auto fill = [this, part, in, weight](const tensor::TensorSource& source, void* to) -> Result<void> {
     SLUICE_TRY(const auto stored, source.find_shaped(part.name, {part.of_heads * part.head_rows, in}));
     std::vector<float> rows(static_cast<size_t>(part.rows * in));  // of one head
@@ -379,11 +384,16 @@ Result<void> WeightStore::fill_all(const tensor::TensorSource& source, const std
   return {};
 }
 
+std::vector<WeightIdentity> WeightStore::identities() const {
+  std::vector<WeightIdentity> all;
+  for (const Entry& entry : entries_) all.push_back(entry.identity);
+  return all;
+}
+
 Result<void> WeightStore::find_common() {
   if (groups_ == nullptr || groups_->all == nullptr || groups_->all->size() == 1 || !backend_.host_visible()) return {};
   parallel::Communicator& all = *groups_->all;
-  std::vector<WeightIdentity> own;
-  for (const Entry& entry : entries_) own.push_back(entry.identity);
+  const std::vector<WeightIdentity> own = identities();
   constexpr int64_t kWords = sizeof(WeightIdentity) / sizeof(int64_t);
   const int64_t count = std::ssize(own) * kWords;
   std::vector<int64_t> counts(static_cast<size_t>(all.size()));
@@ -406,9 +416,7 @@ Result<void> WeightStore::find_common() {
 
 size_t WeightStore::own_bytes() const {
   if (common_.entries.empty()) return bytes_;
-  std::vector<WeightIdentity> own;
-  for (const Entry& entry : entries_) own.push_back(entry.identity);
-  return static_cast<size_t>(proportional_bytes(own, common_));
+  return static_cast<size_t>(proportional_bytes(identities(), common_));
 }
 
 Result<void> WeightStore::take_block(size_t bytes) {
@@ -422,7 +430,6 @@ Result<void> WeightStore::take_block(size_t bytes) {
 // What ranks have in common lies in their memory, all else in a block of this rank's.
 Result<void> WeightStore::place_all() {
   size_t own = 0;
-  const auto aligned = [](size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; };
   for (size_t i = 0; i < entries_.size(); ++i) own += common_.entries[i] ? 0 : aligned(entries_[i].bytes);
   SLUICE_TRY_VOID(take_block(own));
   char* next = base_;
@@ -444,8 +451,8 @@ Result<void> WeightStore::materialise(const tensor::TensorSource& source, const 
                                       Shared shared, const std::function<void(double, std::string_view)>& progress) {
   if (shared.fd >= 0 && backend_.host_visible()) return share(source, shared, progress);
   if (common_memory_) {
-    SLUICE_TRY_VOID(place_all());
-    const auto filled = fill_device(source, context, progress);
+    auto filled = place_all();
+    if (filled.ok()) filled = fill_device(source, context, progress);
     // The others wait for what this rank packs.
     if (!filled.ok()) groups_->all->abort(filled.error().message);
     SLUICE_TRY_VOID(filled);

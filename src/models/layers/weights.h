@@ -6,9 +6,11 @@
 #include <cstdint>
 #include <functional>
 #include <iterator>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/result.h"
@@ -168,7 +170,8 @@ class WeightStore {
     std::function<Result<void>(const tensor::TensorSource&, void* to)> fill;
   };
 
-  // `identity`: what sets it apart from all other weights of the model, or of another part; empty: it is not shared.
+  // `identity`: what sets it apart from all other weights of the model, or of another part, so that what is declared
+  // again lies where it was declared first; empty: it is not shared.
   size_t declare(std::string name, int64_t values, size_t bytes, std::string_view identity,
                  std::function<Result<void>(const tensor::TensorSource&, void* to)> fill);
   char* at(size_t offset) const {
@@ -176,6 +179,7 @@ class WeightStore {
     const auto next = std::ranges::upper_bound(places_, offset, {}, &Place::offset);
     return std::prev(next)->at + (offset - std::prev(next)->offset);
   }
+  std::vector<WeightIdentity> identities() const;
   Result<void> take_block(size_t bytes);
   Result<void> place_all();
   // What is this rank's to pack, each to where `place` says.
@@ -200,6 +204,7 @@ class WeightStore {
   const moe::DeepEpOptions deepep_;
   const bool rounded_;
   std::vector<Entry> entries_;
+  std::map<std::pair<int64_t, int64_t>, size_t> known_;  // offsets by the hash and bytes of an identity
   size_t bytes_ = 0;
   size_t allocated_ = 0;  // at base_
   char* base_ = nullptr;
