@@ -208,9 +208,17 @@ Io TlsSession::write(std::span<iovec>& parts) {
     // A read that waits keeps its own reason.
     const bool read_wants_write = wants_write_;
     const Io io = ended(result);
+    if (io == Io::kReset && error_.empty()) look_for_alert();
     wants_write_ = read_wants_write;
     return io;
   }
+}
+
+void TlsSession::look_for_alert() {
+  ERR_clear_error();
+  char byte = 0;
+  size_t n = 0;
+  if (const int result = SSL_peek_ex(ssl_, &byte, 1, &n); result != 1) (void)ended(result);
 }
 
 std::string_view TlsSession::protocol() const {

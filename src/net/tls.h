@@ -66,6 +66,9 @@ class TlsSession {
 
  private:
   Io ended(int result);
+  // A socket that takes nothing more may still hold the reason, which the other side sent before it closed. What else
+  // it holds stays for read().
+  void look_for_alert();
 
   ssl_st* const ssl_;
   bool established_ = false;

@@ -1,5 +1,6 @@
 #include "net/tls.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -9,6 +10,7 @@
 #include "net/server.h"
 #include "testing/certificates.h"
 #include "testing/raw_client.h"
+#include "testing/raw_listener.h"
 
 namespace sluice::net {
 namespace {
@@ -210,6 +212,38 @@ TEST_F(TlsTest, AServerThatAsksForCertificatesGetsThem) {
   EXPECT_TRUE(post("x", trusting("authority", "client")).ok());
   EXPECT_THAT(why_not(trusting()), HasSubstr("certificate required"));
   EXPECT_THAT(why_not(trusting("authority", "stranger")), HasSubstr("unknown ca"));
+}
+
+// The server refuses the client's certificate and resets the connection before the client writes what it has to say.
+TEST_F(TlsTest, TheReasonIsFoundThoughTheSocketTakesNothingMore) {
+  folder_.make_authority("clients");
+  const auto server = TlsContext::load(files(TlsFiles::Role::kServer, "server", {"clients"})).value();
+  const auto client = TlsContext::load(files(TlsFiles::Role::kClient, "", {"authority"})).value();
+  sluice::testing::RawListener listener;
+  const int near = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  ASSERT_EQ(::connect(near, reinterpret_cast<const sockaddr*>(&listener.address()), sizeof(sockaddr_in)), 0);
+  const int far = ::accept(listener.fd(), nullptr, nullptr);
+  for (const int fd : {near, far}) ASSERT_EQ(::fcntl(fd, F_SETFL, O_NONBLOCK), 0);
+  auto accepted = server->accept(far);
+  auto connected = client->connect(near, "127.0.0.1");
+  Io refused = Io::kWouldBlock;
+  while (refused == Io::kWouldBlock) {
+    if (!connected->established()) {
+      ASSERT_NE(connected->handshake(), Io::kReset) << connected->error();
+    }
+    refused = accepted->handshake();
+  }
+  ASSERT_EQ(refused, Io::kReset);
+  ASSERT_TRUE(connected->established());
+  const linger at_once{.l_onoff = 1, .l_linger = 0};
+  ASSERT_EQ(::setsockopt(far, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once), 0);
+  ::close(far);
+  std::string text = "hello";
+  iovec all{text.data(), text.size()};
+  std::span<iovec> parts(&all, 1);
+  EXPECT_EQ(connected->write(parts), Io::kReset);
+  EXPECT_THAT(connected->error(), HasSubstr("certificate required"));
+  ::close(near);
 }
 
 TEST_F(TlsTest, R21CertificatesThatChangeAreUsedByNewConnectionsAndBrokenOnesAreNot) {
