@@ -98,6 +98,10 @@ std::string own_executable();
 // variable, so that grandchildren do not see it.
 std::optional<int> inherited_descriptor(const std::string& name);
 
+// As many descriptors at once as the system lets this process have: raises the soft limit to the hard one. Where that
+// is refused everything stays as it was.
+void raise_descriptor_limit();
+
 // When to start a child again: at once is never right, for ever is too late. Doubles from `first` to `max`; a run of at
 // least `stable` starts over.
 class RestartBackoff {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "base/process.h"
 #include "bench/arrivals.h"
 #include "bench/dataset.h"
 #include "bench/text_source.h"
@@ -65,14 +66,6 @@ Result<std::string> model_of(const BenchOptions& options, const Backend& backend
   }
   return Error{ErrorCode::kProtocol,
                fmt::format("{}/v1/models names no model (status {}); give --model", url.to_string(), answer->status)};
-}
-
-// As many connections at once as the system lets this process have.
-void raise_descriptor_limit() {
-  rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 double cpu_seconds() {

@@ -6,6 +6,7 @@
 #include <map>
 #include <thread>
 
+#include "base/process.h"
 #include "gateway/access_log.h"
 #include "gateway/context.h"
 #include "gateway/control.h"
@@ -255,6 +256,7 @@ class Gateway::Impl {
 Result<std::unique_ptr<Gateway>> Gateway::start(const GatewayOptions& options, const Clock& clock,
                                                 Inheritance inherited) {
   SLUICE_TRY_VOID(validate(options));
+  raise_descriptor_limit();
   SLUICE_TRY(auto certificates, Certificates::load(options));
   SLUICE_TRY(auto buckets, duration_buckets(options));
   SLUICE_TRY(auto gatekeeper, Gatekeeper::from(options, std::getenv("CONTROL_PLANE_API_KEYS")));

@@ -67,8 +67,8 @@ class Client {
   // Connects (or takes a kept-alive connection that is not known to be dead), sends head and body, and returns the
   // exchange; the answer is read from it. The target goes out after url.path. Host is added where absent;
   // Content-Length is always that of `body`, whatever the head says. Errors: kRefused, kReset, kTimeout, kNotFound
-  // (name resolution), each naming host and phase; a TLS handshake that fails is kReset and says why. `on_exchange`, if
-  // set, gets the exchange before the first byte is sent, so that the caller can close() it while send() is waiting.
+  // (name resolution), kExhausted (no descriptor or port is left here), each naming host and phase; a TLS handshake
+  // that fails is kReset and says why. `on_exchange`, if set, gets it before the first byte is sent, for close() then.
   Task<Result<std::unique_ptr<ClientExchange>>> send(const Url& url, RequestHead head, std::string_view body,
                                                      ClientTimeouts timeouts = {},
                                                      std::function<void(ClientExchange&)> on_exchange = {});

@@ -225,6 +225,10 @@ Result<Url> parse_url(std::string_view text) {
   if (rest.find_first_of("?# \t\r\n\\") != std::string_view::npos) {
     return bad_url(whole, "a query, a fragment or a space has no place in it");
   }
+  // It is written into requests and documents as it is.
+  if (std::ranges::any_of(rest, [](char c) { return c < '!' || c > '~'; })) {
+    return bad_url(whole, "every character must be visible ASCII");
+  }
   Url url;
   url.tls = tls;
   if (tls) url.port = 443;

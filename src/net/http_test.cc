@@ -71,6 +71,9 @@ TEST(UrlTest, SaysWhyItRefuses) {
   EXPECT_EQ(parse_url("HTTPS://Host/v1").value().to_string(), "https://host:443/v1");
   EXPECT_EQ(parse_url("https://[::1]:8443").value().to_string(), "https://[::1]:8443");
   EXPECT_EQ(parse_url("ftp://host").error().code, ErrorCode::kInvalidArgument);
+  for (const char* odd : {"http://h\xff:1", "http://h:1/\xc3\xa9", "http://h\x01:1"}) {
+    EXPECT_FALSE(parse_url(odd).ok()) << odd;
+  }
   for (const char* text :
        {"grpc://host:1", "http://", "http://:80", "host:0", "host:65536", "host:8o", "::1:80", "http://[::1",
         "http://[host]:1", "http://[::1]x", "http://a@b:1", "http://h/?q", "a b", ""}) {

@@ -1,5 +1,7 @@
 #include "net/server_connection.h"
 
+#include <sys/socket.h>
+
 #include <boost/asio/post.hpp>
 #include <cerrno>
 #include <charconv>
@@ -440,11 +442,17 @@ Task<Result<void>> ServerConnection::finish() {
 }
 
 void ServerConnection::abort() {
+  const bool cut_would_look_whole = answer_ == Answer::kStreaming && !chunked_ && !promised_ && !no_body_;
   if (answer_ == Answer::kStreaming) {
     flush_head();
     answer_ = Answer::kDone;
   }
   keep_ = ended_badly_ = false;
+  // Where the end of the connection is the end of the body, only a reset tells a cut answer from a whole one.
+  if (cut_would_look_whole && is_open()) {
+    const struct linger hard { 1, 0 };  // not the function
+    ::setsockopt(fd(), SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
+  }
   close();
 }
 

@@ -2,6 +2,9 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <future>
@@ -585,6 +588,39 @@ TEST_F(ServerTest, MayOutliveItsLoops) {
   server.reset();
   loops.reset();
   EXPECT_EQ(held.use_count(), 1) << "the handler's frame was not destroyed";
+}
+
+TEST_F(ServerTest, ABodyUntilCloseThatIsCutEndsWithAReset) {
+  const auto port = serve([](ServerExchange& exchange) -> Task<> {
+    ResponseHead head{200, {}};
+    const auto started = co_await exchange.start(std::move(head));
+    if (!started.ok()) co_return;
+    const auto written = co_await exchange.write("part");
+    if (!written.ok()) co_return;
+    auto go_on = co_await exchange.read_body(100);  // the client has what was written
+    exchange.abort();
+  });
+  for (const char* version : {"1.0", "1.1"}) {
+    const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(port);
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    ASSERT_EQ(::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+    const std::string request = fmt::format("POST / HTTP/{}\r\nHost: x\r\nContent-Length: 1\r\n\r\n", version);
+    ASSERT_EQ(::send(fd, request.data(), request.size(), 0), static_cast<ssize_t>(request.size()));
+    std::string got;
+    char buffer[4096];
+    ssize_t n = 0;
+    while (got.find("part") == std::string::npos && (n = ::recv(fd, buffer, sizeof buffer, 0)) > 0) {
+      got.append(buffer, static_cast<size_t>(n));
+    }
+    ASSERT_EQ(::send(fd, "x", 1, MSG_NOSIGNAL), 1);
+    do n = ::recv(fd, buffer, sizeof buffer, 0);
+    while (n > 0);
+    EXPECT_EQ(n, std::string_view(version) == "1.0" ? -1 : 0) << "chunks tell of themselves";
+    ::close(fd);
+  }
 }
 
 }  // namespace
