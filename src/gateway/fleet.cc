@@ -97,7 +97,10 @@ std::vector<WorkerPtr> Fleet::expand(const Worker& engine, const std::vector<Wor
 
 WorkerList Fleet::engine_of(const Worker& worker) const {
   WorkerList same = *snapshot();
-  std::erase_if(same, [&](const auto& other) { return other->address.to_string() != worker.address.to_string(); });
+  const bool is_leaving = worker.draining;
+  std::erase_if(same, [&](const auto& other) {
+    return other->address.to_string() != worker.address.to_string() || other->draining != is_leaving;
+  });
   return same;
 }
 
@@ -110,13 +113,16 @@ void Fleet::erase(const Worker& worker) {
 
 WorkerPtr Fleet::find(const std::string& id_or_url) const {
   const auto list = snapshot();
+  WorkerPtr found;
   for (const auto& worker : *list) {
-    if (worker->id == id_or_url || (worker->dp.rank >= 0 && worker->url == id_or_url)) return worker;
+    if (worker->id == id_or_url) return worker;
+    const bool is_rank = worker->dp.rank >= 0 && worker->url == id_or_url;
+    if (is_rank && (found == nullptr || found->draining)) found = worker;
   }
+  if (found != nullptr) return found;
   const auto address = net::parse_url(id_or_url);
   if (!address.ok()) return nullptr;
   const std::string url = address->to_string();
-  WorkerPtr found;
   for (const auto& worker : *list) {
     if (worker->address.to_string() == url && (found == nullptr || found->draining)) found = worker;
   }

@@ -169,7 +169,7 @@ class Fleet {
   // By id or URL, a draining one only if no other has that URL; null if there is none. The URL of an engine finds its
   // first rank.
   WorkerPtr find(const std::string& id_or_url) const;
-  // All of the same engine as that worker, which is among them.
+  // All of the same engine as that worker, which is among them: those that leave where it does, else those that stay.
   WorkerList engine_of(const Worker& worker) const;
 
   std::shared_ptr<const WorkerList> snapshot() const;

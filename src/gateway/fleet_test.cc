@@ -46,8 +46,20 @@ TEST_F(FleetTest, AnAddressCanBeAddedAgainWhileTheOldWorkerDrains) {
   EXPECT_GT(fresh->number, old->number) << "numbers are never used again";
   EXPECT_EQ(fleet_.find("http://h:1"), fresh);
   EXPECT_EQ(fleet_.find(old->id), old);
+  EXPECT_EQ(fleet_.engine_of(*old), WorkerList{old}) << "what is done to the one that leaves is not done to the other";
+  EXPECT_EQ(fleet_.engine_of(*fresh), WorkerList{fresh});
   fleet_.erase(*old);
   EXPECT_EQ(fleet_.snapshot()->size(), 1u);
+}
+
+TEST_F(FleetTest, TheUrlOfARankFindsTheOneThatStays) {
+  const auto two_ranks = [&] { return fleet_.expand(*add("http://h:1"), std::vector<WorkerSeries>(2)); };
+  const auto old = two_ranks();
+  for (const WorkerPtr& rank : old) rank->draining = true;
+  EXPECT_EQ(fleet_.find(old[1]->url), old[1]);
+  const auto fresh = two_ranks();
+  EXPECT_EQ(fleet_.find(old[1]->url), fresh[1]);
+  EXPECT_EQ(fleet_.engine_of(*fresh[0]), WorkerList(fresh.begin(), fresh.end()));
 }
 
 TEST_F(FleetTest, ASnapshotDoesNotChange) {
