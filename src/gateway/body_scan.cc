@@ -198,10 +198,26 @@ Field field_at(const std::string& body, od::value& value, Field::Key key) {
   return {key, begin, begin + token.size()};
 }
 
-od::parser& parser() {
-  thread_local od::parser instance;
-  return instance;
-}
+// Its memory is that of the largest body so far, as much again as that has bytes: after a very large one it starts
+// anew.
+class Parser {
+ public:
+  explicit Parser(size_t body_size) : is_large_(body_size > kKept) {}
+  ~Parser() {
+    if (is_large_) instance() = od::parser();
+  }
+  Parser(const Parser&) = delete;
+  Parser& operator=(const Parser&) = delete;
+  od::parser* operator->() { return &instance(); }
+
+ private:
+  static od::parser& instance() {
+    thread_local od::parser parser;
+    return parser;
+  }
+  static constexpr size_t kKept = size_t{4} << 20;
+  const bool is_large_;
+};
 
 }  // namespace
 
@@ -235,8 +251,9 @@ Result<BodyFacts> scan_body(std::string& body, Endpoint endpoint) {
   std::string token_text;  // input_ids count only where there is no text
   std::optional<int64_t> routed_rank, older_rank;
   std::optional<int64_t> max_tokens, max_completion_tokens, max_output_tokens, max_new_tokens;
+  Parser parser(body.size());
   od::document document;
-  if (auto error = parser().iterate(body.data(), body.size(), body.capacity()).get(document)) return malformed(error);
+  if (auto error = parser->iterate(body.data(), body.size(), body.capacity()).get(document)) return malformed(error);
   od::object object;
   if (auto error = document.get_object().get(object)) {
     return error == simdjson::INCORRECT_TYPE ? wrong("the body must be a JSON object") : malformed(error);

@@ -1,6 +1,7 @@
 #include "gateway/body_scan.h"
 
 #include <gtest/gtest.h>
+#include <malloc.h>
 
 #include <cstdlib>
 #include <nlohmann/json.hpp>
@@ -221,6 +222,16 @@ TEST(BodyScanTest, SurvivesCutAndSpoiltBodies) {
     (void)scan_body(body, round % 2 == 0 ? Endpoint::kChat : Endpoint::kGenerate);  // an error or not, but no crash
     ASSERT_EQ(body, before);
   }
+}
+
+TEST(BodyScanTest, TheMemoryForAVeryLargeBodyIsGivenBack) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "another allocator";
+#endif
+  std::string body = R"({"text":")" + std::string(size_t{64} << 20, 'x') + R"("})";
+  const size_t before = ::mallinfo2().hblkhd;
+  ASSERT_TRUE(scan_body(body, Endpoint::kGenerate).ok());
+  EXPECT_LT(::mallinfo2().hblkhd, before + (size_t{8} << 20));
 }
 
 }  // namespace
