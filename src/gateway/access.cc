@@ -76,6 +76,14 @@ std::optional<net::Response> Gatekeeper::refuse(Access access, const net::Reques
   return refusal(401, "", "Bearer");
 }
 
+bool Gatekeeper::has_control_key(const net::RequestHead& head) const {
+  if (control_keys_.empty()) return false;
+  const auto token = bearer_token(head);
+  bool known = false;
+  for (const ControlKey& key : control_keys_) known = (token && same_secret(*token, key.secret)) || known;
+  return known;
+}
+
 std::optional<net::Response> Gatekeeper::refuse_control(std::optional<std::string_view> token) const {
   if (!token) return refusal(401, "Missing or invalid Authorization header", kControlChallenge);
   // All of them, so that the time does not tell which one was near.

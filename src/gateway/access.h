@@ -29,6 +29,8 @@ class Gatekeeper {
 
   // The answer to a request that may not pass; none if it may.
   std::optional<net::Response> refuse(Access access, const net::RequestHead& head) const;
+  // Whether the request carries a key of the control plane, of whatever role: that is for nobody but this gateway.
+  bool has_control_key(const net::RequestHead& head) const;
 
  private:
   struct ControlKey {

@@ -24,6 +24,9 @@ using Json = nlohmann::ordered_json;
 using net::Response;
 using net::Task;
 
+constexpr Duration kInfo = std::chrono::seconds(45);  // a generation may be behind /health_generate
+constexpr Duration kModels = std::chrono::seconds(5);
+
 Response json_response(int status, const Json& document) {
   return Response::json(status, document.dump(-1, ' ', false, Json::error_handler_t::replace));
 }
@@ -49,12 +52,19 @@ Task<Response> info(AdminCall& call) {
   for (const WorkerPtr& worker : call.loop.fleet(call.context.fleet)) {
     if (!worker->healthy || worker->draining) continue;
     const WorkerPtr kept = worker;
-    net::RequestHead head = upstream_head(call.head, *kept, /*has_body=*/false);
-    auto answer = co_await call.loop.client.fetch(kept->address, "GET", head.target, std::move(head.headers));
+    net::RequestHead head = upstream_head(call.head, *kept, /*has_body=*/false, call.context.gatekeeper);
+    Question question{"GET", std::move(head.target), std::move(head.headers), nullptr};
+    auto answer =
+        co_await ask_worker(call.loop.loop, call.loop.client, kept, std::move(question), kInfo, call.interruption);
+    if (!answer.ok() && answer.error().code == ErrorCode::kTimeout) {
+      co_return error_response(504, "call_upstream_timeout",
+                               fmt::format("worker {} gave no answer within {:g} s", kept->id, seconds(kInfo)));
+    }
     if (!answer.ok()) {
       co_return error_response(502, "call_upstream_connection_failed",
                                fmt::format("worker {} could not be asked", kept->id));
     }
+    call.is_relayed = true;
     answer->headers = relayed_headers(answer->headers, {{"x-request-id", ""}});
     co_return std::move(answer).value();
   }
@@ -62,19 +72,25 @@ Task<Response> info(AdminCall& call) {
 }
 
 Task<Response> models(AdminCall& call) {
+  WorkerList workers = *call.context.fleet.snapshot();
+  std::erase_if(workers, [](const WorkerPtr& worker) { return !worker->healthy || worker->draining; });
+  if (workers.empty()) co_return error_response(503, "no_workers", "no healthy worker");
+  net::Client& client = call.loop.client;
+  net::EventLoop& loop = call.loop.loop;
+  // All at once: one that hangs makes nobody wait for longer than itself.
+  const std::function<Task<std::string>(WorkerPtr)> ask =
+      [&client, &loop, interruption = call.interruption](WorkerPtr worker) -> Task<std::string> {
+    std::string known = worker->info().models;
+    if (!known.empty()) co_return known;
+    Question question{"GET", "/v1/models", key_headers(*worker), nullptr};
+    auto answer = co_await ask_worker(loop, client, worker, std::move(question), kModels, interruption);
+    co_return answer.ok() && answer->status == 200 ? std::move(answer->body) : std::string();
+  };
+  const auto texts = co_await gather_from<std::string, WorkerPtr>(loop, std::move(workers), ask);
   Json list = Json::array();
   std::set<std::string> seen;
-  bool any = false;
-  const auto workers = call.context.fleet.snapshot();
-  for (const WorkerPtr& worker : *workers) {
-    if (!worker->healthy || worker->draining) continue;
-    any = true;
-    std::string text = worker->info().models;
-    if (text.empty()) {
-      auto answer = co_await call.loop.client.fetch(worker->address, "GET", "/v1/models", key_headers(*worker));
-      if (!answer.ok() || answer->status != 200) continue;
-      text = std::move(answer->body);
-    }
+  for (const std::string& text : texts) {
+    if (text.empty()) continue;
     const auto document = parse_client_json(text);
     if (!document.ok() || !document->is_object()) continue;
     const auto entries = document->find("data");
@@ -84,7 +100,6 @@ Task<Response> models(AdminCall& call) {
       if (seen.insert(entry["id"].get<std::string>()).second) list.push_back(entry);
     }
   }
-  if (!any) co_return error_response(503, "no_workers", "no healthy worker");
   co_return json_response(200, Json{{"object", "list"}, {"data", list}});
 }
 
@@ -95,12 +110,16 @@ Task<Response> loads(AdminCall& call) {
   auto& kept = call.loop.loads;
   if (kept.document.empty() || now - kept.at > kFresh) {
     net::Client& client = call.loop.client;
-    const std::function<Task<WorkerReport>(WorkerPtr)> ask = [&client](WorkerPtr worker) -> Task<WorkerReport> {
-      auto report = co_await read_load(client, *worker);
+    net::EventLoop& loop = call.loop.loop;
+    const std::function<Task<WorkerReport>(WorkerPtr)> ask =
+        [&client, &loop, interruption = call.interruption](WorkerPtr worker) -> Task<WorkerReport> {
+      auto report = co_await read_load(loop, client, worker, interruption);
       co_return WorkerReport{worker->url, std::move(report)};
     };
     WorkerList workers = call.loop.fleet(call.context.fleet);
     const auto reports = co_await gather_from<WorkerReport, WorkerPtr>(call.loop.loop, std::move(workers), ask);
+    // What nobody waited for is nobody's report.
+    if (call.interruption->ended()) co_return error_response(503, "client_gone", "the client has left");
     kept = {loads_document(reports, call.context.clock.unix_nanos() / 1'000'000'000), call.context.clock.now()};
   }
   co_return Response::json(200, kept.document);
@@ -149,7 +168,9 @@ Task<Response> list_or_add(AdminCall& call) {
   }
   auto worker = call.context.add_worker(request->url, request->details.api_key.value_or(""), "manual");
   if (!worker.ok()) co_return worker_error(400, "BAD_REQUEST", worker.error().message);
-  (*worker)->change_info([&](Worker::Info& info) { apply(request->details, info); });
+  for (const WorkerPtr& each : call.context.fleet.engine_of(**worker)) {
+    each->change_info([&](Worker::Info& info) { apply(request->details, info); });
+  }
   const Worker& added = **worker;
   const std::string location = "/workers/" + added.id;
   auto response = json_response(202, Json{{"status", "accepted"},
@@ -194,8 +215,11 @@ Task<Response> one_worker(AdminCall& call) {
   const auto details = read_worker_details(body);
   if (!details.ok()) co_return worker_error(400, "BAD_REQUEST", details.error().message);
   if (auto good = accept(*details); !good.ok()) co_return worker_error(400, "BAD_REQUEST", good.error().message);
+  if (details->api_key) {
+    const auto changed = call.context.change_key(*worker, *details->api_key);
+    if (!changed.ok()) co_return worker_error(400, "BAD_REQUEST", changed.error().message);
+  }
   worker->change_info([&](Worker::Info& info) { apply(*details, info); });
-  if (details->api_key) call.context.change_key(*worker, *details->api_key);
   co_return json_response(202, Json{{"status", "accepted"}, {"worker_id", worker->id}});
 }
 
@@ -218,7 +242,8 @@ Task<Response> legacy_add(AdminCall& call) {
   // Found anew each time: the ranks of an engine take its place.
   const std::string address = (*worker)->address.to_string();
   WorkerPtr added = *worker;
-  while (added != nullptr && !added->healthy && call.context.clock.now() < until && !call.context.draining) {
+  while (added != nullptr && !added->healthy && call.context.clock.now() < until && !call.context.draining &&
+         !call.interruption->ended()) {
     co_await call.loop.loop.sleep(std::chrono::milliseconds(50));
     added = call.context.fleet.find(address);
   }

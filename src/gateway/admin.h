@@ -2,10 +2,12 @@
 // (gateway-reference.md 3.2, 3.5 to 3.8, 1.1).
 #pragma once
 
+#include <memory>
 #include <string>
 #include <string_view>
 
 #include "gateway/access.h"
+#include "gateway/ask.h"
 #include "gateway/context.h"
 #include "gateway/loop_state.h"
 #include "net/http.h"
@@ -30,6 +32,9 @@ struct AdminCall {
   const net::RequestHead& head;
   const std::string& path;
   std::string body;
+  // Ended when the client has left, or is cut off: so do the questions that are asked for it.
+  const std::shared_ptr<Interruption> interruption = std::make_shared<Interruption>();
+  bool is_relayed = false;  // set by the handler: the answer is a worker's own, and its X-SMG-Error-Code too
 };
 
 // Null if there is none.

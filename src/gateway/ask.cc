@@ -3,12 +3,13 @@
 #include "net/stream.h"
 
 namespace sluice::gateway {
-namespace {
 
-// Closes the exchange that is under way when the time is over.
+// Closes the exchange that is under way when the time is over, or nobody wants the answer.
 class Watchdog {
  public:
-  Watchdog(net::EventLoop& loop, Duration bound) : state_(std::make_shared<State>(loop.executor())) {
+  Watchdog(net::EventLoop& loop, Duration bound, std::shared_ptr<Interruption> interruption)
+      : state_(std::make_shared<State>(loop.executor())), interruption_(std::move(interruption)) {
+    if (interruption_ != nullptr) interruption_->under_way_.insert(this);
     state_->timer.expires_after(bound);
     state_->timer.async_wait([state = state_](const boost::system::error_code& error) {
       if (error) return;
@@ -17,6 +18,7 @@ class Watchdog {
     });
   }
   ~Watchdog() {
+    if (interruption_ != nullptr) interruption_->under_way_.erase(this);
     state_->exchange = nullptr;
     state_->timer.cancel();
   }
@@ -24,7 +26,11 @@ class Watchdog {
   Watchdog& operator=(const Watchdog&) = delete;
 
   void watch(net::ClientExchange* exchange) { state_->exchange = exchange; }
+  void interrupt() {
+    if (state_->exchange != nullptr) state_->exchange->close();
+  }
   bool expired() const { return state_->expired; }
+  bool interrupted() const { return interruption_ != nullptr && interruption_->ended(); }
 
  private:
   struct State {
@@ -34,7 +40,15 @@ class Watchdog {
     bool expired = false;
   };
   const std::shared_ptr<State> state_;
+  const std::shared_ptr<Interruption> interruption_;
 };
+
+void Interruption::end() {
+  if (std::exchange(ended_, true)) return;
+  while (!under_way_.empty()) under_way_.extract(under_way_.begin()).value()->interrupt();
+}
+
+namespace {
 
 // What it found, and whether the connection was dead before it was used.
 struct Try {
@@ -72,8 +86,8 @@ net::Task<Try> try_once(net::Client& client, const Worker& worker, const Questio
       result.answer.emplace(std::move(body_read).error());
     }
   } else {
-    result.was_stale =
-        answered.error().code == ErrorCode::kReset && exchange->reused() && !exchange->answered() && !dog.expired();
+    result.was_stale = answered.error().code == ErrorCode::kReset && exchange->reused() && !exchange->answered() &&
+                       !dog.expired() && !dog.interrupted();
     result.answer.emplace(std::move(answered).error());
   }
   dog.watch(nullptr);
@@ -83,14 +97,21 @@ net::Task<Try> try_once(net::Client& client, const Worker& worker, const Questio
 }  // namespace
 
 net::Task<Result<net::Response>> ask_worker(net::EventLoop& loop, net::Client& client, WorkerPtr worker,
-                                            Question question, Duration bound) {
-  Watchdog dog(loop, bound);
+                                            Question question, Duration bound,
+                                            std::shared_ptr<Interruption> interruption) {
+  Watchdog dog(loop, bound, std::move(interruption));
+  const auto cancelled = [&] {
+    return Error{ErrorCode::kCancelled,
+                 fmt::format("{} {} was given up: nobody waits for it", question.method, question.target)};
+  };
+  if (dog.interrupted()) co_return cancelled();
   Try found = co_await try_once(client, *worker, question, dog, bound);
   if (found.was_stale) found = co_await try_once(client, *worker, question, dog, bound);
   if (dog.expired()) {
     co_return Error{ErrorCode::kTimeout,
                     fmt::format("no answer to {} {} within {:g} s", question.method, question.target, seconds(bound))};
   }
+  if (!found.answer->ok() && dog.interrupted()) co_return cancelled();
   co_return std::move(*found.answer);
 }
 

@@ -87,11 +87,18 @@ void Context::attend(const WorkerPtr& worker) {
   control->watch(worker);
 }
 
+Result<void> check_api_key(std::string_view api_key) {
+  // It goes out in a head, and to a successor in a document.
+  if (std::ranges::all_of(api_key, [](char c) { return c >= ' ' && c <= '~'; })) return {};
+  return Error{ErrorCode::kInvalidArgument, "api_key must be printable ASCII"};
+}
+
 Result<WorkerPtr> Context::add_worker(const std::string& url, const std::string& api_key, const char* source) {
   auto address = net::parse_url(url);
-  if (!address.ok()) {
+  const auto key = check_api_key(api_key);
+  if (!address.ok() || !key.ok()) {
     metrics.counter("smg_discovery_registrations_total", {source, "failed"}).add();
-    return address.error();
+    return address.ok() ? key.error() : address.error();
   }
   const WorkerSeries series = series_of(address->to_string());
   auto [worker, is_new] = fleet.add(std::move(*address), api_key, series);
@@ -100,17 +107,19 @@ Result<WorkerPtr> Context::add_worker(const std::string& url, const std::string&
     worker->change_info([&](Worker::Info& info) { info.source = source; });
     attend(worker);
   } else if (!api_key.empty()) {
-    change_key(*worker, api_key);
+    SLUICE_TRY_VOID(change_key(*worker, api_key));
   }
   return worker;
 }
 
-void Context::change_key(const Worker& worker, const std::string& api_key) {
+Result<void> Context::change_key(const Worker& worker, const std::string& api_key) {
+  SLUICE_TRY_VOID(check_api_key(api_key));
   for (const WorkerPtr& each : fleet.engine_of(worker)) {
     if (each->api_key() == api_key) continue;
     each->change_api_key(api_key);
     control->suspect(each);
   }
+  return {};
 }
 
 void Context::expand_worker(const Worker& engine, int64_t ranks) {

@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "gateway/admission.h"
@@ -29,6 +30,7 @@ namespace sluice::gateway {
 
 class AccessLog;
 class Control;
+class Gatekeeper;
 class KvCaches;
 
 // Sums of the last 60 s, for sglang_cache_hit_rate (gateway-reference.md 1.4). Any thread.
@@ -47,6 +49,9 @@ class HitRate {
   mutable std::mutex mutex_;  // guards parts_
   std::array<Part, 60> parts_{};
 };
+
+// kInvalidArgument unless it is printable ASCII, which an empty one is.
+Result<void> check_api_key(std::string_view api_key);
 
 struct Context {
   // `time` outlives this.
@@ -72,6 +77,7 @@ struct Context {
   std::atomic<bool> draining{false};
   // Set before the first request.
   Control* control = nullptr;
+  const Gatekeeper* gatekeeper = nullptr;
   std::unique_ptr<AccessLog> access_log;       // null without --access-log
   std::unique_ptr<obs::TraceExporter> tracer;  // null without --enable-trace
   std::unique_ptr<KvCaches> kv;                // null without --tokenizer-path
@@ -79,8 +85,9 @@ struct Context {
   // Into the fleet, with its metric series and under control's eyes; or the worker that is there already, with that key
   // if it is not empty. `source`: "static" or "manual". Any thread.
   Result<WorkerPtr> add_worker(const std::string& url, const std::string& api_key, const char* source);
-  // Of all ranks of the worker's engine, from the next request on; they are probed at once. Any thread.
-  void change_key(const Worker& worker, const std::string& api_key);
+  // Of all ranks of the worker's engine, from the next request on; they are probed at once. As add_worker() refuses a
+  // key that is not printable ASCII (kInvalidArgument). Any thread.
+  Result<void> change_key(const Worker& worker, const std::string& api_key);
   // The engine's ranks take its place, ready. Any thread.
   void expand_worker(const Worker& engine, int64_t ranks);
   // A new process behind the URL, or an emptied cache.

@@ -4,13 +4,15 @@
 #include <nlohmann/json.hpp>
 
 #include "base/log.h"
+#include "gateway/ask.h"
+#include "gateway/client_json.h"
 #include "gateway/kv_events/attendant.h"
 #include "gateway/loads.h"
 #include "net/stream.h"
 
 namespace sluice::gateway {
 
-using Json = nlohmann::json;
+using Json = nlohmann::ordered_json;
 
 struct Control::Watch {
   Watch(WorkerPtr which, HealthRules rules, net::EventLoop& loop)
@@ -40,9 +42,8 @@ namespace {
 constexpr int64_t kMostRanks = 1024;
 constexpr size_t kBytesPerToken = 4;  // of text, as everywhere in the gateway
 
+constexpr Duration kInformation = std::chrono::seconds(10);  // for its models and its ranks
 constexpr Duration kLong = std::chrono::hours(24 * 365);
-
-net::ClientTimeouts all_within(Duration bound) { return {.connect = bound, .head = bound, .silence = bound}; }
 
 // What was learned from the faults and the queue of the process that is gone.
 void forget_process(Worker& worker) {
@@ -136,11 +137,21 @@ void Control::remove(WorkerPtr worker) {
   with_watch(worker, [](Watch&) {});
 }
 
-net::Task<bool> Control::probe(std::shared_ptr<Watch> watch) {
-  const auto timeouts = all_within(std::chrono::seconds(context_.options.health_check_timeout_secs));
+// The answer to a GET, all of it within `bound` however slowly it comes.
+net::Task<Result<net::Response>> Control::ask(WorkerPtr worker, std::string target, Duration bound) {
+  Question question{"GET", std::move(target), key_headers(*worker), nullptr};
+  co_return co_await ask_worker(loop_, client_, std::move(worker), std::move(question), bound);
+}
+
+net::Task<std::optional<bool>> Control::probe(std::shared_ptr<Watch> watch) {
+  const auto bound = std::chrono::seconds(context_.options.health_check_timeout_secs);
   const Worker& worker = *watch->worker;
-  const auto answer = co_await client_.fetch(worker.address, "GET", context_.options.health_check_endpoint,
-                                             key_headers(worker), "", timeouts);
+  const auto answer = co_await ask(watch->worker, context_.options.health_check_endpoint, bound);
+  if (!answer.ok() && answer.error().code == ErrorCode::kExhausted) {
+    context_.metrics.counter("smg_worker_health_checks_total", {"regular", "exhausted"}).add();
+    SLUICE_LOG_EVERY(10, error, "gateway/health", "{}", answer.error().message);
+    co_return std::nullopt;
+  }
   const bool passed = answer.ok() && answer->status >= 200 && answer->status < 300;
   watch->refused = !answer.ok() && answer.error().code == ErrorCode::kRefused;
   context_.metrics.counter("smg_worker_health_checks_total", {"regular", passed ? "success" : "error"}).add();
@@ -156,10 +167,11 @@ net::Task<bool> Control::probe(std::shared_ptr<Watch> watch) {
 
 net::Task<> Control::read_models(std::shared_ptr<Watch> watch) {
   Worker& worker = *watch->worker;
-  const auto timeouts = all_within(std::chrono::seconds(10));
-  const auto answer = co_await client_.fetch(worker.address, "GET", "/v1/models", key_headers(worker), "", timeouts);
+  const auto answer = co_await ask(watch->worker, "/v1/models", kInformation);
   if (!answer.ok() || answer->status != 200) co_return;
-  const Json document = Json::parse(answer->body, nullptr, false);
+  const auto parsed = parse_client_json(answer->body);
+  if (!parsed.ok()) co_return;
+  const Json& document = *parsed;
   if (!document.is_object() || !document.contains("data") || !document["data"].is_array()) co_return;
   std::vector<std::string> ids;
   for (const auto& entry : document["data"]) {
@@ -176,12 +188,13 @@ net::Task<> Control::read_models(std::shared_ptr<Watch> watch) {
 // Data-parallel ranks of the engine; 1 where it does not say.
 net::Task<int64_t> Control::read_ranks(std::shared_ptr<Watch> watch) {
   const Worker& worker = *watch->worker;
-  const auto timeouts = all_within(std::chrono::seconds(10));
   for (const char* path : {"/server_info", "/get_server_info"}) {
-    const auto answer = co_await client_.fetch(worker.address, "GET", path, key_headers(worker), "", timeouts);
+    const auto answer = co_await ask(watch->worker, path, kInformation);
     if (answer.ok() && answer->status == 404) continue;
     if (!answer.ok() || answer->status != 200) break;
-    const Json document = Json::parse(answer->body, nullptr, false);
+    const auto parsed = parse_client_json(answer->body);
+    if (!parsed.ok()) break;
+    const Json& document = *parsed;
     if (!document.is_object() || !document.contains("dp_size") || !document["dp_size"].is_number_integer()) break;
     co_return std::clamp<int64_t>(document["dp_size"].get<int64_t>(), 1, kMostRanks);
   }
@@ -204,8 +217,9 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
     if (context_.clock.now() >= next_probe && (registering || !options.disable_health_check)) {
       const uint64_t told = watch->told;
       if (std::exchange(told_before, told) != told) failed_in_a_row = 0;
-      const bool passed = co_await probe(watch);
-      if (told == watch->told) {
+      const std::optional<bool> verdict = co_await probe(watch);
+      if (verdict && told == watch->told) {
+        const bool passed = *verdict;
         if (passed) {
           if (registering) {
             co_await read_models(watch);
@@ -333,9 +347,8 @@ net::Task<> Control::prove(std::shared_ptr<Watch> watch) {
     liveness_.cannot_generate_for_probes(worker);
     co_return;
   }
-  const auto timeouts = all_within(std::chrono::seconds(context_.options.health_check_timeout_secs));
-  const auto answer =
-      co_await client_.fetch(worker.address, "GET", "/health_generate", key_headers(worker), "", timeouts);
+  const auto bound = std::chrono::seconds(context_.options.health_check_timeout_secs);
+  const auto answer = co_await ask(watch->worker, "/health_generate", bound);
   if (!answer.ok() || !worker.suspect) co_return;
   if (answer->status / 100 == 2) liveness_.generated(worker);
   if (answer->status == 404 || answer->status == 405 || answer->status == 501) {
@@ -372,7 +385,7 @@ net::Task<> Control::poll_load(WorkerPtr worker) {
   WorkerLoad& load = *worker->load;
   load.polls.fetch_add(1, std::memory_order_relaxed);
   const int64_t tokens = load.tokens_since_poll, prompt = load.prompt_since_poll;
-  const auto report = co_await read_load(client_, *worker);
+  const auto report = co_await read_load(loop_, client_, worker);
   watch->polled = false;
   if (!watches_.contains(worker.get())) co_return;  // removed meanwhile, and its series with it
   context_.metrics.counter("smg_engine_load_polls_total", {worker->url, std::string(report ? report->mode : "failed")})

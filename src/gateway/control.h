@@ -36,7 +36,9 @@ class Control {
   void with_watch(const WorkerPtr& worker, std::function<void(Watch&)> act);
   net::Task<> run(std::shared_ptr<Watch> watch);
   net::Task<> drain(std::shared_ptr<Watch> watch);
-  net::Task<bool> probe(std::shared_ptr<Watch> watch);
+  net::Task<Result<net::Response>> ask(WorkerPtr worker, std::string target, Duration bound);
+  // Whether it passed; none where this process could not ask.
+  net::Task<std::optional<bool>> probe(std::shared_ptr<Watch> watch);
   net::Task<int64_t> read_ranks(std::shared_ptr<Watch> watch);
   net::Task<> read_models(std::shared_ptr<Watch> watch);
   net::Task<> watch_certificates();

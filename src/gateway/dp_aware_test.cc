@@ -59,6 +59,15 @@ class DpAwareTest : public GatewayFixture {
   }
 };
 
+TEST_F(DpAwareTest, DetailsThatAreGivenAgainAreThoseOfAllRanks) {
+  const SimWorker& engine = engine_of_four();
+  const Json again{{"url", engine.url()}, {"priority", 7}, {"models", Json::array({"named"})}};
+  ASSERT_EQ(call("POST", "/workers", again.dump())->status, 202);
+  const Json list = workers_json();
+  ASSERT_EQ(list.size(), 4u);
+  for (const Json& rank : list) EXPECT_EQ(rank["priority"], 7) << rank;
+}
+
 TEST_F(DpAwareTest, EachRankIsAWorkerThatIsChosenCountedAndShown) {
   SimWorker& engine = engine_of_four();
   std::map<int64_t, int> told;

@@ -58,10 +58,10 @@ Task<std::vector<Answer>> ask_all(AdminCall& call, const WorkerList& workers,
                                   std::function<Question(const Worker&)> question_for, Duration bound) {
   net::Client& client = call.loop.client;
   net::EventLoop& loop = call.loop.loop;
-  const std::function<Task<Answer>(WorkerPtr)> ask = [&client, &loop, question_for,
-                                                      bound](WorkerPtr worker) -> Task<Answer> {
+  const std::function<Task<Answer>(WorkerPtr)> ask =
+      [&client, &loop, question_for, bound, interruption = call.interruption](WorkerPtr worker) -> Task<Answer> {
     Question question = question_for(*worker);
-    co_return co_await ask_worker(loop, client, std::move(worker), std::move(question), bound);
+    co_return co_await ask_worker(loop, client, std::move(worker), std::move(question), bound, interruption);
   };
   WorkerList asked = workers;
   const auto at_once = static_cast<size_t>(call.context.options.rl_fanout_concurrency);
@@ -99,11 +99,11 @@ Task<Response> first_good(AdminCall& call, std::string method) {
   net::EventLoop& loop = call.loop.loop;
   std::vector<std::function<Task<>()>> tasks;
   for (const WorkerPtr& worker : workers) {
-    net::RequestHead head = upstream_head(call.head, *worker, /*has_body=*/false);
+    net::RequestHead head = upstream_head(call.head, *worker, /*has_body=*/false, call.context.gatekeeper);
     Question question{method, std::move(head.target), std::move(head.headers), nullptr};
-    tasks.push_back([found, &client, &loop, worker, question]() -> Task<> {
+    tasks.push_back([found, &client, &loop, worker, question, interruption = call.interruption]() -> Task<> {
       Question own = question;
-      auto answer = co_await ask_worker(loop, client, worker, std::move(own), kOrdinary);
+      auto answer = co_await ask_worker(loop, client, worker, std::move(own), kOrdinary, interruption);
       if (!answer.ok()) co_return;
       if (answer->status / 100 == 2 && !found->good) {
         found->good = std::move(answer).value();
@@ -116,6 +116,7 @@ Task<Response> first_good(AdminCall& call, std::string method) {
   limits.at_once = static_cast<size_t>(call.context.options.rl_fanout_concurrency);
   limits.enough = [found] { return found->good.has_value(); };
   co_await gather(loop, std::move(tasks), std::move(limits));
+  call.is_relayed = found->good || found->last;
   if (found->good) co_return relayed(std::move(*found->good));
   if (found->last) co_return relayed(std::move(*found->last));
   co_return error_response(502, "no_worker_response", "no worker gave an answer");
@@ -143,6 +144,8 @@ Task<Response> fan_out(AdminCall& call) {
   for (size_t i = 0; i < workers.size(); ++i) {
     const Result<Response>& answer = *answers[i];
     if (!answer.ok() || answer->status / 100 != 2) {
+      // It may have done what it was told even so.
+      if (!answer.ok() && drops_cache(call.path)) emptied.insert(workers[i]->address.to_string());
       failed.push_back(Json{{"worker", workers[i]->url}, {"error", complaint(answer)}});
       continue;
     }

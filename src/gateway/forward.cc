@@ -29,7 +29,8 @@ class ConnectionFields {
 
 }  // namespace
 
-net::RequestHead upstream_head(const net::RequestHead& client, std::string_view api_key, int64_t rank, bool has_body) {
+net::RequestHead upstream_head(const net::RequestHead& client, std::string_view api_key, int64_t rank, bool has_body,
+                               const Gatekeeper* gatekeeper) {
   net::RequestHead head;
   head.method = client.method;
   head.target = client.target;
@@ -54,7 +55,8 @@ net::RequestHead upstream_head(const net::RequestHead& client, std::string_view 
   if (has_body && !head.headers.has("content-type")) head.headers.add("Content-Type", "application/json");
   if (!api_key.empty()) {
     head.headers.add("Authorization", fmt::format("Bearer {}", api_key));
-  } else if (const auto key = client.headers.get("authorization")) {
+  } else if (const auto key = client.headers.get("authorization");
+             key && (gatekeeper == nullptr || !gatekeeper->has_control_key(client))) {
     head.headers.add("Authorization", std::string(*key));
   }
   return head;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "gateway/client_json.h"
 #include "gateway/control.h"
 
 namespace sluice::gateway {
@@ -14,11 +15,13 @@ std::string text_of(const Json& document) { return document.dump(-1, ' ', false,
 
 // -1 if nobody says.
 int64_t sum_of(const Json& list, const char* key) {
+  constexpr double kMost = 1e15;  // of anything that is counted in tokens or requests
   int64_t sum = -1;
   if (!list.is_array()) return sum;
   for (const auto& entry : list) {
     if (!entry.is_object() || !entry.contains(key) || !entry[key].is_number()) continue;
-    sum = std::max<int64_t>(sum, 0) + entry[key].get<int64_t>();
+    const double total = static_cast<double>(std::max<int64_t>(sum, 0)) + entry[key].get<double>();
+    sum = static_cast<int64_t>(std::clamp(total, 0.0, kMost));
   }
   return sum;
 }
@@ -49,11 +52,12 @@ std::optional<double> number_in(const Json& entry, const char* key) {
 }
 
 std::vector<RankLoad> ranks_of(const Json& list, bool modern) {
+  constexpr double kMostRank = 1e6;
   std::vector<RankLoad> ranks;
   if (!list.is_array()) return ranks;
   for (const Json& entry : list) {
     if (!entry.is_object()) continue;
-    RankLoad rank{.rank = static_cast<int64_t>(number_in(entry, "dp_rank").value_or(0)),
+    RankLoad rank{.rank = static_cast<int64_t>(std::clamp(number_in(entry, "dp_rank").value_or(0), 0.0, kMostRank)),
                   .running = number_in(entry, "num_running_reqs"),
                   .waiting = number_in(entry, "num_waiting_reqs"),
                   .token_usage = number_in(entry, "token_usage"),
@@ -80,22 +84,18 @@ void append_entries(const Json& details, const std::string& worker, Json& out) {
 
 }  // namespace
 
-net::Task<std::optional<LoadReport>> read_load(net::Client& client, const Worker& worker) {
-  constexpr Duration kBound = std::chrono::seconds(5);
-  constexpr net::ClientTimeouts kTimeouts{.connect = kBound, .head = kBound, .silence = kBound};
-  auto answer = co_await client.fetch(worker.address, "GET", "/v1/loads", key_headers(worker), "", kTimeouts);
-  const bool modern = !answer.ok() || answer->status != 404;
-  if (!modern) answer = co_await client.fetch(worker.address, "GET", "/get_load", key_headers(worker), "", kTimeouts);
-  if (!answer.ok() || answer->status != 200) co_return std::nullopt;
-  Json document = Json::parse(answer->body, nullptr, false);
-  if (document.is_discarded()) co_return std::nullopt;
+std::optional<LoadReport> load_report(const std::string& text, bool modern, int64_t own_rank) {
+  // A worker's own text, as deep as it likes: copying a tree and writing it out take stack.
+  auto parsed = parse_client_json(text);
+  if (!parsed.ok()) return std::nullopt;
+  Json document = std::move(parsed).value();
   if (!modern) document = Json{{"loads", document}};
-  if (!document.is_object() || !document.contains("loads")) co_return std::nullopt;
+  if (!document.is_object() || !document.contains("loads")) return std::nullopt;
   // Of a rank's worker only its own entry counts.
-  if (worker.dp.rank >= 0 && document["loads"].is_array()) {
+  if (own_rank >= 0 && document["loads"].is_array()) {
     Json own = Json::array();
     for (auto& entry : document["loads"]) {
-      if (entry.is_object() && entry.contains("dp_rank") && entry["dp_rank"] == worker.dp.rank) own.push_back(entry);
+      if (entry.is_object() && entry.contains("dp_rank") && entry["dp_rank"] == own_rank) own.push_back(entry);
     }
     document["loads"] = std::move(own);
   }
@@ -109,7 +109,21 @@ net::Task<std::optional<LoadReport>> read_load(net::Client& client, const Worker
   report.ranks = ranks_of(loads, modern);
   report.mode = modern ? "loads" : "get_load";
   report.document = text_of(document);
-  co_return report;
+  return report;
+}
+
+net::Task<std::optional<LoadReport>> read_load(net::EventLoop& loop, net::Client& client, WorkerPtr worker,
+                                               std::shared_ptr<Interruption> interruption) {
+  constexpr Duration kBound = std::chrono::seconds(5);
+  Question question{"GET", "/v1/loads", key_headers(*worker), nullptr};
+  auto answer = co_await ask_worker(loop, client, worker, std::move(question), kBound, interruption);
+  const bool modern = !answer.ok() || answer->status != 404;
+  if (!modern) {
+    Question older{"GET", "/get_load", key_headers(*worker), nullptr};
+    answer = co_await ask_worker(loop, client, worker, std::move(older), kBound, interruption);
+  }
+  if (!answer.ok() || answer->status != 200) co_return std::nullopt;
+  co_return load_report(answer->body, modern, worker->dp.rank);
 }
 
 std::string loads_document(const std::vector<WorkerReport>& reports, int64_t unix_seconds) {

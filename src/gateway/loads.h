@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "gateway/ask.h"
 #include "gateway/engine_loads.h"
 #include "gateway/fleet.h"
 #include "net/client.h"
@@ -24,7 +25,12 @@ struct LoadReport {
   std::string_view mode;  // which of its endpoints has said this: "loads" or "get_load"
 };
 // Asks /v1/loads, and where that is unknown /get_load. Runs on the client's loop.
-net::Task<std::optional<LoadReport>> read_load(net::Client& client, const Worker& worker);
+// None: it did not say, within 5 s for each question, or `interruption` (may be null) ended the wait.
+net::Task<std::optional<LoadReport>> read_load(net::EventLoop& loop, net::Client& client, WorkerPtr worker,
+                                               std::shared_ptr<Interruption> interruption = nullptr);
+// What such an answer says; `modern` = /v1/loads, else /get_load. None if it is not that. Of the ranks only `own_rank`
+// counts, all if that is < 0.
+std::optional<LoadReport> load_report(const std::string& text, bool modern, int64_t own_rank);
 
 struct WorkerReport {
   std::string worker;                // URL

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <charconv>
 
+#include "gateway/context.h"
 #include "gateway/options.h"
 #include "net/http.h"
 #include "obs/trace_exporter.h"
@@ -13,6 +14,9 @@ Result<void> validate(const GatewayOptions& options) {
   for (const std::string& url : options.worker_urls) {
     const auto parsed = net::parse_url(url);
     if (!parsed.ok()) return bad(fmt::format("--worker-urls: {}", parsed.error().message));
+  }
+  if (options.api_key) {
+    if (const auto good = check_api_key(*options.api_key); !good.ok()) return bad("--api-key: " + good.error().message);
   }
   if (options.tls_cert_path.has_value() != options.tls_key_path.has_value()) {
     return bad("--tls-cert-path and --tls-key-path need each other");

@@ -69,6 +69,8 @@ TEST(GatewayOptionsTest, WhatCannotBeIsRefusedAtStartUp) {
       {"--cb-window-duration-secs", "0"},
       {"--worker-urls", "grpc://h:1"},
       {"--worker-urls", "http://"},
+      {"--worker-urls", "http://h\xff:1"},
+      {"--api-key", "\xff"},
       {"--health-check-endpoint", "health"},
       {"--api-key", ""},
       {"--prometheus-duration-buckets", "0.1", "x"},

@@ -43,6 +43,27 @@ const Proxied* find_proxied(std::string_view path) {
 
 constexpr std::string_view kOther = "other";
 
+// `methods` as "GET, POST".
+bool takes(std::string_view methods, std::string_view method) {
+  while (!methods.empty()) {
+    const size_t comma = methods.find(", ");
+    if (methods.substr(0, comma) == method) return true;
+    methods = comma == std::string_view::npos ? std::string_view() : methods.substr(comma + 2);
+  }
+  return false;
+}
+
+net::Response body_refusal(const Error& error) {
+  switch (error.code) {
+    case ErrorCode::kTooLarge:
+      return error_response(413, "request_body_too_large", error.message);
+    case ErrorCode::kTimeout:
+      return error_response(408, "request_body_timeout", error.message);
+    default:
+      return error_response(400, "bad_request", error.message);
+  }
+}
+
 std::string_view known_method(std::string_view method) {
   for (const std::string_view known : {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"}) {
     if (method == known) return known;
@@ -56,7 +77,9 @@ Router::Router(Context& context, Gatekeeper gatekeeper, std::vector<std::unique_
     : context_(context),
       gatekeeper_(std::move(gatekeeper)),
       loops_(loops),
-      active_(context.metrics.gauge("smg_http_connections_active")) {}
+      active_(context.metrics.gauge("smg_http_connections_active")) {
+  context_.gatekeeper = &gatekeeper_;
+}
 
 LoopState& Router::state_of(net::EventLoop& loop) {
   const auto at = std::find_if(loops_.begin(), loops_.end(), [&](const auto& state) { return &state->loop == &loop; });
@@ -124,7 +147,7 @@ net::Task<> Router::handle(net::ServerExchange& client) {
 
   Exchange::End end;
   net::Response response;
-  bool answered_by_exchange = false;
+  bool answered_by_exchange = false, is_relayed = false;
   const std::string_view methods = proxied != nullptr ? "POST" : admin != nullptr ? admin->methods : "";
   std::optional<net::Response> refusal = gatekeeper_.refuse(admin != nullptr ? admin->access : Access::kServing, head);
   if (head.method == "OPTIONS" && head.headers.has("access-control-request-method")) {
@@ -135,7 +158,7 @@ net::Task<> Router::handle(net::ServerExchange& client) {
     response.headers.add("Access-Control-Max-Age", "3600");
   } else if (proxied == nullptr && admin == nullptr) {
     response = error_response(404, "unknown_url", fmt::format("there is nothing at {}", path));
-  } else if (methods.find(head.method) == std::string_view::npos) {
+  } else if (!takes(methods, head.method)) {
     response = error_response(405, "method_not_allowed", fmt::format("{} takes {}", label, methods));
     response.headers.add("Allow", std::string(methods));
   } else if (refusal) {
@@ -150,16 +173,20 @@ net::Task<> Router::handle(net::ServerExchange& client) {
     auto body = co_await client.read_body(admin->large_body ? limit : std::min(limit, kSmallBody));
     if (body.ok()) {
       AdminCall call{context_, loop, loops_, head, path, std::move(body).value()};
+      std::function<void()> on_gone = [interruption = call.interruption] { interruption->end(); };
+      client.on_client_gone(std::move(on_gone));
       response = co_await answer_admin(call);
+      std::function<void()> nothing;
+      client.on_client_gone(std::move(nothing));
+      is_relayed = call.is_relayed;
     } else {
-      const bool large = body.error().code == ErrorCode::kTooLarge;
-      response =
-          error_response(large ? 413 : 400, large ? "request_body_too_large" : "bad_request", body.error().message);
+      response = body_refusal(body.error());
     }
   }
   if (!answered_by_exchange) {
     end.status = response.status;
-    end.error_code = std::string(response.headers.get("X-SMG-Error-Code").value_or(""));
+    // A label of ours, from a set of ours: what a worker puts there goes to the client alone.
+    if (!is_relayed) end.error_code = std::string(response.headers.get("X-SMG-Error-Code").value_or(""));
     for (const auto& [name, value] : extra) {
       if (net::iequals(name, "vary")) {
         response.headers.add(name, value);

@@ -4,13 +4,14 @@
 
 #include "base/log.h"
 #include "gateway/ask.h"
+#include "gateway/client_json.h"
 #include "gateway/control.h"
 #include "gateway/kv_events/parity.h"
 
 namespace sluice::gateway {
 namespace {
 
-using Json = nlohmann::json;
+using Json = nlohmann::ordered_json;
 
 constexpr Duration kAnswer = std::chrono::seconds(5);      // to a question for the server's information
 constexpr Duration kFirstPause = std::chrono::seconds(1);  // between two tries; doubled each time
@@ -90,13 +91,19 @@ KvSource kv_source_in(const Worker& worker, int status, const std::string& body,
     return source;
   }
   source.is_final = true;
-  const Json document = Json::parse(body, nullptr, false);
-  if (!document.is_object()) {
-    source.why = "its server information is not JSON";
+  // A worker's own text, as deep as it likes: copying a tree takes stack.
+  const auto parsed = parse_client_json(body);
+  if (!parsed.ok() || !parsed->is_object()) {
+    source.why = parsed.ok() ? "its server information is no JSON object"
+                             : "its server information cannot be read: " + parsed.error().message;
     return source;
   }
+  const Json& document = *parsed;
   Json config = document.value("kv_events_config", Json());
-  if (config.is_string()) config = Json::parse(config.get<std::string>(), nullptr, false);
+  if (config.is_string()) {
+    auto inner = parse_client_json(config.get<std::string>());
+    config = inner.ok() ? std::move(inner).value() : Json();
+  }
   if (!config.is_object() || text_in(config, "publisher") != "zmq") {
     source.why = "it publishes no KV events (--kv-events-config)";
     return source;

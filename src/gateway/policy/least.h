@@ -28,7 +28,9 @@ class Least {
 
  private:
   Rng& rng_;
-  Cost cost_ = std::numeric_limits<Cost>::max();
+  // A cost that is infinite is the least of all where there is no other: whoever was shown one finds one.
+  Cost cost_ = std::numeric_limits<Cost>::has_infinity ? std::numeric_limits<Cost>::infinity()
+                                                       : std::numeric_limits<Cost>::max();
   uint64_t ties_ = 0;
   uint32_t worker_ = 0;
 };
