@@ -83,7 +83,7 @@ std::shared_ptr<Exchange*> Exchange::arm_total(std::optional<net::Timer>& timer)
     Exchange& exchange = **self;
     exchange.timed_out_ = true;
     exchange.interrupt();
-    if (exchange.writing_) exchange.client_.abort();
+    if (exchange.with_client_) exchange.client_.abort();
   });
   return self;
 }
@@ -163,14 +163,25 @@ net::Task<bool> Exchange::wait_for_slot(std::shared_ptr<Admission::Waiter> waite
   co_await wait(*timer, std::chrono::seconds(context_.options.queue_timeout_secs));
   loop_.count_queue_wait(context_.clock.now() - entered);
   const bool granted = context_.admission.leave(waiter);
+  if (timed_out_ && !gone_) {
+    const Admission::Slot unused(granted ? &context_.admission : nullptr);
+    loop_.count_admission(/*allowed=*/false);
+    Failure failure = out_of_time();
+    note(failure.error.message);
+    co_await give_up(std::move(failure));
+    co_return false;
+  }
   if (granted) co_return true;
   if (!gone_) co_await reject(408, "admission_queue_timeout", "the request waited too long for its turn");
   co_return false;
 }
 
 net::Task<bool> Exchange::read_request() {
+  with_client_ = true;
   auto body = co_await client_.read_body(static_cast<size_t>(context_.options.max_payload_size));
+  with_client_ = false;
   if (!body.ok()) {
+    if (timed_out_) note(out_of_time().error.message);
     switch (body.error().code) {
       case ErrorCode::kTooLarge:
         co_await fail(413, "request_body_too_large", body.error().message);
@@ -325,6 +336,8 @@ net::Task<> Exchange::give_up(Failure failure) {
     co_await answer(std::move(*failure.answer));
   } else if (too_late) {
     co_await fail(504, "call_upstream_timeout", failure.error.message);
+  } else if (failure.error.code == ErrorCode::kExhausted && !failure.worker_id.empty()) {
+    co_await fail(503, "gateway_exhausted", "the gateway has no descriptor or port left for a connection to a worker");
   } else if (failure.worker_id.empty()) {
     co_await fail(503, "no_available_workers", failure.error.message);
   } else {
@@ -349,7 +362,9 @@ net::Task<> Exchange::answer(net::Response response) {
   end_.status = response.status;
   end_.head_at = context_.clock.now();
   record_.answer_bytes = response.body.size();
+  with_client_ = true;
   const auto sent = co_await client_.respond(std::move(response));
+  with_client_ = false;
   if (!sent.ok()) gone_ = true;
 }
 

@@ -118,8 +118,8 @@ class Exchange {
 
   // What a client that leaves interrupts.
   bool gone_ = false;
-  bool timed_out_ = false;  // --total-timeout-secs
-  bool writing_ = false;    // a part of a stream, to a client that may not read
+  bool timed_out_ = false;    // --total-timeout-secs
+  bool with_client_ = false;  // waits for a client that may not send its body, or not read its answer
   net::ClientExchange* upstream_ = nullptr;
   net::Timer* waiting_ = nullptr;
 

@@ -99,9 +99,17 @@ struct Exchange::Upstream {
       return exchange.out_of_time();
     }
     error.message = by_id(std::move(error.message), *worker);
+    if (error.code == ErrorCode::kExhausted) {  // of what this process lacks the worker knows nothing
+      SLUICE_LOG_EVERY(10, error, "gateway/exchange", "{}", error.message);
+      release();
+      return failure_of(std::move(error));
+    }
     (error.code == ErrorCode::kTimeout ? worker->series.timeouts : worker->series.backend_errors).add();
     judge(Outcome::kFault);
     release();
+    return failure_of(std::move(error));
+  }
+  Failure failure_of(Error error) const {
     Failure failure;
     failure.error = std::move(error);
     failure.worker_id = worker->id;
@@ -149,7 +157,7 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
   const std::string changed = changes.any() ? changed_body(body_, facts_, changes) : std::string();
   // Twice at most: a kept-alive connection may have been closed by the worker just before the request reached it.
   for (bool replayed = false;; replayed = true) {
-    net::RequestHead head = upstream_head(client_.request(), *worker, !body_.empty());
+    net::RequestHead head = upstream_head(client_.request(), *worker, !body_.empty(), context_.gatekeeper);
     if (record_.trace) pass_on(record_, head.headers);
     std::function<void(net::ClientExchange&)> on_exchange = [this](net::ClientExchange& exchange) {
       upstream_ = &exchange;
@@ -286,9 +294,9 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
     record_.answer_bytes += part->size();
     if (!client_.write_now(*part)) {
       const HeldByClient held(*worker.load);
-      writing_ = true;
+      with_client_ = true;
       sent = co_await client_.drain();
-      writing_ = false;
+      with_client_ = false;
       if (!sent.ok() || gone_) break;
     }
     if (keepalive > Duration::zero() && ends_event(tail.text())) co_await keep_alive(upstream, keepalive);
@@ -335,9 +343,9 @@ net::Task<> Exchange::keep_alive(Upstream& upstream, Duration after) {
   while (!gone_ && !timed_out_) {
     const bool news = co_await upstream.connection->wait_some(after);
     if (news || gone_ || timed_out_) co_return;
-    writing_ = true;
+    with_client_ = true;
     const auto sent = co_await client_.write(": keep-alive\n\n");
-    writing_ = false;
+    with_client_ = false;
     if (!sent.ok()) gone_ = true;
   }
 }

@@ -66,6 +66,17 @@ TEST_F(KeysTest, TheKeyOfTheControlPlaneStaysHere) {
   ASSERT_EQ(call("POST", "/flush_cache", "", {{"Authorization", "Bearer boss"}})->status, 200);
   EXPECT_EQ(last_post(one).target, "/flush_cache");
   EXPECT_FALSE(last_post(one).headers.has("authorization"));
+  const net::Headers boss{{"Authorization", "Bearer boss"}};
+  ++sent_;
+  ASSERT_EQ(call("POST", "/generate", body_of("x"), boss)->status, 200);
+  ASSERT_EQ(last_post(one).target, "/generate");
+  EXPECT_FALSE(last_post(one).headers.has("authorization"));
+  ASSERT_EQ(call("GET", "/server_info", "", boss)->status, 200);
+  for (const auto& received : one.received()) EXPECT_FALSE(received.headers.has("authorization")) << received.target;
+  // Any other key is between the client and the worker.
+  ++sent_;
+  ASSERT_EQ(call("POST", "/generate", body_of("x"), {{"Authorization", "Bearer mine"}})->status, 200);
+  EXPECT_EQ(last_post(one).headers.get("authorization"), "Bearer mine");
 }
 
 TEST_F(KeysTest, AMalformedKeyStopsTheStart) {

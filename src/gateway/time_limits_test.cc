@@ -117,6 +117,31 @@ TEST_F(TimeLimitsTest, ARequestInAllWhoseClientDoesNotRead) {
   expect_settled();
 }
 
+TEST_F(TimeLimitsTest, ARequestInAllWhoseBodyDrips) {
+  worker();
+  start({"--total-timeout-secs", "1"});
+  ++sent_;
+  RawClient client(gateway_->port());
+  client.send("POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{");
+  EXPECT_TRUE(eventually([&] { return metric("smg_router_requests_total") == 1 && in_flight() == 0; }));
+  expect_settled();
+}
+
+TEST_F(TimeLimitsTest, ARequestInAllInTheQueue) {
+  SimWorker& one = worker({.manual = true});
+  start({"--total-timeout-secs", "1", "--max-concurrent-requests", "1", "--queue-size", "1", "--queue-timeout-secs",
+         "60"});
+  ++sent_;
+  RawClient first(gateway_->port());
+  first.post("/generate", body_of("x"));
+  ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
+  const auto answer = generate();
+  EXPECT_EQ(answer->status, 504);
+  EXPECT_EQ(code_of(answer), "call_upstream_timeout");
+  first.leave();
+  expect_settled();
+}
+
 // --- signs of life -------------------------------------------------------------------------------------------------
 
 TEST_F(TimeLimitsTest, ASilentStreamIsKeptAliveUntilItIsGivenUp) {
