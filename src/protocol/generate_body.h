@@ -63,6 +63,7 @@ struct GenerateBody {
 inline constexpr size_t kMaxBatch = 4096;         // prompts of one request
 inline constexpr int64_t kMaxTopLogprobs = 1024;  // alternatives per token
 inline constexpr size_t kMaxRidBytes = 256;
+inline constexpr size_t kMaxKeyBytes = 1024;  // of extra_key, cache_salt and routing_key, each
 
 Result<GenerateBody> parse_generate_body(std::string_view text);
 
