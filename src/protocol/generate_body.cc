@@ -146,8 +146,12 @@ void read_rids(Fields& fields, GenerateBody& body) {
 
 }  // namespace
 
-Result<GenerateBody> parse_generate_body(std::string_view text) {
+Result<GenerateBody> parse_generate_body(std::string_view text, GenerateForm* form) {
   SLUICE_TRY(const auto json, parse_object(text));
+  if (form != nullptr) {
+    const auto stream = json.find("stream");
+    *form = {.object = true, .stream = stream != json.end() && stream->is_boolean() && stream->get<bool>()};
+  }
   Fields fields(json);
   GenerateBody out;
   refuse_out_of_scope(fields);
@@ -184,13 +188,6 @@ Result<GenerateBody> parse_generate_body(std::string_view text) {
   });
   if (!fields.ok()) return fields.error();
   return out;
-}
-
-bool asks_for_stream(std::string_view text) {
-  const auto json = parse_object(text);
-  if (!json.ok()) return false;
-  const auto stream = json->find("stream");
-  return stream != json->end() && stream->is_boolean() && stream->get<bool>();
 }
 
 Routing read_routing(Fields& fields) {

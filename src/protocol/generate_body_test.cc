@@ -182,9 +182,16 @@ TEST(GenerateBodyTest, SurvivesHostileJson) {
 }
 
 TEST(GenerateBodyTest, FindsOutWhetherABrokenBodyAsksForAStream) {
-  EXPECT_TRUE(asks_for_stream(R"({"stream":true,"text":3})"));
-  EXPECT_FALSE(asks_for_stream(R"({"stream":false})"));
-  EXPECT_FALSE(asks_for_stream(R"({"stream")"));
+  const auto form = [](std::string_view text) {
+    GenerateForm out;
+    EXPECT_FALSE(parse_generate_body(text, &out).ok());
+    return std::pair(out.object, out.stream);
+  };
+  EXPECT_EQ(form(R"({"stream":true,"text":3})"), std::pair(true, true));
+  EXPECT_EQ(form(R"({"stream":false})"), std::pair(true, false));
+  EXPECT_EQ(form(R"({"stream":"yes","text":"a"})"), std::pair(true, false));
+  EXPECT_EQ(form(R"({"stream")"), std::pair(false, false));
+  EXPECT_EQ(form(R"(["stream",true])"), std::pair(false, false));
 }
 
 TEST(GenerateBodyTest, OneGrammarPerPromptAsTextOrAsJson) {
