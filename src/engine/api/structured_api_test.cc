@@ -1,7 +1,6 @@
 // Grammars, forced calls and what SGLang adds to answers, as requests of clients reach the ranks and come back.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-
 #include <unistd.h>
 
 #include <filesystem>
