@@ -21,9 +21,19 @@ void read_pairs(Fields& fields, ScoreBody& out) {
   if (!fields.ok()) return;
   if (query.size() != 1) return fields.fail("query must be one text or one list of token ids");
   const Prompt& asked = query.front();
+  const auto size_of = [](const Prompt& one) {
+    return one.text.size() + (one.ids ? one.ids->size() * sizeof(int32_t) : 0);
+  };
+  size_t joined_bytes = 0;
   for (const Prompt& item : items) {
     if (asked.ids.has_value() != item.ids.has_value()) {
       return fields.fail("query and items must both be texts or both be token ids");
+    }
+    if (joined_bytes += size_of(asked) + size_of(item); joined_bytes > kMaxJoinedBytes) {
+      return fields.fail(
+          fmt::format("the query stands before every item, and together they are more than {} bytes; "
+                      "send fewer items",
+                      kMaxJoinedBytes));
     }
     const Prompt& first = item_first ? item : asked;
     const Prompt& second = item_first ? asked : item;

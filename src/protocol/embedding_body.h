@@ -33,6 +33,7 @@ struct ScoreBody {
   bool apply_softmax = false;
   Routing routing;
 };
+inline constexpr size_t kMaxJoinedBytes = size_t{64} << 20;  // of all prompts together
 Result<ScoreBody> parse_score_body(std::string_view text);
 
 // input as in /v1/embeddings; no text of blanks alone.

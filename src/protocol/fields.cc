@@ -168,25 +168,32 @@ double Fields::number(std::string_view name, double otherwise, NumberRange range
   return number;
 }
 
-std::string Fields::text(std::string_view name, std::string otherwise) {
+std::string Fields::bounded(std::string_view name, const ordered_json& text, size_t most_bytes) {
+  const auto& value = text.get_ref<const std::string&>();
+  if (value.size() <= most_bytes) return value;
+  fail(fmt::format("{} must have at most {} bytes, got {}", full_name(name), most_bytes, value.size()));
+  return "";
+}
+
+std::string Fields::text(std::string_view name, std::string otherwise, size_t most_bytes) {
   const auto* value = find(name);
   if (value == nullptr) return otherwise;
   if (!value->is_string()) {
     wrong(name, "a string", *value);
     return otherwise;
   }
-  return value->get<std::string>();
+  return bounded(name, *value, most_bytes);
 }
 
-std::vector<std::string> Fields::texts(std::string_view name) {
+std::vector<std::string> Fields::texts(std::string_view name, size_t most_bytes) {
   const auto* value = find(name);
   if (value == nullptr) return {};
-  if (value->is_string()) return {value->get<std::string>()};
+  if (value->is_string()) return {bounded(name, *value, most_bytes)};
   std::vector<std::string> out;
   if (value->is_array()) {
     for (const auto& item : *value) {
       if (!item.is_string()) break;
-      out.push_back(item.get<std::string>());
+      out.push_back(bounded(name, item, most_bytes));
     }
     if (out.size() == value->size()) return out;
   }
@@ -194,14 +201,15 @@ std::vector<std::string> Fields::texts(std::string_view name) {
   return {};
 }
 
-std::vector<int32_t> Fields::token_ids(std::string_view name, bool single) {
+std::vector<int32_t> Fields::token_ids(std::string_view name, size_t most) {
   const auto* value = find(name);
   if (value == nullptr) return {};
-  if (single) {
-    if (const auto id = as_token_id(*value)) return {*id};
-  }
   std::vector<int32_t> out;
   if (value->is_array()) {
+    if (value->size() > most) {
+      fail(fmt::format("{} must hold at most {} token ids, got {}", full_name(name), most, value->size()));
+      return {};
+    }
     out.reserve(value->size());
     for (const auto& item : *value) {
       const auto id = as_token_id(item);
@@ -210,7 +218,7 @@ std::vector<int32_t> Fields::token_ids(std::string_view name, bool single) {
     }
     if (out.size() == value->size()) return out;
   }
-  wrong(name, single ? "a token id or a list of token ids" : "a list of token ids", *value);
+  wrong(name, "a list of token ids", *value);
   return {};
 }
 

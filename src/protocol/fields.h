@@ -47,11 +47,12 @@ class Fields {
   int64_t integer(std::string_view name, int64_t otherwise, IntegerRange range = {});
   std::optional<int64_t> integer(std::string_view name, IntegerRange range = {});
   double number(std::string_view name, double otherwise, NumberRange range = {});
-  std::string text(std::string_view name, std::string otherwise = "");
+  // Strings of at most `most_bytes` each.
+  std::string text(std::string_view name, std::string otherwise = "", size_t most_bytes = SIZE_MAX);
   // A string, or a list of strings.
-  std::vector<std::string> texts(std::string_view name);
-  // A list of token ids; a single one where `single` is set.
-  std::vector<int32_t> token_ids(std::string_view name, bool single = false);
+  std::vector<std::string> texts(std::string_view name, size_t most_bytes = SIZE_MAX);
+  // A list of at most `most` token ids.
+  std::vector<int32_t> token_ids(std::string_view name, size_t most = SIZE_MAX);
 
   // Fields that are recognised and not served: an error unless not given, or equal to `harmless` (JSON text).
   void refuse(std::string_view name, std::string_view why, std::string_view harmless = "null");
@@ -66,6 +67,8 @@ class Fields {
  private:
   // `type`: the value is not even of the right kind.
   void wrong(std::string_view name, std::string_view wanted, const nlohmann::ordered_json& got, bool type = true);
+  // A copy, or an error and nothing.
+  std::string bounded(std::string_view name, const nlohmann::ordered_json& text, size_t most_bytes);
 
   const nlohmann::ordered_json& object_;
   std::string where_;

@@ -105,6 +105,8 @@ void read_sampling(Fields& fields, GenerateBody& body) {
   if (!value->is_array()) {
     auto shared = parse_sampling_params(*value);
     if (!shared.ok()) return fields.fail(shared.error());
+    check_copies(fields, copied_bytes(*shared) * body.items.size() * static_cast<size_t>(shared->n));
+    if (!fields.ok()) return;
     for (auto& item : body.items) item.sampling = *shared;
     return;
   }
@@ -112,10 +114,13 @@ void read_sampling(Fields& fields, GenerateBody& body) {
     return fields.fail(
         fmt::format("sampling_params must have one entry per prompt ({}), got {}", body.items.size(), value->size()));
   }
+  size_t copied = 0;
   for (size_t i = 0; i < body.items.size(); ++i) {
     if ((*value)[i].is_null()) continue;
     auto own = parse_sampling_params((*value)[i]);
     if (!own.ok()) return fields.fail(own.error());
+    check_copies(fields, copied += copied_bytes(*own) * static_cast<size_t>(own->n));
+    if (!fields.ok()) return;
     body.items[i].sampling = std::move(*own);
     if (body.items[i].sampling.n != body.items[0].sampling.n) {
       return fields.fail("sampling_params.n must be the same for every prompt of a batch");
@@ -141,8 +146,12 @@ void read_rids(Fields& fields, GenerateBody& body) {
 
 }  // namespace
 
-Result<GenerateBody> parse_generate_body(std::string_view text) {
+Result<GenerateBody> parse_generate_body(std::string_view text, GenerateForm* form) {
   SLUICE_TRY(const auto json, parse_object(text));
+  if (form != nullptr) {
+    const auto stream = json.find("stream");
+    *form = {.object = true, .stream = stream != json.end() && stream->is_boolean() && stream->get<bool>()};
+  }
   Fields fields(json);
   GenerateBody out;
   refuse_out_of_scope(fields);
@@ -158,8 +167,8 @@ Result<GenerateBody> parse_generate_body(std::string_view text) {
   out.priority = routing.priority;
   out.routing_key = routing.routing_key;
   spread(fields, out, "extra_key", false,
-         [](GenerateItem& item, Fields& member) { item.extra_key = member.text("extra_key"); });
-  const std::string salt = fields.text("cache_salt");
+         [](GenerateItem& item, Fields& member) { item.extra_key = member.text("extra_key", "", kMaxKeyBytes); });
+  const std::string salt = fields.text("cache_salt", "", kMaxKeyBytes);
   for (auto& item : out.items) item.extra_key.insert(0, salt);
   spread(fields, out, "return_hidden_states", false, [](GenerateItem& item, Fields& member) {
     item.insides.hidden_states = member.boolean("return_hidden_states", false);
@@ -174,17 +183,11 @@ Result<GenerateBody> parse_generate_body(std::string_view text) {
   spread(fields, out, "top_logprobs_num", false, [](GenerateItem& item, Fields& member) {
     item.top_logprobs_num = member.integer("top_logprobs_num", 0, {.min = 0, .max = kMaxTopLogprobs});
   });
-  spread(fields, out, "token_ids_logprob", true,
-         [](GenerateItem& item, Fields& member) { item.token_ids_logprob = member.token_ids("token_ids_logprob"); });
+  spread(fields, out, "token_ids_logprob", true, [](GenerateItem& item, Fields& member) {
+    item.token_ids_logprob = member.token_ids("token_ids_logprob", kMaxTopLogprobs);
+  });
   if (!fields.ok()) return fields.error();
   return out;
-}
-
-bool asks_for_stream(std::string_view text) {
-  const auto json = parse_object(text);
-  if (!json.ok()) return false;
-  const auto stream = json->find("stream");
-  return stream != json->end() && stream->is_boolean() && stream->get<bool>();
 }
 
 Routing read_routing(Fields& fields) {
@@ -196,11 +199,11 @@ Routing read_routing(Fields& fields) {
   const auto older = fields.integer("data_parallel_rank");
   if (!out.dp_rank) out.dp_rank = older;
   if (const auto* key = fields.find("extra_key"); key != nullptr && key->is_string()) {
-    out.extra_key = fields.text("extra_key");
+    out.extra_key = fields.text("extra_key", "", kMaxKeyBytes);
   }
-  out.extra_key = fields.text("cache_salt") + out.extra_key;
+  out.extra_key = fields.text("cache_salt", "", kMaxKeyBytes) + out.extra_key;
   out.priority = fields.integer("priority");
-  out.routing_key = fields.text("routing_key");
+  out.routing_key = fields.text("routing_key", "", kMaxKeyBytes);
   return out;
 }
 

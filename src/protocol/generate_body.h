@@ -63,11 +63,15 @@ struct GenerateBody {
 inline constexpr size_t kMaxBatch = 4096;         // prompts of one request
 inline constexpr int64_t kMaxTopLogprobs = 1024;  // alternatives per token
 inline constexpr size_t kMaxRidBytes = 256;
+inline constexpr size_t kMaxKeyBytes = 1024;  // of extra_key, cache_salt and routing_key, each
 
-Result<GenerateBody> parse_generate_body(std::string_view text);
-
-// True where the text asks for a stream, whatever else is wrong with it: errors then take the form of one.
-bool asks_for_stream(std::string_view text);
+// What of a body decides the form of an error, whatever is wrong with it.
+struct GenerateForm {
+  bool object = false;  // the text is a JSON object
+  bool stream = false;  // and asks for a stream
+};
+// `form`, if given, is filled in also where the body is refused.
+Result<GenerateBody> parse_generate_body(std::string_view text, GenerateForm* form = nullptr);
 
 // Shared by the OpenAI bodies: rid, routed_dp_rank, data_parallel_rank, extra_key, cache_salt, priority,
 // routing_key; refuses the fields of section 1.4 of the engine reference.

@@ -92,6 +92,45 @@ TEST(GenerateBodyTest, NamesTheFieldAndTheRange) {
             "sampling_params must have one entry per prompt (2), got 1");
 }
 
+TEST(GenerateBodyTest, WhatEverySampleHasACopyOfIsBounded) {
+  const auto with = [](const char* form, size_t n) { return fmt::format(fmt::runtime(form), std::string(n, 'x')); };
+  for (const char* name : {"extra_key", "cache_salt", "routing_key"}) {
+    const std::string form = fmt::format(R"({{{{"text":["a","b"],"{}":"{{}}"}}}})", name);
+    EXPECT_EQ(error_of(with(form.c_str(), 1024)), "no error");
+    EXPECT_EQ(error_of(with(form.c_str(), 1025)), fmt::format("{} must have at most 1024 bytes, got 1025", name));
+  }
+  for (const char* name : {"stop", "stop_regex"}) {
+    const std::string form = fmt::format(R"({{{{"text":"a","sampling_params":{{{{"{}":["y","{{}}"]}}}}}}}})", name);
+    EXPECT_EQ(error_of(with(form.c_str(), 4096)), "no error");
+    EXPECT_EQ(error_of(with(form.c_str(), 4097)),
+              fmt::format("sampling_params.{} must have at most 4096 bytes, got 4097", name));
+  }
+  std::string list = "1";
+  for (int i = 1; i < 1025; ++i) list += ",1";
+  EXPECT_EQ(error_of(fmt::format(R"({{"text":"a","sampling_params":{{"stop_token_ids":[{}]}}}})", list)),
+            "sampling_params.stop_token_ids must hold at most 1024 token ids, got 1025");
+  EXPECT_EQ(error_of(fmt::format(R"({{"text":"a","token_ids_logprob":[{}]}})", list)),
+            "token_ids_logprob must hold at most 1024 token ids, got 1025");
+}
+
+TEST(GenerateBodyTest, ParametersOfAllSamplesTogetherAreBounded) {
+  const auto params = [](int n) {
+    return fmt::format(R"({{"n":{},"regex":"{}"}})", n, std::string(kMaxGrammarBytes, 'a'));
+  };
+  std::string texts = R"("a")", lists = params(128);
+  for (int i = 1; i < 4; ++i) {
+    texts += R"(,"a")";
+    lists += "," + params(128);
+  }
+  const char* together = "sampling_params";
+  const std::string wrong = fmt::format("bytes of all samples together, {} at most", kMaxCopiedBytes);
+  const auto shared = [&](int n) { return fmt::format(R"({{"text":[{}],"{}":{}}})", texts, together, params(n)); };
+  EXPECT_EQ(error_of(shared(64)), "no error");
+  EXPECT_NE(error_of(shared(65)).find(wrong), std::string::npos);
+  EXPECT_NE(error_of(fmt::format(R"({{"text":[{}],"{}":[{}]}})", texts, together, lists)).find(wrong),
+            std::string::npos);
+}
+
 TEST(GenerateBodyTest, RefusesWhatIsOutsideTheScopeUnlessItAsksForNothing) {
   EXPECT_NE(error_of(R"({"text":"a","lora_path":"x"})").find("lora_path is not supported"), std::string::npos);
   EXPECT_NE(error_of(R"({"text":"a","bootstrap_room":7})").find("bootstrap_room"), std::string::npos);
@@ -143,9 +182,16 @@ TEST(GenerateBodyTest, SurvivesHostileJson) {
 }
 
 TEST(GenerateBodyTest, FindsOutWhetherABrokenBodyAsksForAStream) {
-  EXPECT_TRUE(asks_for_stream(R"({"stream":true,"text":3})"));
-  EXPECT_FALSE(asks_for_stream(R"({"stream":false})"));
-  EXPECT_FALSE(asks_for_stream(R"({"stream")"));
+  const auto form = [](std::string_view text) {
+    GenerateForm out;
+    EXPECT_FALSE(parse_generate_body(text, &out).ok());
+    return std::pair(out.object, out.stream);
+  };
+  EXPECT_EQ(form(R"({"stream":true,"text":3})"), std::pair(true, true));
+  EXPECT_EQ(form(R"({"stream":false})"), std::pair(true, false));
+  EXPECT_EQ(form(R"({"stream":"yes","text":"a"})"), std::pair(true, false));
+  EXPECT_EQ(form(R"({"stream")"), std::pair(false, false));
+  EXPECT_EQ(form(R"(["stream",true])"), std::pair(false, false));
 }
 
 TEST(GenerateBodyTest, OneGrammarPerPromptAsTextOrAsJson) {

@@ -165,8 +165,9 @@ void read_template_fields(Fields& fields, ordered_json& context) {
   if (const auto effort = fields.text("reasoning_effort"); !effort.empty()) context["reasoning_effort"] = effort;
   if (const auto* more = fields.find("chat_template_kwargs")) {
     if (!more->is_object()) return fields.fail("chat_template_kwargs must be an object");
+    if (more->contains("tools")) fields.fail("chat_template_kwargs.tools is not taken: tools is a field of the body");
     for (const auto& [key, value] : more->items()) {
-      if (key != "messages") context[key] = value;
+      if (key != "messages" && key != "tools") context[key] = value;  // these were checked
     }
   }
 }
@@ -225,6 +226,7 @@ Result<CompletionBody> parse_completion_body(std::string_view text, const Sampli
   read_best_of(fields, out);
   fields.text("user");
   read_format(fields, out.sampling);
+  check_copies(fields, copied_bytes(out.sampling) * out.prompts.size() * static_cast<size_t>(out.best_of));
   if (!fields.ok()) return fields.error();
   return out;
 }
@@ -279,6 +281,7 @@ Result<ChatBody> parse_chat_body(std::string_view text, const SamplingDefaults& 
     set_grammar(fields, out.sampling, {.text = dump(*schema), .field = "tool_choice"});
     out.forced_calls = true;
   }
+  check_copies(fields, copied_bytes(out.sampling) * static_cast<size_t>(out.sampling.n));
   if (!fields.ok()) return fields.error();
   return out;
 }

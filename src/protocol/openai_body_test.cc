@@ -112,6 +112,32 @@ TEST(ChatBodyTest, ReadsHowToAnswerWithToolsAndReasoning) {
   EXPECT_TRUE(plain->parallel_tool_calls && plain->separate_reasoning && plain->stream_reasoning);
 }
 
+TEST(ChatBodyTest, ParametersOfAllSamplesTogetherAreBounded) {
+  std::string stops = fmt::format(R"("{}")", std::string(kMaxStopBytes, 'x'));
+  for (int i = 1; i < 64; ++i) stops += fmt::format(R"(,"{}")", std::string(kMaxStopBytes, 'x'));
+  const auto chat = [&](int n) {
+    return chat_error(fmt::format(R"({{"messages":[{{"role":"user","content":"a"}}],"n":{},"stop":[{}]}})", n, stops));
+  };
+  EXPECT_EQ(chat(1), "no error");
+  EXPECT_NE(chat(128).find("of all samples together"), std::string::npos);
+  const auto completion = [&](int n) {
+    return completion_error(fmt::format(R"({{"prompt":["a","b"],"best_of":{},"stop":[{}]}})", n, stops));
+  };
+  EXPECT_EQ(completion(2), "no error");
+  EXPECT_NE(completion(100).find("of all samples together"), std::string::npos);
+}
+
+TEST(ChatBodyTest, ToolsComeFromTheirFieldAlone) {
+  for (const char* tools : {"[{}]", "[1]", R"([{"function":1}])", R"([{"function":{"name":"f"}}])", "3", "null"}) {
+    for (const char* choice : {R"("required")", R"("none")", R"("auto")"}) {
+      EXPECT_EQ(chat_error(fmt::format(R"({{"messages":[{{"role":"user","content":"a"}}],"tool_choice":{},)"
+                                       R"("chat_template_kwargs":{{"tools":{}}}}})",
+                                       choice, tools)),
+                "chat_template_kwargs.tools is not taken: tools is a field of the body");
+    }
+  }
+}
+
 TEST(ChatBodyTest, TheModelsDefaultsStandWhereNothingIsSaid) {
   const SamplingDefaults defaults{.temperature = 0.6, .top_p = 0.9, .top_k = 20};
   const auto body = parse_chat_body(R"({"messages":[{"role":"user","content":"a"}],"top_p":1})", defaults);

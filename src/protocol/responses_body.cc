@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "protocol/fields.h"
+#include "protocol/generate_body.h"
 
 namespace sluice::protocol {
 namespace {
@@ -100,6 +101,12 @@ Result<ResponsesBody> parse_responses_body(std::string_view text) {
   auto chat = ordered_json::object();
   auto echo = ordered_json::object();
   SLUICE_TRY(chat["messages"], messages_of(fields));
+  refuse_out_of_scope(fields);
+  fields.refuse("n", "a response is one answer", "1");
+  for (const char* name : {"return_hidden_states", "return_routed_experts", "logprobs", "top_logprobs"}) {
+    fields.refuse(name, "it is served by /v1/chat/completions",
+                  name == std::string_view("top_logprobs") ? "0" : "false");
+  }
   fields.refuse("previous_response_id", "responses are not stored; send the conversation in input");
   fields.refuse("conversation", "responses are not stored; send the conversation in input");
   fields.refuse("background", "answers are always delivered on the connection that asked", "false");
@@ -111,10 +118,38 @@ Result<ResponsesBody> parse_responses_body(std::string_view text) {
     if (reasoning->contains("effort")) chat["reasoning_effort"] = (*reasoning)["effort"];
   }
   // Same name and meaning in both.
-  for (const char* name :
-       {"model", "temperature", "top_p", "user", "rid", "extra_key", "cache_salt", "priority", "seed", "stop", "top_k",
-        "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "ignore_eos", "routed_dp_rank",
-        "data_parallel_rank", "chat_template_kwargs"}) {
+  for (const char* name : {"model",
+                           "temperature",
+                           "top_p",
+                           "user",
+                           "rid",
+                           "extra_key",
+                           "cache_salt",
+                           "priority",
+                           "seed",
+                           "stop",
+                           "top_k",
+                           "min_p",
+                           "frequency_penalty",
+                           "presence_penalty",
+                           "repetition_penalty",
+                           "ignore_eos",
+                           "min_tokens",
+                           "stop_token_ids",
+                           "stop_regex",
+                           "logit_bias",
+                           "no_stop_trim",
+                           "skip_special_tokens",
+                           "custom_params",
+                           "regex",
+                           "ebnf",
+                           "json_schema",
+                           "structural_tag",
+                           "routing_key",
+                           "separate_reasoning",
+                           "routed_dp_rank",
+                           "data_parallel_rank",
+                           "chat_template_kwargs"}) {
     if (const auto* value = fields.find(name)) chat[name] = *value;
   }
   if (const auto length = fields.integer("max_output_tokens", {.min = 1, .max = INT32_MAX})) {
@@ -165,7 +200,7 @@ ordered_json response_object(const ResponseState& state) {
     out["usage"] = {{"input_tokens", state.usage.prompt_tokens},
                     {"input_tokens_details", {{"cached_tokens", state.usage.cached_tokens}}},
                     {"output_tokens", state.usage.completion_tokens},
-                    {"output_tokens_details", {{"reasoning_tokens", 0}}},
+                    {"output_tokens_details", {{"reasoning_tokens", state.usage.reasoning_tokens}}},
                     {"total_tokens", state.usage.prompt_tokens + state.usage.completion_tokens}};
   }
   const auto echo = ordered_json::parse(state.echo, nullptr, /*allow_exceptions=*/false);

@@ -8,6 +8,7 @@ namespace sluice::protocol {
 namespace {
 
 constexpr size_t kMaxStops = 64;
+constexpr size_t kMaxStopTokens = 1024;
 
 std::map<int32_t, double> read_logit_bias(Fields& fields) {
   const auto* value = fields.find("logit_bias");
@@ -56,16 +57,16 @@ Sampling read_common(Fields& fields, const SamplingDefaults& defaults) {
   out.presence_penalty = fields.number("presence_penalty", 0, {.min = -2, .max = 2});
   out.repetition_penalty = fields.number("repetition_penalty", defaults.repetition_penalty, {.min = 0, .max = 2});
   out.n = fields.integer("n", 1, {.min = 1, .max = kMaxSamples});
-  out.stop = fields.texts("stop");
+  out.stop = fields.texts("stop", kMaxStopBytes);
   std::erase(out.stop, "");
   if (out.stop.size() > kMaxStops) fields.fail(fmt::format("stop must hold at most {} strings", kMaxStops));
-  out.stop_token_ids = fields.token_ids("stop_token_ids");
+  out.stop_token_ids = fields.token_ids("stop_token_ids", kMaxStopTokens);
   out.ignore_eos = fields.boolean("ignore_eos", false);
   out.no_stop_trim = fields.boolean("no_stop_trim", false);
   out.skip_special_tokens = fields.boolean("skip_special_tokens", true);
   out.logit_bias = read_logit_bias(fields);
   read_grammars(fields, out);
-  out.stop_regex = fields.texts("stop_regex");
+  out.stop_regex = fields.texts("stop_regex", kMaxStopBytes);
   std::erase(out.stop_regex, "");
   if (out.stop_regex.size() > kMaxStops) fields.fail(fmt::format("stop_regex must hold at most {} strings", kMaxStops));
   // What a custom logit processor would read; without one it means nothing.
@@ -96,6 +97,24 @@ void set_grammar(Fields& fields, Sampling& sampling, Grammar grammar) {
         fmt::format("{} must have at most {} bytes, got {}", grammar.field, kMaxGrammarBytes, grammar.text.size()));
   }
   sampling.grammar = std::move(grammar);
+}
+
+size_t copied_bytes(const Sampling& sampling) {
+  constexpr size_t kPerStopByte = 12;  // in three copies, and a table of a word for each byte
+  constexpr size_t kPerBias = 64;      // a node of the map
+  size_t out = sampling.logit_bias.size() * kPerBias + sampling.stop_token_ids.size() * sizeof(int32_t);
+  for (const auto& stop : sampling.stop) out += stop.size() * kPerStopByte;
+  for (const auto& regex : sampling.stop_regex) out += regex.size();
+  if (sampling.grammar) out += sampling.grammar->text.size();
+  return out;
+}
+
+void check_copies(Fields& fields, size_t bytes) {
+  if (bytes <= kMaxCopiedBytes) return;
+  fields.fail(
+      fmt::format("stop, stop_regex, stop_token_ids, logit_bias and grammars take {} bytes of all samples together, "
+                  "{} at most: ask for fewer samples, or for less of each",
+                  bytes, kMaxCopiedBytes));
 }
 
 Result<Sampling> parse_sampling_params(const nlohmann::ordered_json& object) {

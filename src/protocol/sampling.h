@@ -56,6 +56,14 @@ struct Sampling {
 
 inline constexpr int64_t kMaxSamples = 128;  // largest n
 
+inline constexpr size_t kMaxStopBytes = 4096;  // of one stop string or stop_regex
+
+// Every sample has a copy of its parameters: about how many bytes that is, and an error in `fields` where those of all
+// samples are too many together.
+inline constexpr size_t kMaxCopiedBytes = size_t{64} << 20;
+size_t copied_bytes(const Sampling& sampling);
+void check_copies(Fields& fields, size_t bytes);
+
 // The object `sampling_params` of /generate.
 Result<Sampling> parse_sampling_params(const nlohmann::ordered_json& object);
 

@@ -69,34 +69,47 @@ net::Response version_response(const std::string& version) {
 struct Update {
   std::string given;  // as the client wrote it
   std::string file;
+  std::string version;  // empty: it stays
   bool abort_all = false;
   bool flush = true;
   bool keep_pause = false;
 };
 
+// The ranks empty their caches and load. Nothing is computed in the pause, so caches that were emptied before the load
+// stay so, and what forbids emptying them is known before anything has changed.
+net::Task<Result<void>> load(ApiCall& call, const Update& update) {
+  ApiContext& api = call.api;
+  if (update.flush) {
+    auto flushed = co_await control_ranks(call, ControlKind::kFlushCache, "", kControlTimeout);
+    if (!flushed.ok()) co_return flushed;
+  }
+  auto loaded = co_await control_ranks(call, ControlKind::kLoadWeights, update.file, kLoadTimeout);
+  if (loaded.ok()) {
+    api.set_weights(update.given, update.version);
+    co_return loaded;
+  }
+  // A rank that failed has its old weights again; so must those that did not.
+  if (const auto old = models::locate_model(api.model_path()); old.ok()) {
+    const auto back = co_await control_ranks(call, ControlKind::kLoadWeights, *old, kLoadTimeout);
+    if (!back.ok()) SLUICE_LOG(error, "engine/api", "the old weights are not loaded again: {}", back.error().message);
+  }
+  co_return loaded;
+}
+
 // The ranks pause, load and go on. What was running begins anew with the new weights, after the tokens that it has.
 net::Task<Result<void>> update(ApiCall& call, const Update& update) {
   ApiContext& api = call.api;
   if (update.abort_all) api.backend.abort_all();
-  const bool was_paused = api.paused;
-  if (!was_paused) {
+  if (!api.paused) {
     auto paused = co_await control_ranks(call, ControlKind::kPauseRetract, "", kControlTimeout);
     if (!paused.ok()) {
-      co_await control_ranks(call, ControlKind::kContinue, "", kControlTimeout);
+      if (!api.paused) co_await control_ranks(call, ControlKind::kContinue, "", kControlTimeout);
       co_return paused;
     }
   }
-  auto loaded = co_await control_ranks(call, ControlKind::kLoadWeights, update.file, kLoadTimeout);
-  // A rank that failed has its old weights again; so must those that did not.
-  if (const auto old = models::locate_model(api.model_path()); !loaded.ok() && old.ok()) {
-    const auto back = co_await control_ranks(call, ControlKind::kLoadWeights, *old, kLoadTimeout);
-    if (!back.ok()) SLUICE_LOG(error, "engine/api", "the old weights are not loaded again: {}", back.error().message);
-  }
-  if (loaded.ok() && update.flush) loaded = co_await control_ranks(call, ControlKind::kFlushCache, "", kControlTimeout);
-  if (was_paused || update.keep_pause) {
-    api.paused = true;
-    co_return loaded;
-  }
+  auto loaded = co_await load(call, update);
+  if (update.keep_pause) api.paused = true;
+  if (api.paused) co_return loaded;  // also of a client that paused meanwhile
   const auto gone_on = co_await control_ranks(call, ControlKind::kContinue, "", kControlTimeout);
   co_return loaded.ok() ? gone_on : loaded;
 }
@@ -142,8 +155,13 @@ net::Task<> pause_generation(ApiCall& call) {
   const auto kind = mode == "abort"     ? ControlKind::kPauseAbort
                     : mode == "retract" ? ControlKind::kPauseRetract
                                         : ControlKind::kPauseInPlace;
-  call.api.paused = true;
+  const bool before = call.api.paused.exchange(true);
   const auto paused = co_await control_ranks(call, kind, "", kControlTimeout);
+  if (!paused.ok() && !before) {
+    // As before, in the ranks that have paused too.
+    call.api.paused = false;
+    co_await control_ranks(call, ControlKind::kContinue, "", kControlTimeout);
+  }
   if (paused.ok()) {
     co_await answer(call, said("Generation paused successfully."));
   } else {
@@ -153,8 +171,8 @@ net::Task<> pause_generation(ApiCall& call) {
 
 net::Task<> continue_generation(ApiCall& call) {
   const auto gone_on = co_await control_ranks(call, ControlKind::kContinue, "", kControlTimeout);
-  call.api.paused = false;
   if (gone_on.ok()) {
+    call.api.paused = false;
     co_await answer(call, said("Generation continued successfully."));
   } else {
     co_await answer_error(call, gone_on.error());
@@ -209,10 +227,10 @@ net::Task<> update_weights_from_disk(ApiCall& call) {
   if (!body) co_return;
   protocol::Fields fields(*body);
   Update wanted{.given = fields.text("model_path"),
+                .version = fields.text("weight_version"),
                 .abort_all = fields.boolean("abort_all_requests", false),
                 .flush = fields.boolean("flush_cache", true),
                 .keep_pause = fields.boolean("keep_pause", false)};
-  const std::string version = fields.text("weight_version");
   fields.refuse("load_format", "the format is found out from the files", "\"auto\"");
   fields.refuse("is_async", "the answer comes when the weights are loaded", "false");
   if (fields.ok() && wanted.given.empty()) fields.fail("model_path is missing: a folder, a .gguf file or a hub name");
@@ -231,8 +249,7 @@ net::Task<> update_weights_from_disk(ApiCall& call) {
     co_await answer(call, updated_response(call.api, busy));
     co_return;
   }
-  auto updated = co_await update(call, wanted);
-  if (updated.ok()) call.api.set_weights(wanted.given, version);
+  const auto updated = co_await update(call, wanted);
   call.api.updating = false;
   co_await answer(call, updated_response(call.api, updated));
 }

@@ -66,9 +66,9 @@ TEST_F(AdminApiTest, OtherWeightsAreLoadedInAPauseAndTheCachesEmptied) {
   const auto answer = post("/update_weights_from_disk", {{"model_path", folder}, {"weight_version", "v2"}});
   EXPECT_EQ(answer.status, 200) << answer.body;
   EXPECT_EQ(answer.json()["success"], true);
-  EXPECT_THAT(told(), ElementsAre(ControlKind::kPauseRetract, ControlKind::kLoadWeights, ControlKind::kFlushCache,
+  EXPECT_THAT(told(), ElementsAre(ControlKind::kPauseRetract, ControlKind::kFlushCache, ControlKind::kLoadWeights,
                                   ControlKind::kContinue));
-  EXPECT_EQ(backend_->controls()[1].second, folder);
+  EXPECT_EQ(backend_->controls()[2].second, folder);
   const auto info = call("GET", "/model_info").json();
   EXPECT_EQ(info["model_path"], folder);
   EXPECT_EQ(info["weight_version"], "v2");
@@ -92,12 +92,72 @@ TEST_F(AdminApiTest, WeightsThatDoNotFitLeaveEverythingAsItWas) {
   EXPECT_EQ(answer.status, 400);
   EXPECT_EQ(answer.json()["success"], false);
   EXPECT_EQ(answer.json()["message"], "rank 0: another model");
-  EXPECT_THAT(told(), ElementsAre(ControlKind::kPauseRetract, ControlKind::kLoadWeights, ControlKind::kContinue));
+  EXPECT_THAT(told(), ElementsAre(ControlKind::kPauseRetract, ControlKind::kFlushCache, ControlKind::kLoadWeights,
+                                  ControlKind::kContinue));
   EXPECT_EQ(call("GET", "/model_info").json()["model_path"], "tiny");
 
   EXPECT_EQ(post("/update_weights_from_disk", {{"model_path", "/no/such/folder"}}).status, 400);
   EXPECT_EQ(post("/update_weights_from_disk", Json::object()).status, 400);
-  EXPECT_EQ(told().size(), 3u) << "the ranks were not troubled";
+  EXPECT_EQ(told().size(), 4u) << "the ranks were not troubled";
+}
+
+TEST_F(AdminApiTest, CachesThatCannotBeEmptiedForbidOtherWeights) {
+  serve();
+  backend_->control_results[ControlKind::kFlushCache] = Error{ErrorCode::kUnavailable, "rank 0: 1 requests run"};
+  const std::string folder = std::string(SLUICE_FIXTURES_DIR) + "/tiny-llama";
+  const auto answer = post("/update_weights_from_disk", {{"model_path", folder}, {"weight_version", "v2"}});
+  EXPECT_EQ(answer.status, 400);
+  EXPECT_EQ(answer.json()["message"], "rank 0: 1 requests run");
+  EXPECT_THAT(told(), ElementsAre(ControlKind::kPauseRetract, ControlKind::kFlushCache, ControlKind::kContinue))
+      << "no weights were loaded";
+  EXPECT_EQ(call("GET", "/model_info").json()["weight_version"], "default");
+}
+
+TEST_F(AdminApiTest, WeightsThatAreLoadedAreNamedWhateverFollows) {
+  serve();
+  backend_->control_results[ControlKind::kContinue] = Error{ErrorCode::kTimeout, "no answer from rank 1"};
+  const std::string folder = std::string(SLUICE_FIXTURES_DIR) + "/tiny-llama";
+  const auto answer = post("/update_weights_from_disk", {{"model_path", folder}, {"weight_version", "v2"}});
+  EXPECT_EQ(answer.json()["success"], false);
+  const auto info = call("GET", "/model_info").json();
+  EXPECT_EQ(info["model_path"], folder);
+  EXPECT_EQ(info["weight_version"], "v2");
+}
+
+TEST_F(AdminApiTest, APauseThatFailedIsNone) {
+  serve();
+  backend_->control_results[ControlKind::kPauseInPlace] = Error{ErrorCode::kTimeout, "no answer from rank 1"};
+  EXPECT_EQ(post("/pause_generation", {{"mode", "in_place"}}).status, 408);
+  EXPECT_THAT(told(), ElementsAre(ControlKind::kPauseInPlace, ControlKind::kContinue)) << "the ranks that did pause";
+  const std::string folder = std::string(SLUICE_FIXTURES_DIR) + "/tiny-llama";
+  EXPECT_EQ(post("/update_weights_from_disk", {{"model_path", folder}, {"flush_cache", false}}).status, 200);
+  auto kinds = told();
+  kinds.erase(kinds.begin(), kinds.begin() + 2);
+  EXPECT_THAT(kinds, ElementsAre(ControlKind::kPauseRetract, ControlKind::kLoadWeights, ControlKind::kContinue));
+}
+
+TEST_F(AdminApiTest, ARankThatDoesNotGoOnIsStillPaused) {
+  serve();
+  ASSERT_EQ(post("/pause_generation", {{"mode", "in_place"}}).status, 200);
+  backend_->control_results[ControlKind::kContinue] = Error{ErrorCode::kTimeout, "no answer from rank 1"};
+  EXPECT_EQ(call("POST", "/continue_generation").status, 408);
+  backend_->control_results.clear();
+  const std::string folder = std::string(SLUICE_FIXTURES_DIR) + "/tiny-llama";
+  EXPECT_EQ(post("/update_weights_from_disk", {{"model_path", folder}, {"flush_cache", false}}).status, 200);
+  EXPECT_THAT(told(), ElementsAre(ControlKind::kPauseInPlace, ControlKind::kContinue, ControlKind::kLoadWeights));
+}
+
+TEST_F(AdminApiTest, APauseDuringTheUpdateOutlastsIt) {
+  serve();
+  backend_->hold(ControlKind::kLoadWeights);
+  const std::string folder = std::string(SLUICE_FIXTURES_DIR) + "/tiny-llama";
+  Client update(port_);
+  update.send("POST", "/update_weights_from_disk", Json{{"model_path", folder}, {"flush_cache", false}}.dump());
+  ASSERT_TRUE(backend_->wait_for([](const auto& b) { return b.controls().size() == 2; }));
+  EXPECT_EQ(post("/pause_generation", {{"mode", "in_place"}}).status, 200);
+  backend_->let_go();
+  EXPECT_EQ(update.answer().status, 200);
+  EXPECT_THAT(told(), ElementsAre(ControlKind::kPauseRetract, ControlKind::kLoadWeights, ControlKind::kPauseInPlace));
 }
 
 TEST_F(AdminApiTest, TheWeightVersionCanBeSetByItself) {

@@ -99,7 +99,13 @@ class FakeBackend final : public Backend {
     const Result<void>& failed = control_results[kind];
     Result<RankAnswers> result = control_answers[kind];
     if (!failed.ok()) result = failed.error();
-    thread_.post([done = std::move(done), result] { done(result); });
+    changed_.notify_all();
+    auto say = [done = std::move(done), result] { done(result); };
+    if (kind == held_) {
+      held_answer_ = std::move(say);
+    } else {
+      thread_.post(std::move(say));
+    }
   }
   std::vector<RankState> ranks() const override {
     const std::lock_guard lock(mu_);
@@ -118,6 +124,16 @@ class FakeBackend final : public Backend {
   void say(const std::string& rid, Word word) {
     const std::lock_guard lock(mu_);
     say_locked(rid, std::move(word));
+  }
+  // The answer to the next control of this kind waits for let_go().
+  void hold(ControlKind kind) {
+    const std::lock_guard lock(mu_);
+    held_ = kind;
+  }
+  void let_go() {
+    const std::lock_guard lock(mu_);
+    held_.reset();
+    if (held_answer_) thread_.post(std::exchange(held_answer_, {}));
   }
   std::vector<std::pair<GenerateRequest, int64_t>> submitted() const {
     const std::lock_guard lock(mu_);
@@ -189,6 +205,8 @@ class FakeBackend final : public Backend {
   std::vector<std::pair<GenerateRequest, int64_t>> submitted_;
   std::vector<std::string> aborted_;
   std::vector<std::pair<ControlKind, std::string>> controls_;
+  std::optional<ControlKind> held_;
+  std::function<void()> held_answer_;
   net::EventLoop thread_{"ranks"};
 };
 

@@ -21,9 +21,10 @@ ChatParsing chat_parsing(const ApiContext& api, const protocol::ChatBody& body, 
   const auto& tokenizer = *api.model.tokenizer;
   ChatParsing out;
   std::vector<std::string_view> marks;
-  if (const auto* format = api.settings.reasoning_format; format != nullptr && body.separate_reasoning) {
+  if (const auto* format = api.settings.reasoning_format; format != nullptr) {
     const auto end = prompt.last(std::min(prompt.size(), kPromptEnd));
     out.reasoning = format;
+    out.split = body.separate_reasoning;
     out.inside = body.prefix.empty() ? parsers::begins_inside(*format, tokenizer.decode(end, /*skip_special=*/false))
                                      : parsers::goes_on_inside(*format, body.prefix);
     out.stream_reasoning = body.stream_reasoning;
@@ -41,7 +42,7 @@ ChatParsing chat_parsing(const ApiContext& api, const protocol::ChatBody& body, 
 }
 
 ChatOutput::ChatOutput(ApiContext& api, const ChatParsing& parsing) : api_(api), parsing_(parsing) {
-  if (parsing.reasoning != nullptr) {
+  if (parsing.reasoning != nullptr && parsing.split) {
     reasoning_.emplace(*parsing.reasoning, parsing.inside, parsing.stream_reasoning,
                        parsing.calls == nullptr ? std::vector<std::string_view>() : parsing.calls->opens);
   }

@@ -19,6 +19,7 @@ namespace sluice::engine {
 struct ChatParsing {
   const parsers::ReasoningFormat* reasoning = nullptr;
   bool inside = false;  // the answer begins with reasoning
+  bool split = true;    // reasoning is told apart from the answer; false: a grammar still begins after it
   bool stream_reasoning = true;
   const parsers::ToolCallFormat* calls = nullptr;
   std::shared_ptr<const nlohmann::ordered_json> tools;  // with `calls`

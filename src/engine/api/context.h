@@ -111,12 +111,13 @@ net::Response json_response(const nlohmann::ordered_json& document);
 // An endpoint whose answer is made of the body alone, without any rank.
 net::Task<> answer_from_body(ApiCall& call, Result<nlohmann::ordered_json> (*make)(ApiContext&, std::string_view body));
 
-// Runs `work` here if `bytes` of input are few, else on the pool. A few kilobytes of text are read, rendered and
-// tokenized in less time than a change of threads is worth to the connections that share the loop.
+// Runs `work`, which returns a Result (caught()), here if `bytes` of input are few, else on the pool. A few kilobytes
+// of text are read, rendered and tokenized in less time than a change of threads is worth to the connections that share
+// the loop.
 inline constexpr size_t kInlineBytes = 8 * 1024;
 template <class Work>
 net::Task<std::invoke_result_t<Work>> run_off_loop(ApiCall& call, size_t bytes, Work work) {
-  if (bytes <= kInlineBytes) co_return work();
+  if (bytes <= kInlineBytes) co_return caught(work);
   co_return co_await call.api.pool.run(call.exchange.loop(), std::move(work));
 }
 

@@ -306,7 +306,8 @@ net::Task<> embeddings(ApiCall& call) {
   return prefill(call, prepare_as<protocol::parse_embeddings_body>, openai_embeddings);
 }
 net::Task<> encode(ApiCall& call) { return prefill(call, prepare_as<protocol::parse_encode_body>, native_embeddings); }
-net::Task<> score(ApiCall& call) { return prefill(call, prepare_score, scores); }
+// Small bodies may be much work: the query is a part of every prompt.
+net::Task<> score(ApiCall& call) { return prefill(call, prepare_score, scores, /*always_off_loop=*/true); }
 
 net::Task<> classify(ApiCall& call) {
   return prefill(call, prepare_as<protocol::parse_classify_body, prepare_classify>, classes);
@@ -314,7 +315,6 @@ net::Task<> classify(ApiCall& call) {
 net::Task<> classify_native(ApiCall& call) {
   return prefill(call, prepare_as<protocol::parse_encode_body, prepare_classify>, native_embeddings);
 }
-// Small bodies may be much work: the query is a part of every prompt.
 net::Task<> rerank(ApiCall& call) { return prefill(call, prepare_rerank, ranking, /*always_off_loop=*/true); }
 
 }  // namespace sluice::engine

@@ -109,6 +109,11 @@ TEST_F(EmbeddingApiTest, ScoresAreTheProbabilitiesOfLabelsAfterEachItem) {
 
   EXPECT_EQ(post("/v1/score", {{"query", "a"}, {"items", "b"}}).status, 400);
   EXPECT_EQ(post("/v1/score", {{"query", "a"}, {"items", {1, 2}}, {"label_token_ids", {5}}}).status, 400);
+  // Some 17 MB of query, four times.
+  const std::string query(size_t{17} << 20, 'a');
+  const auto large = post("/v1/score", {{"query", query}, {"items", {"b", "c", "d", "e"}}, {"label_token_ids", {5}}});
+  EXPECT_EQ(large.status, 400);
+  EXPECT_THAT(large.body, HasSubstr("send fewer items"));
   const auto outside = post("/v1/score", {{"query", "a"}, {"items", "b"}, {"label_token_ids", {1'000'000}}});
   EXPECT_EQ(outside.status, 400);
   EXPECT_THAT(outside.body, HasSubstr("label_token_ids"));

@@ -121,12 +121,15 @@ Result<void> Generation::send_followers(size_t first) {
 }
 
 // The first sample was aborted before the others were sent: they end as it did.
-void Generation::end_followers(size_t first) {
+std::vector<size_t> Generation::end_followers(size_t first) {
+  std::vector<size_t> out;
   for (size_t i = first + 1; i < first + plan_.per_prompt; ++i) {
     if (samples_[i].sent || samples_[i].ended) continue;
     samples_[i].sample.finish = samples_[first].sample.finish;
     end(samples_[i]);
+    out.push_back(i);
   }
+  return out;
 }
 
 void Generation::fail(Step& step, size_t i, int status, std::string message) {
@@ -153,8 +156,8 @@ net::Task<Generation::Step> Generation::next() {
           break;
         }
         if (first) {
-          end_followers(i);
-          for (size_t f = i + 1; f < i + plan_.per_prompt; ++f) step.grown.push_back(f);
+          const auto ended = end_followers(i);
+          step.grown.insert(step.grown.end(), ended.begin(), ended.end());
         }
       } else if (first && plan_.per_prompt > 1 && !samples_[i + 1].sent && !samples_[i + 1].ended) {
         if (auto sent = send_followers(i); !sent.ok()) {

@@ -81,7 +81,8 @@ class Generation {
 
   Result<void> send(size_t i, std::optional<int64_t> rank);
   Result<void> send_followers(size_t first);
-  void end_followers(size_t first);
+  // Those that it ended.
+  std::vector<size_t> end_followers(size_t first);
   void fail(Step& step, size_t i, int status, std::string message);
   void take(size_t i, RequestOutput output);
   void end(State& state);

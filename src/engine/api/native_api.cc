@@ -52,8 +52,9 @@ Result<void> take_embeds(const ApiContext& api, const protocol::GenerateItem& it
   return {};
 }
 
-Result<NativeRequest> prepare(ApiContext& api, const net::Headers& headers, std::string_view text) {
-  SLUICE_TRY(auto body, protocol::parse_generate_body(text));
+Result<NativeRequest> prepare(ApiContext& api, const net::Headers& headers, std::string_view text,
+                              protocol::GenerateForm& form) {
+  SLUICE_TRY(auto body, protocol::parse_generate_body(text, &form));
   NativeRequest out;
   const auto n = static_cast<size_t>(body.items.front().sampling.n);
   SLUICE_TRY_VOID(check_sample_count(body.items.size(), body.items.front().sampling.n));
@@ -96,12 +97,12 @@ Result<NativeRequest> prepare(ApiContext& api, const net::Headers& headers, std:
 
 // Before anything was sent. Values that are not valid have the endpoint's own form; everything else, also a body that
 // is no JSON or has fields of the wrong type, has OpenAI's.
-net::Task<> refuse(ApiCall& call, const std::string& text, const Error& error) {
+net::Task<> refuse(ApiCall& call, protocol::GenerateForm form, const Error& error) {
   const int status = protocol::http_status(error.code);
-  const bool malformed = error.code == ErrorCode::kProtocol || !protocol::parse_object(text).ok();
+  const bool malformed = error.code == ErrorCode::kProtocol || !form.object;
   if (status != 400 || malformed) {
     co_await answer(call, error_response(status, error.message));
-  } else if (protocol::asks_for_stream(text)) {
+  } else if (form.stream) {
     SseWriter out(call.exchange);
     out.event(protocol::native_error_body(error.message));
     co_await out.finish();
@@ -178,15 +179,16 @@ net::Task<> generate(ApiCall& call) {
   const auto text = co_await read_body(call);
   if (!text) co_return;
   const auto& headers = call.exchange.request().headers;
-  auto prepared = co_await run_off_loop(call, text->size(), [&] { return prepare(call.api, headers, *text); });
+  protocol::GenerateForm form;
+  auto prepared = co_await run_off_loop(call, text->size(), [&] { return prepare(call.api, headers, *text, form); });
   if (!prepared.ok()) {
-    co_await refuse(call, *text, prepared.error());
+    co_await refuse(call, form, prepared.error());
     co_return;
   }
   const bool stream = prepared->stream;
   Generation generation(call, std::move(prepared->plan));
   if (const auto started = generation.start(); !started.ok()) {
-    co_await refuse(call, *text, started.error());
+    co_await refuse(call, form, started.error());
   } else if (stream) {
     co_await answer_stream(call, *prepared, generation);
   } else {

@@ -341,6 +341,35 @@ TEST_F(NativeApiTest, AnAbortedRequestEndsWithThatReason) {
   EXPECT_EQ(backend_->submitted().size(), 1u);
 }
 
+TEST_F(NativeApiTest, EachSampleOfAnAbortedStreamEndsOnce) {
+  serve();
+  // What is said of the first sample lets the others go to the rank; none of them ends by itself.
+  backend_->set_script([this](const GenerateRequest&) { return std::vector<Word>{{.ids = ids("hello")}}; });
+  for (const std::string target : {"/generate", "/v1/completions"}) {
+    const bool native = target == "/generate";
+    Json body = {{"rid", "r"}, {"stream", true}};
+    body[native ? "text" : "prompt"] = "a";
+    native ? body["sampling_params"] = {{"n", 3}} : body["n"] = 3;
+    Client client(port_);
+    client.send("POST", target, body.dump());
+    ASSERT_TRUE(backend_->wait_for([](const auto& b) { return b.running().size() == 3; }));
+    backend_->abort_all();
+    std::map<int64_t, int> ends;
+    std::map<int64_t, size_t> tokens;
+    for (const auto& event : client.answer().events()) {
+      const auto json = Json::parse(event, nullptr, /*allow_exceptions=*/false);
+      if (!json.is_object()) continue;
+      const auto& choice = native ? json : json["choices"][0];
+      const auto& reason = native ? json["meta_info"]["finish_reason"] : choice["finish_reason"];
+      const auto index = choice["index"].get<int64_t>();
+      if (!reason.is_null()) ++ends[index];
+      if (!native || !reason.is_null()) continue;
+      EXPECT_GT(json["output_ids"].size(), std::exchange(tokens[index], json["output_ids"].size())) << "has no news";
+    }
+    EXPECT_THAT(ends, ElementsAre(std::pair(0, 1), std::pair(1, 1), std::pair(2, 1))) << target;
+  }
+}
+
 TEST_F(NativeApiTest, ALongPromptIsTokenizedToTheSameIds) {
   serve();
   answer_with("x");

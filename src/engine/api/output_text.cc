@@ -43,7 +43,7 @@ void OutputText::push(std::span<const int32_t> ids, const FinishReason& finish, 
     pending_.erase(0, shown);
     return;
   }
-  if (finish.kind == FinishKind::kStopString) cut_at_stop(finish.matched_string);
+  if (finish.kind == FinishKind::kStopString) cut_at_stop();
   out += pending_;
   pending_.clear();
 }
@@ -55,11 +55,12 @@ size_t OutputText::possible_stop() const {
 }
 
 // A stop string always begins in what is pending: had its beginning been given out, it would have been kept back. It is
-// not there at all if the rank saw it across a special token that is not shown.
-void OutputText::cut_at_stop(const std::string& matched) {
-  size_t at = pending_.find(matched);
+// not there at all if the rank saw it across a special token that is not shown, or if a stop_regex matched, which is
+// shown.
+void OutputText::cut_at_stop() {
+  size_t at = std::string::npos;
   for (const auto& matcher : matchers_) at = std::min(at, pending_.find(matcher.word()));
-  if (at != std::string::npos && !options_.no_stop_trim) pending_.erase(at);
+  if (at != std::string::npos) pending_.erase(at);
 }
 
 }  // namespace sluice::engine

@@ -47,7 +47,7 @@ class OutputText {
 
  private:
   size_t possible_stop() const;
-  void cut_at_stop(const std::string& matched);
+  void cut_at_stop();
 
   const Options options_;
   tokenizer::IncrementalDecoder decoder_;

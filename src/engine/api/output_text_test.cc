@@ -87,6 +87,11 @@ TEST_F(OutputTextTest, TheEarliestOfSeveralStopsCuts) {
   EXPECT_EQ(joined(pieces(bytes("foo\nbar"), 7, {.stop = {"bar", "\n"}}, finish)), "foo");
 }
 
+TEST_F(OutputTextTest, WhatAStopRegexMatchedIsShownAlsoWhereItIsThePatternItself) {
+  const FinishReason finish{.kind = FinishKind::kStopString, .matched_string = "END"};
+  for (size_t step = 1; step <= 4; ++step) EXPECT_EQ(joined(pieces(bytes("aEND"), step, {}, finish)), "aEND") << step;
+}
+
 TEST_F(OutputTextTest, NoStopTrimShowsEverything) {
   const FinishReason by_string{.kind = FinishKind::kStopString, .matched_string = "END"};
   EXPECT_EQ(joined(pieces(bytes("aEND"), 1, {.no_stop_trim = true, .stop = {"END"}}, by_string)), "aEND");

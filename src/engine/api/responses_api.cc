@@ -1,5 +1,6 @@
 #include "engine/api/responses_api.h"
 
+#include "engine/api/chat_output.h"
 #include "engine/api/openai_request.h"
 #include "engine/api/sse_writer.h"
 #include "protocol/errors.h"
@@ -24,14 +25,14 @@ Result<Prepared> prepare(ApiContext& api, const net::Headers& headers, std::stri
   return out;
 }
 
-// Takes the sample as it stands over.
-void take(protocol::ResponseState& state, const Generation& generation) {
-  state.text = generation.sample(0).text;
+// Takes over how the sample ended; its text has been read.
+void take_end(protocol::ResponseState& state, const Generation& generation, ChatOutput& output) {
   state.finish = generation.sample(0).finish;
   state.usage = generation.usage();
+  state.usage.reasoning_tokens = output.reasoning_tokens(generation.sample(0));
 }
 
-net::Task<> answer_whole(ApiCall& call, protocol::ResponseState state, Generation& generation) {
+net::Task<> answer_whole(ApiCall& call, protocol::ResponseState state, ChatOutput& output, Generation& generation) {
   while (!generation.done()) {
     const auto step = co_await generation.next();
     if (generation.client_gone()) co_return;
@@ -40,15 +41,15 @@ net::Task<> answer_whole(ApiCall& call, protocol::ResponseState state, Generatio
       co_return;
     }
   }
-  take(state, generation);
+  state.text = output.push(generation.sample(0)).content;
+  take_end(state, generation, output);
   co_await answer(call, json_response(protocol::response_object(state)));
 }
 
-net::Task<> answer_stream(ApiCall& call, protocol::ResponseState state, Generation& generation) {
+net::Task<> answer_stream(ApiCall& call, protocol::ResponseState state, ChatOutput& output, Generation& generation) {
   SseWriter out(call.exchange);
   protocol::ResponseEvents events(state);
   for (const auto& event : events.begin()) out.event(event);
-  size_t sent = 0;
   while (!generation.done()) {
     const auto step = co_await generation.next();
     if (generation.client_gone()) co_return;
@@ -57,13 +58,13 @@ net::Task<> answer_stream(ApiCall& call, protocol::ResponseState state, Generati
       co_await out.finish();
       co_return;
     }
-    const auto text = std::string_view(generation.sample(0).text).substr(sent);
+    const auto text = output.push(generation.sample(0)).content;
     if (!text.empty()) out.event(events.delta(text));
-    sent += text.size();
+    state.text += text;
     const bool there = co_await out.flush();
     if (!there) co_return;
   }
-  take(state, generation);
+  take_end(state, generation, output);
   for (const auto& event : events.end()) out.event(event);
   co_await out.finish();
 }
@@ -82,13 +83,14 @@ net::Task<> responses(ApiCall& call) {
   const auto& format = prepared->chat.format;
   protocol::ResponseState state{
       .id = format.id, .created = format.created, .model = format.model, .echo = prepared->body.echo};
+  ChatOutput output(call.api, prepared->chat.parsing);
   Generation generation(call, std::move(prepared->chat.plan));
   if (const auto started = generation.start(); !started.ok()) {
     co_await refuse(call, protocol::http_status(started.error().code), started.error().message);
   } else if (prepared->body.stream) {
-    co_await answer_stream(call, std::move(state), generation);
+    co_await answer_stream(call, std::move(state), output, generation);
   } else {
-    co_await answer_whole(call, std::move(state), generation);
+    co_await answer_whole(call, std::move(state), output, generation);
   }
 }
 

@@ -76,6 +76,58 @@ TEST_F(ResponsesApiTest, StreamsItsEventsInOrder) {
                           "response.content_part.done", "response.output_item.done", "response.completed"));
 }
 
+TEST_F(ResponsesApiTest, ReasoningIsNoPartOfTheText) {
+  options_.reasoning_parser = "qwen3";
+  serve();
+  backend_->set_script([tokens = byte_ids("<think>\nHm.\n</think>\n\n{}")](const GenerateRequest&) {
+    std::vector<Word> words;
+    for (const int32_t id : tokens) words.push_back({.ids = {id}});
+    words.push_back({.ids = {2}, .finish = {.kind = FinishKind::kStopToken, .matched_token = 2}});
+    return words;
+  });
+  Json body = {{"input", "hi"}};
+  const auto whole = post("/v1/responses", body).json();
+  EXPECT_EQ(whole["output"][0]["content"][0]["text"], "{}");
+  EXPECT_GT(whole["usage"]["output_tokens_details"]["reasoning_tokens"], 0);
+  body["stream"] = true;
+  std::string text;
+  Json last;
+  for (const auto& event : post("/v1/responses", body).events()) {
+    if (event == "[DONE]") continue;
+    last = Json::parse(event);
+    if (last["type"] == "response.output_text.delta") text += last["delta"].get<std::string>();
+  }
+  EXPECT_EQ(text, "{}");
+  EXPECT_EQ(last["response"]["output"][0]["content"][0]["text"], "{}");
+  EXPECT_EQ(last["response"]["usage"]["output_tokens_details"], whole["usage"]["output_tokens_details"]);
+  body = {{"input", "hi"}, {"separate_reasoning", false}};
+  EXPECT_THAT(post("/v1/responses", body).json()["output"][0]["content"][0]["text"].get<std::string>(),
+              HasSubstr("</think>"));
+}
+
+TEST_F(ResponsesApiTest, SamplingFieldsReachTheRank) {
+  serve();
+  answer_with("1");
+  const auto answer = post("/v1/responses", Json::parse(R"({"input": "a", "min_tokens": 2, "stop_token_ids": [7],
+      "stop_regex": "y", "logit_bias": {"5": 1}, "no_stop_trim": true, "routing_key": "k"})"));
+  ASSERT_EQ(answer.status, 200) << answer.body;
+  const auto sent = backend_->submitted().back().first;
+  EXPECT_EQ(sent.sampling.min_new_tokens, 2);
+  EXPECT_THAT(sent.sampling.stop_token_ids, ElementsAre(7));
+  EXPECT_THAT(sent.sampling.stop_regex, ElementsAre("y"));
+  EXPECT_EQ(sent.sampling.logit_bias.at(5), 1);
+  EXPECT_EQ(sent.routing_key, "k");
+  // What is shown of the end.
+  EXPECT_EQ(post("/v1/responses", {{"input", "a"}, {"no_stop_trim", true}, {"skip_special_tokens", false}})
+                .json()["output"][0]["content"][0]["text"],
+            "1<|im_end|>");
+  for (const char* name : {"regex", "ebnf", "json_schema", "structural_tag"}) {
+    const auto wrong = post("/v1/responses", {{"input", "a"}, {name, ""}});
+    EXPECT_EQ(wrong.status, 400) << name;
+    EXPECT_THAT(wrong.body, HasSubstr(name));
+  }
+}
+
 TEST_F(ResponsesApiTest, AFormatIsAGrammar) {
   serve();
   answer_with("1");
@@ -91,7 +143,9 @@ TEST_F(ResponsesApiTest, WhatIsNotServedIsAnErrorInItsOwnForm) {
        {"{}", R"({"input": []})", R"({"input": "a", "background": true})",
         R"({"input": "a", "previous_response_id": "x"})", R"({"input": "a", "tools": [{"type": "web_search"}]})",
         R"({"input": [{"type": "function_call"}]})",
-        R"({"input": [{"role": "user", "content": [{"type": "input_image"}]}]})",
+        R"({"input": [{"role": "user", "content": [{"type": "input_image"}]}]})", R"({"input": "a", "lora_path": "x"})",
+        R"({"input": "a", "bootstrap_room": 7})", R"({"input": "a", "image_data": ["x"]})", R"({"input": "a", "n": 2})",
+        R"({"input": "a", "logprobs": true})", R"({"input": "a", "return_hidden_states": true})",
         R"({"input": "a", "temperature": -1})"}) {
     const auto answer = call("POST", "/v1/responses", body);
     EXPECT_EQ(answer.status, 400) << body;

@@ -1,7 +1,9 @@
 // Grammars, forced calls and what SGLang adds to answers, as requests of clients reach the ranks and come back.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <filesystem>
 #include <fstream>
 
 #include "engine/api/api_fixture.h"
@@ -108,6 +110,33 @@ TEST_F(StructuredApiTest, AGrammarBeginsAfterTheThoughts) {
   EXPECT_EQ(post("/v1/chat/completions", chat(R"(,"response_format":{"type":"json_object"})")).status, 200);
   const auto close = tokenizer_->id_of("</think>");
   EXPECT_EQ(sent().grammar_after, close ? *close : -1);
+}
+
+TEST_F(StructuredApiTest, AGrammarBeginsAfterTheThoughtsAlsoWhereTheyStayInTheText) {
+  if (find_grammar_backend("xgrammar") == nullptr) GTEST_SKIP() << "this build is without grammars";
+  options_.reasoning_parser = "deepseek-r1";
+  std::ifstream in(std::string(SLUICE_FIXTURES_DIR) + "/tiny-llama/tokenizer.json");
+  Json vocabulary = Json::parse(in);
+  vocabulary["added_tokens"].push_back({{"id", 512},
+                                        {"content", "</think>"},
+                                        {"single_word", false},
+                                        {"lstrip", false},
+                                        {"rstrip", false},
+                                        {"normalized", false},
+                                        {"special", false}});
+  const auto folder = std::filesystem::path(::testing::TempDir()) / fmt::format("structured-{}", ::getpid());
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder / "tokenizer.json") << vocabulary;
+  tokenizer_file_ = folder;
+  serve();
+  std::filesystem::remove_all(folder);
+  answer_with("x");
+  for (const char* separate : {"true", "false"}) {
+    const auto body =
+        chat(fmt::format(R"(,"response_format":{{"type":"json_object"}},"separate_reasoning":{})", separate));
+    EXPECT_EQ(post("/v1/chat/completions", body).status, 200);
+    EXPECT_EQ(sent().grammar_after, 512) << separate;
+  }
 }
 
 TEST_F(StructuredApiTest, CachedTokensCanBeToldApartByTheirCache) {

@@ -4,6 +4,7 @@
 
 #include <condition_variable>
 #include <deque>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -13,11 +14,22 @@
 #include <utility>
 #include <vector>
 
+#include "base/result.h"
 #include "engine/api/loop_event.h"
 #include "net/loop.h"
 #include "net/task.h"
 
 namespace sluice::engine {
+
+// What `work` returns, a Result; an exception of it as an error. Whatever a client sends, the process goes on.
+template <class Work>
+std::invoke_result_t<Work> caught(Work& work) {
+  try {
+    return work();
+  } catch (const std::exception& thrown) {
+    return Error{ErrorCode::kInternal, fmt::format("not foreseen: {}", thrown.what())};
+  }
+}
 
 class WorkPool {
  public:
@@ -26,7 +38,7 @@ class WorkPool {
   ~WorkPool();
 
   // Runs `work` on a thread of the pool and comes back to `loop`, on which this is called. The queue holds at most one
-  // entry per connection.
+  // entry per connection. `work` returns a Result, which has the error if it throws.
   template <class Work>
   net::Task<std::invoke_result_t<Work>> run(net::EventLoop& loop, Work work) {
     struct Shared {
@@ -37,7 +49,7 @@ class WorkPool {
     };
     auto shared = std::make_shared<Shared>(std::move(work), loop);
     post([shared] {
-      shared->value.emplace(shared->work());
+      shared->value.emplace(caught(shared->work));
       shared->done->notify();
     });
     while (!co_await shared->done->wait()) {
