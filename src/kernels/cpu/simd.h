@@ -110,7 +110,7 @@ constexpr int64_t kAttentionHeads = 4;   // that share a look at a block
 // Floats of scratch for `rows` query rows.
 constexpr int64_t attention_scratch(const AttentionArgs& args, int64_t rows) {
   const int64_t heads = args.n_heads, group = heads / args.n_kv_heads, sums = args.head_dim + 2;
-  const int64_t of_row = heads * sums + kAttentionHeads * kAttentionBlock;
+  const int64_t of_row = heads * (sums + (args.head_dim + 1) / 2) + 2 * kAttentionHeads * kAttentionBlock;
   const int64_t of_rows = 2 * kAttentionBlock * args.head_dim + rows * group * sums + kAttentionBlock;
   return of_row < of_rows ? of_rows : of_row;
 }
