@@ -41,6 +41,8 @@ class GlooWorld {
   // Any thread.
   void progress(const Progress& progress);
   Progress last_progress(int rank) const { return signs_[static_cast<size_t>(rank)].where(); }
+  // When it was last heard of, by this rank's clock.
+  TimePoint last_sign(int rank) const { return signs_[static_cast<size_t>(rank)].when(); }
   // "; rank 3 is on 10.0.0.2, last heard of in step 40, layer 3, gather", for messages that name it.
   std::string whereabouts(int rank) const;
   void heard_of(int rank) { signs_[static_cast<size_t>(rank)].seen(options_.clock->now()); }
