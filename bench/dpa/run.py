@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """What DP attention and expert parallelism buy: output tokens per second against concurrency for one rank, TP, DPA and
-DPA + EP with the same KV budget per rank, on weights that nobody trained.
+DPA + EP with the same KV budget per rank, on weights that nobody trained, and beside each figure what `sluice explain` predicts.
 
 usage: run.py <build folder> [--layers 4] [--tp 4] [--input 256] [--output 64] [--sequences 8] [--concurrency 1 4 8 16 32]
               [--layouts one tp dpa dpa-ep] [--repeat 1] [--json FILE]
 
 The model is DeepSeek-V2-Lite at its real widths, cut to --layers layers; the head is whole, so its share is larger than in the
-whole model. Every rank's KV pool holds --sequences sequences; "one" is one rank with all threads."""
+whole model. Every rank's KV pool holds --sequences sequences; "one" is one rank with all threads.
+
+Predictions are from what the machine gives before each layout's server starts, as `sluice explain` measures it, the median of five. Decode
+tokens/s are requests that run at once over the median gap between tokens: steps with prompts in them are few, and the median leaves them out."""
 import argparse
 import json
 import os
@@ -21,16 +24,40 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "tests/e2
 from sluice_process import Sluice, call, descendants  # noqa: E402
 
 
+# What `sluice explain --json` says of the machine, and the flags by which it takes that.
+RATES = {"bandwidth": ("--gpu-bandwidth", 1e-9), "flops": ("--gpu-flops", 1e-12), "link_bandwidth": ("--link-bandwidth", 1e-9)}
+
+
 def layouts(options):
-    tp = ["--tp", options.tp, "--threads", 1]
+    tp = ["--tp", options.tp]
     dpa = [*tp, "--dp-size", options.tp, "--enable-dp-attention"]
     return {
-        "one": ["--threads", os.cpu_count()],
+        "one": [],
         "tp": tp,
         "tp-ep": [*tp, "--ep", options.tp],
         "dpa": dpa,
         "dpa-ep": [*dpa, "--moe-a2a-backend", "deepep"],
     }
+
+
+def threads(options, layout):
+    return len(os.sched_getaffinity(0)) if layout == "one" else 1
+
+
+def groups(options, layout):
+    return options.tp if layout.startswith("dpa") else 1
+
+
+def explain(build, arguments):
+    command = [build / "sluice", "explain", "--json", *map(str, arguments)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, timeout=120).stdout)
+
+
+def machine(build, model):
+    """What the machine gives, and as flags. The median, since each is the best of a few runs, and some have the caches to themselves."""
+    runs = [explain(build, model)["hardware"] for _ in range(5)]
+    rates = {key: statistics.median(run[key] for run in runs) for key in RATES}
+    return rates, [word for key, (flag, unit) in RATES.items() for word in (flag, rates[key] * unit)]
 
 
 def model_folder(build, where):
@@ -61,7 +88,20 @@ def measure(build, server, options, concurrency):
         result = json.loads(Path(out.name).read_text().splitlines()[-1])
     if result["completed"] != prompts:
         raise RuntimeError(f"{result['completed']} of {prompts} requests succeeded")
-    return {"output_tokens_per_s": result["output_throughput"], "tpot_ms": result["median_tpot_ms"], "ttft_ms": result["median_ttft_ms"]}
+    return {"output_tokens_per_s": result["output_throughput"], "itl_ms": result["median_itl_ms"],
+            "tpot_ms": result["median_tpot_ms"], "ttft_ms": result["median_ttft_ms"]}
+
+
+def table(options, rows, kind):
+    """Measured tokens/s, and in brackets predicted ones with measured over predicted."""
+    print(f"\n{kind} tokens/s\n| concurrency | " + " | ".join(options.layouts) + " |\n|---" + "|---" * len(options.layouts) + "|")
+    for concurrency in options.concurrency:
+        cells = []
+        for name in options.layouts:
+            row = next(row for row in rows if row["layout"] == name and row["concurrency"] == concurrency)
+            measured, predicted = row[f"{kind}_tokens_per_s"], row[f"predicted_{kind}_tokens_per_s"]
+            cells.append(f"{measured:.1f} ({predicted:.1f}, {measured / predicted:.2f})")
+        print(f"| {concurrency} | " + " | ".join(cells) + " |")
 
 
 def main():
@@ -83,26 +123,34 @@ def main():
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         model_folder(build, Path(folder))
+        model = ["--model-path", folder, "--json-model-override-args", json.dumps({"num_hidden_layers": options.layers}),
+                 "--max-total-tokens", tokens, "--disable-radix-cache"]
         for name in options.layouts:
-            with Sluice(build / "sluice", "server", "--model-path", folder, "--load-format", "dummy", "--port", 0, "--json-model-override-args",
-                        json.dumps({"num_hidden_layers": options.layers}), "--max-total-tokens", tokens, "--disable-radix-cache",
-                        *layouts(options)[name]) as server:
+            layout = layouts(options)[name]
+            rates, flags = machine(build, model)
+            predicted = explain(build, [*model, *layout, *flags, "--input-len", options.input, "--output-len", options.output,
+                                        "--concurrency", *options.concurrency])["layout"]["predictions"]
+            with Sluice(build / "sluice", "server", *model, "--load-format", "dummy", "--port", 0, "--threads", threads(options, name),
+                        *layout) as server:
                 pools = [load["max_total_num_tokens"] for load in call(server.url + "/v1/loads?include=all")[2]["loads"]]
-                for concurrency in options.concurrency:
+                for concurrency, prediction in zip(options.concurrency, predicted, strict=True):
                     runs = [measure(build, server, options, concurrency) for _ in range(options.repeat)]
                     row = {"layout": name, "concurrency": concurrency, "unique_tokens": sum(pools), "pss_mib": resident(server),
                            **{key: statistics.median(run[key] for run in runs) for key in runs[0]},
                            "spread": max(run["output_tokens_per_s"] for run in runs) - min(run["output_tokens_per_s"] for run in runs),
                            "retracted": sum(load["queues"]["retracted"] for load in call(server.url + "/v1/loads?include=all")[2]["loads"])}
+                    # Those that the budget lets run at once.
+                    running = min(concurrency, options.sequences * groups(options, name))
+                    row |= {"decode_tokens_per_s": running / row["itl_ms"] * 1e3, "machine": rates,
+                            "predicted_output_tokens_per_s": prediction["output_tokens_per_s"],
+                            "predicted_decode_tokens_per_s": prediction["decode_tokens_per_s"],
+                            "predicted_running": prediction["running"]}
                     rows.append(row)
                     print(json.dumps(row), flush=True)
     if options.json:
         options.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print("\n| concurrency | " + " | ".join(options.layouts) + " |\n|---" * 1 + "|---" * len(options.layouts) + "|")
-    for concurrency in options.concurrency:
-        cells = [f"{row['output_tokens_per_s']:.0f}" for name in options.layouts for row in rows
-                 if row["layout"] == name and row["concurrency"] == concurrency]
-        print(f"| {concurrency} | " + " | ".join(cells) + " |")
+    for kind in ("decode", "output"):
+        table(options, rows, kind)
 
 
 if __name__ == "__main__":

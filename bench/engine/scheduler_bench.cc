@@ -4,7 +4,9 @@
 //   scheduler_bench MODEL [--decoding N] [--prompt N] [--chunk N] [--gap X] [--dummy] [--context N]
 //                                                gaps of those who decode while a long prompt is computed, prefill
 //                                                first and in mixed steps; by what decoding alone takes, which is
-//                                                measured before and after and taken as growing evenly between
+//                                                measured before and after and taken as growing evenly between. Lost:
+//                                                the share of the time of mixed steps beyond what the same tokens take
+//                                                when prompt and decoding have their steps for themselves
 //   scheduler_bench --overlap [--step-us N]      what a device waits between steps, one after another and with the next
 //                                                one planned ahead: a device that takes N microseconds for a step and
 //                                                none of the processor's
@@ -19,6 +21,7 @@
 #include <chrono>
 #include <ctime>
 #include <memory>
+#include <optional>
 #include <thread>
 
 #include "base/options.h"
@@ -209,7 +212,8 @@ void own_time(const Case& c) {
 
 // ---- gaps
 
-void gaps(const std::string& path, const Options& options, bool mixed) {
+// Returns the seconds of the prompt. `prompt_seconds`: those that it took in steps of its own, if that is known.
+double gaps(const std::string& path, const Options& options, bool mixed, std::optional<double> prompt_seconds) {
   const auto located = models::locate_model(path);
   if (!located.ok()) die(located.error().message);
   auto loaded = models::load_runner({.model_path = *located,
@@ -275,15 +279,19 @@ void gaps(const std::string& path, const Options& options, bool mixed) {
   }
   const double after = alone();
   std::vector<double> by_alone;
+  double decoding_seconds = 0;
   for (size_t i = 0; i < gaps.size(); ++i) {
-    by_alone.push_back(gaps[i] /
-                       (before + (after - before) * static_cast<double>(i) / static_cast<double>(gaps.size())));
+    const double usual = before + (after - before) * static_cast<double>(i) / static_cast<double>(gaps.size());
+    by_alone.push_back(gaps[i] / usual);
+    decoding_seconds += usual;
   }
   const auto late = std::ranges::count_if(by_alone, [&](double times) { return times > options.gap; });
-  fmt::print("{:<14} {:>7.2f} {:>7.2f} {:>8} {:>7.2f} {:>7.2f} {:>7.2f} {:>7} {:>8.1f} {:>8.0f} {:>8.0f}\n",
+  fmt::print("{:<14} {:>7.2f} {:>7.2f} {:>8} {:>7.2f} {:>7.2f} {:>7.2f} {:>7} {:>8.1f} {:>8.0f} {:>8.0f} {:>7}\n",
              mixed ? "mixed" : "prefill first", 1e3 * before, 1e3 * after, gaps.size(), quantile(by_alone, 0.5),
              quantile(by_alone, 0.99), quantile(by_alone, 1), late, total, static_cast<double>(options.prompt) / total,
-             static_cast<double>(options.prompt + std::ssize(gaps) * options.decoding) / total);
+             static_cast<double>(options.prompt + std::ssize(gaps) * options.decoding) / total,
+             prompt_seconds ? fmt::format("{:.0f} %", 100 * (1 - (*prompt_seconds + decoding_seconds) / total)) : "-");
+  return total;
 }
 
 // ---- overlap
@@ -383,11 +391,13 @@ int main(int argc, char** argv) {
   }
   if (!path.empty()) {
     fmt::print("{} decoding, a prompt of {}, chunks of {}\n", options->decoding, options->prompt, options->chunk);
-    fmt::print("{:<14} {:>7} {:>7} {:>8} {:>7} {:>7} {:>7} {:>7} {:>8} {:>8} {:>8}\n", "", "alone", "then ms", "gaps",
-               "median", "p99", "max", "beyond", "s", "prompt/s", "tokens/s");
-    for (const bool mixed : {false, true}) {
-      if (mixed || !options->only_mixed) gaps(path, *options, mixed);
-    }
+    fmt::print("{:<14} {:>7} {:>7} {:>8} {:>7} {:>7} {:>7} {:>7} {:>8} {:>8} {:>8} {:>7}\n", "", "alone", "then ms",
+               "gaps", "median", "p99", "max", "beyond", "s", "prompt/s", "tokens/s", "lost");
+    std::fflush(stdout);
+    std::optional<double> prompt_seconds;
+    if (!options->only_mixed) prompt_seconds = gaps(path, *options, /*mixed=*/false, {});
+    std::fflush(stdout);
+    gaps(path, *options, /*mixed=*/true, prompt_seconds);
     return 0;
   }
   fmt::print("microseconds of CPU time per step, {} running, prompts of {}\n{:<44} {:>6} {:>6} {:>6}   {:>6}\n",
