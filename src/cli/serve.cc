@@ -86,7 +86,7 @@ class Follower final : public Supervisor::Listener {
         "  workers     {}/workers\n"
         "  metrics     http://{}:{}/metrics\n\n"
         "  curl {}/v1/chat/completions{} -H 'Content-Type: application/json' \\\n"
-        R"(    -d '{{"model": "{}", "temperature": 0, "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}')"
+        R"(    -d '{{"model": "{}", "temperature": 0, "max_tokens": 32, "messages": [{{"role": "user", "content": "Name the capital of France."}}]}}')"
         "\n",
         base, base, callable_host(command_.gateway.prometheus_host), gateway_.metrics_port(), base, key,
         command_.engine.served_model_name.value_or(command_.engine.model_path)));

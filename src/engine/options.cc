@@ -171,7 +171,8 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/rank",
            .group = kModel,
            .help = "Arithmetic of the matrix products; auto is bfloat16 where the machine has it, and takes quantised "
-                   "weights as they are, with inputs in 8 bits where rows are few. bfloat16 widens them when they are "
+                   "weights as they are, with inputs in 8 bits where that is faster: for few rows, and for all without "
+                   "AMX. bfloat16 widens them when they are "
                    "loaded, to two bytes each; float32 rounds nothing."},
           {.name = "kv-cache-dtype",
            .field = &O::kv_cache_dtype,

@@ -338,8 +338,10 @@ class RankProcess {
     const bool shared = memory.weight_bytes < static_cast<int64_t>(model.weight_bytes);
     SLUICE_LOG(
         info, kComponent,
-        "rank {}: {} in {}, {:.0f} MiB of weights{}, KV cache of {} tokens in {} ({:.0f} MiB), at most {} requests",
-        spec_.process, model.model_type, model.dtype, static_cast<double>(memory.weight_bytes) / kMiB,
+        "rank {}: {} in {}{}, {:.0f} MiB of weights{}, KV cache of {} tokens in {} ({:.0f} MiB), at most {} requests",
+        spec_.process, model.model_type, model.dtype,
+        model.rounds_inputs ? " with inputs of quantised weights in 8 bits" : "",
+        static_cast<double>(memory.weight_bytes) / kMiB,
         shared ? fmt::format(" (its part of the {:.0f} MiB that it uses, some of them with other ranks)",
                              static_cast<double>(model.weight_bytes) / kMiB)
                : "",

@@ -40,8 +40,6 @@ net::Headers key_headers(const Worker& worker) {
 namespace {
 
 constexpr int64_t kMostRanks = 1024;
-constexpr size_t kBytesPerToken = 4;  // of text, as everywhere in the gateway
-
 constexpr Duration kInformation = std::chrono::seconds(10);  // for its models and its ranks
 constexpr Duration kLong = std::chrono::hours(24 * 365);
 
@@ -397,7 +395,7 @@ net::Task<> Control::poll_load(WorkerPtr worker) {
     load.polled_waiting_tokens = report->waiting_tokens;
     load.polled_kv_usage = report->kv_usage;
     load.polled_throughput = report->throughput;
-    if (report->max_tokens > 0) load.belief.capacity(static_cast<size_t>(report->max_tokens) * kBytesPerToken);
+    if (report->max_tokens > 0) load.belief.capacity(static_cast<size_t>(report->max_tokens));
   }
   load.polled_tokens = report ? report->used_tokens : -1;
   load.tokens_since_poll -= tokens;

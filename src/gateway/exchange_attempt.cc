@@ -57,6 +57,7 @@ struct Exchange::Upstream {
       : exchange(of), worker(std::move(which)), permit(breaker_permit) {
     const Work work{.prompt_tokens = of.prompt_tokens_,
                     .new_tokens = std::min(of.facts_.max_tokens.value_or(kDefaultNewTokens), kMostNewTokens),
+                    .prompt_bytes = of.record_.prompt_bytes,
                     .matched_share = of.matched_share_,
                     .streams = of.facts_.stream};
     lease.emplace(worker->load, work, of.context_.clock);
@@ -381,7 +382,8 @@ int64_t Exchange::learn(std::string_view tail, Upstream& upstream) {
   const auto usage = said ? std::optional(believable(*said)) : std::nullopt;
   std::optional<PromptReport> report;
   if (usage && usage->prompt_tokens > 0) {
-    report = {.cached_share = static_cast<double>(usage->cached_tokens) / static_cast<double>(usage->prompt_tokens),
+    report = {.prompt_tokens = usage->prompt_tokens,
+              .cached_share = static_cast<double>(usage->cached_tokens) / static_cast<double>(usage->prompt_tokens),
               .output_tokens = std::max<int64_t>(usage->completion_tokens, 1)};
   }
   upstream.lease->answered(report);

@@ -115,6 +115,7 @@ class HeldByClient {
 
 // What an answer says of the request.
 struct PromptReport {
+  int64_t prompt_tokens = 1;  // at least 1
   double cached_share = 0;    // of the prompt, 0 to 1
   int64_t output_tokens = 1;  // at least 1
 };
@@ -123,6 +124,7 @@ struct PromptReport {
 struct Work {
   int64_t prompt_tokens = 0;
   int64_t new_tokens = 0;
+  size_t prompt_bytes = 0;   // of its text; 0: it has none
   double matched_share = 0;  // of the prompt that the worker is believed to hold, 0 to 1
   bool streams = true;       // the answer tells of its first token
 };
@@ -188,7 +190,10 @@ class WorkerLease {
   void answered(const std::optional<PromptReport>& report) {
     const TimePoint now = clock_->now();
     load_->heard(now);
-    if (report) load_->belief.reported(work_.matched_share, report->cached_share);
+    if (report) {
+      load_->belief.tokenized(work_.prompt_bytes, static_cast<size_t>(report->prompt_tokens));
+      load_->belief.reported(work_.matched_share, report->cached_share);
+    }
     // One that never reported a cached token does not report them: its prompts took what they took as believed.
     const bool told = report && load_->belief.confirmed();
     const double tokens = told ? static_cast<double>(work_.prompt_tokens) * (1 - report->cached_share) : ticket_.tokens;

@@ -556,6 +556,7 @@ class DecoderRunner final : public Runner {
     info_.eos_token_ids = config_.eos_token_ids;
     info_.bos_token_id = config_.bos_token_id;
     info_.dtype = name_of(weights_.dtype());
+    info_.rounds_inputs = weights_.rounds_inputs();
     info_.kv_dtype = name_of(decoder_->kv().dtype());
     info_.kv_bytes_per_token = decoder_->kv().bytes_per_token();
     info_.state_bytes_per_sequence = decoder_->states().bytes_per_sequence();

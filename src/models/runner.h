@@ -61,8 +61,9 @@ struct ModelInfo {
   int64_t context_length = 0;          // longest sequence that the positions allow
   std::vector<int32_t> eos_token_ids;  // from generation_config.json, config.json or GGUF metadata
   std::optional<int32_t> bos_token_id;
-  std::string dtype;     // arithmetic of the matrix products: "bf16" or "f32"
-  std::string kv_dtype;  // of the KV cache: "bf16", "f32" or "fp8_e4m3"
+  std::string dtype;           // arithmetic of the matrix products: "bf16" or "f32"
+  bool rounds_inputs = false;  // of products with quantised weights, to 8 bits where that is faster
+  std::string kv_dtype;        // of the KV cache: "bf16", "f32" or "fp8_e4m3"
   size_t kv_bytes_per_token = 0;
   size_t state_bytes_per_sequence = 0;  // kept of a sequence whatever its length, such as lightning attention's
   size_t weight_bytes = 0;              // packed weights that this rank maps

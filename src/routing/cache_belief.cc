@@ -1,5 +1,7 @@
 #include "routing/cache_belief.h"
 
+#include <cmath>
+
 namespace sluice::routing {
 namespace {
 
@@ -11,7 +13,11 @@ constexpr double kMiss = 0.5, kHit = 0.9;  // of what was predicted
 // and in the time in which a cache is renewed once the limit goes up by a twentieth.
 constexpr double kPerChange = 0.02;
 constexpr double kDown = 0.95, kUp = 1.001;
+constexpr double kMostLimit = 1e18;       // bytes
 constexpr double kLeastLimit = 16 << 10;  // bytes
+// How much text a token stands for is a mean over some hundred prompts. Pictures are tokens without text.
+constexpr float kRemember = 0.99F;
+constexpr float kUsualPerToken = 4, kLeastPerToken = 1, kMostPerToken = 16;
 
 }  // namespace
 
@@ -39,15 +45,33 @@ void CacheBelief::reported(double predicted, double cached) {
 }
 
 void CacheBelief::set_limit(double bytes) {
-  const double most = std::min(static_cast<double>(capacity_), 1e18);
-  limit_.store(static_cast<size_t>(std::clamp(bytes, std::min(kLeastLimit, most), most)), std::memory_order_relaxed);
+  limit_.store(static_cast<size_t>(std::clamp(bytes, std::min(kLeastLimit, most()), most())),
+               std::memory_order_relaxed);
   changed_at_ = sent_;
 }
 
-void CacheBelief::capacity(size_t bytes) {
+double CacheBelief::most() const {
+  const float per_token = tokens_ > 0 ? std::clamp(bytes_ / tokens_, kLeastPerToken, kMostPerToken) : kUsualPerToken;
+  return std::min(static_cast<double>(capacity_) * per_token, kMostLimit);
+}
+
+void CacheBelief::capacity(size_t tokens) {
   std::lock_guard lock(mutex_);
-  capacity_ = bytes;
-  if (bytes < limit_bytes()) set_limit(static_cast<double>(bytes));
+  capacity_ = static_cast<float>(tokens);
+  if (most() < static_cast<double>(limit_bytes())) set_limit(most());
+}
+
+void CacheBelief::tokenized(size_t bytes, size_t tokens) {
+  if (bytes == 0 || tokens == 0) return;
+  std::lock_guard lock(mutex_);
+  // A limit that no miss has lowered is what the engine says, in other words.
+  const bool as_reported = static_cast<double>(limit_bytes()) >= std::floor(most());
+  bytes_ = bytes_ * kRemember + static_cast<float>(bytes);
+  tokens_ = tokens_ * kRemember + static_cast<float>(tokens);
+  if (!std::isfinite(capacity_)) return;
+  if (as_reported || most() < static_cast<double>(limit_bytes())) {
+    limit_.store(static_cast<size_t>(most()), std::memory_order_relaxed);
+  }
 }
 
 void CacheBelief::restart() {

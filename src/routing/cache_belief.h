@@ -31,22 +31,27 @@ class CacheBelief {
   void sent(size_t new_bytes);
   // Its answer: `predicted` and `cached` are shares of the prompt.
   void reported(double predicted, double cached);
-  // The engine says how much it holds: the limit is never more.
-  void capacity(size_t bytes);
+  // The engine says how much it holds: the limit is never more than the text of so many tokens.
+  void capacity(size_t tokens);
+  // Its answer: a prompt of so much text was so many tokens.
+  void tokenized(size_t bytes, size_t tokens);
   // A new process, or an emptied cache: what was predicted before counts for nothing, the size stays.
   void restart();
 
  private:
   void set_limit(double bytes);
+  double most() const;  // bytes
 
   std::atomic<double> share_{1};
   std::atomic<size_t> limit_{kNoLimit};
   std::atomic<bool> confirmed_{false};
 
-  std::mutex mutex_;       // guards what follows
-  double sent_ = 0;        // bytes
-  double changed_at_ = 0;  // sent_ when the limit was last changed
-  size_t capacity_ = kNoLimit;
+  // mutex_ guards what follows, and this: tokens that the engine says it holds
+  float capacity_ = std::numeric_limits<float>::infinity();
+  std::mutex mutex_;
+  double sent_ = 0;               // bytes
+  double changed_at_ = 0;         // sent_ when the limit was last changed
+  float bytes_ = 0, tokens_ = 0;  // of prompts that were answered, older ones less
 };
 
 }  // namespace sluice::routing

@@ -55,7 +55,7 @@ TEST(CacheBeliefTest, TheLimitSettlesNearTheSizeOfTheCache) {
 TEST(CacheBeliefTest, ABatchThatBeginsAlikeIsOneObservation) {
   CacheBelief belief;
   belief.reported(0.9, 0.9);
-  belief.capacity(200'000);
+  belief.capacity(50'000);
   belief.sent(100'000);
   for (int i = 0; i < 64; ++i) belief.reported(0.9, 0);
   EXPECT_GT(belief.limit_bytes(), 90'000u) << "63 of 64 equal prompts find nothing cached: that is no smaller cache";
@@ -63,14 +63,44 @@ TEST(CacheBeliefTest, ABatchThatBeginsAlikeIsOneObservation) {
 
 TEST(CacheBeliefTest, TheEnginesOwnFigureBoundsItAndARestartKeepsTheSize) {
   CacheBelief belief;
-  belief.capacity(500'000);
+  belief.capacity(125'000);
   EXPECT_EQ(belief.limit_bytes(), 500'000u);
-  belief.capacity(900'000);
+  belief.capacity(225'000);
   EXPECT_EQ(belief.limit_bytes(), 500'000u);
   for (int i = 0; i < 30; ++i) belief.reported(0.9, 0.1);
   belief.restart();
   EXPECT_EQ(belief.share(), 1);
   EXPECT_LE(belief.limit_bytes(), 500'000u);
+}
+
+// How much text a pool of tokens stands for is what answers say; until then 4 bytes for each.
+TEST(CacheBeliefTest, APoolOfTokensHoldsAsMuchTextAsAnswersSay) {
+  CacheBelief belief;
+  belief.capacity(5'000);
+  EXPECT_EQ(belief.limit_bytes(), 20'000u);
+  belief.tokenized(0, 100);
+  belief.tokenized(100, 0);
+  EXPECT_EQ(belief.limit_bytes(), 20'000u) << "without text or tokens nothing is said";
+  belief.tokenized(3'700, 577);
+  EXPECT_NEAR(static_cast<double>(belief.limit_bytes()), 5'000 * 3'700. / 577, 1);
+  for (int i = 0; i < 1000; ++i) belief.tokenized(4'000, 1'000);
+  EXPECT_NEAR(static_cast<double>(belief.limit_bytes()), 20'000, 500);
+  for (int i = 0; i < 1000; ++i) belief.tokenized(10, 10'000);
+  EXPECT_NEAR(static_cast<double>(belief.limit_bytes()), 5'000, 100) << "a picture is thousands of tokens";
+}
+
+TEST(CacheBeliefTest, WhatMissesTaughtStaysWhateverATokenIs) {
+  CacheBelief belief;
+  belief.reported(0.9, 0.9);
+  belief.capacity(50'000);
+  belief.sent(100'000);
+  belief.reported(0.9, 0);
+  const size_t learned = belief.limit_bytes();
+  EXPECT_EQ(learned, 95'000u);
+  belief.tokenized(5'000, 1'000);
+  EXPECT_EQ(belief.limit_bytes(), learned);
+  for (int i = 0; i < 1000; ++i) belief.tokenized(1'000, 1'000);
+  EXPECT_NEAR(static_cast<double>(belief.limit_bytes()), 50'000, 1'500) << "more than the pool it never holds";
 }
 
 }  // namespace

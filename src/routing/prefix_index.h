@@ -34,6 +34,9 @@ struct PrefixMatch {
 
   size_t matched_bytes = 0;  // cut to whole UTF-8 characters
   size_t total_bytes = 0;
+  // Of the text that full workers dropped lately, the part that more than one insert had come through, and so will be
+  // asked for again: 0 to 1, 0 while nothing is dropped.
+  float shared_drops = 0;
   uint8_t num_holders = 0;  // who holds these bytes; at most kMaxHolders, most recently used first
   // Who holds less, and how much; at most kMaxParts, most bytes first. Nobody of the tree where there are kMaxHolders.
   uint8_t num_parts = 0;

@@ -33,6 +33,8 @@ constexpr int kSecondChances = 64;
 // How many leaves an insert looks at for a worker that is near its share.
 constexpr int kTrimSteps = 64;
 
+constexpr float kRememberDrops = 0.998F;  // of full workers: some hundred
+
 }  // namespace
 
 // One worker's claim on a node: the worker and the end of the number of its life, in one word, so that whoever reads it
@@ -207,6 +209,7 @@ PrefixTree::Node* PrefixTree::child_of(const Node* node, char first) const {
 PrefixMatch PrefixTree::match(std::string_view text) const {
   PrefixMatch match;
   match.total_bytes = text.size();
+  match.shared_drops = shared_drops_.load(std::memory_order_relaxed);
 
   const EpochGuard guard;
   // The last nodes of the path and where their edges begin: as many as a character has bytes, see below.
@@ -594,6 +597,15 @@ void PrefixTree::end_claim(Node* node, Claim& claim) {
   claim.who.store(kNobody, std::memory_order_release);
 }
 
+// The claim of a worker that has too many.
+void PrefixTree::drop_of_full(Node* node, Claim& claim) {
+  end_claim(node, claim);
+  evictions_size_.fetch_add(1, std::memory_order_relaxed);
+  dropped_ = dropped_ * kRememberDrops + static_cast<float>(node->edge_size);
+  dropped_shared_ = dropped_shared_ * kRememberDrops + (node->inserts > 1 ? static_cast<float>(node->edge_size) : 0);
+  shared_drops_.store(dropped_shared_ / dropped_, std::memory_order_relaxed);
+}
+
 void PrefixTree::count_bytes(uint32_t worker, size_t bytes) {
   if (worker_bytes_.size() <= worker) worker_bytes_.resize(worker + 1);
   worker_bytes_[worker] += bytes;
@@ -641,7 +653,7 @@ void PrefixTree::replace_in_queue(Node* node, Node* with) {
 // the queue, oldest first, and those that end above the leaves of others. The visit goes on where it stopped, so that
 // leaves with nothing to take are passed once a round.
 void PrefixTree::trim_worker(uint32_t worker, size_t share) {
-  const size_t goal = share - share / 16;
+  const size_t goal = share - share / 64;
   auto visit = std::find_if(visits_.begin(), visits_.end(), [&](const Visit& v) { return v.worker == worker; });
   if (visit == visits_.end()) visit = visits_.insert(visit, {worker, 0});
   const auto over = [&](size_t bytes) { return worker_bytes_[worker] > bytes; };
@@ -681,8 +693,7 @@ void PrefixTree::take_claims(Node* node, uint32_t worker, uint32_t last) {
     Claim* claim = claim_of(node, worker);
     if (claim == nullptr || claim->tick.load(std::memory_order_relaxed) > last) return;
     Node* parent = node_at(node->parent);
-    end_claim(node, *claim);
-    evictions_size_.fetch_add(1, std::memory_order_relaxed);
+    drop_of_full(node, *claim);
     if (node->children.load(std::memory_order_relaxed) == 0 && unheld(node)) remove_leaf(node);
     if (claims_below(parent, worker)) return;
     node = parent;
@@ -706,8 +717,7 @@ void PrefixTree::trim_everywhere(uint32_t worker, size_t goal) {
   for (const Held& item : held) {
     if (worker_bytes_[worker] <= goal) break;
     Node* node = node_at(item.node);
-    end_claim(node, *claim_of(node, worker));
-    evictions_size_.fetch_add(1, std::memory_order_relaxed);
+    drop_of_full(node, *claim_of(node, worker));
     if (node->children.load(std::memory_order_relaxed) == 0 && unheld(node)) remove_leaf(node);
   }
 }

@@ -99,6 +99,7 @@ class PrefixTree {
   template <class Function>
   void each_table(Node* node, Function visit);
   void end_claim(Node* node, Claim& claim);
+  void drop_of_full(Node* node, Claim& claim);
   void count_bytes(uint32_t worker, size_t bytes);
   void enqueue(Node* leaf, bool as_newest);
   void dequeue(Node* node);
@@ -124,10 +125,12 @@ class PrefixTree {
   Ref oldest_ = 0;  // the queue of leaves
   Ref newest_ = 0;
   std::vector<Visit> visits_;
-  std::vector<size_t> worker_bytes_;  // edge bytes of the nodes that each worker holds
+  std::vector<size_t> worker_bytes_;        // edge bytes of the nodes that each worker holds
+  float dropped_ = 0, dropped_shared_ = 0;  // edge bytes of claims that full workers lost, older ones less
 
   // Written by the writer, read by anybody.
   std::atomic<size_t> nodes_{0};
+  std::atomic<float> shared_drops_{0};  // as in PrefixMatch
   std::atomic<uint64_t> evictions_budget_{0};
   std::atomic<uint64_t> evictions_size_{0};
   std::atomic<uint64_t> evictions_worker_{0};

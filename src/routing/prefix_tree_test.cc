@@ -427,6 +427,26 @@ TEST(PrefixTreeTest, AWorkerThatPassesItsShareLosesWhatItDidNotUseAndOthersLoseN
   EXPECT_GT(tree.worker_bytes(1), 80'000u) << "lost more than it had to";
 }
 
+TEST(PrefixTreeTest, TellsHowMuchOfWhatFullWorkersDropWillBeAskedForAgain) {
+  PrefixTree tree(kAmple, kAmple);
+  uint32_t tick = 0;
+  const auto question = [&](int group, int number) {
+    const std::string text =
+        std::string(900, static_cast<char>('a' + group)) + std::string(100, '0') + std::to_string(number);
+    tree.insert(text, {0}, ++tick, 5'000);
+  };
+  // Prompts that have nothing in common.
+  for (int i = 0; i < 20; ++i) question(i, 0);
+  EXPECT_GT(tree.evictions_size(), 0u);
+  EXPECT_EQ(tree.match("x").shared_drops, 0);
+  // Three groups have room; what goes is their old questions.
+  for (int i = 0; i < 300; ++i) question(i % 3, i);
+  EXPECT_LT(tree.match("x").shared_drops, 0.1);
+  // Twelve have not.
+  for (int i = 0; i < 1200; ++i) question(i / 2 % 12, i);
+  EXPECT_GT(tree.match("x").shared_drops, 0.7);
+}
+
 TEST(PrefixTreeTest, AWorkersShareIsHeldWhereItsClaimsStandAboveThoseOfOthers) {
   PrefixTree tree(kAmple, 20'000);
   uint32_t tick = 0;

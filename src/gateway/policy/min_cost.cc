@@ -13,10 +13,14 @@ namespace {
 constexpr double kAlike = 0.0005;     // seconds ...
 constexpr double kAlikeShare = 0.02;  // ... or this part of the least
 
-// What is computed pushes as much out of a full cache, and a part of that has to be computed again for somebody else.
-// A larger part keeps slow fleets whose caches are full from making copies of everything, and costs the tail of others:
-// docs/results/policies.md.
-constexpr double kPushedOut = 0.1;
+// What is computed pushes as much out of a full cache, and of that a part has to be computed again for somebody else,
+// which pushes out as much in its turn, and so on: p + p^2 + ... = p / (1 - p). The part is what the index sees full
+// workers drop, and a tenth where it sees nothing.
+constexpr double kPushedOut = 0.1, kMostPushedOut = 4;
+double pushed_out(const routing::PrefixMatch& prefix) {
+  const double part = prefix.shared_drops;
+  return std::clamp(part / (1 - std::min(part, 0.99)), kPushedOut, kMostPushedOut);
+}
 
 // What waits for KV blocks waits for others to finish. In units of the prompt's own prefill: nothing while half of the
 // pool is free, for a prompt finds room there, 0.3 at eight tenths, 2 at nine, 10 at most. Reports are seconds old:
@@ -34,7 +38,7 @@ double cost(const WorkerLoad& load, double held, const RequestFacts& facts, cons
   const double tokens = static_cast<double>(facts.prompt_tokens) * (1 - cached);
   const bool stranger = usual.per_token > 0 && !load.prefill.known();
   const routing::PrefillCost prefill = stranger ? usual : load.prefill.cost();
-  return seconds(load.prefill.wait(facts.now)) + (1 + kPushedOut) * prefill.of(tokens) +
+  return seconds(load.prefill.wait(facts.now)) + (1 + pushed_out(facts.prefix)) * prefill.of(tokens) +
          kv_penalty(load) * prefill.of(static_cast<double>(facts.prompt_tokens));
 }
 

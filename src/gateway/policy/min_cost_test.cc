@@ -104,6 +104,24 @@ TEST_F(MinCostTest, AnotherCopyMustBeWorthWhatItPushesOut) {
   EXPECT_EQ(choose(fleet, 0.9, {1}).worker, 1u) << "1900 tokens of waiting are less than 1.1 times 1800";
 }
 
+// Half of what full workers drop has to be computed again, and half of what that pushes out, and so on: once more.
+TEST_F(MinCostTest, ACopyCostsWhatItPushesOutTheMoreTheMoreOfThatIsShared) {
+  TestFleet fleet({0, 0});
+  fleet.load(1).prefill.dispatch(now_, 3000);
+  const auto chosen = [&](float shared_drops) {
+    RequestFacts facts{.prompt_tokens = kPrompt, .now = now_, .prefix = {}};
+    facts.prefix.total_bytes = 1000;
+    facts.prefix.matched_bytes = 900;
+    facts.prefix.shared_drops = shared_drops;
+    facts.prefix.holders[facts.prefix.num_holders++] = 1;
+    return MinCost().choose(fleet.view(), facts, rng_).worker;
+  };
+  EXPECT_EQ(chosen(0), 0u) << "3000 tokens of waiting are more than 1.1 times 1800";
+  EXPECT_EQ(chosen(0.5F), 1u) << "and less than twice 1800";
+  fleet.load(1).prefill.dispatch(now_, 10'000);
+  EXPECT_EQ(chosen(1), 0u) << "but nobody waits for ever";
+}
+
 TEST_F(MinCostTest, WhereAllCostTheSameTheOneWithFewestRequestsServes) {
   EXPECT_EQ(choose(TestFleet({3, 1, 2})).worker, 1u);
 }

@@ -151,6 +151,7 @@ class Simulation {
       open.lease.emplace(loads_[worker],
                          Work{.prompt_tokens = estimate,
                               .new_tokens = kSimulatedTokens,
+                              .prompt_bytes = request.text.size(),
                               .matched_share = choice.match_rate,
                               .streams = rules_.streamed},
                          clock_);
@@ -176,7 +177,8 @@ class Simulation {
     Open& open = at->second;
     const double prompt = static_cast<double>(job.prompt_tokens);
     if (open.lease) {
-      open.lease->answered(PromptReport{.cached_share = static_cast<double>(job.cached_tokens) / prompt,
+      open.lease->answered(PromptReport{.prompt_tokens = job.prompt_tokens,
+                                        .cached_share = static_cast<double>(job.cached_tokens) / prompt,
                                         .output_tokens = kSimulatedTokens});
     }
     if (measured()) {
@@ -215,7 +217,7 @@ class Simulation {
       if (!report.failed) {
         load.polled_waiting_tokens = report.waiting_tokens;
         load.polled_kv_usage = report.kv_usage;
-        load.belief.capacity(static_cast<size_t>(rules_.worker.kv_blocks * rules_.worker.block_chars));
+        load.belief.capacity(static_cast<size_t>(rules_.worker.kv_blocks * rules_.worker.block_tokens));
       }
       load.polled_tokens = report.failed ? -1 : report.tokens;
       load.tokens_since_poll -= report.since;

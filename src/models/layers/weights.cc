@@ -207,6 +207,7 @@ LinearWeight WeightStore::linear_stored(Parts parts_now, int64_t in, Columns col
   for (const Part& part : parts) weight.shape.out += part.rows;
   weight.shape.stored = stored;
   weight.shape.rounded = rounded_ && stored != kernels::DType::kF32;
+  rounds_inputs_ = rounds_inputs_ || (weight.shape.rounded && tensor::block_elements(stored) > 1);
   const kernels::LinearShape shape = weight.shape;
   std::string name = joined_names(parts);
   const auto fill = [this, shape, columns, parts_now = std::move(parts_now)](const tensor::TensorSource& source,

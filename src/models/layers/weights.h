@@ -104,6 +104,8 @@ class WeightStore {
   const moe::ExpertMap* expert_map() const { return expert_map_; }
   const moe::DeepEpOptions& deepep() const { return deepep_; }
   bool rounded() const { return rounded_; }
+  // Of a weight that was loaded as quantised as it is stored: the inputs may be.
+  bool rounds_inputs() const { return rounds_inputs_; }
 
   // Declarations, before materialise(). Parts are stacked along the output, so that one product serves all of them.
   LinearWeight linear(std::vector<Part> parts, int64_t in, Columns columns = {});
@@ -203,6 +205,7 @@ class WeightStore {
   const moe::ExpertMap* const expert_map_;
   const moe::DeepEpOptions deepep_;
   const bool rounded_;
+  bool rounds_inputs_ = false;
   std::vector<Entry> entries_;
   std::map<std::pair<int64_t, int64_t>, size_t> known_;  // offsets by the hash and bytes of an identity
   size_t bytes_ = 0;
