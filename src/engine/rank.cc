@@ -354,6 +354,12 @@ class RankProcess {
         spec_.process, static_cast<double>(memory.total_bytes()) / kMiB,
         static_cast<double>(memory.buffer_bytes) / kMiB, static_cast<double>(memory.table_bytes) / kMiB,
         static_cast<double>(memory.program_bytes) / kMiB);
+    if (model.context_length > model.positions && spec_.process == 0) {
+      SLUICE_LOG(warn, kComponent,
+                 "--context-length {} is beyond the {} positions that the model was made for: what it answers there is "
+                 "worth little",
+                 model.context_length, model.positions);
+    }
     link_.send(RankReady{.max_total_num_tokens = memory.max_total_tokens,
                          .max_req_input_len = max_req_input_len,
                          .max_running_requests = memory.max_running_requests,

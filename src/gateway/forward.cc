@@ -30,7 +30,7 @@ class ConnectionFields {
 }  // namespace
 
 net::RequestHead upstream_head(const net::RequestHead& client, std::string_view api_key, int64_t rank, bool has_body,
-                               const Gatekeeper* gatekeeper) {
+                               bool keep_key) {
   net::RequestHead head;
   head.method = client.method;
   head.target = client.target;
@@ -55,8 +55,7 @@ net::RequestHead upstream_head(const net::RequestHead& client, std::string_view 
   if (has_body && !head.headers.has("content-type")) head.headers.add("Content-Type", "application/json");
   if (!api_key.empty()) {
     head.headers.add("Authorization", fmt::format("Bearer {}", api_key));
-  } else if (const auto key = client.headers.get("authorization");
-             key && (gatekeeper == nullptr || !gatekeeper->has_control_key(client))) {
+  } else if (const auto key = client.headers.get("authorization"); key && !keep_key) {
     head.headers.add("Authorization", std::string(*key));
   }
   return head;

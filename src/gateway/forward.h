@@ -14,12 +14,14 @@ inline constexpr std::string_view kRankHeader = "X-Data-Parallel-Rank";
 // The head that the worker gets: the client's method, target and headers, without those of its connection, and exactly
 // one Authorization: the worker's key if it has one, else the client's. A rank that it names is the worker's.
 // `api_key` empty: the worker asks for none. `rank` < 0: it is all of its engine.
-// A key of the client's that `gatekeeper` (may be null) knows as one of the control plane stays here.
+// `keep_key`: the client's key is one of the control plane, and stays here.
 net::RequestHead upstream_head(const net::RequestHead& client, std::string_view api_key, int64_t rank, bool has_body,
-                               const Gatekeeper* gatekeeper = nullptr);
+                               bool keep_key = false);
+// `gatekeeper`: knows the keys of the control plane; null: there are none.
 inline net::RequestHead upstream_head(const net::RequestHead& client, const Worker& worker, bool has_body,
                                       const Gatekeeper* gatekeeper = nullptr) {
-  return upstream_head(client, worker.api_key(), worker.dp.rank, has_body, gatekeeper);
+  const bool keep_key = gatekeeper != nullptr && gatekeeper->has_control_key(client);
+  return upstream_head(client, worker.api_key(), worker.dp.rank, has_body, keep_key);
 }
 
 // Of a worker's answer everything but what belongs to its connection, and what `ours` says already.

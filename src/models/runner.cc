@@ -553,6 +553,7 @@ class DecoderRunner final : public Runner {
     info_.hidden_size = config_.hidden_size;
     info_.num_labels = std::ssize(config_.labels);
     info_.context_length = options.context_length.value_or(config_.max_position);
+    info_.positions = config_.max_position;
     info_.eos_token_ids = config_.eos_token_ids;
     info_.bos_token_id = config_.bos_token_id;
     info_.dtype = name_of(weights_.dtype());

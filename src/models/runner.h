@@ -58,7 +58,8 @@ struct ModelInfo {
   int64_t num_layers = 0;
   int64_t hidden_size = 0;
   int64_t num_labels = 0;              // of a classifier; 0: the model generates text
-  int64_t context_length = 0;          // longest sequence that the positions allow
+  int64_t context_length = 0;          // of the longest sequence
+  int64_t positions = 0;               // that the model was made for
   std::vector<int32_t> eos_token_ids;  // from generation_config.json, config.json or GGUF metadata
   std::optional<int32_t> bos_token_id;
   std::string dtype;           // arithmetic of the matrix products: "bf16" or "f32"

@@ -66,6 +66,18 @@ TEST_F(SimulatorTest, MinCostComesNearWhoeverKnowsTheCachesAndTheQueues) {
   }
 }
 
+// Slow workers, each with room for ten of 32 prefixes, and answers that say nothing until they are whole: a copy pushes
+// out what is computed again at once.
+TEST_F(SimulatorTest, MinCostMakesNoCopiesWhereCachesJustHoldAllPrefixes) {
+  const SimulationRules rules{.worker = {.kv_blocks = 353, .prefill_base = 20ms, .prefill_per_token = 1500us},
+                              .concurrency = 16,
+                              .warm_up = 60s,
+                              .duration = 100s};
+  const auto workload = make_groups({.groups = 32, .system_chars = 2048, .question_chars = 256});
+  const auto ours = simulate(rules, "min_cost", gateway_option_table().defaults(), *workload);
+  EXPECT_GT(ours.hit_rate, 0.95 * 2048 / 2304);
+}
+
 class TraceTest : public ::testing::Test {
  protected:
   std::string write(const std::string& text) {
