@@ -1,4 +1,5 @@
 // --dp-aware: the ranks of an engine as workers of their own, over real sockets.
+#include <algorithm>
 #include <map>
 
 #include "gateway/body_scan.h"
@@ -176,6 +177,42 @@ TEST_F(DpAwareTest, ARankThatFailsLeavesTheRequestToAnother) {
   ASSERT_EQ(ask({})->status, 200);
   EXPECT_GT(told_rank(engine), 0) << "rank 0 broke";
   EXPECT_EQ(metric("smg_worker_retries_total"), 1);
+  expect_settled();
+}
+
+TEST_F(DpAwareTest, WhatEndsOneRankSetsItsWholeEngineAside) {
+  SimWorkerOptions options;
+  options.dp_size = 4;
+  SimWorker& ill = worker(options);
+  SimWorker& well = worker(options);
+  start({"--dp-aware", "--policy", "round_robin", "--disable-circuit-breaker", "--retry-initial-backoff-ms", "0"});
+  ASSERT_TRUE(eventually([&] { return metric("smg_worker_health") == 8; })) << workers_json();
+  for (const Kind kind : {Kind::kStatus, Kind::kReset}) {
+    SimFault fault;
+    fault.kind = kind;
+    fault.status = 500;
+    ill.set_fault(fault);
+    const auto posts = [&] {
+      return std::ranges::count_if(ill.received(), [](const auto& received) { return received.method == "POST"; });
+    };
+    for (int i = 0; i < 8; ++i) {
+      const auto before = posts();
+      ASSERT_EQ(ask({})->status, 200) << i;
+      EXPECT_LE(posts() - before, 1) << "a retry went to a rank of the engine that had just failed";
+    }
+  }
+  EXPECT_GE(told_rank(well), 0);
+  // Where no other engine can take it, its own ranks are asked.
+  SimFault once;
+  once.kind = Kind::kStatus;
+  once.status = 500;
+  once.times = 1;
+  ill.set_fault(once);
+  for (const Json& worker : workers_json()) {
+    if (worker["dp_base_url"] != well.url()) continue;
+    ASSERT_EQ(call("DELETE", "/workers/" + std::string(worker["id"]))->status / 100, 2);
+  }
+  ASSERT_EQ(ask({})->status, 200);
   expect_settled();
 }
 

@@ -1,5 +1,6 @@
 #include "gateway/exchange.h"
 
+#include <algorithm>
 #include <boost/asio/redirect_error.hpp>
 #include <span>
 
@@ -309,6 +310,20 @@ bool Exchange::others_left() {
   return roster != nullptr && any_untried(*roster, tried_, context_.clock.now());
 }
 
+// What ended one rank of an engine is likely to end the others, and where all of them share a step, it has: they count
+// as tried while another engine could take the request now.
+void Exchange::set_engine_aside() {
+  const Roster* roster = destination_.roster(context_, loop_);
+  if (roster == nullptr || asked_ == nullptr || asked_->dp.rank < 0) return;
+  std::vector<uint32_t> with_siblings = tried_;
+  for (const WorkerPtr& worker : roster->workers()) {
+    const bool is_sibling = worker->dp.rank >= 0 && worker->address.authority() == asked_->address.authority();
+    if (is_sibling && std::ranges::find(tried_, worker->number) == tried_.end())
+      with_siblings.push_back(worker->number);
+  }
+  if (any_untried(*roster, with_siblings, context_.clock.now())) tried_ = std::move(with_siblings);
+}
+
 std::optional<Duration> Exchange::pause_before_retry(const Failure& failure) {
   record_failure(failure);
   if (timed_out_) return std::nullopt;
@@ -320,11 +335,17 @@ std::optional<Duration> Exchange::pause_before_retry(const Failure& failure) {
     if (loop_.fleet(context_.fleet).empty()) return std::nullopt;
     return context_.retry.pause(pauses_++, std::nullopt, loop_.rng);
   }
+  if (failure.outcome == Outcome::kFault && failure.error.code != ErrorCode::kExhausted) set_engine_aside();
   const bool others = others_left();
-  // A connection that failed has cost the other workers nothing: moving on to one of them needs no budget and no pause.
+  // A connection that failed, or a rank that ended, has cost the other workers nothing: moving on to one of them needs
+  // no budget and no pause.
   const bool broke = failure.error.code == ErrorCode::kRefused || failure.error.code == ErrorCode::kReset;
-  if (!failure.answer && broke && others) return Duration::zero();
-  if (!context_.retry_budget.spend(context_.clock.now())) return std::nullopt;
+  if (others && (failure.answer ? says_rank_ended(failure.answer->body) : broke)) return Duration::zero();
+  if (!context_.retry_budget.spend(context_.clock.now())) {
+    series().retries_refused.add();
+    note("no other attempt: the budget of retries is used up");
+    return std::nullopt;
+  }
   if (failure.outcome == Outcome::kBusy && others) return Duration::zero();
   return context_.retry.pause(pauses_++, failure.retry_after, loop_.rng);
 }

@@ -73,6 +73,7 @@ class Exchange {
   // How long to pause before the next attempt; none = there is to be none.
   std::optional<Duration> pause_before_retry(const Failure& failure);
   bool others_left();  // an untried worker could take the request now
+  void set_engine_aside();
   net::Task<> give_up(Failure failure);
 
   net::Task<> wait(net::Timer& timer, Duration duration);

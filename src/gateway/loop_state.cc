@@ -105,6 +105,7 @@ RequestSeries& LoopState::requests(const std::string& model, Endpoint endpoint, 
                                       {"http", "regular", "http", model, name, stream ? "true" : "false"});
     slot->retries = metrics_.counter("smg_worker_retries_total", {"regular", name});
     slot->retries_exhausted = metrics_.counter("smg_worker_retries_exhausted_total", {"regular", name});
+    slot->retries_refused = metrics_.counter("smg_worker_retries_refused_total", {"regular", name});
     slot->duration =
         metrics_.histogram("smg_router_request_duration_seconds", {"http", "regular", "http", model, name});
     slot->ttft = metrics_.histogram("smg_router_ttft_seconds", labels);

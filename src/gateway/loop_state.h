@@ -27,7 +27,7 @@ namespace sluice::gateway {
 
 // Series of one kind of request: by model, endpoint, and whether it streams.
 struct RequestSeries {
-  obs::Counter requests, retries, retries_exhausted, tokens_in, tokens_out;
+  obs::Counter requests, retries, retries_exhausted, retries_refused, tokens_in, tokens_out;
   obs::Histogram duration, ttft, tpot, inter_chunk, generation;
 };
 

@@ -112,6 +112,10 @@ std::vector<obs::Family> metric_families(const std::vector<double>& buckets) {
        "Requests that failed on their last attempt.",
        Kind::kCounter,
        {"worker_type", "endpoint"}},
+      {"smg_worker_retries_refused_total",
+       "Requests that failed with attempts left, as the budget of retries was used up.",
+       Kind::kCounter,
+       {"worker_type", "endpoint"}},
       {"smg_worker_retry_backoff_seconds", "Pauses before an attempt.", Kind::kHistogram, {"attempt"}, kBackoff},
 
       {"smg_worker_prompt_tokens_total", "Prompt tokens that the worker reported.", Kind::kCounter, kWorker},

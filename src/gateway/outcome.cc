@@ -38,6 +38,15 @@ Outcome classify(int status, const net::Headers& headers, std::string_view body)
   }
 }
 
+bool says_rank_ended(std::string_view body) {
+  if (body.size() >= 1024) return false;
+  constexpr std::string_view kBegin = "data-parallel rank ";
+  size_t at = body.find(kBegin);
+  if (at == std::string_view::npos) return false;
+  at = body.find_first_not_of("0123456789", at + kBegin.size());
+  return at != std::string_view::npos && body.substr(at).starts_with(" ended: ");
+}
+
 bool is_retryable(int status) {
   return status == 408 || status == 429 || status == 500 || status == 502 || status == 503 || status == 504;
 }

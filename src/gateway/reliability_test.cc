@@ -612,5 +612,27 @@ TEST_F(ReliabilityTest, X7SessionKeysMatchWholeOrNotAtAllAndAreBounded) {
   expect_settled();
 }
 
+TEST_F(ReliabilityTest, MovingOnFromARankThatEndedIsNotChargedAndARefusedRetryIsCounted) {
+  SimWorker& ill = worker();
+  worker();
+  start({"--policy", "round_robin", "--disable-circuit-breaker", "--retry-initial-backoff-ms", "0"});
+  ASSERT_TRUE(eventually([&] { return metric("smg_worker_health") == 2; }));
+  SimFault fault;
+  fault.kind = Kind::kStatus;
+  fault.status = 500;
+  fault.body = R"({"error":{"message":"data-parallel rank 0 ended: killed by SIGKILL"}})";
+  ill.set_fault(fault);
+  // The clock stands still: the budget has ten retries and a tenth of the traffic.
+  for (int i = 0; i < 60; ++i) ASSERT_EQ(generate()->status, 200) << i;
+  EXPECT_EQ(metric("smg_worker_retries_refused_total"), 0);
+  fault.body = R"({"error":{"message":"something else"}})";
+  ill.set_fault(fault);
+  int failed = 0;
+  for (int i = 0; i < 80; ++i) failed += generate()->status == 500 ? 1 : 0;
+  EXPECT_GT(failed, 0);
+  EXPECT_EQ(metric("smg_worker_retries_refused_total"), failed);
+  expect_settled();
+}
+
 }  // namespace
 }  // namespace sluice::gateway
