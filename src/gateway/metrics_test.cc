@@ -538,6 +538,12 @@ void MetricsTest::retries() {
   EXPECT_EQ(value("smg_worker_retries_total"), 4);
   EXPECT_EQ(value("smg_worker_retries_exhausted_total", {"worker_type=\"regular\"", "endpoint=\"generate\""}), 1);
   EXPECT_EQ(value("smg_worker_retry_backoff_seconds_count"), 4);
+  // The clock stands still: the budget has ten retries in all, and six are left. A busy worker's breaker stays closed.
+  EXPECT_EQ(value("smg_worker_retries_refused_total"), 0);
+  one.set_fault({.kind = Kind::kStatus, .status = 429});
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(generate()->status, 429);
+  EXPECT_EQ(value("smg_worker_retries_total"), 10);
+  EXPECT_EQ(value("smg_worker_retries_refused_total", {"worker_type=\"regular\"", "endpoint=\"generate\""}), 1);
 }
 
 void MetricsTest::caches() {
