@@ -320,8 +320,9 @@ Task<Result<std::shared_ptr<Connection>>> Exchange::connect_to(const Endpoint& e
   const auto refused = [this](int error) {
     ErrorCode code = ErrorCode::kRefused;
     // We lack something, whatever the other side does: descriptors, memory, or ports of ours.
-    const bool is_ours = error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
-    if (is_ours || error == EADDRNOTAVAIL) code = ErrorCode::kExhausted;
+    const bool is_ours =
+        error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM || error == EADDRNOTAVAIL;
+    if (is_ours) code = ErrorCode::kExhausted;
     if (error == ETIMEDOUT) code = ErrorCode::kTimeout;
     if (error == ECONNRESET) code = ErrorCode::kReset;
     return Error{code, fmt::format("cannot connect to {}: {}", host_.authority, std::strerror(error))};

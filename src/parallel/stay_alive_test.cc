@@ -43,32 +43,50 @@ std::vector<CommunicatorRow> in_memory() {
   return rows;
 }
 
-// Rank 1 reads for 40 s, during which rank 0 waits for it and allows 5 s of silence. With memory whose signs a test can
-// look at: each second is to be heard of before the next.
-TEST(StayAliveShmTest, ARankThatReadsForLongIsWaitedFor) {
-  testing::FakeClock clock;
-  const auto segment = ShmSegment::create(2).value();
-  const GroupOptions options{.silence_limit = seconds(5), .longest_sleep = milliseconds(1), .clock = &clock};
-  Ranks ranks;
-  for (const int rank : {0, 1}) ranks.push_back(join_shm(segment, rank, 2, options).value());
-  const TimePoint until = real_clock().now() + seconds(60);
-  const auto comes = [&](const auto& condition) {
+// Two ranks over memory whose signs a test can look at: each second is to be heard of before the next.
+class StayAliveShmTest : public ::testing::Test {
+ protected:
+  StayAliveShmTest() {
+    const GroupOptions options{.silence_limit = seconds(5), .longest_sleep = milliseconds(1), .clock = &clock};
+    for (const int rank : {0, 1}) ranks.push_back(join_shm(segment, rank, 2, options).value());
+  }
+  // False if it does not within a minute.
+  template <class Condition>
+  bool comes(const Condition& condition) const {
     while (!condition()) {
-      if (real_clock().now() > until) return false;
+      if (real_clock().now() > give_up_) return false;
       std::this_thread::yield();
     }
     return true;
-  };
+  }
+  bool rank_0_waits() {
+    const bool waits = comes([&] { return segment->signs()[0].waits_for()[0] == 1; });
+    EXPECT_TRUE(waits) << "rank 0 does not wait";
+    return waits;
+  }
+  // A second passes, of which rank 1 gives a sign.
+  bool heard_after_a_second() {
+    clock.advance(seconds(1));
+    const bool heard = comes([&] { return segment->signs()[1].when() == clock.now(); });
+    EXPECT_TRUE(heard) << "no sign";
+    return heard;
+  }
+
+  testing::FakeClock clock;
+  const std::shared_ptr<ShmSegment> segment = ShmSegment::create(2).value();
+  Ranks ranks;
+
+ private:
+  const TimePoint give_up_ = real_clock().now() + seconds(60);
+};
+
+// Rank 1 reads for 40 s, during which rank 0 waits for it and allows 5 s of silence.
+TEST_F(StayAliveShmTest, ARankThatReadsForLongIsWaitedFor) {
   on_each(ranks, [&](Communicator& comm) {
     if (comm.rank() == 1) {
-      bool heard = comes([&] { return segment->signs()[0].waits_for()[0] == 1; });
-      EXPECT_TRUE(heard) << "rank 0 does not wait";
+      bool heard = rank_0_waits();
       const StayAlive alive(comm, {.step = 7, .phase = Phase::kControl}, milliseconds(1));
-      for (int second = 0; heard && second < 40; ++second) {
-        clock.advance(seconds(1));
-        heard = comes([&] { return segment->signs()[1].when() == clock.now(); });
-        EXPECT_TRUE(heard) << "no sign in second " << second;
-      }
+      for (int second = 0; heard && second < 40; ++second) heard = heard_after_a_second();
       if (!heard) segment->abort("the test has failed");
     }
     EXPECT_OK(comm.barrier());
@@ -76,20 +94,7 @@ TEST(StayAliveShmTest, ARankThatReadsForLongIsWaitedFor) {
 }
 
 // Rank 1 hangs where it stays alive for 20 s at most: as long it is waited for, and from then on its silence counts.
-TEST(StayAliveShmTest, WhatTakesForEverIsSilenceInTheEnd) {
-  testing::FakeClock clock;
-  const auto segment = ShmSegment::create(2).value();
-  const GroupOptions options{.silence_limit = seconds(5), .longest_sleep = milliseconds(1), .clock = &clock};
-  Ranks ranks;
-  for (const int rank : {0, 1}) ranks.push_back(join_shm(segment, rank, 2, options).value());
-  const TimePoint give_up = real_clock().now() + seconds(60);
-  const auto comes = [&](const auto& condition) {
-    while (!condition()) {
-      if (real_clock().now() > give_up) return false;
-      std::this_thread::yield();
-    }
-    return true;
-  };
+TEST_F(StayAliveShmTest, WhatTakesForEverIsSilenceInTheEnd) {
   std::atomic<bool> failed = false;
   std::jthread waits([&] {
     const auto result = ranks[0]->barrier();
@@ -98,13 +103,10 @@ TEST(StayAliveShmTest, WhatTakesForEverIsSilenceInTheEnd) {
     EXPECT_EQ(result.error().code, ErrorCode::kTimeout);
     EXPECT_THAT(result.error().message, ::testing::HasSubstr("no sign of rank 1 for "));
   });
-  bool heard = comes([&] { return segment->signs()[0].waits_for()[0] == 1; });
-  EXPECT_TRUE(heard) << "rank 0 does not wait";
+  bool heard = rank_0_waits();
   const StayAlive alive(*ranks[1], {.step = 7, .phase = Phase::kControl}, milliseconds(1), seconds(20), clock);
   for (int second = 0; heard && second < 20; ++second) {
-    clock.advance(seconds(1));
-    heard = comes([&] { return segment->signs()[1].when() == clock.now(); });
-    EXPECT_TRUE(heard) << "no sign in second " << second;
+    heard = heard_after_a_second();
     EXPECT_FALSE(failed);
   }
   // The thread that gives signs would give one within a millisecond each time.

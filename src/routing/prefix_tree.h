@@ -130,10 +130,11 @@ class PrefixTree {
 
   // Written by the writer, read by anybody.
   std::atomic<size_t> nodes_{0};
-  std::atomic<float> shared_drops_{0};  // as in PrefixMatch
   std::atomic<uint64_t> evictions_budget_{0};
   std::atomic<uint64_t> evictions_size_{0};
   std::atomic<uint64_t> evictions_worker_{0};
+  // As in PrefixMatch. Every match reads it: not from a line that every insert writes.
+  alignas(64) std::atomic<float> shared_drops_{0};
 };
 
 }  // namespace sluice::routing
