@@ -137,7 +137,7 @@ class Selection {
   std::string text_;
   uint64_t version_ = 0;
   std::shared_ptr<const Roster> roster_;
-  std::vector<Candidate> scratch_;
+  ChoiceScratch scratch_;
   std::deque<WorkerLease> leases_;
 };
 

@@ -231,7 +231,7 @@ net::Task<bool> Exchange::read_request() {
 std::optional<Choice> Exchange::choose_once(const Roster& roster, const RequestFacts& facts) {
   const Policy& policy = destination_.policy();
   const auto choice = select_worker(roster, policy, facts, tried_, policy.needs_ring() ? &loop_.ring() : nullptr,
-                                    loop_.candidates, loop_.rng);
+                                    loop_.choices, loop_.rng);
   if (choice) loop_.of_policy(destination_.policy_name()).decision.observe(seconds(context_.clock.now() - facts.now));
   return choice;
 }

@@ -19,6 +19,7 @@
 #include "gateway/live_exchanges.h"
 #include "gateway/live_requests.h"
 #include "gateway/policy/policy.h"
+#include "gateway/selection.h"
 #include "net/client.h"
 #include "net/loop.h"
 #include "obs/metrics.h"
@@ -83,7 +84,7 @@ class LoopState {
   net::EventLoop& loop;
   net::Client client;
   Rng rng;
-  std::vector<Candidate> candidates;  // scratch of one choice
+  ChoiceScratch choices;
   LiveRequests live;
   LiveExchanges exchanges;
   struct {

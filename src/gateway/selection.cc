@@ -30,21 +30,27 @@ Gate::Pass RequestGate::of(uint32_t place) const {
   return std::ranges::find(tried_, member.worker) == tried_.end() ? Pass::kYes : Pass::kTried;
 }
 
+void RequestGate::expect(uint32_t place) const {
+  roster_.members()[place].load->prefetch_for_lease();
+  __builtin_prefetch(roster_.workers()[place].get());
+}
+
 std::optional<Choice> select_worker(const Roster& roster, const Policy& policy, const RequestFacts& facts,
                                     std::span<const uint32_t> tried, const routing::HashRing* ring,
-                                    std::vector<Candidate>& scratch, Rng& rng) {
+                                    ChoiceScratch& scratch, Rng& rng) {
   if (roster.order() != nullptr && !policy.needs_all()) {
     roster.wake(facts.now);
     const RequestGate gate(roster, tried, facts.now);
-    const Choice choice = policy.choose(FleetView(roster.members(), *roster.order(), gate, ring), facts, rng);
+    const Choice choice =
+        policy.choose(FleetView(roster.members(), *roster.order(), gate, ring, &scratch.ahead), facts, rng);
     if (choice.worker) {
-      roster.members()[place_of(roster.members(), *choice.worker)].load->prefetch_for_lease();
+      gate.expect(static_cast<uint32_t>(place_of(roster.members(), *choice.worker)));
       return choice;
     }
   }
-  list_usable(roster, tried, facts.now, scratch);
-  if (scratch.empty()) return std::nullopt;
-  return policy.choose(FleetView(scratch, ring), facts, rng);
+  list_usable(roster, tried, facts.now, scratch.usable);
+  if (scratch.usable.empty()) return std::nullopt;
+  return policy.choose(FleetView(scratch.usable, ring), facts, rng);
 }
 
 void weigh_all(const Roster& roster, const Policy& policy, const RequestFacts& facts, std::span<const uint32_t> tried,

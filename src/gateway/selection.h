@@ -19,6 +19,7 @@ class RequestGate final : public Gate {
   RequestGate(const Roster& roster, std::span<const uint32_t> tried, TimePoint now)
       : roster_(roster), tried_(tried), now_(now) {}
   Pass of(uint32_t place) const override;
+  void expect(uint32_t place) const override;
 
  private:
   const Roster& roster_;
@@ -26,11 +27,16 @@ class RequestGate final : public Gate {
   const TimePoint now_;
 };
 
+// What choices of one thread keep from one to the next.
+struct ChoiceScratch {
+  std::vector<Candidate> usable;
+  DrawsAhead ahead;
+};
+
 // None if no worker may be used. Of many workers all are looked at only if the policy must see them all, or most rest.
-// `scratch` is of the caller's thread.
 std::optional<Choice> select_worker(const Roster& roster, const Policy& policy, const RequestFacts& facts,
                                     std::span<const uint32_t> tried, const routing::HashRing* ring,
-                                    std::vector<Candidate>& scratch, Rng& rng);
+                                    ChoiceScratch& scratch, Rng& rng);
 
 // What the policy weighs of each worker, usable or not, for a record. Of more than kMostWeighed workers nothing: that
 // would cost a choice more than the choice.

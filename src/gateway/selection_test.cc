@@ -55,7 +55,7 @@ class SelectionTest : public ::testing::TestWithParam<const char*> {
   Fleet fleet_{rules_, clock_};
   std::vector<WorkerPtr> workers_;
   std::unique_ptr<Policy> policy_;
-  std::vector<Candidate> scratch_;
+  ChoiceScratch scratch_;
   Rng rng_{1};
 };
 
@@ -113,6 +113,7 @@ TEST_P(SelectionTest, AnOpenBreakerKeepsItsWorkerOutAndHalfOpenAllowsOneTrial) {
 
 TEST_P(SelectionTest, EachModelHasItsOwnRosterWhichFollowsTheWorkers) {
   for (size_t i = 0; i < kWorkers; ++i) add("other");
+  EXPECT_EQ(chosen().size(), 2 * kWorkers);
   EXPECT_EQ(*chosen("other").begin(), kWorkers);
   EXPECT_EQ(chosen("m").size(), kWorkers);
   EXPECT_FALSE(choose({}, "unknown"));

@@ -47,15 +47,18 @@ const Candidate* FleetView::find(uint32_t worker) const {
 }
 
 uint32_t FleetView::draw(Rng& rng) const {
-  const uint32_t place = order_->any(rng);
-  if (place != LoadOrder::kNobody) members_[place].load->prefetch_for_choice();
-  return place;
+  const uint32_t fresh = order_->any(rng);
+  if (fresh == LoadOrder::kNobody) return fresh;
+  gate_->expect(fresh);
+  if (ahead_ == nullptr) return fresh;
+  const uint32_t drawn = ahead_->exchange(fresh);
+  return drawn < members_.size() ? drawn : fresh;  // it was drawn from more
 }
 
 const Candidate* FleetView::any(Rng& rng) const {
   if (order_ == nullptr) return members_.empty() ? nullptr : &members_[rng.below(members_.size())];
   for (int i = 0; i < kDraws; ++i) {
-    const uint32_t place = order_->any(rng);
+    const uint32_t place = draw(rng);
     if (place == LoadOrder::kNobody) return nullptr;
     if (const Candidate* candidate = admitted(place)) return candidate;
   }

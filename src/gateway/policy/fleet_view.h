@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdint>
 #include <span>
+#include <utility>
 
 #include "base/rng.h"
 #include "gateway/load_order.h"
@@ -25,6 +26,24 @@ class Gate {
   };
   virtual ~Gate() = default;
   virtual Pass of(uint32_t place) const = 0;
+  // It will be asked for soon, and perhaps chosen.
+  virtual void expect(uint32_t /*place*/) const {}
+};
+
+// Draws for the choices that come, made one choice early: of thousands of workers one is rarely in a cache, and then
+// its memory has come by the time that it is weighed. Of one thread.
+class DrawsAhead {
+ public:
+  // Returns one that was drawn before, and puts `fresh` in its place; `fresh` where none is waiting.
+  uint32_t exchange(uint32_t fresh) {
+    const uint32_t drawn = std::exchange(waiting_[next_], fresh);
+    next_ = (next_ + 1) % waiting_.size();
+    return drawn == LoadOrder::kNobody ? fresh : drawn;
+  }
+
+ private:
+  std::array<uint32_t, 2> waiting_ = {LoadOrder::kNobody, LoadOrder::kNobody};
+  size_t next_ = 0;
 };
 
 // A value; what it is made of outlives it. Candidates that it gives out may be used, and outlive it.
@@ -35,9 +54,11 @@ class FleetView {
   explicit FleetView(std::span<const Candidate> usable, const routing::HashRing* ring = nullptr)
       : members_(usable), ring_(ring) {}
   // Those of `members` that `gate` lets through, for policies without needs_all(). `order` is of the same members; one
-  // that rests is taken out of it.
-  FleetView(std::span<const Candidate> members, LoadOrder& order, const Gate& gate, const routing::HashRing* ring)
-      : members_(members), order_(&order), gate_(&gate), ring_(ring) {}
+  // that rests is taken out of it. `ahead`: those of the thread, whatever fleet they were of; null: nothing is drawn
+  // early.
+  FleetView(std::span<const Candidate> members, LoadOrder& order, const Gate& gate, const routing::HashRing* ring,
+            DrawsAhead* ahead = nullptr)
+      : members_(members), order_(&order), gate_(&gate), ring_(ring), ahead_(ahead) {}
 
   bool is_many() const { return order_ != nullptr; }
   // All, by ascending number; not of many.
@@ -89,13 +110,14 @@ class FleetView {
  private:
   static constexpr int kDraws = 64;
   const Candidate* admitted(uint32_t place) const;
-  // One of all, and its memory is on the way; LoadOrder::kNobody if there is none.
+  // One of many; LoadOrder::kNobody if there is none.
   uint32_t draw(Rng& rng) const;
 
   std::span<const Candidate> members_;
   LoadOrder* order_ = nullptr;
   const Gate* gate_ = nullptr;
   const routing::HashRing* ring_;
+  DrawsAhead* ahead_ = nullptr;
 };
 
 // The place of that number among `members`, by ascending number; their size if it is not there.
