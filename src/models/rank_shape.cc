@@ -1,6 +1,7 @@
 #include "models/rank_shape.h"
 
 #include <algorithm>
+#include <charconv>
 #include <string_view>
 
 #include "base/check.h"
@@ -73,12 +74,21 @@ class CountingBackend final : public kernels::Backend {
   static void never() { SLUICE_CHECK(false, "a device that only counts was asked to compute"); }
 };
 
-WeightPart& part_of_name(RankShape& shape, std::string_view name, bool is_output) {
+bool is_of_layer_with_experts(const ModelConfig& config, std::string_view name) {
+  constexpr std::string_view kLayers = "model.layers.";
+  if (!config.moe || !name.starts_with(kLayers)) return false;
+  size_t layer = 0;
+  const std::string_view number = name.substr(kLayers.size());
+  std::from_chars(number.data(), number.data() + number.size(), layer);
+  return layer < config.moe->sparse.size() && config.moe->sparse[layer];
+}
+
+WeightPart& part_of_name(const ModelConfig& config, RankShape& shape, std::string_view name, bool is_output) {
   if (is_output) return shape.output;
   if (name.starts_with("model.embed_tokens")) return shape.embedding;
   if (name.find(".self_attn.") != std::string_view::npos) return shape.attention;
   if (name.find(".experts.") != std::string_view::npos) return shape.experts_weights;
-  return shape.dense;
+  return is_of_layer_with_experts(config, name) ? shape.shared : shape.dense;
 }
 
 // Of published FP8 checkpoints: embedding, head and routers are not in FP8, and vectors never are.
@@ -115,7 +125,7 @@ Result<RankShape> shape_of_rank(const ModelConfig& config, const parallel::Layou
   bool embedded = false;  // a tied head has the embedding's name, and comes after it
   for (const WeightStore::Declared& weight : weights.declared()) {
     const bool table = weight.name.starts_with("model.embed_tokens");
-    WeightPart& part = part_of_name(shape, weight.name, weight.name == "lm_head.weight" || (table && embedded));
+    WeightPart& part = part_of_name(config, shape, weight.name, weight.name == "lm_head.weight" || (table && embedded));
     embedded = embedded || table;
     part.values += weight.values;
     part.bytes += static_cast<int64_t>(weight.bytes);

@@ -28,13 +28,13 @@ struct RankShape {
   parallel::Slice head;                                           // rows of the head
   parallel::Slice dense_columns, expert_columns, shared_columns;  // none where the model has no such FFNs
   parallel::Slice experts;  // of each layer with experts; places of a map, if there is one
-  // Weights. Norms, biases and routers are in `dense`.
-  WeightPart attention, dense, experts_weights, embedding, output;
+  // Weights. `shared`: of layers with experts all but those and attention, `dense`: of other layers all but attention.
+  WeightPart attention, dense, shared, experts_weights, embedding, output;
   int64_t kv_bytes_per_token = 0;
   int64_t state_bytes_per_sequence = 0;
 
   int64_t weight_bytes() const {
-    return attention.bytes + dense.bytes + experts_weights.bytes + embedding.bytes + output.bytes;
+    return attention.bytes + dense.bytes + shared.bytes + experts_weights.bytes + embedding.bytes + output.bytes;
   }
 };
 

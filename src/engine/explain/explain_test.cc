@@ -116,6 +116,19 @@ TEST(ExplainTest, LowLatencySendsARowForEachExpertOfAToken) {
   EXPECT_EQ(bounded.memory->max_running_requests, 128);
 }
 
+// All groups' tokens pass the part of a dense layer that a rank has; with deepep only its own pass the shared experts.
+TEST(ExplainTest, DenseLayersComputeTheTokensOfAllGroupsUnlessTheyAreDataParallel) {
+  const auto slow = with(kDeepEp, {"--hardware", "h200", "--gpu-flops", "0.001"});  // arithmetic alone counts
+  const auto operations = [](const LayoutFacts& facts) { return facts.predictions[0].decode.dense * 1e9; };
+  const LayoutFacts divided = examined("DeepSeek-V3", slow, {512});
+  const models::RankShape& rank = divided.rank;
+  EXPECT_EQ(rank.dense.values / (3 * 3 * 7168 * 18432 / 8), 1) << "of three dense layers";
+  EXPECT_NEAR(operations(divided) / (2.0 * static_cast<double>(rank.dense.values * 512 + rank.shared.values * 512 / 8)),
+              1, 1e-9);
+  const LayoutFacts whole = examined("DeepSeek-V3", with(slow, {"--moe-dense-tp-size", "1"}), {512});
+  EXPECT_NEAR(operations(whole) / operations(divided), 1, 1e-3) << "eight times the columns, an eighth of the tokens";
+}
+
 // 8 ranks with links that take as long as computing: halves hide one behind the other. With links of no cost, halves
 // only read the weights twice.
 TEST(ExplainTest, TwoBatchesHideTheShorterOfComputingAndSending) {

@@ -71,7 +71,7 @@ StepSeconds one_batch(const Divided& model, const Hardware& rank, const GroupWor
   const models::RankShape& shape = model.shape;
   const Roofline roofline(rank);
   const double all = work.tokens * static_cast<double>(layout.dp_size);
-  const bool own_tokens = layout.a2a != parallel::MoeAllToAll::kNone || layout.dense_data_parallel;
+  const bool own_tokens = layout.a2a != parallel::MoeAllToAll::kNone;  // in layers with experts
   const double cached = work.sequences * (work.context + work.tokens / std::max(work.sequences, 1e-9));
   const double seen = work.tokens * (work.context + work.tokens / std::max(work.sequences, 1e-9) / 2);
 
@@ -81,7 +81,8 @@ StepSeconds one_batch(const Divided& model, const Hardware& rank, const GroupWor
       roofline.seconds(cached * static_cast<double>(shape.kv_bytes_per_token) +
                            work.sequences * static_cast<double>(2 * shape.state_bytes_per_sequence),
                        seen * static_cast<double>(shape.heads.count) * operations_per_position(model.config, decodes));
-  step.dense = roofline.seconds(shape.dense, own_tokens ? work.tokens : all);
+  step.dense = roofline.seconds(shape.dense, layout.dense_data_parallel ? work.tokens : all) +
+               roofline.seconds(shape.shared, own_tokens ? work.tokens : all);
   step.experts = expert_seconds(model, roofline, all);
   const bool own_logits = layout.dp_lm_head || !layout.dp_attention();
   step.head = roofline.seconds(shape.output, work.logits * static_cast<double>(own_logits ? 1 : layout.dp_size));

@@ -128,8 +128,8 @@ std::string ranks_text(const Explanation& e) {
   out += fmt::format(
       "  weights of rank 0: attention {:.2f}, dense FFNs, shared experts and routers {:.2f}, experts {:.2f}, embedding "
       "{:.2f}, head {:.2f} GiB\n",
-      gib(rank.attention.bytes), gib(rank.dense.bytes), gib(rank.experts_weights.bytes), gib(rank.embedding.bytes),
-      gib(rank.output.bytes));
+      gib(rank.attention.bytes), gib(rank.dense.bytes + rank.shared.bytes), gib(rank.experts_weights.bytes),
+      gib(rank.embedding.bytes), gib(rank.output.bytes));
   const models::ModelConfig& config = e.model.config;
   return out + copies_text(e.layout, config.moe ? std::ranges::count(config.moe->sparse, true) : 0);
 }
@@ -254,7 +254,7 @@ Json json_of(const models::RankShape& rank) {
           {"dense_columns", json_of(rank.dense_columns)},
           {"weight_bytes", rank.weight_bytes()},
           {"attention_bytes", rank.attention.bytes},
-          {"dense_bytes", rank.dense.bytes},
+          {"dense_bytes", rank.dense.bytes + rank.shared.bytes},
           {"expert_bytes", rank.experts_weights.bytes},
           {"embedding_bytes", rank.embedding.bytes},
           {"head_bytes", rank.output.bytes},
