@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <numeric>
 #include <set>
+#include <span>
 
 #include "base/rng.h"
 
@@ -80,16 +81,34 @@ void expect_valid(const PhysicalToLogical& location, const Drawn& drawn) {
 
 // What greedy placement guarantees: when the heaviest rank got its last copy nobody with room had less, so it has at
 // most what the mean is and one copy more. The copies' tokens are those that `location` shares out.
-double greedy_bound(const std::vector<int64_t>& loads, const std::vector<int32_t>& location, int64_t ranks) {
+double greedy_bound(const std::vector<int64_t>& loads, std::span<const int32_t> location, int64_t ranks) {
   std::vector<double> copies(loads.size());
   for (const int32_t e : location) ++copies[static_cast<size_t>(e)];
   double heaviest = 0, sum = 0;
   for (size_t e = 0; e < loads.size(); ++e) {
+    if (copies[e] == 0) continue;  // on another node
     heaviest = std::max(heaviest, static_cast<double>(loads[e]) / copies[e]);
     sum += static_cast<double>(loads[e]);
   }
   const double mean = sum / static_cast<double>(ranks);
   return sum == 0 ? 1 : mean / (mean + heaviest);
+}
+
+// Of the ranks that have these copies, which are all that their experts have.
+double balancedness_within(const std::vector<int64_t>& loads, std::span<const int32_t> location, int64_t ranks) {
+  std::vector<double> copies(loads.size());
+  for (const int32_t e : location) ++copies[static_cast<size_t>(e)];
+  const size_t each = location.size() / static_cast<size_t>(ranks);
+  double most = 0, sum = 0;
+  for (; !location.empty(); location = location.subspan(each)) {
+    double rank = 0;
+    for (const int32_t e : location.first(each)) {
+      rank += static_cast<double>(loads[static_cast<size_t>(e)]) / copies[static_cast<size_t>(e)];
+    }
+    most = std::max(most, rank);
+    sum += rank;
+  }
+  return sum == 0 ? 1 : sum / static_cast<double>(ranks) / most;
 }
 
 TEST(EplbTest, EveryPlacementIsWholeAndAsBalancedAsGreedyOnesAre) {
@@ -107,6 +126,15 @@ TEST(EplbTest, EveryPlacementIsWholeAndAsBalancedAsGreedyOnesAre) {
     for (size_t layer = 0; layer < drawn.loads.size(); ++layer) {
       const double got = expected_balancedness({drawn.loads[layer]}, {(*global)[layer]}, drawn.to.ranks);
       EXPECT_GE(got, greedy_bound(drawn.loads[layer], (*global)[layer], drawn.to.ranks) - 1e-9);
+      // A node's groups stay on it, and among its ranks its copies are placed as greedily.
+      const int64_t nodes = drawn.to.nodes, ranks = drawn.to.ranks / nodes;
+      const auto each = static_cast<size_t>(drawn.to.physical / nodes);
+      for (size_t node = 0; node < static_cast<size_t>(nodes); ++node) {
+        const auto part = std::span((*hierarchical)[layer]).subspan(node * each, each);
+        EXPECT_GE(balancedness_within(drawn.loads[layer], part, ranks),
+                  greedy_bound(drawn.loads[layer], part, ranks) - 1e-9)
+            << "node " << node;
+      }
     }
   }
 }

@@ -95,6 +95,19 @@ class DpAttentionTest(unittest.TestCase):
         self.assertIn("--ep-size 1 -> 4", log)
         self.assertIn("--chunked-prefill-size 512 -> 256", log)
         self.assertIn("--schedule-conservativeness 1 -> 0.3", log)
+        self.assertIn("DP attention: 2.0 times as many unique tokens for the same memory of keys and values\n", log)
+
+    def test_a_model_whose_keys_and_values_gain_nothing_says_so(self):
+        with server("tiny-llama", "--tp", 2, "--dp-size", 2, *DPA) as running:
+            log = "".join(running.lines)
+        self.assertIn("DP attention: 1.0 times as many unique tokens for the same memory of keys and values: this model gains none, and each "
+                      "group has its own copy of the attention weights", log)
+
+    def test_dp_attention_of_one_rank_is_off_and_says_so(self):
+        with server("tiny-deepseek-v3", "--tp", 2, "--dp-size", 1, *DPA) as running:
+            self.assertIn("--enable-dp-attention is off: --dp-size is 1", "".join(running.lines))
+            self.assertEqual(generate(running.url, [3, 4, 5], 2)[2]["meta_info"]["completion_tokens"], 2)
+            self.assertEqual(len(call(running.url + "/v1/loads")[2]["loads"]), 1)
 
     def test_a_profile_has_the_steps_of_all_ranks_by_phase(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -231,6 +244,20 @@ class ServeTest(unittest.TestCase):
             served = [generate(running.url, [i, 3, 4], 2)[2]["meta_info"]["dp_rank"] for i in range(6)]
             self.assertEqual(sorted(served), [0, 0, 0, 1, 1, 1])
 
+    def test_replicas_are_servers_with_ranks_of_their_own_behind_one_gateway(self):
+        with Sluice(BINARY, "serve", "--model-path", FIXTURES / "tiny-deepseek-v3", "--port", 0, "--router-prometheus-port", 0,
+                    "--max-total-tokens", 1024, "--tp", 2, "--dp-size", 2, *DPA, "--replicas", 2, "--router-policy", "round_robin") as running:
+            def ranks():
+                workers = call(running.url + "/workers")[2]["workers"]
+                return workers if len(workers) == 4 and all(worker["is_healthy"] for worker in workers) else None
+
+            workers = wait_until("four healthy ranks", ranks, within=60)
+            engines = {worker["url"].rsplit("@", 1)[0] for worker in workers}
+            self.assertEqual(len(engines), 2)
+            self.assertEqual({worker["url"] for worker in workers}, {f"{engine}@{rank}" for engine in engines for rank in (0, 1)})
+            served = [generate(running.url, [i, 3, 4], 2)[2]["meta_info"]["dp_rank"] for i in range(8)]
+            self.assertEqual(sorted(served), [0, 0, 0, 0, 1, 1, 1, 1])
+
 
 class FailureTest(unittest.TestCase):
     def survives(self, running, harm):
@@ -328,7 +355,9 @@ class RefusalTest(unittest.TestCase):
     def test_sizes_that_do_not_divide_name_the_nearest_that_do(self):
         self.assertIn("--dp-size 3 does not divide --tp-size 4; the nearest values that do: 2, 4",
                       self.refused("tiny-llama", "--tp", 4, "--dp-size", 3, *DPA))
-        self.assertIn("attention heads", self.refused("tiny-llama", "--tp", 3))
+        self.assertIn("--tp-size 3 makes 3 parts of the model's 4 attention heads, which they do not divide; the nearest that do: 2, 4",
+                      self.refused("tiny-llama", "--tp", 3))
+        self.assertIn("--ep-size 3 does not divide --tp-size 2; the nearest values that do: 2", self.refused("tiny-qwen3-moe", "--tp", 2, "--ep", 3))
         self.assertIn("experts", self.refused("tiny-llama", "--tp", 2, "--ep", 2))
 
 
