@@ -421,6 +421,9 @@ std::vector<Case> cases() {
         all.push_back(all.back());
         all.back().in_halves = true;
       }
+      if (layout.dp_size == 1 && layout.ep_size == 1 && layout.a2a == parallel::MoeAllToAll::kNone) {
+        all.push_back({fixture, "sim", "float32", layout});
+      }
       if (layout.tp_size == 4 && layout.dp_size == 2) {
         add_ways_to_experts(all, *config, {fixture, "cpu", "float32", layout});
         all.push_back({fixture, "sim", "float32", layout});
