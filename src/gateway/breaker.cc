@@ -38,7 +38,7 @@ void Breaker::set(BreakerState state) {
 bool Breaker::admits() const {
   if (state() == BreakerState::kClosed) return true;
   std::lock_guard lock(mutex_);
-  if (state() == BreakerState::kOpen) return clock_.now() - opened_ >= rules_.open_time;
+  if (state() == BreakerState::kOpen) return open_time_is_over();
   return !trial_;
 }
 
@@ -48,7 +48,7 @@ bool Breaker::begin(Permit& permit) {
   if (state() == BreakerState::kClosed) return true;
   std::lock_guard lock(mutex_);
   if (state() == BreakerState::kOpen) {
-    if (clock_.now() - opened_ < rules_.open_time) return false;
+    if (!open_time_is_over()) return false;
     set(BreakerState::kHalfOpen);
   }
   permit.epoch = epoch_.load(std::memory_order_relaxed);
@@ -98,6 +98,21 @@ bool Breaker::recovered() {
   if (state() != BreakerState::kOpen) return false;
   set(BreakerState::kHalfOpen);
   return true;
+}
+
+void Breaker::probe_passed() {
+  if (state() == BreakerState::kClosed) return;
+  std::lock_guard lock(mutex_);
+  if (state() == BreakerState::kOpen && open_time_is_over()) set(BreakerState::kHalfOpen);
+  if (state() == BreakerState::kHalfOpen && ++successes_ >= rules_.success_threshold) set(BreakerState::kClosed);
+}
+
+std::optional<Duration> Breaker::open_for() const {
+  if (state() == BreakerState::kClosed) return std::nullopt;
+  std::lock_guard lock(mutex_);
+  if (state() == BreakerState::kClosed) return std::nullopt;
+  if (state() == BreakerState::kHalfOpen) return Duration::zero();
+  return std::max(rules_.open_time - (clock_.now() - opened_), Duration::zero());
 }
 
 Breaker::Streak Breaker::streak() const {

@@ -7,6 +7,7 @@
 #include <deque>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -56,11 +57,17 @@ class Breaker {
   // A probe passed after others had failed, so the worker has come back: an open breaker goes to half-open now. Whether
   // it was open.
   bool recovered();
+  // A probe passed. Before the open time is over that says nothing, for a worker may pass its probes and fail its
+  // requests; from then on it counts as a trial that went well, beside those of requests: a worker that few requests
+  // choose is not kept at one at a time for that.
+  void probe_passed();
+  // How long it stays open, zero of one that is half-open or will be with the next request; none while closed.
+  std::optional<Duration> open_for() const;
   // A new process behind the address: closed.
   void reset();
 
   BreakerState state() const { return state_.load(std::memory_order_relaxed); }
-  // What counts towards the next change of state: faults while closed, good trials while half-open.
+  // What counts towards the next change of state: faults while closed, good trials and passed probes while half-open.
   struct Streak {
     int64_t faults = 0;
     int64_t successes = 0;
@@ -69,6 +76,7 @@ class Breaker {
 
  private:
   void set(BreakerState state);
+  bool open_time_is_over() const { return clock_.now() - opened_ >= rules_.open_time; }
 
   std::atomic<BreakerState> own_seat_{BreakerState::kClosed};
   std::atomic<BreakerState>& state_;

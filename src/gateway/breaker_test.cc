@@ -130,6 +130,45 @@ TEST_F(BreakerTest, AWorkerThatCameBackIsTriedEarly) {
   EXPECT_TRUE(begin());
 }
 
+TEST_F(BreakerTest, APassedProbeIsAGoodTrialOnceTheOpenTimeIsOver) {
+  open();
+  for (int i = 0; i < 10; ++i) breaker_.probe_passed();
+  EXPECT_EQ(breaker_.state(), State::kOpen) << "it may pass its probes and fail its requests";
+  clock_.advance(10s);
+  breaker_.probe_passed();
+  EXPECT_EQ(breaker_.state(), State::kHalfOpen);
+  EXPECT_EQ(breaker_.streak().successes, 1);
+  const auto trial = begin().value();  // one is let in beside the probes, and still one at a time
+  EXPECT_FALSE(begin());
+  breaker_.probe_passed();
+  EXPECT_EQ(breaker_.state(), State::kClosed) << "a long trial is not waited for";
+  breaker_.fault(trial);
+  EXPECT_EQ(breaker_.streak().faults, 0) << "it began before the breaker closed";
+  breaker_.probe_passed();
+  EXPECT_EQ(breaker_.streak().successes, 0);
+}
+
+TEST_F(BreakerTest, ABadTrialUndoesWhatProbesHaveSaid) {
+  open();
+  clock_.advance(10s);
+  breaker_.probe_passed();
+  fault();
+  EXPECT_EQ(breaker_.state(), State::kOpen);
+  breaker_.probe_passed();
+  EXPECT_EQ(breaker_.state(), State::kOpen);
+}
+
+TEST_F(BreakerTest, SaysForHowLongItIsOpen) {
+  EXPECT_EQ(breaker_.open_for(), std::nullopt);
+  open();
+  clock_.advance(4s);
+  EXPECT_EQ(breaker_.open_for(), 6s);
+  clock_.advance(60s);
+  EXPECT_EQ(breaker_.open_for(), 0s);
+  (void)begin();
+  EXPECT_EQ(breaker_.open_for(), 0s);
+}
+
 TEST_F(BreakerTest, ANewProcessStartsWithAClosedOne) {
   const auto old = begin().value();
   open();

@@ -241,6 +241,7 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
           if (watch->failed_before && worker.breaker.recovered()) {
             context_.metrics.counter("smg_worker_cb_health_readmissions_total", {worker.url}).add();
           }
+          worker.breaker.probe_passed();
         } else {
           watch->health.failed();
           watch->process_ended = watch->process_ended || (watch->refused && worker.proven);
@@ -259,7 +260,7 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
         if (!watch->failed_before) co_await prove(watch);
         watch->health.suspect();  // until it is trusted again
       }
-      Duration pause = watch->health.next_probe();
+      Duration pause = watch->health.next_probe(worker.breaker.open_for());
       if (!worker.proven) {
         const bool late = context_.clock.now() - begun > std::chrono::seconds(options.worker_startup_timeout_secs);
         worker.failed = late;

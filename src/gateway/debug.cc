@@ -61,7 +61,8 @@ Json try_json(const RequestRecord::Try& made, const Names& names) {
     scores.push_back({{"worker", chosen ? made.worker : names.of(score.worker)},
                       {"cost", score.cost},
                       {"matched_share", score.matched_share},
-                      {"usable", chosen || score.usable},
+                      {"usable", chosen || score.why_not.empty()},
+                      {"why_not", chosen || score.why_not.empty() ? Json() : Json(score.why_not)},
                       {"chosen", chosen}});
   }
   Json document{{"worker", made.worker},

@@ -108,7 +108,10 @@ TEST_F(DebugTest, AWorkerThatMayNotBeUsedIsScoredAndSaidToBeOut) {
   int out = 0;
   const Json record = why("mine");
   for (const Json& score : record["tries"][0]["scores"]) {
-    out += score["usable"] == false && score["worker"] == workers_[0]->url() ? 1 : 0;
+    const bool is_out = score["worker"] == workers_[0]->url();
+    EXPECT_EQ(score["usable"], !is_out);
+    EXPECT_EQ(score["why_not"], is_out ? Json("breaker_open") : Json());
+    out += is_out ? 1 : 0;
   }
   EXPECT_EQ(out, 1) << record.dump(1);
 }

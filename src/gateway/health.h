@@ -2,7 +2,9 @@
 // (gateway-reference.md 1.1, 6.1). A value; the control thread owns it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <optional>
 
 #include "base/clock.h"
 
@@ -13,6 +15,8 @@ struct HealthRules {
   int64_t successes = 2;  // consecutive, until it is used again
   Duration interval = std::chrono::seconds(60);
   Duration undecided = std::chrono::seconds(1);  // between probes from a first fault until it is decided
+
+  Duration soon() const { return std::min(undecided, interval); }
 };
 
 class HealthState {
@@ -39,9 +43,11 @@ class HealthState {
     failures_ = successes_ = 0;
     suspect_ = false;
   }
-  Duration next_probe() const {
+  // `breaker_open_for`: Breaker::open_for() of the worker. When that time is over probes are trials, and close it soon.
+  Duration next_probe(std::optional<Duration> breaker_open_for = std::nullopt) const {
     const bool undecided = suspect_ || (healthy_ && failures_ > 0) || (!healthy_ && proven_);
-    return undecided && rules_.undecided < rules_.interval ? rules_.undecided : rules_.interval;
+    const Duration pause = undecided ? rules_.soon() : rules_.interval;
+    return breaker_open_for ? std::min(pause, std::max(*breaker_open_for, rules_.soon())) : pause;
   }
 
  private:

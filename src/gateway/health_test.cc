@@ -60,6 +60,16 @@ TEST_F(HealthTest, AFaultOfARequestBringsTheNextProbeForward) {
   EXPECT_EQ(health_.next_probe(), 60s);
 }
 
+TEST_F(HealthTest, AsksWhenTheBreakerHalfOpensAndOftenFromThenOn) {
+  passed(1);
+  EXPECT_EQ(health_.next_probe(50s), 50s);
+  EXPECT_EQ(health_.next_probe(0s), 1s);
+  EXPECT_EQ(health_.next_probe(90s), 60s);
+  EXPECT_EQ(health_.next_probe(), 60s) << "of a closed one";
+  failed(1);
+  EXPECT_EQ(health_.next_probe(50s), 1s);
+}
+
 TEST_F(HealthTest, AShortIntervalIsNeverLengthened) {
   HealthState quick({.interval = 100ms, .undecided = 1s}, true);
   quick.suspect();

@@ -104,7 +104,7 @@ std::vector<obs::Family> metric_families(const std::vector<double>& buckets) {
       {"smg_worker_cb_transitions_total", "Changes of the breaker.", Kind::kCounter, {"worker", "from", "to"}},
       {"smg_worker_cb_outcomes_total", "Outcomes that the breaker saw.", Kind::kCounter, {"worker", "outcome"}},
       {"smg_worker_cb_consecutive_failures", "Faults in a row of a closed breaker.", Kind::kGauge, kWorker},
-      {"smg_worker_cb_consecutive_successes", "Good trials in a row of a half-open breaker.", Kind::kGauge, kWorker},
+      {"smg_worker_cb_consecutive_successes", "Good trials and passed health checks in a row of a half-open breaker.", Kind::kGauge, kWorker},
       {"smg_worker_cb_health_readmissions_total", "Open breakers that a passed health check made half-open.",
        Kind::kCounter, kWorker},
       {"smg_worker_retries_total", "Attempts after the first.", Kind::kCounter, {"worker_type", "endpoint"}},

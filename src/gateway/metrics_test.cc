@@ -458,7 +458,7 @@ void MetricsTest::hashing() {
 
 void MetricsTest::breaker() {
   SimWorker& one = worker();
-  start({"--disable-retries", "--cb-failure-threshold", "3", "--cb-success-threshold", "2"});
+  start({"--disable-retries", "--disable-health-check", "--cb-failure-threshold", "3", "--cb-success-threshold", "2"});
   one.set_fault({.kind = Kind::kStatus, .status = 500, .times = 3});
   for (int i = 0; i < 2; ++i) EXPECT_EQ(generate()->status, 500);
   EXPECT_EQ(value("smg_worker_cb_consecutive_failures", {one.url()}), 2);
@@ -498,6 +498,7 @@ void MetricsTest::readmission() {
   one.set_health({});
   EXPECT_TRUE(becomes_as_time_passes(1, "smg_worker_cb_health_readmissions_total", {one.url()}));
   EXPECT_EQ(value("smg_worker_cb_state"), 2);
+  EXPECT_EQ(value("smg_worker_cb_consecutive_successes"), 1) << "the check that passed";
 }
 
 void MetricsTest::suspects() {

@@ -584,7 +584,7 @@ TEST_F(OptionEffectsTest, CbTimeoutDurationSecs) {
 
 TEST_F(OptionEffectsTest, CbSuccessThreshold) {
   worker().set_fault({.kind = Kind::kStatus, .status = 500, .times = 1});
-  start({"--disable-retries", "--cb-failure-threshold", "1", "--cb-success-threshold", "1"});
+  start({"--disable-retries", "--disable-health-check", "--cb-failure-threshold", "1", "--cb-success-threshold", "1"});
   EXPECT_EQ(generate()->status, 500);
   clock_.advance(60s);
   EXPECT_EQ(generate()->status, 200);

@@ -632,7 +632,7 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .range = {1, 1e9},
            .read_by = "gateway/breaker",
            .group = "Circuit breaker",
-           .help = "Trials that must succeed before it is used as before."},
+           .help = "Trials that must succeed, or health checks that must pass, before it is used as before."},
           {.name = "cb-timeout-duration-secs",
            .field = &O::cb_timeout_duration_secs,
            .value = int64_t{60},

@@ -230,7 +230,7 @@ TEST_F(ScenarioTest, WhenAllAreBusyTheClientGetsTheirAnswer) {
 
 TEST_F(ScenarioTest, TenFaultsOpenTheBreakerAndThreeTrialsCloseIt) {
   SimWorker& one = worker();
-  start({"--disable-retries"});
+  start({"--disable-retries", "--disable-health-check"});
   one.set_fault({.kind = Kind::kStatus, .status = 500, .body = "broken"});
   for (int i = 0; i < 10; ++i) EXPECT_EQ(generate()->status, 500);
   const auto refused = generate();
@@ -253,7 +253,7 @@ TEST_F(ScenarioTest, TenFaultsOpenTheBreakerAndThreeTrialsCloseIt) {
 
 TEST_F(ScenarioTest, AHalfOpenWorkerGetsOneTrialAtATime) {
   SimWorker& one = worker();
-  start({"--disable-retries", "--cb-failure-threshold", "1"});
+  start({"--disable-retries", "--disable-health-check", "--cb-failure-threshold", "1"});
   one.set_fault({.kind = Kind::kStatus, .status = 500, .times = 1});
   EXPECT_EQ(generate()->status, 500);
   clock_.advance(60s);
@@ -266,6 +266,37 @@ TEST_F(ScenarioTest, AHalfOpenWorkerGetsOneTrialAtATime) {
   trial.leave();  // which is no verdict
   ASSERT_TRUE(eventually([&] { return one.active() == 0; }));
   EXPECT_TRUE(eventually([&] { return generate()->status == 200; })) << "the next trial";
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, AWorkerThatIsBackClosesItsBreakerByHealthChecksAlone) {
+  SimWorker& one = worker();
+  worker();
+  start({"--policy", "round_robin", "--cb-failure-threshold", "1", "--cb-success-threshold", "2",
+         "--cb-timeout-duration-secs", "100000", "--health-check-interval-secs", "1"});
+  one.set_fault({.kind = Kind::kStatus, .status = 500, .times = 1});
+  for (int i = 0; i < 2; ++i) EXPECT_EQ(generate()->status, 200);
+  const auto breaker = [&] { return workers_json()[0]["breaker"].get<std::string>(); };
+  const auto passes = [&](int64_t more, Duration by) {
+    const int64_t before = one.counters().health_checks;
+    return eventually([&] {
+      clock_.advance(by);
+      return one.counters().health_checks >= before + more;
+    });
+  };
+  EXPECT_EQ(breaker(), "open");
+  ASSERT_TRUE(passes(2, 1s));
+  EXPECT_EQ(breaker(), "open") << "it passes its checks while its requests fail";
+  const int64_t asked = one.counters().generations;
+  clock_.advance(100000s);
+  EXPECT_TRUE(eventually([&] {
+    clock_.advance(1s);
+    return breaker() == "closed";
+  }));
+  EXPECT_EQ(one.counters().generations, asked) << "no request was needed";
+  EXPECT_EQ(metric("smg_worker_cb_transitions_total", {"half_open\",to=\"closed"}), 1);
+  EXPECT_EQ(metric("smg_worker_cb_health_readmissions_total"), 0) << "it was its time";
+  EXPECT_EQ(metric("smg_worker_cb_outcomes_total", {one.url(), "success"}), 0) << "checks are no requests";
   expect_settled();
 }
 

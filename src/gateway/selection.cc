@@ -22,6 +22,17 @@ void list_usable(const Roster& roster, std::span<const uint32_t> tried, TimePoin
 
 }  // namespace
 
+std::string_view why_not(const Worker& worker, std::span<const uint32_t> tried, TimePoint now) {
+  const WorkerLoad& load = *worker.load;
+  if (worker.draining.load(std::memory_order_relaxed)) return "draining";
+  if (!worker.healthy.load(std::memory_order_relaxed)) return "not_ready";
+  const BreakerState breaker = worker.breaker.state();
+  if (!worker.breaker.admits()) return breaker == BreakerState::kHalfOpen ? "breaker_half_open" : "breaker_open";
+  if (load.is_busy(now)) return "busy";
+  if (load.is_full()) return worker.suspect.load(std::memory_order_relaxed) ? "suspect" : "slow_start";
+  return std::ranges::find(tried, worker.number) == tried.end() ? std::string_view() : "tried";
+}
+
 Gate::Pass RequestGate::of(uint32_t place) const {
   const Candidate& member = roster_.members()[place];
   const WorkerLoad& load = *member.load;
@@ -57,11 +68,10 @@ void weigh_all(const Roster& roster, const Policy& policy, const RequestFacts& f
                std::vector<obs::RequestRecord::Score>& scores) {
   const auto members = roster.members();
   if (members.size() > kMostWeighed) return;
-  const RequestGate gate(roster, tried, facts.now);
   scores.reserve(members.size());
   for (uint32_t place = 0; place < members.size(); ++place) {
     scores.push_back({.worker = members[place].worker,
-                      .usable = gate.of(place) == Gate::Pass::kYes,
+                      .why_not = why_not(*roster.workers()[place], tried, facts.now),
                       .cost = policy.weigh(members[place], facts),
                       .matched_share = facts.prefix.rate_of(members[place].worker)});
   }

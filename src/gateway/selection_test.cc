@@ -142,6 +142,37 @@ INSTANTIATE_TEST_SUITE_P(Policies, SelectionTest,
                                            "least_load"),
                          [](const auto& info) { return std::string(info.param); });
 
+TEST(WhyNotTest, NamesWhatKeepsARequestAway) {
+  sluice::testing::FakeClock clock;
+  Fleet fleet({.failure_threshold = 1, .open_time = 10s}, clock);
+  const auto worker_at = [&](const char* url) { return fleet.add(net::parse_url(url).value(), "").first; };
+  const WorkerPtr worker = worker_at("http://a:1");
+  const auto why = [&](std::vector<uint32_t> tried = {}) { return why_not(*worker, tried, clock.now()); };
+  EXPECT_EQ(why(), "not_ready");
+  worker->healthy = true;
+  EXPECT_EQ(why(), "");
+  EXPECT_EQ(why({worker->number}), "tried");
+  worker->busy_until = (clock.now() + 1s).time_since_epoch().count();
+  EXPECT_EQ(why(), "busy");
+  worker->busy_until = 0;
+  worker->most_requests = 0;
+  EXPECT_EQ(why(), "slow_start");
+  worker->suspect = true;
+  EXPECT_EQ(why(), "suspect");
+  worker->suspect = false;
+  worker->most_requests = WorkerLoad::kNoLimit;
+  Breaker::Permit permit;
+  ASSERT_TRUE(worker->breaker.begin(permit));
+  worker->breaker.fault(permit);
+  EXPECT_EQ(why(), "breaker_open");
+  clock.advance(10s);
+  EXPECT_EQ(why(), "") << "it can have a trial";
+  ASSERT_TRUE(worker->breaker.begin(permit));
+  EXPECT_EQ(why(), "breaker_half_open");
+  worker->draining = true;
+  EXPECT_EQ(why(), "draining");
+}
+
 TEST(RosterTest, ARankIsADestinationOfItsOwn) {
   const sluice::testing::FakeClock clock;
   Fleet fleet({}, clock);

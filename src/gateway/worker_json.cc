@@ -85,6 +85,7 @@ void append_worker_json(std::string& out, const Worker& worker, std::string_view
          worker.load->tokens.load());
   const int64_t most_requests = worker.most_requests.load();
   out += most_requests == WorkerLoad::kNoLimit ? "null" : std::to_string(most_requests);
+  append(out, R"(,"breaker":"{}")", to_string(worker.breaker.state()));
   out += R"(,"suspect":)";
   append_suspicion(out, worker);
   append(out, R"(,"connection_mode":"http","runtime_type":"sglang","generation":{},"cache_belief":)",

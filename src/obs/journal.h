@@ -25,7 +25,7 @@ struct RequestRecord {
   };
   struct Score {
     uint32_t worker = 0;       // its number
-    bool usable = true;        // for this attempt
+    std::string_view why_not;  // it could not be used for this attempt; empty = it could
     double cost = 0;           // what the policy weighs
     double matched_share = 0;  // of the prompt, that the worker is believed to hold
   };
