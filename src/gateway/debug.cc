@@ -333,6 +333,7 @@ Task<Response> debug_index(AdminCall& call) {
        {"nodes", stats.nodes},
        {"inserts", stats.inserts},
        {"dropped_inserts", stats.dropped_inserts},
+       {"withdrawn_inserts", stats.withdrawn_inserts},
        {"evictions",
         {{"budget", stats.evictions_budget}, {"size", stats.evictions_size}, {"worker", stats.evictions_worker}}},
        {"workers", std::move(workers)},

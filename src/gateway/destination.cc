@@ -123,6 +123,10 @@ void Destination::sent_to(const Context& context, const Worker& worker) const {
   if (tokens_ != nullptr) context.kv->view.sent(*tokens_, worker.number, context.clock.now());
 }
 
+void Destination::unsent(const Context& context, const Worker& worker, TimePoint sent_at) const {
+  if (tokens_ != nullptr) context.kv->view.unsent(*tokens_, worker.number, sent_at);
+}
+
 // What is known of a worker replaces what is believed of it, or adds to it where not all is known.
 void Destination::add_known(const Context& context, TimePoint now, routing::PrefixMatch& prefix) const {
   const KvView& view = context.kv->view;

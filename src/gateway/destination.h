@@ -33,6 +33,8 @@ class Destination {
   size_t read_tokens(const Context& context, Endpoint endpoint, std::string_view body);
   // The request goes to that worker.
   void sent_to(const Context& context, const Worker& worker) const;
+  // It was not computed there after all.
+  void unsent(const Context& context, const Worker& worker, TimePoint sent_at) const;
 
   const Policy& policy() const { return *policy_; }
   std::string_view policy_name() const { return policy_name_; }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <boost/asio/redirect_error.hpp>
+#include <cmath>
 #include <span>
 
 #include "gateway/ask.h"
@@ -261,21 +262,41 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit) {
   if (destination_.policy().needs_prefix())
     loop_.of_policy(destination_.policy_name()).match_ratio.observe(found_share_);
   matched_share_ = choice->match_rate;
-  const std::string_view text = facts_.routing_text;
-  if (choice->insert_prefix) {
-    routing::CacheBelief& belief = worker->load->belief;
-    belief.sent(static_cast<size_t>((1 - matched_share_) * static_cast<double>(text.size())));
-    context_.index.insert(text, worker->number, belief.limit_bytes());
-    destination_.sent_to(context_, *worker);
-  }
-  const size_t prompt = text.size() - destination_.salt();
-  if (destination_.policy().needs_prefix() && prompt > 0) {
-    const double matched = choice->match_rate * static_cast<double>(prompt);
-    context_.predicted.add(static_cast<int64_t>(matched), static_cast<int64_t>(prompt), context_.clock.now());
-    if (matched > 0) worker->series.predicted_tokens.add(matched / 4);
-  }
+  claim_.reset();
+  if (choice->insert_prefix) claim_prefix(*worker);
   if (worker->suspect.load(std::memory_order_relaxed)) note("suspect, as are all that could be used");
   return worker;
+}
+
+// At once, so that requests alike that come with this one go where it goes; an attempt that fails takes it back.
+void Exchange::claim_prefix(Worker& worker) {
+  const std::string_view text = facts_.routing_text;
+  const double held = matched_share_ * static_cast<double>(text.size() - destination_.salt());
+  claim_ = {.kept = held > 0 ? destination_.salt() + static_cast<size_t>(std::llround(held)) : 0,
+            .made_at = context_.clock.now()};
+  routing::CacheBelief& belief = worker.load->belief;
+  belief.sent(text.size() - claim_->kept);
+  context_.index.insert(text, worker.number, belief.limit_bytes());
+  destination_.sent_to(context_, worker);
+}
+
+// The worker refused the request, or failed before it answered: what it held before is all that it holds.
+void Exchange::withdraw_claim() {
+  if (!claim_) return;
+  const std::string_view text = facts_.routing_text;
+  asked_->load->belief.unsent(text.size() - claim_->kept);
+  context_.index.withdraw(text, asked_->number, claim_->kept);
+  destination_.unsent(context_, *asked_, claim_->made_at);
+  claim_.reset();
+}
+
+// What the index had predicted of an answer that has come.
+void Exchange::count_prediction(Worker& worker) {
+  if (!destination_.policy().needs_prefix() || record_.prompt_bytes == 0) return;
+  const auto prompt = static_cast<double>(record_.prompt_bytes);
+  const double matched = matched_share_ * prompt;
+  context_.predicted.add(static_cast<int64_t>(matched), static_cast<int64_t>(prompt), context_.clock.now());
+  if (matched > 0) worker.series.predicted_tokens.add(matched / 4);
 }
 
 // Before the choice changes anything.

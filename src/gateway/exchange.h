@@ -84,6 +84,9 @@ class Exchange {
   RequestSeries& series();
   // Returns how many tokens the answer has, 0 if it does not say.
   int64_t learn(std::string_view tail, Upstream& upstream);
+  void claim_prefix(Worker& worker);
+  void withdraw_claim();
+  void count_prediction(Worker& worker);
   void count_request();
   void record_choice(const Roster& roster, const RequestFacts& facts, const Worker& worker, const Choice& choice);
   void record_failure(const Failure& failure);
@@ -106,6 +109,12 @@ class Exchange {
   int64_t prompt_tokens_ = 0;        // estimate
   double matched_share_ = 0;         // of the prompt that the chosen worker is believed to hold
   double found_share_ = 0;           // of the prompt that the index found, with whoever
+  // What the index has been told that the worker of this attempt will hold; none when it is known to be so.
+  struct PrefixClaim {
+    size_t kept = 0;  // bytes of the routing text that it held before
+    TimePoint made_at{};
+  };
+  std::optional<PrefixClaim> claim_;
   std::optional<RerankAsk> rerank_;  // of a rerank request
   RequestSeries* series_ = nullptr;
   bool counted_ = false;

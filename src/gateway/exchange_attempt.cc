@@ -99,6 +99,7 @@ struct Exchange::Upstream {
       release();
       return exchange.out_of_time();
     }
+    exchange.withdraw_claim();
     error.message = by_id(std::move(error.message), *worker);
     if (error.code == ErrorCode::kExhausted) {  // of what this process lacks the worker knows nothing
       SLUICE_LOG_EVERY(10, error, "gateway/exchange", "{}", error.message);
@@ -220,6 +221,7 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_whole(Upstream& upstream, net:
     learn(response.body, upstream);
   } else {
     worker.load->heard(context_.clock.now());
+    withdraw_claim();
   }
   upstream.release();
   if (is_retryable(head.status)) {
@@ -265,9 +267,11 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
   if (!part.ok()) co_return upstream.failed(std::move(part).error());
 
   upstream.lease->first_token();
+  const bool good = head.status / 100 == 2;
+  if (!good) withdraw_claim();
+  claim_.reset();
   body_ = {};  // nothing will be sent again
   facts_.routing_text = {};
-  const bool good = head.status / 100 == 2;
   const auto type = head.headers.get("content-type");
   const auto length = head.headers.get("content-length");
   // An event of ours has no place in a compressed stream.
@@ -378,6 +382,7 @@ net::Headers Exchange::headers_of(const net::ResponseHead& head, const Worker& w
 
 int64_t Exchange::learn(std::string_view tail, Upstream& upstream) {
   Worker& worker = *upstream.worker;
+  count_prediction(worker);
   const auto said = read_usage(tail);
   const auto usage = said ? std::optional(believable(*said)) : std::nullopt;
   std::optional<PromptReport> report;

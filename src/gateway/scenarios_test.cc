@@ -226,6 +226,64 @@ TEST_F(ScenarioTest, WhenAllAreBusyTheClientGetsTheirAnswer) {
   expect_settled();
 }
 
+// --- what is believed of caches --------------------------------------------------------------------------------------
+
+TEST_F(ScenarioTest, RefusedPromptsAreNeitherPredictedNorHeld) {
+  worker();
+  worker();
+  for (const char* policy : {"cache_aware", "min_cost"}) {
+    SCOPED_TRACE(policy);
+    start({"--policy", policy});
+    sent_ = 0;
+    const auto predicted = [&] { return metric("smg_worker_predicted_cached_tokens_total"); };
+    const auto drawn = [&] { return metric("smg_worker_selections_total", {"reason=\"prefix_held\""}); };
+    const auto forgotten = [&] { return eventually([&] { return metric("smg_prefix_index_nodes") == 1; }); };
+    const std::string text(150'000, 'a');
+    for (auto& one : workers_) one->set_fault({.kind = Kind::kStatus, .status = 400});
+    for (int i = 0; i < 10; ++i) EXPECT_EQ(generate(text, /*stream=*/i % 2 == 0)->status, 400);
+    EXPECT_EQ(predicted(), 0);
+    EXPECT_EQ(metric("sglang_cache_hit_rate", {"predicted"}), 0);
+    ASSERT_TRUE(forgotten());
+    const double before = drawn();
+    for (auto& one : workers_) one->clear_fault();
+    ASSERT_EQ(generate(text)->status, 200);
+    EXPECT_EQ(drawn(), before) << "nobody holds it";
+    ASSERT_TRUE(eventually([&] { return metric("smg_prefix_index_nodes") > 1; }));
+    ASSERT_EQ(generate(text)->status, 200);
+    // The clock stands still, so that to compute a prompt costs nothing: only one of the two goes where it is held.
+    if (std::string_view(policy) == "cache_aware") {
+      EXPECT_EQ(drawn(), before + 1) << "and now somebody does";
+      EXPECT_EQ(predicted(), 150'000 / 4);
+    }
+    expect_settled();
+  }
+}
+
+TEST_F(ScenarioTest, AFailedAttemptLeavesNoPrefixBehind) {
+  SimWorker& one = worker();
+  start({"--disable-retries"});
+  const std::vector<std::pair<SimFault, int>> faults{
+      {{.kind = Kind::kStatus, .status = 500, .times = 1}, 500},
+      {{.kind = Kind::kStatus, .status = 429, .retry_after = 0, .times = 1}, 429},
+      {{.kind = Kind::kStatus, .status = 302, .times = 1}, 302},
+      {{.kind = Kind::kReset}, 502}};
+  for (const auto& [fault, status] : faults) {
+    SCOPED_TRACE(status);
+    one.set_fault(fault);
+    EXPECT_EQ(generate("a prompt")->status, status);
+    EXPECT_TRUE(eventually([&] { return metric("smg_prefix_index_nodes") == 1; }));
+  }
+  one.clear_fault();
+  ASSERT_EQ(generate("a prompt")->status, 200);
+  EXPECT_TRUE(eventually([&] { return metric("smg_prefix_index_nodes") > 1; }));
+  one.set_fault({.kind = Kind::kStatus, .status = 400, .times = 1});
+  EXPECT_EQ(generate("a prompt that goes on")->status, 400);
+  const auto withdrawn = [&] { return Json::parse(call("GET", "/debug/index")->body)["withdrawn_inserts"]; };
+  EXPECT_TRUE(eventually([&] { return withdrawn() == faults.size() + 1; }));
+  EXPECT_GT(metric("smg_prefix_index_nodes"), 1) << "what was answered before is still held";
+  expect_settled();
+}
+
 // --- the circuit breaker ---------------------------------------------------------------------------------------------
 
 TEST_F(ScenarioTest, TenFaultsOpenTheBreakerAndThreeTrialsCloseIt) {

@@ -1,5 +1,6 @@
 #include "routing/cache_belief.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace sluice::routing {
@@ -24,6 +25,12 @@ constexpr float kUsualPerToken = 4, kLeastPerToken = 1, kMostPerToken = 16;
 void CacheBelief::sent(size_t new_bytes) {
   std::lock_guard lock(mutex_);
   sent_ += static_cast<double>(new_bytes);
+}
+
+void CacheBelief::unsent(size_t new_bytes) {
+  std::lock_guard lock(mutex_);
+  // A restart may have begun the count anew since.
+  sent_ = std::max(changed_at_, sent_ - static_cast<double>(new_bytes));
 }
 
 void CacheBelief::reported(double predicted, double cached) {

@@ -29,6 +29,8 @@ class CacheBelief {
   void confirm() { confirmed_.store(true, std::memory_order_relaxed); }
   // A prompt was sent of which so many bytes are new to the worker.
   void sent(size_t new_bytes);
+  // It was not computed there after all.
+  void unsent(size_t new_bytes);
   // Its answer: `predicted` and `cached` are shares of the prompt.
   void reported(double predicted, double cached);
   // The engine says how much it holds: the limit is never more than the text of so many tokens.

@@ -103,5 +103,20 @@ TEST(CacheBeliefTest, WhatMissesTaughtStaysWhateverATokenIs) {
   EXPECT_NEAR(static_cast<double>(belief.limit_bytes()), 50'000, 1'500) << "more than the pool it never holds";
 }
 
+TEST(CacheBeliefTest, WhatWasNotComputedAfterAllIsNoTextThatItWasSent) {
+  CacheBelief belief;
+  belief.confirm();
+  belief.sent(1'000'000);
+  belief.sent(500'000);
+  belief.unsent(500'000);
+  belief.reported(0.9, 0);
+  EXPECT_NEAR(static_cast<double>(belief.limit_bytes()), 950'000, 1);
+  belief.restart();
+  belief.unsent(500'000);  // of the life before
+  belief.sent(100'000);
+  belief.reported(0.9, 0);
+  EXPECT_NEAR(static_cast<double>(belief.limit_bytes()), 95'000, 1);
+}
+
 }  // namespace
 }  // namespace sluice::routing

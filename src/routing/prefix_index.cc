@@ -23,17 +23,25 @@ class PendingInserts {
 
   explicit PendingInserts(size_t capacity) : capacity_(capacity), data_(new char[capacity]) {}
 
+  struct Claim {
+    std::string_view text;
+    Holder holder;
+    size_t limit = 0;             // of the worker's text, in bytes
+    bool is_withdrawn = false;    // an earlier one of the same text
+    size_t kept() const { return limit; }  // of a withdrawn one
+  };
+
   // False if there is no room.
-  bool push(std::string_view text, Holder holder, size_t limit) {
-    const Head head{limit, holder, static_cast<uint32_t>(text.size())};
-    if (capacity_ - bytes_ < sizeof(head) + text.size()) return false;
+  bool push(const Claim& claim) {
+    const Head head{claim.limit, claim.holder, static_cast<uint32_t>(claim.text.size()), claim.is_withdrawn};
+    if (capacity_ - bytes_ < sizeof(head) + claim.text.size()) return false;
     std::memcpy(&data_[bytes_], &head, sizeof(head));
-    std::memcpy(&data_[bytes_ + sizeof(head)], text.data(), text.size());
+    std::memcpy(&data_[bytes_ + sizeof(head)], claim.text.data(), claim.text.size());
     const size_t count = count_.load(std::memory_order_relaxed);
     // What a reader finds here is written wholly, whichever claim it is by now.
     latest_[count % latest_.size()].store(bytes_, std::memory_order_release);
     count_.store(count + 1, std::memory_order_release);
-    bytes_ += sizeof(head) + text.size();
+    bytes_ += sizeof(head) + claim.text.size();
     return true;
   }
   template <class Visit>
@@ -64,13 +72,14 @@ class PendingInserts {
     size_t limit;
     Holder holder;
     uint32_t text_bytes;
+    bool is_withdrawn;
   };
   // Returns how many bytes the claim takes.
   template <class Visit>
   size_t visit_at(size_t at, Visit& visit) const {
     Head head;
     std::memcpy(&head, &data_[at], sizeof(head));
-    visit(std::string_view(&data_[at + sizeof(head)], head.text_bytes), head.holder, head.limit);
+    visit(Claim{{&data_[at + sizeof(head)], head.text_bytes}, head.holder, head.limit, head.is_withdrawn});
     return sizeof(head) + head.text_bytes;
   }
 
@@ -160,23 +169,32 @@ class PrefixIndex::Impl {
   }
 
   void insert(std::string_view text, uint32_t worker, size_t limit) {
-    if (text.empty()) return;
-    text = text.substr(0, max_text_);
     const Holder holder{worker, tree_.generations().of(worker)};
+    if (!enqueue({text.substr(0, max_text_), holder, limit})) dropped_inserts_.fetch_add(1, std::memory_order_relaxed);
+  }
+
+  void withdraw(std::string_view text, uint32_t worker, size_t kept) {
+    const Holder holder{worker, tree_.generations().of(worker)};
+    (void)enqueue({text.substr(0, max_text_), holder, kept, /*is_withdrawn=*/true});
+  }
+
+  // False if there is no room.
+  bool enqueue(const PendingInserts::Claim& claim) {
+    if (claim.text.empty()) return true;
     bool wake = false;
     {
       std::lock_guard lock(mu_);
       const bool was_empty = queue().empty();
       const bool was_hasty = hurry();
-      if (!queue().push(text, holder, limit)) {
-        dropped_inserts_.fetch_add(1, std::memory_order_relaxed);
-        return;
-      }
+      if (!queue().push(claim)) return false;
       ++queued_;
+      // Look-ups do not see that one which waits is withdrawn.
+      any_withdrawn_ = any_withdrawn_ || claim.is_withdrawn;
       any_waits_.store(true, std::memory_order_relaxed);
       wake = was_empty || (hurry() && !was_hasty);
     }
     if (wake) wake_.notify_one();
+    return true;
   }
 
   void drop_worker(uint32_t worker) {
@@ -220,9 +238,9 @@ class PrefixIndex::Impl {
     if (found.matched_bytes == text.size() || !any_waits_.load(std::memory_order_relaxed)) return found;
     // Claims of the last milliseconds are not in the tree yet, and a burst of equal prompts is over by then.
     const EpochGuard guard;
-    const auto consider = [&](std::string_view claimed, Holder holder, size_t) {
-      if (holder.generation != tree_.generations().of(holder.worker)) return;
-      found.add(holder.worker, whole_characters(text, common_prefix(text, claimed)));
+    const auto consider = [&](const PendingInserts::Claim& claim) {
+      if (claim.is_withdrawn || claim.holder.generation != tree_.generations().of(claim.holder.worker)) return;
+      found.add(claim.holder.worker, whole_characters(text, common_prefix(text, claim.text)));
     };
     for (const PendingInserts& pending : pending_) pending.for_latest(consider);
     return found;
@@ -238,6 +256,7 @@ class PrefixIndex::Impl {
             .nodes = tree_.nodes(),
             .inserts = inserts_.load(std::memory_order_relaxed),
             .dropped_inserts = dropped_inserts_.load(std::memory_order_relaxed),
+            .withdrawn_inserts = withdrawn_inserts_.load(std::memory_order_relaxed),
             .evictions_budget = tree_.evictions_budget(),
             .evictions_size = tree_.evictions_size(),
             .evictions_worker = tree_.evictions_worker()};
@@ -250,7 +269,7 @@ class PrefixIndex::Impl {
   // Under the lock: what is queued should not wait for more.
   bool hurry() const {
     return stop_ || flushes_ > 0 || sweeps_wanted_ > sweeps_done_ || queue().half_full() || !asked_.empty() ||
-           queue().count() >= kTogether;
+           any_withdrawn_ || queue().count() >= kTogether;
   }
 
   void run() {
@@ -274,6 +293,7 @@ class PrefixIndex::Impl {
       PendingInserts& batch = queue();
       active_ = 1 - active_;
       batch_bytes_ = batch.bytes();
+      any_withdrawn_ = false;
       const uint64_t sweeps = sweeps_wanted_;
       sweep_now = sweep_now || sweeps > sweeps_done_;
       if (sweep_now) stale_ = false;
@@ -281,10 +301,15 @@ class PrefixIndex::Impl {
       lock.unlock();
 
       const uint32_t tick = tick_since(start);
-      batch.for_each([&](std::string_view text, Holder holder, size_t limit) {
+      batch.for_each([&](const PendingInserts::Claim& claim) {
         // The worker restarted while the claim waited: it is void already.
-        if (holder.generation != tree_.generations().of(holder.worker)) return;
-        const bool done = tree_.insert(text, holder, tick, limit);
+        if (claim.holder.generation != tree_.generations().of(claim.holder.worker)) return;
+        if (claim.is_withdrawn) {
+          tree_.withdraw(claim.text, claim.holder, claim.kept());
+          withdrawn_inserts_.fetch_add(1, std::memory_order_relaxed);
+          return;
+        }
+        const bool done = tree_.insert(claim.text, claim.holder, tick, claim.limit);
         (done ? inserts_ : dropped_inserts_).fetch_add(1, std::memory_order_relaxed);
       });
       if (sweep_now) tree_.sweep();
@@ -307,6 +332,7 @@ class PrefixIndex::Impl {
   PrefixTree tree_;
   std::atomic<uint64_t> inserts_{0};
   std::atomic<uint64_t> dropped_inserts_{0};
+  std::atomic<uint64_t> withdrawn_inserts_{0};
   std::atomic<bool> any_waits_{false};  // a claim is in the queue, or being applied
 
   mutable std::mutex mu_;  // guards all below; held for a few instructions only
@@ -319,6 +345,7 @@ class PrefixIndex::Impl {
   uint64_t cleared_at_ = 0;  // epoch
   size_t batch_bytes_ = 0;
   uint64_t queued_ = 0;
+  bool any_withdrawn_ = false;  // of the queue
   uint64_t applied_ = 0;
   int flushes_ = 0;  // callers that wait in flush()
   std::vector<std::pair<size_t, std::function<void(PrefixIndexReport)>>> asked_;
@@ -334,6 +361,7 @@ PrefixIndex::PrefixIndex(PrefixIndexOptions options) : impl_(std::make_unique<Im
 PrefixIndex::~PrefixIndex() = default;
 PrefixMatch PrefixIndex::match(std::string_view text) const { return impl_->match(text); }
 void PrefixIndex::insert(std::string_view text, uint32_t worker, size_t limit) { impl_->insert(text, worker, limit); }
+void PrefixIndex::withdraw(std::string_view text, uint32_t worker, size_t kept) { impl_->withdraw(text, worker, kept); }
 void PrefixIndex::drop_worker(uint32_t worker) { impl_->drop_worker(worker); }
 void PrefixIndex::sweep() { impl_->sweep(); }
 void PrefixIndex::flush() { impl_->flush(); }

@@ -79,6 +79,7 @@ struct PrefixIndexStats {
   size_t nodes = 0;
   uint64_t inserts = 0;
   uint64_t dropped_inserts = 0;
+  uint64_t withdrawn_inserts = 0;
   uint64_t evictions_budget = 0;  // nodes that went because the whole index was full
   uint64_t evictions_size = 0;    // claims that went because their worker's share was full
   uint64_t evictions_worker = 0;  // claims that went because their worker was dropped
@@ -114,6 +115,11 @@ class PrefixIndex {
   // worker's share; when the queue is full the claim is dropped and counted.
   // `limit`: bytes of text that the worker can hold, where more is known than max_bytes_per_worker.
   void insert(std::string_view text, uint32_t worker, size_t limit = SIZE_MAX);
+  // What insert() has put in for the worker did not come to be held there: the request was refused, say. Its claims go
+  // but for the first `kept` bytes, which it held before. What other requests have claimed meanwhile stays as far as
+  // their texts go on from there; of the same text, or a shorter one, it goes too and comes back with the next request.
+  // Any thread; takes effect within a millisecond or so, and nothing may come of it when the queue is full.
+  void withdraw(std::string_view text, uint32_t worker, size_t kept);
   // All claims of the worker are void from now on: it restarted, was flushed or was removed. Any thread; readers see it
   // at once, memory is freed as it is met.
   void drop_worker(uint32_t worker);

@@ -59,6 +59,30 @@ TEST(PrefixIndexTest, AClaimCountsBeforeItIsApplied) {
   EXPECT_EQ(index.match("void at once").num_holders, 0);
 }
 
+TEST(PrefixIndexTest, WhatIsWithdrawnIsForgotten) {
+  PrefixIndex index({});
+  index.insert("hello world", 1);
+  index.insert("hello there", 1);
+  index.withdraw("hello there", 1, 6);
+  index.insert("hello", 2);
+  index.withdraw("hello", 2, 0);
+  index.flush();
+  const PrefixMatch match = index.match("hello there");
+  EXPECT_EQ(match.matched_bytes, 6u);
+  ASSERT_EQ(match.num_holders, 1);
+  EXPECT_EQ(match.holders[0], 1u);
+  EXPECT_EQ(index.stats().withdrawn_inserts, 2u);
+}
+
+TEST(PrefixIndexTest, AWithdrawalIsNoClaimWhileItWaits) {
+  PrefixIndex index({});
+  for (int i = 0; i < 200; ++i) {
+    const std::string text = "prompt " + std::to_string(i);
+    index.withdraw(text, 3, 0);
+    EXPECT_EQ(index.match(text).num_holders, 0);
+  }
+}
+
 TEST(PrefixIndexTest, StaysWithinItsBudgetUnderManyWriters) {
   const size_t budget = 2 << 20;
   PrefixIndex index({.budget_bytes = budget});

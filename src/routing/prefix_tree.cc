@@ -276,6 +276,36 @@ bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick, siz
   return true;
 }
 
+void PrefixTree::withdraw(std::string_view text, Holder holder, size_t kept) {
+  text = text.substr(0, max_text_);
+  const auto own_claim = [&](const Node* node) {
+    Claim* claim = claim_of(node, holder.worker);
+    const bool lives = claim != nullptr && Claim::is_of(claim->who.load(std::memory_order_relaxed), holder.generation);
+    return lives ? claim : nullptr;
+  };
+  // Nodes end where the text did when it was inserted, and where it left what the worker held then.
+  Node* node = root_;
+  size_t end = 0;
+  while (end < text.size()) {
+    Node* child = child_of(node, text[end]);
+    if (child == nullptr || !text.substr(end).starts_with(child->edge()) || own_claim(child) == nullptr) break;
+    end += child->edge_size;
+    node = child;
+  }
+  const auto goes_on = [&](const Node* above) {
+    bool any = false;
+    each_child(above, [&](const Node* child) { any = any || own_claim(child) != nullptr; });
+    return any;
+  };
+  while (node != root_ && end - node->edge_size >= kept && !goes_on(node)) {
+    Node* parent = node_at(node->parent);
+    end -= node->edge_size;
+    end_claim(node, *own_claim(node));
+    if (node->children.load(std::memory_order_relaxed) == 0 && unheld(node)) remove_leaf(node);
+    node = parent;
+  }
+}
+
 // A child was never used more often than its parent: who looks at the most used first finds the most used of all.
 PrefixIndexReport PrefixTree::report(size_t most) const {
   PrefixIndexReport report;

@@ -40,6 +40,9 @@ class PrefixTree {
   // bytes of text of this worker, as max_bytes_per_worker those of all. False if there was no room: everything
   // evictable was in use by readers.
   bool insert(std::string_view text, Holder holder, uint32_t tick, size_t limit = SIZE_MAX);
+  // The text that was inserted for the holder last did not come to be held: its claims on what lies beyond the first
+  // `kept` bytes end, unless longer texts of it went through there.
+  void withdraw(std::string_view text, Holder holder, size_t kept);
   // Removes the claims of generations that are over, and the nodes that nobody holds any more.
   void sweep();
   // Bytes of text per worker, and the prefixes that most inserts came through, at most `most` of them.

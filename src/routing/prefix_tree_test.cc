@@ -46,18 +46,24 @@ class Oracle {
   void insert(const std::string& text, Holder holder) { texts_[holder.worker].insert({text, holder.generation}); }
   void bump(uint32_t worker) { ++generations_[worker]; }
 
-  PrefixMatch match(const std::string& text) const {
-    PrefixMatch match;
-    match.total_bytes = text.size();
-    std::map<uint32_t, size_t> held;  // the longest prefix that each worker has
+  // Of the text, as held by each worker.
+  std::map<uint32_t, size_t> held(const std::string& text) const {
+    std::map<uint32_t, size_t> held;
     for (const auto& [worker, texts] : texts_) {
       const auto generation = generations_.find(worker);
       const uint32_t current = generation == generations_.end() ? 0 : generation->second;
       for (const auto& [of_worker, life] : texts) {
         if (life == current) held[worker] = std::max(held[worker], common_bytes(of_worker, text));
       }
-      match.matched_bytes = std::max(match.matched_bytes, held[worker]);
     }
+    return held;
+  }
+
+  PrefixMatch match(const std::string& text) const {
+    PrefixMatch match;
+    match.total_bytes = text.size();
+    const auto held = this->held(text);
+    for (const auto& [worker, bytes] : held) match.matched_bytes = std::max(match.matched_bytes, bytes);
     while (tears(text, match.matched_bytes)) --match.matched_bytes;
     for (const auto& [worker, bytes] : held) {
       if (match.matched_bytes > 0 && bytes >= match.matched_bytes) match.holders[match.num_holders++] = worker;
@@ -70,7 +76,7 @@ class Oracle {
   std::map<uint32_t, uint32_t> generations_;
 };
 
-// Random inserts, restarts, sweeps and look-ups of texts that `draw` makes: tree and oracle agree on all of them.
+// Random inserts, some of them withdrawn, restarts, sweeps and look-ups of texts that `draw` makes: tree and oracle agree on all of them.
 template <class Draw>
 void agree_with_oracle(uint64_t seed, uint32_t steps, Draw draw) {
   SCOPED_TRACE("SLUICE_TEST_SEED=" + std::to_string(seed));
@@ -85,11 +91,14 @@ void agree_with_oracle(uint64_t seed, uint32_t steps, Draw draw) {
     if (action < 300) {
       ASSERT_TRUE(tree.insert(text, {worker, life[worker]}, step));
       oracle.insert(text, {worker, life[worker]});
-    } else if (action < 303) {
+    } else if (action < 350) {
+      ASSERT_TRUE(tree.insert(text, {worker, life[worker]}, step));
+      tree.withdraw(text, {worker, life[worker]}, oracle.held(text)[worker]);
+    } else if (action < 353) {
       ++life[worker];
       tree.generations().bump(worker);
       oracle.bump(worker);
-    } else if (action == 303) {
+    } else if (action == 353) {
       tree.sweep();
     } else {
       const PrefixMatch got = tree.match(text);
@@ -124,6 +133,42 @@ TEST(PrefixTreeTest, InsertSplitsAtTheFirstDifference) {
   EXPECT_EQ(workers_of(tree.match("abc")), (std::set<uint32_t>{1, 2}));
   EXPECT_EQ(workers_of(tree.match("abcd")), (std::set<uint32_t>{1}));
   EXPECT_EQ(workers_of(tree.match("abcx")), (std::set<uint32_t>{2}));
+}
+
+TEST(PrefixTreeTest, WhatIsWithdrawnLeavesWhatWasHeldBefore) {
+  PrefixTree tree(kAmple, kAmple);
+  ASSERT_TRUE(tree.insert("system", {1, 0}, 1));
+  ASSERT_TRUE(tree.insert("system question", {1, 0}, 2));
+  tree.withdraw("system question", {1, 0}, 6);
+  EXPECT_EQ(tree.match("system question").matched_bytes, 6u);
+  EXPECT_EQ(tree.nodes(), 2u);
+  EXPECT_EQ(tree.worker_bytes(1), 6u);
+  tree.withdraw("system", {1, 0}, 0);
+  EXPECT_EQ(tree.match("system").matched_bytes, 0u);
+  EXPECT_EQ(tree.nodes(), 1u);
+  EXPECT_EQ(tree.worker_bytes(1), 0u);
+  tree.withdraw("never inserted", {1, 0}, 0);
+}
+
+TEST(PrefixTreeTest, WhatIsWithdrawnLeavesWhatOthersHold) {
+  PrefixTree tree(kAmple, kAmple);
+  ASSERT_TRUE(tree.insert("system of another", {2, 0}, 1));
+  ASSERT_TRUE(tree.insert("system refused", {1, 0}, 2));
+  ASSERT_TRUE(tree.insert("system answered", {1, 0}, 3));  // after it, and it has begun to hold "system "
+  tree.withdraw("system refused", {1, 0}, 0);
+  EXPECT_EQ(workers_of(tree.match("system refused")), (std::set<uint32_t>{1, 2}));
+  EXPECT_EQ(tree.match("system refused").matched_bytes, 7u);
+  EXPECT_EQ(tree.match("system answered").matched_bytes, 15u);
+  EXPECT_EQ(tree.match("system of another").matched_bytes, 17u);
+  tree.withdraw("system of another", {1, 0}, 0);
+  EXPECT_EQ(workers_of(tree.match("system of another")), (std::set<uint32_t>{2})) << "it is not the one who withdraws";
+}
+
+TEST(PrefixTreeTest, AClaimOfAnotherLifeIsNotWithdrawn) {
+  PrefixTree tree(kAmple, kAmple);
+  ASSERT_TRUE(tree.insert("text", {1, 0}, 1));
+  tree.withdraw("text", {1, 1}, 0);
+  EXPECT_EQ(tree.match("text").matched_bytes, 4u);
 }
 
 TEST(PrefixTreeTest, TheMostRecentHolderComesFirst) {

@@ -124,14 +124,26 @@ void KvView::match(KvPrompt& prompt, TimePoint now, std::vector<Known>& found) c
   }
 }
 
-void KvView::sent(const KvPrompt& prompt, uint32_t worker, TimePoint now) {
+template <class Visit>
+void KvView::each_block(const KvPrompt& prompt, uint32_t worker, Visit visit) {
   const uint32_t size = of(worker).block_size;
   for (const KvPrompt::Names& named : prompt.names) {
     if (named.block_size != size) continue;
-    for (const routing::BlockName name : named.names) {
-      recent_[name % kRecent].store(entry_of(name, worker, tick_of(now)), std::memory_order_relaxed);
-    }
+    for (const routing::BlockName name : named.names) visit(recent_[name % kRecent], name);
   }
+}
+
+void KvView::sent(const KvPrompt& prompt, uint32_t worker, TimePoint now) {
+  each_block(prompt, worker, [&](std::atomic<uint64_t>& entry, routing::BlockName name) {
+    entry.store(entry_of(name, worker, tick_of(now)), std::memory_order_relaxed);
+  });
+}
+
+void KvView::unsent(const KvPrompt& prompt, uint32_t worker, TimePoint sent_at) {
+  each_block(prompt, worker, [&](std::atomic<uint64_t>& entry, routing::BlockName name) {
+    uint64_t own = entry_of(name, worker, tick_of(sent_at));
+    entry.compare_exchange_strong(own, 0, std::memory_order_relaxed);
+  });
 }
 
 }  // namespace sluice::gateway

@@ -63,6 +63,8 @@ class KvView {
   void match(KvPrompt& prompt, TimePoint now, std::vector<Known>& found) const;
   // The prompt goes to the worker: until its events can tell, it counts as held.
   void sent(const KvPrompt& prompt, uint32_t worker, TimePoint now);
+  // It was not computed there after all: what counts since that time, and was sent to nobody later, does not.
+  void unsent(const KvPrompt& prompt, uint32_t worker, TimePoint sent_at);
   // Its cache was emptied: what was sent before counts no more. Any thread.
   void forget_sent(uint32_t worker, TimePoint now);
 
@@ -74,6 +76,9 @@ class KvView {
   uint64_t state(uint32_t worker) const;
   void change(uint32_t worker, uint64_t mask, uint64_t bits);
   void name(KvPrompt& prompt) const;
+  // visit(entry of recent_, name) for each block of the prompt.
+  template <class Visit>
+  void each_block(const KvPrompt& prompt, uint32_t worker, Visit visit);
 
   std::array<std::atomic<Chunk*>, kChunks> states_{};
   std::array<std::atomic<uint32_t>, 4> block_sizes_{};  // in use, 0 = none

@@ -89,6 +89,27 @@ TEST_F(KvViewTest, WhatWasSentCountsUntilTheEventsCanTell) {
   EXPECT_TRUE(match(prompt(0, 64)).empty()) << "the events have told by now";
 }
 
+TEST_F(KvViewTest, WhatWasNotComputedAfterAllDoesNotCount) {
+  for (const uint32_t worker : {1U, 2U}) {
+    view_.set_known(worker, KvKnowledge::kAll, 16, now_);
+    view_.set_trusted(worker, true, false);
+  }
+  KvPrompt text = prompt(0, 64);
+  std::vector<KvView::Known> found;
+  view_.match(text, now_, found);
+  view_.sent(text, 1, now_);
+  view_.unsent(text, 2, now_);
+  EXPECT_THAT(match(text), UnorderedElementsAre(Pair(1, 64))) << "it was sent to another worker";
+  view_.unsent(text, 1, now_);
+  EXPECT_TRUE(match(text).empty());
+  const TimePoint first = now_;
+  view_.sent(text, 1, now_);
+  now_ += 1s;
+  view_.sent(text, 1, now_);
+  view_.unsent(text, 1, first);
+  EXPECT_THAT(match(text), UnorderedElementsAre(Pair(1, 64))) << "a later one of the same text goes on";
+}
+
 TEST_F(KvViewTest, WhatWasSentBeforeTheCacheWasEmptiedDoesNotCount) {
   view_.set_known(1, KvKnowledge::kAll, 16, now_);
   view_.set_trusted(1, true, false);
