@@ -7,6 +7,9 @@
 namespace sluice::cli {
 namespace {
 
+// Who listens on this machine only does not mean to tell the world his metrics.
+constexpr std::string_view kMetricsHost = "prometheus-host";
+
 enum class Owner { kServe, kEngine, kGateway };
 
 // The rows of the three tables as one, with the prefixed names.
@@ -41,6 +44,10 @@ Joined join() {
   for (size_t row = 0; row < gateway.size(); ++row) {
     internal::OptionSpec spec = gateway.specs()[row];
     if (spec.name == "host" || spec.name == "port") continue;
+    if (spec.name == kMetricsHost) {
+      spec.value = std::string();
+      spec.help = "Address of the metrics endpoint; without it that of --host.";
+    }
     if (has_prefixed_form(spec.name)) {
       spec.name = joined.prefixed(spec.name);
       for (auto& alias : spec.aliases) alias = joined.prefixed(alias);
@@ -235,6 +242,7 @@ Result<ServeCommand> parse_serve(const Arguments& arguments) {
     if (gateway_given[row] || (command.serve.router_disable_arg_fallback && has_prefixed_form(spec.name))) continue;
     // Its engine publishes no KV events, and a model's tokenizer may be in a form that the gateway does not read.
     if (spec.name == "tokenizer-path" || spec.name == "chat-template") continue;
+    if (spec.name == kMetricsHost) command.gateway.prometheus_host = command.engine.host;
     if (const auto value = engine_value(command.engine, spec)) gateway.assign(command.gateway, row, *value);
   }
   SLUICE_TRY_VOID(take_certificate(command));

@@ -37,7 +37,8 @@ struct ServeCommand {
 };
 
 // A gateway option takes the value of --router-<name>; else, unless --router-disable-arg-fallback, the engine's value
-// of the same name if there is one that is not empty; else its default. Host and port are always the engine's.
+// of the same name if there is one that is not empty; else its default. Host and port are always the engine's, and the
+// metrics are on that host unless --router-prometheus-host says otherwise.
 Result<ServeCommand> parse_serve(const Arguments& arguments);
 
 }  // namespace sluice::cli

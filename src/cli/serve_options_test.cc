@@ -25,6 +25,14 @@ TEST(ServeOptionsTest, ListensWhereTheEngineWould) {
   EXPECT_EQ(parsed({"--port", "0", "--host", "0.0.0.0"}).gateway.port, 0);
 }
 
+TEST(ServeOptionsTest, MetricsAreWhereTheGatewayListensUnlessSaidOtherwise) {
+  EXPECT_EQ(parsed({}).gateway.prometheus_host, "127.0.0.1");
+  EXPECT_EQ(parsed({"--host", "0.0.0.0"}).gateway.prometheus_host, "0.0.0.0");
+  EXPECT_EQ(parsed({"--host", "::1", "--router-prometheus-host", "127.0.0.2"}).gateway.prometheus_host, "127.0.0.2");
+  EXPECT_EQ(parsed({"--router-disable-arg-fallback"}).gateway.prometheus_host, "0.0.0.0")
+      << "the gateway's own default";
+}
+
 TEST(ServeOptionsTest, PrefixedFlagsReachTheGatewayAndOthersTheWorkers) {
   const auto command =
       parsed({"--model-path", "m", "--dp-size", "4", "--router-policy", "round_robin", "--router-cache-match-threshold",

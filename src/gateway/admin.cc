@@ -71,10 +71,14 @@ Task<Response> info(AdminCall& call) {
   co_return error_response(503, "no_workers", "no healthy worker");
 }
 
-Task<Response> models(AdminCall& call) {
-  WorkerList workers = *call.context.fleet.snapshot();
+WorkerList healthy_workers(const Context& context) {
+  WorkerList workers = *context.fleet.snapshot();
   std::erase_if(workers, [](const WorkerPtr& worker) { return !worker->healthy || worker->draining; });
-  if (workers.empty()) co_return error_response(503, "no_workers", "no healthy worker");
+  return workers;
+}
+
+// What those workers say that they serve: their own entries, each id once.
+Task<std::vector<Json>> read_models(AdminCall& call, WorkerList workers) {
   net::Client& client = call.loop.client;
   net::EventLoop& loop = call.loop.loop;
   // All at once: one that hangs makes nobody wait for longer than itself.
@@ -87,7 +91,7 @@ Task<Response> models(AdminCall& call) {
     co_return answer.ok() && answer->status == 200 ? std::move(answer->body) : std::string();
   };
   const auto texts = co_await gather_from<std::string, WorkerPtr>(loop, std::move(workers), ask);
-  Json list = Json::array();
+  std::vector<Json> list;
   std::set<std::string> seen;
   for (const std::string& text : texts) {
     if (text.empty()) continue;
@@ -100,7 +104,26 @@ Task<Response> models(AdminCall& call) {
       if (seen.insert(entry["id"].get<std::string>()).second) list.push_back(entry);
     }
   }
+  co_return list;
+}
+
+Task<Response> models(AdminCall& call) {
+  WorkerList workers = healthy_workers(call.context);
+  if (workers.empty()) co_return error_response(503, "no_workers", "no healthy worker");
+  const std::vector<Json> list = co_await read_models(call, std::move(workers));
   co_return json_response(200, Json{{"object", "list"}, {"data", list}});
+}
+
+// An id may have slashes, escaped or not.
+Task<Response> one_model(AdminCall& call) {
+  const std::string id = net::percent_decode(call.path.substr(std::string_view("/v1/models/").size()));
+  WorkerList workers = healthy_workers(call.context);
+  if (workers.empty()) co_return error_response(503, "no_workers", "no healthy worker");
+  const std::vector<Json> list = co_await read_models(call, std::move(workers));
+  for (const Json& entry : list) {
+    if (entry["id"] == id) co_return json_response(200, entry);
+  }
+  co_return error_response(404, "model_not_found", fmt::format("no worker serves the model {}", id));
 }
 
 Task<Response> loads(AdminCall& call) {
@@ -269,11 +292,12 @@ constexpr std::string_view kAnyMethod = "GET, POST, PUT, PATCH, DELETE";
 constexpr bool kLargeBody = true;
 
 constexpr AdminRoute kRoutes[] = {
-    {"/health", "GET", kPublic, ok},
-    {"/liveness", "GET", kPublic, ok},
-    {"/readiness", "GET", kPublic, readiness},
+    {"/health", "GET, HEAD", kPublic, ok},
+    {"/liveness", "GET, HEAD", kPublic, ok},
+    {"/readiness", "GET, HEAD", kPublic, readiness},
     {"/health_generate", "GET", kPublic, info},
     {"/v1/models", "GET", kPublic, models},
+    {"/v1/models/", "GET", kPublic, one_model},
     {"/get_model_info", "GET", kPublic, info},
     {"/model_info", "GET", kPublic, info},
     {"/get_server_info", "GET", kPublic, info},

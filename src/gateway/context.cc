@@ -87,6 +87,23 @@ void Context::attend(const WorkerPtr& worker) {
   control->watch(worker);
 }
 
+Result<net::Url> parse_worker_url(std::string_view text) {
+  if (text.find(',') != std::string_view::npos) {
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("'{}' is not the URL of one worker: several stand side by side with spaces between them, "
+                             "as in http://a:8000 http://b:8000",
+                             text)};
+  }
+  SLUICE_TRY(auto url, net::parse_url(text));
+  const bool has_port = text.substr(0, text.find('/')).find(':') != std::string_view::npos;
+  if (text.find("://") == std::string_view::npos && !has_port) {
+    return Error{
+        ErrorCode::kInvalidArgument,
+        fmt::format("'{0}' has neither a scheme nor a port: http://{0} is port 80 there, {0}:8000 port 8000", text)};
+  }
+  return url;
+}
+
 Result<void> check_api_key(std::string_view api_key) {
   // It goes out in a head, and to a successor in a document.
   if (std::ranges::all_of(api_key, [](char c) { return c >= ' ' && c <= '~'; })) return {};
@@ -94,7 +111,7 @@ Result<void> check_api_key(std::string_view api_key) {
 }
 
 Result<WorkerPtr> Context::add_worker(const std::string& url, const std::string& api_key, const char* source) {
-  auto address = net::parse_url(url);
+  auto address = parse_worker_url(url);
   const auto key = check_api_key(api_key);
   if (!address.ok() || !key.ok()) {
     metrics.counter("smg_discovery_registrations_total", {source, "failed"}).add();

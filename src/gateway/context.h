@@ -50,6 +50,9 @@ class HitRate {
   std::array<Part, 60> parts_{};
 };
 
+// As net::parse_url(); kInvalidArgument also of a list of several, and of a mere word, which is more likely a mistake
+// than a host on port 80.
+Result<net::Url> parse_worker_url(std::string_view text);
 // kInvalidArgument unless it is printable ASCII, which an empty one is.
 Result<void> check_api_key(std::string_view api_key);
 

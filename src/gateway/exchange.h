@@ -106,9 +106,9 @@ class Exchange {
   std::string body_;
   BodyFacts facts_;
   Destination destination_;
-  int64_t prompt_tokens_ = 0;        // estimate
-  double matched_share_ = 0;         // of the prompt that the chosen worker is believed to hold
-  double found_share_ = 0;           // of the prompt that the index found, with whoever
+  int64_t prompt_tokens_ = 0;  // estimate
+  double matched_share_ = 0;   // of the prompt that the chosen worker is believed to hold
+  double found_share_ = 0;     // of the prompt that the index found, with whoever
   // What the index has been told that the worker of this attempt will hold; none when it is known to be so.
   struct PrefixClaim {
     size_t kept = 0;  // bytes of the routing text that it held before

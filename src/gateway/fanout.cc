@@ -1,6 +1,7 @@
 #include "gateway/fanout.h"
 
 #include <algorithm>
+#include <map>
 #include <set>
 
 #include "gateway/ask.h"
@@ -76,6 +77,59 @@ std::string complaint(const Result<Response>& answer) {
   return text;
 }
 
+// What a worker says is wrong, in its own words.
+std::string words_of(const Response& answer) {
+  const auto document = parse_client_json(answer.body);
+  if (document.ok() && document->is_object()) {
+    const auto error = document->find("error");
+    const Json& of = error != document->end() && error->is_object() ? *error : *document;
+    for (const char* name : {"message", "detail", "error", "error_msg"}) {
+      const auto text = of.find(name);
+      if (text != of.end() && text->is_string()) return text->get<std::string>().substr(0, kQuoted);
+    }
+  }
+  return answer.body.substr(0, kQuoted);
+}
+
+// What to say when no worker did it: the status and the words that all of them gave, if it is the same status.
+struct Verdict {
+  int status = 502;
+  std::string code = "no_worker_response", message;
+};
+Verdict verdict_of(const std::vector<Answer>& answers) {
+  Verdict verdict;
+  std::set<int> statuses;
+  std::set<std::string> words;
+  for (const Answer& answer : answers) {
+    statuses.insert((*answer).ok() ? (*answer)->status : 0);
+    if ((*answer).ok()) words.insert(words_of(**answer));
+  }
+  if (!words.empty()) verdict.code = "workers_failed";
+  const bool agree = statuses.size() == 1 && *statuses.begin() >= 400;
+  if (agree) verdict.status = *statuses.begin();
+  verdict.message = fmt::format("none of {} workers did it", answers.size());
+  if (agree && words.size() == 1 && !words.begin()->empty()) {
+    verdict.message += ": " + *words.begin();
+  } else {
+    verdict.message += "; \"failed\" says why";
+  }
+  return verdict;
+}
+
+// Of an engine's metrics, when nobody gave any.
+std::string why_no_metrics(const std::vector<Answer>& answers) {
+  std::map<int, size_t> counts;  // by status, 0 = no answer
+  for (const Answer& answer : answers) ++counts[(*answer).ok() ? (*answer)->status : 0];
+  std::string text = "All backend requests failed";
+  for (const char* separator = ": "; const auto& [status, count] : counts) {
+    text += std::exchange(separator, ", ");
+    text += status == 0 ? fmt::format("{} of {} workers gave no answer to GET /metrics", count, answers.size())
+                        : fmt::format("{} of {} workers answered GET /metrics with {}", count, answers.size(), status);
+  }
+  if (counts.rbegin()->first != 0) text += "; engines have metrics when they are started with --enable-metrics";
+  return text;
+}
+
 Response relayed(Response answer) {
   answer.headers = relayed_headers(answer.headers, {{"x-request-id", ""}});
   return answer;
@@ -86,6 +140,13 @@ Response wrong_method(const AdminCall& call, std::string_view methods) {
   response.headers.add("Allow", std::string(methods));
   return response;
 }
+
+Response nobody_to_ask(std::string_view path) {
+  // As the existing gateways do.
+  return error_response(path.ends_with("_profile") ? 404 : 503, "no_workers", "no worker");
+}
+
+std::string text_of(const Json& document) { return document.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
 // Of the answers to one question the first with 2xx, as soon as it is there; else the last of all.
 Task<Response> first_good(AdminCall& call, std::string method) {
@@ -136,6 +197,8 @@ Task<Response> fan_out(AdminCall& call) {
     return question;
   };
   const WorkerList workers = by_address(call.loop.fleet(call.context.fleet));
+  // That no cache holds anything is true then, and the existing gateways say so.
+  if (workers.empty() && call.path != "/flush_cache") co_return nobody_to_ask(call.path);
   const auto answers =
       co_await ask_all(call, workers, std::move(question_for), bound_of(call.path, call.context.options));
 
@@ -157,14 +220,26 @@ Task<Response> fan_out(AdminCall& call) {
   const char* counted = call.path == "/flush_cache"       ? "workers_flushed"
                         : call.path.ends_with("_profile") ? "workers_profiled"
                                                           : "workers_done";
-  const Json document{{"status", all ? "success" : "partial_success"},
-                      {"message", fmt::format("{} of {} workers did it", done.size(), workers.size())},
-                      {counted, done.size()},
-                      {"total_http_workers", workers.size()},
-                      {"total_workers", workers.size()},
-                      {"successful", done},
-                      {"failed", failed}};
-  co_return Response::json(all ? 200 : 206, document.dump(-1, ' ', false, Json::error_handler_t::replace));
+  const bool none = !all && done.empty();
+  Json document{{"status", all    ? "success"
+                           : none ? "failed"
+                                  : "partial_success"},
+                {"message", fmt::format("{} of {} workers did it", done.size(), workers.size())},
+                {counted, done.size()},
+                {"total_http_workers", workers.size()},
+                {"total_workers", workers.size()},
+                {"successful", done},
+                {"failed", failed}};
+  if (!none) co_return Response::json(all ? 200 : 206, text_of(document));
+  const Verdict verdict = verdict_of(answers);
+  document["message"] = verdict.message;
+  document["error"] = Json{{"type", net::reason_phrase(verdict.status)},
+                           {"code", verdict.code},
+                           {"message", verdict.message},
+                           {"param", nullptr}};
+  auto response = Response::json(verdict.status, text_of(document));
+  response.headers.set("X-SMG-Error-Code", verdict.code);
+  co_return response;
 }
 
 Task<Response> abort_request(AdminCall& call) {
@@ -226,7 +301,7 @@ Task<Response> engine_metrics(AdminCall& call) {
     any = true;
     merged.add(workers[i]->address.to_string(), answer->body);
   }
-  if (!any) co_return error_response(500, "no_worker_response", "All backend requests failed");
+  if (!any) co_return error_response(500, "no_worker_response", why_no_metrics(answers));
   auto response = Response::text(200, merged.text());
   response.headers.set("Content-Type", obs::kExpositionContentType);
   co_return response;

@@ -6,7 +6,8 @@
 
 namespace sluice::gateway {
 
-// The same call to every worker; one document says who did it and who did not.
+// The same call to every worker; one document says who did it and who did not. Where nobody did, it is an error of the
+// status on which they agree, else 502.
 net::Task<net::Response> fan_out(AdminCall& call);
 // As fan_out(), of a body that must say which requests are meant: engines take an empty "rid" for all of them.
 net::Task<net::Response> abort_request(AdminCall& call);

@@ -37,6 +37,12 @@ TEST_F(GatewayTest, AnswersItsOwnRoutes) {
   EXPECT_EQ(call("GET", "/health")->status, 200);
   EXPECT_EQ(call("GET", "/liveness")->status, 200);
   EXPECT_EQ(call("GET", "/readiness")->status, 200);
+  for (const char* path : {"/health", "/liveness", "/readiness"}) {
+    const auto head = call("HEAD", path);
+    EXPECT_EQ(head->status, 200) << path;
+    EXPECT_EQ(head->body, "");
+    EXPECT_EQ(head->headers.get("content-length"), std::to_string(call("GET", path)->body.size()));
+  }
   EXPECT_EQ(Json::parse(call("GET", "/v1/models")->body)["data"][0]["id"], "m");
   for (const char* path : {"/get_server_info", "/server_info", "/get_model_info", "/model_info", "/get_loads",
                            "/v1/loads", "/health_generate", "/list_workers"}) {
@@ -72,6 +78,9 @@ TEST_F(GatewayTest, AddsAndRemovesWorkers) {
   EXPECT_EQ(call("DELETE", location)->status, 202);
   EXPECT_TRUE(eventually([&] { return call("GET", location)->status == 404; }));
   EXPECT_EQ(call("POST", "/workers", "[]")->status, 400);
+  const auto word = call("POST", "/workers", R"({"url":"foo"})");
+  EXPECT_EQ(word->status, 400);
+  EXPECT_THAT(word->body, HasSubstr("neither a scheme nor a port"));
 }
 
 TEST_F(GatewayTest, AsksForItsKey) {

@@ -55,6 +55,29 @@ TEST_F(ModelsTest, ARequestGoesToTheWorkersOfItsModel) {
   expect_settled();
 }
 
+TEST_F(ModelsTest, OneModelIsAnEntryOfTheList) {
+  serving("org/model-a");
+  serving("model-b");
+  start_and_learn({}, {"org/model-a", "model-b"});
+  const Json listed = Json::parse(call("GET", "/v1/models")->body)["data"];
+  for (const char* path : {"/v1/models/org/model-a", "/v1/models/org%2Fmodel-a", "/v1/models/model-b"}) {
+    const auto found = call("GET", path);
+    ASSERT_EQ(found->status, 200) << path;
+    EXPECT_NE(std::ranges::find(listed, Json::parse(found->body)), listed.end()) << found->body;
+  }
+  EXPECT_EQ(Json::parse(call("GET", "/v1/models/model-b")->body)["id"], "model-b");
+  const auto unknown = call("GET", "/v1/models/model-c");
+  EXPECT_EQ(unknown->status, 404);
+  EXPECT_EQ(code_of(unknown), "model_not_found");
+  EXPECT_EQ(Json::parse(unknown->body)["error"]["code"], "model_not_found");
+  EXPECT_EQ(call("DELETE", "/v1/models/model-b")->status, 405);
+}
+
+TEST_F(ModelsTest, WithoutWorkersNoModelIsKnown) {
+  start();
+  EXPECT_EQ(code_of(call("GET", "/v1/models/model-a")), "no_workers");
+}
+
 TEST_F(ModelsTest, AWorkerThatIsAddedLaterBringsItsModel) {
   serving("model-a");
   start_and_learn({"--enable-igw"}, {"model-a"});

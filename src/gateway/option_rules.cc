@@ -4,7 +4,6 @@
 
 #include "gateway/context.h"
 #include "gateway/options.h"
-#include "net/http.h"
 #include "obs/trace_exporter.h"
 
 namespace sluice::gateway {
@@ -12,7 +11,7 @@ namespace sluice::gateway {
 Result<void> validate(const GatewayOptions& options) {
   const auto bad = [](std::string message) { return Error{ErrorCode::kBadOption, std::move(message)}; };
   for (const std::string& url : options.worker_urls) {
-    const auto parsed = net::parse_url(url);
+    const auto parsed = parse_worker_url(url);
     if (!parsed.ok()) return bad(fmt::format("--worker-urls: {}", parsed.error().message));
   }
   if (options.api_key) {

@@ -1,11 +1,14 @@
 #include "gateway/options.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "gateway/policy/policy.h"
 
 namespace sluice::gateway {
 namespace {
+
+using ::testing::HasSubstr;
 
 Result<void> check(std::vector<std::string> flags) {
   const auto options = gateway_option_table().parse(flags);
@@ -46,6 +49,14 @@ TEST(GatewayOptionsTest, TheCommandsOfTheGuideAreTaken) {
   }
 }
 
+TEST(GatewayOptionsTest, AWorkerUrlHasASchemeOrAPort) {
+  for (const char* url : {"http://foo", "foo:8000", "[::1]:8000", "https://foo", "10.0.0.1:30000"}) {
+    EXPECT_TRUE(check({"--worker-urls", url}).ok()) << url;
+  }
+  EXPECT_THAT(check({"--worker-urls", "foo"}).error().message, HasSubstr("'foo' has neither a scheme nor a port"));
+  EXPECT_THAT(check({"--worker-urls", "http://a:1,http://b:2"}).error().message, HasSubstr("with spaces between them"));
+}
+
 TEST(GatewayOptionsTest, ThePoliciesOfTheFlagAreThoseOfTheRegistry) {
   for (const PolicyRow& row : policies()) EXPECT_TRUE(check({"--policy", std::string(row.name)}).ok()) << row.name;
   EXPECT_FALSE(check({"--policy", "bucket"}).ok());
@@ -70,6 +81,9 @@ TEST(GatewayOptionsTest, WhatCannotBeIsRefusedAtStartUp) {
       {"--worker-urls", "grpc://h:1"},
       {"--worker-urls", "http://"},
       {"--worker-urls", "http://h\xff:1"},
+      {"--worker-urls", "foo"},
+      {"--worker-urls", "foo/path:8000"},
+      {"--worker-urls", "http://a:8000,http://b:8000"},
       {"--api-key", "\xff"},
       {"--health-check-endpoint", "health"},
       {"--api-key", ""},

@@ -1,4 +1,5 @@
 // Routes that ask every worker, and those whose answer is rebuilt or refused, over real sockets.
+#include <atomic>
 #include <boost/asio/redirect_error.hpp>
 
 #include "gateway/gateway_fixture.h"
@@ -204,6 +205,64 @@ TEST_F(RoutesTest, AControlVerbThatSomeRefuseOrNeverAnswerIsBounded) {
   EXPECT_THAT(failed[hangs.url()], HasSubstr("within 1 s"));
 }
 
+TEST_F(RoutesTest, AControlVerbThatAllRefuseIsTheirRefusal) {
+  const std::string words = R"({"object":"error","message":"mode must be abort","code":400})";
+  std::atomic<int> one_says = 400, two_says = 400;
+  std::atomic<bool> alike = true;
+  ScriptedWorker& one = scripted([&](const Received&) { return net::Response::json(one_says, words); });
+  scripted([&](const Received&) {
+    return net::Response::json(two_says, alike ? words : R"({"error":{"message":"another reason"}})");
+  });
+  start_all();
+  const auto paused = [&] { return call("POST", "/pause_generation", R"({"mode":"foo"})"); };
+  const auto refused = paused();
+  EXPECT_EQ(refused->status, 400);
+  EXPECT_EQ(code_of(refused), "workers_failed");
+  const auto document = Json::parse(refused->body);
+  EXPECT_EQ(document["error"]["message"], "none of 2 workers did it: mode must be abort");
+  EXPECT_EQ(document["error"]["code"], "workers_failed");
+  EXPECT_EQ(document["status"], "failed");
+  EXPECT_EQ(document["workers_done"], 0);
+  EXPECT_EQ(document["failed"].size(), 2u);
+
+  alike = false;
+  EXPECT_EQ(Json::parse(paused()->body)["message"], "none of 2 workers did it; \"failed\" says why");
+  two_says = 500;
+  EXPECT_EQ(paused()->status, 502) << "they do not agree";
+  one_says = 500;
+  EXPECT_EQ(paused()->status, 500);
+  one_says = two_says = 302;
+  EXPECT_EQ(paused()->status, 502) << "that is no answer to such a question";
+  one_says = 200;
+  EXPECT_EQ(paused()->status, 206);
+  EXPECT_EQ(one.received().size(), 6u);
+}
+
+TEST_F(RoutesTest, AControlVerbThatNobodyAnswersIs502) {
+  worker();
+  start();
+  workers_[0]->stop();
+  for (const char* verb : {"/flush_cache", "/start_profile", "/continue_generation"}) {
+    const auto answer = call("POST", verb);
+    EXPECT_EQ(answer->status, 502) << verb;
+    EXPECT_EQ(code_of(answer), "no_worker_response") << verb;
+    EXPECT_EQ(Json::parse(answer->body)["failed"].size(), 1u);
+  }
+}
+
+TEST_F(RoutesTest, WithoutWorkersThereIsNobodyToControl) {
+  start();
+  const auto flushed = call("POST", "/flush_cache");
+  EXPECT_EQ(flushed->status, 200) << "no cache holds anything";
+  EXPECT_EQ(Json::parse(flushed->body)["total_workers"], 0);
+  EXPECT_EQ(call("POST", "/start_profile")->status, 404);
+  for (const char* verb : {"/pause_generation", "/continue_generation", "/update_weight_version"}) {
+    const auto answer = call("POST", verb, "{}");
+    EXPECT_EQ(answer->status, 503) << verb;
+    EXPECT_EQ(code_of(answer), "no_workers") << verb;
+  }
+}
+
 TEST_F(RoutesTest, BodiesOfControlVerbsMayBeAsLargeAsRequests) {
   ScriptedWorker& one = scripted([](const Received&) { return ok(); });
   start_all({"--max-payload-size", "3000000"});
@@ -277,7 +336,15 @@ TEST_F(RoutesTest, MetricsOfNobodyAreAnError) {
   dead.stop();
   const auto failed = call("GET", "/engine_metrics");
   EXPECT_EQ(failed->status, 500);
-  EXPECT_THAT(failed->body, HasSubstr("All backend requests failed"));
+  EXPECT_THAT(failed->body, HasSubstr("All backend requests failed: 1 of 1 workers gave no answer to GET /metrics"));
+  EXPECT_THAT(failed->body, Not(HasSubstr("--enable-metrics")));
+  ScriptedWorker& without = scripted([](const Received&) { return net::Response::text(404, "Not Found"); });
+  gateway_->worker_started(without.url());
+  const auto hint = call("GET", "/engine_metrics");
+  EXPECT_EQ(hint->status, 500);
+  EXPECT_THAT(hint->body,
+              HasSubstr("1 of 2 workers gave no answer to GET /metrics, 1 of 2 workers answered GET /metrics "
+                        "with 404; engines have metrics when they are started with --enable-metrics"));
 }
 
 // --- bodies that mean harm -----------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ class PendingInserts {
   struct Claim {
     std::string_view text;
     Holder holder;
-    size_t limit = 0;             // of the worker's text, in bytes
-    bool is_withdrawn = false;    // an earlier one of the same text
+    size_t limit = 0;                      // of the worker's text, in bytes
+    bool is_withdrawn = false;             // an earlier one of the same text
     size_t kept() const { return limit; }  // of a withdrawn one
   };
 

@@ -76,7 +76,8 @@ class Oracle {
   std::map<uint32_t, uint32_t> generations_;
 };
 
-// Random inserts, some of them withdrawn, restarts, sweeps and look-ups of texts that `draw` makes: tree and oracle agree on all of them.
+// Random inserts, some of them withdrawn, restarts, sweeps and look-ups of texts that `draw` makes: tree and oracle
+// agree on all of them.
 template <class Draw>
 void agree_with_oracle(uint64_t seed, uint32_t steps, Draw draw) {
   SCOPED_TRACE("SLUICE_TEST_SEED=" + std::to_string(seed));
