@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <boost/asio/redirect_error.hpp>
-#include <cmath>
 #include <span>
 
 #include "gateway/ask.h"
@@ -271,21 +270,20 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit) {
 // At once, so that requests alike that come with this one go where it goes; an attempt that fails takes it back.
 void Exchange::claim_prefix(Worker& worker) {
   const std::string_view text = facts_.routing_text;
-  const double held = matched_share_ * static_cast<double>(text.size() - destination_.salt());
-  claim_ = {.kept = held > 0 ? destination_.salt() + static_cast<size_t>(std::llround(held)) : 0,
-            .made_at = context_.clock.now()};
   routing::CacheBelief& belief = worker.load->belief;
-  belief.sent(text.size() - claim_->kept);
-  context_.index.insert(text, worker.number, belief.limit_bytes());
+  const auto new_bytes = static_cast<size_t>((1 - matched_share_) * static_cast<double>(text.size()));
+  belief.sent(new_bytes);
+  claim_ = {.number = context_.index.insert(text, worker.number, belief.limit_bytes()),
+            .new_bytes = new_bytes,
+            .made_at = context_.clock.now()};
   destination_.sent_to(context_, worker);
 }
 
 // The worker refused the request, or failed before it answered: what it held before is all that it holds.
 void Exchange::withdraw_claim() {
   if (!claim_) return;
-  const std::string_view text = facts_.routing_text;
-  asked_->load->belief.unsent(text.size() - claim_->kept);
-  context_.index.withdraw(text, asked_->number, claim_->kept);
+  asked_->load->belief.unsent(claim_->new_bytes);
+  context_.index.withdraw(facts_.routing_text, asked_->number, claim_->number);
   destination_.unsent(context_, *asked_, claim_->made_at);
   claim_.reset();
 }

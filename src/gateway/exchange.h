@@ -111,7 +111,8 @@ class Exchange {
   double found_share_ = 0;     // of the prompt that the index found, with whoever
   // What the index has been told that the worker of this attempt will hold; none when it is known to be so.
   struct PrefixClaim {
-    size_t kept = 0;  // bytes of the routing text that it held before
+    uint64_t number = 0;   // in the index
+    size_t new_bytes = 0;  // of the routing text, that it did not hold before
     TimePoint made_at{};
   };
   std::optional<PrefixClaim> claim_;

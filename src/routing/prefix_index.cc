@@ -7,6 +7,7 @@
 #include <cstring>
 #include <mutex>
 #include <thread>
+#include <vector>
 
 #include "routing/common_prefix.h"
 #include "routing/epoch.h"
@@ -26,9 +27,8 @@ class PendingInserts {
   struct Claim {
     std::string_view text;
     Holder holder;
-    size_t limit = 0;                      // of the worker's text, in bytes
-    bool is_withdrawn = false;             // an earlier one of the same text
-    size_t kept() const { return limit; }  // of a withdrawn one
+    uint64_t limit = 0;         // of the worker's text, in bytes; of one that is withdrawn the number of the claim
+    bool is_withdrawn = false;  // what an earlier one has claimed
   };
 
   // False if there is no room.
@@ -168,33 +168,37 @@ class PrefixIndex::Impl {
     thread_.join();
   }
 
-  void insert(std::string_view text, uint32_t worker, size_t limit) {
+  uint64_t insert(std::string_view text, uint32_t worker, size_t limit) {
     const Holder holder{worker, tree_.generations().of(worker)};
-    if (!enqueue({text.substr(0, max_text_), holder, limit})) dropped_inserts_.fetch_add(1, std::memory_order_relaxed);
+    const uint64_t number = enqueue({text.substr(0, max_text_), holder, limit});
+    if (number == 0 && !text.empty()) dropped_inserts_.fetch_add(1, std::memory_order_relaxed);
+    return number;
   }
 
-  void withdraw(std::string_view text, uint32_t worker, size_t kept) {
+  void withdraw(std::string_view text, uint32_t worker, uint64_t claim) {
+    if (claim == 0) return;
     const Holder holder{worker, tree_.generations().of(worker)};
-    (void)enqueue({text.substr(0, max_text_), holder, kept, /*is_withdrawn=*/true});
+    (void)enqueue({text.substr(0, max_text_), holder, claim, /*is_withdrawn=*/true});
   }
 
-  // False if there is no room.
-  bool enqueue(const PendingInserts::Claim& claim) {
-    if (claim.text.empty()) return true;
+  // Its number, which counts up; 0 if there is no room.
+  uint64_t enqueue(const PendingInserts::Claim& claim) {
+    if (claim.text.empty()) return 0;
     bool wake = false;
+    uint64_t number = 0;
     {
       std::lock_guard lock(mu_);
       const bool was_empty = queue().empty();
       const bool was_hasty = hurry();
-      if (!queue().push(claim)) return false;
-      ++queued_;
+      if (!queue().push(claim)) return 0;
+      number = ++queued_;
       // Look-ups do not see that one which waits is withdrawn.
       any_withdrawn_ = any_withdrawn_ || claim.is_withdrawn;
       any_waits_.store(true, std::memory_order_relaxed);
       wake = was_empty || (hurry() && !was_hasty);
     }
     if (wake) wake_.notify_one();
-    return true;
+    return number;
   }
 
   void drop_worker(uint32_t worker) {
@@ -298,18 +302,24 @@ class PrefixIndex::Impl {
       sweep_now = sweep_now || sweeps > sweeps_done_;
       if (sweep_now) stale_ = false;
       const auto asked = std::exchange(asked_, {});
+      uint64_t number = applied_;
       lock.unlock();
 
       const uint32_t tick = tick_since(start);
       batch.for_each([&](const PendingInserts::Claim& claim) {
+        ++number;
         // The worker restarted while the claim waited: it is void already.
         if (claim.holder.generation != tree_.generations().of(claim.holder.worker)) return;
         if (claim.is_withdrawn) {
-          tree_.withdraw(claim.text, claim.holder, claim.kept());
+          const Applied& of = latest_[claim.limit % latest_.size()];
+          if (of.number != claim.limit) return;
+          tree_.withdraw(claim.text, claim.holder, of.held);
           withdrawn_inserts_.fetch_add(1, std::memory_order_relaxed);
           return;
         }
-        const bool done = tree_.insert(claim.text, claim.holder, tick, claim.limit);
+        size_t held = 0;
+        const bool done = tree_.insert(claim.text, claim.holder, tick, claim.limit, &held);
+        if (done) latest_[number % latest_.size()] = {number, held};
         (done ? inserts_ : dropped_inserts_).fetch_add(1, std::memory_order_relaxed);
       });
       if (sweep_now) tree_.sweep();
@@ -333,6 +343,13 @@ class PrefixIndex::Impl {
   std::atomic<uint64_t> inserts_{0};
   std::atomic<uint64_t> dropped_inserts_{0};
   std::atomic<uint64_t> withdrawn_inserts_{0};
+  // Index thread: what the workers held of the texts that they claimed last, before that.
+  struct Applied {
+    uint64_t number = 0;
+    size_t held = 0;  // bytes
+  };
+  static constexpr size_t kApplied = 8192;
+  std::vector<Applied> latest_{kApplied};
   std::atomic<bool> any_waits_{false};  // a claim is in the queue, or being applied
 
   mutable std::mutex mu_;  // guards all below; held for a few instructions only
@@ -360,8 +377,12 @@ class PrefixIndex::Impl {
 PrefixIndex::PrefixIndex(PrefixIndexOptions options) : impl_(std::make_unique<Impl>(options)) {}
 PrefixIndex::~PrefixIndex() = default;
 PrefixMatch PrefixIndex::match(std::string_view text) const { return impl_->match(text); }
-void PrefixIndex::insert(std::string_view text, uint32_t worker, size_t limit) { impl_->insert(text, worker, limit); }
-void PrefixIndex::withdraw(std::string_view text, uint32_t worker, size_t kept) { impl_->withdraw(text, worker, kept); }
+uint64_t PrefixIndex::insert(std::string_view text, uint32_t worker, size_t limit) {
+  return impl_->insert(text, worker, limit);
+}
+void PrefixIndex::withdraw(std::string_view text, uint32_t worker, uint64_t claim) {
+  impl_->withdraw(text, worker, claim);
+}
 void PrefixIndex::drop_worker(uint32_t worker) { impl_->drop_worker(worker); }
 void PrefixIndex::sweep() { impl_->sweep(); }
 void PrefixIndex::flush() { impl_->flush(); }

@@ -113,13 +113,14 @@ class PrefixIndex {
   // Any thread; copies the text and returns at once. The claim belongs to the worker's life at the time of the call. A
   // text is cut to what the queue has room for, a 32nd of the budget and at most 16 MiB, and to a quarter of the
   // worker's share; when the queue is full the claim is dropped and counted.
-  // `limit`: bytes of text that the worker can hold, where more is known than max_bytes_per_worker.
-  void insert(std::string_view text, uint32_t worker, size_t limit = SIZE_MAX);
-  // What insert() has put in for the worker did not come to be held there: the request was refused, say. Its claims go
-  // but for the first `kept` bytes, which it held before. What other requests have claimed meanwhile stays as far as
-  // their texts go on from there; of the same text, or a shorter one, it goes too and comes back with the next request.
-  // Any thread; takes effect within a millisecond or so, and nothing may come of it when the queue is full.
-  void withdraw(std::string_view text, uint32_t worker, size_t kept);
+  // `limit`: bytes of text that the worker can hold, where more is known than max_bytes_per_worker. Returns the number
+  // of the claim, 0 of a dropped one.
+  uint64_t insert(std::string_view text, uint32_t worker, size_t limit = SIZE_MAX);
+  // What insert() has claimed did not come to be held: the request was refused, say. What the worker had before stays,
+  // and so does what its other texts go on from; of equal texts that were claimed meanwhile nothing stays, and the next
+  // request brings it back. Nothing comes of it where thousands of claims came in between, or the queue is full. Any
+  // thread; takes effect within a millisecond or so.
+  void withdraw(std::string_view text, uint32_t worker, uint64_t claim);
   // All claims of the worker are void from now on: it restarted, was flushed or was removed. Any thread; readers see it
   // at once, memory is freed as it is met.
   void drop_worker(uint32_t worker);

@@ -62,10 +62,9 @@ TEST(PrefixIndexTest, AClaimCountsBeforeItIsApplied) {
 TEST(PrefixIndexTest, WhatIsWithdrawnIsForgotten) {
   PrefixIndex index({});
   index.insert("hello world", 1);
-  index.insert("hello there", 1);
-  index.withdraw("hello there", 1, 6);
-  index.insert("hello", 2);
-  index.withdraw("hello", 2, 0);
+  const uint64_t refused = index.insert("hello there", 1);
+  index.withdraw("hello there", 1, refused);
+  index.withdraw("hello", 2, index.insert("hello", 2));
   index.flush();
   const PrefixMatch match = index.match("hello there");
   EXPECT_EQ(match.matched_bytes, 6u);
@@ -74,11 +73,42 @@ TEST(PrefixIndexTest, WhatIsWithdrawnIsForgotten) {
   EXPECT_EQ(index.stats().withdrawn_inserts, 2u);
 }
 
+TEST(PrefixIndexTest, OfEqualClaimsThatAreAllWithdrawnNothingStays) {
+  PrefixIndex index({});
+  // In whatever order they come and go, and whether or not one was applied when the next came.
+  for (int round = 0; round < 100; ++round) {
+    const std::string text = "prompt " + std::to_string(round);
+    const uint64_t first = index.insert(text, 3);
+    const uint64_t second = index.insert(text, 3);
+    if (round % 2 == 0) index.flush();
+    index.withdraw(text, 3, round % 3 == 0 ? first : second);
+    const uint64_t third = index.insert(text, 3);
+    index.withdraw(text, 3, round % 3 == 0 ? second : first);
+    index.withdraw(text, 3, third);
+  }
+  index.flush();
+  for (int round = 0; round < 100; ++round) {
+    EXPECT_EQ(index.match("prompt " + std::to_string(round)).num_holders, 0) << round;
+  }
+  EXPECT_EQ(index.stats().withdrawn_inserts, 300u);
+}
+
+TEST(PrefixIndexTest, WhatWasNeverClaimedCannotBeWithdrawn) {
+  PrefixIndex index({});
+  const uint64_t claim = index.insert("hello", 1);
+  index.withdraw("hello", 1, 0);
+  index.withdraw("hello", 1, claim + 5);
+  index.flush();
+  EXPECT_EQ(index.match("hello").num_holders, 1);
+  EXPECT_EQ(index.insert("", 1), 0u);
+}
+
 TEST(PrefixIndexTest, AWithdrawalIsNoClaimWhileItWaits) {
   PrefixIndex index({});
+  const uint64_t claim = index.insert("another", 1);
   for (int i = 0; i < 200; ++i) {
     const std::string text = "prompt " + std::to_string(i);
-    index.withdraw(text, 3, 0);
+    index.withdraw(text, 3, claim);
     EXPECT_EQ(index.match(text).num_holders, 0);
   }
 }

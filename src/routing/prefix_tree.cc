@@ -251,24 +251,31 @@ PrefixMatch PrefixTree::match(std::string_view text) const {
 
 // ---- writing ----
 
-bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick, size_t limit) {
+bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick, size_t limit, size_t* held) {
   Generations::check(holder.worker);
   text = text.substr(0, max_text_);
   Node* node = root_;
+  size_t held_bytes = 0;
+  bool had = true;
   while (!text.empty()) {
     Node* child = child_of(node, text.front());
     if (child == nullptr) {
       child = add_leaf(node, text.substr(0, kMaxEdge), holder, tick);
       if (child == nullptr) return false;
+      had = false;
     } else {
       const size_t common = common_prefix(child->edge(), text);
       if (common < child->edge_size) child = split(child, common);
-      if (child == nullptr || !claim(child, holder, tick)) return false;
+      bool had_this = false;
+      if (child == nullptr || !claim(child, holder, tick, &had_this)) return false;
+      had = had && had_this;
+      if (had) held_bytes += child->edge_size;
     }
     if (child->inserts != Node::kMostInserts) ++child->inserts;
     text.remove_prefix(child->edge_size);
     node = child;
   }
+  if (held != nullptr) *held = held_bytes;
   const size_t share = std::min(limit, max_bytes_per_worker_);
   if (holder.worker < worker_bytes_.size() && worker_bytes_[holder.worker] > share - share / 16) {
     trim_worker(holder.worker, share);
@@ -563,12 +570,13 @@ PrefixTree::Node* PrefixTree::split(Node* node, size_t length) {
   return upper;
 }
 
-bool PrefixTree::claim(Node* node, Holder holder, uint32_t tick) {
+bool PrefixTree::claim(Node* node, Holder holder, uint32_t tick, bool* had) {
   if (!node->used) node->used = true;
   Claim* vacant = nullptr;
   bool found = false;
   each_claim(node, [&](Claim& claim) {
     if (claim.owner() == holder.worker) {
+      *had = Claim::is_of(claim.who.load(std::memory_order_relaxed), holder.generation);
       claim.begin(Claim::word_of(holder), tick);
       found = true;
     } else if (claim.owner() == kNobody) {

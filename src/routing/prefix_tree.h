@@ -38,10 +38,10 @@ class PrefixTree {
 
   // Writer thread only, all below. `tick` is the time of use in any unit that does not decrease; `limit` bounds the
   // bytes of text of this worker, as max_bytes_per_worker those of all. False if there was no room: everything
-  // evictable was in use by readers.
-  bool insert(std::string_view text, Holder holder, uint32_t tick, size_t limit = SIZE_MAX);
-  // The text that was inserted for the holder last did not come to be held: its claims on what lies beyond the first
-  // `kept` bytes end, unless longer texts of it went through there.
+  // evictable was in use by readers. `held`, unless it is null: how many bytes of the text the holder had before.
+  bool insert(std::string_view text, Holder holder, uint32_t tick, size_t limit = SIZE_MAX, size_t* held = nullptr);
+  // The text that was inserted for the holder did not come to be held: its claims on what lies beyond the first `kept`
+  // bytes end, unless longer texts of it went through there.
   void withdraw(std::string_view text, Holder holder, size_t kept);
   // Removes the claims of generations that are over, and the nodes that nobody holds any more.
   void sweep();
@@ -97,7 +97,8 @@ class PrefixTree {
   void remove_leaf(Node* leaf);
   // The node that ends after `length` bytes of `node`'s edge: a new one in its place, above one with the rest.
   Node* split(Node* node, size_t length);
-  bool claim(Node* node, Holder holder, uint32_t tick);
+  // `had`: whether the holder had it before.
+  bool claim(Node* node, Holder holder, uint32_t tick, bool* had);
   Claim* new_claim(Node* node, uint32_t expected, const Node* keep);
   template <class Function>
   void each_table(Node* node, Function visit);

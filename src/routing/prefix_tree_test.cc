@@ -93,8 +93,10 @@ void agree_with_oracle(uint64_t seed, uint32_t steps, Draw draw) {
       ASSERT_TRUE(tree.insert(text, {worker, life[worker]}, step));
       oracle.insert(text, {worker, life[worker]});
     } else if (action < 350) {
-      ASSERT_TRUE(tree.insert(text, {worker, life[worker]}, step));
-      tree.withdraw(text, {worker, life[worker]}, oracle.held(text)[worker]);
+      size_t held = 0;
+      ASSERT_TRUE(tree.insert(text, {worker, life[worker]}, step, SIZE_MAX, &held));
+      ASSERT_EQ(held, oracle.held(text)[worker]);
+      tree.withdraw(text, {worker, life[worker]}, held);
     } else if (action < 353) {
       ++life[worker];
       tree.generations().bump(worker);
