@@ -349,7 +349,7 @@ class PrefixIndex::Impl {
     size_t held = 0;  // bytes
   };
   static constexpr size_t kApplied = 8192;
-  std::vector<Applied> latest_{kApplied};
+  std::vector<Applied> latest_ = std::vector<Applied>(kApplied);
   std::atomic<bool> any_waits_{false};  // a claim is in the queue, or being applied
 
   mutable std::mutex mu_;  // guards all below; held for a few instructions only
