@@ -1,5 +1,6 @@
 // `sluice serve`: engine workers of this machine behind a gateway, as one command. The gateway is this process; the
-// workers are its children. What happens to a worker comes from its ready pipe and its pidfd, never from a poll.
+// workers are its children. What happens to a worker comes from its ready pipe and its pidfd, and only whether it hangs
+// from asking it.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -66,6 +67,8 @@ class Follower final : public Supervisor::Listener {
     const std::string next = restart_in ? fmt::format("started again in {:.0f} s", seconds(*restart_in)) : "left down";
     SLUICE_LOG(error, kComponent, "worker {} ended: {}; {}", worker, cause, next);
   }
+
+  bool heard_within(size_t worker, Duration time) override { return gateway_.heard_within(workers_[worker].url, time); }
 
  private:
   struct Worker {
@@ -146,7 +149,8 @@ Result<void> serve(const ServeCommand& command, StopSignals& signals) {
   Follower follower(command, *gateway, display, count);
   Supervisor supervisor(std::move(workers),
                         {.restart = !serve.router_disable_worker_restart,
-                         .startup_timeout = std::chrono::seconds(serve.worker_startup_timeout)},
+                         .startup_timeout = std::chrono::seconds(serve.worker_startup_timeout),
+                         .answer_timeout = std::chrono::seconds(serve.worker_answer_timeout)},
                         follower);
   const auto ended = supervisor.run(signals.descriptor());
   if (ended.ok()) {

@@ -16,6 +16,7 @@ struct ServeOptions {
   int64_t router_dp_worker_base_port;
   std::string worker_host;
   int64_t worker_startup_timeout;  // seconds
+  int64_t worker_answer_timeout;   // seconds; 0 = none
   bool router_disable_worker_restart;
   bool router_disable_arg_fallback;
 };

@@ -13,7 +13,9 @@
 #include <cstddef>
 #include <cstring>
 
+#include "base/log.h"
 #include "base/ready_pipe.h"
+#include "cli/front_probe.h"
 
 namespace sluice::cli {
 namespace {
@@ -40,6 +42,7 @@ class Supervisor::Impl {
     std::string reported_failure;
     // While starting: when it must be ready. While down: when to start it.
     std::optional<TimePoint> due;
+    std::optional<FrontProbe> probe;  // once it is ready
   };
 
   Impl(std::vector<ProcessOptions> workers, Options options, Listener& listener)
@@ -61,11 +64,14 @@ class Supervisor::Impl {
       std::vector<size_t> owners{0};
       for (size_t i = 0; i < workers_.size(); ++i) {
         const auto& worker = workers_[i];
-        for (const int fd : {worker.process ? worker.process->pidfd() : -1, worker.pipe}) {
-          if (fd < 0) continue;
-          entries.push_back({fd, POLLIN, 0});
+        const auto add = [&](int fd, short events) {
+          if (fd < 0) return;
+          entries.push_back({fd, events, 0});
           owners.push_back(i);
-        }
+        };
+        add(worker.process ? worker.process->pidfd() : -1, POLLIN);
+        add(worker.pipe, POLLIN);
+        if (worker.probe) add(worker.probe->descriptor(), worker.probe->events());
       }
       if (::poll(entries.data(), entries.size(), poll_timeout()) < 0 && errno != EINTR) {
         return Error{ErrorCode::kInternal, fmt::format("poll: {}", std::strerror(errno))};
@@ -78,6 +84,7 @@ class Supervisor::Impl {
       for (size_t i = 0; i < workers_.size(); ++i) {
         if (touched[i]) SLUICE_TRY_VOID(look_at(i));
         SLUICE_TRY_VOID(check_time(i));
+        SLUICE_TRY_VOID(check_answers(i));
       }
     }
   }
@@ -96,6 +103,7 @@ class Supervisor::Impl {
     std::optional<TimePoint> first;
     for (const auto& worker : workers_) {
       if (worker.due && (!first || *worker.due < *first)) first = worker.due;
+      if (worker.probe && (!first || worker.probe->due() < *first)) first = worker.probe->due();
     }
     if (!first) return -1;
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(*first - real_clock().now()).count();
@@ -159,6 +167,7 @@ class Supervisor::Impl {
             any_was_ready_ = true;
             worker.due.reset();
             listener_.on_ready(i, report.url);
+            ask_now_and_then(i, report.url);
             break;
         }
       }
@@ -174,11 +183,38 @@ class Supervisor::Impl {
     return down(i, fmt::format("it was not ready within {:.0f} s", seconds(options_.startup_timeout)), true);
   }
 
+  void ask_now_and_then(size_t i, const std::string& url) {
+    Worker& worker = workers_[i];
+    worker.probe.reset();
+    if (options_.answer_timeout <= Duration{0}) return;
+    auto probe = FrontProbe::open(url, options_.answer_timeout, real_clock());
+    if (probe.ok()) {
+      worker.probe.emplace(std::move(*probe));
+    } else {
+      SLUICE_LOG(warn, "cli/supervisor", "worker {}: nobody will see if it hangs: {}", i, probe.error().message);
+    }
+  }
+
+  Result<void> check_answers(size_t i) {
+    Worker& worker = workers_[i];
+    if (!worker.probe) return {};
+    worker.probe->look();
+    if (!worker.probe->gave_up()) return {};
+    if (listener_.heard_within(i, options_.answer_timeout)) {
+      worker.probe->heard();
+      return {};
+    }
+    worker.process->terminate(Duration{0});
+    return down(i, fmt::format("it has answered nothing for {:g} s and was killed", seconds(options_.answer_timeout)),
+                /*by_itself=*/false);
+  }
+
   // Forgets the process and plans the next one. An end of the worker's own making before anything ever worked means
   // that the next one would end the same way; a signal came from outside.
   Result<void> down(size_t i, const std::string& cause, bool by_itself) {
     Worker& worker = workers_[i];
     worker.process.reset();
+    worker.probe.reset();
     close_pipe(worker);
     worker.ready = false;
     worker.due.reset();

@@ -1,5 +1,5 @@
 // Starts the workers of `sluice serve`, follows their start-up through their ready pipes, and starts them again when
-// they end. One thread, which sleeps in poll(2).
+// they end, or when they do not answer any more. One thread, which sleeps in poll(2).
 #pragma once
 
 #include <memory>
@@ -23,11 +23,15 @@ class Supervisor {
     virtual void on_ready(size_t worker, const std::string& url) = 0;
     // It has ended, and is started again after `restart_in` if that is set. `cause` is one line.
     virtual void on_down(size_t worker, const std::string& cause, std::optional<Duration> restart_in) = 0;
+    // Whether anything has come from the worker in the last so long, of what others ask it.
+    virtual bool heard_within(size_t /*worker*/, Duration /*time*/) { return false; }
   };
 
   struct Options {
     bool restart = true;
     Duration startup_timeout = std::chrono::seconds(1800);
+    // A worker that was ready and has answered nothing for so long, or up to a third longer, is killed; zero: never.
+    Duration answer_timeout = std::chrono::seconds(30);
     RestartBackoff::Options backoff = {};
   };
 

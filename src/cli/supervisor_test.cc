@@ -50,7 +50,8 @@ class Recorder final : public Supervisor::Listener {
 };
 
 Supervisor::Options quick() {
-  return {.backoff = {.first = std::chrono::milliseconds(1), .max = std::chrono::milliseconds(4)}};
+  return {.answer_timeout = Duration{0},  // most of the URLs are none
+          .backoff = {.first = std::chrono::milliseconds(1), .max = std::chrono::milliseconds(4)}};
 }
 
 TEST(SupervisorTest, ReportsProgressAndReadiness) {
@@ -108,6 +109,53 @@ TEST(SupervisorTest, AWorkerKilledFromOutsideWhileItStartsIsStartedAgain) {
   Supervisor supervisor({shell("kill -9 $$")}, quick(), recorder);
   ASSERT_TRUE(supervisor.run(recorder.descriptor()).ok());
   EXPECT_EQ(recorder.events[0], "0 down killed by SIGKILL restarts");
+}
+
+// Says that it is ready at an address where connections are taken and nobody reads.
+ProcessOptions deaf(const sluice::testing::RawListener& listener) {
+  return shell(fmt::format(R"(echo '{{"status":"ready","url":"{}"}}' > /dev/fd/$SLUICE_READY_FD; exec sleep 100)",
+                           listener.url()));
+}
+
+TEST(SupervisorTest, AWorkerThatAnswersNothingIsKilledAndStartedAgain) {
+  const sluice::testing::RawListener listener;
+  Recorder recorder;
+  recorder.stop_after(3);
+  auto options = quick();
+  options.answer_timeout = std::chrono::milliseconds(30);
+  Supervisor supervisor({deaf(listener)}, options, recorder);
+  ASSERT_TRUE(supervisor.run(recorder.descriptor()).ok());
+  const std::string ready = "0 ready " + listener.url();
+  EXPECT_THAT(recorder.events,
+              ElementsAre(ready, "0 down it has answered nothing for 0.03 s and was killed restarts", ready));
+}
+
+TEST(SupervisorTest, AWorkerFromWhichOthersHearIsLeftAlone) {
+  class Ears final : public Supervisor::Listener {
+   public:
+    explicit Ears(Recorder& recorder) : recorder_(recorder) {}
+    void on_progress(size_t, double, const std::string&) override {}
+    void on_ready(size_t worker, const std::string& url) override { recorder_.on_ready(worker, url); }
+    void on_down(size_t worker, const std::string& cause, std::optional<Duration> restart_in) override {
+      recorder_.on_down(worker, cause, restart_in);
+    }
+    bool heard_within(size_t worker, Duration time) override {
+      recorder_.on_progress(worker, seconds(time), "asked");
+      return true;
+    }
+
+   private:
+    Recorder& recorder_;
+  };
+  const sluice::testing::RawListener listener;
+  Recorder recorder;
+  recorder.stop_after(3);
+  Ears ears(recorder);
+  auto options = quick();
+  options.answer_timeout = std::chrono::milliseconds(30);
+  Supervisor supervisor({deaf(listener)}, options, ears);
+  ASSERT_TRUE(supervisor.run(recorder.descriptor()).ok());
+  EXPECT_THAT(recorder.events, ElementsAre("0 ready " + listener.url(), "0 0.03 asked", "0 0.03 asked"));
 }
 
 TEST(FreePortsTest, SkipsPortsThatAreTakenAndTheReservedOne) {

@@ -129,7 +129,7 @@ Dispatcher::Lost Dispatcher::rank_lost(int64_t rank, const std::string& cause) {
     }
     const std::string message = fmt::format("data-parallel rank {} ended: {}", rank, cause);
     // Where nothing was answered yet, the client may well try again: 503.
-    lost.ended.push_back(last_output(it->first, flight, flight.started ? 500 : 503, message));
+    lost.ended.push_back(last_output(it->first, flight, flight.started ? 500 : 503, message, /*rank_ended=*/true));
     flights_.erase(it);
   }
   return lost;
@@ -187,11 +187,11 @@ void Dispatcher::dispatch(Flight& flight, int64_t rank) {
 }
 
 Dispatcher::Delivery Dispatcher::last_output(const std::string& rid, Flight& flight, int32_t status,
-                                             const std::string& message) {
+                                             const std::string& message, bool rank_ended) {
   RequestOutput output = std::move(flight.counts);
   output.rid = rid;
   output.dp_rank = flight.rank;
-  output.finish = {.kind = FinishKind::kAbort, .message = message, .status_code = status};
+  output.finish = {.kind = FinishKind::kAbort, .message = message, .status_code = status, .rank_ended = rank_ended};
   // Who asked for the end gets it as asked.
   if (flight.aborted) output.finish = {.kind = FinishKind::kAbort, .message = "Aborted"};
   if (!flight.started) output.prompt_tokens = static_cast<int64_t>(flight.request.input_ids.size());

@@ -80,7 +80,8 @@ class Dispatcher {
   bool may_move(const Flight& flight) const;
   std::optional<int64_t> choose(const GenerateRequest& request);
   void dispatch(Flight& flight, int64_t rank);
-  static Delivery last_output(const std::string& rid, Flight& flight, int32_t status, const std::string& message);
+  static Delivery last_output(const std::string& rid, Flight& flight, int32_t status, const std::string& message,
+                              bool rank_ended = false);
 
   const LoadBalanceRow& method_;
 

@@ -312,12 +312,15 @@ TEST_F(DpControllerTest, ADeadRanksRequestsMoveIfNothingWasAnswered) {
   EXPECT_EQ(started.finish.kind, FinishKind::kAbort);
   EXPECT_EQ(started.finish.status_code, 500);
   EXPECT_EQ(started.finish.message, "data-parallel rank 0 ended: killed by SIGKILL");
+  EXPECT_TRUE(started.finish.rank_ended);
   EXPECT_EQ(started.completion_tokens, 1);
   const auto pinned = sink_.end_of("pinned");
   EXPECT_EQ(pinned.finish.kind, FinishKind::kAbort);
   EXPECT_EQ(pinned.finish.status_code, 503);
+  EXPECT_TRUE(pinned.finish.rank_ended);
   EXPECT_EQ(pinned.prompt_tokens, 3);
   EXPECT_EQ(sink_.end_of("aborted").finish.status_code, 0);
+  EXPECT_FALSE(sink_.end_of("aborted").finish.rank_ended);
 
   EXPECT_EQ(next<GenerateRequest>(1).rid, "elsewhere");
   const auto moved = next<GenerateRequest>(1);

@@ -8,6 +8,7 @@
 #include "engine/api/routes.h"
 #include "engine/deterministic.h"
 #include "engine/grammar/grammar.h"
+#include "engine/layout_options.h"
 #include "protocol/errors.h"
 
 namespace sluice::engine {
@@ -45,6 +46,7 @@ ApiSettings settings_of(const EngineOptions& options) {
   out.api_key = options.api_key;
   out.admin_api_key = options.admin_api_key;
   out.dp_size = options.dp_size;
+  out.layout = layout_of(options, 0);
   out.stream_interval = options.stream_interval;
   out.seed = common_seed(options);
   out.allow_auto_truncate = options.allow_auto_truncate;

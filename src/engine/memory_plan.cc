@@ -141,6 +141,8 @@ Result<MemoryPlan> plan_memory(const EngineOptions& options, const models::Model
             own / kMiB, share / kMiB, weights / kMiB, mib(plan.kv_bytes), mib(plan.state_bytes), mib(plan.buffer_bytes),
             mib(plan.table_bytes), mib(plan.program_bytes))};
   }
+  // A frame to the front is a copy, and the front may be of the same machine: a quarter of what is left.
+  plan.answer_bytes = std::clamp(static_cast<int64_t>((share - own) / 4), kLeastAnswerBytes, kMostAnswerBytes);
   return plan;
 }
 

@@ -27,6 +27,8 @@ struct StepLimits {
 };
 StepLimits plan_steps(const EngineOptions& options);
 
+inline constexpr int64_t kLeastAnswerBytes = int64_t{8} << 20, kMostAnswerBytes = int64_t{256} << 20;
+
 struct MemoryPlan {
   int64_t max_total_tokens = 0;  // whole pages
   int64_t max_running_requests = 0;
@@ -43,6 +45,9 @@ struct MemoryPlan {
   int64_t total_bytes() const {
     return weight_bytes + kv_bytes + state_bytes + buffer_bytes + table_bytes + program_bytes;
   }
+  // Beside it, of what this rank's share has left: what requests may keep for their answers, of hidden states and
+  // log-probabilities. At least kLeastAnswerBytes, at most kMostAnswerBytes.
+  int64_t answer_bytes = 0;
 };
 // kExhausted, with the figures, when there is no room for a useful pool, or when all together is more than this rank's
 // share of the memory.

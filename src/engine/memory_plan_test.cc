@@ -49,6 +49,22 @@ TEST(MemoryPlanTest, IsNoLargerThanTheRunningRequestsCanUse) {
   EXPECT_EQ(plan->max_req_len, 2047);
 }
 
+TEST(MemoryPlanTest, WhatAnswersMayKeepIsAQuarterOfWhatIsLeftWithinBounds) {
+  const auto flags = options({"--max-total-tokens", "1000"});
+  const auto answers = [&](int64_t limit) {
+    const auto plan = plan_memory(flags, model(), {.limit_bytes = limit});
+    EXPECT_TRUE(plan.ok());
+    return std::pair(plan->answer_bytes, (limit - plan->total_bytes()) / 4);
+  };
+  const auto [some, quarter] = answers(600 * kMiB);
+  EXPECT_EQ(some, quarter);
+  EXPECT_GT(some, 100 * kMiB);
+  EXPECT_EQ(answers(10'000 * kMiB).first, 256 * kMiB);
+  const auto tight = plan_memory(options({"--mem-fraction-static", "0.98"}), model(), {.limit_bytes = 600 * kMiB});
+  ASSERT_TRUE(tight.ok()) << tight.error().message;
+  EXPECT_EQ(tight->answer_bytes, 8 * kMiB);
+}
+
 TEST(MemoryPlanTest, MaxTotalTokensOnlyLowersThePool) {
   const MemoryFacts facts{.limit_bytes = 1000 * kMiB};
   const int64_t free_choice = plan_memory(options(), model(), facts)->max_total_tokens;

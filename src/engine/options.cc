@@ -22,7 +22,8 @@ constexpr std::string_view kMemory = "Memory";
 constexpr std::string_view kScheduling = "Scheduling";
 
 std::vector<RejectedFlag> rejected_flags() {
-  constexpr std::string_view kOverlap = "communication does not overlap with computing yet; leave it out.";
+  constexpr std::string_view kOverlap =
+      "on several hosts shared experts are computed while rows are on their way, without a flag; leave it out.";
   constexpr std::string_view kGraph = "there are no CUDA graphs on this device; leave it out.";
   constexpr std::string_view kPd = "prefill/decode disaggregation is outside the scope of this engine.";
   constexpr std::string_view kLora = "LoRA adapters are outside the scope of this engine; merge the adapter.";

@@ -180,6 +180,7 @@ class RankProcess {
             .seed = (options.random_seed ? static_cast<uint64_t>(*options.random_seed) : random_seed()) +
                     static_cast<uint64_t>(spec_.dp_rank),
             .keep_routed_experts = keeps_experts,
+            .most_answer_bytes = memory.answer_bytes,
             .waiting_timeout = timeout_from("SGLANG_REQ_WAITING_TIMEOUT"),
             .running_timeout = timeout_from("SGLANG_REQ_RUNNING_TIMEOUT"),
         },

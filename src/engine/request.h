@@ -65,8 +65,10 @@ struct Request {
   std::string tail;  // last bytes of the text, if there are stop strings
   size_t longest_stop = 0;
 
-  std::vector<float> hidden;  // GenerateRequest::return_hidden_states: of positions from 0 on
-  int64_t hidden_rows = 0;    // with those of the steps in flight
+  std::vector<float> hidden;     // GenerateRequest::return_hidden_states: of positions from 0 on
+  int64_t hidden_rows = 0;       // with those of the steps in flight
+  int64_t answer_promised = 0;   // Scheduler::answer_bytes(), from when it begins until it ends
+  std::vector<int32_t> experts;  // GenerateRequest::return_routed_experts: of what was computed when it was retracted
 
   int64_t sent = 0;  // output tokens that the front knows
   std::vector<PositionLogprobs> input_logprobs;

@@ -272,6 +272,9 @@ void Scheduler::admit(Request& r, int64_t cached) {
     r.times.begun_unix_nanos = clock_.unix_nanos();
     r.times.queue = seconds(*r.begun - r.arrived);
   }
+  const int64_t answer = unpromised_bytes(r);
+  r.answer_promised += answer;
+  answer_promised_ += answer;
   r.phase = Request::Phase::kChunked;  // until its last chunk is done
   if (cached > 0) {
     const auto match = cache_.match(r.in.extra_key, r.first(cached));
@@ -293,6 +296,7 @@ void Scheduler::retract(Request& r) {
   } else {
     std::erase(running_, &r);
   }
+  if (r.in.return_routed_experts) r.experts = experts_of(r);
   release(r, /*keep_in_cache=*/false);
   if (r.wants_input_logprobs()) r.input_logprobs.clear();
   r.phase = Request::Phase::kWaiting;
@@ -639,6 +643,15 @@ void Scheduler::emit(Request& r, FinishReason finish) {
   outputs_.push_back(std::move(out));
 }
 
+// Of what is computed, or was before it was retracted.
+std::vector<int32_t> Scheduler::experts_of(Request& r) const {
+  std::vector<int32_t> now;
+  if (r.row >= 0) {
+    now = computer_.routed_experts(table_row(r).first(static_cast<size_t>(r.kv_len - r.kv_in_flight)));
+  }
+  return now.size() < r.experts.size() ? std::move(r.experts) : now;
+}
+
 void Scheduler::end(Request& r, FinishReason finish) {
   switch (r.phase) {
     case Request::Phase::kWaiting:
@@ -652,9 +665,8 @@ void Scheduler::end(Request& r, FinishReason finish) {
       break;
   }
   std::vector<int32_t> experts;
-  if (r.in.return_routed_experts && r.row >= 0) {
-    experts = computer_.routed_experts(table_row(r).first(static_cast<size_t>(r.kv_len - r.kv_in_flight)));
-  }
+  if (r.in.return_routed_experts) experts = experts_of(r);
+  answer_promised_ -= std::exchange(r.answer_promised, 0);
   emit(r, std::move(finish));
   outputs_.back().hidden_states = std::move(r.hidden);
   outputs_.back().routed_experts = std::move(experts);

@@ -69,6 +69,9 @@ struct SchedulerOptions {
   double conservativeness = 1.0;
   uint64_t seed = 0;                 // of requests that bring none
   bool keep_routed_experts = false;  // for return_routed_experts; of a model with experts
+  // Of hidden states and log-probabilities that all requests which have begun may come to keep for their answers.
+  // Others that want some wait; one that wants more has all of it for itself.
+  int64_t most_answer_bytes = int64_t{256} << 20;
   // How long a request may wait for its first step, and run from there on; 503 after it.
   std::optional<Duration> waiting_timeout, running_timeout;
 };
@@ -211,6 +214,9 @@ class Scheduler {
   void plan_decoding(StepPlan& plan) const;
   void plan_admissions(StepPlan& plan, Budget& budget) const;
   std::optional<Admission> admission(const Request& request, const StepPlan& plan, const Budget& budget) const;
+  // What a request may come to keep at once of what goes into its answer, and how much of that it has no promise of.
+  int64_t answer_bytes(const Request& request) const;
+  int64_t unpromised_bytes(const Request& request) const { return answer_bytes(request) - request.answer_promised; }
   bool preempt_for(const Request& request, StepPlan& plan, Budget& budget) const;
   std::vector<Request*> admission_order() const;
   std::vector<Request*> wait_for_twins(std::vector<Request*> order, std::vector<WaitingRequest>& seen) const;
@@ -240,6 +246,7 @@ class Scheduler {
   FinishReason finish_of(Request& request, const StepWork::Row& row);
   void report(const Flight& flight);
   void emit(Request& request, FinishReason finish);
+  std::vector<int32_t> experts_of(Request& request) const;
   void end(Request& request, FinishReason finish);
   void bury(Request& request);
   int64_t num_running() const { return std::ssize(requests_) - std::ssize(waiting_); }
@@ -257,6 +264,7 @@ class Scheduler {
   RadixCache cache_;
   StepComputer computer_;  // the device's while a step is in flight
   StepTimes times_;
+  int64_t answer_promised_ = 0;  // Request::answer_promised of all
   OtherGroups others_;
   std::vector<int32_t> free_rows_;
 

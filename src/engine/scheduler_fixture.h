@@ -52,6 +52,7 @@ class FakeRunner final : public models::Runner {
       : page_size_(page_size) {
     info_.vocab_size = kVocab;
     info_.num_layers = 3;
+    info_.hidden_size = 2;
     info_.context_length = width;
     info_.eos_token_ids = {kEos};
     info_.state_bytes_per_sequence = kept_states > 0 ? 8 : 0;

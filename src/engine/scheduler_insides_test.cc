@@ -107,6 +107,128 @@ TEST_F(SchedulerInsidesTest, RoutedExpertsOfACachedPrefixAreThoseOfWhoComputedIt
   EXPECT_TRUE(answers_["third"].routed_experts.empty());
 }
 
+TEST_F(SchedulerInsidesTest, AnAbortAfterARetractionHasTheExpertsOfWhatWasComputed) {
+  auto options = small();
+  options.keep_routed_experts = true;
+  make(options);
+  const auto send = [&](const std::string& rid) {
+    auto r = request(rid, ids(40), 50);
+    r.return_routed_experts = true;
+    scheduler_->add(r);
+    while (answers_[rid].ids.size() < 5) step();
+    scheduler_->pause(Scheduler::Pause::kRetract);
+    EXPECT_EQ(scheduler_->snapshot().num_running_reqs, 0);
+  };
+  const auto expect_abort = [&](const std::string& rid) {
+    scheduler_->abort({.rid = rid});
+    step();
+    EXPECT_EQ(answers_[rid].finish.kind, FinishKind::kAbort);
+    EXPECT_GE(answers_[rid].ids.size(), 5u);
+    EXPECT_EQ(answers_[rid].routed_experts, all_experts(ids(40), answers_[rid].ids));
+    scheduler_->go_on();
+  };
+  send("waits");
+  expect_abort("waits");
+  // Of its prompt a part is computed anew.
+  send("begins anew");
+  ASSERT_TRUE(scheduler_->flush_cache().ok());
+  scheduler_->go_on();
+  step();
+  EXPECT_EQ(answers_["begins anew"].finished, 0);
+  expect_abort("begins anew");
+}
+
+TEST_F(SchedulerInsidesTest, HiddenStatesOfAllThatRunAreBoundAndOthersPassThoseThatWait) {
+  auto options = small();
+  options.most_answer_bytes = (2 * 2 * 28 + 10) * sizeof(float);  // two requests, and not three
+  make(options);
+  for (int i = 0; i < 5; ++i) {
+    auto r = request(fmt::format("r{}", i), ids(20, i), 8);
+    r.return_hidden_states = true;
+    scheduler_->add(r);
+  }
+  auto wide = request("wide", ids(60), 40);  // more than all may hold
+  wide.return_hidden_states = true;
+  scheduler_->add(wide);
+  scheduler_->add(request("plain", ids(10), 4));
+  int64_t most = 0;
+  while (!scheduler_->idle()) {
+    step();
+    if (answers_["plain"].finished > 0) most = std::max(most, scheduler_->snapshot().num_running_reqs);
+    if (answers_["r1"].finished == 0) {
+      EXPECT_TRUE(answers_["r2"].ids.empty());
+    }
+    if (answers_["r4"].finished == 0) {
+      EXPECT_TRUE(answers_["wide"].ids.empty());
+    }
+  }
+  EXPECT_EQ(most, 2);
+  EXPECT_EQ(answers_["plain"].ids.size(), 4u);
+  for (int i = 0; i < 5; ++i) {
+    const auto& got = answers_[fmt::format("r{}", i)];
+    EXPECT_EQ(got.hidden_states, all_hidden(ids(20, i), got.ids));
+  }
+  EXPECT_EQ(answers_["wide"].hidden_states, all_hidden(ids(60), answers_["wide"].ids));
+}
+
+TEST_F(SchedulerInsidesTest, LogprobsOfAllThatRunAreBoundTogether) {
+  auto options = small();
+  // Of 20 tokens of a prompt, and 8 of output until they are sent.
+  options.most_answer_bytes = 2 * 28 * (sizeof(PositionLogprobs) + 3 * sizeof(TokenLogprob));
+  make(options);
+  for (int i = 0; i < 5; ++i) {
+    auto r = request(fmt::format("r{}", i), ids(20, i), 20);
+    r.return_logprob = true;
+    r.stream_interval = 8;
+    r.logprob_start_len = 0;
+    r.top_logprobs_num = 2;
+    r.token_ids_logprob = {7};
+    scheduler_->add(r);
+  }
+  int64_t most = 0;
+  while (!scheduler_->idle()) {
+    step();
+    most = std::max(most, scheduler_->snapshot().num_running_reqs);
+  }
+  EXPECT_EQ(most, 2);
+  for (int i = 0; i < 5; ++i) {
+    const auto& got = answers_[fmt::format("r{}", i)];
+    EXPECT_EQ(got.input_logprobs.size(), 20u);
+    EXPECT_EQ(got.output_logprobs.size(), got.ids.size());
+  }
+}
+
+// It begins as one that came before it, and that waits for memory which it keeps.
+TEST_F(SchedulerInsidesTest, ARetractedRequestGoesOnBesideATwinThatWaitsForItsMemory) {
+  auto options = small();
+  options.policy = find_schedule_policy("lpm");
+  options.most_answer_bytes = 2 * 98 * sizeof(float) + sizeof(PositionLogprobs) / 2;
+  make(options);
+  scheduler_->add(request("beside", ids(40), 60));
+  step();
+  const auto add_with_hidden = [&](const std::string& rid, int64_t output) {
+    auto r = request(rid, ids(40), output);
+    r.return_hidden_states = true;
+    scheduler_->add(r);
+  };
+  add_with_hidden("first", 8);
+  while (answers_["first"].ids.empty()) step();
+  add_with_hidden("wide", 58);
+  auto twin = request("twin", ids(40), 20);
+  twin.return_logprob = true;
+  scheduler_->add(twin);
+  step();
+  ASSERT_FALSE(answers_["twin"].ids.empty()) << "its prompt is in the cache";
+  ASSERT_TRUE(answers_["wide"].ids.empty());
+  scheduler_->pause(Scheduler::Pause::kRetract);
+  for (const char* rid : {"beside", "first"}) scheduler_->abort({.rid = rid});
+  ASSERT_TRUE(scheduler_->flush_cache().ok());
+  scheduler_->go_on();
+  run_until_idle();
+  EXPECT_EQ(answers_["twin"].ids.size(), 20u);
+  EXPECT_EQ(answers_["wide"].ids.size(), 58u);
+}
+
 TEST_F(SchedulerInsidesTest, EmbeddingsReachTheStepThatComputesTheirTokens) {
   make(small());
   std::vector<float> seen;

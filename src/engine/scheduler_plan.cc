@@ -39,6 +39,7 @@ struct Scheduler::Budget {
   PromptRoom room;   // likewise, for those who decode meanwhile
   int64_t logits;    // rows of prompt logits
   int64_t requests;  // that may still join
+  int64_t answers;   // bytes that may be kept for them
   std::unordered_map<const RadixCache::Node*, int64_t> protected_tokens{};
   std::unordered_map<const RadixCache::Node*, int64_t> unlocked{};  // locks that the preempted hold no more
 
@@ -212,13 +213,14 @@ std::vector<Request*> Scheduler::admission_order() const {
 }
 
 // Looks the requests up in the prefix cache. A request that begins as an earlier one that the cache knows little of
-// waits a round, so that the first of them fills the cache.
+// waits a round, so that the first of them fills the cache; but not one that has begun before, for whose end the first
+// may wait.
 std::vector<Request*> Scheduler::wait_for_twins(std::vector<Request*> order, std::vector<WaitingRequest>& seen) const {
   std::set<std::pair<std::string_view, std::vector<int32_t>>> heads;
   std::vector<RadixCache::PathStep> path;
   std::erase_if(order, [&](const Request* r) {
     const int64_t cached = cache_.peek(r->in.extra_key, r->first(r->match_limit()), &path);
-    if (cached <= kInBatchCheckTokens && r->length() >= kInBatchCheckTokens) {
+    if (r->answer_promised == 0 && cached <= kInBatchCheckTokens && r->length() >= kInBatchCheckTokens) {
       const auto head = r->first(kInBatchCheckTokens);
       if (!heads.emplace(r->in.extra_key, std::vector<int32_t>(head.begin(), head.end())).second) return true;
     }
@@ -263,7 +265,9 @@ StepPlan Scheduler::plan_prefill() const {
                 .chunk = chunk,
                 .room = PromptRoom::boundless(),
                 .logits = kMaxPromptLogitRows,
-                .requests = std::ssize(free_rows_) + (chunked_ ? 1 : 0)};
+                .requests = std::ssize(free_rows_) + (chunked_ ? 1 : 0),
+                .answers = answer_promised_ == 0 ? std::numeric_limits<int64_t>::max()
+                                                 : options_.most_answer_bytes - answer_promised_};
   if (chunked_) {
     // What it holds is held already, so it goes on as long as there is any room at all.
     const int64_t left = chunked_->length() - chunked_->kv_len;
@@ -300,6 +304,11 @@ void Scheduler::plan_admissions(StepPlan& plan, Budget& budget) const {
         static_cast<int64_t>(plan.sequences.size()) >= *options_.prefill_max_requests) {
       break;
     }
+    const int64_t answer = unpromised_bytes(*r);
+    if (answer > 0 && answer > budget.answers) {
+      budget.answers = 0;  // nobody who came later takes what it waits for
+      continue;
+    }
     auto a = admission(*r, plan, budget);
     const size_t preempted = plan.preempt.size();
     if (a && !a->has_room && preempt_for(*r, plan, budget)) a = admission(*r, plan, budget);
@@ -317,11 +326,26 @@ void Scheduler::plan_admissions(StepPlan& plan, Budget& budget) const {
     if (n < a->computed && n > pool_.page_size()) n = pool_.floor(n);
     if (n <= 0) break;
     budget.protect(a->path);
+    if (answer > 0) budget.answers = std::min(budget.answers, options_.most_answer_bytes - answer_promised_) - answer;
     plan.sequences.push_back({.request = r, .cached = a->cached, .new_tokens = n, .last = n == a->computed});
     if (n < a->computed) break;  // it becomes the chunked request
     budget.take(a->cached, n, pool_.ceil(n) + pool_.page_size(), expected_output(*r), logits);
     --budget.requests;
   }
+}
+
+// Hidden states are kept to the end, log-probabilities until the front gets them.
+int64_t Scheduler::answer_bytes(const Request& r) const {
+  int64_t positions = 0;
+  if (r.in.logprob_start_len >= 0) positions += r.prompt_len - r.in.logprob_start_len;
+  if (r.in.return_logprob) positions += std::min(r.max_new, std::max<int64_t>(1, r.in.stream_interval));
+  const int64_t alternatives = r.in.top_logprobs_num + std::ssize(r.in.token_ids_logprob);
+  constexpr int64_t kPosition = sizeof(PositionLogprobs), kAlternative = sizeof(TokenLogprob);
+  int64_t bytes = positions * (kPosition + alternatives * kAlternative);
+  if (r.in.return_hidden_states) {
+    bytes += (r.prompt_len + r.max_new) * runner_.info().hidden_size * static_cast<int64_t>(sizeof(float));
+  }
+  return bytes;
 }
 
 // Takes the places of running requests that are less urgent by more than the threshold, the least urgent and newest

@@ -198,6 +198,28 @@ Field field_at(const std::string& body, od::value& value, Field::Key key) {
   return {key, begin, begin + token.size()};
 }
 
+// "reason" of an object, or of the object "error" in it.
+simdjson::error_code find_reason(od::object object, std::string& out, bool inside = false) {
+  for (auto field : object) {
+    std::string_view key;
+    if (auto error = field.unescaped_key().get(key)) return error;
+    od::value value;
+    if (auto error = field.value().get(value)) return error;
+    od::json_type type;
+    if (auto error = value.type().get(type)) return error;
+    if (key == "reason" && type == od::json_type::string) {
+      std::string_view text;
+      if (auto error = value.get_string().get(text)) return error;
+      out = text;
+    } else if (key == "error" && type == od::json_type::object && !inside) {
+      od::object deeper;
+      if (auto error = value.get_object().get(deeper)) return error;
+      if (auto error = find_reason(deeper, out, /*inside=*/true)) return error;
+    }
+  }
+  return simdjson::SUCCESS;
+}
+
 // Its memory is that of the largest body so far, as much again as that has bytes: after a very large one it starts
 // anew.
 class Parser {
@@ -342,6 +364,16 @@ Result<BodyFacts> scan_body(std::string& body, Endpoint endpoint) {
     if (!facts.max_tokens) facts.max_tokens = limit;
   }
   return facts;
+}
+
+std::string scan_error_reason(std::string_view body) {
+  const simdjson::padded_string padded(body);
+  Parser parser(body.size());
+  od::document document;
+  od::object object;
+  std::string reason;
+  if (parser->iterate(padded).get(document) || document.get_object().get(object)) return "";
+  return find_reason(object, reason) ? "" : reason;
 }
 
 std::string changed_body(std::string_view body, const BodyFacts& facts, const BodyChanges& changes) {

@@ -1,5 +1,5 @@
 // Reads the few fields of a request body that routing needs, in one pass, and leaves the bytes alone
-// (gateway-reference.md 3.3).
+// (gateway-reference.md 3.3); and what an engine says to programs in the body of an error.
 #pragma once
 
 #include <cstddef>
@@ -58,5 +58,8 @@ std::string changed_body(std::string_view body, const BodyFacts& facts, const Bo
 // the engines' parsers; what is not read is skipped without recursion, however deep. kInvalidArgument: not a JSON
 // object, or a field of another type.
 Result<BodyFacts> scan_body(std::string& body, Endpoint endpoint);
+
+// The string "reason" of an error's body, in the object itself or in its "error"; empty where there is none.
+std::string scan_error_reason(std::string_view body);
 
 }  // namespace sluice::gateway

@@ -69,6 +69,24 @@ TEST_F(DpAwareTest, DetailsThatAreGivenAgainAreThoseOfAllRanks) {
   for (const Json& rank : list) EXPECT_EQ(rank["priority"], 7) << rank;
 }
 
+TEST_F(DpAwareTest, TheEndOfAnEngineIsThatOfAllItsRanksAndSoIsItsReturn) {
+  const SimWorker& engine = engine_of_four();
+  const auto healthy = [&] {
+    const Json list = workers_json();
+    return std::ranges::count_if(list, [](const Json& rank) { return rank["is_healthy"] == true; });
+  };
+  EXPECT_FALSE(gateway_->heard_within(engine.url(), std::chrono::seconds(10)));
+  ASSERT_EQ(ask({{"routed_dp_rank", 2}})->status, 200);
+  EXPECT_TRUE(gateway_->heard_within(engine.url(), std::chrono::seconds(10)));
+  clock_.advance(std::chrono::seconds(11));
+  EXPECT_FALSE(gateway_->heard_within(engine.url(), std::chrono::seconds(10)));
+  gateway_->worker_ended(engine.url());
+  EXPECT_EQ(healthy(), 0);
+  gateway_->worker_started(engine.url());
+  EXPECT_EQ(healthy(), 4);
+  for (int64_t rank = 0; rank < 4; ++rank) ASSERT_EQ(ask({{"routed_dp_rank", rank}})->status, 200) << rank;
+}
+
 TEST_F(DpAwareTest, EachRankIsAWorkerThatIsChosenCountedAndShown) {
   SimWorker& engine = engine_of_four();
   std::map<int64_t, int> told;

@@ -280,13 +280,27 @@ void Gateway::worker_started(const std::string& url, std::optional<std::string> 
   const bool had_served = known != nullptr && known->proven;
   const auto worker = context.add_worker(url, api_key.value_or(context.options.api_key.value_or("")), "static");
   SLUICE_CHECK(worker.ok(), "a worker of our own at {}: {}", url, worker.error().message);
-  if (known != nullptr) context.forget_prefixes(**worker);
   if (had_served) context.metrics.counter("smg_worker_restarts_total", {(*worker)->url}).add();
-  context.control->started(*worker);
+  for (const WorkerPtr& each : context.fleet.engine_of(**worker)) {
+    if (known != nullptr) context.forget_prefixes(*each);
+    context.control->started(each);
+  }
 }
 
 void Gateway::worker_ended(const std::string& url) {
-  if (const WorkerPtr worker = impl_->context.fleet.find(url)) impl_->context.control->ended(worker);
+  const WorkerPtr worker = impl_->context.fleet.find(url);
+  if (worker == nullptr) return;
+  for (const WorkerPtr& each : impl_->context.fleet.engine_of(*worker)) impl_->context.control->ended(each);
+}
+
+bool Gateway::heard_within(const std::string& url, Duration time) const {
+  const WorkerPtr worker = impl_->context.fleet.find(url);
+  if (worker == nullptr) return false;
+  const int64_t since = (impl_->context.clock.now() - time).time_since_epoch().count();
+  return std::ranges::any_of(impl_->context.fleet.engine_of(*worker), [since](const WorkerPtr& each) {
+    const int64_t heard = each->load->heard_at.load(std::memory_order_relaxed);
+    return heard != 0 && heard > since;
+  });
 }
 
 size_t Gateway::drain(Duration grace) {

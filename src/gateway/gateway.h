@@ -49,6 +49,8 @@ class Gateway {
   void worker_started(const std::string& url, std::optional<std::string> api_key = std::nullopt);
   // Its process has ended: nothing is sent there until worker_started() or until a probe passes.
   void worker_ended(const std::string& url);
+  // Whether a byte of an answer to a client has come from there in the last so long.
+  bool heard_within(const std::string& url, Duration time) const;
 
   // Readiness turns to 503 at once, connections are accepted a little longer, then what is in flight may end; all
   // within `grace` (gateway-reference.md 6.8). Returns how many requests were cut off. Not on a loop's thread.

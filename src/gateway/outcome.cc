@@ -2,6 +2,9 @@
 
 #include <charconv>
 
+#include "gateway/body_scan.h"
+#include "protocol/errors.h"
+
 namespace sluice::gateway {
 
 std::string_view to_string(Outcome outcome) {
@@ -38,14 +41,7 @@ Outcome classify(int status, const net::Headers& headers, std::string_view body)
   }
 }
 
-bool says_rank_ended(std::string_view body) {
-  if (body.size() >= 1024) return false;
-  constexpr std::string_view kBegin = "data-parallel rank ";
-  size_t at = body.find(kBegin);
-  if (at == std::string_view::npos) return false;
-  at = body.find_first_not_of("0123456789", at + kBegin.size());
-  return at != std::string_view::npos && body.substr(at).starts_with(" ended: ");
-}
+bool says_rank_ended(std::string_view body) { return scan_error_reason(body) == protocol::kRankEndedReason; }
 
 bool is_retryable(int status) {
   return status == 408 || status == 429 || status == 500 || status == 502 || status == 503 || status == 504;

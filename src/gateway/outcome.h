@@ -23,7 +23,7 @@ std::string_view to_string(Outcome outcome);
 // 408, 500, 502, 504 and any other 503.
 Outcome classify(int status, const net::Headers& headers = {}, std::string_view body = {});
 // Of an error of an engine whose front lives: the rank that had the request ended, for which the request need not be to
-// blame ("data-parallel rank 0 ended: killed by SIGKILL").
+// blame (protocol::kRankEndedReason).
 bool says_rank_ended(std::string_view body);
 // Repeated if attempts are left.
 bool is_retryable(int status);

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "protocol/errors.h"
+
 namespace sluice::gateway {
 namespace {
 
@@ -14,6 +16,19 @@ TEST(OutcomeTest, TellsBusyFromFault) {
             Outcome::kBusy);
   EXPECT_EQ(classify(503), Outcome::kFault);
   EXPECT_EQ(classify(503, {}, "loading"), Outcome::kFault);
+}
+
+TEST(OutcomeTest, ReadsTheReasonOfAnErrorAndNotItsText) {
+  EXPECT_TRUE(says_rank_ended(R"({"object":"error","message":"x","type":"500","code":500,"reason":"rank_ended"})"));
+  EXPECT_TRUE(says_rank_ended(R"({"error":{"message":"x","reason":"rank_ended"}})"));
+  EXPECT_TRUE(says_rank_ended(protocol::error_body(500, std::string(5000, '"'), protocol::kRankEndedReason)));
+  EXPECT_TRUE(says_rank_ended(protocol::error_event(503, "x", protocol::kRankEndedReason)));
+  for (const char* other :
+       {"", "rank_ended", "[]", R"({"reason":"rank_ended")", R"({"reason":7})", R"({"reason":"queue_full"})",
+        R"({"error":{"error":{"reason":"rank_ended"}}})", R"({"error":"rank_ended"})",
+        R"({"message":"data-parallel rank 0 ended: killed by SIGKILL"})", R"({"message":""reason":"rank_ended""})"}) {
+    EXPECT_FALSE(says_rank_ended(other)) << other;
+  }
 }
 
 TEST(OutcomeTest, TellsAnErrorThatTheRequestDeservesFromAFault) {

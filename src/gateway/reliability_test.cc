@@ -620,7 +620,7 @@ TEST_F(ReliabilityTest, MovingOnFromARankThatEndedIsNotChargedAndARefusedRetryIs
   SimFault fault;
   fault.kind = Kind::kStatus;
   fault.status = 500;
-  fault.body = R"({"error":{"message":"data-parallel rank 0 ended: killed by SIGKILL"}})";
+  fault.body = R"({"object":"error","message":"killed by SIGKILL","code":500,"reason":"rank_ended"})";
   ill.set_fault(fault);
   // The clock stands still: the budget has ten retries and a tenth of the traffic.
   for (int i = 0; i < 60; ++i) ASSERT_EQ(generate()->status, 200) << i;

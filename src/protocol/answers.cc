@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <span>
+#include <string_view>
+#include <unordered_map>
 
 #include "protocol/base64.h"
 #include "protocol/fields.h"
@@ -72,6 +75,22 @@ ordered_json head(const OpenAiFormat& format, std::string_view object) {
 
 ordered_json usage_or_null(const Usage* usage, const OpenAiFormat& format) {
   return usage == nullptr ? ordered_json() : usage_json(*usage, format.report_cached);
+}
+
+// {"<text>": logprob}; of tokens with one text the last stands. The object would look each member up one by one.
+ordered_json scores_by_text(const std::vector<TokenScore>& scores) {
+  auto out = ordered_json::object();
+  auto& members = out.get_ref<ordered_json::object_t&>();
+  std::unordered_map<std::string_view, size_t> places;
+  for (const auto& score : scores) {
+    const auto [place, is_new] = places.emplace(score.text, members.size());
+    if (is_new) {
+      members.emplace_back(score.text, number(score.logprob));
+    } else {
+      std::next(members.begin(), static_cast<ptrdiff_t>(place->second))->second = number(score.logprob);
+    }
+  }
+  return out;
 }
 
 ordered_json byte_list(std::string_view bytes) {
@@ -179,6 +198,7 @@ ordered_json native_finish_reason(const Finish& finish) {
                      : finish.status == 500 ? "InternalServerError"
                                             : nullptr;
   out["err_type"] = kind == nullptr ? ordered_json() : ordered_json(kind);
+  if (!finish.reason.empty()) out["reason"] = finish.reason;
   return out;
 }
 
@@ -263,9 +283,7 @@ ordered_json completion_logprobs(const std::vector<PositionScores>& scores, size
     offset += characters(position.chosen.bytes);
     values.push_back(number(position.chosen.logprob));
     tokens.push_back(position.chosen.text);
-    auto top = ordered_json::object();
-    for (const auto& score : position.top) top[score.text] = number(score.logprob);
-    tops.push_back(position.top.empty() ? ordered_json() : std::move(top));
+    tops.push_back(position.top.empty() ? ordered_json() : scores_by_text(position.top));
   }
   ordered_json out = ordered_json::object();
   out["text_offset"] = std::move(offsets);

@@ -18,6 +18,7 @@ struct Finish {
   int64_t length = 0;   // kLength: tokens generated
   std::string message;  // kAbort
   int status = 0;       // kAbort: 400, 500 or 503; 0 = the client asked for it
+  std::string reason;   // kAbort: of error_body(); empty: none
   bool calls = false;   // a chat that stopped after calls of functions
 };
 

@@ -139,6 +139,13 @@ TEST(CompletionAnswerTest, HasTheRuntimesShape) {
             R"("metadata":{"weight_version":"default"}})");
 }
 
+TEST(CompletionAnswerTest, OfAlternativesWithOneTextTheLastStandsWhereTheFirstWas) {
+  auto position = scored(-0.5f, 4, "a");
+  position.top = {{-0.5f, 4, "a", "a"}, {-1.0f, 5, "b", "b"}, {-2.0f, 6, "a", "a"}};
+  int64_t offset = 0;
+  EXPECT_EQ(completion_logprobs({position}, 0, offset)["top_logprobs"].dump(), R"([{"a":-2.0,"b":-1.0}])");
+}
+
 TEST(CompletionAnswerTest, CachedTokensCanBeLeftOut) {
   EXPECT_EQ(usage_json({.prompt_tokens = 4, .cached_tokens = 3}, false)["prompt_tokens_details"].dump(), "null");
 }

@@ -27,8 +27,11 @@ std::string type_of(int status) {
   }
 }
 
-ordered_json error_object(int status, std::string_view message) {
-  return {{"object", "error"}, {"message", message}, {"type", type_of(status)}, {"param", nullptr}, {"code", status}};
+ordered_json error_object(int status, std::string_view message, std::string_view reason) {
+  ordered_json out = {
+      {"object", "error"}, {"message", message}, {"type", type_of(status)}, {"param", nullptr}, {"code", status}};
+  if (!reason.empty()) out["reason"] = reason;
+  return out;
 }
 
 }  // namespace
@@ -66,11 +69,13 @@ int http_status(ErrorCode code) {
   return 500;
 }
 
-std::string error_body(int status, std::string_view message) { return dump(error_object(status, message)); }
+std::string error_body(int status, std::string_view message, std::string_view reason) {
+  return dump(error_object(status, message, reason));
+}
 
-std::string error_event(int status, std::string_view message) {
+std::string error_event(int status, std::string_view message, std::string_view reason) {
   ordered_json out = ordered_json::object();
-  out["error"] = error_object(status, message);
+  out["error"] = error_object(status, message, reason);
   return dump(out);
 }
 

@@ -11,11 +11,15 @@ namespace sluice::protocol {
 // The HTTP status of an expected failure.
 int http_status(ErrorCode code);
 
+// What happened, for programs: a member "reason" beside the message, where there is something to tell apart.
+// The rank that had the request ended, for which the request need not be to blame, while the front lives.
+inline constexpr std::string_view kRankEndedReason = "rank_ended";
+
 // {"object":"error","message":...,"type":...,"param":null,"code":status}: OpenAI endpoints, malformed bodies anywhere,
-// failures of the engine.
-std::string error_body(int status, std::string_view message);
+// failures of the engine. `reason` empty: the member is not there.
+std::string error_body(int status, std::string_view message, std::string_view reason = {});
 // {"error": error_body}: one event of an OpenAI stream.
-std::string error_event(int status, std::string_view message);
+std::string error_event(int status, std::string_view message, std::string_view reason = {});
 // {"error":{"message":...}}: validation failures of /generate.
 std::string native_error_body(std::string_view message);
 // {"error":{"message","type","param","code"}}: /v1/models/{id}.

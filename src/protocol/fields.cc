@@ -1,5 +1,6 @@
 #include "protocol/fields.h"
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -119,6 +120,7 @@ std::optional<int32_t> as_token_id(const ordered_json& value) {
 Fields::Fields(const ordered_json& object, std::string where) : object_(object), where_(std::move(where)) {}
 
 const ordered_json* Fields::find(std::string_view name) const {
+  asked_.push_back(name);
   const auto found = object_.find(std::string(name));
   return found == object_.end() || found->is_null() ? nullptr : &*found;
 }
@@ -228,6 +230,14 @@ void Fields::refuse(std::string_view name, std::string_view why, std::string_vie
   // Empty lists and objects ask for nothing.
   if (value->is_structured() && value->empty()) return;
   fail(fmt::format("{}{} is not supported: {}", where_, name, why));
+}
+
+void Fields::refuse_others() {
+  for (const auto& [name, value] : object_.items()) {
+    if (std::ranges::find(asked_, name) != asked_.end()) continue;
+    const size_t end = where_.empty() ? 0 : where_.size() - 1;
+    return fail(fmt::format("{} has no field {}", end == 0 ? "the body" : where_.substr(0, end), excerpt(name)));
+  }
 }
 
 }  // namespace sluice::protocol

@@ -57,6 +57,10 @@ class Fields {
   // Fields that are recognised and not served: an error unless not given, or equal to `harmless` (JSON text).
   void refuse(std::string_view name, std::string_view why, std::string_view harmless = "null");
 
+  // An error where the object has a member that nobody has asked for so far, null or not. The names that were asked for
+  // must still be there.
+  void refuse_others();
+
   // As messages call it.
   std::string full_name(std::string_view name) const { return where_ + std::string(name); }
   void fail(std::string message) { fail(Error{ErrorCode::kInvalidArgument, std::move(message)}); }
@@ -72,6 +76,7 @@ class Fields {
 
   const nlohmann::ordered_json& object_;
   std::string where_;
+  mutable std::vector<std::string_view> asked_;  // names
   std::optional<Error> error_;
 };
 

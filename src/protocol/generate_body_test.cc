@@ -77,6 +77,12 @@ TEST(GenerateBodyTest, NamesTheFieldAndTheRange) {
             "sampling_params.top_p must be a number in (0, 1], got 0");
   EXPECT_EQ(error_of(R"({"text":"a","sampling_params":{"temperature":"hot"}})"),
             "sampling_params.temperature must be a number of at least 0, got \"hot\"");
+  EXPECT_EQ(error_of(R"({"text":"a","sampling_params":{"temprature":0}})"),
+            "sampling_params has no field \"temprature\"");
+  EXPECT_EQ(error_of(R"({"text":["a","b"],"sampling_params":[{},{"top_p":0.5,"beams":null}]})"),
+            "sampling_params has no field \"beams\"");
+  EXPECT_EQ(error_of(R"({"text":"a","sampling_params":{"max_tokens":5}})"),
+            "sampling_params.max_tokens is not supported: it is called max_new_tokens here");
   EXPECT_EQ(error_of(R"({"text":"a","sampling_params":{"n":0}})"),
             "sampling_params.n must be an integer in [1, 128], got 0");
   EXPECT_EQ(error_of(R"({"text":"a","sampling_params":{"top_k":0}})"),

@@ -143,6 +143,10 @@ Result<ordered_json> read_messages(const ordered_json& messages, const TemplateH
     }
     const auto sent = message.value("content", ordered_json());
     SLUICE_TRY(auto content, flatten(sent, i));
+    if (const auto call = message.find("function_call"); call != message.end() && !call->is_null()) {
+      return Error{ErrorCode::kInvalidArgument,
+                   fmt::format("messages[{}].function_call is not supported: it is the older form of tool_calls", i)};
+    }
     message["content"] = habits.null_content && is_all_calls(message, sent) ? ordered_json() : ordered_json(content);
     write_arguments(message, habits);
     out.push_back(std::move(message));
@@ -187,6 +191,12 @@ std::string take_final(Fields& fields, ordered_json& messages) {
 
 void refuse_token_ids(Fields& fields) {
   fields.refuse("return_token_ids", "/generate answers with token ids (output_ids)", "false");
+}
+
+// What OpenAI had before tools.
+void refuse_functions(Fields& fields) {
+  fields.refuse("functions", "it is the older form of tools: send them");
+  fields.refuse("function_call", "it is the older form of tool_choice: send that", "\"none\"");
 }
 
 void read_best_of(Fields& fields, CompletionBody& out) {
@@ -238,6 +248,7 @@ Result<ChatBody> parse_chat_body(std::string_view text, const SamplingDefaults& 
   ChatBody out;
   refuse_out_of_scope(fields);
   refuse_token_ids(fields);
+  refuse_functions(fields);
   out.model = read_model(fields);
   out.sampling = read_openai_sampling(fields, defaults);
   const IntegerRange lengths{.min = 1, .max = INT32_MAX};

@@ -160,6 +160,19 @@ TEST(ChatBodyTest, ContinuesTheFinalMessage) {
             "continue_final_message needs a last message of role assistant");
 }
 
+TEST(ChatBodyTest, TheOlderFormOfToolsIsRefusedByName) {
+  const std::string hello = R"({"messages":[{"role":"user","content":"a"}],)";
+  EXPECT_EQ(chat_error(hello + R"("functions":[{"name":"f"}]})"),
+            "functions is not supported: it is the older form of tools: send them");
+  EXPECT_EQ(chat_error(hello + R"("function_call":"auto"})"),
+            "function_call is not supported: it is the older form of tool_choice: send that");
+  EXPECT_EQ(chat_error(hello + R"("function_call":"none","functions":[]})"), "no error");
+  EXPECT_EQ(chat_error(R"({"messages":[{"role":"user","content":"a"},
+                {"role":"assistant","content":null,"function_call":{"name":"f","arguments":"{}"}}]})"),
+            "messages[1].function_call is not supported: it is the older form of tool_calls");
+  EXPECT_EQ(chat_error(R"({"messages":[{"role":"assistant","content":"a","function_call":null}]})"), "no error");
+}
+
 TEST(ChatBodyTest, NamesWhatIsWrong) {
   EXPECT_EQ(chat_error("{}"), "messages must be a list of at least one message");
   EXPECT_EQ(chat_error(R"({"messages":[]})"), "messages must be a list of at least one message");

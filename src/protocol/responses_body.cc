@@ -208,10 +208,11 @@ ordered_json response_object(const ResponseState& state) {
   return out;
 }
 
-std::string responses_error_body(int status, std::string_view message) {
+std::string responses_error_body(int status, std::string_view message, std::string_view reason) {
   const char* type = status == 400 ? "invalid_request_error" : status == 404 ? "not_found_error" : "server_error";
   ordered_json out = ordered_json::object();
   out["error"] = {{"message", message}, {"type", type}, {"param", nullptr}, {"code", status}};
+  if (!reason.empty()) out["error"]["reason"] = reason;
   return dump(out);
 }
 

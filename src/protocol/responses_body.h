@@ -32,7 +32,7 @@ struct ResponseState {
 // The object "response" as it stands.
 nlohmann::ordered_json response_object(const ResponseState& state);
 // {"error": {...}} with the status as code.
-std::string responses_error_body(int status, std::string_view message);
+std::string responses_error_body(int status, std::string_view message, std::string_view reason = {});
 
 // The events of a stream, in order, each as the data of one.
 class ResponseEvents {

@@ -126,6 +126,11 @@ Result<Sampling> parse_sampling_params(const nlohmann::ordered_json& object) {
   if (const auto seed = fields.integer("sampling_seed")) out.seed = static_cast<uint64_t>(*seed);
   out.stream_interval = fields.integer("stream_interval", {.min = 1, .max = INT32_MAX});
   fields.boolean("spaces_between_special_tokens", true);  // means nothing to byte-level vocabularies
+  // As the OpenAI endpoints call them.
+  fields.refuse("max_tokens", "it is called max_new_tokens here");
+  fields.refuse("min_tokens", "it is called min_new_tokens here");
+  fields.refuse("seed", "it is called sampling_seed here");
+  fields.refuse_others();
   check_together(fields, out);
   if (!fields.ok()) return fields.error();
   return out;

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import unittest
+from concurrent.futures import ThreadPoolExecutor
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
 from sluice_process import Sluice, alive, call, descendants, wait_until  # noqa: E402
@@ -86,6 +87,19 @@ class WorkerTest(unittest.TestCase):
             self.assertEqual(generate(server)[0], 200)
             wait_for_workers(server)
             wait_until("its end is in the log", lambda: "killed by SIGKILL; started again in 1 s" in server.output())
+
+    def test_one_that_hangs_is_killed_and_its_requests_are_served_elsewhere(self):
+        with serve("--worker-answer-timeout", 3, "--router-policy", "round_robin") as server:
+            wait_for_workers(server)
+            victim = next(pid for pid, line in descendants(server.process.pid).items() if " server " in line)
+            os.kill(victim, signal.SIGSTOP)
+            with ThreadPoolExecutor(4) as pool:
+                answers = list(pool.map(lambda _: generate(server)[0], range(4)))
+            self.assertEqual(answers, [200] * 4)
+            wait_until("its end is in the log",
+                       lambda: "it has answered nothing for 3 s and was killed; started again in 1 s" in server.output())
+            wait_for_workers(server)
+            self.assertFalse(alive(victim))
 
     def test_it_stays_down_where_restart_is_off(self):
         with serve("--router-disable-worker-restart") as server:

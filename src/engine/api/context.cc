@@ -26,7 +26,7 @@ protocol::SamplingDefaults defaults_of(const models::ModelConfig& config) {
 }  // namespace
 
 RankLabels rank_labels(const ApiSettings& settings, const ServedModel& model) {
-  return {model.name, static_cast<size_t>(settings.dp_size), settings.own_dp_rank};
+  return {model.name, static_cast<size_t>(settings.dp_size), settings.own_dp_rank, settings.layout};
 }
 
 ApiContext::ApiContext(ApiSettings s, ServedModel m, Backend& b, obs::Metrics& me)
@@ -93,12 +93,20 @@ net::Task<> answer(ApiCall& call, net::Response response) {
   (void)sent;
 }
 
+net::Task<> answer_made(ApiCall& call, Result<net::Response> made) {
+  if (made.ok()) {
+    co_await answer(call, std::move(*made));
+  } else {
+    co_await answer_error(call, made.error());
+  }
+}
+
 net::Task<> answer_error(ApiCall& call, const Error& error) {
   co_await answer(call, error_response(protocol::http_status(error.code), error.message));
 }
 
-net::Response error_response(int status, std::string_view message) {
-  return net::Response::json(status, protocol::error_body(status, message));
+net::Response error_response(int status, std::string_view message, std::string_view reason) {
+  return net::Response::json(status, protocol::error_body(status, message, reason));
 }
 
 net::Response json_response(const nlohmann::ordered_json& document) {

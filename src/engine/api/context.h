@@ -17,6 +17,7 @@
 #include "engine/http_api.h"
 #include "engine/served_model.h"
 #include "net/server.h"
+#include "parallel/topology.h"
 #include "parsers/reasoning.h"
 #include "parsers/tool_calls.h"
 #include "protocol/sampling.h"
@@ -28,6 +29,7 @@ struct ApiSettings {
   std::string weight_version;
   std::optional<std::string> api_key, admin_api_key;
   int64_t dp_size = 1;
+  parallel::Layout layout;  // of an instance
   int64_t stream_interval = 1;
   bool allow_auto_truncate = false;
   bool stream_output = false;
@@ -104,9 +106,11 @@ inline constexpr size_t kMaxBodyBytes = size_t{64} << 20;
 // The whole body, or nothing where the exchange was answered: the body was too long, or the client left.
 net::Task<std::optional<std::string>> read_body(ApiCall& call);
 net::Task<> answer(ApiCall& call, net::Response response);
+// An answer that was made elsewhere.
+net::Task<> answer_made(ApiCall& call, Result<net::Response> made);
 // An error in OpenAI's form.
 net::Task<> answer_error(ApiCall& call, const Error& error);
-net::Response error_response(int status, std::string_view message);
+net::Response error_response(int status, std::string_view message, std::string_view reason = {});
 net::Response json_response(const nlohmann::ordered_json& document);
 // An endpoint whose answer is made of the body alone, without any rank.
 net::Task<> answer_from_body(ApiCall& call, Result<nlohmann::ordered_json> (*make)(ApiContext&, std::string_view body));

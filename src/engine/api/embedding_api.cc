@@ -176,7 +176,7 @@ net::Task<bool> run(ApiCall& call, Generation& generation) {
     const auto step = co_await generation.next();
     if (generation.client_gone()) co_return false;
     if (step.failure) {
-      co_await answer(call, error_response(step.failure->status, step.failure->message));
+      co_await answer(call, error_response(step.failure->status, step.failure->message, step.failure->reason));
       co_return false;
     }
   }
@@ -219,8 +219,10 @@ net::Task<> prefill(ApiCall& call, Prepare prepare, Make make, bool always_off_l
   Generation generation(call, std::move(prepared->plan));
   const bool done = co_await run(call, generation);
   if (!done) co_return;
-  const ordered_json out = make(call.api, prepared->body, generation);
-  co_await answer(call, json_response(out));
+  auto made = co_await run_off_loop(call, generation.bulk(), [&]() -> Result<net::Response> {
+    return json_response(make(call.api, prepared->body, generation));
+  });
+  co_await answer_made(call, std::move(made));
 }
 
 ordered_json openai_embeddings(const ApiContext&, const protocol::EmbeddingBody& body, const Generation& generation) {

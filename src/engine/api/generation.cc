@@ -1,5 +1,8 @@
 #include "engine/api/generation.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "protocol/errors.h"
 
 namespace sluice::engine {
@@ -49,12 +52,36 @@ protocol::Finish finish_of(const FinishReason& finish, int64_t completion_tokens
       out.kind = Kind::kAbort;
       out.message = finish.message;
       out.status = finish.status_code;
+      if (finish.rank_ended) out.reason = protocol::kRankEndedReason;
       break;
   }
   return out;
 }
 
 double unix_seconds(int64_t nanos) { return static_cast<double>(nanos) / 1e9; }
+
+// Log-probabilities are kept until the answer is made of them, which takes some 300 bytes for each, in a chat 600.
+constexpr int64_t kMostScores = int64_t{4} << 20;
+
+// Those that the answer may come to hold, of prompts and output, the alternatives included.
+int64_t scores_of(const GenerateRequest& request) {
+  if (!request.return_logprob) return 0;
+  const int64_t of_prompt = request.logprob_start_len < 0
+                                ? 0
+                                : std::max<int64_t>(0, std::ssize(request.input_ids) - request.logprob_start_len);
+  const int64_t each = 1 + request.top_logprobs_num + std::ssize(request.token_ids_logprob);
+  return (of_prompt + request.sampling.max_new_tokens) * each;
+}
+
+Result<void> check_scores(const GenerationPlan& plan) {
+  int64_t scores = 0;
+  for (const auto& planned : plan.samples) scores += scores_of(planned.request);
+  if (scores <= kMostScores) return {};
+  return Error{ErrorCode::kInvalidArgument,
+               fmt::format("this request asks for up to {} log-probabilities, {} at most for one answer: ask for fewer "
+                           "tokens (max_tokens or max_new_tokens), alternatives or samples",
+                           scores, kMostScores)};
+}
 
 bool is_structured(const PlannedSample& planned) { return planned.request.sampling.grammar_kind != GrammarKind::kNone; }
 
@@ -95,6 +122,8 @@ Generation::~Generation() {
 
 Result<void> Generation::start() {
   if (client_gone_) return {};
+  // Without a rank that was ready lengths are not known, and that is what the client is told.
+  if (call_.api.limits().context_length > 0) SLUICE_TRY_VOID(check_scores(plan_));
   for (size_t i = 0; i < samples_.size(); i += plan_.per_prompt) SLUICE_TRY_VOID(send(i, plan_.dp_rank));
   return {};
 }
@@ -132,9 +161,12 @@ std::vector<size_t> Generation::end_followers(size_t first) {
   return out;
 }
 
-void Generation::fail(Step& step, size_t i, int status, std::string message) {
-  samples_[i].sample.finish = {.kind = protocol::Finish::Kind::kAbort, .message = message, .status = status};
-  step.failure = Failure{status, std::move(message)};
+void Generation::fail(Step& step, size_t i, Failure failure) {
+  samples_[i].sample.finish = {.kind = protocol::Finish::Kind::kAbort,
+                               .message = failure.message,
+                               .status = failure.status,
+                               .reason = failure.reason};
+  step.failure = std::move(failure);
   step.failed = i;
   abort_all();
 }
@@ -152,7 +184,7 @@ net::Task<Generation::Step> Generation::next() {
       const bool first = i % plan_.per_prompt == 0;
       if (finish.kind == protocol::Finish::Kind::kAbort) {
         if (finish.status != 0) {
-          fail(step, i, finish.status, finish.message);
+          fail(step, i, {finish.status, finish.message, finish.reason});
           break;
         }
         if (first) {
@@ -161,7 +193,7 @@ net::Task<Generation::Step> Generation::next() {
         }
       } else if (first && plan_.per_prompt > 1 && !samples_[i + 1].sent && !samples_[i + 1].ended) {
         if (auto sent = send_followers(i); !sent.ok()) {
-          fail(step, i, protocol::http_status(sent.error().code), sent.error().message);
+          fail(step, i, {protocol::http_status(sent.error().code), sent.error().message, ""});
           break;
         }
       }
@@ -223,6 +255,18 @@ void Generation::abort_all() {
     if (!state.sent || state.ended || std::exchange(state.aborted, true)) continue;
     call_.api.backend.abort(state.sample.rid);
   }
+}
+
+size_t Generation::bulk() const {
+  constexpr size_t kScore = 32, kValue = 16;
+  size_t out = 0;
+  for (const auto& state : samples_) {
+    for (const auto* scores : {&state.sample.input_scores, &state.sample.output_scores}) {
+      for (const auto& position : *scores) out += (1 + position.top.size() + position.requested.size()) * kScore;
+    }
+    out += state.sample.hidden_states.size() * kValue;
+  }
+  return out;
 }
 
 protocol::Usage Generation::usage() const {

@@ -41,7 +41,8 @@ class Generation {
   Generation(const Generation&) = delete;
 
   // Sends the first sample of each prompt. The other samples of a prompt follow to the same rank once its first token
-  // is there: then its KV is in that rank's prefix cache, and the prompt is computed once.
+  // is there: then its KV is in that rank's prefix cache, and the prompt is computed once. kInvalidArgument, and
+  // nothing is sent, where more log-probabilities are asked for than an answer may hold.
   Result<void> start();
 
   // Waits for news and takes them in; returns the samples that have grown or ended. Empty: the client has left. An
@@ -49,6 +50,7 @@ class Generation {
   struct Failure {
     int status = 500;
     std::string message;
+    std::string reason;  // for programs (protocol/errors.h); empty: none
   };
   struct Step {
     std::vector<size_t> grown;
@@ -64,6 +66,8 @@ class Generation {
   const protocol::Sample& sample(size_t i) const { return samples_[i].sample; }
   // The sample's text may go on with what is kept back for now.
   bool holds_back(size_t i) const { return samples_[i].text.holds_back(); }
+  // About as many bytes as log-probabilities and hidden states have in an answer: many are no work for a loop.
+  size_t bulk() const;
   // Prompts count once, and so do their cached tokens.
   protocol::Usage usage() const;
 
@@ -83,7 +87,7 @@ class Generation {
   Result<void> send_followers(size_t first);
   // Those that it ended.
   std::vector<size_t> end_followers(size_t first);
-  void fail(Step& step, size_t i, int status, std::string message);
+  void fail(Step& step, size_t i, Failure failure);
   void take(size_t i, RequestOutput output);
   void end(State& state);
   protocol::SampleTimes times_of(const RequestOutput& output, double finished) const;

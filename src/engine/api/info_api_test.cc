@@ -206,6 +206,22 @@ TEST_F(InfoApiTest, MetricsShowEveryRankAndEveryRequest) {
   EXPECT_THAT(page.body, HasSubstr("sglang:get_loads_duration_seconds_count{model_name=\"tiny\"} 0\n"));
 }
 
+// Two ranks in each attention group, four that share an expert.
+TEST_F(InfoApiTest, MetricsOfAttentionGroupsAreLabelledWithTheirFirstRank) {
+  options_.enable_dp_attention = true;
+  options_.tp_size = 8;
+  options_.dp_size = 4;
+  options_.ep_size = 2;
+  serve();
+  const auto page = call("GET", "/metrics").body;
+  const int places[][2] = {{0, 0}, {2, 0}, {4, 1}, {6, 1}};
+  for (int group = 0; group < 4; ++group) {
+    EXPECT_THAT(page, HasSubstr(fmt::format("sglang:num_running_reqs{{model_name=\"tiny\",engine_type=\"unified\","
+                                            "tp_rank=\"{}\",pp_rank=\"0\",moe_ep_rank=\"{}\",dp_rank=\"{}\"}} 0\n",
+                                            places[group][0], places[group][1], group)));
+  }
+}
+
 TEST_F(InfoApiTest, MetricsTellAbortsAndLoadQueries) {
   serve();
   backend_->set_script([](const GenerateRequest&) {
@@ -222,7 +238,7 @@ TEST_F(InfoApiTest, MetricsTellAbortsAndLoadQueries) {
 TEST_F(InfoApiTest, EverySeriesOfARankHasItsOwnSource) {
   options_.page_size = 4;
   options_.enable_eplb = true;
-  options_.ep_size = 4;
+  options_.tp_size = options_.ep_size = 4;
   serve();
   load_rank_1();
   const auto page = call("GET", "/metrics").body;

@@ -120,21 +120,21 @@ net::Task<> answer_whole(ApiCall& call, const NativeRequest& request, Generation
     const auto step = co_await generation.next();
     if (generation.client_gone()) co_return;
     if (!step.failure) continue;
-    const auto& [status, message] = *step.failure;
+    const auto& [status, message, reason] = *step.failure;
     if (status == 400) {
       co_await answer(call, net::Response::json(400, protocol::native_error_body(message)));
     } else {
-      co_await answer(call, error_response(status, message));
+      co_await answer(call, error_response(status, message, reason));
     }
     co_return;
   }
-  if (!request.list) {
-    co_await answer(call, json_response(sample_json(request, generation, 0, 0)));
-    co_return;
-  }
-  auto list = ordered_json::array();
-  for (size_t i = 0; i < generation.size(); ++i) list.push_back(sample_json(request, generation, i, 0));
-  co_await answer(call, json_response(list));
+  auto made = co_await run_off_loop(call, generation.bulk(), [&]() -> Result<net::Response> {
+    if (!request.list) return json_response(sample_json(request, generation, 0, 0));
+    auto list = ordered_json::array();
+    for (size_t i = 0; i < generation.size(); ++i) list.push_back(sample_json(request, generation, i, 0));
+    return json_response(list);
+  });
+  co_await answer_made(call, std::move(made));
 }
 
 net::Task<> answer_stream(ApiCall& call, const NativeRequest& request, Generation& generation) {

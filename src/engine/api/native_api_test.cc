@@ -198,6 +198,46 @@ TEST_F(NativeApiTest, LogprobsAreTriples) {
   EXPECT_THAT(sent.token_ids_logprob, ElementsAre(9));
 }
 
+TEST_F(NativeApiTest, TooManyLogprobsForOneAnswerAreRefused) {
+  serve();
+  answer_with("x");
+  // 8 samples of 512 tokens: 1,023 alternatives are 4 Mi in all.
+  Json body = {
+      {"text", "a"}, {"return_logprob", true}, {"top_logprobs_num", 1000}, {"token_ids_logprob", Json::array()}};
+  for (int id = 0; id < 23; ++id) body["token_ids_logprob"].push_back(id);
+  body["sampling_params"] = {{"n", 8}, {"max_new_tokens", 512}};
+  EXPECT_EQ(post("/generate", body).status, 200);
+  const size_t sent = backend_->submitted().size();
+  auto refused = [&](const std::string& target, const Json& wrong) {
+    const auto answer = post(target, wrong);
+    EXPECT_EQ(answer.status, 400) << target;
+    EXPECT_THAT(answer.body, HasSubstr("log-probabilities, 4194304 at most"));
+  };
+  Json more = body;
+  more["token_ids_logprob"].push_back(23);
+  refused("/generate", more);
+  more["stream"] = true;
+  EXPECT_THAT(post("/generate", more).body, HasSubstr("log-probabilities, 4194304 at most"));
+  more = body;
+  more["logprob_start_len"] = 0;  // those of the prompt too
+  refused("/generate", more);
+  refused("/v1/completions", {{"prompt", "a"}, {"logprobs", 1000}, {"n", 128}, {"max_tokens", 100}});
+  refused("/v1/chat/completions", {{"messages", {{{"role", "user"}, {"content", "a"}}}},
+                                   {"logprobs", true},
+                                   {"top_logprobs", 1000},
+                                   {"n", 128},
+                                   {"max_tokens", 100}});
+  // What is asked for without a length is as much as the context has room for.
+  refused("/v1/chat/completions",
+          {{"messages", {{{"role", "user"}, {"content", "a"}}}}, {"logprobs", true}, {"top_logprobs", 40}, {"n", 128}});
+  EXPECT_EQ(backend_->submitted().size(), sent);
+  // Without log-probabilities the number of alternatives asks for nothing.
+  more = body;
+  more["token_ids_logprob"].push_back(23);
+  more["return_logprob"] = false;
+  EXPECT_EQ(post("/generate", more).status, 200);
+}
+
 TEST_F(NativeApiTest, ValidationHasItsOwnForm) {
   serve();
   const auto wrong = post("/generate", {{"text", "a"}, {"sampling_params", {{"temperature", -1}}}});
@@ -292,6 +332,59 @@ TEST_F(NativeApiTest, AFailureOfARankIsTheAnswer) {
   EXPECT_EQ(post("/generate", {{"text", "a"}}).body, R"({"error":{"message":"The request queue is full."}})");
   const auto refused = post("/generate", {{"text", "a"}, {"stream", true}}).events();
   EXPECT_EQ(refused[refused.size() - 2], R"({"error":{"message":"The request queue is full."}})");
+}
+
+TEST_F(NativeApiTest, TheEndOfARankIsToldToProgramsOnEveryEndpoint) {
+  serve();
+  const auto end = [this](bool of_rank) {
+    backend_->set_script([of_rank](const GenerateRequest&) {
+      return std::vector<Word>{
+          {.ids = {5}},
+          {.ids = {},
+           .finish = {.kind = FinishKind::kAbort, .message = "why", .status_code = 500, .rank_ended = of_rank}}};
+    });
+  };
+  const Json messages = {{{"role", "user"}, {"content", "a"}}};
+  const std::vector<std::pair<std::string, Json>> asked = {
+      {"/generate", {{"text", "a"}}},
+      {"/v1/completions", {{"prompt", "a"}}},
+      {"/v1/chat/completions", {{"messages", messages}}},
+      {"/v1/responses", {{"input", "a"}}},
+      {"/v1/score", {{"query", "a"}, {"items", {"b"}}, {"label_token_ids", {5}}}}};
+  for (auto [target, body] : asked) {
+    end(true);
+    const auto answer = post(target, body);
+    EXPECT_EQ(answer.status, 500) << target;
+    const Json json = answer.json();
+    EXPECT_EQ((json.contains("error") ? json["error"] : json)["reason"], "rank_ended") << answer.body;
+    if (target != "/v1/score") {
+      body["stream"] = true;
+      EXPECT_THAT(post(target, body).body, HasSubstr(R"("reason":"rank_ended")")) << target;
+    }
+    end(false);
+    EXPECT_THAT(post(target, body).body, ::testing::Not(HasSubstr("rank_ended"))) << target;
+  }
+}
+
+// It is made elsewhere than on the loop, and is the same.
+TEST_F(NativeApiTest, ManyLogprobsComeWhole) {
+  serve();
+  backend_->set_script([](const GenerateRequest&) {
+    Word word{.ids = {5}, .finish = {.kind = FinishKind::kLength}};
+    for (int i = 0; i < 1000; ++i) word.input_logprobs.push_back({.chosen = TokenLogprob{-0.5f, i % 300}});
+    word.output_logprobs = {{.chosen = TokenLogprob{-0.25f, 5}}};
+    return std::vector<Word>{word};
+  });
+  const Json body = {{"text", {"a", "b"}}, {"return_logprob", true}, {"logprob_start_len", 0}};
+  const auto list = post("/generate", body).json();
+  ASSERT_EQ(list.size(), 2u);
+  for (const auto& one : list) {
+    ASSERT_EQ(one["meta_info"]["input_token_logprobs"].size(), 1000u);
+    EXPECT_EQ(one["meta_info"]["input_token_logprobs"][999].dump(), "[-0.5,99,null]");
+    EXPECT_EQ(one["meta_info"]["output_token_logprobs"].dump(), "[[-0.25,5,null]]");
+  }
+  const auto completion = post("/v1/completions", {{"prompt", "a"}, {"logprobs", 1}, {"echo", true}}).json();
+  EXPECT_EQ(completion["choices"][0]["logprobs"]["tokens"].size(), 1001u);
 }
 
 TEST_F(NativeApiTest, OneFailureOfABatchAbortsTheOthers) {

@@ -62,29 +62,34 @@ ordered_json whole_completion_choice(const OpenAiRequest& request, const Generat
   return protocol::completion_choice(index, echo + sample.text, std::move(logprobs), sample.finish);
 }
 
-net::Task<> answer_whole(ApiCall& call, const OpenAiRequest& request, Generation& generation) {
-  while (!generation.done()) {
-    const auto step = co_await generation.next();
-    if (generation.client_gone()) co_return;
-    if (step.failure) {
-      co_await answer(call, error_response(step.failure->status, step.failure->message));
-      co_return;
-    }
-  }
+net::Response whole_answer(ApiContext& api, const OpenAiRequest& request, const Generation& generation) {
   auto usage = generation.usage();
   auto choices = ordered_json::array();
   const auto shown = shown_samples(request, generation);
   for (const size_t i : shown) {
     const size_t index = choices.size();
-    choices.push_back(request.chat ? whole_chat_choice(call.api, request, generation.sample(i), index, usage)
+    choices.push_back(request.chat ? whole_chat_choice(api, request, generation.sample(i), index, usage)
                                    : whole_completion_choice(request, generation, index, i));
     if (const int64_t width = request.format.hidden_size; width > 0) {
       choices.back()["hidden_states"] = protocol::last_hidden_state(generation.sample(i), width);
     }
   }
   const auto make = request.chat ? protocol::chat_answer : protocol::completion_answer;
-  co_await answer(call, net::Response::json(
-                            200, make(request.format, std::move(choices), usage, generation.sample(shown.front()))));
+  return net::Response::json(200, make(request.format, std::move(choices), usage, generation.sample(shown.front())));
+}
+
+net::Task<> answer_whole(ApiCall& call, const OpenAiRequest& request, Generation& generation) {
+  while (!generation.done()) {
+    const auto step = co_await generation.next();
+    if (generation.client_gone()) co_return;
+    if (step.failure) {
+      co_await answer(call, error_response(step.failure->status, step.failure->message, step.failure->reason));
+      co_return;
+    }
+  }
+  auto made = co_await run_off_loop(
+      call, generation.bulk(), [&]() -> Result<net::Response> { return whole_answer(call.api, request, generation); });
+  co_await answer_made(call, std::move(made));
 }
 
 // Chunks of a stream, in the order of the runtime: text as it comes, and for chats the ends of all choices after it.
@@ -195,7 +200,7 @@ net::Task<> answer_stream(ApiCall& call, const OpenAiRequest& request, Generatio
     const auto step = co_await generation.next();
     if (generation.client_gone()) co_return;
     if (step.failure) {
-      out.event(protocol::error_event(step.failure->status, step.failure->message));
+      out.event(protocol::error_event(step.failure->status, step.failure->message, step.failure->reason));
       co_await out.finish();
       co_return;
     }

@@ -228,8 +228,9 @@ double rank_utilization(const LoadSnapshot& load) {
   return std::min(1.0, std::max(token_usage(load), ratio(load.num_running_reqs, load.max_running_requests)));
 }
 
-RankLabels::RankLabels(std::string model_name, size_t ranks, std::optional<std::string> own_dp_rank)
-    : model_name_(std::move(model_name)), ranks_(ranks), own_dp_rank_(std::move(own_dp_rank)) {}
+RankLabels::RankLabels(std::string model_name, size_t ranks, std::optional<std::string> own_dp_rank,
+                       const parallel::Layout& layout)
+    : model_name_(std::move(model_name)), ranks_(ranks), own_dp_rank_(std::move(own_dp_rank)), layout_(layout) {}
 
 std::vector<std::string_view> RankLabels::names() const {
   std::vector<std::string_view> names = {"model_name", "engine_type", "tp_rank", "pp_rank", "moe_ep_rank"};
@@ -238,7 +239,10 @@ std::vector<std::string_view> RankLabels::names() const {
 }
 
 obs::LabelValues RankLabels::of(size_t rank) const {
-  obs::LabelValues out = {model_name_, "unified", "0", "0", "0"};
+  parallel::Layout leader = layout_;
+  leader.tp_rank = layout_.dp_attention() ? static_cast<int64_t>(rank) * layout_.attention_tp_size() : 0;
+  obs::LabelValues out = {model_name_, "unified", std::to_string(leader.tp_rank), "0",
+                          std::to_string(leader.experts().rank)};
   if (ranks_ > 1) {
     out.push_back(std::to_string(rank));
   } else if (own_dp_rank_) {

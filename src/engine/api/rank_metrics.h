@@ -9,6 +9,7 @@
 
 #include "engine/backend.h"
 #include "obs/metrics.h"
+#include "parallel/topology.h"
 
 namespace sluice::engine {
 
@@ -19,8 +20,10 @@ double token_usage(const LoadSnapshot& load);
 // The runtime's labels of what a rank measures.
 class RankLabels {
  public:
-  // `own_dp_rank`: what a server with one rank calls that rank; such a server has no label dp_rank without it.
-  RankLabels(std::string model_name, size_t ranks, std::optional<std::string> own_dp_rank);
+  // `own_dp_rank`: what a server with one rank calls that rank; such a server has no label dp_rank without it. `layout`
+  // of an instance: its attention groups are the ranks that are measured, or each instance's first rank is.
+  RankLabels(std::string model_name, size_t ranks, std::optional<std::string> own_dp_rank,
+             const parallel::Layout& layout = {});
 
   size_t ranks() const { return ranks_; }
   std::vector<std::string_view> names() const;
@@ -30,6 +33,7 @@ class RankLabels {
   const std::string model_name_;
   const size_t ranks_;
   const std::optional<std::string> own_dp_rank_;
+  const parallel::Layout layout_;
 };
 
 // What there is to show.

@@ -9,8 +9,8 @@
 namespace sluice::engine {
 namespace {
 
-net::Task<> refuse(ApiCall& call, int status, std::string_view message) {
-  co_await answer(call, net::Response::json(status, protocol::responses_error_body(status, message)));
+net::Task<> refuse(ApiCall& call, int status, std::string_view message, std::string_view reason = {}) {
+  co_await answer(call, net::Response::json(status, protocol::responses_error_body(status, message, reason)));
 }
 
 struct Prepared {
@@ -37,7 +37,7 @@ net::Task<> answer_whole(ApiCall& call, protocol::ResponseState state, ChatOutpu
     const auto step = co_await generation.next();
     if (generation.client_gone()) co_return;
     if (step.failure) {
-      co_await refuse(call, step.failure->status, step.failure->message);
+      co_await refuse(call, step.failure->status, step.failure->message, step.failure->reason);
       co_return;
     }
   }
@@ -54,7 +54,7 @@ net::Task<> answer_stream(ApiCall& call, protocol::ResponseState state, ChatOutp
     const auto step = co_await generation.next();
     if (generation.client_gone()) co_return;
     if (step.failure) {
-      out.event(protocol::responses_error_body(step.failure->status, step.failure->message));
+      out.event(protocol::responses_error_body(step.failure->status, step.failure->message, step.failure->reason));
       co_await out.finish();
       co_return;
     }
