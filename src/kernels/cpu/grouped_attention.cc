@@ -12,9 +12,9 @@ namespace {
 // Positions that are gathered at a time, and rows of products that share them: all of it stays in the second cache.
 constexpr int64_t kPositions = 256;
 constexpr int64_t kProductRows = 256;
-// Rows of a product from which it pays: of ours, which leaves no row empty, and of others, which are filled up to
-// kRowStep.
-constexpr int64_t kFewestPackedRows = 16, kFewestRows = 32;
+// Rows of a product from which it pays: of ours, which leaves no row empty, unless they are one query's, whose loops
+// read all heads of a position together; and of others, which are filled up to kRowStep.
+constexpr int64_t kFewestPackedRows = 8, kFewestRows = 32;
 // Query rows of the loops that share one widening of keys and values.
 constexpr int64_t kLoopRows = 16;
 // Long sequences are cut where a step has fewer pieces than this, into no shorter ones than that.
@@ -52,8 +52,9 @@ void GroupedAttention::run(const AttentionArgs& args, ThreadPool& pool) {
 }
 
 bool GroupedAttention::has_many_rows(const AttentionArgs& args, int64_t sequence) const {
-  const int64_t fewest = packs(args) ? kFewestPackedRows : kFewestRows;
-  return args.head_dim % 16 == 0 && queries_of(args, sequence) * group_of(args) >= fewest;
+  const int64_t queries = queries_of(args, sequence);
+  const int64_t fewest = packs(args) && queries > 1 ? kFewestPackedRows : kFewestRows;
+  return args.head_dim % 16 == 0 && queries * group_of(args) >= fewest;
 }
 
 void GroupedAttention::plan_many(const AttentionArgs& args) {
