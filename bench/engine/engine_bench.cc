@@ -6,8 +6,8 @@
 // Each repeat prefills `batch` prompts in one step and then decodes `steps` tokens of each, greedily. Printed: the
 // median of the repeats and their range by the clock on the wall, and the median by CPU time, which another program on
 // the machine disturbs less (with one thread both mean the same). With --kernels then the share of each kernel, and
-// what it reads and multiplies beside what the machine does at best. bench/engine/llama_cpp_bench.py does the same with
-// llama.cpp.
+// what it reads and multiplies; and of all matrix products the share of what the machine does at best.
+// bench/engine/llama_cpp_bench.py does the same with llama.cpp.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -175,8 +175,10 @@ void report(const char* what, int batch, double tokens, std::vector<Seconds> tim
 }
 
 // Of one part of a repeat, `steps` steps that took `seconds`.
-void report_kernels(const char* what, const sluice::kernels::KernelTimes& times, double seconds, int steps) {
+void report_kernels(const char* what, const sluice::kernels::KernelTimes& times, const sluice::bench::Machine& machine,
+                    double seconds, int steps) {
   if (times.empty()) return;
+  sluice::kernels::KernelTime products;
   std::vector<std::pair<std::string, sluice::kernels::KernelTime>> rows(times.begin(), times.end());
   std::sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
   double rest = seconds;
@@ -184,11 +186,20 @@ void report_kernels(const char* what, const sluice::kernels::KernelTimes& times,
              "share", "GB/s", "GFLOP/s");
   for (const auto& [name, time] : rows) {
     rest -= time.seconds;
+    if (name.find("linear ") != std::string::npos) {
+      products.seconds += time.seconds;
+      products.bytes += time.bytes;
+      products.operations += time.operations;
+    }
     fmt::print("  {:<38}{:>6}{:>10.1f}{:>7.1f}%{:>9.1f}{:>9.0f}\n", name, time.calls / steps,
                time.seconds / static_cast<double>(time.calls) * 1e6, 100 * time.seconds / seconds,
                time.bytes / time.seconds * 1e-9, time.operations / time.seconds * 1e-9);
   }
   fmt::print("  {:<38}{:>23.1f}%\n", "between kernels", 100 * rest / seconds);
+  const auto share = [&](double done, double peak) { return peak > 0 ? 100 * done / products.seconds / peak : 0; };
+  fmt::print("  products: {:.0f} % of reading, {:.0f} % of the peak of bf16, {:.0f} % of that of eight bits\n",
+             share(products.bytes, machine.read), share(products.operations, machine.bf16),
+             share(products.operations, machine.eight_bits));
 }
 
 std::vector<int> sizes_of(const sluice::StringList& words) {
@@ -227,9 +238,11 @@ void run(const std::string& model, const Options& options) {
              runner.info().dtype, static_cast<double>(runner.info().weight_bytes) * 1e-6, options.prompt, options.steps,
              options.repeats);
 
+  sluice::bench::Machine machine;
   if (options.kernels) {
     const int threads = static_cast<int>(options.threads);
-    fmt::print("{}\n", sluice::bench::to_string(sluice::bench::measure_machine(threads), threads));
+    machine = sluice::bench::measure_machine(threads);
+    fmt::print("{}\n", sluice::bench::to_string(machine, threads));
   }
   sluice::Rng rng(1);
   for (const int batch : batches) {
@@ -250,8 +263,8 @@ void run(const std::string& model, const Options& options) {
       prefill.push_back(prefilled);
       decode.push_back(decoding.elapsed());
       if (repeat + 1 < options.repeats) continue;
-      report_kernels("prefill", prefill_times, prefilled.wall, 1);
-      report_kernels("decode", times, decode.back().wall, steps);
+      report_kernels("prefill", prefill_times, machine, prefilled.wall, 1);
+      report_kernels("decode", times, machine, decode.back().wall, steps);
     }
     report("prefill", batch, static_cast<double>(batch) * prompt_tokens, prefill);
     report("decode", batch, static_cast<double>(batch) * steps, decode);

@@ -20,9 +20,10 @@ double seconds(const Body& body) {
 }
 
 struct Machine {
-  double read = 0;  // bytes per second of reading memory that no cache holds
-  double bf16 = 0;  // operations per second of one large matrix product; 0 where the machine has none in it
-  double f32 = 0;   // likewise
+  double read = 0;        // bytes per second of reading memory that no cache holds
+  double bf16 = 0;        // operations per second of one large matrix product; 0 where the machine has none in it
+  double f32 = 0;         // likewise
+  double eight_bits = 0;  // of one of bytes, by oneDNN: ours scale blocks and so do more than multiply
 };
 
 // With `threads` threads. Takes 512 MiB and about a second.

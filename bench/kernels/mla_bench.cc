@@ -1,12 +1,16 @@
 // Latent attention at DeepSeek's sizes in bf16, and products of FP8 weights beside those of bf16: time, arithmetic, and
 // bandwidth over the cache or the weights, beside what this machine reads and multiplies at best.
 //
-// usage: mla_bench [threads]
+// usage: mla_bench [threads] [products]
+//
+// With `products` only those.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <string_view>
+#include <vector>
 
 #include "base/rng.h"
 #include "bench/kernels/machine.h"
@@ -161,7 +165,8 @@ int main(int argc, char** argv) {
     return 1;
   }
   fmt::print("{}\n", bench::to_string(bench::measure_machine(threads), threads));
-  for (const int64_t heads : {16, 128}) {  // V2-Lite and V3
+  const bool attention = argc < 3 || std::string_view(argv[2]) != "products";
+  for (const int64_t heads : attention ? std::vector<int64_t>{16, 128} : std::vector<int64_t>()) {  // V2-Lite and V3
     for (const int64_t sequences : {1, 16}) {
       for (const int64_t length : {1024, 8192}) {
         for (const DType type : {DType::kBf16, DType::kF8E4M3})
@@ -173,7 +178,7 @@ int main(int argc, char** argv) {
     }
   }
   for (const auto& [in, out] : {std::pair<int64_t, int64_t>{7168, 4096}, {2048, 2816}}) {
-    for (const int64_t n : {1, 2, 4, 16, 64, 512}) {
+    for (const int64_t n : {1, 2, 4, 8, 16, 64, 512}) {
       const double bf16 = product(*backend, {.in = in, .out = out, .dtype = DType::kBf16}, n);
       const double fp8 = product(*backend, {.in = in, .out = out, .dtype = DType::kBf16, .stored = DType::kF8E4M3}, n);
       fmt::print("[{}, {}] with {:3} rows: bf16 {:7.3f} ms, fp8 {:7.3f} ms, {:.2f} of it\n", out, in, n, bf16 * 1e3,

@@ -25,23 +25,51 @@ class ThreadPool {
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls body(i, thread) once for every i in [0, count), on any thread in [0, size()), and returns when all are done.
+  // They are begun in that order.
   template <class Body>
   void parallel_for(int64_t count, const Body& body) {
+    divide(count, 0, [&](int64_t i, int64_t, int thread) { body(i, thread); });
+  }
+
+  // Calls body(begin, end, thread) for ranges that are [0, count) together, each of at most `grain` >= 1, by an order
+  // that reads memory well: every thread begins with a run of its own, as long as the others', and goes on in it; who
+  // has done his takes from the ends of the others'. So what lies in order is read in order, and what a thread asks for
+  // ahead is mostly its own. Ranges end at multiples of `grain`, but for those where a run ends.
+  template <class Body>
+  void parallel_runs(int64_t count, int64_t grain, const Body& body) {
+    divide(count, grain, body);
+  }
+
+ private:
+  using Call = void (*)(const void* body, int64_t begin, int64_t end, int thread);
+  struct Range {
+    int64_t begin, end;
+  };
+  // What is left of a thread's run: its begin in the upper half, its end in the lower.
+  struct alignas(64) Run {
+    std::atomic<uint64_t> left{0};
+  };
+
+  // `grain` 0: one by one in their order.
+  template <class Body>
+  void divide(int64_t count, int64_t grain, const Body& body) {
     if (count <= 0) return;
     stay_one_thread();
+    const int64_t step = grain > 0 ? grain : 1;
     if (count == 1 || workers_.empty()) {
-      for (int64_t i = 0; i < count; ++i) {
-        body(i, 0);
+      for (int64_t i = 0; i < count; i += step) {
+        body(i, i + step < count ? i + step : count, 0);
         beat(0);
       }
       return;
     }
     run(
-        count, [](const void* self, int64_t i, int thread) { (*static_cast<const Body*>(self))(i, thread); }, &body);
+        count, grain,
+        [](const void* self, int64_t begin, int64_t end, int thread) {
+          (*static_cast<const Body*>(self))(begin, end, thread);
+        },
+        &body);
   }
-
- private:
-  using Call = void (*)(const void* body, int64_t i, int thread);
 
   // oneDNN, which is built with OpenMP, must not start threads of its own, which would spin: said once by each thread,
   // since a rank may have a second one that takes turns with its first.
@@ -52,18 +80,26 @@ class ThreadPool {
   }
   static void say_one_thread();
 
-  void run(int64_t count, Call call, const void* body);
+  void run(int64_t count, int64_t grain, Call call, const void* body);
   void work(int thread);
+  Range take(int thread);  // the next for this thread; empty when there is none
+  bool enter();
   void serve(int thread);
 
-  // The current job; written before generation_ advances.
+  // Waits for the next job look at a line of their own.
+  alignas(64) std::atomic<uint32_t> generation_{0};
+  std::atomic<bool> stop_{false};
+  // Workers that are in the job, and kOpen while more may come. One that comes too late, because its core had something
+  // else to do, is not waited for.
+  static constexpr uint32_t kOpen = 1u << 31;
+  alignas(64) std::atomic<uint32_t> inside_{0};
+  // The job, written while no worker is inside and read by those that come in, with the line that they come in by.
   Call call_ = nullptr;
   const void* body_ = nullptr;
   int64_t count_ = 0;
-  alignas(64) std::atomic<int64_t> next_{0};
-  alignas(64) std::atomic<uint32_t> generation_{0};
-  alignas(64) std::atomic<uint32_t> running_{0};  // workers that have not finished the job
-  std::atomic<bool> stop_{false};
+  int64_t grain_ = 0;
+  alignas(64) std::atomic<int64_t> next_{0};  // one by one
+  std::vector<Run> runs_;                     // in runs, by thread
   std::vector<std::thread> workers_;
 };
 

@@ -1,13 +1,19 @@
 #include "kernels/thread_pool.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <sched.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <numeric>
 #include <set>
 #include <string>
+#include <thread>
 
 namespace sluice::kernels {
 namespace {
@@ -25,6 +31,44 @@ TEST(ThreadPoolTest, DoesEachPieceOnce) {
         ++done[static_cast<size_t>(i)];
       });
       for (const auto& times : done) EXPECT_EQ(times, 1);
+    }
+  }
+}
+
+TEST(ThreadPoolTest, RunsAreDividedAtMultiplesOfTheGrainAndWhereRunsMeet) {
+  for (const int threads : {1, 2, 5}) {
+    ThreadPool pool(threads);
+    for (const int64_t count : {0, 1, 2, 9, 18, 1000}) {
+      for (const int64_t grain : {1, 2, 7}) {
+        SCOPED_TRACE(fmt::format("{} threads, {} by {}", threads, count, grain));
+        std::set<int64_t> ends{0};  // where runs meet
+        for (int64_t i = 1; i <= threads; ++i) ends.insert(count * i / threads);
+        std::vector<std::atomic<int>> done(static_cast<size_t>(count));
+        std::atomic<int> odd{0};
+        pool.parallel_runs(count, grain, [&](int64_t begin, int64_t end, int thread) {
+          ASSERT_TRUE(thread >= 0 && thread < threads && begin < end && end - begin <= grain);
+          if (begin % grain != 0 && !ends.contains(begin)) ++odd;
+          if (end % grain != 0 && !ends.contains(end)) ++odd;
+          for (int64_t i = begin; i < end; ++i) ++done[static_cast<size_t>(i)];
+        });
+        for (const auto& times : done) EXPECT_EQ(times, 1);
+        EXPECT_EQ(odd, 0);
+      }
+    }
+  }
+}
+
+TEST(ThreadPoolTest, ARunIsGoneThroughInOrderAndTakenFromAtItsEnd) {
+  ThreadPool pool(2);
+  for (int round = 0; round < 200; ++round) {
+    std::vector<int64_t> own[2], others[2];  // begins of ranges by the thread that did them
+    pool.parallel_runs(100, 3, [&](int64_t begin, int64_t, int thread) {
+      (begin / 50 == thread ? own : others)[thread].push_back(begin);
+      EXPECT_TRUE(begin / 50 != thread || others[thread].empty()) << "its own run first";
+    });
+    for (int thread = 0; thread < 2; ++thread) {
+      EXPECT_TRUE(std::is_sorted(own[thread].begin(), own[thread].end()));
+      EXPECT_TRUE(std::is_sorted(others[thread].rbegin(), others[thread].rend()));
     }
   }
 }
@@ -97,6 +141,45 @@ TEST(ThreadPoolTest, IdleWorkersSleepAndWakeForTheNextJob) {
       }
     }
   }
+}
+
+std::atomic<bool> held{false}, hold{false};
+void stay_in_handler(int) {
+  held = true;
+  while (hold) ::sched_yield();
+}
+
+// As one whose core has something else to do.
+TEST(ThreadPoolTest, AWorkerThatDoesNotComeIsNotWaitedFor) {
+#if defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "ThreadSanitizer keeps signals from a thread that sleeps on a futex";
+#endif
+  const auto before = thread_ids();
+  ThreadPool pool(2);
+  std::string worker;
+  for (const auto& id : thread_ids()) {
+    if (!before.contains(id)) worker = id;
+  }
+  hold = true;
+  std::signal(SIGUSR1, stay_in_handler);
+  ASSERT_EQ(::syscall(SYS_tgkill, ::getpid(), std::stoi(worker), SIGUSR1), 0);
+  while (!held) std::this_thread::yield();
+  int done = 0;
+  for (int job = 0; job < 10; ++job) {
+    pool.parallel_for(100, [&](int64_t, int thread) { done += thread == 0 ? 1 : 0; });
+    pool.parallel_runs(100, 1, [&](int64_t, int64_t, int thread) { done += thread == 0 ? 1 : 0; });
+  }
+  EXPECT_EQ(done, 2000) << "all by the caller";
+  hold = false;
+  // And it comes again, if it is needed: nobody else is number 1.
+  std::atomic<bool> came{false};
+  while (!came) {
+    pool.parallel_for(2, [&](int64_t, int thread) {
+      if (thread == 1) came = true;
+      if (thread == 0) std::this_thread::yield();
+    });
+  }
+  std::signal(SIGUSR1, SIG_DFL);
 }
 
 }  // namespace

@@ -73,7 +73,7 @@ void BlockAttention::score_packed(const QueryRows& rows, const PositionBlock& bl
     const int64_t from = std::max(first, (block.base + p - rows.first_position) * rows.group);
     if (from >= rows.rows) return;
     simd_.multiply_pairs(block.keys + p * dim_ * 2, dim_, reinterpret_cast<const uint16_t*>(rows.queries) + from * dim_,
-                         dim_, rows.rows - from,
+                         dim_, rows.rows - from, kPairColumns,
                          {.out = scores + (from - first) * block.padded + p,
                           .stride = block.padded,
                           .bias = nullptr,
@@ -91,7 +91,7 @@ void BlockAttention::sum_packed(const QueryRows& rows, const PositionBlock& bloc
     for (int64_t v = 0; v < value_; v += kPairColumns) {
       simd_.multiply_pairs(
           block.values + v * block.padded * 2, seen,
-          reinterpret_cast<const uint16_t*>(weights) + (row - first) * block.padded, block.padded, own,
+          reinterpret_cast<const uint16_t*>(weights) + (row - first) * block.padded, block.padded, own, kPairColumns,
           {.out = rows.sums + row * value_ + v, .stride = value_, .bias = nullptr, .accumulate = block.base > 0});
     }
   }

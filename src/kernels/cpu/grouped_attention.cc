@@ -12,8 +12,9 @@ namespace {
 // Positions that are gathered at a time, and rows of products that share them: all of it stays in the second cache.
 constexpr int64_t kPositions = 256;
 constexpr int64_t kProductRows = 256;
-// Rows of a product from which it pays.
-constexpr int64_t kFewestRows = 32;
+// Rows of a product from which it pays: of ours, which leaves no row empty, unless they are one query's, whose loops
+// read all heads of a position together; and of others, which are filled up to kRowStep.
+constexpr int64_t kFewestPackedRows = 8, kFewestRows = 32;
 // Query rows of the loops that share one widening of keys and values.
 constexpr int64_t kLoopRows = 16;
 // Long sequences are cut where a step has fewer pieces than this, into no shorter ones than that.
@@ -27,9 +28,6 @@ int64_t group_of(const AttentionArgs& args) { return args.n_heads / args.n_kv_he
 // Positions that the last of the rows sees.
 int64_t end_of(const AttentionArgs& args, int64_t sequence, int64_t first_row, int64_t rows) {
   return args.seq_lens[sequence] - queries_of(args, sequence) + first_row + rows;
-}
-bool has_many_rows(const AttentionArgs& args, int64_t sequence) {
-  return args.head_dim % 16 == 0 && queries_of(args, sequence) * group_of(args) >= kFewestRows;
 }
 
 }  // namespace
@@ -51,6 +49,12 @@ void GroupedAttention::run(const AttentionArgs& args, ThreadPool& pool) {
                     at_least(scratch_[static_cast<size_t>(thread)].loops, floats));
   });
   pool.parallel_for(std::ssize(cuts_), [&](int64_t i, int) { merge(args, cuts_[static_cast<size_t>(i)]); });
+}
+
+bool GroupedAttention::has_many_rows(const AttentionArgs& args, int64_t sequence) const {
+  const int64_t queries = queries_of(args, sequence);
+  const int64_t fewest = packs(args) && queries > 1 ? kFewestPackedRows : kFewestRows;
+  return args.head_dim % 16 == 0 && queries * group_of(args) >= fewest;
 }
 
 void GroupedAttention::plan_many(const AttentionArgs& args) {

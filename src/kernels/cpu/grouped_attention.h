@@ -39,6 +39,7 @@ class GroupedAttention {
     size_t first, last;
   };
 
+  bool has_many_rows(const AttentionArgs& args, int64_t sequence) const;
   void plan_many(const AttentionArgs& args);
   void prepare(const AttentionArgs& args);  // the products of many_
   void plan_few(const AttentionArgs& args);

@@ -13,6 +13,7 @@
 #include "kernels/cpu/f8_tiles.h"
 #include "kernels/cpu/memory.h"
 #include "kernels/cpu/packed_products.h"
+#include "kernels/cpu/rows.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/tile_products.h"
 
@@ -26,10 +27,14 @@ constexpr int64_t kMaxRows = 256;
 // of kWideColumns columns, which fit the second cache, for oneDNN. Up to how many they are few:
 constexpr int64_t kFewRows = PackedProducts::kExactRows;
 constexpr int64_t kFewRoundedRows = 48;  // where oneDNN multiplies the others in bf16; see pairs_are_fastest()
-constexpr int64_t kFewF8Rows = 2;        // likewise
+constexpr int64_t kFewF8Rows = 8;        // likewise, of FP8 on machines with instructions for pairs of bf16
+constexpr int64_t kFewestF8Rows = 2;     // and on others
 constexpr int64_t kWideColumns = 64;
 constexpr int64_t kDotColumns = 32;  // a task's, of rows of FP8
-constexpr int64_t kTileTasks = 16;   // of a product with few rows
+// What a task has to read, where there is so much: some four microseconds. A value of a row of inputs counts as a byte.
+constexpr int64_t kTaskBytes = 64 << 10;
+// Rows of a task: of tiles, of FP8 and of pairs, whose weights the second cache holds for all of a step's rows.
+constexpr int64_t kTileTaskRows = 256, kF8TaskRows = 128, kPairTaskRows = 64;
 
 // Output columns of one slab: a multiple of 64, and at most 16 slabs, which is as finely as the pool can divide the
 // work.
@@ -55,11 +60,21 @@ bool in_tiles(const LinearShape& shape) { return keeps_blocks(shape.stored); }
 // The slabs of kWideColumns columns.
 int64_t wide_slabs(const LinearShape& shape) { return (shape.out + kWideColumns - 1) / kWideColumns; }
 
+// A product of a weight that is kept as it is stored is of_weight times of_rows pieces: tiles, slabs of kWideColumns
+// columns or kDotColumns rows of the weight, for some of the rows each; the pieces of the same rows follow each other.
+// `grain` of them are a task. `few`: they are multiplied by our own loops.
+struct KeptPieces {
+  int64_t of_weight = 1, of_rows = 1, grain = 1;
+  bool few = false;
+  int64_t count() const { return of_weight * of_rows; }
+};
+
 // The product of as many rows as are taken at once, and that of the rest; null if there are none.
 struct ByRows {
   const Product* most = nullptr;
   const Product* rest = nullptr;
   const Product& of(int64_t rows) const { return rows == kMaxRows ? *most : *rest; }
+  bool divisible() const { return (most == nullptr || most->divisible) && (rest == nullptr || rest->divisible); }
 };
 template <class ProductOf>
 ByRows by_rows(int64_t n, const ProductOf& product_of) {
@@ -94,9 +109,9 @@ class Linear::Impl {
     return shape.dtype == DType::kF32 || (shape.rounded && multiplies(shape.dtype) && packs_pairs(shape));
   }
 
-  // FP8 for products in bf16.
+  // FP8 for products in bf16, by pairs.
   bool in_f8_tiles(const LinearShape& shape) const {
-    return shape.stored == DType::kF8E4M3 && shape.dtype == DType::kBf16 && packs_pairs(shape);
+    return shape.stored == DType::kF8E4M3 && shape.dtype == DType::kBf16 && shape.in % 2 == 0 && packs_pairs(shape);
   }
 
   bool packs_pairs(const LinearShape& shape) const {
@@ -159,15 +174,17 @@ class Linear::Impl {
       const Kept kept = kept_as(shape);
       if (rounds(kept, shape, args.n)) {
         rounded_.resize(args.n, shape.in);
-        pool.parallel_for(args.n, [&](int64_t row, int) { round(args, row, row); });
+        each_row(pool, args.n, [&](int64_t row, int) { round(args, row, row); });
       }
       const SlabProducts products = widened_products(kept, shape, args.n, args.accumulate, args.bias != nullptr);
-      return pool.parallel_for(kept_tasks(kept, shape, args.n), [&](int64_t task, int thread) {
-        multiply_kept(kept, args, products, task, /*rounded=*/0, thread);
+      const KeptPieces pieces = kept_pieces(kept, shape, args.n);
+      return pool.parallel_runs(pieces.count(), pieces.grain, [&](int64_t begin, int64_t end, int thread) {
+        multiply_kept(kept, args, products, pieces, begin, end, /*rounded=*/0, thread);
       });
     }
     const Layout& slabs = cached_layout(shape);
     const SlabProducts products = slab_products(slabs, shape, args.n, args.accumulate, args.bias != nullptr);
+    if (products.wide.divisible() && products.last.divisible()) return multiply_pairs(args, slabs, products, pool);
     const int64_t pieces = (args.n + kMaxRows - 1) / kMaxRows, count = std::ssize(slabs.slabs);
     pool.parallel_for(pieces * count, [&](int64_t task, int thread) {
       multiply_slab(args, slabs, products, task % count, task / count * kMaxRows, thread);
@@ -200,7 +217,9 @@ class Linear::Impl {
       } else {
         group.products = widened_products(kept, shape, rows, /*accumulate=*/false, /*bias=*/false);
       }
-      tasks += kept == Kept::kNot ? std::ssize(slabs.slabs) : kept_tasks(kept, shape, rows);
+      group.pieces =
+          kept == Kept::kNot ? KeptPieces{.of_weight = std::ssize(slabs.slabs)} : kept_pieces(kept, shape, rows);
+      tasks += (group.pieces.count() + group.pieces.grain - 1) / group.pieces.grain;
     }
     const int64_t element = shape.dtype == DType::kBf16 ? 2 : 4;
     if (in_tiles(shape) && shape.rounded) round_groups(args, pool);
@@ -216,7 +235,11 @@ class Linear::Impl {
           .out = args.out + start * shape.out,
           .n = args.counts[group.index]};
       const int64_t task = i - group.first_task;
-      if (kept != Kept::kNot) return multiply_kept(kept, own, group.products, task, /*rounded=*/start, thread);
+      if (kept != Kept::kNot) {
+        const int64_t begin = task * group.pieces.grain;
+        const int64_t end = std::min(begin + group.pieces.grain, group.pieces.count());
+        return multiply_kept(kept, own, group.products, group.pieces, begin, end, /*rounded=*/start, thread);
+      }
       // One slab, which stays in the cache for all rows.
       for (int64_t first = 0; first < own.n; first += kMaxRows) {
         multiply_slab(own, slabs, group.products, task, first, thread);
@@ -263,10 +286,11 @@ class Linear::Impl {
   }
 
  private:
-  // An expert that has rows, the number of its first task, and what multiplies its rows.
+  // An expert that has rows, its tasks, and what multiplies its rows.
   struct Group {
     int64_t index = 0;
     int64_t first_task = 0;
+    KeptPieces pieces;
     SlabProducts products;
   };
 
@@ -282,17 +306,33 @@ class Linear::Impl {
   // Rows up to which our own loops are faster than widening.
   int64_t few_rows(Kept kept, const LinearShape& shape) const {
     if (shape.dtype != DType::kBf16) return kFewRows;
-    if (kept != Kept::kTiles) return kFewF8Rows;
-    // Where pairs are fastest in bf16, twice as many values of eight bits are multiplied in the same time.
-    return products_.pairs_are_fastest() ? std::numeric_limits<int64_t>::max() : kFewRoundedRows;
+    if (kept == Kept::kF8Rows) return kFewestF8Rows;
+    // Where pairs are fastest in bf16, twice as many values of eight bits are multiplied in the same time, and FP8
+    // takes the same loops.
+    if (products_.pairs_are_fastest()) return std::numeric_limits<int64_t>::max();
+    if (kept == Kept::kTiles) return kFewRoundedRows;
+    return simd_.native_pairs ? kFewF8Rows : kFewestF8Rows;
   }
 
-  int64_t kept_tasks(Kept kept, const LinearShape& shape, int64_t rows) const {
-    if (rows > few_rows(kept, shape) || kept == Kept::kF8Tiles) return wide_slabs(shape);
-    if (kept == Kept::kTiles) return (tile_count(shape) + task_tiles(shape) - 1) / task_tiles(shape);
-    return (shape.out + kDotColumns - 1) / kDotColumns;
+  KeptPieces kept_pieces(Kept kept, const LinearShape& shape, int64_t rows) const {
+    KeptPieces pieces{.few = rows <= few_rows(kept, shape)};
+    if (!pieces.few || kept == Kept::kF8Tiles) {
+      pieces.of_weight = wide_slabs(shape);
+    } else if (kept == Kept::kTiles) {
+      pieces.of_weight = tile_count(shape);
+    } else {
+      pieces.of_weight = (shape.out + kDotColumns - 1) / kDotColumns;
+    }
+    if (pieces.few && kept != Kept::kF8Rows) {
+      const int64_t most = kept == Kept::kTiles ? kTileTaskRows : kF8TaskRows;
+      pieces.of_rows = (rows + most - 1) / most;
+    }
+    if (pieces.few && kept == Kept::kTiles) {
+      const auto bytes = static_cast<int64_t>(tile_bytes(shape.stored, shape.in));
+      pieces.grain = std::max<int64_t>(1, kTaskBytes / std::max(bytes, shape.in * std::min(rows, kTileTaskRows)));
+    }
+    return pieces;
   }
-  static int64_t task_tiles(const LinearShape& shape) { return (tile_count(shape) + kTileTasks - 1) / kTileTasks; }
 
   bool rounds(Kept kept, const LinearShape& shape, int64_t rows) const {
     return kept == Kept::kTiles && shape.rounded && rows <= few_rows(kept, shape);
@@ -316,34 +356,61 @@ class Linear::Impl {
     });
   }
 
-  // A task's columns of a product of a weight that is kept as it is stored. `rounded` is the place of the first row
-  // among the rounded ones.
-  void multiply_kept(Kept kept, const LinearArgs& args, const SlabProducts& products, int64_t task, int64_t rounded,
-                     int thread) const {
+  // Pieces of a product of a weight that is kept as it is stored. `rounded` is the place of the first row among the
+  // rounded ones.
+  void multiply_kept(Kept kept, const LinearArgs& args, const SlabProducts& products, const KeptPieces& pieces,
+                     int64_t begin, int64_t end, int64_t rounded, int thread) const {
     const LinearShape& shape = *args.shape;
-    if (args.n > few_rows(kept, shape)) return multiply_widened(kept, args, products, task, thread);
-    if (kept == Kept::kF8Tiles) return multiply_f8_tile(args, task, thread);
-    if (kept == Kept::kF8Rows) return multiply_f8_rows(args, task, thread);
-    const int64_t first = task * task_tiles(shape);
-    multiply_tiles(simd_, args, first, std::min(tile_count(shape), first + task_tiles(shape)),
-                   shape.rounded ? &rounded_ : nullptr, rounded);
+    const int64_t of_weight = pieces.of_weight, of_rows = pieces.of_rows;
+    const int64_t element = shape.dtype == DType::kBf16 ? 2 : 4;
+    for (int64_t after; begin < end; begin = after) {
+      const int64_t piece = begin / of_weight, first = piece * args.n / of_rows;
+      after = std::min(end, (piece + 1) * of_weight);
+      LinearArgs own = args;
+      own.in = static_cast<const char*>(args.in) + first * shape.in * element;
+      own.out = args.out + first * shape.out;
+      own.n = (piece + 1) * args.n / of_rows - first;
+      const int64_t from = begin - piece * of_weight, to = after - piece * of_weight;
+      if (kept == Kept::kTiles && pieces.few) {
+        multiply_tiles(simd_, own, from, to, shape.rounded ? &rounded_ : nullptr, rounded + first);
+        continue;
+      }
+      for (int64_t i = from; i < to; ++i) {
+        if (!pieces.few) {
+          multiply_widened(kept, own, products, i, thread);
+        } else if (kept == Kept::kF8Tiles) {
+          multiply_f8_tile(own, i, thread);
+        } else {
+          multiply_f8_rows(own, i, thread);
+        }
+      }
+    }
   }
 
-  void multiply_f8_tile(const LinearArgs& args, int64_t task, int thread) const {
+  void multiply_f8_tile(const LinearArgs& args, int64_t index, int thread) const {
     const LinearShape& shape = *args.shape;
-    const int64_t first = task * kF8Columns, in = round_up(shape.in, 2);
-    const char* tile = static_cast<const char*>(args.weight) + static_cast<size_t>(task) * f8_tile_bytes(shape.in);
-    const float* x = widened_rows(args, in, thread);
-    float sums[kFewF8Rows * kF8Columns];
-    simd_.dot_f8_tile(reinterpret_cast<const uint8_t*>(tile),
-                      reinterpret_cast<const float*>(tile + f8_tile_values(shape.in)), in, x, in, args.n, sums);
-    put_columns(args, 0, args.n, first, std::min(kF8Columns, shape.out - first), sums, kF8Columns);
+    const int64_t first = index * kF8Columns, columns = std::min(kF8Columns, shape.out - first);
+    const char* tile = static_cast<const char*>(args.weight) + static_cast<size_t>(index) * f8_tile_bytes(shape.in);
+    const auto multiply = [&](const Sums& to) {
+      simd_.multiply_f8_tile(reinterpret_cast<const uint8_t*>(tile),
+                             reinterpret_cast<const float*>(tile + f8_tile_values(shape.in)), shape.in,
+                             static_cast<const uint16_t*>(args.in), shape.in, args.n, to);
+    };
+    if (columns == kF8Columns) {
+      return multiply({.out = args.out + first,
+                       .stride = shape.out,
+                       .bias = args.bias == nullptr ? nullptr : args.bias + first,
+                       .accumulate = args.accumulate});
+    }
+    float* whole = at_least(staging_[static_cast<size_t>(thread)], args.n * kF8Columns);
+    multiply({.out = whole, .stride = kF8Columns, .bias = nullptr, .accumulate = false});
+    put_columns(args, 0, args.n, first, columns, whole, kF8Columns);
   }
 
   void multiply_f8_rows(const LinearArgs& args, int64_t task, int thread) const {
     const LinearShape& shape = *args.shape;
     const bool bf16 = shape.dtype == DType::kBf16;
-    const float* x = bf16 ? widened_rows(args, shape.in, thread) : static_cast<const float*>(args.in);
+    const float* x = bf16 ? widened_rows(args, thread) : static_cast<const float*>(args.in);
     const int64_t end = std::min(shape.out, (task + 1) * kDotColumns);
     for (int64_t j = task * kDotColumns; j < end; ++j) {
       const char* row = static_cast<const char*>(args.weight) + static_cast<size_t>(j) * scaled_row_bytes(shape.in);
@@ -458,6 +525,28 @@ class Linear::Impl {
     return products;
   }
 
+  // All of a divisible product. A piece is half a block of columns for some of the rows, a task two of these, but for
+  // the halves where two threads' runs meet: narrow products have fewer blocks than would make threads end together.
+  void multiply_pairs(const LinearArgs& args, const Layout& slabs, const SlabProducts& products,
+                      ThreadPool& pool) const {
+    const LinearShape& shape = *args.shape;
+    const int64_t blocks = shape.out / kPairColumns, row_pieces = (args.n + kPairTaskRows - 1) / kPairTaskRows;
+    const int64_t width = slabs.slabs.front().width;
+    constexpr int64_t kHalf = kPairColumns / 2;
+    pool.parallel_runs(2 * blocks * row_pieces, 2, [&](int64_t begin, int64_t end, int) {
+      const int64_t column = begin / 2 / row_pieces * kPairColumns + begin % 2 * kHalf, piece = begin / 2 % row_pieces;
+      const int64_t first = piece * args.n / row_pieces, rows = (piece + 1) * args.n / row_pieces - first;
+      const auto index = static_cast<size_t>(column / width);
+      const Slab& slab = slabs.slabs[index];
+      const ByRows& of = index + 1 < slabs.slabs.size() ? products.wide : products.last;
+      // Any of its products knows all but the rows.
+      products_.execute_part(
+          of.rest == nullptr ? *of.most : *of.rest, static_cast<const uint16_t*>(args.in) + first * shape.in,
+          static_cast<const char*>(args.weight) + slab.offset, args.out + first * shape.out + slab.first,
+          args.bias == nullptr ? nullptr : args.bias + slab.first, rows, column - slab.first, (end - begin) * kHalf);
+    });
+  }
+
   // Columns of a product of a packed weight, for rows from `first` on, kMaxRows at most.
   void multiply_slab(const LinearArgs& args, const Layout& slabs, const SlabProducts& products, int64_t index,
                      int64_t first, int thread) const {
@@ -471,14 +560,11 @@ class Linear::Impl {
         args.bias == nullptr ? nullptr : args.bias + slab.first, thread);
   }
 
-  // Inputs in bf16 as float32, rows `stride` apart, at least their width; a value more is zero.
-  const float* widened_rows(const LinearArgs& args, int64_t stride, int thread) const {
-    const int64_t width = args.shape->in;
-    float* x = at_least(wide_in_[static_cast<size_t>(thread)], args.n * stride);
-    for (int64_t r = 0; r < args.n; ++r) {
-      x[(r + 1) * stride - 1] = 0;
-      simd_.widen(static_cast<const uint16_t*>(args.in) + r * width, /*in_bf16=*/true, width, x + r * stride);
-    }
+  // Inputs in bf16 as float32.
+  const float* widened_rows(const LinearArgs& args, int thread) const {
+    const int64_t count = args.n * args.shape->in;
+    float* x = at_least(wide_in_[static_cast<size_t>(thread)], count);
+    simd_.widen(args.in, /*in_bf16=*/true, count, x);
     return x;
   }
 

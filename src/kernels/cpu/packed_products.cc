@@ -1,5 +1,6 @@
 #include "kernels/cpu/packed_products.h"
 
+#include <algorithm>
 #include <dnnl.hpp>
 #include <map>
 #include <mutex>
@@ -122,6 +123,7 @@ class PackedProducts::Impl {
       product->rows = rows;
       product->width = width;
       product->implementation = "pairs";
+      product->divisible = true;
       product->in = in;
       product->pair_rows = pair_rows;
       product->out_stride = out_stride;
@@ -148,16 +150,18 @@ class PackedProducts::Impl {
 
   void execute(const Product& product, const void* in, const void* weight, float* out, const float* bias,
                int thread) const {
-    if (const auto* pairs = dynamic_cast<const PairsProduct*>(&product)) return multiply(*pairs, in, weight, out, bias);
+    if (product.divisible) return execute_part(product, in, weight, out, bias, product.rows, 0, product.width);
     execute_one_dnn(static_cast<const OneDnnProduct&>(product), in, weight, out, bias, thread);
   }
 
- private:
-  void multiply(const PairsProduct& product, const void* in, const void* weight, float* out, const float* bias) const {
-    const auto block = static_cast<size_t>(product.pair_rows * kPairColumns * 2);
-    const auto* values = static_cast<const char*>(weight);
-    for (int64_t first = 0; first < product.width; first += kPairColumns, values += block) {
-      simd_.multiply_pairs(values, product.in, static_cast<const uint16_t*>(in), product.in, product.rows,
+  void execute_part(const Product& divisible, const void* in, const void* weight, float* out, const float* bias,
+                    int64_t rows, int64_t first, int64_t columns) const {
+    const auto& product = static_cast<const PairsProduct&>(divisible);
+    const int64_t block = product.pair_rows * kPairColumns * 2;
+    for (int64_t end = first + columns, width; first < end; first += width) {
+      width = std::min(end - first, kPairColumns);
+      simd_.multiply_pairs(static_cast<const char*>(weight) + first / kPairColumns * block + first % kPairColumns * 4,
+                           product.in, static_cast<const uint16_t*>(in), product.in, rows, width,
                            {.out = out + first,
                             .stride = product.out_stride,
                             .bias = bias == nullptr ? nullptr : bias + first,
@@ -165,6 +169,7 @@ class PackedProducts::Impl {
     }
   }
 
+ private:
   bool one_dnn_has_tiles() const {
     const Memory::desc source({64, 64}, Memory::data_type::bf16, Memory::format_tag::ab);
     return make_product(source, packed(64, 64, DType::kBf16), 64, /*accumulate=*/false, /*bias=*/false)
@@ -244,6 +249,11 @@ const Product& PackedProducts::product(int64_t rows, bool padded, int64_t in, in
 void PackedProducts::execute(const Product& product, const void* in, const void* weight, float* out, const float* bias,
                              int thread) const {
   impl_->execute(product, in, weight, out, bias, thread);
+}
+void PackedProducts::execute_part(const Product& product, const void* in, const void* weight, float* out,
+                                  const float* bias, int64_t rows, int64_t first, int64_t columns) const {
+  SLUICE_CHECK(product.divisible, "a part of a product by {}", product.implementation);
+  impl_->execute_part(product, in, weight, out, bias, rows, first, columns);
 }
 
 }  // namespace sluice::kernels::cpu

@@ -22,6 +22,8 @@ struct Product {
   std::string implementation;  // oneDNN's name for what it chose, or "pairs" for our own loops
   // It writes rows that follow each other, and knows of no sum or bias: the caller brings the result to its place.
   bool staged = false;
+  // By our own loops: any of its rows and columns can be multiplied by themselves, to the same bits.
+  bool divisible = false;
   virtual ~Product() = default;
 };
 
@@ -56,6 +58,11 @@ class PackedProducts {
   // `bias` [width], null where the product has none. `thread` is the caller's number in the pool.
   void execute(const Product& product, const void* in, const void* weight, float* out, const float* bias,
                int thread) const;
+  // Of a divisible product: `columns` columns from `first` on, both whole halves of kPairColumns and not across a block
+  // of them, or as many whole blocks. `rows` rows, from those on that `in` and `out` point to; `out`, `weight` and
+  // `bias` are the product's, from its first column on.
+  void execute_part(const Product& product, const void* in, const void* weight, float* out, const float* bias,
+                    int64_t rows, int64_t first, int64_t columns) const;
 
  private:
   class Impl;

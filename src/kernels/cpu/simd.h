@@ -75,18 +75,19 @@ struct Simd {
   void (*expand_f8)(const void* row, int64_t in, void* out, bool out_bf16);
   // The same of kF8Columns rows of the weight at once, where pairs of their values lie side by side: value (column, k)
   // is values[(k / 2 * kF8Columns + column) * 2 + k % 2], its scale scales[k / 128 * kF8Columns + column]. `in` is
-  // even, `rows` 1 or 2. sums [rows, kF8Columns]; out as `values`.
-  void (*dot_f8_tile)(const uint8_t* values, const float* scales, int64_t in, const float* x, int64_t x_stride,
-                      int64_t rows, float* sums);
+  // even. Rows of bf16, x_stride apart, any number of them; out as `values`.
+  void (*multiply_f8_tile)(const uint8_t* values, const float* scales, int64_t in, const uint16_t* x, int64_t x_stride,
+                           int64_t rows, const Sums& to);
   void (*expand_f8_tile)(const uint8_t* values, const float* scales, int64_t in, uint16_t* out);
   // A row of whole blocks of inputs in eight bits (quantised.h): to the nearest, the largest of a block is 127.
   void (*round_row)(const void* in, bool in_bf16, int64_t width, int8_t* values, float* scales, float* sums,
                     int32_t* minus, int32_t* half_minus);
   const TileKernels* tiles;  // by tile_format()
-  // Rows of bf16, x_stride apart, times kPairColumns columns of a weight in bf16 whose pairs of values lie side by
-  // side, as those of dot_f8_tile. `in` is even. A row's result does not depend on how many there are.
+  // Rows of bf16, x_stride apart, times `columns` columns of a weight in bf16 whose pairs of values lie side by side,
+  // as those of multiply_f8_tile: kPairColumns, or half as many of them, the first from `values` on. `in` is even. A
+  // sum does not depend on how many rows or columns there are.
   void (*multiply_pairs)(const char* values, int64_t in, const uint16_t* x, int64_t x_stride, int64_t rows,
-                         const Sums& to);
+                         int64_t columns, const Sums& to);
   // That it has instructions for such pairs, and keeps up with any other product without matrix tiles. Else it is for
   // rows that are so few that memory decides.
   bool native_pairs;

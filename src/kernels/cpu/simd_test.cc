@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cmath>
 #include <string>
 
 namespace sluice::kernels::cpu {
@@ -47,13 +48,17 @@ TEST(Simd, ProductsOfPairsAreThoseOfEachRowByItself) {
   for (size_t i = 0; i < bias.size(); ++i) bias[i] = static_cast<float>(i);
   for (size_t i = 0; i < before.size(); ++i) before[i] = static_cast<float>(i % 100);
   for (const Simd* simd : runnable_simds()) {
-    for (const int64_t rows : {1, 4, 6, 7, 17, 33, 64, 70}) {
+    for (const int64_t rows : {1, 4, 6, 7, 17, 24, 33, 64, 70, 69}) {
       for (const bool more : {false, true}) {
         SCOPED_TRACE(std::string(simd->name) + ", rows " + std::to_string(rows) + ", more " + std::to_string(more));
         std::vector<float> out = before;
-        simd->multiply_pairs(
-            reinterpret_cast<const char*>(weights.data()), kIn, x.data(), kIn, rows,
-            {.out = out.data(), .stride = kStride, .bias = more ? bias.data() : nullptr, .accumulate = more});
+        // All columns at once, or each half of them.
+        const int64_t columns = rows % 2 == 0 ? kPairColumns : kPairColumns / 2;
+        for (int64_t c = 0; c < kPairColumns; c += columns) {
+          simd->multiply_pairs(
+              reinterpret_cast<const char*>(weights.data() + 2 * c), kIn, x.data(), kIn, rows, columns,
+              {.out = out.data() + c, .stride = kStride, .bias = more ? bias.data() + c : nullptr, .accumulate = more});
+        }
         for (int64_t r = 0; r < kRows; ++r) {
           for (int64_t c = 0; c < kStride; ++c) {
             const auto at = static_cast<size_t>(r * kStride + c);
@@ -68,6 +73,52 @@ TEST(Simd, ProductsOfPairsAreThoseOfEachRowByItself) {
             }
             ASSERT_EQ(out[at], want) << r << ", " << c;
           }
+        }
+      }
+    }
+  }
+}
+
+// All values of e4m3 but NaN; row counts that are widened in registers, in the first cache, and by turns.
+TEST(Simd, ProductsOfATileOfFp8AreThoseOfItsValues) {
+  constexpr int64_t kIn = 300, kRows = 260;
+  const int64_t scale_rows = scales_per_row(kIn);
+  std::vector<uint8_t> weights(kIn * kF8Columns);
+  for (size_t i = 0; i < weights.size(); ++i) {
+    weights[i] = static_cast<uint8_t>(i * 37);
+    if ((weights[i] & 0x7f) == 0x7f) weights[i] = 0;
+  }
+  std::vector<float> scales(static_cast<size_t>(scale_rows * kF8Columns)), bias(kF8Columns);
+  for (size_t i = 0; i < scales.size(); ++i) scales[i] = std::exp2(static_cast<float>(i % 5) - 9);
+  for (size_t i = 0; i < bias.size(); ++i) bias[i] = static_cast<float>(i);
+  std::vector<uint16_t> x(kRows * kIn);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = tensor::float_to_bf16(static_cast<float>(i * 7 % 17) - 8);
+  for (const Simd* simd : runnable_simds()) {
+    for (const int64_t rows : {1, 2, 3, 4, 5, 6, 16, 17, 128, 129, 260}) {
+      const bool more = rows % 2 == 0;
+      SCOPED_TRACE(std::string(simd->name) + ", rows " + std::to_string(rows));
+      std::vector<float> out(kRows * kF8Columns, 3.0f);
+      simd->multiply_f8_tile(
+          weights.data(), scales.data(), kIn, x.data(), kIn, rows,
+          {.out = out.data(), .stride = kF8Columns, .bias = more ? bias.data() : nullptr, .accumulate = more});
+      for (int64_t r = 0; r < kRows; ++r) {
+        for (int64_t c = 0; c < kF8Columns; ++c) {
+          const auto at = static_cast<size_t>(r * kF8Columns + c);
+          double want = 3, size = 0;
+          if (r < rows) {
+            want = more ? 3 + static_cast<double>(bias[static_cast<size_t>(c)]) : 0;
+            size = std::abs(want);
+            for (int64_t k = 0; k < kIn; ++k) {
+              const double term = static_cast<double>(tensor::bf16_to_float(x[static_cast<size_t>(r * kIn + k)])) *
+                                  static_cast<double>(tensor::f8_e4m3_to_float(
+                                      weights[static_cast<size_t>((k / 2 * kF8Columns + c) * 2 + k % 2)])) *
+                                  static_cast<double>(scales[static_cast<size_t>(k / kScaledValues * kF8Columns + c)]);
+              want += term;
+              size += std::abs(term);
+            }
+          }
+          // Each product and sum is rounded to float32.
+          ASSERT_NEAR(static_cast<double>(out[at]), want, size * (kIn + 4) * 0x1p-24) << r << ", " << c;
         }
       }
     }
