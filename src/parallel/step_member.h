@@ -1,6 +1,6 @@
 // One rank's part in the protocol of steps, without sockets, threads or a clock: what has happened goes in, what to do
 // next comes out. engine/rank_loop.cc and engine/group_runner.cc carry it out over ZeroMQ and a Communicator,
-// step_member_test.cc in a simulation.
+// step_simulation_test.cc in a simulation.
 //
 // Before each step all ranks of an instance exchange a row each (step_sync.h). While nobody has work they park, and the
 // front's next message wakes them. The front numbers what it sends to an instance (WorkNumbers) and tells every rank
