@@ -19,6 +19,7 @@
 #include "engine/dispatcher.h"
 #include "engine/front_link.h"
 #include "engine/nodes/link.h"
+#include "engine/rank_loop.h"
 #include "engine/rank_watch.h"
 #include "parallel/rendezvous.h"
 #include "parallel/shm_segment.h"
@@ -619,12 +620,6 @@ class DataParallelController::Impl {
       controls_.push_back(std::move(control));
       finish_if_answered(std::prev(controls_.end()));
     }
-  }
-
-  // Weights, experts and how long steps take are each rank's; all else is the business of those that plan.
-  static bool concerns_followers(ControlKind kind) {
-    return kind == ControlKind::kLoadWeights || kind == ControlKind::kRecordExperts ||
-           kind == ControlKind::kStartProfile || kind == ControlKind::kStopProfile;
   }
 
   // What ranks that start from now on must know.

@@ -26,12 +26,12 @@ ForwardMode mode_of(const StepBatch& batch) {
 }  // namespace
 
 GroupRunner::GroupRunner(std::unique_ptr<models::Runner> runner, const parallel::Groups& groups,
-                         parallel::Overlap* overlap, std::optional<double> split_threshold)
+                         parallel::Overlap* overlap, std::optional<double> split_threshold, uint64_t configuration)
     : runner_(std::move(runner)),
       groups_(groups),
       overlap_(overlap),
       split_threshold_(split_threshold),
-      member_(groups.layout),
+      member_(groups.layout, configuration),
       rows_(static_cast<size_t>(groups.layout.tp_size)) {}
 
 Result<void> GroupRunner::allocate_kv(const models::KvPlan& plan) {
@@ -47,6 +47,7 @@ void GroupRunner::copy_state(int32_t from, int32_t to) {
 }
 
 Result<void> GroupRunner::exchange(StepRow row) {
+  row.expert_places = static_cast<int64_t>(runner_->expert_places());
   row.received_bytes =
       static_cast<int64_t>(groups_.received_bytes() + (overlap_ == nullptr ? 0 : overlap_->received_bytes()));
   if (groups_.layout.leads()) {

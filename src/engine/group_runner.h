@@ -26,9 +26,11 @@ namespace sluice::engine {
 class GroupRunner final : public models::Runner {
  public:
   // `runner` was loaded for `groups` and `overlap`, which outlive this. `split_threshold`: batches are split in halves,
-  // as in models::split_batch(), where all groups can; absent: none is.
+  // as in models::split_batch(), where all groups can; absent: none is. `configuration`: a hash of what the ranks must
+  // share besides the layout.
   GroupRunner(std::unique_ptr<models::Runner> runner, const parallel::Groups& groups,
-              parallel::Overlap* overlap = nullptr, std::optional<double> split_threshold = std::nullopt);
+              parallel::Overlap* overlap = nullptr, std::optional<double> split_threshold = std::nullopt,
+              uint64_t configuration = 0);
 
   const models::ModelInfo& info() const override { return runner_->info(); }
   Result<void> allocate_kv(const models::KvPlan& plan) override;
@@ -44,6 +46,7 @@ class GroupRunner final : public models::Runner {
   std::vector<std::vector<int64_t>> expert_loads() const override { return runner_->expert_loads(); }
   moe::RebalanceCounts rebalance_counts() const override { return runner_->rebalance_counts(); }
   moe::RankTokens take_rank_tokens() override { return runner_->take_rank_tokens(); }
+  uint64_t expert_places() const override { return runner_->expert_places(); }
   Result<std::string> record_experts(std::string_view command) override { return runner_->record_experts(command); }
   Result<models::WeightValues> read_weight(std::string_view name, int64_t rows) const override {
     return runner_->read_weight(name, rows);

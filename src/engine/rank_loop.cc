@@ -1,5 +1,6 @@
 #include "engine/rank_loop.h"
 
+#include <xxhash.h>
 #include <zmq.h>
 
 #include <cerrno>
@@ -69,7 +70,8 @@ class Meanwhile {
 class HeldControls {
  public:
   void add(StepMember& member, ControlRequest request) {
-    member.hold();
+    const std::string bytes = encode(ToRank(request));
+    member.hold(XXH64(bytes.data(), bytes.size(), 0), concerns_followers(request.kind));
     held_.push_back(std::move(request));
   }
   // The next one whose time has come.

@@ -1,5 +1,7 @@
 #include "parallel/step_member.h"
 
+#include <xxhash.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -7,8 +9,8 @@
 
 namespace sluice::parallel {
 
-StepMember::StepMember(const Layout& layout) : layout_(layout) {
-  plan_.hash = first_hash(layout);
+StepMember::StepMember(const Layout& layout, uint64_t configuration) : layout_(layout) {
+  plan_.hash = first_hash(layout, configuration);
   plan_.decoding.resize(static_cast<size_t>(layout.dp_size));
 }
 
@@ -20,18 +22,21 @@ void StepMember::heard() {
 void StepMember::heard_of(uint64_t number) {
   heard();
   heard_of_ = std::max(heard_of_, number);
-  for (uint64_t& its : held_) {
-    if (its == 0) its = number;
+  for (Held& control : held_) {
+    if (control.number == 0) control.number = number;
   }
 }
 
-void StepMember::hold() {
+void StepMember::hold(uint64_t message, bool for_all) {
   heard();
-  held_.push_back(0);
+  held_.push_back({.message = message, .for_all = for_all});
 }
 
 bool StepMember::take_control() {
-  if (held_.empty() || held_.front() == 0 || held_.front() > plan_.seen_by_all) return false;
+  if (held_.empty() || held_.front().number == 0 || held_.front().number > plan_.seen_by_all) return false;
+  const uint64_t message = held_.front().message;
+  int64_t& so_far = held_.front().for_all ? controls_ : leader_controls_;
+  so_far = static_cast<int64_t>(XXH64(&message, sizeof(message), static_cast<uint64_t>(so_far)));
   held_.pop_front();
   return true;
 }
@@ -42,6 +47,8 @@ StepRow StepMember::post(StepRow row, bool unready) {
   row.seq = ++seq_;
   row.plan_hash = plan_.hash;
   row.work_seen = static_cast<int64_t>(heard_of_);
+  row.controls = controls_;
+  row.leader_controls = leader_controls_;
   row.more_to_come = layout_.leads() && row.num_tokens == 0 && (unready || !held_.empty());
   next_ = Next::kGather;
   return row;

@@ -22,7 +22,8 @@ namespace sluice::parallel {
 // Used by the rank's thread.
 class StepMember {
  public:
-  explicit StepMember(const Layout& layout);
+  // `configuration`: a hash of what all ranks must share besides the layout.
+  explicit StepMember(const Layout& layout, uint64_t configuration = 0);
 
   enum class Next : uint8_t {
     kSleep,   // parked: nothing before the next message
@@ -39,8 +40,9 @@ class StepMember {
   void heard();
   // What the front sent to the instance up to `number` has come to whomever it was for.
   void heard_of(uint64_t number);
-  // A control message: it waits for take_control().
-  void hold();
+  // A control message, by a hash of it: it waits for take_control(). `for_all`: each rank gets it, and not leaders
+  // alone.
+  void hold(uint64_t message, bool for_all);
   // Those that wait.
   size_t held() const { return held_.size(); }
   // Whether the time of the oldest of those has come, which is then no longer held. Asked after each exchange, until it
@@ -49,8 +51,8 @@ class StepMember {
 
   // ---- exchanges
 
-  // The row to send, `row` being what is known of this rank's batch. `unready`: there is work here that brings no
-  // tokens yet, so that the others must not go to sleep. Of leaders alone; neither with kSleep nor with kEnd.
+  // The row to send, `row` being what is known of this rank's batch and experts. `unready`: there is work here that
+  // brings no tokens yet, so that the others must not go to sleep. Of leaders alone; neither with kSleep nor with kEnd.
   StepRow post(StepRow row, bool unready);
   // `rows` [tp_size] by rank, of the same exchange. An error is the group's end, before any data of the step move.
   Result<void> gathered(std::span<const StepRow> rows);
@@ -69,7 +71,13 @@ class StepMember {
   int64_t seq_ = 0;
   uint64_t heard_of_ = 0;
   StepPlan plan_, before_;
-  std::deque<uint64_t> held_;  // the number of each control message; 0: not told yet
+  struct Held {
+    uint64_t message = 0;
+    bool for_all = false;
+    uint64_t number = 0;  // 0: not told yet
+  };
+  std::deque<Held> held_;
+  int64_t controls_ = 0, leader_controls_ = 0;  // as in the row
 };
 
 // The front's side: numbers what it sends to the ranks of one instance. Used by one thread.

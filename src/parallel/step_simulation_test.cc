@@ -50,8 +50,15 @@ struct Tally {
   int64_t diverged = 0, found = 0;  // ranks that went astray, and such as were found in that exchange
 };
 
-enum class Divergence : uint8_t { kSeq, kKind, kPlanHash };
-constexpr uint64_t kDivergences = 3;
+enum class Divergence : uint8_t {
+  kSeq,
+  kKind,
+  kPlanHash,
+  kExperts,        // are elsewhere
+  kControl,        // a control message does not reach the rank
+  kConfiguration,  // the rank starts with another one
+};
+constexpr uint64_t kDivergences = 6;
 
 class Simulation {
  public:
@@ -117,17 +124,28 @@ class Simulation {
   // Until everything that was sent is done and all ranks are parked.
   void run_to_rest() {
     if (paused_) control(Control::kContinue);
-    // What goes wrong at a rank that is parked is found when there is work.
-    if (ailing_ || astray_) submit();
-    tell();
-    for (int64_t events = 0; failure_.empty() && next_time() < kNever; ++events) {
-      if (events == 1'000'000) return fail("it never comes to rest");
-      event();
-    }
+    do {
+      // What goes wrong at a rank that is parked is found when there is work.
+      if (ailing_ || astray_ || misconfigured_ || diverged_from_) submit();
+      if (astray_) control(Control::kWeights);
+      tell();
+      for (int64_t events = 0; failure_.empty() && next_time() < kNever; ++events) {
+        if (events == 1'000'000) return fail("it never comes to rest");
+        event();
+      }
+    } while (failure_.empty() && (astray_ || misconfigured_ || diverged_from_));
     if (failure_.empty()) check_rest();
   }
-  // In its next row.
-  void go_astray(Divergence how) { astray_.emplace(rng_.below(ranks_.size()), how); }
+  // As soon as it can.
+  void go_astray(Divergence how) {
+    const size_t which = rng_.below(ranks_.size());
+    if (how != Divergence::kConfiguration) {
+      astray_.emplace(which, how);
+      return;
+    }
+    misconfigured_ = which;
+    at(now_, What::kFrontHears);  // of the end of some rank
+  }
   const std::string& failure() const { return failure_; }
   // Of all that happened.
   uint64_t trace() const { return trace_; }
@@ -157,13 +175,14 @@ class Simulation {
     TimePoint ready;
   };
   struct Rank {
-    explicit Rank(const Layout& layout) : member(layout) {}
+    Rank(const Layout& layout, uint64_t configuration) : member(layout, configuration) {}
     enum class Is : uint8_t { kListening, kComputing, kWaiting, kGone } is = Is::kListening;
     StepMember member;
     std::deque<Message> inbox;
     TimePoint last_arrival;
     std::vector<Running> running;
     bool paused = false;
+    int64_t steps = 0;
     std::deque<std::pair<uint64_t, Control>> held;
     std::vector<std::pair<uint64_t, int64_t>> obeyed;  // which, and after which exchange
     StepRow row;
@@ -254,7 +273,8 @@ class Simulation {
     for (int64_t rank = 0; rank < layout_.tp_size; ++rank) {
       Layout own = layout_;
       own.tp_rank = rank;
-      ranks_.emplace_back(own);
+      const bool wrong = misconfigured_ && std::cmp_equal(*misconfigured_, rank);
+      ranks_.emplace_back(own, /*configuration=*/wrong ? 8 : 7);
     }
     signs_ = std::vector<SignOfLife>(ranks_.size());
     for (SignOfLife& sign : signs_) sign.seen(now_);
@@ -263,7 +283,10 @@ class Simulation {
     plans_.clear();
     asked_.clear();
     astray_.reset();
+    lost_.reset();
     diverged_from_.reset();
+    if (misconfigured_) diverges_from(1);
+    misconfigured_.reset();
     ailing_.reset();
     found_by_ = 0;
     ready_ = true;
@@ -368,7 +391,9 @@ class Simulation {
         }
         break;
       case Message::Kind::kControl:
-        rank.member.hold();
+        if (loses(rank, message)) break;
+        rank.member.hold(message.value << 8 | static_cast<uint64_t>(message.control),
+                         concerns_followers(message.control));
         rank.held.emplace_back(message.value, message.control);
         break;
       case Message::Kind::kWake:
@@ -381,13 +406,13 @@ class Simulation {
   }
   void post(Rank& rank) {
     bool unready = false;
-    const StepRow row = leads(number(rank)) ? batch(rank, unready) : StepRow{};
+    StepRow row = leads(number(rank)) ? batch(rank, unready) : StepRow{};
+    row.expert_places = rank.steps / 50;  // now and then they move
     rank.row = rank.member.post(row, unready);
     rank.posted = now_;
-    if (astray_ && astray_->first == number(rank)) {
+    if (astray_ && astray_->first == number(rank) && astray_->second != Divergence::kControl) {
       falsify(rank.row, astray_->second);
-      diverged_from_ = rank.member.exchanges();
-      ++tally_.diverged;
+      diverges_from(rank.member.exchanges());
       astray_.reset();
     }
     come(rank, /*data=*/false);
@@ -425,7 +450,22 @@ class Simulation {
     return row;
   }
   static void falsify(StepRow& row, Divergence how) {
-    ++(how == Divergence::kSeq ? row.seq : how == Divergence::kKind ? row.kind : row.plan_hash);
+    ++(how == Divergence::kSeq       ? row.seq
+       : how == Divergence::kKind    ? row.kind
+       : how == Divergence::kExperts ? row.expert_places
+                                     : row.plan_hash);
+  }
+  void diverges_from(int64_t exchange) {
+    diverged_from_ = exchange;
+    ++tally_.diverged;
+  }
+  // Where others get the message, too.
+  bool loses(const Rank& rank, const Message& message) {
+    if (!astray_ || astray_->first != number(rank) || astray_->second != Divergence::kControl) return false;
+    if (!concerns_followers(message.control) && layout_.dp_size == 1) return false;
+    lost_ = message.value;
+    astray_.reset();
+    return true;
   }
 
   // ---- calls of the group
@@ -494,6 +534,7 @@ class Simulation {
     come(rank, /*data=*/true);
   }
   void step_done(Rank& rank) {
+    ++rank.steps;
     if (rank.row.num_tokens > 0) advance(rank);
     goes_on(rank);
   }
@@ -526,6 +567,8 @@ class Simulation {
       const auto [which, kind] = rank.held.front();
       rank.held.pop_front();
       rank.obeyed.emplace_back(which, rank.member.exchanges());
+      // From now on the rank that has lost it is behind.
+      if (lost_ == which && !diverged_from_) diverges_from(rank.member.exchanges() + 1);
       if (kind == Control::kPause || kind == Control::kContinue) rank.paused = kind == Control::kPause;
     }
     const auto first_wanted = std::ranges::min_element(ranks_, {}, &Rank::calls)->calls - 1;
@@ -544,7 +587,7 @@ class Simulation {
   // ---- mishaps, one at a time
 
   void mishap() {
-    if (!ready_ || ailing_ || astray_ || diverged_from_) return;
+    if (!ready_ || ailing_ || astray_ || lost_ || misconfigured_ || diverged_from_) return;
     if (std::ranges::any_of(ranks_, [](const Rank& rank) { return rank.is == Rank::Is::kGone; })) return;
     const size_t which = rng_.below(ranks_.size());
     Rank& rank = ranks_[which];
@@ -668,6 +711,8 @@ class Simulation {
   std::vector<int> missing_;
   uint64_t missed_in_ = 0;                               // the life
   std::optional<std::pair<size_t, Divergence>> astray_;  // this rank will be
+  std::optional<uint64_t> lost_;                         // the control message
+  std::optional<size_t> misconfigured_;                  // this rank will be, in the next life
   std::optional<int64_t> diverged_from_;                 // the exchange
   size_t found_by_ = 0;                                  // ranks
 };

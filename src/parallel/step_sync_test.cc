@@ -77,6 +77,28 @@ TEST(StepSyncTest, WhatMustBeEqualAndIsNotIsNamed) {
   EXPECT_EQ(message(&StepRow::kind, 4), "ranks are out of step at exchange 7: kind is 1 on rank 0 and 4 on rank 2");
   EXPECT_EQ(message(&StepRow::plan_hash, 4),
             "ranks are out of step at exchange 7: plan_hash is 3 on rank 0 and 4 on rank 2");
+  EXPECT_EQ(message(&StepRow::controls, 4),
+            "ranks are out of step at exchange 7: controls is 0 on rank 0 and 4 on rank 2");
+  EXPECT_EQ(message(&StepRow::expert_places, 4),
+            "ranks are out of step at exchange 7: expert_places is 0 on rank 0 and 4 on rank 2");
+  EXPECT_EQ(message(&StepRow::leader_controls, 4), "(accepted)") << "rank 2 does not lead";
+}
+
+TEST(StepSyncTest, LeadersHaveTheSameControlMessages) {
+  const Layout layout{.tp_size = 4, .dp_size = 2};
+  auto rows = rows_of(layout);
+  rows[2].leader_controls = 5;
+  EXPECT_EQ(derive_plan(rows, layout).error().message,
+            "ranks are out of step at exchange 7: leader_controls is 0 on rank 0 and 5 on rank 2");
+}
+
+TEST(StepSyncTest, AnotherConfigurationIsNamedInTheFirstExchange) {
+  const Layout layout{.tp_size = 2};
+  std::vector<StepRow> rows(2, {.seq = 1, .plan_hash = first_hash(layout, 1)});
+  ASSERT_TRUE(derive_plan(rows, layout).ok());
+  rows[1].plan_hash = first_hash(layout, 2);
+  const std::string message = derive_plan(rows, layout).error().message;
+  EXPECT_NE(message.find("on rank 1; their layout, options, version or model differ"), std::string::npos) << message;
 }
 
 TEST(StepSyncTest, TheHashTellsPlansAndLayoutsApart) {
