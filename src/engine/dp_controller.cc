@@ -19,9 +19,11 @@
 #include "engine/dispatcher.h"
 #include "engine/front_link.h"
 #include "engine/nodes/link.h"
+#include "engine/rank_loop.h"
 #include "engine/rank_watch.h"
 #include "parallel/rendezvous.h"
 #include "parallel/shm_segment.h"
+#include "parallel/step_member.h"
 
 namespace sluice::engine {
 namespace {
@@ -153,8 +155,7 @@ class DataParallelController::Impl {
     std::unique_ptr<parallel::RendezvousServer> rendezvous;  // of several hosts
     bool ready = false;
     bool ending = false;  // one of its ranks has ended
-    uint64_t work = 0;    // pieces sent to its ranks, counted over all its lives
-    uint64_t told = 0;    // of which all its ranks were told
+    parallel::WorkNumbers work;
     TimePoint restart_at{};
     // While starting: when it must be ready. Without processes: when to start it.
     std::optional<TimePoint> due;
@@ -251,17 +252,17 @@ class DataParallelController::Impl {
   void send(int64_t row, const ToRank& message) {
     const size_t leader = leader_of(row);
     link_->send(static_cast<int64_t>(leader), message);
-    instance_of(leader).work += 1;
+    instance_of(leader).work.sent();
     if (tp() == 1) look_soon();
   }
 
   // Ranks that step together must all know that there is something to do.
   void wake_instances() {
     for (size_t i = 0; i < instances_.size() && tp() > 1; ++i) {
-      const uint64_t told = std::exchange(instances_[i].told, instances_[i].work);
-      if (told == instances_[i].work || !instances_[i].ready) continue;
+      const auto number = instances_[i].work.tell(instances_[i].ready);
+      if (!number) continue;
       for (size_t rank = i * tp(); rank < (i + 1) * tp(); ++rank) {
-        link_->send(static_cast<int64_t>(rank), WakeRequest{.work = instances_[i].work});
+        link_->send(static_cast<int64_t>(rank), WakeRequest{.work = *number});
       }
     }
   }
@@ -619,12 +620,6 @@ class DataParallelController::Impl {
       controls_.push_back(std::move(control));
       finish_if_answered(std::prev(controls_.end()));
     }
-  }
-
-  // Weights, experts and how long steps take are each rank's; all else is the business of those that plan.
-  static bool concerns_followers(ControlKind kind) {
-    return kind == ControlKind::kLoadWeights || kind == ControlKind::kRecordExperts ||
-           kind == ControlKind::kStartProfile || kind == ControlKind::kStopProfile;
   }
 
   // What ranks that start from now on must know.

@@ -26,15 +26,13 @@ ForwardMode mode_of(const StepBatch& batch) {
 }  // namespace
 
 GroupRunner::GroupRunner(std::unique_ptr<models::Runner> runner, const parallel::Groups& groups,
-                         parallel::Overlap* overlap, std::optional<double> split_threshold)
+                         parallel::Overlap* overlap, std::optional<double> split_threshold, uint64_t configuration)
     : runner_(std::move(runner)),
       groups_(groups),
       overlap_(overlap),
       split_threshold_(split_threshold),
-      rows_(static_cast<size_t>(groups.layout.tp_size)) {
-  plan_.hash = parallel::first_hash(groups.layout);
-  plan_.decoding.resize(static_cast<size_t>(groups.layout.dp_size));
-}
+      member_(groups.layout, configuration),
+      rows_(static_cast<size_t>(groups.layout.tp_size)) {}
 
 Result<void> GroupRunner::allocate_kv(const models::KvPlan& plan) {
   SLUICE_TRY_VOID(runner_->allocate_kv(plan));
@@ -48,27 +46,25 @@ void GroupRunner::copy_state(int32_t from, int32_t to) {
   if (groups_.attention_tp->size() > 1) copies_.insert(copies_.end(), {from, to});
 }
 
-void GroupRunner::saw_work(uint64_t number) { work_seen_ = std::max(work_seen_, number); }
-
 Result<void> GroupRunner::exchange(StepRow row) {
-  row.seq = ++seq_;
-  row.plan_hash = plan_.hash;
-  row.work_seen = static_cast<int64_t>(work_seen_);
+  row.expert_places = static_cast<int64_t>(runner_->expert_places());
   row.received_bytes =
       static_cast<int64_t>(groups_.received_bytes() + (overlap_ == nullptr ? 0 : overlap_->received_bytes()));
   if (groups_.layout.leads()) {
     tell(outlook_.step, row);
-    row.more_to_come = outlook_.more_to_come;
     row.prefill =
         (outlook_.can_prefill ? parallel::kCanPrefill : 0) | (outlook_.force_prefill ? parallel::kForcePrefill : 0);
   }
-  outlook_ = {};
-  phase_clock_.arrive(seq_);
-  SLUICE_TRY_VOID(groups_.all->all_gather(host_, parallel::Element::kI64, &row, rows_.data(), parallel::kStepColumns));
+  row = member_.post(row, std::exchange(outlook_, {}).more_to_come);
+  phase_clock_.arrive(row.seq);
+  auto met = groups_.all->all_gather(host_, parallel::Element::kI64, &row, rows_.data(), parallel::kStepColumns);
   phase_clock_.leave();
-  SLUICE_TRY(parallel::StepPlan plan, parallel::derive_plan(rows_, groups_.layout));
-  shape_ = shape_of(plan_, plan);
-  plan_ = std::move(plan);
+  if (!met.ok()) {
+    member_.fail();
+    return met;
+  }
+  SLUICE_TRY_VOID(member_.gathered(rows_));
+  shape_ = shape_of(member_.plan_before(), last_plan());
   prefilling_ = 0;
   for (const StepRow& leader : rows_) prefilling_ += leader.is_extend_in_batch;  // leaders' alone
   count_wire();
@@ -76,8 +72,8 @@ Result<void> GroupRunner::exchange(StepRow row) {
 }
 
 void GroupRunner::count_wire() {
-  steps_ += plan_.run;
-  split_steps_ += plan_.run && !plan_.first_half.empty();
+  steps_ += last_plan().run;
+  split_steps_ += last_plan().run && !last_plan().first_half.empty();
   const auto members = static_cast<size_t>(groups_.layout.attention_tp_size());
   const auto own = std::span(rows_).subspan(static_cast<size_t>(groups_.layout.attention_dp().rank) * members, members);
   wire_bytes_ = 0;
@@ -111,17 +107,18 @@ parallel::Turns::Times GroupRunner::overlapped() const {
   return overlap_ == nullptr ? parallel::Turns::Times{} : overlap_->turns().times();
 }
 
-Result<GroupRunner::Joined> GroupRunner::join() {
+Result<bool> GroupRunner::join() {
   SLUICE_TRY_VOID(exchange({.local_can_run_tbo = can_split({})}));
-  if (!plan_.run) return plan_.park ? Joined::kParked : Joined::kWaiting;
+  const parallel::StepPlan& plan = last_plan();
+  if (!plan.run) return false;
   const auto group = static_cast<size_t>(groups_.layout.attention_dp().rank);
   StepBatch batch;
   static constexpr int32_t kNoStarts[] = {0};
   batch.query_start = kNoStarts;
-  if (plan_.group_tokens[group] > 0) {
+  if (plan.group_tokens[group] > 0) {
     SLUICE_CHECK(!groups_.layout.leads(), "a leader joins a step for which its row has {} tokens",
-                 plan_.group_tokens[group]);
-    words_.resize(static_cast<size_t>(plan_.batch_words[group]));
+                 plan.group_tokens[group]);
+    words_.resize(static_cast<size_t>(plan.batch_words[group]));
     SLUICE_TRY_VOID(
         groups_.attention_tp->broadcast(host_, parallel::Element::kI32, words_.data(), std::ssize(words_), 0));
     batch = unpack();
@@ -131,15 +128,16 @@ Result<GroupRunner::Joined> GroupRunner::join() {
     (void)logits;  // none: only leaders with work get some
     return {};
   }());
-  return Joined::kStepped;
+  return true;
 }
 
 Result<std::span<const float>> GroupRunner::run(StepBatch batch) {
-  batch.extend = plan_.is_extend_in_batch;
-  batch.first_half = plan_.first_half;
+  const parallel::StepPlan& plan = last_plan();
+  batch.extend = plan.is_extend_in_batch;
+  batch.first_half = plan.first_half;
   if (groups_.layout.dp_attention()) {
-    batch.group_tokens = plan_.group_tokens;
-    batch.group_logits = plan_.group_logits;
+    batch.group_tokens = plan.group_tokens;
+    batch.group_logits = plan.group_logits;
   }
   parallel::PhaseClock::enter(parallel::Phase::kEmbed);
   auto logits = runner_->forward(batch);
@@ -208,7 +206,7 @@ StepBatch GroupRunner::unpack() {
     rest = rest.subspan(static_cast<size_t>(count));
     return part;
   };
-  const int64_t tokens = plan_.group_tokens[group], sequences = take(1)[0];
+  const int64_t tokens = last_plan().group_tokens[group], sequences = take(1)[0];
   for (int32_t left = take(1)[0]; left > 0; --left) {
     const auto copy = take(2);
     runner_->copy_state(copy[0], copy[1]);
@@ -217,7 +215,7 @@ StepBatch GroupRunner::unpack() {
   batch.token_ids = take(tokens);
   batch.positions = take(tokens);
   batch.kv_slots = take(tokens);
-  batch.logit_rows = take(plan_.group_logits[group]);
+  batch.logit_rows = take(last_plan().group_logits[group]);
   batch.query_start = take(sequences + 1);
   batch.seq_lens = take(sequences);
   batch.table_rows = take(sequences);

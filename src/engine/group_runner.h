@@ -17,17 +17,20 @@
 #include "parallel/overlap.h"
 #include "parallel/phase_clock.h"
 #include "parallel/stay_alive.h"
-#include "parallel/step_sync.h"
+#include "parallel/step_member.h"
 
 namespace sluice::engine {
 
-// Used by the rank's thread. Every rank makes the same number of calls of forward() and join().
+// Used by the rank's thread. Every rank makes the same number of calls of forward() and join(), each when member() says
+// that a row is to be posted.
 class GroupRunner final : public models::Runner {
  public:
   // `runner` was loaded for `groups` and `overlap`, which outlive this. `split_threshold`: batches are split in halves,
-  // as in models::split_batch(), where all groups can; absent: none is.
+  // as in models::split_batch(), where all groups can; absent: none is. `configuration`: a hash of what the ranks must
+  // share besides the layout.
   GroupRunner(std::unique_ptr<models::Runner> runner, const parallel::Groups& groups,
-              parallel::Overlap* overlap = nullptr, std::optional<double> split_threshold = std::nullopt);
+              parallel::Overlap* overlap = nullptr, std::optional<double> split_threshold = std::nullopt,
+              uint64_t configuration = 0);
 
   const models::ModelInfo& info() const override { return runner_->info(); }
   Result<void> allocate_kv(const models::KvPlan& plan) override;
@@ -43,6 +46,7 @@ class GroupRunner final : public models::Runner {
   std::vector<std::vector<int64_t>> expert_loads() const override { return runner_->expert_loads(); }
   moe::RebalanceCounts rebalance_counts() const override { return runner_->rebalance_counts(); }
   moe::RankTokens take_rank_tokens() override { return runner_->take_rank_tokens(); }
+  uint64_t expert_places() const override { return runner_->expert_places(); }
   Result<std::string> record_experts(std::string_view command) override { return runner_->record_experts(command); }
   Result<models::WeightValues> read_weight(std::string_view name, int64_t rows) const override {
     return runner_->read_weight(name, rows);
@@ -61,21 +65,18 @@ class GroupRunner final : public models::Runner {
     bool force_prefill = false;
   };
   void announce(const Outlook& outlook) { outlook_ = outlook; }
+  // When this rank is to call forward() or join(); who takes its messages tells it of them.
+  parallel::StepMember& member() { return member_; }
   // Of the last exchange; the same on all ranks.
-  const parallel::StepPlan& last_plan() const { return plan_; }
+  const parallel::StepPlan& last_plan() const { return member_.plan(); }
   // In the next step.
-  OtherGroups others() const { return others_of(plan_, groups_.layout.attention_dp().rank); }
+  OtherGroups others() const { return others_of(last_plan(), groups_.layout.attention_dp().rank); }
   const StepShape& last_shape() const { return shape_; }
   // Attention groups that computed prompts in the last step.
   int64_t prefilling() const { return prefilling_; }
 
-  enum class Joined : uint8_t {
-    kStepped,  // other groups had work
-    kWaiting,  // nobody had, but some is on its way to some rank: come again soon
-    kParked,   // nobody has to come again before the next piece of work reaches each rank
-  };
-  // Of a rank without work of its own: what the others do.
-  Result<Joined> join();
+  // Of a rank without work of its own: what the others do. False: nobody had work.
+  Result<bool> join();
   // Bytes that the ranks of this attention group have got from other ranks since their start: rows and batches too. Up
   // to the last exchange.
   uint64_t wire_bytes() const { return wire_bytes_; }
@@ -92,8 +93,6 @@ class GroupRunner final : public models::Runner {
     const parallel::Progress where{.step = static_cast<uint32_t>(steps_), .phase = parallel::Phase::kControl};
     return std::make_unique<parallel::StayAlive>(*groups_.all, where);
   }
-  // Piece of work `number`, counted over the instance, has reached this rank, whomever it was for.
-  void saw_work(uint64_t number);
 
  private:
   Result<void> exchange(parallel::StepRow row);
@@ -113,12 +112,10 @@ class GroupRunner final : public models::Runner {
   const std::optional<double> split_threshold_;
   const parallel::Context host_;  // control data is host memory
   int64_t table_width_ = 0;
-  int64_t seq_ = 0;
-  parallel::StepPlan plan_;
+  parallel::StepMember member_;
   StepShape shape_;
   int64_t prefilling_ = 0;
   Outlook outlook_;
-  uint64_t work_seen_ = 0;
   uint64_t wire_bytes_ = 0;
   uint64_t steps_ = 0;
   uint64_t split_steps_ = 0;

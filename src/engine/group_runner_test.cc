@@ -13,6 +13,7 @@ namespace sluice::engine {
 namespace {
 
 using models::StepBatch;
+using Next = parallel::StepMember::Next;
 
 // What a step was, and the slots of its sequences.
 struct Seen {
@@ -80,6 +81,7 @@ class GroupRunnerTest : public testing::Test {
       ranks_[i].inner = inner.get();
       ranks_[i].runner = std::make_unique<GroupRunner>(std::move(inner), ranks_[i].groups, nullptr, split_threshold);
       ASSERT_TRUE(ranks_[i].runner->allocate_kv({.slots = 100, .table_rows = 4, .table_width = 16}).ok());
+      ranks_[i].runner->member().heard();
     });
   }
   void on_each(const std::function<void(size_t)>& body) {
@@ -133,7 +135,7 @@ TEST_F(GroupRunnerTest, TheOthersOfAGroupComputeWhatItsLeaderPlans) {
       if (i == 0) {
         ASSERT_TRUE(runner.forward(step.view(runner.slot_table())).ok());
       } else {
-        ASSERT_EQ(runner.join().value(), GroupRunner::Joined::kStepped);
+        ASSERT_TRUE(runner.join().value());
       }
     }
   });
@@ -151,7 +153,7 @@ TEST_F(GroupRunnerTest, GroupsWithoutWorkJoinWithNothing) {
     if (i == 2) {
       ASSERT_TRUE(runner.forward(step.view(runner.slot_table())).ok());
     } else {
-      ASSERT_EQ(runner.join().value(), GroupRunner::Joined::kStepped);
+      ASSERT_TRUE(runner.join().value());
     }
   });
   for (size_t i = 0; i < 4; ++i) {
@@ -171,7 +173,7 @@ TEST_F(GroupRunnerTest, BatchesAreSplitWhereAllCanAndTheOthersOfAGroupSplitThemA
       if (i == 0) {
         ASSERT_TRUE(runner.forward(batch->view(runner.slot_table())).ok());
       } else {
-        ASSERT_EQ(runner.join().value(), GroupRunner::Joined::kStepped);
+        ASSERT_TRUE(runner.join().value());
       }
     }
   });
@@ -198,11 +200,16 @@ TEST_F(GroupRunnerTest, AllParkOnceTheSameWorkHasReachedAll) {
   make({.tp_size = 2, .dp_size = 2});
   on_each([&](size_t i) {
     GroupRunner& runner = *ranks_[i].runner;
-    EXPECT_EQ(runner.join().value(), GroupRunner::Joined::kParked);
-    if (i == 0) runner.saw_work(1);
-    EXPECT_EQ(runner.join().value(), GroupRunner::Joined::kWaiting);
-    if (i == 1) runner.saw_work(1);
-    EXPECT_EQ(runner.join().value(), GroupRunner::Joined::kParked);
+    parallel::StepMember& member = runner.member();
+    EXPECT_FALSE(runner.join().value());
+    EXPECT_EQ(member.next(), Next::kSleep);
+    member.heard();
+    if (i == 0) member.heard_of(1);
+    EXPECT_FALSE(runner.join().value());
+    EXPECT_EQ(member.next(), Next::kAgain) << "work is on its way to rank 1";
+    if (i == 1) member.heard_of(1);
+    EXPECT_FALSE(runner.join().value());
+    EXPECT_EQ(member.next(), Next::kSleep);
     EXPECT_TRUE(seen(i).empty());
   });
 }
@@ -235,8 +242,10 @@ TEST_F(GroupRunnerTest, EachGroupHearsWhatTheOthersAreUpTo) {
     EXPECT_EQ(runner.last_shape().prompt_tokens, 0);
     EXPECT_EQ(runner.last_plan().prefill, (std::vector<int64_t>{0, parallel::kForcePrefill}));
     // What is said holds for one row.
-    EXPECT_EQ(runner.join().value(), GroupRunner::Joined::kParked);
+    EXPECT_FALSE(runner.join().value());
+    EXPECT_EQ(runner.member().next(), Next::kSleep);
     EXPECT_EQ(runner.others().decoding, 0);
+    runner.member().heard();
     step(nullptr, {.more_to_come = i == 2});
     EXPECT_FALSE(runner.last_plan().park);
   });
@@ -253,9 +262,10 @@ TEST_F(GroupRunnerTest, BytesOnTheWireAreCountedForEachAttentionGroup) {
     if (i == 2) {
       ASSERT_TRUE(runner.forward(step.view(runner.slot_table())).ok());
     } else {
-      ASSERT_EQ(runner.join().value(), GroupRunner::Joined::kStepped);
+      ASSERT_TRUE(runner.join().value());
     }
-    ASSERT_EQ(runner.join().value(), GroupRunner::Joined::kParked);
+    ASSERT_FALSE(runner.join().value());
+    ASSERT_EQ(runner.member().next(), Next::kSleep);
     EXPECT_EQ(runner.steps(), 1u);
   });
   constexpr uint64_t kRow = sizeof(parallel::StepRow);
@@ -271,6 +281,7 @@ TEST_F(GroupRunnerTest, AGroupThatFailedFailsItsSteps) {
   const auto joined = ranks_[0].runner->join();
   ASSERT_FALSE(joined.ok());
   EXPECT_NE(joined.error().message.find("rank 1 has ended: killed"), std::string::npos) << joined.error().message;
+  EXPECT_EQ(ranks_[0].runner->member().next(), Next::kEnd);
 }
 
 TEST_F(GroupRunnerTest, RecordedStepsHaveTheSameNumbersOnAllRanksAndNoneWhereNobodyHasWork) {
@@ -280,6 +291,7 @@ TEST_F(GroupRunnerTest, RecordedStepsHaveTheSameNumbersOnAllRanksAndNoneWhereNob
     GroupRunner& runner = *ranks_[i].runner;
     runner.phase_clock().start(100);
     ASSERT_TRUE(runner.join().ok());
+    runner.member().heard();
     const Batch batch({5, 6, 7}, 3);
     if (i == 0) {
       ASSERT_TRUE(runner.forward(batch.view(runner.slot_table())).ok());

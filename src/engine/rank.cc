@@ -21,6 +21,7 @@
 #include "engine/group_runner.h"
 #include "engine/layout_options.h"
 #include "engine/memory_plan.h"
+#include "engine/nodes/identity.h"
 #include "engine/rank_loop.h"
 #include "engine/step_device.h"
 #include "engine/tokenizer_files.h"
@@ -307,7 +308,8 @@ class RankProcess {
                                    [this](double share, std::string_view what) { report_progress(share, what); }));
     if (!world_) return runner;
     return std::unique_ptr<models::Runner>(
-        std::make_unique<GroupRunner>(std::move(runner), groups_, overlap_.get(), split_threshold_of(options)));
+        std::make_unique<GroupRunner>(std::move(runner), groups_, overlap_.get(), split_threshold_of(options),
+                                      shared_configuration(own_identity(options, spec_.model_file))));
   }
 
   // The other ranks wait for this one however long it takes; null where there are none.

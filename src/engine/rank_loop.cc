@@ -1,5 +1,6 @@
 #include "engine/rank_loop.h"
 
+#include <xxhash.h>
 #include <zmq.h>
 
 #include <cerrno>
@@ -15,6 +16,8 @@
 
 namespace sluice::engine {
 namespace {
+
+using parallel::StepMember;
 
 constexpr std::string_view kComponent = "engine/rank";
 constexpr Duration kIdleWait = std::chrono::seconds(1);
@@ -33,16 +36,19 @@ ControlReply reply(uint64_t id, const Result<std::string>& done) {
   return {.id = id, .ok = done.ok(), .message = done.ok() ? *done : done.error().message};
 }
 
-Duration wait_after(GroupRunner::Joined joined) {
-  switch (joined) {
-    case GroupRunner::Joined::kStepped:
-      return Duration{0};
-    case GroupRunner::Joined::kWaiting:
+// For the next message, of a rank of several.
+Duration wait_before(StepMember::Next next) {
+  switch (next) {
+    case StepMember::Next::kSleep:
+      return kIdleWait;
+    case StepMember::Next::kAgain:
       return kShortWait;
-    case GroupRunner::Joined::kParked:
+    case StepMember::Next::kPost:
+    case StepMember::Next::kGather:
+    case StepMember::Next::kEnd:
       break;
   }
-  return kIdleWait;
+  return Duration{0};
 }
 
 Result<void> start_breakdown(StepBreakdown& breakdown, const std::string& text) {
@@ -60,32 +66,24 @@ class Meanwhile {
   const std::unique_ptr<parallel::StayAlive> alive_;
 };
 
-// Control messages of a rank of several, until all ranks have them: each takes effect on all between the same two
-// steps.
+// Control messages of a rank of several, which `member` says the time of.
 class HeldControls {
  public:
-  void add(ControlRequest request) { held_.push_back({std::move(request), 0}); }
-  // The front tells the number of what it has sent after sending it.
-  void number(uint64_t work) {
-    for (auto& [request, its] : held_) {
-      if (its == 0) its = work;
-    }
+  void add(StepMember& member, ControlRequest request) {
+    const std::string bytes = encode(ToRank(request));
+    member.hold(XXH64(bytes.data(), bytes.size(), 0), concerns_followers(request.kind));
+    held_.push_back(std::move(request));
   }
-  bool empty() const { return held_.empty(); }
   // The next one whose time has come.
-  std::optional<ControlRequest> take(uint64_t seen_by_all) {
-    if (held_.empty() || held_.front().work == 0 || held_.front().work > seen_by_all) return std::nullopt;
-    ControlRequest request = std::move(held_.front().request);
+  std::optional<ControlRequest> take(StepMember& member) {
+    if (!member.take_control()) return std::nullopt;
+    ControlRequest request = std::move(held_.front());
     held_.pop_front();
     return request;
   }
 
  private:
-  struct Held {
-    ControlRequest request;
-    uint64_t work = 0;  // its number; 0: not told yet
-  };
-  std::deque<Held> held_;
+  std::deque<ControlRequest> held_;
 };
 
 }  // namespace
@@ -188,19 +186,16 @@ class Loop {
       }
       beat(kLoopBeats);
       // Busy, it takes what is there between two steps; idle, it sleeps until something comes.
-      const bool rests = options_.group != nullptr || !scheduler_.has_work();
-      auto message = link_.receive(rests ? wait_ : Duration{0}, grammars_ ? grammars_->fd() : -1);
-      const bool news = message.has_value();
+      auto message = link_.receive(wait(), grammars_ ? grammars_->fd() : -1);
       while (message) {
+        if (options_.group != nullptr) options_.group->member().heard();
         std::visit([&](auto& m) { take(m); }, *message);
         message = link_.receive(Duration{0});
       }
       if (failure_) return *failure_;
       if (grammars_) take_ready();
-      // A rank of several that is parked takes no part in anything until something comes.
-      const bool parked = options_.group != nullptr && wait_ == kIdleWait && !news;
       scheduler_.expire();
-      if (!stop_ && !parked) SLUICE_TRY_VOID(step());
+      if (!stop_ && !parked()) SLUICE_TRY_VOID(step());
       obey_held();
       if (failure_) return *failure_;
       if (trace_ && (trace_->full() || (breakdown_ && breakdown_->full()))) {
@@ -217,6 +212,15 @@ class Loop {
   }
 
  private:
+  // A rank of several takes no part in anything then until something comes.
+  bool parked() const {
+    return options_.group != nullptr && options_.group->member().next() == StepMember::Next::kSleep;
+  }
+  Duration wait() const {
+    if (options_.group != nullptr) return wait_before(options_.group->member().next());
+    return scheduler_.has_work() ? Duration{0} : kIdleWait;
+  }
+
   Result<void> step() { return options_.group == nullptr ? scheduler_.step() : step_with(*options_.group); }
 
   Result<void> step_with(GroupRunner& group) {
@@ -231,19 +235,16 @@ class Loop {
     const bool idle = plan.kind == StepPlan::Kind::kIdle;
     SLUICE_CHECK(!idle || !scheduler_.has_work() || held_back || others.decoding > 0,
                  "requests are known and none can go on");
-    // The others must not go to sleep while something waits here for its grammar, for a turn or for them.
-    const bool more_to_come =
-        idle && (scheduler_.has_work() || !held_.empty() || (grammars_ && grammars_->waiting() > 0));
+    // The others must not go to sleep while something waits here for its grammar or for a turn.
+    const bool more_to_come = scheduler_.has_work() || (grammars_ && grammars_->waiting() > 0);
     group.announce({.step = scheduler_.outlook(plan),
                     .more_to_come = more_to_come,
                     .can_prefill = can_prefill,
                     .force_prefill = delayer_.forces(can_prefill, scheduler_.token_usage())});
     const TimePoint begun = real_clock().now();
-    wait_ = Duration{0};
     if (idle) {
-      SLUICE_TRY(const auto joined, group.join());
-      wait_ = wait_after(joined);
-      if (joined != GroupRunner::Joined::kStepped) return {};
+      SLUICE_TRY(const bool stepped, group.join());
+      if (!stepped) return {};
     } else {
       SLUICE_TRY_VOID(scheduler_.run(std::move(plan)));
     }
@@ -252,9 +253,7 @@ class Loop {
   }
 
   void take(WakeRequest& wake) {
-    if (options_.group == nullptr) return;
-    options_.group->saw_work(wake.work);
-    held_.number(wake.work);
+    if (options_.group != nullptr) options_.group->member().heard_of(wake.work);
   }
   void take(GenerateRequest& request) {
     if (grammars_ && request.sampling.grammar_kind != GrammarKind::kNone) {
@@ -292,11 +291,11 @@ class Loop {
   void take(ControlRequest& request) {
     // Nobody waits for a rank that is told to end.
     if (options_.group == nullptr || request.kind == ControlKind::kShutdown) return answer(request);
-    held_.add(std::move(request));
+    held_.add(options_.group->member(), std::move(request));
   }
   void obey_held() {
     if (options_.group == nullptr) return;
-    while (const auto request = held_.take(options_.group->last_plan().seen_by_all)) answer(*request);
+    while (const auto request = held_.take(options_.group->member())) answer(*request);
   }
   void answer(const ControlRequest& request) {
     // What is asked for happens between steps.
@@ -442,8 +441,7 @@ class Loop {
   uint64_t next_log_ = 0;
   PrefillDelayer delayer_;
   CooperationMeter cooperation_;
-  HeldControls held_;          // of a rank of several
-  Duration wait_ = kIdleWait;  // before the next step of a rank of several; while there is nothing to do, of another
+  HeldControls held_;  // of a rank of several
   bool stop_ = false;
 };
 
@@ -457,33 +455,31 @@ Result<void> run_rank_loop(const RankLoopOptions& options, RankLink& link, Sched
 Result<void> run_follower_loop(RankLink& link, GroupRunner& group, int64_t process,
                                const std::function<Result<void>(const std::string& model_path)>& load_weights,
                                const RecordExperts& record_experts) {
+  StepMember& member = group.member();
   HeldControls held;
   StepBreakdown breakdown(group.phase_clock(), process);
   const auto write_breakdown = [&] {
     const Meanwhile meanwhile(&group);
     return breakdown.stop();
   };
-  for (Duration wait = kIdleWait;;) {
-    auto message = link.receive(wait);
-    if (!message && wait == kIdleWait) continue;  // parked
+  for (;;) {
+    auto message = link.receive(wait_before(member.next()));
     for (; message; message = link.receive(Duration{0})) {
-      if (const auto* wake = std::get_if<WakeRequest>(&*message)) {
-        group.saw_work(wake->work);
-        held.number(wake->work);
-      }
+      member.heard();
+      if (const auto* wake = std::get_if<WakeRequest>(&*message)) member.heard_of(wake->work);
       auto* const control = std::get_if<ControlRequest>(&*message);
       if (control == nullptr) continue;
       if (control->kind == ControlKind::kShutdown) return {};
-      held.add(std::move(*control));
+      held.add(member, std::move(*control));
     }
-    SLUICE_TRY(const auto joined, group.join());
-    wait = wait_after(joined);
+    if (member.next() == StepMember::Next::kSleep) continue;
+    SLUICE_TRY_VOID(group.join());
     if (breakdown.full()) {
       if (auto written = write_breakdown(); !written.ok()) {
         SLUICE_LOG(error, kComponent, "rank {}: {}", process, written.error().message);
       }
     }
-    while (const auto control = held.take(group.last_plan().seen_by_all)) {
+    while (const auto control = held.take(member)) {
       Result<std::string> done = std::string();
       if (control->kind == ControlKind::kLoadWeights) done = said(load_weights(control->text));
       if (control->kind == ControlKind::kRecordExperts) {

@@ -43,6 +43,13 @@ class RankLink {
   std::unique_ptr<Sockets> sockets_;
 };
 
+// Weights, experts and how long steps take are each rank's; all other control messages are the business of those that
+// plan.
+constexpr bool concerns_followers(ControlKind kind) {
+  return kind == ControlKind::kLoadWeights || kind == ControlKind::kRecordExperts ||
+         kind == ControlKind::kStartProfile || kind == ControlKind::kStopProfile;
+}
+
 // What ControlKind::kRecordExperts says is done; what there is to say to the front.
 using RecordExperts = std::function<Result<std::string>(std::string_view command)>;
 

@@ -189,6 +189,7 @@ Result<void> Rebalancer::move_next(const kernels::Context& context, int64_t step
     return {};
   }
   now = next.location;
+  moved_ = XXH64(&fingerprint, sizeof(fingerprint), moved_);
   model_.decoder.copy_chooser()->place(context, layer.number);
   if (on_moved_) on_moved_(next.layer, own_experts(next.layer));
   if (!speaks()) return {};

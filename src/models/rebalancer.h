@@ -40,6 +40,8 @@ class Rebalancer {
   void after_step(const kernels::Context& context, bool extend);
 
   const moe::RebalanceCounts& counts() const { return counts_; }
+  // A hash of all moves so far, in their order, the same on all ranks; 0: there was none.
+  uint64_t moved() const { return moved_; }
   // Of the windows that are over; on the first rank.
   moe::RankTokens take_rank_tokens();
 
@@ -69,6 +71,7 @@ class Rebalancer {
   moe::LoadWindow window_;
   std::deque<Planned> planned_;
   moe::RebalanceCounts counts_;
+  uint64_t moved_ = 0;
   moe::RankTokens rank_tokens_;
   // Of the moves under way, for the log.
   moe::RebalanceCounts before_;

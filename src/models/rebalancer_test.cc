@@ -277,12 +277,24 @@ TEST_F(RebalancerTest, LayersMoveAFewAtATimeAfterANumberOfStepsAndThenNoMore) {
   serve({.steps = kSteps, .layers_at_once = 2}, [&](Runner& runner, HarmfulCommunicator& comm) {
     Steps steps(runner);
     const bool first = comm.rank() == 0;
+    // What ranks compare before each step.
+    std::vector<uint64_t> places(static_cast<size_t>(comm.size()));
+    const auto gather_places = [&] {
+      const uint64_t own = runner.expert_places();
+      ASSERT_OK(comm.all_gather({}, parallel::Element::kI64, &own, places.data(), 1));
+      EXPECT_THAT(places, testing::Each(own));
+    };
+    gather_places();
+    const uint64_t at_first = places[0];
     for (int64_t i = 0; i < kSteps; ++i) step(steps);
     EXPECT_EQ(runner.rebalance_counts().layers_moved, 0u);
+    EXPECT_EQ(runner.expert_places(), at_first);
     step(steps);
     if (first) {
       EXPECT_EQ(runner.rebalance_counts().layers_moved, 2u);
     }
+    gather_places();
+    EXPECT_NE(places[0], at_first);
     step(steps);
     if (first) {
       EXPECT_EQ(runner.rebalance_counts().layers_moved, 3u);

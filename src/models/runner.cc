@@ -225,6 +225,7 @@ class DecoderRunner final : public Runner {
   moe::RebalanceCounts rebalance_counts() const override {
     return rebalancer_ ? rebalancer_->counts() : moe::RebalanceCounts{};
   }
+  uint64_t expert_places() const override { return first_places_ + (rebalancer_ ? rebalancer_->moved() : 0); }
   moe::RankTokens take_rank_tokens() override {
     return rebalancer_ ? rebalancer_->take_rank_tokens() : moe::RankTokens{};
   }
@@ -362,7 +363,12 @@ class DecoderRunner final : public Runner {
         stream_(backend_->make_stream()),
         context_{backend_.get(), stream_.get()},
         weights_(*backend_, arithmetic.dtype, &source, options.groups, expert_map_ ? &*expert_map_ : nullptr,
-                 options.deepep, arithmetic.rounded) {}
+                 options.deepep, arithmetic.rounded) {
+    if (!expert_map_) return;
+    for (const auto& places : expert_map_->location) {
+      first_places_ = XXH64(places.data(), places.size() * sizeof(int32_t), first_places_);
+    }
+  }
 
   // Of load(), what follows WeightStore::find_common().
   Result<void> fill(const RunnerOptions& options, const tensor::TensorSource& source, const Progress& progress) {
@@ -649,6 +655,7 @@ class DecoderRunner final : public Runner {
   const int64_t max_seqs_;
   const ModelConfig config_;
   std::optional<moe::ExpertMap> expert_map_;
+  uint64_t first_places_ = 0;  // a hash of the map before experts move
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<kernels::Stream> stream_;
   const kernels::Context context_;

@@ -139,6 +139,8 @@ class Runner {
   // All zero without RunnerOptions::rebalance.
   virtual moe::RebalanceCounts rebalance_counts() const { return {}; }
   virtual moe::RankTokens take_rank_tokens() { return {}; }
+  // A hash of where experts and their copies are and how they came there, the same on all ranks; of a model without 0.
+  virtual uint64_t expert_places() const { return 0; }
   // "start", "stop" or "dump" of a recording of what this rank's experts get; a dump is moe::ExpertRecorder::take() as
   // text. kUnimplemented without RunnerOptions::expert_recorder, or experts.
   virtual Result<std::string> record_experts(std::string_view command) {

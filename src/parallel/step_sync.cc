@@ -18,20 +18,34 @@ struct Column {
   std::string_view name;
   int64_t StepRow::*field;
 };
-constexpr Column kEqual[] = {{"seq", &StepRow::seq}, {"kind", &StepRow::kind}, {"plan_hash", &StepRow::plan_hash}};
+constexpr Column kEqual[] = {{"seq", &StepRow::seq},
+                             {"kind", &StepRow::kind},
+                             {"plan_hash", &StepRow::plan_hash},
+                             {"controls", &StepRow::controls},
+                             {"expert_places", &StepRow::expert_places}};
+constexpr Column kEqualOnLeaders[] = {{"leader_controls", &StepRow::leader_controls}};
+
+// Of every `apart`-th rank.
+Result<void> check_equal(std::span<const StepRow> rows, std::span<const Column> columns, size_t apart) {
+  for (const Column& column : columns) {
+    for (size_t rank = apart; rank < rows.size(); rank += apart) {
+      const int64_t first = rows[0].*column.field, other = rows[rank].*column.field;
+      if (first == other) continue;
+      const bool at_start = column.field == &StepRow::plan_hash && rows[0].seq == 1;
+      return Error{ErrorCode::kProtocol,
+                   fmt::format("ranks are out of step at exchange {}: {} is {} on rank 0 and {} on rank {}{}",
+                               rows[0].seq, column.name, first, other, rank,
+                               at_start ? "; their layout, options, version or model differ" : "")};
+    }
+  }
+  return {};
+}
 
 }  // namespace
 
 Result<StepPlan> derive_plan(std::span<const StepRow> rows, const Layout& layout) {
-  for (const Column& column : kEqual) {
-    for (size_t rank = 1; rank < rows.size(); ++rank) {
-      const int64_t first = rows[0].*column.field, other = rows[rank].*column.field;
-      if (first == other) continue;
-      return Error{ErrorCode::kProtocol,
-                   fmt::format("ranks are out of step at exchange {}: {} is {} on rank 0 and {} on rank {}",
-                               rows[0].seq, column.name, first, other, rank)};
-    }
-  }
+  SLUICE_TRY_VOID(check_equal(rows, kEqual, 1));
+  SLUICE_TRY_VOID(check_equal(rows, kEqualOnLeaders, static_cast<size_t>(layout.attention_tp_size())));
   StepPlan plan;
   bool more_to_come = false, split = true;
   std::optional<int64_t> mode;
@@ -64,13 +78,14 @@ Result<StepPlan> derive_plan(std::span<const StepRow> rows, const Layout& layout
   return plan;
 }
 
-int64_t first_hash(const Layout& layout) {
+int64_t first_hash(const Layout& layout, uint64_t configuration) {
   const int64_t values[] = {layout.tp_size,
                             layout.dp_size,
                             layout.ep_size,
                             static_cast<int64_t>(layout.a2a),
                             layout.dense_data_parallel ? 1 : 0,
-                            layout.dp_lm_head ? 1 : 0};
+                            layout.dp_lm_head ? 1 : 0,
+                            static_cast<int64_t>(configuration)};
   return hash_of(values);
 }
 

@@ -21,33 +21,36 @@ constexpr int64_t kCanPrefill = 1, kForcePrefill = 2;
 // What an exchange of rows is for.
 enum class ExchangeKind : int64_t { kStep = 1 };
 
-// 160 bytes on the wire. All but columns 0 to 2, 10 and 15 are those of the rank that leads its attention group and
-// speaks for it; the group's others leave them 0.
+// 176 bytes on the wire. Columns 0 to 2, 9, 10, 15 and 21 are of every rank; all others of the rank that leads its
+// attention group and speaks for it, and 0 on the group's others.
 struct StepRow {
   int64_t seq = 0;                                           // number of the exchange, from 1
   int64_t kind = static_cast<int64_t>(ExchangeKind::kStep);  // equal on all ranks
-  int64_t plan_hash = 0;               // of the layout and of all plans before; equal on all ranks
+  int64_t plan_hash = 0;               // of layout, configuration and all plans before; equal on all ranks
   int64_t num_tokens = 0;              // new tokens of the batch; 0 = idle
   int64_t num_tokens_for_logprob = 0;  // rows that enter the head
   int64_t can_cuda_graph = 0;          // 0: no device has graphs yet
   int64_t is_extend_in_batch = 0;
   int64_t local_can_run_tbo = 0;  // 1 + tokens of the first half of the batch; 0: it cannot be split
   int64_t local_forward_mode = static_cast<int64_t>(ForwardMode::kIdle);
-  int64_t control_bytes = 0;  // 0: control messages reach each rank from the front, and wait for seen_by_all
+  // A hash of the control messages for every rank that have taken effect here, in their order; equal on all ranks.
+  int64_t controls = 0;
   // Number of the last piece of work that reached this rank, its own or another's; of every rank.
   int64_t work_seen = 0;
-  int64_t batch_words = 0;     // size of the batch that the leader sends to its group's others, in int32
-  int64_t decoding = 0;        // sequences of this group that decode in the next step
-  int64_t more_to_come = 0;    // there is something to do here even if this row brings no tokens
-  int64_t prefill = 0;         // kCanPrefill and kForcePrefill
-  int64_t received_bytes = 0;  // that this rank has got from others since its start; of every rank
-  int64_t context = 0;         // tokens of the sequences that decode in the next step
-  int64_t position = 0;        // at which prompts go on in the next step
-  int64_t prompt_reads = 0;    // the tokens before each prompt token of the batch, summed up
-  int64_t prompt_logits = 0;   // rows that are wanted of those
+  int64_t batch_words = 0;      // size of the batch that the leader sends to its group's others, in int32
+  int64_t decoding = 0;         // sequences of this group that decode in the next step
+  int64_t more_to_come = 0;     // there is something to do here even if this row brings no tokens
+  int64_t prefill = 0;          // kCanPrefill and kForcePrefill
+  int64_t received_bytes = 0;   // that this rank has got from others since its start; of every rank
+  int64_t context = 0;          // tokens of the sequences that decode in the next step
+  int64_t position = 0;         // at which prompts go on in the next step
+  int64_t prompt_reads = 0;     // the tokens before each prompt token of the batch, summed up
+  int64_t prompt_logits = 0;    // rows that are wanted of those
+  int64_t leader_controls = 0;  // as controls, of the messages for leaders alone; equal on all leaders
+  int64_t expert_places = 0;    // a hash of where experts are, of every rank; equal on all
   bool operator==(const StepRow&) const = default;
 };
-constexpr int64_t kStepColumns = 20;
+constexpr int64_t kStepColumns = 22;
 static_assert(sizeof(StepRow) == kStepColumns * sizeof(int64_t));
 
 // What all ranks do next, the same on each.
@@ -75,7 +78,8 @@ struct StepPlan {
 // `rows` [tp_size] by rank. kProtocol names the ranks that differ in what must be equal, and in what.
 Result<StepPlan> derive_plan(std::span<const StepRow> rows, const Layout& layout);
 
-// The plan_hash of the first row: of what must be equal before anything happened.
-int64_t first_hash(const Layout& layout);
+// The plan_hash of the first row: of what must be equal before anything happened. `configuration`: a hash of what else
+// all ranks must share.
+int64_t first_hash(const Layout& layout, uint64_t configuration = 0);
 
 }  // namespace sluice::parallel

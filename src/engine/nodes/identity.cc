@@ -1,6 +1,7 @@
 #include "engine/nodes/identity.h"
 
 #include <unistd.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <array>
@@ -72,6 +73,14 @@ NodeIdentity own_identity(const EngineOptions& options, const std::string& model
           .host_name = host_name(),
           .flags = std::move(flags),
           .model = model_in_words(model_file)};
+}
+
+uint64_t shared_configuration(const NodeIdentity& identity) {
+  uint64_t hash = 0;
+  for (const std::string& part : {identity.version, identity.flags.dump(), identity.model}) {
+    hash = XXH64(part.data(), part.size(), hash);
+  }
+  return hash;
 }
 
 json to_json(const NodeIdentity& identity) {

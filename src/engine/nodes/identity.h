@@ -23,6 +23,9 @@ struct NodeIdentity {
 // `model_file` is where models/locate.h found the model.
 NodeIdentity own_identity(const EngineOptions& options, const std::string& model_file);
 
+// A hash of all that nodes must have in common.
+uint64_t shared_configuration(const NodeIdentity& identity);
+
 nlohmann::json to_json(const NodeIdentity& identity);
 Result<NodeIdentity> node_identity_from_json(const nlohmann::json& json);
 
