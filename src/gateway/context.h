@@ -78,6 +78,7 @@ struct Context {
   HitRate reported;
   EngineLoads engine_loads;
   std::atomic<bool> draining{false};
+  std::atomic<bool> some_busy{false};  // a worker's window may be narrowed; gateway/liveness widens it
   // Set before the first request.
   Control* control = nullptr;
   const Gatekeeper* gatekeeper = nullptr;

@@ -47,6 +47,7 @@ constexpr Duration kLong = std::chrono::hours(24 * 365);
 void forget_process(Worker& worker) {
   worker.breaker.reset();
   worker.busy_until = 0;
+  worker.limit.forget_busy();
   worker.load->prefill.restart();
 }
 
@@ -358,7 +359,7 @@ net::Task<> Control::prove(std::shared_ptr<Watch> watch) {
 net::Task<> Control::watch_progress() {
   for (;;) {
     liveness_.look();
-    const bool idle = context_.admission.in_flight() == 0;
+    const bool idle = context_.admission.in_flight() == 0 && liveness_.is_settled();
     co_await loop_.sleep(idle ? Liveness::kIdleInterval : Liveness::kInterval);
   }
 }

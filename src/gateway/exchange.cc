@@ -110,7 +110,7 @@ net::Task<> Exchange::serve() {
   const bool read = co_await read_request();
   if (!read) co_return;
 
-  context_.retry_budget.earn();
+  context_.retry_budget.earn(context_.clock.now());
   while (!gone_) {
     if (timed_out_) {
       Failure failure = out_of_time();
@@ -343,6 +343,14 @@ void Exchange::set_engine_aside() {
   if (any_untried(*roster, with_siblings, context_.clock.now())) tried_ = std::move(with_siblings);
 }
 
+// A worker that the request never reached, or that died with it, has cost the others nothing: moving on to one of them
+// needs no budget and no pause. But the request may be what kills: those that had it move on so only once.
+bool Exchange::moves_on_freely(const Failure& failure) {
+  const bool broke = failure.error.code == ErrorCode::kRefused || failure.error.code == ErrorCode::kReset;
+  if (!(failure.answer ? says_rank_ended(failure.answer->body) : broke)) return false;
+  return !failure.reached || !std::exchange(outlived_one_, true);
+}
+
 std::optional<Duration> Exchange::pause_before_retry(const Failure& failure) {
   record_failure(failure);
   if (timed_out_) return std::nullopt;
@@ -356,10 +364,7 @@ std::optional<Duration> Exchange::pause_before_retry(const Failure& failure) {
   }
   if (failure.outcome == Outcome::kFault && failure.error.code != ErrorCode::kExhausted) set_engine_aside();
   const bool others = others_left();
-  // A connection that failed, or a rank that ended, has cost the other workers nothing: moving on to one of them needs
-  // no budget and no pause.
-  const bool broke = failure.error.code == ErrorCode::kRefused || failure.error.code == ErrorCode::kReset;
-  if (others && (failure.answer ? says_rank_ended(failure.answer->body) : broke)) return Duration::zero();
+  if (others && moves_on_freely(failure)) return Duration::zero();
   if (!context_.retry_budget.spend(context_.clock.now())) {
     series().retries_refused.add();
     note("no other attempt: the budget of retries is used up");

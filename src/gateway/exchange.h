@@ -45,6 +45,7 @@ class Exchange {
     Outcome outcome = Outcome::kFault;
     std::optional<Duration> retry_after;
     std::string worker_id;  // empty = there was no worker to ask
+    bool reached = true;    // a part of the request may have gone out
   };
   static Failure no_worker();
   Failure out_of_time() const;
@@ -65,6 +66,7 @@ class Exchange {
   std::optional<Choice> choose_once(const Roster& roster, const RequestFacts& facts);
   net::Task<MaybeFailure> relay(Upstream& upstream, net::ResponseHead head);
   net::Task<MaybeFailure> relay_whole(Upstream& upstream, net::ResponseHead head);
+  void leave_alone(Worker& worker, TimePoint sent, std::optional<Duration> retry_after);
   Result<void> rebuild_rerank(net::Response& response);
   net::Task<MaybeFailure> relay_stream(Upstream& upstream, net::ResponseHead head);
   net::Task<> keep_alive(Upstream& upstream, Duration after);
@@ -72,6 +74,7 @@ class Exchange {
 
   // How long to pause before the next attempt; none = there is to be none.
   std::optional<Duration> pause_before_retry(const Failure& failure);
+  bool moves_on_freely(const Failure& failure);
   bool others_left();  // an untried worker could take the request now
   void set_engine_aside();
   net::Task<> give_up(Failure failure);
@@ -124,6 +127,7 @@ class Exchange {
   int64_t pauses_ = 0;
   std::vector<uint32_t> tried_;
   WorkerPtr asked_;                           // last
+  bool outlived_one_ = false;                 // a worker has died with it, and it moved on without being charged
   bool at_work_ = false;                      // it has the request and has not finished with it
   std::optional<net::Response> last_answer_;  // of a worker that was asked before
 

@@ -17,7 +17,9 @@ constexpr int64_t kDefaultNewTokens = 128;
 // What a client or a worker may make us believe.
 constexpr int64_t kMostNewTokens = 1 << 20;
 constexpr int64_t kMostPromptTokens = 1 << 30;
-constexpr Duration kBusyPause = std::chrono::seconds(1);  // of a worker that is busy and does not say for how long
+// Of a worker that is busy with nothing of ours and does not say for how long: no answer will tell when it has room. It
+// is asked five times a second, which leaves the budget of retries to others and finds room well within a second.
+constexpr Duration kBusyPause = std::chrono::milliseconds(200);
 
 std::optional<size_t> content_length(const net::Headers& headers) {
   const auto text = headers.get("content-length");
@@ -54,7 +56,7 @@ bool ends_event(std::string_view stream) { return stream.ends_with("\n\n") || st
 // A lease on a worker, the breaker's permit and the connection. Without a verdict the breaker learns nothing.
 struct Exchange::Upstream {
   Upstream(Exchange& of, WorkerPtr which, Breaker::Permit breaker_permit)
-      : exchange(of), worker(std::move(which)), permit(breaker_permit) {
+      : exchange(of), worker(std::move(which)), permit(breaker_permit), sent(of.context_.clock.now()) {
     const Work work{.prompt_tokens = of.prompt_tokens_,
                     .new_tokens = std::min(of.facts_.max_tokens.value_or(kDefaultNewTokens), kMostNewTokens),
                     .prompt_bytes = of.record_.prompt_bytes,
@@ -77,8 +79,8 @@ struct Exchange::Upstream {
     if (std::exchange(judged, true)) return;
     switch (outcome) {
       case Outcome::kOk:
-      case Outcome::kClientError:
         worker->breaker.success(permit);
+        worker->limit.served(exchange.context_.clock.now());
         worker->series.breaker_success.add();
         return;
       case Outcome::kFault:
@@ -86,6 +88,7 @@ struct Exchange::Upstream {
         worker->series.breaker_failure.add();
         exchange.context_.control->suspect(worker);
         return;
+      case Outcome::kClientError:
       case Outcome::kBusy:
       case Outcome::kClientGone:
         worker->breaker.neutral(permit);
@@ -121,6 +124,7 @@ struct Exchange::Upstream {
   Exchange& exchange;
   const WorkerPtr worker;
   const Breaker::Permit permit;
+  const TimePoint sent;
   bool judged = false;
   std::optional<WorkerLease> lease;
   std::unique_ptr<net::ClientExchange> connection;
@@ -169,11 +173,13 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
     if (!sent.ok()) {
       upstream_ = nullptr;
       if (gone_) co_return std::nullopt;
-      co_return upstream.failed(std::move(sent).error());
+      Failure failure = upstream.failed(std::move(sent).error());
+      failure.reached = false;
+      co_return failure;
     }
     upstream.connection = std::move(sent).value();
     upstream_ = upstream.connection.get();
-    phase("sent");
+    if (upstream.connection->sent()) phase("sent");
     auto answered = co_await upstream.connection->read_head();
     if (gone_) co_return std::nullopt;
     if (answered.ok()) {
@@ -198,6 +204,16 @@ net::Task<Exchange::MaybeFailure> Exchange::relay(Upstream& upstream, net::Respo
     co_return co_await relay_whole(upstream, std::move(head));
   }
   co_return co_await relay_stream(upstream, std::move(head));
+}
+
+// It is busy, and its answer has been taken.
+void Exchange::leave_alone(Worker& worker, TimePoint sent, std::optional<Duration> retry_after) {
+  const TimePoint now = context_.clock.now();
+  const int64_t others = worker.load->requests.load(std::memory_order_relaxed);
+  worker.limit.busy(sent, now, others);
+  context_.some_busy.store(true, std::memory_order_relaxed);
+  const int64_t until = (now + retry_after.value_or(kBusyPause)).time_since_epoch().count();
+  if (retry_after || (others == 0 && worker.busy_until < until)) worker.busy_until = until;
 }
 
 net::Task<Exchange::MaybeFailure> Exchange::relay_whole(Upstream& upstream, net::ResponseHead head) {
@@ -227,8 +243,7 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_whole(Upstream& upstream, net:
   if (is_retryable(head.status)) {
     const auto comes_back = retry_after(head.headers);
     if (outcome == Outcome::kBusy) {
-      const TimePoint until = context_.clock.now() + comes_back.value_or(kBusyPause);
-      worker.busy_until = until.time_since_epoch().count();
+      leave_alone(worker, upstream.sent, comes_back);
     } else {
       (error_type(head.status) == "timeout" ? worker.series.timeouts : worker.series.backend_errors).add();
     }

@@ -17,6 +17,7 @@
 #include "base/result.h"
 #include "gateway/breaker.h"
 #include "gateway/load.h"
+#include "gateway/request_limit.h"
 #include "gateway/roster.h"
 #include "net/http.h"
 #include "obs/metrics.h"
@@ -64,9 +65,8 @@ struct Worker {
   std::atomic<bool>& healthy = load->healthy;
   std::atomic<bool>& draining = load->draining;
   std::atomic<int64_t>& busy_until = load->busy_until;
-  // Both are written by gateway/liveness.
-  std::atomic<bool>& suspect = load->suspect;
-  std::atomic<int64_t>& most_requests = load->most_requests;
+  std::atomic<bool>& suspect = load->suspect;  // written by gateway/liveness
+  RequestLimit limit{load->most_requests};
   Breaker breaker;
 
   // Constant after construction; the counters of `series` move.

@@ -23,10 +23,16 @@ TimePoint time_of(int64_t nanoseconds) { return TimePoint(Duration(nanoseconds))
 }  // namespace
 
 void Liveness::look() {
-  if (settled_ && context_.admission.in_flight() == 0) return;
+  const bool some_busy = context_.some_busy.exchange(false);
+  if (settled_ && !some_busy && context_.admission.in_flight() == 0) return;
   const TimePoint now = context_.clock.now();
   const auto workers = context_.fleet.snapshot();
-  for (const WorkerPtr& worker : *workers) look_at(worker, now);
+  bool some_narrowed = false;
+  for (const WorkerPtr& worker : *workers) {
+    look_at(worker, now);
+    some_narrowed = worker->limit.pass(now) || some_narrowed;
+  }
+  if (some_narrowed) context_.some_busy = true;
   raise_limits(*workers, now);
   settled_ = std::ranges::none_of(known_, [](const auto& entry) {
     const Known& known = entry.second;
@@ -84,7 +90,7 @@ void Liveness::suspect(Known& known) {
   Worker& worker = *known.worker;
   known.lied = known.lied || known.vouched;
   known.slow_since.reset();
-  worker.most_requests = context_.options.disable_health_check || known.lied ? 1 : 0;
+  worker.limit.allow(context_.options.disable_health_check || known.lied ? 1 : 0);
   std::string why = fmt::format("silent for {:.1f} s on {} requests, and {:.1f} s were expected at most",
                                 seconds(known.lasts), worker.load->requests.load(), seconds(*known.most));
   SLUICE_LOG(warn, "gateway/liveness", "worker {} is suspect: {}", worker.url, why);
@@ -103,7 +109,7 @@ void Liveness::trust(Known& known, std::string_view why) {
 bool Liveness::others_serve() const { return context_.admission.in_flight() > 0; }
 
 void Liveness::before_ready(Worker& worker) const {
-  worker.most_requests = context_.options.slow_start_secs > 0 && others_serve() ? 1 : WorkerLoad::kNoLimit;
+  worker.limit.allow(context_.options.slow_start_secs > 0 && others_serve() ? 1 : RequestLimit::kNone);
 }
 
 void Liveness::begin_slowly(Known& known) {
@@ -112,7 +118,7 @@ void Liveness::begin_slowly(Known& known) {
 }
 
 void Liveness::go_on_slowly(Known& known) {
-  const bool slow = known.worker->most_requests == 1;
+  const bool slow = known.worker->limit.allowed() == 1;
   known.slow_since.reset();
   if (slow) known.slow_since = context_.clock.now();
   settled_ = settled_ && !slow;
@@ -148,7 +154,7 @@ void Liveness::generated(Worker& worker) {
   trust(known, "it has generated for a probe");
 }
 
-void Liveness::cannot_generate_for_probes(Worker& worker) { worker.most_requests = 1; }
+void Liveness::cannot_generate_for_probes(Worker& worker) { worker.limit.allow(1); }
 
 // Of those that begin slowly: from one request to as many as the others of the same model have on average.
 void Liveness::raise_limits(const WorkerList& workers, TimePoint now) {
@@ -161,7 +167,7 @@ void Liveness::raise_limits(const WorkerList& workers, TimePoint now) {
   std::map<std::string, Others> others;
   Others anybody;  // for one that has not said what it serves
   for (const WorkerPtr& worker : workers) {
-    if (!worker->usable() || worker->most_requests != WorkerLoad::kNoLimit) continue;
+    if (!worker->usable() || worker->limit.allowed() != RequestLimit::kNone) continue;
     for (Others* each : {&others[worker->info(&Worker::Info::model_id)], &anybody}) {
       each->requests += worker->load->requests;
       ++each->workers;
@@ -175,11 +181,11 @@ void Liveness::raise_limits(const WorkerList& workers, TimePoint now) {
     const double done = seconds(now - *known.slow_since) / seconds(all);
     if (done >= 1 || of_model.workers == 0) {
       known.slow_since.reset();
-      known.worker->most_requests = WorkerLoad::kNoLimit;
+      known.worker->limit.allow(RequestLimit::kNone);
       continue;
     }
     const double mean = static_cast<double>(of_model.requests) / static_cast<double>(of_model.workers);
-    known.worker->most_requests = std::max<int64_t>(1, std::llround(done * mean));
+    known.worker->limit.allow(std::max<int64_t>(1, std::llround(done * mean)));
   }
 }
 

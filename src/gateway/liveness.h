@@ -24,8 +24,10 @@ class Liveness {
   Liveness(Context& context, std::function<void(const WorkerPtr&)> probe)
       : context_(context), probe_(std::move(probe)) {}
 
-  // To be called every kInterval while requests are in flight, and every kIdleInterval otherwise.
+  // To be called every kInterval while requests are in flight or it is not settled, and every kIdleInterval otherwise.
   void look();
+  // Nobody is suspect, slow or silent, and no window limits.
+  bool is_settled() const { return settled_ && !context_.some_busy.load(std::memory_order_relaxed); }
   static constexpr Duration kInterval = std::chrono::milliseconds(250);
   static constexpr Duration kIdleInterval = std::chrono::milliseconds(500);
 
@@ -67,7 +69,7 @@ class Liveness {
   Context& context_;
   const std::function<void(const WorkerPtr&)> probe_;
   std::unordered_map<uint32_t, Known> known_;  // by number; of workers with something to remember
-  bool settled_ = true;                        // nobody is suspect, slow or silent
+  bool settled_ = true;                        // but for windows
 };
 
 }  // namespace sluice::gateway

@@ -22,7 +22,7 @@ struct alignas(64) WorkerLoad {
   // Whether it takes work now. Worker has these fields too, under the same names.
   static constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
   std::atomic<int64_t> busy_until{0};            // steady nanoseconds: the worker asked to be left alone
-  std::atomic<int64_t> most_requests{kNoLimit};  // in flight, of a suspect or one that has just come (back)
+  std::atomic<int64_t> most_requests{kNoLimit};  // in flight: see gateway/request_limit
 
   std::atomic<int64_t> requests{0};  // live leases
   // Tokens that the engine held at the last poll, -1 = it has not reported, and how many more it has since then: those

@@ -31,7 +31,6 @@ Outcome classify(int status, const net::Headers& headers, std::string_view body)
       const bool queue_full = body.size() < 1024 && body.find("The request queue is full") != std::string_view::npos;
       return headers.has("retry-after") || queue_full ? Outcome::kBusy : Outcome::kFault;
     }
-    case 408:
     case 500:
     case 502:
     case 504:

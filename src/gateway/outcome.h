@@ -12,7 +12,7 @@ namespace sluice::gateway {
 
 enum class Outcome : uint8_t {
   kOk,
-  kClientError,  // an error that the request deserves: the worker is well
+  kClientError,  // an error that the request deserves: it says nothing of the worker
   kBusy,         // try elsewhere, count no fault
   kFault,
   kClientGone,
@@ -20,7 +20,7 @@ enum class Outcome : uint8_t {
 std::string_view to_string(Outcome outcome);
 
 // Of a worker's answer. Busy: 429, and 503 that says when to come back or has the engines' body of a full queue. Fault:
-// 408, 500, 502, 504 and any other 503.
+// 500, 502, 504 and any other 503.
 Outcome classify(int status, const net::Headers& headers = {}, std::string_view body = {});
 // Of an error of an engine whose front lives: the rank that had the request ended, for which the request need not be to
 // blame (protocol::kRankEndedReason).

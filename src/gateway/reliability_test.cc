@@ -1,6 +1,7 @@
 // The scenarios of docs/results/reliability.md that need a fleet, each under its id: over real sockets, with a clock
 // that stands still unless a test moves it.
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <set>
 #include <thread>
@@ -203,22 +204,80 @@ TEST_F(ReliabilityTest, R3AHundredRestartsLeaveTheCountersExact) {
   expect_settled();
 }
 
+// The three ways to say it: with and without the time after which to come back, and as the engines do, with a text.
 TEST_F(ReliabilityTest, R6AMinuteOfFullQueuesOpensNoBreakerAndIsOverAtOnce) {
-  for (int i = 0; i < 2; ++i) worker();
+  for (int i = 0; i < 2; ++i) worker({.manual = true});
   start({"--policy", "round_robin", "--retry-max-retries", "2", "--retry-initial-backoff-ms", "1",
          "--retry-max-backoff-ms", "1"});
-  for (auto& each : workers_) each->set_fault({.kind = Kind::kStatus, .status = 503});  // "The request queue is full."
-  for (int second = 0; second < 60; ++second) {
-    for (int i = 0; i < 2; ++i) EXPECT_EQ(generate()->status, 503);
-    clock_.advance(1s);
+  SimFault too_many{.kind = Kind::kStatus, .status = 429, .body = "slow down"};
+  SimFault comes_back{.kind = Kind::kStatus, .status = 503, .body = "later", .retry_after = 1};
+  SimFault queue_full{.kind = Kind::kStatus, .status = 503};  // "The request queue is full."
+  for (const SimFault& fault : {too_many, comes_back, queue_full}) {
+    SCOPED_TRACE(fault.body);
+    for (auto& each : workers_) each->set_fault(fault);
+    for (int second = 0; second < 60; ++second) {
+      if (second > 0) clock_.advance(1s);
+      for (int i = 0; i < 2; ++i) EXPECT_EQ(generate()->status, fault.status);
+    }
+    EXPECT_EQ(opened(), 0);
+    EXPECT_EQ(faults(), 0);
+    for (auto& each : workers_) each->clear_fault();
+    Clients clients;
+    for (int i = 0; i < 10; ++i) add(clients, body_of("x"));
+    ASSERT_TRUE(eventually([&] { return held() == 10; })) << "no time has passed since, and nobody is refused";
+    clock_.advance(fault.retry_after ? 1000ms : 600ms);
+    ASSERT_TRUE(eventually([&] {
+      return std::ranges::all_of(workers_json(), [](const Json& each) { return each["most_requests"] == nullptr; });
+    })) << workers_json();
+    for (int i = 0; i < 30; ++i) add(clients, body_of("x"));
+    ASSERT_TRUE(eventually([&] { return held() == 40; }));
+    for (const auto& each : workers_) EXPECT_EQ(each->load().running + each->load().waiting, 20);
+    finish();
+    for (const auto& client : clients) EXPECT_THAT(client->read_until("meta_info"), HasSubstr(" 200 OK"));
   }
-  EXPECT_EQ(opened(), 0);
-  EXPECT_EQ(faults(), 0);
-  for (auto& each : workers_) each->clear_fault();
-  std::vector<int64_t> before;
-  for (auto& each : workers_) before.push_back(each->counters().completed);
-  for (int i = 0; i < 20; ++i) EXPECT_EQ(generate()->status, 200) << "no time has passed since";
-  for (size_t i = 0; i < 2; ++i) EXPECT_EQ(workers_[i]->counters().completed - before[i], 10) << i;
+  expect_settled();
+}
+
+TEST_F(ReliabilityTest, R6ABusyWorkerHasHalfOfWhatItHadUntilItAnswers) {
+  for (int i = 0; i < 2; ++i) worker({.manual = true});
+  SimWorker& full = *workers_[0];
+  const auto has = [](const auto& one) { return one.load().running + one.load().waiting; };
+  start({"--policy", "round_robin"});
+  Clients clients;
+  for (int i = 0; i < 16; ++i) add(clients, body_of("x"));
+  ASSERT_TRUE(eventually([&] { return has(full) == 8 && has(*workers_[1]) == 8; }));
+  full.set_fault({.kind = Kind::kStatus, .status = 429, .times = 1});
+  for (int i = 0; i < 6; ++i) {
+    add(clients, body_of("x"));
+    ASSERT_TRUE(eventually([&] { return held() == 17 + i; }));
+  }
+  EXPECT_EQ(has(full), 8) << "whatever it refused or did not get, the other one has";
+  EXPECT_EQ(workers_json()[0]["most_requests"], 4);
+  EXPECT_EQ(workers_json()[1]["most_requests"], nullptr);
+  EXPECT_EQ(retries(), 1);
+  ASSERT_TRUE(eventually([&] { return full.step() == 0 && full.active() == 0; }));
+  ASSERT_TRUE(eventually([&] { return workers_json()[0]["most_requests"] == 12; })) << "one more for each answer";
+  add(clients, body_of("x"));
+  add(clients, body_of("x"));
+  ASSERT_TRUE(eventually([&] { return has(full) == 1; })) << "it has its turn again";
+  clock_.advance(500ms);
+  EXPECT_TRUE(eventually([&] { return workers_json()[0]["most_requests"] == nullptr; }));
+  finish();
+  for (const auto& client : clients) EXPECT_THAT(client->read_until("meta_info"), HasSubstr(" 200 OK"));
+  expect_settled();
+}
+
+TEST_F(ReliabilityTest, R6AWorkerThatOthersKeepBusyIsAskedNowAndThen) {
+  SimWorker& busy = worker();
+  worker();
+  start({"--policy", "round_robin"});
+  busy.set_fault({.kind = Kind::kStatus, .status = 429});
+  for (int i = 0; i < 40; ++i) {
+    EXPECT_EQ(generate()->status, 200);
+    clock_.advance(25ms);
+  }
+  EXPECT_LE(busy.counters().generations, 5) << "in a second";
+  EXPECT_GE(busy.counters().generations, 4);
   expect_settled();
 }
 
@@ -242,6 +301,21 @@ TEST_F(ReliabilityTest, R7AThousandBadRequestsLeaveTheBreakerClosed) {
   EXPECT_EQ(faults(), 0);
   one.clear_fault();
   EXPECT_EQ(generate()->status, 200);
+  expect_settled();
+}
+
+// 408 is one of them, but the request may do better elsewhere.
+TEST_F(ReliabilityTest, R7ARequestThatAWorkerFindsTooSlowIsRepeatedAndBlamesNobody) {
+  SimWorker& impatient = worker();
+  worker();
+  start({"--policy", "round_robin", "--cb-failure-threshold", "1", "--retry-initial-backoff-ms", "0"});
+  impatient.set_fault({.kind = Kind::kStatus, .status = 408, .body = "slow"});
+  for (int i = 0; i < 20; ++i) EXPECT_EQ(generate("x", i % 2 == 0)->status, 200);
+  EXPECT_EQ(impatient.counters().generations, 10);
+  EXPECT_EQ(retries(), 10);
+  EXPECT_EQ(opened(), 0);
+  EXPECT_EQ(faults(), 0);
+  EXPECT_EQ(metric("smg_worker_cb_outcomes_total", {impatient.url(), "success"}), 0);
   expect_settled();
 }
 
@@ -622,7 +696,7 @@ TEST_F(ReliabilityTest, MovingOnFromARankThatEndedIsNotChargedAndARefusedRetryIs
   fault.status = 500;
   fault.body = R"({"object":"error","message":"killed by SIGKILL","code":500,"reason":"rank_ended"})";
   ill.set_fault(fault);
-  // The clock stands still: the budget has ten retries and a tenth of the traffic.
+  // The clock stands still: the budget has ten retries, or a tenth of the traffic.
   for (int i = 0; i < 60; ++i) ASSERT_EQ(generate()->status, 200) << i;
   EXPECT_EQ(metric("smg_worker_retries_refused_total"), 0);
   fault.body = R"({"error":{"message":"something else"}})";
@@ -631,6 +705,78 @@ TEST_F(ReliabilityTest, MovingOnFromARankThatEndedIsNotChargedAndARefusedRetryIs
   for (int i = 0; i < 80; ++i) failed += generate()->status == 500 ? 1 : 0;
   EXPECT_GT(failed, 0);
   EXPECT_EQ(metric("smg_worker_retries_refused_total"), failed);
+  expect_settled();
+}
+
+class SpentBudgetTest : public ReliabilityTest {
+ protected:
+  void begin(int workers) {
+    for (int i = 0; i < workers; ++i) worker();
+    start({"--policy", "round_robin", "--disable-circuit-breaker", "--retry-initial-backoff-ms", "0"});
+    ASSERT_TRUE(eventually([&] { return metric("smg_worker_health") == workers; }));
+    for (auto& each : workers_) each->set_fault({.kind = Kind::kStatus, .status = 500});
+    while (metric("smg_worker_retries_refused_total") == 0) ASSERT_EQ(generate()->status, 500);
+    retries_before_ = retries();
+  }
+  double attempts() { return metric("smg_worker_requests_total"); }
+
+  double retries_before_ = 0;
+};
+
+TEST_F(SpentBudgetTest, APromptThatKillsItsWorkersKillsTwo) {
+  begin(5);
+  for (auto& each : workers_) each->set_fault({.kind = Kind::kReset});
+  const double before = attempts();
+  EXPECT_EQ(generate("poison")->status, 502);
+  EXPECT_EQ(attempts() - before, 2) << "moving on is free once";
+  EXPECT_EQ(retries() - retries_before_, 1);
+
+  for (auto& each : workers_)
+    each->set_fault({.kind = Kind::kStatus, .status = 500, .body = "data-parallel rank 0 ended: x"});
+  const double then = attempts();
+  EXPECT_EQ(generate("poison")->status, 500);
+  EXPECT_EQ(attempts() - then, 2) << "of ranks too";
+  expect_settled();
+}
+
+TEST_F(SpentBudgetTest, AWorkerThatTheRequestNeverReachedCostsNothing) {
+  begin(5);
+  workers_[4]->clear_fault();
+  for (int i = 0; i < 4; ++i) workers_[static_cast<size_t>(i)]->stop();
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(generate()->status, 200) << "whoever is refused four times";
+  EXPECT_GT(retries() - retries_before_, 10);
+  expect_settled();
+}
+
+// Two workers that can do ten requests a second between them are asked for twenty (D8).
+TEST_F(ReliabilityTest, D8AFleetThatIsAskedTwiceWhatItCanDoIsAskedATenthMoreAtMost) {
+  std::atomic<int> attempts{0};
+  struct Limited {
+    std::atomic<int64_t> second{-1};
+    std::atomic<int> used{0};
+  };
+  std::array<Limited, 2> limits;
+  const auto answer = [&](Limited& limit) {
+    return ScriptedWorker::Answer([&](const auto&) {
+      ++attempts;
+      const int64_t now = std::chrono::duration_cast<std::chrono::seconds>(clock_.now().time_since_epoch()).count();
+      if (limit.second.exchange(now) != now) limit.used = 0;
+      return limit.used++ < 5 ? net::Response::json(200, "{}")
+                              : net::Response::json(503, R"({"message":"The request queue is full."})");
+    });
+  };
+  ScriptedWorker one(loops_, answer(limits[0])), other(loops_, answer(limits[1]));
+  start({"--policy", "round_robin", "--retry-initial-backoff-ms", "0"});
+  for (const auto& url : {one.url(), other.url()}) gateway_->worker_started(url);
+  int served = 0;
+  for (int i = 0; i < 400; ++i) {
+    served += generate()->status == 200 ? 1 : 0;
+    clock_.advance(50ms);
+  }
+  EXPECT_EQ(served, 200) << "what they can do, they do";
+  EXPECT_LE(attempts, 440);
+  EXPECT_GT(attempts, 430) << "the budget is used";
+  EXPECT_EQ(opened(), 0);
   expect_settled();
 }
 

@@ -1,8 +1,10 @@
 // When a failed attempt is repeated, and after which pause (gateway-reference.md 1.1, 6.3).
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <optional>
 
 #include "base/clock.h"
@@ -23,23 +25,31 @@ struct RetryRules {
   Duration pause(int64_t retry, std::optional<Duration> retry_after, Rng& rng) const;
 };
 
-// Retries may make up a tenth of live traffic: a fleet that fails as a whole is not asked five times as much. Every
-// request earns a tenth of a retry; a floor lets quiet gateways retry. Any thread.
+// Retries may make up a tenth of live traffic: a fleet that fails as a whole is not asked five times as much. A floor
+// lets quiet gateways retry. Any thread.
 class RetryBudget {
  public:
-  void earn() {
-    if (tenths_.load(std::memory_order_relaxed) < kMost) tenths_.fetch_add(1, std::memory_order_relaxed);
-  }
-  // Takes one retry; false if there is none left.
+  // Of the seconds that have begun, that of the call among them, so many count.
+  static constexpr int64_t kWindow = 10;
+  // Retries within a window, whatever the traffic: what counts below ten requests per second.
+  static constexpr int64_t kFloor = 10;
+
+  // A request has come.
+  void earn(TimePoint now);
+  // Takes one retry; false if the window has had its share.
   bool spend(TimePoint now);
 
  private:
-  static constexpr int64_t kMost = 1000;          // a hundred retries
-  static constexpr int64_t kFloorPerSecond = 10;  // retries per second, whatever the traffic
+  int64_t earned_since(int64_t second) const;
 
-  std::atomic<int64_t> tenths_{0};
-  std::atomic<int64_t> second_{0};
-  std::atomic<int64_t> used_in_second_{0};
+  // Requests by second: its number above, how many below.
+  std::array<std::atomic<uint64_t>, kWindow> requests_{};
+  std::mutex mutex_;  // guards what follows
+  struct Retries {
+    int64_t second = -1;
+    int64_t count = 0;
+  };
+  std::array<Retries, kWindow> retries_{};
 };
 
 }  // namespace sluice::gateway

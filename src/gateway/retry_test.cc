@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <thread>
+#include <vector>
+
 namespace sluice::gateway {
 namespace {
 
@@ -48,22 +51,80 @@ TEST(RetryTest, TakesItsRulesFromTheOptions) {
   EXPECT_EQ(RetryRules::from(gateway_option_table().parse({"--disable-retries"}).value()).attempts, 1);
 }
 
-TEST(RetryBudgetTest, IsATenthOfTrafficAboveItsFloor) {
-  RetryBudget budget;
-  const TimePoint now{100s};
-  for (int i = 0; i < 50; ++i) budget.earn();
+int spend_all(RetryBudget& budget, TimePoint now) {
   int spent = 0;
   while (budget.spend(now)) ++spent;
-  EXPECT_EQ(spent, 10 + 5);
-  EXPECT_TRUE(budget.spend(now + 1s));
+  return spent;
+}
+
+TEST(RetryBudgetTest, IsATenthOfTheRequestsOfTenSeconds) {
+  RetryBudget budget;
+  const TimePoint begin{100s};
+  for (int second = 0; second < 10; ++second) {
+    for (int i = 0; i < 50; ++i) budget.earn(begin + std::chrono::seconds(second));
+  }
+  EXPECT_EQ(spend_all(budget, begin + 9s), 50);
+  EXPECT_FALSE(budget.spend(begin + 9s + 999ms));
+  EXPECT_FALSE(budget.spend(begin + 18s)) << "those that it had are spent for ten seconds";
+  EXPECT_TRUE(budget.spend(begin + 19s));
+}
+
+TEST(RetryBudgetTest, AQuietGatewayHasTenInTenSeconds) {
+  RetryBudget budget;
+  const TimePoint begin{100s};
+  EXPECT_EQ(spend_all(budget, begin), 10);
+  for (int i = 0; i < 100; ++i) budget.earn(begin);
+  EXPECT_FALSE(budget.spend(begin + 1s)) << "a floor, and nothing on top";
+  budget.earn(begin + 1s);
+  for (int i = 0; i < 9; ++i) budget.earn(begin + 1s);
+  EXPECT_EQ(spend_all(budget, begin + 1s), 1);
+  EXPECT_EQ(spend_all(budget, begin + 10s), 9) << "one was spent within the last ten seconds";
 }
 
 TEST(RetryBudgetTest, DoesNotSaveUpWithoutEnd) {
   RetryBudget budget;
-  for (int i = 0; i < 100'000; ++i) budget.earn();
-  int spent = 0;
-  while (budget.spend(TimePoint{100s})) ++spent;
-  EXPECT_EQ(spent, 10 + 100);
+  for (int i = 0; i < 100'000; ++i) budget.earn(TimePoint{100s});
+  EXPECT_EQ(spend_all(budget, TimePoint{110s}), 10);
+}
+
+TEST(RetryBudgetTest, CountsAllThatComesAtOnce) {
+  RetryBudget budget;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&budget] {
+      for (int i = 0; i < 1000; ++i) budget.earn(TimePoint{100s + std::chrono::milliseconds(i)});
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(spend_all(budget, TimePoint{101s}), 400);
+}
+
+// A fleet that can do half of what it is asked, and says so to the rest (D8). Each request may try five times.
+double attempts_per_request(double per_second) {
+  RetryBudget budget;
+  Rng rng(7);
+  int64_t requests = 0, attempts = 0;
+  for (double at = 100; at < 400; at += 1 / per_second) {
+    const TimePoint now{std::chrono::duration_cast<Duration>(std::chrono::duration<double>(at))};
+    budget.earn(now);
+    ++requests;
+    for (int tries = 1;; ++tries) {
+      ++attempts;
+      const bool served = rng.uniform() < 0.5;
+      if (served || tries == 5 || !budget.spend(now)) break;
+    }
+  }
+  return static_cast<double>(attempts) / static_cast<double>(requests);
+}
+
+TEST(RetryBudgetTest, D8AnOverloadedFleetIsAskedATenthMoreAtMost) {
+  for (const double per_second : {10.0, 20.0, 100.0, 1000.0}) {
+    EXPECT_LE(attempts_per_request(per_second), 1.1 + 1e-9) << per_second;
+    EXPECT_GT(attempts_per_request(per_second), 1.09) << per_second << ": what there is, is used";
+  }
+  // Below ten per second the floor is more than a tenth: one retry a second.
+  EXPECT_NEAR(attempts_per_request(5), 1.2, 0.01);
+  EXPECT_LE(attempts_per_request(2), 1.5);
 }
 
 }  // namespace

@@ -205,7 +205,7 @@ TEST_F(ScenarioTest, AFullQueueOfAnEngineIsBusyAndNoFault) {
   start({"--retry-max-retries", "2", "--retry-initial-backoff-ms", "1", "--retry-max-backoff-ms", "1"});
   full.set_fault({.kind = Kind::kStatus, .status = 503});  // "The request queue is full."
   for (int i = 0; i < 12; ++i) {
-    clock_.advance(2s);  // the retry budget's floor is per second
+    clock_.advance(2s);  // there is one retry in a second
     const auto answer = generate();
     EXPECT_EQ(answer->status, 503);
     EXPECT_THAT(answer->body, HasSubstr("queue is full"));

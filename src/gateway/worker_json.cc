@@ -83,7 +83,7 @@ void append_worker_json(std::string& out, const Worker& worker, std::string_view
   append(out, R"(,"worker_type":"regular","is_healthy":{},"status":"{}","load":{},"load_tokens":{},"most_requests":)",
          worker.healthy.load() && !worker.draining.load(), worker.status(), worker.load->requests.load(),
          worker.load->tokens.load());
-  const int64_t most_requests = worker.most_requests.load();
+  const int64_t most_requests = worker.load->most_requests.load();
   out += most_requests == WorkerLoad::kNoLimit ? "null" : std::to_string(most_requests);
   append(out, R"(,"breaker":"{}")", to_string(worker.breaker.state()));
   out += R"(,"suspect":)";

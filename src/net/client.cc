@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 #include <mutex>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -206,6 +207,7 @@ class Exchange final : public ClientExchange {
   Task<bool> wait_some(Duration quiet) override;
   Task<Result<std::string>> read_all(size_t limit) override;
   const Headers& trailers() const override { return trailers_; }
+  bool sent() const override { return !not_sent_; }
   bool answered() const override { return answered_; }
   bool reused() const override { return reused_; }
   void close() override {
@@ -236,6 +238,7 @@ class Exchange final : public ClientExchange {
   bool head_read_ = false;
   bool keep_ = false;
   bool failed_ = false;
+  std::optional<Error> not_sent_;  // why
   Headers trailers_;
   Duration waited_{};  // for the next bytes of the body, by wait_some()
 
@@ -418,14 +421,17 @@ Task<Result<void>> Exchange::send(const Url& url, const RequestHead& head, std::
       pool_->forget(host_);
       continue;
     }
-    if (io == Io::kOk) co_return Result<void>();
-    failed_ = true;
-    co_return failure(io, "sending the request", timeouts_.silence);
+    if (io != Io::kOk) {
+      failed_ = true;
+      not_sent_ = failure(io, "sending the request", timeouts_.silence);
+    }
+    co_return Result<void>();
   }
 }
 
 Task<Result<ResponseHead>> Exchange::read_head() {
   SLUICE_CHECK(!head_read_, "read_head() is called once");
+  if (not_sent_) co_return *not_sent_;
   if (connection_ == nullptr || closed_) {
     co_return failure(Io::kCancelled, "waiting for the response head", Duration::zero());
   }

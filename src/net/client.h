@@ -30,7 +30,7 @@ class ClientExchange {
  public:
   virtual ~ClientExchange() = default;
 
-  // Once, after send(). Interim 1xx responses are skipped.
+  // Once, after send(), whose failure to send all of the request it tells. Interim 1xx responses are skipped.
   virtual Task<Result<ResponseHead>> read_head() = 0;
   // The next decoded bytes of the body as they arrived; empty = end of the body. The view is valid until the next call.
   virtual Task<Result<std::string_view>> read_some() = 0;
@@ -42,6 +42,8 @@ class ClientExchange {
   // What followed a chunked body; there once the end of the body was read.
   virtual const Headers& trailers() const = 0;
 
+  // False where not all of the request could be sent.
+  virtual bool sent() const = 0;
   // True once a byte of the answer arrived.
   virtual bool answered() const = 0;
   // True if the request went out on a kept-alive connection that had served another one.
@@ -66,9 +68,11 @@ class Client {
 
   // Connects (or takes a kept-alive connection that is not known to be dead), sends head and body, and returns the
   // exchange; the answer is read from it. The target goes out after url.path. Host is added where absent;
-  // Content-Length is always that of `body`, whatever the head says. Errors: kRefused, kReset, kTimeout, kNotFound
-  // (name resolution), kExhausted (no descriptor or port is left here), each naming host and phase; a TLS handshake
-  // that fails is kReset and says why. `on_exchange`, if set, gets it before the first byte is sent, for close() then.
+  // Content-Length is always that of `body`, whatever the head says. An error means that there is no connection and
+  // the server has nothing of the request, or of a kept-alive connection that it had closed not all: kRefused, kReset,
+  // kTimeout, kNotFound (name resolution), kExhausted (no descriptor or port is left here), each naming host and phase;
+  // a TLS handshake that fails is kReset and says why. What breaks while it is sent, read_head() says. `on_exchange`,
+  // if set, gets it before the first byte is sent, for close() then.
   Task<Result<std::unique_ptr<ClientExchange>>> send(const Url& url, RequestHead head, std::string_view body,
                                                      ClientTimeouts timeouts = {},
                                                      std::function<void(ClientExchange&)> on_exchange = {});
