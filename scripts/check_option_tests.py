@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Every option of the gateway has a row in docs/results/option-effects.md that cites a test of what it changes; the test is in
-the sources and sets the option, by itself or in what stands above the tests of its file.
+the sources and sets the option, by itself or in what stands above the tests of its file or class.
 
 usage: check_option_tests.py <sluice binary>"""
 import collections
@@ -27,12 +27,14 @@ def bodies():
         above = text[:marks[0].start()] if marks and path.suffix == ".cc" else ""
         suite = ""
         for mark, following in zip(marks, marks[1:] + [None]):
+            its = text[mark.start():following.start() if following else len(text)]
             if path.suffix == ".cc":
                 suite, test = mark.groups()
             else:
                 suite, test = mark[1] or suite, mark[2]
+                above = its if mark[1] else above  # what the tests of a class share
             if test:
-                found[f"{suite}.{test}"] = above + text[mark.start():following.start() if following else len(text)]
+                found[f"{suite}.{test}"] = above + its
     return found
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """docs/results/reliability.md has one row for each scenario, in a state that the page explains; the tests that it cites are in
-the sources, and the pages and files exist. A row that says it is shown cites what shows it."""
+the sources, and the pages and files exist. A row that says that something is shown cites what shows it: a test that has the id of
+the scenario in its title, or a case of the soak that has it in its first line."""
 import collections
 import re
 import sys
@@ -16,6 +17,8 @@ CC_TEST = re.compile(r"^\s*(?:TYPED_)?TEST(?:_F|_P)?\(\s*(\w+)\s*,\s*(\w+)\s*\)"
 PY_TEST = re.compile(r"^class (\w+)|^    def (test_\w+)", re.M)
 CITED_TEST = re.compile(r"`([A-Z]\w*\.[A-Za-z]\w*)`")
 CITED_PAGE = re.compile(r"\[[^\]]*\]\(([^()\s#]+)[^()\s]*\)")
+SOAK = re.compile(r"`(tests/soak/\w+\.py)` ((?:\w+(?:, | and )?)+)")
+TITLE_IDS = re.compile(r"(?:[A-Z]\d+)+")
 CITED_FILE = re.compile(r"`((?:src|docs|tests|bench|scripts)/[^`]*)`")
 
 
@@ -33,12 +36,32 @@ def tests():
     return found
 
 
-def problems_of(state, proof, known):
+def ids_in_title(test):
+    """The scenarios in the title of Suite.Test: R3L18AWorkerComes and test_r3_l18_a_worker_comes have two."""
+    name = test.partition(".")[2]
+    if name.startswith("test_"):
+        return {part.upper() for part in re.findall(r"(?<=_)[rlx]\d+(?=_)", name)}
+    leading = TITLE_IDS.match(name)
+    return set(re.findall(r"[A-Z]\d+", leading[0])) if leading else set()
+
+
+def ids_of_soak(proof):
+    """Those in the first lines of the cases that a row names after the file of the soak."""
+    for file, words in SOAK.findall(proof):
+        text = (ROOT / file).read_text() if (ROOT / file).is_file() else ""
+        for case in re.findall(r"\w+", words):
+            first = re.search(rf'^def {case}\(.*\):\n    """([^:]*):', text, re.M)
+            yield from re.split(r",\s*", first[1]) if first else ()
+
+
+def problems_of(scenario, state, proof, known):
     cited, pages = CITED_TEST.findall(proof), CITED_PAGE.findall(proof)
     if state not in STATES:
         yield f"the state {state!r} is none of: {', '.join(STATES)}"
     if state in ("shown", "partly") and not cited + pages:
         yield "it names neither a test nor a page"
+    if state in ("shown", "partly") and scenario not in set(ids_of_soak(proof)).union(*map(ids_in_title, cited)):
+        yield "none of the tests that it cites has it in its title"
     yield from (f"there is no test {test}" for test in cited if test not in known)
     yield from (f"there is no page {page}" for page in pages if not (PAGE.parent / page).is_file())
     yield from (f"there is no file {file}" for file in CITED_FILE.findall(proof) if not (ROOT / file).exists())
@@ -51,7 +74,7 @@ def main():
     problems = [f"{scenario} has {count[scenario]} rows" for scenario in IDS if count[scenario] != 1]
     problems += [f"{scenario} is no scenario" for scenario in count if scenario not in IDS]
     for scenario, _, state, proof in rows:
-        problems += [f"{scenario}: {problem}" for problem in problems_of(state, proof, known)]
+        problems += [f"{scenario}: {problem}" for problem in problems_of(scenario, state, proof, known)]
     states = collections.Counter(state for _, _, state, _ in rows)
     print("\n".join(f"{PAGE.relative_to(ROOT)}: {problem}" for problem in problems)
           or f"{len(rows)} scenarios: " + ", ".join(f"{states[state]} {state}" for state in STATES))

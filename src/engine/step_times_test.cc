@@ -148,7 +148,7 @@ TEST(StepTimesTest, NoStepIsLongerThanTheGapOnAnyMachineUnderAnyLoad) {
   }
 }
 
-TEST(StepTimesTest, APromptOfThreeHundredThousandTokensGetsNearlyAllOfTheGap) {
+TEST(StepTimesTest, L19APromptOfThreeHundredThousandTokensGetsNearlyAllOfTheGap) {
   for (const double noise : {0.0, 0.05}) {
     Load load({}, 3.0, noise, 1);
     load.busy = false;

@@ -289,6 +289,7 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
       if (!worker.proven) next_probe = context_.clock.now();
     }
     const bool probes = !worker.proven || !options.disable_health_check;
+    worker.checked_at = probes ? (next_probe + watch->health.after_probe()).time_since_epoch().count() : 0;
     watch->timer.expires_after(probes ? next_probe - context_.clock.now() : kLong);
     boost::system::error_code woken;
     co_await watch->timer.async_wait(net::asio::redirect_error(net::use_task, woken));

@@ -128,7 +128,7 @@ TEST_F(DpAwareTest, ARankThatTheClientAsksForIsWhereItGoes) {
   expect_settled();
 }
 
-TEST_F(DpAwareTest, ARankThatIsNotThereIs400WithTheRange) {
+TEST_F(DpAwareTest, X4ARankThatIsNotThereIs400WithTheRange) {
   engine_of_four();
   for (const Json& rank : {Json(4), Json(-1), Json("1"), Json(1.5), Json::array({1})}) {
     const auto answer = ask({{"routed_dp_rank", rank}});

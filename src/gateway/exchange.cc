@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <boost/asio/redirect_error.hpp>
+#include <cmath>
 #include <span>
 
 #include "gateway/ask.h"
@@ -382,9 +383,11 @@ net::Task<> Exchange::give_up(Failure failure) {
   } else if (too_late) {
     co_await fail(504, "call_upstream_timeout", failure.error.message);
   } else if (failure.error.code == ErrorCode::kExhausted && !failure.worker_id.empty()) {
-    co_await fail(503, "gateway_exhausted", "the gateway has no descriptor or port left for a connection to a worker");
+    // Requests that end give theirs back.
+    co_await unavailable("gateway_exhausted", "the gateway has no descriptor or port left for a connection to a worker",
+                         context_.admission.retry_after_seconds());
   } else if (failure.worker_id.empty()) {
-    co_await fail(503, "no_available_workers", failure.error.message);
+    co_await unavailable("no_available_workers", failure.error.message, seconds_without_worker());
   } else {
     co_await fail(502, "call_upstream_connection_failed",
                   fmt::format("the connection to worker {} failed", failure.worker_id));
@@ -418,6 +421,22 @@ net::Task<> Exchange::fail(int status, std::string_view code, std::string messag
   if (attempts_ == 0) note(message);
   net::Response response = error_response(status, code, message);
   co_await answer(std::move(response));
+}
+
+net::Task<> Exchange::unavailable(std::string_view code, std::string message, int64_t retry_after) {
+  end_.error_code = std::string(code);
+  if (attempts_ == 0) note(message);
+  net::Response response = error_response(503, code, message);
+  response.headers.set("Retry-After", std::to_string(retry_after));
+  co_await answer(std::move(response));
+}
+
+// Until there is one, as far as that is known; else until others have ended, one of which may be a worker's trial.
+int64_t Exchange::seconds_without_worker() {
+  const Roster* roster = destination_.roster(context_, loop_);
+  const auto left = roster == nullptr ? std::nullopt : comes_back(roster->workers(), context_.clock.now());
+  if (!left) return context_.admission.retry_after_seconds();
+  return std::max<int64_t>(1, std::llround(std::ceil(seconds(*left))));
 }
 
 // The limiter's no, with the time after which a slot is likely to be free.

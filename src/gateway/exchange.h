@@ -82,6 +82,8 @@ class Exchange {
   net::Task<> wait(net::Timer& timer, Duration duration);
   net::Task<> answer(net::Response response);
   net::Task<> fail(int status, std::string_view code, std::string message);
+  net::Task<> unavailable(std::string_view code, std::string message, int64_t retry_after);
+  int64_t seconds_without_worker();
   net::Task<> reject(int status, std::string_view code, std::string message);
   net::Headers headers_of(const net::ResponseHead& head, const Worker& worker) const;
   RequestSeries& series();

@@ -174,7 +174,7 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
       upstream_ = nullptr;
       if (gone_) co_return std::nullopt;
       Failure failure = upstream.failed(std::move(sent).error());
-      failure.reached = false;
+      failure.reached = replayed;  // on the connection before this one
       co_return failure;
     }
     upstream.connection = std::move(sent).value();

@@ -79,6 +79,8 @@ struct Worker {
   std::atomic<bool> proven{false};  // was healthy once
   std::atomic<bool> failed{false};  // was not ready within --worker-startup-timeout-secs
   std::atomic<uint32_t> generation{0};
+  // Steady nanoseconds: when the health checks to come will have let it take work, if they pass; 0 = nobody checks.
+  std::atomic<int64_t> checked_at{0};
 
   struct Info {
     std::string model_id = "unknown";      // the first that it serves

@@ -115,6 +115,17 @@ class GatewayFixture : public ::testing::Test {
     return sum;
   }
 
+  // Live leases are open upstream requests: none, once a test's clients have their answers or have gone. After each
+  // test; those whose ends are not of that kind say so.
+  void TearDown() override {
+    if (gateway_ == nullptr || HasFatalFailure() || ends_with_requests_) return;
+    EXPECT_TRUE(eventually([&] {
+      return metric("smg_admission_inflight") + metric("smg_admission_queue_depth") +
+                 metric("smg_worker_requests_active") ==
+             0;
+    })) << gateway_->metrics().render();
+    for (const auto& worker : workers_) EXPECT_TRUE(eventually([&] { return worker->active() == 0; })) << worker->url();
+  }
   // What must hold when everything has ended: every request that was sent to /generate has been counted once, nothing
   // is in flight, and no simulated worker is still at work.
   void expect_settled() {
@@ -132,6 +143,7 @@ class GatewayFixture : public ::testing::Test {
   std::unique_ptr<Gateway> gateway_;
   net::Url url_;
   double sent_ = 0;
+  bool ends_with_requests_ = false;
 };
 
 }  // namespace sluice::gateway

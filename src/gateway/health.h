@@ -43,6 +43,10 @@ class HealthState {
     failures_ = successes_ = 0;
     suspect_ = false;
   }
+  // From the next probe until it is used, if that one passes and all after it.
+  Duration after_probe() const {
+    return healthy_ || !proven_ ? Duration(0) : (rules_.successes - successes_ - 1) * rules_.soon();
+  }
   // `breaker_open_for`: Breaker::open_for() of the worker. When that time is over probes are trials, and close it soon.
   Duration next_probe(std::optional<Duration> breaker_open_for = std::nullopt) const {
     const bool undecided = suspect_ || (healthy_ && failures_ > 0) || (!healthy_ && proven_);

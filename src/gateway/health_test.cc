@@ -51,6 +51,16 @@ TEST_F(HealthTest, AsksOftenUntilItIsDecided) {
   EXPECT_EQ(health_.next_probe(), 1s) << "it is to come back soon";
 }
 
+TEST_F(HealthTest, SaysWhenItIsUsedIfAllGoesWell) {
+  EXPECT_EQ(health_.after_probe(), 0s) << "a new worker needs one success";
+  passed(1);
+  EXPECT_EQ(health_.after_probe(), 0s);
+  failed(3);
+  EXPECT_EQ(health_.after_probe(), 1s) << "and one that was lost two";
+  passed(1);
+  EXPECT_EQ(health_.after_probe(), 0s);
+}
+
 TEST_F(HealthTest, AFaultOfARequestBringsTheNextProbeForward) {
   passed(1);
   health_.suspect();

@@ -152,6 +152,7 @@ TEST_F(OddWorkersTest, WithoutDescriptorsNoWorkerIsBlamed) {
   }
   EXPECT_THAT(answer, HasSubstr("503"));
   EXPECT_THAT(answer, HasSubstr("gateway_exhausted"));
+  EXPECT_THAT(answer, HasSubstr("\r\nRetry-After: 1\r\n"));
   EXPECT_EQ(metric("smg_worker_cb_outcomes_total", {"failure"}), 0);
   EXPECT_EQ(metric("smg_worker_errors_total"), 0);
   EXPECT_EQ(generate()->status, 200) << "it is over";

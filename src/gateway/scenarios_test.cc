@@ -169,7 +169,7 @@ TEST_F(ScenarioTest, AStreamThatBreaksEndsWithAnErrorEventAndWithoutDone) {
   expect_settled();
 }
 
-TEST_F(ScenarioTest, AStreamThatFallsSilentIsCutAndItsHalfEventStaysApart) {
+TEST_F(ScenarioTest, R10AStreamThatFallsSilentIsCutAndItsHalfEventStaysApart) {
   SimWorker& one = worker();
   start({"--stream-idle-timeout-secs", "1"});
   one.set_fault({.kind = Kind::kHalfEvent, .chunks = 1});
@@ -284,6 +284,22 @@ TEST_F(ScenarioTest, AFailedAttemptLeavesNoPrefixBehind) {
   expect_settled();
 }
 
+TEST_F(ScenarioTest, WithoutAWorkerTheAnswerSaysWhenOneMayBeBack) {
+  start({"--disable-retries"});
+  const auto nobody = generate();
+  EXPECT_EQ(nobody->status, 503);
+  EXPECT_EQ(nobody->headers.get("retry-after"), "1") << "nothing is known of a worker to come";
+  SimWorker& one = worker();
+  gateway_->worker_started(one.url());
+  ASSERT_EQ(generate()->status, 200);
+  one.stop();
+  gateway_->worker_ended(one.url());
+  ASSERT_TRUE(eventually([&] { return generate()->headers.get("retry-after") == "2"; }))
+      << "two checks must pass, the first of them in a second";
+  EXPECT_EQ(code_of(generate()), "no_available_workers");
+  expect_settled();
+}
+
 // --- the circuit breaker ---------------------------------------------------------------------------------------------
 
 TEST_F(ScenarioTest, TenFaultsOpenTheBreakerAndThreeTrialsCloseIt) {
@@ -294,10 +310,13 @@ TEST_F(ScenarioTest, TenFaultsOpenTheBreakerAndThreeTrialsCloseIt) {
   const auto refused = generate();
   EXPECT_EQ(refused->status, 503);
   EXPECT_EQ(code_of(refused), "no_available_workers");
+  EXPECT_EQ(refused->headers.get("retry-after"), "60") << "when the breaker lets a trial in";
   EXPECT_EQ(one.counters().generations, 10);
   one.clear_fault();
   clock_.advance(59s);
-  EXPECT_EQ(generate()->status, 503);
+  const auto later = generate();
+  EXPECT_EQ(later->status, 503);
+  EXPECT_EQ(later->headers.get("retry-after"), "1");
   clock_.advance(1s);
   for (int i = 0; i < 2; ++i) EXPECT_EQ(generate()->status, 200);
   EXPECT_EQ(metric("smg_worker_cb_state"), 2);
@@ -430,7 +449,7 @@ TEST_F(ScenarioTest, AClientThatLeavesTheQueueMakesRoom) {
   expect_settled();
 }
 
-TEST_F(ScenarioTest, AClientThatLeavesBeforeTheFirstByteClosesTheUpstreamAtOnce) {
+TEST_F(ScenarioTest, X10AClientThatLeavesBeforeTheFirstByteClosesTheUpstreamAtOnce) {
   SimWorker& one = worker();
   start();
   one.set_fault({.kind = Kind::kStall});
@@ -595,7 +614,7 @@ TEST_F(ScenarioTest, AFaultThatIsMetWhileTheWorkerIsAskedSomethingElseCountsToo)
 
 // --- shutting down ---------------------------------------------------------------------------------------------------
 
-TEST_F(ScenarioTest, DrainingAnswersReadinessNoAndFinishesWhatRuns) {
+TEST_F(ScenarioTest, R20DrainingAnswersReadinessNoAndFinishesWhatRuns) {
   SimWorker& one = worker({.manual = true});
   start();
   RawClient stream(gateway_->port());

@@ -77,6 +77,21 @@ void weigh_all(const Roster& roster, const Policy& policy, const RequestFacts& f
   }
 }
 
+std::optional<Duration> comes_back(const WorkerList& workers, TimePoint now) {
+  std::optional<Duration> soonest;
+  for (const WorkerPtr& worker : workers) {
+    if (worker->draining || worker->breaker.state() == BreakerState::kHalfOpen) continue;
+    Duration left = worker->breaker.open_for().value_or(Duration(0));
+    if (!worker->healthy) {
+      const int64_t checked_at = worker->checked_at;
+      if (checked_at == 0) continue;
+      left = std::max(left, Duration(checked_at) - now.time_since_epoch());
+    }
+    soonest = std::min(soonest.value_or(left), left);
+  }
+  return soonest;
+}
+
 bool any_untried(const Roster& roster, std::span<const uint32_t> tried, TimePoint now) {
   const RequestGate gate(roster, tried, now);
   for (uint32_t place = 0; place < roster.workers().size(); ++place) {

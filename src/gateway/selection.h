@@ -48,6 +48,10 @@ inline constexpr size_t kMostWeighed = 64;
 void weigh_all(const Roster& roster, const Policy& policy, const RequestFacts& facts, std::span<const uint32_t> tried,
                std::vector<obs::RequestRecord::Score>& scores);
 
+// How long until the first of them may be used again, if all goes well: when its health checks have passed and its
+// breaker lets a trial in. None where nobody can say: without workers, and of those that are at a trial.
+std::optional<Duration> comes_back(const WorkerList& workers, TimePoint now);
+
 // Whether a worker takes work now that was not tried.
 bool any_untried(const Roster& roster, std::span<const uint32_t> tried, TimePoint now);
 

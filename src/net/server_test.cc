@@ -111,7 +111,7 @@ TEST_F(ServerTest, AnswersPipelinedRequestsInOrderUnderRandomSplits) {
   }
 }
 
-TEST_F(ServerTest, ContinuesOnlyWhenTheBodyIsWanted) {
+TEST_F(ServerTest, X5ContinuesOnlyWhenTheBodyIsWanted) {
   const auto port = serve([](ServerExchange& exchange) -> Task<> {
     if (exchange.request().path() == "/refuse") {
       Response response = Response::text(401, "no");
@@ -161,7 +161,7 @@ TEST_F(ServerTest, RefusesBadRequestsWithAnErrorBody) {
   EXPECT_THAT(bad_chunk.read_to_end(), StartsWith("HTTP/1.1 400 "));
 }
 
-TEST_F(ServerTest, BoundsTheBody) {
+TEST_F(ServerTest, X5BoundsTheBody) {
   const auto port = serve([](ServerExchange& exchange) -> Task<> {
     const auto body = co_await exchange.read_body(1000);
     Response response = Response::text(body.ok() ? 200 : 413, body.ok() ? "" : body.error().message);

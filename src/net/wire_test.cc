@@ -123,7 +123,7 @@ TEST(MessageParserTest, ReadsPipelinedRequestsUnderEverySplit) {
   }
 }
 
-TEST(MessageParserTest, RefusesWhatCanBeReadInTwoWays) {
+TEST(MessageParserTest, X12RefusesWhatCanBeReadInTwoWays) {
   const std::string post = "POST / HTTP/1.1\r\nHost: h\r\n";
   struct Case {
     std::string bytes;

@@ -113,7 +113,7 @@ TEST(PrefixIndexTest, AWithdrawalIsNoClaimWhileItWaits) {
   }
 }
 
-TEST(PrefixIndexTest, StaysWithinItsBudgetUnderManyWriters) {
+TEST(PrefixIndexTest, L24StaysWithinItsBudgetUnderManyWriters) {
   const size_t budget = 2 << 20;
   PrefixIndex index({.budget_bytes = budget});
   std::vector<std::thread> writers;
