@@ -311,6 +311,7 @@ void PrefixTree::withdraw(std::string_view text, Holder holder, size_t kept) {
     if (node->children.load(std::memory_order_relaxed) == 0 && unheld(node)) remove_leaf(node);
     node = parent;
   }
+  retired_.reclaim();
 }
 
 // A child was never used more often than its parent: who looks at the most used first finds the most used of all.
