@@ -29,7 +29,11 @@ std::string_view why_not(const Worker& worker, std::span<const uint32_t> tried, 
   const BreakerState breaker = worker.breaker.state();
   if (!worker.breaker.admits()) return breaker == BreakerState::kHalfOpen ? "breaker_half_open" : "breaker_open";
   if (load.is_busy(now)) return "busy";
-  if (load.is_full()) return worker.suspect.load(std::memory_order_relaxed) ? "suspect" : "slow_start";
+  if (load.is_full()) {
+    if (worker.suspect.load(std::memory_order_relaxed)) return "suspect";
+    const bool begins_slowly = load.requests.load(std::memory_order_relaxed) >= worker.limit.allowed();
+    return begins_slowly ? "slow_start" : "busy";
+  }
   return std::ranges::find(tried, worker.number) == tried.end() ? std::string_view() : "tried";
 }
 

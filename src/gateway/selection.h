@@ -38,8 +38,8 @@ std::optional<Choice> select_worker(const Roster& roster, const Policy& policy, 
                                     std::span<const uint32_t> tried, const routing::HashRing* ring,
                                     ChoiceScratch& scratch, Rng& rng);
 
-// Why a request that was at the workers `tried` cannot go there now, in one word; empty if it can. The worker asked to
-// be left alone: "busy". In half-open with a trial under way: "breaker_half_open".
+// Why a request that was at the workers `tried` cannot go there now, in one word; empty if it can. "busy": the worker
+// asked to be left alone, or has as many as it may since it said so. "breaker_half_open": a trial is under way.
 std::string_view why_not(const Worker& worker, std::span<const uint32_t> tried, TimePoint now);
 
 // What the policy weighs of each worker, usable or not, for a record. Of more than kMostWeighed workers nothing: that
