@@ -423,7 +423,9 @@ Task<Result<void>> Exchange::send(const Url& url, const RequestHead& head, std::
     }
     if (io != Io::kOk) {
       failed_ = true;
-      not_sent_ = failure(io, "sending the request", timeouts_.silence);
+      Error error = failure(io, "sending the request", timeouts_.silence);
+      if (io == Io::kCancelled) co_return error;  // nobody waits for an answer
+      not_sent_ = std::move(error);
     }
     co_return Result<void>();
   }

@@ -71,8 +71,8 @@ class Client {
   // Content-Length is always that of `body`, whatever the head says. An error means that there is no connection and
   // the server has nothing of the request, or of a kept-alive connection that it had closed not all: kRefused, kReset,
   // kTimeout, kNotFound (name resolution), kExhausted (no descriptor or port is left here), each naming host and phase;
-  // a TLS handshake that fails is kReset and says why. What breaks while it is sent, read_head() says. `on_exchange`,
-  // if set, gets it before the first byte is sent, for close() then.
+  // a TLS handshake that fails is kReset and says why; or kCancelled, by close(). What breaks while the request is
+  // sent, read_head() says. `on_exchange`, if set, gets it before the first byte is sent, for close() then.
   Task<Result<std::unique_ptr<ClientExchange>>> send(const Url& url, RequestHead head, std::string_view body,
                                                      ClientTimeouts timeouts = {},
                                                      std::function<void(ClientExchange&)> on_exchange = {});
