@@ -18,8 +18,8 @@
 //          process exits with status 1. Requests may be sent at once; they wait until the rank is ready.
 //   groups (--tp-size) The ranks of an instance step together (group_runner.h). One of each attention group takes its
 //          requests; the others get WakeRequest and ControlKind::kShutdown alone. Where one ends, all do.
-//   load   row `dp_rank` of the load board is written after every step and at least once a second, by the rank that
-//          takes the requests.
+//   load   row `dp_rank` of the load board is written whenever something changes, by the rank that takes the requests:
+//          after every step and message, and a second or two after the last, when its rates are 0 again.
 //   end    exit status 0 after ControlKind::kShutdown; SIGTERM ends it at once. When the front ends, however it ends,
 //   so does the rank
 //          (base/process.h, end_with_parent()). SIGINT is ignored: a Ctrl-C is for the front, which drains.

@@ -20,7 +20,8 @@ namespace {
 using parallel::StepMember;
 
 constexpr std::string_view kComponent = "engine/rank";
-constexpr Duration kIdleWait = std::chrono::seconds(1);
+// The front takes a rank that steps alone and has requests for hung if it shows no sign of life for longer.
+constexpr Duration kSignOfLife = std::chrono::seconds(1);
 constexpr int kLingerMillis = 1000;
 // Work is on its way to another rank of the instance: it steps as soon as it is there.
 constexpr Duration kShortWait = std::chrono::milliseconds(1);
@@ -36,11 +37,12 @@ ControlReply reply(uint64_t id, const Result<std::string>& done) {
   return {.id = id, .ok = done.ok(), .message = done.ok() ? *done : done.error().message};
 }
 
-// For the next message, of a rank of several.
-Duration wait_before(StepMember::Next next) {
+// For the next message, of a rank of several. Absent: without a limit. The front sends one when there is something to
+// do.
+std::optional<Duration> wait_before(StepMember::Next next) {
   switch (next) {
     case StepMember::Next::kSleep:
-      return kIdleWait;
+      return std::nullopt;
     case StepMember::Next::kAgain:
       return kShortWait;
     case StepMember::Next::kPost:
@@ -141,12 +143,12 @@ void RankLink::send(FromRank message) {
   }
 }
 
-std::optional<ToRank> RankLink::receive(Duration wait, int other_fd) {
-  if (wait > Duration{0}) {
+std::optional<ToRank> RankLink::receive(std::optional<Duration> wait, int other_fd) {
+  if (!wait || *wait > Duration{0}) {
+    const long millis = wait ? std::chrono::ceil<std::chrono::milliseconds>(*wait).count() : -1;
     zmq_pollitem_t items[] = {{.socket = sockets_->input, .fd = 0, .events = ZMQ_POLLIN, .revents = 0},
                               {.socket = nullptr, .fd = other_fd, .events = ZMQ_POLLIN, .revents = 0}};
-    if (zmq_poll(items, other_fd < 0 ? 1 : 2, std::chrono::ceil<std::chrono::milliseconds>(wait).count()) <= 0)
-      return std::nullopt;
+    if (zmq_poll(items, other_fd < 0 ? 1 : 2, millis) <= 0) return std::nullopt;
   }
   for (;;) {
     zmq_msg_t frame;
@@ -216,9 +218,19 @@ class Loop {
   bool parked() const {
     return options_.group != nullptr && options_.group->member().next() == StepMember::Next::kSleep;
   }
-  Duration wait() const {
-    if (options_.group != nullptr) return wait_before(options_.group->member().next());
-    return scheduler_.has_work() ? Duration{0} : kIdleWait;
+  // Without work nothing but a message ends it, or what the scheduler has to do by its clock.
+  std::optional<Duration> wait() const {
+    if (options_.group != nullptr && !parked()) return wait_before(options_.group->member().next());
+    if (options_.group == nullptr && scheduler_.has_work()) return Duration{0};
+    const TimePoint now = real_clock().now();
+    std::optional<Duration> left;
+    // In a pause, or for their grammar.
+    const bool requests_wait = !scheduler_.idle() || (grammars_ && grammars_->waiting() > 0);
+    if (options_.group == nullptr && requests_wait) left = kSignOfLife;
+    if (const auto due = scheduler_.next_due()) {
+      left = std::min(left.value_or(Duration::max()), std::max(Duration{0}, *due - now));
+    }
+    return left;
   }
 
   Result<void> step() { return options_.group == nullptr ? scheduler_.step() : step_with(*options_.group); }

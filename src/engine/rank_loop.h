@@ -1,5 +1,6 @@
 // The working half of a rank process: its link to the front, and the loop that takes messages in, steps the scheduler
-// and sends answers out. Idle, it sleeps in poll and wakes once a second to publish its load.
+// and sends answers out. Idle, it sleeps in poll until
+// something comes.
 #pragma once
 
 #include <cstdint>
@@ -32,9 +33,10 @@ class RankLink {
   ~RankLink();
 
   void send(FromRank message);
-  // The next message, waiting for it at most `wait`, or until `other_fd` (-1: none) is readable. A frame that does not
-  // decode is logged and dropped.
-  std::optional<ToRank> receive(Duration wait, int other_fd = -1);
+  // The next message, waiting for it at most `wait`, or until `other_fd` (-1: none) is readable. Without a limit the
+  // wait ends with the process at the latest, which ends when the front does. A frame that does not decode is logged
+  // and dropped.
+  std::optional<ToRank> receive(std::optional<Duration> wait, int other_fd = -1);
 
  private:
   struct Sockets;

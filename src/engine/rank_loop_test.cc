@@ -14,6 +14,8 @@
 #include "engine/rank.h"
 #include "engine/step_device.h"
 #include "engine/step_trace.h"
+#include "parallel/groups.h"
+#include "parallel/inproc.h"
 
 namespace sluice::engine {
 namespace {
@@ -377,6 +379,126 @@ TEST_P(RankLoopTest, AProfileEndsByItselfAfterItsSteps) {
   EXPECT_EQ(outcome("a").new_ids.size(), 5u);
   EXPECT_FALSE(control(ControlKind::kStopProfile).ok) << "it is over";
   EXPECT_TRUE(std::ifstream(prefix + "-DP-1.trace.json").good());
+}
+
+// The ranks of an instance of two, on threads: the first leads, the second computes what it plans.
+class GroupLoopTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const std::string base = fmt::format("ipc://@sluice-group-loop-test-{}", getpid());
+    ASSERT_EQ(zmq_bind(pull_, (base + "-out").c_str()), 0);
+    const int timeout = 20'000;
+    zmq_setsockopt(pull_, ZMQ_RCVTIMEO, &timeout, sizeof(timeout));
+    for (size_t i = 0; i < 2; ++i) {
+      push_[i] = zmq_socket(context_, ZMQ_PUSH);
+      const std::string input = fmt::format("{}-in-{}", base, i);
+      ASSERT_EQ(zmq_bind(push_[i], input.c_str()), 0);
+      auto link = RankLink::connect(input, base + "-out", static_cast<int64_t>(i), /*incarnation=*/1);
+      ASSERT_TRUE(link.ok()) << link.error().message;
+      ranks_[i] = std::thread([this, i, link = std::move(*link)]() mutable { result_[i] = serve(i, link); });
+    }
+  }
+  void TearDown() override {
+    for (const size_t i : {0, 1}) send(i, ControlRequest{.kind = ControlKind::kShutdown});
+    for (std::thread& rank : ranks_) {
+      if (rank.joinable()) rank.join();
+    }
+    for (void* socket : {push_[0], push_[1], pull_}) zmq_close(socket);
+    zmq_ctx_term(context_);
+    for (const auto& result : result_) {
+      EXPECT_EQ(result.ok(), wanted_.empty());
+      if (!result.ok()) EXPECT_NE(result.error().message.find(wanted_), std::string::npos) << result.error().message;
+    }
+  }
+  Result<void> serve(size_t i, RankLink& link) {
+    const auto groups = parallel::make_groups(*world_[i], {.tp_rank = static_cast<int64_t>(i), .tp_size = 2}).value();
+    GroupRunner group(std::make_unique<CountingRunner>(), groups);
+    SLUICE_TRY_VOID(group.allocate_kv({.slots = 100, .table_rows = 2, .table_width = 100}));
+    const RecordExperts record_experts = [&, i](std::string_view) -> Result<std::string> {
+      obeyed_[i].push_back(group.member().exchanges());
+      return std::string();
+    };
+    if (i == 1) return run_follower_loop(link, group, 1, {}, record_experts);
+    Scheduler scheduler(
+        {.kv_slots = 100, .max_running_requests = 2, .context_length = 100, .joint_steps = true}, group,
+        [](int32_t) { return std::string_view("x"); }, real_clock());
+    return run_rank_loop({.group = &group, .record_experts = record_experts}, link, scheduler, &board_);
+  }
+  void send(size_t rank, const ToRank& message) {
+    const std::string frame = encode(message);
+    ASSERT_GE(zmq_send(push_[rank], frame.data(), frame.size(), 0), 0);
+  }
+  void wake(uint64_t work) {
+    for (const size_t i : {0, 1}) send(i, WakeRequest{.work = work});
+  }
+  // The next message from any rank.
+  FromRank next() {
+    std::string frame(1 << 16, '\0');
+    const int n = zmq_recv(pull_, frame.data(), frame.size(), 0);
+    EXPECT_GE(n, 0) << "no answer";
+    auto decoded = decode_from_rank(std::string_view(frame).substr(0, n < 0 ? 0 : static_cast<size_t>(n)));
+    EXPECT_TRUE(decoded.ok());
+    return decoded.ok() ? std::move(decoded->message) : FromRank{};
+  }
+  // Of a request to the leader.
+  std::vector<int32_t> served(uint64_t work) {
+    GenerateRequest request{.rid = fmt::format("r{}", work), .input_ids = {3}};
+    request.sampling.temperature = 0;
+    request.sampling.max_new_tokens = 4;
+    send(0, request);
+    wake(work);
+    std::vector<int32_t> ids;
+    while (!HasFailure()) {
+      const FromRank message = next();
+      const auto* batch = std::get_if<OutputBatch>(&message);
+      for (size_t i = 0; batch != nullptr && i < batch->outputs.size(); ++i) {
+        const RequestOutput& out = batch->outputs[i];
+        ids.insert(ids.end(), out.new_ids.begin(), out.new_ids.end());
+        if (out.finish.kind != FinishKind::kNone) return ids;
+      }
+    }
+    return ids;
+  }
+
+  void* context_ = zmq_ctx_new();
+  void* pull_ = zmq_socket(context_, ZMQ_PULL);
+  void* push_[2] = {};
+  std::vector<std::unique_ptr<parallel::Communicator>> world_ = parallel::make_inproc_group(2);
+  LoadBoard board_ = *LoadBoard::create(1);
+  std::vector<int64_t> obeyed_[2];  // after which exchanges; read once the ranks have answered
+  std::string wanted_;              // in the errors that the loops end with; empty: they end without
+  Result<void> result_[2];
+  std::thread ranks_[2];
+};
+
+TEST_F(GroupLoopTest, RanksServeParkAndServeAgain) {
+  for (const uint64_t work : {1, 2, 3}) EXPECT_EQ(served(work), (std::vector<int32_t>{4, 5, 6, 7}));
+}
+
+TEST_F(GroupLoopTest, AControlMessageTakesEffectOnAllRanksAfterTheSameExchange) {
+  for (uint64_t work = 1; work <= 6; work += 2) {
+    EXPECT_EQ(served(work), (std::vector<int32_t>{4, 5, 6, 7}));
+    const ControlRequest control{.id = work, .kind = ControlKind::kRecordExperts, .text = "start"};
+    send(work % 4 == 1 ? 0 : 1, control);
+    send(work % 4 == 1 ? 1 : 0, control);
+    wake(work + 1);
+    for (int replies = 0; replies < 2 && !HasFailure();) {
+      const FromRank message = next();
+      const auto* reply = std::get_if<ControlReply>(&message);
+      if (reply == nullptr) continue;
+      EXPECT_EQ(reply->id, work);
+      ++replies;
+    }
+  }
+  EXPECT_EQ(obeyed_[0].size(), 3u);
+  EXPECT_EQ(obeyed_[0], obeyed_[1]);
+}
+
+TEST_F(GroupLoopTest, ARankThatMissesAControlMessageIsOutOfStep) {
+  wanted_ = ": controls is ";
+  send(0, ControlRequest{.id = 1, .kind = ControlKind::kRecordExperts, .text = "start"});
+  wake(1);
+  for (std::thread& rank : ranks_) rank.join();
 }
 
 }  // namespace

@@ -233,6 +233,22 @@ void Scheduler::expire() {
   }
 }
 
+std::optional<TimePoint> Scheduler::next_due() const {
+  std::optional<TimePoint> first;
+  const auto consider = [&](TimePoint due) {
+    if (!first || due < *first) first = due;
+  };
+  if (options_.waiting_timeout || options_.running_timeout) {
+    for (const auto& [rid, r] : requests_) {
+      const auto& limit = r->begun ? options_.running_timeout : options_.waiting_timeout;
+      if (limit) consider(r->begun.value_or(r->arrived) + *limit + Duration{1});
+    }
+  }
+  if (window_tokens_ > 0 || totals_.gen_throughput > 0) consider(window_start_ + kThroughputWindow);
+  if (keys_changed_) consider(next_key_count_);
+  return first;
+}
+
 Result<void> Scheduler::flush_cache() {
   SLUICE_TRY_VOID(settle());
   if (!idle() && !(paused_ && nothing_runs())) {

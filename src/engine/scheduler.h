@@ -146,8 +146,10 @@ class Scheduler {
   int in_flight() const { return flights_; }
   // Commits them. What changes under a model's feet (weights, recordings) comes after it.
   Result<void> settle();
-  // Ends what has waited or run for too long. Between steps, and now and then when there are none.
+  // Ends what has waited or run for too long. Between steps, and at next_due() when there are none.
   void expire();
+  // When expire() or snapshot() will have something new to do or to tell although nothing happens; absent: never.
+  std::optional<TimePoint> next_due() const;
   // Gets every step from now on; empty: nobody does.
   void observe(std::function<void(const StepReport&)> observer) { observer_ = std::move(observer); }
 
@@ -193,6 +195,7 @@ class Scheduler {
   void check_invariants() const;
 
  private:
+  static constexpr Duration kThroughputWindow = std::chrono::seconds(1);
   struct Budget;
   struct Admission;
   struct Flight {
@@ -285,6 +288,7 @@ class Scheduler {
   std::vector<RequestOutput> outputs_;
   LoadSnapshot totals_;  // the counters and rates; the rest is filled by snapshot()
   TimePoint next_key_count_{};
+  bool keys_changed_ = false;  // perhaps, since they were counted
   TimePoint window_start_;
   uint64_t window_tokens_ = 0;
 

@@ -81,6 +81,28 @@ TEST_P(SchedulerPauseTest, WhatWaitsOrRunsForTooLongIs503) {
   run_until_idle();
 }
 
+// A rank sleeps in a pause.
+TEST_P(SchedulerPauseTest, WhatAPauseHoldsIsDueWhenItHasWaitedForTooLong) {
+  auto options = small();
+  options.waiting_timeout = 2s;
+  make(options, GetParam());
+  scheduler_->pause(Scheduler::Pause::kRetract);
+  const TimePoint begun = clock_.now();
+  scheduler_->add(request("waits", ids(10), 5));
+  for (int looks = 0; answers_["waits"].finished == 0; ++looks) {
+    ASSERT_LT(looks, 3);
+    scheduler_->snapshot();
+    const auto due = scheduler_->next_due();
+    ASSERT_TRUE(due);
+    ASSERT_GT(*due, clock_.now());
+    clock_.advance(*due - clock_.now());
+    scheduler_->expire();
+    collect();
+  }
+  EXPECT_EQ(answers_["waits"].finish.status_code, 503);
+  EXPECT_EQ(clock_.now(), begun + 2s + Duration{1});
+}
+
 TEST_P(SchedulerPauseTest, ARegularExpressionEndsAnAnswer) {
   make(small(), GetParam());
   auto r = request("a", ids(12), 60);

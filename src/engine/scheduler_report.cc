@@ -39,8 +39,8 @@ double Scheduler::token_usage() const {
 
 LoadSnapshot Scheduler::snapshot() {
   const TimePoint now = clock_.now();
-  if (const double window = seconds(now - window_start_); window >= 1.0) {
-    totals_.gen_throughput = static_cast<double>(window_tokens_) / window;
+  if (now - window_start_ >= kThroughputWindow) {
+    totals_.gen_throughput = static_cast<double>(window_tokens_) / seconds(now - window_start_);
     window_start_ = now;
     window_tokens_ = 0;
   }
@@ -57,7 +57,8 @@ LoadSnapshot Scheduler::snapshot() {
   }
   for (const Request* r : running_) s.decode_sum_seq_lens += r->length() - r->pending;
   s.new_token_ratio = new_token_ratio_;
-  if (now >= next_key_count_) count_routing_keys(now);
+  keys_changed_ = now < next_key_count_;
+  if (!keys_changed_) count_routing_keys(now);
   s.routing_keys = totals_.routing_keys;
   s.max_total_num_tokens = pool_.capacity();
   s.max_running_requests = options_.max_running_requests;

@@ -274,6 +274,23 @@ TEST_F(SchedulerTest, SeededSamplesDoNotDependOnTheBatch) {
   EXPECT_NE(answers_["o1"].ids, answers_["o2"].ids);
 }
 
+// A rank sleeps until then.
+TEST_F(SchedulerTest, WhenNothingHappensNothingIsDueOnceItsFiguresAreThoseOfRest) {
+  make(small());
+  EXPECT_FALSE(scheduler_->next_due());
+  scheduler_->add(request("a", ids(4), 20));
+  run_until_idle();
+  int looks = 0;
+  for (scheduler_->snapshot(); const auto due = scheduler_->next_due(); ++looks) {
+    ASSERT_LT(looks, 4);
+    ASSERT_GT(*due, clock_.now()) << "due at once, for ever";
+    clock_.advance(*due - clock_.now());
+    scheduler_->snapshot();
+  }
+  EXPECT_GE(looks, 2);
+  EXPECT_EQ(scheduler_->snapshot().gen_throughput, 0.0);
+}
+
 TEST_F(SchedulerTest, ThroughputIsOverTheLastWindow) {
   make(small());
   scheduler_->add(request("a", ids(4), 20));

@@ -684,7 +684,7 @@ class Simulation {
   Rng rng_;
   const bool mixes_;
   Tally& tally_;
-  TimePoint now_{};
+  TimePoint now_{seconds(1)};  // 0 is the time of a sign that was never given
   uint64_t orders_ = 0;
   std::priority_queue<Event, std::vector<Event>, std::greater<>> events_;
   uint64_t trace_ = 0xcbf29ce484222325;

@@ -194,11 +194,11 @@ class DpAttentionTest(unittest.TestCase):
             return total
 
         generate(self.server.url, [1, 2, 3], 2)
-        time.sleep(0.5)  # a span of the clock is what is measured here
+        time.sleep(3)  # a span of the clock is what is measured here; the rates that ranks publish are 0 then
         before = switches()
-        time.sleep(2)
-        # Each of four ranks wakes once a second at most, in its main thread.
-        self.assertLessEqual(switches() - before, 4 * 4)
+        time.sleep(10)
+        # Each of four ranks once: nothing of ours wakes, and the kernel may.
+        self.assertLessEqual(switches() - before, 4)
 
 
 class DummyTest(unittest.TestCase):
