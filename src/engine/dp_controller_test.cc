@@ -755,5 +755,87 @@ TEST_F(DpControllerTest, EachOfManyRequestsFromManyThreadsEndsOnceThoughARankDie
   EXPECT_TRUE(controller_->running().empty());
 }
 
+// Takes requests in and says so on the board, as a rank whose steps are long, until it is told to answer them all.
+class BusyRank {
+ public:
+  BusyRank(RankSpec spec, LoadBoard& board, const std::atomic<bool>& answering)
+      : board_(board), answering_(answering), thread_([this, spec = std::move(spec)] { run(spec); }) {}
+  ~BusyRank() {
+    stop_ = true;
+    thread_.join();
+  }
+  // Once all have ended.
+  int64_t taken() const { return taken_; }
+
+ private:
+  void run(const RankSpec& spec) {
+    auto link = RankLink::connect(spec.input_endpoint, spec.output_endpoint, spec.dp_rank, spec.incarnation);
+    link->send(RankReady{});
+    std::vector<std::string> held;
+    LoadSnapshot word;
+    while (!stop_) {
+      const auto message = link->receive(20ms);
+      if (const auto* request = message ? std::get_if<GenerateRequest>(&*message) : nullptr) {
+        held.push_back(request->rid);
+        ++taken_;
+        word.unix_nanos += 1;
+        word.last_dispatch_seq = request->dispatch_seq;
+        word.num_waiting_reqs += 1;
+        word.num_waiting_tokens += std::ssize(request->input_ids);
+        board_.publish(spec.dp_rank, word);
+      }
+      if (!answering_) continue;
+      for (const auto& rid : std::exchange(held, {})) {
+        link->send(OutputBatch{{{.rid = rid, .new_ids = {2}, .finish = {.kind = FinishKind::kLength}}}});
+      }
+    }
+  }
+
+  LoadBoard& board_;
+  const std::atomic<bool>& answering_;
+  std::atomic<int64_t> taken_{0};
+  std::atomic<bool> stop_{false};
+  std::thread thread_;
+};
+
+class DpBurstTest : public DpControllerTest, public ::testing::WithParamInterface<LoadBalanceRow> {};
+
+// Words reach the board whenever the ranks get to it, and are read every 20 ms: none may count twice or be missed.
+TEST_P(DpBurstTest, TenThousandRequestsIn50MsOver64RanksAreWithinOneOfEven) {
+  constexpr int64_t kRanks = 64;
+  constexpr int kRequests = 10'000;
+  constexpr size_t kPrompt = 16;
+  auto launched = launch(kRanks, GetParam().name);
+  std::atomic<bool> answering{false};
+  std::map<int64_t, std::unique_ptr<BusyRank>> ranks;
+  for (int64_t i = 0; i < kRanks; ++i) {
+    auto spec = next_start();
+    ASSERT_TRUE(spec);
+    const int64_t number = spec->dp_rank;
+    ranks[number] = std::make_unique<BusyRank>(std::move(*spec), *board_, answering);
+  }
+  controller_ = *launched.get();
+  std::vector<int64_t> sent(kRanks);
+  for (int32_t i = 0; i < kRequests; ++i) {
+    // Of equal length, and without a prefix that another has.
+    std::vector<int32_t> ids(kPrompt, i);
+    const auto rid = std::to_string(i);
+    const auto rank = controller_->submit({.rid = rid, .input_ids = std::move(ids)}, {}, sink_.of(rid));
+    ASSERT_TRUE(rank.ok()) << rank.error().message;
+    ++sent[static_cast<size_t>(*rank)];
+    clock_.advance(50ms / kRequests);
+  }
+  const auto [least, most] = std::ranges::minmax(sent);
+  EXPECT_LE(most - least, 1) << fmt::format("{}", fmt::join(sent, " "));
+  answering = true;
+  for (int i = 0; i < kRequests; ++i) ASSERT_EQ(sink_.end_of(std::to_string(i)).finish.kind, FinishKind::kLength);
+  EXPECT_EQ(sink_.ended(), static_cast<size_t>(kRequests));
+  EXPECT_TRUE(controller_->running().empty());
+  for (const auto& [number, rank] : ranks) EXPECT_EQ(rank->taken(), sent[static_cast<size_t>(number)]) << number;
+}
+
+INSTANTIATE_TEST_SUITE_P(Registry, DpBurstTest, ::testing::ValuesIn(load_balance_methods()),
+                         [](const auto& row) { return std::string(row.param.name); });
+
 }  // namespace
 }  // namespace sluice::engine

@@ -15,6 +15,7 @@
 #include "engine/certificates.h"
 #include "engine/deterministic.h"
 #include "engine/dp_controller.h"
+#include "engine/environment.h"
 #include "engine/expert_options.h"
 #include "engine/explain/auto_layout.h"
 #include "engine/explain/explain.h"
@@ -23,6 +24,7 @@
 #include "engine/memory_plan.h"
 #include "engine/model_files.h"
 #include "engine/nodes/leader.h"
+#include "engine/scheduler_tuning.h"
 #include "kernels/kernels.h"
 #include "models/sharding.h"
 #include "net/server.h"
@@ -33,8 +35,6 @@ namespace sluice::engine {
 namespace {
 
 constexpr std::string_view kComponent = "engine/front";
-// One token of a tiny prompt; a rank that takes longer is stuck.
-constexpr Duration kWarmupTimeout = std::chrono::minutes(2);
 // For the other hosts of an instance: people and schedulers start them one after another.
 constexpr Duration kNodesTimeout = std::chrono::minutes(10);
 // Loading is nearly all of a start.
@@ -43,6 +43,14 @@ constexpr double kLoadingShare = 0.95;
 // Loops parse, tokenize and write; the cores belong to the ranks. Two at least, so that a long prompt being tokenized
 // does not hold up a health probe.
 int loop_count() { return static_cast<int>(std::clamp<int64_t>(usable_cores() / 4, 2, 8)); }
+
+// SGLANG_WARMUP_TIMEOUT. One token of a tiny prompt: a rank that takes longer is stuck.
+Result<Duration> warm_up_limit() {
+  constexpr double kDefault = 120;
+  double limit = -1;
+  SLUICE_TRY_VOID(read_variable("SGLANG_WARMUP_TIMEOUT", -1.0, 86400.0, limit));
+  return from_seconds(limit > 0 ? limit : kDefault);
+}
 
 // The memory in which the ranks share their packed weights; -1 where they do not. Changes the environment: before the
 // first thread.
@@ -65,9 +73,11 @@ Result<int> weights_memory(const EngineOptions& options) {
 
 class Front::Impl {
  public:
-  Impl(const EngineOptions& as_given, const EngineOptions& options, FrontHooks hooks, int weights_fd)
+  Impl(const EngineOptions& as_given, const EngineOptions& options, FrontHooks hooks, int weights_fd,
+       Duration warm_up_limit)
       : as_given_(as_given),
         options_(options),
+        warm_up_limit_(warm_up_limit),
         hooks_(std::move(hooks)),
         weights_fd_(weights_fd),
         shares_(static_cast<size_t>(rank_count(options))),
@@ -217,11 +227,11 @@ class Front::Impl {
       }));
       SLUICE_CHECK(sent == rank, "pinned to rank {}, sent to {}", rank, sent);
     }
-    const TimePoint deadline = real_clock().now() + kWarmupTimeout;
+    const TimePoint deadline = real_clock().now() + warm_up_limit_;
     for (size_t rank = 0; rank < ends.size(); ++rank) {
       if (ends[rank].wait_until(deadline) != std::future_status::ready) {
-        return Error{ErrorCode::kTimeout, fmt::format("rank {} did not answer the warm-up request within {:.0f} s",
-                                                      rank, seconds(kWarmupTimeout))};
+        return Error{ErrorCode::kTimeout, fmt::format("rank {} did not answer the warm-up request within {:g} s", rank,
+                                                      seconds(warm_up_limit_))};
       }
       const FinishReason finish = ends[rank].get().finish;
       if (finish.kind == FinishKind::kAbort) {
@@ -238,6 +248,7 @@ class Front::Impl {
 
   const EngineOptions as_given_;
   const EngineOptions options_;  // adjusted
+  const Duration warm_up_limit_;
   const FrontHooks hooks_;
   const int weights_fd_;        // ours; -1: not shared
   std::vector<double> shares_;  // [ranks] of loading; the controller's thread
@@ -271,8 +282,11 @@ Result<std::unique_ptr<Front>> Front::start(const EngineOptions& options, FrontH
                adjusted.moe_runner_backend);
   }
   SLUICE_TRY_VOID(parallel::check_layout(layout_of(adjusted, 0)));
+  SLUICE_TRY(const Duration limit, warm_up_limit());
+  SLUICE_TRY_VOID(scheduler_tuning_from_environment());  // which the ranks read again
   SLUICE_TRY(const int weights_fd, weights_memory(adjusted));
-  std::unique_ptr<Front> front(new Front(std::make_unique<Impl>(options, adjusted, std::move(hooks), weights_fd)));
+  std::unique_ptr<Front> front(
+      new Front(std::make_unique<Impl>(options, adjusted, std::move(hooks), weights_fd, limit)));
   SLUICE_TRY_VOID(front->impl_->start());
   return front;
 }

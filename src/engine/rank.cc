@@ -151,6 +151,7 @@ class RankProcess {
       }
     }
     const auto device = step_device(model, group != nullptr);
+    SLUICE_TRY(const SchedulerTuning tuning, scheduler_tuning_from_environment());
     Scheduler scheduler(
         {
             .kv_slots = slots,
@@ -177,6 +178,7 @@ class RankProcess {
             .mixed_chunk_gap = options.mixed_chunk_gap,
             .joint_steps = group != nullptr,
             .conservativeness = options.schedule_conservativeness,
+            .tuning = tuning,
             // Ranks must not repeat each other.
             .seed = (options.random_seed ? static_cast<uint64_t>(*options.random_seed) : random_seed()) +
                     static_cast<uint64_t>(spec_.dp_rank),

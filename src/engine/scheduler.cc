@@ -9,12 +9,6 @@
 namespace sluice::engine {
 namespace {
 
-// engine-reference.md 10.3 and 10.4.
-constexpr double kInitialRatio = 0.7;
-constexpr double kSmallestRatioFactor = 0.14;
-constexpr double kRatioDecaySteps = 600;
-constexpr double kRetractDecodeSteps = 20;
-
 constexpr std::string_view kHealthCheckPrefix = "HEALTH_CHECK";
 
 // Priorities beyond this are cut, so that their differences are numbers too.
@@ -64,8 +58,8 @@ Scheduler::Scheduler(const SchedulerOptions& options, models::Runner& runner,
       max_req_len_(
           std::min(options.context_length - 1, (options.kv_slots / options.page_size - 2) * options.page_size)),
       table_width_(static_cast<int64_t>(runner.slot_table().size()) / options.max_running_requests),
-      initial_ratio_(std::min(kInitialRatio * options.conservativeness, 1.0)),
-      smallest_ratio_(initial_ratio_ * kSmallestRatioFactor),
+      initial_ratio_(std::min(options.tuning.initial_ratio * options.conservativeness, 1.0)),
+      smallest_ratio_(initial_ratio_ * options.tuning.smallest_ratio_factor),
       pool_(options.kv_slots, options.page_size),
       cache_(pool_, options.radix),
       computer_(runner, clock, options.kv_slots, options.keep_routed_experts),
@@ -413,7 +407,7 @@ void Scheduler::launch(StepPlan plan) {
       decoded += static_cast<double>(r->generated());
       allowed += static_cast<double>(r->max_new);
     }
-    const double expected = decoded + kRetractDecodeSteps * static_cast<double>(running_.size());
+    const double expected = decoded + static_cast<double>(options_.tuning.retract_decode_steps * std::ssize(running_));
     new_token_ratio_ = std::min(1.0, expected / (allowed + 1));
   }
   // All locks first: what this step uses must not be evicted to make room for it.
@@ -516,8 +510,8 @@ void Scheduler::count_step(const StepWork& work) {
   if (computed > 0) {
     totals_.cache_hit_rate = static_cast<double>(cached) / static_cast<double>(cached + computed);
   } else {
-    new_token_ratio_ =
-        std::max(smallest_ratio_, new_token_ratio_ - (initial_ratio_ - smallest_ratio_) / kRatioDecaySteps);
+    const double decay = (initial_ratio_ - smallest_ratio_) / static_cast<double>(options_.tuning.ratio_decay_steps);
+    new_token_ratio_ = std::max(smallest_ratio_, new_token_ratio_ - decay);
   }
 }
 

@@ -37,6 +37,7 @@
 #include "engine/radix_cache.h"
 #include "engine/request.h"
 #include "engine/schedule_policy.h"
+#include "engine/scheduler_tuning.h"
 #include "engine/step_device.h"
 #include "engine/step_times.h"
 #include "engine/step_work.h"
@@ -67,6 +68,7 @@ struct SchedulerOptions {
   // Steps are computed together with others', which last as long: see others_decode() and step_took().
   bool joint_steps = false;
   double conservativeness = 1.0;
+  SchedulerTuning tuning;
   uint64_t seed = 0;                 // of requests that bring none
   bool keep_routed_experts = false;  // for return_routed_experts; of a model with experts
   // Of hidden states and log-probabilities that all requests which have begun may come to keep for their answers.
@@ -223,7 +225,11 @@ class Scheduler {
   bool preempt_for(const Request& request, StepPlan& plan, Budget& budget) const;
   std::vector<Request*> admission_order() const;
   std::vector<Request*> wait_for_twins(std::vector<Request*> order, std::vector<WaitingRequest>& seen) const;
+  int64_t expected_output(const Request& request) const;
   double reserved_for(const Request& request) const;
+  // It ends where it must, and leaves nothing in a cache.
+  bool knows_length(const Request& request) const { return !options_.prefix_cache && request.in.sampling.ignore_eos; }
+  bool all_will_fit(const Request& request, const StepPlan& plan) const;
   int64_t new_slots(const Request& request, int64_t tokens) const;
   int64_t freed_by(const Request& request, std::unordered_map<const RadixCache::Node*, int64_t>& unlocked) const;
 

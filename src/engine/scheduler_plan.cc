@@ -1,5 +1,6 @@
 // The deciding half of the scheduler: const, so that dropping a plan leaves no trace.
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <set>
 #include <unordered_map>
@@ -10,14 +11,12 @@
 namespace sluice::engine {
 namespace {
 
-// engine-reference.md 10.3 and 10.5.
-constexpr int64_t kClipMaxNewTokens = 4096;
-constexpr int64_t kInBatchCheckTokens = 32;
+// engine-reference.md 10.5.
 constexpr size_t kLongestQueueForLpm = 128;
+// Nobody is overtaken for longer by requests that come later, whatever the policy.
+constexpr Duration kOvertaking = std::chrono::minutes(1);
 // Rows of logits of one step when logprobs of prompts are wanted: each row is a whole vocabulary of floats.
 constexpr int64_t kMaxPromptLogitRows = 512;
-
-int64_t expected_output(const Request& r) { return std::min(r.max_new - r.generated(), kClipMaxNewTokens); }
 
 bool contains(const std::vector<Request*>& requests, const Request* r) {
   return std::find(requests.begin(), requests.end(), r) != requests.end();
@@ -44,7 +43,6 @@ struct Scheduler::Budget {
   std::unordered_map<const RadixCache::Node*, int64_t> unlocked{};  // locks that the preempted hold no more
 
   bool full() const { return input <= 0 || chunk <= 0 || room.spent(); }
-  bool spent() const { return total <= 0 || full(); }
   // Of `left` tokens of a prompt from `position` on. The first of a step gets one at least.
   int64_t tokens_for(int64_t left, int64_t position, bool wants_logits, bool first) const {
     const int64_t fit = std::max<int64_t>(room.fit(position, wants_logits ? 2 : 1), first ? 1 : 0);
@@ -209,6 +207,12 @@ std::vector<Request*> Scheduler::admission_order() const {
   std::vector<Request*> sorted;
   sorted.reserve(order.size());
   for (const size_t place : policy->order(queue)) sorted.push_back(order[place]);
+  if (policy->order != schedule_policies().front().order) {
+    // Minute by minute; a policy that can be told of priorities goes by them first.
+    std::ranges::stable_sort(sorted, {}, [](const Request* r) {
+      return std::pair(-r->urgency, r->arrived.time_since_epoch() / kOvertaking);
+    });
+  }
   return sorted;
 }
 
@@ -216,12 +220,13 @@ std::vector<Request*> Scheduler::admission_order() const {
 // waits a round, so that the first of them fills the cache; but not one that has begun before, for whose end the first
 // may wait.
 std::vector<Request*> Scheduler::wait_for_twins(std::vector<Request*> order, std::vector<WaitingRequest>& seen) const {
+  const SchedulerTuning& tuning = options_.tuning;
   std::set<std::pair<std::string_view, std::vector<int32_t>>> heads;
   std::vector<RadixCache::PathStep> path;
   std::erase_if(order, [&](const Request* r) {
     const int64_t cached = cache_.peek(r->in.extra_key, r->first(r->match_limit()), &path);
-    if (r->answer_promised == 0 && cached <= kInBatchCheckTokens && r->length() >= kInBatchCheckTokens) {
-      const auto head = r->first(kInBatchCheckTokens);
+    if (r->answer_promised == 0 && cached <= tuning.twin_cached && r->length() >= tuning.twin_shared) {
+      const auto head = r->first(tuning.twin_shared);
       if (!heads.emplace(r->in.extra_key, std::vector<int32_t>(head.begin(), head.end())).second) return true;
     }
     auto& request = seen.emplace_back(WaitingRequest{.max_new_tokens = r->max_new, .cached_tokens = cached});
@@ -232,6 +237,10 @@ std::vector<Request*> Scheduler::wait_for_twins(std::vector<Request*> order, std
 }
 
 // ---- prefill
+
+int64_t Scheduler::expected_output(const Request& r) const {
+  return std::min(r.max_new - r.generated(), options_.tuning.clip_max_new_tokens);
+}
 
 double Scheduler::reserved_for(const Request& r) const {
   return static_cast<double>(expected_output(r)) * new_token_ratio_;
@@ -293,11 +302,49 @@ std::optional<Scheduler::Admission> Scheduler::admission(const Request& r, const
   if (a.computed >= budget.input && !plan.sequences.empty()) return std::nullopt;
   const int64_t needed = pool_.ceil(a.computed) + expected_output(r) + budget.newly_protected(a.path);
   a.has_room = budget.requests > 0 && needed < budget.total;
+  if (knows_length(r)) a.has_room = budget.requests > 0 && all_will_fit(r, plan);
   return a;
 }
 
+// Lengths that are known need no estimate: whether the pool holds everybody to the end, each giving back all that it
+// has when it ends.
+bool Scheduler::all_will_fit(const Request& r, const StepPlan& plan) const {
+  struct Sequence {
+    int64_t left;   // decode steps until it ends
+    int64_t slots;  // that it holds before them
+  };
+  std::vector<Sequence> sequences;
+  int64_t free = pool_.available();
+  const auto decodes = [&](const Request& of, int64_t kv_len) {
+    const int64_t left =
+        knows_length(of) ? of.prompt_len + of.max_new - 1 - kv_len : static_cast<int64_t>(std::ceil(reserved_for(of)));
+    sequences.push_back({std::max<int64_t>(0, left), pool_.ceil(kv_len)});
+  };
+  const auto begins = [&](const Request& of, int64_t held) {
+    free -= pool_.ceil(of.length()) - pool_.ceil(held);
+    decodes(of, of.length());
+  };
+  for (const Request* running : running_) {
+    if (contains(plan.preempt, running)) {
+      free += pool_.ceil(running->kv_len);
+    } else {
+      decodes(*running, running->kv_len);
+    }
+  }
+  for (const auto& s : plan.sequences) begins(*s.request, position_of(s));
+  begins(r, 0);
+  if (sequences.size() == 1) return true;  // one alone fits, whatever its pages
+  std::ranges::sort(sequences, {}, &Sequence::left);
+  // When the i-th ends, it and those after it have grown by as many tokens as it.
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    if (free < pool_.ceil(sequences[i].left) * static_cast<int64_t>(sequences.size() - i)) return false;
+    free += sequences[i].slots;
+  }
+  return true;
+}
+
 void Scheduler::plan_admissions(StepPlan& plan, Budget& budget) const {
-  if (budget.spent() && !options_.priorities.enabled) return;
+  if (!options_.priorities.enabled && (budget.full() || (budget.total <= 0 && options_.prefix_cache))) return;
   for (Request* r : admission_order()) {
     if (budget.full()) break;
     if (options_.prefill_max_requests &&

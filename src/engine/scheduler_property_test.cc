@@ -13,7 +13,7 @@ class SchedulerPropertyTest : public SchedulerTest, public ::testing::WithParamI
 INSTANTIATE_TEST_SUITE_P(Steps, SchedulerPropertyTest,
                          ::testing::Values(Steps::kInline, Steps::kPuppet, Steps::kThread), name_of);
 
-TEST_P(SchedulerPropertyTest, AgreesWithOneRequestAtATimeUnderRandomLoad) {
+TEST_P(SchedulerPropertyTest, X13AgreesWithOneRequestAtATimeUnderRandomLoad) {
   uint64_t retracted = 0, evicted = 0, aborted = 0, cached = 0, chunks = 0, flushed = 0, mixed = 0, preempted = 0;
   int64_t states = 0;
   for (uint64_t seed = 1; seed <= 240; ++seed) {

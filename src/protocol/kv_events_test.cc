@@ -118,6 +118,59 @@ TEST(KvEventsTest, WhatIsWrittenIsReadAgain) {
   EXPECT_EQ(read->events[1].medium, "");
 }
 
+// What msgspec 0.22 writes for SGLang's structs: a stored block for each width of integers, one with 20 tokens, all of
+// the hashes removed, all cleared; rank 3.
+constexpr std::string_view kAllWidths =
+    "93cb41d954fc40100000dc001697ab426c6f636b53746f72656491d38000000000000000c09400ccc8ce00011170ce7fffffff04c0a3475055"
+    "97ab426c6f636b53746f72656491d3ffffffff7fffffffd380000000000000009401ccc8ce00011170ce7fffffff04c0a347505597ab426c6f"
+    "636b53746f72656491d280000000d3ffffffff7fffffff9402ccc8ce00011170ce7fffffff04c0a347505597ab426c6f636b53746f72656491"
+    "d2ffff7fffd2800000009403ccc8ce00011170ce7fffffff04c0a347505597ab426c6f636b53746f72656491d1ff7fd2ffff7fff9404ccc8ce"
+    "00011170ce7fffffff04c0a347505597ab426c6f636b53746f72656491d080d1ff7f9405ccc8ce00011170ce7fffffff04c0a347505597ab42"
+    "6c6f636b53746f72656491d0dfd0809406ccc8ce00011170ce7fffffff04c0a347505597ab426c6f636b53746f72656491e0d0df9407ccc8ce"
+    "00011170ce7fffffff04c0a347505597ab426c6f636b53746f72656491ffe09408ccc8ce00011170ce7fffffff04c0a347505597ab426c6f63"
+    "6b53746f7265649100ff9409ccc8ce00011170ce7fffffff04c0a347505597ab426c6f636b53746f726564917f00940accc8ce00011170ce7f"
+    "ffffff04c0a347505597ab426c6f636b53746f72656491cc807f940bccc8ce00011170ce7fffffff04c0a347505597ab426c6f636b53746f72"
+    "656491ccffcc80940cccc8ce00011170ce7fffffff04c0a347505597ab426c6f636b53746f72656491cd0100ccff940dccc8ce00011170ce7f"
+    "ffffff04c0a347505597ab426c6f636b53746f72656491cdffffcd0100940eccc8ce00011170ce7fffffff04c0a347505597ab426c6f636b53"
+    "746f72656491ce00010000cdffff940fccc8ce00011170ce7fffffff04c0a347505597ab426c6f636b53746f72656491ceffffffffce000100"
+    "009410ccc8ce00011170ce7fffffff04c0a347505597ab426c6f636b53746f72656491cf0000000100000000ceffffffff9411ccc8ce000111"
+    "70ce7fffffff04c0a347505597ab426c6f636b53746f72656491cf7fffffffffffffffcf00000001000000009412ccc8ce00011170ce7fffff"
+    "ff04c0a347505597ab426c6f636b53746f7265649107c0dc0014000102030405060708090a0b0c0d0e0f1011121314c0a347505593ac426c6f"
+    "636b52656d6f766564dc0013d38000000000000000d3ffffffff7fffffffd280000000d2ffff7fffd1ff7fd080d0dfe0ff007fcc80ccffcd01"
+    "00cdffffce00010000ceffffffffcf0000000100000000cf7fffffffffffffffa347505591b0416c6c426c6f636b73436c656172656403";
+
+TEST(KvEventsTest, WritesTheBytesThatSglangWrites) {
+  constexpr int64_t kHashes[] = {INT64_MIN,  -(INT64_C(1) << 31) - 1,
+                                 INT32_MIN,  -32769,
+                                 -129,       -128,
+                                 -33,        -32,
+                                 -1,         0,
+                                 127,        128,
+                                 255,        256,
+                                 65535,      65536,
+                                 UINT32_MAX, INT64_C(1) << 32,
+                                 INT64_MAX};
+  KvEventBatch batch{.timestamp = 1'700'000'000.25, .dp_rank = 3};
+  KvEvent removed{.kind = Kind::kRemoved, .medium = "GPU"};
+  for (const int64_t hash : kHashes) {
+    KvEvent& stored = batch.events.emplace_back(
+        KvEvent{.kind = Kind::kStored, .hashes = {static_cast<KvBlockHash>(hash)}, .block_size = 4, .medium = "GPU"});
+    const auto number = static_cast<int32_t>(removed.hashes.size());
+    stored.token_ids = {number, 200, 70000, INT32_MAX};
+    if (number > 0) stored.parent = removed.hashes.back();
+    removed.hashes.push_back(stored.hashes[0]);
+  }
+  KvEvent& longer =
+      batch.events.emplace_back(KvEvent{.kind = Kind::kStored, .hashes = {7}, .block_size = 20, .medium = "GPU"});
+  for (int32_t token = 0; token < 20; ++token) longer.token_ids.push_back(token);
+  batch.events.push_back(removed);
+  batch.events.push_back({.kind = Kind::kCleared});
+  EXPECT_EQ(encode_kv_events(batch), from_hex(kAllWidths));
+  // Without a rank: the place is there, and empty.
+  const std::string alone = encode_kv_events({.timestamp = 1'700'000'000.25});
+  EXPECT_EQ(alone, from_hex("93cb41d954fc4010000090c0"));
+}
+
 TEST(KvEventsTest, AnEventThatCannotBeReadDoesNotTakeTheOthersAlong) {
   // [0, [nil, [], ["Later", 1], ["BlockStored", [1], nil, [1, 2, 3], 2, nil], ["BlockStored", [1], nil, [[1, 2]], 1,
   //  nil], ["BlockRemoved", "text"], ["BlockRemoved", [9]]]]

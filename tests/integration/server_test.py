@@ -2,6 +2,7 @@
 """`sluice server` with real rank processes: data parallelism, death and restart of a rank, failing starts, the end.
 
 usage: server_test.py <sluice binary> <folder of fixtures>"""
+import concurrent.futures
 import fcntl
 import json
 import os
@@ -40,10 +41,12 @@ def generate(url, rank=None, tokens=8, **more):
     return call(url + "/generate", body)
 
 
-def stream(url, tokens, on_event=lambda: None):
+def stream(url, tokens, on_event=lambda: None, rank=None, **sampling):
     """(status, events, whether the stream ended with [DONE])."""
     body = {"input_ids": PROMPT, "stream": True,
-            "sampling_params": {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}}
+            "sampling_params": {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True, **sampling}}
+    if rank is not None:
+        body["routed_dp_rank"] = rank
     request = urllib.request.Request(url + "/generate", data=json.dumps(body).encode(),
                                      headers={"Content-Type": "application/json"})
     events = []
@@ -99,6 +102,29 @@ class DataParallelTest(unittest.TestCase):
     def test_the_first_prompt_finds_no_trace_of_the_warm_up(self):
         with server() as fresh:
             self.assertEqual(generate(fresh.url)[2]["meta_info"]["cached_tokens"], 0)
+
+
+class EnvironmentTest(unittest.TestCase):
+    def start(self, **variables):
+        return subprocess.run([BINARY, "server", "--model-path", MODEL, "--port", "0", "--max-total-tokens", "512"],
+                              env={**os.environ, **variables}, capture_output=True, text=True, timeout=60)
+
+    def test_a_variable_that_is_no_number_ends_the_start_by_its_name(self):
+        for name in ("SGLANG_INIT_NEW_TOKEN_RATIO", "IN_BATCH_PREFIX_CACHING_CHECK_THRESHOLD", "SGLANG_WARMUP_TIMEOUT"):
+            run = self.start(**{name: "much"})
+            self.assertEqual(run.returncode, 2, run.stderr)
+            self.assertIn(f"{name} must be in [", run.stderr)
+
+    def test_a_rank_that_takes_longer_than_the_warm_up_may_ends_the_start(self):
+        run = self.start(SGLANG_WARMUP_TIMEOUT="0.000001")
+        self.assertEqual(run.returncode, 1, run.stderr)
+        self.assertIn("rank 0 did not answer the warm-up request within 1e-06 s", run.stderr)
+
+    def test_the_ranks_schedule_by_them(self):
+        with Sluice(BINARY, "server", "--model-path", MODEL, "--port", 0, "--max-total-tokens", 512, "--enable-metrics",
+                    env={"SGLANG_INIT_NEW_TOKEN_RATIO": "0.25"}) as running:
+            page = urllib.request.urlopen(running.url + "/metrics", timeout=60).read().decode()
+            self.assertRegex(page, r"sglang:new_token_ratio\{[^}]*\} 0\.25\n")
 
 
 class CertificateTest(unittest.TestCase):
@@ -164,6 +190,31 @@ class DeathTest(unittest.TestCase):
                                all(generate(running.url, rank)[0] == 200 for rank in (0, 1)) and pids)
             self.assertNotEqual(before, after)
             self.assertEqual(len(set(before) & set(after)), 1, "one rank is a new process")
+
+    def test_x9_a_rank_killed_while_it_holds_an_answer_to_a_grammar(self):
+        held = {"regex": "[ab]+", "min_new_tokens": 3500}
+        with server("--dp-size", 2) as running:
+            if call(running.url + "/server_info")[2]["grammar_backend"] == "none":
+                self.skipTest("this build is without grammars")
+            pids = [state["pid"] for state in call(running.url + "/server_info")[2]["internal_states"]]
+            begun = [threading.Event() for _ in pids]
+            with concurrent.futures.ThreadPoolExecutor(2) as pool:
+                both = [pool.submit(stream, running.url, 3500, begun[rank].set, rank, **held) for rank in (0, 1)]
+                for event in begun:
+                    self.assertTrue(event.wait(60), "streams did not start")
+                os.kill(pids[0], signal.SIGKILL)
+                (status, cut, _), (other, whole, done) = (each.result(180) for each in both)
+            self.assertEqual((status, other), (200, 200))
+            self.assertIn("rank 0 ended: killed by SIGKILL", json.dumps(cut[-1]))
+            for event in cut[:-1]:
+                self.assertRegex(event["text"], "^[ab]*$")
+            self.assertTrue(done)
+            self.assertEqual(len(whole[-1]["output_ids"]), 3500)
+            self.assertRegex(whole[-1]["text"], "^[ab]+$")
+            wait_until("the rank again", lambda: generate(running.url, 0)[0] == 200)
+            status, again, done = stream(running.url, 20, rank=0, regex="[ab]+", min_new_tokens=20)
+            self.assertEqual((status, done), (200, True))
+            self.assertRegex(again[-1]["text"], "^[ab]+$")
 
     def test_a_rank_that_is_stopped_is_named_with_its_stack_and_replaced(self):
         with server("--dp-size", 2, "--watchdog-timeout", 2) as running:
@@ -317,6 +368,44 @@ class SchedulingTest(unittest.TestCase):
             with server(*small, *flags) as running:
                 answers = self.together(running.url, prompts)
                 self.assertEqual([answer["output_ids"] for answer in answers], expected, flags)
+
+    def test_the_latent_cache_has_the_bytes_of_its_formula(self):
+        """Of each layer the latent and the rotary part: 32 and 16 values, in 8 bits with a scale of four bytes."""
+        for kind, of_a_layer in (("auto", 48 * 4), ("bfloat16", 48 * 2), ("fp8_e4m3", 48 + 4)):
+            with Sluice(BINARY, "server", "--model-path", FIXTURES / "tiny-deepseek-v3", "--port", 0, "--threads", 1,
+                        "--dtype", "float32", "--max-total-tokens", 1024, "--kv-cache-dtype", kind) as running:
+                state = call(running.url + "/server_info")[2]["internal_states"][0]
+                self.assertEqual(state["kv_bytes_per_token"], 3 * of_a_layer, kind)
+                self.assertGreaterEqual(state["memory_usage"]["kvcache"] * 2**30, 1024 * 3 * of_a_layer, kind)
+
+    def test_the_samples_of_a_prompt_share_it(self):
+        with server() as running:
+            body = {"input_ids": PROMPT, "sampling_params": {"n": 4, "max_new_tokens": 6, "ignore_eos": True, "sampling_seed": 7}}
+            status, _, samples = call(running.url + "/generate", body)
+            self.assertEqual(status, 200, samples)
+            self.assertEqual([sample["meta_info"]["cached_tokens"] for sample in samples], [0] + [len(PROMPT) - 1] * 3)
+            self.assertGreater(len({tuple(sample["output_ids"]) for sample in samples}), 1, "each has its own draws")
+            again = call(running.url + "/generate", body)[2]
+            self.assertEqual([sample["meta_info"]["cached_tokens"] for sample in again], [len(PROMPT) - 1] * 4)
+            chat = {"messages": [{"role": "user", "content": "a b c d e f g h"}], "n": 3, "max_tokens": 4}
+            usage = call(running.url + "/v1/chat/completions", chat)[2]["usage"]
+            self.assertEqual(usage["prompt_tokens_details"]["cached_tokens"], 0, "the prompt counts once, and was computed")
+
+    def test_a_seed_repeats_a_sample_beside_others(self):
+        """The draws depend on nothing else; the probabilities are those of float32 sums, whose last bits differ with the batch."""
+        def draw(url, seed, tokens=24):
+            body = {"input_ids": PROMPT, "sampling_params": {"temperature": 1.5, "max_new_tokens": tokens, "ignore_eos": True,
+                                                             "sampling_seed": seed}}
+            return call(url + "/generate", body)[2]["output_ids"]
+
+        with server("--dtype", "float32", "--disable-radix-cache", "--enable-mixed-chunk") as running:
+            alone = [draw(running.url, seed) for seed in range(4)]
+            self.assertEqual(len({tuple(ids) for ids in alone}), 4)
+            with concurrent.futures.ThreadPoolExecutor(24) as pool:
+                crowd = [pool.submit(draw, running.url, 100 + i, 60) for i in range(20)]
+                among = [pool.submit(draw, running.url, seed) for seed in range(4)]
+                self.assertEqual([each.result() for each in among], alone)
+                self.assertEqual(len({tuple(each.result()) for each in crowd}), 20)
 
     def test_a_priority_is_refused_where_it_is_disabled(self):
         with server("--abort-on-priority-when-disabled") as running:

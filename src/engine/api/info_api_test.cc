@@ -234,6 +234,19 @@ TEST_F(InfoApiTest, MetricsTellAbortsAndLoadQueries) {
   EXPECT_THAT(page, HasSubstr("sglang:get_loads_duration_seconds_count{model_name=\"tiny\"} 1\n"));
 }
 
+// The runtime's series is of one batch, whatever came before.
+TEST_F(InfoApiTest, TheHitRateOfAllPromptsOutlivesARestartOfTheRank) {
+  serve();
+  load_rank_1();
+  EXPECT_THAT(call("GET", "/metrics").body, HasSubstr("sluice:cache_hit_rate" + rank_1_ + "} 0.333"));
+  // It begins again, and finds all of its first prompt cached.
+  backend_->set_ranks(
+      [](auto& ranks) { ranks[1].load = {.cache_hit_rate = 1, .prompt_tokens_total = 10, .cached_tokens_total = 10}; });
+  const auto page = call("GET", "/metrics").body;
+  EXPECT_THAT(page, HasSubstr("sglang:cache_hit_rate" + rank_1_ + "} 1\n"));
+  EXPECT_THAT(page, HasSubstr("sluice:cache_hit_rate" + rank_1_ + "} 0.4\n")) << "40 of 100";
+}
+
 // Each family that is made of what ranks publish, with a value that only its own source has.
 TEST_F(InfoApiTest, EverySeriesOfARankHasItsOwnSource) {
   options_.page_size = 4;

@@ -219,6 +219,7 @@ constexpr size_t kMostBuckets = [] {
 }();
 constexpr std::string_view kRankTokens = "sglang:eplb_gpu_physical_count";
 constexpr std::string_view kStateUsage = "sglang:mamba_usage";
+constexpr std::string_view kHitRate = "sluice:cache_hit_rate";
 
 }  // namespace
 
@@ -301,6 +302,7 @@ class RankMetrics::Impl {
     add(kCacheConfig, "The KV pool's pages; always 1.", Kind::kGauge, {"page_size", "num_pages"});
     add("sglang:page_size", "Tokens of a page of the KV pool.", Kind::kGauge);
     add("sglang:num_pages", "Pages of the KV pool.", Kind::kGauge);
+    add(kHitRate, "Cached share of all prompt tokens so far.", Kind::kGauge);
     add("sluice:rank_ready", "1: the rank serves.", Kind::kGauge);
     add("sluice:rank_restarts_total", "Starts of the rank after the first.", Kind::kCounter);
     metrics_.declare(families);
@@ -370,6 +372,10 @@ class RankMetrics::Impl {
         if (times > 0) histogram.observe(sum / static_cast<double>(times), times);
       }
     }
+    last.all_prompt_tokens += grown(rank.load.prompt_tokens_total, last.prompt_tokens);
+    last.all_cached_tokens += grown(rank.load.cached_tokens_total, last.cached_tokens);
+    const auto cached = static_cast<int64_t>(last.all_cached_tokens);
+    metrics_.gauge(kHitRate, with).set(ratio(cached, static_cast<int64_t>(last.all_prompt_tokens)));
     if (options_.expert_ranks > 0) count_tokens(i, with, rank.expert_tokens);
     steps_.count_up(i, with, rank.load);
     metrics_.counter("sluice:rank_restarts_total", with)
@@ -394,6 +400,9 @@ class RankMetrics::Impl {
     double counters[std::size(kCounters)] = {};
     std::pair<uint64_t, double> buckets[std::size(kHistograms)][kMostBuckets] = {};
     uint64_t restarts = 0;
+    // As the rank says, and of all its lives.
+    uint64_t prompt_tokens = 0, cached_tokens = 0;
+    uint64_t all_prompt_tokens = 0, all_cached_tokens = 0;
   };
 
   obs::Metrics& metrics_;
