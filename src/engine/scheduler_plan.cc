@@ -333,7 +333,8 @@ bool Scheduler::all_will_fit(const Request& r, const StepPlan& plan) const {
   }
   for (const auto& s : plan.sequences) begins(*s.request, position_of(s));
   begins(r, 0);
-  if (sequences.size() == 1) return true;  // one alone fits, whatever its pages
+  // One alone ends, whatever its pages, once those whose last step is in flight have given back theirs.
+  if (sequences.size() == 1) return free >= 0;
   std::ranges::sort(sequences, {}, &Sequence::left);
   // When the i-th ends, it and those after it have grown by as many tokens as it.
   for (size_t i = 0; i < sequences.size(); ++i) {
