@@ -328,6 +328,7 @@ bool Scheduler::all_will_fit(const Request& r, const StepPlan& plan) const {
     if (contains(plan.preempt, running)) {
       free += pool_.ceil(running->kv_len);
     } else {
+      if (options_.mixed_chunk) free -= new_slots(*running, 1);  // in the step of the prompts
       decodes(*running, running->kv_len);
     }
   }
