@@ -328,12 +328,14 @@ bool Scheduler::all_will_fit(const Request& r, const StepPlan& plan) const {
     if (contains(plan.preempt, running)) {
       free += pool_.ceil(running->kv_len);
     } else {
+      if (options_.mixed_chunk) free -= new_slots(*running, 1);  // in the step of the prompts
       decodes(*running, running->kv_len);
     }
   }
   for (const auto& s : plan.sequences) begins(*s.request, position_of(s));
   begins(r, 0);
-  if (sequences.size() == 1) return true;  // one alone fits, whatever its pages
+  // One alone ends, whatever its pages, once those whose last step is in flight have given back theirs.
+  if (sequences.size() == 1) return free >= 0;
   std::ranges::sort(sequences, {}, &Sequence::left);
   // When the i-th ends, it and those after it have grown by as many tokens as it.
   for (size_t i = 0; i < sequences.size(); ++i) {
