@@ -118,7 +118,9 @@ TEST(ExplainTest, LowLatencySendsARowForEachExpertOfAToken) {
 
 // All groups' tokens pass the part of a dense layer that a rank has; with deepep only its own pass the shared experts.
 TEST(ExplainTest, DenseLayersComputeTheTokensOfAllGroupsUnlessTheyAreDataParallel) {
-  const auto slow = with(kDeepEp, {"--hardware", "h200", "--gpu-flops", "0.001"});  // arithmetic alone counts
+  // Arithmetic alone counts.
+  const auto slow =
+      with(kDpa, {"--ep", "8", "--moe-a2a-backend", "deepep", "--hardware", "h200", "--gpu-flops", "0.001"});
   const auto operations = [](const LayoutFacts& facts) { return facts.predictions[0].decode.dense * 1e9; };
   const LayoutFacts divided = examined("DeepSeek-V3", slow, {512});
   const models::RankShape& rank = divided.rank;
