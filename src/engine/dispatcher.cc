@@ -127,9 +127,14 @@ Dispatcher::Lost Dispatcher::rank_lost(int64_t rank, const std::string& cause) {
       ++lost.moved;
       continue;
     }
-    const std::string message = fmt::format("data-parallel rank {} ended: {}", rank, cause);
-    // Where nothing was answered yet, the client may well try again: 503.
-    lost.ended.push_back(last_output(it->first, flight, flight.started ? 500 : 503, message, /*rank_ended=*/true));
+    const bool second = flight.dispatches >= kMaxDispatches;
+    const std::string message =
+        fmt::format("data-parallel rank {} ended{}: {}", rank,
+                    second ? ", the second one with this request, which is not tried again" : "", cause);
+    // Where nothing was answered yet, the client may well try again, but not with what ended two of them: 503.
+    auto last = last_output(it->first, flight, flight.started || second ? 500 : 503, message, /*rank_ended=*/true);
+    last.output.finish.ended_two = second && last.output.finish.rank_ended;
+    lost.ended.push_back(std::move(last));
     flights_.erase(it);
   }
   return lost;

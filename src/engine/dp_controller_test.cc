@@ -347,7 +347,10 @@ TEST_F(DpControllerTest, ARequestThatSawTwoRanksDieGetsNoThird) {
   kill_and_wait(0);
   EXPECT_EQ(next<GenerateRequest>(1).rid, "poison");
   kill_rank(1);
-  EXPECT_EQ(sink_.end_of("poison").finish.status_code, 503);
+  const FinishReason end = sink_.end_of("poison").finish;
+  EXPECT_EQ(end.status_code, 500) << "503 asks for another attempt";
+  EXPECT_TRUE(end.rank_ended && end.ended_two);
+  EXPECT_NE(end.message.find("not tried again"), std::string::npos) << end.message;
 }
 
 TEST_F(DpControllerTest, WithoutAnyRankRequestsAreRefusedAtOnce) {

@@ -113,6 +113,7 @@ struct FinishReason {
   std::string message;         // kAbort
   int32_t status_code = 0;     // kAbort: 400, 500 or 503; 0 = asked for by the client
   bool rank_ended = false;     // kAbort: the front says so of a rank, which can not; it is in no frame
+  bool ended_two = false;      // likewise: a second one, after the request had moved on from a first
 };
 
 // Of a request's way through its rank.

@@ -240,7 +240,7 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_whole(Upstream& upstream, net:
     withdraw_claim();
   }
   upstream.release();
-  if (is_retryable(head.status)) {
+  if (is_retryable(head.status) && !says_two_ranks_ended(response.body)) {
     const auto comes_back = retry_after(head.headers);
     if (outcome == Outcome::kBusy) {
       leave_alone(worker, upstream.sent, comes_back);

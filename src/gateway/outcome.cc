@@ -24,6 +24,7 @@ std::string_view to_string(Outcome outcome) {
 }
 
 Outcome classify(int status, const net::Headers& headers, std::string_view body) {
+  if (status == 500 && says_two_ranks_ended(body)) return Outcome::kClientError;
   switch (status) {
     case 429:
       return Outcome::kBusy;
@@ -41,6 +42,7 @@ Outcome classify(int status, const net::Headers& headers, std::string_view body)
 }
 
 bool says_rank_ended(std::string_view body) { return scan_error_reason(body) == protocol::kRankEndedReason; }
+bool says_two_ranks_ended(std::string_view body) { return scan_error_reason(body) == protocol::kTwoRanksEndedReason; }
 
 bool is_retryable(int status) {
   return status == 408 || status == 429 || status == 500 || status == 502 || status == 503 || status == 504;

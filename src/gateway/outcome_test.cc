@@ -31,6 +31,16 @@ TEST(OutcomeTest, ReadsTheReasonOfAnErrorAndNotItsText) {
   }
 }
 
+TEST(OutcomeTest, WhatEndedTwoRanksIsTheRequestsFault) {
+  const std::string two = protocol::error_body(500, "x", protocol::kTwoRanksEndedReason);
+  EXPECT_TRUE(says_two_ranks_ended(two));
+  EXPECT_FALSE(says_rank_ended(two));
+  EXPECT_EQ(classify(500, {}, two), Outcome::kClientError);
+  const std::string one = protocol::error_body(500, "x", protocol::kRankEndedReason);
+  EXPECT_FALSE(says_two_ranks_ended(one));
+  EXPECT_EQ(classify(500, {}, one), Outcome::kFault);
+}
+
 TEST(OutcomeTest, TellsAnErrorThatTheRequestDeservesFromAFault) {
   for (const int status : {500, 502, 504}) EXPECT_EQ(classify(status), Outcome::kFault) << status;
   for (const int status : {400, 401, 404, 408, 413, 422, 501}) {

@@ -688,6 +688,28 @@ TEST_F(ReliabilityTest, X7SessionKeysMatchWholeOrNotAtAllAndAreBounded) {
   expect_settled();
 }
 
+TEST_F(ReliabilityTest, WhatEndedTwoRanksIsAnsweredAndGoesToNoOtherWorker) {
+  SimWorker& ill = worker();
+  SimWorker& other = worker();
+  start({"--policy", "round_robin", "--retry-initial-backoff-ms", "0"});
+  ASSERT_TRUE(eventually([&] { return metric("smg_worker_health") == 2; }));
+  SimFault fault;
+  fault.kind = Kind::kStatus;
+  fault.status = 500;
+  fault.body = R"({"object":"error","message":"killed by SIGKILL","code":500,"reason":"two_ranks_ended"})";
+  ill.set_fault(fault);
+  other.set_fault(fault);
+  for (int i = 0; i < 20; ++i) {
+    const auto answer = generate();
+    EXPECT_EQ(answer->status, 500);
+    EXPECT_EQ(answer->body, fault.body);
+  }
+  EXPECT_EQ(metric("smg_worker_retries_total"), 0);
+  EXPECT_EQ(metric("smg_worker_retries_refused_total"), 0);
+  EXPECT_EQ(metric("smg_worker_cb_state"), 0) << "the worker is well";
+  expect_settled();
+}
+
 TEST_F(ReliabilityTest, MovingOnFromARankThatEndedIsNotChargedAndARefusedRetryIsCounted) {
   SimWorker& ill = worker();
   worker();

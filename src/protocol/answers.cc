@@ -160,6 +160,7 @@ std::string whole_answer(const OpenAiFormat& format, std::string_view object, or
   out["choices"] = std::move(choices);
   out["usage"] = usage_json(usage, format.report_cached);
   out["metadata"] = {{"weight_version", format.weight_version}};
+  if (!format.chat_prompt_ids.empty()) out["prompt_token_ids"] = format.chat_prompt_ids;
   if (format.has_extension()) out["sglext"] = extension(format, usage, first);
   return dump(out);
 }
@@ -353,8 +354,10 @@ std::string completion_chunk(const OpenAiFormat& format, ordered_json choice, co
 }
 
 std::string chat_chunk(const OpenAiFormat& format, size_t index, ChatDelta kind, const ChatParts& parts,
-                       ordered_json logprobs, const Finish& finish, const Usage* usage) {
+                       ordered_json logprobs, const Finish& finish, const Usage* usage,
+                       std::span<const int32_t> token_ids) {
   auto out = head(format, kChunkObject);
+  if (kind == ChatDelta::kRole && !format.chat_prompt_ids.empty()) out["prompt_token_ids"] = format.chat_prompt_ids;
   ordered_json choice = {{"index", index}};
   auto delta = ordered_json::object();
   delta["role"] = kind == ChatDelta::kRole ? ordered_json("assistant") : ordered_json();
@@ -366,6 +369,7 @@ std::string chat_chunk(const OpenAiFormat& format, size_t index, ChatDelta kind,
   choice["logprobs"] = std::move(logprobs);
   choice["finish_reason"] = kind == ChatDelta::kFinish ? openai_finish_reason(finish) : ordered_json();
   choice["matched_stop"] = kind == ChatDelta::kFinish ? matched_stop(finish) : ordered_json();
+  if (format.token_ids) choice["token_ids"] = token_ids;
   out["choices"] = ordered_json::array();
   out["choices"].push_back(std::move(choice));
   out["usage"] = usage_or_null(usage, format);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -107,6 +108,10 @@ struct OpenAiFormat {
   int64_t hidden_size = 0;      // of hidden states; 0: not wanted
   bool routed_experts = false;  // sglext
   bool has_extension() const { return cached_details || routed_experts; }
+  // return_token_ids, as vLLM has it: "token_ids" in each choice, "prompt_token_ids" in a completion's choice and
+  // beside a chat's choices; in a stream the latter in the first chunk, and of the former those that are new.
+  bool token_ids = false;
+  std::vector<int32_t> chat_prompt_ids{};  // where they are wanted
 };
 // Of the last token that has one; [] where that is the prompt's last, as in the runtime.
 nlohmann::ordered_json last_hidden_state(const Sample& sample, int64_t hidden_size);
@@ -148,7 +153,8 @@ nlohmann::ordered_json chat_choice(size_t index, const ChatParts& parts, nlohman
 std::string completion_chunk(const OpenAiFormat& format, nlohmann::ordered_json choice, const Usage* usage);
 enum class ChatDelta { kRole, kParts, kFinish };
 std::string chat_chunk(const OpenAiFormat& format, size_t index, ChatDelta kind, const ChatParts& parts,
-                       nlohmann::ordered_json logprobs, const Finish& finish, const Usage* usage);
+                       nlohmann::ordered_json logprobs, const Finish& finish, const Usage* usage,
+                       std::span<const int32_t> token_ids = {});
 // The chunk with the hidden state of choice `index`.
 std::string hidden_state_chunk(const OpenAiFormat& format, size_t index, bool chat, const Sample& sample);
 // The chunk with sglext and without choices.

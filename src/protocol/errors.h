@@ -14,6 +14,8 @@ int http_status(ErrorCode code);
 // What happened, for programs: a member "reason" beside the message, where there is something to tell apart.
 // The rank that had the request ended, for which the request need not be to blame, while the front lives.
 inline constexpr std::string_view kRankEndedReason = "rank_ended";
+// That of two ranks that had it, one after the other: it may well be to blame, and is not to be tried again.
+inline constexpr std::string_view kTwoRanksEndedReason = "two_ranks_ended";
 
 // {"object":"error","message":...,"type":...,"param":null,"code":status}: OpenAI endpoints, malformed bodies anywhere,
 // failures of the engine. `reason` empty: the member is not there.

@@ -189,10 +189,6 @@ std::string take_final(Fields& fields, ordered_json& messages) {
   return text;
 }
 
-void refuse_token_ids(Fields& fields) {
-  fields.refuse("return_token_ids", "/generate answers with token ids (output_ids)", "false");
-}
-
 // What OpenAI had before tools.
 void refuse_functions(Fields& fields) {
   fields.refuse("functions", "it is the older form of tools: send them");
@@ -221,7 +217,6 @@ Result<CompletionBody> parse_completion_body(std::string_view text, const Sampli
   Fields fields(json);
   CompletionBody out;
   refuse_out_of_scope(fields);
-  refuse_token_ids(fields);
   out.model = read_model(fields);
   out.prompts = read_prompts(fields, "prompt");
   out.sampling = read_openai_sampling(fields, defaults);
@@ -229,6 +224,7 @@ Result<CompletionBody> parse_completion_body(std::string_view text, const Sampli
   out.stream = read_stream(fields);
   out.routing = read_routing(fields);
   out.insides = read_insides(fields);
+  out.token_ids = fields.boolean("return_token_ids", false);
   out.echo = fields.boolean("echo", false);
   out.cached_details = fields.boolean("return_cached_tokens_details", false);
   out.logprobs = fields.integer("logprobs", {.min = 0, .max = kMaxTopLogprobs});
@@ -247,7 +243,6 @@ Result<ChatBody> parse_chat_body(std::string_view text, const SamplingDefaults& 
   Fields fields(json);
   ChatBody out;
   refuse_out_of_scope(fields);
-  refuse_token_ids(fields);
   refuse_functions(fields);
   out.model = read_model(fields);
   out.sampling = read_openai_sampling(fields, defaults);
@@ -258,6 +253,7 @@ Result<ChatBody> parse_chat_body(std::string_view text, const SamplingDefaults& 
   out.stream = read_stream(fields);
   out.routing = read_routing(fields);
   out.insides = read_insides(fields);
+  out.token_ids = fields.boolean("return_token_ids", false);
   out.logprobs = fields.boolean("logprobs", false);
   out.top_logprobs = fields.integer("top_logprobs", 0, {.min = 0, .max = kMaxTopLogprobs});
   if (out.top_logprobs > 0 && !out.logprobs) fields.fail("top_logprobs needs logprobs to be true");

@@ -28,8 +28,9 @@ struct CompletionBody {
   StreamOptions stream;
   Routing routing;
   Insides insides;
-  int64_t best_of = 1;  // samples per prompt, of which the `sampling.n` likeliest are shown
-  std::string suffix;   // what comes after the text that is asked for
+  bool token_ids = false;  // of the prompt and what was chosen, in the answer
+  int64_t best_of = 1;     // samples per prompt, of which the `sampling.n` likeliest are shown
+  std::string suffix;      // what comes after the text that is asked for
   bool echo = false;
   bool cached_details = false;      // sglext: which cache had the cached tokens
   std::optional<int64_t> logprobs;  // alternatives per token; 0: the chosen token alone
@@ -55,6 +56,7 @@ struct ChatBody {
   StreamOptions stream;
   Routing routing;
   Insides insides;
+  bool token_ids = false;       // of the prompt and what was chosen, in the answer
   bool cached_details = false;  // sglext: which cache had the cached tokens
   bool logprobs = false;
   int64_t top_logprobs = 0;

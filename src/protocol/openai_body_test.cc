@@ -191,17 +191,12 @@ TEST(ChatBodyTest, NamesWhatIsWrong) {
   EXPECT_EQ(chat_error(head + R"("max_tokens":0})"), "max_tokens must be an integer in [1, 2147483647], got 0");
 }
 
-TEST(OpenAiBodyTest, TokenIdsAreRefusedByName) {
-  const std::string refused = "return_token_ids is not supported: /generate answers with token ids (output_ids)";
-  EXPECT_EQ(completion_error(R"({"prompt":"a","return_token_ids":true})"), refused);
-  EXPECT_EQ(chat_error(R"({"messages":[{"role":"user","content":"a"}],"return_token_ids":true})"), refused);
-  for (const char* nothing : {"false", "null"}) {
-    const auto asks = [&](std::string_view rest) {
-      return std::string("{") + std::string(rest) + R"(,"return_token_ids":)" + nothing + "}";
-    };
-    EXPECT_EQ(completion_error(asks(R"("prompt":"a")")), "no error");
-    EXPECT_EQ(chat_error(asks(R"("messages":[{"role":"user","content":"a"}])")), "no error");
-  }
+TEST(OpenAiBodyTest, TokenIdsAreGivenToThoseWhoAsk) {
+  EXPECT_FALSE(parse_completion_body(R"({"prompt":"a"})", {})->token_ids);
+  EXPECT_TRUE(parse_completion_body(R"({"prompt":"a","return_token_ids":true})", {})->token_ids);
+  EXPECT_TRUE(
+      parse_chat_body(R"({"messages":[{"role":"user","content":"a"}],"return_token_ids":true})", {})->token_ids);
+  EXPECT_EQ(completion_error(R"({"prompt":"a","return_token_ids":1})"), "return_token_ids must be a boolean, got 1");
 }
 
 TEST(TokenizeBodyTest, TakesPromptsAndMessages) {

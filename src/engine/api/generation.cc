@@ -52,7 +52,8 @@ protocol::Finish finish_of(const FinishReason& finish, int64_t completion_tokens
       out.kind = Kind::kAbort;
       out.message = finish.message;
       out.status = finish.status_code;
-      if (finish.rank_ended) out.reason = protocol::kRankEndedReason;
+      if (finish.rank_ended)
+        out.reason = finish.ended_two ? protocol::kTwoRanksEndedReason : protocol::kRankEndedReason;
       break;
   }
   return out;

@@ -334,6 +334,22 @@ TEST_F(NativeApiTest, AFailureOfARankIsTheAnswer) {
   EXPECT_EQ(refused[refused.size() - 2], R"({"error":{"message":"The request queue is full."}})");
 }
 
+TEST_F(NativeApiTest, TheEndOfTwoRanksIsToldApart) {
+  serve();
+  backend_->set_script([](const GenerateRequest&) {
+    return std::vector<Word>{
+        {.ids = {},
+         .finish = {
+             .kind = FinishKind::kAbort, .message = "why", .status_code = 500, .rank_ended = true, .ended_two = true}}};
+  });
+  for (const auto& [target, body] : std::vector<std::pair<std::string, Json>>{{"/generate", {{"text", "a"}}},
+                                                                              {"/v1/completions", {{"prompt", "a"}}}}) {
+    const auto answer = post(target, body);
+    EXPECT_EQ(answer.status, 500);
+    EXPECT_THAT(answer.body, HasSubstr(R"("reason":"two_ranks_ended")")) << target;
+  }
+}
+
 TEST_F(NativeApiTest, TheEndOfARankIsToldToProgramsOnEveryEndpoint) {
   serve();
   const auto end = [this](bool of_rank) {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <deque>
 #include <limits>
+#include <span>
+#include <utility>
 
 #include "engine/api/openai_request.h"
 #include "engine/api/sse_writer.h"
@@ -70,6 +72,10 @@ net::Response whole_answer(ApiContext& api, const OpenAiRequest& request, const 
     const size_t index = choices.size();
     choices.push_back(request.chat ? whole_chat_choice(api, request, generation.sample(i), index, usage)
                                    : whole_completion_choice(request, generation, index, i));
+    if (request.format.token_ids) choices.back()["token_ids"] = generation.sample(i).output_ids;
+    if (!request.prompt_ids.empty()) {
+      choices.back()["prompt_token_ids"] = request.prompt_ids[i / generation.per_prompt()];
+    }
     if (const int64_t width = request.format.hidden_size; width > 0) {
       choices.back()["hidden_states"] = protocol::last_hidden_state(generation.sample(i), width);
     }
@@ -125,7 +131,7 @@ class Chunks {
  private:
   struct Sent {
     bool begun = false;
-    size_t text = 0, scores = 0;
+    size_t text = 0, scores = 0, ids = 0;
     int64_t offset = 0;  // characters before what comes next
   };
 
@@ -139,9 +145,17 @@ class Chunks {
   }
 
   std::string chat_chunk(size_t i, protocol::ChatDelta kind, const protocol::ChatParts& parts, ordered_json logprobs,
-                         const Finish& finish) {
+                         const Finish& finish, std::span<const int32_t> ids = {}) {
     const auto used = usage(i);
-    return protocol::chat_chunk(request_.format, i, kind, parts, std::move(logprobs), finish, used ? &*used : nullptr);
+    return protocol::chat_chunk(request_.format, i, kind, parts, std::move(logprobs), finish, used ? &*used : nullptr,
+                                ids);
+  }
+
+  // Those that no chunk has shown; none where they are not wanted.
+  std::span<const int32_t> new_ids(size_t i) {
+    if (!request_.format.token_ids) return {};
+    const std::span<const int32_t> all = generation_.sample(i).output_ids;
+    return all.subspan(std::exchange(sent_[i].ids, all.size()));
   }
 
   void add_chat(size_t i) {
@@ -150,18 +164,20 @@ class Chunks {
     if (!std::exchange(sent.begun, true)) out_.event(chat_chunk(i, protocol::ChatDelta::kRole, {}, nullptr, {}));
     auto parts = chats_[i].push(sample);
     const bool scored = request_.format.logprobs && sample.output_scores.size() > sent.scores;
-    if (parts.empty() && !scored) return;
+    std::span<const int32_t> ids = new_ids(i);
+    if (parts.empty() && !scored && ids.empty()) return;
     ordered_json logprobs;
     if (scored) logprobs = protocol::chat_logprobs(sample.output_scores, sent.scores);
     sent.scores = sample.output_scores.size();
     // Clients take one kind from a chunk.
     const auto send = [&](const protocol::ChatParts& part) {
-      out_.event(chat_chunk(i, protocol::ChatDelta::kParts, part, std::exchange(logprobs, nullptr), {}));
+      out_.event(chat_chunk(i, protocol::ChatDelta::kParts, part, std::exchange(logprobs, nullptr), {},
+                            std::exchange(ids, {})));
     };
     if (!parts.reasoning.empty()) send({.content = "", .reasoning = std::move(parts.reasoning), .calls = {}});
     if (!parts.content.empty()) send({.content = std::move(parts.content), .reasoning = "", .calls = {}});
     if (!parts.calls.empty()) send({.content = "", .reasoning = "", .calls = std::move(parts.calls)});
-    if (!logprobs.is_null()) send({});
+    if (!logprobs.is_null() || !ids.empty()) send({});
   }
 
   void add_completion(size_t i) {
@@ -172,7 +188,8 @@ class Chunks {
     const auto text = std::string_view(sample.text).substr(sent.text);
     const bool scored = request_.format.logprobs && sample.output_scores.size() > sent.scores;
     const bool ended = sample.finish.kind != Finish::Kind::kNone;
-    if (text.empty() && echo.empty() && !scored && !ended) return;
+    const std::span<const int32_t> ids = new_ids(i);
+    if (text.empty() && echo.empty() && !scored && !ended && ids.empty()) return;
     ordered_json logprobs;
     if (scored && first) {
       logprobs = protocol::completion_logprobs(all_scores(sample), 0, sent.offset);
@@ -180,6 +197,10 @@ class Chunks {
       logprobs = protocol::completion_logprobs(sample.output_scores, sent.scores, sent.offset);
     }
     auto choice = protocol::completion_choice(i, echo + std::string(text), std::move(logprobs), sample.finish);
+    if (request_.format.token_ids) choice["token_ids"] = ids;
+    if (first && !request_.prompt_ids.empty()) {
+      choice["prompt_token_ids"] = request_.prompt_ids[i / generation_.per_prompt()];
+    }
     const auto used = usage(i);
     out_.event(protocol::completion_chunk(request_.format, std::move(choice), used ? &*used : nullptr));
     sent.text = sample.text.size();

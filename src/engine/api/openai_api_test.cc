@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <map>
 
 #include "engine/api/api_fixture.h"
 
@@ -276,6 +277,46 @@ TEST_F(OpenAiApiTest, ChoicesHaveTheHiddenStateOfTheirLastTokenAndTheAnswerTheEx
     const auto choice = Json::parse(events[events.size() - 3])["choices"][0];
     EXPECT_EQ((chat ? choice["delta"] : choice)["hidden_states"].size(), width);
     EXPECT_EQ(Json::parse(events[events.size() - 2])["sglext"]["routed_experts"], "AQAAAA==");
+  }
+}
+
+// All that were chosen, also those that no text shows.
+TEST_F(OpenAiApiTest, TokenIdsOfPromptAndAnswerComeToThoseWhoAskWholeAndStreamed) {
+  serve();
+  answer_with("hi you");
+  for (const bool chat : {false, true}) {
+    Json body = {{"return_token_ids", true}, {"n", 2}, {"stop", "no such"}};
+    body[chat ? "messages" : "prompt"] = chat ? hello_ : Json("x");
+    const std::string path = chat ? "/v1/chat/completions" : "/v1/completions";
+    const auto whole = post(path, body).json();
+    const auto prompt = backend_->submitted().back().first.input_ids;
+    auto tokens = ids("hi you");
+    tokens.push_back(2);  // the end
+    ASSERT_EQ(whole["choices"].size(), 2u) << whole.dump();
+    for (const auto& choice : whole["choices"]) {
+      EXPECT_EQ(choice["token_ids"], Json(tokens));
+      EXPECT_EQ((chat ? whole : choice)["prompt_token_ids"], Json(prompt));
+    }
+    body["stream"] = true;
+    std::map<int, std::vector<int32_t>> streamed;
+    std::map<int, int> prompts;
+    for (const auto& event : post(path, body).events()) {
+      if (event == "[DONE]") continue;
+      const auto chunk = Json::parse(event);
+      const auto& choice = chunk["choices"][0];
+      const int index = choice["index"];
+      const auto& with_prompt = chat ? chunk : choice;
+      if (with_prompt.contains("prompt_token_ids")) {
+        ++prompts[index];
+        EXPECT_EQ(with_prompt["prompt_token_ids"], Json(prompt));
+        EXPECT_TRUE(chat ? streamed[index].empty() : !streamed.contains(index)) << "in the first chunk";
+      }
+      for (const int32_t id : choice["token_ids"]) streamed[index].push_back(id);
+    }
+    EXPECT_EQ(streamed, (std::map<int, std::vector<int32_t>>{{0, tokens}, {1, tokens}})) << path;
+    EXPECT_EQ(prompts, (std::map<int, int>{{0, 1}, {1, 1}})) << path;
+    body.erase("return_token_ids");
+    EXPECT_EQ(post(path, body).body.find("token_ids"), std::string::npos);
   }
 }
 

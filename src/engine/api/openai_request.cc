@@ -101,6 +101,7 @@ Result<OpenAiRequest> prepare_completion(ApiContext& api, const net::Headers& he
   OpenAiRequest out = begin(api, body.routing, body.model, body.stream);
   out.format.cached_details = body.cached_details;
   out.format.logprobs = body.logprobs.has_value();
+  out.format.token_ids = body.token_ids;
   show_insides(api, body.insides, out.format);
   out.plan.per_prompt = static_cast<size_t>(body.best_of);
   out.shown = static_cast<size_t>(body.sampling.n);
@@ -114,6 +115,7 @@ Result<OpenAiRequest> prepare_completion(ApiContext& api, const net::Headers& he
     if (!body.suffix.empty()) SLUICE_TRY_VOID(fill_in_the_middle(*api.model.tokenizer, body.suffix, prompt));
     SLUICE_TRY(auto planned, plan_prompt(api, limits, prompt_ids(api, std::move(prompt)), body.sampling, std::nullopt,
                                          body.stream.stream));
+    if (body.token_ids) out.prompt_ids.push_back(planned.request.input_ids);
     route(planned, headers, body.routing);
     SLUICE_TRY_VOID(want_insides(api, body.insides, body.prompts.size() * out.plan.per_prompt, planned));
     if (body.logprobs) {
@@ -132,6 +134,7 @@ Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers,
   out.chat = true;
   out.format.cached_details = body.cached_details;
   out.format.logprobs = body.logprobs;
+  out.format.token_ids = body.token_ids;
   show_insides(api, body.insides, out.format);
   out.plan.per_prompt = out.shown = static_cast<size_t>(body.sampling.n);
   SLUICE_TRY(out.plan.dp_rank, wanted_rank(headers, body.routing.dp_rank));
@@ -147,6 +150,7 @@ Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers,
   SLUICE_TRY(auto planned,
              plan_prompt(api, api.limits(), std::move(ids), body.sampling, std::nullopt, body.stream.stream));
   if (planned.request.sampling.grammar_kind != GrammarKind::kNone) begin_after_reasoning(api, out.parsing, planned);
+  if (body.token_ids) out.format.chat_prompt_ids = planned.request.input_ids;
   if (out.parsing.needs_special_tokens) planned.format.text.skip_special = false;
   route(planned, headers, body.routing);
   SLUICE_TRY_VOID(want_insides(api, body.insides, out.plan.per_prompt, planned));

@@ -18,9 +18,10 @@ struct OpenAiRequest {
   protocol::OpenAiFormat format;
   protocol::StreamOptions stream;
   bool chat = false;
-  size_t shown = 1;               // of each prompt's samples, the likeliest
-  ChatParsing parsing;            // of chats
-  std::vector<std::string> echo;  // per prompt, what is shown before the completion; empty: nothing is
+  size_t shown = 1;                              // of each prompt's samples, the likeliest
+  ChatParsing parsing;                           // of chats
+  std::vector<std::string> echo;                 // per prompt, what is shown before the completion; empty: nothing is
+  std::vector<std::vector<int32_t>> prompt_ids;  // per prompt, of completions, where they are wanted
 };
 
 Result<OpenAiRequest> prepare_completion(ApiContext& api, const net::Headers& headers, std::string_view text);
