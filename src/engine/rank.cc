@@ -196,6 +196,7 @@ class RankProcess {
          .process = spec_.process,
          .decode_log_interval = options.decode_log_interval,
          .group = group,
+         .ends_early = group == nullptr && device == nullptr ? runner.get() : nullptr,
          .prefill_delayer = {.enabled = options.enable_prefill_delayer,
                              .max_passes = options.prefill_delayer_max_delay_passes,
                              .token_usage_low_watermark = options.prefill_delayer_token_usage_low_watermark},

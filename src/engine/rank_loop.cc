@@ -27,6 +27,8 @@ constexpr int kLingerMillis = 1000;
 constexpr Duration kShortWait = std::chrono::milliseconds(1);
 // The line of this thread in Pulse::beats: the first ones are those of the threads that compute.
 constexpr int kLoopBeats = 15;
+// Between two looks at the messages while a step is computed.
+constexpr Duration kLookUpEvery = std::chrono::milliseconds(5);
 
 Result<std::string> said(Result<void> result) {
   if (result.ok()) return std::string();
@@ -177,7 +179,12 @@ class Loop {
         grammars_(options.grammars),
         delayer_(options.prefill_delayer) {
     if (options.group != nullptr) breakdown_.emplace(options.group->phase_clock(), options.process);
+    if (options.ends_early) options.ends_early->ask_between_layers([this] { return look_up(); });
   }
+  ~Loop() {
+    if (options_.ends_early) options_.ends_early->ask_between_layers({});
+  }
+  Loop(const Loop&) = delete;
 
   Result<void> run() {
     publish();
@@ -188,11 +195,11 @@ class Loop {
       }
       beat(kLoopBeats);
       // Busy, it takes what is there between two steps; idle, it sleeps until something comes.
-      auto message = link_.receive(wait(), grammars_ ? grammars_->fd() : -1);
+      auto message = next_message(wait());
       while (message) {
         if (options_.group != nullptr) options_.group->member().heard();
         std::visit([&](auto& m) { take(m); }, *message);
-        message = link_.receive(Duration{0});
+        message = next_message(Duration{0});
       }
       if (failure_) return *failure_;
       if (grammars_) take_ready();
@@ -231,6 +238,29 @@ class Loop {
       left = std::min(left.value_or(Duration::max()), std::max(Duration{0}, *due - now));
     }
     return left;
+  }
+  std::optional<ToRank> next_message(std::optional<Duration> wait) {
+    if (early_.empty()) return link_.receive(wait, grammars_ ? grammars_->fd() : -1);
+    std::optional<ToRank> message = std::move(early_.front());
+    early_.pop_front();
+    return message;
+  }
+
+  // Within a step: whether to go on with it. Requests that are aborted end at once, and in the messages' order once
+  // more, for those that are still to come.
+  bool look_up() {
+    const TimePoint now = real_clock().now();
+    if (now < look_up_at_) return true;
+    look_up_at_ = now + kLookUpEvery;
+    bool aborted = false;
+    while (auto message = link_.receive(Duration{0})) {
+      if (auto* abort = std::get_if<AbortRequest>(&*message)) {
+        scheduler_.abort(*abort);
+        aborted = true;
+      }
+      early_.push_back(std::move(*message));
+    }
+    return !aborted || scheduler_.step_is_wanted();
   }
 
   Result<void> step() { return options_.group == nullptr ? scheduler_.step() : step_with(*options_.group); }
@@ -453,7 +483,9 @@ class Loop {
   uint64_t next_log_ = 0;
   PrefillDelayer delayer_;
   CooperationMeter cooperation_;
-  HeldControls held_;  // of a rank of several
+  HeldControls held_;         // of a rank of several
+  std::deque<ToRank> early_;  // came while a step was computed
+  TimePoint look_up_at_{};
   bool stop_ = false;
 };
 

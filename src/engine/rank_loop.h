@@ -61,6 +61,9 @@ struct RankLoopOptions {
   int64_t decode_log_interval = 40;
   // The scheduler's runner, for a rank that steps together with others; it goes along with their steps then.
   GroupRunner* group = nullptr;
+  // The scheduler's runner, where this thread computes its steps and no other rank takes part in them: one that nobody
+  // waits for any more is ended between two of its layers.
+  models::Runner* ends_early = nullptr;
   PrefillDelayerOptions prefill_delayer = {};  // of such a rank
   // ControlKind::kLoadWeights; absent: refused.
   std::function<Result<void>(const std::string& model_path)> load_weights = {};

@@ -6,6 +6,7 @@
 #include <zmq.h>
 
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <thread>
 
@@ -32,7 +33,15 @@ class CountingRunner final : public models::Runner {
   const models::ModelInfo& info() const override { return info_; }
   Result<void> allocate_kv(const models::KvPlan&) override { return {}; }
   std::span<int32_t> slot_table() override { return table_; }
+  void ask_between_layers(std::function<bool()> goes_on) override { goes_on_ = std::move(goes_on); }
   Result<std::span<const float>> forward(const models::StepBatch& b) override {
+    // With token 14 a step has layers without end.
+    for (const TimePoint end = real_clock().now() + std::chrono::seconds(20); b.token_ids[0] == 14;) {
+      if (!goes_on_()) return Error{ErrorCode::kCancelled, "ended"};
+      EXPECT_LT(real_clock().now(), end) << "nobody ended it";
+      if (real_clock().now() >= end) break;
+      std::this_thread::yield();
+    }
     logits_.assign(b.logit_rows.size() * 16, 0);
     for (size_t i = 0; i < b.logit_rows.size(); ++i) {
       const int32_t token = b.token_ids[static_cast<size_t>(b.logit_rows[i])];
@@ -44,6 +53,7 @@ class CountingRunner final : public models::Runner {
 
  private:
   models::ModelInfo info_;
+  std::function<bool()> goes_on_;
   std::vector<int32_t> table_ = std::vector<int32_t>(2 * 100, 0);
   std::vector<float> logits_;
 };
@@ -83,10 +93,11 @@ class RankLoopTest : public ::testing::TestWithParam<bool> {
       std::optional<ThreadDevice> device;
       if (GetParam()) device.emplace();
       Scheduler scheduler(
-          {.kv_slots = 100, .max_running_requests = 2, .context_length = 100}, runner_,
+          {.kv_slots = 100, .max_running_requests = 2, .prefill_max_requests = 1, .context_length = 100}, runner_,
           [](int32_t) { return std::string_view("x"); }, real_clock(), device ? &*device : nullptr);
       GrammarDesk desk(compile_);
       result_ = run_rank_loop({.dp_rank = 1,
+                               .ends_early = device ? nullptr : &runner_,
                                .load_weights = load_weights_,
                                .record_experts = [](std::string_view command) -> Result<std::string> {
                                  // A record is written to a file, which may take its time.
@@ -169,6 +180,19 @@ class RankLoopTest : public ::testing::TestWithParam<bool> {
         return all;
       }
     }
+  }
+
+  // Likewise of several, in whatever messages.
+  std::map<std::string, RequestOutput> outcomes(size_t count) {
+    std::map<std::string, RequestOutput> ended;
+    while (ended.size() < count) {
+      auto batch = next<OutputBatch>();
+      if (batch.outputs.empty()) break;  // nothing came
+      for (auto& out : batch.outputs) {
+        if (out.finish.kind != FinishKind::kNone) ended.emplace(out.rid, std::move(out));
+      }
+    }
+    return ended;
   }
 
   void* context_ = zmq_ctx_new();
@@ -324,6 +348,27 @@ TEST_P(RankLoopTest, ARecordOfExpertsIsTheAnswer) {
   const auto refused = control(ControlKind::kRecordExperts, "start");
   EXPECT_FALSE(refused.ok);
   EXPECT_EQ(refused.message, "this model has no experts");
+}
+
+TEST_P(RankLoopTest, E1AStepEndsOnceNobodyWaitsForItAndWhatCameMeanwhileIsTakenInInItsOrder) {
+  if (GetParam()) GTEST_SKIP() << "messages are read while steps are computed";
+  send(request("long", 14, 3));
+  send(request("after", 3, 3));
+  send(AbortRequest{.rid = "after"});
+  send(request("last", 5, 2));
+  send(AbortRequest{.rid = "long"});
+  auto ended = outcomes(3);
+  EXPECT_EQ(ended["long"].finish.kind, FinishKind::kAbort);
+  EXPECT_EQ(ended["after"].finish.kind, FinishKind::kAbort);
+  EXPECT_EQ(ended["last"].finish.kind, FinishKind::kLength);
+  send(request("one", 14, 3));
+  send(request("other", 3, 3));
+  send(AbortRequest{.all = true});
+  send(request("again", 5, 2));
+  ended = outcomes(3);
+  EXPECT_EQ(ended["one"].finish.kind, FinishKind::kAbort);
+  EXPECT_EQ(ended["other"].finish.kind, FinishKind::kAbort);
+  EXPECT_EQ(ended["again"].finish.kind, FinishKind::kLength);
 }
 
 TEST_P(RankLoopTest, OtherWeightsAreLoadedInAPauseOnly) {

@@ -447,14 +447,14 @@ Result<void> Scheduler::commit() {
   }
   if (observer_) done.times.taken = clock_.now();
   ++totals_.steps_total;
-  count_step(done.work);
-  for (auto& row : done.work.rows) take(row);
+  if (!done.work.cancelled) count_step(done.work);
+  for (auto& row : done.work.rows) take(row, done.work.cancelled);
   if (requests_.empty()) new_token_ratio_ = initial_ratio_;
   if (flights_ == 0) {
     if (chunked_) drop_doubles(*chunked_);
     for (Request* r : running_) drop_doubles(*r);
   }
-  if (learns()) {
+  if (learns() && !done.work.cancelled) {
     // What those who decode wait for: all of it, or its computing, beside which the rest is done.
     const Duration took = device_.depth() == 1 ? clock_.now() - done.launched : done.work.computed - done.work.started;
     times_.record(done.shape, seconds(took));
@@ -463,12 +463,13 @@ Result<void> Scheduler::commit() {
   return {};
 }
 
-void Scheduler::take(StepWork::Row& row) {
+void Scheduler::take(StepWork::Row& row, bool cancelled) {
   Request& r = *row.request;
   --r.in_flight;
   r.kv_in_flight -= row.new_tokens;
+  SLUICE_CHECK(r.ended || !cancelled, "a step was cancelled that request {} waits for", r.in.rid);
   if (r.ended) {
-    if (r.in_flight == 0) bury(r);
+    if (r.in_flight == 0) bury(r, !cancelled);
     return;
   }
   if (row.scores) {
@@ -688,8 +689,8 @@ void Scheduler::end(Request& r, FinishReason finish) {
 }
 
 // The answer is given, and no step in flight computes for it any more: whatever it held is free.
-void Scheduler::bury(Request& r) {
-  release(r, /*keep_in_cache=*/true);
+void Scheduler::bury(Request& r, bool computed) {
+  release(r, /*keep_in_cache=*/computed);
   if (r.grammar_tokens > 0) {
     GrammarWalks& walks = totals_.grammar_walks;
     walks.mean.observe(kGrammarWalkSeconds, seconds(r.grammar_time) / static_cast<double>(r.grammar_tokens));
@@ -721,6 +722,11 @@ Result<void> Scheduler::step() {
 Result<void> Scheduler::run(StepPlan plan) {
   launch(std::move(plan));
   return commit();
+}
+
+bool Scheduler::step_is_wanted() const {
+  const Flight& first = ring_[static_cast<size_t>(first_flight_)];
+  return flights_ > 0 && !std::ranges::all_of(first.work.rows, [](const auto& row) { return row.request->ended; });
 }
 
 Result<void> Scheduler::settle() {

@@ -146,6 +146,9 @@ class Scheduler {
   bool nothing_runs() const { return requests_.size() == waiting_.size() && flights_ == 0; }
   // Steps that are launched and not committed, 0 to 2; at most 1 between calls of step().
   int in_flight() const { return flights_; }
+  // Whether anybody waits for the one that is launched first; it may be asked while that is computed, also by who
+  // computes it (Runner::ask_between_layers). If not, the step may be cancelled.
+  bool step_is_wanted() const;
   // Commits them. What changes under a model's feet (weights, recordings) comes after it.
   Result<void> settle();
   // Ends what has waited or run for too long. Between steps, and at next_due() when there are none.
@@ -243,7 +246,7 @@ class Scheduler {
   bool may_follow(const StepPlan& next) const;
   void add_to_batch(const StepPlan::Sequence& sequence, std::span<const int32_t> new_slots, StepWork& work);
   void advance(StepWork::Row& row);
-  void take(StepWork::Row& row);
+  void take(StepWork::Row& row, bool cancelled);
   void share_prefix(Request& request);
   void drop_doubles(Request& request);
   void keep_state(const Request& request, RadixCache::Node* end);
@@ -257,7 +260,8 @@ class Scheduler {
   void emit(Request& request, FinishReason finish);
   std::vector<int32_t> experts_of(Request& request) const;
   void end(Request& request, FinishReason finish);
-  void bury(Request& request);
+  // `computed`: what it holds KV of.
+  void bury(Request& request, bool computed = true);
   int64_t num_running() const { return std::ssize(requests_) - std::ssize(waiting_); }
 
   const SchedulerOptions options_;

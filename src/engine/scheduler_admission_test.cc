@@ -136,6 +136,107 @@ TEST_F(AdmissionTest, WhoIsRetractedComesBackWithItsOutputAndTheSameTokens) {
   }
 }
 
+// ---- steps that nobody waits for
+
+class CancelTest : public SchedulerTest {
+ protected:
+  // In the next step, before the second layer.
+  void abort_within(std::vector<std::string> rids) {
+    runner_->ask_between_layers([this, rids, layer = 0]() mutable {
+      if (++layer == 2) {
+        for (const auto& rid : rids) scheduler_->abort({.rid = rid});
+      }
+      return layer < 2 || scheduler_->step_is_wanted();
+    });
+  }
+  void expect_right(const std::string& rid, const GenerateRequest& sent) {
+    EXPECT_EQ(answers_[rid].ids, alone(sent, scheduler_->max_req_len()).ids) << rid;
+  }
+};
+
+TEST_F(CancelTest, E1AChunkOfAPromptEndsWithItsRequestAndGivesEverythingBack) {
+  for (const bool cached : {false, true}) {
+    auto options = small();
+    options.prefix_cache = cached;
+    make(options);
+    scheduler_->add(request("long", ids(60)));
+    step();  // the first of its chunks
+    abort_within({"long"});
+    step();
+    EXPECT_EQ(answers_["long"].finish.kind, FinishKind::kAbort);
+    EXPECT_EQ(runner_->computed, 16) << "the second chunk was not";
+    EXPECT_TRUE(scheduler_->idle());
+    scheduler_->check_invariants();
+    const auto load = scheduler_->snapshot();
+    EXPECT_EQ(load.num_used_tokens, 0);
+    EXPECT_EQ(load.num_cached_tokens, cached ? 16 : 0) << "what was not computed is not in the cache";
+    runner_->ask_between_layers({});
+    const auto same = request("same", ids(60));
+    scheduler_->add(same);
+    run_until_idle();
+    expect_right("same", same);
+    EXPECT_EQ(answers_["same"].cached_tokens, cached ? 16 : 0);
+  }
+}
+
+TEST_F(CancelTest, AStepGoesOnForTheOthersInIt) {
+  auto options = small();
+  options.chunked_prefill_size = 0;
+  make(options);
+  const auto stays = request("stays", ids(20, 3));
+  scheduler_->add(request("leaves", ids(30)));
+  scheduler_->add(stays);
+  abort_within({"leaves"});
+  step();
+  EXPECT_EQ(answers_["leaves"].finish.kind, FinishKind::kAbort) << "it ends at once all the same";
+  EXPECT_EQ(answers_["stays"].ids.size(), 1u);
+  run_until_idle();
+  expect_right("stays", stays);
+}
+
+TEST_F(CancelTest, TenThousandAbortsWithinStepsLeaveNothing) {
+  Rng rng(sluice::testing::test_seed(41));
+  int64_t aborted = 0, served = 0;
+  for (int round = 0; aborted < 10'000; ++round) {
+    auto options = small();
+    options.page_size = round % 3 == 0 ? 4 : 1;
+    options.kv_slots = 200 + options.page_size;
+    options.mixed_chunk = round % 2 == 0;
+    options.prefix_cache = round % 5 != 0;
+    make(options);
+    std::map<std::string, GenerateRequest> sent;
+    const auto abort_one = [&] {
+      auto it = sent.begin();
+      std::advance(it, static_cast<std::ptrdiff_t>(rng.below(sent.size())));
+      scheduler_->abort({.rid = it->first});
+      ++aborted;
+    };
+    runner_->ask_between_layers([&] {
+      while (!sent.empty() && rng.below(3) == 0) abort_one();
+      return scheduler_->step_is_wanted();
+    });
+    for (int i = 0; i < 200; ++i) {
+      const auto rid = fmt::format("r{}", i);
+      const auto prompt = static_cast<int64_t>(1 + rng.below(70));
+      sent[rid] =
+          request(rid, ids(prompt, static_cast<int32_t>(rng.below(3))), static_cast<int64_t>(1 + rng.below(20)));
+      scheduler_->add(sent[rid]);
+      for (auto steps = rng.below(4); steps > 0; --steps) step();
+      if (sent.size() > 6) sent.erase(sent.begin());
+    }
+    run_until_idle();
+    for (int i = 0; i < 200; ++i) {
+      const auto& answer = answers_[fmt::format("r{}", i)];
+      ASSERT_EQ(answer.finished, 1) << i;
+      served += answer.finish.kind == FinishKind::kLength;
+    }
+    EXPECT_EQ(scheduler_->snapshot().num_used_tokens, 0);
+    ASSERT_TRUE(scheduler_->flush_cache().ok());
+    EXPECT_EQ(scheduler_->snapshot().num_cached_tokens, 0);
+  }
+  EXPECT_GT(served, 100) << "some are left alone";
+}
+
 // ---- who is overtaken
 
 TEST_F(AdmissionTest, NobodyIsOvertakenForEverWhateverThePolicy) {

@@ -73,7 +73,11 @@ class FakeRunner final : public models::Runner {
     ++copied_states;
   }
   std::span<int32_t> slot_table() override { return table_; }
+  void ask_between_layers(std::function<bool()> goes_on) override { goes_on_ = std::move(goes_on); }
   Result<std::span<const float>> forward(const models::StepBatch& b) override {
+    for (int layer = 0; goes_on_ && layer < info_.num_layers; ++layer) {
+      if (!goes_on_()) return Error{ErrorCode::kCancelled, "ended"};
+    }
     const size_t n_seqs = b.seq_lens.size();
     EXPECT_EQ(b.query_start.size(), n_seqs + 1);
     EXPECT_EQ(b.token_ids.size(), static_cast<size_t>(b.query_start.back()));
@@ -136,6 +140,7 @@ class FakeRunner final : public models::Runner {
 
  private:
   models::ModelInfo info_;
+  std::function<bool()> goes_on_;
   std::vector<std::pair<int32_t, int32_t>> kv_;
   std::vector<int32_t> table_;
   size_t width_ = 0;

@@ -13,6 +13,7 @@ void StepWork::clear() {
   batch.clear();
   rows.clear();
   futures.clear();
+  cancelled = false;
 }
 
 StepComputer::StepComputer(models::Runner& runner, const Clock& clock, int64_t slots, bool keep_routed_experts)
@@ -28,8 +29,15 @@ Result<void> StepComputer::compute(StepWork& work) {
   }
   const models::StepBatch batch = work.batch.view();
   work.started = clock_.now();
-  SLUICE_TRY(std::span<const float> logits, runner_.forward(batch));
+  const auto forward = runner_.forward(batch);
+  if (!forward.ok() && forward.error().code != ErrorCode::kCancelled) return forward.error();
   work.forward_time = clock_.now() - work.started;
+  if (!forward.ok()) {
+    work.cancelled = true;
+    work.computed = clock_.now();
+    return {};
+  }
+  const std::span<const float> logits = *forward;
   if (routed_experts_) routed_experts_->record(batch.kv_slots, runner_.last_routing());
 
   const auto vocab = static_cast<size_t>(runner_.info().vocab_size);

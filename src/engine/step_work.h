@@ -66,6 +66,7 @@ struct StepWork {
 
   TimePoint started{}, computed{};  // by whom it was computed, sampling included
   Duration forward_time{};          // of the model alone
+  bool cancelled = false;           // nobody wanted it any more, and nothing came of it
 };
 
 // Runs the model and takes everything that is wanted from its logits. Used by one thread at a time; steps in order.
@@ -77,7 +78,7 @@ class StepComputer {
   // `runner` and `clock` outlive it. `keep_routed_experts`: with KV of `slots`.
   StepComputer(models::Runner& runner, const Clock& clock, int64_t slots, bool keep_routed_experts);
 
-  // An error is the runner's.
+  // An error is the runner's, but for kCancelled, which is no error: StepWork::cancelled.
   Result<void> compute(StepWork& work);
 
   // Of tokens whose steps have been computed, while another step may be. Empty: they are not kept.

@@ -162,6 +162,22 @@ TEST_P(ModelConformance, TheNumberOfThreadsDoesNotChangeABit) {
   EXPECT_EQ(run(1), run(3));
 }
 
+TEST_P(ModelConformance, AStepEndsBeforeTheLayerBeforeWhichItIsToldToAndLeavesNoTrace) {
+  auto runner = load();
+  Steps steps(*runner);
+  const Prompt prompt = read_prompts(GetParam().fixture).front();
+  const std::vector<Piece> whole{{.row = 1, .ids = prompt.input_ids}};
+  const Output want = steps.run(whole);
+  int asked = 0;
+  runner->ask_between_layers([&] { return ++asked < 2; });
+  const auto ended = runner->forward(StepArrays(whole).view());
+  ASSERT_FALSE(ended.ok());
+  EXPECT_EQ(ended.error().code, ErrorCode::kCancelled);
+  EXPECT_EQ(asked, 2) << "nothing is computed after the no";
+  runner->ask_between_layers({});
+  EXPECT_EQ(steps.run(whole).logits, want.logits) << "in the same row";
+}
+
 TEST_P(ModelConformance, AnIdleBatchOfZeroRowsIsLegal) {
   auto runner = load();
   Steps steps(*runner);

@@ -323,6 +323,10 @@ class DecoderRunner final : public Runner {
     const bool kept = decoder_->routing().layers() > 0 && decoder_->routing().chosen({}) != nullptr;
     return !kept || weights_.layout().attention_tp_size() == 1;
   }
+  void ask_between_layers(std::function<bool()> goes_on) override {
+    SLUICE_CHECK(weights_.layout().tp_size == 1, "the other ranks of an instance would wait for this one");
+    decoder_->ask_between_layers(std::move(goes_on));
+  }
   void copy_state(int32_t from, int32_t to) override { decoder_->states().copy(context_, from, to); }
 
   std::vector<std::vector<int64_t>> expert_loads() const override {

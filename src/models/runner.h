@@ -107,6 +107,10 @@ class Runner {
   // valid until the next call; none on a rank that does not lead its attention group. K and V of all rows are in the
   // pool afterwards. Fails only for reasons outside the program: a device fault, another rank that is gone.
   virtual Result<std::span<const float>> forward(const StepBatch& batch) = 0;
+  // Of a runner with the whole model: asked before each of its layers from now on, by who calls forward(). Where it
+  // says no, forward() ends with kCancelled, the step's K and V are undefined, and so are states of the rows in it.
+  // Empty: nobody is asked.
+  virtual void ask_between_layers(std::function<bool()> goes_on) { (void)goes_on; }
   // Whether forward() computes batches in halves; the same on all ranks. If not, StepBatch::first_half is ignored.
   virtual bool can_split() const { return false; }
   // Copies the states of one row to another one, for models that have some: a sequence in row `to` goes on where that

@@ -125,6 +125,9 @@ Result<void> Decoder::layers(const kernels::Context& context, Step step, Order o
     if (order == Order::kSecond) overlap_->turns().wait_for(done);
     step.layer = static_cast<int>(i / 2);
     Pulse::own().set({.phase = Pulse::Phase::kStep, .step = step.number, .layer = step.layer});
+    if (goes_on_ && i % 2 == 0 && !goes_on_()) {
+      return Error{ErrorCode::kCancelled, fmt::format("ended before layer {}", step.layer)};
+    }
     SLUICE_TRY_VOID(communicator_->run(context, step, *blocks_[i], hidden));
     if (order == Order::kFirst) overlap_->turns().reach(done);
   }

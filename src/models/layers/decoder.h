@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -148,6 +149,8 @@ class Decoder {
   void overlap(parallel::Overlap& overlap);
   // Whether forward() takes halves.
   bool splits() const { return overlap_ != nullptr && overlap_->halves() > 1; }
+  // As Runner::ask_between_layers().
+  void ask_between_layers(std::function<bool()> goes_on) { goes_on_ = std::move(goes_on); }
   // Once, after the last add() and overlap(). kExhausted if the memory cannot be had.
   Result<void> allocate(const kernels::Context& context, int64_t max_tokens);
   // That allocate() and routing().allocate() took.
@@ -188,6 +191,7 @@ class Decoder {
   // split.
   std::array<std::unique_ptr<moe::Dispatcher>, 2> dispatchers_;
   parallel::Overlap* overlap_ = nullptr;
+  std::function<bool()> goes_on_;
   std::unique_ptr<moe::CopyChooser> copy_chooser_;
   std::vector<ExpertLayer> expert_layers_;
   std::vector<std::unique_ptr<Block>> blocks_;  // two of each layer
