@@ -33,7 +33,7 @@ struct SamplingParams {
   std::vector<std::string> stop;
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;
-  std::optional<uint64_t> seed;  // the same seed, prompt and parameters give the same tokens whatever the batch
+  std::optional<uint64_t> seed;  // the same seed, prompt and parameters: the same draws, whatever the batch
   std::map<int32_t, double> logit_bias;
   GrammarKind grammar_kind = GrammarKind::kNone;
   std::string grammar;
