@@ -64,7 +64,23 @@ void ThreadPool::run(int64_t count, int64_t grain, Call call, const void* body) 
   inside_.store(kOpen, std::memory_order_release);
   generation_.fetch_add(1, std::memory_order_acq_rel);
   generation_.notify_all();
-  work(0);
+  try {
+    work(0);
+  } catch (...) {
+    // What `body` refers to lives only until this is left.
+    drop_rest();
+    close();
+    throw;
+  }
+  close();
+}
+
+void ThreadPool::drop_rest() {
+  next_.store(count_, std::memory_order_relaxed);
+  for (Run& run : runs_) run.left.store(0, std::memory_order_relaxed);
+}
+
+void ThreadPool::close() {
   uint32_t left = inside_.fetch_and(~kOpen, std::memory_order_acq_rel) & ~kOpen;
   for (; left != 0; left = inside_.load(std::memory_order_acquire)) await_change(inside_, left);
 }

@@ -25,7 +25,8 @@ class ThreadPool {
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls body(i, thread) once for every i in [0, count), on any thread in [0, size()), and returns when all are done.
-  // They are begun in that order.
+  // They are begun in that order. What a body throws on the caller's thread goes on to the caller once the bodies that
+  // run have returned; no other is begun. On another thread it ends the program.
   template <class Body>
   void parallel_for(int64_t count, const Body& body) {
     divide(count, 0, [&](int64_t i, int64_t, int thread) { body(i, thread); });
@@ -81,6 +82,8 @@ class ThreadPool {
   static void say_one_thread();
 
   void run(int64_t count, int64_t grain, Call call, const void* body);
+  void drop_rest();  // of the job's pieces: those that nobody has taken
+  void close();      // the job, for workers that come later; waits for those that are in it
   void work(int thread);
   Range take(int thread);  // the next for this thread; empty when there is none
   bool enter();

@@ -12,6 +12,7 @@
 #include <fstream>
 #include <numeric>
 #include <set>
+#include <stdexcept>
 #include <string>
 #include <thread>
 
@@ -93,6 +94,46 @@ TEST(ThreadPoolTest, ReturnsOnlyWhenEverythingIsWrittenAndVisible) {
   for (int64_t round = 1; round <= 5'000; ++round) {
     pool.parallel_for(64, [&](int64_t i, int) { values[static_cast<size_t>(i)] += i; });
     ASSERT_EQ(std::accumulate(values.begin(), values.end(), int64_t{0}), round * (63 * 64 / 2));
+  }
+}
+
+// Once with workers in the job, once with some that may come while its caller leaves it.
+TEST(ThreadPoolTest, WhatACallerThrowsReachesItWhenNoPieceRunsAndNoneIsBegunLater) {
+  ThreadPool pool(3);
+  for (int round = 0; round < 200; ++round) {
+    const bool in_runs = round % 2 == 0, beside_another = round % 4 < 2;
+    std::atomic<int> others{0}, late{0};
+    std::atomic<bool> thrown{false}, left{false};
+    const auto body = [&](int thread) {
+      if (thread == 0) {
+        while (beside_another && others == 0) std::this_thread::yield();
+        thrown = true;
+        throw std::runtime_error("no memory");
+      }
+      ++others;
+      while (!thrown) std::this_thread::yield();
+      for (int i = 0; i < 100; ++i) std::this_thread::yield();  // a caller that does not wait is gone by then
+      if (left) ++late;
+    };
+    try {
+      if (in_runs) {
+        pool.parallel_runs(1'000, 7, [&](int64_t, int64_t, int thread) { body(thread); });
+      } else {
+        pool.parallel_for(1'000, [&](int64_t, int thread) { body(thread); });
+      }
+      ADD_FAILURE() << "nothing thrown";
+    } catch (const std::runtime_error& error) {
+      EXPECT_STREQ(error.what(), "no memory");
+    }
+    left = true;
+    const int begun = others;
+    for (int i = 0; i < 100; ++i) std::this_thread::yield();
+    ASSERT_EQ(others, begun) << "begun after its caller had left, round " << round;
+    ASSERT_EQ(late, 0) << "round " << round;
+
+    std::vector<std::atomic<int>> done(100);
+    pool.parallel_for(100, [&](int64_t i, int) { ++done[static_cast<size_t>(i)]; });
+    for (const auto& times : done) ASSERT_EQ(times, 1);
   }
 }
 
