@@ -229,6 +229,33 @@ TEST_F(SchedulerInsidesTest, ARetractedRequestGoesOnBesideATwinThatWaitsForItsMe
   EXPECT_EQ(answers_["wide"].ids.size(), 58u);
 }
 
+// The most urgent of all waits for memory that one has which those between them preempt.
+TEST_F(SchedulerInsidesTest, WhatAnUrgentRequestWaitsForIsNotKeptByOneThatNeverGoesOn) {
+  auto options = small();
+  options.priorities.enabled = true;
+  options.max_running_requests = 1;
+  options.most_answer_bytes = 60 * static_cast<int64_t>(sizeof(float));  // one request, and not two
+  make(options);
+  const auto add = [&](const std::string& rid, int64_t priority, bool hidden) {
+    auto r = request(rid, ids(20, static_cast<int64_t>(scheduler_->snapshot().steps_total)), 10);
+    r.priority = priority;
+    r.return_hidden_states = hidden;
+    scheduler_->add(r);
+  };
+  add("holder", 0, true);
+  while (answers_["holder"].ids.empty()) step();
+  add("plain", 50, false);
+  while (answers_["plain"].ids.empty()) step();
+  ASSERT_GT(scheduler_->snapshot().retracted_total, 0u) << "it has taken the holder's place";
+  add("urgent", 100, true);
+  // Some less urgent request is always there.
+  for (int i = 0; i < 200 && answers_["urgent"].finished == 0; ++i) {
+    if (i % 5 == 0) add(fmt::format("r{}", i), 50, false);
+    step();
+  }
+  EXPECT_EQ(answers_["urgent"].finished, 1);
+}
+
 TEST_F(SchedulerInsidesTest, EmbeddingsReachTheStepThatComputesTheirTokens) {
   make(small());
   std::vector<float> seen;

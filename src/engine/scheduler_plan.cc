@@ -347,7 +347,10 @@ bool Scheduler::all_will_fit(const Request& r, const StepPlan& plan) const {
 
 void Scheduler::plan_admissions(StepPlan& plan, Budget& budget) const {
   if (!options_.priorities.enabled && (budget.full() || (budget.total <= 0 && options_.prefix_cache))) return;
-  for (Request* r : admission_order()) {
+  std::vector<Request*> order = admission_order();
+  bool blocked = false;
+  for (size_t i = 0; i < order.size(); ++i) {
+    Request* const r = order[i];
     if (budget.full()) break;
     if (options_.prefill_max_requests &&
         static_cast<int64_t>(plan.sequences.size()) >= *options_.prefill_max_requests) {
@@ -356,11 +359,15 @@ void Scheduler::plan_admissions(StepPlan& plan, Budget& budget) const {
     const int64_t answer = unpromised_bytes(*r);
     if (answer > 0 && answer > budget.answers) {
       budget.answers = 0;  // nobody who came later takes what it waits for
+      // Who has it was preempted, or runs: it goes on before all that come later, and keeps its place until it ends.
+      blocked = true;
+      std::stable_partition(order.begin() + static_cast<std::ptrdiff_t>(i) + 1, order.end(),
+                            [](const Request* other) { return other->answer_promised > 0; });
       continue;
     }
     auto a = admission(*r, plan, budget);
     const size_t preempted = plan.preempt.size();
-    if (a && !a->has_room && preempt_for(*r, plan, budget)) a = admission(*r, plan, budget);
+    if (a && !a->has_room && !blocked && preempt_for(*r, plan, budget)) a = admission(*r, plan, budget);
     if (!a || !a->has_room) break;
     const bool logits = r->wants_input_logprobs(), first = plan.sequences.empty();
     // With those who leave goes some of the time that prompts have beside them.

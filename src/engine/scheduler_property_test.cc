@@ -37,6 +37,7 @@ TEST_P(SchedulerPropertyTest, X13AgreesWithOneRequestAtATimeUnderRandomLoad) {
         .seed = seed,
     };
     if (rng.below(4) == 0) options.prefill_max_requests = 1 + rng.below(3);
+    if (rng.below(3) == 0) options.most_answer_bytes = 1 + static_cast<int64_t>(rng.below(20'000));
     if (rng.below(4) == 0) options.radix.state_rows = 1 + static_cast<int32_t>(rng.below(6));
     options.priorities = {.enabled = options.policy->by_priority && rng.below(2) == 0,
                           .low_first = rng.below(2) == 0,
@@ -117,7 +118,10 @@ TEST_P(SchedulerPropertyTest, X13AgreesWithOneRequestAtATimeUnderRandomLoad) {
       ASSERT_EQ(got.finish.matched_token, want.finish.matched_token);
       ASSERT_EQ(got.prompt_tokens, static_cast<int64_t>(r.input_ids.size()));
       ASSERT_LT(got.cached_tokens, got.prompt_tokens);
-      ASSERT_EQ(got.cached_tokens % page, 0);
+      // A chunk may end within a page that another request has completed by then: the rest of it is cached.
+      if (options.chunked_prefill_size == 0 && !options.mixed_chunk) {
+        ASSERT_EQ(got.cached_tokens % page, 0);
+      }
       expect_equal(got.input_logprobs, want.input_logprobs);
       expect_equal(got.output_logprobs, want.output_logprobs);
     }

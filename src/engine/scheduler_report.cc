@@ -97,9 +97,10 @@ void Scheduler::count_routing_keys(TimePoint now) {
 
 void Scheduler::check_invariants() const {
   cache_.check_invariants();
-  int64_t own = 0;
+  int64_t own = 0, promised = 0;
   size_t rows = 0;
   const auto check = [&](const Request& r) {
+    promised += r.answer_promised;
     own += pool_.ceil(r.kv_len) - r.owned_from + std::ssize(r.doubles);
     SLUICE_CHECK(r.doubles.empty() || flights_ > 0, "request {} holds {} slots twice", r.in.rid, r.doubles.size());
     rows += r.row >= 0;
@@ -129,6 +130,8 @@ void Scheduler::check_invariants() const {
   SLUICE_CHECK(pool_.available() + cache_.evictable() + cache_.locked() + own == pool_.capacity(),
                "{} free + {} evictable + {} locked + {} owned of {}", pool_.available(), cache_.evictable(),
                cache_.locked(), own, pool_.capacity());
+  SLUICE_CHECK(promised == answer_promised_, "{} bytes of answers are promised, {} to requests", answer_promised_,
+               promised);
   SLUICE_CHECK(rows + free_rows_.size() == static_cast<size_t>(options_.max_running_requests), "{} rows used, {} free",
                rows, free_rows_.size());
   for (int i = 0; i < flights_; ++i) {

@@ -64,24 +64,36 @@ double unix_seconds(int64_t nanos) { return static_cast<double>(nanos) / 1e9; }
 // Log-probabilities are kept until the answer is made of them, which takes some 300 bytes for each, in a chat 600.
 constexpr int64_t kMostScores = int64_t{4} << 20;
 
-// Those that the answer may come to hold, of prompts and output, the alternatives included.
-int64_t scores_of(const GenerateRequest& request) {
-  if (!request.return_logprob) return 0;
-  const int64_t of_prompt = request.logprob_start_len < 0
-                                ? 0
-                                : std::max<int64_t>(0, std::ssize(request.input_ids) - request.logprob_start_len);
-  const int64_t each = 1 + request.top_logprobs_num + std::ssize(request.token_ids_logprob);
-  return (of_prompt + request.sampling.max_new_tokens) * each;
+// Of each token.
+int64_t scores_each(const GenerateRequest& request) {
+  return request.return_logprob ? 1 + request.top_logprobs_num + std::ssize(request.token_ids_logprob) : 0;
+}
+// Of the prompt.
+int64_t scored_positions(const GenerateRequest& request) {
+  if (request.logprob_start_len < 0) return 0;
+  return std::max<int64_t>(0, std::ssize(request.input_ids) - request.logprob_start_len);
 }
 
-Result<void> check_scores(const GenerationPlan& plan) {
-  int64_t scores = 0;
-  for (const auto& planned : plan.samples) scores += scores_of(planned.request);
-  if (scores <= kMostScores) return {};
-  return Error{ErrorCode::kInvalidArgument,
-               fmt::format("this request asks for up to {} log-probabilities, {} at most for one answer: ask for fewer "
-                           "tokens (max_tokens or max_new_tokens), alternatives or samples",
-                           scores, kMostScores)};
+Result<void> bound_scores(GenerationPlan& plan) {
+  int64_t scores = 0, each_of_ours = 0;  // those that are asked for; of a token of all samples whose length is ours
+  for (const auto& [request, format] : plan.samples) {
+    const int64_t each = scores_each(request);
+    scores += scored_positions(request) * each;
+    (format.length_is_ours ? each_of_ours : scores) +=
+        format.length_is_ours ? each : request.sampling.max_new_tokens * each;
+  }
+  if (scores + each_of_ours > kMostScores) {
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("this request asks for up to {} log-probabilities, {} at most for one answer: ask for "
+                             "fewer tokens (max_tokens or max_new_tokens), alternatives or samples",
+                             scores + each_of_ours, kMostScores)};
+  }
+  if (each_of_ours == 0) return {};
+  for (auto& [request, format] : plan.samples) {
+    if (!format.length_is_ours || !request.return_logprob) continue;
+    request.sampling.max_new_tokens = std::min(request.sampling.max_new_tokens, (kMostScores - scores) / each_of_ours);
+  }
+  return {};
 }
 
 bool is_structured(const PlannedSample& planned) { return planned.request.sampling.grammar_kind != GrammarKind::kNone; }
@@ -124,7 +136,7 @@ Generation::~Generation() {
 Result<void> Generation::start() {
   if (client_gone_) return {};
   // Without a rank that was ready lengths are not known, and that is what the client is told.
-  if (call_.api.limits().context_length > 0) SLUICE_TRY_VOID(check_scores(plan_));
+  if (call_.api.limits().context_length > 0) SLUICE_TRY_VOID(bound_scores(plan_));
   for (size_t i = 0; i < samples_.size(); i += plan_.per_prompt) SLUICE_TRY_VOID(send(i, plan_.dp_rank));
   return {};
 }

@@ -19,6 +19,7 @@ namespace sluice::engine {
 struct SampleFormat {
   OutputText::Options text;
   bool texts_in_scores = false;  // tokens of log-probabilities come with their text
+  bool length_is_ours = false;   // nobody asked for so many tokens: there may be fewer
 };
 struct PlannedSample {
   GenerateRequest request;
@@ -41,8 +42,9 @@ class Generation {
   Generation(const Generation&) = delete;
 
   // Sends the first sample of each prompt. The other samples of a prompt follow to the same rank once its first token
-  // is there: then its KV is in that rank's prefix cache, and the prompt is computed once. kInvalidArgument, and
-  // nothing is sent, where more log-probabilities are asked for than an answer may hold.
+  // is there: then its KV is in that rank's prefix cache, and the prompt is computed once. Where more
+  // log-probabilities are wanted than an answer may hold, samples whose length nobody gave get fewer tokens, and if
+  // that is not enough it is kInvalidArgument, and nothing is sent.
   Result<void> start();
 
   // Waits for news and takes them in; returns the samples that have grown or ended. Empty: the client has left. An

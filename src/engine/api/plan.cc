@@ -119,6 +119,7 @@ Result<PromptPlan> plan_prompt(const ApiContext& api, const LengthLimits& limits
   if (!sampling.seed) out.request.sampling.seed = api.settings.seed;
   out.request.stream_interval =
       stream ? sampling.stream_interval.value_or(api.settings.stream_interval) : kWholeInterval;
+  out.format.length_is_ours = !sampling.max_new_tokens;
   out.format.text = {
       .skip_special = sampling.skip_special_tokens, .no_stop_trim = sampling.no_stop_trim, .stop = sampling.stop};
   return out;

@@ -372,6 +372,8 @@ class RankMetrics::Impl {
         if (times > 0) histogram.observe(sum / static_cast<double>(times), times);
       }
     }
+    // A new life counts from 0, though it may have come further than the one before it by now.
+    if (static_cast<uint64_t>(rank.restarts) != last.restarts) last.prompt_tokens = last.cached_tokens = 0;
     last.all_prompt_tokens += grown(rank.load.prompt_tokens_total, last.prompt_tokens);
     last.all_cached_tokens += grown(rank.load.cached_tokens_total, last.cached_tokens);
     const auto cached = static_cast<int64_t>(last.all_cached_tokens);
