@@ -73,7 +73,6 @@ void FrontProbe::ask() {
   const auto* address = reinterpret_cast<const sockaddr*>(&address_);
   if (::connect(socket_, address, address_size_) == 0 || errno == EINPROGRESS) return;
   hang_up();
-  ++unanswered_;
 }
 
 // Sends the question once the connection is there. A connection that fails is no answer, and no question any more.
@@ -92,7 +91,6 @@ bool FrontProbe::answered() {
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return false;
   }
   hang_up();
-  ++unanswered_;
   return false;
 }
 

@@ -1,6 +1,8 @@
 // Whether the front process of a worker still answers. One that hangs (stopped, deadlocked) keeps its pipe, its pidfd
 // and its port: the kernel goes on taking connections that nobody reads. So it is asked something that costs it
-// nothing, on a connection of its own, and whatever it answers means that it lives.
+// nothing, on a connection of its own, and whatever it answers means that it lives. Only silence counts against it: a
+// connection that is refused or broken off is the work of somebody, as of a front that ends in order and listens no
+// more; and of a process that has ended its pidfd tells.
 #pragma once
 
 #include <sys/socket.h>
@@ -14,8 +16,8 @@
 namespace sluice::cli {
 
 // For a loop around poll(2); it never blocks. A question is given up after a third of the patience and asked anew, and
-// after an answer comes a pause of as much: three questions in a row without an answer are the end of it. A watcher
-// that was stopped itself finds the answers that came meanwhile.
+// after an answer comes a pause of as much: three questions that were met with silence, with no answer in between, are
+// the end of it. A watcher that was stopped itself finds the answers that came meanwhile.
 class FrontProbe {
  public:
   // `url`: http://host:port. An error: its host is no address of a machine that can be looked up. `clock` outlives

@@ -108,20 +108,33 @@ TEST_F(FrontProbeTest, WhatIsHeardElsewhereStartsOver) {
   EXPECT_TRUE(probe_->gave_up());
 }
 
-TEST_F(FrontProbeTest, ConnectionsThatAreRefusedOrClosedAreNoAnswers) {
+TEST_F(FrontProbeTest, AConnectionThatIsClosedIsNeitherSilenceNorAnAnswer) {
   watch(listener_.url());
-  pass(10s);
+  for (int i = 0; i < 3; ++i) pass(10s);  // two were not answered
+  for (int i = 0; i < 2; ++i) ::close(::accept(listener_.fd(), nullptr, nullptr));
   ::close(take());
   look_when_ready();  // closed
   EXPECT_EQ(probe_->descriptor(), -1) << "not asked again at once";
   EXPECT_FALSE(probe_->gave_up());
-  listener_.close();
-  for (int i = 0; i < 2; ++i) {
-    EXPECT_FALSE(probe_->gave_up());
-    pass(10s);
+  pass(10s);
+  ASSERT_GE(probe_->descriptor(), 0);
+  EXPECT_FALSE(probe_->gave_up()) << "what was closed has not been silent";
+  pass(10s);
+  EXPECT_TRUE(probe_->gave_up()) << "the two before it still count";
+}
+
+// It got SIGTERM, listens no more and finishes what it has.
+TEST_F(FrontProbeTest, AFrontThatListensNoMoreMayTakeItsTime) {
+  watch(listener_.url());
+  pass(10s);
+  look_when_ready();
+  listener_.close();  // which resets what nobody accepted
+  for (int i = 0; i < 20; ++i) {
     if (probe_->descriptor() >= 0) look_when_ready();
+    EXPECT_EQ(probe_->descriptor(), -1);
+    pass(10s);
+    EXPECT_FALSE(probe_->gave_up());
   }
-  EXPECT_TRUE(probe_->gave_up());
 }
 
 TEST_F(FrontProbeTest, AnAddressThatIsNoneIsAnError) {

@@ -30,7 +30,7 @@ void Breaker::set(BreakerState state) {
   faults_.clear();
   has_faults_.store(false, std::memory_order_relaxed);
   successes_ = 0;
-  trial_ = false;
+  trial_ = overtaken_ = false;
   if (state == BreakerState::kOpen) opened_ = clock_.now();
   if (report_ && before != state) report_(before, state);
 }
@@ -74,7 +74,8 @@ void Breaker::success(const Permit& permit) {
 void Breaker::fault(const Permit& permit) {
   if (!rules_.enabled) return;
   std::lock_guard lock(mutex_);
-  if (permit.epoch != epoch_) return;
+  const bool was_overtaken = overtaken_ && permit.trial && permit.epoch + 1 == epoch_;
+  if (permit.epoch != epoch_ && !was_overtaken) return;
   if (permit.trial) {
     set(BreakerState::kOpen);
     return;
@@ -104,7 +105,10 @@ void Breaker::probe_passed() {
   if (state() == BreakerState::kClosed) return;
   std::lock_guard lock(mutex_);
   if (state() == BreakerState::kOpen && open_time_is_over()) set(BreakerState::kHalfOpen);
-  if (state() == BreakerState::kHalfOpen && ++successes_ >= rules_.success_threshold) set(BreakerState::kClosed);
+  if (state() != BreakerState::kHalfOpen || ++successes_ < rules_.success_threshold) return;
+  const bool overtakes = trial_;
+  set(BreakerState::kClosed);
+  overtaken_ = overtakes;
 }
 
 std::optional<Duration> Breaker::open_for() const {

@@ -41,7 +41,7 @@ class Breaker {
   void on_change(std::function<void(BreakerState from, BreakerState to)> report) { report_ = std::move(report); }
 
   // What a request holds while it uses the worker; it ends in exactly one of success(), fault() and neutral(). What
-  // began before the state last changed counts for nothing.
+  // began before the state last changed counts for nothing, but for the fault of a trial that probes have overtaken.
   struct Permit {
     bool trial = false;
     uint64_t epoch = 0;
@@ -59,7 +59,8 @@ class Breaker {
   bool recovered();
   // A probe passed. Before the open time is over that says nothing, for a worker may pass its probes and fail its
   // requests; from then on it counts as a trial that went well, beside those of requests: a worker that few requests
-  // choose is not kept at one at a time for that.
+  // choose is not kept at one at a time for that. A trial that is under way when probes close the breaker is not waited
+  // for, and opens it again if it ends in a fault.
   void probe_passed();
   // How long it stays open, zero of one that is half-open or will be with the next request; none while closed.
   std::optional<Duration> open_for() const;
@@ -93,6 +94,7 @@ class Breaker {
   TimePoint opened_{};
   int64_t successes_ = 0;
   bool trial_ = false;
+  bool overtaken_ = false;  // probes have closed it while a trial was under way, which was of the epoch before
 };
 
 }  // namespace sluice::gateway

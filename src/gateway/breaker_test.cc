@@ -142,10 +142,34 @@ TEST_F(BreakerTest, APassedProbeIsAGoodTrialOnceTheOpenTimeIsOver) {
   EXPECT_FALSE(begin());
   breaker_.probe_passed();
   EXPECT_EQ(breaker_.state(), State::kClosed) << "a long trial is not waited for";
-  breaker_.fault(trial);
-  EXPECT_EQ(breaker_.streak().faults, 0) << "it began before the breaker closed";
   breaker_.probe_passed();
   EXPECT_EQ(breaker_.streak().successes, 0);
+  breaker_.fault(trial);
+  EXPECT_EQ(breaker_.state(), State::kOpen) << "it passes its probes and fails its requests";
+  EXPECT_EQ(breaker_.open_for(), 10s);
+}
+
+TEST_F(BreakerTest, OfATrialThatProbesHaveOvertakenOnlyAFaultInTheNextStateCounts) {
+  const auto overtake = [&] {
+    open();
+    clock_.advance(10s);
+    const auto trial = begin().value();
+    for (int i = 0; i < 2; ++i) breaker_.probe_passed();
+    EXPECT_EQ(breaker_.state(), State::kClosed);
+    return trial;
+  };
+  breaker_.success(overtake());
+  EXPECT_EQ(breaker_.state(), State::kClosed);
+  const auto late = overtake();
+  breaker_.reset();
+  breaker_.fault(late);
+  EXPECT_EQ(breaker_.state(), State::kClosed) << "of the process before";
+  const auto older = overtake();
+  const auto newer = overtake();
+  breaker_.fault(older);
+  EXPECT_EQ(breaker_.state(), State::kClosed) << "of the time before it opened again";
+  breaker_.fault(newer);
+  EXPECT_EQ(breaker_.state(), State::kOpen);
 }
 
 TEST_F(BreakerTest, ABadTrialUndoesWhatProbesHaveSaid) {

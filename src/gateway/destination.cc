@@ -119,8 +119,8 @@ size_t Destination::read_tokens(const Context& context, Endpoint endpoint, std::
   return tokens_->tokens.size();
 }
 
-void Destination::sent_to(const Context& context, const Worker& worker) const {
-  if (tokens_ != nullptr) context.kv->view.sent(*tokens_, worker.number, context.clock.now());
+void Destination::sent_to(const Context& context, const Worker& worker, TimePoint sent_at) const {
+  if (tokens_ != nullptr) context.kv->view.sent(*tokens_, worker.number, sent_at);
 }
 
 void Destination::unsent(const Context& context, const Worker& worker, TimePoint sent_at) const {

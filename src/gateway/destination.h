@@ -32,8 +32,8 @@ class Destination {
   // if that is not known.
   size_t read_tokens(const Context& context, Endpoint endpoint, std::string_view body);
   // The request goes to that worker.
-  void sent_to(const Context& context, const Worker& worker) const;
-  // It was not computed there after all.
+  void sent_to(const Context& context, const Worker& worker, TimePoint sent_at) const;
+  // It was not computed there after all; `sent_at` as it was then, which tells it from other requests alike.
   void unsent(const Context& context, const Worker& worker, TimePoint sent_at) const;
 
   const Policy& policy() const { return *policy_; }

@@ -274,10 +274,11 @@ void Exchange::claim_prefix(Worker& worker) {
   routing::CacheBelief& belief = worker.load->belief;
   const auto new_bytes = static_cast<size_t>((1 - matched_share_) * static_cast<double>(text.size()));
   belief.sent(new_bytes);
+  const TimePoint now = context_.clock.now();
   claim_ = {.number = context_.index.insert(text, worker.number, belief.limit_bytes()),
             .new_bytes = new_bytes,
-            .made_at = context_.clock.now()};
-  destination_.sent_to(context_, worker);
+            .made_at = now};
+  destination_.sent_to(context_, worker, now);
 }
 
 // The worker refused the request, or failed before it answered: what it held before is all that it holds.

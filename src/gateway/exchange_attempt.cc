@@ -74,8 +74,8 @@ struct Exchange::Upstream {
     judge(Outcome::kClientGone);
   }
 
-  // The first verdict counts.
-  void judge(Outcome outcome) {
+  // The first verdict counts. `status`: of the worker's answer, 0 without one.
+  void judge(Outcome outcome, int status = 0) {
     if (std::exchange(judged, true)) return;
     switch (outcome) {
       case Outcome::kOk:
@@ -89,6 +89,13 @@ struct Exchange::Upstream {
         exchange.context_.control->suspect(worker);
         return;
       case Outcome::kClientError:
+        // Of a worker that nobody probes trials are all that can close the breaker, and it is up.
+        if (permit.trial && status / 100 == 4 && exchange.context_.options.disable_health_check) {
+          worker->breaker.success(permit);
+        } else {
+          worker->breaker.neutral(permit);
+        }
+        return;
       case Outcome::kBusy:
       case Outcome::kClientGone:
         worker->breaker.neutral(permit);
@@ -226,7 +233,7 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_whole(Upstream& upstream, net:
   const Outcome outcome = classify(head.status, head.headers, *body);
   net::Response response{head.status, headers_of(head, worker), std::move(body).value(), head.reason,
                          upstream.connection->trailers()};
-  upstream.judge(outcome);
+  upstream.judge(outcome, head.status);
   if (head.status == 401 && !worker.api_key().empty()) {
     SLUICE_LOG_EVERY(60, warn, "gateway/exchange",
                      "worker {} answered 401: it does not take the key that the gateway has of it; PATCH /workers/{} "
@@ -240,7 +247,8 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_whole(Upstream& upstream, net:
     withdraw_claim();
   }
   upstream.release();
-  if (is_retryable(head.status) && !says_two_ranks_ended(response.body)) {
+  const bool ended_two_ranks = head.status == 500 && outcome == Outcome::kClientError;
+  if (is_retryable(head.status) && !ended_two_ranks) {
     const auto comes_back = retry_after(head.headers);
     if (outcome == Outcome::kBusy) {
       leave_alone(worker, upstream.sent, comes_back);
@@ -342,7 +350,7 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
   }
   at_work_ = false;
   client_.set_trailers(upstream.connection->trailers());
-  upstream.judge(classify(head.status, head.headers));
+  upstream.judge(classify(head.status, head.headers), head.status);
   if (good) {
     const int64_t tokens = learn(tail.text(), upstream);
     // What came in one piece does not tell.

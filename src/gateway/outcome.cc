@@ -41,8 +41,12 @@ Outcome classify(int status, const net::Headers& headers, std::string_view body)
   }
 }
 
-bool says_rank_ended(std::string_view body) { return scan_error_reason(body) == protocol::kRankEndedReason; }
-bool says_two_ranks_ended(std::string_view body) { return scan_error_reason(body) == protocol::kTwoRanksEndedReason; }
+bool says_rank_ended(std::string_view body) {
+  return body.size() <= kLongestReasoned && scan_error_reason(body) == protocol::kRankEndedReason;
+}
+bool says_two_ranks_ended(std::string_view body) {
+  return body.size() <= kLongestReasoned && scan_error_reason(body) == protocol::kTwoRanksEndedReason;
+}
 
 bool is_retryable(int status) {
   return status == 408 || status == 429 || status == 500 || status == 502 || status == 503 || status == 504;

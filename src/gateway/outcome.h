@@ -1,6 +1,7 @@
 // What an attempt's end means: for the breaker, and for whether it is repeated (gateway-reference.md 1.1, 6.2, 6.3).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string_view>
@@ -22,6 +23,8 @@ std::string_view to_string(Outcome outcome);
 // Of a worker's answer. Busy: 429, and 503 that says when to come back or has the engines' body of a full queue. Fault:
 // 500, 502, 504 and any other 503. What ended two ranks is the error of a client.
 Outcome classify(int status, const net::Headers& headers = {}, std::string_view body = {});
+// An engine's error with a reason is never longer; of what is, nothing is read.
+inline constexpr size_t kLongestReasoned = 16 << 10;
 // Of an error of an engine whose front lives: the rank that had the request ended, for which the request need not be to
 // blame (protocol::kRankEndedReason).
 bool says_rank_ended(std::string_view body);

@@ -41,6 +41,19 @@ TEST(OutcomeTest, WhatEndedTwoRanksIsTheRequestsFault) {
   EXPECT_EQ(classify(500, {}, one), Outcome::kFault);
 }
 
+TEST(OutcomeTest, OfAVeryLongErrorNoReasonIsRead) {
+  for (const std::string_view reason : {protocol::kRankEndedReason, protocol::kTwoRanksEndedReason}) {
+    const auto body_of = [&](size_t size) {
+      const size_t rest = protocol::error_body(500, "", reason).size();
+      return protocol::error_body(500, std::string(size - rest, 'x'), reason);
+    };
+    const auto says = [&](const std::string& body) { return says_rank_ended(body) || says_two_ranks_ended(body); };
+    ASSERT_EQ(body_of(kLongestReasoned).size(), kLongestReasoned);
+    EXPECT_TRUE(says(body_of(kLongestReasoned)));
+    EXPECT_FALSE(says(body_of(kLongestReasoned + 1)));
+  }
+}
+
 TEST(OutcomeTest, TellsAnErrorThatTheRequestDeservesFromAFault) {
   for (const int status : {500, 502, 504}) EXPECT_EQ(classify(status), Outcome::kFault) << status;
   for (const int status : {400, 401, 404, 408, 413, 422, 501}) {

@@ -18,7 +18,8 @@ int64_t RequestLimit::allowed() const {
 void RequestLimit::busy(TimePoint sent, TimePoint now, int64_t others) {
   const std::lock_guard lock(mutex_);
   seen_ = std::max(seen_, now);
-  if (is_narrowed() && sent <= halved_) {
+  if (sent <= halved_) {
+    if (!is_narrowed()) return;  // the window has grown and gone since
     base_ = window();
   } else {
     halved_ = seen_;

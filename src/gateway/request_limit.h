@@ -29,7 +29,7 @@ class RequestLimit {
   int64_t allowed() const;
 
   // A request that was sent at `sent` was refused as the worker was busy; it has `others` beside it. Those that were
-  // under way already when the window was halved tell nothing new.
+  // under way already when the window was halved tell nothing new, and no window comes back for them.
   void busy(TimePoint sent, TimePoint now, int64_t others);
   // A good answer.
   void served(TimePoint now) {
@@ -57,7 +57,7 @@ class RequestLimit {
   int64_t allowed_ = kNone;
   // While narrowed: the window at the last "busy", what it grows to, and the good answers since.
   int64_t base_ = 0, target_ = 0, answers_ = 0;
-  TimePoint halved_{}, last_busy_{};
+  TimePoint halved_ = TimePoint::min(), last_busy_{};
   TimePoint seen_{};  // the latest that is known here
 };
 

@@ -68,6 +68,24 @@ TEST_F(RequestLimitTest, ItGrowsWithTimeAndIsGoneWithinASecondOfTheLastBusy) {
   EXPECT_FALSE(limit_.pass(now_ + 500ms));
 }
 
+TEST_F(RequestLimitTest, AnAnswerThatIsLateForItsWindowBringsNoneBack) {
+  const TimePoint sent = now_;
+  now_ += 30ms;
+  limit_.busy(sent, now_, 20);
+  now_ += 600ms;
+  ASSERT_FALSE(limit_.pass(now_));
+  limit_.busy(sent, now_, 20);
+  EXPECT_EQ(seat_, RequestLimit::kNone);
+  EXPECT_FALSE(limit_.is_narrowed());
+  limit_.busy(now_ - 1ms, now_, 20);
+  EXPECT_EQ(seat_, 10) << "sent after it was halved";
+}
+
+TEST_F(RequestLimitTest, AWorkerThatIsBusyFromTheFirstMomentIsHeard) {
+  limit_.busy(TimePoint{}, TimePoint{}, 20);
+  EXPECT_EQ(seat_, 10);
+}
+
 TEST_F(RequestLimitTest, TheLessOfBothCounts) {
   busy(20);
   limit_.allow(4);

@@ -346,6 +346,21 @@ TEST_F(ScenarioTest, AHalfOpenWorkerGetsOneTrialAtATime) {
   expect_settled();
 }
 
+TEST_F(ScenarioTest, TrialsThatDeserveAnErrorCloseTheBreakerWhereNobodyProbes) {
+  SimWorker& one = worker();
+  start({"--disable-retries", "--disable-health-check", "--cb-failure-threshold", "1", "--cb-success-threshold", "2"});
+  one.set_fault({.kind = Kind::kStatus, .status = 500, .times = 1});
+  EXPECT_EQ(generate()->status, 500);
+  EXPECT_EQ(metric("smg_worker_cb_state"), 1);
+  clock_.advance(60s);
+  one.set_fault({.kind = Kind::kStatus, .status = 400, .times = 2});
+  EXPECT_EQ(generate()->status, 400);
+  EXPECT_EQ(metric("smg_worker_cb_state"), 2);
+  EXPECT_EQ(generate()->status, 400);
+  EXPECT_EQ(metric("smg_worker_cb_state"), 0);
+  expect_settled();
+}
+
 TEST_F(ScenarioTest, AWorkerThatIsBackClosesItsBreakerByHealthChecksAlone) {
   SimWorker& one = worker();
   worker();

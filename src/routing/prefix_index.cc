@@ -97,6 +97,9 @@ class PendingInserts {
 constexpr auto kGathering = std::chrono::milliseconds(20);
 constexpr size_t kTogether = 16;
 
+// Of what is withdrawn: look-ups still find it meanwhile. Where many fail at once they do not wake the thread each.
+constexpr auto kWithdrawing = std::chrono::milliseconds(1);
+
 // Until readers of the other buffer are asked for again.
 constexpr auto kReaders = std::chrono::microseconds(200);
 
@@ -178,7 +181,8 @@ class PrefixIndex::Impl {
   void withdraw(std::string_view text, uint32_t worker, uint64_t claim) {
     if (claim == 0) return;
     const Holder holder{worker, tree_.generations().of(worker)};
-    (void)enqueue({text.substr(0, max_text_), holder, claim, /*is_withdrawn=*/true});
+    const uint64_t number = enqueue({text.substr(0, max_text_), holder, claim, /*is_withdrawn=*/true});
+    if (number == 0 && !text.empty()) dropped_inserts_.fetch_add(1, std::memory_order_relaxed);
   }
 
   // Its number, which counts up; 0 if there is no room.
@@ -189,13 +193,13 @@ class PrefixIndex::Impl {
     {
       std::lock_guard lock(mu_);
       const bool was_empty = queue().empty();
-      const bool was_hasty = hurry();
+      const bool was_hasty = hurry() || any_withdrawn_;
       if (!queue().push(claim)) return 0;
       number = ++queued_;
       // Look-ups do not see that one which waits is withdrawn.
       any_withdrawn_ = any_withdrawn_ || claim.is_withdrawn;
       any_waits_.store(true, std::memory_order_relaxed);
-      wake = was_empty || (hurry() && !was_hasty);
+      wake = was_empty || ((hurry() || any_withdrawn_) && !was_hasty);
     }
     if (wake) wake_.notify_one();
     return number;
@@ -273,7 +277,7 @@ class PrefixIndex::Impl {
   // Under the lock: what is queued should not wait for more.
   bool hurry() const {
     return stop_ || flushes_ > 0 || sweeps_wanted_ > sweeps_done_ || queue().half_full() || !asked_.empty() ||
-           any_withdrawn_ || queue().count() >= kTogether;
+           queue().count() >= kTogether;
   }
 
   void run() {
@@ -288,7 +292,10 @@ class PrefixIndex::Impl {
       } else {
         wake_.wait(lock, [&] { return due() || stale_; });
       }
-      if (!queue().empty()) wake_.wait_for(lock, kGathering, [&] { return hurry(); });
+      if (!queue().empty()) {
+        wake_.wait_for(lock, kGathering, [&] { return hurry() || any_withdrawn_; });
+        if (any_withdrawn_) wake_.wait_for(lock, kWithdrawing, [&] { return hurry(); });
+      }
       if (stop_) return;
       if (internal::oldest_reader() <= cleared_at_) {
         wake_.wait_for(lock, kReaders);
@@ -312,14 +319,15 @@ class PrefixIndex::Impl {
         if (claim.holder.generation != tree_.generations().of(claim.holder.worker)) return;
         if (claim.is_withdrawn) {
           const Applied& of = latest_[claim.limit % latest_.size()];
-          if (of.number != claim.limit) return;
+          // One of a life that is over is void already, and the same text may have come back since.
+          if (of.number != claim.limit || of.generation != claim.holder.generation) return;
           tree_.withdraw(claim.text, claim.holder, of.held);
           withdrawn_inserts_.fetch_add(1, std::memory_order_relaxed);
           return;
         }
         size_t held = 0;
         const bool done = tree_.insert(claim.text, claim.holder, tick, claim.limit, &held);
-        if (done) latest_[number % latest_.size()] = {number, held};
+        if (done) latest_[number % latest_.size()] = {number, held, claim.holder.generation};
         (done ? inserts_ : dropped_inserts_).fetch_add(1, std::memory_order_relaxed);
       });
       if (sweep_now) tree_.sweep();
@@ -347,6 +355,7 @@ class PrefixIndex::Impl {
   struct Applied {
     uint64_t number = 0;
     size_t held = 0;  // bytes
+    uint32_t generation = 0;
   };
   static constexpr size_t kApplied = 8192;
   std::vector<Applied> latest_ = std::vector<Applied>(kApplied);

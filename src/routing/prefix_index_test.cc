@@ -7,6 +7,8 @@
 #include <thread>
 #include <vector>
 
+#include "routing/epoch.h"
+
 namespace sluice::routing {
 namespace {
 
@@ -111,6 +113,32 @@ TEST(PrefixIndexTest, AWithdrawalIsNoClaimWhileItWaits) {
     index.withdraw(text, 3, claim);
     EXPECT_EQ(index.match(text).num_holders, 0);
   }
+}
+
+TEST(PrefixIndexTest, AWithdrawalOfALifeThatIsOverTakesNothingOfTheNext) {
+  PrefixIndex index({});
+  const uint64_t before = index.insert("hello", 1);
+  index.flush();
+  index.drop_worker(1);
+  const uint64_t after = index.insert("hello", 1);
+  index.flush();
+  index.withdraw("hello", 1, before);
+  index.flush();
+  EXPECT_EQ(index.match("hello").num_holders, 1);
+  EXPECT_EQ(index.stats().withdrawn_inserts, 0u);
+  index.withdraw("hello", 1, after);
+  index.flush();
+  EXPECT_EQ(index.match("hello").num_holders, 0);
+}
+
+TEST(PrefixIndexTest, AWithdrawalThatFindsNoRoomIsCounted) {
+  PrefixIndex index({.budget_bytes = 64 << 10});  // 2 KiB may wait
+  const std::string text(200, 'x');
+  const uint64_t claim = index.insert(text, 1);
+  index.flush();
+  const EpochGuard reader;  // what waits is not taken while somebody may look at what was taken last
+  for (int i = 0; i < 100; ++i) index.withdraw(text, 1, claim);
+  EXPECT_GE(index.stats().dropped_inserts, 60u);
 }
 
 TEST(PrefixIndexTest, L24StaysWithinItsBudgetUnderManyWriters) {

@@ -51,8 +51,8 @@ uint32_t FleetView::draw(Rng& rng) const {
   if (fresh == LoadOrder::kNobody) return fresh;
   gate_->expect(fresh);
   if (ahead_ == nullptr) return fresh;
-  const uint32_t drawn = ahead_->exchange(fresh);
-  return drawn < members_.size() ? drawn : fresh;  // it was drawn from more
+  const uint32_t drawn = ahead_->exchange(fresh, *order_);
+  return drawn < members_.size() ? drawn : fresh;  // the order of more may have stood where this one does
 }
 
 const Candidate* FleetView::any(Rng& rng) const {

@@ -34,8 +34,10 @@ class Gate {
 // its memory has come by the time that it is weighed. Of one thread.
 class DrawsAhead {
  public:
-  // Returns one that was drawn before, and puts `fresh` in its place; `fresh` where none is waiting.
-  uint32_t exchange(uint32_t fresh) {
+  // Returns one that was drawn before of the same order, and puts `fresh` in its place; `fresh` where none is waiting.
+  // What waits of another order is forgotten: places of few workers would be drawn too often of many.
+  uint32_t exchange(uint32_t fresh, const LoadOrder& order) {
+    if (std::exchange(drawn_of_, &order) != &order) waiting_.fill(LoadOrder::kNobody);
     const uint32_t drawn = std::exchange(waiting_[next_], fresh);
     next_ = (next_ + 1) % waiting_.size();
     return drawn == LoadOrder::kNobody ? fresh : drawn;
@@ -43,6 +45,7 @@ class DrawsAhead {
 
  private:
   std::array<uint32_t, 2> waiting_ = {LoadOrder::kNobody, LoadOrder::kNobody};
+  const LoadOrder* drawn_of_ = nullptr;  // to compare with; it may be gone
   size_t next_ = 0;
 };
 

@@ -113,6 +113,29 @@ TEST_P(PolicyConformance, L1AChoiceAmong10000WorkersLooksAtFewOfThem) {
   }
 }
 
+// As the models of one loop do.
+TEST_P(PolicyConformance, FleetsThatShareTheirDrawsDoNotSkewEachOther) {
+  if (!policy_->is_balanced() || policy_->needs_all()) return;
+  constexpr int kRequests = 20'000;
+  TestFleet few, many;
+  for (uint32_t worker = 0; worker < 40; ++worker) few.add(worker);
+  for (uint32_t worker = 0; worker < 400; ++worker) many.add(worker);
+  LoadOrder order_of_few(few.usable()), order_of_many(many.usable());
+  const TestGate gate;
+  DrawsAhead ahead;
+  const FleetView view_of_few(few.usable(), order_of_few, gate, few.view().ring(), &ahead);
+  const FleetView view_of_many(many.usable(), order_of_many, gate, many.view().ring(), &ahead);
+  RequestFacts facts;
+  facts.routing_text = "a prompt that nobody holds";
+  facts.prefix.total_bytes = facts.routing_text.size();
+  int among_first = 0;
+  for (int i = 0; i < kRequests; ++i) {
+    ASSERT_LT(*policy_->choose(view_of_few, facts, rng_).worker, 40u);
+    if (*policy_->choose(view_of_many, facts, rng_).worker < 40) ++among_first;
+  }
+  EXPECT_NEAR(static_cast<double>(among_first) / kRequests, 0.1, 0.01) << "they are a tenth of the workers";
+}
+
 TEST_P(PolicyConformance, IdleEqualWorkersGetEqualShares) {
   if (!policy_->is_balanced()) return;  // it sends equal requests to one worker on purpose
   constexpr int kWorkers = 8;
