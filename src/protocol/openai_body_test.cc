@@ -196,7 +196,8 @@ TEST(OpenAiBodyTest, TokenIdsAreGivenToThoseWhoAsk) {
   EXPECT_TRUE(parse_completion_body(R"({"prompt":"a","return_token_ids":true})", {})->token_ids);
   EXPECT_TRUE(
       parse_chat_body(R"({"messages":[{"role":"user","content":"a"}],"return_token_ids":true})", {})->token_ids);
-  EXPECT_EQ(completion_error(R"({"prompt":"a","return_token_ids":1})"), "return_token_ids must be a boolean, got 1");
+  EXPECT_EQ(completion_error(R"({"prompt":"a","return_token_ids":1})"),
+            "return_token_ids must be true or false, got 1");
 }
 
 TEST(TokenizeBodyTest, TakesPromptsAndMessages) {
