@@ -349,7 +349,7 @@ void Exchange::set_engine_aside() {
 // needs no budget and no pause. But the request may be what kills: those that had it move on so only once.
 bool Exchange::moves_on_freely(const Failure& failure) {
   const bool broke = failure.error.code == ErrorCode::kRefused || failure.error.code == ErrorCode::kReset;
-  if (!(failure.answer ? says_rank_ended(failure.answer->body) : broke)) return false;
+  if (!(failure.answer ? failure.rank_ended : broke)) return false;
   return !failure.reached || !std::exchange(outlived_one_, true);
 }
 

@@ -43,6 +43,7 @@ class Exchange {
     Error error;
     std::optional<net::Response> answer;
     Outcome outcome = Outcome::kFault;
+    bool rank_ended = false;  // as the answer says
     std::optional<Duration> retry_after;
     std::string worker_id;  // empty = there was no worker to ask
     bool reached = true;    // a part of the request may have gone out

@@ -230,7 +230,8 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_whole(Upstream& upstream, net:
   if (!body.ok()) co_return upstream.failed(std::move(body).error());
 
   at_work_ = false;
-  const Outcome outcome = classify(head.status, head.headers, *body);
+  const EndedRanks ended = head.status / 100 == 5 ? ended_ranks(*body) : EndedRanks::kNone;
+  const Outcome outcome = classify(head.status, head.headers, *body, ended);
   net::Response response{head.status, headers_of(head, worker), std::move(body).value(), head.reason,
                          upstream.connection->trailers()};
   upstream.judge(outcome, head.status);
@@ -247,15 +248,16 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_whole(Upstream& upstream, net:
     withdraw_claim();
   }
   upstream.release();
-  const bool ended_two_ranks = head.status == 500 && outcome == Outcome::kClientError;
-  if (is_retryable(head.status) && !ended_two_ranks) {
+  if (is_retryable(head.status) && ended != EndedRanks::kTwo) {
     const auto comes_back = retry_after(head.headers);
     if (outcome == Outcome::kBusy) {
       leave_alone(worker, upstream.sent, comes_back);
     } else {
       (error_type(head.status) == "timeout" ? worker.series.timeouts : worker.series.backend_errors).add();
     }
-    co_return failure_with(std::move(response), outcome, comes_back, worker);
+    Failure failure = failure_with(std::move(response), outcome, comes_back, worker);
+    failure.rank_ended = ended == EndedRanks::kOne;
+    co_return failure;
   }
   phase("answered");
   const bool good = head.status / 100 == 2;

@@ -23,8 +23,8 @@ std::string_view to_string(Outcome outcome) {
   return "unknown";
 }
 
-Outcome classify(int status, const net::Headers& headers, std::string_view body) {
-  if (status == 500 && says_two_ranks_ended(body)) return Outcome::kClientError;
+Outcome classify(int status, const net::Headers& headers, std::string_view body, EndedRanks ended) {
+  if (status == 500 && ended == EndedRanks::kTwo) return Outcome::kClientError;
   switch (status) {
     case 429:
       return Outcome::kBusy;
@@ -41,11 +41,11 @@ Outcome classify(int status, const net::Headers& headers, std::string_view body)
   }
 }
 
-bool says_rank_ended(std::string_view body) {
-  return body.size() <= kLongestReasoned && scan_error_reason(body) == protocol::kRankEndedReason;
-}
-bool says_two_ranks_ended(std::string_view body) {
-  return body.size() <= kLongestReasoned && scan_error_reason(body) == protocol::kTwoRanksEndedReason;
+EndedRanks ended_ranks(std::string_view body) {
+  if (body.size() > kLongestReasoned) return EndedRanks::kNone;
+  const std::string reason = scan_error_reason(body);
+  if (reason == protocol::kRankEndedReason) return EndedRanks::kOne;
+  return reason == protocol::kTwoRanksEndedReason ? EndedRanks::kTwo : EndedRanks::kNone;
 }
 
 bool is_retryable(int status) {

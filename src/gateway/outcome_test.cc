@@ -19,26 +19,27 @@ TEST(OutcomeTest, TellsBusyFromFault) {
 }
 
 TEST(OutcomeTest, ReadsTheReasonOfAnErrorAndNotItsText) {
-  EXPECT_TRUE(says_rank_ended(R"({"object":"error","message":"x","type":"500","code":500,"reason":"rank_ended"})"));
-  EXPECT_TRUE(says_rank_ended(R"({"error":{"message":"x","reason":"rank_ended"}})"));
-  EXPECT_TRUE(says_rank_ended(protocol::error_body(500, std::string(5000, '"'), protocol::kRankEndedReason)));
-  EXPECT_TRUE(says_rank_ended(protocol::error_event(503, "x", protocol::kRankEndedReason)));
+  EXPECT_EQ(ended_ranks(R"({"object":"error","message":"x","type":"500","code":500,"reason":"rank_ended"})"),
+            EndedRanks::kOne);
+  EXPECT_EQ(ended_ranks(R"({"error":{"message":"x","reason":"rank_ended"}})"), EndedRanks::kOne);
+  EXPECT_EQ(ended_ranks(protocol::error_body(500, std::string(5000, '"'), protocol::kRankEndedReason)),
+            EndedRanks::kOne);
+  EXPECT_EQ(ended_ranks(protocol::error_event(503, "x", protocol::kRankEndedReason)), EndedRanks::kOne);
   for (const char* other :
        {"", "rank_ended", "[]", R"({"reason":"rank_ended")", R"({"reason":7})", R"({"reason":"queue_full"})",
         R"({"error":{"error":{"reason":"rank_ended"}}})", R"({"error":"rank_ended"})",
         R"({"message":"data-parallel rank 0 ended: killed by SIGKILL"})", R"({"message":""reason":"rank_ended""})"}) {
-    EXPECT_FALSE(says_rank_ended(other)) << other;
+    EXPECT_EQ(ended_ranks(other), EndedRanks::kNone) << other;
   }
 }
 
 TEST(OutcomeTest, WhatEndedTwoRanksIsTheRequestsFault) {
-  const std::string two = protocol::error_body(500, "x", protocol::kTwoRanksEndedReason);
-  EXPECT_TRUE(says_two_ranks_ended(two));
-  EXPECT_FALSE(says_rank_ended(two));
-  EXPECT_EQ(classify(500, {}, two), Outcome::kClientError);
-  const std::string one = protocol::error_body(500, "x", protocol::kRankEndedReason);
-  EXPECT_FALSE(says_two_ranks_ended(one));
-  EXPECT_EQ(classify(500, {}, one), Outcome::kFault);
+  const auto outcome_of = [](std::string_view reason) {
+    const std::string body = protocol::error_body(500, "x", reason);
+    return classify(500, {}, body, ended_ranks(body));
+  };
+  EXPECT_EQ(outcome_of(protocol::kTwoRanksEndedReason), Outcome::kClientError);
+  EXPECT_EQ(outcome_of(protocol::kRankEndedReason), Outcome::kFault);
 }
 
 TEST(OutcomeTest, OfAVeryLongErrorNoReasonIsRead) {
@@ -47,10 +48,9 @@ TEST(OutcomeTest, OfAVeryLongErrorNoReasonIsRead) {
       const size_t rest = protocol::error_body(500, "", reason).size();
       return protocol::error_body(500, std::string(size - rest, 'x'), reason);
     };
-    const auto says = [&](const std::string& body) { return says_rank_ended(body) || says_two_ranks_ended(body); };
     ASSERT_EQ(body_of(kLongestReasoned).size(), kLongestReasoned);
-    EXPECT_TRUE(says(body_of(kLongestReasoned)));
-    EXPECT_FALSE(says(body_of(kLongestReasoned + 1)));
+    EXPECT_NE(ended_ranks(body_of(kLongestReasoned)), EndedRanks::kNone);
+    EXPECT_EQ(ended_ranks(body_of(kLongestReasoned + 1)), EndedRanks::kNone);
   }
 }
 

@@ -689,16 +689,15 @@ TEST_F(ReliabilityTest, X7SessionKeysMatchWholeOrNotAtAllAndAreBounded) {
 }
 
 TEST_F(ReliabilityTest, WhatEndedTwoRanksIsAnsweredAndGoesToNoOtherWorker) {
-  SimWorker& ill = worker();
-  SimWorker& other = worker();
+  worker();
+  worker();
   start({"--policy", "round_robin", "--retry-initial-backoff-ms", "0"});
   ASSERT_TRUE(eventually([&] { return metric("smg_worker_health") == 2; }));
-  SimFault fault;
-  fault.kind = Kind::kStatus;
-  fault.status = 500;
-  fault.body = R"({"object":"error","message":"killed by SIGKILL","code":500,"reason":"two_ranks_ended"})";
-  ill.set_fault(fault);
-  other.set_fault(fault);
+  const SimFault fault{
+      .kind = Kind::kStatus,
+      .status = 500,
+      .body = R"({"object":"error","message":"killed by SIGKILL","code":500,"reason":"two_ranks_ended"})"};
+  for (const auto& one : workers_) one->set_fault(fault);
   for (int i = 0; i < 20; ++i) {
     const auto answer = generate();
     EXPECT_EQ(answer->status, 500);

@@ -6,17 +6,17 @@
 
 #include <atomic>
 #include <cstdint>
-#include <limits>
 #include <mutex>
 
 #include "base/clock.h"
+#include "gateway/load.h"
 
 namespace sluice::gateway {
 
 // Any thread.
 class RequestLimit {
  public:
-  static constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
+  static constexpr int64_t kNone = WorkerLoad::kNoLimit;
   // From the last "busy" until all that the worker had before it is allowed again, and more. With the time until
   // somebody looks, full traffic is back within a second.
   static constexpr Duration kRegrowth = std::chrono::milliseconds(500);

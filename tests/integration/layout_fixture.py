@@ -55,6 +55,14 @@ def can_throw(pid):
     return bool(int(caught[1], 16) >> (THROW - 1) & 1)
 
 
+def waits_without_limit(task):
+    """Whether the thread (/proc/P/task/T) is in a system call that ends by an event alone. The numbers are those of x86-64."""
+    number, *arguments = (task / "syscall").read_text().split()
+    # read, poll, futex, epoll_wait: which argument is the limit, and what says that there is none.
+    at, none = {"0": (None, None), "7": (2, 0xFFFFFFFF), "202": (3, 0), "232": (3, 0xFFFFFFFF)}.get(number, (None, ""))
+    return none is None or (at is not None and int(arguments[at], 16) & 0xFFFFFFFF == none)
+
+
 def rank_processes(running):
     return sorted(pid for pid, line in descendants(running.process.pid).items() if line.endswith("sluice rank"))
 

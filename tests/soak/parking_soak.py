@@ -2,17 +2,19 @@
 """Rounds of parking and waking of a real instance of four ranks: each piece of work wakes all of them, whether it finds them parked
 or on their way there, and none is lost.
 
-usage: parking_soak.py <sluice binary> <folder of fixtures> [--rounds N] [--seed S]
+usage: parking_soak.py <sluice binary> <folder of fixtures> [--rounds N] [--seed S] [--idle SECONDS]
 
 Rounds take turns: a request is sent when all four ranks are seen asleep in poll (/proc/<pid>/syscall), up to three milliseconds after
 the last answer, about when they park, or at once, before they do. What waking costs is the median of what the first of each turn took
 more than the third, so that a machine that is slower for a while does not count. A parked rank wakes for its next message alone, so a
-wake-up that is lost is a request without an answer."""
+wake-up that is lost is a request without an answer. With --idle the ranks are then left alone for so long, and it is counted how often
+one of their threads was switched to."""
 import argparse
 import http.client
 import json
 import os
 import random
+import re
 import statistics
 import sys
 import time
@@ -20,7 +22,7 @@ import urllib.parse
 from pathlib import Path
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../integration"))
-from layout_fixture import DEEPEP, DPA, rank_processes, start_server  # noqa: E402
+from layout_fixture import DEEPEP, DPA, rank_processes, start_server, waits_without_limit  # noqa: E402
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
 from sluice_process import call, wait_until  # noqa: E402
@@ -33,6 +35,10 @@ def sleeps(pid):
     """Whether the rank's thread waits for its next message, and for nothing else."""
     fields = Path(f"/proc/{pid}/syscall").read_text().split()
     return fields[0] == POLL and int(fields[3], 16) > SHORT_WAIT_MS  # without a limit: more than any number
+
+
+def switches(tasks):
+    return sum(int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", (task / "status").read_text(), re.M)[1]) for task in tasks)
 
 
 class Client:
@@ -58,6 +64,7 @@ def main():
     parser.add_argument("fixtures", type=Path)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--idle", type=float, default=0)
     options = parser.parse_args()
     rng = random.Random(options.seed)
     took = {"parked": [], "racing": [], "awake": []}
@@ -81,6 +88,12 @@ def main():
         states = call(server.url + "/server_info")[2]["internal_states"]
         steps = max(state["group_steps"] for state in states)
         assert steps >= options.rounds, f"{steps} steps for {options.rounds} requests of one token each"
+        if options.idle > 0:
+            tasks = [task for pid in ranks for task in Path(f"/proc/{pid}/task").iterdir()]
+            wait_until("every thread waiting without a limit", lambda: all(map(waits_without_limit, tasks)))
+            before = switches(tasks)
+            time.sleep(options.idle)  # a span of the clock is what is measured
+            print(f"{switches(tasks) - before} switches to {len(tasks)} threads of four idle ranks in {options.idle:g} s")
     for kind, seconds in took.items():
         millis = sorted(1000 * s for s in seconds)
         print(f"{len(millis)} rounds {kind}: an answer after {statistics.median(millis):.2f} ms (median), "

@@ -130,7 +130,10 @@ TEST_P(PolicyConformance, FleetsThatShareTheirDrawsDoNotSkewEachOther) {
   facts.prefix.total_bytes = facts.routing_text.size();
   int among_first = 0;
   for (int i = 0; i < kRequests; ++i) {
-    ASSERT_LT(*policy_->choose(view_of_few, facts, rng_).worker, 40u);
+    // In no fixed order, of which a policy that draws once may come out even.
+    for (uint64_t others = rng_.below(3); others > 0; --others) {
+      ASSERT_LT(*policy_->choose(view_of_few, facts, rng_).worker, 40u);
+    }
     if (*policy_->choose(view_of_many, facts, rng_).worker < 40) ++among_first;
   }
   EXPECT_NEAR(static_cast<double>(among_first) / kRequests, 0.1, 0.01) << "they are a tenth of the workers";

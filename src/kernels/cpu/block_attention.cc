@@ -57,7 +57,7 @@ void BlockAttention::add(const QueryRows& rows, const PositionBlock& block) cons
     const int64_t at = (r - first) * block.padded;
     const float correction = simd_.softmax_step(scores + at, visible(rows, r, block), block.padded, scale_,
                                                 rows.state + 2 * r, weights + at * element, bf16);
-    if (block.base > 0 && correction != 1) simd_.scale(rows.sums + r * value_, value_, correction);
+    if (block.base > rows.begin && correction != 1) simd_.scale(rows.sums + r * value_, value_, correction);
   }
   if (block.packed) {
     sum_packed(rows, block, first, weights);
@@ -89,10 +89,13 @@ void BlockAttention::sum_packed(const QueryRows& rows, const PositionBlock& bloc
     const int64_t own = std::min(kTogether, rows.rows - row);
     const int64_t seen = round_up(visible(rows, row + own - 1, block), 2);
     for (int64_t v = 0; v < value_; v += kPairColumns) {
-      simd_.multiply_pairs(
-          block.values + v * block.padded * 2, seen,
-          reinterpret_cast<const uint16_t*>(weights) + (row - first) * block.padded, block.padded, own, kPairColumns,
-          {.out = rows.sums + row * value_ + v, .stride = value_, .bias = nullptr, .accumulate = block.base > 0});
+      simd_.multiply_pairs(block.values + v * block.padded * 2, seen,
+                           reinterpret_cast<const uint16_t*>(weights) + (row - first) * block.padded, block.padded, own,
+                           kPairColumns,
+                           {.out = rows.sums + row * value_ + v,
+                            .stride = value_,
+                            .bias = nullptr,
+                            .accumulate = block.base > rows.begin});
     }
   }
 }
@@ -101,6 +104,16 @@ void BlockAttention::finish(const QueryRows& rows, int64_t row, void* out) const
   float* sum = rows.sums + row * value_;
   simd_.scale(sum, value_, 1 / rows.state[2 * row + 1]);
   simd_.narrow(sum, value_, out, dtype_ == DType::kBf16);
+}
+
+void BlockAttention::leave(const QueryRows& rows, int64_t row, float* partial) const {
+  const float* state = rows.state + 2 * row;
+  if (state[1] == 0) {  // it saw none of the positions, so that nothing was summed
+    std::fill_n(partial, value_, 0.0f);
+  } else {
+    std::copy_n(rows.sums + row * value_, value_, partial);
+  }
+  std::copy_n(state, 2, partial + value_);
 }
 
 }  // namespace sluice::kernels::cpu

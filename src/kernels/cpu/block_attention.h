@@ -26,6 +26,7 @@ struct QueryRows {
   int64_t padded = 0;  // a multiple of kRowStep
   int64_t group = 1;
   int64_t first_position = 0;
+  int64_t begin = 0;  // of the positions that are summed over; beyond the first one, for packed blocks alone
 };
 // Keys [padded, dim] and values [padded, value] of dtype, of positions base .. base + count; zeros behind.
 struct PositionBlock {
@@ -88,11 +89,13 @@ class BlockAttention {
   // Makes the products that add() will need for unpacked blocks of `positions` up to position `end`; see
   // PlainProducts. Of `rows` the numbers count.
   void prepare(const QueryRows& rows, int64_t positions, int64_t end) const;
-  // Blocks follow each other from position 0 on.
+  // Blocks follow each other from rows.begin on.
   static void begin(const QueryRows& rows);
   void add(const QueryRows& rows, const PositionBlock& block) const;
   // Row `row` of `rows` to `out`, [value] of dtype.
   void finish(const QueryRows& rows, int64_t row, void* out) const;
+  // The same before it is divided by its total, with its maximum and total behind: [value + 2].
+  void leave(const QueryRows& rows, int64_t row, float* partial) const;
 
  private:
   // Rows of earlier positions see nothing of the block from `base` on.

@@ -22,11 +22,8 @@ void pack_f8_tiles(const LinearShape& shape, const RowReader& rows, char* to) {
     }
     // Pairs column by column, so that what is written follows itself.
     const char* values = tile.data() + 4 * scales;
-    for (int64_t k = 0; k + 1 < shape.in; k += 2) {
+    for (int64_t k = 0; k < shape.in; k += 2) {
       for (int64_t c = 0; c < columns; ++c) std::memcpy(to + k * kF8Columns + 2 * c, values + c * row_bytes + k, 2);
-    }
-    if (const int64_t last = shape.in - 1; last % 2 == 0) {
-      for (int64_t c = 0; c < columns; ++c) to[last * kF8Columns + 2 * c] = values[c * row_bytes + last];
     }
   }
 }

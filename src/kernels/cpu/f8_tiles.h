@@ -16,6 +16,7 @@ constexpr size_t f8_tile_values(int64_t in) { return static_cast<size_t>(round_u
 constexpr size_t f8_tile_bytes(int64_t in) {
   return f8_tile_values(in) + static_cast<size_t>(4 * scales_per_row(in) * kF8Columns);
 }
+// `shape.in` is even.
 void pack_f8_tiles(const LinearShape& shape, const RowReader& rows, char* to);
 
 }  // namespace sluice::kernels::cpu

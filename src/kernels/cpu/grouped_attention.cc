@@ -25,6 +25,10 @@ int64_t queries_of(const AttentionArgs& args, int64_t sequence) {
   return args.query_start[sequence + 1] - args.query_start[sequence];
 }
 int64_t group_of(const AttentionArgs& args) { return args.n_heads / args.n_kv_heads; }
+// Of a row's partial result, for the heads of a KV head.
+int64_t partial_floats(const AttentionArgs& args) { return group_of(args) * (args.head_dim + 2); }
+// Into how many parts long sequences are cut.
+int64_t cuts_wanted(int64_t uncut) { return uncut == 0 ? 1 : (kEnoughPieces + uncut - 1) / uncut; }
 // Positions that the last of the rows sees.
 int64_t end_of(const AttentionArgs& args, int64_t sequence, int64_t first_row, int64_t rows) {
   return args.seq_lens[sequence] - queries_of(args, sequence) + first_row + rows;
@@ -39,16 +43,51 @@ void GroupedAttention::run(const AttentionArgs& args, ThreadPool& pool) {
   plan_many(args);
   prepare(args);
   // The longest pieces, the last rows of long sequences, are handed out first.
-  pool.parallel_for(std::ssize(many_), [&](int64_t i, int thread) {
-    multiply(args, many_[many_.size() - 1 - static_cast<size_t>(i)], thread);
+  const auto& many = many_.pieces;
+  pool.parallel_for(std::ssize(many), [&](int64_t i, int thread) {
+    multiply(args, many[many.size() - 1 - static_cast<size_t>(i)], thread);
   });
+  merge(args, many_, pool);
   plan_few(args);
   const int64_t floats = attention_scratch(args, kLoopRows);
-  pool.parallel_for(std::ssize(few_), [&](int64_t i, int thread) {
-    simd_.attention(args, few_[few_.size() - 1 - static_cast<size_t>(i)],
+  const auto& few = few_.pieces;
+  pool.parallel_for(std::ssize(few), [&](int64_t i, int thread) {
+    simd_.attention(args, few[few.size() - 1 - static_cast<size_t>(i)],
                     at_least(scratch_[static_cast<size_t>(thread)].loops, floats));
   });
-  pool.parallel_for(std::ssize(cuts_), [&](int64_t i, int) { merge(args, cuts_[static_cast<size_t>(i)]); });
+  merge(args, few_, pool);
+}
+
+void GroupedAttention::Plan::clear() {
+  pieces.clear();
+  cuts.clear();
+}
+
+void GroupedAttention::Plan::add(const AttentionPiece& whole, int64_t wanted, int64_t step) {
+  const int64_t end = whole.end, parts = std::clamp<int64_t>(end / kShortestCut, 1, wanted);
+  const int64_t length = round_up((end + parts - 1) / parts, step);
+  const size_t first = pieces.size();
+  for (int64_t begin = 0; begin < end; begin += length) {
+    pieces.push_back(whole);
+    pieces.back().begin = begin;
+    pieces.back().end = std::min(end, begin + length);
+  }
+  if (length < end) cuts.push_back({first, pieces.size()});
+}
+
+void GroupedAttention::Plan::place_partials(int64_t floats) {
+  const auto each_part = [&](const auto& visit) {
+    for (const Cut& cut : cuts) {
+      for (size_t i = cut.first; i < cut.last; ++i) visit(pieces[i]);
+    }
+  };
+  int64_t all = 0;
+  each_part([&](const AttentionPiece& piece) { all += piece.rows * piece.kv_heads * floats; });
+  float* partial = at_least(partials, all);
+  each_part([&](AttentionPiece& piece) {
+    piece.partial = partial;
+    partial += piece.rows * piece.kv_heads * floats;
+  });
 }
 
 bool GroupedAttention::has_many_rows(const AttentionArgs& args, int64_t sequence) const {
@@ -60,23 +99,30 @@ bool GroupedAttention::has_many_rows(const AttentionArgs& args, int64_t sequence
 void GroupedAttention::plan_many(const AttentionArgs& args) {
   const int64_t rows = std::max<int64_t>(1, kProductRows / group_of(args));
   many_.clear();
+  int64_t uncut = 0;
+  for (int64_t s = 0; s < args.n_seqs; ++s) {
+    if (has_many_rows(args, s)) uncut += (queries_of(args, s) + rows - 1) / rows * args.n_kv_heads;
+  }
+  // Other products are prepared for positions from the first one on.
+  const int64_t wanted = packs(args) ? cuts_wanted(uncut) : 1;
   for (int64_t s = 0; s < args.n_seqs; ++s) {
     if (!has_many_rows(args, s)) continue;
     const int64_t queries = queries_of(args, s);
     for (int64_t row = 0; row < queries; row += rows) {
       const int64_t own = std::min(rows, queries - row);
       for (int64_t head = 0; head < args.n_kv_heads; ++head) {
-        many_.push_back({s, row, own, head, 1, 0, end_of(args, s, row, own), nullptr});
+        many_.add({s, row, own, head, 1, 0, end_of(args, s, row, own), nullptr}, wanted, kPositions);
       }
     }
   }
+  many_.place_partials(partial_floats(args));
 }
 
 void GroupedAttention::prepare(const AttentionArgs& args) {
   if (packs(args)) return;
   const int64_t dim = args.head_dim, group = group_of(args);
   const BlockAttention attention(simd_, products_, scratch_[0].products, args.dtype, dim, dim, args.scale, 0);
-  for (const AttentionPiece& piece : many_) {
+  for (const AttentionPiece& piece : many_.pieces) {
     if (piece.kv_head > 0) continue;  // as the first one
     attention.prepare({.rows = piece.rows * group,
                        .padded = round_up(piece.rows * group, kRowStep),
@@ -92,7 +138,6 @@ bool GroupedAttention::packs(const AttentionArgs& args) const {
 
 void GroupedAttention::plan_few(const AttentionArgs& args) {
   few_.clear();
-  cuts_.clear();
   int64_t pieces = 0, of_all_heads = 0;
   for (int64_t s = 0; s < args.n_seqs; ++s) {
     if (has_many_rows(args, s)) continue;
@@ -107,34 +152,19 @@ void GroupedAttention::plan_few(const AttentionArgs& args) {
   const bool whole_rows = pieces >= kEnoughPieces / 2;
   if (!whole_rows) of_all_heads = 0;
   const int64_t uncut = of_all_heads + (pieces - of_all_heads) * args.n_kv_heads;
-  const int64_t wanted = (kEnoughPieces + uncut - 1) / uncut, width = group_of(args) * (args.head_dim + 2);
-  int64_t partial_floats = 0;
+  const int64_t wanted = cuts_wanted(uncut);
   for (int64_t s = 0; s < args.n_seqs; ++s) {
     if (has_many_rows(args, s)) continue;
     const int64_t queries = queries_of(args, s);
     for (int64_t row = 0; row < queries; row += kLoopRows) {
       const int64_t rows = std::min(kLoopRows, queries - row), end = end_of(args, s, row, rows);
-      const int64_t cuts = std::clamp<int64_t>(end / kShortestCut, 1, wanted);
-      const int64_t length = round_up((end + cuts - 1) / cuts, kAttentionBlock);
       const int64_t heads = whole_rows && takes_all_heads(args, rows) ? args.n_kv_heads : 1;
       for (int64_t head = 0; head < args.n_kv_heads; head += heads) {
-        const size_t first = few_.size();
-        for (int64_t begin = 0; begin < end; begin += length) {
-          few_.push_back({s, row, rows, head, heads, begin, std::min(end, begin + length), nullptr});
-        }
-        if (length >= end) continue;
-        cuts_.push_back({first, few_.size()});
-        partial_floats += static_cast<int64_t>(few_.size() - first) * rows * heads * width;
+        few_.add({s, row, rows, head, heads, 0, end, nullptr}, wanted, kAttentionBlock);
       }
     }
   }
-  float* partial = at_least(partials_, partial_floats);
-  for (const Cut& cut : cuts_) {
-    for (size_t i = cut.first; i < cut.last; ++i) {
-      few_[i].partial = partial;
-      partial += few_[i].rows * few_[i].kv_heads * width;
-    }
-  }
+  few_.place_partials(partial_floats(args));
 }
 
 PositionBlock GroupedAttention::read(const AttentionArgs& args, const AttentionPiece& piece, int64_t base,
@@ -179,17 +209,22 @@ PositionBlock GroupedAttention::read(const AttentionArgs& args, const AttentionP
   return {.keys = keys, .values = values, .base = base, .count = count, .padded = padded};
 }
 
-void GroupedAttention::merge(const AttentionArgs& args, const Cut& cut) {
-  const AttentionPiece& whole = few_[cut.first];
+void GroupedAttention::merge(const AttentionArgs& args, const Plan& plan, ThreadPool& pool) const {
+  pool.parallel_for(std::ssize(plan.cuts),
+                    [&](int64_t i, int) { merge(args, plan, plan.cuts[static_cast<size_t>(i)]); });
+}
+
+void GroupedAttention::merge(const AttentionArgs& args, const Plan& plan, const Cut& cut) const {
+  const AttentionPiece& whole = plan.pieces[cut.first];
   const bool bf16 = args.dtype == DType::kBf16;
   const int64_t dim = args.head_dim, heads = whole.kv_heads * group_of(args), stride = dim + 2;
   for (int64_t i = 0; i < whole.rows * heads; ++i) {
     float top = -1e30f;
-    for (size_t p = cut.first; p < cut.last; ++p) top = std::max(top, few_[p].partial[i * stride + dim]);
+    for (size_t p = cut.first; p < cut.last; ++p) top = std::max(top, plan.pieces[p].partial[i * stride + dim]);
     float* sum = whole.partial + i * stride;
     float total = 0;
     for (size_t p = cut.first; p < cut.last; ++p) {
-      const float* partial = few_[p].partial + i * stride;
+      const float* partial = plan.pieces[p].partial + i * stride;
       const float share = std::exp(partial[dim] - top);
       total += share * partial[dim + 1];
       if (p == cut.first) {
@@ -205,12 +240,11 @@ void GroupedAttention::merge(const AttentionArgs& args, const Cut& cut) {
   }
 }
 
-// All that the rows see.
 void GroupedAttention::multiply(const AttentionArgs& args, const AttentionPiece& piece, int thread) {
   const bool bf16 = args.dtype == DType::kBf16;
   const int64_t element = bf16 ? 2 : 4, dim = args.head_dim, group = group_of(args);
   const int64_t first_query = args.query_start[piece.sequence] + piece.first_row;
-  const int64_t first_position = piece.end - piece.rows;
+  const int64_t first_position = end_of(args, piece.sequence, piece.first_row, 0);
   const int64_t padded = round_up(piece.rows * group, kRowStep);
 
   Scratch& own = scratch_[static_cast<size_t>(thread)];
@@ -220,7 +254,8 @@ void GroupedAttention::multiply(const AttentionArgs& args, const AttentionPiece&
                        .rows = piece.rows * group,
                        .padded = padded,
                        .group = group,
-                       .first_position = first_position};
+                       .first_position = first_position,
+                       .begin = piece.begin};
   for (int64_t r = 0; r < piece.rows; ++r) {
     simd_.narrow(args.q + (first_query + r) * args.stride + piece.kv_head * group * dim, group * dim,
                  rows.queries + r * group * dim * element, bf16);
@@ -229,8 +264,14 @@ void GroupedAttention::multiply(const AttentionArgs& args, const AttentionPiece&
 
   const BlockAttention attention(simd_, products_, own.products, args.dtype, dim, dim, args.scale, thread);
   BlockAttention::begin(rows);
-  for (int64_t base = 0; base < piece.end; base += kPositions) attention.add(rows, read(args, piece, base, own));
+  for (int64_t base = piece.begin; base < piece.end; base += kPositions) {
+    attention.add(rows, read(args, piece, base, own));
+  }
   for (int64_t r = 0; r < rows.rows; ++r) {
+    if (piece.partial != nullptr) {
+      attention.leave(rows, r, piece.partial + r * (dim + 2));
+      continue;
+    }
     const int64_t row = first_query + r / group, head = piece.kv_head * group + r % group;
     attention.finish(rows, r, static_cast<char*>(args.out) + (row * args.n_heads + head) * dim * element);
   }

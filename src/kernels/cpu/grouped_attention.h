@@ -38,24 +38,35 @@ class GroupedAttention {
   struct Cut {
     size_t first, last;
   };
+  // Pieces of a call, and which of them are parts of one.
+  struct Plan {
+    std::vector<AttentionPiece> pieces;
+    std::vector<Cut> cuts;
+    std::vector<float> partials;
+
+    void clear();
+    // `whole` in at most `wanted` parts that meet at multiples of `step`, none but the last shorter than kShortestCut.
+    void add(const AttentionPiece& whole, int64_t wanted, int64_t step);
+    // Memory for the parts' results, `floats` for each row and KV head.
+    void place_partials(int64_t floats);
+  };
 
   bool has_many_rows(const AttentionArgs& args, int64_t sequence) const;
   void plan_many(const AttentionArgs& args);
-  void prepare(const AttentionArgs& args);  // the products of many_
   void plan_few(const AttentionArgs& args);
+  void prepare(const AttentionArgs& args);      // the products of many_
   bool packs(const AttentionArgs& args) const;  // keys and values of the products
   void multiply(const AttentionArgs& args, const AttentionPiece& piece, int thread);
   // The positions from `base` on that a piece's rows see, kPositions at most.
   PositionBlock read(const AttentionArgs& args, const AttentionPiece& piece, int64_t base, Scratch& own) const;
-  void merge(const AttentionArgs& args, const Cut& cut);
+  void merge(const AttentionArgs& args, const Plan& plan, ThreadPool& pool) const;
+  void merge(const AttentionArgs& args, const Plan& plan, const Cut& cut) const;
 
   const Simd& simd_;
   const bool own_products_;
   const PlainProducts products_;
   std::vector<Scratch> scratch_;
-  std::vector<AttentionPiece> many_, few_;
-  std::vector<Cut> cuts_;
-  std::vector<float> partials_;
+  Plan many_, few_;
 };
 
 }  // namespace sluice::kernels::cpu

@@ -33,8 +33,9 @@ constexpr int64_t kWideColumns = 64;
 constexpr int64_t kDotColumns = 32;  // a task's, of rows of FP8
 // What a task has to read, where there is so much: some four microseconds. A value of a row of inputs counts as a byte.
 constexpr int64_t kTaskBytes = 64 << 10;
-// Rows of a task: of tiles, of FP8 and of pairs, whose weights the second cache holds for all of a step's rows.
-constexpr int64_t kTileTaskRows = 256, kF8TaskRows = 128, kPairTaskRows = 64;
+// Rows of a task: of tiles and of FP8 (kF8Rows), of which more go through the weight again, and of pairs, which take
+// all of a step's rows for some columns before the next, so that the second cache holds their weights.
+constexpr int64_t kTileTaskRows = 256, kPairTaskRows = 64;
 
 // Output columns of one slab: a multiple of 64, and at most 16 slabs, which is as finely as the pool can divide the
 // work.
@@ -324,7 +325,7 @@ class Linear::Impl {
       pieces.of_weight = (shape.out + kDotColumns - 1) / kDotColumns;
     }
     if (pieces.few && kept != Kept::kF8Rows) {
-      const int64_t most = kept == Kept::kTiles ? kTileTaskRows : kF8TaskRows;
+      const int64_t most = kept == Kept::kTiles ? kTileTaskRows : kF8Rows;
       pieces.of_rows = (rows + most - 1) / most;
     }
     if (pieces.few && kept == Kept::kTiles) {

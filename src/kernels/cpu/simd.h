@@ -103,6 +103,7 @@ struct Simd {
 
 constexpr int64_t kDotRows = 4;
 constexpr int64_t kF8Columns = 64;
+constexpr int64_t kF8Rows = 128;  // that a part of a tile is widened for; it is widened again for more
 constexpr int64_t kPairColumns = 64;
 constexpr int64_t kPackRows = 16;
 
