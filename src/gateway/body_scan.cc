@@ -30,6 +30,15 @@ std::string_view trimmed(std::string_view token) {
   return token;
 }
 
+// Of a string. One without escapes is taken as it stands in the body, which spares a long one a copy.
+simdjson::error_code text_of(od::value value, std::string_view& out) {
+  const std::string_view token = trimmed(value.raw_json_token());
+  const bool is_string = token.size() >= 2 && token.front() == '"' && token.back() == '"';
+  if (!is_string || token.find('\\') != std::string_view::npos) return value.get_string().get(out);
+  out = token.substr(1, token.size() - 2);
+  return simdjson::SUCCESS;
+}
+
 // A string, or a list of strings, of token ids or of lists of them. Other kinds are the engine's to judge.
 simdjson::error_code append_prompt(od::value value, std::string& out, int depth = 0) {
   od::json_type type;
@@ -37,7 +46,7 @@ simdjson::error_code append_prompt(od::value value, std::string& out, int depth 
   switch (type) {
     case od::json_type::string: {
       std::string_view text;
-      if (auto error = value.get_string().get(text)) return error;
+      if (auto error = text_of(value, text)) return error;
       join(out, text);
       return simdjson::SUCCESS;
     }
@@ -75,7 +84,7 @@ simdjson::error_code append_content(od::value value, std::string& out) {
   if (auto error = value.type().get(type)) return error;
   if (type == od::json_type::string) {
     std::string_view text;
-    if (auto error = value.get_string().get(text)) return error;
+    if (auto error = text_of(value, text)) return error;
     join(out, text);
     return simdjson::SUCCESS;
   }
@@ -99,7 +108,7 @@ simdjson::error_code append_content(od::value value, std::string& out) {
       od::value text;
       if (auto error = field.value().get(text)) return error;
       std::string_view content;
-      if (!text.get_string().get(content)) join(out, content);
+      if (!text_of(text, content)) join(out, content);
     }
   }
   return simdjson::SUCCESS;
@@ -133,7 +142,7 @@ simdjson::error_code append_messages(od::value value, std::string& out) {
     if (auto error = message.type().get(kind)) return error;
     if (kind == od::json_type::string) {  // an item of "input" in its short form
       std::string_view text;
-      if (auto error = message.get_string().get(text)) return error;
+      if (auto error = text_of(message, text)) return error;
       join(out, text);
     }
     if (kind != od::json_type::object) continue;

@@ -42,6 +42,12 @@ TEST(BodyScanTest, DecodesEscapes) {
   EXPECT_EQ(text(R"({"te\u0078t":"a\n\"b"})", Endpoint::kGenerate), "a\n\"b");
 }
 
+TEST(BodyScanTest, TextWithoutEscapesEndsAtItsQuoteWhateverFollows) {
+  EXPECT_EQ(text("{\"prompt\":[ \"a \" \n,\t\"\", \"\xc3\xa4\\\\\"\n ] \n}", Endpoint::kCompletions), "a  \xc3\xa4\\");
+  EXPECT_EQ(text("{\"prompt\":\"ends the body\"\n}\n", Endpoint::kCompletions), "ends the body");
+  EXPECT_EQ(text(R"({"messages":[ {"content" : "b" } , {"content":[{"text":"c" }]}  ]})", Endpoint::kChat), "b c");
+}
+
 TEST(BodyScanTest, ReadsTheFewOtherFields) {
   const auto facts =
       scan(R"({"model":"m","stream":true,"rid":"r","max_tokens":9,"tools":[{"model":"not this"}]})", Endpoint::kChat);

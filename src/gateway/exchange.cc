@@ -224,7 +224,7 @@ net::Task<bool> Exchange::read_request() {
   }
   record_.stream = facts_.stream;
   record_.prompt_bytes = facts_.routing_text.size() - destination_.salt();
-  record_.prompt_hash = routing::text_hash(facts_.routing_text.substr(destination_.salt()));
+  record_.prompt_hash = routing::text_hash(std::string_view(facts_.routing_text).substr(destination_.salt()));
   phase("read");
   co_return true;
 }
