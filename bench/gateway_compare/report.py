@@ -247,6 +247,8 @@ def main():
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--svg", type=Path, help="folder for the plots")
     arguments = parser.parse_args()
+    if arguments.svg:
+        arguments.svg.mkdir(parents=True, exist_ok=True)
     runs = list(read(arguments.runs))
     for run in runs:
         if run["part"] == "header":
