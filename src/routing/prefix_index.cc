@@ -87,15 +87,15 @@ class PendingInserts {
   const std::unique_ptr<char[]> data_;
   size_t bytes_ = 0;
   std::atomic<size_t> count_{0};
-  static constexpr size_t kLatest = 32;
+  static constexpr size_t kLatest = 64;
   std::array<std::atomic<size_t>, kLatest> latest_{};  // where they begin
 };
 
-// Claims that come within this time of the first one are applied together, or so many if they come sooner: two wake-ups
-// of the index thread for all of them, where two for each request cost more than the claims. Meanwhile look-ups find
-// them where they wait, and no more of them than they look at.
+// Claims that come within this time of the first one, or of the last ones that were applied, are applied together, or
+// so many if they come sooner: one or two wake-ups of the index thread for all of them, where two for each request cost
+// more than the claims. Meanwhile look-ups find them where they wait, and no more of them than they look at.
 constexpr auto kGathering = std::chrono::milliseconds(20);
-constexpr size_t kTogether = 16;
+constexpr size_t kTogether = 32;
 
 // Of what is withdrawn: look-ups still find it meanwhile. Where many fail at once they do not wake the thread each.
 constexpr auto kWithdrawing = std::chrono::milliseconds(1);
@@ -199,7 +199,7 @@ class PrefixIndex::Impl {
       // Look-ups do not see that one which waits is withdrawn.
       any_withdrawn_ = any_withdrawn_ || claim.is_withdrawn;
       any_waits_.store(true, std::memory_order_relaxed);
-      wake = was_empty || ((hurry() || any_withdrawn_) && !was_hasty);
+      wake = (was_empty && asleep_) || ((hurry() || any_withdrawn_) && !was_hasty);
     }
     if (wake) wake_.notify_one();
     return number;
@@ -280,27 +280,38 @@ class PrefixIndex::Impl {
            queue().count() >= kTogether;
   }
 
+  // Under the lock. True if the time to sweep came first.
+  bool sleep_until_due(std::unique_lock<std::mutex>& lock) {
+    const auto due = [&] { return stop_ || !queue().empty() || sweeps_wanted_ > sweeps_done_ || !asked_.empty(); };
+    bool sweep_now = false;
+    asleep_ = true;
+    // Without stale claims there is nothing to do until somebody inserts: no timer ticks while idle.
+    if (stale_) {
+      sweep_now = !wake_.wait_for(lock, options_.sweep_interval, due);
+    } else {
+      wake_.wait(lock, [&] { return due() || stale_; });
+    }
+    asleep_ = false;
+    return sweep_now;
+  }
+  void gather(std::unique_lock<std::mutex>& lock) {
+    wake_.wait_for(lock, kGathering, [&] { return hurry() || any_withdrawn_; });
+    if (any_withdrawn_) wake_.wait_for(lock, kWithdrawing, [&] { return hurry(); });
+  }
+
   void run() {
     const auto start = std::chrono::steady_clock::now();
     std::unique_lock lock(mu_);
     for (;;) {
-      const auto due = [&] { return stop_ || !queue().empty() || sweeps_wanted_ > sweeps_done_ || !asked_.empty(); };
-      // Without stale claims there is nothing to do until somebody inserts: no timer ticks while idle.
+      // Of requests that go on coming none has to wake this thread until enough of them are here.
+      gather(lock);
       bool sweep_now = false;
-      if (stale_) {
-        sweep_now = !wake_.wait_for(lock, options_.sweep_interval, due);
-      } else {
-        wake_.wait(lock, [&] { return due() || stale_; });
+      if (queue().empty()) {
+        sweep_now = sleep_until_due(lock);
+        if (!queue().empty()) gather(lock);
       }
-      if (!queue().empty()) {
-        wake_.wait_for(lock, kGathering, [&] { return hurry() || any_withdrawn_; });
-        if (any_withdrawn_) wake_.wait_for(lock, kWithdrawing, [&] { return hurry(); });
-      }
+      while (!stop_ && internal::oldest_reader() <= cleared_at_) wake_.wait_for(lock, kReaders);
       if (stop_) return;
-      if (internal::oldest_reader() <= cleared_at_) {
-        wake_.wait_for(lock, kReaders);
-        continue;
-      }
       PendingInserts& batch = queue();
       active_ = 1 - active_;
       batch_bytes_ = batch.bytes();
@@ -377,7 +388,8 @@ class PrefixIndex::Impl {
   std::vector<std::pair<size_t, std::function<void(PrefixIndexReport)>>> asked_;
   uint64_t sweeps_wanted_ = 0;
   uint64_t sweeps_done_ = 0;
-  bool stale_ = false;  // claims of dropped workers may be in the tree
+  bool asleep_ = false;  // the thread, until it is woken
+  bool stale_ = false;   // claims of dropped workers may be in the tree
   bool stop_ = false;
 
   std::thread thread_;
