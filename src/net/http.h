@@ -22,7 +22,11 @@ class Headers {
   Headers() = default;
   Headers(std::initializer_list<Field> fields) : fields_(fields) {}
 
-  void add(std::string name, std::string value) { fields_.emplace_back(std::move(name), std::move(value)); }
+  void add(std::string name, std::string value) {
+    constexpr size_t kUsual = 4;
+    if (fields_.capacity() == 0) fields_.reserve(kUsual);
+    fields_.emplace_back(std::move(name), std::move(value));
+  }
   // Replaces every field of that name by one.
   void set(std::string_view name, std::string value);
   void remove(std::string_view name);
