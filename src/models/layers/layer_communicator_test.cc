@@ -205,12 +205,14 @@ std::vector<Way> ways() {
   return all;
 }
 
-INSTANTIATE_TEST_SUITE_P(Ways, LayerCommunicatorTest, testing::ValuesIn(ways()), [](const auto& info) {
-  const Way& way = info.param;
+std::string name_of(const Way& way) {
   const char* const spreads[] = {"attention", "all_tokens", "own_tokens"};
   return fmt::format("tp{}dp{}_{}{}", way.layout.tp_size, way.layout.dp_size, spreads[static_cast<size_t>(way.spread)],
                      way.weighted ? "_weighted" : "");
-});
+}
+
+INSTANTIATE_TEST_SUITE_P(Ways, LayerCommunicatorTest, testing::ValuesIn(ways()),
+                         [](const auto& info) { return name_of(info.param); });
 
 }  // namespace
 }  // namespace sluice::models
