@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """docs/results/reliability.md has one row for each scenario, in a state that the page explains; the tests that it cites are in
 the sources, and the pages and files exist. A row that says that something is shown cites what shows it: a test that has the id of
-the scenario in its title, or a case of the soak that has it in its first line."""
+the scenario in its title, or a case of the soak that has it in its first line. docs/results/conformance.md has one row for each
+case, and each cites tests that exist."""
 import collections
 import re
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 from check_tree import ROOT, tracked
 
 PAGE = ROOT / "docs/results/reliability.md"
-IDS = [f"{letter}{number}" for letter, last in (("R", 30), ("L", 25), ("X", 13)) for number in range(1, last + 1)]
+IDS = [f"{letter}{number}" for letter, last in (("R", 30), ("L", 25), ("X", 13)) for number in range(1, last + 1)] + ["C1", "C8"]
+CASES, NUM_CASES = ROOT / "docs/results/conformance.md", 44
+CASE = re.compile(r"^\| (\d+) \|.*\| ([^|]+) \|$", re.M)
 STATES = ("shown", "partly", "engine", "not yet", "out of scope")
 ROW = re.compile(r"^\| ([A-Z]\d+) \| ([^|]+) \| ([^|]+) \| (.+) \|$", re.M)
 CC_TEST = re.compile(r"^\s*(?:TYPED_)?TEST(?:_F|_P)?\(\s*(\w+)\s*,\s*(\w+)\s*\)", re.M)
@@ -67,6 +70,17 @@ def problems_of(scenario, state, proof, known):
     yield from (f"there is no file {file}" for file in CITED_FILE.findall(proof) if not (ROOT / file).exists())
 
 
+def problems_of_cases(known):
+    rows = CASE.findall(CASES.read_text())
+    if [number for number, _ in rows] != [str(number) for number in range(1, NUM_CASES + 1)]:
+        yield f"the cases are not those from 1 to {NUM_CASES}, each once and in order"
+    for number, proof in rows:
+        cited = CITED_TEST.findall(proof)
+        if not cited:
+            yield f"{number}: it names no test"
+        yield from (f"{number}: there is no test {test}" for test in cited if test not in known)
+
+
 def main():
     rows = ROW.findall(PAGE.read_text())
     known = tests()
@@ -76,9 +90,11 @@ def main():
     for scenario, _, state, proof in rows:
         problems += [f"{scenario}: {problem}" for problem in problems_of(scenario, state, proof, known)]
     states = collections.Counter(state for _, _, state, _ in rows)
-    print("\n".join(f"{PAGE.relative_to(ROOT)}: {problem}" for problem in problems)
+    lines = [f"{PAGE.relative_to(ROOT)}: {problem}" for problem in problems]
+    lines += [f"{CASES.relative_to(ROOT)}: {problem}" for problem in problems_of_cases(known)]
+    print("\n".join(lines)
           or f"{len(rows)} scenarios: " + ", ".join(f"{states[state]} {state}" for state in STATES))
-    return 1 if problems else 0
+    return 1 if lines else 0
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ int main(int argc, char** argv) {
   options.stream = arguments.count("stream", 0) != 0;
   options.warm_up = from_seconds(arguments.number("warm-up", 2));
   options.window = from_seconds(arguments.number("seconds", 30));
-  const compare::FleetRules rules{.renders = arguments.count("render", 0) != 0};
+  compare::FleetRules rules;
+  rules.renders = arguments.count("render", 0) != 0;
   arguments.done();
   prctl(PR_SET_TIMERSLACK, 1UL);  // for the threads to come
 

@@ -159,7 +159,7 @@ void HttpLoad::ended(Connection& connection, TimePoint now) {
   } else {
     drop(connection);
   }
-  if (!options_.open_loop) issue(workload_.next()->text, now);
+  if (!options_.open_loop) issue(std::string(workload_.next()->text), now);
 }
 
 void HttpLoad::failed(Connection& connection, const std::string& reason) {
@@ -201,11 +201,11 @@ void HttpLoad::issue_due(TimePoint now) {
   while (!starts_.empty() && starts_.front() <= now) {
     const TimePoint due = starts_.front();
     starts_.pop_front();
-    issue(workload_.next()->text, due);
+    issue(std::string(workload_.next()->text), due);
   }
   while (coming_ && began_ + coming_->at <= now) {
     const TimePoint due = began_ + coming_->at;
-    std::string text = std::move(coming_->text);
+    std::string text(coming_->text);
     coming_ = workload_.next();
     issue(std::move(text), due);
   }

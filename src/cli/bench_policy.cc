@@ -362,10 +362,7 @@ class PolicyBench {
     if (!url.ok()) return Error{ErrorCode::kBadOption, fmt::format("--url: {}", url.error().message)};
     const auto backend = bench::backend_named(options_.backend);
     if (!backend.ok()) return Error{ErrorCode::kBadOption, fmt::format("--backend: {}", backend.error().message)};
-    const ReplayOptions replay_options{.url = *url,
-                                       .api = backend->api,
-                                       .model = options_.model,
-                                       .decode_per_token = milliseconds(options_.trace_decode_ms_per_token)};
+    const ReplayOptions replay_options{.url = *url, .api = backend->api, .model = options_.model};
     bool first = true;
     return each_seed([&](gateway::Workload& workload) -> Result<SimulationResult> {
       if (!std::exchange(first, false)) SLUICE_TRY_VOID(flush_caches(*url));

@@ -95,11 +95,8 @@ Result<ReplayResult> replay(const ReplayOptions& options, const SimulationRules&
   std::vector<Duration> arrivals;
   for (auto request = workload.next(); request && request->at <= end && left > 0; request = workload.next(), --left) {
     bench::Item& item = items.emplace_back();
-    item.turns.push_back(std::move(request->text));
-    item.output_len = gateway::kSimulatedTokens;
-    if (request->decode && options.decode_per_token > Duration::zero()) {
-      item.output_len = std::max<int64_t>(1, *request->decode / options.decode_per_token);
-    }
+    item.turns.emplace_back(request->text);
+    item.output_len = request->output_tokens.value_or(gateway::kSimulatedTokens);
     const auto place = static_cast<int64_t>(arrivals.size());
     arrivals.push_back(rules.concurrency > 0 ? std::min(place, rules.concurrency) * apart : request->at);
   }

@@ -15,8 +15,6 @@ struct ReplayOptions {
   net::Url url;
   bench::Api api = bench::Api::kGenerate;
   std::string model;  // may be empty for kGenerate
-  // Tokens that are asked for, of requests that say how long they decode; zero = kSimulatedTokens always.
-  Duration decode_per_token{0};
 };
 
 struct ReplayResult {

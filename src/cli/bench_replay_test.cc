@@ -2,7 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <unistd.h>
+
 #include <cmath>
+#include <cstdio>
+#include <fstream>
 
 #include "gateway/gateway.h"
 #include "testing/sim_worker.h"
@@ -17,12 +21,16 @@ class Fixed final : public gateway::Workload {
  public:
   std::optional<gateway::SimulatedRequest> next() override {
     if (sent_ == 30) return std::nullopt;
-    const std::string system(640, static_cast<char>('a' + sent_ * sent_ % 7 % 4));
-    return gateway::SimulatedRequest{.text = system + fmt::format("{:064}", sent_++)};
+    text_ = std::string(640, static_cast<char>('a' + sent_ * sent_ % 7 % 4)) + fmt::format("{:064}", sent_);
+    ++sent_;
+    gateway::SimulatedRequest request;
+    request.text = text_;
+    return request;
   }
 
  private:
   int sent_ = 0;
+  std::string text_;
 };
 
 class ReplayTest : public ::testing::Test {
@@ -37,9 +45,15 @@ class ReplayTest : public ::testing::Test {
     rules_.warm_up = 0s;
     rules_.duration = 60s;  // it ends with the workload
     rules_.streamed = true;
+    start("round_robin", {.rules = rules_.worker, .decode = rules_.decode});
+  }
+  // Anew, with no caches filled.
+  void start(const std::string& policy, const testing::CacheSimulation& cache) {
+    gateway_.reset();
+    workers_.clear();
     testing::SimWorkerOptions options;
-    options.cache = testing::CacheSimulation{.rules = rules_.worker, .decode = rules_.decode};
-    std::vector<std::string> flags{"--policy", "round_robin", "--port", "0", "--prometheus-port", "0"};
+    options.cache = cache;
+    std::vector<std::string> flags{"--policy", policy, "--port", "0", "--prometheus-port", "0"};
     for (int64_t i = 0; i < rules_.workers; ++i) {
       workers_.push_back(testing::SimWorker::start(loops_, options).value());
     }
@@ -47,12 +61,14 @@ class ReplayTest : public ::testing::Test {
     for (const auto& worker : workers_) gateway_->worker_started(worker->url());
     target_.url = net::parse_url(fmt::format("http://127.0.0.1:{}", gateway_->port())).value();
   }
-  gateway::SimulationResult simulated() {
-    Fixed workload;
-    return gateway::simulate(rules_, "round_robin", gateway::gateway_option_table().defaults(), workload);
+  gateway::SimulationResult simulated(const std::string& policy, gateway::Workload& workload) {
+    return gateway::simulate(rules_, policy, gateway::gateway_option_table().defaults(), workload);
   }
   gateway::SimulationResult over_sockets() {
     Fixed workload;
+    return over_sockets(workload);
+  }
+  gateway::SimulationResult over_sockets(gateway::Workload& workload) {
     const auto result = replay(target_, rules_, workload);
     EXPECT_TRUE(result.ok() && result->failed == 0) << (result.ok() ? result->error : result.error().message);
     return result.ok() ? result->figures : gateway::SimulationResult();
@@ -66,7 +82,8 @@ class ReplayTest : public ::testing::Test {
 };
 
 TEST_F(ReplayTest, TheSameRequestsFindTheSameCachedOverSocketsAsInTheSimulator) {
-  const auto expected = simulated();
+  Fixed workload;
+  const auto expected = simulated("round_robin", workload);
   ASSERT_EQ(expected.requests, 30);
   ASSERT_GT(expected.hit_rate, 0.2);
   ASSERT_LT(expected.hit_rate, 0.8) << "the caches are too large to tell anything";
@@ -82,6 +99,32 @@ TEST_F(ReplayTest, TheSameRequestsFindTheSameCachedOverSocketsAsInTheSimulator) 
     EXPECT_LE(seen.ttft_p50, seen.latency_p50);
     ASSERT_TRUE(flush_caches(target_.url).ok());
   }
+}
+
+// The caches hold all, so that it does not matter which worker was the first to get a prompt; only that those that
+// begin alike find it again.
+TEST_F(ReplayTest, ATraceFindsTheSameCachedOverSocketsAsInTheSimulator) {
+  constexpr Duration kPerToken = 100us;
+  const std::string path = ::testing::TempDir() + "sluice_replay_" + std::to_string(::getpid()) + ".jsonl";
+  {
+    std::ofstream file(path);
+    for (int i = 0; i < 24; ++i) {
+      file << fmt::format(R"({{"timestamp": {}, "text": "{}{:0128}", "output_length": {}}})", i,
+                          std::string(static_cast<size_t>(640 + 64 * (i % 3)), static_cast<char>('a' + i % 3)), i,
+                          1 + i % 7)
+           << '\n';
+    }
+  }
+  rules_.worker.kv_blocks = 1000;
+  start("cache_aware", {.rules = rules_.worker, .decode = 0s, .decode_per_token = kPerToken});
+  const auto expected = simulated("cache_aware", *gateway::read_trace(path, kPerToken).value());
+  ASSERT_EQ(expected.requests, 24);
+  ASSERT_GT(expected.hit_rate, 0.5);
+  const auto seen = over_sockets(*gateway::read_trace(path, kPerToken).value());
+  EXPECT_EQ(seen.requests, 24);
+  EXPECT_DOUBLE_EQ(seen.hit_rate, expected.hit_rate);
+  EXPECT_GE(seen.latency_p50, expected.latency_p50) << "fewer tokens than the trace says were asked for";
+  std::remove(path.c_str());
 }
 
 TEST(FirstRequestsTest, BeginOneAfterTheOtherWithAWarmUpAndWithout) {

@@ -4,26 +4,29 @@
 
 #include <algorithm>
 #include <ranges>
-#include <unordered_set>
 
 namespace sluice::testing {
 
-std::vector<uint64_t> block_hashes(std::string_view text, int64_t block_chars) {
+void complete_block_hashes(std::string_view text, int64_t block_chars, std::vector<uint64_t>& hashes) {
   const auto size = static_cast<size_t>(block_chars);
-  std::vector<uint64_t> hashes;
   hashes.reserve(text.size() / size);
-  uint64_t chain = 0;
-  for (size_t at = 0; at + size <= text.size(); at += size) {
+  uint64_t chain = hashes.empty() ? 0 : hashes.back();
+  for (size_t at = hashes.size() * size; at + size <= text.size(); at += size) {
     chain = XXH3_64bits_withSeed(text.data() + at, size, chain);
     hashes.push_back(chain);
   }
+}
+
+std::vector<uint64_t> block_hashes(std::string_view text, int64_t block_chars) {
+  std::vector<uint64_t> hashes;
+  complete_block_hashes(text, block_chars, hashes);
   return hashes;
 }
 
-WorkerJob job_of(std::string_view text, const CacheWorkerRules& rules, Duration decode) {
+WorkerJob job_of(std::string_view text, const CacheWorkerRules& rules, Duration decode, std::vector<uint64_t> blocks) {
   const int64_t tokens = static_cast<int64_t>(text.size()) * rules.block_tokens / rules.block_chars;
-  return {
-      .blocks = block_hashes(text, rules.block_chars), .prompt_tokens = std::max<int64_t>(1, tokens), .decode = decode};
+  complete_block_hashes(text, rules.block_chars, blocks);
+  return {.blocks = std::move(blocks), .prompt_tokens = std::max<int64_t>(1, tokens), .decode = decode};
 }
 
 std::vector<uint64_t> block_hashes(std::span<const uint64_t> tokens, int64_t block_tokens) {
@@ -31,53 +34,39 @@ std::vector<uint64_t> block_hashes(std::span<const uint64_t> tokens, int64_t blo
   return block_hashes(bytes, block_tokens * static_cast<int64_t>(sizeof(uint64_t)));
 }
 
-size_t BlockCache::match(const std::vector<uint64_t>& blocks) const {
-  size_t count = 0;
-  while (count < blocks.size() && blocks_.contains(blocks[count])) ++count;
-  return count;
-}
-
-void BlockCache::insert(const std::vector<uint64_t>& blocks) {
-  const size_t count = std::min(blocks.size(), capacity_);
-  // From the end on, so that every parent comes to stand behind its child.
-  for (const uint64_t block : blocks | std::views::take(count) | std::views::reverse) {
-    const auto [at, is_new] = blocks_.try_emplace(block);
-    if (is_new) {
-      at->second = order_.insert(order_.end(), block);
-    } else {
-      order_.splice(order_.end(), order_, at->second);
-    }
-  }
-  while (blocks_.size() > capacity_) {
-    blocks_.erase(order_.front());
-    order_.pop_front();
-  }
-}
-
-void BlockCache::clear() {
-  order_.clear();
-  blocks_.clear();
+void BlockCache::insert(BlockRuns::Chain blocks) {
+  blocks_.use(blocks.first(std::min(blocks.size(), capacity_)));
+  blocks_.shrink_to(capacity_);
 }
 
 int64_t CacheWorker::uncached_after_queue(const WorkerJob& job) const {
-  size_t count = 0;
-  while (count < job.blocks.size() && (cache_.contains(job.blocks[count]) || coming_.contains(job.blocks[count]))) {
-    ++count;
-  }
+  const size_t count = std::max(cache_.match(job.blocks), coming_.match(job.blocks));
   return job.prompt_tokens - static_cast<int64_t>(count) * rules_.block_tokens;
 }
 
 void CacheWorker::submit(WorkerJob job, Duration now) {
   const int64_t uncached = uncached_after_queue(job);
-  for (const uint64_t block : job.blocks) ++coming_[block];
-  queue_.push_back({std::move(job), prefill_time(uncached), uncached});
-  if (queue_.size() == 1) begin(now);
+  coming_.add(job.blocks);
+  const Duration expected = prefill_time(uncached);
+  queue_.push_back({std::move(job), expected, uncached});
+  if (queue_.size() == 1) {
+    begin(now);
+  } else {
+    expected_behind_first_ += expected;
+  }
 }
 
 void CacheWorker::begin(Duration now) {
   WorkerJob& job = queue_.front().job;
   job.cached_tokens = static_cast<int64_t>(cache_.match(job.blocks)) * rules_.block_tokens;
   prefill_end_ = now + prefill_time(job.prompt_tokens - job.cached_tokens);
+}
+
+// The first one has left.
+void CacheWorker::begin_next(Duration now) {
+  if (queue_.empty()) return;
+  expected_behind_first_ -= queue_.front().expected;
+  begin(now);
 }
 
 void CacheWorker::decode(WorkerJob job, Duration now) {
@@ -88,13 +77,6 @@ void CacheWorker::decode(WorkerJob job, Duration now) {
   const Duration end = now + job.decode;
   const auto at = std::ranges::upper_bound(decoding_, end, {}, &Decoding::end);
   decoding_.insert(at, {std::move(job), end});
-}
-
-void CacheWorker::expect_no_more(const WorkerJob& job) {
-  for (const uint64_t block : job.blocks) {
-    const auto at = coming_.find(block);
-    if (--at->second == 0) coming_.erase(at);
-  }
 }
 
 void CacheWorker::fill_slot(Duration now) {
@@ -108,9 +90,10 @@ bool CacheWorker::abort(uint64_t id, Duration now) {
   const auto is_it = [id](const auto& entry) { return entry.job.id == id; };
   if (const auto at = std::ranges::find_if(queue_, is_it); at != queue_.end()) {
     const bool computing = at == queue_.begin();
-    expect_no_more(at->job);
+    coming_.remove(at->job.blocks);
+    if (!computing) expected_behind_first_ -= at->expected;
     queue_.erase(at);
-    if (computing && !queue_.empty()) begin(now);
+    if (computing) begin_next(now);
     return true;
   }
   if (const auto at = std::ranges::find_if(decoding_, is_it); at != decoding_.end()) {
@@ -130,6 +113,13 @@ Duration CacheWorker::next_event() const {
 
 CacheWorker::Events CacheWorker::advance(Duration now) {
   Events events;
+  advance(now, events);
+  return events;
+}
+
+void CacheWorker::advance(Duration now, Events& events) {
+  events.first_tokens.clear();
+  events.finished.clear();
   for (Duration next = next_event(); next <= now; next = next_event()) {
     if (!decoding_.empty() && decoding_.front().end == next) {
       events.finished.push_back(std::move(decoding_.front().job));
@@ -140,26 +130,29 @@ CacheWorker::Events CacheWorker::advance(Duration now) {
     WorkerJob job = std::move(queue_.front().job);
     queue_.pop_front();
     cache_.insert(job.blocks);
-    expect_no_more(job);
-    if (!queue_.empty()) begin(next);
-    events.first_tokens.push_back(job);
+    coming_.remove(job.blocks);
+    begin_next(next);
+    events.first_tokens.push_back({.id = job.id,
+                                   .blocks = {},
+                                   .prompt_tokens = job.prompt_tokens,
+                                   .decode = job.decode,
+                                   .output_tokens = job.output_tokens,
+                                   .cached_tokens = job.cached_tokens});
     decode(std::move(job), next);
   }
-  return events;
 }
 
 Duration CacheWorker::true_cost(const WorkerJob& job, Duration now) const {
-  Duration wait{0};
-  if (!queue_.empty()) wait = std::max(prefill_end_ - now, Duration(0));
-  for (size_t i = 1; i < queue_.size(); ++i) wait += queue_[i].expected;
+  Duration wait = expected_behind_first_;
+  if (!queue_.empty()) wait += std::max(prefill_end_ - now, Duration(0));
   return wait + prefill_time(uncached_after_queue(job));
 }
 
 int64_t CacheWorker::used_tokens() const {
-  std::unordered_set<uint64_t> shared;
+  BlockRuns shared;
   int64_t own = 0;
   const auto add = [&](const WorkerJob& job) {
-    shared.insert(job.blocks.begin(), job.blocks.end());
+    shared.add(job.blocks);
     own += job.prompt_tokens - static_cast<int64_t>(job.blocks.size()) * rules_.block_tokens;
   };
   for (const Queued& queued : queue_ | std::views::take(1)) add(queued.job);

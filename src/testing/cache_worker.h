@@ -6,13 +6,12 @@
 
 #include <cstdint>
 #include <deque>
-#include <list>
 #include <span>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "base/clock.h"
+#include "testing/block_runs.h"
 
 namespace sluice::testing {
 
@@ -34,6 +33,8 @@ struct CacheSimulation {
 
 // The blocks of a text, each named by the hash of all text up to its end. A rest that fills no block has no name.
 std::vector<uint64_t> block_hashes(std::string_view text, int64_t block_chars);
+// Those that are missing: `hashes` are the first blocks of the text.
+void complete_block_hashes(std::string_view text, int64_t block_chars, std::vector<uint64_t>& hashes);
 
 // The same of tokens.
 std::vector<uint64_t> block_hashes(std::span<const uint64_t> tokens, int64_t block_tokens);
@@ -44,17 +45,15 @@ class BlockCache {
   explicit BlockCache(size_t capacity) : capacity_(capacity) {}
 
   // How many of the blocks it holds, from the first on.
-  size_t match(const std::vector<uint64_t>& blocks) const;
+  size_t match(BlockRuns::Chain blocks) const { return blocks_.match(blocks); }
   // All of them are in use now and held, as far as they fit.
-  void insert(const std::vector<uint64_t>& blocks);
-  bool contains(uint64_t block) const { return blocks_.contains(block); }
-  void clear();
+  void insert(BlockRuns::Chain blocks);
+  void clear() { blocks_.clear(); }
   size_t size() const { return blocks_.size(); }
 
  private:
   const size_t capacity_;
-  std::list<uint64_t> order_;  // a child is nearer to the front than its parent
-  std::unordered_map<uint64_t, std::list<uint64_t>::iterator> blocks_;
+  BlockRuns blocks_;
 };
 
 // What is asked of a worker. `prompt` counts the rest that fills no block too.
@@ -67,8 +66,9 @@ struct WorkerJob {
   int64_t cached_tokens = 0;  // set when its prefill begins
 };
 
-// What a prompt of that text is to such a worker.
-WorkerJob job_of(std::string_view text, const CacheWorkerRules& rules, Duration decode);
+// What a prompt of that text is to such a worker. `blocks`: those of its beginning, where they are known.
+WorkerJob job_of(std::string_view text, const CacheWorkerRules& rules, Duration decode,
+                 std::vector<uint64_t> blocks = {});
 
 class CacheWorker {
  public:
@@ -78,16 +78,17 @@ class CacheWorker {
   // When the next thing happens here; Duration::max() = nothing to do.
   Duration next_event() const;
   struct Events {
-    std::vector<WorkerJob> first_tokens;
+    std::vector<WorkerJob> first_tokens;  // without their blocks
     std::vector<WorkerJob> finished;
   };
   // All that happens up to and at `now`, which does not go back.
   Events advance(Duration now);
+  void advance(Duration now, Events& events);  // in place of what was there
   // Forgets the job wherever it is: what it had not computed is not cached. False if unknown.
   bool abort(uint64_t id, Duration now);
 
   // Prompt tokens of such blocks that the cache holds now.
-  int64_t match(const std::vector<uint64_t>& blocks) const {
+  int64_t match(BlockRuns::Chain blocks) const {
     return static_cast<int64_t>(cache_.match(blocks)) * rules_.block_tokens;
   }
   // What only an oracle can know: the time until the prefill of a job that came now would end.
@@ -114,15 +115,16 @@ class CacheWorker {
   Duration prefill_time(int64_t uncached) const { return rules_.prefill_base + uncached * rules_.prefill_per_token; }
   int64_t uncached_after_queue(const WorkerJob& job) const;
   void begin(Duration now);
+  void begin_next(Duration now);
   void decode(WorkerJob job, Duration now);
-  void expect_no_more(const WorkerJob& job);
   void fill_slot(Duration now);
 
   const CacheWorkerRules rules_;
   BlockCache cache_;
-  std::deque<Queued> queue_;                      // the first is being computed
-  Duration prefill_end_{0};                       // of the first
-  std::unordered_map<uint64_t, int64_t> coming_;  // blocks that the queue will have put into the cache
+  std::deque<Queued> queue_;  // the first is being computed
+  Duration prefill_end_{0};   // of the first
+  Duration expected_behind_first_{0};
+  BlockRuns coming_;  // blocks that the queue will have put into the cache
   std::deque<Decoding> decoding_;
   std::deque<WorkerJob> slotless_;
 };

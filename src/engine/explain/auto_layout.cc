@@ -25,7 +25,8 @@ Result<void> check_free(const EngineOptions& options) {
       {"ep-num-redundant-experts", options.ep_num_redundant_experts > 0},
       {"init-expert-location", options.init_expert_location != "trivial"},
       {"enable-eplb", options.enable_eplb},
-      {"deepep-mode", options.deepep_mode != "normal"},
+      {"deepep-mode", options.deepep_mode != "auto"},
+      {"enable-single-batch-overlap", options.enable_single_batch_overlap},
       {"enable-two-batch-overlap", options.enable_two_batch_overlap}};
   for (const auto& [flag, is_given] : given) {
     if (!is_given) continue;

@@ -17,13 +17,30 @@ namespace {
 using namespace std::chrono_literals;
 
 // Requests that a function makes.
+struct MadeRequest {
+  Duration at{0};
+  std::string text;
+  std::optional<Duration> decode;
+  std::optional<uint32_t> of_others;
+};
 class Made final : public Workload {
  public:
-  explicit Made(std::function<std::optional<SimulatedRequest>()> make) : make_(std::move(make)) {}
-  std::optional<SimulatedRequest> next() override { return make_(); }
+  using Make = std::function<std::optional<MadeRequest>()>;
+  explicit Made(Make make) : make_(std::move(make)) {}
+  std::optional<SimulatedRequest> next() override {
+    latest_ = make_();
+    if (!latest_) return std::nullopt;
+    SimulatedRequest request;
+    request.at = latest_->at;
+    request.text = latest_->text;
+    request.decode = latest_->decode;
+    request.of_others = latest_->of_others;
+    return request;
+  }
 
  private:
-  const std::function<std::optional<SimulatedRequest>()> make_;
+  const Make make_;
+  std::optional<MadeRequest> latest_;
 };
 
 std::string letters(Rng& rng, size_t count) {
@@ -49,9 +66,9 @@ TEST_F(LoadScenarioTest, L7APrefixThatAllShareIsServedByAllWorkers) {
   int left = 4096;
   const auto result =
       run("min_cost", {.workers = 8, .concurrency = 512, .warm_up = 0s, .duration = 600s, .streamed = true},
-          std::make_unique<Made>([&]() -> std::optional<SimulatedRequest> {
+          std::make_unique<Made>([&]() -> std::optional<MadeRequest> {
             if (left-- == 0) return std::nullopt;
-            return SimulatedRequest{.text = prefix + letters(rng, 128)};
+            return MadeRequest{.text = prefix + letters(rng, 128)};
           }));
   EXPECT_EQ(result.requests, 4096);
   EXPECT_GE(result.hit_rate, 0.95);
@@ -67,14 +84,14 @@ std::unique_ptr<Workload> rollouts(uint64_t seed) {
     uint64_t left = 0;
   };
   auto state = std::make_shared<State>(seed);
-  return std::make_unique<Made>([state]() -> std::optional<SimulatedRequest> {
+  return std::make_unique<Made>([state]() -> std::optional<MadeRequest> {
     Rng& rng = state->rng;
     if (state->left == 0) {
       state->prompt = letters(rng, 4096);
       state->left = 8 + rng.below(57);
     }
     --state->left;
-    return SimulatedRequest{.text = state->prompt, .decode = rng.below(10) == 0 ? 4s : 200ms};
+    return MadeRequest{.text = state->prompt, .decode = rng.below(10) == 0 ? 4s : 200ms};
   });
 }
 
@@ -111,7 +128,7 @@ std::unique_ptr<Workload> conversations(uint64_t seed, int count, double* ideal)
     state->turns.push_back(0);
     state->due.push({from_seconds(state->rng.uniform() * 60), i});
   }
-  return std::make_unique<Made>([state, ideal]() -> std::optional<SimulatedRequest> {
+  return std::make_unique<Made>([state, ideal]() -> std::optional<MadeRequest> {
     if (state->due.empty()) return std::nullopt;
     const Turn turn = state->due.top();
     state->due.pop();
@@ -125,7 +142,7 @@ std::unique_ptr<Workload> conversations(uint64_t seed, int count, double* ideal)
       const double gap = 0.001 * std::pow(60'000, state->rng.uniform());
       state->due.push({turn.at + 200ms + from_seconds(gap), turn.conversation});
     }
-    return SimulatedRequest{.at = turn.at, .text = state->texts[i]};
+    return MadeRequest{.at = turn.at, .text = state->texts[i]};
   });
 }
 
@@ -153,33 +170,75 @@ TEST_F(LoadScenarioTest, L9OnAnIdleFleetAHashBeyondTheSystemPromptSpreadsConvers
   EXPECT_LE(result.imbalance, 1.25);
 }
 
-std::unique_ptr<Workload> groups_with_a_runaway(uint64_t seed, bool runaway) {
+// A prompt of 100,000 tokens comes between at `first` and after every `period`; `of_others` as in SimulatedRequest.
+std::unique_ptr<Workload> with_runaways(const GroupsOptions& groups, Duration first, Duration period,
+                                        std::optional<uint32_t> of_others = {}) {
   struct State {
-    explicit State(uint64_t seed) : rng(seed) {}
     Rng rng;
     std::unique_ptr<Workload> groups;
-    std::optional<SimulatedRequest> coming;
-    Duration runaway_at = 3s;
-  };
-  auto state = std::make_shared<State>(seed);
-  state->groups = make_groups({.groups = 32, .rate = 200, .seed = seed});
-  state->coming = state->groups->next();
-  return std::make_unique<Made>([state, runaway]() -> std::optional<SimulatedRequest> {
-    if (runaway && state->runaway_at < state->coming->at) {
-      SimulatedRequest request{.at = state->runaway_at, .text = letters(state->rng, 400'000)};
-      state->runaway_at += 4s;
-      return request;
+    std::optional<MadeRequest> coming;
+    Duration runaway_at;
+    std::optional<MadeRequest> next_of_groups() {
+      const auto request = groups->next();
+      return MadeRequest{.at = request->at, .text = std::string(request->text)};
     }
-    return std::exchange(state->coming, state->groups->next());
+  };
+  auto state = std::make_shared<State>(Rng(groups.seed), make_groups(groups), std::nullopt, first);
+  state->coming = state->next_of_groups();
+  return std::make_unique<Made>([state, period, of_others]() -> std::optional<MadeRequest> {
+    if (state->runaway_at >= state->coming->at) return std::exchange(state->coming, state->next_of_groups());
+    return MadeRequest{.at = std::exchange(state->runaway_at, state->runaway_at + period),
+                       .text = letters(state->rng, 400'000),
+                       .of_others = of_others};
   });
+}
+
+// Somebody else keeps the first of sixteen workers busy beyond what it can do.
+TEST_F(LoadScenarioTest, C1OneSaturatedWorkerCostsTheOthersNoHits) {
+  const SimulationRules rules{
+      .workers = 16, .worker = {.kv_blocks = 16384}, .warm_up = 4s, .duration = 16s, .streamed = true};
+  const GroupsOptions groups{.groups = 128, .rate = 1000, .seed = 6};
+  const auto alone = run("min_cost", rules, make_groups(groups));
+  const auto ours = run("min_cost", rules, with_runaways(groups, 1s, 2s, 0));
+  EXPECT_GT(alone.hit_rate, 0.9);
+  EXPECT_GE(ours.hit_rate, alone.hit_rate - 0.02);
+  EXPECT_LE(ours.ttft_p99, 1.5 * alone.ttft_p99) << alone.ttft_p99;
+  EXPECT_GE(ours.requests_per_s, 0.99 * alone.requests_per_s);
+  EXPECT_EQ(ours.miscounted, 0);
+}
+
+// What is believed of the worker, as far as choices count on it, beside what it finds cached.
+TEST_F(LoadScenarioTest, C8AfterAFlushThatNobodyReportsTheBeliefIsTrueAgainWithinFiftyRequests) {
+  SimulationRules rules{.duration = 20s, .streamed = true};
+  rules.flush = SimulationRules::Flush{.at = 10s, .worker = 1};
+  struct Sums {
+    int requests = 0;
+    double believed = 0, cached = 0;
+    double error() const { return std::abs(believed - cached) / requests; }
+  };
+  Sums before, first, then;
+  rules.on_answer = [&](const SimulatedAnswer& answer) {
+    if (answer.worker != 1) return;
+    Sums& sums = answer.sent <= 10s ? before : first.requests < 50 ? first : then;
+    if (&sums == &then && then.requests == 50) return;
+    ++sums.requests;
+    sums.believed += answer.believed;
+    sums.cached += answer.cached;
+  };
+  run("min_cost", rules, make_groups({.rate = 200}));
+  ASSERT_EQ(then.requests, 50);
+  EXPECT_LT(before.error(), 0.05);
+  EXPECT_GT(first.error(), 0.05) << "the flush was not felt";
+  EXPECT_LT(then.error(), 0.05);
 }
 
 // It saturates one of four workers half of the time.
 TEST_F(LoadScenarioTest, L10ARunawayPromptCostsOthersNeitherLatencyNorHits) {
   const SimulationRules rules{.worker = {.kv_blocks = 16384}, .duration = 20s, .streamed = true};
-  const auto oracle = run("oracle", rules, groups_with_a_runaway(2, true));
-  const auto ours = run("min_cost", rules, groups_with_a_runaway(2, true));
-  const auto alone = run("min_cost", rules, groups_with_a_runaway(2, false));
+  const GroupsOptions groups{.groups = 32, .rate = 200, .seed = 2};
+  const auto oracle = run("oracle", rules, with_runaways(groups, 3s, 4s));
+  const auto ours = run("min_cost", rules, with_runaways(groups, 3s, 4s));
+  const auto alone = run("min_cost", rules, make_groups(groups));
   EXPECT_LE(ours.latency_p99, 1.15 * oracle.latency_p99);
   EXPECT_LE(ours.latency_p99, 1.5 * alone.latency_p99);
   EXPECT_LE(ours.latency_p50, 1.01 * alone.latency_p50);
@@ -191,9 +250,9 @@ TEST_F(LoadScenarioTest, L10ARunawayPromptCostsOthersNeitherLatencyNorHits) {
 std::unique_ptr<Workload> mixed_lengths(uint64_t seed) {
   auto rng = std::make_shared<Rng>(seed);
   auto at = std::make_shared<Duration>(0);
-  return std::make_unique<Made>([rng, at]() -> std::optional<SimulatedRequest> {
+  return std::make_unique<Made>([rng, at]() -> std::optional<MadeRequest> {
     *at += poisson(*rng, 80);
-    return SimulatedRequest{.at = *at, .text = letters(*rng, rng->below(200) == 0 ? 400'000 : 4'000)};
+    return MadeRequest{.at = *at, .text = letters(*rng, rng->below(200) == 0 ? 400'000 : 4'000)};
   });
 }
 
@@ -209,9 +268,9 @@ TEST_F(LoadScenarioTest, L11ShortPromptsDoNotWaitBehindLongOnes) {
 std::unique_ptr<Workload> long_requests(uint64_t seed) {
   auto rng = std::make_shared<Rng>(seed);
   auto at = std::make_shared<Duration>(0);
-  return std::make_unique<Made>([rng, at]() -> std::optional<SimulatedRequest> {
+  return std::make_unique<Made>([rng, at]() -> std::optional<MadeRequest> {
     *at += poisson(*rng, 0.19);
-    return SimulatedRequest{.at = *at, .text = letters(*rng, 400), .decode = from_seconds(600 + 600 * rng->uniform())};
+    return MadeRequest{.at = *at, .text = letters(*rng, 400), .decode = from_seconds(600 + 600 * rng->uniform())};
   });
 }
 
@@ -234,9 +293,9 @@ TEST_F(LoadScenarioTest, L13ThreeDaysOfLongRequestsChangeNothing) {
 std::unique_ptr<Workload> steady(uint64_t seed) {
   auto rng = std::make_shared<Rng>(seed);
   auto at = std::make_shared<Duration>(0);
-  return std::make_unique<Made>([rng, at]() -> std::optional<SimulatedRequest> {
+  return std::make_unique<Made>([rng, at]() -> std::optional<MadeRequest> {
     *at += poisson(*rng, 150);
-    return SimulatedRequest{.at = *at, .text = letters(*rng, 500 + rng->below(7'000))};
+    return MadeRequest{.at = *at, .text = letters(*rng, 500 + rng->below(7'000))};
   });
 }
 

@@ -1,9 +1,9 @@
 #include "gateway/simulator/simulator.h"
 
 #include <algorithm>
+#include <bit>
 #include <numeric>
 #include <optional>
-#include <ranges>
 #include <unordered_map>
 
 #include "gateway/load.h"
@@ -34,6 +34,57 @@ class OpenGate final : public Gate {
   Pass of(uint32_t) const override { return Pass::kYes; }
 };
 
+// When something happens first, and at which of many: of equals at the first of them.
+class Agenda {
+ public:
+  explicit Agenda(size_t size)
+      : leaves_(std::bit_ceil(std::max<size_t>(size, 1))), nodes_(2 * leaves_, Duration::max()) {}
+
+  void set(size_t i, Duration at) {
+    size_t node = leaves_ + i;
+    nodes_[node] = at;
+    for (; node > 1; node /= 2) nodes_[node / 2] = std::min(nodes_[node], nodes_[node ^ 1]);
+  }
+  Duration first() const { return nodes_[1]; }
+  size_t whose() const {
+    size_t node = 1;
+    while (node < leaves_) {
+      node *= 2;
+      if (nodes_[node] != nodes_[node / 2]) ++node;
+    }
+    return node - leaves_;
+  }
+
+ private:
+  const size_t leaves_;
+  std::vector<Duration> nodes_;  // a tree: the children of i are 2 i and 2 i + 1, and it has the earlier time of theirs
+};
+
+// The least and the most of many counts that begin at 0 and change by one.
+class Extent {
+ public:
+  explicit Extent(size_t size) : with_{static_cast<int64_t>(size)} {}
+
+  void up(size_t from) {
+    if (with_.size() <= from + 1) with_.resize(from + 2);
+    --with_[from];
+    ++with_[from + 1];
+    most_ = std::max(most_, from + 1);
+    if (from == least_ && with_[from] == 0) ++least_;
+  }
+  void down(size_t from) {
+    --with_[from];
+    ++with_[from - 1];
+    least_ = std::min(least_, from - 1);
+    if (from == most_ && with_[from] == 0) --most_;
+  }
+  size_t apart() const { return most_ - least_; }
+
+ private:
+  std::vector<int64_t> with_;  // how many have that count
+  size_t least_ = 0, most_ = 0;
+};
+
 class Simulation {
  public:
   Simulation(const SimulationRules& rules, const std::string& policy, const GatewayOptions& options, Workload& workload)
@@ -41,7 +92,9 @@ class Simulation {
         workload_(workload),
         poll_interval_(std::chrono::seconds(options.load_monitor_interval)),
         index_(static_cast<size_t>(options.prefix_index_bytes), static_cast<size_t>(options.max_tree_size)),
-        rng_(rules.seed) {
+        rng_(rules.seed),
+        agenda_(static_cast<size_t>(rules.workers)),
+        in_flight_(static_cast<size_t>(rules.workers)) {
     result_.policy = policy;
     if (policy != kOracle) {
       GatewayOptions named = options;
@@ -62,29 +115,40 @@ class Simulation {
     ring_ = routing::HashRing(members);
     if (usable_.size() > Roster::kFew) order_ = std::make_unique<LoadOrder>(usable_);
     chosen_.resize(workers_.size());
+    asked_.resize(workers_.size());
+    of_others_.resize(workers_.size());
   }
 
   SimulationResult run() {
     const Duration end = rules_.warm_up + rules_.duration;
     auto coming = workload_.next();
     for (int64_t i = 0; i < rules_.concurrency && coming; ++i) {
-      send(std::move(*coming), Duration(0));
+      send(*coming, Duration(0));
       coming = workload_.next();
     }
     Duration next_poll = polls_ ? Duration(0) : Duration::max();
+    Duration flush = rules_.flush ? rules_.flush->at : Duration::max();
     for (;;) {
-      Duration next = next_poll;
-      for (const CacheWorker& worker : workers_) next = std::min(next, worker.next_event());
+      Duration next = std::min({next_poll, agenda_.first(), next_report_, flush});
       if (rules_.concurrency == 0 && coming) next = std::min(next, coming->at);
-      for (const Report& report : reports_) next = std::min(next, report.due);
-      if (next > end || (!coming && open_.empty())) break;
+      if (next > end || (!coming && num_open_ == 0)) break;
       clock_.set(next);
       int64_t finished = 0;
-      for (size_t i = 0; i < workers_.size(); ++i) {
-        CacheWorker::Events events = workers_[i].advance(next);
-        for (const WorkerJob& job : events.first_tokens) first_token(job);
-        for (const WorkerJob& job : events.finished) finish(job);
-        finished += static_cast<int64_t>(events.finished.size());
+      while (agenda_.first() <= next) {
+        const size_t i = agenda_.whose();
+        workers_[i].advance(next, events_);
+        agenda_.set(i, workers_[i].next_event());
+        for (const WorkerJob& job : events_.first_tokens) first_token(job);
+        auto open = static_cast<size_t>(workers_[i].open()) + events_.finished.size();
+        for (const WorkerJob& job : events_.finished) {
+          finish(job);
+          in_flight_.down(open--);
+        }
+        finished += static_cast<int64_t>(events_.finished.size());
+      }
+      if (flush <= next) {
+        workers_[rules_.flush->worker].flush();
+        flush = Duration::max();
       }
       if (next == next_poll) {
         poll(next);
@@ -93,12 +157,12 @@ class Simulation {
       deliver_reports(next);
       if (rules_.concurrency > 0) {
         for (; finished > 0 && coming; --finished) {
-          send(std::move(*coming), next);
+          send(*coming, next);
           coming = workload_.next();
         }
       } else {
         while (coming && coming->at <= next) {
-          send(std::move(*coming), next);
+          send(*coming, next);
           coming = workload_.next();
         }
       }
@@ -109,8 +173,11 @@ class Simulation {
  private:
   struct Open {
     Duration sent{0};
+    bool of_others = false;
+    uint32_t worker = 0;
     std::optional<WorkerLease> lease;
-    double matched_share = 0;
+    int64_t output_tokens = 0;
+    double matched_share = 0, believed = 0;
     double ttft = 0;
   };
 
@@ -125,12 +192,19 @@ class Simulation {
 
   bool measured() const { return clock_.now().time_since_epoch() > rules_.warm_up; }
 
-  void send(SimulatedRequest request, Duration now) {
-    WorkerJob job = testing::job_of(request.text, rules_.worker, request.decode.value_or(rules_.decode));
-    job.id = ++last_id_;
-    Open open{.sent = now};
-    uint32_t worker = 0;
-    if (policy_ == nullptr) {
+  void send(const SimulatedRequest& request, Duration now) {
+    WorkerJob job = testing::job_of(request.text, rules_.worker, request.decode.value_or(rules_.decode),
+                                    blocks_of_beginning(request));
+    job.id = new_open();
+    Open& open = open_[job.id];
+    open.sent = now;
+    open.output_tokens = request.output_tokens.value_or(kSimulatedTokens);
+    uint32_t& worker = open.worker;
+    if (request.of_others) {
+      open.of_others = true;
+      worker = *request.of_others;
+      ++of_others_[worker];
+    } else if (policy_ == nullptr) {
       Least<int64_t> least(rng_);
       for (uint32_t i = 0; i < workers_.size(); ++i) least.offer(i, workers_[i].true_cost(job, now).count());
       worker = least.worker();
@@ -148,53 +222,88 @@ class Simulation {
         index_.insert(request.text, {.worker = worker}, static_cast<uint32_t>(now / kTick), belief.limit_bytes());
       }
       open.matched_share = choice.match_rate;
+      open.believed = choice.match_rate * loads_[worker]->belief.share();
       open.lease.emplace(loads_[worker],
                          Work{.prompt_tokens = estimate,
-                              .new_tokens = kSimulatedTokens,
+                              .new_tokens = open.output_tokens,
                               .prompt_bytes = request.text.size(),
                               .matched_share = choice.match_rate,
                               .streams = rules_.streamed},
                          clock_);
     }
-    if (measured()) {
+    if (measured() && !open.of_others) {
       ++chosen_[worker];
-      const auto [least, most] =
-          std::ranges::minmax(workers_ | std::views::transform([](const CacheWorker& each) { return each.open(); }));
-      apart_ += static_cast<double>(most - least);
+      apart_ += static_cast<double>(in_flight_.apart());
     }
-    open_.emplace(job.id, std::move(open));
+    in_flight_.up(static_cast<size_t>(workers_[worker].open()));
     workers_[worker].submit(std::move(job), now);
+    agenda_.set(worker, workers_[worker].next_event());
+  }
+
+  // As far as they are whole, worked out once.
+  std::vector<uint64_t> blocks_of_beginning(const SimulatedRequest& request) {
+    if (request.beginning == 0) return {};
+    auto [at, is_new] = beginnings_.try_emplace(request.beginning);
+    if (is_new) {
+      const auto text = request.text.substr(0, request.beginning_chars);
+      at->second = testing::block_hashes(text, rules_.worker.block_chars);
+    }
+    std::vector<uint64_t> blocks;
+    blocks.reserve(request.text.size() / static_cast<size_t>(rules_.worker.block_chars));
+    blocks = at->second;
+    return blocks;
+  }
+
+  // Its number, which is one's again that has ended.
+  uint64_t new_open() {
+    ++num_open_;
+    if (!free_.empty()) {
+      const uint64_t id = free_.back();
+      free_.pop_back();
+      return id;
+    }
+    open_.emplace_back();
+    return open_.size() - 1;
   }
 
   void first_token(const WorkerJob& job) {
-    Open& open = open_.at(job.id);
+    Open& open = open_[job.id];
     open.ttft = seconds(clock_.now().time_since_epoch() - open.sent);
     if (rules_.streamed && open.lease) open.lease->first_token();
   }
 
   void finish(const WorkerJob& job) {
-    const auto at = open_.find(job.id);
-    Open& open = at->second;
+    Open& open = open_[job.id];
     const double prompt = static_cast<double>(job.prompt_tokens);
     if (open.lease) {
       open.lease->answered(PromptReport{.prompt_tokens = job.prompt_tokens,
                                         .cached_share = static_cast<double>(job.cached_tokens) / prompt,
-                                        .output_tokens = kSimulatedTokens});
+                                        .output_tokens = open.output_tokens});
     }
-    if (measured()) {
+    if (open.lease && rules_.on_answer) {
+      rules_.on_answer({.worker = open.worker,
+                        .sent = open.sent,
+                        .believed = open.believed,
+                        .cached = static_cast<double>(job.cached_tokens) / prompt});
+    }
+    if (open.of_others) --of_others_[open.worker];
+    if (measured() && !open.of_others) {
       latencies_.push_back(seconds(clock_.now().time_since_epoch() - open.sent));
       ttfts_.push_back(open.ttft);
       cached_ += static_cast<double>(job.cached_tokens);
       predicted_ += open.matched_share * prompt;
       prompts_ += prompt;
     }
-    open_.erase(at);
+    open = Open();
+    free_.push_back(job.id);
+    --num_open_;
   }
 
   // As the gateway: no worker is asked twice at once, and what is sent meanwhile counts on.
   void poll(Duration now) {
     for (size_t i = 0; i < workers_.size(); ++i) {
-      if (std::ranges::find(reports_, i, &Report::worker) != reports_.end()) continue;
+      if (asked_[i]) continue;
+      asked_[i] = true;
       const Duration delay = rules_.report_delay == Duration(0)
                                  ? Duration(0)
                                  : from_seconds(seconds(rules_.report_delay) * (0.5 + rng_.uniform()));
@@ -207,12 +316,19 @@ class Simulation {
                           .kv_usage = workers_[i].kv_usage(),
                           .since = loads_[i]->tokens_since_poll,
                           .prompt_since = loads_[i]->prompt_since_poll});
+      next_report_ = std::min(next_report_, now + delay);
     }
   }
 
   void deliver_reports(Duration now) {
+    if (next_report_ > now) return;
+    next_report_ = Duration::max();
     for (const Report& report : reports_) {
-      if (report.due > now) continue;
+      if (report.due > now) {
+        next_report_ = std::min(next_report_, report.due);
+        continue;
+      }
+      asked_[report.worker] = false;
       WorkerLoad& load = *loads_[report.worker];
       if (!report.failed) {
         load.polled_waiting_tokens = report.waiting_tokens;
@@ -229,7 +345,7 @@ class Simulation {
   SimulationResult summary(Duration end) {
     if (policy_ != nullptr) {
       for (size_t i = 0; i < workers_.size(); ++i)
-        result_.miscounted += std::abs(loads_[i]->requests - workers_[i].open());
+        result_.miscounted += std::abs(loads_[i]->requests + of_others_[i] - workers_[i].open());
     }
     result_.requests = static_cast<int64_t>(latencies_.size());
     const double measured = seconds(end - rules_.warm_up);
@@ -268,9 +384,17 @@ class Simulation {
   std::unique_ptr<LoadOrder> order_;  // as in the gateway, where they are many
   const OpenGate open_gate_;
 
-  uint64_t last_id_ = 0;
-  std::unordered_map<uint64_t, Open> open_;
+  Agenda agenda_;               // of the workers
+  CacheWorker::Events events_;  // of one of them
+  std::vector<Open> open_;      // by WorkerJob::id
+  std::vector<uint64_t> free_;  // of open_
+  int64_t num_open_ = 0;
+  Extent in_flight_;             // at the workers
   std::vector<Report> reports_;  // on their way
+  Duration next_report_ = Duration::max();
+  std::vector<int64_t> of_others_;                                  // under way at each worker
+  std::vector<bool> asked_;                                         // worker by worker: its report is on its way
+  std::unordered_map<uint64_t, std::vector<uint64_t>> beginnings_;  // the blocks of SimulatedRequest::beginning
   std::vector<double> latencies_, ttfts_;
   std::vector<int64_t> chosen_;
   double cached_ = 0, predicted_ = 0, prompts_ = 0;  // tokens

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,13 @@
 #include "testing/cache_worker.h"
 
 namespace sluice::gateway {
+
+// A request that has been answered.
+struct SimulatedAnswer {
+  uint32_t worker = 0;
+  Duration sent{0};
+  double believed = 0, cached = 0;  // share of the prompt that the gateway believed to be cached, and that was
+};
 
 struct SimulationRules {
   int64_t workers = 4;
@@ -25,6 +33,13 @@ struct SimulationRules {
   // `reports_until` fail.
   Duration report_delay{0};
   Duration reports_until = Duration::max();
+  // A cache is emptied behind the gateway's back.
+  struct Flush {
+    Duration at{0};
+    uint32_t worker = 0;
+  };
+  std::optional<Flush> flush;
+  std::function<void(const SimulatedAnswer&)> on_answer;  // of every policy but the oracle; may be empty
   uint64_t seed = 1;
 };
 
@@ -45,7 +60,8 @@ struct SimulationResult {
 // The name that stands for the choice of somebody who sees the workers' caches and queues: the least true cost.
 inline constexpr std::string_view kOracle = "oracle";
 
-// Tokens of every answer, as far as the gateway can see. What decoding takes is set by itself.
+// Tokens of an answer of which the workload does not say how many, as far as the gateway can see. What decoding takes
+// is set by itself.
 inline constexpr int64_t kSimulatedTokens = 16;
 
 // The value below which `share` of them lie; 0 of none. Reorders them.

@@ -94,13 +94,19 @@ TEST_F(TraceTest, ReadsTextAndBlocksInOrderOfTime) {
 )"),
                                 5ms);
   ASSERT_TRUE(trace.ok()) << trace.error().message;
-  const auto first = (*trace)->next(), second = (*trace)->next(), third = (*trace)->next();
+  const auto first = (*trace)->next();
   EXPECT_EQ(first->at, 0s);
-  EXPECT_EQ(first->text.size(), 2800u);
+  const std::string blocks(first->text);
+  EXPECT_EQ(blocks.size(), 2800u);
+  EXPECT_FALSE(first->output_tokens);
+  const auto second = (*trace)->next();
   EXPECT_EQ(second->at, 1s);
+  EXPECT_EQ(second->text, "hello");
   EXPECT_EQ(second->decode, 50ms);
-  EXPECT_EQ(third->text.substr(0, 2048), first->text.substr(0, 2048)) << "the same block is the same text";
-  EXPECT_NE(third->text.substr(2048), first->text.substr(2048, 352));
+  EXPECT_EQ(second->output_tokens, 10);
+  const auto third = (*trace)->next();
+  EXPECT_EQ(third->text.substr(0, 2048), blocks.substr(0, 2048)) << "the same block is the same text";
+  EXPECT_NE(third->text.substr(2048), blocks.substr(2048, 352));
   EXPECT_FALSE((*trace)->next());
 }
 

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <span>
 
 #include "base/rng.h"
 
@@ -15,23 +16,34 @@ using Json = nlohmann::json;
 constexpr int64_t kTraceBlockTokens = 512;
 constexpr int64_t kCharsPerToken = 4;
 
-void append_letters(std::string& out, int64_t count, Rng& rng) {
-  for (int64_t i = 0; i < count; ++i) out += static_cast<char>('a' + rng.below(26));
+void write_letters(std::span<char> out, Rng& rng) {
+  Rng own = rng;  // stays in registers: a character might be written anywhere, for all that the compiler knows
+  for (char& letter : out) letter = static_cast<char>('a' + own.below(26));
+  rng = own;
 }
 
 class Groups final : public Workload {
  public:
   explicit Groups(const GroupsOptions& options) : options_(options), rng_(options.seed) {
-    for (int64_t group = 0; group < options.groups; ++group)
-      append_letters(systems_.emplace_back(), options.system_chars, rng_);
+    const auto system = static_cast<size_t>(options.system_chars);
+    for (int64_t group = 0; group < options.groups; ++group) {
+      std::string& text = texts_.emplace_back(system + static_cast<size_t>(options.question_chars), '\0');
+      write_letters(std::span(text).first(system), rng_);
+    }
     order_.resize(static_cast<size_t>(options.groups));
     std::iota(order_.begin(), order_.end(), size_t{0});
     place_ = order_.size();
   }
 
   std::optional<SimulatedRequest> next() override {
-    SimulatedRequest request{.at = now_, .text = systems_[next_group()]};
-    append_letters(request.text, options_.question_chars, rng_);
+    const size_t group = next_group();
+    std::string& text = texts_[group];
+    SimulatedRequest request;
+    request.at = now_;
+    request.beginning = group + 1;
+    request.beginning_chars = static_cast<size_t>(options_.system_chars);
+    write_letters(std::span(text).subspan(request.beginning_chars), rng_);
+    request.text = text;
     if (options_.rate > 0) {
       const double uniform =
           (static_cast<double>(rng_.below(uint64_t{1} << 53)) + 1) / static_cast<double>(uint64_t{1} << 53);
@@ -52,22 +64,31 @@ class Groups final : public Workload {
 
   const GroupsOptions options_;
   Rng rng_;
-  std::vector<std::string> systems_;
+  std::vector<std::string> texts_;  // of each group: its beginning and the latest question
   std::vector<size_t> order_;
   size_t place_ = 0;
   Duration now_{0};
 };
 
+// A request whose text this holds.
+struct Kept {
+  std::string text;
+  SimulatedRequest request;
+};
+
 class Trace final : public Workload {
  public:
-  explicit Trace(std::vector<SimulatedRequest> requests) : requests_(std::move(requests)) {}
+  explicit Trace(std::vector<Kept> requests) : requests_(std::move(requests)) {}
   std::optional<SimulatedRequest> next() override {
+    if (place_ > 0) requests_[place_ - 1].text = {};  // a trace may be large
     if (place_ == requests_.size()) return std::nullopt;
-    return std::move(requests_[place_++]);
+    Kept& kept = requests_[place_++];
+    kept.request.text = kept.text;
+    return kept.request;
   }
 
  private:
-  std::vector<SimulatedRequest> requests_;
+  std::vector<Kept> requests_;
   size_t place_ = 0;
 };
 
@@ -83,7 +104,9 @@ std::optional<std::string> text_of(const Json& line) {
   for (const auto& id : line["hash_ids"]) {
     if (!id.is_number_unsigned()) return std::nullopt;
     Rng rng(id.get<uint64_t>());
-    append_letters(text, std::min(kTraceBlockTokens * kCharsPerToken, chars - static_cast<int64_t>(text.size())), rng);
+    const auto begin = static_cast<int64_t>(text.size());
+    text.resize(static_cast<size_t>(std::max(begin, std::min(begin + kTraceBlockTokens * kCharsPerToken, chars))));
+    write_letters(std::span(text).subspan(static_cast<size_t>(begin)), rng);
   }
   return text;
 }
@@ -95,7 +118,7 @@ std::unique_ptr<Workload> make_groups(const GroupsOptions& options) { return std
 Result<std::unique_ptr<Workload>> read_trace(const std::string& path, Duration decode_per_token) {
   std::ifstream file(path);
   if (!file) return Error{ErrorCode::kNotFound, fmt::format("{}: cannot be read", path)};
-  std::vector<SimulatedRequest> requests;
+  std::vector<Kept> requests;
   std::string text;
   for (int number = 1; std::getline(file, text); ++number) {
     if (text.empty()) continue;
@@ -108,14 +131,18 @@ Result<std::unique_ptr<Workload>> read_trace(const std::string& path, Duration d
       return bad("timestamp must be a number of milliseconds");
     auto prompt = text_of(line);
     if (!prompt || prompt->empty()) return bad("a prompt is missing: text, or hash_ids and input_length");
-    SimulatedRequest request{.at = from_seconds(line["timestamp"].get<double>() / 1000), .text = std::move(*prompt)};
-    if (is_count(line, "output_length")) request.decode = line["output_length"].get<int64_t>() * decode_per_token;
-    requests.push_back(std::move(request));
+    SimulatedRequest request;
+    request.at = from_seconds(line["timestamp"].get<double>() / 1000);
+    if (is_count(line, "output_length")) {
+      request.output_tokens = std::max<int64_t>(1, line["output_length"].get<int64_t>());
+      request.decode = *request.output_tokens * decode_per_token;
+    }
+    requests.push_back({std::move(*prompt), request});
   }
   if (requests.empty()) return Error{ErrorCode::kInvalidArgument, fmt::format("{}: has no requests", path)};
-  std::ranges::stable_sort(requests, {}, &SimulatedRequest::at);
-  const Duration begin = requests.front().at;
-  for (SimulatedRequest& request : requests) request.at -= begin;
+  std::ranges::stable_sort(requests, {}, [](const Kept& kept) { return kept.request.at; });
+  const Duration begin = requests.front().request.at;
+  for (Kept& kept : requests) kept.request.at -= begin;
   return std::unique_ptr<Workload>(std::make_unique<Trace>(std::move(requests)));
 }
 

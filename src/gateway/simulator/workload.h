@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/clock.h"
@@ -13,9 +14,16 @@
 namespace sluice::gateway {
 
 struct SimulatedRequest {
-  Duration at{0};  // open loop: when it comes
-  std::string text;
-  std::optional<Duration> decode;  // of this one; none = what the simulation says
+  Duration at{0};                        // open loop: when it comes
+  std::string_view text;                 // until the workload is asked for the next one
+  std::optional<Duration> decode;        // of this one; none = what the simulation says
+  std::optional<int64_t> output_tokens;  // of its answer; none = kSimulatedTokens
+  // Somebody else sends it to this worker, the gateway does not know of it, and it is in no figure. Open loops only.
+  std::optional<uint32_t> of_others;
+  // Requests with the same number, unless it is 0, have their first `beginning_chars` characters in common. It saves
+  // time where they are looked at once for all, and changes nothing.
+  uint64_t beginning = 0;
+  size_t beginning_chars = 0;
 };
 
 // One thread.
