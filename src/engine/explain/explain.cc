@@ -236,6 +236,7 @@ std::string layout_flags(const LayoutFacts& facts) {
   if (options.moe_a2a_backend != "none" && options.deepep_mode != "auto") {
     flags += fmt::format(" --deepep-mode {}", options.deepep_mode);
   }
+  if (options.enable_single_batch_overlap) flags += " --enable-single-batch-overlap";
   if (options.enable_two_batch_overlap) flags += " --enable-two-batch-overlap";
   if (options.enable_dp_attention && facts.instances > 1) flags += fmt::format(", {} servers", facts.instances);
   return flags;
