@@ -11,6 +11,7 @@ import json
 import os
 import re
 import selectors
+import signal
 import socket
 import subprocess
 import sys
@@ -362,7 +363,7 @@ def long_prompts(binary, short):
 
 def slow_readers(binary, short):
     """L25: readers that take 1 KB a second hold their worker back, cost bounded memory and nobody else anything."""
-    count, per_stream, seconds = (50, 4 * MIB, 1) if short else (3000, 8 * MIB, 30)
+    count, per_stream, seconds = (50, 4 * MIB, 1) if short else (5000, 8 * MIB, 30)
     written = {}
 
     def pour(connection, head, data):
@@ -514,14 +515,16 @@ def logs(binary, short):
         worker.kill()
 
 
-def load_of(binary, url, *flags):
+# Prompts that differ: equal ones belong to one worker.
+RANDOM_PROMPTS = ("--dataset-name", "random", "--random-input-len", 40, "--random-output-len", 16, "--random-range-ratio", 1)
+
+
+def load_of(binary, url, *flags, prompts=RANDOM_PROMPTS):
     """A run of `sluice bench`: seconds that it took, and (when it was due, latency, error) of each request."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.jsonl"
-        # Prompts that differ: equal ones belong to one worker.
-        subprocess.run([binary, "bench", "--base-url", url, "--dataset-name", "random", "--random-input-len", "40",
-                        "--random-output-len", "16", "--random-range-ratio", "1", "--disable-tqdm", "--warmup-requests", "0", "--output-file", str(path),
-                        "--output-details", *map(str, flags)], stdout=subprocess.DEVNULL, check=False)
+        subprocess.run([binary, "bench", "--base-url", url, "--disable-tqdm", "--warmup-requests", "0", "--output-file", str(path),
+                        "--output-details", *map(str, prompts + flags)], stdout=subprocess.DEVNULL, check=False)
         run = json.loads(path.read_text())
     return run["duration"], list(zip(run["due_times"], run["e2e_latencies"], run["errors"]))
 
@@ -611,7 +614,136 @@ def knee(binary, short):
             assert middle <= 3 * alone, f"{middle:.2f} s, of at most {3 * alone:.2f}"
 
 
-SCENARIOS = [burst, names, streams, large, long_prompts, slow_readers, leaving, logs, overload, knee]
+def scaling(binary, short):
+    """R20, L18: while a fleet has 80 % of the load that it can take, cold workers are added and old ones removed. Nothing
+    fails, every request is computed once, and the others' latency stays what it was."""
+    # A prompt whose system prompt is cached takes some 30 ms of a worker, another 0.3 s.
+    worker_flags = ("--cache-simulation", "--cache-prefill-us-per-token", 400, "--cache-decode-ms", 20)
+    groups, each, hold, cycles = (8, 40, 0, 1) if short else (32, 100, 25, 4)
+    before = 30  # seconds at that load before anything is changed, of which the first third warms the caches
+
+    def prompts(count, seed):
+        return ("--dataset-name", "generated-shared-prefix", "--gsp-num-groups", groups, "--gsp-prompts-per-group",
+                count // groups, "--gsp-system-prompt-len", 400, "--gsp-question-len", 40, "--gsp-output-len", 8, "--seed", seed)
+
+    for policy in ("min_cost",) if short else ("min_cost", "cache_aware"):
+        with Fleet(binary, workers=4, worker_flags=worker_flags, flags=("--policy", policy)) as fleet:
+            def listed():
+                return {worker["url"]: worker for worker in call(fleet.gateway.url + "/workers")[2]["workers"]}
+
+            def computed(worker):
+                return call(worker.url + "/sim/counters", {})[2]["generations"]
+
+            def add(worker):
+                assert call(fleet.gateway.url + "/workers", {"url": worker.url})[0] == 202
+                wait_until("it is used", lambda: computed(worker) > 0)
+
+            def remove(worker):
+                name = urllib.parse.quote(worker.url, safe="")
+                assert call(fleet.gateway.url + "/workers/" + name, method="DELETE")[0] == 202
+                wait_until("its requests have ended", lambda: worker.url not in listed())
+                done = computed(worker)
+                worker.kill()  # nobody waits for it any more
+                return done
+
+            took, answers = load_of(binary, fleet.gateway.url, "--max-concurrency", 48, prompts=prompts(groups * each, 1))
+            assert all(not error for _, _, error in answers), "an error before anything was changed"
+            peak, warm = len(answers) / took, sum(computed(worker) for worker in fleet.workers)
+            rate = 0.8 * peak
+            cold = [Sluice(binary, "bench", "worker", "--log-level", "error", *worker_flags) for _ in range(cycles)]
+            fleet.workers += cold
+            count = 2 * groups * each if short else int(rate * (before + 2 * cycles * hold)) // groups * groups
+            run = {}
+
+            def send():
+                run["took"], run["answers"] = load_of(binary, fleet.gateway.url, "--request-rate", rate,
+                                                      prompts=prompts(count, 2))
+                run["ended"] = time.monotonic()
+
+            sender = threading.Thread(target=send, daemon=True)
+            sender.start()
+            wait_until("requests come", lambda: fleet.metric("smg_router_requests_total") > warm + count // 20, within=600)
+            if not short:
+                time.sleep(before)
+            changed, gone = time.monotonic(), 0
+            for fresh in cold:
+                add(fresh)
+                time.sleep(hold)
+                gone += remove(fleet.workers.pop(0))
+                assert short or sender.is_alive(), "the load ended before the changes did"
+                time.sleep(hold)
+            sender.join(1200)
+            assert "answers" in run, "the load has given no report"
+            fleet.settled()
+            errors = sorted({error for _, _, error in run["answers"] if error})
+            assert not errors, f"{sum(1 for _, _, error in run['answers'] if error)} of {count} failed: {errors[:5]}"
+            total = gone + sum(computed(worker) for worker in fleet.workers)
+            assert total == warm + count, f"{total} requests were computed of {warm + count} that were sent"
+            # When the changes began by the clock of the load.
+            begin = changed - (run["ended"] - run["took"])
+            first = sorted(latency for due, latency, _ in run["answers"] if begin / 3 <= due < begin)
+            then = sorted(latency for due, latency, _ in run["answers"] if begin <= due)
+            figures = ""
+            if first and then:
+                p = {name: (values[len(values) // 2], values[int(0.99 * len(values))]) for name, values in
+                     (("first", first), ("then", then))}
+                figures = (f"; p50 {1000 * p['first'][0]:.0f} ms and p99 {1000 * p['first'][1]:.0f} ms before, "
+                           f"{1000 * p['then'][0]:.0f} and {1000 * p['then'][1]:.0f} meanwhile")
+            print(f"scaling: {policy}, {rate:.0f} req/s of at most {peak:.0f}, {count} requests, {cycles} cold workers added and "
+                  f"old ones removed: none failed, each was computed once, {computed(fresh)} by the newest{figures}")
+            assert short or p["then"][1] <= 1.25 * p["first"][1], "the fleet became slower"
+
+
+def frozen(binary, short):
+    """R4: one worker of four freezes under load: it accepts and answers nothing. The others serve at least 99 % of what they
+    served before, it becomes suspect, and what it has is answered once it goes on."""
+    rate, window = 60, 1 if short else 30  # each of the four could take some 45 req/s
+    count = rate * (8 if short else 90)
+    flags = ("--max-running", 8, "--decode-base-ms", 10, "--decode-per-request-ms", 0.5)
+    with Fleet(binary, workers=4, worker_flags=flags, flags=("--policy", "round_robin")) as fleet:
+        victim, others = fleet.workers[0], fleet.workers[1:]
+
+        def served():
+            return sum(call(worker.url + "/sim/counters", {})[2]["completed"] for worker in others)
+
+        def suspected():
+            return next(worker for worker in call(fleet.gateway.url + "/workers")[2]["workers"]
+                        if worker["url"] == victim.url).get("suspect")
+
+        run = {}
+
+        def send():
+            run["took"], run["answers"] = load_of(binary, fleet.gateway.url, "--num-prompts", count, "--request-rate", rate)
+
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        wait_until("requests come", lambda: served() > rate / 2)
+        counts = [served()]
+        time.sleep(window)
+        counts.append(served())
+        os.kill(victim.process.pid, signal.SIGSTOP)
+        try:
+            begin = time.monotonic()
+            wait_until("it is suspect", suspected, within=30)
+            found = time.monotonic() - begin
+            wait_until("the others go on", lambda: served() > counts[1] + rate / 2)
+            time.sleep(max(0, window - (time.monotonic() - begin)))
+            counts.append(served())
+            meanwhile = time.monotonic() - begin
+        finally:
+            os.kill(victim.process.pid, signal.SIGCONT)
+        sender.join(600)
+        assert "answers" in run, "the load has given no report"
+        fleet.settled()
+        errors = sorted({error for _, _, error in run["answers"] if error})
+        assert not errors, f"{sum(1 for _, _, error in run['answers'] if error)} of {count} failed: {errors[:5]}"
+        before, after = (counts[1] - counts[0]) / window, (counts[2] - counts[1]) / meanwhile
+        print(f"frozen: {rate} req/s to four workers: three of them serve {before:.1f} req/s, and {after:.1f} while the fourth is "
+              f"frozen ({100 * after / max(before, 0.1):.0f} %); it is suspect after {found:.1f} s; all {count} were answered")
+        assert short or after >= 0.99 * before, "the others served less"
+
+
+SCENARIOS = [burst, names, streams, large, long_prompts, slow_readers, leaving, logs, overload, knee, scaling, frozen]
 
 
 def main():
