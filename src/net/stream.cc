@@ -151,6 +151,7 @@ Io Stream::receive_tls() {
   last_read_was_full_ = n == room;
   // OpenSSL reads ahead: only when it wants more is there nothing left, in it or in the socket.
   readable_ = io == Io::kOk;
+  if (io == Io::kWouldBlock && little_) drop_buffer();
   if (io == Io::kWouldBlock && tls_->wants_write()) {
     loop_.poller().change(fd_, *this, EPOLLIN | EPOLLOUT | EPOLLRDHUP);
   }

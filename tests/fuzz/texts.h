@@ -11,9 +11,10 @@
 namespace sluice::fuzz {
 
 inline void check_tokenizer(const std::shared_ptr<const tokenizer::Tokenizer>& tokenizer, std::string_view text) {
+  const int32_t size = tokenizer->vocab_size();
   for (const bool special : {false, true}) {
     const auto ids = tokenizer->encode(text, special, special);
-    for (const int32_t id : ids) FUZZ_CHECK(id >= 0, "an id is none of nothing");
+    for (const int32_t id : ids) FUZZ_CHECK(id >= 0 && id < size, "an id is one of the vocabulary");
     for (const bool skip : {false, true}) {
       const std::string whole = tokenizer->decode(ids, skip);
       FUZZ_CHECK(tokenizer::is_valid_utf8(whole), "a text is UTF-8");
@@ -28,7 +29,6 @@ inline void check_tokenizer(const std::shared_ptr<const tokenizer::Tokenizer>& t
     }
     FUZZ_CHECK(ids == tokenizer->encode(text, special, special), "words that were met before are encoded as they were");
   }
-  const int32_t size = tokenizer->vocab_size();
   for (const auto id : {tokenizer->bos_id(), tokenizer->eos_id(), tokenizer->pad_id()}) {
     FUZZ_CHECK(!id || (*id >= 0 && *id < size), "a special token is one of the vocabulary");
   }
