@@ -259,7 +259,7 @@ TEST_P(CommunicatorConformance, NamesWhoIsSilentForTooLong) {
 }
 
 TEST_P(CommunicatorConformance, CommonMemoryIsSeenByAllOfTheGroupWhereThereIsSome) {
-  const bool on_several_hosts = GetParam().name == "gloo" || GetParam().name == "delayed";
+  const bool on_several_hosts = GetParam().name == "gloo";
   auto ranks = make(4);
   on_each(ranks, [&](Communicator& comm) {
     const auto pair = std::move(comm.split(comm.rank() / 2, 0, "pair")).value();

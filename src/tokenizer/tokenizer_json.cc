@@ -421,6 +421,12 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::from_json(std::string_view t
   impl->pre_tokenizer = PreTokenizer(std::move(words.steps));
   SLUICE_TRY(impl->bpe, read_bpe(*model, vocabulary, words.byte_level));
   SLUICE_TRY(auto around, read_post_processor(root));
+  for (const auto* ids : {&around.prefix, &around.suffix}) {
+    for (const int32_t id : *ids) {
+      if (static_cast<size_t>(id) < vocabulary.texts.size()) continue;
+      return malformed(fmt::format("TemplateProcessing adds token {}, there are {}", id, vocabulary.texts.size()));
+    }
+  }
   impl->prefix = std::move(around.prefix);
   impl->suffix = std::move(around.suffix);
 
