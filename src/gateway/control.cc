@@ -245,6 +245,7 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
           worker.breaker.probe_passed();
         } else {
           watch->health.failed();
+          liveness_.failed_check(worker);
           watch->process_ended = watch->process_ended || (watch->refused && worker.proven);
         }
         watch->failed_before = !passed;
@@ -257,9 +258,10 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
           worker.healthy = healthy;
         }
       }
-      if (worker.suspect) {
+      if (worker.suspect || liveness_.in_question(worker)) {
         if (!watch->failed_before) co_await prove(watch);
-        watch->health.suspect();  // until it is trusted again
+        // Until it is trusted again, or has shown progress.
+        if (worker.suspect || liveness_.in_question(worker)) watch->health.suspect();
       }
       Duration pause = watch->health.next_probe(worker.breaker.open_for());
       if (!worker.proven) {
@@ -341,7 +343,8 @@ net::Task<> Control::watch_certificates() {
   }
 }
 
-// Whether a suspect generates, where the engine has a question for that. That of an engine says nothing of one rank.
+// Whether a worker that is suspect or in question generates, where the engine has a question for that. That of an
+// engine says nothing of one rank.
 net::Task<> Control::prove(std::shared_ptr<Watch> watch) {
   Worker& worker = *watch->worker;
   if (worker.dp.rank >= 0) {
@@ -350,10 +353,13 @@ net::Task<> Control::prove(std::shared_ptr<Watch> watch) {
   }
   const auto bound = std::chrono::seconds(context_.options.health_check_timeout_secs);
   const auto answer = co_await ask(watch->worker, "/health_generate", bound);
-  if (!answer.ok() || !worker.suspect) co_return;
-  if (answer->status / 100 == 2) liveness_.generated(worker);
-  if (answer->status == 404 || answer->status == 405 || answer->status == 501) {
+  if (!answer.ok() && answer.error().code == ErrorCode::kExhausted) co_return;  // that says nothing of the worker
+  if (answer.ok() && answer->status / 100 == 2) {
+    liveness_.generated(worker);
+  } else if (answer.ok() && (answer->status == 404 || answer->status == 405 || answer->status == 501)) {
     liveness_.cannot_generate_for_probes(worker);
+  } else {
+    liveness_.generated_nothing(worker);
   }
 }
 

@@ -49,6 +49,11 @@ Usage believable(Usage usage) {
   return usage;
 }
 
+// Without a limit in the request engines generate as much as their context holds; elsewhere they have a small one.
+bool may_be_endless(Endpoint endpoint) {
+  return endpoint == Endpoint::kChat || endpoint == Endpoint::kResponses || endpoint == Endpoint::kMessages;
+}
+
 bool ends_event(std::string_view stream) { return stream.ends_with("\n\n") || stream.ends_with("\r\n\r\n"); }
 
 }  // namespace
@@ -61,7 +66,8 @@ struct Exchange::Upstream {
                     .new_tokens = std::min(of.facts_.max_tokens.value_or(kDefaultNewTokens), kMostNewTokens),
                     .prompt_bytes = of.record_.prompt_bytes,
                     .matched_share = of.matched_share_,
-                    .streams = of.facts_.stream};
+                    .streams = of.facts_.stream,
+                    .open = !of.facts_.max_tokens && may_be_endless(of.endpoint_)};
     lease.emplace(worker->load, work, of.context_.clock);
   }
   ~Upstream() { release(); }

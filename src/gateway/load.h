@@ -127,6 +127,7 @@ struct Work {
   size_t prompt_bytes = 0;   // of its text; 0: it has none
   double matched_share = 0;  // of the prompt that the worker is believed to hold, 0 to 1
   bool streams = true;       // the answer tells of its first token
+  bool open = false;         // nobody has said how long the answer may be
 };
 
 // One request's claim on one worker: one request in flight, an estimate of the tokens of work still to do, and a place
@@ -152,7 +153,8 @@ class WorkerLease {
     const double cached = load_->belief.share() * work.matched_share;
     const double prompt = static_cast<double>(work.prompt_tokens);
     ticket_ = load_->prefill.dispatch(now, prompt * (1 - cached), prompt,
-                                      work.streams ? 0 : static_cast<double>(std::max<int64_t>(work.new_tokens, 1)));
+                                      work.streams ? 0 : static_cast<double>(std::max<int64_t>(work.new_tokens, 1)),
+                                      work.open);
   }
   WorkerLease(WorkerLease&& other) noexcept { swap(other); }
   WorkerLease& operator=(WorkerLease&& other) noexcept {
