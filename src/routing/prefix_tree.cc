@@ -283,7 +283,7 @@ bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick, siz
   return true;
 }
 
-void PrefixTree::withdraw(std::string_view text, Holder holder, size_t kept) {
+size_t PrefixTree::withdraw(std::string_view text, Holder holder, size_t kept) {
   text = text.substr(0, max_text_);
   const auto own_claim = [&](const Node* node) {
     Claim* claim = claim_of(node, holder.worker);
@@ -304,7 +304,12 @@ void PrefixTree::withdraw(std::string_view text, Holder holder, size_t kept) {
     each_child(above, [&](const Node* child) { any = any || own_claim(child) != nullptr; });
     return any;
   };
-  while (node != root_ && end - node->edge_size >= kept && !goes_on(node)) {
+  size_t left = 0;
+  while (node != root_ && end - node->edge_size >= kept) {
+    if (goes_on(node)) {
+      left = end;
+      break;
+    }
     Node* parent = node_at(node->parent);
     end -= node->edge_size;
     end_claim(node, *own_claim(node));
@@ -312,6 +317,7 @@ void PrefixTree::withdraw(std::string_view text, Holder holder, size_t kept) {
     node = parent;
   }
   retired_.reclaim();
+  return left;
 }
 
 // A child was never used more often than its parent: who looks at the most used first finds the most used of all.
