@@ -23,6 +23,7 @@ struct Control::Watch {
   net::Timer timer;
   bool failed_before = false;              // the last probe failed
   bool refused = false;                    // the last probe was refused: nobody listens there
+  bool has_new_name = false;               // the last probe was answered by another process
   bool process_ended = false;              // it was since the worker served last: whoever answers next is a new process
   bool polled = false;                     // a question for its load is under way
   bool changed = false;                    // what is known of it, by others, since run() last looked
@@ -110,6 +111,7 @@ void Control::started(WorkerPtr worker) {
     return;
   }
   forget_process(*worker);
+  worker->process.expect_new();
   worker->proven = true;
   liveness_.before_ready(*worker);
   worker->healthy = true;
@@ -120,6 +122,23 @@ void Control::started(WorkerPtr worker) {
     watch.health.force(true);
     watch.worker->healthy = true;  // again: a probe may have ended in between
   });
+}
+
+// What was believed of its cache is dropped at once, by whoever sees it.
+void Control::restarted(WorkerPtr worker) {
+  context_.forget_prefixes(*worker);
+  with_watch(worker, [this](Watch& watch) {
+    watch.process_ended = false;
+    begin_anew(watch);
+  });
+}
+
+void Control::begin_anew(Watch& watch) {
+  Worker& worker = *watch.worker;
+  SLUICE_LOG(info, "gateway/health", "worker {} has restarted", worker.url);
+  forget_process(worker);
+  liveness_.before_ready(worker);
+  liveness_.returned(watch.worker, /*is_new_process=*/true);
 }
 
 void Control::ended(WorkerPtr worker) {
@@ -152,6 +171,8 @@ net::Task<std::optional<bool>> Control::probe(std::shared_ptr<Watch> watch) {
     co_return std::nullopt;
   }
   const bool passed = answer.ok() && answer->status >= 200 && answer->status < 300;
+  const auto name = passed ? answer->headers.get(ProcessMark::kHeader) : std::nullopt;
+  watch->has_new_name = name && watch->worker->process.changes_to(*name);
   watch->refused = !answer.ok() && answer.error().code == ErrorCode::kRefused;
   context_.metrics.counter("smg_worker_health_checks_total", {"regular", passed ? "success" : "error"}).add();
   const std::string failure = passed        ? std::string()
@@ -231,12 +252,11 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
             }
           }
           watch->health.passed();
-          if (std::exchange(watch->process_ended, false)) {
-            SLUICE_LOG(info, "gateway/health", "worker {} has restarted", worker.url);
+          const bool has_new_name = std::exchange(watch->has_new_name, false);
+          if (std::exchange(watch->process_ended, false) || has_new_name) {
+            if (!has_new_name) worker.process.expect_new();
             context_.forget_prefixes(worker);
-            forget_process(worker);
-            liveness_.before_ready(worker);
-            liveness_.returned(watch->worker, /*is_new_process=*/true);
+            begin_anew(*watch);
           }
           // One that passed all along may fail all its requests even so: the breaker's own time counts then.
           if (watch->failed_before && worker.breaker.recovered()) {

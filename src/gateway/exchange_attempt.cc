@@ -210,6 +210,9 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
 
 net::Task<Exchange::MaybeFailure> Exchange::relay(Upstream& upstream, net::ResponseHead head) {
   upstream.lease->expect_end();
+  if (const auto name = head.headers.get(ProcessMark::kHeader); name && upstream.worker->process.changes_to(*name)) {
+    context_.control->restarted(upstream.worker);
+  }
   loop_.count_upstream_response(head.status);
   const auto length = content_length(head.headers);
   // An answer that may lead to another attempt is looked at whole, and so is one that is rebuilt.

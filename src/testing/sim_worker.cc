@@ -1,6 +1,7 @@
 #include "testing/sim_worker.h"
 
 #include "base/check.h"
+#include "base/rng.h"
 #include "testing/sim_worker_impl.h"
 
 namespace sluice::testing {
@@ -54,6 +55,7 @@ Result<void> SimWorker::Impl::start() {
   }
   net::ServerOptions server_options;
   server_options.idle_timeout = options_.idle_timeout;
+  if (options_.names_process) server_options.headers.add("X-Sluice-Process", fmt::format("{:016x}", random_seed()));
   auto server = std::make_unique<net::Server>(loops_, server_options,
                                               [this](ServerExchange& exchange) { return handle(exchange); });
   SLUICE_TRY(port_, server->listen(options_.host, port_));

@@ -34,6 +34,7 @@ struct SimWorkerOptions {
   int64_t default_tokens = 8;                        // generated where the request names no limit
   size_t record_limit = 1024;                        // requests kept for received(); 0 keeps none and saves the copies
   Duration idle_timeout = std::chrono::seconds(90);  // of kept-alive connections
+  bool names_process = false;                        // each answer has X-Sluice-Process, of each start another one
   size_t max_body_bytes = size_t{256} << 20;
 
   bool canned = false;
