@@ -171,6 +171,7 @@ void Liveness::returned(const WorkerPtr& worker, bool is_new_process) {
   Known& known = known_.try_emplace(worker->number).first->second;
   known.worker = worker;
   known.heard = worker->load->heard_at;
+  known.in_question = false;
   known.quiet_since = 0;
   known.overdue = 0;
   // In use already: before_ready() has decided, and the requests that are in flight since may be its own.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <functional>
 #include <new>
 #include <utility>
 
@@ -163,25 +164,29 @@ bool PrefixTree::held(const Node* node) const {
   return any_claim(node, [&](const Claim& claim) { return live(claim, &worker); });
 }
 
-// The holders of a node, by last use; when there are too many, the least recently used fall out.
+// The holders of a node; when there are too many, the least recently used fall out.
 void PrefixTree::collect(const Node* node, PrefixMatch* match) const {
-  uint32_t ticks[PrefixMatch::kMaxHolders];
-  size_t found = 0;
+  // Last use, and behind it the worker. When it is full it becomes a heap with the oldest on top: nobody pays for an
+  // order that nobody asks for.
+  std::array<uint64_t, PrefixMatch::kMaxHolders> found;
+  size_t size = 0;
   each_claim(node, [&](const Claim& claim) {
-    const uint32_t tick = claim.tick.load(std::memory_order_relaxed);
-    const bool full = found == PrefixMatch::kMaxHolders;
-    if (full && ticks[found - 1] >= tick) return;
+    const uint64_t tick = claim.tick.load(std::memory_order_relaxed);
+    const bool full = size == found.size();
+    if (full && tick <= found.front() >> 32) return;
     uint32_t worker = 0;
     if (!live(claim, &worker)) return;
-    size_t at = full ? found - 1 : found++;
-    for (; at > 0 && ticks[at - 1] < tick; --at) {
-      ticks[at] = ticks[at - 1];
-      match->holders[at] = match->holders[at - 1];
+    if (full) {
+      std::ranges::pop_heap(found, std::greater());
+      found.back() = tick << 32 | worker;
+      std::ranges::push_heap(found, std::greater());
+    } else {
+      found[size++] = tick << 32 | worker;
+      if (size == found.size()) std::ranges::make_heap(found, std::greater());
     }
-    ticks[at] = tick;
-    match->holders[at] = worker;
   });
-  match->num_holders = static_cast<uint8_t>(found);
+  for (size_t i = 0; i < size; ++i) match->holders[i] = static_cast<uint32_t>(found[i]);
+  match->num_holders = static_cast<uint8_t>(size);
 }
 
 // Those holders of a node that hold no more of the text than its end, `bytes` from the beginning.
