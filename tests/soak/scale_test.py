@@ -11,6 +11,7 @@ import json
 import os
 import re
 import selectors
+import signal
 import socket
 import subprocess
 import sys
@@ -611,7 +612,63 @@ def knee(binary, short):
             assert middle <= 3 * alone, f"{middle:.2f} s, of at most {3 * alone:.2f}"
 
 
-SCENARIOS = [burst, names, streams, large, long_prompts, slow_readers, leaving, logs, overload, knee]
+def freeze(binary, short):
+    """R4: one of four workers is stopped (SIGSTOP) under an open load: how long it gets requests, and what the others serve
+    meanwhile of what they served before."""
+    rate, before, frozen = (20, 3, 4) if short else (60, 10, 15)  # requests/s, seconds, seconds
+
+    def ask(where, text):
+        """When it was sent, the worker, and when all of the answer was there."""
+        client = connect(where)
+        sent = time.monotonic()
+        client.sendall(post(generate(text, stream=True, tokens=20), extra="Connection: close\r\n"))
+        data = b""
+        while part := client.recv(65536):
+            data += part
+        client.close()
+        assert data.startswith(b"HTTP/1.1 200") and b"[DONE]" in data, data[:200]
+        return sent, re.search(rb"x-smg-routed-worker-id: (\S+)", data, re.I)[1].decode(), time.monotonic()
+
+    for policy in ("min_cost", "round_robin"):
+        with Fleet(binary, workers=4, worker_flags=(), flags=("--policy", policy, "--expose-worker-header")) as fleet:
+            stuck = fleet.workers[0]
+            begin = time.monotonic() + 1
+
+            def late(number, gate):
+                time.sleep(max(0, begin + number / rate - time.monotonic()))
+                return ask(fleet.where, f"{number} {os.urandom(200).hex()}")
+
+            def stop():
+                time.sleep(max(0, begin + before - time.monotonic()))
+                os.kill(stuck.process.pid, signal.SIGSTOP)
+                stopped.append(time.monotonic())
+                time.sleep(max(0, begin + before + frozen - time.monotonic()))
+                os.kill(stuck.process.pid, signal.SIGCONT)
+
+            stopped = []
+            stopper = threading.Thread(target=stop)
+            stopper.start()
+            try:
+                answers = in_threads(int(rate * (before + frozen)), late)
+            finally:
+                stopper.join()
+            fleet.settled()
+            at = stopped[0]
+            late_to_it = [sent - at for sent, worker, _ in answers if worker == stuck.url and at < sent < at + frozen - 0.1]
+            others = [done for _, worker, done in answers if worker != stuck.url]
+            was = sum(begin + 1 <= done < at for done in others) / (at - begin - 1)
+            # What would have been its own comes on top, once nothing goes there any more.
+            served = sum(at <= done < at + frozen for done in others) / frozen
+            least = min(sum(at + second <= done < at + second + 2 for done in others) / 2 for second in range(frozen - 2))
+            print(f"freeze: {rate} req/s on four workers, {policy}, one stopped for {frozen} s: {len(late_to_it)} more requests went "
+                  f"there, the last {max(late_to_it, default=0):.1f} s after; the others served {was:.1f} req/s before, "
+                  f"{served:.1f} meanwhile and at least {least:.1f} in any 2 s of that; all {len(answers)} were answered")
+            if not short:
+                assert max(late_to_it, default=0) <= 3, late_to_it
+                assert served >= 0.99 * was, f"{served:.1f} of {was:.1f} req/s"
+
+
+SCENARIOS = [burst, names, streams, large, long_prompts, slow_readers, leaving, logs, overload, knee, freeze]
 
 
 def main():
