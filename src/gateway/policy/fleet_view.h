@@ -96,8 +96,8 @@ class FleetView {
   Spread spread(Rng& rng) const;
 
   // Those whose cost is worth knowing, of many: those that hold some of the prefix, some with few requests and some
-  // that are drawn. Whether holders may be used is not asked yet: that would cost as much as the rest of the choice,
-  // and matters for the one that is chosen.
+  // that are drawn; one may be there twice. Whether holders may be used is not asked yet: that would cost as much as
+  // the rest of the choice, and matters for the one that is chosen.
   struct Listed {
     const Candidate* candidate;
     double held;    // share of the prefix
