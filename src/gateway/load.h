@@ -183,6 +183,7 @@ class WorkerLease {
     const TimePoint now = clock_->now();
     load_->heard(now);
     load_->prefill.first_token(ticket_, now);
+    forget_suspect_time();
     const int64_t done = std::min(work_.prompt_tokens, left_);
     left_ -= done;
     load_->tokens.fetch_sub(done, std::memory_order_relaxed);
@@ -200,10 +201,15 @@ class WorkerLease {
     const bool told = report && load_->belief.confirmed();
     const double tokens = told ? static_cast<double>(work_.prompt_tokens) * (1 - report->cached_share) : ticket_.tokens;
     load_->prefill.whole_answer(ticket_, now, tokens, report ? report->output_tokens : 1);
+    if (!work_.streams) forget_suspect_time();
     load_->prefill.learn(ticket_, tokens, now);
   }
 
  private:
+  // What a suspect took may be a freeze, which says nothing of how fast it is.
+  void forget_suspect_time() {
+    if (load_->suspect.load(std::memory_order_relaxed)) ticket_.took = Duration(-1);
+  }
   void prompt_done() {
     if (!std::exchange(prompt_waits_, false)) return;
     load_->prompt_since_poll.fetch_sub(work_.prompt_tokens, std::memory_order_relaxed);

@@ -46,10 +46,14 @@ const Candidate* FleetView::find(uint32_t worker) const {
   return place == members_.size() ? nullptr : admitted(static_cast<uint32_t>(place));
 }
 
-uint32_t FleetView::draw(Rng& rng) const {
+uint32_t FleetView::draw(Rng& rng, Draw what_for) const {
   const uint32_t fresh = order_->any(rng);
   if (fresh == LoadOrder::kNobody) return fresh;
-  gate_->expect(fresh);
+  if (what_for == Draw::kToChoose) {
+    gate_->expect(fresh);
+  } else {
+    members_[fresh].load->prefetch_for_choice();
+  }
   if (ahead_ == nullptr) return fresh;
   const uint32_t drawn = ahead_->exchange(fresh, *order_);
   return drawn < members_.size() ? drawn : fresh;  // the order of more may have stood where this one does
@@ -139,7 +143,7 @@ void FleetView::expect(std::span<const uint32_t> workers) const {
 size_t FleetView::short_list(const routing::PrefixMatch& prefix, std::span<Listed, kShortList> list, Rng& rng) const {
   // Whoever will be asked is on the way from memory before the first one is asked.
   std::array<uint32_t, kDrawn> drawn;
-  for (uint32_t& place : drawn) place = draw(rng);
+  for (uint32_t& place : drawn) place = draw(rng, Draw::kToWeigh);
   std::array<uint32_t, kLightest> lightest;
   size_t num_lightest = order_->lightest(lightest, rng);
   for (const uint32_t place : std::span(lightest).first(num_lightest)) members_[place].load->prefetch_for_choice();

@@ -113,8 +113,10 @@ class FleetView {
  private:
   static constexpr int kDraws = 64;
   const Candidate* admitted(uint32_t place) const;
+  // What is on the way from memory for it: all that a lease asks, or as much as a choice does.
+  enum class Draw { kToChoose, kToWeigh };
   // One of many; LoadOrder::kNobody if there is none.
-  uint32_t draw(Rng& rng) const;
+  uint32_t draw(Rng& rng, Draw what_for = Draw::kToChoose) const;
 
   std::span<const Candidate> members_;
   LoadOrder* order_ = nullptr;
