@@ -46,6 +46,10 @@ function(sluice_component folder)
   endif()
 endfunction()
 
+# What is precompiled for all.
+set(SLUICE_STD_HEADERS <algorithm> <array> <atomic> <chrono> <cstdint> <functional> <memory> <mutex> <optional> <span>
+                       <string> <string_view> <unordered_map> <variant> <vector> <fmt/format.h>)
+
 # A precompiled header that components share. `headers` are system headers only: a change of ours never rebuilds it.
 function(sluice_pch name)
   cmake_parse_arguments(ARG "" "" "HEADERS;DEPS" ${ARGN})

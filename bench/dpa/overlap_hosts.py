@@ -31,7 +31,7 @@ class Instance:
         flags = ("--model-path", folder, "--load-format", "dummy", "--json-model-override-args", json.dumps(
                      {"num_hidden_layers": options.layers, "n_routed_experts": options.experts, "vocab_size": VOCABULARY}),
                  "--max-total-tokens", 16384, "--threads", 1, "--host", "0.0.0.0", "--port", 0, "--tp", 2, "--dp-size", 2,
-                 "--enable-dp-attention", "--moe-a2a-backend", "deepep", "--moe-dense-tp-size", 1, "--enable-dp-lm-head",
+                 "--enable-dp-attention", "--moe-a2a-backend", "deepep", "--deepep-mode", "normal", "--moe-dense-tp-size", 1, "--enable-dp-lm-head",
                  "--disable-radix-cache", "--nnodes", 2, "--dist-init-addr", f"{hosts[0].address}:{port}", *more)
         self.nodes = []
         try:

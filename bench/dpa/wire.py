@@ -25,8 +25,8 @@ LAYOUTS = {
     "DPA, 2 groups": ["--dp-size", "2", "--enable-dp-attention"],
     "DPA, 4 groups": DPA,
     "DPA + EP, none": [*DPA, "--ep", "4"],
-    "DPA + EP, deepep": [*DPA, "--moe-a2a-backend", "deepep"],
-    "the same, all by tokens": [*DPA, "--moe-a2a-backend", "deepep", "--moe-dense-tp-size", "1", "--enable-dp-lm-head"],
+    "DPA + EP, deepep": [*DPA, "--moe-a2a-backend", "deepep", "--deepep-mode", "normal"],
+    "the same, all by tokens": [*DPA, "--moe-a2a-backend", "deepep", "--deepep-mode", "normal", "--moe-dense-tp-size", "1", "--enable-dp-lm-head"],
 }
 
 

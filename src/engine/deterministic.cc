@@ -10,6 +10,12 @@ std::string settled_dtype(const EngineOptions& options) {
   return options.deterministic && options.dtype == "auto" ? "float32" : options.dtype;
 }
 
+// With auto the order of sums depends on whether another request prefills.
+std::string settled_deepep_mode(const EngineOptions& options) {
+  const bool chosen_by_others = options.moe_a2a_backend == "deepep" && options.deepep_mode == "auto";
+  return options.deterministic && chosen_by_others ? "normal" : options.deepep_mode;
+}
+
 Result<std::vector<std::string>> settle_deterministic(EngineOptions& options) {
   std::vector<std::string> lines;
   if (!options.deterministic) return lines;
@@ -23,8 +29,6 @@ Result<std::vector<std::string>> settle_deterministic(EngineOptions& options) {
        "copies of experts are chosen at random"},
       {options.deepep_dispatch_dtype == "fp8_e4m3", "--deepep-dispatch-dtype fp8_e4m3",
        "rows are rounded on their way, which one rank does not do"},
-      {options.moe_a2a_backend == "deepep" && options.deepep_mode == "auto", "--deepep-mode auto",
-       "the order of sums depends on whether another request prefills"},
       {options.enable_two_batch_overlap, "--enable-two-batch-overlap",
        "where a batch is cut depends on the other requests in it"},
   };

@@ -18,6 +18,8 @@ Result<std::vector<std::string>> settle_deterministic(EngineOptions& options);
 
 // --dtype as it will be: float32 in place of auto with --deterministic.
 std::string settled_dtype(const EngineOptions& options);
+// --deepep-mode as it will be: normal in place of auto with --deterministic. adjust_experts() sets it.
+std::string settled_deepep_mode(const EngineOptions& options);
 
 // Of sampling for requests that bring none; absent: each has its own.
 std::optional<uint64_t> common_seed(const EngineOptions& options);

@@ -52,13 +52,27 @@ TEST(DeterministicTest, RefusesWhatDependsOnChanceOrOnOtherRequests) {
   EXPECT_EQ(message({"--deepep-dispatch-dtype=fp8_e4m3"}),
             "--deepep-dispatch-dtype fp8_e4m3 does not go with --deterministic: rows are rounded on their way, which "
             "one rank does not do");
-  EXPECT_EQ(message({"--deepep-mode=auto"}),
-            "--deepep-mode auto does not go with --deterministic: the order of sums depends on whether another request "
-            "prefills");
   EXPECT_EQ(message({"--enable-two-batch-overlap"}),
             "--enable-two-batch-overlap does not go with --deterministic: where a batch is cut depends on the other "
             "requests in it");
   EXPECT_EQ(message({"--deepep-mode=normal", "--ep-num-redundant-experts=2"}), "");
+}
+
+TEST(DeterministicTest, RowsGoTheSameWayWhetherOrNotAnotherRequestPrefills) {
+  const auto settled = [](std::vector<std::string> flags) {
+    EngineOptions options = parse(std::move(flags));
+    const auto lines = adjust_experts(options);
+    EXPECT_TRUE(lines.ok()) << lines.error().message;
+    return std::pair(options.deepep_mode, lines.ok() ? *lines : std::vector<std::string>());
+  };
+  const std::string deepep = "--moe-a2a-backend=deepep";
+  const auto [fixed, said] = settled({deepep, "--deterministic"});
+  EXPECT_EQ(fixed, "normal");
+  EXPECT_THAT(said, ElementsAre("--deepep-mode is normal, for --deterministic"));
+  EXPECT_EQ(settled({deepep}).first, "auto");
+  EXPECT_EQ(settled({"--deterministic"}).first, "auto") << "nothing is dispatched";
+  EXPECT_EQ(settled({deepep, "--deterministic", "--deepep-mode=low_latency", "--chunked-prefill-size=128"}).first,
+            "low_latency");
 }
 
 TEST(DeterministicTest, RequestsThatBringNoSeedHaveTheSame) {

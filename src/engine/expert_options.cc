@@ -7,6 +7,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "engine/deterministic.h"
 #include "engine/layout_options.h"
 #include "engine/memory_plan.h"
 
@@ -51,7 +52,8 @@ Result<int64_t> capacity_of(const EngineOptions& options) {
 constexpr const char* kBf16Variable = "SGLANG_DEEPEP_BF16_DISPATCH";
 constexpr std::string_view kFp8 = "fp8_e4m3";
 
-// What decodes must fit in the slab, and with low_latency alone what prefills too.
+// With low_latency alone all steps must fit in the slab. With auto those that do not go by exact counts, and the slab
+// is no larger than what only decodes can need.
 Result<void> fit_slab(EngineOptions& options, std::vector<std::string>& lines) {
   const bool in_slab = options.moe_a2a_backend == "deepep" && options.deepep_mode != "normal";
   if (options.deepep_num_max_dispatch_tokens_per_rank && !in_slab) {
@@ -60,17 +62,22 @@ Result<void> fit_slab(EngineOptions& options, std::vector<std::string>& lines) {
                  "low_latency or auto"};
   }
   if (!in_slab || options.tp_size == 1) return {};
-  SLUICE_TRY(const int64_t capacity, capacity_of(options));
-  options.deepep_num_max_dispatch_tokens_per_rank = capacity;  // for ranks on hosts whose environment is another
-  const int64_t most = capacity * layout_of(options, 0).attention_tp_size();
+  SLUICE_TRY(int64_t capacity, capacity_of(options));
+  const int64_t members = layout_of(options, 0).attention_tp_size();
   const StepLimits limits = plan_steps(options);
+  if (options.deepep_mode == "auto") {
+    capacity = std::min(capacity, parallel::part_of(limits.max_running_requests, {0, members}).count);
+  }
+  options.deepep_num_max_dispatch_tokens_per_rank = capacity;  // for ranks on hosts whose environment is another
+  if (options.deepep_mode == "auto") return {};
+  const int64_t most = capacity * members;
   if (limits.max_running_requests > most) {
     lines.push_back(fmt::format("--max-running-requests {} -> {}: --deepep-mode {} takes {} tokens of a rank ({})",
                                 limits.max_running_requests, most, options.deepep_mode, capacity, kCapacityVariable));
     options.max_running_requests = most;
   }
   const int64_t largest = plan_steps(options).max_step_tokens;
-  if (options.deepep_mode == "auto" || largest <= most) return {};
+  if (largest <= most) return {};
   return Error{
       ErrorCode::kBadOption,
       fmt::format("--deepep-mode low_latency takes {} tokens of a rank in a step ({}), {} of an attention group, "
@@ -82,6 +89,10 @@ Result<void> fit_slab(EngineOptions& options, std::vector<std::string>& lines) {
 
 Result<std::vector<std::string>> adjust_experts(EngineOptions& options) {
   std::vector<std::string> lines;
+  if (const std::string mode = settled_deepep_mode(options); mode != options.deepep_mode) {
+    options.deepep_mode = mode;
+    lines.push_back(fmt::format("--deepep-mode is {}, for --deterministic", mode));
+  }
   SLUICE_TRY_VOID(fit_slab(options, lines));
   SLUICE_TRY(const bool fp8, sends_fp8(options));
   if (fp8 && options.deepep_dispatch_dtype != kFp8) {
@@ -94,14 +105,18 @@ Result<std::vector<std::string>> adjust_experts(EngineOptions& options) {
   if (options.tbo_token_distribution_threshold && !options.enable_two_batch_overlap) {
     return Error{ErrorCode::kBadOption, "--tbo-token-distribution-threshold needs --enable-two-batch-overlap"};
   }
-  if (options.enable_two_batch_overlap && options.moe_a2a_backend != "deepep") {
-    return Error{
-        ErrorCode::kBadOption,
-        fmt::format("--enable-two-batch-overlap needs --moe-a2a-backend deepep, which is {}", options.moe_a2a_backend)};
-  }
-  if (options.enable_two_batch_overlap && options.tp_size == 1) {
-    options.enable_two_batch_overlap = false;
-    lines.emplace_back("--enable-two-batch-overlap is off: one rank sends nothing");
+  const std::pair<bool*, std::string_view> beside[] = {
+      {&options.enable_two_batch_overlap, "--enable-two-batch-overlap"},
+      {&options.enable_single_batch_overlap, "--enable-single-batch-overlap"}};
+  for (const auto& [given, flag] : beside) {
+    if (!*given) continue;
+    if (options.moe_a2a_backend != "deepep") {
+      return Error{ErrorCode::kBadOption,
+                   fmt::format("{} needs --moe-a2a-backend deepep, which is {}", flag, options.moe_a2a_backend)};
+    }
+    if (options.tp_size > 1) continue;
+    *given = false;
+    lines.push_back(fmt::format("{} is off: one rank sends nothing", flag));
   }
   if (options.eplb_algorithm && options.init_expert_location == kTrivial && !options.enable_eplb) {
     return Error{ErrorCode::kBadOption,
@@ -144,7 +159,7 @@ Result<bool> sends_fp8(const EngineOptions& options) {
 
 bool overlaps(const EngineOptions& options) {
   if (options.moe_a2a_backend != "deepep" || options.tp_size == 1) return false;
-  return options.enable_two_batch_overlap || options.nnodes > 1;
+  return options.enable_two_batch_overlap || options.enable_single_batch_overlap || options.nnodes > 1;
 }
 
 std::optional<double> split_threshold_of(const EngineOptions& options) {

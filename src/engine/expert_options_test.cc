@@ -45,16 +45,26 @@ TEST(ExpertOptionsTest, WhatLowLatencyTakesIsADecodeBatch) {
     return parse(std::move(more));
   };
   // Two ranks of an attention group have half of its tokens each.
-  EngineOptions automatic = with({"--deepep-mode=auto", "--max-running-requests=600"});
-  const auto lines = adjust_experts(automatic);
+  EngineOptions slab = with({"--deepep-mode=low_latency", "--max-running-requests=600", "--chunked-prefill-size=256"});
+  const auto lines = adjust_experts(slab);
   ASSERT_TRUE(lines.ok()) << lines.error().message;
   ASSERT_EQ(lines->size(), 1u);
   EXPECT_THAT(lines->front(), HasSubstr("--max-running-requests 600 -> 256"));
-  EXPECT_EQ(automatic.max_running_requests, 256);
+  EXPECT_EQ(slab.max_running_requests, 256);
+  EXPECT_EQ(deepep_of(slab).mode, moe::DeepEpMode::kLowLatency);
+  EXPECT_EQ(deepep_of(slab).capacity, 128);
+
+  // The default: what does not fit goes by exact counts, and the slab has room for no more than decodes can need.
+  EngineOptions automatic = with({"--max-running-requests=600"});
+  EXPECT_TRUE(adjust_experts(automatic)->empty());
+  EXPECT_EQ(automatic.max_running_requests, 600);
   EXPECT_EQ(deepep_of(automatic).mode, moe::DeepEpMode::kAuto);
   EXPECT_EQ(deepep_of(automatic).capacity, 128);
+  EngineOptions few = with({"--max-running-requests=9"});
+  EXPECT_TRUE(adjust_experts(few)->empty());
+  EXPECT_EQ(deepep_of(few).capacity, 5);
 
-  EngineOptions normal = with({"--max-running-requests=600"});
+  EngineOptions normal = with({"--deepep-mode=normal", "--max-running-requests=600"});
   EXPECT_TRUE(adjust_experts(normal)->empty());
   EXPECT_EQ(deepep_of(normal).mode, moe::DeepEpMode::kNormal);
 
@@ -74,12 +84,11 @@ TEST(ExpertOptionsTest, WhatLowLatencyTakesIsADecodeBatch) {
     EngineOptions options = with({"--deepep-mode=auto"});
     EXPECT_FALSE(adjust_experts(options).ok()) << wrong;
   }
-  EngineOptions flag = with({"--deepep-mode=auto", "--deepep-num-max-dispatch-tokens-per-rank=64"});
+  EngineOptions flag = with({"--deepep-num-max-dispatch-tokens-per-rank=64"});
   EXPECT_TRUE(adjust_experts(flag).ok()) << "instead of the variable";
   EXPECT_EQ(deepep_of(flag).capacity, 64);
-  EXPECT_EQ(flag.max_running_requests, 128);
   unsetenv("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK");
-  EngineOptions unused = with({"--deepep-num-max-dispatch-tokens-per-rank=64"});
+  EngineOptions unused = with({"--deepep-mode=normal", "--deepep-num-max-dispatch-tokens-per-rank=64"});
   EXPECT_THAT(adjust_experts(unused).error().message, HasSubstr("needs --moe-a2a-backend deepep and --deepep-mode"));
 }
 
@@ -113,6 +122,11 @@ TEST(ExpertOptionsTest, TwoBatchOverlapWantsRowsThatAreSent) {
   EXPECT_TRUE(overlaps(hosts)) << "shared experts";
   EXPECT_FALSE(split_threshold_of(hosts).has_value());
 
+  EngineOptions single = parse({"--tp=2", "--moe-a2a-backend=deepep", "--enable-single-batch-overlap"});
+  EXPECT_TRUE(adjust_experts(single)->empty());
+  EXPECT_TRUE(overlaps(single)) << "on one host too";
+  EXPECT_FALSE(split_threshold_of(single).has_value());
+
   EngineOptions split = parse(
       {"--tp=2", "--moe-a2a-backend=deepep", "--enable-two-batch-overlap", "--tbo-token-distribution-threshold=0.3"});
   EXPECT_TRUE(adjust_experts(split)->empty());
@@ -132,6 +146,14 @@ TEST(ExpertOptionsTest, TwoBatchOverlapWantsRowsThatAreSent) {
   ASSERT_EQ(lines->size(), 1u);
   EXPECT_THAT(lines->front(), HasSubstr("--enable-two-batch-overlap is off"));
   EXPECT_FALSE(split_threshold_of(alone).has_value());
+
+  EngineOptions alone_beside = parse({"--moe-a2a-backend=deepep", "--enable-single-batch-overlap"});
+  EXPECT_EQ(*adjust_experts(alone_beside),
+            std::vector<std::string>{"--enable-single-batch-overlap is off: one rank sends nothing"});
+  EXPECT_FALSE(overlaps(alone_beside));
+  EngineOptions no_rows = parse({"--tp=2", "--enable-single-batch-overlap"});
+  EXPECT_EQ(adjust_experts(no_rows).error().message,
+            "--enable-single-batch-overlap needs --moe-a2a-backend deepep, which is none");
 
   EngineOptions rounded = parse({"--moe-a2a-backend=deepep", "--deepep-dispatch-dtype=fp8_e4m3"});
   const auto said = adjust_experts(rounded);

@@ -131,15 +131,17 @@ Result<MemoryPlan> plan_memory(const EngineOptions& options, const models::Model
   if (own > share) {
     constexpr double kMiB = 1 << 20;
     const auto mib = [](int64_t bytes) { return static_cast<double>(bytes) / kMiB; };
+    const bool has_slab = options.moe_a2a_backend == "deepep" && options.deepep_mode != "normal";
     return Error{
         ErrorCode::kExhausted,
         fmt::format(
             "this rank would take {:.0f} MiB in the end, of {:.0f} MiB that it may: {:.0f} of weights, {:.0f} of "
-            "KV cache, {:.0f} of states, {:.0f} of buffers (--chunked-prefill-size), {:.0f} of slot tables "
+            "KV cache, {:.0f} of states, {:.0f} of buffers (--chunked-prefill-size{}), {:.0f} of slot tables "
             "(--max-running-requests, --context-length) and {:.0f} of the program; lower "
             "--mem-fraction-static or one of those",
             own / kMiB, share / kMiB, weights / kMiB, mib(plan.kv_bytes), mib(plan.state_bytes), mib(plan.buffer_bytes),
-            mib(plan.table_bytes), mib(plan.program_bytes))};
+            has_slab ? ", --deepep-mode, --deepep-num-max-dispatch-tokens-per-rank" : "", mib(plan.table_bytes),
+            mib(plan.program_bytes))};
   }
   // A frame to the front is a copy, and the front may be of the same machine: a quarter of what is left.
   plan.answer_bytes = std::clamp(static_cast<int64_t>((share - own) / 4), kLeastAnswerBytes, kMostAnswerBytes);

@@ -22,8 +22,6 @@ constexpr std::string_view kMemory = "Memory";
 constexpr std::string_view kScheduling = "Scheduling";
 
 std::vector<RejectedFlag> rejected_flags() {
-  constexpr std::string_view kOverlap =
-      "on several hosts shared experts are computed while rows are on their way, without a flag; leave it out.";
   constexpr std::string_view kGraph = "there are no CUDA graphs on this device; leave it out.";
   constexpr std::string_view kPd = "prefill/decode disaggregation is outside the scope of this engine.";
   constexpr std::string_view kLora = "LoRA adapters are outside the scope of this engine; merge the adapter.";
@@ -51,7 +49,6 @@ std::vector<RejectedFlag> rejected_flags() {
       {"disable-cuda-graph-padding", kGraph},
       {"deepep-config", "it tunes kernels of a library that is not used here; leave it out."},
       {"enable-expert-distribution-metrics", "sglang:eplb_balancedness is exported with --enable-eplb; leave it out."},
-      {"enable-single-batch-overlap", kOverlap},
       {"disable-shared-experts-fusion", "shared experts are never fused with the others; leave it out."},
       {"enable-metrics-for-all-schedulers", kMetrics},
       {"extra-metric-labels", kMetrics},
@@ -431,13 +428,14 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .help = "Taken for compatibility and logged: experts are multiplied by this engine's own grouped products."},
           {.name = "deepep-mode",
            .field = &O::deepep_mode,
-           .value = std::string("normal"),
+           .value = std::string("auto"),
            .choices = {"auto", "normal", "low_latency"},
            .read_by = "engine/expert_options",
            .group = kParallel,
            .help =
                "With deepep: normal sends a token once to each rank of its experts, low_latency once to each of its "
-               "experts, into a slab of fixed size; auto is normal in steps in which a rank prefills."},
+               "experts, into a slab of fixed size; auto is normal in steps in which a rank prefills or has more "
+               "tokens than the slab takes, and low_latency in the others."},
           {.name = "deepep-num-max-dispatch-tokens-per-rank",
            .field = &O::deepep_num_max_dispatch_tokens_per_rank,
            .value = OptInt(),
@@ -446,7 +444,8 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .group = kParallel,
            .help =
                "With --deepep-mode low_latency or auto: tokens that a rank may have in a step that goes through the "
-               "slab; default: SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK of the first host, or 128."},
+               "slab; default: SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK of the first host, or 128, but with auto "
+               "no more than a step that only decodes can have."},
           {.name = "deepep-dispatch-dtype",
            .field = &O::deepep_dispatch_dtype,
            .value = std::string("auto"),
@@ -456,6 +455,13 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .help =
                "What deepep sends rows to their experts as: auto (that of --dtype), or fp8_e4m3 with a float32 scale "
                "for each 128 values, which SGLANG_DEEPEP_BF16_DISPATCH=0 means too. Results come back in float32."},
+          {.name = "enable-single-batch-overlap",
+           .field = &O::enable_single_batch_overlap,
+           .value = false,
+           .read_by = "engine/expert_options",
+           .group = kParallel,
+           .help = "With deepep: the experts that every token passes are computed while rows are on their way to the "
+                   "others and back. Instances on several hosts do so without the flag."},
           {.name = "enable-two-batch-overlap",
            .field = &O::enable_two_batch_overlap,
            .value = false,

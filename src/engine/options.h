@@ -62,6 +62,7 @@ struct EngineOptions {
   std::string deepep_mode;
   std::optional<int64_t> deepep_num_max_dispatch_tokens_per_rank;
   std::string deepep_dispatch_dtype;
+  bool enable_single_batch_overlap;
   bool enable_two_batch_overlap;
   std::optional<double> tbo_token_distribution_threshold;
   int64_t ep_num_redundant_experts;

@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "base/ready_pipe.h"
 #include "base/rng.h"
+#include "engine/emulated_link.h"
 #include "engine/expert_options.h"
 #include "engine/grammar/desk.h"
 #include "engine/grammar/process.h"
@@ -255,6 +256,14 @@ class RankProcess {
       segment_ = segment;
       Pulse::publish_at(segment->pulse(rank));
       SLUICE_TRY(world_, parallel::join_shm(std::move(segment), rank, size, options));
+    }
+    SLUICE_TRY(auto link, emulated_link(layout, spec_.options.nnodes));
+    if (link) {
+      SLUICE_LOG(warn, kComponent,
+                 "rank {}: what comes from other {} takes {} ms more, and has {} MB/s, as the environment says", rank,
+                 has_hosts ? "hosts" : "ranks", seconds(link->latency) * 1e3,
+                 link->bytes_per_second == 0 ? "any" : fmt::format("{}", link->bytes_per_second / 1e6));
+      world_ = parallel::add_latency(std::move(world_), std::move(*link));
     }
     SLUICE_TRY(groups_, parallel::make_groups(*world_, layout));
     if (overlaps(spec_.options)) {

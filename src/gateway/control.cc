@@ -23,7 +23,8 @@ struct Control::Watch {
   net::Timer timer;
   bool failed_before = false;              // the last probe failed
   bool refused = false;                    // the last probe was refused: nobody listens there
-  bool has_new_name = false;               // the last probe was answered by another process
+  bool is_named = false;                   // the last probe's answer says which process it is
+  bool has_new_name = false;               // and that it is another one
   bool process_ended = false;              // it was since the worker served last: whoever answers next is a new process
   bool polled = false;                     // a question for its load is under way
   bool changed = false;                    // what is known of it, by others, since run() last looked
@@ -172,6 +173,7 @@ net::Task<std::optional<bool>> Control::probe(std::shared_ptr<Watch> watch) {
   }
   const bool passed = answer.ok() && answer->status >= 200 && answer->status < 300;
   const auto name = passed ? answer->headers.get(ProcessMark::kHeader) : std::nullopt;
+  watch->is_named = name.has_value();
   watch->has_new_name = name && watch->worker->process.changes_to(*name);
   watch->refused = !answer.ok() && answer.error().code == ErrorCode::kRefused;
   context_.metrics.counter("smg_worker_health_checks_total", {"regular", passed ? "success" : "error"}).add();
@@ -252,9 +254,10 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
             }
           }
           watch->health.passed();
-          const bool has_new_name = std::exchange(watch->has_new_name, false);
-          if (std::exchange(watch->process_ended, false) || has_new_name) {
-            if (!has_new_name) worker.process.expect_new();
+          // A process that names itself is the one that it says.
+          const bool is_other = std::exchange(watch->process_ended, false) && !watch->is_named;
+          if (std::exchange(watch->has_new_name, false) || is_other) {
+            if (is_other) worker.process.expect_new();
             context_.forget_prefixes(worker);
             begin_anew(*watch);
           }
@@ -372,14 +375,17 @@ net::Task<> Control::prove(std::shared_ptr<Watch> watch) {
     co_return;
   }
   const auto bound = std::chrono::seconds(context_.options.health_check_timeout_secs);
+  const uint64_t question = liveness_.question(worker);
   const auto answer = co_await ask(watch->worker, "/health_generate", bound);
-  if (!answer.ok() && answer.error().code == ErrorCode::kExhausted) co_return;  // that says nothing of the worker
-  if (answer.ok() && answer->status / 100 == 2) {
+  const int status = answer.ok() ? answer->status : 0;
+  // What this gateway lacks, and that the worker has much to do, say nothing of it.
+  if ((!answer.ok() && answer.error().code == ErrorCode::kExhausted) || status == 429) co_return;
+  if (status / 100 == 2) {
     liveness_.generated(worker);
-  } else if (answer.ok() && (answer->status == 404 || answer->status == 405 || answer->status == 501)) {
+  } else if (status / 100 == 3 || (status / 100 == 4 && status != 408) || status == 501) {
     liveness_.cannot_generate_for_probes(worker);
   } else {
-    liveness_.generated_nothing(worker);
+    liveness_.generated_nothing(worker, question);
   }
 }
 

@@ -73,23 +73,32 @@ void Liveness::expect(Known& known) const {
   known.explained = known.most = known.ask_after = std::nullopt;
   const auto backlog = known.worker->load->prefill.backlog();
   if (!backlog) return;
-  const Duration beyond = std::max(known.honest, known.honest_before) + kMargin;
-  if (backlog->whole) known.ask_after = backlog->prompts + beyond;
+  if (backlog->whole) known.ask_after = backlog->prompts + beyond(known);
   if (!backlog->decoding) return;
   known.explained = backlog->prompts + *backlog->decoding;
-  known.most = *known.explained + beyond;
+  known.most = *known.explained + beyond(known);
 }
 
+// What a silence may last beyond what explains it.
+Duration Liveness::beyond(const Known& known) { return std::max(known.honest, known.honest_before) + kMargin; }
+
 void Liveness::judge(Known& known, TimePoint now) {
-  if (known.most && known.lasts > *known.most) {
+  // Since it was asked something, or last generated for a probe.
+  const Duration silent = now - std::max(time_of(known.quiet_since), known.generated_at);
+  if (known.most && silent > *known.most) {
     if (++known.overdue >= kOverdue) {
       suspect(known, fmt::format("{:.1f} s were expected at most", seconds(*known.most)));
     }
     return;
   }
-  if (!known.ask_after || !known.has_probe || known.in_question) return;
-  if (now - std::max(time_of(known.quiet_since), known.generated_at) <= *known.ask_after) return;
+  if (!known.ask_after || !known.has_probe || known.in_question || silent <= *known.ask_after) return;
+  // A probe would wait behind prompts that have come since. They do not put it off for ever.
+  if (silent <= 2 * *known.ask_after) {
+    const auto backlog = known.worker->load->prefill.backlog();
+    if (backlog && silent <= backlog->prompts + beyond(known)) return;
+  }
   known.in_question = true;
+  known.question = ++questions_;
   probe_(known.worker);
 }
 
@@ -118,6 +127,11 @@ Liveness::Known* Liveness::find(const Worker& worker) {
 bool Liveness::in_question(const Worker& worker) const {
   const auto at = known_.find(worker.number);
   return at != known_.end() && at->second.in_question && !worker.suspect;
+}
+
+uint64_t Liveness::question(const Worker& worker) const {
+  const auto at = known_.find(worker.number);
+  return at != known_.end() && at->second.in_question ? at->second.question : 0;
 }
 
 void Liveness::failed_check(const Worker& worker) {
@@ -199,9 +213,11 @@ void Liveness::generated(Worker& worker) {
   trust(*known, "it has generated for a probe");
 }
 
-void Liveness::generated_nothing(Worker& worker) {
+void Liveness::generated_nothing(Worker& worker, uint64_t question) {
   Known* const known = find(worker);
-  if (known != nullptr && known->in_question && !worker.suspect) suspect(*known, "it generates nothing for a probe");
+  if (known == nullptr || !known->in_question || known->question != question || worker.suspect) return;
+  known->vouched = false;  // this one did not lie
+  suspect(*known, "it generates nothing for a probe");
 }
 
 void Liveness::cannot_generate_for_probes(Worker& worker) {

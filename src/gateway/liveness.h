@@ -41,9 +41,11 @@ class Liveness {
   void before_ready(Worker& worker) const;
   // It is to generate for a probe, though it is no suspect.
   bool in_question(const Worker& worker) const;
+  // Which question that is; 0 if it is none.
+  uint64_t question(const Worker& worker) const;
   // What came of such a probe, of a suspect or one in question: a token, nothing, or the worker knows none.
   void generated(Worker& worker);
-  void generated_nothing(Worker& worker);
+  void generated_nothing(Worker& worker, uint64_t question);
   void cannot_generate_for_probes(Worker& worker);
   // A health check failed: what it is silent for now is not honest work.
   void failed_check(const Worker& worker);
@@ -64,6 +66,7 @@ class Liveness {
     TimePoint period{};
     bool failed_check = false;  // since a byte came last
     bool in_question = false;
+    uint64_t question = 0;     // the latest
     bool has_probe = true;     // that generates
     TimePoint generated_at{};  // for a probe while in question
     bool vouched = false;      // by a probe, since a byte came last
@@ -73,6 +76,7 @@ class Liveness {
   void look_at(const WorkerPtr& worker, TimePoint now);
   void byte_came(Known& known, int64_t heard, TimePoint now);
   void expect(Known& known) const;
+  static Duration beyond(const Known& known);
   void judge(Known& known, TimePoint now);
   void suspect(Known& known, std::string_view but);
   Known* find(const Worker& worker);
@@ -85,6 +89,7 @@ class Liveness {
   Context& context_;
   const std::function<void(const WorkerPtr&)> probe_;
   std::unordered_map<uint32_t, Known> known_;  // by number; of workers with something to remember
+  uint64_t questions_ = 0;                     // that were asked
   bool settled_ = true;                        // but for windows
 };
 

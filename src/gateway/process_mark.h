@@ -18,19 +18,22 @@ class ProcessMark {
   static constexpr std::string_view kHeader = "x-sluice-process";
 
   // An answer has that name. True if a new process has taken the place of the one that answered before, once for each.
-  // One that has answered before is not new: answers of several come in any order, and several may share an address.
+  // One that has answered before is not new: answers come in any order. Where that happens again and again several
+  // share the address, and none is news any more.
   bool changes_to(std::string_view name);
   // Whoever comes next is known to be new, and has been dealt with.
   void expect_new();
 
  private:
-  static constexpr size_t kRemembered = 8;
+  static constexpr size_t kRemembered = 32;
+  static constexpr int kOfSeveral = 6;
 
   std::atomic<uint64_t> latest_{0};  // 0: nobody has said
   std::mutex mutex_;                 // guards what follows
   std::array<uint64_t, kRemembered> seen_{};
   size_t next_ = 0;
   bool expects_new_ = true;
+  int came_back_ = 0;  // processes that had answered before another one did
 };
 
 }  // namespace sluice::gateway

@@ -223,6 +223,24 @@ Result<void> check_moe(const MoeConfig& moe) {
   return {};
 }
 
+// What theta, the scaling and its bounds come to. The fastest pair turns by one a position, or by little more where the
+// file has divisors; an angle beyond float32 would make everything that is computed no number.
+Result<void> check_frequencies(const ModelConfig& config) {
+  constexpr float kFastest = 1e6;
+  if (!config.rope.divisors.empty() && static_cast<int64_t>(config.rope.divisors.size()) != config.rotary_dim / 2) {
+    return Error{ErrorCode::kProtocol, fmt::format("{} divisors of rotary frequencies where a head has {}",
+                                                   config.rope.divisors.size(), config.rotary_dim / 2)};
+  }
+  for (const float frequency : inverse_frequencies(config)) {
+    if (frequency >= 0 && frequency <= kFastest) continue;
+    return Error{ErrorCode::kProtocol,
+                 fmt::format("rope theta {}, the scaling or its bounds give a rotary frequency of {}, which is not "
+                             "within 0 and {}",
+                             config.rope.theta, frequency, kFastest)};
+  }
+  return {};
+}
+
 Result<void> check_shape(const ModelConfig& config) {
   SLUICE_TRY_VOID(check_sizes(config));
   if (config.num_heads % config.num_kv_heads != 0) {
@@ -234,7 +252,7 @@ Result<void> check_shape(const ModelConfig& config) {
                  fmt::format("rotary positions of {} of the {} values of a head", config.rotary_dim, config.head_dim)};
   }
   if (config.moe) SLUICE_TRY_VOID(check_moe(*config.moe));
-  return {};
+  return check_frequencies(config);
 }
 
 }  // namespace

@@ -313,6 +313,64 @@ TEST(ModelConfigTest, YarnScalesAnglesAndScores) {
   expect_has(rope({{"mscale", "x"}}).error().message, "mscale");
 }
 
+TEST(ModelConfigTest, RefusesAFrequencyThatIsNoNumber) {
+  expect_has(refusal({{"rope_theta", 1e-300}, {"rope_scaling", nullptr}}), "rotary frequency");
+  expect_has(refusal({{"rope_scaling", {{"rope_type", "linear"}, {"factor", 1e-30}}}}), "rotary frequency");
+  expect_has(refusal({{"rope_scaling",
+                       {{"rope_type", "llama3"},
+                        {"factor", 8},
+                        {"low_freq_factor", -1},
+                        {"original_max_position_embeddings", -1e9}}}}),
+             "rotary frequency");
+}
+
+// A value of the tree, anywhere in it.
+Json& value_within(Json& tree, Rng& rng) {
+  Json* at = &tree;
+  while (at->is_structured() && !at->empty() && (at == &tree || rng.below(3) != 0)) {
+    at = &*std::next(at->begin(), static_cast<ptrdiff_t>(rng.below(at->size())));
+  }
+  return *at;
+}
+
+TEST(ModelConfigTest, ADamagedFileIsAnErrorOrAConfigurationWithinItsBounds) {
+  const uint64_t seed = testing::test_seed();
+  SCOPED_TRACE(seed);
+  Rng rng(seed);
+  const Json values =
+      Json::parse(R"([null, true, "x", "", [], {}, [0], -1, 0, 1, 2, 3, 7, 0.5, 1e-300, 1e300, 65537, 2147483648,
+    4294967296, 4294967297, 9223372036854775807, 18446744073709551615, -9223372036854775808])");
+  std::vector<Json> configs;
+  for (const char* fixture :
+       {"tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-qwen3-moe", "tiny-minimax-m2", "tiny-kimi-k2",
+        "tiny-deepseek-v2", "tiny-deepseek-v3", "tiny-deepseek-v3-fp8", "tiny-minimax-text-01"}) {
+    configs.push_back(config_of(fixture));
+  }
+  int accepted = 0;
+  for (int round = 0; round < 10'000; ++round) {
+    Json damaged = configs[rng.below(configs.size())];
+    for (uint64_t left = 1 + rng.below(3); left > 0; --left) {
+      Json& value = value_within(damaged, rng);
+      if (&value != &damaged) value = values[rng.below(values.size())];
+    }
+    const auto config = config_from_json(damaged, damaged);
+    if (!config.ok()) {
+      ASSERT_FALSE(config.error().message.empty()) << damaged;
+      continue;
+    }
+    ++accepted;
+    for (const float frequency : inverse_frequencies(*config)) ASSERT_TRUE(std::isfinite(frequency)) << damaged;
+    ASSERT_TRUE(config->num_layers >= 1 && config->num_layers <= 1 << 12) << damaged;
+    if (config->moe) {
+      ASSERT_EQ(config->moe->sparse.size(), static_cast<size_t>(config->num_layers)) << damaged;
+    }
+    if (config->lightning) {
+      ASSERT_EQ(config->lightning->layers.size(), static_cast<size_t>(config->num_layers)) << damaged;
+    }
+  }
+  EXPECT_GT(accepted, 1000) << "damage that does not matter is part of the test";
+}
+
 TEST(ModelFilesTest, AMissingOrDamagedCheckpointIsAnError) {
   expect_has(load_runner({.model_path = "/nowhere"}).error().message, "/nowhere/config.json");
   expect_has(load_runner({.model_path = "/nowhere.gguf"}).error().message, "/nowhere.gguf");

@@ -27,6 +27,7 @@ struct Case {
   moe::ExpertPlacement placement = {};
   std::string_view placed = {};  // the placement's name
   moe::DeepEpMode mode = moe::DeepEpMode::kNormal;
+  int64_t capacity = 128;
   std::optional<moe::RebalanceOptions> rebalance = {};
   bool in_halves = false;  // one is computed while rows of the other are on their way
   int64_t max_tokens = 128;
@@ -41,6 +42,7 @@ std::string name_of(const Case& c) {
                                  l.dense_data_parallel ? "_dense_dp" : "", l.dp_lm_head ? "_dp_head" : "");
   name += c.placed;
   if (c.mode != moe::DeepEpMode::kNormal) name += c.mode == moe::DeepEpMode::kAuto ? "_auto" : "_low_latency";
+  if (c.capacity == 1) name += "_of_one";
   if (c.in_halves) name += "_halves";
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
@@ -69,7 +71,7 @@ class Instance {
                                  .record_routing = c.records_routing(),
                                  .expert_placement = c.placement,
                                  .rebalance = c.rebalance,
-                                 .deepep = {.mode = c.mode},
+                                 .deepep = {.mode = c.mode, .capacity = c.capacity},
                                  .groups = &rank.groups,
                                  .overlap = rank.overlap.get(),
                                  .kernel_times = c.device == "sim" ? nullptr : &rank.kernels});
@@ -420,6 +422,13 @@ std::vector<Case> cases() {
       if (layout.a2a == parallel::MoeAllToAll::kDeepEp) {
         all.push_back(all.back());
         all.back().in_halves = true;
+        // Decodes through the slab, or those alone in which no rank has more than one token.
+        for (const int64_t capacity : {128, 1}) {
+          if (capacity == 128 && layout.tp_size == 4 && layout.dp_size == 2) continue;  // below
+          all.push_back({fixture, "cpu", "float32", layout});
+          all.back().mode = moe::DeepEpMode::kAuto;
+          all.back().capacity = capacity;
+        }
       }
       if (layout.dp_size == 1 && layout.ep_size == 1 && layout.a2a == parallel::MoeAllToAll::kNone) {
         all.push_back({fixture, "sim", "float32", layout});

@@ -123,7 +123,7 @@ Result<void> DeepEp::exchange_routes(const kernels::Context& context) {
   return {};
 }
 
-Result<void> DeepEp::agree(const kernels::Context& context, const Tokens& own, bool /*extend*/) {
+Result<void> DeepEp::agree(const kernels::Context& context, const Tokens& own, bool /*exact*/) {
   own_ = own;
   plan_rows(context);
   SLUICE_TRY_VOID(exchange_counts());

@@ -17,7 +17,7 @@ class DeepEp final : public Dispatcher {
   DeepEp(const kernels::Backend& backend, const parallel::Groups& groups, const Sizes& sizes, bool fp8);
 
   Result<void> allocate(int64_t max_tokens, int64_t max_received) override;
-  Result<void> agree(const kernels::Context& context, const Tokens& own, bool extend) override;
+  Result<void> agree(const kernels::Context& context, const Tokens& own, bool exact) override;
   Result<Tokens> dispatch(const kernels::Context& context) override;
   Result<void> combine(const kernels::Context& context) override;
   size_t bytes() const override { return memory_.bytes() + payload_.bytes(); }

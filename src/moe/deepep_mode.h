@@ -11,12 +11,12 @@ namespace sluice::moe {
 enum class DeepEpMode : uint8_t {
   kNormal,      // exact counts: buffers of any size
   kLowLatency,  // a slab of fixed size for each expert, whose addresses stay the same
-  kAuto,        // kNormal in steps in which a rank prefills, else kLowLatency
+  kAuto,        // kNormal where a rank prefills or has more tokens than the slab takes, else kLowLatency
 };
 
 struct DeepEpOptions {
   DeepEpMode mode = DeepEpMode::kNormal;
-  int64_t capacity = 128;  // kLowLatency: tokens that a rank may have in a step
+  int64_t capacity = 128;  // tokens that a rank may have in a step which goes through the slab
   bool fp8 = false;        // rows are sent in e4m3
 };
 

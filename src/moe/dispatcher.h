@@ -50,13 +50,16 @@ class Dispatcher {
   // Once; a rank has at most `max_tokens` tokens of its own in a step, and gets at most `max_received`. kExhausted.
   virtual Result<void> allocate(int64_t max_tokens, int64_t max_received) = 0;
   // Who sends how many rows to whom, before they are sent: short messages. `own`, this rank's tokens, stays as it is
-  // until combine(). `extend`: some rank prefills in this step, which all ranks know of the step's plan.
-  virtual Result<void> agree(const kernels::Context& context, const Tokens& own, bool extend) = 0;
+  // until combine(). `exact`: without the slab, where there is a choice; the same on all ranks. It must be where a rank
+  // has more than slab_tokens().
+  virtual Result<void> agree(const kernels::Context& context, const Tokens& own, bool exact) = 0;
   // The rows of these tokens to the ranks of their experts: the tokens that this rank's experts are to compute, until
   // combine().
   virtual Result<Tokens> dispatch(const kernels::Context& context) = 0;
   // What all ranks' experts made of this rank's tokens is added to the `out` of agree()'s argument.
   virtual Result<void> combine(const kernels::Context& context) = 0;
+  // That a rank may have in a step which goes through the slab; 0: there is none, or no choice.
+  virtual int64_t slab_tokens() const { return 0; }
   // Rows of the slab that dispatch() may give; 0 = none.
   virtual int64_t slab_rows() const { return 0; }
   // That allocate() took.

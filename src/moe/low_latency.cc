@@ -120,7 +120,7 @@ void LowLatency::plan_slab(const kernels::Context& context) {
   backend_.copy_to_device(context, device_slab_ids_, slab_ids_.data(), slab_ids_.size() * sizeof(int32_t));
 }
 
-Result<void> LowLatency::agree(const kernels::Context& context, const Tokens& own, bool /*extend*/) {
+Result<void> LowLatency::agree(const kernels::Context& context, const Tokens& own, bool /*exact*/) {
   own_ = own;
   plan_rows(context);
   SLUICE_TRY_VOID(exchange_counts());

@@ -20,7 +20,7 @@ class LowLatency final : public Dispatcher {
 
   Result<void> allocate(int64_t max_tokens, int64_t max_received) override;
   // kExhausted on all ranks, if one of them has more tokens than its capacity.
-  Result<void> agree(const kernels::Context& context, const Tokens& own, bool extend) override;
+  Result<void> agree(const kernels::Context& context, const Tokens& own, bool exact) override;
   Result<Tokens> dispatch(const kernels::Context& context) override;
   Result<void> combine(const kernels::Context& context) override;
   size_t bytes() const override { return memory_.bytes() + payload_.bytes(); }

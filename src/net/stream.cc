@@ -89,7 +89,7 @@ void Stream::consume(size_t n) {
 
 bool Stream::make_room() {
   if (buffer_ == nullptr) {
-    capacity_ = std::min(kFirstBuffer, read_ahead_);
+    capacity_ = std::min(little_ ? kLittle : kFirstBuffer, read_ahead_);
     buffer_.reset(new char[capacity_]);
   }
   if (end_ < capacity_ && (begin_ == 0 || capacity_ - end_ >= capacity_ / 4)) {
@@ -118,10 +118,9 @@ void Stream::drop_buffer() {
 }
 
 void Stream::expect_little() {
-  if (begin_ != end_ || capacity_ <= kLittle || last_read_ > kLittle) return;
+  if (begin_ != end_ || last_read_ > kLittle) return;
+  little_ = true;
   drop_buffer();
-  capacity_ = std::min(kLittle, read_ahead_);
-  buffer_.reset(new char[capacity_]);
 }
 
 Io Stream::receive() {
@@ -152,6 +151,7 @@ Io Stream::receive_tls() {
   last_read_was_full_ = n == room;
   // OpenSSL reads ahead: only when it wants more is there nothing left, in it or in the socket.
   readable_ = io == Io::kOk;
+  if (io == Io::kWouldBlock && little_) drop_buffer();
   if (io == Io::kWouldBlock && tls_->wants_write()) {
     loop_.poller().change(fd_, *this, EPOLLIN | EPOLLOUT | EPOLLRDHUP);
   }

@@ -71,12 +71,13 @@ class Stream : public std::enable_shared_from_this<Stream>, private Poller::Watc
   std::string_view unread() const { return {buffer_.get() + begin_, end_ - begin_}; }
   void consume(size_t n);
 
-  // Where nothing is unread: the buffer goes, until bytes come; or becomes a small one if little came last time, and
-  // grows with what comes. Long waits then cost little memory.
+  // Where nothing is unread: the buffer goes, until bytes come, so that long waits cost no memory. With expect_little()
+  // it does so only if little came last time, and the next one is small and grows with what comes.
   void drop_buffer();
   void expect_little();
   // What comes next is as large as any.
   void expect_any() {
+    little_ = false;
     if (capacity_ <= kLittle) drop_buffer();
   }
 
@@ -157,6 +158,7 @@ class Stream : public std::enable_shared_from_this<Stream>, private Poller::Watc
   size_t begin_ = 0;
   size_t end_ = 0;
   size_t last_read_ = 0;  // bytes
+  bool little_ = false;   // is expected: the next buffer is a small one
   bool last_read_was_full_ = false;
   bool readable_ = false;    // the socket may hold something: read before waiting
   bool at_end_ = false;      // the other side has closed, so that after what it holds comes an end

@@ -29,6 +29,7 @@ class Delayed final : public Communicator {
   }
 
   Result<void*> host_buffer(size_t bytes) override { return inner_->host_buffer(bytes); }
+  Result<std::shared_ptr<std::byte>> common_memory(size_t bytes) override { return inner_->common_memory(bytes); }
 
   Result<std::unique_ptr<Communicator>> subgroup(std::span<const int> members, int index,
                                                  std::string_view name) override {

@@ -21,15 +21,14 @@ constexpr int64_t kCanPrefill = 1, kForcePrefill = 2;
 // What an exchange of rows is for.
 enum class ExchangeKind : int64_t { kStep = 1 };
 
-// 176 bytes on the wire. Columns 0 to 2, 9, 10, 15 and 21 are of every rank; all others of the rank that leads its
-// attention group and speaks for it, and 0 on the group's others.
+// 168 bytes on the wire. Seven columns are of every rank: seq, kind, plan_hash, controls, work_seen, received_bytes and
+// expert_places; all others of the rank that leads its attention group and speaks for it, and 0 on the group's others.
 struct StepRow {
   int64_t seq = 0;                                           // number of the exchange, from 1
   int64_t kind = static_cast<int64_t>(ExchangeKind::kStep);  // equal on all ranks
   int64_t plan_hash = 0;               // of layout, configuration and all plans before; equal on all ranks
   int64_t num_tokens = 0;              // new tokens of the batch; 0 = idle
   int64_t num_tokens_for_logprob = 0;  // rows that enter the head
-  int64_t can_cuda_graph = 0;          // 0: no device has graphs yet
   int64_t is_extend_in_batch = 0;
   int64_t local_can_run_tbo = 0;  // 1 + tokens of the first half of the batch; 0: it cannot be split
   int64_t local_forward_mode = static_cast<int64_t>(ForwardMode::kIdle);
@@ -50,7 +49,7 @@ struct StepRow {
   int64_t expert_places = 0;    // a hash of where experts are, of every rank; equal on all
   bool operator==(const StepRow&) const = default;
 };
-constexpr int64_t kStepColumns = 22;
+constexpr int64_t kStepColumns = 21;
 static_assert(sizeof(StepRow) == kStepColumns * sizeof(int64_t));
 
 // What all ranks do next, the same on each.

@@ -166,6 +166,7 @@ Result<GenerateBody> parse_generate_body(std::string_view text, GenerateForm* fo
   out.dp_rank = routing.dp_rank;
   out.priority = routing.priority;
   out.routing_key = routing.routing_key;
+  out.background = routing.background;
   spread(fields, out, "extra_key", false,
          [](GenerateItem& item, Fields& member) { item.extra_key = member.text("extra_key", "", kMaxKeyBytes); });
   const std::string salt = fields.text("cache_salt", "", kMaxKeyBytes);
@@ -204,6 +205,10 @@ Routing read_routing(Fields& fields) {
   out.extra_key = fields.text("cache_salt", "", kMaxKeyBytes) + out.extra_key;
   out.priority = fields.integer("priority");
   out.routing_key = fields.text("routing_key", "", kMaxKeyBytes);
+  out.background = fields.boolean("background", false);
+  if (out.background && fields.boolean("stream", false)) {
+    fields.fail("background is for whole answers: a stream ends with its connection");
+  }
   return out;
 }
 
@@ -222,7 +227,6 @@ void refuse_out_of_scope(Fields& fields) {
   fields.refuse("lora_path", "LoRA adapters are outside the scope of this engine");
   fields.refuse("session_params", "server-side conversation state is outside the scope of this engine");
   fields.refuse("custom_logit_processor", "logit processors are Python code, which this engine does not run");
-  fields.refuse("background", "answers are always delivered on the connection that asked", "false");
   fields.refuse("custom_labels", "metrics carry no labels of clients");
 }
 

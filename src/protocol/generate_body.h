@@ -28,6 +28,7 @@ struct Routing {
   std::string extra_key;           // namespace of the prefix cache; cache_salt and extra_key joined
   std::optional<int64_t> priority;
   std::string routing_key;
+  bool background = false;  // goes on when its client has left
 };
 
 // What is wanted of the model's inside.
@@ -58,6 +59,7 @@ struct GenerateBody {
   std::optional<int64_t> dp_rank;
   std::optional<int64_t> priority;
   std::string routing_key;
+  bool background = false;
 };
 
 inline constexpr size_t kMaxBatch = 4096;         // prompts of one request
@@ -74,7 +76,7 @@ struct GenerateForm {
 Result<GenerateBody> parse_generate_body(std::string_view text, GenerateForm* form = nullptr);
 
 // Shared by the OpenAI bodies: rid, routed_dp_rank, data_parallel_rank, extra_key, cache_salt, priority,
-// routing_key; refuses the fields of section 1.4 of the engine reference.
+// routing_key, background; refuses the fields of section 1.4 of the engine reference.
 Routing read_routing(Fields& fields);
 Insides read_insides(Fields& fields);
 void refuse_out_of_scope(Fields& fields);

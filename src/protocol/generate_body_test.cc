@@ -221,7 +221,7 @@ TEST(GenerateBodyTest, OneGrammarPerPromptAsTextOrAsJson) {
   EXPECT_NE(both.find("sampling_params.regex and sampling_params.ebnf cannot be given together"), std::string::npos);
   EXPECT_NE(error_of(R"({"text":"a","sampling_params":{"regex":5}})").find("sampling_params.regex"), std::string::npos);
   EXPECT_NE(error_of(R"({"text":"a","sampling_params":{"regex":""}})").find("must not be empty"), std::string::npos);
-  const std::string_view long_one =
+  const std::string long_one =
       error_of(R"({"text":"a","sampling_params":{"regex":")" + std::string(kMaxGrammarBytes + 1, 'a') + "\"}}");
   EXPECT_NE(long_one.find("at most 262144 bytes, got 262145"), std::string::npos);
 }

@@ -30,6 +30,7 @@ PrefillQueue::Ticket PrefillQueue::dispatch(TimePoint now, double tokens, double
   const Duration start = waiting_ == 0 ? here : std::max(here, end_);
   Ticket ticket{
       .tokens = tokens, .prompt = prompt, .sent = now, .service = service(tokens), .waits = true, .scale = scale_};
+  most_ = spread_.most(now);
   ticket.most = prompt * most_.of(prompt);
   ticket.waited = start - here;
   end_ = ticket.finish = start + ticket.service;
@@ -75,7 +76,6 @@ std::optional<PrefillQueue::Backlog> PrefillQueue::backlog() const {
 void PrefillQueue::confirm(Ticket& ticket, TimePoint now, TimePoint first_token, bool streamed) {
   leave(ticket);
   spread_.answered(ticket.prompt, now);
-  most_ = spread_.most();
   const TimePoint began = std::max(ticket.sent, last_first_token_);
   // Several first tokens of one step: the first has taken the time of all, and the sum is right.
   if (first_token > began || streamed) ticket.took = std::max(first_token - began, Duration(0));
@@ -129,7 +129,6 @@ void PrefillQueue::learn(const Ticket& ticket, double tokens, TimePoint now) {
   // Of one sample alone every fit is right, and what whole answers took is a guess.
   if (n_ > 1 && ticket.above == 1) {
     spread_.computed(tokens, seconds(service(tokens)), seconds(ticket.took), now);
-    most_ = spread_.most();
   }
   fit(tokens, seconds(ticket.took), ticket.above, now);
   publish();

@@ -107,7 +107,7 @@ class PrefillQueue {
   double waiting_tokens_ = 0;  // Ticket::tokens of those
   double waiting_decode_ = 0;  // Ticket::decode of those
   int32_t waiting_whole_ = 0, waiting_open_ = 0;
-  MostService most_;              // of spread_
+  MostService most_;              // of spread_, when a prompt was sent last
   uint32_t scale_ = 0;            // changes when what was predicted before has become worthless
   AnswerTimes answers_;           // those that came whole
   TimePoint last_first_token_{};  // the latest that was seen

@@ -122,9 +122,10 @@ class PrefixIndex {
   // What insert() has claimed did not come to be held: the request was refused, say. What the worker had before stays,
   // and so does what its other texts go on from; of equal texts that were claimed meanwhile nothing stays, and the next
   // request brings it back. Of different texts that begin alike and are all withdrawn nothing stays either, unless
-  // hundreds of others are withdrawn in between. Nothing comes of it where the worker has been dropped or thousands of
-  // claims came in between; nor where the queue is full, which is counted. Any thread; takes effect within some
-  // milliseconds.
+  // hundreds of others are withdrawn in between; not even what was claimed and answered between two of them and is
+  // exactly what they share, which the next answer brings back. Nothing comes of it where the worker has been dropped
+  // or thousands of claims came in between; nor where the queue is full, which is counted. Any thread; takes effect
+  // within some milliseconds.
   void withdraw(std::string_view text, uint32_t worker, uint64_t claim);
   // All claims of the worker are void from now on: it restarted, was flushed or was removed. Any thread; readers see it
   // at once, memory is freed as it is met.

@@ -22,7 +22,6 @@ void ServiceSpread::pass_to(TimePoint now) {
 void ServiceSpread::answered(double prompt, TimePoint now) {
   pass_to(now);
   now_.longest = std::max(now_.longest, prompt);
-  most_.longest = static_cast<float>(std::max(now_.longest, before_.longest));
 }
 
 void ServiceSpread::computed(double tokens, double predicted, double took, TimePoint now) {
@@ -34,18 +33,25 @@ void ServiceSpread::computed(double tokens, double predicted, double took, TimeP
   now_.r += predicted * ratio;
   now_.rr += predicted * ratio * ratio;
   now_.computed = std::max(now_.computed, tokens);
-  most_.computed = static_cast<float>(std::max(now_.computed, before_.computed));
+}
 
+MostService ServiceSpread::most(TimePoint now) {
+  pass_to(now);
+  MostService all;
+  all.longest = static_cast<float>(std::max(now_.longest, before_.longest));
+  all.computed = static_cast<float>(std::max(now_.computed, before_.computed));
   const double w = now_.w + before_.w;
+  if (w == 0) return all;
   const double n = w * w / (now_.ww + before_.ww);  // equal ones that would say as much
   const double mean = (now_.r + before_.r) / w;
   const double variance = std::max((now_.rr + before_.rr) / w - mean * mean, 0.0);
   const double most = mean + kDeviations * std::sqrt(variance) + 1 / n;
-  most_.known = static_cast<float>(std::clamp<double>(most, 1, MostService::kUnknown));
+  all.known = static_cast<float>(std::clamp<double>(most, 1, MostService::kUnknown));
+  return all;
 }
 
 double MostService::of(double prompt) const {
-  if (prompt <= kAlike * computed) return known;
+  if (prompt <= kAlike * computed) return std::min<double>(kUnknown, known * std::max(1.0, prompt / computed));
   return longest > 0 ? kUnknown * std::max(1.0, prompt / longest) : kUnknown;
 }
 

@@ -32,7 +32,7 @@ class ServiceSpread {
   // So many tokens, which were predicted to take so many seconds, took so many.
   void computed(double tokens, double predicted, double took, TimePoint now);
   // MostService::known is three deviations above the mean, and more by 1/n for what n have not shown.
-  const MostService& most() const { return most_; }
+  MostService most(TimePoint now);
 
  private:
   struct Period {
@@ -42,7 +42,6 @@ class ServiceSpread {
   };
   void pass_to(TimePoint now);
 
-  MostService most_;
   TimePoint began_{};
   Period now_, before_;
 };

@@ -156,6 +156,7 @@ float f8_e4m3_to_float(uint8_t bits) {
 }
 
 void to_float(DType dtype, const void* from, size_t elements, float* to) {
+  if (elements == 0) return;  // there may be nowhere to read from or to write to
   const auto* bytes = static_cast<const uint8_t*>(from);
   switch (dtype) {
     case DType::kF32:

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 
 namespace sluice::tensor {
@@ -42,6 +43,32 @@ class Reader {
 
 // The format's numbers for value types.
 enum class ValueType : uint32_t { kU8, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64 };
+
+constexpr uint64_t kMostValues = uint64_t{1} << 27;  // of an array: far above every vocabulary
+
+// What a value takes in the file at least; 0: no such type.
+size_t smallest_bytes(ValueType type) {
+  switch (type) {
+    case ValueType::kU8:
+    case ValueType::kI8:
+    case ValueType::kBool:
+      return 1;
+    case ValueType::kU16:
+    case ValueType::kI16:
+      return 2;
+    case ValueType::kU32:
+    case ValueType::kI32:
+    case ValueType::kF32:
+      return 4;
+    case ValueType::kString:
+    case ValueType::kArray:
+    case ValueType::kU64:
+    case ValueType::kI64:
+    case ValueType::kF64:
+      return 8;
+  }
+  return 0;
+}
 
 template <class T>
 Result<int64_t> integer(Reader& reader, std::string_view key) {
@@ -103,21 +130,26 @@ Result<GgufValue> read_value(Reader& reader, std::string_view key, ValueType typ
     case ValueType::kArray: {
       SLUICE_TRY(const uint32_t element, reader.number<uint32_t>(key));
       SLUICE_TRY(const uint64_t count, reader.number<uint64_t>(key));
-      // A count beyond the file is a lie; found before memory is reserved. A string takes 8 bytes at least, others one.
-      const size_t smallest = static_cast<ValueType>(element) == ValueType::kString ? 8 : 1;
+      const auto kind = static_cast<ValueType>(element);
+      if (kind == ValueType::kArray) return reader.bad(key, "arrays of arrays are not supported");
+      const size_t smallest = smallest_bytes(kind);
+      if (smallest == 0) return reader.bad(key, fmt::format("unknown value type {}", element));
+      // A count beyond the file is a lie, and values become wider than they are in the file: both are found out before
+      // memory is reserved.
       if (count > reader.left() / smallest) return reader.truncated(key);
-      switch (static_cast<ValueType>(element)) {
+      if (count > kMostValues) {
+        return reader.bad(key, fmt::format("an array of {} values; {} at most are read", count, kMostValues));
+      }
+      switch (kind) {
         case ValueType::kF32:
         case ValueType::kF64:
-          return read_array<double>(reader, key, static_cast<ValueType>(element), count);
+          return read_array<double>(reader, key, kind, count);
         case ValueType::kBool:
-          return read_array<bool>(reader, key, ValueType::kBool, count);
+          return read_array<bool>(reader, key, kind, count);
         case ValueType::kString:
-          return read_array<std::string>(reader, key, ValueType::kString, count);
-        case ValueType::kArray:
-          return reader.bad(key, "arrays of arrays are not supported");
+          return read_array<std::string>(reader, key, kind, count);
         default:
-          return read_array<int64_t>(reader, key, static_cast<ValueType>(element), count);
+          return read_array<int64_t>(reader, key, kind, count);
       }
     }
   }
@@ -191,13 +223,14 @@ Result<std::shared_ptr<const GgufFile>> GgufFile::open(const std::string& path) 
     if (dimensions == 0 || dimensions > 4) return reader.bad(what, fmt::format("{} dimensions", dimensions));
     StoredTensor tensor;
     tensor.name = name;
-    uint64_t elements = 1;
+    uint64_t elements = 1, bound = 1;  // the bound counts an extent of 0 as 1: it does not excuse what the others make
     for (uint32_t d = 0; d < dimensions; ++d) {
       SLUICE_TRY(const uint64_t extent, reader.number<uint64_t>(what));
-      if (extent > uint64_t{1} << 40 || (extent != 0 && elements > (uint64_t{1} << 48) / extent)) {
+      if (extent > uint64_t{1} << 40 || (extent != 0 && bound > (uint64_t{1} << 48) / extent)) {
         return reader.bad(what, "its shape is larger than any file");
       }
       elements *= extent;
+      bound *= std::max<uint64_t>(extent, 1);
       tensor.shape.insert(tensor.shape.begin(), static_cast<int64_t>(extent));  // stored innermost first
     }
     SLUICE_TRY(const uint32_t type, reader.number<uint32_t>(what));

@@ -154,6 +154,9 @@ TEST_F(GgufTest, SaysWhatIsWrong) {
   has(refusal(Writer().header(1, 0).tensor("t", {8}, 0, 0).pad(32).zeros(31).data()), "lies outside");
   has(refusal(Writer().header(1, 0).tensor("t", {8}, 0, ~uint64_t{0} - 3).pad(32).zeros(64).data()), "lies outside");
   has(refusal(Writer().header(1, 0).tensor("t", {uint64_t{1} << 33, uint64_t{1} << 33}, 0, 0).data()), "larger than");
+  has(refusal(Writer().header(1, 0).tensor("t", {uint64_t{1} << 40, uint64_t{1} << 40, 0}, 0, 0).data()),
+      "larger than");
+  has(refusal(Writer().header(0, 1).key("k", 9).number<uint32_t>(77).number<uint64_t>(0).data()), "value type 77");
   has(refusal(Writer().header(0, 1).key("general.alignment", 4).number<uint32_t>(0).data()), "no alignment");
 }
 

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <map>
@@ -68,14 +69,16 @@ Result<StoredTensor> read_entry(const std::string& path, const std::string& name
     return bad(fmt::format("the element type {} is not supported", dtype.get<std::string>()));
   }
   uint64_t bytes = block_bytes(tensor.dtype);
+  uint64_t bound = bytes;  // counts an extent of 0 as 1: it does not excuse what the others make
   for (const Json& extent : shape) {
     if (!extent.is_number_unsigned()) return bad("an extent of its shape is not a whole number");
     const auto value = extent.get<uint64_t>();
-    if (value > uint64_t{1} << 40 || (value != 0 && bytes > (uint64_t{1} << 50) / value)) {
+    if (value > uint64_t{1} << 40 || (value != 0 && bound > (uint64_t{1} << 50) / value)) {
       return bad("its shape is larger than any file");
     }
     tensor.shape.push_back(static_cast<int64_t>(value));
     bytes *= value;
+    bound *= std::max<uint64_t>(value, 1);
   }
   const auto begin = offsets[0].get<uint64_t>();
   const auto end = offsets[1].get<uint64_t>();
@@ -142,7 +145,8 @@ Result<std::unique_ptr<TensorSource>> open_safetensors(const std::string& folder
   std::map<std::string, std::set<std::string>> shards;
   for (const auto& [name, shard] : index["weight_map"].items()) {
     // A shard is a file of this folder: nothing else may be reached through an index.
-    if (!shard.is_string() || shard.get_ref<const std::string&>().find('/') != std::string::npos) {
+    if (!shard.is_string() ||
+        shard.get_ref<const std::string&>().find_first_of(std::string_view("/\0", 2)) != std::string::npos) {
       return Error{ErrorCode::kProtocol,
                    fmt::format("{}: the shard of {} is not a file name", index_path.string(), name)};
     }

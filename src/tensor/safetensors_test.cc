@@ -98,6 +98,7 @@ TEST_F(SafetensorsTest, SaysWhatIsWrong) {
   has(refusal(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[8,4]}})"), "lies outside");
   has(refusal(R"({"a":{"dtype":"F32","shape":[17],"data_offsets":[0,68]}})"), "lies outside");
   has(refusal(R"({"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}})"), "larger than any file");
+  has(refusal(R"({"a":{"dtype":"F32","shape":[0,1099511627776,1099511627776],"data_offsets":[0,0]}})"), "larger than");
   has(open("short").error().message, "too short");
   has(open(std::string(8, '\xff') + "{}").error().message, "claims 18446744073709551615 bytes");
 }
@@ -112,6 +113,7 @@ TEST_F(SafetensorsTest, ReadsShardsOfTheFolderOnly) {
   EXPECT_FALSE(index("one.safetensors", "elsewhere").ok());
   EXPECT_FALSE(index("../one.safetensors", "a").ok());
   EXPECT_FALSE(index("two.safetensors", "a").ok());
+  EXPECT_FALSE(index("one.safetensors\\u0000", "a").ok()) << "not cut off where C ends a string";
   write("model.safetensors.index.json", R"({"weight_map":[]})");
   EXPECT_FALSE(open_safetensors(folder_).ok());
 }

@@ -1,5 +1,7 @@
 #include "tokenizer/byte_alphabet.h"
 
+#include <charconv>
+
 #include "tokenizer/utf8.h"
 
 namespace sluice::tokenizer {
@@ -47,6 +49,13 @@ std::optional<std::string> bytes_of_alphabet(std::string_view token) {
     token.remove_prefix(step.length);
   }
   return bytes;
+}
+
+int fallback_byte(std::string_view token) {
+  if (token.size() != 6 || !token.starts_with("<0x") || token.back() != '>') return -1;
+  uint8_t byte = 0;
+  const auto [end, problem] = std::from_chars(token.data() + 3, token.data() + 5, byte, 16);
+  return problem == std::errc() && end == token.data() + 5 ? byte : -1;
 }
 
 }  // namespace sluice::tokenizer

@@ -16,5 +16,7 @@ const std::array<char32_t, 256>& byte_alphabet();
 std::string in_alphabet(std::string_view bytes);
 // The bytes that `token` spells, or nothing when it holds a character outside the alphabet.
 std::optional<std::string> bytes_of_alphabet(std::string_view token);
+// The byte that a token of byte fallback stands for, "<0x0A>"; -1 for any other token.
+int fallback_byte(std::string_view token);
 
 }  // namespace sluice::tokenizer

@@ -3,7 +3,6 @@
 #include <simdjson.h>
 
 #include <algorithm>
-#include <cstdio>
 
 #include "tokenizer/byte_alphabet.h"
 #include "tokenizer/tokenizer_config.h"
@@ -193,11 +192,8 @@ struct Decoder {
 
   std::string bytes_of(std::string_view token) const {
     if (byte_level) return bytes_of_alphabet(token).value_or(std::string(token));
-    unsigned byte = 0;
-    char close = 0;
-    if (byte_fallback && token.size() == 6 && std::sscanf(std::string(token).c_str(), "<0x%2X%c", &byte, &close) == 2 &&
-        close == '>') {
-      return std::string(1, static_cast<char>(byte));
+    if (byte_fallback) {
+      if (const int byte = fallback_byte(token); byte >= 0) return std::string(1, static_cast<char>(byte));
     }
     std::string text(token);
     for (const auto& [from, to] : replacements) {
@@ -228,7 +224,9 @@ Result<Decoder> read_decoder(element root) {
       decoder.replacements.emplace_back(from, string_or(json, "content"));
     } else if (type == "Metaspace") {
       const bool legacy_prefix = bool_or(json, "add_prefix_space", true);
-      decoder.replacements.emplace_back(string_or(json, "replacement", "▁"), " ");
+      const auto replacement = string_or(json, "replacement", "▁");
+      if (replacement.empty()) return malformed("Metaspace has an empty replacement");
+      decoder.replacements.emplace_back(replacement, " ");
       if (string_or(json, "prepend_scheme", legacy_prefix ? "always" : "never") != "never") decoder.strip_left = 1;
     } else if (type == "Strip" && fused && string_or(json, "content") == " " && int_or(json, "stop", 0) == 0) {
       decoder.strip_left = static_cast<size_t>(std::max<int64_t>(0, int_or(json, "start", 0)));

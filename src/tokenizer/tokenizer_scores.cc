@@ -2,9 +2,9 @@
 // whose piece has the best score.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <map>
 
+#include "tokenizer/byte_alphabet.h"
 #include "tokenizer/tokenizer_impl.h"
 #include "tokenizer/utf8.h"
 
@@ -80,14 +80,14 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::from_scores(const Vocabulary
     const auto id = static_cast<int32_t>(i);
     const int32_t type = v.token_types.empty() ? Vocabulary::kNormal : v.token_types[i];
     const bool control = type == Vocabulary::kControl || type == Vocabulary::kUnknown;
-    unsigned byte = 0;
+    const int byte = type == Vocabulary::kByte ? fallback_byte(v.tokens[i]) : -1;
     impl->special[i] = control;
     if (control || type == Vocabulary::kUserDefined) {
       bytes[i] = v.tokens[i];
       added.push_back({.id = id, .content = v.tokens[i], .special = control});
-    } else if (type == Vocabulary::kByte && std::sscanf(v.tokens[i].c_str(), "<0x%2X>", &byte) == 1) {
+    } else if (byte >= 0) {
       bytes[i] = std::string(1, static_cast<char>(byte));
-      bpe.byte_ids[byte] = id;
+      bpe.byte_ids[static_cast<size_t>(byte)] = id;
     } else {
       bytes[i] = with_spaces(v.tokens[i]);
       if (type == Vocabulary::kNormal) pieces[i] = v.tokens[i];

@@ -1,8 +1,8 @@
 // A tokenizer from a SentencePiece model, with the rules of transformers around it: special tokens are found first, and
 // what lies between them is encoded by the library.
 #include <algorithm>
-#include <cstdio>
 
+#include "tokenizer/byte_alphabet.h"
 #include "tokenizer/tokenizer_impl.h"
 
 namespace sluice::tokenizer {
@@ -12,8 +12,7 @@ constexpr size_t kMaxPieces = 16'000'000;
 
 std::string bytes_of(const SentencePieces& pieces, int32_t id) {
   const auto& piece = pieces.piece(id);
-  unsigned byte = 0;
-  if (pieces.kind(id) == SentencePieces::Kind::kByte && std::sscanf(piece.c_str(), "<0x%2X>", &byte) == 1) {
+  if (const int byte = fallback_byte(piece); byte >= 0 && pieces.kind(id) == SentencePieces::Kind::kByte) {
     return std::string(1, static_cast<char>(byte));
   }
   std::string out;

@@ -204,6 +204,31 @@ TEST(TokenizerTest, ModelsThatAreNotBytePairsAreRefusedByName) {
   EXPECT_THAT(tokenizer.error().message, ::testing::HasSubstr("bert"));
 }
 
+TEST(TokenizerTest, AByteTokenIsTwoHexadecimalDigits) {
+  Vocabulary vocabulary;
+  vocabulary.model = "llama";
+  vocabulary.tokens = {"<unk>", "<0x-1>", "<0x4>", "<0x41>", "<0xZ0>", "<0x42"};
+  vocabulary.token_types = {Vocabulary::kUnknown, Vocabulary::kByte, Vocabulary::kByte,
+                            Vocabulary::kByte,    Vocabulary::kByte, Vocabulary::kByte};
+  vocabulary.scores = {0, 0, 0, 0, 0, 0};
+  vocabulary.unk_id = 0;
+  vocabulary.add_bos = false;
+  vocabulary.add_space_prefix = false;
+  const auto tokenizer = Tokenizer::from_vocabulary(vocabulary);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.error().message;
+  EXPECT_THAT((*tokenizer)->encode("A", false), ::testing::ElementsAre(3));
+  EXPECT_THAT((*tokenizer)->encode("B", false), ::testing::ElementsAre(0)) << "the token of B has no end";
+  EXPECT_EQ((*tokenizer)->token_bytes(1), "<0x-1>");
+}
+
+TEST(TokenizerTest, AMetaspaceOfNothingIsRefused) {
+  json file = json::parse(read_file(fixture("tiny-llama/tokenizer.json")));
+  file["decoder"] = {{"type", "Metaspace"}, {"replacement", ""}};
+  const auto tokenizer = Tokenizer::from_json(file.dump(), "");
+  ASSERT_FALSE(tokenizer.ok());
+  EXPECT_THAT(tokenizer.error().message, ::testing::HasSubstr("Metaspace"));
+}
+
 TEST(Utf8Test, AgreesWithTheTableOfUnicode) {
   const std::pair<const char*, const char*> cases[] = {
       {"\xc0\x80", "\uFFFD\uFFFD"},                      // overlong

@@ -2,7 +2,8 @@
 """One instance of the model on two hosts: it gives the tokens of one rank; what becomes of it when a rank, a host or the network
 between them is lost, and when they come back. The hosts are network namespaces of their own behind a bridge, and this test is a
 third host; two more are at the end of wires that take their time, lose frames or are cut (slow_wire.py). Where namespaces cannot be
-made, all are 127.0.0.1, and a host is cut off by stopping its processes.
+made, all are 127.0.0.1: a host is cut off by stopping its processes, and the ranks themselves take the time that the network would
+(SLUICE_EMULATED_*, engine/emulated_link.h), which each says in its log. No case is left out.
 
 usage: hosts_test.py <sluice binary> <folder of fixtures>"""
 import concurrent.futures
@@ -47,6 +48,7 @@ class Host:
 
     def __init__(self, number):
         self.enter, self.address, self.holder = [], "127.0.0.1", None
+        self.emulated = {}  # variables of what is started here
         if not self.namespaces:
             return
         if not Host.bridge:
@@ -73,27 +75,44 @@ class Host:
     @contextlib.contextmanager
     def cut_off(self, server):
         """The host, on which `server` runs."""
-        pids = [server.process.pid, *descendants(server.process.pid)]
+        if not self.namespaces:
+            with stopped(server):
+                yield
+            return
+        run("ip", "link", "set", self.link, "down")
         try:
-            if self.namespaces:
-                run("ip", "link", "set", self.link, "down")
-            else:
-                for pid in pids:
-                    os.kill(pid, signal.SIGSTOP)
             yield
         finally:
-            if self.namespaces:
-                run("ip", "link", "set", self.link, "up")
-            else:
-                for pid in pids:
-                    os.kill(pid, signal.SIGCONT)
+            run("ip", "link", "set", self.link, "up")
 
     def limit_rate(self, rate):
-        """Of what it sends; None: no limit."""
-        run(*self.enter, "tc", "qdisc", "replace", "dev", "e0", "root", *(["tbf", "rate", rate, "burst", "32kb", "latency", "2s"] if rate else ["pfifo"]))
+        """Of what it sends, in Mbit/s; None: no limit."""
+        if not self.namespaces:
+            self.emulate(rate)
+            return
+        run(*self.enter, "tc", "qdisc", "replace", "dev", "e0", "root", *(["tbf", "rate", f"{rate}mbit", "burst", "32kb", "latency", "2s"] if rate else ["pfifo"]))
+
+    def emulate(self, megabits=None, seconds=0):
+        """In what is started here from now on."""
+        self.emulated = {"SLUICE_EMULATED_LATENCY_MS": str(seconds * 1e3)} if seconds else {}
+        if megabits:
+            self.emulated["SLUICE_EMULATED_MB_PER_S"] = str(megabits / 8)
 
     def start(self, *arguments):
-        return Sluice(*self.enter, BINARY, *arguments) if self.enter else Sluice(BINARY, *arguments)
+        return Sluice(*self.enter, BINARY, *arguments, env=self.emulated)
+
+
+@contextlib.contextmanager
+def stopped(server):
+    """Its processes, as if their host were cut off: nobody hears of them, and no connection ends."""
+    pids = [server.process.pid, *descendants(server.process.pid)]
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 class FarHost(Host):
@@ -109,17 +128,16 @@ class FarHost(Host):
         assert answer == "ok\n", f"the wire of {self.address} answers '{answer}'"
 
     def tell(self, *commands):
-        """None of it where hosts are no namespaces."""
-        for command in commands if self.namespaces else ():
+        for command in commands:
             self.wire.stdin.write(command + "\n")
             self.expect_ok()
 
+    def disturb(self, seconds, loss):
+        """From now on: of each frame in each direction, and the share of them that is lost."""
+        self.tell(f"delay {seconds}", f"loss {loss}")
+
     @contextlib.contextmanager
     def cut_off(self, server):
-        if not self.namespaces:
-            with super().cut_off(server):
-                yield
-            return
         self.tell("cut")
         try:
             yield
@@ -127,12 +145,22 @@ class FarHost(Host):
             self.tell("join")
 
 
+class EmulatedFarHost(Host):
+    """Where there are no namespaces, or no such devices."""
+
+    def disturb(self, seconds, loss):
+        # A frame that is lost is sent again: a delay for those who wait for it.
+        self.emulate(seconds=seconds * (1 + 10 * loss))
+
+    def cut_off(self, server):
+        return stopped(server)
+
+
 enter_namespace()
 Host.namespaces = bool(os.environ[INSIDE])
 HOSTS = [Host(number) for number in range(4)]
-# Where there are no such devices they are as near as the others.
-FAR = [(FarHost if os.access("/dev/net/tun", os.W_OK) or not Host.namespaces else Host)(number) for number in range(4, 6)]
-FAR_AWAY = isinstance(FAR[0], FarHost) and Host.namespaces
+HAS_WIRES = Host.namespaces and os.access("/dev/net/tun", os.W_OK)
+FAR = [(FarHost if HAS_WIRES else EmulatedFarHost)(number) for number in range(4, 6)]
 # Below those that the system gives; where hosts are namespaces nobody else is there.
 PORTS = iter(range(10000 + os.getpid() % 20000, 32000))
 
@@ -192,12 +220,15 @@ class TokensTest(unittest.TestCase):
     """Greedy tokens of many requests at once against those of one rank."""
 
     def compare(self, model, *layouts, nodes=2, count=24, after=None, hosts=HOSTS):
+        slowed = r"rank \d+: what comes from other hosts takes"
         requests = workload(count)
         with Sluice(BINARY, "server", *flags(model)) as alone:
             want = answers(alone.url, requests)
         for layout in layouts:
             with self.subTest(model=model, layout=" ".join(map(str, layout))), Instance(model, *layout, nodes=nodes, hosts=hosts) as instance:
                 self.assertEqual([len(instance.ranks(node)) for node in range(nodes)], [layout[1] // nodes] * nodes)
+                for node in range(nodes):
+                    self.assertEqual(bool(hosts[node].emulated), re.search(slowed, instance.nodes[node].output()) is not None)
                 parted = differences(requests, answers(instance.url, requests), want)
                 self.assertTrue(all(margin < NEAR_TIE for _, margin in parted), parted)
                 self.assertLess(len(parted), count / 8)
@@ -218,19 +249,27 @@ class TokensTest(unittest.TestCase):
         self.compare("tiny-qwen3-moe", ("--tp", 2, "--ep", 2, *none))
 
     def test_a_wire_that_is_slow_and_loses_frames(self):
-        for host in FAR if FAR_AWAY else []:
-            host.tell("delay 0.002", "loss 0.005")
-            self.addCleanup(host.tell, "delay 0", "loss 0")
+        for host in FAR:
+            host.disturb(0.002, 0.005)
+            self.addCleanup(host.disturb, 0, 0)
         expert = ("--tp", 2, "--dp-size", 2, *DPA)
         self.compare("tiny-deepseek-v3", (*expert, *DEEPEP), (*expert, "--ep", 2), count=8, hosts=FAR)
 
     def test_two_batches_overlap(self):
-        for host in HOSTS[:2] if Host.namespaces else []:
-            host.limit_rate("200mbit")
+        for host in HOSTS[:2]:
+            host.limit_rate(200)
             self.addCleanup(host.limit_rate, None)
         overlap = ("--enable-two-batch-overlap", "--tbo-token-distribution-threshold", 0.4)
         self.compare("tiny-deepseek-v3", ("--tp", 2, "--dp-size", 2, *DPA, *DEEPEP, *overlap),
                      ("--tp", 4, "--dp-size", 2, *DPA, *DEEPEP, *overlap), after=self.expect_overlap)
+
+    def test_two_batches_overlap_where_the_network_is_emulated(self):
+        """What stands in for networks where there are no namespaces."""
+        for host in HOSTS[:2]:
+            host.emulate(megabits=200, seconds=0.0005)
+            self.addCleanup(host.emulate)
+        self.compare("tiny-deepseek-v3", ("--tp", 2, "--dp-size", 2, *DPA, *DEEPEP, "--enable-two-batch-overlap"), count=8,
+                     after=self.expect_overlap)
 
     def expect_overlap(self, url):
         """Steps were split, and something was computed while rows of the other half were on their way."""
@@ -241,8 +280,8 @@ class TokensTest(unittest.TestCase):
             self.assertLessEqual(rank["covered_seconds"], rank["wire_seconds"])
 
     def test_four_hosts_on_a_slow_network(self):
-        for host in HOSTS if Host.namespaces else []:
-            host.limit_rate("40mbit")
+        for host in HOSTS:
+            host.limit_rate(40)
             self.addCleanup(host.limit_rate, None)
         self.compare("tiny-deepseek-v3", ("--tp", 4, "--dp-size", 2, *DPA, *DEEPEP), nodes=4, count=12)
 
@@ -395,19 +434,17 @@ class FarTest(unittest.TestCase):
     def test_a_host_of_dispatched_experts_is_cut_off_and_back(self):
         self.cut_and_join(*DEEPEP)
 
-    @unittest.skipUnless(FAR_AWAY, "hosts are no namespaces here, or there is no /dev/net/tun")
     def test_a_cut_shorter_than_the_patience_costs_time_alone(self):
         with Instance("tiny-deepseek-v3", "--tp", 2, "--dp-size", 2, *DPA, *DEEPEP, hosts=FAR) as instance:
             ids = list(range(30, 50))
             want = generate(instance.url, ids, 12)[2]["output_ids"]
             ranks = instance.ranks(0) + instance.ranks(1)
-            with FAR[1].cut_off(instance.other):
-                with concurrent.futures.ThreadPoolExecutor() as pool:
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                with FAR[1].cut_off(instance.other):
                     waiting = pool.submit(generate, instance.url, ids, 12)
                     # What is sent meanwhile is sent again, in ever longer intervals: the first after 0.2 s.
                     self.assertFalse(concurrent.futures.wait([waiting], timeout=0.5).done)
-                    FAR[1].tell("join")
-                    status, _, answer = waiting.result()
+                status, _, answer = waiting.result()
             self.assertEqual((status, answer.get("output_ids")), (200, want), answer)
             self.assertEqual(instance.ranks(0) + instance.ranks(1), ranks, "nobody was restarted")
 

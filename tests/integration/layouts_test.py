@@ -57,6 +57,18 @@ class TokensTest(unittest.TestCase):
                      ("--tp", 4, "--dp-size", 4, *DPA, "--ep", 4, *DEEPEP),
                      ("--tp", 4, "--dp-size", 2, *DPA, "--ep", 4, *DEEPEP, "--moe-dense-tp-size", 1, "--enable-dp-lm-head"))
 
+    def test_experts_of_every_token_are_computed_while_rows_are_on_their_way(self):
+        layout = ("--tp", 2, "--dp-size", 2, *DPA, *DEEPEP, "--enable-single-batch-overlap")
+        requests = workload(16)
+        with server("tiny-deepseek-v3") as alone:
+            want = answers(alone.url, requests)
+        with server("tiny-deepseek-v3", *layout) as divided:
+            parted = differences(requests, answers(divided.url, requests), want)
+            self.assertTrue(all(margin < NEAR_TIE for _, margin in parted), parted)
+            for rank in call(divided.url + "/server_info")[2]["internal_states"]:
+                self.assertEqual(rank["split_steps"], 0)
+                self.assertTrue(0 < rank["covered_seconds"] <= rank["wire_seconds"], rank)
+
     def test_deterministic(self):
         """No token differs, also of those that are drawn, whichever group draws them."""
         for model, tp, more in (("tiny-llama", 4, ()), ("tiny-deepseek-v3", 2, DEEPEP), ("tiny-qwen3-moe", 4, DEEPEP)):

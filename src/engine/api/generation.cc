@@ -120,6 +120,7 @@ Generation::Generation(ApiCall& call, GenerationPlan plan)
     meters.push_back(plan_.measured ? SampleMeter(call.api.request_metrics, is_structured(planned)) : SampleMeter());
   }
   inbox_ = std::make_shared<Inbox>(call.exchange.loop(), std::move(meters));
+  if (plan_.background) return;
   call.exchange.on_client_gone([this] {
     client_gone_ = true;
     abort_all();

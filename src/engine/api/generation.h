@@ -31,6 +31,7 @@ struct GenerationPlan {
   size_t per_prompt = 1;
   std::optional<int64_t> dp_rank;
   bool measured = true;
+  bool background = false;  // it goes on when its client has left
 };
 
 // Lives in the handler of its exchange; loop thread only.
@@ -47,8 +48,9 @@ class Generation {
   // that is not enough it is kInvalidArgument, and nothing is sent.
   Result<void> start();
 
-  // Waits for news and takes them in; returns the samples that have grown or ended. Empty: the client has left. An
-  // error is one of the rank's side (status 400, 500 or 503 of a sample); the other samples are aborted then.
+  // Waits for news and takes them in; returns the samples that have grown or ended. Empty: the client has left, and
+  // this is not in the background. An error is one of the rank's side (status 400, 500 or 503 of a sample); the other
+  // samples are aborted then.
   struct Failure {
     int status = 500;
     std::string message;

@@ -62,6 +62,7 @@ Result<NativeRequest> prepare(ApiContext& api, const net::Headers& headers, std:
   out.stream = body.stream;
   out.plan.per_prompt = n;
   out.plan.measured = body.log_metrics;
+  out.plan.background = body.background;
   SLUICE_TRY(out.plan.dp_rank, wanted_rank(headers, body.dp_rank));
   const auto limits = api.limits();
   const std::string shared_rid = body.rid.empty() ? api.new_rid() : body.rid;

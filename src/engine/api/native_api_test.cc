@@ -437,6 +437,24 @@ TEST_F(NativeApiTest, AClientThatLeavesAbortsItsRequests) {
   EXPECT_EQ(backend_->aborted().size(), 4u);
 }
 
+TEST_F(NativeApiTest, ARequestInTheBackgroundGoesOnWithoutItsClient) {
+  serve();
+  Client client(port_);
+  client.send("POST", "/generate", R"({"text":"a","rid":"B","background":true,"sampling_params":{"n":2}})");
+  ASSERT_TRUE(backend_->wait_for([](const FakeBackend& b) { return b.running().size() == 1; }));
+  client.leave();
+  const Word last{.ids = ids("hello"), .finish = {.kind = FinishKind::kLength}};
+  backend_->say("B_0", last);
+  ASSERT_TRUE(backend_->wait_for([](const FakeBackend& b) { return b.running() == std::vector<std::string>{"B_1"}; }))
+      << "the samples that share its prompt are still to come";
+  backend_->say("B_1", last);
+  EXPECT_TRUE(backend_->wait_for([](const FakeBackend& b) { return b.running().empty(); }));
+  EXPECT_THAT(backend_->aborted(), ::testing::IsEmpty());
+
+  const auto stream = post("/generate", {{"text", "a"}, {"background", true}, {"stream", true}});
+  EXPECT_THAT(stream.body, HasSubstr("background is for whole answers"));
+}
+
 TEST_F(NativeApiTest, AnAbortedRequestEndsWithThatReason) {
   serve();
   Client client(port_);

@@ -25,7 +25,10 @@ Result<void> check_free(const EngineOptions& options) {
       {"ep-num-redundant-experts", options.ep_num_redundant_experts > 0},
       {"init-expert-location", options.init_expert_location != "trivial"},
       {"enable-eplb", options.enable_eplb},
-      {"deepep-mode", options.deepep_mode != "normal"},
+      {"deepep-mode", options.deepep_mode != "auto"},
+      {"deepep-num-max-dispatch-tokens-per-rank", options.deepep_num_max_dispatch_tokens_per_rank.has_value()},
+      {"deepep-dispatch-dtype", options.deepep_dispatch_dtype != "auto"},
+      {"enable-single-batch-overlap", options.enable_single_batch_overlap},
       {"enable-two-batch-overlap", options.enable_two_batch_overlap}};
   for (const auto& [flag, is_given] : given) {
     if (!is_given) continue;

@@ -58,7 +58,7 @@ TEST(AutoLayoutTest, RanksThatAreGivenStayAndLatentAttentionIsDividedByRequests)
 
 // Where links are slow and bandwidth is not, everything is divided by tokens, and all flags of that are set.
 TEST(AutoLayoutTest, WhatGoesWithALayoutIsSetToo) {
-  EngineOptions chosen = options("DeepSeek-V2-Lite", {"--tp", "4", "--max-total-tokens", "6000"});
+  EngineOptions chosen = options("DeepSeek-V2-Lite", {"--tp", "8", "--max-total-tokens", "6000"});
   Hardware slow = machine(200);
   slow.bandwidth = 1e15;
   slow.flops = 1e18;
@@ -68,7 +68,7 @@ TEST(AutoLayoutTest, WhatGoesWithALayoutIsSetToo) {
   EXPECT_EQ(chosen.moe_a2a_backend, "deepep");
   EXPECT_EQ(chosen.moe_dense_tp_size, 1);
   EXPECT_TRUE(chosen.enable_dp_lm_head);
-  EXPECT_EQ(chosen.ep_size, 4);
+  EXPECT_EQ(chosen.ep_size, 8);
 }
 
 // What is weighed is what will run: float32, which takes twice the memory and more than twice the time of bfloat16.
@@ -91,7 +91,7 @@ TEST(AutoLayoutTest, WhatADeterministicServerRefusesIsNotProposed) {
   const EngineOptions given =
       engine_option_table()
           .parse({"--model-path", SLUICE_FIXTURES_DIR "/published-configs/DeepSeek-V2-Lite.json", "--tp", "4",
-                  "--deterministic", "--deepep-mode", "auto"})
+                  "--deterministic", "--enable-two-batch-overlap"})
           .value();
   const DescribedModel model = describe_model(given, /*here=*/false).value();
   const auto all = weigh_layouts(model, given, machine(400), {.input_tokens = 128, .output_tokens = 128}, {8}, 4);
@@ -108,6 +108,11 @@ TEST(AutoLayoutTest, ALayoutThatIsGivenAsWellIsRefused) {
   EngineOptions halves = options("DeepSeek-V2-Lite", {"--tp", "4", "--enable-two-batch-overlap"});
   EXPECT_THAT(choose_layout(halves, machine()).error().message,
               HasSubstr("leave out one of --layout and --enable-two-batch-overlap"));
+  EngineOptions beside = options("DeepSeek-V2-Lite", {"--tp", "4", "--enable-single-batch-overlap"});
+  EXPECT_THAT(choose_layout(beside, machine()).error().message,
+              HasSubstr("leave out one of --layout and --enable-single-batch-overlap"));
+  EngineOptions mode = options("DeepSeek-V2-Lite", {"--tp", "4", "--deepep-mode", "normal"});
+  EXPECT_THAT(choose_layout(mode, machine()).error().message, HasSubstr("leave out one of --layout and --deepep-mode"));
 }
 
 TEST(AutoLayoutTest, AModelThatDoesNotFitIsToldWithFigures) {

@@ -55,6 +55,7 @@ Divided divided(const DescribedModel& model, const LayoutFacts& facts) {
           .shape = facts.rank,
           .fp8_dispatch = model.fp8_dispatch,
           .mode = deepep_of(facts.options).mode,
+          .slab_tokens = deepep_of(facts.options).capacity,
           .physical = facts.map ? facts.map->physical : experts,
           .reach = facts.reach,
           .two_batches = facts.options.enable_two_batch_overlap};
@@ -104,9 +105,10 @@ EngineOptions with(EngineOptions options, const Choice& choice, int64_t tp, int6
   options.moe_dense_tp_size = choice.all_by_tokens ? std::optional<int64_t>(1) : std::nullopt;
   options.enable_dp_lm_head = choice.all_by_tokens;
   if (choice.a2a == MoeAllToAll::kNone) {
-    options.deepep_mode = "normal";
+    options.deepep_mode = "auto";
+    options.deepep_num_max_dispatch_tokens_per_rank.reset();
     options.deepep_dispatch_dtype = "auto";
-    options.enable_two_batch_overlap = false;
+    options.enable_single_batch_overlap = options.enable_two_batch_overlap = false;
   }
   if (choice.ep == 1 && choice.a2a == MoeAllToAll::kNone) {  // nobody has an expert whole
     options.ep_num_redundant_experts = 0;
@@ -231,7 +233,10 @@ std::string layout_flags(const LayoutFacts& facts) {
   if (options.ep_num_redundant_experts > 0) {
     flags += fmt::format(" --ep-num-redundant-experts {}", options.ep_num_redundant_experts);
   }
-  if (options.deepep_mode != "normal") flags += fmt::format(" --deepep-mode {}", options.deepep_mode);
+  if (options.moe_a2a_backend != "none" && options.deepep_mode != "auto") {
+    flags += fmt::format(" --deepep-mode {}", options.deepep_mode);
+  }
+  if (options.enable_single_batch_overlap) flags += " --enable-single-batch-overlap";
   if (options.enable_two_batch_overlap) flags += " --enable-two-batch-overlap";
   if (options.enable_dp_attention && facts.instances > 1) flags += fmt::format(", {} servers", facts.instances);
   return flags;

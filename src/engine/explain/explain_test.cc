@@ -73,7 +73,7 @@ std::vector<std::string> with(std::vector<std::string> flags, const std::vector<
 }
 
 TEST(ExplainTest, CopiesOfExpertsTakeMemoryFromTheCacheAndKeepTokensAtHome) {
-  const auto h200 = with(kDeepEp, {"--hardware", "h200"});
+  const auto h200 = with(kDeepEp, {"--hardware", "h200", "--deepep-mode", "normal"});
   const auto copied = with(h200, {"--ep-num-redundant-experts", "32"});
   const LayoutFacts once = examined("DeepSeek-V3", h200, {512}), twice = examined("DeepSeek-V3", copied, {512});
   EXPECT_EQ(twice.rank.experts.count, 36);
@@ -104,16 +104,23 @@ TEST(ExplainTest, CopiesOfExpertsTakeMemoryFromTheCacheAndKeepTokensAtHome) {
 
 TEST(ExplainTest, LowLatencySendsARowForEachExpertOfAToken) {
   const auto h200 = with(kDeepEp, {"--hardware", "h200"});
-  const LayoutFacts normal = examined("DeepSeek-V3", h200);
-  const LayoutFacts mode = examined("DeepSeek-V3", with(h200, {"--deepep-mode", "auto"}));
+  const LayoutFacts normal = examined("DeepSeek-V3", with(h200, {"--deepep-mode", "normal"}));
+  const LayoutFacts mode = examined("DeepSeek-V3", h200);
   // 8 experts of 8 ranks that all have as many: 7 go away.
   EXPECT_NEAR(mode.reach.remote_experts, 7, 1e-9);
   EXPECT_NEAR(mode.wire.of_step.combine / normal.wire.of_step.combine, 7 / normal.reach.remote_ranks, 1e-9);
   EXPECT_EQ(normal.wire.of_step.calls - mode.wire.of_step.calls, 58);
   // What its slab takes bounds the requests, as in the server.
-  const LayoutFacts bounded = examined(
-      "DeepSeek-V3", with(kDeepEp, {"--deepep-mode", "auto", "--hardware", "h200", "--max-running-requests", "4096"}));
+  const auto many = with(h200, {"--max-running-requests", "4096"});
+  const LayoutFacts bounded =
+      examined("DeepSeek-V3", with(many, {"--deepep-mode", "low_latency", "--chunked-prefill-size", "1024"}), {4096});
   EXPECT_EQ(bounded.memory->max_running_requests, 128);
+  // Larger steps go by exact counts.
+  const LayoutFacts crowded = examined("DeepSeek-V3", many, {512, 4096});
+  const LayoutFacts exact = examined("DeepSeek-V3", with(many, {"--deepep-mode", "normal"}), {512, 4096});
+  ASSERT_GT(crowded.predictions[1].running, 8 * 128);
+  EXPECT_GT(crowded.predictions[0].decode.wire, exact.predictions[0].decode.wire);
+  EXPECT_EQ(crowded.predictions[1].decode.wire, exact.predictions[1].decode.wire);
 }
 
 // All groups' tokens pass the part of a dense layer that a rank has; with deepep only its own pass the shared experts.
@@ -165,8 +172,9 @@ TEST(ExplainTest, EightBitsOfCacheAndAScaleForEach64HoldNearlyTwiceTheTokens) {
 }
 
 TEST(ExplainTest, RowsInEightBitsTakeHalfTheWayToTheExperts) {
-  const LayoutFacts whole = examined("DeepSeek-V3", kDeepEp),
-                    eight = examined("DeepSeek-V3", with(kDeepEp, {"--deepep-dispatch-dtype", "fp8_e4m3"}));
+  const auto exact = with(kDeepEp, {"--deepep-mode", "normal"});
+  const LayoutFacts whole = examined("DeepSeek-V3", exact),
+                    eight = examined("DeepSeek-V3", with(exact, {"--deepep-dispatch-dtype", "fp8_e4m3"}));
   const double rows = 58 * 8 * eight.reach.remote_ranks;
   // 7168 values and 56 scales instead of 7168 in bf16.
   EXPECT_NEAR(whole.wire.of_step.dispatch - eight.wire.of_step.dispatch, rows * (7168 - 56 * 4), 1);

@@ -95,7 +95,9 @@ StepSeconds one_batch(const Divided& model, const Hardware& rank, const GroupWor
 models::RowsToExperts rows_to_experts(const Divided& model, double tokens, bool extend) {
   models::RowsToExperts rows{.fp8 = model.fp8_dispatch, .physical = model.physical};
   if (!model.config.moe || model.layout.a2a == parallel::MoeAllToAll::kNone) return rows;
-  rows.low_latency = model.mode == moe::DeepEpMode::kLowLatency || (model.mode == moe::DeepEpMode::kAuto && !extend);
+  const bool fits = tokens <= static_cast<double>(model.slab_tokens * model.layout.tp_size);
+  rows.low_latency =
+      model.mode == moe::DeepEpMode::kLowLatency || (model.mode == moe::DeepEpMode::kAuto && !extend && fits);
   const auto layers = static_cast<double>(std::ranges::count(model.config.moe->sparse, true));
   rows.remote = layers * tokens * (rows.low_latency ? model.reach.remote_experts : model.reach.remote_ranks);
   return rows;

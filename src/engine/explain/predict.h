@@ -45,6 +45,7 @@ struct Divided {
   models::RankShape shape;  // of rank 0, which has no less than the others
   bool fp8_dispatch = false;
   moe::DeepEpMode mode = moe::DeepEpMode::kNormal;
+  int64_t slab_tokens = 0;   // of a rank, that --deepep-mode auto sends through the slab
   int64_t physical = 0;      // experts of a layer, copies included
   models::TokenReach reach;  // with deepep
   bool two_batches = false;  // --enable-two-batch-overlap

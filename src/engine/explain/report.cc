@@ -181,9 +181,9 @@ std::string wire_text(const LayoutFacts& facts) {
         "own, which have {:.2f} of its experts\n",
         facts.reach.ranks, facts.reach.remote_ranks, facts.reach.remote_experts);
   }
-  if (facts.options.deepep_mode != "normal") {
+  if (facts.reach.ranks > 0 && facts.options.deepep_mode != "normal") {
     out += fmt::format("  with low_latency a row goes to each of its experts{}\n",
-                       facts.options.deepep_mode == "auto" ? ", in steps without prompts" : "");
+                       facts.options.deepep_mode == "auto" ? ", in steps without prompts that fit in the slab" : "");
   }
   return out;
 }

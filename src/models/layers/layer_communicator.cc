@@ -8,11 +8,6 @@ namespace {
 
 using parallel::Element;
 
-// Where the tokens of attention group `group` begin among those of all.
-int64_t first_row(std::span<const int64_t> group_tokens, int64_t group) {
-  return std::accumulate(group_tokens.begin(), group_tokens.begin() + group, int64_t{0});
-}
-
 std::vector<int64_t> times(std::span<const int64_t> rows, int64_t width) {
   std::vector<int64_t> values(rows.begin(), rows.end());
   for (int64_t& value : values) value *= width;
@@ -20,6 +15,35 @@ std::vector<int64_t> times(std::span<const int64_t> rows, int64_t width) {
 }
 
 }  // namespace
+
+Joining joining_of(Spread spread, const parallel::Groups* groups) {
+  if (groups == nullptr) return Joining::kAlone;
+  switch (spread) {
+    case Spread::kAttention:
+      return Joining::kGroupSum;
+    case Spread::kAllTokens:
+      return groups->layout.dp_attention() ? Joining::kGather : Joining::kSum;
+    case Spread::kOwnTokens:
+      break;
+  }
+  return Joining::kOwnRows;
+}
+
+parallel::Slice rows_of_group(std::span<const int64_t> group_tokens, int64_t group) {
+  const auto before = group_tokens.first(static_cast<size_t>(group));
+  return {.first = std::accumulate(before.begin(), before.end(), int64_t{0}),
+          .count = group_tokens[static_cast<size_t>(group)]};
+}
+
+std::vector<int64_t> scattered_rows(std::span<const int64_t> group_tokens, int64_t members) {
+  std::vector<int64_t> rows;
+  for (const int64_t count : group_tokens) {
+    for (int64_t member = 0; member < members; ++member) {
+      rows.push_back(parallel::part_of(count, {member, members}).count);
+    }
+  }
+  return rows;
+}
 
 LayerCommunicator::LayerCommunicator(const ModelConfig& config, const WeightStore& weights, Scratch& scratch)
     : hidden_(config.hidden_size), dtype_(weights.dtype()) {
@@ -30,15 +54,20 @@ LayerCommunicator::LayerCommunicator(const ModelConfig& config, const WeightStor
 
 Result<void> LayerCommunicator::run(const kernels::Context& context, const Step& step, const Block& block,
                                     float* hidden) const {
-  if (step.groups == nullptr) return run_partial(context, step, block, hidden, nullptr);
-  step.progress(block.spread() == Spread::kAttention ? parallel::Phase::kAttention : parallel::Phase::kExperts);
-  switch (block.spread()) {
-    case Spread::kAttention:
+  const Joining joining = joining_of(block.spread(), step.groups);
+  if (joining != Joining::kAlone) {
+    step.progress(block.spread() == Spread::kAttention ? parallel::Phase::kAttention : parallel::Phase::kExperts);
+  }
+  switch (joining) {
+    case Joining::kAlone:
+      return run_partial(context, step, block, hidden, nullptr);
+    case Joining::kGroupSum:
       return run_partial(context, step, block, hidden, step.groups->attention_tp.get());
-    case Spread::kAllTokens:
-      if (step.groups->layout.dp_size == 1) return run_partial(context, step, block, hidden, step.groups->all);
+    case Joining::kSum:
+      return run_partial(context, step, block, hidden, step.groups->all);
+    case Joining::kGather:
       return run_gathered(context, step, block, hidden);
-    case Spread::kOwnTokens:
+    case Joining::kOwnRows:
       break;
   }
   return run_scattered(context, step, block, hidden);
@@ -68,7 +97,8 @@ Result<void> LayerCommunicator::run_gathered(const kernels::Context& context, co
   const parallel::Layout& layout = step.groups->layout;
   const std::span<const int64_t> tokens = step.batch.group_tokens;
   const int64_t n = step.batch.n_tokens;
-  const int64_t first = first_row(tokens, layout.attention_dp().rank), all = first_row(tokens, layout.dp_size);
+  const int64_t first = rows_of_group(tokens, layout.attention_dp().rank).first;
+  const int64_t all = rows_of_group(tokens, layout.dp_size - 1).end();
   auto* normed = step.scratch.at<char>(normed_slot_);
   auto* sum = step.scratch.at<float>(sum_slot_);
   char* own = normed + static_cast<size_t>(first * hidden_) * tensor::block_bytes(dtype_);
@@ -88,11 +118,7 @@ Result<void> LayerCommunicator::run_gathered(const kernels::Context& context, co
 
   // Within an attention group each rank gets a part of its rows first, then they exchange those.
   const int64_t members = layout.attention_tp_size();
-  std::vector<int64_t> rows;
-  for (const int64_t count : tokens) {
-    for (int64_t member = 0; member < members; ++member)
-      rows.push_back(parallel::part_of(count, {member, members}).count);
-  }
+  const std::vector<int64_t> rows = scattered_rows(tokens, members);
   const parallel::Slice mine = parallel::part_of(n, layout.attention_tp());
   float* part = hidden + mine.first * hidden_;
   SLUICE_TRY_VOID(step.groups->all->reduce_scatter_v(context, Element::kF32, sum, part, times(rows, hidden_)));
@@ -114,11 +140,9 @@ Result<void> LayerCommunicator::run_scattered(const kernels::Context& context, c
   block.residual().leave(context, part, mine.count);
   if (place.size == 1) return {};
   step.progress(parallel::Phase::kScatter);
-  std::vector<int64_t> values;
-  for (int64_t member = 0; member < place.size; ++member) {
-    values.push_back(parallel::part_of(step.batch.n_tokens, {member, place.size}).count * hidden_);
-  }
-  return step.groups->attention_tp->all_gather_v(context, Element::kF32, part, hidden, values);
+  const int64_t tokens[] = {step.batch.n_tokens};
+  return step.groups->attention_tp->all_gather_v(context, Element::kF32, part, hidden,
+                                                 times(scattered_rows(tokens, place.size), hidden_));
 }
 
 }  // namespace sluice::models

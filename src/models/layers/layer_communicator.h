@@ -3,11 +3,29 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "models/layers/decoder.h"
 #include "parallel/groups.h"
 
 namespace sluice::models {
+
+// How the ranks' results come together in half a layer.
+enum class Joining : uint8_t {
+  kAlone,     // this rank has the whole model
+  kGroupSum,  // summands within an attention group
+  kSum,       // summands of all ranks, which have the same tokens
+  kGather,    // the groups' rows come together before, and the sums are scattered after
+  kOwnRows,   // each rank computes whole rows of its group's
+};
+// `groups` null: one rank.
+Joining joining_of(Spread spread, const parallel::Groups* groups);
+
+// Where the rows of an attention group lie among those of all groups.
+parallel::Slice rows_of_group(std::span<const int64_t> group_tokens, int64_t group);
+// The rows of which each rank gets the sums: those of a group are divided among its `members`. [ranks]
+std::vector<int64_t> scattered_rows(std::span<const int64_t> group_tokens, int64_t members);
 
 class LayerCommunicator {
  public:

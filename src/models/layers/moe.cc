@@ -15,6 +15,15 @@ int64_t copies_of(const WeightStore& weights, const MoeConfig& moe) {
   return weights.expert_map() == nullptr ? moe.experts : weights.expert_map()->physical;
 }
 
+// Whether rows go to their experts by exact counts and not through a slab, by what all ranks know of the step's plan.
+bool by_exact_counts(const Step& step) {
+  if (step.batch.extend || step.groups == nullptr) return true;
+  const std::span<const int64_t> tokens = step.batch.group_tokens;
+  const int64_t most = tokens.empty() ? step.batch.n_tokens : *std::ranges::max_element(tokens);
+  const int64_t members = step.groups->layout.attention_tp_size();
+  return parallel::part_of(most, {0, members}).count > step.dispatcher->slab_tokens();
+}
+
 // `compute` from when `call` first waits for other ranks; after that `call` goes on.
 template <class Compute>
 Result<void> while_away(parallel::Overlap& overlap, const parallel::Overlap::Work& call, Compute compute) {
@@ -113,7 +122,7 @@ Result<void> MoeFfn::run(const kernels::Context& context, const Step& step, cons
   const bool overlaps = step.overlap != nullptr && shared_;
   if (shared_ && !overlaps) shared_->forward(context, step.scratch, x, out, n);
   step.progress(parallel::Phase::kDispatch);
-  SLUICE_TRY_VOID(step.dispatcher->agree(context, own, step.batch.extend));
+  SLUICE_TRY_VOID(step.dispatcher->agree(context, own, by_exact_counts(step)));
   if (overlaps) {
     SLUICE_TRY_VOID(while_away(*step.overlap, dispatch, [&] { shared_->widen(context, step.scratch, x, n); }));
   } else {
