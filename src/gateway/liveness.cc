@@ -83,23 +83,25 @@ void Liveness::expect(Known& known) const {
 Duration Liveness::beyond(const Known& known) { return std::max(known.honest, known.honest_before) + kMargin; }
 
 void Liveness::judge(Known& known, TimePoint now) {
-  // Since it was asked something, or last generated for a probe.
-  const Duration silent = now - std::max(time_of(known.quiet_since), known.generated_at);
-  if (known.most && silent > *known.most) {
-    if (++known.overdue >= kOverdue) {
-      suspect(known, fmt::format("{:.1f} s were expected at most", seconds(*known.most)));
-    }
+  if (known.ask_after && known.has_probe && !context_.options.disable_health_check) {
+    if (known.in_question || !is_to_ask(known, now)) return;
+    known.in_question = true;
+    known.question = ++questions_;
+    probe_(known.worker);
     return;
   }
-  if (!known.ask_after || !known.has_probe || known.in_question || silent <= *known.ask_after) return;
-  // A probe would wait behind prompts that have come since. They do not put it off for ever.
-  if (silent <= 2 * *known.ask_after) {
-    const auto backlog = known.worker->load->prefill.backlog();
-    if (backlog && silent <= backlog->prompts + beyond(known)) return;
+  if (!known.most || known.lasts <= *known.most) return;
+  if (++known.overdue >= kOverdue) {
+    suspect(known, fmt::format("{:.1f} s were expected at most", seconds(*known.most)));
   }
-  known.in_question = true;
-  known.question = ++questions_;
-  probe_(known.worker);
+}
+
+bool Liveness::is_to_ask(const Known& known, TimePoint now) {
+  const Duration since = now - std::max(time_of(known.quiet_since), known.generated_at);
+  if (since <= *known.ask_after) return false;
+  // A probe would wait behind prompts that have come since. They do not put it off for ever.
+  const auto backlog = known.worker->load->prefill.backlog();
+  return since > 2 * *known.ask_after || !backlog || since > backlog->prompts + beyond(known);
 }
 
 void Liveness::byte_came(Known& known, int64_t heard, TimePoint now) {

@@ -78,6 +78,7 @@ class Liveness {
   void expect(Known& known) const;
   static Duration beyond(const Known& known);
   void judge(Known& known, TimePoint now);
+  static bool is_to_ask(const Known& known, TimePoint now);
   void suspect(Known& known, std::string_view but);
   Known* find(const Worker& worker);
   void trust(Known& known, std::string_view why);

@@ -36,6 +36,7 @@ class Engine {
   std::atomic<int64_t> prefill_ms{0};
   std::atomic<int64_t> answer_bytes{0};      // beyond the event
   std::atomic<bool> has_probe{true};         // /health_generate
+  std::atomic<int> no_probe{404};            // what is answered where it has none
   std::atomic<bool> fails_checks{false};     // /health
   std::atomic<int> open{0}, generations{0};  // requests for generation: under way, and all that came
   std::atomic<int> probes{0};                // of /health_generate
@@ -66,7 +67,7 @@ class Engine {
     if (!generates) {
       const bool known = path == "/health" || (path == "/health_generate" && has_probe);
       const bool fails = (path == "/health_generate" && mode == Mode::kSick) || (path == "/health" && fails_checks);
-      const int status = !known ? 404 : fails ? 503 : 200;
+      const int status = !known ? no_probe.load() : fails ? 503 : 200;
       auto response = net::Response::text(status, "");
       co_await exchange.respond(std::move(response));
       co_return;
@@ -354,10 +355,44 @@ TEST_F(LivenessTest, AnAnswerOfAnyLengthIsJudgedByProgress) {
   EXPECT_TRUE(becomes_trusted(only)) << "by its answer";
 }
 
+TEST_F(LivenessTest, AProbeThatFailsInItsTurnHasNotLied) {
+  Engine& only = engine();
+  begin_with_history();
+  only.mode = Mode::kLies;
+  chat();
+  ASSERT_TRUE(eventually([&] { return only.open == 1; }));
+  for (int i = 1; i <= 3; ++i) {
+    only.mode = Mode::kSick;
+    ASSERT_TRUE(as_time_passes(1s, [&] { return suspicions(only) == i; }));
+    only.mode = Mode::kLies;
+    ASSERT_TRUE(as_time_passes(1s, [&] { return !is_suspect(only); })) << "for its probe, " << i;
+  }
+}
+
+// It decodes for ten times as long as such an answer should take, and generates for probes all the while.
+TEST_F(LivenessTest, AnAnswerOfAKnownLengthIsJudgedByProgressToo) {
+  Engine& only = engine();
+  begin_with_history();
+  only.prefill_ms = 1000;
+  ASSERT_EQ(generate("x", /*stream=*/false)->status, 200);
+  only.prefill_ms = 0;
+  ASSERT_TRUE(eventually([&] { return only.open == 0; }));
+  only.mode = Mode::kLies;
+  ++sent_;
+  clients_.push_back(std::make_unique<RawClient>(gateway_->port()));
+  clients_.back()->post("/generate", body_of("x", /*stream=*/false));
+  ASSERT_TRUE(eventually([&] { return only.open == 1; }));
+  ASSERT_TRUE(as_time_passes(1s, [&] { return only.probes >= 3; }));
+  EXPECT_EQ(suspicions(only), 0);
+}
+
 TEST_F(LivenessTest, AnAnswerOfAnyLengthIsWaitedForWhereNoProbeGenerates) {
   Engine& decodes = engine();
   Engine& other = engine();
-  for (const auto& each : engines_) each->has_probe = false;
+  for (const auto& each : engines_) {
+    each->has_probe = false;
+    each->no_probe = 401;  // of something before it that wants a key
+  }
   begin_with_history();
   for (const auto& each : engines_) each->mode = Mode::kSick;
   chat();

@@ -127,6 +127,41 @@ TEST_F(ReliabilityTest, R2ARestartedWorkerIsCreditedWithNothingOfItsOldCache) {
   expect_settled();
 }
 
+TEST_F(ReliabilityTest, R2AProcessThatRefusedForAMomentKeepsItsCacheAndItsRestartIsSeenLater) {
+  SimWorker& one = worker({.names_process = true, .keeps_name = true});
+  start({"--disable-retries"});
+  const auto generation = [&] { return workers_json()[0]["generation"].get<int>(); };
+  const auto checks = [&](const char* result) { return metric("smg_worker_health_checks_total", {result}); };
+  const auto await_check = [&](const char* result) {
+    const double before = checks(result);
+    return eventually([&] {
+      clock_.advance(5s);
+      return checks(result) > before;
+    });
+  };
+  ASSERT_EQ(generate()->status, 200);
+  one.stop();
+  clock_.advance(60s);
+  EXPECT_EQ(generate()->status, 502);
+  ASSERT_TRUE(await_check("error"));
+  ASSERT_TRUE(one.restart().ok());
+  ASSERT_TRUE(await_check("success"));
+  ASSERT_TRUE(eventually([&] {
+    clock_.advance(1s);
+    return generate()->status == 200;
+  }));
+  EXPECT_EQ(generation(), 0) << "it is the process that it was";
+  one.stop();
+  one.rename();
+  ASSERT_TRUE(one.restart().ok());
+  ASSERT_TRUE(eventually([&] {
+    clock_.advance(1s);
+    (void)generate();
+    return generation() == 1;
+  })) << "and the next one is another";
+  expect_settled();
+}
+
 // Nobody says that it has restarted, and no health check meets it: its answers do.
 TEST_F(ReliabilityTest, R2ARestartBetweenTwoHealthChecksIsSeenByTheFirstAnswerThatNamesItsProcess) {
   SimWorker& one = worker({.names_process = true});
