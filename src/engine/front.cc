@@ -12,6 +12,7 @@
 
 #include "base/log.h"
 #include "base/ready_pipe.h"
+#include "base/rng.h"
 #include "engine/certificates.h"
 #include "engine/deterministic.h"
 #include "engine/dp_controller.h"
@@ -133,7 +134,11 @@ class Front::Impl {
   Result<void> listen() {
     SLUICE_TRY(auto certificate, load_certificate(options_));
     keep_certificate_fresh(certificate, loops_[0]);
-    server_ = std::make_unique<net::Server>(loops_, net::ServerOptions{.tls = std::move(certificate)},
+    net::ServerOptions serving;
+    // So a gateway notices that the caches which it knew are gone (gateway/process_mark).
+    serving.headers.add("X-Sluice-Process", fmt::format("{:016x}", random_seed()));
+    serving.tls = std::move(certificate);
+    server_ = std::make_unique<net::Server>(loops_, std::move(serving),
                                             [this](net::ServerExchange& client) { return handle(client); });
     SLUICE_TRY(port_, server_->listen(options_.host, static_cast<uint16_t>(options_.port)));
     return {};

@@ -23,6 +23,8 @@ struct Control::Watch {
   net::Timer timer;
   bool failed_before = false;              // the last probe failed
   bool refused = false;                    // the last probe was refused: nobody listens there
+  bool is_named = false;                   // the last probe's answer says which process it is
+  bool has_new_name = false;               // and that it is another one
   bool process_ended = false;              // it was since the worker served last: whoever answers next is a new process
   bool polled = false;                     // a question for its load is under way
   bool changed = false;                    // what is known of it, by others, since run() last looked
@@ -110,6 +112,7 @@ void Control::started(WorkerPtr worker) {
     return;
   }
   forget_process(*worker);
+  worker->process.expect_new();
   worker->proven = true;
   liveness_.before_ready(*worker);
   worker->healthy = true;
@@ -120,6 +123,23 @@ void Control::started(WorkerPtr worker) {
     watch.health.force(true);
     watch.worker->healthy = true;  // again: a probe may have ended in between
   });
+}
+
+// What was believed of its cache is dropped at once, by whoever sees it.
+void Control::restarted(WorkerPtr worker) {
+  context_.forget_prefixes(*worker);
+  with_watch(worker, [this](Watch& watch) {
+    watch.process_ended = false;
+    begin_anew(watch);
+  });
+}
+
+void Control::begin_anew(Watch& watch) {
+  Worker& worker = *watch.worker;
+  SLUICE_LOG(info, "gateway/health", "worker {} has restarted", worker.url);
+  forget_process(worker);
+  liveness_.before_ready(worker);
+  liveness_.returned(watch.worker, /*is_new_process=*/true);
 }
 
 void Control::ended(WorkerPtr worker) {
@@ -152,6 +172,9 @@ net::Task<std::optional<bool>> Control::probe(std::shared_ptr<Watch> watch) {
     co_return std::nullopt;
   }
   const bool passed = answer.ok() && answer->status >= 200 && answer->status < 300;
+  const auto name = passed ? answer->headers.get(ProcessMark::kHeader) : std::nullopt;
+  watch->is_named = name.has_value();
+  watch->has_new_name = name && watch->worker->process.changes_to(*name);
   watch->refused = !answer.ok() && answer.error().code == ErrorCode::kRefused;
   context_.metrics.counter("smg_worker_health_checks_total", {"regular", passed ? "success" : "error"}).add();
   const std::string failure = passed        ? std::string()
@@ -231,12 +254,12 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
             }
           }
           watch->health.passed();
-          if (std::exchange(watch->process_ended, false)) {
-            SLUICE_LOG(info, "gateway/health", "worker {} has restarted", worker.url);
+          // A process that names itself is the one that it says.
+          const bool is_other = std::exchange(watch->process_ended, false) && !watch->is_named;
+          if (std::exchange(watch->has_new_name, false) || is_other) {
+            if (is_other) worker.process.expect_new();
             context_.forget_prefixes(worker);
-            forget_process(worker);
-            liveness_.before_ready(worker);
-            liveness_.returned(watch->worker, /*is_new_process=*/true);
+            begin_anew(*watch);
           }
           // One that passed all along may fail all its requests even so: the breaker's own time counts then.
           if (watch->failed_before && worker.breaker.recovered()) {
@@ -245,6 +268,7 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
           worker.breaker.probe_passed();
         } else {
           watch->health.failed();
+          liveness_.failed_check(worker);
           watch->process_ended = watch->process_ended || (watch->refused && worker.proven);
         }
         watch->failed_before = !passed;
@@ -257,9 +281,10 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
           worker.healthy = healthy;
         }
       }
-      if (worker.suspect) {
+      if (worker.suspect || liveness_.in_question(worker)) {
         if (!watch->failed_before) co_await prove(watch);
-        watch->health.suspect();  // until it is trusted again
+        // Until it is trusted again, or has shown progress.
+        if (worker.suspect || liveness_.in_question(worker)) watch->health.suspect();
       }
       Duration pause = watch->health.next_probe(worker.breaker.open_for());
       if (!worker.proven) {
@@ -341,7 +366,8 @@ net::Task<> Control::watch_certificates() {
   }
 }
 
-// Whether a suspect generates, where the engine has a question for that. That of an engine says nothing of one rank.
+// Whether a worker that is suspect or in question generates, where the engine has a question for that. That of an
+// engine says nothing of one rank.
 net::Task<> Control::prove(std::shared_ptr<Watch> watch) {
   Worker& worker = *watch->worker;
   if (worker.dp.rank >= 0) {
@@ -349,11 +375,17 @@ net::Task<> Control::prove(std::shared_ptr<Watch> watch) {
     co_return;
   }
   const auto bound = std::chrono::seconds(context_.options.health_check_timeout_secs);
+  const uint64_t question = liveness_.question(worker);
   const auto answer = co_await ask(watch->worker, "/health_generate", bound);
-  if (!answer.ok() || !worker.suspect) co_return;
-  if (answer->status / 100 == 2) liveness_.generated(worker);
-  if (answer->status == 404 || answer->status == 405 || answer->status == 501) {
+  const int status = answer.ok() ? answer->status : 0;
+  // What this gateway lacks, and that the worker has much to do, say nothing of it.
+  if ((!answer.ok() && answer.error().code == ErrorCode::kExhausted) || status == 429) co_return;
+  if (status / 100 == 2) {
+    liveness_.generated(worker);
+  } else if (status / 100 == 3 || (status / 100 == 4 && status != 408) || status == 501) {
     liveness_.cannot_generate_for_probes(worker);
+  } else {
+    liveness_.generated_nothing(worker, question);
   }
 }
 

@@ -25,11 +25,12 @@ class Control {
   void stop();  // idempotent; nothing of it runs afterwards
 
   // All: any thread.
-  void watch(WorkerPtr worker);    // begins to probe it
-  void suspect(WorkerPtr worker);  // it met a fault: probe soon
-  void started(WorkerPtr worker);  // it is known to serve
-  void ended(WorkerPtr worker);    // it is known not to
-  void remove(WorkerPtr worker);   // draining, then out
+  void watch(WorkerPtr worker);      // begins to probe it
+  void suspect(WorkerPtr worker);    // it met a fault: probe soon
+  void started(WorkerPtr worker);    // it is known to serve
+  void ended(WorkerPtr worker);      // it is known not to
+  void restarted(WorkerPtr worker);  // an answer has come from a new process
+  void remove(WorkerPtr worker);     // draining, then out
 
  private:
   struct Watch;
@@ -43,6 +44,7 @@ class Control {
   net::Task<> read_models(std::shared_ptr<Watch> watch);
   net::Task<> watch_certificates();
   void attend_kv(const WorkerPtr& worker);
+  void begin_anew(Watch& watch);
   net::Task<> prove(std::shared_ptr<Watch> watch);
   net::Task<> watch_progress();
   net::Task<> poll_loads();

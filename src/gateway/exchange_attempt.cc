@@ -49,6 +49,11 @@ Usage believable(Usage usage) {
   return usage;
 }
 
+// Without a limit in the request engines generate as much as their context holds; elsewhere they have a small one.
+bool may_be_endless(Endpoint endpoint) {
+  return endpoint == Endpoint::kChat || endpoint == Endpoint::kResponses || endpoint == Endpoint::kMessages;
+}
+
 bool ends_event(std::string_view stream) { return stream.ends_with("\n\n") || stream.ends_with("\r\n\r\n"); }
 
 }  // namespace
@@ -61,7 +66,8 @@ struct Exchange::Upstream {
                     .new_tokens = std::min(of.facts_.max_tokens.value_or(kDefaultNewTokens), kMostNewTokens),
                     .prompt_bytes = of.record_.prompt_bytes,
                     .matched_share = of.matched_share_,
-                    .streams = of.facts_.stream};
+                    .streams = of.facts_.stream,
+                    .open = !of.facts_.max_tokens && may_be_endless(of.endpoint_)};
     lease.emplace(worker->load, work, of.context_.clock);
   }
   ~Upstream() { release(); }
@@ -204,6 +210,9 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
 
 net::Task<Exchange::MaybeFailure> Exchange::relay(Upstream& upstream, net::ResponseHead head) {
   upstream.lease->expect_end();
+  if (const auto name = head.headers.get(ProcessMark::kHeader); name && upstream.worker->process.changes_to(*name)) {
+    context_.control->restarted(upstream.worker);
+  }
   loop_.count_upstream_response(head.status);
   const auto length = content_length(head.headers);
   // An answer that may lead to another attempt is looked at whole, and so is one that is rebuilt.

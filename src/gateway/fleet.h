@@ -17,6 +17,7 @@
 #include "base/result.h"
 #include "gateway/breaker.h"
 #include "gateway/load.h"
+#include "gateway/process_mark.h"
 #include "gateway/request_limit.h"
 #include "gateway/roster.h"
 #include "net/http.h"
@@ -79,6 +80,7 @@ struct Worker {
   std::atomic<bool> proven{false};  // was healthy once
   std::atomic<bool> failed{false};  // was not ready within --worker-startup-timeout-secs
   std::atomic<uint32_t> generation{0};
+  ProcessMark process;
   // Steady nanoseconds: when the health checks to come will have let it take work, if they pass; 0 = nobody checks.
   std::atomic<int64_t> checked_at{0};
 

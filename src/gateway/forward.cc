@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "gateway/process_mark.h"
+
 namespace sluice::gateway {
 namespace {
 
@@ -66,6 +68,8 @@ net::Headers relayed_headers(const net::Headers& headers, const net::Headers& ou
   const ConnectionFields of_connection(headers);
   for (const auto& [name, value] : headers) {
     if (of_connection.contains(name) || net::iequals(name, "content-length")) continue;
+    // Said to whoever asks the worker itself: another gateway would take one process of many for a restart of this one.
+    if (net::iequals(name, ProcessMark::kHeader)) continue;
     // Both answers may depend on something: a list of names, to which each adds its own.
     if (ours.has(name) && !net::iequals(name, "vary")) continue;
     relayed.add(name, value);

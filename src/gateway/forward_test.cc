@@ -75,10 +75,11 @@ TEST_F(ForwardTest, ABodyHasAType) {
 }
 
 TEST_F(ForwardTest, RelaysEverythingButWhatBelongsToTheConnection) {
-  const net::Headers from_worker = {{"Content-Type", "a"},        {"Set-Cookie", "1"},        {"Set-Cookie", "2"},
-                                    {"Connection", "x-hop"},      {"Transfer-Encoding", "c"}, {"Content-Length", "9"},
-                                    {"Content-Encoding", "gzip"}, {"X-Request-Id", "theirs"}, {"X-Hop", "1"},
-                                    {"Vary", "accept-encoding"},  {"Trailer", "X-End"}};
+  const net::Headers from_worker = {
+      {"Content-Type", "a"},        {"Set-Cookie", "1"},        {"Set-Cookie", "2"},
+      {"Connection", "x-hop"},      {"Transfer-Encoding", "c"}, {"Content-Length", "9"},
+      {"Content-Encoding", "gzip"}, {"X-Request-Id", "theirs"}, {"X-Hop", "1"},
+      {"Vary", "accept-encoding"},  {"Trailer", "X-End"},       {"X-Sluice-Process", "7"}};
   const auto relayed = relayed_headers(from_worker, {{"x-request-id", "ours"}, {"Vary", "Origin"}});
   EXPECT_EQ(relayed.size(), 6u);
   EXPECT_EQ(count(relayed, "set-cookie"), 2);

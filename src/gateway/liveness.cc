@@ -13,7 +13,6 @@ namespace {
 // Shorter silences are not looked into.
 constexpr Duration kNoticed = std::chrono::milliseconds(500);
 constexpr Duration kMargin = std::chrono::seconds(1);
-constexpr int kSlack = 2;        // times the time that the prompts should take: the fit leans to the lower side
 constexpr int kOverdue = 2;      // looks: a gateway that was stopped itself has a moment to read what came meanwhile
 constexpr int kLearnAtMost = 2;  // times what was expected
 constexpr Duration kPeriod = std::chrono::minutes(10);
@@ -58,41 +57,98 @@ void Liveness::look_at(const WorkerPtr& worker, TimePoint now) {
   if (!asked || lasts < kNoticed) {
     known.quiet_since = 0;
     known.overdue = 0;
+    known.in_question = false;
     return;
   }
   if (std::exchange(known.quiet_since, quiet_since) != quiet_since) {
     // Once for each silence: requests that are sent into it do not prolong what it may last.
     known.overdue = 0;
-    known.most = load.prefill.backlog();
-    if (known.most) known.most = std::max({kSlack * *known.most, known.honest, known.honest_before}) + kMargin;
+    expect(known);
   }
   known.lasts = lasts;
-  if (!known.most || lasts <= *known.most) return;
-  if (++known.overdue >= kOverdue && !worker->suspect) suspect(known);
+  if (!worker->suspect) judge(known, now);
+}
+
+void Liveness::expect(Known& known) const {
+  known.explained = known.most = known.ask_after = std::nullopt;
+  const auto backlog = known.worker->load->prefill.backlog();
+  if (!backlog) return;
+  if (backlog->whole) known.ask_after = backlog->prompts + beyond(known);
+  if (!backlog->decoding) return;
+  known.explained = backlog->prompts + *backlog->decoding;
+  known.most = *known.explained + beyond(known);
+}
+
+// What a silence may last beyond what explains it.
+Duration Liveness::beyond(const Known& known) { return std::max(known.honest, known.honest_before) + kMargin; }
+
+void Liveness::judge(Known& known, TimePoint now) {
+  if (known.ask_after && known.has_probe && !context_.options.disable_health_check) {
+    if (known.in_question || !is_to_ask(known, now)) return;
+    known.in_question = true;
+    known.question = ++questions_;
+    probe_(known.worker);
+    return;
+  }
+  if (!known.most || known.lasts <= *known.most) return;
+  if (++known.overdue >= kOverdue) {
+    suspect(known, fmt::format("{:.1f} s were expected at most", seconds(*known.most)));
+  }
+}
+
+bool Liveness::is_to_ask(const Known& known, TimePoint now) {
+  const Duration since = now - std::max(time_of(known.quiet_since), known.generated_at);
+  if (since <= *known.ask_after) return false;
+  // A probe would wait behind prompts that have come since. They do not put it off for ever.
+  const auto backlog = known.worker->load->prefill.backlog();
+  return since > 2 * *known.ask_after || !backlog || since > backlog->prompts + beyond(known);
 }
 
 void Liveness::byte_came(Known& known, int64_t heard, TimePoint now) {
   known.heard = heard;
-  known.vouched = known.lied = false;
+  known.vouched = known.lied = known.in_question = false;
   if (now - known.period > kPeriod) {
     known.honest_before = std::exchange(known.honest, Duration(0));
     known.period = now;
   }
-  // A worker that was frozen for a while is not to have as long the next time: what is learned at once is bounded.
-  if (std::exchange(known.quiet_since, 0) != 0) {
-    const Duration learned = known.most ? std::min(known.lasts, kLearnAtMost * *known.most) : known.lasts;
+  const bool was_quiet = std::exchange(known.quiet_since, 0) != 0;
+  const bool failed_check = std::exchange(known.failed_check, false);
+  if (was_quiet && known.most && !failed_check) {
+    // A worker that was frozen for a while is not to have as long the next time: what is learned at once is bounded.
+    const Duration learned = std::min(known.lasts, kLearnAtMost * *known.most) - *known.explained;
     known.honest = std::max(known.honest, learned);
   }
   if (known.worker->suspect) trust(known, "it answers again");
 }
 
-void Liveness::suspect(Known& known) {
+Liveness::Known* Liveness::find(const Worker& worker) {
+  const auto at = known_.find(worker.number);
+  return at == known_.end() ? nullptr : &at->second;
+}
+
+bool Liveness::in_question(const Worker& worker) const {
+  const auto at = known_.find(worker.number);
+  return at != known_.end() && at->second.in_question && !worker.suspect;
+}
+
+uint64_t Liveness::question(const Worker& worker) const {
+  const auto at = known_.find(worker.number);
+  return at != known_.end() && at->second.in_question ? at->second.question : 0;
+}
+
+void Liveness::failed_check(const Worker& worker) {
+  if (Known* known = find(worker)) known->failed_check = true;
+}
+
+// `but`: what was to be expected.
+void Liveness::suspect(Known& known, std::string_view but) {
   Worker& worker = *known.worker;
   known.lied = known.lied || known.vouched;
+  known.in_question = false;
   known.slow_since.reset();
   worker.limit.allow(context_.options.disable_health_check || known.lied ? 1 : 0);
-  std::string why = fmt::format("silent for {:.1f} s on {} requests, and {:.1f} s were expected at most",
-                                seconds(known.lasts), worker.load->requests.load(), seconds(*known.most));
+  std::string why = fmt::format("silent for {:.1f} s on {} requests, and {}", seconds(known.lasts),
+                                worker.load->requests.load(), but);
   SLUICE_LOG(warn, "gateway/liveness", "worker {} is suspect: {}", worker.url, why);
   worker.set_suspicion(Worker::Suspicion{context_.clock.unix_nanos(), std::move(why)});
   context_.metrics.counter("smg_worker_suspicions_total", {worker.url}).add();
@@ -131,6 +187,7 @@ void Liveness::returned(const WorkerPtr& worker, bool is_new_process) {
   Known& known = known_.try_emplace(worker->number).first->second;
   known.worker = worker;
   known.heard = worker->load->heard_at;
+  known.in_question = false;
   known.quiet_since = 0;
   known.overdue = 0;
   // In use already: before_ready() has decided, and the requests that are in flight since may be its own.
@@ -142,19 +199,33 @@ void Liveness::returned(const WorkerPtr& worker, bool is_new_process) {
 }
 
 void Liveness::generated(Worker& worker) {
-  const auto at = known_.find(worker.number);
-  if (at == known_.end()) return;
-  Known& known = at->second;
-  if (known.lied) return;
-  known.vouched = true;
-  known.quiet_since = 0;
-  known.overdue = 0;
+  Known* const known = find(worker);
+  if (known == nullptr) return;
+  if (!worker.suspect) {
+    known->in_question = false;
+    known->generated_at = context_.clock.now();
+    return;
+  }
+  if (known->lied) return;
+  known->vouched = true;
+  known->quiet_since = 0;
+  known->overdue = 0;
   // What it had before may be lost: it is judged by what comes from now on.
   worker.load->asked_at = context_.clock.now().time_since_epoch().count();
-  trust(known, "it has generated for a probe");
+  trust(*known, "it has generated for a probe");
 }
 
-void Liveness::cannot_generate_for_probes(Worker& worker) { worker.limit.allow(1); }
+void Liveness::generated_nothing(Worker& worker, uint64_t question) {
+  Known* const known = find(worker);
+  if (known == nullptr || !known->in_question || known->question != question || worker.suspect) return;
+  known->vouched = false;  // this one did not lie
+  suspect(*known, "it generates nothing for a probe");
+}
+
+void Liveness::cannot_generate_for_probes(Worker& worker) {
+  if (worker.suspect) worker.limit.allow(1);
+  if (Known* const known = find(worker)) known->has_probe = known->in_question = false;
+}
 
 // Of those that begin slowly: from one request to as many as the others of the same model have on average.
 void Liveness::raise_limits(const WorkerList& workers, TimePoint now) {

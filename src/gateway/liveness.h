@@ -3,6 +3,9 @@
 // once. Nothing is cancelled. It is trusted again with the next byte, when it has generated for a probe, or, where
 // there is no such probe, with the first of the requests that may try it one at a time.
 //
+// Of an answer that comes whole nothing is seen while it is decoded, and its length may be open. A worker that may be
+// at that is asked for progress: once its prompts should be done it has to generate for a probe.
+//
 // A worker that comes (back) while others serve begins with one request at a time (slow start): its cache is empty, and
 // whatever had made it go may still be there.
 #pragma once
@@ -36,30 +39,48 @@ class Liveness {
   void returned(const WorkerPtr& worker, bool is_new_process);
   // The same in advance: any thread. returned() must follow.
   void before_ready(Worker& worker) const;
-  // A suspect has generated a token for a probe.
+  // It is to generate for a probe, though it is no suspect.
+  bool in_question(const Worker& worker) const;
+  // Which question that is; 0 if it is none.
+  uint64_t question(const Worker& worker) const;
+  // What came of such a probe, of a suspect or one in question: a token, nothing, or the worker knows none.
   void generated(Worker& worker);
-  // A suspect has no such probe.
+  void generated_nothing(Worker& worker, uint64_t question);
   void cannot_generate_for_probes(Worker& worker);
+  // A health check failed: what it is silent for now is not honest work.
+  void failed_check(const Worker& worker);
   void forget(const Worker& worker) { known_.erase(worker.number); }
 
  private:
   struct Known {
     WorkerPtr worker;
-    int64_t heard = 0;             // WorkerLoad::heard_at when this looked last
-    int64_t quiet_since = 0;       // of the silence that lasts; 0 = there is none
-    std::optional<Duration> most;  // that it may last; none = nothing is known
+    int64_t heard = 0;        // WorkerLoad::heard_at when this looked last
+    int64_t quiet_since = 0;  // of the silence that lasts; 0 = there is none
+    // That the silence may last: what its requests explain, what is allowed beyond that, and after which it is asked
+    // for progress. None: nothing is known, or answers are open; none that comes whole is awaited.
+    std::optional<Duration> explained, most, ask_after;
     Duration lasts{0};
     int overdue = 0;  // looks in a row that found it too long
-    // The longest silence that ended with a byte, in this and in the last period.
+    // How much longer than explained a silence was that ended with a byte: the most of this and of the last period.
     Duration honest{0}, honest_before{0};
     TimePoint period{};
-    bool vouched = false;  // by a probe, since a byte came last
-    bool lied = false;     // and fell silent again: such probes say nothing of this worker
+    bool failed_check = false;  // since a byte came last
+    bool in_question = false;
+    uint64_t question = 0;     // the latest
+    bool has_probe = true;     // that generates
+    TimePoint generated_at{};  // for a probe while in question
+    bool vouched = false;      // by a probe, since a byte came last
+    bool lied = false;         // and fell silent again: such probes say nothing of this worker
     std::optional<TimePoint> slow_since;
   };
   void look_at(const WorkerPtr& worker, TimePoint now);
   void byte_came(Known& known, int64_t heard, TimePoint now);
-  void suspect(Known& known);
+  void expect(Known& known) const;
+  static Duration beyond(const Known& known);
+  void judge(Known& known, TimePoint now);
+  static bool is_to_ask(const Known& known, TimePoint now);
+  void suspect(Known& known, std::string_view but);
+  Known* find(const Worker& worker);
   void trust(Known& known, std::string_view why);
   bool others_serve() const;
   void begin_slowly(Known& known);
@@ -69,6 +90,7 @@ class Liveness {
   Context& context_;
   const std::function<void(const WorkerPtr&)> probe_;
   std::unordered_map<uint32_t, Known> known_;  // by number; of workers with something to remember
+  uint64_t questions_ = 0;                     // that were asked
   bool settled_ = true;                        // but for windows
 };
 

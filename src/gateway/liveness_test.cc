@@ -2,6 +2,7 @@
 // engines move.
 #include "gateway/liveness.h"
 
+#include <algorithm>
 #include <atomic>
 
 #include "gateway/gateway_fixture.h"
@@ -13,13 +14,14 @@ namespace {
 using namespace std::chrono_literals;
 using ::testing::HasSubstr;
 
-// Generates one event per request, `prefill` of the test's clock later.
+// Generates one event per request, or all of the answer if it is not streamed, `prefill` of the test's clock later.
 class Engine {
  public:
   enum class Mode {
     kServes,
     kMute,    // generates nothing, and health checks pass
     kLies,    // the same, and even that for generation passes
+    kSick,    // the same, and that for generation fails at once
     kFrozen,  // accepts and answers nothing
   };
 
@@ -34,6 +36,8 @@ class Engine {
   std::atomic<int64_t> prefill_ms{0};
   std::atomic<int64_t> answer_bytes{0};      // beyond the event
   std::atomic<bool> has_probe{true};         // /health_generate
+  std::atomic<int> no_probe{404};            // what is answered where it has none
+  std::atomic<bool> fails_checks{false};     // /health
   std::atomic<int> open{0}, generations{0};  // requests for generation: under way, and all that came
   std::atomic<int> probes{0};                // of /health_generate
 
@@ -46,7 +50,7 @@ class Engine {
   }
   net::Task<> handle(net::ServerExchange& exchange) {
     const std::string path(exchange.request().path());
-    const bool generates = path == "/generate";
+    const bool generates = path == "/generate" || path == "/v1/chat/completions";
     auto body = co_await exchange.read_body(size_t{64} << 20);
     if (!body.ok()) co_return;
     if (generates) {
@@ -55,17 +59,25 @@ class Engine {
     }
     if (path == "/health_generate") ++probes;
     while (is_stuck(path) && !exchange.client_gone()) co_await exchange.loop().sleep(std::chrono::milliseconds(1));
-    if (!exchange.client_gone()) co_await answer(exchange, path, generates);
+    const bool streams = body->find("\"stream\":true") != std::string::npos;
+    if (!exchange.client_gone()) co_await answer(exchange, path, generates, streams);
     if (generates) --open;
   }
-  net::Task<> answer(net::ServerExchange& exchange, const std::string& path, bool generates) {
+  net::Task<> answer(net::ServerExchange& exchange, const std::string& path, bool generates, bool streams) {
     if (!generates) {
       const bool known = path == "/health" || (path == "/health_generate" && has_probe);
-      auto response = net::Response::text(known ? 200 : 404, "");
+      const bool fails = (path == "/health_generate" && mode == Mode::kSick) || (path == "/health" && fails_checks);
+      const int status = !known ? no_probe.load() : fails ? 503 : 200;
+      auto response = net::Response::text(status, "");
       co_await exchange.respond(std::move(response));
       co_return;
     }
     clock_.advance(std::chrono::milliseconds(prefill_ms));
+    if (!streams) {
+      auto response = net::Response::json(200, R"({"usage":{"prompt_tokens":1,"completion_tokens":9}})");
+      co_await exchange.respond(std::move(response));
+      co_return;
+    }
     net::ResponseHead head{200, {}, "OK"};
     head.headers.set("Content-Type", "text/event-stream");
     auto sent = co_await exchange.start(std::move(head));
@@ -108,6 +120,40 @@ class LivenessTest : public GatewayFixture {
   void begin_with_history(const std::string& text = "x") {
     begin({"--slow-start-secs", "0"});
     teach(100, text);
+  }
+  // So many times one request for each, one after the other, that take `prefill_ms` and `then_ms` by turns.
+  void teach_much(int times, const std::string& text, int64_t prefill_ms, int64_t then_ms) {
+    for (int i = 0; i < times; ++i) {
+      for (const auto& each : engines_) each->prefill_ms = i % 2 == 0 ? prefill_ms : then_ms;
+      for (size_t j = 0; j < engines_.size(); ++j) ASSERT_EQ(generate(text, /*stream=*/true)->status, 200);
+      ASSERT_TRUE(eventually([&] { return open() == 0; }));
+    }
+    for (const auto& each : engines_) each->prefill_ms = 0;
+  }
+  // Of two engines that are mute, one has `prompts` of `text` and the other short ones. Returns the first.
+  Engine& fill_one_queue(int prompts, const std::string& text) {
+    for (const auto& each : engines_) each->mode = Mode::kMute;
+    for (int i = 0; i < prompts; ++i) {
+      ask(text);
+      EXPECT_TRUE(eventually([&] { return open() == 2 * i + 1; }));
+      if (i == 0) long_one_ = engines_[engines_[0]->open == 1 ? 0 : 1].get();
+      ask("x");
+      EXPECT_TRUE(eventually([&] { return open() == 2 * i + 2; }));
+    }
+    return *long_one_;
+  }
+  // Whether somebody else is suspect: then all have been looked at, as often as it takes.
+  bool all_were_looked_at(const Engine& but) {
+    return eventually([&] {
+      return std::ranges::any_of(engines_, [&](const auto& each) { return each.get() != &but && is_suspect(*each); });
+    });
+  }
+  // A chat that is answered whole, and of which nobody says how long it may be.
+  RawClient& chat() {
+    ++sent_;
+    clients_.push_back(std::make_unique<RawClient>(gateway_->port()));
+    clients_.back()->post("/v1/chat/completions", R"({"messages":[{"role":"user","content":"x"}]})");
+    return *clients_.back();
   }
   RawClient& ask(const std::string& text = "x") {
     ++sent_;
@@ -171,6 +217,7 @@ class LivenessTest : public GatewayFixture {
 
   std::vector<std::unique_ptr<Engine>> engines_;
   std::vector<std::unique_ptr<RawClient>> clients_;
+  Engine* long_one_ = nullptr;
 };
 
 TEST_F(LivenessTest, R4AFrozenWorkerIsOutOfRotationWithin3sAndLosesNothing) {
@@ -261,6 +308,122 @@ TEST_F(LivenessTest, R5AnHonestPrefillOf60sIsNoSilence) {
   clock_.advance(60s);
   ASSERT_TRUE(becomes_suspect(other)) << "so both were looked at";
   EXPECT_EQ(suspicions(one), 0) << "60 times as long as any before may take a hundred times as long and more";
+}
+
+// 20 s each, so often that a 24th more is what they take at most, and then three of them wait.
+TEST_F(LivenessTest, R4AFrozenQueueOfLongPromptsIsFoundWithin3sOfWhatItShouldTake) {
+  engine();
+  engine();
+  begin({"--slow-start-secs", "0"});
+  const std::string text(40'000, 'x');
+  teach_much(25, text, 20'000, 20'000);
+  Engine& frozen = fill_one_queue(3, text);
+  clock_.advance(60s);
+  ASSERT_TRUE(all_were_looked_at(frozen));
+  EXPECT_EQ(suspicions(frozen), 0) << "that is what its prompts take";
+  clock_.advance(2500ms + 3s);
+  EXPECT_TRUE(becomes_suspect(frozen)) << json_of(frozen).dump();
+}
+
+TEST_F(LivenessTest, R5PromptsThatTakeLongerAtTimesMayDoSoAgain) {
+  engine();
+  engine();
+  begin({"--slow-start-secs", "0"});
+  const std::string text(40'000, 'x');
+  teach_much(25, text, 16'000, 24'000);
+  Engine& honest = fill_one_queue(3, text);
+  clock_.advance(72s);
+  ASSERT_TRUE(all_were_looked_at(honest));
+  EXPECT_EQ(suspicions(honest), 0) << "three that take 24 s each";
+  clock_.advance(48s + 3s);
+  EXPECT_TRUE(becomes_suspect(honest)) << "and twice what they take is always too long";
+}
+
+TEST_F(LivenessTest, AnAnswerOfAnyLengthIsJudgedByProgress) {
+  Engine& only = engine();
+  begin_with_history();
+  only.mode = Mode::kLies;  // it decodes, which nobody sees, and generates for probes
+  chat();
+  ASSERT_TRUE(eventually([&] { return only.open == 1; }));
+  clock_.advance(1h);
+  ASSERT_TRUE(as_time_passes(1s, [&] { return only.probes >= 2; })) << "it is asked again and again";
+  EXPECT_EQ(suspicions(only), 0);
+  only.mode = Mode::kSick;
+  ASSERT_TRUE(as_time_passes(1s, [&] { return is_suspect(only); }));
+  EXPECT_THAT(json_of(only)["suspect"]["why"].get<std::string>(), HasSubstr("it generates nothing for a probe"));
+  only.mode = Mode::kServes;
+  EXPECT_TRUE(becomes_trusted(only)) << "by its answer";
+}
+
+TEST_F(LivenessTest, AProbeThatFailsInItsTurnHasNotLied) {
+  Engine& only = engine();
+  begin_with_history();
+  only.mode = Mode::kLies;
+  chat();
+  ASSERT_TRUE(eventually([&] { return only.open == 1; }));
+  for (int i = 1; i <= 3; ++i) {
+    only.mode = Mode::kSick;
+    ASSERT_TRUE(as_time_passes(1s, [&] { return suspicions(only) == i; }));
+    only.mode = Mode::kLies;
+    ASSERT_TRUE(as_time_passes(1s, [&] { return !is_suspect(only); })) << "for its probe, " << i;
+  }
+}
+
+// It decodes for ten times as long as such an answer should take, and generates for probes all the while.
+TEST_F(LivenessTest, AnAnswerOfAKnownLengthIsJudgedByProgressToo) {
+  Engine& only = engine();
+  begin_with_history();
+  only.prefill_ms = 1000;
+  ASSERT_EQ(generate("x", /*stream=*/false)->status, 200);
+  only.prefill_ms = 0;
+  ASSERT_TRUE(eventually([&] { return only.open == 0; }));
+  only.mode = Mode::kLies;
+  ++sent_;
+  clients_.push_back(std::make_unique<RawClient>(gateway_->port()));
+  clients_.back()->post("/generate", body_of("x", /*stream=*/false));
+  ASSERT_TRUE(eventually([&] { return only.open == 1; }));
+  ASSERT_TRUE(as_time_passes(1s, [&] { return only.probes >= 3; }));
+  EXPECT_EQ(suspicions(only), 0);
+}
+
+TEST_F(LivenessTest, AnAnswerOfAnyLengthIsWaitedForWhereNoProbeGenerates) {
+  Engine& decodes = engine();
+  Engine& other = engine();
+  for (const auto& each : engines_) {
+    each->has_probe = false;
+    each->no_probe = 401;  // of something before it that wants a key
+  }
+  begin_with_history();
+  for (const auto& each : engines_) each->mode = Mode::kSick;
+  chat();
+  ASSERT_TRUE(eventually([&] { return open() == 1; }));
+  Engine& one = decodes.open == 1 ? decodes : other;
+  ask();
+  ASSERT_TRUE(eventually([&] { return open() == 2; }));
+  ASSERT_TRUE(as_time_passes(1s, [&] { return one.probes > 0; }));
+  clock_.advance(1h);
+  ASSERT_TRUE(all_were_looked_at(one));
+  EXPECT_EQ(suspicions(one), 0);
+}
+
+TEST_F(LivenessTest, AFreezeIsNoLessonInPatience) {
+  Engine& frozen = engine();
+  engine();
+  begin_with_history();
+  const auto failed_checks = [&] { return metric("smg_worker_health_checks_total", {"error"}); };
+  fall_silent_with_one(frozen, Mode::kSick);
+  ASSERT_TRUE(as_time_passes(250ms, [&] { return is_suspect(frozen); }));
+  // Its health checks fail too, and that is known before it goes on.
+  const double before = failed_checks();
+  frozen.fails_checks = true;
+  ASSERT_TRUE(as_time_passes(1s, [&] { return failed_checks() > before; }));
+  frozen.fails_checks = false;
+  frozen.mode = Mode::kServes;
+  ASSERT_TRUE(becomes_trusted(frozen));
+  ASSERT_TRUE(eventually([&] { return open() == 0; }));
+  fall_silent_with_one(frozen, Mode::kSick);
+  clock_.advance(2s);
+  EXPECT_TRUE(becomes_suspect(frozen)) << "as soon as the first time";
 }
 
 TEST_F(LivenessTest, WithoutHistoryOnlyFailedProbesDecide) {

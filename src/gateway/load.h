@@ -127,6 +127,7 @@ struct Work {
   size_t prompt_bytes = 0;   // of its text; 0: it has none
   double matched_share = 0;  // of the prompt that the worker is believed to hold, 0 to 1
   bool streams = true;       // the answer tells of its first token
+  bool open = false;         // nobody has said how long the answer may be
 };
 
 // One request's claim on one worker: one request in flight, an estimate of the tokens of work still to do, and a place
@@ -152,7 +153,8 @@ class WorkerLease {
     const double cached = load_->belief.share() * work.matched_share;
     const double prompt = static_cast<double>(work.prompt_tokens);
     ticket_ = load_->prefill.dispatch(now, prompt * (1 - cached), prompt,
-                                      work.streams ? 0 : static_cast<double>(std::max<int64_t>(work.new_tokens, 1)));
+                                      work.streams ? 0 : static_cast<double>(std::max<int64_t>(work.new_tokens, 1)),
+                                      work.open);
   }
   WorkerLease(WorkerLease&& other) noexcept { swap(other); }
   WorkerLease& operator=(WorkerLease&& other) noexcept {
@@ -181,6 +183,7 @@ class WorkerLease {
     const TimePoint now = clock_->now();
     load_->heard(now);
     load_->prefill.first_token(ticket_, now);
+    forget_suspect_time();
     const int64_t done = std::min(work_.prompt_tokens, left_);
     left_ -= done;
     load_->tokens.fetch_sub(done, std::memory_order_relaxed);
@@ -198,10 +201,15 @@ class WorkerLease {
     const bool told = report && load_->belief.confirmed();
     const double tokens = told ? static_cast<double>(work_.prompt_tokens) * (1 - report->cached_share) : ticket_.tokens;
     load_->prefill.whole_answer(ticket_, now, tokens, report ? report->output_tokens : 1);
+    if (!work_.streams) forget_suspect_time();
     load_->prefill.learn(ticket_, tokens, now);
   }
 
  private:
+  // What a suspect took may be a freeze, which says nothing of how fast it is.
+  void forget_suspect_time() {
+    if (load_->suspect.load(std::memory_order_relaxed)) ticket_.took = Duration(-1);
+  }
   void prompt_done() {
     if (!std::exchange(prompt_waits_, false)) return;
     load_->prompt_since_poll.fetch_sub(work_.prompt_tokens, std::memory_order_relaxed);

@@ -52,6 +52,27 @@ TEST(LoadSlabTest, EachIsAloneAndOutlivesTheSlab) {
   EXPECT_LT(loads.front().use_count(), 16) << "small fleets take little";
 }
 
+TEST(WorkerLeaseTest, WhatASuspectTakesSaysNothingOfItsSpeed) {
+  FakeClock clock;
+  const auto load = std::make_shared<WorkerLoad>();
+  const auto ask = [&](int seconds, bool streams) {
+    WorkerLease lease(load, {.prompt_tokens = 1000, .new_tokens = 1, .streams = streams}, clock);
+    clock.advance(std::chrono::seconds(seconds));
+    if (streams) lease.first_token();
+    lease.answered(std::nullopt);
+  };
+  for (int i = 0; i < 4; ++i) ask(1, true);
+  const Duration before = load->prefill.service(1000);
+  EXPECT_NEAR(seconds(before), 1, 0.01);
+  load->suspect = true;
+  ask(100, true);
+  ask(100, false);
+  EXPECT_EQ(load->prefill.service(1000), before);
+  load->suspect = false;
+  ask(3, true);
+  EXPECT_GT(load->prefill.service(1000), before);
+}
+
 TEST(WorkerLeaseTest, TakesAndGivesBackWhatItClaims) {
   const auto load = std::make_shared<WorkerLoad>();
   {

@@ -127,6 +127,88 @@ TEST_F(ReliabilityTest, R2ARestartedWorkerIsCreditedWithNothingOfItsOldCache) {
   expect_settled();
 }
 
+TEST_F(ReliabilityTest, R2AProcessThatRefusedForAMomentKeepsItsCacheAndItsRestartIsSeenLater) {
+  SimWorker& one = worker({.names_process = true, .keeps_name = true});
+  start({"--disable-retries"});
+  const auto generation = [&] { return workers_json()[0]["generation"].get<int>(); };
+  const auto checks = [&](const char* result) { return metric("smg_worker_health_checks_total", {result}); };
+  const auto await_check = [&](const char* result) {
+    const double before = checks(result);
+    return eventually([&] {
+      clock_.advance(5s);
+      return checks(result) > before;
+    });
+  };
+  ASSERT_EQ(generate()->status, 200);
+  one.stop();
+  clock_.advance(60s);
+  EXPECT_EQ(generate()->status, 502);
+  ASSERT_TRUE(await_check("error"));
+  ASSERT_TRUE(one.restart().ok());
+  ASSERT_TRUE(await_check("success"));
+  ASSERT_TRUE(eventually([&] {
+    clock_.advance(1s);
+    return generate()->status == 200;
+  }));
+  EXPECT_EQ(generation(), 0) << "it is the process that it was";
+  one.stop();
+  one.rename();
+  ASSERT_TRUE(one.restart().ok());
+  ASSERT_TRUE(eventually([&] {
+    clock_.advance(1s);
+    (void)generate();
+    return generation() == 1;
+  })) << "and the next one is another";
+  expect_settled();
+}
+
+// Nobody says that it has restarted, and no health check meets it: its answers do.
+TEST_F(ReliabilityTest, R2ARestartBetweenTwoHealthChecksIsSeenByTheFirstAnswerThatNamesItsProcess) {
+  SimWorker& one = worker({.names_process = true});
+  start();
+  std::string prompt;
+  for (int i = 0; i < 200; ++i) prompt += fmt::format("word{} ", i);
+  const auto predicted = [&] { return metric("smg_worker_predicted_cached_tokens_total"); };
+  const auto generation = [&] { return workers_json()[0]["generation"].get<int>(); };
+  const auto ask = [&](const char* question) {
+    ASSERT_EQ(generate(prompt + question)->status, 200);
+    ASSERT_TRUE(eventually([&] { return metric("smg_router_requests_total") == sent_; }));
+  };
+  ask("first");
+  ASSERT_TRUE(eventually([&] { return metric("smg_prefix_index_nodes") > 1; }));
+  ask("second");
+  ASSERT_GT(predicted(), 0);
+  EXPECT_EQ(generation(), 0);
+
+  one.stop();
+  ASSERT_TRUE(one.restart().ok());
+  const double checks = metric("smg_worker_health_checks_total");
+  ask("third");
+  ASSERT_TRUE(eventually([&] { return generation() == 1; }));
+  const double before = predicted();
+  ask("fourth");
+  EXPECT_EQ(predicted(), before) << "nothing is believed of its cache";
+  ask("fifth");
+  EXPECT_GT(predicted(), before) << "and then what it has computed since";
+  EXPECT_EQ(generation(), 1);
+  EXPECT_EQ(metric("smg_worker_health_checks_total"), checks) << "nobody has looked";
+  // And where a check comes first: a new key has one made soon.
+  one.stop();
+  ASSERT_TRUE(one.restart().ok());
+  const std::string path = "/workers/" + workers_json()[0]["id"].get<std::string>();
+  int keys = 0;
+  ASSERT_TRUE(eventually([&] {
+    clock_.advance(1s);
+    EXPECT_EQ(call("PATCH", path, Json{{"api_key", std::to_string(++keys)}}.dump())->status, 202);
+    return generation() == 2;
+  }));
+  const double then = predicted();
+  ask("sixth");
+  EXPECT_EQ(predicted(), then);
+  EXPECT_EQ(generation(), 2);
+  expect_settled();
+}
+
 // Nobody says that it has restarted, but a health check was refused in between. The clock makes the checks due; a fault
 // of a request wakes whoever makes them.
 TEST_F(ReliabilityTest, R2ARestartThatNobodyReportsIsSeenByTheHealthChecks) {

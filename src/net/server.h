@@ -73,6 +73,7 @@ struct ServerOptions {
   Duration idle_timeout = std::chrono::seconds(90);          // keep-alive connection without a request; 0 = off
   Duration write_stall_timeout = std::chrono::seconds(300);  // a client that reads nothing; 0 = off
   int backlog = 4096;
+  Headers headers = {};                  // on every answer, besides its own
   std::shared_ptr<TlsContext> tls = {};  // without it plain HTTP. A handshake may take as long as a head
 };
 

@@ -285,6 +285,7 @@ void ServerConnection::begin_head(int status, const std::optional<std::string>& 
     out_.push_back(static_cast<unsigned char>(c) < ' ' ? ' ' : c);
   }
   out_.append("\r\n");
+  for (const auto& [name, value] : state_->options.headers) append_field(out_, name, value);
 }
 
 void ServerConnection::end_head() {

@@ -63,6 +63,18 @@ TEST_F(ServerTest, AnswersAndKeepsTheConnection) {
   EXPECT_EQ(server_->open_connections(), 1u);
 }
 
+TEST_F(ServerTest, HeadersThatAreOnEveryAnswerAre) {
+  ServerOptions options;
+  options.headers.add("X-Who", "me");
+  RawClient client(serve(echo, options));
+  client.send("GET /a HTTP/1.1\r\nHost: x\r\n\r\n");
+  EXPECT_THAT(client.read_until("[]"), HasSubstr("\r\nX-Who: me\r\n"));
+  client.send("GET /b\r\n\r\n");
+  const auto refused = client.read_until("\r\n\r\n");
+  EXPECT_THAT(refused, StartsWith("HTTP/1.1 400"));
+  EXPECT_THAT(refused, HasSubstr("\r\nX-Who: me\r\n"));
+}
+
 TEST_F(ServerTest, ServesOurOwnClient) {
   const auto port = serve(echo);
   const auto url = parse_url(fmt::format("http://127.0.0.1:{}", port));

@@ -10,12 +10,6 @@ Generations::~Generations() {
   for (auto& chunk : chunks_) delete chunk.load(std::memory_order_relaxed);
 }
 
-uint32_t Generations::of(uint32_t worker) const {
-  if (worker / kChunk >= kChunks) return 0;
-  const Chunk* chunk = chunks_[worker / kChunk].load(std::memory_order_acquire);
-  return chunk == nullptr ? 0 : (*chunk)[worker % kChunk].load(std::memory_order_acquire);
-}
-
 void Generations::check(uint32_t worker) {
   SLUICE_CHECK(worker < kWorkerMask, "worker number {} is beyond the {} that an index can tell apart", worker,
                kWorkerMask);

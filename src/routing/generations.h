@@ -20,7 +20,11 @@ class Generations {
   static void check(uint32_t worker);
 
   ~Generations();
-  uint32_t of(uint32_t worker) const;
+  uint32_t of(uint32_t worker) const {
+    if (worker / kChunk >= kChunks) return 0;
+    const Chunk* chunk = chunks_[worker / kChunk].load(std::memory_order_acquire);
+    return chunk == nullptr ? 0 : (*chunk)[worker % kChunk].load(std::memory_order_acquire);
+  }
   // Returns the new one.
   uint32_t bump(uint32_t worker);
 

@@ -12,6 +12,7 @@ constexpr double kTrustWhole = 0.3;      // decoding times vary: a whole answer 
 constexpr double kRescale = 1.25;        // a change of the fit by this factor makes older predictions worthless
 constexpr double kLeastPerToken = 1e-9;  // seconds
 constexpr double kMostBacklog = 1e6;     // seconds
+constexpr double kDecodeSlack = 2;
 
 Duration own_time(TimePoint now, Duration shift) { return now.time_since_epoch() - shift; }
 
@@ -23,13 +24,14 @@ void PrefillQueue::publish() {
   crowd_.store(crowd(static_cast<double>(waiting_ + 1)).count(), std::memory_order_relaxed);
 }
 
-PrefillQueue::Ticket PrefillQueue::dispatch(TimePoint now, double tokens, double prompt, double decode) {
+PrefillQueue::Ticket PrefillQueue::dispatch(TimePoint now, double tokens, double prompt, double decode, bool open) {
   std::lock_guard lock(mutex_);
   const Duration here = own_time(now, shift_);
   const Duration start = waiting_ == 0 ? here : std::max(here, end_);
   Ticket ticket{
       .tokens = tokens, .prompt = prompt, .sent = now, .service = service(tokens), .waits = true, .scale = scale_};
-  ticket.most = longest_prompt_ > 0 ? prompt * std::max(1.0, prompt / longest_prompt_) : prompt;
+  most_ = spread_.most(now);
+  ticket.most = prompt * most_.of(prompt);
   ticket.waited = start - here;
   end_ = ticket.finish = start + ticket.service;
   ticket.at_once = static_cast<double>(++waiting_);
@@ -38,7 +40,9 @@ PrefillQueue::Ticket PrefillQueue::dispatch(TimePoint now, double tokens, double
   waiting_tokens_ += tokens;
   ticket.decode = decode;
   waiting_decode_ += decode;
+  ticket.open = open && decode > 0;
   waiting_whole_ += decode > 0 ? 1 : 0;
+  waiting_open_ += ticket.open ? 1 : 0;
   publish();
   return ticket;
 }
@@ -46,6 +50,7 @@ PrefillQueue::Ticket PrefillQueue::dispatch(TimePoint now, double tokens, double
 void PrefillQueue::leave(Ticket& ticket) {
   ticket.waits = false;
   waiting_whole_ -= ticket.decode > 0 ? 1 : 0;
+  waiting_open_ -= ticket.open ? 1 : 0;
   // What rounding left does not outlive the last one.
   waiting_decode_ = waiting_whole_ == 0 ? 0 : waiting_decode_ - ticket.decode;
   --waiting_;
@@ -53,19 +58,24 @@ void PrefillQueue::leave(Ticket& ticket) {
   waiting_tokens_ = waiting_ == 0 ? 0 : waiting_tokens_ - ticket.tokens;
 }
 
-std::optional<Duration> PrefillQueue::backlog() const {
+std::optional<PrefillQueue::Backlog> PrefillQueue::backlog() const {
   std::lock_guard lock(mutex_);
-  if (n_ == 0 || (waiting_whole_ > 0 && answers_.empty())) return std::nullopt;
-  const double decode = waiting_whole_ == 0 ? 0 : waiting_decode_ / static_cast<double>(waiting_whole_);
+  if (n_ == 0) return std::nullopt;
   const PrefillCost its = cost();
-  const double all =
-      static_cast<double>(waiting_) * its.per_request + its.per_token * waiting_most_ + answers_.decoding(decode, its);
-  return from_seconds(std::min(all, kMostBacklog));
+  const double prompts = static_cast<double>(waiting_) * its.per_request * most_.known + its.per_token * waiting_most_;
+  Backlog backlog{.prompts = from_seconds(std::min(prompts, kMostBacklog)), .whole = waiting_whole_ > 0};
+  if (!backlog.whole) return backlog;
+  backlog.decoding.reset();
+  if (waiting_open_ > 0 || answers_.empty()) return backlog;
+  // That of the quickest answer, and of the length that they may have.
+  const double decoding = answers_.decoding(waiting_decode_ / static_cast<double>(waiting_whole_), its);
+  backlog.decoding = from_seconds(std::min(kDecodeSlack * decoding, kMostBacklog));
+  return backlog;
 }
 
 void PrefillQueue::confirm(Ticket& ticket, TimePoint now, TimePoint first_token, bool streamed) {
   leave(ticket);
-  longest_prompt_ = std::max(longest_prompt_, ticket.prompt);
+  spread_.answered(ticket.prompt, now);
   const TimePoint began = std::max(ticket.sent, last_first_token_);
   // Several first tokens of one step: the first has taken the time of all, and the sum is right.
   if (first_token > began || streamed) ticket.took = std::max(first_token - began, Duration(0));
@@ -116,6 +126,10 @@ void PrefillQueue::abandon(Ticket& ticket, TimePoint now) {
 void PrefillQueue::learn(const Ticket& ticket, double tokens, TimePoint now) {
   if (ticket.took < Duration(0)) return;
   std::lock_guard lock(mutex_);
+  // Of one sample alone every fit is right, and what whole answers took is a guess.
+  if (n_ > 1 && ticket.above == 1) {
+    spread_.computed(tokens, seconds(service(tokens)), seconds(ticket.took), now);
+  }
   fit(tokens, seconds(ticket.took), ticket.above, now);
   publish();
 }

@@ -16,6 +16,7 @@
 
 #include "base/clock.h"
 #include "routing/answer_times.h"
+#include "routing/service_spread.h"
 
 namespace sluice::routing {
 
@@ -26,8 +27,9 @@ class PrefillQueue {
   struct Ticket {
     double tokens = 0;  // to compute, as believed
     double prompt = 0;  // tokens of the whole prompt, cached or not
-    double most = 0;    // what the prompt counts in backlog()
+    double most = 0;    // what the prompt counts in backlog(), in tokens
     double decode = 0;  // tokens that come before anything is seen: of an answer that comes whole
+    bool open = false;  // and nobody knows how many
     TimePoint sent{};
     Duration service{0};  // as predicted
     Duration finish{0};   // on the queue's own time: see shift_
@@ -55,8 +57,8 @@ class PrefillQueue {
   bool known() const { return known_.load(std::memory_order_relaxed); }
 
   Ticket dispatch(TimePoint now, double tokens) { return dispatch(now, tokens, tokens, 0); }
-  // `decode`: expected length of an answer that comes whole, 0 for a streamed one.
-  Ticket dispatch(TimePoint now, double tokens, double prompt, double decode);
+  // `decode`: expected length of an answer that comes whole, 0 for a streamed one; `open`: it may be any other.
+  Ticket dispatch(TimePoint now, double tokens, double prompt, double decode, bool open = false);
   // The first byte of a streamed answer.
   void first_token(Ticket& ticket, TimePoint now);
   // All of an answer that was not streamed: `tokens` were computed of its prompt; `output_tokens` > 0.
@@ -65,11 +67,17 @@ class PrefillQueue {
   void abandon(Ticket& ticket, TimePoint now);
   // Learns from a ticket whose first token has come: `tokens` were computed for it.
   void learn(const Ticket& ticket, double tokens, TimePoint now);
-  // How long all prompts that wait here take one after the other if nothing of them is cached: what the worker may be
-  // silent for. A prompt longer than any that was answered counts with the square of its length, as attention does.
-  // With answers that come whole, the decoding of one of them too. None while no first token was ever seen, or no whole
-  // answer where some are expected.
-  std::optional<Duration> backlog() const;
+  // What a worker may be silent for at most, in two parts.
+  struct Backlog {
+    // All prompts that wait here, one after the other, if nothing of them is cached and each takes what hardly any
+    // takes (routing/service_spread).
+    Duration prompts{0};
+    bool whole = false;  // answers that come whole are awaited
+    // Twice the decoding of one of those. None where the length of one is open, or no whole answer was ever seen.
+    std::optional<Duration> decoding = Duration(0);
+  };
+  // None while no first token was ever seen.
+  std::optional<Backlog> backlog() const;
   // A new process: nothing waits there. What was learned of its speed stays.
   void restart();
 
@@ -98,13 +106,14 @@ class PrefillQueue {
   double waiting_most_ = 0;    // Ticket::most of those that wait
   double waiting_tokens_ = 0;  // Ticket::tokens of those
   double waiting_decode_ = 0;  // Ticket::decode of those
-  int64_t waiting_whole_ = 0;
-  double longest_prompt_ = 0;     // of those that were answered
+  int32_t waiting_whole_ = 0, waiting_open_ = 0;
+  MostService most_;              // of spread_, when a prompt was sent last
   uint32_t scale_ = 0;            // changes when what was predicted before has become worthless
   AnswerTimes answers_;           // those that came whole
   TimePoint last_first_token_{};  // the latest that was seen
   // Weighted sums over what was seen, older ones less: 1, tokens, tokens^2, seconds, seconds * tokens.
   double n_ = 0, t_ = 0, tt_ = 0, s_ = 0, st_ = 0;
+  ServiceSpread spread_;
 };
 
 }  // namespace sluice::routing

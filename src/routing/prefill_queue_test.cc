@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <deque>
 
 #include "base/rng.h"
@@ -117,34 +118,69 @@ TEST(PrefillQueueTest, ARestartBeginsWithoutAQueueAndKeepsWhatIsKnownOfTheSpeed)
   EXPECT_EQ(queue.service(1000), service);
 }
 
+// Seconds.
+double prompts_of(const PrefillQueue& queue) { return seconds(queue.backlog()->prompts); }
+
 TEST(PrefillQueueTest, TheBacklogIsThatOfAllWhoWaitWhetherCachedOrNot) {
   PrefillQueue queue;
   TimePoint now(1s);
   PrefillQueue::Ticket waits = queue.dispatch(now, 1000);
-  EXPECT_EQ(queue.backlog(), std::nullopt) << "nothing is known of its speed";
+  EXPECT_FALSE(queue.backlog()) << "nothing is known of its speed";
   now += 100ms;
   queue.first_token(waits, now);
-  EXPECT_EQ(queue.backlog(), Duration(0));
+  EXPECT_EQ(prompts_of(queue), 0);
   PrefillQueue::Ticket first = queue.dispatch(now, 10, 1000, 0);  // believed to be cached nearly wholly
-  EXPECT_NEAR(seconds(*queue.backlog()), 0.1, 1e-6);
+  EXPECT_NEAR(prompts_of(queue), 2 * 0.1, 1e-6) << "twice what it should take, after one answer";
   PrefillQueue::Ticket second = queue.dispatch(now, 500);
-  EXPECT_NEAR(seconds(*queue.backlog()), 0.15, 1e-6);
+  EXPECT_NEAR(prompts_of(queue), 2 * 0.15, 1e-6);
   PrefillQueue::Ticket longer = queue.dispatch(now, 10'000);
-  EXPECT_NEAR(seconds(*queue.backlog()), 0.15 + 10, 1e-6) << "ten times the longest so far, a hundred times the time";
+  EXPECT_NEAR(prompts_of(queue), 2 * (0.15 + 10), 1e-6) << "ten times the longest so far, a hundred times the time";
   queue.abandon(longer, now);
   queue.abandon(first, now);
-  EXPECT_NEAR(seconds(*queue.backlog()), 0.05, 1e-6);
+  EXPECT_NEAR(prompts_of(queue), 2 * 0.05, 1e-6);
   queue.first_token(second, now + 50ms);
-  EXPECT_EQ(queue.backlog(), Duration(0));
-  PrefillQueue::Ticket whole = queue.dispatch(now, 100, 100, 20);
-  EXPECT_EQ(queue.backlog(), std::nullopt) << "nothing is known of its decoding";
-  now += 60ms;
-  queue.whole_answer(whole, now, 100, 10);  // 10 ms for the prompt, 5 ms for each token
-  PrefillQueue::Ticket another = queue.dispatch(now, 100, 100, 20);
-  EXPECT_NEAR(seconds(*queue.backlog()), 0.01 + 20 * 0.005, 0.01);
-  queue.abandon(another, now);
+  EXPECT_EQ(prompts_of(queue), 0);
   queue.dispatch(now, 1e12);
-  EXPECT_LE(*queue.backlog(), 1e6 * 1s) << "whatever a client makes of it";
+  EXPECT_LE(prompts_of(queue), 1e6) << "whatever a client makes of it";
+}
+
+TEST(PrefillQueueTest, TheBacklogIsAsWideAsTheTimesOfItsPromptsAre) {
+  for (const double spread : {0.0, 0.05, 0.5}) {
+    PrefillQueue queue;
+    TimePoint now(1s);
+    for (int i = 0; i < 40; ++i) {
+      PrefillQueue::Ticket ticket = queue.dispatch(now, 30'000);
+      now += from_seconds(20 * (i % 2 == 0 ? 1 + spread : 1 - spread));
+      queue.first_token(ticket, now);
+      queue.learn(ticket, 30'000, now);
+    }
+    for (int i = 0; i < 3; ++i) queue.dispatch(now, 30'000);
+    EXPECT_GE(prompts_of(queue), 60 * (1 + spread) - 1e-3);
+    EXPECT_LE(prompts_of(queue), 60 * std::min(2.1, 1.08 + 3.5 * spread)) << spread;
+  }
+}
+
+TEST(PrefillQueueTest, OfAnAnswerThatComesWholeItIsSaidHowLongItDecodesIfAnybodyKnows) {
+  PrefillQueue queue;
+  TimePoint now(1s);
+  PrefillQueue::Ticket stream = queue.dispatch(now, 1000);
+  now += 100ms;
+  queue.first_token(stream, now);
+  EXPECT_FALSE(queue.backlog()->whole);
+  EXPECT_EQ(queue.backlog()->decoding, Duration(0));
+  PrefillQueue::Ticket whole = queue.dispatch(now, 100, 100, 20);
+  EXPECT_TRUE(queue.backlog()->whole);
+  EXPECT_EQ(queue.backlog()->decoding, std::nullopt) << "nothing is known of its decoding";
+  now += 60ms;
+  queue.whole_answer(whole, now, 100, 10);  // 10 ms for the prompt, and 50 for nine tokens
+  PrefillQueue::Ticket another = queue.dispatch(now, 100, 100, 20);
+  EXPECT_NEAR(seconds(*queue.backlog()->decoding), 2 * 19 * 0.05 / 9, 1e-3);
+  PrefillQueue::Ticket open = queue.dispatch(now, 100, 100, 20, /*open=*/true);
+  EXPECT_EQ(queue.backlog()->decoding, std::nullopt) << "the length of one is open";
+  queue.abandon(open, now);
+  EXPECT_NE(queue.backlog()->decoding, std::nullopt);
+  queue.abandon(another, now);
+  EXPECT_FALSE(queue.backlog()->whole);
 }
 
 // A step of 17 ms for the requests that run, 32 at most; each has 32 tokens, and its prompt costs nothing.

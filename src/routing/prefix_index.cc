@@ -1,11 +1,14 @@
 #include "routing/prefix_index.h"
 
+#include <xxhash.h>
+
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -105,6 +108,53 @@ constexpr auto kReaders = std::chrono::microseconds(200);
 
 // What may wait, and once more what may be applied, of the budget.
 size_t queue_share(size_t budget_bytes) { return std::min<size_t>(budget_bytes / 32, 16 << 20); }
+
+// What withdrawals have left to the worker because claims of other texts of it went on from there. If those are
+// withdrawn as well it is nobody's: what they found held before them was the claim that had gone. Of the latest some.
+// One thread.
+class Leftovers {
+ public:
+  // The claim `number` of the worker found `kept` bytes held: of those, what it keeps when it is withdrawn.
+  size_t kept_of(std::string_view text, Holder holder, uint64_t number, size_t kept) const {
+    // Each is shorter than the one before.
+    for (const Leftover* found = find(text, holder, number, kept); found != nullptr;) {
+      kept = found->kept;
+      found = find(text, holder, number, kept);
+    }
+    return kept;
+  }
+  // A withdrawal, itself the claim `number` of the queue, had to leave `text` and was to leave `kept` bytes of it.
+  void add(std::string_view text, Holder holder, uint64_t number, size_t kept) {
+    latest_[next_] = {.hash = hash_of(text), .number = number, .holder = holder, .bytes = text.size(), .kept = kept};
+    next_ = (next_ + 1) % latest_.size();
+  }
+
+ private:
+  struct Leftover {
+    uint64_t hash = 0;
+    uint64_t number = 0;
+    Holder holder;
+    size_t bytes = 0, kept = 0;
+  };
+  static uint64_t hash_of(std::string_view text) { return XXH3_64bits(text.data(), text.size()); }
+  // The one of exactly what was found held; claims that came after the withdrawal found others' to be held.
+  const Leftover* find(std::string_view text, Holder holder, uint64_t number, size_t bytes) const {
+    if (bytes == 0 || bytes > text.size()) return nullptr;
+    std::optional<uint64_t> hash;
+    for (const Leftover& each : latest_) {
+      if (each.bytes != bytes || each.number < number || each.holder.worker != holder.worker ||
+          each.holder.generation != holder.generation) {
+        continue;
+      }
+      if (!hash) hash = hash_of(text.substr(0, bytes));
+      if (each.hash == *hash) return &each;
+    }
+    return nullptr;
+  }
+
+  std::array<Leftover, 256> latest_;
+  size_t next_ = 0;
+};
 
 // Ticks are hundredths of a second since the index began: coarse, and enough for an order of use.
 uint32_t tick_since(std::chrono::steady_clock::time_point start) {
@@ -332,7 +382,9 @@ class PrefixIndex::Impl {
           const Applied& of = latest_[claim.limit % latest_.size()];
           // One of a life that is over is void already, and the same text may have come back since.
           if (of.number != claim.limit || of.generation != claim.holder.generation) return;
-          tree_.withdraw(claim.text, claim.holder, of.held);
+          const size_t kept = leftovers_.kept_of(claim.text, claim.holder, of.number, of.held);
+          const size_t left = tree_.withdraw(claim.text, claim.holder, kept);
+          if (left > kept) leftovers_.add(claim.text.substr(0, left), claim.holder, number, kept);
           withdrawn_inserts_.fetch_add(1, std::memory_order_relaxed);
           return;
         }
@@ -370,6 +422,7 @@ class PrefixIndex::Impl {
   };
   static constexpr size_t kApplied = 8192;
   std::vector<Applied> latest_ = std::vector<Applied>(kApplied);
+  Leftovers leftovers_;
   std::atomic<bool> any_waits_{false};  // a claim is in the queue, or being applied
 
   mutable std::mutex mu_;  // guards all below; held for a few instructions only

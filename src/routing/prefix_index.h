@@ -37,7 +37,7 @@ struct PrefixMatch {
   // Of the text that full workers dropped lately, the part that more than one insert had come through, and so will be
   // asked for again: 0 to 1, 0 while nothing is dropped.
   float shared_drops = 0;
-  uint8_t num_holders = 0;  // who holds these bytes; at most kMaxHolders, most recently used first
+  uint8_t num_holders = 0;  // who holds these bytes; at most kMaxHolders, those that used them last, in any order
   // Who holds less, and how much; at most kMaxParts, most bytes first. Nobody of the tree where there are kMaxHolders.
   uint8_t num_parts = 0;
   std::array<uint32_t, kMaxHolders> holders;
@@ -51,7 +51,10 @@ struct PrefixMatch {
   std::span<const Part> partly() const { return {parts.data(), num_parts}; }
   // Of the text, as held by that worker.
   double rate_of(uint32_t worker) const {
-    if (std::ranges::find(workers(), worker) != workers().end()) return rate();
+    // To the end, though one may come early: that compares several at once.
+    uint32_t found = 0;
+    for (const uint32_t holder : workers()) found |= holder == worker ? 1 : 0;
+    if (found != 0) return rate();
     const auto part = std::ranges::find(partly(), worker, &Part::worker);
     return part == partly().end() ? 0 : static_cast<double>(part->bytes) / static_cast<double>(total_bytes);
   }
@@ -118,10 +121,11 @@ class PrefixIndex {
   uint64_t insert(std::string_view text, uint32_t worker, size_t limit = SIZE_MAX);
   // What insert() has claimed did not come to be held: the request was refused, say. What the worker had before stays,
   // and so does what its other texts go on from; of equal texts that were claimed meanwhile nothing stays, and the next
-  // request brings it back. Of different texts that begin alike and are all withdrawn the beginning that they share may
-  // stay: each finds that the others go on from it, or had it before. Nothing comes of it where the worker has been
-  // dropped or thousands of claims came in between; nor where the queue is full, which is counted. Any thread; takes
-  // effect within some milliseconds.
+  // request brings it back. Of different texts that begin alike and are all withdrawn nothing stays either, unless
+  // hundreds of others are withdrawn in between; not even what was claimed and answered between two of them and is
+  // exactly what they share, which the next answer brings back. Nothing comes of it where the worker has been dropped
+  // or thousands of claims came in between; nor where the queue is full, which is counted. Any thread; takes effect
+  // within some milliseconds.
   void withdraw(std::string_view text, uint32_t worker, uint64_t claim);
   // All claims of the worker are void from now on: it restarted, was flushed or was removed. Any thread; readers see it
   // at once, memory is freed as it is met.

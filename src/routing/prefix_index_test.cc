@@ -2,11 +2,15 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <future>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "base/rng.h"
+#include "routing/common_prefix.h"
 #include "routing/epoch.h"
 
 namespace sluice::routing {
@@ -93,6 +97,80 @@ TEST(PrefixIndexTest, OfEqualClaimsThatAreAllWithdrawnNothingStays) {
     EXPECT_EQ(index.match("prompt " + std::to_string(round)).num_holders, 0) << round;
   }
   EXPECT_EQ(index.stats().withdrawn_inserts, 300u);
+}
+
+TEST(PrefixIndexTest, OfTextsThatBeginAlikeAndAreAllWithdrawnNothingStays) {
+  // Two, in both orders, and whether or not the first was applied when the second came.
+  for (int round = 0; round < 8; ++round) {
+    PrefixIndex index({.budget_bytes = 1 << 20});
+    const uint64_t first = index.insert("common one", 1);
+    if (round % 2 == 0) index.flush();
+    const uint64_t second = index.insert("common two", 1);
+    if (round % 4 < 2) {
+      index.withdraw("common one", 1, first);
+      if (round >= 4) index.flush();
+      index.withdraw("common two", 1, second);
+    } else {
+      index.withdraw("common two", 1, second);
+      index.withdraw("common one", 1, first);
+    }
+    index.flush();
+    EXPECT_EQ(index.match("common").num_holders, 0) << round;
+  }
+}
+
+TEST(PrefixIndexTest, OfAFamilyOfWithdrawnTextsWhatIsHeldStays) {
+  Rng rng(3);
+  const auto draw = [&] {
+    std::string text = "root ";
+    for (uint64_t length = 1 + rng.below(5); length > 0; --length) text += static_cast<char>('a' + rng.below(2));
+    return text;
+  };
+  for (int round = 0; round < 300; ++round) {
+    SCOPED_TRACE(round);
+    PrefixIndex index({.budget_bytes = 1 << 20});
+    std::vector<std::string> held;  // answered before the others came
+    for (uint64_t i = rng.below(3); i > 0; --i) index.insert(held.emplace_back(draw()), 1);
+    if (rng.below(2) == 0) index.flush();
+    std::vector<std::pair<std::string, uint64_t>> open;
+    std::vector<std::string> withdrawn;
+    for (int step = 0; step < 12; ++step) {
+      if (open.empty() || rng.below(3) > 0) {
+        const std::string text = draw();
+        open.emplace_back(text, index.insert(text, 1));
+      } else {
+        std::swap(open[rng.below(open.size())], open.back());
+        index.withdraw(open.back().first, 1, open.back().second);
+        withdrawn.push_back(open.back().first);
+        open.pop_back();
+      }
+    }
+    while (!open.empty()) {
+      std::swap(open[rng.below(open.size())], open.back());
+      index.withdraw(open.back().first, 1, open.back().second);
+      withdrawn.push_back(open.back().first);
+      open.pop_back();
+    }
+    index.flush();
+    for (const std::string& text : held) EXPECT_EQ(index.match(text).matched_bytes, text.size()) << text;
+    for (const std::string& text : withdrawn) {
+      size_t most = 0;
+      for (const std::string& other : held) most = std::max(most, common_prefix(text, other));
+      EXPECT_EQ(index.match(text).matched_bytes, most) << text;
+    }
+  }
+}
+
+TEST(PrefixIndexTest, WhatWasAnsweredMeanwhileStaysWhereOthersAreWithdrawn) {
+  PrefixIndex index({});
+  const uint64_t first = index.insert("common one", 1);
+  index.insert("common good", 1);
+  const uint64_t second = index.insert("common two", 1);
+  index.withdraw("common one", 1, first);
+  index.withdraw("common two", 1, second);
+  index.flush();
+  EXPECT_EQ(index.match("common one").matched_bytes, 7u);
+  EXPECT_EQ(index.match("common good").matched_bytes, 11u);
 }
 
 TEST(PrefixIndexTest, WhatWasNeverClaimedCannotBeWithdrawn) {

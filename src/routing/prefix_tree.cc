@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <functional>
 #include <new>
 #include <utility>
 
@@ -163,25 +164,29 @@ bool PrefixTree::held(const Node* node) const {
   return any_claim(node, [&](const Claim& claim) { return live(claim, &worker); });
 }
 
-// The holders of a node, by last use; when there are too many, the least recently used fall out.
+// The holders of a node; when there are too many, the least recently used fall out.
 void PrefixTree::collect(const Node* node, PrefixMatch* match) const {
-  uint32_t ticks[PrefixMatch::kMaxHolders];
-  size_t found = 0;
+  // Last use, and behind it the worker. When it is full it becomes a heap with the oldest on top: nobody pays for an
+  // order that nobody asks for.
+  std::array<uint64_t, PrefixMatch::kMaxHolders> found;
+  size_t size = 0;
   each_claim(node, [&](const Claim& claim) {
-    const uint32_t tick = claim.tick.load(std::memory_order_relaxed);
-    const bool full = found == PrefixMatch::kMaxHolders;
-    if (full && ticks[found - 1] >= tick) return;
+    const uint64_t tick = claim.tick.load(std::memory_order_relaxed);
+    const bool full = size == found.size();
+    if (full && tick <= found.front() >> 32) return;
     uint32_t worker = 0;
     if (!live(claim, &worker)) return;
-    size_t at = full ? found - 1 : found++;
-    for (; at > 0 && ticks[at - 1] < tick; --at) {
-      ticks[at] = ticks[at - 1];
-      match->holders[at] = match->holders[at - 1];
+    if (full) {
+      std::ranges::pop_heap(found, std::greater());
+      found.back() = tick << 32 | worker;
+      std::ranges::push_heap(found, std::greater());
+    } else {
+      found[size++] = tick << 32 | worker;
+      if (size == found.size()) std::ranges::make_heap(found, std::greater());
     }
-    ticks[at] = tick;
-    match->holders[at] = worker;
   });
-  match->num_holders = static_cast<uint8_t>(found);
+  for (size_t i = 0; i < size; ++i) match->holders[i] = static_cast<uint32_t>(found[i]);
+  match->num_holders = static_cast<uint8_t>(size);
 }
 
 // Those holders of a node that hold no more of the text than its end, `bytes` from the beginning.
@@ -283,7 +288,7 @@ bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick, siz
   return true;
 }
 
-void PrefixTree::withdraw(std::string_view text, Holder holder, size_t kept) {
+size_t PrefixTree::withdraw(std::string_view text, Holder holder, size_t kept) {
   text = text.substr(0, max_text_);
   const auto own_claim = [&](const Node* node) {
     Claim* claim = claim_of(node, holder.worker);
@@ -304,7 +309,12 @@ void PrefixTree::withdraw(std::string_view text, Holder holder, size_t kept) {
     each_child(above, [&](const Node* child) { any = any || own_claim(child) != nullptr; });
     return any;
   };
-  while (node != root_ && end - node->edge_size >= kept && !goes_on(node)) {
+  size_t left = 0;
+  while (node != root_ && end - node->edge_size >= kept) {
+    if (goes_on(node)) {
+      left = end;
+      break;
+    }
     Node* parent = node_at(node->parent);
     end -= node->edge_size;
     end_claim(node, *own_claim(node));
@@ -312,6 +322,7 @@ void PrefixTree::withdraw(std::string_view text, Holder holder, size_t kept) {
     node = parent;
   }
   retired_.reclaim();
+  return left;
 }
 
 // A child was never used more often than its parent: who looks at the most used first finds the most used of all.

@@ -41,8 +41,8 @@ class PrefixTree {
   // evictable was in use by readers. `held`, unless it is null: how many bytes of the text the holder had before.
   bool insert(std::string_view text, Holder holder, uint32_t tick, size_t limit = SIZE_MAX, size_t* held = nullptr);
   // The text that was inserted for the holder did not come to be held: its claims on what lies beyond the first `kept`
-  // bytes end, unless longer texts of it went through there.
-  void withdraw(std::string_view text, Holder holder, size_t kept);
+  // bytes end, unless longer texts of it went through there. Returns how much such ones leave it, 0 if there are none.
+  size_t withdraw(std::string_view text, Holder holder, size_t kept);
   // Removes the claims of generations that are over, and the nodes that nobody holds any more.
   void sweep();
   // Bytes of text per worker, and the prefixes that most inserts came through, at most `most` of them.

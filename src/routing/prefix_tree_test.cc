@@ -174,24 +174,30 @@ TEST(PrefixTreeTest, AClaimOfAnotherLifeIsNotWithdrawn) {
   EXPECT_EQ(tree.match("text").matched_bytes, 4u);
 }
 
-TEST(PrefixTreeTest, TheMostRecentHolderComesFirst) {
+TEST(PrefixTreeTest, AllHoldersAreFoundWheneverTheyUsedIt) {
   PrefixTree tree(kAmple, kAmple);
   for (uint32_t worker = 0; worker < 5; ++worker) ASSERT_TRUE(tree.insert("shared", {worker, 0}, 10 + worker));
   ASSERT_TRUE(tree.insert("shared", {1, 0}, 99));
   const PrefixMatch match = tree.match("shared");
   ASSERT_EQ(match.num_holders, 5);
-  EXPECT_EQ(match.holders[0], 1u);
-  EXPECT_EQ(match.holders[1], 4u);
-  EXPECT_EQ(match.holders[4], 0u);
+  EXPECT_EQ(workers_of(match), (std::set<uint32_t>{0, 1, 2, 3, 4}));
 }
 
 TEST(PrefixTreeTest, ManyHoldersAreCutToTheMostRecent) {
-  PrefixTree tree(kAmple, kAmple);
-  for (uint32_t worker = 0; worker < 100; ++worker) ASSERT_TRUE(tree.insert("shared", {worker, 0}, worker));
-  const PrefixMatch match = tree.match("shared");
-  ASSERT_EQ(match.num_holders, PrefixMatch::kMaxHolders);
-  EXPECT_EQ(match.holders[0], 99u);
-  EXPECT_EQ(match.holders[63], 36u);
+  // Whether the most recent come first, last or in between.
+  for (const uint32_t factor : {1u, 99u, 37u}) {
+    PrefixTree tree(kAmple, kAmple);
+    for (uint32_t i = 0; i < 100; ++i) {
+      const uint32_t worker = i * factor % 100;
+      ASSERT_TRUE(tree.insert("shared", {worker, 0}, 0));
+    }
+    for (uint32_t worker = 0; worker < 100; ++worker) ASSERT_TRUE(tree.insert("shared", {worker, 0}, 1 + worker));
+    const PrefixMatch match = tree.match("shared");
+    ASSERT_EQ(match.num_holders, PrefixMatch::kMaxHolders);
+    std::set<uint32_t> expected;
+    for (uint32_t worker = 36; worker < 100; ++worker) expected.insert(worker);
+    EXPECT_EQ(workers_of(match), expected) << factor;
+  }
 }
 
 TEST(PrefixTreeTest, AMatchIsCutToWholeCharacters) {
@@ -442,7 +448,7 @@ TEST(PrefixTreeTest, TenThousandHoldersFitWhereTextsComeAndGo) {
   EXPECT_EQ(refused, 0u);
   const PrefixMatch match = tree.match("the system prompt of all");
   ASSERT_EQ(match.num_holders, PrefixMatch::kMaxHolders);
-  EXPECT_EQ(match.holders[0], 9'999u);
+  EXPECT_TRUE(workers_of(match).contains(9'999));
 }
 
 TEST(PrefixTreeTest, AWorkerStaysWithinItsShare) {

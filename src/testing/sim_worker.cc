@@ -1,6 +1,7 @@
 #include "testing/sim_worker.h"
 
 #include "base/check.h"
+#include "base/rng.h"
 #include "testing/sim_worker_impl.h"
 
 namespace sluice::testing {
@@ -54,6 +55,10 @@ Result<void> SimWorker::Impl::start() {
   }
   net::ServerOptions server_options;
   server_options.idle_timeout = options_.idle_timeout;
+  if (options_.names_process) {
+    if (process_.empty() || !options_.keeps_name) process_ = fmt::format("{:016x}", random_seed());
+    server_options.headers.add("X-Sluice-Process", process_);
+  }
   auto server = std::make_unique<net::Server>(loops_, server_options,
                                               [this](ServerExchange& exchange) { return handle(exchange); });
   SLUICE_TRY(port_, server->listen(options_.host, port_));
@@ -217,6 +222,7 @@ std::string SimWorker::url() const {
 }
 void SimWorker::stop() { impl_->stop(); }
 Result<void> SimWorker::restart() { return impl_->start(); }
+void SimWorker::rename() { impl_->rename(); }
 bool SimWorker::running() const { return impl_->running(); }
 void SimWorker::set_fault(SimFault fault) { impl_->set_fault(std::move(fault)); }
 void SimWorker::set_health(SimHealth health) { impl_->set_health(health); }

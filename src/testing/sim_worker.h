@@ -34,6 +34,8 @@ struct SimWorkerOptions {
   int64_t default_tokens = 8;                        // generated where the request names no limit
   size_t record_limit = 1024;                        // requests kept for received(); 0 keeps none and saves the copies
   Duration idle_timeout = std::chrono::seconds(90);  // of kept-alive connections
+  bool names_process = false;                        // each answer has X-Sluice-Process, of each start another one
+  bool keeps_name = false;                           // the same after restart(), but for rename()
   size_t max_body_bytes = size_t{256} << 20;
 
   bool canned = false;
@@ -119,6 +121,8 @@ class SimWorker {
   void stop();
   // On the same port with empty caches. Faults, health and counters stay.
   Result<void> restart();
+  // With `keeps_name`: what starts next has another name. Between stop() and restart().
+  void rename();
   bool running() const;
 
   // Any thread. The next requests see them; a fault's `times` counts down from here.

@@ -80,6 +80,7 @@ class SimWorker::Impl {
 
   Result<void> start();
   void stop();
+  void rename() { process_.clear(); }
   bool running() const;
   size_t step();
   void set_fault(SimFault fault);
@@ -171,6 +172,7 @@ class SimWorker::Impl {
 
   mutable std::mutex life_mu_;           // taken before mu_
   std::unique_ptr<net::Server> server_;  // guarded by life_mu_
+  std::string process_;                  // its name
 };
 
 }  // namespace sluice::testing

@@ -271,6 +271,25 @@ class StartTest(unittest.TestCase):
     def test_a_model_that_is_not_there_is_one_line(self):
         self.assertIn("/no/such/model", self.fails("--model-path", "/no/such/model"))
 
+    def test_each_process_has_a_name_on_its_answers(self):
+        def names(running):
+            seen = []
+            for path in ("/health", "/nothing"):
+                try:
+                    with urllib.request.urlopen(running.url + path, timeout=60) as answer:
+                        seen.append(answer.headers["X-Sluice-Process"])
+                except urllib.error.HTTPError as error:
+                    seen.append(error.headers["X-Sluice-Process"])
+            self.assertEqual(len(set(seen)), 1, seen)
+            return seen[0]
+
+        with server() as running:
+            first = names(running)
+        with server() as running:
+            second = names(running)
+        self.assertRegex(first, "^[0-9a-f]{16}$")
+        self.assertNotEqual(first, second)
+
     def test_old_method_names_are_taken_and_said_to_be_old(self):
         with server("--load-balance-method", "shortest_queue") as running:
             self.assertIn("use total_requests", running.output())

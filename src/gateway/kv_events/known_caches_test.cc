@@ -161,6 +161,26 @@ TEST_F(KnownCachesTest, R15AWorkerThatPublishesNothingOfWhatItComputesIsFlagged)
   EXPECT_TRUE(is_flagged("published no KV events")) << events_of(0);
 }
 
+// Both questions that come before its events: where it publishes them, and whether they fit.
+TEST_F(KnownCachesTest, R21AKeyThatIsPutRightIsUsedForTheQuestionsThatGoWithKvEvents) {
+  KvEngine& only = engine({.api_key = "new"});
+  start_with({"--api-key", "old"});
+  const auto with_key = [&](const char* method, const std::string& path, const std::string& body = "") {
+    return call(method, path, body, {{"Authorization", "Bearer old"}});
+  };
+  const auto worker = [&] { return Json::parse(with_key("GET", "/workers")->body)["workers"][0]; };
+  ASSERT_TRUE(eventually([&] {
+    return worker()["kv_events"]["why"].get<std::string>().find("it wants another API key") != std::string::npos;
+  })) << worker();
+  const std::string path = "/workers/" + worker()["id"].get<std::string>();
+  ASSERT_EQ(with_key("PATCH", path, R"({"api_key":"new"})")->status, 202);
+  EXPECT_TRUE(eventually([&] { return worker()["kv_events"]["mode"] == "events"; })) << worker();
+  only.compute("/v1/chat/completions", chat(long_text("heard")));
+  EXPECT_TRUE(eventually([&] {
+    return worker()["kv_events"]["blocks"] == only.with_cache([](const auto& cache) { return cache.blocks(); });
+  })) << worker();
+}
+
 TEST_F(KnownCachesTest, R15WhatCannotBeHeardIsSaidAndTheWorkerServesOnBelief) {
   engine({.info_status = 401});
   engine({.is_configured = false});

@@ -23,6 +23,7 @@ struct KvEngineOptions {
   bool is_silent = false;                       // it publishes nothing of what it computes
   bool forgets = false;                         // nothing is cached the second time
   bool reverses_tools = false;
+  std::string api_key;  // that its questions need, if it is not empty
 };
 
 class KvEngine {
@@ -58,7 +59,9 @@ class KvEngine {
   }
   // As if somebody else had sent it that prompt.
   void compute(const std::string& path, const std::string& body) {
-    (void)answer({.method = "POST", .target = path, .headers = {}, .body = body});
+    net::Headers headers;
+    headers.add("Authorization", "Bearer " + options_.api_key);
+    (void)answer({.method = "POST", .target = path, .headers = std::move(headers), .body = body});
   }
   // Requests that were no parity probes.
   size_t requests() const {
@@ -70,6 +73,9 @@ class KvEngine {
 
  private:
   net::Response answer(const ScriptedWorker::Received& received) {
+    if (!options_.api_key.empty() && received.headers.get("authorization") != "Bearer " + options_.api_key) {
+      return net::Response::json(401, R"({"error":"no"})");
+    }
     if (received.target == "/server_info") return net::Response::json(options_.info_status, server_info());
     std::string body = received.body;
     const bool is_chat = received.target == "/v1/chat/completions";

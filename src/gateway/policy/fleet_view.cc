@@ -46,10 +46,14 @@ const Candidate* FleetView::find(uint32_t worker) const {
   return place == members_.size() ? nullptr : admitted(static_cast<uint32_t>(place));
 }
 
-uint32_t FleetView::draw(Rng& rng) const {
+uint32_t FleetView::draw(Rng& rng, Draw what_for) const {
   const uint32_t fresh = order_->any(rng);
   if (fresh == LoadOrder::kNobody) return fresh;
-  gate_->expect(fresh);
+  if (what_for == Draw::kToChoose) {
+    gate_->expect(fresh);
+  } else {
+    members_[fresh].load->prefetch_for_choice();
+  }
   if (ahead_ == nullptr) return fresh;
   const uint32_t drawn = ahead_->exchange(fresh, *order_);
   return drawn < members_.size() ? drawn : fresh;  // the order of more may have stood where this one does
@@ -139,31 +143,35 @@ void FleetView::expect(std::span<const uint32_t> workers) const {
 size_t FleetView::short_list(const routing::PrefixMatch& prefix, std::span<Listed, kShortList> list, Rng& rng) const {
   // Whoever will be asked is on the way from memory before the first one is asked.
   std::array<uint32_t, kDrawn> drawn;
-  for (uint32_t& place : drawn) place = draw(rng);
+  for (uint32_t& place : drawn) place = draw(rng, Draw::kToWeigh);
   std::array<uint32_t, kLightest> lightest;
   size_t num_lightest = order_->lightest(lightest, rng);
   for (const uint32_t place : std::span(lightest).first(num_lightest)) members_[place].load->prefetch_for_choice();
 
   size_t size = 0;
-  const auto holds = [&](uint32_t worker, size_t bytes) {
+  const auto holds = [&](uint32_t worker, double held) {
     const size_t place = place_of(members_, worker);
     if (place == members_.size()) return;
     members_[place].load->prefetch_for_choice();
-    const double held = static_cast<double>(bytes) / static_cast<double>(prefix.total_bytes);
     list[size++] = {.candidate = &members_[place], .held = held, .admitted = false};
   };
   const std::span<const uint32_t> holders = prefix.matched_bytes > 0 ? prefix.workers() : std::span<const uint32_t>();
-  const size_t weighed = std::min(holders.size(), kHolders);
-  const size_t begin = holders.size() > kHolders ? rng.below(holders.size()) : 0;
-  for (size_t i = 0; i < weighed; ++i) {
-    holds(holders[(begin + i * holders.size() / weighed) % holders.size()], prefix.matched_bytes);
+  const bool others_hold = holders.size() > kHolders;  // perhaps one of those that follow
+  const double rate = prefix.rate();
+  if (others_hold) {
+    const size_t begin = rng.below(holders.size());
+    for (size_t i = 0; i < kHolders; ++i) {
+      const size_t at = begin + i * holders.size() / kHolders;
+      holds(holders[at < holders.size() ? at : at - holders.size()], rate);
+    }
+  } else {
+    for (const uint32_t worker : holders) holds(worker, rate);
   }
-  for (const routing::PrefixMatch::Part& part : prefix.partly()) holds(part.worker, part.bytes);
-  const bool others_hold = holders.size() > weighed;  // perhaps one of those that follow
+  const double each_byte = 1 / static_cast<double>(std::max<size_t>(prefix.total_bytes, 1));
+  for (const routing::PrefixMatch::Part& part : prefix.partly()) holds(part.worker, each_byte * part.bytes);
+  // It may be listed already: twice at the same price, or once more as if it held nothing, changes no choice.
   const auto add = [&](const Candidate* candidate) {
     if (candidate == nullptr || size == list.size()) return;
-    const auto known = list.first(size);
-    if (std::ranges::find(known, candidate, &Listed::candidate) != known.end()) return;
     list[size++] = {
         .candidate = candidate, .held = others_hold ? prefix.rate_of(candidate->worker) : 0, .admitted = true};
   };
@@ -171,8 +179,10 @@ size_t FleetView::short_list(const routing::PrefixMatch& prefix, std::span<Liste
     const Candidate* candidate = place == LoadOrder::kNobody ? nullptr : admitted(place);
     add(candidate != nullptr ? candidate : any(rng));
   }
+  const size_t before_lightest = size;
   for (int round = 0; round < kDraws; ++round) {
     const size_t before = order_->size();
+    size = before_lightest;
     for (const uint32_t place : std::span(lightest).first(num_lightest)) add(admitted(place));
     if (order_->size() >= before) break;  // nobody of them rested
     num_lightest = order_->lightest(lightest, rng);

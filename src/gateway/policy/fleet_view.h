@@ -96,8 +96,8 @@ class FleetView {
   Spread spread(Rng& rng) const;
 
   // Those whose cost is worth knowing, of many: those that hold some of the prefix, some with few requests and some
-  // that are drawn. Whether holders may be used is not asked yet: that would cost as much as the rest of the choice,
-  // and matters for the one that is chosen.
+  // that are drawn; one may be there twice. Whether holders may be used is not asked yet: that would cost as much as
+  // the rest of the choice, and matters for the one that is chosen.
   struct Listed {
     const Candidate* candidate;
     double held;    // share of the prefix
@@ -113,8 +113,10 @@ class FleetView {
  private:
   static constexpr int kDraws = 64;
   const Candidate* admitted(uint32_t place) const;
+  // What is on the way from memory for it: all that a lease asks, or as much as a choice does.
+  enum class Draw { kToChoose, kToWeigh };
   // One of many; LoadOrder::kNobody if there is none.
-  uint32_t draw(Rng& rng) const;
+  uint32_t draw(Rng& rng, Draw what_for = Draw::kToChoose) const;
 
   std::span<const Candidate> members_;
   LoadOrder* order_ = nullptr;

@@ -32,20 +32,35 @@ double kv_penalty(const WorkerLoad& load) {
   return std::min(10.0, full * full * full * full / (1 - full));
 }
 
-// `held`: share of the prefix that the index has it hold.
-double cost(const WorkerLoad& load, double held, const RequestFacts& facts, const routing::PrefillCost& usual) {
-  const double cached = held > 0 ? load.belief.share() * held : 0;
-  const double tokens = static_cast<double>(facts.prompt_tokens) * (1 - cached);
-  const bool stranger = usual.per_token > 0 && !load.prefill.known();
-  const routing::PrefillCost prefill = stranger ? usual : load.prefill.cost();
-  return seconds(load.prefill.wait(facts.now)) + (1 + pushed_out(facts.prefix)) * prefill.of(tokens) +
-         kv_penalty(load) * prefill.of(static_cast<double>(facts.prompt_tokens));
-}
+// What one request costs, worker by worker; what does not depend on the worker is worked out once.
+class Price {
+ public:
+  Price(const RequestFacts& facts, const routing::PrefillCost& usual)
+      : now_(facts.now),
+        prompt_(static_cast<double>(facts.prompt_tokens)),
+        computing_(1 + pushed_out(facts.prefix)),
+        usual_(usual) {}
+
+  // `held`: share of the prefix that the index has it hold.
+  double at(const WorkerLoad& load, double held) const {
+    const double cached = held > 0 ? load.belief.share() * held : 0;
+    const bool stranger = usual_.per_token > 0 && !load.prefill.known();
+    const routing::PrefillCost prefill = stranger ? usual_ : load.prefill.cost();
+    return seconds(load.prefill.wait(now_)) + computing_ * prefill.of(prompt_ * (1 - cached)) +
+           kv_penalty(load) * prefill.of(prompt_);
+  }
+
+ private:
+  const TimePoint now_;
+  const double prompt_;  // tokens
+  const double computing_;
+  const routing::PrefillCost usual_;
+};
 
 }  // namespace
 
 double MinCost::weigh(const Candidate& candidate, const RequestFacts& facts) const {
-  return cost(*candidate.load, facts.prefix.rate_of(candidate.worker), facts, usual());
+  return Price(facts, usual()).at(*candidate.load, facts.prefix.rate_of(candidate.worker));
 }
 
 Choice MinCost::choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const {
@@ -56,9 +71,10 @@ Choice MinCost::choose(const FleetView& fleet, const RequestFacts& facts, Rng& r
   const bool many = fleet.is_many();
   const size_t size = many ? fleet.short_list(facts.prefix, list, rng) : fleet.usable().size();
   const auto candidate = [&](size_t i) -> const Candidate& { return many ? *list[i].candidate : fleet.usable()[i]; };
-  const auto cost_of = [&, usual = usual()](size_t i) {
+  const Price of_request(facts, usual());
+  const auto cost_of = [&](size_t i) {
     const Candidate& its = candidate(i);
-    return cost(*its.load, many ? list[i].held : facts.prefix.rate_of(its.worker), facts, usual);
+    return of_request.at(*its.load, many ? list[i].held : facts.prefix.rate_of(its.worker));
   };
   // Only where a long list stands in for a view of many is a cost worked out more than once.
   for (size_t i = 0; i < std::min(size, costs.size()); ++i) costs[i] = cost_of(i);
