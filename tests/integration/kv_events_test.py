@@ -76,7 +76,9 @@ class KnownCachesTest(unittest.TestCase):
             cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
             self.assertGreater(cached, 0, "it went to the other rank")
             self.assertEqual(cached % PAGE, 0)
-            why = call(f"{self.gateway.url}/debug/why/{head['x-request-id']}")[2]
+            # Noted when the answer has gone out.
+            noted = f"{self.gateway.url}/debug/why/{head['x-request-id']}"
+            why = wait_until("what was chosen is noted", lambda: next((w for w in [call(noted)[2]] if "tries" in w), None), within=30)
             tried = why["tries"][0]
             self.assertTrue(tried["worker"].endswith(f"@{rank}"), why)
             self.assertGreater(tried["matched_share"], 0.9, why)
