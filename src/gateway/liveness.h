@@ -47,7 +47,7 @@ class Liveness {
   void generated(Worker& worker);
   void generated_nothing(Worker& worker, uint64_t question);
   void cannot_generate_for_probes(Worker& worker);
-  // A health check failed: what it is silent for now is not honest work.
+  // A health check failed: the silence that it falls into is not honest work.
   void failed_check(const Worker& worker);
   void forget(const Worker& worker) { known_.erase(worker.number); }
 

@@ -131,6 +131,7 @@ class LivenessTest : public GatewayFixture {
     for (const auto& each : engines_) each->prefill_ms = 0;
   }
   // Of two engines that are mute, one has `prompts` of `text` and the other short ones. Returns the first.
+  void expect_found(int first_ms, int then_ms, Duration honest, Duration beyond);
   Engine& fill_one_queue(int prompts, const std::string& text) {
     for (const auto& each : engines_) each->mode = Mode::kMute;
     for (int i = 0; i < prompts; ++i) {
@@ -310,34 +311,29 @@ TEST_F(LivenessTest, R5AnHonestPrefillOf60sIsNoSilence) {
   EXPECT_EQ(suspicions(one), 0) << "60 times as long as any before may take a hundred times as long and more";
 }
 
-// 20 s each, so often that a 24th more is what they take at most, and then three of them wait.
-TEST_F(LivenessTest, R4AFrozenQueueOfLongPromptsIsFoundWithin3sOfWhatItShouldTake) {
+// Twenty-five prompts have taken the one time or the other (teach_much()), and three such wait at a worker. It is no
+// suspect after `honest`, and it is one when `beyond` has passed too.
+void LivenessTest::expect_found(int first_ms, int then_ms, Duration honest, Duration beyond) {
   engine();
   engine();
   begin({"--slow-start-secs", "0"});
   const std::string text(40'000, 'x');
-  teach_much(25, text, 20'000, 20'000);
-  Engine& frozen = fill_one_queue(3, text);
-  clock_.advance(60s);
-  ASSERT_TRUE(all_were_looked_at(frozen));
-  EXPECT_EQ(suspicions(frozen), 0) << "that is what its prompts take";
-  clock_.advance(2500ms + 3s);
-  EXPECT_TRUE(becomes_suspect(frozen)) << json_of(frozen).dump();
+  teach_much(25, text, first_ms, then_ms);
+  Engine& worker = fill_one_queue(3, text);
+  clock_.advance(honest);
+  ASSERT_TRUE(all_were_looked_at(worker));
+  EXPECT_EQ(suspicions(worker), 0) << "that is what its prompts take";
+  clock_.advance(beyond);
+  EXPECT_TRUE(becomes_suspect(worker)) << json_of(worker).dump();
 }
 
-TEST_F(LivenessTest, R5PromptsThatTakeLongerAtTimesMayDoSoAgain) {
-  engine();
-  engine();
-  begin({"--slow-start-secs", "0"});
-  const std::string text(40'000, 'x');
-  teach_much(25, text, 16'000, 24'000);
-  Engine& honest = fill_one_queue(3, text);
-  clock_.advance(72s);
-  ASSERT_TRUE(all_were_looked_at(honest));
-  EXPECT_EQ(suspicions(honest), 0) << "three that take 24 s each";
-  clock_.advance(48s + 3s);
-  EXPECT_TRUE(becomes_suspect(honest)) << "and twice what they take is always too long";
+// 20 s each, so often that a 24th more is what they take at most.
+TEST_F(LivenessTest, R4AFrozenQueueOfLongPromptsIsFoundWithin3sOfWhatItShouldTake) {
+  expect_found(20'000, 20'000, 60s, 2500ms + 3s);
 }
+
+// Three that take 24 s each; twice what they take is always too long.
+TEST_F(LivenessTest, R5PromptsThatTakeLongerAtTimesMayDoSoAgain) { expect_found(16'000, 24'000, 72s, 48s + 3s); }
 
 TEST_F(LivenessTest, AnAnswerOfAnyLengthIsJudgedByProgress) {
   Engine& only = engine();

@@ -414,19 +414,6 @@ TEST_F(ScenarioTest, BeyondTheQueueIs429AndTheWaitIsBounded) {
   expect_settled();
 }
 
-TEST_F(ScenarioTest, WithoutAQueueTheSecondIs429AtOnce) {
-  SimWorker& one = worker();
-  start({"--max-concurrent-requests", "1", "--queue-size", "0"});
-  one.set_fault({.kind = Kind::kStall, .times = 1});
-  ++sent_;
-  RawClient first(gateway_->port());
-  first.post("/generate", body_of("x"));
-  ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
-  EXPECT_EQ(generate()->status, 429);
-  first.leave();
-  expect_settled();
-}
-
 TEST_F(ScenarioTest, AWaitingRequestIsServedWhenItsTurnComes) {
   SimWorker& one = worker();
   start({"--max-concurrent-requests", "1"});
