@@ -3,16 +3,13 @@
 DPA + EP with the same KV budget per rank, on weights that nobody trained, and beside each figure what `sluice explain` predicts.
 
 usage: run.py <build folder> [--layers 4] [--tp 4] [--input 256] [--output 64] [--sequences 8] [--concurrency 1 4 8 16 32]
-              [--layouts one tp dpa dpa-ep] [--repeat 1] [--json FILE] [--fill]
+              [--layouts one tp dpa dpa-ep] [--repeat 1] [--json FILE]
 
 The model is DeepSeek-V2-Lite at its real widths, cut to --layers layers; the head is whole, so its share is larger than in the
 whole model. Every rank's KV pool holds --sequences sequences; "one" is one rank with all threads.
 
 Predictions are from what the machine gives before each layout's server starts, as `sluice explain` measures it, the median of five. Decode
-tokens/s are requests that run at once over the median gap between tokens: steps with prompts in them are few, and the median leaves them out.
-
---fill: instead, each pool is filled with requests that are all unlike until the first one is retracted; the tokens that are there just before,
-each once, are what the memory holds."""
+tokens/s are requests that run at once over the median gap between tokens: steps with prompts in them are few, and the median leaves them out."""
 import argparse
 import json
 import os
@@ -21,8 +18,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "tests/e2e"))
@@ -97,47 +92,6 @@ def measure(build, server, options, concurrency):
             "tpot_ms": result["median_tpot_ms"], "ttft_ms": result["median_ttft_ms"]}
 
 
-def fill(server, count):
-    """Tokens in the pools of all groups when they were fullest before a request had to leave its own, and the tokens of the pools."""
-    def ask(number):
-        ids = [(number * 7919 + i * 31 + 3) % 100_000 for i in range(64)]
-        call(server.url + "/generate", {"input_ids": ids, "sampling_params": {"max_new_tokens": 1024, "ignore_eos": True, "temperature": 0}},
-             timeout=1800)
-
-    threads = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    deadline, most, full = time.monotonic() + 1200, {}, set()
-    while time.monotonic() < deadline:
-        loads = call(server.url + "/v1/loads?include=all")[2]["loads"]
-        for group, load in enumerate(loads):
-            if load["queues"]["retracted"] > 0:
-                full.add(group)
-            elif group not in full:
-                most[group] = max(most.get(group, 0), load["num_used_tokens"])
-        if len(full) == len(loads):
-            call(server.url + "/abort_request", {"abort_all": True})
-            for thread in threads:
-                thread.join()
-            return sum(most.values()), sum(load["max_total_num_tokens"] for load in loads)
-        time.sleep(0.005)
-    raise RuntimeError("no request was retracted within 20 minutes")
-
-
-def fill_all(build, options, model):
-    rows = {}
-    for name in options.layouts:
-        with Sluice(build / "sluice", "server", *model, "--load-format", "dummy", "--port", 0, "--threads", threads(options, name),
-                    *layouts(options)[name]) as server:
-            resident, pools = fill(server, 2 * options.sequences * groups(options, name))
-        rows[name] = {"layout": name, "resident_tokens": resident, "pool_tokens": pools}
-        print(json.dumps(rows[name]), flush=True)
-    if "tp" in rows:
-        for name, row in rows.items():
-            print(f"{name}: {row['resident_tokens'] / rows['tp']['resident_tokens']:.2f} times the unique tokens of tp")
-    return list(rows.values())
-
-
 def table(options, rows, kind):
     """Measured tokens/s, and in brackets predicted ones with measured over predicted."""
     print(f"\n{kind} tokens/s\n| concurrency | " + " | ".join(options.layouts) + " |\n|---" + "|---" * len(options.layouts) + "|")
@@ -162,7 +116,6 @@ def main():
     parser.add_argument("--layouts", nargs="+", default=["one", "tp", "dpa", "dpa-ep"])
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--fill", action="store_true")
     options = parser.parse_args()
     build = options.build.resolve()
     # What the scheduler keeps free of a pool is on top.
@@ -172,9 +125,7 @@ def main():
         model_folder(build, Path(folder))
         model = ["--model-path", folder, "--json-model-override-args", json.dumps({"num_hidden_layers": options.layers}),
                  "--max-total-tokens", tokens, "--disable-radix-cache"]
-        if options.fill:
-            rows = fill_all(build, options, model)
-        for name in () if options.fill else options.layouts:
+        for name in options.layouts:
             layout = layouts(options)[name]
             rates, flags = machine(build, model)
             predicted = explain(build, [*model, *layout, *flags, "--input-len", options.input, "--output-len", options.output,
@@ -198,7 +149,7 @@ def main():
                     print(json.dumps(row), flush=True)
     if options.json:
         options.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for kind in () if options.fill else ("decode", "output"):
+    for kind in ("decode", "output"):
         table(options, rows, kind)
 
 
