@@ -636,7 +636,7 @@ def scaling(binary, short):
 
             def add(worker):
                 assert call(fleet.gateway.url + "/workers", {"url": worker.url})[0] == 202
-                wait_until("it is used", lambda: computed(worker) > 0)
+                wait_until("it is in rotation", lambda: listed().get(worker.url, {}).get("is_healthy"))
 
             def remove(worker):
                 name = urllib.parse.quote(worker.url, safe="")
@@ -672,6 +672,8 @@ def scaling(binary, short):
                 time.sleep(hold)
                 gone += remove(fleet.workers.pop(0))
                 assert short or sender.is_alive(), "the load ended before the changes did"
+                # Until then its prefixes may all be cheaper where they are held already.
+                wait_until("it is used", lambda: computed(fresh) > 0)
                 time.sleep(hold)
             sender.join(1200)
             assert "answers" in run, "the load has given no report"
