@@ -616,7 +616,7 @@ def knee(binary, short):
 
 def scaling(binary, short):
     """R20, L18: while a fleet has 80 % of the load that it can take, cold workers are added and old ones removed. Nothing
-    fails, every request is computed once, and the others' latency stays what it was."""
+    fails, every request is computed once, and a worker that is added leaves the fleet's latency what it was."""
     # A prompt whose system prompt is cached takes some 30 ms of a worker, another 0.3 s.
     worker_flags = ("--cache-simulation", "--cache-prefill-us-per-token", 400, "--cache-decode-ms", 20)
     groups, each, hold, cycles = (8, 40, 0, 1) if short else (32, 100, 25, 4)
@@ -666,15 +666,18 @@ def scaling(binary, short):
             wait_until("requests come", lambda: fleet.metric("smg_router_requests_total") > warm + count // 20, within=600)
             if not short:
                 time.sleep(before)
-            changed, gone = time.monotonic(), 0
+            changed, gone, added, removed = time.monotonic(), 0, [], []
             for fresh in cold:
+                begin = time.monotonic()
                 add(fresh)
                 time.sleep(hold)
+                added.append((begin, time.monotonic()))
                 gone += remove(fleet.workers.pop(0))
                 assert short or sender.is_alive(), "the load ended before the changes did"
                 # Until then its prefixes may all be cheaper where they are held already.
                 wait_until("it is used", lambda: computed(fresh) > 0)
                 time.sleep(hold)
+                removed.append((added[-1][1], time.monotonic()))
             sender.join(1200)
             assert "answers" in run, "the load has given no report"
             fleet.settled()
@@ -682,19 +685,20 @@ def scaling(binary, short):
             assert not errors, f"{sum(1 for _, _, error in run['answers'] if error)} of {count} failed: {errors[:5]}"
             total = gone + sum(computed(worker) for worker in fleet.workers)
             assert total == warm + count, f"{total} requests were computed of {warm + count} that were sent"
-            # When the changes began by the clock of the load.
-            begin = changed - (run["ended"] - run["took"])
-            first = sorted(latency for due, latency, _ in run["answers"] if begin / 3 <= due < begin)
-            then = sorted(latency for due, latency, _ in run["answers"] if begin <= due)
-            figures = ""
-            if first and then:
-                p = {name: (values[len(values) // 2], values[int(0.99 * len(values))]) for name, values in
-                     (("first", first), ("then", then))}
-                figures = (f"; p50 {1000 * p['first'][0]:.0f} ms and p99 {1000 * p['first'][1]:.0f} ms before, "
-                           f"{1000 * p['then'][0]:.0f} and {1000 * p['then'][1]:.0f} meanwhile")
+            began = run["ended"] - run["took"]  # by the clock of the load
+
+            def latencies(*spans):
+                """p50 and p99 in ms of what was due in these spans."""
+                of = sorted(latency for due, latency, _ in run["answers"] if any(a <= began + due < b for a, b in spans))
+                return [1000 * of[int(share * len(of))] for share in (0.5, 0.99)] if of else [0, 0]
+
+            first, after_adding, after_removing = latencies((began + (changed - began) / 3, changed)), latencies(*added), latencies(*removed)
             print(f"scaling: {policy}, {rate:.0f} req/s of at most {peak:.0f}, {count} requests, {cycles} cold workers added and "
-                  f"old ones removed: none failed, each was computed once, {computed(fresh)} by the newest{figures}")
-            assert short or first and then and p["then"][1] <= 1.25 * p["first"][1], "the fleet became slower"
+                  f"old ones removed: none failed, each was computed once, {computed(fresh)} by the newest; p50 and p99 ms: before "
+                  f"{first[0]:.0f} and {first[1]:.0f}, after one was added {after_adding[0]:.0f} and {after_adding[1]:.0f}, after one was "
+                  f"removed {after_removing[0]:.0f} and {after_removing[1]:.0f}", flush=True)
+            # What was cached by a worker that is removed must be computed again, which takes others' time.
+            assert short or after_adding[1] <= 1.25 * first[1], "a cold worker made the fleet slower"
 
 
 def frozen(binary, short):
