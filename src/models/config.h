@@ -32,6 +32,8 @@ struct RopeConfig {
   // What each frequency is divided by, beside the scaling; GGUF files of Llama 3.1 and later say it so. Empty: by 1.
   std::vector<float> divisors;
   bool interleaved = false;  // GGUF's Llama files store query and key rows for pairs (2i, 2i+1)
+
+  bool operator==(const RopeConfig&) const = default;
 };
 
 // RMSNorm of queries and keys before they are rotated.
@@ -49,6 +51,8 @@ struct MlaConfig {
   int64_t v_head_dim = 0;
   // The latent's up-projections to keys, transposed, and to values are tensors of their own, as in newer GGUF files.
   bool split_up = false;
+
+  bool operator==(const MlaConfig&) const = default;
 };
 
 // Layers whose FFN is a mixture of experts: a router sends each token to top_k of them.
@@ -65,18 +69,24 @@ struct MoeConfig {
   bool renormalise = false;  // the chosen experts' weights add up to 1 before they are scaled
   double scale = 1;
   std::vector<bool> sparse;  // by layer: has experts, else a dense FFN
+
+  bool operator==(const MoeConfig&) const = default;
 };
 
 // What the two terms of a residual are weighted by: alpha RMSNorm(x) + beta f(RMSNorm(x)).
 struct ResidualScale {
   double alpha = 1;
   double beta = 1;
+
+  bool operator==(const ResidualScale&) const = default;
 };
 
 // Layers of lightning attention among those of softmax attention, and weighted residuals (MiniMax-01 2025).
 struct LightningConfig {
   std::vector<bool> layers;  // by layer: lightning, else softmax
   ResidualScale lightning, softmax, ffn;
+
+  bool operator==(const LightningConfig&) const = default;
 };
 
 // A decoder of pre-norm layers with grouped-query attention and a gated FFN. What families differ in are fields.
@@ -107,6 +117,8 @@ struct ModelConfig {
   // Sampling defaults of generation_config.json.
   std::optional<double> temperature, top_p, min_p, repetition_penalty;
   std::optional<int64_t> top_k;
+
+  bool operator==(const ModelConfig&) const = default;
 };
 
 // `generation_config` may be null. Errors name the field; an unknown architecture or an unsupported field is refused.

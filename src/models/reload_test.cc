@@ -24,14 +24,22 @@ const std::string kLlama = std::string(SLUICE_FIXTURES_DIR) + "/tiny-llama";
 // A copy of a fixture, with other weights after change(): a model of the same shape that says other things.
 class OtherWeights {
  public:
-  explicit OtherWeights(const std::string& name)
+  explicit OtherWeights(const std::string& name, const std::string& of = kLlama)
       : folder_(fs::temp_directory_path() / ("sluice-reload-" + name + "-" + std::to_string(getpid()))) {
     fs::remove_all(folder_);
-    fs::copy(kLlama, folder_);
+    fs::copy(of, folder_);
   }
   ~OtherWeights() { fs::remove_all(folder_); }
   std::string path() const { return folder_.string(); }
   fs::path weights() const { return folder_ / "model.safetensors"; }
+
+  // config.json with `members` in place of its own (RFC 7396).
+  void configure(const nlohmann::json& members) {
+    const fs::path file = folder_ / "config.json";
+    auto config = nlohmann::json::parse(std::ifstream(file));
+    config.merge_patch(members);
+    std::ofstream(file) << config;
+  }
 
   // One matrix is all zeros.
   void change() {
@@ -193,6 +201,40 @@ TEST(ReloadTest, AnotherModelIsRefusedByWhatDiffers) {
   EXPECT_NE(refused.error().message.find("architecture"), std::string::npos) << refused.error().message;
   EXPECT_FALSE(runner->reload("/no/such/folder", {}).ok());
   EXPECT_EQ(logits(*runner), before);
+}
+
+// Numbers that no tensor's shape tells.
+TEST(ReloadTest, WhatIsComputedOtherwiseIsRefusedByName) {
+  const std::string deepseek = std::string(SLUICE_FIXTURES_DIR) + "/tiny-deepseek-v3";
+  const struct {
+    std::string model;
+    nlohmann::json members;
+    std::string_view named;
+  } cases[] = {
+      {deepseek, {{"routed_scaling_factor", 1.5}}, "routed_scaling_factor is 1.5, not 2.5"},
+      {deepseek, {{"topk_group", 3}}, "kept expert groups is 3, not 2"},
+      {deepseek, {{"rope_scaling", {{"mscale", 0.707}}}}, "mscale"},
+      {kLlama, {{"rope_scaling", {{"low_freq_factor", 2.0}}}}, "low_freq_factor is 2, not 1"},
+  };
+  for (const auto& c : cases) {
+    OtherWeights other("other-numbers", c.model);
+    other.configure(c.members);
+    const auto runner = load(c.model);
+    const auto before = logits(*runner);
+    const auto refused = runner->reload(other.path(), {});
+    ASSERT_FALSE(refused.ok()) << c.named;
+    EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+    EXPECT_NE(refused.error().message.find(c.named), std::string::npos) << refused.error().message;
+    EXPECT_EQ(logits(*runner), before);
+  }
+}
+
+TEST(ReloadTest, PositionsAndTheEndsOfATextMayDiffer) {
+  OtherWeights other("other-defaults");
+  other.change();
+  other.configure({{"max_position_embeddings", 1024}, {"eos_token_id", 7}});
+  const auto runner = load(kLlama);
+  EXPECT_TRUE(runner->reload(other.path(), {}).ok());
 }
 
 TEST(ReloadTest, AfterAFailureTheOldWeightsAreThereAgain) {

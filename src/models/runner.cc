@@ -11,11 +11,11 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <numeric>
-#include <tuple>
 
 #include "base/check.h"
 #include "models/batch_split.h"
 #include "models/config.h"
+#include "models/config_difference.h"
 #include "models/dtypes.h"
 #include "models/family.h"
 #include "models/gguf_names.h"
@@ -114,41 +114,6 @@ uint64_t weights_key(const std::string& files, const RunnerOptions& options, con
                   layout.ep_size, static_cast<int>(layout.a2a), layout.dense_data_parallel, layout.dp_lm_head,
                   experts.redundant, experts.location, experts.algorithm, experts.nodes, files);
   return XXH64(text.data(), text.size(), 0);
-}
-
-// What sets one configuration apart from another whose weights are to take its place; empty: nothing. Shapes are
-// checked tensor by tensor, and sampling defaults may differ.
-std::string difference(const ModelConfig& a, const ModelConfig& b) {
-  const auto differ = [](std::string_view name, const auto& x, const auto& y) {
-    return x == y ? std::string() : fmt::format("its {} is {}, not {}", name, y, x);
-  };
-  const auto number = [](auto value) { return static_cast<double>(value); };
-  if (a.architectures != b.architectures) {
-    return differ("architecture", fmt::format("{}", fmt::join(a.architectures, ",")),
-                  fmt::format("{}", fmt::join(b.architectures, ",")));
-  }
-  const std::tuple<std::string_view, double, double> numbers[] = {
-      {"vocab_size", number(a.vocab_size), number(b.vocab_size)},
-      {"hidden_size", number(a.hidden_size), number(b.hidden_size)},
-      {"num_hidden_layers", number(a.num_layers), number(b.num_layers)},
-      {"num_attention_heads", number(a.num_heads), number(b.num_heads)},
-      {"num_key_value_heads", number(a.num_kv_heads), number(b.num_kv_heads)},
-      {"head_dim", number(a.head_dim), number(b.head_dim)},
-      {"rotary dimension", number(a.rotary_dim), number(b.rotary_dim)},
-      {"intermediate_size", number(a.intermediate_size), number(b.intermediate_size)},
-      {"rms_norm_eps", a.rms_norm_eps, b.rms_norm_eps},
-      {"rope_theta", a.rope.theta, b.rope.theta},
-      {"RoPE scaling", number(a.rope.scaling), number(b.rope.scaling)},
-      {"RoPE scaling factor", a.rope.factor, b.rope.factor},
-      {"RoPE layout", number(a.rope.interleaved), number(b.rope.interleaved)},
-      {"tie_word_embeddings", number(a.tie_embeddings), number(b.tie_embeddings)},
-      {"number of experts", number(a.moe ? a.moe->experts : 0), number(b.moe ? b.moe->experts : 0)},
-      {"experts per token", number(a.moe ? a.moe->top_k : 0), number(b.moe ? b.moe->top_k : 0)},
-      {"quantisation to FP8", number(a.fp8), number(b.fp8)}};
-  for (const auto& [name, x, y] : numbers) {
-    if (auto text = differ(name, x, y); !text.empty()) return text;
-  }
-  return "";
 }
 
 class DecoderRunner final : public Runner {
