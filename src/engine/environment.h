@@ -1,5 +1,7 @@
-// Numbers in variables of the environment, which SGLang has beside its flags.
+// Numbers and switches in variables of the environment, which SGLang has beside its flags.
 #pragma once
+
+#include <fmt/format.h>
 
 #include <charconv>
 #include <cstdlib>
@@ -21,6 +23,19 @@ Result<void> read_variable(const char* name, T least, T most, T& value) {
     return Error{ErrorCode::kBadOption, fmt::format("{} must be in [{}, {}], not '{}'", name, least, most, text)};
   }
   value = given;
+  return {};
+}
+
+// Likewise a switch: 1 and true, or 0 and false.
+inline Result<void> read_variable(const char* name, bool& value) {
+  const char* set = std::getenv(name);
+  const std::string_view text = set == nullptr ? "" : set;
+  if (text.empty()) return {};
+  const bool on = text == "1" || text == "true";
+  if (!on && text != "0" && text != "false") {
+    return Error{ErrorCode::kBadOption, fmt::format("{} must be 1, 0, true or false, not '{}'", name, text)};
+  }
+  value = on;
   return {};
 }
 

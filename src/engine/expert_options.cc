@@ -2,12 +2,11 @@
 
 #include <fmt/format.h>
 
-#include <charconv>
-#include <cstdlib>
 #include <fstream>
 #include <sstream>
 
 #include "engine/deterministic.h"
+#include "engine/environment.h"
 #include "engine/layout_options.h"
 #include "engine/memory_plan.h"
 
@@ -37,16 +36,9 @@ constexpr int64_t kMostCapacity = 1024;
 // Tokens of a rank that low_latency takes in a step.
 Result<int64_t> capacity_of(const EngineOptions& options) {
   if (options.deepep_num_max_dispatch_tokens_per_rank) return *options.deepep_num_max_dispatch_tokens_per_rank;
-  const char* text = std::getenv(kCapacityVariable);
-  if (text == nullptr) return moe::DeepEpOptions{}.capacity;
-  const std::string_view given = text;
-  int64_t capacity = 0;
-  const auto [end, problem] = std::from_chars(given.data(), given.data() + given.size(), capacity);
-  if (problem == std::errc() && end == given.data() + given.size() && capacity >= 1 && capacity <= kMostCapacity) {
-    return capacity;
-  }
-  return Error{ErrorCode::kBadOption,
-               fmt::format("{} must be in [1, {}], not '{}'", kCapacityVariable, kMostCapacity, given)};
+  int64_t capacity = moe::DeepEpOptions{}.capacity;
+  SLUICE_TRY_VOID(read_variable<int64_t>(kCapacityVariable, 1, kMostCapacity, capacity));
+  return capacity;
 }
 
 constexpr const char* kBf16Variable = "SGLANG_DEEPEP_BF16_DISPATCH";
@@ -150,11 +142,9 @@ Result<bool> sends_fp8(const EngineOptions& options) {
                              options.deepep_dispatch_dtype, options.moe_a2a_backend)};
   }
   if (options.deepep_dispatch_dtype == kFp8) return true;
-  const char* text = std::getenv(kBf16Variable);
-  if (text == nullptr) return false;
-  const std::string_view given = text;
-  if (given == "0" || given == "1") return given == "0";
-  return Error{ErrorCode::kBadOption, fmt::format("{} must be 0 or 1, not '{}'", kBf16Variable, given)};
+  bool bf16 = true;
+  SLUICE_TRY_VOID(read_variable(kBf16Variable, bf16));
+  return !bf16;
 }
 
 bool overlaps(const EngineOptions& options) {

@@ -105,7 +105,7 @@ TEST(ExpertOptionsTest, RowsGoToExpertsInFp8WhereTheFlagOrTheVariableSaysSo) {
   EXPECT_EQ(settled(deepep, nullptr), "whole");
   EXPECT_EQ(settled(deepep, "1"), "whole");
   EXPECT_EQ(settled(deepep, "0"), "fp8");
-  EXPECT_THAT(settled(deepep, "yes"), HasSubstr("SGLANG_DEEPEP_BF16_DISPATCH must be 0 or 1, not 'yes'"));
+  EXPECT_THAT(settled(deepep, "yes"), HasSubstr("SGLANG_DEEPEP_BF16_DISPATCH must be 1, 0, true or false, not 'yes'"));
   std::vector<std::string> flag = deepep;
   flag.emplace_back("--deepep-dispatch-dtype=fp8_e4m3");
   EXPECT_EQ(settled(flag, "1"), "fp8");

@@ -26,6 +26,7 @@
 #include "engine/model_files.h"
 #include "engine/nodes/leader.h"
 #include "engine/scheduler_tuning.h"
+#include "engine/server_environment.h"
 #include "kernels/kernels.h"
 #include "models/sharding.h"
 #include "net/server.h"
@@ -288,7 +289,8 @@ Result<std::unique_ptr<Front>> Front::start(const EngineOptions& options, FrontH
   }
   SLUICE_TRY_VOID(parallel::check_layout(layout_of(adjusted, 0)));
   SLUICE_TRY(const Duration limit, warm_up_limit());
-  SLUICE_TRY_VOID(scheduler_tuning_from_environment());  // which the ranks read again
+  SLUICE_TRY_VOID(scheduler_tuning_from_environment());  // which the ranks read again, as
+  SLUICE_TRY_VOID(server_environment());
   SLUICE_TRY(const int weights_fd, weights_memory(adjusted));
   std::unique_ptr<Front> front(
       new Front(std::make_unique<Impl>(options, adjusted, std::move(hooks), weights_fd, limit)));

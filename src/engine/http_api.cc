@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "base/check.h"
 #include "engine/api/context.h"
 #include "engine/api/rank_metrics.h"
 #include "engine/api/routes.h"
 #include "engine/deterministic.h"
 #include "engine/grammar/grammar.h"
 #include "engine/layout_options.h"
+#include "engine/server_environment.h"
 #include "protocol/errors.h"
 
 namespace sluice::engine {
@@ -22,12 +24,6 @@ std::string variable(const char* name) {
 bool is_set(const char* name) {
   const std::string value = variable(name);
   return !value.empty() && value != "0" && value != "false";
-}
-
-Duration health_timeout() {
-  const std::string text = variable("SGLANG_HEALTH_CHECK_TIMEOUT");
-  const double given = std::atof(text.c_str());
-  return std::chrono::seconds(given >= 1 && given <= 3600 ? static_cast<int64_t>(given) : 20);
 }
 
 nlohmann::ordered_json public_args(const EngineOptions& options) {
@@ -61,8 +57,10 @@ ApiSettings settings_of(const EngineOptions& options) {
   } else if (grammar_backend(options) == "none") {
     out.why_no_grammar = "the server runs with --grammar-backend none";
   }
-  out.health_generates = variable("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION") != "0";
-  out.health_timeout = health_timeout();
+  const auto environment = server_environment();
+  SLUICE_CHECK(environment.ok(), "{}", environment.error().message);  // a Front has refused it
+  out.health_generates = environment->health_generates;
+  out.health_timeout = environment->health_timeout;
   if (auto rank = variable("SGLANG_DP_RANK"); !rank.empty()) out.own_dp_rank = std::move(rank);
   if (options.reasoning_parser) out.reasoning_format = parsers::find_reasoning_format(*options.reasoning_parser);
   if (options.tool_call_parser) out.tool_call_format = parsers::find_tool_call_format(*options.tool_call_parser);

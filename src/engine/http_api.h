@@ -20,7 +20,8 @@ enum class ServerStatus { kStarting, kUp, kDraining };
 
 class HttpApi {
  public:
-  // `backend` and `metrics` outlive the API. Declares its families in `metrics` (sglang:*), also those of the ranks.
+  // `backend` and `metrics` outlive the API, and the environment is one that server_environment() takes. Declares its
+  // families in `metrics` (sglang:*), also those of the ranks.
   HttpApi(const EngineOptions& options, ServedModel model, Backend& backend, obs::Metrics& metrics);
   // The server whose handler this is must be gone.
   ~HttpApi();

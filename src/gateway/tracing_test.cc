@@ -10,6 +10,7 @@ namespace sluice::gateway {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 constexpr const char* kTrace = "4bf92f3577b34da6a3ce929d0e0e4736";
 constexpr const char* kSpan = "00f067aa0ba902b7";
@@ -53,6 +54,17 @@ class TracingTest : public GatewayFixture {
     co_await exchange.respond(std::move(response));
   }
 };
+
+TEST_F(TracingTest, TheServiceIsNamedAsTheEnvironmentSays) {
+  worker();
+  ::setenv("OTEL_SERVICE_NAME", "edge-of-town", 1);
+  start_traced();
+  ::unsetenv("OTEL_SERVICE_NAME");
+  ASSERT_EQ(traced({})->status, 200);
+  ASSERT_TRUE(eventually([&] { return metric("smg_traces_total", {"exported"}) == 1; }));
+  EXPECT_THAT(received(), HasSubstr("edge-of-town"));
+  EXPECT_THAT(received(), Not(HasSubstr("sgl-router")));
+}
 
 TEST_F(TracingTest, ContinuesTheClientsTraceAndTheWorkersIsBelowOurs) {
   const SimWorker& one = worker();

@@ -60,6 +60,16 @@ TEST_F(AdminApiTest, AProfilesFilesAreWhereTheClientWantsThem) {
   EXPECT_EQ(post("/start_profile", {{"num_steps", 0}}).status, 400);
 }
 
+TEST_F(AdminApiTest, AProfilesFilesAreWhereTheVariableSaysUnlessTheClientDoes) {
+  serve();
+  ::setenv("SGLANG_TORCH_PROFILER_DIR", "/var/profiles", 1);
+  EXPECT_THAT(post("/start_profile", {{"profile_id", "7"}}).body, HasSubstr("/var/profiles/7-DP-<rank>.trace.json"));
+  EXPECT_THAT(post("/start_profile", {{"profile_id", "7"}, {"output_dir", "/var/tmp"}}).body,
+              HasSubstr("/var/tmp/7-DP-<rank>.trace.json"));
+  ::unsetenv("SGLANG_TORCH_PROFILER_DIR");
+  EXPECT_THAT(post("/start_profile", {{"profile_id", "7"}}).body, HasSubstr("/tmp/7-DP-<rank>.trace.json"));
+}
+
 TEST_F(AdminApiTest, OtherWeightsAreLoadedInAPauseAndTheCachesEmptied) {
   serve();
   const std::string folder = std::string(SLUICE_FIXTURES_DIR) + "/tiny-llama";

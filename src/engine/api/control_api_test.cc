@@ -45,6 +45,30 @@ TEST_F(ControlApiTest, HealthIs503WhenEveryRankFails) {
   EXPECT_EQ(call("GET", "/health").status, 503);
 }
 
+TEST_F(ControlApiTest, ARankThatSaysNothingHasSoLongAsTheVariableSays) {
+  ::setenv("SGLANG_HEALTH_CHECK_TIMEOUT", "0.1", 1);
+  serve();
+  ::unsetenv("SGLANG_HEALTH_CHECK_TIMEOUT");
+  // Its default is longer than a test has.
+  EXPECT_EQ(call("GET", "/health").status, 503);
+  EXPECT_EQ(call("GET", "/server_info").json()["status"], "UnHealthy");
+  EXPECT_TRUE(backend_->wait_for([](const FakeBackend& b) { return b.running().empty(); })) << "it was aborted";
+}
+
+TEST_F(ControlApiTest, HealthAsksNoRankWhereTheVariableSaysSo) {
+  ::setenv("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "0", 1);
+  serve();
+  ::unsetenv("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION");
+  EXPECT_EQ(call("GET", "/health").status, 200);
+  EXPECT_TRUE(backend_->submitted().empty());
+  api_->set_status(ServerStatus::kDraining);
+  EXPECT_EQ(call("GET", "/health").status, 503);
+  api_->set_status(ServerStatus::kUp);
+  answer_with("x");
+  EXPECT_EQ(call("GET", "/health_generate").status, 200);
+  EXPECT_EQ(backend_->submitted().size(), 1u) << "which always asks";
+}
+
 TEST_F(ControlApiTest, HealthIs503UnlessUp) {
   serve();
   answer_with("x");

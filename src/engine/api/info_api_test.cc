@@ -8,6 +8,7 @@ namespace sluice::engine {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 class InfoApiTest : public ApiTest {
  protected:
@@ -365,6 +366,20 @@ TEST_F(InfoApiTest, TheDelayerOfPromptsShowsWhatItDecides) {
                               R"("all",output_allow="true",output_reason="wait_success",actual_execution="true"} 2)"));
   EXPECT_THAT(page, HasSubstr("sglang:prefill_delayer_wait_forward_passes_sum" + rank_1_ + "} 7\n"));
   EXPECT_THAT(page, HasSubstr("sglang:prefill_delayer_wait_seconds_sum" + rank_1_ + "} 1.5\n"));
+}
+
+TEST_F(InfoApiTest, AServerWithOneRankHasNoLabelOfIt) {
+  options_.dp_size = 1;
+  serve();
+  EXPECT_THAT(call("GET", "/metrics").body, Not(HasSubstr("dp_rank=")));
+}
+
+TEST_F(InfoApiTest, AServerWithOneRankIsLabelledWithTheRankThatTheVariableSays) {
+  options_.dp_size = 1;
+  ::setenv("SGLANG_DP_RANK", "3", 1);
+  serve();
+  ::unsetenv("SGLANG_DP_RANK");
+  EXPECT_THAT(call("GET", "/metrics").body, HasSubstr("moe_ep_rank=\"0\",dp_rank=\"3\"} 0\n"));
 }
 
 TEST_F(InfoApiTest, WhatGroupsComputeTogetherIsShownOnRequest) {
