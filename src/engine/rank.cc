@@ -24,6 +24,7 @@
 #include "engine/memory_plan.h"
 #include "engine/nodes/identity.h"
 #include "engine/rank_loop.h"
+#include "engine/scheduler_setup.h"
 #include "engine/step_device.h"
 #include "engine/tokenizer_files.h"
 #include "engine/weight_query.h"
@@ -63,14 +64,6 @@ Result<std::string> read_all(int fd) {
 int64_t host_workers() {
   const char* text = std::getenv(kHostWorkersVariable);
   return std::max<int64_t>(1, text ? std::atoll(text) : 1);
-}
-
-// Seconds in a variable of the environment; none, or not above 0: no limit.
-std::optional<Duration> timeout_from(const char* variable) {
-  const char* text = std::getenv(variable);
-  const double given = text ? std::atof(text) : -1;
-  if (!(given > 0) || given > 1e9) return std::nullopt;
-  return from_seconds(given);
 }
 
 log::Options log_options(const EngineOptions& options) {
@@ -121,8 +114,7 @@ class RankProcess {
       kept.kv_bytes_per_token += static_cast<size_t>(RoutedExperts::bytes_per_token(runner->last_routing()));
     }
     SLUICE_TRY(const MemoryPlan memory, plan(kept, host_ranks));
-    const int64_t slots = memory.max_total_tokens + options.page_size;
-    SLUICE_TRY_VOID(runner->allocate_kv({.slots = slots,
+    SLUICE_TRY_VOID(runner->allocate_kv({.slots = memory.max_total_tokens + options.page_size,
                                          .table_rows = static_cast<int32_t>(memory.max_running_requests),
                                          .table_width = static_cast<int32_t>(memory.max_req_len),
                                          .kept_states = static_cast<int32_t>(memory.kept_states)}));
@@ -143,52 +135,18 @@ class RankProcess {
       report_ready(model, memory, 0);
       return run_follower_loop(link_, *group, spec_.process, load_weights, record_experts);
     }
-    std::unique_ptr<KvPublisher> events;
-    if (options.kv_events_config) {
-      SLUICE_TRY(const auto config, parse_kv_events_config(*options.kv_events_config));
-      if (config.enabled) {
-        SLUICE_TRY(events, KvPublisher::open(config, spec_.dp_rank, real_clock()));
-        SLUICE_LOG(info, kComponent, "rank {}: publishes KV events at {}", spec_.dp_rank, events->endpoint());
-      }
-    }
+    SLUICE_TRY(const auto events, open_events());
     const auto device = step_device(model, group != nullptr);
     SLUICE_TRY(const SchedulerTuning tuning, scheduler_tuning_from_environment());
-    Scheduler scheduler(
-        {
-            .kv_slots = slots,
-            .page_size = options.page_size,
-            .max_running_requests = memory.max_running_requests,
-            .max_queued_requests = options.max_queued_requests,
-            .chunked_prefill_size = plan_steps(options).chunk,
-            .max_prefill_tokens = options.max_prefill_tokens,
-            .prefill_max_requests = options.prefill_max_requests,
-            .context_length = model.context_length,
-            .policy = find_schedule_policy(options.schedule_policy),
-            .prefix_cache =
-                !options.disable_radix_cache && (model.state_bytes_per_sequence == 0 || memory.kept_states > 0),
-            .radix = {.eviction = options.radix_eviction_policy == "lfu" ? RadixOptions::Eviction::kLeastFrequentlyUsed
-                                                                         : RadixOptions::Eviction::kLeastRecentlyUsed,
-                      .record_events = events != nullptr,
-                      .first_state_row = static_cast<int32_t>(memory.max_running_requests),
-                      .state_rows = static_cast<int32_t>(memory.kept_states)},
-            .priorities = {.enabled = options.enable_priority_scheduling || options.schedule_policy == "priority",
-                           .low_first = options.schedule_low_priority_values_first,
-                           .refused_if_disabled = options.abort_on_priority_when_disabled,
-                           .preemption_threshold = options.priority_scheduling_preemption_threshold},
-            .mixed_chunk = options.enable_mixed_chunk,
-            .mixed_chunk_gap = options.mixed_chunk_gap,
-            .joint_steps = group != nullptr,
-            .conservativeness = options.schedule_conservativeness,
-            .tuning = tuning,
-            // Ranks must not repeat each other.
-            .seed = (options.random_seed ? static_cast<uint64_t>(*options.random_seed) : random_seed()) +
-                    static_cast<uint64_t>(spec_.dp_rank),
-            .keep_routed_experts = keeps_experts,
-            .most_answer_bytes = memory.answer_bytes,
-            .waiting_timeout = timeout_from("SGLANG_REQ_WAITING_TIMEOUT"),
-            .running_timeout = timeout_from("SGLANG_REQ_RUNNING_TIMEOUT"),
-        },
-        *runner, [tokenizer](int32_t id) { return tokenizer->token_bytes(id); }, real_clock(), device.get());
+    SLUICE_TRY(const ServerEnvironment environment, server_environment());
+    const uint64_t seed = options.random_seed ? static_cast<uint64_t>(*options.random_seed) : random_seed();
+    Scheduler scheduler(scheduler_options(options, memory, model, tuning, environment,
+                                          {.joint_steps = group != nullptr,
+                                           .keep_routed_experts = keeps_experts,
+                                           .publish_events = events != nullptr,
+                                           .seed = seed + static_cast<uint64_t>(spec_.dp_rank)}),
+                        *runner, [tokenizer](int32_t id) { return tokenizer->token_bytes(id); }, real_clock(),
+                        device.get());
     const auto grammars = grammar_desk(model, tokenizer);
     report_states(model, memory);
     report_ready(model, memory, scheduler.max_req_input_len());
@@ -206,6 +164,16 @@ class RankProcess {
          .read_weight = [&](std::string_view query) { return answer_weight_query(*runner, query); },
          .grammars = grammars.get()},
         link_, scheduler, board_ ? &*board_ : nullptr, events.get());
+  }
+
+  // Null where nobody has asked for them.
+  Result<std::unique_ptr<KvPublisher>> open_events() const {
+    if (!spec_.options.kv_events_config) return std::unique_ptr<KvPublisher>();
+    SLUICE_TRY(const auto config, parse_kv_events_config(*spec_.options.kv_events_config));
+    if (!config.enabled) return std::unique_ptr<KvPublisher>();
+    SLUICE_TRY(auto events, KvPublisher::open(config, spec_.dp_rank, real_clock()));
+    SLUICE_LOG(info, kComponent, "rank {}: publishes KV events at {}", spec_.dp_rank, events->endpoint());
+    return events;
   }
 
   // A thread for the steps, so that the next one is planned meanwhile; null: they are computed one after another. Which
