@@ -608,14 +608,14 @@ const OptionTable<EngineOptions>& engine_option_table() {
           {.name = "disable-radix-cache",
            .field = &O::disable_radix_cache,
            .value = false,
-           .read_by = "engine/rank",
+           .read_by = "engine/scheduler_setup",
            .group = kMemory,
            .help = "Share no prefixes between requests."},
           {.name = "radix-eviction-policy",
            .field = &O::radix_eviction_policy,
            .value = std::string("lru"),
            .choices = {"lru", "lfu"},
-           .read_by = "engine/rank",
+           .read_by = "engine/scheduler_setup",
            .group = kMemory,
            .help = "Which cached prefix goes first: lru the one used longest ago, lfu the one used by the fewest "
                    "requests."},
@@ -640,7 +640,7 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .field = &O::max_queued_requests,
            .value = OptInt(),
            .range = {1, 1e9},
-           .read_by = "engine/rank",
+           .read_by = "engine/scheduler_setup",
            .group = kScheduling,
            .help = "Requests of a rank that wait; beyond it a request gets 503. Default: no limit."},
           {.name = "chunked-prefill-size",
@@ -655,14 +655,14 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .field = &O::max_prefill_tokens,
            .value = int64_t{16384},
            .range = {1, 1e9},
-           .read_by = "engine/rank",
+           .read_by = "engine/scheduler_setup",
            .group = kScheduling,
            .help = "Prompt tokens of one prefill batch; its first request may exceed it."},
           {.name = "prefill-max-requests",
            .field = &O::prefill_max_requests,
            .value = OptInt(),
            .range = {1, 1e9},
-           .read_by = "engine/rank",
+           .read_by = "engine/scheduler_setup",
            .group = kScheduling,
            .help = "Requests of one prefill batch; default: no limit."},
           {.name = "grammar-backend",
@@ -677,7 +677,7 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .field = &O::schedule_policy,
            .value = std::string("fcfs"),
            .choices = schedule_policy_names(),
-           .read_by = "engine/rank",
+           .read_by = "engine/scheduler_setup",
            .group = kScheduling,
            .help = "Order of waiting requests: fcfs by arrival; lpm longest cached prefix first; dfs-weight those with "
                    "a common prefix together; lof most output tokens first; random; priority is fcfs with "
@@ -686,46 +686,46 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .field = &O::schedule_conservativeness,
            .value = 1.0,
            .range = {0.0, 100.0},
-           .read_by = "engine/rank",
+           .read_by = "engine/scheduler_setup",
            .group = kScheduling,
            .help = "Larger values reserve more of the pool for output tokens, so that fewer requests are retracted."},
           {.name = "enable-priority-scheduling",
            .field = &O::enable_priority_scheduling,
            .value = false,
-           .read_by = "engine/rank",
+           .read_by = "engine/scheduler_setup",
            .group = kScheduling,
            .help = "Requests with a larger priority go first, and may take the place of running ones. With fcfs or "
                    "lof."},
           {.name = "abort-on-priority-when-disabled",
            .field = &O::abort_on_priority_when_disabled,
            .value = false,
-           .read_by = "engine/rank",
+           .read_by = "engine/scheduler_setup",
            .group = kScheduling,
            .help = "Without priority scheduling, answer a request that has a priority with 503."},
           {.name = "priority-scheduling-preemption-threshold",
            .field = &O::priority_scheduling_preemption_threshold,
            .value = int64_t{10},
            .range = {0, 1e9},
-           .read_by = "engine/rank",
+           .read_by = "engine/scheduler_setup",
            .group = kScheduling,
            .help = "A request takes the place of a running one if its priority is larger by more than this."},
           {.name = "schedule-low-priority-values-first",
            .field = &O::schedule_low_priority_values_first,
            .value = false,
-           .read_by = "engine/rank",
+           .read_by = "engine/scheduler_setup",
            .group = kScheduling,
            .help = "Small priorities are the urgent ones."},
           {.name = "enable-mixed-chunk",
            .field = &O::enable_mixed_chunk,
            .value = false,
-           .read_by = "engine/rank",
+           .read_by = "engine/scheduler_setup",
            .group = kScheduling,
            .help = "Running requests go on decoding in the steps that compute prompts."},
           {.name = "mixed-chunk-gap",
            .field = &O::mixed_chunk_gap,
            .value = 3.0,
            .range = {1.5, 1000.0},
-           .read_by = "engine/rank",
+           .read_by = "engine/scheduler_setup",
            .group = kScheduling,
            .help = "With --enable-mixed-chunk: times the length of a decode step that a step may take because of the "
                    "prompt tokens in it; with DP attention also where it is another group that decodes."},
@@ -869,19 +869,11 @@ Result<void> check_engine_options(const EngineOptions& options) {
     return Error{ErrorCode::kBadOption, fmt::format("--grammar-backend {} is not in this build (SLUICE_GRAMMAR=OFF)",
                                                     *options.grammar_backend)};
   }
-  struct Layout {
-    std::string_view flag;
-    int64_t value, built;
-    std::string_view instead;
-  };
-  const Layout layouts[] = {
-      {"pp-size", options.pp_size, 1, "pipeline parallelism is not built yet; use --dp-size for replicas"},
-  };
-  for (const auto& layout : layouts) {
-    if (layout.value != layout.built) {
-      return Error{ErrorCode::kBadOption,
-                   fmt::format("--{} must be {}, not {}: {}", layout.flag, layout.built, layout.value, layout.instead)};
-    }
+  if (options.pp_size != 1) {
+    return Error{
+        ErrorCode::kBadOption,
+        fmt::format("--pp-size must be 1, not {}: pipeline parallelism is not built; use --dp-size for replicas",
+                    options.pp_size)};
   }
   SLUICE_TRY_VOID(check_nodes(options));
   SLUICE_TRY_VOID(check_eplb(options));
