@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Every option of the gateway has a row in docs/results/option-effects.md that cites a test of what it changes; the test is in
+"""Every option of COMMANDS has a row in docs/results/option-effects.md that cites a test of what it changes; the test is in
 the sources and sets the option, by itself or in what stands above the tests of its file or class.
 
 usage: check_option_tests.py <sluice binary>"""
@@ -12,6 +12,7 @@ import sys
 from check_reliability import CC_TEST, PY_TEST
 from check_tree import ROOT, tracked
 
+COMMANDS = ("gateway", "server", "serve", "explain")
 PAGE = ROOT / "docs/results/option-effects.md"
 ROW = re.compile(r"^\| `--([a-z0-9-]+)` \| ([^|]+) \| `(\w+\.\w+)` \|$", re.M)
 
@@ -38,25 +39,51 @@ def bodies():
     return found
 
 
-def main():
-    dump = json.loads(subprocess.run([sys.argv[1], "options", "--json"], check=True, capture_output=True).stdout)
-    options = next(d["options"] for d in dump if d["command"] == "gateway")
-    rows = ROW.findall(PAGE.read_text())
-    known = bodies()
+def sections(page):
+    """Command -> the rows below its heading."""
+    parts = re.split(r"^## `sluice ([a-z-]+)`$", page, flags=re.M)
+    return {command: ROW.findall(text) for command, text in zip(parts[1::2], parts[2::2])}
+
+
+def own(command, options):
+    """Those of the command alone: what it hands on to others has its rows there."""
+    names = {other: {o["name"] for o in options.get(other, [])} for other in ("gateway", "server")}
+    if command not in ("serve", "explain"):
+        return options[command]
+    elsewhere = names["server"]
+    if command == "serve":
+        elsewhere = elsewhere | names["gateway"] | {f"router-{name}" for name in names["gateway"]}
+    return [o for o in options[command] if o["name"] not in elsewhere]
+
+
+def problems_of(command, options, rows, known):
     count = collections.Counter(name for name, *_ in rows)
-    problems = [f"--{name} is no option of the gateway" for name in count if name not in {o["name"] for o in options}]
+    for name in count:
+        if name not in {o["name"] for o in options}:
+            yield f"--{name} is no option of sluice {command}, or one that it hands on"
     for option in options:
         name = option["name"]
         if count[name] != 1:
-            problems.append(f"--{name} has {count[name]} rows; write one, with a test that shows what the option changes")
+            yield f"--{name} has {count[name]} rows; write one, with a test that shows what the option changes"
         for _, _, test in (row for row in rows if row[0] == name):
             flags = "|".join(re.escape(flag) for flag in [name, *option.get("aliases", [])])
             if test not in known:
-                problems.append(f"--{name}: there is no test {test}")
+                yield f"--{name}: there is no test {test}"
             elif not re.search(rf"--({flags})\b(?!-)", known[test]):
-                problems.append(f"--{name}: {test} does not set it")
+                yield f"--{name}: {test} does not set it"
+
+
+def main():
+    dump = json.loads(subprocess.run([sys.argv[1], "options", "--json"], check=True, capture_output=True).stdout)
+    options = {d["command"]: d["options"] for d in dump}
+    rows = sections(PAGE.read_text())
+    known = bodies()
+    # A build without the engine has the gateway alone.
+    commands = [command for command in COMMANDS if options.get(command)]
+    problems = [f"sluice {command}: {problem}" for command in commands
+                for problem in problems_of(command, own(command, options), rows.get(command, []), known)]
     print("\n".join(f"{PAGE.relative_to(ROOT)}: {problem}" for problem in problems)
-          or f"{len(rows)} options have a test of what they change")
+          or f"{sum(len(rows[command]) for command in commands)} options have a test of what they change")
     return 1 if problems else 0
 
 

@@ -3,10 +3,12 @@
 
 usage: serve_life_test.py <sluice binary> <folder of fixtures>"""
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 
@@ -48,6 +50,24 @@ class StartTest(unittest.TestCase):
     def test_a_wrong_flag_ends_it_before_anything_starts(self):
         status, text = fails("--model-path", MODEL, "--pp-size", 2, *COMMON)
         self.assertEqual((status, text.count("\n")), (2, 1), text)
+
+    def test_worker_host(self):
+        with serve("--worker-host", "127.0.0.3") as server:
+            wait_for_workers(server)
+            for url in healthy(server):
+                self.assertTrue(url.startswith("http://127.0.0.3:"), url)
+            self.assertEqual(generate(server)[0], 200)
+
+    def test_worker_startup_timeout(self):
+        with tempfile.TemporaryDirectory() as folder:
+            model = os.path.join(folder, "model")
+            shutil.copytree(MODEL, model)
+            weights = os.path.join(model, "model.safetensors")
+            os.remove(weights)
+            os.mkfifo(weights)  # to which nobody writes: whoever opens it waits
+            status, text = fails("--model-path", model, "--dp-size", 1, "--worker-startup-timeout", 1, *COMMON)
+        self.assertEqual(status, 1)
+        self.assertRegex(text, r"worker 0 did not start: .*1 s")
 
     def test_a_taken_port_is_named(self):
         with socket.create_server(("127.0.0.1", 0)) as taken:

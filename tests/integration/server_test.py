@@ -110,7 +110,8 @@ class EnvironmentTest(unittest.TestCase):
                               env={**os.environ, **variables}, capture_output=True, text=True, timeout=60)
 
     def test_a_variable_that_is_no_number_ends_the_start_by_its_name(self):
-        for name in ("SGLANG_INIT_NEW_TOKEN_RATIO", "IN_BATCH_PREFIX_CACHING_CHECK_THRESHOLD", "SGLANG_WARMUP_TIMEOUT"):
+        for name in ("SGLANG_INIT_NEW_TOKEN_RATIO", "IN_BATCH_PREFIX_CACHING_CHECK_THRESHOLD", "SGLANG_WARMUP_TIMEOUT",
+                     "SGLANG_REQ_WAITING_TIMEOUT", "SGLANG_REQ_RUNNING_TIMEOUT", "SGLANG_HEALTH_CHECK_TIMEOUT"):
             run = self.start(**{name: "much"})
             self.assertEqual(run.returncode, 2, run.stderr)
             self.assertIn(f"{name} must be in [", run.stderr)
@@ -120,11 +121,91 @@ class EnvironmentTest(unittest.TestCase):
         self.assertEqual(run.returncode, 1, run.stderr)
         self.assertIn("rank 0 did not answer the warm-up request within 1e-06 s", run.stderr)
 
+    def test_skip_server_warmup(self):
+        with Sluice(BINARY, "server", "--model-path", MODEL, "--port", 0, "--max-total-tokens", 512, "--skip-server-warmup",
+                    env={"SGLANG_WARMUP_TIMEOUT": "0.000001"}) as running:
+            self.assertEqual(generate(running.url)[0], 200)
+
     def test_the_ranks_schedule_by_them(self):
         with Sluice(BINARY, "server", "--model-path", MODEL, "--port", 0, "--max-total-tokens", 512, "--enable-metrics",
                     env={"SGLANG_INIT_NEW_TOKEN_RATIO": "0.25"}) as running:
             page = urllib.request.urlopen(running.url + "/metrics", timeout=60).read().decode()
             self.assertRegex(page, r"sglang:new_token_ratio\{[^}]*\} 0\.25\n")
+
+
+class FlagsTest(unittest.TestCase):
+    """Flags that need a rank to be seen. One server has them all."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        model = Path(cls.folder.name) / "no-tokenizer"
+        shutil.copytree(MODEL, model)
+        for file in model.glob("tokenizer*"):
+            file.unlink()
+        cls.model = model
+        template = Path(cls.folder.name) / "template.jinja"
+        template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}!")
+        cls.server = Sluice(BINARY, "server", "--model-path", model, "--tokenizer-path", MODEL, "--chat-template", template,
+                            "--host", "127.0.0.2", "--port", 0, "--max-total-tokens", 160, "--context-length", 64,
+                            "--max-running-requests", 3, "--served-model-name", "mine", "--threads", 3)
+        cls.info = call(cls.server.url + "/server_info")[2]
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.server.kill()
+        cls.folder.cleanup()
+
+    def test_host(self):
+        self.assertTrue(self.server.url.startswith("http://127.0.0.2:"), self.server.url)
+        with self.assertRaises(OSError):
+            socket.create_connection(("127.0.0.1", int(self.server.url.rsplit(":", 1)[1])), 10)
+
+    def test_tokenizer_path(self):
+        status, _, answer = call(self.server.url + "/tokenize", {"prompt": "hello"})
+        self.assertEqual(status, 200, answer)
+        run = subprocess.run([BINARY, "server", "--model-path", self.model, "--port", "0"], capture_output=True, text=True,
+                             timeout=60)
+        self.assertNotEqual(run.returncode, 0, "the model's own folder has none")
+
+    def test_chat_template(self):
+        count = len(call(self.server.url + "/tokenize", {"prompt": "hello!"})[2]["tokens"])
+        status, _, answer = call(self.server.url + "/v1/chat/completions", {
+            "model": "mine", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 1})
+        self.assertEqual(status, 200, answer)
+        self.assertEqual(answer["usage"]["prompt_tokens"], count)
+
+    def test_context_length(self):
+        status, _, answer = call(self.server.url + "/generate", {"input_ids": [5] * 64})
+        self.assertEqual(status, 400)
+        self.assertIn("context length (64 tokens)", json.dumps(answer))
+
+    def test_max_total_tokens(self):
+        self.assertEqual(self.info["internal_states"][0]["memory_usage"]["token_capacity"], 160)
+
+    def test_max_running_requests(self):
+        self.assertEqual(self.info["internal_states"][0]["effective_max_running_requests_per_dp"], 3)
+
+    def test_served_model_name(self):
+        self.assertEqual(call(self.server.url + "/v1/models")[2]["data"][0]["id"], "mine")
+
+    def test_threads(self):
+        def tasks(running):
+            return len(os.listdir(f"/proc/{rank_processes(running)[0]}/task"))
+
+        self.assertEqual(generate(self.server.url)[0], 200)
+        with server() as one:  # --threads 1
+            self.assertEqual(generate(one.url)[0], 200)
+            self.assertEqual(tasks(self.server) - tasks(one), 2)
+
+    def test_random_seed(self):
+        body = {"input_ids": PROMPT, "sampling_params": {"temperature": 1.5, "max_new_tokens": 12, "ignore_eos": True}}
+
+        def first(*flags):
+            with server(*flags, "--dtype", "float32") as running:
+                return call(running.url + "/generate", body)[2]["output_ids"]
+        self.assertEqual(first("--random-seed", 5), first("--random-seed", 5))
+        self.assertNotEqual(first("--random-seed", 5), first("--random-seed", 6))
 
 
 class CertificateTest(unittest.TestCase):
