@@ -140,13 +140,13 @@ class RankProcess {
     SLUICE_TRY(const SchedulerTuning tuning, scheduler_tuning_from_environment());
     SLUICE_TRY(const ServerEnvironment environment, server_environment());
     const uint64_t seed = options.random_seed ? static_cast<uint64_t>(*options.random_seed) : random_seed();
-    Scheduler scheduler(scheduler_options(options, memory, model, tuning, environment,
-                                          {.joint_steps = group != nullptr,
-                                           .keep_routed_experts = keeps_experts,
-                                           .publish_events = events != nullptr,
-                                           .seed = seed + static_cast<uint64_t>(spec_.dp_rank)}),
-                        *runner, [tokenizer](int32_t id) { return tokenizer->token_bytes(id); }, real_clock(),
-                        device.get());
+    Scheduler scheduler(
+        scheduler_options(options, memory, model, tuning, environment,
+                          {.joint_steps = group != nullptr,
+                           .keep_routed_experts = keeps_experts,
+                           .publish_events = events != nullptr,
+                           .seed = seed + static_cast<uint64_t>(spec_.dp_rank)}),
+        *runner, [tokenizer](int32_t id) { return tokenizer->token_bytes(id); }, real_clock(), device.get());
     const auto grammars = grammar_desk(model, tokenizer);
     report_states(model, memory);
     report_ready(model, memory, scheduler.max_req_input_len());
