@@ -174,7 +174,7 @@ net::Task<std::optional<bool>> Control::probe(std::shared_ptr<Watch> watch) {
   const bool passed = answer.ok() && answer->status >= 200 && answer->status < 300;
   const auto name = passed ? answer->headers.get(ProcessMark::kHeader) : std::nullopt;
   watch->is_named = name.has_value();
-  watch->has_new_name = name && watch->worker->process.changes_to(*name);
+  watch->has_new_name = name && watch->worker->process.changes_to(*name, context_.clock.now());
   watch->refused = !answer.ok() && answer.error().code == ErrorCode::kRefused;
   context_.metrics.counter("smg_worker_health_checks_total", {"regular", passed ? "success" : "error"}).add();
   const std::string failure = passed        ? std::string()

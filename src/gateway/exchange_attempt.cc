@@ -210,7 +210,8 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
 
 net::Task<Exchange::MaybeFailure> Exchange::relay(Upstream& upstream, net::ResponseHead head) {
   upstream.lease->expect_end();
-  if (const auto name = head.headers.get(ProcessMark::kHeader); name && upstream.worker->process.changes_to(*name)) {
+  const auto name = head.headers.get(ProcessMark::kHeader);
+  if (name && upstream.worker->process.changes_to(*name, context_.clock.now())) {
     context_.control->restarted(upstream.worker);
   }
   loop_.count_upstream_response(head.status);
