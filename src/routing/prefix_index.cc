@@ -54,7 +54,8 @@ class PendingInserts {
   // The claims that came last, newest first.
   template <class Visit>
   void for_latest(Visit visit) const {
-    const size_t count = count_.load(std::memory_order_acquire);
+    // Sequentially consistent, as the guard's announcement before it is: see EpochGuard.
+    const size_t count = count_.load(std::memory_order_seq_cst);
     for (size_t i = 0; i < std::min(count, latest_.size()); ++i) {
       visit_at(latest_[(count - 1 - i) % latest_.size()].load(std::memory_order_acquire), visit);
     }
