@@ -468,7 +468,10 @@ bool PrefixTree::evict_oldest(const Node* keep) {
       if (ref == 0) ref = oldest_;
       continue;
     }
+    if (ref != 0) __builtin_prefetch(node_at(ref), 1);
     remove_leaf(leaf);
+    // It is the next one to go.
+    if (oldest_ != 0) __builtin_prefetch(node_at(node_at(oldest_)->parent), 1);
     evictions_budget_.fetch_add(1, std::memory_order_relaxed);
     return true;
   }
