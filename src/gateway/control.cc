@@ -106,14 +106,15 @@ void Control::suspect(WorkerPtr worker) {
   with_watch(worker, [](Watch& watch) { watch.health.suspect(); });
 }
 
-void Control::started(WorkerPtr worker) {
+void Control::started(WorkerPtr worker, bool is_another) {
   // How many ranks it has is asked first; it is not used before.
   if (context_.options.dp_aware && worker->dp.rank < 0 && !worker->proven) {
     with_watch(worker, [](Watch&) {});
     return;
   }
   forget_process(*worker);
-  worker->process.expect_new();
+  // The first process of a worker may have answered a probe already: then no other one is to come.
+  if (is_another) worker->process.expect_new();
   worker->proven = true;
   liveness_.before_ready(*worker);
   worker->healthy = true;
