@@ -371,7 +371,7 @@ void by_turns(const std::string& name, PrefixIndex& index, size_t writes_per_ms,
   std::vector<double> p99s;
   for (const Mode& mode : modes) {
     index.flush();
-    const uint64_t dropped = index.stats().dropped_inserts;
+    const PrefixIndexStats earlier = index.stats();
     std::vector<double> all;
     double rate = 0;
     {
@@ -393,8 +393,10 @@ void by_turns(const std::string& name, PrefixIndex& index, size_t writes_per_ms,
     if (mode.write) figures->add(fmt::format("{}: writes, {}", name, mode.name), rate / 1e6, "M/s");
     index.flush();
     if (mode.write) {
-      figures->add(fmt::format("{}: dropped inserts, {}", name, mode.name),
-                   static_cast<double>(index.stats().dropped_inserts - dropped), "");
+      const PrefixIndexStats stats = index.stats();
+      const auto dropped = static_cast<double>(stats.dropped_inserts - earlier.dropped_inserts);
+      const auto applied = static_cast<double>(stats.inserts - earlier.inserts);
+      figures->add(fmt::format("{}: writes dropped, {}", name, mode.name), 100 * dropped / (dropped + applied), "%");
     }
   }
 }

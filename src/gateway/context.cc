@@ -117,8 +117,13 @@ Result<WorkerPtr> Context::add_worker(const std::string& url, const std::string&
     metrics.counter("smg_discovery_registrations_total", {source, "failed"}).add();
     return address.ok() ? key.error() : address.error();
   }
-  const WorkerSeries series = series_of(address->to_string());
-  auto [worker, is_new] = fleet.add(std::move(*address), api_key, series);
+  std::pair<WorkerPtr, bool> added;
+  {
+    const std::lock_guard lock(coming_and_going_);
+    const WorkerSeries series = series_of(address->to_string());
+    added = fleet.add(std::move(*address), api_key, series);
+  }
+  auto& [worker, is_new] = added;
   if (is_new) {
     metrics.counter("smg_discovery_registrations_total", {source, "success"}).add();
     worker->change_info([&](Worker::Info& info) { info.source = source; });
@@ -140,16 +145,26 @@ Result<void> Context::change_key(const Worker& worker, const std::string& api_ke
 }
 
 void Context::expand_worker(const Worker& engine, int64_t ranks) {
-  std::vector<WorkerSeries> series;
-  for (int64_t rank = 0; rank < ranks; ++rank)
-    series.push_back(series_of(Worker::url_of(engine.address, {rank, ranks})));
-  for (const WorkerPtr& worker : fleet.expand(engine, series)) {
+  std::vector<WorkerPtr> workers;
+  {
+    const std::lock_guard lock(coming_and_going_);
+    std::vector<WorkerSeries> series;
+    for (int64_t rank = 0; rank < ranks; ++rank)
+      series.push_back(series_of(Worker::url_of(engine.address, {rank, ranks})));
+    workers = fleet.expand(engine, series);
+    metrics.remove_series("worker", engine.url);
+  }
+  for (const WorkerPtr& worker : workers) {
     worker->change_info([&](Worker::Info& info) { info = engine.info(); });
     worker->proven = true;
     worker->healthy = true;
     attend(worker);
   }
-  metrics.remove_series("worker", engine.url);
+}
+
+void Context::remove_series(const Worker& worker) {
+  const std::lock_guard lock(coming_and_going_);
+  if (fleet.find(worker.url) == nullptr) metrics.remove_series("worker", worker.url);
 }
 
 const Context::NamedPolicy& Context::policy_of(const std::string& model) {

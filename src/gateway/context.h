@@ -94,6 +94,8 @@ struct Context {
   Result<void> change_key(const Worker& worker, const std::string& api_key);
   // The engine's ranks take its place, ready. Any thread.
   void expand_worker(const Worker& engine, int64_t ranks);
+  // It has left the fleet: its series go, unless the same address has been added again meanwhile. Any thread.
+  void remove_series(const Worker& worker);
   // A new process behind the URL, or an emptied cache.
   void forget_prefixes(Worker& worker);
 
@@ -108,6 +110,8 @@ struct Context {
   void each_policy(const std::function<void(const Policy&)>& visit) const;
 
  private:
+  // Held while workers come or go together with their series, which those of one address share.
+  std::mutex coming_and_going_;
   mutable std::mutex policies_mutex_;  // guards the map
   std::map<std::string, NamedPolicy> policies_;
 

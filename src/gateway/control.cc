@@ -27,6 +27,7 @@ struct Control::Watch {
   bool has_new_name = false;               // and that it is another one
   bool process_ended = false;              // it was since the worker served last: whoever answers next is a new process
   bool polled = false;                     // a question for its load is under way
+  TimePoint probed_at{};                   // when the last probe began
   bool changed = false;                    // what is known of it, by others, since run() last looked
   std::string_view removal = "requested";  // why, once it is draining
   std::string failure;                     // why the last probe failed, as it was logged
@@ -105,14 +106,15 @@ void Control::suspect(WorkerPtr worker) {
   with_watch(worker, [](Watch& watch) { watch.health.suspect(); });
 }
 
-void Control::started(WorkerPtr worker) {
+void Control::started(WorkerPtr worker, bool is_another) {
   // How many ranks it has is asked first; it is not used before.
   if (context_.options.dp_aware && worker->dp.rank < 0 && !worker->proven) {
     with_watch(worker, [](Watch&) {});
     return;
   }
   forget_process(*worker);
-  worker->process.expect_new();
+  // The first process of a worker may have answered a probe already: then no other one is to come.
+  if (is_another) worker->process.expect_new();
   worker->proven = true;
   liveness_.before_ready(*worker);
   worker->healthy = true;
@@ -174,7 +176,7 @@ net::Task<std::optional<bool>> Control::probe(std::shared_ptr<Watch> watch) {
   const bool passed = answer.ok() && answer->status >= 200 && answer->status < 300;
   const auto name = passed ? answer->headers.get(ProcessMark::kHeader) : std::nullopt;
   watch->is_named = name.has_value();
-  watch->has_new_name = name && watch->worker->process.changes_to(*name);
+  watch->has_new_name = name && watch->worker->process.changes_to(*name, context_.clock.now());
   watch->refused = !answer.ok() && answer.error().code == ErrorCode::kRefused;
   context_.metrics.counter("smg_worker_health_checks_total", {"regular", passed ? "success" : "error"}).add();
   const std::string failure = passed        ? std::string()
@@ -237,6 +239,9 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
   while (!worker.draining) {
     const bool registering = !worker.proven;
     if (context_.clock.now() >= next_probe && (registering || !options.disable_health_check)) {
+      watch->probed_at = context_.clock.now();
+      // Progress first: one that is frozen would take all the time of an ordinary check.
+      if (liveness_.in_question(worker)) co_await prove(watch);
       const uint64_t told = watch->told;
       if (std::exchange(told_before, told) != told) failed_in_a_row = 0;
       const std::optional<bool> verdict = co_await probe(watch);
@@ -281,11 +286,9 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
           worker.healthy = healthy;
         }
       }
-      if (worker.suspect || liveness_.in_question(worker)) {
-        if (!watch->failed_before) co_await prove(watch);
-        // Until it is trusted again, or has shown progress.
-        if (worker.suspect || liveness_.in_question(worker)) watch->health.suspect();
-      }
+      if (worker.suspect && !watch->failed_before) co_await prove(watch);
+      // Until it is trusted again, or has shown progress.
+      if (worker.suspect || liveness_.in_question(worker)) watch->health.suspect();
       Duration pause = watch->health.next_probe(worker.breaker.open_for());
       if (!worker.proven) {
         const bool late = context_.clock.now() - begun > std::chrono::seconds(options.worker_startup_timeout_secs);
@@ -310,7 +313,9 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
     }
     if (worker.draining) break;
     if (std::exchange(watch->changed, false)) {
-      next_probe = std::min(next_probe, context_.clock.now() + watch->health.next_probe());
+      // At once after a fault, and no sooner after the last one than any.
+      const TimePoint now = context_.clock.now();
+      next_probe = std::min(next_probe, std::max(now, watch->probed_at + watch->health.next_probe()));
       if (!worker.proven) next_probe = context_.clock.now();
     }
     const bool probes = !worker.proven || !options.disable_health_check;
@@ -350,8 +355,7 @@ net::Task<> Control::drain(std::shared_ptr<Watch> watch) {
   context_.index.drop_worker(worker.number);
   if (context_.kv != nullptr) context_.kv->forget(worker.number);
   client_.forget(worker.address);
-  // The series stay if the same address has been added again meanwhile.
-  if (context_.fleet.find(worker.url) == nullptr) context_.metrics.remove_series("worker", worker.url);
+  context_.remove_series(worker);
   SLUICE_LOG(info, "gateway/fleet", "worker {} was removed", worker.url);
   liveness_.forget(worker);
   watches_.erase(&worker);
@@ -374,18 +378,19 @@ net::Task<> Control::prove(std::shared_ptr<Watch> watch) {
     liveness_.cannot_generate_for_probes(worker);
     co_return;
   }
-  const auto bound = std::chrono::seconds(context_.options.health_check_timeout_secs);
   const uint64_t question = liveness_.question(worker);
+  const Duration bound = liveness_.patience(worker);
+  const TimePoint asked_at = context_.clock.now();
   const auto answer = co_await ask(watch->worker, "/health_generate", bound);
   const int status = answer.ok() ? answer->status : 0;
   // What this gateway lacks, and that the worker has much to do, say nothing of it.
   if ((!answer.ok() && answer.error().code == ErrorCode::kExhausted) || status == 429) co_return;
   if (status / 100 == 2) {
-    liveness_.generated(worker);
+    liveness_.generated(worker, context_.clock.now() - asked_at);
   } else if (status / 100 == 3 || (status / 100 == 4 && status != 408) || status == 501) {
     liveness_.cannot_generate_for_probes(worker);
   } else {
-    liveness_.generated_nothing(worker, question);
+    liveness_.generated_nothing(worker, question, bound);
   }
 }
 

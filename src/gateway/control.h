@@ -25,9 +25,10 @@ class Control {
   void stop();  // idempotent; nothing of it runs afterwards
 
   // All: any thread.
-  void watch(WorkerPtr worker);      // begins to probe it
-  void suspect(WorkerPtr worker);    // it met a fault: probe soon
-  void started(WorkerPtr worker);    // it is known to serve
+  void watch(WorkerPtr worker);    // begins to probe it
+  void suspect(WorkerPtr worker);  // it met a fault: probe soon
+  // It is known to serve; `is_another` process than before, of which no answer has been seen.
+  void started(WorkerPtr worker, bool is_another);
   void ended(WorkerPtr worker);      // it is known not to
   void restarted(WorkerPtr worker);  // an answer has come from a new process
   void remove(WorkerPtr worker);     // draining, then out

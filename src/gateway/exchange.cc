@@ -237,15 +237,17 @@ std::optional<Choice> Exchange::choose_once(const Roster& roster, const RequestF
   return choice;
 }
 
-WorkerPtr Exchange::choose(Breaker::Permit& permit) {
+// A worker with the permit of its breaker and a lease; null if none can take the request now.
+WorkerPtr Exchange::choose(Breaker::Permit& permit, std::optional<WorkerLease>& lease) {
   WorkerPtr worker;
   std::optional<Choice> choice;
   const Roster* roster = destination_.roster(context_, loop_);
   if (roster == nullptr) return nullptr;
   const RequestFacts facts = destination_.facts(context_, facts_, prompt_tokens_, context_.clock.now());
   found_share_ = facts.prefix.rate();
-  // A trial of a half-open worker may go to another request between the look and the grasp; then there is one fewer.
-  do {
+  // A trial of a half-open worker, or the last place that a worker has, may go to another request between the look and
+  // the grasp; then there is one fewer.
+  for (;;) {
     choice = choose_once(*roster, facts);
     if (!choice) return nullptr;
     if (!choice->worker) {
@@ -253,9 +255,14 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit) {
       return nullptr;
     }
     worker = roster->worker(*choice->worker);
-  } while (!worker->breaker.begin(permit));
-
-  record_choice(*roster, facts, *worker, *choice);
+    if (!worker->breaker.begin(permit)) continue;
+    record_choice(*roster, facts, *worker, *choice);
+    lease.emplace(worker->load, work(choice->match_rate), context_.clock);
+    if (choice->none_takes_work || lease->others() < worker->load->most_requests.load(std::memory_order_relaxed)) break;
+    lease.reset();
+    worker->breaker.neutral(permit);
+    forget_choice();
+  }
   tried_.push_back(worker->number);
   loop_.count_selection(*worker, destination_.policy_name(), choice->reason);
   loop_.count_branch(destination_.policy_name(), choice->reason);
@@ -316,6 +323,12 @@ void Exchange::record_choice(const Roster& roster, const RequestFacts& facts, co
     }
   }
   phase("chosen");
+}
+
+// It came to nothing.
+void Exchange::forget_choice() {
+  record_.tries.pop_back();
+  record_.phases.pop_back();
 }
 
 void Exchange::record_failure(const Failure& failure) {

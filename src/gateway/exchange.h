@@ -63,7 +63,8 @@ class Exchange {
   net::Task<bool> read_request();
 
   net::Task<MaybeFailure> attempt();
-  WorkerPtr choose(Breaker::Permit& permit);
+  WorkerPtr choose(Breaker::Permit& permit, std::optional<WorkerLease>& lease);
+  Work work(double matched_share) const;
   std::optional<Choice> choose_once(const Roster& roster, const RequestFacts& facts);
   net::Task<MaybeFailure> relay(Upstream& upstream, net::ResponseHead head);
   net::Task<MaybeFailure> relay_whole(Upstream& upstream, net::ResponseHead head);
@@ -95,6 +96,7 @@ class Exchange {
   void count_prediction(Worker& worker);
   void count_request();
   void record_choice(const Roster& roster, const RequestFacts& facts, const Worker& worker, const Choice& choice);
+  void forget_choice();
   void record_failure(const Failure& failure);
   void note(std::string_view text);
   Duration elapsed() const { return context_.clock.now() - begun_; }

@@ -60,16 +60,12 @@ bool ends_event(std::string_view stream) { return stream.ends_with("\n\n") || st
 
 // A lease on a worker, the breaker's permit and the connection. Without a verdict the breaker learns nothing.
 struct Exchange::Upstream {
-  Upstream(Exchange& of, WorkerPtr which, Breaker::Permit breaker_permit)
-      : exchange(of), worker(std::move(which)), permit(breaker_permit), sent(of.context_.clock.now()) {
-    const Work work{.prompt_tokens = of.prompt_tokens_,
-                    .new_tokens = std::min(of.facts_.max_tokens.value_or(kDefaultNewTokens), kMostNewTokens),
-                    .prompt_bytes = of.record_.prompt_bytes,
-                    .matched_share = of.matched_share_,
-                    .streams = of.facts_.stream,
-                    .open = !of.facts_.max_tokens && may_be_endless(of.endpoint_)};
-    lease.emplace(worker->load, work, of.context_.clock);
-  }
+  Upstream(Exchange& of, WorkerPtr which, Breaker::Permit breaker_permit, std::optional<WorkerLease> its_lease)
+      : exchange(of),
+        worker(std::move(which)),
+        permit(breaker_permit),
+        sent(of.context_.clock.now()),
+        lease(std::move(its_lease)) {}
   ~Upstream() { release(); }
 
   // The worker has done its part, or is left alone.
@@ -138,8 +134,8 @@ struct Exchange::Upstream {
   const WorkerPtr worker;
   const Breaker::Permit permit;
   const TimePoint sent;
-  bool judged = false;
   std::optional<WorkerLease> lease;
+  bool judged = false;
   std::unique_ptr<net::ClientExchange> connection;
 };
 
@@ -153,9 +149,19 @@ Exchange::Failure Exchange::failure_with(net::Response answer, Outcome outcome, 
   return failure;
 }
 
+Work Exchange::work(double matched_share) const {
+  return {.prompt_tokens = prompt_tokens_,
+          .new_tokens = std::min(facts_.max_tokens.value_or(kDefaultNewTokens), kMostNewTokens),
+          .prompt_bytes = record_.prompt_bytes,
+          .matched_share = matched_share,
+          .streams = facts_.stream,
+          .open = !facts_.max_tokens && may_be_endless(endpoint_)};
+}
+
 net::Task<Exchange::MaybeFailure> Exchange::attempt() {
   Breaker::Permit permit;
-  const WorkerPtr worker = choose(permit);
+  std::optional<WorkerLease> lease;
+  const WorkerPtr worker = choose(permit, lease);
   if (worker == nullptr) {
     count_request();
     co_return no_worker();
@@ -169,7 +175,7 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
       .connect = std::chrono::seconds(options.connect_timeout_secs),
       .head = std::chrono::seconds(options.response_head_timeout_secs.value_or(options.request_timeout_secs)),
       .silence = std::chrono::seconds(options.stream_idle_timeout_secs.value_or(options.request_timeout_secs))};
-  Upstream upstream(*this, worker, permit);
+  Upstream upstream(*this, worker, permit, std::move(lease));
   asked_ = worker;
   at_work_ = true;
   const BodyChanges changes = destination_.changes_for(*worker);
@@ -210,7 +216,8 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
 
 net::Task<Exchange::MaybeFailure> Exchange::relay(Upstream& upstream, net::ResponseHead head) {
   upstream.lease->expect_end();
-  if (const auto name = head.headers.get(ProcessMark::kHeader); name && upstream.worker->process.changes_to(*name)) {
+  const auto name = head.headers.get(ProcessMark::kHeader);
+  if (name && upstream.worker->process.changes_to(*name, context_.clock.now())) {
     context_.control->restarted(upstream.worker);
   }
   loop_.count_upstream_response(head.status);
@@ -371,7 +378,9 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
   upstream.release();
   phase("finished");
   if (good) series().generation.observe(seconds(context_.clock.now() - begun_));
+  with_client_ = true;
   const auto finished = co_await client_.finish();
+  with_client_ = false;
   if (!finished.ok()) gone_ = true;
   co_return std::nullopt;
 }
@@ -382,6 +391,7 @@ net::Task<> Exchange::keep_alive(Upstream& upstream, Duration after) {
   while (!gone_ && !timed_out_) {
     const bool news = co_await upstream.connection->wait_some(after);
     if (news || gone_ || timed_out_) co_return;
+    const HeldByClient held(*upstream.worker->load);
     with_client_ = true;
     const auto sent = co_await client_.write(": keep-alive\n\n");
     with_client_ = false;

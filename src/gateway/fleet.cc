@@ -52,14 +52,12 @@ std::shared_ptr<const Roster> Fleet::roster(std::string_view model, std::optiona
   sort_by_model();
   const auto at = by_model_.find(model);
   if (at == by_model_.end()) return nullptr;
-  auto& roster = at->second.rosters[rank];
-  if (roster == nullptr) {
-    WorkerList workers = at->second.workers;
-    if (rank)
-      std::erase_if(workers, [&](const auto& worker) { return std::max<int64_t>(worker->dp.rank, 0) != *rank; });
-    roster = std::make_shared<const Roster>(std::move(workers), clock_.now());
-  }
-  return roster;
+  auto& rosters = at->second.rosters;
+  if (const auto known = rosters.find(rank); known != rosters.end()) return known->second;
+  WorkerList workers = at->second.workers;
+  if (rank) std::erase_if(workers, [&](const auto& worker) { return std::max<int64_t>(worker->dp.rank, 0) != *rank; });
+  if (rank && workers.empty()) return nobody_;  // a rank that clients make up is not kept
+  return rosters[rank] = std::make_shared<const Roster>(std::move(workers), clock_.now());
 }
 
 std::pair<WorkerPtr, bool> Fleet::add(net::Url address, const std::string& api_key, const WorkerSeries& series) {

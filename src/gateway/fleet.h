@@ -193,6 +193,7 @@ class Fleet {
   std::shared_ptr<const WorkerList> list_ = std::make_shared<WorkerList>();
   uint32_t next_number_ = 0;
   LoadSlab loads_;
+  const std::shared_ptr<const Roster> nobody_ = std::make_shared<const Roster>(WorkerList{}, TimePoint{});
   // Of the version of rosters_version_.
   struct OfModel {
     WorkerList workers;

@@ -62,6 +62,16 @@ TEST_F(FleetTest, TheUrlOfARankFindsTheOneThatStays) {
   EXPECT_EQ(fleet_.engine_of(*fresh[0]), WorkerList(fresh.begin(), fresh.end()));
 }
 
+TEST_F(FleetTest, RanksThatNobodyHasAreNotKept) {
+  const auto nobody = fleet_.roster("", 1'000'000);
+  ASSERT_NE(nobody, nullptr);
+  EXPECT_TRUE(nobody->workers().empty());
+  for (int64_t rank : {-7, 0, 1, 2}) EXPECT_EQ(fleet_.roster("", rank), nobody) << rank;
+  const auto ranks = fleet_.expand(*add("http://h:1"), std::vector<WorkerSeries>(2));
+  EXPECT_EQ(fleet_.roster("", 1)->workers(), WorkerList{ranks[1]});
+  EXPECT_EQ(fleet_.roster("", 1), fleet_.roster("", 1)) << "one that somebody has is";
+}
+
 TEST_F(FleetTest, ASnapshotDoesNotChange) {
   add("http://h:1");
   const auto before = fleet_.snapshot();

@@ -283,7 +283,7 @@ void Gateway::worker_started(const std::string& url, std::optional<std::string> 
   if (had_served) context.metrics.counter("smg_worker_restarts_total", {(*worker)->url}).add();
   for (const WorkerPtr& each : context.fleet.engine_of(**worker)) {
     if (known != nullptr) context.forget_prefixes(*each);
-    context.control->started(each);
+    context.control->started(each, /*is_another=*/known != nullptr);
   }
 }
 

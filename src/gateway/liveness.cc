@@ -16,10 +16,17 @@ constexpr Duration kMargin = std::chrono::seconds(1);
 constexpr int kOverdue = 2;      // looks: a gateway that was stopped itself has a moment to read what came meanwhile
 constexpr int kLearnAtMost = 2;  // times what was expected
 constexpr Duration kPeriod = std::chrono::minutes(10);
+constexpr Duration kPatience = std::chrono::seconds(1);  // with a probe that generates, of which nothing is known
 
 TimePoint time_of(int64_t nanoseconds) { return TimePoint(Duration(nanoseconds)); }
 
 }  // namespace
+
+void Liveness::Most::pass_to(TimePoint now) {
+  if (now - began_ <= kPeriod) return;
+  before_ = std::exchange(now_, Duration(0));
+  began_ = now;
+}
 
 void Liveness::look() {
   const bool some_busy = context_.some_busy.exchange(false);
@@ -70,9 +77,10 @@ void Liveness::look_at(const WorkerPtr& worker, TimePoint now) {
 }
 
 void Liveness::expect(Known& known) const {
-  known.explained = known.most = known.ask_after = std::nullopt;
+  known.explained = known.most = known.ask_after = known.put_off = std::nullopt;
   const auto backlog = known.worker->load->prefill.backlog();
   if (!backlog) return;
+  known.prompts = backlog->prompts;
   if (backlog->whole) known.ask_after = backlog->prompts + beyond(known);
   if (!backlog->decoding) return;
   known.explained = backlog->prompts + *backlog->decoding;
@@ -80,7 +88,7 @@ void Liveness::expect(Known& known) const {
 }
 
 // What a silence may last beyond what explains it.
-Duration Liveness::beyond(const Known& known) { return std::max(known.honest, known.honest_before) + kMargin; }
+Duration Liveness::beyond(const Known& known) { return known.honest.value() + kMargin; }
 
 void Liveness::judge(Known& known, TimePoint now) {
   if (known.ask_after && known.has_probe && !context_.options.disable_health_check) {
@@ -96,27 +104,31 @@ void Liveness::judge(Known& known, TimePoint now) {
   }
 }
 
-bool Liveness::is_to_ask(const Known& known, TimePoint now) {
+bool Liveness::is_to_ask(Known& known, TimePoint now) {
   const Duration since = now - std::max(time_of(known.quiet_since), known.generated_at);
-  if (since <= *known.ask_after) return false;
-  // A probe would wait behind prompts that have come since. They do not put it off for ever.
+  if (since <= *known.ask_after) {
+    known.put_off.reset();
+    return false;
+  }
+  // A probe would wait behind prompts that have come since. Those that had when it was due put it off, and as much may
+  // come once more; not for ever.
   const auto backlog = known.worker->load->prefill.backlog();
-  return since > 2 * *known.ask_after || !backlog || since > backlog->prompts + beyond(known);
+  if (!backlog) return true;
+  const Duration all = backlog->prompts + beyond(known);
+  if (!known.put_off) known.put_off = 2 * std::max(all, *known.ask_after);
+  return since > std::min(all, *known.put_off);
 }
 
 void Liveness::byte_came(Known& known, int64_t heard, TimePoint now) {
   known.heard = heard;
   known.vouched = known.lied = known.in_question = false;
-  if (now - known.period > kPeriod) {
-    known.honest_before = std::exchange(known.honest, Duration(0));
-    known.period = now;
-  }
+  known.honest.pass_to(now);
   const bool was_quiet = std::exchange(known.quiet_since, 0) != 0;
   const bool failed_check = std::exchange(known.failed_check, false);
   if (was_quiet && known.most && !failed_check) {
     // A worker that was frozen for a while is not to have as long the next time: what is learned at once is bounded.
     const Duration learned = std::min(known.lasts, kLearnAtMost * *known.most) - *known.explained;
-    known.honest = std::max(known.honest, learned);
+    known.honest.add(learned);
   }
   if (known.worker->suspect) trust(known, "it answers again");
 }
@@ -198,12 +210,25 @@ void Liveness::returned(const WorkerPtr& worker, bool is_new_process) {
   }
 }
 
-void Liveness::generated(Worker& worker) {
+Duration Liveness::patience(const Worker& worker) const {
+  const Duration most = std::chrono::seconds(context_.options.health_check_timeout_secs);
+  const auto at = known_.find(worker.number);
+  if (at == known_.end() || !at->second.in_question) return most;  // what a suspect takes is learned
+  const Known& known = at->second;
+  const auto backlog = worker.load->prefill.backlog();
+  const Duration later = backlog ? backlog->prompts - known.prompts : Duration(0);
+  return std::min(most, std::max({kPatience, 2 * known.probe_took.value(), later}));
+}
+
+void Liveness::generated(Worker& worker, Duration took) {
   Known* const known = find(worker);
   if (known == nullptr) return;
+  const TimePoint now = context_.clock.now();
+  known->probe_took.pass_to(now);
+  known->probe_took.add(took);
   if (!worker.suspect) {
     known->in_question = false;
-    known->generated_at = context_.clock.now();
+    known->generated_at = now;
     return;
   }
   if (known->lied) return;
@@ -211,15 +236,15 @@ void Liveness::generated(Worker& worker) {
   known->quiet_since = 0;
   known->overdue = 0;
   // What it had before may be lost: it is judged by what comes from now on.
-  worker.load->asked_at = context_.clock.now().time_since_epoch().count();
+  worker.load->asked_at = now.time_since_epoch().count();
   trust(*known, "it has generated for a probe");
 }
 
-void Liveness::generated_nothing(Worker& worker, uint64_t question) {
+void Liveness::generated_nothing(Worker& worker, uint64_t question, Duration waited) {
   Known* const known = find(worker);
   if (known == nullptr || !known->in_question || known->question != question || worker.suspect) return;
   known->vouched = false;  // this one did not lie
-  suspect(*known, "it generates nothing for a probe");
+  suspect(*known, fmt::format("it generates nothing for a probe of at most {:g} s", seconds(waited)));
 }
 
 void Liveness::cannot_generate_for_probes(Worker& worker) {

@@ -4,12 +4,14 @@
 // there is no such probe, with the first of the requests that may try it one at a time.
 //
 // Of an answer that comes whole nothing is seen while it is decoded, and its length may be open. A worker that may be
-// at that is asked for progress: once its prompts should be done it has to generate for a probe.
+// at that is asked for progress: once its prompts should be done it has to generate for a probe, within a second, twice
+// what such probes have taken it lately, or the time of prompts that have come meanwhile.
 //
 // A worker that comes (back) while others serve begins with one request at a time (slow start): its cache is empty, and
 // whatever had made it go may still be there.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <optional>
 #include <string>
@@ -43,15 +45,29 @@ class Liveness {
   bool in_question(const Worker& worker) const;
   // Which question that is; 0 if it is none.
   uint64_t question(const Worker& worker) const;
-  // What came of such a probe, of a suspect or one in question: a token, nothing, or the worker knows none.
-  void generated(Worker& worker);
-  void generated_nothing(Worker& worker, uint64_t question);
+  // How long such a probe is waited for.
+  Duration patience(const Worker& worker) const;
+  // What came of it, of a suspect or one in question: a token, after so long; nothing, for so long; or the worker knows
+  // none.
+  void generated(Worker& worker, Duration took);
+  void generated_nothing(Worker& worker, uint64_t question, Duration waited);
   void cannot_generate_for_probes(Worker& worker);
   // A health check failed: the silence that it falls into is not honest work.
   void failed_check(const Worker& worker);
   void forget(const Worker& worker) { known_.erase(worker.number); }
 
  private:
+  // The most of ten to twenty minutes.
+  class Most {
+   public:
+    void pass_to(TimePoint now);
+    void add(Duration one) { now_ = std::max(now_, one); }
+    Duration value() const { return std::max(now_, before_); }
+
+   private:
+    Duration now_{0}, before_{0};
+    TimePoint began_{};
+  };
   struct Known {
     WorkerPtr worker;
     int64_t heard = 0;        // WorkerLoad::heard_at when this looked last
@@ -60,11 +76,12 @@ class Liveness {
     // for progress. None: nothing is known, or answers are open; none that comes whole is awaited.
     std::optional<Duration> explained, most, ask_after;
     Duration lasts{0};
-    int overdue = 0;  // looks in a row that found it too long
-    // How much longer than explained a silence was that ended with a byte: the most of this and of the last period.
-    Duration honest{0}, honest_before{0};
-    TimePoint period{};
-    bool failed_check = false;  // since a byte came last
+    int overdue = 0;                  // looks in a row that found it too long
+    Most honest;                      // how much longer than explained a silence was that ended with a byte
+    Most probe_took;                  // one that generated
+    Duration prompts{0};              // of its backlog when the silence was looked at first
+    std::optional<Duration> put_off;  // how long a question that is due may wait, from where ask_after counts
+    bool failed_check = false;        // since a byte came last
     bool in_question = false;
     uint64_t question = 0;     // the latest
     bool has_probe = true;     // that generates
@@ -78,7 +95,7 @@ class Liveness {
   void expect(Known& known) const;
   static Duration beyond(const Known& known);
   void judge(Known& known, TimePoint now);
-  static bool is_to_ask(const Known& known, TimePoint now);
+  static bool is_to_ask(Known& known, TimePoint now);
   void suspect(Known& known, std::string_view but);
   Known* find(const Worker& worker);
   void trust(Known& known, std::string_view why);

@@ -150,10 +150,10 @@ class LivenessTest : public GatewayFixture {
     });
   }
   // A chat that is answered whole, and of which nobody says how long it may be.
-  RawClient& chat() {
+  RawClient& chat(const std::string& text = "x") {
     ++sent_;
     clients_.push_back(std::make_unique<RawClient>(gateway_->port()));
-    clients_.back()->post("/v1/chat/completions", R"({"messages":[{"role":"user","content":"x"}]})");
+    clients_.back()->post("/v1/chat/completions", R"({"messages":[{"role":"user","content":")" + text + "\"}]}");
     return *clients_.back();
   }
   RawClient& ask(const std::string& text = "x") {
@@ -351,6 +351,46 @@ TEST_F(LivenessTest, AnAnswerOfAnyLengthIsJudgedByProgress) {
   EXPECT_TRUE(becomes_trusted(only)) << "by its answer";
 }
 
+// An ordinary check would take all of --health-check-timeout-secs to say so, and three of them until it is out.
+TEST_F(LivenessTest, R4AFrozenWorkerIsFoundThoughItsAnswersComeWhole) {
+  Engine& frozen = engine();
+  begin_with_history();
+  frozen.mode = Mode::kFrozen;
+  chat();
+  ASSERT_TRUE(eventually([&] { return frozen.open == 1; }));
+  ASSERT_TRUE(as_time_passes(100ms, [&] { return is_suspect(frozen); }));
+  EXPECT_THAT(json_of(frozen)["suspect"]["why"].get<std::string>(),
+              HasSubstr("it generates nothing for a probe of at most 1 s"));
+  EXPECT_EQ(json_of(frozen)["is_healthy"], true) << "it was found before its health checks had failed";
+  frozen.mode = Mode::kServes;
+  EXPECT_TRUE(becomes_trusted(frozen)) << "by its answer";
+}
+
+// A probe would wait behind it, and nothing of the answer that comes whole shows that the worker is at it.
+TEST_F(LivenessTest, R5ALongPromptThatComesToAWorkerWithAWholeAnswerIsNoSilence) {
+  engine();
+  engine();
+  begin_with_history(std::string(4000, 'x'));
+  for (const auto& each : engines_) each->mode = Mode::kMute;
+  chat(std::string(40'000, 'x'));  // ten times as long as any before: 20 s at most
+  ASSERT_TRUE(eventually([&] { return open() == 1; }));
+  Engine& honest = *engines_[engines_[0]->open == 1 ? 0 : 1];
+  Engine& other = *engines_[engines_[0]->open == 1 ? 1 : 0];
+  ask();
+  ASSERT_TRUE(eventually([&] { return other.open == 1; }));
+  clock_.advance(2s);
+  ASSERT_TRUE(becomes_suspect(other)) << "so both were looked at";
+  ask(std::string(240'000, 'x'));
+  ASSERT_TRUE(eventually([&] { return honest.open == 2; })) << "the other one gets no new work";
+  other.mode = Mode::kServes;
+  ASSERT_TRUE(becomes_trusted(other));
+  fall_silent_with_one(other, Mode::kMute);
+  clock_.advance(60s);
+  ASSERT_TRUE(eventually([&] { return suspicions(other) == 2; })) << "so both were looked at again";
+  EXPECT_EQ(honest.probes, 0);
+  EXPECT_EQ(suspicions(honest), 0);
+}
+
 TEST_F(LivenessTest, AProbeThatFailsInItsTurnHasNotLied) {
   Engine& only = engine();
   begin_with_history();
@@ -496,6 +536,20 @@ TEST_F(LivenessTest, R3L18AWorkerThatComesWhileOthersServeBeginsSlowly) {
   clock_.advance(5s);
   EXPECT_TRUE(eventually([&] { return json_of(cold)["most_requests"] == nullptr; }));
   EXPECT_EQ(json_of(loaded)["most_requests"], nullptr);
+}
+
+TEST_F(LivenessTest, L18AWorkerThatBeginsSlowlyHasNoMoreThanItMayHoweverManyLoopsAsk) {
+  Engine& loaded = engine();
+  begin({"--slow-start-secs", "10", "--runtime-worker-threads", "4"});
+  loaded.mode = Mode::kMute;
+  ask();
+  ASSERT_TRUE(eventually([&] { return loaded.open == 1; }));
+  Engine& cold = engine();
+  cold.mode = Mode::kMute;
+  gateway_->worker_started(cold.url());
+  for (int i = 0; i < 100; ++i) ask();
+  ASSERT_TRUE(eventually([&] { return open() == 101; }));
+  EXPECT_EQ(cold.open, 1);
 }
 
 TEST_F(LivenessTest, AWorkerThatComesAloneHasItsShareAtOnce) {

@@ -142,7 +142,8 @@ class WorkerLease {
       : load_(std::move(load)), work_(work), left_(work.prompt_tokens + work.new_tokens), clock_(&clock) {
     load_->prefetch_for_lease();
     const TimePoint now = clock.now();
-    if (load_->requests.fetch_add(1, std::memory_order_seq_cst) == 0) {
+    others_ = load_->requests.fetch_add(1, std::memory_order_seq_cst);
+    if (others_ == 0) {
       load_->asked_at.store(now.time_since_epoch().count(), std::memory_order_relaxed);
     }
     load_->seats.moved();
@@ -176,6 +177,9 @@ class WorkerLease {
     if (work_.streams || !reported) prompt_done();
   }
 
+  // Requests that the worker had when this one came, in the order in which leases begin: of several that begin at once,
+  // each sees those before it.
+  int64_t others() const { return others_; }
   // It will end soon: its load is on the way from memory from now on.
   void expect_end() const { load_->prefetch_for_lease(); }
   // The first byte of a streamed answer has come: the prompt is done.
@@ -218,6 +222,7 @@ class WorkerLease {
     std::swap(load_, other.load_);
     std::swap(work_, other.work_);
     std::swap(left_, other.left_);
+    std::swap(others_, other.others_);
     std::swap(prompt_waits_, other.prompt_waits_);
     std::swap(polls_, other.polls_);
     std::swap(clock_, other.clock_);
@@ -227,6 +232,7 @@ class WorkerLease {
   std::shared_ptr<WorkerLoad> load_;  // shared: the lease may outlive the worker's place in the fleet
   Work work_;
   int64_t left_ = 0;  // tokens
+  int64_t others_ = 0;
   bool prompt_waits_ = true;
   uint32_t polls_ = 0;  // that had begun at its dispatch
   const Clock* clock_ = nullptr;

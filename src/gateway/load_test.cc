@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -50,6 +51,18 @@ TEST(LoadSlabTest, EachIsAloneAndOutlivesTheSlab) {
     EXPECT_EQ(reinterpret_cast<uintptr_t>(loads[static_cast<size_t>(i)].get()) % 64, 0u);
   }
   EXPECT_LT(loads.front().use_count(), 16) << "small fleets take little";
+}
+
+TEST(WorkerLeaseTest, KnowsHowManyWereBeforeIt) {
+  const auto load = std::make_shared<WorkerLoad>();
+  std::optional<WorkerLease> first(std::in_place, load, Work{}, kClock);
+  WorkerLease second(load, {}, kClock);
+  EXPECT_EQ(first->others(), 0);
+  EXPECT_EQ(second.others(), 1);
+  first.reset();
+  const WorkerLease moved = std::move(second);
+  EXPECT_EQ(moved.others(), 1);
+  EXPECT_EQ(WorkerLease(load, {}, kClock).others(), 1);
 }
 
 TEST(WorkerLeaseTest, WhatASuspectTakesSaysNothingOfItsSpeed) {

@@ -59,6 +59,8 @@ const Roster* LoopState::roster(const Fleet& shared, std::string_view model, std
   }
   auto roster = shared.roster(model, rank);
   if (roster == nullptr) return nullptr;  // a name that clients make up is not kept
+  // Nor is a rank, of which there are none while there is no worker.
+  if (roster->workers().empty()) return (nobody_ = std::move(roster)).get();
   return (rosters_[std::string(model)][rank] = std::move(roster)).get();
 }
 

@@ -111,6 +111,7 @@ class LoopState {
   int64_t most_ranks_ = 0;
   std::shared_ptr<const Roster> everybody_;  // null: not asked for since version_ changed
   std::map<std::string, std::map<std::optional<int64_t>, std::shared_ptr<const Roster>>, std::less<>> rosters_;
+  std::shared_ptr<const Roster> nobody_;  // the last empty one that was asked for
   routing::HashRing ring_;
   uint64_t ring_version_ = 0;
   std::map<std::string, const Context::NamedPolicy*> policies_;  // by model

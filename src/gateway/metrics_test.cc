@@ -516,6 +516,7 @@ void MetricsTest::suspects() {
   RawClient silent(gateway_->port());
   silent.post("/generate", body_of("x", /*stream=*/true));
   ASSERT_TRUE(eventually([&] { return one.active() == 1; }));
+  one.set_health({.status = 503});  // or its probe would clear it at once
   clock_.advance(5s);
   EXPECT_TRUE(becomes(1, "smg_worker_suspect", {one.url()}));
   EXPECT_EQ(value("smg_worker_suspicions_total", {one.url()}), 1);

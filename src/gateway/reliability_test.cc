@@ -209,6 +209,21 @@ TEST_F(ReliabilityTest, R2ARestartBetweenTwoHealthChecksIsSeenByTheFirstAnswerTh
   expect_settled();
 }
 
+TEST_F(ReliabilityTest, AFaultIsLookedIntoAtOnce) {
+  SimWorker& one = worker();
+  start({"--disable-retries"});
+  const auto checks = [&] { return metric("smg_worker_health_checks_total", {"success"}); };
+  ASSERT_TRUE(eventually([&] { return checks() == 1; }));
+  clock_.advance(10s);
+  one.set_fault({.kind = Kind::kStatus, .status = 500, .times = 1});
+  EXPECT_EQ(generate()->status, 500);
+  EXPECT_TRUE(eventually([&] { return checks() == 2; })) << "this clock does not go on: no second passes by it";
+  one.set_fault({.kind = Kind::kStatus, .status = 500, .times = 1});
+  EXPECT_EQ(generate()->status, 500);
+  clock_.advance(1s);
+  EXPECT_TRUE(eventually([&] { return checks() == 3; })) << "and the next one a second later";
+}
+
 // Nobody says that it has restarted, but a health check was refused in between. The clock makes the checks due; a fault
 // of a request wakes whoever makes them.
 TEST_F(ReliabilityTest, R2ARestartThatNobodyReportsIsSeenByTheHealthChecks) {

@@ -7,7 +7,8 @@
 namespace sluice::gateway {
 namespace {
 
-void list_usable(const Roster& roster, std::span<const uint32_t> tried, TimePoint now, std::vector<Candidate>& usable) {
+// Whether those that it lists take work and were not tried.
+bool list_usable(const Roster& roster, std::span<const uint32_t> tried, TimePoint now, std::vector<Candidate>& usable) {
   for (const int effort : {0, 1, 2, 3}) {
     usable.clear();
     for (const WorkerPtr& worker : roster.workers()) {
@@ -16,8 +17,9 @@ void list_usable(const Roster& roster, std::span<const uint32_t> tried, TimePoin
       if (effort < 3 && std::ranges::find(tried, worker->number) != tried.end()) continue;
       usable.push_back({worker->number, worker->load.get()});
     }
-    if (!usable.empty()) return;
+    if (!usable.empty()) return effort == 0;
   }
+  return false;
 }
 
 }  // namespace
@@ -63,9 +65,11 @@ std::optional<Choice> select_worker(const Roster& roster, const Policy& policy, 
       return choice;
     }
   }
-  list_usable(roster, tried, facts.now, scratch.usable);
+  const bool take_work = list_usable(roster, tried, facts.now, scratch.usable);
   if (scratch.usable.empty()) return std::nullopt;
-  return policy.choose(FleetView(scratch.usable, ring), facts, rng);
+  Choice choice = policy.choose(FleetView(scratch.usable, ring), facts, rng);
+  choice.none_takes_work = !take_work;
+  return choice;
 }
 
 void weigh_all(const Roster& roster, const Policy& policy, const RequestFacts& facts, std::span<const uint32_t> tried,

@@ -11,7 +11,6 @@ constexpr double kAboveFit = 0.2;        // weight of a sample that took longer 
 constexpr double kTrustWhole = 0.3;      // decoding times vary: a whole answer corrects only a part of what it shows
 constexpr double kRescale = 1.25;        // a change of the fit by this factor makes older predictions worthless
 constexpr double kLeastPerToken = 1e-9;  // seconds
-constexpr double kMostBacklog = 1e6;     // seconds
 constexpr double kDecodeSlack = 2;
 
 Duration own_time(TimePoint now, Duration shift) { return now.time_since_epoch() - shift; }
@@ -19,7 +18,9 @@ Duration own_time(TimePoint now, Duration shift) { return now.time_since_epoch()
 }  // namespace
 
 void PrefillQueue::publish() {
-  // Without anybody under way there is no queue, whatever was predicted.
+  // Without anybody under way there is no queue, whatever was predicted, and its time begins anew: corrections do not
+  // add up for ever.
+  if (waiting_ == 0) shift_ = end_ = Duration(0);
   free_at_.store(waiting_ == 0 ? 0 : (end_ + shift_).count(), std::memory_order_relaxed);
   crowd_.store(crowd(static_cast<double>(waiting_ + 1)).count(), std::memory_order_relaxed);
 }
@@ -33,7 +34,7 @@ PrefillQueue::Ticket PrefillQueue::dispatch(TimePoint now, double tokens, double
   most_ = spread_.most(now);
   ticket.most = prompt * most_.of(prompt);
   ticket.waited = start - here;
-  end_ = ticket.finish = start + ticket.service;
+  end_ = ticket.finish = std::min(start + ticket.service, here + bounded(kMost));
   ticket.at_once = static_cast<double>(++waiting_);
   ticket.crowd = crowd(ticket.at_once);
   waiting_most_ += ticket.most;
@@ -63,13 +64,13 @@ std::optional<PrefillQueue::Backlog> PrefillQueue::backlog() const {
   if (n_ == 0) return std::nullopt;
   const PrefillCost its = cost();
   const double prompts = static_cast<double>(waiting_) * its.per_request * most_.known + its.per_token * waiting_most_;
-  Backlog backlog{.prompts = from_seconds(std::min(prompts, kMostBacklog)), .whole = waiting_whole_ > 0};
+  Backlog backlog{.prompts = bounded(prompts), .whole = waiting_whole_ > 0};
   if (!backlog.whole) return backlog;
   backlog.decoding.reset();
   if (waiting_open_ > 0 || answers_.empty()) return backlog;
   // That of the quickest answer, and of the length that they may have.
   const double decoding = answers_.decoding(waiting_decode_ / static_cast<double>(waiting_whole_), its);
-  backlog.decoding = from_seconds(std::min(kDecodeSlack * decoding, kMostBacklog));
+  backlog.decoding = bounded(kDecodeSlack * decoding);
   return backlog;
 }
 
@@ -83,7 +84,7 @@ void PrefillQueue::confirm(Ticket& ticket, TimePoint now, TimePoint first_token,
   last_first_token_ = std::max(last_first_token_, std::min(first_token, now));
   if (n_ == 0 && ticket.took >= Duration(0)) fit(ticket.tokens, seconds(ticket.took), 1, now);  // better than nothing
   if (waiting_whole_ == 0) {
-    end_ = own_time(now, shift_) + from_seconds(all_that_wait());  // those that are left are all known to wait
+    end_ = own_time(now, shift_) + bounded(all_that_wait());  // those that are left are all known to wait
   } else if (ticket.scale == scale_) {
     const Duration late = own_time(first_token, shift_) - ticket.finish;
     shift_ += from_seconds(seconds(late) * (streamed ? 1 : kTrustWhole));
@@ -106,8 +107,8 @@ void PrefillQueue::whole_answer(Ticket& ticket, TimePoint now, double tokens, in
                 .at_once = ticket.at_once,
                 .waited = ticket.waited},
                now, cost());
-  const double decoding = answers_.decoding(static_cast<double>(output_tokens), cost());
-  confirm(ticket, now, now - from_seconds(decoding) - ticket.crowd, false);
+  const Duration decoding = bounded(answers_.decoding(static_cast<double>(output_tokens), cost()));
+  confirm(ticket, now, now - decoding - ticket.crowd, false);
 }
 
 void PrefillQueue::abandon(Ticket& ticket, TimePoint now) {
@@ -166,7 +167,7 @@ void PrefillQueue::fit(double tokens, double took, double above, TimePoint now) 
   const double ratio = all_that_wait() / all_before;
   if (waiting_ > 0 && (ratio > kRescale || ratio < 1 / kRescale)) {
     const Duration here = own_time(now, shift_);
-    if (end_ > here) end_ = here + from_seconds(seconds(end_ - here) * ratio);
+    if (end_ > here) end_ = here + bounded(seconds(end_ - here) * ratio);
     ++scale_;
   }
 }

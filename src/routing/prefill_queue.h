@@ -9,6 +9,7 @@
 // is seen then is hardly less than the service time and may be much more, so the fit leans to the lower side.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <mutex>
@@ -48,7 +49,9 @@ class PrefillQueue {
     const int64_t left = free_at_.load(std::memory_order_relaxed) - now.time_since_epoch().count();
     return Duration((left > 0 ? left : 0) + crowd_.load(std::memory_order_relaxed));
   }
-  Duration service(double tokens) const { return from_seconds(cost().of(tokens)); }
+  // Never more than kMost, whatever was learned and however long the prompt is.
+  Duration service(double tokens) const { return bounded(cost().of(tokens)); }
+  static constexpr double kMost = 1e6;  // seconds; sums of such times are far from the end of a Duration
 
   PrefillCost cost() const {
     return {per_request_.load(std::memory_order_relaxed), per_token_.load(std::memory_order_relaxed)};
@@ -87,7 +90,8 @@ class PrefillQueue {
   void publish();
   double all_that_wait() const;  // seconds, one after the other
   void leave(Ticket& ticket);
-  Duration crowd(double at_once) const { return from_seconds(answers_.crowd(at_once)); }
+  static Duration bounded(double its_seconds) { return from_seconds(std::clamp(its_seconds, 0.0, kMost)); }
+  Duration crowd(double at_once) const { return bounded(answers_.crowd(at_once)); }
 
   // What a choice reads is in the first cache line, what a dispatch changes in the first three.
   alignas(64) std::atomic<int64_t> free_at_{0};  // nanoseconds of the steady clock: when the last prompt is done

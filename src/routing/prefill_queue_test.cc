@@ -265,5 +265,23 @@ TEST(PrefillQueueTest, ALateDiscoveryOfTheSpeedDoesNotMultiplyTheQueue) {
   }
 }
 
+// Ten minutes for a prompt whose text is one token, for it was of pictures; then a text of a thousand million.
+TEST(PrefillQueueTest, TimesThatNobodyCanWaitForAreStillTimes) {
+  PrefillQueue queue;
+  TimePoint now(1s);
+  for (int i = 0; i < 3; ++i) {
+    auto ticket = queue.dispatch(now, 1);
+    now += 10min;
+    queue.first_token(ticket, now);
+    queue.learn(ticket, 1, now);
+  }
+  const Duration most = from_seconds(PrefillQueue::kMost);
+  EXPECT_EQ(queue.service(1e9), most);
+  for (int i = 0; i < 20'000; ++i) {
+    (void)queue.dispatch(now, 1e9);
+    ASSERT_EQ(queue.wait(now), most) << i;
+  }
+}
+
 }  // namespace
 }  // namespace sluice::routing

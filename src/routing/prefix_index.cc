@@ -54,7 +54,8 @@ class PendingInserts {
   // The claims that came last, newest first.
   template <class Visit>
   void for_latest(Visit visit) const {
-    const size_t count = count_.load(std::memory_order_acquire);
+    // Sequentially consistent, as the guard's announcement before it is: see EpochGuard.
+    const size_t count = count_.load(std::memory_order_seq_cst);
     for (size_t i = 0; i < std::min(count, latest_.size()); ++i) {
       visit_at(latest_[(count - 1 - i) % latest_.size()].load(std::memory_order_acquire), visit);
     }
@@ -349,6 +350,26 @@ class PrefixIndex::Impl {
     if (any_withdrawn_) wake_.wait_for(lock, kWithdrawing, [&] { return hurry(); });
   }
 
+  // Index thread. `number`: of the claim, or of the withdrawal of one.
+  void apply(const PendingInserts::Claim& claim, uint64_t number, uint32_t tick) {
+    // The worker restarted while the claim waited: it is void already.
+    if (claim.holder.generation != tree_.generations().of(claim.holder.worker)) return;
+    if (claim.is_withdrawn) {
+      const Applied& of = latest_[claim.limit % latest_.size()];
+      // One of a life that is over is void already, and the same text may have come back since.
+      if (of.number != claim.limit || of.generation != claim.holder.generation) return;
+      const size_t kept = leftovers_.kept_of(claim.text, claim.holder, of.number, of.held);
+      const size_t left = tree_.withdraw(claim.text, claim.holder, kept);
+      if (left > kept) leftovers_.add(claim.text.substr(0, left), claim.holder, number, kept);
+      withdrawn_inserts_.fetch_add(1, std::memory_order_relaxed);
+      return;
+    }
+    size_t held = 0;
+    const bool done = tree_.insert(claim.text, claim.holder, tick, claim.limit, &held);
+    if (done) latest_[number % latest_.size()] = {number, held, claim.holder.generation};
+    (done ? inserts_ : dropped_inserts_).fetch_add(1, std::memory_order_relaxed);
+  }
+
   void run() {
     const auto start = std::chrono::steady_clock::now();
     std::unique_lock lock(mu_);
@@ -374,25 +395,18 @@ class PrefixIndex::Impl {
       lock.unlock();
 
       const uint32_t tick = tick_since(start);
+      Few few;
+      const auto apply_few = [&] {
+        if (few.size > 1) tree_.expect(std::span(few.texts).first(few.size));
+        for (size_t i = 0; i < few.size; ++i) apply(few.claims[i], ++number, tick);
+        few.size = 0;
+      };
       batch.for_each([&](const PendingInserts::Claim& claim) {
-        ++number;
-        // The worker restarted while the claim waited: it is void already.
-        if (claim.holder.generation != tree_.generations().of(claim.holder.worker)) return;
-        if (claim.is_withdrawn) {
-          const Applied& of = latest_[claim.limit % latest_.size()];
-          // One of a life that is over is void already, and the same text may have come back since.
-          if (of.number != claim.limit || of.generation != claim.holder.generation) return;
-          const size_t kept = leftovers_.kept_of(claim.text, claim.holder, of.number, of.held);
-          const size_t left = tree_.withdraw(claim.text, claim.holder, kept);
-          if (left > kept) leftovers_.add(claim.text.substr(0, left), claim.holder, number, kept);
-          withdrawn_inserts_.fetch_add(1, std::memory_order_relaxed);
-          return;
-        }
-        size_t held = 0;
-        const bool done = tree_.insert(claim.text, claim.holder, tick, claim.limit, &held);
-        if (done) latest_[number % latest_.size()] = {number, held, claim.holder.generation};
-        (done ? inserts_ : dropped_inserts_).fetch_add(1, std::memory_order_relaxed);
+        few.claims[few.size] = claim;
+        few.texts[few.size] = claim.text;
+        if (++few.size == few.claims.size()) apply_few();
       });
+      apply_few();
       if (sweep_now) tree_.sweep();
       for (const auto& [most, done] : asked) done(tree_.report(most));
       const size_t applied = batch.count();
@@ -407,6 +421,13 @@ class PrefixIndex::Impl {
       done_.notify_all();
     }
   }
+
+  // Claims that are applied one after the other.
+  struct Few {
+    std::array<PendingInserts::Claim, PrefixTree::kExpected> claims;
+    std::array<std::string_view, PrefixTree::kExpected> texts;
+    size_t size = 0;
+  };
 
   const PrefixIndexOptions options_;
   const size_t max_text_;

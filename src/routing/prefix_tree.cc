@@ -31,6 +31,8 @@ constexpr size_t kLeastPart = 16;
 constexpr size_t kMoreBytes = 128 << 10;
 // How many used leaves may go back into the queue before the oldest goes anyway: an eviction takes bounded time.
 constexpr int kSecondChances = 64;
+// How deep inserts to come are followed.
+constexpr int kExpectedSteps = 8;
 // How many leaves an insert looks at for a worker that is near its share.
 constexpr int kTrimSteps = 64;
 
@@ -256,6 +258,47 @@ PrefixMatch PrefixTree::match(std::string_view text) const {
 
 // ---- writing ----
 
+void PrefixTree::expect(std::span<const std::string_view> texts) const {
+  // One step of all, then the next: whatever is looked at was asked for while the others took theirs.
+  struct Walk {
+    std::string_view rest;
+    const Node* node = nullptr;  // null: it has come to its end
+    Children* table = nullptr;
+  };
+  std::array<Walk, kExpected> walks;
+  SLUICE_CHECK(texts.size() <= walks.size(), "{} texts at once, of at most {}", texts.size(), walks.size());
+  const auto all = std::span(walks).first(texts.size());
+  for (size_t i = 0; i < texts.size(); ++i) all[i] = {.rest = texts[i].substr(0, max_text_), .node = root_};
+  bool any = true;
+  for (int step = 0; step < kExpectedSteps && any; ++step) {
+    any = false;
+    for (Walk& walk : all) {
+      if (walk.node == nullptr) continue;
+      const Ref table = walk.node->children.load(std::memory_order_relaxed);
+      walk.table = table == 0 || walk.rest.empty() ? nullptr : heap_.at<Children>(table);
+      __builtin_prefetch(walk.table);
+    }
+    for (Walk& walk : all) {
+      if (walk.node == nullptr) continue;
+      const std::atomic<Ref>* entry = walk.table == nullptr ? nullptr : walk.table->find(walk.rest.front());
+      const Ref child = entry == nullptr ? 0 : entry->load(std::memory_order_relaxed);
+      walk.node = child == 0 ? nullptr : node_at(child);
+      if (walk.node == nullptr) continue;
+      __builtin_prefetch(walk.node, 1);
+      __builtin_prefetch(walk.node + 1);  // its edge
+    }
+    for (Walk& walk : all) {
+      if (walk.node == nullptr) continue;
+      if (!walk.rest.starts_with(walk.node->edge())) {
+        walk.node = nullptr;
+        continue;
+      }
+      walk.rest.remove_prefix(walk.node->edge_size);
+      any = true;
+    }
+  }
+}
+
 bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick, size_t limit, size_t* held) {
   Generations::check(holder.worker);
   text = text.substr(0, max_text_);
@@ -391,6 +434,8 @@ void PrefixTree::sweep() {
     });
     if (unheld && node->children.load(std::memory_order_relaxed) == 0) remove_leaf(node);
   });
+  // Those that are gone are not looked for ever.
+  std::erase_if(visits_, [&](const Visit& visit) { return worker_bytes_[visit.worker] == 0; });
   retired_.reclaim();
 }
 
@@ -423,7 +468,10 @@ bool PrefixTree::evict_oldest(const Node* keep) {
       if (ref == 0) ref = oldest_;
       continue;
     }
+    if (ref != 0) __builtin_prefetch(node_at(ref), 1);
     remove_leaf(leaf);
+    // It is the next one to go.
+    if (oldest_ != 0) __builtin_prefetch(node_at(node_at(oldest_)->parent), 1);
     evictions_budget_.fetch_add(1, std::memory_order_relaxed);
     return true;
   }

@@ -15,6 +15,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -40,6 +41,10 @@ class PrefixTree {
   // bytes of text of this worker, as max_bytes_per_worker those of all. False if there was no room: everything
   // evictable was in use by readers. `held`, unless it is null: how many bytes of the text the holder had before.
   bool insert(std::string_view text, Holder holder, uint32_t tick, size_t limit = SIZE_MAX, size_t* held = nullptr);
+  // Those texts, at most kExpected, are inserted next: what that looks at is fetched from memory for all at the same
+  // time, where inserts would wait for it one after the other.
+  static constexpr size_t kExpected = 8;
+  void expect(std::span<const std::string_view> texts) const;
   // The text that was inserted for the holder did not come to be held: its claims on what lies beyond the first `kept`
   // bytes end, unless longer texts of it went through there. Returns how much such ones leave it, 0 if there are none.
   size_t withdraw(std::string_view text, Holder holder, size_t kept);

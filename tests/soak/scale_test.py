@@ -331,7 +331,7 @@ def large(binary, short):
 
 
 def long_prompts(binary, short):
-    """L2: prompts of 220 KB, many at once: memory is that of the prompts and of the prefix index."""
+    """L2: prompts of 220 KB, many at once: memory is that of the prompts and of the prefix index. Then what they cost at a rate."""
     lanes, rounds = (10, 4) if short else (200, 50)
     with Fleet(binary, flags=("--policy", "cache_aware", "--prefix-index-bytes", 64 * MIB)) as fleet:
         system = os.urandom(100_000).hex()  # 200 KB that all share
@@ -359,6 +359,24 @@ def long_prompts(binary, short):
               f"Python, p50 {1000 * waits[len(waits) // 2]:.1f} ms, {grown / MIB:.0f} MiB more resident memory at most")
         fleet.settled()
         assert grown < bound, f"{grown / MIB:.0f} MiB, of at most {bound / MIB:.0f}"
+        load = Path(binary).parent / "bench" / "gateway_load"
+        if short or not load.exists():
+            return
+        # The client of bench/gateway_compare: what the gateway adds to what the worker takes, turn and turn about.
+        for rate in (2000, 1000, 500):
+            runs = {"direct": [], "gateway": []}
+            for _ in range(3):
+                for name, port in (("direct", address(fleet.workers[0].url)[1]), ("gateway", fleet.where[1])):
+                    command = [load, f"ports={port}", "connections=200", f"rate={rate}", "warm-up=2", "seconds=8", "groups=1",
+                               "system-chars=200000", "question-chars=20000", "max-tokens=4"]
+                    run = json.loads(subprocess.run(list(map(str, command)), capture_output=True, check=True, text=True)
+                                     .stdout.splitlines()[-1])
+                    assert run["failed"] == 0, run["errors"]
+                    runs[name].append((run["requests"] / run["seconds"], run["p50_ms"], run["p99_ms"]))
+            (sent, *direct), (served, *through) = (sorted(runs[name])[1] for name in ("direct", "gateway"))
+            print(f"long_prompts: {rate} req/s offered: {served:.0f} served with p50 {through[0]:.2f} ms and p99 {through[1]:.2f} ms, "
+                  f"without a gateway {sent:.0f} with {direct[0]:.2f} and {direct[1]:.2f} ms")
+        fleet.settled()
 
 
 def slow_readers(binary, short):

@@ -142,6 +142,7 @@ net::Task<> attend_kv_events(Context& context, net::EventLoop& loop, net::Client
   const auto count = [&](const char* result) {
     context.metrics.counter("smg_kv_probes_total", {worker->url, result}).add();
   };
+  if (is_over()) co_return;  // it was removed before this began
   kv.judge(number, {.why = "it is being asked where it publishes KV events"});
   for (Duration pause = kFirstPause;; pause = std::min(2 * pause, kLastPause)) {
     KvSource source = co_await find_source(context, loop, client, worker);

@@ -9,18 +9,23 @@ namespace {
 constexpr uint64_t kKnowledgeMask = 3, kTrusted = 4, kToolsDiffer = 8;
 constexpr uint64_t kSizeShift = 8, kSinceShift = 32;
 constexpr uint64_t kLargestBlock = (1 << 24) - 1;
-constexpr uint64_t kSizeMask = kLargestBlock << kSizeShift, kSinceMask = uint64_t{0xffff} << kSinceShift;
+constexpr uint64_t kSizeMask = kLargestBlock << kSizeShift, kSinceMask = uint64_t{0xffffff} << kSinceShift;
 
 // Blocks shorter than this are looked up several at a time.
 constexpr uint32_t kStrideTokens = 16;
 
-// An entry of what was sent: 28 bits of the block's name, 20 of the worker, 16 of the time in tenths of a second.
+// An entry of what was sent: 20 bits of the block's name, 20 of the worker, 24 of the time in tenths of a second, which
+// come again after 19 days.
+constexpr int kNameShift = 44, kWorkerShift = 24;
+constexpr uint32_t kWorkerMask = 0xfffff, kTickMask = 0xffffff;
 constexpr Duration kTick = std::chrono::milliseconds(100);
-constexpr uint16_t kLately = 100;  // ticks: engines publish when a prompt is computed, or later
+constexpr uint32_t kLately = 100;  // ticks: engines publish when a prompt is computed, or later
 
-uint16_t tick_of(TimePoint now) { return static_cast<uint16_t>(now.time_since_epoch() / kTick); }
-uint64_t entry_of(routing::BlockName name, uint32_t worker, uint16_t tick) {
-  return (name >> 36) << 36 | static_cast<uint64_t>(worker & 0xfffff) << 16 | tick;
+uint32_t tick_of(TimePoint now) { return static_cast<uint32_t>(now.time_since_epoch() / kTick) & kTickMask; }
+// From what the lowest bits of `then` say to `tick`.
+uint32_t ticks_since(uint64_t then, uint32_t tick) { return (tick - static_cast<uint32_t>(then)) & kTickMask; }
+uint64_t entry_of(routing::BlockName name, uint32_t worker, uint32_t tick) {
+  return name >> kNameShift << kNameShift | static_cast<uint64_t>(worker & kWorkerMask) << kWorkerShift | tick;
 }
 
 }  // namespace
@@ -100,7 +105,7 @@ void KvView::match(KvPrompt& prompt, TimePoint now, std::vector<Known>& found) c
   found.clear();
   name(prompt);
   thread_local std::vector<routing::BlockIndex::Depth> depths;
-  const uint16_t tick = tick_of(now);
+  const uint32_t tick = tick_of(now);
   for (const KvPrompt::Names& named : prompt.names) {
     const auto add = [&](uint32_t worker, size_t blocks) {
       if (!counts(worker, prompt) || of(worker).block_size != named.block_size) return;
@@ -116,10 +121,10 @@ void KvView::match(KvPrompt& prompt, TimePoint now, std::vector<Known>& found) c
     for (const auto& depth : depths) add(depth.worker, depth.blocks);
     for (size_t i = 0; i < named.names.size(); ++i) {
       const uint64_t entry = recent_[named.names[i] % kRecent].load(std::memory_order_relaxed);
-      if (entry >> 36 != named.names[i] >> 36 || static_cast<uint16_t>(tick - entry) > kLately) break;
-      const uint32_t worker = (entry >> 16) & 0xfffff;
-      const auto since = static_cast<uint16_t>(state(worker) >> kSinceShift);
-      if (static_cast<uint16_t>(tick - since) >= static_cast<uint16_t>(tick - entry)) add(worker, i + 1);
+      if (entry >> kNameShift != named.names[i] >> kNameShift || ticks_since(entry, tick) > kLately) break;
+      const uint32_t worker = (entry >> kWorkerShift) & kWorkerMask;
+      const uint64_t since = state(worker) >> kSinceShift;
+      if (ticks_since(since, tick) >= ticks_since(entry, tick)) add(worker, i + 1);
     }
   }
 }

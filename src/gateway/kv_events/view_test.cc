@@ -125,6 +125,33 @@ TEST_F(KvViewTest, WhatWasSentBeforeTheCacheWasEmptiedDoesNotCount) {
   EXPECT_EQ(match(text).size(), 1U);
 }
 
+// The time of an entry has few bits: what they cannot tell from now is weeks apart.
+TEST_F(KvViewTest, WhatWasSentHoursAgoIsNotTakenForRecent) {
+  view_.set_known(1, KvKnowledge::kAll, 16, now_);
+  view_.set_trusted(1, true, false);
+  KvPrompt text = prompt(0, 64);
+  std::vector<KvView::Known> found;
+  view_.match(text, now_, found);
+  view_.sent(text, 1, now_);
+  for (int i = 0; i < 3 * 24 * 3600 / 5; ++i) {
+    now_ += 5s;
+    ASSERT_EQ(match(text).empty(), i > 1) << 5 * (i + 1) << " s later";
+  }
+}
+
+TEST_F(KvViewTest, WhatIsSentCountsHoweverLongAgoTheCacheWasEmptied) {
+  view_.set_known(1, KvKnowledge::kAll, 16, now_);
+  view_.set_trusted(1, true, false);
+  KvPrompt text = prompt(0, 64);
+  std::vector<KvView::Known> found;
+  view_.match(text, now_, found);
+  for (int i = 0; i < 24 * 3600 / 5; ++i) {
+    now_ += 5s;
+    view_.sent(text, 1, now_ - 4s);
+    ASSERT_EQ(match(text).size(), 1U) << 5 * i << " s later";
+  }
+}
+
 TEST_F(KvViewTest, OfMoreThanFourSizesOfBlockTheFifthIsNotLookedFor) {
   for (uint32_t worker = 0; worker < 5; ++worker) {
     view_.set_known(worker, KvKnowledge::kAll, 4 << worker, now_);

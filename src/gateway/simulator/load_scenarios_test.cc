@@ -289,13 +289,13 @@ TEST_F(LoadScenarioTest, L13ThreeDaysOfLongRequestsChangeNothing) {
   }
 }
 
-// Prompts that never repeat, for 80 % of what the workers can do.
-std::unique_ptr<Workload> steady(uint64_t seed) {
+// Prompts that never repeat, of lengths around 4,000 by so much; 150 a second are 80 % of what four workers can do.
+std::unique_ptr<Workload> steady(uint64_t seed, double rate = 150, uint64_t around = 3'500) {
   auto rng = std::make_shared<Rng>(seed);
   auto at = std::make_shared<Duration>(0);
-  return std::make_unique<Made>([rng, at]() -> std::optional<MadeRequest> {
-    *at += poisson(*rng, 150);
-    return MadeRequest{.at = *at, .text = letters(*rng, 500 + rng->below(7'000))};
+  return std::make_unique<Made>([rng, at, rate, around]() -> std::optional<MadeRequest> {
+    *at += poisson(*rng, rate);
+    return MadeRequest{.at = *at, .text = letters(*rng, 4'000 - around + (around > 0 ? rng->below(2 * around) : 0))};
   });
 }
 
@@ -322,6 +322,18 @@ TEST_P(LoadReportsTest, R12ReportsThatAreLateAndOvertakeOneAnotherLeaveTheFleetI
   EXPECT_LE(late.most_apart, 4) << "what has ended since a report is still counted";
   EXPECT_LE(late.imbalance, timely.imbalance + 0.05);
   EXPECT_GE(late.requests_per_s, 0.98 * timely.requests_per_s);
+}
+
+// Of requests that are alike, balance is as many requests. The rule of least_load weighs what waits, not what decodes.
+TEST_P(LoadReportsTest, R12LateReportsOfRequestsAlikeLeaveWorkersWithinOneOfEachOther) {
+  SimulationRules rules{.workers = 2, .duration = 60s, .streamed = true};
+  rules.worker.kv_blocks = 16384;
+  options_.load_monitor_interval = 1;
+  const auto timely = run(GetParam(), rules, steady(8, 75, 0));
+  rules.report_delay = 500ms;
+  const auto late = run(GetParam(), rules, steady(8, 75, 0));
+  const double most = GetParam() == std::string_view("least_load") ? 1.5 : 1;
+  EXPECT_LE(late.most_apart, most) << timely.most_apart << " with timely reports";
 }
 
 INSTANTIATE_TEST_SUITE_P(Policies, LoadReportsTest, ::testing::Values("min_cost", "least_load", "power_of_two"),
