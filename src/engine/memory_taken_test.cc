@@ -1,5 +1,6 @@
 // What a plan says against what a rank maps. Of pages that are touched bench/memory/plan.py measures the same.
 #include <gtest/gtest.h>
+#include <malloc.h>
 
 #include <fstream>
 #include <numeric>
@@ -11,13 +12,16 @@
 namespace sluice::engine {
 namespace {
 
-// Bytes that this process has mapped for itself and may write, touched or not: no other program changes them.
-int64_t mapped_bytes() {
+// Bytes that this process has for itself, touched or not: what it has mapped, and what it has of malloc, whose own
+// mappings depend on what was there before. No other program changes them.
+int64_t accounted_bytes() {
+  const auto heap = ::mallinfo2();
+  int64_t mapped = 0;
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);) {
-    if (line.starts_with("VmData:")) return std::stoll(line.substr(7)) * 1024;
+    if (line.starts_with("VmData:")) mapped = std::stoll(line.substr(7)) * 1024;
   }
-  return 0;
+  return mapped - static_cast<int64_t>(heap.arena) + static_cast<int64_t>(heap.uordblks);
 }
 
 struct Taken {
@@ -25,17 +29,19 @@ struct Taken {
   int64_t bytes = 0;
 };
 
-// Loads, allocates and computes the largest step, with logits of every row.
-Taken take(const std::string& model, const EngineOptions& options) {
+// Loads, allocates and computes the largest step, with logits of every row. `override`: of config.json.
+Taken take(const std::string& model, const std::string& override, const EngineOptions& options) {
   Taken out;
-  const int64_t before = mapped_bytes();
+  const int64_t before = accounted_bytes();
   const StepLimits limits = plan_steps(options);
   auto runner = models::load_runner({.model_path = std::string(SLUICE_FIXTURES_DIR) + "/" + model,
                                      .dtype = options.dtype,
                                      .kv_cache_dtype = options.kv_cache_dtype,
                                      .threads = 1,
                                      .max_step_tokens = limits.max_step_tokens,
-                                     .max_step_seqs = limits.max_running_requests});
+                                     .max_step_seqs = limits.max_running_requests,
+                                     .config_override = override,
+                                     .dummy_weights = true});
   EXPECT_TRUE(runner.ok()) << runner.error().message;
   const auto plan = plan_memory(options, (*runner)->info(), {.limit_bytes = int64_t{1} << 30});
   EXPECT_TRUE(plan.ok()) << plan.error().message;
@@ -63,24 +69,32 @@ Taken take(const std::string& model, const EngineOptions& options) {
                              .table_rows = rows,
                              .logit_rows = places})
                   .ok());
-  out.bytes = mapped_bytes() - before;
+  out.bytes = accounted_bytes() - before;
   return out;
 }
 
-TEST(MemoryTakenTest, ARankTakesWhatItsPlanSaysWithinTwoPercent) {
+TEST(MemoryTakenTest, ARankTakesWhatItsPlanSaysAndLittleMore) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "another allocator";
 #endif
-  for (const char* model : {"tiny-llama", "tiny-deepseek-v3", "tiny-minimax-text-01"}) {
-    const auto options = engine_option_table().parse({"--model=m", "--dtype=float32", "--max-total-tokens=20000",
-                                                      "--chunked-prefill-size=1024", "--max-running-requests=16"});
+  // Kernels' own memory with one thread, for which a plan has 12 MiB with the program. Nearly all parts are larger.
+  constexpr int64_t kBeyond = 4 << 20;
+  const struct {
+    std::string model, override;
+  } cases[] = {{"tiny-llama", R"({"num_hidden_layers": 24, "vocab_size": 8192})"},
+               {"tiny-deepseek-v3", R"({"num_hidden_layers": 12, "vocab_size": 8192})"},
+               {"tiny-minimax-text-01", R"({"vocab_size": 8192})"}};
+  for (const auto& [model, override] : cases) {
+    const auto options = engine_option_table().parse({"--model=m", "--dtype=float32", "--max-total-tokens=4096",
+                                                      "--chunked-prefill-size=512", "--max-running-requests=16"});
     ASSERT_TRUE(options.ok()) << options.error().message;
-    take(model, *options);  // what libraries and threads map once
-    const Taken taken = take(model, *options);
-    const auto planned = static_cast<double>(taken.plan.total_bytes());
-    EXPECT_NEAR(static_cast<double>(taken.bytes), planned, 0.02 * planned)
-        << model << ": weights " << taken.plan.weight_bytes << ", KV " << taken.plan.kv_bytes << ", states "
-        << taken.plan.state_bytes << ", buffers " << taken.plan.buffer_bytes << ", tables " << taken.plan.table_bytes;
+    take(model, override, *options);  // what libraries and threads have once
+    const Taken taken = take(model, override, *options);
+    const int64_t planned = taken.plan.total_bytes();
+    EXPECT_TRUE(taken.bytes >= planned && taken.bytes <= planned + kBeyond)
+        << taken.bytes << " taken, " << planned << " planned; " << model << ": weights " << taken.plan.weight_bytes
+        << ", KV " << taken.plan.kv_bytes << ", states " << taken.plan.state_bytes << ", buffers "
+        << taken.plan.buffer_bytes << ", tables " << taken.plan.table_bytes;
   }
 }
 
