@@ -18,12 +18,6 @@ Error malformed(simdjson::error_code error) {
   return wrong(fmt::format("the body is not valid JSON: {}", simdjson::error_message(error)));
 }
 
-void join(std::string& out, std::string_view text) {
-  if (text.empty()) return;
-  if (!out.empty()) out += ' ';
-  out += text;
-}
-
 // Of a token as simdjson shows it, up to the next one.
 std::string_view trimmed(std::string_view token) {
   while (!token.empty() && std::isspace(static_cast<unsigned char>(token.back())) != 0) token.remove_suffix(1);
@@ -31,32 +25,33 @@ std::string_view trimmed(std::string_view token) {
 }
 
 // Of a string. One without escapes is taken as it stands in the body, which spares a long one a copy.
-simdjson::error_code text_of(od::value value, std::string_view& out) {
+simdjson::error_code join_text(od::value value, PromptText& out) {
   const std::string_view token = trimmed(value.raw_json_token());
   const bool is_string = token.size() >= 2 && token.front() == '"' && token.back() == '"';
-  if (!is_string || token.find('\\') != std::string_view::npos) return value.get_string().get(out);
-  out = token.substr(1, token.size() - 2);
+  if (is_string && token.find('\\') == std::string_view::npos) {
+    out.join(token.substr(1, token.size() - 2), /*in_body=*/true);
+    return simdjson::SUCCESS;
+  }
+  std::string_view text;
+  if (auto error = value.get_string().get(text)) return error;
+  out.join(text, /*in_body=*/false);
   return simdjson::SUCCESS;
 }
 
 // A string, or a list of strings, of token ids or of lists of them. Other kinds are the engine's to judge.
-simdjson::error_code append_prompt(od::value value, std::string& out, int depth = 0) {
+simdjson::error_code append_prompt(od::value value, PromptText& out, int depth = 0) {
   od::json_type type;
   if (auto error = value.type().get(type)) return error;
   switch (type) {
-    case od::json_type::string: {
-      std::string_view text;
-      if (auto error = text_of(value, text)) return error;
-      join(out, text);
-      return simdjson::SUCCESS;
-    }
+    case od::json_type::string:
+      return join_text(value, out);
     case od::json_type::number: {
       std::string_view token = trimmed(value.raw_json_token());
       int64_t number = 0;
       const auto [end, parsed] = std::from_chars(token.data(), token.data() + token.size(), number);
       if (end == token.data() + token.size()) {
         // An id that no integer holds is valid JSON: the engine's to judge.
-        if (parsed == std::errc()) join(out, std::to_string(number));
+        if (parsed == std::errc()) out.join(std::to_string(number), /*in_body=*/false);
         return simdjson::SUCCESS;
       }
       od::number checked;
@@ -79,15 +74,10 @@ simdjson::error_code append_prompt(od::value value, std::string& out, int depth 
 }
 
 // "content" or "reasoning_content" of a message: a string, or parts of which the text ones count.
-simdjson::error_code append_content(od::value value, std::string& out) {
+simdjson::error_code append_content(od::value value, PromptText& out) {
   od::json_type type;
   if (auto error = value.type().get(type)) return error;
-  if (type == od::json_type::string) {
-    std::string_view text;
-    if (auto error = text_of(value, text)) return error;
-    join(out, text);
-    return simdjson::SUCCESS;
-  }
+  if (type == od::json_type::string) return join_text(value, out);
   if (type != od::json_type::array) return simdjson::SUCCESS;
   od::array parts;
   if (auto error = value.get_array().get(parts)) return error;
@@ -104,11 +94,10 @@ simdjson::error_code append_content(od::value value, std::string& out) {
       std::string_view key;
       if (auto error = field.unescaped_key().get(key)) return error;
       if (key != "text") continue;
-      out.resize(before);
+      out.cut(before);
       od::value text;
       if (auto error = field.value().get(text)) return error;
-      std::string_view content;
-      if (!text_of(text, content)) join(out, content);
+      (void)join_text(text, out);  // of another type: the engine's to judge
     }
   }
   return simdjson::SUCCESS;
@@ -121,7 +110,7 @@ struct Said {
 };
 
 // The field has come again: what it said before does not count.
-void take_back(Said& said, Said& other, std::string& out) {
+void take_back(Said& said, Said& other, PromptText& out) {
   const size_t size = said.end - said.begin;
   if (size == 0) return;
   out.erase(said.begin, size);
@@ -129,7 +118,7 @@ void take_back(Said& said, Said& other, std::string& out) {
   said = {};
 }
 
-simdjson::error_code append_messages(od::value value, std::string& out) {
+simdjson::error_code append_messages(od::value value, PromptText& out) {
   od::json_type type;
   if (auto error = value.type().get(type)) return error;
   if (type != od::json_type::array) return simdjson::SUCCESS;
@@ -141,9 +130,7 @@ simdjson::error_code append_messages(od::value value, std::string& out) {
     od::json_type kind;
     if (auto error = message.type().get(kind)) return error;
     if (kind == od::json_type::string) {  // an item of "input" in its short form
-      std::string_view text;
-      if (auto error = text_of(message, text)) return error;
-      join(out, text);
+      if (auto error = join_text(message, out)) return error;
     }
     if (kind != od::json_type::object) continue;
     od::object fields;
@@ -167,7 +154,7 @@ simdjson::error_code append_messages(od::value value, std::string& out) {
 }
 
 // "input" of the Responses API: a string, or items like messages.
-simdjson::error_code append_input(od::value value, std::string& out) {
+simdjson::error_code append_input(od::value value, PromptText& out) {
   od::json_type type;
   if (auto error = value.type().get(type)) return error;
   return type == od::json_type::string ? append_prompt(value, out) : append_messages(value, out);
@@ -279,7 +266,7 @@ std::string_view to_string(Endpoint endpoint) {
 Result<BodyFacts> scan_body(std::string& body, Endpoint endpoint) {
   body.reserve(body.size() + simdjson::SIMDJSON_PADDING);
   BodyFacts facts;
-  std::string token_text;  // input_ids count only where there is no text
+  PromptText token_text;  // input_ids count only where there is no text
   std::optional<int64_t> routed_rank, older_rank;
   std::optional<int64_t> max_tokens, max_completion_tokens, max_output_tokens, max_new_tokens;
   Parser parser(body.size());
@@ -358,7 +345,7 @@ Result<BodyFacts> scan_body(std::string& body, Endpoint endpoint) {
       facts.routing_text.clear();
       error = append_input(value, facts.routing_text);
     } else if (holds_prompt(endpoint, key)) {
-      std::string& text = key == "input_ids" ? token_text : facts.routing_text;
+      PromptText& text = key == "input_ids" ? token_text : facts.routing_text;
       text.clear();
       error = append_prompt(value, text);
     }

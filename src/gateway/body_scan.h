@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "gateway/prompt_text.h"
 
 namespace sluice::gateway {
 
@@ -31,7 +32,7 @@ struct BodyFacts {
   std::optional<std::string> model;
   bool stream = false;
   // Decoded text of the prompt: message texts joined by one space, the prompt, or token ids as decimals.
-  std::string routing_text;
+  PromptText routing_text;
   std::optional<std::string> rid;
   std::optional<int64_t> max_tokens;
 
@@ -54,9 +55,9 @@ struct BodyChanges {
 // The body with the changes, everything else as it was. `facts` are of that body.
 std::string changed_body(std::string_view body, const BodyFacts& facts, const BodyChanges& changes);
 
-// `body` may get more capacity and keeps its bytes. Of a key that stands twice in an object the last one counts, as in
-// the engines' parsers; what is not read is skipped without recursion, however deep. kInvalidArgument: not a JSON
-// object, or a field of another type.
+// `body` may get more capacity and keeps its bytes, of which the prompt may be a view. Of a key that stands twice in an
+// object the last one counts, as in the engines' parsers; what is not read is skipped without recursion, however deep.
+// kInvalidArgument: not a JSON object, or a field of another type.
 Result<BodyFacts> scan_body(std::string& body, Endpoint endpoint);
 
 // The string "reason" of an error's body, in the object itself or in its "error"; empty where there is none.

@@ -4,6 +4,7 @@
 #include <malloc.h>
 
 #include <cstdlib>
+#include <list>
 #include <nlohmann/json.hpp>
 
 #include "base/rng.h"
@@ -13,8 +14,13 @@ namespace {
 
 using Json = nlohmann::json;
 
-BodyFacts scan(std::string body, Endpoint endpoint) { return scan_body(body, endpoint).value(); }
-std::string text(std::string body, Endpoint endpoint) { return scan(std::move(body), endpoint).routing_text; }
+BodyFacts scan(std::string body, Endpoint endpoint) {
+  static std::list<std::string> bodies;  // what is found in them may be a view
+  return scan_body(bodies.emplace_back(std::move(body)), endpoint).value();
+}
+std::string text(std::string body, Endpoint endpoint) {
+  return std::string(scan(std::move(body), endpoint).routing_text.view());
+}
 
 TEST(BodyScanTest, JoinsTheTextOfChatMessagesBySpaces) {
   EXPECT_EQ(
@@ -46,6 +52,26 @@ TEST(BodyScanTest, TextWithoutEscapesEndsAtItsQuoteWhateverFollows) {
   EXPECT_EQ(text("{\"prompt\":[ \"a \" \n,\t\"\", \"\xc3\xa4\\\\\"\n ] \n}", Endpoint::kCompletions), "a  \xc3\xa4\\");
   EXPECT_EQ(text("{\"prompt\":\"ends the body\"\n}\n", Endpoint::kCompletions), "ends the body");
   EXPECT_EQ(text(R"({"messages":[ {"content" : "b" } , {"content":[{"text":"c" }]}  ]})", Endpoint::kChat), "b c");
+}
+
+TEST(BodyScanTest, APromptThatStandsInTheBodyInOnePieceIsNotCopied) {
+  const auto stays = [](std::string body, Endpoint endpoint) {
+    const auto whole = std::make_shared<std::string>(std::move(body));
+    const auto facts = scan_body(*whole, endpoint).value();
+    const std::string_view text = facts.routing_text;
+    EXPECT_FALSE(text.empty());
+    const bool is_inside = text.data() > whole->data() && text.data() < whole->data() + whole->size();
+    EXPECT_EQ(facts.routing_text.owner(whole) == whole, is_inside);
+    return is_inside;
+  };
+  EXPECT_TRUE(stays(R"({"text":"a long prompt"})", Endpoint::kGenerate));
+  EXPECT_TRUE(stays(R"({"text":"x","text":"the last counts"})", Endpoint::kGenerate));
+  EXPECT_TRUE(stays(R"({"text":["x","y"],"text":["the last counts",""]})", Endpoint::kGenerate));
+  EXPECT_TRUE(stays(R"({"messages":[{"content":""},{"content":[{"text":"x","text":"a"}]}]})", Endpoint::kChat));
+  EXPECT_TRUE(stays(R"({"messages":[{"content":"a","reasoning_content":null,"content":"b"}]})", Endpoint::kChat));
+  EXPECT_FALSE(stays(R"({"text":"a long\nprompt"})", Endpoint::kGenerate));
+  EXPECT_FALSE(stays(R"({"messages":[{"content":"a"},{"content":"b"}]})", Endpoint::kChat));
+  EXPECT_FALSE(stays(R"({"input_ids":[7]})", Endpoint::kGenerate));
 }
 
 TEST(BodyScanTest, ReadsTheFewOtherFields) {

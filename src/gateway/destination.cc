@@ -55,7 +55,7 @@ std::optional<Refusal> Destination::read_model(Context& context, LoopState& loop
   policy_ = own.policy.get();
   policy_name_ = own.name;
   // The same text is another prefix for another model.
-  facts.routing_text.insert(0, model + '\0');
+  facts.routing_text.prepend(model + '\0');
   salt_ = model.size() + 1;
   return std::nullopt;
 }
@@ -134,6 +134,7 @@ void Destination::add_known(const Context& context, TimePoint now, routing::Pref
   view.match(*tokens_, now, known);
   routing::PrefixMatch both;
   both.total_bytes = prefix.total_bytes;
+  both.place = prefix.place;
   const auto believe = [&](uint32_t worker, size_t bytes) {
     if (!view.counts(worker, *tokens_) || view.of(worker).knowledge != KvKnowledge::kAll) both.add(worker, bytes);
   };

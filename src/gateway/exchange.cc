@@ -106,8 +106,13 @@ void Exchange::abort_at_worker() {
 
 net::Task<> Exchange::serve() {
   Admission::Slot slot;
-  const bool admitted = co_await admit(slot);
+  bool admitted = context_.admission.try_enter();
+  if (!admitted) admitted = co_await queue_up();
   if (!admitted) co_return;
+  slot = Admission::Slot(&context_.admission);
+  loop_.count_admission(/*allowed=*/true);
+  phase("admitted");
+  if (gone_) co_return;
   const bool read = co_await read_request();
   if (!read) co_return;
 
@@ -137,27 +142,20 @@ net::Task<> Exchange::serve() {
   }
 }
 
-net::Task<bool> Exchange::admit(Admission::Slot& slot) {
-  bool admitted = context_.admission.try_enter();
-  if (!admitted) {
-    auto waiter = std::make_shared<Admission::Waiter>();
-    // The slot may be given by another loop, and after this exchange has ended: the timer is shared.
-    auto timer = std::make_shared<net::Timer>(loop_.loop.executor());
-    net::EventLoop& loop = loop_.loop;
-    waiter->wake = [timer, &loop] { loop.post([timer] { timer->cancel(); }); };
-    const auto entry = context_.admission.enter(waiter);
-    if (entry == Admission::Entry::kFull) {
-      co_await reject(429, "admission_queue_full", "the queue is full");
-      co_return false;
-    }
-    admitted = entry == Admission::Entry::kAdmitted;
-    if (!admitted) admitted = co_await wait_for_slot(waiter, timer);
-    if (!admitted) co_return false;
+// Where there was no slot at once.
+net::Task<bool> Exchange::queue_up() {
+  auto waiter = std::make_shared<Admission::Waiter>();
+  // The slot may be given by another loop, and after this exchange has ended: the timer is shared.
+  auto timer = std::make_shared<net::Timer>(loop_.loop.executor());
+  net::EventLoop& loop = loop_.loop;
+  waiter->wake = [timer, &loop] { loop.post([timer] { timer->cancel(); }); };
+  const auto entry = context_.admission.enter(waiter);
+  if (entry == Admission::Entry::kFull) {
+    co_await reject(429, "admission_queue_full", "the queue is full");
+    co_return false;
   }
-  slot = Admission::Slot(&context_.admission);
-  loop_.count_admission(/*allowed=*/true);
-  phase("admitted");
-  co_return !gone_;
+  if (entry == Admission::Entry::kAdmitted) co_return true;
+  co_return co_await wait_for_slot(waiter, timer);
 }
 
 net::Task<bool> Exchange::wait_for_slot(std::shared_ptr<Admission::Waiter> waiter, std::shared_ptr<net::Timer> timer) {
@@ -199,15 +197,16 @@ net::Task<bool> Exchange::read_request() {
     }
     co_return false;
   }
-  body_ = std::move(body).value();
-  auto facts = scan_body(body_, endpoint_);
+  const auto whole = std::make_shared<std::string>(std::move(body).value());
+  body_ = whole;
+  auto facts = scan_body(*whole, endpoint_);
   if (!facts.ok()) {
     co_await fail(400, "json_parse_error", facts.error().message);
     co_return false;
   }
   facts_ = std::move(facts).value();
   if (endpoint_ == Endpoint::kRerank) {
-    auto ask = read_rerank(body_);
+    auto ask = read_rerank(*body_);
     if (!ask.ok()) {
       co_await fail(400, "invalid_request", ask.error().message);
       co_return false;
@@ -219,7 +218,7 @@ net::Task<bool> Exchange::read_request() {
     co_await fail(refusal->status, refusal->code, std::move(refusal->message));
     co_return false;
   }
-  if (const size_t tokens = destination_.read_tokens(context_, endpoint_, body_); tokens > 0) {
+  if (const size_t tokens = destination_.read_tokens(context_, endpoint_, *body_); tokens > 0) {
     prompt_tokens_ = static_cast<int64_t>(tokens);
   }
   record_.stream = facts_.stream;
@@ -270,19 +269,20 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit, std::optional<WorkerLease>& 
     loop_.of_policy(destination_.policy_name()).match_ratio.observe(found_share_);
   matched_share_ = choice->match_rate;
   claim_.reset();
-  if (choice->insert_prefix) claim_prefix(*worker);
+  if (choice->insert_prefix) claim_prefix(*worker, facts.prefix.place);
   if (worker->suspect.load(std::memory_order_relaxed)) note("suspect, as are all that could be used");
   return worker;
 }
 
 // At once, so that requests alike that come with this one go where it goes; an attempt that fails takes it back.
-void Exchange::claim_prefix(Worker& worker) {
+void Exchange::claim_prefix(Worker& worker, const routing::PrefixPlace& place) {
   const std::string_view text = facts_.routing_text;
   routing::CacheBelief& belief = worker.load->belief;
   const auto new_bytes = static_cast<size_t>((1 - matched_share_) * static_cast<double>(text.size()));
   belief.sent(new_bytes);
   const TimePoint now = context_.clock.now();
-  claim_ = {.number = context_.index.insert(text, worker.number, belief.limit_bytes()),
+  claim_ = {.number = context_.index.insert(text, worker.number, belief.limit_bytes(),
+                                            {.owner = facts_.routing_text.owner(body_), .place = place}),
             .new_bytes = new_bytes,
             .made_at = now};
   destination_.sent_to(context_, worker, now);

@@ -3,6 +3,7 @@
 // wherever it ends, everything is given back.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -58,7 +59,7 @@ class Exchange {
   void interrupt();
   std::shared_ptr<Exchange*> arm_total(std::optional<net::Timer>& timer);
   void abort_at_worker();
-  net::Task<bool> admit(Admission::Slot& slot);
+  net::Task<bool> queue_up();
   net::Task<bool> wait_for_slot(std::shared_ptr<Admission::Waiter> waiter, std::shared_ptr<net::Timer> timer);
   net::Task<bool> read_request();
 
@@ -66,7 +67,7 @@ class Exchange {
   WorkerPtr choose(Breaker::Permit& permit, std::optional<WorkerLease>& lease);
   Work work(double matched_share) const;
   std::optional<Choice> choose_once(const Roster& roster, const RequestFacts& facts);
-  net::Task<MaybeFailure> relay(Upstream& upstream, net::ResponseHead head);
+  bool note_head(Upstream& upstream, const net::ResponseHead& head);
   net::Task<MaybeFailure> relay_whole(Upstream& upstream, net::ResponseHead head);
   void leave_alone(Worker& worker, TimePoint sent, std::optional<Duration> retry_after);
   Result<void> rebuild_rerank(net::Response& response);
@@ -91,7 +92,7 @@ class Exchange {
   RequestSeries& series();
   // Returns how many tokens the answer has, 0 if it does not say.
   int64_t learn(std::string_view tail, Upstream& upstream);
-  void claim_prefix(Worker& worker);
+  void claim_prefix(Worker& worker, const routing::PrefixPlace& place);
   void withdraw_claim();
   void count_prediction(Worker& worker);
   void count_request();
@@ -111,7 +112,7 @@ class Exchange {
   const net::Headers& answer_headers_;
   const TimePoint begun_;
 
-  std::string body_;
+  std::shared_ptr<const std::string> body_;  // the index may keep it for the prompt in it
   BodyFacts facts_;
   Destination destination_;
   int64_t prompt_tokens_ = 0;  // estimate

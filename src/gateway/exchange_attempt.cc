@@ -179,15 +179,15 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
   asked_ = worker;
   at_work_ = true;
   const BodyChanges changes = destination_.changes_for(*worker);
-  const std::string changed = changes.any() ? changed_body(body_, facts_, changes) : std::string();
+  const std::string changed = changes.any() ? changed_body(*body_, facts_, changes) : std::string();
   // Twice at most: a kept-alive connection may have been closed by the worker just before the request reached it.
   for (bool replayed = false;; replayed = true) {
-    net::RequestHead head = upstream_head(client_.request(), *worker, !body_.empty(), context_.gatekeeper);
+    net::RequestHead head = upstream_head(client_.request(), *worker, !body_->empty(), context_.gatekeeper);
     if (record_.trace) pass_on(record_, head.headers);
     std::function<void(net::ClientExchange&)> on_exchange = [this](net::ClientExchange& exchange) {
       upstream_ = &exchange;
     };
-    auto sent = co_await loop_.client.send(worker->address, std::move(head), changes.any() ? changed : body_, timeouts,
+    auto sent = co_await loop_.client.send(worker->address, std::move(head), changes.any() ? changed : *body_, timeouts,
                                            std::move(on_exchange));
     if (!sent.ok()) {
       upstream_ = nullptr;
@@ -203,7 +203,8 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
     if (gone_) co_return std::nullopt;
     if (answered.ok()) {
       net::ResponseHead answer_head = std::move(answered).value();
-      co_return co_await relay(upstream, std::move(answer_head));
+      if (note_head(upstream, answer_head)) co_return co_await relay_whole(upstream, std::move(answer_head));
+      co_return co_await relay_stream(upstream, std::move(answer_head));
     }
     const bool was_dead =
         answered.error().code == ErrorCode::kReset && upstream.connection->reused() && !upstream.connection->answered();
@@ -214,7 +215,8 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
   }
 }
 
-net::Task<Exchange::MaybeFailure> Exchange::relay(Upstream& upstream, net::ResponseHead head) {
+// What the head of an answer tells. True if the answer is to be taken whole before any of it goes on.
+bool Exchange::note_head(Upstream& upstream, const net::ResponseHead& head) {
   upstream.lease->expect_end();
   const auto name = head.headers.get(ProcessMark::kHeader);
   if (name && upstream.worker->process.changes_to(*name, context_.clock.now())) {
@@ -223,10 +225,7 @@ net::Task<Exchange::MaybeFailure> Exchange::relay(Upstream& upstream, net::Respo
   loop_.count_upstream_response(head.status);
   const auto length = content_length(head.headers);
   // An answer that may lead to another attempt is looked at whole, and so is one that is rebuilt.
-  if (is_retryable(head.status) || rerank_ || (length && *length <= kWholeAnswer)) {
-    co_return co_await relay_whole(upstream, std::move(head));
-  }
-  co_return co_await relay_stream(upstream, std::move(head));
+  return is_retryable(head.status) || rerank_ || (length && *length <= kWholeAnswer);
 }
 
 // It is busy, and its answer has been taken.
@@ -311,8 +310,8 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
   const bool good = head.status / 100 == 2;
   if (!good) withdraw_claim();
   claim_.reset();
-  body_ = {};  // nothing will be sent again
-  facts_.routing_text = {};
+  facts_.routing_text.clear();
+  body_ = nullptr;  // nothing will be sent again
   const auto type = head.headers.get("content-type");
   const auto length = head.headers.get("content-length");
   // An event of ours has no place in a compressed stream.
@@ -345,7 +344,10 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
       with_client_ = false;
       if (!sent.ok() || gone_) break;
     }
-    if (keepalive > Duration::zero() && ends_event(tail.text())) co_await keep_alive(upstream, keepalive);
+    if (keepalive > Duration::zero() && ends_event(tail.text())) {
+      const bool news = co_await upstream.connection->wait_some(keepalive);
+      if (!news) co_await keep_alive(upstream, keepalive);
+    }
     if (gone_) break;
     part = co_await upstream.connection->read_some();
     if (good && part.ok() && !part->empty()) {
@@ -385,17 +387,20 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
   co_return std::nullopt;
 }
 
-// Waits for the worker between two events. One that says nothing for that long is spoken for by a comment, which every
-// reader of events skips.
+// The worker has said nothing for that long between two events: it is spoken for by comments, which every reader of
+// events skips.
 net::Task<> Exchange::keep_alive(Upstream& upstream, Duration after) {
   while (!gone_ && !timed_out_) {
+    {
+      const HeldByClient held(*upstream.worker->load);
+      with_client_ = true;
+      const auto sent = co_await client_.write(": keep-alive\n\n");
+      with_client_ = false;
+      if (!sent.ok()) gone_ = true;
+    }
+    if (gone_ || timed_out_) co_return;
     const bool news = co_await upstream.connection->wait_some(after);
-    if (news || gone_ || timed_out_) co_return;
-    const HeldByClient held(*upstream.worker->load);
-    with_client_ = true;
-    const auto sent = co_await client_.write(": keep-alive\n\n");
-    with_client_ = false;
-    if (!sent.ok()) gone_ = true;
+    if (news) co_return;
   }
 }
 

@@ -2,6 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <iterator>
+#include <optional>
+#include <string>
+
+#include "base/rng.h"
+
 namespace sluice::gateway {
 namespace {
 
@@ -34,6 +41,44 @@ TEST(UsageTest, TextOfTheModelIsNotTakenForIt) {
   EXPECT_FALSE(read_usage(""));
   EXPECT_FALSE(read_usage(R"({"usage":{"prompt_tokens":null}})"));
   EXPECT_FALSE(read_usage(R"({"usage":{"prompt_tokens":-1}})"));
+}
+
+// The slow twin looks for each key on its own.
+TEST(UsageTest, AgreesWithASearchForEachKey) {
+  const auto last_of = [](const std::string& text, const std::string& key) -> std::optional<int64_t> {
+    const size_t at = text.rfind("\"" + key + "\":");
+    if (at == std::string::npos) return std::nullopt;
+    const size_t digits = text.find_first_not_of(' ', at + key.size() + 3);
+    if (digits == std::string::npos || text[digits] < '0' || text[digits] > '9') return std::nullopt;
+    return std::strtoll(text.c_str() + digits, nullptr, 10);
+  };
+  constexpr const char* kPieces[] = {"\"prompt_tokens\":",
+                                     "\"cached_tokens\":",
+                                     "\"completion_tokens\":",
+                                     "\"total_tokens\":",
+                                     "\\\"prompt_tokens\":",
+                                     "_tokens\":",
+                                     "7",
+                                     "12",
+                                     " ",
+                                     ":",
+                                     "null",
+                                     "{\"a\":\"b\"}"};
+  Rng rng(3);
+  int found = 0;
+  for (int round = 0; round < 20'000; ++round) {
+    std::string text;
+    for (uint64_t n = rng.below(12); n > 0; --n) text += kPieces[rng.below(std::size(kPieces))];
+    const auto prompt = last_of(text, "prompt_tokens");
+    const auto usage = read_usage(text);
+    ASSERT_EQ(usage.has_value(), prompt.has_value()) << text;
+    if (!usage) continue;
+    ++found;
+    ASSERT_EQ(usage->prompt_tokens, *prompt) << text;
+    ASSERT_EQ(usage->cached_tokens, last_of(text, "cached_tokens").value_or(0)) << text;
+    ASSERT_EQ(usage->completion_tokens, last_of(text, "completion_tokens").value_or(0)) << text;
+  }
+  EXPECT_GT(found, 1000);
 }
 
 TEST(TailTest, KeepsTheLastBytesHoweverTheyCome) {

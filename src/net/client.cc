@@ -111,7 +111,13 @@ class Connection final : public Stream {
 };
 
 // One port may speak both: they share no connection.
-std::string key_of(const Url& url) { return url.tls ? url.authority() + "/tls" : url.authority(); }
+std::string key_of(const Url& url) {
+  std::string key = url.host;
+  key.push_back(url.tls ? '/' : ':');
+  fmt::format_int port(url.port);
+  key.append(port.data(), port.size());
+  return key;
+}
 
 Host& Pool::host(const Url& url) {
   std::string key = key_of(url);
@@ -220,6 +226,14 @@ class Exchange final : public ClientExchange {
   Task<Result<void>> connect(const Url& url);
   Task<Result<std::shared_ptr<Connection>>> connect_to(const Endpoint& endpoint, const Url& url, TimePoint deadline);
   Task<Result<void>> start_tls(Connection& connection, const Url& url, TimePoint deadline);
+  // What has come of the body, as far as it is here: none, its end, or what is wrong with it.
+  enum class Part { kNone, kBytes, kEnd, kError };
+  Part take_part(std::string_view& body);
+  Error broken() const {
+    return {parser().error().code, fmt::format("{}: {}", host_.authority, parser().error().message)};
+  }
+  MessageParser& parser() const { return connection_->parser; }
+  void finish();
   std::string request_bytes(const Url& url, const RequestHead& head, size_t body_size) const;
   Error failure(Io io, std::string_view phase, Duration bound) const;
   // Ends this exchange's hold on the connection.
@@ -482,19 +496,12 @@ Task<Result<std::string_view>> Exchange::read_some() {
   }
   const auto connection = connection_;
   auto& parser = connection->parser;
-  while (!parser.done()) {
-    if (connection->unread_size() > 0) {
-      size_t used = 0;
-      std::string_view body;
-      const auto status = parser.parse_body(connection->unread_data(), connection->unread_size(), used, body);
-      connection->consume(used);
-      if (!body.empty()) co_return body;
-      if (status == MessageParser::Status::kError) {
-        failed_ = true;
-        co_return Error{parser.error().code, fmt::format("{}: {}", host_.authority, parser.error().message)};
-      }
-      if (status == MessageParser::Status::kDone) break;
-    }
+  for (;;) {
+    std::string_view body;
+    const Part part = take_part(body);
+    if (part == Part::kBytes) co_return body;
+    if (part == Part::kError) co_return broken();
+    if (part == Part::kEnd) break;
     if (!parser.content_length()) connection->expect_little();  // events of a stream
     connection->set_deadline(silence_left());
     const Io io = co_await connection->read_more();
@@ -505,9 +512,28 @@ Task<Result<std::string_view>> Exchange::read_some() {
     failed_ = true;
     co_return failure(closed_ ? Io::kCancelled : io, "reading the response body", timeouts_.silence);
   }
-  trailers_ = std::move(parser.trailers());
-  release(true);
+  finish();
   co_return std::string_view();
+}
+
+Exchange::Part Exchange::take_part(std::string_view& body) {
+  auto& parser = connection_->parser;
+  if (parser.done()) return Part::kEnd;
+  if (connection_->unread_size() == 0) return Part::kNone;
+  size_t used = 0;
+  const auto status = parser.parse_body(connection_->unread_data(), connection_->unread_size(), used, body);
+  connection_->consume(used);
+  if (!body.empty()) return Part::kBytes;
+  if (status == MessageParser::Status::kError) {
+    failed_ = true;
+    return Part::kError;
+  }
+  return status == MessageParser::Status::kDone ? Part::kEnd : Part::kNone;
+}
+
+void Exchange::finish() {
+  trailers_ = std::move(parser().trailers());
+  release(true);
 }
 
 Task<bool> Exchange::wait_some(Duration quiet) {
@@ -526,20 +552,34 @@ Task<bool> Exchange::wait_some(Duration quiet) {
 }
 
 Task<Result<std::string>> Exchange::read_all(size_t limit) {
+  const auto too_large = [&] {
+    failed_ = true;
+    return Error{ErrorCode::kTooLarge,
+                 fmt::format("{}: the response body is larger than {} bytes", host_.authority, limit)};
+  };
   std::string whole;
   if (connection_ != nullptr && head_read_) {
     whole.reserve(
         std::min<uint64_t>(connection_->parser.content_length().value_or(0), std::min<size_t>(limit, 4 << 20)));
   }
+  const bool readable = held_ && connection_ != nullptr && !closed_ && !failed_ && head_read_;
+  // What is here is taken without a wait.
+  for (std::string_view body; readable;) {
+    const Part part = take_part(body);
+    if (part == Part::kError) co_return broken();
+    if (part == Part::kEnd) {
+      finish();
+      co_return whole;
+    }
+    if (part == Part::kNone) break;
+    if (whole.size() + body.size() > limit) co_return too_large();
+    whole.append(body);
+  }
   for (;;) {
     auto some = co_await read_some();
     if (!some.ok()) co_return std::move(some).error();
     if (some->empty()) co_return whole;
-    if (whole.size() + some->size() > limit) {
-      failed_ = true;
-      co_return Error{ErrorCode::kTooLarge,
-                      fmt::format("{}: the response body is larger than {} bytes", host_.authority, limit)};
-    }
+    if (whole.size() + some->size() > limit) co_return too_large();
     whole.append(*some);
   }
 }

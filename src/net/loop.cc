@@ -10,6 +10,7 @@
 #include <exception>
 
 #include "base/check.h"
+#include "net/block_cache.h"
 
 namespace sluice::net {
 namespace {
@@ -119,6 +120,7 @@ void EventLoop::start() {
   SLUICE_CHECK(!thread_.joinable(), "{} was started twice", name_);
   thread_ = std::thread([this] {
     pthread_setname_np(pthread_self(), name_.substr(0, 15).c_str());
+    keep_freed_blocks();
     while (!context_.stopped()) turn();
   });
 }

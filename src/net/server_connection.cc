@@ -23,6 +23,8 @@ constexpr size_t kReadAhead = 256 * 1024;
 // that they copy it.
 constexpr size_t kTrusted = 4 << 20;
 constexpr size_t kParserRoom = 64;
+// What is filled with zeros before the body comes, at least; else as much again as has come.
+constexpr size_t kFirstPart = 64 << 10;
 
 iovec part(std::string_view bytes) { return {const_cast<char*>(bytes.data()), bytes.size()}; }
 
@@ -35,6 +37,15 @@ Error io_error(Io io, std::string_view phase) {
     default:
       return {ErrorCode::kReset, fmt::format("the client went away while {}", phase)};
   }
+}
+
+// Behind the `come` bytes of a body of `length`, for more of them.
+void extend(std::string& whole, size_t come, size_t length) {
+  if (whole.size() > come) return;
+  const size_t size = std::min(length, come + std::max(come, kFirstPart));
+  // All of it at once, for one that has sent so much: growing step by step leaves holes of megabytes behind.
+  if (size > whole.capacity()) whole.reserve(length + kParserRoom);
+  whole.resize(size);
 }
 
 // The error bodies of OpenAI's API, for what never reaches a handler.
@@ -240,14 +251,14 @@ Task<Result<std::string>> ServerConnection::read_body(size_t limit) {
   std::string whole;
   const auto length = parser_.content_length();
   if (length) whole.reserve(std::min<uint64_t>(*length, kTrusted) + kParserRoom);
+  size_t come = 0;  // bytes of it
   while (!parser_.done()) {
     if (unread_size() > 0) {
       size_t used = 0;
       std::string_view body;
       const auto status = parser_.parse_body(unread_data(), unread_size(), used, body);
-      // All of it at once, for one that has sent so much: growing step by step leaves holes of megabytes behind.
-      if (length && whole.size() + body.size() > whole.capacity()) whole.reserve(*length + kParserRoom);
       whole.append(body);
+      come = whole.size();
       consume(used);
       expects_continue_ = false;  // it sends already
       if (status == MessageParser::Status::kError) {
@@ -263,7 +274,19 @@ Task<Result<std::string>> ServerConnection::read_body(size_t limit) {
       if (!sent.ok()) co_return sent.error();
     }
     set_deadline(state_->options.body_stall_timeout);
-    const Io io = co_await read_more();
+    Io io = Io::kOk;
+    if (length) {
+      extend(whole, come, *length);
+      const std::span<char> room(whole.data() + come, whole.size() - come);
+      size_t got = 0;
+      io = co_await read_into(room, whole.size() == *length, got);
+      size_t used = 0;
+      std::string_view body;
+      if (got > 0) parser_.parse_body(room.data(), got, used, body);
+      come += got;
+    } else {
+      io = co_await read_more();
+    }
     set_deadline(Duration::zero());
     if (io != Io::kOk) {
       keep_ = false;
@@ -302,9 +325,13 @@ void ServerConnection::end_head() {
 Task<Result<void>> ServerConnection::send(std::span<iovec> parts) {
   Io io = try_write(parts);
   if (io == Io::kWouldBlock) io = co_await write_rest(parts, state_->options.write_stall_timeout);
-  if (io == Io::kOk) co_return Result<void>();
+  co_return written(io);
+}
+
+Result<void> ServerConnection::written(Io io) {
+  if (io == Io::kOk) return {};
   keep_ = false;
-  co_return io_error(io, "the answer was written");
+  return io_error(io, "the answer was written");
 }
 
 Task<Result<void>> ServerConnection::respond(Response response) {
@@ -328,7 +355,10 @@ Task<Result<void>> ServerConnection::respond(Response response) {
   end_head();
   if (bodiless || head_only()) response.body = chunk_size = end = {};
   iovec parts[] = {part(out_), part(chunk_size), part(response.body), part(end)};
-  co_return co_await send(parts);
+  std::span<iovec> rest(parts);
+  Io io = try_write(rest);
+  if (io == Io::kWouldBlock) io = co_await write_rest(rest, state_->options.write_stall_timeout);
+  co_return written(io);
 }
 
 Task<Result<void>> ServerConnection::start(ResponseHead head) {

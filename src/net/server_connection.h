@@ -90,6 +90,7 @@ class ServerConnection final : public Stream, public ServerExchange {
   Task<bool> discard_body();
   Task<> linger();
   Task<Result<void>> send(std::span<iovec> parts);
+  Result<void> written(Io io);
   void begin_head(int status, const std::optional<std::string>& reason);
   void end_head();
   void flush_head();

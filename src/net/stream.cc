@@ -25,6 +25,34 @@ ssize_t receive_bytes(int fd, char* to, size_t room) {
   }
 }
 
+// A few bytes are moved together: the kernel takes one piece with less ado than several.
+ssize_t send_bytes(int fd, std::span<const iovec> parts) {
+  constexpr size_t kTogether = 2048;
+  size_t size = 0;
+  for (const iovec& part : parts) size += part.iov_len;
+  if (parts.size() > 1 && size > kTogether) {
+    msghdr message{};
+    message.msg_iov = const_cast<iovec*>(parts.data());
+    message.msg_iovlen = parts.size();
+    return ::sendmsg(fd, &message, MSG_NOSIGNAL);
+  }
+  if (parts.size() == 1) return ::send(fd, parts.front().iov_base, size, MSG_NOSIGNAL);
+  char together[kTogether];
+  size_t at = 0;
+  for (const iovec& part : parts) {
+    if (part.iov_len > 0) std::memcpy(together + at, part.iov_base, part.iov_len);
+    at += part.iov_len;
+  }
+  return ::send(fd, together, size, MSG_NOSIGNAL);
+}
+
+ssize_t receive_bytes(int fd, iovec (&parts)[2]) {
+  for (;;) {
+    const ssize_t n = ::readv(fd, parts, 2);
+    if (n >= 0 || errno != EINTR) return n;
+  }
+}
+
 }  // namespace
 
 Task<Io> Waiter::wait() {
@@ -125,30 +153,51 @@ void Stream::expect_little() {
 
 Io Stream::receive() {
   if (read_state_ != Io::kOk) return read_state_;
+  if (!target_.empty()) return receive_straight();
   if (!make_room()) return Io::kWouldBlock;
-  if (tls_ != nullptr) return receive_tls();
   const size_t room = capacity_ - end_;
-  const ssize_t n = receive_bytes(fd_, buffer_.get() + end_, room);
-  last_read_was_full_ = n == static_cast<ssize_t>(room);
+  size_t n = 0;
+  const Io io = take(buffer_.get() + end_, room, n);
+  end_ += n;
+  last_read_was_full_ = n == room;
+  if (io == Io::kOk || tls_ != nullptr) last_read_ = n;
+  return io;
+}
+
+// To target_. Of the rest of a message a little more is asked for than there is room for: a read that is not full has
+// found all that there was, and after a full one another would have to find nothing.
+Io Stream::receive_straight() {
+  last_read_was_full_ = false;  // the buffer has no need to grow
+  if (tls_ != nullptr || !target_is_rest_ || !make_room()) return take(target_.data(), target_.size(), taken_);
+  iovec parts[] = {{target_.data(), target_.size()}, {buffer_.get() + end_, capacity_ - end_}};
+  const ssize_t n = receive_bytes(fd_, parts);
+  const Io io = received(n, target_.size() + capacity_ - end_);
+  if (io != Io::kOk) return io;
+  taken_ = std::min(static_cast<size_t>(n), target_.size());
+  end_ += static_cast<size_t>(n) - taken_;
+  return io;
+}
+
+Io Stream::take(char* to, size_t room, size_t& n) {
+  if (tls_ != nullptr) return take_tls(to, room, n);
+  const ssize_t received_bytes = receive_bytes(fd_, to, room);
+  const Io io = received(received_bytes, room);
+  if (io == Io::kOk) n = static_cast<size_t>(received_bytes);
+  return io;
+}
+
+// What recv() has said.
+Io Stream::received(ssize_t n, size_t room) {
   // Less than there was room for is all: the next bytes, or the end, are news.
-  readable_ = last_read_was_full_ || (n > 0 && at_end_);
-  if (n > 0) {
-    end_ += static_cast<size_t>(n);
-    last_read_ = static_cast<size_t>(n);
-    return Io::kOk;
-  }
+  readable_ = n == static_cast<ssize_t>(room) || (n > 0 && at_end_);
+  if (n > 0) return Io::kOk;
   const Io result = n == 0 ? Io::kEnd : from_errno();
   if (result != Io::kWouldBlock) ended(result);
   return result;
 }
 
-Io Stream::receive_tls() {
-  const size_t room = capacity_ - end_;
-  size_t n = 0;
-  const Io io = tls_->read(buffer_.get() + end_, room, n);
-  end_ += n;
-  last_read_ = n;
-  last_read_was_full_ = n == room;
+Io Stream::take_tls(char* to, size_t room, size_t& n) {
+  const Io io = tls_->read(to, room, n);
   // OpenSSL reads ahead: only when it wants more is there nothing left, in it or in the socket.
   readable_ = io == Io::kOk;
   if (io == Io::kWouldBlock && little_) drop_buffer();
@@ -200,6 +249,25 @@ Task<Io> Stream::read_more() {
   co_return co_await reader_.wait();
 }
 
+Task<Io> Stream::read_into(std::span<char> to, bool is_rest, size_t& got) {
+  SLUICE_CHECK(begin_ == end_ && !to.empty(), "{} bytes are unread, and there is room for {}", end_ - begin_,
+               to.size());
+  got = 0;
+  if (!open_) co_return Io::kCancelled;
+  if (read_state_ != Io::kOk) co_return read_state_;
+  target_ = to;
+  target_is_rest_ = is_rest;
+  taken_ = 0;
+  Io io = readable_ ? receive() : Io::kWouldBlock;
+  if (io == Io::kWouldBlock) {
+    arm_read();
+    io = co_await reader_.wait();
+  }
+  target_ = {};
+  got = taken_;
+  co_return io;
+}
+
 void Stream::on_readable() {
   if (tls_ != nullptr && !tls_->established()) {
     reader_.wake_now(Io::kOk);
@@ -245,10 +313,7 @@ Io Stream::try_write(std::span<iovec>& parts) {
   for (;;) {
     skip(parts, 0);
     if (parts.empty()) return Io::kOk;
-    msghdr message{};
-    message.msg_iov = parts.data();
-    message.msg_iovlen = parts.size();
-    const ssize_t n = ::sendmsg(fd_, &message, MSG_NOSIGNAL);
+    const ssize_t n = send_bytes(fd_, parts);
     if (n < 0) {
       if (errno == EINTR) continue;
       return from_errno();

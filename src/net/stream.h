@@ -83,6 +83,9 @@ class Stream : public std::enable_shared_from_this<Stream>, private Poller::Watc
 
   // Waits for more bytes: kOk, or kEnd, kReset (both stay), kTimeout, kCancelled; kWouldBlock if the buffer is full.
   Task<Io> read_more();
+  // The same, straight to `to`, and `got` says how many bytes: for a message whose length is known. Nothing may be
+  // unread. `is_rest`: what comes beyond belongs to the next message, and goes to the buffer.
+  Task<Io> read_into(std::span<char> to, bool is_rest, size_t& got);
   // Asks the loop to watch the socket while nobody reads: bytes go to the buffer as far as there is room, and the end
   // of the stream is reported by on_ended().
   void watch();
@@ -130,7 +133,10 @@ class Stream : public std::enable_shared_from_this<Stream>, private Poller::Watc
 
   // Takes bytes from the socket. kOk, kWouldBlock, kEnd, kReset; kWouldBlock as well if there is no room.
   Io receive();
-  Io receive_tls();
+  Io receive_straight();
+  Io take(char* to, size_t room, size_t& n);
+  Io take_tls(char* to, size_t room, size_t& n);
+  Io received(ssize_t n, size_t room);
   void ended(Io how);
   bool make_room();
   void arm_read();
@@ -158,7 +164,11 @@ class Stream : public std::enable_shared_from_this<Stream>, private Poller::Watc
   size_t begin_ = 0;
   size_t end_ = 0;
   size_t last_read_ = 0;  // bytes
-  bool little_ = false;   // is expected: the next buffer is a small one
+  // Of a read_into() that is under way.
+  std::span<char> target_;
+  bool target_is_rest_ = false;
+  size_t taken_ = 0;
+  bool little_ = false;  // is expected: the next buffer is a small one
   bool last_read_was_full_ = false;
   bool readable_ = false;    // the socket may hold something: read before waiting
   bool at_end_ = false;      // the other side has closed, so that after what it holds comes an end

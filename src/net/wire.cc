@@ -71,6 +71,18 @@ class HeadParser final : public http::basic_parser<isRequest> {
   ResponseHead* response_;
 };
 
+// Whether a byte is below ' '; eight at a time, as there hardly ever is one.
+bool has_control(std::string_view text) {
+  constexpr uint64_t kOnes = ~uint64_t{0} / 255;
+  size_t at = 0;
+  for (; at + 8 <= text.size(); at += 8) {
+    uint64_t word;
+    std::memcpy(&word, text.data() + at, 8);
+    if (((word - kOnes * ' ') & ~word & kOnes << 7) != 0) return true;
+  }
+  return std::ranges::any_of(text.substr(at), [](char c) { return static_cast<unsigned char>(c) < ' '; });
+}
+
 int hex_value(char c) {
   if (c >= '0' && c <= '9') return c - '0';
   if (c >= 'a' && c <= 'f') return c - 'a' + 10;
@@ -354,8 +366,10 @@ void append_field(std::string& out, std::string_view name, std::string_view valu
   out.append(name).append(": ");
   const auto start = out.size();
   out.append(value);
-  for (auto i = start; i < out.size(); ++i) {
-    if (static_cast<unsigned char>(out[i]) < ' ' && out[i] != '\t') out[i] = ' ';
+  if (has_control(value)) {
+    std::replace_if(
+        out.begin() + static_cast<ptrdiff_t>(start), out.end(),
+        [](char c) { return static_cast<unsigned char>(c) < ' ' && c != '\t'; }, ' ');
   }
   out.append("\r\n");
 }

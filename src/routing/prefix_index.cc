@@ -19,8 +19,14 @@
 namespace sluice::routing {
 namespace {
 
-// Claims that wait, one after another in memory of a fixed size, of which pages are taken when they are first used. One
-// thread at a time changes it; any thread may look at the latest meanwhile, under an EpochGuard.
+// Texts of so many bytes are worth more than the upkeep of an owner; one that has much else besides the text is not
+// kept for it.
+constexpr size_t kKept = 4096;
+constexpr size_t kMostBesides = 2;  // times the text
+
+// Claims that wait, one after another in memory of a fixed size, of which pages are taken when they are first used;
+// long texts stay where they are, and count as well. One thread at a time changes it; any thread may look at the latest
+// meanwhile, under an EpochGuard.
 class PendingInserts {
  public:
   static size_t room_for_text(size_t capacity) { return capacity - sizeof(Head); }
@@ -32,24 +38,33 @@ class PendingInserts {
     Holder holder;
     uint64_t limit = 0;         // of the worker's text, in bytes; of one that is withdrawn the number of the claim
     bool is_withdrawn = false;  // what an earlier one has claimed
+    PrefixPlace place{};
   };
 
-  // False if there is no room.
-  bool push(const Claim& claim) {
-    const Head head{claim.limit, claim.holder, static_cast<uint32_t>(claim.text.size()), claim.is_withdrawn};
-    if (capacity_ - bytes_ < sizeof(head) + claim.text.size()) return false;
-    std::memcpy(&data_[bytes_], &head, sizeof(head));
-    std::memcpy(&data_[bytes_ + sizeof(head)], claim.text.data(), claim.text.size());
+  // False if there is no room. `owner`: of the text, or null.
+  bool push(const Claim& claim, const std::shared_ptr<const std::string>& owner) {
+    const bool keeps = owner != nullptr && claim.text.size() >= kKept &&
+                       owner->capacity() <= std::min(claim.text.size() * kMostBesides, room_for_text(capacity_));
+    Head head{claim.limit,       claim.place, nullptr, claim.holder, static_cast<uint32_t>(claim.text.size()),
+              claim.is_withdrawn};
+    if (capacity_ - bytes() < sizeof(head) + (keeps ? owner->capacity() : claim.text.size())) return false;
+    if (keeps) {
+      head.kept = claim.text.data();
+      kept_.push_back(owner);
+      kept_bytes_ += owner->capacity();
+    }
+    std::memcpy(&data_[end_], &head, sizeof(head));
+    if (!keeps) std::memcpy(&data_[end_ + sizeof(head)], claim.text.data(), claim.text.size());
     const size_t count = count_.load(std::memory_order_relaxed);
     // What a reader finds here is written wholly, whichever claim it is by now.
-    latest_[count % latest_.size()].store(bytes_, std::memory_order_release);
+    latest_[count % latest_.size()].store(end_, std::memory_order_release);
     count_.store(count + 1, std::memory_order_release);
-    bytes_ += sizeof(head) + claim.text.size();
+    end_ += sizeof(head) + (keeps ? 0 : claim.text.size());
     return true;
   }
   template <class Visit>
   void for_each(Visit visit) const {
-    for (size_t at = 0; at < bytes_;) at += visit_at(at, visit);
+    for (size_t at = 0; at < end_;) at += visit_at(at, visit);
   }
   // The claims that came last, newest first.
   template <class Visit>
@@ -60,20 +75,27 @@ class PendingInserts {
       visit_at(latest_[(count - 1 - i) % latest_.size()].load(std::memory_order_acquire), visit);
     }
   }
-  // Nothing may be pushed before the readers of now have left.
+  // Nothing may be pushed before the readers of now have left; then the owners may be let go as well.
   void clear() {
     count_.store(0, std::memory_order_seq_cst);
-    bytes_ = 0;
+    end_ = 0;
+  }
+  void let_go() {
+    kept_.clear();
+    kept_bytes_ = 0;
   }
 
   bool empty() const { return count() == 0; }
   size_t count() const { return count_.load(std::memory_order_relaxed); }
-  size_t bytes() const { return bytes_; }
-  bool half_full() const { return bytes_ > capacity_ / 2; }
+  size_t bytes() const { return end_ + kept_bytes_; }
+  bool keeps_any() const { return !kept_.empty(); }
+  bool half_full() const { return bytes() > capacity_ / 2; }
 
  private:
   struct Head {
     size_t limit;
+    PrefixPlace place;
+    const char* kept;  // the text; null: it follows
     Holder holder;
     uint32_t text_bytes;
     bool is_withdrawn;
@@ -83,13 +105,16 @@ class PendingInserts {
   size_t visit_at(size_t at, Visit& visit) const {
     Head head;
     std::memcpy(&head, &data_[at], sizeof(head));
-    visit(Claim{{&data_[at + sizeof(head)], head.text_bytes}, head.holder, head.limit, head.is_withdrawn});
-    return sizeof(head) + head.text_bytes;
+    const char* const text = head.kept != nullptr ? head.kept : &data_[at + sizeof(head)];
+    visit(Claim{{text, head.text_bytes}, head.holder, head.limit, head.is_withdrawn, head.place});
+    return sizeof(head) + (head.kept != nullptr ? 0 : head.text_bytes);
   }
 
   const size_t capacity_;
   const std::unique_ptr<char[]> data_;
-  size_t bytes_ = 0;
+  size_t end_ = 0;  // of what is written
+  std::vector<std::shared_ptr<const std::string>> kept_;
+  size_t kept_bytes_ = 0;
   std::atomic<size_t> count_{0};
   static constexpr size_t kLatest = 64;
   std::array<std::atomic<size_t>, kLatest> latest_{};  // where they begin
@@ -222,9 +247,9 @@ class PrefixIndex::Impl {
     thread_.join();
   }
 
-  uint64_t insert(std::string_view text, uint32_t worker, size_t limit) {
+  uint64_t insert(std::string_view text, uint32_t worker, size_t limit, const KnownText& known) {
     const Holder holder{worker, tree_.generations().of(worker)};
-    const uint64_t number = enqueue({text.substr(0, max_text_), holder, limit});
+    const uint64_t number = enqueue({text.substr(0, max_text_), holder, limit, false, known.place}, known.owner);
     if (number == 0 && !text.empty()) dropped_inserts_.fetch_add(1, std::memory_order_relaxed);
     return number;
   }
@@ -232,12 +257,12 @@ class PrefixIndex::Impl {
   void withdraw(std::string_view text, uint32_t worker, uint64_t claim) {
     if (claim == 0) return;
     const Holder holder{worker, tree_.generations().of(worker)};
-    const uint64_t number = enqueue({text.substr(0, max_text_), holder, claim, /*is_withdrawn=*/true});
+    const uint64_t number = enqueue({text.substr(0, max_text_), holder, claim, /*is_withdrawn=*/true}, nullptr);
     if (number == 0 && !text.empty()) dropped_inserts_.fetch_add(1, std::memory_order_relaxed);
   }
 
   // Its number, which counts up; 0 if there is no room.
-  uint64_t enqueue(const PendingInserts::Claim& claim) {
+  uint64_t enqueue(const PendingInserts::Claim& claim, const std::shared_ptr<const std::string>& owner) {
     if (claim.text.empty()) return 0;
     bool wake = false;
     uint64_t number = 0;
@@ -245,7 +270,7 @@ class PrefixIndex::Impl {
       std::lock_guard lock(mu_);
       const bool was_empty = queue().empty();
       const bool was_hasty = hurry() || any_withdrawn_;
-      if (!queue().push(claim)) return 0;
+      if (!queue().push(claim, owner)) return 0;
       number = ++queued_;
       // Look-ups do not see that one which waits is withdrawn.
       any_withdrawn_ = any_withdrawn_ || claim.is_withdrawn;
@@ -299,7 +324,10 @@ class PrefixIndex::Impl {
     const EpochGuard guard;
     const auto consider = [&](const PendingInserts::Claim& claim) {
       if (claim.is_withdrawn || claim.holder.generation != tree_.generations().of(claim.holder.worker)) return;
-      found.add(claim.holder.worker, whole_characters(text, common_prefix(text, claim.text)));
+      // What both were found to go through is the same in both.
+      const size_t same = claim.place.is(found.place) && claim.place.bytes <= claim.text.size() ? claim.place.bytes : 0;
+      const size_t common = same + common_prefix(text.substr(same), claim.text.substr(same));
+      found.add(claim.holder.worker, whole_characters(text, common));
     };
     for (const PendingInserts& pending : pending_) pending.for_latest(consider);
     return found;
@@ -365,7 +393,7 @@ class PrefixIndex::Impl {
       return;
     }
     size_t held = 0;
-    const bool done = tree_.insert(claim.text, claim.holder, tick, claim.limit, &held);
+    const bool done = tree_.insert(claim.text, claim.holder, tick, claim.limit, &held, claim.place);
     if (done) latest_[number % latest_.size()] = {number, held, claim.holder.generation};
     (done ? inserts_ : dropped_inserts_).fetch_add(1, std::memory_order_relaxed);
   }
@@ -381,7 +409,7 @@ class PrefixIndex::Impl {
         sweep_now = sleep_until_due(lock);
         if (!queue().empty()) gather(lock);
       }
-      while (!stop_ && internal::oldest_reader() <= cleared_at_) wake_.wait_for(lock, kReaders);
+      wait_for_readers(lock);
       if (stop_) return;
       PendingInserts& batch = queue();
       active_ = 1 - active_;
@@ -414,12 +442,22 @@ class PrefixIndex::Impl {
       lock.lock();
       batch.clear();
       cleared_at_ = internal::global_epoch.fetch_add(1, std::memory_order_seq_cst);
-      batch_bytes_ = 0;
       any_waits_.store(!queue().empty(), std::memory_order_relaxed);
       applied_ += applied;
       sweeps_done_ = std::max(sweeps_done_, sweeps);
       done_.notify_all();
+      if (batch.keeps_any()) {
+        wait_for_readers(lock);
+        lock.unlock();
+        batch.let_go();
+        lock.lock();
+      }
+      batch_bytes_ = 0;
     }
+  }
+  // Those who may be looking at the buffer that was cleared last.
+  void wait_for_readers(std::unique_lock<std::mutex>& lock) {
+    while (!stop_ && internal::oldest_reader() <= cleared_at_) wake_.wait_for(lock, kReaders);
   }
 
   // Claims that are applied one after the other.
@@ -472,8 +510,8 @@ class PrefixIndex::Impl {
 PrefixIndex::PrefixIndex(PrefixIndexOptions options) : impl_(std::make_unique<Impl>(options)) {}
 PrefixIndex::~PrefixIndex() = default;
 PrefixMatch PrefixIndex::match(std::string_view text) const { return impl_->match(text); }
-uint64_t PrefixIndex::insert(std::string_view text, uint32_t worker, size_t limit) {
-  return impl_->insert(text, worker, limit);
+uint64_t PrefixIndex::insert(std::string_view text, uint32_t worker, size_t limit, const KnownText& known) {
+  return impl_->insert(text, worker, limit, known);
 }
 void PrefixIndex::withdraw(std::string_view text, uint32_t worker, uint64_t claim) {
   impl_->withdraw(text, worker, claim);

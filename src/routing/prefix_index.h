@@ -27,6 +27,16 @@ struct Holder {
   uint32_t generation = 0;
 };
 
+// A node of the tree that a text was found to go through: all texts that go through the same one begin with the same
+// bytes. A value; what has become of the node since does not matter.
+struct PrefixPlace {
+  uint32_t node = 0;  // 0: nowhere
+  uint32_t born = 0;  // which of the nodes that have stood there, one after the other
+  size_t bytes = 0;   // from the beginning of the text to the end of the node
+
+  bool is(const PrefixPlace& other) const { return node != 0 && node == other.node && born == other.born; }
+};
+
 // The result of a look-up; a value, valid for as long as one likes.
 struct PrefixMatch {
   static constexpr size_t kMaxHolders = 64;
@@ -46,6 +56,8 @@ struct PrefixMatch {
     uint32_t bytes;  // > 0
   };
   std::array<Part, kMaxParts> parts;
+  // The last node of some size that the text goes through to its end; of all of the text, whatever leave_out() says.
+  PrefixPlace place;
 
   std::span<const uint32_t> workers() const { return {holders.data(), num_holders}; }
   std::span<const Part> partly() const { return {parts.data(), num_parts}; }
@@ -66,6 +78,15 @@ struct PrefixMatch {
   void add(uint32_t worker, size_t bytes);
   // The first `bytes` of the text, at most all of it, do not count.
   void leave_out(size_t bytes);
+};
+
+// What the caller knows of a text that it inserts. It saves work, and changes nothing of what comes of it.
+struct KnownText {
+  // Whose bytes the text is, if they do not change any more: a long one is then kept, and not copied, until it is
+  // applied.
+  std::shared_ptr<const std::string> owner = {};
+  // Where match() has found that text.
+  PrefixPlace place = {};
 };
 
 struct PrefixIndexOptions {
@@ -113,12 +134,12 @@ class PrefixIndex {
   // Any thread, no wait, no allocation. A claim counts from insert() on: those that wait to be applied are looked at
   // too, the latest few.
   PrefixMatch match(std::string_view text) const;
-  // Any thread; copies the text and returns at once. The claim belongs to the worker's life at the time of the call. A
-  // text is cut to what the queue has room for, a 32nd of the budget and at most 16 MiB, and to a quarter of the
-  // worker's share; when the queue is full the claim is dropped and counted.
-  // `limit`: bytes of text that the worker can hold, where more is known than max_bytes_per_worker. Returns the number
-  // of the claim, 0 of a dropped one.
-  uint64_t insert(std::string_view text, uint32_t worker, size_t limit = SIZE_MAX);
+  // Any thread; copies the text, or keeps its owner, and returns at once. The claim belongs to the worker's life at the
+  // time of the call. A text is cut to what the queue has room for, a 32nd of the budget and at most 16 MiB, and to a
+  // quarter of the worker's share; when the queue is full the claim is dropped and counted. `limit`: bytes of text that
+  // the worker can hold, where more is known than max_bytes_per_worker. Returns the number of the claim, 0 of a dropped
+  // one.
+  uint64_t insert(std::string_view text, uint32_t worker, size_t limit = SIZE_MAX, const KnownText& known = {});
   // What insert() has claimed did not come to be held: the request was refused, say. What the worker had before stays,
   // and so does what its other texts go on from; of equal texts that were claimed meanwhile nothing stays, and the next
   // request brings it back. Of different texts that begin alike and are all withdrawn nothing stays either, unless

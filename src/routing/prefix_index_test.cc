@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <future>
+#include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -217,6 +219,86 @@ TEST(PrefixIndexTest, AWithdrawalThatFindsNoRoomIsCounted) {
   const EpochGuard reader;  // what waits is not taken while somebody may look at what was taken last
   for (int i = 0; i < 100; ++i) index.withdraw(text, 1, claim);
   EXPECT_GE(index.stats().dropped_inserts, 60u);
+}
+
+TEST(PrefixIndexTest, ALongTextIsKeptWhileItWaitsAndNoLonger) {
+  PrefixIndex index({});
+  auto body = std::make_shared<const std::string>("{" + std::string(50'000, 'x') + "}");
+  const std::weak_ptr<const std::string> life = body;
+  const std::string_view text = std::string_view(*body).substr(1, 50'000);
+  const std::string prompt(text);
+  std::optional<EpochGuard> reader(std::in_place);
+  index.insert(text, 3, SIZE_MAX, {.owner = body});
+  EXPECT_GE(index.stats().bytes, 50'000u) << "it counts";
+  body = nullptr;
+  EXPECT_FALSE(life.expired()) << "it is applied later";
+  index.flush();
+  EXPECT_FALSE(life.expired()) << "somebody may be looking at what waited";
+  reader.reset();
+  EXPECT_EQ(index.match(prompt + "!").matched_bytes, prompt.size());
+  index.sweep();  // comes after what was applied before it
+  EXPECT_TRUE(life.expired());
+  EXPECT_EQ(index.match(prompt + "!").matched_bytes, prompt.size());
+}
+
+TEST(PrefixIndexTest, ATextIsCopiedWhereItsOwnerIsMuchLarger) {
+  PrefixIndex index({});
+  for (const size_t bytes : {100, 10'000}) {
+    auto body = std::make_shared<const std::string>(std::string(100'000, 'x'));
+    index.insert(std::string_view(*body).substr(0, bytes), 3, SIZE_MAX, {.owner = body});
+    EXPECT_EQ(body.use_count(), 1) << bytes;
+  }
+  index.flush();
+  EXPECT_EQ(index.match(std::string(20'000, 'x')).matched_bytes, 10'000u);
+}
+
+TEST(PrefixIndexTest, WhatIsKeptTakesTheRoomOfWhatMayWait) {
+  PrefixIndex index({.budget_bytes = 1 << 20});  // 32 KiB may wait
+  index.insert("x", 1);
+  index.flush();
+  const EpochGuard reader;  // what waits is not taken while somebody may look at what was taken last
+  for (int i = 0; i < 20; ++i) {
+    const auto body = std::make_shared<const std::string>(std::to_string(i) + std::string(10'000, 'x'));
+    index.insert(*body, 1, SIZE_MAX, {.owner = body});
+  }
+  EXPECT_GE(index.stats().dropped_inserts, 10u);
+  EXPECT_LE(index.stats().bytes, size_t{1} << 20);
+}
+
+// Prompts of a few families as they come to a gateway: looked for, and inserted with what that told, by several threads
+// while the index is full.
+TEST(PrefixIndexTest, KnownTextsAreFoundWhereverTheyAre) {
+  const size_t budget = 1 << 20;
+  PrefixIndex index({.budget_bytes = budget});
+  std::vector<std::thread> loops;
+  for (uint32_t loop = 0; loop < 2; ++loop) {
+    loops.emplace_back([&, loop] {
+      Rng rng(loop);
+      for (int i = 0; i < 2000; ++i) {
+        const auto family = rng.below(8);
+        const std::string shared(5000 + 300 * family, static_cast<char>('a' + family));
+        const auto text =
+            std::make_shared<const std::string>(shared + std::to_string(rng.next()) + std::string(1000, 'q'));
+        const PrefixMatch before = index.match(*text);
+        ASSERT_LT(before.matched_bytes, text->size());
+        if (index.insert(*text, loop, SIZE_MAX, {.owner = text, .place = before.place}) == 0) {
+          index.flush();  // there was no room
+          continue;
+        }
+        if (i % 8 == 0) index.flush();
+        const PrefixMatch match = index.match(*text + "!");
+        ASSERT_LE(match.matched_bytes, text->size());
+        // Else others have pushed it out of the latest that are looked at, or out of the index.
+        if (match.matched_bytes == text->size()) {
+          ASSERT_NE(std::ranges::count(match.workers(), loop), 0);
+        }
+      }
+    });
+  }
+  for (auto& loop : loops) loop.join();
+  index.flush();
+  EXPECT_LE(index.stats().bytes, budget);
+  EXPECT_GT(index.stats().evictions_budget, 0u);
 }
 
 TEST(PrefixIndexTest, L24StaysWithinItsBudgetUnderManyWriters) {

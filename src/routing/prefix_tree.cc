@@ -36,6 +36,10 @@ constexpr int kExpectedSteps = 8;
 // How many leaves an insert looks at for a worker that is near its share.
 constexpr int kTrimSteps = 64;
 
+// Edges of so many bytes are places (PrefixPlace). Where texts part the tree is a bush of short ones, of which each
+// text has its own: what they share is known by the long one before.
+constexpr size_t kPlaceBytes = 128;
+
 constexpr float kRememberDrops = 0.998F;  // of full workers: some hundred
 
 }  // namespace
@@ -99,6 +103,7 @@ struct PrefixTree::Node {
   std::atomic<uint16_t> further{0};  // claims in the tables
   // The edge's bytes follow the node.
   uint16_t edge_size = 0;
+  uint32_t born = 0;  // no other node that stands or has stood here has the same; constant after publication
 
   // Writer only.
   Ref parent = 0;
@@ -240,6 +245,7 @@ PrefixMatch PrefixTree::match(std::string_view text) const {
     path[depth++ % path.size()] = {node, position};
     position += common;
     if (common < node->edge_size) break;
+    if (common >= kPlaceBytes) match.place = {heap_.ref_of(node), node->born, position};
   }
   match.matched_bytes = whole_characters(text, position);
   // Who holds the whole node holds the part that matched. A node that has part of a cut character only has no say.
@@ -299,9 +305,26 @@ void PrefixTree::expect(std::span<const std::string_view> texts) const {
   }
 }
 
-bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick, size_t limit, size_t* held) {
+// How many bytes of the text are known to be the same as in the tree. The walk compares nothing: where it meets the
+// node at which the text was found, all edges that it came over were compared then, and edges do not change.
+size_t PrefixTree::known_bytes(std::string_view text, const PrefixPlace& place) const {
+  if (place.node == 0 || place.bytes > text.size()) return 0;
+  const Node* node = root_;
+  size_t position = 0;
+  while (position < place.bytes) {
+    node = child_of(node, text[position]);
+    if (node == nullptr) return 0;
+    position += node->edge_size;
+  }
+  return position == place.bytes && place.is({heap_.ref_of(node), node->born}) ? position : 0;
+}
+
+bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick, size_t limit, size_t* held,
+                        const PrefixPlace& place) {
   Generations::check(holder.worker);
   text = text.substr(0, max_text_);
+  // What is evicted on the way does not come back with other bytes: only this call adds to the tree meanwhile.
+  size_t known = known_bytes(text, place);
   Node* node = root_;
   size_t held_bytes = 0;
   bool had = true;
@@ -312,7 +335,7 @@ bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick, siz
       if (child == nullptr) return false;
       had = false;
     } else {
-      const size_t common = common_prefix(child->edge(), text);
+      const size_t common = child->edge_size <= known ? child->edge_size : common_prefix(child->edge(), text);
       if (common < child->edge_size) child = split(child, common);
       bool had_this = false;
       if (child == nullptr || !claim(child, holder, tick, &had_this)) return false;
@@ -321,6 +344,7 @@ bool PrefixTree::insert(std::string_view text, Holder holder, uint32_t tick, siz
     }
     if (child->inserts != Node::kMostInserts) ++child->inserts;
     text.remove_prefix(child->edge_size);
+    known -= std::min<size_t>(known, child->edge_size);
     node = child;
   }
   if (held != nullptr) *held = held_bytes;
@@ -483,6 +507,7 @@ PrefixTree::Node* PrefixTree::new_node(std::string_view edge, const Node* keep) 
   if (block == 0) return nullptr;
   auto* node = new (heap_.at<void>(block)) Node;
   node->edge_size = static_cast<uint16_t>(edge.size());
+  node->born = ++births_;
   edge.copy(node->edge_data(), edge.size());
   return node;
 }

@@ -40,7 +40,9 @@ class PrefixTree {
   // Writer thread only, all below. `tick` is the time of use in any unit that does not decrease; `limit` bounds the
   // bytes of text of this worker, as max_bytes_per_worker those of all. False if there was no room: everything
   // evictable was in use by readers. `held`, unless it is null: how many bytes of the text the holder had before.
-  bool insert(std::string_view text, Holder holder, uint32_t tick, size_t limit = SIZE_MAX, size_t* held = nullptr);
+  // `place`: where match() has found that text, which is not compared up to there if the node still stands.
+  bool insert(std::string_view text, Holder holder, uint32_t tick, size_t limit = SIZE_MAX, size_t* held = nullptr,
+              const PrefixPlace& place = {});
   // Those texts, at most kExpected, are inserted next: what that looks at is fetched from memory for all at the same
   // time, where inserts would wait for it one after the other.
   static constexpr size_t kExpected = 8;
@@ -86,6 +88,7 @@ class PrefixTree {
   bool claims_below(const Node* node, uint32_t worker) const;
   Claim* claim_of(const Node* node, uint32_t worker) const;
   bool unheld(const Node* node) const;
+  size_t known_bytes(std::string_view text, const PrefixPlace& place) const;
   uint32_t last_use(const Node* node) const;
   PrefixIndexReport::Prefix describe(const Node* node, size_t bytes, size_t children) const;
 
@@ -135,6 +138,7 @@ class PrefixTree {
   Ref newest_ = 0;
   std::vector<Visit> visits_;
   std::vector<size_t> worker_bytes_;        // edge bytes of the nodes that each worker holds
+  uint32_t births_ = 0;                     // of nodes
   float dropped_ = 0, dropped_shared_ = 0;  // edge bytes of claims that full workers lost, older ones less
 
   // Written by the writer, read by anybody.

@@ -85,6 +85,7 @@ void agree_with_oracle(uint64_t seed, uint32_t steps, Draw draw) {
   PrefixTree tree(kAmple, kAmple);
   Oracle oracle;
   std::map<uint32_t, uint32_t> life;
+  std::map<std::string, PrefixPlace> places;  // where texts were found, now or long ago
   for (uint32_t step = 0; step < steps; ++step) {
     const uint32_t worker = static_cast<uint32_t>(rng.below(6));
     const uint64_t action = rng.below(1000);
@@ -94,7 +95,7 @@ void agree_with_oracle(uint64_t seed, uint32_t steps, Draw draw) {
       oracle.insert(text, {worker, life[worker]});
     } else if (action < 350) {
       size_t held = 0;
-      ASSERT_TRUE(tree.insert(text, {worker, life[worker]}, step, SIZE_MAX, &held));
+      ASSERT_TRUE(tree.insert(text, {worker, life[worker]}, step, SIZE_MAX, &held, places[text]));
       ASSERT_EQ(held, oracle.held(text)[worker]);
       tree.withdraw(text, {worker, life[worker]}, held);
     } else if (action < 353) {
@@ -106,6 +107,7 @@ void agree_with_oracle(uint64_t seed, uint32_t steps, Draw draw) {
     } else {
       const PrefixMatch got = tree.match(text);
       const PrefixMatch want = oracle.match(text);
+      places[text] = got.place;
       ASSERT_EQ(got.matched_bytes, want.matched_bytes) << "step " << step << " text " << ::testing::PrintToString(text);
       ASSERT_EQ(workers_of(got), workers_of(want)) << "step " << step << " text " << ::testing::PrintToString(text);
     }
@@ -400,6 +402,68 @@ TEST(PrefixTreeTest, WhatIsLeftAfterEvictionsIsTrue) {
   EXPECT_EQ(tree.nodes(), 1u);
   for (uint32_t worker = 0; worker < 40; ++worker) EXPECT_EQ(tree.worker_bytes(worker), 0u);
   EXPECT_LE(tree.bytes(), 100u) << "something was lost";
+}
+
+// Texts are inserted with the places at which they were found at any time before, while nodes split, go, and others
+// take their memory.
+TEST(PrefixTreeTest, APlaceSavesWorkAndChangesNothing) {
+  const uint64_t seed = testing::test_seed(9);
+  SCOPED_TRACE("SLUICE_TEST_SEED=" + std::to_string(seed));
+  Rng rng(seed);
+  PrefixTree tree(256 << 10, kAmple);
+  const auto draw = [&] {
+    std::string text;
+    do {
+      text += std::string(100 + rng.below(3) * 400, static_cast<char>('a' + rng.below(3)));
+    } while (rng.below(5) != 0);
+    return text;
+  };
+  std::map<std::string, PrefixPlace> places;
+  int still_there = 0, gone = 0;
+  for (uint32_t step = 0; step < 20'000; ++step) {
+    const std::string text = draw();
+    const uint32_t worker = static_cast<uint32_t>(rng.below(4));
+    const PrefixPlace now = tree.match(text).place;
+    const auto [known, is_new] = places.try_emplace(text, now);
+    if (known->second.node != 0) ++(known->second.is(now) ? still_there : gone);
+    ASSERT_LE(now.bytes, text.size());
+    if (tree.insert(text, {worker, 0}, step, SIZE_MAX, nullptr, known->second)) {
+      const PrefixMatch match = tree.match(text);
+      ASSERT_EQ(match.matched_bytes, text.size()) << "step " << step;
+      ASSERT_TRUE(workers_of(match).contains(worker)) << "step " << step;
+    }
+    if (rng.below(2) == 0) known->second = now;
+    if (step % 50 == 0) tree.withdraw(text, {worker, 0}, 0);
+  }
+  EXPECT_GT(still_there, 1000);
+  EXPECT_GT(gone, 1000);
+  EXPECT_GT(tree.evictions_budget(), 1000u);
+}
+
+// What went through the same place begins with the same bytes.
+TEST(PrefixTreeTest, TextsOfOnePlaceBeginAlike) {
+  PrefixTree tree(kAmple, kAmple);
+  Rng rng(testing::test_seed(10));
+  std::vector<std::pair<std::string, PrefixPlace>> found;
+  for (uint32_t step = 0; step < 300; ++step) {
+    std::string text;
+    for (uint64_t runs = 1 + rng.below(4); runs > 0; --runs) {
+      text += std::string(1000 + rng.below(3) * 700, static_cast<char>('a' + rng.below(2)));
+    }
+    text += std::to_string(rng.below(100));  // a bush of short edges
+    found.emplace_back(text, tree.match(text).place);
+    ASSERT_TRUE(tree.insert(text, {1, 0}, step));
+  }
+  int alike = 0;
+  for (const auto& [a, place_a] : found) {
+    for (const auto& [b, place_b] : found) {
+      if (!place_a.is(place_b)) continue;
+      ++alike;
+      ASSERT_EQ(place_a.bytes, place_b.bytes);
+      ASSERT_GE(common_bytes(a, b), place_a.bytes);
+    }
+  }
+  EXPECT_GT(alike, 1000) << "the short edges at the end hide what is shared";
 }
 
 TEST(PrefixTreeTest, ALeafThatIsUsedOutlivesThoseThatAreNot) {
