@@ -11,6 +11,7 @@
 #include "base/rng.h"
 #include "models/batch_split.h"
 #include "models/model_fixture.h"
+#include "models/rank_shape.h"
 #include "models/sharding.h"
 #include "parallel/inproc.h"
 
@@ -94,6 +95,7 @@ class Instance {
     }
     std::vector<Output> outputs(groups.size());
     on_each([&](size_t i) {
+      for (uint64_t turns = late_.empty() ? 0 : late_[i]; turns > 0; --turns) std::this_thread::yield();
       const Layout& own = ranks_[i].groups.layout;
       const auto group = static_cast<size_t>(own.attention_dp().rank);
       StepBatch batch = arrays[group].view();
@@ -111,6 +113,12 @@ class Instance {
     });
     for (size_t group = 0; group < outputs.size(); ++group) outputs[group].routing = routing_of(group, tokens[group]);
     return outputs;
+  }
+
+  // Each rank comes to the next step later than it could, by a number of turns of its own.
+  void delay(Rng& rng) {
+    late_.clear();
+    for (size_t i = 0; i < world_.size(); ++i) late_.push_back(rng.below(3) == 0 ? rng.below(2000) : 0);
   }
 
   const Runner& rank(size_t i) const { return *ranks_[i].runner; }
@@ -179,6 +187,7 @@ class Instance {
   const bool in_halves_;
   std::vector<std::unique_ptr<parallel::Communicator>> world_;
   std::vector<Rank> ranks_;
+  std::vector<uint64_t> late_;  // of each rank
 };
 
 // What one attention group does in a step: it prefills, decodes, does both, or idles.
@@ -197,12 +206,34 @@ std::vector<Piece> draw_step(Rng& rng, std::vector<int32_t>& lengths) {
   return pieces;
 }
 
+// What a rank of the case takes for its steps, by its configuration alone, is what it took.
+void expect_foretold_buffers(const Case& c, const Instance& instance) {
+  const ModelConfig config = load_config(folder_of(c.fixture), "").value();
+  const auto map = check_sharding(config, c.layout, c.placement).value();
+  const auto dtype = c.dtype == "float32" ? kernels::DType::kF32 : kernels::DType::kBf16;
+  Layout own = c.layout;
+  for (; own.tp_rank < own.tp_size; ++own.tp_rank) {
+    const auto foretold = step_buffers(config, own, dtype, *dummy_weights(config),
+                                       {.max_tokens = c.max_tokens,
+                                        .max_seqs = 8,
+                                        .deepep = {.mode = c.mode, .capacity = c.capacity},
+                                        .in_halves = c.in_halves,
+                                        .records_routing = c.records_routing()},
+                                       /*rounded=*/false, map ? &*map : nullptr);
+    ASSERT_TRUE(foretold.ok()) << foretold.error().message;
+    EXPECT_EQ(static_cast<size_t>(foretold->bytes), instance.rank(static_cast<size_t>(own.tp_rank)).info().buffer_bytes)
+        << "rank " << own.tp_rank;
+    EXPECT_EQ(foretold->dispatch_bytes > 0, c.layout.a2a == parallel::MoeAllToAll::kDeepEp);
+  }
+}
+
 class LayoutConformance : public testing::TestWithParam<Case> {};
 
 TEST_P(LayoutConformance, GivesTheLogitsOfOneRank) {
   const Case& c = GetParam();
   Instance instance(c);
   ASSERT_FALSE(HasFatalFailure());
+  if (c.device == "cpu") expect_foretold_buffers(c, instance);  // on others logits are copied as well
   const Closeness closeness(c.fixture, c.dtype);
   const auto groups = static_cast<size_t>(c.layout.dp_size);
   std::vector<std::unique_ptr<Runner>> alone;
@@ -428,6 +459,9 @@ std::vector<Case> cases() {
           all.push_back({fixture, "cpu", "float32", layout});
           all.back().mode = moe::DeepEpMode::kAuto;
           all.back().capacity = capacity;
+          // Of a step one half may go by exact counts and the other through the slab.
+          all.push_back(all.back());
+          all.back().in_halves = true;
         }
       }
       if (layout.dp_size == 1 && layout.ep_size == 1 && layout.a2a == parallel::MoeAllToAll::kNone) {
@@ -447,6 +481,42 @@ std::vector<Case> cases() {
 }
 
 INSTANTIATE_TEST_SUITE_P(Fixtures, LayoutConformance, testing::ValuesIn(cases()),
+                         [](const auto& info) { return name_of(info.param); });
+
+// The arithmetic and the modes of --deterministic.
+class DeterministicConformance : public testing::TestWithParam<Case> {};
+
+TEST_P(DeterministicConformance, TheSameStepsGiveTheSameBitsWhicheverRankIsLate) {
+  const Case& c = GetParam();
+  Instance instance(c), again(c);
+  ASSERT_FALSE(HasFatalFailure());
+  Rng rng(11);
+  std::vector<std::vector<int32_t>> lengths(static_cast<size_t>(c.layout.dp_size), std::vector<int32_t>(3));
+  for (int step = 0; step < 8; ++step) {
+    SCOPED_TRACE(step);
+    std::vector<std::vector<Piece>> work;
+    for (auto& of_group : lengths) work.push_back(draw_step(rng, of_group));
+    if (std::ranges::all_of(work, [](const auto& pieces) { return pieces.empty(); })) continue;
+    const std::vector<Output> want = instance.run(work);
+    again.delay(rng);
+    const std::vector<Output> got = again.run(work);
+    for (size_t group = 0; group < want.size(); ++group) {
+      EXPECT_EQ(got[group].logits, want[group].logits);
+      EXPECT_EQ(got[group].routing.experts, want[group].routing.experts);
+    }
+  }
+}
+
+std::vector<Case> deterministic() {
+  std::vector<Case> some;
+  for (const Case& c : cases()) {
+    const bool plain = c.device == "cpu" && c.dtype == "float32" && c.placed.empty() && !c.in_halves;
+    if (plain && c.mode == moe::DeepEpMode::kNormal && c.layout.tp_size == 4) some.push_back(c);
+  }
+  return some;
+}
+
+INSTANTIATE_TEST_SUITE_P(Fixtures, DeterministicConformance, testing::ValuesIn(deterministic()),
                          [](const auto& info) { return name_of(info.param); });
 
 TEST(LayoutFixtures, EachCanBeDividedIntoFourInSomeWay) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstddef>
 #include <string_view>
 
 #include "base/check.h"
@@ -15,12 +16,12 @@ namespace {
 
 using kernels::Context;
 
-// Takes declarations and runs nothing.
+// Takes declarations and runs nothing. Its memory is nowhere: what is put there is not kept, and nothing is read.
 class CountingBackend final : public kernels::Backend {
  public:
   std::string_view name() const override { return "counting"; }
   std::unique_ptr<kernels::Stream> make_stream() const override { return nullptr; }
-  Result<void*> allocate(size_t) const override { return Error{ErrorCode::kExhausted, "this device only counts"}; }
+  Result<void*> allocate(size_t) const override { return static_cast<void*>(&nowhere_); }
   void release(void*, size_t) const override {}
   bool host_visible() const override { return true; }
   bool multiplies(kernels::DType) const override { return true; }
@@ -30,8 +31,8 @@ class CountingBackend final : public kernels::Backend {
     const auto block = static_cast<int64_t>(tensor::block_elements(shape.stored));
     return block > 1 && shape.in % block == 0 && (shape.dtype == kernels::DType::kF32 || shape.rounded);
   }
-  int64_t padded_rows(int64_t n) const override { return n; }
-  int64_t group_padding(int64_t) const override { return 0; }
+  int64_t padded_rows(int64_t n) const override { return device().padded_rows(n); }
+  int64_t group_padding(int64_t groups) const override { return device().group_padding(groups); }
   size_t packed_bytes(const kernels::LinearShape& shape) const override {
     const auto values = static_cast<size_t>(shape.in * shape.out);
     if (shape.stored == kernels::DType::kF32) return values * tensor::block_bytes(shape.dtype);
@@ -39,11 +40,11 @@ class CountingBackend final : public kernels::Backend {
     return values + static_cast<size_t>(4 * kernels::scales_per_row(shape.in) * kernels::scales_per_row(shape.out));
   }
 
-  void copy_to_device(const Context&, void*, const void*, size_t) const override { never(); }
+  void copy_to_device(const Context&, void*, const void*, size_t) const override {}
   void copy_to_host(const Context&, void*, const void*, size_t) const override { never(); }
   void copy(const Context&, void*, const void*, size_t) const override { never(); }
   void clear(const Context&, void*, size_t) const override { never(); }
-  void synchronize(const Context&) const override { never(); }
+  void synchronize(const Context&) const override {}
   void pack(const kernels::LinearShape&, const kernels::RowReader&, void*) const override { never(); }
   void linear(const Context&, const kernels::LinearArgs&) const override { never(); }
   void head_linear(const Context&, const kernels::HeadLinearArgs&) const override { never(); }
@@ -72,6 +73,13 @@ class CountingBackend final : public kernels::Backend {
 
  private:
   static void never() { SLUICE_CHECK(false, "a device that only counts was asked to compute"); }
+  // The one whose rows are padded alike.
+  static const kernels::Backend& device() {
+    static const std::unique_ptr<kernels::Backend> cpu = kernels::make_backend("cpu", /*threads=*/1).value();
+    return *cpu;
+  }
+
+  mutable std::max_align_t nowhere_{};
 };
 
 bool is_of_layer_with_experts(const ModelConfig& config, std::string_view name) {
@@ -149,6 +157,39 @@ Result<int64_t> own_weight_bytes(const ModelConfig& config, const parallel::Layo
   }
   const auto rank = static_cast<size_t>(layout.tp_rank);
   return proportional_bytes(declared[rank], find_common(declared, rank));
+}
+
+int64_t staged_integers(const StepShape& step) { return 4 * step.max_tokens + 5 * step.max_seqs + 5; }
+
+StepBuffers step_buffers(const Decoder& decoder, const ModelConfig& config, const parallel::Layout& layout,
+                         const StepShape& step, bool host_visible) {
+  StepBuffers buffers{.bytes = static_cast<int64_t>(decoder.buffer_bytes()),
+                      .dispatch_bytes = static_cast<int64_t>(decoder.dispatch_bytes())};
+  const int64_t staged = staged_integers(step) * static_cast<int64_t>(sizeof(int32_t));
+  buffers.host_bytes = staged;
+  if (layout.leads()) {
+    // Logits of a step in which every row is asked for: put together from the parts of several ranks, and copied from a
+    // device. What the device has of them is the decoder's.
+    const int64_t copies = (layout.head().size > 1 ? 1 : 0) + (host_visible ? 0 : 1);
+    buffers.host_bytes += copies * step.max_tokens * config.vocab_size * static_cast<int64_t>(sizeof(float));
+  }
+  buffers.bytes += staged + buffers.host_bytes;  // the former on the device
+  return buffers;
+}
+
+Result<StepBuffers> step_buffers(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
+                                 const tensor::TensorSource& source, const StepShape& step, bool rounded,
+                                 const moe::ExpertMap* map) {
+  SLUICE_TRY(const FamilyRow* family, find_family(config.architectures[0]));
+  const CountingBackend backend;
+  const Context context{&backend, nullptr};
+  const parallel::Groups groups{.layout = layout, .all = nullptr, .attention_tp = nullptr, .attention_dp = nullptr};
+  WeightStore weights(backend, dtype, &source, layout.tp_size > 1 ? &groups : nullptr, map, step.deepep, rounded);
+  const auto decoder = family->make(config, weights);
+  if (step.in_halves) decoder->count_halves(2);
+  SLUICE_TRY_VOID(decoder->allocate(context, step.max_tokens));
+  SLUICE_TRY_VOID(decoder->routing().allocate(context, step.max_tokens * layout.dp_size, step.records_routing));
+  return step_buffers(*decoder, config, layout, step, backend.host_visible());
 }
 
 std::unique_ptr<tensor::TensorSource> dummy_weights(const ModelConfig& config) {

@@ -9,11 +9,14 @@
 #include "base/result.h"
 #include "kernels/kernels.h"
 #include "models/config.h"
+#include "moe/deepep_mode.h"
 #include "moe/expert_map.h"
 #include "parallel/topology.h"
 #include "tensor/stored_tensor.h"
 
 namespace sluice::models {
+
+class Decoder;
 
 // Values that are multiplied by a token that passes them, and the bytes that they lie in.
 struct WeightPart {
@@ -50,6 +53,35 @@ Result<RankShape> shape_of_rank(const ModelConfig& config, const parallel::Layou
 // (layers/common_weights.h). Arguments as above.
 Result<int64_t> own_weight_bytes(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
                                  const tensor::TensorSource& source, bool rounded = false,
+                                 const moe::ExpertMap* map = nullptr);
+
+// The largest step that a rank is to make, and how.
+struct StepShape {
+  int64_t max_tokens = 0;
+  int64_t max_seqs = 0;
+  moe::DeepEpOptions deepep = {};
+  bool in_halves = false;        // that overlap
+  bool records_routing = false;  // keeps what routers chose
+};
+
+// Memory that a rank takes for its steps, once.
+struct StepBuffers {
+  int64_t bytes = 0;
+  int64_t host_bytes = 0;      // of those, in the host's memory whatever the device
+  int64_t dispatch_bytes = 0;  // of those, what sends rows to experts, such as low_latency's slab
+};
+
+// Of a decoder that has its buffers: those, and what stands in host memory beside them. `host_visible`: as of the
+// device. What a runner declares and what step_buffers() foretells are this.
+StepBuffers step_buffers(const Decoder& decoder, const ModelConfig& config, const parallel::Layout& layout,
+                         const StepShape& step, bool host_visible);
+// Integers that say what is in such a step, halves with starts and lengths of their own, which may both have one
+// sequence.
+int64_t staged_integers(const StepShape& step);
+
+// Of the rank `layout.tp_rank`, without a model: other arguments as of shape_of_rank(). Rows are padded as on the CPU.
+Result<StepBuffers> step_buffers(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
+                                 const tensor::TensorSource& source, const StepShape& step, bool rounded = false,
                                  const moe::ExpertMap* map = nullptr);
 
 // Weights that nobody trained, in the types that checkpoints of this configuration are published in.

@@ -497,13 +497,9 @@ class DecoderRunner final : public Runner {
     return values;
   }
 
-  // In host memory, of a step in which every row is asked for: put together from the parts of several ranks, and copied
-  // from a device. What the device has of them is the decoder's.
-  size_t logits_bytes() const {
-    const parallel::Layout& layout = weights_.layout();
-    if (!layout.leads()) return 0;
-    const int64_t copies = (layout.head().size > 1 ? 1 : 0) + (backend_->host_visible() ? 0 : 1);
-    return static_cast<size_t>(copies * max_tokens_ * config_.vocab_size) * sizeof(float);
+  StepShape step_shape() const {
+    return {
+        .max_tokens = max_tokens_, .max_seqs = max_seqs_, .deepep = weights_.deepep(), .in_halves = decoder_->splits()};
   }
 
   size_t table_bytes() const { return table_.size() * sizeof(int32_t); }
@@ -512,8 +508,7 @@ class DecoderRunner final : public Runner {
     SLUICE_TRY_VOID(decoder_->allocate(context_, max_tokens_));
     // A router may get the tokens of all attention groups.
     SLUICE_TRY_VOID(decoder_->routing().allocate(context_, max_tokens_ * weights_.layout().dp_size, record_routing));
-    // With starts and lengths of halves, which may both have one sequence.
-    staged_bytes_ = static_cast<size_t>(4 * max_tokens_ + 5 * max_seqs_ + 5) * sizeof(int32_t);
+    staged_bytes_ = static_cast<size_t>(staged_integers(step_shape())) * sizeof(int32_t);
     SLUICE_TRY(void* memory, backend_->allocate(staged_bytes_));
     staged_ = static_cast<int32_t*>(memory);
     host_staged_.resize(staged_bytes_ / sizeof(int32_t));
@@ -538,7 +533,8 @@ class DecoderRunner final : public Runner {
     info_.state_bytes_per_sequence = decoder_->states().bytes_per_sequence();
     info_.weight_bytes = weights_.bytes();
     info_.own_weight_bytes = weights_.own_bytes();
-    info_.buffer_bytes = decoder_->buffer_bytes() + 2 * staged_bytes_ + logits_bytes();
+    info_.buffer_bytes = static_cast<size_t>(
+        step_buffers(*decoder_, config_, weights_.layout(), step_shape(), backend_->host_visible()).bytes);
     info_.temperature = config_.temperature;
     info_.top_p = config_.top_p;
     info_.min_p = config_.min_p;

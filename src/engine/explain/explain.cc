@@ -31,6 +31,7 @@ void plan_pool(const DescribedModel& model, const Hardware& hardware, LayoutFact
   info.state_bytes_per_sequence = static_cast<size_t>(facts.rank.state_bytes_per_sequence);
   info.weight_bytes = static_cast<size_t>(facts.rank.weight_bytes());
   info.own_weight_bytes = static_cast<size_t>(facts.own_weight_bytes);
+  info.buffer_bytes = static_cast<size_t>(buffer_bytes(facts, hardware));
   EngineOptions options = facts.options;
   facts.memory_fraction = options.mem_fraction_static.value_or(hardware.memory_fraction);
   options.mem_fraction_static = facts.memory_fraction;
@@ -38,13 +39,25 @@ void plan_pool(const DescribedModel& model, const Hardware& hardware, LayoutFact
   const auto plan = plan_memory(options, info,
                                 {.limit_bytes = hardware.of(ranks).memory_bytes * ranks,
                                  .host_ranks = ranks,
-                                 .shared_weights = shares_weights(facts, hardware)});
+                                 .shared_weights = shares_weights(facts, hardware),
+                                 .slot_tables = facts.layout.attention_tp_size() > 1 ? 2 : 1});
   if (!plan.ok()) {
     facts.why_not = plan.error().message;
     return;
   }
   facts.memory = *plan;
   facts.unique_tokens = plan->max_total_tokens * facts.instances * facts.layout.dp_size;
+}
+
+// The largest step of the server's ranks (Rank::load in engine/rank.cc).
+models::StepShape step_shape(const EngineOptions& options) {
+  const StepLimits limits = plan_steps(options);
+  return {.max_tokens = limits.max_step_tokens,
+          .max_seqs = limits.max_running_requests,
+          .deepep = deepep_of(options),
+          .in_halves = options.tp_size > 1 && options.enable_two_batch_overlap,
+          .records_routing =
+              options.enable_return_routed_experts || options.expert_distribution_recorder_mode == "per_token"};
 }
 
 Divided divided(const DescribedModel& model, const LayoutFacts& facts) {
@@ -174,6 +187,8 @@ Result<LayoutFacts> examine_layout(const DescribedModel& model, const EngineOpti
   }
   facts.kv_copies = key_heads_of(model.config, facts.layout) * facts.layout.attention_tp_size() /
                     (model.config.mla ? 1 : model.config.num_kv_heads);
+  SLUICE_TRY(facts.buffers, models::step_buffers(model.config, facts.layout, model.dtype, *model.source,
+                                                 step_shape(facts.options), model.rounded, map));
   plan_pool(model, hardware, facts);
   const Divided parts = divided(model, facts);
   facts.wire = wire_of_token(parts, hardware.sums);
@@ -219,6 +234,10 @@ std::vector<LayoutFacts> weigh_layouts(const DescribedModel& model, const Engine
     return facts.predictions.empty() ? 0.0 : facts.predictions.back().output_tokens_per_s;
   });
   return all;
+}
+
+int64_t buffer_bytes(const LayoutFacts& facts, const Hardware& hardware) {
+  return facts.buffers.bytes - (hardware.divisible ? 0 : facts.buffers.host_bytes);
 }
 
 std::string layout_flags(const LayoutFacts& facts) {

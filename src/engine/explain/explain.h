@@ -49,6 +49,7 @@ struct LayoutFacts {
   models::TokenReach reach;           // of a token in a layer with experts, with deepep
   models::RankShape rank;             // of rank 0
   int64_t own_weight_bytes = 0;       // of its weights, those that ranks of a machine have in common divided among them
+  models::StepBuffers buffers;        // of rank 0
   std::optional<MemoryPlan> memory;   // of each attention group's ranks; none: the model does not fit
   std::string why_not;                // it does not
   double memory_fraction = 0;
@@ -67,6 +68,9 @@ Result<LayoutFacts> examine_layout(const DescribedModel& model, const EngineOpti
 std::vector<LayoutFacts> weigh_layouts(const DescribedModel& model, const EngineOptions& options,
                                        const Hardware& hardware, const Workload& workload,
                                        const std::vector<int64_t>& concurrency, std::optional<int64_t> ranks = {});
+
+// What rank 0's largest step takes of the hardware's memory, which of a device is not the host's.
+int64_t buffer_bytes(const LayoutFacts& facts, const Hardware& hardware);
 
 // "--tp-size 8 --dp-size 8 --enable-dp-attention".
 std::string layout_flags(const LayoutFacts& facts);

@@ -123,6 +123,29 @@ TEST(ExplainTest, LowLatencySendsARowForEachExpertOfAToken) {
   EXPECT_EQ(crowded.predictions[1].decode.wire, exact.predictions[1].decode.wire);
 }
 
+// Of 32 experts a rank has room for what 8 ranks send at most, twice: rows in bf16, and what becomes of them in
+// float32.
+TEST(ExplainTest, TheSlabOfLowLatencyIsCountedAndWhatDoesNotFitIsSaid) {
+  const auto h200 = with(kDeepEp, {"--hardware", "h200", "--max-running-requests", "1024"});
+  const auto slab_bytes = [](int64_t capacity) { return 32 * 8 * capacity * 7168 * (2 + 4); };
+  const LayoutFacts normal = examined("DeepSeek-V3", with(h200, {"--deepep-mode", "normal"})),
+                    mixed = examined("DeepSeek-V3", h200);
+  ASSERT_TRUE(normal.memory && mixed.memory);
+  const int64_t more = mixed.memory->buffer_bytes - normal.memory->buffer_bytes;
+  EXPECT_GT(more, slab_bytes(128));
+  EXPECT_LT(more, slab_bytes(128) * 2) << "with what is sent and comes back";
+  EXPECT_GT(mixed.buffers.dispatch_bytes - normal.buffers.dispatch_bytes, slab_bytes(128));
+  const LayoutFacts large =
+      examined("DeepSeek-V3",
+               with(kDeepEp, {"--hardware", "h200", "--max-running-requests", "8192", "--enable-two-batch-overlap",
+                              "--deepep-num-max-dispatch-tokens-per-rank", "1024"}));
+  EXPECT_FALSE(large.memory);
+  EXPECT_GT(large.buffers.dispatch_bytes, 2 * slab_bytes(1024));
+  EXPECT_THAT(large.why_not, testing::HasSubstr("--deepep-num-max-dispatch-tokens-per-rank"));
+  EXPECT_THAT(to_text(explained("DeepSeek-V3", h200)),
+              testing::HasSubstr("to send rows to experts with --deepep-mode auto"));
+}
+
 // All groups' tokens pass the part of a dense layer that a rank has; with deepep only its own pass the shared experts.
 TEST(ExplainTest, DenseLayersComputeTheTokensOfAllGroupsUnlessTheyAreDataParallel) {
   // Arithmetic alone counts.

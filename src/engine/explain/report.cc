@@ -156,6 +156,12 @@ std::string memory_text(const Explanation& e) {
   out +=
       fmt::format("  KV pool of a rank: {:.1f} GiB, {} tokens; unique tokens of all: {}\n", gib(facts.memory->kv_bytes),
                   grouped(facts.memory->max_total_tokens), grouped(facts.unique_tokens));
+  out += fmt::format(
+      "  buffers of a rank's largest step: {}{}\n", bytes_text(static_cast<double>(buffer_bytes(facts, e.hardware))),
+      facts.buffers.dispatch_bytes == 0
+          ? ""
+          : fmt::format(", {} of them to send rows to experts with --deepep-mode {}",
+                        bytes_text(static_cast<double>(facts.buffers.dispatch_bytes)), facts.options.deepep_mode));
   if (facts.layout.dp_attention()) {
     const double gain = dp_attention_gain(e.model.config, facts.layout);
     out += fmt::format(
@@ -295,6 +301,8 @@ Json json_of(const LayoutFacts& facts, const models::ModelConfig& config) {
   if (facts.memory) {
     out["tokens_per_rank"] = facts.memory->max_total_tokens;
     out["kv_bytes"] = facts.memory->kv_bytes;
+    out["buffer_bytes"] = facts.memory->buffer_bytes;
+    out["dispatch_buffer_bytes"] = facts.buffers.dispatch_bytes;
     out["max_running_requests_per_group"] = facts.memory->max_running_requests;
   } else {
     out["why_not"] = facts.why_not;

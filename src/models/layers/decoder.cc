@@ -66,8 +66,17 @@ const moe::Dispatcher& Decoder::dispatcher(const moe::Sizes& sizes) {
 void Decoder::overlap(parallel::Overlap& overlap) {
   if (!dispatchers_[0]) return;
   overlap_ = &overlap;
-  for (size_t i = 0; i < overlap.halves(); ++i) {
+  halves_ = overlap.halves();
+  for (size_t i = 0; i < halves_; ++i) {
     dispatchers_[i] = moe::make_dispatcher(weights_.backend(), &overlap.half(i), dispatch_sizes_, weights_.deepep());
+  }
+}
+
+void Decoder::count_halves(size_t halves) {
+  if (!dispatchers_[0]) return;
+  halves_ = halves;
+  for (size_t i = 1; i < halves_; ++i) {
+    dispatchers_[i] = moe::make_dispatcher(weights_.backend(), groups_, dispatch_sizes_, weights_.deepep());
   }
 }
 
@@ -83,7 +92,11 @@ Result<void> Decoder::allocate(const kernels::Context& context, int64_t max_toke
 }
 
 size_t Decoder::buffer_bytes() const {
-  size_t bytes = scratch_.bytes() + second_scratch_.bytes() + routing_.bytes();
+  return scratch_.bytes() + second_scratch_.bytes() + routing_.bytes() + dispatch_bytes();
+}
+
+size_t Decoder::dispatch_bytes() const {
+  size_t bytes = 0;
   for (const auto& dispatcher : dispatchers_) {
     if (dispatcher) bytes += dispatcher->bytes();
   }

@@ -147,14 +147,17 @@ class Decoder {
   // Where rows are sent to experts: what does not need them is computed meanwhile. It outlives the decoder. At most
   // once, after the last add().
   void overlap(parallel::Overlap& overlap);
+  // What overlap() does for buffer_bytes(), for a decoder that is not run.
+  void count_halves(size_t halves);
   // Whether forward() takes halves.
-  bool splits() const { return overlap_ != nullptr && overlap_->halves() > 1; }
+  bool splits() const { return halves_ > 1; }
   // As Runner::ask_between_layers().
   void ask_between_layers(std::function<bool()> goes_on) { goes_on_ = std::move(goes_on); }
   // Once, after the last add() and overlap(). kExhausted if the memory cannot be had.
   Result<void> allocate(const kernels::Context& context, int64_t max_tokens);
   // That allocate() and routing().allocate() took.
   size_t buffer_bytes() const;
+  size_t dispatch_bytes() const;  // of those, what sends rows to experts took
 
   // Queues the whole step: K and V of every row into the cache. Returns where the logits of batch.logit_rows will be
   // until the next call. All ranks at once; an error is that of a group of ranks.
@@ -191,6 +194,7 @@ class Decoder {
   // split.
   std::array<std::unique_ptr<moe::Dispatcher>, 2> dispatchers_;
   parallel::Overlap* overlap_ = nullptr;
+  size_t halves_ = 0;  // that overlap
   std::function<bool()> goes_on_;
   std::unique_ptr<moe::CopyChooser> copy_chooser_;
   std::vector<ExpertLayer> expert_layers_;
