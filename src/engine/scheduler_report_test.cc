@@ -2,9 +2,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "base/rng.h"
 #include "engine/scheduler_fixture.h"
+#include "testing/seed.h"
 
 namespace sluice::engine {
 namespace {
@@ -240,6 +242,53 @@ TEST_P(SchedulerAbortTest, TenThousandAbortsInEveryPhaseLeaveNothing) {
     EXPECT_GT(seen["in flight, perhaps"], 1000);
   }
   ASSERT_TRUE(scheduler_->flush_cache().ok());
+}
+
+// X10: a chunk that is computed with others, or by several ranks, is not ended before its time. Its request is answered
+// at once, what it holds is free with the last step that was in flight then, and no later step has a token of it.
+TEST_P(SchedulerAbortTest, X10AChunkAmongOthersHoldsWhatItHasNoLongerThanTheStepsInFlight) {
+  constexpr int64_t kPrompt = 4, kChunk = 16;
+  Rng rng(sluice::testing::test_seed(9));
+  int within = 0;
+  for (int round = 0; round < 300; ++round) {
+    SCOPED_TRACE(round);
+    auto options = small();
+    options.mixed_chunk = true;
+    options.prefix_cache = false;
+    options.chunked_prefill_size = kChunk;
+    make(options, GetParam(), /*seed=*/static_cast<uint64_t>(round + 1));
+    std::atomic<int> with_chunk{0};
+    runner_->on_forward = [&](const models::StepBatch& b) { with_chunk += b.token_ids.size() > 1; };
+    scheduler_->add(request("stays", ids(kPrompt, 3), 60));
+    step();
+    scheduler_->add(request("leaves", ids(120)));
+    for (auto steps = 1 + rng.below(5); steps > 0; --steps) step();
+    ASSERT_EQ(answers_["leaves"].finished, 0);
+    int in_flight = scheduler_->in_flight();
+    if (GetParam() == Steps::kInline) {
+      runner_->ask_between_layers([&, layer = 0]() mutable {
+        if (layer++ == 1) scheduler_->abort({.rid = "leaves"});
+        return scheduler_->step_is_wanted();
+      });
+      with_chunk = 0;
+      in_flight = 1;
+    } else {
+      scheduler_->abort({.rid = "leaves"});
+      collect();
+      EXPECT_EQ(answers_["leaves"].finish.kind, FinishKind::kAbort) << "at once";
+    }
+    for (int i = 0; i < in_flight; ++i) step();
+    EXPECT_EQ(answers_["leaves"].finish.kind, FinishKind::kAbort);
+    within += in_flight;
+    // A slot for each step that is planned ahead.
+    EXPECT_LE(scheduler_->snapshot().num_used_tokens, kPrompt + std::ssize(answers_["stays"].ids) + 2);
+    ASSERT_TRUE(scheduler_->settle().ok());
+    with_chunk = 0;
+    run_until_idle();
+    EXPECT_EQ(with_chunk, 0) << "a step after those in flight";
+    EXPECT_EQ(answers_["stays"].ids, alone(request("stays", ids(kPrompt, 3), 60), scheduler_->max_req_len()).ids);
+  }
+  EXPECT_GT(within, 100) << "steps that were in flight";
 }
 
 }  // namespace
