@@ -582,6 +582,15 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .help =
                "With --nnodes 2 or more: an address of node 0 at which the others reach it, and a port that is free "
                "there. Whoever reaches that network can join: keep it between the hosts."},
+          {.name = "gloo-socket-ifname",
+           .field = &O::gloo_socket_ifname,
+           .value = OptText(),
+           .metavar = "INTERFACE",
+           .read_by = "engine/nodes/interface",
+           .group = kParallel,
+           .help = "With --nnodes 2 or more: the network interface of this host by which its ranks and those of other "
+                   "hosts reach each other; default: GLOO_SOCKET_IFNAME, or the one that leads to node 0. Each host "
+                   "has its own."},
 
           {.name = "mem-fraction-static",
            .field = &O::mem_fraction_static,
@@ -815,9 +824,13 @@ Result<void> check_nodes(const EngineOptions& options) {
                               options.nnodes - 1, options.nnodes));
   }
   if (options.nnodes == 1) {
-    if (!options.dist_init_addr) return {};
-    return refuse(
-        fmt::format("--dist-init-addr {} is of --nnodes 2 or more; leave it out on one host", *options.dist_init_addr));
+    for (const auto& [name, given] : {std::pair{"dist-init-addr", &options.dist_init_addr},
+                                      std::pair{"gloo-socket-ifname", &options.gloo_socket_ifname}}) {
+      if (*given) {
+        return refuse(fmt::format("--{} {} is of --nnodes 2 or more; leave it out on one host", name, **given));
+      }
+    }
+    return {};
   }
   if (options.dp_size > 1 && !options.enable_dp_attention) {
     return refuse(

@@ -78,6 +78,7 @@ struct EngineOptions {
   int64_t nnodes;
   int64_t node_rank;
   std::optional<std::string> dist_init_addr;
+  std::optional<std::string> gloo_socket_ifname;
   // Memory
   std::optional<double> mem_fraction_static;
   std::optional<int64_t> max_total_tokens;

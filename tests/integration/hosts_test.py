@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """One instance of the model on two hosts: it gives the tokens of one rank; what becomes of it when a rank, a host or the network
-between them is lost, and when they come back. The hosts are network namespaces of their own behind a bridge, and this test is a
+between them is lost, and when they come back; by which network they meet; experts that move between them. The hosts are network namespaces of their own behind a bridge, and this test is a
 third host; two more are at the end of wires that take their time, lose frames or are cut (slow_wire.py). Where namespaces cannot be
 made, all are 127.0.0.1: a host is cut off by stopping its processes, and the ranks themselves take the time that the network would
 (SLUICE_EMULATED_*, engine/emulated_link.h), which each says in its log. No case is left out.
@@ -8,11 +8,14 @@ made, all are 127.0.0.1: a host is cut off by stopping its processes, and the ra
 usage: hosts_test.py <sluice binary> <folder of fixtures>"""
 import concurrent.futures
 import contextlib
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import unittest
 from pathlib import Path
 
@@ -351,6 +354,123 @@ class HostsTest(unittest.TestCase):
             self.assertEqual(instance.front.stop(), 0)
             self.assertEqual(instance.other.process.wait(30), 0)
             self.assertFalse([pid for pid in ranks if alive(pid)])
+
+
+def received(pid, device):
+    """Bytes that came to the host of a process by one of its interfaces."""
+    [line] = re.findall(rf"(?m)^\s*{device}:\s*(\d+)", Path(f"/proc/{pid}/net/dev").read_text())
+    return int(line)
+
+
+class InterfaceTest(unittest.TestCase):
+    """Ranks that meet in another network than the nodes: each host has two. Where there are no namespaces, all is lo."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.name, cls.addresses = "lo", ["127.0.0.1"] * 2
+        if not Host.namespaces:
+            return
+        cls.name, cls.addresses = "e1", [host.address.replace("10.213.", "10.214.") for host in HOSTS[:2]]
+        run("ip", "link", "add", "name", "br1", "type", "bridge")
+        run("ip", "link", "set", "br1", "up")
+        for host, address in zip(HOSTS, cls.addresses):
+            run("ip", "link", "add", host.link + "b", "type", "veth", "peer", "name", "e1", "netns", str(host.holder.pid))
+            run("ip", "link", "set", host.link + "b", "master", "br1", "up")
+            run(*host.enter, "ip", "addr", "add", f"{address}/24", "dev", "e1")
+            run(*host.enter, "ip", "link", "set", "e1", "up")
+
+    def test_r27_ranks_meet_by_the_interface_that_is_chosen(self):
+        with Instance("tiny-llama", "--tp", 2, "--gloo-socket-ifname", self.name) as instance:
+            self.assertRegex(instance.other.output(), r"node 1 has joined node 0 at " + re.escape(HOSTS[0].address) +
+                             r":\d+, from \S+; its ranks are at " + re.escape(self.addresses[1]))
+            [rank] = instance.ranks(1)
+            if not Host.namespaces:
+                self.assertTrue(instance.serves())
+                return
+            before = [received(rank, device) for device in ("e0", "e1")]
+            self.assertEqual(generate(instance.url, list(range(100)), 20)[0], 200)
+            by_e0, by_e1 = [received(rank, device) - was for device, was in zip(("e0", "e1"), before)]
+            # What 119 tokens of 64 values are in float32 in each of two sums of a layer; by the other come signs of life.
+            self.assertGreater(by_e1, 119 * 64 * 4 * 2)
+            self.assertGreater(by_e1, 5 * by_e0)
+
+    def test_r27_a_wrong_interface_is_named_with_those_that_there_are(self):
+        common = flags("tiny-llama", "--tp", 2, "--nnodes", 2, "--dist-init-addr", f"{HOSTS[0].address}:{next(PORTS)}")
+        for node in (0, 1):
+            for more, variable in ((("--gloo-socket-ifname", "e9"), {}), ((), {"GLOO_SOCKET_IFNAME": "e9"})):
+                command = [*HOSTS[node].enter, BINARY, "server", *map(str, common), "--node-rank", str(node), "--host", HOSTS[node].address, *more]
+                refused = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **variable})
+                self.assertEqual(refused.returncode, 2, refused.stderr)
+                self.assertRegex(refused.stderr, r"--gloo-socket-ifname e9 \(or GLOO_SOCKET_IFNAME\): there is no such interface; "
+                                 r"the interfaces of this host are .*" + self.name + r" \(" + re.escape(self.addresses[node]))
+
+    def test_r27_a_check_shows_the_interface_and_goes_by_it(self):
+        common = flags("tiny-llama", "--tp", 2, "--nnodes", 2, "--dist-init-addr", f"{HOSTS[0].address}:{next(PORTS)}",
+                       "--gloo-socket-ifname", self.name)
+        checks = [subprocess.Popen([*HOSTS[node].enter, BINARY, "check-cluster", *map(str, common), "--node-rank", str(node)],
+                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for node in (0, 1)]
+        tables = [check.communicate(timeout=60)[0] for check in checks]
+        self.assertEqual([check.returncode for check in checks], [0, 0], tables)
+        self.assertEqual(tables[0], tables[1])
+        for node in (0, 1):
+            self.assertRegex(tables[0], rf"(?m)^{node} .* {re.escape(self.addresses[node])} \({self.name}\) .* ms")
+
+
+class EplbTest(unittest.TestCase):
+    """Experts that move between hosts: each has one rank, so that all that is moved goes from one host to the other."""
+    EPLB = ("--enable-eplb", "--enable-metrics", "--eplb-rebalance-num-iterations", 10, "--eplb-rebalance-layers-per-chunk", 1)
+
+    def metric(self, instance, name):
+        return sum(map(float, re.findall(rf"(?m)^{name} (\S+)$", call(instance.url + "/metrics")[2])))
+
+    def layers(self, instance, outcome):
+        return self.metric(instance, r'sluice:eplb_layers_total\{.*outcome="' + outcome + r'".*\}')
+
+    def test_r26_experts_move_between_hosts_under_load_from_no_file_and_change_no_token(self):
+        requests = workload(40, seed=3)
+        with Sluice(BINARY, "server", *flags("tiny-qwen3-moe")) as alone:
+            want = answers(alone.url, requests)
+        for layout in (("--tp", 2, "--ep", 2),
+                       ("--tp", 2, "--dp-size", 2, *DPA, *DEEPEP, "--ep-num-redundant-experts", 2, "--ep-dispatch-algorithm", "dynamic")):
+            with self.subTest(layout=layout), tempfile.TemporaryDirectory() as folder:
+                copy = shutil.copytree(FIXTURES / "tiny-qwen3-moe", Path(folder) / "model")
+                with Instance(copy, *layout, *self.EPLB) as instance:
+                    shutil.rmtree(copy)
+                    parted = differences(requests, answers(instance.url, requests), want)
+                    self.assertTrue(all(margin < NEAR_TIE for _, margin in parted), parted)
+                    self.assertLess(len(parted), 5)
+                    self.assertGreater(self.layers(instance, "moved"), 0)
+                    self.assertEqual(self.layers(instance, "rolled_back"), 0)
+                    # An expert is 3 matrices of 64 x 32 in float32 or more.
+                    self.assertGreater(self.metric(instance, r"sluice:eplb_moved_bytes_total\{.*\}"), 3 * 64 * 32 * 4)
+
+    def test_r26_a_host_that_is_cut_off_while_experts_move_leaves_none_half_moved(self):
+        """Experts of 1.5 MB, at 2 MB/s: those of a layer are on their way for seconds."""
+        large = ("--load-format", "dummy", "--json-model-override-args", json.dumps({"moe_intermediate_size": 2048}))
+        requests = workload(8, seed=4)
+        with Sluice(BINARY, "server", *flags("tiny-deepseek-v3", *large)) as alone:
+            want = answers(alone.url, requests)
+
+        def expect_answers(instance):
+            parted = differences(requests, answers(instance.url, requests), want)
+            self.assertTrue(all(margin < NEAR_TIE for _, margin in parted), parted)
+            self.assertLess(len(parted), 3)
+
+        for host in HOSTS[:2]:
+            host.limit_rate(16)
+            self.addCleanup(host.limit_rate, None)
+        with Instance("tiny-deepseek-v3", "--tp", 2, "--dp-size", 2, *DPA, *DEEPEP, *large, *self.EPLB) as instance:
+            before = instance.ranks(0) + instance.ranks(1)
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                running = [pool.submit(generate, instance.url, [i + 1] * 20, 400, i % 2) for i in range(4)]
+                instance.wait_for_log(r"the experts of [1-9]\d* of \d+ layers move")
+                with HOSTS[1].cut_off(instance.other):
+                    instance.wait_for_log(r"node 1 \(\S+ at \S+\) is lost: it has said nothing for \d+ s")
+                    self.assertNotIn("layers have moved", instance.log(), "before the cut")
+                    self.assertTrue(all(request.result()[0] in (500, 503) for request in running), [r.result() for r in running])
+            wait_until("the instance serving again", instance.serves, within=90)
+            self.assertFalse(set(before) & set(instance.ranks(0) + instance.ranks(1)))
+            expect_answers(instance)
 
 
 class FailureTest(unittest.TestCase):

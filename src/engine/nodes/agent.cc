@@ -14,6 +14,7 @@
 #include "engine/certificates.h"
 #include "engine/model_files.h"
 #include "engine/nodes/identity.h"
+#include "engine/nodes/interface.h"
 #include "engine/nodes/link.h"
 #include "engine/rank.h"
 #include "engine/rank_handle.h"
@@ -100,8 +101,9 @@ class NodeAgent::Impl {
     for (TimePoint remind{};;) {
       auto link = try_to_join();
       if (link.ok()) {
-        SLUICE_LOG(info, kComponent, "node {} has joined node 0 at {}, from {}", options_.node_rank, to_string(leader_),
-                   link->local_address());
+        SLUICE_LOG(info, kComponent, "node {} has joined node 0 at {}, from {}; its ranks are at {}",
+                   options_.node_rank, to_string(leader_), link->local_address(),
+                   *rank_address(options_, link->local_address()));
         return std::optional(std::move(*link));
       }
       const Error& why = link.error();
@@ -122,6 +124,7 @@ class NodeAgent::Impl {
   // kBadOption: it need not try again.
   Result<NodeLink> try_to_join() const {
     SLUICE_TRY(auto link, NodeLink::connect(leader_, kNodeConnectLimit));
+    SLUICE_TRY_VOID(rank_address(options_, link.local_address()));
     json hello = to_json(identity_);
     hello["op"] = "join";
     SLUICE_TRY_VOID(link.send(hello));
@@ -183,8 +186,11 @@ class NodeAgent::Impl {
     take_host_flags(spec.options, options_);
     if (spec.model_file.empty()) spec.model_file = files_.model;
     spec.tokenizer_file = files_.tokenizer;
-    spec.address = link.local_address();
-    auto process = start_rank(spec, {}, on_rank_line_);
+    // The interface may have gone since this node joined.
+    auto process = [&]() -> Result<Process> {
+      SLUICE_TRY(spec.address, rank_address(options_, link.local_address()));
+      return start_rank(spec, {}, on_rank_line_);
+    }();
     if (!process.ok()) {
       return link.send({{"op", "ended"},
                         {"rank", spec.process},
@@ -253,6 +259,7 @@ class NodeAgent::Impl {
 Result<std::unique_ptr<NodeAgent>> NodeAgent::start(const EngineOptions& options,
                                                     std::function<void(std::string_view)> on_rank_line) {
   SLUICE_TRY(auto leader, parse_endpoint("--dist-init-addr", *options.dist_init_addr));
+  SLUICE_TRY_VOID(check_interface(options));
   SLUICE_TRY(auto files, find_model_files(options));
   std::unique_ptr<NodeAgent> agent(
       new NodeAgent(std::make_unique<Impl>(options, std::move(leader), std::move(files), std::move(on_rank_line))));

@@ -1,7 +1,6 @@
 #include "engine/nodes/check.h"
 
 #include <fmt/format.h>
-#include <ifaddrs.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -11,6 +10,7 @@
 
 #include "base/log.h"
 #include "engine/model_files.h"
+#include "engine/nodes/interface.h"
 #include "engine/nodes/link.h"
 
 namespace sluice::engine {
@@ -26,22 +26,6 @@ NodeIdentity identity_of(const EngineOptions& options) {
   NodeIdentity identity = own_identity(options, files.ok() ? files->model : "");
   if (!files.ok()) identity.model = fmt::format("not there ({})", files.error().message);
   return identity;
-}
-
-std::string addresses_of_this_host() {
-  ifaddrs* all = nullptr;
-  if (::getifaddrs(&all) != 0) return "unknown";
-  std::vector<std::string> found;
-  for (const ifaddrs* one = all; one != nullptr; one = one->ifa_next) {
-    if (one->ifa_addr == nullptr) continue;
-    sockaddr_storage storage{};
-    const int family = one->ifa_addr->sa_family;
-    if (family != AF_INET && family != AF_INET6) continue;
-    std::memcpy(&storage, one->ifa_addr, family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6));
-    found.push_back(net::address_of(storage));
-  }
-  ::freeifaddrs(all);
-  return fmt::format("{}", fmt::join(found, ", "));
 }
 
 // A port of this address at which connections of others succeed.
@@ -98,20 +82,21 @@ class Collector {
     auto listening = net::listen_sockets(at.host, at.port, 1, kBacklog);
     if (!listening.ok()) {
       return Error{ErrorCode::kUnavailable,
-                   fmt::format("node 0 cannot be at {}: {}; the addresses of this host are {}", to_string(at),
-                               listening.error().message, addresses_of_this_host())};
+                   fmt::format("node 0 cannot be at {}: {}; the interfaces of this host are {}", to_string(at),
+                               listening.error().message, in_words(network_interfaces()))};
     }
     sockaddr_storage bound{};
     socklen_t size = sizeof bound;
     ::getsockname(listening->sockets[0][0].get(), reinterpret_cast<sockaddr*>(&bound), &size);
     CheckedNode& own = nodes_[0];
     own.seen = true;
-    own.address = net::address_of(bound);
+    SLUICE_TRY(own.address, rank_address(options_, net::address_of(bound)));
+    own.interface = chosen_interface(options_).value_or("");
     own.identity = identity_of(options_);
     SLUICE_TRY(const auto probe, probe_port(own.address));
     peers_.push_back({0, {own.address, probe.port}});
     SLUICE_LOG(info, kComponent, "node 0 listens at {}, and waits {:.0f} s for {} others",
-               to_string(Endpoint{own.address, at.port}), seconds(bound_), nodes_.size() - 1);
+               to_string(Endpoint{net::address_of(bound), at.port}), seconds(bound_), nodes_.size() - 1);
     SLUICE_TRY_VOID(collect(*listening, stop_descriptor));
     exchange();
     ClusterCheck check = judge_cluster(nodes_, bound_);
@@ -162,7 +147,8 @@ class Collector {
     }
     CheckedNode& node = nodes_[static_cast<size_t>(identity->node)];
     node.seen = true;
-    node.address = link.peer_address();
+    node.interface = hello->value("interface", std::string());
+    node.address = node.interface.empty() ? link.peer_address() : hello->value("address", link.peer_address());
     node.identity = std::move(*identity);
     peers_.push_back({node.node, {node.address, hello->value("port", uint16_t{0})}});
     SLUICE_LOG(info, kComponent, "node {} is {} at {}", node.node, node.identity.host_name, node.address);
@@ -201,10 +187,13 @@ class Collector {
 };
 
 // Of a node beside node 0, once it is connected.
-Result<ClusterCheck> take_part(NodeLink& link, const NodeIdentity& own, Duration bound) {
-  SLUICE_TRY(const auto probe, probe_port(link.local_address()));
+Result<ClusterCheck> take_part(NodeLink& link, const EngineOptions& options, const NodeIdentity& own, Duration bound) {
+  SLUICE_TRY(const std::string address, rank_address(options, link.local_address()));
+  SLUICE_TRY(const auto probe, probe_port(address));
   json hello = to_json(own);
   hello["op"] = "check";
+  hello["address"] = address;
+  hello["interface"] = chosen_interface(options).value_or("");
   hello["port"] = probe.port;
   SLUICE_TRY_VOID(link.send(hello));
   // Node 0 waits for others as long.
@@ -259,7 +248,9 @@ ClusterCheck judge_cluster(const std::vector<CheckedNode>& nodes, Duration bound
     }
     const NodeIdentity& first = nodes[0].identity;
     const auto same = [](bool is) { return is ? "same" : "DIFFERS"; };
-    row.insert(row.end(), {node.identity.host_name, node.address, node.identity.version,
+    const std::string address =
+        node.interface.empty() ? node.address : fmt::format("{} ({})", node.address, node.interface);
+    row.insert(row.end(), {node.identity.host_name, address, node.identity.version,
                            same(node.identity.model == first.model), same(node.identity.flags == first.flags)});
     for (const std::string& line : differences(first, node.identity)) problems.push_back(line);
     if (is_v6(node.address) != is_v6(nodes[0].address)) {
@@ -288,13 +279,14 @@ ClusterCheck judge_cluster(const std::vector<CheckedNode>& nodes, Duration bound
 Result<ClusterCheck> check_cluster(const EngineOptions& options, Duration bound, int stop_descriptor) {
   if (options.node_rank == 0) return Collector(options, bound).run(stop_descriptor);
   SLUICE_TRY(const Endpoint leader, parse_endpoint("--dist-init-addr", *options.dist_init_addr));
+  SLUICE_TRY_VOID(check_interface(options));
   const NodeIdentity own = identity_of(options);
   const TimePoint end = real_clock().now() + bound;
   std::string said;
   for (;;) {
     auto link = NodeLink::connect(leader, kNodeConnectLimit);
-    auto checked = link.ok() ? take_part(*link, own, bound) : Result<ClusterCheck>(link.error());
-    if (checked.ok()) return checked;
+    auto checked = link.ok() ? take_part(*link, options, own, bound) : Result<ClusterCheck>(link.error());
+    if (checked.ok() || checked.error().code == ErrorCode::kBadOption) return checked;
     const std::string why =
         fmt::format("node {} cannot check with node 0 at {}: {}", own.node, to_string(leader), checked.error().message);
     if (real_clock().now() >= end) return Error{ErrorCode::kTimeout, why};

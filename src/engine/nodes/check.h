@@ -23,7 +23,8 @@ struct CheckedPath {
 struct CheckedNode {
   int64_t node = 0;
   bool seen = false;
-  std::string address;
+  std::string address;    // at which it is reached
+  std::string interface;  // that was chosen for that; empty: none
   NodeIdentity identity;
   std::vector<CheckedPath> paths;
 };

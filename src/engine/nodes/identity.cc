@@ -15,6 +15,7 @@ using nlohmann::json;
 
 // Those of take_host_flags(), those of the front, and where files lie: the model is compared by what it is.
 constexpr std::array kHostFlags = {"node_rank",
+                                   "gloo_socket_ifname",
                                    "host",
                                    "port",
                                    "api_key",

@@ -18,6 +18,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "engine/nodes/interface.h"
 #include "engine/nodes/link.h"
 
 namespace sluice::engine {
@@ -70,13 +71,9 @@ using Start = std::pair<int64_t, uint64_t>;  // process, incarnation
 
 class NodeLeader::Impl {
  public:
-  Impl(const EngineOptions& options, NodeIdentity own, Endpoint at, net::Listening listening)
-      : own_(std::move(own)), at_(std::move(at)), listening_(std::move(listening)) {
+  Impl(const EngineOptions& options, NodeIdentity own, Endpoint at, net::Listening listening, std::string address)
+      : own_(std::move(own)), at_(std::move(at)), listening_(std::move(listening)), address_(std::move(address)) {
     for (int64_t node = 1; node < options.nnodes; ++node) nodes_.emplace_back();
-    sockaddr_storage bound{};
-    socklen_t size = sizeof bound;
-    ::getsockname(listening_.sockets[0][0].get(), reinterpret_cast<sockaddr*>(&bound), &size);
-    address_ = net::address_of(bound);
     thread_ = std::thread([this] {
       ::pthread_setname_np(::pthread_self(), "node-leader");
       run();
@@ -294,7 +291,7 @@ class NodeLeader::Impl {
   const NodeIdentity own_;
   const Endpoint at_;
   const net::Listening listening_;
-  std::string address_;
+  const std::string address_;
   const Event wake_;
   const Event changed_;
   std::atomic<bool> stopping_{false};
@@ -374,8 +371,12 @@ Result<std::unique_ptr<NodeLeader>> NodeLeader::listen(const EngineOptions& opti
                              "free: {}",
                              *options.dist_init_addr, listening.error().message)};
   }
-  return std::unique_ptr<NodeLeader>(
-      new NodeLeader(std::make_unique<Impl>(options, std::move(own), std::move(at), std::move(*listening))));
+  sockaddr_storage bound{};
+  socklen_t size = sizeof bound;
+  ::getsockname(listening->sockets[0][0].get(), reinterpret_cast<sockaddr*>(&bound), &size);
+  SLUICE_TRY(auto address, rank_address(options, net::address_of(bound)));
+  return std::unique_ptr<NodeLeader>(new NodeLeader(
+      std::make_unique<Impl>(options, std::move(own), std::move(at), std::move(*listening), std::move(address))));
 }
 
 NodeLeader::NodeLeader(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

@@ -17,12 +17,14 @@ namespace sluice::engine {
 // Any thread. A thread of its own owns the connections; it wakes once a second for signs of life.
 class NodeLeader {
  public:
-  // Listens at --dist-init-addr. kAlreadyExists, kInvalidArgument or kNotFound name the address.
+  // Listens at --dist-init-addr. kAlreadyExists, kInvalidArgument or kNotFound name the address, kBadOption the
+  // interface that ranks are to use.
   static Result<std::unique_ptr<NodeLeader>> listen(const EngineOptions& options, NodeIdentity own);
   // Agents end with it. No handle is left by then.
   ~NodeLeader();
 
-  // Of this host, as a number: the first of those that --dist-init-addr stands for.
+  // Of this host, as a number, for its ranks and those of others: of --gloo-socket-ifname, or the first of those that
+  // --dist-init-addr stands for.
   const std::string& address() const;
   // Until all nodes have joined: kTimeout names those that have not; kCancelled once `stop_descriptor` (-1: none) is
   // readable. What refused a node is in the log.

@@ -13,6 +13,7 @@
 
 #include "engine/nodes/check.h"
 #include "engine/nodes/identity.h"
+#include "engine/nodes/interface.h"
 #include "engine/nodes/leader.h"
 #include "engine/nodes/link.h"
 
@@ -244,9 +245,88 @@ TEST_F(ClusterCheckTest, R27AWrongAddressIsNamedWhereItIsWrong) {
               HasSubstr("the name 'no-such-host.invalid' has no"));
   options.node_rank = 0;
   options.dist_init_addr = "192.0.2.1:5000";
-  EXPECT_THAT(
-      check_cluster(options, Duration{0}, -1).error().message,
-      ::testing::AllOf(HasSubstr("node 0 cannot be at 192.0.2.1:5000"), HasSubstr("the addresses of this host are")));
+  EXPECT_THAT(check_cluster(options, Duration{0}, -1).error().message,
+              ::testing::AllOf(HasSubstr("node 0 cannot be at 192.0.2.1:5000"),
+                               HasSubstr("the interfaces of this host are lo (")));
+}
+
+TEST(InterfaceTest, R27OnlyOneThatHasAnAddressOfTheNodesFamilyIsTaken) {
+  const std::vector<NetworkInterface> host{{"lo", true, {"127.0.0.1", "::1"}},
+                                           {"eth0", true, {"10.0.0.2", "10.0.0.3"}},
+                                           {"eth1", true, {"fd00::2"}},
+                                           {"eth2", false, {"10.0.2.2"}},
+                                           {"ib0", true, {}}};
+  const auto address = [&](std::string_view name, std::string_view like = "10.0.0.1") {
+    return address_of_interface(host, name, like);
+  };
+  EXPECT_EQ(*address("eth0"), "10.0.0.2");
+  EXPECT_EQ(*address("lo", "fd00::1"), "::1");
+  EXPECT_EQ(*address("eth1", ""), "fd00::2");
+  const auto why_not = [&](std::string_view name) {
+    const auto refused = address(name);
+    EXPECT_FALSE(refused.ok());
+    EXPECT_EQ(refused.error().code, ErrorCode::kBadOption);
+    EXPECT_THAT(refused.error().message,
+                HasSubstr("the interfaces of this host are lo (127.0.0.1, ::1), eth0 (10.0.0.2, 10.0.0.3), eth1 "
+                          "(fd00::2), eth2 (down), ib0 (no address)"));
+    return refused.error().message;
+  };
+  EXPECT_THAT(why_not("eth9"), HasSubstr("--gloo-socket-ifname eth9 (or GLOO_SOCKET_IFNAME): there is no such"));
+  EXPECT_THAT(why_not("eth1"), HasSubstr("it has no IPv4 address, and nodes join at 10.0.0.1"));
+  EXPECT_THAT(why_not("eth2"), HasSubstr("it is down"));
+  EXPECT_THAT(why_not("eth0,eth1"), HasSubstr("one interface is used"));
+  EXPECT_THAT(address("ib0", "").error().message, HasSubstr("no address by which other hosts could reach it"));
+}
+
+TEST(InterfaceTest, R27TheFlagIsTakenBeforeTheVariable) {
+  EngineOptions options = options_of({}, 5);
+  ASSERT_EQ(::unsetenv("GLOO_SOCKET_IFNAME"), 0);
+  EXPECT_EQ(*rank_address(options, "192.0.2.1"), "192.0.2.1");
+  ASSERT_EQ(::setenv("GLOO_SOCKET_IFNAME", "lo", 1), 0);
+  EXPECT_EQ(*rank_address(options, "192.0.2.1"), "127.0.0.1");
+  options.gloo_socket_ifname = "no-such";
+  EXPECT_THAT(check_interface(options).error().message, HasSubstr("--gloo-socket-ifname no-such"));
+  ::unsetenv("GLOO_SOCKET_IFNAME");
+}
+
+TEST(InterfaceTest, R27IsOfSeveralHosts) {
+  const auto parsed = engine_option_table().parse({"--model-path=/nowhere", "--gloo-socket-ifname=lo"}, true);
+  const auto checked = parsed.ok() ? check_engine_options(*parsed) : Result<void>(parsed.error());
+  ASSERT_FALSE(checked.ok());
+  EXPECT_THAT(checked.error().message, HasSubstr("--gloo-socket-ifname lo is of --nnodes 2 or more"));
+}
+
+TEST_F(NodeLeaderTest, R27RanksAreAtTheAddressOfTheInterfaceThatIsChosen) {
+  const uint16_t port = free_port();
+  EngineOptions options = options_of({"--gloo-socket-ifname=lo"}, port);
+  options.dist_init_addr = fmt::format("127.0.0.2:{}", port);  // of the same network, and no address of an interface
+  const auto leader = NodeLeader::listen(options, own_identity(options, ""));
+  ASSERT_TRUE(leader.ok()) << leader.error().message;
+  EXPECT_EQ((*leader)->address(), "127.0.0.1");
+  options.gloo_socket_ifname = "no-such";
+  options.dist_init_addr = fmt::format("127.0.0.2:{}", free_port());
+  const auto refused = NodeLeader::listen(options, own_identity(options, ""));
+  ASSERT_FALSE(refused.ok());
+  EXPECT_THAT(refused.error().message, HasSubstr("there is no such interface; the interfaces of this host are lo ("));
+}
+
+// Each host has its own interfaces: one may name one and the other none.
+TEST_F(ClusterCheckTest, R27ShowsTheInterfaceThatIsChosenAndNamesAWrongOne) {
+  const auto results = check({{}, {"--gloo-socket-ifname=lo"}});
+  for (const auto& result : results) {
+    ASSERT_TRUE(result.ok()) << result.error().message;
+    EXPECT_TRUE(result->passed) << result->table;
+    EXPECT_THAT(result->table, ::testing::ContainsRegex("\n1 [^\n]* 127.0.0.1 \\(lo\\) [^\n]* ms +-\n"));
+    EXPECT_THAT(result->table, ::testing::Not(::testing::ContainsRegex("\n0 [^\n]*\\(lo\\)")));
+  }
+  for (const int64_t node : {0, 1}) {
+    EngineOptions options = options_of({fmt::format("--node-rank={}", node)}, port_);
+    options.gloo_socket_ifname = "no-such";
+    const auto refused = check_cluster(options, Duration{0}, -1);
+    ASSERT_FALSE(refused.ok());
+    EXPECT_EQ(refused.error().code, ErrorCode::kBadOption);
+    EXPECT_THAT(refused.error().message, HasSubstr("there is no such interface"));
+  }
 }
 
 TEST(JudgeClusterTest, R27NamesAPathThatFailsAndAddressesOfTwoFamilies) {
