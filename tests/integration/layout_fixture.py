@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
-from sluice_process import Sluice, call, descendants  # noqa: E402
+from sluice_process import Sluice, call, descendants, wait_until  # noqa: E402
 
 DPA = ("--enable-dp-attention",)
 DEEPEP = ("--moe-a2a-backend", "deepep", "--moe-runner-backend", "deep_gemm")
@@ -160,6 +160,54 @@ def differences(requests, got, want):
         if difference := first_difference(ids, expected):
             parted.append(difference)
     return parted
+
+
+def fill_pools(url, traces, vocabulary, per_pool=8):
+    """Fills the KV pool of each attention group with requests that are all unlike until one has to give up its slots. Of each group the
+    tokens that were in its pool after the step before, by the trace of its steps in the folder `traces`, and those that it has room for.
+    A server whose requests share nothing (--disable-radix-cache), with --schedule-conservativeness 0 and
+    SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION=1, so that nothing is kept free for answers. With ignore_eos lengths would be known, and only
+    what fits to its end be let in: nobody would ever be retracted."""
+    def loads():
+        return call(url + "/v1/loads?include=all")[2]["loads"]
+
+    rooms = [load["max_total_num_tokens"] for load in loads()]
+    profile = {"output_dir": str(traces), "profile_prefix": "fill", "profile_id": "1"}
+    status, _, body = call(url + "/start_profile", profile)
+    assert status == 200, body
+
+    def ask(group, number):
+        rng = random.Random(group * per_pool + number)
+        ids = [rng.randrange(vocabulary) for _ in range(rooms[group] // per_pool - 8)]
+        return call(url + "/generate", {"input_ids": ids, "routed_dp_rank": group, "sampling_params": {
+            "temperature": 0, "max_new_tokens": 400, "min_new_tokens": 400}}, timeout=600)[0]
+
+    with concurrent.futures.ThreadPoolExecutor(per_pool * len(rooms)) as pool:
+        asked = [pool.submit(ask, group, number) for number in range(per_pool) for group in range(len(rooms))]
+        try:
+            wait_until("a request of each pool that had to leave it", within=600, every=0.02,
+                       condition=lambda: all(load["queues"]["retracted"] > 0 for load in loads()))
+        finally:
+            call(url + "/abort_request", {"abort_all": True})
+        for request in asked:
+            request.result()
+    status, _, body = call(url + "/stop_profile", method="POST")
+    assert status == 200, body
+    return [(tokens_before_retraction(Path(traces) / f"fill-1-DP-{group}.trace.json"), room) for group, room in enumerate(rooms)]
+
+
+def tokens_before_retraction(trace):
+    """In a pool, by the trace of a rank's steps, after the step before the first in which a request gave up its slots."""
+    used = 0
+    retracted = False
+    for event in json.loads(trace.read_text())["traceEvents"]:
+        if event["ph"] == "X" and "retracted" in event["args"]:
+            retracted = event["args"]["retracted"] > 0
+        elif event["ph"] == "C" and event["name"] == "KV tokens":
+            if retracted:
+                return used
+            used = event["args"]["used"]
+    raise AssertionError(f"{trace}: no request gave up its slots")
 
 
 def holds_nothing(url):

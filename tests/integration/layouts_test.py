@@ -17,7 +17,7 @@ import unittest
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(__file__))
-from layout_fixture import (CLOSEST_TIE, DEEPEP, DPA, NEAR_TIE, THROW, Sluice, answers, call, differences, generate, holds_nothing,  # noqa: E402
+from layout_fixture import (CLOSEST_TIE, DEEPEP, DPA, NEAR_TIE, THROW, Sluice, answers, call, differences, fill_pools, generate, holds_nothing,  # noqa: E402
                             preload_throwing, rank_processes, sanitized, start_server, waits_without_limit, workload)
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
@@ -225,6 +225,36 @@ class DummyTest(unittest.TestCase):
                 self.assertIn(call(running.url + "/server_info")[2]["internal_states"][0]["kv_bytes_per_token"],
                               (2 * 4 * 128 * 2, 2 * 4 * 128 * 4))
         self.assertEqual(len(said), 1)
+
+    def test_pools_hold_as_many_times_the_unique_tokens_as_the_formula_says(self):
+        """Until the first retraction, for the same bytes of keys and values on each rank. The memory plan is what is measured."""
+        tp, dpa = ("--tp", 4), ("--tp", 4, "--dp-size", 4, *DPA)
+        arithmetic = ("--dtype", "float32", "--threads", 1)
+        # A latent is on every rank; of two key heads each of four ranks has one, which an attention group of one rank has both.
+        for model, gain in (("tiny-deepseek-v3", 4), ("tiny-qwen3-moe", 4 * 1 / 2), ("tiny-llama", 4 * 1 / 2)):
+            with self.subTest(model=model):
+                def explained(*more):
+                    return json.loads(subprocess.run([BINARY, "explain", "--json", "--model-path", FIXTURES / model,
+                                                      *map(str, (*arithmetic, *more))], check=True, capture_output=True, timeout=60).stdout)
+
+                sizes = [explained(*layout)["ranks"][0]["kv_bytes_per_token"] for layout in (tp, dpa)]
+                budget, unique = 1024 * max(sizes), []
+                for layout, size in zip((tp, dpa), sizes):
+                    flags = (*layout, "--max-total-tokens", budget // size)
+                    plan = explained(*flags)["layout"]
+                    with tempfile.TemporaryDirectory() as traces, Sluice(
+                            BINARY, "server", "--model-path", FIXTURES / model, "--port", 0, "--disable-radix-cache",
+                            "--schedule-conservativeness", 0, *arithmetic, *flags,
+                            env={"SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "1"}) as running:
+                        pools = fill_pools(running.url, traces, 512)
+                        state = call(running.url + "/server_info")[2]["internal_states"][0]
+                    self.assertEqual(state["kv_bytes_per_token"], size)
+                    self.assertEqual([room for _, room in pools], [plan["tokens_per_rank"]] * len(pools))
+                    unique.append(sum(tokens for tokens, _ in pools))
+                    self.assertAlmostEqual(unique[-1] / plan["unique_tokens"], 1, delta=0.02)
+                    # One slot more is nobody's.
+                    self.assertAlmostEqual(pools[0][0] * size / plan["kv_bytes"], 1, delta=0.02)
+                self.assertAlmostEqual(unique[1] / unique[0], gain, delta=0.02 * gain)
 
     def test_what_cannot_fit_is_refused_with_figures(self):
         run = subprocess.run([BINARY, "server", "--model-path", self.folder("DeepSeek-V3"), "--load-format", "dummy", "--port", "0"],
