@@ -7,13 +7,13 @@
 #include <future>
 
 #include "base/log.h"
+#include "base/machine.h"
 #include "base/stop_signals.h"
 #include "cli/commands.h"
 #include "cli/serve_options.h"
 #include "cli/serve_workers.h"
 #include "cli/startup_display.h"
 #include "cli/supervisor.h"
-#include "engine/memory_plan.h"
 #include "gateway/gateway.h"
 #include "gateway/memory.h"
 #include "obs/metrics.h"
@@ -136,7 +136,7 @@ Result<void> serve(const ServeCommand& command, StopSignals& signals) {
   if (weights < 0) return Error{ErrorCode::kExhausted, "cannot make a memory file for the weights"};
   std::vector<uint16_t> numbers;
   for (const PortClaim& port : ports) numbers.push_back(port.port());
-  auto workers = serve_workers(command, numbers, engine::usable_cores(), weights);
+  auto workers = serve_workers(command, numbers, usable_cores(), weights);
 
   announce(command.engine.host, gateway->port(), command.gateway.tls_cert_path.has_value());
   StartupDisplay display(worker_names(count), STDERR_FILENO, ::isatty(STDERR_FILENO) == 1);

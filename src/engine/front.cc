@@ -11,6 +11,7 @@
 #include <numeric>
 
 #include "base/log.h"
+#include "base/machine.h"
 #include "base/ready_pipe.h"
 #include "base/rng.h"
 #include "engine/certificates.h"
@@ -22,7 +23,6 @@
 #include "engine/explain/explain.h"
 #include "engine/http_api.h"
 #include "engine/layout_options.h"
-#include "engine/memory_plan.h"
 #include "engine/model_files.h"
 #include "engine/nodes/leader.h"
 #include "engine/scheduler_tuning.h"

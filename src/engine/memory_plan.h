@@ -55,9 +55,5 @@ Result<MemoryPlan> plan_memory(const EngineOptions& options, const models::Model
 
 // Memory that this process takes now.
 int64_t resident_bytes();
-// The smaller of the machine's memory and the limits of the cgroups that this process is in (v1 and v2).
-int64_t memory_limit_bytes();
-// Processors that this process may use: its affinity, and the quota of its cgroup rounded up.
-int64_t usable_cores();
 
 }  // namespace sluice::engine

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "base/machine.h"
+
 namespace sluice::engine {
 namespace {
 
@@ -152,9 +154,7 @@ TEST(MemoryPlanTest, ThePoolHasWholePagesAndADummyPage) {
           .ok());
 }
 
-TEST(MemoryPlanTest, ThisMachineHasMemoryAndCores) {
-  EXPECT_GT(memory_limit_bytes(), 64 * kMiB);
-  EXPECT_GE(usable_cores(), 1);
+TEST(MemoryPlanTest, ThisProcessTakesMemory) {
   EXPECT_GT(resident_bytes(), 1 * kMiB);
   EXPECT_LT(resident_bytes(), memory_limit_bytes());
 }

@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/log.h"
+#include "base/machine.h"
 #include "base/ready_pipe.h"
 #include "base/rng.h"
 #include "engine/emulated_link.h"

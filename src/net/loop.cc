@@ -1,7 +1,6 @@
 #include "net/loop.h"
 
 #include <pthread.h>
-#include <sched.h>
 
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
@@ -10,6 +9,7 @@
 #include <exception>
 
 #include "base/check.h"
+#include "base/machine.h"
 #include "net/block_cache.h"
 
 namespace sluice::net {
@@ -17,14 +17,6 @@ namespace {
 
 constexpr asio::use_awaitable_t<Executor> use_task{};
 constexpr int kMostHandlers = 256;  // before sockets and timers are looked at
-
-// Those that this process may run on: fewer than the machine has under taskset or in a container's cpuset.
-int usable_cores() {
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) != 0)
-    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-  return std::max(1, CPU_COUNT(&set));
-}
 
 // Keeps the function object, and with it the captures of a coroutine lambda, alive as long as the coroutine.
 Task<> run_owned(std::function<Task<>()> coroutine) {
@@ -135,7 +127,7 @@ void EventLoop::join() {
 }
 
 LoopGroup::LoopGroup(int count, const std::string& name) {
-  if (count <= 0) count = usable_cores();
+  if (count <= 0) count = static_cast<int>(usable_cores());
   for (int i = 0; i < count; ++i) {
     loops_.push_back(std::make_unique<EventLoop>(name + "-" + std::to_string(i)));
     loops_.back()->start();

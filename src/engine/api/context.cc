@@ -1,8 +1,8 @@
 #include "engine/api/context.h"
 
 #include <algorithm>
-#include <thread>
 
+#include "base/machine.h"
 #include "protocol/errors.h"
 #include "protocol/fields.h"
 
@@ -10,7 +10,7 @@ namespace sluice::engine {
 namespace {
 
 // Tokenizing is a small part of serving, and the cores belong to the ranks.
-size_t pool_threads() { return std::clamp<size_t>(std::thread::hardware_concurrency() / 4, 1, 4); }
+size_t pool_threads() { return static_cast<size_t>(std::clamp<int64_t>(usable_cores() / 4, 1, 4)); }
 
 protocol::SamplingDefaults defaults_of(const models::ModelConfig& config) {
   protocol::SamplingDefaults out;

@@ -8,7 +8,7 @@
 
 #include "base/clock.h"
 #include "base/huge_pages.h"
-#include "engine/memory_plan.h"
+#include "base/machine.h"
 #include "kernels/kernels.h"
 
 namespace sluice::engine {
