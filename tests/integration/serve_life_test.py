@@ -130,6 +130,28 @@ class WorkerTest(unittest.TestCase):
             self.assertEqual(len(descendants(server.process.pid)), 2, "one worker and its rank")
 
 
+class AbortTest(unittest.TestCase):
+    def test_a_list_of_rids_ends_those_requests_at_whatever_worker_they_are(self):
+        with serve("--router-policy", "round_robin") as server, ThreadPoolExecutor(4) as pool:
+            wait_for_workers(server)
+            # Nothing is computed meanwhile, so that all are there still when they are named.
+            self.assertEqual(call(server.url + "/pause_generation", {"mode": "in_place"})[0], 200)
+            body = {"text": "hello", "sampling_params": {"max_new_tokens": 4, "ignore_eos": True}}
+            answers = {rid: pool.submit(call, server.url + "/generate", {**body, "rid": rid}) for rid in ("a", "b", "c", "d")}
+
+            # One that has not arrived yet is not ended: it is asked for again.
+            def are_ended():
+                status, _, answer = call(server.url + "/abort_request", {"rid": ["a", "b", "c"]})
+                self.assertEqual(status, 200, answer)
+                return all(answers[rid].done() for rid in ("a", "b", "c"))
+
+            wait_until("the named requests are ended", are_ended)
+            self.assertFalse(answers["d"].done())
+            self.assertEqual(call(server.url + "/continue_generation", {})[0], 200)
+            ends = {rid: answer.result()[2]["meta_info"]["finish_reason"]["type"] for rid, answer in answers.items()}
+            self.assertEqual(ends, {"a": "abort", "b": "abort", "c": "abort", "d": "length"})
+
+
 class EndTest(unittest.TestCase):
     def ends(self, server, below):
         self.assertGreaterEqual(len(below), 4, "two workers with a rank each")

@@ -128,7 +128,7 @@ net::Task<> abort_request(ApiCall& call) {
     co_return;
   }
   protocol::Fields fields(*body);
-  const auto rid = fields.text("rid");
+  const auto rids = fields.texts("rid");
   const bool all = fields.boolean("abort_all", false);
   if (!fields.ok()) {
     co_await answer_error(call, fields.error());
@@ -136,9 +136,11 @@ net::Task<> abort_request(ApiCall& call) {
   }
   if (all) {
     call.api.backend.abort_all();
-  } else if (!rid.empty()) {
+  } else if (!rids.empty()) {
     for (const auto& running : call.api.backend.running()) {
-      if (names(rid, running)) call.api.backend.abort(running);
+      const bool named =
+          std::ranges::any_of(rids, [&](const auto& rid) { return !rid.empty() && names(rid, running); });
+      if (named) call.api.backend.abort(running);
     }
   }
   co_await answer(call, empty(200));

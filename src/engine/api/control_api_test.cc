@@ -114,5 +114,26 @@ TEST_F(ControlApiTest, AbortTakesTheRidAndItsBatchAndNothingElse) {
   EXPECT_EQ(post("/abort_request", {{"rid", 5}}).status, 400);
 }
 
+TEST_F(ControlApiTest, AbortTakesAListOfRids) {
+  serve();
+  std::vector<std::unique_ptr<Client>> clients;
+  for (const auto* rid : {"A", "B", "B_0", "C", "_1"}) {
+    clients.push_back(std::make_unique<Client>(port_));
+    clients.back()->send("POST", "/generate", Json{{"text", "a"}, {"rid", rid}}.dump());
+  }
+  ASSERT_TRUE(backend_->wait_for([](const FakeBackend& b) { return b.running().size() == 5; }));
+  EXPECT_EQ(post("/abort_request", {{"rid", Json::array({"A", "", "unknown", "B", "B"})}}).status, 200);
+  EXPECT_THAT(backend_->aborted(), ::testing::UnorderedElementsAre("A", "B", "B_0"));
+  EXPECT_EQ(post("/abort_request", {{"rid", Json::array()}}).status, 200);
+  EXPECT_EQ(post("/abort_request", {{"rid", ""}}).status, 200);
+  EXPECT_THAT(backend_->running(), ::testing::UnorderedElementsAre("C", "_1"));
+  const auto odd = post("/abort_request", {{"rid", Json::array({"C", 5})}, {"abort_all", true}});
+  EXPECT_EQ(odd.status, 400);
+  EXPECT_THAT(odd.body, HasSubstr("rid"));
+  EXPECT_THAT(backend_->running(), ::testing::UnorderedElementsAre("C", "_1")) << "nothing of a wrong body is done";
+  EXPECT_EQ(post("/abort_request", {{"abort_all", true}}).status, 200);
+  for (auto& client : clients) EXPECT_EQ(client->answer().status, 200);
+}
+
 }  // namespace
 }  // namespace sluice::engine
