@@ -13,7 +13,6 @@
 #include "gateway/gather.h"
 #include "gateway/health_port.h"
 #include "gateway/kv_events/kv_caches.h"
-#include "gateway/loads.h"
 #include "gateway/worker_json.h"
 #include "gateway/worker_request.h"
 
@@ -134,9 +133,10 @@ Task<Response> loads(AdminCall& call) {
   if (kept.document.empty() || now - kept.at > kFresh) {
     net::Client& client = call.loop.client;
     net::EventLoop& loop = call.loop.loop;
+    LoadSources& sources = call.context.control->load_sources();
     const std::function<Task<WorkerReport>(WorkerPtr)> ask =
-        [&client, &loop, interruption = call.interruption](WorkerPtr worker) -> Task<WorkerReport> {
-      auto report = co_await read_load(loop, client, worker, interruption);
+        [&client, &loop, &sources, interruption = call.interruption](WorkerPtr worker) -> Task<WorkerReport> {
+      auto report = co_await read_load(loop, client, sources, worker, interruption);
       co_return WorkerReport{worker->url, std::move(report)};
     };
     WorkerList workers = call.loop.fleet(call.context.fleet);

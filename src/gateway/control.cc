@@ -7,7 +7,6 @@
 #include "gateway/ask.h"
 #include "gateway/client_json.h"
 #include "gateway/kv_events/attendant.h"
-#include "gateway/loads.h"
 #include "net/stream.h"
 
 namespace sluice::gateway {
@@ -45,6 +44,14 @@ namespace {
 constexpr int64_t kMostRanks = 1024;
 constexpr Duration kInformation = std::chrono::seconds(10);  // for its models and its ranks
 constexpr Duration kLong = std::chrono::hours(24 * 365);
+
+// Of a worker that says how many requests wait and not how long they are, each is taken for the length that it would be
+// taken for if it said nothing.
+int64_t waiting_tokens(const LoadReport& report, int64_t mean_prefill_tokens) {
+  if (report.waiting_tokens >= 0) return report.waiting_tokens;
+  constexpr int64_t kMost = 1'000'000;  // of requests: the other factor is bounded
+  return std::clamp<int64_t>(report.waiting_requests, 0, kMost) * mean_prefill_tokens;
+}
 
 // What was learned from the faults and the queue of the process that is gone.
 void forget_process(Worker& worker) {
@@ -140,6 +147,7 @@ void Control::begin_anew(Watch& watch) {
   Worker& worker = *watch.worker;
   SLUICE_LOG(info, "gateway/health", "worker {} has restarted", worker.url);
   forget_process(worker);
+  load_sources_.forget(worker.number);  // it may have come back as another version
   liveness_.before_ready(worker);
   liveness_.returned(watch.worker, /*is_new_process=*/true);
 }
@@ -349,6 +357,7 @@ net::Task<> Control::drain(std::shared_ptr<Watch> watch) {
   }
   context_.fleet.erase(worker);
   context_.engine_loads.set(worker.number, {});
+  load_sources_.forget(worker.number);
   context_.metrics
       .counter("smg_discovery_deregistrations_total", {worker.info(&Worker::Info::source), std::string(watch->removal)})
       .add();
@@ -423,16 +432,17 @@ net::Task<> Control::poll_load(WorkerPtr worker) {
   WorkerLoad& load = *worker->load;
   load.polls.fetch_add(1, std::memory_order_relaxed);
   const int64_t tokens = load.tokens_since_poll, prompt = load.prompt_since_poll;
-  const auto report = co_await read_load(loop_, client_, worker);
+  const auto report = co_await read_load(loop_, client_, load_sources_, worker);
   watch->polled = false;
   if (!watches_.contains(worker.get())) co_return;  // removed meanwhile, and its series with it
-  context_.metrics.counter("smg_engine_load_polls_total", {worker->url, std::string(report ? report->mode : "failed")})
+  context_.metrics
+      .counter("smg_engine_load_polls_total", {worker->url, std::string(report ? to_string(report->source) : "failed")})
       .add();
   if (context_.options.engine_metrics) {
     context_.engine_loads.set(worker->number, report ? report->ranks : std::vector<RankLoad>());
   }
   if (report) {
-    load.polled_waiting_tokens = report->waiting_tokens;
+    load.polled_waiting_tokens = waiting_tokens(*report, context_.options.least_load_mean_prefill_tokens);
     load.polled_kv_usage = report->kv_usage;
     load.polled_throughput = report->throughput;
     if (report->max_tokens > 0) load.belief.capacity(static_cast<size_t>(report->max_tokens));

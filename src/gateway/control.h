@@ -10,6 +10,7 @@
 #include "gateway/context.h"
 #include "gateway/health.h"
 #include "gateway/liveness.h"
+#include "gateway/loads.h"
 #include "net/client.h"
 #include "net/loop.h"
 
@@ -32,6 +33,8 @@ class Control {
   void ended(WorkerPtr worker);      // it is known not to
   void restarted(WorkerPtr worker);  // an answer has come from a new process
   void remove(WorkerPtr worker);     // draining, then out
+  // What answers questions for the load.
+  LoadSources& load_sources() { return load_sources_; }
 
  private:
   struct Watch;
@@ -54,6 +57,7 @@ class Control {
   Context& context_;
   net::EventLoop loop_{"control"};
   net::Client client_;
+  LoadSources load_sources_;
   // Control thread only.
   std::map<const Worker*, std::shared_ptr<Watch>> watches_;
   Liveness liveness_;

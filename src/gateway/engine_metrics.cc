@@ -2,54 +2,16 @@
 
 #include <algorithm>
 #include <array>
-#include <optional>
+
+#include "gateway/exposition.h"
 
 namespace sluice::gateway {
 namespace {
-
-bool is_name_char(char c) {
-  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == ':';
-}
 
 std::string shown_name(std::string_view name) {
   std::string shown(name);
   std::ranges::replace(shown, ':', '_');
   return shown;
-}
-
-std::string_view trimmed(std::string_view text) {
-  while (!text.empty() && (text.front() == ' ' || text.front() == '\t')) text.remove_prefix(1);
-  while (!text.empty() && (text.back() == ' ' || text.back() == '\t' || text.back() == '\r')) text.remove_suffix(1);
-  return text;
-}
-
-// Takes a metric's name off the front; empty if there is none.
-std::string_view take_name(std::string_view& text) {
-  size_t end = 0;
-  while (end < text.size() && is_name_char(text[end])) ++end;
-  const std::string_view name = text.substr(0, end);
-  if (name.empty() || (name[0] >= '0' && name[0] <= '9')) return {};
-  text.remove_prefix(end);
-  return name;
-}
-
-// The position of the brace that closes the labels which begin here, quotes and escapes considered; npos without one.
-size_t end_of_labels(std::string_view text) {
-  bool in_value = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    if (in_value) {
-      if (text[i] == '\\') {
-        ++i;
-      } else if (text[i] == '"') {
-        in_value = false;
-      }
-    } else if (text[i] == '"') {
-      in_value = true;
-    } else if (text[i] == '}') {
-      return i;
-    }
-  }
-  return std::string_view::npos;
 }
 
 // Does a sample of that name belong to that family?
@@ -83,7 +45,7 @@ void EngineMetrics::add_comment(std::string_view line, std::string& current) {
   const bool is_help = line.starts_with("HELP ");
   if (!is_help && !line.starts_with("TYPE ")) return;
   line = trimmed(line.substr(5));
-  const std::string_view name = take_name(line);
+  const std::string_view name = take_metric_name(line);
   if (name.empty()) return;
   current = shown_name(name);
   Family& of = family(current);
@@ -92,27 +54,15 @@ void EngineMetrics::add_comment(std::string_view line, std::string& current) {
 }
 
 void EngineMetrics::add_sample(std::string_view line, std::string_view label, const std::string& current) {
-  const std::string_view name = take_name(line);
-  if (name.empty()) return;
-  std::string_view labels;
-  if (line.starts_with('{')) {
-    const size_t end = end_of_labels(line);
-    if (end == std::string_view::npos) return;
-    labels = trimmed(line.substr(1, end - 1));
-    if (labels.ends_with(',')) labels.remove_suffix(1);
-    line.remove_prefix(end + 1);
-  } else if (!line.starts_with(' ') && !line.starts_with('\t')) {
-    return;
-  }
-  const std::string_view value = trimmed(line);
-  if (value.empty()) return;
-  const std::string shown = shown_name(name);
+  const auto sample = read_sample(line);
+  if (!sample) return;
+  const std::string shown = shown_name(sample->name);
   std::string key = shown + "{";
-  if (!labels.empty()) key.append(labels).append(",");
+  if (!sample->labels.empty()) key.append(sample->labels).append(",");
   key.append(label).append("}");
   // Two spellings of one name ("a:b" and "a_b") would be the same series twice.
   if (!seen_.insert(key).second) return;
-  family(belongs(shown, current) ? current : shown).samples.push_back(key.append(" ").append(value));
+  family(belongs(shown, current) ? current : shown).samples.push_back(key.append(" ").append(sample->value));
 }
 
 void EngineMetrics::add(std::string_view worker_address, std::string_view exposition) {

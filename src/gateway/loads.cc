@@ -1,10 +1,13 @@
 #include "gateway/loads.h"
 
 #include <algorithm>
+#include <array>
+#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "gateway/client_json.h"
 #include "gateway/control.h"
+#include "gateway/engine_gauges.h"
 
 namespace sluice::gateway {
 namespace {
@@ -51,7 +54,7 @@ std::optional<double> number_in(const Json& entry, const char* key) {
   return at != entry.end() && at->is_number() ? std::optional(at->get<double>()) : std::nullopt;
 }
 
-std::vector<RankLoad> ranks_of(const Json& list, bool modern) {
+std::vector<RankLoad> ranks_of(const Json& list, bool is_oldest) {
   constexpr double kMostRank = 1e6;
   std::vector<RankLoad> ranks;
   if (!list.is_array()) return ranks;
@@ -65,7 +68,7 @@ std::vector<RankLoad> ranks_of(const Json& list, bool modern) {
                   .hit_rate = number_in(entry, "cache_hit_rate")};
     // /get_load counts those that wait among all.
     const auto all = number_in(entry, "num_reqs");
-    if (!modern && all && rank.waiting) rank.running = *all - *rank.waiting;
+    if (is_oldest && all && rank.waiting) rank.running = *all - *rank.waiting;
     ranks.push_back(rank);
   }
   return ranks;
@@ -82,14 +85,48 @@ void append_entries(const Json& details, const std::string& worker, Json& out) {
   }
 }
 
+std::string_view path_of(LoadSource source) {
+  if (source == LoadSource::kMetrics) return "/metrics";
+  return source == LoadSource::kGetLoad ? "/get_load" : "/v1/loads";
+}
+
+// The known one first: a worker that has become another is found out by its 404.
+std::array<LoadSource, 3> sources_from(LoadSource known) {
+  std::array sources{LoadSource::kLoads, LoadSource::kGetLoad, LoadSource::kMetrics};
+  if (const auto at = std::ranges::find(sources, known); at != sources.end()) {
+    std::rotate(sources.begin(), at, std::next(at));
+  }
+  return sources;
+}
+
 }  // namespace
 
-std::optional<LoadReport> load_report(const std::string& text, bool modern, int64_t own_rank) {
-  // A worker's own text, as deep as it likes: copying a tree and writing it out take stack.
-  auto parsed = parse_client_json(text);
-  if (!parsed.ok()) return std::nullopt;
-  Json document = std::move(parsed).value();
-  if (!modern) document = Json{{"loads", document}};
+std::string_view to_string(LoadSource source) {
+  switch (source) {
+    case LoadSource::kLoads:
+      return "loads";
+    case LoadSource::kGetLoad:
+      return "get_load";
+    case LoadSource::kMetrics:
+      return "metrics";
+    case LoadSource::kUnknown:
+      break;
+  }
+  return "unknown";
+}
+
+std::optional<LoadReport> load_report(const std::string& text, LoadSource source, int64_t own_rank) {
+  const bool is_oldest = source == LoadSource::kGetLoad;
+  Json document;
+  if (source == LoadSource::kMetrics) {
+    document = loads_of_gauges(text);
+  } else {
+    // A worker's own text, as deep as it likes: copying a tree and writing it out take stack.
+    auto parsed = parse_client_json(text);
+    if (!parsed.ok()) return std::nullopt;
+    document = std::move(parsed).value();
+    if (is_oldest) document = Json{{"loads", document}};
+  }
   if (!document.is_object() || !document.contains("loads")) return std::nullopt;
   // Of a rank's worker only its own entry counts.
   if (own_rank >= 0 && document["loads"].is_array()) {
@@ -101,29 +138,32 @@ std::optional<LoadReport> load_report(const std::string& text, bool modern, int6
   }
   LoadReport report;
   const Json& loads = document["loads"];
-  report.used_tokens = sum_of(loads, modern ? "num_used_tokens" : "num_tokens");
+  report.used_tokens = sum_of(loads, is_oldest ? "num_tokens" : "num_used_tokens");
   report.max_tokens = sum_of(loads, "max_total_num_tokens");
-  report.waiting_tokens = std::max<int64_t>(0, sum_of(loads, "num_waiting_uncached_tokens"));
+  report.waiting_tokens = sum_of(loads, "num_waiting_uncached_tokens");
+  report.waiting_requests = sum_of(loads, "num_waiting_reqs");
   report.kv_usage = most_of(loads, "token_usage");
   report.throughput = mean_of(loads, "gen_throughput") * static_cast<double>(loads.size());
-  report.ranks = ranks_of(loads, modern);
-  report.mode = modern ? "loads" : "get_load";
+  report.ranks = ranks_of(loads, is_oldest);
+  report.source = source;
   report.document = text_of(document);
   return report;
 }
 
-net::Task<std::optional<LoadReport>> read_load(net::EventLoop& loop, net::Client& client, WorkerPtr worker,
-                                               std::shared_ptr<Interruption> interruption) {
+net::Task<std::optional<LoadReport>> read_load(net::EventLoop& loop, net::Client& client, LoadSources& sources,
+                                               WorkerPtr worker, std::shared_ptr<Interruption> interruption) {
   constexpr Duration kBound = std::chrono::seconds(5);
-  Question question{"GET", "/v1/loads", key_headers(*worker), nullptr};
-  auto answer = co_await ask_worker(loop, client, worker, std::move(question), kBound, interruption);
-  const bool modern = !answer.ok() || answer->status != 404;
-  if (!modern) {
-    Question older{"GET", "/get_load", key_headers(*worker), nullptr};
-    answer = co_await ask_worker(loop, client, worker, std::move(older), kBound, interruption);
+  for (const LoadSource source : sources_from(sources.of(worker->number))) {
+    Question question{"GET", std::string(path_of(source)), key_headers(*worker), nullptr};
+    const auto answer = co_await ask_worker(loop, client, worker, std::move(question), kBound, interruption);
+    if (answer.ok() && answer->status == 404) continue;
+    if (!answer.ok() || answer->status != 200) co_return std::nullopt;
+    auto report = load_report(answer->body, source, worker->dp.rank);
+    if (report) sources.set(worker->number, source);
+    co_return report;
   }
-  if (!answer.ok() || answer->status != 200) co_return std::nullopt;
-  co_return load_report(answer->body, modern, worker->dp.rank);
+  sources.forget(worker->number);
+  co_return std::nullopt;
 }
 
 std::string loads_document(const std::vector<WorkerReport>& reports, int64_t unix_seconds) {

@@ -2,6 +2,9 @@
 // (gateway-reference.md 3.6, 1.1).
 #pragma once
 
+#include <cstdint>
+#include <map>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -13,24 +16,53 @@
 
 namespace sluice::gateway {
 
-// Of one worker.
+// Where a worker says how loaded it is.
+enum class LoadSource : uint8_t { kUnknown, kLoads, kGetLoad, kMetrics };
+// "unknown", "loads" (/v1/loads), "get_load" (/get_load) or "metrics" (/metrics).
+std::string_view to_string(LoadSource source);
+
+// Which of them each worker has, by its number: found out once. Any thread.
+class LoadSources {
+ public:
+  LoadSource of(uint32_t worker) const {
+    std::lock_guard lock(mutex_);
+    const auto at = sources_.find(worker);
+    return at == sources_.end() ? LoadSource::kUnknown : at->second;
+  }
+  void set(uint32_t worker, LoadSource source) {
+    std::lock_guard lock(mutex_);
+    sources_[worker] = source;
+  }
+  void forget(uint32_t worker) {
+    std::lock_guard lock(mutex_);
+    sources_.erase(worker);
+  }
+
+ private:
+  mutable std::mutex mutex_;  // guards sources_
+  std::map<uint32_t, LoadSource> sources_;
+};
+
+// Of one worker; -1 = it does not say.
 struct LoadReport {
   std::string document;  // JSON, as /v1/loads has it
   int64_t used_tokens = -1;
-  int64_t max_tokens = -1;     // that its KV pools hold
-  int64_t waiting_tokens = 0;  // prompt tokens in its queue that its cache does not hold
-  double kv_usage = 0;         // share of its KV pools, the fullest of its ranks
-  double throughput = 0;       // generated tokens per second
+  int64_t max_tokens = -1;      // that its KV pools hold
+  int64_t waiting_tokens = -1;  // prompt tokens in its queue that its cache does not hold
+  int64_t waiting_requests = -1;
+  double kv_usage = 0;    // share of its KV pools, the fullest of its ranks
+  double throughput = 0;  // generated tokens per second
   std::vector<RankLoad> ranks;
-  std::string_view mode;  // which of its endpoints has said this: "loads" or "get_load"
+  LoadSource source = LoadSource::kUnknown;
 };
-// Asks /v1/loads, and where that is unknown /get_load. Runs on the client's loop.
+// Asks /v1/loads, where that is unknown (404) /get_load, and where that is too /metrics; what has answered is asked
+// first from then on. Runs on the client's
+// loop; `sources` outlives it.
 // None: it did not say, within 5 s for each question, or `interruption` (may be null) ended the wait.
-net::Task<std::optional<LoadReport>> read_load(net::EventLoop& loop, net::Client& client, WorkerPtr worker,
-                                               std::shared_ptr<Interruption> interruption = nullptr);
-// What such an answer says; `modern` = /v1/loads, else /get_load. None if it is not that. Of the ranks only `own_rank`
-// counts, all if that is < 0.
-std::optional<LoadReport> load_report(const std::string& text, bool modern, int64_t own_rank);
+net::Task<std::optional<LoadReport>> read_load(net::EventLoop& loop, net::Client& client, LoadSources& sources,
+                                               WorkerPtr worker, std::shared_ptr<Interruption> interruption = nullptr);
+// What an answer of that source says. None if it is not that. Of the ranks only `own_rank` counts, all if that is < 0.
+std::optional<LoadReport> load_report(const std::string& text, LoadSource source, int64_t own_rank);
 
 struct WorkerReport {
   std::string worker;                // URL

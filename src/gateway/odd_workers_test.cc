@@ -44,14 +44,14 @@ class OddWorkersTest : public GatewayFixture {
 // --- what they say -------------------------------------------------------------------------------------------------
 
 TEST_F(OddWorkersTest, ADeepLoadReportIsNone) {
-  EXPECT_FALSE(load_report(R"({"loads":)" + nested(200'000) + "}", /*modern=*/true, -1));
-  EXPECT_FALSE(load_report(nested(200'000), /*modern=*/false, -1));
-  EXPECT_TRUE(load_report(R"({"loads":[]})", /*modern=*/true, -1));
+  EXPECT_FALSE(load_report(R"({"loads":)" + nested(200'000) + "}", LoadSource::kLoads, -1));
+  EXPECT_FALSE(load_report(nested(200'000), LoadSource::kGetLoad, -1));
+  EXPECT_TRUE(load_report(R"({"loads":[]})", LoadSource::kLoads, -1));
 }
 
 TEST_F(OddWorkersTest, FiguresBeyondAllMeasureAreBounded) {
-  const auto report =
-      load_report(R"({"loads":[{"num_used_tokens":1e300,"dp_rank":1e300},{"num_used_tokens":1e300}]})", true, -1);
+  const auto report = load_report(R"({"loads":[{"num_used_tokens":1e300,"dp_rank":1e300},{"num_used_tokens":1e300}]})",
+                                  LoadSource::kLoads, -1);
   ASSERT_TRUE(report);
   EXPECT_EQ(report->used_tokens, 1'000'000'000'000'000);
   EXPECT_EQ(report->ranks[0].rank, 1'000'000);

@@ -46,7 +46,8 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .range = {0, 1024},
            .read_by = "gateway/gateway",
            .group = "Listening",
-           .help = "Event loops, one thread each; 0 = one per core."},
+           .help = "Event loops, one thread each; 0 = one for each core that this process may use, by its affinity and "
+                   "its cgroup."},
           {.name = "api-key",
            .field = &O::api_key,
            .value = std::optional<std::string>(),
@@ -425,7 +426,8 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .range = {1, 1e9},
            .read_by = "gateway/policy/least_load",
            .group = "Routing",
-           .help = "Tokens that a request is taken for at a worker that reports no load."},
+           .help = "Tokens that a request is taken for at a worker that reports no load, and one that waits at a "
+                   "worker that does not say how long those are."},
           {.name = "health-check-endpoint",
            .field = &O::health_check_endpoint,
            .value = std::string("/health"),

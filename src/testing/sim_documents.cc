@@ -1,5 +1,7 @@
 // What the simulated worker answers besides generation: information, load, metrics, and its own control.
+#include <algorithm>
 #include <ctime>
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "testing/sim_worker_impl.h"
@@ -32,10 +34,17 @@ Response SimWorker::Impl::answer(const net::RequestHead& request, const std::str
     if (path == "/v1/models" || path == "/v1/models/" + options_.model) return models(path);
     if (path == "/server_info" || path == "/get_server_info") return Response::json(200, server_info());
     if (path == "/model_info" || path == "/get_model_info") return Response::json(200, model_info());
-    if (path == "/metrics") return Response::text(200, metrics());
-    if (path == "/get_load" || path == "/v1/loads") {
+    const LoadPages pages = load_pages_;
+    if (path == "/metrics") {
+      return Response::text(200, pages == LoadPages::kVllm ? vllm_metrics() : metrics());
+    }
+    if (path == "/v1/loads" && pages == LoadPages::kLoads) {
       ++tally_.load_reads;
-      return Response::json(200, path == "/get_load" ? load_document() : loads_document());
+      return Response::json(200, loads_document());
+    }
+    if (path == "/get_load" && pages <= LoadPages::kGetLoad) {
+      ++tally_.load_reads;
+      return Response::json(200, load_document());
     }
   }
   return Response::json(404, openai_error(404, fmt::format("no such path: {}", path), "NotFoundError"));
@@ -255,9 +264,33 @@ std::string SimWorker::Impl::metrics() const {
   return out;
 }
 
+// The families that a gateway reads of vLLM; counters are not among them.
+std::string SimWorker::Impl::vllm_metrics() const {
+  const auto all = ranks();
+  std::string out;
+  const auto add = [&](std::string_view name, std::string_view more, const std::function<double(const SimLoad&)>& of) {
+    out += fmt::format("# HELP vllm:{0} Of the simulated engine.\n# TYPE vllm:{0} gauge\n", name);
+    for (size_t i = 0; i < all.size(); ++i) {
+      out += fmt::format("vllm:{}{{engine=\"{}\",{}model_name={}}} {}\n", name, i, more, json_quoted(options_.model),
+                         of(load_of(*all[i])));
+    }
+  };
+  add("num_requests_running", "", [](const SimLoad& l) { return static_cast<double>(l.running); });
+  add("num_requests_waiting", "", [](const SimLoad& l) { return static_cast<double>(l.waiting); });
+  add("kv_cache_usage_perc", "", [](const SimLoad& l) { return l.token_usage; });
+  const int64_t block = options_.engine.block_size;
+  add("cache_config_info",
+      fmt::format("block_size=\"{}\",num_gpu_blocks=\"{}\",", block, options_.engine.kv_tokens / block),
+      [](const SimLoad&) { return 1.0; });
+  return out;
+}
+
 // POST /sim/fault  {"kind":"status","status":503,"retry_after":1,"times":3,...}: the fields of SimFault.
 // POST /sim/health {"status":503,"delay_ms":100}
 // POST /sim/down   {"ms":2000}: refuses connections for that long, then comes back with empty caches.
+// POST /sim/loads  {"pages":"loads"}: what it says of its load: loads (/v1/loads and what follows), get_load (/get_load
+// and
+//                  what follows), metrics (the page of SGLang), vllm (that of vLLM).
 // GET  /sim/counters
 Result<Response> SimWorker::Impl::control(std::string_view path, const std::string& body) {
   if (path == "/sim/counters") {
@@ -291,7 +324,16 @@ Result<Response> SimWorker::Impl::control(std::string_view path, const std::stri
     set_health({static_cast<int>(integer("status", 200)), std::chrono::milliseconds(integer("delay_ms", 0))});
     return Response::json(200, "{}");
   }
-  if (path != "/sim/fault") return Error{ErrorCode::kNotFound, "the paths are /sim/fault, health, down and counters"};
+  if (path == "/sim/loads") {
+    static constexpr std::string_view kPages[] = {"loads", "get_load", "metrics", "vllm"};  // of LoadPages
+    const auto at = std::ranges::find(kPages, text("pages"));
+    if (at == std::end(kPages))
+      return Error{ErrorCode::kInvalidArgument, "pages must be loads, get_load, metrics or vllm"};
+    load_pages_ = static_cast<LoadPages>(at - std::begin(kPages));
+    return Response::json(200, "{}");
+  }
+  if (path != "/sim/fault")
+    return Error{ErrorCode::kNotFound, "the paths are /sim/fault, health, loads, down and counters"};
   const auto kind = fault_kind(text("kind"));
   if (!kind) {
     return Error{ErrorCode::kInvalidArgument,

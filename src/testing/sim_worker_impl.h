@@ -153,6 +153,10 @@ class SimWorker::Impl {
   std::string load_document() const;
   std::string loads_document() const;
   std::string metrics() const;
+  std::string vllm_metrics() const;
+  // Which engine's way it has of saying how loaded it is; the paths of later ones are not found.
+  enum class LoadPages { kLoads, kGetLoad, kMetrics, kVllm };
+  std::atomic<LoadPages> load_pages_{LoadPages::kLoads};
   SimLoad load_of(SimRank& rank) const;
   Result<net::Response> control(std::string_view path, const std::string& body);
 
