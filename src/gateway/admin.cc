@@ -196,11 +196,14 @@ Task<Response> list_or_add(AdminCall& call) {
   }
   const Worker& added = **worker;
   const std::string location = "/workers/" + added.id;
-  auto response = json_response(202, Json{{"status", "accepted"},
-                                          {"worker_id", added.id},
-                                          {"url", added.url},
-                                          {"location", location},
-                                          {"message", "Worker addition queued for background processing"}});
+  Json answer{{"status", "accepted"},
+              {"worker_id", added.id},
+              {"url", added.url},
+              {"location", location},
+              {"message", "Worker addition queued for background processing"}};
+  // Other gateways know more of a worker: whoever counts on that has to hear that it is not so here.
+  if (!request->ignored.empty()) answer["ignored"] = request->ignored;
+  auto response = json_response(202, answer);
   response.headers.add("Location", location);
   co_return response;
 }

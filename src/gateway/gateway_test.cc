@@ -110,6 +110,45 @@ TEST_F(GatewayTest, SendsAPrefixWhereItIsCached) {
   expect_settled();
 }
 
+TEST_F(GatewayTest, WhatHasNoEffectOnAWorkerIsSaid) {
+  start();
+  const SimWorker& one = worker();
+  const auto plain = call("POST", "/workers", Json{{"url", one.url()}, {"worker_type", nullptr}}.dump());
+  ASSERT_EQ(plain->status, 202) << plain->body;
+  EXPECT_FALSE(Json::parse(plain->body).contains("ignored"));
+  const Json body{{"url", one.url()},
+                  {"worker_type", "Regular"},
+                  {"connection_mode", "HTTP"},
+                  {"model_id", "m"},
+                  {"labels", {{"a", "b"}}},
+                  {"priority", 7},
+                  {"cost", 2.5},
+                  {"resilience", {{"max_retries", 9}}},
+                  {"disable_health_check", true}};
+  const auto more = call("POST", "/workers", body.dump());
+  ASSERT_EQ(more->status, 202) << more->body;
+  EXPECT_EQ(Json::parse(more->body)["ignored"], (Json{"disable_health_check", "resilience"}));
+  const Json list = workers_json();
+  ASSERT_EQ(list.size(), 1u);
+  EXPECT_EQ(list[0]["priority"], 7);
+  EXPECT_EQ(list[0]["cost"], 2.5);
+}
+
+TEST_F(GatewayTest, AWorkerOfAnotherKindIsRefused) {
+  start();
+  for (const auto& [field, value] : {std::pair<const char*, Json>{"worker_type", "prefill"},
+                                     {"worker_type", "decode"},
+                                     {"worker_type", 7},
+                                     {"worker_type", ""},
+                                     {"connection_mode", "grpc"},
+                                     {"connection_mode", Json{{"type", "grpc"}}}}) {
+    const auto answer = call("POST", "/workers", Json{{"url", "http://127.0.0.1:1"}, {field, value}}.dump());
+    EXPECT_EQ(answer->status, 400) << field << value;
+    EXPECT_THAT(answer->body, HasSubstr(field)) << value;
+  }
+  EXPECT_TRUE(workers_json().empty()) << "none of them was added";
+}
+
 TEST_F(GatewayTest, AWrongWorkerRequestIsToldSo) {
   worker();
   start();

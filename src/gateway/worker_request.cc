@@ -1,5 +1,8 @@
 #include "gateway/worker_request.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "gateway/client_json.h"
 
 namespace sluice::gateway {
@@ -8,6 +11,22 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 Error wrong(const char* what) { return {ErrorCode::kInvalidArgument, what}; }
+
+bool is_word(const Json& value, std::string_view word) {
+  if (!value.is_string()) return false;
+  return std::ranges::equal(value.get_ref<const std::string&>(), word, [](char a, char b) {
+    return (a >= 'A' && a <= 'Z' ? static_cast<char>(a - 'A' + 'a') : a) == b;
+  });
+}
+
+// Of a field that has one value here, whatever others there are elsewhere.
+bool is_only(const Json& body, const char* name, std::string_view word) {
+  const auto at = body.find(name);
+  return at == body.end() || at->is_null() || is_word(*at, word);
+}
+
+constexpr std::string_view kMembers[] = {"url",      "api_key", "priority",    "cost",           "labels",
+                                         "model_id", "models",  "worker_type", "connection_mode"};
 
 }  // namespace
 
@@ -56,6 +75,13 @@ Result<WorkerRequest> read_worker_request(std::string_view text) {
   }
   WorkerRequest request{.url = (*body)["url"].get<std::string>()};
   SLUICE_TRY(request.details, read_worker_details(*body));
+  if (!is_only(*body, "worker_type", "regular"))
+    return wrong("worker_type must be regular: workers that only prefill, decode or encode are not supported");
+  if (!is_only(*body, "connection_mode", "http"))
+    return wrong("connection_mode must be http: workers are spoken to in no other way");
+  for (const auto& [name, value] : body->items()) {
+    if (std::ranges::find(kMembers, name) == std::end(kMembers)) request.ignored.push_back(name);
+  }
   return request;
 }
 

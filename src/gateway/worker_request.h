@@ -28,7 +28,10 @@ Result<WorkerDetails> read_worker_details(const nlohmann::ordered_json& body);
 struct WorkerRequest {
   std::string url;  // as it was written
   WorkerDetails details;
+  std::vector<std::string> ignored;  // members of the body that have no effect here, in their order
 };
+// kInvalidArgument for a worker that this gateway cannot use, too: one that does a part of the work, or is not spoken
+// to over HTTP.
 Result<WorkerRequest> read_worker_request(std::string_view text);
 
 }  // namespace sluice::gateway
