@@ -19,6 +19,7 @@ using namespace std::chrono_literals;
 struct Shown {
   std::string type;
   std::set<std::string> labels;
+  std::set<double> bounds{};  // of a histogram, without +Inf
   bool has_moved = false;
 };
 using ShownFamilies = std::map<std::string, Shown>;
@@ -33,17 +34,36 @@ std::vector<std::string> split(const std::string& text, const std::string& by) {
   return parts;
 }
 
-// The rows of the page that are marked "ours".
+// The numbers that follow the word in the text.
+std::set<double> numbers_after(const std::string& text, const std::string& word) {
+  std::set<double> numbers;
+  const size_t at = text.find(word);
+  if (at == std::string::npos) return numbers;
+  std::istringstream words(text.substr(at + word.size()));
+  for (double number; words >> number;) numbers.insert(number);
+  return numbers;
+}
+
+// The rows of the page that are marked "ours". A histogram has the bounds of its row, or those of the text above all
+// rows.
 ShownFamilies read_page() {
   std::ifstream file(SLUICE_METRICS_PAGE);
   ShownFamilies rows;
+  std::string text;
+  std::set<double> of_durations;
   for (std::string line; std::getline(file, line);) {
+    if (of_durations.empty() && line.starts_with("## ")) of_durations = numbers_after(text, "have the bounds ");
+    text += line + "\n";
     const auto cells = split(line, "|");
     if (cells.size() != 7 || cells[4] != " ours ") continue;
     const std::string name = split(cells[1], "`").at(1);
     Shown& row = rows[name];
     EXPECT_EQ(row.type, "") << name << " stands twice";
     row.type = cells[2].substr(1, cells[2].size() - 2);
+    if (row.type == "histogram") {
+      row.bounds = numbers_after(cells[5], "bounds ");
+      if (row.bounds.empty()) row.bounds = of_durations;
+    }
     for (const std::string& label : split(cells[3], ",")) {
       const size_t begin = label.find_first_not_of(' ');
       if (begin != std::string::npos) row.labels.insert(label.substr(begin, label.find_last_not_of(' ') + 1 - begin));
@@ -71,7 +91,11 @@ void read_exposition(const std::string& text, ShownFamilies& families) {
     for (size_t i = 0; i + 1 < parts.size(); i += 2) {
       std::string label = parts[i].substr(parts[i].find_first_not_of(','));
       label.pop_back();  // =
-      if (family->type != "histogram" || label != "le") family->labels.insert(label);
+      if (family->type != "histogram" || label != "le") {
+        family->labels.insert(label);
+      } else if (parts[i + 1] != "+Inf") {
+        family->bounds.insert(std::stod(parts[i + 1]));
+      }
     }
   }
 }
@@ -728,6 +752,7 @@ TEST_F(MetricsTest, ThePageHasWhatTheGatewayShowsAndNothingElse) {
     }
     EXPECT_EQ(at->second.type, row.type) << name;
     EXPECT_EQ(at->second.labels, row.labels) << name;
+    EXPECT_EQ(at->second.bounds, row.bounds) << name;
     EXPECT_TRUE(at->second.has_moved) << name << " was always 0";
   }
   for (const auto& [name, shown] : shown_) EXPECT_TRUE(page.contains(name)) << name << " is not on the page";
