@@ -92,8 +92,13 @@ Task<> ServerConnection::run() {
     if (!more) break;
     co_await handle();
     if (!keep_) break;
-    if (parser_.done()) continue;
-    more = co_await discard_body();
+    if (!parser_.done()) {
+      more = co_await discard_body();
+    } else if (unread_size() > 0) {
+      // Whoever sends without waiting for answers takes turns with the others of the loop.
+      co_await asio::post(loop().executor(), use_task);
+      more = is_open();
+    }
   }
   co_await linger();
   close_notify();

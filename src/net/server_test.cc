@@ -123,6 +123,53 @@ TEST_F(ServerTest, AnswersPipelinedRequestsInOrderUnderRandomSplits) {
   }
 }
 
+// One client sends requests without waiting for answers and without end. Another one on the same loop waits for no more
+// of them than were read at once: what it waits is counted in requests of the first.
+TEST_F(ServerTest, X12AFloodOfPipelinedRequestsHoldsUpNobodyElse) {
+  LoopGroup one_loop{1, "test"};
+  std::atomic<int64_t> flooded{0}, flooded_before_calm{0};
+  Server server(one_loop, {}, [&](ServerExchange& exchange) -> Task<> {
+    if (exchange.request().path() == "/flood") {
+      ++flooded;
+    } else {
+      flooded_before_calm = flooded.load();
+    }
+    co_await echo(exchange);
+  });
+  const auto port = server.listen("127.0.0.1", 0);
+  ASSERT_TRUE(port.ok());
+
+  RawClient flood(*port), calm(*port);
+  std::string block;
+  for (int i = 0; i < 500; ++i) block += "GET /flood HTTP/1.1\r\nHost: x\r\n\r\n";
+  std::atomic<bool> stop{false}, stopped{false};
+  std::promise<void> under_way;
+  std::thread writer([&] {
+    while (!stop && flood.send(block)) {
+    }
+    stopped = true;
+  });
+  std::thread reader([&] {
+    if (!flood.read_until("[]").empty()) under_way.set_value();
+    while (!stopped && !flood.read_until("[]").empty()) {
+    }
+  });
+  EXPECT_EQ(under_way.get_future().wait_for(20s), std::future_status::ready);
+  int64_t longest = 0;
+  const int64_t begun = flooded;
+  for (int i = 0; i < 50; ++i) {
+    EXPECT_TRUE(calm.send("GET /calm HTTP/1.1\r\nHost: x\r\n\r\n"));
+    const int64_t before = flooded;  // not earlier: this thread may be kept waiting before it sends
+    EXPECT_THAT(calm.read_until("[]"), HasSubstr("GET /calm []"));
+    longest = std::max(longest, flooded_before_calm - before);
+  }
+  EXPECT_GT(flooded, begun + 50) << "the flood was none";
+  EXPECT_LE(longest, 2048);
+  stop = true;
+  writer.join();
+  reader.join();
+}
+
 TEST_F(ServerTest, X5ContinuesOnlyWhenTheBodyIsWanted) {
   const auto port = serve([](ServerExchange& exchange) -> Task<> {
     if (exchange.request().path() == "/refuse") {
