@@ -86,6 +86,7 @@ class Front::Impl {
         loops_(loop_count(), "http") {}
 
   ~Impl() {
+    if (api_ != nullptr) api_->stop();
     server_.reset();
     // Last outputs still go to the API's requests; it is there until the controller's thread has ended.
     controller_.reset();

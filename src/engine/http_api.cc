@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <span>
 
 #include "base/check.h"
+#include "base/log.h"
 #include "engine/api/context.h"
 #include "engine/api/rank_metrics.h"
 #include "engine/api/routes.h"
@@ -64,6 +66,8 @@ ApiSettings settings_of(const EngineOptions& options) {
   if (auto rank = variable("SGLANG_DP_RANK"); !rank.empty()) out.own_dp_rank = std::move(rank);
   if (options.reasoning_parser) out.reasoning_format = parsers::find_reasoning_format(*options.reasoning_parser);
   if (options.tool_call_parser) out.tool_call_format = parsers::find_tool_call_format(*options.tool_call_parser);
+  out.stored_responses = {.count = static_cast<size_t>(options.max_stored_responses),
+                          .bytes = static_cast<size_t>(options.max_stored_response_mb) << 20};
   out.server_args = public_args(options);
   return out;
 }
@@ -77,6 +81,13 @@ obs::Family latency_family() {
                   .labels = {"name"}};
   for (double bound = 0.05; out.buckets.size() < 18; bound *= 1.5) out.buckets.push_back(bound);
   return out;
+}
+
+std::vector<obs::Family> store_families() {
+  return {
+      {.name = "sluice:stored_responses", .help = "Responses that can be asked for again.", .kind = obs::Kind::kGauge},
+      {.name = "sluice:stored_response_bytes", .help = "Memory that they take.", .kind = obs::Kind::kGauge},
+      {.name = "sluice:dropped_responses_total", .help = "Responses that were dropped to make room for others."}};
 }
 
 // In a time that does not depend on where they differ.
@@ -146,7 +157,22 @@ class HttpApi::Impl {
                 .prefill_delayer = options.enable_prefill_delayer,
                 .expert_ranks = options.enable_eplb ? options.ep_size : 0,
                 .cooperation = is_set("SGLANG_ENABLE_METRICS_DP_ATTENTION")}),
-        api_(settings_of(options), std::move(model), backend, metrics) {}
+        api_(settings_of(options), std::move(model), backend, metrics),
+        stored_(metrics.gauge("sluice:stored_responses")),
+        stored_bytes_(metrics.gauge("sluice:stored_response_bytes")),
+        dropped_(metrics.counter("sluice:dropped_responses_total")),
+        refresh_(metrics.before_render([this] { show_store(); })) {}
+  ~Impl() { stop(); }
+
+  void stop() {
+    const auto lost = api_.responses.going_on();
+    api_.background.stop();
+    if (lost.empty()) return;
+    constexpr size_t kNamed = 8;
+    SLUICE_LOG(warn, "engine/http_api", "{} responses in the background end with the server: {}{}", lost.size(),
+               fmt::join(std::span(lost).first(std::min(kNamed, lost.size())), ", "),
+               lost.size() > kNamed ? ", ..." : "");
+  }
 
   net::Task<> handle(net::ServerExchange& exchange) {
     const Route* route = find_route(exchange.request().path());
@@ -165,13 +191,24 @@ class HttpApi::Impl {
   void set_status(ServerStatus status) { api_.status = status; }
 
  private:
+  void show_store() {
+    const auto size = api_.responses.size();
+    stored_.set(static_cast<double>(size.count));
+    stored_bytes_.set(static_cast<double>(size.bytes));
+    dropped_.add(static_cast<double>(size.dropped) - dropped_.value());
+  }
+
   RankMetrics ranks_;
   ApiContext api_;
+  obs::Gauge stored_, stored_bytes_;
+  obs::Counter dropped_;
+  std::shared_ptr<void> refresh_;
 };
 
 HttpApi::HttpApi(const EngineOptions& options, ServedModel model, Backend& backend, obs::Metrics& metrics) {
   metrics.declare(request_families(rank_labels(settings_of(options), model)));
   metrics.declare({latency_family()});
+  metrics.declare(store_families());
   impl_ = std::make_unique<Impl>(options, std::move(model), backend, metrics);
 }
 HttpApi::~HttpApi() = default;
@@ -179,6 +216,8 @@ HttpApi::~HttpApi() = default;
 net::Handler HttpApi::handler() {
   return [impl = impl_.get()](net::ServerExchange& exchange) { return impl->handle(exchange); };
 }
+
+void HttpApi::stop() { impl_->stop(); }
 
 void HttpApi::set_status(ServerStatus status) { impl_->set_status(status); }
 

@@ -26,6 +26,10 @@ class HttpApi {
   // The server whose handler this is must be gone.
   ~HttpApi();
 
+  // Ends what goes on in the background, whose clients nobody waits for, and logs which responses that were. Before the
+  // backend, the server and its loops go; nothing begins in the background any more. Any thread but a loop's.
+  void stop();
+
   // For net::Server; valid while the API lives.
   net::Handler handler();
 

@@ -310,6 +310,22 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .group = kHttp,
            .help = "Allow return_routed_experts in requests: the routers' choices are kept beside the KV cache, in two "
                    "bytes for each token, layer and expert."},
+          {.name = "max-stored-responses",
+           .field = &O::max_stored_responses,
+           .value = int64_t{1000},
+           .range = {0, 1e6},
+           .read_by = "engine/http_api",
+           .group = kHttp,
+           .help =
+               "Answers of /v1/responses that are kept in memory to be fetched and gone on from, the latest used; as "
+               "many may go on in the background. 0: none."},
+          {.name = "max-stored-response-mb",
+           .field = &O::max_stored_response_mb,
+           .value = int64_t{64},
+           .range = {1, 1e6},
+           .read_by = "engine/http_api",
+           .group = kHttp,
+           .help = "MiB that they take at most, each with the conversation before it."},
           {.name = "enable-metrics",
            .field = &O::enable_metrics,
            .value = false,

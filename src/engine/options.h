@@ -43,6 +43,8 @@ struct EngineOptions {
   bool is_embedding;
   bool enable_return_hidden_states;
   bool enable_return_routed_experts;
+  int64_t max_stored_responses;
+  int64_t max_stored_response_mb;
   bool enable_metrics;
   std::string log_level;
   bool log_json;

@@ -30,16 +30,17 @@ Result<std::string> text_of(const ordered_json& content, size_t index) {
   return out;
 }
 
-Result<ordered_json> messages_of(Fields& fields) {
-  auto out = ordered_json::array();
-  if (const auto instructions = fields.text("instructions"); !instructions.empty()) {
-    out.push_back({{"role", "system"}, {"content", instructions}});
-  }
+std::string message(std::string_view role, std::string_view content) {
+  return dump(ordered_json{{"role", role}, {"content", content}});
+}
+
+// Members of a JSON list.
+Result<std::string> messages_of(Fields& fields) {
   const auto* input = fields.find("input");
   if (input != nullptr && input->is_string()) {
-    out.push_back({{"role", "user"}, {"content", *input}});
-    return out;
+    return message("user", input->get_ref<const std::string&>());
   }
+  std::string out;
   if (input == nullptr || !input->is_array() || input->empty()) {
     return Error{ErrorCode::kInvalidArgument, "input must be a string or a list of messages"};
   }
@@ -56,7 +57,9 @@ Result<ordered_json> messages_of(Fields& fields) {
     }
     SLUICE_TRY(auto text, text_of(item.value("content", ordered_json()), i));
     // Developers speak where systems did; templates know the older name.
-    out.push_back({{"role", role == "developer" ? ordered_json("system") : role}, {"content", std::move(text)}});
+    const auto& spoken = role.get_ref<const std::string&>();
+    if (!out.empty()) out += ',';
+    out += message(spoken == "developer" ? "system" : spoken, text);
   }
   return out;
 }
@@ -79,20 +82,72 @@ void read_format(Fields& fields, ordered_json& chat, ordered_json& echo) {
   chat["response_format"]["json_schema"] = std::move(schema);
 }
 
-std::string_view status_of(const Finish& finish) {
-  switch (finish.kind) {
-    case Finish::Kind::kNone:
+// What asks for an answer that is fetched later, or goes on from one.
+void read_storing(Fields& fields, ResponsesBody& out) {
+  out.stream = fields.boolean("stream", false);
+  out.store = fields.boolean("store", true);
+  out.background = fields.boolean("background", false);
+  out.previous = fields.text("previous_response_id", "", kMaxResponseIdBytes);
+  if (!out.previous.empty() && !out.previous.starts_with(kResponsePrefix)) {
+    fields.fail(fmt::format("previous_response_id must begin with \"{}\"", kResponsePrefix));
+  }
+  if (out.background && out.stream) {
+    fields.fail("background is for answers that are fetched from /v1/responses/{id}: it excludes stream");
+  }
+  if (out.background && !out.store) fields.fail("background needs store to be true: the answer is fetched later");
+}
+
+// The same digits as the response's.
+std::string message_id(const ResponseState& state) { return "msg_" + state.id.substr(kResponsePrefix.size()); }
+
+// OpenAI's names of what goes wrong.
+std::string_view failure_code(int status) { return status == 400 ? "invalid_prompt" : "server_error"; }
+
+}  // namespace
+
+std::string_view to_string(ResponseStatus status) {
+  switch (status) {
+    case ResponseStatus::kQueued:
+      return "queued";
+    case ResponseStatus::kInProgress:
       return "in_progress";
-    case Finish::Kind::kLength:
-      return "incomplete";
-    case Finish::Kind::kAbort:
-      return "cancelled";
-    default:
+    case ResponseStatus::kCompleted:
       return "completed";
+    case ResponseStatus::kIncomplete:
+      return "incomplete";
+    case ResponseStatus::kCancelled:
+      return "cancelled";
+    case ResponseStatus::kFailed:
+      return "failed";
+  }
+  return "";
+}
+
+ResponseStatus ended_status(const Finish& finish) {
+  switch (finish.kind) {
+    case Finish::Kind::kLength:
+      return ResponseStatus::kIncomplete;
+    case Finish::Kind::kAbort:
+      return ResponseStatus::kCancelled;
+    default:
+      return ResponseStatus::kCompleted;
   }
 }
 
-}  // namespace
+std::string joined_messages(std::string_view before, std::string_view messages) {
+  return fmt::format("{}{}{}", before, before.empty() || messages.empty() ? "" : ",", messages);
+}
+
+std::string with_answer(std::string_view messages, std::string_view text) {
+  return joined_messages(messages, message("assistant", text));
+}
+
+std::string chat_of(const ResponsesBody& body, std::string_view before) {
+  const std::string_view rest = std::string_view(body.chat).substr(1);  // without its brace
+  return fmt::format(R"({{"messages":[{}]{}{})",
+                     joined_messages(body.instructions, joined_messages(before, body.messages)), rest == "}" ? "" : ",",
+                     rest);
+}
 
 Result<ResponsesBody> parse_responses_body(std::string_view text) {
   SLUICE_TRY(const auto json, parse_object(text));
@@ -100,20 +155,20 @@ Result<ResponsesBody> parse_responses_body(std::string_view text) {
   ResponsesBody out;
   auto chat = ordered_json::object();
   auto echo = ordered_json::object();
-  SLUICE_TRY(chat["messages"], messages_of(fields));
+  if (const auto instructions = fields.text("instructions"); !instructions.empty()) {
+    out.instructions = message("system", instructions);
+  }
+  SLUICE_TRY(out.messages, messages_of(fields));
   refuse_out_of_scope(fields);
   fields.refuse("n", "a response is one answer", "1");
   for (const char* name : {"return_hidden_states", "return_routed_experts", "logprobs", "top_logprobs"}) {
     fields.refuse(name, "it is served by /v1/chat/completions",
                   name == std::string_view("top_logprobs") ? "0" : "false");
   }
-  fields.refuse("previous_response_id", "responses are not stored; send the conversation in input");
-  fields.refuse("conversation", "responses are not stored; send the conversation in input");
-  fields.refuse("background", "answers are always delivered on the connection that asked", "false");
+  fields.refuse("conversation", "conversations are not stored; go on from one with previous_response_id");
   fields.refuse("tools", "tools are served by /v1/chat/completions");
   fields.refuse("prompt", "prompt templates are not stored");
-  out.stream = fields.boolean("stream", false);
-  fields.boolean("store", false);  // asked for by default, and answered with false
+  read_storing(fields, out);
   if (const auto* reasoning = fields.find("reasoning"); reasoning != nullptr && reasoning->is_object()) {
     if (reasoning->contains("effort")) chat["reasoning_effort"] = (*reasoning)["effort"];
   }
@@ -159,6 +214,8 @@ Result<ResponsesBody> parse_responses_body(std::string_view text) {
     const auto* value = fields.find(name);
     echo[name] = value == nullptr ? ordered_json() : *value;
   }
+  echo["previous_response_id"] = out.previous.empty() ? ordered_json() : ordered_json(out.previous);
+  echo["background"] = out.background;
   const auto* metadata = fields.find("metadata");
   echo["metadata"] = metadata == nullptr ? ordered_json::object() : *metadata;
   read_format(fields, chat, echo);
@@ -169,49 +226,53 @@ Result<ResponsesBody> parse_responses_body(std::string_view text) {
 }
 
 ordered_json response_object(const ResponseState& state) {
-  ordered_json out = {{"id", "resp_" + state.id}, {"object", "response"}, {"created_at", state.created}};
-  const bool ended = state.finish.kind != Finish::Kind::kNone;
-  out["status"] = status_of(state.finish);
-  out["error"] = nullptr;
-  out["incomplete_details"] =
-      state.finish.kind == Finish::Kind::kLength ? ordered_json{{"reason", "max_output_tokens"}} : ordered_json();
+  ordered_json out = {{"id", state.id}, {"object", "response"}, {"created_at", state.created}};
+  const bool cut = state.status == ResponseStatus::kIncomplete;
+  const bool failed = state.status == ResponseStatus::kFailed;
+  const bool spoke =
+      has_ended(state.status) && !failed && (state.status != ResponseStatus::kCancelled || !state.text.empty());
+  out["status"] = to_string(state.status);
+  out["error"] =
+      failed ? ordered_json{{"code", failure_code(state.failed_with)}, {"message", state.failure}} : ordered_json();
+  out["incomplete_details"] = cut ? ordered_json{{"reason", "max_output_tokens"}} : ordered_json();
   out["model"] = state.model;
   auto output = ordered_json::array();
-  if (ended) {
+  if (spoke) {
     ordered_json part = {{"type", "output_text"}, {"text", state.text}};
     part["annotations"] = ordered_json::array();
     part["logprobs"] = ordered_json::array();
-    ordered_json item = {{"type", "message"}, {"id", "msg_" + state.id}};
-    item["status"] = state.finish.kind == Finish::Kind::kLength ? "incomplete" : "completed";
+    ordered_json item = {{"type", "message"}, {"id", message_id(state)}};
+    item["status"] = cut ? "incomplete" : "completed";
     item["role"] = "assistant";
     item["content"] = ordered_json::array({std::move(part)});
     output.push_back(std::move(item));
   }
   out["output"] = std::move(output);
-  out["previous_response_id"] = nullptr;
+  out["store"] = state.stored;
   out["parallel_tool_calls"] = true;
   out["reasoning"] = {{"effort", nullptr}, {"summary", nullptr}};
-  out["store"] = false;
   out["tool_choice"] = "auto";
   out["tools"] = ordered_json::array();
   out["truncation"] = "disabled";
   out["usage"] = nullptr;
-  if (ended) {
-    out["usage"] = {{"input_tokens", state.usage.prompt_tokens},
-                    {"input_tokens_details", {{"cached_tokens", state.usage.cached_tokens}}},
-                    {"output_tokens", state.usage.completion_tokens},
-                    {"output_tokens_details", {{"reasoning_tokens", state.usage.reasoning_tokens}}},
-                    {"total_tokens", state.usage.prompt_tokens + state.usage.completion_tokens}};
+  if (const auto& usage = state.usage) {
+    out["usage"] = {{"input_tokens", usage->prompt_tokens},
+                    {"input_tokens_details", {{"cached_tokens", usage->cached_tokens}}},
+                    {"output_tokens", usage->completion_tokens},
+                    {"output_tokens_details", {{"reasoning_tokens", usage->reasoning_tokens}}},
+                    {"total_tokens", usage->prompt_tokens + usage->completion_tokens}};
   }
   const auto echo = ordered_json::parse(state.echo, nullptr, /*allow_exceptions=*/false);
   if (echo.is_object()) out.update(echo);
   return out;
 }
 
-std::string responses_error_body(int status, std::string_view message, std::string_view reason) {
-  const char* type = status == 400 ? "invalid_request_error" : status == 404 ? "not_found_error" : "server_error";
+std::string responses_error_body(int status, std::string_view message, std::string_view reason,
+                                 std::string_view param) {
+  const char* type = status < 500 ? "invalid_request_error" : "server_error";
   ordered_json out = ordered_json::object();
   out["error"] = {{"message", message}, {"type", type}, {"param", nullptr}, {"code", status}};
+  if (!param.empty()) out["error"]["param"] = param;
   if (!reason.empty()) out["error"]["reason"] = reason;
   return dump(out);
 }
@@ -226,7 +287,7 @@ ordered_json ResponseEvents::part(bool with_text) const {
 }
 
 ordered_json ResponseEvents::item(std::string_view status, bool with_text) const {
-  ordered_json out = {{"type", "message"}, {"id", "msg_" + state_.id}, {"status", status}, {"role", "assistant"}};
+  ordered_json out = {{"type", "message"}, {"id", message_id(state_)}, {"status", status}, {"role", "assistant"}};
   out["content"] = ordered_json::array();
   if (with_text) out["content"].push_back(part(true));
   return out;
@@ -244,7 +305,7 @@ std::vector<std::string> ResponseEvents::begin() {
   added["item"] = item("in_progress", false);
   out.push_back(dump(added));
   auto began = event("response.content_part.added");
-  began["item_id"] = "msg_" + state_.id;
+  began["item_id"] = message_id(state_);
   began["output_index"] = 0;
   began["content_index"] = 0;
   began["part"] = part(false);
@@ -254,7 +315,7 @@ std::vector<std::string> ResponseEvents::begin() {
 
 std::string ResponseEvents::delta(std::string_view text) {
   auto out = event("response.output_text.delta");
-  out["item_id"] = "msg_" + state_.id;
+  out["item_id"] = message_id(state_);
   out["output_index"] = 0;
   out["content_index"] = 0;
   out["delta"] = text;
@@ -265,19 +326,19 @@ std::string ResponseEvents::delta(std::string_view text) {
 std::vector<std::string> ResponseEvents::end() {
   std::vector<std::string> out;
   auto text = event("response.output_text.done");
-  text["item_id"] = "msg_" + state_.id;
+  text["item_id"] = message_id(state_);
   text["output_index"] = 0;
   text["content_index"] = 0;
   text["text"] = state_.text;
   text["logprobs"] = ordered_json::array();
   out.push_back(dump(text));
   auto ended = event("response.content_part.done");
-  ended["item_id"] = "msg_" + state_.id;
+  ended["item_id"] = message_id(state_);
   ended["output_index"] = 0;
   ended["content_index"] = 0;
   ended["part"] = part(true);
   out.push_back(dump(ended));
-  const bool cut = state_.finish.kind == Finish::Kind::kLength;
+  const bool cut = state_.status == ResponseStatus::kIncomplete;
   auto done = event("response.output_item.done");
   done["output_index"] = 0;
   done["item"] = item(cut ? "incomplete" : "completed", true);

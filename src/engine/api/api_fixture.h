@@ -295,6 +295,7 @@ class ApiTest : public ::testing::Test {
     port_ = *port;
   }
   ~ApiTest() override {
+    if (api_ != nullptr) api_->stop();
     server_.reset();
     api_.reset();
   }

@@ -40,6 +40,7 @@ ApiContext::ApiContext(ApiSettings s, ServedModel m, Backend& b, obs::Metrics& m
       request_metrics(std::make_shared<RequestMetrics>(me, model.name, rank_labels(settings, model), clock)),
       pool(pool_threads()),
       prompts(model.tokenizer),
+      responses(settings.stored_responses),
       rng_(random_seed()),
       model_path_(model.path),
       weight_version_(settings.weight_version) {}

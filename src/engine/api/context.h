@@ -11,6 +11,8 @@
 
 #include "base/clock.h"
 #include "base/rng.h"
+#include "engine/api/background.h"
+#include "engine/api/response_store.h"
 #include "engine/api/sample_meter.h"
 #include "engine/api/work_pool.h"
 #include "engine/backend.h"
@@ -45,6 +47,7 @@ struct ApiSettings {
   std::optional<std::string> own_dp_rank;                      // SGLANG_DP_RANK
   const parsers::ReasoningFormat* reasoning_format = nullptr;  // null: reasoning stays in the text
   const parsers::ToolCallFormat* tool_call_format = nullptr;   // null: calls stay in the text
+  ResponseStore::Limits stored_responses;                      // --max-stored-responses, --max-stored-response-mb
   nlohmann::ordered_json server_args;                          // for /server_info, without secrets
 };
 
@@ -87,6 +90,8 @@ class ApiContext {
   std::atomic<bool> unhealthy{false};  // what the last health check found
   std::atomic<bool> paused{false};     // /pause_generation
   std::atomic<bool> updating{false};   // /update_weights_from_disk is at work
+  ResponseStore responses;
+  Background background;  // what it has runs on the loops, with everything above
 
  private:
   std::mutex mu_;

@@ -109,43 +109,52 @@ Generation::State::State(std::shared_ptr<const tokenizer::Tokenizer> tokenizer, 
 }
 
 Generation::Generation(ApiCall& call, GenerationPlan plan)
-    : call_(call),
+    : Generation(call.api, call.exchange.loop(), &call.exchange, std::move(plan)) {}
+
+Generation::Generation(ApiContext& api, net::EventLoop& loop, GenerationPlan plan)
+    : Generation(api, loop, nullptr, std::move(plan)) {}
+
+Generation::Generation(ApiContext& api, net::EventLoop& loop, net::ServerExchange* client, GenerationPlan plan)
+    : api_(api),
+      client_(client),
       plan_(std::move(plan)),
-      begun_(call.api.clock.now()),
-      begun_unix_(unix_seconds(call.api.clock.unix_nanos())) {
+      begun_(api.clock.now()),
+      begun_unix_(unix_seconds(api.clock.unix_nanos())) {
   std::vector<SampleMeter> meters;
   samples_.reserve(plan_.samples.size());
   for (const auto& planned : plan_.samples) {
-    samples_.emplace_back(call.api.model.tokenizer, planned);
-    meters.push_back(plan_.measured ? SampleMeter(call.api.request_metrics, is_structured(planned)) : SampleMeter());
+    samples_.emplace_back(api.model.tokenizer, planned);
+    meters.push_back(plan_.measured ? SampleMeter(api.request_metrics, is_structured(planned)) : SampleMeter());
   }
-  inbox_ = std::make_shared<Inbox>(call.exchange.loop(), std::move(meters));
-  if (plan_.background) return;
-  call.exchange.on_client_gone([this] {
+  inbox_ = std::make_shared<Inbox>(loop, std::move(meters));
+  if (client_ == nullptr || plan_.background) {
+    in_background_.emplace(api_.background, inbox_->event());
+    return;
+  }
+  client_->on_client_gone([this] {
     client_gone_ = true;
-    abort_all();
+    abort();
     inbox_->wake();
   });
 }
 
 Generation::~Generation() {
-  call_.exchange.on_client_gone({});
+  if (client_ != nullptr) client_->on_client_gone({});
   inbox_->close();
-  abort_all();
+  abort();
 }
 
 Result<void> Generation::start() {
   if (client_gone_) return {};
   // Without a rank that was ready lengths are not known, and that is what the client is told.
-  if (call_.api.limits().context_length > 0) SLUICE_TRY_VOID(bound_scores(plan_));
+  if (api_.limits().context_length > 0) SLUICE_TRY_VOID(bound_scores(plan_));
   for (size_t i = 0; i < samples_.size(); i += plan_.per_prompt) SLUICE_TRY_VOID(send(i, plan_.dp_rank));
   return {};
 }
 
 Result<void> Generation::send(size_t i, std::optional<int64_t> rank) {
-  auto submitted =
-      call_.api.backend.submit(std::move(plan_.samples[i].request), rank,
-                               [inbox = inbox_, i](RequestOutput output) { inbox->put(i, std::move(output)); });
+  auto submitted = api_.backend.submit(std::move(plan_.samples[i].request), rank,
+                                       [inbox = inbox_, i](RequestOutput output) { inbox->put(i, std::move(output)); });
   if (!submitted.ok()) return std::move(submitted).error();
   samples_[i].sent = true;
   samples_[i].sample.dp_rank = *submitted;
@@ -156,7 +165,7 @@ Result<void> Generation::send_followers(size_t first) {
   for (size_t i = first + 1; i < first + plan_.per_prompt; ++i) {
     // Pinned to where the prefix is; anywhere, if that rank went away in the meantime and the client did not name it.
     const int64_t rank = *samples_[first].sample.dp_rank;
-    const auto states = call_.api.backend.ranks();
+    const auto states = api_.backend.ranks();
     const bool there = static_cast<size_t>(rank) < states.size() && states[static_cast<size_t>(rank)].ready;
     SLUICE_TRY_VOID(send(i, there ? std::optional(rank) : plan_.dp_rank));
   }
@@ -182,12 +191,16 @@ void Generation::fail(Step& step, size_t i, Failure failure) {
                                .reason = failure.reason};
   step.failure = std::move(failure);
   step.failed = i;
-  abort_all();
+  abort();
 }
 
 net::Task<Generation::Step> Generation::next() {
   Step step;
   while (step.grown.empty() && !client_gone_ && !done()) {
+    if (in_background_ && api_.background.stopping()) {
+      fail(step, first_open(), {503, "the server has ended before the answer was there", ""});
+      break;
+    }
     // Ends with the samples: every request that the backend has accepted ends (engine/backend.h).
     co_await inbox_->wait();
     if (client_gone_) break;
@@ -221,7 +234,7 @@ void Generation::take(size_t i, RequestOutput output) {
   State& state = samples_[i];
   protocol::Sample& sample = state.sample;
   if (state.ended) return;
-  const auto& tokenizer = *call_.api.model.tokenizer;
+  const auto& tokenizer = *api_.model.tokenizer;
   state.text.push(output.new_ids, output.finish, sample.text);
   sample.output_ids.insert(sample.output_ids.end(), output.new_ids.begin(), output.new_ids.end());
   sample.finish = finish_of(output.finish, output.completion_tokens);
@@ -237,14 +250,14 @@ void Generation::take(size_t i, RequestOutput output) {
   sample.hidden_states = std::move(output.hidden_states);
   sample.routed_experts = std::move(output.routed_experts);
   end(state);
-  if (call_.api.settings.metrics) sample.times = times_of(output, sample.answered);
+  if (api_.settings.metrics) sample.times = times_of(output, sample.answered);
 }
 
 void Generation::end(State& state) {
   state.ended = true;
   ++ended_;
-  state.sample.e2e_latency = seconds(call_.api.clock.now() - begun_);
-  state.sample.answered = unix_seconds(call_.api.clock.unix_nanos());
+  state.sample.e2e_latency = seconds(api_.clock.now() - begun_);
+  state.sample.answered = unix_seconds(api_.clock.unix_nanos());
 }
 
 protocol::SampleTimes Generation::times_of(const RequestOutput& output, double finished) const {
@@ -264,10 +277,15 @@ protocol::SampleTimes Generation::times_of(const RequestOutput& output, double f
   return out;
 }
 
-void Generation::abort_all() {
+size_t Generation::first_open() const {
+  const auto at = std::ranges::find_if(samples_, [](const State& state) { return !state.ended; });
+  return static_cast<size_t>(at - samples_.begin());
+}
+
+void Generation::abort() {
   for (auto& state : samples_) {
     if (!state.sent || state.ended || std::exchange(state.aborted, true)) continue;
-    call_.api.backend.abort(state.sample.rid);
+    api_.backend.abort(state.sample.rid);
   }
 }
 

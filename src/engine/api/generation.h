@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/api/background.h"
 #include "engine/api/context.h"
 #include "engine/api/inbox.h"
 #include "engine/api/output_text.h"
@@ -34,10 +35,12 @@ struct GenerationPlan {
   bool background = false;  // it goes on when its client has left
 };
 
-// Lives in the handler of its exchange; loop thread only.
+// Lives in the handler of its exchange, or in the background; loop thread only.
 class Generation {
  public:
   Generation(ApiCall& call, GenerationPlan plan);
+  // In the background: nobody's connection holds it, it lives on `loop` and ends before `api` does.
+  Generation(ApiContext& api, net::EventLoop& loop, GenerationPlan plan);
   // What has not ended is aborted in its rank.
   ~Generation();
   Generation(const Generation&) = delete;
@@ -49,8 +52,8 @@ class Generation {
   Result<void> start();
 
   // Waits for news and takes them in; returns the samples that have grown or ended. Empty: the client has left, and
-  // this is not in the background. An error is one of the rank's side (status 400, 500 or 503 of a sample); the other
-  // samples are aborted then.
+  // this is not in the background. An error is one of the rank's side (status 400, 500 or 503 of a sample), or 503 of
+  // what is in the background when the server ends; the other samples are aborted then.
   struct Failure {
     int status = 500;
     std::string message;
@@ -62,6 +65,9 @@ class Generation {
     size_t failed = 0;  // the sample that failed
   };
   net::Task<Step> next();
+
+  // The samples end as aborted, soon.
+  void abort();
 
   bool done() const { return ended_ == samples_.size(); }
   bool client_gone() const { return client_gone_; }
@@ -94,14 +100,18 @@ class Generation {
   void fail(Step& step, size_t i, Failure failure);
   void take(size_t i, RequestOutput output);
   void end(State& state);
+  size_t first_open() const;  // there is one
   protocol::SampleTimes times_of(const RequestOutput& output, double finished) const;
-  void abort_all();
 
-  ApiCall& call_;
+  Generation(ApiContext& api, net::EventLoop& loop, net::ServerExchange* client, GenerationPlan plan);
+
+  ApiContext& api_;
+  net::ServerExchange* const client_;  // null: there is none any more
   GenerationPlan plan_;
   const TimePoint begun_;
   const double begun_unix_;
   std::shared_ptr<Inbox> inbox_;
+  std::optional<Background::Entry> in_background_;
   std::vector<State> samples_;
   size_t ended_ = 0;
   bool client_gone_ = false;

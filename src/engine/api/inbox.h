@@ -27,6 +27,7 @@ class Inbox {
   net::Task<bool> wait(Duration at_most = Duration::max()) { return event_->wait(at_most); }
   std::vector<std::pair<size_t, RequestOutput>> take();
   void wake() { event_->notify(); }
+  const std::shared_ptr<LoopEvent>& event() const { return event_; }
   // Nothing is kept any more; measuring goes on to the end of each sample.
   void close();
 

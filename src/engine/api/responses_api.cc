@@ -1,5 +1,7 @@
 #include "engine/api/responses_api.h"
 
+#include <utility>
+
 #include "engine/api/chat_output.h"
 #include "engine/api/openai_request.h"
 #include "engine/api/sse_writer.h"
@@ -9,30 +11,45 @@
 namespace sluice::engine {
 namespace {
 
-net::Task<> refuse(ApiCall& call, int status, std::string_view message, std::string_view reason = {}) {
-  co_await answer(call, net::Response::json(status, protocol::responses_error_body(status, message, reason)));
+using protocol::ResponseState;
+using protocol::ResponseStatus;
+
+net::Task<> refuse(ApiCall& call, int status, std::string_view message, std::string_view reason = {},
+                   std::string_view param = {}) {
+  co_await answer(call, net::Response::json(status, protocol::responses_error_body(status, message, reason, param)));
 }
 
-struct Prepared {
-  protocol::ResponsesBody body;
-  OpenAiRequest chat;
+net::Task<> refuse(ApiCall& call, const Error& error, std::string_view param = {}) {
+  return refuse(call, protocol::http_status(error.code), error.message, {}, param);
+}
+
+// Not of the source that makes rids: who knows one response of somebody must not find out the ids of others.
+std::string new_response_id() {
+  const uint64_t high = random_seed();
+  return fmt::format("{}{:016x}{:016x}", protocol::kResponsePrefix, high, random_seed());
+}
+
+// What becomes of one request.
+struct Asked {
+  ResponseState state;
+  std::string messages;  // with those that came before, without instructions
 };
 
-Result<Prepared> prepare(ApiContext& api, const net::Headers& headers, std::string_view text) {
-  Prepared out;
-  SLUICE_TRY(out.body, protocol::parse_responses_body(text));
-  SLUICE_TRY(out.chat, prepare_chat(api, headers, out.body.chat));
-  return out;
-}
-
 // Takes over how the sample ended; its text has been read.
-void take_end(protocol::ResponseState& state, const Generation& generation, ChatOutput& output) {
-  state.finish = generation.sample(0).finish;
+void take_end(ResponseState& state, const Generation& generation, ChatOutput& output) {
+  state.status = protocol::ended_status(generation.sample(0).finish);
   state.usage = generation.usage();
-  state.usage.reasoning_tokens = output.reasoning_tokens(generation.sample(0));
+  state.usage->reasoning_tokens = output.reasoning_tokens(generation.sample(0));
 }
 
-net::Task<> answer_whole(ApiCall& call, protocol::ResponseState state, ChatOutput& output, Generation& generation) {
+void keep(ApiContext& api, const Asked& asked) {
+  if (!asked.state.stored) return;
+  api.responses.keep({.state = asked.state,
+                      .conversation = protocol::with_answer(asked.messages, asked.state.text),
+                      .background = false});
+}
+
+net::Task<> answer_whole(ApiCall& call, Asked asked, ChatOutput& output, Generation& generation) {
   while (!generation.done()) {
     const auto step = co_await generation.next();
     if (generation.client_gone()) co_return;
@@ -41,12 +58,14 @@ net::Task<> answer_whole(ApiCall& call, protocol::ResponseState state, ChatOutpu
       co_return;
     }
   }
-  state.text = output.push(generation.sample(0)).content;
-  take_end(state, generation, output);
-  co_await answer(call, json_response(protocol::response_object(state)));
+  asked.state.text = output.push(generation.sample(0)).content;
+  take_end(asked.state, generation, output);
+  keep(call.api, asked);
+  co_await answer(call, json_response(protocol::response_object(asked.state)));
 }
 
-net::Task<> answer_stream(ApiCall& call, protocol::ResponseState state, ChatOutput& output, Generation& generation) {
+net::Task<> answer_stream(ApiCall& call, Asked asked, ChatOutput& output, Generation& generation) {
+  ResponseState& state = asked.state;
   SseWriter out(call.exchange);
   protocol::ResponseEvents events(state);
   for (const auto& event : events.begin()) out.event(event);
@@ -65,8 +84,89 @@ net::Task<> answer_stream(ApiCall& call, protocol::ResponseState state, ChatOutp
     if (!there) co_return;
   }
   take_end(state, generation, output);
+  keep(call.api, asked);  // whoever reads the last event may go on from it
   for (const auto& event : events.end()) out.event(event);
   co_await out.finish();
+}
+
+// One in the background, from its start to its end.
+struct BackgroundRun {
+  BackgroundRun(ApiContext& api, net::EventLoop& loop, Asked a, ChatParsing p, GenerationPlan plan)
+      : asked(std::move(a)), parsing(std::move(p)), output(api, parsing), generation(api, loop, std::move(plan)) {}
+
+  Asked asked;
+  const ChatParsing parsing;
+  ChatOutput output;
+  Generation generation;
+};
+using Run = std::shared_ptr<BackgroundRun>;
+
+net::Task<> follow(ApiContext& api, Run run) {
+  ResponseState& state = run->asked.state;
+  Generation& generation = run->generation;
+  while (!generation.done()) {
+    const auto step = co_await generation.next();
+    if (step.failure) {
+      state.status = ResponseStatus::kFailed;
+      state.failed_with = step.failure->status;
+      state.failure = step.failure->message;
+      break;
+    }
+    api.responses.progress(state.id);
+  }
+  if (state.status != ResponseStatus::kFailed) {
+    state.text = run->output.push(generation.sample(0)).content;
+    take_end(state, generation, run->output);
+  }
+  api.responses.finish(state, protocol::with_answer(run->asked.messages, state.text));
+}
+
+// The answer says that it has begun; what comes of it is fetched.
+net::Task<> begin_background(ApiCall& call, Asked asked, OpenAiRequest chat) {
+  ApiContext& api = call.api;
+  net::EventLoop& loop = call.exchange.loop();
+  if (api.status == ServerStatus::kDraining) {
+    co_await refuse(call, 503, "the server is about to end: nobody could fetch the answer");
+    co_return;
+  }
+  asked.state.status = ResponseStatus::kQueued;
+  const ResponseState begun = asked.state;
+  auto run =
+      std::make_shared<BackgroundRun>(api, loop, std::move(asked), std::move(chat.parsing), std::move(chat.plan));
+  // On its own loop, where nothing else touches it meanwhile; not its last owner unless it has ended.
+  auto cancel = [&loop, weak = std::weak_ptr(run)] {
+    loop.post([weak] {
+      if (const Run there = weak.lock()) there->generation.abort();
+    });
+  };
+  auto placed = api.responses.begin({.state = begun, .conversation = run->asked.messages, .background = true}, cancel);
+  if (!placed.ok()) {
+    co_await refuse(call, placed.error());
+    co_return;
+  }
+  if (const auto started = run->generation.start(); !started.ok()) {
+    (void)api.responses.remove(begun.id);
+    co_await refuse(call, started.error());
+    co_return;
+  }
+  // The loop keeps the function for longer than the coroutine runs: what runs must be gone with that.
+  loop.spawn(
+      [&api, held = std::make_shared<Run>(std::move(run))] { return follow(api, std::exchange(*held, nullptr)); });
+  co_await answer(call, json_response(protocol::response_object(begun)));
+}
+
+// The messages of what `body` goes on from; empty where it begins a conversation.
+Result<std::string> messages_before(ApiContext& api, const protocol::ResponsesBody& body) {
+  if (body.previous.empty()) return std::string();
+  SLUICE_TRY(const auto found, api.responses.find(body.previous));
+  const auto status = found->state.status;
+  if (status != ResponseStatus::kCompleted && status != ResponseStatus::kIncomplete) {
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("previous_response_id '{}' has status {}: it has no answer to "
+                             "go on from",
+                             body.previous, protocol::to_string(status))};
+  }
+  return found->conversation;
 }
 
 }  // namespace
@@ -74,26 +174,108 @@ net::Task<> answer_stream(ApiCall& call, protocol::ResponseState state, ChatOutp
 net::Task<> responses(ApiCall& call) {
   const auto text = co_await read_body(call);
   if (!text) co_return;
-  const auto& headers = call.exchange.request().headers;
-  auto prepared = co_await run_off_loop(call, text->size(), [&] { return prepare(call.api, headers, *text); });
-  if (!prepared.ok()) {
-    co_await refuse(call, protocol::http_status(prepared.error().code), prepared.error().message);
+  ApiContext& api = call.api;
+  auto body = co_await run_off_loop(call, text->size(), [&] { return protocol::parse_responses_body(*text); });
+  if (!body.ok()) {
+    co_await refuse(call, body.error());
     co_return;
   }
-  const auto& format = prepared->chat.format;
-  protocol::ResponseState state{
-      .id = format.id, .created = format.created, .model = format.model, .echo = prepared->body.echo};
-  ChatOutput output(call.api, prepared->chat.parsing);
-  Generation generation(call, std::move(prepared->chat.plan));
+  if (body->background && !api.responses.keeps()) {
+    co_await refuse(call, 400, "background needs a server that stores responses: --max-stored-responses is 0");
+    co_return;
+  }
+  auto before = messages_before(api, *body);
+  if (!before.ok()) {
+    co_await refuse(call, before.error(), "previous_response_id");
+    co_return;
+  }
+  const auto& headers = call.exchange.request().headers;
+  auto chat = co_await run_off_loop(call, text->size() + before->size(),
+                                    [&] { return prepare_chat(api, headers, protocol::chat_of(*body, *before)); });
+  if (!chat.ok()) {
+    co_await refuse(call, chat.error());
+    co_return;
+  }
+  Asked asked{.state = {.id = new_response_id(),
+                        .created = chat->format.created,
+                        .model = chat->format.model,
+                        .echo = std::move(body->echo),
+                        .stored = body->store && api.responses.keeps()},
+              .messages = {}};
+  if (asked.state.stored) asked.messages = protocol::joined_messages(*before, body->messages);
+  if (body->background) {
+    co_await begin_background(call, std::move(asked), std::move(*chat));
+    co_return;
+  }
+  ChatOutput output(api, chat->parsing);
+  Generation generation(call, std::move(chat->plan));
   if (const auto started = generation.start(); !started.ok()) {
-    co_await refuse(call, protocol::http_status(started.error().code), started.error().message);
-  } else if (prepared->body.stream) {
-    co_await answer_stream(call, std::move(state), output, generation);
+    co_await refuse(call, started.error());
+  } else if (body->stream) {
+    co_await answer_stream(call, std::move(asked), output, generation);
   } else {
-    co_await answer_whole(call, std::move(state), output, generation);
+    co_await answer_whole(call, std::move(asked), output, generation);
   }
 }
 
-net::Task<> stored_response(ApiCall& call) { return refuse(call, 404, "no such response: responses are not stored"); }
+namespace {
+
+net::Task<> wrong_method(ApiCall& call, std::string_view methods) {
+  auto response =
+      net::Response::json(405, protocol::responses_error_body(405, fmt::format("this path takes {}", methods)));
+  response.headers.set("Allow", std::string(methods));
+  co_await answer(call, std::move(response));
+}
+
+net::Task<> show(ApiCall& call, Result<ResponseStore::Found> found) {
+  if (found.ok()) {
+    co_await answer(call, json_response(protocol::response_object((*found)->state)));
+  } else {
+    co_await refuse(call, found.error(), "response_id");
+  }
+}
+
+net::Response deleted(std::string_view id) {
+  return json_response({{"id", id}, {"object", "response.deleted"}, {"deleted", true}});
+}
+
+net::Task<> remove(ApiCall& call, std::string_view id) {
+  const auto removed = call.api.responses.remove(id);
+  if (!removed.ok()) {
+    co_await refuse(call, removed.error(), "response_id");
+    co_return;
+  }
+  co_await answer(call, deleted(id));
+}
+
+}  // namespace
+
+net::Task<> stored_response(ApiCall& call) {
+  const std::string_view method = call.exchange.request().method;
+  const bool streams = net::query_value(call.exchange.request().query(), "stream") == "true";
+  std::string_view id = call.exchange.request().path();
+  id.remove_prefix(std::string_view("/v1/responses/").size());
+  constexpr std::string_view kCancel = "/cancel";
+  const bool cancels = id.ends_with(kCancel);
+  if (cancels) id.remove_suffix(kCancel.size());
+  if (id.find('/') != std::string_view::npos) {
+    co_await refuse(call, 404, fmt::format("there is nothing at {}", call.exchange.request().path().substr(0, 200)));
+  } else if (cancels != (method == "POST")) {
+    co_await wrong_method(call, cancels ? "POST" : "GET, DELETE");
+  } else if (!id.starts_with(protocol::kResponsePrefix) || id.size() > protocol::kMaxResponseIdBytes) {
+    co_await refuse(call, 400,
+                    fmt::format("Invalid 'response_id': '{}'. Expected an ID that begins with 'resp'.",
+                                id.substr(0, protocol::kMaxResponseIdBytes)),
+                    {}, "response_id");
+  } else if (cancels) {
+    co_await show(call, call.api.responses.cancel(id));
+  } else if (method == "DELETE") {
+    co_await remove(call, id);
+  } else if (streams) {
+    co_await refuse(call, 400, "stream: a stored response is fetched as a whole", {}, "stream");
+  } else {
+    co_await show(call, call.api.responses.find(id));
+  }
+}
 
 }  // namespace sluice::engine

@@ -1,4 +1,4 @@
-// POST /v1/responses for text. Nothing is stored: what asks for an earlier response is 404.
+// /v1/responses for text: answers that may be asked for again, made in the background, and gone on from.
 #pragma once
 
 #include "engine/api/context.h"
@@ -6,6 +6,7 @@
 namespace sluice::engine {
 
 net::Task<> responses(ApiCall& call);
+// GET and DELETE /v1/responses/{id}, POST /v1/responses/{id}/cancel.
 net::Task<> stored_response(ApiCall& call);
 
 }  // namespace sluice::engine

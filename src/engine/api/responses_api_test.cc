@@ -140,9 +140,10 @@ TEST_F(ResponsesApiTest, AFormatIsAGrammar) {
 TEST_F(ResponsesApiTest, WhatIsNotServedIsAnErrorInItsOwnForm) {
   serve();
   for (const char* body :
-       {"{}", R"({"input": []})", R"({"input": "a", "background": true})",
-        R"({"input": "a", "previous_response_id": "x"})", R"({"input": "a", "tools": [{"type": "web_search"}]})",
-        R"({"input": [{"type": "function_call"}]})",
+       {"{}", R"({"input": []})", R"({"input": "a", "background": true, "stream": true})",
+        R"({"input": "a", "background": true, "store": false})", R"({"input": "a", "previous_response_id": "x"})",
+        R"({"input": "a", "store": 1})", R"({"input": "a", "conversation": "conv_1"})",
+        R"({"input": "a", "tools": [{"type": "web_search"}]})", R"({"input": [{"type": "function_call"}]})",
         R"({"input": [{"role": "user", "content": [{"type": "input_image"}]}]})", R"({"input": "a", "lora_path": "x"})",
         R"({"input": "a", "bootstrap_room": 7})", R"({"input": "a", "image_data": ["x"]})", R"({"input": "a", "n": 2})",
         R"({"input": "a", "logprobs": true})", R"({"input": "a", "return_hidden_states": true})",
@@ -151,10 +152,214 @@ TEST_F(ResponsesApiTest, WhatIsNotServedIsAnErrorInItsOwnForm) {
     EXPECT_EQ(answer.status, 400) << body;
     EXPECT_EQ(answer.json()["error"]["type"], "invalid_request_error") << body;
   }
-  const auto stored = call("GET", "/v1/responses/resp_1");
-  EXPECT_EQ(stored.status, 404);
-  EXPECT_THAT(stored.json()["error"]["message"].get<std::string>(), HasSubstr("not stored"));
-  EXPECT_EQ(call("POST", "/v1/responses/resp_1/cancel").status, 404);
+}
+
+TEST_F(ResponsesApiTest, IsFetchedAgainAndRemoved) {
+  serve();
+  answer_with("hello world");
+  const auto made = post("/v1/responses", {{"input", "hi"}, {"metadata", {{"k", "v"}}}}).json();
+  ASSERT_EQ(made["store"], true);
+  const std::string path = "/v1/responses/" + made["id"].get<std::string>();
+  EXPECT_EQ(call("GET", path).json(), made);
+  // One of a stream too, as soon as its last event is there.
+  const auto events = post("/v1/responses", {{"input", "hi"}, {"stream", true}}).events();
+  const auto last = Json::parse(events[events.size() - 2])["response"];
+  EXPECT_EQ(call("GET", "/v1/responses/" + last["id"].get<std::string>()).json(), last);
+
+  EXPECT_EQ(call("DELETE", path).json(), (Json{{"id", made["id"]}, {"object", "response.deleted"}, {"deleted", true}}));
+  EXPECT_EQ(call("GET", path).status, 404);
+  EXPECT_EQ(call("DELETE", path).status, 404);
+}
+
+TEST_F(ResponsesApiTest, WhatIsNotKeptIsNotFoundAndTheErrorSaysWhy) {
+  options_.max_stored_responses = 1;
+  serve();
+  answer_with("1");
+  const std::string dropped = post("/v1/responses", {{"input", "hi"}}).json()["id"];
+  const std::string kept = post("/v1/responses", {{"input", "hi"}}).json()["id"];
+  const auto unkept = post("/v1/responses", {{"input", "hi"}, {"store", false}}).json();
+  EXPECT_EQ(unkept["store"], false);
+  EXPECT_EQ(call("GET", "/v1/responses/" + kept).status, 200);
+  for (const auto& [id, why] : {std::pair{dropped, "dropped"}, {unkept["id"].get<std::string>(), "store false"}}) {
+    const auto answer = call("GET", "/v1/responses/" + id);
+    EXPECT_EQ(answer.status, 404);
+    const auto error = answer.json()["error"];
+    EXPECT_THAT(error["message"].get<std::string>(), HasSubstr(why));
+    EXPECT_EQ(error["type"], "invalid_request_error");
+    EXPECT_EQ(error["param"], "response_id");
+    EXPECT_EQ(error["code"], 404);
+    EXPECT_EQ(call("POST", "/v1/responses/" + id + "/cancel").status, 404);
+    EXPECT_EQ(post("/v1/responses", {{"input", "a"}, {"previous_response_id", id}}).status, 404);
+  }
+  EXPECT_THAT(metrics_.render(), HasSubstr("sluice:stored_responses 1\n"));
+  EXPECT_THAT(metrics_.render(), HasSubstr("sluice:dropped_responses_total 1\n"));
+}
+
+TEST_F(ResponsesApiTest, PathsAndMethodsThatAreNoneAreErrors) {
+  serve();
+  answer_with("1");
+  const std::string id = post("/v1/responses", {{"input", "hi"}}).json()["id"];
+  EXPECT_EQ(call("GET", "/v1/responses/x").status, 400);
+  EXPECT_EQ(call("GET", "/v1/responses/resp_" + std::string(300, 'x')).status, 400);
+  EXPECT_EQ(call("GET", "/v1/responses/" + id + "/input_items").status, 404);
+  EXPECT_EQ(call("POST", "/v1/responses/" + id).status, 405);
+  EXPECT_THAT(call("GET", "/v1/responses/" + id + "/cancel").head, HasSubstr("Allow: POST"));
+  EXPECT_EQ(call("GET", "/v1/responses/" + id + "?stream=true").status, 400);
+  const auto cancelled = call("POST", "/v1/responses/" + id + "/cancel");
+  EXPECT_EQ(cancelled.status, 400);
+  EXPECT_EQ(cancelled.json()["error"]["message"], "Cannot cancel a synchronous response.");
+}
+
+TEST_F(ResponsesApiTest, GoesOnFromAnEarlierOneWithoutItsInstructions) {
+  serve();
+  answer_with("hello world");
+  const std::string first = post("/v1/responses", {{"input", "hi"}, {"instructions", "Be kind."}}).json()["id"];
+  answer_with("1");
+  const auto second =
+      post("/v1/responses", {{"input", "and?"}, {"instructions", "Be brief."}, {"previous_response_id", first}}).json();
+  EXPECT_EQ(second["previous_response_id"], first);
+  EXPECT_EQ(prompt(), "system:Be brief.;user:hi;assistant:hello world;user:and?;");
+  // From either of them again.
+  EXPECT_EQ(post("/v1/responses", {{"input", "x"}, {"previous_response_id", first}}).status, 200);
+  EXPECT_EQ(prompt(), "user:hi;assistant:hello world;user:x;");
+  EXPECT_EQ(post("/v1/responses", {{"input", "x"}, {"previous_response_id", second["id"]}, {"store", false}}).status,
+            200);
+  EXPECT_EQ(prompt(), "user:hi;assistant:hello world;user:and?;assistant:1;user:x;");
+}
+
+TEST_F(ResponsesApiTest, ReasoningIsNotGoneOnWith) {
+  options_.reasoning_parser = "qwen3";
+  serve();
+  backend_->set_script([tokens = byte_ids("<think>\nHm.\n</think>\n\n{}")](const GenerateRequest&) {
+    return std::vector<Word>{{.ids = tokens}, {.ids = {2}, .finish = {.kind = FinishKind::kStopToken}}};
+  });
+  const std::string id = post("/v1/responses", {{"input", "hi"}}).json()["id"];
+  EXPECT_EQ(post("/v1/responses", {{"input", "x"}, {"previous_response_id", id}}).status, 200);
+  EXPECT_EQ(prompt(), "user:hi;assistant:{};user:x;");
+}
+
+class BackgroundTest : public ResponsesApiTest {
+ protected:
+  // Begins one whose rank says nothing yet.
+  std::string begin(Json more = {}) {
+    Json body = {{"input", "hi"}, {"background", true}};
+    body.update(more);
+    const auto answer = post("/v1/responses", body);
+    EXPECT_EQ(answer.status, 200) << answer.body;
+    EXPECT_EQ(answer.json()["status"], "queued");
+    EXPECT_EQ(answer.json()["background"], true);
+    EXPECT_EQ(answer.json()["usage"], nullptr);
+    return answer.json()["id"];
+  }
+  Json fetch(const std::string& id) { return call("GET", "/v1/responses/" + id).json(); }
+  // Polls as clients do.
+  Json wait_for(const std::string& id, std::string_view status) {
+    Json answer;
+    backend_->wait_for([&](const FakeBackend&) { return (answer = fetch(id))["status"] == status; });
+    EXPECT_EQ(answer["status"], status);
+    return answer;
+  }
+  std::string rid() const { return backend_->submitted().back().first.rid; }
+};
+
+TEST_F(BackgroundTest, IsQueuedInProgressAndCompleted) {
+  serve();
+  const std::string id = begin();
+  EXPECT_EQ(fetch(id)["status"], "queued");
+  backend_->say(rid(), {.ids = ids("hello")});
+  const auto going_on = wait_for(id, "in_progress");
+  EXPECT_EQ(going_on["output"], Json::array());
+  EXPECT_EQ(post("/v1/responses", {{"input", "x"}, {"previous_response_id", id}}).status, 400);
+  backend_->say(rid(), {.ids = {2}, .finish = {.kind = FinishKind::kStopToken, .matched_token = 2}});
+  const auto done = wait_for(id, "completed");
+  EXPECT_EQ(done["output"][0]["content"][0]["text"], "hello");
+  EXPECT_GT(done["usage"]["output_tokens"], 0);
+  EXPECT_EQ(call("POST", "/v1/responses/" + id + "/cancel").json(), done);
+  answer_with("1");
+  EXPECT_EQ(post("/v1/responses", {{"input", "x"}, {"previous_response_id", id}}).status, 200);
+  EXPECT_EQ(prompt(), "user:hi;assistant:hello;user:x;");
+}
+
+TEST_F(BackgroundTest, CancellingEndsItInItsRank) {
+  serve();
+  const std::string id = begin();
+  backend_->say(rid(), {.ids = ids("hello")});
+  wait_for(id, "in_progress");
+  const std::string path = "/v1/responses/" + id + "/cancel";
+  EXPECT_EQ(call("POST", path).json()["status"], "cancelled");
+  EXPECT_TRUE(backend_->wait_for([&](const FakeBackend& ranks) { return ranks.running().empty(); }));
+  EXPECT_THAT(backend_->aborted(), ElementsAre(rid()));
+  EXPECT_EQ(call("POST", path).json()["status"], "cancelled");
+  EXPECT_EQ(fetch(id)["status"], "cancelled");
+  // What is removed ends as well.
+  const std::string removed = begin();
+  EXPECT_EQ(call("DELETE", "/v1/responses/" + removed).status, 200);
+  EXPECT_TRUE(backend_->wait_for([&](const FakeBackend& ranks) { return ranks.running().empty(); }));
+}
+
+TEST_F(BackgroundTest, ARankThatEndsMakesItFailed) {
+  serve();
+  const std::string id = begin();
+  backend_->say(
+      rid(),
+      {.ids = {},
+       .finish = {.kind = FinishKind::kAbort, .message = "rank 0 ended", .status_code = 503, .rank_ended = true}});
+  const auto failed = wait_for(id, "failed");
+  EXPECT_EQ(failed["error"], (Json{{"code", "server_error"}, {"message", "rank 0 ended"}}));
+  EXPECT_EQ(failed["output"], Json::array());
+}
+
+TEST_F(BackgroundTest, WhatCannotBeginIsRefusedAndLeavesNothing) {
+  options_.max_stored_responses = 2;
+  serve();
+  const std::string first = begin(), second = begin();
+  const auto refused = post("/v1/responses", {{"input", "hi"}, {"background", true}});
+  EXPECT_EQ(refused.status, 503);
+  EXPECT_THAT(refused.body, HasSubstr("--max-stored-responses"));
+  EXPECT_EQ(backend_->submitted().size(), 2u);
+  for (const auto& id : {first, second}) call("DELETE", "/v1/responses/" + id);
+  backend_->set_ranks([](std::vector<RankState>& ranks) { ranks[0].ready = false; });
+  EXPECT_EQ(post("/v1/responses", {{"input", "hi"}, {"background", true}}).status, 503);
+  EXPECT_THAT(metrics_.render(), HasSubstr("sluice:stored_responses 0\n"));
+}
+
+TEST_F(BackgroundTest, IsNotOfferedWithoutAStoreOrBeforeTheEnd) {
+  options_.max_stored_responses = 0;
+  serve();
+  answer_with("1");
+  const auto refused = post("/v1/responses", {{"input", "hi"}, {"background", true}});
+  EXPECT_EQ(refused.status, 400);
+  EXPECT_THAT(refused.body, HasSubstr("--max-stored-responses"));
+  EXPECT_EQ(post("/v1/responses", {{"input", "hi"}}).json()["store"], false);
+}
+
+TEST_F(BackgroundTest, BytesOfWhatIsStoredAreBounded) {
+  options_.max_stored_response_mb = 1;
+  options_.allow_auto_truncate = true;
+  serve();
+  answer_with("1");
+  const std::string text(400'000, 'a');
+  const std::string first = post("/v1/responses", {{"input", text}}).json()["id"];
+  for (int i = 0; i < 2; ++i) EXPECT_EQ(post("/v1/responses", {{"input", text}}).status, 200);
+  EXPECT_EQ(call("GET", "/v1/responses/" + first).status, 404);
+}
+
+TEST_F(BackgroundTest, EndsWithTheServerAndNothingBeginsThen) {
+  serve();
+  const std::string id = begin();
+  // A client has left and has asked for the end all the same.
+  {
+    Client client(port_);
+    client.send("POST", "/generate", Json{{"text", "a"}, {"background", true}}.dump());
+    ASSERT_TRUE(backend_->wait_for([](const FakeBackend& ranks) { return ranks.submitted().size() == 2; }));
+    client.leave();
+  }
+  api_->set_status(ServerStatus::kDraining);
+  EXPECT_EQ(post("/v1/responses", {{"input", "hi"}, {"background", true}}).status, 503);
+  api_->stop();
+  EXPECT_TRUE(backend_->running().empty());
+  EXPECT_EQ(fetch(id)["status"], "failed");
+  EXPECT_THAT(fetch(id)["error"]["message"].get<std::string>(), HasSubstr("the server has ended"));
 }
 
 }  // namespace
