@@ -51,6 +51,8 @@ ApiSettings settings_of(const EngineOptions& options) {
   out.stream_output = options.stream_output;
   out.report_cached = !options.disable_cache_report;
   out.metrics = options.enable_metrics;
+  out.labels = options.tokenizer_metrics_allowed_custom_labels;
+  out.labels_header = options.tokenizer_metrics_custom_labels_header;
   out.embedding = options.is_embedding;
   out.hidden_states = options.enable_return_hidden_states;
   out.routed_experts = options.enable_return_routed_experts;
@@ -206,7 +208,8 @@ class HttpApi::Impl {
 };
 
 HttpApi::HttpApi(const EngineOptions& options, ServedModel model, Backend& backend, obs::Metrics& metrics) {
-  metrics.declare(request_families(rank_labels(settings_of(options), model)));
+  metrics.declare(
+      request_families(rank_labels(settings_of(options), model), options.tokenizer_metrics_allowed_custom_labels));
   metrics.declare({latency_family()});
   metrics.declare(store_families());
   impl_ = std::make_unique<Impl>(options, std::move(model), backend, metrics);

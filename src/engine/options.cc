@@ -1,7 +1,9 @@
 #include "engine/options.h"
 
 #include <algorithm>
+#include <cctype>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "engine/grammar/grammar.h"
 #include "engine/kv_publisher.h"
@@ -11,6 +13,7 @@
 #include "parallel/topology.h"
 #include "parsers/reasoning.h"
 #include "parsers/tool_calls.h"
+#include "protocol/generate_body.h"
 
 namespace sluice::engine {
 namespace {
@@ -56,7 +59,6 @@ std::vector<RejectedFlag> rejected_flags() {
       {"bucket-inter-token-latency", kMetrics},
       {"bucket-e2e-request-latency", kMetrics},
       {"collect-tokens-histogram", kMetrics},
-      {"tokenizer-metrics-custom-labels-header", kMetrics},
       {"tokenizer-worker-num", "text is tokenized on the HTTP threads; leave it out."},
       {"skip-tokenizer-init", "the front process always loads the tokenizer; /generate takes input_ids all the same."},
       {"log-requests", kLogging},
@@ -93,6 +95,26 @@ std::vector<RejectedFlag> rejected_flags() {
       {"speculative-num-draft-tokens", kSpeculative},
       {"speculative-eagle-topk", kSpeculative},
   };
+}
+
+// As Prometheus has them; names that begin with two underscores are its own.
+bool is_label(std::string_view name) {
+  const auto letter = [](char c) { return std::isalpha(static_cast<unsigned char>(c)) != 0 || c == '_'; };
+  const auto valid = [&](char c) { return letter(c) || std::isdigit(static_cast<unsigned char>(c)) != 0; };
+  return !name.empty() && letter(name.front()) && !name.starts_with("__") && std::ranges::all_of(name, valid);
+}
+
+// Why these names cannot be labels of the metrics of requests; empty: they can.
+std::string why_no_labels(const StringList& names) {
+  if (names.size() > protocol::kMaxLabels) {
+    return fmt::format("at most {} labels, got {}", protocol::kMaxLabels, names.size());
+  }
+  std::set<std::string_view> seen = {"model_name", "cache_source", "le"};
+  for (const std::string& name : names) {
+    if (!is_label(name)) return fmt::format("'{}' is not a name of letters, digits and underscores", name);
+    if (!seen.insert(name).second) return fmt::format("'{}' is a label already", name);
+  }
+  return {};
 }
 
 }  // namespace
@@ -332,6 +354,22 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/http_api",
            .group = kHttp,
            .help = "Serve /metrics."},
+          {.name = "tokenizer-metrics-allowed-custom-labels",
+           .field = &O::tokenizer_metrics_allowed_custom_labels,
+           .value = StringList(),
+           .metavar = "NAME",
+           .read_by = "engine/http_api",
+           .group = kHttp,
+           .help =
+               "Labels that clients may put on the metrics of their requests, in custom_labels or a header: at most "
+               "16. Of their values 100 different sets are counted by themselves, all further ones as 'other'."},
+          {.name = "tokenizer-metrics-custom-labels-header",
+           .field = &O::tokenizer_metrics_custom_labels_header,
+           .value = std::string("x-custom-labels"),
+           .metavar = "NAME",
+           .read_by = "engine/http_api",
+           .group = kHttp,
+           .help = "Header with such labels, as a JSON object."},
           {.name = "log-level",
            .field = &O::log_level,
            .value = std::string("info"),
@@ -950,6 +988,9 @@ Result<void> check_engine_options(const EngineOptions& options) {
   if (options.enable_cache_report && options.disable_cache_report) {
     return Error{ErrorCode::kBadOption, "--enable-cache-report and --disable-cache-report exclude each other"};
   }
+  if (const auto why = why_no_labels(options.tokenizer_metrics_allowed_custom_labels); !why.empty()) {
+    return Error{ErrorCode::kBadOption, fmt::format("--tokenizer-metrics-allowed-custom-labels: {}", why)};
+  }
   if (options.served_model_name && options.served_model_name->find(':') != std::string::npos) {
     return Error{ErrorCode::kBadOption,
                  fmt::format("--served-model-name must not contain ':', which '{}' does", *options.served_model_name)};
@@ -985,6 +1026,16 @@ Result<EngineOptions> engine_options_from_json(const nlohmann::json& json) {
     if (found == json.end() || found->is_null()) continue;
     const nlohmann::json& value = *found;
     const bool is_flag = spec.value.index() == 0;
+    if (value.is_array() && std::holds_alternative<StringList>(spec.value)) {
+      for (const auto& word : value) {
+        if (!word.is_string()) {
+          return Error{ErrorCode::kInvalidArgument,
+                       fmt::format("engine option {} must hold strings: {}", spec.name, value.dump())};
+        }
+        arguments.push_back(fmt::format("--{}={}", spec.name, word.get<std::string>()));
+      }
+      continue;
+    }
     if (is_flag != value.is_boolean() || value.is_structured()) {
       return Error{ErrorCode::kInvalidArgument,
                    fmt::format("engine option {} has a wrong type: {}", spec.name, value.dump())};

@@ -46,6 +46,8 @@ struct EngineOptions {
   int64_t max_stored_responses;
   int64_t max_stored_response_mb;
   bool enable_metrics;
+  StringList tokenizer_metrics_allowed_custom_labels;
+  std::string tokenizer_metrics_custom_labels_header;
   std::string log_level;
   bool log_json;
   // Parallelism

@@ -55,6 +55,27 @@ TEST(EngineOptionsTest, LayoutsThatAreNotBuiltAreRefusedWithBothValues) {
   EXPECT_TRUE(check_engine_options(*engine_option_table().parse({"--model", "m"})).ok());
 }
 
+TEST(EngineOptionsTest, LabelsOfClientsMustBeLabels) {
+  const auto checked = [](std::vector<std::string> names) {
+    std::vector<std::string> flags = {"--model=m", "--tokenizer-metrics-allowed-custom-labels"};
+    flags.insert(flags.end(), names.begin(), names.end());
+    return check_engine_options(*engine_option_table().parse(flags));
+  };
+  EXPECT_TRUE(checked({"team", "_app2"}).ok());
+  for (const char* wrong : {"model_name", "le", "2nd", "a-b", "__name", ""}) {
+    EXPECT_NE(checked({wrong}).error().message.find("--tokenizer-metrics-allowed-custom-labels"), std::string::npos);
+  }
+  EXPECT_FALSE(checked({"team", "team"}).ok());
+  EXPECT_FALSE(checked(std::vector<std::string>(17, "x")).ok());
+  // Ranks get them in a list.
+  const auto options = *engine_option_table().parse({"--model=m", "--tokenizer-metrics-allowed-custom-labels", "team",
+                                                     "app", "--tokenizer-metrics-custom-labels-header=h"});
+  const auto read = engine_options_from_json(engine_options_to_json(options));
+  ASSERT_TRUE(read.ok()) << read.error().message;
+  EXPECT_EQ(read->tokenizer_metrics_allowed_custom_labels, (StringList{"team", "app"}));
+  EXPECT_EQ(read->tokenizer_metrics_custom_labels_header, "h");
+}
+
 TEST(EngineOptionsTest, X11WhatAnInstanceOnSeveralHostsNeeds) {
   const auto check = [](std::vector<std::string> flags) {
     flags.insert(flags.begin(), "--model=m");

@@ -167,6 +167,7 @@ Result<GenerateBody> parse_generate_body(std::string_view text, GenerateForm* fo
   out.priority = routing.priority;
   out.routing_key = routing.routing_key;
   out.background = routing.background;
+  out.labels = routing.labels;
   spread(fields, out, "extra_key", false,
          [](GenerateItem& item, Fields& member) { item.extra_key = member.text("extra_key", "", kMaxKeyBytes); });
   const std::string salt = fields.text("cache_salt", "", kMaxKeyBytes);
@@ -209,6 +210,28 @@ Routing read_routing(Fields& fields) {
   if (out.background && fields.boolean("stream", false)) {
     fields.fail("background is for whole answers: a stream ends with its connection");
   }
+  if (const auto* given = fields.find("custom_labels")) {
+    auto labels = read_labels(*given, "custom_labels");
+    if (labels.ok())
+      out.labels = std::move(*labels);
+    else
+      fields.fail(std::move(labels).error());
+  }
+  return out;
+}
+
+Result<Labels> read_labels(const ordered_json& object, std::string_view name) {
+  const Error wrong{ErrorCode::kInvalidArgument,
+                    fmt::format("{} must be an object of at most {} strings, names and values of at most {} bytes each",
+                                name, kMaxLabels, kMaxLabelBytes)};
+  if (!object.is_object() || object.size() > kMaxLabels) return wrong;
+  Labels out;
+  for (const auto& [label, value] : object.items()) {
+    if (!value.is_string() || label.size() > kMaxLabelBytes) return wrong;
+    const auto& text = value.get_ref<const std::string&>();
+    if (text.size() > kMaxLabelBytes) return wrong;
+    out[label] = text;
+  }
   return out;
 }
 
@@ -227,7 +250,6 @@ void refuse_out_of_scope(Fields& fields) {
   fields.refuse("lora_path", "LoRA adapters are outside the scope of this engine");
   fields.refuse("session_params", "server-side conversation state is outside the scope of this engine");
   fields.refuse("custom_logit_processor", "logit processors are Python code, which this engine does not run");
-  fields.refuse("custom_labels", "metrics carry no labels of clients");
 }
 
 }  // namespace sluice::protocol

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
@@ -21,6 +22,11 @@ struct Prompt {
   std::vector<std::vector<float>> embeds = {};  // [tokens][width], all of one width; empty: not given
 };
 
+// Of a request's metrics, name to value.
+using Labels = std::map<std::string, std::string>;
+inline constexpr size_t kMaxLabels = 16;
+inline constexpr size_t kMaxLabelBytes = 128;  // of a name or a value
+
 // Fields that say where a request goes and how it is known, on every generating endpoint.
 struct Routing {
   std::string rid;                 // empty: the server makes one
@@ -29,6 +35,7 @@ struct Routing {
   std::optional<int64_t> priority;
   std::string routing_key;
   bool background = false;  // goes on when its client has left
+  Labels labels;            // custom_labels
 };
 
 // What is wanted of the model's inside.
@@ -60,6 +67,7 @@ struct GenerateBody {
   std::optional<int64_t> priority;
   std::string routing_key;
   bool background = false;
+  Labels labels;
 };
 
 inline constexpr size_t kMaxBatch = 4096;         // prompts of one request
@@ -76,8 +84,10 @@ struct GenerateForm {
 Result<GenerateBody> parse_generate_body(std::string_view text, GenerateForm* form = nullptr);
 
 // Shared by the OpenAI bodies: rid, routed_dp_rank, data_parallel_rank, extra_key, cache_salt, priority,
-// routing_key, background; refuses the fields of section 1.4 of the engine reference.
+// routing_key, background, custom_labels; refuses the fields of section 1.4 of the engine reference.
 Routing read_routing(Fields& fields);
+// An object of strings, as custom_labels is. `name` is what messages call it.
+Result<Labels> read_labels(const nlohmann::ordered_json& object, std::string_view name);
 Insides read_insides(Fields& fields);
 void refuse_out_of_scope(Fields& fields);
 

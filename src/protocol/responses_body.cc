@@ -201,6 +201,7 @@ Result<ResponsesBody> parse_responses_body(std::string_view text) {
                            "json_schema",
                            "structural_tag",
                            "routing_key",
+                           "custom_labels",
                            "separate_reasoning",
                            "routed_dp_rank",
                            "data_parallel_rank",

@@ -37,7 +37,7 @@ ApiContext::ApiContext(ApiSettings s, ServedModel m, Backend& b, obs::Metrics& m
       started_at(unix_seconds()),
       backend(b),
       metrics(me),
-      request_metrics(std::make_shared<RequestMetrics>(me, model.name, rank_labels(settings, model), clock)),
+      request_metrics(me, model.name, rank_labels(settings, model), clock, settings.labels),
       pool(pool_threads()),
       prompts(model.tokenizer),
       responses(settings.stored_responses),

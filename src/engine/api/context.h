@@ -8,12 +8,13 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/rng.h"
 #include "engine/api/background.h"
+#include "engine/api/labelled_metrics.h"
 #include "engine/api/response_store.h"
-#include "engine/api/sample_meter.h"
 #include "engine/api/work_pool.h"
 #include "engine/backend.h"
 #include "engine/http_api.h"
@@ -37,6 +38,8 @@ struct ApiSettings {
   bool stream_output = false;
   bool report_cached = true;
   bool metrics = false;
+  std::vector<std::string> labels;                             // --tokenizer-metrics-allowed-custom-labels
+  std::string labels_header;                                   // --tokenizer-metrics-custom-labels-header
   bool embedding = false;                                      // --is-embedding
   bool hidden_states = false;                                  // --enable-return-hidden-states
   bool routed_experts = false;                                 // --enable-return-routed-experts
@@ -83,7 +86,7 @@ class ApiContext {
   // Any thread.
   Backend& backend;
   obs::Metrics& metrics;
-  const std::shared_ptr<RequestMetrics> request_metrics;
+  LabelledMetrics request_metrics;
   WorkPool pool;
   tokenizer::PromptEncoder prompts;  // remembers what it has tokenized
   std::atomic<ServerStatus> status{ServerStatus::kStarting};

@@ -25,6 +25,7 @@ Result<GenerationPlan> plan_prompts(ApiContext& api, const net::Headers& headers
                                     const GenerateRequest& request) {
   GenerationPlan plan;
   SLUICE_TRY(plan.dp_rank, wanted_rank(headers, body.routing.dp_rank));
+  SLUICE_TRY(plan.labels, wanted_labels(api, headers, body.routing.labels));
   plan.background = body.routing.background;
   SLUICE_TRY_VOID(check_sample_count(body.prompts.size(), 1));
   const auto limits = api.limits();

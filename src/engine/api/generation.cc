@@ -121,10 +121,11 @@ Generation::Generation(ApiContext& api, net::EventLoop& loop, net::ServerExchang
       begun_(api.clock.now()),
       begun_unix_(unix_seconds(api.clock.unix_nanos())) {
   std::vector<SampleMeter> meters;
+  const auto metrics = api.request_metrics.of(plan_.labels);
   samples_.reserve(plan_.samples.size());
   for (const auto& planned : plan_.samples) {
     samples_.emplace_back(api.model.tokenizer, planned);
-    meters.push_back(plan_.measured ? SampleMeter(api.request_metrics, is_structured(planned)) : SampleMeter());
+    meters.push_back(plan_.measured ? SampleMeter(metrics, is_structured(planned)) : SampleMeter());
   }
   inbox_ = std::make_shared<Inbox>(loop, std::move(meters));
   if (client_ == nullptr || plan_.background) {

@@ -32,7 +32,8 @@ struct GenerationPlan {
   size_t per_prompt = 1;
   std::optional<int64_t> dp_rank;
   bool measured = true;
-  bool background = false;  // it goes on when its client has left
+  std::vector<std::string> labels = {};  // of the request's metrics (LabelledMetrics)
+  bool background = false;               // it goes on when its client has left
 };
 
 // Lives in the handler of its exchange, or in the background; loop thread only.

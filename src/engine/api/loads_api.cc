@@ -151,7 +151,7 @@ Result<net::Response> make(ApiContext& api, std::string_view query) {
 net::Task<> loads(ApiCall& call) {
   const TimePoint begun = call.api.clock.now();
   auto made = make(call.api, call.exchange.request().query());
-  call.api.request_metrics->get_loads.observe(seconds(call.api.clock.now() - begun));
+  call.api.request_metrics.of({})->get_loads.observe(seconds(call.api.clock.now() - begun));
   if (made.ok()) {
     co_await answer(call, std::move(*made));
   } else {

@@ -64,6 +64,7 @@ Result<NativeRequest> prepare(ApiContext& api, const net::Headers& headers, std:
   out.plan.measured = body.log_metrics;
   out.plan.background = body.background;
   SLUICE_TRY(out.plan.dp_rank, wanted_rank(headers, body.dp_rank));
+  SLUICE_TRY(out.plan.labels, wanted_labels(api, headers, body.labels));
   const auto limits = api.limits();
   const std::string shared_rid = body.rid.empty() ? api.new_rid() : body.rid;
   for (auto& item : body.items) {

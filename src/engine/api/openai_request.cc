@@ -106,6 +106,7 @@ Result<OpenAiRequest> prepare_completion(ApiContext& api, const net::Headers& he
   out.plan.per_prompt = static_cast<size_t>(body.best_of);
   out.shown = static_cast<size_t>(body.sampling.n);
   SLUICE_TRY(out.plan.dp_rank, wanted_rank(headers, body.routing.dp_rank));
+  SLUICE_TRY(out.plan.labels, wanted_labels(api, headers, body.routing.labels));
   out.plan.background = body.routing.background;
   const bool numbered = body.prompts.size() > 1 || out.plan.per_prompt > 1;
   const auto limits = api.limits();
@@ -139,6 +140,7 @@ Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers,
   show_insides(api, body.insides, out.format);
   out.plan.per_prompt = out.shown = static_cast<size_t>(body.sampling.n);
   SLUICE_TRY(out.plan.dp_rank, wanted_rank(headers, body.routing.dp_rank));
+  SLUICE_TRY(out.plan.labels, wanted_labels(api, headers, body.routing.labels));
   out.plan.background = body.routing.background;
   std::vector<int32_t> ids;
   if (body.input_ids) {

@@ -66,6 +66,36 @@ std::string routing_key(const net::Headers& headers, const std::string& in_body)
   return in_body.empty() ? std::string(headers.get("x-smg-routing-key").value_or("")) : in_body;
 }
 
+Result<std::vector<std::string>> wanted_labels(const ApiContext& api, const net::Headers& headers,
+                                               const protocol::Labels& in_body) {
+  const auto& names = api.request_metrics.names();
+  for (const auto& [name, value] : in_body) {
+    if (std::ranges::find(names, name) != names.end()) continue;
+    return Error{ErrorCode::kInvalidArgument,
+                 names.empty()
+                     ? "custom_labels needs a server with --tokenizer-metrics-allowed-custom-labels"
+                     : fmt::format("custom_labels has '{}', and this server allows {}", name, fmt::join(names, ", "))};
+  }
+  if (names.empty()) return std::vector<std::string>();
+  protocol::Labels all;
+  if (const auto header = headers.get(api.settings.labels_header)) {
+    const std::string what = fmt::format("header {}", api.settings.labels_header);
+    const auto json = protocol::parse_object(*header);
+    if (!json.ok()) return Error{ErrorCode::kInvalidArgument, fmt::format("{}: {}", what, json.error().message)};
+    SLUICE_TRY(all, protocol::read_labels(*json, what));
+  }
+  for (const auto& [name, value] : in_body) all[name] = value;
+  std::vector<std::string> values;
+  bool any = false;
+  for (const std::string& name : names) {
+    const auto given = all.find(name);
+    any = any || given != all.end();
+    values.push_back(given == all.end() ? std::string() : given->second);
+  }
+  if (!any) values.clear();
+  return values;
+}
+
 std::vector<int32_t> prompt_ids(ApiContext& api, protocol::Prompt prompt) {
   if (prompt.ids) return std::move(*prompt.ids);
   return api.prompts.encode(prompt.text, /*add_special=*/true);

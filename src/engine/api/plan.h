@@ -20,6 +20,11 @@ Result<std::optional<int64_t>> wanted_rank(const net::Headers& headers, std::opt
 // What --schedule-policy routing-key goes by: the body's field, else header X-SMG-Routing-Key.
 std::string routing_key(const net::Headers& headers, const std::string& in_body);
 
+// Values of the labels that the server allows, of the body's custom_labels and the header's, which gives way; empty
+// where there are none. kInvalidArgument: the body has others, or the header is no object of strings.
+Result<std::vector<std::string>> wanted_labels(const ApiContext& api, const net::Headers& headers,
+                                               const protocol::Labels& in_body);
+
 // The ids of a prompt, tokenized where it is text.
 std::vector<int32_t> prompt_ids(ApiContext& api, protocol::Prompt prompt);
 

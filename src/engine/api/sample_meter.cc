@@ -1,5 +1,9 @@
 #include "engine/api/sample_meter.h"
 
+#include <mutex>
+#include <optional>
+#include <set>
+
 namespace sluice::engine {
 namespace {
 
@@ -31,9 +35,29 @@ std::vector<double> stage_bounds() {
 
 constexpr std::string_view kStages = "sglang:per_stage_req_latency_seconds";
 
+// For as long as the process lives: families refer to the names of their labels. Those are few, and the server's.
+std::string_view kept(const std::string& name) {
+  static std::mutex mu;
+  static std::set<std::string, std::less<>> names;
+  const std::lock_guard lock(mu);
+  return *names.insert(name).first;
+}
+
+obs::LabelValues with(const std::string& model_name, const std::vector<std::string>& custom,
+                      std::optional<std::string> last = std::nullopt) {
+  obs::LabelValues out = {model_name};
+  out.insert(out.end(), custom.begin(), custom.end());
+  if (last) out.push_back(std::move(*last));
+  return out;
+}
+
 }  // namespace
 
-std::vector<obs::Family> request_families(const RankLabels& labels) {
+std::vector<obs::Family> request_families(const RankLabels& labels, const std::vector<std::string>& custom) {
+  std::vector<std::string_view> of_requests = {"model_name"};
+  for (const std::string& name : custom) of_requests.push_back(kept(name));
+  auto of_caches = of_requests;
+  of_caches.emplace_back("cache_source");
   auto with_stage = labels.names();
   with_stage.emplace_back("stage");
   return {
@@ -56,75 +80,75 @@ std::vector<obs::Family> request_families(const RankLabels& labels) {
       {.name = "sglang:prompt_tokens_histogram",
        .help = "Prompt tokens of a request.",
        .kind = Kind::kHistogram,
-       .labels = {"model_name"},
+       .labels = of_requests,
        .buckets = kLengths},
       {.name = "sglang:uncached_prompt_tokens_histogram",
        .help = "Prompt tokens of a request that no prefix cache had.",
        .kind = Kind::kHistogram,
-       .labels = {"model_name"},
+       .labels = of_requests,
        .buckets = kLengths},
       {.name = "sglang:generation_tokens_histogram",
        .help = "Tokens that a request generated.",
        .kind = Kind::kHistogram,
-       .labels = {"model_name"},
+       .labels = of_requests,
        .buckets = kLengths},
       {.name = "sglang:num_retractions",
        .help = "How often a request gave up its KV slots.",
        .kind = Kind::kHistogram,
-       .labels = {"model_name"},
+       .labels = of_requests,
        .buckets = kRetractions},
       {.name = "sglang:num_so_requests_total",
        .help = "Requests that have ended whose output was held to a grammar.",
-       .labels = {"model_name"}},
+       .labels = of_requests},
       {.name = "sglang:time_to_first_token_seconds",
        .help = "From the arrival of a request to its first token.",
        .kind = Kind::kHistogram,
-       .labels = {"model_name"},
+       .labels = of_requests,
        .buckets = kFirstToken},
       {.name = "sglang:inter_token_latency_seconds",
        .help = "Between two tokens of a request.",
        .kind = Kind::kHistogram,
-       .labels = {"model_name"},
+       .labels = of_requests,
        .buckets = kInterToken},
       {.name = "sglang:e2e_request_latency_seconds",
        .help = "From the arrival of a request to its end, unless it was aborted.",
        .kind = Kind::kHistogram,
-       .labels = {"model_name"},
+       .labels = of_requests,
        .buckets = kWhole},
-      {.name = "sglang:prompt_tokens_total", .help = "Prompt tokens of requests.", .labels = {"model_name"}},
-      {.name = "sglang:generation_tokens_total", .help = "Tokens generated.", .labels = {"model_name"}},
+      {.name = "sglang:prompt_tokens_total", .help = "Prompt tokens of requests.", .labels = of_requests},
+      {.name = "sglang:generation_tokens_total", .help = "Tokens generated.", .labels = of_requests},
       {.name = "sglang:cached_tokens_total",
        .help = "Prompt tokens served from a prefix cache.",
-       .labels = {"model_name", "cache_source"}},
-      {.name = "sglang:num_requests_total", .help = "Requests that have ended.", .labels = {"model_name"}},
+       .labels = std::move(of_caches)},
+      {.name = "sglang:num_requests_total", .help = "Requests that have ended.", .labels = of_requests},
       {.name = "sglang:num_aborted_requests_total",
        .help = "Requests that were aborted: by a client, because it left, or by an error.",
-       .labels = {"model_name"}},
+       .labels = of_requests},
   };
 }
 
 RequestMetrics::RequestMetrics(obs::Metrics& metrics, const std::string& model_name, const RankLabels& labels,
-                               const Clock& c)
+                               const Clock& c, const std::vector<std::string>& custom)
     : clock(c),
-      time_to_first_token(metrics.histogram("sglang:time_to_first_token_seconds", {model_name})),
-      inter_token_latency(metrics.histogram("sglang:inter_token_latency_seconds", {model_name})),
-      e2e_latency(metrics.histogram("sglang:e2e_request_latency_seconds", {model_name})),
-      prompt_lengths(metrics.histogram("sglang:prompt_tokens_histogram", {model_name})),
-      uncached_lengths(metrics.histogram("sglang:uncached_prompt_tokens_histogram", {model_name})),
-      generation_lengths(metrics.histogram("sglang:generation_tokens_histogram", {model_name})),
-      retractions(metrics.histogram("sglang:num_retractions", {model_name})),
+      time_to_first_token(metrics.histogram("sglang:time_to_first_token_seconds", with(model_name, custom))),
+      inter_token_latency(metrics.histogram("sglang:inter_token_latency_seconds", with(model_name, custom))),
+      e2e_latency(metrics.histogram("sglang:e2e_request_latency_seconds", with(model_name, custom))),
+      prompt_lengths(metrics.histogram("sglang:prompt_tokens_histogram", with(model_name, custom))),
+      uncached_lengths(metrics.histogram("sglang:uncached_prompt_tokens_histogram", with(model_name, custom))),
+      generation_lengths(metrics.histogram("sglang:generation_tokens_histogram", with(model_name, custom))),
+      retractions(metrics.histogram("sglang:num_retractions", with(model_name, custom))),
       get_loads(metrics.histogram("sglang:get_loads_duration_seconds", {model_name})),
-      prompt_tokens(metrics.counter("sglang:prompt_tokens_total", {model_name})),
-      generation_tokens(metrics.counter("sglang:generation_tokens_total", {model_name})),
-      cached_tokens(metrics.counter("sglang:cached_tokens_total", {model_name, "device"})),
-      requests(metrics.counter("sglang:num_requests_total", {model_name})),
-      structured(metrics.counter("sglang:num_so_requests_total", {model_name})),
-      aborted(metrics.counter("sglang:num_aborted_requests_total", {model_name})) {
+      prompt_tokens(metrics.counter("sglang:prompt_tokens_total", with(model_name, custom))),
+      generation_tokens(metrics.counter("sglang:generation_tokens_total", with(model_name, custom))),
+      cached_tokens(metrics.counter("sglang:cached_tokens_total", with(model_name, custom, "device"))),
+      requests(metrics.counter("sglang:num_requests_total", with(model_name, custom))),
+      structured(metrics.counter("sglang:num_so_requests_total", with(model_name, custom))),
+      aborted(metrics.counter("sglang:num_aborted_requests_total", with(model_name, custom))) {
   for (size_t i = 0; i < labels.ranks(); ++i) {
     const auto stage = [&](std::string name) {
-      auto with = labels.of(i);
-      with.push_back(std::move(name));
-      return metrics.histogram(kStages, std::move(with));
+      auto values = labels.of(i);
+      values.push_back(std::move(name));
+      return metrics.histogram(kStages, std::move(values));
     };
     ranks.push_back({.queue_time = metrics.histogram("sglang:queue_time_seconds", labels.of(i)),
                      .waiting = stage("prefill_waiting"),

@@ -13,11 +13,14 @@
 
 namespace sluice::engine {
 
-std::vector<obs::Family> request_families(const RankLabels& labels);
+// `custom`: names of labels on what is measured of whole requests, after model_name.
+std::vector<obs::Family> request_families(const RankLabels& labels, const std::vector<std::string>& custom = {});
 
 // Handles, resolved once. Any thread.
 struct RequestMetrics {
-  RequestMetrics(obs::Metrics& metrics, const std::string& model_name, const RankLabels& labels, const Clock& clock);
+  // `custom`: values of those labels.
+  RequestMetrics(obs::Metrics& metrics, const std::string& model_name, const RankLabels& labels, const Clock& clock,
+                 const std::vector<std::string>& custom = {});
 
   const Clock& clock;
   obs::Histogram time_to_first_token, inter_token_latency, e2e_latency;
