@@ -8,10 +8,10 @@ namespace {
 
 constexpr Duration kLookEvery = std::chrono::seconds(10);
 
-net::Task<> look(std::shared_ptr<net::TlsContext> certificate, net::EventLoop& loop) {
+net::Task<> look(std::shared_ptr<net::TlsContext> certificate, net::EventLoop& loop, std::string_view whose) {
   for (;;) {
     co_await loop.sleep(kLookEvery);
-    net::reload_certificates(*certificate, "clients");
+    net::reload_certificates(*certificate, whose);
   }
 }
 
@@ -30,9 +30,10 @@ Result<std::shared_ptr<net::TlsContext>> load_certificate(const EngineOptions& o
                fmt::format("--ssl-certfile, --ssl-keyfile, --ssl-ca-certs: {}", loaded.error().message)};
 }
 
-void keep_certificate_fresh(std::shared_ptr<net::TlsContext> certificate, net::EventLoop& loop) {
+void keep_certificate_fresh(std::shared_ptr<net::TlsContext> certificate, net::EventLoop& loop,
+                            std::string_view whose) {
   if (certificate == nullptr) return;
-  loop.spawn([certificate = std::move(certificate), &loop] { return look(certificate, loop); });
+  loop.spawn([certificate = std::move(certificate), &loop, whose] { return look(certificate, loop, whose); });
 }
 
 }  // namespace sluice::engine

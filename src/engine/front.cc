@@ -30,7 +30,9 @@
 #include "kernels/kernels.h"
 #include "models/sharding.h"
 #include "net/server.h"
+#include "net/tls.h"
 #include "obs/metrics.h"
+#include "obs/trace_exporter.h"
 #include "protocol/errors.h"
 
 namespace sluice::engine {
@@ -113,11 +115,16 @@ class Front::Impl {
                  "DP attention: {:.1f} times as many unique tokens for the same memory of keys and values{}", gain,
                  gain > 1 ? "" : ": this model gains none, and each group has its own copy of the attention weights");
     }
+    std::shared_ptr<net::TlsContext> traces;
+    if (options_.enable_trace) {
+      SLUICE_TRY(traces, obs::trace_certificates());
+      keep_certificate_fresh(traces, loops_[0], "the receiver of traces");
+    }
     SLUICE_TRY_VOID(listen());
     if (options_.nnodes > 1) SLUICE_TRY_VOID(gather_nodes(files));
     SLUICE_TRY_VOID(start_ranks(files));
     if (!options_.skip_server_warmup) SLUICE_TRY_VOID(warm_up(model.tokenizer->bos_id().value_or(0)));
-    api_ = std::make_unique<HttpApi>(options_, std::move(model), *controller_, metrics_);
+    api_ = std::make_unique<HttpApi>(options_, std::move(model), *controller_, metrics_, std::move(traces));
     handler_ = api_->handler();
     serving_.store(true, std::memory_order_release);
     api_->set_status(ServerStatus::kUp);
@@ -135,7 +142,7 @@ class Front::Impl {
  private:
   Result<void> listen() {
     SLUICE_TRY(auto certificate, load_certificate(options_));
-    keep_certificate_fresh(certificate, loops_[0]);
+    keep_certificate_fresh(certificate, loops_[0], "clients");
     net::ServerOptions serving;
     // So a gateway notices that the caches which it knew are gone (gateway/process_mark).
     serving.headers.add("X-Sluice-Process", fmt::format("{:016x}", random_seed()));

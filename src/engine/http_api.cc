@@ -13,6 +13,8 @@
 #include "engine/grammar/grammar.h"
 #include "engine/layout_options.h"
 #include "engine/server_environment.h"
+#include "net/tls.h"
+#include "obs/trace_exporter.h"
 #include "protocol/errors.h"
 
 namespace sluice::engine {
@@ -92,6 +94,28 @@ std::vector<obs::Family> store_families() {
       {.name = "sluice:dropped_responses_total", .help = "Responses that were dropped to make room for others."}};
 }
 
+constexpr std::string_view kTraces = "sluice:traces_total";
+
+std::shared_ptr<obs::TraceExporter> exporter_of(const EngineOptions& options, obs::Metrics& metrics,
+                                                std::shared_ptr<net::TlsContext> tls) {
+  if (!options.enable_trace) return nullptr;
+  auto endpoint = obs::parse_trace_endpoint(options.otlp_traces_endpoint);
+  SLUICE_CHECK(endpoint.ok(), "--otlp-traces-endpoint has not been checked: {}", options.otlp_traces_endpoint);
+  const auto counter = [&](const char* result) { return metrics.counter(kTraces, {result}); };
+  return std::make_shared<obs::TraceExporter>(
+      std::move(*endpoint), obs::trace_service_name("sglang"),
+      obs::TraceExporter::Counters{counter("exported"), counter("queue_full"), counter("failed")},
+      obs::TraceExporter::Timing{}, std::move(tls));
+}
+
+ApiSettings with_traces(ApiSettings settings, std::shared_ptr<obs::TraceExporter> traces) {
+  settings.traces = std::move(traces);
+  if (const std::string level = variable("SGLANG_TRACE_LEVEL"); !level.empty()) {
+    settings.trace_level = std::max(0, std::atoi(level.c_str()));
+  }
+  return settings;
+}
+
 // In a time that does not depend on where they differ.
 bool same_secret(std::string_view a, std::string_view b) {
   unsigned char difference = a.size() == b.size() ? 0 : 1;
@@ -152,14 +176,16 @@ std::optional<net::Response> obstacle(const ApiSettings& settings, const net::Re
 
 class HttpApi::Impl {
  public:
-  Impl(const EngineOptions& options, ServedModel model, Backend& backend, obs::Metrics& metrics)
+  Impl(const EngineOptions& options, ServedModel model, Backend& backend, obs::Metrics& metrics,
+       std::shared_ptr<net::TlsContext> traces)
       : ranks_(metrics, backend, rank_labels(settings_of(options), model),
                {.page_size = options.page_size,
                 .states = model.config.lightning.has_value(),
                 .prefill_delayer = options.enable_prefill_delayer,
                 .expert_ranks = options.enable_eplb ? options.ep_size : 0,
                 .cooperation = is_set("SGLANG_ENABLE_METRICS_DP_ATTENTION")}),
-        api_(settings_of(options), std::move(model), backend, metrics),
+        api_(with_traces(settings_of(options), exporter_of(options, metrics, std::move(traces))), std::move(model),
+             backend, metrics),
         stored_(metrics.gauge("sluice:stored_responses")),
         stored_bytes_(metrics.gauge("sluice:stored_response_bytes")),
         dropped_(metrics.counter("sluice:dropped_responses_total")),
@@ -181,13 +207,15 @@ class HttpApi::Impl {
     ApiCall call{api_, exchange};
     if (auto response = obstacle(api_.settings, exchange.request(), route)) {
       co_await answer(call, std::move(*response));
-    } else if (api_.settings.metrics) {
-      const TimePoint begun = api_.clock.now();
-      co_await route->serve(call);
-      api_.metrics.histogram(kLatency, {std::string(route->path)}).observe(seconds(api_.clock.now() - begun));
-    } else {
-      co_await route->serve(call);
+      co_return;
     }
+    const TimePoint begun = api_.clock.now();
+    if (route->traced) call.trace = api_.tracer.begin(exchange.request(), route->path);
+    co_await route->serve(call);
+    if (api_.settings.metrics) {
+      api_.metrics.histogram(kLatency, {std::string(route->path)}).observe(seconds(api_.clock.now() - begun));
+    }
+    if (call.trace != nullptr) call.trace->answered(call.status == 0 && exchange.started() ? 200 : call.status);
   }
 
   void set_status(ServerStatus status) { api_.status = status; }
@@ -207,12 +235,14 @@ class HttpApi::Impl {
   std::shared_ptr<void> refresh_;
 };
 
-HttpApi::HttpApi(const EngineOptions& options, ServedModel model, Backend& backend, obs::Metrics& metrics) {
+HttpApi::HttpApi(const EngineOptions& options, ServedModel model, Backend& backend, obs::Metrics& metrics,
+                 std::shared_ptr<net::TlsContext> traces) {
   metrics.declare(
       request_families(rank_labels(settings_of(options), model), options.tokenizer_metrics_allowed_custom_labels));
   metrics.declare({latency_family()});
   metrics.declare(store_families());
-  impl_ = std::make_unique<Impl>(options, std::move(model), backend, metrics);
+  metrics.declare({{.name = kTraces, .help = "Traces of requests, by what became of them.", .labels = {"result"}}});
+  impl_ = std::make_unique<Impl>(options, std::move(model), backend, metrics, std::move(traces));
 }
 HttpApi::~HttpApi() = default;
 

@@ -14,6 +14,10 @@
 #include "net/server.h"
 #include "obs/metrics.h"
 
+namespace sluice::net {
+class TlsContext;
+}
+
 namespace sluice::engine {
 
 enum class ServerStatus { kStarting, kUp, kDraining };
@@ -21,8 +25,10 @@ enum class ServerStatus { kStarting, kUp, kDraining };
 class HttpApi {
  public:
   // `backend` and `metrics` outlive the API, and the environment is one that server_environment() takes. Declares its
-  // families in `metrics` (sglang:*), also those of the ranks.
-  HttpApi(const EngineOptions& options, ServedModel model, Backend& backend, obs::Metrics& metrics);
+  // families in `metrics` (sglang:*), also those of the ranks. `traces`: how the receiver of --otlp-traces-endpoint is
+  // spoken to over TLS; null: as the system has it.
+  HttpApi(const EngineOptions& options, ServedModel model, Backend& backend, obs::Metrics& metrics,
+          std::shared_ptr<net::TlsContext> traces = nullptr);
   // The server whose handler this is must be gone.
   ~HttpApi();
 

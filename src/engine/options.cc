@@ -10,6 +10,7 @@
 #include "engine/load_balance/method.h"
 #include "engine/nodes/link.h"
 #include "engine/schedule_policy.h"
+#include "obs/trace_exporter.h"
 #include "parallel/topology.h"
 #include "parsers/reasoning.h"
 #include "parsers/tool_calls.h"
@@ -370,6 +371,23 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/http_api",
            .group = kHttp,
            .help = "Header with such labels, as a JSON object."},
+          {.name = "enable-trace",
+           .field = &O::enable_trace,
+           .value = false,
+           .read_by = "engine/http_api",
+           .group = kHttp,
+           .help =
+               "Send a trace of each request that goes to a rank to an OpenTelemetry receiver; OTEL_SERVICE_NAME of "
+               "the environment names the service."},
+          {.name = "otlp-traces-endpoint",
+           .aliases = {"oltp-traces-endpoint"},
+           .field = &O::otlp_traces_endpoint,
+           .value = std::string("localhost:4317"),
+           .metavar = "ENDPOINT",
+           .read_by = "engine/http_api",
+           .group = kHttp,
+           .help = "Where traces go: host:port for OTLP over gRPC, grpcs://host:port for the same over TLS, a URL for "
+                   "OTLP over HTTP."},
           {.name = "log-level",
            .field = &O::log_level,
            .value = std::string("info"),
@@ -987,6 +1005,9 @@ Result<void> check_engine_options(const EngineOptions& options) {
   }
   if (options.enable_cache_report && options.disable_cache_report) {
     return Error{ErrorCode::kBadOption, "--enable-cache-report and --disable-cache-report exclude each other"};
+  }
+  if (const auto endpoint = obs::parse_trace_endpoint(options.otlp_traces_endpoint); !endpoint.ok()) {
+    return Error{ErrorCode::kBadOption, fmt::format("--otlp-traces-endpoint: {}", endpoint.error().message)};
   }
   if (const auto why = why_no_labels(options.tokenizer_metrics_allowed_custom_labels); !why.empty()) {
     return Error{ErrorCode::kBadOption, fmt::format("--tokenizer-metrics-allowed-custom-labels: {}", why)};

@@ -48,6 +48,8 @@ struct EngineOptions {
   bool enable_metrics;
   StringList tokenizer_metrics_allowed_custom_labels;
   std::string tokenizer_metrics_custom_labels_header;
+  bool enable_trace;
+  std::string otlp_traces_endpoint;
   std::string log_level;
   bool log_json;
   // Parallelism

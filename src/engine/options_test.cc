@@ -55,6 +55,18 @@ TEST(EngineOptionsTest, LayoutsThatAreNotBuiltAreRefusedWithBothValues) {
   EXPECT_TRUE(check_engine_options(*engine_option_table().parse({"--model", "m"})).ok());
 }
 
+TEST(EngineOptionsTest, TracesNeedAnEndpoint) {
+  const auto check = [](const char* endpoint) {
+    return check_engine_options(
+        *engine_option_table().parse({"--model=m", "--enable-trace", "--otlp-traces-endpoint", endpoint}));
+  };
+  for (const char* good : {"localhost:4317", "grpcs://collector:4317", "http://collector:4318"})
+    EXPECT_TRUE(check(good).ok());
+  const auto wrong = check("ftp://collector");
+  ASSERT_FALSE(wrong.ok());
+  EXPECT_NE(wrong.error().message.find("--otlp-traces-endpoint"), std::string::npos);
+}
+
 TEST(EngineOptionsTest, LabelsOfClientsMustBeLabels) {
   const auto checked = [](std::vector<std::string> names) {
     std::vector<std::string> flags = {"--model=m", "--tokenizer-metrics-allowed-custom-labels"};

@@ -1,16 +1,10 @@
 #include "gateway/certificates.h"
 
-#include <cstdlib>
-
 #include "net/tls.h"
+#include "obs/trace_exporter.h"
 
 namespace sluice::gateway {
 namespace {
-
-std::string environment(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? "" : value;
-}
 
 Result<std::shared_ptr<net::TlsContext>> load_files(net::TlsFiles files, std::string_view flags) {
   auto context = net::TlsContext::load(std::move(files));
@@ -40,16 +34,7 @@ Result<Certificates> Certificates::load(const GatewayOptions& options) {
                                           "--client-cert-path, --client-key-path, --ca-cert-paths"));
   }
   if (options.enable_trace) {
-    const std::string authorities = environment("OTEL_EXPORTER_OTLP_CERTIFICATE");
-    const std::string certificate = environment("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE");
-    if (!authorities.empty() || !certificate.empty()) {
-      SLUICE_TRY(loaded.traces,
-                 load_files({.role = net::TlsFiles::Role::kClient,
-                             .certificate = certificate,
-                             .key = environment("OTEL_EXPORTER_OTLP_CLIENT_KEY"),
-                             .authorities = authorities.empty() ? StringList() : StringList{authorities}},
-                            "OTEL_EXPORTER_OTLP_CERTIFICATE, _CLIENT_CERTIFICATE, _CLIENT_KEY"));
-    }
+    SLUICE_TRY(loaded.traces, obs::trace_certificates());
   }
   return loaded;
 }

@@ -100,10 +100,9 @@ class Gateway::Impl {
 
   Result<void> start_tracing() {
     SLUICE_TRY(auto endpoint, obs::parse_trace_endpoint(context.options.otlp_traces_endpoint));
-    const char* name = std::getenv("OTEL_SERVICE_NAME");
     const auto counter = [&](const char* result) { return context.metrics.counter("smg_traces_total", {result}); };
     context.tracer = std::make_unique<obs::TraceExporter>(
-        std::move(endpoint), name != nullptr && *name != 0 ? name : "sgl-router",
+        std::move(endpoint), obs::trace_service_name("sgl-router"),
         obs::TraceExporter::Counters{counter("exported"), counter("queue_full"), counter("failed")},
         obs::TraceExporter::Timing{}, context.certificates.traces);
     return {};

@@ -1,14 +1,9 @@
 #include "gateway/tracing.h"
 
-#include <algorithm>
-
 namespace sluice::gateway {
 
 void begin_trace(const net::Headers& headers, Rng& rng, obs::RequestRecord& record) {
-  const auto is_traceparent = [](const auto& field) { return net::iequals(field.first, "traceparent"); };
-  std::optional<obs::TraceContext> parent;
-  // Two of them are as good as none.
-  if (std::ranges::count_if(headers, is_traceparent) == 1) parent = obs::parse_traceparent(*headers.get("traceparent"));
+  const auto parent = obs::parent_of(headers);
   if (parent && !parent->sampled) return;
   record.trace.emplace();
   record.trace->span_id = obs::span_id_of(rng.next());

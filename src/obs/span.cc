@@ -8,14 +8,6 @@
 namespace sluice::obs {
 namespace {
 
-// Semantic conventions of generative AI; empty for what they have no word for.
-std::string_view operation_of(std::string_view route) {
-  if (route == "/v1/chat/completions" || route == "/v1/messages" || route == "/v1/responses") return "chat";
-  if (route == "/v1/completions" || route == "/generate") return "text_completion";
-  if (route == "/v1/embeddings") return "embeddings";
-  return "";
-}
-
 // What follows the phase: the last one that was reached is what failed.
 std::string_view name_after(std::string_view phase) {
   if (phase == "admitted") return "read";
@@ -136,6 +128,13 @@ class Builder {
 };
 
 }  // namespace
+
+std::string_view operation_of(std::string_view route) {
+  if (route == "/v1/chat/completions" || route == "/v1/messages" || route == "/v1/responses") return "chat";
+  if (route == "/v1/completions" || route == "/generate") return "text_completion";
+  if (route == "/v1/embeddings") return "embeddings";
+  return "";
+}
 
 std::vector<Span> spans_of(const RequestRecord& record) {
   Builder builder(record);

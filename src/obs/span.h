@@ -34,6 +34,10 @@ struct Span {
   std::string message;  // of an error
 };
 
+// What OpenTelemetry's semantic conventions of generative AI call the operation of a route; empty for what they have no
+// word for.
+std::string_view operation_of(std::string_view route);
+
 // One for the request, and below it one for each of its phases: queue, read, choose, connect, first byte, stream; of
 // each attempt those that it came to. The record must have a trace.
 std::vector<Span> spans_of(const RequestRecord& record);

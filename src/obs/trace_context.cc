@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "net/http.h"
+
 namespace sluice::obs {
 namespace {
 
@@ -61,6 +63,12 @@ std::optional<TraceContext> parse_traceparent(std::string_view header) {
   if (header.size() > kSize && (version[0] == 0 || header[kSize] != '-')) return std::nullopt;
   context.sampled = (flags[0] & 1) != 0;
   return context;
+}
+
+std::optional<TraceContext> parent_of(const net::Headers& headers) {
+  const auto is_traceparent = [](const auto& field) { return net::iequals(field.first, "traceparent"); };
+  if (std::ranges::count_if(headers, is_traceparent) != 1) return std::nullopt;
+  return parse_traceparent(*headers.get("traceparent"));
 }
 
 std::string to_hex(const TraceId& id) { return hex(id); }

@@ -7,6 +7,10 @@
 #include <string>
 #include <string_view>
 
+namespace sluice::net {
+class Headers;
+}
+
 namespace sluice::obs {
 
 using TraceId = std::array<uint8_t, 16>;
@@ -23,6 +27,9 @@ struct TraceContext {
 
 // None for what is malformed, of version ff, or has an id of zeros. Of a later version what level 1 knows.
 std::optional<TraceContext> parse_traceparent(std::string_view header);
+
+// What a request continues, by its headers: none where they name nothing that is valid, or two things.
+std::optional<TraceContext> parent_of(const net::Headers& headers);
 
 std::string to_hex(const TraceId& id);
 std::string to_hex(const SpanId& id);

@@ -3,23 +3,23 @@
 #include <algorithm>
 #include <atomic>
 #include <boost/asio/redirect_error.hpp>
+#include <cstdlib>
 #include <future>
 #include <mutex>
 #include <span>
-#include <vector>
+#include <variant>
 
 #include "base/log.h"
 #include "net/client.h"
 #include "net/stream.h"
 #include "net/tls.h"
 #include "obs/grpc_client.h"
-#include "obs/span.h"
 
 namespace sluice::obs {
 namespace {
 
 constexpr Duration kDeadline = std::chrono::seconds(10);  // of one delivery
-constexpr size_t kBatch = 128;                            // records, of some seven spans each
+constexpr size_t kBatch = 128;                            // requests, of some seven spans each
 constexpr int kAttempts = 5;
 constexpr const char* kMethod = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 
@@ -37,6 +37,19 @@ bool may_pass(int grpc_status) {
   return std::ranges::find(kPassing, grpc_status) != std::end(kPassing);
 }
 bool may_pass_over_http(int status) { return status == 429 || (status >= 502 && status <= 504); }
+
+// A request whose spans are made when it is sent, or those that it has.
+using Waiting = std::variant<RequestRecord, std::vector<Span>>;
+
+std::vector<Span> take_spans(Waiting& request) {
+  if (const auto* record = std::get_if<RequestRecord>(&request)) return spans_of(*record);
+  return std::move(std::get<std::vector<Span>>(request));
+}
+
+std::string environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
 
 }  // namespace
 
@@ -57,6 +70,25 @@ Result<TraceEndpoint> parse_trace_endpoint(std::string_view text) {
   if (!is_grpc && url->path.empty()) url->path = "/v1/traces";
   url->tls = url->tls || over_tls;
   return TraceEndpoint{is_grpc, std::move(url).value()};
+}
+
+Result<std::shared_ptr<net::TlsContext>> trace_certificates() {
+  net::TlsFiles files{.role = net::TlsFiles::Role::kClient,
+                      .certificate = environment("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE"),
+                      .key = environment("OTEL_EXPORTER_OTLP_CLIENT_KEY")};
+  const std::string authorities = environment("OTEL_EXPORTER_OTLP_CERTIFICATE");
+  if (authorities.empty() && files.certificate.empty()) return std::shared_ptr<net::TlsContext>();
+  if (!authorities.empty()) files.authorities.push_back(authorities);
+  auto loaded = net::TlsContext::load(std::move(files));
+  if (loaded.ok()) return loaded;
+  return Error{
+      ErrorCode::kBadOption,
+      fmt::format("OTEL_EXPORTER_OTLP_CERTIFICATE, _CLIENT_CERTIFICATE, _CLIENT_KEY: {}", loaded.error().message)};
+}
+
+std::string trace_service_name(std::string_view otherwise) {
+  std::string name = environment("OTEL_SERVICE_NAME");
+  return name.empty() ? std::string(otherwise) : name;
 }
 
 class TraceExporter::Impl {
@@ -91,13 +123,18 @@ class TraceExporter::Impl {
     loop_.join();
   }
 
-  void add(const RequestRecord& record) {
-    if (size_.load(std::memory_order_relaxed) >= kMostWaiting) return counters_.queue_full.add();
-    RequestRecord copy = record;
+  // Before anything is copied for it.
+  bool has_room() {
+    const bool room = size_.load(std::memory_order_relaxed) < kMostWaiting;
+    if (!room) counters_.queue_full.add();
+    return room;
+  }
+
+  void add(Waiting request) {
     size_t size = 0;
     {
       std::lock_guard lock(mutex_);
-      waiting_.push_back(std::move(copy));
+      waiting_.push_back(std::move(request));
       size = waiting_.size();
       size_.store(size, std::memory_order_relaxed);
     }
@@ -115,9 +152,9 @@ class TraceExporter::Impl {
       if (size_ == 0 && stopping_) break;
       if (size_ == 0) continue;
       if (!stopping_ && size_ < kMostWaiting / 2) co_await wait(timing_.gathering);
-      std::vector<RequestRecord> records = take();
-      for (size_t at = 0; at < records.size(); at += kBatch) {
-        const auto batch = std::span(records).subspan(at, std::min(kBatch, records.size() - at));
+      std::vector<Waiting> requests = take();
+      for (size_t at = 0; at < requests.size(); at += kBatch) {
+        const auto batch = std::span(requests).subspan(at, std::min(kBatch, requests.size() - at));
         co_await deliver(batch);
       }
     }
@@ -126,7 +163,7 @@ class TraceExporter::Impl {
     ended_.set_value();
   }
 
-  std::vector<RequestRecord> take() {
+  std::vector<Waiting> take() {
     std::lock_guard lock(mutex_);
     size_.store(0, std::memory_order_relaxed);
     return std::exchange(waiting_, {});
@@ -149,9 +186,9 @@ class TraceExporter::Impl {
     given_up_ = true;
   }
 
-  net::Task<> deliver(std::span<const RequestRecord> batch) {
+  net::Task<> deliver(std::span<Waiting> batch) {
     std::vector<Span> spans;
-    for (const RequestRecord& record : batch) std::ranges::move(spans_of(record), std::back_inserter(spans));
+    for (Waiting& request : batch) std::ranges::move(take_spans(request), std::back_inserter(spans));
     const std::string message = encode_spans(spans, resource_);
     Verdict verdict;
     Duration pause = timing_.first_pause;
@@ -230,7 +267,7 @@ class TraceExporter::Impl {
 
   std::atomic<size_t> size_{0};  // of waiting_
   std::mutex mutex_;             // guards waiting_
-  std::vector<RequestRecord> waiting_;
+  std::vector<Waiting> waiting_;
 
   net::EventLoop loop_{"traces"};
   std::promise<void> ended_;
@@ -249,6 +286,11 @@ TraceExporter::TraceExporter(TraceEndpoint endpoint, std::string service_name, C
     : impl_(std::make_unique<Impl>(std::move(endpoint), std::move(service_name), std::move(counters), timing,
                                    std::move(tls))) {}
 TraceExporter::~TraceExporter() = default;
-void TraceExporter::add(const RequestRecord& record) { impl_->add(record); }
+void TraceExporter::add(const RequestRecord& record) {
+  if (impl_->has_room()) impl_->add(record);
+}
+void TraceExporter::add(std::vector<Span> spans) {
+  if (impl_->has_room()) impl_->add(std::move(spans));
+}
 
 }  // namespace sluice::obs

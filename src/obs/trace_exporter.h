@@ -5,11 +5,14 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "base/result.h"
 #include "net/http.h"
 #include "obs/journal.h"
 #include "obs/metrics.h"
+#include "obs/span.h"
 
 namespace sluice::net {
 class TlsContext;
@@ -26,9 +29,15 @@ struct TraceEndpoint {
 // kBadOption, kInvalidArgument for another kind of URL.
 Result<TraceEndpoint> parse_trace_endpoint(std::string_view text);
 
+// Of OTEL_EXPORTER_OTLP_CERTIFICATE, _CLIENT_CERTIFICATE and _CLIENT_KEY of the environment; null where none is set.
+// kBadOption, naming the variables and the file.
+Result<std::shared_ptr<net::TlsContext>> trace_certificates();
+// OTEL_SERVICE_NAME of the environment.
+std::string trace_service_name(std::string_view otherwise);
+
 class TraceExporter {
  public:
-  static constexpr size_t kMostWaiting = 2048;  // records
+  static constexpr size_t kMostWaiting = 2048;  // requests
 
   // Of traces, each a request with all its spans.
   struct Counters {
@@ -47,6 +56,8 @@ class TraceExporter {
 
   // Any thread. The record has a trace.
   void add(const RequestRecord& record);
+  // All spans of one request. Any thread.
+  void add(std::vector<Span> spans);
 
  private:
   class Impl;

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Traces of the gateway arrive at a real OTLP receiver, made of the packages opentelemetry-proto and grpcio: over gRPC and
-over HTTP, plain or over TLS, with parents, children and attributes; a receiver that is away, slow or refuses costs traces and no request.
+"""Traces of the gateway and of the engine arrive at a real OTLP receiver, made of the packages opentelemetry-proto and grpcio:
+over gRPC and over HTTP, plain or over TLS, with parents, children and attributes; a receiver that is away, slow or refuses costs
+traces and no request.
 
-usage: otlp_test.py <sluice binary>"""
+usage: otlp_test.py <sluice binary> [folder of fixtures]; without it the engine's part is skipped"""
 import concurrent.futures
 import http.server
 import re
@@ -24,6 +25,7 @@ from certificates import Folder  # noqa: E402
 from sluice_process import Sluice, call, wait_until  # noqa: E402
 
 BINARY = sys.argv.pop(1)
+MODEL = Path(sys.argv.pop(1)) / "tiny-llama" if len(sys.argv) > 1 else None
 WAIT = 60
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -272,6 +274,105 @@ class OtlpTest(unittest.TestCase):
         gateway = self.gateway(self.started(GrpcReceiver(self.kept)).endpoint)
         self.chat(gateway)
         self.wait_for_traces(gateway, "failed", 1)
+
+
+@unittest.skipUnless(MODEL, "no engine in this build")
+class EngineOtlpTest(unittest.TestCase):
+    def setUp(self):
+        self.kept = Kept()
+        self.receiver = self.started(GrpcReceiver(self.kept))
+
+    def started(self, thing):
+        self.addCleanup(thing.stop)
+        return thing
+
+    def server(self, *flags, env=None):
+        return self.started(Sluice(
+            BINARY, "server", "--model-path", MODEL, "--port", 0, "--max-total-tokens", 4096, "--threads", 1, "--enable-metrics",
+            "--enable-trace", "--otlp-traces-endpoint", self.receiver.endpoint, *flags, env=env))
+
+    def generate(self, server, headers=None, **more):
+        body = {"input_ids": list(range(10, 42)), "sampling_params": {"max_new_tokens": 4, "ignore_eos": True}, **more}
+        status, _, text = call(server.url + "/generate", body, headers=headers)
+        self.assertEqual(status, 200, text)
+
+    def traces(self, server, result):
+        text = call(server.url + "/metrics")[2]
+        found = re.search(rf'^sluice:traces_total{{result="{result}"}} (\S+)', text, re.M)
+        return float(found[1]) if found else 0
+
+    def spans_of(self, trace):
+        return wait_until("the trace", lambda: [span for span, _ in self.kept.spans() if span.trace_id.hex() == trace])
+
+    def test_a_request_and_its_way_through_its_rank(self):
+        server = self.server("--dp-size", 2)
+        self.generate(server, {"traceparent": f"00-{TRACE}-{SPAN}-01"}, routed_dp_rank=1)
+        spans = {span.name: span for span in self.spans_of(TRACE)}
+        self.assertEqual(set(spans), {"POST /generate", "read", "tokenize", "queue", "prefill", "decode"})
+        root = spans["POST /generate"]
+        self.assertEqual((root.parent_span_id.hex(), root.kind), (SPAN, 2))
+        attributes = {name: {item.key: item.value for item in span.attributes} for name, span in spans.items()}
+        self.assertEqual(attributes["POST /generate"]["http.response.status_code"].int_value, 200)
+        end = root.start_time_unix_nano
+        for name in ("read", "tokenize", "queue", "prefill", "decode"):
+            self.assertEqual(spans[name].parent_span_id, root.span_id)
+            self.assertGreaterEqual(spans[name].start_time_unix_nano, end, name)
+            end = spans[name].end_time_unix_nano
+        self.assertLessEqual(end, root.end_time_unix_nano)
+        for name in ("queue", "prefill", "decode"):
+            self.assertEqual(attributes[name]["sluice.rank"].int_value, 1)
+        self.assertEqual(attributes["prefill"]["gen_ai.usage.input_tokens"].int_value, 32)
+        self.assertEqual(attributes["decode"]["gen_ai.usage.output_tokens"].int_value, 4)
+        wait_until("it is counted", lambda: self.traces(server, "exported") == 1)
+
+    def test_below_the_gateways_span(self):
+        server = self.server()
+        gateway = self.started(Sluice(
+            BINARY, "gateway", "--host", "127.0.0.1", "--port", 0, "--prometheus-host", "127.0.0.1", "--prometheus-port", 0,
+            "--enable-trace", "--otlp-traces-endpoint", self.receiver.endpoint, "--worker-urls", server.url))
+        wait_until("the gateway is ready", lambda: call(gateway.url + "/readiness")[0] == 200)
+        self.generate(gateway, {"traceparent": f"00-{TRACE}-{SPAN}-01"})
+        roots = wait_until("both", lambda: (found := [span for span in self.spans_of(TRACE) if span.kind == 2]) and
+                           len(found) == 2 and found)
+        above = next(span for span in roots if span.parent_span_id.hex() == SPAN)
+        below = next(span for span in roots if span is not above)
+        self.assertEqual(below.parent_span_id, above.span_id)
+        services = {item.value.string_value for span, resource in self.kept.spans() for item in resource.attributes
+                    if item.key == "service.name"}
+        self.assertEqual(services, {"sgl-router", "sglang"})
+
+    def test_the_level_says_how_much(self):
+        server = self.server(env={"SGLANG_TRACE_LEVEL": "1", "OTEL_SERVICE_NAME": "ours"})
+        for level, samples in ((1, 0), (2, 1), (3, 3)):
+            self.assertEqual(call(f"{server.url}/set_trace_level?level={level}", method="POST")[0], 200)
+            trace = f"{level:032x}"
+            self.generate(server, {"traceparent": f"00-{trace}-{SPAN}-01"},
+                          sampling_params={"max_new_tokens": 4, "n": 3, "temperature": 0, "ignore_eos": True})
+            spans = self.spans_of(trace)
+            self.assertEqual(len([span for span in spans if span.name == "decode"]), samples)
+            self.assertEqual(len(spans), 1 if level == 1 else 3 + 3 * samples)
+        # The client's word counts as well, and nothing is recorded at level 0.
+        self.generate(server, {"traceparent": f"00-{TRACE}-{SPAN}-00"})
+        self.assertEqual(call(f"{server.url}/set_trace_level?level=0")[0], 200)
+        self.generate(server)
+        self.assertEqual(call(f"{server.url}/set_trace_level?level=1")[0], 200)
+        self.generate(server)
+        wait_until("all", lambda: self.traces(server, "exported") == 4)
+        self.assertNotIn(TRACE, {span.trace_id.hex() for span, _ in self.kept.spans()})
+        for wrong in ("", "?level=-1", "?level=x"):
+            self.assertEqual(call(server.url + "/set_trace_level" + wrong)[0], 400)
+
+    def test_a_receiver_that_is_slow_or_away_delays_no_request(self):
+        server = self.server()
+        self.kept.hold.clear()
+        for _ in range(20):
+            self.generate(server)
+        self.assertEqual(self.kept.requests, [])
+        self.kept.hold.set()
+        wait_until("all", lambda: self.traces(server, "exported") == 20)
+        self.receiver.stop()
+        for _ in range(20):
+            self.generate(server)
 
 
 if __name__ == "__main__":

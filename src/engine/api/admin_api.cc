@@ -1,5 +1,6 @@
 #include "engine/api/admin_api.h"
 
+#include <charconv>
 #include <cstdlib>
 
 #include "base/log.h"
@@ -194,6 +195,22 @@ net::Task<> set_internal_state(ApiCall& call) {
   auto updated = ordered_json::array();
   for (int64_t rank = 0; rank < call.api.settings.dp_size; ++rank) updated.push_back(args->empty());
   co_await answer(call, json_response(updated));
+}
+
+net::Task<> set_trace_level(ApiCall& call) {
+  const auto text = net::query_value(call.exchange.request().query(), "level").value_or("");
+  int64_t level = -1;
+  const auto [end, problem] = std::from_chars(text.data(), text.data() + text.size(), level);
+  const bool whole = problem == std::errc() && end == text.data() + text.size();
+  if (!whole || level < 0) {
+    co_await answer(call, error_response(400, "level must be a whole number of at least 0, in the query: ?level=1"));
+  } else if (!call.api.tracer.enabled()) {
+    co_await answer(call,
+                    error_response(400, "the server was started without --enable-trace: there is nothing to set"));
+  } else {
+    call.api.tracer.set_level(level);
+    co_await answer(call, net::Response::text(200, "success"));
+  }
 }
 
 net::Task<> start_profile(ApiCall& call) {

@@ -13,6 +13,8 @@ net::Task<Result<void>> control_ranks(ApiCall& call, ControlKind kind, std::stri
 net::Task<> pause_generation(ApiCall& call);
 net::Task<> continue_generation(ApiCall& call);
 net::Task<> set_internal_state(ApiCall& call);
+// Of this process, not of the ranks: ?level=N.
+net::Task<> set_trace_level(ApiCall& call);
 net::Task<> start_profile(ApiCall& call);
 net::Task<> stop_profile(ApiCall& call);
 net::Task<> update_weights_from_disk(ApiCall& call);

@@ -38,6 +38,7 @@ ApiContext::ApiContext(ApiSettings s, ServedModel m, Backend& b, obs::Metrics& m
       backend(b),
       metrics(me),
       request_metrics(me, model.name, rank_labels(settings, model), clock, settings.labels),
+      tracer(settings.traces, clock, settings.trace_level),
       pool(pool_threads()),
       prompts(model.tokenizer),
       responses(settings.stored_responses),
@@ -83,12 +84,14 @@ std::string ApiContext::new_rid() {
 
 net::Task<std::optional<std::string>> read_body(ApiCall& call) {
   auto body = co_await call.exchange.read_body(kMaxBodyBytes);
+  if (call.trace != nullptr) call.trace->body_read();
   if (body.ok()) co_return std::move(*body);
   co_await answer_error(call, body.error());
   co_return std::nullopt;
 }
 
 net::Task<> answer(ApiCall& call, net::Response response) {
+  call.status = response.status;
   // A client that has left is not told.
   const auto sent = co_await call.exchange.respond(std::move(response));
   (void)sent;

@@ -14,6 +14,7 @@
 #include "base/rng.h"
 #include "engine/api/background.h"
 #include "engine/api/labelled_metrics.h"
+#include "engine/api/request_trace.h"
 #include "engine/api/response_store.h"
 #include "engine/api/work_pool.h"
 #include "engine/backend.h"
@@ -50,6 +51,8 @@ struct ApiSettings {
   std::optional<std::string> own_dp_rank;                      // SGLANG_DP_RANK
   const parsers::ReasoningFormat* reasoning_format = nullptr;  // null: reasoning stays in the text
   const parsers::ToolCallFormat* tool_call_format = nullptr;   // null: calls stay in the text
+  std::shared_ptr<obs::TraceExporter> traces;                  // --enable-trace; null: none are sent
+  int64_t trace_level = Tracer::kSamples;                      // SGLANG_TRACE_LEVEL
   ResponseStore::Limits stored_responses;                      // --max-stored-responses, --max-stored-response-mb
   nlohmann::ordered_json server_args;                          // for /server_info, without secrets
 };
@@ -87,6 +90,7 @@ class ApiContext {
   Backend& backend;
   obs::Metrics& metrics;
   LabelledMetrics request_metrics;
+  Tracer tracer;
   WorkPool pool;
   tokenizer::PromptEncoder prompts;  // remembers what it has tokenized
   std::atomic<ServerStatus> status{ServerStatus::kStarting};
@@ -107,6 +111,8 @@ class ApiContext {
 struct ApiCall {
   ApiContext& api;
   net::ServerExchange& exchange;
+  std::shared_ptr<RequestTrace> trace = nullptr;  // null: it is not recorded
+  int status = 0;                                 // of what answer() has sent
 };
 
 inline constexpr size_t kMaxBodyBytes = size_t{64} << 20;

@@ -109,14 +109,16 @@ Generation::State::State(std::shared_ptr<const tokenizer::Tokenizer> tokenizer, 
 }
 
 Generation::Generation(ApiCall& call, GenerationPlan plan)
-    : Generation(call.api, call.exchange.loop(), &call.exchange, std::move(plan)) {}
+    : Generation(call.api, call.exchange.loop(), &call.exchange, std::move(plan), call.trace) {}
 
-Generation::Generation(ApiContext& api, net::EventLoop& loop, GenerationPlan plan)
-    : Generation(api, loop, nullptr, std::move(plan)) {}
+Generation::Generation(ApiContext& api, net::EventLoop& loop, GenerationPlan plan, std::shared_ptr<RequestTrace> trace)
+    : Generation(api, loop, nullptr, std::move(plan), std::move(trace)) {}
 
-Generation::Generation(ApiContext& api, net::EventLoop& loop, net::ServerExchange* client, GenerationPlan plan)
+Generation::Generation(ApiContext& api, net::EventLoop& loop, net::ServerExchange* client, GenerationPlan plan,
+                       std::shared_ptr<RequestTrace> trace)
     : api_(api),
       client_(client),
+      trace_(std::move(trace)),
       plan_(std::move(plan)),
       begun_(api.clock.now()),
       begun_unix_(unix_seconds(api.clock.unix_nanos())) {
@@ -147,6 +149,7 @@ Generation::~Generation() {
 
 Result<void> Generation::start() {
   if (client_gone_) return {};
+  if (trace_ != nullptr) trace_->submitted();
   // Without a rank that was ready lengths are not known, and that is what the client is told.
   if (api_.limits().context_length > 0) SLUICE_TRY_VOID(bound_scores(plan_));
   for (size_t i = 0; i < samples_.size(); i += plan_.per_prompt) SLUICE_TRY_VOID(send(i, plan_.dp_rank));
@@ -190,6 +193,7 @@ void Generation::fail(Step& step, size_t i, Failure failure) {
                                .message = failure.message,
                                .status = failure.status,
                                .reason = failure.reason};
+  if (trace_ != nullptr && failure.status >= 500) trace_->fail(failure.message);
   step.failure = std::move(failure);
   step.failed = i;
   abort();
@@ -248,6 +252,7 @@ void Generation::take(size_t i, RequestOutput output) {
   append_scores(tokenizer, output.output_logprobs, state.texts_in_scores, 0, sample.output_scores);
   if (!output.embedding.empty()) sample.embedding = std::move(output.embedding);
   if (output.finish.kind == FinishKind::kNone) return;
+  if (trace_ != nullptr) trace_->sample_ended(i, output);
   sample.hidden_states = std::move(output.hidden_states);
   sample.routed_experts = std::move(output.routed_experts);
   end(state);

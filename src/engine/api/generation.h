@@ -41,7 +41,7 @@ class Generation {
  public:
   Generation(ApiCall& call, GenerationPlan plan);
   // In the background: nobody's connection holds it, it lives on `loop` and ends before `api` does.
-  Generation(ApiContext& api, net::EventLoop& loop, GenerationPlan plan);
+  Generation(ApiContext& api, net::EventLoop& loop, GenerationPlan plan, std::shared_ptr<RequestTrace> trace);
   // What has not ended is aborted in its rank.
   ~Generation();
   Generation(const Generation&) = delete;
@@ -104,15 +104,18 @@ class Generation {
   size_t first_open() const;  // there is one
   protocol::SampleTimes times_of(const RequestOutput& output, double finished) const;
 
-  Generation(ApiContext& api, net::EventLoop& loop, net::ServerExchange* client, GenerationPlan plan);
+  Generation(ApiContext& api, net::EventLoop& loop, net::ServerExchange* client, GenerationPlan plan,
+             std::shared_ptr<RequestTrace> trace);
 
   ApiContext& api_;
-  net::ServerExchange* const client_;  // null: there is none any more
+  // Before what uses the API when it goes.
+  std::optional<Background::Entry> in_background_;
+  net::ServerExchange* const client_;          // null: there is none any more
+  const std::shared_ptr<RequestTrace> trace_;  // null: it is not recorded
   GenerationPlan plan_;
   const TimePoint begun_;
   const double begun_unix_;
   std::shared_ptr<Inbox> inbox_;
-  std::optional<Background::Entry> in_background_;
   std::vector<State> samples_;
   size_t ended_ = 0;
   bool client_gone_ = false;

@@ -27,6 +27,8 @@ void join(RequestOutput& news, RequestOutput&& later) {
   news.completion_tokens = later.completion_tokens;
   news.cached_tokens = later.cached_tokens;
   news.retractions = later.retractions;
+  // A word of the front, for a rank that has ended, has none.
+  if (later.times.begun_unix_nanos != 0) news.times = later.times;
 }
 
 }  // namespace

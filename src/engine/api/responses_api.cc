@@ -91,8 +91,11 @@ net::Task<> answer_stream(ApiCall& call, Asked asked, ChatOutput& output, Genera
 
 // One in the background, from its start to its end.
 struct BackgroundRun {
-  BackgroundRun(ApiContext& api, net::EventLoop& loop, Asked a, ChatParsing p, GenerationPlan plan)
-      : asked(std::move(a)), parsing(std::move(p)), output(api, parsing), generation(api, loop, std::move(plan)) {}
+  BackgroundRun(ApiCall& call, Asked a, ChatParsing p, GenerationPlan plan)
+      : asked(std::move(a)),
+        parsing(std::move(p)),
+        output(call.api, parsing),
+        generation(call.api, call.exchange.loop(), std::move(plan), call.trace) {}
 
   Asked asked;
   const ChatParsing parsing;
@@ -131,8 +134,7 @@ net::Task<> begin_background(ApiCall& call, Asked asked, OpenAiRequest chat) {
   }
   asked.state.status = ResponseStatus::kQueued;
   const ResponseState begun = asked.state;
-  auto run =
-      std::make_shared<BackgroundRun>(api, loop, std::move(asked), std::move(chat.parsing), std::move(chat.plan));
+  auto run = std::make_shared<BackgroundRun>(call, std::move(asked), std::move(chat.parsing), std::move(chat.plan));
   // On its own loop, where nothing else touches it meanwhile; not its last owner unless it has ended.
   auto cancel = [&loop, weak = std::weak_ptr(run)] {
     loop.post([weak] {

@@ -15,7 +15,6 @@
 namespace sluice::engine {
 namespace {
 
-constexpr std::string_view kNoTraces = "is not built yet: the engine sends no spans, the gateway does";
 constexpr std::string_view kNoCollector = "has nothing to freeze here: there is no garbage collector";
 constexpr std::string_view kTestHook = "is a hook of the runtime's own tests";
 constexpr std::string_view kNoRequestLog = "has nothing to set here: requests are not logged; see --log-level";
@@ -24,17 +23,17 @@ constexpr std::string_view kFromDisk = "takes tensors from processes of torch; u
 constexpr std::string_view kOut = "is outside the scope of this engine";
 
 const Route kRoutes[] = {
-    {.path = "/generate", .methods = "POST PUT", .serve = generate},
-    {.path = "/v1/completions", .methods = "POST", .serve = completions, .json_only = true},
-    {.path = "/v1/chat/completions", .methods = "POST", .serve = chat_completions, .json_only = true},
-    {.path = "/v1/responses", .methods = "POST", .serve = responses, .json_only = true},
+    {.path = "/generate", .methods = "POST PUT", .serve = generate, .traced = true},
+    {.path = "/v1/completions", .methods = "POST", .serve = completions, .json_only = true, .traced = true},
+    {.path = "/v1/chat/completions", .methods = "POST", .serve = chat_completions, .json_only = true, .traced = true},
+    {.path = "/v1/responses", .methods = "POST", .serve = responses, .json_only = true, .traced = true},
     {.path = "/v1/responses/*", .methods = "GET POST DELETE", .serve = stored_response},
-    {.path = "/v1/embeddings", .methods = "POST", .serve = embeddings, .json_only = true},
-    {.path = "/encode", .methods = "POST PUT", .serve = encode},
-    {.path = "/v1/score", .methods = "POST", .serve = score, .json_only = true},
-    {.path = "/classify", .methods = "POST PUT", .serve = classify_native},
-    {.path = "/v1/classify", .methods = "POST", .serve = classify, .json_only = true},
-    {.path = "/v1/rerank", .methods = "POST PUT", .serve = rerank, .json_only = true},
+    {.path = "/v1/embeddings", .methods = "POST", .serve = embeddings, .json_only = true, .traced = true},
+    {.path = "/encode", .methods = "POST PUT", .serve = encode, .traced = true},
+    {.path = "/v1/score", .methods = "POST", .serve = score, .json_only = true, .traced = true},
+    {.path = "/classify", .methods = "POST PUT", .serve = classify_native, .traced = true},
+    {.path = "/v1/classify", .methods = "POST", .serve = classify, .json_only = true, .traced = true},
+    {.path = "/v1/rerank", .methods = "POST PUT", .serve = rerank, .json_only = true, .traced = true},
     {.path = "/v1/models", .methods = "GET", .serve = list_models},
     {.path = "/v1/models/*", .methods = "GET", .serve = find_model},
     {.path = "/tokenize", .methods = "POST", .serve = tokenize, .json_only = true},
@@ -81,7 +80,7 @@ const Route kRoutes[] = {
      .serve = dump_expert_record},
 
     {.path = "/set_internal_state", .methods = "POST PUT", .access = Access::kAdmin, .serve = set_internal_state},
-    {.path = "/set_trace_level", .methods = "GET POST", .access = Access::kAdmin, .why = kNoTraces},
+    {.path = "/set_trace_level", .methods = "GET POST", .access = Access::kAdmin, .serve = set_trace_level},
     {.path = "/freeze_gc", .methods = "GET POST", .access = Access::kAdmin, .why = kNoCollector},
     {.path = "/slow_down", .methods = "GET POST", .access = Access::kAdmin, .why = kTestHook},
     {.path = "/configure_logging", .methods = "GET POST", .access = Access::kAdmin, .why = kNoRequestLog},

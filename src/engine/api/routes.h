@@ -16,6 +16,7 @@ struct Route {
   net::Task<> (*serve)(ApiCall&) = nullptr;  // null: recognised and not built, 501 with `why`
   bool json_only = false;                    // the body must be declared as application/json
   std::string_view why;
+  bool traced = false;  // it goes to the ranks, and its way through them is recorded
 };
 
 // Null: nothing is there.

@@ -54,7 +54,7 @@ class NodeAgent::Impl {
 
   Result<void> listen() {
     SLUICE_TRY(auto certificate, load_certificate(options_));
-    keep_certificate_fresh(certificate, loops_[0]);
+    keep_certificate_fresh(certificate, loops_[0], "clients");
     server_ = std::make_unique<net::Server>(loops_, net::ServerOptions{.tls = std::move(certificate)},
                                             [this](net::ServerExchange& client) { return answer(client); });
     SLUICE_TRY(port_, server_->listen(options_.host, static_cast<uint16_t>(options_.port)));
