@@ -8,7 +8,7 @@ import sys
 import unittest
 
 sys.path.insert(0, os.path.dirname(__file__))
-from sluice_process import Sluice, call  # noqa: E402
+from sluice_process import Sluice, call, wait_until  # noqa: E402
 
 BINARY = sys.argv[1] if len(sys.argv) > 1 else None
 MODEL = os.environ.get("SLUICE_TEST_MODEL")
@@ -129,6 +129,41 @@ class OpenAiClientTest(unittest.TestCase):
                 text += event.delta
             last = event
         self.assertEqual((text, last.type, last.response.output_text), (ANSWER, "response.completed", ANSWER))
+
+    def test_a_stored_response_is_fetched_and_gone_on_from(self):
+        first = self.client.responses.create(model="m", input=QUESTION[0]["content"], temperature=0, max_output_tokens=24)
+        self.assertEqual(self.client.responses.retrieve(first.id).to_dict(), first.to_dict())
+        second = self.client.responses.create(model="m", input="And of France?", temperature=0, max_output_tokens=24,
+                                              previous_response_id=first.id)
+        self.assertEqual(second.previous_response_id, first.id)
+        said = self.client.chat.completions.create(
+            model="m", temperature=0, max_tokens=24,
+            messages=[*QUESTION, {"role": "assistant", "content": first.output_text},
+                      {"role": "user", "content": "And of France?"}])
+        self.assertEqual(second.output_text, said.choices[0].message.content)
+        self.assertGreater(second.usage.input_tokens_details.cached_tokens, first.usage.input_tokens // 2)
+        self.client.responses.delete(first.id)
+        with self.assertRaises(self.openai.NotFoundError):
+            self.client.responses.retrieve(first.id)
+
+    def wait_for(self, response):
+        return wait_until("the end", lambda: (now := self.client.responses.retrieve(response.id)).status not in (
+            "queued", "in_progress") and now)
+
+    def test_a_response_in_the_background(self):
+        begun = self.client.responses.create(model="m", input=QUESTION[0]["content"], temperature=0, max_output_tokens=24,
+                                             background=True)
+        self.assertEqual((begun.status, begun.background, begun.output), ("queued", True, []))
+        done = self.wait_for(begun)
+        self.assertEqual((done.status, done.output_text), ("completed", ANSWER))
+        long = self.client.responses.create(model="m", input="Count.", background=True, max_output_tokens=1500,
+                                            extra_body={"ignore_eos": True})
+        self.assertEqual(self.client.responses.cancel(long.id).status, "cancelled")
+        self.assertEqual(self.wait_for(long).status, "cancelled")
+        wait_until("its rank is free", lambda: call(self.server.url + "/get_load", headers={
+            "Authorization": "Bearer secret"})[2][0]["num_reqs"] == 0)
+        with self.assertRaises(self.openai.BadRequestError):
+            self.client.responses.cancel(self.client.responses.create(model="m", input="Hi.", max_output_tokens=1).id)
 
     def test_errors_are_those_of_the_client(self):
         with self.assertRaises(self.openai.BadRequestError):

@@ -321,6 +321,49 @@ class DeathTest(unittest.TestCase):
             wait_until("it serves again", lambda: generate(running.url)[0] == 200)
 
 
+class BackgroundTest(unittest.TestCase):
+    """Answers of /v1/responses that are fetched later."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        template = Path(folder.name) / "chat.jinja"
+        template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+        self.server = server("--dp-size", 2, "--chat-template", template)
+        self.addCleanup(self.server.kill)
+
+    def begin(self, rank, tokens=1900):
+        body = {"input": "hello", "background": True, "max_output_tokens": tokens, "ignore_eos": True, "temperature": 0,
+                "routed_dp_rank": rank}
+        status, _, answer = call(self.server.url + "/v1/responses", body)
+        self.assertEqual((status, answer["status"]), (200, "queued"))
+        return answer["id"]
+
+    def fetch(self, response):
+        return call(f"{self.server.url}/v1/responses/{response}")[2]
+
+    def wait_for(self, response, *states):
+        return wait_until(f"it is {states}", lambda: (now := self.fetch(response))["status"] in states and now, every=0.005)
+
+    def test_one_whose_rank_dies_has_failed_and_the_others_go_on(self):
+        lost, kept = self.begin(0), self.begin(1, tokens=200)
+        self.wait_for(lost, "in_progress")
+        os.kill(call(self.server.url + "/server_info")[2]["internal_states"][0]["pid"], signal.SIGKILL)
+        failed = self.wait_for(lost, "failed", "incomplete", "completed")
+        self.assertEqual(failed["status"], "failed")
+        self.assertEqual(failed["error"]["code"], "server_error")
+        self.assertIn("rank 0", failed["error"]["message"])
+        self.assertEqual(self.wait_for(kept, "incomplete")["usage"]["output_tokens"], 200)
+
+    def test_the_end_of_the_server_names_them_and_is_not_delayed(self):
+        names = [self.begin(rank) for rank in (0, 1)]
+        for name in names:
+            self.wait_for(name, "in_progress")
+        self.assertEqual(self.server.stop(signal.SIGTERM), 0)
+        for name in names:
+            self.assertIn(name, self.server.output())
+
+
 class StartTest(unittest.TestCase):
     def fails(self, *arguments):
         run = subprocess.run([BINARY, "server", "--port", "0", *map(str, arguments)], capture_output=True, text=True,
