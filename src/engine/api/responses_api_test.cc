@@ -241,10 +241,8 @@ TEST_F(ResponsesApiTest, ReasoningIsNotGoneOnWith) {
 class BackgroundTest : public ResponsesApiTest {
  protected:
   // Begins one whose rank says nothing yet.
-  std::string begin(Json more = {}) {
-    Json body = {{"input", "hi"}, {"background", true}};
-    body.update(more);
-    const auto answer = post("/v1/responses", body);
+  std::string begin() {
+    const auto answer = post("/v1/responses", {{"input", "hi"}, {"background", true}});
     EXPECT_EQ(answer.status, 200) << answer.body;
     EXPECT_EQ(answer.json()["status"], "queued");
     EXPECT_EQ(answer.json()["background"], true);
