@@ -249,7 +249,10 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
     if (context_.clock.now() >= next_probe && (registering || !options.disable_health_check)) {
       watch->probed_at = context_.clock.now();
       // Progress first: one that is frozen would take all the time of an ordinary check.
-      if (liveness_.in_question(worker)) co_await prove(watch);
+      if (liveness_.in_question(worker)) {
+        co_await prove(watch);
+        if (worker.draining) break;
+      }
       const uint64_t told = watch->told;
       if (std::exchange(told_before, told) != told) failed_in_a_row = 0;
       const std::optional<bool> verdict = co_await probe(watch);

@@ -24,8 +24,15 @@ TimePoint time_of(int64_t nanoseconds) { return TimePoint(Duration(nanoseconds))
 
 void Liveness::Most::pass_to(TimePoint now) {
   if (now - began_ <= kPeriod) return;
-  before_ = std::exchange(now_, Duration(0));
+  before_ = value(now);
+  now_ = Duration(0);
   began_ = now;
+}
+
+Duration Liveness::Most::value(TimePoint now) const {
+  const Duration age = now - began_;
+  if (age > 2 * kPeriod) return Duration(0);
+  return age > kPeriod ? now_ : std::max(now_, before_);
 }
 
 void Liveness::look() {
@@ -81,14 +88,13 @@ void Liveness::expect(Known& known) const {
   const auto backlog = known.worker->load->prefill.backlog();
   if (!backlog) return;
   known.prompts = backlog->prompts;
-  if (backlog->whole) known.ask_after = backlog->prompts + beyond(known);
+  // What a silence may last beyond what explains it.
+  const Duration beyond = known.honest.value(context_.clock.now()) + kMargin;
+  if (backlog->whole) known.ask_after = backlog->prompts + beyond;
   if (!backlog->decoding) return;
   known.explained = backlog->prompts + *backlog->decoding;
-  known.most = *known.explained + beyond(known);
+  known.most = *known.explained + beyond;
 }
-
-// What a silence may last beyond what explains it.
-Duration Liveness::beyond(const Known& known) { return known.honest.value() + kMargin; }
 
 void Liveness::judge(Known& known, TimePoint now) {
   if (known.ask_after && known.has_probe && !context_.options.disable_health_check) {
@@ -217,7 +223,7 @@ Duration Liveness::patience(const Worker& worker) const {
   const Known& known = at->second;
   const auto backlog = worker.load->prefill.backlog();
   const Duration later = backlog ? backlog->prompts - known.prompts : Duration(0);
-  return std::min(most, std::max({kPatience, 2 * known.probe_took.value(), later}));
+  return std::min(most, std::max({kPatience, 2 * known.probe_took.value(context_.clock.now()), later}));
 }
 
 void Liveness::generated(Worker& worker, Duration took) {
@@ -225,7 +231,9 @@ void Liveness::generated(Worker& worker, Duration took) {
   if (known == nullptr) return;
   const TimePoint now = context_.clock.now();
   known->probe_took.pass_to(now);
-  known->probe_took.add(took);
+  // A freeze that ends while a suspect is asked is no lesson in patience.
+  const Duration known_to_take = std::max(kPatience, known->probe_took.value(now));
+  known->probe_took.add(worker.suspect ? std::min(took, kLearnAtMost * known_to_take) : took);
   if (!worker.suspect) {
     known->in_question = false;
     known->generated_at = now;

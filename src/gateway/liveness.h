@@ -62,7 +62,7 @@ class Liveness {
    public:
     void pass_to(TimePoint now);
     void add(Duration one) { now_ = std::max(now_, one); }
-    Duration value() const { return std::max(now_, before_); }
+    Duration value(TimePoint now) const;
 
    private:
     Duration now_{0}, before_{0};
@@ -93,7 +93,6 @@ class Liveness {
   void look_at(const WorkerPtr& worker, TimePoint now);
   void byte_came(Known& known, int64_t heard, TimePoint now);
   void expect(Known& known) const;
-  static Duration beyond(const Known& known);
   void judge(Known& known, TimePoint now);
   static bool is_to_ask(Known& known, TimePoint now);
   void suspect(Known& known, std::string_view but);

@@ -23,8 +23,10 @@ constexpr size_t kReadAhead = 256 * 1024;
 // that they copy it.
 constexpr size_t kTrusted = 4 << 20;
 constexpr size_t kParserRoom = 64;
-// What is filled with zeros before the body comes, at least; else as much again as has come.
-constexpr size_t kFirstPart = 64 << 10;
+// What is filled with zeros ahead of a body that has begun to come: this at least, three times what has come while that
+// is little, then as much again.
+constexpr size_t kLeastPart = 16 << 10;
+constexpr size_t kLittle = 64 << 10;
 
 iovec part(std::string_view bytes) { return {const_cast<char*>(bytes.data()), bytes.size()}; }
 
@@ -42,7 +44,7 @@ Error io_error(Io io, std::string_view phase) {
 // Behind the `come` bytes of a body of `length`, for more of them.
 void extend(std::string& whole, size_t come, size_t length) {
   if (whole.size() > come) return;
-  const size_t size = std::min(length, come + std::max(come, kFirstPart));
+  const size_t size = std::min(length, come + std::max(come < kLittle ? 3 * come : come, kLeastPart));
   // All of it at once, for one that has sent so much: growing step by step leaves holes of megabytes behind.
   if (size > whole.capacity()) whole.reserve(length + kParserRoom);
   whole.resize(size);
@@ -277,10 +279,12 @@ Task<Result<std::string>> ServerConnection::read_body(size_t limit) {
       iovec head[] = {part("HTTP/1.1 100 Continue\r\n\r\n")};
       const auto sent = co_await send(head);
       if (!sent.ok()) co_return sent.error();
+      if (unread_size() > 0) continue;  // it came while that waited to be sent
     }
     set_deadline(state_->options.body_stall_timeout);
     Io io = Io::kOk;
-    if (length) {
+    // The first bytes come by the buffer: a head alone gets no memory for its body.
+    if (length && come > 0) {
       extend(whole, come, *length);
       const std::span<char> room(whole.data() + come, whole.size() - come);
       size_t got = 0;
