@@ -19,7 +19,8 @@ namespace sluice::obs {
 namespace {
 
 constexpr Duration kDeadline = std::chrono::seconds(10);  // of one delivery
-constexpr size_t kBatch = 128;                            // requests, of some seven spans each
+constexpr size_t kBatch = 128;                            // requests
+constexpr size_t kSpansOfRecord = 8;                      // about
 constexpr int kAttempts = 5;
 constexpr const char* kMethod = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 
@@ -44,6 +45,11 @@ using Waiting = std::variant<RequestRecord, std::vector<Span>>;
 std::vector<Span> take_spans(Waiting& request) {
   if (const auto* record = std::get_if<RequestRecord>(&request)) return spans_of(*record);
   return std::move(std::get<std::vector<Span>>(request));
+}
+
+size_t span_count(const Waiting& request) {
+  const auto* spans = std::get_if<std::vector<Span>>(&request);
+  return spans == nullptr ? kSpansOfRecord : spans->size();
 }
 
 std::string environment(const char* name) {
@@ -124,38 +130,48 @@ class TraceExporter::Impl {
   }
 
   // Before anything is copied for it.
-  bool has_room() {
-    const bool room = size_.load(std::memory_order_relaxed) < kMostWaiting;
+  bool has_room(size_t spans) {
+    const bool room = size_.load(std::memory_order_relaxed) < kMostWaiting &&
+                      spans_.load(std::memory_order_relaxed) + spans <= kMostSpans;
     if (!room) counters_.queue_full.add();
     return room;
   }
 
   void add(Waiting request) {
-    size_t size = 0;
+    bool news = false;
     {
       std::lock_guard lock(mutex_);
+      const bool was_half_full = half_full();
+      spans_.store(spans_ + span_count(request), std::memory_order_relaxed);
       waiting_.push_back(std::move(request));
-      size = waiting_.size();
-      size_.store(size, std::memory_order_relaxed);
+      size_.store(waiting_.size(), std::memory_order_relaxed);
+      news = size_ == 1 || (half_full() && !was_half_full);
     }
     // The first one begins a batch, and half a queue will not wait for its end.
-    if (size == 1 || size == kMostWaiting / 2) {
+    if (news) {
       loop_.post([this] { timer_.cancel(); });
     }
   }
 
  private:
+  // Any thread.
+  bool half_full() const { return size_ >= kMostWaiting / 2 || spans_ >= kMostSpans / 2; }
+
   // Loop thread, all below.
   net::Task<> run() {
     for (;;) {
       if (size_ == 0 && !stopping_) co_await wait(Duration::max());
       if (size_ == 0 && stopping_) break;
       if (size_ == 0) continue;
-      if (!stopping_ && size_ < kMostWaiting / 2) co_await wait(timing_.gathering);
+      if (!stopping_ && !half_full()) co_await wait(timing_.gathering);
       std::vector<Waiting> requests = take();
-      for (size_t at = 0; at < requests.size(); at += kBatch) {
-        const auto batch = std::span(requests).subspan(at, std::min(kBatch, requests.size() - at));
-        co_await deliver(batch);
+      for (size_t at = 0; at < requests.size();) {
+        std::vector<Span> spans;
+        const size_t first = at;
+        do {
+          std::ranges::move(take_spans(requests[at++]), std::back_inserter(spans));
+        } while (at < requests.size() && at - first < kBatch && spans.size() + span_count(requests[at]) <= kBatchSpans);
+        co_await deliver(std::move(spans), at - first);
       }
     }
     farewell_.cancel();
@@ -166,6 +182,7 @@ class TraceExporter::Impl {
   std::vector<Waiting> take() {
     std::lock_guard lock(mutex_);
     size_.store(0, std::memory_order_relaxed);
+    spans_.store(0, std::memory_order_relaxed);
     return std::exchange(waiting_, {});
   }
 
@@ -186,10 +203,9 @@ class TraceExporter::Impl {
     given_up_ = true;
   }
 
-  net::Task<> deliver(std::span<Waiting> batch) {
-    std::vector<Span> spans;
-    for (Waiting& request : batch) std::ranges::move(take_spans(request), std::back_inserter(spans));
-    const std::string message = encode_spans(spans, resource_);
+  // All spans of so many requests.
+  net::Task<> deliver(std::vector<Span> spans, size_t requests) {
+    const std::string message = encode_spans(std::exchange(spans, {}), resource_);
     Verdict verdict;
     Duration pause = timing_.first_pause;
     for (int attempt = 1; attempt <= kAttempts && !given_up_; ++attempt) {
@@ -202,10 +218,10 @@ class TraceExporter::Impl {
       }
       pause *= 2;
     }
-    (verdict.delivered ? counters_.exported : counters_.failed).add(static_cast<double>(batch.size()));
+    (verdict.delivered ? counters_.exported : counters_.failed).add(static_cast<double>(requests));
     if (!verdict.delivered) {
       SLUICE_LOG_EVERY(60, warn, "obs/traces", "traces not delivered to {}: {} ({})", endpoint_.url.authority(),
-                       batch.size(), verdict.message);
+                       requests, verdict.message);
     }
   }
 
@@ -265,8 +281,8 @@ class TraceExporter::Impl {
   Counters counters_;
   const Timing timing_;
 
-  std::atomic<size_t> size_{0};  // of waiting_
-  std::mutex mutex_;             // guards waiting_
+  std::atomic<size_t> size_{0}, spans_{0};  // of waiting_
+  std::mutex mutex_;                        // guards waiting_
   std::vector<Waiting> waiting_;
 
   net::EventLoop loop_{"traces"};
@@ -287,10 +303,10 @@ TraceExporter::TraceExporter(TraceEndpoint endpoint, std::string service_name, C
                                    std::move(tls))) {}
 TraceExporter::~TraceExporter() = default;
 void TraceExporter::add(const RequestRecord& record) {
-  if (impl_->has_room()) impl_->add(record);
+  if (impl_->has_room(kSpansOfRecord)) impl_->add(record);
 }
 void TraceExporter::add(std::vector<Span> spans) {
-  if (impl_->has_room()) impl_->add(std::move(spans));
+  if (impl_->has_room(spans.size())) impl_->add(std::move(spans));
 }
 
 }  // namespace sluice::obs

@@ -37,7 +37,11 @@ std::string trace_service_name(std::string_view otherwise);
 
 class TraceExporter {
  public:
-  static constexpr size_t kMostWaiting = 2048;  // requests
+  // What waits, and as much again may be under delivery: requests, and their spans, of which some have many.
+  static constexpr size_t kMostWaiting = 2048;
+  static constexpr size_t kMostSpans = 16'384;
+  // Of one delivery: far below the 4 MiB that gRPC servers take by default. A request is not split.
+  static constexpr size_t kBatchSpans = 1024;
 
   // Of traces, each a request with all its spans.
   struct Counters {

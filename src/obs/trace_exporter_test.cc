@@ -144,6 +144,40 @@ TEST_F(TraceExporterTest, AReceiverThatHangsCostsTracesAndHoldsNobodyUp) {
   EXPECT_GE(counters_.failed.value(), 1);
 }
 
+TEST_F(TraceExporterTest, IsBoundedInSpansWhereRequestsHaveMany) {
+  constexpr size_t kEach = 195, kFit = TraceExporter::kMostSpans / kEach;
+  Receiver receiver({});
+  exporter_ = std::make_unique<TraceExporter>(
+      parse_trace_endpoint(receiver.url()).value(), "tested", counters_,
+      TraceExporter::Timing{.gathering = std::chrono::hours(1), .farewell = std::chrono::minutes(1)});
+  std::vector<Span> spans(kEach);
+  for (Span& span : spans) span.name = "<a stage>";
+  // Fewer than half of what may wait, so that nothing is taken before the end.
+  const auto add = [&](size_t requests) {
+    for (size_t i = 0; i < requests; ++i) exporter_->add(spans);
+  };
+  add(kFit / 2);
+  exporter_.reset();
+  EXPECT_EQ(counters_.exported.value(), kFit / 2);
+  size_t delivered = 0;
+  for (const auto& body : receiver.bodies()) {
+    size_t in_one = 0;
+    for (size_t at = body.find("<a stage>"); at != std::string::npos; at = body.find("<a stage>", at + 1)) ++in_one;
+    EXPECT_LE(in_one, TraceExporter::kBatchSpans);
+    delivered += in_one;
+  }
+  EXPECT_EQ(delivered, kFit / 2 * kEach);
+
+  // While a delivery goes on, so many wait and no more.
+  Receiver hangs({-1});
+  counters_ = {};
+  start(hangs.url());
+  add(1);
+  ASSERT_TRUE(eventually([&] { return hangs.bodies().size() == 1; }));
+  add(kFit + 10);
+  EXPECT_EQ(counters_.queue_full.value(), 10);
+}
+
 TEST_F(TraceExporterTest, DeliversWhatWaitsAtItsEnd) {
   Receiver receiver({});
   exporter_ = std::make_unique<TraceExporter>(

@@ -1,5 +1,6 @@
 #include "protocol/responses_body.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "protocol/fields.h"
@@ -9,6 +10,9 @@ namespace sluice::protocol {
 namespace {
 
 using nlohmann::ordered_json;
+
+// Kept with the response, as metadata is.
+constexpr size_t kMaxUserBytes = 4096;
 
 // The text of an item's content: a string, or parts of text.
 Result<std::string> text_of(const ordered_json& content, size_t index) {
@@ -71,8 +75,10 @@ void read_format(Fields& fields, ordered_json& chat, ordered_json& echo) {
   if (text != nullptr && !text->is_object()) return fields.fail("text must be an object");
   if (text != nullptr && text->contains("format") && !(*text)["format"].is_null()) format = (*text)["format"];
   if (!format.is_object()) return fields.fail("text.format must be an object");
-  echo["text"]["format"] = format;
-  if (format.value("type", ordered_json()) != "json_schema") {
+  const auto type = format.value("type", ordered_json());
+  // What else these hold means nothing, and would be kept with the response.
+  echo["text"]["format"] = type == "text" || type == "json_object" ? ordered_json{{"type", type}} : format;
+  if (type != "json_schema") {
     chat["response_format"] = std::move(format);
     return;
   }
@@ -80,6 +86,37 @@ void read_format(Fields& fields, ordered_json& chat, ordered_json& echo) {
   schema.erase("type");
   chat["response_format"] = {{"type", "json_schema"}};
   chat["response_format"]["json_schema"] = std::move(schema);
+}
+
+size_t characters(std::string_view utf8) {
+  return static_cast<size_t>(std::ranges::count_if(utf8, [](unsigned char c) { return (c & 0xc0) != 0x80; }));
+}
+
+// In OpenAI's bounds: it is kept with the response, in memory that all clients share.
+ordered_json read_metadata(Fields& fields) {
+  constexpr size_t kPairs = 16, kKey = 64, kValue = 512;
+  auto out = ordered_json::object();
+  const auto* metadata = fields.find("metadata");
+  if (metadata == nullptr) return out;
+  if (!metadata->is_object() || metadata->size() > kPairs) {
+    fields.fail(fmt::format(
+        "metadata must be an object of at most {} pairs, got {}", kPairs,
+        metadata->is_object() ? fmt::format("{} pairs", metadata->size()) : std::string(metadata->type_name())));
+    return out;
+  }
+  for (const auto& [key, value] : metadata->items()) {
+    const std::string shown = key.substr(0, kKey);
+    if (const size_t length = characters(key); length > kKey) {
+      fields.fail(fmt::format("metadata has a key of {} characters, {} at most: {}...", length, kKey, shown));
+    } else if (!value.is_string()) {
+      fields.fail(fmt::format("metadata.{} must be a string, got {}", shown, value.type_name()));
+    } else if (const size_t of_value = characters(value.get_ref<const std::string&>()); of_value > kValue) {
+      fields.fail(fmt::format("metadata.{} must have at most {} characters, got {}", shown, kValue, of_value));
+    } else {
+      out[key] = value;
+    }
+  }
+  return out;
 }
 
 // What asks for an answer that is fetched later, or goes on from one.
@@ -168,6 +205,7 @@ Result<ResponsesBody> parse_responses_body(std::string_view text) {
   fields.refuse("conversation", "conversations are not stored; go on from one with previous_response_id");
   fields.refuse("tools", "tools are served by /v1/chat/completions");
   fields.refuse("prompt", "prompt templates are not stored");
+  fields.text("user", "", kMaxUserBytes);
   read_storing(fields, out);
   if (const auto* reasoning = fields.find("reasoning"); reasoning != nullptr && reasoning->is_object()) {
     if (reasoning->contains("effort")) chat["reasoning_effort"] = (*reasoning)["effort"];
@@ -217,8 +255,7 @@ Result<ResponsesBody> parse_responses_body(std::string_view text) {
   }
   echo["previous_response_id"] = out.previous.empty() ? ordered_json() : ordered_json(out.previous);
   echo["background"] = out.background;
-  const auto* metadata = fields.find("metadata");
-  echo["metadata"] = metadata == nullptr ? ordered_json::object() : *metadata;
+  echo["metadata"] = read_metadata(fields);
   read_format(fields, chat, echo);
   if (!fields.ok()) return fields.error();
   out.chat = dump(chat);

@@ -137,11 +137,13 @@ Result<ResponseStore::Entries::iterator> ResponseStore::look_up(std::string_view
 
 void ResponseStore::put(StoredResponse response, bool ended, std::function<void()> cancel) {
   const std::string id = response.state.id;
-  Entry entry{.response = nullptr,
-              .bytes = bytes_of(response),
-              .cancel = std::move(cancel),
-              .ended = ended,
-              .unused = unused_.end()};
+  const size_t bytes = bytes_of(response);
+  if (bytes > limits_.bytes || limits_.count == 0) {  // the others would go for nothing
+    ++dropped_;
+    return remember_dropped(id);
+  }
+  Entry entry{
+      .response = nullptr, .bytes = bytes, .cancel = std::move(cancel), .ended = ended, .unused = unused_.end()};
   entry.response = std::make_shared<const StoredResponse>(std::move(response));
   if (ended) entry.unused = unused_.insert(unused_.end(), id);
   bytes_ += entry.bytes;

@@ -43,7 +43,8 @@ class ResponseStore {
 
   bool keeps() const { return limits_.count > 0; }
 
-  // One that has ended. The least recently used go where there is no room, this one itself where it alone is too much.
+  // One that has ended. The least recently used go where there is no room; one that alone is too much is dropped
+  // itself, and the others stay.
   void keep(StoredResponse response);
 
   // One that goes on in the background: it stays until finish(), and `cancel` may be called until then, once, from any

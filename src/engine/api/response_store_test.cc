@@ -52,10 +52,21 @@ TEST(ResponseStoreTest, BytesAreBoundedToo) {
   for (int i = 0; i < 20; ++i) store.keep(ended("resp_" + std::to_string(i), 20'000));
   EXPECT_EQ(store.size().count, 4u);
   EXPECT_LE(store.size().bytes, 100'000u);
-  // One that is too much by itself is not kept, and takes the others' place.
+}
+
+TEST(ResponseStoreTest, OneThatIsTooMuchByItselfIsDroppedAndNoOther) {
+  ResponseStore store({.count = 1000, .bytes = 100'000});
+  store.keep(ended("resp_a", 20'000));
   store.keep(ended("resp_large", 200'000));
   EXPECT_THAT(store.find("resp_large").error().message, HasSubstr("dropped"));
-  EXPECT_EQ(store.size().bytes, 0u);
+  EXPECT_TRUE(store.find("resp_a").ok());
+  EXPECT_EQ(store.size().count, 1u);
+  EXPECT_EQ(store.size().dropped, 1u);
+  // Nor where it has become too much in the background.
+  ASSERT_TRUE(store.begin(going_on("resp_b"), [] {}).ok());
+  store.finish(state_of("resp_b", ResponseStatus::kCompleted, std::string(200'000, 'x')), "");
+  EXPECT_THAT(store.find("resp_b").error().message, HasSubstr("dropped"));
+  EXPECT_TRUE(store.find("resp_a").ok());
 }
 
 TEST(ResponseStoreTest, WhatGoesOnIsNotDroppedAndLeavesRoomForSoManyOnly) {

@@ -154,6 +154,43 @@ TEST_F(ResponsesApiTest, WhatIsNotServedIsAnErrorInItsOwnForm) {
   }
 }
 
+TEST_F(ResponsesApiTest, WhatIsKeptWithAResponseIsBounded) {
+  options_.max_stored_response_mb = 1;
+  serve();
+  answer_with("1");
+  const std::string first = post("/v1/responses", {{"input", "hi"}}).json()["id"];
+  Json many = Json::object(), most = Json::object();
+  for (int i = 0; i < 17; ++i) many["k" + std::to_string(i)] = "v";
+  std::string umlauts;
+  for (int i = 0; i < 512; ++i) umlauts += "\u00fc";
+  for (int i = 0; i < 16; ++i) most[fmt::format("{:064}", i)] = umlauts;
+  const auto with_metadata = [&](Json metadata) {
+    return post("/v1/responses", {{"input", "a"}, {"metadata", std::move(metadata)}});
+  };
+  const std::vector<std::pair<Json, std::string>> wrong = {
+      {Json(7), "metadata must be an object of at most 16 pairs, got number"},
+      {Json::array({"k"}), "metadata must be an object of at most 16 pairs, got array"},
+      {many, "got 17 pairs"},
+      {Json::object({{"k", 7}}), "metadata.k must be a string, got number"},
+      {Json::object({{std::string(65, 'k'), "v"}}), "metadata has a key of 65 characters, 64 at most"},
+      {Json::object({{"k", umlauts + "x"}}), "metadata.k must have at most 512 characters, got 513"},
+      {Json::object({{"k", std::string(2 << 20, 'x')}}), "metadata.k must have at most 512 characters"}};
+  for (const auto& [metadata, error] : wrong) {
+    const auto answer = with_metadata(metadata);
+    EXPECT_EQ(answer.status, 400) << error;
+    EXPECT_THAT(answer.body, HasSubstr(error));
+  }
+  EXPECT_EQ(with_metadata(most).json()["metadata"], most);
+  EXPECT_EQ(with_metadata(nullptr).json()["metadata"], Json::object());
+  const auto user = post("/v1/responses", {{"input", "a"}, {"user", std::string(2 << 20, 'x')}});
+  EXPECT_EQ(user.status, 400);
+  EXPECT_THAT(user.body, HasSubstr("user"));
+  const Json format = {{"format", {{"type", "text"}, {"more", std::string(2 << 20, 'x')}}}};
+  EXPECT_EQ(post("/v1/responses", {{"input", "a"}, {"text", format}}).json()["text"]["format"],
+            (Json{{"type", "text"}}));
+  EXPECT_EQ(call("GET", "/v1/responses/" + first).status, 200);
+}
+
 TEST_F(ResponsesApiTest, IsFetchedAgainAndRemoved) {
   serve();
   answer_with("hello world");
