@@ -444,8 +444,9 @@ class EplbTest(unittest.TestCase):
                     # An expert is 3 matrices of 64 x 32 in float32 or more.
                     self.assertGreater(self.metric(instance, r"sluice:eplb_moved_bytes_total\{.*\}"), 3 * 64 * 32 * 4)
 
-    def test_r26_a_host_that_is_cut_off_while_experts_move_leaves_none_half_moved(self):
-        """Experts of 1.5 MB, at 2 MB/s: those of a layer are on their way for seconds."""
+    def test_a_host_that_is_cut_off_while_experts_move_ends_the_requests_and_the_instance_starts_again(self):
+        """Experts of 1.5 MB, at 2 MB/s: those of a layer are on their way for seconds. All ranks are new ones afterwards, so nothing is shown of
+        what is half moved: ExpertMoverTest and RebalancerTest do."""
         large = ("--load-format", "dummy", "--json-model-override-args", json.dumps({"moe_intermediate_size": 2048}))
         requests = workload(8, seed=4)
         with Sluice(BINARY, "server", *flags("tiny-deepseek-v3", *large)) as alone:
