@@ -227,7 +227,7 @@ class DummyTest(unittest.TestCase):
         self.assertEqual(len(said), 1)
 
     def test_pools_hold_as_many_times_the_unique_tokens_as_the_formula_says(self):
-        """Until the first retraction, for the same bytes of keys and values on each rank. The memory plan is what is measured."""
+        """Until the first retraction, for the same bytes of keys and values on each rank. Tokens are counted; bytes are those of the plan, as slots are."""
         tp, dpa = ("--tp", 4), ("--tp", 4, "--dp-size", 4, *DPA)
         arithmetic = ("--dtype", "float32", "--threads", 1)
         # A latent is on every rank; of two key heads each of four ranks has one, which an attention group of one rank has both.
@@ -252,7 +252,7 @@ class DummyTest(unittest.TestCase):
                     self.assertEqual([room for _, room in pools], [plan["tokens_per_rank"]] * len(pools))
                     unique.append(sum(tokens for tokens, _ in pools))
                     self.assertAlmostEqual(unique[-1] / plan["unique_tokens"], 1, delta=0.02)
-                    # One slot more is nobody's.
+                    # The plan agrees with itself, no more: its bytes are those of its slots and of one that is nobody's.
                     self.assertAlmostEqual(pools[0][0] * size / plan["kv_bytes"], 1, delta=0.02)
                 self.assertAlmostEqual(unique[1] / unique[0], gain, delta=0.02 * gain)
 
