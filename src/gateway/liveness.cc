@@ -88,13 +88,15 @@ void Liveness::expect(Known& known) const {
   const auto backlog = known.worker->load->prefill.backlog();
   if (!backlog) return;
   known.prompts = backlog->prompts;
-  // What a silence may last beyond what explains it.
-  const Duration beyond = known.honest.value(context_.clock.now()) + kMargin;
-  if (backlog->whole) known.ask_after = backlog->prompts + beyond;
+  const Duration more = beyond(known, context_.clock.now());
+  if (backlog->whole) known.ask_after = backlog->prompts + more;
   if (!backlog->decoding) return;
   known.explained = backlog->prompts + *backlog->decoding;
-  known.most = *known.explained + beyond;
+  known.most = *known.explained + more;
 }
+
+// What a silence may last beyond what explains it.
+Duration Liveness::beyond(const Known& known, TimePoint now) { return known.honest.value(now) + kMargin; }
 
 void Liveness::judge(Known& known, TimePoint now) {
   if (known.ask_after && known.has_probe && !context_.options.disable_health_check) {
@@ -120,7 +122,7 @@ bool Liveness::is_to_ask(Known& known, TimePoint now) {
   // come once more; not for ever.
   const auto backlog = known.worker->load->prefill.backlog();
   if (!backlog) return true;
-  const Duration all = backlog->prompts + beyond(known);
+  const Duration all = backlog->prompts + beyond(known, now);
   if (!known.put_off) known.put_off = 2 * std::max(all, *known.ask_after);
   return since > std::min(all, *known.put_off);
 }
