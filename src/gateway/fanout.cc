@@ -148,7 +148,8 @@ Response nobody_to_ask(std::string_view path) {
 
 std::string text_of(const Json& document) { return document.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
-// Of the answers to one question the first with 2xx, as soon as it is there; else the last of all.
+// Of the answers to one question the first with 2xx, as soon as it is there: the questions under way end then. Else the
+// last of all.
 Task<Response> first_good(AdminCall& call, std::string method) {
   struct Found {
     std::optional<Response> good, last;
@@ -177,6 +178,7 @@ Task<Response> first_good(AdminCall& call, std::string method) {
   limits.at_once = static_cast<size_t>(call.context.options.rl_fanout_concurrency);
   limits.enough = [found] { return found->good.has_value(); };
   co_await gather(loop, std::move(tasks), std::move(limits));
+  call.interruption->end();
   call.is_relayed = found->good || found->last;
   if (found->good) co_return relayed(std::move(*found->good));
   if (found->last) co_return relayed(std::move(*found->last));
@@ -283,7 +285,10 @@ Task<Response> stored_response(AdminCall& call) {
     co_return wrong_method(call, part == "input_items" ? "GET" : "GET, DELETE");
   }
   if (method == "GET" && part.empty()) co_return co_await first_good(call, "GET");
-  co_return error_response(501, "not_implemented", "responses are kept by the workers, which cannot do that");
+  co_return error_response(
+      501, "not_implemented",
+      fmt::format("{} {} is not passed on: ask the worker that keeps the response, at its own address", method,
+                  call.path));
 }
 
 Task<Response> engine_metrics(AdminCall& call) {

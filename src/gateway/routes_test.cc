@@ -106,6 +106,30 @@ TEST_F(RoutesTest, TheWorkerThatKnowsAResponseAnswers) {
   EXPECT_EQ(one.received().back().body, "");
 }
 
+TEST_F(RoutesTest, WithAGoodAnswerNoQuestionIsLeft) {
+  // On the one loop of all workers: the keeper speaks when the silent one has been asked.
+  net::Timer is_asked(loops_[0].executor(), TimePoint::max());
+  const auto keeps = [&](net::ServerExchange& exchange, const Received&) -> net::Task<> {
+    boost::system::error_code ended;
+    co_await is_asked.async_wait(net::asio::redirect_error(net::use_task, ended));
+    auto answer = ok();
+    co_await exchange.respond(std::move(answer));
+  };
+  const auto is_silent = [&](net::ServerExchange& exchange, const Received&) -> net::Task<> {
+    is_asked.expires_at(TimePoint{});
+    auto gone = std::make_shared<net::Timer>(exchange.loop().executor(), TimePoint::max());
+    exchange.on_client_gone([gone] { gone->cancel(); });
+    boost::system::error_code ended;
+    co_await gone->async_wait(net::asio::redirect_error(net::use_task, ended));
+  };
+  scripted_.push_back(std::make_unique<ScriptedWorker>(loops_, ScriptedWorker::Serve(keeps)));
+  scripted_.push_back(std::make_unique<ScriptedWorker>(loops_, ScriptedWorker::Serve(is_silent)));
+  start_all();
+  EXPECT_EQ(call("GET", "/v1/responses/resp_1")->status, 200);
+  ASSERT_EQ(scripted_[1]->received().size(), 1U);
+  EXPECT_TRUE(eventually([&] { return metric("smg_upstream_connections", {"state=\"busy\""}) == 0; }));
+}
+
 TEST_F(RoutesTest, WithoutAGoodAnswerTheLastOneCounts) {
   start();
   EXPECT_EQ(code_of(call("GET", "/v1/responses/r")), "no_workers");
@@ -136,6 +160,9 @@ TEST_F(RoutesTest, WhatIsNotBuiltSaysSo) {
     const auto answer = call(method, path);
     EXPECT_EQ(answer->status, 501) << path;
     EXPECT_EQ(code_of(answer), "not_implemented") << path;
+    if (std::string_view(path).starts_with("/v1/responses/")) {
+      EXPECT_THAT(answer->body, HasSubstr(fmt::format("{} {} is not passed on", method, path)));
+    }
   }
   for (const char* path : {"/ha/health", "/open_session", "/close_session", "/get_weights_by_name", "/v1/responses/",
                            "/v1/responses/r/other", "/v1/responses//cancel"}) {
