@@ -67,6 +67,7 @@ ApiSettings settings_of(const EngineOptions& options) {
   SLUICE_CHECK(environment.ok(), "{}", environment.error().message);  // a Front has refused it
   out.health_generates = environment->health_generates;
   out.health_timeout = environment->health_timeout;
+  out.trace_level = environment->trace_level;
   if (auto rank = variable("SGLANG_DP_RANK"); !rank.empty()) out.own_dp_rank = std::move(rank);
   if (options.reasoning_parser) out.reasoning_format = parsers::find_reasoning_format(*options.reasoning_parser);
   if (options.tool_call_parser) out.tool_call_format = parsers::find_tool_call_format(*options.tool_call_parser);
@@ -110,9 +111,6 @@ std::shared_ptr<obs::TraceExporter> exporter_of(const EngineOptions& options, ob
 
 ApiSettings with_traces(ApiSettings settings, std::shared_ptr<obs::TraceExporter> traces) {
   settings.traces = std::move(traces);
-  if (const std::string level = variable("SGLANG_TRACE_LEVEL"); !level.empty()) {
-    settings.trace_level = std::max(0, std::atoi(level.c_str()));
-  }
   return settings;
 }
 

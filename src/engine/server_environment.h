@@ -1,7 +1,8 @@
-// What SGLang's servers take from their environment beside flags, of time limits and health.
+// What SGLang's servers take from their environment beside flags, of time limits, health and traces.
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <optional>
 
 #include "base/clock.h"
@@ -16,6 +17,7 @@ struct ServerEnvironment {
   // How long a rank has for the token that a health probe asks it for.
   Duration health_timeout = std::chrono::seconds(20);  // SGLANG_HEALTH_CHECK_TIMEOUT, seconds
   bool health_generates = true;  // SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION: false: /health asks no rank
+  int64_t trace_level = 3;       // SGLANG_TRACE_LEVEL, as Tracer::Level: how much is recorded of requests at first
 };
 
 // kBadOption names the variable and what it may be.

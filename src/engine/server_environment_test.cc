@@ -9,7 +9,8 @@ namespace sluice::engine {
 namespace {
 
 constexpr const char* kVariables[] = {"SGLANG_REQ_WAITING_TIMEOUT", "SGLANG_REQ_RUNNING_TIMEOUT",
-                                      "SGLANG_HEALTH_CHECK_TIMEOUT", "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"};
+                                      "SGLANG_HEALTH_CHECK_TIMEOUT", "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION",
+                                      "SGLANG_TRACE_LEVEL"};
 
 class ServerEnvironmentTest : public ::testing::Test {
  protected:
@@ -33,6 +34,7 @@ TEST_F(ServerEnvironmentTest, WithoutVariablesNothingIsLimitedButHealth) {
   EXPECT_EQ(out->running_timeout, std::nullopt);
   EXPECT_EQ(out->health_timeout, std::chrono::seconds(20));
   EXPECT_TRUE(out->health_generates);
+  EXPECT_EQ(out->trace_level, 3);
 }
 
 TEST_F(ServerEnvironmentTest, EachVariableSetsItsOwn) {
@@ -45,6 +47,8 @@ TEST_F(ServerEnvironmentTest, EachVariableSetsItsOwn) {
   EXPECT_FALSE(with("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "false").health_generates);
   EXPECT_TRUE(with("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "1").health_generates);
   EXPECT_TRUE(with("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "true").health_generates);
+  EXPECT_EQ(with("SGLANG_TRACE_LEVEL", "0").trace_level, 0);
+  EXPECT_EQ(with("SGLANG_TRACE_LEVEL", "2").trace_level, 2);
 }
 
 TEST_F(ServerEnvironmentTest, WhatCannotBeIsRefusedByName) {
@@ -54,7 +58,8 @@ TEST_F(ServerEnvironmentTest, WhatCannotBeIsRefusedByName) {
   } cases[] = {{kVariables[0], {"abc", "-5", "2 s", "nan", "1e10"}},
                {kVariables[1], {"abc", "-5", "1,5", "inf"}},
                {kVariables[2], {"abc", "0", "-1", "3601", "20s"}},
-               {kVariables[3], {"no", "2", "off", "-1"}}};
+               {kVariables[3], {"no", "2", "off", "-1"}},
+               {kVariables[4], {"high", "-1", "4", "2x"}}};
   for (const auto& c : cases) {
     for (const char* value : c.wrong) {
       setenv(c.name, value, 1);

@@ -10,10 +10,11 @@ constexpr Duration kLimit = std::chrono::seconds(60);
 
 }  // namespace
 
-Background::Entry::Entry(Background& background, std::shared_ptr<LoopEvent> event) : background_(background) {
-  const std::lock_guard lock(background_.mu_);
-  background_.events_.push_front(std::move(event));
-  place_ = background_.events_.begin();
+std::unique_ptr<Background::Entry> Background::try_begin(std::shared_ptr<LoopEvent> event) {
+  const std::lock_guard lock(mu_);
+  if (stopping_) return nullptr;
+  events_.push_front(std::move(event));
+  return std::make_unique<Entry>(*this, events_.begin());
 }
 
 Background::Entry::~Entry() {
@@ -28,14 +29,12 @@ bool Background::stopping() const {
   return stopping_;
 }
 
-size_t Background::stop() {
+void Background::stop() {
   std::unique_lock lock(mu_);
   stopping_ = true;
-  const size_t told = events_.size();
   for (const auto& event : events_) event->notify();
   const bool all = changed_.wait_for(lock, kLimit, [this] { return events_.empty(); });
   SLUICE_CHECK(all, "{} requests in the background did not end within {} s", events_.size(), seconds(kLimit));
-  return told;
 }
 
 }  // namespace sluice::engine

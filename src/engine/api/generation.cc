@@ -131,7 +131,8 @@ Generation::Generation(ApiContext& api, net::EventLoop& loop, net::ServerExchang
   }
   inbox_ = std::make_shared<Inbox>(loop, std::move(meters));
   if (client_ == nullptr || plan_.background) {
-    in_background_.emplace(api_.background, inbox_->event());
+    in_background_ = api_.background.try_begin(inbox_->event());
+    too_late_ = in_background_ == nullptr;
     return;
   }
   client_->on_client_gone([this] {
@@ -149,6 +150,7 @@ Generation::~Generation() {
 
 Result<void> Generation::start() {
   if (client_gone_) return {};
+  if (too_late_) return Error{ErrorCode::kUnavailable, "the server is about to end: nothing begins in the background"};
   if (trace_ != nullptr) trace_->submitted();
   // Without a rank that was ready lengths are not known, and that is what the client is told.
   if (api_.limits().context_length > 0) SLUICE_TRY_VOID(bound_scores(plan_));

@@ -49,7 +49,8 @@ class Generation {
   // Sends the first sample of each prompt. The other samples of a prompt follow to the same rank once its first token
   // is there: then its KV is in that rank's prefix cache, and the prompt is computed once. Where more
   // log-probabilities are wanted than an answer may hold, samples whose length nobody gave get fewer tokens, and if
-  // that is not enough it is kInvalidArgument, and nothing is sent.
+  // that is not enough it is kInvalidArgument, and nothing is sent; kUnavailable for the background of a server that
+  // ends.
   Result<void> start();
 
   // Waits for news and takes them in; returns the samples that have grown or ended. Empty: the client has left, and
@@ -109,7 +110,7 @@ class Generation {
 
   ApiContext& api_;
   // Before what uses the API when it goes.
-  std::optional<Background::Entry> in_background_;
+  std::unique_ptr<Background::Entry> in_background_;
   net::ServerExchange* const client_;          // null: there is none any more
   const std::shared_ptr<RequestTrace> trace_;  // null: it is not recorded
   GenerationPlan plan_;
@@ -119,6 +120,7 @@ class Generation {
   std::vector<State> samples_;
   size_t ended_ = 0;
   bool client_gone_ = false;
+  bool too_late_ = false;  // for the background, of which nothing begins any more
 };
 
 }  // namespace sluice::engine

@@ -131,6 +131,10 @@ Result<OpenAiRequest> prepare_completion(ApiContext& api, const net::Headers& he
 }
 
 Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers, std::string_view text) {
+  return prepare_chat(api, headers, text, /*goes_on=*/false);
+}
+
+Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers, std::string_view text, bool goes_on) {
   SLUICE_TRY(auto body, protocol::parse_chat_body(text, api.chat_defaults, api.model.template_habits));
   OpenAiRequest out = begin(api, body.routing, body.model, body.stream);
   out.chat = true;
@@ -151,8 +155,16 @@ Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers,
     ids = api.prompts.encode(rendered + body.prefix, /*add_special=*/false);
   }
   out.parsing = chat_parsing(api, body, ids);
-  SLUICE_TRY(auto planned,
-             plan_prompt(api, api.limits(), std::move(ids), body.sampling, std::nullopt, body.stream.stream));
+  const auto limits = api.limits();
+  const bool known = limits.context_length > 0;  // else no rank is ready, which is what the client is told
+  if (goes_on && known && api.settings.allow_auto_truncate && std::ssize(ids) > limits.max_input) {
+    return Error{
+        ErrorCode::kInvalidArgument,
+        fmt::format("previous_response_id: the conversation has {} tokens with this input, and {} are the most: "
+                    "what goes on from a response is not truncated",
+                    ids.size(), limits.max_input)};
+  }
+  SLUICE_TRY(auto planned, plan_prompt(api, limits, std::move(ids), body.sampling, std::nullopt, body.stream.stream));
   if (planned.request.sampling.grammar_kind != GrammarKind::kNone) begin_after_reasoning(api, out.parsing, planned);
   if (body.token_ids) out.format.chat_prompt_ids = planned.request.input_ids;
   if (out.parsing.needs_special_tokens) planned.format.text.skip_special = false;

@@ -26,6 +26,9 @@ struct OpenAiRequest {
 
 Result<OpenAiRequest> prepare_completion(ApiContext& api, const net::Headers& headers, std::string_view text);
 Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers, std::string_view text);
+// `goes_on`: from what is stored. Then a chat that is too long is kInvalidArgument with --allow-auto-truncate too: what
+// is cut is the end, its newest message, and the conversation would grow without a bound.
+Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers, std::string_view text, bool goes_on);
 
 // The text that the model's chat template makes of `context`; kInvalidArgument when it fails or there is none.
 Result<std::string> render_chat(const ApiContext& api, const nlohmann::ordered_json& context);

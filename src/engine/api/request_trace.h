@@ -67,7 +67,7 @@ class RequestTrace {
   void body_read();
   // The first sample goes to its rank.
   void submitted();
-  // It has ended; `rank` has had it last.
+  // It has ended.
   void sample_ended(size_t index, const RequestOutput& end);
   // Status of the answer; 0: the client left before there was one. What goes wrong later is fail()'s.
   void answered(int status);

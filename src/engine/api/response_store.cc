@@ -18,28 +18,27 @@ size_t bytes_of(const StoredResponse& response) {
          state.failure.size() + response.conversation.size();
 }
 
+StoredResponse without_useless(StoredResponse response) {
+  if (!can_be_gone_on_from(response.state.status)) response.conversation = std::string();
+  return response;
+}
+
 }  // namespace
 
 void ResponseStore::keep(StoredResponse response) {
   const std::lock_guard lock(mu_);
-  put(std::move(response), /*ended=*/true, {});
+  put(without_useless(std::move(response)), /*held=*/0, /*ended=*/true, {});
 }
 
-Result<void> ResponseStore::begin(StoredResponse response, std::function<void()> cancel) {
+Result<void> ResponseStore::begin(StoredResponse response, size_t held, std::function<void()> cancel) {
   const std::lock_guard lock(mu_);
-  size_t count = 1, bytes = bytes_of(response);
-  for (const auto& [id, entry] : entries_) {
-    if (entry.ended) continue;
-    ++count;
-    bytes += entry.bytes;
-  }
-  if (count > limits_.count || bytes > limits_.bytes) {
+  if (count_going_on_ + 1 > limits_.count || bytes_going_on_ + bytes_of(response) + held > limits_.bytes) {
     return Error{ErrorCode::kExhausted,
                  fmt::format("{} responses go on in the background, and with this one they would be more than {} "
                              "(--max-stored-responses) or hold more than {} MiB (--max-stored-response-mb)",
-                             count - 1, limits_.count, limits_.bytes >> 20)};
+                             count_going_on_, limits_.count, limits_.bytes >> 20)};
   }
-  put(std::move(response), /*ended=*/false, std::move(cancel));
+  put(std::move(response), held, /*ended=*/false, std::move(cancel));
   return {};
 }
 
@@ -59,7 +58,7 @@ void ResponseStore::finish(protocol::ResponseState state, std::string conversati
   if (at->second.response->state.status == ResponseStatus::kCancelled) state.status = ResponseStatus::kCancelled;
   StoredResponse ended{std::move(state), std::move(conversation), /*background=*/true};
   erase(at);
-  put(std::move(ended), /*ended=*/true, {});
+  put(without_useless(std::move(ended)), /*held=*/0, /*ended=*/true, {});
 }
 
 Result<ResponseStore::Found> ResponseStore::find(std::string_view id) {
@@ -135,10 +134,11 @@ Result<ResponseStore::Entries::iterator> ResponseStore::look_up(std::string_view
   return at;
 }
 
-void ResponseStore::put(StoredResponse response, bool ended, std::function<void()> cancel) {
+void ResponseStore::put(StoredResponse response, size_t held, bool ended, std::function<void()> cancel) {
   const std::string id = response.state.id;
-  const size_t bytes = bytes_of(response);
-  if (bytes > limits_.bytes || limits_.count == 0) {  // the others would go for nothing
+  const size_t bytes = bytes_of(response) + held;
+  // The others would go for nothing.
+  if (count_going_on_ + 1 > limits_.count || bytes_going_on_ + bytes > limits_.bytes) {
     ++dropped_;
     return remember_dropped(id);
   }
@@ -147,6 +147,10 @@ void ResponseStore::put(StoredResponse response, bool ended, std::function<void(
   entry.response = std::make_shared<const StoredResponse>(std::move(response));
   if (ended) entry.unused = unused_.insert(unused_.end(), id);
   bytes_ += entry.bytes;
+  if (!ended) {
+    ++count_going_on_;
+    bytes_going_on_ += entry.bytes;
+  }
   const bool fresh = entries_.emplace(id, std::move(entry)).second;
   SLUICE_CHECK(fresh, "a second response with id {}", id);
   make_room();
@@ -154,7 +158,12 @@ void ResponseStore::put(StoredResponse response, bool ended, std::function<void(
 
 void ResponseStore::erase(Entries::iterator at) {
   bytes_ -= at->second.bytes;
-  if (at->second.ended) unused_.erase(at->second.unused);
+  if (at->second.ended) {
+    unused_.erase(at->second.unused);
+  } else {
+    --count_going_on_;
+    bytes_going_on_ -= at->second.bytes;
+  }
   entries_.erase(at);
 }
 

@@ -22,9 +22,14 @@ namespace sluice::engine {
 struct StoredResponse {
   protocol::ResponseState state;
   // What one that goes on from this begins with: its messages and the answer, as protocol::with_answer() has them.
+  // Empty where it has no answer to go on from.
   std::string conversation;
   bool background = false;
 };
+
+inline bool can_be_gone_on_from(protocol::ResponseStatus status) {
+  return status == protocol::ResponseStatus::kCompleted || status == protocol::ResponseStatus::kIncomplete;
+}
 
 // Any thread.
 class ResponseStore {
@@ -47,12 +52,14 @@ class ResponseStore {
   // itself, and the others stay.
   void keep(StoredResponse response);
 
-  // One that goes on in the background: it stays until finish(), and `cancel` may be called until then, once, from any
-  // thread and with nothing locked. kExhausted where those that go on leave no room for it.
-  Result<void> begin(StoredResponse response, std::function<void()> cancel);
+  // One that goes on in the background, without a conversation so far: it stays until finish(), and `cancel` may be
+  // called until then, once, from any thread and with nothing locked. `held`: bytes that whoever makes it holds
+  // meanwhile, its messages above all, which count here. kExhausted where those that go on leave no room for it.
+  Result<void> begin(StoredResponse response, size_t held, std::function<void()> cancel);
   // Its first token is there.
   void progress(std::string_view id);
-  // It has ended with this state; one that was cancelled before stays so.
+  // It has ended with this state; one that was cancelled before stays so. The conversation is kept where it can be gone
+  // on from.
   void finish(protocol::ResponseState state, std::string conversation);
 
   // kNotFound with a message that says whether it was dropped or is not known.
@@ -78,7 +85,7 @@ class ResponseStore {
 
   // All with the lock held.
   Result<Entries::iterator> look_up(std::string_view id);
-  void put(StoredResponse response, bool ended, std::function<void()> cancel);
+  void put(StoredResponse response, size_t held, bool ended, std::function<void()> cancel);
   void erase(Entries::iterator at);
   void make_room();
   void remember_dropped(const std::string& id);
@@ -89,6 +96,7 @@ class ResponseStore {
   Entries entries_;
   std::list<std::string> unused_;  // ids of those that have ended, the least recently used first
   size_t bytes_ = 0;
+  size_t count_going_on_ = 0, bytes_going_on_ = 0;  // of those that have not ended
   uint64_t dropped_ = 0;
   std::deque<size_t> dropped_order_;  // hashes of ids, the latest
   std::unordered_set<size_t> dropped_ids_;

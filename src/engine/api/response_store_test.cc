@@ -23,8 +23,8 @@ ResponseState state_of(const std::string& id, ResponseStatus status, std::string
 StoredResponse ended(const std::string& id, size_t bytes = 0) {
   return {.state = state_of(id, ResponseStatus::kCompleted), .conversation = std::string(bytes, 'x')};
 }
-StoredResponse going_on(const std::string& id, size_t bytes = 0) {
-  return {.state = state_of(id, ResponseStatus::kQueued), .conversation = std::string(bytes, 'x'), .background = true};
+StoredResponse going_on(const std::string& id) {
+  return {.state = state_of(id, ResponseStatus::kQueued), .conversation = "", .background = true};
 }
 ResponseStatus status_of(ResponseStore& store, const std::string& id) { return store.find(id).value()->state.status; }
 
@@ -63,7 +63,7 @@ TEST(ResponseStoreTest, OneThatIsTooMuchByItselfIsDroppedAndNoOther) {
   EXPECT_EQ(store.size().count, 1u);
   EXPECT_EQ(store.size().dropped, 1u);
   // Nor where it has become too much in the background.
-  ASSERT_TRUE(store.begin(going_on("resp_b"), [] {}).ok());
+  ASSERT_TRUE(store.begin(going_on("resp_b"), 0, [] {}).ok());
   store.finish(state_of("resp_b", ResponseStatus::kCompleted, std::string(200'000, 'x')), "");
   EXPECT_THAT(store.find("resp_b").error().message, HasSubstr("dropped"));
   EXPECT_TRUE(store.find("resp_a").ok());
@@ -71,28 +71,55 @@ TEST(ResponseStoreTest, OneThatIsTooMuchByItselfIsDroppedAndNoOther) {
 
 TEST(ResponseStoreTest, WhatGoesOnIsNotDroppedAndLeavesRoomForSoManyOnly) {
   ResponseStore store({.count = 2, .bytes = kMany});
-  ASSERT_TRUE(store.begin(going_on("resp_a"), [] {}).ok());
+  ASSERT_TRUE(store.begin(going_on("resp_a"), 0, [] {}).ok());
   store.keep(ended("resp_b"));
-  ASSERT_TRUE(store.begin(going_on("resp_c"), [] {}).ok());
+  ASSERT_TRUE(store.begin(going_on("resp_c"), 0, [] {}).ok());
   EXPECT_FALSE(store.find("resp_b").ok());
-  const auto refused = store.begin(going_on("resp_d"), [] {});
+  const auto refused = store.begin(going_on("resp_d"), 0, [] {});
   EXPECT_EQ(refused.error().code, ErrorCode::kExhausted);
   EXPECT_THAT(refused.error().message, HasSubstr("--max-stored-responses"));
   store.finish(state_of("resp_a", ResponseStatus::kCompleted, "done"), "[]");
   EXPECT_THAT(store.going_on(), ElementsAre("resp_c"));
   EXPECT_EQ(store.find("resp_a").value()->state.text, "done");
-  ASSERT_TRUE(store.begin(going_on("resp_d"), [] {}).ok());
+  ASSERT_TRUE(store.begin(going_on("resp_d"), 0, [] {}).ok());
   EXPECT_THAT(store.find("resp_a").error().message, HasSubstr("dropped"));
 
   ResponseStore small({.count = 10, .bytes = 50'000});
-  EXPECT_EQ(small.begin(going_on("resp_a", 60'000), [] {}).error().code, ErrorCode::kExhausted);
-  ASSERT_TRUE(small.begin(going_on("resp_b", 30'000), [] {}).ok());
-  EXPECT_THAT(small.begin(going_on("resp_c", 30'000), [] {}).error().message, HasSubstr("--max-stored-response-mb"));
+  EXPECT_EQ(small.begin(going_on("resp_a"), 60'000, [] {}).error().code, ErrorCode::kExhausted);
+  ASSERT_TRUE(small.begin(going_on("resp_b"), 30'000, [] {}).ok());
+  EXPECT_THAT(small.begin(going_on("resp_c"), 30'000, [] {}).error().message, HasSubstr("--max-stored-response-mb"));
+}
+
+TEST(ResponseStoreTest, WhatIsHeldForOneThatGoesOnCountsUntilItsEnd) {
+  ResponseStore store({.count = 10, .bytes = 100'000});
+  ASSERT_TRUE(store.begin(going_on("resp_a"), 60'000, [] {}).ok());
+  EXPECT_GT(store.size().bytes, 60'000u);
+  store.progress("resp_a");
+  EXPECT_GT(store.size().bytes, 60'000u);
+  EXPECT_EQ(store.begin(going_on("resp_b"), 60'000, [] {}).error().code, ErrorCode::kExhausted);
+  store.finish(state_of("resp_a", ResponseStatus::kFailed), std::string(60'000, 'x'));
+  // Nobody can go on from it.
+  EXPECT_EQ(store.find("resp_a").value()->conversation, "");
+  EXPECT_LT(store.size().bytes, 2'000u);
+
+  ASSERT_TRUE(store.begin(going_on("resp_b"), 60'000, [] {}).ok());
+  ASSERT_TRUE(store.cancel("resp_b").ok());
+  EXPECT_GT(store.size().bytes, 60'000u) << "it has not ended so far";
+  store.finish(state_of("resp_b", ResponseStatus::kCompleted), std::string(60'000, 'x'));
+  EXPECT_EQ(store.find("resp_b").value()->conversation, "");
+  ASSERT_TRUE(store.begin(going_on("resp_c"), 60'000, [] {}).ok());
+  store.finish(state_of("resp_c", ResponseStatus::kIncomplete), std::string(60'000, 'x'));
+  EXPECT_EQ(store.find("resp_c").value()->conversation.size(), 60'000u);
+  // What those that go on leave no room for is dropped by itself.
+  ASSERT_TRUE(store.begin(going_on("resp_d"), 0, [] {}).ok());
+  store.keep(ended("resp_large", 99'000));
+  EXPECT_FALSE(store.find("resp_large").ok());
+  EXPECT_TRUE(store.find("resp_c").ok());
 }
 
 TEST(ResponseStoreTest, GoesFromQueuedThroughInProgressToItsEnd) {
   ResponseStore store({.count = 5, .bytes = kMany});
-  ASSERT_TRUE(store.begin(going_on("resp_a"), [] {}).ok());
+  ASSERT_TRUE(store.begin(going_on("resp_a"), 0, [] {}).ok());
   EXPECT_EQ(status_of(store, "resp_a"), ResponseStatus::kQueued);
   store.progress("resp_a");
   EXPECT_EQ(status_of(store, "resp_a"), ResponseStatus::kInProgress);
@@ -104,7 +131,7 @@ TEST(ResponseStoreTest, GoesFromQueuedThroughInProgressToItsEnd) {
 TEST(ResponseStoreTest, IsCancelledOnceAndStaysSo) {
   ResponseStore store({.count = 5, .bytes = kMany});
   int cancelled = 0;
-  ASSERT_TRUE(store.begin(going_on("resp_a"), [&] { ++cancelled; }).ok());
+  ASSERT_TRUE(store.begin(going_on("resp_a"), 0, [&] { ++cancelled; }).ok());
   EXPECT_EQ(store.cancel("resp_a").value()->state.status, ResponseStatus::kCancelled);
   EXPECT_EQ(store.cancel("resp_a").value()->state.status, ResponseStatus::kCancelled);
   EXPECT_EQ(cancelled, 1);
@@ -112,7 +139,7 @@ TEST(ResponseStoreTest, IsCancelledOnceAndStaysSo) {
   EXPECT_EQ(status_of(store, "resp_a"), ResponseStatus::kCancelled);
   EXPECT_EQ(store.find("resp_a").value()->state.text, "so far");
   // One that has ended stays as it is; one that was never in the background cannot be cancelled.
-  ASSERT_TRUE(store.begin(going_on("resp_b"), [&] { ++cancelled; }).ok());
+  ASSERT_TRUE(store.begin(going_on("resp_b"), 0, [&] { ++cancelled; }).ok());
   store.finish(state_of("resp_b", ResponseStatus::kCompleted), "");
   EXPECT_EQ(store.cancel("resp_b").value()->state.status, ResponseStatus::kCompleted);
   store.keep(ended("resp_c"));
@@ -124,7 +151,7 @@ TEST(ResponseStoreTest, IsCancelledOnceAndStaysSo) {
 TEST(ResponseStoreTest, WhatIsRemovedIsCancelledAndGone) {
   ResponseStore store({.count = 5, .bytes = kMany});
   int cancelled = 0;
-  ASSERT_TRUE(store.begin(going_on("resp_a"), [&] { ++cancelled; }).ok());
+  ASSERT_TRUE(store.begin(going_on("resp_a"), 0, [&] { ++cancelled; }).ok());
   EXPECT_TRUE(store.remove("resp_a").ok());
   EXPECT_EQ(cancelled, 1);
   store.finish(state_of("resp_a", ResponseStatus::kCompleted), "");
@@ -145,7 +172,7 @@ TEST(ResponseStoreTest, AnyOrderOfCallsKeepsItsBounds) {
         if (!store.find(id).ok()) store.keep(ended(id, rng.below(20'000)));
         break;
       case 1:
-        if (!store.find(id).ok() && store.begin(going_on(id, rng.below(20'000)), [] {}).ok()) going.insert(id);
+        if (!store.find(id).ok() && store.begin(going_on(id), rng.below(20'000), [] {}).ok()) going.insert(id);
         break;
       case 2:
         if (going.erase(id) > 0) store.finish(state_of(id, ResponseStatus::kCompleted), "");

@@ -121,7 +121,9 @@ net::Task<> follow(ApiContext& api, Run run) {
     state.text = run->output.push(generation.sample(0)).content;
     take_end(state, generation, run->output);
   }
-  api.responses.finish(state, protocol::with_answer(run->asked.messages, state.text));
+  std::string conversation;
+  if (can_be_gone_on_from(state.status)) conversation = protocol::with_answer(run->asked.messages, state.text);
+  api.responses.finish(state, std::move(conversation));
 }
 
 // The answer says that it has begun; what comes of it is fetched.
@@ -141,7 +143,9 @@ net::Task<> begin_background(ApiCall& call, Asked asked, OpenAiRequest chat) {
       if (const Run there = weak.lock()) there->generation.abort();
     });
   };
-  auto placed = api.responses.begin({.state = begun, .conversation = run->asked.messages, .background = true}, cancel);
+  // What the run holds: its messages, and a second echo.
+  const size_t held = run->asked.messages.size() + begun.echo.size();
+  auto placed = api.responses.begin({.state = begun, .conversation = "", .background = true}, held, cancel);
   if (!placed.ok()) {
     co_await refuse(call, placed.error());
     co_return;
@@ -157,18 +161,18 @@ net::Task<> begin_background(ApiCall& call, Asked asked, OpenAiRequest chat) {
   co_await answer(call, json_response(protocol::response_object(begun)));
 }
 
-// The messages of what `body` goes on from; empty where it begins a conversation.
-Result<std::string> messages_before(ApiContext& api, const protocol::ResponsesBody& body) {
-  if (body.previous.empty()) return std::string();
+// What `body` goes on from; null where it begins a conversation.
+Result<ResponseStore::Found> find_previous(ApiContext& api, const protocol::ResponsesBody& body) {
+  if (body.previous.empty()) return ResponseStore::Found();
   SLUICE_TRY(const auto found, api.responses.find(body.previous));
   const auto status = found->state.status;
-  if (status != ResponseStatus::kCompleted && status != ResponseStatus::kIncomplete) {
+  if (!can_be_gone_on_from(status)) {
     return Error{ErrorCode::kInvalidArgument,
                  fmt::format("previous_response_id '{}' has status {}: it has no answer to "
                              "go on from",
                              body.previous, protocol::to_string(status))};
   }
-  return found->conversation;
+  return found;
 }
 
 }  // namespace
@@ -186,14 +190,20 @@ net::Task<> responses(ApiCall& call) {
     co_await refuse(call, 400, "background needs a server that stores responses: --max-stored-responses is 0");
     co_return;
   }
-  auto before = messages_before(api, *body);
-  if (!before.ok()) {
-    co_await refuse(call, before.error(), "previous_response_id");
+  const auto previous = find_previous(api, *body);
+  if (!previous.ok()) {
+    co_await refuse(call, previous.error(), "previous_response_id");
     co_return;
   }
+  const bool stored = body->store && api.responses.keeps();
+  const std::string_view before = *previous == nullptr ? std::string_view() : (*previous)->conversation;
   const auto& headers = call.exchange.request().headers;
-  auto chat = co_await run_off_loop(call, text->size() + before->size(),
-                                    [&] { return prepare_chat(api, headers, protocol::chat_of(*body, *before)); });
+  std::string messages;  // of what is stored
+  auto chat = co_await run_off_loop(call, text->size() + before.size(), [&] {
+    auto prepared = prepare_chat(api, headers, protocol::chat_of(*body, before), /*goes_on=*/*previous != nullptr);
+    if (prepared.ok() && stored) messages = protocol::joined_messages(before, body->messages);
+    return prepared;
+  });
   if (!chat.ok()) {
     co_await refuse(call, chat.error());
     co_return;
@@ -202,9 +212,8 @@ net::Task<> responses(ApiCall& call) {
                         .created = chat->format.created,
                         .model = chat->format.model,
                         .echo = std::move(body->echo),
-                        .stored = body->store && api.responses.keeps()},
-              .messages = {}};
-  if (asked.state.stored) asked.messages = protocol::joined_messages(*before, body->messages);
+                        .stored = stored},
+              .messages = std::move(messages)};
   if (body->background) {
     co_await begin_background(call, std::move(asked), std::move(*chat));
     co_return;

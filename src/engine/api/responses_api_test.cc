@@ -278,8 +278,8 @@ TEST_F(ResponsesApiTest, ReasoningIsNotGoneOnWith) {
 class BackgroundTest : public ResponsesApiTest {
  protected:
   // Begins one whose rank says nothing yet.
-  std::string begin() {
-    const auto answer = post("/v1/responses", {{"input", "hi"}, {"background", true}});
+  std::string begin(const std::string& input = "hi") {
+    const auto answer = post("/v1/responses", {{"input", input}, {"background", true}});
     EXPECT_EQ(answer.status, 200) << answer.body;
     EXPECT_EQ(answer.json()["status"], "queued");
     EXPECT_EQ(answer.json()["background"], true);
@@ -379,6 +379,36 @@ TEST_F(BackgroundTest, BytesOfWhatIsStoredAreBounded) {
   EXPECT_EQ(call("GET", "/v1/responses/" + first).status, 404);
 }
 
+TEST_F(BackgroundTest, WhatItHoldsCountsOnceAndGoesWhereItIsCancelled) {
+  options_.max_stored_response_mb = 1;
+  options_.allow_auto_truncate = true;
+  serve();
+  // Two copies of it would not fit.
+  const std::string id = begin(std::string(700'000, 'a'));
+  const auto stored_bytes = [&] {
+    (void)metrics_.render();
+    return metrics_.gauge("sluice:stored_response_bytes").value();
+  };
+  EXPECT_GT(stored_bytes(), 700'000);
+  EXPECT_EQ(post("/v1/responses", {{"input", std::string(700'000, 'a')}, {"background", true}}).status, 503);
+  call("POST", "/v1/responses/" + id + "/cancel");
+  EXPECT_TRUE(backend_->wait_for([&](const FakeBackend&) { return stored_bytes() < 10'000; }));
+  EXPECT_EQ(fetch(id)["status"], "cancelled");
+}
+
+TEST_F(BackgroundTest, AConversationThatHasOutgrownTheContextIsNotCut) {
+  options_.allow_auto_truncate = true;
+  serve();
+  answer_with("1");
+  const std::string text(20'000, 'a');
+  const auto first = post("/v1/responses", {{"input", text}});
+  ASSERT_EQ(first.status, 200) << first.body;
+  const auto second = post("/v1/responses", {{"input", "b"}, {"previous_response_id", first.json()["id"]}});
+  EXPECT_EQ(second.status, 400);
+  EXPECT_THAT(second.body, HasSubstr("previous_response_id: the conversation has"));
+  EXPECT_THAT(second.body, HasSubstr("2041 are the most"));
+}
+
 TEST_F(BackgroundTest, EndsWithTheServerAndNothingBeginsThen) {
   serve();
   const std::string id = begin();
@@ -395,6 +425,18 @@ TEST_F(BackgroundTest, EndsWithTheServerAndNothingBeginsThen) {
   EXPECT_TRUE(backend_->running().empty());
   EXPECT_EQ(fetch(id)["status"], "failed");
   EXPECT_THAT(fetch(id)["error"]["message"].get<std::string>(), HasSubstr("the server has ended"));
+}
+
+TEST_F(BackgroundTest, NothingBeginsOnceTheServerHasStoppedIt) {
+  serve();
+  answer_with("1");
+  api_->stop();  // with no drain before
+  const auto refused = post("/v1/responses", {{"input", "hi"}, {"background", true}});
+  EXPECT_EQ(refused.status, 503);
+  EXPECT_THAT(refused.body, HasSubstr("nothing begins in the background"));
+  EXPECT_EQ(post("/generate", {{"text", "a"}, {"background", true}}).status, 503);
+  EXPECT_TRUE(backend_->submitted().empty());
+  EXPECT_THAT(metrics_.render(), HasSubstr("sluice:stored_responses 0\n"));
 }
 
 }  // namespace
