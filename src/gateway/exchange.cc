@@ -257,7 +257,7 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit, std::optional<WorkerLease>& 
     if (!worker->breaker.begin(permit)) continue;
     record_choice(*roster, facts, *worker, *choice);
     lease.emplace(worker->load, work(choice->match_rate), context_.clock);
-    if (choice->none_takes_work || lease->others() < worker->load->most_requests.load(std::memory_order_relaxed)) break;
+    if (!choice->takes_work || lease->others() < worker->load->most_requests.load(std::memory_order_relaxed)) break;
     lease.reset();
     worker->breaker.neutral(permit);
     forget_choice();

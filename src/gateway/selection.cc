@@ -7,8 +7,7 @@
 namespace sluice::gateway {
 namespace {
 
-// Whether those that it lists take work and were not tried.
-bool list_usable(const Roster& roster, std::span<const uint32_t> tried, TimePoint now, std::vector<Candidate>& usable) {
+void list_usable(const Roster& roster, std::span<const uint32_t> tried, TimePoint now, std::vector<Candidate>& usable) {
   for (const int effort : {0, 1, 2, 3}) {
     usable.clear();
     for (const WorkerPtr& worker : roster.workers()) {
@@ -17,9 +16,8 @@ bool list_usable(const Roster& roster, std::span<const uint32_t> tried, TimePoin
       if (effort < 3 && std::ranges::find(tried, worker->number) != tried.end()) continue;
       usable.push_back({worker->number, worker->load.get()});
     }
-    if (!usable.empty()) return effort == 0;
+    if (!usable.empty()) return;
   }
-  return false;
 }
 
 }  // namespace
@@ -65,10 +63,10 @@ std::optional<Choice> select_worker(const Roster& roster, const Policy& policy, 
       return choice;
     }
   }
-  const bool take_work = list_usable(roster, tried, facts.now, scratch.usable);
+  list_usable(roster, tried, facts.now, scratch.usable);
   if (scratch.usable.empty()) return std::nullopt;
   Choice choice = policy.choose(FleetView(scratch.usable, ring), facts, rng);
-  choice.none_takes_work = !take_work;
+  choice.takes_work = choice.worker && roster.worker(*choice.worker)->takes_work(facts.now);
   return choice;
 }
 

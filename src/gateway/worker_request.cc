@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "gateway/client_json.h"
+#include "net/http.h"
 
 namespace sluice::gateway {
 namespace {
@@ -12,17 +13,10 @@ using Json = nlohmann::ordered_json;
 
 Error wrong(const char* what) { return {ErrorCode::kInvalidArgument, what}; }
 
-bool is_word(const Json& value, std::string_view word) {
-  if (!value.is_string()) return false;
-  return std::ranges::equal(value.get_ref<const std::string&>(), word, [](char a, char b) {
-    return (a >= 'A' && a <= 'Z' ? static_cast<char>(a - 'A' + 'a') : a) == b;
-  });
-}
-
 // Of a field that has one value here, whatever others there are elsewhere.
 bool is_only(const Json& body, const char* name, std::string_view word) {
   const auto at = body.find(name);
-  return at == body.end() || at->is_null() || is_word(*at, word);
+  return at == body.end() || at->is_null() || (at->is_string() && net::iequals(at->get_ref<const std::string&>(), word));
 }
 
 constexpr std::string_view kMembers[] = {"url",      "api_key", "priority",    "cost",           "labels",

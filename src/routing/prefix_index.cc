@@ -43,11 +43,12 @@ class PendingInserts {
 
   // False if there is no room. `owner`: of the text, or null.
   bool push(const Claim& claim, const std::shared_ptr<const std::string>& owner) {
-    const bool keeps = owner != nullptr && claim.text.size() >= kKept &&
-                       owner->capacity() <= std::min(claim.text.size() * kMostBesides, room_for_text(capacity_));
     Head head{claim.limit,       claim.place, nullptr, claim.holder, static_cast<uint32_t>(claim.text.size()),
               claim.is_withdrawn};
-    if (capacity_ - bytes() < sizeof(head) + (keeps ? owner->capacity() : claim.text.size())) return false;
+    const size_t room = capacity_ - bytes();
+    if (room < sizeof(head) + claim.text.size()) return false;
+    const bool keeps = owner != nullptr && claim.text.size() >= kKept &&
+                       owner->capacity() <= std::min(claim.text.size() * kMostBesides, room - sizeof(head));
     if (keeps) {
       head.kept = claim.text.data();
       kept_.push_back(owner);
@@ -425,13 +426,13 @@ class PrefixIndex::Impl {
       const uint32_t tick = tick_since(start);
       Few few;
       const auto apply_few = [&] {
-        if (few.size > 1) tree_.expect(std::span(few.texts).first(few.size));
+        if (few.size > 1) tree_.expect(std::span(few.expected).first(few.size));
         for (size_t i = 0; i < few.size; ++i) apply(few.claims[i], ++number, tick);
         few.size = 0;
       };
       batch.for_each([&](const PendingInserts::Claim& claim) {
         few.claims[few.size] = claim;
-        few.texts[few.size] = claim.text;
+        few.expected[few.size] = {claim.text, claim.place.bytes};
         if (++few.size == few.claims.size()) apply_few();
       });
       apply_few();
@@ -463,7 +464,7 @@ class PrefixIndex::Impl {
   // Claims that are applied one after the other.
   struct Few {
     std::array<PendingInserts::Claim, PrefixTree::kExpected> claims;
-    std::array<std::string_view, PrefixTree::kExpected> texts;
+    std::array<PrefixTree::Expected, PrefixTree::kExpected> expected;
     size_t size = 0;
   };
 

@@ -264,17 +264,20 @@ PrefixMatch PrefixTree::match(std::string_view text) const {
 
 // ---- writing ----
 
-void PrefixTree::expect(std::span<const std::string_view> texts) const {
+void PrefixTree::expect(std::span<const Expected> inserts) const {
   // One step of all, then the next: whatever is looked at was asked for while the others took theirs.
   struct Walk {
     std::string_view rest;
+    size_t known = 0;            // bytes of the rest
     const Node* node = nullptr;  // null: it has come to its end
     Children* table = nullptr;
   };
   std::array<Walk, kExpected> walks;
-  SLUICE_CHECK(texts.size() <= walks.size(), "{} texts at once, of at most {}", texts.size(), walks.size());
-  const auto all = std::span(walks).first(texts.size());
-  for (size_t i = 0; i < texts.size(); ++i) all[i] = {.rest = texts[i].substr(0, max_text_), .node = root_};
+  SLUICE_CHECK(inserts.size() <= walks.size(), "{} texts at once, of at most {}", inserts.size(), walks.size());
+  const auto all = std::span(walks).first(inserts.size());
+  for (size_t i = 0; i < inserts.size(); ++i) {
+    all[i] = {.rest = inserts[i].text.substr(0, max_text_), .known = inserts[i].known, .node = root_};
+  }
   bool any = true;
   for (int step = 0; step < kExpectedSteps && any; ++step) {
     any = false;
@@ -295,11 +298,15 @@ void PrefixTree::expect(std::span<const std::string_view> texts) const {
     }
     for (Walk& walk : all) {
       if (walk.node == nullptr) continue;
-      if (!walk.rest.starts_with(walk.node->edge())) {
+      // What has become of the place since does not matter: it is fetched in vain at worst.
+      const size_t size = walk.node->edge_size;
+      const bool goes_on = size <= walk.known ? size <= walk.rest.size() : walk.rest.starts_with(walk.node->edge());
+      if (!goes_on) {
         walk.node = nullptr;
         continue;
       }
-      walk.rest.remove_prefix(walk.node->edge_size);
+      walk.rest.remove_prefix(size);
+      walk.known -= std::min(walk.known, size);
       any = true;
     }
   }

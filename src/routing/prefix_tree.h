@@ -46,7 +46,11 @@ class PrefixTree {
   // Those texts, at most kExpected, are inserted next: what that looks at is fetched from memory for all at the same
   // time, where inserts would wait for it one after the other.
   static constexpr size_t kExpected = 8;
-  void expect(std::span<const std::string_view> texts) const;
+  struct Expected {
+    std::string_view text;
+    size_t known = 0;  // PrefixPlace::bytes: so far it is not compared
+  };
+  void expect(std::span<const Expected> inserts) const;
   // The text that was inserted for the holder did not come to be held: its claims on what lies beyond the first `kept`
   // bytes end, unless longer texts of it went through there. Returns how much such ones leave it, 0 if there are none.
   size_t withdraw(std::string_view text, Holder holder, size_t kept);

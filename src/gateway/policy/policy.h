@@ -63,7 +63,7 @@ struct Choice {
   std::optional<uint32_t> worker;  // Candidate::worker; none if there is no usable worker
   Reason reason = Reason::kNoUsableWorker;
   bool insert_prefix = false;     // the caller should record that this worker will hold the routing text
-  bool none_takes_work = false;   // so it is one that may be used at all, and has as many requests as it may
+  bool takes_work = true;         // the worker does; where none does, it is one that may be used at all
   double match_rate = 0;          // share of the routing text believed cached on the chosen worker
   std::array<Score, 4> scores{};  // the workers that were compared, best known first
   uint8_t num_scores = 0;
