@@ -225,7 +225,12 @@ Duration Liveness::patience(const Worker& worker) const {
   const Known& known = at->second;
   const auto backlog = worker.load->prefill.backlog();
   const Duration later = backlog ? backlog->prompts - known.prompts : Duration(0);
-  return std::min(most, std::max({kPatience, 2 * known.probe_took.value(context_.clock.now()), later}));
+  return std::min(most, std::max(usual(known, context_.clock.now()), later));
+}
+
+// What a probe may take, by what others took lately.
+Duration Liveness::usual(const Known& known, TimePoint now) {
+  return std::max(kPatience, 2 * known.probe_took.value(now));
 }
 
 void Liveness::generated(Worker& worker, Duration took) {
@@ -233,9 +238,8 @@ void Liveness::generated(Worker& worker, Duration took) {
   if (known == nullptr) return;
   const TimePoint now = context_.clock.now();
   known->probe_took.pass_to(now);
-  // A freeze that ends while a suspect is asked is no lesson in patience.
-  const Duration known_to_take = std::max(kPatience, known->probe_took.value(now));
-  known->probe_took.add(worker.suspect ? std::min(took, kLearnAtMost * known_to_take) : took);
+  // A freeze that ends while a suspect is asked is little of a lesson in patience.
+  known->probe_took.add(worker.suspect ? std::min(took, usual(*known, now)) : took);
   if (!worker.suspect) {
     known->in_question = false;
     known->generated_at = now;

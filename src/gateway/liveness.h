@@ -94,6 +94,7 @@ class Liveness {
   void byte_came(Known& known, int64_t heard, TimePoint now);
   void expect(Known& known) const;
   static Duration beyond(const Known& known, TimePoint now);
+  static Duration usual(const Known& known, TimePoint now);
   void judge(Known& known, TimePoint now);
   static bool is_to_ask(Known& known, TimePoint now);
   void suspect(Known& known, std::string_view but);

@@ -13,6 +13,7 @@ namespace {
 
 using namespace std::chrono_literals;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 // Generates one event per request, or all of the answer if it is not streamed, `prefill` of the test's clock later.
 class Engine {
@@ -364,6 +365,59 @@ TEST_F(LivenessTest, R4AFrozenWorkerIsFoundThoughItsAnswersComeWhole) {
   EXPECT_EQ(json_of(frozen)["is_healthy"], true) << "it was found before its health checks had failed";
   frozen.mode = Mode::kServes;
   EXPECT_TRUE(becomes_trusted(frozen)) << "by its answer";
+}
+
+// Of a worker that is in question: what its probes took is known for ten to twenty minutes.
+TEST_F(LivenessTest, R5AProbeHasAsLongAsOthersTookLately) {
+  Engine& only = engine();
+  begin_with_history();
+  const auto why_after_a_freeze = [&] {
+    only.mode = Mode::kFrozen;
+    chat();
+    EXPECT_TRUE(eventually([&] { return only.open == 1; }));
+    EXPECT_TRUE(as_time_passes(100ms, [&] { return is_suspect(only); }));
+    const auto why = json_of(only)["suspect"]["why"].get<std::string>();
+    only.mode = Mode::kServes;
+    EXPECT_TRUE(becomes_trusted(only));
+    EXPECT_TRUE(eventually([&] { return only.open == 0; }));
+    return why;
+  };
+  only.mode = Mode::kMute;
+  chat();
+  ASSERT_TRUE(eventually([&] { return only.open == 1; }));
+  const int before = only.probes;
+  ASSERT_TRUE(as_time_passes(100ms, [&] { return only.probes > before; }));
+  clock_.advance(800ms);
+  only.mode = Mode::kServes;
+  ASSERT_TRUE(eventually([&] { return only.open == 0; }));
+  EXPECT_EQ(suspicions(only), 0) << "it answered in time";
+  EXPECT_THAT(why_after_a_freeze(), Not(HasSubstr("of at most 1 s")));
+  clock_.advance(25min);
+  only.prefill_ms = 100;
+  ASSERT_EQ(generate("x", /*stream=*/true)->status, 200);
+  only.prefill_ms = 0;
+  EXPECT_THAT(why_after_a_freeze(), HasSubstr("of at most 1 s"));
+}
+
+TEST_F(LivenessTest, R4AFreezeThatEndsWithinAProbeTeachesLittlePatience) {
+  Engine& only = engine();
+  begin_with_history();
+  only.mode = Mode::kMute;
+  chat();
+  ASSERT_TRUE(eventually([&] { return only.open == 1; }));
+  ASSERT_TRUE(as_time_passes(100ms, [&] { return is_suspect(only); }));
+  const int before = only.probes;
+  ASSERT_TRUE(as_time_passes(100ms, [&] { return only.probes > before; }));
+  clock_.advance(3500ms);
+  only.mode = Mode::kServes;
+  ASSERT_TRUE(becomes_trusted(only));
+  ASSERT_TRUE(eventually([&] { return only.open == 0; }));
+  only.mode = Mode::kFrozen;
+  chat();
+  ASSERT_TRUE(eventually([&] { return only.open == 1; }));
+  ASSERT_TRUE(as_time_passes(100ms, [&] { return is_suspect(only); }));
+  const auto why = json_of(only)["suspect"]["why"].get<std::string>();
+  EXPECT_TRUE(why.ends_with("of at most 1 s") || why.ends_with("of at most 2 s")) << why;
 }
 
 // A probe would wait behind it, and nothing of the answer that comes whole shows that the worker is at it.

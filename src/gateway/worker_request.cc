@@ -16,7 +16,8 @@ Error wrong(const char* what) { return {ErrorCode::kInvalidArgument, what}; }
 // Of a field that has one value here, whatever others there are elsewhere.
 bool is_only(const Json& body, const char* name, std::string_view word) {
   const auto at = body.find(name);
-  return at == body.end() || at->is_null() || (at->is_string() && net::iequals(at->get_ref<const std::string&>(), word));
+  return at == body.end() || at->is_null() ||
+         (at->is_string() && net::iequals(at->get_ref<const std::string&>(), word));
 }
 
 constexpr std::string_view kMembers[] = {"url",      "api_key", "priority",    "cost",           "labels",

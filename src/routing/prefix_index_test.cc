@@ -252,6 +252,21 @@ TEST(PrefixIndexTest, ATextIsCopiedWhereItsOwnerIsMuchLarger) {
   EXPECT_EQ(index.match(std::string(20'000, 'x')).matched_bytes, 10'000u);
 }
 
+TEST(PrefixIndexTest, ATextIsCopiedWhereItsOwnerDoesNotFitAndItselfDoes) {
+  PrefixIndex index({.budget_bytes = 1 << 20});  // 32 KiB may wait: two owners and one more text
+  index.insert("x", 1);
+  index.flush();
+  const EpochGuard reader;  // what waits is not taken while somebody may look at what was taken last
+  int kept = 0, copied = 0;
+  for (int i = 0;; ++i) {
+    const auto body = std::make_shared<const std::string>(std::to_string(i) + std::string(12'000, 'x'));
+    if (index.insert(std::string_view(*body).substr(0, 7'000), 1, SIZE_MAX, {.owner = body}) == 0) break;
+    ++(body.use_count() > 1 ? kept : copied);
+  }
+  EXPECT_GE(kept, 2);
+  EXPECT_GE(copied, 1);
+}
+
 TEST(PrefixIndexTest, WhatIsKeptTakesTheRoomOfWhatMayWait) {
   PrefixIndex index({.budget_bytes = 1 << 20});  // 32 KiB may wait
   index.insert("x", 1);
