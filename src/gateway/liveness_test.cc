@@ -405,9 +405,8 @@ TEST_F(LivenessTest, R4AFreezeThatEndsWithinAProbeTeachesLittlePatience) {
   only.mode = Mode::kMute;
   chat();
   ASSERT_TRUE(eventually([&] { return only.open == 1; }));
-  ASSERT_TRUE(as_time_passes(100ms, [&] { return is_suspect(only); }));
-  const int before = only.probes;
-  ASSERT_TRUE(as_time_passes(100ms, [&] { return only.probes > before; }));
+  ASSERT_TRUE(as_time_passes(500ms, [&] { return is_suspect(only); }));
+  ASSERT_TRUE(as_time_passes(500ms, [&] { return only.probes >= 2; })) << "the one that failed, and one since";
   clock_.advance(3500ms);
   only.mode = Mode::kServes;
   ASSERT_TRUE(becomes_trusted(only));
@@ -415,7 +414,7 @@ TEST_F(LivenessTest, R4AFreezeThatEndsWithinAProbeTeachesLittlePatience) {
   only.mode = Mode::kFrozen;
   chat();
   ASSERT_TRUE(eventually([&] { return only.open == 1; }));
-  ASSERT_TRUE(as_time_passes(100ms, [&] { return is_suspect(only); }));
+  ASSERT_TRUE(as_time_passes(500ms, [&] { return is_suspect(only); }));
   const auto why = json_of(only)["suspect"]["why"].get<std::string>();
   EXPECT_TRUE(why.ends_with("of at most 1 s") || why.ends_with("of at most 2 s")) << why;
 }

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """One instance of the model on two hosts: it gives the tokens of one rank; what becomes of it when a rank, a host or the network
-between them is lost, and when they come back; by which network they meet; experts that move between them. The hosts are network namespaces of their own behind a bridge, and this test is a
-third host; two more are at the end of wires that take their time, lose frames or are cut (slow_wire.py). Where namespaces cannot be
-made, all are 127.0.0.1: a host is cut off by stopping its processes, and the ranks themselves take the time that the network would
-(SLUICE_EMULATED_*, engine/emulated_link.h), which each says in its log. No case is left out.
+between them is lost, and when they come back; by which network they meet; experts that move between them. The hosts are network
+namespaces of their own behind a bridge, and this test is a third host; two more are at the end of wires that take their time, lose
+frames or are cut (slow_wire.py). Where namespaces cannot be made, all are 127.0.0.1: a host is cut off by stopping its processes,
+and the ranks themselves take the time that the network would (SLUICE_EMULATED_*, engine/emulated_link.h), which each says in its
+log. One case alone is left out then: by which of two networks ranks meet, where there is one (NodeLeaderTest has the address).
 
 usage: hosts_test.py <sluice binary> <folder of fixtures>"""
 import concurrent.futures
@@ -380,13 +381,12 @@ class InterfaceTest(unittest.TestCase):
             run(*host.enter, "ip", "link", "set", "e1", "up")
 
     def test_r27_ranks_meet_by_the_interface_that_is_chosen(self):
+        if not Host.namespaces:
+            self.skipTest("there is one network: whatever is chosen is what they would meet by anyway")
         with Instance("tiny-llama", "--tp", 2, "--gloo-socket-ifname", self.name) as instance:
             self.assertRegex(instance.other.output(), r"node 1 has joined node 0 at " + re.escape(HOSTS[0].address) +
                              r":\d+, from \S+; its ranks are at " + re.escape(self.addresses[1]))
             [rank] = instance.ranks(1)
-            if not Host.namespaces:
-                self.assertTrue(instance.serves())
-                return
             before = [received(rank, device) for device in ("e0", "e1")]
             self.assertEqual(generate(instance.url, list(range(100)), 20)[0], 200)
             by_e0, by_e1 = [received(rank, device) - was for device, was in zip(("e0", "e1"), before)]

@@ -44,12 +44,13 @@ bool readable_within(int descriptor, Duration bound) {
 class NodeAgent::Impl {
  public:
   Impl(const EngineOptions& options, Endpoint leader, ModelFiles files,
-       std::function<void(std::string_view)> on_rank_line)
+       std::function<void(std::string_view)> on_rank_line, InterfaceSource interfaces)
       : options_(options),
         leader_(std::move(leader)),
         files_(std::move(files)),
         identity_(own_identity(options, files_.model)),
         on_rank_line_(std::move(on_rank_line)),
+        interfaces_(std::move(interfaces)),
         loops_(1, "http") {}
 
   Result<void> listen() {
@@ -99,14 +100,13 @@ class NodeAgent::Impl {
   Result<std::optional<NodeLink>> join(int stop_descriptor) const {
     const TimePoint end = real_clock().now() + kJoinLimit;
     for (TimePoint remind{};;) {
-      auto link = try_to_join();
-      if (link.ok()) {
+      auto joined = try_to_join();
+      if (joined.ok()) {
         SLUICE_LOG(info, kComponent, "node {} has joined node 0 at {}, from {}; its ranks are at {}",
-                   options_.node_rank, to_string(leader_), link->local_address(),
-                   *rank_address(options_, link->local_address()));
-        return std::optional(std::move(*link));
+                   options_.node_rank, to_string(leader_), joined->link.local_address(), joined->rank_address);
+        return std::optional(std::move(joined->link));
       }
-      const Error& why = link.error();
+      const Error& why = joined.error();
       if (why.code == ErrorCode::kBadOption) return why;
       const TimePoint now = real_clock().now();
       if (now >= end) {
@@ -121,15 +121,21 @@ class NodeAgent::Impl {
     }
   }
 
+  struct Joined {
+    NodeLink link;
+    std::string rank_address;
+  };
   // kBadOption: it need not try again.
-  Result<NodeLink> try_to_join() const {
+  Result<Joined> try_to_join() const {
     SLUICE_TRY(auto link, NodeLink::connect(leader_, kNodeConnectLimit));
-    SLUICE_TRY_VOID(rank_address(options_, link.local_address()));
+    auto address = rank_address(options_, link.local_address(), interfaces_);
+    // The interface was there at the start: it may come back, as node 0 may.
+    if (!address.ok()) return Error{ErrorCode::kUnavailable, address.error().message};
     json hello = to_json(identity_);
     hello["op"] = "join";
     SLUICE_TRY_VOID(link.send(hello));
     SLUICE_TRY(const json answer, link.receive(kNodeSilenceLimit, "an answer"));
-    if (answer["op"] == "joined") return link;
+    if (answer["op"] == "joined") return Joined{std::move(link), std::move(*address)};
     const auto why = answer.value("why", std::string("no node 0 of this program"));
     return Error{answer.value("for_now", false) ? ErrorCode::kAlreadyExists : ErrorCode::kBadOption,
                  fmt::format("node 0 at {} refuses this node: {}", to_string(leader_), why)};
@@ -188,7 +194,7 @@ class NodeAgent::Impl {
     spec.tokenizer_file = files_.tokenizer;
     // The interface may have gone since this node joined.
     auto process = [&]() -> Result<Process> {
-      SLUICE_TRY(spec.address, rank_address(options_, link.local_address()));
+      SLUICE_TRY(spec.address, rank_address(options_, link.local_address(), interfaces_));
       return start_rank(spec, {}, on_rank_line_);
     }();
     if (!process.ok()) {
@@ -249,6 +255,7 @@ class NodeAgent::Impl {
   const ModelFiles files_;
   const NodeIdentity identity_;
   const std::function<void(std::string_view)> on_rank_line_;
+  const InterfaceSource interfaces_;
   std::map<int64_t, Rank> ranks_;
   std::atomic<bool> joined_{false};
   uint16_t port_ = 0;
@@ -257,12 +264,13 @@ class NodeAgent::Impl {
 };
 
 Result<std::unique_ptr<NodeAgent>> NodeAgent::start(const EngineOptions& options,
-                                                    std::function<void(std::string_view)> on_rank_line) {
+                                                    std::function<void(std::string_view)> on_rank_line,
+                                                    InterfaceSource interfaces) {
   SLUICE_TRY(auto leader, parse_endpoint("--dist-init-addr", *options.dist_init_addr));
-  SLUICE_TRY_VOID(check_interface(options));
+  SLUICE_TRY_VOID(check_interface(options, interfaces));
   SLUICE_TRY(auto files, find_model_files(options));
-  std::unique_ptr<NodeAgent> agent(
-      new NodeAgent(std::make_unique<Impl>(options, std::move(leader), std::move(files), std::move(on_rank_line))));
+  std::unique_ptr<NodeAgent> agent(new NodeAgent(std::make_unique<Impl>(
+      options, std::move(leader), std::move(files), std::move(on_rank_line), std::move(interfaces))));
   SLUICE_TRY_VOID(agent->impl_->listen());
   return agent;
 }

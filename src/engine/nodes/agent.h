@@ -8,22 +8,25 @@
 #include <string_view>
 
 #include "base/result.h"
+#include "engine/nodes/interface.h"
 #include "engine/options.h"
 
 namespace sluice::engine {
 
 class NodeAgent {
  public:
-  // Listens at --host and --port for health probes. `on_rank_line` as in FrontHooks.
+  // Listens at --host and --port for health probes. `on_rank_line` as in FrontHooks; `interfaces` is asked anew at each
+  // try to join and for each rank, by the thread that runs the agent.
   static Result<std::unique_ptr<NodeAgent>> start(const EngineOptions& options,
-                                                  std::function<void(std::string_view)> on_rank_line);
+                                                  std::function<void(std::string_view)> on_rank_line,
+                                                  InterfaceSource interfaces = network_interfaces);
   ~NodeAgent();
 
   uint16_t port() const;
 
   // The agent's life: until `stop_descriptor` is readable or node 0 ends the instance. Where node 0 is lost, the ranks
-  // end and it joins again. kBadOption: node 0 refuses this node, for what the message says; kTimeout: there was no
-  // node 0 to join for ten minutes. No rank is left.
+  // end and it joins again. kBadOption: node 0 refuses this node, for what the message says; kTimeout: for ten
+  // minutes there was no node 0 to join, or no address of the chosen interface to join with. No rank is left.
   Result<void> run(int stop_descriptor);
 
  private:

@@ -83,14 +83,15 @@ Result<std::string> address_of_interface(const std::vector<NetworkInterface>& in
   return refuse(fmt::format("it has no {} address, and nodes join at {}", is_v6(like) ? "IPv6" : "IPv4", like));
 }
 
-Result<std::string> rank_address(const EngineOptions& options, const std::string& reached) {
+Result<std::string> rank_address(const EngineOptions& options, const std::string& reached,
+                                 const InterfaceSource& interfaces) {
   const auto name = chosen_interface(options);
   if (!name) return reached;
-  return address_of_interface(network_interfaces(), *name, reached);
+  return address_of_interface(interfaces(), *name, reached);
 }
 
-Result<void> check_interface(const EngineOptions& options) {
-  SLUICE_TRY_VOID(rank_address(options, ""));
+Result<void> check_interface(const EngineOptions& options, const InterfaceSource& interfaces) {
+  SLUICE_TRY_VOID(rank_address(options, "", interfaces));
   return {};
 }
 

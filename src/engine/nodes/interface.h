@@ -1,6 +1,7 @@
 // The network card by which the ranks of an instance on several hosts reach each other.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -18,6 +19,7 @@ struct NetworkInterface {
 };
 // Of this host, in the system's order.
 std::vector<NetworkInterface> network_interfaces();
+using InterfaceSource = std::function<std::vector<NetworkInterface>()>;
 // "lo (127.0.0.1, ::1), eth1 (10.0.1.2), eth2 (down)".
 std::string in_words(const std::vector<NetworkInterface>& interfaces);
 
@@ -31,8 +33,9 @@ Result<std::string> address_of_interface(const std::vector<NetworkInterface>& in
 
 // Of this host, for ranks of others: of the interface that is chosen, in the family of `reached`; else `reached`, by
 // which nodes join.
-Result<std::string> rank_address(const EngineOptions& options, const std::string& reached);
+Result<std::string> rank_address(const EngineOptions& options, const std::string& reached,
+                                 const InterfaceSource& interfaces = network_interfaces);
 // kBadOption where an interface is chosen that cannot be used.
-Result<void> check_interface(const EngineOptions& options);
+Result<void> check_interface(const EngineOptions& options, const InterfaceSource& interfaces = network_interfaces);
 
 }  // namespace sluice::engine

@@ -2,15 +2,18 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <future>
 #include <thread>
 
+#include "engine/nodes/agent.h"
 #include "engine/nodes/check.h"
 #include "engine/nodes/identity.h"
 #include "engine/nodes/interface.h"
@@ -308,6 +311,65 @@ TEST_F(NodeLeaderTest, R27RanksAreAtTheAddressOfTheInterfaceThatIsChosen) {
   const auto refused = NodeLeader::listen(options, own_identity(options, ""));
   ASSERT_FALSE(refused.ok());
   EXPECT_THAT(refused.error().message, HasSubstr("there is no such interface; the interfaces of this host are lo ("));
+}
+
+// Cards of both hosts that reset cut the agent off, and are still down when it reaches node 0 by another way.
+TEST(NodeAgentTest, R27AnInterfaceThatIsDownWhileItJoinsAgainIsWaitedFor) {
+  const uint16_t port = free_port();
+  const auto listening = net::listen_sockets("127.0.0.1", port, 1, 8);
+  ASSERT_TRUE(listening.ok());
+  const auto next_connection = [&]() -> std::optional<NodeLink> {
+    pollfd come{listening->sockets[0][0].get(), POLLIN, 0};
+    const auto bound = std::chrono::duration_cast<std::chrono::milliseconds>(kBound).count();
+    if (::poll(&come, 1, static_cast<int>(bound)) != 1) return std::nullopt;
+    return NodeLink(net::Socket(::accept4(come.fd, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC)));
+  };
+  const std::string folder = fmt::format("{}/sluice-agent-{}", ::testing::TempDir(), ::getpid());
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder + "/config.json") << "{}";
+  EngineOptions options = options_of({"--node-rank=1", "--gloo-socket-ifname=ib0", "--port=0"}, port);
+  options.model_path = folder;
+
+  std::atomic<bool> up{true};
+  std::atomic<int> asked{0};
+  const auto interfaces = [&]() -> std::vector<NetworkInterface> {
+    ++asked;
+    if (up) return {{"ib0", true, {"127.0.0.3"}}};
+    return {{"ib0", false, {}}};
+  };
+  auto agent = NodeAgent::start(options, {}, interfaces);
+  ASSERT_TRUE(agent.ok()) << agent.error().message;
+  int stop[2];
+  ASSERT_EQ(::pipe(stop), 0);
+  auto life = std::async(std::launch::async, [&] { return (*agent)->run(stop[0]); });
+  const auto say_joined = [](NodeLink& link) {
+    EXPECT_EQ(link.receive(kBound, "a node").value()["op"], "join");
+    EXPECT_TRUE(link.send({{"op", "joined"}}).ok());
+  };
+  // Asked for at the start and once to join: what the log says of it is what it has joined with.
+  auto first = next_connection();
+  if (first) {
+    say_joined(*first);
+    EXPECT_EQ(first->receive(kBound, "a sign of life").value()["op"], "alive");
+  }
+  EXPECT_EQ(asked, 2);
+  up = false;
+  first.reset();
+  if (auto down = next_connection()) {
+    EXPECT_EQ(down->receive(kBound, "its end").error().code, ErrorCode::kReset);
+  }
+  up = true;
+  auto again = next_connection();
+  EXPECT_TRUE(again.has_value()) << "it has ended";
+  if (again) {
+    say_joined(*again);
+    EXPECT_TRUE(again->send({{"op", "end"}}).ok());
+  }
+  EXPECT_EQ(::write(stop[1], "x", 1), 1);
+  EXPECT_TRUE(life.get().ok());
+  ::close(stop[0]);
+  ::close(stop[1]);
+  std::filesystem::remove_all(folder);
 }
 
 // Each host has its own interfaces: one may name one and the other none.
