@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Written in pieces, so that this file does not report itself.
 FOREIGN = re.compile("|".join([r"(?:^|[^A-Za-z0-9_.])/(?:wo" + "rk|fa" + "rm)/", "/tmp/ba" + "sh_jobs", r"pyp" + r"i\.org",
                                r"deb\.deb" + r"ian\.org", "files\\.pythonho" + "sted"]))
+# Pages that are not in the repository say nothing to who reads it.
+ELSEWHERE = re.compile(r"\b(?:(?:engine|gateway)-reference|sglang-dp-guide)\.md")
 
 
 def tracked():
@@ -34,6 +36,8 @@ def main():
         for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
             if FOREIGN.search(line):
                 problems.append(f"{path.relative_to(ROOT)}:{number}: a path of a machine or a registry host")
+            if ELSEWHERE.search(line):
+                problems.append(f"{path.relative_to(ROOT)}:{number}: a page that is not in the repository")
         if path.suffix in (".h", ".cc", ".inc", ".cu", ".cuh"):
             sources.append(str(path))
     formatter = shutil.which("clang-format")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How many unique tokens tensor parallelism holds, and how many with DP attention, for the same bytes of keys and values on each
 rank: the pools are filled with requests that are all unlike until the first one has to give up its slots, and what was there just before
-is counted. Beside it stand what the formula says (engine-reference.md 5.1, `sluice explain`) and what the memory plan has room for.
+is counted. Beside it stand what the formula says (`sluice explain`) and what the memory plan has room for.
 
 usage: fill.py <build folder> [--models DeepSeek-V2-Lite Qwen3-30B-A3B Llama-3.1-8B-Instruct] [--layers 2] [--tp 4] [--dp 4] [--mib 4.5]
                [--json FILE]

@@ -1,5 +1,5 @@
 // The command line of `sluice serve`: the engine's flags for the workers, the gateway's with the prefix --router-, and
-// a few of its own (gateway-reference.md 2.7, 2.8).
+// a few of its own.
 #pragma once
 
 #include <string>

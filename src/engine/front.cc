@@ -229,25 +229,32 @@ class Front::Impl {
   // are as new afterwards.
   Result<void> warm_up(int32_t token) {
     report(kLoadingShare, "warming up");
-    std::vector<std::future<RequestOutput>> ends;
+    struct End {
+      FinishReason finish;
+      TimePoint at;
+    };
+    std::vector<std::future<End>> ends;
+    const TimePoint deadline = real_clock().now() + warm_up_limit_;
     for (int64_t rank = 0; rank < options_.dp_size; ++rank) {
       GenerateRequest request{.rid = fmt::format("warm-up-{}", rank), .input_ids = {token}};
       request.sampling.max_new_tokens = 1;
       request.sampling.temperature = 0;
-      auto promise = std::make_shared<std::promise<RequestOutput>>();
+      auto promise = std::make_shared<std::promise<End>>();
       ends.push_back(promise->get_future());
       SLUICE_TRY(const int64_t sent, controller_->submit(std::move(request), rank, [promise](RequestOutput output) {
-        if (output.finish.kind != FinishKind::kNone) promise->set_value(std::move(output));
+        if (output.finish.kind != FinishKind::kNone) promise->set_value({std::move(output.finish), real_clock().now()});
       }));
       SLUICE_CHECK(sent == rank, "pinned to rank {}, sent to {}", rank, sent);
     }
-    const TimePoint deadline = real_clock().now() + warm_up_limit_;
     for (size_t rank = 0; rank < ends.size(); ++rank) {
-      if (ends[rank].wait_until(deadline) != std::future_status::ready) {
+      // By when it answered, not by when this looks.
+      std::optional<End> end;
+      if (ends[rank].wait_until(deadline) == std::future_status::ready) end = ends[rank].get();
+      if (!end || end->at > deadline) {
         return Error{ErrorCode::kTimeout, fmt::format("rank {} did not answer the warm-up request within {:g} s", rank,
                                                       seconds(warm_up_limit_))};
       }
-      const FinishReason finish = ends[rank].get().finish;
+      const FinishReason& finish = end->finish;
       if (finish.kind == FinishKind::kAbort) {
         return Error{ErrorCode::kUnavailable, fmt::format("rank {} failed to warm up: {}", rank, finish.message)};
       }

@@ -1,6 +1,6 @@
-// A rank's model as one part of an instance: steps are computed by all ranks of the instance together
-// (engine-reference.md 1.3). The rank that leads an attention group plans its steps; the group's others get the batch
-// from it, so that no two ranks of a group can plan differently.
+// A rank's model as one part of an instance: steps are computed by all ranks of the instance together. The rank that
+// leads an attention group plans its steps; the group's others get the batch from it, so that no two ranks of a group
+// can plan differently.
 #pragma once
 
 #include <cstdint>

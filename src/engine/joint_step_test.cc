@@ -128,7 +128,7 @@ class JointStepTest : public ::testing::Test {
   std::map<std::string, int64_t> output_;
 };
 
-// Title of J3 (users.md): of groups that step together, one computes a long prompt beside the other's decoding.
+// J3: of groups that step together, one computes a long prompt beside the other's decoding.
 TEST_F(JointStepTest, J3APromptHoldsUpDecodingOfAnotherGroupByNoMoreThanTheGap) {
   for (const bool budget : {false, true}) {
     make(2, budget);

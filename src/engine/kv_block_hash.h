@@ -1,4 +1,4 @@
-// Names of KV blocks in events (engine-reference.md 8): SHA-256 over the digest of the block before it, then each token
+// Names of KV blocks in events: SHA-256 over the digest of the block before it, then each token
 // id as four little-endian bytes.
 #pragma once
 

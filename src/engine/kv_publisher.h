@@ -1,5 +1,5 @@
-// Tells gateways what happens to a rank's prefix cache: KV events over ZeroMQ, with a buffer to ask for what was missed
-// (engine-reference.md 8). A thread of its own encodes, sends and answers; the scheduler never waits for it.
+// Tells gateways what happens to a rank's prefix cache: KV events over ZeroMQ, with a buffer to ask for what was
+// missed. A thread of its own encodes, sends and answers; the scheduler never waits for it.
 #pragma once
 
 #include <cstdint>

@@ -10,7 +10,7 @@ namespace sluice::engine {
 namespace {
 
 constexpr std::string_view kDeepEp = "deepep";
-// engine-reference.md 2.1.
+// SGLang's factor.
 constexpr double kDpAttentionConservativeness = 0.3;
 
 }  // namespace

@@ -1,4 +1,4 @@
-// What the options of `sluice server` say of how the model is divided among ranks (engine-reference.md 2.1 and 2.4).
+// What the options of `sluice server` say of how the model is divided among ranks.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// How many tokens of KV cache a rank gets, and how many requests run at once (engine-reference.md 5.1). A pure function
+// How many tokens of KV cache a rank gets, and how many requests run at once. A pure function
 // of what the machine and the model are.
 #pragma once
 

@@ -1,4 +1,4 @@
-// The options of `sluice server` (engine-reference.md section 2). One row each in options.cc. The front process parses
+// The options of `sluice server`. One row each in options.cc. The front process parses
 // them and hands them to its ranks as JSON (engine/rank.h).
 #pragma once
 

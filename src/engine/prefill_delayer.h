@@ -1,4 +1,4 @@
-// Aligns the prefills of attention groups that step together (--enable-prefill-delayer; engine-reference.md 4.9): a
+// Aligns the prefills of attention groups that step together (--enable-prefill-delayer): a
 // step lasts as long as its longest part, so prompts of all groups in one step hold up decoding once instead of once
 // each. Every group decides by the last exchange of rows, which is the same for all, so groups that waited for each
 // other begin in the same step.

@@ -7,8 +7,7 @@
 //   launch  takes what the plan names (slots, locks, rows) and hands the step to the device (engine/step_device.h).
 //   commit  waits for it and takes in what came of it: new tokens, finished requests, what enters the prefix cache.
 // Messages (add, abort, flush) come between calls. Prefill goes before decode, or together with it in mixed steps; one
-// long prompt at a time is cut into chunks. The rules of admission, retraction and order are those of
-// engine-reference.md 10.
+// long prompt at a time is cut into chunks. The rules of admission, retraction and order are SGLang's.
 //
 // On a device of depth 2 the next step is planned and launched while one is computed, as if that were over already:
 // who decodes goes on with a token that is not known yet (kFutureToken), which the device fills in. Whoever turns out
@@ -191,7 +190,7 @@ class Scheduler {
   std::vector<protocol::KvEvent> take_kv_events() { return cache_.take_events(); }
   LoadSnapshot snapshot();
 
-  // Longest sequence (prompt and output), and the prompt length that is refused (engine-reference.md 5.1).
+  // Longest sequence (prompt and output), and the prompt length that is refused.
   int64_t max_req_len() const { return max_req_len_; }
   int64_t max_req_input_len() const { return max_req_len_ - 5; }
   double new_token_ratio() const { return new_token_ratio_; }

@@ -1,5 +1,4 @@
-// Who is admitted, who gives way, and in which order: the rules of engine-reference.md 10.3 to 10.5 that no single
-// request shows.
+// Who is admitted, who gives way, and in which order: the rules that no single request shows.
 #include <gtest/gtest.h>
 
 #include "engine/scheduler_fixture.h"

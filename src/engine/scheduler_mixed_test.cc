@@ -107,7 +107,7 @@ TEST_F(MixedTest, NoStepOfAnyLoadIsLongerThanTheGap) {
   EXPECT_GT(cached, 1000u);
 }
 
-// Title of L19 (users.md): a long prompt beside steady decoding.
+// L19: a long prompt beside steady decoding.
 TEST_F(MixedTest, L19APromptOfTwoThousandTokensHoldsUpDecodingByNoMoreThanTheGap) {
   for (const bool mixed : {false, true}) {
     auto options = roomy();

@@ -11,7 +11,7 @@
 namespace sluice::engine {
 namespace {
 
-// engine-reference.md 10.5.
+// As in SGLang: beyond it, looking for prefixes costs more than it gives.
 constexpr size_t kLongestQueueForLpm = 128;
 // Nobody is overtaken for longer by requests that come later, whatever the policy.
 constexpr Duration kOvertaking = std::chrono::minutes(1);

@@ -125,7 +125,7 @@ class Load {
   int64_t position_ = 0, end_ = 0;
 };
 
-// Title of L19 (users.md), of the step budget alone.
+// L19, of the step budget alone.
 TEST(StepTimesTest, NoStepIsLongerThanTheGapOnAnyMachineUnderAnyLoad) {
   for (const double gap : {2.0, 3.0, 10.0}) {
     for (const double noise : {0.0, 0.05, 0.1}) {

@@ -1,4 +1,4 @@
-// Who may call what (gateway-reference.md 8).
+// Who may call what.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,4 @@
-// The routes that the gateway answers itself or asks every worker for: health, information, workers, loads, fan-outs
-// (gateway-reference.md 3.2, 3.5 to 3.8, 1.1).
+// The routes that the gateway answers itself or asks every worker for: health, information, workers, loads, fan-outs.
 #pragma once
 
 #include <memory>

@@ -1,4 +1,4 @@
-// How many requests are with workers at once and begin per second, and who waits (gateway-reference.md 1.1, 6.4): a
+// How many requests are with workers at once and begin per second, and who waits: a
 // true semaphore and a token bucket in front of one FIFO queue of bounded length.
 #pragma once
 

@@ -1,5 +1,5 @@
-// Reads the few fields of a request body that routing needs, in one pass, and leaves the bytes alone
-// (gateway-reference.md 3.3); and what an engine says to programs in the body of an error.
+// Reads the few fields of a request body that routing needs, in one pass, and leaves the bytes alone; and what an
+// engine says to programs in the body of an error.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// The circuit breaker of one worker: closed, open, half-open (gateway-reference.md 1.1, 6.2). In half-open one trial is
+// The circuit breaker of one worker: closed, open, half-open. In half-open one trial is
 // under way at a time, so that a worker that has just come back is not trampled.
 #pragma once
 

@@ -33,7 +33,7 @@ class Control;
 class Gatekeeper;
 class KvCaches;
 
-// Sums of the last 60 s, for sglang_cache_hit_rate (gateway-reference.md 1.4). Any thread.
+// Sums of the last 60 s, for sglang_cache_hit_rate. Any thread.
 class HitRate {
  public:
   void add(int64_t hits, int64_t total, TimePoint now);

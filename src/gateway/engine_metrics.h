@@ -1,4 +1,4 @@
-// Many workers' expositions as one document (gateway-reference.md 7.4).
+// Many workers' expositions as one document.
 #pragma once
 
 #include <map>

@@ -1,4 +1,4 @@
-// Errors that the gateway itself makes (gateway-reference.md 3.9, 1.1): one shape, and the code in a header too.
+// Errors that the gateway itself makes: one shape, and the code in a header too.
 // Messages name phases and workers' ids, never URLs or keys.
 #pragma once
 

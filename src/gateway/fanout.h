@@ -1,5 +1,5 @@
-// Calls that go to every worker at once: control verbs, stored responses, the engines' metrics (gateway-reference.md
-// 3.2, 3.6, 7.4). Each worker has a time limit of its own, and at most --rl-fanout-concurrency are asked at a time.
+// Calls that go to every worker at once: control verbs, stored responses, the engines' metrics. Each worker has a
+// time limit of its own, and at most --rl-fanout-concurrency are asked at a time.
 #pragma once
 
 #include "gateway/admin.h"

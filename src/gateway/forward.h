@@ -1,4 +1,4 @@
-// What of a message goes on, in both directions (gateway-reference.md 3.4, 1.1): everything but what belongs to one of
+// What of a message goes on, in both directions: everything but what belongs to one of
 // the two connections.
 #pragma once
 

@@ -53,7 +53,7 @@ class Gateway {
   bool heard_within(const std::string& url, Duration time) const;
 
   // Readiness turns to 503 at once, connections are accepted a little longer, then what is in flight may end; all
-  // within `grace` (gateway-reference.md 6.8). Returns how many requests were cut off. Not on a loop's thread.
+  // within `grace`. Returns how many requests were cut off. Not on a loop's thread.
   size_t drain(Duration grace);
 
   // For a successor: other descriptors of the sockets, and the workers, their keys among them. Any thread but a loop's.

@@ -1,5 +1,5 @@
-// What probes say about one worker: consecutive results against thresholds, and when to ask again
-// (gateway-reference.md 1.1, 6.1). A value; the control thread owns it.
+// What probes say about one worker: consecutive results against thresholds, and when to ask again. A value; the control
+// thread owns it.
 #pragma once
 
 #include <algorithm>

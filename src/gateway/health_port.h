@@ -16,7 +16,7 @@ class Server;
 
 namespace sluice::gateway {
 
-// The answer to GET /readiness (gateway-reference.md 3.5). Any thread.
+// The answer to GET /readiness. Any thread.
 net::Response readiness_of(Context& context);
 
 class HealthPort {

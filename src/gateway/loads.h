@@ -1,5 +1,4 @@
-// GET /get_loads: what the workers say about their load, in the shapes of both generations of the SGLang gateway
-// (gateway-reference.md 3.6, 1.1).
+// GET /get_loads: what the workers say about their load, in the shapes of both generations of the SGLang gateway.
 #pragma once
 
 #include <cstdint>
@@ -56,7 +55,8 @@ struct LoadReport {
   LoadSource source = LoadSource::kUnknown;
 };
 // Asks /v1/loads, where that is unknown (404) /get_load, and where that is too /metrics; what has answered is asked
-// first from then on. Runs on the client's loop; `sources` outlives it. None: it did not say, within 5 s for each question, or `interruption` (may be null) ended the wait.
+// first from then on. Runs on the client's loop; `sources` outlives it. None: it did not say, within 5 s for each
+// question, or `interruption` (may be null) ended the wait.
 net::Task<std::optional<LoadReport>> read_load(net::EventLoop& loop, net::Client& client, LoadSources& sources,
                                                WorkerPtr worker, std::shared_ptr<Interruption> interruption = nullptr);
 // What an answer of that source says. None if it is not that. Of the ranks only `own_rank` counts, all if that is < 0.

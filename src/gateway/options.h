@@ -1,4 +1,4 @@
-// The gateway's options (gateway-reference.md 2.2, 2.3, 1.3). One row each in options.cc.
+// The gateway's options. One row each in options.cc.
 #pragma once
 
 #include <cstdint>
@@ -123,7 +123,7 @@ struct GatewayOptions {
 
 const OptionTable<GatewayOptions>& gateway_option_table();
 
-// What no single row can say: rules between options, URLs and numbers in lists (gateway-reference.md 2.6). kBadOption.
+// What no single row can say: rules between options, URLs and numbers in lists. kBadOption.
 Result<void> validate(const GatewayOptions& options);
 
 // The upper bounds of --prometheus-duration-buckets, or of the reference where that is empty; ascending.

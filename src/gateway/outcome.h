@@ -1,4 +1,4 @@
-// What an attempt's end means: for the breaker, and for whether it is repeated (gateway-reference.md 1.1, 6.2, 6.3).
+// What an attempt's end means: for the breaker, and for whether it is repeated.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// Flags of the SGLang gateways that are not built here (gateway-reference.md 2.5, 2.4): start-up ends with one line
+// Flags of the SGLang gateways that are not built here: start-up ends with one line
 // that says what to do instead.
 #pragma once
 

@@ -1,5 +1,5 @@
 // Rerank requests: the one answer that the gateway rebuilds, since engines answer with a bare list of scores and
-// clients expect the object of the SGLang gateway (gateway-reference.md 3.9).
+// clients expect the object of the SGLang gateway.
 #pragma once
 
 #include <cstdint>

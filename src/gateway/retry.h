@@ -1,4 +1,4 @@
-// When a failed attempt is repeated, and after which pause (gateway-reference.md 1.1, 6.3).
+// When a failed attempt is repeated, and after which pause.
 #pragma once
 
 #include <array>

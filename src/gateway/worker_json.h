@@ -1,4 +1,4 @@
-// A worker as GET /workers shows it (gateway-reference.md 3.7).
+// A worker as GET /workers shows it.
 #pragma once
 
 #include <string>

@@ -1,4 +1,4 @@
-// What the body of POST /workers says of a worker (gateway-reference.md 4.2), and that of a change.
+// What the body of POST /workers says of a worker, and that of a change.
 #pragma once
 
 #include <cstdint>

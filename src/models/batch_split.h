@@ -1,5 +1,4 @@
-// Two halves of a step's batch, of which one computes while rows of the other are on their way (engine-reference.md
-// 6.9).
+// Two halves of a step's batch, of which one computes while rows of the other are on their way.
 #pragma once
 
 #include <array>

@@ -24,7 +24,7 @@ RankShape shape(const std::string& name, const Layout& layout) {
   return shape_of_rank(config, layout, kernels::DType::kBf16, *dummy_weights(config)).value();
 }
 
-// engine-reference.md 5.2: of a token on one of 8 GPUs, and of one copy.
+// Of a token on one of 8 GPUs, and of one copy.
 TEST(RankShapeTest, KeysAndValuesOfATokenAreThoseOfTheReference) {
   struct Row {
     const char* model;
@@ -45,7 +45,7 @@ TEST(RankShapeTest, KeysAndValuesOfATokenAreThoseOfTheReference) {
   EXPECT_EQ(shape("Qwen3-235B-A22B", {.tp_size = 8, .dp_size = 4}).kv_bytes_per_token, 96'256);
 }
 
-// engine-reference.md 5.3: an estimate at one byte per parameter, without scales.
+// An estimate at one byte per parameter, without scales.
 TEST(RankShapeTest, WeightsOfDeepSeekV3AreThoseOfTheReference) {
   constexpr double kGiB = 1 << 30;
   const auto gib = [&](const Layout& layout) {

@@ -1,4 +1,4 @@
-// Moves experts while the model serves, so that ranks get about as many tokens each (EPLB; engine-reference.md 6.6).
+// Moves experts while the model serves, so that ranks get about as many tokens each (EPLB).
 #pragma once
 
 #include <cstdint>

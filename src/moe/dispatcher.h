@@ -1,6 +1,6 @@
 // How the tokens of a step reach the experts that a router sends them to, whatever ranks these are on, and how what the
 // experts make of them comes back. A family: `none`, where every rank has all tokens and its experts' summand is added
-// to the others' later, and `deepep`, which sends rows (DeepEP's name for it; engine-reference.md 6.3 and 6.4).
+// to the others' later, and `deepep`, which sends rows (DeepEP's name for it).
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,5 @@
-// Where the copies of experts go, so that ranks get about as many tokens each (DeepSeek's EPLB; engine-reference.md
-// 6.6). Pure functions of the loads.
+// Where the copies of experts go, so that ranks get about as many tokens each (DeepSeek's EPLB). Pure functions
+// of the loads.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Which copies of a layer's experts there are, and where (engine-reference.md 6.1, 6.2 and 6.6).
+// Which copies of a layer's experts there are, and where.
 #pragma once
 
 #include <cstdint>

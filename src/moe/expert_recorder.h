@@ -1,4 +1,4 @@
-// What the experts of one rank were given, step by step, while a recording goes on (engine-reference.md 6.7). The front
+// What the experts of one rank were given, step by step, while a recording goes on. The front
 // puts the ranks' records together (engine/expert_report.h).
 #pragma once
 

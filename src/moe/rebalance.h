@@ -1,4 +1,4 @@
-// What is set and what is counted of moving experts while a rank serves (models/rebalancer.h; engine-reference.md 6.6).
+// What is set and what is counted of moving experts while a rank serves (models/rebalancer.h).
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,5 @@
-// What ranks that compute steps together tell each other before each step, and what follows from it
-// (engine-reference.md 1.3): one row of each, gathered, and a pure function of all rows. SGLang's counterpart is
-// MLPSyncBatchInfo.
+// What ranks that compute steps together tell each other before each step, and what follows from it: one row of each,
+// gathered, and a pure function of all rows. SGLang's counterpart is MLPSyncBatchInfo.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Which part of a model each rank of an instance has, as pure functions of the sizes (engine-reference.md 4.1 and 6.1).
+// Which part of a model each rank of an instance has, as pure functions of the sizes.
 #pragma once
 
 #include <cstdint>

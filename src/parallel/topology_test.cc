@@ -60,7 +60,6 @@ TEST(TopologyTest, EveryRankHasOnePlaceInEveryGroup) {
   });
 }
 
-// engine-reference.md 4.1.
 TEST(TopologyTest, TheTableOfTheReference) {
   struct Row {
     int64_t tp, dp, ep, attention_tp, expert_tp;

@@ -1,4 +1,4 @@
-// What engines publish of their KV caches (engine-reference.md 8): batches of block events in MessagePack. The forms of
+// What engines publish of their KV caches: batches of block events in MessagePack. The forms of
 // SGLang and of older vLLM are arrays, that of newer vLLM are maps; both are read, and what a later version adds at an
 // end or under a new key is passed over.
 #pragma once

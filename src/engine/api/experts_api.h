@@ -1,4 +1,4 @@
-// Endpoints that record what the experts of all ranks get (engine-reference.md 6.7).
+// Endpoints that record what the experts of all ranks get.
 #pragma once
 
 #include "engine/api/context.h"

@@ -75,7 +75,7 @@ int64_t buffer_bytes(const LayoutFacts& facts, const Hardware& hardware);
 // "--tp-size 8 --dp-size 8 --enable-dp-attention".
 std::string layout_flags(const LayoutFacts& facts);
 
-// Times as many unique tokens as without DP attention for the same memory of keys and values (engine-reference.md 5.1).
+// Times as many unique tokens as without DP attention for the same memory of keys and values.
 double dp_attention_gain(const models::ModelConfig& config, const parallel::Layout& layout);
 
 }  // namespace sluice::engine

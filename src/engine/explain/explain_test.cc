@@ -1,4 +1,4 @@
-// `sluice explain` against the worked examples of the reference (engine-reference.md 5).
+// `sluice explain` against the worked examples of the reference.
 #include "engine/explain/explain.h"
 
 #include <gmock/gmock.h>

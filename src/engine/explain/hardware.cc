@@ -15,8 +15,7 @@ namespace sluice::engine {
 namespace {
 
 constexpr double kMiB = 1 << 20;
-// The engine's default on a machine that other programs use too, and the runtime's where it does not know the device
-// (engine-reference.md 2.3).
+// The engine's default on a machine that other programs use too, and the runtime's where it does not know the device.
 constexpr double kMachineFraction = 0.5, kDeviceFraction = 0.88;
 constexpr int64_t kDeviceChunk = 8192;
 // Of processes that meet in shared memory, on cores that they have to share (docs/results/collectives.md).

@@ -12,7 +12,7 @@ double operations_per_position(const models::ModelConfig& config, bool decodes) 
   if (config.lightning) layers -= static_cast<double>(std::ranges::count(config.lightning->layers, true));
   double values = 2 * static_cast<double>(config.head_dim);
   if (config.mla) {
-    // Decoding has the up-projections absorbed (engine-reference.md 5.4).
+    // Decoding has the up-projections absorbed.
     values = static_cast<double>(decodes ? 2 * config.mla->kv_lora_rank + config.rotary_dim
                                          : config.head_dim + config.mla->v_head_dim);
   }

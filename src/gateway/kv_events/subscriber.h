@@ -1,5 +1,5 @@
 // Listens to the publishers of KV events: one thread with a ZeroMQ SUB socket for each worker, and a DEALER socket to
-// ask for what was lost (engine-reference.md 8). It begins with the first subscription, and waits while nothing comes.
+// ask for what was lost. It begins with the first subscription, and waits while nothing comes.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Sessions stay where they are (gateway-reference.md 4.6): X-SMG-Target-Worker names a worker by its place, else the
+// Sessions stay where they are: X-SMG-Target-Worker names a worker by its place, else the
 // routing key, else who asks, is hashed onto a ring with bounded loads; without any of them a random worker.
 #pragma once
 

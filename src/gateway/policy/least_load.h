@@ -1,4 +1,4 @@
-// The worker whose queue is emptied first, from what the engines report (gateway-reference.md 4.7): tokens in front of
+// The worker whose queue is emptied first, from what the engines report: tokens in front of
 // a new request over the engine's throughput, and a penalty that grows without bound as the KV pool fills.
 #pragma once
 

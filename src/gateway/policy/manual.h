@@ -1,5 +1,5 @@
 // Sessions that name themselves: a routing key keeps the worker that it was given first, and gets another one, beside
-// it, only when that one may not be used (gateway-reference.md 4.6). Under --routing-key-override the same in front of
+// it, only when that one may not be used. Under --routing-key-override the same in front of
 // another policy, which then decides what the keys do not.
 #pragma once
 

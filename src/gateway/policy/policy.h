@@ -22,7 +22,7 @@
 namespace sluice::gateway {
 
 struct RequestFacts {
-  std::string_view routing_text;   // gateway-reference.md 3.3; empty where the request has none
+  std::string_view routing_text;   // of the prompt; empty where the request has none
   std::string_view routing_key;    // of --routing-key-headers; empty = none
   std::string_view identity;       // who asks: authorization, else x-forwarded-for, else cookie; empty = none of them
   std::optional<uint64_t> target;  // X-SMG-Target-Worker: place among the usable workers

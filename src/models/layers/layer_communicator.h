@@ -1,5 +1,5 @@
-// Which rows of a step a rank computes in half a layer, and how the ranks' results come together (engine-reference.md
-// 4.6 and 4.7). Between halves every rank of an attention group has the whole residual stream of the group's tokens.
+// Which rows of a step a rank computes in half a layer, and how the ranks' results come together. Between halves
+// every rank of an attention group has the whole residual stream of the group's tokens.
 #pragma once
 
 #include <cstdint>
