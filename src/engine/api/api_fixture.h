@@ -1,10 +1,14 @@
 // For tests: an HttpApi behind a real server, in front of ranks that say what the test lets them say.
 #pragma once
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <charconv>
 #include <condition_variable>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <memory>
@@ -298,6 +302,13 @@ class ApiTest : public ::testing::Test {
     if (api_ != nullptr) api_->stop();
     server_.reset();
     api_.reset();
+    if (!template_file_.empty()) std::filesystem::remove(template_file_);
+  }
+
+  // Instead of the model's own; tests run side by side, so each process has its file.
+  void use_template(std::string_view text) {
+    template_file_ = fmt::format("{}sluice-template-{}.jinja", ::testing::TempDir(), ::getpid());
+    std::ofstream(template_file_) << text;
   }
 
   std::vector<int32_t> ids(std::string_view text) const { return tokenizer_->encode(text, false); }
@@ -333,9 +344,10 @@ class ApiTest : public ::testing::Test {
   HttpAnswer post(const std::string& target, const Json& body) { return call("POST", target, body.dump()); }
 
   EngineOptions options_;
-  std::string template_file_, tokenizer_file_;  // empty: the model's own
-  std::string model_ = "tiny-llama";            // a fixture
-  std::string override_;                        // of config.json
+  std::string tokenizer_file_;        // empty: the model's own
+  std::string model_ = "tiny-llama";  // a fixture
+  std::string override_;              // of config.json
+  std::string template_file_;         // set by use_template()
   obs::Metrics metrics_;
   net::LoopGroup loops_{2, "test"};
   std::shared_ptr<const tokenizer::Tokenizer> tokenizer_;

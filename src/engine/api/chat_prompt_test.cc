@@ -1,9 +1,6 @@
 // What of a chat's body reaches the prompt, through the template.
 #include <gtest/gtest.h>
 
-#include <filesystem>
-#include <fstream>
-
 #include "engine/api/api_fixture.h"
 
 namespace sluice::engine {
@@ -13,16 +10,13 @@ class ChatPromptTest : public ApiTest {
  protected:
   // Serves with a template that shows all that it gets.
   void serve_template() {
-    template_file_ =
-        (std::filesystem::temp_directory_path() / fmt::format("sluice-prompt-{}.jinja", ::getpid())).string();
-    std::ofstream(template_file_)
-        << "{% if tools %}{{ tools | map(attribute='function') | map(attribute='name') | join(',') }}|"
-           "{% endif %}{% if style is defined %}{{ style }}|{% endif %}"
-           "{% for m in messages %}{{ m.role }}:{{ m.content }}{% for c in m.tool_calls or [] %}"
-           "{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %};{% endfor %}"
-           "{% if add_generation_prompt %}>{% endif %}";
+    use_template(
+        "{% if tools %}{{ tools | map(attribute='function') | map(attribute='name') | join(',') }}|"
+        "{% endif %}{% if style is defined %}{{ style }}|{% endif %}"
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %};{% endfor %}"
+        "{% if add_generation_prompt %}>{% endif %}");
     serve();
-    std::filesystem::remove(template_file_);
     backend_->set_script(
         [](const GenerateRequest&) { return std::vector<Word>{{.finish = {.kind = FinishKind::kLength}}}; });
   }

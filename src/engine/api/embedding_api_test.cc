@@ -205,8 +205,7 @@ class RerankApiTest : public ApiTest {
     }
     tokenizer_file_ = folder_;
     std::ofstream(folder_ / "tokenizer.json") << vocabulary;
-    template_file_ = folder_ / "rerank.jinja";
-    std::ofstream(template_file_) << text;
+    use_template(text);
     serve();
   }
   // p("yes") = 3 p("no") where the document is a long one.

@@ -2,7 +2,6 @@
 
 #include <gmock/gmock.h>
 
-#include <filesystem>
 #include <fstream>
 #include <map>
 
@@ -334,10 +333,8 @@ TEST_F(OpenAiApiTest, ErrorsHaveOneShape) {
 }
 
 TEST_F(OpenAiApiTest, ATemplateErrorNamesItsLine) {
-  template_file_ = (std::filesystem::temp_directory_path() / fmt::format("sluice-chat-{}.jinja", ::getpid())).string();
-  std::ofstream(template_file_) << "{% if messages %}\n{{ raise_exception('no ' + messages[0].role) }}\n{% endif %}";
+  use_template("{% if messages %}\n{{ raise_exception('no ' + messages[0].role) }}\n{% endif %}");
   serve();
-  std::filesystem::remove(template_file_);
   for (const bool stream : {false, true}) {
     const auto answer = post("/v1/chat/completions", {{"messages", hello_}, {"stream", stream}});
     EXPECT_EQ(answer.status, 400);

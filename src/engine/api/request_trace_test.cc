@@ -3,8 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <fstream>
-
 #include "engine/api/api_fixture.h"
 
 namespace sluice::engine {
@@ -107,8 +105,7 @@ TEST_F(RequestTraceTest, WhatGoesWrongIsSaid) {
 }
 
 TEST_F(RequestTraceTest, OfWhatIsInTheBackgroundItEndsWithTheAnswer) {
-  template_file_ = ::testing::TempDir() + "trace.jinja";
-  std::ofstream(template_file_) << "{% for m in messages %}{{ m.content }}{% endfor %}";
+  use_template("{% for m in messages %}{{ m.content }}{% endfor %}");
   serve_answers();
   ASSERT_EQ(post("/v1/responses", {{"input", "hi"}, {"background", true}}).status, 200);
   EXPECT_THAT(received(1), AllOf(HasSubstr("POST /v1/responses"), HasSubstr("decode")));

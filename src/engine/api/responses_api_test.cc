@@ -1,8 +1,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <fstream>
-
 #include "engine/api/api_fixture.h"
 
 namespace sluice::engine {
@@ -13,10 +11,7 @@ using ::testing::HasSubstr;
 
 class ResponsesApiTest : public ApiTest {
  protected:
-  ResponsesApiTest() {
-    template_file_ = ::testing::TempDir() + "responses.jinja";
-    std::ofstream(template_file_) << "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}";
-  }
+  ResponsesApiTest() { use_template("{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"); }
   std::string prompt() const { return tokenizer_->decode(backend_->submitted().back().first.input_ids, false); }
 };
 

@@ -16,10 +16,7 @@ using ::testing::HasSubstr;
 
 class StructuredApiTest : public ApiTest {
  protected:
-  StructuredApiTest() {
-    template_file_ = ::testing::TempDir() + "structured.jinja";
-    std::ofstream(template_file_) << "{% for m in messages %}{{ m.content }}{% endfor %}";
-  }
+  StructuredApiTest() { use_template("{% for m in messages %}{{ m.content }}{% endfor %}"); }
   static Json chat(const std::string& more) {
     return Json::parse(R"({"messages":[{"role":"user","content":"hi"}])" + more + "}");
   }
