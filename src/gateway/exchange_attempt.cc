@@ -349,7 +349,12 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
       if (!news) co_await keep_alive(upstream, keepalive);
     }
     if (gone_) break;
-    part = co_await upstream.connection->read_some();
+    // Not `?:`, of whose branch that waits GCC 12 destroys the result too early.
+    if (auto here = upstream.connection->read_now()) {
+      part = *std::move(here);
+    } else {
+      part = co_await upstream.connection->read_some();
+    }
     if (good && part.ok() && !part->empty()) {
       const TimePoint now = context_.clock.now();
       worker.load->heard(now);

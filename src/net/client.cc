@@ -7,6 +7,7 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <cerrno>
 #include <cstring>
+#include <list>
 #include <mutex>
 #include <optional>
 #include <unordered_map>
@@ -69,7 +70,8 @@ struct Pool : public std::enable_shared_from_this<Pool> {
   bool closed = false;  // the Client is gone: nothing is kept any more
   // Hosts are never removed: connections point at them. Keyed by key_of(); one entry per worker address ever used.
   std::unordered_map<std::string, std::unique_ptr<Host>> hosts;
-  mutable std::mutex mutex;  // held while `hosts` changes, and by readers on other threads
+  mutable std::mutex mutex;        // held while `hosts` changes, and by readers on other threads
+  std::list<Connection*> resting;  // all that are kept, in the order in which they became idle
   Timer sweep_timer;
   bool sweep_armed = false;
 };
@@ -84,30 +86,39 @@ class Connection final : public Stream {
 
   MessageParser parser;
   bool used = false;  // has served a request
-  bool idle = false;
-  TimePoint idle_since;
 
+  void begin_rest() {
+    used = idle_ = true;
+    idle_since_ = std::chrono::steady_clock::now();
+    place_ = pool_->resting.insert(pool_->resting.end(), this);
+  }
+  void end_rest() {
+    if (std::exchange(idle_, false)) pool_->resting.erase(place_);
+  }
+  TimePoint idle_since() const { return idle_since_; }
   // Of one that is not needed any more.
   void retire() {
-    idle = false;
+    end_rest();
     close_notify();
     close();
   }
-
- private:
-  void on_ended() override { leave_pool(); }
-  void on_unread() override { leave_pool(); }  // bytes that nobody asked for
-
   void leave_pool() {
-    if (!idle) return;
+    if (!idle_) return;
     const auto self = shared_from_this();
     std::erase_if(host_.idle, [&](const auto& c) { return c.get() == this; });
     host_.publish();
     retire();
   }
 
+ private:
+  void on_ended() override { leave_pool(); }
+  void on_unread() override { leave_pool(); }  // bytes that nobody asked for
+
   const std::shared_ptr<Pool> pool_;
   Host& host_;
+  bool idle_ = false;
+  TimePoint idle_since_;
+  std::list<Connection*>::iterator place_;  // among those that rest
 };
 
 // One port may speak both: they share no connection.
@@ -143,10 +154,9 @@ void Pool::keep(Host& host, std::shared_ptr<Connection> connection) {
     return;
   }
   connection->set_deadline(Duration::zero());
-  connection->idle = connection->used = true;
-  connection->idle_since = std::chrono::steady_clock::now();
+  connection->begin_rest();
   connection->watch();  // the other side's end is noticed here, and the next answer's first bytes too
-  if (options.idle_timeout > Duration::zero()) arm_sweep(connection->idle_since + options.idle_timeout);
+  if (options.idle_timeout > Duration::zero()) arm_sweep(connection->idle_since() + options.idle_timeout);
   host.idle.push_back(std::move(connection));
   host.publish();
 }
@@ -156,9 +166,9 @@ std::shared_ptr<Connection> Pool::take(Host& host) {
     auto connection = std::move(host.idle.back());
     host.idle.pop_back();
     host.publish();
-    connection->idle = false;
+    connection->end_rest();
     const bool expired = options.idle_timeout > Duration::zero() &&
-                         std::chrono::steady_clock::now() - connection->idle_since >= options.idle_timeout;
+                         std::chrono::steady_clock::now() - connection->idle_since() >= options.idle_timeout;
     if (!expired && !connection->has_news()) return connection;
     connection->retire();
   }
@@ -180,22 +190,13 @@ void Pool::arm_sweep(TimePoint at) {
   });
 }
 
+// Looks at those that go and at one more, however many hosts there are.
 void Pool::sweep() {
   const TimePoint now = std::chrono::steady_clock::now();
-  std::optional<TimePoint> next;
-  for (auto& [authority, host] : hosts) {
-    auto& idle = host->idle;
-    size_t expired = 0;
-    while (expired < idle.size() && now - idle[expired]->idle_since >= options.idle_timeout) ++expired;
-    for (size_t i = 0; i < expired; ++i) idle[i]->retire();
-    idle.erase(idle.begin(), idle.begin() + static_cast<ptrdiff_t>(expired));
-    host->publish();
-    if (!idle.empty()) {
-      const TimePoint at = idle.front()->idle_since + options.idle_timeout;
-      next = next ? std::min(*next, at) : at;
-    }
+  while (!resting.empty() && now - resting.front()->idle_since() >= options.idle_timeout) {
+    resting.front()->leave_pool();
   }
-  if (next) arm_sweep(*next);
+  if (!resting.empty()) arm_sweep(resting.front()->idle_since() + options.idle_timeout);
 }
 
 class Exchange final : public ClientExchange {
@@ -209,6 +210,7 @@ class Exchange final : public ClientExchange {
   Task<Result<void>> send(const Url& url, const RequestHead& head, std::string_view body);
 
   Task<Result<ResponseHead>> read_head() override;
+  std::optional<Result<std::string_view>> read_now() override;
   Task<Result<std::string_view>> read_some() override;
   Task<bool> wait_some(Duration quiet) override;
   Task<Result<std::string>> read_all(size_t limit) override;
@@ -485,35 +487,44 @@ Task<Result<ResponseHead>> Exchange::read_head() {
   co_return std::move(parser.response());
 }
 
+std::optional<Result<std::string_view>> Exchange::read_now() {
+  // Ended before: an end stays an end.
+  if (!held_ && !closed_) return std::string_view();
+  if (!held_ || connection_ == nullptr || closed_ || failed_ || !head_read_) {
+    return failure(Io::kCancelled, "reading the response body", Duration::zero());
+  }
+  std::string_view body;
+  switch (take_part(body)) {
+    case Part::kNone:
+      return std::nullopt;
+    case Part::kBytes:
+      return body;
+    case Part::kError:
+      return broken();
+    case Part::kEnd:
+      break;
+  }
+  finish();
+  return std::string_view();
+}
+
 Task<Result<std::string_view>> Exchange::read_some() {
-  if (!held_) {
-    // Ended before: an end stays an end.
-    if (!closed_) co_return std::string_view();
-    co_return failure(Io::kCancelled, "reading the response body", Duration::zero());
-  }
-  if (connection_ == nullptr || closed_ || failed_ || !head_read_) {
-    co_return failure(Io::kCancelled, "reading the response body", Duration::zero());
-  }
-  const auto connection = connection_;
-  auto& parser = connection->parser;
   for (;;) {
-    std::string_view body;
-    const Part part = take_part(body);
-    if (part == Part::kBytes) co_return body;
-    if (part == Part::kError) co_return broken();
-    if (part == Part::kEnd) break;
-    if (!parser.content_length()) connection->expect_little();  // events of a stream
+    if (auto now = read_now()) co_return *std::move(now);
+    const auto connection = connection_;
+    if (!connection->parser.content_length()) connection->expect_little();  // events of a stream
     connection->set_deadline(silence_left());
     const Io io = co_await connection->read_more();
     connection->set_deadline(Duration::zero());
     waited_ = Duration::zero();
     if (io == Io::kOk) continue;
-    if (io == Io::kEnd && !closed_ && parser.end_of_stream()) break;
+    if (io == Io::kEnd && !closed_ && connection->parser.end_of_stream()) {
+      finish();
+      co_return std::string_view();
+    }
     failed_ = true;
     co_return failure(closed_ ? Io::kCancelled : io, "reading the response body", timeouts_.silence);
   }
-  finish();
-  co_return std::string_view();
 }
 
 Exchange::Part Exchange::take_part(std::string_view& body) {

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -34,6 +35,8 @@ class ClientExchange {
   virtual Task<Result<ResponseHead>> read_head() = 0;
   // The next decoded bytes of the body as they arrived; empty = end of the body. The view is valid until the next call.
   virtual Task<Result<std::string_view>> read_some() = 0;
+  // The same where it is here already; nullopt = it has to be waited for.
+  virtual std::optional<Result<std::string_view>> read_now() = 0;
   // Waits for something to read: false when `quiet` has passed without it, and nothing is lost. The silence between two
   // reads of the body goes on meanwhile.
   virtual Task<bool> wait_some(Duration quiet) = 0;

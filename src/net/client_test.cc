@@ -384,6 +384,17 @@ TEST_F(ClientTest, ClosesIdleConnectionsAfterTheirTime) {
   EXPECT_TRUE(becomes([&] { return client().idle_connections(server.url) == 0; })) << "the sweep goes on";
 }
 
+TEST_F(ClientTest, ClosesIdleConnectionsOfAllHostsInAnyOrderOfTheirUse) {
+  const auto serve = [](auto& peer, int) { serve_forever(peer, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"); };
+  ScriptedServer one(serve), two(serve);
+  ClientOptions options;
+  options.idle_timeout = 20ms;
+  client(options);
+  for (const Url& url : {one.url, two.url, one.url, one.url, two.url}) EXPECT_TRUE(fetch(url).ok());
+  EXPECT_TRUE(becomes([&] { return client().idle_connections(one.url) + client().idle_connections(two.url) == 0; }));
+  EXPECT_TRUE(fetch(one.url).ok()) << "on a fresh one";
+}
+
 TEST_F(ClientTest, NamesHostAndPhaseInItsErrors) {
   Url nobody = *parse_url("http://127.0.0.1:1");
   const auto refused = fetch(nobody);

@@ -53,6 +53,8 @@ ssize_t receive_bytes(int fd, iovec (&parts)[2]) {
   }
 }
 
+Task<Io> said(Io io) { co_return io; }
+
 }  // namespace
 
 Task<Io> Waiter::wait() {
@@ -237,16 +239,17 @@ void Stream::on_events(uint32_t events) {
   if (open_ && readable_ && std::exchange(read_armed_, false)) on_readable();
 }
 
+// No coroutine of its own for what is about to wait: each part of a stream comes through here.
 Task<Io> Stream::read_more() {
-  if (!open_) co_return Io::kCancelled;
-  if (read_state_ != Io::kOk) co_return read_state_;
+  if (!open_) return said(Io::kCancelled);
+  if (read_state_ != Io::kOk) return said(read_state_);
   if (readable_) {
     const Io io = receive();
-    if (io != Io::kWouldBlock) co_return io;
+    if (io != Io::kWouldBlock) return said(io);
   }
-  if (end_ - begin_ >= read_ahead_) co_return Io::kWouldBlock;
+  if (end_ - begin_ >= read_ahead_) return said(Io::kWouldBlock);
   arm_read();
-  co_return co_await reader_.wait();
+  return reader_.wait();
 }
 
 Task<Io> Stream::read_into(std::span<char> to, bool is_rest, size_t& got) {
