@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <cstdlib>
 #include <new>
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -75,13 +74,24 @@ constexpr uint32_t room_of(size_t size_class) {
   return static_cast<uint32_t>(std::min(kKeptBlocks, kKeptBytes / bytes_of(size_class)));
 }
 
+// Made and taken back by whoever would be asked without this: the C++ library, or what is preloaded before it, which
+// may hold that what it makes as one thing is not given back as another.
+void* make(size_t bytes) {
+  static const auto next = reinterpret_cast<void* (*)(size_t)>(::dlsym(RTLD_NEXT, "_Znwm"));
+  return next(bytes);
+}
+void take_back(void* block) noexcept {
+  static const auto next = reinterpret_cast<void (*)(void*)>(::dlsym(RTLD_NEXT, "_ZdlPv"));
+  next(block);
+}
+
 struct End {
   ~End() {
     cache.keeps = false;
     for (Shelf& shelf : cache.shelves) {
       while (Block* const block = shelf.first) {
         shelf.first = block->next;
-        std::free(block);
+        take_back(block);
       }
     }
   }
@@ -96,12 +106,6 @@ inline bool keep(void* given, size_t size_class) {
   block->next = shelf.first;
   shelf.first = block;
   return true;
-}
-
-// By whoever would be asked without this: the C++ library, or what is preloaded before it.
-void* make(size_t bytes) {
-  static const auto next = reinterpret_cast<void* (*)(size_t)>(::dlsym(RTLD_NEXT, "_Znwm"));
-  return next(bytes);
 }
 
 }  // namespace
@@ -140,14 +144,14 @@ void operator delete(void* given) noexcept {
     const size_t bytes = ::malloc_usable_size(given);
     if (bytes >= kLeast && bytes <= kMost && keep(given, class_of(bytes))) return;
   }
-  std::free(given);
+  take_back(given);
 }
 
 void operator delete(void* given, size_t bytes) noexcept {
   using namespace sluice::net;
   if (bytes > kFineMost) return operator delete(given);
   if (cache.keeps && given != nullptr && keep(given, class_for(bytes))) return;
-  std::free(given);
+  take_back(given);
 }
 
 #else

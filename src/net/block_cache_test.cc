@@ -10,6 +10,9 @@
 #include <vector>
 
 #include "base/rng.h"
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#include "net/next_allocator/next_allocator.h"
+#endif
 
 namespace sluice::net {
 namespace {
@@ -95,6 +98,22 @@ TEST_F(BlockCacheTest, BlocksPassBetweenThreads) {
   for (size_t i = 0; i < 1000; ++i) ASSERT_EQ(*made[i], std::string(i, 'y'));
   EXPECT_EQ(kept_block_bytes(), 0u) << "this thread keeps nothing";
 }
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+TEST_F(BlockCacheTest, WhoeverMadeABlockTakesItBack) {
+  const int64_t made = blocks_made_by_next(), taken_back = blocks_taken_back_by_next();
+  const auto make_and_delete = [] {
+    std::vector<std::unique_ptr<char[]>> many;
+    for (size_t bytes = 0; bytes < 6000; ++bytes) many.emplace_back(new char[bytes]);  // some kept, some of no class
+    many.clear();
+    for (int i = 0; i < 2000; ++i) many.emplace_back(new char[40]);  // more than are kept
+  };
+  make_and_delete();
+  on_keeping_thread(make_and_delete);
+  EXPECT_GT(blocks_made_by_next() - made, 10'000);
+  EXPECT_EQ(blocks_taken_back_by_next() - taken_back, blocks_made_by_next() - made);
+}
+#endif
 
 }  // namespace
 }  // namespace sluice::net

@@ -53,8 +53,9 @@ class ResponseStore {
   void keep(StoredResponse response);
 
   // One that goes on in the background, without a conversation so far: it stays until finish(), and `cancel` may be
-  // called until then, once, from any thread and with nothing locked. `held`: bytes that whoever makes it holds
-  // meanwhile, its messages above all, which count here. kExhausted where those that go on leave no room for it.
+  // called until then, once, from any thread and with nothing locked: so also when it has just ended. `held`: bytes
+  // that whoever makes it holds meanwhile, its messages above all, which count here. kExhausted where those that go on
+  // leave no room for it.
   Result<void> begin(StoredResponse response, size_t held, std::function<void()> cancel);
   // Its first token is there.
   void progress(std::string_view id);
