@@ -3,6 +3,8 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
+#include "protocol/sampling.h"
+
 namespace sluice::engine {
 namespace {
 
@@ -32,9 +34,9 @@ struct Scratch {
 Result<StopRegexes> StopRegexes::compile(const std::vector<std::string>& patterns) {
   StopRegexes out;
   for (const auto& text : patterns) {
-    if (text.size() > kMaxPatternBytes) {
-      return Error{ErrorCode::kInvalidArgument,
-                   fmt::format("stop_regex must have at most {} bytes, got {}", kMaxPatternBytes, text.size())};
+    if (text.size() > protocol::kMaxStopRegexBytes) {
+      return Error{ErrorCode::kInvalidArgument, fmt::format("stop_regex must have at most {} bytes, got {}",
+                                                            protocol::kMaxStopRegexBytes, text.size())};
     }
     int problem = 0;
     PCRE2_SIZE at = 0;

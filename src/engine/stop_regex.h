@@ -17,7 +17,6 @@ class StopRegexes {
  public:
   // Bytes at the end of the answer in which they are looked for.
   static constexpr size_t kTail = 1024;
-  static constexpr size_t kMaxPatternBytes = 1024;
 
   // kInvalidArgument, naming stop_regex and the place in the pattern.
   static Result<StopRegexes> compile(const std::vector<std::string>& patterns);

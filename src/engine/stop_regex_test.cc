@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "protocol/sampling.h"
+
 namespace sluice::engine {
 namespace {
 
@@ -26,7 +28,8 @@ TEST(StopRegexTest, SaysWhereAPatternIsWrong) {
   EXPECT_EQ(regexes.error().code, ErrorCode::kInvalidArgument);
   EXPECT_NE(regexes.error().message.find("stop_regex"), std::string::npos);
   EXPECT_NE(regexes.error().message.find("byte 3"), std::string::npos) << regexes.error().message;
-  EXPECT_FALSE(StopRegexes::compile({std::string(2000, 'a')}).ok());
+  EXPECT_TRUE(StopRegexes::compile({std::string(protocol::kMaxStopRegexBytes, 'a')}).ok());
+  EXPECT_FALSE(StopRegexes::compile({std::string(protocol::kMaxStopRegexBytes + 1, 'a')}).ok());
 }
 
 }  // namespace

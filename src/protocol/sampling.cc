@@ -66,7 +66,7 @@ Sampling read_common(Fields& fields, const SamplingDefaults& defaults) {
   out.skip_special_tokens = fields.boolean("skip_special_tokens", true);
   out.logit_bias = read_logit_bias(fields);
   read_grammars(fields, out);
-  out.stop_regex = fields.texts("stop_regex", kMaxStopBytes);
+  out.stop_regex = fields.texts("stop_regex", kMaxStopRegexBytes);
   std::erase(out.stop_regex, "");
   if (out.stop_regex.size() > kMaxStops) fields.fail(fmt::format("stop_regex must hold at most {} strings", kMaxStops));
   // What a custom logit processor would read; without one it means nothing.

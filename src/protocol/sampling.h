@@ -56,7 +56,8 @@ struct Sampling {
 
 inline constexpr int64_t kMaxSamples = 128;  // largest n
 
-inline constexpr size_t kMaxStopBytes = 4096;  // of one stop string or stop_regex
+inline constexpr size_t kMaxStopBytes = 4096;       // of one stop string
+inline constexpr size_t kMaxStopRegexBytes = 1024;  // of one stop_regex
 
 // Every sample has a copy of its parameters: about how many bytes that is, and an error in `fields` where those of all
 // samples are too many together.
