@@ -4,7 +4,8 @@ between them is lost, and when they come back; by which network they meet; exper
 namespaces of their own behind a bridge, and this test is a third host; two more are at the end of wires that take their time, lose
 frames or are cut (slow_wire.py). Where namespaces cannot be made, all are 127.0.0.1: a host is cut off by stopping its processes,
 and the ranks themselves take the time that the network would (SLUICE_EMULATED_*, engine/emulated_link.h), which each says in its
-log. One case alone is left out then: by which of two networks ranks meet, where there is one (NodeLeaderTest has the address).
+log. Left out then are two cases: by which of two networks ranks meet, where there is one (NodeLeaderTest has the address), and a card
+that is unplugged (InterfaceTest of nodes_test).
 
 usage: hosts_test.py <sluice binary> <folder of fixtures>"""
 import concurrent.futures
@@ -403,6 +404,33 @@ class InterfaceTest(unittest.TestCase):
                 self.assertEqual(refused.returncode, 2, refused.stderr)
                 self.assertRegex(refused.stderr, r"--gloo-socket-ifname e9 \(or GLOO_SOCKET_IFNAME\): there is no such interface; "
                                  r"the interfaces of this host are .*" + self.name + r" \(" + re.escape(self.addresses[node]))
+
+    def refused(self, node, dist_init_addr, *more):
+        command = [*HOSTS[node].enter, BINARY, "server", *map(str, flags("tiny-llama", "--tp", 2, "--nnodes", 2, "--node-rank", node)),
+                   "--dist-init-addr", dist_init_addr, "--host", HOSTS[node].address, *more]
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        self.assertEqual(refused.returncode, 2, refused.stderr)
+        return refused.stderr
+
+    def test_r27_the_loopback_is_refused_where_node_0_is_elsewhere(self):
+        self.assertRegex(self.refused(1, "192.0.2.1:5000", "--gloo-socket-ifname", "lo"),
+                         r"--gloo-socket-ifname lo .*: it leads to this host alone, and nodes join at 192\.0\.2\.1")
+
+    def test_r27_a_card_that_is_unplugged_is_refused_at_the_start(self):
+        if not Host.namespaces:
+            self.skipTest("this needs a card that can be unplugged (InterfaceTest of nodes_test has the rules)")
+        for host in HOSTS[:2]:
+            # The other end stays down.
+            run("ip", "link", "add", host.link + "c", "type", "veth", "peer", "name", "e2", "netns", str(host.holder.pid))
+            run(*host.enter, "ip", "addr", "add", host.address.replace("10.213.", "10.215.") + "/24", "dev", "e2")
+            run(*host.enter, "ip", "link", "set", "e2", "up")
+        port = next(PORTS)
+        for node in (0, 1):
+            self.assertRegex(self.refused(node, f"{HOSTS[0].address}:{port}", "--gloo-socket-ifname", "e2"),
+                             r"--gloo-socket-ifname e2 .*: it has no carrier.*e2 \(no carrier\)")
+        unplugged = HOSTS[0].address.replace("10.213.", "10.215.")
+        self.assertRegex(self.refused(0, f"{unplugged}:{port}"),
+                         rf"nodes join by {re.escape(unplugged)}, which is of the interface e2, and it has no carrier")
 
     def test_r27_a_check_shows_the_interface_and_goes_by_it(self):
         common = flags("tiny-llama", "--tp", 2, "--nnodes", 2, "--dist-init-addr", f"{HOSTS[0].address}:{next(PORTS)}",

@@ -128,14 +128,13 @@ class NodeAgent::Impl {
   // kBadOption: it need not try again.
   Result<Joined> try_to_join() const {
     SLUICE_TRY(auto link, NodeLink::connect(leader_, kNodeConnectLimit));
-    auto address = rank_address(options_, link.local_address(), interfaces_);
-    // The interface was there at the start: it may come back, as node 0 may.
-    if (!address.ok()) return Error{ErrorCode::kUnavailable, address.error().message};
+    // An interface that was there at the start may come back, as node 0 may.
+    SLUICE_TRY(auto address, rank_address(options_, link.local_address(), interfaces_));
     json hello = to_json(identity_);
     hello["op"] = "join";
     SLUICE_TRY_VOID(link.send(hello));
     SLUICE_TRY(const json answer, link.receive(kNodeSilenceLimit, "an answer"));
-    if (answer["op"] == "joined") return Joined{std::move(link), std::move(*address)};
+    if (answer["op"] == "joined") return Joined{std::move(link), std::move(address)};
     const auto why = answer.value("why", std::string("no node 0 of this program"));
     return Error{answer.value("for_now", false) ? ErrorCode::kAlreadyExists : ErrorCode::kBadOption,
                  fmt::format("node 0 at {} refuses this node: {}", to_string(leader_), why)};

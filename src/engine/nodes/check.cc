@@ -90,7 +90,7 @@ class Collector {
     ::getsockname(listening->sockets[0][0].get(), reinterpret_cast<sockaddr*>(&bound), &size);
     CheckedNode& own = nodes_[0];
     own.seen = true;
-    SLUICE_TRY(own.address, rank_address(options_, net::address_of(bound)));
+    SLUICE_TRY(own.address, rank_address_at_start(options_, net::address_of(bound)));
     own.interface = chosen_interface(options_).value_or("");
     own.identity = identity_of(options_);
     SLUICE_TRY(const auto probe, probe_port(own.address));
@@ -188,7 +188,7 @@ class Collector {
 
 // Of a node beside node 0, once it is connected.
 Result<ClusterCheck> take_part(NodeLink& link, const EngineOptions& options, const NodeIdentity& own, Duration bound) {
-  SLUICE_TRY(const std::string address, rank_address(options, link.local_address()));
+  SLUICE_TRY(const std::string address, rank_address_at_start(options, link.local_address()));
   SLUICE_TRY(const auto probe, probe_port(address));
   json hello = to_json(own);
   hello["op"] = "check";

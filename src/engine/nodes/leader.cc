@@ -374,7 +374,7 @@ Result<std::unique_ptr<NodeLeader>> NodeLeader::listen(const EngineOptions& opti
   sockaddr_storage bound{};
   socklen_t size = sizeof bound;
   ::getsockname(listening->sockets[0][0].get(), reinterpret_cast<sockaddr*>(&bound), &size);
-  SLUICE_TRY(auto address, rank_address(options, net::address_of(bound)));
+  SLUICE_TRY(auto address, rank_address_at_start(options, net::address_of(bound)));
   return std::unique_ptr<NodeLeader>(new NodeLeader(
       std::make_unique<Impl>(options, std::move(own), std::move(at), std::move(*listening), std::move(address))));
 }

@@ -253,46 +253,120 @@ TEST_F(ClusterCheckTest, R27AWrongAddressIsNamedWhereItIsWrong) {
                                HasSubstr("the interfaces of this host are lo (")));
 }
 
-TEST(InterfaceTest, R27OnlyOneThatHasAnAddressOfTheNodesFamilyIsTaken) {
-  const std::vector<NetworkInterface> host{{"lo", true, {"127.0.0.1", "::1"}},
-                                           {"eth0", true, {"10.0.0.2", "10.0.0.3"}},
-                                           {"eth1", true, {"fd00::2"}},
-                                           {"eth2", false, {"10.0.2.2"}},
-                                           {"ib0", true, {}}};
-  const auto address = [&](std::string_view name, std::string_view like = "10.0.0.1") {
-    return address_of_interface(host, name, like);
-  };
-  EXPECT_EQ(*address("eth0"), "10.0.0.2");
-  EXPECT_EQ(*address("lo", "fd00::1"), "::1");
-  EXPECT_EQ(*address("eth1", ""), "fd00::2");
-  const auto why_not = [&](std::string_view name) {
-    const auto refused = address(name);
-    EXPECT_FALSE(refused.ok());
-    EXPECT_EQ(refused.error().code, ErrorCode::kBadOption);
+class InterfaceTest : public ::testing::Test {
+ protected:
+  Result<std::string> address(std::string_view name, std::string_view like = "10.0.0.1") const {
+    return address_of_interface(host_, name, like);
+  }
+  std::string why_not(std::string_view name, ErrorCode code, std::string_view like = "10.0.0.1") const {
+    const auto refused = address(name, like);
+    if (refused.ok()) return "it is taken, at " + *refused;
+    EXPECT_EQ(refused.error().code, code) << refused.error().message;
     EXPECT_THAT(refused.error().message,
                 HasSubstr("the interfaces of this host are lo (127.0.0.1, ::1), eth0 (10.0.0.2, 10.0.0.3), eth1 "
-                          "(fd00::2), eth2 (down), ib0 (no address)"));
+                          "(fd00::2), eth2 (down), eth3 (no carrier), ib0 (no address)"));
     return refused.error().message;
-  };
-  EXPECT_THAT(why_not("eth9"), HasSubstr("--gloo-socket-ifname eth9 (or GLOO_SOCKET_IFNAME): there is no such"));
-  EXPECT_THAT(why_not("eth1"), HasSubstr("it has no IPv4 address, and nodes join at 10.0.0.1"));
-  EXPECT_THAT(why_not("eth2"), HasSubstr("it is down"));
-  EXPECT_THAT(why_not("eth0,eth1"), HasSubstr("one interface is used"));
-  EXPECT_THAT(address("ib0", "").error().message, HasSubstr("no address by which other hosts could reach it"));
+  }
+
+  const std::vector<NetworkInterface> host_{
+      {.name = "lo", .up = true, .addresses = {"127.0.0.1", "::1"}, .loopback = true},
+      {.name = "eth0", .up = true, .addresses = {"10.0.0.2", "10.0.0.3"}},
+      {.name = "eth1", .up = true, .addresses = {"fd00::2"}},
+      {.name = "eth2", .up = false, .addresses = {"10.0.2.2"}},
+      {.name = "eth3", .up = true, .addresses = {"10.0.3.2"}, .carrier = false},
+      {.name = "ib0", .up = true, .addresses = {}}};
+};
+
+TEST_F(InterfaceTest, R27OnlyOneThatHasAnAddressOfTheNodesFamilyIsTaken) {
+  EXPECT_EQ(*address("eth0"), "10.0.0.2");
+  EXPECT_EQ(*address("eth1", ""), "fd00::2");
+  const auto unavailable = ErrorCode::kUnavailable, bad = ErrorCode::kBadOption;
+  EXPECT_THAT(why_not("eth9", unavailable),
+              HasSubstr("--gloo-socket-ifname eth9 (or GLOO_SOCKET_IFNAME): there is no such"));
+  EXPECT_THAT(why_not("eth1", unavailable), HasSubstr("it has no IPv4 address, and nodes join at 10.0.0.1"));
+  EXPECT_THAT(why_not("eth2", unavailable), HasSubstr("it is down"));
+  EXPECT_THAT(why_not("eth3", unavailable), HasSubstr("it has no carrier: it is unplugged"));
+  EXPECT_THAT(why_not("eth0,eth1", bad), HasSubstr("one interface is used"));
+  EXPECT_THAT(why_not("ib0", unavailable, ""), HasSubstr("no address by which other hosts could reach it"));
 }
 
-TEST(InterfaceTest, R27TheFlagIsTakenBeforeTheVariable) {
+TEST_F(InterfaceTest, R27TheLoopbackIsOfNodesThatJoinByIt) {
+  EXPECT_EQ(*address("lo", "127.0.0.2"), "127.0.0.1");
+  EXPECT_EQ(*address("lo", "::1"), "::1");
+  EXPECT_EQ(*address("lo", ""), "127.0.0.1") << "by what nodes join is not known yet";
+  EXPECT_THAT(
+      why_not("lo", ErrorCode::kBadOption),
+      HasSubstr("--gloo-socket-ifname lo (or GLOO_SOCKET_IFNAME): it leads to this host alone, and nodes join at "
+                "10.0.0.1"));
+  EXPECT_THAT(why_not("lo", ErrorCode::kBadOption, "fd00::1"), HasSubstr("nodes join at fd00::1"));
+  // Before nodes meet, by what --dist-init-addr says.
+  EngineOptions options = options_of({"--gloo-socket-ifname=lo"}, 5);
+  const auto interfaces = [&] { return host_; };
+  EXPECT_TRUE(check_interface(options, interfaces).ok());
+  for (const char* address : {"10.0.0.1:5", "[fd00::1]:5"}) {
+    options.dist_init_addr = address;
+    const auto checked = check_interface(options, interfaces);
+    ASSERT_FALSE(checked.ok()) << address;
+    EXPECT_EQ(checked.error().code, ErrorCode::kBadOption);
+    EXPECT_THAT(checked.error().message, HasSubstr("it leads to this host alone"));
+  }
+  options.dist_init_addr = "node-0.example:5";
+  EXPECT_TRUE(check_interface(options, interfaces).ok());
+  EXPECT_EQ(rank_address(options, "10.0.0.2", interfaces).error().code, ErrorCode::kBadOption);
+}
+
+TEST_F(InterfaceTest, R27WithoutAChoiceNodesDoNotJoinByACardThatIsUnplugged) {
+  const auto interfaces = [&] { return host_; };
+  const EngineOptions options = options_of({}, 5);
+  ASSERT_EQ(::unsetenv("GLOO_SOCKET_IFNAME"), 0);
+  for (const char* fine : {"10.0.0.3", "127.0.0.1", "192.0.2.1"}) {
+    EXPECT_EQ(*rank_address_at_start(options, fine, interfaces), fine);
+  }
+  const auto refused = rank_address_at_start(options, "10.0.3.2", interfaces);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code, ErrorCode::kBadOption);
+  EXPECT_THAT(refused.error().message,
+              HasSubstr("nodes join by 10.0.3.2, which is of the interface eth3, and it has no "
+                        "carrier"));
+  EXPECT_EQ(rank_address(options, "10.0.3.2", interfaces).error().code, ErrorCode::kUnavailable) << "it may come back";
+  EXPECT_THAT(check_reached(host_, "10.0.2.2").error().message, HasSubstr("interface eth2, and it is down"));
+}
+
+// Some systems have the host's own name in /etc/hosts, as 127.0.1.1.
+TEST_F(InterfaceTest, R27ANameOfThisHostAloneIsNoneOfNode0) {
+  EXPECT_TRUE(check_name("gpu-a", "10.0.0.1").ok());
+  EXPECT_TRUE(check_name("localhost", "127.0.0.1").ok());
+  EXPECT_TRUE(check_name("127.0.1.1", "127.0.1.1").ok());
+  EXPECT_TRUE(check_name("::1", "::1").ok());
+  for (const char* loopback : {"127.0.1.1", "::1"}) {
+    const auto refused = check_name("gpu-a", loopback);
+    ASSERT_FALSE(refused.ok());
+    EXPECT_EQ(refused.error().code, ErrorCode::kBadOption);
+    EXPECT_THAT(refused.error().message, HasSubstr(fmt::format("the name gpu-a is {}, by which no other", loopback)));
+  }
+}
+
+// Of the host that the test runs on: the loopback is there, is known for what it is, and runs.
+TEST_F(InterfaceTest, R27TheLoopbackOfThisHostIsKnown) {
+  const auto found = network_interfaces();
+  const auto lo = std::ranges::find_if(found, &NetworkInterface::loopback);
+  ASSERT_NE(lo, found.end()) << in_words(found);
+  EXPECT_TRUE(lo->up && lo->carrier) << in_words(found);
+  EXPECT_THAT(lo->addresses, ::testing::Contains("127.0.0.1"));
+}
+
+TEST_F(InterfaceTest, R27TheFlagIsTakenBeforeTheVariable) {
   EngineOptions options = options_of({}, 5);
   ASSERT_EQ(::unsetenv("GLOO_SOCKET_IFNAME"), 0);
-  EXPECT_EQ(*rank_address(options, "192.0.2.1"), "192.0.2.1");
+  EXPECT_EQ(*rank_address(options, "127.0.0.2"), "127.0.0.2");
   ASSERT_EQ(::setenv("GLOO_SOCKET_IFNAME", "lo", 1), 0);
-  EXPECT_EQ(*rank_address(options, "192.0.2.1"), "127.0.0.1");
+  EXPECT_EQ(*rank_address(options, "127.0.0.2"), "127.0.0.1");
   options.gloo_socket_ifname = "no-such";
   EXPECT_THAT(check_interface(options).error().message, HasSubstr("--gloo-socket-ifname no-such"));
   ::unsetenv("GLOO_SOCKET_IFNAME");
 }
 
-TEST(InterfaceTest, R27IsOfSeveralHosts) {
+TEST_F(InterfaceTest, R27IsOfSeveralHosts) {
   const auto parsed = engine_option_table().parse({"--model-path=/nowhere", "--gloo-socket-ifname=lo"}, true);
   const auto checked = parsed.ok() ? check_engine_options(*parsed) : Result<void>(parsed.error());
   ASSERT_FALSE(checked.ok());
@@ -313,8 +387,9 @@ TEST_F(NodeLeaderTest, R27RanksAreAtTheAddressOfTheInterfaceThatIsChosen) {
   EXPECT_THAT(refused.error().message, HasSubstr("there is no such interface; the interfaces of this host are lo ("));
 }
 
-// Cards of both hosts that reset cut the agent off, and are still down when it reaches node 0 by another way.
-TEST(NodeAgentTest, R27AnInterfaceThatIsDownWhileItJoinsAgainIsWaitedFor) {
+// Cards of both hosts that reset cut the agent off, and are still without a carrier when it reaches node 0 by another
+// way.
+TEST(NodeAgentTest, R27AnInterfaceThatIsUnpluggedWhileItJoinsAgainIsWaitedFor) {
   const uint16_t port = free_port();
   const auto listening = net::listen_sockets("127.0.0.1", port, 1, 8);
   ASSERT_TRUE(listening.ok());
@@ -334,8 +409,7 @@ TEST(NodeAgentTest, R27AnInterfaceThatIsDownWhileItJoinsAgainIsWaitedFor) {
   std::atomic<int> asked{0};
   const auto interfaces = [&]() -> std::vector<NetworkInterface> {
     ++asked;
-    if (up) return {{"ib0", true, {"127.0.0.3"}}};
-    return {{"ib0", false, {}}};
+    return {{.name = "ib0", .up = true, .addresses = {"127.0.0.3"}, .carrier = up}};
   };
   auto agent = NodeAgent::start(options, {}, interfaces);
   ASSERT_TRUE(agent.ok()) << agent.error().message;
