@@ -213,17 +213,18 @@ void expect_foretold_buffers(const Case& c, const Instance& instance) {
   const auto dtype = c.dtype == "float32" ? kernels::DType::kF32 : kernels::DType::kBf16;
   Layout own = c.layout;
   for (; own.tp_rank < own.tp_size; ++own.tp_rank) {
-    const auto foretold = step_buffers(config, own, dtype, *dummy_weights(config),
-                                       {.max_tokens = c.max_tokens,
-                                        .max_seqs = 8,
-                                        .deepep = {.mode = c.mode, .capacity = c.capacity},
-                                        .in_halves = c.in_halves,
-                                        .records_routing = c.records_routing()},
-                                       /*rounded=*/false, map ? &*map : nullptr);
-    ASSERT_TRUE(foretold.ok()) << foretold.error().message;
-    EXPECT_EQ(static_cast<size_t>(foretold->bytes), instance.rank(static_cast<size_t>(own.tp_rank)).info().buffer_bytes)
+    const auto needs = needs_of_rank(config, own, dtype, *dummy_weights(config),
+                                     {.max_tokens = c.max_tokens,
+                                      .max_seqs = 8,
+                                      .deepep = {.mode = c.mode, .capacity = c.capacity},
+                                      .in_halves = c.in_halves,
+                                      .records_routing = c.records_routing()},
+                                     /*kv_dtype=*/{}, /*rounded=*/false, map ? &*map : nullptr);
+    ASSERT_TRUE(needs.ok()) << needs.error().message;
+    const StepBuffers& foretold = needs->buffers;
+    EXPECT_EQ(static_cast<size_t>(foretold.bytes), instance.rank(static_cast<size_t>(own.tp_rank)).info().buffer_bytes)
         << "rank " << own.tp_rank;
-    EXPECT_EQ(foretold->dispatch_bytes > 0, c.layout.a2a == parallel::MoeAllToAll::kDeepEp);
+    EXPECT_EQ(foretold.dispatch_bytes > 0, c.layout.a2a == parallel::MoeAllToAll::kDeepEp);
   }
 }
 

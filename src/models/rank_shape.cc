@@ -105,18 +105,23 @@ bool is_fp8_matrix(std::string_view name) {
          name.ends_with(".w2.weight") || name.ends_with(".w3.weight");
 }
 
-}  // namespace
+// A rank's decoder and the weights that it has declared, none of which are read.
+struct CountedRank {
+  CountedRank(const FamilyRow& family, const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
+              const tensor::TensorSource& source, const moe::DeepEpOptions& deepep, bool rounded,
+              const moe::ExpertMap* map)
+      : groups{.layout = layout, .all = nullptr, .attention_tp = nullptr, .attention_dp = nullptr},
+        weights(backend, dtype, &source, layout.tp_size > 1 ? &groups : nullptr, map, deepep, rounded),
+        decoder(family.make(config, weights)) {}
 
-Result<RankShape> shape_of_rank(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
-                                const tensor::TensorSource& source, std::optional<kernels::DType> kv_dtype,
-                                bool rounded, const moe::ExpertMap* map) {
-  SLUICE_TRY(const FamilyRow* family, find_family(config.architectures[0]));
   const CountingBackend backend;
-  const parallel::Groups groups{.layout = layout, .all = nullptr, .attention_tp = nullptr, .attention_dp = nullptr};
-  WeightStore weights(backend, dtype, &source, &groups, map, {}, rounded);
-  const auto decoder = family->make(config, weights);
-  if (kv_dtype) decoder->kv().store_as(*kv_dtype);
+  const parallel::Groups groups;
+  WeightStore weights;
+  const std::unique_ptr<Decoder> decoder;
+};
 
+RankShape shape_of(const CountedRank& rank, const ModelConfig& config, const moe::ExpertMap* map) {
+  const parallel::Layout& layout = rank.groups.layout;
   RankShape shape;
   shape.heads = parallel::part_of(config.num_heads, layout.attention_tp());
   if (!config.mla) shape.key_heads = key_heads(config, layout);
@@ -131,32 +136,56 @@ Result<RankShape> shape_of_rank(const ModelConfig& config, const parallel::Layou
     shape.shared_columns = parallel::part_of(config.moe->shared_width, layout.shared_experts());
   }
   bool embedded = false;  // a tied head has the embedding's name, and comes after it
-  for (const WeightStore::Declared& weight : weights.declared()) {
+  for (const WeightStore::Declared& weight : rank.weights.declared()) {
     const bool table = weight.name.starts_with("model.embed_tokens");
     WeightPart& part = part_of_name(config, shape, weight.name, weight.name == "lm_head.weight" || (table && embedded));
     embedded = embedded || table;
     part.values += weight.values;
     part.bytes += static_cast<int64_t>(weight.bytes);
   }
-  shape.kv_bytes_per_token = static_cast<int64_t>(decoder->kv().bytes_per_token());
-  shape.state_bytes_per_sequence = static_cast<int64_t>(decoder->states().bytes_per_sequence());
+  shape.kv_bytes_per_token = static_cast<int64_t>(rank.decoder->kv().bytes_per_token());
+  shape.state_bytes_per_sequence = static_cast<int64_t>(rank.decoder->states().bytes_per_sequence());
   return shape;
+}
+
+}  // namespace
+
+Result<RankShape> shape_of_rank(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
+                                const tensor::TensorSource& source, std::optional<kernels::DType> kv_dtype,
+                                bool rounded, const moe::ExpertMap* map) {
+  SLUICE_TRY(const FamilyRow* family, find_family(config.architectures[0]));
+  const CountedRank rank(*family, config, layout, dtype, source, {}, rounded, map);
+  if (kv_dtype) rank.decoder->kv().store_as(*kv_dtype);
+  return shape_of(rank, config, map);
+}
+
+Result<RankNeeds> needs_of_rank(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
+                                const tensor::TensorSource& source, const StepShape& step,
+                                std::optional<kernels::DType> kv_dtype, bool rounded, const moe::ExpertMap* map) {
+  SLUICE_TRY(const FamilyRow* family, find_family(config.architectures[0]));
+  const CountedRank rank(*family, config, layout, dtype, source, step.deepep, rounded, map);
+  Decoder& decoder = *rank.decoder;
+  if (kv_dtype) decoder.kv().store_as(*kv_dtype);
+  if (step.in_halves) decoder.count_halves(2);
+  const Context context{&rank.backend, nullptr};
+  SLUICE_TRY_VOID(decoder.allocate(context, step.max_tokens));
+  SLUICE_TRY_VOID(decoder.routing().allocate(context, step.max_tokens * layout.dp_size, step.records_routing));
+  return RankNeeds{.shape = shape_of(rank, config, map),
+                   .buffers = step_buffers(decoder, config, layout, step, rank.backend.host_visible())};
 }
 
 Result<int64_t> own_weight_bytes(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
                                  const tensor::TensorSource& source, bool rounded, const moe::ExpertMap* map) {
   SLUICE_TRY(const FamilyRow* family, find_family(config.architectures[0]));
-  const CountingBackend backend;
   std::vector<std::vector<WeightIdentity>> declared(static_cast<size_t>(layout.tp_size));
-  parallel::Groups groups{.layout = layout, .all = nullptr, .attention_tp = nullptr, .attention_dp = nullptr};
-  for (int64_t rank = 0; rank < layout.tp_size; ++rank) {
-    groups.layout.tp_rank = rank;
-    WeightStore weights(backend, dtype, &source, &groups, map, {}, rounded);
-    const auto decoder = family->make(config, weights);
-    for (const auto& weight : weights.declared()) declared[static_cast<size_t>(rank)].push_back(weight.identity);
+  parallel::Layout each = layout;
+  for (each.tp_rank = 0; each.tp_rank < layout.tp_size; ++each.tp_rank) {
+    const CountedRank rank(*family, config, each, dtype, source, {}, rounded, map);
+    auto& identities = declared[static_cast<size_t>(each.tp_rank)];
+    for (const auto& weight : rank.weights.declared()) identities.push_back(weight.identity);
   }
-  const auto rank = static_cast<size_t>(layout.tp_rank);
-  return proportional_bytes(declared[rank], find_common(declared, rank));
+  const auto own = static_cast<size_t>(layout.tp_rank);
+  return proportional_bytes(declared[own], find_common(declared, own));
 }
 
 int64_t staged_integers(const StepShape& step) { return 4 * step.max_tokens + 5 * step.max_seqs + 5; }
@@ -175,21 +204,6 @@ StepBuffers step_buffers(const Decoder& decoder, const ModelConfig& config, cons
   }
   buffers.bytes += staged + buffers.host_bytes;  // the former on the device
   return buffers;
-}
-
-Result<StepBuffers> step_buffers(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
-                                 const tensor::TensorSource& source, const StepShape& step, bool rounded,
-                                 const moe::ExpertMap* map) {
-  SLUICE_TRY(const FamilyRow* family, find_family(config.architectures[0]));
-  const CountingBackend backend;
-  const Context context{&backend, nullptr};
-  const parallel::Groups groups{.layout = layout, .all = nullptr, .attention_tp = nullptr, .attention_dp = nullptr};
-  WeightStore weights(backend, dtype, &source, layout.tp_size > 1 ? &groups : nullptr, map, step.deepep, rounded);
-  const auto decoder = family->make(config, weights);
-  if (step.in_halves) decoder->count_halves(2);
-  SLUICE_TRY_VOID(decoder->allocate(context, step.max_tokens));
-  SLUICE_TRY_VOID(decoder->routing().allocate(context, step.max_tokens * layout.dp_size, step.records_routing));
-  return step_buffers(*decoder, config, layout, step, backend.host_visible());
 }
 
 std::unique_ptr<tensor::TensorSource> dummy_weights(const ModelConfig& config) {

@@ -72,17 +72,23 @@ struct StepBuffers {
 };
 
 // Of a decoder that has its buffers: those, and what stands in host memory beside them. `host_visible`: as of the
-// device. What a runner declares and what step_buffers() foretells are this.
+// device. What a runner declares and what needs_of_rank() foretells are this.
 StepBuffers step_buffers(const Decoder& decoder, const ModelConfig& config, const parallel::Layout& layout,
                          const StepShape& step, bool host_visible);
 // Integers that say what is in such a step, halves with starts and lengths of their own, which may both have one
 // sequence.
 int64_t staged_integers(const StepShape& step);
 
-// Of the rank `layout.tp_rank`, without a model: other arguments as of shape_of_rank(). Rows are padded as on the CPU.
-Result<StepBuffers> step_buffers(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
-                                 const tensor::TensorSource& source, const StepShape& step, bool rounded = false,
-                                 const moe::ExpertMap* map = nullptr);
+// Both, of one model that is made for them, which is most of the time that they take; other arguments as of
+// shape_of_rank(). Rows are padded as on the CPU.
+struct RankNeeds {
+  RankShape shape;
+  StepBuffers buffers;
+};
+Result<RankNeeds> needs_of_rank(const ModelConfig& config, const parallel::Layout& layout, kernels::DType dtype,
+                                const tensor::TensorSource& source, const StepShape& step,
+                                std::optional<kernels::DType> kv_dtype = {}, bool rounded = false,
+                                const moe::ExpertMap* map = nullptr);
 
 // Weights that nobody trained, in the types that checkpoints of this configuration are published in.
 std::unique_ptr<tensor::TensorSource> dummy_weights(const ModelConfig& config);

@@ -103,6 +103,23 @@ TEST(RankShapeTest, RanksTogetherHaveEveryParameterOnce) {
   }
 }
 
+// Its buffers, and how its experts are reached, are no part of what it holds.
+TEST(RankShapeTest, IsTheSameBesideItsBuffers) {
+  const ModelConfig config = published("DeepSeek-V3");
+  const Layout layout{.tp_rank = 2, .tp_size = 8, .dp_size = 8, .ep_size = 8, .a2a = parallel::MoeAllToAll::kDeepEp};
+  const auto source = dummy_weights(config);
+  const auto fp8 = kernels::DType::kF8E4M3;
+  const RankShape alone = shape_of_rank(config, layout, kernels::DType::kBf16, *source, fp8).value();
+  for (const auto mode : {moe::DeepEpMode::kNormal, moe::DeepEpMode::kLowLatency}) {
+    const StepShape step{.max_tokens = 64, .max_seqs = 8, .deepep = {.mode = mode, .capacity = 16}};
+    const RankNeeds needs = needs_of_rank(config, layout, kernels::DType::kBf16, *source, step, fp8).value();
+    EXPECT_GT(needs.buffers.bytes, 0);
+    EXPECT_EQ(needs.shape.weight_bytes(), alone.weight_bytes());
+    EXPECT_EQ(needs.shape.experts, alone.experts);
+    EXPECT_EQ(needs.shape.kv_bytes_per_token, alone.kv_bytes_per_token);
+  }
+}
+
 // What a rank of the real thing maps differs by what the device adds when it packs.
 TEST(RankShapeTest, IsWhatARunnerMapsButForPacking) {
   const std::string folder = std::string(SLUICE_FIXTURES_DIR) + "/tiny-deepseek-v3";

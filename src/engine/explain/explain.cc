@@ -174,8 +174,10 @@ Result<LayoutFacts> examine_layout(const DescribedModel& model, const EngineOpti
   facts.instances = instance_count(facts.options);
   SLUICE_TRY(facts.map, models::check_sharding(model.config, facts.layout, expert_placement_of(facts.options)));
   const moe::ExpertMap* map = facts.map ? &*facts.map : nullptr;
-  SLUICE_TRY(facts.rank, models::shape_of_rank(model.config, facts.layout, model.dtype, *model.source, model.kv_dtype,
-                                               model.rounded, map));
+  SLUICE_TRY(const auto needs, models::needs_of_rank(model.config, facts.layout, model.dtype, *model.source,
+                                                     step_shape(facts.options), model.kv_dtype, model.rounded, map));
+  facts.rank = needs.shape;
+  facts.buffers = needs.buffers;
   if (model.config.moe && facts.layout.a2a != MoeAllToAll::kNone) {
     facts.reach = models::expected_reach(*model.config.moe, facts.layout.tp_size, map);
   }
@@ -187,8 +189,6 @@ Result<LayoutFacts> examine_layout(const DescribedModel& model, const EngineOpti
   }
   facts.kv_copies = key_heads_of(model.config, facts.layout) * facts.layout.attention_tp_size() /
                     (model.config.mla ? 1 : model.config.num_kv_heads);
-  SLUICE_TRY(facts.buffers, models::step_buffers(model.config, facts.layout, model.dtype, *model.source,
-                                                 step_shape(facts.options), model.rounded, map));
   plan_pool(model, hardware, facts);
   const Divided parts = divided(model, facts);
   facts.wire = wire_of_token(parts, hardware.sums);

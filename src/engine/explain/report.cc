@@ -327,7 +327,9 @@ Result<Explanation> explain(const EngineOptions& options, const Hardware& hardwa
   Explanation out{.hardware = hardware, .workload = workload};
   SLUICE_TRY(out.model, describe_model(options, hardware.divisible));
   SLUICE_TRY(out.layout, examine_layout(out.model, options, hardware, workload, concurrency));
-  for (Layout layout = out.layout.layout; layout.tp_rank < layout.tp_size; ++layout.tp_rank) {
+  Layout layout = out.layout.layout;
+  out.ranks.push_back(out.layout.rank);
+  for (++layout.tp_rank; layout.tp_rank < layout.tp_size; ++layout.tp_rank) {
     SLUICE_TRY(auto rank,
                models::shape_of_rank(out.model.config, layout, out.model.dtype, *out.model.source, out.model.kv_dtype,
                                      out.model.rounded, out.layout.map ? &*out.layout.map : nullptr));
