@@ -20,17 +20,27 @@ struct Control::Watch {
   const WorkerPtr worker;
   HealthState health;
   net::Timer timer;
-  bool failed_before = false;              // the last probe failed
-  bool refused = false;                    // the last probe was refused: nobody listens there
-  bool is_named = false;                   // the last probe's answer says which process it is
-  bool has_new_name = false;               // and that it is another one
-  bool process_ended = false;              // it was since the worker served last: whoever answers next is a new process
-  bool polled = false;                     // a question for its load is under way
-  TimePoint probed_at{};                   // when the last probe began
+  bool failed_before = false;  // the last probe failed
+  bool refused = false;        // the last probe was refused: nobody listens there
+  bool is_named = false;       // the last probe's answer says which process it is
+  bool has_new_name = false;   // and that it is another one
+  bool process_ended = false;  // it was since the worker served last: whoever answers next is a new process
+  bool polled = false;         // a question for its load is under way
+  TimePoint begun{};           // when it is first expected to answer
+  TimePoint probed_at{};       // when the last probe began
+  TimePoint next_probe{};
+  std::optional<uint32_t> models_of;       // the generation of the worker whose models were read
   bool changed = false;                    // what is known of it, by others, since run() last looked
   std::string_view removal = "requested";  // why, once it is draining
   std::string failure;                     // why the last probe failed, as it was logged
-  uint64_t told = 0;  // how often somebody who knows better has spoken: a probe that began before counts for nothing
+  int64_t failed_in_a_row = 0;             // probes, since somebody was told
+  uint64_t told = 0;                       // how often somebody who knows better has spoken
+
+  // A probe that began before counts for nothing, and so do those that failed.
+  void tell() {
+    ++told;
+    failed_in_a_row = 0;
+  }
 };
 
 net::Headers key_headers(const Worker& worker) {
@@ -126,7 +136,7 @@ void Control::started(WorkerPtr worker, bool is_another) {
   liveness_.before_ready(*worker);
   worker->healthy = true;
   with_watch(worker, [this](Watch& watch) {
-    ++watch.told;
+    watch.tell();
     liveness_.returned(watch.worker, /*is_new_process=*/true);
     watch.process_ended = false;  // whoever says so has dropped what was believed
     watch.health.force(true);
@@ -155,7 +165,7 @@ void Control::begin_anew(Watch& watch) {
 void Control::ended(WorkerPtr worker) {
   worker->healthy = false;
   with_watch(worker, [](Watch& watch) {
-    ++watch.told;
+    watch.tell();
     watch.health.force(false);
     watch.worker->healthy = false;
   });
@@ -235,107 +245,137 @@ net::Task<int64_t> Control::read_ranks(std::shared_ptr<Watch> watch) {
   co_return 1;
 }
 
+bool Control::is_probed(const Worker& worker) const { return !worker.proven || !context_.options.disable_health_check; }
+
 net::Task<> Control::run(std::shared_ptr<Watch> watch) {
-  const auto& options = context_.options;
   Worker& worker = *watch->worker;
-  const TimePoint begun = context_.clock.now() + std::chrono::seconds(options.worker_startup_delay);
-  uint32_t generation_of_models = 0;
-  bool models_read = false;
-  TimePoint next_probe = begun;
-  uint64_t told_before = watch->told;
-  int64_t failed_in_a_row = 0;
+  watch->begun = context_.clock.now() + std::chrono::seconds(context_.options.worker_startup_delay);
+  watch->next_probe = watch->begun;
   while (!worker.draining) {
-    const bool registering = !worker.proven;
-    if (context_.clock.now() >= next_probe && (registering || !options.disable_health_check)) {
-      watch->probed_at = context_.clock.now();
-      // Progress first: one that is frozen would take all the time of an ordinary check.
-      if (liveness_.in_question(worker)) {
-        co_await prove(watch);
-        if (worker.draining) break;
-      }
-      const uint64_t told = watch->told;
-      if (std::exchange(told_before, told) != told) failed_in_a_row = 0;
-      const std::optional<bool> verdict = co_await probe(watch);
-      if (verdict && told == watch->told) {
-        const bool passed = *verdict;
-        if (passed) {
-          if (registering) {
-            co_await read_models(watch);
-            const int64_t ranks = options.dp_aware && worker.dp.rank < 0 ? co_await read_ranks(watch) : 1;
-            if (ranks > 1 && !worker.draining) {
-              context_.expand_worker(worker, ranks);
-              liveness_.forget(worker);
-              watches_.erase(&worker);
-              co_return;
-            }
-          }
-          watch->health.passed();
-          // A process that names itself is the one that it says.
-          const bool is_other = std::exchange(watch->process_ended, false) && !watch->is_named;
-          if (std::exchange(watch->has_new_name, false) || is_other) {
-            if (is_other) worker.process.expect_new();
-            context_.forget_prefixes(worker);
-            begin_anew(*watch);
-          }
-          // One that passed all along may fail all its requests even so: the breaker's own time counts then.
-          if (watch->failed_before && worker.breaker.recovered()) {
-            context_.metrics.counter("smg_worker_cb_health_readmissions_total", {worker.url}).add();
-          }
-          worker.breaker.probe_passed();
-        } else {
-          watch->health.failed();
-          liveness_.failed_check(worker);
-          watch->process_ended = watch->process_ended || (watch->refused && worker.proven);
-        }
-        watch->failed_before = !passed;
-        failed_in_a_row = passed ? 0 : failed_in_a_row + 1;
-        const bool healthy = watch->health.healthy();
-        if (healthy != worker.healthy) {
-          SLUICE_LOG(info, "gateway/health", "worker {} is {}", worker.url, healthy ? "ready" : "not ready");
-          if (healthy) liveness_.returned(watch->worker, /*is_new_process=*/!worker.proven);
-          if (healthy) worker.proven = true;
-          worker.healthy = healthy;
-        }
-      }
-      if (worker.suspect && !watch->failed_before) co_await prove(watch);
-      // Until it is trusted again, or has shown progress.
-      if (worker.suspect || liveness_.in_question(worker)) watch->health.suspect();
-      Duration pause = watch->health.next_probe(worker.breaker.open_for());
-      if (!worker.proven) {
-        const bool late = context_.clock.now() - begun > std::chrono::seconds(options.worker_startup_timeout_secs);
-        worker.failed = late;
-        if (!late) pause = std::chrono::seconds(options.worker_startup_check_interval);
-      }
-      next_probe = context_.clock.now() + pause;
-      // One that starts may fail its checks for as long as it may take to start.
-      const bool is_lost =
-          worker.proven ? failed_in_a_row >= 3 * options.health_failure_threshold : worker.failed.load();
-      if (options.remove_unhealthy_workers && is_lost) {
-        SLUICE_LOG(warn, "gateway/health", "worker {} has failed for too long and is removed", worker.url);
-        watch->removal = "unhealthy";
-        worker.draining = true;
-      }
+    if (is_probed(worker) && context_.clock.now() >= watch->next_probe) {
+      const bool is_watched = co_await examine(watch);
+      if (!is_watched) co_return;
     }
-    if (worker.healthy && (!models_read || generation_of_models != worker.generation)) {
-      generation_of_models = worker.generation;
-      models_read = true;
+    if (worker.draining) break;
+    if (const uint32_t generation = worker.generation; worker.healthy && watch->models_of != generation) {
+      watch->models_of = generation;
       co_await read_models(watch);
       attend_kv(watch->worker);
     }
     if (worker.draining) break;
-    if (std::exchange(watch->changed, false)) {
-      // At once after a fault, and no sooner after the last one than any.
-      const TimePoint now = context_.clock.now();
-      next_probe = std::min(next_probe, std::max(now, watch->probed_at + watch->health.next_probe()));
-      if (!worker.proven) next_probe = context_.clock.now();
-    }
-    const bool probes = !worker.proven || !options.disable_health_check;
-    worker.checked_at = probes ? (next_probe + watch->health.after_probe()).time_since_epoch().count() : 0;
-    watch->timer.expires_after(probes ? next_probe - context_.clock.now() : kLong);
-    boost::system::error_code woken;
-    co_await watch->timer.async_wait(net::asio::redirect_error(net::use_task, woken));
+    co_await wait_for_probe(watch);
   }
   co_await drain(watch);
+}
+
+// Until the next probe is due, or somebody has news.
+net::Task<> Control::wait_for_probe(std::shared_ptr<Watch> watch) {
+  Worker& worker = *watch->worker;
+  if (std::exchange(watch->changed, false)) {
+    // At once after a fault, and no sooner after the last one than any.
+    const TimePoint now = context_.clock.now();
+    watch->next_probe = std::min(watch->next_probe, std::max(now, watch->probed_at + watch->health.next_probe()));
+    if (!worker.proven) watch->next_probe = now;
+  }
+  const bool probes = is_probed(worker);
+  worker.checked_at = probes ? (watch->next_probe + watch->health.after_probe()).time_since_epoch().count() : 0;
+  watch->timer.expires_after(probes ? watch->next_probe - context_.clock.now() : kLong);
+  boost::system::error_code woken;
+  co_await watch->timer.async_wait(net::asio::redirect_error(net::use_task, woken));
+}
+
+// Asks the worker whether it serves, and goes by what it says. False: its ranks are watched in its place.
+net::Task<bool> Control::examine(std::shared_ptr<Watch> watch) {
+  Worker& worker = *watch->worker;
+  const bool registers = !worker.proven;
+  watch->probed_at = context_.clock.now();
+  // Progress first: one that is frozen would take all the time of an ordinary check.
+  if (liveness_.in_question(worker)) {
+    co_await prove(watch);
+    if (worker.draining) co_return true;
+  }
+  const uint64_t told = watch->told;
+  const std::optional<bool> passed = co_await probe(watch);
+  if (passed && told == watch->told) {
+    if (*passed && registers) {
+      const bool is_replaced = co_await replace_by_ranks(watch);
+      if (is_replaced) co_return false;
+    }
+    take_verdict(*watch, *passed);
+  }
+  if (worker.suspect && !watch->failed_before) co_await prove(watch);
+  // Until it is trusted again, or has shown progress.
+  if (worker.suspect || liveness_.in_question(worker)) watch->health.suspect();
+  plan_next_probe(*watch);
+  if (context_.options.remove_unhealthy_workers && is_lost(*watch)) {
+    SLUICE_LOG(warn, "gateway/health", "worker {} has failed for too long and is removed", worker.url);
+    watch->removal = "unhealthy";
+    worker.draining = true;
+  }
+  co_return true;
+}
+
+// Of a worker that passes for the first time: reads its models and, where ranks are chosen one by one, how many it has.
+net::Task<bool> Control::replace_by_ranks(std::shared_ptr<Watch> watch) {
+  Worker& worker = *watch->worker;
+  co_await read_models(watch);
+  if (!context_.options.dp_aware || worker.dp.rank >= 0) co_return false;
+  const int64_t ranks = co_await read_ranks(watch);
+  if (ranks <= 1 || worker.draining) co_return false;
+  context_.expand_worker(worker, ranks);
+  liveness_.forget(worker);
+  watches_.erase(&worker);
+  co_return true;
+}
+
+void Control::take_verdict(Watch& watch, bool passed) {
+  Worker& worker = *watch.worker;
+  if (passed) {
+    watch.health.passed();
+    // A process that names itself is the one that it says.
+    const bool is_other = std::exchange(watch.process_ended, false) && !watch.is_named;
+    if (std::exchange(watch.has_new_name, false) || is_other) {
+      if (is_other) worker.process.expect_new();
+      context_.forget_prefixes(worker);
+      begin_anew(watch);
+    }
+    // One that passed all along may fail all its requests even so: the breaker's own time counts then.
+    if (watch.failed_before && worker.breaker.recovered()) {
+      context_.metrics.counter("smg_worker_cb_health_readmissions_total", {worker.url}).add();
+    }
+    worker.breaker.probe_passed();
+  } else {
+    watch.health.failed();
+    liveness_.failed_check(worker);
+    watch.process_ended = watch.process_ended || (watch.refused && worker.proven);
+  }
+  watch.failed_before = !passed;
+  watch.failed_in_a_row = passed ? 0 : watch.failed_in_a_row + 1;
+  const bool healthy = watch.health.healthy();
+  if (healthy == worker.healthy) return;
+  SLUICE_LOG(info, "gateway/health", "worker {} is {}", worker.url, healthy ? "ready" : "not ready");
+  if (healthy) liveness_.returned(watch.worker, /*is_new_process=*/!worker.proven);
+  if (healthy) worker.proven = true;
+  worker.healthy = healthy;
+}
+
+void Control::plan_next_probe(Watch& watch) {
+  const auto& options = context_.options;
+  Worker& worker = *watch.worker;
+  const TimePoint now = context_.clock.now();
+  Duration pause = watch.health.next_probe(worker.breaker.open_for());
+  if (!worker.proven) {
+    const bool late = now - watch.begun > std::chrono::seconds(options.worker_startup_timeout_secs);
+    worker.failed = late;
+    if (!late) pause = std::chrono::seconds(options.worker_startup_check_interval);
+  }
+  watch.next_probe = now + pause;
+}
+
+// One that starts may fail its checks for as long as it may take to start.
+bool Control::is_lost(const Watch& watch) const {
+  const Worker& worker = *watch.worker;
+  return worker.proven ? watch.failed_in_a_row >= 3 * context_.options.health_failure_threshold : worker.failed.load();
 }
 
 // Beside everything else: a worker is used before anybody knows what its cache holds.

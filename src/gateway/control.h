@@ -39,7 +39,15 @@ class Control {
  private:
   struct Watch;
   void with_watch(const WorkerPtr& worker, std::function<void(Watch&)> act);
+  // Whether the worker is asked whether it serves; without checks none is, once it has passed one.
+  bool is_probed(const Worker& worker) const;
   net::Task<> run(std::shared_ptr<Watch> watch);
+  net::Task<> wait_for_probe(std::shared_ptr<Watch> watch);
+  net::Task<bool> examine(std::shared_ptr<Watch> watch);
+  net::Task<bool> replace_by_ranks(std::shared_ptr<Watch> watch);
+  void take_verdict(Watch& watch, bool passed);
+  void plan_next_probe(Watch& watch);
+  bool is_lost(const Watch& watch) const;
   net::Task<> drain(std::shared_ptr<Watch> watch);
   net::Task<Result<net::Response>> ask(WorkerPtr worker, std::string target, Duration bound);
   // Whether it passed; none where this process could not ask.
