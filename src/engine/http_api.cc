@@ -16,6 +16,7 @@
 #include "net/tls.h"
 #include "obs/trace_exporter.h"
 #include "protocol/errors.h"
+#include "protocol/secret.h"
 
 namespace sluice::engine {
 namespace {
@@ -114,20 +115,13 @@ ApiSettings with_traces(ApiSettings settings, std::shared_ptr<obs::TraceExporter
   return settings;
 }
 
-// In a time that does not depend on where they differ.
-bool same_secret(std::string_view a, std::string_view b) {
-  unsigned char difference = a.size() == b.size() ? 0 : 1;
-  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) difference |= static_cast<unsigned char>(a[i] ^ b[i]);
-  return difference == 0;
-}
-
 bool authorized(const ApiSettings& settings, Access access, const net::Headers& headers) {
   if (access == Access::kOpen) return true;
   const auto& key = access == Access::kAdmin && settings.admin_api_key ? settings.admin_api_key : settings.api_key;
   if (!key) return true;
   constexpr std::string_view kBearer = "Bearer ";
   const auto given = headers.get("authorization");
-  return given && given->starts_with(kBearer) && same_secret(given->substr(kBearer.size()), *key);
+  return given && given->starts_with(kBearer) && protocol::same_secret(given->substr(kBearer.size()), *key);
 }
 
 bool is_json(const net::Headers& headers) {

@@ -1,5 +1,7 @@
 #include "gateway/access.h"
 
+#include "protocol/secret.h"
+
 namespace sluice::gateway {
 namespace {
 
@@ -29,15 +31,6 @@ net::Response refusal(int status, std::string text, std::string_view challenge) 
 constexpr std::string_view kControlChallenge = R"(Bearer realm="control-plane")";
 
 }  // namespace
-
-bool same_secret(std::string_view given, std::string_view secret) {
-  if (secret.empty()) return false;
-  unsigned char difference = given.size() == secret.size() ? 0 : 1;
-  for (size_t i = 0; i < given.size(); ++i) {
-    difference |= static_cast<unsigned char>(given[i] ^ secret[i % secret.size()]);
-  }
-  return difference == 0;
-}
 
 Result<Gatekeeper::ControlKey> Gatekeeper::parse_key(std::string_view text, size_t place) {
   const Error malformed{
@@ -72,7 +65,7 @@ std::optional<net::Response> Gatekeeper::refuse(Access access, const net::Reques
   if (access == Access::kControl && !control_keys_.empty()) return refuse_control(bearer_token(head));
   if (!api_key_) return std::nullopt;
   const auto token = bearer_token(head);
-  if (token && same_secret(*token, *api_key_)) return std::nullopt;
+  if (token && protocol::same_secret(*token, *api_key_)) return std::nullopt;
   return refusal(401, "", "Bearer");
 }
 
@@ -80,7 +73,7 @@ bool Gatekeeper::has_control_key(const net::RequestHead& head) const {
   if (control_keys_.empty()) return false;
   const auto token = bearer_token(head);
   bool known = false;
-  for (const ControlKey& key : control_keys_) known = (token && same_secret(*token, key.secret)) || known;
+  for (const ControlKey& key : control_keys_) known = (token && protocol::same_secret(*token, key.secret)) || known;
   return known;
 }
 
@@ -89,7 +82,7 @@ std::optional<net::Response> Gatekeeper::refuse_control(std::optional<std::strin
   // All of them, so that the time does not tell which one was near.
   bool known = false, is_admin = false;
   for (const ControlKey& key : control_keys_) {
-    const bool same = same_secret(*token, key.secret);
+    const bool same = protocol::same_secret(*token, key.secret);
     known = known || same;
     is_admin = is_admin || (same && key.is_admin);
   }

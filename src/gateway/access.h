@@ -17,9 +17,6 @@ namespace sluice::gateway {
 // kPublic nothing.
 enum class Access : uint8_t { kServing, kPublic, kControl };
 
-// True if the texts are equal; takes a time that depends on `given` alone, which whoever tries keys knows already.
-bool same_secret(std::string_view given, std::string_view secret);
-
 class Gatekeeper {
  public:
   // The control-plane keys are those of --control-plane-api-keys, or where there are none those of `environment`, the

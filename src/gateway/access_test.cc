@@ -20,12 +20,6 @@ int status(const Gatekeeper& gatekeeper, Access access, const std::string& autho
   return refused ? refused->status : 200;
 }
 
-TEST(AccessTest, SecretsAreEqualOrNot) {
-  EXPECT_TRUE(same_secret("abc", "abc"));
-  for (const char* given : {"", "ab", "abd", "abcabc", "abcd", "ABC"}) EXPECT_FALSE(same_secret(given, "abc")) << given;
-  EXPECT_FALSE(same_secret("", "")) << "no secret lets nobody in";
-}
-
 TEST(AccessTest, WithoutKeysEverythingIsOpen) {
   const auto open = keeper({}).value();
   for (const Access access : {Access::kServing, Access::kPublic, Access::kControl}) {

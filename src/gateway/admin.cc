@@ -15,6 +15,7 @@
 #include "gateway/kv_events/kv_caches.h"
 #include "gateway/worker_json.h"
 #include "gateway/worker_request.h"
+#include "protocol/json.h"
 
 namespace sluice::gateway {
 namespace {
@@ -26,9 +27,7 @@ using net::Task;
 constexpr Duration kInfo = std::chrono::seconds(45);  // a generation may be behind /health_generate
 constexpr Duration kModels = std::chrono::seconds(5);
 
-Response json_response(int status, const Json& document) {
-  return Response::json(status, document.dump(-1, ' ', false, Json::error_handler_t::replace));
-}
+Response json_response(int status, const Json& document) { return Response::json(status, protocol::dump(document)); }
 
 Response worker_error(int status, std::string_view code, std::string_view message) {
   auto response = json_response(status, Json{{"error", message}, {"code", code}});

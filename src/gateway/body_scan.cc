@@ -7,6 +7,8 @@
 #include <charconv>
 #include <nlohmann/json.hpp>
 
+#include "protocol/json.h"
+
 namespace sluice::gateway {
 namespace {
 
@@ -391,7 +393,7 @@ std::string changed_body(std::string_view body, const BodyFacts& facts, const Bo
     std::string value;
     if (field.key == Field::Key::kModel) {
       if (!changes.model) continue;
-      value = nlohmann::json(*changes.model).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+      value = protocol::dump(*changes.model);
     } else {
       if (!changes.rank) continue;
       value = std::to_string(*changes.rank);

@@ -7,6 +7,7 @@
 #include "gateway/error_shape.h"
 #include "gateway/mailbox.h"
 #include "gateway/report.h"
+#include "protocol/json.h"
 #include "routing/text_mark.h"
 
 namespace sluice::gateway {
@@ -20,9 +21,7 @@ using obs::RequestRecord;
 constexpr Duration kBound = std::chrono::seconds(1);  // for the answers of other threads
 constexpr size_t kMostLooks = 20'000;                 // at the live exchanges of one loop
 
-Response json_response(const Json& document) {
-  return Response::json(200, document.dump(-1, ' ', false, Json::error_handler_t::replace));
-}
+Response json_response(const Json& document) { return Response::json(200, protocol::dump(document)); }
 
 // The number in the query, or `usual`; kInvalidArgument outside of `least` to `most`.
 Result<size_t> number_in(const net::RequestHead& head, std::string_view name, size_t usual, size_t least, size_t most) {

@@ -3,12 +3,11 @@
 #include <nlohmann/json.hpp>
 
 #include "net/sse.h"
+#include "protocol/json.h"
 
 namespace sluice::gateway {
 
-std::string quoted(std::string_view text) {
-  return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
+std::string quoted(std::string_view text) { return protocol::dump(text); }
 
 net::Response error_response(int status, std::string_view code, std::string_view message) {
   auto response =

@@ -8,13 +8,12 @@
 #include "gateway/client_json.h"
 #include "gateway/control.h"
 #include "gateway/engine_gauges.h"
+#include "protocol/json.h"
 
 namespace sluice::gateway {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-std::string text_of(const Json& document) { return document.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
 // -1 if nobody says.
 int64_t sum_of(const Json& list, const char* key) {
@@ -146,7 +145,7 @@ std::optional<LoadReport> load_report(const std::string& text, LoadSource source
   report.throughput = mean_of(loads, "gen_throughput") * static_cast<double>(loads.size());
   report.ranks = ranks_of(loads, is_oldest);
   report.source = source;
-  report.document = text_of(document);
+  report.document = protocol::dump(document);
   return report;
 }
 
@@ -185,12 +184,12 @@ std::string loads_document(const std::vector<WorkerReport>& reports, int64_t uni
                        {"avg_token_usage", mean_of(longs, "token_usage")},
                        {"avg_throughput", mean_of(longs, "gen_throughput")},
                        {"avg_utilization", mean_of(longs, "utilization")}};
-  return text_of(Json{{"workers", shorts},
-                      {"timestamp", unix_seconds},
-                      {"version", "sluice"},
-                      {"dp_rank_count", longs.size()},
-                      {"loads", longs},
-                      {"aggregate", aggregate}});
+  return protocol::dump(Json{{"workers", shorts},
+                             {"timestamp", unix_seconds},
+                             {"version", "sluice"},
+                             {"dp_rank_count", longs.size()},
+                             {"loads", longs},
+                             {"aggregate", aggregate}});
 }
 
 }  // namespace sluice::gateway

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "gateway/client_json.h"
+#include "protocol/json.h"
 
 namespace sluice::gateway {
 namespace {
@@ -38,7 +39,7 @@ Result<RerankAsk> read_rerank(std::string_view body) {
   }
   if (const Json* model = given("model"); model != nullptr && model->is_string()) ask.model = model->get<std::string>();
   if (const Json* rid = given("rid"); rid != nullptr && (rid->is_string() || rid->is_array())) {
-    ask.id = rid->dump(-1, ' ', false, Json::error_handler_t::replace);
+    ask.id = protocol::dump(*rid);
   }
   return ask;
 }
@@ -68,7 +69,7 @@ Result<std::string> rerank_answer(const RerankAsk& ask, std::string_view answer,
                      {"object", "rerank"},
                      {"id", ask.id ? Json::parse(*ask.id) : Json(id)},
                      {"created", created_unix_seconds}};
-  return rebuilt.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return protocol::dump(rebuilt);
 }
 
 }  // namespace sluice::gateway

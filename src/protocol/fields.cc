@@ -107,10 +107,6 @@ Result<ordered_json> parse_object(std::string_view text) {
   return value;
 }
 
-std::string dump(const ordered_json& value) {
-  return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
-}
-
 std::optional<int32_t> as_token_id(const ordered_json& value) {
   const auto number = as_integer(value);
   if (!number || *number < 0 || *number > INT32_MAX) return std::nullopt;

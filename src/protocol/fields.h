@@ -9,15 +9,13 @@
 #include <vector>
 
 #include "base/result.h"
+#include "protocol/json.h"
 
 namespace sluice::protocol {
 
 // A JSON object. kInvalidArgument when the text is not JSON, not an object, nested deeper than 64 levels or holds an
 // object with more than 1024 members: its parsed form looks members up one by one.
 Result<nlohmann::ordered_json> parse_object(std::string_view text);
-
-// JSON of a value; a string that is not UTF-8 loses the bytes that are wrong instead of failing.
-std::string dump(const nlohmann::ordered_json& value);
 
 // Ranges of whole numbers and of fractions, for messages and checks.
 struct IntegerRange {

@@ -7,6 +7,8 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "protocol/json.h"
+
 namespace sluice::testing {
 namespace {
 
@@ -298,9 +300,7 @@ Result<SimRequest> parse_sim_request(SimApi api, std::string_view body, int64_t 
   return request;
 }
 
-std::string json_quoted(std::string_view text) {
-  return nlohmann::json(std::string(text)).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
+std::string json_quoted(std::string_view text) { return protocol::dump(text); }
 
 std::string whole_reply(const SimReplyHead& head, const std::vector<SimSequence>& sequences, double e2e_seconds) {
   std::string out;
