@@ -21,6 +21,41 @@
 #include "obs/trace_exporter.h"
 
 namespace sluice::gateway {
+namespace {
+
+// Gauges whose labels name a worker: a rendering clears them and sets them anew, or a worker that is removed while it
+// runs would leave series behind that nobody takes away.
+struct WorkerGauge {
+  const char* family;
+  double (*value)(const Worker&);
+};
+constexpr WorkerGauge kOfWorkers[] = {
+    {"smg_worker_requests_active", [](const Worker& w) { return static_cast<double>(w.load->requests.load()); }},
+    {"smg_worker_health", [](const Worker& w) { return w.healthy ? 1.0 : 0.0; }},
+    {"smg_worker_suspect", [](const Worker& w) { return w.suspect ? 1.0 : 0.0; }},
+    {"smg_worker_cb_state", [](const Worker& w) { return static_cast<double>(w.breaker.state()); }},
+    {"smg_worker_cb_consecutive_failures",
+     [](const Worker& w) { return static_cast<double>(w.breaker.streak().faults); }},
+    {"smg_worker_cb_consecutive_successes",
+     [](const Worker& w) { return static_cast<double>(w.breaker.streak().successes); }},
+    {"smg_worker_cache_reported", [](const Worker& w) { return w.load->belief.confirmed() ? 1.0 : 0.0; }},
+    {"smg_worker_cache_belief", [](const Worker& w) { return w.load->belief.share(); }},
+};
+struct EngineGauge {
+  const char* family;
+  std::optional<double> RankLoad::*value;
+};
+constexpr EngineGauge kOfEngines[] = {
+    {"smg_engine_running_requests", &RankLoad::running}, {"smg_engine_waiting_requests", &RankLoad::waiting},
+    {"smg_engine_token_usage", &RankLoad::token_usage},  {"smg_engine_gen_throughput", &RankLoad::throughput},
+    {"smg_engine_cache_hit_rate", &RankLoad::hit_rate},
+};
+constexpr const char* kPoolSize = "smg_worker_pool_size";
+constexpr const char* kDiscovered = "smg_discovery_workers_discovered";
+constexpr const char* kKeysOfWorker = "smg_worker_routing_keys_active";
+constexpr const char* kConnections = "smg_upstream_connections";
+
+}  // namespace
 
 // Members are destroyed from the last to the first: the server before what its handlers use.
 class Gateway::Impl {
@@ -124,44 +159,28 @@ class Gateway::Impl {
     const auto workers = context.fleet.snapshot();
     double connections = 0;
     std::map<std::string, double> by_model, by_source;
-    // A worker that is removed while this runs would otherwise leave series behind that nobody takes away.
-    for (const char* shown_anew :
-         {"smg_worker_pool_size", "smg_discovery_workers_discovered", "smg_worker_requests_active", "smg_worker_health",
-          "smg_worker_suspect", "smg_worker_cb_state", "smg_worker_cb_consecutive_failures",
-          "smg_worker_cb_consecutive_successes", "smg_worker_cache_reported", "smg_worker_cache_belief",
-          "smg_worker_routing_keys_active", "smg_worker_kv_mode", "smg_kv_blocks", "smg_upstream_connections",
-          "smg_engine_running_requests", "smg_engine_waiting_requests", "smg_engine_token_usage",
-          "smg_engine_gen_throughput", "smg_engine_cache_hit_rate"}) {
-      metrics.clear(shown_anew);
-    }
+    for (const WorkerGauge& gauge : kOfWorkers) metrics.clear(gauge.family);
+    for (const EngineGauge& gauge : kOfEngines) metrics.clear(gauge.family);
+    for (const char* family : {kPoolSize, kDiscovered, kKeysOfWorker, kConnections}) metrics.clear(family);
+    KvCaches::clear(metrics);
     for (const WorkerPtr& worker : *workers) {
       const std::string model = worker->info(&Worker::Info::model_id);
       by_model[model] += 1;
       by_source[worker->info(&Worker::Info::source)] += 1;
       set_gauges_of_engine(*worker, model);
       set_gauges_of_pool(*worker);
-      const auto active = static_cast<double>(worker->load->requests.load());
-      connections += active;
-      metrics.gauge("smg_worker_requests_active", {worker->url}).set(active);
-      metrics.gauge("smg_worker_health", {worker->url}).set(worker->healthy ? 1 : 0);
-      metrics.gauge("smg_worker_suspect", {worker->url}).set(worker->suspect ? 1 : 0);
-      metrics.gauge("smg_worker_cb_state", {worker->url}).set(static_cast<double>(worker->breaker.state()));
-      const Breaker::Streak streak = worker->breaker.streak();
-      metrics.gauge("smg_worker_cb_consecutive_failures", {worker->url}).set(static_cast<double>(streak.faults));
-      metrics.gauge("smg_worker_cb_consecutive_successes", {worker->url}).set(static_cast<double>(streak.successes));
-      const routing::CacheBelief& belief = worker->load->belief;
-      metrics.gauge("smg_worker_cache_reported", {worker->url}).set(belief.confirmed() ? 1 : 0);
-      metrics.gauge("smg_worker_cache_belief", {worker->url}).set(belief.share());
+      connections += static_cast<double>(worker->load->requests.load());
+      for (const WorkerGauge& gauge : kOfWorkers) metrics.gauge(gauge.family, {worker->url}).set(gauge.value(*worker));
       if (context.kv != nullptr) context.kv->show(metrics, *worker);
       if (const auto keys = count_keys([&](const RoutingKeys& keys) { return keys.keys_of(worker->number); })) {
-        metrics.gauge("smg_worker_routing_keys_active", {worker->url}).set(*keys);
+        metrics.gauge(kKeysOfWorker, {worker->url}).set(*keys);
       }
     }
     for (const auto& [model, count] : by_model) {
-      metrics.gauge("smg_worker_pool_size", {"regular", "http", model}).set(count);
+      metrics.gauge(kPoolSize, {"regular", "http", model}).set(count);
     }
     for (const auto& [source, count] : by_source) {
-      metrics.gauge("smg_discovery_workers_discovered", {source}).set(count);
+      metrics.gauge(kDiscovered, {source}).set(count);
     }
     set_gauges_of_ages();
     if (context.access_log != nullptr) {
@@ -202,14 +221,11 @@ class Gateway::Impl {
 
   void set_gauges_of_engine(const Worker& worker, const std::string& model) {
     for (const RankLoad& load : context.engine_loads.of(worker.number)) {
-      const auto show = [&](const char* family, const std::optional<double>& value) {
-        if (value) context.metrics.gauge(family, {worker.url, model, std::to_string(load.rank)}).set(*value);
-      };
-      show("smg_engine_running_requests", load.running);
-      show("smg_engine_waiting_requests", load.waiting);
-      show("smg_engine_token_usage", load.token_usage);
-      show("smg_engine_gen_throughput", load.throughput);
-      show("smg_engine_cache_hit_rate", load.hit_rate);
+      const std::string rank = std::to_string(load.rank);
+      for (const EngineGauge& gauge : kOfEngines) {
+        const std::optional<double>& value = load.*gauge.value;
+        if (value) context.metrics.gauge(gauge.family, {worker.url, model, rank}).set(*value);
+      }
     }
   }
 
@@ -220,8 +236,8 @@ class Gateway::Impl {
       idle += state->client.idle_connections(worker.address);
       busy += state->client.busy_connections(worker.address);
     }
-    context.metrics.gauge("smg_upstream_connections", {worker.url, "idle"}).set(static_cast<double>(idle));
-    context.metrics.gauge("smg_upstream_connections", {worker.url, "busy"}).set(static_cast<double>(busy));
+    context.metrics.gauge(kConnections, {worker.url, "idle"}).set(static_cast<double>(idle));
+    context.metrics.gauge(kConnections, {worker.url, "busy"}).set(static_cast<double>(busy));
   }
 
   void set_gauges_of_ages() {

@@ -6,6 +6,12 @@
 #include "gateway/fleet.h"
 
 namespace sluice::gateway {
+namespace {
+
+constexpr const char* kMode = "smg_worker_kv_mode";
+constexpr const char* kBlocks = "smg_kv_blocks";
+
+}  // namespace
 
 std::string_view to_string(KvCaches::Mode mode) {
   switch (mode) {
@@ -78,8 +84,12 @@ nlohmann::ordered_json KvCaches::describe(uint32_t worker) const {
   return document;
 }
 
+void KvCaches::clear(obs::Metrics& metrics) {
+  for (const char* family : {kMode, kBlocks}) metrics.clear(family);
+}
+
 void KvCaches::show(obs::Metrics& metrics, const Worker& worker) const {
-  metrics.gauge("smg_worker_kv_mode", {worker.url, std::string(to_string(mode_of(worker.number)))}).set(1);
+  metrics.gauge(kMode, {worker.url, std::string(to_string(mode_of(worker.number)))}).set(1);
   const auto status = subscriber.status(worker.number);
   if (!status) return;
   // A new subscription counts from nothing: what was shown stays until it is passed.
@@ -99,7 +109,7 @@ void KvCaches::show(obs::Metrics& metrics, const Worker& worker) const {
   }
   show(metrics.counter("smg_kv_gaps_total", {worker.url}), counts.gaps);
   show(metrics.counter("smg_kv_resyncs_total", {worker.url}), counts.resyncs);
-  metrics.gauge("smg_kv_blocks", {worker.url}).set(static_cast<double>(status->blocks));
+  metrics.gauge(kBlocks, {worker.url}).set(static_cast<double>(status->blocks));
 }
 
 }  // namespace sluice::gateway

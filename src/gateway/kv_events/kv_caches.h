@@ -43,6 +43,8 @@ class KvCaches {
   Mode mode_of(uint32_t worker) const;
   // "mode" and "why", and what the stream has told.
   nlohmann::ordered_json describe(uint32_t worker) const;
+  // Takes away what show() has shown of all workers, but counts; then it is shown anew.
+  static void clear(obs::Metrics& metrics);
   // Gauges and counts of that worker.
   void show(obs::Metrics& metrics, const Worker& worker) const;
 
