@@ -3,6 +3,7 @@
 #include <simdjson.h>
 
 #include <algorithm>
+#include <array>
 #include <cctype>
 #include <charconv>
 #include <nlohmann/json.hpp>
@@ -196,6 +197,129 @@ Field field_at(const std::string& body, od::value& value, Field::Key key) {
   return {key, begin, begin + token.size()};
 }
 
+Result<void> read_string(od::value value, std::optional<std::string>& out) {
+  std::string_view text;
+  if (auto error = value.get_string().get(text)) return malformed(error);
+  out = std::string(text);
+  return {};
+}
+
+// Takes the members of a body one by one.
+class BodyReader {
+ public:
+  BodyReader(const std::string& body, Endpoint endpoint) : body_(body), endpoint_(endpoint) {}
+
+  Result<void> read(std::string_view key, od::value value) {
+    if (key == "model") return read_model(value);
+    if (key == "rid") return read_rid(value);
+    if (key == "stream") return read_stream(value);
+    if (key == "routed_dp_rank") return read_rank(value, Field::Key::kRoutedRank, routed_rank_);
+    if (key == "data_parallel_rank") return read_rank(value, Field::Key::kOlderRank, older_rank_);
+    if (key == "sampling_params") return read_sampling(value);
+    for (size_t i = 0; i < kLimits.size(); ++i) {
+      if (key != kLimits[i]) continue;
+      limits_[i] = limit_of(value);
+      return {};
+    }
+    if (const auto error = read_prompt(key, value)) return malformed(error);
+    return {};
+  }
+
+  // Once, after the last member.
+  BodyFacts facts() {
+    if (facts_.routing_text.empty()) facts_.routing_text = std::move(token_text_);
+    facts_.rank = routed_rank_ ? routed_rank_ : older_rank_;
+    for (const auto& limit : limits_) {
+      if (!facts_.max_tokens) facts_.max_tokens = limit;
+    }
+    if (!facts_.max_tokens) facts_.max_tokens = max_new_tokens_;
+    return std::move(facts_);
+  }
+
+ private:
+  // Of an answer's length; the first that is given counts, and after them max_new_tokens of sampling_params.
+  static constexpr std::array<std::string_view, 3> kLimits{"max_completion_tokens", "max_tokens", "max_output_tokens"};
+
+  Result<void> read_model(od::value value) {
+    facts_.fields.push_back(field_at(body_, value, Field::Key::kModel));
+    facts_.model.reset();
+    od::json_type type;
+    if (auto error = value.type().get(type)) return malformed(error);
+    if (type == od::json_type::null) return {};
+    if (type != od::json_type::string) return wrong("model must be a string");
+    return read_string(value, facts_.model);
+  }
+
+  // Of another type: the engine's to judge.
+  Result<void> read_rid(od::value value) {
+    facts_.rid.reset();
+    od::json_type type;
+    if (auto error = value.type().get(type)) return malformed(error);
+    return type == od::json_type::string ? read_string(value, facts_.rid) : Result<void>();
+  }
+
+  Result<void> read_stream(od::value value) {
+    facts_.stream = false;
+    od::json_type type;
+    if (auto error = value.type().get(type)) return malformed(error);
+    if (type == od::json_type::null) return {};
+    if (type != od::json_type::boolean) return wrong("stream must be true or false");
+    if (auto error = value.get_bool().get(facts_.stream)) return malformed(error);
+    return {};
+  }
+
+  Result<void> read_rank(od::value value, Field::Key key, std::optional<int64_t>& asked) {
+    facts_.fields.push_back(field_at(body_, value, key));
+    const Field& stands = facts_.fields.back();
+    const std::string_view token = std::string_view(body_).substr(stands.begin, stands.end - stands.begin);
+    int64_t rank = 0;
+    const auto [end, parsed] = std::from_chars(token.data(), token.data() + token.size(), rank);
+    asked.reset();
+    if (parsed == std::errc() && end == token.data() + token.size()) {
+      asked = rank;
+    } else if (token != "null") {
+      facts_.rank_is_no_integer = true;
+    }
+    return {};
+  }
+
+  Result<void> read_sampling(od::value value) {
+    max_new_tokens_.reset();
+    od::json_type type;
+    if (auto error = value.type().get(type)) return malformed(error);
+    if (type != od::json_type::object) return {};
+    od::object parameters;
+    if (auto error = value.get_object().get(parameters)) return malformed(error);
+    for (auto parameter : parameters) {
+      std::string_view name;
+      if (auto error = parameter.unescaped_key().get(name)) return malformed(error);
+      od::value limit;
+      if (auto error = parameter.value().get(limit)) return malformed(error);
+      if (name == "max_new_tokens") max_new_tokens_ = limit_of(limit);
+    }
+    return {};
+  }
+
+  simdjson::error_code read_prompt(std::string_view key, od::value value) {
+    const bool is_chat = endpoint_ == Endpoint::kChat && key == "messages";
+    const bool is_input = endpoint_ == Endpoint::kResponses && key == "input";
+    if (!is_chat && !is_input && !holds_prompt(endpoint_, key)) return simdjson::SUCCESS;
+    PromptText& text = key == "input_ids" ? token_text_ : facts_.routing_text;
+    text.clear();
+    if (is_chat) return append_messages(value, text);
+    if (is_input) return append_input(value, text);
+    return append_prompt(value, text);
+  }
+
+  const std::string& body_;
+  const Endpoint endpoint_;
+  BodyFacts facts_;
+  PromptText token_text_;  // input_ids, which count only where there is no text
+  std::optional<int64_t> routed_rank_, older_rank_;
+  std::array<std::optional<int64_t>, kLimits.size()> limits_;
+  std::optional<int64_t> max_new_tokens_;
+};
+
 // "reason" of an object, or of the object "error" in it.
 simdjson::error_code find_reason(od::object object, std::string& out, bool inside = false) {
   for (auto field : object) {
@@ -267,10 +391,6 @@ std::string_view to_string(Endpoint endpoint) {
 
 Result<BodyFacts> scan_body(std::string& body, Endpoint endpoint) {
   body.reserve(body.size() + simdjson::SIMDJSON_PADDING);
-  BodyFacts facts;
-  PromptText token_text;  // input_ids count only where there is no text
-  std::optional<int64_t> routed_rank, older_rank;
-  std::optional<int64_t> max_tokens, max_completion_tokens, max_output_tokens, max_new_tokens;
   Parser parser(body.size());
   od::document document;
   if (auto error = parser->iterate(body.data(), body.size(), body.capacity()).get(document)) return malformed(error);
@@ -278,90 +398,18 @@ Result<BodyFacts> scan_body(std::string& body, Endpoint endpoint) {
   if (auto error = document.get_object().get(object)) {
     return error == simdjson::INCORRECT_TYPE ? wrong("the body must be a JSON object") : malformed(error);
   }
+  BodyReader reader(body, endpoint);
   for (auto field : object) {
     std::string_view key;
     if (auto error = field.unescaped_key().get(key)) return malformed(error);
     od::value value;
     if (auto error = field.value().get(value)) return malformed(error);
-    simdjson::error_code error = simdjson::SUCCESS;
-    if (key == "model" || key == "rid") {
-      if (key == "model") facts.fields.push_back(field_at(body, value, Field::Key::kModel));
-      od::json_type type;
-      if ((error = value.type().get(type))) return malformed(error);
-      auto& fact = key == "model" ? facts.model : facts.rid;
-      fact.reset();
-      if (type == od::json_type::string) {
-        std::string_view text;
-        if ((error = value.get_string().get(text))) return malformed(error);
-        fact = std::string(text);
-      } else if (&fact == &facts.model && type != od::json_type::null) {
-        return wrong("model must be a string");
-      }
-    } else if (key == "stream") {
-      od::json_type type;
-      if ((error = value.type().get(type))) return malformed(error);
-      facts.stream = false;
-      if (type == od::json_type::boolean) {
-        if ((error = value.get_bool().get(facts.stream))) return malformed(error);
-      } else if (type != od::json_type::null) {
-        return wrong("stream must be true or false");
-      }
-    } else if (key == "max_tokens") {
-      max_tokens = limit_of(value);
-    } else if (key == "max_completion_tokens") {
-      max_completion_tokens = limit_of(value);
-    } else if (key == "max_output_tokens") {
-      max_output_tokens = limit_of(value);
-    } else if (key == "routed_dp_rank" || key == "data_parallel_rank") {
-      const bool routed = key == "routed_dp_rank";
-      facts.fields.push_back(field_at(body, value, routed ? Field::Key::kRoutedRank : Field::Key::kOlderRank));
-      const Field& stands = facts.fields.back();
-      const std::string_view token = std::string_view(body).substr(stands.begin, stands.end - stands.begin);
-      int64_t rank = 0;
-      const auto [end, parsed] = std::from_chars(token.data(), token.data() + token.size(), rank);
-      auto& asked = routed ? routed_rank : older_rank;
-      asked.reset();
-      if (parsed == std::errc() && end == token.data() + token.size()) {
-        asked = rank;
-      } else if (token != "null") {
-        facts.rank_is_no_integer = true;
-      }
-    } else if (key == "sampling_params") {
-      od::json_type type;
-      if ((error = value.type().get(type))) return malformed(error);
-      od::object parameters;
-      max_new_tokens.reset();
-      if (type == od::json_type::object && !(error = value.get_object().get(parameters))) {
-        for (auto parameter : parameters) {
-          std::string_view name;
-          if ((error = parameter.unescaped_key().get(name))) return malformed(error);
-          od::value limit;
-          if ((error = parameter.value().get(limit))) return malformed(error);
-          if (name == "max_new_tokens") max_new_tokens = limit_of(limit);
-        }
-      }
-    } else if (endpoint == Endpoint::kChat && key == "messages") {
-      facts.routing_text.clear();
-      error = append_messages(value, facts.routing_text);
-    } else if (endpoint == Endpoint::kResponses && key == "input") {
-      facts.routing_text.clear();
-      error = append_input(value, facts.routing_text);
-    } else if (holds_prompt(endpoint, key)) {
-      PromptText& text = key == "input_ids" ? token_text : facts.routing_text;
-      text.clear();
-      error = append_prompt(value, text);
-    }
-    if (error) return malformed(error);
+    SLUICE_TRY_VOID(reader.read(key, value));
   }
   const char* rest = nullptr;
   if (document.current_location().get(rest) == simdjson::SUCCESS)
     return wrong("the body is not valid JSON: something follows the object");
-  if (facts.routing_text.empty()) facts.routing_text = std::move(token_text);
-  facts.rank = routed_rank ? routed_rank : older_rank;
-  for (const auto& limit : {max_completion_tokens, max_tokens, max_output_tokens, max_new_tokens}) {
-    if (!facts.max_tokens) facts.max_tokens = limit;
-  }
-  return facts;
+  return reader.facts();
 }
 
 std::string scan_error_reason(std::string_view body) {
