@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "base/log.h"
+#include "engine/control_rounds.h"
 #include "engine/dispatcher.h"
 #include "engine/front_link.h"
 #include "engine/nodes/link.h"
@@ -166,15 +167,6 @@ class DataParallelController::Impl {
     Duration at_most;
     OnControl done;
   };
-  struct Control {
-    ControlRequest request;
-    std::set<size_t> waiting_for;  // ranks
-    std::vector<std::string> refusals;
-    RankAnswers answers;
-    Duration at_most;
-    TimePoint due;
-    OnControl done;
-  };
 
   // ---- who is who: a row of the board is an attention group, of ranks that follow each other in one instance
 
@@ -208,7 +200,7 @@ class DataParallelController::Impl {
       for (size_t i = 0; i < instances_.size(); ++i) check_time(i);
       watch_ranks();
       begin_controls();
-      expire_controls();
+      controls_.expire();
       send_outgoing();
     }
     end();
@@ -231,7 +223,7 @@ class DataParallelController::Impl {
     for (const Instance& instance : instances_) {
       if (instance.due) consider(*instance.due);
     }
-    for (const Control& control : controls_) consider(control.due);
+    if (const auto due = controls_.due()) consider(*due);
     for (const Rank& rank : ranks_) {
       if (rank.kill_at) consider(*rank.kill_at);
     }
@@ -310,7 +302,7 @@ class DataParallelController::Impl {
     instance.ready = true;
     instance.due.reset();
     for (const int64_t row : rows_of(number)) {
-      if (paused_) send(row, ControlRequest{.kind = ControlKind::kPauseRetract});
+      if (controls_.paused()) send(row, ControlRequest{.kind = ControlKind::kPauseRetract});
       dispatcher_.rank_ready(row, instance.incarnation);
       std::lock_guard lock(mutex_);
       states_[static_cast<size_t>(row)].ready = true;
@@ -339,19 +331,13 @@ class DataParallelController::Impl {
   }
 
   void take(size_t i, ControlReply& reply) {
-    const auto control = std::ranges::find(controls_, reply.id, [](const Control& c) { return c.request.id; });
-    if (control == controls_.end() || control->waiting_for.erase(i) == 0) return;
-    const ControlKind kind = control->request.kind;
+    const auto kind = controls_.asked(i, reply.id);
+    if (!kind) return;
     // Other weights make other caches.
-    if (reply.ok && (kind == ControlKind::kFlushCache || kind == ControlKind::kLoadWeights)) {
+    if (reply.ok && (*kind == ControlKind::kFlushCache || *kind == ControlKind::kLoadWeights)) {
       dispatcher_.rank_flushed(row_of(i));
     }
-    if (!reply.ok) {
-      control->refusals.push_back(fmt::format("rank {}: {}", i, reply.message));
-    } else if (!reply.message.empty()) {
-      control->answers.emplace(static_cast<int64_t>(i), std::move(reply.message));
-    }
-    finish_if_answered(control);
+    controls_.take(i, std::move(reply));
   }
 
   void take(size_t i, LoadReport& report) {
@@ -412,10 +398,7 @@ class DataParallelController::Impl {
                   .dp_rank = row_of(i),
                   .tp_rank = static_cast<int64_t>(i % tp()),
                   .incarnation = instance.incarnation,
-                  .model_file = model_file_};
-    for (const Control& control : controls_) {
-      if (control.request.kind == ControlKind::kLoadWeights) spec.model_file = control.request.text;
-    }
+                  .model_file = controls_.model_file()};
     SLUICE_TRY(spec.input_endpoint, link_->open_input(process, spec.incarnation, elsewhere(i)));
     spec.output_endpoint = link_->output_endpoint(elsewhere(i));
     if (instance.rendezvous) spec.rendezvous = instance.rendezvous->endpoint();
@@ -502,11 +485,9 @@ class DataParallelController::Impl {
                last_seen(instance, i % tp()), moved, ended.size(), tp() == 1 ? "it starts" : names(number) + " start",
                seconds(delay));
     deliver(std::move(ended));
-    // What was asked of them holds for their successors.
-    for (auto control = controls_.begin(); control != controls_.end();) {
-      for (size_t rank = number * tp(); rank < (number + 1) * tp(); ++rank) control->waiting_for.erase(rank);
-      control = finish_if_answered(control);
-    }
+    std::set<size_t> gone;
+    for (size_t rank = number * tp(); rank < (number + 1) * tp(); ++rank) gone.insert(rank);
+    controls_.drop(gone);
   }
 
   void check_time(size_t number) {
@@ -549,8 +530,7 @@ class DataParallelController::Impl {
     for (size_t i = 0; i < ranks_.size(); ++i) {
       Rank& rank = ranks_[i];
       if (!rank.process || !rank.failure.empty() || !is_watched(i)) continue;  // it is ending already
-      const bool asked = std::ranges::any_of(controls_, [&](const Control& c) { return c.waiting_for.contains(i); });
-      if (rank.ready && tp() == 1 && in_flight[i] == 0 && !asked) {
+      if (rank.ready && tp() == 1 && in_flight[i] == 0 && !controls_.waits_for(i)) {
         rank.watch.rest();
         continue;
       }
@@ -601,71 +581,22 @@ class DataParallelController::Impl {
       asked.swap(controls_asked_);
     }
     for (auto& [request, at_most, done] : asked) {
-      request.id = ++last_control_;
-      remember(request);
-      Control control{
-          .request = std::move(request), .at_most = at_most, .due = clock_.now() + at_most, .done = std::move(done)};
-      // Requests that were accepted before come before it on the wire as well.
-      send_outgoing();
+      std::set<size_t> ranks;
       for (size_t i = 0; i < ranks_.size(); ++i) {
         // One that starts begins with an empty cache, and is told what else holds.
-        if (!instance_of(i).ready || !(leads(i) || concerns_followers(control.request.kind))) continue;
-        control.waiting_for.insert(i);
+        if (instance_of(i).ready && (leads(i) || concerns_followers(request.kind))) ranks.insert(i);
+      }
+      controls_.begin(request, ranks, at_most, std::move(done));
+      // Requests that were accepted before come before it on the wire as well.
+      send_outgoing();
+      for (const size_t i : ranks) {
         if (leads(i)) {
-          send(row_of(i), control.request);
+          send(row_of(i), request);
         } else {
-          link_->send(static_cast<int64_t>(i), control.request);
+          link_->send(static_cast<int64_t>(i), request);
         }
       }
-      controls_.push_back(std::move(control));
-      finish_if_answered(std::prev(controls_.end()));
     }
-  }
-
-  // What ranks that start from now on must know.
-  void remember(const ControlRequest& request) {
-    switch (request.kind) {
-      case ControlKind::kPauseAbort:
-      case ControlKind::kPauseRetract:
-      case ControlKind::kPauseInPlace:
-        paused_ = true;
-        break;
-      case ControlKind::kContinue:
-        paused_ = false;
-        break;
-      default:
-        break;
-    }
-  }
-
-  std::vector<Control>::iterator finish_if_answered(std::vector<Control>::iterator control) {
-    if (!control->waiting_for.empty()) return std::next(control);
-    Result<RankAnswers> result = std::move(control->answers);
-    if (!control->refusals.empty()) {
-      result = Error{ErrorCode::kUnavailable, fmt::format("{}", fmt::join(control->refusals, "; "))};
-    } else if (control->request.kind == ControlKind::kLoadWeights) {
-      model_file_ = control->request.text;
-    }
-    return finish(control, std::move(result));
-  }
-
-  void expire_controls() {
-    for (auto control = controls_.begin(); control != controls_.end();) {
-      if (clock_.now() < control->due) {
-        ++control;
-        continue;
-      }
-      control = finish(control, Error{ErrorCode::kTimeout,
-                                      fmt::format("no answer within {:.0f} s from rank {}", seconds(control->at_most),
-                                                  fmt::join(control->waiting_for, ", "))});
-    }
-  }
-
-  std::vector<Control>::iterator finish(std::vector<Control>::iterator control, Result<RankAnswers> result) {
-    const auto done = std::move(control->done);
-    const auto next = controls_.erase(control);
-    done(std::move(result));
-    return next;
   }
 
   // ---- end
@@ -674,7 +605,7 @@ class DataParallelController::Impl {
     const std::string cause = "the server is shutting down";
     deliver(dispatcher_.end_all(cause));
     begin_controls();
-    while (!controls_.empty()) finish(controls_.begin(), Error{ErrorCode::kCancelled, cause});
+    controls_.cancel_all(cause);
     std::vector<RankHandle*> left;
     // A failed launch is reported now: nothing is in flight.
     const TimePoint end = real_clock().now() + (launch_failed_ ? Duration{0} : options_.stop_grace);
@@ -712,12 +643,9 @@ class DataParallelController::Impl {
   size_t ranks_per_row_ = 1;
   std::vector<Instance> instances_;
   std::vector<FrontLink::Watched> watched_;
-  std::vector<Control> controls_;
-  uint64_t last_control_ = 0;
+  ControlRounds controls_{clock_};
   std::optional<TimePoint> next_look_;  // while a rank that is watched has something to do
   const Pulse loading_{};               // of a rank of several, of which no more is seen than its process
-  bool paused_ = false;
-  std::string model_file_;  // that was loaded in place of the first; empty: none was
   bool launching_ = true;
   bool launch_failed_ = false;
 
