@@ -31,8 +31,8 @@ std::vector<RejectedFlag> rejected_flags() {
   constexpr std::string_view kLora = "LoRA adapters are outside the scope of this engine; merge the adapter.";
   constexpr std::string_view kSpeculative = "speculative decoding is outside the scope of this engine.";
   constexpr std::string_view kMedia = "images, video and audio are outside the scope of this engine.";
-  constexpr std::string_view kMetrics = "not built yet; --enable-metrics exports the metrics of every rank.";
-  constexpr std::string_view kLogging = "request logging is not built yet; use --log-level debug.";
+  constexpr std::string_view kMetrics = "not built; --enable-metrics exports the metrics of every rank.";
+  constexpr std::string_view kLogging = "request logging is not built; use --log-level debug.";
   constexpr std::string_view kGpuPlace = "there is no GPU backend in this build; leave it out.";
   return {
       {"attn-cp-size", "context parallelism is not built; leave it out."},
