@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "engine/model_files.h"
 #include "engine/nodes/interface.h"
+#include "engine/nodes/join_point.h"
 #include "engine/nodes/link.h"
 
 namespace sluice::engine {
@@ -78,26 +79,17 @@ class Collector {
   }
 
   Result<ClusterCheck> run(int stop_descriptor) {
-    SLUICE_TRY(const Endpoint at, parse_endpoint("--dist-init-addr", *options_.dist_init_addr));
-    auto listening = net::listen_sockets(at.host, at.port, 1, kBacklog);
-    if (!listening.ok()) {
-      return Error{ErrorCode::kUnavailable,
-                   fmt::format("node 0 cannot be at {}: {}; the interfaces of this host are {}", to_string(at),
-                               listening.error().message, in_words(network_interfaces()))};
-    }
-    sockaddr_storage bound{};
-    socklen_t size = sizeof bound;
-    ::getsockname(listening->sockets[0][0].get(), reinterpret_cast<sockaddr*>(&bound), &size);
+    SLUICE_TRY(const JoinPoint point, open_join_point(options_));
     CheckedNode& own = nodes_[0];
     own.seen = true;
-    SLUICE_TRY(own.address, rank_address_at_start(options_, net::address_of(bound)));
+    own.address = point.rank_address;
     own.interface = chosen_interface(options_).value_or("");
     own.identity = identity_of(options_);
     SLUICE_TRY(const auto probe, probe_port(own.address));
     peers_.push_back({0, {own.address, probe.port}});
     SLUICE_LOG(info, kComponent, "node 0 listens at {}, and waits {:.0f} s for {} others",
-               to_string(Endpoint{net::address_of(bound), at.port}), seconds(bound_), nodes_.size() - 1);
-    SLUICE_TRY_VOID(collect(*listening, stop_descriptor));
+               to_string(Endpoint{point.reached, point.at.port}), seconds(bound_), nodes_.size() - 1);
+    SLUICE_TRY_VOID(collect(point.listening, stop_descriptor));
     exchange();
     ClusterCheck check = judge_cluster(nodes_, bound_);
     for (auto& [node, link] : links_)

@@ -18,7 +18,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
-#include "engine/nodes/interface.h"
+#include "engine/nodes/join_point.h"
 #include "engine/nodes/link.h"
 
 namespace sluice::engine {
@@ -29,7 +29,6 @@ using nlohmann::json;
 constexpr std::string_view kComponent = "engine/nodes";
 constexpr Duration kFirstWord = std::chrono::seconds(5);  // from a connection to its join
 constexpr Duration kReminder = std::chrono::seconds(10);  // between lines that say for whom we wait
-constexpr int kBacklog = 64;
 
 struct Event {
   const int fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -363,20 +362,9 @@ Result<std::unique_ptr<RankHandle>> NodeLeader::Impl::start_rank(int64_t number,
 }
 
 Result<std::unique_ptr<NodeLeader>> NodeLeader::listen(const EngineOptions& options, NodeIdentity own) {
-  SLUICE_TRY(auto at, parse_endpoint("--dist-init-addr", *options.dist_init_addr));
-  auto listening = net::listen_sockets(at.host, at.port, 1, kBacklog);
-  if (!listening.ok()) {
-    return Error{listening.error().code,
-                 fmt::format("--dist-init-addr {} must be an address of node 0 with a port that is "
-                             "free: {}",
-                             *options.dist_init_addr, listening.error().message)};
-  }
-  sockaddr_storage bound{};
-  socklen_t size = sizeof bound;
-  ::getsockname(listening->sockets[0][0].get(), reinterpret_cast<sockaddr*>(&bound), &size);
-  SLUICE_TRY(auto address, rank_address_at_start(options, net::address_of(bound)));
-  return std::unique_ptr<NodeLeader>(new NodeLeader(
-      std::make_unique<Impl>(options, std::move(own), std::move(at), std::move(*listening), std::move(address))));
+  SLUICE_TRY(auto point, open_join_point(options));
+  return std::unique_ptr<NodeLeader>(new NodeLeader(std::make_unique<Impl>(
+      options, std::move(own), std::move(point.at), std::move(point.listening), std::move(point.rank_address))));
 }
 
 NodeLeader::NodeLeader(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

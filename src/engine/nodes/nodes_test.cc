@@ -249,7 +249,7 @@ TEST_F(ClusterCheckTest, R27AWrongAddressIsNamedWhereItIsWrong) {
   options.node_rank = 0;
   options.dist_init_addr = "192.0.2.1:5000";
   EXPECT_THAT(check_cluster(options, Duration{0}, -1).error().message,
-              ::testing::AllOf(HasSubstr("node 0 cannot be at 192.0.2.1:5000"),
+              ::testing::AllOf(HasSubstr("--dist-init-addr 192.0.2.1:5000 must be an address of node 0"),
                                HasSubstr("the interfaces of this host are lo (")));
 }
 
