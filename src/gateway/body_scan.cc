@@ -341,6 +341,13 @@ Result<BodyFacts> scan_body(std::string& body, Endpoint endpoint) {
     } else if (endpoint == Endpoint::kChat && key == "messages") {
       facts.routing_text.clear();
       error = append_messages(value, facts.routing_text);
+    } else if (endpoint == Endpoint::kResponses && key == "previous_response_id") {
+      od::json_type type;
+      if ((error = value.type().get(type))) return malformed(error);
+      facts.previous.clear();
+      std::string_view text;
+      if (type == od::json_type::string) error = value.get_string().get(text);
+      if (!error) facts.previous = text;
     } else if (endpoint == Endpoint::kResponses && key == "input") {
       facts.routing_text.clear();
       error = append_input(value, facts.routing_text);

@@ -8,6 +8,7 @@
 #include "gateway/ask.h"
 #include "gateway/control.h"
 #include "gateway/error_shape.h"
+#include "gateway/fanout.h"
 #include "gateway/report.h"
 #include "gateway/selection.h"
 #include "gateway/tracing.h"
@@ -72,6 +73,7 @@ net::Task<Exchange::End> Exchange::run() {
 void Exchange::interrupt() {
   if (upstream_ != nullptr) upstream_->close();
   if (waiting_ != nullptr) waiting_->cancel();
+  if (asking_ != nullptr) asking_->end();
 }
 
 // Null without a limit. The timer may fire when this has gone: what it holds says so then.
@@ -115,6 +117,7 @@ net::Task<> Exchange::serve() {
   if (gone_) co_return;
   const bool read = co_await read_request();
   if (!read) co_return;
+  if (!facts_.previous.empty()) co_await find_keeper();
 
   context_.retry_budget.earn(context_.clock.now());
   while (!gone_) {
@@ -228,6 +231,29 @@ net::Task<bool> Exchange::read_request() {
   co_return true;
 }
 
+// What it goes on from is kept by one worker. Where nobody says so the one that is chosen will.
+net::Task<> Exchange::find_keeper() {
+  asking_ = std::make_shared<Interruption>();
+  keeper_ = co_await keeper_of_response(context_, loop_, client_.request(), facts_.previous, asking_);
+  asking_.reset();
+}
+
+// Of the keeper's ranks the one with the fewest requests.
+std::optional<Choice> Exchange::choose_keeper(const Roster& roster, const RequestFacts& facts) const {
+  const WorkerPtr* best = nullptr;
+  for (const WorkerPtr& worker : roster.workers()) {
+    if (worker->address.authority() != keeper_->address.authority() || !worker->usable()) continue;
+    if (std::ranges::find(tried_, worker->number) != tried_.end()) continue;
+    if (best == nullptr || worker->load->requests < (*best)->load->requests) best = &worker;
+  }
+  if (best == nullptr) return std::nullopt;
+  Choice choice = Choice::of((*best)->number, Reason::kOnlyCandidate);
+  choice.insert_prefix = destination_.policy().needs_prefix();
+  choice.match_rate = facts.prefix.rate_of((*best)->number);
+  choice.none_takes_work = true;  // there is no other, be it full
+  return choice;
+}
+
 std::optional<Choice> Exchange::choose_once(const Roster& roster, const RequestFacts& facts) {
   const Policy& policy = destination_.policy();
   const auto choice = select_worker(roster, policy, facts, tried_, policy.needs_ring() ? &loop_.ring() : nullptr,
@@ -247,7 +273,7 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit, std::optional<WorkerLease>& 
   // A trial of a half-open worker, or the last place that a worker has, may go to another request between the look and
   // the grasp; then there is one fewer.
   for (;;) {
-    choice = choose_once(*roster, facts);
+    choice = keeper_ != nullptr ? choose_keeper(*roster, facts) : choose_once(*roster, facts);
     if (!choice) return nullptr;
     if (!choice->worker) {
       loop_.count_branch(destination_.policy_name(), choice->reason);

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "gateway/ask.h"
 #include "gateway/body_scan.h"
 #include "gateway/context.h"
 #include "gateway/destination.h"
@@ -62,11 +63,13 @@ class Exchange {
   net::Task<bool> queue_up();
   net::Task<bool> wait_for_slot(std::shared_ptr<Admission::Waiter> waiter, std::shared_ptr<net::Timer> timer);
   net::Task<bool> read_request();
+  net::Task<> find_keeper();
 
   net::Task<MaybeFailure> attempt();
   WorkerPtr choose(Breaker::Permit& permit, std::optional<WorkerLease>& lease);
   Work work(double matched_share) const;
   std::optional<Choice> choose_once(const Roster& roster, const RequestFacts& facts);
+  std::optional<Choice> choose_keeper(const Roster& roster, const RequestFacts& facts) const;
   bool note_head(Upstream& upstream, const net::ResponseHead& head);
   net::Task<MaybeFailure> relay_whole(Upstream& upstream, net::ResponseHead head);
   void leave_alone(Worker& worker, TimePoint sent, std::optional<Duration> retry_after);
@@ -126,6 +129,7 @@ class Exchange {
   };
   std::optional<PrefixClaim> claim_;
   std::optional<RerankAsk> rerank_;  // of a rerank request
+  WorkerPtr keeper_;                 // of the response that this goes on from: no other engine can answer
   RequestSeries* series_ = nullptr;
   bool counted_ = false;
 
@@ -143,6 +147,7 @@ class Exchange {
   bool with_client_ = false;  // waits for a client that may not send its body, or not read its answer
   net::ClientExchange* upstream_ = nullptr;
   net::Timer* waiting_ = nullptr;
+  std::shared_ptr<Interruption> asking_;  // of all workers
 
   End end_;
   obs::RequestRecord record_;

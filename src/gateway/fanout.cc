@@ -1,6 +1,7 @@
 #include "gateway/fanout.h"
 
 #include <algorithm>
+#include <cctype>
 #include <map>
 #include <set>
 
@@ -148,41 +149,57 @@ Response nobody_to_ask(std::string_view path) {
 
 std::string text_of(const Json& document) { return document.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
-// Of the answers to one question the first with 2xx, as soon as it is there: the questions under way end then. Else the
-// last of all.
-Task<Response> first_good(AdminCall& call, std::string method) {
-  struct Found {
-    std::optional<Response> good, last;
-  };
-  const WorkerList workers = by_address(call.loop.fleet(call.context.fleet));
-  if (workers.empty()) co_return error_response(503, "no_workers", "no worker");
+// The answers to one question of all workers, up to the first with 2xx: the questions under way end then.
+struct Found {
+  std::optional<Response> good, last;
+  WorkerPtr who;  // gave the good one
+};
+Task<std::shared_ptr<const Found>> ask_until_good(Context& context, LoopState& loop, const net::RequestHead& asked,
+                                                  const WorkerList& workers,
+                                                  std::shared_ptr<Interruption> interruption) {
   auto found = std::make_shared<Found>();
-  net::Client& client = call.loop.client;
-  net::EventLoop& loop = call.loop.loop;
+  net::Client& client = loop.client;
+  net::EventLoop& event_loop = loop.loop;
   std::vector<std::function<Task<>()>> tasks;
   for (const WorkerPtr& worker : workers) {
-    net::RequestHead head = upstream_head(call.head, *worker, /*has_body=*/false, call.context.gatekeeper);
-    Question question{method, std::move(head.target), std::move(head.headers), nullptr};
-    tasks.push_back([found, &client, &loop, worker, question, interruption = call.interruption]() -> Task<> {
+    net::RequestHead head = upstream_head(asked, *worker, /*has_body=*/false, context.gatekeeper);
+    Question question{asked.method, std::move(head.target), std::move(head.headers), nullptr};
+    tasks.push_back([found, &client, &event_loop, worker, question, interruption]() -> Task<> {
       Question own = question;
-      auto answer = co_await ask_worker(loop, client, worker, std::move(own), kOrdinary, interruption);
+      auto answer = co_await ask_worker(event_loop, client, worker, std::move(own), kOrdinary, interruption);
       if (!answer.ok()) co_return;
       if (answer->status / 100 == 2 && !found->good) {
         found->good = std::move(answer).value();
+        found->who = worker;
       } else {
         found->last = std::move(answer).value();
       }
     });
   }
   GatherLimits limits;
-  limits.at_once = static_cast<size_t>(call.context.options.rl_fanout_concurrency);
+  limits.at_once = static_cast<size_t>(context.options.rl_fanout_concurrency);
   limits.enough = [found] { return found->good.has_value(); };
-  co_await gather(loop, std::move(tasks), std::move(limits));
-  call.interruption->end();
+  co_await gather(event_loop, std::move(tasks), std::move(limits));
+  interruption->end();
+  co_return found;
+}
+
+// Of the answers to one question the first with 2xx, as soon as it is there; else the last of all.
+Task<Response> first_good(AdminCall& call) {
+  const WorkerList workers = by_address(call.loop.fleet(call.context.fleet));
+  if (workers.empty()) co_return error_response(503, "no_workers", "no worker");
+  const auto found = co_await ask_until_good(call.context, call.loop, call.head, workers, call.interruption);
   call.is_relayed = found->good || found->last;
-  if (found->good) co_return relayed(std::move(*found->good));
-  if (found->last) co_return relayed(std::move(*found->last));
+  if (found->good) co_return relayed(*found->good);
+  if (found->last) co_return relayed(*found->last);
   co_return error_response(502, "no_worker_response", "no worker gave an answer");
+}
+
+// Of an id that may stand in a path.
+bool is_plain(std::string_view id) {
+  constexpr size_t kMost = 256;
+  const auto plain = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-'; };
+  return id.size() <= kMost && std::ranges::all_of(id, plain);
 }
 
 }  // namespace
@@ -279,16 +296,27 @@ Task<Response> stored_response(AdminCall& call) {
   }
   if (part == "cancel") {
     if (method != "POST") co_return wrong_method(call, "POST");
-    co_return co_await first_good(call, "POST");
+    co_return co_await first_good(call);
   }
   if (part == "input_items" ? method != "GET" : method == "POST") {
     co_return wrong_method(call, part == "input_items" ? "GET" : "GET, DELETE");
   }
-  if (method == "GET" && part.empty()) co_return co_await first_good(call, "GET");
+  if (method == "GET" && part.empty()) co_return co_await first_good(call);
   co_return error_response(
       501, "not_implemented",
       fmt::format("{} {} is not passed on: ask the worker that keeps the response, at its own address", method,
                   call.path));
+}
+
+Task<WorkerPtr> keeper_of_response(Context& context, LoopState& loop, const net::RequestHead& client, std::string id,
+                                   std::shared_ptr<Interruption> interruption) {
+  const WorkerList workers = by_address(loop.fleet(context.fleet));
+  if (workers.size() < 2 || !is_plain(id)) co_return nullptr;
+  net::RequestHead asked = client;
+  asked.method = "GET";
+  asked.target = "/v1/responses/" + id;
+  const auto found = co_await ask_until_good(context, loop, asked, workers, std::move(interruption));
+  co_return found->who;
 }
 
 Task<Response> engine_metrics(AdminCall& call) {

@@ -13,6 +13,10 @@ net::Task<net::Response> fan_out(AdminCall& call);
 net::Task<net::Response> abort_request(AdminCall& call);
 // /v1/responses/{id} and what is below it: the first worker that knows it answers.
 net::Task<net::Response> stored_response(AdminCall& call);
+// The worker that keeps the response `id`, which is asked of all of them; null where none says so, or where there is
+// one worker. `client`: the request of whoever goes on from it.
+net::Task<WorkerPtr> keeper_of_response(Context& context, LoopState& loop, const net::RequestHead& client,
+                                        std::string id, std::shared_ptr<Interruption> interruption);
 net::Task<net::Response> engine_metrics(AdminCall& call);
 
 }  // namespace sluice::gateway

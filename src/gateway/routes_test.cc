@@ -130,6 +130,57 @@ TEST_F(RoutesTest, WithAGoodAnswerNoQuestionIsLeft) {
   EXPECT_TRUE(eventually([&] { return metric("smg_upstream_connections", {"state=\"busy\""}) == 0; }));
 }
 
+TEST_F(RoutesTest, WhatGoesOnFromAResponseGoesToTheWorkerThatKeepsIt) {
+  const auto keeps = [](const std::string& id) {
+    return [id](const Received& received) {
+      const bool is_mine = received.method == "POST" || received.target == "/v1/responses/" + id;
+      return is_mine ? net::Response::json(200, Json{{"id", id}}.dump())
+                     : net::Response::json(404, R"({"error":"no"})");
+    };
+  };
+  ScriptedWorker& first = scripted(keeps("resp_1"));
+  ScriptedWorker& second = scripted(keeps("resp_2"));
+  start_all();
+  const auto go_on = [&](const std::string& id) {
+    ++sent_;
+    const auto answer =
+        call("POST", "/v1/responses", Json{{"model", "m"}, {"input", "x"}, {"previous_response_id", id}}.dump(),
+             {{"Authorization", "Bearer mine"}});
+    return answer->status == 200 ? Json::parse(answer->body)["id"].get<std::string>() : std::to_string(answer->status);
+  };
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_EQ(go_on("resp_1"), "resp_1");
+    EXPECT_EQ(go_on("resp_2"), "resp_2");
+  }
+  EXPECT_EQ(second.received().front().headers.get("authorization"), "Bearer mine");
+  EXPECT_EQ(second.received().front().body, "") << "a question without the request's body";
+  // One that nobody knows, or that is no id, is for whoever is chosen to refuse.
+  const size_t before = first.received().size() + second.received().size();
+  for (const char* id : {"resp_3", "resp_/../x"}) EXPECT_THAT(go_on(id), HasSubstr("resp_"));
+  EXPECT_EQ(first.received().size() + second.received().size(), before + 2 + 1 + 1);
+  expect_settled();
+}
+
+TEST_F(RoutesTest, WithoutTheWorkerThatKeepsAResponseNobodyElseIsAsked) {
+  std::atomic<bool> broken = false;
+  const auto keeps = [&](const Received& received) {
+    if (received.method == "GET") return net::Response::json(200, "{}");
+    return broken ? net::Response::json(500, R"({"error":"mine"})") : net::Response::json(200, "{}");
+  };
+  scripted(keeps);
+  ScriptedWorker& other = scripted(
+      [](const Received& received) { return net::Response::json(received.method == "GET" ? 404 : 200, "{}"); });
+  start_all({"--disable-retries"});
+  broken = true;
+  for (int i = 0; i < 3; ++i) {
+    ++sent_;
+    const auto answer = call("POST", "/v1/responses", R"({"input":"x","previous_response_id":"resp_1"})");
+    EXPECT_EQ(answer->status, 500);
+  }
+  for (const Received& one : other.received()) EXPECT_EQ(one.method, "GET");
+  expect_settled();
+}
+
 TEST_F(RoutesTest, WithoutAGoodAnswerTheLastOneCounts) {
   start();
   EXPECT_EQ(code_of(call("GET", "/v1/responses/r")), "no_workers");
