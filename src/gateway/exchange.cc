@@ -117,7 +117,10 @@ net::Task<> Exchange::serve() {
   if (gone_) co_return;
   const bool read = co_await read_request();
   if (!read) co_return;
-  if (!facts_.previous.empty()) co_await find_keeper();
+  if (!facts_.previous.empty()) {
+    const bool may_go_on = co_await find_keeper();
+    if (!may_go_on) co_return;
+  }
 
   context_.retry_budget.earn(context_.clock.now());
   while (!gone_) {
@@ -231,11 +234,20 @@ net::Task<bool> Exchange::read_request() {
   co_return true;
 }
 
-// What it goes on from is kept by one worker. Where nobody says so the one that is chosen will.
-net::Task<> Exchange::find_keeper() {
+// What it goes on from is kept by one worker. Where all say that they do not have it the one that is chosen will say so
+// to the client; where one could not be asked, it may be the one, and a 404 would be believed.
+net::Task<bool> Exchange::find_keeper() {
   asking_ = std::make_shared<Interruption>();
-  keeper_ = co_await keeper_of_response(context_, loop_, client_.request(), facts_.previous, asking_);
+  const Keeper found = co_await keeper_of_response(context_, loop_, client_.request(), facts_.previous, asking_);
   asking_.reset();
+  keeper_ = found.who;
+  if (found.silent.empty() || gone_ || timed_out_) co_return true;
+  co_await unavailable(
+      "no_available_workers",
+      fmt::format("where the response {} is kept is not known: {} workers did not say, worker {} among them",
+                  facts_.previous, found.silent.size(), found.silent.front()->id),
+      seconds_until_one_is_back(found.silent));
+  co_return false;
 }
 
 // Of the keeper's ranks the one with the fewest requests.
@@ -474,7 +486,11 @@ net::Task<> Exchange::unavailable(std::string_view code, std::string message, in
 // Until there is one, as far as that is known; else until others have ended, one of which may be a worker's trial.
 int64_t Exchange::seconds_without_worker() {
   const Roster* roster = destination_.roster(context_, loop_);
-  const auto left = roster == nullptr ? std::nullopt : comes_back(roster->workers(), context_.clock.now());
+  return seconds_until_one_is_back(roster == nullptr ? WorkerList() : roster->workers());
+}
+
+int64_t Exchange::seconds_until_one_is_back(const WorkerList& workers) const {
+  const auto left = comes_back(workers, context_.clock.now());
   if (!left) return context_.admission.retry_after_seconds();
   return std::max<int64_t>(1, std::llround(std::ceil(seconds(*left))));
 }

@@ -63,7 +63,7 @@ class Exchange {
   net::Task<bool> queue_up();
   net::Task<bool> wait_for_slot(std::shared_ptr<Admission::Waiter> waiter, std::shared_ptr<net::Timer> timer);
   net::Task<bool> read_request();
-  net::Task<> find_keeper();
+  net::Task<bool> find_keeper();
 
   net::Task<MaybeFailure> attempt();
   WorkerPtr choose(Breaker::Permit& permit, std::optional<WorkerLease>& lease);
@@ -90,6 +90,7 @@ class Exchange {
   net::Task<> fail(int status, std::string_view code, std::string message);
   net::Task<> unavailable(std::string_view code, std::string message, int64_t retry_after);
   int64_t seconds_without_worker();
+  int64_t seconds_until_one_is_back(const WorkerList& workers) const;
   net::Task<> reject(int status, std::string_view code, std::string message);
   net::Headers headers_of(const net::ResponseHead& head, const Worker& worker) const;
   RequestSeries& series();

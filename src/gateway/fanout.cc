@@ -12,6 +12,7 @@
 #include "gateway/error_shape.h"
 #include "gateway/forward.h"
 #include "gateway/gather.h"
+#include "gateway/outcome.h"
 #include "obs/exposition.h"
 
 namespace sluice::gateway {
@@ -152,7 +153,8 @@ std::string text_of(const Json& document) { return document.dump(-1, ' ', false,
 // The answers to one question of all workers, up to the first with 2xx: the questions under way end then.
 struct Found {
   std::optional<Response> good, last;
-  WorkerPtr who;  // gave the good one
+  WorkerPtr who;      // gave the good one
+  WorkerList silent;  // gave no answer, or one that says nothing of what was asked
 };
 Task<std::shared_ptr<const Found>> ask_until_good(Context& context, LoopState& loop, const net::RequestHead& asked,
                                                   const WorkerList& workers,
@@ -167,6 +169,7 @@ Task<std::shared_ptr<const Found>> ask_until_good(Context& context, LoopState& l
     tasks.push_back([found, &client, &event_loop, worker, question, interruption]() -> Task<> {
       Question own = question;
       auto answer = co_await ask_worker(event_loop, client, worker, std::move(own), kOrdinary, interruption);
+      if (!answer.ok() || is_retryable(answer->status)) found->silent.push_back(worker);
       if (!answer.ok()) co_return;
       if (answer->status / 100 == 2 && !found->good) {
         found->good = std::move(answer).value();
@@ -308,15 +311,18 @@ Task<Response> stored_response(AdminCall& call) {
                   call.path));
 }
 
-Task<WorkerPtr> keeper_of_response(Context& context, LoopState& loop, const net::RequestHead& client, std::string id,
-                                   std::shared_ptr<Interruption> interruption) {
+Task<Keeper> keeper_of_response(Context& context, LoopState& loop, const net::RequestHead& client, std::string id,
+                                std::shared_ptr<Interruption> interruption) {
+  Keeper keeper;
   const WorkerList workers = by_address(loop.fleet(context.fleet));
-  if (workers.size() < 2 || !is_plain(id)) co_return nullptr;
+  if (workers.size() < 2 || !is_plain(id)) co_return keeper;
   net::RequestHead asked = client;
   asked.method = "GET";
   asked.target = "/v1/responses/" + id;
   const auto found = co_await ask_until_good(context, loop, asked, workers, std::move(interruption));
-  co_return found->who;
+  keeper.who = found->who;
+  if (keeper.who == nullptr) keeper.silent = found->silent;
+  co_return keeper;
 }
 
 Task<Response> engine_metrics(AdminCall& call) {

@@ -13,10 +13,14 @@ net::Task<net::Response> fan_out(AdminCall& call);
 net::Task<net::Response> abort_request(AdminCall& call);
 // /v1/responses/{id} and what is below it: the first worker that knows it answers.
 net::Task<net::Response> stored_response(AdminCall& call);
-// The worker that keeps the response `id`, which is asked of all of them; null where none says so, or where there is
-// one worker. `client`: the request of whoever goes on from it.
-net::Task<WorkerPtr> keeper_of_response(Context& context, LoopState& loop, const net::RequestHead& client,
-                                        std::string id, std::shared_ptr<Interruption> interruption);
+struct Keeper {
+  WorkerPtr who;      // null: all that could say so do not have it, or there is one worker
+  WorkerList silent;  // where `who` is null: those that could not be asked, one of which may have it
+};
+// The worker that keeps the response `id`, which is asked of all of them. `client`: the request of whoever goes on from
+// it.
+net::Task<Keeper> keeper_of_response(Context& context, LoopState& loop, const net::RequestHead& client, std::string id,
+                                     std::shared_ptr<Interruption> interruption);
 net::Task<net::Response> engine_metrics(AdminCall& call);
 
 }  // namespace sluice::gateway

@@ -181,6 +181,35 @@ TEST_F(RoutesTest, WithoutTheWorkerThatKeepsAResponseNobodyElseIsAsked) {
   expect_settled();
 }
 
+TEST_F(RoutesTest, WhereAWorkerCannotBeAskedNobodySaysThatAResponseIsNotThere) {
+  std::atomic<int> status = 503;
+  ScriptedWorker& other = scripted([](const Received&) { return net::Response::json(404, R"({"error":"never"})"); });
+  scripted([&](const Received& received) {
+    return net::Response::json(received.method == "GET" ? status.load() : 200, R"({"id":"mine"})");
+  });
+  SimWorker& dead = worker();
+  start_all();
+  const auto go_on = [&] {
+    ++sent_;
+    return call("POST", "/v1/responses", R"({"input":"x","previous_response_id":"resp_1"})");
+  };
+  const auto expect_unknown = [&](const char* why) {
+    const auto answer = go_on();
+    EXPECT_EQ(answer->status, 503) << why << answer->body;
+    EXPECT_EQ(code_of(answer), "no_available_workers") << why;
+    EXPECT_GE(std::stoi(std::string(answer->headers.get("retry-after").value_or("0"))), 1) << why;
+    EXPECT_THAT(answer->body, HasSubstr("resp_1")) << why;
+  };
+  expect_unknown("one is up and cannot say");
+  dead.stop();
+  status = 404;
+  expect_unknown("one takes no connection");
+  status = 200;
+  EXPECT_EQ(go_on()->status, 200) << "where one has it the others do not matter";
+  for (const Received& one : other.received()) EXPECT_EQ(one.method, "GET");
+  expect_settled();
+}
+
 TEST_F(RoutesTest, WithoutAGoodAnswerTheLastOneCounts) {
   start();
   EXPECT_EQ(code_of(call("GET", "/v1/responses/r")), "no_workers");
