@@ -26,7 +26,8 @@ using Answer = std::optional<Result<Response>>;
 constexpr Duration kOrdinary = std::chrono::seconds(45);
 constexpr Duration kProfile = std::chrono::seconds(630);  // it may be told to run for a number of steps
 constexpr Duration kMetrics = std::chrono::seconds(5);
-constexpr size_t kQuoted = 200;  // bytes of a worker's complaint
+constexpr Duration kKeeper = std::chrono::seconds(3);  // all together: a request waits for it, and holds its slot
+constexpr size_t kQuoted = 200;                        // bytes of a worker's complaint
 
 // Verbs after which the engine's cache is empty: what it was believed to hold is gone.
 bool drops_cache(std::string_view path) {
@@ -157,7 +158,7 @@ struct Found {
   WorkerList silent;  // gave no answer, or one that says nothing of what was asked
 };
 Task<std::shared_ptr<const Found>> ask_until_good(Context& context, LoopState& loop, const net::RequestHead& asked,
-                                                  const WorkerList& workers,
+                                                  const WorkerList& workers, Duration bound,
                                                   std::shared_ptr<Interruption> interruption) {
   auto found = std::make_shared<Found>();
   net::Client& client = loop.client;
@@ -166,9 +167,9 @@ Task<std::shared_ptr<const Found>> ask_until_good(Context& context, LoopState& l
   for (const WorkerPtr& worker : workers) {
     net::RequestHead head = upstream_head(asked, *worker, /*has_body=*/false, context.gatekeeper);
     Question question{asked.method, std::move(head.target), std::move(head.headers), nullptr};
-    tasks.push_back([found, &client, &event_loop, worker, question, interruption]() -> Task<> {
+    tasks.push_back([found, &client, &event_loop, worker, question, bound, interruption]() -> Task<> {
       Question own = question;
-      auto answer = co_await ask_worker(event_loop, client, worker, std::move(own), kOrdinary, interruption);
+      auto answer = co_await ask_worker(event_loop, client, worker, std::move(own), bound, interruption);
       if (!answer.ok() || is_retryable(answer->status)) found->silent.push_back(worker);
       if (!answer.ok()) co_return;
       if (answer->status / 100 == 2 && !found->good) {
@@ -191,7 +192,7 @@ Task<std::shared_ptr<const Found>> ask_until_good(Context& context, LoopState& l
 Task<Response> first_good(AdminCall& call) {
   const WorkerList workers = by_address(call.loop.fleet(call.context.fleet));
   if (workers.empty()) co_return error_response(503, "no_workers", "no worker");
-  const auto found = co_await ask_until_good(call.context, call.loop, call.head, workers, call.interruption);
+  const auto found = co_await ask_until_good(call.context, call.loop, call.head, workers, kOrdinary, call.interruption);
   call.is_relayed = found->good || found->last;
   if (found->good) co_return relayed(*found->good);
   if (found->last) co_return relayed(*found->last);
@@ -319,7 +320,12 @@ Task<Keeper> keeper_of_response(Context& context, LoopState& loop, const net::Re
   net::RequestHead asked = client;
   asked.method = "GET";
   asked.target = "/v1/responses/" + id;
-  const auto found = co_await ask_until_good(context, loop, asked, workers, std::move(interruption));
+  net::Timer timer(loop.loop.executor(), kKeeper);
+  timer.async_wait([interruption](const boost::system::error_code& error) {
+    if (!error) interruption->end();
+  });
+  const auto found = co_await ask_until_good(context, loop, asked, workers, kKeeper, interruption);
+  timer.cancel();
   keeper.who = found->who;
   if (keeper.who == nullptr) keeper.silent = found->silent;
   co_return keeper;

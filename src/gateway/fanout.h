@@ -17,8 +17,8 @@ struct Keeper {
   WorkerPtr who;      // null: all that could say so do not have it, or there is one worker
   WorkerList silent;  // where `who` is null: those that could not be asked, one of which may have it
 };
-// The worker that keeps the response `id`, which is asked of all of them. `client`: the request of whoever goes on from
-// it.
+// The worker that keeps the response `id`, which is asked of all of them, within 3 s together. `client`: the request of
+// whoever goes on from it. `interruption`, of this call alone, ends the wait; when this returns it has ended.
 net::Task<Keeper> keeper_of_response(Context& context, LoopState& loop, const net::RequestHead& client, std::string id,
                                      std::shared_ptr<Interruption> interruption);
 net::Task<net::Response> engine_metrics(AdminCall& call);

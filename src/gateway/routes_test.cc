@@ -210,6 +210,17 @@ TEST_F(RoutesTest, WhereAWorkerCannotBeAskedNobodySaysThatAResponseIsNotThere) {
   expect_settled();
 }
 
+TEST_F(RoutesTest, AWorkerThatIsSilentIsNotWaitedForLong) {
+  scripted([](const Received&) { return net::Response::json(404, "{}"); });
+  silent();
+  start_all();
+  ++sent_;
+  const net::ClientTimeouts within{.head = std::chrono::seconds(20)};
+  const auto answer = call("POST", "/v1/responses", R"({"input":"x","previous_response_id":"gone"})", {}, within);
+  EXPECT_EQ(code_of(answer), "no_available_workers");
+  expect_settled();
+}
+
 TEST_F(RoutesTest, WithoutAGoodAnswerTheLastOneCounts) {
   start();
   EXPECT_EQ(code_of(call("GET", "/v1/responses/r")), "no_workers");
