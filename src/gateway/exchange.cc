@@ -250,19 +250,23 @@ net::Task<bool> Exchange::find_keeper() {
   co_return false;
 }
 
-// Of the keeper's ranks the one with the fewest requests.
-std::optional<Choice> Exchange::choose_keeper(const Roster& roster, const RequestFacts& facts) const {
-  const WorkerPtr* best = nullptr;
+WorkerList Exchange::keepers(const Roster& roster) const {
+  const std::string engine = keeper_->address.authority();
+  WorkerList ranks;
   for (const WorkerPtr& worker : roster.workers()) {
-    if (worker->address.authority() != keeper_->address.authority() || !worker->usable()) continue;
-    if (std::ranges::find(tried_, worker->number) != tried_.end()) continue;
-    if (best == nullptr || worker->load->requests < (*best)->load->requests) best = &worker;
+    if (worker->address.authority() == engine) ranks.push_back(worker);
   }
-  if (best == nullptr) return std::nullopt;
-  Choice choice = Choice::of((*best)->number, Reason::kOnlyCandidate);
+  return ranks;
+}
+
+std::optional<Choice> Exchange::choose_keeper(const Roster& roster, const RequestFacts& facts) {
+  const WorkerList ranks = keepers(roster);
+  const auto number = select_of(ranks, tried_, facts.now, loop_.choices);
+  if (!number) return std::nullopt;
+  Choice choice = Choice::of(*number, Reason::kOnlyCandidate);
   choice.insert_prefix = destination_.policy().needs_prefix();
-  choice.match_rate = facts.prefix.rate_of((*best)->number);
-  choice.none_takes_work = true;  // there is no other, be it full
+  choice.match_rate = facts.prefix.rate_of(*number);
+  choice.takes_work = roster.worker(*number)->takes_work(facts.now);
   return choice;
 }
 
@@ -379,12 +383,17 @@ void Exchange::record_failure(const Failure& failure) {
 
 bool Exchange::others_left() {
   const Roster* roster = destination_.roster(context_, loop_);
-  return roster != nullptr && any_untried(*roster, tried_, context_.clock.now());
+  if (roster == nullptr) return false;
+  const TimePoint now = context_.clock.now();
+  if (keeper_ == nullptr) return any_untried(*roster, tried_, now);
+  const WorkerList ranks = keepers(*roster);
+  return std::ranges::any_of(ranks, [&](const WorkerPtr& rank) { return why_not(*rank, tried_, now).empty(); });
 }
 
 // What ended one rank of an engine is likely to end the others, and where all of them share a step, it has: they count
 // as tried while another engine could take the request now.
 void Exchange::set_engine_aside() {
+  if (keeper_ != nullptr) return;  // no other engine may have the request
   const Roster* roster = destination_.roster(context_, loop_);
   if (roster == nullptr || asked_ == nullptr || asked_->dp.rank < 0) return;
   std::vector<uint32_t> with_siblings = tried_;
@@ -486,7 +495,8 @@ net::Task<> Exchange::unavailable(std::string_view code, std::string message, in
 // Until there is one, as far as that is known; else until others have ended, one of which may be a worker's trial.
 int64_t Exchange::seconds_without_worker() {
   const Roster* roster = destination_.roster(context_, loop_);
-  return seconds_until_one_is_back(roster == nullptr ? WorkerList() : roster->workers());
+  if (roster == nullptr) return seconds_until_one_is_back({});
+  return seconds_until_one_is_back(keeper_ == nullptr ? roster->workers() : keepers(*roster));
 }
 
 int64_t Exchange::seconds_until_one_is_back(const WorkerList& workers) const {

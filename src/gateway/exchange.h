@@ -69,7 +69,8 @@ class Exchange {
   WorkerPtr choose(Breaker::Permit& permit, std::optional<WorkerLease>& lease);
   Work work(double matched_share) const;
   std::optional<Choice> choose_once(const Roster& roster, const RequestFacts& facts);
-  std::optional<Choice> choose_keeper(const Roster& roster, const RequestFacts& facts) const;
+  WorkerList keepers(const Roster& roster) const;  // the ranks of the keeper
+  std::optional<Choice> choose_keeper(const Roster& roster, const RequestFacts& facts);
   bool note_head(Upstream& upstream, const net::ResponseHead& head);
   net::Task<MaybeFailure> relay_whole(Upstream& upstream, net::ResponseHead head);
   void leave_alone(Worker& worker, TimePoint sent, std::optional<Duration> retry_after);
@@ -81,7 +82,7 @@ class Exchange {
   // How long to pause before the next attempt; none = there is to be none.
   std::optional<Duration> pause_before_retry(const Failure& failure);
   bool moves_on_freely(const Failure& failure);
-  bool others_left();  // an untried worker could take the request now
+  bool others_left();  // an untried worker, of those that may have the request, could take it now
   void set_engine_aside();
   net::Task<> give_up(Failure failure);
 

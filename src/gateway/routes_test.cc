@@ -210,6 +210,34 @@ TEST_F(RoutesTest, WhereAWorkerCannotBeAskedNobodySaysThatAResponseIsNotThere) {
   expect_settled();
 }
 
+TEST_F(RoutesTest, TheKeeperIsAskedAgainThoughOthersAreFree) {
+  int posts = 0;  // on the loop of all workers
+  const auto keeps = [&](net::ServerExchange& exchange, const Received& received) -> net::Task<> {
+    if (received.method == "POST") ++posts;
+    // Full once; then it breaks off, on a kept connection twice: that alone is not held against a worker.
+    if (received.method == "POST" && (posts == 2 || posts == 3)) {
+      exchange.abort();
+      co_return;
+    }
+    auto answer = net::Response::json(posts == 1 ? 503 : 200, posts == 1 ? R"({"error":"queue full"})" : "{}");
+    co_await exchange.respond(std::move(answer));
+  };
+  scripted_.push_back(std::make_unique<ScriptedWorker>(loops_, ScriptedWorker::Serve(keeps)));
+  std::vector<ScriptedWorker*> others;
+  for (int i = 0; i < 2; ++i) {
+    others.push_back(&scripted(
+        [](const Received& received) { return net::Response::json(received.method == "GET" ? 404 : 200, "{}"); }));
+  }
+  start_all({"--retry-initial-backoff-ms", "1", "--retry-max-backoff-ms", "1"});
+  ++sent_;
+  const auto answer = call("POST", "/v1/responses", R"({"input":"x","previous_response_id":"resp_1"})");
+  EXPECT_EQ(answer->status, 200) << answer->body;
+  for (const ScriptedWorker* other : others) {
+    for (const Received& one : other->received()) EXPECT_EQ(one.method, "GET");
+  }
+  expect_settled();
+}
+
 TEST_F(RoutesTest, AWorkerThatIsSilentIsNotWaitedForLong) {
   scripted([](const Received&) { return net::Response::json(404, "{}"); });
   silent();
