@@ -50,7 +50,7 @@ class Exchange {
     std::string worker_id;  // empty = there was no worker to ask
     bool reached = true;    // a part of the request may have gone out
   };
-  static Failure no_worker();
+  Failure no_worker() const;
   Failure out_of_time() const;
   static Failure failure_with(net::Response answer, Outcome outcome, std::optional<Duration> retry_after,
                               const Worker& worker);
@@ -91,7 +91,6 @@ class Exchange {
   net::Task<> fail(int status, std::string_view code, std::string message);
   net::Task<> unavailable(std::string_view code, std::string message, int64_t retry_after);
   int64_t seconds_without_worker();
-  int64_t seconds_until_one_is_back(const WorkerList& workers) const;
   net::Task<> reject(int status, std::string_view code, std::string message);
   net::Headers headers_of(const net::ResponseHead& head, const Worker& worker) const;
   RequestSeries& series();
@@ -100,6 +99,7 @@ class Exchange {
   void claim_prefix(Worker& worker, const routing::PrefixPlace& place);
   void withdraw_claim();
   void count_prediction(Worker& worker);
+  void count_reported(int64_t cached_tokens, int64_t prompt_tokens);
   void count_request();
   void record_choice(const Roster& roster, const RequestFacts& facts, const Worker& worker, const Choice& choice);
   void forget_choice();

@@ -125,13 +125,26 @@ class Gateway::Impl {
     double connections = 0;
     std::map<std::string, double> by_model, by_source;
     // A worker that is removed while this runs would otherwise leave series behind that nobody takes away.
-    for (const char* shown_anew :
-         {"smg_worker_pool_size", "smg_discovery_workers_discovered", "smg_worker_requests_active", "smg_worker_health",
-          "smg_worker_suspect", "smg_worker_cb_state", "smg_worker_cb_consecutive_failures",
-          "smg_worker_cb_consecutive_successes", "smg_worker_cache_reported", "smg_worker_cache_belief",
-          "smg_worker_routing_keys_active", "smg_worker_kv_mode", "smg_kv_blocks", "smg_upstream_connections",
-          "smg_engine_running_requests", "smg_engine_waiting_requests", "smg_engine_token_usage",
-          "smg_engine_gen_throughput", "smg_engine_cache_hit_rate"}) {
+    for (const char* shown_anew : {"smg_worker_pool_size",
+                                   "smg_discovery_workers_discovered",
+                                   "smg_worker_requests_active",
+                                   "smg_worker_health",
+                                   "smg_worker_suspect",
+                                   "smg_worker_cb_state",
+                                   "smg_worker_cb_consecutive_failures",
+                                   "smg_worker_cb_consecutive_successes",
+                                   "smg_worker_cache_reported",
+                                   "smg_worker_cache_belief",
+                                   "smg_worker_routing_keys_active",
+                                   "smg_worker_kv_mode",
+                                   "smg_kv_blocks",
+                                   "smg_upstream_connections",
+                                   "smg_engine_running_requests",
+                                   "smg_engine_waiting_requests",
+                                   "smg_engine_token_usage",
+                                   "smg_engine_gen_throughput",
+                                   "smg_engine_cache_hit_rate",
+                                   "sglang_cache_hit_rate"}) {
       metrics.clear(shown_anew);
     }
     for (const WorkerPtr& worker : *workers) {
@@ -188,16 +201,22 @@ class Gateway::Impl {
     evicted("budget", index.evictions_budget);
     evicted("size", index.evictions_size);
     evicted("worker", index.evictions_worker);
+    set_hit_rates();
+  }
+
+  void set_hit_rates() {
     const TimePoint now = context.clock.now();
-    const auto show = [&](const char* source, double rate) {
-      if (rate < 0) {
-        metrics.remove_series("source", source);
-      } else {
-        metrics.gauge("sglang_cache_hit_rate", {source}).set(rate);
+    const auto show = [&](const HitRates& hits, const std::string* model) {
+      for (const auto& [source, rate] :
+           {std::pair{"predicted", hits.predicted.value(now)}, {"reported", hits.reported.value(now)}}) {
+        if (rate < 0) continue;
+        obs::LabelValues labels{source};
+        if (model != nullptr) labels.push_back(*model);
+        context.metrics.gauge("sglang_cache_hit_rate", std::move(labels)).set(rate);
       }
     };
-    show("predicted", context.predicted.value(now));
-    show("reported", context.reported.value(now));
+    if (!context.options.enable_igw) return show(context.hits, nullptr);
+    context.each_model([&](const std::string& model, const HitRates& hits) { show(hits, &model); });
   }
 
   void set_gauges_of_engine(const Worker& worker, const std::string& model) {

@@ -154,10 +154,66 @@ TEST_F(RoutesTest, WhatGoesOnFromAResponseGoesToTheWorkerThatKeepsIt) {
   }
   EXPECT_EQ(second.received().front().headers.get("authorization"), "Bearer mine");
   EXPECT_EQ(second.received().front().body, "") << "a question without the request's body";
+  EXPECT_EQ(metric("smg_worker_selections_total", {"reason=\"keeps_response\""}), 10);
   // One that nobody knows, or that is no id, is for whoever is chosen to refuse.
   const size_t before = first.received().size() + second.received().size();
   for (const char* id : {"resp_3", "resp_/../x"}) EXPECT_THAT(go_on(id), HasSubstr("resp_"));
   EXPECT_EQ(first.received().size() + second.received().size(), before + 2 + 1 + 1);
+  EXPECT_EQ(metric("smg_worker_selections_total"), 12) << "questions are no work";
+  expect_settled();
+}
+
+TEST_F(RoutesTest, WithOneWorkerNobodyIsAskedWhoKeepsAResponse) {
+  ScriptedWorker& only = scripted([](const Received&) { return net::Response::json(200, "{}"); });
+  start_all();
+  ++sent_;
+  ASSERT_EQ(call("POST", "/v1/responses", R"({"input":"x","previous_response_id":"resp_1"})")->status, 200);
+  ASSERT_EQ(only.received().size(), 1U);
+  EXPECT_EQ(only.received()[0].method, "POST");
+  expect_settled();
+}
+
+TEST_F(RoutesTest, WhatIsSaidToAConversationIsNoPrefix) {
+  const auto keeps = [](const Received&) { return net::Response::json(200, "{}"); };
+  scripted(keeps);
+  scripted([](const Received& received) { return net::Response::json(received.method == "GET" ? 404 : 200, "{}"); });
+  start_all({"--policy", "cache_aware"});
+  const std::string input(500, 'x');
+  const auto send = [&](Json body) {
+    ++sent_;
+    body["input"] = input;
+    ASSERT_EQ(call("POST", "/v1/responses", body.dump())->status, 200);
+  };
+  const double nodes = metric("smg_prefix_index_nodes");
+  send({{"previous_response_id", "resp_1"}});
+  EXPECT_EQ(metric("smg_worker_selections_total", {"reason=\"keeps_response\""}), 1);
+  EXPECT_EQ(metric("smg_cache_aware_match_ratio_count"), 0) << "the policy was not asked";
+  // The same text at the head of a prompt was never sent.
+  send(Json::object());
+  EXPECT_EQ(metric("smg_cache_aware_match_ratio_count"), 1);
+  EXPECT_EQ(metric("smg_cache_aware_match_ratio_sum"), 0);
+  EXPECT_TRUE(eventually([&] { return metric("smg_prefix_index_nodes") == nodes + 1; })) << "that of the second";
+  expect_settled();
+}
+
+TEST_F(RoutesTest, AKeeperThatLeavesMeanwhileIsMissed) {
+  std::string keeper;
+  const auto keeps = [&](const Received& received) {
+    // Between the question and the request.
+    if (received.method == "GET") gateway_->worker_ended(keeper);
+    return net::Response::json(200, "{}");
+  };
+  keeper = scripted(keeps).url();
+  for (int i = 0; i < 2; ++i) {
+    scripted([](const Received& received) { return net::Response::json(received.method == "GET" ? 404 : 200, "{}"); });
+  }
+  start_all({"--disable-retries"});
+  ++sent_;
+  const auto answer = call("POST", "/v1/responses", R"({"input":"x","previous_response_id":"resp_1"})");
+  EXPECT_EQ(answer->status, 503);
+  EXPECT_EQ(code_of(answer), "no_available_workers");
+  EXPECT_GE(std::stoi(std::string(answer->headers.get("retry-after").value_or("0"))), 1);
+  EXPECT_THAT(answer->body, HasSubstr("which keeps the response resp_1, cannot take the request now"));
   expect_settled();
 }
 
@@ -238,6 +294,28 @@ TEST_F(RoutesTest, TheKeeperIsAskedAgainThoughOthersAreFree) {
   expect_settled();
 }
 
+TEST_F(RoutesTest, WhoKeepsAResponseIsAskedNoLongerThanSomebodyWaits) {
+  silent();
+  silent();
+  start_all();
+  ++sent_;
+  RawClient client(gateway_->port());
+  client.post("/v1/responses", R"({"input":"x","previous_response_id":"resp_1"})");
+  const auto busy = [&] { return metric("smg_upstream_connections", {"state=\"busy\""}); };
+  ASSERT_TRUE(eventually([&] { return busy() == 2; }));
+  client.leave();
+  // Before the 3 s of the questions are over.
+  bool ended = false;
+  for (int i = 0; i < 400 && !ended; ++i) {
+    ended = busy() == 0;
+    timespec moment{0, 5'000'000};
+    nanosleep(&moment, nullptr);
+  }
+  EXPECT_TRUE(ended);
+  EXPECT_EQ(metric("smg_worker_selections_total"), 0);
+  expect_settled();
+}
+
 TEST_F(RoutesTest, AWorkerThatIsSilentIsNotWaitedForLong) {
   scripted([](const Received&) { return net::Response::json(404, "{}"); });
   silent();
@@ -249,18 +327,43 @@ TEST_F(RoutesTest, AWorkerThatIsSilentIsNotWaitedForLong) {
   expect_settled();
 }
 
-TEST_F(RoutesTest, WithoutAGoodAnswerTheLastOneCounts) {
+TEST_F(RoutesTest, ThatNobodyHasAResponseIsKnownWhenAllHaveSaidSo) {
   start();
   EXPECT_EQ(code_of(call("GET", "/v1/responses/r")), "no_workers");
   const auto knows_not = [](const Received&) { return net::Response::json(404, R"({"error":"no"})"); };
   ScriptedWorker& one = scripted(knows_not);
   SimWorker& dead = worker();
   gateway_->worker_started(one.url());
+  const auto unknown = call("GET", "/v1/responses/r");
+  EXPECT_EQ(unknown->status, 404);
+  EXPECT_EQ(unknown->body, R"({"error":"no"})");
   gateway_->worker_started(dead.url());
   dead.stop();
-  const auto answer = call("GET", "/v1/responses/r");
-  EXPECT_EQ(answer->status, 404);
-  EXPECT_EQ(answer->body, R"({"error":"no"})");
+  for (const auto& [method, path] : {std::pair{"GET", "/v1/responses/r"}, {"POST", "/v1/responses/r/cancel"}}) {
+    const auto answer = call(method, path);
+    EXPECT_EQ(answer->status, 503) << path;
+    EXPECT_EQ(code_of(answer), "no_available_workers") << path;
+    EXPECT_GE(std::stoi(std::string(answer->headers.get("retry-after").value_or("0"))), 1) << path;
+    EXPECT_THAT(answer->body, HasSubstr("no worker says that it keeps the response r, and worker")) << path;
+  }
+}
+
+TEST_F(RoutesTest, WhatTheKeeperSaysOfAResponseComesBeforeThatOthersDoNotHaveIt) {
+  std::atomic<int> keeper = 0;  // is first, between the others, and last
+  const auto says = [&](int number) {
+    return [&, number](const Received&) {
+      return number == keeper ? net::Response::json(400, R"({"error":"it has ended"})")
+                              : net::Response::json(404, R"({"error":"no"})");
+    };
+  };
+  for (int number = 0; number < 3; ++number) scripted(says(number));
+  start_all({"--rl-fanout-concurrency", "1"});
+  for (; keeper < 3; ++keeper) {
+    const auto answer = call("POST", "/v1/responses/r/cancel");
+    EXPECT_EQ(answer->status, 400) << keeper;
+    EXPECT_EQ(answer->body, R"({"error":"it has ended"})") << keeper;
+  }
+  for (const auto& one : scripted_) EXPECT_EQ(one->received().size(), 3U);
 }
 
 TEST_F(RoutesTest, WhatIsNotBuiltSaysSo) {
