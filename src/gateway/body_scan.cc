@@ -216,6 +216,7 @@ class BodyReader {
     if (key == "routed_dp_rank") return read_rank(value, Field::Key::kRoutedRank, routed_rank_);
     if (key == "data_parallel_rank") return read_rank(value, Field::Key::kOlderRank, older_rank_);
     if (key == "sampling_params") return read_sampling(value);
+    if (endpoint_ == Endpoint::kResponses && key == "previous_response_id") return read_previous(value);
     for (size_t i = 0; i < kLimits.size(); ++i) {
       if (key != kLimits[i]) continue;
       limits_[i] = limit_of(value);
@@ -256,6 +257,18 @@ class BodyReader {
     od::json_type type;
     if (auto error = value.type().get(type)) return malformed(error);
     return type == od::json_type::string ? read_string(value, facts_.rid) : Result<void>();
+  }
+
+  // Of another type: the engine's to judge.
+  Result<void> read_previous(od::value value) {
+    facts_.previous.clear();
+    od::json_type type;
+    if (auto error = value.type().get(type)) return malformed(error);
+    if (type != od::json_type::string) return {};
+    std::string_view text;
+    if (auto error = value.get_string().get(text)) return malformed(error);
+    facts_.previous = text;
+    return {};
   }
 
   Result<void> read_stream(od::value value) {

@@ -34,6 +34,7 @@ struct BodyFacts {
   // Decoded text of the prompt: message texts joined by one space, the prompt, or token ids as decimals.
   PromptText routing_text;
   std::optional<std::string> rid;
+  std::string previous;  // previous_response_id of /v1/responses; empty: none
   std::optional<int64_t> max_tokens;
 
   // Where values stand in the body that a gateway may have to change, in the order of the body.

@@ -93,6 +93,11 @@ TEST(BodyScanTest, FindsTheTextOfRerankAndResponses) {
                  Endpoint::kResponses),
             "a b c");
   EXPECT_EQ(scan(R"({"input":"i","max_output_tokens":3})", Endpoint::kResponses).max_tokens, 3);
+  EXPECT_EQ(scan(R"({"previous_response_id":"resp_1","input":"i"})", Endpoint::kResponses).previous, "resp_1");
+  for (const char* none : {R"({"input":"i"})", R"({"previous_response_id":null})",
+                           R"({"previous_response_id":"resp_1","previous_response_id":7})"}) {
+    EXPECT_EQ(scan(none, Endpoint::kResponses).previous, "") << none;
+  }
 }
 
 TEST(BodyScanTest, TheLastOfTwoEqualKeysCounts) {

@@ -1,11 +1,13 @@
 #include "gateway/context.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "gateway/access_log.h"
 #include "gateway/control.h"
 #include "gateway/kv_events/kv_caches.h"
 #include "gateway/metric_families.h"
+#include "gateway/selection.h"
 #include "obs/trace_exporter.h"
 
 namespace sluice::gateway {
@@ -55,7 +57,7 @@ Context::Context(const GatewayOptions& gateway_options, std::vector<double> buck
       admission(options.max_concurrent_requests > 0 ? options.max_concurrent_requests : -1, options.queue_size, clock,
                 static_cast<double>(options.rate_limit_tokens_per_second)),
       retry(RetryRules::from(options)) {
-  metrics.declare(metric_families(buckets));
+  metrics.declare(metric_families(buckets, options.enable_igw));
 }
 
 Context::~Context() = default;
@@ -180,13 +182,24 @@ const Context::NamedPolicy& Context::policy_of(const std::string& model) {
     if (label != info.labels.end() && find_policy(label->second) != nullptr) named.policy = label->second;
     break;
   }
-  return policies_.emplace(model, NamedPolicy{named.policy, make_policy(named)}).first->second;
+  return policies_.emplace(model, NamedPolicy{.name = named.policy, .policy = make_policy(named)}).first->second;
+}
+
+void Context::each_model(const std::function<void(const std::string&, const HitRates&)>& visit) const {
+  std::lock_guard lock(policies_mutex_);
+  for (const auto& [model, named] : policies_) visit(model, *named.hits);
 }
 
 void Context::each_policy(const std::function<void(const Policy&)>& visit) const {
   visit(*policy);
   std::lock_guard lock(policies_mutex_);
   for (const auto& [model, named] : policies_) visit(*named.policy);
+}
+
+int64_t Context::seconds_until_back(const WorkerList& workers) const {
+  const auto left = comes_back(workers, clock.now());
+  if (!left) return admission.retry_after_seconds();
+  return std::max<int64_t>(1, std::llround(std::ceil(seconds(*left))));
 }
 
 void Context::forget_prefixes(Worker& worker) {

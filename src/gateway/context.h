@@ -50,6 +50,11 @@ class HitRate {
   std::array<Part, 60> parts_{};
 };
 
+// What the index says, and what the engines do.
+struct HitRates {
+  HitRate predicted, reported;
+};
+
 // As net::parse_url(); kInvalidArgument also of a list of several, and of a mere word, which is more likely a mistake
 // than a host on port 80.
 Result<net::Url> parse_worker_url(std::string_view text);
@@ -74,8 +79,7 @@ struct Context {
   Admission admission;
   const RetryRules retry;
   RetryBudget retry_budget;
-  HitRate predicted;
-  HitRate reported;
+  HitRates hits;  // of all requests
   EngineLoads engine_loads;
   std::atomic<bool> draining{false};
   std::atomic<bool> some_busy{false};  // a worker's window may be narrowed; gateway/liveness widens it
@@ -96,16 +100,22 @@ struct Context {
   void expand_worker(const Worker& engine, int64_t ranks);
   // It has left the fleet: its series go, unless the same address has been added again meanwhile. Any thread.
   void remove_series(const Worker& worker);
+  // For Retry-After, at least 1: until one of `workers` is back, as far as that is known; else until requests have
+  // ended, one of which may be a worker's trial. Any thread.
+  int64_t seconds_until_back(const WorkerList& workers) const;
   // A new process behind the URL, or an emptied cache.
   void forget_prefixes(Worker& worker);
 
   struct NamedPolicy {
     std::string name;
     std::unique_ptr<Policy> policy;
+    std::unique_ptr<HitRates> hits = std::make_unique<HitRates>();  // of the model's requests
   };
   // With --enable-igw each model has a policy of its own: the one that the label "policy" of its first worker names
   // when the first request for it comes, else --policy. Lives as long as this. Any thread.
   const NamedPolicy& policy_of(const std::string& model);
+  // Calls visit(model, its hit rates) for each model that has a policy of its own. Any thread.
+  void each_model(const std::function<void(const std::string&, const HitRates&)>& visit) const;
   // Calls visit(policy) for each policy that has been made. Any thread.
   void each_policy(const std::function<void(const Policy&)>& visit) const;
 

@@ -54,6 +54,7 @@ std::optional<Refusal> Destination::read_model(Context& context, LoopState& loop
   const Context::NamedPolicy& own = loop.policy_of(context, model);
   policy_ = own.policy.get();
   policy_name_ = own.name;
+  hits_ = own.hits.get();
   // The same text is another prefix for another model.
   facts.routing_text.prepend(model + '\0');
   salt_ = model.size() + 1;

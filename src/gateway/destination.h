@@ -49,6 +49,8 @@ class Destination {
   BodyChanges changes_for(const Worker& worker) const;
   // The model that was asked for, by its own name; empty = whichever the worker serves.
   const std::string& model() const { return model_; }
+  // Those of the model alone; null where all models are one.
+  HitRates* hits() const { return hits_; }
   // Bytes of the routing text that are not of the prompt.
   size_t salt() const { return salt_; }
 
@@ -61,6 +63,7 @@ class Destination {
 
   const Policy* policy_ = nullptr;
   std::string_view policy_name_;
+  HitRates* hits_ = nullptr;
   std::string model_;          // that a worker has to serve; empty = any
   bool rename_model_ = false;  // the client called it by another name ...
   std::string model_name_;     // ... and this is its own

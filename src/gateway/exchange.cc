@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <boost/asio/redirect_error.hpp>
-#include <cmath>
 #include <span>
 
 #include "gateway/ask.h"
 #include "gateway/control.h"
 #include "gateway/error_shape.h"
+#include "gateway/fanout.h"
 #include "gateway/report.h"
 #include "gateway/selection.h"
 #include "gateway/tracing.h"
@@ -16,9 +16,13 @@
 namespace sluice::gateway {
 
 // Made outside of coroutines, where GCC 12 takes parts of them for uninitialised.
-Exchange::Failure Exchange::no_worker() {
+Exchange::Failure Exchange::no_worker() const {
   Failure failure;
   failure.error = {ErrorCode::kExhausted, "no worker can take the request now"};
+  if (keeper_ != nullptr) {
+    failure.error.message = fmt::format("worker {}, which keeps the response {}, cannot take the request now",
+                                        keeper_->id, facts_.previous);
+  }
   return failure;
 }
 
@@ -72,6 +76,7 @@ net::Task<Exchange::End> Exchange::run() {
 void Exchange::interrupt() {
   if (upstream_ != nullptr) upstream_->close();
   if (waiting_ != nullptr) waiting_->cancel();
+  if (asking_ != nullptr) asking_->end();
 }
 
 // Null without a limit. The timer may fire when this has gone: what it holds says so then.
@@ -115,6 +120,10 @@ net::Task<> Exchange::serve() {
   if (gone_) co_return;
   const bool read = co_await read_request();
   if (!read) co_return;
+  if (!facts_.previous.empty()) {
+    const bool may_go_on = co_await find_keeper();
+    if (!may_go_on) co_return;
+  }
 
   context_.retry_budget.earn(context_.clock.now());
   while (!gone_) {
@@ -214,11 +223,14 @@ net::Task<bool> Exchange::read_request() {
     rerank_ = std::move(ask).value();
   }
   prompt_tokens_ = static_cast<int64_t>(facts_.routing_text.size() / 4) + 1;
+  // What it goes on from comes first in the prompt, and is not here: of that prompt's text nothing is known.
+  const bool is_whole = facts_.previous.empty();
+  if (!is_whole) facts_.routing_text.clear();
   if (auto refusal = destination_.read(context_, loop_, client_.request(), facts_)) {
     co_await fail(refusal->status, refusal->code, std::move(refusal->message));
     co_return false;
   }
-  if (const size_t tokens = destination_.read_tokens(context_, endpoint_, *body_); tokens > 0) {
+  if (const size_t tokens = is_whole ? destination_.read_tokens(context_, endpoint_, *body_) : 0; tokens > 0) {
     prompt_tokens_ = static_cast<int64_t>(tokens);
   }
   record_.stream = facts_.stream;
@@ -226,6 +238,41 @@ net::Task<bool> Exchange::read_request() {
   record_.prompt_hash = routing::text_hash(std::string_view(facts_.routing_text).substr(destination_.salt()));
   phase("read");
   co_return true;
+}
+
+// What it goes on from is kept by one worker. Where all say that they do not have it the one that is chosen will say so
+// to the client; where one could not be asked, it may be the one, and a 404 would be believed.
+net::Task<bool> Exchange::find_keeper() {
+  const Roster* roster = destination_.roster(context_, loop_);
+  if (roster == nullptr) co_return true;
+  WorkerList candidates = roster->workers();
+  asking_ = std::make_shared<Interruption>();
+  const Keeper found =
+      co_await keeper_of_response(context_, loop_, std::move(candidates), client_.request(), facts_.previous, asking_);
+  asking_.reset();
+  keeper_ = found.who;
+  if (found.silent.empty() || gone_ || timed_out_) co_return true;
+  co_await unavailable("no_available_workers", nobody_keeps(facts_.previous, found.silent),
+                       context_.seconds_until_back(found.silent));
+  co_return false;
+}
+
+WorkerList Exchange::keepers(const Roster& roster) const {
+  const std::string engine = keeper_->address.to_string();
+  WorkerList ranks;
+  for (const WorkerPtr& worker : roster.workers()) {
+    if (worker->address.to_string() == engine) ranks.push_back(worker);
+  }
+  return ranks;
+}
+
+std::optional<Choice> Exchange::choose_keeper(const Roster& roster, const RequestFacts& facts) {
+  const WorkerList ranks = keepers(roster);
+  const auto number = select_of(ranks, tried_, facts.now, loop_.choices);
+  if (!number) return std::nullopt;
+  Choice choice = Choice::of(*number, Reason::kKeepsResponse);
+  choice.takes_work = roster.worker(*number)->takes_work(facts.now);
+  return choice;
 }
 
 std::optional<Choice> Exchange::choose_once(const Roster& roster, const RequestFacts& facts) {
@@ -247,7 +294,7 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit, std::optional<WorkerLease>& 
   // A trial of a half-open worker, or the last place that a worker has, may go to another request between the look and
   // the grasp; then there is one fewer.
   for (;;) {
-    choice = choose_once(*roster, facts);
+    choice = keeper_ != nullptr ? choose_keeper(*roster, facts) : choose_once(*roster, facts);
     if (!choice) return nullptr;
     if (!choice->worker) {
       loop_.count_branch(destination_.policy_name(), choice->reason);
@@ -265,7 +312,7 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit, std::optional<WorkerLease>& 
   tried_.push_back(worker->number);
   loop_.count_selection(*worker, destination_.policy_name(), choice->reason);
   loop_.count_branch(destination_.policy_name(), choice->reason);
-  if (destination_.policy().needs_prefix())
+  if (destination_.policy().needs_prefix() && keeper_ == nullptr)
     loop_.of_policy(destination_.policy_name()).match_ratio.observe(found_share_);
   matched_share_ = choice->match_rate;
   claim_.reset();
@@ -302,8 +349,18 @@ void Exchange::count_prediction(Worker& worker) {
   if (!destination_.policy().needs_prefix() || record_.prompt_bytes == 0) return;
   const auto prompt = static_cast<double>(record_.prompt_bytes);
   const double matched = matched_share_ * prompt;
-  context_.predicted.add(static_cast<int64_t>(matched), static_cast<int64_t>(prompt), context_.clock.now());
+  const TimePoint now = context_.clock.now();
+  for (HitRates* hits : {&context_.hits, destination_.hits()}) {
+    if (hits != nullptr) hits->predicted.add(static_cast<int64_t>(matched), static_cast<int64_t>(prompt), now);
+  }
   if (matched > 0) worker.series.predicted_tokens.add(matched / 4);
+}
+
+void Exchange::count_reported(int64_t cached_tokens, int64_t prompt_tokens) {
+  const TimePoint now = context_.clock.now();
+  for (HitRates* hits : {&context_.hits, destination_.hits()}) {
+    if (hits != nullptr) hits->reported.add(cached_tokens, prompt_tokens, now);
+  }
 }
 
 // Before the choice changes anything.
@@ -341,12 +398,17 @@ void Exchange::record_failure(const Failure& failure) {
 
 bool Exchange::others_left() {
   const Roster* roster = destination_.roster(context_, loop_);
-  return roster != nullptr && any_untried(*roster, tried_, context_.clock.now());
+  if (roster == nullptr) return false;
+  const TimePoint now = context_.clock.now();
+  if (keeper_ == nullptr) return any_untried(*roster, tried_, now);
+  const WorkerList ranks = keepers(*roster);
+  return std::ranges::any_of(ranks, [&](const WorkerPtr& rank) { return why_not(*rank, tried_, now).empty(); });
 }
 
 // What ended one rank of an engine is likely to end the others, and where all of them share a step, it has: they count
 // as tried while another engine could take the request now.
 void Exchange::set_engine_aside() {
+  if (keeper_ != nullptr) return;  // no other engine may have the request
   const Roster* roster = destination_.roster(context_, loop_);
   if (roster == nullptr || asked_ == nullptr || asked_->dp.rank < 0) return;
   std::vector<uint32_t> with_siblings = tried_;
@@ -445,12 +507,10 @@ net::Task<> Exchange::unavailable(std::string_view code, std::string message, in
   co_await answer(std::move(response));
 }
 
-// Until there is one, as far as that is known; else until others have ended, one of which may be a worker's trial.
 int64_t Exchange::seconds_without_worker() {
   const Roster* roster = destination_.roster(context_, loop_);
-  const auto left = roster == nullptr ? std::nullopt : comes_back(roster->workers(), context_.clock.now());
-  if (!left) return context_.admission.retry_after_seconds();
-  return std::max<int64_t>(1, std::llround(std::ceil(seconds(*left))));
+  if (roster == nullptr) return context_.seconds_until_back({});
+  return context_.seconds_until_back(keeper_ == nullptr ? roster->workers() : keepers(*roster));
 }
 
 // The limiter's no, with the time after which a slot is likely to be free.

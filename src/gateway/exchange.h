@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "gateway/ask.h"
 #include "gateway/body_scan.h"
 #include "gateway/context.h"
 #include "gateway/destination.h"
@@ -49,7 +50,7 @@ class Exchange {
     std::string worker_id;  // empty = there was no worker to ask
     bool reached = true;    // a part of the request may have gone out
   };
-  static Failure no_worker();
+  Failure no_worker() const;
   Failure out_of_time() const;
   static Failure failure_with(net::Response answer, Outcome outcome, std::optional<Duration> retry_after,
                               const Worker& worker);
@@ -62,11 +63,14 @@ class Exchange {
   net::Task<bool> queue_up();
   net::Task<bool> wait_for_slot(std::shared_ptr<Admission::Waiter> waiter, std::shared_ptr<net::Timer> timer);
   net::Task<bool> read_request();
+  net::Task<bool> find_keeper();
 
   net::Task<MaybeFailure> attempt();
   WorkerPtr choose(Breaker::Permit& permit, std::optional<WorkerLease>& lease);
   Work work(double matched_share) const;
   std::optional<Choice> choose_once(const Roster& roster, const RequestFacts& facts);
+  WorkerList keepers(const Roster& roster) const;  // the ranks of the keeper
+  std::optional<Choice> choose_keeper(const Roster& roster, const RequestFacts& facts);
   bool note_head(Upstream& upstream, const net::ResponseHead& head);
   net::Task<MaybeFailure> relay_whole(Upstream& upstream, net::ResponseHead head);
   void leave_alone(Worker& worker, TimePoint sent, std::optional<Duration> retry_after);
@@ -78,7 +82,7 @@ class Exchange {
   // How long to pause before the next attempt; none = there is to be none.
   std::optional<Duration> pause_before_retry(const Failure& failure);
   bool moves_on_freely(const Failure& failure);
-  bool others_left();  // an untried worker could take the request now
+  bool others_left();  // an untried worker, of those that may have the request, could take it now
   void set_engine_aside();
   net::Task<> give_up(Failure failure);
 
@@ -95,6 +99,7 @@ class Exchange {
   void claim_prefix(Worker& worker, const routing::PrefixPlace& place);
   void withdraw_claim();
   void count_prediction(Worker& worker);
+  void count_reported(int64_t cached_tokens, int64_t prompt_tokens);
   void count_request();
   void record_choice(const Roster& roster, const RequestFacts& facts, const Worker& worker, const Choice& choice);
   void forget_choice();
@@ -126,6 +131,7 @@ class Exchange {
   };
   std::optional<PrefixClaim> claim_;
   std::optional<RerankAsk> rerank_;  // of a rerank request
+  WorkerPtr keeper_;                 // of the response that this goes on from: no other engine can answer
   RequestSeries* series_ = nullptr;
   bool counted_ = false;
 
@@ -143,6 +149,7 @@ class Exchange {
   bool with_client_ = false;  // waits for a client that may not send its body, or not read its answer
   net::ClientExchange* upstream_ = nullptr;
   net::Timer* waiting_ = nullptr;
+  std::shared_ptr<Interruption> asking_;  // of all workers
 
   End end_;
   obs::RequestRecord record_;

@@ -454,7 +454,7 @@ int64_t Exchange::learn(std::string_view tail, Upstream& upstream) {
   worker.series.cached_tokens.add(static_cast<double>(usage->cached_tokens));
   series().tokens_in.add(static_cast<double>(usage->prompt_tokens));
   series().tokens_out.add(static_cast<double>(usage->completion_tokens));
-  context_.reported.add(usage->cached_tokens, usage->prompt_tokens, context_.clock.now());
+  count_reported(usage->cached_tokens, usage->prompt_tokens);
   return usage->completion_tokens;
 }
 

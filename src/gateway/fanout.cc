@@ -1,9 +1,11 @@
 #include "gateway/fanout.h"
 
 #include <algorithm>
+#include <cctype>
 #include <map>
 #include <set>
 
+#include "base/check.h"
 #include "gateway/ask.h"
 #include "gateway/client_json.h"
 #include "gateway/control.h"
@@ -11,6 +13,7 @@
 #include "gateway/error_shape.h"
 #include "gateway/forward.h"
 #include "gateway/gather.h"
+#include "gateway/outcome.h"
 #include "obs/exposition.h"
 
 namespace sluice::gateway {
@@ -24,7 +27,8 @@ using Answer = std::optional<Result<Response>>;
 constexpr Duration kOrdinary = std::chrono::seconds(45);
 constexpr Duration kProfile = std::chrono::seconds(630);  // it may be told to run for a number of steps
 constexpr Duration kMetrics = std::chrono::seconds(5);
-constexpr size_t kQuoted = 200;  // bytes of a worker's complaint
+constexpr Duration kKeeper = std::chrono::seconds(3);  // all together: a request waits for it, and holds its slot
+constexpr size_t kQuoted = 200;                        // bytes of a worker's complaint
 
 // Verbs after which the engine's cache is empty: what it was believed to hold is gone.
 bool drops_cache(std::string_view path) {
@@ -148,44 +152,83 @@ Response nobody_to_ask(std::string_view path) {
 
 std::string text_of(const Json& document) { return document.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
-// Of the answers to one question the first with 2xx, as soon as it is there: the questions under way end then. Else the
-// last of all.
-Task<Response> first_good(AdminCall& call, std::string method) {
-  struct Found {
-    std::optional<Response> good, last;
-  };
-  const WorkerList workers = by_address(call.loop.fleet(call.context.fleet));
-  if (workers.empty()) co_return error_response(503, "no_workers", "no worker");
+// How much an answer that is not 2xx says of what only one worker has: that this one does not have it, nothing, or what
+// is wrong with it.
+int weight_of(int status) {
+  if (status == 404) return 0;
+  return is_retryable(status) ? 1 : 2;
+}
+
+// The answers to one question of all workers, up to the first with 2xx: the questions under way end then.
+struct Found {
+  std::optional<Response> good;
+  std::optional<Response> other;  // of the rest the one that says most, the last of several
+  WorkerPtr who;                  // gave the good one
+  WorkerList silent;              // gave no answer, or one that says nothing of what was asked
+};
+Task<std::shared_ptr<const Found>> ask_until_good(Context& context, LoopState& loop, const net::RequestHead& asked,
+                                                  const WorkerList& workers, Duration bound,
+                                                  std::shared_ptr<Interruption> interruption) {
   auto found = std::make_shared<Found>();
-  net::Client& client = call.loop.client;
-  net::EventLoop& loop = call.loop.loop;
+  net::Client& client = loop.client;
+  net::EventLoop& event_loop = loop.loop;
   std::vector<std::function<Task<>()>> tasks;
   for (const WorkerPtr& worker : workers) {
-    net::RequestHead head = upstream_head(call.head, *worker, /*has_body=*/false, call.context.gatekeeper);
-    Question question{method, std::move(head.target), std::move(head.headers), nullptr};
-    tasks.push_back([found, &client, &loop, worker, question, interruption = call.interruption]() -> Task<> {
+    net::RequestHead head = upstream_head(asked, *worker, /*has_body=*/false, context.gatekeeper);
+    Question question{asked.method, std::move(head.target), std::move(head.headers), nullptr};
+    tasks.push_back([found, &client, &event_loop, worker, question, bound, interruption]() -> Task<> {
       Question own = question;
-      auto answer = co_await ask_worker(loop, client, worker, std::move(own), kOrdinary, interruption);
+      auto answer = co_await ask_worker(event_loop, client, worker, std::move(own), bound, interruption);
+      if (!answer.ok() || is_retryable(answer->status)) found->silent.push_back(worker);
       if (!answer.ok()) co_return;
-      if (answer->status / 100 == 2 && !found->good) {
+      if (answer->status / 100 == 2) {
+        if (found->good) co_return;
         found->good = std::move(answer).value();
-      } else {
-        found->last = std::move(answer).value();
+        found->who = worker;
+      } else if (!found->other || weight_of(answer->status) >= weight_of(found->other->status)) {
+        found->other = std::move(answer).value();
       }
     });
   }
   GatherLimits limits;
-  limits.at_once = static_cast<size_t>(call.context.options.rl_fanout_concurrency);
+  limits.at_once = static_cast<size_t>(context.options.rl_fanout_concurrency);
   limits.enough = [found] { return found->good.has_value(); };
-  co_await gather(loop, std::move(tasks), std::move(limits));
-  call.interruption->end();
-  call.is_relayed = found->good || found->last;
-  if (found->good) co_return relayed(std::move(*found->good));
-  if (found->last) co_return relayed(std::move(*found->last));
-  co_return error_response(502, "no_worker_response", "no worker gave an answer");
+  co_await gather(event_loop, std::move(tasks), std::move(limits));
+  interruption->end();
+  co_return found;
+}
+
+// Of the answers to a question about the response `id` the first with 2xx, as soon as it is there; else the one that
+// says most. That nobody has it is known when all have said so.
+Task<Response> first_good(AdminCall& call, std::string id) {
+  const WorkerList workers = by_address(call.loop.fleet(call.context.fleet));
+  if (workers.empty()) co_return error_response(503, "no_workers", "no worker");
+  const auto found = co_await ask_until_good(call.context, call.loop, call.head, workers, kOrdinary, call.interruption);
+  if (!found->good && !found->other) co_return error_response(502, "no_worker_response", "no worker gave an answer");
+  if (!found->good && found->other->status == 404 && !found->silent.empty()) {
+    auto response = error_response(503, "no_available_workers", nobody_keeps(id, found->silent));
+    response.headers.set("Retry-After", std::to_string(call.context.seconds_until_back(found->silent)));
+    co_return response;
+  }
+  call.is_relayed = true;
+  co_return relayed(found->good ? *found->good : *found->other);
+}
+
+// Of an id that may stand in a path.
+bool is_plain(std::string_view id) {
+  constexpr size_t kMost = 256;
+  const auto plain = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-'; };
+  return id.size() <= kMost && std::ranges::all_of(id, plain);
 }
 
 }  // namespace
+
+std::string nobody_keeps(std::string_view id, const WorkerList& silent) {
+  SLUICE_CHECK(!silent.empty(), "everybody was asked for the response {}", id);
+  std::string who = fmt::format("worker {}", silent.front()->id);
+  if (silent.size() > 1) who += fmt::format(" and {} more", silent.size() - 1);
+  return fmt::format("no worker says that it keeps the response {}, and {} could not be asked", id, who);
+}
 
 Task<Response> fan_out(AdminCall& call) {
   const auto body = std::make_shared<const std::string>(std::move(call.body));
@@ -273,22 +316,42 @@ Task<Response> stored_response(AdminCall& call) {
   rest.remove_prefix(std::string_view("/v1/responses/").size());
   const size_t slash = rest.find('/');
   const std::string_view part = slash == std::string_view::npos ? std::string_view() : rest.substr(slash + 1);
+  std::string id(rest.substr(0, slash));
   const std::string_view method = call.head.method;
   if (rest.empty() || slash == 0 || (slash != std::string_view::npos && part != "cancel" && part != "input_items")) {
     co_return error_response(404, "unknown_url", fmt::format("there is nothing at {}", call.path));
   }
   if (part == "cancel") {
     if (method != "POST") co_return wrong_method(call, "POST");
-    co_return co_await first_good(call, "POST");
+    co_return co_await first_good(call, std::move(id));
   }
   if (part == "input_items" ? method != "GET" : method == "POST") {
     co_return wrong_method(call, part == "input_items" ? "GET" : "GET, DELETE");
   }
-  if (method == "GET" && part.empty()) co_return co_await first_good(call, "GET");
+  if (method == "GET" && part.empty()) co_return co_await first_good(call, std::move(id));
   co_return error_response(
       501, "not_implemented",
       fmt::format("{} {} is not passed on: ask the worker that keeps the response, at its own address", method,
                   call.path));
+}
+
+Task<Keeper> keeper_of_response(Context& context, LoopState& loop, WorkerList workers, const net::RequestHead& client,
+                                std::string id, std::shared_ptr<Interruption> interruption) {
+  Keeper keeper;
+  workers = by_address(workers);
+  if (workers.size() < 2 || !is_plain(id)) co_return keeper;
+  net::RequestHead asked = client;
+  asked.method = "GET";
+  asked.target = "/v1/responses/" + id;
+  net::Timer timer(loop.loop.executor(), kKeeper);
+  timer.async_wait([interruption](const boost::system::error_code& error) {
+    if (!error) interruption->end();
+  });
+  const auto found = co_await ask_until_good(context, loop, asked, workers, kKeeper, interruption);
+  timer.cancel();
+  keeper.who = found->who;
+  if (keeper.who == nullptr) keeper.silent = found->silent;
+  co_return keeper;
 }
 
 Task<Response> engine_metrics(AdminCall& call) {

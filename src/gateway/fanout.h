@@ -13,6 +13,19 @@ net::Task<net::Response> fan_out(AdminCall& call);
 net::Task<net::Response> abort_request(AdminCall& call);
 // /v1/responses/{id} and what is below it: the first worker that knows it answers.
 net::Task<net::Response> stored_response(AdminCall& call);
+struct Keeper {
+  WorkerPtr who;      // null: none that could be asked has it, or nobody was asked
+  WorkerList silent;  // where `who` is null: those that could not be asked, one of which may have it
+};
+// Which of `workers` keeps the response `id`: all are asked, within 3 s together. Nobody is where there is one worker,
+// or the id is none. `client`: the request of whoever goes on from it. `interruption`, of this call alone, ends the
+// wait; when this returns it has ended.
+net::Task<Keeper> keeper_of_response(Context& context, LoopState& loop, WorkerList workers,
+                                     const net::RequestHead& client, std::string id,
+                                     std::shared_ptr<Interruption> interruption);
+// For a client: nobody says that it keeps the response, and `silent`, of which there is one at least, could not be
+// asked.
+std::string nobody_keeps(std::string_view id, const WorkerList& silent);
 net::Task<net::Response> engine_metrics(AdminCall& call);
 
 }  // namespace sluice::gateway

@@ -54,6 +54,7 @@ constexpr const char* kPoolSize = "smg_worker_pool_size";
 constexpr const char* kDiscovered = "smg_discovery_workers_discovered";
 constexpr const char* kKeysOfWorker = "smg_worker_routing_keys_active";
 constexpr const char* kConnections = "smg_upstream_connections";
+constexpr const char* kHitRate = "sglang_cache_hit_rate";
 
 }  // namespace
 
@@ -161,7 +162,7 @@ class Gateway::Impl {
     std::map<std::string, double> by_model, by_source;
     for (const WorkerGauge& gauge : kOfWorkers) metrics.clear(gauge.family);
     for (const EngineGauge& gauge : kOfEngines) metrics.clear(gauge.family);
-    for (const char* family : {kPoolSize, kDiscovered, kKeysOfWorker, kConnections}) metrics.clear(family);
+    for (const char* family : {kPoolSize, kDiscovered, kKeysOfWorker, kConnections, kHitRate}) metrics.clear(family);
     KvCaches::clear(metrics);
     for (const WorkerPtr& worker : *workers) {
       const std::string model = worker->info(&Worker::Info::model_id);
@@ -207,16 +208,22 @@ class Gateway::Impl {
     evicted("budget", index.evictions_budget);
     evicted("size", index.evictions_size);
     evicted("worker", index.evictions_worker);
+    set_hit_rates();
+  }
+
+  void set_hit_rates() {
     const TimePoint now = context.clock.now();
-    const auto show = [&](const char* source, double rate) {
-      if (rate < 0) {
-        metrics.remove_series("source", source);
-      } else {
-        metrics.gauge("sglang_cache_hit_rate", {source}).set(rate);
+    const auto show = [&](const HitRates& hits, const std::string* model) {
+      for (const auto& [source, rate] :
+           {std::pair{"predicted", hits.predicted.value(now)}, {"reported", hits.reported.value(now)}}) {
+        if (rate < 0) continue;
+        obs::LabelValues labels{source};
+        if (model != nullptr) labels.push_back(*model);
+        context.metrics.gauge(kHitRate, std::move(labels)).set(rate);
       }
     };
-    show("predicted", context.predicted.value(now));
-    show("reported", context.reported.value(now));
+    if (!context.options.enable_igw) return show(context.hits, nullptr);
+    context.each_model([&](const std::string& model, const HitRates& hits) { show(hits, &model); });
   }
 
   void set_gauges_of_engine(const Worker& worker, const std::string& model) {

@@ -2,7 +2,7 @@
 
 namespace sluice::gateway {
 
-std::vector<obs::Family> metric_families(const std::vector<double>& buckets) {
+std::vector<obs::Family> metric_families(const std::vector<double>& buckets, bool by_model) {
   using obs::Kind;
   using Labels = std::vector<std::string_view>;
   const Labels kRequest{"router_type", "backend_type", "connection_mode", "model", "endpoint"};
@@ -13,6 +13,7 @@ std::vector<obs::Family> metric_families(const std::vector<double>& buckets) {
   };
   const Labels kWorker{"worker"};
   const Labels kBranch{"branch"};
+  const Labels kHitRate = by_model ? Labels{"source", "model"} : Labels{"source"};
   const Labels kRank{"worker", "model", "dp_rank"};
   const std::vector<double> kBackoff{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60};
   const std::vector<double> kDecision{1e-7, 2.5e-7, 5e-7,   1e-6, 2.5e-6, 5e-6,   1e-5, 2.5e-5,
@@ -147,7 +148,7 @@ std::vector<obs::Family> metric_families(const std::vector<double>& buckets) {
       {"smg_prefix_index_budget_bytes", "Memory that the prefix index may take at most.", Kind::kGauge},
       {"smg_prefix_index_nodes", "Nodes of the prefix index.", Kind::kGauge},
       {"smg_prefix_index_evictions_total", "Claims that went.", Kind::kCounter, {"reason"}},
-      {"sglang_cache_hit_rate", "Share of prompts found cached, last 60 s.", Kind::kGauge, {"source"}},
+      {"sglang_cache_hit_rate", "Share of prompts found cached, last 60 s.", Kind::kGauge, kHitRate},
 
       {"smg_engine_running_requests", "Requests in the batch, as the engine says.", Kind::kGauge, kRank},
       {"smg_engine_waiting_requests", "Requests in the engine's queue, as it says.", Kind::kGauge, kRank},

@@ -118,6 +118,46 @@ TEST_F(ModelsTest, TheSameTextIsAnotherPrefixForAnotherModel) {
   expect_settled();
 }
 
+TEST_F(ModelsTest, AResponseIsLookedForAtTheWorkersOfTheModel) {
+  serving("model-a");
+  SimWorker& second = serving("model-a");
+  SimWorker& other = serving("model-b");
+  start_and_learn({"--enable-igw"}, {"model-a", "model-b"});
+  const auto go_on = [&] {
+    ++sent_;
+    return call("POST", "/v1/responses", R"({"model":"model-a","input":"x","previous_response_id":"resp_1"})")->status;
+  };
+  other.stop();
+  EXPECT_EQ(go_on(), 404) << "of one that has no responses: what another model's worker keeps does not matter";
+  second.stop();
+  EXPECT_EQ(go_on(), 503) << "it may have been there";
+  expect_settled();
+}
+
+TEST_F(ModelsTest, TheHitRateOfEachIsItsOwn) {
+  SimWorkerOptions canned{.canned = true, .canned_prompt_tokens = 16, .canned_cached_tokens = 4};
+  canned.model = "model-a";
+  worker(canned);
+  canned.model = "model-b";
+  canned.canned_cached_tokens = 12;
+  worker(canned);
+  start_and_learn({"--enable-igw"}, {"model-a", "model-b"});
+  const auto rate = [&](const char* source, const char* model) {
+    return metric("sglang_cache_hit_rate", {fmt::format("source=\"{}\"", source), fmt::format("model=\"{}\"", model)});
+  };
+  const std::string prompt(2000, 'p');
+  for (int i = 0; i < 2; ++i) ASSERT_EQ(ask("model-a", prompt)->status, 200);
+  ASSERT_EQ(ask("model-b", prompt)->status, 200);
+  EXPECT_EQ(rate("reported", "model-a"), 0.25);
+  EXPECT_EQ(rate("reported", "model-b"), 0.75);
+  EXPECT_EQ(rate("predicted", "model-a"), 0.5);
+  EXPECT_EQ(rate("predicted", "model-b"), 0);
+  EXPECT_EQ(metric("sglang_cache_hit_rate"), 1.5) << "and no sum of them";
+  clock_.advance(std::chrono::seconds(61));
+  EXPECT_THAT(gateway_->metrics().render(), ::testing::Not(::testing::HasSubstr("sglang_cache_hit_rate{")));
+  expect_settled();
+}
+
 TEST_F(ModelsTest, WithOneModelAnyNameDoesUnlessTheMatchIsStrict) {
   serving("model-a");
   start_and_learn({}, {"model-a"});

@@ -64,6 +64,7 @@ std::string_view prefix_hash_branch(Reason reason) {
 }  // namespace
 
 std::optional<PolicyBranch> policy_branch(std::string_view policy, Reason reason) {
+  if (reason == Reason::kKeepsResponse) return std::nullopt;  // no policy was asked
   PolicyBranch found;
   // Under --routing-key-override keys are looked at first, whatever the policy.
   const bool by_key = reason == Reason::kRoutingKey || reason == Reason::kKeyMoved || reason == Reason::kKeyAssigned;

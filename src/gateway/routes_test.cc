@@ -130,18 +130,240 @@ TEST_F(RoutesTest, WithAGoodAnswerNoQuestionIsLeft) {
   EXPECT_TRUE(eventually([&] { return metric("smg_upstream_connections", {"state=\"busy\""}) == 0; }));
 }
 
-TEST_F(RoutesTest, WithoutAGoodAnswerTheLastOneCounts) {
+TEST_F(RoutesTest, WhatGoesOnFromAResponseGoesToTheWorkerThatKeepsIt) {
+  const auto keeps = [](const std::string& id) {
+    return [id](const Received& received) {
+      const bool is_mine = received.method == "POST" || received.target == "/v1/responses/" + id;
+      return is_mine ? net::Response::json(200, Json{{"id", id}}.dump())
+                     : net::Response::json(404, R"({"error":"no"})");
+    };
+  };
+  ScriptedWorker& first = scripted(keeps("resp_1"));
+  ScriptedWorker& second = scripted(keeps("resp_2"));
+  start_all();
+  const auto go_on = [&](const std::string& id) {
+    ++sent_;
+    const auto answer =
+        call("POST", "/v1/responses", Json{{"model", "m"}, {"input", "x"}, {"previous_response_id", id}}.dump(),
+             {{"Authorization", "Bearer mine"}});
+    return answer->status == 200 ? Json::parse(answer->body)["id"].get<std::string>() : std::to_string(answer->status);
+  };
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_EQ(go_on("resp_1"), "resp_1");
+    EXPECT_EQ(go_on("resp_2"), "resp_2");
+  }
+  EXPECT_EQ(second.received().front().headers.get("authorization"), "Bearer mine");
+  EXPECT_EQ(second.received().front().body, "") << "a question without the request's body";
+  EXPECT_EQ(metric("smg_worker_selections_total", {"reason=\"keeps_response\""}), 10);
+  // One that nobody knows, or that is no id, is for whoever is chosen to refuse.
+  const size_t before = first.received().size() + second.received().size();
+  for (const char* id : {"resp_3", "resp_/../x"}) EXPECT_THAT(go_on(id), HasSubstr("resp_"));
+  EXPECT_EQ(first.received().size() + second.received().size(), before + 2 + 1 + 1);
+  EXPECT_EQ(metric("smg_worker_selections_total"), 12) << "questions are no work";
+  expect_settled();
+}
+
+TEST_F(RoutesTest, WithOneWorkerNobodyIsAskedWhoKeepsAResponse) {
+  ScriptedWorker& only = scripted([](const Received&) { return net::Response::json(200, "{}"); });
+  start_all();
+  ++sent_;
+  ASSERT_EQ(call("POST", "/v1/responses", R"({"input":"x","previous_response_id":"resp_1"})")->status, 200);
+  ASSERT_EQ(only.received().size(), 1U);
+  EXPECT_EQ(only.received()[0].method, "POST");
+  expect_settled();
+}
+
+TEST_F(RoutesTest, WhatIsSaidToAConversationIsNoPrefix) {
+  const auto keeps = [](const Received&) { return net::Response::json(200, "{}"); };
+  scripted(keeps);
+  scripted([](const Received& received) { return net::Response::json(received.method == "GET" ? 404 : 200, "{}"); });
+  start_all({"--policy", "cache_aware"});
+  const std::string input(500, 'x');
+  const auto send = [&](Json body) {
+    ++sent_;
+    body["input"] = input;
+    ASSERT_EQ(call("POST", "/v1/responses", body.dump())->status, 200);
+  };
+  const double nodes = metric("smg_prefix_index_nodes");
+  send({{"previous_response_id", "resp_1"}});
+  EXPECT_EQ(metric("smg_worker_selections_total", {"reason=\"keeps_response\""}), 1);
+  EXPECT_EQ(metric("smg_cache_aware_match_ratio_count"), 0) << "the policy was not asked";
+  // The same text at the head of a prompt was never sent.
+  send(Json::object());
+  EXPECT_EQ(metric("smg_cache_aware_match_ratio_count"), 1);
+  EXPECT_EQ(metric("smg_cache_aware_match_ratio_sum"), 0);
+  EXPECT_TRUE(eventually([&] { return metric("smg_prefix_index_nodes") == nodes + 1; })) << "that of the second";
+  expect_settled();
+}
+
+TEST_F(RoutesTest, AKeeperThatLeavesMeanwhileIsMissed) {
+  std::string keeper;
+  const auto keeps = [&](const Received& received) {
+    // Between the question and the request.
+    if (received.method == "GET") gateway_->worker_ended(keeper);
+    return net::Response::json(200, "{}");
+  };
+  keeper = scripted(keeps).url();
+  for (int i = 0; i < 2; ++i) {
+    scripted([](const Received& received) { return net::Response::json(received.method == "GET" ? 404 : 200, "{}"); });
+  }
+  start_all({"--disable-retries"});
+  ++sent_;
+  const auto answer = call("POST", "/v1/responses", R"({"input":"x","previous_response_id":"resp_1"})");
+  EXPECT_EQ(answer->status, 503);
+  EXPECT_EQ(code_of(answer), "no_available_workers");
+  EXPECT_GE(std::stoi(std::string(answer->headers.get("retry-after").value_or("0"))), 1);
+  EXPECT_THAT(answer->body, HasSubstr("which keeps the response resp_1, cannot take the request now"));
+  expect_settled();
+}
+
+TEST_F(RoutesTest, WithoutTheWorkerThatKeepsAResponseNobodyElseIsAsked) {
+  std::atomic<bool> broken = false;
+  const auto keeps = [&](const Received& received) {
+    if (received.method == "GET") return net::Response::json(200, "{}");
+    return broken ? net::Response::json(500, R"({"error":"mine"})") : net::Response::json(200, "{}");
+  };
+  scripted(keeps);
+  ScriptedWorker& other = scripted(
+      [](const Received& received) { return net::Response::json(received.method == "GET" ? 404 : 200, "{}"); });
+  start_all({"--disable-retries"});
+  broken = true;
+  for (int i = 0; i < 3; ++i) {
+    ++sent_;
+    const auto answer = call("POST", "/v1/responses", R"({"input":"x","previous_response_id":"resp_1"})");
+    EXPECT_EQ(answer->status, 500);
+  }
+  for (const Received& one : other.received()) EXPECT_EQ(one.method, "GET");
+  expect_settled();
+}
+
+TEST_F(RoutesTest, WhereAWorkerCannotBeAskedNobodySaysThatAResponseIsNotThere) {
+  std::atomic<int> status = 503;
+  ScriptedWorker& other = scripted([](const Received&) { return net::Response::json(404, R"({"error":"never"})"); });
+  scripted([&](const Received& received) {
+    return net::Response::json(received.method == "GET" ? status.load() : 200, R"({"id":"mine"})");
+  });
+  SimWorker& dead = worker();
+  start_all();
+  const auto go_on = [&] {
+    ++sent_;
+    return call("POST", "/v1/responses", R"({"input":"x","previous_response_id":"resp_1"})");
+  };
+  const auto expect_unknown = [&](const char* why) {
+    const auto answer = go_on();
+    EXPECT_EQ(answer->status, 503) << why << answer->body;
+    EXPECT_EQ(code_of(answer), "no_available_workers") << why;
+    EXPECT_GE(std::stoi(std::string(answer->headers.get("retry-after").value_or("0"))), 1) << why;
+    EXPECT_THAT(answer->body, HasSubstr("resp_1")) << why;
+  };
+  expect_unknown("one is up and cannot say");
+  dead.stop();
+  status = 404;
+  expect_unknown("one takes no connection");
+  status = 200;
+  EXPECT_EQ(go_on()->status, 200) << "where one has it the others do not matter";
+  for (const Received& one : other.received()) EXPECT_EQ(one.method, "GET");
+  expect_settled();
+}
+
+TEST_F(RoutesTest, TheKeeperIsAskedAgainThoughOthersAreFree) {
+  int posts = 0;  // on the loop of all workers
+  const auto keeps = [&](net::ServerExchange& exchange, const Received& received) -> net::Task<> {
+    if (received.method == "POST") ++posts;
+    // Full once; then it breaks off, on a kept connection twice: that alone is not held against a worker.
+    if (received.method == "POST" && (posts == 2 || posts == 3)) {
+      exchange.abort();
+      co_return;
+    }
+    auto answer = net::Response::json(posts == 1 ? 503 : 200, posts == 1 ? R"({"error":"queue full"})" : "{}");
+    co_await exchange.respond(std::move(answer));
+  };
+  scripted_.push_back(std::make_unique<ScriptedWorker>(loops_, ScriptedWorker::Serve(keeps)));
+  std::vector<ScriptedWorker*> others;
+  for (int i = 0; i < 2; ++i) {
+    others.push_back(&scripted(
+        [](const Received& received) { return net::Response::json(received.method == "GET" ? 404 : 200, "{}"); }));
+  }
+  start_all({"--retry-initial-backoff-ms", "1", "--retry-max-backoff-ms", "1"});
+  ++sent_;
+  const auto answer = call("POST", "/v1/responses", R"({"input":"x","previous_response_id":"resp_1"})");
+  EXPECT_EQ(answer->status, 200) << answer->body;
+  for (const ScriptedWorker* other : others) {
+    for (const Received& one : other->received()) EXPECT_EQ(one.method, "GET");
+  }
+  expect_settled();
+}
+
+TEST_F(RoutesTest, WhoKeepsAResponseIsAskedNoLongerThanSomebodyWaits) {
+  silent();
+  silent();
+  start_all();
+  ++sent_;
+  RawClient client(gateway_->port());
+  client.post("/v1/responses", R"({"input":"x","previous_response_id":"resp_1"})");
+  const auto busy = [&] { return metric("smg_upstream_connections", {"state=\"busy\""}); };
+  ASSERT_TRUE(eventually([&] { return busy() == 2; }));
+  client.leave();
+  // Before the 3 s of the questions are over.
+  bool ended = false;
+  for (int i = 0; i < 400 && !ended; ++i) {
+    ended = busy() == 0;
+    timespec moment{0, 5'000'000};
+    nanosleep(&moment, nullptr);
+  }
+  EXPECT_TRUE(ended);
+  EXPECT_EQ(metric("smg_worker_selections_total"), 0);
+  expect_settled();
+}
+
+TEST_F(RoutesTest, AWorkerThatIsSilentIsNotWaitedForLong) {
+  scripted([](const Received&) { return net::Response::json(404, "{}"); });
+  silent();
+  start_all();
+  ++sent_;
+  const net::ClientTimeouts within{.head = std::chrono::seconds(20)};
+  const auto answer = call("POST", "/v1/responses", R"({"input":"x","previous_response_id":"gone"})", {}, within);
+  EXPECT_EQ(code_of(answer), "no_available_workers");
+  expect_settled();
+}
+
+TEST_F(RoutesTest, ThatNobodyHasAResponseIsKnownWhenAllHaveSaidSo) {
   start();
   EXPECT_EQ(code_of(call("GET", "/v1/responses/r")), "no_workers");
   const auto knows_not = [](const Received&) { return net::Response::json(404, R"({"error":"no"})"); };
   ScriptedWorker& one = scripted(knows_not);
   SimWorker& dead = worker();
   gateway_->worker_started(one.url());
+  const auto unknown = call("GET", "/v1/responses/r");
+  EXPECT_EQ(unknown->status, 404);
+  EXPECT_EQ(unknown->body, R"({"error":"no"})");
   gateway_->worker_started(dead.url());
   dead.stop();
-  const auto answer = call("GET", "/v1/responses/r");
-  EXPECT_EQ(answer->status, 404);
-  EXPECT_EQ(answer->body, R"({"error":"no"})");
+  for (const auto& [method, path] : {std::pair{"GET", "/v1/responses/r"}, {"POST", "/v1/responses/r/cancel"}}) {
+    const auto answer = call(method, path);
+    EXPECT_EQ(answer->status, 503) << path;
+    EXPECT_EQ(code_of(answer), "no_available_workers") << path;
+    EXPECT_GE(std::stoi(std::string(answer->headers.get("retry-after").value_or("0"))), 1) << path;
+    EXPECT_THAT(answer->body, HasSubstr("no worker says that it keeps the response r, and worker")) << path;
+  }
+}
+
+TEST_F(RoutesTest, WhatTheKeeperSaysOfAResponseComesBeforeThatOthersDoNotHaveIt) {
+  std::atomic<int> keeper = 0;  // is first, between the others, and last
+  const auto says = [&](int number) {
+    return [&, number](const Received&) {
+      return number == keeper ? net::Response::json(400, R"({"error":"it has ended"})")
+                              : net::Response::json(404, R"({"error":"no"})");
+    };
+  };
+  for (int number = 0; number < 3; ++number) scripted(says(number));
+  start_all({"--rl-fanout-concurrency", "1"});
+  for (; keeper < 3; ++keeper) {
+    const auto answer = call("POST", "/v1/responses/r/cancel");
+    EXPECT_EQ(answer->status, 400) << keeper;
+    EXPECT_EQ(answer->body, R"({"error":"it has ended"})") << keeper;
+  }
+  for (const auto& one : scripted_) EXPECT_EQ(one->received().size(), 3U);
 }
 
 TEST_F(RoutesTest, WhatIsNotBuiltSaysSo) {

@@ -7,10 +7,11 @@
 namespace sluice::gateway {
 namespace {
 
-void list_usable(const Roster& roster, std::span<const uint32_t> tried, TimePoint now, std::vector<Candidate>& usable) {
+void list_usable(const WorkerList& workers, std::span<const uint32_t> tried, TimePoint now,
+                 std::vector<Candidate>& usable) {
   for (const int effort : {0, 1, 2, 3}) {
     usable.clear();
-    for (const WorkerPtr& worker : roster.workers()) {
+    for (const WorkerPtr& worker : workers) {
       if (effort < 1 ? !worker->takes_work(now) : !worker->usable()) continue;
       if (effort == 1 && worker->suspect.load(std::memory_order_relaxed)) continue;  // one that may be tried takes work
       if (effort < 3 && std::ranges::find(tried, worker->number) != tried.end()) continue;
@@ -63,11 +64,19 @@ std::optional<Choice> select_worker(const Roster& roster, const Policy& policy, 
       return choice;
     }
   }
-  list_usable(roster, tried, facts.now, scratch.usable);
+  list_usable(roster.workers(), tried, facts.now, scratch.usable);
   if (scratch.usable.empty()) return std::nullopt;
   Choice choice = policy.choose(FleetView(scratch.usable, ring), facts, rng);
   choice.takes_work = choice.worker && roster.worker(*choice.worker)->takes_work(facts.now);
   return choice;
+}
+
+std::optional<uint32_t> select_of(const WorkerList& workers, std::span<const uint32_t> tried, TimePoint now,
+                                  ChoiceScratch& scratch) {
+  list_usable(workers, tried, now, scratch.usable);
+  if (scratch.usable.empty()) return std::nullopt;
+  const auto requests = [](const Candidate& candidate) { return candidate.load->requests.load(); };
+  return std::ranges::min_element(scratch.usable, {}, requests)->worker;
 }
 
 void weigh_all(const Roster& roster, const Policy& policy, const RequestFacts& facts, std::span<const uint32_t> tried,

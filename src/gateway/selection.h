@@ -38,6 +38,11 @@ std::optional<Choice> select_worker(const Roster& roster, const Policy& policy, 
                                     std::span<const uint32_t> tried, const routing::HashRing* ring,
                                     ChoiceScratch& scratch, Rng& rng);
 
+// Of a few workers, where no policy chooses: the one with the fewest requests of those that are the first choice, as
+// above. None if no worker may be used.
+std::optional<uint32_t> select_of(const WorkerList& workers, std::span<const uint32_t> tried, TimePoint now,
+                                  ChoiceScratch& scratch);
+
 // Why a request that was at the workers `tried` cannot go there now, in one word; empty if it can. "busy": the worker
 // asked to be left alone, or has as many as it may since it said so. "breaker_half_open": a trial is under way.
 std::string_view why_not(const Worker& worker, std::span<const uint32_t> tried, TimePoint now);

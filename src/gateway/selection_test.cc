@@ -178,6 +178,33 @@ TEST(WhyNotTest, NamesWhatKeepsARequestAway) {
   EXPECT_EQ(why(), "draining");
 }
 
+TEST(SelectOfTest, TakesTheLeastLoadedOneThatWasNotTriedAndElseOneThatWas) {
+  sluice::testing::FakeClock clock;
+  clock.advance(1s);
+  Fleet fleet({.failure_threshold = 1, .open_time = 10s}, clock);
+  WorkerList workers;
+  for (const char* url : {"http://a:1", "http://a:2", "http://a:3"}) {
+    workers.push_back(fleet.add(net::parse_url(url).value(), "").first);
+    workers.back()->healthy = true;
+    workers.back()->load->requests = static_cast<int64_t>(workers.size());
+  }
+  const std::vector<uint32_t> numbers{workers[0]->number, workers[1]->number, workers[2]->number};
+  ChoiceScratch scratch;
+  const auto select = [&](const std::vector<uint32_t>& tried) {
+    return select_of(workers, tried, clock.now(), scratch);
+  };
+  EXPECT_EQ(select({}), numbers[0]);
+  EXPECT_EQ(select({numbers[0]}), numbers[1]);
+  EXPECT_EQ(select(numbers), numbers[0]) << "each was tried, and one may be so again";
+  workers[0]->load->busy_until = (clock.now() + 1s).time_since_epoch().count();
+  EXPECT_EQ(select({}), numbers[1]);
+  EXPECT_EQ(select({numbers[1], numbers[2]}), numbers[0]) << "one that is busy comes before one that was tried";
+  workers[0]->healthy = false;
+  EXPECT_EQ(select(numbers), numbers[1]);
+  for (const WorkerPtr& worker : workers) worker->draining = true;
+  EXPECT_EQ(select({}), std::nullopt);
+}
+
 TEST(RosterTest, ARankIsADestinationOfItsOwn) {
   const sluice::testing::FakeClock clock;
   Fleet fleet({}, clock);

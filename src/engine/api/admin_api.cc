@@ -202,8 +202,8 @@ net::Task<> set_trace_level(ApiCall& call) {
   int64_t level = -1;
   const auto [end, problem] = std::from_chars(text.data(), text.data() + text.size(), level);
   const bool whole = problem == std::errc() && end == text.data() + text.size();
-  if (!whole || level < 0) {
-    co_await answer(call, error_response(400, "level must be a whole number of at least 0, in the query: ?level=1"));
+  if (!whole || level < Tracer::kOff || level > Tracer::kSamples) {
+    co_await answer(call, error_response(400, "level must be a whole number from 0 to 3, in the query: ?level=1"));
   } else if (!call.api.tracer.enabled()) {
     co_await answer(call,
                     error_response(400, "the server was started without --enable-trace: there is nothing to set"));

@@ -89,9 +89,12 @@ TEST_F(RequestTraceTest, TheLevelIsSetWhileItServes) {
   generate(std::string(kParent) + "00\r\n");
   generate();
   EXPECT_EQ(count(received(2), "prefill"), 1u) << "of one request its first sample";
-  for (const char* wrong : {"", "?level=", "?level=-1", "?level=1x"}) {
-    EXPECT_EQ(call("POST", fmt::format("/set_trace_level{}", wrong)).status, 400) << wrong;
+  for (const char* wrong : {"", "?level=", "?level=-1", "?level=4", "?level=1x"}) {
+    const auto refused = call("POST", fmt::format("/set_trace_level{}", wrong));
+    EXPECT_EQ(refused.status, 400) << wrong;
+    EXPECT_THAT(refused.body, HasSubstr("level must be a whole number from 0 to 3")) << wrong;
   }
+  EXPECT_EQ(call("POST", "/set_trace_level?level=3").status, 200) << "the most";
 }
 
 TEST_F(RequestTraceTest, WhatGoesWrongIsSaid) {

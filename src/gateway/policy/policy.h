@@ -38,20 +38,21 @@ enum class Reason : uint8_t {
   kRandom,
   kNextInTurn,
   kLessWork,
-  kPrefixHeld,   // a holder of the longest prefix, the least loaded one
-  kImbalanced,   // the balance gate fired: least loaded worker
-  kPrefixMiss,   // match rate not above the threshold: least loaded worker
-  kHoldersGone,  // matched, but no holder may be used: least loaded worker
-  kFirst,        // the first of the fleet
-  kLeastCost,    // the least of a cost over the workers
-  kTarget,       // the client named the worker
-  kRoutingKey,   // the worker that the routing key has
-  kKeyAssigned,  // the routing key was new: it has one now
-  kKeyMoved,     // those that the routing key has may not be used: it has another one too
-  kHashed,       // the owner of the hash
-  kHashSpilled,  // the owner of the hash had too much: the next one on the ring
+  kPrefixHeld,     // a holder of the longest prefix, the least loaded one
+  kImbalanced,     // the balance gate fired: least loaded worker
+  kPrefixMiss,     // match rate not above the threshold: least loaded worker
+  kHoldersGone,    // matched, but no holder may be used: least loaded worker
+  kFirst,          // the first of the fleet
+  kLeastCost,      // the least of a cost over the workers
+  kTarget,         // the client named the worker
+  kRoutingKey,     // the worker that the routing key has
+  kKeyAssigned,    // the routing key was new: it has one now
+  kKeyMoved,       // those that the routing key has may not be used: it has another one too
+  kHashed,         // the owner of the hash
+  kHashSpilled,    // the owner of the hash had too much: the next one on the ring
+  kKeepsResponse,  // no policy's: it keeps the response that the request goes on from, and no other worker can answer
 };
-inline constexpr size_t kNumReasons = static_cast<size_t>(Reason::kHashSpilled) + 1;
+inline constexpr size_t kNumReasons = static_cast<size_t>(Reason::kKeepsResponse) + 1;
 std::string_view to_string(Reason reason);
 
 struct Score {

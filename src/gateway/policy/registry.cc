@@ -91,6 +91,8 @@ std::string_view to_string(Reason reason) {
       return "hashed";
     case Reason::kHashSpilled:
       return "hash_spilled";
+    case Reason::kKeepsResponse:
+      return "keeps_response";
   }
   return "unknown";
 }
