@@ -4,6 +4,8 @@
 // usage: prefix_index_bench [--runs N] [case...]     all cases, 5 runs of each, unless said otherwise
 // Prints one row per figure: median, smallest and largest of the runs.
 #include <fmt/format.h>
+#include <pthread.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -32,6 +34,13 @@ using SteadyClock = std::chrono::steady_clock;
 
 double seconds_since(SteadyClock::time_point start) {
   return std::chrono::duration<double>(SteadyClock::now() - start).count();
+}
+
+// Processor time of a clock, in seconds.
+double processor_time(clockid_t clock) {
+  timespec time{};
+  SLUICE_CHECK(clock_gettime(clock, &time) == 0, "no clock {}", clock);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
 double resident_bytes() {
@@ -336,6 +345,11 @@ class Writer {
     thread_.join();
   }
   uint64_t written() const { return written_.load(std::memory_order_relaxed); }
+  clockid_t clock() {
+    clockid_t clock{};
+    SLUICE_CHECK(pthread_getcpuclockid(thread_.native_handle(), &clock) == 0, "a thread without a clock");
+    return clock;
+  }
 
  private:
   std::atomic<bool> stop_{false};
@@ -364,6 +378,18 @@ struct Mode {
   std::function<const std::string&()> write;  // none: nobody writes
 };
 
+// What the index thread does beside a writer and the calling thread, which looks up: claims that were applied, and its
+// processor time, which is what is left of the process.
+struct IndexThread {
+  double applied = 0, seconds = 0;
+
+  static IndexThread now(const PrefixIndex& index, Writer& writer) {
+    return {static_cast<double>(index.stats().inserts), processor_time(CLOCK_PROCESS_CPUTIME_ID) -
+                                                            processor_time(CLOCK_THREAD_CPUTIME_ID) -
+                                                            processor_time(writer.clock())};
+  }
+};
+
 // Modes by turns, so that what else the machine does meets all of them: p50 and p99 of each, and the ratio of each p99
 // to the first mode's of the same turn.
 void by_turns(const std::string& name, PrefixIndex& index, size_t writes_per_ms, const std::vector<Mode>& modes,
@@ -373,15 +399,23 @@ void by_turns(const std::string& name, PrefixIndex& index, size_t writes_per_ms,
     index.flush();
     const PrefixIndexStats earlier = index.stats();
     std::vector<double> all;
-    double rate = 0;
+    double rate = 0, applied_rate = 0, seconds_per_claim = 0;
     {
       std::unique_ptr<Writer> writer;
       if (mode.write) writer = std::make_unique<Writer>(index, writes_per_ms, mode.write);
       latencies(index, 2'000, next);  // warms up
       const uint64_t before = writer ? writer->written() : 0;
+      const IndexThread thread_before = writer ? IndexThread::now(index, *writer) : IndexThread{};
       const auto start = SteadyClock::now();
       all = latencies(index, 20'000, next);
-      if (writer) rate = static_cast<double>(writer->written() - before) / seconds_since(start);
+      if (writer) {
+        const double took = seconds_since(start);
+        const IndexThread thread_after = IndexThread::now(index, *writer);
+        rate = static_cast<double>(writer->written() - before) / took;
+        applied_rate = (thread_after.applied - thread_before.applied) / took;
+        seconds_per_claim =
+            (thread_after.seconds - thread_before.seconds) / (thread_after.applied - thread_before.applied);
+      }
     }
     const double p99 = quantile(all, 0.99);
     figures->add(fmt::format("{}: match p50, {}", name, mode.name), quantile(all, 0.5), "ns");
@@ -390,9 +424,11 @@ void by_turns(const std::string& name, PrefixIndex& index, size_t writes_per_ms,
       figures->add(fmt::format("{}: p99 {} / {}", name, mode.name, modes[i].name), p99 / p99s[i], "");
     }
     p99s.push_back(p99);
-    if (mode.write) figures->add(fmt::format("{}: writes, {}", name, mode.name), rate / 1e6, "M/s");
     index.flush();
     if (mode.write) {
+      figures->add(fmt::format("{}: writes, {}", name, mode.name), rate / 1e6, "M/s");
+      figures->add(fmt::format("{}: writes applied, {}", name, mode.name), applied_rate / 1e6, "M/s");
+      figures->add(fmt::format("{}: index thread for each, {}", name, mode.name), seconds_per_claim * 1e6, "us");
       const PrefixIndexStats stats = index.stats();
       const auto dropped = static_cast<double>(stats.dropped_inserts - earlier.dropped_inserts);
       const auto applied = static_cast<double>(stats.inserts - earlier.inserts);

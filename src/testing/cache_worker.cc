@@ -142,10 +142,14 @@ void CacheWorker::advance(Duration now, Events& events) {
   }
 }
 
+Duration CacheWorker::prefill_left(Duration now) const {
+  Duration left = expected_behind_first_;
+  if (!queue_.empty()) left += std::max(prefill_end_ - now, Duration(0));
+  return left;
+}
+
 Duration CacheWorker::true_cost(const WorkerJob& job, Duration now) const {
-  Duration wait = expected_behind_first_;
-  if (!queue_.empty()) wait += std::max(prefill_end_ - now, Duration(0));
-  return wait + prefill_time(uncached_after_queue(job));
+  return prefill_left(now) + prefill_time(uncached_after_queue(job));
 }
 
 int64_t CacheWorker::used_tokens() const {

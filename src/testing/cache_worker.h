@@ -91,7 +91,9 @@ class CacheWorker {
   int64_t match(BlockRuns::Chain blocks) const {
     return static_cast<int64_t>(cache_.match(blocks)) * rules_.block_tokens;
   }
-  // What only an oracle can know: the time until the prefill of a job that came now would end.
+  // What only an oracle can know: the time until the prefills of all that is here will have ended, ...
+  Duration prefill_left(Duration now) const;
+  // ... and until that of a job that came now would.
   Duration true_cost(const WorkerJob& job, Duration now) const;
   // As a load endpoint tells.
   int64_t used_tokens() const;

@@ -27,6 +27,7 @@ from sluice_process import Sluice, call, wait_until  # noqa: E402
 
 BOUND = 60  # seconds for anything that answers at once
 MIB = 1 << 20
+LONG_PROMPT_RATES = (2000, 1000, 500)  # requests per second
 
 
 def address(url):
@@ -363,7 +364,7 @@ def long_prompts(binary, short):
         if short or not load.exists():
             return
         # The client of bench/gateway_compare: what the gateway adds to what the worker takes, turn and turn about.
-        for rate in (2000, 1000, 500):
+        for rate in LONG_PROMPT_RATES:
             runs = {"direct": [], "gateway": []}
             for _ in range(3):
                 for name, port in (("direct", address(fleet.workers[0].url)[1]), ("gateway", fleet.where[1])):

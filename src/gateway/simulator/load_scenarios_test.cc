@@ -336,6 +336,23 @@ TEST_P(LoadReportsTest, R12LateReportsOfRequestsAlikeLeaveWorkersWithinOneOfEach
   EXPECT_LE(late.most_apart, most) << timely.most_apart << " with timely reports";
 }
 
+// Where lengths differ balance is as much work: two workers are apart by what a prompt takes, 21 ms on average and 38.5
+// at most. Only min_cost weighs nothing else; the others also weigh what decodes, and how full a pool is.
+TEST_P(LoadReportsTest, R12LateReportsLeaveTheWorkOfUnequalRequestsInBalance) {
+  constexpr double kMean = 0.021, kLongest = 0.0385;
+  SimulationRules rules{.workers = 4, .duration = 60s, .streamed = true, .work_apart = true};
+  rules.worker.kv_blocks = 16384;
+  options_.load_monitor_interval = 1;
+  const auto timely = run(GetParam(), rules, steady(8));
+  rules.report_delay = 500ms;
+  const auto late = run(GetParam(), rules, steady(8));
+  const bool by_work = GetParam() == std::string_view("min_cost");
+  EXPECT_LE(late.work_apart, 1.05 * timely.work_apart);
+  EXPECT_LE(late.work_apart, (by_work ? 1 : 2) * kMean);
+  // Those that cost as good as the same are alike to min_cost.
+  EXPECT_LE(late.work_apart_most, (by_work ? 1.05 : 4) * kLongest);
+}
+
 INSTANTIATE_TEST_SUITE_P(Policies, LoadReportsTest, ::testing::Values("min_cost", "least_load", "power_of_two"),
                          [](const auto& info) { return std::string(info.param); });
 

@@ -234,10 +234,23 @@ class Simulation {
     if (measured() && !open.of_others) {
       ++chosen_[worker];
       apart_ += static_cast<double>(in_flight_.apart());
+      if (rules_.work_apart) measure_work(now);
     }
     in_flight_.up(static_cast<size_t>(workers_[worker].open()));
     workers_[worker].submit(std::move(job), now);
     agenda_.set(worker, workers_[worker].next_event());
+  }
+
+  void measure_work(Duration now) {
+    Duration least = Duration::max(), most(0);
+    for (const CacheWorker& worker : workers_) {
+      const Duration left = worker.prefill_left(now);
+      least = std::min(least, left);
+      most = std::max(most, left);
+    }
+    const double apart = seconds(most - least);
+    work_apart_ += apart;
+    result_.work_apart_most = std::max(result_.work_apart_most, apart);
   }
 
   // As far as they are whole, worked out once.
@@ -363,6 +376,7 @@ class Simulation {
     if (all > 0) {
       result_.imbalance = most * static_cast<double>(chosen_.size()) / all;
       result_.most_apart = apart_ / all;
+      result_.work_apart = work_apart_ / all;
     }
     return result_;
   }
@@ -398,7 +412,7 @@ class Simulation {
   std::vector<double> latencies_, ttfts_;
   std::vector<int64_t> chosen_;
   double cached_ = 0, predicted_ = 0, prompts_ = 0;  // tokens
-  double apart_ = 0;
+  double apart_ = 0, work_apart_ = 0;                // summed over choices
   SimulationResult result_;
 };
 

@@ -29,6 +29,7 @@ struct SimulationRules {
   Duration warm_up = std::chrono::seconds(2);
   Duration duration = std::chrono::seconds(30);  // measured, after the warm-up
   bool streamed = false;                         // the gateway sees first tokens
+  bool work_apart = false;                       // the result has it; each choice then looks at each worker
   // Load reports arrive so long after the question, the half to three halves of it; those that are asked for after
   // `reports_until` fail.
   Duration report_delay{0};
@@ -52,8 +53,11 @@ struct SimulationResult {
   double predicted_hit_rate = 0;            // what the gateway believed
   double latency_p50 = 0, latency_p99 = 0;  // seconds
   double ttft_p50 = 0, ttft_p99 = 0;
-  double imbalance = 0;    // requests of the busiest worker over the mean
-  double most_apart = 0;   // requests in flight at two workers, on average over the moments of a choice
+  double imbalance = 0;   // requests of the busiest worker over the mean
+  double most_apart = 0;  // requests in flight at two workers, on average over the moments of a choice
+  // By how much, in seconds, the time differs that two workers need for the prompts that they have: on average over the
+  // moments of a choice, and ever. 0 without SimulationRules::work_apart.
+  double work_apart = 0, work_apart_most = 0;
   int64_t miscounted = 0;  // requests that the gateway's loads count at the end and no worker has, or the reverse
 };
 

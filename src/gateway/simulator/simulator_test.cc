@@ -50,6 +50,22 @@ TEST_F(SimulatorTest, APolicyThatAsksForNoLoadIsNotToldHowMuchACacheHolds) {
   EXPECT_EQ(requests("min_cost", false), requests("min_cost", true)) << "it is told in any case";
 }
 
+// Whoever sees what is left sends each to the worker with least, so that two are apart by one request at most: 128
+// tokens, which no cache holds. One that gets all has all of it.
+TEST_F(SimulatorTest, TheWorkOfTwoWorkersIsApartByWhatOneHasMore) {
+  const auto apart = [](const char* policy, double rate) {
+    SimulationRules rules{.workers = 2, .duration = 5s, .streamed = true, .work_apart = true};
+    rules.worker.prefill_base = 0s;
+    const auto workload = make_groups({.groups = 1, .system_chars = 0, .question_chars = 512, .rate = rate});
+    return simulate(rules, policy, gateway_option_table().defaults(), *workload);
+  };
+  const auto least = apart("oracle", 600);
+  EXPECT_GT(least.work_apart, 0);
+  EXPECT_LE(least.work_apart_most, 128 * 20e-6 + 1e-9);
+  EXPECT_GT(apart("passthrough", 300).work_apart_most, 2 * 128 * 20e-6);
+  EXPECT_EQ(run("oracle", {.rate = 100}).work_apart, 0) << "nobody asked for it";
+}
+
 TEST_F(SimulatorTest, AClosedLoopKeepsItsNumberInFlight) {
   const auto result = run("cache_aware", {}, 32);
   EXPECT_NEAR(result.requests_per_s * result.latency_p50, 32, 3) << "Little's law";
