@@ -649,7 +649,7 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .field = &O::dist_init_addr,
            .value = OptText(),
            .metavar = "HOST:PORT",
-           .read_by = "engine/nodes/leader",
+           .read_by = "engine/nodes/join_point",
            .group = kParallel,
            .help =
                "With --nnodes 2 or more: an address of node 0 at which the others reach it, and a port that is free "
