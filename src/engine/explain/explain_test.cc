@@ -305,6 +305,26 @@ TEST(ExplainTest, AConcurrencyBeyondThePoolWaits) {
   EXPECT_GT(q.decode_tokens_per_s, 2 * p.decode_tokens_per_s);
 }
 
+TEST(ExplainTest, GroupsWithoutARequestAddNothingToAStep) {
+  const std::vector<std::string> tp = {"--tp", "8", "--hardware", "h200"};
+  auto dpa = tp;
+  dpa.insert(dpa.end(), {"--dp-size", "8", "--enable-dp-attention"});
+  const auto whole = examined("DeepSeek-V3", tp, {1, 8, 9}).predictions;
+  const auto parts = examined("DeepSeek-V3", dpa, {1, 8, 9}).predictions;
+  for (size_t i = 0; i < whole.size(); ++i) {
+    EXPECT_DOUBLE_EQ(parts[i].decode.experts, whole[i].decode.experts) << whole[i].concurrency;
+    EXPECT_DOUBLE_EQ(parts[i].decode.head, whole[i].decode.head) << whole[i].concurrency;
+  }
+  EXPECT_EQ(parts[0].decode.attention, parts[1].decode.attention) << "of one request in one group, and in each";
+  EXPECT_LT(parts[0].decode.wire, parts[1].decode.wire);
+  EXPECT_LT(parts[1].decode.wire, parts[2].decode.wire);
+  EXPECT_LT(parts[2].decode.wire, 2 * parts[1].decode.wire);
+  // Of servers without DP attention each has the whole work of its requests.
+  const std::vector<std::string> four = {"--dp-size", "4", "--hardware", "h100"};
+  const auto servers = examined("Qwen3-30B-A3B", four, {1, 4}).predictions;
+  EXPECT_DOUBLE_EQ(servers[0].decode.total(), servers[1].decode.total());
+}
+
 // Corrections of 1.5: DPA is for many requests that the pool limits, and for what has a latent or few key heads.
 TEST(ExplainTest, TheBestLayoutDependsOnTheLoadAndOnTheModel) {
   const std::vector<std::string> h200 = {"--tp", "8", "--hardware", "h200", "--max-running-requests", "4096"};

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace sluice::engine {
 namespace {
@@ -46,6 +47,15 @@ double expert_seconds(const Divided& model, const Roofline& roofline, double tok
                           2 * static_cast<double>(part.values) * chosen * tokens);
 }
 
+// Whole tokens of each group, the busiest first.
+std::vector<int64_t> of_groups(const Divided& model, double busiest, double even) {
+  const int64_t most = std::llround(std::ceil(busiest));
+  std::vector<int64_t> counts(static_cast<size_t>(model.layout.dp_size));
+  int64_t left = std::llround(std::ceil(busiest * even * static_cast<double>(model.layout.dp_size) - 1e-6));
+  for (int64_t& count : counts) left -= count = std::min(most, left);
+  return counts;
+}
+
 struct WireSeconds {
   double layers = 0;
   double head = 0;  // and the ranks' rows before the step
@@ -53,10 +63,9 @@ struct WireSeconds {
 
 WireSeconds wire_seconds(const Divided& model, const Hardware& rank, const GroupWork& work, bool decodes) {
   if (model.layout.tp_size == 1) return {};
-  const auto groups = static_cast<size_t>(model.layout.dp_size);
-  const std::vector<int64_t> tokens(groups, std::llround(std::ceil(work.tokens)));
-  const std::vector<int64_t> logits(groups, std::llround(std::ceil(work.logits)));
-  const auto rows = rows_to_experts(model, static_cast<double>(tokens[0] * model.layout.dp_size), !decodes);
+  const auto tokens = of_groups(model, work.tokens, work.even), logits = of_groups(model, work.logits, work.even);
+  const auto all = static_cast<double>(std::accumulate(tokens.begin(), tokens.end(), int64_t{0}));
+  const auto rows = rows_to_experts(model, all, !decodes);
   const models::WireBytes wire = wire_bytes(model.config, model.layout, model.dtype, {tokens, logits}, rows, rank.sums);
   const auto seconds = [&](int64_t calls, double bytes) {
     const double arrives = bytes / static_cast<double>(model.layout.tp_size);
@@ -70,7 +79,8 @@ StepSeconds one_batch(const Divided& model, const Hardware& rank, const GroupWor
   const parallel::Layout& layout = model.layout;
   const models::RankShape& shape = model.shape;
   const Roofline roofline(rank);
-  const double all = work.tokens * static_cast<double>(layout.dp_size);
+  const double groups = work.even * static_cast<double>(layout.dp_size);  // as busy as the busiest
+  const double all = work.tokens * groups;
   const bool own_tokens = layout.a2a != parallel::MoeAllToAll::kNone;  // in layers with experts
   const double cached = work.sequences * (work.context + work.tokens / std::max(work.sequences, 1e-9));
   const double seen = work.tokens * (work.context + work.tokens / std::max(work.sequences, 1e-9) / 2);
@@ -85,7 +95,7 @@ StepSeconds one_batch(const Divided& model, const Hardware& rank, const GroupWor
                roofline.seconds(shape.shared, own_tokens ? work.tokens : all);
   step.experts = expert_seconds(model, roofline, all);
   const bool own_logits = layout.dp_lm_head || !layout.dp_attention();
-  step.head = roofline.seconds(shape.output, work.logits * static_cast<double>(own_logits ? 1 : layout.dp_size));
+  step.head = roofline.seconds(shape.output, work.logits * (own_logits ? 1 : groups));
   step.wire = wire_seconds(model, rank, work, decodes).layers;
   return step;
 }
@@ -130,11 +140,14 @@ Prediction predict(const Divided& model, const Hardware& rank, const MemoryPlan&
   Prediction prediction{.concurrency = concurrency, .running = std::min(concurrency, groups * fit)};
   // The busiest group has the rest of the division; the others wait for it.
   const auto busiest = static_cast<double>((prediction.running + groups - 1) / groups);
+  const auto of_instance = static_cast<double>((prediction.running + instances - 1) / instances);
+  const double even = of_instance / (busiest * static_cast<double>(model.layout.dp_size));
   const GroupWork decoding{
       .tokens = busiest,
       .sequences = busiest,
       .context = static_cast<double>(workload.input_tokens) + static_cast<double>(workload.output_tokens) / 2,
-      .logits = busiest};
+      .logits = busiest,
+      .even = even};
   prediction.decode = step_seconds(model, rank, decoding);
   if (model.two_batches) {
     Divided unsplit = model;
@@ -151,7 +164,8 @@ Prediction predict(const Divided& model, const Hardware& rank, const MemoryPlan&
                            {.tokens = in_a_step,
                             .sequences = sequences,
                             .context = sequences > 1 ? 0 : (input - in_a_step) / 2,
-                            .logits = sequences})
+                            .logits = sequences,
+                            .even = even})
                   .total();
   }
   prediction.decode_tokens_per_s = static_cast<double>(prediction.running) / prediction.decode.total();

@@ -29,12 +29,13 @@ struct StepSeconds {
   double total() const { return attention + kv + dense + experts + head + wire - hidden; }
 };
 
-// What each attention group does in a step.
+// What the busiest attention group does in a step.
 struct GroupWork {
   double tokens = 0;  // that are computed
   double sequences = 0;
   double context = 0;  // tokens before them, of each sequence, on average
   double logits = 0;
+  double even = 1;  // all groups' work, of what it were if each had as much: 1 / dp where one group alone has work
 };
 
 // A model, divided.
@@ -52,7 +53,7 @@ struct Divided {
 };
 // Of a step of so many tokens of all groups.
 models::RowsToExperts rows_to_experts(const Divided& model, double tokens, bool extend);
-// All groups do the same. With two batches, where a group has two tokens or more, the step runs in halves: with C, what
+// With two batches, where a group has two tokens or more, the step runs in halves: with C, what
 // computing the layers of both halves takes, W, what their rows take on the way, and L layers,
 //   step = max(C, W) + min(C, W) / 2L + head
 // since of what is shorter all but the first of its 2L parts lies under the other. C is more than that of one batch, as
