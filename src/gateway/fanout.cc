@@ -15,6 +15,7 @@
 #include "gateway/gather.h"
 #include "gateway/outcome.h"
 #include "obs/exposition.h"
+#include "protocol/json.h"
 
 namespace sluice::gateway {
 namespace {
@@ -150,8 +151,6 @@ Response nobody_to_ask(std::string_view path) {
   return error_response(path.ends_with("_profile") ? 404 : 503, "no_workers", "no worker");
 }
 
-std::string text_of(const Json& document) { return document.dump(-1, ' ', false, Json::error_handler_t::replace); }
-
 // How much an answer that is not 2xx says of what only one worker has: that this one does not have it, nothing, or what
 // is wrong with it.
 int weight_of(int status) {
@@ -275,14 +274,14 @@ Task<Response> fan_out(AdminCall& call) {
                 {"total_workers", workers.size()},
                 {"successful", done},
                 {"failed", failed}};
-  if (!none) co_return Response::json(all ? 200 : 206, text_of(document));
+  if (!none) co_return Response::json(all ? 200 : 206, protocol::dump(document));
   const Verdict verdict = verdict_of(answers);
   document["message"] = verdict.message;
   document["error"] = Json{{"type", net::reason_phrase(verdict.status)},
                            {"code", verdict.code},
                            {"message", verdict.message},
                            {"param", nullptr}};
-  auto response = Response::json(verdict.status, text_of(document));
+  auto response = Response::json(verdict.status, protocol::dump(document));
   response.headers.set("X-SMG-Error-Code", verdict.code);
   co_return response;
 }
