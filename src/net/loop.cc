@@ -62,32 +62,25 @@ void EventLoop::turn() {
   for (int ran = 0; context_.poll_one() != 0;) {
     if (++ran < kMostHandlers) continue;
     // What was collected before may still be in the queue.
-    if (!telling_) look(Duration::zero());
+    if (!telling_) look(false);
     return;
   }
   asleep_.store(true, std::memory_order_seq_cst);
-  if (context_.poll_one() == 0 && !context_.stopped()) {
-    Duration most = Duration::max();
-    if (const auto due = timers_.next(); due && *due != TimePoint::max()) {
-      most = *due - std::chrono::steady_clock::now();
-    }
-    look(most);
-  }
+  if (context_.poll_one() == 0 && !context_.stopped()) look(true);
   asleep_.store(false, std::memory_order_relaxed);
 }
 
-// Waits for news at most so long. They are told from the queue, so that what is told runs on Asio's terms.
-void EventLoop::look(Duration most) {
-  const bool news = poller_.collect(most);
+// Whether there are news, of sockets or of time. They are told from the queue, so that what is told runs on Asio's
+// terms.
+void EventLoop::look(bool sleep) {
+  if (const auto due = timers_.next()) poller_.alarm_by(*due);
+  const bool news = poller_.collect(sleep);
   asleep_.store(false, std::memory_order_relaxed);
-  const auto due = timers_.next();
-  const bool is_due = due && *due <= std::chrono::steady_clock::now();
-  if (!news && !is_due) return;
+  if (!news) return;
   telling_ = true;
   asio::post(context_.get_executor(), [this] {
     telling_ = false;
-    poller_.dispatch();
-    timers_.fire(std::chrono::steady_clock::now());
+    if (poller_.dispatch()) timers_.fire(std::chrono::steady_clock::now());
   });
 }
 

@@ -53,7 +53,7 @@ class EventLoop {
 
  private:
   void turn();
-  void look(Duration most);
+  void look(bool sleep);
   void wake();
 
   std::string name_;

@@ -1,11 +1,10 @@
 #include "net/poller.h"
 
 #include <sys/eventfd.h>
-#include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <cstring>
 
@@ -14,36 +13,26 @@
 namespace sluice::net {
 namespace {
 
-constexpr Duration kLongest = std::chrono::hours(1);  // what is a wait in milliseconds in any case
-
-// epoll_wait() with a time in nanoseconds, where the kernel has it (5.11); else in milliseconds, never too short.
-int wait_for_events(int epoll, epoll_event* events, int room, Duration most) {
-  const bool for_ever = most == Duration::max();
-  most = std::clamp(most, Duration::zero(), kLongest);
-#ifdef SYS_epoll_pwait2
-  static std::atomic<bool> is_there{true};
-  if (!for_ever && most > Duration::zero() && is_there.load(std::memory_order_relaxed)) {
-    const auto whole = std::chrono::floor<std::chrono::seconds>(most);
-    const timespec time{.tv_sec = whole.count(), .tv_nsec = (most - whole).count()};
-    const long found = ::syscall(SYS_epoll_pwait2, epoll, events, room, &time, nullptr, size_t{0});
-    if (found >= 0 || errno == EINTR) return static_cast<int>(found);
-    is_there.store(false, std::memory_order_relaxed);
-  }
-#endif
-  const auto in_ms = std::chrono::ceil<std::chrono::milliseconds>(most);
-  return ::epoll_wait(epoll, events, room, for_ever ? -1 : static_cast<int>(in_ms.count()));
+// Each time that one of them becomes readable is an edge: nobody has to read it.
+void add_edge(int epoll, int fd, const void* mark) {
+  epoll_event event{.events = EPOLLIN | EPOLLET, .data = {.ptr = const_cast<void*>(mark)}};
+  SLUICE_CHECK(::epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0, "epoll_ctl(ADD): {}", std::strerror(errno));
 }
 
 }  // namespace
 
-Poller::Poller() : epoll_(::epoll_create1(EPOLL_CLOEXEC)), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
-  SLUICE_CHECK(epoll_ >= 0 && wake_ >= 0, "epoll_create1, eventfd: {}", std::strerror(errno));
-  // Each write is an edge: nobody has to read it.
-  epoll_event event{.events = EPOLLIN | EPOLLET, .data = {.ptr = nullptr}};
-  SLUICE_CHECK(::epoll_ctl(epoll_, EPOLL_CTL_ADD, wake_, &event) == 0, "epoll_ctl(ADD): {}", std::strerror(errno));
+Poller::Poller()
+    : epoll_(::epoll_create1(EPOLL_CLOEXEC)),
+      wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      alarm_(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)) {
+  SLUICE_CHECK(epoll_ >= 0 && wake_ >= 0 && alarm_ >= 0, "epoll_create1, eventfd, timerfd_create: {}",
+               std::strerror(errno));
+  add_edge(epoll_, wake_, nullptr);
+  add_edge(epoll_, alarm_, &alarm_);
 }
 
 Poller::~Poller() {
+  ::close(alarm_);
   ::close(wake_);
   ::close(epoll_);
 }
@@ -54,19 +43,36 @@ void Poller::wake() {
   (void)!::write(wake_, &one, sizeof one);
 }
 
-bool Poller::collect(Duration most) {
-  collected_ = std::max(0, wait_for_events(epoll_, batch_, kBatch, most));
+void Poller::alarm_by(TimePoint at) {
+  if (at >= alarm_at_) return;
+  alarm_at_ = at;
+  const Duration since = std::max<Duration>(at.time_since_epoch(), std::chrono::nanoseconds(1));  // zero would be never
+  const auto whole = std::chrono::floor<std::chrono::seconds>(since);
+  const itimerspec time{.it_interval = {}, .it_value = {.tv_sec = whole.count(), .tv_nsec = (since - whole).count()}};
+  SLUICE_CHECK(::timerfd_settime(alarm_, TFD_TIMER_ABSTIME, &time, nullptr) == 0, "timerfd_settime: {}",
+               std::strerror(errno));
+}
+
+bool Poller::collect(bool sleep) {
+  collected_ = std::max(0, ::epoll_wait(epoll_, batch_, kBatch, sleep ? -1 : 0));
   told_ = 0;
   return collected_ > 0;
 }
 
 // More than a batch is found by the next call.
-void Poller::dispatch() {
+bool Poller::dispatch() {
+  bool alarmed = false;
   for (; told_ < collected_; ++told_) {
     const epoll_event& event = batch_[told_];
-    if (event.data.ptr != nullptr) static_cast<Watcher*>(event.data.ptr)->on_events(event.events);
+    if (event.data.ptr == &alarm_) {
+      alarmed = true;
+      alarm_at_ = TimePoint::max();
+    } else if (event.data.ptr != nullptr) {
+      static_cast<Watcher*>(event.data.ptr)->on_events(event.events);
+    }
   }
   told_ = collected_ = 0;
+  return alarmed;
 }
 
 void Poller::add(int fd, Watcher& watcher, uint32_t events) {

@@ -1,5 +1,6 @@
 // Which sockets of a loop have news: an edge-triggered epoll set in which each is registered once, so that waiting for
-// one costs no system call. It is where the loop sleeps; one call collects the news of all sockets.
+// one costs no system call. It is where the loop sleeps; one call collects the news of all sockets. What ends a sleep
+// in time is an alarm among them: a sleep with a timeout would set a timer of the kernel and take it back each time.
 #pragma once
 
 #include <sys/epoll.h>
@@ -36,10 +37,14 @@ class Poller {
   void change(int fd, Watcher& watcher, uint32_t events);
   void remove(int fd, Watcher& watcher);
 
-  // Sleeps until there are news, wake() is called or `most` has passed; Duration::max() = for ever. True if there are
-  // news, which dispatch() then tells.
-  bool collect(Duration most);
-  void dispatch();
+  // The alarm goes off then, or sooner: it stays where it was set to be sooner, which costs nothing. A time that has
+  // passed is now; TimePoint::max() is never.
+  void alarm_by(TimePoint at);
+  // True if there are news, which dispatch() then tells; the alarm is one of them, and so is wake(). To `sleep` is to
+  // wait for some.
+  bool collect(bool sleep);
+  // True if the alarm has gone off, and is set no more.
+  bool dispatch();
   // Ends the sleep, or the next one. Any thread.
   void wake();
 
@@ -50,7 +55,9 @@ class Poller {
   static constexpr int kBatch = 128;
 
   const int epoll_;
-  const int wake_;  // an eventfd of the set
+  const int wake_;   // an eventfd of the set
+  const int alarm_;  // a timerfd of the set
+  TimePoint alarm_at_ = TimePoint::max();
   std::unordered_set<Watcher*> watchers_;
   // The news that are being told; those of a watcher that was removed meanwhile are nobody's.
   epoll_event batch_[kBatch];

@@ -12,6 +12,8 @@
 namespace sluice::net {
 namespace {
 
+using namespace std::chrono_literals;
+
 // One end of a pair of sockets in a poller; writes to the other end are news.
 class Watched final : public Poller::Watcher {
  public:
@@ -49,7 +51,7 @@ class PollerTest : public testing::Test {
   ~PollerTest() override { poller_.shutdown(); }
   // Whatever there is.
   void run() {
-    while (poller_.collect(Duration::zero())) poller_.dispatch();
+    while (poller_.collect(false)) poller_.dispatch();
   }
 
   Poller poller_;
@@ -93,11 +95,42 @@ TEST_F(PollerTest, EachCallEndsASleep) {
   for (int i = 0; i < 3; ++i) {
     poller_.wake();
     poller_.wake();
-    EXPECT_TRUE(poller_.collect(Duration::max())) << "it would sleep for ever";
-    poller_.dispatch();
-    EXPECT_FALSE(poller_.collect(Duration::zero())) << "two calls are one";
+    EXPECT_TRUE(poller_.collect(true)) << "it would sleep for ever";
+    EXPECT_FALSE(poller_.dispatch()) << "that was no alarm";
+    EXPECT_FALSE(poller_.collect(false)) << "two calls are one";
   }
-  EXPECT_FALSE(poller_.collect(std::chrono::microseconds(10)));
+}
+
+TEST_F(PollerTest, TheAlarmEndsASleepOnceAndNeverTooSoon) {
+  for (const Duration after : {Duration(-std::chrono::hours(1)), Duration::zero(), Duration(1ms)}) {
+    const TimePoint at = std::chrono::steady_clock::now() + after;
+    poller_.alarm_by(at);
+    poller_.alarm_by(TimePoint::max());
+    poller_.alarm_by(at + 1h);  // it is to go off sooner already
+    EXPECT_TRUE(poller_.collect(true));
+    EXPECT_GE(std::chrono::steady_clock::now(), at);
+    EXPECT_TRUE(poller_.dispatch());
+    EXPECT_FALSE(poller_.collect(false));
+  }
+  poller_.alarm_by(TimePoint{});  // the beginning of time is no exception
+  EXPECT_TRUE(poller_.collect(true));
+  EXPECT_TRUE(poller_.dispatch());
+}
+
+TEST_F(PollerTest, TheAlarmCanBeSetToGoOffSooner) {
+  poller_.alarm_by(std::chrono::steady_clock::now() + 1h);
+  poller_.alarm_by(std::chrono::steady_clock::now());
+  EXPECT_TRUE(poller_.collect(true)) << "it would sleep for an hour";
+  EXPECT_TRUE(poller_.dispatch());
+}
+
+TEST_F(PollerTest, NewsOfSocketsAreNoAlarm) {
+  Watched watched(poller_);
+  poller_.alarm_by(std::chrono::steady_clock::now() + 1h);
+  watched.say();
+  EXPECT_TRUE(poller_.collect(true));
+  EXPECT_FALSE(poller_.dispatch());
+  EXPECT_EQ(watched.calls, 1);
 }
 
 TEST_F(PollerTest, ShutdownTellsThoseThatAreLeft) {

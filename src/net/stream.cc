@@ -230,8 +230,8 @@ void Stream::watch() {
   if (read_state_ == Io::kOk && (end_ - begin_) < read_ahead_) arm_read();
 }
 
+// What is woken here may close the stream: close() keeps it until the loop's next turn.
 void Stream::on_events(uint32_t events) {
-  const auto self = shared_from_this();
   if ((events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0) at_end_ = true;
   if ((events & EPOLLIN) != 0 || at_end_) readable_ = true;
   if ((events & EPOLLOUT) != 0 && tls_ != nullptr && tls_->wants_write()) readable_ = true;  // to answer a key update
