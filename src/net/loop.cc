@@ -10,7 +10,6 @@
 
 #include "base/check.h"
 #include "base/machine.h"
-#include "net/block_cache.h"
 
 namespace sluice::net {
 namespace {
@@ -105,7 +104,6 @@ void EventLoop::start() {
   SLUICE_CHECK(!thread_.joinable(), "{} was started twice", name_);
   thread_ = std::thread([this] {
     pthread_setname_np(pthread_self(), name_.substr(0, 15).c_str());
-    keep_freed_blocks();
     while (!context_.stopped()) turn();
   });
 }

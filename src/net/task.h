@@ -3,25 +3,7 @@
 #pragma once
 
 #include <boost/asio/awaitable.hpp>
-#include <boost/asio/detail/thread_info_base.hpp>
 #include <boost/asio/io_context.hpp>
-#include <cstddef>
-#include <new>
-
-namespace boost::asio::detail {
-
-// The frames of coroutines come from operator new, which has on a loop's thread what others have given back
-// (net/block_cache.h). Asio itself keeps two for a thread, whatever their sizes, and a request has many of many sizes.
-template <>
-inline void* thread_info_base::allocate(awaitable_frame_tag, thread_info_base*, std::size_t size, std::size_t) {
-  return ::operator new(size);
-}
-template <>
-inline void thread_info_base::deallocate(awaitable_frame_tag, thread_info_base*, void* pointer, std::size_t) {
-  ::operator delete(pointer);
-}
-
-}  // namespace boost::asio::detail
 
 namespace sluice::net {
 

@@ -3,10 +3,13 @@
 
 usage: install_test.py <build folder>"""
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from layout_fixture import sanitized
 
 BUILD = sys.argv[1]
 
@@ -21,6 +24,10 @@ def main():
         root = Path(prefix)
         binary = root / "bin/sluice"
         assert list((root / "bin").iterdir()) == [binary], "one binary"
+
+        # The program's memory is mimalloc's; a sanitizer's is its own.
+        told = subprocess.run([binary, "--version"], env={**os.environ, "MIMALLOC_SHOW_STATS": "1"}, check=True, capture_output=True, text=True)
+        assert ("heap stats" in told.stderr) != sanitized(binary), told.stderr
 
         visible = [c["command"] for c in json.loads(output(binary, "options", "--json")) if not c["hidden"]]
         pages = {p.stem for p in (root / "share/man/man1").iterdir()}

@@ -341,6 +341,8 @@ class FailureTest(unittest.TestCase):
             pipe = f"{folder}/p-1-rank-1.steps.json"
             os.mkfifo(pipe)
             stopping = pool.submit(call, running.url + "/stop_profile", method="POST")
+            # Of the two files of a rank the other one comes first.
+            wait_until("rank 1 to write", lambda: "p-1-DP-1.trace.json" in running.output(), every=0.01)
             waiting = pool.submit(generate, running.url, [4, 5, 6], 2, 0)
             self.assertFalse(concurrent.futures.wait([stopping, waiting], timeout=3).done, "rank 1 writes, and rank 0 waits for it")
             with open(pipe) as steps:
