@@ -6,7 +6,8 @@
 //                                                first and in mixed steps; by what decoding alone takes, which is
 //                                                measured before and after and taken as growing evenly between. Lost:
 //                                                the share of the time of mixed steps beyond what the same tokens take
-//                                                when prompt and decoding have their steps for themselves
+//                                                when prompt and decoding have their steps for themselves. Its p99 and
+//                                                max: of steps of decoding alone, by their median
 //   scheduler_bench --overlap [--step-us N]      what a device waits between steps, one after another and with the next
 //                                                one planned ahead: a device that takes N microseconds for a step and
 //                                                none of the processor's
