@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <sched.h>
 
+#include <functional>
 #include <latch>
 
 namespace sluice::net {
@@ -54,6 +55,21 @@ TEST(EventLoopTest, KeepsTheCapturesOfASpawnedCoroutine) {
     });
   }
   done.wait();
+}
+
+TEST(EventLoopTest, ATimerHasItsTurnAmongFunctionsThatNeverEnd) {
+  bool over = false;
+  std::function<void()> again;
+  EventLoop loop("test");
+  again = [&] {
+    if (!over) loop.post(again);
+  };
+  loop.start();
+  loop.post(again);
+  loop.run<void>([&]() -> Task<> {
+    co_await loop.sleep(1ms);
+    over = true;
+  });
 }
 
 TEST(EventLoopTest, EndsWithCoroutinesStillAsleep) {
