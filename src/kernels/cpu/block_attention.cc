@@ -84,10 +84,10 @@ void BlockAttention::score_packed(const QueryRows& rows, const PositionBlock& bl
 void BlockAttention::sum_packed(const QueryRows& rows, const PositionBlock& block, int64_t first,
                                 const char* weights) const {
   // Few enough to see much the same positions.
-  constexpr int64_t kTogether = 48;
-  for (int64_t row = first; row < rows.rows; row += kTogether) {
-    const int64_t own = std::min(kTogether, rows.rows - row);
-    const int64_t seen = round_up(visible(rows, row + own - 1, block), 2);
+  const int64_t together = simd_.has_tiles ? 64 : 48;
+  for (int64_t row = first; row < rows.rows; row += together) {
+    const int64_t own = std::min(together, rows.rows - row);
+    const int64_t seen = round_up(visible(rows, row + own - 1, block), simd_.pair_step);
     for (int64_t v = 0; v < value_; v += kPairColumns) {
       simd_.multiply_pairs(block.values + v * block.padded * 2, seen,
                            reinterpret_cast<const uint16_t*>(weights) + (row - first) * block.padded, block.padded, own,

@@ -26,16 +26,15 @@ constexpr int64_t kMaxRows = 256;
 // Weights that are kept as they are stored: a few rows are multiplied by our own loops; more are worth widening slabs
 // of kWideColumns columns, which fit the second cache, for oneDNN. Up to how many they are few:
 constexpr int64_t kFewRows = PackedProducts::kExactRows;
-constexpr int64_t kFewRoundedRows = 48;  // where oneDNN multiplies the others in bf16; see pairs_are_fastest()
+constexpr int64_t kFewRoundedRows = 48;  // where the others are multiplied by tiles; see few_rows()
 constexpr int64_t kFewF8Rows = 8;        // likewise, of FP8 on machines with instructions for pairs of bf16
 constexpr int64_t kFewestF8Rows = 2;     // and on others
 constexpr int64_t kWideColumns = 64;
 constexpr int64_t kDotColumns = 32;  // a task's, of rows of FP8
 // What a task has to read, where there is so much: some four microseconds. A value of a row of inputs counts as a byte.
 constexpr int64_t kTaskBytes = 64 << 10;
-// Rows of a task: of tiles and of FP8 (kF8Rows), of which more go through the weight again, and of pairs, which take
-// all of a step's rows for some columns before the next, so that the second cache holds their weights.
-constexpr int64_t kTileTaskRows = 256, kPairTaskRows = 64;
+// Rows of a task of tiles; those of FP8 are kF8Rows. More go through the weight again.
+constexpr int64_t kTileTaskRows = 256;
 
 // Output columns of one slab: a multiple of 64, and at most 16 slabs, which is as finely as the pool can divide the
 // work.
@@ -308,9 +307,9 @@ class Linear::Impl {
   int64_t few_rows(Kept kept, const LinearShape& shape) const {
     if (shape.dtype != DType::kBf16) return kFewRows;
     if (kept == Kept::kF8Rows) return kFewestF8Rows;
-    // Where pairs are fastest in bf16, twice as many values of eight bits are multiplied in the same time, and FP8
-    // takes the same loops.
-    if (products_.pairs_are_fastest()) return std::numeric_limits<int64_t>::max();
+    // Where pairs are fastest in bf16 without tiles, twice as many values of eight bits are multiplied in the same
+    // time, and FP8 takes the same loops.
+    if (products_.pairs_are_fastest() && !simd_.has_tiles) return std::numeric_limits<int64_t>::max();
     if (kept == Kept::kTiles) return kFewRoundedRows;
     return simd_.native_pairs ? kFewF8Rows : kFewestF8Rows;
   }
@@ -528,10 +527,11 @@ class Linear::Impl {
 
   // All of a divisible product. A piece is half a block of columns for some of the rows, a task two of these, but for
   // the halves where two threads' runs meet: narrow products have fewer blocks than would make threads end together.
+  // All rows take some columns before the next, so that the second cache holds their weights.
   void multiply_pairs(const LinearArgs& args, const Layout& slabs, const SlabProducts& products,
                       ThreadPool& pool) const {
     const LinearShape& shape = *args.shape;
-    const int64_t blocks = shape.out / kPairColumns, row_pieces = (args.n + kPairTaskRows - 1) / kPairTaskRows;
+    const int64_t blocks = shape.out / kPairColumns, row_pieces = (args.n + simd_.pair_rows - 1) / simd_.pair_rows;
     const int64_t width = slabs.slabs.front().width;
     constexpr int64_t kHalf = kPairColumns / 2;
     pool.parallel_runs(2 * blocks * row_pieces, 2, [&](int64_t begin, int64_t end, int) {

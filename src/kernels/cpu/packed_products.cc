@@ -34,8 +34,6 @@ struct PairsProduct final : Product {
   int64_t out_stride = 0;
   bool accumulate = false;
 };
-// Rows up to which they are faster than anything, since memory decides.
-constexpr int64_t kFewPairRows = 4;
 
 // oneDNN's three loops, thousands of times slower than anything else that it has.
 bool is_reference(const Product& product) { return product.implementation.starts_with("ref"); }
@@ -50,7 +48,7 @@ class PackedProducts::Impl {
   Impl(int threads, const Simd& simd)
       : simd_(simd), engine_(dnnl::engine::kind::cpu, 0), scratch_(static_cast<size_t>(threads)) {
     for (int i = 0; i < threads; ++i) streams_.emplace_back(engine_);
-    pairs_are_fastest_ = simd.native_pairs && (!multiplies(DType::kBf16) || !one_dnn_has_tiles());
+    pairs_are_fastest_ = simd.has_tiles || (simd.native_pairs && !(multiplies(DType::kBf16) && one_dnn_has_tiles()));
   }
 
   bool pairs_are_fastest() const { return pairs_are_fastest_; }

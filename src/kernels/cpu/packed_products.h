@@ -46,9 +46,8 @@ class PackedProducts {
   // kernels serves every batch.
   static constexpr int64_t kExactRows = 16;
   static constexpr int64_t padded_rows(int64_t n) { return n <= kExactRows ? n : round_up(n, kExactRows); }
-  // True if our own loops over pairs of bf16 keep up with oneDNN for any number of rows: the machine has instructions
-  // for such pairs (Simd::native_pairs), and oneDNN has no tiles to multiply bf16 with. Weights in eight bits are
-  // faster still on such a machine. False where either is not so, be there tiles or not even the instructions.
+  // True if our own loops over pairs of bf16 keep up with oneDNN for any number of rows: they multiply by tiles, or
+  // have instructions for such pairs (Simd::native_pairs) where oneDNN has no tiles either.
   bool pairs_are_fastest() const;
 
   // Of `rows` rows; `padded`: buffers have padded_rows() of them, and all may be computed. Results are out_stride

@@ -15,7 +15,10 @@ std::vector<const Simd*> runnable_simds() {
     simds.push_back(&kSimdAvx512);
     if (__builtin_cpu_supports("avx512vnni")) {
       simds.push_back(&kSimdAvx512Vnni);
-      if (__builtin_cpu_supports("avx512bf16")) simds.push_back(&kSimdAvx512Bf16);
+      if (__builtin_cpu_supports("avx512bf16")) {
+        simds.push_back(&kSimdAvx512Bf16);
+        if (const Simd* amx = simd_amx()) simds.push_back(amx);
+      }
     }
   }
   return simds;

@@ -85,12 +85,16 @@ struct Simd {
   const TileKernels* tiles;  // by tile_format()
   // Rows of bf16, x_stride apart, times `columns` columns of a weight in bf16 whose pairs of values lie side by side,
   // as those of multiply_f8_tile: kPairColumns, or half as many of them, the first from `values` on. `in` is even. A
-  // sum does not depend on how many rows or columns there are.
+  // sum does not depend on how many rows or columns there are, but with tiles on whether these are kFewPairRows or
+  // fewer.
   void (*multiply_pairs)(const char* values, int64_t in, const uint16_t* x, int64_t x_stride, int64_t rows,
                          int64_t columns, const Sums& to);
   // That it has instructions for such pairs, and keeps up with any other product without matrix tiles. Else it is for
   // rows that are so few that memory decides.
   bool native_pairs;
+  bool has_tiles;     // that it multiplies by matrix tiles
+  int64_t pair_step;  // what `in` should be a multiple of; else the rest takes as long as so many
+  int64_t pair_rows;  // how many rows should be multiplied at a time
   // kPackRows rows of bf16, `width` values each, a multiple of 32, as the weights of two products, pairs of the summed
   // dimension side by side. Row r's value k goes, for sums over a row's values, to
   //   over_values[(k / 2 * kPairColumns + r) * 2 + k % 2]
@@ -105,6 +109,7 @@ constexpr int64_t kDotRows = 4;
 constexpr int64_t kF8Columns = 64;
 constexpr int64_t kF8Rows = 128;  // that a part of a tile is widened for; it is widened again for more
 constexpr int64_t kPairColumns = 64;
+constexpr int64_t kFewPairRows = 4;  // up to which loops over pairs are faster than anything, since memory decides
 constexpr int64_t kPackRows = 16;
 
 constexpr int64_t kAttentionBlock = 64;  // positions that are widened at a time
@@ -119,8 +124,8 @@ constexpr int64_t attention_scratch(const AttentionArgs& args, int64_t rows) {
 
 // Those that this machine runs, the widest last.
 std::vector<const Simd*> runnable_simds();
-// The widest, or the one that SLUICE_SIMD=base|avx2|avx512|avx512vnni|avx512bf16 in the environment asks for, if this
-// machine runs it.
+// The widest, or the one that SLUICE_SIMD=base|avx2|avx512|avx512vnni|avx512bf16|amx in the environment asks for, if
+// this machine runs it.
 const Simd& choose_simd();
 
 extern const Simd kSimdBase;
@@ -128,5 +133,7 @@ extern const Simd kSimdAvx2;
 extern const Simd kSimdAvx512;
 extern const Simd kSimdAvx512Vnni;
 extern const Simd kSimdAvx512Bf16;
+// With the products of simd_amx.cc; null if this machine does not run them.
+const Simd* simd_amx();
 
 }  // namespace sluice::kernels::cpu

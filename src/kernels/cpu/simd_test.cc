@@ -7,6 +7,8 @@
 #include <cmath>
 #include <string>
 
+#include "base/rng.h"
+
 namespace sluice::kernels::cpu {
 namespace {
 
@@ -33,11 +35,13 @@ TEST(Simd, RowsArePackedForBothProducts) {
   }
 }
 
+class SimdPairs : public testing::TestWithParam<int64_t> {};
+
 // Row counts that are taken in one group, in parts of the summed dimension, and as a whole.
-TEST(Simd, ProductsOfPairsAreThoseOfEachRowByItself) {
-  // Of the summed dimension there are parts that are neither the first nor the last, which is short.
-  constexpr int64_t kIn = 1600, kRows = 70, kStride = kPairColumns + 16;
-  std::vector<uint16_t> weights(kIn * kPairColumns), x(kRows * kIn);
+TEST_P(SimdPairs, ProductsAreThoseOfEachRowByItself) {
+  constexpr int64_t kRows = 150, kStride = kPairColumns + 16;
+  const int64_t in = GetParam();
+  std::vector<uint16_t> weights(static_cast<size_t>(in * kPairColumns)), x(static_cast<size_t>(kRows * in));
   // Small whole numbers, whose sums are exact in any order.
   const auto fill = [](std::vector<uint16_t>& values, size_t step) {
     for (size_t i = 0; i < values.size(); ++i) {
@@ -52,9 +56,9 @@ TEST(Simd, ProductsOfPairsAreThoseOfEachRowByItself) {
   std::vector<float> products(kRows * kPairColumns);
   for (int64_t r = 0; r < kRows; ++r) {
     for (int64_t c = 0; c < kPairColumns; ++c) {
-      for (int64_t k = 0; k < kIn; ++k) {
+      for (int64_t k = 0; k < in; ++k) {
         products[static_cast<size_t>(r * kPairColumns + c)] +=
-            tensor::bf16_to_float(x[static_cast<size_t>(r * kIn + k)]) *
+            tensor::bf16_to_float(x[static_cast<size_t>(r * in + k)]) *
             tensor::bf16_to_float(weights[static_cast<size_t>((k / 2 * kPairColumns + c) * 2 + k % 2)]);
       }
     }
@@ -64,7 +68,7 @@ TEST(Simd, ProductsOfPairsAreThoseOfEachRowByItself) {
     std::vector<float> out = before;
     for (int64_t c = 0; c < kPairColumns; c += columns) {
       simd.multiply_pairs(
-          reinterpret_cast<const char*>(weights.data() + 2 * c), kIn, x.data(), kIn, rows, columns,
+          reinterpret_cast<const char*>(weights.data() + 2 * c), in, x.data(), in, rows, columns,
           {.out = out.data() + c, .stride = kStride, .bias = more ? bias.data() + c : nullptr, .accumulate = more});
     }
     for (int64_t r = 0; r < kRows; ++r) {
@@ -80,9 +84,43 @@ TEST(Simd, ProductsOfPairsAreThoseOfEachRowByItself) {
     }
   };
   for (const Simd* simd : runnable_simds()) {
-    for (const int64_t rows : {1, 4, 6, 7, 17, 24, 33, 64, 70, 69}) {
+    for (const int64_t rows : {1, 4, 6, 7, 16, 17, 24, 33, 64, 70, 69, 96, 149}) {
       for (const int64_t columns : {kPairColumns, kPairColumns / 2}) {
         for (const bool more : {false, true}) expect_products(*simd, rows, columns, more);
+      }
+    }
+  }
+}
+
+// Less than a step of tiles, some of them and a rest, and parts that are neither the first nor the last, which is
+// short.
+INSTANTIATE_TEST_SUITE_P(Widths, SimdPairs, testing::Values(10, 32, 78, 1600, 1630));
+
+TEST_P(SimdPairs, ASumDoesNotDependOnItsNeighbours) {
+  constexpr int64_t kRows = 130;
+  const int64_t in = GetParam();
+  Rng rng(7);
+  std::vector<uint16_t> weights(static_cast<size_t>(in * kPairColumns)), x(static_cast<size_t>(kRows * in));
+  for (auto* values : {&weights, &x}) {
+    for (uint16_t& value : *values) value = tensor::float_to_bf16(static_cast<float>(rng.uniform()) - 0.5f);
+  }
+  for (const Simd* simd : runnable_simds()) {
+    SCOPED_TRACE(simd->name);
+    const auto multiply = [&](int64_t first, int64_t rows, int64_t column, int64_t columns) {
+      std::vector<float> out(static_cast<size_t>(rows * columns));
+      simd->multiply_pairs(reinterpret_cast<const char*>(weights.data() + 2 * column), in, x.data() + first * in, in,
+                           rows, columns, {.out = out.data(), .stride = columns, .bias = nullptr, .accumulate = false});
+      return out;
+    };
+    const std::vector<float> all = multiply(0, kRows, 0, kPairColumns);
+    for (const int64_t rows : {1, 5, 16, 20, 43, 64, 100}) {
+      if (simd->has_tiles && rows <= kFewPairRows) continue;
+      for (const int64_t column : {int64_t{0}, kPairColumns / 2}) {
+        const std::vector<float> some = multiply(kRows - rows, rows, column, kPairColumns / 2);
+        for (int64_t i = 0; i < std::ssize(some); ++i) {
+          const int64_t row = kRows - rows + i / (kPairColumns / 2), c = column + i % (kPairColumns / 2);
+          ASSERT_EQ(some[static_cast<size_t>(i)], all[static_cast<size_t>(row * kPairColumns + c)]) << row << ", " << c;
+        }
       }
     }
   }

@@ -1,0 +1,284 @@
+// Products of rows of bf16 by matrix tiles (AMX). Everything else is as with AVX-512 BF16.
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/cpu/simd.h"
+
+namespace sluice::kernels::cpu {
+namespace {
+
+// A tile is 16 rows of 64 bytes: of inputs 32 values each, of weights the pairs of 16 columns, of sums 16 columns.
+constexpr int64_t kTileSide = 16, kTileValues = 32, kLine = 64;
+constexpr int64_t kPairBytes = 4 * kPairColumns;        // a pair of values of each column
+constexpr int64_t kStepBytes = kTileSide * kPairBytes;  // as many of them as a tile has; they follow each other
+constexpr int64_t kStepLines = kStepBytes / kLine;
+constexpr int64_t kGroup = 2 * kTileSide;  // rows of one pass over weights, which takes half the columns
+constexpr int64_t kHalf = kPairColumns / 2;
+constexpr int64_t kTogether = 2 * kGroup;  // rows whose passes take the same weights after one another
+// Steps of the summed dimension that they take: of these and the next ones the second cache holds the weights.
+constexpr int64_t kPart = 24;
+constexpr int64_t kAhead = 8192;  // bytes that a single pass asks for ahead of use
+
+// As the processor reads it.
+struct alignas(kLine) TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Tiles 0 to 3 are of sums. The compiler's own functions for tiles do not tell it what memory they read.
+void set_tile_rows(const int64_t (&rows)[8]) {
+  TileConfig config;
+  for (int i = 0; i < 8; ++i) {
+    config.row_bytes[i] = kLine;
+    config.rows[i] = static_cast<uint8_t>(rows[i]);
+  }
+  asm volatile("ldtilecfg %0" ::"m"(config));
+}
+template <int kTile>
+void zero_tile() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
+}
+template <int kTile>
+void load_tile(const void* from, int64_t row_bytes) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(row_bytes), "i"(kTile) : "memory");
+}
+template <int kTile>
+void store_tile(void* to, int64_t row_bytes) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(row_bytes), "i"(kTile) : "memory");
+}
+template <int kSums, int kInputs, int kWeights>
+void add_products() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kInputs), "i"(kWeights));
+}
+
+// Inputs and weights of `count` steps of the summed dimension, kTileValues each.
+struct Steps {
+  int64_t count;
+  const char* x;
+  int64_t x_row;  // bytes from a row to the next
+  const char* values;
+};
+// Weights that will be wanted: some lines of each step's.
+struct Ahead {
+  const char* from;
+  int64_t lines;
+};
+inline void fetch(const Ahead& ahead, int64_t step) {
+  for (int64_t i = 0; i < ahead.lines; ++i) __builtin_prefetch(ahead.from + step * kStepBytes + i * kLine, 0, 2);
+}
+
+// A pass of up to 16 rows and kColumnTiles tiles of columns.
+template <int kColumnTiles>
+struct FewRows {
+  static void set(int64_t rows) { set_tile_rows({rows, rows, rows, rows, rows, kTileSide, kTileSide, kTileSide}); }
+  static void add(const Steps& steps, const Ahead& ahead) {
+    const int64_t x_row = steps.x_row;  // stays in a register
+    const char *x = steps.x, *values = steps.values;
+    for (int64_t k = 0; k < steps.count; ++k, x += kLine, values += kStepBytes) {
+      fetch(ahead, k);
+      load_tile<4>(x, x_row);
+      load_tile<5>(values, kPairBytes);
+      add_products<0, 4, 5>();
+      load_tile<6>(values + kLine, kPairBytes);
+      add_products<1, 4, 6>();
+      if constexpr (kColumnTiles == 4) {
+        load_tile<7>(values + 2 * kLine, kPairBytes);
+        add_products<2, 4, 7>();
+        load_tile<5>(values + 3 * kLine, kPairBytes);
+        add_products<3, 4, 5>();
+      }
+    }
+  }
+  // body<tile>(row, column) for each tile of sums.
+  template <class Body>
+  static void each_sums(const Body& body) {
+    body.template operator()<0>(0, 0);
+    body.template operator()<1>(0, kTileSide);
+    if constexpr (kColumnTiles == 4) {
+      body.template operator()<2>(0, 2 * kTileSide);
+      body.template operator()<3>(0, 3 * kTileSide);
+    }
+  }
+};
+
+// Of 17 to 32 rows and two tiles of columns.
+struct ManyRows {
+  static void set(int64_t rows) {
+    const int64_t more = rows - kTileSide;
+    set_tile_rows({kTileSide, kTileSide, more, more, kTileSide, more, kTileSide, kTileSide});
+  }
+  static void add(const Steps& steps, const Ahead& ahead) {
+    const int64_t x_row = steps.x_row;
+    const char *x = steps.x, *more = x + kTileSide * x_row, *values = steps.values;
+    for (int64_t k = 0; k < steps.count; ++k, x += kLine, more += kLine, values += kStepBytes) {
+      fetch(ahead, k);
+      load_tile<6>(values, kPairBytes);
+      load_tile<4>(x, x_row);
+      add_products<0, 4, 6>();
+      load_tile<7>(values + kLine, kPairBytes);
+      add_products<1, 4, 7>();
+      load_tile<5>(more, x_row);
+      add_products<2, 5, 6>();
+      add_products<3, 5, 7>();
+    }
+  }
+  template <class Body>
+  static void each_sums(const Body& body) {
+    body.template operator()<0>(0, 0);
+    body.template operator()<1>(0, kTileSide);
+    body.template operator()<2>(kTileSide, 0);
+    body.template operator()<3>(kTileSide, kTileSide);
+  }
+};
+
+// `rest`: what is less than a step, with zeros behind it. Sums are those of kKept, from the pass' first row and column
+// on.
+template <class Shape>
+void pass(const Steps& steps, const Steps& rest, const Ahead& ahead, bool more, float* sums) {
+  if (more) {
+    Shape::each_sums([&]<int kTile>(int64_t row, int64_t column) {
+      load_tile<kTile>(sums + row * kPairColumns + column, kPairBytes);
+    });
+  } else {
+    Shape::each_sums([]<int kTile>(int64_t, int64_t) { zero_tile<kTile>(); });
+  }
+  Shape::add(steps, ahead);
+  Shape::add(rest, {});
+  Shape::each_sums([&]<int kTile>(int64_t row, int64_t column) {
+    store_tile<kTile>(sums + row * kPairColumns + column, kPairBytes);
+  });
+}
+
+// One product, kTogether rows after another.
+class PairsProduct {
+ public:
+  PairsProduct(const char* values, int64_t in, int64_t columns)
+      : values_(values), columns_(columns), steps_(in / kTileValues), left_(in % kTileValues) {
+    if (left_ == 0) return;
+    std::memset(last_values_, 0, sizeof(last_values_));
+    for (int64_t pair = 0; pair < left_ / 2; ++pair) {
+      std::memcpy(last_values_ + pair * kPairBytes, values + steps_ * kStepBytes + pair * kPairBytes,
+                  static_cast<size_t>(4 * columns));
+    }
+  }
+
+  // `first`: these rows are the ones that ask for what comes next, an equal share in each pass.
+  void multiply(const uint16_t* x, int64_t x_stride, int64_t rows, bool first, const Sums& to) {
+    if (left_ > 0) copy_last(x, x_stride, rows);
+    const int64_t halves = columns_ / kHalf, last = rows % kGroup;
+    const int64_t passes = rows / kGroup * halves + (last == 0 ? 0 : last <= kTileSide ? 1 : halves);
+    const int64_t lines = first ? (kStepLines + passes - 1) / passes : 0;
+    // A pass by itself asks for what it will take soon.
+    const int64_t part = passes == 1 ? steps_ : kPart;
+    for (int64_t k = 0;; k += part) {
+      const int64_t count = std::min(part, steps_ - k);
+      const bool is_last = k + count == steps_;
+      Ahead ahead{values_ + (passes == 1 ? kAhead : (k + count) * kStepBytes), lines};
+      for (int64_t row = 0; row < rows; row += kGroup) {
+        const Steps steps{count, reinterpret_cast<const char*>(x + row * x_stride + k * kTileValues), 2 * x_stride,
+                          values_ + k * kStepBytes};
+        const Steps rest{is_last && left_ > 0, reinterpret_cast<const char*>(last_x_ + row * kTileValues), kLine,
+                         last_values_};
+        multiply_group(steps, rest, k > 0, row, std::min(kGroup, rows - row), ahead);
+      }
+      if (is_last) break;
+    }
+    put(rows, to);
+  }
+
+ private:
+  void copy_last(const uint16_t* x, int64_t x_stride, int64_t rows) {
+    std::memset(last_x_, 0, static_cast<size_t>(rows * kLine));
+    for (int64_t r = 0; r < rows; ++r) {
+      std::memcpy(last_x_ + r * kTileValues, x + r * x_stride + steps_ * kTileValues, static_cast<size_t>(2 * left_));
+    }
+  }
+
+  void multiply_group(const Steps& steps, const Steps& rest, bool more, int64_t row, int64_t rows, Ahead& ahead) {
+    float* sums = sums_ + row * kPairColumns;
+    // Setting the shapes of tiles takes a tenth of a group's time.
+    if (rows != set_rows_) rows <= kTileSide ? FewRows<4>::set(rows) : ManyRows::set(rows);
+    set_rows_ = rows;
+    const auto run = [&]<class Shape>(int64_t column, Shape) {
+      const auto from = [&](Steps all) {
+        all.values += 4 * column;
+        return all;
+      };
+      pass<Shape>(from(steps), from(rest), ahead, more, sums + column);
+      ahead.from += ahead.lines * kLine;
+    };
+    if (rows > kTileSide) {
+      for (int64_t column = 0; column < columns_; column += kHalf) run(column, ManyRows());
+    } else if (columns_ == kPairColumns) {
+      run(0, FewRows<4>());
+    } else {
+      run(0, FewRows<2>());
+    }
+  }
+
+  void put(int64_t rows, const Sums& to) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* sums = sums_ + r * kPairColumns;
+      float* out = to.out + r * to.stride;
+      if (!to.accumulate && to.bias == nullptr) {
+        for (int64_t c = 0; c < columns_; ++c) out[c] = sums[c];
+        continue;
+      }
+      for (int64_t c = 0; c < columns_; ++c) {
+        out[c] = (to.accumulate ? out[c] : 0) + sums[c] + (to.bias == nullptr ? 0 : to.bias[c]);
+      }
+    }
+  }
+
+  const char* values_;
+  int64_t columns_;
+  int64_t steps_;
+  int64_t left_;  // values behind the last whole step
+  int64_t set_rows_ = 0;
+  alignas(kLine) float sums_[kTogether * kPairColumns];
+  alignas(kLine) char last_values_[kStepBytes];
+  alignas(kLine) uint16_t last_x_[kTogether * kTileValues];
+};
+
+void multiply_pairs(const char* values, int64_t in, const uint16_t* x, int64_t x_stride, int64_t rows, int64_t columns,
+                    const Sums& to) {
+  // Of so few rows memory decides, and the loops read it a tenth faster.
+  if (rows <= kFewPairRows) return kSimdAvx512Bf16.multiply_pairs(values, in, x, x_stride, rows, columns, to);
+  PairsProduct product(values, in, columns);
+  for (int64_t row = 0; row < rows; row += kTogether) {
+    product.multiply(x + row * x_stride, x_stride, std::min(kTogether, rows - row), /*first=*/row == 0,
+                     {to.out + row * to.stride, to.stride, to.bias, to.accumulate});
+  }
+  asm volatile("tilerelease");
+}
+
+// The kernel keeps the registers of tiles only of processes that ask for them.
+bool may_use_tiles() {
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+}  // namespace
+
+const Simd* simd_amx() {
+  static const bool runs = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && may_use_tiles();
+  static const Simd simd = [] {
+    Simd with_tiles = kSimdAvx512Bf16;
+    with_tiles.name = "amx";
+    with_tiles.multiply_pairs = multiply_pairs;
+    with_tiles.pair_step = kTileValues;
+    with_tiles.has_tiles = true;
+    with_tiles.pair_rows = 512;
+    return with_tiles;
+  }();
+  return runs ? &simd : nullptr;
+}
+
+}  // namespace sluice::kernels::cpu
