@@ -26,9 +26,10 @@ constexpr int64_t kMaxRows = 256;
 // Weights that are kept as they are stored: a few rows are multiplied by our own loops; more are worth widening slabs
 // of kWideColumns columns, which fit the second cache, for oneDNN. Up to how many they are few:
 constexpr int64_t kFewRows = PackedProducts::kExactRows;
-constexpr int64_t kFewRoundedRows = 48;  // where the others are multiplied by tiles; see few_rows()
-constexpr int64_t kFewF8Rows = 8;        // likewise, of FP8 on machines with instructions for pairs of bf16
-constexpr int64_t kFewestF8Rows = 2;     // and on others
+constexpr int64_t kFewRoundedRows = 48;      // where oneDNN multiplies the others in bf16; see few_rows()
+constexpr int64_t kFewRoundedTileRows = 24;  // where tiles of our own do
+// Likewise, of FP8: by tiles as it is widened, by instructions for pairs of bf16, and on other machines.
+constexpr int64_t kFewF8TileRows = 64, kFewF8Rows = 8, kFewestF8Rows = 2;
 constexpr int64_t kWideColumns = 64;
 constexpr int64_t kDotColumns = 32;  // a task's, of rows of FP8
 // What a task has to read, where there is so much: some four microseconds. A value of a row of inputs counts as a byte.
@@ -310,7 +311,8 @@ class Linear::Impl {
     // Where pairs are fastest in bf16 without tiles, twice as many values of eight bits are multiplied in the same
     // time, and FP8 takes the same loops.
     if (products_.pairs_are_fastest() && !simd_.has_tiles) return std::numeric_limits<int64_t>::max();
-    if (kept == Kept::kTiles) return kFewRoundedRows;
+    if (kept == Kept::kTiles) return simd_.has_tiles ? kFewRoundedTileRows : kFewRoundedRows;
+    if (simd_.has_tiles) return kFewF8TileRows;
     return simd_.native_pairs ? kFewF8Rows : kFewestF8Rows;
   }
 

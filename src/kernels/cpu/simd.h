@@ -75,9 +75,11 @@ struct Simd {
   void (*expand_f8)(const void* row, int64_t in, void* out, bool out_bf16);
   // The same of kF8Columns rows of the weight at once, where pairs of their values lie side by side: value (column, k)
   // is values[(k / 2 * kF8Columns + column) * 2 + k % 2], its scale scales[k / 128 * kF8Columns + column]. `in` is
-  // even. Rows of bf16, x_stride apart, any number of them; out as `values`.
+  // even; zeros follow to a multiple of 32. Rows of bf16, x_stride apart, any number of them; out as `values`.
   void (*multiply_f8_tile)(const uint8_t* values, const float* scales, int64_t in, const uint16_t* x, int64_t x_stride,
                            int64_t rows, const Sums& to);
+  // `count` of those values, a multiple of 32, without their scales, which is exact: out as `values`.
+  void (*widen_f8_pairs)(const uint8_t* values, int64_t count, uint16_t* out);
   void (*expand_f8_tile)(const uint8_t* values, const float* scales, int64_t in, uint16_t* out);
   // A row of whole blocks of inputs in eight bits (quantised.h): to the nearest, the largest of a block is 127.
   void (*round_row)(const void* in, bool in_bf16, int64_t width, int8_t* values, float* scales, float* sums,

@@ -138,8 +138,8 @@ struct ManyRows {
   }
 };
 
-// `rest`: what is less than a step, with zeros behind it. Sums are those of kKept, from the pass' first row and column
-// on.
+// `rest`: what is less than a step, with zeros behind it, if there is any. `sums`, kPairColumns apart, are the pass' own;
+// `more`: they are added to.
 template <class Shape>
 void pass(const Steps& steps, const Steps& rest, const Ahead& ahead, bool more, float* sums) {
   if (more) {
@@ -156,107 +156,154 @@ void pass(const Steps& steps, const Steps& rest, const Ahead& ahead, bool more, 
   });
 }
 
-// One product, kTogether rows after another.
-class PairsProduct {
+// Inputs from a step on that may not be whole, with zeros behind them.
+class LastInputs {
  public:
-  PairsProduct(const char* values, int64_t in, int64_t columns)
-      : values_(values), columns_(columns), steps_(in / kTileValues), left_(in % kTileValues) {
-    if (left_ == 0) return;
-    std::memset(last_values_, 0, sizeof(last_values_));
-    for (int64_t pair = 0; pair < left_ / 2; ++pair) {
-      std::memcpy(last_values_ + pair * kPairBytes, values + steps_ * kStepBytes + pair * kPairBytes,
-                  static_cast<size_t>(4 * columns));
+  // kTogether rows at most, `count` values each.
+  const char* copy(const uint16_t* x, int64_t x_stride, int64_t rows, int64_t count) {
+    std::memset(values_, 0, static_cast<size_t>(rows * kLine));
+    for (int64_t r = 0; r < rows; ++r) {
+      std::memcpy(values_ + r * kTileValues, x + r * x_stride, static_cast<size_t>(2 * count));
     }
-  }
-
-  // `first`: these rows are the ones that ask for what comes next, an equal share in each pass.
-  void multiply(const uint16_t* x, int64_t x_stride, int64_t rows, bool first, const Sums& to) {
-    if (left_ > 0) copy_last(x, x_stride, rows);
-    const int64_t halves = columns_ / kHalf, last = rows % kGroup;
-    const int64_t passes = rows / kGroup * halves + (last == 0 ? 0 : last <= kTileSide ? 1 : halves);
-    const int64_t lines = first ? (kStepLines + passes - 1) / passes : 0;
-    // A pass by itself asks for what it will take soon.
-    const int64_t part = passes == 1 ? steps_ : kPart;
-    for (int64_t k = 0;; k += part) {
-      const int64_t count = std::min(part, steps_ - k);
-      const bool is_last = k + count == steps_;
-      Ahead ahead{values_ + (passes == 1 ? kAhead : (k + count) * kStepBytes), lines};
-      for (int64_t row = 0; row < rows; row += kGroup) {
-        const Steps steps{count, reinterpret_cast<const char*>(x + row * x_stride + k * kTileValues), 2 * x_stride,
-                          values_ + k * kStepBytes};
-        const Steps rest{is_last && left_ > 0, reinterpret_cast<const char*>(last_x_ + row * kTileValues), kLine,
-                         last_values_};
-        multiply_group(steps, rest, k > 0, row, std::min(kGroup, rows - row), ahead);
-      }
-      if (is_last) break;
-    }
-    put(rows, to);
+    return reinterpret_cast<const char*>(values_);
   }
 
  private:
-  void copy_last(const uint16_t* x, int64_t x_stride, int64_t rows) {
-    std::memset(last_x_, 0, static_cast<size_t>(rows * kLine));
-    for (int64_t r = 0; r < rows; ++r) {
-      std::memcpy(last_x_ + r * kTileValues, x + r * x_stride + steps_ * kTileValues, static_cast<size_t>(2 * left_));
-    }
-  }
-
-  void multiply_group(const Steps& steps, const Steps& rest, bool more, int64_t row, int64_t rows, Ahead& ahead) {
-    float* sums = sums_ + row * kPairColumns;
-    // Setting the shapes of tiles takes a tenth of a group's time.
-    if (rows != set_rows_) rows <= kTileSide ? FewRows<4>::set(rows) : ManyRows::set(rows);
-    set_rows_ = rows;
-    const auto run = [&]<class Shape>(int64_t column, Shape) {
-      const auto from = [&](Steps all) {
-        all.values += 4 * column;
-        return all;
-      };
-      pass<Shape>(from(steps), from(rest), ahead, more, sums + column);
-      ahead.from += ahead.lines * kLine;
-    };
-    if (rows > kTileSide) {
-      for (int64_t column = 0; column < columns_; column += kHalf) run(column, ManyRows());
-    } else if (columns_ == kPairColumns) {
-      run(0, FewRows<4>());
-    } else {
-      run(0, FewRows<2>());
-    }
-  }
-
-  void put(int64_t rows, const Sums& to) const {
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* sums = sums_ + r * kPairColumns;
-      float* out = to.out + r * to.stride;
-      if (!to.accumulate && to.bias == nullptr) {
-        for (int64_t c = 0; c < columns_; ++c) out[c] = sums[c];
-        continue;
-      }
-      for (int64_t c = 0; c < columns_; ++c) {
-        out[c] = (to.accumulate ? out[c] : 0) + sums[c] + (to.bias == nullptr ? 0 : to.bias[c]);
-      }
-    }
-  }
-
-  const char* values_;
-  int64_t columns_;
-  int64_t steps_;
-  int64_t left_;  // values behind the last whole step
-  int64_t set_rows_ = 0;
-  alignas(kLine) float sums_[kTogether * kPairColumns];
-  alignas(kLine) char last_values_[kStepBytes];
-  alignas(kLine) uint16_t last_x_[kTogether * kTileValues];
+  alignas(kLine) uint16_t values_[kTogether * kTileValues];
 };
+
+// Passes over some columns of a weight.
+class Passes {
+ public:
+  explicit Passes(int64_t columns) : columns_(columns) {}
+
+  // That some rows take.
+  int64_t count(int64_t rows) const {
+    const int64_t halves = columns_ / kHalf, last = rows % kGroup;
+    return rows / kGroup * halves + (last == 0 ? 0 : last <= kTileSide ? 1 : halves);
+  }
+
+  // Each asks for the lines behind those that the one before asked for. sums [rows, kPairColumns].
+  void run(const Steps& steps, const Steps& rest, Ahead ahead, bool more, int64_t rows, float* sums) {
+    for (int64_t row = 0; row < rows; row += kGroup) {
+      const int64_t own = std::min(kGroup, rows - row);
+      // Setting the shapes of tiles takes a tenth of a group's time.
+      if (own != set_rows_) own <= kTileSide ? FewRows<4>::set(own) : ManyRows::set(own);
+      set_rows_ = own;
+      const auto run = [&]<class Shape>(int64_t column, Shape) {
+        const auto from = [&](Steps all) {
+          if (all.count == 0) return all;
+          all.x += row * all.x_row;
+          all.values += 4 * column;
+          return all;
+        };
+        pass<Shape>(from(steps), from(rest), ahead, more, sums + row * kPairColumns + column);
+        ahead.from += ahead.lines * kLine;
+      };
+      if (own > kTileSide) {
+        for (int64_t column = 0; column < columns_; column += kHalf) run(column, ManyRows());
+      } else if (columns_ == kPairColumns) {
+        run(0, FewRows<4>());
+      } else {
+        run(0, FewRows<2>());
+      }
+    }
+  }
+
+ private:
+  int64_t columns_;
+  int64_t set_rows_ = 0;
+};
+
+void put_sums(const float* sums, int64_t rows, int64_t columns, const Sums& to) {
+  for (int64_t r = 0; r < rows; ++r, sums += kPairColumns) {
+    float* out = to.out + r * to.stride;
+    for (int64_t c = 0; c < columns; ++c) {
+      out[c] = (to.accumulate ? out[c] : 0) + sums[c] + (to.bias == nullptr ? 0 : to.bias[c]);
+    }
+  }
+}
+
+Sums from_row(const Sums& to, int64_t row) { return {to.out + row * to.stride, to.stride, to.bias, to.accumulate}; }
+
+void release_tiles() { asm volatile("tilerelease"); }
 
 void multiply_pairs(const char* values, int64_t in, const uint16_t* x, int64_t x_stride, int64_t rows, int64_t columns,
                     const Sums& to) {
   // Of so few rows memory decides, and the loops read it a tenth faster.
   if (rows <= kFewPairRows) return kSimdAvx512Bf16.multiply_pairs(values, in, x, x_stride, rows, columns, to);
-  PairsProduct product(values, in, columns);
-  for (int64_t row = 0; row < rows; row += kTogether) {
-    product.multiply(x + row * x_stride, x_stride, std::min(kTogether, rows - row), /*first=*/row == 0,
-                     {to.out + row * to.stride, to.stride, to.bias, to.accumulate});
+  alignas(kLine) float sums[kTogether * kPairColumns];
+  alignas(kLine) char last_values[kStepBytes];
+  LastInputs last_inputs;
+  const int64_t steps = in / kTileValues, left = in % kTileValues;
+  if (left > 0) {
+    std::memset(last_values, 0, sizeof(last_values));
+    for (int64_t pair = 0; pair < left / 2; ++pair) {
+      std::memcpy(last_values + pair * kPairBytes, values + steps * kStepBytes + pair * kPairBytes,
+                  static_cast<size_t>(4 * columns));
+    }
   }
-  asm volatile("tilerelease");
+  Passes passes(columns);
+  for (int64_t row = 0; row < rows; row += kTogether) {
+    const int64_t own = std::min(kTogether, rows - row), count = passes.count(own);
+    const uint16_t* own_x = x + row * x_stride;
+    const Steps rest{left > 0, left > 0 ? last_inputs.copy(own_x + steps * kTileValues, x_stride, own, left) : nullptr,
+                     kLine, last_values};
+    // The first rows ask for what comes next, an equal share in each pass; a pass by itself for what it will take soon.
+    const int64_t lines = row > 0 ? 0 : (kStepLines + count - 1) / count, part = count == 1 ? steps : kPart;
+    for (int64_t k = 0, end;; k = end) {
+      end = std::min(k + part, steps);
+      passes.run(
+          {end - k, reinterpret_cast<const char*>(own_x + k * kTileValues), 2 * x_stride, values + k * kStepBytes},
+          end == steps ? rest : Steps{}, {values + (count == 1 ? kAhead : end * kStepBytes), lines}, k > 0, own, sums);
+      if (end == steps) break;
+    }
+    put_sums(sums, own, columns, from_row(to, row));
+  }
+  release_tiles();
+}
+
+// Adds what scaled columns of sums are to `kept`, or puts it there.
+void add_scaled_sums(const float* sums, const float* scales, int64_t rows, bool more, float* kept) {
+  for (int64_t r = 0; r < rows; ++r, sums += kPairColumns, kept += kPairColumns) {
+    for (int64_t c = 0; c < kPairColumns; ++c) kept[c] = (more ? kept[c] : 0) + sums[c] * scales[c];
+  }
+}
+
+// Values that share their scales are widened into the first cache, for kF8Rows rows.
+void multiply_f8_tile(const uint8_t* values, const float* scales, int64_t in, const uint16_t* x, int64_t x_stride,
+                      int64_t rows, const Sums& to) {
+  static_assert(kF8Columns == kPairColumns && kScaledValues % kTileValues == 0 && kF8Rows % kTogether == 0);
+  if (rows <= kFewPairRows) return kSimdAvx512Bf16.multiply_f8_tile(values, scales, in, x, x_stride, rows, to);
+  alignas(kLine) uint16_t wide[kScaledValues * kF8Columns];
+  alignas(kLine) float sums[kTogether * kF8Columns];
+  alignas(kLine) float kept[kF8Rows * kF8Columns];
+  LastInputs last_inputs;
+  Passes passes(kF8Columns);
+  for (int64_t first = 0; first < rows; first += kF8Rows) {
+    const int64_t end = std::min(first + kF8Rows, rows);
+    for (int64_t k = 0; k < in; k += kScaledValues) {
+      const int64_t size = std::min(kScaledValues, in - k), steps = size / kTileValues, left = size % kTileValues;
+      // Rows are filled with zeros to whole steps.
+      kSimdAvx512Bf16.widen_f8_pairs(values + k * kF8Columns, (steps + (left > 0)) * kTileValues * kF8Columns, wide);
+      const char* weights = reinterpret_cast<const char*>(wide);
+      for (int64_t row = first; row < end; row += kTogether) {
+        const int64_t own = std::min(kTogether, end - row);
+        const uint16_t* own_x = x + row * x_stride + k;
+        Steps rest{};
+        if (left > 0) {
+          rest = {1, last_inputs.copy(own_x + steps * kTileValues, x_stride, own, left), kLine,
+                  weights + steps * kStepBytes};
+        }
+        passes.run({steps, reinterpret_cast<const char*>(own_x), 2 * x_stride, weights}, rest, {}, /*more=*/false, own,
+                   sums);
+        add_scaled_sums(sums, scales + k / kScaledValues * kF8Columns, own, /*more=*/k > 0,
+                        kept + (row - first) * kF8Columns);
+      }
+    }
+    put_sums(kept, end - first, kF8Columns, from_row(to, first));
+  }
+  release_tiles();
 }
 
 // The kernel keeps the registers of tiles only of processes that ask for them.
@@ -273,6 +320,7 @@ const Simd* simd_amx() {
     Simd with_tiles = kSimdAvx512Bf16;
     with_tiles.name = "amx";
     with_tiles.multiply_pairs = multiply_pairs;
+    with_tiles.multiply_f8_tile = multiply_f8_tile;
     with_tiles.pair_step = kTileValues;
     with_tiles.has_tiles = true;
     with_tiles.pair_rows = 512;
