@@ -454,7 +454,8 @@ int64_t Exchange::learn(std::string_view tail, Upstream& upstream) {
   worker.series.cached_tokens.add(static_cast<double>(usage->cached_tokens));
   series().tokens_in.add(static_cast<double>(usage->prompt_tokens));
   series().tokens_out.add(static_cast<double>(usage->completion_tokens));
-  count_reported(usage->cached_tokens, usage->prompt_tokens);
+  // Of what goes on from a stored response nothing was predicted, and the two rates are held against each other.
+  if (facts_.previous.empty()) count_reported(usage->cached_tokens, usage->prompt_tokens);
   return usage->completion_tokens;
 }
 

@@ -173,6 +173,23 @@ TEST_F(RoutesTest, WithOneWorkerNobodyIsAskedWhoKeepsAResponse) {
   expect_settled();
 }
 
+// The rate that the index predicts knows nothing of them, and an alert compares the two.
+TEST_F(RoutesTest, TheReportedHitRateLeavesOutConversations) {
+  ScriptedWorker& only = scripted([](const Received&) {
+    return net::Response::json(
+        200, R"({"usage":{"input_tokens":100,"input_tokens_details":{"cached_tokens":80},"output_tokens":1}})");
+  });
+  start_all();
+  const auto rate = [this] { return metric("sglang_cache_hit_rate", {"source=\"reported\""}); };
+  sent_ += 2;
+  ASSERT_EQ(call("POST", "/v1/responses", R"({"input":"x","previous_response_id":"resp_1"})")->status, 200);
+  EXPECT_EQ(rate(), 0) << "no series";
+  ASSERT_EQ(call("POST", "/v1/responses", R"({"input":"x"})")->status, 200);
+  EXPECT_EQ(rate(), 0.8);
+  EXPECT_EQ(metric("smg_worker_cached_tokens_total", {only.url()}), 160) << "of both";
+  expect_settled();
+}
+
 TEST_F(RoutesTest, WhatIsSaidToAConversationIsNoPrefix) {
   const auto keeps = [](const Received&) { return net::Response::json(200, "{}"); };
   scripted(keeps);
