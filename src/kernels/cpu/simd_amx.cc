@@ -138,8 +138,8 @@ struct ManyRows {
   }
 };
 
-// `rest`: what is less than a step, with zeros behind it, if there is any. `sums`, kPairColumns apart, are the pass' own;
-// `more`: they are added to.
+// `rest`: what is less than a step, with zeros behind it, if there is any. `sums`, kPairColumns apart, are the pass'
+// own; `more`: they are added to.
 template <class Shape>
 void pass(const Steps& steps, const Steps& rest, const Ahead& ahead, bool more, float* sums) {
   if (more) {
