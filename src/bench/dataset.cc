@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "tokenizer/chat_template.h"
+#include "tokenizer/files.h"
 
 namespace sluice::bench {
 namespace {
@@ -97,11 +98,11 @@ Result<std::vector<Conversation>> read_conversations(const std::string& path, bo
 // Wraps questions in the model's template, without its first token, which the server adds again.
 class Wrapper {
  public:
-  static Result<Wrapper> make(const tokenizer::Tokenizer& tokenizer) {
-    if (tokenizer.chat_template().empty()) {
-      return Error{ErrorCode::kBadOption, "--apply-chat-template: the tokenizer has no chat template"};
-    }
-    SLUICE_TRY(auto parsed, tokenizer::ChatTemplate::parse(tokenizer.chat_template()));
+  // `path`: where the tokenizer was read from; a template may lie beside it.
+  static Result<Wrapper> make(const std::string& path, const tokenizer::Tokenizer& tokenizer) {
+    SLUICE_TRY(const std::string text, tokenizer::load_chat_template(path, tokenizer, ""));
+    if (text.empty()) return Error{ErrorCode::kBadOption, "--apply-chat-template: the tokenizer has no chat template"};
+    SLUICE_TRY(auto parsed, tokenizer::ChatTemplate::parse(text));
     return Wrapper(std::move(parsed), tokenizer.special_tokens());
   }
 
@@ -127,7 +128,7 @@ Result<std::vector<Item>> from_conversations(const BenchOptions& options, const 
   SLUICE_TRY(auto conversations, read_conversations(options.dataset_path, /*lines=*/options.dataset_name == "custom"));
   std::optional<Wrapper> wrapper;
   if (options.apply_chat_template) {
-    SLUICE_TRY(wrapper, Wrapper::make(*texts.tokenizer()));
+    SLUICE_TRY(wrapper, Wrapper::make(*options.tokenizer, *texts.tokenizer()));
   }
   shuffle(conversations, rng);
   std::vector<Item> items;

@@ -61,7 +61,11 @@ struct Run {
 // What belongs to one loop. Its thread only.
 struct Lane {
   Lane(Run& r, net::EventLoop& l)
-      : run(r), loop(l), client(l, {.idle_timeout = std::chrono::seconds(3), .max_idle_per_host = SIZE_MAX}) {}
+      : run(r),
+        loop(l),
+        // Without keep-alive none is kept here either: servers need not repeat the "close" that they are sent.
+        client(l, {.idle_timeout = std::chrono::seconds(3), .max_idle_per_host = r.options.keep_alive ? SIZE_MAX : 0}) {
+  }
 
   // Wakes and cuts off everything that waits. Run::stopping is set.
   void cut_off() {

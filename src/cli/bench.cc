@@ -3,10 +3,8 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "base/stop_signals.h"
 #include "bench/options.h"
@@ -15,6 +13,8 @@
 #include "cli/commands.h"
 #if SLUICE_ENGINE
 #include "engine/tokenizer_files.h"
+#else
+#include "tokenizer/files.h"
 #endif
 
 namespace sluice::cli {
@@ -23,28 +23,15 @@ namespace {
 using bench::BenchOptions;
 using TokenizerPtr = std::shared_ptr<const tokenizer::Tokenizer>;
 
-#if !SLUICE_ENGINE
-// GGUF files are read by the engine alone.
-Result<TokenizerPtr> load_json_tokenizer(const std::filesystem::path& folder) {
-  std::ifstream in(folder / "tokenizer.json", std::ios::binary);
-  std::ostringstream text;
-  if (in) text << in.rdbuf();
-  if (!in) {
-    return Error{ErrorCode::kNotFound, fmt::format("--tokenizer: cannot read {}; this build takes a folder with "
-                                                   "tokenizer.json, .gguf files need the engine",
-                                                   (folder / "tokenizer.json").string())};
-  }
-  return tokenizer::Tokenizer::from_json(text.str(), "");
-}
+#if SLUICE_ENGINE
+namespace files = engine;  // which reads .gguf files too
+#else
+namespace files = tokenizer;
 #endif
 
 Result<TokenizerPtr> load_tokenizer(const BenchOptions& options) {
   if (!options.tokenizer) return TokenizerPtr();
-#if SLUICE_ENGINE
-  auto loaded = engine::load_tokenizer(*options.tokenizer);
-#else
-  auto loaded = load_json_tokenizer(*options.tokenizer);
-#endif
+  auto loaded = files::load_tokenizer(*options.tokenizer);
   if (!loaded.ok()) return Error{ErrorCode::kBadOption, fmt::format("--tokenizer: {}", loaded.error().message)};
   return loaded;
 }
