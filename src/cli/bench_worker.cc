@@ -24,6 +24,9 @@ int run_bench_worker(const Arguments& arguments) {
   announce(options->host, (*worker)->port());
   signals.wait();
   (*worker)->stop();
+  const testing::SimCounters counters = (*worker)->counters();
+  SLUICE_LOG(info, "cli/bench_worker", "ends after {} requests, {} of them for tokens", counters.requests,
+             counters.generations);
   return 0;
 }
 

@@ -18,7 +18,6 @@ struct BenchWorkerOptions {
   int64_t threads;
   int64_t max_body_bytes;
   int64_t idle_timeout_ms;
-  int64_t record_limit;
   std::string log_level;
 
   bool canned;

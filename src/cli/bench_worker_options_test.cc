@@ -63,5 +63,21 @@ TEST(BenchWorkerOptionsTest, TheCacheSimulationIsTheSimulatorsWorkerAndAModeOfIt
   }
 }
 
+// In the time of the simulated engine: a prompt of seven tokens, and the token after it.
+TEST(BenchWorkerOptionsTest, PrefillChunkIsWhatAStepComputes) {
+  const auto steps = [](const std::vector<std::string>& flags) {
+    testing::SimEngine engine(parse(flags)->worker.engine);
+    EXPECT_TRUE(engine.submit({1, 2, 3, 4, 5, 6, 7}, {8}).ok());
+    int count = 0;
+    while (engine.has_work()) {
+      engine.step();
+      ++count;
+    }
+    return count;
+  };
+  EXPECT_EQ(steps({}), 1);
+  EXPECT_EQ(steps({"--prefill-chunk", "3"}), 3);
+}
+
 }  // namespace
 }  // namespace sluice::cli
