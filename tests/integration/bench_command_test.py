@@ -4,14 +4,14 @@ Ctrl-C, and a progress bar on terminals only.
 
 usage: bench_command_test.py <sluice binary>"""
 import json
-import os
-import pty
 import re
 import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from terminal import shown_on_terminal
 
 BINARY = sys.argv[1]
 WAIT = 60
@@ -92,20 +92,8 @@ def check_interrupt(worker):
 
 
 def check_progress(worker):
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen([BINARY, "bench", "--base-url", worker.url, *SMALL, "--num-prompts", "30", "--request-rate",
-                                "60"], stdout=subprocess.DEVNULL, stderr=theirs)
-    os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            part = os.read(ours, 4096)
-        except OSError:  # the terminal's other end is closed
-            break
-        if not part:
-            break
-        shown += part
-    assert process.wait(WAIT) == 0
+    shown = shown_on_terminal("stderr", [BINARY, "bench", "--base-url", worker.url, *SMALL, "--num-prompts", "30",
+                                         "--request-rate", "60"], WAIT, stdout=subprocess.DEVNULL)
     assert re.search(rb"\d+%\|.*\| \d+/30 \[", shown), shown
 
 
