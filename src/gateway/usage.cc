@@ -3,7 +3,6 @@
 #include <array>
 #include <charconv>
 #include <cstring>
-#include <iterator>
 
 namespace sluice::gateway {
 namespace {
@@ -25,18 +24,27 @@ std::optional<Usage> read_usage(std::string_view text) {
   if (text.empty()) return std::nullopt;
   // The last of each counts, and they stand near the end: from colon to colon, backwards.
   constexpr std::string_view kEnding = "_tokens\"";
-  constexpr std::string_view kKeys[] = {"\"prompt_tokens\"", "\"cached_tokens\"", "\"completion_tokens\""};
-  std::array<std::optional<int64_t>, std::size(kKeys)> values;
-  std::array<bool, std::size(kKeys)> met{};
+  struct Key {
+    std::string_view name;
+    size_t value;
+  };
+  // The second names of two are those of /v1/responses.
+  constexpr Key kKeys[] = {{"\"prompt_tokens\"", 0},
+                           {"\"input_tokens\"", 0},
+                           {"\"cached_tokens\"", 1},
+                           {"\"completion_tokens\"", 2},
+                           {"\"output_tokens\"", 2}};
+  std::array<std::optional<int64_t>, 3> values;
+  std::array<bool, 3> met{};
   for (std::string_view rest = text; met != std::array{true, true, true};) {
     const void* const colon = ::memrchr(rest.data(), ':', rest.size());
     if (colon == nullptr) break;
     rest = rest.substr(0, static_cast<size_t>(static_cast<const char*>(colon) - rest.data()));
     if (!rest.ends_with(kEnding)) continue;
-    for (size_t i = 0; i < std::size(kKeys); ++i) {
-      if (met[i] || !rest.ends_with(kKeys[i])) continue;
-      met[i] = true;
-      values[i] = number_of(text.substr(rest.size() + 1));
+    for (const Key& key : kKeys) {
+      if (met[key.value] || !rest.ends_with(key.name)) continue;
+      met[key.value] = true;
+      values[key.value] = number_of(text.substr(rest.size() + 1));
     }
   }
   const auto& [prompt, cached, completion] = values;

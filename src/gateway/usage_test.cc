@@ -12,13 +12,20 @@
 namespace sluice::gateway {
 namespace {
 
-TEST(UsageTest, ReadsBothShapes) {
+TEST(UsageTest, ReadsEachShape) {
   const auto openai = read_usage(R"({"choices":[],"usage":{"prompt_tokens":10,"total_tokens":13,"completion_tokens":3,)"
                                  R"("prompt_tokens_details":{"cached_tokens": 4}}})");
   ASSERT_TRUE(openai);
   EXPECT_EQ(openai->prompt_tokens, 10);
   EXPECT_EQ(openai->cached_tokens, 4);
   EXPECT_EQ(openai->completion_tokens, 3);
+  const auto responses = read_usage(R"({"status":"completed","usage":{"input_tokens":9,)"
+                                    R"("input_tokens_details":{"cached_tokens":8},"output_tokens":2,)"
+                                    R"("output_tokens_details":{"reasoning_tokens":1},"total_tokens":11}})");
+  ASSERT_TRUE(responses);
+  EXPECT_EQ(responses->prompt_tokens, 9);
+  EXPECT_EQ(responses->cached_tokens, 8);
+  EXPECT_EQ(responses->completion_tokens, 2);
   const auto native =
       read_usage(R"({"text":"x","meta_info":{"prompt_tokens":7,"completion_tokens":2,"cached_tokens":0}})");
   ASSERT_TRUE(native);
