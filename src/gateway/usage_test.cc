@@ -52,16 +52,22 @@ TEST(UsageTest, TextOfTheModelIsNotTakenForIt) {
 
 // The slow twin looks for each key on its own.
 TEST(UsageTest, AgreesWithASearchForEachKey) {
-  const auto last_of = [](const std::string& text, const std::string& key) -> std::optional<int64_t> {
-    const size_t at = text.rfind("\"" + key + "\":");
-    if (at == std::string::npos) return std::nullopt;
-    const size_t digits = text.find_first_not_of(' ', at + key.size() + 3);
+  const auto last_of = [](const std::string& text, std::initializer_list<std::string> keys) -> std::optional<int64_t> {
+    size_t after = 0;
+    for (const std::string& key : keys) {
+      const std::string quoted = "\"" + key + "\":";
+      if (const size_t at = text.rfind(quoted); at != std::string::npos) after = std::max(after, at + quoted.size());
+    }
+    if (after == 0) return std::nullopt;
+    const size_t digits = text.find_first_not_of(' ', after);
     if (digits == std::string::npos || text[digits] < '0' || text[digits] > '9') return std::nullopt;
     return std::strtoll(text.c_str() + digits, nullptr, 10);
   };
   constexpr const char* kPieces[] = {"\"prompt_tokens\":",
                                      "\"cached_tokens\":",
                                      "\"completion_tokens\":",
+                                     "\"input_tokens\":",
+                                     "\"output_tokens\":",
                                      "\"total_tokens\":",
                                      "\\\"prompt_tokens\":",
                                      "_tokens\":",
@@ -76,14 +82,14 @@ TEST(UsageTest, AgreesWithASearchForEachKey) {
   for (int round = 0; round < 20'000; ++round) {
     std::string text;
     for (uint64_t n = rng.below(12); n > 0; --n) text += kPieces[rng.below(std::size(kPieces))];
-    const auto prompt = last_of(text, "prompt_tokens");
+    const auto prompt = last_of(text, {"prompt_tokens", "input_tokens"});
     const auto usage = read_usage(text);
     ASSERT_EQ(usage.has_value(), prompt.has_value()) << text;
     if (!usage) continue;
     ++found;
     ASSERT_EQ(usage->prompt_tokens, *prompt) << text;
-    ASSERT_EQ(usage->cached_tokens, last_of(text, "cached_tokens").value_or(0)) << text;
-    ASSERT_EQ(usage->completion_tokens, last_of(text, "completion_tokens").value_or(0)) << text;
+    ASSERT_EQ(usage->cached_tokens, last_of(text, {"cached_tokens"}).value_or(0)) << text;
+    ASSERT_EQ(usage->completion_tokens, last_of(text, {"completion_tokens", "output_tokens"}).value_or(0)) << text;
   }
   EXPECT_GT(found, 1000);
 }

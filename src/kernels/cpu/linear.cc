@@ -24,7 +24,7 @@ namespace {
 constexpr int64_t kMaxRows = 256;
 
 // Weights that are kept as they are stored: a few rows are multiplied by our own loops; more are worth widening slabs
-// of kWideColumns columns, which fit the second cache, for oneDNN. Up to how many they are few:
+// of kWideColumns columns, which fit the second cache, for oneDNN or tiles of our own. Up to how many they are few:
 constexpr int64_t kFewRows = PackedProducts::kExactRows;
 constexpr int64_t kFewRoundedRows = 48;      // where oneDNN multiplies the others in bf16; see few_rows()
 constexpr int64_t kFewRoundedTileRows = 24;  // where tiles of our own do
@@ -425,7 +425,7 @@ class Linear::Impl {
     }
   }
 
-  // A slab of kWideColumns columns, widened for oneDNN: [in, columns] of dtype, as the form of wide_product() wants it.
+  // A slab of kWideColumns columns, widened first: [in, columns] of dtype, as the form of wide_product() wants it.
   void multiply_widened(Kept kept, const LinearArgs& args, const SlabProducts& products, int64_t task,
                         int thread) const {
     const LinearShape& shape = *args.shape;

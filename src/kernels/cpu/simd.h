@@ -1,5 +1,5 @@
 // The inner loops of the CPU kernels, compiled once per instruction set (simd_avx512vnni.cc and so on) from the same
-// text (simd*.inc) and chosen at run time.
+// text (simd*.inc) and chosen at run time; matrix tiles have products of their own (simd_amx.cc).
 #pragma once
 
 #include <cstdint>
