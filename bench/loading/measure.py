@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast a server loads weights, beside how fast this machine reads the same files and copies memory.
+"""How fast a server loads weights, beside how fast this machine reads the same files, copies memory and gets memory at all.
 
 usage: measure.py <sluice binary> <model> [<model> ...] [--runs N] [--threads N]
    measure.py build/release/sluice SmolLM2-135M-Instruct.Q4_1.gguf made
@@ -7,15 +7,19 @@ usage: measure.py <sluice binary> <model> [<model> ...] [--runs N] [--threads N]
 A model is a .gguf file or a folder of safetensors; `made` stands for a Llama of 1.1 GB in bf16 in four files, whose values nobody
 trained, made for the run (with the fixture tiny-llama's tokenizer, from beside the binary). Loading is what the rank reports as
 weight_load_duration_seconds: reading, checking and packing. Files are in the page cache, since they were just read; so the bound is
-memory. The first line of a model is the median of the runs, by turns with the others; the last two are the machine's rates."""
+memory, and of that what weights are packed into must be got first: the kernel clears each page when it is first written to. The first
+line of a model is the median of the runs, by turns with the others; the last are the machine's rates."""
 import argparse
+import ctypes
 import json
+import mmap
 import os
 import re
 import statistics
 import struct
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -87,6 +91,20 @@ def copy_rate(size=256 << 20):
     return size / (time.monotonic() - begun) / 1e6
 
 
+def fresh_rate(threads, size=1 << 30):
+    """Of memory that is written to for the first time, in huge pages where there are any, as a rank's is."""
+    memory = mmap.mmap(-1, size)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    at, part = ctypes.addressof(ctypes.c_char.from_buffer(memory)), size // threads
+    workers = [threading.Thread(target=ctypes.memset, args=(at + i * part, 1, part)) for i in range(threads)]  # without the interpreter's lock
+    begun = time.monotonic()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return size / (time.monotonic() - begun) / 1e6
+
+
 def load_seconds(binary, model, arguments):
     with Sluice(binary, "server", "--model-path", model, "--port", 0, "--enable-metrics", "--max-total-tokens", 256,
                 "--skip-server-warmup", *arguments) as server:
@@ -109,18 +127,21 @@ def main():
             model = make_model(Path(folder)) if made else Path(name)
             tokenizer = ["--tokenizer-path", Path(given.binary).resolve().parent / "fixtures/tiny-llama"] if made else []
             rows[model.name if not made else name] = (model, threads + tokenizer, [], [])
-        copies = []
+        copies, fresh = [], []
         for _ in range(given.runs):
             for model, arguments, loads, reads in rows.values():
                 reads.append(read_rate(files_of(model)))
                 loads.append(load_seconds(given.binary, model, arguments))
             copies.append(copy_rate())
+            fresh.append(fresh_rate(given.threads or os.cpu_count()))
         for name, (model, _, loads, reads) in rows.items():
             size = sum(file.stat().st_size for file in files_of(model)) / 1e6
             took = statistics.median(loads)
             print(f"{name}: {size:.0f} MB in {took:.3f} s (best {min(loads):.3f}): {size / took:.0f} MB/s loaded; "
                   f"read from the page cache by one thread at {statistics.median(reads):.0f} MB/s")
         print(f"memory copied by one thread at {statistics.median(copies):.0f} MB/s")
+        print(f"memory written to for the first time by {given.threads or os.cpu_count()} threads at {statistics.median(fresh):.0f} MB/s "
+              f"({min(fresh):.0f} to {max(fresh):.0f})")
         print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")
 
 

@@ -7,6 +7,8 @@
 #include <functional>
 #include <memory>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "base/result.h"
@@ -54,8 +56,21 @@ constexpr int64_t scales_per_row(int64_t in) { return (in + kScaledValues - 1) /
 // A row of them: its float32 scales, then its values, and nothing up to a multiple of four bytes.
 constexpr size_t scaled_row_bytes(int64_t in) { return static_cast<size_t>(4 * (scales_per_row(in) + (in + 3) / 4)); }
 
-// Fills `to` with rows first .. first + count of the weight, each of `in` values of shape.stored.
-using RowReader = std::function<void(int64_t first, int64_t count, void* to)>;
+// Of a weight: fills `to` with rows first .. first + count, each of `in` values of shape.stored; of bf16 if `in_bf16`,
+// where shape.stored is kF32 and shape.dtype kBf16.
+class RowReader {
+ public:
+  using Read = std::function<void(int64_t first, int64_t count, void* to)>;
+  template <class Body>
+  requires std::is_constructible_v<Read, Body> RowReader(Body body, bool in_bf16 = false)
+      : in_bf16(in_bf16), read_(std::move(body)) {}  // NOLINT(*-explicit-*)
+  void operator()(int64_t first, int64_t count, void* to) const { read_(first, count, to); }
+
+  const bool in_bf16;
+
+ private:
+  Read read_;
+};
 
 struct LinearArgs {
   const LinearShape* shape = nullptr;

@@ -342,8 +342,8 @@ class DecoderRunner final : public Runner {
   // Of load(), what follows WeightStore::find_common().
   Result<void> fill(const RunnerOptions& options, const tensor::TensorSource& source, const Progress& progress) {
     SLUICE_TRY_VOID(check_memory(weights_, options.memory_bytes));
-    SLUICE_TRY_VOID(
-        weights_.materialise(source, context_, {.fd = options.shared_weights_fd, .key = loaded_key_}, progress));
+    SLUICE_TRY_VOID(weights_.materialise(
+        source, context_, {.fd = options.shared_weights_fd, .key = loaded_key_, .threads = options.threads}, progress));
     const auto& recorder = options.expert_recorder;
     const bool each_token = recorder && recorder->mode == moe::RecordMode::kPerToken;
     SLUICE_TRY_VOID(make_buffers(options.record_routing || each_token));
@@ -486,7 +486,8 @@ class DecoderRunner final : public Runner {
 
   Result<void> refill(const tensor::TensorSource& source, const RunnerOptions& from, uint64_t key,
                       const Progress& progress) {
-    return weights_.refill(source, context_, {.fd = from.shared_weights_fd, .key = key}, progress);
+    return weights_.refill(source, context_, {.fd = from.shared_weights_fd, .key = key, .threads = from.threads},
+                           progress);
   }
 
   template <class T>

@@ -153,17 +153,17 @@ class Linear::Impl {
     if (in_tiles(shape)) return pack_tiles(shape, rows, static_cast<char*>(to));
     if (in_f8_tiles(shape)) return pack_f8_tiles(shape, rows, static_cast<char*>(to));
     if (is_kept(shape)) return rows(0, shape.out, to);
+    SLUICE_CHECK(!rows.in_bf16 || shape.dtype == DType::kBf16, "rows of bf16 are for products of bf16");
     std::vector<float> wide;
     std::vector<uint16_t> narrow;
     for (const Slab& slab : layout(shape).slabs) {
       const auto count = static_cast<size_t>(slab.width * shape.in);
-      wide.resize(count);
-      rows(slab.first, slab.width, wide.data());
-      void* from = wide.data();
-      if (shape.dtype == DType::kBf16) {
-        narrow.resize(count);
+      if (!rows.in_bf16) wide.resize(count);
+      if (shape.dtype == DType::kBf16) narrow.resize(count);
+      void* from = shape.dtype == DType::kBf16 ? static_cast<void*>(narrow.data()) : wide.data();
+      rows(slab.first, slab.width, rows.in_bf16 ? from : wide.data());
+      if (from != wide.data() && !rows.in_bf16) {
         simd_.narrow(wide.data(), static_cast<int64_t>(count), narrow.data(), true);
-        from = narrow.data();
       }
       products_.pack(from, shape.in, slab.width, shape.dtype, static_cast<char*>(to) + slab.offset);
     }

@@ -26,13 +26,19 @@ class MemorySource final : public tensor::TensorSource {
  public:
   void add(const std::string& name, std::vector<int64_t> shape, uint64_t seed) {
     tensor::StoredTensor& tensor = tensors_[name];
-    tensor.name = name;
-    tensor.shape = std::move(shape);
+    tensor = {.name = name, .shape = std::move(shape)};
     Rng rng(seed);
     auto& values = values_[name];
     values.clear();
     for (int64_t i = 0; i < tensor.elements(); ++i) values.push_back(static_cast<float>(rng.uniform()));
     tensor.data = std::as_bytes(std::span<const float>(values));
+  }
+  // What is there already, rounded.
+  void store_in_bf16(const std::string& name) {
+    auto& halves = halves_[name];
+    for (const float value : values_[name]) halves.push_back(tensor::float_to_bf16(value));
+    tensors_[name].dtype = tensor::DType::kBf16;
+    tensors_[name].data = std::as_bytes(std::span<const uint16_t>(halves));
   }
   Result<tensor::StoredTensor> find(std::string_view name) const override {
     if (before_find) before_find(name);
@@ -47,6 +53,7 @@ class MemorySource final : public tensor::TensorSource {
  private:
   std::map<std::string, tensor::StoredTensor, std::less<>> tensors_;
   std::map<std::string, std::vector<float>> values_;
+  std::map<std::string, std::vector<uint16_t>> halves_;
 };
 
 class WeightStoreTest : public ::testing::Test {
@@ -72,8 +79,8 @@ class WeightStoreTest : public ::testing::Test {
     VectorWeight norm, angles;
   };
 
-  Result<void> materialise(Model& model, WeightStore::Shared shared = {}) {
-    return model.store.materialise(source_, {backend_.get(), nullptr}, shared, {});
+  Result<void> materialise(Model& model, WeightStore::Loading loading = {}) {
+    return model.store.materialise(source_, {backend_.get(), nullptr}, loading, {});
   }
   static std::string bytes_of(const Model& model) {
     return {static_cast<const char*>(model.store.address(model.table)), model.store.bytes()};
@@ -122,6 +129,41 @@ TEST_F(WeightStoreTest, WhatIsDeclaredTwiceIsThereOnce) {
   ASSERT_TRUE(store.materialise(source_, {backend_.get(), nullptr}, {}, {}).ok());
   EXPECT_EQ(store.address(again), store.address(first));
   EXPECT_NE(store.address(other), store.address(first));
+}
+
+// A model of several matrices, of which one part of the stacked ones lies otherwise than the other.
+std::string packed_in_bf16(const MemorySource& source, const kernels::Backend& backend, int threads) {
+  WeightStore store(backend, kernels::DType::kBf16);
+  const TableWeight table = store.table({"table", 5}, 8);
+  store.linear({{"q", 6}, {"k", 4}}, 8);
+  for (int64_t rows = 1; rows <= 6; ++rows) store.linear({{"q", rows, 0, 6}}, 8);
+  EXPECT_TRUE(store.materialise(source, {&backend, nullptr}, {.threads = threads}, {}).ok());
+  return {static_cast<const char*>(store.address(table)), store.bytes()};
+}
+
+TEST_F(WeightStoreTest, ManyThreadsPackTheSame) {
+  if (!backend_->multiplies(kernels::DType::kBf16)) GTEST_SKIP() << "no products of bf16 here";
+  EXPECT_EQ(packed_in_bf16(source_, *backend_, 4), packed_in_bf16(source_, *backend_, 1));
+}
+
+TEST_F(WeightStoreTest, WhatIsStoredInBf16IsPackedAsItIs) {
+  if (!backend_->multiplies(kernels::DType::kBf16)) GTEST_SKIP() << "no products of bf16 here";
+  const std::string rounded = packed_in_bf16(source_, *backend_, 1);
+  source_.store_in_bf16("q");
+  EXPECT_EQ(packed_in_bf16(source_, *backend_, 1), rounded) << "one part of two";
+  source_.store_in_bf16("k");
+  EXPECT_EQ(packed_in_bf16(source_, *backend_, 1), rounded) << "both";
+}
+
+TEST_F(WeightStoreTest, OfManyFailuresTheFirstDeclaredIsTold) {
+  for (int round = 0; round < 20; ++round) {
+    WeightStore store(*backend_, kernels::DType::kF32);
+    store.linear({{"q", 6}}, 8);
+    for (int i = 0; i < 8; ++i) store.linear({{fmt::format("missing {}", i), 6}}, 8);
+    const auto filled = store.materialise(source_, {backend_.get(), nullptr}, {.threads = 4}, {});
+    ASSERT_FALSE(filled.ok());
+    EXPECT_NE(filled.error().message.find("missing 0"), std::string::npos) << filled.error().message;
+  }
 }
 
 TEST_F(WeightStoreTest, AMissingOrMisshapenTensorIsNamed) {

@@ -9,15 +9,19 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <mutex>
 #include <numeric>
 #include <optional>
 #include <thread>
+#include <utility>
 
 #include "base/check.h"
 #include "base/huge_pages.h"
+#include "kernels/thread_pool.h"
 
 namespace sluice::models {
 namespace {
@@ -215,13 +219,16 @@ LinearWeight WeightStore::linear_stored(Parts parts_now, int64_t in, Columns col
     const std::vector<Part> now = parts_now();
     for (const Part& part : now) SLUICE_TRY_VOID(check_part(source, part, shape, columns));
     // Every part is there with its shape, so reading cannot fail any more.
-    backend_.pack(
-        shape,
-        [&](int64_t first, int64_t count, void* rows) {
-          const auto read = read_stacked(source, now, shape.in, columns, shape.stored, first, count, rows);
-          SLUICE_CHECK(read.ok(), "a checked tensor cannot be read: {}", read.error().message);
-        },
-        to);
+    const bool in_bf16 = shape.dtype == kernels::DType::kBf16 && shape.stored == kernels::DType::kF32 &&
+                         std::ranges::all_of(now, [&](const Part& part) {
+                           return find_part(source, part, shape.in, columns)->dtype == kernels::DType::kBf16;
+                         });
+    const kernels::DType type = in_bf16 ? kernels::DType::kBf16 : shape.stored;
+    const auto read_rows = [&](int64_t first, int64_t count, void* rows) {
+      const auto read = read_stacked(source, now, shape.in, columns, type, first, count, rows);
+      SLUICE_CHECK(read.ok(), "a checked tensor cannot be read: {}", read.error().message);
+    };
+    backend_.pack(shape, {read_rows, in_bf16}, to);
     return {};
   };
   std::string identity;
@@ -370,19 +377,33 @@ std::vector<WeightStore::Declared> WeightStore::declared() const {
   return all;
 }
 
-Result<void> WeightStore::fill_all(const tensor::TensorSource& source, const std::function<char*(size_t offset)>& place,
+Result<void> WeightStore::fill_all(const tensor::TensorSource& source, int threads,
+                                   const std::function<char*(size_t offset)>& place,
                                    const std::function<void(double, std::string_view)>& progress) const {
-  size_t done = 0;
-  for (size_t i = 0; i < entries_.size(); ++i) {
-    const Entry& entry = entries_[i];
+  std::atomic<size_t> done{0};
+  std::mutex mu;
+  std::atomic<int64_t> failed{std::ssize(entries_)};  // the first in the order of declaration
+  Result<void> all;
+  kernels::ThreadPool pool(threads);
+  pool.parallel_for(std::ssize(entries_), [&](int64_t i, int thread) {
+    if (i > failed) return;
+    const Entry& entry = entries_[static_cast<size_t>(i)];
+    const auto& common = common_.entries;
+    const bool others = !common.empty() && common[static_cast<size_t>(i)] && !common[static_cast<size_t>(i)]->own;
+    if (!others) {
+      if (auto filled = entry.fill(source, place(entry.offset)); !filled.ok()) {
+        const std::lock_guard lock(mu);
+        if (i > failed) return;
+        failed = i;
+        all = std::move(filled);
+        return;
+      }
+    }
     done += entry.bytes;
-    const bool others = !common_.entries.empty() && common_.entries[i] && !common_.entries[i]->own;
-    if (others) continue;
-    SLUICE_TRY_VOID(entry.fill(source, place(entry.offset)));
-    if (progress)
-      progress(static_cast<double>(done) / static_cast<double>(std::max<size_t>(bytes_, 1)), "packing weights");
-  }
-  return {};
+    if (others || thread > 0 || !progress) return;
+    progress(static_cast<double>(done) / static_cast<double>(std::max<size_t>(bytes_, 1)), "packing weights");
+  });
+  return all;
 }
 
 std::vector<WeightIdentity> WeightStore::identities() const {
@@ -449,28 +470,28 @@ Result<void> WeightStore::place_all() {
 }
 
 Result<void> WeightStore::materialise(const tensor::TensorSource& source, const kernels::Context& context,
-                                      Shared shared, const std::function<void(double, std::string_view)>& progress) {
-  if (shared.fd >= 0 && backend_.host_visible()) return share(source, shared, progress);
+                                      Loading loading, const std::function<void(double, std::string_view)>& progress) {
+  if (loading.fd >= 0 && backend_.host_visible()) return share(source, loading, progress);
   if (common_memory_) {
     auto filled = place_all();
-    if (filled.ok()) filled = fill_device(source, context, progress);
+    if (filled.ok()) filled = fill_device(source, context, loading.threads, progress);
     // The others wait for what this rank packs.
     if (!filled.ok()) groups_->all->abort(filled.error().message);
     SLUICE_TRY_VOID(filled);
     return groups_->all->barrier();
   }
   SLUICE_TRY_VOID(take_block(bytes_));
-  return fill_device(source, context, progress);
+  return fill_device(source, context, loading.threads, progress);
 }
 
-Result<void> WeightStore::fill_device(const tensor::TensorSource& source, const kernels::Context& context,
+Result<void> WeightStore::fill_device(const tensor::TensorSource& source, const kernels::Context& context, int threads,
                                       const std::function<void(double, std::string_view)>& progress) {
   if (backend_.host_visible())
     return fill_all(
-        source, [this](size_t offset) { return at(offset); }, progress);
+        source, threads, [this](size_t offset) { return at(offset); }, progress);
   std::vector<char> staged(bytes_);
   SLUICE_TRY_VOID(fill_all(
-      source, [&](size_t offset) { return staged.data() + offset; }, progress));
+      source, threads, [&](size_t offset) { return staged.data() + offset; }, progress));
   backend_.copy_to_device(context, base_, staged.data(), bytes_);
   backend_.synchronize(context);
   return {};
@@ -515,16 +536,16 @@ class SharedLock {
 
 }  // namespace
 
-Result<void> WeightStore::refill(const tensor::TensorSource& source, const kernels::Context& context, Shared shared,
+Result<void> WeightStore::refill(const tensor::TensorSource& source, const kernels::Context& context, Loading loading,
                                  const std::function<void(double, std::string_view)>& progress) {
-  if (mapping_ == nullptr) return fill_device(source, context, progress);
+  if (mapping_ == nullptr) return fill_device(source, context, loading.threads, progress);
   SharedLock lock;
-  SLUICE_TRY_VOID(lock.take(shared.fd, progress));
+  SLUICE_TRY_VOID(lock.take(loading.fd, progress));
   Header header{};
   if (::pread(lock.fd(), &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header))) {
     return shared_error("read its header");
   }
-  if (header.ready == kReady && header.key == shared.key) return {};  // another rank was first
+  if (header.ready == kReady && header.key == loading.key) return {};  // another rank was first
   header.ready = 0;
   void* memory = ::mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, lock.fd(), 0);
   if (memory == MAP_FAILED) return shared_error("map it");
@@ -532,9 +553,10 @@ Result<void> WeightStore::refill(const tensor::TensorSource& source, const kerne
   if (::pwrite(lock.fd(), &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header))) {
     filled = shared_error("mark it unfinished");
   } else if (filled = fill_all(
-                 source, [&](size_t offset) { return static_cast<char*>(memory) + kHeaderBytes + offset; }, progress);
+                 source, loading.threads,
+                 [&](size_t offset) { return static_cast<char*>(memory) + kHeaderBytes + offset; }, progress);
              filled.ok()) {
-    header = {kReady, shared.key, bytes_};
+    header = {kReady, loading.key, bytes_};
     if (::pwrite(lock.fd(), &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header))) {
       filled = shared_error("mark it ready");
     }
@@ -545,10 +567,10 @@ Result<void> WeightStore::refill(const tensor::TensorSource& source, const kerne
 
 // The first rank that gets the lock packs; the others find the block ready. The kernel drops the lock of a rank that
 // dies, and the next one then packs anew.
-Result<void> WeightStore::share(const tensor::TensorSource& source, Shared shared,
+Result<void> WeightStore::share(const tensor::TensorSource& source, Loading loading,
                                 const std::function<void(double, std::string_view)>& progress) {
   SharedLock lock;
-  SLUICE_TRY_VOID(lock.take(shared.fd, progress));
+  SLUICE_TRY_VOID(lock.take(loading.fd, progress));
   const int fd = lock.fd();
   const size_t total = kHeaderBytes + bytes_;
   struct stat status {};
@@ -558,7 +580,7 @@ Result<void> WeightStore::share(const tensor::TensorSource& source, Shared share
       ::pread(fd, &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header))) {
     return shared_error("read its header");
   }
-  if (header.ready == kReady && (header.key != shared.key || header.bytes != bytes_)) {
+  if (header.ready == kReady && (header.key != loading.key || header.bytes != bytes_)) {
     return Error{ErrorCode::kInvalidArgument, "shared weights: the memory holds the weights of another model"};
   }
   if (header.ready != kReady) {
@@ -566,10 +588,11 @@ Result<void> WeightStore::share(const tensor::TensorSource& source, Shared share
     void* memory = ::mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (memory == MAP_FAILED) return shared_error("map it");
     const auto filled = fill_all(
-        source, [&](size_t offset) { return static_cast<char*>(memory) + kHeaderBytes + offset; }, progress);
+        source, loading.threads, [&](size_t offset) { return static_cast<char*>(memory) + kHeaderBytes + offset; },
+        progress);
     ::munmap(memory, total);
     if (!filled.ok()) return filled.error();
-    header = {kReady, shared.key, bytes_};
+    header = {kReady, loading.key, bytes_};
     if (::pwrite(fd, &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header)))
       return shared_error("mark it ready");
   }

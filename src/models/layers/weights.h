@@ -121,9 +121,10 @@ class WeightStore {
   // Values that are computed rather than stored in the checkpoint.
   VectorWeight constant(std::string name, std::vector<float> values);
 
-  struct Shared {
+  struct Loading {
     int fd = -1;       // memfd of the host's ranks; -1 = keep the weights to ourselves
     uint64_t key = 0;  // what the weights are; a memfd that holds something else is an error
+    int threads = 1;   // that read and pack, the caller among them
   };
   // Before materialise(): finds out what the ranks of the instance have alike, for own_bytes() and to pack it once. A
   // call of all of them; nothing happens where they have no memory in common, or there is one rank.
@@ -131,12 +132,12 @@ class WeightStore {
 
   // Reads, converts and packs everything, or maps what another rank packed. Errors name the tensor. `progress` gets a
   // share in 0..1. With find_common() all ranks return when all have packed; one that cannot fails all.
-  Result<void> materialise(const tensor::TensorSource& source, const kernels::Context& context, Shared shared,
+  Result<void> materialise(const tensor::TensorSource& source, const kernels::Context& context, Loading loading,
                            const std::function<void(double, std::string_view)>& progress);
 
-  // Other values in the place of those that are there. `shared` as before, its key that of the new ones; the ranks that
-  // share them compute nothing meanwhile, and until each has done so. After an error some may be new and some old.
-  Result<void> refill(const tensor::TensorSource& source, const kernels::Context& context, Shared shared,
+  // Other values in the place of those that are there. `loading` as before, its key that of the new ones; the ranks
+  // that share them compute nothing meanwhile, and until each has done so. After an error some may be new and some old.
+  Result<void> refill(const tensor::TensorSource& source, const kernels::Context& context, Loading loading,
                       const std::function<void(double, std::string_view)>& progress);
 
   // Device addresses, after materialise().
@@ -185,11 +186,12 @@ class WeightStore {
   Result<void> take_block(size_t bytes);
   Result<void> place_all();
   // What is this rank's to pack, each to where `place` says.
-  Result<void> fill_all(const tensor::TensorSource& source, const std::function<char*(size_t offset)>& place,
+  Result<void> fill_all(const tensor::TensorSource& source, int threads,
+                        const std::function<char*(size_t offset)>& place,
                         const std::function<void(double, std::string_view)>& progress) const;
-  Result<void> fill_device(const tensor::TensorSource& source, const kernels::Context& context,
+  Result<void> fill_device(const tensor::TensorSource& source, const kernels::Context& context, int threads,
                            const std::function<void(double, std::string_view)>& progress);
-  Result<void> share(const tensor::TensorSource& source, Shared shared,
+  Result<void> share(const tensor::TensorSource& source, Loading loading,
                      const std::function<void(double, std::string_view)>& progress);
 
   using Parts = std::function<std::vector<Part>()>;
