@@ -138,6 +138,8 @@ Result<std::span<const float>> GroupRunner::run(StepBatch batch) {
   if (groups_.layout.dp_attention()) {
     batch.group_tokens = plan.group_tokens;
     batch.group_logits = plan.group_logits;
+    if (plan.first_half.empty()) batch.padded_rows = parallel::fixed_rows(plan, most_fixed_rows_);
+    fixed_steps_ += batch.padded_rows > 0;
   }
   parallel::PhaseClock::enter(parallel::Phase::kEmbed);
   auto logits = runner_->forward(batch);

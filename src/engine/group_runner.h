@@ -57,6 +57,10 @@ class GroupRunner final : public models::Runner {
   models::Routing last_routing() const override { return gathered_ ? *gathered_ : runner_->last_routing(); }
   void force_routing(const models::Routing& routing) override { runner_->force_routing(routing); }
 
+  // From now on steps in which nobody prefills, and that are one batch, have the shape of parallel::fixed_rows(). On
+  // all ranks alike, before the first step; `most` is no more than a step may have tokens.
+  void fill_groups_up(int64_t most) { most_fixed_rows_ = most; }
+
   // What a leader's next row says beside its batch.
   struct Outlook {
     StepOutlook step;
@@ -86,6 +90,7 @@ class GroupRunner final : public models::Runner {
   // Of the instance, whosever work it was, and those of them that ran in two halves.
   uint64_t steps() const { return steps_; }
   uint64_t split_steps() const { return split_steps_; }
+  uint64_t fixed_steps() const { return fixed_steps_; }  // those of a fixed shape
   // Runs while steps are recorded, those of other groups' work too.
   parallel::PhaseClock& phase_clock() { return phase_clock_; }
   // Keeps the others patient, while it lives, with what takes as long as it takes between two steps: files.
@@ -119,6 +124,8 @@ class GroupRunner final : public models::Runner {
   uint64_t wire_bytes_ = 0;
   uint64_t steps_ = 0;
   uint64_t split_steps_ = 0;
+  uint64_t fixed_steps_ = 0;
+  int64_t most_fixed_rows_ = 0;
   bool gathers_routing_ = false;
   std::optional<models::Routing> gathered_;
   parallel::PhaseClock phase_clock_;

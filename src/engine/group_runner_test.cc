@@ -20,6 +20,7 @@ struct Seen {
   std::vector<int32_t> tokens, positions, slots, logit_rows, starts, lens;
   std::map<int32_t, std::vector<int32_t>> table;  // by row, up to the sequence's length
   std::vector<int64_t> group_tokens, first_half;
+  int64_t padded_rows = 0;
   bool operator==(const Seen&) const = default;
 };
 
@@ -42,7 +43,8 @@ class RecordingRunner final : public models::Runner {
               copy(batch.seq_lens),
               {},
               copy(batch.group_tokens),
-              copy(batch.first_half)};
+              copy(batch.first_half),
+              batch.padded_rows};
     for (size_t i = 0; i < batch.seq_lens.size(); ++i) {
       const auto row = table_.begin() + batch.table_rows[i] * width_;
       step.table[batch.table_rows[i]] = {row, row + batch.seq_lens[i]};
@@ -181,6 +183,27 @@ TEST_F(GroupRunnerTest, BatchesAreSplitWhereAllCanAndTheOthersOfAGroupSplitThemA
     EXPECT_EQ(seen(i)[0].first_half, (std::vector<int64_t>{2, 0})) << i;
     EXPECT_TRUE(seen(i)[1].first_half.empty()) << "one token";
     EXPECT_EQ(ranks_[i].runner->split_steps(), 1u);
+  }
+}
+
+TEST_F(GroupRunnerTest, StepsWithoutPromptsHaveAFixedShapeWhereAsked) {
+  make({.tp_size = 4, .dp_size = 2});
+  const Batch prompt{{5, 6, 7}, 3}, token{{5, 6, 7, 8}, 1};
+  on_each([&](size_t i) {
+    GroupRunner& runner = *ranks_[i].runner;
+    runner.fill_groups_up(4);
+    for (const Batch* batch : {&prompt, &token}) {
+      if (i == 2) {
+        ASSERT_TRUE(runner.forward(batch->view(runner.slot_table())).ok());
+      } else {
+        ASSERT_TRUE(runner.join().value());
+      }
+    }
+  });
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(seen(i)[0].padded_rows, 0) << "somebody prefills";
+    EXPECT_EQ(seen(i)[1].padded_rows, 1);
+    EXPECT_EQ(ranks_[i].runner->fixed_steps(), 1u);
   }
 }
 

@@ -30,6 +30,10 @@ std::vector<std::string> adjust_layout(EngineOptions& options) {
     options.enable_dp_lm_head = false;
     lines.push_back("--enable-dp-lm-head is off: there is no DP attention");
   }
+  if (options.dp_fixed_shape_max_bs > 0 && !options.enable_dp_attention) {
+    options.dp_fixed_shape_max_bs = 0;
+    lines.push_back("--dp-fixed-shape-max-bs is off: there is no DP attention");
+  }
   if (options.enable_prefill_delayer && !options.enable_dp_attention) {
     options.enable_prefill_delayer = false;
     options.prefill_delayer_token_usage_low_watermark.reset();

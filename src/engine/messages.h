@@ -280,6 +280,7 @@ struct LoadSnapshot {
   uint64_t group_steps_total = 0;
   uint64_t wire_bytes_total = 0;
   uint64_t split_steps_total = 0;  // of its steps, those in two halves
+  uint64_t fixed_steps_total = 0;  // and those of a fixed shape
   // Time in which rows of this rank were on their way that something could be computed beside, and was.
   double wire_seconds = 0;
   double covered_seconds = 0;

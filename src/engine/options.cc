@@ -474,6 +474,16 @@ const OptionTable<EngineOptions>& engine_option_table() {
            .read_by = "engine/layout_options",
            .group = kParallel,
            .help = "With DP attention: the head is divided within an attention group only."},
+          {.name = "dp-fixed-shape-max-bs",
+           .field = &O::dp_fixed_shape_max_bs,
+           .value = int64_t{0},
+           .range = {0, 65536},
+           .read_by = "engine/layout_options",
+           .group = kParallel,
+           .help = "With DP attention: steps in which nobody prefills and no group has more tokens than this have a "
+                   "fixed shape, as devices that replay steps want it (MAX_LEN, for --cuda-graph-max-bs): every "
+                   "group's rows are filled up to those of the group with most, rounded up to 1, 2, 4 or a multiple "
+                   "of 8. It costs bytes and arithmetic, and gains nothing on this device. 0: exact lengths."},
           {.name = "moe-dense-tp-size",
            .field = &O::moe_dense_tp_size,
            .value = OptInt(),

@@ -62,6 +62,7 @@ struct EngineOptions {
   int64_t ep_size;
   bool enable_dp_attention;
   bool enable_dp_lm_head;
+  int64_t dp_fixed_shape_max_bs;
   std::optional<int64_t> moe_dense_tp_size;
   std::string moe_a2a_backend;
   std::string moe_runner_backend;

@@ -288,9 +288,10 @@ class RankProcess {
                                     .shared_weights_fd = weights_fd_},
                                    [this](double share, std::string_view what) { report_progress(share, what); }));
     if (!world_) return runner;
-    return std::unique_ptr<models::Runner>(
-        std::make_unique<GroupRunner>(std::move(runner), groups_, overlap_.get(), split_threshold_of(options),
-                                      shared_configuration(own_identity(options, spec_.model_file))));
+    auto group = std::make_unique<GroupRunner>(std::move(runner), groups_, overlap_.get(), split_threshold_of(options),
+                                               shared_configuration(own_identity(options, spec_.model_file)));
+    group->fill_groups_up(std::min(options.dp_fixed_shape_max_bs, limits.max_step_tokens));
+    return std::unique_ptr<models::Runner>(std::move(group));
   }
 
   // The other ranks wait for this one however long it takes; null where there are none.

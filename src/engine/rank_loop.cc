@@ -451,6 +451,7 @@ class Loop {
       load.prefill_delays = delayer_.delays();
       cooperation_.attribute(options_.group->prefilling(), load);
       load.split_steps_total = options_.group->split_steps();
+      load.fixed_steps_total = options_.group->fixed_steps();
       const auto [away, covered] = options_.group->overlapped();
       load.wire_seconds = seconds(away);
       load.covered_seconds = seconds(covered);

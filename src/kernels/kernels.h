@@ -271,6 +271,10 @@ struct RouteArgs {
   float* weights = nullptr;         // [n, top_k] scores of the chosen, times scale
   float* margins = nullptr;         // [n] least change of a score for which another choice is made; null = not wanted
   const int32_t* forced = nullptr;  // [n, top_k] the choice that the weights are for, if not `ids`: to compare two runs
+  // [n / padded_rows] of groups that follow each other, each filled up to padded_rows: the rows that it has. What fills
+  // it up chooses nothing: ids -1, weights and margins 0. Null: all are rows.
+  const int32_t* group_rows = nullptr;
+  int64_t padded_rows = 0;
   int64_t n = 0;
   int64_t experts = 0;
   int64_t top_k = 0;

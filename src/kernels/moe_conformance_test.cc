@@ -151,6 +151,41 @@ TEST_P(MoeKernelConformance, RouteWeighsAForcedChoice) {
   }
 }
 
+TEST_P(MoeKernelConformance, RouteSendsRowsThatFillAGroupUpNowhere) {
+  const std::vector<int32_t> group_rows{2, 0, 4};
+  for (const Router& router : routers()) {
+    SCOPED_TRACE(router.name);
+    RouteArgs args = router.args;
+    args.n = 12;
+    const auto logits = draw(rng_, args.n * args.experts, 4);
+    const auto bias = router.bias ? draw(rng_, args.experts, 0.2) : std::vector<float>();
+    Routed want = run_route(device_, args, logits, bias);
+    for (int64_t i = 0; i < args.n; ++i) {
+      if (i % 4 < group_rows[static_cast<size_t>(i / 4)]) continue;
+      std::fill_n(want.ids.begin() + i * args.top_k, args.top_k, -1);
+      std::fill_n(want.weights.begin() + i * args.top_k, args.top_k, 0.0f);
+      want.margins[static_cast<size_t>(i)] = 0;
+    }
+    args.group_rows = device_.put(group_rows);
+    args.padded_rows = 4;
+    const Routed got = run_route(device_, args, logits, bias);
+    EXPECT_EQ(got.ids, want.ids);
+    EXPECT_EQ(got.weights, want.weights);
+    EXPECT_EQ(got.margins, want.margins);
+
+    Routed twin = want;
+    args.logits = logits.data();
+    args.bias = router.bias ? bias.data() : nullptr;
+    args.ids = twin.ids.data();
+    args.weights = twin.weights.data();
+    args.margins = twin.margins.data();
+    args.group_rows = group_rows.data();
+    ref::route(args);
+    EXPECT_EQ(twin.ids[static_cast<size_t>(2 * args.top_k)], -1) << "the twin does as the kernel";
+    EXPECT_EQ(twin.weights[static_cast<size_t>(4 * args.top_k)], 0);
+  }
+}
+
 TEST_P(MoeKernelConformance, RouteTakesTheLowerOfEqualExperts) {
   const std::vector<float> logits(16, 0.5f);
   const Routed got = run_route(device_, {.n = 2, .experts = 8, .top_k = 3, .groups = 4, .kept_groups = 2}, logits, {});

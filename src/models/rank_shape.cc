@@ -188,13 +188,15 @@ Result<int64_t> own_weight_bytes(const ModelConfig& config, const parallel::Layo
   return proportional_bytes(declared[own], find_common(declared, own));
 }
 
-int64_t staged_integers(const StepShape& step) { return 4 * step.max_tokens + 5 * step.max_seqs + 5; }
+int64_t staged_integers(const StepShape& step, const parallel::Layout& layout) {
+  return 4 * step.max_tokens + 5 * step.max_seqs + 5 + (layout.dp_attention() ? layout.dp_size : 0);
+}
 
 StepBuffers step_buffers(const Decoder& decoder, const ModelConfig& config, const parallel::Layout& layout,
                          const StepShape& step, bool host_visible) {
   StepBuffers buffers{.bytes = static_cast<int64_t>(decoder.buffer_bytes()),
                       .dispatch_bytes = static_cast<int64_t>(decoder.dispatch_bytes())};
-  const int64_t staged = staged_integers(step) * static_cast<int64_t>(sizeof(int32_t));
+  const int64_t staged = staged_integers(step, layout) * static_cast<int64_t>(sizeof(int32_t));
   buffers.host_bytes = staged;
   if (layout.leads()) {
     // Logits of a step in which every row is asked for: put together from the parts of several ranks, and copied from a

@@ -76,8 +76,8 @@ struct StepBuffers {
 StepBuffers step_buffers(const Decoder& decoder, const ModelConfig& config, const parallel::Layout& layout,
                          const StepShape& step, bool host_visible);
 // Integers that say what is in such a step, halves with starts and lengths of their own, which may both have one
-// sequence.
-int64_t staged_integers(const StepShape& step);
+// sequence, and the rows of attention groups that are filled up.
+int64_t staged_integers(const StepShape& step, const parallel::Layout& layout);
 
 // Both, of one model that is made for them, which is most of the time that they take; other arguments as of
 // shape_of_rank(). Rows are padded as on the CPU.

@@ -20,6 +20,7 @@
 #include "models/family.h"
 #include "models/gguf_names.h"
 #include "models/layers/decoder.h"
+#include "models/layers/layer_communicator.h"
 #include "models/rank_shape.h"
 #include "models/rebalancer.h"
 #include "models/sharding.h"
@@ -364,12 +365,12 @@ class DecoderRunner final : public Runner {
     last_first_ = 0;
     first_normed_ = 0;
     if (layout.dp_attention() && !layout.dp_lm_head) {
-      const auto before = static_cast<size_t>(layout.attention_dp().rank);
-      for (const int64_t rows : batch.group_logits.first(before)) first_normed_ += rows;
+      const auto rows = gathered_rows(batch.group_logits, batch.padded_rows);
+      first_normed_ = rows_of_group(rows, layout.attention_dp().rank).first;
     }
     if (layout.dp_attention() && !own_tokens) {
-      const auto before = static_cast<size_t>(layout.attention_dp().rank);
-      for (const int64_t tokens : batch.group_tokens.first(before)) last_first_ += tokens;
+      const auto rows = gathered_rows(batch.group_tokens, batch.padded_rows);
+      last_first_ = rows_of_group(rows, layout.attention_dp().rank).first;
     }
     last_tokens_ = own_tokens ? parallel::part_of(staged.n_tokens, layout.attention_tp()).count : staged.n_tokens;
     SLUICE_TRY(const Logits logits, decoder_->forward(context_, staged, halves ? &*halves : nullptr));
@@ -380,13 +381,13 @@ class DecoderRunner final : public Runner {
     const size_t count = batch.logit_rows.size() * static_cast<size_t>(config_.vocab_size);
     const float* values = logits.values;
     if (!backend_->host_visible()) {
-      host_logits_.resize(count);
-      backend_->copy_to_host(context_, host_logits_.data(), values, count * sizeof(float));
+      host_logits_.resize(static_cast<size_t>(logits.rows * config_.vocab_size));
+      backend_->copy_to_host(context_, host_logits_.data(), values, host_logits_.size() * sizeof(float));
       values = host_logits_.data();
     }
     backend_->synchronize(context_);
     if (logits.widths.size() == 1) return std::span<const float>(values, count);
-    return joined(logits.widths, values, staged.n_logits);
+    return joined(logits, values, staged.n_logits);
   }
 
   // Tokens that each of this rank's experts got since the start, layer by layer.
@@ -471,14 +472,15 @@ class DecoderRunner final : public Runner {
     return scores;
   }
 
-  // Rows of whole logits of `rows` in pieces.
-  std::span<const float> joined(std::span<const int64_t> widths, const float* pieces, int64_t rows) {
+  // `rows` whole logits, of pieces that lie at `pieces` in host memory.
+  std::span<const float> joined(const Logits& logits, const float* pieces, int64_t rows) {
     joined_logits_.resize(static_cast<size_t>(rows * config_.vocab_size));
     int64_t first = 0;
-    for (const int64_t width : widths) {
-      for (int64_t row = 0; row < rows; ++row, pieces += width) {
-        std::copy_n(pieces, width, joined_logits_.data() + row * config_.vocab_size + first);
+    for (const int64_t width : logits.widths) {
+      for (int64_t row = 0; row < rows; ++row) {
+        std::copy_n(pieces + row * width, width, joined_logits_.data() + row * config_.vocab_size + first);
       }
+      pieces += logits.rows * width;
       first += width;
     }
     return joined_logits_;
@@ -509,7 +511,7 @@ class DecoderRunner final : public Runner {
     SLUICE_TRY_VOID(decoder_->allocate(context_, max_tokens_));
     // A router may get the tokens of all attention groups.
     SLUICE_TRY_VOID(decoder_->routing().allocate(context_, max_tokens_ * weights_.layout().dp_size, record_routing));
-    staged_bytes_ = static_cast<size_t>(staged_integers(step_shape())) * sizeof(int32_t);
+    staged_bytes_ = static_cast<size_t>(staged_integers(step_shape(), weights_.layout())) * sizeof(int32_t);
     SLUICE_TRY(void* memory, backend_->allocate(staged_bytes_));
     staged_ = static_cast<int32_t*>(memory);
     host_staged_.resize(staged_bytes_ / sizeof(int32_t));
@@ -604,6 +606,14 @@ class DecoderRunner final : public Runner {
     staged.table_width = table_width_;
     staged.group_tokens = batch.group_tokens;
     staged.group_logits = batch.group_logits;
+    if (batch.padded_rows > 0) {
+      SLUICE_CHECK(batch.padded_rows <= max_tokens_ && batch.first_half.empty() &&
+                       batch.padded_rows >= std::ranges::max(batch.group_tokens),
+                   "groups cannot be filled up to {} rows", batch.padded_rows);
+      staged.padded_rows = batch.padded_rows;
+      const std::vector<int32_t> rows(batch.group_tokens.begin(), batch.group_tokens.end());
+      staged.padded_groups = put(rows);
+    }
     staged.extend = batch.extend;
     if (!backend_->host_visible()) {
       for (size_t i = 0; i < batch.seq_lens.size(); ++i) {

@@ -36,6 +36,9 @@ struct StepBatch {
   // With DP attention, of each attention group, equal on all ranks of a step: its tokens and its logits.
   std::span<const int64_t> group_tokens;
   std::span<const int64_t> group_logits;
+  // Rows that each group has where rows of all groups are together, what it lacks filled up: a step of a fixed shape.
+  // As many as any group's tokens at least; 0: as many as it has tokens. With one batch.
+  int64_t padded_rows = 0;
   // Of each attention group, the tokens of the first half of its batch, where the halves are to overlap: while rows of
   // one are on their way the other is computed. Equal on all ranks, which have RunnerOptions::overlap. Empty: one
   // batch.

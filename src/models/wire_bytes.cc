@@ -55,6 +55,11 @@ class Step {
   }
 
  private:
+  // Rows of all groups, as they are gathered.
+  double together(std::span<const int64_t> rows) const {
+    return load_.padded_rows > 0 ? static_cast<double>(load_.padded_rows * std::ssize(rows)) : sum(rows);
+  }
+
   // Each group's tokens, `width` float32 values of each.
   void sum_within_groups(double width) {
     for (const int64_t tokens : load_.tokens) {
@@ -78,7 +83,8 @@ class Step {
     const bool sparse = config_.moe && config_.moe->sparse[static_cast<size_t>(layer)];
     const bool own_tokens = sparse ? layout_.a2a != parallel::MoeAllToAll::kNone : layout_.dense_data_parallel;
     const auto ranks = static_cast<double>(layout_.tp_size), groups = static_cast<double>(layout_.dp_size);
-    const double tokens = sum(load_.tokens), width = static_cast<double>(config_.hidden_size);
+    const double tokens = own_tokens ? sum(load_.tokens) : together(load_.tokens),
+                 width = static_cast<double>(config_.hidden_size);
     if (ranks == 1) return;
     if (!own_tokens && groups == 1) {
       out_.scatter += formula_.all_reduce(tokens * width * kSumBytes, ranks);
@@ -119,14 +125,16 @@ class Step {
     if (place.size == 1) return;
     if (layout_.dp_attention() && !layout_.dp_lm_head) {
       out_.head +=
-          members_ * Formula::all_gather(sum(load_.logits) * static_cast<double>(config_.hidden_size) * element_,
+          members_ * Formula::all_gather(together(load_.logits) * static_cast<double>(config_.hidden_size) * element_,
                                          static_cast<double>(layout_.dp_size));
       ++out_.head_calls;
     }
+    const bool filled_up = load_.padded_rows > 0 && layout_.dp_attention() && !layout_.dp_lm_head;
     for (size_t group = 0; group < load_.logits.size(); ++group) {
+      const int64_t rows = filled_up ? load_.padded_rows : load_.logits[group];
       const int64_t leader = layout_.dp_lm_head ? 0 : static_cast<int64_t>(group) * layout_.attention_tp_size();
       const int64_t own = parallel::part_of(config_.vocab_size, {leader, place.size}).count;
-      out_.head += static_cast<double>(load_.logits[group] * (config_.vocab_size - own)) * kSumBytes;
+      out_.head += static_cast<double>(rows * (config_.vocab_size - own)) * kSumBytes;
     }
     ++out_.head_calls;
     out_.calls += out_.head_calls;

@@ -17,6 +17,7 @@ namespace sluice::models {
 struct StepLoad {
   std::span<const int64_t> tokens;
   std::span<const int64_t> logits;
+  int64_t padded_rows = 0;  // of each group where those of all are together (StepBatch::padded_rows)
 };
 
 // How sums to all ranks travel: everybody gets everything and adds it up where the data are at most so long, else each

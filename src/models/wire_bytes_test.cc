@@ -57,7 +57,7 @@ double remote_rows_of(const Routing& routing, const MoeConfig& moe, const Layout
 
 // One step of `tokens` in each attention group, logits of all of them, on ranks that `family` connects.
 Counted count_step(const std::string& family, const std::string& fixture, const ModelConfig& config, Layout layout,
-                   std::vector<int64_t> tokens, moe::DeepEpOptions deepep = {}) {
+                   std::vector<int64_t> tokens, moe::DeepEpOptions deepep = {}, int64_t padded_rows = 0) {
   Counted counted;
   const auto& rows = parallel::communicators();
   const auto row = std::ranges::find(rows, family, &parallel::CommunicatorRow::name);
@@ -87,6 +87,7 @@ Counted count_step(const std::string& family, const std::string& fixture, const 
     const StepArrays arrays(pieces);
     StepBatch batch = arrays.view();
     if (own.dp_attention()) batch.group_tokens = batch.group_logits = tokens;
+    batch.padded_rows = padded_rows;
     const auto received = [&] {
       return static_cast<double>(world[i]->received_bytes() + groups->attention_tp->received_bytes() +
                                  groups->attention_dp->received_bytes());
@@ -153,6 +154,28 @@ TEST(WireBytesTest, AreWhatTheCommunicatorsCountInEveryLayoutOfEveryFixture) {
   }
   EXPECT_GT(compared, 50);
   EXPECT_GT(dispatched, 10);
+}
+
+TEST(WireBytesTest, OfAFixedShapeAreThoseOfItsRowsWhateverTheTokens) {
+  const std::string fixture = "tiny-qwen3-moe";
+  const ModelConfig config = config_at(folder_of(fixture) + "/config.json");
+  for (const Layout& layout : layouts()) {
+    if (!layout.dp_attention()) continue;
+    SCOPED_TRACE(text(layout));
+    std::vector<int64_t> few(static_cast<size_t>(layout.dp_size), 1), some{5, 2, 0, 8};
+    some.resize(static_cast<size_t>(layout.dp_size));
+    for (const auto& tokens : {few, some}) {
+      const Counted counted = count_step("inproc", fixture, config, layout, tokens, {}, /*padded_rows=*/8);
+      const StepLoad load{.tokens = tokens, .logits = tokens, .padded_rows = 8};
+      EXPECT_EQ(wire_bytes(config, layout, kernels::DType::kF32, load, {.remote = counted.remote_rows}, kAlwaysAddAll)
+                    .total(),
+                counted.bytes);
+    }
+    if (layout.attention_tp_size() > 1 || layout.a2a == MoeAllToAll::kDeepEp || layout.dense_data_parallel) continue;
+    EXPECT_EQ(count_step("inproc", fixture, config, layout, few, {}, 8).bytes,
+              count_step("inproc", fixture, config, layout, some, {}, 8).bytes)
+        << "the same in each step";
+  }
 }
 
 TEST(WireBytesTest, OfSharedMemoryAreThoseOfItsRuleForShortAndLongSums) {

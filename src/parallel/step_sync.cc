@@ -4,6 +4,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <bit>
 #include <optional>
 #include <ranges>
 
@@ -76,6 +77,13 @@ Result<StepPlan> derive_plan(std::span<const StepRow> rows, const Layout& layout
   plan.park = !plan.run && !more_to_come && least == most;
   plan.hash = hash_of(hashed);
   return plan;
+}
+
+int64_t fixed_rows(const StepPlan& plan, int64_t most) {
+  const int64_t tokens = plan.group_tokens.empty() ? 0 : std::ranges::max(plan.group_tokens);
+  if (plan.is_extend_in_batch || tokens == 0 || tokens > most) return 0;
+  const auto rows = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(tokens)));
+  return std::min(rows <= 8 ? rows : (tokens + 7) / 8 * 8, most);
 }
 
 int64_t first_hash(const Layout& layout, uint64_t configuration) {

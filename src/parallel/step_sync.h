@@ -76,6 +76,11 @@ struct StepPlan {
 // `rows` [tp_size] by rank. kProtocol names the ranks that differ in what must be equal, and in what.
 Result<StepPlan> derive_plan(std::span<const StepRow> rows, const Layout& layout);
 
+// Rows that each attention group has in a step of a fixed shape, SGLang's MAX_LEN for graphs: as many as the group with
+// most tokens, rounded up to 1, 2, 4 or a multiple of 8, and to `most` at most. 0: the step has no such shape, since
+// somebody prefills, nobody has tokens or somebody more than `most`.
+int64_t fixed_rows(const StepPlan& plan, int64_t most);
+
 // The plan_hash of the first row: of what must be equal before anything happened. `configuration`: a hash of what else
 // all ranks must share.
 int64_t first_hash(const Layout& layout, uint64_t configuration = 0);

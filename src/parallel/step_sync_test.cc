@@ -2,7 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <set>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace sluice::parallel {
 namespace {
@@ -99,6 +103,31 @@ TEST(StepSyncTest, AnotherConfigurationIsNamedInTheFirstExchange) {
   rows[1].plan_hash = first_hash(layout, 2);
   const std::string message = derive_plan(rows, layout).error().message;
   EXPECT_NE(message.find("on rank 1; their layout, options, version or model differ"), std::string::npos) << message;
+}
+
+TEST(StepSyncTest, AFixedShapeHasRoomForTheGroupWithMostTokens) {
+  const auto rows = [](std::vector<int64_t> tokens, int64_t most) {
+    return fixed_rows({.run = true, .group_tokens = std::move(tokens)}, most);
+  };
+  EXPECT_EQ(rows({1, 0}, 64), 1);
+  EXPECT_EQ(rows({2, 3}, 64), 4);
+  EXPECT_EQ(rows({5, 3, 0, 1}, 64), 8);
+  EXPECT_EQ(rows({9}, 64), 16);
+  EXPECT_EQ(rows({9}, 12), 12) << "not more than fit";
+  EXPECT_EQ(rows({12}, 12), 12);
+  EXPECT_EQ(rows({13}, 12), 0) << "more than a shape has";
+  EXPECT_EQ(rows({0, 0}, 12), 0);
+  EXPECT_EQ(rows({1}, 0), 0) << "there are none";
+  EXPECT_EQ(fixed_rows({.run = true, .is_extend_in_batch = true, .group_tokens = {1, 9}}, 64), 0);
+
+  std::set<int64_t> shapes;
+  for (int64_t tokens = 1; tokens <= 64; ++tokens) {
+    const int64_t got = rows({tokens, 1}, 64);
+    EXPECT_GE(got, tokens);
+    EXPECT_LT(got, std::max<int64_t>(2 * tokens, tokens + 8)) << "little is filled up";
+    shapes.insert(got);
+  }
+  EXPECT_EQ(shapes.size(), 11u) << "few shapes: 1, 2, 4, 8, 16, ... 64";
 }
 
 TEST(StepSyncTest, TheHashTellsPlansAndLayoutsApart) {

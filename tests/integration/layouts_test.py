@@ -69,6 +69,19 @@ class TokensTest(unittest.TestCase):
                 self.assertEqual(rank["split_steps"], 0)
                 self.assertTrue(0 < rank["covered_seconds"] <= rank["wire_seconds"], rank)
 
+    def test_steps_of_a_fixed_shape(self):
+        layout = ("--tp", 2, "--dp-size", 2, *DPA, "--dp-fixed-shape-max-bs", 8)
+        self.compare("tiny-deepseek-v3", layout)
+        with server("tiny-deepseek-v3", *layout) as divided:
+            def steps():
+                return [(state["group_steps"], state["fixed_shape_steps"]) for state in call(divided.url + "/server_info")[2]["internal_states"]]
+
+            before = steps()
+            self.assertEqual(generate(divided.url, [5, 6, 7], 10)[0], 200)
+            # A prompt has the length that it has.
+            want = [(every + 10, fixed + 9) for every, fixed in before]
+            wait_until("the figures of the last step", lambda: steps() == want)
+
     def test_deterministic(self):
         """No token differs, also of those that are drawn, whichever group draws them."""
         for model, tp, more in (("tiny-llama", 4, ()), ("tiny-deepseek-v3", 2, DEEPEP), ("tiny-qwen3-moe", 4, DEEPEP)):

@@ -61,6 +61,7 @@ ordered_json internal_state(ApiContext& api, const RankState& rank) {
     out["wire_bytes_per_step"] =
         static_cast<double>(rank.load.wire_bytes_total) / static_cast<double>(rank.load.group_steps_total);
     out["split_steps"] = rank.load.split_steps_total;
+    out["fixed_shape_steps"] = rank.load.fixed_steps_total;
     out["wire_seconds"] = rank.load.wire_seconds;
     out["covered_seconds"] = rank.load.covered_seconds;
   }

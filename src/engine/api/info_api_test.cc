@@ -125,6 +125,7 @@ TEST_F(InfoApiTest, ServerInfoHasWhatGatewaysRead) {
     ranks[1].load.group_steps_total = 4;
     ranks[1].load.wire_bytes_total = 1000;
     ranks[1].load.split_steps_total = 3;
+    ranks[1].load.fixed_steps_total = 2;
     ranks[1].load.wire_seconds = 2;
     ranks[1].load.covered_seconds = 1.5;
     ranks[1].info.planned_bytes = 1 << 20;
@@ -134,6 +135,7 @@ TEST_F(InfoApiTest, ServerInfoHasWhatGatewaysRead) {
   EXPECT_EQ(state["wire_bytes"], 1000);
   EXPECT_EQ(state["wire_bytes_per_step"], 250.0);
   EXPECT_EQ(state["split_steps"], 3);
+  EXPECT_EQ(state["fixed_shape_steps"], 2);
   EXPECT_EQ(state["wire_seconds"], 2.0);
   EXPECT_EQ(state["covered_seconds"], 1.5);
   EXPECT_EQ(state["planned_bytes"], 1 << 20);

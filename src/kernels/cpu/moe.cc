@@ -71,6 +71,16 @@ float keep_groups(const RouteArgs& args, float* choice, float* group_scores) {
   return next < 0 ? std::numeric_limits<float>::infinity() : least - group_scores[next];
 }
 
+bool is_padding(const RouteArgs& args, int64_t i) {
+  return args.group_rows != nullptr && i % args.padded_rows >= args.group_rows[i / args.padded_rows];
+}
+
+void route_nowhere(const RouteArgs& args, int64_t i) {
+  std::fill_n(args.ids + i * args.top_k, args.top_k, -1);
+  std::fill_n(args.weights + i * args.top_k, args.top_k, 0.0f);
+  if (args.margins != nullptr) args.margins[i] = 0;
+}
+
 // `scratch` has 2 * (experts + groups) floats.
 void route_row(const RouteArgs& args, int64_t i, float* scratch) {
   float* scores = scratch;
@@ -105,6 +115,7 @@ void route_row(const RouteArgs& args, int64_t i, float* scratch) {
 void route(const RouteArgs& args, ThreadPool& pool, std::vector<std::vector<float>>& scratch) {
   const auto floats = static_cast<size_t>(2 * (args.experts + args.groups));
   each_row(pool, args.n, [&](int64_t i, int thread) {
+    if (is_padding(args, i)) return route_nowhere(args, i);
     auto& own = scratch[static_cast<size_t>(thread)];
     if (own.size() < floats) own.resize(floats);
     route_row(args, i, own.data());

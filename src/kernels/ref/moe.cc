@@ -43,6 +43,12 @@ std::vector<double> scores_of(const RouteArgs& args, const float* logits) {
 void route(const RouteArgs& args) {
   const int64_t size = args.experts / args.groups;
   for (int64_t i = 0; i < args.n; ++i) {
+    if (args.group_rows != nullptr && i % args.padded_rows >= args.group_rows[i / args.padded_rows]) {
+      for (int64_t k = 0; k < args.top_k; ++k) args.ids[i * args.top_k + k] = -1;
+      for (int64_t k = 0; k < args.top_k; ++k) args.weights[i * args.top_k + k] = 0;
+      if (args.margins != nullptr) args.margins[i] = 0;
+      continue;
+    }
     const std::vector<double> scores = scores_of(args, args.logits + i * args.experts);
     std::vector<double> choice = scores;
     for (int64_t e = 0; e < args.experts && args.bias != nullptr; ++e) choice[static_cast<size_t>(e)] += args.bias[e];

@@ -214,22 +214,25 @@ Result<Logits> Decoder::head(const kernels::Context& context, const ForwardBatch
   char* own = normed;
   int64_t rows = batch.n_logits;
   const bool gathered = layout.dp_attention() && !layout.dp_lm_head;
+  std::vector<int64_t> counts = gathered_rows(batch.group_logits, batch.padded_rows);
   if (gathered) {
-    const int64_t first = sum_of(batch.group_logits.first(static_cast<size_t>(layout.attention_dp().rank)));
-    own += static_cast<size_t>(first * width) * tensor::block_bytes(weights_.dtype());
-    rows = sum_of(batch.group_logits);
+    const size_t row_bytes = static_cast<size_t>(width) * tensor::block_bytes(weights_.dtype());
+    const parallel::Slice own_rows = rows_of_group(counts, layout.attention_dp().rank);
+    own += static_cast<size_t>(own_rows.first) * row_bytes;
+    rows = sum_of(counts);
+    const auto filled = static_cast<size_t>(batch.n_logits), rest = static_cast<size_t>(own_rows.count) - filled;
+    if (rest > 0) context.backend->clear(context, own + filled * row_bytes, rest * row_bytes);
   }
   context.backend->gather_rows(
       context, {.in = hidden, .rows = batch.logit_rows, .out = logit_hidden, .n = batch.n_logits, .width = width});
   rms_norm(context, weights_, final_norm_, logit_hidden, own, batch.n_logits, config_.rms_norm_eps);
   if (gathered) {
-    std::vector<int64_t> counts(batch.group_logits.begin(), batch.group_logits.end());
     for (int64_t& count : counts) count *= width;
     SLUICE_TRY_VOID(
         groups_->attention_dp->all_gather_v(context, parallel::element_of(weights_.dtype()), own, normed, counts));
   }
   product(context, weights_, head_, normed, logits, rows);
-  if (layout.head().size == 1) return Logits{logits, {config_.vocab_size}};
+  if (layout.head().size == 1) return Logits{logits, rows, {config_.vocab_size}};
   return exchange_logits(context, batch, logits);
 }
 
@@ -240,15 +243,17 @@ Result<Logits> Decoder::exchange_logits(const kernels::Context& context, const F
   const parallel::Place place = layout.head();
   parallel::Communicator& group = layout.dp_lm_head ? *groups_->attention_tp : *groups_->all;
   std::vector<int64_t> send, receive;
-  Logits pieces{scratch_.at<float>(pieces_), {}};
+  const bool gathered = layout.dp_attention() && !layout.dp_lm_head;
+  const std::vector<int64_t> counts = gathered_rows(batch.group_logits, batch.padded_rows);
+  const auto rows_of = [&](int64_t rank) {
+    return gathered ? counts[static_cast<size_t>(rank / layout.attention_tp_size())] : batch.n_logits;
+  };
+  Logits pieces{scratch_.at<float>(pieces_), rows_of(layout.tp_rank), {}};
   for (int64_t rank = 0; rank < place.size; ++rank) {
     const bool leads = rank % layout.attention_tp_size() == 0;
-    const int64_t rows = !layout.dp_attention() || layout.dp_lm_head
-                             ? batch.n_logits
-                             : batch.group_logits[static_cast<size_t>(rank / layout.attention_tp_size())];
-    send.push_back(leads ? rows * head_.shape.out : 0);
+    send.push_back(leads ? rows_of(rank) * head_.shape.out : 0);
     const int64_t width = parallel::part_of(config_.vocab_size, {rank, place.size}).count;
-    receive.push_back(layout.leads() ? batch.n_logits * width : 0);
+    receive.push_back(layout.leads() ? pieces.rows * width : 0);
     pieces.widths.push_back(width);
   }
   SLUICE_TRY_VOID(

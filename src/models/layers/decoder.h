@@ -46,7 +46,9 @@ struct ForwardBatch {
   // Tokens and logits of each attention group in this step; with DP attention.
   std::span<const int64_t> group_tokens;
   std::span<const int64_t> group_logits;
-  bool extend = true;  // some rank prefills
+  int64_t padded_rows = 0;                 // as StepBatch has it
+  const int32_t* padded_groups = nullptr;  // [groups] group_tokens, with padded_rows
+  bool extend = true;                      // some rank prefills
 };
 
 // A step of which one half is computed while rows of the other are on their way. The halves have no logits.
@@ -106,10 +108,12 @@ class Block {
 
 class LayerCommunicator;
 
-// The logits of a step's rows, in device memory: pieces one after another, each the logits [n_logits, width] of `width`
-// ids that follow those before. None on a rank that does not lead its attention group.
+// The logits of a step's rows, in device memory: pieces one after another, each the logits [rows, width] of `width` ids
+// that follow those before; the first n_logits rows are the step's. None on a rank that does not lead its attention
+// group.
 struct Logits {
   const float* values = nullptr;
+  int64_t rows = 0;
   std::vector<int64_t> widths;
 };
 

@@ -1,5 +1,6 @@
 #include "models/layers/layer_communicator.h"
 
+#include <algorithm>
 #include <numeric>
 #include <vector>
 
@@ -27,6 +28,12 @@ Joining joining_of(Spread spread, const parallel::Groups* groups) {
       break;
   }
   return Joining::kOwnRows;
+}
+
+std::vector<int64_t> gathered_rows(std::span<const int64_t> tokens, int64_t padded) {
+  std::vector<int64_t> rows(tokens.begin(), tokens.end());
+  if (padded > 0) std::ranges::fill(rows, padded);
+  return rows;
 }
 
 parallel::Slice rows_of_group(std::span<const int64_t> group_tokens, int64_t group) {
@@ -95,22 +102,26 @@ Result<void> LayerCommunicator::run_partial(const kernels::Context& context, con
 Result<void> LayerCommunicator::run_gathered(const kernels::Context& context, const Step& step, const Block& block,
                                              float* hidden) const {
   const parallel::Layout& layout = step.groups->layout;
-  const std::span<const int64_t> tokens = step.batch.group_tokens;
+  const std::vector<int64_t> gathered = gathered_rows(step.batch.group_tokens, step.batch.padded_rows);
   const int64_t n = step.batch.n_tokens;
-  const int64_t first = rows_of_group(tokens, layout.attention_dp().rank).first;
-  const int64_t all = rows_of_group(tokens, layout.dp_size - 1).end();
+  const parallel::Slice own_rows = rows_of_group(gathered, layout.attention_dp().rank);
+  const int64_t all = rows_of_group(gathered, layout.dp_size - 1).end();
   auto* normed = step.scratch.at<char>(normed_slot_);
   auto* sum = step.scratch.at<float>(sum_slot_);
-  char* own = normed + static_cast<size_t>(first * hidden_) * tensor::block_bytes(dtype_);
+  const size_t row_bytes = static_cast<size_t>(hidden_) * tensor::block_bytes(dtype_);
+  char* own = normed + static_cast<size_t>(own_rows.first) * row_bytes;
 
   block.residual().enter(context, hidden, n, own);
+  const auto filled = static_cast<size_t>(n), rest = static_cast<size_t>(own_rows.count) - filled;
+  if (rest > 0) context.backend->clear(context, own + filled * row_bytes, rest * row_bytes);
   step.progress(parallel::Phase::kGather);
   SLUICE_TRY_VOID(step.groups->attention_dp->all_gather_v(context, parallel::element_of(dtype_), own, normed,
-                                                          times(tokens, hidden_)));
+                                                          times(gathered, hidden_)));
   step.progress(parallel::Phase::kExperts);
   context.backend->clear(context, sum, static_cast<size_t>(all * hidden_) * sizeof(float));
   if (layout.leads()) {
-    context.backend->copy(context, sum + first * hidden_, hidden, static_cast<size_t>(n * hidden_) * sizeof(float));
+    context.backend->copy(context, sum + own_rows.first * hidden_, hidden,
+                          static_cast<size_t>(n * hidden_) * sizeof(float));
   }
   SLUICE_TRY_VOID(block.run(context, step, normed, all, sum));
   block.residual().leave(context, sum, all);
@@ -118,14 +129,14 @@ Result<void> LayerCommunicator::run_gathered(const kernels::Context& context, co
 
   // Within an attention group each rank gets a part of its rows first, then they exchange those.
   const int64_t members = layout.attention_tp_size();
-  const std::vector<int64_t> rows = scattered_rows(tokens, members);
-  const parallel::Slice mine = parallel::part_of(n, layout.attention_tp());
+  const std::vector<int64_t> rows = scattered_rows(gathered, members);
+  const parallel::Slice mine = parallel::part_of(own_rows.count, layout.attention_tp());
   float* part = hidden + mine.first * hidden_;
   SLUICE_TRY_VOID(step.groups->all->reduce_scatter_v(context, Element::kF32, sum, part, times(rows, hidden_)));
   if (members == 1) return {};
-  const auto own_rows =
+  const auto parts =
       std::span(rows).subspan(static_cast<size_t>(layout.attention_dp().rank * members), static_cast<size_t>(members));
-  return step.groups->attention_tp->all_gather_v(context, Element::kF32, part, hidden, times(own_rows, hidden_));
+  return step.groups->attention_tp->all_gather_v(context, Element::kF32, part, hidden, times(parts, hidden_));
 }
 
 // The block computes whole rows: those of an attention group are divided among its ranks.

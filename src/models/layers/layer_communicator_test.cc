@@ -103,12 +103,13 @@ struct Way {
   Layout layout;
   Spread spread;
   bool weighted;
+  bool fixed = false;  // groups are filled up to one length
 };
 
 class LayerCommunicatorTest : public testing::TestWithParam<Way> {};
 
 TEST_P(LayerCommunicatorTest, GivesTheNewStreamOnAllRanksOfAGroup) {
-  const auto& [layout, spread, weighted] = GetParam();
+  const auto& [layout, spread, weighted, fixed] = GetParam();
   Rng rng(static_cast<uint64_t>(layout.tp_size * 10 + layout.dp_size));
   const NormWeight norm(rng);
   const ModelConfig config{.hidden_size = kHidden};
@@ -156,6 +157,8 @@ TEST_P(LayerCommunicatorTest, GivesTheNewStreamOnAllRanksOfAGroup) {
         const int64_t n = rounds[round][static_cast<size_t>(group)];
         ForwardBatch batch{.n_tokens = n};
         if (own.dp_attention()) batch.group_tokens = rounds[round];
+        const int64_t most = std::ranges::max(rounds[round]), more = static_cast<int64_t>(round % 2);
+        if (fixed) batch.padded_rows = std::min(most + more, kMostTokens);
         std::vector<float> hidden = before;
         hidden.resize(static_cast<size_t>(backend->padded_rows(kMostTokens) * kHidden));
         block.rows = 0;
@@ -164,7 +167,8 @@ TEST_P(LayerCommunicatorTest, GivesTheNewStreamOnAllRanksOfAGroup) {
             hidden.data());
         ASSERT_TRUE(ran.ok()) << ran.error().message;
 
-        const int64_t all = std::accumulate(rounds[round].begin(), rounds[round].end(), int64_t{0});
+        const std::vector<int64_t> together = gathered_rows(rounds[round], batch.padded_rows);
+        const int64_t all = std::accumulate(together.begin(), together.end(), int64_t{0});
         const int64_t computed = spread == Spread::kAttention   ? n
                                  : spread == Spread::kAllTokens ? all
                                                                 : parallel::part_of(n, own.attention_tp()).count;
@@ -201,14 +205,19 @@ std::vector<Way> ways() {
     for (const Spread spread : {Spread::kAttention, Spread::kAllTokens, Spread::kOwnTokens}) {
       for (const bool weighted : {false, true}) all.push_back({{.tp_size = tp, .dp_size = dp}, spread, weighted});
     }
+    if (dp == 1) continue;
+    for (const bool weighted : {false, true}) {
+      all.push_back({{.tp_size = tp, .dp_size = dp}, Spread::kAllTokens, weighted, /*fixed=*/true});
+    }
   }
   return all;
 }
 
 std::string name_of(const Way& way) {
   const char* const spreads[] = {"attention", "all_tokens", "own_tokens"};
-  return fmt::format("tp{}dp{}_{}{}", way.layout.tp_size, way.layout.dp_size, spreads[static_cast<size_t>(way.spread)],
-                     way.weighted ? "_weighted" : "");
+  return fmt::format("tp{}dp{}_{}{}{}", way.layout.tp_size, way.layout.dp_size,
+                     spreads[static_cast<size_t>(way.spread)], way.weighted ? "_weighted" : "",
+                     way.fixed ? "_fixed" : "");
 }
 
 INSTANTIATE_TEST_SUITE_P(Ways, LayerCommunicatorTest, testing::ValuesIn(ways()),

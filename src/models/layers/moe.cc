@@ -147,6 +147,8 @@ moe::Tokens MoeFfn::choose(const kernels::Context& context, const Step& step, co
   int32_t* recorded = routing_.chosen(layer_, step.routed_before);
   int32_t* ids = recorded == nullptr ? step.scratch.at<int32_t>(ids_slot_) : recorded;
   const int32_t* forced = routing_.forced(layer_, step.routed_before);
+  const bool fills_up = spread() == Spread::kAllTokens && step.batch.padded_rows > 0;
+  SLUICE_CHECK(forced == nullptr || !fills_up, "a forced routing has no rows that fill groups up");
   product(context, weights_, router_, x, logits, n);
   backend.route(context, {.logits = logits,
                           .bias = bias_ ? weights_.address(*bias_) : nullptr,
@@ -154,6 +156,8 @@ moe::Tokens MoeFfn::choose(const kernels::Context& context, const Step& step, co
                           .weights = step.scratch.at<float>(shares_slot_),
                           .margins = routing_.margins(layer_, step.routed_before),
                           .forced = forced,
+                          .group_rows = fills_up ? step.batch.padded_groups : nullptr,
+                          .padded_rows = step.batch.padded_rows,
                           .n = n,
                           .experts = moe_.experts,
                           .top_k = moe_.top_k,
