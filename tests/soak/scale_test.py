@@ -444,7 +444,20 @@ def slow_readers(binary, short):
 
 
 def leaving(binary, short):
-    """E1, X10: a client that leaves cancels its upstream within 100 ms, before the head and in a stream."""
+    """E1, X10: a client that leaves cancels its upstream within 100 ms, before the head and in a stream. In the phases in which
+    nobody works for it what it holds is given back as soon."""
+    leaving_a_worker(binary, short)
+    leaving_the_gateway(binary, short)
+
+
+def show_delays(when, what, delays, short):
+    delays.sort()
+    print(f"leaving: {len(delays)} clients {when}: {what} after {delays[len(delays) // 2]:.2f} ms, p99 "
+          f"{delays[int(len(delays) * 0.99)]:.2f} ms, at most {delays[-1]:.2f} ms")
+    assert short or delays[-1] < 100, f"{delays[-1]:.0f} ms"
+
+
+def leaving_a_worker(binary, short):
     rounds = 10 if short else 300
     ended, gone = {}, {}
 
@@ -483,11 +496,103 @@ def leaving(binary, short):
                 client.close()
                 assert gone[turn].wait(BOUND), "the upstream was not cancelled"
                 delays.append(1000 * (ended[turn] - left))
-            delays.sort()
-            when = "before the head" if kind == "head" else "in a stream"
-            print(f"leaving: {rounds} clients {when}: the upstream ended after {delays[len(delays) // 2]:.2f} ms, p99 "
-                  f"{delays[int(len(delays) * 0.99)]:.2f} ms, at most {delays[-1]:.2f} ms")
-            assert short or delays[-1] < 100, f"{delays[-1]:.0f} ms"
+            show_delays("before the head" if kind == "head" else "in a stream", "the upstream ended", delays, short)
+        fleet.settled()
+
+
+class Unreachable:
+    """A worker that passes its health check, and to which no connection comes about from hide() on."""
+
+    def __init__(self):
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=1)
+        self.where = self.listener.getsockname()
+        self.url = f"http://127.0.0.1:{self.where[1]}"
+        self.hidden, self.accepted, self.waiting = threading.Event(), [], []
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def run(self):
+        while not self.hidden.is_set():
+            connection = self.listener.accept()[0]
+            self.accepted.append(connection)
+            threading.Thread(target=self.talk, args=(connection,), daemon=True).start()
+
+    def talk(self, connection):
+        try:
+            while connection.recv(65536):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+        except OSError:
+            pass
+
+    def hide(self):
+        self.hidden.set()
+        for _ in range(16):  # until the queue of the socket is full
+            self.waiting.append(socket.socket())
+            self.waiting[-1].settimeout(0.5)
+            try:
+                self.waiting[-1].connect(self.where)
+            except TimeoutError:
+                return
+        raise AssertionError("the queue of the socket is never full")
+
+
+def leaving_the_gateway(binary, short):
+    rounds = 5 if short else 100
+
+    def busy(connection, head, data):
+        left = length_of(head) - len(data)
+        while left > 0:
+            left -= len(connection.recv(65536))
+        connection.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+        return b""
+
+    def silent(connection, head, data):
+        while connection.recv(65536):
+            pass
+
+    def delays_of(fleet, request, when_there, when_gone, rounds=rounds):
+        """From the close to the moment in which the metrics show it, which are asked one after the other."""
+        delays = []
+        for turn in range(rounds):
+            client = connect(fleet.where)
+            client.sendall(request)
+            wait_until("it has come so far", lambda: when_there(fleet, turn))
+            left = time.monotonic()
+            client.close()
+            while not when_gone(fleet):
+                assert time.monotonic() - left < BOUND, "what it held was not given back"
+            delays.append(1000 * (time.monotonic() - left))
+        return delays
+
+    def in_flight(fleet):
+        return fleet.metric("smg_admission_inflight")
+
+    whole = post(generate(tokens=1))
+    limits = ("--max-concurrent-requests", 1, "--queue-size", 4, "--queue-timeout-secs", 600)
+    with Fleet(binary, workers=0, urls=[Upstream(silent).url], flags=limits) as fleet:
+        delays = delays_of(fleet, whole[:-5], lambda f, _: in_flight(f) == 1, lambda f: in_flight(f) == 0)
+        show_delays("in their bodies", "the slot was free", delays, short)
+        first = connect(fleet.where)
+        first.sendall(whole)
+        wait_until("the slot is taken", lambda: fleet.metric("smg_worker_requests_active") == 1)
+        delays = delays_of(fleet, whole, lambda f, _: f.metric("smg_admission_queue_depth") == 1,
+                           lambda f: f.metric("smg_admission_queue_depth") == 0)
+        show_delays("in the queue", "the place was free", delays, short)
+        first.close()
+        fleet.settled()
+    pauses = ("--retry-initial-backoff-ms", 600_000, "--retry-max-backoff-ms", 600_000, "--disable-circuit-breaker",
+              "--disable-health-check", "--slow-start-secs", 0)
+    with Fleet(binary, workers=0, urls=[Upstream(busy).url], flags=limits + pauses) as fleet:
+        # As many as the budget of retries allows within ten seconds.
+        delays = delays_of(fleet, whole, lambda f, turn: f.metric("smg_worker_retries_total") == turn + 1,
+                           lambda f: in_flight(f) == 0, min(rounds, 10))
+        show_delays("in the pause before another attempt", "the slot was free", delays, short)
+    worker = Unreachable()
+    flags = limits + ("--disable-health-check", "--connect-timeout-secs", 600)
+    with Fleet(binary, workers=0, urls=[worker.url], flags=flags) as fleet:
+        worker.hide()
+        delays = delays_of(fleet, whole, lambda f, _: f.metric("smg_worker_requests_active") == 1,
+                           lambda f: in_flight(f) == 0)
+        show_delays("while the gateway connects", "the slot was free", delays, short)
         fleet.settled()
 
 
