@@ -326,18 +326,20 @@ Task<Response> debug_index(AdminCall& call) {
                         {"holders", std::move(holders)}});
   }
   const auto stats = call.context.index.stats();
-  co_return json_response(
-      {{"bytes", stats.bytes},
-       {"budget_bytes", call.context.options.prefix_index_bytes},
-       {"nodes", stats.nodes},
-       {"inserts", stats.inserts},
-       {"dropped_inserts", stats.dropped_inserts},
-       {"withdrawn_inserts", stats.withdrawn_inserts},
-       {"evictions",
-        {{"budget", stats.evictions_budget}, {"size", stats.evictions_size}, {"worker", stats.evictions_worker}}},
-       {"workers", std::move(workers)},
-       {"bytes_of_removed_workers", removed},
-       {"prefixes", std::move(prefixes)}});
+  co_return json_response({{"bytes", stats.bytes},
+                           {"budget_bytes", call.context.options.prefix_index_bytes},
+                           {"nodes", stats.nodes},
+                           {"inserts", stats.inserts},
+                           {"dropped_inserts", stats.dropped_inserts},
+                           {"withdrawn_inserts", stats.withdrawn_inserts},
+                           {"evictions",
+                            {{"budget", stats.evictions_budget},
+                             {"size", stats.evictions_size},
+                             {"worker", stats.evictions_worker},
+                             {"age", stats.evictions_age}}},
+                           {"workers", std::move(workers)},
+                           {"bytes_of_removed_workers", removed},
+                           {"prefixes", std::move(prefixes)}});
 }
 
 Task<Response> debug_workers(AdminCall& call) {

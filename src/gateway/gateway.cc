@@ -208,6 +208,7 @@ class Gateway::Impl {
     evicted("budget", index.evictions_budget);
     evicted("size", index.evictions_size);
     evicted("worker", index.evictions_worker);
+    evicted("age", index.evictions_age);
     set_hit_rates();
   }
 

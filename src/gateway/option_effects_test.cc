@@ -437,6 +437,11 @@ TEST_F(OptionEffectsTest, EvictionIntervalSecs) {
   ASSERT_EQ(call("POST", "/flush_cache")->status, 200);
   // The claim counts for nothing from now on; the next round takes it out. By default that is a minute away.
   EXPECT_TRUE(eventually([&] { return metric("smg_prefix_index_evictions_total", {"reason=\"worker\""}) == 1; }));
+  ASSERT_EQ(generate("a prompt that is not asked for again")->status, 200);
+  ASSERT_TRUE(eventually([&] { return metric("smg_prefix_index_nodes") > nodes; }));
+  clock_.advance(61s);
+  EXPECT_TRUE(eventually([&] { return metric("smg_prefix_index_evictions_total", {"reason=\"age\""}) == 1; }));
+  EXPECT_EQ(metric("smg_prefix_index_nodes"), nodes);
 }
 
 TEST_F(OptionEffectsTest, MaxTreeSize) {

@@ -307,7 +307,8 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .read_by = "gateway/context",
            .group = "Routing",
            .help =
-               "Seconds between two rounds of background ageing of the prefix index; the bounds never wait for it."},
+               "Seconds between two rounds of background ageing of the prefix index, which forgets what a worker was "
+               "not sent for 60 rounds; the bounds never wait for it."},
           {.name = "max-tree-size",
            .field = &O::max_tree_size,
            .value = int64_t{1} << int64_t{26},

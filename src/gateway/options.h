@@ -123,6 +123,9 @@ struct GatewayOptions {
 
 const OptionTable<GatewayOptions>& gateway_option_table();
 
+// What a worker was not sent for so many rounds of --eviction-interval-secs it is no longer believed to hold.
+constexpr int64_t kUnusedRounds = 60;
+
 // What no single row can say: rules between options, URLs and numbers in lists. kBadOption.
 Result<void> validate(const GatewayOptions& options);
 

@@ -184,9 +184,7 @@ class Leftovers {
 };
 
 // Ticks are hundredths of a second since the index began: coarse, and enough for an order of use.
-uint32_t tick_since(std::chrono::steady_clock::time_point start) {
-  return static_cast<uint32_t>((std::chrono::steady_clock::now() - start) / std::chrono::milliseconds(10));
-}
+uint32_t ticks_of(Duration duration) { return static_cast<uint32_t>(duration / std::chrono::milliseconds(10)); }
 
 }  // namespace
 
@@ -347,7 +345,8 @@ class PrefixIndex::Impl {
             .withdrawn_inserts = withdrawn_inserts_.load(std::memory_order_relaxed),
             .evictions_budget = tree_.evictions_budget(),
             .evictions_size = tree_.evictions_size(),
-            .evictions_worker = tree_.evictions_worker()};
+            .evictions_worker = tree_.evictions_worker(),
+            .evictions_age = tree_.evictions_age()};
   }
 
  private:
@@ -360,19 +359,30 @@ class PrefixIndex::Impl {
            queue().count() >= kTogether;
   }
 
-  // Under the lock. True if the time to sweep came first.
-  bool sleep_until_due(std::unique_lock<std::mutex>& lock) {
+  // Under the lock.
+  void sleep_until_due(std::unique_lock<std::mutex>& lock) {
     const auto due = [&] { return stop_ || !queue().empty() || sweeps_wanted_ > sweeps_done_ || !asked_.empty(); };
-    bool sweep_now = false;
     asleep_ = true;
-    // Without stale claims there is nothing to do until somebody inserts: no timer ticks while idle.
-    if (stale_) {
-      sweep_now = !wake_.wait_for(lock, options_.sweep_interval, due);
+    // Without claims that are stale or age there is nothing to do until somebody inserts: no timer ticks while idle.
+    if (stale_ || (options_.max_age > Duration::zero() && first_use_ != PrefixTree::kNever)) {
+      wake_.wait_until(lock, next_round_, due);
     } else {
       wake_.wait(lock, [&] { return due() || stale_; });
     }
     asleep_ = false;
-    return sweep_now;
+  }
+  // Under the lock, on the index thread. Whether it is time for a round, and there is something for it to take out:
+  // a walk over the whole tree is worth it only then.
+  bool round_due(uint32_t oldest) {
+    const auto now = std::chrono::steady_clock::now();
+    if (now < next_round_) return false;
+    next_round_ = now + options_.sweep_interval;
+    return stale_ || first_use_ < oldest;
+  }
+  // Claims that were last used before that tick are too old.
+  uint32_t oldest_at(uint32_t tick) const {
+    const uint32_t age = ticks_of(options_.max_age);
+    return age == 0 || age > tick ? 0 : tick - age;
   }
   void gather(std::unique_lock<std::mutex>& lock) {
     wake_.wait_for(lock, kGathering, [&] { return hurry() || any_withdrawn_; });
@@ -396,18 +406,18 @@ class PrefixIndex::Impl {
     size_t held = 0;
     const bool done = tree_.insert(claim.text, claim.holder, tick, claim.limit, &held, claim.place);
     if (done) latest_[number % latest_.size()] = {number, held, claim.holder.generation};
+    first_use_ = std::min(first_use_, tick);
     (done ? inserts_ : dropped_inserts_).fetch_add(1, std::memory_order_relaxed);
   }
 
   void run() {
-    const auto start = std::chrono::steady_clock::now();
+    const TimePoint start = options_.clock->now();
     std::unique_lock lock(mu_);
     for (;;) {
       // Of requests that go on coming none has to wake this thread until enough of them are here.
       gather(lock);
-      bool sweep_now = false;
       if (queue().empty()) {
-        sweep_now = sleep_until_due(lock);
+        sleep_until_due(lock);
         if (!queue().empty()) gather(lock);
       }
       wait_for_readers(lock);
@@ -417,13 +427,14 @@ class PrefixIndex::Impl {
       batch_bytes_ = batch.bytes();
       any_withdrawn_ = false;
       const uint64_t sweeps = sweeps_wanted_;
-      sweep_now = sweep_now || sweeps > sweeps_done_;
+      const uint32_t tick = ticks_of(options_.clock->now() - start);
+      const uint32_t oldest = oldest_at(tick);
+      const bool sweep_now = round_due(oldest) || sweeps > sweeps_done_;
       if (sweep_now) stale_ = false;
       const auto asked = std::exchange(asked_, {});
       uint64_t number = applied_;
       lock.unlock();
 
-      const uint32_t tick = tick_since(start);
       Few few;
       const auto apply_few = [&] {
         if (few.size > 1) tree_.expect(std::span(few.expected).first(few.size));
@@ -436,7 +447,7 @@ class PrefixIndex::Impl {
         if (++few.size == few.claims.size()) apply_few();
       });
       apply_few();
-      if (sweep_now) tree_.sweep();
+      if (sweep_now) first_use_ = tree_.sweep(oldest);
       for (const auto& [most, done] : asked) done(tree_.report(most));
       const size_t applied = batch.count();
 
@@ -483,6 +494,9 @@ class PrefixIndex::Impl {
   static constexpr size_t kApplied = 8192;
   std::vector<Applied> latest_ = std::vector<Applied>(kApplied);
   Leftovers leftovers_;
+  // Of all claims in the tree none was last used before that tick; also of the index thread.
+  uint32_t first_use_ = PrefixTree::kNever;
+  std::chrono::steady_clock::time_point next_round_ = std::chrono::steady_clock::now();
   std::atomic<bool> any_waits_{false};  // a claim is in the queue, or being applied
 
   mutable std::mutex mu_;  // guards all below; held for a few instructions only

@@ -93,9 +93,13 @@ struct PrefixIndexOptions {
   size_t budget_bytes = 256 << 20;  // at least 64 KiB; of the tree itself at most 32 GiB are used
   // Bytes of prefix text per worker (--max-tree-size), held at every insert.
   size_t max_bytes_per_worker = size_t{1} << 26;
-  // How often claims of dropped workers are swept out in the background (--eviction-interval-secs). Both bounds above
-  // hold at every insert and never wait for it.
+  // How often claims of dropped workers, and those that are too old, are swept out in the background
+  // (--eviction-interval-secs). Both bounds above hold at every insert and never wait for it.
   Duration sweep_interval = std::chrono::seconds(60);
+  // A claim says what the worker held when it last got the text. Nothing tells what it has dropped since: after so long
+  // without use the claim goes, in the next of those rounds. Zero: never.
+  Duration max_age = Duration::zero();
+  const Clock* clock = &real_clock();  // of ages; outlives the index
 };
 
 struct PrefixIndexStats {
@@ -107,6 +111,7 @@ struct PrefixIndexStats {
   uint64_t evictions_budget = 0;  // nodes that went because the whole index was full
   uint64_t evictions_size = 0;    // claims that went because their worker's share was full
   uint64_t evictions_worker = 0;  // claims that went because their worker was dropped
+  uint64_t evictions_age = 0;     // claims that went because they were not used for long
 };
 
 // What the index holds, at one moment.
@@ -151,7 +156,8 @@ class PrefixIndex {
   // All claims of the worker are void from now on: it restarted, was flushed or was removed. Any thread; readers see it
   // at once, memory is freed as it is met.
   void drop_worker(uint32_t worker);
-  // Frees what drop_worker() voided, now. Any thread but a reader's inner loop; waits for the index thread.
+  // Frees what drop_worker() voided and what is too old, now. Any thread but a reader's inner loop; waits for the index
+  // thread.
   void sweep();
   // Waits until everything queued before the call is applied. For tests and for shutdown.
   void flush();

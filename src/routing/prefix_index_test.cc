@@ -14,6 +14,7 @@
 #include "base/rng.h"
 #include "routing/common_prefix.h"
 #include "routing/epoch.h"
+#include "testing/fake_clock.h"
 
 namespace sluice::routing {
 namespace {
@@ -38,6 +39,56 @@ TEST(PrefixIndexTest, ADroppedWorkerIsForgottenAtOnceAndCanComeBack) {
   index.insert("hello", 1);
   index.flush();
   EXPECT_EQ(index.match("hello").num_holders, 1);
+}
+
+TEST(PrefixIndexTest, AClaimThatIsNotUsedForItsAgeIsForgotten) {
+  testing::FakeClock clock;
+  PrefixIndex index({.max_age = std::chrono::hours(1), .clock = &clock});
+  const auto holders = [&](std::string_view text) {
+    index.flush();
+    index.sweep();
+    return int{index.match(text).num_holders};
+  };
+  index.insert("used again", 1);
+  index.insert("left alone", 1);
+  EXPECT_EQ(holders("left alone"), 1);
+  clock.advance(std::chrono::minutes(40));
+  index.insert("used again", 1);
+  EXPECT_EQ(holders("left alone"), 1) << "it is younger than that";
+  clock.advance(std::chrono::minutes(21));
+  EXPECT_EQ(holders("left alone"), 0);
+  EXPECT_EQ(holders("used again"), 1);
+  EXPECT_EQ(index.stats().evictions_age, 1u);
+  clock.advance(std::chrono::minutes(40));
+  EXPECT_EQ(holders("used again"), 0);
+  EXPECT_EQ(index.stats().nodes, 1u);
+}
+
+TEST(PrefixIndexTest, WithoutAnAgeNothingIsForgotten) {
+  testing::FakeClock clock;
+  PrefixIndex index({.clock = &clock});
+  index.insert("left alone", 1);
+  index.flush();
+  clock.advance(std::chrono::hours(1000));
+  index.sweep();
+  EXPECT_EQ(index.match("left alone").num_holders, 1);
+}
+
+// The rounds of ageing come by themselves, and also where texts go on coming: nobody has to ask for one.
+TEST(PrefixIndexTest, RoundsOfAgeingComeByThemselves) {
+  testing::FakeClock clock;
+  PrefixIndex index(
+      {.sweep_interval = std::chrono::milliseconds(1), .max_age = std::chrono::hours(1), .clock = &clock});
+  index.insert("left alone", 1);
+  index.flush();
+  clock.advance(std::chrono::hours(2));
+  while (index.stats().nodes > 1) std::this_thread::yield();
+  index.insert("left alone", 1);
+  index.flush();
+  clock.advance(std::chrono::hours(2));
+  while (index.stats().evictions_age < 2) index.insert("another", 2);
+  EXPECT_EQ(index.match("left alone").num_holders, 0);
+  EXPECT_EQ(index.match("another").num_holders, 1);
 }
 
 TEST(PrefixIndexTest, AClaimQueuedBeforeTheDropIsVoid) {

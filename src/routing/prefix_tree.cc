@@ -450,16 +450,21 @@ PrefixIndexReport::Prefix PrefixTree::describe(const Node* node, size_t bytes, s
   return prefix;
 }
 
-void PrefixTree::sweep() {
+uint32_t PrefixTree::sweep(uint32_t oldest) {
+  uint32_t first_use = kNever;
   post_order([&](Node* node) {
     if (node == root_) return;
     bool unheld = true;
     each_claim(node, [&](Claim& claim) {
       if (claim.owner() == kNobody) return;
-      if (Claim::is_of(claim.who.load(std::memory_order_relaxed), generations_.of(claim.owner()))) {
+      const uint32_t used = claim.tick.load(std::memory_order_relaxed);
+      const bool lives = Claim::is_of(claim.who.load(std::memory_order_relaxed), generations_.of(claim.owner()));
+      // What lies below was never used later, and went before.
+      if (lives && used >= oldest) {
         unheld = false;
+        first_use = std::min(first_use, used);
       } else {
-        evictions_worker_.fetch_add(1, std::memory_order_relaxed);
+        (lives ? evictions_age_ : evictions_worker_).fetch_add(1, std::memory_order_relaxed);
         end_claim(node, claim);
       }
     });
@@ -468,6 +473,7 @@ void PrefixTree::sweep() {
   // Those that are gone are not looked for ever.
   std::erase_if(visits_, [&](const Visit& visit) { return worker_bytes_[visit.worker] == 0; });
   retired_.reclaim();
+  return first_use;
 }
 
 PrefixTree::Ref PrefixTree::allocate(size_t bytes, const Node* keep) {

@@ -54,8 +54,10 @@ class PrefixTree {
   // The text that was inserted for the holder did not come to be held: its claims on what lies beyond the first `kept`
   // bytes end, unless longer texts of it went through there. Returns how much such ones leave it, 0 if there are none.
   size_t withdraw(std::string_view text, Holder holder, size_t kept);
-  // Removes the claims of generations that are over, and the nodes that nobody holds any more.
-  void sweep();
+  // Removes the claims of generations that are over and those last used before the tick `oldest`, and the nodes that
+  // nobody holds any more. Returns the last use of the claim that is unused the longest, kNever if none is left.
+  static constexpr uint32_t kNever = ~uint32_t{0};
+  uint32_t sweep(uint32_t oldest = 0);
   // Bytes of text per worker, and the prefixes that most inserts came through, at most `most` of them.
   PrefixIndexReport report(size_t most) const;
 
@@ -66,6 +68,7 @@ class PrefixTree {
   uint64_t evictions_budget() const { return evictions_budget_.load(std::memory_order_relaxed); }
   uint64_t evictions_size() const { return evictions_size_.load(std::memory_order_relaxed); }
   uint64_t evictions_worker() const { return evictions_worker_.load(std::memory_order_relaxed); }
+  uint64_t evictions_age() const { return evictions_age_.load(std::memory_order_relaxed); }
 
  private:
   struct Claim;
@@ -150,6 +153,7 @@ class PrefixTree {
   std::atomic<uint64_t> evictions_budget_{0};
   std::atomic<uint64_t> evictions_size_{0};
   std::atomic<uint64_t> evictions_worker_{0};
+  std::atomic<uint64_t> evictions_age_{0};
   // As in PrefixMatch. Every match reads it: not from a line that every insert writes.
   alignas(64) std::atomic<float> shared_drops_{0};
 };

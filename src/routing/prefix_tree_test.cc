@@ -225,6 +225,26 @@ TEST(PrefixTreeTest, ClaimsOfAnEarlierLifeCountForNothing) {
   EXPECT_EQ(tree.worker_bytes(1), 0u);
 }
 
+TEST(PrefixTreeTest, WhatAWorkerWasNotSentForLongIsNotBelievedOfIt) {
+  PrefixTree tree(kAmple, kAmple);
+  EXPECT_EQ(tree.sweep(1000), PrefixTree::kNever);
+  ASSERT_TRUE(tree.insert("shared one", {1, 0}, 10));
+  ASSERT_TRUE(tree.insert("shared two", {1, 0}, 20));
+  ASSERT_TRUE(tree.insert("shared one", {2, 0}, 30));
+  EXPECT_EQ(tree.sweep(10), 10u) << "all are as young as that";
+  EXPECT_EQ(workers_of(tree.match("shared one")), (std::set<uint32_t>{1, 2}));
+  EXPECT_EQ(tree.sweep(20), 20u);
+  EXPECT_EQ(workers_of(tree.match("shared one")), (std::set<uint32_t>{2}));
+  EXPECT_EQ(workers_of(tree.match("shared two")), (std::set<uint32_t>{1})) << "and what is above it";
+  EXPECT_EQ(tree.evictions_age(), 1u);
+  EXPECT_EQ(tree.sweep(30), 30u);
+  EXPECT_EQ(tree.worker_bytes(1), 0u);
+  EXPECT_EQ(workers_of(tree.match("shared two")), (std::set<uint32_t>{2})) << "the beginning";
+  EXPECT_EQ(tree.sweep(31), PrefixTree::kNever);
+  EXPECT_EQ(tree.nodes(), 1u);
+  EXPECT_EQ(tree.evictions_worker(), 0u);
+}
+
 TEST(PrefixTreeTest, AgreesWithANaiveOracle) {
   agree_with_oracle(testing::test_seed(11), 20'000, [](Rng& rng) {
     std::string text;

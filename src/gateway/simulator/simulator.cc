@@ -91,6 +91,7 @@ class Simulation {
       : rules_(rules),
         workload_(workload),
         poll_interval_(std::chrono::seconds(options.load_monitor_interval)),
+        round_(std::chrono::seconds(options.eviction_interval_secs)),
         index_(static_cast<size_t>(options.prefix_index_bytes), static_cast<size_t>(options.max_tree_size)),
         rng_(rules.seed),
         agenda_(static_cast<size_t>(rules.workers)),
@@ -192,7 +193,15 @@ class Simulation {
 
   bool measured() const { return clock_.now().time_since_epoch() > rules_.warm_up; }
 
+  void age_index(Duration now) {
+    if (now < next_round_) return;
+    next_round_ = now + round_;
+    const Duration oldest = now - kUnusedRounds * round_;
+    if (oldest > Duration::zero()) index_.sweep(static_cast<uint32_t>(oldest / kTick));
+  }
+
   void send(const SimulatedRequest& request, Duration now) {
+    age_index(now);
     WorkerJob job = testing::job_of(request.text, rules_.worker, request.decode.value_or(rules_.decode),
                                     blocks_of_beginning(request));
     job.id = new_open();
@@ -386,6 +395,8 @@ class Simulation {
   const SimulationRules rules_;
   Workload& workload_;
   const Duration poll_interval_;
+  const Duration round_;  // of ageing of the index
+  Duration next_round_{};
   bool polls_ = false;
   VirtualClock clock_;
   routing::PrefixTree index_;  // what stands under the gateway's index, without its thread
