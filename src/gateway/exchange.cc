@@ -118,6 +118,8 @@ net::Task<> Exchange::serve() {
   loop_.count_admission(/*allowed=*/true);
   phase("admitted");
   if (gone_) co_return;
+  const bool any_serves = co_await wait_for_any_worker();
+  if (!any_serves) co_return;
   const bool read = co_await read_request();
   if (!read) co_return;
   if (!facts_.previous.empty()) {
@@ -128,9 +130,7 @@ net::Task<> Exchange::serve() {
   context_.retry_budget.earn(context_.clock.now());
   while (!gone_) {
     if (timed_out_) {
-      Failure failure = out_of_time();
-      note(failure.error.message);
-      co_await give_up(std::move(failure));
+      co_await give_up_late();
       co_return;
     }
     ++attempts_;
@@ -142,13 +142,42 @@ net::Task<> Exchange::serve() {
       co_return;
     }
     if (failure->answer) last_answer_ = std::move(failure->answer);
-    series().retries.add();
-    if (*pause > Duration::zero()) {
-      loop_.count_backoff(attempts_, *pause);
-      net::Timer timer(loop_.loop.executor());
-      co_await wait(timer, *pause);
+    co_await back_off(*pause);
+  }
+}
+
+// Where no worker of any model can be used the body, which may be long, is not read for nothing: attempts that would be
+// in vain are made without it.
+net::Task<bool> Exchange::wait_for_any_worker() {
+  const auto any_serves = [this] {
+    return std::ranges::any_of(loop_.fleet(context_.fleet), [](const WorkerPtr& worker) { return worker->usable(); });
+  };
+  while (!any_serves()) {
+    ++attempts_;
+    Failure failure = no_worker();
+    const auto pause = pause_before_retry(failure);
+    if (!pause) {
+      co_await give_up(std::move(failure));
+      co_return false;
+    }
+    co_await back_off(*pause);
+    series_ = nullptr;  // of a request of which nothing was known yet
+    if (gone_) co_return false;
+    if (timed_out_) {
+      co_await give_up_late();
+      co_return false;
     }
   }
+  co_return true;
+}
+
+// Before another attempt.
+net::Task<> Exchange::back_off(Duration pause) {
+  series().retries.add();
+  if (pause == Duration::zero()) co_return;
+  loop_.count_backoff(attempts_, pause);
+  net::Timer timer(loop_.loop.executor());
+  co_await wait(timer, pause);
 }
 
 // Where there was no slot at once.
@@ -175,9 +204,7 @@ net::Task<bool> Exchange::wait_for_slot(std::shared_ptr<Admission::Waiter> waite
   if (timed_out_ && !gone_) {
     const Admission::Slot unused(granted ? &context_.admission : nullptr);
     loop_.count_admission(/*allowed=*/false);
-    Failure failure = out_of_time();
-    note(failure.error.message);
-    co_await give_up(std::move(failure));
+    co_await give_up_late();
     co_return false;
   }
   if (granted) co_return true;
@@ -449,6 +476,12 @@ std::optional<Duration> Exchange::pause_before_retry(const Failure& failure) {
   }
   if (failure.outcome == Outcome::kBusy && others) return Duration::zero();
   return context_.retry.pause(pauses_++, failure.retry_after, loop_.rng);
+}
+
+net::Task<> Exchange::give_up_late() {
+  Failure failure = out_of_time();
+  note(failure.error.message);
+  co_await give_up(std::move(failure));
 }
 
 net::Task<> Exchange::give_up(Failure failure) {

@@ -62,6 +62,8 @@ class Exchange {
   void abort_at_worker();
   net::Task<bool> queue_up();
   net::Task<bool> wait_for_slot(std::shared_ptr<Admission::Waiter> waiter, std::shared_ptr<net::Timer> timer);
+  net::Task<bool> wait_for_any_worker();
+  net::Task<> back_off(Duration pause);
   net::Task<bool> read_request();
   net::Task<bool> find_keeper();
 
@@ -85,6 +87,7 @@ class Exchange {
   bool others_left();  // an untried worker, of those that may have the request, could take it now
   void set_engine_aside();
   net::Task<> give_up(Failure failure);
+  net::Task<> give_up_late();
 
   net::Task<> wait(net::Timer& timer, Duration duration);
   net::Task<> answer(net::Response response);

@@ -300,6 +300,61 @@ TEST_F(ScenarioTest, WithoutAWorkerTheAnswerSaysWhenOneMayBeBack) {
   expect_settled();
 }
 
+// Of half a gigabyte that a client announces only the beginning has come when it has its answer.
+constexpr std::string_view kHeadOfALongBody =
+    "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 500000000\r\n\r\n{\"text\":\"and so on";
+
+TEST_F(ScenarioTest, WithoutAWorkerNoBodyIsRead) {
+  for (const std::vector<std::string>& flags : {std::vector<std::string>{}, {"--enable-igw"}}) {
+    start(flags);
+    const auto refused = [&] {
+      RawClient client(gateway_->port());
+      client.send(std::string(kHeadOfALongBody));
+      const std::string answer = client.read_until("no_available_workers\"");
+      EXPECT_THAT(answer, HasSubstr("HTTP/1.1 503 "));
+      EXPECT_THAT(answer, HasSubstr("Retry-After: "));
+    };
+    refused();
+    SimWorker& one = worker();
+    gateway_->worker_started(one.url());
+    gateway_->worker_ended(one.url());
+    refused();
+    EXPECT_EQ(one.counters().generations, 0);
+    EXPECT_EQ(metric("smg_router_request_errors_total"), 2);
+    workers_.clear();
+    gateway_.reset();
+  }
+}
+
+TEST_F(ScenarioTest, AWorkerThatComesMeanwhileGetsTheRequestThatFoundNone) {
+  SimWorker& one = worker();
+  start({"--retry-max-retries", "1000"});
+  gateway_->worker_ended(one.url());
+  RawClient client(gateway_->port());
+  ++sent_;
+  client.post("/generate", body_of("x"));
+  ASSERT_TRUE(eventually([&] { return metric("smg_worker_retries_total", {"generate"}) > 0; }));
+  gateway_->worker_started(one.url());
+  EXPECT_THAT(client.read_until("meta_info"), HasSubstr(" 200 OK"));
+  EXPECT_EQ(metric("smg_router_requests_total", {"model=\"unknown\""}), 0) << "it counts for the model that it got";
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, ARequestWithoutATurnIsRefusedBeforeItsBodyIsRead) {
+  SimWorker& one = worker();
+  start({"--max-concurrent-requests", "1", "--queue-size", "0"});
+  one.set_fault({.kind = Kind::kStall});
+  RawClient first(gateway_->port()), second(gateway_->port());
+  ++sent_;
+  first.post("/generate", body_of("x"));
+  ASSERT_TRUE(eventually([&] { return metric("smg_admission_inflight") == 1; }));
+  ++sent_;
+  second.send(std::string(kHeadOfALongBody));
+  EXPECT_THAT(second.read_until("admission_queue_full\""), HasSubstr("HTTP/1.1 429 "));
+  first.leave();
+  expect_settled();
+}
+
 // --- the circuit breaker ---------------------------------------------------------------------------------------------
 
 TEST_F(ScenarioTest, TenFaultsOpenTheBreakerAndThreeTrialsCloseIt) {
