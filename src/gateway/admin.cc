@@ -192,6 +192,7 @@ Task<Response> list_or_add(AdminCall& call) {
   if (!worker.ok()) co_return worker_error(400, "BAD_REQUEST", worker.error().message);
   for (const WorkerPtr& each : call.context.fleet.engine_of(**worker)) {
     each->change_info([&](Worker::Info& info) { apply(request->details, info); });
+    call.context.change_rules(each, request->details.rules);
   }
   const Worker& added = **worker;
   const std::string location = "/workers/" + added.id;
@@ -220,7 +221,7 @@ Task<Response> one_worker(AdminCall& call) {
   if (worker == nullptr) co_return worker_error(404, "WORKER_NOT_FOUND", fmt::format("no worker {}", id));
   if (call.head.method == "GET") {
     std::string text;
-    append_worker_json(text, *worker, kv_json(call.context, *worker));
+    append_worker_json(text, *worker, kv_json(call.context, *worker), /*with_rules=*/true);
     co_return Response::json(200, std::move(text));
   }
   if (call.head.method == "DELETE") {
@@ -233,18 +234,22 @@ Task<Response> one_worker(AdminCall& call) {
   const Json body = parsed.ok() ? *parsed : Json();
   if (!body.is_object()) co_return worker_error(400, "BAD_REQUEST", "the body must be a JSON object");
   for (const auto& [name, value] : body.items()) {
-    if (name != "priority" && name != "cost" && name != "labels" && name != "api_key") {
-      co_return worker_error(400, "BAD_REQUEST", "only priority, cost, labels and api_key can be changed");
+    if (name != "priority" && name != "cost" && name != "labels" && name != "api_key" && name != "health") {
+      co_return worker_error(400, "BAD_REQUEST", "only priority, cost, labels, api_key and health can be changed");
     }
   }
   const auto details = read_worker_details(body);
   if (!details.ok()) co_return worker_error(400, "BAD_REQUEST", details.error().message);
+  if (!details->ignored.empty()) {
+    co_return worker_error(400, "BAD_REQUEST", fmt::format("{} cannot be changed", details->ignored.front()));
+  }
   if (auto good = accept(*details); !good.ok()) co_return worker_error(400, "BAD_REQUEST", good.error().message);
   if (details->api_key) {
     const auto changed = call.context.change_key(*worker, *details->api_key);
     if (!changed.ok()) co_return worker_error(400, "BAD_REQUEST", changed.error().message);
   }
   worker->change_info([&](Worker::Info& info) { apply(*details, info); });
+  call.context.change_rules(worker, details->rules);
   co_return json_response(202, Json{{"status", "accepted"}, {"worker_id", worker->id}});
 }
 

@@ -72,8 +72,8 @@ void Breaker::success(const Permit& permit) {
 }
 
 void Breaker::fault(const Permit& permit) {
-  if (!rules_.enabled) return;
   std::lock_guard lock(mutex_);
+  if (!rules_.enabled) return;
   const bool was_overtaken = overtaken_ && permit.trial && permit.epoch + 1 == epoch_;
   if (permit.epoch != epoch_ && !was_overtaken) return;
   if (permit.trial) {
@@ -129,6 +129,12 @@ Breaker::Streak Breaker::streak() const {
 void Breaker::reset() {
   std::lock_guard lock(mutex_);
   set(BreakerState::kClosed);
+}
+
+void Breaker::set_rules(BreakerRules rules) {
+  std::lock_guard lock(mutex_);
+  rules_ = rules;
+  if (!rules.enabled && state() != BreakerState::kClosed) set(BreakerState::kClosed);
 }
 
 }  // namespace sluice::gateway

@@ -35,7 +35,7 @@ class Breaker {
   // `clock` outlives this, and so does `seat`, where the state stands for whoever asks of many breakers; null = in
   // itself. Only this changes it.
   Breaker(BreakerRules rules, const Clock& clock, std::atomic<BreakerState>* seat = nullptr)
-      : state_(seat != nullptr ? *seat : own_seat_), rules_(rules), clock_(clock) {}
+      : state_(seat != nullptr ? *seat : own_seat_), clock_(clock), rules_(rules) {}
 
   // Called with each change, under the lock. Set before the first request.
   void on_change(std::function<void(BreakerState from, BreakerState to)> report) { report_ = std::move(report); }
@@ -66,6 +66,8 @@ class Breaker {
   std::optional<Duration> open_for() const;
   // A new process behind the address: closed.
   void reset();
+  // From now on; one that is switched off closes.
+  void set_rules(BreakerRules rules);
 
   BreakerState state() const { return state_.load(std::memory_order_relaxed); }
   // What counts towards the next change of state: faults while closed, good trials and passed probes while half-open.
@@ -83,13 +85,13 @@ class Breaker {
   std::atomic<BreakerState>& state_;
 
   // Constant after construction.
-  const BreakerRules rules_;
   const Clock& clock_;
   std::function<void(BreakerState, BreakerState)> report_;
 
   std::atomic<uint64_t> epoch_{0};  // changes with the state
   std::atomic<bool> has_faults_{false};
-  mutable std::mutex mutex_;      // guards what follows, and changes of what stands above
+  mutable std::mutex mutex_;  // guards what follows, and changes of what stands above
+  BreakerRules rules_;
   std::deque<TimePoint> faults_;  // consecutive ones, while closed; those that the window has left are dropped
   TimePoint opened_{};
   int64_t successes_ = 0;

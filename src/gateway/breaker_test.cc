@@ -258,5 +258,18 @@ TEST_F(BreakerTest, NeverLetsTwoTrialsInFromManyThreads) {
   EXPECT_EQ(most, 1);
 }
 
+TEST_F(BreakerTest, OneThatIsSwitchedOffCloses) {
+  open();
+  breaker_.set_rules({.enabled = false});
+  EXPECT_EQ(breaker_.state(), State::kClosed);
+  for (int i = 0; i < 100; ++i) fault();
+  EXPECT_EQ(breaker_.state(), State::kClosed);
+  breaker_.set_rules({.failure_threshold = 2});
+  fault();
+  EXPECT_EQ(breaker_.state(), State::kClosed);
+  fault();
+  EXPECT_EQ(breaker_.state(), State::kOpen);
+}
+
 }  // namespace
 }  // namespace sluice::gateway

@@ -130,7 +130,10 @@ Result<WorkerPtr> Context::add_worker(const std::string& url, const std::string&
   auto& [worker, is_new] = added;
   if (is_new) {
     metrics.counter("smg_discovery_registrations_total", {source, "success"}).add();
-    worker->change_info([&](Worker::Info& info) { info.source = source; });
+    worker->change_info([&](Worker::Info& info) {
+      info.source = source;
+      info.rules = WorkerRules::from(options);
+    });
     attend(worker);
   } else if (!api_key.empty()) {
     SLUICE_TRY_VOID(change_key(*worker, api_key));
@@ -148,6 +151,12 @@ Result<void> Context::change_key(const Worker& worker, const std::string& api_ke
   return {};
 }
 
+void Context::change_rules(const WorkerPtr& worker, const WorkerRuleChanges& changes) {
+  if (changes.empty()) return;
+  worker->change_rules(changes);
+  control->rules_changed(worker);
+}
+
 void Context::expand_worker(const Worker& engine, int64_t ranks) {
   std::vector<WorkerPtr> workers;
   {
@@ -160,6 +169,7 @@ void Context::expand_worker(const Worker& engine, int64_t ranks) {
   }
   for (const WorkerPtr& worker : workers) {
     worker->change_info([&](Worker::Info& info) { info = engine.info(); });
+    worker->change_rules(engine.info().rule_changes);
     worker->proven = true;
     worker->healthy = true;
     attend(worker);

@@ -96,6 +96,8 @@ struct Context {
   // Of all ranks of the worker's engine, from the next request on; they are probed at once. As add_worker() refuses a
   // key that is not printable ASCII (kInvalidArgument). Any thread.
   Result<void> change_key(const Worker& worker, const std::string& api_key);
+  // From its next check and request on. Any thread.
+  void change_rules(const WorkerPtr& worker, const WorkerRuleChanges& changes);
   // The engine's ranks take its place, ready. Any thread.
   void expand_worker(const Worker& engine, int64_t ranks);
   // It has left the fleet: its series go, unless the same address has been added again meanwhile. Any thread.

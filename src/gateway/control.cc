@@ -106,11 +106,7 @@ void Control::with_watch(const WorkerPtr& worker, std::function<void(Watch&)> ac
 
 void Control::watch(WorkerPtr worker) {
   loop_.post([this, worker] {
-    const auto& options = context_.options;
-    const HealthRules rules{.failures = options.health_failure_threshold,
-                            .successes = options.health_success_threshold,
-                            .interval = std::chrono::seconds(options.health_check_interval_secs)};
-    auto watch = std::make_shared<Watch>(worker, rules, loop_);
+    auto watch = std::make_shared<Watch>(worker, worker->rules().health(), loop_);
     // started() may have been quicker.
     if (worker->healthy) watch->health.force(true);
     if (worker->healthy) liveness_.returned(worker, /*is_new_process=*/true);
@@ -176,6 +172,10 @@ void Control::remove(WorkerPtr worker) {
   with_watch(worker, [](Watch&) {});
 }
 
+void Control::rules_changed(WorkerPtr worker) {
+  with_watch(worker, [](Watch& watch) { watch.health.set_rules(watch.worker->rules().health()); });
+}
+
 // The answer to a GET, all of it within `bound` however slowly it comes.
 net::Task<Result<net::Response>> Control::ask(WorkerPtr worker, std::string target, Duration bound) {
   Question question{"GET", std::move(target), key_headers(*worker), nullptr};
@@ -183,8 +183,8 @@ net::Task<Result<net::Response>> Control::ask(WorkerPtr worker, std::string targ
 }
 
 net::Task<std::optional<bool>> Control::probe(std::shared_ptr<Watch> watch) {
-  const auto bound = std::chrono::seconds(context_.options.health_check_timeout_secs);
   const Worker& worker = *watch->worker;
+  const auto bound = std::chrono::seconds(worker.rules().timeout_secs);
   const auto answer = co_await ask(watch->worker, context_.options.health_check_endpoint, bound);
   if (!answer.ok() && answer.error().code == ErrorCode::kExhausted) {
     context_.metrics.counter("smg_worker_health_checks_total", {"regular", "exhausted"}).add();
@@ -245,7 +245,7 @@ net::Task<int64_t> Control::read_ranks(std::shared_ptr<Watch> watch) {
   co_return 1;
 }
 
-bool Control::is_probed(const Worker& worker) const { return !worker.proven || !context_.options.disable_health_check; }
+bool Control::is_probed(const Worker& worker) { return !worker.proven || !worker.rules().disable_health_check; }
 
 net::Task<> Control::run(std::shared_ptr<Watch> watch) {
   Worker& worker = *watch->worker;
@@ -373,9 +373,9 @@ void Control::plan_next_probe(Watch& watch) {
 }
 
 // One that starts may fail its checks for as long as it may take to start.
-bool Control::is_lost(const Watch& watch) const {
+bool Control::is_lost(const Watch& watch) {
   const Worker& worker = *watch.worker;
-  return worker.proven ? watch.failed_in_a_row >= 3 * context_.options.health_failure_threshold : worker.failed.load();
+  return worker.proven ? watch.failed_in_a_row >= 3 * worker.rules().failure_threshold : worker.failed.load();
 }
 
 // Beside everything else: a worker is used before anybody knows what its cache holds.
@@ -391,7 +391,7 @@ void Control::attend_kv(const WorkerPtr& worker) {
 net::Task<> Control::drain(std::shared_ptr<Watch> watch) {
   Worker& worker = *watch->worker;
   const TimePoint begun = context_.clock.now();
-  const auto settle = std::chrono::seconds(context_.options.drain_settle_secs);
+  const auto settle = std::chrono::seconds(worker.rules().drain_settle_secs);
   const auto grace = std::max<Duration>(settle, std::chrono::seconds(context_.options.shutdown_grace_period_secs));
   for (;;) {
     const Duration passed = context_.clock.now() - begun;

@@ -33,6 +33,7 @@ class Control {
   void ended(WorkerPtr worker);      // it is known not to
   void restarted(WorkerPtr worker);  // an answer has come from a new process
   void remove(WorkerPtr worker);     // draining, then out
+  void rules_changed(WorkerPtr worker);
   // What answers questions for the load.
   LoadSources& load_sources() { return load_sources_; }
 
@@ -40,14 +41,14 @@ class Control {
   struct Watch;
   void with_watch(const WorkerPtr& worker, std::function<void(Watch&)> act);
   // Whether the worker is asked whether it serves; without checks none is, once it has passed one.
-  bool is_probed(const Worker& worker) const;
+  static bool is_probed(const Worker& worker);
   net::Task<> run(std::shared_ptr<Watch> watch);
   net::Task<> wait_for_probe(std::shared_ptr<Watch> watch);
   net::Task<bool> examine(std::shared_ptr<Watch> watch);
   net::Task<bool> replace_by_ranks(std::shared_ptr<Watch> watch);
   void take_verdict(Watch& watch, bool passed);
   void plan_next_probe(Watch& watch);
-  bool is_lost(const Watch& watch) const;
+  static bool is_lost(const Watch& watch);
   net::Task<> drain(std::shared_ptr<Watch> watch);
   net::Task<Result<net::Response>> ask(WorkerPtr worker, std::string target, Duration bound);
   // Whether it passed; none where this process could not ask.

@@ -127,6 +127,7 @@ net::Task<> Exchange::serve() {
     if (!may_go_on) co_return;
   }
 
+  take_retry_rules();
   context_.retry_budget.earn(context_.clock.now());
   while (!gone_) {
     if (timed_out_) {
@@ -265,6 +266,14 @@ net::Task<bool> Exchange::read_request() {
   record_.prompt_hash = routing::text_hash(std::string_view(facts_.routing_text).substr(destination_.salt()));
   phase("read");
   co_return true;
+}
+
+// Where workers have their own those of the first count, whichever is chosen: with it the model was registered.
+void Exchange::take_retry_rules() {
+  const Roster* roster = destination_.roster(context_, loop_);
+  if (roster == nullptr || roster->workers().empty()) return;
+  const Worker& first = *roster->workers().front();
+  if (first.has_own_rules()) retry_ = first.rules().retry();
 }
 
 // What it goes on from is kept by one worker. Where all say that they do not have it the one that is chosen will say so
@@ -458,13 +467,13 @@ bool Exchange::moves_on_freely(const Failure& failure) {
 std::optional<Duration> Exchange::pause_before_retry(const Failure& failure) {
   record_failure(failure);
   if (timed_out_) return std::nullopt;
-  if (attempts_ >= context_.retry.attempts) {
+  if (attempts_ >= retry_.attempts) {
     if (attempts_ > 1) series().retries_exhausted.add();
     return std::nullopt;
   }
   if (failure.worker_id.empty()) {
     if (loop_.fleet(context_.fleet).empty()) return std::nullopt;
-    return context_.retry.pause(pauses_++, std::nullopt, loop_.rng);
+    return retry_.pause(pauses_++, std::nullopt, loop_.rng);
   }
   if (failure.outcome == Outcome::kFault && failure.error.code != ErrorCode::kExhausted) set_engine_aside();
   const bool others = others_left();
@@ -475,7 +484,7 @@ std::optional<Duration> Exchange::pause_before_retry(const Failure& failure) {
     return std::nullopt;
   }
   if (failure.outcome == Outcome::kBusy && others) return Duration::zero();
-  return context_.retry.pause(pauses_++, failure.retry_after, loop_.rng);
+  return retry_.pause(pauses_++, failure.retry_after, loop_.rng);
 }
 
 net::Task<> Exchange::give_up_late() {

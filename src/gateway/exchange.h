@@ -65,6 +65,7 @@ class Exchange {
   net::Task<bool> wait_for_any_worker();
   net::Task<> back_off(Duration pause);
   net::Task<bool> read_request();
+  void take_retry_rules();
   net::Task<bool> find_keeper();
 
   net::Task<MaybeFailure> attempt();
@@ -138,6 +139,7 @@ class Exchange {
   RequestSeries* series_ = nullptr;
   bool counted_ = false;
 
+  RetryRules retry_ = context_.retry;
   int64_t attempts_ = 0;
   int64_t pauses_ = 0;
   std::vector<uint32_t> tried_;

@@ -92,7 +92,7 @@ struct Exchange::Upstream {
         return;
       case Outcome::kClientError:
         // Of a worker that nobody probes trials are all that can close the breaker, and it is up.
-        if (permit.trial && status / 100 == 4 && exchange.context_.options.disable_health_check) {
+        if (permit.trial && status / 100 == 4 && worker->rules().disable_health_check) {
           worker->breaker.success(permit);
         } else {
           worker->breaker.neutral(permit);

@@ -20,6 +20,7 @@
 #include "gateway/process_mark.h"
 #include "gateway/request_limit.h"
 #include "gateway/roster.h"
+#include "gateway/worker_rules.h"
 #include "net/http.h"
 #include "obs/metrics.h"
 
@@ -93,6 +94,8 @@ struct Worker {
     int64_t priority = 50;
     double cost = 1.0;
     std::map<std::string, std::string> labels;
+    WorkerRules rules;               // those of the options, and in their place ...
+    WorkerRuleChanges rule_changes;  // ... what its registration says
   };
   Info info() const {
     std::lock_guard lock(mutex_);
@@ -119,6 +122,22 @@ struct Worker {
   }
   // Changes with info(): a reader that keeps a part of it compares one number and takes no lock.
   uint32_t info_version() const { return info_version_.load(std::memory_order_acquire); }
+
+  WorkerRules rules() const {
+    std::lock_guard lock(mutex_);
+    return info_.rules;
+  }
+  // Whether its registration says anything of that: asked for each request.
+  bool has_own_rules() const { return has_own_rules_.load(std::memory_order_relaxed); }
+  // Beside Context::change_rules() for one that nobody watches yet.
+  void change_rules(const WorkerRuleChanges& changes) {
+    change_info([&](Info& info) {
+      for (const auto& [name, value] : changes) info.rule_changes[name] = value;
+      apply(changes, info.rules);
+    });
+    breaker.set_rules(rules().breaker());
+    if (!changes.empty()) has_own_rules_.store(true, std::memory_order_relaxed);
+  }
 
   // What its requests carry; empty = nothing. Good as long as the worker is.
   const std::string& api_key() const { return *key_.load(std::memory_order_acquire); }
@@ -152,6 +171,7 @@ struct Worker {
  private:
   const std::shared_ptr<std::atomic<uint64_t>> fleet_version_;
   std::atomic<uint32_t> info_version_{0};
+  std::atomic<bool> has_own_rules_{false};
   mutable std::mutex mutex_;  // guards what follows
   Info info_;
   std::optional<Suspicion> suspicion_;

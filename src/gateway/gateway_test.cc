@@ -123,11 +123,12 @@ TEST_F(GatewayTest, WhatHasNoEffectOnAWorkerIsSaid) {
                   {"labels", {{"a", "b"}}},
                   {"priority", 7},
                   {"cost", 2.5},
-                  {"resilience", {{"max_retries", 9}}},
+                  {"resilience", {{"max_retries", 9}, {"retryable_status_codes", {500}}}},
+                  {"http_pool", {{"timeout_secs", 9}}},
                   {"disable_health_check", true}};
   const auto more = call("POST", "/workers", body.dump());
   ASSERT_EQ(more->status, 202) << more->body;
-  EXPECT_EQ(Json::parse(more->body)["ignored"], (Json{"disable_health_check", "resilience"}));
+  EXPECT_EQ(Json::parse(more->body)["ignored"], (Json{"http_pool", "resilience.retryable_status_codes"}));
   const Json list = workers_json();
   ASSERT_EQ(list.size(), 1u);
   EXPECT_EQ(list[0]["priority"], 7);

@@ -24,6 +24,8 @@ class HealthState {
   explicit HealthState(HealthRules rules, bool healthy = false) : rules_(rules), healthy_(healthy), proven_(healthy) {}
 
   bool healthy() const { return healthy_; }
+  // From the next result on.
+  void set_rules(HealthRules rules) { rules_ = rules; }
   void passed() {
     failures_ = 0;
     suspect_ = false;

@@ -99,7 +99,7 @@ void Liveness::expect(Known& known) const {
 Duration Liveness::beyond(const Known& known, TimePoint now) { return known.honest.value(now) + kMargin; }
 
 void Liveness::judge(Known& known, TimePoint now) {
-  if (known.ask_after && known.has_probe && !context_.options.disable_health_check) {
+  if (known.ask_after && known.has_probe && !known.worker->rules().disable_health_check) {
     if (known.in_question || !is_to_ask(known, now)) return;
     known.in_question = true;
     known.question = ++questions_;
@@ -166,7 +166,7 @@ void Liveness::suspect(Known& known, std::string_view but) {
   known.lied = known.lied || known.vouched;
   known.in_question = false;
   known.slow_since.reset();
-  worker.limit.allow(context_.options.disable_health_check || known.lied ? 1 : 0);
+  worker.limit.allow(worker.rules().disable_health_check || known.lied ? 1 : 0);
   std::string why = fmt::format("silent for {:.1f} s on {} requests, and {}", seconds(known.lasts),
                                 worker.load->requests.load(), but);
   SLUICE_LOG(warn, "gateway/liveness", "worker {} is suspect: {}", worker.url, why);
@@ -219,7 +219,7 @@ void Liveness::returned(const WorkerPtr& worker, bool is_new_process) {
 }
 
 Duration Liveness::patience(const Worker& worker) const {
-  const Duration most = std::chrono::seconds(context_.options.health_check_timeout_secs);
+  const Duration most = std::chrono::seconds(worker.rules().timeout_secs);
   const auto at = known_.find(worker.number);
   if (at == known_.end() || !at->second.in_question) return most;  // what a suspect takes is learned
   const Known& known = at->second;

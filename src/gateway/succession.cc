@@ -46,6 +46,7 @@ std::string fleet_document(const Context& context) {
                     {"priority", info.priority},
                     {"cost", info.cost},
                     {"labels", info.labels},
+                    {"rules", info.rule_changes},
                     {"models", info.models_are_given ? info.model_ids : std::vector<std::string>()}});
   }
   return list.dump();
@@ -69,6 +70,8 @@ Result<void> take_over_fleet(Context& context, const std::string& document) {
         info.model_ids = models;
         info.models_are_given = true;
       });
+      // Predecessors before there were any say nothing of them.
+      context.change_rules(worker, entry.value("rules", WorkerRuleChanges()));
       if (entry.at("healthy").get<bool>()) were_healthy.push_back(url);
     }
   } catch (const Json::exception& error) {

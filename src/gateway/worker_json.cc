@@ -65,9 +65,26 @@ void append_suspicion(std::string& out, const Worker& worker) {
   out += '}';
 }
 
+// The groups, as a registration has them.
+void append_rules(std::string& out, const WorkerRules& rules) {
+  std::string_view group;
+  for (const WorkerRule& rule : worker_rules()) {
+    if (rule.group != group) append(out, R"({}"{}":{{)", group.empty() ? "," : "},", rule.group);
+    if (rule.group == group) out += ',';
+    group = rule.group;
+    append(out, R"("{}":)", rule.name);
+    if (std::holds_alternative<bool WorkerRules::*>(rule.field)) {
+      out += rule.of(rules) != 0 ? "true" : "false";
+    } else {
+      append_number(out, rule.of(rules));
+    }
+  }
+  out += '}';
+}
+
 }  // namespace
 
-void append_worker_json(std::string& out, const Worker& worker, std::string_view kv_events) {
+void append_worker_json(std::string& out, const Worker& worker, std::string_view kv_events, bool with_rules) {
   append(out, R"({{"id":"{}","url":)", worker.id);
   append_quoted(out, worker.url);
   worker.read_info([&](const Worker::Info& info) {
@@ -79,6 +96,8 @@ void append_worker_json(std::string& out, const Worker& worker, std::string_view
     append_labels(out, info.labels);
     out += R"(,"labels":)";
     append_labels(out, info.labels);
+    append(out, R"(,"disable_health_check":{})", info.rules.disable_health_check);
+    if (with_rules) append_rules(out, info.rules);
   });
   append(out, R"(,"worker_type":"regular","is_healthy":{},"status":"{}","load":{},"load_tokens":{},"most_requests":)",
          worker.healthy.load() && !worker.draining.load(), worker.status(), worker.load->requests.load(),

@@ -11,7 +11,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-Error wrong(const char* what) { return {ErrorCode::kInvalidArgument, what}; }
+Error wrong(std::string what) { return {ErrorCode::kInvalidArgument, std::move(what)}; }
 
 // Of a field that has one value here, whatever others there are elsewhere.
 bool is_only(const Json& body, const char* name, std::string_view word) {
@@ -20,8 +20,52 @@ bool is_only(const Json& body, const char* name, std::string_view word) {
          (at->is_string() && net::iequals(at->get_ref<const std::string&>(), word));
 }
 
-constexpr std::string_view kMembers[] = {"url",      "api_key", "priority",    "cost",           "labels",
-                                         "model_id", "models",  "worker_type", "connection_mode"};
+constexpr std::string_view kMembers[] = {"url",    "api_key",     "priority",        "cost",   "labels",    "model_id",
+                                         "models", "worker_type", "connection_mode", "health", "resilience"};
+constexpr const char* kGroups[] = {"health", "resilience"};
+
+// Into details.rules, unless it is null, which is as good as not said.
+Result<void> read_rule(const WorkerRule& rule, const std::string& named, const Json& value, WorkerDetails& details) {
+  if (value.is_null()) return {};
+  const bool is_bool = std::holds_alternative<bool WorkerRules::*>(rule.field);
+  const bool is_whole = std::holds_alternative<int64_t WorkerRules::*>(rule.field);
+  if (is_bool && !value.is_boolean()) return wrong(fmt::format("{} must be true or false", named));
+  if (!is_bool) {
+    const bool is_kind = is_whole ? value.is_number_integer() : value.is_number();
+    const double number = is_kind ? value.get<double>() : 0;
+    if (!is_kind || !(number >= rule.least && number <= rule.most)) {
+      return wrong(fmt::format("{} must be {} from {:.0f} to {:.0f}", named, is_whole ? "an integer" : "a number",
+                               rule.least, rule.most));
+    }
+  }
+  details.rules[fmt::format("{}.{}", rule.group, rule.name)] =
+      is_bool ? (value.get<bool>() ? 1 : 0) : value.get<double>();
+  return {};
+}
+
+// The groups, and the names beside them.
+Result<void> read_rules(const Json& body, WorkerDetails& details) {
+  for (const auto& [name, value] : body.items()) {
+    if (const WorkerRule* rule = find_worker_rule("", name)) {
+      SLUICE_TRY_VOID(read_rule(*rule, name, value, details));
+    }
+  }
+  for (const char* group : kGroups) {
+    const auto members = body.find(group);
+    if (members == body.end() || members->is_null()) continue;
+    if (!members->is_object()) return wrong(fmt::format("{} must be an object", group));
+    for (const auto& [name, value] : members->items()) {
+      const std::string named = fmt::format("{}.{}", group, name);
+      const WorkerRule* rule = find_worker_rule(group, name);
+      if (rule == nullptr) {
+        details.ignored.push_back(named);
+      } else {
+        SLUICE_TRY_VOID(read_rule(*rule, named, value, details));
+      }
+    }
+  }
+  return {};
+}
 
 }  // namespace
 
@@ -60,6 +104,7 @@ Result<WorkerDetails> read_worker_details(const Json& body) {
       details.models.push_back(is_object ? model["id"].get<std::string>() : model.get<std::string>());
     }
   }
+  SLUICE_TRY_VOID(read_rules(body, details));
   return details;
 }
 
@@ -75,8 +120,10 @@ Result<WorkerRequest> read_worker_request(std::string_view text) {
   if (!is_only(*body, "connection_mode", "http"))
     return wrong("connection_mode must be http: workers are spoken to in no other way");
   for (const auto& [name, value] : body->items()) {
-    if (std::ranges::find(kMembers, name) == std::end(kMembers)) request.ignored.push_back(name);
+    const bool is_known = std::ranges::find(kMembers, name) != std::end(kMembers) || find_worker_rule("", name);
+    if (!is_known) request.ignored.push_back(name);
   }
+  request.ignored.insert(request.ignored.end(), request.details.ignored.begin(), request.details.ignored.end());
   return request;
 }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "gateway/worker_rules.h"
 
 namespace sluice::gateway {
 
@@ -20,6 +21,8 @@ struct WorkerDetails {
   std::optional<double> cost;
   std::map<std::string, std::string> labels;
   std::vector<std::string> models;
+  WorkerRuleChanges rules;
+  std::vector<std::string> ignored;  // members of groups of rules that have no effect here
 };
 
 // Of an object with other members too. kInvalidArgument names the field.
