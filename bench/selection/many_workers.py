@@ -33,6 +33,7 @@ class Gateway:
     def __init__(self, sluice, worker_port, policy):
         self.process, port, metrics_port = start(0, [sluice, "gateway", "--port", "0", "--prometheus-port", "0", "--policy", policy,
                                     "--health-check-interval-secs", "600", "--load-monitor-interval", "3600",
+                                    "--job-queue-capacity", "20000",
                                     "--worker-urls", f"http://127.0.0.1:{worker_port}"],
                                                   r"listening on http://[^ ]*:(\d+)\s+metrics on http://[^ ]*:(\d+)\s")
         self.port = int(port)

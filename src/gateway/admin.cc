@@ -188,7 +188,13 @@ Task<Response> list_or_add(AdminCall& call) {
   if (auto good = accept(request->details); !good.ok()) {
     co_return worker_error(400, "BAD_REQUEST", good.error().message);
   }
-  auto worker = call.context.add_worker(request->url, request->details.api_key.value_or(""), "manual");
+  auto worker = call.context.add_worker(request->url, request->details.api_key.value_or(""), "manual",
+                                        /*is_bounded=*/true);
+  if (!worker.ok() && worker.error().code == ErrorCode::kExhausted) {
+    auto full = worker_error(503, "JOB_QUEUE_FULL", worker.error().message);
+    full.headers.set("Retry-After", std::to_string(call.context.options.worker_startup_check_interval));
+    co_return full;
+  }
   if (!worker.ok()) co_return worker_error(400, "BAD_REQUEST", worker.error().message);
   for (const WorkerPtr& each : call.context.fleet.engine_of(**worker)) {
     each->change_info([&](Worker::Info& info) { apply(request->details, info); });
@@ -264,8 +270,11 @@ Task<Response> legacy_list(AdminCall& call) {
 Task<Response> legacy_add(AdminCall& call) {
   const auto url = net::query_value(call.head.query(), "url");
   if (!url) co_return Response::text(400, "url is missing");
-  auto worker = call.context.add_worker(*url, net::query_value(call.head.query(), "api_key").value_or(""), "manual");
-  if (!worker.ok()) co_return Response::text(400, worker.error().message);
+  auto worker = call.context.add_worker(*url, net::query_value(call.head.query(), "api_key").value_or(""), "manual",
+                                        /*is_bounded=*/true);
+  if (!worker.ok()) {
+    co_return Response::text(worker.error().code == ErrorCode::kExhausted ? 503 : 400, worker.error().message);
+  }
   // This verb answers when the worker serves.
   const TimePoint until =
       call.context.clock.now() + std::chrono::seconds(call.context.options.worker_startup_timeout_secs);

@@ -114,7 +114,21 @@ Result<void> check_api_key(std::string_view api_key) {
   return Error{ErrorCode::kInvalidArgument, "api_key must be printable ASCII"};
 }
 
-Result<WorkerPtr> Context::add_worker(const std::string& url, const std::string& api_key, const char* source) {
+// Of one that is there already there is nothing to queue. One that has taken too long has had its place.
+Result<void> Context::room_for(const net::Url& address) const {
+  if (const WorkerPtr known = fleet.find(address.to_string()); known != nullptr && !known->draining) return {};
+  const auto workers = fleet.snapshot();
+  const int64_t waiting = std::ranges::count_if(
+      *workers, [](const WorkerPtr& worker) { return !worker->proven && !worker->failed && !worker->draining; });
+  if (waiting < options.job_queue_capacity) return {};
+  return Error{
+      ErrorCode::kExhausted,
+      fmt::format("{} workers wait for their first health check to pass, as many as --job-queue-capacity allows",
+                  waiting)};
+}
+
+Result<WorkerPtr> Context::add_worker(const std::string& url, const std::string& api_key, const char* source,
+                                      bool is_bounded) {
   auto address = parse_worker_url(url);
   const auto key = check_api_key(api_key);
   if (!address.ok() || !key.ok()) {
@@ -124,6 +138,10 @@ Result<WorkerPtr> Context::add_worker(const std::string& url, const std::string&
   std::pair<WorkerPtr, bool> added;
   {
     const std::lock_guard lock(coming_and_going_);
+    if (const auto room = is_bounded ? room_for(*address) : Result<void>(); !room.ok()) {
+      metrics.counter("smg_discovery_registrations_total", {source, "failed"}).add();
+      return room.error();
+    }
     const WorkerSeries series = series_of(address->to_string());
     added = fleet.add(std::move(*address), api_key, series);
   }

@@ -91,8 +91,10 @@ struct Context {
   std::unique_ptr<KvCaches> kv;                // null without --tokenizer-path
 
   // Into the fleet, with its metric series and under control's eyes; or the worker that is there already, with that key
-  // if it is not empty. `source`: "static" or "manual". Any thread.
-  Result<WorkerPtr> add_worker(const std::string& url, const std::string& api_key, const char* source);
+  // if it is not empty. `source`: "static" or "manual". `is_bounded`: a new one is refused (kExhausted) while
+  // --job-queue-capacity others wait for their first health check to pass. Any thread.
+  Result<WorkerPtr> add_worker(const std::string& url, const std::string& api_key, const char* source,
+                               bool is_bounded = false);
   // Of all ranks of the worker's engine, from the next request on; they are probed at once. As add_worker() refuses a
   // key that is not printable ASCII (kInvalidArgument). Any thread.
   Result<void> change_key(const Worker& worker, const std::string& api_key);
@@ -127,6 +129,7 @@ struct Context {
   mutable std::mutex policies_mutex_;  // guards the map
   std::map<std::string, NamedPolicy> policies_;
 
+  Result<void> room_for(const net::Url& address) const;
   WorkerSeries series_of(const std::string& label);
   void attend(const WorkerPtr& worker);
 };

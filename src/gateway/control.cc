@@ -26,6 +26,7 @@ struct Control::Watch {
   bool has_new_name = false;   // and that it is another one
   bool process_ended = false;  // it was since the worker served last: whoever answers next is a new process
   bool polled = false;         // a question for its load is under way
+  bool in_line = false;        // for being asked for the first time
   TimePoint begun{};           // when it is first expected to answer
   TimePoint probed_at{};       // when the last probe began
   TimePoint next_probe{};
@@ -253,7 +254,16 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
   watch->next_probe = watch->begun;
   while (!worker.draining) {
     if (is_probed(worker) && context_.clock.now() >= watch->next_probe) {
+      const bool registers = !worker.proven;
+      if (registers) {
+        const bool is_its_turn = co_await take_turn(watch);
+        if (!is_its_turn) continue;
+      }
       const bool is_watched = co_await examine(watch);
+      if (registers) {
+        --registering_;
+        wake_next();
+      }
       if (!is_watched) co_return;
     }
     if (worker.draining) break;
@@ -266,6 +276,27 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
     co_await wait_for_probe(watch);
   }
   co_await drain(watch);
+}
+
+// Until it may be asked beside others that never served. False: it need not be any more.
+net::Task<bool> Control::take_turn(std::shared_ptr<Watch> watch) {
+  const Worker& worker = *watch->worker;
+  const auto is_next = [&] { return in_line_.empty() || in_line_.front() == watch; };
+  while (!worker.draining && !worker.proven && (registering_ >= context_.options.job_queue_concurrency || !is_next())) {
+    if (!std::exchange(watch->in_line, true)) in_line_.push_back(watch);
+    watch->timer.expires_after(kLong);
+    boost::system::error_code woken;
+    co_await watch->timer.async_wait(net::asio::redirect_error(net::use_task, woken));
+  }
+  if (std::exchange(watch->in_line, false)) std::erase(in_line_, watch);
+  const bool is_its_turn = !worker.draining && !worker.proven;
+  if (is_its_turn) ++registering_;
+  wake_next();
+  co_return is_its_turn;
+}
+
+void Control::wake_next() {
+  if (!in_line_.empty() && registering_ < context_.options.job_queue_concurrency) in_line_.front()->timer.cancel();
 }
 
 // Until the next probe is due, or somebody has news.

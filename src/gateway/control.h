@@ -2,6 +2,7 @@
 // done. A loop of its own, so that a saturated data path never delays a probe.
 #pragma once
 
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -43,6 +44,8 @@ class Control {
   // Whether the worker is asked whether it serves; without checks none is, once it has passed one.
   static bool is_probed(const Worker& worker);
   net::Task<> run(std::shared_ptr<Watch> watch);
+  net::Task<bool> take_turn(std::shared_ptr<Watch> watch);
+  void wake_next();
   net::Task<> wait_for_probe(std::shared_ptr<Watch> watch);
   net::Task<bool> examine(std::shared_ptr<Watch> watch);
   net::Task<bool> replace_by_ranks(std::shared_ptr<Watch> watch);
@@ -69,6 +72,8 @@ class Control {
   LoadSources load_sources_;
   // Control thread only.
   std::map<const Worker*, std::shared_ptr<Watch>> watches_;
+  int64_t registering_ = 0;                     // that are asked whether they serve, and never did
+  std::deque<std::shared_ptr<Watch>> in_line_;  // for that
   Liveness liveness_;
 };
 

@@ -428,6 +428,55 @@ TEST_F(OptionEffectsTest, RlFanoutConcurrency) {
   EXPECT_EQ(most_with("2"), 2);
 }
 
+TEST_F(OptionEffectsTest, JobQueueCapacity) {
+  time_ = &real_clock();
+  start({"--job-queue-capacity", "1"});
+  SimWorker& late = worker();
+  late.set_health({.status = 503});
+  SimWorker& next = worker();
+  add(late);
+  const auto full = call("POST", "/workers", Json{{"url", next.url()}}.dump());
+  EXPECT_EQ(full->status, 503);
+  EXPECT_EQ(code_of(full), "JOB_QUEUE_FULL");
+  EXPECT_THAT(full->body, HasSubstr("--job-queue-capacity"));
+  EXPECT_TRUE(full->headers.has("retry-after"));
+  EXPECT_EQ(call("POST", "/add_worker?url=" + next.url())->status, 503);
+  EXPECT_EQ(workers_json().size(), 1u);
+  add(late);  // it is there already
+  late.set_health({});
+  ASSERT_TRUE(eventually([&] { return workers_json()[0]["is_healthy"] == true; }));
+  add(next);
+}
+
+TEST_F(OptionEffectsTest, JobQueueConcurrency) {
+  // Each waits a while for a second one to be asked beside it.
+  std::atomic<int> at_once{0}, most{0};
+  const net::Handler serve = [&](net::ServerExchange& exchange) -> net::Task<> {
+    if (exchange.request().path() == "/health") {
+      most = std::max(most.load(), ++at_once);
+      for (int i = 0; i < 20 && most < 2; ++i) co_await loops_[0].sleep(5ms);
+      --at_once;
+    }
+    auto response = net::Response::json(200, "{}");
+    co_await exchange.respond(std::move(response));
+  };
+  net::Server one(loops_, {}, serve), two(loops_, {}, serve), three(loops_, {}, serve);
+  const auto most_with = [&](const char* bound) {
+    most = 0;
+    start({"--job-queue-concurrency", bound});
+    for (net::Server* each : {&one, &two, &three}) {
+      const auto port = each->listen("127.0.0.1", 0).value();
+      EXPECT_EQ(call("POST", "/workers", fmt::format(R"({{"url":"http://127.0.0.1:{}"}})", port))->status, 202);
+    }
+    EXPECT_TRUE(eventually(
+        [&] { return call("GET", "/readiness")->body.find(R"("healthy_workers":3)") != std::string::npos; }));
+    gateway_.reset();
+    return most.load();
+  };
+  EXPECT_EQ(most_with("1"), 1);
+  EXPECT_EQ(most_with("2"), 2);
+}
+
 TEST_F(OptionEffectsTest, EvictionIntervalSecs) {
   worker();
   start({"--eviction-interval-secs", "1"});

@@ -38,6 +38,8 @@ struct GatewayOptions {
   int64_t worker_startup_timeout_secs;
   int64_t worker_startup_delay;
   int64_t worker_startup_check_interval;
+  int64_t job_queue_capacity;
+  int64_t job_queue_concurrency;
   bool remove_unhealthy_workers;
   int64_t drain_settle_secs;
   int64_t min_ready_workers;

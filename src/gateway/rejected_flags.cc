@@ -63,8 +63,6 @@ const std::vector<Refusal>& refusals() {
       {"protect the gateway with --api-key and --control-plane-api-keys.",
        {"control-plane-audit-enabled", "disable-audit-logging", "jwt-issuer", "jwt-audience", "jwt-jwks-uri",
         "jwt-role-mapping", "jwt-role-claim"}},
-      {"workers are registered as they are added, without a queue of jobs; leave it out.",
-       {"job-queue-capacity", "job-queue-concurrency"}},
       {"workers are spoken to over HTTP; leave it out.", {"zmq-engine-count"}},
       {"the allocator is mimalloc: MIMALLOC_SHOW_STATS=1 prints what it holds when the program ends.",
        {"jemalloc-prof-dir"}},
