@@ -12,10 +12,10 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-// Three answers and the wait for the events are less than ten seconds.
 constexpr Duration kAnswer = std::chrono::milliseconds(2500);
 constexpr Duration kLook = std::chrono::milliseconds(20);
 constexpr int kLooks = 100;
+static_assert(3 * kAnswer + kLooks * kLook < std::chrono::seconds(10), "a mismatch is flagged within ten seconds");
 
 // A prompt that nobody has sent before, of some blocks whatever their size.
 std::string text_of(int64_t block_size) {
