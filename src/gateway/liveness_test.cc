@@ -214,7 +214,9 @@ class LivenessTest : public GatewayFixture {
   }
   void TearDown() override {
     for (const auto& each : engines_) each->mode = Mode::kServes;
-    if (gateway_ != nullptr) expect_settled();
+    if (gateway_ == nullptr) return;
+    expect_settled();
+    EXPECT_TRUE(eventually([&] { return open() == 0; })) << "no lease is left, and " << open() << " requests are open";
   }
 
   std::vector<std::unique_ptr<Engine>> engines_;
