@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Bytes between ranks per token, as `sluice explain` computes them and as the communicators count them.
 
-usage: wire.py <build folder> [--layers 4] [--output 64]
+usage: wire.py <build folder> [--layers 4] [--output 64] [--rows 1 2 ...]
 
 Four ranks, DeepSeek-V2-Lite at its real widths, weights that nobody trained. Each attention group decodes one request (one of
 all where there are no groups) whose prompt is one token, so that every token has logits, as the formula has it. Counted are all
@@ -18,16 +18,26 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "tests/e2e"))
 from sluice_process import Sluice, call, wait_until  # noqa: E402
 
-DPA = ["--dp-size", "4", "--enable-dp-attention"]
-LAYOUTS = {
-    "TP": [],
-    "TP, experts by EP": ["--ep", "4"],
-    "DPA, 2 groups": ["--dp-size", "2", "--enable-dp-attention"],
-    "DPA, 4 groups": DPA,
-    "DPA + EP, none": [*DPA, "--ep", "4"],
-    "DPA + EP, deepep": [*DPA, "--moe-a2a-backend", "deepep", "--deepep-mode", "normal"],
-    "the same, all by tokens": [*DPA, "--moe-a2a-backend", "deepep", "--deepep-mode", "normal", "--moe-dense-tp-size", "1", "--enable-dp-lm-head"],
-}
+TWO = "--dp-size 2 --enable-dp-attention"
+FOUR = "--dp-size 4 --enable-dp-attention"
+MODES = ("auto", "normal", "low_latency")
+# As the table calls them, and the flags beside `--tp 4`.
+LAYOUTS = [
+    ("no groups", ""),
+    ("the same, `--ep 2`", "--ep 2"),
+    ("the same, `--ep 4`", "--ep 4"),
+    ("the same, `deepep`", "--moe-a2a-backend deepep"),
+    ("2 attention groups", TWO),
+    ("the same, `--ep 2`", f"{TWO} --ep 2"),
+    ("the same, `--ep 4`", f"{TWO} --ep 4"),
+    ("the same, `deepep`", f"{TWO} --moe-a2a-backend deepep"),
+    ("4 attention groups", FOUR),
+    ("the same, `--ep 4`", f"{FOUR} --ep 4"),
+    ("the same, `--enable-dp-lm-head`", f"{FOUR} --enable-dp-lm-head"),
+    *((f"4 groups, `deepep --deepep-mode {mode}`", f"{FOUR} --moe-a2a-backend deepep --deepep-mode {mode}") for mode in MODES),
+    *((f"the same, `{mode}`, `--moe-dense-tp-size 1 --enable-dp-lm-head`",
+       f"{FOUR} --moe-a2a-backend deepep --deepep-mode {mode} --moe-dense-tp-size 1 --enable-dp-lm-head") for mode in MODES),
+]
 
 
 def counted(url):
@@ -68,23 +78,26 @@ def main():
     parser.add_argument("build", type=Path)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--output", type=int, default=64)
+    parser.add_argument("--rows", type=int, nargs="+", default=range(1, len(LAYOUTS) + 1), help="of the table, from 1")
     options = parser.parse_args()
     build = options.build.resolve()
-    print("| layout | computed | counted | of it rows and batches | steps |\n|---|---|---|---|---|")
+    print("| layout, `--tp 4` | computed, bytes | counted | the difference | rows before steps |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(build / "fixtures/published-configs/DeepSeek-V2-Lite.json", Path(folder) / "config.json")
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(build / "fixtures/tokenizer-deepseek_v3" / name, folder)
         model = ["--model-path", folder, "--json-model-override-args", json.dumps({"num_hidden_layers": options.layers}), "--tp", "4"]
-        for name, flags in LAYOUTS.items():
+        for name, text in (LAYOUTS[row - 1] for row in options.rows):
+            flags = text.split()
             explained = json.loads(subprocess.run([build / "sluice", "explain", "--json", "--concurrency", "1", *model, *flags],
                                                   check=True, capture_output=True, text=True).stdout)["layout"]
             with Sluice(build / "sluice", "server", "--load-format", "dummy", "--port", 0, "--threads", 1, "--max-total-tokens", 4096,
                         *model, *flags) as server:
                 bytes_per_token, steps = measure(server, explained["dp_size"], options.output)
-            # Rows of 160 bytes from each rank to each other, of every step.
-            rows = 4 * 3 * 160 * steps / (explained["dp_size"] * options.output)
-            print(f"| {name} | {explained['wire_bytes_per_token']:,.0f} | {bytes_per_token:,.0f} | {rows:,.0f} or more | {steps} |", flush=True)
+            computed = explained["wire_bytes_per_token"]
+            # From each rank to each other, in every step.
+            rows = 4 * 3 * explained["step_row_bytes"] * steps / (explained["dp_size"] * options.output)
+            print(f"| {name} | {computed:,.0f} | {bytes_per_token:,.0f} | {bytes_per_token / computed - 1:+.2%} | {rows:,.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
 
 #include "engine/explain/options.h"
 #include "engine/explain/report.h"
+#include "parallel/step_sync.h"
 
 namespace sluice::engine {
 namespace {
@@ -352,6 +353,7 @@ TEST(ExplainTest, TextAndJsonSayTheSame) {
   EXPECT_EQ(json["layout"]["predictions"].size(), 3u);
   EXPECT_EQ(json["layout"]["wire_bytes_of_step"]["gather"], 0);
   EXPECT_GT(json["layout"]["wire_bytes_of_step"]["dispatch"], 0);
+  EXPECT_EQ(json["layout"]["step_row_bytes"], sizeof(parallel::StepRow)) << "by which bench/dpa/wire.py counts";
   EXPECT_EQ(json["best"], layout_flags(e.weighed[0]));
   const std::string text = to_text(e);
   for (const std::string want : {"224-255", "latent", "expert EP: {0,1,2,3,4,5,6,7}", "8.0 times as many unique tokens",

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "parallel/step_sync.h"
+
 namespace sluice::engine {
 namespace {
 
@@ -311,6 +313,7 @@ Json json_of(const LayoutFacts& facts, const models::ModelConfig& config) {
                                {"dispatch", wire.dispatch},   {"combine", wire.combine}, {"head", wire.head},
                                {"total", wire.total()},       {"calls", wire.calls}};
   out["wire_bytes_per_token"] = facts.wire.per_token;
+  out["step_row_bytes"] = sizeof(parallel::StepRow);
   out["ranks_of_token"] = facts.reach.ranks;
   out["remote_ranks_of_token"] = facts.reach.remote_ranks;
   out["remote_experts_of_token"] = facts.reach.remote_experts;
