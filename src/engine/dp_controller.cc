@@ -412,7 +412,7 @@ class DataParallelController::Impl {
     if (!status) return;
     take_last_frames(rank, status->code != 0);
     const std::string cause = rank.failure.empty() ? rank.process->cause() : rank.failure;
-    lost(i, cause + rank.process->place());
+    lost(i, cause + rank.process->place(), last_seen(i));
   }
 
   void take_last_frames(const Rank& rank, bool failure_expected) {
@@ -426,8 +426,8 @@ class DataParallelController::Impl {
     }
   }
 
-  // The rank has no process any more.
-  void lost(size_t i, const std::string& cause) {
+  // The rank has no process any more. `seen`: where it was, for the log.
+  void lost(size_t i, const std::string& cause, const std::string& seen = "") {
     Rank& rank = ranks_[i];
     const size_t number = i / tp();
     Instance& instance = instances_[number];
@@ -439,7 +439,7 @@ class DataParallelController::Impl {
       launch_is_over(Error{ErrorCode::kUnavailable, fmt::format("rank {} failed to start: {}", i, cause)});
       return;
     }
-    if (!std::exchange(instance.ending, true)) return end_instance(number, i, cause);
+    if (!std::exchange(instance.ending, true)) return end_instance(number, i, cause, seen);
     restart_if_gone(number);
   }
 
@@ -449,15 +449,14 @@ class DataParallelController::Impl {
     if (std::ranges::all_of(ranks_of(number), gone)) instances_[number].due = instances_[number].restart_at;
   }
 
-  // Where a rank of several was, for the log.
-  static std::string last_seen(const Instance& instance, size_t rank) {
-    if (!instance.segment) return "";
-    const std::string where = parallel::to_string(instance.segment->signs()[rank].where());
-    return where.empty() ? "" : "; last seen at " + where;
+  // Where a rank of several was.
+  std::string last_seen(size_t i) {
+    const auto& segment = instance_of(i).segment;
+    return segment ? parallel::to_string(segment->signs()[i % tp()].where()) : ranks_[i].process->last_seen();
   }
 
   // Rank `i` of the instance has ended: what was in flight goes to others or ends, and its other ranks end too.
-  void end_instance(size_t number, size_t i, const std::string& cause) {
+  void end_instance(size_t number, size_t i, const std::string& cause, const std::string& seen) {
     Instance& instance = instances_[number];
     instance.ready = false;
     instance.due.reset();
@@ -482,8 +481,8 @@ class DataParallelController::Impl {
     }
     SLUICE_LOG(error, kComponent,
                "rank {} has ended ({}{}); {} requests went to other ranks, {} ended; {} again in {:.1f} s", i, cause,
-               last_seen(instance, i % tp()), moved, ended.size(), tp() == 1 ? "it starts" : names(number) + " start",
-               seconds(delay));
+               seen.empty() ? "" : "; last seen at " + seen, moved, ended.size(),
+               tp() == 1 ? "it starts" : names(number) + " start", seconds(delay));
     deliver(std::move(ended));
     std::set<size_t> gone;
     for (size_t rank = number * tp(); rank < (number + 1) * tp(); ++rank) gone.insert(rank);

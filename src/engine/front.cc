@@ -190,10 +190,15 @@ class Front::Impl {
       }
       if (spec.model_file.empty()) spec.model_file = files.model;
       spec.tokenizer_file = files.tokenizer;
-      if (nodes_) spec.address = nodes_->address();
+      std::shared_ptr<parallel::ShmSegment> shown_in;
+      if (nodes_) {
+        spec.address = nodes_->address();
+        SLUICE_TRY(shown_in, parallel::ShmSegment::create(1));
+        group_fd = shown_in->fd();
+      }
       SLUICE_TRY(auto process, start_rank(spec, {.load_board = board_->fd(), .weights = weights_fd_, .group = group_fd},
                                           hooks_.on_rank_line));
-      return handle_of(std::move(process));
+      return handle_of(std::move(process), std::move(shown_in));
     };
     if (nodes_) {
       controlling.hosts = options_.nnodes;

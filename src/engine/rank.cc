@@ -215,16 +215,18 @@ class RankProcess {
     const int rank = static_cast<int>(layout.tp_rank), size = static_cast<int>(layout.tp_size);
     const parallel::GroupOptions options{.silence_limit = from_seconds(spec_.options.watchdog_timeout),
                                          .join_limit = kJoinLimit};
+    if (group_fd_ >= 0) {
+      SLUICE_TRY(segment_, parallel::ShmSegment::open(group_fd_));
+    }
     if (has_hosts) {
       SLUICE_TRY(world_, parallel::join_gloo({.who = {.rank = rank, .size = size, .host = spec_.address},
                                               .rendezvous = spec_.rendezvous,
-                                              .address = spec_.address},
+                                              .address = spec_.address,
+                                              .shown_in = segment_},
                                              options));
     } else {
-      SLUICE_TRY(auto segment, parallel::ShmSegment::open(group_fd_));
-      segment_ = segment;
-      Pulse::publish_at(segment->pulse(rank));
-      SLUICE_TRY(world_, parallel::join_shm(std::move(segment), rank, size, options));
+      Pulse::publish_at(segment_->pulse(rank));
+      SLUICE_TRY(world_, parallel::join_shm(segment_, rank, size, options));
     }
     SLUICE_TRY(auto link, emulated_link(layout, spec_.options.nnodes));
     if (link) {
@@ -364,7 +366,7 @@ class RankProcess {
   const int weights_fd_;
   const int group_fd_;
   RankLink link_;
-  std::shared_ptr<parallel::ShmSegment> segment_;  // null: this rank is an instance, or one of several hosts
+  std::shared_ptr<parallel::ShmSegment> segment_;  // null: this rank is an instance
   std::unique_ptr<parallel::Communicator> world_;  // null: this rank is an instance by itself
   parallel::Groups groups_;
   std::unique_ptr<parallel::Overlap> overlap_;  // null: nothing is computed while rows are on their way

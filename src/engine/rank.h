@@ -7,7 +7,8 @@
 //          another host than the front's, the rank sends a LoadReport instead.
 //   SLUICE_WEIGHTS_FD,
 //          if there is one: the memfd for the packed weights. SLUICE_GROUP_FD, for a rank of an instance of several:
-//          ShmSegment::fd() of the instance. Log lines go to stderr.
+//          ShmSegment::fd() of the instance, or where that is on several hosts one of this rank alone, in which it
+//          shows where it is. Log lines go to stderr.
 //   env    SLUICE_HOST_WORKERS, if set: servers that were started together on this host (`sluice serve`), each of which
 //          gets its part of the memory; and of the cores, where --threads does not say. Everybody passes it on.
 //   ZMQ    the front binds both endpoints before it starts the rank. The rank connects a PULL to `input_endpoint`

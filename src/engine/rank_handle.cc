@@ -15,7 +15,8 @@ std::string last_line(const std::string& text) {
 
 class LocalRank final : public RankHandle {
  public:
-  explicit LocalRank(Process process) : process_(std::move(process)) {}
+  LocalRank(Process process, std::shared_ptr<parallel::ShmSegment> shown_in)
+      : process_(std::move(process)), shown_in_(std::move(shown_in)) {}
 
   pid_t pid() const override { return process_.pid(); }
   std::optional<ProcessSigns> signs() const override { return read_process_signs(process_.pid()); }
@@ -28,14 +29,18 @@ class LocalRank final : public RankHandle {
     return status ? cause_of_end(*status, process_.stderr_tail()) : "";
   }
   std::string place() const override { return {}; }
+  std::string last_seen() const override { return shown_in_ ? parallel::to_string(shown_in_->signs()[0].where()) : ""; }
 
  private:
   mutable Process process_;  // poll() of one that was reaped changes nothing
+  const std::shared_ptr<parallel::ShmSegment> shown_in_;
 };
 
 }  // namespace
 
-std::unique_ptr<RankHandle> handle_of(Process process) { return std::make_unique<LocalRank>(std::move(process)); }
+std::unique_ptr<RankHandle> handle_of(Process process, std::shared_ptr<parallel::ShmSegment> shown_in) {
+  return std::make_unique<LocalRank>(std::move(process), std::move(shown_in));
+}
 
 std::string cause_of_end(const ExitStatus& status, const std::string& stderr_tail) {
   // What it wrote last is the cause where it ended itself, a broken invariant (SIGABRT) included; a kill has nothing to

@@ -7,6 +7,7 @@
 
 #include "base/process.h"
 #include "engine/rank_watch.h"
+#include "parallel/shm_segment.h"
 
 namespace sluice::engine {
 
@@ -27,9 +28,13 @@ class RankHandle {
   virtual std::string cause() const = 0;
   // ", on node 1 at 10.0.0.2", for messages; empty for this host.
   virtual std::string place() const = 0;
+  // "step 40, layer 3, dispatch", of an instance on several hosts; empty: nobody knows. Of another host a second late
+  // until its end is known.
+  virtual std::string last_seen() const = 0;
 };
 
-std::unique_ptr<RankHandle> handle_of(Process process);
+// `shown_in`: a segment of one rank, in which it says where it is; may be null.
+std::unique_ptr<RankHandle> handle_of(Process process, std::shared_ptr<parallel::ShmSegment> shown_in = nullptr);
 
 // How a process ended: its status, and the last line that it wrote where that is the reason.
 std::string cause_of_end(const ExitStatus& status, const std::string& stderr_tail);

@@ -30,15 +30,22 @@ uint64_t data_tag(uint64_t group) { return group << 2 | 3; }
 class CallMessage {
  public:
   explicit CallMessage(size_t size)
-      : counts_(2 * size), bytes_(sizeof(CallHeader) + counts_ * sizeof(int64_t) + kInlineBytes) {}
+      : counts_(2 * size), bytes_(sizeof(Head) + counts_ * sizeof(int64_t) + kInlineBytes) {}
 
   std::byte* data() { return bytes_.data(); }
   size_t bytes() const { return bytes_.size(); }
-  CallHeader& header() { return *reinterpret_cast<CallHeader*>(data()); }
-  std::span<int64_t> counts() { return {reinterpret_cast<int64_t*>(data() + sizeof(CallHeader)), counts_}; }
-  std::byte* payload() { return data() + sizeof(CallHeader) + counts_ * sizeof(int64_t); }
+  CallHeader& header() { return head().call; }
+  Progress& where() { return head().where; }  // its sender is
+  std::span<int64_t> counts() { return {reinterpret_cast<int64_t*>(data() + sizeof(Head)), counts_}; }
+  std::byte* payload() { return data() + sizeof(Head) + counts_ * sizeof(int64_t); }
 
  private:
+  struct Head {
+    CallHeader call;
+    Progress where;
+  };
+  Head& head() { return *reinterpret_cast<Head*>(data()); }
+
   size_t counts_;
   std::vector<std::byte> bytes_;
 };
@@ -171,6 +178,7 @@ class Gloo final : public Communicator {
       for_peers([&](int peer, Peer& p) {
         p.has_come = false;
         p.sent.header() = header_;
+        p.sent.where() = world_->last_progress(world_->rank());
         if (call.kind == Kind::kAllToAll) {
           std::ranges::copy(call.counts, p.sent.counts().begin());
           std::ranges::copy(call.recv_counts, p.sent.counts().begin() + size());
@@ -191,6 +199,7 @@ class Gloo final : public Communicator {
       SLUICE_TRY_VOID(wait_receive(*p.receiving, peer));
       p.has_come = true;
       std::swap(p.received, p.current);
+      world_->heard_of(world_rank(peer), p.current.where());
       SLUICE_TRY_VOID(guarded([&] {
         p.receiving = world_->buffer(p.received.data(), p.received.bytes());
         p.receiving->recv(world_rank(peer), call_tag(group_));
@@ -386,7 +395,7 @@ Result<std::unique_ptr<Communicator>> join_gloo(const GlooJoin& join, const Grou
       const auto host = store.get(host_key(rank));
       hosts.emplace_back(host.begin(), host.end());
     }
-    auto world = std::make_shared<GlooWorld>(std::move(context), std::move(hosts), options);
+    auto world = std::make_shared<GlooWorld>(std::move(context), std::move(hosts), options, join.shown_in);
     auto made = std::make_unique<Gloo>(std::move(world), 0, options.name, who.rank, std::move(ranks));
     SLUICE_TRY_VOID(made->begin());
     return std::unique_ptr<Communicator>(std::move(made));

@@ -8,6 +8,7 @@
 
 #include "parallel/communicator.h"
 #include "parallel/rendezvous.h"
+#include "parallel/shm_segment.h"
 
 namespace sluice::parallel {
 
@@ -16,6 +17,8 @@ struct GlooJoin {
   std::string rendezvous;  // host:port of a RendezvousServer
   // Of this host, by which the others reach it: an address or a name. It is listened at on ports that the system gives.
   std::string address;
+  // Of one rank, of whoever starts this process: its only sign says where the rank was last. Null: nobody looks.
+  std::shared_ptr<ShmSegment> shown_in;
 };
 
 // Waits for all ranks, each step for at most options.join_limit. Options are equal on all ranks.

@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <barrier>
 #include <filesystem>
@@ -27,6 +28,7 @@ TEST(GlooTest, NamesARankThatIsGone) {
   // Rank 1 has all it needs of the first call before the others have, and its end would be the end of theirs.
   std::barrier all_done(3);
   on_each(ranks, [&](Communicator& comm) {
+    comm.progress({.step = 7, .phase = Phase::kGather, .layer = comm.rank()});
     EXPECT_OK(comm.barrier());
     all_done.arrive_and_wait();
     if (comm.rank() == 1) {
@@ -37,8 +39,36 @@ TEST(GlooTest, NamesARankThatIsGone) {
     ASSERT_FALSE(result.ok());
     EXPECT_EQ(result.error().code, ErrorCode::kUnavailable);
     EXPECT_THAT(result.error().message, HasSubstr("has lost rank 1 in barrier #2"));
-    EXPECT_THAT(result.error().message, HasSubstr("; rank 1 is on 127.0.0.1"));
+    EXPECT_THAT(result.error().message,
+                HasSubstr("; rank 1 is on 127.0.0.1, last heard of in step 7, layer 1, gather"));
   });
+}
+
+TEST(GlooTest, EachCallTellsTheOthersWhereItsRankIs) {
+  auto ranks = make(2, {.silence_limit = seconds(600)});  // they say nothing beside their calls
+  on_each(ranks, [](Communicator& comm) {
+    const auto where = [](int rank, uint32_t step) {
+      return Progress{.step = step, .phase = Phase::kDispatch, .layer = rank};
+    };
+    for (uint32_t step = 1; step < 4; ++step) {
+      comm.progress(where(comm.rank(), step));
+      ASSERT_OK(comm.barrier());
+      const Progress other = comm.last_progress(1 - comm.rank());
+      EXPECT_TRUE(other == where(1 - comm.rank(), step) || other == where(1 - comm.rank(), step + 1)) << other.step;
+    }
+  });
+}
+
+TEST(GlooTest, ShowsWhereItIsToWhoeverStartedIt) {
+  const auto server = std::move(RendezvousServer::serve("127.0.0.1:0", 1)).value();
+  const auto segment = ShmSegment::create(1).value();
+  const auto comm = join_gloo({.who = {.rank = 0, .size = 1, .host = "here"},
+                               .rendezvous = server->endpoint(),
+                               .address = "127.0.0.1",
+                               .shown_in = ShmSegment::open(::dup(segment->fd())).value()});
+  ASSERT_OK(comm);
+  (*comm)->progress({.step = 12, .phase = Phase::kCombine, .layer = 5});
+  EXPECT_EQ(to_string(segment->signs()[0].where()), "step 12, layer 5, combine");
 }
 
 // Of our threads for gloo. Its own looks at its connections 100 times a second, which this version cannot leave off.

@@ -38,10 +38,11 @@ struct GlooWorld::Sent {
 };
 
 GlooWorld::GlooWorld(std::shared_ptr<gloo::rendezvous::Context> context, std::vector<std::string> hosts,
-                     GroupOptions options)
+                     GroupOptions options, std::shared_ptr<ShmSegment> shown_in)
     : context_(std::move(context)),
       hosts_(std::move(hosts)),
       options_(std::move(options)),
+      shown_in_(std::move(shown_in)),
       signs_(static_cast<size_t>(context_->size)),
       sent_(signs_.size()),
       heard_(std::make_unique<Message>()) {
@@ -108,7 +109,9 @@ void GlooWorld::fail(const Error& error) {
 }
 
 void GlooWorld::progress(const Progress& progress) {
-  signs_[static_cast<size_t>(rank())].seen(options_.clock->now(), progress);
+  const TimePoint now = options_.clock->now();
+  signs_[static_cast<size_t>(rank())].seen(now, progress);
+  if (shown_in_) shown_in_->sign(0).seen(now, progress);
   active();
 }
 
@@ -154,7 +157,7 @@ void GlooWorld::hear() {
 void GlooWorld::take(const Message& message) {
   if (message.rank < 0 || message.rank >= context_->size) return;
   if (!message.failed) {
-    signs_[static_cast<size_t>(message.rank)].seen(options_.clock->now(), message.progress);
+    heard_of(message.rank, message.progress);
     return;
   }
   const std::string_view text(message.text.data(), std::min<size_t>(message.text_bytes, kTextBytes));

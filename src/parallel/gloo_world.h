@@ -19,6 +19,7 @@
 
 #include "parallel/communicator.h"
 #include "parallel/progress.h"
+#include "parallel/shm_segment.h"
 
 namespace sluice::parallel {
 
@@ -26,8 +27,9 @@ using GlooBuffer = gloo::transport::UnboundBuffer;
 
 class GlooWorld {
  public:
-  // `hosts`: where each rank is, for messages.
-  GlooWorld(std::shared_ptr<gloo::rendezvous::Context> context, std::vector<std::string> hosts, GroupOptions options);
+  // `hosts`: where each rank is, for messages. `shown_in`: see GlooJoin.
+  GlooWorld(std::shared_ptr<gloo::rendezvous::Context> context, std::vector<std::string> hosts, GroupOptions options,
+            std::shared_ptr<ShmSegment> shown_in = nullptr);
   ~GlooWorld();
   GlooWorld(const GlooWorld&) = delete;
   GlooWorld& operator=(const GlooWorld&) = delete;
@@ -46,6 +48,9 @@ class GlooWorld {
   // "; rank 3 is on 10.0.0.2, last heard of in step 40, layer 3, gather", for messages that name it.
   std::string whereabouts(int rank) const;
   void heard_of(int rank) { signs_[static_cast<size_t>(rank)].seen(options_.clock->now()); }
+  void heard_of(int rank, const Progress& where) {
+    signs_[static_cast<size_t>(rank)].seen(options_.clock->now(), where);
+  }
   // Keeps the first error, ends this rank's wait and tells the others.
   void fail(const Error& error);
   std::optional<Error> failure() const;
@@ -73,6 +78,7 @@ class GlooWorld {
   const std::shared_ptr<gloo::rendezvous::Context> context_;
   const std::vector<std::string> hosts_;  // by rank of the world
   const GroupOptions options_;
+  const std::shared_ptr<ShmSegment> shown_in_;
   std::vector<SignOfLife> signs_;  // by rank of the world
   std::atomic<uint32_t> groups_{0};
   std::atomic<bool> active_{false};  // since the thread that looks after waits last looked

@@ -18,11 +18,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(__file__))
-from layout_fixture import DEEPEP, DPA, NEAR_TIE, answers, differences, generate, rank_processes, workload  # noqa: E402
+from layout_fixture import DEEPEP, DPA, NEAR_TIE, STEP, answers, differences, generate, rank_processes, workload  # noqa: E402
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
 from sluice_process import Sluice, alive, call, descendants, wait_until  # noqa: E402
@@ -512,10 +513,19 @@ class FailureTest(unittest.TestCase):
 
     def test_a_killed_rank_is_named_with_its_host(self):
         before = self.instance.ranks(0) + self.instance.ranks(1)
+        self.assertTrue(self.instance.serves())
         os.kill(self.instance.ranks(1)[0], signal.SIGKILL)
-        self.instance.wait_for_log(r"rank 1 .*on (node 1 \()?\S+ at " + HOSTS[1].address + r"|rank 1 is on " + HOSTS[1].address)
+        # Of whichever the front hears first: the end of the process, or what the rank says that has lost it.
+        self.instance.wait_for_log(
+            rf"rank 1 has ended \(killed by SIGKILL, on node 1 \(\S+ at {HOSTS[1].address}\); last seen at {STEP}\)|"
+            rf"rank 0 has ended \(.*has lost rank 1 in .*; rank 1 is on {HOSTS[1].address}, last heard of in {STEP}; last seen at {STEP}\)")
         self.comes_back()
         self.assertFalse(set(before) & set(self.instance.ranks(0) + self.instance.ranks(1)))
+        # On the front's own host, too.
+        os.kill(self.instance.ranks(0)[0], signal.SIGKILL)
+        self.instance.wait_for_log(rf"rank 0 has ended \(killed by SIGKILL; last seen at {STEP}\)|rank 1 has ended \(.*rank 0 is on "
+                                   rf"{HOSTS[0].address}, last heard of in {STEP}")
+        self.comes_back()
 
     def test_a_node_that_is_killed_leaves_no_orphans_and_is_taken_back(self):
         orphans = self.instance.ranks(1)
@@ -537,8 +547,10 @@ class FailureTest(unittest.TestCase):
 
     def test_a_host_that_is_cut_off_is_lost_within_bounds_and_joins_again(self):
         before = self.instance.ranks(1)
+        self.assertTrue(self.instance.serves())
+        time.sleep(2.5)  # the node says once a second where its ranks are
         with HOSTS[1].cut_off(self.instance.other):
-            self.instance.wait_for_log(r"node 1 \(\S+ at \S+\) is lost: it has said nothing for \d+ s")
+            self.instance.wait_for_log(rf"rank 1 has ended \(node 1 \(\S+ at \S+\) is lost: it has said nothing for \d+ s.*; last seen at {STEP}\)")
             self.assertEqual(generate(self.instance.url, [1, 2], 2)[0], 503)
         wait_until("node 1 to see it as well", lambda: "node 0 is lost" in self.instance.other.output(), within=30)
         self.comes_back()
@@ -554,9 +566,11 @@ class FailureTest(unittest.TestCase):
         self.comes_back()
 
     def test_a_rank_that_hangs_in_a_step_is_named_with_its_host(self):
+        self.assertTrue(self.instance.serves())
         os.kill(self.instance.ranks(1)[0], signal.SIGSTOP)
         self.assertIn(generate(self.instance.url, [3, 4], 2)[0], (500, 503))
-        self.instance.wait_for_log(r"rank 0 has ended \(.*no sign of rank 1 for .*; rank 1 is on " + HOSTS[1].address)
+        self.instance.wait_for_log(rf"rank 0 has ended \(.*no sign of rank 1 for \S+ s \({STEP}\).*; rank 1 is on {HOSTS[1].address}, "
+                                   rf"last heard of in {STEP}; last seen at {STEP}\)")
         self.comes_back()
 
 

@@ -22,6 +22,8 @@ DEEPEP = ("--moe-a2a-backend", "deepep", "--moe-runner-backend", "deep_gemm")
 CLOSEST_TIE = 1e-4
 # Sums in another order move a logit of these models by less, as do routers that it tips by more: those are few.
 NEAR_TIE = 2e-3
+# In the log: where a rank was that has computed before, its step and what it did there.
+STEP = r"step [1-9]\d*(, layer \d+)?, [a-z]+"
 
 
 def start_server(binary, model, *more, env=None):

@@ -9,12 +9,13 @@ the arithmetic's tolerance; the share of such answers is printed. Nothing is hel
 
 failures: each rank of (4, 2) with deepep in turn, killed (SIGKILL), stopped (SIGSTOP) and with an error that is thrown (an allocation that fails),
 while it is idle, prefills, decodes, decodes in two halves, is in an all-to-all (dispatch or combine), moves experts and loads, the last three as the
-log says where it was last seen. Every request ends, the log names the rank within 3 s (killed, an error) or 5 s (silent for 4), the instance serves again, and no process is left over."""
+log says where it was last seen. Every request ends, the log names the rank and its step within 3 s (killed, an error) or 5 s (silent for 4), the instance serves again, and no process is left over."""
 import argparse
 import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -23,7 +24,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../integration"))
-from layout_fixture import (CLOSEST_TIE, DEEPEP, DPA, NEAR_TIE, THROW, answers, call, can_throw, differences, generate, holds_nothing,  # noqa: E402
+from layout_fixture import (CLOSEST_TIE, DEEPEP, DPA, NEAR_TIE, STEP, THROW, answers, call, can_throw, differences, generate, holds_nothing,  # noqa: E402
                             preload_throwing, rank_processes, start_server, workload)
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
@@ -132,6 +133,8 @@ def fail_one(options, phase, how, victim):
         wait_until("the instance serving again", lambda: generate(running.url, [5, 6, 7], 3)[0] == 200, within=60)
         check(not any(alive(pid) for pid in before), "an old rank is left over")
         there = phase not in WITHIN or any(name in line for name in WITHIN[phase])
+        # One that is hit while it starts may not have said yet where it is.
+        check(phase == "load" or re.search(rf"rank {victim}\b.*\b{STEP}", line), f"no step of rank {victim}: {line}")
         return seconds, there and (how != THROW or "bad_alloc" in line)
 
 

@@ -169,7 +169,7 @@ class NodeAgent::Impl {
       }
       if (now - told < kSignOfLifeEvery) continue;
       told = now;
-      SLUICE_TRY_VOID(link.send({{"op", "alive"}}));
+      SLUICE_TRY_VOID(link.send({{"op", "alive"}, {"ranks", places()}}));
     }
   }
 
@@ -192,9 +192,11 @@ class NodeAgent::Impl {
     if (spec.model_file.empty()) spec.model_file = files_.model;
     spec.tokenizer_file = files_.tokenizer;
     // The interface may have gone since this node joined.
+    std::shared_ptr<parallel::ShmSegment> shown_in;
     auto process = [&]() -> Result<Process> {
       SLUICE_TRY(spec.address, rank_address(options_, link.local_address(), interfaces_));
-      return start_rank(spec, {}, on_rank_line_);
+      SLUICE_TRY(shown_in, parallel::ShmSegment::create(1));
+      return start_rank(spec, {.group = shown_in->fd()}, on_rank_line_);
     }();
     if (!process.ok()) {
       return link.send({{"op", "ended"},
@@ -202,9 +204,10 @@ class NodeAgent::Impl {
                         {"incarnation", spec.incarnation},
                         {"code", 1},
                         {"signal", 0},
-                        {"cause", process.error().message}});
+                        {"cause", process.error().message},
+                        {"seen", ""}});
     }
-    ranks_.insert_or_assign(spec.process, Rank{spec.incarnation, handle_of(std::move(*process))});
+    ranks_.insert_or_assign(spec.process, Rank{spec.incarnation, handle_of(std::move(*process), std::move(shown_in))});
     return {};
   }
 
@@ -215,16 +218,21 @@ class NodeAgent::Impl {
         ++rank;
         continue;
       }
-      const json message = {
-          {"op", "ended"},        {"rank", rank->first},      {"incarnation", rank->second.incarnation},
-          {"code", status->code}, {"signal", status->signal}, {"cause", rank->second.process->cause()}};
+      const RankHandle& process = *rank->second.process;
+      const json message = {{"op", "ended"},
+                            {"rank", rank->first},
+                            {"incarnation", rank->second.incarnation},
+                            {"code", status->code},
+                            {"signal", status->signal},
+                            {"cause", process.cause()},
+                            {"seen", process.last_seen()}};
       rank = ranks_.erase(rank);
       SLUICE_TRY_VOID(link.send(message));
     }
     return {};
   }
 
-  // Of a rank of another host node 0 sees no more than this.
+  // Of a rank of another host node 0 sees no more than this and places().
   Result<void> report_stopped(NodeLink& link) {
     for (auto& [number, rank] : ranks_) {
       const auto signs = rank.process->signs();
@@ -234,6 +242,15 @@ class NodeAgent::Impl {
           link.send({{"op", "state"}, {"rank", number}, {"incarnation", rank.incarnation}, {"stopped", stopped}}));
     }
     return {};
+  }
+
+  // Where the ranks are, for what node 0 says of them when this node is lost.
+  json places() const {
+    json all = json::array();
+    for (const auto& [number, rank] : ranks_) {
+      all.push_back({{"rank", number}, {"incarnation", rank.incarnation}, {"seen", rank.process->last_seen()}});
+    }
+    return all;
   }
 
   void end_ranks() {

@@ -49,6 +49,7 @@ struct RemoteRank {
   std::optional<ExitStatus> status = {};
   std::string cause = {};
   bool stopped = false;
+  std::string seen = {};
 
   explicit RemoteRank(std::string where) : place(std::move(where)) {}
 
@@ -259,22 +260,30 @@ class NodeLeader::Impl {
   }
 
   void take(Node& node, const json& message) {
-    if (message["op"] != "ended" && message["op"] != "state") return;
     try {
-      const auto found =
-          node.ranks.find({message.at("rank").get<int64_t>(), message.at("incarnation").get<uint64_t>()});
-      if (found == node.ranks.end()) return;
-      if (message["op"] == "state") {
-        const std::lock_guard lock(found->second->mutex);
-        found->second->stopped = message.at("stopped").get<bool>();
-        return;
+      if (message["op"] == "alive") {
+        for (const json& rank : message.at("ranks")) take_word_of_rank(node, rank);
+      } else if (message["op"] == "state" || message["op"] == "ended") {
+        take_word_of_rank(node, message);
       }
-      found->second->end({.code = message.at("code").get<int>(), .signal = message.at("signal").get<int>()},
-                         message.at("cause").get<std::string>());
-      node.ranks.erase(found);
     } catch (const json::exception& e) {
       lose(number_of(node), fmt::format("what it says is none of this program's: {}", e.what()));
     }
+  }
+
+  void take_word_of_rank(Node& node, const json& word) {
+    const auto found = node.ranks.find({word.at("rank").get<int64_t>(), word.at("incarnation").get<uint64_t>()});
+    if (found == node.ranks.end()) return;
+    RemoteRank& rank = *found->second;
+    {
+      const std::lock_guard lock(rank.mutex);
+      if (const auto stopped = word.find("stopped"); stopped != word.end()) rank.stopped = stopped->get<bool>();
+      if (const auto seen = word.find("seen"); seen != word.end()) rank.seen = seen->get<std::string>();
+    }
+    if (!word.contains("op") || word["op"] != "ended") return;
+    rank.end({.code = word.at("code").get<int>(), .signal = word.at("signal").get<int>()},
+             word.at("cause").get<std::string>());
+    node.ranks.erase(found);
   }
 
   // With mutex_ held. Its ranks end with it: the agent, where it still is, sees to that.
@@ -337,6 +346,10 @@ class NodeLeader::Impl::Handle final : public RankHandle {
     return rank_->cause;
   }
   std::string place() const override { return rank_->place; }
+  std::string last_seen() const override {
+    const std::lock_guard lock(rank_->mutex);
+    return rank_->seen;
+  }
 
  private:
   Impl& leader_;

@@ -119,14 +119,20 @@ TEST_F(NodeLeaderTest, ARankElsewhereIsStartedSignalledAndSeenToEnd) {
   // Of another start: nobody's business.
   ASSERT_TRUE(
       node.send({{"op", "ended"}, {"rank", 1}, {"incarnation", 6}, {"code", 0}, {"signal", 9}, {"cause", "old"}}).ok());
-  ASSERT_TRUE(
-      node.send(
-              {{"op", "ended"}, {"rank", 1}, {"incarnation", 7}, {"code", 1}, {"signal", 0}, {"cause", "exit 1: why"}})
-          .ok());
+  EXPECT_EQ(rank->last_seen(), "");
+  ASSERT_TRUE(node.send({{"op", "ended"},
+                         {"rank", 1},
+                         {"incarnation", 7},
+                         {"code", 1},
+                         {"signal", 0},
+                         {"cause", "exit 1: why"},
+                         {"seen", "step 9, head"}})
+                  .ok());
   const auto status = rank->wait(kBound);
   ASSERT_TRUE(status);
   EXPECT_EQ(status->code, 1);
   EXPECT_EQ(rank->cause(), "exit 1: why");
+  EXPECT_EQ(rank->last_seen(), "step 9, head");
   EXPECT_THAT(rank->place(), HasSubstr(", on node 1 ("));
 }
 
@@ -137,9 +143,13 @@ TEST_F(NodeLeaderTest, TheRanksOfANodeThatIsLostHaveEnded) {
   RankSpec spec{.process = 1};
   spec.options = options_of({}, port_);
   const auto rank = std::move(leader_->start_rank(1, spec)).value();
+  next(*node);  // to start it
+  const json place = {{"rank", 1}, {"incarnation", spec.incarnation}, {"seen", "step 8, layer 3, gather"}};
+  ASSERT_TRUE(node->send({{"op", "alive"}, {"ranks", json::array({place})}}).ok());
   node.reset();
   ASSERT_TRUE(rank->wait(kBound));
   EXPECT_THAT(rank->cause(), HasSubstr("at 127.0.0.1) is lost: the connection to 127.0.0.1 has ended"));
+  EXPECT_EQ(rank->last_seen(), "step 8, layer 3, gather") << "as its node said last";
   EXPECT_EQ(leader_->absent(), "node 1");
   auto back = connect();
   EXPECT_EQ(join(back, {"--node-rank=1"})["op"], "joined");
