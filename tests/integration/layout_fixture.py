@@ -18,16 +18,19 @@ from sluice_process import Sluice, call, descendants, wait_until  # noqa: E402
 
 DPA = ("--enable-dp-attention",)
 DEEPEP = ("--moe-a2a-backend", "deepep", "--moe-runner-backend", "deep_gemm")
+MIXED = ("--enable-mixed-chunk", "--enable-metrics")
 # With --deterministic.
 CLOSEST_TIE = 1e-4
 # Sums in another order move a logit of these models by less, as do routers that it tips by more: those are few.
 NEAR_TIE = 2e-3
+# With --dtype bfloat16, which has 8 bits: other roundings on the way moved a logit by up to 0.08, and where they tip a router by 0.2.
+BF16_TIE, BF16_ROUTER_TIE = 0.15, 0.5
 # In the log: where a rank was that has computed before, its step and what it did there.
 STEP = r"step [1-9]\d*(, layer \d+)?, [a-z]+"
 
 
 def start_server(binary, model, *more, env=None):
-    arithmetic = () if "--deterministic" in more else ("--dtype", "float32")
+    arithmetic = () if {"--deterministic", "--dtype"} & set(more) else ("--dtype", "float32")
     return Sluice(binary, "server", "--model-path", model, "--port", 0, "--max-total-tokens", 2048, "--threads", 1,
                   *arithmetic, *more, env=env)
 
@@ -162,6 +165,13 @@ def differences(requests, got, want):
         if difference := first_difference(ids, expected):
             parted.append(difference)
     return parted
+
+
+def mixed_seconds(url):
+    """Of steps in which some sequences prefilled and others decoded. A server with MIXED."""
+    seconds = re.findall(r'^sglang:forward_execution_seconds_total\{.*category="mixed".*\} (\S+)$', call(url + "/metrics")[2], re.M)
+    assert seconds, "no such metric"
+    return sum(map(float, seconds))
 
 
 def fill_pools(url, traces, vocabulary, per_pool=8):

@@ -17,8 +17,8 @@ import unittest
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(__file__))
-from layout_fixture import (CLOSEST_TIE, DEEPEP, DPA, NEAR_TIE, STEP, THROW, Sluice, answers, call, differences, fill_pools, generate, holds_nothing,  # noqa: E402
-                            preload_throwing, rank_processes, sanitized, start_server, waits_without_limit, workload)
+from layout_fixture import (CLOSEST_TIE, DEEPEP, DPA, MIXED, NEAR_TIE, STEP, THROW, Sluice, answers, call, differences, fill_pools, generate, holds_nothing,  # noqa: E402
+                            mixed_seconds, preload_throwing, rank_processes, sanitized, start_server, waits_without_limit, workload)
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
 from sluice_process import wait_until  # noqa: E402
@@ -157,14 +157,18 @@ class DpAttentionTest(unittest.TestCase):
             self.assertGreaterEqual(skew, 0)
         self.assertEqual([rank for rank, _ in step_breakdown.table(ranks, decoding)], [0, 1, 2, 3])
 
-    def test_prompts_may_wait_for_each_other_and_all_are_answered(self):
+    def test_prompts_may_wait_for_each_other_and_all_have_the_tokens_of_one_rank(self):
         requests = workload(24, seed=9)
-        want = [answer["output_ids"] for answer in answers(self.server.url, requests)]
+        with server("tiny-deepseek-v3") as alone:
+            want = answers(alone.url, requests)
         for more in (("--enable-prefill-delayer", "--prefill-delayer-max-delay-passes", 8),
-                     ("--enable-prefill-delayer", "--prefill-delayer-token-usage-low-watermark", 0.5, "--enable-mixed-chunk")):
+                     ("--enable-prefill-delayer", "--prefill-delayer-token-usage-low-watermark", 0.5, *MIXED)):
             with self.subTest(more=more), server("tiny-deepseek-v3", "--tp", 2, "--dp-size", 2, *DPA, *more) as running:
-                got = [answer["output_ids"] for answer in answers(running.url, requests)]
-                self.assertEqual([len(ids) for ids in got], [len(ids) for ids in want])
+                parted = differences(requests, answers(running.url, requests), want)
+                self.assertTrue(all(margin < NEAR_TIE for _, margin in parted), parted)
+                self.assertLess(len(parted), 3)
+                if "--enable-mixed-chunk" in more:
+                    self.assertGreater(mixed_seconds(running.url), 0)
 
     def test_each_group_serves_the_requests_that_name_it(self):
         for rank in (0, 1):

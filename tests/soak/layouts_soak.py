@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Divided instances of every fixture under random requests, and what becomes of them when any of their ranks dies or hangs.
 
-usage: layouts_soak.py <sluice binary> <folder of fixtures> [tokens] [failures] [--requests 200] [--deterministic] [--models NAME ...] [--phases idle ...] [--seed 1]
+usage: layouts_soak.py <sluice binary> <folder of fixtures> [tokens] [failures] [--requests 200] [--deterministic | --bf16] [--models NAME ...] [--phases idle ...] [--seed 1]
 
-tokens: for (tp, dp) = (2, 2), (4, 2), (4, 4) with DP attention, and with deepep where there are experts: random lengths and arrivals, a fifth
+tokens: for (tp, dp) = (2, 2), (4, 2), (4, 4) with DP attention, with deepep where there are experts, and each with mixed chunks too: random lengths and arrivals, a fifth
 of the requests left by their client or aborted. The tokens are those of one rank up to the first step whose margin there is below
 the arithmetic's tolerance; the share of such answers is printed. Nothing is held when all have ended.
 
@@ -12,6 +12,7 @@ while it is idle, prefills, decodes, decodes in two halves, is in an all-to-all 
 log says where it was last seen. Every request ends, the log names the rank and its step within 3 s (killed, an error) or 5 s (silent for 4), the instance serves again, and no process is left over."""
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -24,8 +25,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../integration"))
-from layout_fixture import (CLOSEST_TIE, DEEPEP, DPA, NEAR_TIE, STEP, THROW, answers, call, can_throw, differences, generate, holds_nothing,  # noqa: E402
-                            preload_throwing, rank_processes, start_server, workload)
+from layout_fixture import (BF16_ROUTER_TIE, BF16_TIE, CLOSEST_TIE, DEEPEP, DPA, MIXED, NEAR_TIE, STEP, THROW, answers, call, can_throw, differences, generate, holds_nothing,  # noqa: E402
+                            mixed_seconds, preload_throwing, rank_processes, start_server, workload)
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../e2e"))
 from sluice_process import alive, wait_until  # noqa: E402
@@ -52,18 +53,33 @@ def check(condition, what):
 def tokens(options):
     for model in options.models:
         requests = workload(options.requests, seed=options.seed, longest=120, cut_short=0.2, pause=0.005)
-        fixed, tie = (("--deterministic",), CLOSEST_TIE) if options.deterministic else ((), NEAR_TIE)
+        fixed, tie = arithmetic_of(options, model)
         with start_server(options.binary, options.fixtures / model, *fixed) as alone:
             want = answers(alone.url, [dataclasses.replace(request, end="whole") for request in requests])
-        for tp, dp in ((2, 2), (4, 2), (4, 4)):
-            for more in ((),) if model in DENSE else ((), DEEPEP):
-                with start_server(options.binary, options.fixtures / model, "--tp", tp, "--dp-size", dp, *DPA, *more, *fixed) as divided:
-                    parted = differences(requests, answers(divided.url, requests, clients=24), want)
-                    check(all(margin < tie for _, margin in parted), f"{model} {tp} {dp} {more}: {parted}")
-                    wait_until("an instance that holds nothing", lambda: holds_nothing(divided.url))
-                cut = sum(request.end != "whole" for request in requests)
-                print(f"{model} tp {tp} dp {dp} {'deepep' if more else 'none'}: {len(requests)} requests, {cut} cut short, "
-                      f"{len(parted)} part at a near tie", flush=True)
+        backends = ((),) if model in DENSE else ((), DEEPEP)
+        for (tp, dp), flags, mixed in itertools.product(((2, 2), (4, 2), (4, 4)), backends, ((), MIXED)):
+            with start_server(options.binary, options.fixtures / model, "--tp", tp, "--dp-size", dp, *DPA, *flags, *mixed, *fixed) as divided:
+                parted = differences(requests, answers(divided.url, requests, clients=24), want)
+                check(all(margin < tie for _, margin in parted), f"{model} {tp} {dp} {flags} {mixed}: {parted}")
+                check(len(parted) <= len(requests) / 8, f"{model} {tp} {dp} {flags} {mixed}: {len(parted)} answers part")
+                wait_until("an instance that holds nothing", lambda: holds_nothing(divided.url))
+                check(not mixed or mixed_seconds(divided.url) > 0, "no step was mixed")
+            cut = sum(request.end != "whole" for request in requests)
+            print(f"{model} tp {tp} dp {dp} {'deepep' if flags else 'none'}{', mixed chunks' if mixed else ''}: {len(requests)} requests, "
+                  f"{cut} cut short, {len(parted)} part at a near tie{largest_of(parted)}", flush=True)
+
+
+def arithmetic_of(options, model):
+    """Flags of all servers, and the margin below which tokens may part."""
+    if options.deterministic:
+        return ("--deterministic",), CLOSEST_TIE
+    if options.bf16:
+        return ("--dtype", "bfloat16"), BF16_TIE if model in DENSE else BF16_ROUTER_TIE
+    return (), NEAR_TIE
+
+
+def largest_of(parted):
+    return f", of {max(margin for _, margin in parted):.4f} at most" if parted else ""
 
 
 def requests_of(phase, url, results):
@@ -174,6 +190,7 @@ def main():
     parser.add_argument("--phases", nargs="+", default=["idle", "prefill", "decode", "halves", "all-to-all", "rebalance", "load"])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--deterministic", action="store_true", help="tokens: servers with that flag, and a closer tie")
+    parser.add_argument("--bf16", action="store_true", help="tokens: all servers in bf16, and a wider tie")
     options = parser.parse_args()
     options.rng = random.Random(options.seed)
     for part in options.parts:
