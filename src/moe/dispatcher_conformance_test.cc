@@ -41,6 +41,7 @@ struct Batch {
   std::vector<float> want;                      // [n, kHidden] what is to come back
   std::vector<float> error;                     // [n, kHidden] by which it may be off, if rows are in FP8
   std::vector<int32_t> slab_starts, slab_rows;  // of what a rank receives in a slab
+  std::vector<int32_t> masked_m;                // [experts of the rank] its rows there, as the device counts them
 };
 
 // Half of a row tells its origin, in values that e4m3 has exactly where the largest is 448; the other half are any,
@@ -141,6 +142,7 @@ class Rank {
     const std::vector<float> slab = get(static_cast<const float*>(received_.x), dispatcher_->slab_rows() * kHidden);
     got.slab_starts = get(received_.slab_starts, own_experts().count);
     got.slab_rows = get(received_.slab_rows, got.n);
+    got.masked_m = count_on_device();
     for (const int32_t row : got.slab_rows) {
       got.x.insert(got.x.end(), slab.begin() + row * kHidden, slab.begin() + (row + 1) * kHidden);
     }
@@ -185,6 +187,20 @@ class Rank {
     backend_->copy_to_host(context(), values.data(), memory, values.size() * sizeof(T));
     backend_->synchronize(context());
     return values;
+  }
+  // As MoeFfn has them counted, of what dispatch() has left in device memory.
+  std::vector<int32_t> count_on_device() {
+    const int64_t experts = own_experts().count;
+    const std::vector<int32_t> unset(static_cast<size_t>(experts), -1);
+    auto* const counts = put(unset);
+    backend_->sort_by_expert(context(), {.ids = received_.ids,
+                                         .starts = put(unset),
+                                         .counts = counts,
+                                         .rows = put(std::vector<int32_t>(static_cast<size_t>(received_.n))),
+                                         .n_pairs = received_.n,
+                                         .first = own_experts().first,
+                                         .experts = experts});
+    return get(counts, experts);
   }
   void free() {
     for (const auto& [memory, bytes] : held_) backend_->release(memory, bytes);
@@ -295,7 +311,9 @@ void expect_slab(const Batch& got, const std::vector<Batch>& batches, const para
   }
   EXPECT_EQ(found, wanted);
   EXPECT_EQ(got.n, std::ssize(wanted));
+  ASSERT_EQ(got.masked_m.size(), rows.size());
   for (size_t e = 0; e < rows.size(); ++e) {
+    EXPECT_EQ(got.masked_m[e], std::ssize(rows[e])) << "expert " << e;
     if (rows[e].empty()) continue;
     EXPECT_EQ(*rows[e].begin(), got.slab_starts[e]);
     EXPECT_EQ(*rows[e].rbegin() - *rows[e].begin() + 1, std::ssize(rows[e])) << "expert " << e;
