@@ -40,24 +40,31 @@ struct Counted {
   double remote_rows = 0;
 };
 
-// Pairs of a token and another rank that has one of its experts, of one rank's tokens; with low_latency of a token and
-// an expert of another rank.
-double remote_rows_of(const Routing& routing, const MoeConfig& moe, const Layout& layout, bool low_latency) {
+// Pairs of a token and another rank to which it goes for one of its experts, of one rank's tokens; with low_latency of
+// a token and an expert of another rank.
+double remote_rows_of(const Routing& routing, const moe::ExpertMap& map, const Layout& layout, bool low_latency) {
   std::set<std::pair<size_t, int64_t>> pairs;
+  const size_t in_layer = routing.experts.size() / static_cast<size_t>(std::max<int64_t>(1, routing.layers));
+  std::vector<int32_t> copies;
   for (size_t i = 0; i < routing.experts.size(); ++i) {
-    for (int64_t rank = 0; rank < layout.tp_size; ++rank) {
-      const parallel::Slice own = parallel::part_of(moe.experts, {rank, layout.tp_size});
-      const int64_t expert = routing.experts[i];
-      if (expert < own.first || expert >= own.end() || rank == layout.tp_rank) continue;
-      pairs.emplace(low_latency ? i : i / static_cast<size_t>(moe.top_k), rank);
-    }
+    if (i % in_layer == 0) copies = static_copies(map, routing.numbers[i / in_layer], layout.experts());
+    const int64_t rank = copies[static_cast<size_t>(routing.experts[i])] / (map.physical / layout.tp_size);
+    if (rank != layout.tp_rank) pairs.emplace(low_latency ? i : i / static_cast<size_t>(routing.top_k), rank);
   }
   return static_cast<double>(pairs.size());
 }
 
+// What count_step() is told beside layout and tokens.
+struct Asked {
+  moe::DeepEpOptions deepep = {};
+  moe::ExpertPlacement placement = {};
+  bool extend = true;  // somebody prefills
+  int64_t padded_rows = 0;
+};
+
 // One step of `tokens` in each attention group, logits of all of them, on ranks that `family` connects.
 Counted count_step(const std::string& family, const std::string& fixture, const ModelConfig& config, Layout layout,
-                   std::vector<int64_t> tokens, moe::DeepEpOptions deepep = {}, int64_t padded_rows = 0) {
+                   std::vector<int64_t> tokens, const Asked& asked = {}) {
   Counted counted;
   const auto& rows = parallel::communicators();
   const auto row = std::ranges::find(rows, family, &parallel::CommunicatorRow::name);
@@ -73,7 +80,8 @@ Counted count_step(const std::string& family, const std::string& fixture, const 
                                      .max_step_tokens = 128,
                                      .max_step_seqs = 8,
                                      .record_routing = true,
-                                     .deepep = deepep,
+                                     .expert_placement = asked.placement,
+                                     .deepep = asked.deepep,
                                      .groups = &*groups});
     ASSERT_TRUE(runner.ok()) << runner.error().message;
     Steps steps(**runner);
@@ -86,8 +94,9 @@ Counted count_step(const std::string& family, const std::string& fixture, const 
     }
     const StepArrays arrays(pieces);
     StepBatch batch = arrays.view();
+    batch.extend = asked.extend;
     if (own.dp_attention()) batch.group_tokens = batch.group_logits = tokens;
-    batch.padded_rows = padded_rows;
+    batch.padded_rows = asked.padded_rows;
     const auto received = [&] {
       return static_cast<double>(world[i]->received_bytes() + groups->attention_tp->received_bytes() +
                                  groups->attention_dp->received_bytes());
@@ -96,7 +105,15 @@ Counted count_step(const std::string& family, const std::string& fixture, const 
     const Output output = steps.run(batch);
     bytes[i] = received() - before;
     if (config.moe && layout.a2a == MoeAllToAll::kDeepEp) {
-      remote[i] = remote_rows_of(output.routing, *config.moe, own, deepep.mode == moe::DeepEpMode::kLowLatency);
+      const auto map = make_expert_map(asked.placement, {.layers = config.num_layers,
+                                                         .experts = config.moe->experts,
+                                                         .groups = config.moe->groups,
+                                                         .ranks = own.ep_size});
+      ASSERT_TRUE(map.ok()) << map.error().message;
+      const moe::DeepEpMode mode = asked.deepep.mode;
+      remote[i] =
+          remote_rows_of(output.routing, *map, own,
+                         mode == moe::DeepEpMode::kLowLatency || (mode == moe::DeepEpMode::kAuto && !asked.extend));
     }
   });
   for (size_t i = 0; i < world.size(); ++i) {
@@ -112,6 +129,7 @@ std::vector<Layout> layouts() {
     all.push_back({.tp_size = tp, .dp_size = dp});
     all.push_back({.tp_size = tp, .dp_size = dp, .ep_size = tp});
     all.push_back({.tp_size = tp, .dp_size = dp, .ep_size = tp, .a2a = MoeAllToAll::kDeepEp});
+    if (tp == 4) all.push_back({.tp_size = tp, .dp_size = dp, .ep_size = 2});
     if (dp == 1) continue;
     all.push_back({.tp_size = tp, .dp_size = dp, .dense_data_parallel = true, .dp_lm_head = true});
     all.push_back({.tp_size = tp,
@@ -131,7 +149,7 @@ std::string text(const Layout& l) {
 }
 
 TEST(WireBytesTest, AreWhatTheCommunicatorsCountInEveryLayoutOfEveryFixture) {
-  int compared = 0, dispatched = 0;
+  int compared = 0, dispatched = 0, cut_experts = 0;
   for (const auto& entry : std::filesystem::directory_iterator(SLUICE_FIXTURES_DIR)) {
     if (!std::filesystem::exists(entry.path() / "reference.safetensors")) continue;
     const std::string fixture = entry.path().filename();
@@ -150,9 +168,11 @@ TEST(WireBytesTest, AreWhatTheCommunicatorsCountInEveryLayoutOfEveryFixture) {
       EXPECT_EQ(formula.total(), counted.bytes);
       ++compared;
       dispatched += counted.remote_rows > 0;
+      cut_experts += config.moe && layout.ep_size > 1 && layout.expert_tp_size() > 1;
     }
   }
   EXPECT_GT(compared, 50);
+  EXPECT_GT(cut_experts, 10);
   EXPECT_GT(dispatched, 10);
 }
 
@@ -165,15 +185,15 @@ TEST(WireBytesTest, OfAFixedShapeAreThoseOfItsRowsWhateverTheTokens) {
     std::vector<int64_t> few(static_cast<size_t>(layout.dp_size), 1), some{5, 2, 0, 8};
     some.resize(static_cast<size_t>(layout.dp_size));
     for (const auto& tokens : {few, some}) {
-      const Counted counted = count_step("inproc", fixture, config, layout, tokens, {}, /*padded_rows=*/8);
+      const Counted counted = count_step("inproc", fixture, config, layout, tokens, {.padded_rows = 8});
       const StepLoad load{.tokens = tokens, .logits = tokens, .padded_rows = 8};
       EXPECT_EQ(wire_bytes(config, layout, kernels::DType::kF32, load, {.remote = counted.remote_rows}, kAlwaysAddAll)
                     .total(),
                 counted.bytes);
     }
     if (layout.attention_tp_size() > 1 || layout.a2a == MoeAllToAll::kDeepEp || layout.dense_data_parallel) continue;
-    EXPECT_EQ(count_step("inproc", fixture, config, layout, few, {}, 8).bytes,
-              count_step("inproc", fixture, config, layout, some, {}, 8).bytes)
+    EXPECT_EQ(count_step("inproc", fixture, config, layout, few, {.padded_rows = 8}).bytes,
+              count_step("inproc", fixture, config, layout, some, {.padded_rows = 8}).bytes)
         << "the same in each step";
   }
 }
@@ -201,7 +221,7 @@ TEST(WireBytesTest, OfRowsInFp8AreThoseOfTheirValuesAndScales) {
     const Layout layout{.tp_size = 2, .dp_size = 2, .ep_size = 2, .a2a = MoeAllToAll::kDeepEp};
     const std::vector<int64_t> tokens{9, 4};
     const Counted whole = count_step("inproc", fixture, config, layout, tokens);
-    const Counted fp8 = count_step("inproc", fixture, config, layout, tokens, {.fp8 = true});
+    const Counted fp8 = count_step("inproc", fixture, config, layout, tokens, {.deepep = {.fp8 = true}});
     EXPECT_LT(fp8.bytes, whole.bytes);
     EXPECT_EQ(wire_bytes(config, layout, kernels::DType::kF32, {tokens, tokens},
                          {.remote = fp8.remote_rows, .fp8 = true}, kAlwaysAddAll)
@@ -217,13 +237,57 @@ TEST(WireBytesTest, OfLowLatencyAreThoseOfARowForEachExpert) {
     const Layout layout{.tp_size = 4, .dp_size = 4, .ep_size = 4, .a2a = MoeAllToAll::kDeepEp};
     const std::vector<int64_t> tokens{9, 1, 0, 4};
     const Counted counted = count_step("inproc", fixture, config, layout, tokens,
-                                       {.mode = moe::DeepEpMode::kLowLatency, .capacity = 16, .fp8 = fp8});
+                                       {.deepep = {.mode = moe::DeepEpMode::kLowLatency, .capacity = 16, .fp8 = fp8}});
     EXPECT_GT(counted.remote_rows, 0);
     EXPECT_EQ(wire_bytes(config, layout, kernels::DType::kF32, {tokens, tokens},
                          {.remote = counted.remote_rows, .fp8 = fp8, .low_latency = true}, kAlwaysAddAll)
                   .total(),
               counted.bytes);
   }
+}
+
+TEST(WireBytesTest, OfTheModeAutoAreThoseOfTheModeThatItChooses) {
+  const std::string fixture = "tiny-deepseek-v3";
+  const ModelConfig config = config_at(folder_of(fixture) + "/config.json");
+  const Layout layout{.tp_size = 4, .dp_size = 2, .ep_size = 4, .a2a = MoeAllToAll::kDeepEp};
+  const std::vector<int64_t> tokens{9, 2};
+  for (const bool extend : {true, false}) {
+    SCOPED_TRACE(extend ? "somebody prefills" : "all decode");
+    const Counted counted = count_step("inproc", fixture, config, layout, tokens,
+                                       {.deepep = {.mode = moe::DeepEpMode::kAuto, .capacity = 16}, .extend = extend});
+    EXPECT_GT(counted.remote_rows, 0);
+    EXPECT_EQ(wire_bytes(config, layout, kernels::DType::kF32, {tokens, tokens},
+                         {.remote = counted.remote_rows, .low_latency = !extend}, kAlwaysAddAll)
+                  .total(),
+              counted.bytes);
+  }
+}
+
+TEST(WireBytesTest, WithCopiesOfExpertsAreThoseOfTheRowsThatStillLeaveTheirRank) {
+  const std::string fixture = "tiny-deepseek-v3";
+  const ModelConfig config = config_at(folder_of(fixture) + "/config.json");
+  const std::vector<int64_t> tokens{9, 1, 0, 4};
+  const int64_t copies = config.moe->experts / 2;
+  for (const bool low_latency : {false, true}) {
+    const Layout layout{.tp_size = 4, .dp_size = 4, .ep_size = 4, .a2a = MoeAllToAll::kDeepEp};
+    const auto count = [&](int64_t redundant) {
+      const auto mode = low_latency ? moe::DeepEpMode::kLowLatency : moe::DeepEpMode::kNormal;
+      return count_step("inproc", fixture, config, layout, tokens,
+                        {.deepep = {.mode = mode, .capacity = 16}, .placement = {.redundant = redundant}});
+    };
+    const Counted once = count(0), copied = count(copies);
+    EXPECT_NE(copied.remote_rows, once.remote_rows);
+    EXPECT_EQ(
+        wire_bytes(config, layout, kernels::DType::kF32, {tokens, tokens},
+                   {.remote = copied.remote_rows, .low_latency = low_latency, .physical = config.moe->experts + copies},
+                   kAlwaysAddAll)
+            .total(),
+        copied.bytes);
+  }
+  // All tokens are everywhere already: copies cost nothing.
+  const Layout none{.tp_size = 4, .dp_size = 4, .ep_size = 4};
+  EXPECT_EQ(count_step("inproc", fixture, config, none, tokens, {.placement = {.redundant = copies}}).bytes,
+            wire_bytes(config, none, kernels::DType::kF32, {tokens, tokens}, {}, kAlwaysAddAll).total());
 }
 
 // Choices of 2 of 4 groups and 2 of their 4 experts, by hand: both in one group with probability 1/3.
