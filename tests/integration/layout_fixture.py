@@ -23,8 +23,10 @@ MIXED = ("--enable-mixed-chunk", "--enable-metrics")
 CLOSEST_TIE = 1e-4
 # Sums in another order move a logit of these models by less, as do routers that it tips by more: those are few.
 NEAR_TIE = 2e-3
-# With --dtype bfloat16, which has 8 bits: other roundings on the way moved a logit by up to 0.08, and where they tip a router by 0.2.
-BF16_TIE, BF16_ROUTER_TIE = 0.15, 0.5
+# With --dtype bfloat16, which has 8 bits: other roundings on the way moved a logit by up to 0.08. Where they tip a router another expert
+# computes, and any token may be another: with experts only the share of answers that part is held to a bound. On one rank, too, other company
+# in a step rounds otherwise: of 100 answers of tiny-deepseek-v3 6 parted with mixed chunks, of its FP8 form 9 without and 13 with them.
+BF16_TIE = 0.15
 # In the log: where a rank was that has computed before, its step and what it did there.
 STEP = r"step [1-9]\d*(, layer \d+)?, [a-z]+"
 
