@@ -727,11 +727,11 @@ int64_t from_environment(const char* name, int64_t otherwise) {
   return value == nullptr ? otherwise : std::atoll(value);
 }
 
-// SLUICE_SOAK_STEPS asks for so many exchanges of rows, SLUICE_SOAK_SEED begins with the seed that failed.
+// SLUICE_SOAK_STEPS asks for so many steps, SLUICE_SOAK_SEED begins with the seed that failed.
 TEST(StepSyncSimulation, NoWorkIsLostAndNobodySleepsForEverInAnyInterleaving) {
   Tally tally;
   const int64_t wanted = from_environment("SLUICE_SOAK_STEPS", 200'000);
-  for (auto seed = static_cast<uint64_t>(from_environment("SLUICE_SOAK_SEED", 1)); tally.exchanges < wanted; ++seed) {
+  for (auto seed = static_cast<uint64_t>(from_environment("SLUICE_SOAK_SEED", 1)); tally.steps < wanted; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     Simulation simulation(layout_of(seed), seed, tally);
     simulation.run_exchanges(500, /*mishaps=*/true);

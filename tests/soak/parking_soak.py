@@ -8,7 +8,7 @@ Rounds take turns: a request is sent when all four ranks are seen asleep in poll
 the last answer, about when they park, or at once, before they do. What waking costs is the median of what the first of each turn took
 more than the third, so that a machine that is slower for a while does not count. A parked rank wakes for its next message alone, so a
 wake-up that is lost is a request without an answer. With --idle the ranks are then left alone for so long, and it is counted how often
-one of their threads was switched to."""
+one of their threads was switched to, whether it slept before or another had taken its core."""
 import argparse
 import http.client
 import json
@@ -38,7 +38,9 @@ def sleeps(pid):
 
 
 def switches(tasks):
-    return sum(int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", (task / "status").read_text(), re.M)[1]) for task in tasks)
+    """To all threads together since their start: voluntary, and those by which another one took the core."""
+    texts = [(task / "status").read_text() for task in tasks]
+    return tuple(sum(int(re.search(rf"^{kind}_ctxt_switches:\s+(\d+)", text, re.M)[1]) for text in texts) for kind in ("voluntary", "nonvoluntary"))
 
 
 class Client:
@@ -93,7 +95,8 @@ def main():
             wait_until("every thread waiting without a limit", lambda: all(map(waits_without_limit, tasks)))
             before = switches(tasks)
             time.sleep(options.idle)  # a span of the clock is what is measured
-            print(f"{switches(tasks) - before} switches to {len(tasks)} threads of four idle ranks in {options.idle:g} s")
+            voluntary, involuntary = (now - then for now, then in zip(switches(tasks), before))
+            print(f"{voluntary} voluntary and {involuntary} involuntary switches of {len(tasks)} threads of four idle ranks in {options.idle:g} s")
     for kind, seconds in took.items():
         millis = sorted(1000 * s for s in seconds)
         print(f"{len(millis)} rounds {kind}: an answer after {statistics.median(millis):.2f} ms (median), "
