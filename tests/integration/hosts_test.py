@@ -285,6 +285,12 @@ class TokensTest(unittest.TestCase):
             self.assertGreater(rank["covered_seconds"], 0)
             self.assertLessEqual(rank["covered_seconds"], rank["wire_seconds"])
 
+    def test_four_hosts(self):
+        """Of one attention group, and experts that nobody dispatches to."""
+        none = ("--ep", 4, "--moe-a2a-backend", "none")
+        self.compare("tiny-llama", ("--tp", 4), nodes=4, count=12)
+        self.compare("tiny-deepseek-v3", ("--tp", 4, *none), ("--tp", 4, "--dp-size", 4, *DPA, *none), nodes=4, count=12)
+
     def test_four_hosts_on_a_slow_network(self):
         for host in HOSTS:
             host.limit_rate(40)

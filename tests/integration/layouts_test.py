@@ -190,6 +190,19 @@ class DpAttentionTest(unittest.TestCase):
             self.assertTrue(all(len(ranks) == 1 for ranks in groups.values()), groups)
             self.assertEqual(len(set.union(*groups.values())), 2, "all went to one rank")
 
+    def test_requests_go_to_the_group_with_fewer_requests_or_fewer_tokens(self):
+        """One group has one request of many tokens, the other two of few."""
+        for method, chosen in (("total_requests", 0), ("total_tokens", 1)):
+            with self.subTest(method=method), concurrent.futures.ThreadPoolExecutor() as pool, \
+                    server("tiny-llama", "--tp", 2, "--dp-size", 2, *DPA, "--load-balance-method", method) as running:
+                busy = [pool.submit(generate, running.url, [7] * length, 1000, group) for length, group in ((900, 0), (5, 1), (6, 1))]
+                wait_until("all three running", every=0.005, condition=lambda: [
+                    load["num_running_reqs"] for load in call(running.url + "/v1/loads")[2]["loads"]] == [1, 2])
+                went = [generate(running.url, [i, 3, 4], 1)[2]["meta_info"]["dp_rank"] for i in range(4)]
+                self.assertFalse(any(request.done() for request in busy), "they have ended too soon")
+                call(running.url + "/abort_request", {"abort_all": True})
+                self.assertEqual(went, [chosen] * 4)
+
     def test_flushing_reaches_every_group(self):
         ids = list(range(200, 240))
         for rank in (0, 1):
