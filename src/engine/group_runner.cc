@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/log.h"
 #include "models/batch_split.h"
 
 namespace sluice::engine {
@@ -12,6 +13,8 @@ namespace {
 using models::StepBatch;
 using parallel::ForwardMode;
 using parallel::StepRow;
+
+constexpr std::string_view kComponent = "engine/group_runner";
 
 // Of a batch: whether sequences get more than the one token that decoding gives them.
 ForwardMode mode_of(const StepBatch& batch) {
@@ -32,7 +35,8 @@ GroupRunner::GroupRunner(std::unique_ptr<models::Runner> runner, const parallel:
       overlap_(overlap),
       split_threshold_(split_threshold),
       member_(groups.layout, configuration),
-      rows_(static_cast<size_t>(groups.layout.tp_size)) {}
+      rows_(static_cast<size_t>(groups.layout.tp_size)),
+      exchanges_(groups.layout) {}
 
 Result<void> GroupRunner::allocate_kv(const models::KvPlan& plan) {
   SLUICE_TRY_VOID(runner_->allocate_kv(plan));
@@ -61,14 +65,25 @@ Result<void> GroupRunner::exchange(StepRow row) {
   phase_clock_.leave();
   if (!met.ok()) {
     member_.fail();
-    return met;
+    return failed(std::move(met).error());
   }
-  SLUICE_TRY_VOID(member_.gathered(rows_));
+  exchanges_.record(rows_);
+  if (auto agreed = member_.gathered(rows_); !agreed.ok()) return failed(std::move(agreed).error());
   shape_ = shape_of(member_.plan_before(), last_plan());
   prefilling_ = 0;
   for (const StepRow& leader : rows_) prefilling_ += leader.is_extend_in_batch;  // leaders' alone
   count_wire();
   return {};
+}
+
+Error GroupRunner::failed(Error error) {
+  // All have the same rows: the first rank tells of them, and the second one in case the first is what has failed.
+  if (groups_.layout.tp_rank < 2) {
+    const std::string last = exchanges_.text();
+    SLUICE_LOG(error, kComponent, "rank {} of its instance: {}", groups_.layout.tp_rank,
+               last.empty() ? "no exchange of rows was complete" : "the last " + last);
+  }
+  return error;
 }
 
 void GroupRunner::count_wire() {
@@ -146,7 +161,8 @@ Result<std::span<const float>> GroupRunner::run(StepBatch batch) {
   Result<void> gathered;
   if (gathers_routing_ && logits.ok()) gathered = gather_routing_of(std::ssize(batch.token_ids));
   phase_clock_.end_step(std::ssize(batch.token_ids), batch.extend);
-  if (!gathered.ok()) return gathered.error();
+  if (!logits.ok()) return failed(std::move(logits).error());
+  if (!gathered.ok()) return failed(std::move(gathered).error());
   return logits;
 }
 

@@ -13,6 +13,7 @@
 
 #include "engine/joint_step.h"
 #include "models/runner.h"
+#include "parallel/exchange_log.h"
 #include "parallel/groups.h"
 #include "parallel/overlap.h"
 #include "parallel/phase_clock.h"
@@ -101,6 +102,8 @@ class GroupRunner final : public models::Runner {
 
  private:
   Result<void> exchange(parallel::StepRow row);
+  // The log gets what was exchanged last.
+  Error failed(Error error);
   // The row's column for a batch.
   int64_t can_split(const models::StepBatch& batch) const;
   // From the rows that were exchanged.
@@ -130,6 +133,7 @@ class GroupRunner final : public models::Runner {
   std::optional<models::Routing> gathered_;
   parallel::PhaseClock phase_clock_;
   std::vector<parallel::StepRow> rows_;
+  parallel::ExchangeLog exchanges_;
   std::vector<int32_t> words_;       // a batch on its way
   std::vector<int32_t> copies_;      // of states, from and to in turn, that the others have not heard of
   std::vector<int32_t> sent_table_;  // of a leader: the slot table as its group's others have it

@@ -359,6 +359,7 @@ class FailureTest(unittest.TestCase):
         with server("tiny-llama", "--tp", 2, "--dp-size", 2, *DPA) as running:
             self.survives(running, lambda pids: os.kill(pids[1], signal.SIGSTOP))
             self.assertRegex(running.output(), rf"rank 0 has ended \(.*rank 1\b.* \({STEP}\).*; last seen at {STEP}\)")
+            self.assertRegex(running.output(), r"rank 0 of its instance: the last exchanges \d+ to \d+; rank 0: .*(decode|prefill) of \d+.*; rank 1: ")
 
     def test_a_rank_that_writes_for_longer_than_it_may_be_silent_is_waited_for(self):
         """Its file is a pipe that nobody reads, for half as long again as --watchdog-timeout."""
