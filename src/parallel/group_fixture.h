@@ -118,6 +118,12 @@ inline size_t largest_bytes() {
   return text ? std::strtoull(text, nullptr, 10) : size_t{1} << 20;
 }
 
+// How many of them: `otherwise`, or what a soak asks for.
+inline int random_calls(int otherwise) {
+  const char* text = std::getenv("SLUICE_TEST_CALLS");
+  return text ? std::atoi(text) : otherwise;
+}
+
 // The same calls on every rank from the same seed, with sizes spread evenly over their logarithm and zero among them.
 // Every rank knows what the others send, finds out the result by itself and compares.
 class RandomCalls {
