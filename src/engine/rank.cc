@@ -215,7 +215,7 @@ class RankProcess {
     const int rank = static_cast<int>(layout.tp_rank), size = static_cast<int>(layout.tp_size);
     const parallel::GroupOptions options{.silence_limit = from_seconds(spec_.options.watchdog_timeout),
                                          .join_limit = kJoinLimit};
-    if (group_fd_ >= 0) {
+    if (!has_hosts || group_fd_ >= 0) {
       SLUICE_TRY(segment_, parallel::ShmSegment::open(group_fd_));
     }
     if (has_hosts) {
