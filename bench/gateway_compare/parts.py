@@ -1,7 +1,9 @@
 """The measurements. Each takes the stand, the names of the gateways and a function that takes one record per run."""
 import json
+import os
 import socket
 import subprocess
+import sys
 import time
 
 from stand import Gateway, follow, load, start_worker
@@ -209,8 +211,13 @@ LOADS = {  # of the cache simulation
     "hot, 400 req/s": dict(hot=1, rate=400),
     "hot, 128 in flight": dict(hot=1, concurrency=128),
 }
-CONTENDERS = [("oracle", "oracle", ""), ("sluice", "min_cost", ""), ("sluice", "cache_aware", ""), ("sluice", "round_robin", ""),
-              ("sglang-router", "cache_aware", ""), ("smg", "cache_aware", ""), ("vllm-router", "cache_aware", ""),
+POLICIES = {  # all that choose by themselves: without those that want a key, one worker or events of the workers' caches
+    "sluice": ("min_cost", "cache_aware", "round_robin"),
+    "sglang-router": ("cache_aware", "power_of_two", "round_robin", "random"),
+    "smg": ("cache_aware", "power_of_two", "least_load", "prefix_hash", "consistent_hashing", "round_robin", "random"),
+    "vllm-router": ("cache_aware", "power_of_two", "sticky_least_loaded", "consistent_hash", "round_robin", "random"),
+}
+CONTENDERS = [("oracle", "oracle", ""), *((name, policy, "") for name, policies in POLICIES.items() for policy in policies),
               ("vllm-router", "cache_aware", "render")]
 
 
@@ -224,24 +231,58 @@ def prepare_simulation(stand, settings, job):
     return program, Gateway(stand, "direct" if name == "oracle" else name, ports, policy=policy)
 
 
+def jobs_of(names, settings):
+    """Case, seed and contender of each run: all contenders take turns with a seed. Without those that --resume finds."""
+    jobs = [(case, seed, contender) for case in LOADS if not settings.cases or case in settings.cases
+            for seed in range(settings.first_seed, settings.first_seed + settings.seeds)
+            for contender in settings.contenders or CONTENDERS if contender[0] == "oracle" or contender[0] in names]
+    done = recorded(settings.output) if settings.resume else set()
+    return [job for job in jobs if job not in done]
+
+
+def recorded(path):
+    """Of the cache simulation, the runs in the file that are not void. A line that was cut off counts for nothing."""
+    done = set()
+    if not path or not os.path.exists(path):
+        return done
+    for text in open(path):
+        try:
+            run = json.loads(text)
+        except ValueError:
+            continue
+        if run["part"] == "cache" and not run.get("void"):
+            done.add((run["case"], run["seed"], (run["gateway"], run["policy"], run["workers_answer"])))
+    return done
+
+
 def cache_simulation(stand, names, record, settings):
     """The workers of `sluice bench policy` in real time behind sockets: 4 workers whose caches hold two fifths of all
     prefixes, 64 groups of prompts, and one group with half of the traffic. Each run has fresh workers and a fresh gateway;
     they are started while the run before is under way, so that no gateway is measured in its first seconds."""
-    jobs = [(case, seed, contender) for case in LOADS if not settings.cases or case in settings.cases
-            for seed in range(1, settings.seeds + 1) for contender in settings.contenders or CONTENDERS
-            if contender[0] == "oracle" or contender[0] in names]
+    began = time.monotonic()
+    jobs = jobs_of(names, settings)
+    if not jobs:
+        return
     coming = prepare_simulation(stand, settings, jobs[0])
-    time.sleep(0 if settings.quick else 12)
+    time.sleep(0 if settings.quick or settings.simulated_seconds < 10 else 12)
+    longest = 0
     for i, (case, seed, (name, policy, extra)) in enumerate(jobs):
+        run_began = time.monotonic()
         program, gateway = coming
-        coming = prepare_simulation(stand, settings, jobs[i + 1]) if i + 1 < len(jobs) else None
+        last = i + 1 == len(jobs)
+        if settings.time_limit and time.monotonic() - began + 2 * longest > settings.time_limit:
+            last = True
+        coming = None if last else prepare_simulation(stand, settings, jobs[i + 1])
         program.process.stdin.write("oracle\n" if name == "oracle" else f"{gateway.ports[0]}\n")
         program.process.stdin.flush()
         result = follow(stand, program, gateway)
         record({"part": "cache", "gateway": name, "policy": policy, "workers_answer": extra, "case": case, "seed": seed,
                 **result})
         gateway.stop()
+        longest = max(longest, time.monotonic() - run_began)
+        if last:
+            print(f"{len(jobs) - i - 1} runs are left", file=sys.stderr)
+            return
 
 
 PARTS = {"cpu": cpu_per_request, "stream": cpu_per_chunk, "latency": added_latency, "memory": memory, "budget": index_budget,

@@ -68,6 +68,36 @@ def ratios(cost, targets):
     return cells
 
 
+def interval(pairs, figure, draws=4000):
+    """95 % of what the figure is when whole pairs are drawn again with replacement."""
+    rng = random.Random(1)
+    drawn = sorted(figure([rng.choice(pairs) for _ in pairs]) for _ in range(draws))
+    return drawn[int(0.025 * draws)], drawn[int(0.975 * draws)]
+
+
+def of_medians(pairs):
+    return median(a for a, _ in pairs) / max(1e-6, median(b for _, b in pairs))
+
+
+def paired(ours, theirs, field, round_of="repeat"):
+    """The field of both, of the rounds that both have."""
+    other = {run[round_of]: run[field] for run in theirs}
+    return [(run[field], other[run[round_of]]) for run in ours if run[round_of] in other]
+
+
+def with_interval(numbers, form="{:.2f}"):
+    low, high = interval(numbers, median)
+    return f"{form.format(median(numbers))} [{form.format(low)}, {form.format(high)}]"
+
+
+def ratio_cell(pairs):
+    """The ratio of the medians with its interval."""
+    if not pairs:
+        return ""
+    low, high = interval(pairs, of_medians)
+    return f"{of_medians(pairs):.2f} [{low:.2f}, {high:.2f}]"
+
+
 def cpu_tables(runs, svg):
     groups = grouped(runs, "cpu", "size", "mode", "gateway")
     if not groups:
@@ -98,32 +128,32 @@ def stream_tables(runs, svg):
     if not groups:
         return
     names = ordered({k[0] for k in groups})
-    print("### Streams: 200, a chunk each 10 ms\n")
+    rounds = max(len(group) for group in groups.values())
+    print(f"### Streams: 200, a chunk each 10 ms; {rounds} rounds in which all take turns\n")
     rows = []
     for name in names:
         group = groups[(name,)]
         chunks = sum(values(group, "chunks"))
-        rows.append([name, "" if name == "direct" else spread(values(group, "us_per_chunk"), "{:.1f}"),
-                     spread(values(group, "chunk_p50_ms"), "{:.2f}"), spread(values(group, "chunk_p99_ms"), "{:.2f}"),
+        rows.append([name, "" if name == "direct" else with_interval(values(group, "us_per_chunk"), "{:.1f}"),
+                     with_interval(values(group, "chunk_p50_ms")), with_interval(values(group, "chunk_p99_ms")),
                      f"{1e6 * sum(values(group, 'merged')) / chunks:.0f}", f"{1e6 * sum(values(group, 'late')) / chunks:.0f}"])
-    table(["gateway", "µs CPU per chunk", "under way p50, ms", "p99, ms", "merged, per million", "over 5 ms, per million"], rows)
-    cost = {n: median(values(groups[(n,)], "us_per_chunk")) for n in names}
-    if "sluice" in cost:
+    table(["gateway", "µs CPU per chunk [95 %]", "under way p50, ms [95 %]", "p99, ms [95 %]", "merged, per million",
+           "over 5 ms, per million"], rows)
+    if ("sluice",) in groups:
+        ours, rows = groups[("sluice",)], []
         for other, most in [(p, 1.0) for p in PEERS] + [("haproxy", 1.0), ("epoll relay", 1.3)]:
-            if other in cost:
-                ratio = cost["sluice"] / cost[other]
-                print(f"* over {other}: {ratio:.2f} (target {most}){'' if ratio <= most else ' **missed**'}")
-        print()
+            theirs = groups.get((other,))
+            if not theirs:
+                continue
+            cost, late = paired(ours, theirs, "us_per_chunk"), paired(ours, theirs, "chunk_p99_ms")
+            missed = " **missed**" if of_medians(cost) > most else ""
+            tail = " **missed**" if other in PEERS and of_medians(late) > 1 else ""
+            rows.append([other, f"{ratio_cell(cost)} (target {most}){missed}",
+                         ratio_cell(late) + (f" (target 1.0){tail}" if other in PEERS else "")])
+        table(["sluice over", "µs CPU per chunk [95 %]", "p99 [95 %]"], rows)
     if svg:
         bars(svg / "gateway-stream.svg", "CPU time per relayed chunk (microseconds)",
              [("", [(n, values(groups[(n,)], "us_per_chunk")) for n in names if n != "direct"])])
-
-
-def interval(pairs, figure, draws=4000):
-    """95 % of what the figure is when whole pairs are drawn again with replacement."""
-    rng = random.Random(1)
-    drawn = sorted(figure([rng.choice(pairs) for _ in pairs]) for _ in range(draws))
-    return drawn[int(0.025 * draws)], drawn[int(0.975 * draws)]
 
 
 def latency_tables(runs, svg):
@@ -149,11 +179,7 @@ def latency_tables(runs, svg):
                 row.append("")
                 continue
             pairs = [(a[q], added["haproxy"][r][q]) for r, a in added[name].items() if r in added["haproxy"]]
-
-            def ratio(drawn):
-                return median(a for a, _ in drawn) / max(1e-6, median(b for _, b in drawn))
-            low, high = interval(pairs, ratio)
-            row.append(f"{ratio(pairs):.2f} [{low:.2f}, {high:.2f}]")
+            row.append(ratio_cell(pairs))
         rows.append(row)
     table(["gateway", "p50 [95 %]", "p99 [95 %]", "p50 over HAProxy's", "p99 over HAProxy's"], rows)
     if svg:
@@ -202,6 +228,11 @@ def dp_tables(runs, _):
     table(["", *[f"{c} worker{'s' if c > 1 else ''}" for c in counts]], rows)
 
 
+# Field, name, the most of it is best, form of a figure, share of the oracle's that min_cost must reach or keep below.
+CACHE_FIGURES = (("requests_per_s", "req/s", True, "{:.0f}", 0.95), ("hit_rate", "hit rate", True, "{:.3f}", 0.95),
+                 ("p99_ms", "p99", False, "{:.0f} ms", 1.15))
+
+
 def cache_tables(runs, svg):
     groups = grouped(runs, "cache", "case", "gateway", "policy", "workers_answer")
     if not groups:
@@ -212,28 +243,70 @@ def cache_tables(runs, svg):
     contenders.sort(key=lambda c: ORDER.index(c[0]))
     rows = []
     for case in cases:
-        rows.append([f"**{case}**", "", "", ""])
+        rows.append([f"**{case}**", "", "", "", ""])
         for contender in contenders:
-            if group := groups[(case, *contender)]:
-                rows.append([label(*contender), spread(values(group, "requests_per_s")),
+            if group := groups.get((case, *contender)):
+                rows.append([label(*contender), len(group), spread(values(group, "requests_per_s")),
                              spread([100 * v for v in values(group, "hit_rate")], "{:.1f}"), spread(values(group, "p99_ms"))])
-    table(["", "req/s", "hit %", "p99, ms"], rows)
-    oracle = {case: groups[(case, "oracle", "oracle", "")] for case in cases}
-    rows = []
-    for case in cases:
-        ours = groups[(case, "sluice", "min_cost", "")]
-        if not ours or not oracle[case]:
-            continue
-        row = [case]
-        for field, target, more in (("requests_per_s", 0.95, True), ("hit_rate", 0.95, True), ("p99_ms", 1.15, False)):
-            ratio = median(values(ours, field)) / median(values(oracle[case], field))
-            row.append(f"{ratio:.2f}{'' if (ratio >= target if more else ratio <= target) else ' **missed**'}")
-        rows.append(row)
-    table(["`min_cost` over the oracle", "req/s (0.95)", "hit rate (0.95)", "p99 (1.15)"], rows)
+    table(["", "seeds", "req/s", "hit %", "p99, ms"], rows)
+    beside_the_oracle(groups, cases)
+    beside_peers(groups, cases, contenders)
     if svg:
         bars(svg / "gateway-cache.svg", "Cache simulation: requests per second",
-             [(case, [(label(*c), values(groups[(case, *c)], "requests_per_s")) for c in contenders if groups[(case, *c)]])
+             [(case, [(label(*c), values(groups[(case, *c)], "requests_per_s")) for c in contenders if (case, *c) in groups])
               for case in cases if "100 req/s" not in case])
+
+
+def beside_the_oracle(groups, cases):
+    rows = []
+    for case in cases:
+        ours, oracle = (groups.get((case, *c)) for c in (("sluice", "min_cost", ""), ("oracle", "oracle", "")))
+        if not ours or not oracle:
+            continue
+        row = [case]
+        for field, _, more, _, target in CACHE_FIGURES:
+            pairs = paired(ours, oracle, field, "seed")
+            good = pairs and (of_medians(pairs) >= target if more else of_medians(pairs) <= target)
+            row.append(f"{ratio_cell(pairs)}{'' if good else ' **missed**'}")
+        rows.append(row)
+    table(["`min_cost` over the oracle [95 %, pairs of a seed]", *[f"{what} ({target})" for _, what, _, _, target in
+                                                                 CACHE_FIGURES]], rows)
+
+
+def beside_peers(groups, cases, contenders):
+    """min_cost beside the best policy of each peer, by each figure of its own, and cache_aware beside cache_aware."""
+    rows, finalists = [], {}
+    for case in cases:
+        for peer in PEERS:
+            theirs = {c: groups[(case, *c)] for c in contenders if c[0] == peer and (case, *c) in groups}
+            ours = groups.get((case, "sluice", "min_cost", ""))
+            if not theirs or not ours:
+                continue
+            row = [case, peer]
+            for field, _, more, form, _ in CACHE_FIGURES:
+                best = (max if more else min)(theirs, key=lambda c: median(values(theirs[c], field)))
+                pairs = paired(ours, theirs[best], field, "seed")
+                finalists[":".join(best).rstrip(":")] = None
+                low, high = interval(pairs, of_medians) if pairs else (1, 1)
+                worse = high < 1 if more else low > 1
+                row.append(f"{ratio_cell(pairs)} of {form.format(median(values(theirs[best], field)))}, "
+                           f"{label(*best).split(' ', 1)[1]}{' **worse**' if worse else ''}")
+            rows.append(row)
+    table(["", "`min_cost` over the best of", *[f"{what} [95 %]" for _, what, _, _, _ in CACHE_FIGURES]], rows)
+    rows = []
+    for case in cases:
+        ours = groups.get((case, "sluice", "cache_aware", ""))
+        theirs = {c: groups[(case, *c)] for c in contenders if c[0] in PEERS and c[1] == "cache_aware" and (case, *c) in groups}
+        if not ours or not theirs:
+            continue
+        best = max(theirs, key=lambda c: median(values(theirs[c], "requests_per_s")))
+        pairs = paired(ours, theirs[best], "requests_per_s", "seed")
+        missed = " **missed**" if pairs and of_medians(pairs) < 0.97 else ""
+        rows.append([case, label(*best), ratio_cell(pairs) + missed])
+    table(["our `cache_aware` over the best peer's", "which is", "req/s [95 %] (0.97)"], rows)
+    if finalists:
+        print("For more seeds of what is compared: `--contenders oracle:oracle,sluice:min_cost,sluice:cache_aware,"
+              + ",".join(finalists) + "`\n")
 
 
 def label(name, policy, extra):

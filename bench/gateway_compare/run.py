@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,13 +37,17 @@ def arguments_of(argv):
     parser.add_argument("--output", help="file to which lines are appended; default: standard output")
     parser.add_argument("--priority", type=int, default=0, help="nice value of everything that is measured; negative needs root")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--pairs", type=int, default=12, help="rounds of the latency part")
+    parser.add_argument("--pairs", type=int, default=12, help="rounds of the parts stream and latency")
     parser.add_argument("--seconds", type=float, default=3, help="of a measured window")
     parser.add_argument("--sizes", default=",".join(SIZES))
     parser.add_argument("--cases", help="loads of the cache simulation, separated by semicolons; default: all of "
                         + "; ".join(LOADS))
     parser.add_argument("--contenders", help="of the cache simulation: gateway:policy, separated by commas")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--resume", action="store_true", help="without the runs of the cache simulation that --output has")
+    parser.add_argument("--time-limit", type=float, default=0,
+                        help="begin no run of the cache simulation that might end after so many seconds; 0 = none")
     parser.add_argument("--simulated-seconds", type=float, default=30)
     parser.add_argument("--quick", action="store_true", help="one short run of each; says that the harness works, no more")
     parser.add_argument("--worker-arguments", default="", help="more flags of `sluice bench worker`")
@@ -87,7 +92,7 @@ def main(argv):
     void = 0
     out = open(settings.output, "a") if settings.output else sys.stdout
     with Stand(settings) as stand:
-        there = ["direct", "sluice", "haproxy", *(PEERS if stand.peers else ())]
+        there = ["direct", "sluice", *(["haproxy"] if shutil.which("haproxy") else ()), *(PEERS if stand.peers else ())]
         names = settings.gateways.split(",") if settings.gateways else there
 
         def record(line):
