@@ -57,7 +57,7 @@ def cpu_per_chunk(stand, names, record, settings):
     workers = [start_worker(stand, *canned) for _ in range(WORKERS)]
     gateways = start_all(stand, [*names, "epoll relay"], [w.port for w in workers], no_delay=True)
     record({"part": "stream", "commands": commands(gateways)})
-    for repeat in range(settings.repeats):
+    for repeat in range(settings.pairs):
         for name, gateway in gateways.items():
             result = load(stand, gateway, connections=settings.streams, stream=1, max_tokens=4000, spread=1,
                           warm_up=1 + settings.warm_up, seconds=settings.seconds + 2, seed=repeat + 1)
