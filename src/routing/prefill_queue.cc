@@ -9,7 +9,7 @@ namespace {
 constexpr double kMemory = 0.98;         // what a sample still counts when the next one comes
 constexpr double kAboveFit = 0.2;        // weight of a sample that took longer than the fit says
 constexpr double kTrustWhole = 0.3;      // decoding times vary: a whole answer corrects only a part of what it shows
-constexpr double kRescale = 1.25;        // a change of the fit by this factor makes older predictions worthless
+constexpr double kRescale = 1.25;        // a change of the fit by this factor stretches older predictions
 constexpr double kLeastPerToken = 1e-9;  // seconds
 constexpr double kDecodeSlack = 2;
 
@@ -29,8 +29,12 @@ PrefillQueue::Ticket PrefillQueue::dispatch(TimePoint now, double tokens, double
   std::lock_guard lock(mutex_);
   const Duration here = own_time(now, shift_);
   const Duration start = waiting_ == 0 ? here : std::max(here, end_);
-  Ticket ticket{
-      .tokens = tokens, .prompt = prompt, .sent = now, .service = service(tokens), .waits = true, .scale = scale_};
+  Ticket ticket{.tokens = tokens,
+                .prompt = prompt,
+                .sent = now,
+                .service = service(tokens),
+                .waits = true,
+                .scale = num_rescales_};
   most_ = spread_.most(now);
   ticket.most = prompt * most_.of(prompt);
   ticket.waited = start - here;
@@ -59,6 +63,17 @@ void PrefillQueue::leave(Ticket& ticket) {
   waiting_tokens_ = waiting_ == 0 ? 0 : waiting_tokens_ - ticket.tokens;
 }
 
+Duration PrefillQueue::stretched(Duration end, const Rescale& by) {
+  return end > by.at ? by.at + bounded(seconds(end - by.at) * by.ratio) : end;
+}
+
+std::optional<Duration> PrefillQueue::finish(const Ticket& ticket) const {
+  if (num_rescales_ - ticket.scale > rescales_.size()) return std::nullopt;
+  Duration its = ticket.finish;
+  for (uint32_t i = ticket.scale; i != num_rescales_; ++i) its = stretched(its, rescales_[i % rescales_.size()]);
+  return its;
+}
+
 std::optional<PrefillQueue::Backlog> PrefillQueue::backlog() const {
   std::lock_guard lock(mutex_);
   if (n_ == 0) return std::nullopt;
@@ -85,8 +100,8 @@ void PrefillQueue::confirm(Ticket& ticket, TimePoint now, TimePoint first_token,
   if (n_ == 0 && ticket.took >= Duration(0)) fit(ticket.tokens, seconds(ticket.took), 1, now);  // better than nothing
   if (waiting_whole_ == 0) {
     end_ = own_time(now, shift_) + bounded(all_that_wait());  // those that are left are all known to wait
-  } else if (ticket.scale == scale_) {
-    const Duration late = own_time(first_token, shift_) - ticket.finish;
+  } else if (const auto expected = finish(ticket)) {
+    const Duration late = own_time(first_token, shift_) - *expected;
     shift_ += from_seconds(seconds(late) * (streamed ? 1 : kTrustWhole));
   }
   publish();
@@ -115,8 +130,9 @@ void PrefillQueue::abandon(Ticket& ticket, TimePoint now) {
   if (!ticket.waits) return;
   std::lock_guard lock(mutex_);
   leave(ticket);
-  const Duration left = std::clamp(ticket.finish - own_time(now, shift_), Duration(0), ticket.service);
-  if (ticket.finish == end_) {
+  const Duration expected = finish(ticket).value_or(ticket.finish);
+  const Duration left = std::clamp(expected - own_time(now, shift_), Duration(0), ticket.service);
+  if (expected == end_) {
     end_ -= left;  // nobody is behind it
   } else {
     shift_ -= left;
@@ -166,9 +182,9 @@ void PrefillQueue::fit(double tokens, double took, double above, TimePoint now) 
   per_token_.store(std::max(b, kLeastPerToken), std::memory_order_relaxed);
   const double ratio = all_that_wait() / all_before;
   if (waiting_ > 0 && (ratio > kRescale || ratio < 1 / kRescale)) {
-    const Duration here = own_time(now, shift_);
-    if (end_ > here) end_ = here + bounded(seconds(end_ - here) * ratio);
-    ++scale_;
+    const Rescale rescale{.at = own_time(now, shift_), .ratio = ratio};
+    end_ = stretched(end_, rescale);
+    rescales_[num_rescales_++ % rescales_.size()] = rescale;
   }
 }
 

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <mutex>
@@ -35,7 +36,7 @@ class PrefillQueue {
     Duration service{0};  // as predicted
     Duration finish{0};   // on the queue's own time: see shift_
     bool waits = false;   // its first token has not come
-    uint32_t scale = 0;   // scale_ at the dispatch
+    uint32_t scale = 0;   // num_rescales_ at the dispatch
     Duration waited{0};   // as predicted: for the prompts before it
     Duration crowd{0};    // as predicted: beyond that, for so many at once
     double at_once = 0;   // that wait, itself among them
@@ -85,11 +86,19 @@ class PrefillQueue {
   void restart();
 
  private:
+  // The fit has changed by much: what was left until end_ was stretched, and with it the times of the tickets.
+  struct Rescale {
+    Duration at{0};  // on the queue's own time
+    double ratio = 1;
+  };
+
   void confirm(Ticket& ticket, TimePoint now, TimePoint first_token, bool streamed);
   void fit(double tokens, double took, double above, TimePoint now);
   void publish();
   double all_that_wait() const;  // seconds, one after the other
   void leave(Ticket& ticket);
+  static Duration stretched(Duration end, const Rescale& by);
+  std::optional<Duration> finish(const Ticket& ticket) const;  // as it is predicted by now; none: it is too long ago
   static Duration bounded(double its_seconds) { return from_seconds(std::clamp(its_seconds, 0.0, kMost)); }
   Duration crowd(double at_once) const { return bounded(answers_.crowd(at_once)); }
 
@@ -111,13 +120,14 @@ class PrefillQueue {
   double waiting_tokens_ = 0;  // Ticket::tokens of those
   double waiting_decode_ = 0;  // Ticket::decode of those
   int32_t waiting_whole_ = 0, waiting_open_ = 0;
-  MostService most_;              // of spread_, when a prompt was sent last
-  uint32_t scale_ = 0;            // changes when what was predicted before has become worthless
+  MostService most_;  // of spread_, when a prompt was sent last
+  uint32_t num_rescales_ = 0;
   AnswerTimes answers_;           // those that came whole
   TimePoint last_first_token_{};  // the latest that was seen
   // Weighted sums over what was seen, older ones less: 1, tokens, tokens^2, seconds, seconds * tokens.
   double n_ = 0, t_ = 0, tt_ = 0, s_ = 0, st_ = 0;
   ServiceSpread spread_;
+  std::array<Rescale, 8> rescales_;  // the latest of num_rescales_: the i-th is at i % size
 };
 
 }  // namespace sluice::routing
