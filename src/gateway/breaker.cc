@@ -2,15 +2,11 @@
 
 #include <algorithm>
 
+#include "gateway/worker_rules.h"
+
 namespace sluice::gateway {
 
-BreakerRules BreakerRules::from(const GatewayOptions& options) {
-  return {.failure_threshold = options.cb_failure_threshold,
-          .success_threshold = options.cb_success_threshold,
-          .open_time = std::chrono::seconds(options.cb_timeout_duration_secs),
-          .window = std::chrono::seconds(options.cb_window_duration_secs),
-          .enabled = !options.disable_circuit_breaker};
-}
+BreakerRules BreakerRules::from(const GatewayOptions& options) { return WorkerRules::from(options).breaker(); }
 
 std::string_view to_string(BreakerState state) {
   switch (state) {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "gateway/worker_rules.h"
+
 namespace sluice::gateway {
 namespace {
 
@@ -16,13 +18,7 @@ int64_t second_of(TimePoint time) {
 
 }  // namespace
 
-RetryRules RetryRules::from(const GatewayOptions& options) {
-  return {.attempts = options.disable_retries ? 1 : options.retry_max_retries,
-          .initial = std::chrono::milliseconds(options.retry_initial_backoff_ms),
-          .longest = std::chrono::milliseconds(options.retry_max_backoff_ms),
-          .multiplier = options.retry_backoff_multiplier,
-          .jitter = options.retry_jitter_factor};
-}
+RetryRules RetryRules::from(const GatewayOptions& options) { return WorkerRules::from(options).retry(); }
 
 Duration RetryRules::pause(int64_t retry, std::optional<Duration> retry_after, Rng& rng) const {
   const double most = seconds(longest);

@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import unittest
 from pathlib import Path
 
@@ -511,7 +510,7 @@ class EplbTest(unittest.TestCase):
 
 class FailureTest(unittest.TestCase):
     def setUp(self):
-        self.instance = Instance("tiny-llama", "--tp", 2)
+        self.instance = Instance("tiny-llama", "--tp", 2, "--log-level", "debug")
         self.addCleanup(lambda: self.instance.__exit__(None))
 
     def comes_back(self):
@@ -554,7 +553,7 @@ class FailureTest(unittest.TestCase):
     def test_a_host_that_is_cut_off_is_lost_within_bounds_and_joins_again(self):
         before = self.instance.ranks(1)
         self.assertTrue(self.instance.serves())
-        time.sleep(2.5)  # the node says once a second where its ranks are
+        self.instance.wait_for_log(rf"node 1: rank 1 is at {STEP}")
         with HOSTS[1].cut_off(self.instance.other):
             self.instance.wait_for_log(rf"rank 1 has ended \(node 1 \(\S+ at \S+\) is lost: it has said nothing for \d+ s.*; last seen at {STEP}\)")
             self.assertEqual(generate(self.instance.url, [1, 2], 2)[0], 503)

@@ -278,7 +278,10 @@ class NodeLeader::Impl {
     {
       const std::lock_guard lock(rank.mutex);
       if (const auto stopped = word.find("stopped"); stopped != word.end()) rank.stopped = stopped->get<bool>();
-      if (const auto seen = word.find("seen"); seen != word.end()) rank.seen = seen->get<std::string>();
+      if (const auto seen = word.find("seen"); seen != word.end() && *seen != rank.seen) {
+        rank.seen = seen->get<std::string>();
+        SLUICE_LOG(debug, kComponent, "node {}: rank {} is at {}", number_of(node), found->first.first, rank.seen);
+      }
     }
     if (!word.contains("op") || word["op"] != "ended") return;
     rank.end({.code = word.at("code").get<int>(), .signal = word.at("signal").get<int>()},

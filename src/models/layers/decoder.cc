@@ -220,8 +220,7 @@ Result<Logits> Decoder::head(const kernels::Context& context, const ForwardBatch
     const parallel::Slice own_rows = rows_of_group(counts, layout.attention_dp().rank);
     own += static_cast<size_t>(own_rows.first) * row_bytes;
     rows = sum_of(counts);
-    const auto filled = static_cast<size_t>(batch.n_logits), rest = static_cast<size_t>(own_rows.count) - filled;
-    if (rest > 0) context.backend->clear(context, own + filled * row_bytes, rest * row_bytes);
+    fill_up(context, own, row_bytes, batch.n_logits, own_rows.count);
   }
   context.backend->gather_rows(
       context, {.in = hidden, .rows = batch.logit_rows, .out = logit_hidden, .n = batch.n_logits, .width = width});

@@ -36,6 +36,12 @@ std::vector<int64_t> gathered_rows(std::span<const int64_t> tokens, int64_t padd
   return rows;
 }
 
+void fill_up(const kernels::Context& context, char* rows, size_t row_bytes, int64_t n, int64_t count) {
+  if (count == n) return;
+  context.backend->clear(context, rows + static_cast<size_t>(n) * row_bytes,
+                         static_cast<size_t>(count - n) * row_bytes);
+}
+
 parallel::Slice rows_of_group(std::span<const int64_t> group_tokens, int64_t group) {
   const auto before = group_tokens.first(static_cast<size_t>(group));
   return {.first = std::accumulate(before.begin(), before.end(), int64_t{0}),
@@ -112,8 +118,7 @@ Result<void> LayerCommunicator::run_gathered(const kernels::Context& context, co
   char* own = normed + static_cast<size_t>(own_rows.first) * row_bytes;
 
   block.residual().enter(context, hidden, n, own);
-  const auto filled = static_cast<size_t>(n), rest = static_cast<size_t>(own_rows.count) - filled;
-  if (rest > 0) context.backend->clear(context, own + filled * row_bytes, rest * row_bytes);
+  fill_up(context, own, row_bytes, n, own_rows.count);
   step.progress(parallel::Phase::kGather);
   SLUICE_TRY_VOID(step.groups->attention_dp->all_gather_v(context, parallel::element_of(dtype_), own, normed,
                                                           times(gathered, hidden_)));

@@ -24,6 +24,8 @@ Joining joining_of(Spread spread, const parallel::Groups* groups);
 
 // Rows of each attention group where those of all are together: its `tokens`, or with `padded` as many on each.
 std::vector<int64_t> gathered_rows(std::span<const int64_t> tokens, int64_t padded);
+// Zeros from row `n` on, where there are less than `count` rows of `row_bytes`.
+void fill_up(const kernels::Context& context, char* rows, size_t row_bytes, int64_t n, int64_t count);
 // Where the rows of an attention group lie among those of all groups.
 parallel::Slice rows_of_group(std::span<const int64_t> group_tokens, int64_t group);
 // The rows of which each rank gets the sums: those of a group are divided among its `members`. [ranks]
