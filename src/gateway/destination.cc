@@ -136,6 +136,8 @@ void Destination::add_known(const Context& context, TimePoint now, routing::Pref
   routing::PrefixMatch both;
   both.total_bytes = prefix.total_bytes;
   both.place = prefix.place;
+  both.seen = prefix.seen;
+  both.left_out = prefix.left_out;
   const auto believe = [&](uint32_t worker, size_t bytes) {
     if (!view.counts(worker, *tokens_) || view.of(worker).knowledge != KvKnowledge::kAll) both.add(worker, bytes);
   };

@@ -319,17 +319,21 @@ std::optional<Choice> Exchange::choose_once(const Roster& roster, const RequestF
   return choice;
 }
 
+// So often a choice is made anew because another was made at the same moment; after that it stands.
+constexpr int kLooksAgain = 2;
+
 // A worker with the permit of its breaker and a lease; null if none can take the request now.
 WorkerPtr Exchange::choose(Breaker::Permit& permit, std::optional<WorkerLease>& lease) {
   WorkerPtr worker;
   std::optional<Choice> choice;
   const Roster* roster = destination_.roster(context_, loop_);
   if (roster == nullptr) return nullptr;
-  const RequestFacts facts = destination_.facts(context_, facts_, prompt_tokens_, context_.clock.now());
-  found_share_ = facts.prefix.rate();
+  RequestFacts facts = destination_.facts(context_, facts_, prompt_tokens_, context_.clock.now());
+  claim_.reset();
   // A trial of a half-open worker, or the last place that a worker has, may go to another request between the look and
-  // the grasp; then there is one fewer.
-  for (;;) {
+  // the grasp; then there is one fewer. Or another loop has just sent the like of this one elsewhere: that is looked
+  // at.
+  for (int looks_again = kLooksAgain;;) {
     choice = keeper_ != nullptr ? choose_keeper(*roster, facts) : choose_once(*roster, facts);
     if (!choice) return nullptr;
     if (!choice->worker) {
@@ -340,35 +344,42 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit, std::optional<WorkerLease>& 
     if (!worker->breaker.begin(permit)) continue;
     record_choice(*roster, facts, *worker, *choice);
     lease.emplace(worker->load, work(choice->match_rate), context_.clock);
-    if (!choice->takes_work || lease->others() < worker->load->most_requests.load(std::memory_order_relaxed)) break;
+    const bool has_place =
+        !choice->takes_work || lease->others() < worker->load->most_requests.load(std::memory_order_relaxed);
+    const bool is_latest = !has_place || !choice->insert_prefix ||
+                           claim_prefix(*worker, choice->match_rate, facts.prefix, looks_again > 0);
+    if (has_place && is_latest) break;
     lease.reset();
     worker->breaker.neutral(permit);
     forget_choice();
+    if (is_latest) continue;
+    --looks_again;
+    facts = destination_.facts(context_, facts_, prompt_tokens_, context_.clock.now());
   }
   tried_.push_back(worker->number);
   loop_.count_selection(*worker, destination_.policy_name(), choice->reason);
   loop_.count_branch(destination_.policy_name(), choice->reason);
   if (destination_.policy().needs_prefix() && keeper_ == nullptr)
-    loop_.of_policy(destination_.policy_name()).match_ratio.observe(found_share_);
+    loop_.of_policy(destination_.policy_name()).match_ratio.observe(facts.prefix.rate());
   matched_share_ = choice->match_rate;
-  claim_.reset();
-  if (choice->insert_prefix) claim_prefix(*worker, facts.prefix.place);
   if (worker->suspect.load(std::memory_order_relaxed)) note("suspect, as are all that could be used");
   return worker;
 }
 
 // At once, so that requests alike that come with this one go where it goes; an attempt that fails takes it back.
-void Exchange::claim_prefix(Worker& worker, const routing::PrefixPlace& place) {
+bool Exchange::claim_prefix(Worker& worker, double matched_share, const routing::PrefixMatch& found, bool only_latest) {
   const std::string_view text = facts_.routing_text;
   routing::CacheBelief& belief = worker.load->belief;
-  const auto new_bytes = static_cast<size_t>((1 - matched_share_) * static_cast<double>(text.size()));
+  const routing::KnownText known{.owner = facts_.routing_text.owner(body_), .place = found.place};
+  const auto number = only_latest
+                          ? context_.index.insert_if_latest(text, worker.number, found, belief.limit_bytes(), known)
+                          : context_.index.insert(text, worker.number, belief.limit_bytes(), known);
+  if (!number) return false;
+  const auto new_bytes = static_cast<size_t>((1 - matched_share) * static_cast<double>(text.size()));
   belief.sent(new_bytes);
-  const TimePoint now = context_.clock.now();
-  claim_ = {.number = context_.index.insert(text, worker.number, belief.limit_bytes(),
-                                            {.owner = facts_.routing_text.owner(body_), .place = place}),
-            .new_bytes = new_bytes,
-            .made_at = now};
-  destination_.sent_to(context_, worker, now);
+  claim_ = {.number = *number, .new_bytes = new_bytes, .made_at = context_.clock.now()};
+  destination_.sent_to(context_, worker, claim_->made_at);
+  return true;
 }
 
 // The worker refused the request, or failed before it answered: what it held before is all that it holds.

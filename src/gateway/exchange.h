@@ -100,7 +100,8 @@ class Exchange {
   RequestSeries& series();
   // Returns how many tokens the answer has, 0 if it does not say.
   int64_t learn(std::string_view tail, Upstream& upstream);
-  void claim_prefix(Worker& worker, const routing::PrefixPlace& place);
+  // False if only the latest look counts and the like was sent elsewhere since.
+  bool claim_prefix(Worker& worker, double matched_share, const routing::PrefixMatch& found, bool only_latest);
   void withdraw_claim();
   void count_prediction(Worker& worker);
   void count_reported(int64_t cached_tokens, int64_t prompt_tokens);
@@ -126,7 +127,6 @@ class Exchange {
   Destination destination_;
   int64_t prompt_tokens_ = 0;  // estimate
   double matched_share_ = 0;   // of the prompt that the chosen worker is believed to hold
-  double found_share_ = 0;     // of the prompt that the index found, with whoever
   // What the index has been told that the worker of this attempt will hold; none when it is known to be so.
   struct PrefixClaim {
     uint64_t number = 0;   // in the index

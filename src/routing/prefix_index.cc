@@ -67,12 +67,13 @@ class PendingInserts {
   void for_each(Visit visit) const {
     for (size_t at = 0; at < end_;) at += visit_at(at, visit);
   }
-  // The claims that came last, newest first.
+  // The claims that came last, newest first; at most kLatest, or `most`.
+  static constexpr size_t kLatest = 64;
   template <class Visit>
-  void for_latest(Visit visit) const {
+  void for_latest(Visit visit, size_t most = kLatest) const {
     // Sequentially consistent, as the guard's announcement before it is: see EpochGuard.
     const size_t count = count_.load(std::memory_order_seq_cst);
-    for (size_t i = 0; i < std::min(count, latest_.size()); ++i) {
+    for (size_t i = 0; i < std::min({count, latest_.size(), most}); ++i) {
       visit_at(latest_[(count - 1 - i) % latest_.size()].load(std::memory_order_acquire), visit);
     }
   }
@@ -117,7 +118,6 @@ class PendingInserts {
   std::vector<std::shared_ptr<const std::string>> kept_;
   size_t kept_bytes_ = 0;
   std::atomic<size_t> count_{0};
-  static constexpr size_t kLatest = 64;
   std::array<std::atomic<size_t>, kLatest> latest_{};  // where they begin
 };
 
@@ -218,6 +218,7 @@ void PrefixMatch::add(uint32_t worker, size_t bytes) {
 }
 
 void PrefixMatch::leave_out(size_t bytes) {
+  left_out += bytes;
   total_bytes -= bytes;
   matched_bytes -= std::min(bytes, matched_bytes);
   if (matched_bytes == 0) num_holders = 0;
@@ -246,9 +247,12 @@ class PrefixIndex::Impl {
     thread_.join();
   }
 
-  uint64_t insert(std::string_view text, uint32_t worker, size_t limit, const KnownText& known) {
+  // `found`: null if nothing that came since matters.
+  std::optional<uint64_t> insert(std::string_view text, uint32_t worker, size_t limit, const KnownText& known,
+                                 const PrefixMatch* found) {
     const Holder holder{worker, tree_.generations().of(worker)};
-    const uint64_t number = enqueue({text.substr(0, max_text_), holder, limit, false, known.place}, known.owner);
+    const PendingInserts::Claim claim{text.substr(0, max_text_), holder, limit, false, known.place};
+    const auto number = enqueue(claim, known.owner, found);
     if (number == 0 && !text.empty()) dropped_inserts_.fetch_add(1, std::memory_order_relaxed);
     return number;
   }
@@ -256,21 +260,24 @@ class PrefixIndex::Impl {
   void withdraw(std::string_view text, uint32_t worker, uint64_t claim) {
     if (claim == 0) return;
     const Holder holder{worker, tree_.generations().of(worker)};
-    const uint64_t number = enqueue({text.substr(0, max_text_), holder, claim, /*is_withdrawn=*/true}, nullptr);
+    const auto number = enqueue({text.substr(0, max_text_), holder, claim, /*is_withdrawn=*/true}, nullptr, nullptr);
     if (number == 0 && !text.empty()) dropped_inserts_.fetch_add(1, std::memory_order_relaxed);
   }
 
-  // Its number, which counts up; 0 if there is no room.
-  uint64_t enqueue(const PendingInserts::Claim& claim, const std::shared_ptr<const std::string>& owner) {
+  // Its number, which counts up; 0 if there is no room, none if `found` is outdated.
+  std::optional<uint64_t> enqueue(const PendingInserts::Claim& claim, const std::shared_ptr<const std::string>& owner,
+                                  const PrefixMatch* found) {
     if (claim.text.empty()) return 0;
     bool wake = false;
     uint64_t number = 0;
     {
       std::lock_guard lock(mu_);
+      if (found != nullptr && outdated(*found, claim)) return std::nullopt;
       const bool was_empty = queue().empty();
       const bool was_hasty = hurry() || any_withdrawn_;
       if (!queue().push(claim, owner)) return 0;
-      number = ++queued_;
+      number = queued_.load(std::memory_order_relaxed) + 1;
+      queued_.store(number, std::memory_order_release);
       // Look-ups do not see that one which waits is withdrawn.
       any_withdrawn_ = any_withdrawn_ || claim.is_withdrawn;
       any_waits_.store(true, std::memory_order_relaxed);
@@ -300,7 +307,7 @@ class PrefixIndex::Impl {
 
   void flush() {
     std::unique_lock lock(mu_);
-    const uint64_t target = queued_;
+    const uint64_t target = queued_.load(std::memory_order_relaxed);
     if (applied_ >= target) return;
     ++flushes_;
     wake_.notify_one();
@@ -317,19 +324,34 @@ class PrefixIndex::Impl {
   }
 
   PrefixMatch match(std::string_view text) const {
+    for (;;) {
+      const uint64_t batches = batches_.load(std::memory_order_acquire);
+      const PrefixMatch found = match_once(text);
+      // What was in neither place may have gone from one to the other meanwhile.
+      if (batches == batches_.load(std::memory_order_acquire)) return found;
+    }
+  }
+
+  PrefixMatch match_once(std::string_view text) const {
+    const uint64_t seen = queued_.load(std::memory_order_acquire);
     PrefixMatch found = tree_.match(text);
+    found.seen = seen;
     if (found.matched_bytes == text.size() || !any_waits_.load(std::memory_order_relaxed)) return found;
     // Claims of the last milliseconds are not in the tree yet, and a burst of equal prompts is over by then.
     const EpochGuard guard;
     const auto consider = [&](const PendingInserts::Claim& claim) {
       if (claim.is_withdrawn || claim.holder.generation != tree_.generations().of(claim.holder.worker)) return;
-      // What both were found to go through is the same in both.
-      const size_t same = claim.place.is(found.place) && claim.place.bytes <= claim.text.size() ? claim.place.bytes : 0;
-      const size_t common = same + common_prefix(text.substr(same), claim.text.substr(same));
-      found.add(claim.holder.worker, whole_characters(text, common));
+      found.add(claim.holder.worker, whole_characters(text, shared(text, found.place, claim)));
     };
     for (const PendingInserts& pending : pending_) pending.for_latest(consider);
     return found;
+  }
+
+  // Bytes that a claim has in common with a text that was found at `place`.
+  static size_t shared(std::string_view text, const PrefixPlace& place, const PendingInserts::Claim& claim) {
+    // What both were found to go through is the same in both.
+    const size_t same = claim.place.is(place) && claim.place.bytes <= claim.text.size() ? claim.place.bytes : 0;
+    return same + common_prefix(text.substr(same), claim.text.substr(same));
   }
 
   PrefixIndexStats stats() const {
@@ -353,6 +375,19 @@ class PrefixIndex::Impl {
   // Under the lock.
   PendingInserts& queue() { return pending_[active_]; }
   const PendingInserts& queue() const { return pending_[active_]; }
+  // Under the lock: see insert_if_latest(). What came since is nearly always nothing, or differs early.
+  bool outdated(const PrefixMatch& found, const PendingInserts::Claim& mine) const {
+    const uint64_t since = queued_.load(std::memory_order_relaxed) - found.seen;
+    if (since > std::min(queue().count(), PendingInserts::kLatest)) return true;
+    const size_t eighth = (mine.text.size() - std::min(mine.text.size(), found.left_out)) / 8;
+    const size_t much = found.left_out + found.matched_bytes + std::max<size_t>(1, eighth);
+    bool more = false;
+    const auto consider = [&](const PendingInserts::Claim& claim) {
+      more = more || (!claim.is_withdrawn && shared(mine.text, found.place, claim) >= much);
+    };
+    queue().for_latest(consider, since);
+    return more;
+  }
   // Under the lock: what is queued should not wait for more.
   bool hurry() const {
     return stop_ || flushes_ > 0 || sweeps_wanted_ > sweeps_done_ || queue().half_full() || !asked_.empty() ||
@@ -452,6 +487,7 @@ class PrefixIndex::Impl {
       const size_t applied = batch.count();
 
       lock.lock();
+      batches_.fetch_add(1, std::memory_order_release);
       batch.clear();
       cleared_at_ = internal::global_epoch.fetch_add(1, std::memory_order_seq_cst);
       any_waits_.store(!queue().empty(), std::memory_order_relaxed);
@@ -498,6 +534,8 @@ class PrefixIndex::Impl {
   uint32_t first_use_ = PrefixTree::kNever;
   std::chrono::steady_clock::time_point next_round_ = std::chrono::steady_clock::now();
   std::atomic<bool> any_waits_{false};  // a claim is in the queue, or being applied
+  std::atomic<uint64_t> batches_{0};    // that are applied: counted when they are in the tree and still in their buffer
+  std::atomic<uint64_t> queued_{0};     // the number of the latest claim; changes under the lock
 
   mutable std::mutex mu_;  // guards all below; held for a few instructions only
   std::condition_variable wake_;
@@ -508,7 +546,6 @@ class PrefixIndex::Impl {
   size_t active_ = 0;        // the queue
   uint64_t cleared_at_ = 0;  // epoch
   size_t batch_bytes_ = 0;
-  uint64_t queued_ = 0;
   bool any_withdrawn_ = false;  // of the queue
   uint64_t applied_ = 0;
   int flushes_ = 0;  // callers that wait in flush()
@@ -526,7 +563,11 @@ PrefixIndex::PrefixIndex(PrefixIndexOptions options) : impl_(std::make_unique<Im
 PrefixIndex::~PrefixIndex() = default;
 PrefixMatch PrefixIndex::match(std::string_view text) const { return impl_->match(text); }
 uint64_t PrefixIndex::insert(std::string_view text, uint32_t worker, size_t limit, const KnownText& known) {
-  return impl_->insert(text, worker, limit, known);
+  return *impl_->insert(text, worker, limit, known, nullptr);
+}
+std::optional<uint64_t> PrefixIndex::insert_if_latest(std::string_view text, uint32_t worker, const PrefixMatch& found,
+                                                      size_t limit, const KnownText& known) {
+  return impl_->insert(text, worker, limit, known, &found);
 }
 void PrefixIndex::withdraw(std::string_view text, uint32_t worker, uint64_t claim) {
   impl_->withdraw(text, worker, claim);

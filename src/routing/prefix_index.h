@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -58,6 +59,8 @@ struct PrefixMatch {
   std::array<Part, kMaxParts> parts;
   // The last node of some size that the text goes through to its end; of all of the text, whatever leave_out() says.
   PrefixPlace place;
+  uint64_t seen = 0;    // the number of the last claim that was looked at
+  size_t left_out = 0;  // bytes, by leave_out()
 
   std::span<const uint32_t> workers() const { return {holders.data(), num_holders}; }
   std::span<const Part> partly() const { return {parts.data(), num_parts}; }
@@ -145,6 +148,12 @@ class PrefixIndex {
   // the worker can hold, where more is known than max_bytes_per_worker. Returns the number of the claim, 0 of a dropped
   // one.
   uint64_t insert(std::string_view text, uint32_t worker, size_t limit = SIZE_MAX, const KnownText& known = {});
+  // As insert(), for a worker that was chosen by what match() has found of all the text. None, and nothing is claimed,
+  // where a choice has come between the two that may change this one, or what it is believed to cost: a claim that has
+  // an eighth of the text more than was found, or so many claims that nobody knows. Of choices that are made at the
+  // same moment for the same new text one is the first then, and the others can follow it.
+  std::optional<uint64_t> insert_if_latest(std::string_view text, uint32_t worker, const PrefixMatch& found,
+                                           size_t limit = SIZE_MAX, const KnownText& known = {});
   // What insert() has claimed did not come to be held: the request was refused, say. What the worker had before stays,
   // and so does what its other texts go on from; of equal texts that were claimed meanwhile nothing stays, and the next
   // request brings it back. Of different texts that begin alike and are all withdrawn nothing stays either, unless

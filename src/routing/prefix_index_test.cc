@@ -118,6 +118,50 @@ TEST(PrefixIndexTest, AClaimCountsBeforeItIsApplied) {
   EXPECT_EQ(index.match("void at once").num_holders, 0);
 }
 
+TEST(PrefixIndexTest, OfChoicesMadeAtOnceForOneTextTheFirstCountsAndTheOthersLookAgain) {
+  PrefixIndex index({});
+  const std::string text(100, 'x');
+  const PrefixMatch first = index.match(text), second = index.match(text), third = index.match(text);
+  EXPECT_TRUE(index.insert_if_latest(text, 1, first).has_value());
+  EXPECT_FALSE(index.insert_if_latest(text, 2, second).has_value());
+  EXPECT_FALSE(index.insert_if_latest(text, 1, third).has_value()) << "what it costs there has changed";
+  const PrefixMatch again = index.match(text);
+  ASSERT_EQ(again.num_holders, 1) << "nothing was claimed for worker 2";
+  EXPECT_EQ(again.holders[0], 1u);
+  EXPECT_TRUE(index.insert_if_latest(text, 2, again).has_value());
+  EXPECT_EQ(index.match(text).num_holders, 2);
+}
+
+TEST(PrefixIndexTest, AChoiceStandsWhereWhatCameSinceSharesLittleMore) {
+  PrefixIndex index({});
+  index.insert(std::string(80, 'x'), 1);
+  const std::string text(160, 'x');
+  const PrefixMatch found = index.match(text);
+  EXPECT_EQ(found.matched_bytes, 80u);
+  index.insert(std::string(99, 'x'), 3);
+  index.insert("another", 4);
+  EXPECT_TRUE(index.insert_if_latest(text, 1, found).has_value()) << "19 bytes more, not an eighth of 160";
+  EXPECT_FALSE(index.insert_if_latest(text, 1, found).has_value()) << "all of it is claimed since";
+}
+
+TEST(PrefixIndexTest, WhatIsLeftOutOfATextIsNothingThatItSharesWithTheLatest) {
+  PrefixIndex index({});
+  const std::string salt(20, 's');
+  PrefixMatch found = index.match(salt + "one");
+  found.leave_out(salt.size());
+  index.insert(salt + "two", 2);
+  EXPECT_TRUE(index.insert_if_latest(salt + "one", 1, found).has_value());
+}
+
+TEST(PrefixIndexTest, AChoiceThatIsOlderThanNobodyKnowsWhatLooksAgain) {
+  PrefixIndex index({});
+  const PrefixMatch found = index.match("text");
+  index.insert("another", 2);
+  index.flush();
+  EXPECT_FALSE(index.insert_if_latest("text", 1, found).has_value()) << "what came since is not in the queue any more";
+  EXPECT_TRUE(index.insert_if_latest("text", 1, index.match("text")).has_value());
+}
+
 TEST(PrefixIndexTest, WhatIsWithdrawnIsForgotten) {
   PrefixIndex index({});
   index.insert("hello world", 1);
