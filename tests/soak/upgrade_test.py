@@ -100,7 +100,8 @@ def main():
         try:
             wait_until("readiness", lambda: call(gateway.url + "/readiness")[0] == 200)
             # What was changed since the start is not lost: one worker more, one less.
-            assert call(gateway.url + "/workers", {"url": workers[2].url, "priority": 7})[0] == 202
+            own = {"health": {"failure_threshold": 9}, "resilience": {"cb_failure_threshold": 3, "max_retries": 2}}
+            assert call(gateway.url + "/workers", {"url": workers[2].url, "priority": 7, **own})[0] == 202
             gone = urllib.parse.quote(workers[0].url, safe="")
             assert call(gateway.url + "/workers/" + gone, method="DELETE")[0] == 202
 
@@ -126,6 +127,11 @@ def main():
             kept = urls()
             assert set(kept) == {workers[1].url, workers[2].url}, kept
             assert kept[workers[2].url]["priority"] == 7, kept
+            shown = [call(gateway.url + "/workers/" + kept[worker.url]["id"])[2] for worker in workers[1:]]
+            for group, rules in own.items():
+                for name, value in rules.items():
+                    assert shown[1][group][name] == value, (group, name, shown[1])
+                    assert shown[0][group][name] != value, f"{name} of one worker has become another's"
 
             # One that does not start changes nothing, and says why.
             turn_link("/bin/false")
