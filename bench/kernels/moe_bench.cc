@@ -71,19 +71,25 @@ void run(const kernels::Backend& backend, const Widths& w, DType dtype) {
     backend.sort_by_expert(
         {}, {.ids = ids, .starts = starts, .counts = counts, .rows = places, .n_pairs = pairs, .experts = w.experts});
     const auto touched = std::count_if(counts, counts + w.experts, [](int32_t count) { return count > 0; });
-    const auto multiply = [&](const kernels::LinearShape& shape, const char* weights, size_t stride, float* to) {
-      backend.grouped_linear({}, {.shape = &shape,
-                                  .weights = weights,
-                                  .weight_stride = stride,
-                                  .in = in,
-                                  .starts = starts,
-                                  .counts = counts,
-                                  .out = to,
-                                  .experts = w.experts});
+    auto* activated = take<char>(backend, rows * w.expert_width * 4);
+    const auto product = [&](const kernels::LinearShape& shape, const char* weights, size_t stride, const void* from,
+                             float* to) {
+      return kernels::GroupedLinearArgs{.shape = &shape,
+                                        .weights = weights,
+                                        .weight_stride = stride,
+                                        .in = from,
+                                        .starts = starts,
+                                        .counts = counts,
+                                        .out = to,
+                                        .experts = w.experts};
     };
     const double time = seconds([&] {
-      multiply(gate_up, up_weights, up_bytes, middle);
-      multiply(down, down_weights, down_bytes, out);
+      backend.gated_grouped_linear({}, {.product = product(gate_up, up_weights, up_bytes, in, middle),
+                                        .out = activated,
+                                        .out_dtype = dtype,
+                                        .rows = places,
+                                        .n = pairs});
+      backend.grouped_linear({}, product(down, down_weights, down_bytes, activated, out));
     });
     const double bytes = static_cast<double>(up_bytes + down_bytes) * static_cast<double>(touched);
     fmt::print("  {:4} tokens: {:3} experts, {:8.2f} ms, {:6.1f} GB/s, {:7.0f} GFLOP/s\n", n, touched, time * 1e3,

@@ -49,16 +49,17 @@ class TimedBackend final : public Backend {
   void linear(const Context& c, const LinearArgs& args) const override {
     timed(c, args, &Backend::linear, product("linear", *args.shape, args.n, 1));
   }
+  void gated_linear(const Context& c, const GatedLinearArgs& args) const override {
+    timed(c, args, &Backend::gated_linear, product("gated_linear", *args.product.shape, args.product.n, 1));
+  }
   void head_linear(const Context& c, const HeadLinearArgs& args) const override {
     timed(c, args, &Backend::head_linear, product("head_linear", *args.shape, args.n * args.n_heads, args.n_heads));
   }
   void grouped_linear(const Context& c, const GroupedLinearArgs& args) const override {
-    int64_t rows = 0, touched = 0;
-    for (int64_t e = 0; e < args.experts; ++e) {
-      rows += args.counts[e];
-      touched += args.counts[e] > 0 ? 1 : 0;
-    }
-    timed(c, args, &Backend::grouped_linear, product("grouped_linear", *args.shape, rows, touched));
+    timed(c, args, &Backend::grouped_linear, grouped("grouped_linear", args));
+  }
+  void gated_grouped_linear(const Context& c, const GatedGroupedLinearArgs& args) const override {
+    timed(c, args, &Backend::gated_grouped_linear, grouped("gated_grouped_linear", args.product));
   }
   void attention(const Context& c, const AttentionArgs& args) const override {
     timed(c, args, &Backend::attention, cached("attention", args, 2, 4 * args.n_heads * args.head_dim));
@@ -123,6 +124,14 @@ class TimedBackend final : public Backend {
   }
 
  private:
+  Work grouped(std::string_view name, const GroupedLinearArgs& args) const {
+    int64_t rows = 0, touched = 0;
+    for (int64_t e = 0; e < args.experts; ++e) {
+      rows += args.counts[e];
+      touched += args.counts[e] > 0 ? 1 : 0;
+    }
+    return product(name, *args.shape, rows, touched);
+  }
   // Of `rows` rows in all with `weights` weights.
   Work product(std::string_view name, const LinearShape& shape, int64_t rows, int64_t weights) const {
     return {.name = fmt::format("{} {} -> {}", name, shape.in, shape.out),

@@ -253,6 +253,12 @@ struct SiluMulArgs {
   int64_t width = 0;
   const int32_t* rows = nullptr;  // [n] the rows of both that are meant, -1 = none; null = the first n
 };
+// What two products make of the same input: silu(in G^T) * (in U^T).
+struct GatedLinearArgs {
+  LinearArgs product;   // by G, then U, [2 * width, in]; without bias and accumulate. What is in its `out` then is open
+  void* out = nullptr;  // [product.n, width] of out_dtype: exactly what linear() and silu_mul() make of it
+  DType out_dtype = DType::kF32;
+};
 struct GatherRowsArgs {
   const float* in = nullptr;      // [m, width]
   const int32_t* rows = nullptr;  // [n], each in [0, m)
@@ -351,6 +357,15 @@ struct GroupedLinearArgs {
   float* out = nullptr;             // [rows, out]
   int64_t experts = 0;
 };
+// Likewise gated_linear() for each expert's rows.
+struct GatedGroupedLinearArgs {
+  GroupedLinearArgs product;  // by each expert's G, then U; what is in its `out` then is open
+  void* out = nullptr;        // [rows, width] of out_dtype
+  DType out_dtype = DType::kF32;
+  // All rows of experts, as sort_by_expert() lists them: [n], -1 = none. What is in others of `out` stays.
+  const int32_t* rows = nullptr;
+  int64_t n = 0;
+};
 struct CombineRowsArgs {
   const float* in = nullptr;       // [m, width]
   const int32_t* rows = nullptr;   // [n, copies] rows of `in`; -1 = none
@@ -426,6 +441,7 @@ class Backend {
   virtual void pack(const LinearShape& shape, const RowReader& rows, void* to) const = 0;
 
   virtual void linear(const Context& context, const LinearArgs& args) const = 0;
+  virtual void gated_linear(const Context& context, const GatedLinearArgs& args) const = 0;
   virtual void head_linear(const Context& context, const HeadLinearArgs& args) const = 0;
   virtual void embed(const Context& context, const EmbedArgs& args) const = 0;
   virtual void rms_norm(const Context& context, const RmsNormArgs& args) const = 0;
@@ -444,6 +460,7 @@ class Backend {
   virtual void pack_rows(const Context& context, const PackRowsArgs& args) const = 0;
   virtual void unpack_rows(const Context& context, const UnpackRowsArgs& args) const = 0;
   virtual void grouped_linear(const Context& context, const GroupedLinearArgs& args) const = 0;
+  virtual void gated_grouped_linear(const Context& context, const GatedGroupedLinearArgs& args) const = 0;
   virtual void combine_rows(const Context& context, const CombineRowsArgs& args) const = 0;
   virtual void lightning_attention(const Context& context, const LightningAttentionArgs& args) const = 0;
   virtual void sigmoid_mul(const Context& context, const SigmoidMulArgs& args) const = 0;

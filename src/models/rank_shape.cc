@@ -47,6 +47,7 @@ class CountingBackend final : public kernels::Backend {
   void synchronize(const Context&) const override {}
   void pack(const kernels::LinearShape&, const kernels::RowReader&, void*) const override { never(); }
   void linear(const Context&, const kernels::LinearArgs&) const override { never(); }
+  void gated_linear(const Context&, const kernels::GatedLinearArgs&) const override { never(); }
   void head_linear(const Context&, const kernels::HeadLinearArgs&) const override { never(); }
   void embed(const Context&, const kernels::EmbedArgs&) const override { never(); }
   void rms_norm(const Context&, const kernels::RmsNormArgs&) const override { never(); }
@@ -65,6 +66,7 @@ class CountingBackend final : public kernels::Backend {
   void pack_rows(const Context&, const kernels::PackRowsArgs&) const override { never(); }
   void unpack_rows(const Context&, const kernels::UnpackRowsArgs&) const override { never(); }
   void grouped_linear(const Context&, const kernels::GroupedLinearArgs&) const override { never(); }
+  void gated_grouped_linear(const Context&, const kernels::GatedGroupedLinearArgs&) const override { never(); }
   void combine_rows(const Context&, const kernels::CombineRowsArgs&) const override { never(); }
   void lightning_attention(const Context&, const kernels::LightningAttentionArgs&) const override { never(); }
   void sigmoid_mul(const Context&, const kernels::SigmoidMulArgs&) const override { never(); }

@@ -71,6 +71,16 @@ class CpuBackend final : public Backend {
   void pack(const LinearShape& shape, const RowReader& rows, void* to) const override { linear_.pack(shape, rows, to); }
   void linear(const Context&, const LinearArgs& args) const override { linear_.multiply(args, pool_); }
 
+  void gated_linear(const Context& context, const GatedLinearArgs& args) const override {
+    if (linear_.multiply_gated(args, pool_)) return;
+    linear(context, args.product);
+    silu_mul(context, {.gate_up = args.product.out,
+                       .out = args.out,
+                       .out_dtype = args.out_dtype,
+                       .n = args.product.n,
+                       .width = args.product.shape->out / 2});
+  }
+
   void head_linear(const Context&, const HeadLinearArgs& args) const override { linear_.multiply_heads(args, pool_); }
 
   void embed(const Context&, const EmbedArgs& args) const override {
@@ -190,6 +200,16 @@ class CpuBackend final : public Backend {
   void scatter_rows(const Context&, const ScatterRowsArgs& args) const override { cpu::scatter_rows(args, pool_); }
   void pack_rows(const Context&, const PackRowsArgs& args) const override { cpu::pack_rows(args, simd_, pool_); }
   void unpack_rows(const Context&, const UnpackRowsArgs& args) const override { cpu::unpack_rows(args, simd_, pool_); }
+  void gated_grouped_linear(const Context& context, const GatedGroupedLinearArgs& args) const override {
+    if (linear_.multiply_gated_groups(args, pool_)) return;
+    grouped_linear(context, args.product);
+    silu_mul(context, {.gate_up = args.product.out,
+                       .out = args.out,
+                       .out_dtype = args.out_dtype,
+                       .n = args.n,
+                       .width = args.product.shape->out / 2,
+                       .rows = args.rows});
+  }
   void grouped_linear(const Context&, const GroupedLinearArgs& args) const override {
     linear_.multiply_groups(args, pool_);
   }

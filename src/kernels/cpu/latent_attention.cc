@@ -19,7 +19,7 @@ constexpr int64_t kProductRows = 256;
 // A long sequence is cut where a step has fewer pieces of work than this, into pieces of at least kShortestCut
 // positions. Neither depends on the number of threads, so that the result does not.
 constexpr int64_t kEnoughPieces = 16;
-constexpr int64_t kShortestCut = 1024;
+constexpr int64_t kShortestCut = 256;
 
 PlainShape scores_shape(int64_t m, int64_t width, int64_t padded, DType dtype) {
   return {.m = m, .k = width, .n = padded, .dtype = dtype, .b_transposed = true};

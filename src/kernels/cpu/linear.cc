@@ -1,6 +1,7 @@
 #include "kernels/cpu/linear.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <limits>
 #include <map>
@@ -85,6 +86,7 @@ ByRows by_rows(int64_t n, const ProductOf& product_of) {
 // Of all slabs but the last and of the last, which may be narrower.
 struct SlabProducts {
   ByRows wide, last;
+  bool divisible() const { return wide.divisible() && last.divisible(); }
 };
 
 }  // namespace
@@ -184,62 +186,78 @@ class Linear::Impl {
       });
     }
     const Layout& slabs = cached_layout(shape);
-    const SlabProducts products = slab_products(slabs, shape, args.n, args.accumulate, args.bias != nullptr);
-    if (products.wide.divisible() && products.last.divisible()) return multiply_pairs(args, slabs, products, pool);
+    const SlabProducts products = slab_products(slabs, shape, args.n, shape.out, args.accumulate, args.bias != nullptr);
+    if (products.divisible()) return multiply_pairs(args, slabs, products, pool);
     const int64_t pieces = (args.n + kMaxRows - 1) / kMaxRows, count = std::ssize(slabs.slabs);
     pool.parallel_for(pieces * count, [&](int64_t task, int thread) {
       multiply_slab(args, slabs, products, task % count, task / count * kMaxRows, thread);
     });
   }
 
+  bool multiply_gated(const GatedLinearArgs& args, ThreadPool& pool) const {
+    const LinearArgs& product = args.product;
+    if (!may_gate(*product.shape, product.n)) return false;
+    const Layout& slabs = cached_layout(*product.shape);
+    const SlabProducts products = gated_products(slabs, *product.shape, product.n);
+    each_pair_task(product.shape->out / 2, product.n, pool,
+                   [&](int64_t column, int64_t columns, int64_t row, int64_t rows, int thread) {
+                     multiply_gated_part(args, slabs, products, column, columns, row, rows, thread);
+                   });
+    return true;
+  }
+
+  // A task is some columns of one expert's, for all of its rows, which are multiplied in pieces as by
+  // multiply_groups().
+  bool multiply_gated_groups(const GatedGroupedLinearArgs& args, ThreadPool& pool) const {
+    const LinearShape& shape = *args.product.shape;
+    const int64_t width = shape.out / 2;
+    const int64_t most = args.product.experts == 0
+                             ? 0
+                             : *std::max_element(args.product.counts, args.product.counts + args.product.experts);
+    if (!may_gate(shape, most)) return false;
+    const Layout& slabs = cached_layout(shape);
+    const int64_t tasks = list_groups(args.product, [&](Group& group, int64_t rows) {
+      group.products = gated_products(slabs, shape, rows);
+      return width / kPairColumns;
+    });
+    pool.parallel_for(tasks, [&](int64_t i, int thread) {
+      const Group& group = group_of(i);
+      const int64_t out_row = width * (args.out_dtype == DType::kBf16 ? 2 : 4);
+      const GatedLinearArgs own{.product = rows_of(args.product, group),
+                                .out = static_cast<char*>(args.out) + args.product.starts[group.index] * out_row,
+                                .out_dtype = args.out_dtype};
+      for (int64_t first = 0; first < own.product.n; first += kMaxRows) {
+        multiply_gated_part(own, slabs, group.products, (i - group.first_task) * kPairColumns, kPairColumns, first,
+                            std::min(kMaxRows, own.product.n - first), thread);
+      }
+    });
+    return true;
+  }
+
   void multiply_groups(const GroupedLinearArgs& args, ThreadPool& pool) const {
     const LinearShape& shape = *args.shape;
-    // The largest groups are handed out first, so that the threads end together.
-    groups_.clear();
-    for (int64_t e = 0; e < args.experts; ++e) {
-      if (args.counts[e] > 0) groups_.push_back({.index = e});
-    }
-    std::sort(groups_.begin(), groups_.end(), [&](const Group& a, const Group& b) {
-      return args.counts[a.index] != args.counts[b.index] ? args.counts[a.index] > args.counts[b.index]
-                                                          : a.index < b.index;
-    });
     static const Layout kNoSlabs;
     const Layout& slabs = is_kept(shape) ? kNoSlabs : cached_layout(shape);
     const Kept kept = kept_as(shape);
-    int64_t tasks = 0;
-    for (size_t i = 0; i < groups_.size(); ++i) {
-      Group& group = groups_[i];
-      const int64_t rows = args.counts[group.index];
-      group.first_task = tasks;
-      if (i > 0 && rows == args.counts[groups_[i - 1].index]) {
-        group.products = groups_[i - 1].products;
-      } else if (kept == Kept::kNot) {
-        group.products = slab_products(slabs, shape, rows, /*accumulate=*/false, /*bias=*/false);
-      } else {
-        group.products = widened_products(kept, shape, rows, /*accumulate=*/false, /*bias=*/false);
+    const int64_t tasks = list_groups(args, [&](Group& group, int64_t rows) {
+      if (kept == Kept::kNot) {
+        group.products = slab_products(slabs, shape, rows, shape.out, /*accumulate=*/false, /*bias=*/false);
+        return std::ssize(slabs.slabs);
       }
-      group.pieces =
-          kept == Kept::kNot ? KeptPieces{.of_weight = std::ssize(slabs.slabs)} : kept_pieces(kept, shape, rows);
-      tasks += (group.pieces.count() + group.pieces.grain - 1) / group.pieces.grain;
-    }
-    const int64_t element = shape.dtype == DType::kBf16 ? 2 : 4;
+      group.products = widened_products(kept, shape, rows, /*accumulate=*/false, /*bias=*/false);
+      group.pieces = kept_pieces(kept, shape, rows);
+      return (group.pieces.count() + group.pieces.grain - 1) / group.pieces.grain;
+    });
     if (in_tiles(shape) && shape.rounded) round_groups(args, pool);
     pool.parallel_for(tasks, [&](int64_t i, int thread) {
-      const auto after = std::upper_bound(groups_.begin(), groups_.end(), i,
-                                          [](int64_t task, const Group& group) { return task < group.first_task; });
-      const Group& group = *(after - 1);
-      const int64_t start = args.starts[group.index];
-      const LinearArgs own{
-          .shape = &shape,
-          .weight = static_cast<const char*>(args.weights) + static_cast<size_t>(group.index) * args.weight_stride,
-          .in = static_cast<const char*>(args.in) + start * shape.in * element,
-          .out = args.out + start * shape.out,
-          .n = args.counts[group.index]};
+      const Group& group = group_of(i);
+      const LinearArgs own = rows_of(args, group);
       const int64_t task = i - group.first_task;
       if (kept != Kept::kNot) {
         const int64_t begin = task * group.pieces.grain;
         const int64_t end = std::min(begin + group.pieces.grain, group.pieces.count());
-        return multiply_kept(kept, own, group.products, group.pieces, begin, end, /*rounded=*/start, thread);
+        return multiply_kept(kept, own, group.products, group.pieces, begin, end,
+                             /*rounded=*/args.starts[group.index], thread);
       }
       // One slab, which stays in the cache for all rows.
       for (int64_t first = 0; first < own.n; first += kMaxRows) {
@@ -294,6 +312,48 @@ class Linear::Impl {
     KeptPieces pieces;
     SlabProducts products;
   };
+
+  // The experts that have rows, as groups_; the largest are handed out first, so that the threads end together.
+  // prepare(group, rows) says how many tasks the group has; one with as many rows as the one before is like that one.
+  // Returns how many tasks there are.
+  template <class Prepare>
+  int64_t list_groups(const GroupedLinearArgs& args, const Prepare& prepare) const {
+    groups_.clear();
+    for (int64_t e = 0; e < args.experts; ++e) {
+      if (args.counts[e] > 0) groups_.push_back({.index = e});
+    }
+    std::sort(groups_.begin(), groups_.end(), [&](const Group& a, const Group& b) {
+      return args.counts[a.index] != args.counts[b.index] ? args.counts[a.index] > args.counts[b.index]
+                                                          : a.index < b.index;
+    });
+    int64_t tasks = 0, own = 0;
+    for (size_t i = 0; i < groups_.size(); ++i) {
+      Group& group = groups_[i];
+      const int64_t rows = args.counts[group.index];
+      if (i > 0 && rows == args.counts[groups_[i - 1].index]) {
+        group.products = groups_[i - 1].products;
+        group.pieces = groups_[i - 1].pieces;
+      } else {
+        own = prepare(group, rows);
+      }
+      group.first_task = tasks;
+      tasks += own;
+    }
+    return tasks;
+  }
+  const Group& group_of(int64_t task) const {
+    const auto after = std::upper_bound(groups_.begin(), groups_.end(), task,
+                                        [](int64_t i, const Group& group) { return i < group.first_task; });
+    return *(after - 1);
+  }
+  static LinearArgs rows_of(const GroupedLinearArgs& args, const Group& group) {
+    const int64_t start = args.starts[group.index], element = args.shape->dtype == DType::kBf16 ? 2 : 4;
+    return {.shape = args.shape,
+            .weight = static_cast<const char*>(args.weights) + static_cast<size_t>(group.index) * args.weight_stride,
+            .in = static_cast<const char*>(args.in) + start * args.shape->in * element,
+            .out = args.out + start * args.shape->out,
+            .n = args.counts[group.index]};
+  }
 
   // By the rank's thread, once for a call.
   Kept kept_as(const LinearShape& shape) const {
@@ -512,12 +572,12 @@ class Linear::Impl {
     return products;
   }
 
-  // What multiply_slab() needs for n rows, likewise.
-  SlabProducts slab_products(const Layout& slabs, const LinearShape& shape, int64_t n, bool accumulate,
-                             bool bias) const {
+  // What multiply_slab() needs for n rows, likewise; results are out_stride floats apart.
+  SlabProducts slab_products(const Layout& slabs, const LinearShape& shape, int64_t n, int64_t out_stride,
+                             bool accumulate, bool bias) const {
     const auto of = [&](int64_t width) {
       return by_rows(n, [&](int64_t rows) -> const Product& {
-        return products_.product(rows, /*padded=*/true, shape.in, width, shape.out, shape.dtype, accumulate, bias);
+        return products_.product(rows, /*padded=*/true, shape.in, width, out_stride, shape.dtype, accumulate, bias);
       });
     };
     SlabProducts products;
@@ -527,26 +587,67 @@ class Linear::Impl {
     return products;
   }
 
-  // All of a divisible product. A piece is half a block of columns for some of the rows, a task two of these, but for
-  // the halves where two threads' runs meet: narrow products have fewer blocks than would make threads end together.
-  // All rows take some columns before the next, so that the second cache holds their weights.
+  // All of `columns` columns for n rows of a divisible product, by body(column, columns, row, rows, thread). A piece is
+  // half a block of columns for some of the rows, a task two of these, but for the halves where two threads' runs meet:
+  // narrow products have fewer blocks than would make threads end together. All rows take some columns before the next,
+  // so that the second cache holds their weights.
+  template <class Body>
+  void each_pair_task(int64_t columns, int64_t n, ThreadPool& pool, const Body& body) const {
+    const int64_t blocks = columns / kPairColumns, row_pieces = (n + simd_.pair_rows - 1) / simd_.pair_rows;
+    constexpr int64_t kHalf = kPairColumns / 2;
+    pool.parallel_runs(2 * blocks * row_pieces, 2, [&](int64_t begin, int64_t end, int thread) {
+      const int64_t column = begin / 2 / row_pieces * kPairColumns + begin % 2 * kHalf, piece = begin / 2 % row_pieces;
+      const int64_t first = piece * n / row_pieces, rows = (piece + 1) * n / row_pieces - first;
+      body(column, (end - begin) * kHalf, first, rows, thread);
+    });
+  }
+
+  // Some of it: those columns of those rows, to `out`.
+  void multiply_part(const LinearArgs& args, const Layout& slabs, const SlabProducts& products, int64_t column,
+                     int64_t columns, int64_t row, int64_t rows, float* out) const {
+    const auto index = static_cast<size_t>(column / slabs.slabs.front().width);
+    const Slab& slab = slabs.slabs[index];
+    const ByRows& of = index + 1 < slabs.slabs.size() ? products.wide : products.last;
+    // Any of its products knows all but the rows.
+    products_.execute_part(of.rest == nullptr ? *of.most : *of.rest,
+                           static_cast<const uint16_t*>(args.in) + row * args.shape->in,
+                           static_cast<const char*>(args.weight) + slab.offset, out,
+                           args.bias == nullptr ? nullptr : args.bias + column, rows, column - slab.first, columns);
+  }
+
+  // Whether both halves are whole blocks of columns of a packed weight, by which n rows are multiplied in parts.
+  bool may_gate(const LinearShape& shape, int64_t n) const {
+    if (is_kept(shape) || shape.out % (2 * kPairColumns) != 0) return false;
+    const auto& slabs = cached_layout(shape).slabs;
+    return std::ranges::all_of(std::array{slabs.front().width, slabs.back().width}, [&](int64_t width) {
+      return products_.is_divisible(std::min(n, kMaxRows), shape.in, width, shape.dtype);
+    });
+  }
+  // Of some columns of both halves, side by side in a buffer.
+  SlabProducts gated_products(const Layout& slabs, const LinearShape& shape, int64_t n) const {
+    return slab_products(slabs, shape, n, kPairColumns, /*accumulate=*/false, /*bias=*/false);
+  }
+  // Some columns of gates for some rows and as many of what they gate, and what comes of them while the second cache
+  // holds both.
+  void multiply_gated_part(const GatedLinearArgs& args, const Layout& slabs, const SlabProducts& products,
+                           int64_t column, int64_t columns, int64_t row, int64_t rows, int thread) const {
+    const int64_t width = args.product.shape->out / 2;
+    const bool bf16 = args.out_dtype == DType::kBf16;
+    float* gate = at_least(staging_[static_cast<size_t>(thread)], 2 * rows * kPairColumns);
+    float* up = gate + rows * kPairColumns;
+    multiply_part(args.product, slabs, products, column, columns, row, rows, gate);
+    multiply_part(args.product, slabs, products, width + column, columns, row, rows, up);
+    char* out = static_cast<char*>(args.out) + (row * width + column) * (bf16 ? 2 : 4);
+    for (int64_t r = 0; r < rows; ++r) {
+      simd_.silu_mul(gate + r * kPairColumns, up + r * kPairColumns, columns, out + r * width * (bf16 ? 2 : 4), bf16);
+    }
+  }
+
   void multiply_pairs(const LinearArgs& args, const Layout& slabs, const SlabProducts& products,
                       ThreadPool& pool) const {
-    const LinearShape& shape = *args.shape;
-    const int64_t blocks = shape.out / kPairColumns, row_pieces = (args.n + simd_.pair_rows - 1) / simd_.pair_rows;
-    const int64_t width = slabs.slabs.front().width;
-    constexpr int64_t kHalf = kPairColumns / 2;
-    pool.parallel_runs(2 * blocks * row_pieces, 2, [&](int64_t begin, int64_t end, int) {
-      const int64_t column = begin / 2 / row_pieces * kPairColumns + begin % 2 * kHalf, piece = begin / 2 % row_pieces;
-      const int64_t first = piece * args.n / row_pieces, rows = (piece + 1) * args.n / row_pieces - first;
-      const auto index = static_cast<size_t>(column / width);
-      const Slab& slab = slabs.slabs[index];
-      const ByRows& of = index + 1 < slabs.slabs.size() ? products.wide : products.last;
-      // Any of its products knows all but the rows.
-      products_.execute_part(
-          of.rest == nullptr ? *of.most : *of.rest, static_cast<const uint16_t*>(args.in) + first * shape.in,
-          static_cast<const char*>(args.weight) + slab.offset, args.out + first * shape.out + slab.first,
-          args.bias == nullptr ? nullptr : args.bias + slab.first, rows, column - slab.first, (end - begin) * kHalf);
+    const int64_t out = args.shape->out;
+    each_pair_task(out, args.n, pool, [&](int64_t column, int64_t columns, int64_t row, int64_t rows, int) {
+      multiply_part(args, slabs, products, column, columns, row, rows, args.out + row * out + column);
     });
   }
 
@@ -620,6 +721,9 @@ void Linear::pack(const LinearShape& shape, const RowReader& rows, void* to) con
 void Linear::multiply(const LinearArgs& args, ThreadPool& pool) const {
   if (args.n > 0) impl_->multiply(args, pool);
 }
+bool Linear::multiply_gated(const GatedLinearArgs& args, ThreadPool& pool) const {
+  return args.product.n == 0 || impl_->multiply_gated(args, pool);
+}
 void Linear::multiply_groups(const GroupedLinearArgs& args, ThreadPool& pool) const {
   impl_->multiply_groups(args, pool);
 }
@@ -628,6 +732,9 @@ const Product& Linear::whole_product(const LinearShape& shape, int64_t rows) con
 }
 void Linear::multiply_whole(const Product& product, const void* weight, const void* in, float* out, int thread) const {
   impl_->multiply_whole(product, weight, in, out, thread);
+}
+bool Linear::multiply_gated_groups(const GatedGroupedLinearArgs& args, ThreadPool& pool) const {
+  return impl_->multiply_gated_groups(args, pool);
 }
 void Linear::multiply_heads(const HeadLinearArgs& args, ThreadPool& pool) const { impl_->multiply_heads(args, pool); }
 

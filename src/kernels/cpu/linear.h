@@ -34,7 +34,10 @@ class Linear {
   size_t packed_bytes(const LinearShape& shape) const;
   void pack(const LinearShape& shape, const RowReader& rows, void* to) const;
   void multiply(const LinearArgs& args, ThreadPool& pool) const;
+  // False, and nothing is done, where products and what comes of them are faster apart.
+  bool multiply_gated(const GatedLinearArgs& args, ThreadPool& pool) const;
   void multiply_groups(const GroupedLinearArgs& args, ThreadPool& pool) const;
+  bool multiply_gated_groups(const GatedGroupedLinearArgs& args, ThreadPool& pool) const;  // likewise
   void multiply_heads(const HeadLinearArgs& args, ThreadPool& pool) const;
   // A product of `rows` rows with a whole weight: out [rows, shape.out] = in W^T. To be asked for before the pool runs,
   // since it may have to be made, and an error of oneDNN cannot leave a task. Valid as long as this.

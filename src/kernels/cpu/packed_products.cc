@@ -110,13 +110,23 @@ class PackedProducts::Impl {
     return desc.format_kind == dnnl_blocked && (pairs(16) || pairs(8)) ? desc.padded_dims[0] : 0;
   }
 
+  // A product of so many rows and columns of pairs by our own loops: what pair_rows() says, else 0.
+  int64_t divisible_locked(int64_t rows, int64_t in, int64_t width, DType dtype) const {
+    const bool by_pairs = in % 2 == 0 && (pairs_are_fastest_ || rows <= kFewPairRows);
+    return by_pairs ? pair_rows_locked(in, width, dtype) : 0;
+  }
+  bool is_divisible(int64_t rows, int64_t in, int64_t width, DType dtype) const {
+    const std::lock_guard lock(mu_);
+    return divisible_locked(rows, in, width, dtype) > 0;
+  }
+
   const Product& product(int64_t rows, bool padded, int64_t in, int64_t width, int64_t out_stride, DType dtype,
                          bool accumulate, bool bias, Form form = Form::kPacked) const {
-    const bool by_pairs = form == Form::kPacked && in % 2 == 0 && (pairs_are_fastest_ || rows <= kFewPairRows);
     ProductKey key{rows, in, width, out_stride, dtype, accumulate, bias, form};
     const std::lock_guard lock(mu_);
     if (const auto known = products_.find(key); known != products_.end()) return *known->second;
-    if (const int64_t pair_rows = by_pairs ? pair_rows_locked(in, width, dtype) : 0; pair_rows > 0) {
+    const int64_t pair_rows = form == Form::kPacked ? divisible_locked(rows, in, width, dtype) : 0;
+    if (pair_rows > 0) {
       auto product = std::make_unique<PairsProduct>();
       product->rows = rows;
       product->width = width;
@@ -156,13 +166,13 @@ class PackedProducts::Impl {
                     int64_t rows, int64_t first, int64_t columns) const {
     const auto& product = static_cast<const PairsProduct&>(divisible);
     const int64_t block = product.pair_rows * kPairColumns * 2;
-    for (int64_t end = first + columns, width; first < end; first += width) {
-      width = std::min(end - first, kPairColumns);
+    for (int64_t done = 0, width; done < columns; done += width, first += width) {
+      width = std::min(columns - done, kPairColumns);
       simd_.multiply_pairs(static_cast<const char*>(weight) + first / kPairColumns * block + first % kPairColumns * 4,
                            product.in, static_cast<const uint16_t*>(in), product.in, rows, width,
-                           {.out = out + first,
+                           {.out = out + done,
                             .stride = product.out_stride,
-                            .bias = bias == nullptr ? nullptr : bias + first,
+                            .bias = bias == nullptr ? nullptr : bias + done,
                             .accumulate = product.accumulate});
     }
   }
@@ -243,6 +253,9 @@ int64_t PackedProducts::pair_rows(int64_t in, int64_t width, DType dtype) const 
 const Product& PackedProducts::product(int64_t rows, bool padded, int64_t in, int64_t width, int64_t out_stride,
                                        DType dtype, bool accumulate, bool bias, Form form) const {
   return impl_->product(rows, padded, in, width, out_stride, dtype, accumulate, bias, form);
+}
+bool PackedProducts::is_divisible(int64_t rows, int64_t in, int64_t width, DType dtype) const {
+  return impl_->is_divisible(rows, in, width, dtype);
 }
 void PackedProducts::execute(const Product& product, const void* in, const void* weight, float* out, const float* bias,
                              int thread) const {

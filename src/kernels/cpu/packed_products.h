@@ -50,6 +50,8 @@ class PackedProducts {
   // have instructions for such pairs (Simd::native_pairs) where oneDNN has no tiles either.
   bool pairs_are_fastest() const;
 
+  // Whether product() of a packed weight is divisible.
+  bool is_divisible(int64_t rows, int64_t in, int64_t width, DType dtype) const;
   // Of `rows` rows; `padded`: buffers have padded_rows() of them, and all may be computed. Results are out_stride
   // floats apart. `accumulate`: out += instead of out =. Valid as long as this.
   const Product& product(int64_t rows, bool padded, int64_t in, int64_t width, int64_t out_stride, DType dtype,
@@ -58,8 +60,8 @@ class PackedProducts {
   void execute(const Product& product, const void* in, const void* weight, float* out, const float* bias,
                int thread) const;
   // Of a divisible product: `columns` columns from `first` on, both whole halves of kPairColumns and not across a block
-  // of them, or as many whole blocks. `rows` rows, from those on that `in` and `out` point to; `out`, `weight` and
-  // `bias` are the product's, from its first column on.
+  // of them, or as many whole blocks. `rows` rows, from those on that `in` and `out` point to; `weight` is the
+  // product's, `out` and `bias` are those of column `first`.
   void execute_part(const Product& product, const void* in, const void* weight, float* out, const float* bias,
                     int64_t rows, int64_t first, int64_t columns) const;
 

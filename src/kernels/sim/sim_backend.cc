@@ -115,6 +115,18 @@ class SimBackend final : public Backend {
   void latent_attention(const Context& c, const LatentAttentionArgs& args) const override {
     forward(c, args, &Backend::latent_attention);
   }
+  void gated_linear(const Context& context, const GatedLinearArgs& args) const override {
+    enqueue(context, [this, own = GatedLinearArgs(args), shape = *args.product.shape]() mutable {
+      own.product.shape = &shape;
+      cpu_->gated_linear({}, own);
+    });
+  }
+  void gated_grouped_linear(const Context& context, const GatedGroupedLinearArgs& args) const override {
+    enqueue(context, [this, own = GatedGroupedLinearArgs(args), shape = *args.product.shape]() mutable {
+      own.product.shape = &shape;
+      cpu_->gated_grouped_linear({}, own);
+    });
+  }
   void silu_mul(const Context& c, const SiluMulArgs& args) const override { forward(c, args, &Backend::silu_mul); }
   void gather_rows(const Context& c, const GatherRowsArgs& args) const override {
     forward(c, args, &Backend::gather_rows);

@@ -26,13 +26,13 @@ void GatedFfn::forward(const kernels::Context& context, const Scratch& scratch, 
 }
 
 void GatedFfn::widen(const kernels::Context& context, const Scratch& scratch, const void* in, int64_t n) const {
-  auto* gate_up = scratch.at<float>(gate_up_slot_);
-  product(context, weights_, gate_up_, in, gate_up, n);
-  context.backend->silu_mul(context, {.gate_up = gate_up,
-                                      .out = scratch.at<void>(activated_slot_),
-                                      .out_dtype = weights_.dtype(),
-                                      .n = n,
-                                      .width = width_});
+  context.backend->gated_linear(context, {.product = {.shape = &gate_up_.shape,
+                                                      .weight = weights_.address(gate_up_),
+                                                      .in = in,
+                                                      .out = scratch.at<float>(gate_up_slot_),
+                                                      .n = n},
+                                          .out = scratch.at<void>(activated_slot_),
+                                          .out_dtype = weights_.dtype()});
 }
 
 void GatedFfn::narrow(const kernels::Context& context, const Scratch& scratch, float* out, int64_t n) const {

@@ -201,15 +201,15 @@ void MoeFfn::run_experts(const kernels::Context& context, const Step& step, cons
                                    .experts = own_.count});
   const int32_t* starts = in_slab ? tokens.slab_starts : step.scratch.at<int32_t>(starts_slot_);
   const int32_t* rows = in_slab ? tokens.slab_rows : step.scratch.at<int32_t>(rows_slot_);
-  const auto multiply = [&](const ExpertsWeight& weight, const void* from, float* to) {
-    backend.grouped_linear(context, {.shape = &weight.shape,
-                                     .weights = weights_.address(weight),
-                                     .weight_stride = weight.stride,
-                                     .in = from,
-                                     .starts = starts,
-                                     .counts = step.scratch.at<int32_t>(counts_slot_),
-                                     .out = to,
-                                     .experts = own_.count});
+  const auto product = [&](const ExpertsWeight& weight, const void* from, float* to) {
+    return kernels::GroupedLinearArgs{.shape = &weight.shape,
+                                      .weights = weights_.address(weight),
+                                      .weight_stride = weight.stride,
+                                      .in = from,
+                                      .starts = starts,
+                                      .counts = step.scratch.at<int32_t>(counts_slot_),
+                                      .out = to,
+                                      .experts = own_.count};
   };
   const void* in = tokens.x;
   if (!in_slab) {
@@ -222,15 +222,15 @@ void MoeFfn::run_experts(const kernels::Context& context, const Step& step, cons
                                    .copies = copies,
                                    .width = hidden_});
   }
-  auto* gate_up = step.scratch.at<float>(expert_gate_up_slot_);
   auto* activated = step.scratch.at<void>(activated_slot_);
-  multiply(gate_up_, in, gate_up);
-  backend.silu_mul(
-      context,
-      {.gate_up = gate_up, .out = activated, .out_dtype = weights_.dtype(), .n = pairs, .width = width_, .rows = rows});
-  if (in_slab) return multiply(down_, activated, tokens.out);
+  backend.gated_grouped_linear(context, {.product = product(gate_up_, in, step.scratch.at<float>(expert_gate_up_slot_)),
+                                         .out = activated,
+                                         .out_dtype = weights_.dtype(),
+                                         .rows = rows,
+                                         .n = pairs});
+  if (in_slab) return backend.grouped_linear(context, product(down_, activated, tokens.out));
   auto* out = step.scratch.at<float>(expert_out_slot_);
-  multiply(down_, activated, out);
+  backend.grouped_linear(context, product(down_, activated, out));
   backend.combine_rows(context, {.in = out,
                                  .rows = rows,
                                  .weights = tokens.shares,
