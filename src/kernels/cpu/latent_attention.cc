@@ -16,10 +16,11 @@ constexpr int64_t kPlainStep = 32;
 static_assert(kPositions % kPairColumns == 0 && kPairColumns % kPlainStep == 0);
 // Rows of the products, query rows times heads: enough to fill the matrix units.
 constexpr int64_t kProductRows = 256;
-// A long sequence is cut where a step has fewer pieces of work than this, into pieces of at least kShortestCut
-// positions. Neither depends on the number of threads, so that the result does not.
+// A long sequence is cut where a step has fewer pieces of work than this. The more rows a product has the more it costs
+// to merge a piece, so the more positions should be in it. None of it depends on the number of threads, so that the
+// result does not.
 constexpr int64_t kEnoughPieces = 16;
-constexpr int64_t kShortestCut = 256;
+constexpr int64_t shortest_cut(int64_t product_rows) { return std::clamp<int64_t>(8 * product_rows, kPositions, 1024); }
 
 PlainShape scores_shape(int64_t m, int64_t width, int64_t padded, DType dtype) {
   return {.m = m, .k = width, .n = padded, .dtype = dtype, .b_transposed = true};
@@ -69,7 +70,7 @@ void LatentAttention::plan(const LatentAttentionArgs& args) {
     for (int64_t row = 0; row < queries; row += rows_per_piece) {
       const int64_t rows = std::min(rows_per_piece, queries - row);
       const int64_t end = args.seq_lens[s] - queries + row + rows;  // positions that the last row sees
-      const int64_t cuts = std::clamp<int64_t>(end / kShortestCut, 1, cuts_wanted);
+      const int64_t cuts = std::clamp<int64_t>(end / shortest_cut(rows * args.n_heads), 1, cuts_wanted);
       const int64_t length = round_up((end + cuts - 1) / cuts, kPositions);
       if (length < end) cut_.push_back(pieces_.size());
       for (int64_t begin = 0; begin < end; begin += length) {
