@@ -537,7 +537,8 @@ class PrefixIndex::Impl {
   std::atomic<uint64_t> batches_{0};    // that are applied: counted when they are in the tree and still in their buffer
   std::atomic<uint64_t> queued_{0};     // the number of the latest claim; changes under the lock
 
-  mutable std::mutex mu_;  // guards all below; held for a few instructions only
+  // Guards all below; held for a few instructions, or while a text is compared with those that came a moment ago.
+  mutable std::mutex mu_;
   std::condition_variable wake_;
   std::condition_variable done_;
   // The queue, and what is being applied, without the lock, or was: that one is not filled again before those who

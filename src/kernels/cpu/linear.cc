@@ -196,6 +196,7 @@ class Linear::Impl {
 
   bool multiply_gated(const GatedLinearArgs& args, ThreadPool& pool) const {
     const LinearArgs& product = args.product;
+    SLUICE_CHECK(product.bias == nullptr && !product.accumulate, "gates have no bias, and what they make is not a sum");
     if (!may_gate(*product.shape, product.n)) return false;
     const Layout& slabs = cached_layout(*product.shape);
     const SlabProducts products = gated_products(slabs, *product.shape, product.n);
