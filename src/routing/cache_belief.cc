@@ -25,12 +25,14 @@ constexpr float kUsualPerToken = 4, kLeastPerToken = 1, kMostPerToken = 16;
 void CacheBelief::sent(size_t new_bytes) {
   std::lock_guard lock(mutex_);
   sent_ += static_cast<double>(new_bytes);
+  look_for_room();
 }
 
 void CacheBelief::unsent(size_t new_bytes) {
   std::lock_guard lock(mutex_);
   // A restart may have begun the count anew since.
   sent_ = std::max(changed_at_, sent_ - static_cast<double>(new_bytes));
+  look_for_room();
 }
 
 void CacheBelief::reported(double predicted, double cached) {
@@ -39,7 +41,7 @@ void CacheBelief::reported(double predicted, double cached) {
   if (!confirmed() || predicted < kWorthTelling) return;
   const double kept = std::min(cached / predicted, 1.0);
   std::lock_guard lock(mutex_);
-  share_.store(share() + kFollow * (kept - share()), std::memory_order_relaxed);
+  share_.store(static_cast<float>(share() + kFollow * (kept - share())), std::memory_order_relaxed);
   const bool limited = limit_bytes() != kNoLimit;
   const auto limit = static_cast<double>(limit_bytes());
   if (limited && sent_ - changed_at_ < kPerChange * limit) return;
@@ -55,6 +57,12 @@ void CacheBelief::set_limit(double bytes) {
   limit_.store(static_cast<size_t>(std::clamp(bytes, std::min(kLeastLimit, most()), most())),
                std::memory_order_relaxed);
   changed_at_ = sent_;
+  look_for_room();
+}
+
+void CacheBelief::look_for_room() {
+  const size_t limit = limit_bytes();
+  has_room_.store(limit != kNoLimit && sent_ < static_cast<double>(limit), std::memory_order_relaxed);
 }
 
 double CacheBelief::most() const {
@@ -78,13 +86,20 @@ void CacheBelief::tokenized(size_t bytes, size_t tokens) {
   if (!std::isfinite(capacity_)) return;
   if (as_reported || most() < static_cast<double>(limit_bytes())) {
     limit_.store(static_cast<size_t>(most()), std::memory_order_relaxed);
+    look_for_room();
   }
+}
+
+void CacheBelief::forget_reports() {
+  std::lock_guard lock(mutex_);
+  share_.store(1, std::memory_order_relaxed);
 }
 
 void CacheBelief::restart() {
   std::lock_guard lock(mutex_);
   share_.store(1, std::memory_order_relaxed);
   sent_ = changed_at_ = 0;
+  look_for_room();
 }
 
 }  // namespace sluice::routing

@@ -20,6 +20,9 @@ class CacheBelief {
 
   // Of a predicted match, 0 to 1.
   double share() const { return share_.load(std::memory_order_relaxed); }
+  // Of what it can hold, not as much has been sent yet since its cache was empty: what comes pushes nothing out. False
+  // where nobody knows how much it can hold.
+  bool has_room() const { return has_room_.load(std::memory_order_relaxed); }
   // Bytes of prompt text that it holds at most.
   size_t limit_bytes() const { return limit_.load(std::memory_order_relaxed); }
   // False while no answer has reported a cached token: predictions are then all there is.
@@ -37,21 +40,25 @@ class CacheBelief {
   void capacity(size_t tokens);
   // Its answer: a prompt of so much text was so many tokens.
   void tokenized(size_t bytes, size_t tokens);
+  // Predictions are of another kind from now on: what was reported of the ones before says nothing of them.
+  void forget_reports();
   // A new process, or an emptied cache: what was predicted before counts for nothing, the size stays.
   void restart();
 
  private:
   void set_limit(double bytes);
+  void look_for_room();
   double most() const;  // bytes
 
-  std::atomic<double> share_{1};
+  std::atomic<float> share_{1};
+  std::atomic<bool> has_room_{false};
   std::atomic<size_t> limit_{kNoLimit};
   std::atomic<bool> confirmed_{false};
 
   // mutex_ guards what follows, and this: tokens that the engine says it holds
   float capacity_ = std::numeric_limits<float>::infinity();
   std::mutex mutex_;
-  double sent_ = 0;               // bytes
+  double sent_ = 0;               // bytes, since the cache was empty
   double changed_at_ = 0;         // sent_ when the limit was last changed
   float bytes_ = 0, tokens_ = 0;  // of prompts that were answered, older ones less
 };

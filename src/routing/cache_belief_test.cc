@@ -118,5 +118,30 @@ TEST(CacheBeliefTest, WhatWasNotComputedAfterAllIsNoTextThatItWasSent) {
   EXPECT_NEAR(static_cast<double>(belief.limit_bytes()), 95'000, 1);
 }
 
+TEST(CacheBeliefTest, ItHasRoomUntilItWasSentWhatItCanHold) {
+  CacheBelief belief;
+  EXPECT_FALSE(belief.has_room()) << "nobody knows how much it holds";
+  belief.sent(10'000);
+  belief.capacity(5'000);
+  EXPECT_TRUE(belief.has_room());
+  belief.sent(10'000);
+  EXPECT_FALSE(belief.has_room());
+  belief.unsent(5'000);
+  EXPECT_TRUE(belief.has_room());
+  belief.sent(20'000);
+  belief.forget_reports();
+  EXPECT_FALSE(belief.has_room()) << "it is as full as before";
+  belief.restart();
+  EXPECT_TRUE(belief.has_room());
+}
+
+TEST(CacheBeliefTest, WhatIsReportedOfOtherPredictionsIsForgotten) {
+  CacheBelief belief;
+  for (int i = 0; i < 30; ++i) belief.reported(0.9, 0.3);
+  EXPECT_LT(belief.share(), 0.4);
+  belief.forget_reports();
+  EXPECT_EQ(belief.share(), 1);
+}
+
 }  // namespace
 }  // namespace sluice::routing

@@ -11,6 +11,12 @@ constexpr double kAboveFit = 0.2;        // weight of a sample that took longer 
 constexpr double kTrustWhole = 0.3;      // decoding times vary: a whole answer corrects only a part of what it shows
 constexpr double kRescale = 1.25;        // a change of the fit by this factor stretches older predictions
 constexpr double kLeastPerToken = 1e-9;  // seconds
+// Where the lengths of prompts spread by less than this share of their mean square (14 % of the mean), noise tells more
+// of the slope than they do.
+constexpr double kTellsApart = 0.02;
+// The first answer that comes whole is all prefill, as far as anybody can see; after so many, some will have told them
+// apart.
+constexpr double kKnownAfter = 8;
 constexpr double kDecodeSlack = 2;
 
 Duration own_time(TimePoint now, Duration shift) { return now.time_since_epoch() - shift; }
@@ -97,7 +103,8 @@ void PrefillQueue::confirm(Ticket& ticket, TimePoint now, TimePoint first_token,
   if (first_token > began || streamed) ticket.took = std::max(first_token - began, Duration(0));
   ticket.above = streamed ? 1 : kAboveFit;
   last_first_token_ = std::max(last_first_token_, std::min(first_token, now));
-  if (n_ == 0 && ticket.took >= Duration(0)) fit(ticket.tokens, seconds(ticket.took), 1, now);  // better than nothing
+  if (n_ == 0 && ticket.took >= Duration(0))
+    fit(ticket.tokens, seconds(ticket.took), ticket.above, now);  // better than nothing
   if (waiting_whole_ == 0) {
     end_ = own_time(now, shift_) + bounded(all_that_wait());  // those that are left are all known to wait
   } else if (const auto expected = finish(ticket)) {
@@ -159,24 +166,28 @@ void PrefillQueue::fit(double tokens, double took, double above, TimePoint now) 
   tt_ = tt_ * kMemory + weight * tokens * tokens;
   s_ = s_ * kMemory + weight * took;
   st_ = st_ * kMemory + weight * took * tokens;
-  // Least squares of took = a + b * tokens, both not negative. Where all prompts are alike only their sum is known: all
-  // of it goes to the tokens.
+  // Least squares of took = a + b * tokens, both not negative. Where all prompts are alike only their sum is known: it
+  // is divided as it was when they last differed, and before that all of it goes to the tokens. A cache that holds what
+  // comes leaves short rests that are alike, for as long as it does; what a prompt would cost elsewhere must be known
+  // all the while.
   const double spread = n_ * tt_ - t_ * t_;
-  double a = 0, b = t_ > 0 ? s_ / t_ : 0;
-  if (spread > 1e-3 * n_ * tt_) {
+  const double divided = n_ * divided_.per_request + t_ * divided_.per_token;
+  double a = 0, b = 0;
+  if (spread > kTellsApart * n_ * tt_) {
     const double slope = (n_ * st_ - t_ * s_) / spread;
     const double base = (s_ - slope * t_) / n_;
     if (slope <= 0) {
       a = s_ / n_;
-      b = 0;
-    } else if (base > 0) {
-      a = base;
-      b = slope;
-    } else if (tt_ > 0) {
-      b = st_ / tt_;
+    } else {
+      divided_ = base > 0 ? PrefillCost{base, slope} : PrefillCost{0, st_ / tt_};
+      a = divided_.per_request;
+      b = divided_.per_token;
     }
+  } else if (divided > 0) {
+    a = s_ / divided * divided_.per_request;
+    b = s_ / divided * divided_.per_token;
   }
-  known_.store(true, std::memory_order_relaxed);
+  if (above == 1 || n_ >= kKnownAfter) known_.store(true, std::memory_order_relaxed);
   const double all_before = std::max(all_that_wait(), kLeastPerToken);
   per_request_.store(a, std::memory_order_relaxed);
   per_token_.store(std::max(b, kLeastPerToken), std::memory_order_relaxed);

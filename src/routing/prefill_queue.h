@@ -57,7 +57,7 @@ class PrefillQueue {
   PrefillCost cost() const {
     return {per_request_.load(std::memory_order_relaxed), per_token_.load(std::memory_order_relaxed)};
   }
-  // True when answers have told of the cost.
+  // True when answers have told enough of the cost.
   bool known() const { return known_.load(std::memory_order_relaxed); }
 
   Ticket dispatch(TimePoint now, double tokens) { return dispatch(now, tokens, tokens, 0); }
@@ -126,6 +126,8 @@ class PrefillQueue {
   TimePoint last_first_token_{};  // the latest that was seen
   // Weighted sums over what was seen, older ones less: 1, tokens, tokens^2, seconds, seconds * tokens.
   double n_ = 0, t_ = 0, tt_ = 0, s_ = 0, st_ = 0;
+  PrefillCost divided_{.per_request = 0,
+                       .per_token = 1};  // the fit when lengths last told both apart; counts as a ratio
   ServiceSpread spread_;
   std::array<Rescale, 8> rescales_;  // the latest of num_rescales_: the i-th is at i % size
 };

@@ -79,6 +79,40 @@ TEST(PrefillQueueTest, LearnsTheServiceTimeFromStreams) {
   EXPECT_NEAR(seconds(queue.service(2000)), 0.042, 0.002);
 }
 
+// As a cache leaves them that holds what comes.
+TEST(PrefillQueueTest, RemembersWhatWholePromptsCostWhileAllRestsAreAlike) {
+  PrefillQueue queue;
+  mean_error(queue, /*streamed=*/true, 100ms, 16ms, 2000, 1);
+  TimePoint now(100s);
+  for (int i = 0; i < 5000; ++i) {
+    PrefillQueue::Ticket ticket = queue.dispatch(now, 100);
+    now += 4ms;
+    queue.first_token(ticket, now);
+    queue.learn(ticket, 100, now);
+  }
+  EXPECT_NEAR(seconds(queue.service(100)), 0.004, 0.0002);
+  EXPECT_NEAR(seconds(queue.service(2000)), 0.042, 0.002);
+}
+
+// Its decoding is not told from its prompt: a new worker would seem slow, get nothing more and stay so.
+TEST(PrefillQueueTest, TheFirstAnswersThatComeWholeDoNotMakeAWorkerKnown) {
+  PrefillQueue whole;
+  for (int i = 1; i <= 10; ++i) {
+    const TimePoint now{i * 1s};
+    PrefillQueue::Ticket ticket = whole.dispatch(now, 100, 100, 10);
+    whole.whole_answer(ticket, now + 100ms, 100, 10);
+    whole.learn(ticket, 100, now + 100ms);
+    if (i == 3) {
+      EXPECT_FALSE(whole.known());
+    }
+  }
+  EXPECT_TRUE(whole.known());
+  PrefillQueue streamed;
+  PrefillQueue::Ticket ticket = streamed.dispatch(TimePoint(1s), 100);
+  streamed.first_token(ticket, TimePoint(1004ms));
+  EXPECT_TRUE(streamed.known());
+}
+
 TEST(PrefillQueueTest, KnowsTheWaitOfABusyWorkerWithinAFewMilliseconds) {
   // Mean service 13.5 ms every 16 ms: mean waits of some 30 ms.
   PrefillQueue streamed;

@@ -177,7 +177,7 @@ net::Task<> attend_kv_events(Context& context, net::EventLoop& loop, net::Client
       joins = status->counts.joins;
       count(is_proven ? "passed" : "failed");
       if (is_proven) {
-        worker->load->belief.restart();  // what was reported so far was of predictions
+        worker->load->belief.forget_reports();
         pause = kFirstPause;
       } else {
         SLUICE_LOG(warn, "gateway/kv_events", "worker {}: {}; what it holds is only believed", worker->url,

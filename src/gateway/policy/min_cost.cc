@@ -13,9 +13,9 @@ namespace {
 constexpr double kAlike = 0.0005;     // seconds ...
 constexpr double kAlikeShare = 0.02;  // ... or this part of the least
 
-// What is computed pushes as much out of a full cache, and of that a part has to be computed again for somebody else,
-// which pushes out as much in its turn, and so on: p + p^2 + ... = p / (1 - p). The part is what the index sees full
-// workers drop, and a tenth where it sees nothing.
+// What is computed pushes as much out of a cache once that is full, and of that a part has to be computed again for
+// somebody else, which pushes out as much in its turn, and so on: p + p^2 + ... = p / (1 - p). The part is what the
+// index sees full workers drop, and a tenth where it sees nothing or nothing is full yet.
 constexpr double kPushedOut = 0.1, kMostPushedOut = 4;
 double pushed_out(const routing::PrefixMatch& prefix) {
   const double part = prefix.shared_drops;
@@ -38,7 +38,7 @@ class Price {
   Price(const RequestFacts& facts, const routing::PrefillCost& usual)
       : now_(facts.now),
         prompt_(static_cast<double>(facts.prompt_tokens)),
-        computing_(1 + pushed_out(facts.prefix)),
+        pushed_out_(pushed_out(facts.prefix)),
         usual_(usual) {}
 
   // `held`: share of the prefix that the index has it hold.
@@ -46,14 +46,15 @@ class Price {
     const double cached = held > 0 ? load.belief.share() * held : 0;
     const bool stranger = usual_.per_token > 0 && !load.prefill.known();
     const routing::PrefillCost prefill = stranger ? usual_ : load.prefill.cost();
-    return seconds(load.prefill.wait(now_)) + computing_ * prefill.of(prompt_ * (1 - cached)) +
+    const double pushed_out = load.belief.has_room() ? kPushedOut : pushed_out_;
+    return seconds(load.prefill.wait(now_)) + (1 + pushed_out) * prefill.of(prompt_ * (1 - cached)) +
            kv_penalty(load) * prefill.of(prompt_);
   }
 
  private:
   const TimePoint now_;
   const double prompt_;  // tokens
-  const double computing_;
+  const double pushed_out_;
   const routing::PrefillCost usual_;
 };
 

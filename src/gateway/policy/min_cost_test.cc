@@ -118,6 +118,10 @@ TEST_F(MinCostTest, ACopyCostsWhatItPushesOutTheMoreTheMoreOfThatIsShared) {
   };
   EXPECT_EQ(chosen(0), 0u) << "3000 tokens of waiting are more than 1.1 times 1800";
   EXPECT_EQ(chosen(0.5F), 1u) << "and less than twice 1800";
+  fleet.load(0).belief.capacity(1'000'000);
+  EXPECT_EQ(chosen(0.5F), 0u) << "an empty cache drops nothing";
+  fleet.load(0).belief.sent(4'000'000);
+  EXPECT_EQ(chosen(0.5F), 1u);
   fleet.load(1).prefill.dispatch(now_, 10'000);
   EXPECT_EQ(chosen(1), 0u) << "but nobody waits for ever";
 }

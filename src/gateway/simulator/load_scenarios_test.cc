@@ -246,6 +246,20 @@ TEST_F(LoadScenarioTest, L10ARunawayPromptCostsOthersNeitherLatencyNorHits) {
   EXPECT_GE(ours.requests_per_s, 0.99 * alone.requests_per_s);
 }
 
+// Whatever comes is cached, so all that is computed is alike, and for minutes nobody has seen what a whole prompt
+// costs; the price of one decides whether the new worker gets any.
+TEST_F(LoadScenarioTest, AWorkerThatJoinsALoadedFleetGetsItsShare) {
+  for (const bool streamed : {true, false}) {
+    const SimulationRules rules{
+        .concurrency = 128, .warm_up = 44s, .duration = 20s, .last_joins = 20s, .streamed = streamed};
+    const auto oracle = run("oracle", rules, make_groups({.rate = 0}));
+    const auto ours = run("min_cost", rules, make_groups({.rate = 0}));
+    EXPECT_GE(ours.requests_per_s, 0.99 * oracle.requests_per_s) << streamed;
+    EXPECT_LE(ours.latency_p99, 1.05 * oracle.latency_p99) << streamed;
+    EXPECT_LT(ours.imbalance, 1.02) << streamed;
+  }
+}
+
 // One prompt in 200 has 100,000 tokens, the others 1,000; none repeats.
 std::unique_ptr<Workload> mixed_lengths(uint64_t seed) {
   auto rng = std::make_shared<Rng>(seed);

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <optional>
 #include <unordered_map>
+#include <utility>
 
 #include "gateway/load.h"
 #include "gateway/policy/least.h"
@@ -114,6 +115,11 @@ class Simulation {
     std::vector<routing::HashRing::Member> members;
     for (size_t i = 0; i < names.size(); ++i) members.push_back({static_cast<uint32_t>(i), names[i]});
     ring_ = routing::HashRing(members);
+    if (rules.last_joins > Duration(0)) {
+      SLUICE_CHECK(usable_.size() <= Roster::kFew, "the order of many does not grow");
+      joining_ = usable_.back();
+      usable_.pop_back();
+    }
     if (usable_.size() > Roster::kFew) order_ = std::make_unique<LoadOrder>(usable_);
     chosen_.resize(workers_.size());
     asked_.resize(workers_.size());
@@ -130,7 +136,8 @@ class Simulation {
     Duration next_poll = polls_ ? Duration(0) : Duration::max();
     Duration flush = rules_.flush ? rules_.flush->at : Duration::max();
     for (;;) {
-      Duration next = std::min({next_poll, agenda_.first(), next_report_, flush});
+      const Duration joins = joining_ ? rules_.last_joins : Duration::max();
+      Duration next = std::min({next_poll, agenda_.first(), next_report_, flush, joins});
       if (rules_.concurrency == 0 && coming) next = std::min(next, coming->at);
       if (next > end || (!coming && num_open_ == 0)) break;
       clock_.set(next);
@@ -151,6 +158,7 @@ class Simulation {
         workers_[rules_.flush->worker].flush();
         flush = Duration::max();
       }
+      if (joins <= next) usable_.push_back(*std::exchange(joining_, std::nullopt));
       if (next == next_poll) {
         poll(next);
         next_poll += poll_interval_;
@@ -215,7 +223,7 @@ class Simulation {
       ++of_others_[worker];
     } else if (policy_ == nullptr) {
       Least<int64_t> least(rng_);
-      for (uint32_t i = 0; i < workers_.size(); ++i) least.offer(i, workers_[i].true_cost(job, now).count());
+      for (const Candidate& its : usable_) least.offer(its.worker, workers_[its.worker].true_cost(job, now).count());
       worker = least.worker();
     } else {
       const int64_t estimate = static_cast<int64_t>(request.text.size() / 4) + 1;
@@ -406,6 +414,7 @@ class Simulation {
   std::vector<CacheWorker> workers_;
   std::vector<std::shared_ptr<WorkerLoad>> loads_;
   std::vector<Candidate> usable_;
+  std::optional<Candidate> joining_;  // SimulationRules::last_joins
   std::unique_ptr<LoadOrder> order_;  // as in the gateway, where they are many
   const OpenGate open_gate_;
 

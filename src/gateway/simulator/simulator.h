@@ -28,6 +28,7 @@ struct SimulationRules {
   int64_t concurrency = 0;  // closed loop of so many; 0 = requests come when the workload says
   Duration warm_up = std::chrono::seconds(2);
   Duration duration = std::chrono::seconds(30);  // measured, after the warm-up
+  Duration last_joins{0};                        // the last worker may be used from then on
   bool streamed = false;                         // the gateway sees first tokens
   bool work_apart = false;                       // the result has it; each choice then looks at each worker
   // Load reports arrive so long after the question, the half to three halves of it; those that are asked for after
