@@ -8,8 +8,7 @@ usage: step_breakdown.py record <build folder> <folder> [--layout dpa-ep] [--tp 
 
 Medians over the steps without prompts. The sync row is from the last rank's arrival to the last one's departure: what the exchange
 takes when nobody is late; the skew, from the first arrival to the last, is apart from it, and so is the time in which a rank could go on
-and had no processor, where they outnumber processors: between two bounds, as when it was is not recorded. A rank's own phase
-"sync row" has both.
+and had no processor, where they outnumber processors. A rank's own phase "sync row" has both.
 Without --model weights are nobody's, of DeepSeek-V2-Lite's widths."""
 import argparse
 import glob
@@ -46,18 +45,16 @@ def common(ranks, extend=False):
 
 
 def sync_rows(ranks, numbers):
-    """Of each step, in microseconds: from the last arrival to the last departure, the time in line for a processor left out, at most;
-    from the first arrival to the last; the same as the first with the time in line; and the first at least. A rank stands in line where
-    others of its machine have left and compute: it could not do more if it had left. When it stood in line between its own arrival and
-    its departure is not known: at most, as much as can lie before the last arrival does; at least, all of it lies after."""
+    """Of each step, in microseconds: from the last arrival to the last departure, the time in line for a processor left out; from the
+    first arrival to the last; and the first with the time in line. A rank that slept until the last one came stands in line where others
+    of its machine have left and compute: it could not do more if it had left."""
     rows = []
     for number in numbers:
         steps = [ranks[rank][number] for rank in ranks]
         last = max(step["arrived_us"] for step in steps)
-        left = [step["left_us"] - last for step in steps]
-        most = max(after - max(0.0, step["queued_us"] - (last - step["arrived_us"])) for after, step in zip(left, steps))
-        least = max(max(0.0, after - step["queued_us"]) for after, step in zip(left, steps))
-        rows.append((most, last - min(step["arrived_us"] for step in steps), max(left), least))
+        # Between falling asleep and waking it is in no line, but it may lose its processor just before it sleeps.
+        ready = [max(0.0, step["left_us"] - step["queued_awake_us"] - last) for step in steps]
+        rows.append((max(ready), last - min(step["arrived_us"] for step in steps), max(step["left_us"] - last for step in steps)))
     return rows
 
 
@@ -89,8 +86,7 @@ def show(paths):
     for rank, row in rows:
         print(f"| {rank} | " + " | ".join(f"{row[name] / 1000:.2f}" for name in names) + " |")
     sync = sync_rows(ranks, numbers)
-    for what, index in (("from the last arrival to the last departure, without time in line for a processor, at most", 0),
-                        ("the same, at least", 3),
+    for what, index in (("from the last arrival to the last departure, without time in line for a processor", 0),
                         ("skew: from the first arrival to the last", 1), ("from the last arrival to the last departure", 2)):
         values = sorted(row[index] for row in sync)
         print(f"\nsync row, {what}: median {statistics.median(values):.0f} us, p90 {values[len(values) * 9 // 10]:.0f} us, "

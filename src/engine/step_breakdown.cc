@@ -24,6 +24,7 @@ nlohmann::json json_of(const parallel::RecordedStep& step) {
           {"left_us", micros(step.left)},
           {"ended_us", micros(step.ended)},
           {"queued_us", seconds(step.queued) * 1e6},
+          {"queued_awake_us", seconds(step.queued_awake) * 1e6},
           {"tokens", step.tokens},
           {"extend", step.extend},
           {"spent_us", std::move(spent)}};

@@ -53,11 +53,18 @@ void PhaseClock::arrive(int64_t exchange) {
   phase_ = Phase::kExchange;
   // Both looks lie between arrival and departure: what is in line never exceeds what it is a part of.
   now_ = {.exchange = exchange, .arrived = since_, .queued = -queued()};
+  queued_asleep_.reset();
+}
+
+void PhaseClock::note_sleep() {
+  if (now_ && phase_ == Phase::kExchange) queued_asleep_ = queued();
 }
 
 void PhaseClock::leave() {
   if (!now_) return;
-  now_->queued += queued();
+  const Duration by_now = queued();
+  now_->queued += by_now;
+  if (queued_asleep_) now_->queued_awake = by_now - *queued_asleep_;
   change(Phase::kPlan);
   now_->left = since_;
 }

@@ -20,9 +20,10 @@ struct RecordedStep {
   TimePoint arrived{};   // with this rank's row
   TimePoint left{};      // with everybody's
   TimePoint ended{};
-  Duration queued{};    // between arrived and left, able to go on and without a processor; no more than lies between
-  int64_t tokens = 0;   // of this rank's attention group
-  bool extend = false;  // some group prefilled
+  Duration queued{};  // between arrived and left, able to go on and without a processor; no more than lies between
+  Duration queued_awake{};  // the part of it since the rank last went to sleep to wait for the others; 0 if it did not
+  int64_t tokens = 0;       // of this rank's attention group
+  bool extend = false;      // some group prefilled
   std::array<Duration, kPhases> spent{};
 };
 
@@ -49,11 +50,16 @@ class PhaseClock {
 
   // An exchange begins, in which this rank may find that there is no step: then the next one follows.
   void arrive(int64_t exchange);
+  // The calling thread sleeps next, until others have come.
+  static void fall_asleep() {
+    if (running_ != nullptr) running_->note_sleep();
+  }
   void leave();
   void end_step(int64_t tokens, bool extend);
 
  private:
   void change(Phase phase);
+  void note_sleep();
 
   static inline constinit thread_local PhaseClock* running_ = nullptr;
 
@@ -65,7 +71,8 @@ class PhaseClock {
   int schedstat_ = -1;  // of the thread that records
   size_t most_ = 0;
   std::vector<RecordedStep> steps_;
-  std::optional<RecordedStep> now_;  // nothing: between steps
+  std::optional<RecordedStep> now_;        // nothing: between steps
+  std::optional<Duration> queued_asleep_;  // queued() when the rank last fell asleep before it left
   Phase phase_ = Phase::kNone;
   TimePoint since_{};
 };

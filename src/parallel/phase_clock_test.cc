@@ -82,6 +82,35 @@ TEST(PhaseClockTest, NoMoreIsInLineThanLiesBetweenArrivalAndDeparture) {
   EXPECT_EQ(steps[0].queued, microseconds(4));
 }
 
+TEST(PhaseClockTest, WhatIsInLineAfterTheLastSleepIsToldApart) {
+  testing::FakeClock clock;
+  Duration queued{};
+  PhaseClock phases(clock, [&] { return queued; });
+  phases.start(2);
+  const auto wait = [&](int in_line) {
+    clock.advance(microseconds(100));
+    queued += microseconds(in_line);
+  };
+  phases.arrive(1);
+  wait(5);
+  PhaseClock::fall_asleep();
+  wait(7);
+  PhaseClock::fall_asleep();
+  wait(11);
+  phases.leave();
+  PhaseClock::fall_asleep();  // of the step
+  phases.end_step(1, false);
+  phases.arrive(2);
+  wait(3);
+  phases.leave();
+  phases.end_step(1, false);
+  const auto steps = phases.stop();
+  ASSERT_EQ(steps.size(), 2u);
+  EXPECT_EQ(steps[0].queued, microseconds(23));
+  EXPECT_EQ(steps[0].queued_awake, microseconds(11));
+  EXPECT_EQ(steps[1].queued_awake, microseconds(0)) << "it did not sleep";
+}
+
 std::ptrdiff_t open_descriptors() {
   return std::distance(std::filesystem::directory_iterator("/proc/self/fd"), std::filesystem::directory_iterator());
 }

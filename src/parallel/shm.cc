@@ -10,6 +10,7 @@
 #include <optional>
 #include <utility>
 
+#include "parallel/phase_clock.h"
 #include "parallel/reduce.h"
 #include "parallel/shm_head.h"
 
@@ -427,6 +428,7 @@ class Shm final : public Communicator {
       if ((now & ~1u) != before) return {};
       if (now & 1) return failed();
       SLUICE_TRY(const Duration left, patience(since, waiting));
+      PhaseClock::fall_asleep();
       meeting_.sleepers.fetch_add(1);
       futex_wait(meeting_.round, before, std::min(left, longest_sleep_));
       meeting_.sleepers.fetch_sub(1);

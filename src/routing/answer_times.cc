@@ -31,13 +31,14 @@ double AnswerTimes::decode_time(const Answer& answer, const PrefillCost& cost) {
   return std::max(rest, kLeast) / static_cast<double>(answer.output_tokens - 1);
 }
 
-double AnswerTimes::decode_time(const PrefillCost& cost) const {
+AnswerTimes::Decoding AnswerTimes::quickest(const PrefillCost& cost) const {
   const bool older = time_per_token(quickest_before_) < time_per_token(quickest_);
-  return decode_time(older ? quickest_before_ : quickest_, cost);
+  const Answer& answer = older ? quickest_before_ : quickest_;
+  return {.per_token = decode_time(answer, cost), .tokens = static_cast<double>(answer.output_tokens - 1)};
 }
 
 double AnswerTimes::decoding(double output_tokens, const PrefillCost& cost) const {
-  return decode_time(cost) * std::max(output_tokens - 1, 0.0);
+  return quickest(cost).per_token * std::max(output_tokens - 1, 0.0);
 }
 
 // Seconds that it would have taken.

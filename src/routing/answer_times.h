@@ -35,6 +35,11 @@ class AnswerTimes {
   bool empty() const { return !any_; }
   // Seconds from the first token to the last. 0 until an answer had two.
   double decoding(double output_tokens, const PrefillCost& cost) const;
+  // Seconds for a token, and the tokens after the first, of the answer that this is known from. 0 until one had two.
+  struct Decoding {
+    double per_token = 0, tokens = 0;
+  };
+  Decoding quickest(const PrefillCost& cost) const;
   // Seconds that an answer takes longer, beyond all predictions, where there are so many at once. 0 until answers have
   // been late by much, and for no more than were seen side by side without.
   double crowd(double at_once) const;
@@ -42,7 +47,6 @@ class AnswerTimes {
  private:
   static double time_per_token(const Answer& answer);
   static double decode_time(const Answer& answer, const PrefillCost& cost);
-  double decode_time(const PrefillCost& cost) const;  // seconds for a token
   double alone(const Answer& answer, const PrefillCost& cost) const;
 
   // What crowd() reads comes first. Moving averages: seconds that answers took beyond the prediction, and seconds that

@@ -18,6 +18,11 @@ constexpr double kTellsApart = 0.02;
 // apart.
 constexpr double kKnownAfter = 8;
 constexpr double kDecodeSlack = 2;
+// Prompts that took this share of the time in which so many answers came left no time between them: the fit leans to
+// the lower side. And so many have to come before a worker's decoding is compared with another's: where a cold start
+// is all that was seen, nothing tells it from long prompts.
+constexpr double kSaturated = 0.9;
+constexpr int32_t kAnswersOfLook = 64;
 
 Duration own_time(TimePoint now, Duration shift) { return now.time_since_epoch() - shift; }
 
@@ -26,7 +31,10 @@ Duration own_time(TimePoint now, Duration shift) { return now.time_since_epoch()
 void PrefillQueue::publish() {
   // Without anybody under way there is no queue, whatever was predicted, and its time begins anew: corrections do not
   // add up for ever.
-  if (waiting_ == 0) shift_ = end_ = Duration(0);
+  if (waiting_ == 0) {
+    shift_ = end_ = Duration(0);
+    saturated_.store(false, std::memory_order_relaxed);
+  }
   free_at_.store(waiting_ == 0 ? 0 : (end_ + shift_).count(), std::memory_order_relaxed);
   crowd_.store(crowd(static_cast<double>(waiting_ + 1)).count(), std::memory_order_relaxed);
 }
@@ -129,8 +137,23 @@ void PrefillQueue::whole_answer(Ticket& ticket, TimePoint now, double tokens, in
                 .at_once = ticket.at_once,
                 .waited = ticket.waited},
                now, cost());
+  look_for_hidden_queue(seconds(service(tokens)), now);
   const Duration decoding = bounded(answers_.decoding(static_cast<double>(output_tokens), cost()));
   confirm(ticket, now, now - decoding - ticket.crowd, false);
+}
+
+void PrefillQueue::look_for_hidden_queue(double its_seconds, TimePoint now) {
+  busy_ += its_seconds;
+  if (--answers_to_look_ > 0) return;
+  saturated_.store(busy_ >= kSaturated * seconds(now - looked_at_), std::memory_order_relaxed);
+  if (looked_at_ != TimePoint()) {
+    const AnswerTimes::Decoding quickest = answers_.quickest(cost());
+    decode_time_.store(static_cast<float>(quickest.per_token), std::memory_order_relaxed);
+    decode_tokens_.store(static_cast<float>(quickest.tokens), std::memory_order_relaxed);
+  }
+  busy_ = 0;
+  answers_to_look_ = kAnswersOfLook;
+  looked_at_ = now;
 }
 
 void PrefillQueue::abandon(Ticket& ticket, TimePoint now) {
@@ -209,6 +232,7 @@ void PrefillQueue::restart() {
   shift_ = end_ = Duration(0);
   free_at_.store(0, std::memory_order_relaxed);
   crowd_.store(0, std::memory_order_relaxed);
+  saturated_.store(false, std::memory_order_relaxed);
 }
 
 }  // namespace sluice::routing

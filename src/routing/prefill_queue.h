@@ -50,6 +50,15 @@ class PrefillQueue {
     const int64_t left = free_at_.load(std::memory_order_relaxed) - now.time_since_epoch().count();
     return Duration((left > 0 ? left : 0) + crowd_.load(std::memory_order_relaxed));
   }
+  // Of answers that come whole: seconds that it decodes a token, as they say; 0 while too few do.
+  float decode_time() const { return decode_time_.load(std::memory_order_relaxed); }
+  // What wait() leaves out where a queue has stood ever since answers were seen, so that the quickest of them had
+  // waited too and that was taken for decoding. What others need for a token, `decode_time`, tells the two apart; but a
+  // worker that is slower by itself is left alone as long as its queue is empty now and then.
+  Duration hidden_wait(float decode_time) const {
+    if (!saturated_.load(std::memory_order_relaxed)) return Duration(0);
+    return bounded((this->decode_time() - decode_time) * decode_tokens_.load(std::memory_order_relaxed));
+  }
   // Never more than kMost, whatever was learned and however long the prompt is.
   Duration service(double tokens) const { return bounded(cost().of(tokens)); }
   static constexpr double kMost = 1e6;  // seconds; sums of such times are far from the end of a Duration
@@ -96,6 +105,7 @@ class PrefillQueue {
   void fit(double tokens, double took, double above, TimePoint now);
   void publish();
   double all_that_wait() const;  // seconds, one after the other
+  void look_for_hidden_queue(double its_seconds, TimePoint now);
   void leave(Ticket& ticket);
   static Duration stretched(Duration end, const Rescale& by);
   std::optional<Duration> finish(const Ticket& ticket) const;  // as it is predicted by now; none: it is too long ago
@@ -109,6 +119,8 @@ class PrefillQueue {
   std::atomic<double> per_request_{0};
   std::atomic<double> per_token_{1.0 / 8000};
   std::atomic<bool> known_{false};
+  std::atomic<bool> saturated_{false};                    // it computes prompts without a break
+  std::atomic<float> decode_time_{0}, decode_tokens_{0};  // AnswerTimes::Decoding
 
   mutable std::mutex mutex_;  // guards what follows
   // The queue's own time runs with the clock but is shifted against it: a prompt that is `d` late makes all behind it
@@ -122,12 +134,15 @@ class PrefillQueue {
   int32_t waiting_whole_ = 0, waiting_open_ = 0;
   MostService most_;  // of spread_, when a prompt was sent last
   uint32_t num_rescales_ = 0;
-  AnswerTimes answers_;           // those that came whole
+  AnswerTimes answers_;          // those that came whole
+  double busy_ = 0;              // seconds that their prompts took, since looked_at_
+  int32_t answers_to_look_ = 0;  // until that is judged
+  TimePoint looked_at_{};
   TimePoint last_first_token_{};  // the latest that was seen
   // Weighted sums over what was seen, older ones less: 1, tokens, tokens^2, seconds, seconds * tokens.
   double n_ = 0, t_ = 0, tt_ = 0, s_ = 0, st_ = 0;
-  PrefillCost divided_{.per_request = 0,
-                       .per_token = 1};  // the fit when lengths last told both apart; counts as a ratio
+  // The fit when lengths last told its parts apart; counts as a ratio.
+  PrefillCost divided_{.per_request = 0, .per_token = 1};
   ServiceSpread spread_;
   std::array<Rescale, 8> rescales_;  // the latest of num_rescales_: the i-th is at i % size
 };

@@ -113,6 +113,43 @@ TEST(PrefillQueueTest, TheFirstAnswersThatComeWholeDoNotMakeAWorkerKnown) {
   EXPECT_TRUE(streamed.known());
 }
 
+// Prompts of 100 tokens that take 4 ms each and decode `decode`, at random times, `apart` on average. Somebody else's
+// prompt of so many tokens is before them.
+void answer_whole(PrefillQueue& queue, int64_t before, Duration apart, Duration decode) {
+  struct Open {
+    PrefillQueue::Ticket ticket;
+    TimePoint end;
+  };
+  Worker worker(2ms, 20us);
+  worker.compute(TimePoint(1s), before);
+  Rng rng(1);
+  std::deque<Open> open;
+  for (TimePoint now(1s); now < TimePoint(9s);) {
+    for (; !open.empty() && open.front().end <= now; open.pop_front()) {
+      Open& its = open.front();
+      queue.whole_answer(its.ticket, its.end, 100, 11);
+      queue.learn(its.ticket, 100, its.end);
+    }
+    open.push_back({queue.dispatch(now, 100, 100, 10), worker.compute(now, 100) + decode});
+    now += Duration(static_cast<int64_t>(rng.below(static_cast<uint64_t>(2 * apart.count()))));
+  }
+}
+
+TEST(PrefillQueueTest, AQueueThatStoodBeforeAllAnswersIsKnownByWhatOthersDecodeIn) {
+  PrefillQueue stands, idles, slow;
+  answer_whole(idles, 0, 8ms, 100ms);
+  EXPECT_NEAR(idles.decode_time(), 0.010, 0.0003);
+  EXPECT_EQ(idles.hidden_wait(idles.decode_time()), Duration(0));
+  answer_whole(stands, 3000, 3900us, 100ms);
+  EXPECT_GT(stands.decode_time(), 0.012) << "the least that anybody waited there counts as decoding";
+  EXPECT_NEAR(seconds(stands.hidden_wait(0.01F)), 10 * (stands.decode_time() - 0.01), 1e-4);
+  answer_whole(slow, 0, 8ms, 160ms);
+  EXPECT_NEAR(slow.decode_time(), 0.016, 0.0003);
+  EXPECT_EQ(slow.hidden_wait(0.01F), Duration(0)) << "it computes nothing half of the time";
+  stands.restart();
+  EXPECT_EQ(stands.hidden_wait(0.01F), Duration(0));
+}
+
 TEST(PrefillQueueTest, KnowsTheWaitOfABusyWorkerWithinAFewMilliseconds) {
   // Mean service 13.5 ms every 16 ms: mean waits of some 30 ms.
   PrefillQueue streamed;

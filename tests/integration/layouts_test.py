@@ -150,9 +150,8 @@ class DpAttentionTest(unittest.TestCase):
                 self.assertLessEqual({"exchange", "attention", "gather", "dispatch", "experts", "combine", "scatter", "head"},
                                      set(step["spent_us"]))
                 self.assertAlmostEqual(sum(step["spent_us"].values()), step["ended_us"] - step["arrived_us"], delta=1)
-        for exchange, skew, whole, least in step_breakdown.sync_rows(ranks, decoding):
+        for exchange, skew, whole in step_breakdown.sync_rows(ranks, decoding):
             self.assertGreater(exchange, 0, "nobody leaves before the last has come")
-            self.assertLessEqual(least, exchange)
             self.assertLessEqual(exchange, whole)
             self.assertGreaterEqual(skew, 0)
         self.assertEqual([rank for rank, _ in step_breakdown.table(ranks, decoding)], [0, 1, 2, 3])

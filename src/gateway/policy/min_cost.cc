@@ -35,11 +35,13 @@ double kv_penalty(const WorkerLoad& load) {
 // What one request costs, worker by worker; what does not depend on the worker is worked out once.
 class Price {
  public:
-  Price(const RequestFacts& facts, const routing::PrefillCost& usual)
+  // `decode_time`: the least that anybody needs for a token, of those that tell; 0 if none does.
+  Price(const RequestFacts& facts, const routing::PrefillCost& usual, float decode_time)
       : now_(facts.now),
         prompt_(static_cast<double>(facts.prompt_tokens)),
         pushed_out_(pushed_out(facts.prefix)),
-        usual_(usual) {}
+        usual_(usual),
+        decode_time_(decode_time) {}
 
   // `held`: share of the prefix that the index has it hold.
   double at(const WorkerLoad& load, double held) const {
@@ -47,7 +49,8 @@ class Price {
     const bool stranger = usual_.per_token > 0 && !load.prefill.known();
     const routing::PrefillCost prefill = stranger ? usual_ : load.prefill.cost();
     const double pushed_out = load.belief.has_room() ? kPushedOut : pushed_out_;
-    return seconds(load.prefill.wait(now_)) + (1 + pushed_out) * prefill.of(prompt_ * (1 - cached)) +
+    const Duration wait = load.prefill.wait(now_) + load.prefill.hidden_wait(decode_time_);
+    return seconds(wait) + (1 + pushed_out) * prefill.of(prompt_ * (1 - cached)) +
            kv_penalty(load) * prefill.of(prompt_);
   }
 
@@ -56,12 +59,14 @@ class Price {
   const double prompt_;  // tokens
   const double pushed_out_;
   const routing::PrefillCost usual_;
+  const float decode_time_;
 };
 
 }  // namespace
 
 double MinCost::weigh(const Candidate& candidate, const RequestFacts& facts) const {
-  return Price(facts, usual()).at(*candidate.load, facts.prefix.rate_of(candidate.worker));
+  return Price(facts, usual(), decode_time_.load(std::memory_order_relaxed))
+      .at(*candidate.load, facts.prefix.rate_of(candidate.worker));
 }
 
 Choice MinCost::choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const {
@@ -72,7 +77,14 @@ Choice MinCost::choose(const FleetView& fleet, const RequestFacts& facts, Rng& r
   const bool many = fleet.is_many();
   const size_t size = many ? fleet.short_list(facts.prefix, list, rng) : fleet.usable().size();
   const auto candidate = [&](size_t i) -> const Candidate& { return many ? *list[i].candidate : fleet.usable()[i]; };
-  const Price of_request(facts, usual());
+  float decode_time = 0;
+  for (size_t i = 0; i < size; ++i) {
+    const routing::PrefillQueue& prefill = candidate(i).load->prefill;
+    const float its = prefill.known() ? prefill.decode_time() : 0;
+    if (its > 0 && (decode_time == 0 || its < decode_time)) decode_time = its;
+  }
+  decode_time_.store(decode_time, std::memory_order_relaxed);
+  const Price of_request(facts, usual(), decode_time);
   const auto cost_of = [&](size_t i) {
     const Candidate& its = candidate(i);
     return of_request.at(*its.load, many ? list[i].held : facts.prefix.rate_of(its.worker));

@@ -260,6 +260,47 @@ TEST_F(LoadScenarioTest, AWorkerThatJoinsALoadedFleetGetsItsShare) {
   }
 }
 
+// The first prompts of 64 groups are of all lengths, so workers that had as much to compute have more and fewer groups;
+// then as many requests come as all together can serve.
+std::unique_ptr<Workload> uneven_groups(uint64_t seed) {
+  struct State {
+    explicit State(uint64_t seed) : rng(seed) {}
+    Rng rng;
+    std::vector<std::string> prefixes;
+    std::vector<size_t> order;
+  };
+  auto state = std::make_shared<State>(seed);
+  return std::make_unique<Made>([state]() -> std::optional<MadeRequest> {
+    Rng& rng = state->rng;
+    if (state->prefixes.size() < 64) {
+      state->prefixes.push_back(letters(rng, 8192));
+      return MadeRequest{.text = state->prefixes.back() + letters(rng, rng.below(16384))};
+    }
+    if (state->order.empty()) {
+      for (size_t i = 0; i < 64; ++i) state->order.push_back(i);
+      for (size_t i = 64; i > 1; --i) std::swap(state->order[i - 1], state->order[rng.below(i)]);
+    }
+    const size_t group = state->order.back();
+    state->order.pop_back();
+    return MadeRequest{.text = state->prefixes[group] + letters(rng, 512)};
+  });
+}
+
+// One that has more than it can serve from the start has never answered without a queue: nothing of its own tells that
+// from slow decoding.
+TEST_F(LoadScenarioTest, AQueueThatHasStoodSinceTheFirstAnswerIsSeen) {
+  for (const bool streamed : {false, true}) {
+    const SimulationRules rules{.concurrency = 128, .warm_up = 4s, .duration = 20s, .streamed = streamed};
+    for (const uint64_t seed : {1, 6, 7, 9}) {
+      SCOPED_TRACE(fmt::format("seed {}, {}", seed, streamed ? "streamed" : "whole answers"));
+      const auto oracle = run("oracle", rules, uneven_groups(seed));
+      const auto ours = run("min_cost", rules, uneven_groups(seed));
+      EXPECT_GE(ours.requests_per_s, 0.99 * oracle.requests_per_s);
+      EXPECT_LE(ours.latency_p99, 1.05 * oracle.latency_p99);
+    }
+  }
+}
+
 // One prompt in 200 has 100,000 tokens, the others 1,000; none repeats.
 std::unique_ptr<Workload> mixed_lengths(uint64_t seed) {
   auto rng = std::make_shared<Rng>(seed);
