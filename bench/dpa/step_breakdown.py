@@ -46,14 +46,15 @@ def common(ranks, extend=False):
 
 def sync_rows(ranks, numbers):
     """Of each step, in microseconds: from the last arrival to the last departure, the time in line for a processor left out; from the
-    first arrival to the last; and the first with the time in line. A rank that slept until the last one came stands in line where others
-    of its machine have left and compute: it could not do more if it had left."""
+    first arrival to the last; and the first with the time in line. A rank stands in line where others of its machine have left and
+    compute: it could not do more if it had left."""
     rows = []
     for number in numbers:
         steps = [ranks[rank][number] for rank in ranks]
         last = max(step["arrived_us"] for step in steps)
-        # Between falling asleep and waking it is in no line, but it may lose its processor just before it sleeps.
-        ready = [max(0.0, step["left_us"] - step["queued_awake_us"] - last) for step in steps]
+        # What it stood in line after the last arrival is no less than since it woke, and than what cannot lie before that arrival.
+        lines = [max(step["queued_awake_us"], step["queued_us"] - (last - step["arrived_us"])) for step in steps]
+        ready = [max(0.0, step["left_us"] - line - last) for step, line in zip(steps, lines)]
         rows.append((max(ready), last - min(step["arrived_us"] for step in steps), max(step["left_us"] - last for step in steps)))
     return rows
 

@@ -137,13 +137,13 @@ void PrefillQueue::whole_answer(Ticket& ticket, TimePoint now, double tokens, in
                 .at_once = ticket.at_once,
                 .waited = ticket.waited},
                now, cost());
-  look_for_hidden_queue(seconds(service(tokens)), now);
+  look_for_hidden_queue(cost().of(tokens), now);
   const Duration decoding = bounded(answers_.decoding(static_cast<double>(output_tokens), cost()));
   confirm(ticket, now, now - decoding - ticket.crowd, false);
 }
 
 void PrefillQueue::look_for_hidden_queue(double its_seconds, TimePoint now) {
-  busy_ += its_seconds;
+  busy_ += static_cast<float>(its_seconds);
   if (--answers_to_look_ > 0) return;
   saturated_.store(busy_ >= kSaturated * seconds(now - looked_at_), std::memory_order_relaxed);
   if (looked_at_ != TimePoint()) {
@@ -175,14 +175,14 @@ void PrefillQueue::learn(const Ticket& ticket, double tokens, TimePoint now) {
   std::lock_guard lock(mutex_);
   // Of one sample alone every fit is right, and what whole answers took is a guess.
   if (n_ > 1 && ticket.above == 1) {
-    spread_.computed(tokens, seconds(service(tokens)), seconds(ticket.took), now);
+    spread_.computed(tokens, cost().of(tokens), seconds(ticket.took), now);
   }
   fit(tokens, seconds(ticket.took), ticket.above, now);
   publish();
 }
 
 void PrefillQueue::fit(double tokens, double took, double above, TimePoint now) {
-  const double before = seconds(service(tokens));
+  const double before = cost().of(tokens);
   const double weight = n_ > 0 && took > before ? above : 1;
   n_ = n_ * kMemory + weight;
   t_ = t_ * kMemory + weight * tokens;
@@ -194,7 +194,7 @@ void PrefillQueue::fit(double tokens, double took, double above, TimePoint now) 
   // comes leaves short rests that are alike, for as long as it does; what a prompt would cost elsewhere must be known
   // all the while.
   const double spread = n_ * tt_ - t_ * t_;
-  const double divided = n_ * divided_.per_request + t_ * divided_.per_token;
+  const double as_tokens = n_ * tokens_per_request_ + t_;
   double a = 0, b = 0;
   if (spread > kTellsApart * n_ * tt_) {
     const double slope = (n_ * st_ - t_ * s_) / spread;
@@ -202,13 +202,13 @@ void PrefillQueue::fit(double tokens, double took, double above, TimePoint now) 
     if (slope <= 0) {
       a = s_ / n_;
     } else {
-      divided_ = base > 0 ? PrefillCost{base, slope} : PrefillCost{0, st_ / tt_};
-      a = divided_.per_request;
-      b = divided_.per_token;
+      b = base > 0 ? slope : st_ / tt_;
+      a = std::max(base, 0.0);
+      tokens_per_request_ = a / b;
     }
-  } else if (divided > 0) {
-    a = s_ / divided * divided_.per_request;
-    b = s_ / divided * divided_.per_token;
+  } else if (as_tokens > 0) {
+    b = s_ / as_tokens;
+    a = b * tokens_per_request_;
   }
   if (above == 1 || n_ >= kKnownAfter) known_.store(true, std::memory_order_relaxed);
   const double all_before = std::max(all_that_wait(), kLeastPerToken);

@@ -63,6 +63,8 @@ class PrefillQueue {
   Duration service(double tokens) const { return bounded(cost().of(tokens)); }
   static constexpr double kMost = 1e6;  // seconds; sums of such times are far from the end of a Duration
 
+  // Before the first answer: that of a small engine.
+  static constexpr PrefillCost kUnknown{.per_request = 0, .per_token = 1.0 / 8000};
   PrefillCost cost() const {
     return {per_request_.load(std::memory_order_relaxed), per_token_.load(std::memory_order_relaxed)};
   }
@@ -115,9 +117,8 @@ class PrefillQueue {
   // What a choice reads is in the first cache line, what a dispatch changes in the first three.
   alignas(64) std::atomic<int64_t> free_at_{0};  // nanoseconds of the steady clock: when the last prompt is done
   std::atomic<int64_t> crowd_{0};                // nanoseconds: what one more would wait because of so many
-  // Seconds. The beginning is that of a small engine; a few answers replace it.
-  std::atomic<double> per_request_{0};
-  std::atomic<double> per_token_{1.0 / 8000};
+  std::atomic<double> per_request_{kUnknown.per_request};  // seconds
+  std::atomic<double> per_token_{kUnknown.per_token};
   std::atomic<bool> known_{false};
   std::atomic<bool> saturated_{false};                    // it computes prompts without a break
   std::atomic<float> decode_time_{0}, decode_tokens_{0};  // AnswerTimes::Decoding
@@ -134,15 +135,15 @@ class PrefillQueue {
   int32_t waiting_whole_ = 0, waiting_open_ = 0;
   MostService most_;  // of spread_, when a prompt was sent last
   uint32_t num_rescales_ = 0;
-  AnswerTimes answers_;          // those that came whole
-  double busy_ = 0;              // seconds that their prompts took, since looked_at_
-  int32_t answers_to_look_ = 0;  // until that is judged
+  AnswerTimes answers_;  // those that came whole
   TimePoint looked_at_{};
+  float busy_ = 0;                // seconds that their prompts took, since then
+  int32_t answers_to_look_ = 0;   // until that is judged
   TimePoint last_first_token_{};  // the latest that was seen
   // Weighted sums over what was seen, older ones less: 1, tokens, tokens^2, seconds, seconds * tokens.
   double n_ = 0, t_ = 0, tt_ = 0, s_ = 0, st_ = 0;
-  // The fit when lengths last told its parts apart; counts as a ratio.
-  PrefillCost divided_{.per_request = 0, .per_token = 1};
+  // So many tokens take as long as a request takes whatever its length, when lengths last told that.
+  double tokens_per_request_ = 0;
   ServiceSpread spread_;
   std::array<Rescale, 8> rescales_;  // the latest of num_rescales_: the i-th is at i % size
 };

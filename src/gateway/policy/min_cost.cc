@@ -46,8 +46,7 @@ class Price {
   // `held`: share of the prefix that the index has it hold.
   double at(const WorkerLoad& load, double held) const {
     const double cached = held > 0 ? load.belief.share() * held : 0;
-    const bool stranger = usual_.per_token > 0 && !load.prefill.known();
-    const routing::PrefillCost prefill = stranger ? usual_ : load.prefill.cost();
+    const routing::PrefillCost prefill = load.prefill.known() ? load.prefill.cost() : usual_;
     const double pushed_out = load.belief.has_room() ? kPushedOut : pushed_out_;
     const Duration wait = load.prefill.wait(now_) + load.prefill.hidden_wait(decode_time_);
     return seconds(wait) + (1 + pushed_out) * prefill.of(prompt_ * (1 - cached)) +

@@ -26,9 +26,9 @@ class MinCost final : public Policy {
   bool needs_engine_load() const override { return true; }
 
  private:
-  // Of the worker that was chosen last, of those that are known; none while per token is 0. Threads write it one over
-  // the other: any will do.
-  mutable std::atomic<double> per_request_{0}, per_token_{0};
+  // Of the worker that was chosen last, of those that are known. Threads write it one over the other: any will do.
+  mutable std::atomic<double> per_request_{routing::PrefillQueue::kUnknown.per_request};
+  mutable std::atomic<double> per_token_{routing::PrefillQueue::kUnknown.per_token};
   mutable std::atomic<float> decode_time_{0};  // of the last choice, the least that anybody needs for a token
   routing::PrefillCost usual() const {
     return {per_request_.load(std::memory_order_relaxed), per_token_.load(std::memory_order_relaxed)};

