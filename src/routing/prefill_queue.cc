@@ -14,6 +14,7 @@ constexpr double kLeastPerToken = 1e-9;  // seconds
 // Where the lengths of prompts spread by less than this share of their mean square (14 % of the mean), noise tells more
 // of the slope than they do.
 constexpr double kTellsApart = 0.02;
+constexpr double kMostPerRequest = 1e6;  // tokens
 // The first answer that comes whole is all prefill, as far as anybody can see; after so many, some will have told them
 // apart.
 constexpr double kKnownAfter = 8;
@@ -111,8 +112,8 @@ void PrefillQueue::confirm(Ticket& ticket, TimePoint now, TimePoint first_token,
   if (first_token > began || streamed) ticket.took = std::max(first_token - began, Duration(0));
   ticket.above = streamed ? 1 : kAboveFit;
   last_first_token_ = std::max(last_first_token_, std::min(first_token, now));
-  if (n_ == 0 && ticket.took >= Duration(0))
-    fit(ticket.tokens, seconds(ticket.took), ticket.above, now);  // better than nothing
+  // Better than nothing.
+  if (n_ == 0 && ticket.took >= Duration(0)) fit(ticket.tokens, seconds(ticket.took), ticket.above, now);
   if (waiting_whole_ == 0) {
     end_ = own_time(now, shift_) + bounded(all_that_wait());  // those that are left are all known to wait
   } else if (const auto expected = finish(ticket)) {
@@ -137,7 +138,7 @@ void PrefillQueue::whole_answer(Ticket& ticket, TimePoint now, double tokens, in
                 .at_once = ticket.at_once,
                 .waited = ticket.waited},
                now, cost());
-  look_for_hidden_queue(cost().of(tokens), now);
+  look_for_hidden_queue(seconds(service(tokens)), now);
   const Duration decoding = bounded(answers_.decoding(static_cast<double>(output_tokens), cost()));
   confirm(ticket, now, now - decoding - ticket.crowd, false);
 }
@@ -175,14 +176,14 @@ void PrefillQueue::learn(const Ticket& ticket, double tokens, TimePoint now) {
   std::lock_guard lock(mutex_);
   // Of one sample alone every fit is right, and what whole answers took is a guess.
   if (n_ > 1 && ticket.above == 1) {
-    spread_.computed(tokens, cost().of(tokens), seconds(ticket.took), now);
+    spread_.computed(tokens, seconds(service(tokens)), seconds(ticket.took), now);
   }
   fit(tokens, seconds(ticket.took), ticket.above, now);
   publish();
 }
 
 void PrefillQueue::fit(double tokens, double took, double above, TimePoint now) {
-  const double before = cost().of(tokens);
+  const double before = seconds(service(tokens));
   const double weight = n_ > 0 && took > before ? above : 1;
   n_ = n_ * kMemory + weight;
   t_ = t_ * kMemory + weight * tokens;
@@ -204,7 +205,7 @@ void PrefillQueue::fit(double tokens, double took, double above, TimePoint now) 
     } else {
       b = base > 0 ? slope : st_ / tt_;
       a = std::max(base, 0.0);
-      tokens_per_request_ = a / b;
+      tokens_per_request_ = std::min(a / b, kMostPerRequest);
     }
   } else if (as_tokens > 0) {
     b = s_ / as_tokens;

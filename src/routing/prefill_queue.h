@@ -54,9 +54,10 @@ class PrefillQueue {
   float decode_time() const { return decode_time_.load(std::memory_order_relaxed); }
   // What wait() leaves out where a queue has stood ever since answers were seen, so that the quickest of them had
   // waited too and that was taken for decoding. What others need for a token, `decode_time`, tells the two apart; but a
-  // worker that is slower by itself is left alone as long as its queue is empty now and then.
+  // worker that is slower by itself is left alone as long as its queue is empty now and then. None where nobody tells:
+  // 0.
   Duration hidden_wait(float decode_time) const {
-    if (!saturated_.load(std::memory_order_relaxed)) return Duration(0);
+    if (decode_time <= 0 || !saturated_.load(std::memory_order_relaxed)) return Duration(0);
     return bounded((this->decode_time() - decode_time) * decode_tokens_.load(std::memory_order_relaxed));
   }
   // Never more than kMost, whatever was learned and however long the prompt is.

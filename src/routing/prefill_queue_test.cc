@@ -142,6 +142,7 @@ TEST(PrefillQueueTest, AQueueThatStoodBeforeAllAnswersIsKnownByWhatOthersDecodeI
   EXPECT_EQ(idles.hidden_wait(idles.decode_time()), Duration(0));
   answer_whole(stands, 3000, 3900us, 100ms);
   EXPECT_GT(stands.decode_time(), 0.012) << "the least that anybody waited there counts as decoding";
+  EXPECT_EQ(stands.hidden_wait(0), Duration(0)) << "nobody tells";
   EXPECT_NEAR(seconds(stands.hidden_wait(0.01F)), 10 * (stands.decode_time() - 0.01), 1e-4);
   answer_whole(slow, 0, 8ms, 160ms);
   EXPECT_NEAR(slow.decode_time(), 0.016, 0.0003);
