@@ -52,7 +52,8 @@ def sync_rows(ranks, numbers):
     for number in numbers:
         steps = [ranks[rank][number] for rank in ranks]
         last = max(step["arrived_us"] for step in steps)
-        # What it stood in line after the last arrival is no less than since it woke, and than what cannot lie before that arrival.
+        # In line after the last arrival: since it fell asleep (one that loses its processor just before it sleeps counts too), or,
+        # if that is more, what cannot lie before that arrival.
         lines = [max(step["queued_awake_us"], step["queued_us"] - (last - step["arrived_us"])) for step in steps]
         ready = [max(0.0, step["left_us"] - line - last) for step, line in zip(steps, lines)]
         rows.append((max(ready), last - min(step["arrived_us"] for step in steps), max(step["left_us"] - last for step in steps)))

@@ -21,9 +21,11 @@ struct RecordedStep {
   TimePoint left{};      // with everybody's
   TimePoint ended{};
   Duration queued{};  // between arrived and left, able to go on and without a processor; no more than lies between
-  Duration queued_awake{};  // the part of it since the rank last went to sleep to wait for the others; 0 if it did not
-  int64_t tokens = 0;       // of this rank's attention group
-  bool extend = false;      // some group prefilled
+  // The part of it since the rank last fell asleep for the others; 0 if it did not, or its communicator does not say
+  // so.
+  Duration queued_awake{};
+  int64_t tokens = 0;   // of this rank's attention group
+  bool extend = false;  // some group prefilled
   std::array<Duration, kPhases> spent{};
 };
 

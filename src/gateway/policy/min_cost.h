@@ -7,7 +7,7 @@
 // those with few requests have them because they are stuck, the drawn ones are not.
 //
 // Times are learned for each worker from its answers (routing/prefill_queue), and what it is believed to hold is scaled
-// by what it reports to have held (routing/cache_belief). One that has answered nothing yet is taken to be as fast as
+// by what it reports to have held (routing/cache_belief). One that has answered little yet is taken to be as fast as
 // the one that was chosen last.
 #pragma once
 
