@@ -320,7 +320,7 @@ TEST_F(ScenarioTest, WithoutAWorkerNoBodyIsRead) {
     gateway_->worker_ended(one.url());
     refused();
     EXPECT_EQ(one.counters().generations, 0);
-    EXPECT_EQ(metric("smg_router_request_errors_total"), 2);
+    EXPECT_TRUE(eventually([&] { return metric("smg_router_request_errors_total") == 2; }));
     workers_.clear();
     gateway_.reset();
   }

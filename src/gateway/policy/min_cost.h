@@ -1,7 +1,8 @@
 // The worker at which the request costs least: the time until its prefill would begin, the time to compute what the
 // worker's cache does not hold, and a penalty as its KV pool fills. There is no switch for the whole fleet: a saturated
 // worker changes the choice of nobody who does not want it, and a prefix gets another holder when waiting for the ones
-// it has is dearer than computing it again.
+// it has is dearer than computing it again: for one request, or for those of the prefix together
+// (routing/copy_credit).
 //
 // Of many workers it asks those that hold some of the prefix, a few with the fewest requests, and two at random: where
 // those with few requests have them because they are stuck, the drawn ones are not.
@@ -14,6 +15,7 @@
 #include <atomic>
 
 #include "gateway/policy/policy.h"
+#include "routing/copy_credit.h"
 
 namespace sluice::gateway {
 
@@ -30,6 +32,7 @@ class MinCost final : public Policy {
   mutable std::atomic<double> per_request_{routing::PrefillQueue::kUnknown.per_request};
   mutable std::atomic<double> per_token_{routing::PrefillQueue::kUnknown.per_token};
   mutable std::atomic<float> decode_time_{0};  // of the last choice, the least that anybody needs for a token
+  mutable routing::CopyCredit copies_;
   routing::PrefillCost usual() const {
     return {per_request_.load(std::memory_order_relaxed), per_token_.load(std::memory_order_relaxed)};
   }

@@ -98,6 +98,75 @@ TEST_F(MinCostTest, APoolWithRoomCostsNothing) {
   EXPECT_GT(price(0.95), 5 * price(0));
 }
 
+TEST_F(MinCostTest, AReportOfAFullPoolEndsWithTheRequestsThatFilledIt) {
+  TestFleet fleet({0, 0});
+  for (size_t worker = 0; worker < 2; ++worker) fleet.load(worker).polled_tokens = 100'000;
+  fleet.load(1).polled_kv_usage = 0.9;
+  EXPECT_EQ(choose(fleet, 0.9, {1}).worker, 0u);
+  fleet.load(1).tokens_since_poll = 50'000;
+  EXPECT_EQ(choose(fleet, 0.9, {1}).worker, 0u);
+  fleet.load(1).tokens_since_poll = -50'000;
+  EXPECT_EQ(choose(fleet, 0.9, {1}).worker, 1u);
+}
+
+// Those that come behind it wait for what is computed there again.
+TEST_F(MinCostTest, WhatSomebodyHoldsIsDearerToComputeWhereOthersWait) {
+  TestFleet fleet({0, 0});
+  fleet.load(0).prefill.dispatch(now_, 640);   // 80 ms
+  fleet.load(1).prefill.dispatch(now_, 2880);  // 360 ms
+  EXPECT_EQ(choose(fleet, 0.9, {1}).worker, 1u) << "80 and 1.1 times 250 ms are less than 360 and 1.1 times 25";
+  EXPECT_EQ(choose(fleet).worker, 0u) << "nobody holds it";
+  TestFleet idle({0, 0});
+  idle.load(1).prefill.dispatch(now_, 2880);
+  EXPECT_EQ(choose(idle, 0.9, {1}).worker, 0u);
+}
+
+// Each waits for less than a copy takes, and rightly stays; together they have paid for one.
+class CopiesTest : public MinCostTest {
+ protected:
+  // A request each `apart`, and `wait` of queue before each of the two workers; how many made the first one a holder.
+  int copies(Duration apart, Duration wait_at_other, Duration wait_at_holder) {
+    const MinCost policy;
+    TestFleet fleet({0, 0});
+    int made = 0;
+    TimePoint now = now_;
+    const auto keep = [&](size_t worker, Duration wait) {
+      auto& prefill = fleet.load(worker).prefill;
+      while (prefill.wait(now) < wait) prefill.dispatch(now, 8);  // 1 ms each
+    };
+    for (int i = 0; i < 1000; ++i, now += apart) {
+      keep(0, wait_at_other);
+      keep(1, wait_at_holder);
+      RequestFacts facts{.prompt_tokens = kPrompt, .now = now, .prefix = {}};
+      facts.prefix.total_bytes = 1000;
+      facts.prefix.matched_bytes = 900;
+      facts.prefix.place = {.node = 1, .born = 1, .bytes = 900};
+      facts.prefix.holders[facts.prefix.num_holders++] = 1;
+      const Choice choice = policy.choose(fleet.view(), facts, rng_);
+      if (choice.worker == 1u) {
+        EXPECT_EQ(choice.reason, Reason::kPrefixHeld);
+        continue;
+      }
+      EXPECT_EQ(choice.reason, Reason::kHoldersBusy);
+      EXPECT_EQ(choice.match_rate, 0);
+      ++made;
+    }
+    return made;
+  }
+};
+
+TEST_F(CopiesTest, AnIdleWorkerComesToHoldAPrefixWhoseRequestsKeepWaiting) {
+  EXPECT_GT(copies(10ms, 0ms, 100ms), 0);
+  EXPECT_GT(copies(20ms, 0ms, 200ms), 0);
+}
+
+TEST_F(CopiesTest, ABusyOneDoesNot) { EXPECT_EQ(copies(10ms, 60ms, 160ms), 0); }
+
+TEST_F(CopiesTest, NeitherWhereFewWaitNorInABurst) {
+  EXPECT_EQ(copies(100ms, 0ms, 100ms), 0) << "one stands in line at a time";
+  EXPECT_EQ(copies(50us, 0ms, 100ms), 0) << "all within a fifth of what a copy takes";
+}
+
 TEST_F(MinCostTest, AnotherCopyMustBeWorthWhatItPushesOut) {
   TestFleet fleet({0, 0});
   fleet.load(1).prefill.dispatch(now_, 1900);

@@ -1,6 +1,6 @@
 // A load-balancing policy: a value in, a value out. It counts nothing, retries nothing, updates no index and allocates
 // nothing; the exchange (gateway/exchange) does what a choice implies. Policies that keep keys (policy/manual) remember
-// their own choices, and nothing else.
+// their own choices, min_cost what prefixes have waited for, and nothing else.
 #pragma once
 
 #include <algorithm>
@@ -44,6 +44,7 @@ enum class Reason : uint8_t {
   kHoldersGone,    // matched, but no holder may be used: least loaded worker
   kFirst,          // the first of the fleet
   kLeastCost,      // the least of a cost over the workers
+  kHoldersBusy,    // holders of the prefix have let its requests wait for longer than one more takes: it becomes one
   kTarget,         // the client named the worker
   kRoutingKey,     // the worker that the routing key has
   kKeyAssigned,    // the routing key was new: it has one now

@@ -79,6 +79,8 @@ std::string_view to_string(Reason reason) {
       return "first";
     case Reason::kLeastCost:
       return "least_cost";
+    case Reason::kHoldersBusy:
+      return "holders_busy";
     case Reason::kTarget:
       return "target";
     case Reason::kRoutingKey:
