@@ -75,7 +75,8 @@ TEST_P(LatentKernelConformance, HeadLinearStaysWithinItsRoundingBound) {
   }
 }
 
-// A few sequences of mixed lengths in scattered slots: decodes, chunks in the middle, whole prompts.
+// A few sequences of mixed lengths: decodes, chunks in the middle, whole prompts. In scattered slots, in slots that
+// follow each other up or down.
 struct LatentCase {
   LatentAttentionArgs args;
   std::vector<int32_t> table, rows, starts{0}, lens;
@@ -102,7 +103,12 @@ LatentCase draw_latent(Rng& rng, DType dtype, int64_t heads, int64_t latent, int
                         .table_width = kWidth,
                         .scale = static_cast<float>(1 / std::sqrt(static_cast<double>(latent + rotary)))},
                .cache = Stored(dtype, draw(rng, kSlots * (latent + rotary), 2))};
-  for (int64_t i = 0; i < kRows * kWidth; ++i) c.table.push_back(static_cast<int32_t>(rng.below(kSlots)));
+  for (int64_t row = 0; row < kRows; ++row) {
+    for (int64_t i = 0; i < kWidth; ++i) {
+      const int64_t random = static_cast<int64_t>(rng.below(kSlots));
+      c.table.push_back(static_cast<int32_t>(row == 1 ? 7 + i : row == 2 ? kSlots - 1 - i : random));
+    }
+  }
   for (const auto& [queries, length] : queries_and_lengths) {
     c.rows.push_back(static_cast<int32_t>((c.lens.size() * 3 + 1) % kRows));
     c.starts.push_back(c.starts.back() + queries);

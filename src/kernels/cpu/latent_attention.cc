@@ -19,8 +19,8 @@ constexpr int64_t kProductRows = 256;
 // A long sequence is cut where a step has fewer pieces of work than this. The more rows a product has the more it costs
 // to merge a piece, so the more positions should be in it. None of it depends on the number of threads, so that the
 // result does not.
-constexpr int64_t kEnoughPieces = 16;
-constexpr int64_t shortest_cut(int64_t product_rows) { return std::clamp<int64_t>(8 * product_rows, kPositions, 1024); }
+constexpr int64_t kEnoughPieces = 8;
+constexpr int64_t shortest_cut(int64_t product_rows) { return std::clamp<int64_t>(4 * product_rows, kPositions, 512); }
 
 PlainShape scores_shape(int64_t m, int64_t width, int64_t padded, DType dtype) {
   return {.m = m, .k = width, .n = padded, .dtype = dtype, .b_transposed = true};
@@ -37,8 +37,14 @@ LatentAttention::LatentAttention(int threads, const Simd& simd)
 void LatentAttention::run(const LatentAttentionArgs& args, ThreadPool& pool) {
   plan(args);
   const int64_t width = args.latent + args.rotary;
-  packed_ = packs(width, args.dtype) && prepare(args, /*packed=*/true);
-  if (!packed_) prepare(args, /*packed=*/false);
+  if (simd_.score_rows != nullptr && args.dtype == DType::kBf16 && width % 32 == 0 && args.latent % kPairColumns == 0) {
+    way_ = Way::kTiles;
+  } else if (packs(width, args.dtype) && prepare(args, /*packed=*/true)) {
+    way_ = Way::kPacked;
+  } else {
+    way_ = Way::kPlain;
+    prepare(args, /*packed=*/false);
+  }
   // The longest pieces, the last rows of long sequences, are handed out first.
   pool.parallel_for(static_cast<int64_t>(pieces_.size()), [&](int64_t i, int thread) {
     attend(args, pieces_[pieces_.size() - 1 - static_cast<size_t>(i)], thread);
@@ -138,13 +144,14 @@ bool LatentAttention::packs(int64_t width, DType dtype) {
   return packed;
 }
 
-void LatentAttention::read(const LatentAttentionArgs& args, const int32_t* slots, int64_t count, int64_t padded,
-                           int64_t visible, Scratch& own) const {
+void LatentAttention::read(const LatentAttentionArgs& args, const int32_t* slots, const Block& block,
+                           Scratch& own) const {
+  const auto [count, padded, visible] = block;
   const bool bf16 = args.dtype == DType::kBf16;
   const int64_t width = args.latent + args.rotary, bytes = width * (bf16 ? 2 : 4);
   const auto row = [&](int64_t c) { return static_cast<const char*>(args.cache) + slots[c] * args.row.bytes(); };
   char* keys = at_least_bytes(own.keys, kPositions * bytes);
-  if (!packed_) {
+  if (way_ == Way::kPlain) {
     for (int64_t c = 0; c < count; ++c) simd_.read_kv(row(c), args.row, 0, width, keys + c * bytes, bf16);
     std::memset(keys + count * bytes, 0, static_cast<size_t>((padded - count) * bytes));
     return;
@@ -168,6 +175,90 @@ void LatentAttention::read(const LatentAttentionArgs& args, const int32_t* slots
   pack_positions(simd_, padded, width, row_of, keys, values, next_of);
 }
 
+LatentAttention::EvenRows LatentAttention::even_rows(const LatentAttentionArgs& args, const int32_t* slots,
+                                                     int64_t count, Scratch& own) const {
+  const int64_t width = args.latent + args.rotary;
+  const auto row = [&](int64_t c) { return static_cast<const char*>(args.cache) + slots[c] * args.row.bytes(); };
+  if (count == kScoreRows && args.row.dtype == DType::kBf16) {
+    const int64_t apart = slots[1] - slots[0];
+    bool evenly = true;
+    for (int64_t c = 1; c < count; ++c) evenly = evenly && slots[c] - slots[c - 1] == apart;
+    if (evenly) return {.first = row(0), .bytes_apart = apart * args.row.bytes(), .copied = false};
+  }
+  const int64_t bytes = width * 2;
+  char* copied = at_least_bytes(own.copied, kScoreRows * bytes);
+  for (int64_t c = 0; c < count; ++c) {
+    simd_.read_kv(row(c), args.row, 0, width, copied + c * bytes, /*out_bf16=*/true);
+  }
+  std::memset(copied + count * bytes, 0, static_cast<size_t>((kScoreRows - count) * bytes));
+  return {.first = copied, .bytes_apart = bytes, .copied = true};
+}
+
+void LatentAttention::score_by_tiles(const LatentAttentionArgs& args, const int32_t* slots, const Block& block,
+                                     int64_t m, Scratch& own) const {
+  const int64_t width = args.latent + args.rotary;
+  char* values = at_least_bytes(own.values, kPositions * args.latent * 2);
+  for (int64_t first = 0; first < block.padded; first += kScoreRows) {
+    const EvenRows rows = even_rows(args, slots + first, std::min(kScoreRows, block.count - first), own);
+    // Half of the next block's rows are asked for while these are scored, half while they are packed. They probably lie
+    // as these do.
+    const int64_t ahead = first + kPositions;
+    const char* next = nullptr;
+    if (!rows.copied && ahead < block.visible) {
+      next = static_cast<const char*>(args.cache) + slots[ahead] * args.row.bytes();
+    }
+    for (int64_t r = 0; r < m; r += kPairColumns) {
+      simd_.score_rows(rows.first, rows.bytes_apart, width, own.pairs[0].bytes + r * width * 2,
+                       round_up(std::min(kPairColumns, m - r), kScoreColumns),
+                       own.scores.data() + r * block.padded + first, block.padded, r == 0 ? next : nullptr);
+    }
+    for (int64_t c = 0; c < kScoreRows; c += kPackRows) {
+      const uint16_t* packed[kPackRows];
+      const void* wanted[kPackRows];
+      const bool asks = next != nullptr && c / kPackRows % 2 == 1;
+      for (int64_t r = 0; r < kPackRows; ++r) {
+        packed[r] = reinterpret_cast<const uint16_t*>(rows.first + (c + r) * rows.bytes_apart);
+        if (asks) wanted[r] = next + (c + r) * rows.bytes_apart;
+      }
+      simd_.pack_pairs(packed, args.latent, nullptr, reinterpret_cast<uint16_t*>(values) + (first + c) * kPairColumns,
+                       block.padded * kPairColumns, asks ? wanted : nullptr);
+    }
+  }
+}
+
+void LatentAttention::score(const LatentAttentionArgs& args, const int32_t* slots, const Block& block, int64_t m,
+                            Scratch& own, int thread) const {
+  if (way_ == Way::kTiles) return score_by_tiles(args, slots, block, m, own);
+  const int64_t width = args.latent + args.rotary;
+  read(args, slots, block, own);
+  const void *q = own.queries.data(), *keys = own.keys[0].bytes;
+  if (way_ == Way::kPacked) {
+    packed_products_.execute(scores_product(m, width, block.padded), q, keys, own.scores.data(), nullptr, thread);
+  } else {
+    products_.multiply(scores_shape(m, width, block.padded, args.dtype), q, keys, own.scores.data(), thread);
+  }
+}
+
+void LatentAttention::sum(const LatentAttentionArgs& args, const Block& block, int64_t m, bool accumulate, Scratch& own,
+                          int thread) const {
+  const int64_t width = summed(args);
+  const char* weights = own.weights.data();
+  float* sums = own.sums.data();
+  if (way_ == Way::kTiles) {
+    for (int64_t v = 0; v < width; v += kPairColumns) {
+      simd_.multiply_pairs(own.values[0].bytes + v * block.padded * 2, block.padded,
+                           reinterpret_cast<const uint16_t*>(weights), block.padded, m, kPairColumns,
+                           {.out = sums + v, .stride = width, .bias = nullptr, .accumulate = accumulate});
+    }
+  } else if (way_ == Way::kPacked) {
+    packed_products_.execute(sums_product(m, width, block.padded, accumulate), weights, own.values[0].bytes, sums,
+                             nullptr, thread);
+  } else {
+    products_.multiply(sums_shape(m, width, block.padded, args.dtype, accumulate), weights, own.keys[0].bytes, sums,
+                       thread);
+  }
+}
+
 void LatentAttention::attend(const LatentAttentionArgs& args, const Piece& piece, int thread) {
   const bool bf16 = args.dtype == DType::kBf16;
   const int64_t element = bf16 ? 2 : 4;
@@ -181,9 +272,9 @@ void LatentAttention::attend(const LatentAttentionArgs& args, const Piece& piece
 
   Scratch& own = scratch_[static_cast<size_t>(thread)];
   char* q = at_least(own.queries, rows * width * element);
-  float* scores = at_least(own.scores, rows * kPositions);
+  float* scores = at_least(own.scores, round_up(rows, kScoreColumns) * kPositions);
   char* weights = at_least(own.weights, rows * kPositions * element);
-  float* sums = at_least(own.sums, rows * width);
+  float* sums = at_least(own.sums, rows * summed(args));
   float* state = at_least(own.state, rows * 2);
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t row = query_begin + piece.first_row + i / heads, h = i % heads;
@@ -195,38 +286,32 @@ void LatentAttention::attend(const LatentAttentionArgs& args, const Piece& piece
     state[2 * i + 1] = 0;
   }
 
+  if (way_ == Way::kTiles) {
+    char* pairs = at_least_bytes(own.pairs, round_up(rows, kPairColumns) * width * element);
+    const auto row_of = [&](int64_t r) { return reinterpret_cast<const uint16_t*>(q) + std::min(r, rows - 1) * width; };
+    pack_positions(simd_, round_up(rows, kPackRows), width, row_of, pairs, nullptr);
+  }
+
   for (int64_t base = piece.begin; base < piece.end; base += kPositions) {
     const int64_t count = std::min(kPositions, piece.end - base);
-    const int64_t padded = round_up(count, packed_ ? kPairColumns : kPlainStep);
-    read(args, slots + base, count, padded, piece.end - base, own);
-    if (packed_) {
-      packed_products_.execute(scores_product(rows, width, padded), q, own.keys[0].bytes, scores, nullptr, thread);
-    } else {
-      products_.multiply(scores_shape(rows, width, padded, args.dtype), q, own.keys[0].bytes, scores, thread);
-    }
+    const int64_t padded = round_up(count, way_ == Way::kPlain ? kPlainStep : kPairColumns);
+    const Block block{.count = count, .padded = padded, .visible = piece.end - base};
+    score(args, slots + base, block, rows, own, thread);
     for (int64_t i = 0; i < rows; ++i) {
       // Causal: a row sees itself and what is before it.
       const int64_t visible = std::clamp<int64_t>(first_position + i / heads + 1 - base, 0, count);
       const float correction = simd_.softmax_step(scores + i * padded, visible, padded, args.scale, state + 2 * i,
                                                   weights + i * padded * element, bf16);
-      if (base > piece.begin && correction != 1) simd_.scale(sums + i * width, width, correction);
+      if (base > piece.begin && correction != 1) simd_.scale(sums + i * summed(args), summed(args), correction);
     }
-    // The rotary columns are summed as well: rows that follow each other are faster than fewer columns.
-    const bool accumulate = base > piece.begin;
-    if (packed_) {
-      packed_products_.execute(sums_product(rows, width, padded, accumulate), weights, own.values[0].bytes, sums,
-                               nullptr, thread);
-    } else {
-      products_.multiply(sums_shape(rows, width, padded, args.dtype, accumulate), weights, own.keys[0].bytes, sums,
-                         thread);
-    }
+    sum(args, block, rows, /*accumulate=*/base > piece.begin, own, thread);
   }
 
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t row = query_begin + piece.first_row + i / heads, h = i % heads;
     float* to =
         piece.partial == nullptr ? args.out + (row * heads + h) * args.latent : piece.partial + i * (args.latent + 2);
-    std::memcpy(to, sums + i * width, static_cast<size_t>(args.latent) * sizeof(float));
+    std::memcpy(to, sums + i * summed(args), static_cast<size_t>(args.latent) * sizeof(float));
     if (piece.partial == nullptr) {
       simd_.scale(to, args.latent, 1 / state[2 * i + 1]);
     } else {

@@ -105,6 +105,13 @@ struct Simd {
   // Either may be null. `next`: kPackRows rows that will be wanted next, asked for meanwhile; null = none.
   void (*pack_pairs)(const uint16_t* const* rows, int64_t width, uint16_t* over_values, uint16_t* over_rows,
                      int64_t block, const void* const* next);
+  // Scores of kScoreRows rows of bf16, row_bytes apart, by matrix tiles, to which rows go as they lie in memory; null
+  // without. scores[c * stride + r] = the sum over `width` values, a multiple of 32, of row r times column c of
+  // `queries`, `columns` of them, a multiple of kScoreColumns and at most kPairColumns, which lie as `values` of
+  // multiply_pairs(). `next`: rows, as far apart, half of which are asked for meanwhile: sixteen, then sixteen that are
+  // not; null = none.
+  void (*score_rows)(const char* rows, int64_t row_bytes, int64_t width, const char* queries, int64_t columns,
+                     float* scores, int64_t stride, const char* next);
 };
 
 constexpr int64_t kDotRows = 4;
@@ -113,6 +120,7 @@ constexpr int64_t kF8Rows = 128;  // that a part of a tile is widened for; it is
 constexpr int64_t kPairColumns = 64;
 constexpr int64_t kFewPairRows = 4;  // up to which loops over pairs are faster than anything, since memory decides
 constexpr int64_t kPackRows = 16;
+constexpr int64_t kScoreRows = 64, kScoreColumns = 16;
 
 constexpr int64_t kAttentionBlock = 64;  // positions that are widened at a time
 constexpr int64_t kAttentionHeads = 4;   // that share a look at a block

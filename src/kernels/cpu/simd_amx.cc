@@ -8,6 +8,9 @@
 
 #include "kernels/cpu/simd.h"
 
+// It is compiled for this instruction set.
+#include "kernels/cpu/simd_transpose.inc"
+
 namespace sluice::kernels::cpu {
 namespace {
 
@@ -306,6 +309,77 @@ void multiply_f8_tile(const uint8_t* values, const float* scales, int64_t in, co
   release_tiles();
 }
 
+// Rows of a cache times queries: sums have a row for each of the rows, which are the inputs here.
+template <int kRowTiles, int kColumnTiles>
+struct ScoreTiles {
+  static_assert(kRowTiles * kColumnTiles == 4);
+  static constexpr int64_t kRows = kRowTiles * kTileSide, kColumns = kColumnTiles * kTileSide;
+
+  template <int kRowTile>
+  static void add_row_tile(const char* rows, int64_t row_bytes) {
+    constexpr int kInputs = 4 + kRowTile % 2, kFirst = kRowTile * kColumnTiles;
+    load_tile<kInputs>(rows + kRowTile * kTileSide * row_bytes, row_bytes);
+    add_products<kFirst, kInputs, 6>();
+    if constexpr (kColumnTiles == 2) add_products<kFirst + 1, kInputs, 7>();
+  }
+  template <int kTile>
+  static void put(float* scores, int64_t stride) {
+    constexpr int kRow = kTile / kColumnTiles * kTileSide, kColumn = kTile % kColumnTiles * kTileSide;
+    alignas(kLine) U32x16 square[kTileSide];
+    store_tile<kTile>(square, kLine);
+    transpose(square);
+    for (int64_t c = 0; c < kTileSide; ++c) {
+      std::memcpy(scores + (kColumn + c) * stride + kRow, &square[c], sizeof(U32x16));
+    }
+  }
+  static void run(const char* rows, int64_t row_bytes, int64_t width, const char* queries, float* scores,
+                  int64_t stride, const char* next) {
+    zero_tile<0>();
+    zero_tile<1>();
+    zero_tile<2>();
+    zero_tile<3>();
+    for (int64_t k = 0; k < 2 * width; k += kLine, queries += kStepBytes) {
+      for (int64_t r = 0; next != nullptr && r < kRows; ++r) {
+        if (r % (2 * kPackRows) < kPackRows) __builtin_prefetch(next + r * row_bytes + k, 0, 2);
+      }
+      load_tile<6>(queries, kPairBytes);
+      if constexpr (kColumnTiles == 2) load_tile<7>(queries + kLine, kPairBytes);
+      add_row_tile<0>(rows + k, row_bytes);
+      add_row_tile<1>(rows + k, row_bytes);
+      if constexpr (kRowTiles == 4) {
+        add_row_tile<2>(rows + k, row_bytes);
+        add_row_tile<3>(rows + k, row_bytes);
+      }
+    }
+    put<0>(scores, stride);
+    put<1>(scores, stride);
+    put<2>(scores, stride);
+    put<3>(scores, stride);
+  }
+};
+
+void score_rows(const char* rows, int64_t row_bytes, int64_t width, const char* queries, int64_t columns, float* scores,
+                int64_t stride, const char* next) {
+  set_tile_rows({kTileSide, kTileSide, kTileSide, kTileSide, kTileSide, kTileSide, kTileSide, kTileSide});
+  using Few = ScoreTiles<4, 1>;
+  using Many = ScoreTiles<2, 2>;
+  static_assert(Few::kRows == kScoreRows);
+  for (int64_t c = 0; c < columns;) {
+    const char* own = queries + 4 * c;
+    float* to = scores + c * stride;
+    if (columns - c == kTileSide) {
+      Few::run(rows, row_bytes, width, own, to, stride, c == 0 ? next : nullptr);
+      break;
+    }
+    for (int64_t r = 0; r < kScoreRows; r += Many::kRows) {
+      Many::run(rows + r * row_bytes, row_bytes, width, own, to + r, stride,
+                c == 0 && next != nullptr ? next + r * row_bytes : nullptr);
+    }
+    c += Many::kColumns;
+  }
+  release_tiles();
+}
+
 // The kernel keeps the registers of tiles only of processes that ask for them.
 bool may_use_tiles() {
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
@@ -324,6 +398,7 @@ const Simd* simd_amx() {
     with_tiles.pair_step = kTileValues;
     with_tiles.has_tiles = true;
     with_tiles.pair_rows = 512;
+    with_tiles.score_rows = score_rows;
     return with_tiles;
   }();
   return runs ? &simd : nullptr;

@@ -35,6 +35,46 @@ TEST(Simd, RowsArePackedForBothProducts) {
   }
 }
 
+TEST(Simd, ScoresOfRowsAreThoseOfEachQuery) {
+  constexpr int64_t kWidth = 96, kApart = kWidth + 8, kStride = kScoreRows + 16;
+  // Small whole numbers, whose sums are exact in any order.
+  const auto value = [](int64_t row, int64_t k) { return static_cast<float>((5 * row + 3 * k + row * k) % 17) - 8; };
+  std::vector<uint16_t> rows(kScoreRows * kApart), queries(kWidth * kPairColumns);
+  for (int64_t r = 0; r < kScoreRows; ++r) {
+    for (int64_t k = 0; k < kWidth; ++k) rows[static_cast<size_t>(r * kApart + k)] = tensor::float_to_bf16(value(r, k));
+  }
+  for (int64_t c = 0; c < kPairColumns; ++c) {
+    for (int64_t k = 0; k < kWidth; ++k) {
+      queries[static_cast<size_t>((k / 2 * kPairColumns + c) * 2 + k % 2)] = tensor::float_to_bf16(value(c + 100, k));
+    }
+  }
+  for (const Simd* simd : runnable_simds()) {
+    if (simd->score_rows == nullptr) continue;
+    for (int64_t columns = kScoreColumns; columns <= kPairColumns; columns += kScoreColumns) {
+      SCOPED_TRACE(fmt::format("{}, {} columns", simd->name, columns));
+      std::vector<float> scores(kPairColumns * kStride, -1);
+      const char* first = reinterpret_cast<const char*>(rows.data());
+      // Backwards too, as slots of a cache may lie.
+      for (const int64_t step : {1, -1}) {
+        simd->score_rows(step > 0 ? first : first + 2 * (kScoreRows - 1) * kApart, step * 2 * kApart, kWidth,
+                         reinterpret_cast<const char*>(queries.data()), columns, scores.data(), kStride, first);
+        for (int64_t c = 0; c < kPairColumns; ++c) {
+          for (int64_t r = 0; r < kStride; ++r) {
+            float want = -1;
+            if (c < columns && r < kScoreRows) {
+              want = 0;
+              for (int64_t k = 0; k < kWidth; ++k) {
+                want += value(step > 0 ? r : kScoreRows - 1 - r, k) * value(c + 100, k);
+              }
+            }
+            ASSERT_EQ(scores[static_cast<size_t>(c * kStride + r)], want) << c << ", " << r;
+          }
+        }
+      }
+    }
+  }
+}
+
 class SimdPairs : public testing::TestWithParam<int64_t> {};
 
 // Row counts that are taken in one group, in parts of the summed dimension, and as a whole.
