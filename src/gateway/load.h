@@ -51,8 +51,8 @@ struct alignas(64) WorkerLoad {
         0, polled_tokens.load(std::memory_order_relaxed) + tokens_since_poll.load(std::memory_order_relaxed));
   }
 
-  // Share of the KV pool that is in use, as reported, less the part that has ended since: what came since may share what
-  // the engine held, and the next report says. Meaningless while polled_tokens is -1.
+  // Share of the KV pool that is in use, as reported, less the part that has ended since: what came since may share
+  // what the engine held, and the next report says. Meaningless while polled_tokens is -1.
   double known_kv_usage() const {
     const auto polled = static_cast<double>(polled_tokens.load(std::memory_order_relaxed));
     const auto known = static_cast<double>(known_tokens());
