@@ -183,4 +183,18 @@ inline std::string case_name(const ::testing::TestParamInfo<Case>& info) {
   return info.param.device + "_" + info.param.simd;
 }
 
+// A weight of random blocks whose half-precision scales are small, as in a model.
+inline std::vector<uint8_t> draw_blocks(Rng& rng, DType stored, size_t bytes) {
+  std::vector<uint8_t> blocks(bytes);
+  for (auto& byte : blocks) byte = static_cast<uint8_t>(rng.below(256));
+  const size_t block = tensor::block_bytes(stored);
+  std::vector<size_t> upper_bytes{1};  // of the half-precision numbers
+  if (stored == DType::kQ4_1 || stored == DType::kQ4_K) upper_bytes = {1, 3};
+  if (stored == DType::kQ6_K) upper_bytes = {209};
+  for (size_t at = 0; at < bytes; at += block) {
+    for (const size_t upper : upper_bytes) blocks[at + upper] = static_cast<uint8_t>(0x20 + rng.below(8));
+  }
+  return blocks;
+}
+
 }  // namespace sluice::kernels

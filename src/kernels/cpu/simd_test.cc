@@ -8,6 +8,8 @@
 #include <string>
 
 #include "base/rng.h"
+#include "kernels/cpu/tile_products.h"
+#include "kernels/kernel_fixture.h"
 
 namespace sluice::kernels::cpu {
 namespace {
@@ -75,7 +77,41 @@ TEST(Simd, ScoresOfRowsAreThoseOfEachQuery) {
   }
 }
 
-class SimdPairs : public testing::TestWithParam<int64_t> {};
+// A row has the sums that it has by itself, however many there are.
+TEST(Simd, RoundedRowsHaveTheirSumsToTheBit) {
+  constexpr int64_t kIn = 512, kRows = 50, kStride = kTileColumns + 8;
+  Rng rng(3);
+  const auto in = draw(rng, kRows * kIn, 2);
+  for (const DType stored : {DType::kQ4_0, DType::kQ4_1, DType::kQ8_0, DType::kQ4_K, DType::kQ6_K}) {
+    const auto rows = draw_blocks(rng, stored, tensor::bytes_of(stored, kIn) * kTileColumns);
+    std::vector<char> tile(tile_bytes(stored, kIn));
+    pack_tile(stored, kIn, rows.data(), kTileColumns, tile.data());
+    for (const Simd* simd : runnable_simds()) {
+      RoundedRows rounded;
+      rounded.resize(kRows, kIn);
+      for (int64_t r = 0; r < kRows; ++r) rounded.round(*simd, in.data(), /*in_bf16=*/false, r);
+      const auto sums = [&](int64_t first, int64_t count) {
+        std::vector<float> out(kRows * kStride, 1);
+        simd->tiles[tile_format(stored)].dot_rounded(
+            tile.data(), kIn / kBlockValues, rounded[first], count,
+            {.out = out.data() + first * kStride, .stride = kStride, .bias = nullptr, .accumulate = true});
+        return out;
+      };
+      std::vector<float> alone(kRows * kStride, 1);
+      for (int64_t r = 0; r < kRows; ++r) {
+        const auto own = sums(r, 1);
+        std::copy_n(own.begin() + r * kStride, kTileColumns, alone.begin() + r * kStride);
+      }
+      for (const int64_t count : {8, 15, 16, 17, 32, 37, 50}) {
+        auto want = alone;
+        std::fill(want.begin() + count * kStride, want.end(), 1);
+        EXPECT_EQ(sums(0, count), want) << simd->name << ", " << tensor::to_string(stored) << ", rows " << count;
+      }
+    }
+  }
+}
+
+class SimdPairs : public ::testing::TestWithParam<int64_t> {};
 
 // Row counts that are taken in one group, in parts of the summed dimension, and as a whole.
 TEST_P(SimdPairs, ProductsAreThoseOfEachRowByItself) {
@@ -134,7 +170,7 @@ TEST_P(SimdPairs, ProductsAreThoseOfEachRowByItself) {
 
 // Less than a step of tiles, some of them and a rest, and parts that are neither the first nor the last, which is
 // short.
-INSTANTIATE_TEST_SUITE_P(Widths, SimdPairs, testing::Values(10, 32, 78, 1600, 1630));
+INSTANTIATE_TEST_SUITE_P(Widths, SimdPairs, ::testing::Values(10, 32, 78, 1600, 1630));
 
 TEST_P(SimdPairs, ASumDoesNotDependOnItsNeighbours) {
   constexpr int64_t kRows = 130;
