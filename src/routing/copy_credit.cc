@@ -13,7 +13,7 @@ bool CopyCredit::earn(const PrefixPlace& prefix, double saves, double price, Tim
   bool pays = false;
   if (account.prefix.is(prefix)) {
     account.credit = left + std::min(saves, kMost * since);
-    account.at = now;
+    account.at = std::max(account.at, now);  // threads may come in another order than they looked at the clock
     pays = account.credit >= kWorth * price;
     if (pays) account.credit = 0;
   } else if (left < saves) {

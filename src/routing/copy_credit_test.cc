@@ -2,6 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <thread>
+#include <vector>
+
 namespace sluice::routing {
 namespace {
 
@@ -60,6 +64,21 @@ TEST_F(CopyCreditTest, PrefixesOfOneAccountDoNotPayForEachOther) {
   EXPECT_GT(paid, 0) << "and those that earn little take nothing from it";
   EXPECT_EQ(copies(1, 1s, 0.03, seldom), 0) << "once it is left it is taken over";
   EXPECT_GT(copies(100, 10ms, 0.03, seldom), 0);
+}
+
+TEST_F(CopyCreditTest, ManyThreadsPayOnce) {
+  std::atomic<int> paid{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 2000; ++i) {
+        if (credit_.earn({.node = 1}, 0.03, kPrice, now_ + i * 10ms)) ++paid;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_GT(paid, 0);
+  EXPECT_LE(paid, copies(2000, 10ms, 0.03, {.node = 2})) << "as one after the other would";
 }
 
 TEST_F(CopyCreditTest, ATextWithoutAPlaceEarnsNothing) { EXPECT_EQ(copies(1000, 10ms, 0.1, {}), 0); }

@@ -126,7 +126,8 @@ class Offers {
     return pick;
   }
 
-  // The worker at which the request would wait least if that held as much of it as the one that was chosen does.
+  // Of those that idle the worker at which the request would cost least if that held as much of it as the one that was
+  // chosen does.
   struct Copier {
     size_t at;
     double saves;  // what it would cost less
