@@ -72,15 +72,12 @@ class Price {
 // The workers that are compared for one request: all of few, the short list of many.
 class Offers {
  public:
-  static constexpr double kRefused = std::numeric_limits<double>::infinity();  // the price of one that may not be used
-
   Offers(const FleetView& fleet, const RequestFacts& facts, Rng& rng)
       : fleet_(fleet),
         facts_(facts),
         many_(fleet.is_many()),
         size_(many_ ? fleet.short_list(facts.prefix, list_, rng) : fleet.usable().size()) {}
 
-  size_t size() const { return size_; }
   const Candidate& at(size_t i) const { return many_ ? *list_[i].candidate : fleet_.usable()[i]; }
   // The least that anybody needs for a token, of those that tell; 0 if none does.
   float decode_time() const {
@@ -149,6 +146,8 @@ class Offers {
   }
 
  private:
+  static constexpr double kRefused = std::numeric_limits<double>::infinity();  // the price of one that may not be used
+
   double held_by(size_t i) const { return many_ ? list_[i].held : facts_.prefix.rate_of(at(i).worker); }
   double its_price(size_t i) const { return of_request_->at(*at(i).load, held_by(i)); }
 
