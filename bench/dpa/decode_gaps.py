@@ -3,7 +3,7 @@
 prompts arrive in group 1, without anything, with the prefill delayer, and with the joint budget of mixed steps; beside the gaps of the
 same streams without any prompts (alone).
 
-usage: decode_gaps.py <build folder> [--layers 2] [--streams 4] [--tokens 200] [--prompt 1000] [--every 1.5]
+usage: decode_gaps.py <build folder> [--layers 2] [--streams 4] [--tokens 200] [--prompt 1000] [--every 1.5] [--ways 1 2 3 4 5]
 
 The model is DeepSeek-V2-Lite at its real widths, cut to --layers layers, with weights that nobody trained; tp 2, dp 2."""
 import argparse
@@ -83,15 +83,17 @@ def main():
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--prompt", type=int, default=1000)
     parser.add_argument("--every", type=float, default=1.5)
+    parser.add_argument("--ways", type=int, nargs="+", default=range(1, len(WAYS) + 1), help="rows of the table, from 1")
     options = parser.parse_args()
     build = options.build.resolve()
     with tempfile.TemporaryDirectory() as folder:
         model_folder(build, Path(folder))
         columns = ["alone, ms", "gap p50, ms", "p99", "max", "max / alone", "beyond", "TTFT of prompts p50, s", "prompts", "tokens/s"]
         print("| | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
-        for name, (flags, factor) in WAYS.items():
+        pool = max(4096, options.prompt + 512, options.streams * (options.tokens + 64))
+        for name, (flags, factor) in (list(WAYS.items())[way - 1] for way in options.ways):
             with Sluice(build / "sluice", "server", "--model-path", folder, "--load-format", "dummy", "--port", 0, "--json-model-override-args",
-                        json.dumps({"num_hidden_layers": options.layers}), "--max-total-tokens", 4096, "--disable-radix-cache", "--threads", 1,
+                        json.dumps({"num_hidden_layers": options.layers}), "--max-total-tokens", pool, "--disable-radix-cache", "--threads", 1,
                         "--tp", 2, "--dp-size", 2, "--enable-dp-attention", "--chunked-prefill-size", 2048, *flags) as server:
                 measure(server.url, argparse.Namespace(**{**vars(options), "tokens": 20}), True)
                 before, _, _ = measure(server.url, options, False)

@@ -8,8 +8,9 @@ usage: run.py <build folder> [--layers 4] [--tp 4] [--input 256] [--output 64] [
 The model is DeepSeek-V2-Lite at its real widths, cut to --layers layers; the head is whole, so its share is larger than in the
 whole model. Every rank's KV pool holds --sequences sequences; "one" is one rank with all threads.
 
-Predictions are from what the machine gives before each layout's server starts, as `sluice explain` measures it, the median of five. Decode
-tokens/s are requests that run at once over the median gap between tokens: steps with prompts in them are few, and the median leaves them out."""
+Each run is predicted from what the machine gives around it, as `sluice explain` measures it: the mean of the median of five before and of
+five after, since shared machines change within minutes. The medians of the repeats count. Decode tokens/s are requests that run at once over the
+median gap between tokens: steps with prompts in them are few, and the median leaves them out."""
 import argparse
 import json
 import os
@@ -54,10 +55,15 @@ def explain(build, arguments):
 
 
 def machine(build, model):
-    """What the machine gives, and as flags. The median, since each is the best of a few runs, and some have the caches to themselves."""
+    """What the machine gives. The median, since each is the best of a few runs, and some have the caches to themselves."""
     runs = [explain(build, model)["hardware"] for _ in range(5)]
-    rates = {key: statistics.median(run[key] for run in runs) for key in RATES}
-    return rates, [word for key, (flag, unit) in RATES.items() for word in (flag, rates[key] * unit)]
+    return {key: statistics.median(run[key] for run in runs) for key in RATES}
+
+
+def predict(build, model, layout, rates, options, concurrency):
+    flags = [word for key, (flag, unit) in RATES.items() for word in (flag, rates[key] * unit)]
+    return explain(build, [*model, *layout, *flags, "--input-len", options.input, "--output-len", options.output,
+                           "--concurrency", concurrency])["layout"]["predictions"][0]
 
 
 def model_folder(build, where):
@@ -127,26 +133,28 @@ def main():
                  "--max-total-tokens", tokens, "--disable-radix-cache"]
         for name in options.layouts:
             layout = layouts(options)[name]
-            rates, flags = machine(build, model)
-            predicted = explain(build, [*model, *layout, *flags, "--input-len", options.input, "--output-len", options.output,
-                                        "--concurrency", *options.concurrency])["layout"]["predictions"]
             with Sluice(build / "sluice", "server", *model, "--load-format", "dummy", "--port", 0, "--threads", threads(options, name),
                         *layout) as server:
                 pools = [load["max_total_num_tokens"] for load in call(server.url + "/v1/loads?include=all")[2]["loads"]]
-                for concurrency, prediction in zip(options.concurrency, predicted, strict=True):
-                    runs = [measure(build, server, options, concurrency) for _ in range(options.repeat)]
-                    row = {"layout": name, "concurrency": concurrency, "unique_tokens": sum(pools), "pss_mib": resident(server),
-                           **{key: statistics.median(run[key] for run in runs) for key in runs[0]},
-                           "spread": max(run["output_tokens_per_s"] for run in runs) - min(run["output_tokens_per_s"] for run in runs),
-                           "retracted": sum(load["queues"]["retracted"] for load in call(server.url + "/v1/loads?include=all")[2]["loads"])}
+                after = machine(build, model)
+                for concurrency in options.concurrency:
                     # Those that the budget lets run at once.
                     running = min(concurrency, options.sequences * groups(options, name))
-                    row |= {"decode_tokens_per_s": running / row["itl_ms"] * 1e3, "machine": rates,
-                            "predicted_output_tokens_per_s": prediction["output_tokens_per_s"],
-                            "predicted_decode_tokens_per_s": prediction["decode_tokens_per_s"],
-                            "predicted_running": prediction["running"]}
-                    rows.append(row)
-                    print(json.dumps(row), flush=True)
+                    runs = []
+                    for _ in range(options.repeat):
+                        before = after
+                        run = measure(build, server, options, concurrency)
+                        after = machine(build, model)
+                        rates = {key: (before[key] + after[key]) / 2 for key in RATES}
+                        prediction = predict(build, model, layout, rates, options, concurrency)
+                        runs.append(run | rates | {"decode_tokens_per_s": running / run["itl_ms"] * 1e3,
+                                                   "predicted_output_tokens_per_s": prediction["output_tokens_per_s"],
+                                                   "predicted_decode_tokens_per_s": prediction["decode_tokens_per_s"],
+                                                   "predicted_running": prediction["running"]})
+                    rows.append({"layout": name, "concurrency": concurrency, "unique_tokens": sum(pools), "pss_mib": resident(server),
+                                 **{key: statistics.median(run[key] for run in runs) for key in runs[0]}, "runs": runs,
+                                 "retracted": sum(load["queues"]["retracted"] for load in call(server.url + "/v1/loads?include=all")[2]["loads"])})
+                    print(json.dumps(rows[-1]), flush=True)
     if options.json:
         options.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for kind in ("decode", "output"):

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Bytes between ranks per token, as `sluice explain` computes them and as the communicators count them.
 
-usage: wire.py <build folder> [--layers 4] [--output 64] [--rows 1 2 ...]
+usage: wire.py <build folder> [--layers 4] [--output 64] [--rows 1 2 ...] [--reference]
 
-Four ranks, DeepSeek-V2-Lite at its real widths, weights that nobody trained. Each attention group decodes one request (one of
-all where there are no groups) whose prompt is one token, so that every token has logits, as the formula has it. Counted are all
-bytes, the rows before each step and the batches that leaders send included."""
+Four ranks, or with --reference the layouts of 8 and 16 that SGLang's documents name; DeepSeek-V2-Lite at its real widths, weights
+that nobody trained. Each attention group decodes one request (one of all where there are no groups) whose prompt is one token, so
+that every token has logits, as the formula has it. Counted are all bytes, the rows before each step and the batches that leaders
+send included."""
 import argparse
 import json
 import shutil
@@ -21,8 +22,14 @@ from sluice_process import Sluice, call, wait_until  # noqa: E402
 TWO = "--dp-size 2 --enable-dp-attention"
 FOUR = "--dp-size 4 --enable-dp-attention"
 MODES = ("auto", "normal", "low_latency")
-# As the table calls them, and the flags beside `--tp 4`.
-LAYOUTS = [
+# As the table calls them, and their flags.
+REFERENCE = [(f"`{flags}`", f"{flags} --enable-dp-attention {more}") for flags, more in (
+    ("--tp 8 --dp-size 8 --ep 8", "--moe-a2a-backend deepep"),
+    ("--tp 8 --dp-size 4 --ep 8", "--moe-a2a-backend deepep"),
+    ("--tp 8 --dp-size 4 --ep 1", ""),
+    ("--tp 8 --dp-size 2 --ep 8", "--moe-a2a-backend deepep"),
+    ("--tp 16 --dp-size 2 --ep 16", "--moe-a2a-backend deepep"))]
+FOUR_RANKS = [(name, f"--tp 4 {flags}") for name, flags in [
     ("no groups", ""),
     ("the same, `--ep 2`", "--ep 2"),
     ("the same, `--ep 4`", "--ep 4"),
@@ -37,7 +44,7 @@ LAYOUTS = [
     *((f"4 groups, `deepep --deepep-mode {mode}`", f"{FOUR} --moe-a2a-backend deepep --deepep-mode {mode}") for mode in MODES),
     *((f"the same, `{mode}`, `--moe-dense-tp-size 1 --enable-dp-lm-head`",
        f"{FOUR} --moe-a2a-backend deepep --deepep-mode {mode} --moe-dense-tp-size 1 --enable-dp-lm-head") for mode in MODES),
-]
+]]
 
 
 def counted(url):
@@ -78,16 +85,18 @@ def main():
     parser.add_argument("build", type=Path)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--output", type=int, default=64)
-    parser.add_argument("--rows", type=int, nargs="+", default=range(1, len(LAYOUTS) + 1), help="of the table, from 1")
+    parser.add_argument("--rows", type=int, nargs="+", help="of the table, from 1")
+    parser.add_argument("--reference", action="store_true")
     options = parser.parse_args()
+    layouts = REFERENCE if options.reference else FOUR_RANKS
     build = options.build.resolve()
-    print("| layout, `--tp 4` | computed, bytes | counted | the difference | rows before steps |\n|---|---|---|---|---|")
+    print(f"| layout{'' if options.reference else ', `--tp 4`'} | computed, bytes | counted | the difference | rows before steps |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(build / "fixtures/published-configs/DeepSeek-V2-Lite.json", Path(folder) / "config.json")
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(build / "fixtures/tokenizer-deepseek_v3" / name, folder)
-        model = ["--model-path", folder, "--json-model-override-args", json.dumps({"num_hidden_layers": options.layers}), "--tp", "4"]
-        for name, text in (LAYOUTS[row - 1] for row in options.rows):
+        model = ["--model-path", folder, "--json-model-override-args", json.dumps({"num_hidden_layers": options.layers})]
+        for name, text in (layouts[row - 1] for row in options.rows or range(1, len(layouts) + 1)):
             flags = text.split()
             explained = json.loads(subprocess.run([build / "sluice", "explain", "--json", "--concurrency", "1", *model, *flags],
                                                   check=True, capture_output=True, text=True).stdout)["layout"]
@@ -96,7 +105,8 @@ def main():
                 bytes_per_token, steps = measure(server, explained["dp_size"], options.output)
             computed = explained["wire_bytes_per_token"]
             # From each rank to each other, in every step.
-            rows = 4 * 3 * explained["step_row_bytes"] * steps / (explained["dp_size"] * options.output)
+            ranks = int(flags[flags.index("--tp") + 1])
+            rows = ranks * (ranks - 1) * explained["step_row_bytes"] * steps / (explained["dp_size"] * options.output)
             print(f"| {name} | {computed:,.0f} | {bytes_per_token:,.0f} | {bytes_per_token / computed - 1:+.2%} | {rows:,.0f} |", flush=True)
 
 

@@ -3,6 +3,7 @@ workers, the gateways under comparison, and the load."""
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,9 +32,11 @@ class Stand:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, failed, *_):
         for program in reversed(self.programs):
             program.stop()
+        if not failed:  # else its logs may tell why
+            shutil.rmtree(self.folder)
 
     def start(self, command, core, **options):
         program = Program(self, [str(part) for part in command], core, **options)

@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/huge_pages.h"
+#include "base/machine.h"
 #include "kernels/kernels.h"
 #include "kernels/thread_pool.h"
 
@@ -16,11 +18,15 @@ namespace sluice::bench {
 namespace {
 
 double read_rate(kernels::ThreadPool& pool) {
-  constexpr size_t kPiece = 1 << 20, kPieces = 512;
-  const std::vector<uint64_t> words(kPieces * kPiece / 8, 1);
+  constexpr size_t kPiece = 1 << 20;
+  const size_t pieces = static_cast<size_t>(cold_bytes()) / kPiece;
+  std::vector<uint64_t> words;
+  words.reserve(pieces * kPiece / 8);
+  prefer_huge_pages(words.data(), words.capacity() * 8);  // as weights lie
+  words.resize(pieces * kPiece / 8, 1);
   std::vector<uint64_t> sums(static_cast<size_t>(pool.size()) * 8);
   const double time = seconds([&] {
-    pool.parallel_for(kPieces, [&](int64_t piece, int thread) {
+    pool.parallel_for(static_cast<int64_t>(pieces), [&](int64_t piece, int thread) {
       const uint64_t* from = words.data() + static_cast<size_t>(piece) * kPiece / 8;
       uint64_t sum[8] = {};
       for (size_t i = 0; i < kPiece / 8; i += 8) {
@@ -31,7 +37,7 @@ double read_rate(kernels::ThreadPool& pool) {
   });
   // Each is of an even number of ones; looked at, so that the compiler leaves nothing out.
   for (const uint64_t sum : sums) SLUICE_CHECK(sum == 0, "memory that was read is not what was written");
-  return static_cast<double>(kPieces * kPiece) / time;
+  return static_cast<double>(pieces * kPiece) / time;
 }
 
 double product_rate(const kernels::Backend& backend, kernels::DType dtype) {

@@ -26,7 +26,7 @@ struct Machine {
   double eight_bits = 0;  // of one of bytes, by oneDNN: ours scale blocks and so do more than multiply
 };
 
-// With `threads` threads. Takes 512 MiB and about a second.
+// With `threads` threads. Takes cold_bytes() and some seconds.
 Machine measure_machine(int threads);
 
 std::string to_string(const Machine& machine, int threads);

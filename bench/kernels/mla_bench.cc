@@ -1,9 +1,9 @@
 // Latent attention at DeepSeek's sizes in bf16, and products of FP8 weights beside those of bf16: time, arithmetic, and
 // bandwidth over the cache or the weights, beside what this machine reads and multiplies at best.
 //
-// usage: mla_bench [threads] [products]
+// usage: mla_bench [threads] [products | scattered]
 //
-// With `products` only those.
+// With `products` only those; with `scattered` cached rows lie in random order, else one after the other.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/machine.h"
 #include "base/rng.h"
 #include "bench/kernels/machine.h"
 #include "kernels/kernels.h"
@@ -23,7 +24,6 @@ using kernels::DType;
 namespace {
 
 constexpr int64_t kLatent = 512, kRotary = 64, kNope = 128, kValue = 128;
-constexpr size_t kCold = 256 << 20;  // weights are multiplied in turn from so many bytes, several times the last cache
 
 // Values of bf16 near one, or any float.
 std::vector<uint16_t> values(int64_t count) {
@@ -41,7 +41,7 @@ struct Batch {
   std::vector<uint16_t> bf16;
   std::vector<char> f8;
 
-  Batch(int64_t n, int64_t q, int64_t l, DType type = DType::kBf16)
+  Batch(int64_t n, int64_t q, int64_t l, bool scattered, DType type = DType::kBf16)
       : sequences(n), queries(q), length(l), row{.dtype = type, .width = kLatent + kRotary, .group = kRotary} {
     const int64_t slots = n * l + 1;
     if (type == DType::kBf16) {
@@ -50,6 +50,8 @@ struct Batch {
       f8.resize(static_cast<size_t>(slots * row.bytes()), 0x30);  // and scales of 6e-10
     }
     for (int64_t i = 0; i < n * l; ++i) table.push_back(static_cast<int32_t>(i + 1));
+    Rng rng(7);
+    for (size_t i = table.size(); scattered && i > 1; --i) std::swap(table[i - 1], table[rng.below(i)]);
     for (int64_t s = 0; s <= n; ++s) starts.push_back(static_cast<int32_t>(s * q));
     for (int64_t s = 0; s < n; ++s) {
       rows.push_back(static_cast<int32_t>(s));
@@ -130,7 +132,8 @@ void expanded(const kernels::Backend& backend, int64_t heads, const Batch& batch
 
 double product(const kernels::Backend& backend, const kernels::LinearShape& shape, int64_t n) {
   const size_t bytes = (backend.packed_bytes(shape) + 63) / 64 * 64;
-  const auto copies = static_cast<int64_t>(kCold / bytes + 1);
+  // Weights are multiplied by in turn: from memory, where it is reading them that takes the time.
+  const int64_t copies = n > 64 ? 4 : cold_bytes() / static_cast<int64_t>(bytes) + 1;
   auto* weights = static_cast<char*>(backend.allocate(bytes * static_cast<size_t>(copies)).value());
   const auto fill = [&](int64_t, int64_t count, void* to) {
     if (shape.stored == DType::kF8E4M3) {
@@ -165,16 +168,19 @@ int main(int argc, char** argv) {
     return 1;
   }
   fmt::print("{}\n", bench::to_string(bench::measure_machine(threads), threads));
-  const bool attention = argc < 3 || std::string_view(argv[2]) != "products";
-  for (const int64_t heads : attention ? std::vector<int64_t>{16, 128} : std::vector<int64_t>()) {  // V2-Lite and V3
+  const std::string_view what = argc > 2 ? argv[2] : "";
+  const bool scattered = what == "scattered";
+  for (const int64_t heads :
+       what != "products" ? std::vector<int64_t>{16, 128} : std::vector<int64_t>()) {  // V2-Lite and V3
     for (const int64_t sequences : {1, 16}) {
       for (const int64_t length : {1024, 8192}) {
-        for (const DType type : {DType::kBf16, DType::kF8E4M3})
-          absorbed(*backend, heads, Batch(sequences, 1, length, type));
+        for (const DType type : {DType::kBf16, DType::kF8E4M3}) {
+          absorbed(*backend, heads, Batch(sequences, 1, length, scattered, type));
+        }
       }
     }
     for (const int64_t queries : {128, 512}) {
-      for (const int64_t prefix : {0, 2048}) expanded(*backend, heads, Batch(1, queries, prefix + queries));
+      for (const int64_t prefix : {0, 2048}) expanded(*backend, heads, Batch(1, queries, prefix + queries, scattered));
     }
   }
   for (const auto& [in, out] : {std::pair<int64_t, int64_t>{7168, 4096}, {2048, 2816}}) {

@@ -5,15 +5,17 @@ usage: plan.py <sluice binary> <arguments of sluice server>
    plan.py build/release/sluice --model-path SmolLM2-135M-Instruct.Q4_1.gguf --max-total-tokens 32768
 
 Fills every rank's KV pool with prompts that are all unlike, decodes on all of its running slots at once, and asks for the logprobs of
-whole chunks of prompts. Measured is the resident memory of each process that leads an attention group, where a page of shared memory
-counts as one n-th for each of the n processes that map it; the figures of the plan are in /server_info. Takes the model's time for as many prompt tokens as the pools hold."""
+whole chunks of prompts. Measured is the resident memory of each rank, where a page of shared memory counts as one n-th for each of the n processes that map it;
+the figures of the plan are in /server_info for ranks that lead an attention group, and in the log for the others, to a MiB. Takes the model's time
+for as many prompt tokens as the pools hold."""
 import concurrent.futures
 import random
+import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "tests/e2e"))
-from sluice_process import Sluice, call  # noqa: E402
+from sluice_process import Sluice, call, descendants  # noqa: E402
 
 OUTPUT = 16
 
@@ -60,15 +62,21 @@ def main():
         loads = call(server.url + "/v1/loads?include=all")[2]["loads"]
         model = call(server.url + "/server_info")[2]
         pool, running = loads[0]["max_total_num_tokens"], min(256, first[0]["effective_max_running_requests_per_dp"])
-        before = [resident(state["pid"])[0] for state in first]
+        # They are started in order.
+        ranks = sorted(pid for pid, command in descendants(server.process.pid).items() if command.endswith(" rank"))
+        before = [resident(pid)[0] for pid in ranks]
         fill(server.url, len(first), pool, running, first[0]["context_length"], 30_000 if "vocab_size" not in model else model["vocab_size"])
         print("| rank | planned MiB | of it weights | KV | at the start | with all in use | of it shared | planned more than that |\n|---|---|---|---|---|---|---|---|")
         planned_by_all = taken_by_all = 0
-        for number, (state, start) in enumerate(zip(states(server.url), before)):
-            usage, (now, shared) = state["memory_usage"], resident(state["pid"])
-            planned = state["planned_bytes"] / 2**20
-            print(f"| {number} | {planned:.0f} | {usage['weight'] * 1024:.0f} | {usage['kvcache'] * 1024:.0f} | {start / 2**20:.0f} | "
-                  f"{now / 2**20:.0f} | {shared / 2**20:.0f} | {100 * (planned * 2**20 / now - 1):+.1f} % |")
+        leads = {state["pid"]: state for state in states(server.url)}
+        for number, (pid, start) in enumerate(zip(ranks, before)):
+            if pid in leads:
+                planned, usage = leads[pid]["planned_bytes"] / 2**20, leads[pid]["memory_usage"]
+                parts = f"{usage['weight'] * 1024:.0f} | {usage['kvcache'] * 1024:.0f}"
+            else:
+                planned, parts = int(re.search(rf"rank {number}: (\d+) MiB once all is in use", server.output())[1]), "|"
+            now, shared = resident(pid)
+            print(f"| {number} | {planned:.0f} | {parts} | {start / 2**20:.0f} | {now / 2**20:.0f} | {shared / 2**20:.0f} | {100 * (planned * 2**20 / now - 1):+.1f} % |")
             planned_by_all, taken_by_all = planned_by_all + planned, taken_by_all + now / 2**20
         # Whose a shared page is that one rank has touched, is chance: with weights in common only this row says how well it was planned.
         print(f"| all | {planned_by_all:.0f} | | | | {taken_by_all:.0f} | | {100 * (planned_by_all / taken_by_all - 1):+.1f} % |")

@@ -93,4 +93,9 @@ int64_t memory_limit_bytes(const CgroupPlaces& places) {
   return limit;
 }
 
+int64_t cold_bytes() {
+  constexpr int64_t kAtLeast = 256 << 20;  // where the system does not know its caches
+  return std::min(std::max<int64_t>(4 * sysconf(_SC_LEVEL3_CACHE_SIZE), kAtLeast), memory_limit_bytes() / 8);
+}
+
 }  // namespace sluice

@@ -19,4 +19,8 @@ int64_t usable_cores(const CgroupPlaces& places = {});
 // The smaller of the machine's memory and the limits of those cgroups.
 int64_t memory_limit_bytes(const CgroupPlaces& places = {});
 
+// How much has to be read from end to end so that next to nothing of it comes from a cache the next time: four times
+// the last one, which on some machines has 300 MB. At most an eighth of the memory.
+int64_t cold_bytes();
+
 }  // namespace sluice

@@ -98,5 +98,10 @@ TEST_F(MachineTest, OddFilesBoundNothing) {
   }
 }
 
+TEST_F(MachineTest, ColdBytesAreMoreThanCachesAndLessThanMemory) {
+  EXPECT_LE(cold_bytes(), memory_limit_bytes() / 8);
+  EXPECT_GE(cold_bytes(), std::min<int64_t>(memory_limit_bytes() / 8, 256 << 20));
+}
+
 }  // namespace
 }  // namespace sluice

@@ -84,8 +84,9 @@ bool wait_readable(int fd, Duration bound) {
 // Copies a child's stderr to ours and keeps the last lines. One thread per child; it sleeps in poll.
 class StderrTail {
  public:
-  StderrTail(Descriptor from, std::function<void(std::string_view)> on_line)
-      : from_(std::move(from)), on_line_(std::move(on_line)), stop_(::eventfd(0, EFD_CLOEXEC)) {
+  // `stop`: an eventfd.
+  StderrTail(Descriptor from, Descriptor stop, std::function<void(std::string_view)> on_line)
+      : from_(std::move(from)), on_line_(std::move(on_line)), stop_(std::move(stop)) {
     ::fcntl(from_.get(), F_SETFL, O_NONBLOCK);
     thread_ = std::thread([this] { run(); });
   }
@@ -269,7 +270,9 @@ Result<Process> Process::start(const ProcessOptions& options) {
   Descriptor stderr_end;
   if (options.keep_stderr_tail) {
     SLUICE_TRY(auto ends, make_pipe());
-    impl->tail = std::make_unique<StderrTail>(std::move(ends.first), options.on_stderr_line);
+    Descriptor stop(::eventfd(0, EFD_CLOEXEC));
+    if (stop.get() < 0) return system_error("cannot make an eventfd", errno);
+    impl->tail = std::make_unique<StderrTail>(std::move(ends.first), std::move(stop), options.on_stderr_line);
     stderr_end = std::move(ends.second);
     posix_spawn_file_actions_adddup2(&setup.actions, stderr_end.get(), STDERR_FILENO);
   }

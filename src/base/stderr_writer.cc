@@ -5,9 +5,9 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <cstdint>
+#include <mutex>
 #include <string>
 
 namespace sluice {
@@ -18,7 +18,7 @@ constexpr size_t kPiece = 4096;
 // For a reader that is only slow. One that has stopped is waited for once.
 constexpr int kPatienceMillis = 200;
 
-std::atomic<uint64_t> lost_bytes{0};
+uint64_t lost_bytes = 0;
 
 bool has_room(int patience_millis) {
   pollfd entry{STDERR_FILENO, POLLOUT, 0};
@@ -38,18 +38,21 @@ bool write_piece(std::string_view piece) {
 }  // namespace
 
 void write_stderr(std::string_view bytes) {
+  // Between the look for room and the write nobody else may take it.
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
   while (!bytes.empty()) {
-    const uint64_t lost = lost_bytes.load(std::memory_order_relaxed);
+    const uint64_t lost = lost_bytes;
     if (!has_room(lost > 0 ? 0 : kPatienceMillis)) break;
     if (lost > 0) {
-      lost_bytes.fetch_sub(lost, std::memory_order_relaxed);
+      lost_bytes = 0;
       write_piece(fmt::format("({} bytes of the log were lost here: nobody read it)\n", lost));
       continue;
     }
     if (!write_piece(bytes.substr(0, kPiece))) return;
     bytes.remove_prefix(std::min(bytes.size(), kPiece));
   }
-  lost_bytes.fetch_add(bytes.size(), std::memory_order_relaxed);
+  lost_bytes += bytes.size();
 }
 
 }  // namespace sluice

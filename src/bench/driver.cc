@@ -184,7 +184,7 @@ Task<> converse(Lane& lane, size_t index, TimePoint due) {
     if (!item.turns.empty()) prompt.messages.push_back(item.turns[turn]);
     const std::string body = request_body(run.options.form, prompt);
     co_await request(lane, item, body, due, outcomes[turn]);
-    if (turn + 1 == outcomes.size()) break;
+    if (turn + 1 == outcomes.size() || run.stopping) break;
     if (!outcomes[turn].ok()) {
       for (size_t rest = turn + 1; rest < outcomes.size(); ++rest) {
         outcomes[rest].due = outcomes[rest].sent = now() - run.start;

@@ -247,6 +247,22 @@ TEST_F(DriverTest, WhatAnInterruptionCutsOffIsNoFailure) {
   EXPECT_TRUE(result.outcomes.empty());
 }
 
+TEST_F(DriverTest, TurnsAfterOneThatWasCutOffAreNoFailures) {
+  const auto worker = start_worker();
+  worker->set_fault({.kind = SimFault::Kind::kStall});
+  auto one = items(1);
+  one[0].turns = {"hello", "and?", "bye"};
+  int failed = 0;
+  const auto result = drive(to(*worker, Api::kChat), one, {0ms}, [&](const Progress& progress) {
+    failed = progress.failed;
+    return worker->counters().faults == 0;
+  });
+  EXPECT_TRUE(result.interrupted);
+  EXPECT_EQ(result.cut_off, 1u);
+  EXPECT_TRUE(result.outcomes.empty());
+  EXPECT_EQ(failed, 0);
+}
+
 TEST_F(DriverTest, TheRoutingKeyAndTheHeadersAreSent) {
   const auto worker = start_worker();
   auto options = to(*worker);

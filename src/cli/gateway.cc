@@ -20,6 +20,7 @@ bool serve_until_told(gateway::Gateway& gateway, StopSignals& signals, const Com
   while (signals.wait() == SIGUSR2) {
     const auto taken_over = start_successor(command, gateway, signals);
     if (taken_over.ok()) return true;
+    gateway.keep_fleet();
     SLUICE_LOG(error, "cli/gateway", "the successor could not take over, this process goes on: {}",
                taken_over.error().message);
   }

@@ -105,5 +105,7 @@ int main(int argc, char** argv) {
   sluice::end_with_parent();
   // A client that has gone away is an error of write(), not the end of the process.
   std::signal(SIGPIPE, SIG_IGN);
+  // Ignored, as whoever started this may have left it, the ends of processes of ours would go unseen.
+  std::signal(SIGCHLD, SIG_DFL);
   return sluice::cli::dispatch(sluice::cli::Arguments(argv + 1, argv + argc));
 }

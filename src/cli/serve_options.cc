@@ -4,6 +4,8 @@
 #include <array>
 #include <deque>
 
+#include "gateway/context.h"
+
 namespace sluice::cli {
 namespace {
 
@@ -144,6 +146,8 @@ std::optional<OptionValue> engine_value(const engine::EngineOptions& options,
   for (size_t row = 0; row < engine.size(); ++row) {
     if (engine.specs()[row].name != gateway_spec.name) continue;
     auto value = converted(engine.get(options, row), gateway_spec.value);
+    // The same level by its other name.
+    if (gateway_spec.name == "log-level" && value == OptionValue(std::string("warning"))) value = std::string("warn");
     if (value && internal::validate_option(gateway_spec, *value).ok()) return value;
   }
   return std::nullopt;
@@ -254,6 +258,10 @@ Result<ServeCommand> parse_serve(const Arguments& arguments) {
     if (const auto value = engine_value(command.engine, spec)) gateway.assign(command.gateway, row, *value);
   }
   SLUICE_TRY_VOID(take_certificate(command));
+  // The gateway sends it to the workers.
+  if (const auto key = gateway::check_api_key(command.engine.api_key.value_or("")); !key.ok()) {
+    return Error{ErrorCode::kBadOption, "--api-key: " + key.error().message};
+  }
   if (command.dp_attention()) {
     command.gateway.dp_aware = true;
   } else if (command.serve.replicas > 1) {

@@ -65,6 +65,18 @@ TEST(ServeOptionsTest, TheEnginesCertificateIsWhatTheGatewayShows) {
   EXPECT_THAT(refused({"--ssl-keyfile-password", "x"}), HasSubstr("--ssl-keyfile-password"));
 }
 
+TEST(ServeOptionsTest, WhatTheEngineCallsOtherwiseIsTheGatewaysToo) {
+  EXPECT_EQ(parsed({"--log-level", "warning"}).gateway.log_level, "warn");
+  EXPECT_EQ(parsed({"--log-level", "debug"}).gateway.log_level, "debug");
+  EXPECT_EQ(parsed({"--host", "warning"}).gateway.host, "warning") << "levels alone have two names";
+}
+
+TEST(ServeOptionsTest, AKeyThatNoHeadMayHaveIsRefused) {
+  const auto refused = parse_serve({"--api-key", "schl\xC3\xBCssel", "--router-api-key", "outer"});
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().message, "--api-key: api_key must be printable ASCII");
+}
+
 TEST(ServeOptionsTest, UnknownAndRejectedFlagsEndWithOneLine) {
   EXPECT_THAT(parse_serve({"--router-polcy", "x"}).error().message, HasSubstr("did you mean --router-policy?"));
   EXPECT_THAT(parse_serve({"--connection-mode", "grpc"}).error().message, HasSubstr("is not implemented"));

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "base/stderr_writer.h"
+
 namespace sluice::cli {
 
 StartupDisplay::StartupDisplay(std::vector<std::string> names, int descriptor, bool terminal)
@@ -82,6 +84,7 @@ void StartupDisplay::draw(std::string_view above) {
 }
 
 void StartupDisplay::write(std::string_view bytes) const {
+  if (descriptor_ == STDERR_FILENO) return write_stderr(bytes);  // that nobody reads it must hold up nobody
   while (!bytes.empty()) {
     const ssize_t n = ::write(descriptor_, bytes.data(), bytes.size());
     if (n < 0 && errno != EINTR) return;  // nobody looks any more

@@ -49,5 +49,16 @@ TEST_F(StartupDisplayTest, WritesALinePerPhaseElsewhere) {
   EXPECT_EQ(written(), "worker 0: loading\nworker 0: ready\n");
 }
 
+TEST_F(StartupDisplayTest, R29NobodyWaitsForAReaderThatReadsNothing) {
+  const int before = ::dup(STDERR_FILENO);
+  ::fcntl(ends_[1], F_SETFL, 0);
+  ::dup2(ends_[1], STDERR_FILENO);
+  StartupDisplay display({"worker 0"}, STDERR_FILENO, /*terminal=*/false);
+  for (int i = 0; i < 2000; ++i) display.print(std::string(99, 'x'));  // three times what a pipe holds
+  ::dup2(before, STDERR_FILENO);
+  ::close(before);
+  EXPECT_THAT(written(), HasSubstr("xxx\n"));
+}
+
 }  // namespace
 }  // namespace sluice::cli

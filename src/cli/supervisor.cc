@@ -113,8 +113,9 @@ class Supervisor::Impl {
   Result<void> start(size_t i) {
     Worker& worker = workers_[i];
     int ends[2];
+    worker.backoff.started();
     if (::pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) {
-      return Error{ErrorCode::kExhausted, fmt::format("cannot make a pipe: {}", std::strerror(errno))};
+      return down(i, fmt::format("cannot make a pipe: {}", std::strerror(errno)), /*by_itself=*/true);
     }
     ProcessOptions start_with = worker.start_with;
     start_with.descriptors[kReadyVariable] = ends[1];
@@ -124,7 +125,6 @@ class Supervisor::Impl {
     worker.reported_failure.clear();
     worker.parser = {};
     worker.pipe = ends[0];
-    worker.backoff.started();
     if (!process.ok()) return down(i, process.error().message, /*by_itself=*/true);
     worker.process.emplace(std::move(process).value());
     worker.due = real_clock().now() + options_.startup_timeout;
@@ -143,7 +143,7 @@ class Supervisor::Impl {
     const bool from_outside = status->signal == SIGKILL || status->signal == SIGTERM;
     if (detail.empty() && !from_outside) detail = last_line(worker.process->stderr_tail());
     if (!detail.empty()) cause += ": " + detail;
-    return down(i, cause, status->signal == 0);
+    return down(i, cause, !from_outside);
   }
 
   void read_pipe(size_t i) {

@@ -111,6 +111,14 @@ TEST(SupervisorTest, AWorkerKilledFromOutsideWhileItStartsIsStartedAgain) {
   EXPECT_EQ(recorder.events[0], "0 down killed by SIGKILL restarts");
 }
 
+TEST(SupervisorTest, AWorkerThatAbortsBeforeAnyWasReadyEndsTheLaunch) {
+  Recorder recorder;
+  Supervisor supervisor({shell("echo a broken invariant >&2; kill -ABRT $$")}, quick(), recorder);
+  const auto result = supervisor.run(recorder.descriptor());
+  ASSERT_FALSE(result.ok());
+  EXPECT_EQ(result.error().message, "worker 0 did not start: killed by SIGABRT: a broken invariant");
+}
+
 // Says that it is ready at an address where connections are taken and nobody reads.
 ProcessOptions deaf(const sluice::testing::RawListener& listener) {
   return shell(fmt::format(R"(echo '{{"status":"ready","url":"{}"}}' > /dev/fd/$SLUICE_READY_FD; exec sleep 100)",

@@ -213,6 +213,7 @@ void fields(V& v, M& m) {
   v.flag(m.return_hidden_states);
   v.flag(m.return_routed_experts);
   v.scalars(m.input_embeds);
+  v.flag(m.is_health_check);
   v.scalar(m.dispatch_seq);
 }
 

@@ -56,6 +56,7 @@ ToRank draw_to_rank(Rng& rng) {
       m.routing_key = draw_text(rng);
       m.return_hidden_states = rng.below(2);
       m.return_routed_experts = rng.below(2);
+      m.is_health_check = rng.below(2);
       m.input_embeds.resize(rng.below(9), static_cast<float>(rng.uniform()));
       m.dispatch_seq = rng.next();
       return m;

@@ -20,6 +20,7 @@ void ControlRounds::begin(ControlRequest& request, std::set<size_t> ranks, Durat
                      .at_most = at_most,
                      .due = clock_.now() + at_most,
                      .done = std::move(done),
+                     .done_by_some = false,
                      .refusals = {},
                      .answers = {}});
   finish_if_answered(std::prev(rounds_.end()));
@@ -34,10 +35,11 @@ std::optional<ControlKind> ControlRounds::asked(size_t rank, uint64_t id) const 
 void ControlRounds::take(size_t rank, ControlReply reply) {
   const auto round = std::ranges::find(rounds_, reply.id, [](const Round& r) { return r.request.id; });
   if (round == rounds_.end() || round->waiting_for.erase(rank) == 0) return;
-  if (!reply.ok) {
+  if (reply.ok) {
+    round->done_by_some = true;
+    if (!reply.message.empty()) round->answers.emplace(static_cast<int64_t>(rank), std::move(reply.message));
+  } else {
     round->refusals.push_back(fmt::format("rank {}: {}", rank, reply.message));
-  } else if (!reply.message.empty()) {
-    round->answers.emplace(static_cast<int64_t>(rank), std::move(reply.message));
   }
   finish_if_answered(round);
 }
@@ -84,10 +86,14 @@ std::string ControlRounds::model_file() const {
 
 ControlRounds::Place ControlRounds::finish_if_answered(Place round) {
   if (!round->waiting_for.empty()) return std::next(round);
+  const bool loads = round->request.kind == ControlKind::kLoadWeights;
   if (!round->refusals.empty()) {
-    return finish(round, Error{ErrorCode::kUnavailable, fmt::format("{}", fmt::join(round->refusals, "; "))});
+    return finish(round, Error{loads && !round->done_by_some ? ErrorCode::kRefused : ErrorCode::kUnavailable,
+                               fmt::format("{}", fmt::join(round->refusals, "; "))});
   }
-  if (round->request.kind == ControlKind::kLoadWeights) loaded_ = round->request.text;
+  // Nobody knows whether they can be loaded.
+  if (loads && !round->done_by_some) return finish(round, Error{ErrorCode::kRefused, "no rank is there to load them"});
+  if (loads) loaded_ = round->request.text;
   return finish(round, std::move(round->answers));
 }
 

@@ -47,6 +47,7 @@ class ControlRounds {
     Duration at_most;
     TimePoint due;
     Backend::OnControl done;
+    bool done_by_some = false;
     std::vector<std::string> refusals;
     Backend::RankAnswers answers;
   };

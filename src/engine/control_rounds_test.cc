@@ -128,6 +128,19 @@ TEST_F(ControlRoundsTest, ARankThatStartsLoadsWhatTheOthersHaveOrAreLoading) {
   answer(0, bad);
   refuse(1, bad, "another model");
   EXPECT_EQ(rounds_.model_file(), "/m/2");
+  EXPECT_EQ(heard_.back().error().code, ErrorCode::kUnavailable) << "some have them";
+}
+
+TEST_F(ControlRoundsTest, WeightsThatNobodyHasLoadedAreNotTheOnesThatHold) {
+  begin(ControlKind::kLoadWeights, {}, seconds(600), "/m/2");
+  const uint64_t refused = begin(ControlKind::kLoadWeights, {0, 1}, seconds(600), "/m/3");
+  refuse(0, refused, "another model");
+  refuse(1, refused, "another model");
+  begin(ControlKind::kLoadWeights, {0, 1}, seconds(600), "/m/4");
+  rounds_.drop({0, 1});
+  ASSERT_EQ(heard_.size(), 3u);
+  for (const auto& each : heard_) EXPECT_EQ(each.error().code, ErrorCode::kRefused);
+  EXPECT_EQ(rounds_.model_file(), "");
 }
 
 }  // namespace

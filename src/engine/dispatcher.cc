@@ -108,14 +108,16 @@ void Dispatcher::rank_ready(int64_t rank, uint64_t incarnation) {
   budget_.set_active(rank, true);
 }
 
-Dispatcher::Lost Dispatcher::rank_lost(int64_t rank, const std::string& cause) {
+Dispatcher::Lost Dispatcher::ranks_lost(std::span<const int64_t> ranks, const std::string& cause) {
   std::lock_guard lock(mutex_);
-  incarnations_[static_cast<size_t>(rank)] = 0;
-  budget_.set_active(rank, false);
-  if (prefixes_) prefixes_->forget(rank);
+  for (const int64_t rank : ranks) {
+    incarnations_[static_cast<size_t>(rank)] = 0;
+    budget_.set_active(rank, false);
+    if (prefixes_) prefixes_->forget(rank);
+  }
   std::vector<Flights::iterator> affected;
   for (auto it = flights_.begin(); it != flights_.end(); ++it) {
-    if (it->second.rank == rank) affected.push_back(it);
+    if (std::ranges::find(ranks, it->second.rank) != ranks.end()) affected.push_back(it);
   }
   // In the order in which they came.
   std::ranges::sort(affected, {}, [](const auto& it) { return it->second.request.dispatch_seq; });
@@ -129,7 +131,7 @@ Dispatcher::Lost Dispatcher::rank_lost(int64_t rank, const std::string& cause) {
     }
     const bool second = flight.dispatches >= kMaxDispatches;
     const std::string message =
-        fmt::format("data-parallel rank {} ended{}: {}", rank,
+        fmt::format("data-parallel rank {} ended{}: {}", flight.rank,
                     second ? ", the second one with this request, which is not tried again" : "", cause);
     // Where nothing was answered yet, the client may well try again, but not with what ended two of them: 503.
     auto last = last_output(it->first, flight, flight.started || second ? 500 : 503, message, /*rank_ended=*/true);

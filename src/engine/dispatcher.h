@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -45,12 +46,12 @@ class Dispatcher {
   std::vector<Delivery> outputs(int64_t rank, uint64_t incarnation, OutputBatch batch);
 
   void rank_ready(int64_t rank, uint64_t incarnation);
-  // Its requests without output go to other ranks where they may; the others end here.
+  // Ranks that have ended together. Their requests without output go to others where they may; the rest end here.
   struct Lost {
     size_t moved = 0;
     std::vector<Delivery> ended;
   };
-  Lost rank_lost(int64_t rank, const std::string& cause);
+  Lost ranks_lost(std::span<const int64_t> ranks, const std::string& cause);
   // The rank's prefix cache was emptied.
   void rank_flushed(int64_t rank);
   // Ends everything with 503.
@@ -86,7 +87,7 @@ class Dispatcher {
   const LoadBalanceRow& method_;
 
   mutable std::mutex mutex_;  // guards what follows; no other lock is taken under it
-  DpBudget budget_;
+  mutable DpBudget budget_;
   std::optional<PrefixBelief> prefixes_;  // for a method that looks at them
   std::vector<uint64_t> incarnations_;    // [ranks] 0 = takes no requests
   int64_t previous_ = -1;

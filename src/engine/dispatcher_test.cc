@@ -67,7 +67,8 @@ class RandomLife {
 
   void lose(size_t rank) {
     carry();
-    auto [moved, ended] = dispatcher_.rank_lost(static_cast<int64_t>(rank), "it fell over");
+    const int64_t lost[] = {static_cast<int64_t>(rank)};
+    auto [moved, ended] = dispatcher_.ranks_lost(lost, "it fell over");
     moved_ += moved;
     for (const auto& delivery : ended) {
       EXPECT_TRUE(on_rank_[rank].contains(delivery.output.rid)) << delivery.output.rid << " was elsewhere";
@@ -161,6 +162,43 @@ TEST(DispatcherTest, EveryAcceptedRequestEndsOnceWhateverHappens) {
     for (int i = 0; i < 2000; ++i) random.event();
     random.finish();
   }
+}
+
+TEST(DispatcherTest, RanksThatEndTogetherAreNoRefugeOfEachOthersRequests) {
+  sluice::testing::FakeClock clock;
+  LoadBoard board = *LoadBoard::create(3);
+  Dispatcher dispatcher{*find_load_balance("round_robin"), board, clock};
+  std::map<std::string, RequestOutput> last;
+  const auto submit = [&](const std::string& rid, std::optional<int64_t> pinned) {
+    const auto rank = dispatcher.submit({.rid = rid, .input_ids = {1, 2}}, pinned,
+                                        [&last, rid](RequestOutput output) { last[rid] = std::move(output); });
+    return rank.ok() ? *rank : -1;
+  };
+  const auto lose = [&](std::vector<int64_t> ranks) {
+    auto [moved, ended] = dispatcher.ranks_lost(ranks, "it fell over");
+    for (auto& delivery : ended) (*delivery.to)(std::move(delivery.output));
+    return moved;
+  };
+  dispatcher.rank_ready(0, 1);
+  dispatcher.rank_ready(1, 1);
+  ASSERT_EQ(submit("a", {}), 0);
+  ASSERT_EQ(submit("b", {}), 1);
+  EXPECT_EQ(lose({0, 1}), 0u);
+  ASSERT_EQ(last.size(), 2u);
+  for (const auto& [rid, output] : last) {
+    EXPECT_EQ(output.finish.status_code, 503) << rid;
+    EXPECT_FALSE(output.finish.ended_two) << rid;
+  }
+
+  for (const int64_t rank : {0, 1, 2}) dispatcher.rank_ready(rank, 2);
+  ASSERT_EQ(submit("c", {}), 2);
+  ASSERT_EQ(submit("d", {}), 0);
+  ASSERT_EQ(submit("e", {}), 1);
+  (void)dispatcher.take_outgoing();
+  EXPECT_EQ(lose({0, 1}), 2u);
+  const auto sent = dispatcher.take_outgoing();
+  ASSERT_EQ(sent.size(), 2u);
+  for (const auto& each : sent) EXPECT_EQ(each.rank, 2);
 }
 
 }  // namespace

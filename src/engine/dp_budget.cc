@@ -77,11 +77,16 @@ std::span<RankLoad> DpBudget::loads() {
   return loads_;
 }
 
-LoadSnapshot DpBudget::word(int64_t rank) const { return read(rank).value_or(ranks_[static_cast<size_t>(rank)].word); }
+LoadSnapshot DpBudget::word(int64_t rank) {
+  (void)read(rank);
+  return ranks_[static_cast<size_t>(rank)].last;
+}
 
-std::optional<LoadSnapshot> DpBudget::read(int64_t rank) const {
+std::optional<LoadSnapshot> DpBudget::read(int64_t rank) {
+  Rank& its = ranks_[static_cast<size_t>(rank)];
   auto word = board_.read(rank);
-  if (word && word->unix_nanos == ranks_[static_cast<size_t>(rank)].stale_word) word.reset();
+  if (word && word->unix_nanos == its.stale_word) word.reset();
+  if (word) its.last = *word;
   return word;
 }
 

@@ -35,7 +35,7 @@ class DpBudget {
   // [ranks] Reads the board again if the last time is 20 ms ago.
   std::span<RankLoad> loads();
   // The rank's last word, read now; zeros before its first.
-  LoadSnapshot word(int64_t rank) const;
+  LoadSnapshot word(int64_t rank);
 
  private:
   struct Dispatched {
@@ -44,13 +44,14 @@ class DpBudget {
     int64_t fresh = 0;
   };
   struct Rank {
-    LoadSnapshot word;
+    LoadSnapshot word;                   // that loads() has counted
+    LoadSnapshot last;                   // that was read
     int64_t stale_word = 0;              // unix_nanos of the last word of a process that has ended
     std::deque<Dispatched> not_in_word;  // ascending seq
   };
 
   // A word of the process that runs now, if there is one.
-  std::optional<LoadSnapshot> read(int64_t rank) const;
+  std::optional<LoadSnapshot> read(int64_t rank);
 
   const LoadBoard& board_;
   const Clock& clock_;

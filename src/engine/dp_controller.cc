@@ -152,6 +152,7 @@ class DataParallelController::Impl {
 
     RestartBackoff backoff;
     uint64_t incarnation = 0;
+    std::string model_file;                                  // that it was started with; empty: the server's
     std::shared_ptr<parallel::ShmSegment> segment;           // null: one rank, or several hosts
     std::unique_ptr<parallel::RendezvousServer> rendezvous;  // of several hosts
     bool ready = false;
@@ -299,6 +300,13 @@ class DataParallelController::Impl {
 
   void instance_ready(size_t number) {
     Instance& instance = instances_[number];
+    if (instance.model_file != controls_.model_file()) {
+      for (Rank& rank : ranks_of(number)) {
+        rank.failure = "other weights were loaded while it started";
+        if (rank.process) rank.process->signal(SIGKILL);
+      }
+      return;
+    }
     instance.ready = true;
     instance.due.reset();
     for (const int64_t row : rows_of(number)) {
@@ -360,6 +368,7 @@ class DataParallelController::Impl {
   void start(size_t number) {
     Instance& instance = instances_[number];
     instance.incarnation += 1;
+    instance.model_file = controls_.model_file();
     instance.ending = false;
     instance.backoff.started();
     instance.due = clock_.now() + options_.startup_timeout;
@@ -398,7 +407,7 @@ class DataParallelController::Impl {
                   .dp_rank = row_of(i),
                   .tp_rank = static_cast<int64_t>(i % tp()),
                   .incarnation = instance.incarnation,
-                  .model_file = controls_.model_file()};
+                  .model_file = instance.model_file};
     SLUICE_TRY(spec.input_endpoint, link_->open_input(process, spec.incarnation, elsewhere(i)));
     spec.output_endpoint = link_->output_endpoint(elsewhere(i));
     if (instance.rendezvous) spec.rendezvous = instance.rendezvous->endpoint();
@@ -467,18 +476,13 @@ class DataParallelController::Impl {
     for (Rank& other : ranks_of(number)) {
       if (other.process) other.process->signal(SIGKILL);
     }
-    size_t moved = 0;
-    std::vector<Dispatcher::Delivery> ended;
-    for (const int64_t row : rows_of(number)) {
-      {
-        std::lock_guard lock(mutex_);
-        states_[static_cast<size_t>(row)].ready = false;
-        states_[static_cast<size_t>(row)].pid = 0;
-      }
-      auto lost = dispatcher_.rank_lost(row, cause);
-      moved += lost.moved;
-      std::ranges::move(lost.ended, std::back_inserter(ended));
+    const std::vector<int64_t> rows = rows_of(number);
+    for (const int64_t row : rows) {
+      std::lock_guard lock(mutex_);
+      states_[static_cast<size_t>(row)].ready = false;
+      states_[static_cast<size_t>(row)].pid = 0;
     }
+    auto [moved, ended] = dispatcher_.ranks_lost(rows, cause);
     SLUICE_LOG(error, kComponent,
                "rank {} has ended ({}{}); {} requests went to other ranks, {} ended; {} again in {:.1f} s", i, cause,
                seen.empty() ? "" : "; last seen at " + seen, moved, ended.size(),

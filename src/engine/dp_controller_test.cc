@@ -548,6 +548,11 @@ TEST_F(DpControllerTest, AbortsReachTheRanksThatHaveTheRequests) {
 
 class FlushTest : public DpControllerTest {
  protected:
+  std::future<Result<Backend::RankAnswers>> control(ControlKind kind, const std::string& text) {
+    auto promise = std::make_shared<std::promise<Result<Backend::RankAnswers>>>();
+    controller_->control(kind, text, 30s, [promise](auto result) { promise->set_value(std::move(result)); });
+    return promise->get_future();
+  }
   std::future<Result<Backend::RankAnswers>> flush() {
     auto promise = std::make_shared<std::promise<Result<Backend::RankAnswers>>>();
     controller_->flush_cache([promise](auto result) { promise->set_value(std::move(result)); });
@@ -569,10 +574,7 @@ TEST_F(FlushTest, IsDoneWhenEveryRankHasAnswered) {
 
 TEST_F(FlushTest, HandsOnWhatRanksAnswer) {
   start(2);
-  auto promise = std::make_shared<std::promise<Result<Backend::RankAnswers>>>();
-  auto done = promise->get_future();
-  controller_->control(ControlKind::kRecordExperts, "dump", 30s,
-                       [promise](auto result) { promise->set_value(std::move(result)); });
+  auto done = control(ControlKind::kRecordExperts, "dump");
   rank(1).send(ControlReply{.id = next<ControlRequest>(1).id, .ok = true, .message = "of rank 1"});
   rank(0).send(ControlReply{.id = next<ControlRequest>(0).id, .ok = true, .message = "of rank 0"});
   ASSERT_EQ(done.wait_for(kWait), std::future_status::ready);
@@ -615,21 +617,19 @@ TEST_F(FlushTest, EndsAfter30SecondsNamingTheSilentRank) {
 
 TEST_F(FlushTest, APauseAndOtherWeightsHoldForARankThatRestarts) {
   start(2);
-  const auto control = [this](ControlKind kind, const std::string& text) {
-    auto promise = std::make_shared<std::promise<Result<Backend::RankAnswers>>>();
-    controller_->control(kind, text, 30s, [promise](auto result) { promise->set_value(std::move(result)); });
+  const auto do_all = [this](ControlKind kind, const std::string& text) {
+    auto done = control(kind, text);
     for (const int64_t i : {0, 1}) {
       const auto request = next<ControlRequest>(i);
       EXPECT_EQ(request.kind, kind);
       EXPECT_EQ(request.text, text);
       rank(i).send(ControlReply{.id = request.id, .ok = true});
     }
-    auto done = promise->get_future();
     EXPECT_EQ(done.wait_for(kWait), std::future_status::ready);
     EXPECT_TRUE(done.get().ok());
   };
-  control(ControlKind::kPauseInPlace, "");
-  control(ControlKind::kLoadWeights, "/new/model");
+  do_all(ControlKind::kPauseInPlace, "");
+  do_all(ControlKind::kLoadWeights, "/new/model");
   kill_and_wait(0);
   clock_.advance(1s);
   nudge();
@@ -638,6 +638,31 @@ TEST_F(FlushTest, APauseAndOtherWeightsHoldForARankThatRestarts) {
   EXPECT_EQ(spec->model_file, "/new/model");
   connect(*spec).send(RankReady{});
   EXPECT_EQ(next<ControlRequest>(0).kind, ControlKind::kPauseRetract);
+}
+
+TEST_F(FlushTest, ARankThatWasLoadingWhenOthersGotOtherWeightsStartsAgainWithThose) {
+  start(2);
+  kill_and_wait(1);
+  clock_.advance(1s);
+  nudge();
+  const auto loading = next_start();
+  ASSERT_TRUE(loading);
+  EXPECT_EQ(loading->model_file, "");
+  auto done = control(ControlKind::kLoadWeights, "/new/model");
+  rank(0).send(ControlReply{.id = next<ControlRequest>(0).id, .ok = true});
+  ASSERT_EQ(done.wait_for(kWait), std::future_status::ready);
+  EXPECT_TRUE(done.get().ok());
+
+  connect(*loading).send(RankReady{});
+  let_time_pass_until([&] { return waiting_starts() > 0; });
+  const auto again = next_start();
+  ASSERT_TRUE(again);
+  EXPECT_EQ(again->dp_rank, 1);
+  EXPECT_EQ(again->model_file, "/new/model");
+  connect(*again).send(RankReady{});
+  int tries = 0;
+  let_time_pass_until([&] { return submit(fmt::format("try-{}", tries++), 1).ok(); });
+  EXPECT_EQ(next<GenerateRequest>(1).rid, fmt::format("try-{}", tries - 1)) << "and serves";
 }
 
 // ---- start and end

@@ -63,6 +63,8 @@ Result<void> GroupRunner::exchange(StepRow row) {
   phase_clock_.arrive(row.seq);
   auto met = groups_.all->all_gather(host_, parallel::Element::kI64, &row, rows_.data(), parallel::kStepColumns);
   phase_clock_.leave();
+  // Else those that left first compute for a time slice before the others know of the step, whose devices wait.
+  if (crowded_ && met.ok()) met = groups_.all->barrier();
   if (!met.ok()) {
     member_.fail();
     return failed(std::move(met).error());

@@ -92,6 +92,8 @@ class GroupRunner final : public models::Runner {
   uint64_t steps() const { return steps_; }
   uint64_t split_steps() const { return split_steps_; }
   uint64_t fixed_steps() const { return fixed_steps_; }  // those of a fixed shape
+  // On some host ranks outnumber cores. Told to every rank alike, before the first step: they meet once more then.
+  void set_crowded(bool crowded) { crowded_ = crowded; }
   // Runs while steps are recorded, those of other groups' work too.
   parallel::PhaseClock& phase_clock() { return phase_clock_; }
   // Keeps the others patient, while it lives, with what takes as long as it takes between two steps: files.
@@ -120,6 +122,7 @@ class GroupRunner final : public models::Runner {
   const std::optional<double> split_threshold_;
   const parallel::Context host_;  // control data is host memory
   int64_t table_width_ = 0;
+  bool crowded_ = false;
   parallel::StepMember member_;
   StepShape shape_;
   int64_t prefilling_ = 0;

@@ -15,8 +15,8 @@ constexpr double kDefaultFraction = 0.5;
 constexpr int64_t kDefaultRunning = 256;
 constexpr int64_t kDefaultChunk = 512;
 // What a rank takes beside all that it declares once everything is used: libraries' pages that were not touched before,
-// kernels' own memory, requests. Measured (docs/results/memory.md), with two threads.
-constexpr int64_t kInUseBytes = 12 << 20;
+// kernels' own memory, requests: 0 to 10 MiB as measured (docs/results/memory.md), with two threads.
+constexpr int64_t kInUseBytes = 6 << 20;
 // A pool below this cannot serve anything: see Scheduler::max_req_input_len().
 constexpr int64_t kSmallestPool = 32;
 

@@ -77,7 +77,7 @@ TEST(MemoryTakenTest, ARankTakesWhatItsPlanSaysAndLittleMore) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "another allocator";
 #endif
-  // Kernels' own memory with one thread, for which a plan has 12 MiB with the program. Nearly all parts are larger.
+  // Kernels' own memory with one thread, for which a plan has 6 MiB with the program. Nearly all parts are larger.
   constexpr int64_t kBeyond = 4 << 20;
   const struct {
     std::string model, override;

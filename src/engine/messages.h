@@ -59,6 +59,7 @@ struct GenerateRequest {
   bool return_hidden_states = false;
   bool return_routed_experts = false;
   std::vector<float> input_embeds;  // [input_ids, hidden] in place of the ids' embeddings; the ids are -1 then
+  bool is_health_check = false;     // of the server itself: answered without a token where there is work
   uint64_t dispatch_seq = 0;        // set by the DataParallelController
 };
 

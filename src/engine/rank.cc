@@ -131,6 +131,7 @@ class RankProcess {
     const RecordExperts record_experts = [&](std::string_view command) { return runner->record_experts(command); };
     GroupRunner* group = nullptr;
     if (world_) group = static_cast<GroupRunner*>(runner.get());
+    if (group != nullptr) group->set_crowded(crowded_);
     if (group != nullptr && keeps_experts) group->gather_routing();
     if (group != nullptr && !groups_.layout.leads()) {
       report_ready(model, memory, 0);
@@ -244,6 +245,7 @@ class RankProcess {
   }
 
   // All ranks of an instance have the smallest pool of them: what a leader plans must fit on each rank of its group.
+  // And all are crowded where one is, as calls must be the same on all.
   Result<MemoryPlan> plan(const models::ModelInfo& model, int64_t host_ranks) {
     EngineOptions options = spec_.options;
     const bool has_followers = world_ && groups_.layout.leads() && groups_.layout.attention_tp_size() > 1;
@@ -254,8 +256,10 @@ class RankProcess {
                             .slot_tables = has_followers ? 2 : 1};
     SLUICE_TRY(MemoryPlan memory, plan_memory(options, model, facts));
     if (!world_) return memory;
-    int64_t most[] = {-memory.max_total_tokens, -memory.max_running_requests, -memory.kept_states};
-    SLUICE_TRY_VOID(world_->all_reduce({}, parallel::Element::kI64, most, most, 3, parallel::Reduction::kMax));
+    int64_t most[] = {-memory.max_total_tokens, -memory.max_running_requests, -memory.kept_states,
+                      host_ranks > usable_cores() ? 1 : 0};
+    SLUICE_TRY_VOID(world_->all_reduce({}, parallel::Element::kI64, most, most, 4, parallel::Reduction::kMax));
+    crowded_ = most[3] != 0;
     options.max_total_tokens = -most[0];
     options.max_running_requests = -most[1];
     SLUICE_TRY(memory, plan_memory(options, model, facts));
@@ -368,6 +372,7 @@ class RankProcess {
   RankLink link_;
   std::shared_ptr<parallel::ShmSegment> segment_;  // null: this rank is an instance
   std::unique_ptr<parallel::Communicator> world_;  // null: this rank is an instance by itself
+  bool crowded_ = false;                           // ranks outnumber cores on a host of the instance
   parallel::Groups groups_;
   std::unique_ptr<parallel::Overlap> overlap_;  // null: nothing is computed while rows are on their way
   const TimePoint begun_ = real_clock().now();

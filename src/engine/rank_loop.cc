@@ -25,8 +25,6 @@ constexpr Duration kSignOfLife = std::chrono::seconds(1);
 constexpr int kLingerMillis = 1000;
 // Work is on its way to another rank of the instance: it steps as soon as it is there.
 constexpr Duration kShortWait = std::chrono::milliseconds(1);
-// The line of this thread in Pulse::beats: the first ones are those of the threads that compute.
-constexpr int kLoopBeats = 15;
 // Between two looks at the messages while a step is computed.
 constexpr Duration kLookUpEvery = std::chrono::milliseconds(5);
 

@@ -5,6 +5,7 @@
 #include <unistd.h>
 #include <zmq.h>
 
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -323,7 +324,7 @@ TEST_P(RankLoopTest, APauseHoldsWhatComesUntilItIsOver) {
   // The rank still listens, and the request waits.
   EXPECT_TRUE(control(ControlKind::kFlushCache).ok);
   EXPECT_EQ(board_.read(1)->num_running_reqs, 0);
-  send(GenerateRequest{.rid = "HEALTH_CHECK_1", .input_ids = {0}});
+  send(GenerateRequest{.rid = "HEALTH_CHECK_1", .input_ids = {0}, .is_health_check = true});
   EXPECT_EQ(outcome("HEALTH_CHECK_1").finish.kind, FinishKind::kLength);
   EXPECT_EQ(board_once([](const LoadSnapshot& load) { return load.num_paused_reqs == 1; }).num_paused_reqs, 1);
   send(ControlRequest{.id = 6, .kind = ControlKind::kContinue});
@@ -415,6 +416,7 @@ TEST_P(RankLoopTest, AProfileIsAFileOfItsSteps) {
     EXPECT_EQ(event["args"]["tokens"], 1);
   }
   EXPECT_EQ(steps, (std::vector<std::string>{"prefill", "decode", "decode"}));
+  std::filesystem::remove_all(std::filesystem::path(folder).parent_path());
 }
 
 TEST_P(RankLoopTest, AProfileEndsByItselfAfterItsSteps) {
@@ -423,7 +425,7 @@ TEST_P(RankLoopTest, AProfileEndsByItselfAfterItsSteps) {
   send(request("a", 3, 5));
   EXPECT_EQ(outcome("a").new_ids.size(), 5u);
   EXPECT_FALSE(control(ControlKind::kStopProfile).ok) << "it is over";
-  EXPECT_TRUE(std::ifstream(prefix + "-DP-1.trace.json").good());
+  EXPECT_TRUE(std::filesystem::remove(prefix + "-DP-1.trace.json"));
 }
 
 // The ranks of an instance of two, on threads: the first leads, the second computes what it plans.

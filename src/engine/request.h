@@ -58,6 +58,7 @@ struct Request {
   std::unique_ptr<GrammarState> grammar;  // what its tokens are held to, if anything
   bool grammar_begun = false, grammar_over = false;
   Duration grammar_time{}, longest_grammar_time{};  // of finding what may come, together and at most
+  int slow_grammar_tokens = 0;                      // one after the other, up to now
   int64_t grammar_tokens = 0;                       // for which that was done
   TokenCounts counts;                               // of the output, if a penalty is set
 

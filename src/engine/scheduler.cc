@@ -9,8 +9,6 @@
 namespace sluice::engine {
 namespace {
 
-constexpr std::string_view kHealthCheckPrefix = "HEALTH_CHECK";
-
 // Priorities beyond this are cut, so that their differences are numbers too.
 constexpr int64_t kMostUrgent = int64_t{1} << 60;
 
@@ -119,7 +117,7 @@ void Scheduler::refuse(const GenerateRequest& request, int32_t status, std::stri
 
 void Scheduler::add(GenerateRequest request, std::shared_ptr<const Grammar> grammar) {
   totals_.last_dispatch_seq = std::max(totals_.last_dispatch_seq, request.dispatch_seq);
-  const bool health = request.rid.starts_with(kHealthCheckPrefix);
+  const bool health = request.is_health_check;
   if (health && (!idle() || paused_)) {
     // The rank listens, which is all that the check wants to know: an answer without a token.
     outputs_.push_back({.rid = std::move(request.rid),
@@ -597,8 +595,13 @@ void Scheduler::take_token(Request& r, StepWork::Row& row) {
     return;
   }
   if (row.rejected) {
+    const std::string& field = r.in.sampling.grammar_field;
     return end(r, {.kind = FinishKind::kAbort,
-                   .message = fmt::format("no token of the vocabulary goes on with {}", r.in.sampling.grammar_field),
+                   .message = row.too_slow
+                                  ? fmt::format("{} takes too long, {:.1f} s for the next token: it probably has very "
+                                                "many ways to read what is there already",
+                                                field, seconds(r.longest_grammar_time))
+                                  : fmt::format("no token of the vocabulary goes on with {}", field),
                    .status_code = 400});
   }
   r.tokens[static_cast<size_t>(r.length() - r.pending)] = row.token;
@@ -628,6 +631,7 @@ FinishReason Scheduler::finish_of(Request& r, const StepWork::Row& row) {
       if (r.tail.find(stop) != std::string::npos) return {.kind = FinishKind::kStopString, .matched_string = stop};
     }
     if (r.stop_regexes) {
+      beat(kLoopBeats);
       if (const auto* pattern = r.stop_regexes->find(r.tail)) {
         return {.kind = FinishKind::kStopString, .matched_string = *pattern};
       }

@@ -44,6 +44,9 @@
 
 namespace sluice::engine {
 
+// In Pulse::beats the line of the thread that schedules: the first ones are those of the threads that compute.
+inline constexpr int kLoopBeats = 15;
+
 struct SchedulerOptions {
   int64_t kv_slots = 0;  // KvPlan::slots of the runner, the dummy page included
   int64_t page_size = 1;

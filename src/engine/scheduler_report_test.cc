@@ -48,14 +48,14 @@ TEST_F(SchedulerReportTest, MixedStepsCountAsSuch) {
   EXPECT_GT(scheduler_->snapshot().forward_seconds[2], 0.0);
 }
 
-// Takes a second more for each token.
+// Takes `more` time for each token than for the one before.
 class SlowGrammar final : public Grammar {
   class State final : public GrammarState {
    public:
-    explicit State(testing::FakeClock& clock) : clock_(clock) {}
+    State(testing::FakeClock& clock, Duration more) : clock_(clock), more_(more) {}
     bool allowed(std::span<uint32_t> mask) override {
       std::ranges::fill(mask, ~uint32_t{0});
-      clock_.advance(std::chrono::seconds(++tokens_));
+      clock_.advance(++tokens_ * more_);
       return true;
     }
     bool accept(int32_t) override { return true; }
@@ -63,16 +63,18 @@ class SlowGrammar final : public Grammar {
 
    private:
     testing::FakeClock& clock_;
+    const Duration more_;
     int tokens_ = 0;
   };
 
  public:
-  explicit SlowGrammar(testing::FakeClock& clock) : clock_(clock) {}
-  std::unique_ptr<GrammarState> start() const override { return std::make_unique<State>(clock_); }
+  SlowGrammar(testing::FakeClock& clock, Duration more) : clock_(clock), more_(more) {}
+  std::unique_ptr<GrammarState> start() const override { return std::make_unique<State>(clock_, more_); }
   size_t bytes() const override { return 1; }
 
  private:
   testing::FakeClock& clock_;
+  const Duration more_;
 };
 
 TEST_F(SchedulerReportTest, WhatGrammarsCostIsToldOfEachRequest) {
@@ -80,17 +82,34 @@ TEST_F(SchedulerReportTest, WhatGrammarsCostIsToldOfEachRequest) {
   auto held = request("a", ids(8), 3);
   held.sampling.grammar_kind = GrammarKind::kRegex;
   held.sampling.ignore_eos = true;
-  scheduler_->add(held, std::make_shared<SlowGrammar>(clock_));
+  scheduler_->add(held, std::make_shared<SlowGrammar>(clock_, 64ms));
   scheduler_->add(request("b", ids(4, 9), 3));
   run_until_idle();
   const GrammarWalks walks = scheduler_->snapshot().grammar_walks;
   const auto at = [](double value) {
     return std::ranges::lower_bound(kGrammarWalkSeconds, value) - std::begin(kGrammarWalkSeconds);
   };
-  EXPECT_EQ(walks.mean.counts[at(2)], 1u);
-  EXPECT_EQ(walks.mean.sums[at(2)], 2.0);
-  EXPECT_EQ(walks.longest.counts[at(3)], 1u);
-  EXPECT_EQ(walks.longest.sums[at(3)], 3.0);
+  EXPECT_EQ(walks.mean.counts[at(0.128)], 1u);
+  EXPECT_DOUBLE_EQ(walks.mean.sums[at(0.128)], 0.128);
+  EXPECT_EQ(walks.longest.counts[at(0.192)], 1u);
+  EXPECT_DOUBLE_EQ(walks.longest.sums[at(0.192)], 0.192);
+}
+
+TEST_F(SchedulerReportTest, AGrammarThatTakesLongerAndLongerEndsItsRequest) {
+  make(small());
+  auto held = request("a", ids(8), 100);
+  held.sampling.grammar_kind = GrammarKind::kEbnf;
+  held.sampling.grammar_field = "ebnf";
+  held.sampling.ignore_eos = true;
+  scheduler_->add(held, std::make_shared<SlowGrammar>(clock_, 30ms));
+  scheduler_->add(request("b", ids(4, 9), 20));
+  run_until_idle();
+  const auto& finish = answers_["a"].finish;
+  EXPECT_EQ(finish.kind, FinishKind::kAbort);
+  EXPECT_EQ(finish.status_code, 400);
+  EXPECT_EQ(finish.message.rfind("ebnf takes too long, 0.3 s for the next token", 0), 0u) << finish.message;
+  EXPECT_EQ(answers_["a"].ids.size(), 8u) << "the third that is late ends it, the ninth";
+  EXPECT_EQ(answers_["b"].ids.size(), 20u);
 }
 
 TEST_F(SchedulerReportTest, StatesOfSequencesInFlightAreTold) {

@@ -158,15 +158,23 @@ TEST_F(SchedulerTest, AnAbortFreesEverythingInEveryPhase) {
 
 TEST_F(SchedulerTest, AHealthCheckIsAnsweredAtOnceUnderLoadAndGeneratesWhenIdle) {
   make(small());
-  scheduler_->add(request("HEALTH_CHECK_1", {0}, 1));
+  const auto check = [&](const std::string& rid) {
+    GenerateRequest one = request(rid, {0}, 1);
+    one.is_health_check = true;
+    scheduler_->add(std::move(one));
+  };
+  check("HEALTH_CHECK_1");
   run_until_idle();
   EXPECT_EQ(answers_["HEALTH_CHECK_1"].ids.size(), 1u);
   scheduler_->add(request("a", ids(10), 5));
-  scheduler_->add(request("HEALTH_CHECK_2", {0}, 1));
+  check("HEALTH_CHECK_2");
+  scheduler_->add(request("HEALTH_CHECK_3", {0}, 1));
   collect();
   EXPECT_EQ(answers_["HEALTH_CHECK_2"].finish.kind, FinishKind::kLength);
-  EXPECT_EQ(scheduler_->snapshot().requests_total, 1u) << "health checks are not traffic";
+  EXPECT_EQ(scheduler_->snapshot().requests_total, 2u) << "health checks are not traffic";
   run_until_idle();
+  EXPECT_TRUE(answers_["HEALTH_CHECK_2"].ids.empty());
+  EXPECT_EQ(answers_["HEALTH_CHECK_3"].ids.size(), 1u) << "a client's, whatever its name";
 }
 
 TEST_F(SchedulerTest, DroppingAPlanLeavesNoTrace) {

@@ -27,13 +27,22 @@ protocol::TemplateHabits habits_of(const tokenizer::ChatTemplate& chat_template,
     return rendered.ok() && rendered->find("some_function") != std::string::npos &&
            rendered->find("some value") != std::string::npos && rendered->find("'some_key'") == std::string::npos;
   };
+  const auto shows_a_rule_of = [&](const char* role) {
+    ordered_json context = special_tokens;
+    context["messages"].push_back({{"role", role}, {"content", "some rule"}});
+    context["messages"].push_back({{"role", "user"}, {"content", "Hello"}});
+    const auto rendered = chat_template.render(context);
+    return rendered.ok() && rendered->find("some rule") != std::string::npos;
+  };
+  const bool developer_is_system = !shows_a_rule_of("developer") && shows_a_rule_of("system");
   for (const bool null_content : {false, true}) {
     for (const bool text_arguments : {false, true}) {
-      const protocol::TemplateHabits habits{.text_arguments = text_arguments, .null_content = null_content};
+      const protocol::TemplateHabits habits{
+          .text_arguments = text_arguments, .null_content = null_content, .developer_is_system = developer_is_system};
       if (shows_a_call(habits)) return habits;
     }
   }
-  return {};
+  return {.developer_is_system = developer_is_system};
 }
 
 bool is_rerank_template(const tokenizer::ChatTemplate& chat_template,

@@ -44,6 +44,14 @@ TEST(TemplateHabitsTest, ATemplateThatPrintsArgumentsWantsText) {
   EXPECT_FALSE(of("{{ messages[0].content }}").text_arguments) << "one that knows no calls";
 }
 
+TEST(TemplateHabitsTest, WhatTheDeveloperSaysIsTheSystemsWhereATemplateLeavesItOut) {
+  EXPECT_TRUE(habits("tokenizer-qwen3").developer_is_system);
+  EXPECT_TRUE(habits("tokenizer-deepseek_v3").developer_is_system);
+  const auto of = [](std::string_view source) { return habits_of(*tokenizer::ChatTemplate::parse(source), {}); };
+  EXPECT_FALSE(of("{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}").developer_is_system);
+  EXPECT_FALSE(of("{{ messages[-1].content }}").developer_is_system) << "nobody's rules are shown";
+}
+
 TEST(ServedModelTest, NamesWhatIsWrong) {
   const auto missing = load_served_model(
       {.model_path = "m", .name = "", .model_file = "/nowhere", .tokenizer_file = kFolder, .chat_template = ""});

@@ -8,6 +8,14 @@
 #include "base/pulse.h"
 
 namespace sluice::engine {
+namespace {
+
+// A grammar that takes longer than this to say what may come next, for so many tokens one after the other, takes the
+// time of everybody else. A moment in which this thread did not run is no such row.
+constexpr Duration kSlowGrammar = std::chrono::milliseconds(200);
+constexpr int kMostSlowTokens = 3;
+
+}  // namespace
 
 void StepWork::clear() {
   batch.clear();
@@ -122,6 +130,8 @@ void StepComputer::choose(StepWork::Row& row, std::span<const float> logits) {
   r.grammar_begun |= row.token == r.in.sampling.grammar_after;
   row.rejected = constrained && !r.grammar->accept(row.token);
   row.grammar_over = r.grammar && !row.rejected && r.grammar->finished();
+  row.too_slow = constrained && r.slow_grammar_tokens >= kMostSlowTokens;
+  row.rejected |= row.too_slow;
   r.grammar_over = row.rejected || row.grammar_over;
   if (row.rejected) return;
   if (r.in.return_logprob) {
@@ -139,6 +149,7 @@ std::span<const uint32_t> StepComputer::allowed_tokens(Request& r, std::vector<i
   ++r.grammar_tokens;
   r.grammar_time += took;
   r.longest_grammar_time = std::max(r.longest_grammar_time, took);
+  r.slow_grammar_tokens = took > kSlowGrammar ? r.slow_grammar_tokens + 1 : 0;
   if (!constrained) return {};
   const std::vector<int32_t> ends = std::exchange(forbidden, {});
   std::vector<uint32_t> rest = ends.empty() ? std::vector<uint32_t>() : mask_;

@@ -45,7 +45,8 @@ struct StepWork {
 
     // What came of it.
     int32_t token = kFutureToken;
-    bool rejected = false;      // the grammar allows no token
+    bool rejected = false;      // the grammar allows no token, or ...
+    bool too_slow = false;      // ... takes too long to say which
     bool grammar_over = false;  // and wants none after this one
     std::optional<PositionLogprobs> logprobs = {};
     std::vector<PositionLogprobs> input_logprobs = {};

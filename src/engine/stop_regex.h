@@ -21,8 +21,8 @@ class StopRegexes {
   // kInvalidArgument, naming stop_regex and the place in the pattern.
   static Result<StopRegexes> compile(const std::vector<std::string>& patterns);
 
-  // The first pattern that matches somewhere in `tail`; null: none does. What takes too many steps to find out does not
-  // match.
+  // The first pattern that matches somewhere in `tail`; null: none does. What takes too many steps to find out, all
+  // patterns together, does not match.
   const std::string* find(std::string_view tail) const;
 
  private:

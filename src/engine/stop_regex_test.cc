@@ -17,9 +17,24 @@ TEST(StopRegexTest, FindsTheFirstPatternThatMatches) {
 }
 
 TEST(StopRegexTest, APatternThatTakesForEverDoesNotMatch) {
-  const auto regexes = StopRegexes::compile({"(a+)+b"});
-  ASSERT_TRUE(regexes.ok());
-  EXPECT_EQ(regexes->find(std::string(StopRegexes::kTail, 'a')), nullptr);
+  const std::string tail(StopRegexes::kTail, 'a');
+  EXPECT_EQ(*StopRegexes::compile({"b", "a"})->find(tail), "a");
+  for (const char* pattern :
+       {"(a+)+[bc]", R"(.{0,190}.{0,100}[\x01\x02])", R"((.*)*[\x01\x02])", "(?:(?:a|a)*)*[bc]", R"(\w*\w*\w*[bc])"}) {
+    // Of what it may take nothing is left for the next.
+    EXPECT_EQ(StopRegexes::compile({pattern, "a"})->find(tail), nullptr) << pattern;
+  }
+}
+
+TEST(StopRegexTest, WhatTakesAWhileIsFound) {
+  // As many bytes of an answer as are looked at, and what is wanted at their end.
+  std::string tail;
+  while (tail.size() < StopRegexes::kTail - 20) tail += "some words and, now and then, a.mark ";
+  tail += "and me@example.org ";
+  for (const char* pattern :
+       {R"(\w+@\w+\.org)", R"((?i)EXAMPLE\.(com|org))", R"((\w+ )*and \S+@)", R"([^@]*@example)"}) {
+    EXPECT_NE(StopRegexes::compile({pattern})->find(tail), nullptr) << pattern;
+  }
 }
 
 TEST(StopRegexTest, SaysWhereAPatternIsWrong) {

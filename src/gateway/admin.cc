@@ -176,6 +176,14 @@ std::string worker_list(const Context& context, const WorkerList& workers) {
                             workers.size());
 }
 
+// Of a change that the successor would not hear of.
+Response comes_too_late() {
+  auto refusal = worker_error(503, "UPGRADE_UNDER_WAY",
+                              "another process is taking over, with the workers as they are: ask it in a moment");
+  refusal.headers.set("Retry-After", "1");
+  return refusal;
+}
+
 Task<Response> list_or_add(AdminCall& call) {
   if (call.head.method == "GET") {
     const auto model = net::query_value(call.head.query(), "model");
@@ -305,7 +313,7 @@ Task<Response> not_implemented(AdminCall& call) {
 
 constexpr auto kPublic = Access::kPublic, kServing = Access::kServing, kControl = Access::kControl;
 constexpr std::string_view kAnyMethod = "GET, POST, PUT, PATCH, DELETE";
-constexpr bool kLargeBody = true;
+constexpr bool kLargeBody = true, kChangesFleet = true;
 
 constexpr AdminRoute kRoutes[] = {
     {"/health", "GET, HEAD", kPublic, ok},
@@ -321,11 +329,11 @@ constexpr AdminRoute kRoutes[] = {
     {"/engine_metrics", "GET", kPublic, engine_metrics},
     {"/get_loads", "GET", kControl, loads},
     {"/v1/loads", "GET", kControl, loads},
-    {"/workers", "GET, POST", kControl, list_or_add},
-    {"/workers/", "GET, PUT, PATCH, DELETE", kControl, one_worker},
+    {"/workers", "GET, POST", kControl, list_or_add, !kLargeBody, kChangesFleet},
+    {"/workers/", "GET, PUT, PATCH, DELETE", kControl, one_worker, !kLargeBody, kChangesFleet},
     {"/list_workers", "GET", kControl, legacy_list},
-    {"/add_worker", "POST", kControl, legacy_add},
-    {"/remove_worker", "POST", kControl, legacy_remove},
+    {"/add_worker", "POST", kControl, legacy_add, !kLargeBody, kChangesFleet},
+    {"/remove_worker", "POST", kControl, legacy_remove, !kLargeBody, kChangesFleet},
     {"/ui", "GET", kPublic, console},
     {"/debug/why/", "GET", kControl, debug_why},
     {"/debug/requests", "GET", kControl, debug_requests},
@@ -374,6 +382,10 @@ const AdminRoute* find_admin_route(std::string_view path) {
   return nullptr;
 }
 
-net::Task<net::Response> answer_admin(AdminCall& call) { co_return co_await find_admin_route(call.path)->answer(call); }
+net::Task<net::Response> answer_admin(AdminCall& call) {
+  const AdminRoute& route = *find_admin_route(call.path);
+  if (route.changes_fleet && call.head.method != "GET" && call.context.bequeathed) co_return comes_too_late();
+  co_return co_await route.answer(call);
+}
 
 }  // namespace sluice::gateway

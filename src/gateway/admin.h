@@ -20,7 +20,8 @@ struct AdminRoute {
   std::string_view methods;  // "GET, POST"
   Access access = Access::kControl;
   net::Task<net::Response> (*answer)(AdminCall& call) = nullptr;
-  bool large_body = false;  // as large as a request's may be: weights
+  bool large_body = false;     // as large as a request's may be: weights
+  bool changes_fleet = false;  // unless it is a GET
 };
 
 // What one call has at hand; lives until it is answered.

@@ -188,9 +188,8 @@ void Context::expand_worker(const Worker& engine, int64_t ranks) {
   for (const WorkerPtr& worker : workers) {
     worker->change_info([&](Worker::Info& info) { info = engine.info(); });
     worker->change_rules(engine.info().rule_changes);
-    worker->proven = true;
-    worker->healthy = true;
     attend(worker);
+    control->started(worker, /*is_another=*/false);
   }
 }
 

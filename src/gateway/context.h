@@ -82,7 +82,8 @@ struct Context {
   HitRates hits;  // of all requests
   EngineLoads engine_loads;
   std::atomic<bool> draining{false};
-  std::atomic<bool> some_busy{false};  // a worker's window may be narrowed; gateway/liveness widens it
+  std::atomic<bool> bequeathed{false};  // a successor has the fleet as it is: nobody may change it
+  std::atomic<bool> some_busy{false};   // a worker's window may be narrowed; gateway/liveness widens it
   // Set before the first request.
   Control* control = nullptr;
   const Gatekeeper* gatekeeper = nullptr;

@@ -64,14 +64,6 @@ int64_t waiting_tokens(const LoadReport& report, int64_t mean_prefill_tokens) {
   return std::clamp<int64_t>(report.waiting_requests, 0, kMost) * mean_prefill_tokens;
 }
 
-// What was learned from the faults and the queue of the process that is gone.
-void forget_process(Worker& worker) {
-  worker.breaker.reset();
-  worker.busy_until = 0;
-  worker.limit.forget_busy();
-  worker.load->prefill.restart();
-}
-
 }  // namespace
 
 Control::Control(Context& context)
@@ -118,6 +110,21 @@ void Control::watch(WorkerPtr worker) {
 
 void Control::suspect(WorkerPtr worker) {
   with_watch(worker, [](Watch& watch) { watch.health.suspect(); });
+}
+
+// What was learned from the faults and the queue of the process that is gone.
+void Control::forget_process(Worker& worker) {
+  worker.breaker.reset();
+  worker.busy_until = 0;
+  worker.limit.forget_busy();
+  worker.load->prefill.restart();
+  forget_load(worker);
+}
+
+// What it said of its load holds no more.
+void Control::forget_load(const Worker& worker) {
+  context_.engine_loads.set(worker.number, {});
+  worker.load->polled_tokens = -1;
 }
 
 void Control::started(WorkerPtr worker, bool is_another) {
@@ -490,8 +497,11 @@ net::Task<> Control::poll_loads() {
     const auto workers = context_.fleet.snapshot();
     // Each on its own: one that hangs does not make the others' figures old.
     for (const WorkerPtr& worker : *workers) {
-      if (!worker->healthy) continue;
-      loop_.spawn([this, worker] { return poll_load(worker); });
+      if (worker->healthy) {
+        loop_.spawn([this, worker] { return poll_load(worker); });
+      } else {
+        forget_load(*worker);
+      }
     }
     co_await loop_.sleep(std::chrono::seconds(context_.options.load_monitor_interval));
   }

@@ -61,6 +61,9 @@ class Control {
   net::Task<> watch_certificates();
   void attend_kv(const WorkerPtr& worker);
   void begin_anew(Watch& watch);
+  // Both: any thread.
+  void forget_process(Worker& worker);
+  void forget_load(const Worker& worker);
   net::Task<> prove(std::shared_ptr<Watch> watch);
   net::Task<> watch_progress();
   net::Task<> poll_loads();

@@ -101,7 +101,6 @@ RequestFacts Destination::facts(const Context& context, const BodyFacts& body, i
   RequestFacts facts{.routing_text = body.routing_text,
                      .routing_key = routing_key_,
                      .identity = identity_,
-                     .target = target_,
                      .prompt_tokens = prompt_tokens,
                      .now = now,
                      .prefix = {}};
@@ -133,11 +132,9 @@ void Destination::add_known(const Context& context, TimePoint now, routing::Pref
   const KvView& view = context.kv->view;
   thread_local std::vector<KvView::Known> known;
   view.match(*tokens_, now, known);
-  routing::PrefixMatch both;
-  both.total_bytes = prefix.total_bytes;
-  both.place = prefix.place;
-  both.seen = prefix.seen;
-  both.left_out = prefix.left_out;
+  routing::PrefixMatch both = prefix;  // all but who holds what
+  both.matched_bytes = 0;
+  both.num_holders = both.num_parts = 0;
   const auto believe = [&](uint32_t worker, size_t bytes) {
     if (!view.counts(worker, *tokens_) || view.of(worker).knowledge != KvKnowledge::kAll) both.add(worker, bytes);
   };

@@ -36,6 +36,8 @@ class Destination {
   // It was not computed there after all; `sent_at` as it was then, which tells it from other requests alike.
   void unsent(const Context& context, const Worker& worker, TimePoint sent_at) const;
 
+  // The place among the usable workers of the one that the client names, under a policy that lets it.
+  std::optional<uint64_t> target() const { return policy_->takes_target() ? target_ : std::nullopt; }
   const Policy& policy() const { return *policy_; }
   std::string_view policy_name() const { return policy_name_; }
   // Model and rank are what was asked for; whether a worker can be used now is another question. Null if nobody serves

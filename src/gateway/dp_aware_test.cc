@@ -1,4 +1,5 @@
 // --dp-aware: the ranks of an engine as workers of their own, over real sockets.
+#include <future>
 #include <map>
 #include <set>
 
@@ -60,6 +61,45 @@ class DpAwareTest : public GatewayFixture {
   }
 };
 
+TEST_F(DpAwareTest, AmongManyRequestsAtOnceNoneGoesToAWrongRank) {
+  SimWorker& engine = engine_of_four("min_cost");
+  constexpr int kClients = 8, kEach = 40;
+  std::vector<std::future<int>> clients;
+  for (int client = 0; client < kClients; ++client) {
+    sent_ += kEach;
+    clients.push_back(std::async(std::launch::async, [&, client] {
+      int served = 0;
+      for (int i = 0; i < kEach; ++i) {
+        const int rank = i % 2 == 0 ? (client + i / 2) % 4 : -1;  // every other one is pinned
+        Json body{{"text", fmt::format("rank {} of {} {}", rank, client, i)}};
+        if (rank >= 0) body[i % 4 == 0 ? "routed_dp_rank" : "data_parallel_rank"] = rank;
+        const auto answer = call("POST", "/generate", body.dump());
+        served += answer.ok() && answer->status == 200;
+      }
+      return served;
+    }));
+  }
+  for (auto& client : clients) EXPECT_EQ(client.get(), kEach);
+  std::map<int64_t, int> told;
+  int pinned = 0;
+  for (const auto& received : engine.received()) {
+    if (received.method != "POST") continue;
+    const Json body = Json::parse(received.body);
+    const auto rank = body["routed_dp_rank"].get<int64_t>();
+    EXPECT_EQ(body["data_parallel_rank"], rank) << received.body;
+    ++told[rank];
+    const int64_t wanted = std::stoll(body["text"].get<std::string>().substr(5));
+    if (wanted < 0) continue;
+    ++pinned;
+    EXPECT_EQ(rank, wanted) << received.body;
+  }
+  EXPECT_EQ(pinned, kClients * kEach / 2);
+  for (int64_t rank = 0; rank < 4; ++rank) {
+    EXPECT_EQ(metric("smg_worker_requests_total", {fmt::format("@{}\"", rank)}), told[rank]) << rank;
+  }
+  expect_settled();
+}
+
 TEST_F(DpAwareTest, DetailsThatAreGivenAgainAreThoseOfAllRanks) {
   const SimWorker& engine = engine_of_four();
   const Json again{{"url", engine.url()}, {"priority", 7}, {"models", Json::array({"named"})}};
@@ -107,7 +147,26 @@ TEST_F(DpAwareTest, EachRankIsAWorkerThatIsChosenCountedAndShown) {
     EXPECT_EQ(metric("smg_worker_requests_total", {fmt::format("@{}\"", rank)}), 2);
   }
   EXPECT_EQ(metric("smg_worker_requests_total"), 8) << "nothing is counted for the engine as a whole";
+  EXPECT_TRUE(eventually([&] { return metric("smg_upstream_connections", {engine.url() + "\"", "\"idle\""}) > 0; }));
+  EXPECT_EQ(metric("smg_upstream_connections", {"@"}), 0) << "connections are of no one rank";
   expect_settled();
+}
+
+TEST_F(DpAwareTest, RanksThatComeWhileOthersServeBeginWithOneRequestAtATime) {
+  SimWorker& engine = engine_of_four();
+  engine.set_fault({.kind = Kind::kStall});
+  RawClient client(gateway_->port());
+  client.post("/generate", body_of("x"));
+  ASSERT_TRUE(eventually([&] { return engine.active() == 1; }));
+  SimWorkerOptions options;
+  options.dp_size = 4;
+  const SimWorker& late = worker(options);
+  ASSERT_EQ(call("POST", "/workers", Json{{"url", late.url()}}.dump())->status, 202);
+  ASSERT_TRUE(eventually([&] { return metric("smg_worker_health") == 8; })) << workers_json();
+  for (const Json& rank : workers_json()) {
+    EXPECT_EQ(rank["most_requests"], rank["dp_base_url"] == late.url() ? Json(1) : Json()) << rank;
+  }
+  client.leave();
 }
 
 TEST_F(DpAwareTest, ARankThatTheClientAsksForIsWhereItGoes) {

@@ -293,28 +293,40 @@ net::Task<bool> Exchange::find_keeper() {
   co_return false;
 }
 
-WorkerList Exchange::keepers(const Roster& roster) const {
-  const std::string engine = keeper_->address.to_string();
-  WorkerList ranks;
+WorkerList Exchange::bound_to(const Roster& roster) const {
+  const std::string engine = keeper_ == nullptr ? std::string() : keeper_->address.to_string();
+  WorkerList bound;
   for (const WorkerPtr& worker : roster.workers()) {
-    if (worker->address.to_string() == engine) ranks.push_back(worker);
+    if (keeper_ == nullptr ? worker == target_ : worker->address.to_string() == engine) bound.push_back(worker);
   }
-  return ranks;
+  return bound;
 }
 
-std::optional<Choice> Exchange::choose_keeper(const Roster& roster, const RequestFacts& facts) {
-  const WorkerList ranks = keepers(roster);
-  const auto number = select_of(ranks, tried_, facts.now, loop_.choices);
+std::optional<Choice> Exchange::choose_bound(const Roster& roster, TimePoint now, Reason reason) {
+  const auto number = select_of(bound_to(roster), tried_, now, loop_.choices);
   if (!number) return std::nullopt;
-  Choice choice = Choice::of(*number, Reason::kKeepsResponse);
-  choice.takes_work = roster.worker(*number)->takes_work(facts.now);
+  Choice choice = Choice::of(*number, reason);
+  choice.takes_work = roster.worker(*number)->takes_work(now);
   return choice;
 }
 
+// Somebody who names a worker wants that one and no other, whatever became of the first attempt.
+Choice Exchange::choose_target(const Roster& roster, uint64_t place, TimePoint now) {
+  if (target_ == nullptr) target_ = usable_at(roster, place);
+  if (target_ == nullptr) return Choice::none();
+  return choose_bound(roster, now, Reason::kTarget).value_or(Choice::none());
+}
+
 std::optional<Choice> Exchange::choose_once(const Roster& roster, const RequestFacts& facts) {
+  if (keeper_ != nullptr) return choose_bound(roster, facts.now, Reason::kKeepsResponse);
   const Policy& policy = destination_.policy();
-  const auto choice = select_worker(roster, policy, facts, tried_, policy.needs_ring() ? &loop_.ring() : nullptr,
-                                    loop_.choices, loop_.rng);
+  std::optional<Choice> choice;
+  if (const auto place = destination_.target()) {
+    choice = choose_target(roster, *place, facts.now);
+  } else {
+    choice = select_worker(roster, policy, facts, tried_, policy.needs_ring() ? &loop_.ring() : nullptr, loop_.choices,
+                           loop_.rng);
+  }
   if (choice) loop_.of_policy(destination_.policy_name()).decision.observe(seconds(context_.clock.now() - facts.now));
   return choice;
 }
@@ -334,7 +346,7 @@ WorkerPtr Exchange::choose(Breaker::Permit& permit, std::optional<WorkerLease>& 
   // the grasp; then there is one fewer. Or another loop has just sent the like of this one elsewhere: that is looked
   // at.
   for (int looks_again = kLooksAgain;;) {
-    choice = keeper_ != nullptr ? choose_keeper(*roster, facts) : choose_once(*roster, facts);
+    choice = choose_once(*roster, facts);
     if (!choice) return nullptr;
     if (!choice->worker) {
       loop_.count_branch(destination_.policy_name(), choice->reason);
@@ -447,15 +459,15 @@ bool Exchange::others_left() {
   const Roster* roster = destination_.roster(context_, loop_);
   if (roster == nullptr) return false;
   const TimePoint now = context_.clock.now();
-  if (keeper_ == nullptr) return any_untried(*roster, tried_, now);
-  const WorkerList ranks = keepers(*roster);
-  return std::ranges::any_of(ranks, [&](const WorkerPtr& rank) { return why_not(*rank, tried_, now).empty(); });
+  if (!is_bound()) return any_untried(*roster, tried_, now);
+  const WorkerList bound = bound_to(*roster);
+  return std::ranges::any_of(bound, [&](const WorkerPtr& worker) { return why_not(*worker, tried_, now).empty(); });
 }
 
 // What ended one rank of an engine is likely to end the others, and where all of them share a step, it has: they count
 // as tried while another engine could take the request now.
 void Exchange::set_engine_aside() {
-  if (keeper_ != nullptr) return;  // no other engine may have the request
+  if (is_bound()) return;  // no other engine may have the request
   const Roster* roster = destination_.roster(context_, loop_);
   if (roster == nullptr || asked_ == nullptr || asked_->dp.rank < 0) return;
   std::vector<uint32_t> with_siblings = tried_;
@@ -563,7 +575,7 @@ net::Task<> Exchange::unavailable(std::string_view code, std::string message, in
 int64_t Exchange::seconds_without_worker() {
   const Roster* roster = destination_.roster(context_, loop_);
   if (roster == nullptr) return context_.seconds_until_back({});
-  return context_.seconds_until_back(keeper_ == nullptr ? roster->workers() : keepers(*roster));
+  return context_.seconds_until_back(is_bound() ? bound_to(*roster) : roster->workers());
 }
 
 // The limiter's no, with the time after which a slot is likely to be free.

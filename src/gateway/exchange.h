@@ -72,8 +72,11 @@ class Exchange {
   WorkerPtr choose(Breaker::Permit& permit, std::optional<WorkerLease>& lease);
   Work work(double matched_share) const;
   std::optional<Choice> choose_once(const Roster& roster, const RequestFacts& facts);
-  WorkerList keepers(const Roster& roster) const;  // the ranks of the keeper
-  std::optional<Choice> choose_keeper(const Roster& roster, const RequestFacts& facts);
+  // Whether only some workers may have the request, and which those are: the ranks of the keeper, or the target.
+  bool is_bound() const { return keeper_ != nullptr || target_ != nullptr; }
+  WorkerList bound_to(const Roster& roster) const;
+  std::optional<Choice> choose_bound(const Roster& roster, TimePoint now, Reason reason);
+  Choice choose_target(const Roster& roster, uint64_t place, TimePoint now);
   bool note_head(Upstream& upstream, const net::ResponseHead& head);
   net::Task<MaybeFailure> relay_whole(Upstream& upstream, net::ResponseHead head);
   void leave_alone(Worker& worker, TimePoint sent, std::optional<Duration> retry_after);
@@ -136,6 +139,7 @@ class Exchange {
   std::optional<PrefixClaim> claim_;
   std::optional<RerankAsk> rerank_;  // of a rerank request
   WorkerPtr keeper_;                 // of the response that this goes on from: no other engine can answer
+  WorkerPtr target_;                 // that the client has named, once that was usable
   RequestSeries* series_ = nullptr;
   bool counted_ = false;
 

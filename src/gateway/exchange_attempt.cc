@@ -306,8 +306,14 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
   if (gone_) co_return std::nullopt;
   if (!part.ok()) co_return upstream.failed(std::move(part).error());
 
-  upstream.lease->first_token();
   const bool good = head.status / 100 == 2;
+  // A whole answer may come like a stream, and tells as little of its first token as any.
+  const bool streams = good && facts_.stream;
+  if (streams) {
+    upstream.lease->first_token();
+  } else {
+    worker.load->heard(context_.clock.now());
+  }
   if (!good) withdraw_claim();
   claim_.reset();
   facts_.routing_text.clear();
@@ -324,7 +330,7 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
   if (good) {
     const double to_first = seconds(first_at - begun_);
     series().duration.observe(to_first);
-    series().ttft.observe(to_first);
+    if (streams) series().ttft.observe(to_first);
   }
   end_.status = head.status;
   end_.head_at = first_at;
@@ -358,7 +364,7 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
     if (good && part.ok() && !part->empty()) {
       const TimePoint now = context_.clock.now();
       worker.load->heard(now);
-      series().inter_chunk.observe(seconds(now - std::exchange(latest, now)));
+      if (streams) series().inter_chunk.observe(seconds(now - std::exchange(latest, now)));
     }
   }
   if (!sent.ok() || gone_) {
@@ -437,8 +443,8 @@ net::Headers Exchange::headers_of(const net::ResponseHead& head, const Worker& w
 int64_t Exchange::learn(std::string_view tail, Upstream& upstream) {
   Worker& worker = *upstream.worker;
   count_prediction(worker);
-  const auto said = read_usage(tail);
-  const auto usage = said ? std::optional(believable(*said)) : std::nullopt;
+  auto usage = read_usage(tail);
+  if (usage) *usage = believable(*usage);
   std::optional<PromptReport> report;
   if (usage && usage->prompt_tokens > 0) {
     report = {.prompt_tokens = usage->prompt_tokens,

@@ -237,15 +237,17 @@ class Gateway::Impl {
     }
   }
 
-  // Those of health checks and other questions of the gateway itself are not in the pool.
+  // By address: the ranks of an engine share them. Those of health checks and other questions of the gateway itself are
+  // not in the pool.
   void set_gauges_of_pool(const Worker& worker) {
     size_t idle = 0, busy = 0;
     for (const auto& state : states) {
       idle += state->client.idle_connections(worker.address);
       busy += state->client.busy_connections(worker.address);
     }
-    context.metrics.gauge(kConnections, {worker.url, "idle"}).set(static_cast<double>(idle));
-    context.metrics.gauge(kConnections, {worker.url, "busy"}).set(static_cast<double>(busy));
+    const std::string address = worker.address.to_string();
+    context.metrics.gauge(kConnections, {address, "idle"}).set(static_cast<double>(idle));
+    context.metrics.gauge(kConnections, {address, "busy"}).set(static_cast<double>(busy));
   }
 
   void set_gauges_of_ages() {
@@ -334,11 +336,16 @@ size_t Gateway::drain(Duration grace) {
 }
 
 Inheritance Gateway::bequeath() {
+  impl_->context.bequeathed = true;
+  // A change that was let in before has been made when its loop has come to this.
+  for (size_t i = 0; i < impl_->loops.size(); ++i) impl_->loops[i].run<void>([]() -> net::Task<> { co_return; });
   return {.http = impl_->server->listening_sockets(),
           .health = impl_->health == nullptr ? std::vector<net::Socket>() : impl_->health->server().listening_sockets(),
           .metrics = impl_->exposition->server().listening_sockets(),
           .fleet = fleet_document(impl_->context)};
 }
+
+void Gateway::keep_fleet() { impl_->context.bequeathed = false; }
 
 // Readiness stays as it is: behind the address that is asked for it, somebody serves.
 size_t Gateway::retire(Duration grace) {

@@ -56,8 +56,11 @@ class Gateway {
   // within `grace`. Returns how many requests were cut off. Not on a loop's thread.
   size_t drain(Duration grace);
 
-  // For a successor: other descriptors of the sockets, and the workers, their keys among them. Any thread but a loop's.
+  // For a successor: other descriptors of the sockets, and the workers, their keys among them. From here on nobody can
+  // change them through the API. Any thread but a loop's.
   Inheritance bequeath();
+  // The successor did not come: they can be changed again.
+  void keep_fleet();
   // The successor serves: the sockets are its alone, who waits in their queues too. Returns when every connection has
   // ended (each is closed with its next answer) or after `grace`, and how many requests were cut off.
   size_t retire(Duration grace);

@@ -31,6 +31,35 @@ TEST_F(GatewayTest, RelaysAnswersAndStreamsUnchanged) {
   EXPECT_TRUE(eventually([&] { return in_flight() == 0; }));
 }
 
+TEST_F(GatewayTest, WhoeverChangesTheFleetWhileAnotherProcessTakesOverIsToldToComeAgain) {
+  SimWorker& one = worker();
+  start();
+  const std::string id = workers_json()[0]["id"];
+  const std::string priority = R"({"priority":7})", added = R"({"url":"http://127.0.0.1:1"})";
+  EXPECT_THAT(*gateway_->bequeath().fleet, HasSubstr(one.url()));
+  for (const auto& [method, target, body] : std::vector<std::array<std::string, 3>>{
+           {"POST", "/workers", added},
+           {"PATCH", "/workers/" + id, priority},
+           {"PUT", "/workers/" + id, priority},
+           {"DELETE", "/workers/" + id, ""},
+           {"POST", "/add_worker?url=" + one.url(), ""},
+           {"POST", "/remove_worker?url=" + one.url(), ""},
+       }) {
+    SCOPED_TRACE(fmt::format("{} {}", method, target));
+    const auto answer = call(method, target, body);
+    EXPECT_EQ(answer->status, 503);
+    EXPECT_EQ(code_of(answer), "UPGRADE_UNDER_WAY");
+    EXPECT_EQ(answer->headers.get("Retry-After"), "1");
+  }
+  EXPECT_EQ(call("GET", "/workers/" + id)->status, 200);
+  EXPECT_EQ(workers_json().size(), 1u);
+  EXPECT_EQ(workers_json()[0]["status"], "ready");
+  EXPECT_EQ(generate()->status, 200);
+  gateway_->keep_fleet();
+  EXPECT_EQ(call("PATCH", "/workers/" + id, priority)->status, 202);
+  EXPECT_EQ(workers_json()[0]["priority"], 7);
+}
+
 TEST_F(GatewayTest, AnswersItsOwnRoutes) {
   worker({.model = "m"});
   start();

@@ -400,7 +400,7 @@ void MetricsTest::cache_aware() {
   gateway_->worker_started(holder);
   EXPECT_EQ(branch("imbalanced"), 0);
   clients.push_back(stalled(text));
-  EXPECT_EQ(branch("imbalanced"), 1) << "two against none";
+  EXPECT_TRUE(eventually([&] { return branch("imbalanced") == 1; })) << "two against none";
   EXPECT_EQ(value("smg_worker_requests_active", {holder}), 1);
   for (auto& client : clients) client->leave();
   EXPECT_TRUE(becomes(0, "smg_worker_requests_active"));
@@ -665,6 +665,10 @@ void MetricsTest::engines() {
   mode = 2;
   ASSERT_TRUE(eventually([&] { return value("smg_engine_load_polls_total", {scripted.url(), "failed"}) > 0; }));
   EXPECT_EQ(value("smg_engine_running_requests"), 0);
+  mode = 0;
+  ASSERT_TRUE(becomes(4, "smg_engine_running_requests"));
+  gateway_->worker_ended(scripted.url());
+  EXPECT_TRUE(becomes(0, "smg_engine_running_requests")) << "it is not asked any more";
   gateway_.reset();  // before the worker
 }
 

@@ -49,6 +49,36 @@ TEST_F(OddWorkersTest, ADeepLoadReportIsNone) {
   EXPECT_TRUE(load_report(R"({"loads":[]})", LoadSource::kLoads, -1));
 }
 
+// As through a proxy that compresses it: without a length.
+TEST_F(OddWorkersTest, AnAnswerInChunksThatIsNoStreamTellsNothingOfItsFirstToken) {
+  for (const int status : {200, 400}) {
+    SCOPED_TRACE(status);
+    const ScriptedWorker::Serve in_chunks = [&](net::ServerExchange& exchange,
+                                                const ScriptedWorker::Received&) -> net::Task<> {
+      clock_.advance(10s);
+      net::ResponseHead head{status, {}, ""};
+      auto sent = co_await exchange.start(std::move(head));
+      for (const char* piece : {"{", "}"}) {
+        if (sent.ok()) sent = co_await exchange.write(piece);
+      }
+      if (sent.ok()) co_await exchange.finish();
+    };
+    ScriptedWorker scripted(loops_, in_chunks);
+    start({"--policy", "min_cost", "--disable-health-check"});
+    gateway_->worker_started(scripted.url());
+    for (const char* id : {"first", "second"}) {
+      EXPECT_EQ(call("POST", "/generate", body_of("x"), {{"X-Request-Id", id}})->status, status);
+    }
+    ASSERT_TRUE(eventually([&] { return metric("smg_router_requests_total") == 2; }));
+    EXPECT_EQ(metric("smg_router_ttft_seconds_count"), 0);
+    EXPECT_EQ(metric("smg_router_inter_chunk_seconds_count"), 0);
+    EXPECT_EQ(metric("smg_router_generation_duration_seconds_count"), status == 200 ? 2 : 0);
+    const Json why = Json::parse(call("GET", "/debug/why/second")->body);
+    EXPECT_LT(why["tries"][0]["scores"][0]["cost"], 1) << "ten seconds were taken for its prefill: " << why;
+    gateway_.reset();  // before the worker
+  }
+}
+
 TEST_F(OddWorkersTest, FiguresBeyondAllMeasureAreBounded) {
   const auto report = load_report(R"({"loads":[{"num_used_tokens":1e300,"dp_rank":1e300},{"num_used_tokens":1e300}]})",
                                   LoadSource::kLoads, -1);

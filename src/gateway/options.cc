@@ -329,7 +329,7 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .range = {1, 1e15},
            .read_by = "gateway/context",
            .group = "Routing",
-           .help = "Characters of prefix text per worker that the prefix index holds at most."},
+           .help = "Bytes of prefix text per worker that the prefix index holds at most."},
           {.name = "prefix-index-bytes",
            .field = &O::prefix_index_bytes,
            .value = int64_t{256} << int64_t{20},

@@ -166,6 +166,23 @@ TEST_F(PassingTest, QueriesAndBodiesReachTheWorkerByteForByte) {
   EXPECT_EQ(one.received().back().target, "/server_info?x=1&y=%20");
 }
 
+TEST_F(PassingTest, EveryPathThatAsksAModelGoesToTheWorkerUnderItsOwnName) {
+  ScriptedWorker& one =
+      scripted([](const Received& received) { return net::Response::json(200, Json(received.target).dump()); });
+  start_all();
+  for (const std::string path :
+       {"/generate", "/encode", "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/classify",
+        "/v1/score", "/v1/responses", "/v1/messages", "/tokenize", "/v1/tokenize", "/detokenize", "/v1/detokenize"}) {
+    const std::string body = R"({"model": "m", "text": "x", "prompt": "x", "tokens": [1, 2], "input": "x"})";
+    const auto answer = call("POST", path, body);
+    ASSERT_TRUE(answer.ok()) << path;
+    EXPECT_EQ(answer->status, 200) << path;
+    EXPECT_EQ(answer->body, Json(path).dump());
+    EXPECT_EQ(one.received().back().body, body) << path;
+    EXPECT_EQ(call("GET", path)->status, 405) << path;
+  }
+}
+
 // --- answers -------------------------------------------------------------------------------------------------------
 
 TEST_F(PassingTest, CompressedAnswersArriveAsTheyAre) {

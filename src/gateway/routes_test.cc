@@ -25,7 +25,7 @@ class RoutesTest : public GatewayFixture {
   ScriptedWorker& silent() {
     const auto serve = [](net::ServerExchange& exchange, const Received&) -> net::Task<> {
       auto gone = std::make_shared<net::Timer>(exchange.loop().executor(), TimePoint::max());
-      exchange.on_client_gone([gone] { gone->cancel(); });
+      exchange.on_client_gone([gone] { gone->expires_at(TimePoint{}); });
       boost::system::error_code ended;
       co_await gone->async_wait(net::asio::redirect_error(net::use_task, ended));
     };
@@ -118,7 +118,7 @@ TEST_F(RoutesTest, WithAGoodAnswerNoQuestionIsLeft) {
   const auto is_silent = [&](net::ServerExchange& exchange, const Received&) -> net::Task<> {
     is_asked.expires_at(TimePoint{});
     auto gone = std::make_shared<net::Timer>(exchange.loop().executor(), TimePoint::max());
-    exchange.on_client_gone([gone] { gone->cancel(); });
+    exchange.on_client_gone([gone] { gone->expires_at(TimePoint{}); });
     boost::system::error_code ended;
     co_await gone->async_wait(net::asio::redirect_error(net::use_task, ended));
   };

@@ -237,13 +237,16 @@ TEST_F(ScenarioTest, RefusedPromptsAreNeitherPredictedNorHeld) {
     sent_ = 0;
     const auto predicted = [&] { return metric("smg_worker_predicted_cached_tokens_total"); };
     const auto drawn = [&] { return metric("smg_worker_selections_total", {"reason=\"prefix_held\""}); };
-    const auto forgotten = [&] { return eventually([&] { return metric("smg_prefix_index_nodes") == 1; }); };
+    // Claims that wait to be applied count, and are not among the nodes; before it reports the index applies them.
+    const auto forgotten = [&] {
+      return call("GET", "/debug/index")->status == 200 && metric("smg_prefix_index_nodes") == 1;
+    };
     const std::string text(150'000, 'a');
     for (auto& one : workers_) one->set_fault({.kind = Kind::kStatus, .status = 400});
     for (int i = 0; i < 10; ++i) EXPECT_EQ(generate(text, /*stream=*/i % 2 == 0)->status, 400);
     EXPECT_EQ(predicted(), 0);
     EXPECT_EQ(metric("sglang_cache_hit_rate", {"predicted"}), 0);
-    ASSERT_TRUE(forgotten());
+    ASSERT_TRUE(eventually(forgotten));
     const double before = drawn();
     for (auto& one : workers_) one->clear_fault();
     ASSERT_EQ(generate(text)->status, 200);

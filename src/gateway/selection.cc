@@ -79,6 +79,13 @@ std::optional<uint32_t> select_of(const WorkerList& workers, std::span<const uin
   return std::ranges::min_element(scratch.usable, {}, requests)->worker;
 }
 
+WorkerPtr usable_at(const Roster& roster, uint64_t place) {
+  for (const WorkerPtr& worker : roster.workers()) {
+    if (worker->usable() && place-- == 0) return worker;
+  }
+  return nullptr;
+}
+
 void weigh_all(const Roster& roster, const Policy& policy, const RequestFacts& facts, std::span<const uint32_t> tried,
                std::vector<obs::RequestRecord::Score>& scores) {
   const auto members = roster.members();

@@ -43,6 +43,9 @@ std::optional<Choice> select_worker(const Roster& roster, const Policy& policy, 
 std::optional<uint32_t> select_of(const WorkerList& workers, std::span<const uint32_t> tried, TimePoint now,
                                   ChoiceScratch& scratch);
 
+// The worker at that place of those that may be used; null if there are fewer.
+WorkerPtr usable_at(const Roster& roster, uint64_t place);
+
 // Why a request that was at the workers `tried` cannot go there now, in one word; empty if it can. "busy": the worker
 // asked to be left alone, or has as many as it may since it said so. "breaker_half_open": a trial is under way.
 std::string_view why_not(const Worker& worker, std::span<const uint32_t> tried, TimePoint now);

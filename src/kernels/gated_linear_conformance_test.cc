@@ -29,6 +29,12 @@ class GatedLinear : public KernelConformance {
     return packed;
   }
 
+  // Of what was NaN everywhere.
+  void expect_untouched(const float* products, int64_t count) {
+    const auto values = device_.get(products, static_cast<size_t>(count));
+    EXPECT_TRUE(std::ranges::all_of(values, [](float value) { return std::isnan(value); }));
+  }
+
   void expect_equal_bits(const LinearShape& shape, DType out_dtype, int64_t n) {
     const int64_t width = shape.out / 2, padded = device_->padded_rows(n);
     const Stored in(shape.dtype, draw(rng_, padded * shape.in, 3));
@@ -42,6 +48,7 @@ class GatedLinear : public KernelConformance {
     char* got = device_.put(untouched);
     char* want = device_.put(untouched);
     device_->gated_linear(device_.context(), {.product = product, .out = got, .out_dtype = out_dtype});
+    if (device_->fuses_gates(shape)) expect_untouched(gate_up, padded * shape.out);
     product.out = device_.put(std::vector<float>(static_cast<size_t>(padded * shape.out)));
     device_->linear(device_.context(), product);
     device_->silu_mul(device_.context(),
@@ -106,6 +113,7 @@ TEST_P(GatedLinear, OfExpertsLeavesRowsOfNobody) {
       device_->gated_grouped_linear(
           device_.context(),
           {.product = product, .out = got, .out_dtype = dtype, .rows = meant, .n = std::ssize(listed)});
+      if (device_->fuses_gates(shape)) expect_untouched(product.out, rows * shape.out);
       device_->grouped_linear(device_.context(), product);
       device_->silu_mul(device_.context(), {.gate_up = product.out,
                                             .out = want,

@@ -39,6 +39,7 @@ class TimedBackend final : public Backend {
   void synchronize(const Context& c) const override { backend_->synchronize(c); }
   bool multiplies(DType dtype) const override { return backend_->multiplies(dtype); }
   bool keeps(const LinearShape& shape) const override { return backend_->keeps(shape); }
+  bool fuses_gates(const LinearShape& shape) const override { return backend_->fuses_gates(shape); }
   int64_t padded_rows(int64_t n) const override { return backend_->padded_rows(n); }
   int64_t group_padding(int64_t groups) const override { return backend_->group_padding(groups); }
   size_t packed_bytes(const LinearShape& shape) const override { return backend_->packed_bytes(shape); }

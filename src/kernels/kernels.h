@@ -432,6 +432,9 @@ class Backend {
   virtual bool multiplies(DType dtype) const = 0;
   // True if a weight that is stored as shape.stored is better kept so than widened for products of this shape.
   virtual bool keeps(const LinearShape& shape) const = 0;
+  // True if gated_linear() and gated_grouped_linear() by such weights, of any number of rows, touch nothing of their
+  // product's `out`.
+  virtual bool fuses_gates(const LinearShape& shape) const = 0;
   // Rows that buffers must have for n rows of a matrix product: kernels may compute a few more than asked.
   virtual int64_t padded_rows(int64_t n) const = 0;
   // Rows beyond their number that buffers must have for rows in `groups`: each group is padded for its own product.

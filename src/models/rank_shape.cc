@@ -31,6 +31,7 @@ class CountingBackend final : public kernels::Backend {
     const auto block = static_cast<int64_t>(tensor::block_elements(shape.stored));
     return block > 1 && shape.in % block == 0 && (shape.dtype == kernels::DType::kF32 || shape.rounded);
   }
+  bool fuses_gates(const kernels::LinearShape& shape) const override { return device().fuses_gates(shape); }
   int64_t padded_rows(int64_t n) const override { return device().padded_rows(n); }
   int64_t group_padding(int64_t groups) const override { return device().group_padding(groups); }
   size_t packed_bytes(const kernels::LinearShape& shape) const override {
@@ -75,7 +76,7 @@ class CountingBackend final : public kernels::Backend {
 
  private:
   static void never() { SLUICE_CHECK(false, "a device that only counts was asked to compute"); }
-  // The one whose rows are padded alike.
+  // The one whose rows are padded alike, and which needs as much room for products of gates.
   static const kernels::Backend& device() {
     static const std::unique_ptr<kernels::Backend> cpu = kernels::make_backend("cpu", /*threads=*/1).value();
     return *cpu;

@@ -302,7 +302,7 @@ Task<Result<std::string>> ServerConnection::read_body(size_t limit) {
       co_return io_error(io, "sending the request's body");
     }
   }
-  watch();  // for the end of the connection, from here on
+  watch_from_now();  // for the end of the connection
   co_return whole;
 }
 

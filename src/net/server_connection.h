@@ -100,6 +100,10 @@ class ServerConnection final : public Stream, public ServerExchange {
     gone_ = true;
     if (in_handler_) call_gone();
   }
+  // Behind the body of this request; behind further requests it is left to them.
+  void on_ended_unread() override {
+    if (!parser_.done()) on_ended();
+  }
   void call_gone() {
     if (const auto callback = std::exchange(gone_callback_, nullptr)) callback();
   }

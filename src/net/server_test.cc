@@ -464,6 +464,45 @@ TEST_F(ServerTest, NoticesThatTheClientLeftWhileNothingIsWritten) {
   }
 }
 
+// A little more than is read ahead of the handler: the rest is with the kernel, and the end behind it.
+TEST_F(ServerTest, NoticesThatTheClientLeftBehindALargeBodyThatNobodyReads) {
+  for (const bool hard : {false, true}) {
+    SCOPED_TRACE(hard ? "reset" : "close");
+    std::promise<void> started;
+    std::promise<bool> gone;
+    const std::string sent((256 << 10) + 1000, 'x');
+    std::string received;
+    const auto port = serve([&](ServerExchange& exchange) -> Task<> {
+      bool told = false;
+      exchange.on_client_gone([&] { told = true; });
+      started.set_value();
+      for (int i = 0; i < 5000 && !told; ++i) co_await exchange.loop().sleep(1ms);
+      auto body = co_await exchange.read_body(1 << 20);
+      if (body.ok()) received = std::move(body).value();
+      gone.set_value(told && exchange.client_gone());
+    });
+    RawClient client(port);
+    client.send(fmt::format("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", sent.size()));
+    started.get_future().wait();
+    client.send(sent);
+    hard ? client.reset() : client.close();
+    EXPECT_TRUE(gone.get_future().get());
+    EXPECT_TRUE(hard || received == sent) << "what had come can be read even so";
+    server_.reset();
+  }
+}
+
+TEST_F(ServerTest, AClientThatLeftRightBehindItsBodyIsGoneWhenThatHasBeenRead) {
+  std::promise<bool> gone;
+  const auto port = serve([&](ServerExchange& exchange) -> Task<> {
+    auto body = co_await exchange.read_body(1 << 20);
+    gone.set_value(body.ok() && exchange.client_gone());
+  });
+  RawClient client(port);
+  EXPECT_TRUE(client.send_last("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody"));
+  EXPECT_TRUE(gone.get_future().get());
+}
+
 TEST_F(ServerTest, DoesNotTakePipelinedBytesForALeavingClient) {
   std::promise<void> started;
   std::promise<void> more;

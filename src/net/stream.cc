@@ -227,7 +227,17 @@ void Stream::arm_read() {
 }
 
 void Stream::watch() {
-  if (read_state_ == Io::kOk && (end_ - begin_) < read_ahead_) arm_read();
+  if (read_state_ != Io::kOk) return;
+  if (end_ - begin_ < read_ahead_) {
+    arm_read();
+  } else if (at_end_) {
+    on_ended_unread();
+  }
+}
+
+void Stream::watch_from_now() {
+  watch();
+  if (at_end_ && begin_ == end_ && readable_ && std::exchange(read_armed_, false)) on_readable();
 }
 
 // What is woken here may close the stream: close() keeps it until the loop's next turn.
@@ -236,7 +246,11 @@ void Stream::on_events(uint32_t events) {
   if ((events & EPOLLIN) != 0 || at_end_) readable_ = true;
   if ((events & EPOLLOUT) != 0 && tls_ != nullptr && tls_->wants_write()) readable_ = true;  // to answer a key update
   if ((events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0) writer_.wake_now(Io::kOk);
-  if (open_ && readable_ && std::exchange(read_armed_, false)) on_readable();
+  if (open_ && readable_ && std::exchange(read_armed_, false)) {
+    on_readable();
+  } else if (open_ && at_end_ && end_ - begin_ >= read_ahead_ && !reader_.waiting()) {
+    watch();
+  }
 }
 
 // No coroutine of its own for what is about to wait: each part of a stream comes through here.

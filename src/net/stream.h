@@ -89,6 +89,8 @@ class Stream : public std::enable_shared_from_this<Stream>, private Poller::Watc
   // Asks the loop to watch the socket while nobody reads: bytes go to the buffer as far as there is room, and the end
   // of the stream is reported by on_ended().
   void watch();
+  // The same; an end that the loop knows of, and that nothing stands in front of, is reported before this returns.
+  void watch_from_now();
   // kOk while the stream may bring more; else how it ended. Does not look at the socket.
   Io read_state() const { return read_state_; }
   // Of one that is watched: true if the other side closed it or sent something, as far as the loop has been told of
@@ -124,6 +126,9 @@ class Stream : public std::enable_shared_from_this<Stream>, private Poller::Watc
  protected:
   // The other side closed or reset the connection. Called once, on the loop, before a reader is woken.
   virtual void on_ended() {}
+  // It has, and nobody reads what it had sent, for which there is no room: on_ended() is called when that has been
+  // read. Perhaps more than once.
+  virtual void on_ended_unread() {}
   // Bytes arrived and nobody was reading.
   virtual void on_unread() {}
 

@@ -35,14 +35,14 @@ class CallMessage {
   std::byte* data() { return bytes_.data(); }
   size_t bytes() const { return bytes_.size(); }
   CallHeader& header() { return head().call; }
-  Progress& where() { return head().where; }  // its sender is
+  Place& place() { return head().place; }  // its sender's
   std::span<int64_t> counts() { return {reinterpret_cast<int64_t*>(data() + sizeof(Head)), counts_}; }
   std::byte* payload() { return data() + sizeof(Head) + counts_ * sizeof(int64_t); }
 
  private:
   struct Head {
     CallHeader call;
-    Progress where;
+    Place place;
   };
   Head& head() { return *reinterpret_cast<Head*>(data()); }
 
@@ -156,9 +156,10 @@ class Gloo final : public Communicator {
 
   Wait wait_for(int peer) {
     missing_.assign(1, world_rank(peer));
-    for_peers([&](int other, Peer& p) {
-      if (other != peer && !p.has_come) missing_.push_back(world_rank(other));
-    });
+    for (int i = 1; i < size(); ++i) {
+      const int other = (rank() + i) % size();
+      if (other != peer && !peers_[static_cast<size_t>(other)].has_come) missing_.push_back(world_rank(other));
+    }
     return {.group = name(), .call = call_text_, .waiting = world_rank(rank()), .missing = missing_, .since = since_};
   }
   Result<void> wait_receive(GlooBuffer& buffer, int peer) {
@@ -178,7 +179,7 @@ class Gloo final : public Communicator {
       for_peers([&](int peer, Peer& p) {
         p.has_come = false;
         p.sent.header() = header_;
-        p.sent.where() = world_->last_progress(world_->rank());
+        p.sent.place() = world_->place();
         if (call.kind == Kind::kAllToAll) {
           std::ranges::copy(call.counts, p.sent.counts().begin());
           std::ranges::copy(call.recv_counts, p.sent.counts().begin() + size());
@@ -199,7 +200,7 @@ class Gloo final : public Communicator {
       SLUICE_TRY_VOID(wait_receive(*p.receiving, peer));
       p.has_come = true;
       std::swap(p.received, p.current);
-      world_->heard_of(world_rank(peer), p.current.where());
+      world_->heard_of(world_rank(peer), p.current.place());
       SLUICE_TRY_VOID(guarded([&] {
         p.receiving = world_->buffer(p.received.data(), p.received.bytes());
         p.receiving->recv(world_rank(peer), call_tag(group_));

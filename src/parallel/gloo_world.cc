@@ -26,7 +26,8 @@ constexpr milliseconds kForEver = std::chrono::hours(24 * 365);
 struct GlooWorld::Message {
   int32_t rank = 0;
   uint32_t failed = 0;
-  Progress progress;
+  uint32_t heard = 0;  // messages of the rank that this one is for
+  Place place;
   int32_t code = 0;
   uint32_t text_bytes = 0;
   std::array<char, kTextBytes> text;
@@ -37,6 +38,13 @@ struct GlooWorld::Sent {
   std::unique_ptr<GlooBuffer> buffer;
 };
 
+// To one rank, and from it.
+struct GlooWorld::Told {
+  std::deque<Sent> unread;  // as far as it has told
+  uint32_t sent = 0;
+  uint32_t heard = 0;
+};
+
 GlooWorld::GlooWorld(std::shared_ptr<gloo::rendezvous::Context> context, std::vector<std::string> hosts,
                      GroupOptions options, std::shared_ptr<ShmSegment> shown_in)
     : context_(std::move(context)),
@@ -44,7 +52,8 @@ GlooWorld::GlooWorld(std::shared_ptr<gloo::rendezvous::Context> context, std::ve
       options_(std::move(options)),
       shown_in_(std::move(shown_in)),
       signs_(static_cast<size_t>(context_->size)),
-      sent_(signs_.size()),
+      place_numbers_(signs_.size()),
+      told_(signs_.size()),
       heard_(std::make_unique<Message>()) {
   for (int i = 0; i < context_->size; ++i) heard_of(i);
   if (context_->size == 1) return;
@@ -71,9 +80,9 @@ GlooWorld::~GlooWorld() {
   if (hearing_.joinable()) hearing_.join();
   if (looking_.joinable()) looking_.join();
   // The reason of a failure should reach the others before the end of the connections does.
-  for (size_t i = 0; failed && i < sent_.size(); ++i) {
+  for (size_t i = 0; failed && i < told_.size(); ++i) {
     try {
-      for (Sent& sent : sent_[i]) sent.buffer->waitSend(milliseconds(200));
+      for (Sent& sent : told_[i].unread) sent.buffer->waitSend(milliseconds(200));
     } catch (const std::exception&) {  // it is gone itself
     }
   }
@@ -112,23 +121,37 @@ void GlooWorld::progress(const Progress& progress) {
   const TimePoint now = options_.clock->now();
   signs_[static_cast<size_t>(rank())].seen(now, progress);
   if (shown_in_) shown_in_->sign(0).seen(now, progress);
+  ++places_;
   active();
+}
+
+Place GlooWorld::place() const {
+  const uint64_t number = places_;  // first: the place is this one or a later
+  return {.number = number, .where = last_progress(rank())};
+}
+
+void GlooWorld::heard_of(int rank, const Place& place) {
+  const auto at = static_cast<size_t>(rank);
+  const std::lock_guard lock(places_mu_);
+  if (place.number < place_numbers_[at]) return heard_of(rank);
+  place_numbers_[at] = place.number;
+  signs_[at].seen(options_.clock->now(), place.where);
 }
 
 void GlooWorld::broadcast(const Message& message) {
   const std::lock_guard lock(sent_mu_);
   for (int to = 0; to < context_->size; ++to) {
     if (to == rank()) continue;
-    auto& sent = sent_[static_cast<size_t>(to)];
+    Told& told = told_[static_cast<size_t>(to)];
+    // It stands still, or has nothing to do. Signs of life that nobody reads are not waited for, nor heaped up.
+    if (!message.failed && told.unread.size() >= kUnread) continue;
     try {
-      while (sent.size() >= kUnread) {
-        sent.front().buffer->waitSend(std::chrono::duration_cast<milliseconds>(options_.silence_limit));
-        sent.pop_front();
-      }
       Sent next{.message = std::make_unique<Message>(message)};
+      next.message->heard = told.heard;
       next.buffer = buffer(next.message.get(), sizeof(Message));
       next.buffer->send(to, kTag);
-      sent.push_back(std::move(next));
+      told.unread.push_back(std::move(next));
+      ++told.sent;
     } catch (const std::exception&) {  // it is gone; whoever waits for it finds out
     }
   }
@@ -156,8 +179,14 @@ void GlooWorld::hear() {
 
 void GlooWorld::take(const Message& message) {
   if (message.rank < 0 || message.rank >= context_->size) return;
+  {
+    const std::lock_guard lock(sent_mu_);
+    Told& told = told_[static_cast<size_t>(message.rank)];
+    ++told.heard;
+    while (!told.unread.empty() && told.sent - told.unread.size() < message.heard) told.unread.pop_front();
+  }
   if (!message.failed) {
-    heard_of(message.rank, message.progress);
+    heard_of(message.rank, message.place);
     return;
   }
   const std::string_view text(message.text.data(), std::min<size_t>(message.text_bytes, kTextBytes));
@@ -178,39 +207,43 @@ void GlooWorld::look_after_waits() {
   TimePoint told{}, worked{};
   uint64_t beats = Pulse::own().count();
   std::unique_lock lock(mu_);
+  LostTime clock;
   while (!stopping_) {
     // A long piece of work says nothing by itself: it is awaited as long as a rank may be silent.
     if (waits_.empty() && !active_ && options_.clock->now() - worked >= options_.silence_limit) {
       parked_ = true;
       changed_.wait(lock, [&] { return stopping_ || active_; });
       parked_ = false;
+      clock.begin_anew();
       continue;
     }
     changed_.wait_for(lock, often, [&] { return stopping_; });
+    lost_ += clock.look(often);
     const TimePoint now = options_.clock->now();
     const uint64_t count = Pulse::own().count();
     if (std::exchange(beats, count) != count) active_ = true;
     if (active_) worked = now;
     Result<void> looked;
     for (const UnderWay& each : waits_) {
-      if (looked.ok() && !failure_) looked = look(*each.wait, now);
+      if (looked.ok() && !failure_) looked = look(each.wait, now);
     }
     // Who waits is not silent, even if others wait for it in their turn.
     const bool tell = !failure_ && (active_ || !waits_.empty()) && now - told >= options_.silence_limit / 5;
     if (tell) active_ = false;
-    const Progress where = last_progress(rank());
+    const Place own = place();
     lock.unlock();
     if (!looked.ok()) fail(looked.error());
     if (tell) {
       told = now;
-      broadcast({.rank = rank(), .progress = where});
+      broadcast({.rank = rank(), .place = own});
     }
     lock.lock();
     if (failure_) active_ = false;
   }
 }
 
-Result<void> GlooWorld::look(const Wait& at, TimePoint now) const {
+Result<void> GlooWorld::look(Wait at, TimePoint now) const {
+  at.lost = lost_ - at.lost;
   const auto silent = [&](std::span<const int> ranks) {
     Wait wait = at;
     wait.missing = ranks;
@@ -235,7 +268,8 @@ Result<void> GlooWorld::wait_on(const Wait& wait, WaitFunction wait_function, Ab
   {
     const std::lock_guard lock(mu_);
     if (failure_) return *failure_;
-    own = waits_.insert(waits_.end(), {&wait, abort});
+    own = waits_.insert(waits_.end(), {wait, abort});
+    own->wait.lost = lost_;
   }
   std::string gone;
   try {

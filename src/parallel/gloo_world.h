@@ -25,6 +25,13 @@ namespace sluice::parallel {
 
 using GlooBuffer = gloo::transport::UnboundBuffer;
 
+// Where a rank says it is. What it says comes beside the calls and with them, and so not always in order: the number
+// only grows.
+struct Place {
+  uint64_t number = 0;
+  Progress where;
+};
+
 class GlooWorld {
  public:
   // `hosts`: where each rank is, for messages. `shown_in`: see GlooJoin.
@@ -42,15 +49,15 @@ class GlooWorld {
 
   // Any thread.
   void progress(const Progress& progress);
+  Place place() const;  // this rank's
   Progress last_progress(int rank) const { return signs_[static_cast<size_t>(rank)].where(); }
   // When it was last heard of, by this rank's clock.
   TimePoint last_sign(int rank) const { return signs_[static_cast<size_t>(rank)].when(); }
   // "; rank 3 is on 10.0.0.2, last heard of in step 40, layer 3, gather", for messages that name it.
   std::string whereabouts(int rank) const;
   void heard_of(int rank) { signs_[static_cast<size_t>(rank)].seen(options_.clock->now()); }
-  void heard_of(int rank, const Progress& where) {
-    signs_[static_cast<size_t>(rank)].seen(options_.clock->now(), where);
-  }
+  // From `rank` itself. A place older than what is known of it is forgotten.
+  void heard_of(int rank, const Place& place);
   // Keeps the first error, ends this rank's wait and tells the others.
   void fail(const Error& error);
   std::optional<Error> failure() const;
@@ -65,6 +72,7 @@ class GlooWorld {
   // What ranks tell each other beside the calls.
   struct Message;
   struct Sent;
+  struct Told;
 
   template <class WaitFunction, class AbortFunction>
   Result<void> wait_on(const Wait& wait, WaitFunction wait_function, AbortFunction abort);
@@ -73,13 +81,16 @@ class GlooWorld {
   void hear();
   void take(const Message& message);
   void look_after_waits();
-  Result<void> look(const Wait& at, TimePoint now) const;  // with mu_ held
+  Result<void> look(Wait at, TimePoint now) const;  // with mu_ held
 
   const std::shared_ptr<gloo::rendezvous::Context> context_;
   const std::vector<std::string> hosts_;  // by rank of the world
   const GroupOptions options_;
   const std::shared_ptr<ShmSegment> shown_in_;
   std::vector<SignOfLife> signs_;  // by rank of the world
+  std::mutex places_mu_;
+  std::vector<uint64_t> place_numbers_;  // of what signs_ have, by rank of the world; guarded by places_mu_
+  std::atomic<uint64_t> places_{0};      // that this rank has been in
   std::atomic<uint32_t> groups_{0};
   std::atomic<bool> active_{false};  // since the thread that looks after waits last looked
   std::atomic<bool> parked_{false};  // that thread has nothing to do
@@ -89,14 +100,15 @@ class GlooWorld {
   // Guarded by mu_.
   std::optional<Error> failure_;
   struct UnderWay {
-    const Wait* wait;
+    Wait wait;  // .lost: of lost_ before it began
     std::function<void()> abort;
   };
   std::list<UnderWay> waits_;  // one of each thread that makes calls
+  Duration lost_{};            // LostTime, all of the thread that looks after them
   bool stopping_ = false;
 
   std::mutex sent_mu_;
-  std::vector<std::deque<Sent>> sent_;  // by rank; guarded by sent_mu_
+  std::vector<Told> told_;  // by rank; guarded by sent_mu_
 
   std::unique_ptr<Message> heard_;
   std::unique_ptr<GlooBuffer> heard_buffer_;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "parallel/collective.h"
 
@@ -14,6 +15,8 @@ namespace {
 uint64_t pack(const Progress& p) {
   return uint64_t{p.step} << 32 | uint64_t{static_cast<uint16_t>(p.layer + 1)} << 8 | static_cast<uint8_t>(p.phase);
 }
+
+constexpr Duration kLateAtMost = std::chrono::milliseconds(100);  // as any machine is that has something else to do
 
 // For whom `rank` waits: of two, one that waits for nobody itself, as a rank that hangs does. -1 = for nobody.
 int next_after(int rank, std::span<const SignOfLife> signs) {
@@ -66,6 +69,12 @@ void SignOfLife::Waiting::is_for(int rank) {
   }
 }
 
+Duration LostTime::look(Duration asked) {
+  const TimePoint now = clock_.now();
+  const Duration more = now - std::exchange(last_, now) - asked;
+  return more < kLateAtMost ? Duration::zero() : more;
+}
+
 Progress SignOfLife::where() const {
   const uint64_t word = where_.load(std::memory_order_relaxed);
   return {.step = static_cast<uint32_t>(word >> 32),
@@ -75,6 +84,8 @@ Progress SignOfLife::where() const {
 
 Result<Duration> time_left(const Wait& wait, std::span<const SignOfLife> signs, TimePoint now, Duration silence_limit,
                            Duration join_limit) {
+  silence_limit += wait.lost;
+  join_limit += wait.lost;
   Duration left = join_limit;
   bool silent = false;
   for (const int rank : wait.missing) {

@@ -95,7 +95,26 @@ struct Wait {
   int waiting = 0;        // the rank that waits, and all others, by their names in the world
   std::span<const int> missing;
   TimePoint since{};
+  Duration lost{};  // of that, time in which it could not look (LostTime); no limit includes it
 };
+
+// Time that passes for a rank that waits and does not run, though its sleep is over: a machine with too much to do, a
+// frozen container, a virtual machine that stands still. Most likely the others did not run either, so their silence
+// means nothing. Used by one thread, which looks at the others now and then.
+class LostTime {
+ public:
+  explicit LostTime(const Clock& clock = real_clock()) : clock_(clock), last_(clock.now()) {}
+
+  // At each look, `asked` being how long it was to sleep since the last one, or the beginning. What was lost since
+  // then.
+  Duration look(Duration asked);
+  void begin_anew() { last_ = clock_.now(); }
+
+ private:
+  const Clock& clock_;
+  TimePoint last_;
+};
+
 // How long the wait may still go on before the silence of one of the missing ranks is too long; kTimeout, naming
 // them all, if it is, and whom they wait for themselves: a rank that hangs is missed by others than those it keeps.
 Result<Duration> time_left(const Wait& wait, std::span<const SignOfLife> signs, TimePoint now, Duration silence_limit,

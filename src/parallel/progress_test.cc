@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "testing/fake_clock.h"
+
 namespace sluice::parallel {
 namespace {
 
@@ -18,14 +20,30 @@ TEST(SignOfLifeTest, WhatAnotherRankNoticedNeverSetsItBackAndIsNoJoining) {
   EXPECT_EQ(sign.when(), TimePoint(11s));
 }
 
-class TimeLeftTest : public testing::Test {
+TEST(LostTimeTest, IsWhatPassesBeyondTheSleepThatWasAskedFor) {
+  testing::FakeClock clock;
+  LostTime lost(clock);
+  clock.advance(2s);
+  EXPECT_EQ(lost.look(0s), 2s) << "it did not get to sleep";
+  clock.advance(100ms);
+  EXPECT_EQ(lost.look(500ms), 0s) << "it was woken early";
+  clock.advance(599ms);
+  EXPECT_EQ(lost.look(500ms), 0s) << "it was a little late";
+  clock.advance(7s);
+  EXPECT_EQ(lost.look(500ms), 6500ms);
+  clock.advance(1h);
+  lost.begin_anew();
+  EXPECT_EQ(lost.look(0s), 0s);
+}
+
+class TimeLeftTest : public ::testing::Test {
  protected:
   // Rank 2 waits for rank 0, of which nothing was seen for 5 s.
-  std::string message() const {
+  std::string message(Duration lost = 0s) const {
     const std::vector<int> missing{0};
-    const auto left =
-        time_left({.group = "a", .call = "barrier #1", .waiting = 2, .missing = missing, .since = TimePoint(10s)},
-                  signs_, TimePoint(15s), 5s, 60s);
+    const auto left = time_left(
+        {.group = "a", .call = "barrier #1", .waiting = 2, .missing = missing, .since = TimePoint(10s), .lost = lost},
+        signs_, TimePoint(15s), 5s, 60s);
     return left.ok() ? "(time is left)" : left.error().message;
   }
 
@@ -41,6 +59,12 @@ TEST_F(TimeLeftTest, ARankThatWaitsItselfIsNamedWithTheOneThatKeepsIt) {
   EXPECT_EQ(message(),
             "group a: rank 2 waits in barrier #1 for rank 0: no sign of rank 0 for 5.0 s, which waits for "
             "rank 1 (step 4, layer 2, experts)");
+}
+
+TEST_F(TimeLeftTest, TimeInWhichTheWaitingRankCouldNotLookIsNoSilence) {
+  for (SignOfLife& sign : signs_) sign.seen(TimePoint(10s));
+  EXPECT_EQ(message(1s), "(time is left)");
+  EXPECT_EQ(message(0s), "group a: rank 2 waits in barrier #1 for rank 0: no sign of rank 0 for 5.0 s");
 }
 
 TEST_F(TimeLeftTest, RanksThatWaitForEachOtherAreNamedOnce) {

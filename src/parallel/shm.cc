@@ -19,8 +19,6 @@ namespace {
 
 // What a rank publishes at once. Two slots of all ranks should stay in the last cache.
 constexpr size_t kSlotBytes = 256 << 10;
-// From here on what lies in buffer() is read there: below, a copy is cheaper than another process's page.
-constexpr size_t kReadInPlaceBytes = 4 << 10;
 // all_reduce up to here: everybody adds everything. Beyond, each its share, which takes another meeting.
 constexpr size_t kAddAllBytes = 32 << 10;
 constexpr Duration kSpin = std::chrono::microseconds(50);
@@ -54,7 +52,7 @@ struct Layout {
       : size(static_cast<size_t>(n)),
         slot_head(round_up(sizeof(SlotHead) + 2 * size * sizeof(int64_t))),
         // What is sent, and the share that this rank has reduced.
-        slot(round_up(slot_head + kSlotBytes + round_up(kSlotBytes / size))),
+        slot(round_up(slot_head + kSlotBytes + round_up((kSlotBytes + size - 1) / size))),
         rank(sizeof(RankWord) + 2 * slot) {}
 
   const size_t size;
@@ -92,7 +90,7 @@ class Shm final : public Communicator {
     const bool in_shares = call.kind == Kind::kAllReduce && bytes > kAddAllBytes;
     // Others would read what reducing in place overwrites.
     const bool overwritten = call.kind == Kind::kAllReduce && !in_shares && call.in == call.out;
-    const ShmRegion* const region = bytes > kReadInPlaceBytes && !overwritten ? lent(call.in) : nullptr;
+    const ShmRegion* const region = bytes > 0 && !overwritten ? lent(call.in) : nullptr;
     if (region) last_sent_ = region == &lent_[0] ? 0 : 1;
     state_call(call, region);
     return in_shares ? all_reduce_in_shares(call, region != nullptr) : exchange(call, region != nullptr);
@@ -419,18 +417,22 @@ class Shm final : public Communicator {
       if (meeting_.sleepers.load() > 0) futex_wake(meeting_.round);
       return {};
     }
+    LostTime clock;
     if (spin(before)) return {};
     std::ranges::fill(beats_, kNotLooked);
     SignOfLife::Waiting waiting(sign_);
+    Duration lost{}, sleep{};
     while (true) {
       const uint32_t now = meeting_.round.load();
       // Even if the world has failed since: all have come, and what they wrote is whole.
       if ((now & ~1u) != before) return {};
       if (now & 1) return failed();
-      SLUICE_TRY(const Duration left, patience(since, waiting));
+      lost += clock.look(sleep);
+      SLUICE_TRY(const Duration left, patience(since, lost, waiting));
+      sleep = std::min(left, longest_sleep_);
       PhaseClock::fall_asleep();
       meeting_.sleepers.fetch_add(1);
-      futex_wait(meeting_.round, before, std::min(left, longest_sleep_));
+      futex_wait(meeting_.round, before, sleep);
       meeting_.sleepers.fetch_sub(1);
     }
   }
@@ -449,7 +451,7 @@ class Shm final : public Communicator {
 
   Error failed() const { return segment_->failure().value_or(Error{ErrorCode::kInternal, "the ranks' world failed"}); }
 
-  Result<Duration> patience(TimePoint since, SignOfLife::Waiting& waiting) {
+  Result<Duration> patience(TimePoint since, Duration lost, SignOfLife::Waiting& waiting) {
     missing_.clear();
     for (int i = 0; i < size(); ++i) {
       if (word(i).rounds.load(std::memory_order_acquire) != round_) missing_.push_back(world_rank(i));
@@ -467,9 +469,17 @@ class Shm final : public Communicator {
                                  .call = to_string(header_),
                                  .waiting = world_rank(rank()),
                                  .missing = missing_,
-                                 .since = since},
+                                 .since = since,
+                                 .lost = lost},
                                 segment_->signs(), now, options_.silence_limit, options_.join_limit);
-    if (left.ok()) return left;
+    if (left.ok()) {
+      // Whoever waits for this rank waits for these: while they get on, so does it. What hangs makes no news, and
+      // neither do ranks that wait for each other.
+      TimePoint news = TimePoint::max();
+      for (const int rank : missing_) news = std::min(news, std::max(segment_->sign(rank).when(), since));
+      sign_.noticed(news);
+      return left;
+    }
     segment_->fail(left.error().code, left.error().message);
     return failed();
   }

@@ -36,5 +36,13 @@ TEST(Qwen25Test, ACallMayLackItsEnd) {
   EXPECT_EQ(read.text, "done");
 }
 
+// Ends that never come are not looked for in all that follows, at each call again: minutes for so many.
+TEST(Qwen25Test, ManyCallsWithoutTheirEndTakeAsLongAsTheyAre) {
+  constexpr size_t kCalls = 200'000;
+  std::string text;
+  for (size_t i = 0; i < kCalls; ++i) text += R"(<tool_call>{"name": "now"})";
+  EXPECT_EQ(read_whole("qwen25", text).calls.size(), kCalls);
+}
+
 }  // namespace
 }  // namespace sluice::parsers

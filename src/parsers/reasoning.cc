@@ -9,15 +9,12 @@ constexpr std::string_view kSpace = " \n\r\t";
 
 }  // namespace
 
-bool begins_inside(const ReasoningFormat& format, std::string_view prompt_end) {
+bool begins_inside(const ReasoningFormat& format, std::string_view prompt_end, std::string_view prefix) {
+  if (prefix.find(format.close) != std::string_view::npos) return false;
+  if (prefix.find(format.open) != std::string_view::npos) return true;
   const auto end = trimmed(prompt_end);
   if (end.ends_with(format.close)) return false;
   return end.ends_with(format.open) || format.begins == ReasoningFormat::Begins::kInside;
-}
-
-bool goes_on_inside(const ReasoningFormat& format, std::string_view prefix) {
-  if (prefix.find(format.close) != std::string_view::npos) return false;
-  return prefix.find(format.open) != std::string_view::npos || format.begins == ReasoningFormat::Begins::kInside;
 }
 
 ReasoningSplitter::ReasoningSplitter(const ReasoningFormat& format, bool inside, bool stream,

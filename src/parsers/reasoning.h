@@ -27,10 +27,9 @@ std::vector<std::string_view> reasoning_format_names();
 const ReasoningFormat* find_reasoning_format(std::string_view name);
 
 // Whether an answer to a prompt that ends in `prompt_end` begins with reasoning: templates end it with an opening mark,
-// or with a closing one where thinking is turned off.
-bool begins_inside(const ReasoningFormat& format, std::string_view prompt_end);
-// Likewise where the answer goes on with `prefix`, the beginning of an answer.
-bool goes_on_inside(const ReasoningFormat& format, std::string_view prefix);
+// or with a closing one where thinking is turned off. Where the answer goes on with `prefix`, after that, a mark there
+// says it.
+bool begins_inside(const ReasoningFormat& format, std::string_view prompt_end, std::string_view prefix = "");
 
 // One sample's. White space around the marks belongs to neither part. The pieces that a text comes in make no
 // difference. Used by one thread at a time.

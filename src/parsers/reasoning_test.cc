@@ -94,9 +94,11 @@ TEST_P(ReasoningConformance, ThePromptSaysWhereTheAnswerBegins) {
   EXPECT_TRUE(begins_inside(format, "assistant\n" + open() + "\n"));
   EXPECT_FALSE(begins_inside(format, "assistant\n" + open() + "\n\n" + close() + "\n\n"));
   EXPECT_EQ(begins_inside(format, "say " + open() + "<|assistant|>"), always);
-  EXPECT_TRUE(goes_on_inside(format, open() + "\nLet me"));
-  EXPECT_FALSE(goes_on_inside(format, open() + "\nLet me" + close() + "It is"));
-  EXPECT_EQ(goes_on_inside(format, "It is"), always);
+  EXPECT_TRUE(begins_inside(format, "", open() + "\nLet me"));
+  EXPECT_FALSE(begins_inside(format, "", open() + "\nLet me" + close() + "It is"));
+  EXPECT_EQ(begins_inside(format, "", "It is"), always);
+  EXPECT_TRUE(begins_inside(format, "assistant\n" + open() + "\n", "Let me"));
+  EXPECT_FALSE(begins_inside(format, "assistant\n" + open() + "\n\n" + close(), "It is"));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, ReasoningConformance, ::testing::ValuesIn(reasoning_formats()), [](const auto& info) {

@@ -86,9 +86,14 @@ class ToolCallParser {
  public:
   virtual ~ToolCallParser() = default;
 
+  // Piece by piece: what is searched for and not there is searched for in all that has come.
   void push(std::string_view text, ToolCallWriter& out) {
-    window_.append(text);
-    while (step(out)) {
+    while (!text.empty()) {
+      const size_t piece = whole_characters(text, kPiece);
+      window_.append(text.substr(0, piece));
+      text.remove_prefix(piece);
+      while (step(out)) {
+      }
     }
   }
   // Nothing more comes: what is still open is a call as far as it came, or text.
@@ -103,6 +108,16 @@ class ToolCallParser {
   virtual void stop(ToolCallWriter& out) = 0;
 
   TextWindow window_;
+
+ private:
+  static constexpr size_t kPiece = 4096;
+  // At most `most` bytes of the text, and no part of a character.
+  static size_t whole_characters(std::string_view text, size_t most) {
+    if (text.size() <= most) return text.size();
+    size_t end = most;
+    while (end > most - 4 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
+    return end;
+  }
 };
 
 struct ExampleCall {

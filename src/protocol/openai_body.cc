@@ -141,6 +141,7 @@ Result<ordered_json> read_messages(const ordered_json& messages, const TemplateH
     if (!message.contains("role") || !message["role"].is_string()) {
       return Error{ErrorCode::kInvalidArgument, fmt::format("messages[{}].role must be a string", i)};
     }
+    if (habits.developer_is_system && message["role"] == "developer") message["role"] = "system";
     const auto sent = message.value("content", ordered_json());
     SLUICE_TRY(auto content, flatten(sent, i));
     if (const auto call = message.find("function_call"); call != message.end() && !call->is_null()) {

@@ -87,6 +87,15 @@ TEST(ChatBodyTest, WritesCallsAsTheTemplateWantsThem) {
       R"([{"function":{"name":"f","arguments":"{\"z\": 1}"}},{"function":{"name":"g","arguments":"{\"a\":2}"}}]}])");
 }
 
+TEST(ChatBodyTest, TheDeveloperSpeaksAsTheTemplateKnowsHim) {
+  const char* const messages = R"({"messages":[{"role":"developer","content":"a"},{"role":"user","content":"b"}]})";
+  const auto first_role = [&](const TemplateHabits& habits) {
+    return (*parse_chat_body(messages, {}, habits)->template_context)["messages"][0]["role"];
+  };
+  EXPECT_EQ(first_role({.developer_is_system = true}), "system");
+  EXPECT_EQ(first_role({}), "developer");
+}
+
 TEST(ChatBodyTest, LeavesOutTheGenerationPromptWhereAsked) {
   const auto body =
       parse_chat_body(R"({"messages":[{"role":"user","content":"a"}],"add_generation_prompt":false})", {});

@@ -37,6 +37,12 @@ class RawClient {
     close();
   }
   void shutdown_write() { ::shutdown(fd_, SHUT_WR); }
+  // The bytes and the end of the stream, in one segment where they fit into one.
+  bool send_last(std::string_view bytes) {
+    const ssize_t sent = ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_MORE);
+    close();
+    return sent == static_cast<ssize_t>(bytes.size());
+  }
   // False if the connection does not take all of it.
   bool send(std::string_view bytes) {
     while (!bytes.empty()) {

@@ -115,6 +115,17 @@ TEST(ChatTemplateTest, TellsTheTimeOfItsClock) {
 }
 
 // What a hostile template or context tries: each ends in an error, soon.
+// As Qwen3's does: how long the conversation is costs nothing, however long it is.
+TEST(ChatTemplateTest, ALongConversationMayBeCountedAtEachMessage) {
+  auto messages = ordered_json::array();
+  for (int i = 0; i < 5000; ++i) messages.push_back({{"role", "user"}, {"content", std::string(200, 'x')}});
+  const std::string rendered =
+      render("{% for message in messages %}{{ (messages|length - 1) - loop.index0 }} {% endfor %}",
+             ordered_json{{"messages", messages}}.dump());
+  EXPECT_THAT(rendered, ::testing::StartsWith("4999 4998 "));
+  EXPECT_THAT(rendered, ::testing::EndsWith(" 1 0 "));
+}
+
 TEST(ChatTemplateTest, EndsWhateverTheTemplateDoes) {
   const std::string deep(100'000, '(');
   const std::string many_not = [] {

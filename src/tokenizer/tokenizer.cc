@@ -114,8 +114,11 @@ std::optional<int32_t> Tokenizer::pad_id() const { return impl_->pad_id; }
 const std::map<std::string, std::string>& Tokenizer::special_tokens() const { return impl_->special_texts; }
 const std::string& Tokenizer::chat_template() const { return impl_->chat_template; }
 
-IncrementalDecoder::IncrementalDecoder(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special)
-    : tokenizer_(std::move(tokenizer)), skip_special_(skip_special), strip_(tokenizer_->impl_->strip_left) {}
+IncrementalDecoder::IncrementalDecoder(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special, bool at_head)
+    : tokenizer_(std::move(tokenizer)),
+      skip_special_(skip_special),
+      at_head_(at_head ? tokenizer_->impl_->strip_left : 0),
+      strip_(at_head_) {}
 
 std::string IncrementalDecoder::push(int32_t id) {
   if (skip_special_ && tokenizer_->is_special(id)) return {};
@@ -135,7 +138,7 @@ std::string IncrementalDecoder::finish() {
   std::string out;
   append_lossy(pending_, out, nullptr);
   pending_.clear();
-  strip_ = tokenizer_->impl_->strip_left;
+  strip_ = at_head_;
   return out;
 }
 

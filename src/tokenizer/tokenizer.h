@@ -99,7 +99,8 @@ class Tokenizer {
 // piece ends in half a character, and the pieces together equal decode() of the whole. Used by one thread at a time.
 class IncrementalDecoder {
  public:
-  IncrementalDecoder(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special);
+  // `at_head`: the ids begin a text, where some vocabularies drop a space. Else they go on from others.
+  IncrementalDecoder(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special, bool at_head = true);
 
   // The text that this token completes; often its own bytes, sometimes nothing.
   std::string push(int32_t id);
@@ -111,7 +112,8 @@ class IncrementalDecoder {
  private:
   std::shared_ptr<const Tokenizer> tokenizer_;
   bool skip_special_;
-  size_t strip_ = 0;  // spaces to drop at the head of the text
+  size_t at_head_;    // spaces to drop at the head of the text ...
+  size_t strip_ = 0;  // ... and still to drop
   std::string pending_;
 };
 

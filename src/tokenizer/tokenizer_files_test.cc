@@ -185,6 +185,13 @@ TEST(SentencePieceTest, PutsTheBeginningOfSequenceFirst) {
   std::string text;
   for (const auto id : ids) text += decoder.push(id);
   EXPECT_EQ(text + decoder.finish(), "the gateway");
+  // What follows other text keeps its space, each time.
+  IncrementalDecoder answer(tokenizer, true, /*at_head=*/false);
+  for (int time = 0; time < 2; ++time) {
+    text.clear();
+    for (const auto id : ids) text += answer.push(id);
+    EXPECT_EQ(text + answer.finish(), " the gateway");
+  }
   EXPECT_EQ(tokenizer->special_tokens().at("unk_token"), "<unk>");
 }
 

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import unittest
 from pathlib import Path
 
@@ -561,6 +562,27 @@ class FailureTest(unittest.TestCase):
         self.comes_back()
         self.assertFalse(set(before) & set(self.instance.ranks(1)))
 
+    def test_hosts_that_stand_still_together_lose_nobody(self):
+        """As those on a machine that is moved or starved: longer than nodes and ranks may be silent."""
+        over = threading.Event()
+
+        def ask(i):
+            statuses = []
+            while not over.is_set():
+                statuses.append(generate(self.instance.url, [i + 1] * 20, 100)[0])
+            return statuses
+
+        ranks = self.instance.ranks(0) + self.instance.ranks(1)
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            asked = [pool.submit(ask, i) for i in range(4)]
+            self.instance.wait_for_log(rf"node 1: rank 1 is at {STEP}")
+            with stopped(self.instance.other), stopped(self.instance.front):
+                self.assertFalse(over.wait(6))
+            wait_until("the instance serving again", self.instance.serves)
+            over.set()
+            self.assertEqual({status for statuses in asked for status in statuses.result()}, {200})
+        self.assertEqual(self.instance.ranks(0) + self.instance.ranks(1), ranks, "nobody was restarted")
+
     def test_a_rank_that_is_stopped_while_it_loads_is_named_with_its_host(self):
         before = self.instance.ranks(1)
         os.kill(before[0], signal.SIGKILL)
@@ -577,6 +599,24 @@ class FailureTest(unittest.TestCase):
         self.instance.wait_for_log(rf"rank 0 has ended \(.*no sign of rank 1 for \S+ s \({STEP}\).*; rank 1 is on {HOSTS[1].address}, "
                                    rf"last heard of in {STEP}; last seen at {STEP}\)")
         self.comes_back()
+
+
+class FourHostsFailureTest(unittest.TestCase):
+    def test_one_of_four_hosts_is_cut_off_and_back(self):
+        with Instance("tiny-deepseek-v3", "--tp", 4, "--dp-size", 4, *DPA, *DEEPEP, nodes=4) as instance:
+            ids = list(range(30, 50))
+            want = generate(instance.url, ids, 8)[2]["output_ids"]
+            before = [pid for node in range(4) for pid in instance.ranks(node)]
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                with HOSTS[2].cut_off(instance.nodes[2]):
+                    running = [pool.submit(generate, instance.url, [i + 1] * 20, 400, i) for i in range(4)]
+                    instance.wait_for_log(r"node 2 \(\S+ at \S+\) is lost: it has said nothing for \d+ s")
+                    self.assertTrue(all(request.result()[0] in (500, 503) for request in running), [r.result() for r in running])
+            wait_until("the instance serving again", instance.serves, within=90)
+            after = [pid for node in range(4) for pid in instance.ranks(node)]
+            self.assertEqual(len(after), 4)
+            self.assertFalse(set(before) & set(after))
+            self.assertEqual(generate(instance.url, ids, 8)[2]["output_ids"], want)
 
 
 class FarTest(unittest.TestCase):

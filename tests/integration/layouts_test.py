@@ -319,6 +319,32 @@ class ServeTest(unittest.TestCase):
             self.assertEqual(sorted(served), [0, 0, 0, 0, 1, 1, 1, 1])
 
 
+    def test_the_recommended_set_up_keeps_what_begins_alike_on_one_rank(self):
+        """Two servers of four ranks with DP attention and deepep each, behind a gateway that knows their ranks and caches."""
+        with Sluice(BINARY, "serve", "--model-path", FIXTURES / "tiny-deepseek-v3", "--port", 0, "--router-prometheus-port", 0,
+                    "--max-total-tokens", 1024, "--tp", 4, "--dp-size", 4, "--ep", 4, *DPA, *DEEPEP, "--replicas", 2,
+                    "--router-policy", "cache_aware") as running:
+            def ranks():
+                workers = call(running.url + "/workers")[2]["workers"]
+                return workers if len(workers) == 8 and all(worker["is_healthy"] for worker in workers) else None
+
+            wait_until("eight healthy ranks", ranks, within=120)
+            sampling = {"temperature": 0, "max_new_tokens": 4, "ignore_eos": True}
+            places = []
+            for group in range(4):
+                begins = " ".join(f"{word} {group}" for word in ("river", "mountain", "cloud", "forest", "island", "harbour", "meadow"))
+                seen = []
+                for question in range(3):
+                    status, head, answer = call(running.url + "/generate", {"text": f"{begins} {'why' * question}", "sampling_params": sampling})
+                    self.assertEqual(status, 200, answer)
+                    seen.append((head["x-smg-routed-worker-id"], answer["meta_info"]["dp_rank"]))
+                    cached = answer["meta_info"]["cached_tokens"]
+                    self.assertTrue(cached > 30 if question > 0 else cached < 10, f"{cached} of question {question}")
+                self.assertEqual(len(set(seen)), 1, seen)
+                places.append(seen[0])
+            self.assertGreater(len(set(places)), 1, places)
+
+
 class FailureTest(unittest.TestCase):
     def survives(self, running, harm):
         """While requests run, `harm` one of the ranks: each request ends, all ranks are new, and it serves again."""

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Divided instances of every fixture under random requests, and what becomes of them when any of their ranks dies or hangs.
 
-usage: layouts_soak.py <sluice binary> <folder of fixtures> [tokens] [failures] [--requests 200] [--deterministic | --bf16] [--models NAME ...] [--phases idle ...] [--seed 1]
+usage: layouts_soak.py <sluice binary> <folder of fixtures> [tokens] [failures] [standstill] [--requests 200] [--deterministic | --bf16] [--models NAME ...] [--phases idle ...] [--seed 1]
 
 tokens: for (tp, dp) = (2, 2), (4, 2), (4, 4) with DP attention, with deepep where there are experts, and each with mixed chunks too: random lengths and arrivals, a fifth
 of the requests left by their client or aborted. The tokens are those of one rank up to the first step whose margin there is below
@@ -9,7 +9,10 @@ the arithmetic's tolerance; the share of such answers is printed, and bounded. N
 
 failures: each rank of (4, 2) with deepep in turn, killed (SIGKILL), stopped (SIGSTOP) and with an error that is thrown (an allocation that fails),
 while it is idle, prefills, decodes, decodes in two halves, is in an all-to-all (dispatch or combine), moves experts and loads, the last three as the
-log says where it was last seen. Every request ends, the log names the rank and its step within 3 s (killed, an error) or 5 s (silent for 4), the instance serves again, and no process is left over."""
+log says where it was last seen. Every request ends, the log names the rank and its step within 3 s (killed, an error) or 5 s (silent for 4), the instance serves again, and no process is left over.
+
+standstill: all processes of an instance are stopped for longer than a rank may be silent, in the middle of a load, and go on, as those of a
+container that is frozen or a virtual machine that is moved: no request fails."""
 import argparse
 import dataclasses
 import itertools
@@ -181,11 +184,44 @@ def fail_all(options):
             check(max(took) < limit, f"{phase}, {NAMES[how]}: {took}")
 
 
+def stand_still(options, layout, after, backwards):
+    with start_server(options.binary, options.fixtures / "tiny-deepseek-v3", *layout) as running:
+        results, over = [], threading.Event()
+
+        def ask(i):
+            while not over.is_set():
+                results.append(generate(running.url, [i + 3] * 20, 100)[0])
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        time.sleep(after)
+        pids = [running.process.pid, *rank_processes(running)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(8)  # a rank may be silent for 5
+        for pid in reversed(pids) if backwards else pids:
+            os.kill(pid, signal.SIGCONT)
+        before = len(results)
+        wait_until("answers", lambda: len(results) >= before + 50, within=60)
+        over.set()
+        for thread in threads:
+            thread.join(60)
+        check(all(status == 200 for status in results), f"{layout}: {sum(status != 200 for status in results)} of {len(results)} failed")
+
+
+def standstill(options):
+    for layout in (("--tp", 2), ("--tp", 4, "--dp-size", 2, *DPA, *DEEPEP)):
+        for backwards in (False, True) * 3:
+            stand_still(options, layout, options.rng.uniform(0.5, 2), backwards)
+        print(f"{' '.join(map(str, layout))}: stood still for 8 s, 6 times, and no request failed", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("binary", type=Path)
     parser.add_argument("fixtures", type=Path)
-    parser.add_argument("parts", nargs="*", choices=["tokens", "failures", []], default=["tokens", "failures"])
+    parser.add_argument("parts", nargs="*", choices=["tokens", "failures", "standstill", []], default=["tokens", "failures", "standstill"])
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--phases", nargs="+", default=["idle", "prefill", "decode", "halves", "all-to-all", "rebalance", "load"])
@@ -195,7 +231,7 @@ def main():
     options = parser.parse_args()
     options.rng = random.Random(options.seed)
     for part in options.parts:
-        {"tokens": tokens, "failures": failures}[part](options)
+        {"tokens": tokens, "failures": failures, "standstill": standstill}[part](options)
     print("ok")
 
 

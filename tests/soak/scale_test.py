@@ -8,6 +8,7 @@ usage: scale_test.py <sluice binary> [scenario ...] [--short]
 Without a scenario all of them. --short is the form that ./test runs: smaller, and without bounds on time."""
 import argparse
 import json
+import math
 import os
 import re
 import selectors
@@ -882,7 +883,48 @@ def frozen(binary, short):
         assert short or alone >= 0.95 * rate, "the others did not take all"
 
 
-SCENARIOS = [burst, names, streams, large, long_prompts, slow_readers, leaving, logs, overload, knee, scaling, frozen]
+def killed(binary, short):
+    """R1: one worker of four is killed while the fleet has 80 % of the load that it can take, half of it streams. What fails is no
+    more than the streams that had begun there, and each is told so."""
+    running = 8
+    flags = ("--max-running", running, "--decode-base-ms", 10, "--decode-per-request-ms", 0.5)
+    for policy in ("min_cost",) if short else ("min_cost", "cache_aware"):
+        with Fleet(binary, workers=4, worker_flags=flags, flags=("--policy", policy)) as fleet:
+            took, answers = load_of(binary, fleet.gateway.url, "--num-prompts", 200 if short else 2000, "--max-concurrency", 4 * running)
+            rate = 0.8 * len(answers) / took
+            half = int(rate / 2 * (4 if short else 60))
+            before = fleet.metric("smg_router_requests_total")
+            runs = {}
+
+            def send(kind, *more):
+                took, answers = load_of(binary, fleet.gateway.url, "--num-prompts", half, "--request-rate", rate / 2, "--seed", len(kind), *more)
+                runs[kind] = time.monotonic() - took, answers
+
+            senders = [threading.Thread(target=send, args=sending, daemon=True)
+                       for sending in (("streams",), ("whole answers", "--disable-stream"))]
+            for sender in senders:
+                sender.start()
+            wait_until("half of the requests have come", lambda: fleet.metric("smg_router_requests_total") > before + half, within=300)
+            fleet.workers[0].kill()
+            at = time.monotonic()
+            for sender in senders:
+                sender.join(600)
+            assert len(runs) == 2, "a load has given no report"
+            fleet.settled()
+            begin, streams = runs["streams"]
+            failed = [(begin + due, error) for due, _, error in streams if error]
+            whole = [error for _, _, error in runs["whole answers"][1] if error]
+            assert not whole, f"{len(whole)} whole answers were lost: {whole[:5]}"
+            assert len(failed) <= running, f"{len(failed)} streams were lost, and {running} at most had begun"
+            late = max((due - at for due, _ in failed), default=-math.inf)
+            assert short or late < 1, f"a request failed that came {late:.1f} s after the worker's end"
+            told = sorted({error for _, error in failed})
+            assert all("worker" in error for error in told), f"a stream ended without a reason: {told}"
+            print(f"killed: {policy}, {rate:.0f} req/s, of {2 * half} requests {len(failed)} failed, streams that had begun at the "
+                  f"killed worker, of {running} at most; told: {told[:1]}", flush=True)
+
+
+SCENARIOS = [burst, names, streams, large, long_prompts, slow_readers, leaving, logs, overload, knee, scaling, frozen, killed]
 
 
 def main():

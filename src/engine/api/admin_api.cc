@@ -89,12 +89,24 @@ net::Task<Result<void>> load(ApiCall& call, const Update& update) {
     api.set_weights(update.given, update.version);
     co_return loaded;
   }
+  if (loaded.error().code == ErrorCode::kRefused) co_return loaded;  // by all
   // A rank that failed has its old weights again; so must those that did not.
-  if (const auto old = models::locate_model(api.model_path()); old.ok()) {
-    const auto back = co_await control_ranks(call, ControlKind::kLoadWeights, *old, kLoadTimeout);
-    if (!back.ok()) SLUICE_LOG(error, "engine/api", "the old weights are not loaded again: {}", back.error().message);
+  const auto old = models::locate_model(api.model_path());
+  auto back = Result<void>();
+  if (old.ok()) {
+    back = co_await control_ranks(call, ControlKind::kLoadWeights, *old, kLoadTimeout);
+  } else {
+    back = old.error();
   }
-  co_return loaded;
+  if (back.ok()) co_return loaded;
+  // Ranks with different weights compute nothing that anybody wants.
+  api.paused = true;
+  const std::string what = fmt::format(
+      "{}; and the old weights cannot be loaded again: {}. Generation is paused: load weights that all ranks can read, "
+      "then POST /continue_generation",
+      loaded.error().message, back.error().message);
+  SLUICE_LOG(error, "engine/api", "{}", what);
+  co_return Error{loaded.error().code, what};
 }
 
 // The ranks pause, load and go on. What was running begins anew with the new weights, after the tokens that it has.

@@ -96,7 +96,7 @@ TEST_F(AdminApiTest, APauseOfTheClientOutlastsTheUpdate) {
 
 TEST_F(AdminApiTest, WeightsThatDoNotFitLeaveEverythingAsItWas) {
   serve();
-  backend_->control_results[ControlKind::kLoadWeights] = Error{ErrorCode::kUnavailable, "rank 0: another model"};
+  backend_->control_results[ControlKind::kLoadWeights] = Error{ErrorCode::kRefused, "rank 0: another model"};
   const auto answer =
       post("/update_weights_from_disk", {{"model_path", std::string(SLUICE_FIXTURES_DIR) + "/tiny-llama"}});
   EXPECT_EQ(answer.status, 400);
@@ -109,6 +109,36 @@ TEST_F(AdminApiTest, WeightsThatDoNotFitLeaveEverythingAsItWas) {
   EXPECT_EQ(post("/update_weights_from_disk", {{"model_path", "/no/such/folder"}}).status, 400);
   EXPECT_EQ(post("/update_weights_from_disk", Json::object()).status, 400);
   EXPECT_EQ(told().size(), 4u) << "the ranks were not troubled";
+}
+
+TEST_F(AdminApiTest, RanksThatMayHaveDifferentWeightsStayPaused) {
+  serve();
+  backend_->control_results[ControlKind::kLoadWeights] = Error{ErrorCode::kUnavailable, "rank 1: no such file"};
+  const std::string folder = std::string(SLUICE_FIXTURES_DIR) + "/tiny-llama";
+  const auto answer = post("/update_weights_from_disk", {{"model_path", folder}, {"flush_cache", false}});
+  EXPECT_EQ(answer.status, 400);
+  EXPECT_THAT(answer.json()["message"], HasSubstr("rank 1: no such file; and the old weights cannot be loaded again"));
+  EXPECT_THAT(told(), ElementsAre(ControlKind::kPauseRetract, ControlKind::kLoadWeights)) << "nothing goes on";
+  EXPECT_EQ(call("GET", "/model_info").json()["model_path"], "tiny");
+  backend_->control_results.clear();
+  EXPECT_EQ(post("/update_weights_from_disk", {{"model_path", folder}, {"flush_cache", false}}).status, 200);
+  EXPECT_EQ(call("POST", "/continue_generation").status, 200);
+  EXPECT_EQ(told().back(), ControlKind::kContinue);
+}
+
+TEST_F(AdminApiTest, WhereSomeRanksHaveLoadedTheOldWeightsAreLoadedAgain) {
+  serve();
+  const std::string first = std::string(SLUICE_FIXTURES_DIR) + "/tiny-llama";
+  const std::string second = std::string(SLUICE_FIXTURES_DIR) + "/tiny-qwen2";
+  ASSERT_EQ(post("/update_weights_from_disk", {{"model_path", first}, {"flush_cache", false}}).status, 200);
+  backend_->fails_once[ControlKind::kLoadWeights] = Error{ErrorCode::kUnavailable, "rank 1: no such file"};
+  const auto answer = post("/update_weights_from_disk", {{"model_path", second}, {"flush_cache", false}});
+  EXPECT_EQ(answer.status, 400);
+  EXPECT_EQ(answer.json()["message"], "rank 1: no such file");
+  ASSERT_EQ(backend_->controls().size(), 7u);
+  EXPECT_EQ(backend_->controls()[4].second, second);
+  EXPECT_EQ(backend_->controls()[5].second, first);
+  EXPECT_EQ(told().back(), ControlKind::kContinue);
 }
 
 TEST_F(AdminApiTest, CachesThatCannotBeEmptiedForbidOtherWeights) {

@@ -103,6 +103,7 @@ class FakeBackend final : public Backend {
     const Result<void>& failed = control_results[kind];
     Result<RankAnswers> result = control_answers[kind];
     if (!failed.ok()) result = failed.error();
+    if (const auto once = fails_once.extract(kind)) result = once.mapped();
     changed_.notify_all();
     auto say = [done = std::move(done), result] { done(result); };
     if (kind == held_) {
@@ -162,6 +163,7 @@ class FakeBackend final : public Backend {
   }
 
   std::map<ControlKind, Result<void>> control_results;
+  std::map<ControlKind, Error> fails_once;
   std::map<ControlKind, RankAnswers> control_answers;
   std::optional<int64_t> moved_to;  // the rank that answers, in place of the one that was chosen
 

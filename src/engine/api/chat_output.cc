@@ -15,6 +15,16 @@ bool is_special(const tokenizer::Tokenizer& tokenizer, std::string_view mark) {
   return id && tokenizer.is_special(*id);
 }
 
+// Whether the answer begins with reasoning; the prompt ends in the prefix.
+bool answers_inside(const parsers::ReasoningFormat& format, const tokenizer::Tokenizer& tokenizer,
+                    std::string_view prefix, std::span<const int32_t> prompt) {
+  const auto end = prompt.last(std::min(prompt.size(), kPromptEnd + prefix.size()));
+  const std::string text = tokenizer.decode(end, /*skip_special=*/false);
+  std::string_view before = text;
+  if (before.ends_with(prefix)) before.remove_suffix(prefix.size());
+  return parsers::begins_inside(format, before, prefix);
+}
+
 }  // namespace
 
 ChatParsing chat_parsing(const ApiContext& api, const protocol::ChatBody& body, std::span<const int32_t> prompt) {
@@ -22,11 +32,9 @@ ChatParsing chat_parsing(const ApiContext& api, const protocol::ChatBody& body, 
   ChatParsing out;
   std::vector<std::string_view> marks;
   if (const auto* format = api.settings.reasoning_format; format != nullptr) {
-    const auto end = prompt.last(std::min(prompt.size(), kPromptEnd));
     out.reasoning = format;
     out.split = body.separate_reasoning;
-    out.inside = body.prefix.empty() ? parsers::begins_inside(*format, tokenizer.decode(end, /*skip_special=*/false))
-                                     : parsers::goes_on_inside(*format, body.prefix);
+    out.inside = answers_inside(*format, tokenizer, body.prefix, prompt);
     out.stream_reasoning = body.stream_reasoning;
     marks = {format->open, format->close};
   }

@@ -256,6 +256,36 @@ TEST(ChatParsingTest, MarksThatAreSpecialTokensAreLookedAt) {
   EXPECT_FALSE(needs("kimi_k2", ""));
 }
 
+TEST(ChatParsingTest, AnAnswerThatGoesOnIsInsideWhereItsPromptIs) {
+  std::ifstream file(std::string(SLUICE_FIXTURES_DIR) + "/tiny-llama/tokenizer.json");
+  const auto tokenizer = *tokenizer::Tokenizer::from_json(Json::parse(file).dump(), "");
+  FakeBackend backend(1);
+  obs::Metrics metrics;
+  metrics.declare(request_families(RankLabels("", 1, std::nullopt)));
+  const auto inside = [&](std::string_view parser, const std::string& before, const std::string& prefix) {
+    ApiSettings settings;
+    settings.reasoning_format = parsers::find_reasoning_format(parser);
+    ServedModel model;
+    model.tokenizer = tokenizer;
+    const ApiContext api(settings, std::move(model), backend, metrics);
+    const Json body = {
+        {"messages", {{{"role", "user"}, {"content", "hi"}}, {{"role", "assistant"}, {"content", prefix}}}},
+        {"continue_final_message", true}};
+    const auto parsed = protocol::parse_chat_body(body.dump(), {});
+    EXPECT_EQ(parsed->prefix, prefix);
+    return chat_parsing(api, *parsed, tokenizer->encode(before + prefix, false)).inside;
+  };
+  const std::string thinks = "hi <think>", does_not = "hi <think>\n\n</think>\n\n";
+  for (const char* parser : {"qwen3", "deepseek-r1"}) {
+    EXPECT_TRUE(inside(parser, thinks, "Let me see")) << parser;
+    EXPECT_FALSE(inside(parser, does_not, "It is")) << parser;
+    EXPECT_FALSE(inside(parser, thinks, "so it is</think> It is")) << parser;
+    EXPECT_TRUE(inside(parser, "hi ", "<think>Let me see")) << parser;
+  }
+  EXPECT_TRUE(inside("deepseek-r1", "hi ", "Let me see"));
+  EXPECT_FALSE(inside("qwen3", "hi ", "It is"));
+}
+
 TEST(ChatOptionsTest, ParsersAreNamed) {
   const auto& table = engine_option_table();
   EXPECT_TRUE(

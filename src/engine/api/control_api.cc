@@ -50,6 +50,7 @@ class HealthProbe {
   void ask(size_t rank) {
     GenerateRequest request;
     request.rid = fmt::format("HEALTH_CHECK_{}_{}", call_.api.new_rid(), rank);
+    request.is_health_check = true;
     request.input_ids = {0};
     request.sampling.max_new_tokens = 1;
     request.sampling.temperature = 0;

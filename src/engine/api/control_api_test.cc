@@ -26,6 +26,7 @@ TEST_F(ControlApiTest, HealthAsksEveryRankAndTakesTheFirstAnswer) {
   }
   const auto sent = backend_->submitted().at(0).first;
   EXPECT_TRUE(sent.rid.starts_with("HEALTH_CHECK"));
+  EXPECT_TRUE(sent.is_health_check);
   EXPECT_EQ(sent.sampling.max_new_tokens, 1);
   EXPECT_TRUE(backend_->wait_for([](const FakeBackend& b) { return b.running().empty(); }));
 }

@@ -38,7 +38,7 @@ Result<GenerationPlan> plan_prompts(ApiContext& api, const net::Headers& headers
     one.request.priority = body.routing.priority;
     SLUICE_TRY(one.request.sampling.max_new_tokens,
                fit_context(api, limits, one.request.input_ids, request.sampling.max_new_tokens, std::nullopt));
-    add_samples(plan, std::move(one), 1, rid, numbered);
+    SLUICE_TRY_VOID(add_samples(plan, std::move(one), 1, rid, numbered));
   }
   return plan;
 }

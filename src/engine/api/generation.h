@@ -30,6 +30,7 @@ struct PlannedSample {
 struct GenerationPlan {
   std::vector<PlannedSample> samples;  // prompt-major: sample i belongs to prompt i / per_prompt
   size_t per_prompt = 1;
+  size_t copied_tokens = 0;  // of prompts, beyond the first sample of each
   std::optional<int64_t> dp_rank;
   bool measured = true;
   std::vector<std::string> labels = {};  // of the request's metrics (LabelledMetrics)

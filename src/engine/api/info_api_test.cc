@@ -400,6 +400,11 @@ TEST_F(InfoApiTest, WhatGroupsComputeTogetherIsShownOnRequest) {
   }
   backend_->set_ranks([](auto& ranks) { ranks[1].load.cooperation.tokens[0][2] = 2; });  // it was restarted
   EXPECT_THAT(call("GET", "/metrics").body, HasSubstr(R"(,mode="decode",num_prefill_ranks="0"} 8)"));
+  backend_->set_ranks([](auto& ranks) {
+    ranks[1].restarts = 2;
+    ranks[1].load.cooperation.tokens[0][2] = 3;
+  });
+  EXPECT_THAT(call("GET", "/metrics").body, HasSubstr(R"(,mode="decode",num_prefill_ranks="0"} 11)"));
 }
 
 TEST_F(InfoApiTest, TheTimeInEachEndpointIsShown) {
@@ -423,8 +428,17 @@ TEST_F(InfoApiTest, CountersOfARankGoOnWhenItRestarts) {
   load_rank_1();
   EXPECT_EQ(call("GET", "/metrics").status, 200);
   backend_->set_ranks([](auto& ranks) { ranks[1].load.retracted_total = 2; });
+  EXPECT_THAT(call("GET", "/metrics").body, HasSubstr("sglang:num_retracted_requests_total" + rank_1_ + "} 8\n"));
+  // Another life that has come further than the one before it when it is looked at next.
+  backend_->set_ranks([](auto& ranks) {
+    ranks[1].restarts = 2;
+    ranks[1].load.retracted_total = 3;
+    ranks[1].load.eviction_seconds.observe(kEvictionSeconds, 0.0015);
+  });
   const auto page = call("GET", "/metrics").body;
-  EXPECT_THAT(page, HasSubstr("sglang:num_retracted_requests_total" + rank_1_ + "} 8\n"));
+  EXPECT_THAT(page, HasSubstr("sglang:num_retracted_requests_total" + rank_1_ + "} 11\n"));
+  EXPECT_THAT(page, HasSubstr("sglang:eviction_duration_seconds_count" + rank_1_ + "} 7\n"));
+  EXPECT_THAT(page, HasSubstr("sglang:eviction_duration_seconds_sum" + rank_1_ + "} 0.087"));
 }
 
 TEST_F(InfoApiTest, TextGoesToTokensAndBack) {

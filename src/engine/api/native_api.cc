@@ -92,7 +92,7 @@ Result<NativeRequest> prepare(ApiContext& api, const net::Headers& headers, std:
                            .hidden_size = item.insides.hidden_states ? api.model.config.hidden_size : 0,
                            .routed_experts = item.insides.routed_experts});
     const bool own = !item.rid.empty();
-    add_samples(out.plan, std::move(prompt), n, own ? item.rid : shared_rid, own ? n > 1 : out.list);
+    SLUICE_TRY_VOID(add_samples(out.plan, std::move(prompt), n, own ? item.rid : shared_rid, own ? n > 1 : out.list));
   }
   return out;
 }

@@ -125,7 +125,7 @@ Result<OpenAiRequest> prepare_completion(ApiContext& api, const net::Headers& he
     } else if (out.plan.per_prompt > out.shown) {
       planned.request.return_logprob = true;  // to choose by
     }
-    add_samples(out.plan, std::move(planned), out.plan.per_prompt, out.format.id, numbered);
+    SLUICE_TRY_VOID(add_samples(out.plan, std::move(planned), out.plan.per_prompt, out.format.id, numbered));
   }
   return out;
 }
@@ -171,7 +171,8 @@ Result<OpenAiRequest> prepare_chat(ApiContext& api, const net::Headers& headers,
   route(planned, headers, body.routing);
   SLUICE_TRY_VOID(want_insides(api, body.insides, out.plan.per_prompt, planned));
   if (body.logprobs) want_logprobs(planned, body.top_logprobs, /*of_prompt=*/false);
-  add_samples(out.plan, std::move(planned), out.plan.per_prompt, out.format.id, out.plan.per_prompt > 1);
+  SLUICE_TRY_VOID(
+      add_samples(out.plan, std::move(planned), out.plan.per_prompt, out.format.id, out.plan.per_prompt > 1));
   return out;
 }
 

@@ -21,7 +21,7 @@ void PrefixMatcher::push(std::string_view text) {
 }
 
 OutputText::OutputText(std::shared_ptr<const tokenizer::Tokenizer> tokenizer, Options options)
-    : options_(std::move(options)), decoder_(std::move(tokenizer), options_.skip_special) {
+    : options_(std::move(options)), decoder_(std::move(tokenizer), options_.skip_special, /*at_head=*/false) {
   if (options_.no_stop_trim) return;  // whatever comes is shown
   for (const auto& stop : options_.stop) {
     if (!stop.empty()) matchers_.emplace_back(stop);

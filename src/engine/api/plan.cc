@@ -7,6 +7,7 @@ namespace sluice::engine {
 namespace {
 
 constexpr int64_t kMostHiddenValues = int64_t{16} << 20;  // of the hidden states of one answer
+constexpr size_t kMostCopiedTokens = size_t{16} << 20;    // of prompts, in one request
 constexpr int64_t kWholeInterval = 50;  // tokens between two words of a rank on a request that is answered as a whole
 
 GrammarKind to_engine(protocol::Grammar::Kind kind) {
@@ -185,7 +186,15 @@ Result<void> want_insides(const ApiContext& api, const protocol::Insides& inside
   return {};
 }
 
-void add_samples(GenerationPlan& plan, PromptPlan prompt, size_t n, const std::string& rid, bool numbered) {
+Result<void> add_samples(GenerationPlan& plan, PromptPlan prompt, size_t n, const std::string& rid, bool numbered) {
+  // The first of each prompt is bounded by what the body holds.
+  plan.copied_tokens += (n - 1) * prompt.request.input_ids.size();
+  if (plan.copied_tokens > kMostCopiedTokens) {
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("n is too large for such prompts: beyond the first sample of each, those of a request may "
+                             "have {} prompt tokens together, got {} or more",
+                             kMostCopiedTokens, plan.copied_tokens)};
+  }
   for (size_t i = 0; i < n; ++i) {
     PlannedSample sample{prompt.request, prompt.format};
     sample.request.rid = numbered ? fmt::format("{}_{}", rid, plan.samples.size()) : rid;
@@ -193,6 +202,7 @@ void add_samples(GenerationPlan& plan, PromptPlan prompt, size_t n, const std::s
     if (sample.request.sampling.seed) *sample.request.sampling.seed += i;
     plan.samples.push_back(std::move(sample));
   }
+  return {};
 }
 
 Result<void> check_sample_count(size_t prompts, int64_t n) {

@@ -48,8 +48,9 @@ Result<void> want_insides(const ApiContext& api, const protocol::Insides& inside
 // kInvalidArgument where the model has no head that says what comes next.
 Result<void> check_generates(const ApiContext& api);
 
-// Adds `n` samples. Their rids are `rid` itself, or <rid>_<first index>, ... where `numbered`.
-void add_samples(GenerationPlan& plan, PromptPlan prompt, size_t n, const std::string& rid, bool numbered);
+// Adds `n` samples. Their rids are `rid` itself, or <rid>_<first index>, ... where `numbered`. kInvalidArgument where
+// the prompts of all of them would be too many tokens.
+Result<void> add_samples(GenerationPlan& plan, PromptPlan prompt, size_t n, const std::string& rid, bool numbered);
 // kInvalidArgument when a request asks for too many.
 Result<void> check_sample_count(size_t prompts, int64_t n);
 

@@ -350,6 +350,11 @@ class RankMetrics::Impl {
   // A rank that restarts counts from zero again; what it says then comes on top.
   void count_up(size_t i, const obs::LabelValues& with, const RankState& rank) {
     Last& last = last_[i];
+    // A new life counts from 0, though it may have come further than the one before it by now.
+    if (static_cast<uint64_t>(rank.restarts) != last.restarts) {
+      last.begin_anew();
+      steps_.begin_anew(i);
+    }
     const auto grown = [](auto now, auto& before) {
       const auto by = now >= before ? now - before : now;
       before = now;
@@ -372,8 +377,6 @@ class RankMetrics::Impl {
         if (times > 0) histogram.observe(sum / static_cast<double>(times), times);
       }
     }
-    // A new life counts from 0, though it may have come further than the one before it by now.
-    if (static_cast<uint64_t>(rank.restarts) != last.restarts) last.prompt_tokens = last.cached_tokens = 0;
     last.all_prompt_tokens += grown(rank.load.prompt_tokens_total, last.prompt_tokens);
     last.all_cached_tokens += grown(rank.load.cached_tokens_total, last.cached_tokens);
     const auto cached = static_cast<int64_t>(last.all_cached_tokens);
@@ -405,6 +408,12 @@ class RankMetrics::Impl {
     // As the rank says, and of all its lives.
     uint64_t prompt_tokens = 0, cached_tokens = 0;
     uint64_t all_prompt_tokens = 0, all_cached_tokens = 0;
+
+    void begin_anew() {
+      std::ranges::fill(counters, 0);
+      for (auto& histogram : buckets) std::ranges::fill(histogram, std::pair<uint64_t, double>());
+      prompt_tokens = cached_tokens = 0;
+    }
   };
 
   obs::Metrics& metrics_;

@@ -69,6 +69,8 @@ StepMetrics::StepMetrics(obs::Metrics& metrics, const RankLabels& labels, const 
 }
 StepMetrics::~StepMetrics() = default;
 
+void StepMetrics::begin_anew(size_t i) { last_[i] = {}; }
+
 void StepMetrics::count_up(size_t i, const obs::LabelValues& with, const LoadSnapshot& load) {
   Last& last = last_[i];
   for (size_t o = 0; options_.prefill_delayer && o < std::size(kOutcomeRows); ++o) {

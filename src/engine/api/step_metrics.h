@@ -16,8 +16,9 @@ class StepMetrics {
   StepMetrics(obs::Metrics& metrics, const RankLabels& labels, const RankMetricsOptions& options);
   ~StepMetrics();
 
-  // Adds what rank `i`, whose labels are `with`, has counted since the last call; a rank that was restarted counts from
-  // zero again.
+  // Rank `i` was restarted, and counts from zero again.
+  void begin_anew(size_t i);
+  // Adds what rank `i`, whose labels are `with`, has counted since the last call.
   void count_up(size_t i, const obs::LabelValues& with, const LoadSnapshot& load);
 
  private:

@@ -33,7 +33,7 @@ double shortest_seconds(int runs, const F& run) {
   return best;
 }
 
-// y = x W^T of a weight larger than caches are.
+// y = x W^T with weights that are in no cache when they are needed.
 class Products {
  public:
   static Result<std::unique_ptr<Products>> make(int threads) {
@@ -43,6 +43,7 @@ class Products {
       std::memset(to, 0, static_cast<size_t>(count * kIn) * sizeof(float));
     };
     const size_t bytes = products->backend_->packed_bytes(products->shape_);
+    products->weights_.resize(static_cast<size_t>(cold_bytes()) / bytes + 1);
     for (void*& weight : products->weights_) {
       SLUICE_TRY(weight, products->backend_->allocate(bytes));
       prefer_huge_pages(weight, bytes);  // as weights lie when they are served
@@ -59,8 +60,10 @@ class Products {
   Products(const Products&) = delete;
   Products& operator=(const Products&) = delete;
 
-  double bytes() const { return static_cast<double>(backend_->packed_bytes(shape_)) * std::size(weights_); }
-  double operations(int64_t rows) const { return 2.0 * kIn * kOut * static_cast<double>(rows) * std::size(weights_); }
+  double bytes() const { return static_cast<double>(backend_->packed_bytes(shape_) * weights_.size()); }
+  double operations(int64_t rows) const {
+    return 2.0 * kIn * kOut * static_cast<double>(rows * static_cast<int64_t>(weights_.size()));
+  }
   double seconds_with(int64_t rows) {
     const auto padded = static_cast<size_t>(backend_->padded_rows(rows));
     std::vector<char> in(padded * kIn * sizeof(float) + 64);
@@ -94,7 +97,7 @@ class Products {
   std::unique_ptr<kernels::Stream> stream_;
   kernels::Context context_;
   kernels::LinearShape shape_;
-  void* weights_[4] = {};
+  std::vector<void*> weights_;
 };
 
 }  // namespace

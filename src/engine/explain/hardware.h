@@ -46,7 +46,7 @@ Hardware other_hardware(int64_t devices);
 // This machine, without rates.
 Hardware this_machine();
 // With rates: what our products with weights in the cache of no core reach with all cores, and what copying does. Takes
-// about a second.
+// some seconds.
 Result<Hardware> measure_this_machine();
 
 }  // namespace sluice::engine

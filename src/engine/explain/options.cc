@@ -81,7 +81,7 @@ const OptionTable<ExplainOptions>& explain_option_table() {
        .choices = {"cpu", "other", "a100", "h100", "h200", "b200"},
        .read_by = kHere,
        .group = kHardware,
-       .help = "What the ranks run on: this machine, which is measured for about a second; a GPU by its data sheet; or "
+       .help = "What the ranks run on: this machine, which is measured for some seconds; a GPU by its data sheet; or "
                "other, with the figures given by the flags below, which also change single figures of the rest."},
       {.name = "num-gpus",
        .field = &O::num_gpus,

@@ -19,6 +19,7 @@
 #include "engine/rank.h"
 #include "engine/rank_handle.h"
 #include "net/server.h"
+#include "parallel/progress.h"
 #include "protocol/errors.h"
 
 namespace sluice::engine {
@@ -142,7 +143,8 @@ class NodeAgent::Impl {
 
   // Does what node 0 says until it ends the instance or this agent is to stop; an error: node 0 is lost.
   Result<void> work(NodeLink& link, int stop_descriptor) {
-    TimePoint heard = real_clock().now(), told = heard;
+    TimePoint heard = real_clock().now(), told = heard;  // heard: later by what was lost since
+    parallel::LostTime lost;
     std::vector<pollfd> entries;
     for (;;) {
       entries.assign({{link.fd(), POLLIN, 0}, {stop_descriptor, POLLIN, 0}});
@@ -151,7 +153,9 @@ class NodeAgent::Impl {
       const auto wait = std::chrono::duration_cast<std::chrono::milliseconds>(bound).count();
       ::poll(entries.data(), entries.size(), static_cast<int>(wait));
       if (entries[1].revents != 0) return {};
+      const Duration lost_now = lost.look(bound);
       const TimePoint now = real_clock().now();
+      heard = std::min(now, heard + lost_now);
       for (;;) {
         SLUICE_TRY(const auto message, link.receive());
         if (!message) break;

@@ -8,6 +8,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "kernels/kernels.h"
+
 namespace sluice::engine {
 namespace {
 
@@ -69,6 +71,8 @@ std::string shown(const json& flags, const std::string& name) {
 NodeIdentity own_identity(const EngineOptions& options, const std::string& model_file) {
   json flags = engine_options_to_json(options);
   for (const char* name : kHostFlags) flags.erase(name);
+  // What the host's processor makes of it is computed with.
+  if (options.dtype == "auto") flags["dtype"] = fmt::format("auto ({} there)", to_string(kernels::best_dtype()));
   return {.version = SLUICE_VERSION,
           .node = options.node_rank,
           .host_name = host_name(),

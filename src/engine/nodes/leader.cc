@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <csignal>
@@ -20,6 +21,7 @@
 #include "base/log.h"
 #include "engine/nodes/join_point.h"
 #include "engine/nodes/link.h"
+#include "parallel/progress.h"
 
 namespace sluice::engine {
 namespace {
@@ -137,7 +139,7 @@ class NodeLeader::Impl {
   struct Node {
     std::optional<NodeLink> link;  // absent: the node is not there
     std::string host_name;
-    TimePoint heard{};
+    TimePoint heard{};                                   // later by what was lost since
     std::map<Start, std::shared_ptr<RemoteRank>> ranks;  // that have not ended
   };
   // A connection that has not said who it is.
@@ -234,10 +236,12 @@ class NodeLeader::Impl {
 
   void hear_nodes() {
     const std::lock_guard lock(mutex_);
+    const Duration lost = lost_.look(kSignOfLifeEvery);
     const TimePoint now = real_clock().now();
     const bool tell = now - told_ >= kSignOfLifeEvery;
     if (tell) told_ = now;
     for (Node& node : nodes_) {
+      node.heard = std::min(now, node.heard + lost);
       while (node.link) {
         auto message = node.link->receive();
         if (!message.ok()) {
@@ -313,6 +317,7 @@ class NodeLeader::Impl {
   // Of the thread.
   std::list<Stranger> strangers_;
   TimePoint told_{};
+  parallel::LostTime lost_;
 
   std::thread thread_;
 

@@ -178,6 +178,10 @@ TEST(NodeIdentityTest, DifferencesAreNamedFlagByFlag) {
                           "--json-model-override-args is not given on node 0 and {} on node 1 (b)"));
   EXPECT_EQ(differences(first, *node_identity_from_json(to_json(other))), differences(first, other));
   EXPECT_FALSE(node_identity_from_json({{"node", "x"}}).ok());
+  // Flags that are the same may mean something else on another processor.
+  NodeIdentity weaker = identity({"--node-rank=1"});
+  weaker.flags["dtype"] = "auto (f8 there)";
+  EXPECT_THAT(differences(first, weaker), ElementsAre(HasSubstr("--dtype is auto (")));
 }
 
 TEST(NodeIdentityTest, AModelIsKnownByItsConfiguration) {

@@ -63,19 +63,15 @@ TEST_F(BoundedRingTest, PrefixHashLooksAtTheFirstTokensOnly) {
   EXPECT_EQ(used.size(), 8u) << "different beginnings use the whole fleet";
 }
 
-TEST_F(BoundedRingTest, ConsistentHashingGoesByTargetThenKeyThenIdentity) {
+TEST_F(BoundedRingTest, ConsistentHashingGoesByKeyThenIdentity) {
   const ConsistentHashing policy(options_);
   const TestFleet fleet({0, 0, 0, 0, 0, 0, 0, 0});
-  const auto choose = [&](std::string_view key, std::string_view identity, std::optional<uint64_t> target) {
-    return policy.choose(fleet.view(), {.routing_key = key, .identity = identity, .target = target, .prefix = {}},
-                         rng_);
+  const auto choose = [&](std::string_view key, std::string_view identity) {
+    return policy.choose(fleet.view(), {.routing_key = key, .identity = identity, .prefix = {}}, rng_);
   };
-  EXPECT_EQ(choose("k", "i", 3).worker, 3u);
-  EXPECT_EQ(choose("k", "i", 3).reason, Reason::kTarget);
-  EXPECT_EQ(choose("k", "i", 8).worker, std::nullopt) << "there is no ninth worker";
-  EXPECT_EQ(choose("session-1", "i", {}).worker, choose("session-1", "j", {}).worker);
-  EXPECT_EQ(choose("", "Bearer a", {}).worker, choose("Bearer a", "", {}).worker);
-  EXPECT_EQ(choose("", "", {}).reason, Reason::kRandom);
+  EXPECT_EQ(choose("session-1", "i").worker, choose("session-1", "j").worker);
+  EXPECT_EQ(choose("", "Bearer a").worker, choose("Bearer a", "").worker);
+  EXPECT_EQ(choose("", "").reason, Reason::kRandom);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Sessions stay where they are: X-SMG-Target-Worker names a worker by its place, else the
-// routing key, else who asks, is hashed onto a ring with bounded loads; without any of them a random worker.
+// Sessions stay where they are: the routing key, else who asks, is hashed onto a ring with bounded loads; without
+// either a random worker.
 #pragma once
 
 #include "gateway/policy/bounded_ring.h"
@@ -13,6 +13,7 @@ class ConsistentHashing final : public Policy {
   Choice choose(const FleetView& fleet, const RequestFacts& facts, Rng& rng) const override;
   bool needs_ring() const override { return true; }
   bool needs_keys() const override { return true; }
+  bool takes_target() const override { return true; }
 
  private:
   const LoadBound bound_;

@@ -22,11 +22,10 @@
 namespace sluice::gateway {
 
 struct RequestFacts {
-  std::string_view routing_text;   // of the prompt; empty where the request has none
-  std::string_view routing_key;    // of --routing-key-headers; empty = none
-  std::string_view identity;       // who asks: authorization, else x-forwarded-for, else cookie; empty = none of them
-  std::optional<uint64_t> target;  // X-SMG-Target-Worker: place among the usable workers
-  int64_t prompt_tokens = 0;       // estimate
+  std::string_view routing_text;  // of the prompt; empty where the request has none
+  std::string_view routing_key;   // of --routing-key-headers; empty = none
+  std::string_view identity;      // who asks: authorization, else x-forwarded-for, else cookie; empty = none of them
+  int64_t prompt_tokens = 0;      // estimate
   TimePoint now{};
   // Longest match of routing_text in the model's prefix index; empty unless the policy says needs_prefix().
   routing::PrefixMatch prefix;
@@ -93,8 +92,10 @@ class Policy {
   virtual bool needs_ring() const { return false; }
   // It looks at every worker that may be used; else it does with what a view of many offers (FleetView).
   virtual bool needs_all() const { return true; }
-  // It reads routing_key, identity and target.
+  // It reads routing_key and identity.
   virtual bool needs_keys() const { return false; }
+  // A client may name its worker (X-SMG-Target-Worker): then it is not asked.
+  virtual bool takes_target() const { return false; }
   // The polled engine load is read (gateway/control polls only then).
   virtual bool needs_engine_load() const { return false; }
   // Requests that have nothing in common are spread evenly over idle workers that are alike.

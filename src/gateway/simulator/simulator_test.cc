@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <fstream>
 
 #include "base/rng.h"
@@ -122,11 +123,13 @@ TEST_F(SimulatorTest, MinCostMakesNoCopiesWhereCachesJustHoldAllPrefixes) {
 
 class TraceTest : public ::testing::Test {
  protected:
+  ~TraceTest() override { std::filesystem::remove(path_); }
   std::string write(const std::string& text) {
-    const std::string path = ::testing::TempDir() + "sluice_trace_" + std::to_string(::getpid()) + ".jsonl";
-    std::ofstream(path) << text;
-    return path;
+    std::ofstream(path_) << text;
+    return path_;
   }
+
+  const std::string path_ = ::testing::TempDir() + "sluice_trace_" + std::to_string(::getpid()) + ".jsonl";
 };
 
 TEST_F(TraceTest, ReadsTextAndBlocksInOrderOfTime) {

@@ -65,6 +65,7 @@ class CpuBackend final : public Backend {
 
   bool multiplies(DType dtype) const override { return linear_.multiplies(dtype); }
   bool keeps(const LinearShape& shape) const override { return linear_.keeps(shape); }
+  bool fuses_gates(const LinearShape& shape) const override { return linear_.fuses_gates(shape); }
   int64_t padded_rows(int64_t n) const override { return cpu::Linear::padded_rows(n); }
   int64_t group_padding(int64_t groups) const override { return cpu::Linear::group_padding(groups); }
   size_t packed_bytes(const LinearShape& shape) const override { return linear_.packed_bytes(shape); }

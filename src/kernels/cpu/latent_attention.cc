@@ -29,6 +29,12 @@ PlainShape sums_shape(int64_t m, int64_t width, int64_t padded, DType dtype, boo
   return {.m = m, .k = padded, .n = width, .dtype = dtype, .accumulate = accumulate};
 }
 
+struct CachedRows {
+  const LatentAttentionArgs& args;
+  const int32_t* slots;
+  const char* operator()(int64_t c) const { return static_cast<const char*>(args.cache) + slots[c] * args.row.bytes(); }
+};
+
 }  // namespace
 
 LatentAttention::LatentAttention(int threads, const Simd& simd)
@@ -149,7 +155,7 @@ void LatentAttention::read(const LatentAttentionArgs& args, const int32_t* slots
   const auto [count, padded, visible] = block;
   const bool bf16 = args.dtype == DType::kBf16;
   const int64_t width = args.latent + args.rotary, bytes = width * (bf16 ? 2 : 4);
-  const auto row = [&](int64_t c) { return static_cast<const char*>(args.cache) + slots[c] * args.row.bytes(); };
+  const CachedRows row{args, slots};
   char* keys = at_least_bytes(own.keys, kPositions * bytes);
   if (way_ == Way::kPlain) {
     for (int64_t c = 0; c < count; ++c) simd_.read_kv(row(c), args.row, 0, width, keys + c * bytes, bf16);
@@ -178,12 +184,12 @@ void LatentAttention::read(const LatentAttentionArgs& args, const int32_t* slots
 LatentAttention::EvenRows LatentAttention::even_rows(const LatentAttentionArgs& args, const int32_t* slots,
                                                      int64_t count, Scratch& own) const {
   const int64_t width = args.latent + args.rotary;
-  const auto row = [&](int64_t c) { return static_cast<const char*>(args.cache) + slots[c] * args.row.bytes(); };
+  const CachedRows row{args, slots};
   if (count == kScoreRows && args.row.dtype == DType::kBf16) {
     const int64_t apart = slots[1] - slots[0];
     bool evenly = true;
     for (int64_t c = 1; c < count; ++c) evenly = evenly && slots[c] - slots[c - 1] == apart;
-    if (evenly) return {.first = row(0), .bytes_apart = apart * args.row.bytes(), .copied = false};
+    if (evenly) return {.first = row(0), .bytes_apart = apart * args.row.bytes()};
   }
   const int64_t bytes = width * 2;
   char* copied = at_least_bytes(own.copied, kScoreRows * bytes);
@@ -191,37 +197,32 @@ LatentAttention::EvenRows LatentAttention::even_rows(const LatentAttentionArgs& 
     simd_.read_kv(row(c), args.row, 0, width, copied + c * bytes, /*out_bf16=*/true);
   }
   std::memset(copied + count * bytes, 0, static_cast<size_t>((kScoreRows - count) * bytes));
-  return {.first = copied, .bytes_apart = bytes, .copied = true};
+  return {.first = copied, .bytes_apart = bytes};
 }
 
 void LatentAttention::score_by_tiles(const LatentAttentionArgs& args, const int32_t* slots, const Block& block,
                                      int64_t m, Scratch& own) const {
   const int64_t width = args.latent + args.rotary;
   char* values = at_least_bytes(own.values, kPositions * args.latent * 2);
+  const CachedRows row{args, slots};
   for (int64_t first = 0; first < block.padded; first += kScoreRows) {
     const EvenRows rows = even_rows(args, slots + first, std::min(kScoreRows, block.count - first), own);
-    // Half of the next block's rows are asked for while these are scored, half while they are packed. They probably lie
-    // as these do.
-    const int64_t ahead = first + kPositions;
-    const char* next = nullptr;
-    if (!rows.copied && ahead < block.visible) {
-      next = static_cast<const char*>(args.cache) + slots[ahead] * args.row.bytes();
-    }
+    // Half of the next block's rows are asked for while these are scored, half while they are packed.
+    const void* next[kScoreRows];
+    const bool asks = args.row.dtype == DType::kBf16 && first + kPositions < block.visible;
+    for (int64_t r = 0; asks && r < kScoreRows; ++r) next[r] = row(std::min(first + kPositions + r, block.visible - 1));
     for (int64_t r = 0; r < m; r += kPairColumns) {
       simd_.score_rows(rows.first, rows.bytes_apart, width, own.pairs[0].bytes + r * width * 2,
                        round_up(std::min(kPairColumns, m - r), kScoreColumns),
-                       own.scores.data() + r * block.padded + first, block.padded, r == 0 ? next : nullptr);
+                       own.scores.data() + r * block.padded + first, block.padded, asks && r == 0 ? next : nullptr);
     }
     for (int64_t c = 0; c < kScoreRows; c += kPackRows) {
       const uint16_t* packed[kPackRows];
-      const void* wanted[kPackRows];
-      const bool asks = next != nullptr && c / kPackRows % 2 == 1;
       for (int64_t r = 0; r < kPackRows; ++r) {
         packed[r] = reinterpret_cast<const uint16_t*>(rows.first + (c + r) * rows.bytes_apart);
-        if (asks) wanted[r] = next + (c + r) * rows.bytes_apart;
       }
       simd_.pack_pairs(packed, args.latent, nullptr, reinterpret_cast<uint16_t*>(values) + (first + c) * kPairColumns,
-                       block.padded * kPairColumns, asks ? wanted : nullptr);
+                       block.padded * kPairColumns, asks && c / kPackRows % 2 == 1 ? next + c : nullptr);
     }
   }
 }

@@ -56,7 +56,6 @@ class LatentAttention {
   struct EvenRows {
     const char* first;
     int64_t bytes_apart;
-    bool copied;
   };
   // How products are made: of rows as they are read, packed, or by tiles.
   enum class Way { kPlain, kPacked, kTiles };

@@ -194,6 +194,16 @@ class Linear::Impl {
     });
   }
 
+  // Whether both halves are whole blocks of columns of a packed weight, by which n rows are multiplied in parts. So are
+  // fewer then.
+  bool may_gate(const LinearShape& shape, int64_t n) const {
+    if (is_kept(shape) || shape.out % (2 * kPairColumns) != 0) return false;
+    const auto& slabs = cached_layout(shape).slabs;
+    return std::ranges::all_of(std::array{slabs.front().width, slabs.back().width}, [&](int64_t width) {
+      return products_.is_divisible(std::min(n, kMaxRows), shape.in, width, shape.dtype);
+    });
+  }
+
   bool multiply_gated(const GatedLinearArgs& args, ThreadPool& pool) const {
     const LinearArgs& product = args.product;
     SLUICE_CHECK(product.bias == nullptr && !product.accumulate, "gates have no bias, and what they make is not a sum");
@@ -616,14 +626,6 @@ class Linear::Impl {
                            args.bias == nullptr ? nullptr : args.bias + column, rows, column - slab.first, columns);
   }
 
-  // Whether both halves are whole blocks of columns of a packed weight, by which n rows are multiplied in parts.
-  bool may_gate(const LinearShape& shape, int64_t n) const {
-    if (is_kept(shape) || shape.out % (2 * kPairColumns) != 0) return false;
-    const auto& slabs = cached_layout(shape).slabs;
-    return std::ranges::all_of(std::array{slabs.front().width, slabs.back().width}, [&](int64_t width) {
-      return products_.is_divisible(std::min(n, kMaxRows), shape.in, width, shape.dtype);
-    });
-  }
   // Of some columns of both halves, side by side in a buffer.
   SlabProducts gated_products(const Layout& slabs, const LinearShape& shape, int64_t n) const {
     return slab_products(slabs, shape, n, kPairColumns, /*accumulate=*/false, /*bias=*/false);
@@ -712,6 +714,7 @@ Linear::~Linear() = default;
 bool Linear::multiplies(DType dtype) const { return impl_->multiplies(dtype); }
 bool Linear::pairs_are_fastest() const { return impl_->pairs_are_fastest(); }
 bool Linear::keeps(const LinearShape& shape) const { return impl_->keeps(shape); }
+bool Linear::fuses_gates(const LinearShape& shape) const { return impl_->may_gate(shape, kMaxRows); }
 std::string Linear::implementation(const LinearShape& shape, int64_t rows, bool accumulate, bool bias) const {
   return impl_->implementation(shape, rows, accumulate, bias);
 }

@@ -25,6 +25,7 @@ class Linear {
   bool multiplies(DType dtype) const;
   bool pairs_are_fastest() const;  // see PackedProducts
   bool keeps(const LinearShape& shape) const;
+  bool fuses_gates(const LinearShape& shape) const;
   // What multiplies `rows` rows: oneDNN's name of its implementation, or for our own loops "blocks", over weights as
   // they are stored, and "pairs", over packed ones. "ref..." is thousands of times slower than the others and must not
   // happen.

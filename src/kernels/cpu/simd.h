@@ -108,10 +108,10 @@ struct Simd {
   // Scores of kScoreRows rows of bf16, row_bytes apart, by matrix tiles, to which rows go as they lie in memory; null
   // without. scores[c * stride + r] = the sum over `width` values, a multiple of 32, of row r times column c of
   // `queries`, `columns` of them, a multiple of kScoreColumns and at most kPairColumns, which lie as `values` of
-  // multiply_pairs(). `next`: rows, as far apart, half of which are asked for meanwhile: sixteen, then sixteen that are
+  // multiply_pairs(). `next`: kScoreRows rows, half of which are asked for meanwhile: sixteen, then sixteen that are
   // not; null = none.
   void (*score_rows)(const char* rows, int64_t row_bytes, int64_t width, const char* queries, int64_t columns,
-                     float* scores, int64_t stride, const char* next);
+                     float* scores, int64_t stride, const void* const* next);
 };
 
 constexpr int64_t kDotRows = 4;

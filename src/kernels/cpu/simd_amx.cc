@@ -333,14 +333,14 @@ struct ScoreTiles {
     }
   }
   static void run(const char* rows, int64_t row_bytes, int64_t width, const char* queries, float* scores,
-                  int64_t stride, const char* next) {
+                  int64_t stride, const void* const* next) {
     zero_tile<0>();
     zero_tile<1>();
     zero_tile<2>();
     zero_tile<3>();
     for (int64_t k = 0; k < 2 * width; k += kLine, queries += kStepBytes) {
       for (int64_t r = 0; next != nullptr && r < kRows; ++r) {
-        if (r % (2 * kPackRows) < kPackRows) __builtin_prefetch(next + r * row_bytes + k, 0, 2);
+        if (r % (2 * kPackRows) < kPackRows) __builtin_prefetch(static_cast<const char*>(next[r]) + k, 0, 2);
       }
       load_tile<6>(queries, kPairBytes);
       if constexpr (kColumnTiles == 2) load_tile<7>(queries + kLine, kPairBytes);
@@ -359,7 +359,7 @@ struct ScoreTiles {
 };
 
 void score_rows(const char* rows, int64_t row_bytes, int64_t width, const char* queries, int64_t columns, float* scores,
-                int64_t stride, const char* next) {
+                int64_t stride, const void* const* next) {
   set_tile_rows({kTileSide, kTileSide, kTileSide, kTileSide, kTileSide, kTileSide, kTileSide, kTileSide});
   using Few = ScoreTiles<4, 1>;
   using Many = ScoreTiles<2, 2>;
@@ -373,7 +373,7 @@ void score_rows(const char* rows, int64_t row_bytes, int64_t width, const char* 
     }
     for (int64_t r = 0; r < kScoreRows; r += Many::kRows) {
       Many::run(rows + r * row_bytes, row_bytes, width, own, to + r, stride,
-                c == 0 && next != nullptr ? next + r * row_bytes : nullptr);
+                c == 0 && next != nullptr ? next + r : nullptr);
     }
     c += Many::kColumns;
   }

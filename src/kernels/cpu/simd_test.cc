@@ -56,10 +56,11 @@ TEST(Simd, ScoresOfRowsAreThoseOfEachQuery) {
       SCOPED_TRACE(fmt::format("{}, {} columns", simd->name, columns));
       std::vector<float> scores(kPairColumns * kStride, -1);
       const char* first = reinterpret_cast<const char*>(rows.data());
+      const std::vector<const void*> next(kScoreRows, first);
       // Backwards too, as slots of a cache may lie.
       for (const int64_t step : {1, -1}) {
         simd->score_rows(step > 0 ? first : first + 2 * (kScoreRows - 1) * kApart, step * 2 * kApart, kWidth,
-                         reinterpret_cast<const char*>(queries.data()), columns, scores.data(), kStride, first);
+                         reinterpret_cast<const char*>(queries.data()), columns, scores.data(), kStride, next.data());
         for (int64_t c = 0; c < kPairColumns; ++c) {
           for (int64_t r = 0; r < kStride; ++r) {
             float want = -1;

@@ -75,6 +75,7 @@ class SimBackend final : public Backend {
 
   bool multiplies(DType dtype) const override { return cpu_->multiplies(dtype); }
   bool keeps(const LinearShape& shape) const override { return cpu_->keeps(shape); }
+  bool fuses_gates(const LinearShape& shape) const override { return cpu_->fuses_gates(shape); }
   int64_t padded_rows(int64_t n) const override { return cpu_->padded_rows(n); }
   int64_t group_padding(int64_t groups) const override { return cpu_->group_padding(groups); }
   size_t packed_bytes(const LinearShape& shape) const override { return cpu_->packed_bytes(shape); }

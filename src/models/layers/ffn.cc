@@ -14,7 +14,7 @@ GatedFfn::GatedFfn(const std::string& prefix, int64_t hidden, int64_t width, par
       {part(prefix + "gate_proj.weight", width, own), part(prefix + "up_proj.weight", width, own)}, hidden);
   down_ = weights.linear({{prefix + "down_proj.weight", hidden}}, width_, {.first = own.first, .of = width});
   const int64_t groups = place.size > 1 ? weights.layout().dp_size : 1;  // whose tokens it gets
-  gate_up_slot_ = scratch.declare("gate_up", 2 * width_ * 4, groups);
+  gate_up_slot_ = scratch.declare("gate_up", ungated_row_bytes(weights.backend(), gate_up_.shape), groups);
   activated_slot_ =
       scratch.declare("activated", width_ * static_cast<int64_t>(tensor::block_bytes(weights.dtype())), groups);
 }

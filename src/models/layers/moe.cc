@@ -104,7 +104,8 @@ MoeFfn::MoeFfn(const ModelConfig& config, int64_t layer, const MoeNames& names, 
                                                           .room = pairs});
   // Rows of a slab are anywhere in it.
   const int64_t extra = std::max(padding, dispatcher.slab_rows());
-  expert_gate_up_slot_ = scratch.declare("expert_gate_up", 2 * width_ * 4, pairs, extra);
+  expert_gate_up_slot_ =
+      scratch.declare("expert_gate_up", ungated_row_bytes(weights.backend(), gate_up_.shape), pairs, extra);
   activated_slot_ = scratch.declare("expert_activated", width_ * element, pairs, extra);
   expert_out_slot_ = scratch.declare("expert_out", hidden_ * 4, pairs, padding);
 }

@@ -26,4 +26,8 @@ void product(const kernels::Context& context, const WeightStore& weights, const 
                                     .accumulate = accumulate});
 }
 
+int64_t ungated_row_bytes(const kernels::Backend& backend, const kernels::LinearShape& shape) {
+  return backend.fuses_gates(shape) ? 0 : shape.out * static_cast<int64_t>(sizeof(float));
+}
+
 }  // namespace sluice::models

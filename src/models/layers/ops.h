@@ -1,4 +1,4 @@
-// The two calls of which layers mostly consist.
+// The calls of which layers mostly consist.
 #pragma once
 
 #include <cstdint>
@@ -15,5 +15,9 @@ void rms_norm(const kernels::Context& context, const WeightStore& weights, const
 // out = in W^T + bias, or out += that.
 void product(const kernels::Context& context, const WeightStore& weights, const LinearWeight& weight, const void* in,
              float* out, int64_t n, const float* bias = nullptr, bool accumulate = false);
+
+// Of a row of the buffer that a product of gates and what they gate needs beside its result: none where the device
+// multiplies both at once.
+int64_t ungated_row_bytes(const kernels::Backend& backend, const kernels::LinearShape& shape);
 
 }  // namespace sluice::models
