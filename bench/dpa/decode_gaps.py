@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -59,19 +60,18 @@ def measure(url, options, with_prompts):
             if over.wait(options.every):
                 return
 
-    began = time.monotonic()
-    threads = [threading.Thread(target=lambda i=i: gaps.extend(stream_gaps(url, i, options.tokens))) for i in range(options.streams)]
-    other = threading.Thread(target=prompts)
-    for thread in threads:
-        thread.start()
-    if with_prompts:
-        other.start()
-    for thread in threads:
-        thread.join()
-    took = time.monotonic() - began
-    over.set()
-    if with_prompts:
-        other.join()
+    with ThreadPoolExecutor(options.streams + 1) as pool:
+        began = time.monotonic()
+        streams = [pool.submit(stream_gaps, url, i, options.tokens) for i in range(options.streams)]
+        other = pool.submit(prompts) if with_prompts else None
+        try:
+            for stream in streams:
+                gaps.extend(stream.result())  # raises what it raised
+            took = time.monotonic() - began
+        finally:
+            over.set()
+        if other is not None:
+            other.result()
     return sorted(gaps), waits, took
 
 

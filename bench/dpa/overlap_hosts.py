@@ -13,8 +13,8 @@ import shutil
 import statistics
 import sys
 import tempfile
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -55,16 +55,15 @@ class Instance:
 
     def load(self, each_group, at_once, prompt, output):
         """Seconds that it takes."""
-        def client(group, first):
+        def client(place):
+            group, first = place
             for number in range(first, each_group, at_once):
                 self.ask(group, number, prompt, output)
 
-        threads = [threading.Thread(target=client, args=(group, first)) for group in (0, 1) for first in range(at_once)]
+        places = [(group, first) for group in (0, 1) for first in range(at_once)]
         begun = time.monotonic()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(len(places)) as pool:
+            list(pool.map(client, places))  # raises what a client raised
         return time.monotonic() - begun
 
     def times(self):

@@ -82,6 +82,12 @@ def resident(server):
     return total // 1024
 
 
+def retractions(server):
+    """Requests that gave up their KV slots, since the start."""
+    return sum(int(float(line.rsplit(" ", 1)[1])) for line in call(server.url + "/metrics")[2].splitlines()
+               if line.startswith("sglang:num_retracted_requests_total{"))
+
+
 def measure(build, server, options, concurrency):
     """Output tokens per second of one load, all requests unlike."""
     with tempfile.NamedTemporaryFile() as out:
@@ -134,7 +140,7 @@ def main():
         for name in options.layouts:
             layout = layouts(options)[name]
             with Sluice(build / "sluice", "server", *model, "--load-format", "dummy", "--port", 0, "--threads", threads(options, name),
-                        *layout) as server:
+                        "--enable-metrics", *layout) as server:
                 pools = [load["max_total_num_tokens"] for load in call(server.url + "/v1/loads?include=all")[2]["loads"]]
                 after = machine(build, model)
                 for concurrency in options.concurrency:
@@ -153,7 +159,7 @@ def main():
                                                    "predicted_running": prediction["running"]})
                     rows.append({"layout": name, "concurrency": concurrency, "unique_tokens": sum(pools), "pss_mib": resident(server),
                                  **{key: statistics.median(run[key] for run in runs) for key in runs[0]}, "runs": runs,
-                                 "retracted": sum(load["queues"]["retracted"] for load in call(server.url + "/v1/loads?include=all")[2]["loads"])})
+                                 "retracted": retractions(server)})
                     print(json.dumps(rows[-1]), flush=True)
     if options.json:
         options.json.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -16,7 +16,7 @@ import json
 import statistics
 import sys
 import tempfile
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -114,11 +114,8 @@ def record(options):
             ask(server.url, 0)
             status, _, body = call(server.url + "/start_profile", {"output_dir": str(where), "profile_prefix": options.layout, "profile_id": "1"})
             assert status == 200, body
-            threads = [threading.Thread(target=ask, args=(server.url, number)) for number in range(1, options.concurrency + 1)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            with ThreadPoolExecutor(options.concurrency) as pool:
+                list(pool.map(lambda number: ask(server.url, number), range(1, options.concurrency + 1)))
             assert call(server.url + "/stop_profile", method="POST")[0] == 200
     show(glob.glob(f"{where}/{options.layout}-1-rank-*.steps.json"))
 

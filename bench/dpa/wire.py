@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "tests/e2e"))
@@ -70,11 +70,8 @@ def measure(server, groups, output):
         assert status == 200, body
 
     before = settled(server.url)
-    threads = [threading.Thread(target=ask, args=(rank,)) for rank in range(groups)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(groups) as pool:
+        list(pool.map(ask, range(groups)))  # raises what a request raised
     after = settled(server.url)
     tokens, steps = groups * output, after[1] - before[1]
     return (after[0] - before[0]) / tokens, steps

@@ -106,7 +106,7 @@ class Server:
     """A server of either side, from its start until it is ready to its end."""
 
     def __init__(self, a, side, model, cache):
-        self.port = free_port()
+        self.side, self.port = side, free_port()
         if side == "sluice":
             command = [a.build / "sluice", "server", "--model-path", model, "--threads", a.threads]
             command += [] if cache else ["--disable-radix-cache"]
@@ -168,6 +168,8 @@ def load(a, server, model, arguments):
                "--tokenizer", model, "--max-concurrency", 16, "--cache-report", "--disable-keep-alive", "--output-file", line, *arguments])
     result = json.loads(line.read_text().splitlines()[-1])
     line.unlink()
+    if result.get("failed", 0):
+        sys.exit(f"{server.side}: {result['failed']} requests failed")
     return result
 
 
@@ -189,8 +191,6 @@ def serve(a, record, model, part):
             try:
                 arguments = (UNIQUE if part == "server" else SHARED) + ["--seed", repeat + 1]
                 result = load(a, server, model, arguments)
-                if result.get("failed", 0):
-                    sys.exit(f"{side}: {result['failed']} requests failed")
                 values = figures(result)
                 if part == "shared":
                     values["cached_percent"] = 100 * result.get("total_cached_tokens", 0) / result["total_input_tokens"]
@@ -208,8 +208,10 @@ def beside_other_work(a, record, model):
                 arguments = UNIQUE + ["--seed", repeat + 1]
                 alone = load(a, server, model, arguments)["output_throughput"]
                 with subprocess.Popen([sys.executable, "-c", HALF_A_CORE]) as other:
-                    beside = load(a, server, model, arguments)["output_throughput"]
-                    other.kill()
+                    try:
+                        beside = load(a, server, model, arguments)["output_throughput"]
+                    finally:
+                        other.kill()
                 record.add("load", model.stem, "half a core taken", side, percent_lost=100 * (1 - beside / alone))
             finally:
                 server.stop()

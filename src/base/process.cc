@@ -17,6 +17,7 @@
 #include <cstring>
 #include <deque>
 #include <mutex>
+#include <set>
 #include <thread>
 
 #include "base/stderr_writer.h"
@@ -181,6 +182,16 @@ std::vector<char*> c_words(std::vector<std::string>& words) {
   return out;
 }
 
+// The children that a Process will reap.
+struct Children {
+  std::mutex mutex;  // no other lock is taken under it
+  std::set<pid_t> pids;
+};
+Children& children() {
+  static Children& all = *new Children;  // outlives every Process
+  return all;
+}
+
 std::vector<std::string> merged_environment(const std::map<std::string, std::string>& changes) {
   std::vector<std::string> merged;
   for (char** entry = environ; *entry != nullptr; ++entry) {
@@ -213,6 +224,12 @@ class Process::Impl {
       signal(SIGKILL);
       wait(std::chrono::seconds(10));
     }
+    forget();
+  }
+
+  void forget() const {
+    const std::lock_guard lock(children().mutex);
+    children().pids.erase(pid);
   }
 
   void signal(int number) const {
@@ -228,6 +245,7 @@ class Process::Impl {
     } while (n != 0 && errno == EINTR);
     if (n != 0 || info.si_pid == 0) return std::nullopt;
     status = info.si_code == CLD_EXITED ? ExitStatus{.code = info.si_status} : ExitStatus{.signal = info.si_status};
+    forget();
     if (tail) tail->finish();
     return status;
   }
@@ -294,8 +312,15 @@ Result<Process> Process::start(const ProcessOptions& options) {
   std::vector<std::string> argv{options.program};
   argv.insert(argv.end(), options.arguments.begin(), options.arguments.end());
   std::vector<std::string> envp = merged_environment(environment);
-  const int problem = ::posix_spawn(&impl->pid, options.program.c_str(), &setup.actions, &setup.attributes,
-                                    c_words(argv).data(), c_words(envp).data());
+  const std::vector<char*> words = c_words(argv);
+  const std::vector<char*> variables = c_words(envp);
+  int problem = 0;
+  {
+    const std::lock_guard lock(children().mutex);  // until it is known for ours
+    problem = ::posix_spawn(&impl->pid, options.program.c_str(), &setup.actions, &setup.attributes, words.data(),
+                            variables.data());
+    if (problem == 0) children().pids.insert(impl->pid);
+  }
   if (problem != 0) {
     impl->status = ExitStatus{};  // there is nothing to reap
     return system_error(fmt::format("cannot start {}", options.program), problem);
@@ -337,6 +362,16 @@ void terminate_all(const std::vector<Process*>& processes, Duration grace) {
   for (auto* process : processes) {
     const Duration left = std::max(Duration{0}, end - real_clock().now());
     if (!process->wait(left)) process->terminate(Duration{0});
+  }
+}
+
+int reap_orphans() {
+  const std::lock_guard lock(children().mutex);
+  for (int reaped = 0;; ++reaped) {
+    siginfo_t info{};
+    // One of ours that stands in front of others is about to be reaped: the others are the next call's.
+    if (::waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) != 0 || info.si_pid == 0) return reaped;
+    if (children().pids.contains(info.si_pid) || ::waitpid(info.si_pid, nullptr, WNOHANG) <= 0) return reaped;
   }
 }
 

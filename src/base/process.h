@@ -86,6 +86,11 @@ class Process {
 // terminate() of many at once: they share one grace period.
 void terminate_all(const std::vector<Process*>& processes, Duration grace);
 
+// As PID 1, as in a container, a process gets the children of children that have ended, and nobody else takes those
+// away when they end. Takes away what has ended of them and returns how many; children started by Process stay. Any
+// thread.
+int reap_orphans();
+
 // Call first thing in main(). Where this process was started by Process, a thread waits for the parent's end (the end
 // of an inherited pipe, so kill -9 counts too) and then ends this process's group. PR_SET_PDEATHSIG is not used: it
 // fires when the launching thread ends, not the process.

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -216,6 +217,25 @@ TEST(ProcessTest, NoGrandchildOutlivesAParentKilledByForce) {
   const std::string rest = pipe.read_all();  // ends when the grandchild, the last holder of the pipe, has ended
   EXPECT_THAT(rest, Not(HasSubstr("timeout")));
   EXPECT_THAT(rest, Not(HasSubstr("failed")));
+}
+
+TEST(ProcessTest, OrphansAreReapedAndItsOwnChildrenAreNot) {
+  ASSERT_EQ(::prctl(PR_SET_CHILD_SUBREAPER, 1), 0);  // as PID 1 is
+  auto own = start(shell("exit 3"));
+  pollfd entry{own.pidfd(), POLLIN, 0};
+  ASSERT_EQ(::poll(&entry, 1, 20'000), 1);
+  Pipe go;
+  auto options = shell("read line <&3 & exit 0");
+  options.descriptors = {{"SLUICE_TEST_IN", go.ends[0]}};
+  EXPECT_TRUE(start(options).wait(seconds(20))->ok());
+  EXPECT_EQ(reap_orphans(), 0) << "it runs";
+  EXPECT_EQ(own.poll()->code, 3);
+  go.close_write();
+  const TimePoint end = real_clock().now() + seconds(20);
+  int reaped = 0;
+  while (reaped == 0 && real_clock().now() < end) reaped = reap_orphans();
+  EXPECT_EQ(reaped, 1);
+  ::prctl(PR_SET_CHILD_SUBREAPER, 0);
 }
 
 TEST(RestartBackoffTest, DoublesUpToItsBoundAndForgetsAfterAStableRun) {

@@ -370,5 +370,14 @@ TEST_F(RunTest, AnInterruptionEndsTheWarmUp) {
   EXPECT_EQ(run_bench(input).error().code, ErrorCode::kCancelled);
 }
 
+TEST_F(RunTest, AnInterruptionEndsTheQuestionForTheModel) {
+  const auto worker = start_worker();
+  worker->set_fault({.kind = SimFault::Kind::kStall, .scope = SimFault::Scope::kEverything});
+  auto input = input_for(*worker, {"--backend", "vllm-chat"});
+  input.interrupted = [&] { return worker->counters().faults > 0; };
+  EXPECT_EQ(run_bench(input).error().code, ErrorCode::kCancelled);
+  EXPECT_EQ(worker->counters().generations, 0);
+}
+
 }  // namespace
 }  // namespace sluice::bench

@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 
 #include <cmath>
+#include <future>
 #include <nlohmann/json.hpp>
 
 #include "base/process.h"
@@ -18,6 +19,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr net::ClientTimeouts kAskTimeouts{
     .connect = std::chrono::seconds(10), .head = std::chrono::seconds(60), .silence = std::chrono::seconds(60)};
+constexpr std::chrono::milliseconds kInterruptionPeriod{100};
 constexpr int64_t kWarmupTokens = 32;
 // Keeps the times of arrival apart from the prompts: another data set does not move them.
 constexpr uint64_t kArrivalSeed = 0x6172726976616c73;
@@ -47,13 +49,57 @@ Result<net::Headers> headers_of(const RunInput& input) {
   return headers;
 }
 
+bool is_interrupted(const RunInput& input) { return input.interrupted && input.interrupted(); }
+
+// Asks the server something beside the run. kCancelled soon after an interruption: a server may hang.
+Result<net::Response> ask(const RunInput& input, const net::Url& url, std::string method, std::string target,
+                          const net::Headers& headers) {
+  net::RequestHead head;
+  head.method = std::move(method);
+  head.target = std::move(target);
+  head.headers = headers;
+  net::EventLoop loop("ask");
+  net::ClientExchange* under_way = nullptr;                                      // loop thread
+  const auto promise = std::make_shared<std::promise<Result<net::Response>>>();  // may be within set_value() at the end
+  auto answer = promise->get_future();
+  const auto fetch = [&](net::Client& client) -> net::Task<Result<net::Response>> {
+    auto sent = co_await client.send(url, head, "", kAskTimeouts, [&](net::ClientExchange& it) { under_way = &it; });
+    if (!sent.ok()) co_return std::move(sent).error();
+    auto received = co_await (*sent)->read_head();
+    if (!received.ok()) co_return std::move(received).error();
+    auto body = co_await (*sent)->read_all();
+    under_way = nullptr;
+    if (!body.ok()) co_return std::move(body).error();
+    net::Response response;
+    response.status = received->status;
+    response.body = std::move(*body);
+    co_return response;
+  };
+  loop.start();
+  loop.spawn([&, promise]() -> net::Task<> {
+    net::Client client(loop);
+    auto response = co_await fetch(client);
+    under_way = nullptr;
+    promise->set_value(std::move(response));
+  });
+  while (answer.wait_for(kInterruptionPeriod) != std::future_status::ready) {
+    if (!is_interrupted(input)) continue;
+    loop.post([&] {
+      if (under_way != nullptr) under_way->close();
+    });
+    answer.wait();
+  }
+  return answer.get();
+}
+
 // The name in requests. /generate needs none, so a server is not asked for it.
-Result<std::string> model_of(const BenchOptions& options, const Backend& backend, const net::Url& url,
+Result<std::string> model_of(const RunInput& input, const Backend& backend, const net::Url& url,
                              const net::Headers& headers) {
+  const BenchOptions& options = input.options;
   if (options.served_model_name) return *options.served_model_name;
   if (options.model) return *options.model;
   if (backend.api == Api::kGenerate) return std::string();
-  const auto answer = net::blocking_fetch(url, "GET", "/v1/models", headers, "", kAskTimeouts);
+  const auto answer = ask(input, url, "GET", "/v1/models", headers);
   if (!answer.ok()) {
     return Error{answer.error().code,
                  fmt::format("cannot ask {} for its model: {}", url.to_string(), answer.error().message)};
@@ -77,8 +123,6 @@ double cpu_seconds() {
   return of(usage.ru_utime) + of(usage.ru_stime);
 }
 
-bool is_interrupted(const RunInput& input) { return input.interrupted && input.interrupted(); }
-
 Result<void> warm_up(const RunInput& input, const DriverOptions& driver, const Item& first) {
   const BenchOptions& options = input.options;
   if (options.warmup_requests == 0) return {};
@@ -95,9 +139,10 @@ Result<void> warm_up(const RunInput& input, const DriverOptions& driver, const I
   return Error{ErrorCode::kUnavailable, fmt::format("the warm-up failed: {}", result.outcomes[0].error)};
 }
 
-Result<void> flush_cache(const Backend& backend, const net::Url& url, const net::Headers& headers) {
+Result<void> flush_cache(const RunInput& input, const Backend& backend, const net::Url& url,
+                         const net::Headers& headers) {
   const std::string path = backend.is_sglang ? "/flush_cache" : "/reset_prefix_cache";
-  const auto answer = net::blocking_fetch(url, "POST", path, headers, "", kAskTimeouts);
+  const auto answer = ask(input, url, "POST", path, headers);
   if (answer.ok() && answer->status == 200) return {};
   return Error{ErrorCode::kUnavailable,
                fmt::format("--flush-cache: POST {} {}", path,
@@ -107,8 +152,8 @@ Result<void> flush_cache(const Backend& backend, const net::Url& url, const net:
 }
 
 // Body of /get_server_info, and what it says about speculative decoding. Nothing if it does not answer.
-void ask_server_info(const net::Url& url, const net::Headers& headers, Report& report) {
-  const auto answer = net::blocking_fetch(url, "GET", "/get_server_info", headers, "", kAskTimeouts);
+void ask_server_info(const RunInput& input, const net::Url& url, const net::Headers& headers, Report& report) {
+  const auto answer = ask(input, url, "GET", "/get_server_info", headers);
   if (!answer.ok() || answer->status != 200) return;
   report.server_info = answer->body;
   const Json info = Json::parse(answer->body, nullptr, /*allow_exceptions=*/false);
@@ -152,7 +197,7 @@ Result<RunResult> run_bench(const RunInput& input) {
                        .silence_timeout = std::chrono::seconds(options.silence_timeout_secs),
                        .keep_alive = !options.disable_keep_alive,
                        .threads = static_cast<int>(options.threads)};
-  SLUICE_TRY(driver.form.model, model_of(options, backend, url, headers));
+  SLUICE_TRY(driver.form.model, model_of(input, backend, url, headers));
   driver.form.api = backend.api;
   driver.form.stream = !options.disable_stream;
   driver.form.ignore_eos = !options.disable_ignore_eos;
@@ -165,7 +210,7 @@ Result<RunResult> run_bench(const RunInput& input) {
   say(fmt::format("Warming up {} ({} request{})", url.to_string(), options.warmup_requests,
                   options.warmup_requests == 1 ? "" : "s"));
   SLUICE_TRY_VOID(warm_up(input, driver, items[0]));
-  if (options.flush_cache) SLUICE_TRY_VOID(flush_cache(backend, url, headers));
+  if (options.flush_cache) SLUICE_TRY_VOID(flush_cache(input, backend, url, headers));
 
   Rng arrival_rng(static_cast<uint64_t>(options.seed) ^ kArrivalSeed);
   const auto arrivals = arrival_times(items.size(), options.request_rate, arrival_rng);
@@ -184,7 +229,8 @@ Result<RunResult> run_bench(const RunInput& input) {
   }
   RunResult result{.report = {.options = options}, .interrupted = driven.interrupted, .cut_off = driven.cut_off};
   result.report.summary = summarize(driven.outcomes, driven.duration, {.cpu_seconds = cpu});
-  if (backend.is_sglang) ask_server_info(url, headers, result.report);
+  // Whoever interrupts a run may do so because the server hangs.
+  if (backend.is_sglang && !result.interrupted) ask_server_info(input, url, headers, result.report);
   result.outcomes = std::move(driven.outcomes);
   return result;
 }

@@ -53,10 +53,10 @@ void print(std::FILE* to, std::string_view text) {
   std::fflush(to);
 }
 
-Result<void> append_results(const std::string& path, const bench::RunResult& result, bool details) {
+Result<void> append_results(std::ofstream& file, const std::string& path, const bench::RunResult& result,
+                            bool details) {
   auto json = bench::json_of(result.report);
   if (details) bench::add_details(json, result.outcomes);
-  std::ofstream file(path, std::ios::app);
   file << json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << '\n';
   if (!file.flush()) return Error{ErrorCode::kInternal, fmt::format("--output-file: cannot write to {}", path)};
   return {};
@@ -72,6 +72,13 @@ int run_bench(const Arguments& arguments) {
   StopSignals signals;  // before the first thread
   auto tokenizer = load_tokenizer(*options);
   if (!tokenizer.ok()) return fail(tokenizer.error());
+
+  std::ofstream file;  // before the load: its results are not to be lost
+  if (options->output_file) {
+    file.open(*options->output_file, std::ios::app);
+    if (!file)
+      return fail({ErrorCode::kBadOption, fmt::format("--output-file: cannot write to {}", *options->output_file)});
+  }
 
   const bool bar = !options->disable_tqdm && isatty(STDERR_FILENO) != 0;
   bench::RunInput input{.options = *options, .tokenizer = *tokenizer, .authorization = authorization()};
@@ -91,7 +98,7 @@ int run_bench(const Arguments& arguments) {
   }
   print(stdout, "\n" + bench::table_of(result->report));
   if (options->output_file) {
-    const auto written = append_results(*options->output_file, *result, options->output_details);
+    const auto written = append_results(file, *options->output_file, *result, options->output_details);
     if (!written.ok()) return fail(written.error());
   }
   return result->report.summary.completed > 0 ? 0 : 1;

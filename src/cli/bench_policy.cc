@@ -278,11 +278,16 @@ constexpr Column kColumns[] = {
     {"max/mean", &SimulationResult::imbalance, 1, 9, 2},
 };
 
+// NaN if one is.
 double median(const std::vector<SimulationResult>& results, double SimulationResult::*field) {
   std::vector<double> values;
-  for (const SimulationResult& result : results) values.push_back(result.*field);
+  for (const SimulationResult& result : results) {
+    if (std::isnan(result.*field)) return result.*field;
+    values.push_back(result.*field);
+  }
   std::ranges::sort(values);
-  return values[values.size() / 2];
+  const size_t middle = values.size() / 2;
+  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
 }
 
 template <class Show>
@@ -403,6 +408,11 @@ int run_bench_policy(const Arguments& arguments) {
     if (name != gateway::kOracle && gateway::find_policy(name) == nullptr) {
       return fail({ErrorCode::kBadOption, fmt::format("--policies: {} is no policy", name)});
     }
+  }
+  if (options->max_concurrency > 0 && options->decode_ms == 0 && options->prefill_base_ms == 0 &&
+      options->prefill_us_per_token == 0) {
+    return fail({ErrorCode::kBadOption,
+                 "--max-concurrency: with --decode-ms, --prefill-base-ms and --prefill-us-per-token 0 no time passes"});
   }
   const auto ran = PolicyBench(*options, *flags).run(names);
   return ran.ok() ? 0 : fail(ran.error());

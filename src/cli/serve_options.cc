@@ -48,7 +48,8 @@ Joined join() {
     if (spec.name == "host" || spec.name == "port") continue;
     if (spec.name == kMetricsHost) {
       spec.value = std::string();
-      spec.help = "Address of the metrics endpoint; without it that of --host.";
+      spec.help =
+          "Address of the metrics endpoint; without it that of --host, with --router-disable-arg-fallback 0.0.0.0.";
     }
     if (has_prefixed_form(spec.name)) {
       spec.name = joined.prefixed(spec.name);
@@ -91,8 +92,16 @@ Result<void> take_certificate(ServeCommand& command) {
   return {};
 }
 
+// Who may control the workers asks the gateway, which alone calls them.
+void take_admin_key(ServeCommand& command) {
+  if (const auto& key = command.engine.admin_api_key) {
+    command.gateway.control_plane_api_keys.push_back("admin:admin:admin:" + *key);
+  }
+}
+
+// Of the gateway, or another one for each worker.
 bool decided_per_worker(std::string_view name) {
-  constexpr std::array<std::string_view, 4> kNames = {"dp-size", "host", "port", "threads"};
+  constexpr std::array<std::string_view, 5> kNames = {"admin-api-key", "dp-size", "host", "port", "threads"};
   return name.starts_with("ssl-") || std::find(kNames.begin(), kNames.end(), name) != kNames.end();
 }
 
@@ -258,6 +267,7 @@ Result<ServeCommand> parse_serve(const Arguments& arguments) {
     if (const auto value = engine_value(command.engine, spec)) gateway.assign(command.gateway, row, *value);
   }
   SLUICE_TRY_VOID(take_certificate(command));
+  take_admin_key(command);
   // The gateway sends it to the workers.
   if (const auto key = gateway::check_api_key(command.engine.api_key.value_or("")); !key.ok()) {
     return Error{ErrorCode::kBadOption, "--api-key: " + key.error().message};

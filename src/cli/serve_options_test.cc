@@ -65,6 +65,13 @@ TEST(ServeOptionsTest, TheEnginesCertificateIsWhatTheGatewayShows) {
   EXPECT_THAT(refused({"--ssl-keyfile-password", "x"}), HasSubstr("--ssl-keyfile-password"));
 }
 
+TEST(ServeOptionsTest, TheEnginesAdminKeyIsAskedForByTheGatewayAlone) {
+  const auto command =
+      parsed({"--api-key", "k", "--admin-api-key", "a:b", "--router-control-plane-api-keys", "1:x:user:u"});
+  EXPECT_THAT(command.gateway.control_plane_api_keys, ElementsAre("1:x:user:u", "admin:admin:admin:a:b"));
+  EXPECT_THAT(command.worker_flags, ElementsAre("--api-key=k"));
+}
+
 TEST(ServeOptionsTest, WhatTheEngineCallsOtherwiseIsTheGatewaysToo) {
   EXPECT_EQ(parsed({"--log-level", "warning"}).gateway.log_level, "warn");
   EXPECT_EQ(parsed({"--log-level", "debug"}).gateway.log_level, "debug");

@@ -77,6 +77,7 @@ class Supervisor::Impl {
         return Error{ErrorCode::kInternal, fmt::format("poll: {}", std::strerror(errno))};
       }
       if (entries[0].revents != 0) return {};
+      reap_orphans();  // ranks of a front that was killed
       std::vector<bool> touched(workers_.size());
       for (size_t e = 1; e < entries.size(); ++e) {
         if (entries[e].revents != 0) touched[owners[e]] = true;

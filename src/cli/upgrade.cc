@@ -148,7 +148,7 @@ CommandLine CommandLine::own() {
 }
 
 Result<void> start_successor(const CommandLine& command, gateway::Gateway& gateway, StopSignals& signals) {
-  const gateway::Inheritance left = gateway.bequeath();
+  SLUICE_TRY(const gateway::Inheritance left, gateway.bequeath());
   SLUICE_TRY(const net::Socket fleet, memory_file(*left.fleet));
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) {

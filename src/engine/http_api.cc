@@ -26,9 +26,10 @@ std::string variable(const char* name) {
   return value == nullptr ? "" : value;
 }
 
-bool is_set(const char* name) {
-  const std::string value = variable(name);
-  return !value.empty() && value != "0" && value != "false";
+ServerEnvironment checked_environment() {
+  auto environment = server_environment();
+  SLUICE_CHECK(environment.ok(), "{}", environment.error().message);  // a Front has refused it
+  return std::move(environment).value();
 }
 
 nlohmann::ordered_json public_args(const EngineOptions& options) {
@@ -64,11 +65,10 @@ ApiSettings settings_of(const EngineOptions& options) {
   } else if (grammar_backend(options) == "none") {
     out.why_no_grammar = "the server runs with --grammar-backend none";
   }
-  const auto environment = server_environment();
-  SLUICE_CHECK(environment.ok(), "{}", environment.error().message);  // a Front has refused it
-  out.health_generates = environment->health_generates;
-  out.health_timeout = environment->health_timeout;
-  out.trace_level = environment->trace_level;
+  const ServerEnvironment environment = checked_environment();
+  out.health_generates = environment.health_generates;
+  out.health_timeout = environment.health_timeout;
+  out.trace_level = environment.trace_level;
   if (auto rank = variable("SGLANG_DP_RANK"); !rank.empty()) out.own_dp_rank = std::move(rank);
   if (options.reasoning_parser) out.reasoning_format = parsers::find_reasoning_format(*options.reasoning_parser);
   if (options.tool_call_parser) out.tool_call_format = parsers::find_tool_call_format(*options.tool_call_parser);
@@ -175,7 +175,7 @@ class HttpApi::Impl {
                 .states = model.config.lightning.has_value(),
                 .prefill_delayer = options.enable_prefill_delayer,
                 .expert_ranks = options.enable_eplb ? options.ep_size : 0,
-                .cooperation = is_set("SGLANG_ENABLE_METRICS_DP_ATTENTION")}),
+                .cooperation = checked_environment().metrics_of_cooperation}),
         api_(with_traces(settings_of(options), exporter_of(options, metrics, std::move(traces))), std::move(model),
              backend, metrics),
         stored_(metrics.gauge("sluice:stored_responses")),

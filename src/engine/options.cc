@@ -34,14 +34,14 @@ std::vector<RejectedFlag> rejected_flags() {
   constexpr std::string_view kMetrics = "not built; --enable-metrics exports the metrics of every rank.";
   constexpr std::string_view kLogging = "request logging is not built; use --log-level debug.";
   constexpr std::string_view kGpuPlace = "there is no GPU backend in this build; leave it out.";
-  return {
+  std::vector<RejectedFlag> flags = {
       {"attn-cp-size", "context parallelism is not built; leave it out."},
       {"attention-context-parallel-size", "context parallelism is not built; leave it out."},
       {"moe-dp-size", "data parallelism of experts alone is not built; use --enable-dp-attention."},
       {"moe-data-parallel-size", "data parallelism of experts alone is not built; use --enable-dp-attention."},
       {"base-gpu-id", kGpuPlace},
       {"gpu-id-step", kGpuPlace},
-      {"elastic-ep-backend", "fault-tolerant expert backends are outside the scope of this engine."},
+      {"elastic-ep-backend", "fault-tolerant expert backends are outside the scope of this engine.", {"none"}},
       {"prefill-round-robin-balance", "it has no effect in the runtime that it comes from; leave it out."},
       {"num-continuous-decode-steps", "every step is scheduled by itself; leave it out."},
       {"enable-deterministic-inference",
@@ -69,33 +69,61 @@ std::vector<RejectedFlag> rejected_flags() {
       {"sampling-backend", "the sampler is our own; leave it out."},
       {"quantization", "weights are read as they are stored; leave it out."},
       {"trust-remote-code", "no code that comes with a model is ever run; leave it out."},
-      {"disaggregation-mode", kPd},
-      {"disaggregation-transfer-backend", kPd},
-      {"disaggregation-bootstrap-port", kPd},
-      {"disaggregation-decode-tp", kPd},
-      {"disaggregation-decode-dp", kPd},
-      {"disaggregation-prefill-pp", kPd},
-      {"disaggregation-ib-device", kPd},
-      {"disaggregation-decode-enable-offload-kvcache", kPd},
-      {"enable-lora", kLora},
-      {"lora-paths", kLora},
-      {"lora-backend", kLora},
-      {"lora-target-modules", kLora},
-      {"lora-eviction-policy", kLora},
-      {"max-lora-rank", kLora},
-      {"max-loras-per-batch", kLora},
-      {"max-loaded-loras", kLora},
-      {"max-lora-chunk-size", kLora},
-      {"enable-multimodal", kMedia},
-      {"mm-attention-backend", kMedia},
-      {"mm-max-concurrent-calls", kMedia},
-      {"mm-per-request-timeout", kMedia},
-      {"speculative-algorithm", kSpeculative},
-      {"speculative-draft-model-path", kSpeculative},
-      {"speculative-num-steps", kSpeculative},
-      {"speculative-num-draft-tokens", kSpeculative},
-      {"speculative-eagle-topk", kSpeculative},
+      {"disaggregation-mode", kPd, {"null"}},
   };
+  const auto add = [&](std::string_view instead, std::initializer_list<std::string_view> names) {
+    for (const std::string_view name : names) flags.push_back({name, instead});
+  };
+  add(kPd, {"disaggregation-transfer-backend", "disaggregation-bootstrap-port", "disaggregation-decode-tp",
+            "disaggregation-decode-dp", "disaggregation-prefill-pp", "disaggregation-ib-device",
+            "disaggregation-decode-enable-offload-kvcache", "disaggregation-decode-polling-interval",
+            "disaggregation-decode-enable-fake-auto", "disaggregation-decode-enable-radix-cache",
+            "disaggregation-decode-extra-slots", "disaggregation-decode-retraction-backup"});
+  add(kLora, {"enable-lora", "enable-lora-overlap-loading", "lora-paths", "lora-backend", "lora-target-modules",
+              "lora-eviction-policy", "lora-drain-wait-threshold", "lora-strict-loading", "lora-use-virtual-experts",
+              "max-lora-rank", "max-loras-per-batch", "max-loaded-loras", "max-lora-chunk-size"});
+  add(kMedia, {"enable-multimodal", "mm-attention-backend", "mm-max-concurrent-calls", "mm-per-request-timeout",
+               "mm-enable-dp-encoder", "mm-process-config"});
+  add(kSpeculative, {"speculative-algorithm",
+                     "speculative-draft-model-path",
+                     "speculative-draft-model",
+                     "speculative-draft-model-revision",
+                     "speculative-draft-model-quantization",
+                     "speculative-draft-load-format",
+                     "speculative-draft-attention-backend",
+                     "speculative-draft-kv-cache-dtype",
+                     "speculative-draft-window-size",
+                     "speculative-num-steps",
+                     "speculative-num-draft-tokens",
+                     "speculative-eagle-topk",
+                     "speculative-accept-threshold-single",
+                     "speculative-accept-threshold-acc",
+                     "speculative-token-map",
+                     "speculative-attention-mode",
+                     "speculative-moe-runner-backend",
+                     "speculative-moe-a2a-backend",
+                     "speculative-skip-dp-mlp-sync",
+                     "speculative-use-rejection-sampling",
+                     "speculative-adaptive",
+                     "speculative-adaptive-config",
+                     "speculative-ngram-min-match-window-size",
+                     "speculative-ngram-max-match-window-size",
+                     "speculative-ngram-min-bfs-breadth",
+                     "speculative-ngram-max-bfs-breadth",
+                     "speculative-ngram-match-type",
+                     "speculative-ngram-branch-length",
+                     "speculative-ngram-max-trie-depth",
+                     "speculative-ngram-capacity",
+                     "speculative-ngram-external-corpus-path",
+                     "speculative-ngram-external-corpus-max-tokens",
+                     "speculative-ngram-external-sam-budget",
+                     "speculative-dflash-block-size",
+                     "speculative-dflash-draft-window-size",
+                     "speculative-dspark-block-size",
+                     "speculative-dspark-align-verify-tokens-to-graph-tier",
+                     "speculative-dspark-confidence-sts-path",
+                     "speculative-dspark-sps-table-path"});
+  return flags;
 }
 
 // As Prometheus has them; names that begin with two underscores are its own.
@@ -950,6 +978,14 @@ Result<void> check_eplb(const EngineOptions& options) {
 Result<void> check_engine_options(const EngineOptions& options) {
   if (options.prefill_delayer_token_usage_low_watermark && !options.enable_prefill_delayer) {
     return Error{ErrorCode::kBadOption, "--prefill-delayer-token-usage-low-watermark needs --enable-prefill-delayer"};
+  }
+  const EngineOptions defaults = engine_option_table().defaults();
+  if (options.prefill_delayer_max_delay_passes != defaults.prefill_delayer_max_delay_passes &&
+      !options.enable_prefill_delayer) {
+    return Error{ErrorCode::kBadOption, "--prefill-delayer-max-delay-passes needs --enable-prefill-delayer"};
+  }
+  if (options.mixed_chunk_gap != defaults.mixed_chunk_gap && !options.enable_mixed_chunk) {
+    return Error{ErrorCode::kBadOption, "--mixed-chunk-gap needs --enable-mixed-chunk"};
   }
   if (options.ssl_certfile.has_value() != options.ssl_keyfile.has_value()) {
     return Error{ErrorCode::kBadOption, "--ssl-certfile and --ssl-keyfile need each other"};

@@ -38,6 +38,29 @@ TEST(EngineOptionsTest, FlagsThatAreNotBuiltAreNamedWithWhatToDoInstead) {
   }
 }
 
+TEST(EngineOptionsTest, ValuesThatAskForWhatIsDoneAnywayAreTaken) {
+  const auto parse = [](const char* flag, const char* value) {
+    return engine_option_table().parse({"--model", "m", flag, value, "--port", "7"});
+  };
+  for (const auto& [flag, value] :
+       {std::pair{"--disaggregation-mode", "null"}, std::pair{"--elastic-ep-backend", "none"}}) {
+    const auto taken = parse(flag, value);
+    ASSERT_TRUE(taken.ok()) << taken.error().message;
+    EXPECT_EQ(taken->port, 7);
+  }
+  EXPECT_FALSE(parse("--disaggregation-mode", "prefill").ok());
+  EXPECT_FALSE(parse("--elastic-ep-backend", "mooncake").ok());
+}
+
+TEST(EngineOptionsTest, FlagsOutsideTheScopeAreNotUnknown) {
+  for (const char* flag : {"--speculative-accept-threshold-single", "--disaggregation-decode-polling-interval",
+                           "--lora-drain-wait-threshold", "--mm-process-config"}) {
+    const auto o = engine_option_table().parse({"--model", "m", flag, "1"});
+    ASSERT_FALSE(o.ok()) << flag;
+    EXPECT_NE(o.error().message.find("outside the scope of this engine"), std::string::npos) << o.error().message;
+  }
+}
+
 TEST(EngineOptionsTest, NoNameStandsTwice) {
   std::set<std::string_view> seen;
   for (const auto& spec : engine_option_table().specs()) {
@@ -123,6 +146,19 @@ TEST(EngineOptionsTest, SchedulingFlagsThatDoNotGoTogetherAreRefused) {
   const auto cut = check({"--page-size=16", "--chunked-prefill-size=40"});
   ASSERT_FALSE(cut.ok());
   EXPECT_NE(cut.error().message.find("(40) must be a multiple of --page-size (16)"), std::string::npos);
+}
+
+TEST(EngineOptionsTest, WhatOnlyTunesSomethingThatIsOffIsRefused) {
+  const auto check = [](std::vector<std::string> flags) {
+    flags.insert(flags.begin(), "--model=m");
+    const auto checked = check_engine_options(*engine_option_table().parse(flags, true));
+    return checked.ok() ? std::string() : checked.error().message;
+  };
+  EXPECT_EQ(check({"--prefill-delayer-max-delay-passes=8"}),
+            "--prefill-delayer-max-delay-passes needs --enable-prefill-delayer");
+  EXPECT_EQ(check({"--prefill-delayer-max-delay-passes=8", "--enable-prefill-delayer"}), "");
+  EXPECT_EQ(check({"--mixed-chunk-gap=1.5"}), "--mixed-chunk-gap needs --enable-mixed-chunk");
+  EXPECT_EQ(check({"--mixed-chunk-gap=1.5", "--enable-mixed-chunk"}), "");
 }
 
 TEST(EngineOptionsTest, TheLoadFormatMustBeThatOfTheFiles) {

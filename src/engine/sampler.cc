@@ -214,7 +214,8 @@ PositionLogprobs Sampler::logprobs(std::span<const float> logits, int32_t chosen
   };
   candidates_.clear();
   for (size_t i = 0; i < logits.size(); ++i) {
-    const Candidate c{logits[i], static_cast<int32_t>(i)};
+    // No number is never among the best: nothing is greater than it.
+    const Candidate c{std::isnan(logits[i]) ? kNever : logits[i], static_cast<int32_t>(i)};
     if (candidates_.size() == want) {
       if (!(c.logit > candidates_.front().logit)) continue;
       std::pop_heap(candidates_.begin(), candidates_.end(), before);

@@ -217,6 +217,14 @@ TEST(SamplerTest, LogprobsAreTheLogSoftmaxOfTheRawLogits) {
   }
 }
 
+TEST(SamplerTest, ALogitThatIsNoNumberIsNotAmongTheBest) {
+  Sampler sampler;
+  const float nan = std::nanf("");
+  const auto got = sampler.logprobs(std::vector<float>{nan, 1, nan, 3, 2}, 3, 3, {});
+  ASSERT_EQ(got.top.size(), 3u);
+  for (const size_t i : {0, 1, 2}) EXPECT_EQ(got.top[i].token_id, (std::array{3, 4, 1})[i]);
+}
+
 TEST(RandomUnitTest, IsUniformOverSeedsAndPositions) {
   for (const bool by_seed : {true, false}) {
     std::vector<int> buckets(16, 0);

@@ -9,40 +9,12 @@
 namespace sluice::engine {
 protocol::TemplateHabits habits_of(const tokenizer::ChatTemplate& chat_template,
                                    const std::map<std::string, std::string>& special_tokens) {
-  using nlohmann::ordered_json;
-  const auto shows_a_call = [&](const protocol::TemplateHabits& habits) {
-    const ordered_json arguments = {{"some_key", "some value"}};
-    ordered_json call = {{"id", "call_1"}, {"type", "function"}};
-    call["function"] = {{"name", "some_function"},
-                        {"arguments", habits.text_arguments ? ordered_json(arguments.dump()) : arguments}};
-    ordered_json caller = {{"role", "assistant"}, {"content", habits.null_content ? ordered_json() : ordered_json("")}};
-    caller["tool_calls"].push_back(std::move(call));
-    ordered_json context = special_tokens;
-    context["messages"].push_back({{"role", "user"}, {"content", "Hello"}});
-    context["messages"].push_back(std::move(caller));
-    context["messages"].push_back({{"role", "tool"}, {"tool_call_id", "call_1"}, {"content", "It is so."}});
-    context["add_generation_prompt"] = true;
-    const auto rendered = chat_template.render(context);
-    // 'some_key' is how an object looks that is written as text.
-    return rendered.ok() && rendered->find("some_function") != std::string::npos &&
-           rendered->find("some value") != std::string::npos && rendered->find("'some_key'") == std::string::npos;
-  };
-  const auto shows_a_rule_of = [&](const char* role) {
-    ordered_json context = special_tokens;
-    context["messages"].push_back({{"role", role}, {"content", "some rule"}});
-    context["messages"].push_back({{"role", "user"}, {"content", "Hello"}});
-    const auto rendered = chat_template.render(context);
-    return rendered.ok() && rendered->find("some rule") != std::string::npos;
-  };
-  const bool developer_is_system = !shows_a_rule_of("developer") && shows_a_rule_of("system");
-  for (const bool null_content : {false, true}) {
-    for (const bool text_arguments : {false, true}) {
-      const protocol::TemplateHabits habits{
-          .text_arguments = text_arguments, .null_content = null_content, .developer_is_system = developer_is_system};
-      if (shows_a_call(habits)) return habits;
-    }
-  }
-  return {.developer_is_system = developer_is_system};
+  return protocol::habits_of([&](nlohmann::ordered_json variables) -> std::optional<std::string> {
+    variables.update(nlohmann::ordered_json(special_tokens));
+    auto rendered = chat_template.render(variables);
+    if (!rendered.ok()) return std::nullopt;
+    return std::move(rendered).value();
+  });
 }
 
 bool is_rerank_template(const tokenizer::ChatTemplate& chat_template,

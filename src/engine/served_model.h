@@ -34,8 +34,7 @@ struct ServedModel {
   bool reranks = false;  // see is_rerank_template()
 };
 
-// How a template wants earlier calls of functions: the first way in which it shows a call; and whether it shows what
-// the developer says. `special_tokens`: its other variables.
+// `special_tokens`: variables of the template.
 protocol::TemplateHabits habits_of(const tokenizer::ChatTemplate& chat_template,
                                    const std::map<std::string, std::string>& special_tokens);
 

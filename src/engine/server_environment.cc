@@ -23,6 +23,7 @@ Result<ServerEnvironment> server_environment() {
   SLUICE_TRY_VOID(read_variable("SGLANG_HEALTH_CHECK_TIMEOUT", 0.1, 3600.0, health));
   out.health_timeout = from_seconds(health);
   SLUICE_TRY_VOID(read_variable("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", out.health_generates));
+  SLUICE_TRY_VOID(read_variable("SGLANG_ENABLE_METRICS_DP_ATTENTION", out.metrics_of_cooperation));
   SLUICE_TRY_VOID(read_variable("SGLANG_TRACE_LEVEL", int64_t{0}, int64_t{3}, out.trace_level));
   return out;
 }

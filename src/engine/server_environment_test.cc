@@ -8,9 +8,9 @@
 namespace sluice::engine {
 namespace {
 
-constexpr const char* kVariables[] = {"SGLANG_REQ_WAITING_TIMEOUT", "SGLANG_REQ_RUNNING_TIMEOUT",
-                                      "SGLANG_HEALTH_CHECK_TIMEOUT", "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION",
-                                      "SGLANG_TRACE_LEVEL"};
+constexpr const char* kVariables[] = {"SGLANG_REQ_WAITING_TIMEOUT",         "SGLANG_REQ_RUNNING_TIMEOUT",
+                                      "SGLANG_HEALTH_CHECK_TIMEOUT",        "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION",
+                                      "SGLANG_ENABLE_METRICS_DP_ATTENTION", "SGLANG_TRACE_LEVEL"};
 
 class ServerEnvironmentTest : public ::testing::Test {
  protected:
@@ -34,6 +34,7 @@ TEST_F(ServerEnvironmentTest, WithoutVariablesNothingIsLimitedButHealth) {
   EXPECT_EQ(out->running_timeout, std::nullopt);
   EXPECT_EQ(out->health_timeout, std::chrono::seconds(20));
   EXPECT_TRUE(out->health_generates);
+  EXPECT_FALSE(out->metrics_of_cooperation);
   EXPECT_EQ(out->trace_level, 3);
 }
 
@@ -47,6 +48,8 @@ TEST_F(ServerEnvironmentTest, EachVariableSetsItsOwn) {
   EXPECT_FALSE(with("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "false").health_generates);
   EXPECT_TRUE(with("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "1").health_generates);
   EXPECT_TRUE(with("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "true").health_generates);
+  EXPECT_TRUE(with("SGLANG_ENABLE_METRICS_DP_ATTENTION", "1").metrics_of_cooperation);
+  EXPECT_FALSE(with("SGLANG_ENABLE_METRICS_DP_ATTENTION", "false").metrics_of_cooperation);
   EXPECT_EQ(with("SGLANG_TRACE_LEVEL", "0").trace_level, 0);
   EXPECT_EQ(with("SGLANG_TRACE_LEVEL", "2").trace_level, 2);
 }
@@ -59,7 +62,8 @@ TEST_F(ServerEnvironmentTest, WhatCannotBeIsRefusedByName) {
                {kVariables[1], {"abc", "-5", "1,5", "inf"}},
                {kVariables[2], {"abc", "0", "-1", "3601", "20s"}},
                {kVariables[3], {"no", "2", "off", "-1"}},
-               {kVariables[4], {"high", "-1", "4", "2x"}}};
+               {kVariables[4], {"off", "2"}},
+               {kVariables[5], {"high", "-1", "4", "2x"}}};
   for (const auto& c : cases) {
     for (const char* value : c.wrong) {
       setenv(c.name, value, 1);

@@ -518,7 +518,7 @@ net::Task<> Exchange::give_up_late() {
 
 net::Task<> Exchange::give_up(Failure failure) {
   const bool too_late = !failure.answer && failure.error.code == ErrorCode::kTimeout;
-  if (failure.worker_id.empty() && last_answer_ && !too_late) failure.answer = std::move(last_answer_);
+  if (!failure.answer && last_answer_ && !too_late) failure.answer = std::move(last_answer_);
   if (failure.answer) {
     co_await answer(std::move(*failure.answer));
   } else if (too_late) {

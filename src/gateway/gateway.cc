@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <future>
 #include <map>
 #include <thread>
 
@@ -335,14 +336,26 @@ size_t Gateway::drain(Duration grace) {
   return impl_->drain_until(end);
 }
 
-Inheritance Gateway::bequeath() {
+Result<Inheritance> Gateway::bequeath() {
   impl_->context.bequeathed = true;
   // A change that was let in before has been made when its loop has come to this.
-  for (size_t i = 0; i < impl_->loops.size(); ++i) impl_->loops[i].run<void>([]() -> net::Task<> { co_return; });
-  return {.http = impl_->server->listening_sockets(),
-          .health = impl_->health == nullptr ? std::vector<net::Socket>() : impl_->health->server().listening_sockets(),
-          .metrics = impl_->exposition->server().listening_sockets(),
-          .fleet = fleet_document(impl_->context)};
+  std::vector<std::future<void>> turns;
+  for (size_t i = 0; i < impl_->loops.size(); ++i) {
+    const auto turned = std::make_shared<std::promise<void>>();
+    turns.push_back(turned->get_future());
+    impl_->loops[i].post([turned] { turned->set_value(); });
+  }
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  for (const auto& turn : turns) {
+    if (turn.wait_until(end) != std::future_status::ready) {
+      return Error{ErrorCode::kTimeout, "an event loop did nothing for 10 s while its workers were to be handed over"};
+    }
+  }
+  return Inheritance{
+      .http = impl_->server->listening_sockets(),
+      .health = impl_->health == nullptr ? std::vector<net::Socket>() : impl_->health->server().listening_sockets(),
+      .metrics = impl_->exposition->server().listening_sockets(),
+      .fleet = fleet_document(impl_->context)};
 }
 
 void Gateway::keep_fleet() { impl_->context.bequeathed = false; }

@@ -57,8 +57,9 @@ class Gateway {
   size_t drain(Duration grace);
 
   // For a successor: other descriptors of the sockets, and the workers, their keys among them. From here on nobody can
-  // change them through the API. Any thread but a loop's.
-  Inheritance bequeath();
+  // change them through the API. kTimeout if a change under way is not made within ten seconds, and then keep_fleet()
+  // is in order. Any thread but a loop's.
+  Result<Inheritance> bequeath();
   // The successor did not come: they can be changed again.
   void keep_fleet();
   // The successor serves: the sockets are its alone, who waits in their queues too. Returns when every connection has

@@ -36,7 +36,7 @@ TEST_F(GatewayTest, WhoeverChangesTheFleetWhileAnotherProcessTakesOverIsToldToCo
   start();
   const std::string id = workers_json()[0]["id"];
   const std::string priority = R"({"priority":7})", added = R"({"url":"http://127.0.0.1:1"})";
-  EXPECT_THAT(*gateway_->bequeath().fleet, HasSubstr(one.url()));
+  EXPECT_THAT(*gateway_->bequeath().value().fleet, HasSubstr(one.url()));
   for (const auto& [method, target, body] : std::vector<std::array<std::string, 3>>{
            {"POST", "/workers", added},
            {"PATCH", "/workers/" + id, priority},

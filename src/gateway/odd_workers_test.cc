@@ -232,7 +232,7 @@ TEST_F(OddWorkersTest, KeysAndUrlsThatCannotBePassedOnAreRefused) {
   }
   EXPECT_EQ(call("PATCH", "/workers/" + id, "{\"api_key\":\"\\u00e9\"}")->status, 400);
   EXPECT_EQ(workers_json().size(), 1u);
-  EXPECT_THAT(*gateway_->bequeath().fleet, HasSubstr(workers_[0]->url()));
+  EXPECT_THAT(*gateway_->bequeath().value().fleet, HasSubstr(workers_[0]->url()));
 }
 
 TEST_F(OddWorkersTest, AMethodIsAWholeWord) {

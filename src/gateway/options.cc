@@ -259,7 +259,8 @@ const OptionTable<GatewayOptions>& gateway_option_table() {
            .value = false,
            .read_by = "gateway/control",
            .group = "Workers",
-           .help = "Do not poll the load of the workers, whatever the policy reads."},
+           .help = "Do not poll the load of the workers for the policy, whatever it reads; --engine-metrics polls it "
+                   "all the same."},
           {.name = "rl-fanout-concurrency",
            .field = &O::rl_fanout_concurrency,
            .value = int64_t{32},

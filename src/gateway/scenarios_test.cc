@@ -226,6 +226,18 @@ TEST_F(ScenarioTest, WhenAllAreBusyTheClientGetsTheirAnswer) {
   expect_settled();
 }
 
+TEST_F(ScenarioTest, WhenAttemptsAreUsedUpTheClientGetsWhatAWorkerSaid) {
+  worker().set_fault({.kind = Kind::kStatus, .status = 500, .body = "theirs"});
+  worker().set_fault({.kind = Kind::kReset});
+  start({"--policy", "round_robin", "--retry-max-retries", "2", "--retry-initial-backoff-ms", "1"});
+  for (int i = 0; i < 2; ++i) {
+    const auto answer = generate();
+    EXPECT_EQ(answer->status, 500) << "whichever was asked first";
+    EXPECT_EQ(answer->body, "theirs");
+  }
+  expect_settled();
+}
+
 // --- what is believed of caches --------------------------------------------------------------------------------------
 
 TEST_F(ScenarioTest, RefusedPromptsAreNeitherPredictedNorHeld) {

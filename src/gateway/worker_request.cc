@@ -67,6 +67,15 @@ Result<void> read_rules(const Json& body, WorkerDetails& details) {
   return {};
 }
 
+// Of an entry of "models" all but the id, such as its aliases.
+void read_ignored(const Json& model, std::vector<std::string>& ignored) {
+  for (const auto& [name, value] : model.items()) {
+    const std::string named = fmt::format("models.{}", name);
+    const bool says_something = name != "id" && !value.empty();
+    if (says_something && std::ranges::find(ignored, named) == ignored.end()) ignored.push_back(named);
+  }
+}
+
 }  // namespace
 
 // Both forms of the field: "model_id", and "models" of objects with "id".
@@ -102,6 +111,7 @@ Result<WorkerDetails> read_worker_details(const Json& body) {
       const bool is_object = model.is_object() && model.contains("id") && model["id"].is_string();
       if (!is_object && !model.is_string()) return wrong("models must be names, or objects with id");
       details.models.push_back(is_object ? model["id"].get<std::string>() : model.get<std::string>());
+      if (is_object) read_ignored(model, details.ignored);
     }
   }
   SLUICE_TRY_VOID(read_rules(body, details));

@@ -22,7 +22,7 @@ struct WorkerDetails {
   std::map<std::string, std::string> labels;
   std::vector<std::string> models;
   WorkerRuleChanges rules;
-  std::vector<std::string> ignored;  // members of groups of rules that have no effect here
+  std::vector<std::string> ignored;  // members of groups of rules and of models that have no effect here
 };
 
 // Of an object with other members too. kInvalidArgument names the field.

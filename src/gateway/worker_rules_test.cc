@@ -49,6 +49,14 @@ TEST(WorkerRulesTest, ARegistrationSaysThemInGroupsOrBesideThem) {
   }
 }
 
+TEST(WorkerRequestTest, WhatAModelHasBesideItsIdIsIgnoredAndNamedOnce) {
+  const auto request = read_worker_request(R"({"url":"http://x:1","models":["a",
+      {"id":"b","aliases":["c"],"display_name":null},{"aliases":["d"],"id":"e","aliases_of":[]}],"http_pool":{}})");
+  ASSERT_TRUE(request.ok()) << request.error().message;
+  EXPECT_EQ(request->details.models, (std::vector<std::string>{"a", "b", "e"}));
+  EXPECT_EQ(request->ignored, (std::vector<std::string>{"http_pool", "models.aliases"}));
+}
+
 class OwnRulesTest : public GatewayFixture {
  protected:
   std::string add(const SimWorker& worker, Json body) {

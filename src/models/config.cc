@@ -82,6 +82,10 @@ Result<void> read_yarn(const Json& scaling, double max_position, RopeConfig& rop
       values.real("attention_factor", yarn_scale(rope.factor, mscale) / yarn_scale(rope.factor, mscale_all_dim));
   rope.score_scale = std::pow(yarn_scale(rope.factor, mscale_all_dim), 2);
   const bool truncate = values.flag("truncate", true);
+  for (const char* field : {"attn_factor", "extrapolation_factor"}) {
+    if (values.real(field, 1) == 1) continue;
+    return unsupported(fmt::format("rope_scaling.{}", field), "other than 1 is not supported");
+  }
   if (values.error()) return *values.error();
   if (!truncate) return unsupported("rope_scaling.truncate", "false is not supported");
   const struct {
@@ -295,7 +299,14 @@ Result<ModelConfig> config_from_json(const Json& config, const Json& generation_
   if (result.qkv_bias && !family->default_qkv_bias) {
     return unsupported("attention_bias", "a bias of the output projection is not supported");
   }
+  if (!result.qkv_bias && family->default_qkv_bias) {
+    return unsupported("attention_bias",
+                       fmt::format("false is not supported; the layers of {} have biases", family->architecture));
+  }
   if (sliding_window) return unsupported("use_sliding_window", "sliding-window attention is not supported");
+  SLUICE_TRY_VOID(refuse_present(config, {"dual_chunk_attention_config"},
+                                 "is not supported; --json-model-override-args '{\"dual_chunk_attention_config\": "
+                                 "null}' serves the model with plain attention"));
   if (present(config, "quantization_config")) {
     SLUICE_TRY_VOID(read_quantization(config["quantization_config"]));
     result.fp8 = true;
@@ -358,10 +369,13 @@ Result<void> read_gguf_rope(const tensor::GgufFile& file, std::string_view archi
   };
   SLUICE_TRY_VOID(read_gguf_divisors(file, config));
   const auto* kind = file.get<std::string>(key("type"));
-  if (kind == nullptr || *kind == "none") return {};
-  rope.factor = real("factor", 1);
-  if (*kind == "linear") {
-    rope.scaling = RopeScaling::kLinear;
+  if (kind != nullptr && *kind == "none") return {};
+  // Older files have the factor under another name and no type, which is linear then. 0 is none.
+  const auto* older = file.get<double>(fmt::format("{}.rope.scale_linear", architecture));
+  rope.factor = real("factor", older == nullptr ? 1 : *older);
+  if (rope.factor == 0) rope.factor = 1;
+  if (kind == nullptr || *kind == "linear") {
+    if (rope.factor != 1) rope.scaling = RopeScaling::kLinear;
     return {};
   }
   if (*kind != "yarn") {
@@ -375,6 +389,34 @@ Result<void> read_gguf_rope(const tensor::GgufFile& file, std::string_view archi
                  {"beta_slow", real("yarn_beta_slow", 1)},
                  {"attention_factor", real("attn_factor", 1) * yarn_scale(rope.factor, 1)}};
   return read_yarn(values, static_cast<double>(config.max_position), rope);
+}
+
+// Tokens that end a text by what they are called, as in llama.cpp: the file names one of them, and a chat model ends
+// its turns with another.
+constexpr std::string_view kEndTexts[] = {"<|eot_id|>",    "<|eom_id|>",    "<|im_end|>",      "<|end|>",
+                                          "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>"};
+
+// Those that the metadata name come first, in the order of the ends of a text, a turn and a message.
+std::vector<int32_t> end_tokens(const tensor::GgufFile& file, int64_t vocab_size) {
+  constexpr int64_t kControl = 3, kUserDefined = 4;
+  std::vector<int32_t> ids;
+  const auto add = [&](int64_t id) {
+    if (id < 0 || id >= vocab_size) return;  // nothing chooses it
+    const auto token = static_cast<int32_t>(id);
+    if (std::find(ids.begin(), ids.end(), token) == ids.end()) ids.push_back(token);
+  };
+  for (const char* end : {"eos", "eot", "eom"}) {
+    if (const auto* id = file.get<int64_t>(fmt::format("tokenizer.ggml.{}_token_id", end))) add(*id);
+  }
+  const auto* texts = file.get<std::vector<std::string>>("tokenizer.ggml.tokens");
+  const auto* types = file.get<std::vector<int64_t>>("tokenizer.ggml.token_type");
+  for (size_t i = 0; texts != nullptr && i < texts->size(); ++i) {
+    const std::string_view text = (*texts)[i];
+    if (std::find(std::begin(kEndTexts), std::end(kEndTexts), text) == std::end(kEndTexts)) continue;
+    const int64_t type = types == nullptr || i >= types->size() ? kControl : (*types)[i];
+    if (type == kControl || type == kUserDefined) add(static_cast<int64_t>(i));
+  }
+  return ids;
 }
 
 }  // namespace
@@ -416,15 +458,18 @@ Result<ModelConfig> config_from_gguf(const tensor::GgufFile& file) {
   config.rope.interleaved = family->gguf_interleaved_rope;
   config.qk_norm = family->qk_norm;
   config.qkv_bias = file.tensors().contains("blk.0.attn_q.bias");
+  if (!config.qkv_bias && family->default_qkv_bias) {
+    return Error{ErrorCode::kUnimplemented,
+                 fmt::format("{}: blk.0.attn_q.bias is missing; the layers of {} have biases", file.path(),
+                             family->architecture)};
+  }
   config.tie_embeddings = !file.tensors().contains("output.weight");
   const auto embedding = file.tensors().find("token_embd.weight");
   if (embedding == file.tensors().end()) {
     return Error{ErrorCode::kProtocol, fmt::format("{}: token_embd.weight is missing", file.path())};
   }
   config.vocab_size = embedding->second.shape[0];  // a reader gives no tensor without dimensions
-  if (const auto* id = file.get<int64_t>("tokenizer.ggml.eos_token_id")) {
-    config.eos_token_ids.push_back(static_cast<int32_t>(*id));
-  }
+  config.eos_token_ids = end_tokens(file, config.vocab_size);
   if (const auto* id = file.get<int64_t>("tokenizer.ggml.bos_token_id"))
     config.bos_token_id = static_cast<int32_t>(*id);
   SLUICE_TRY_VOID(check_sizes(config));

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <initializer_list>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -20,6 +21,15 @@ inline Error unsupported(std::string_view field, std::string_view why) {
 
 inline bool present(const nlohmann::json& object, const char* field) {
   return object.contains(field) && !object[field].is_null();
+}
+
+// Fields that ask for what is not built, whatever their value.
+inline Result<void> refuse_present(const nlohmann::json& object, std::initializer_list<const char*> fields,
+                                   std::string_view why) {
+  for (const char* field : fields) {
+    if (present(object, field)) return unsupported(field, why);
+  }
+  return {};
 }
 
 // Reads numbers and remembers the first field that is missing or wrong.

@@ -202,6 +202,26 @@ TEST(ModelConfigTest, NamesWhatIsNotBuilt) {
   expect_has(refusal({{"quantization_config", {{"quant_method", "fp8"}, {"fmt", "e5m2"}}}}), "e5m2");
   expect_has(refusal({{"quantization_config", {1}}}), "quantization_config");
   expect_has(refusal({{"rope_scaling", {{"rope_type", "dynamic"}}}}), "dynamic");
+  expect_has(refusal({{"dual_chunk_attention_config", {{"chunk_size", 262144}}}}),
+             "--json-model-override-args '{\"dual_chunk_attention_config\": null}'");
+  EXPECT_TRUE(with({{"sliding_window", 4096}}).ok()) << "not used without use_sliding_window";
+  for (const char* fixture : {"tiny-minimax-m2", "tiny-minimax-text-01"}) {
+    for (const char* field : {"sliding_window", "attn_window_size"}) {
+      Json json = config_of(fixture);
+      json[field] = nullptr;
+      EXPECT_TRUE(config_from_json(json, nullptr).ok());
+      json[field] = 4096;
+      expect_has(config_from_json(json, nullptr).error().message, field);
+    }
+  }
+}
+
+TEST(ModelConfigTest, Qwen2WithoutItsBiasesIsRefused) {
+  Json json = config_of("tiny-qwen2");
+  json["attention_bias"] = true;
+  EXPECT_TRUE(config_from_json(json, nullptr).ok());
+  json["attention_bias"] = false;
+  expect_has(config_from_json(json, nullptr).error().message, "attention_bias: false is not supported");
 }
 
 TEST(ModelConfigTest, NoConfigFileEndsTheProcess) {
@@ -308,6 +328,9 @@ TEST(ModelConfigTest, YarnScalesAnglesAndScores) {
   EXPECT_NEAR(deepseek->rope.score_scale, std::pow(by * 0.707 + 1, 2), 1e-12);
   EXPECT_EQ(rope({{"attention_factor", 1.5}})->rope.angle_scale, 1.5);
   expect_has(rope({{"truncate", false}}).error().message, "truncate");
+  EXPECT_TRUE(rope({{"attn_factor", 1}, {"extrapolation_factor", 1.0}}).ok());
+  expect_has(rope({{"attn_factor", 1.2}}).error().message, "rope_scaling.attn_factor");
+  expect_has(rope({{"extrapolation_factor", 0}}).error().message, "rope_scaling.extrapolation_factor");
   expect_has(rope({{"beta_fast", 0.5}}).error().message, "beta_fast");
   expect_has(rope({{"rope_theta", 1}}).error().message, "rope_theta");
   expect_has(rope({{"mscale", "x"}}).error().message, "mscale");
@@ -400,12 +423,21 @@ class GgufConfigTest : public ::testing::Test {
     key(name, 8);
     text(value);
   }
-  void sizes() {
-    whole("llama.embedding_length", 64);
-    whole("llama.block_count", 3);
-    whole("llama.attention.head_count", 4);
-    whole("llama.feed_forward_length", 192);
-    whole("llama.context_length", 2048);
+  void strings(const std::string& name, const std::vector<std::string>& values) {
+    array(name, 8, values.size());
+    for (const std::string& value : values) text(value);
+  }
+  void wholes(const std::string& name, const std::vector<int32_t>& values) {
+    array(name, 5, values.size());
+    for (const int32_t value : values) number(value);
+  }
+  void sizes(const std::string& architecture = "llama") {
+    string("general.architecture", architecture);
+    whole(architecture + ".embedding_length", 64);
+    whole(architecture + ".block_count", 3);
+    whole(architecture + ".attention.head_count", 4);
+    whole(architecture + ".feed_forward_length", 192);
+    whole(architecture + ".context_length", 2048);
   }
   Result<ModelConfig> read(uint64_t vocabulary = 512) {
     std::string file = "GGUF";
@@ -426,6 +458,11 @@ class GgufConfigTest : public ::testing::Test {
   }
 
  private:
+  void array(const std::string& name, uint32_t type, size_t size) {
+    key(name, 9);
+    number(type);
+    number<uint64_t>(size);
+  }
   template <class T>
   void number(T value) {
     data_.append(reinterpret_cast<const char*>(&value), sizeof(T));
@@ -441,7 +478,6 @@ class GgufConfigTest : public ::testing::Test {
 };
 
 TEST_F(GgufConfigTest, ReadsMetadata) {
-  string("general.architecture", "llama");
   sizes();
   whole("llama.attention.head_count_kv", 2);
   real("llama.rope.freq_base", 100000);
@@ -469,23 +505,78 @@ TEST_F(GgufConfigTest, RefusesAnArchitectureThatItDoesNotKnow) {
 }
 
 TEST_F(GgufConfigTest, RefusesAnEpsilonThatIsNoNumber) {
-  string("general.architecture", "llama");
   sizes();
   real("llama.attention.layer_norm_rms_epsilon", std::nanf(""));
   expect_has(read().error().message, "epsilon");
 }
 
 TEST_F(GgufConfigTest, RefusesAnEmptyVocabulary) {
-  string("general.architecture", "llama");
   sizes();
   expect_has(read(/*vocabulary=*/0).error().message, "vocabulary");
 }
 
 TEST_F(GgufConfigTest, RefusesScalingThatIsNotBuilt) {
-  string("general.architecture", "llama");
   sizes();
   string("llama.rope.scaling.type", "longrope");
   expect_has(read().error().message, "longrope");
+}
+
+TEST_F(GgufConfigTest, RefusesQwen2WithoutItsBiases) {
+  sizes("qwen2");
+  expect_has(read().error().message, "blk.0.attn_q.bias is missing");
+}
+
+TEST_F(GgufConfigTest, EndsWithEveryTokenThatEndsATextATurnOrAMessage) {
+  sizes();
+  whole("tokenizer.ggml.eos_token_id", 5);
+  whole("tokenizer.ggml.eot_token_id", 2);
+  whole("tokenizer.ggml.eom_token_id", 5);
+  strings("tokenizer.ggml.tokens", {"<|endoftext|>", "a", "<turn>", "<|im_end|>", "<EOT>", "</s>", "<|eom_id|>"});
+  wholes("tokenizer.ggml.token_type", {3, 1, 3, 4, 1, 3, 3});
+  EXPECT_EQ(read()->eos_token_ids, (std::vector<int32_t>{5, 2, 0, 3, 6})) << "<EOT> is a word like any other here";
+}
+
+TEST_F(GgufConfigTest, AnEndTokenNeedsNoTypeWhereNoneAreGiven) {
+  sizes();
+  whole("tokenizer.ggml.eos_token_id", 4000);  // beyond the vocabulary
+  strings("tokenizer.ggml.tokens", {"a", "<|eot_id|>"});
+  EXPECT_EQ(read()->eos_token_ids, std::vector<int32_t>{1});
+}
+
+TEST_F(GgufConfigTest, AFactorWithoutATypeScalesLinearly) {
+  sizes();
+  real("llama.rope.scale_linear", 2);
+  real("llama.rope.scaling.factor", 4);
+  const auto config = read();
+  ASSERT_TRUE(config.ok()) << config.error().message;
+  EXPECT_EQ(config->rope.scaling, RopeScaling::kLinear);
+  EXPECT_EQ(config->rope.factor, 4) << "the newer key";
+}
+
+TEST_F(GgufConfigTest, TheOlderFactorCountsWhereThereIsNoOther) {
+  sizes();
+  real("llama.rope.scale_linear", 2);
+  string("llama.rope.scaling.type", "linear");
+  const auto config = read();
+  ASSERT_TRUE(config.ok()) << config.error().message;
+  EXPECT_EQ(config->rope.scaling, RopeScaling::kLinear);
+  EXPECT_EQ(config->rope.factor, 2);
+}
+
+TEST_F(GgufConfigTest, AFactorOfNothingDoesNotScale) {
+  sizes();
+  real("llama.rope.scale_linear", 0);
+  const auto config = read();
+  ASSERT_TRUE(config.ok()) << config.error().message;
+  EXPECT_EQ(config->rope.scaling, RopeScaling::kNone);
+  EXPECT_EQ(config->rope.factor, 1);
+}
+
+TEST_F(GgufConfigTest, NoneScalesNothingWhateverTheFactor) {
+  sizes();
+  string("llama.rope.scaling.type", "none");
+  real("llama.rope.scaling.factor", 4);
+  EXPECT_EQ(read()->rope, (RopeConfig{.interleaved = true}));
 }
 
 }  // namespace

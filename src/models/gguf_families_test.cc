@@ -366,6 +366,16 @@ TEST(GgufFamiliesTest, YarnIsReadFromTheMetadata) {
   EXPECT_EQ(config->rope.score_scale, 1.0);
 }
 
+TEST(GgufFamiliesTest, AVectorInBlocksIsRefusedByName) {
+  Rewriter to("tiny-llama", "llama");
+  write_llama(to);
+  to.file.tensor("output_norm.weight", {64}, std::vector<float>(64, 1), /*q8=*/true);
+  const std::string path = to.finish();
+  const auto refused = load_runner({.model_path = path, .dtype = "float32", .max_step_tokens = 64, .max_step_seqs = 2});
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().message, path + ": tensor output_norm.weight: a vector in Q8_0 is not supported");
+}
+
 TEST(GgufFamiliesTest, TensorsThatNoLayerAsksForAreNamed) {
   for (const char* name : {"attn_output.bias", "ffn_down.bias", "ffn_gate_inp.weight"}) {
     Rewriter to("tiny-llama", "llama");

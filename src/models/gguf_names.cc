@@ -125,6 +125,11 @@ class GgufSource final : public tensor::TensorSource {
     if (at == file_->tensors().end()) {
       return Error{ErrorCode::kNotFound, fmt::format("{}: no tensor {}", file_->path(), own)};
     }
+    // Vectors are read from any value on, which may lie within a block.
+    if (at->second.shape.size() < 2 && tensor::block_elements(at->second.dtype) > 1) {
+      return Error{ErrorCode::kUnimplemented, fmt::format("{}: tensor {}: a vector in {} is not supported",
+                                                          file_->path(), own, tensor::to_string(at->second.dtype))};
+    }
     // The parts of all heads one after another, as a matrix.
     if (at->second.shape.size() == 3) {
       tensor::StoredTensor flat = at->second;

@@ -39,6 +39,8 @@ Result<void> read_minimax_m2(const nlohmann::json& json, ModelConfig& config) {
     return unsupported("qk_norm_type", fmt::format("'{}' is not supported; per_layer is", norm_type));
   }
   if (shared_width != 0) return unsupported("shared_intermediate_size", "shared experts are not supported here");
+  SLUICE_TRY_VOID(
+      refuse_present(json, {"sliding_window", "attn_window_size"}, "sliding-window attention is not supported"));
   if (std::any_of(attention.begin(), attention.end(), [](int64_t type) { return type != 1; })) {
     return unsupported("attn_type_list", "layers other than 1 (softmax attention) are not supported");
   }

@@ -176,6 +176,8 @@ Result<void> read_minimax_text_01(const nlohmann::json& json, ModelConfig& confi
   if (fields.error()) return *fields.error();
   if (!post_norm) return unsupported("postnorm", "only true is supported");
   if (shared_width != 0) return unsupported("shared_intermediate_size", "shared experts are not supported here");
+  SLUICE_TRY_VOID(
+      refuse_present(json, {"sliding_window", "attn_window_size"}, "sliding-window attention is not supported"));
   for (const ResidualScale& scales : {lightning.lightning, lightning.softmax, lightning.ffn}) {
     if (!(std::isfinite(scales.alpha) && std::isfinite(scales.beta) && scales.alpha > 0 && scales.beta > 0)) {
       return Error{ErrorCode::kProtocol,

@@ -71,6 +71,16 @@ TEST(RankShapeTest, WeightsOfDeepSeekV3AreThoseOfTheReference) {
   EXPECT_NEAR(static_cast<double>(ep.attention.values), 11.41e9 + 61 * 16.8e6 / 2, 0.05e9);  // kv_b's keys twice
 }
 
+TEST(RankShapeTest, ThereAreNoCopiesOfExpertsThatNoLayerHas) {
+  ModelConfig config = published("DeepSeek-V3");
+  const Layout layout{.tp_size = 8, .dp_size = 8, .ep_size = 8, .a2a = parallel::MoeAllToAll::kDeepEp};
+  config.moe->sparse.assign(config.moe->sparse.size(), false);
+  EXPECT_TRUE(check_sharding(config, layout).ok());
+  const auto refused = check_sharding(config, layout, {.moves = true});
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().message, "--enable-eplb: no layer of the model has experts");
+}
+
 TEST(RankShapeTest, CopiesOfExpertsTakeWhatExpertsTake) {
   const ModelConfig config = published("DeepSeek-V3");
   const Layout layout{.tp_rank = 2, .tp_size = 8, .dp_size = 8, .ep_size = 8, .a2a = parallel::MoeAllToAll::kDeepEp};

@@ -67,6 +67,10 @@ Result<Checkpoint> open_checkpoint(const RunnerOptions& options) {
   }
   SLUICE_TRY(checkpoint.source, tensor::open_safetensors(path));
   if (checkpoint.config.fp8) checkpoint.source = tensor::block_scaled(std::move(checkpoint.source), 128, 128);
+  // A decoder by itself embeds texts, and may have no head: nobody looks at what the embedding makes of them.
+  if (checkpoint.source->has("embed_tokens.weight") && !checkpoint.source->has("lm_head.weight")) {
+    checkpoint.config.tie_embeddings = true;
+  }
   return checkpoint;
 }
 

@@ -21,6 +21,9 @@ Result<std::optional<moe::ExpertMap>> expert_map_of(const ModelConfig& config, c
   const std::string_view flags =
       placement.moves ? "--enable-eplb" : "--ep-num-redundant-experts and --init-expert-location";
   if (!config.moe) return Error{ErrorCode::kBadOption, fmt::format("{}: the model has no experts", flags)};
+  if (std::ranges::find(config.moe->sparse, true) == config.moe->sparse.end()) {
+    return Error{ErrorCode::kBadOption, fmt::format("{}: no layer of the model has experts", flags)};
+  }
   if (layout.ep_size == 1) {
     return Error{ErrorCode::kBadOption,
                  fmt::format("{}: experts must be divided among ranks, which --ep-size 1 does not; set --ep-size or "

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "base/rng.h"
@@ -14,8 +15,21 @@ using nlohmann::json;
 
 constexpr std::string_view kFlag = "--init-expert-location";
 constexpr uint64_t kSeed = 42;
+constexpr int64_t kMostCount = int64_t{1} << 50;  // of a step; sums are far from the end of 64 bits
 
 Error bad(std::string what) { return {ErrorCode::kBadOption, fmt::format("{}: {}", kFlag, what)}; }
+
+// Converting would cut fractions off, and wrap what is too large.
+Result<void> check_whole(const json& value, std::string_view name, int64_t most) {
+  if (value.is_array()) {
+    for (const json& inner : value) SLUICE_TRY_VOID(check_whole(inner, name, most));
+    return {};
+  }
+  const bool fits = value.is_number_unsigned() ? value.get<uint64_t>() <= static_cast<uint64_t>(most)
+                                               : value.is_number_integer() && value.get<int64_t>() >= -most;
+  if (fits) return {};
+  return bad(fmt::format("{} has {} where a whole number of at most {} is wanted", name, value.dump(), most));
+}
 
 // [layers][experts], or [steps][layers][experts], which are added up.
 Result<ExpertLoads> read_counts(const json& counts, const ExpertSizes& sizes) {
@@ -47,9 +61,11 @@ Result<PhysicalToLogical> read_location(const ExpertPlacement& placement, const 
   if (!given.is_object()) return bad("'trivial', a .json file or JSON is wanted");
   try {
     if (const auto map = given.find("physical_to_logical_map"); map != given.end()) {
+      SLUICE_TRY_VOID(check_whole(*map, map.key(), std::numeric_limits<int32_t>::max()));
       return map->get<PhysicalToLogical>();
     }
     if (const auto counts = given.find("logical_count"); counts != given.end()) {
+      SLUICE_TRY_VOID(check_whole(*counts, counts.key(), kMostCount));
       SLUICE_TRY(const ExpertLoads loads, read_counts(*counts, sizes));
       auto location = place_experts(loads, placement, sizes);
       if (!location.ok()) return bad(location.error().message);

@@ -66,6 +66,10 @@ TEST(ExpertMapTest, SaysWhatDoesNotFit) {
   EXPECT_THAT(message({.location = R"({"physical_to_logical_map": "x"})"}), HasSubstr("--init-expert-location"));
   EXPECT_THAT(message({.location = R"({"logical_count": [[1,2,3]]})"}), HasSubstr("logical_count is of 1 layers"));
   EXPECT_THAT(message({.location = R"({"logical_count": [[1,2,3],[1,2,3]]})"}), HasSubstr("of 3 experts"));
+  EXPECT_THAT(message({.location = R"({"logical_count": [[0.4,0.3,0.2,0.1],[1,2,3,4]]})"}),
+              HasSubstr("logical_count has 0.4 where a whole number"));
+  EXPECT_THAT(message({.location = R"({"physical_to_logical_map": [[4294967296,1,2,3],[0,1,2,3]]})"}),
+              HasSubstr("physical_to_logical_map has 4294967296 where a whole number of at most 2147483647"));
   EXPECT_THAT(message({.location = R"({"logical_count": [[1,2,3,-4],[1,2,3,4]]})"}), HasSubstr("less than 0"));
 }
 

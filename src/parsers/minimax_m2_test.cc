@@ -36,5 +36,43 @@ TEST(MinimaxM2Test, KeepsWhiteSpaceOfValues) {
   EXPECT_EQ(read.calls[0].arguments, R"({"city": "\n a\n\n"})");
 }
 
+// As Pydantic writes them, and other forms that do not name a type.
+TEST(MinimaxM2Test, SchemasMayReferToOthersAndLeaveTheTypeOut) {
+  const auto tools = nlohmann::ordered_json::parse(R"([{"type": "function", "function": {"name": "draw", "parameters": {
+    "$defs": {"Args": {"type": "object", "properties": {
+                "at": {"$ref": "#/$defs/Point"}, "to": {"anyOf": [{"$ref": "#/$defs/Point"}, {"type": "null"}]},
+                "size": {"properties": {"w": {}}}, "tags": {"items": {}}, "two": {"const": 2},
+                "way": {"$ref": "#/$defs/Way"}, "loop": {"$ref": "#/$defs/Loop"}, "lost": {"$ref": "#/$defs/Lost"},
+                "bad": {"$ref": "#a"}, "far": {"$ref": "https://example.com/a"}, "tilde": {"$ref": "#/$defs/a~1b"}}},
+              "Point": {"type": "object", "properties": {"x": {"type": "integer"}}}, "Way": {"enum": [1, 2]},
+              "Loop": {"anyOf": [{"$ref": "#/$defs/Loop"}, {"$ref": "#/$defs/Loop"}, {"type": "integer"}]},
+              "a/b": {"type": "boolean"}},
+    "$ref": "#/$defs/Args"}}}])");
+  std::string text = "<minimax:tool_call>\n<invoke name=\"draw\">\n";
+  const std::pair<const char*, const char*> values[] = {
+      {"at", R"({"x": 1})"}, {"to", "null"}, {"size", R"({"w": 2})"}, {"tags", "[1]"},
+      {"two", "2"},          {"way", "1"},   {"loop", "3"},           {"lost", "4"},
+      {"bad", "5"},          {"far", "6"},   {"tilde", "true"}};
+  for (const auto& [name, value] : values) text += fmt::format("<parameter name=\"{}\">{}</parameter>\n", name, value);
+  text += "</invoke>\n</minimax:tool_call>";
+  const auto read = read_pieces(*find_tool_call_format("minimax-m2"), {text}, tools);
+  ASSERT_EQ(read.calls.size(), 1u);
+  EXPECT_EQ(
+      read.calls[0].arguments,
+      R"({"at": {"x": 1}, "to": null, "size": {"w": 2}, "tags": [1], "two": 2, "way": 1, "loop": 3, "lost": "4", )"
+      R"("bad": "5", "far": "6", "tilde": true})");
+}
+
+TEST(MinimaxM2Test, ReferencesInCirclesEnd) {
+  const auto tools = nlohmann::ordered_json::parse(R"([{"type": "function", "function": {"name": "f", "parameters": {
+    "$ref": "#", "properties": {"a": {"$ref": "#/properties/a"}}}}}])");
+  const auto read = read_pieces(*find_tool_call_format("minimax-m2"),
+                                {"<minimax:tool_call><invoke name=\"f\"><parameter name=\"a\">1</parameter>"
+                                 "<parameter name=\"b\">2</parameter></invoke></minimax:tool_call>"},
+                                tools);
+  ASSERT_EQ(read.calls.size(), 1u);
+  EXPECT_EQ(read.calls[0].arguments, R"({"a": "1", "b": "2"})");
+}
+
 }  // namespace
 }  // namespace sluice::parsers

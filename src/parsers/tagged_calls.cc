@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
+#include <unordered_set>
 
 #include "protocol/fields.h"
 
@@ -13,6 +14,7 @@ using nlohmann::ordered_json;
 
 constexpr size_t kLongestName = 1024;
 constexpr int kDeepestSchema = 16;
+constexpr size_t kMostSchemas = 1000;  // looked at for one value
 
 std::string_view type_of(const ordered_json& value) {
   if (value.is_null()) return "null";
@@ -23,26 +25,50 @@ std::string_view type_of(const ordered_json& value) {
   return value.is_object() ? "object" : "string";
 }
 
-// The types that a schema allows, as far as it names them.
-void add_types(const ordered_json& schema, std::vector<std::string>& types, int depth = 0) {
-  if (!schema.is_object() || depth > kDeepestSchema) return;
-  if (const auto type = schema.find("type"); type != schema.end()) {
-    if (type->is_string()) types.push_back(*type);
-    if (type->is_array()) {
-      for (const auto& one : *type) {
-        if (one.is_string()) types.push_back(one);
-      }
+// The types that a function's schemas allow, as far as they name or show them.
+class Types {
+ public:
+  Types(const OfferedTools& offered, std::string_view function) : offered_(offered), function_(function) {}
+
+  void add(const ordered_json& schema, int depth = 0) {
+    // References may go in circles, and many may lead to one schema.
+    if (!schema.is_object() || depth > kDeepestSchema || seen_.size() == kMostSchemas) return;
+    if (!seen_.insert(&schema).second) return;
+    if (const auto type = schema.find("type"); type != schema.end()) {
+      add_named(*type);
+    } else if (schema.contains("properties")) {
+      types_.emplace_back("object");
+    } else if (schema.contains("items")) {
+      types_.emplace_back("array");
+    }
+    if (const auto value = schema.find("const"); value != schema.end()) types_.emplace_back(type_of(*value));
+    if (const auto values = schema.find("enum"); values != schema.end() && values->is_array()) {
+      for (const auto& value : *values) types_.emplace_back(type_of(value));
+    }
+    for (const auto* key : {"anyOf", "oneOf", "allOf"}) {
+      const auto choices = schema.find(key);
+      if (choices == schema.end() || !choices->is_array()) continue;
+      for (const auto& choice : *choices) add(choice, depth + 1);
+    }
+    if (const auto* other = offered_.referred(function_, schema)) add(*other, depth + 1);
+  }
+
+  std::vector<std::string> take() { return std::move(types_); }
+
+ private:
+  void add_named(const ordered_json& type) {
+    if (type.is_string()) types_.push_back(type);
+    if (!type.is_array()) return;
+    for (const auto& one : type) {
+      if (one.is_string()) types_.push_back(one);
     }
   }
-  if (const auto values = schema.find("enum"); values != schema.end() && values->is_array()) {
-    for (const auto& value : *values) types.emplace_back(type_of(value));
-  }
-  for (const auto* key : {"anyOf", "oneOf", "allOf"}) {
-    const auto choices = schema.find(key);
-    if (choices == schema.end() || !choices->is_array()) continue;
-    for (const auto& choice : *choices) add_types(choice, types, depth + 1);
-  }
-}
+
+  const OfferedTools& offered_;
+  const std::string_view function_;
+  std::unordered_set<const ordered_json*> seen_;
+  std::vector<std::string> types_;
+};
 
 std::string lower(std::string_view text) {
   std::string out(text);
@@ -68,8 +94,13 @@ bool is_number(std::string_view text) {
 
 }  // namespace
 
-TaggedValue::TaggedValue(const ordered_json* schema, bool lines) : lines_(lines) {
-  if (schema != nullptr) add_types(*schema, types_);
+TaggedValue::TaggedValue(const OfferedTools& offered, std::string_view function, std::string_view name, bool lines)
+    : lines_(lines) {
+  if (const auto* schema = offered.parameter(function, name)) {
+    Types types(offered, function);
+    types.add(*schema);
+    types_ = types.take();
+  }
   const auto is_string = [](const std::string& type) { return type == "string"; };
   plain_ = std::ranges::all_of(types_, is_string);
 }
@@ -213,7 +244,7 @@ bool TaggedCalls::take_key(ToolCallWriter& out) {
   const std::string key(trimmed(key_));
   out.arguments(fmt::format("{}{}: ", first_ ? "{" : ", ", protocol::dump(key)));
   first_ = false;
-  value_ = TaggedValue(out.offered().parameter(function_, key), form_.lines);
+  value_ = TaggedValue(out.offered(), function_, key, form_.lines);
   state_ = State::kValue;
   return true;
 }

@@ -20,8 +20,8 @@ struct TaggedCallForm {
 class TaggedValue {
  public:
   TaggedValue() = default;
-  // `schema` may be null: a string.
-  TaggedValue(const nlohmann::ordered_json* schema, bool lines);
+  // Of a parameter of one of the functions; one that it does not have is a string.
+  TaggedValue(const OfferedTools& offered, std::string_view function, std::string_view name, bool lines);
 
   // JSON that is sure by now. Strings are passed on as they come.
   std::string push(std::string_view text);

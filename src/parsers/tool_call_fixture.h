@@ -41,8 +41,9 @@ inline std::ostream& operator<<(std::ostream& out, const Read& read) {
   return out;
 }
 
-inline Read read_pieces(const ToolCallFormat& format, const std::vector<std::string_view>& pieces) {
-  const OfferedTools offered(example_tools());
+inline Read read_pieces(const ToolCallFormat& format, const std::vector<std::string_view>& pieces,
+                        const nlohmann::ordered_json& tools = example_tools()) {
+  const OfferedTools offered(tools);
   const auto parser = format.make();
   ToolCallWriter writer(offered);
   Read out;

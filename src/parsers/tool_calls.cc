@@ -5,6 +5,18 @@
 #include "base/check.h"
 
 namespace sluice::parsers {
+namespace {
+
+constexpr int kLongestChain = 16;  // of references
+
+// Null where `json` is null, no object, or has no such member.
+const nlohmann::ordered_json* member(const nlohmann::ordered_json* json, std::string_view name) {
+  if (json == nullptr || !json->is_object()) return nullptr;
+  const auto found = json->find(name);
+  return found == json->end() ? nullptr : &*found;
+}
+
+}  // namespace
 
 const nlohmann::ordered_json* OfferedTools::find(std::string_view name) const {
   for (const auto& tool : tools_) {
@@ -19,13 +31,27 @@ const nlohmann::ordered_json* OfferedTools::find(std::string_view name) const {
 bool OfferedTools::has(std::string_view name) const { return find(name) != nullptr; }
 
 const nlohmann::ordered_json* OfferedTools::parameter(std::string_view function, std::string_view name) const {
-  const auto* json = find(function);
-  for (const auto key : {std::string_view("parameters"), std::string_view("properties"), name}) {
-    if (json == nullptr || !json->is_object()) return nullptr;
-    const auto member = json->find(key);
-    json = member == json->end() ? nullptr : &*member;
+  const auto* schema = member(find(function), "parameters");
+  for (int depth = 0; schema != nullptr && depth < kLongestChain; ++depth) {
+    if (const auto* found = member(member(schema, "properties"), name)) return found;
+    schema = referred(function, *schema);
   }
-  return json;
+  return nullptr;
+}
+
+const nlohmann::ordered_json* OfferedTools::referred(std::string_view function,
+                                                     const nlohmann::ordered_json& schema) const {
+  const auto* root = member(find(function), "parameters");
+  const auto* reference = member(&schema, "$ref");
+  if (root == nullptr || reference == nullptr || !reference->is_string()) return nullptr;
+  const auto& text = reference->get_ref<const std::string&>();
+  if (!text.starts_with('#')) return nullptr;
+  try {
+    const nlohmann::ordered_json::json_pointer pointer(text.substr(1));
+    return root->contains(pointer) ? &root->at(pointer) : nullptr;
+  } catch (const nlohmann::ordered_json::exception&) {  // no pointer at all
+    return nullptr;
+  }
 }
 
 void ToolCallWriter::text(std::string_view text) {

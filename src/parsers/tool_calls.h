@@ -32,6 +32,9 @@ class OfferedTools {
   bool has(std::string_view name) const;
   // The JSON schema of a parameter; null where the function has none of that name.
   const nlohmann::ordered_json* parameter(std::string_view function, std::string_view name) const;
+  // What a local "$ref" in a schema of the function leads to ("#/$defs/Point", from its `parameters` on); null for one
+  // that leads nowhere.
+  const nlohmann::ordered_json* referred(std::string_view function, const nlohmann::ordered_json& schema) const;
 
  private:
   const nlohmann::ordered_json* find(std::string_view name) const;

@@ -154,14 +154,15 @@ ordered_json hidden_states(const Sample& sample, int64_t hidden_size) {
   return out;
 }
 
+// Gateways look for the usage at the end: what may be long comes before it.
 std::string whole_answer(const OpenAiFormat& format, std::string_view object, ordered_json choices, const Usage& usage,
                          const Sample& first) {
   auto out = head(format, object);
   out["choices"] = std::move(choices);
-  out["usage"] = usage_json(usage, format.report_cached);
-  out["metadata"] = {{"weight_version", format.weight_version}};
   if (!format.chat_prompt_ids.empty()) out["prompt_token_ids"] = format.chat_prompt_ids;
   if (format.has_extension()) out["sglext"] = extension(format, usage, first);
+  out["usage"] = usage_json(usage, format.report_cached);
+  out["metadata"] = {{"weight_version", format.weight_version}};
   return dump(out);
 }
 
@@ -221,15 +222,12 @@ void add_times(ordered_json& meta, const SampleTimes& times) {
 ordered_json native_answer(const Sample& sample, const NativeFormat& format, size_t first_id) {
   ordered_json meta = {{"id", sample.rid},
                        {"finish_reason", native_finish_reason(sample.finish)},
-                       {"prompt_tokens", sample.prompt_tokens},
                        {"weight_version", format.weight_version},
                        {"total_retractions", sample.retractions}};
   if (format.logprobs) {
     add_scores(meta, "input", sample.input_scores, format);
     add_scores(meta, "output", sample.output_scores, format);
   }
-  meta["completion_tokens"] = sample.completion_tokens;
-  meta["cached_tokens"] = sample.cached_tokens;
   meta["dp_rank"] = format.data_parallel && sample.dp_rank ? ordered_json(*sample.dp_rank) : ordered_json();
   if (sample.e2e_latency) {
     meta["e2e_latency"] = *sample.e2e_latency;
@@ -240,6 +238,10 @@ ordered_json native_answer(const Sample& sample, const NativeFormat& format, siz
     if (format.hidden_size > 0) meta["hidden_states"] = hidden_states(sample, format.hidden_size);
     if (format.routed_experts) meta["routed_experts"] = routed_experts_text(sample);
   }
+  // Last, as in whole_answer().
+  meta["prompt_tokens"] = sample.prompt_tokens;
+  meta["completion_tokens"] = sample.completion_tokens;
+  meta["cached_tokens"] = sample.cached_tokens;
   auto ids = ordered_json::array();
   for (size_t i = first_id; i < sample.output_ids.size(); ++i) ids.push_back(sample.output_ids[i]);
   ordered_json out = {{"text", sample.text}};

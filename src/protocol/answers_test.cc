@@ -34,8 +34,8 @@ TEST(NativeAnswerTest, HasTheRuntimesShape) {
   s.answered = 9.5;
   EXPECT_EQ(native_answer(s, {.weight_version = "default"}).dump(),
             R"({"text":"hé","output_ids":[5,6],"meta_info":{"id":"r","finish_reason":{"type":"length","length":2},)"
-            R"("prompt_tokens":3,"weight_version":"default","total_retractions":0,"completion_tokens":2,)"
-            R"("cached_tokens":1,"dp_rank":null,"e2e_latency":0.5,"response_sent_to_client_ts":9.5}})");
+            R"("weight_version":"default","total_retractions":0,"dp_rank":null,"e2e_latency":0.5,)"
+            R"("response_sent_to_client_ts":9.5,"prompt_tokens":3,"completion_tokens":2,"cached_tokens":1}})");
   s.times = SampleTimes{.request_received = 10,
                         .request_finished = 10.5,
                         .queue = 0.125,
@@ -48,11 +48,22 @@ TEST(NativeAnswerTest, HasTheRuntimesShape) {
       R"("e2e_latency":0.5,"response_sent_to_client_ts":9.5,"queue_time":0.125,"forward_entry_time":10.125,)"
       R"("prefill_finished_time":10.375,)"
       R"("prefill_waiting_latency":0.125,"prefill_launch_latency":0.25,"request_received_ts":10.0,)"
-      R"("request_finished_ts":10.5,"inference_time":0.375,"decode_throughput":null})"))
+      R"("request_finished_ts":10.5,"inference_time":0.375,"decode_throughput":null,)"
+      R"("prompt_tokens":3,"completion_tokens":2,"cached_tokens":1})"))
       << meta;
   s.dp_rank = 1;
   EXPECT_EQ(native_answer(s, {.data_parallel = true})["meta_info"]["dp_rank"], 1);
   EXPECT_EQ(native_answer(s, {}, /*first_id=*/1)["output_ids"].dump(), "[6]");
+}
+
+TEST(NativeAnswerTest, CountsOfTokensComeLast) {
+  auto s = sample();
+  s.hidden_states.assign(4, 0.5f);
+  s.routed_experts.assign(4, 7);
+  s.input_scores = {scored(std::nullopt, 1, "a")};
+  const auto answer = native_answer(s, {.logprobs = true, .hidden_size = 1, .routed_experts = true});
+  EXPECT_TRUE(answer["meta_info"].contains("hidden_states"));
+  EXPECT_TRUE(answer.dump().ends_with(R"("prompt_tokens":3,"completion_tokens":2,"cached_tokens":1}})")) << answer;
 }
 
 TEST(NativeAnswerTest, LogprobsAreTriples) {
@@ -92,6 +103,22 @@ TEST(ChatAnswerTest, HasTheRuntimesShape) {
             R"({"role":"assistant","content":"hi","reasoning_content":null,"tool_calls":null},"logprobs":null,)"
             R"("finish_reason":"stop","matched_stop":2}],"usage":{"prompt_tokens":3,"total_tokens":5,)"
             R"("completion_tokens":2,"prompt_tokens_details":{"cached_tokens":1},"reasoning_tokens":0},)"
+            R"("metadata":{"weight_version":"default"}})");
+}
+
+TEST(ChatAnswerTest, TheUsageComesLast) {
+  auto format = kFormat;
+  format.chat_prompt_ids = {1, 2, 3};
+  format.routed_experts = true;
+  format.cached_details = true;
+  auto first = sample();
+  first.routed_experts = {1};
+  EXPECT_EQ(chat_answer(format, nlohmann::ordered_json::array(),
+                        {.prompt_tokens = 3, .completion_tokens = 2, .cached_tokens = 1}, first),
+            R"({"id":"x","object":"chat.completion","created":7,"model":"m","choices":[],"prompt_token_ids":[1,2,3],)"
+            R"("sglext":{"routed_experts":"AQAAAA==","cached_tokens_details":{"device":1,"host":0}},)"
+            R"("usage":{"prompt_tokens":3,"total_tokens":5,"completion_tokens":2,)"
+            R"("prompt_tokens_details":{"cached_tokens":1},"reasoning_tokens":0},)"
             R"("metadata":{"weight_version":"default"}})");
 }
 

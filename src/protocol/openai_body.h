@@ -12,6 +12,7 @@
 #include "base/result.h"
 #include "protocol/generate_body.h"
 #include "protocol/sampling.h"
+#include "protocol/template_habits.h"
 
 namespace sluice::protocol {
 
@@ -37,15 +38,6 @@ struct CompletionBody {
 };
 // `defaults`: what the model's generation config says.
 Result<CompletionBody> parse_completion_body(std::string_view text, const SamplingDefaults& defaults);
-
-// How a model's chat template wants messages; the templates differ.
-struct TemplateHabits {
-  // Of earlier calls of functions.
-  bool text_arguments = false;  // arguments as JSON text, not as an object
-  bool null_content = false;    // a message that is nothing but calls has content null, not ""
-  // What role developer says it leaves out, and what system says it shows.
-  bool developer_is_system = false;
-};
 
 struct ChatBody {
   std::string model = "default";

@@ -61,12 +61,14 @@ void AnswerTimes::add(const Answer& answer, TimePoint now, const PrefillCost& co
   alone_ += kFollow * (its - alone_);
   at_once_ += kFollow * (answer.at_once - at_once_);
   done_ += its;
+  longest_ = std::max(longest_, its);
   // Answers may come in heaps, as those of a batch that began together do, so a window is longer than several of them.
+  // One of them is mostly of the time before a window that is shorter than it.
   const double passed = seconds(now - window_began_);
-  if (passed > kFirstLook * its) first_look_ = done_ / passed;
-  if (passed < kWindow * its) return;
+  if (passed > kFirstLook * longest_) first_look_ = done_ / passed;
+  if (passed < kWindow * longest_) return;
   most_ = std::max(most_, done_ / passed);
-  done_ = 0;
+  done_ = longest_ = 0;
   window_began_ = now;
 }
 

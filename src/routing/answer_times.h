@@ -59,9 +59,9 @@ class AnswerTimes {
   // Each of the current and of the last period.
   TimePoint period_began_{};
   Answer quickest_, quickest_before_;  // the least time for a token, its prompt included: hardly a matter of belief
-  // Seconds that the answers of the window would have taken alone.
+  // Seconds that the answers of the window would have taken alone, and the longest of them.
   TimePoint window_began_{};
-  double done_ = 0;
+  double done_ = 0, longest_ = 0;
 };
 
 }  // namespace sluice::routing

@@ -60,6 +60,19 @@ TEST(AnswerTimesTest, ACrowdIsWhatTheWorkerDoesNotWorkOnAtOnce) {
   }
 }
 
+TEST(AnswerTimesTest, ShortAnswersAmongLongOnesDoNotHideACrowd) {
+  AnswerTimes times;
+  TimePoint now(1s);
+  // Twelve clients at a worker that works on four at once, each for 10 s; now and then one asks for two tokens.
+  for (int i = 0; i < 400; ++i) {
+    const Duration waited = i < 4 ? 0s : 20s;
+    times.add({.took = waited + 10s, .output_tokens = 251, .at_once = 12}, now += 2500ms, kCost);
+    if (i % 10 == 9) times.add({.took = waited + 40ms, .output_tokens = 2, .at_once = 12}, now += 5ms, kCost);
+  }
+  EXPECT_EQ(times.crowd(4), 0);
+  EXPECT_NEAR(times.crowd(12), 17, 3);
+}
+
 TEST(AnswerTimesTest, WhoIsAloneIsNoCrowdHoweverMuchDecodingVaries) {
   AnswerTimes times;
   Rng rng(2);

@@ -46,6 +46,9 @@ void CacheBelief::reported(double predicted, double cached) {
   const auto limit = static_cast<double>(limit_bytes());
   if (limited && sent_ - changed_at_ < kPerChange * limit) return;
   if (kept < kMiss) {
+    // Who has said how much it holds and was sent less has not dropped it for want of room: of two that begin alike
+    // and come at once neither finds the other's beginning.
+    if (std::isfinite(capacity_) && sent_ < limit) return;
     // It never held more than it was sent.
     set_limit(std::min(limit, sent_) * kDown);
   } else if (kept >= kHit && limited) {

@@ -55,10 +55,25 @@ TEST(CacheBeliefTest, TheLimitSettlesNearTheSizeOfTheCache) {
 TEST(CacheBeliefTest, ABatchThatBeginsAlikeIsOneObservation) {
   CacheBelief belief;
   belief.reported(0.9, 0.9);
-  belief.capacity(50'000);
+  belief.capacity(25'000);
   belief.sent(100'000);
   for (int i = 0; i < 64; ++i) belief.reported(0.9, 0);
-  EXPECT_GT(belief.limit_bytes(), 90'000u) << "63 of 64 equal prompts find nothing cached: that is no smaller cache";
+  EXPECT_EQ(belief.limit_bytes(), 95'000u) << "63 of 64 equal prompts find nothing cached: that is no smaller cache";
+}
+
+TEST(CacheBeliefTest, WhatIsMissedBeforeItCanBeFullIsNoMatterOfItsSize) {
+  CacheBelief belief;
+  belief.confirm();
+  belief.capacity(50'000);
+  for (int i = 0; i < 19; ++i) {
+    belief.sent(10'000);
+    belief.reported(1, 0);
+  }
+  EXPECT_EQ(belief.limit_bytes(), 200'000u);
+  EXPECT_LT(belief.share(), 0.2) << "predictions were wrong all the same";
+  belief.sent(10'000);
+  belief.reported(1, 0);
+  EXPECT_EQ(belief.limit_bytes(), 190'000u);
 }
 
 TEST(CacheBeliefTest, TheEnginesOwnFigureBoundsItAndARestartKeepsTheSize) {
@@ -92,7 +107,7 @@ TEST(CacheBeliefTest, APoolOfTokensHoldsAsMuchTextAsAnswersSay) {
 TEST(CacheBeliefTest, WhatMissesTaughtStaysWhateverATokenIs) {
   CacheBelief belief;
   belief.reported(0.9, 0.9);
-  belief.capacity(50'000);
+  belief.capacity(25'000);
   belief.sent(100'000);
   belief.reported(0.9, 0);
   const size_t learned = belief.limit_bytes();
@@ -100,7 +115,7 @@ TEST(CacheBeliefTest, WhatMissesTaughtStaysWhateverATokenIs) {
   belief.tokenized(5'000, 1'000);
   EXPECT_EQ(belief.limit_bytes(), learned);
   for (int i = 0; i < 1000; ++i) belief.tokenized(1'000, 1'000);
-  EXPECT_NEAR(static_cast<double>(belief.limit_bytes()), 50'000, 1'500) << "more than the pool it never holds";
+  EXPECT_NEAR(static_cast<double>(belief.limit_bytes()), 25'000, 1'500) << "more than the pool it never holds";
 }
 
 TEST(CacheBeliefTest, WhatWasNotComputedAfterAllIsNoTextThatItWasSent) {

@@ -22,12 +22,15 @@ class BlockScaledSource final : public TensorSource {
     if (tensor.shape.size() != 2) return bad(fmt::format("{} is no matrix, which scales of blocks are for", name));
     const std::vector<int64_t> shape = {(tensor.shape[0] + rows_ - 1) / rows_,
                                         (tensor.shape[1] + columns_ - 1) / columns_};
-    if (scales.dtype != DType::kF32) return bad(fmt::format("its type is {}, not F32", to_string(scales.dtype)));
+    if (scales.dtype != DType::kF32 && scales.dtype != DType::kBf16 && scales.dtype != DType::kF16) {
+      return bad(fmt::format("its type is {}, not F32, BF16 or F16", to_string(scales.dtype)));
+    }
     if (scales.shape != shape) {
       return bad(fmt::format("its shape is [{}] where blocks of {}x{} need [{}]", fmt::join(scales.shape, ", "), rows_,
                              columns_, fmt::join(shape, ", ")));
     }
-    tensor.scales = BlockScales{.rows = rows_, .columns = columns_, .per_row = shape[1], .values = scales.data};
+    tensor.scales = BlockScales{
+        .rows = rows_, .columns = columns_, .per_row = shape[1], .values = scales.data, .dtype = scales.dtype};
     return tensor;
   }
   bool has(std::string_view name) const override { return source_->has(name); }

@@ -1,5 +1,5 @@
-// Checkpoints in FP8 as DeepSeek-V3 is published: matrices in e4m3, and beside each "<name>.weight" a float32
-// "<name>.weight_scale_inv" with a factor for every block of them.
+// Checkpoints in FP8 as DeepSeek-V3 is published: matrices in e4m3, and beside each "<name>.weight" a
+// "<name>.weight_scale_inv" with a factor for every block of them, in float32 or, as Qwen3's are, in 16 bits.
 #pragma once
 
 #include <memory>

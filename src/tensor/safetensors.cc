@@ -26,16 +26,27 @@ class SafetensorsSource final : public TensorSource {
   Result<void> add_file(const std::string& path, const std::set<std::string>* wanted);
 
   Result<StoredTensor> find(std::string_view name) const override {
-    const auto at = tensors_.find(name);
+    const auto at = look_up(name);
     if (at == tensors_.end()) return Error{ErrorCode::kNotFound, fmt::format("{}: no tensor {}", where_, name)};
     return at->second;
   }
-  bool has(std::string_view name) const override { return tensors_.contains(name); }
+  bool has(std::string_view name) const override { return look_up(name) != tensors_.end(); }
 
  private:
+  using Tensors = std::map<std::string, StoredTensor, std::less<>>;
+
+  // A decoder that is published by itself, to embed texts, has its tensors without "model.".
+  Tensors::const_iterator look_up(std::string_view name) const {
+    constexpr std::string_view kModel = "model.";
+    const auto at = tensors_.find(name);
+    if (at != tensors_.end() || !name.starts_with(kModel)) return at;
+    const bool bare = tensors_.contains("embed_tokens.weight") && !tensors_.contains("model.embed_tokens.weight");
+    return bare ? tensors_.find(name.substr(kModel.size())) : at;
+  }
+
   std::string where_;
   std::vector<std::shared_ptr<const MappedFile>> files_;
-  std::map<std::string, StoredTensor, std::less<>> tensors_;
+  Tensors tensors_;
 };
 
 bool dtype_from_name(std::string_view name, DType& dtype) {

@@ -1,5 +1,6 @@
 // Checkpoints in the safetensors format: one file, or a folder with model.safetensors or model.safetensors.index.json
-// and its shards. Only headers are read at open; data is mapped.
+// and its shards. Only headers are read at open; data is mapped. Where there is an embed_tokens.weight but no
+// model.embed_tokens.weight, names are found with "model." before them too.
 #pragma once
 
 #include <memory>

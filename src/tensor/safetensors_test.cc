@@ -71,6 +71,23 @@ TEST_F(SafetensorsTest, ReadsTensors) {
   EXPECT_EQ(missing.error().code, ErrorCode::kNotFound);
 }
 
+TEST_F(SafetensorsTest, ADecoderByItselfIsFoundUnderTheNamesOfAWholeModel) {
+  const std::string norm = R"("norm.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]})";
+  const std::string table = R"(embed_tokens.weight":{"dtype":"F32","shape":[1,1],"data_offsets":[4,8]})";
+  const auto bare = open(file_of("{" + norm + ",\"" + table + "}", floats({7, 8})));
+  ASSERT_TRUE(bare.ok()) << bare.error().message;
+  for (const char* name : {"norm.weight", "model.norm.weight"}) {
+    ASSERT_TRUE((*bare)->has(name)) << name;
+    float value = 0;
+    (*bare)->find(name).value().read_rows(0, 1, &value);
+    EXPECT_EQ(value, 7) << name;
+  }
+  EXPECT_FALSE((*bare)->has("lm_head.weight"));
+  const auto whole = open(file_of("{" + norm + ",\"model." + table + "}", floats({7, 8})));
+  ASSERT_TRUE(whole.ok()) << whole.error().message;
+  EXPECT_FALSE((*whole)->has("model.norm.weight") || (*whole)->has("embed_tokens.weight"));
+}
+
 TEST_F(SafetensorsTest, RefusesAShapeOrATypeThatTheModelCannotUse) {
   const auto source = open(kSample);
   ASSERT_TRUE(source.ok());

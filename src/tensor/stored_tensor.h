@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <optional>
 #include <span>
@@ -16,12 +15,13 @@
 namespace sluice::tensor {
 
 // Scales of a matrix whose values are stored in blocks: value [i, j] is its stored one times scale [i / rows, j /
-// columns] of a row-major float32 matrix.
+// columns] of a row-major matrix of plain floats.
 struct BlockScales {
   int64_t rows = 0;  // of a block
   int64_t columns = 0;
   int64_t per_row = 0;  // scales in a row of blocks
   std::span<const std::byte> values;
+  DType dtype = DType::kF32;  // of the scales
   // Where the tensor begins in the matrix that was divided into blocks.
   int64_t first_row = 0;
   int64_t first_column = 0;
@@ -30,7 +30,7 @@ struct BlockScales {
   float at(int64_t row, int64_t column) const {
     const int64_t i = (first_row + row) / rows * per_row + (first_column + column) / columns;
     float value;
-    std::memcpy(&value, values.data() + static_cast<size_t>(i) * 4, 4);
+    to_float(dtype, values.data() + static_cast<size_t>(i) * block_bytes(dtype), 1, &value);
     return value;
   }
 };

@@ -114,7 +114,6 @@ TEST(ChatTemplateTest, TellsTheTimeOfItsClock) {
   EXPECT_EQ(*parsed->render(ordered_json::object()), expected);
 }
 
-// What a hostile template or context tries: each ends in an error, soon.
 // As Qwen3's does: how long the conversation is costs nothing, however long it is.
 TEST(ChatTemplateTest, ALongConversationMayBeCountedAtEachMessage) {
   auto messages = ordered_json::array();
@@ -126,6 +125,55 @@ TEST(ChatTemplateTest, ALongConversationMayBeCountedAtEachMessage) {
   EXPECT_THAT(rendered, ::testing::EndsWith(" 1 0 "));
 }
 
+// What follows is what Jinja2 3.1 gives.
+TEST(ChatTemplateTest, KeepsTheDigitsOfLargeIntegers) {
+  const std::string context = R"({"n": 18446744073709551615, "m": 9223372036854775808})";
+  EXPECT_EQ(
+      render("{{ n }} {{ n | tojson }} {{ [n] }} {{ {n: 1} | tojson }} {{ '%d' | format(n) }} {{ n ~ '' }}", context),
+      "18446744073709551615 18446744073709551615 [18446744073709551615] {\"18446744073709551615\": 1} "
+      "18446744073709551615 18446744073709551615");
+  EXPECT_EQ(render("{{ n | int }} {{ n | abs }} {{ n | round }} {{ [n, m, 1] | sort }}", context),
+            "18446744073709551615 18446744073709551615 18446744073709551615 "
+            "[1, 9223372036854775808, 18446744073709551615]");
+  EXPECT_EQ(
+      render("{{ n is integer }} {{ n is float }} {{ n is number }} {{ n == n }} {{ n == m }} {{ n > 1 }}", context),
+      "True False True True False True");
+}
+
+TEST(ChatTemplateTest, EscapesWhatIsNotPrintable) {
+  EXPECT_EQ(
+      render("{{ [x] }}",
+             ordered_json{{"x", "a\u200cb\u200d\u2028\u2029\u3000\ufeff\ue000 \u00a0\u00ad\U000e0001é\t"}}.dump()),
+      R"(['a\u200cb\u200d\u2028\u2029\u3000\ufeff\ue000 \xa0\xad\U000e0001é\t'])");
+}
+
+TEST(ChatTemplateTest, TitlesAndCountsWordsAsItsFiltersDo) {
+  EXPECT_EQ(render("{{ x | title }}", R"({"x": "hello(world) [a-b] {x} <y>z don't oé\u3000b 1st ABC a_b.c/d"})"),
+            "Hello(World) [A-B] {X} <Y>z Don't Oé\u3000B 1st Abc A_b.c/d");
+  EXPECT_EQ(render("{{ x | wordcount }} {{ '' | wordcount }}", R"({"x": "a-b c_d  e\u0301f 日本, 1.5 ²"})"), "9 0");
+}
+
+TEST(ChatTemplateTest, GroupsHaveTheirFirstKeyAndNames) {
+  const std::string context = R"({"x": [{"c": "b", "v": 1}, {"c": "A", "v": 2}, {"c": "a", "v": 3}, {"v": 4}]})";
+  EXPECT_EQ(
+      render("{% for g in x | groupby('c', default='B') %}{{ g.grouper }}:{{ g.list | map(attribute='v') | list }} "
+             "{% endfor %}",
+             context),
+      "A:[2, 3] b:[1, 4] ");
+  EXPECT_EQ(
+      render("{% for k, l in x | groupby('c', default='Z', case_sensitive=true) %}{{ k }}{{ l | length }} {% endfor %}",
+             context),
+      "A1 Z1 a1 b1 ");
+  EXPECT_EQ(render("{{ (x[:1] | groupby('v'))[0] }}", context), "(1, [{'c': 'b', 'v': 1}])");
+}
+
+TEST(ChatTemplateTest, ANumberMayHaveASign) {
+  EXPECT_EQ(
+      render("{{ '+3.5' | float }} {{ ' +3' | int }} {{ '+-3' | int }} {{ '+-3.5' | float }} {{ '-3.5' | float }}"),
+      "3.5 3 0 0.0 -3.5");
+}
+
+// What a hostile template or context tries: each ends in an error, soon.
 TEST(ChatTemplateTest, EndsWhateverTheTemplateDoes) {
   const std::string deep(100'000, '(');
   const std::string many_not = [] {

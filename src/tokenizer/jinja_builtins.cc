@@ -2,6 +2,8 @@
 // raise_exception and strftime_now, as in transformers (utils/chat_template_utils.py).
 #include "tokenizer/jinja_builtins.h"
 
+#include <unicode/uchar.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -173,15 +175,22 @@ Value select_filter(Runtime& runtime, const Value& value, const Arguments& argum
   return Value::list(std::move(out));
 }
 
+// The text of a number as std::from_chars() takes it.
+std::string_view number_text(std::string_view text) {
+  text = strip_right(strip_left(text));
+  if (text.starts_with('+') && !text.starts_with("+-")) text.remove_prefix(1);
+  return text;
+}
+
 Value to_int(Runtime&, const Value& value, const Arguments& arguments) {
   const auto bound = arguments.bind("int", {"default", "base"});
   const Value otherwise = bound[0].value_or(Value(int64_t{0}));
   if (const auto i = value.integral()) return *i;
+  if (value.as_big() != nullptr) return value;
   if (const auto* d = value.as_float()) return std::abs(*d) < 9e18 ? Value(static_cast<int64_t>(*d)) : otherwise;
   if (value.as_string() == nullptr) return otherwise;
-  std::string_view text = strip_right(strip_left(*value.as_string()));
+  std::string_view text = number_text(*value.as_string());
   const auto base = static_cast<int>(std::clamp<int64_t>(count_of(bound[1], 10, "int"), 2, 36));
-  if (text.starts_with('+')) text.remove_prefix(1);
   const char mark = base == 16 ? 'x' : base == 8 ? 'o' : base == 2 ? 'b' : '\0';
   if (mark != '\0' && text.size() > 2 && text[0] == '0' && (text[1] | 0x20) == mark) text.remove_prefix(2);
   int64_t out = 0;
@@ -198,7 +207,7 @@ Value to_float(Runtime&, const Value& value, const Arguments& arguments) {
   const Value otherwise = bound[0].value_or(Value(0.0));
   if (const auto d = value.number()) return *d;
   if (value.as_string() == nullptr) return otherwise;
-  const std::string_view text = strip_right(strip_left(*value.as_string()));
+  const std::string_view text = number_text(*value.as_string());
   double d = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), d);
   return !text.empty() && error == std::errc() && end == text.data() + text.size() ? Value(d) : otherwise;
@@ -213,7 +222,7 @@ Value round_filter(Runtime&, const Value& value, const Arguments& arguments) {
   if (method == "ceil") return std::ceil(*number * scale) / scale;
   if (method == "floor") return std::floor(*number * scale) / scale;
   if (method != "common") throw TemplateError{"round: method is common, ceil or floor"};
-  if (const auto* i = value.as_int()) return *i;
+  if (value.as_int() != nullptr || value.as_big() != nullptr) return value;
   return std::nearbyint(*number * scale) / scale;
 }
 
@@ -318,18 +327,20 @@ Value dict_sort(Runtime& runtime, const Value& value, const Arguments& arguments
 Value group_by(Runtime& runtime, const Value& value, const Arguments& arguments) {
   const auto bound = arguments.bind("groupby", {"attribute", "default", "case_sensitive"});
   if (!bound[0]) throw TemplateError{"groupby needs an attribute"};
-  std::vector<std::pair<Value, Value>> keyed;
-  for (auto& item : walk(runtime, value)) {
+  const auto key_of = [&](const Value& item) {
     Value key = attribute_path(item, *bound[0]);
-    if (key.is_undefined() && bound[1]) key = *bound[1];
-    keyed.emplace_back(sort_key(std::move(key), flag(bound[2])), std::move(item));
-  }
+    return key.is_undefined() && bound[1] ? *bound[1] : key;
+  };
+  std::vector<std::pair<Value, Value>> keyed;
+  for (auto& item : walk(runtime, value)) keyed.emplace_back(sort_key(key_of(item), flag(bound[2])), std::move(item));
   sort_by_key(runtime, keyed, false);
   std::vector<Value> groups, members;
   for (size_t i = 0; i < keyed.size(); ++i) {
     members.push_back(keyed[i].second);
     if (i + 1 < keyed.size() && keyed[i + 1].first.equals(keyed[i].first)) continue;
-    groups.push_back(Value::tuple({keyed[i].first, Value::list(std::exchange(members, {}))}));
+    // Of keys that differ in case the first one stands for all.
+    Value key = key_of(members.front());
+    groups.push_back(Value::group(std::move(key), std::exchange(members, {})));
   }
   return Value::list(std::move(groups));
 }
@@ -396,13 +407,47 @@ Value format_filter(Runtime& runtime, const Value& value, const Arguments& argum
 
 Value absolute(Runtime&, const Value& value, const Arguments&) {
   if (const auto i = value.integral(); i && *i != INT64_MIN) return *i < 0 ? -*i : *i;
+  if (value.as_big() != nullptr) return value;
   if (const auto d = value.number()) return std::abs(*d);
   if (value.is_undefined()) fail_undefined(value);
   throw TemplateError{fmt::format("bad operand type for abs(): '{}'", value.type_name())};
 }
 
-Value word_count(Runtime& runtime, const Value& value, const Arguments&) {
-  return Value::integer(call_method(runtime, value, "split", {}).length());
+// Upper case after white space, hyphens and opening brackets, which is not where str.title() has it.
+Value title(Runtime& runtime, const Value& value, const Arguments& arguments) {
+  arguments.bind("title", {});
+  const std::string text = value.str();
+  std::string out, word;
+  const auto end_word = [&] {
+    const size_t first = word.empty() ? 0 : utf8_step(word).length;
+    out += upper(word.substr(0, first)) + lower(word.substr(first));
+    word.clear();
+  };
+  for (const auto c : code_points(text)) {
+    if (!is_space(utf8_step(c).code_point) && std::string_view("-({[<").find(c) == std::string_view::npos) {
+      word += c;
+      continue;
+    }
+    end_word();
+    out += c;
+  }
+  end_word();
+  return made(runtime, std::move(out));
+}
+
+// Runs of what Python's regular expressions call a word: letters, numbers and underscores.
+Value word_count(Runtime&, const Value& value, const Arguments& arguments) {
+  arguments.bind("wordcount", {});
+  size_t count = 0;
+  bool inside = false;
+  const std::string text = value.str();
+  for (const auto c : code_points(text)) {
+    const auto code_point = static_cast<UChar32>(utf8_step(c).code_point);
+    const bool word = c == "_" || (U_GET_GC_MASK(code_point) & (U_GC_L_MASK | U_GC_N_MASK)) != 0;
+    if (word && !inside) ++count;
+    inside = word;
+  }
+  return Value::integer(count);
 }
 
 Value url_encode(Runtime& runtime, const Value& value, const Arguments&) {
@@ -475,7 +520,7 @@ const std::map<std::string_view, Filter>& filters() {
       {"sort", sort_filter},
       {"string", SLUICE_FILTER(v.as_string() != nullptr ? v : made(r, v.str()))},
       {"sum", sum},
-      {"title", SLUICE_FILTER(call_method(r, v, "title", a))},
+      {"title", title},
       {"tojson", to_json},
       {"trim", SLUICE_FILTER(call_method(r, v, "strip", a))},
       {"unique", unique},
@@ -545,7 +590,7 @@ const std::map<std::string_view, Test>& tests() {
       {"greaterthan", greater},
       {"gt", greater},
       {"in", SLUICE_TEST(operand(a).contains(v))},
-      {"integer", SLUICE_TEST(v.as_int() != nullptr)},
+      {"integer", SLUICE_TEST(v.as_int() != nullptr || v.as_big() != nullptr)},
       {"iterable", SLUICE_TEST(iterable(v))},
       {"le", less_or_equal},
       {"lessthan", less},

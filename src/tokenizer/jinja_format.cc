@@ -85,6 +85,10 @@ std::string format_value(const Value& value, const Spec& spec) {
     case 'd':
     case 'i':
       if (!number) throw TemplateError{fmt::format("format 'd' needs a number, not {}", value.type_name())};
+      if (value.as_big() != nullptr) {
+        text = value.str();
+        break;
+      }
       if (!integral && !(std::abs(*number) < 9e18)) throw TemplateError{"a number is too large"};
       text = std::to_string(integral ? *integral : static_cast<int64_t>(*number));
       break;

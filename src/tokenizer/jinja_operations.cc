@@ -123,6 +123,9 @@ Value get_attribute(const Value& value, std::string_view name) {
     if (auto found = object->attribute(name)) return *found;
   } else if (auto method = bound_method(value, name)) {
     return *method;
+  } else if (const auto* list = value.as_list();
+             list != nullptr && list->group && (name == "grouper" || name == "list")) {
+    return list->items[name == "list" ? 1 : 0];
   } else if (const auto* dict = value.as_dict()) {
     if (const Value* found = dict->find(name)) return *found;
   }

@@ -1,5 +1,7 @@
 #include "tokenizer/jinja_value.h"
 
+#include <unicode/uchar.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -28,6 +30,12 @@ uint64_t weight_over(const std::vector<Value>& items) {
   return weight;
 }
 
+// Python's str.isprintable for one code point.
+bool is_printable(char32_t c) {
+  const auto code_point = static_cast<UChar32>(c);
+  return c == ' ' || (U_GET_GC_MASK(code_point) & (U_GC_C_MASK | U_GC_Z_MASK)) == 0;
+}
+
 void append_string_repr(std::string_view s, std::string& out) {
   const char quote = s.find('\'') != std::string_view::npos && s.find('"') == std::string_view::npos ? '"' : '\'';
   out.push_back(quote);
@@ -43,10 +51,13 @@ void append_string_repr(std::string_view s, std::string& out) {
       out += "\\r";
     } else if (c == '\t') {
       out += "\\t";
-    } else if (c < 0x20 || (c >= 0x7F && c <= 0xA0) || c == 0xAD) {
-      out += fmt::format("\\x{:02x}", static_cast<uint32_t>(c));
-    } else {
+    } else if (is_printable(c)) {
       out.append(s.substr(0, step.length));
+    } else {
+      const auto n = static_cast<uint32_t>(c);
+      out += n < 0x100     ? fmt::format("\\x{:02x}", n)
+             : n < 0x10000 ? fmt::format("\\u{:04x}", n)
+                           : fmt::format("\\U{:08x}", n);
     }
     s.remove_prefix(step.length);
   }
@@ -104,7 +115,7 @@ std::string json_key(const Value& key) {
   if (const auto* s = key.as_string()) return *s;
   if (const auto* b = key.as_bool()) return *b ? "true" : "false";
   if (key.is_none()) return "null";
-  if (key.as_int() != nullptr) return key.str();
+  if (key.as_int() != nullptr || key.as_big() != nullptr) return key.str();
   if (const auto* d = key.as_float()) return json_float(*d);
   throw TemplateError{fmt::format("keys must be str, int, float, bool or None, not {}", key.type_name())};
 }
@@ -121,6 +132,15 @@ Value Value::tuple(std::vector<Value> items) {
   const auto depth = depth_over(items);
   const auto weight = weight_over(items);
   return Value(std::make_shared<const List>(List{std::move(items), true, depth, weight}));
+}
+
+Value Value::group(Value key, std::vector<Value> items) {
+  std::vector<Value> both;
+  both.push_back(std::move(key));
+  both.push_back(list(std::move(items)));
+  const auto depth = depth_over(both);
+  const auto weight = weight_over(both);
+  return Value(std::make_shared<const List>(List{std::move(both), true, depth, weight, /*group=*/true}));
 }
 
 Value Value::dict(std::vector<std::pair<Value, Value>> items) {
@@ -158,7 +178,7 @@ Value Value::from_json(const nlohmann::ordered_json& json, uint32_t depth) {
       return json.get<int64_t>();
     case Kind::number_unsigned: {
       const auto n = json.get<uint64_t>();
-      return n <= INT64_MAX ? Value(static_cast<int64_t>(n)) : Value(static_cast<double>(n));
+      return n <= INT64_MAX ? Value(static_cast<int64_t>(n)) : Value(BigInteger{n});
     }
     case Kind::number_float:
       return json.get<double>();
@@ -196,6 +216,7 @@ std::optional<int64_t> Value::integral() const {
 
 std::optional<double> Value::number() const {
   if (const auto* d = as_float()) return *d;
+  if (const auto* big = as_big()) return static_cast<double>(big->n);
   if (const auto i = integral()) return static_cast<double>(*i);
   return std::nullopt;
 }
@@ -204,6 +225,7 @@ bool Value::truthy() const {
   if (is_undefined() || is_none()) return false;
   if (const auto* b = as_bool()) return *b;
   if (const auto* i = as_int()) return *i != 0;
+  if (as_big() != nullptr) return true;
   if (const auto* d = as_float()) return *d != 0;
   if (const auto* s = as_string()) return !s->empty();
   if (const auto* l = as_list()) return !l->items.empty();
@@ -222,7 +244,7 @@ std::string_view Value::type_name() const {
   if (is_undefined()) return "Undefined";
   if (is_none()) return "NoneType";
   if (as_bool() != nullptr) return "bool";
-  if (as_int() != nullptr) return "int";
+  if (as_int() != nullptr || as_big() != nullptr) return "int";
   if (as_float() != nullptr) return "float";
   if (as_string() != nullptr) return "str";
   if (const auto* l = as_list()) return l->tuple ? "tuple" : "list";
@@ -261,6 +283,8 @@ void Value::append_repr(std::string& out) const {
     out += *b ? "True" : "False";
   } else if (const auto* i = as_int()) {
     out += std::to_string(*i);
+  } else if (const auto* big = as_big()) {
+    out += std::to_string(big->n);
   } else if (const auto* d = as_float()) {
     out += float_repr(*d);
   } else if (const auto* s = as_string()) {
@@ -296,6 +320,7 @@ bool Value::same_as(const Value& other) const {
 }
 
 bool Value::equals(const Value& other) const {
+  if (const auto* a = as_big(), *b = other.as_big(); a != nullptr && b != nullptr) return a->n == b->n;
   if (const auto a = number(), b = other.number(); a && b) {
     const auto i = integral(), j = other.integral();
     return i && j ? *i == *j : *a == *b;
@@ -322,6 +347,7 @@ bool Value::equals(const Value& other) const {
 }
 
 bool Value::less(const Value& other) const {
+  if (const auto* a = as_big(), *b = other.as_big(); a != nullptr && b != nullptr) return a->n < b->n;
   if (const auto a = number(), b = other.number(); a && b) {
     const auto i = integral(), j = other.integral();
     return i && j ? *i < *j : *a < *b;
@@ -477,6 +503,8 @@ void append_json(const Value& value, const JsonStyle& style, std::string& out, s
     out += *b ? "true" : "false";
   } else if (const auto* i = value.as_int()) {
     out += std::to_string(*i);
+  } else if (const auto* big = value.as_big()) {
+    out += std::to_string(big->n);
   } else if (const auto* d = value.as_float()) {
     out += json_float(*d);
   } else if (const auto* s = value.as_string()) {

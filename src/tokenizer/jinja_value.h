@@ -31,6 +31,10 @@ struct Undefined {
   std::string why;  // "'x' is undefined"
 };
 struct None {};
+// A whole number above INT64_MAX, as JSON may have it: it keeps its digits, and counts as a float in arithmetic.
+struct BigInteger {
+  uint64_t n;
+};
 
 // How deep lists, mappings and bound methods may be nested: values are printed and destroyed recursively.
 inline constexpr uint32_t kMaxDepth = 256;
@@ -51,6 +55,7 @@ class Value {
   Value(None n) : data_(n) {}                                                         // NOLINT
   Value(bool b) : data_(b) {}                                                         // NOLINT
   Value(int64_t i) : data_(i) {}                                                      // NOLINT
+  Value(BigInteger i) : data_(i) {}                                                   // NOLINT
   Value(double d) : data_(d) {}                                                       // NOLINT
   Value(std::string s) : data_(std::make_shared<const std::string>(std::move(s))) {}  // NOLINT
   Value(std::string_view s) : data_(std::make_shared<const std::string>(s)) {}        // NOLINT
@@ -60,6 +65,8 @@ class Value {
   Value(ObjectRef o) : data_(std::move(o)) {}                                         // NOLINT
   static Value list(std::vector<Value> items);
   static Value tuple(std::vector<Value> items);
+  // The tuple (key, items) that groupby makes, with the attributes "grouper" and "list".
+  static Value group(Value key, std::vector<Value> items);
   static Value dict(std::vector<std::pair<Value, Value>> items);
   static Value integer(size_t n) { return Value(static_cast<int64_t>(n)); }
   static Value from_json(const nlohmann::ordered_json& json, uint32_t depth = 0);
@@ -68,6 +75,7 @@ class Value {
   bool is_none() const { return std::holds_alternative<None>(data_); }
   const bool* as_bool() const { return std::get_if<bool>(&data_); }
   const int64_t* as_int() const { return std::get_if<int64_t>(&data_); }
+  const BigInteger* as_big() const { return std::get_if<BigInteger>(&data_); }
   const double* as_float() const { return std::get_if<double>(&data_); }
   const std::string* as_string() const {
     const auto* s = std::get_if<String>(&data_);
@@ -86,7 +94,7 @@ class Value {
     return o ? o->get() : nullptr;
   }
   const Undefined* as_undefined() const { return std::get_if<Undefined>(&data_); }
-  // A whole number, true and false counting as 1 and 0.
+  // A whole number that fits, true and false counting as 1 and 0.
   std::optional<int64_t> integral() const;
   // The same for any number.
   std::optional<double> number() const;
@@ -114,7 +122,7 @@ class Value {
   bool contains(const Value& item) const;
 
  private:
-  std::variant<Undefined, None, bool, int64_t, double, String, ListRef, DictRef, ObjectRef> data_;
+  std::variant<Undefined, None, bool, int64_t, BigInteger, double, String, ListRef, DictRef, ObjectRef> data_;
 };
 
 struct List {
@@ -122,6 +130,7 @@ struct List {
   bool tuple = false;
   uint32_t depth = 1;
   uint64_t weight = 1;
+  bool group = false;  // a tuple of groupby
 };
 
 struct Dict {

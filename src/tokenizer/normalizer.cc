@@ -80,14 +80,14 @@ std::optional<std::string> step(UnicodeForm form, std::string_view text) {
 }
 
 std::optional<std::string> step(const ReplaceStep& replace, std::string_view text) {
-  Regex::Match match;
-  if (!replace.pattern.find(text, 0, match)) return std::nullopt;
+  std::optional<Regex::Match> match;
+  if (!replace.pattern.next(text, match)) return std::nullopt;
   std::string out;
   size_t done = 0;
   do {
-    out.append(text.substr(done, match.begin - done)).append(replace.content);
-    done = match.end;
-  } while (replace.pattern.find(text, done, match));
+    out.append(text.substr(done, match->begin - done)).append(replace.content);
+    done = match->end;
+  } while (replace.pattern.next(text, match));
   out.append(text.substr(done));
   return out;
 }

@@ -1,13 +1,16 @@
 #include "tokenizer/pre_tokenizer.h"
 
+#include <algorithm>
+#include <optional>
+
 #include "tokenizer/newer_characters.h"
 
 namespace sluice::tokenizer {
 
 const std::string_view kGpt2Pattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
-#define SLUICE_UPPER "(?:(?!\\p{Han})[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}])"
-#define SLUICE_LOWER "(?:(?!\\p{Han})[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}])"
+#define SLUICE_UPPER "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]"
+#define SLUICE_LOWER "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]"
 #define SLUICE_CONTRACTION "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 const std::string_view kKimiK2Pattern =
     "[\\p{Han}]+|[^\\r\\n\\p{L}\\p{N}]?" SLUICE_UPPER "*" SLUICE_LOWER "+" SLUICE_CONTRACTION
@@ -24,11 +27,11 @@ void add(WordList& out, std::string_view word) {
 
 void split_isolated(const Regex& pattern, std::string_view word, bool newer, WordList& out) {
   size_t done = 0;
-  Regex::Match match;
-  while (done < word.size() && pattern.find(word, done, match, newer)) {
-    add(out, word.substr(done, match.begin - done));
-    out.push_back(word.substr(match.begin, match.end - match.begin));
-    done = match.end;
+  std::optional<Regex::Match> match;
+  while (pattern.next(word, match, newer)) {
+    add(out, word.substr(done, match->begin - done));
+    add(out, word.substr(match->begin, match->end - match->begin));
+    done = match->end;
   }
   add(out, word.substr(done));
 }
@@ -42,11 +45,11 @@ struct Part {
 void split_general(const SplitStep& step, std::string_view word, bool newer, WordList& out) {
   std::vector<Part> parts;
   size_t done = 0;
-  Regex::Match match;
-  while (done < word.size() && step.pattern.find(word, done, match, newer)) {
-    if (match.begin > done) parts.push_back({done, match.begin, step.invert});
-    parts.push_back({match.begin, match.end, !step.invert});
-    done = match.end;
+  std::optional<Regex::Match> match;
+  while (step.pattern.next(word, match, newer)) {
+    if (match->begin > done) parts.push_back({done, match->begin, step.invert});
+    parts.push_back({match->begin, match->end, !step.invert});
+    done = match->end;
   }
   if (done < word.size()) parts.push_back({done, word.size(), step.invert});
 
@@ -107,6 +110,13 @@ void replace_spaces(const MetaspaceStep& step, std::string_view word, bool first
 }
 
 }  // namespace
+
+bool PreTokenizer::looks_at_start() const {
+  return std::ranges::any_of(steps_, [](const PreTokenizerStep& step) {
+    const auto* metaspace = std::get_if<MetaspaceStep>(&step);
+    return metaspace != nullptr && metaspace->prepend == MetaspaceStep::Prepend::kFirst;
+  });
+}
 
 void PreTokenizer::split(std::string_view text, bool at_start, Words& out) const {
   out.clear();

@@ -33,7 +33,7 @@ using PreTokenizerStep = std::variant<SplitStep, PrefixSpaceStep, MetaspaceStep>
 
 // GPT-2's pattern, which ByteLevel uses by default.
 extern const std::string_view kGpt2Pattern;
-// Kimi-K2's, which its files do not carry: with look-ahead for the intersections of classes in the original.
+// Kimi-K2's, which its files do not carry.
 extern const std::string_view kKimiK2Pattern;
 
 // Words of one text. They view the text, or `storage` where a step changed them.
@@ -56,6 +56,8 @@ class PreTokenizer {
 
   // Fills `out.words`. `at_start`: the text begins what the caller encodes.
   void split(std::string_view text, bool at_start, Words& out) const;
+  // Whether `at_start` makes a difference.
+  bool looks_at_start() const;
 
  private:
   std::vector<PreTokenizerStep> steps_;

@@ -140,14 +140,16 @@ void PromptEncoder::encode_section(std::string_view text, bool at_start, std::ve
     const auto segment = text.substr(begin, end - begin);
     const auto& impl = *tokenizer_->impl_;
     const bool rest = impl.has_rest() && begin > 0;
-    // A space may come before a text that is one word, which makes its beginning another one.
-    const bool kept = segment.size() >= kShortest && segment.size() <= kLongest && (rest || !impl.has_rest());
+    const bool first = at_start && begin == 0;
+    // What begins a text may get a space before it: the same bytes have other ids elsewhere.
+    const bool alike = impl.has_rest() ? rest : !(first && impl.pre_tokenizer.looks_at_start());
+    const bool kept = segment.size() >= kShortest && segment.size() <= kLongest && alike;
     if (!kept || !cache_.find(segment, ids)) {
       const size_t before = ids.size();
       if (rest) {
         impl.encode_rest(segment, ids);
       } else {
-        impl.encode_section(segment, at_start && begin == 0, /*parse_special=*/true, ids);
+        impl.encode_section(segment, first, /*parse_special=*/true, ids);
       }
       tokenized_bytes_.fetch_add(segment.size(), std::memory_order_relaxed);
       if (kept) cache_.put(segment, std::vector<int32_t>(ids.begin() + static_cast<ptrdiff_t>(before), ids.end()));

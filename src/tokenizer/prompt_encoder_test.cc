@@ -92,6 +92,29 @@ TEST(PromptEncoderCutsTest, ATextThatIsOneWordIsNotCut) {
   EXPECT_EQ(PromptEncoder(*lines).cuts(), Cuts::kNone);
 }
 
+// A space comes before the beginning of a prompt, and not before the same text elsewhere.
+TEST(PromptEncoderCutsTest, TheBeginningOfAPromptMayHaveIdsOfItsOwn) {
+  json vocabulary;
+  vocabulary["▁"] = 0;
+  for (int i = 0; i < 26; ++i) vocabulary[std::string(1, static_cast<char>('a' + i))] = i + 1;
+  const json metaspace = {{"type", "Metaspace"}, {"replacement", "▁"}, {"prepend_scheme", "first"}, {"split", true}};
+  const json file = {{"model", {{"type", "BPE"}, {"vocab", vocabulary}, {"merges", json::array()}}},
+                     {"added_tokens", json::array({{{"id", 27}, {"content", "<s>"}, {"special", true}}})},
+                     {"pre_tokenizer", metaspace},
+                     {"decoder", metaspace}};
+  const auto tokenizer = Tokenizer::from_json(file.dump(), "");
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.error().message;
+  PromptEncoder encoder(*tokenizer);
+  ASSERT_EQ(encoder.cuts(), Cuts::kWords);
+  std::string text;
+  for (int i = 0; i < 200; ++i) text += "some words ";
+  for (const std::string& prompt : {text, "<s>" + text, text}) {
+    EXPECT_EQ(encoder.encode(prompt, false), (*tokenizer)->encode(prompt, false));
+  }
+  EXPECT_NE((*tokenizer)->encode(text, false)[0], (*tokenizer)->encode("<s>" + text, false)[1]);
+  EXPECT_LT(encoder.tokenized_bytes(), 2 * text.size()) << "the segments after the first are found";
+}
+
 TEST(PromptEncoderCutsTest, EveryPreTokenizerOfGgufFilesMayBeCut) {
   Vocabulary vocabulary;
   for (int b = 33; b < 127; ++b) vocabulary.tokens.emplace_back(1, static_cast<char>(b));

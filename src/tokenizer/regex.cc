@@ -3,7 +3,7 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
-#include "tokenizer/newer_characters.h"
+#include "tokenizer/regex_syntax.h"
 
 namespace sluice::tokenizer {
 
@@ -38,49 +38,13 @@ Scratch& scratch() {
   return instance;
 }
 
-// \p{X} at the head of `text`, which begins with it; nothing for other spellings.
-std::string_view property_of(std::string_view text) {
-  const size_t end = text.find('}');
-  return text.starts_with("\\p{") && end != std::string_view::npos ? text.substr(3, end - 3) : std::string_view();
-}
-
-// \s is White_Space: PCRE2's own also takes U+180E, which is no space since Unicode 6.3. With `newer`, categories get
-// the characters that are newer than PCRE2's tables; \P stays as it is, since tokenizers' patterns do not have it.
-std::string translate(std::string_view pattern, bool newer) {
-  std::string out;
-  bool in_class = false;
-  for (size_t i = 0; i < pattern.size(); ++i) {
-    const char c = pattern[i];
-    if (c != '\\' || i + 1 == pattern.size()) {
-      in_class = (in_class || c == '[') && c != ']';
-      out.push_back(c);
-      continue;
-    }
-    const auto property = property_of(pattern.substr(i));
-    if (const auto more = newer_characters(property); newer && !more.empty()) {
-      out += fmt::format("{}\\p{{{}}}{}{}", in_class ? "" : "[", property, more, in_class ? "" : "]");
-      i += property.size() + 3;
-      continue;
-    }
-    const char next = pattern[++i];
-    if (next == 's') {
-      out += "\\p{wspace}";
-    } else if (next == 'S') {
-      out += "\\P{wspace}";
-    } else {
-      out.push_back('\\');
-      out.push_back(next);
-    }
-  }
-  return out;
-}
-
 }  // namespace
 
 Result<Regex> Regex::compile(std::string_view pattern) {
   // In Oniguruma's Ruby syntax ^ and $ always stand at lines.
   constexpr uint32_t kOptions = PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE;
-  const auto plain = translate(pattern, /*newer=*/false), with_newer = translate(pattern, /*newer=*/true);
+  SLUICE_TRY(const auto plain, to_pcre2(pattern, /*newer=*/false));
+  SLUICE_TRY(const auto with_newer, to_pcre2(pattern, /*newer=*/true));
   SLUICE_TRY(auto code, compile(plain, kOptions));
   if (with_newer == plain) return Regex(code, code);
   SLUICE_TRY(auto newer_code, compile(with_newer, kOptions));
@@ -107,10 +71,13 @@ Result<Regex::Code> Regex::compile(std::string_view pattern, uint32_t options) {
   return Code{std::shared_ptr<const pcre2_code>(code, [](pcre2_code* p) { pcre2_code_free(p); }), jit};
 }
 
-bool Regex::find(std::string_view text, size_t from, Match& match, bool newer) const {
+bool Regex::next(std::string_view text, std::optional<Match>& match, bool newer) const {
+  // Of an empty text the library asks nothing; at the end only an empty match could follow another.
+  if (text.empty() || (match && match->end == text.size())) return false;
   const auto& [code, jit] = newer ? newer_code_ : code_;
   Scratch& s = scratch();
   const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
+  size_t from = match ? match->end : 0;
   while (from <= text.size()) {
     int rc;
     if (jit) {
@@ -123,11 +90,11 @@ bool Regex::find(std::string_view text, size_t from, Match& match, bool newer) c
     }
     if (rc < 0) return false;
     const PCRE2_SIZE* bounds = pcre2_get_ovector_pointer(s.data);
-    if (bounds[1] > bounds[0]) {
-      match = {bounds[0], bounds[1]};
+    if (!match || bounds[1] > bounds[0] || bounds[0] != match->end) {
+      match = Match{bounds[0], bounds[1]};
       return true;
     }
-    // An empty match: look again after the next character.
+    // An empty match where the last one ended: look again after the next character.
     from = bounds[1] + 1;
     while (from < text.size() && (static_cast<unsigned char>(text[from]) & 0xC0) == 0x80) ++from;
   }

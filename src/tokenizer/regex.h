@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -24,10 +25,11 @@ class Regex {
     size_t begin;
     size_t end;
   };
-  // The first non-empty match in `text` (valid UTF-8) that begins at `from` or later. What comes before `from` is seen
-  // by look-behind. False also when the match gives up on its limits, which are far above what tokenizer patterns need.
-  // `newer`: the text has characters that are newer than PCRE2's tables (newer_characters.h); slower.
-  bool find(std::string_view text, size_t from, Match& match, bool newer = false) const;
+  // The match after `match` in `text` (valid UTF-8), the first one if it is unset. Empty matches count, but not where
+  // the one before ended. False when there is none, and when the search gives up on its limits, which are far above
+  // what tokenizer patterns need. `newer`: the text has characters that are newer than PCRE2's tables
+  // (newer_characters.h); slower.
+  bool next(std::string_view text, std::optional<Match>& match, bool newer = false) const;
 
  private:
   struct Code {

@@ -26,16 +26,28 @@ std::string token_of(const json& config, const char* key) {
   return member->is_object() ? text_of(*member, "content") : text_of(config, key);
 }
 
-// A template, or a list of named ones of which "default" counts.
+// One newline at the end of a template is no part of what it renders.
+std::string_view without_last_newline(std::string_view source) {
+  if (source.ends_with('\n')) source.remove_suffix(1);
+  if (source.ends_with('\r')) source.remove_suffix(1);
+  return source;
+}
+
+// A template, or a list of named ones, of which "tool_use" counts where there are tools and otherwise "default": one
+// template that chooses. The tags leave the white space around them as it is, but for the newline after each.
 std::string chat_template_of(const json& config) {
   const auto member = config.find("chat_template");
   if (member == config.end() || !member->is_array()) return text_of(config, "chat_template");
-  std::string out;
+  std::string otherwise, with_tools;
   for (const auto& item : *member) {
     if (!item.is_object()) continue;
-    if (out.empty() || text_of(item, "name") == "default") out = text_of(item, "template");
+    const auto name = text_of(item, "name");
+    if (otherwise.empty() || name == "default") otherwise = text_of(item, "template");
+    if (name == "tool_use") with_tools = text_of(item, "template");
   }
-  return out;
+  if (with_tools.empty() || with_tools == otherwise) return otherwise;
+  return fmt::format("{{% if tools %}}\n{}{{%+ else %}}\n{}{{%+ endif %}}", without_last_newline(with_tools),
+                     without_last_newline(otherwise));
 }
 
 std::vector<AddedToken> added_tokens_of(const json& config) {

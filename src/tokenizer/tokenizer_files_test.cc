@@ -9,9 +9,11 @@
 
 #include "base/rng.h"
 #include "testing/seed.h"
+#include "tokenizer/chat_template.h"
 #include "tokenizer/files.h"
 #include "tokenizer/prompt_encoder.h"
 #include "tokenizer/tokenizer.h"
+#include "tokenizer/tokenizer_config.h"
 #include "tokenizer/utf8.h"
 
 namespace sluice::tokenizer {
@@ -59,6 +61,34 @@ TEST(TiktokenTest, KnowsTheSpecialTokensOfItsConfiguration) {
   EXPECT_FALSE(tokenizer->is_special(711)) << "marks of tool calls are part of the text";
   EXPECT_EQ(tokenizer->token_text(720), "<|reserved_token_720|>");
   EXPECT_EQ(tokenizer->chat_template(), "{{ messages[0].content }}");
+}
+
+std::string rendered(const std::string& source, const std::string& context) {
+  const auto parsed = ChatTemplate::parse(source);
+  if (!parsed.ok()) return parsed.error().message;
+  const auto out = parsed->render(nlohmann::ordered_json::parse(context));
+  return out.ok() ? *out : out.error().message;
+}
+
+// As the library chooses, and each renders as it does by itself.
+TEST(TokenizerConfigTest, OfNamedTemplatesTheOneForToolsIsTakenWhereThereAreTools) {
+  const auto chat_template = [](const json& list) {
+    return read_tokenizer_config(json{{"chat_template", list}}.dump())->chat_template;
+  };
+  const json plain = {{"name", "default"}, {"template", "  {% set a = 1 %}\n plain {{ a }}\n  \n"}};
+  const json tools = {{"name", "tool_use"}, {"template", "\n\n  {{ tools[0] }}\n{# c #}\n  \n"}};
+  const json rag = {{"name", "rag"}, {"template", "rag"}};
+  for (const auto& list : {json::array({rag, plain, tools}), json::array({tools, rag, plain})}) {
+    const auto both = chat_template(list);
+    EXPECT_EQ(rendered(both, R"({"tools": ["t"]})"), "\n\n  t\n  ");
+    for (const char* none : {"{}", R"({"tools": null})", R"({"tools": []})"}) {
+      EXPECT_EQ(rendered(both, none), " plain 1\n  ") << none;
+    }
+    EXPECT_EQ(rendered(both, R"({"tools": ["t"]})"), rendered(tools["template"], R"({"tools": ["t"]})"));
+    EXPECT_EQ(rendered(both, "{}"), rendered(plain["template"], "{}"));
+  }
+  EXPECT_EQ(chat_template(json::array({rag, plain})), plain["template"]);
+  EXPECT_EQ(chat_template(json::array({tools})), tools["template"]);
 }
 
 TEST(TiktokenTest, RefusesWhatItCannotKnow) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "tokenizer/byte_alphabet.h"
+#include "tokenizer/regex_syntax.h"
 #include "tokenizer/tokenizer_config.h"
 #include "tokenizer/tokenizer_impl.h"
 
@@ -170,7 +171,9 @@ Result<void> read_pre_tokenizer_step(const Step& component, PreTokenization& out
     return add_split(out, R"([\p{P}\x21-\x2F\x3A-\x40\x5B-\x60\x7B-\x7E])", behavior);
   }
   if (type == "Whitespace") {
-    SLUICE_TRY(auto pattern, Regex::compile(R"(\w+|[^\w\s]+)"));
+    // \w+|[^\w\s]+ of Rust's regex crate, whose \w has the joiners too.
+    const auto word = std::string(kWordMembers) + R"(\p{Join_Control})";
+    SLUICE_TRY(auto pattern, Regex::compile(fmt::format(R"([{0}]+|[^{0}\s]+)", word)));
     out.steps.push_back(SplitStep{std::move(pattern), SplitBehavior::kRemoved, true});
     return {};
   }

@@ -73,6 +73,8 @@ def check_failures(folder):
     assert run.returncode == 1, run
     assert figure(run.stdout, "Mean TTFT (ms):") == "n/a", run.stdout
     assert json.loads((folder / "failed.jsonl").read_text())["mean_ttft_ms"] is None
+    run = bench(url, "--output-file", str(folder / "missing" / "x.jsonl"))
+    assert run.returncode == 2 and "--output-file" in run.stderr and "Warming up" not in run.stdout, run
     run = bench(url)
     assert run.returncode == 1 and run.stderr.startswith("sluice: the warm-up failed: cannot connect"), run
     run = bench(url, "--profile")

@@ -196,11 +196,17 @@ def fill_pools(url, traces, vocabulary, per_pool=8):
         return call(url + "/generate", {"input_ids": ids, "routed_dp_rank": group, "sampling_params": {
             "temperature": 0, "max_new_tokens": 400, "min_new_tokens": 400}}, timeout=600)[0]
 
+    retracting = set()  # groups: a request waits for a while after it has given up its slots, not for ever
+
+    def each_has_retracted():
+        retracting.update(group for group, load in enumerate(loads()) if load["queues"]["retracted"] > 0)
+        return len(retracting) == len(rooms)
+
     with concurrent.futures.ThreadPoolExecutor(per_pool * len(rooms)) as pool:
         asked = [pool.submit(ask, group, number) for number in range(per_pool) for group in range(len(rooms))]
         try:
             wait_until("a request of each pool that had to leave it", within=600, every=0.02,
-                       condition=lambda: all(load["queues"]["retracted"] > 0 for load in loads()))
+                       condition=each_has_retracted)
         finally:
             call(url + "/abort_request", {"abort_all": True})
         for request in asked:

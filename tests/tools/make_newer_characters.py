@@ -12,7 +12,7 @@ from tokenizers import Regex, pre_tokenizers
 
 assert unicodedata.unidata_version == "14.0.0"
 GROUPS = {"L": "Lu Ll Lt Lm Lo", "Lu": "Lu", "Ll": "Ll", "Lm": "Lm", "Lo": "Lo", "M": "Mn Mc Me", "N": "Nd Nl No",
-          "P": "Po Pd Ps Pe Pi Pf Pc", "S": "So Sm Sc Sk"}
+          "Nd": "Nd", "P": "Po Pd Ps Pe Pi Pf Pc", "S": "So Sm Sc Sk"}
 UNASSIGNED = pre_tokenizers.Split(Regex(r"\p{Cn}"), "isolated")
 
 

@@ -344,6 +344,20 @@ class ApiTest : public ::testing::Test {
     return client.answer();
   }
   HttpAnswer post(const std::string& target, const Json& body) { return call("POST", target, body.dump()); }
+  // A stream that ends with `finish` once an event has come.
+  HttpAnswer post_stream(const std::string& target, Json body, FinishReason finish) {
+    backend_->set_script([](const GenerateRequest&) { return std::vector<Word>(); });
+    body["stream"] = true;
+    Client client(port_);
+    client.send("POST", target, body.dump());
+    EXPECT_TRUE(backend_->wait_for([](const FakeBackend& b) { return b.running().size() == 1; }));
+    const auto running = backend_->running();
+    if (running.empty()) return {};
+    backend_->say(running[0], {.ids = ids("so")});
+    EXPECT_TRUE(client.read_until("data: "));
+    backend_->say(running[0], {.ids = {}, .finish = std::move(finish)});
+    return client.answer();
+  }
 
   EngineOptions options_;
   std::string tokenizer_file_;        // empty: the model's own

@@ -65,7 +65,7 @@ ordered_json load_json(size_t rank, const RankState& state, const Sections& sect
     out["queues"] = {{"waiting", load.num_waiting_reqs},
                      {"grammar", load.num_grammar_reqs},
                      {"paused", load.num_paused_reqs},
-                     {"retracted", load.retracted_total}};
+                     {"retracted", load.num_retracted_reqs}};
   }
   return out;
 }

@@ -154,6 +154,10 @@ net::Task<> answer_stream(ApiCall& call, const NativeRequest& request, Generatio
   while (!generation.done()) {
     const auto step = co_await generation.next();
     if (generation.client_gone()) co_return;
+    if (step.failure && step.failure->status != 400 && !call.exchange.started()) {
+      co_await answer(call, error_response(step.failure->status, step.failure->message, step.failure->reason));
+      co_return;
+    }
     for (const size_t i : step.grown) {
       const auto& sample = generation.sample(i);
       const bool going_on = sample.finish.kind == protocol::Finish::Kind::kNone;

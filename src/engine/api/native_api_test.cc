@@ -311,26 +311,25 @@ TEST_F(NativeApiTest, ARankThatIsDownIs503) {
 
 TEST_F(NativeApiTest, AFailureOfARankIsTheAnswer) {
   serve();
-  const auto fail = [this](int32_t status) {
-    backend_->set_script([status](const GenerateRequest&) {
-      return std::vector<Word>{
-          {.ids = {5}},
-          {.ids = {},
-           .finish = {.kind = FinishKind::kAbort, .message = "The request queue is full.", .status_code = status}}};
-    });
+  FinishReason finish{.kind = FinishKind::kAbort, .message = "The request queue is full.", .status_code = 503};
+  const auto fail = [&] {
+    backend_->set_script([finish](const GenerateRequest&) { return std::vector<Word>{{.ids = {}, .finish = finish}}; });
   };
-  fail(503);
-  const auto whole = post("/generate", {{"text", "a"}});
-  EXPECT_EQ(whole.status, 503);
-  EXPECT_EQ(whole.body,
-            R"({"object":"error","message":"The request queue is full.","type":"503","param":null,"code":503})");
-  const auto stream = post("/generate", {{"text", "a"}, {"stream", true}}).events();
+  fail();
+  for (const bool stream : {false, true}) {
+    const auto answer = post("/generate", {{"text", "a"}, {"stream", stream}});
+    EXPECT_EQ(answer.status, 503) << "nothing was sent, so that a gateway may try it elsewhere";
+    EXPECT_EQ(answer.body,
+              R"({"object":"error","message":"The request queue is full.","type":"503","param":null,"code":503})");
+  }
+  const auto stream = post_stream("/generate", {{"text", "a"}}, finish).events();
   ASSERT_GE(stream.size(), 2u);
   EXPECT_EQ(stream.back(), "[DONE]");
   EXPECT_EQ(Json::parse(stream[stream.size() - 2])["meta_info"]["finish_reason"].dump(),
             R"({"type":"abort","message":"The request queue is full.","status_code":503,)"
             R"("err_type":"ServiceUnavailable"})");
-  fail(400);
+  finish.status_code = 400;
+  fail();
   EXPECT_EQ(post("/generate", {{"text", "a"}}).body, R"({"error":{"message":"The request queue is full."}})");
   const auto refused = post("/generate", {{"text", "a"}, {"stream", true}}).events();
   EXPECT_EQ(refused[refused.size() - 2], R"({"error":{"message":"The request queue is full."}})");
@@ -354,12 +353,12 @@ TEST_F(NativeApiTest, TheEndOfTwoRanksIsToldApart) {
 
 TEST_F(NativeApiTest, TheEndOfARankIsToldToProgramsOnEveryEndpoint) {
   serve();
-  const auto end = [this](bool of_rank) {
-    backend_->set_script([of_rank](const GenerateRequest&) {
-      return std::vector<Word>{
-          {.ids = {5}},
-          {.ids = {},
-           .finish = {.kind = FinishKind::kAbort, .message = "why", .status_code = 500, .rank_ended = of_rank}}};
+  const auto finish_of = [](bool of_rank) {
+    return FinishReason{.kind = FinishKind::kAbort, .message = "why", .status_code = 500, .rank_ended = of_rank};
+  };
+  const auto end = [&](bool of_rank) {
+    backend_->set_script([finish = finish_of(of_rank)](const GenerateRequest&) {
+      return std::vector<Word>{{.ids = {}, .finish = finish}};
     });
   };
   const Json messages = {{{"role", "user"}, {"content", "a"}}};
@@ -377,7 +376,10 @@ TEST_F(NativeApiTest, TheEndOfARankIsToldToProgramsOnEveryEndpoint) {
     EXPECT_EQ((json.contains("error") ? json["error"] : json)["reason"], "rank_ended") << answer.body;
     if (target != "/v1/score") {
       body["stream"] = true;
-      EXPECT_THAT(post(target, body).body, HasSubstr(R"("reason":"rank_ended")")) << target;
+      const auto refused = post(target, body);
+      EXPECT_EQ(refused.status, 500) << target << ": before the first event";
+      EXPECT_THAT(refused.body, HasSubstr(R"("reason":"rank_ended")")) << target;
+      EXPECT_THAT(post_stream(target, body, finish_of(true)).body, HasSubstr(R"("reason":"rank_ended")")) << target;
     }
     end(false);
     EXPECT_THAT(post(target, body).body, ::testing::Not(HasSubstr("rank_ended"))) << target;

@@ -221,7 +221,12 @@ net::Task<> answer_stream(ApiCall& call, const OpenAiRequest& request, Generatio
     const auto step = co_await generation.next();
     if (generation.client_gone()) co_return;
     if (step.failure) {
-      out.event(protocol::error_event(step.failure->status, step.failure->message, step.failure->reason));
+      const auto& [status, message, reason] = *step.failure;
+      if (!call.exchange.started()) {
+        co_await answer(call, error_response(status, message, reason));
+        co_return;
+      }
+      out.event(protocol::error_event(status, message, reason));
       co_await out.finish();
       co_return;
     }

@@ -342,19 +342,20 @@ TEST_F(OpenAiApiTest, ATemplateErrorNamesItsLine) {
   }
 }
 
-TEST_F(OpenAiApiTest, AFailureInAStreamIsAnErrorEvent) {
+TEST_F(OpenAiApiTest, AFailureInAStreamIsAnErrorEventAndBeforeItTheAnswer) {
   serve();
-  backend_->set_script([this](const GenerateRequest&) {
-    return std::vector<Word>{
-        {.ids = ids("so")},
-        {.ids = {}, .finish = {.kind = FinishKind::kAbort, .message = "rank 0 died", .status_code = 503}}};
-  });
-  const auto events = post("/v1/chat/completions", {{"messages", hello_}, {"stream", true}}).events();
+  const FinishReason died{.kind = FinishKind::kAbort, .message = "rank 0 died", .status_code = 503};
+  const std::string error = R"({"object":"error","message":"rank 0 died","type":"503","param":null,"code":503})";
+  const auto events = post_stream("/v1/chat/completions", {{"messages", hello_}}, died).events();
   ASSERT_GE(events.size(), 2u);
-  EXPECT_EQ(events[events.size() - 2],
-            R"({"error":{"object":"error","message":"rank 0 died","type":"503","param":null,"code":503}})");
+  EXPECT_EQ(events[events.size() - 2], R"({"error":)" + error + "}");
   EXPECT_EQ(events.back(), "[DONE]");
-  EXPECT_EQ(post("/v1/chat/completions", {{"messages", hello_}}).status, 503);
+  backend_->set_script([died](const GenerateRequest&) { return std::vector<Word>{{.ids = {}, .finish = died}}; });
+  for (const bool stream : {false, true}) {
+    const auto answer = post("/v1/chat/completions", {{"messages", hello_}, {"stream", stream}});
+    EXPECT_EQ(answer.status, 503);
+    EXPECT_EQ(answer.body, error);
+  }
 }
 
 TEST_F(OpenAiApiTest, AClientThatLeavesAStreamAbortsIt) {

@@ -72,6 +72,10 @@ net::Task<> answer_stream(ApiCall& call, Asked asked, ChatOutput& output, Genera
   while (!generation.done()) {
     const auto step = co_await generation.next();
     if (generation.client_gone()) co_return;
+    if (step.failure && !call.exchange.started()) {
+      co_await refuse(call, step.failure->status, step.failure->message, step.failure->reason);
+      co_return;
+    }
     if (step.failure) {
       out.event(protocol::responses_error_body(step.failure->status, step.failure->message, step.failure->reason));
       co_await out.finish();

@@ -178,8 +178,24 @@ class Collector {
   std::map<int64_t, NodeLink> links_;
 };
 
+// The next message of node 0; kCancelled if one is to stop before it comes.
+Result<json> hear(NodeLink& link, Duration bound, std::string_view what, int stop_descriptor) {
+  const TimePoint end = real_clock().now() + bound;
+  for (;;) {
+    SLUICE_TRY(auto message, link.receive());
+    if (message) return std::move(*message);
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(end - real_clock().now()).count();
+    if (left <= 0) return Error{ErrorCode::kTimeout, fmt::format("waited {:.0f} s for {}", seconds(bound), what)};
+    pollfd entries[] = {{stop_descriptor, POLLIN, 0}, {link.fd(), POLLIN, 0}};
+    ::poll(entries, std::size(entries), static_cast<int>(left));
+    if (entries[0].revents != 0)
+      return Error{ErrorCode::kCancelled, fmt::format("stopped while {} were awaited", what)};
+  }
+}
+
 // Of a node beside node 0, once it is connected.
-Result<ClusterCheck> take_part(NodeLink& link, const EngineOptions& options, const NodeIdentity& own, Duration bound) {
+Result<ClusterCheck> take_part(NodeLink& link, const EngineOptions& options, const NodeIdentity& own, Duration bound,
+                               int stop_descriptor) {
   SLUICE_TRY(const std::string address, rank_address_at_start(options, link.local_address()));
   SLUICE_TRY(const auto probe, probe_port(address));
   json hello = to_json(own);
@@ -189,7 +205,7 @@ Result<ClusterCheck> take_part(NodeLink& link, const EngineOptions& options, con
   hello["port"] = probe.port;
   SLUICE_TRY_VOID(link.send(hello));
   // Node 0 waits for others as long.
-  SLUICE_TRY(const json first, link.receive(bound + kNodeSilenceLimit, "the other nodes"));
+  SLUICE_TRY(const json first, hear(link, bound + kNodeSilenceLimit, "the other nodes", stop_descriptor));
   if (first["op"] == "refused") {
     return Error{ErrorCode::kAlreadyExists, fmt::format("node 0 refuses: {}", first.value("why", std::string("?")))};
   }
@@ -201,7 +217,7 @@ Result<ClusterCheck> take_part(NodeLink& link, const EngineOptions& options, con
     }
     SLUICE_TRY_VOID(link.send({{"op", "reached"}, {"paths", to_json(try_paths(own.node, peers))}}));
     const Duration limit = kNodeConnectLimit * static_cast<int64_t>(peers.size()) + 2 * kNodeSilenceLimit;
-    SLUICE_TRY(const json result, link.receive(limit, "the table"));
+    SLUICE_TRY(const json result, hear(link, limit, "the results of all nodes", stop_descriptor));
     return ClusterCheck{result.at("table").get<std::string>(), result.at("passed").get<bool>()};
   } catch (const json::exception& e) {
     return Error{ErrorCode::kProtocol, fmt::format("what node 0 says is none of this program's: {}", e.what())};
@@ -277,8 +293,12 @@ Result<ClusterCheck> check_cluster(const EngineOptions& options, Duration bound,
   std::string said;
   for (;;) {
     auto link = NodeLink::connect(leader, kNodeConnectLimit);
-    auto checked = link.ok() ? take_part(*link, options, own, bound) : Result<ClusterCheck>(link.error());
-    if (checked.ok() || checked.error().code == ErrorCode::kBadOption) return checked;
+    auto checked =
+        link.ok() ? take_part(*link, options, own, bound, stop_descriptor) : Result<ClusterCheck>(link.error());
+    if (checked.ok() || checked.error().code == ErrorCode::kBadOption ||
+        checked.error().code == ErrorCode::kCancelled) {
+      return checked;
+    }
     const std::string why =
         fmt::format("node {} cannot check with node 0 at {}: {}", own.node, to_string(leader), checked.error().message);
     if (real_clock().now() >= end) return Error{ErrorCode::kTimeout, why};

@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -250,6 +252,27 @@ TEST_F(ClusterCheckTest, ANodeThatDoesNotComeIsNamed) {
   ASSERT_TRUE(results[0].ok()) << results[0].error().message;
   EXPECT_FALSE(results[0]->passed);
   EXPECT_THAT(results[0]->table, HasSubstr("node 1 was not seen within 0 s"));
+}
+
+TEST_F(ClusterCheckTest, ANodeThatWaitsForOthersEndsWhenItIsTold) {
+  // A node 0 that takes it in, and waits for a third.
+  const net::Socket listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address{
+      .sin_family = AF_INET, .sin_port = htons(port_), .sin_addr = {htonl(INADDR_LOOPBACK)}, .sin_zero = {}};
+  ASSERT_EQ(::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+  ASSERT_EQ(::listen(listener.get(), 1), 0);
+  int stop[2];
+  ASSERT_EQ(::pipe2(stop, O_CLOEXEC), 0);
+  auto node =
+      std::async(std::launch::async, [&, options = options_of({"--tp=3", "--nnodes=3", "--node-rank=1"}, port_)] {
+        return check_cluster(options, kBound, stop[0]);
+      });
+  const net::Socket link(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  char hello[4096];
+  EXPECT_GT(::recv(link.get(), hello, sizeof hello, 0), 0);
+  EXPECT_EQ(::write(stop[1], "x", 1), 1);
+  EXPECT_EQ(node.get().error().code, ErrorCode::kCancelled);
+  for (const int end : stop) ::close(end);
 }
 
 TEST_F(ClusterCheckTest, R27AWrongAddressIsNamedWhereItIsWrong) {

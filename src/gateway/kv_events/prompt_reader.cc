@@ -22,6 +22,9 @@ Result<std::unique_ptr<KvPromptReader>> KvPromptReader::load(const std::string& 
     auto parsed = tokenizer::ChatTemplate::parse(*source);
     if (!parsed.ok()) return refused("chat-template", parsed.error());
     reader->template_ = std::move(parsed).value();
+    // The engine asks its template the same.
+    reader->habits_ =
+        protocol::habits_of([&](nlohmann::ordered_json variables) { return reader->render(std::move(variables)); });
   }
   return reader;
 }
@@ -46,20 +49,25 @@ std::optional<KvPrompt> KvPromptReader::read(Endpoint endpoint, std::string_view
   return std::nullopt;
 }
 
+std::optional<std::string> KvPromptReader::render(nlohmann::ordered_json variables) const {
+  for (const auto& [name, text] : tokenizer_->special_tokens()) {
+    if (!variables.contains(name)) variables[name] = text;
+  }
+  auto rendered = template_->render(variables);
+  if (!rendered.ok()) return std::nullopt;
+  return std::move(rendered).value();
+}
+
 std::optional<KvPrompt> KvPromptReader::read_chat(std::string_view body) const {
-  const auto parsed = protocol::parse_chat_body(body, {});
+  const auto parsed = protocol::parse_chat_body(body, {}, habits_);
   if (!parsed.ok() || !parsed->routing.extra_key.empty()) return std::nullopt;
   if (parsed->input_ids) return KvPrompt{.tokens = *parsed->input_ids, .names = {}};
   if (!template_) return std::nullopt;
-  auto context = *parsed->template_context;
-  for (const auto& [name, text] : tokenizer_->special_tokens()) {
-    if (!context.contains(name)) context[name] = text;
-  }
-  const auto rendered = template_->render(context);
-  if (!rendered.ok()) return std::nullopt;
+  const auto rendered = render(*parsed->template_context);
+  if (!rendered) return std::nullopt;
   // The template writes the special tokens itself.
   return KvPrompt{.tokens = tokenizer_->encode(*rendered + parsed->prefix, /*add_special=*/false),
-                  .has_tools = context.contains("tools"),
+                  .has_tools = parsed->template_context->contains("tools"),
                   .names = {}};
 }
 

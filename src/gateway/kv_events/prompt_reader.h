@@ -11,6 +11,7 @@
 #include "base/result.h"
 #include "gateway/body_scan.h"
 #include "gateway/kv_events/view.h"
+#include "protocol/template_habits.h"
 #include "tokenizer/chat_template.h"
 #include "tokenizer/tokenizer.h"
 
@@ -34,9 +35,11 @@ class KvPromptReader {
  private:
   KvPromptReader() = default;
   std::optional<KvPrompt> read_chat(std::string_view body) const;
+  std::optional<std::string> render(nlohmann::ordered_json variables) const;
 
   std::shared_ptr<const tokenizer::Tokenizer> tokenizer_;
   std::optional<tokenizer::ChatTemplate> template_;
+  protocol::TemplateHabits habits_;
 };
 
 }  // namespace sluice::gateway

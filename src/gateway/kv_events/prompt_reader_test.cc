@@ -2,7 +2,10 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "tokenizer/files.h"
@@ -34,6 +37,23 @@ TEST_F(KvPromptReaderTest, MakesTheTokensThatTheEngineMakes) {
   ASSERT_TRUE(rendered.ok());
   EXPECT_EQ(chat->tokens, ids(*rendered, false));
   EXPECT_FALSE(chat->has_tools);
+}
+
+TEST_F(KvPromptReaderTest, AsksTheTemplateHowItWantsMessages) {
+  const auto file = std::filesystem::temp_directory_path() / fmt::format("sluice-habits-{}.jinja", ::getpid());
+  std::ofstream(file)
+      << ("{% for m in messages %}{% if m.role != 'developer' %}{{ m.role }}: {{ m.content }} "
+          "{% for c in m.tool_calls or [] %}{{ c.function.name + c.function.arguments }}{% endfor %}{% endif %}{% "
+          "endfor %}");
+  const auto reader = KvPromptReader::load(kFolder, file.string()).value();
+  std::filesystem::remove(file);
+  const auto of = [&](const std::string& message) {
+    return reader->read(Endpoint::kChat, R"({"model":"m","messages":[)" + message + "]}")->tokens;
+  };
+  EXPECT_EQ(of(R"({"role":"developer","content":"def"})"), ids("system: def ", false));
+  EXPECT_EQ(of(R"({"role":"assistant","content":"a","tool_calls":[{"id":"1","type":"function",
+                   "function":{"name":"main","arguments":"{\"x\":1}"}}]})"),
+            ids(R"(assistant: a main{"x":1})", false));
 }
 
 TEST_F(KvPromptReaderTest, WhereTheTokensCannotBeToldThereAreNone) {

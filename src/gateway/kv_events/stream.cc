@@ -227,14 +227,17 @@ KvStream::Due KvStream::due(TimePoint now) {
   return {.ask_from = ask_from_, .is_new_question = true};
 }
 
-std::optional<TimePoint> KvStream::next_due() const {
+std::optional<TimePoint> KvStream::next_due(TimePoint now) const {
   if (!is_connected_) return std::nullopt;
   if (question_ == Question::kAsked) return heard_at_ + kPatience;
   std::optional<TimePoint> next;
   const auto at = [&](TimePoint when) { next = next ? std::min(*next, when) : when; };
   if (question_ == Question::kWanted) at(std::max(not_before_, silent_until_));
-  if (gap_since_) at(*gap_since_ + kReordering);
-  if (publisher_.can_replay && last_message_at_) at(*last_message_at_ + kQuiet);
+  // As due() looks at them: a time that has passed and that it does not act on would make its thread spin.
+  const bool nobody_to_ask = !publisher_.can_replay || now < silent_until_;
+  if (gap_since_ && nobody_to_ask) at(*gap_since_ + kReordering);
+  const bool may_ask = has_joined_ && publisher_.can_replay && question_ == Question::kNone;
+  if (may_ask && last_message_at_) at(*last_message_at_ + kQuiet);
   return next;
 }
 

@@ -56,7 +56,7 @@ class KvStream {
   };
   // What is to be done now; called after everything else, and at next_due().
   Due due(TimePoint now);
-  std::optional<TimePoint> next_due() const;
+  std::optional<TimePoint> next_due(TimePoint now) const;
 
   KvKnowledge knowledge() const { return is_connected_ && has_joined_ ? known_ : KvKnowledge::kNothing; }
   // Why it is not kAll; a literal.

@@ -24,6 +24,8 @@ class KvStreamTest : public ::testing::Test {
     const TimePoint end = now_ + time;
     for (; now_ < end; now_ += 10ms) ask();
     ask();
+    const auto next = stream_->next_due(now_);
+    EXPECT_TRUE(!next || *next > now_) << "a thread that waits for it would not sleep";
   }
   void ask() {
     const auto due = stream_->due(now_);
@@ -216,6 +218,17 @@ TEST_F(KvStreamTest, AReplayEndpointThatIsSilentIsNotWaitedForForEver) {
   pass(500ms);
   EXPECT_EQ(stream_->knowledge(), KvKnowledge::kPart);
   EXPECT_NE(stream_->why(), "");
+}
+
+TEST_F(KvStreamTest, WhileASilentReplayEndpointIsLeftAloneNothingIsDue) {
+  answers_ = false;
+  stream();
+  connect();
+  for (int i = 0; i < 20; ++i) {
+    send(cache_.step());
+    pass(400ms);
+    pass(600ms);
+  }
 }
 
 TEST_F(KvStreamTest, R14BlocksOfAnotherSizeAreLeftOutAndTold) {

@@ -142,16 +142,17 @@ class KvSubscriber::Impl {
     while (!stop_) {
       items.assign(1, {woken_.get(), 0, ZMQ_POLLIN, 0});
       std::optional<TimePoint> next;
+      const TimePoint now = clock_.now();
       for (auto& [worker, source] : sources_) {
         for (const Socket* socket : {&source->monitor, &source->events, &source->replay}) {
           if (*socket != nullptr) items.push_back({socket->get(), 0, ZMQ_POLLIN, 0});
         }
-        const auto due = source->stream.next_due();
+        const auto due = source->stream.next_due(now);
         if (due && (!next || *due < *next)) next = due;
       }
       long wait = -1;
       if (next) {
-        const auto left = std::chrono::ceil<std::chrono::milliseconds>(*next - clock_.now()).count();
+        const auto left = std::chrono::ceil<std::chrono::milliseconds>(*next - now).count();
         wait = std::clamp<long>(left, 0, 60'000);
       }
       const int ready = zmq_poll(items.data(), static_cast<int>(items.size()), wait);
@@ -259,14 +260,15 @@ class KvSubscriber::Impl {
 
   void report(uint32_t worker, const Source& source, TimePoint now) {
     const KvStream& stream = source.stream;
-    view_.set_known(worker, stream.knowledge(), stream.block_size(), now);
+    const KvKnowledge knowledge = view_.set_known(worker, stream.knowledge(), stream.block_size(), now);
     std::string why(stream.why());
+    if (knowledge != stream.knowledge()) why = "its blocks have a fifth size: four are looked up";
     if (stream.knowledge() == KvKnowledge::kNothing) why += fmt::format(" ({})", source.endpoint.events);
     if (!source.failure.empty()) why = source.failure;
     const std::lock_guard lock(mutex_);
     const auto at = status_.find(worker);
     if (at == status_.end()) return;  // it was unsubscribed meanwhile
-    at->second = {.knowledge = stream.knowledge(),
+    at->second = {.knowledge = knowledge,
                   .why = std::move(why),
                   .block_size = stream.block_size(),
                   .other_block_size = stream.other_block_size(),

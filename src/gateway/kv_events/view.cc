@@ -67,7 +67,7 @@ void KvView::change(uint32_t worker, uint64_t mask, uint64_t bits) {
   }
 }
 
-void KvView::set_known(uint32_t worker, KvKnowledge knowledge, int64_t block_size, TimePoint now) {
+KvKnowledge KvView::set_known(uint32_t worker, KvKnowledge knowledge, int64_t block_size, TimePoint now) {
   const auto size = static_cast<uint64_t>(std::clamp<int64_t>(block_size, 0, kLargestBlock));
   if (size > 0) {
     const auto place =
@@ -81,6 +81,7 @@ void KvView::set_known(uint32_t worker, KvKnowledge knowledge, int64_t block_siz
   const bool is_new = (state(worker) & kKnowledgeMask) == 0 && knowledge != KvKnowledge::kNothing;
   change(worker, kKnowledgeMask | kSizeMask, static_cast<uint64_t>(knowledge) | size << kSizeShift);
   if (is_new) forget_sent(worker, now);
+  return knowledge;
 }
 
 void KvView::forget_sent(uint32_t worker, TimePoint now) {

@@ -50,8 +50,9 @@ class KvView {
   // Some worker's events have been heard: prompts are worth reading. Any thread.
   bool knows_any() const { return block_sizes_[0].load(std::memory_order_relaxed) != 0; }
 
-  // Subscriber's thread.
-  void set_known(uint32_t worker, KvKnowledge knowledge, int64_t block_size, TimePoint now);
+  // Returns what is known from now on: kNothing where there are four other sizes of block, and nobody would look for
+  // its own. Subscriber's thread.
+  KvKnowledge set_known(uint32_t worker, KvKnowledge knowledge, int64_t block_size, TimePoint now);
   // Whether its tokens are those of the prompts here. Control thread.
   void set_trusted(uint32_t worker, bool is_trusted, bool tools_differ);
 

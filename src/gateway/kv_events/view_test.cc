@@ -154,7 +154,8 @@ TEST_F(KvViewTest, WhatIsSentCountsHoweverLongAgoTheCacheWasEmptied) {
 
 TEST_F(KvViewTest, OfMoreThanFourSizesOfBlockTheFifthIsNotLookedFor) {
   for (uint32_t worker = 0; worker < 5; ++worker) {
-    view_.set_known(worker, KvKnowledge::kAll, 4 << worker, now_);
+    const KvKnowledge knowledge = view_.set_known(worker, KvKnowledge::kAll, 4 << worker, now_);
+    EXPECT_EQ(knowledge, worker < 4 ? KvKnowledge::kAll : KvKnowledge::kNothing) << worker;
     view_.set_trusted(worker, true, false);
   }
   EXPECT_EQ(view_.of(3).knowledge, KvKnowledge::kAll);

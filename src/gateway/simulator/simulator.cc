@@ -398,7 +398,7 @@ class Simulation {
     return result_;
   }
 
-  static constexpr Duration kTick = std::chrono::microseconds(100);
+  static constexpr Duration kTick = std::chrono::milliseconds(1);
 
   const SimulationRules rules_;
   Workload& workload_;

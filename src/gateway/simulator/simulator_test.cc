@@ -158,7 +158,8 @@ TEST_F(TraceTest, ReadsTextAndBlocksInOrderOfTime) {
 TEST_F(TraceTest, ABadLineIsNamed) {
   EXPECT_EQ(read_trace("/nowhere/trace", 5ms).error().code, ErrorCode::kNotFound);
   for (const char* line :
-       {"[]", "{\"text\":\"x\"}", "{\"timestamp\":1}", "{\"timestamp\":1,\"hash_ids\":[-1],\"input_length\":4}"}) {
+       {"[]", "{\"text\":\"x\"}", "{\"timestamp\":1}", "{\"timestamp\":1,\"hash_ids\":[-1],\"input_length\":4}",
+        "{\"timestamp\":1.7e15,\"text\":\"x\"}", "{\"timestamp\":1,\"text\":\"x\",\"output_length\":5000000}"}) {
     const auto trace = read_trace(write(std::string("{\"timestamp\":0,\"text\":\"x\"}\n") + line), 5ms);
     ASSERT_FALSE(trace.ok()) << line;
     EXPECT_NE(trace.error().message.find(":2: "), std::string::npos) << trace.error().message;

@@ -92,7 +92,13 @@ class Trace final : public Workload {
   size_t place_ = 0;
 };
 
-bool is_count(const Json& line, const char* key) { return line.contains(key) && line[key].is_number_unsigned(); }
+constexpr uint64_t kMostTokens = 4'000'000;
+constexpr std::chrono::seconds kLongestTrace{4'000'000};  // the age of a prefix is counted in 32 bits of milliseconds
+constexpr double kMostMillis = 9e12;                      // beyond it nanoseconds do not fit
+
+bool is_count(const Json& line, const char* key) {
+  return line.contains(key) && line[key].is_number_unsigned() && line[key].get<uint64_t>() <= kMostTokens;
+}
 
 // The text of a line; none if the line does not say.
 std::optional<std::string> text_of(const Json& line) {
@@ -127,13 +133,15 @@ Result<std::unique_ptr<Workload>> read_trace(const std::string& path, Duration d
       return Error{ErrorCode::kInvalidArgument, fmt::format("{}:{}: {}", path, number, what)};
     };
     if (!line.is_object()) return bad("not a JSON object");
-    if (!line.contains("timestamp") || !line["timestamp"].is_number())
-      return bad("timestamp must be a number of milliseconds");
+    const double millis =
+        line.contains("timestamp") && line["timestamp"].is_number() ? line["timestamp"].get<double>() : -1;
+    if (!(millis >= 0 && millis <= kMostMillis)) return bad("timestamp must be a number of milliseconds, at most 9e12");
     auto prompt = text_of(line);
     if (!prompt || prompt->empty()) return bad("a prompt is missing: text, or hash_ids and input_length");
     SimulatedRequest request;
-    request.at = from_seconds(line["timestamp"].get<double>() / 1000);
-    if (is_count(line, "output_length")) {
+    request.at = from_seconds(millis / 1000);
+    if (line.contains("output_length")) {
+      if (!is_count(line, "output_length")) return bad("output_length must be a whole number in [0, 4000000]");
       request.output_tokens = std::max<int64_t>(1, line["output_length"].get<int64_t>());
       request.decode = *request.output_tokens * decode_per_token;
     }
@@ -143,6 +151,9 @@ Result<std::unique_ptr<Workload>> read_trace(const std::string& path, Duration d
   std::ranges::stable_sort(requests, {}, [](const Kept& kept) { return kept.request.at; });
   const Duration begin = requests.front().request.at;
   for (Kept& kept : requests) kept.request.at -= begin;
+  if (requests.back().request.at > kLongestTrace) {
+    return Error{ErrorCode::kInvalidArgument, fmt::format("{}: is of more than {} s", path, kLongestTrace.count())};
+  }
   return std::unique_ptr<Workload>(std::make_unique<Trace>(std::move(requests)));
 }
 
