@@ -29,7 +29,8 @@ class BareDecoder {
     in.read(header.data(), static_cast<std::streamsize>(size));
     const std::string data{std::istreambuf_iterator<char>(in), {}};
     Json tensors;
-    for (const auto& [name, entry] : Json::parse(header).items()) {
+    const Json whole = Json::parse(header);
+    for (const auto& [name, entry] : whole.items()) {
       const std::string prefix = "model.";
       if (name != "lm_head.weight") tensors[name.starts_with(prefix) ? name.substr(prefix.size()) : name] = entry;
     }
