@@ -284,6 +284,7 @@ class RankProcess {
                                     .config_override = options.json_model_override_args.value_or(""),
                                     .dummy_weights = options.load_format == "dummy",
                                     .memory_bytes = static_cast<size_t>(memory_limit_bytes() / host_ranks),
+                                    .embeds_only = options.is_embedding,
                                     .record_routing = options.enable_return_routed_experts,
                                     .expert_recorder = recorder,
                                     .expert_placement = expert_placement_of(options),

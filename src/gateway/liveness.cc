@@ -170,8 +170,8 @@ void Liveness::suspect(Known& known, std::string_view but) {
   std::string why = fmt::format("silent for {:.1f} s on {} requests, and {}", seconds(known.lasts),
                                 worker.load->requests.load(), but);
   SLUICE_LOG(warn, "gateway/liveness", "worker {} is suspect: {}", worker.url, why);
-  worker.set_suspicion(Worker::Suspicion{context_.clock.unix_nanos(), std::move(why)});
   context_.metrics.counter("smg_worker_suspicions_total", {worker.url}).add();
+  worker.set_suspicion(Worker::Suspicion{context_.clock.unix_nanos(), std::move(why)});
   probe_(known.worker);
 }
 

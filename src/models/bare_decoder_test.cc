@@ -48,7 +48,8 @@ class BareDecoder {
 };
 
 std::unique_ptr<Runner> load(const std::string& path) {
-  auto runner = load_runner({.model_path = path, .dtype = "float32", .max_step_tokens = 16, .max_step_seqs = 2});
+  auto runner = load_runner(
+      {.model_path = path, .dtype = "float32", .max_step_tokens = 16, .max_step_seqs = 2, .embeds_only = true});
   EXPECT_TRUE(runner.ok()) << runner.error().message;
   return runner.ok() ? std::move(*runner) : nullptr;
 }
@@ -75,6 +76,14 @@ TEST(BareDecoderTest, HasTheHiddenStatesOfTheWholeModel) {
   const auto bare = load(checkpoint.path()), whole = load(kWhole);
   ASSERT_TRUE(bare && whole);
   EXPECT_EQ(hidden_of_last_token(*bare), hidden_of_last_token(*whole));
+}
+
+TEST(BareDecoderTest, GeneratesNothing) {
+  const BareDecoder checkpoint;
+  const auto refused = load_runner({.model_path = checkpoint.path()});
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().message,
+            checkpoint.path() + ": without lm_head.weight it generates nothing; with --is-embedding it embeds texts");
 }
 
 TEST(BareDecoderTest, WeightsAreReadAndReplacedAsOfAnyModel) {

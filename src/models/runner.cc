@@ -68,7 +68,12 @@ Result<Checkpoint> open_checkpoint(const RunnerOptions& options) {
   SLUICE_TRY(checkpoint.source, tensor::open_safetensors(path));
   if (checkpoint.config.fp8) checkpoint.source = tensor::block_scaled(std::move(checkpoint.source), 128, 128);
   // A decoder by itself embeds texts, and may have no head: nobody looks at what the embedding makes of them.
-  if (checkpoint.source->has("embed_tokens.weight") && !checkpoint.source->has("lm_head.weight")) {
+  if (!checkpoint.config.tie_embeddings && checkpoint.source->has("embed_tokens.weight") &&
+      !checkpoint.source->has("lm_head.weight")) {
+    if (!options.embeds_only) {
+      return Error{ErrorCode::kInvalidArgument,
+                   fmt::format("{}: without lm_head.weight it generates nothing; with --is-embedding it embeds texts", path)};
+    }
     checkpoint.config.tie_embeddings = true;
   }
   return checkpoint;

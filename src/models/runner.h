@@ -167,6 +167,7 @@ struct RunnerOptions {
   std::string config_override;            // as in load_config()
   bool dummy_weights = false;             // of the configured shapes, read from no file
   size_t memory_bytes = 0;                // what the weights may take; 0 = no limit
+  bool embeds_only = false;               // of hidden states alone something is made: there need be no output head
   bool record_routing = false;            // keep the routers' choices of the last step
   std::optional<moe::ExpertRecorder::Options> expert_recorder;
   moe::ExpertPlacement expert_placement;

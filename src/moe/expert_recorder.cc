@@ -32,13 +32,26 @@ ExpertRecorder::ExpertRecorder(Options options, Experts experts)
 void ExpertRecorder::start(std::vector<int64_t> loads) {
   recording_ = true;
   before_ = std::move(loads);
+  forget();
+}
+
+void ExpertRecorder::forget() {
   steps_.clear();
-  kept_ = 0;
+  forgotten_ = 0;
+  counts_ = choices_ = 0;
 }
 
 void ExpertRecorder::drop_oldest() {
-  kept_ -= steps_.front().numbers();
+  counts_ -= std::ssize(steps_.front().counts);
+  choices_ -= std::ssize(steps_.front().choices);
+  if (forgotten_ > 0) --forgotten_;
   steps_.pop_front();
+}
+
+void ExpertRecorder::forget_oldest_tokens() {
+  Step& oldest = steps_[forgotten_++];
+  choices_ -= std::ssize(oldest.choices);
+  oldest.ids = oldest.positions = oldest.choices = std::vector<int32_t>();
 }
 
 void ExpertRecorder::add(int64_t step, std::vector<int64_t> loads, const Tokens& tokens) {
@@ -52,10 +65,12 @@ void ExpertRecorder::add(int64_t step, std::vector<int64_t> loads, const Tokens&
     added.choices.assign(tokens.experts.begin(), tokens.experts.end());
     added.top_k = tokens.top_k;
   }
-  kept_ += added.numbers();
+  counts_ += std::ssize(added.counts);
+  choices_ += std::ssize(added.choices);
   steps_.push_back(std::move(added));
   while (options_.steps >= 0 && std::ssize(steps_) > options_.steps) drop_oldest();
-  while (kept_ > options_.most_numbers) drop_oldest();
+  while (counts_ > options_.most_counts && steps_.size() > 1) drop_oldest();
+  while (choices_ > options_.most_choices) forget_oldest_tokens();
 }
 
 std::vector<int64_t> ExpertRecorder::counts_of(const std::vector<int64_t>& loads) const {
@@ -125,8 +140,7 @@ json ExpertRecorder::take() {
   }
   out["counts"] = by_layer(total);
   out["steps"] = std::move(steps);
-  steps_.clear();
-  kept_ = 0;
+  forget();
   return out;
 }
 

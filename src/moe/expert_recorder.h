@@ -28,9 +28,11 @@ class ExpertRecorder {
   struct Options {
     RecordMode mode = RecordMode::kStat;
     int64_t steps = 1000;  // the latest so many are kept; -1 = all
-    // Numbers that a record may keep, whatever `steps` is: the oldest steps make room. The experts of a token count
-    // eight times each, since a dump writes them one by one while the other ranks wait.
-    int64_t most_numbers = int64_t{1} << 24;
+    // Bounds whatever `steps` is. Of counts: the oldest steps make room, on all ranks the same.
+    int64_t most_counts = int64_t{1} << 24;
+    // Of the experts of tokens, which a dump writes one by one while the other ranks wait: the oldest steps give up
+    // their tokens, and keep their counts.
+    int64_t most_choices = int64_t{1} << 21;
   };
   // The experts of this rank.
   struct Experts {
@@ -68,12 +70,13 @@ class ExpertRecorder {
     std::vector<int64_t> counts;                   // [layers * listed]
     std::vector<int32_t> ids, positions, choices;  // kPerToken
     int64_t top_k = 0;
-    int64_t numbers() const { return std::ssize(counts) + 8 * std::ssize(choices); }
   };
   std::vector<int64_t> counts_of(const std::vector<int64_t>& loads) const;
   nlohmann::json by_layer(const std::vector<int64_t>& counts) const;
   nlohmann::json tokens_of(const Step& step) const;
+  void forget();
   void drop_oldest();
+  void forget_oldest_tokens();
 
   const Options options_;
   Experts experts_;
@@ -81,7 +84,8 @@ class ExpertRecorder {
   bool recording_ = false;
   std::vector<int64_t> before_;  // loads after the last step
   std::deque<Step> steps_;
-  int64_t kept_ = 0;  // numbers of all steps
+  size_t forgotten_ = 0;              // so many of the oldest have no tokens any more
+  int64_t counts_ = 0, choices_ = 0;  // of all steps
 };
 
 }  // namespace sluice::moe

@@ -55,14 +55,31 @@ TEST(ExpertRecorderTest, KeepsTheExpertsOfEachToken) {
   EXPECT_EQ(step["topk_ids_of_layer"], json::parse("[[[0,1],[2,3]],[[1,0],[3,2]]]"));
 }
 
-TEST(ExpertRecorderTest, TokensHaveABound) {
-  ExpertRecorder record({.mode = RecordMode::kPerToken, .steps = -1, .most_numbers = 2 * (8 * 8 + 4)},
+TEST(ExpertRecorderTest, TokensHaveABoundAndCountsStay) {
+  ExpertRecorder record({.mode = RecordMode::kPerToken, .steps = -1, .most_choices = 2 * 8},
                         {.logical = 4, .layers = {1, 2}, .own = {{0, 1}, {0, 1}}});
   record.start({0, 0, 0, 0});
   const std::vector<int32_t> ids(2), experts(2 * ids.size() * 2);
   for (int64_t step = 1; step <= 3; ++step) {
-    record.add(step, {0, 0, 0, 0}, {.ids = ids, .positions = ids, .experts = experts, .top_k = 2});
+    record.add(step, {step, 0, 0, 0}, {.ids = ids, .positions = ids, .experts = experts, .top_k = 2});
   }
+  const std::vector<int32_t> many(10), theirs(2 * many.size() * 2);
+  record.add(4, {4, 0, 0, 0}, {.ids = many, .positions = many, .experts = theirs, .top_k = 2});
+  record.add(5, {5, 0, 0, 0}, {.ids = ids, .positions = ids, .experts = experts, .top_k = 2});
+  const json got = record.take();
+  ASSERT_EQ(got["steps"].size(), 5u) << "one that has too many tokens by itself wipes nothing but them";
+  for (const json& step : got["steps"]) {
+    EXPECT_EQ(step["input_ids"].size(), step["step"] == 5 ? 2u : 0u) << step;
+    EXPECT_EQ(step["topk_ids_of_layer"].size(), 2u);
+  }
+  EXPECT_EQ(got["counts"], json::parse("[[5,0],[0,0]]"));
+}
+
+TEST(ExpertRecorderTest, CountsHaveABound) {
+  ExpertRecorder record({.mode = RecordMode::kStat, .steps = -1, .most_counts = 2 * 4},
+                        {.logical = 4, .layers = {1, 2}, .own = {{0, 1}, {0, 1}}});
+  record.start({0, 0, 0, 0});
+  for (int64_t step = 1; step <= 3; ++step) record.add(step, {step, 0, 0, 0}, {});
   const json steps = record.take()["steps"];
   ASSERT_EQ(steps.size(), 2u);
   EXPECT_EQ(steps[0]["step"], 2);
