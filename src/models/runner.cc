@@ -71,8 +71,9 @@ Result<Checkpoint> open_checkpoint(const RunnerOptions& options) {
   if (!checkpoint.config.tie_embeddings && checkpoint.source->has("embed_tokens.weight") &&
       !checkpoint.source->has("lm_head.weight")) {
     if (!options.embeds_only) {
-      return Error{ErrorCode::kInvalidArgument,
-                   fmt::format("{}: without lm_head.weight it generates nothing; with --is-embedding it embeds texts", path)};
+      return Error{
+          ErrorCode::kInvalidArgument,
+          fmt::format("{}: without lm_head.weight it generates nothing; with --is-embedding it embeds texts", path)};
     }
     checkpoint.config.tie_embeddings = true;
   }
