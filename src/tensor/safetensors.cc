@@ -33,7 +33,8 @@ class SafetensorsSource final : public TensorSource {
   bool has(std::string_view name) const override { return look_up(name) != tensors_.end(); }
 
  private:
-  using Tensors = std::map<std::string, StoredTensor, std::less<>>;
+  // One of a type that is not supported is an error only when somebody wants it.
+  using Tensors = std::map<std::string, Result<StoredTensor>, std::less<>>;
 
   // A decoder that is published by itself, to embed texts, has its tensors without "model.".
   Tensors::const_iterator look_up(std::string_view name) const {
@@ -77,7 +78,9 @@ Result<StoredTensor> read_entry(const std::string& path, const std::string& name
   StoredTensor tensor;
   tensor.name = name;
   if (!dtype_from_name(dtype.get_ref<const std::string&>(), tensor.dtype)) {
-    return bad(fmt::format("the element type {} is not supported", dtype.get<std::string>()));
+    Error unknown = bad(fmt::format("the element type {} is not supported", dtype.get<std::string>()));
+    unknown.code = ErrorCode::kUnimplemented;
+    return unknown;
   }
   uint64_t bytes = block_bytes(tensor.dtype);
   uint64_t bound = bytes;  // counts an extent of 0 as 1: it does not excuse what the others make
@@ -118,8 +121,9 @@ Result<void> SafetensorsSource::add_file(const std::string& path, const std::set
   for (const auto& [name, entry] : header.items()) {
     if (name == "__metadata__") continue;
     if (wanted != nullptr && !wanted->contains(name)) continue;
-    SLUICE_TRY(StoredTensor tensor, read_entry(path, name, entry, data));
-    tensors_[name] = std::move(tensor);
+    auto tensor = read_entry(path, name, entry, data);
+    if (!tensor.ok() && tensor.error().code != ErrorCode::kUnimplemented) return std::move(tensor).error();
+    tensors_.insert_or_assign(name, std::move(tensor));
   }
   if (wanted != nullptr) {
     for (const std::string& name : *wanted) {
