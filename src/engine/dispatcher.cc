@@ -83,7 +83,11 @@ std::vector<Dispatcher::Delivery> Dispatcher::outputs(int64_t rank, uint64_t inc
     if (flight.rank != rank || flight.incarnation != incarnation) continue;
     if (!flight.started) {
       budget_.computed(rank, flight.seq);
-      if (prefixes_) prefixes_->answered(rank, flight.expected_cached, output);
+      if (prefixes_ && output.times.begun_unix_nanos != 0) {
+        prefixes_->answered(rank, flight.prefix.cached, output);
+      } else if (prefixes_) {
+        prefixes_->refused(rank, flight.request, flight.prefix);
+      }
       flight.request = {};
     }
     flight.started = true;
@@ -186,10 +190,10 @@ void Dispatcher::dispatch(Flight& flight, int64_t rank) {
   ++flight.dispatches;
   if (prefixes_) {
     prefixes_->capacity(rank, budget_.word(rank).max_total_num_tokens);
-    flight.expected_cached = prefixes_->dispatched(rank, flight.request);
+    flight.prefix = prefixes_->dispatched(rank, flight.request);
   }
   const auto tokens = static_cast<int64_t>(flight.request.input_ids.size());
-  budget_.dispatched(rank, last_seq_, tokens, tokens - flight.expected_cached);
+  budget_.dispatched(rank, last_seq_, tokens, tokens - flight.prefix.cached);
   outgoing_.push_back({rank, flight.incarnation, flight.request});
 }
 

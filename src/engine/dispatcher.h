@@ -72,9 +72,9 @@ class Dispatcher {
     bool pinned = false;
     bool started = false;
     bool aborted = false;
-    uint64_t seq = 0;             // of its last dispatch
-    int64_t expected_cached = 0;  // prompt tokens that it was believed to find in the cache
-    RequestOutput counts;         // the counters of its last output
+    uint64_t seq = 0;           // of its last dispatch
+    PrefixBelief::Sent prefix;  // with it
+    RequestOutput counts;       // the counters of its last output
   };
   using Flights = std::unordered_map<std::string, Flight>;
 

@@ -16,7 +16,7 @@ namespace sluice::engine {
 
 // Reads the file of --init-expert-location, so that ranks need it nowhere else, limits the running requests to what
 // --deepep-mode takes, settles --deepep-dispatch-dtype, and says what is changed or chosen by default, as lines for the
-// log. Once, by the front, after adjust_layout(). kBadOption names the flag.
+// log. Once, by the front, after adjust_layout(), of a layout that check_layout() takes. kBadOption names the flag.
 Result<std::vector<std::string>> adjust_experts(EngineOptions& options);
 
 // Of adjusted options.

@@ -299,6 +299,7 @@ Result<std::unique_ptr<Front>> Front::start(const EngineOptions& options, FrontH
     for (const std::string& line : lines) SLUICE_LOG(info, kComponent, "{}", line);
   }
   for (const std::string& line : adjust_layout(adjusted)) SLUICE_LOG(warn, kComponent, "{}", line);
+  SLUICE_TRY_VOID(parallel::check_layout(layout_of(adjusted, 0)));
   SLUICE_TRY(const auto expert_lines, adjust_experts(adjusted));
   for (const std::string& line : expert_lines) SLUICE_LOG(warn, kComponent, "{}", line);
   SLUICE_TRY(const auto deterministic_lines, settle_deterministic(adjusted));
@@ -307,7 +308,6 @@ Result<std::unique_ptr<Front>> Front::start(const EngineOptions& options, FrontH
     SLUICE_LOG(info, kComponent, "--moe-runner-backend {}: experts are multiplied by our own grouped products",
                adjusted.moe_runner_backend);
   }
-  SLUICE_TRY_VOID(parallel::check_layout(layout_of(adjusted, 0)));
   SLUICE_TRY(const Duration limit, warm_up_limit());
   SLUICE_TRY_VOID(scheduler_tuning_from_environment());  // which the ranks read again, as
   SLUICE_TRY_VOID(server_environment());

@@ -51,6 +51,21 @@ TEST(MemoryPlanTest, IsNoLargerThanTheRunningRequestsCanUse) {
   EXPECT_EQ(plan->max_req_len, 2047);
 }
 
+TEST(MemoryPlanTest, OneRunningRequestHasItsWholeContext) {
+  const auto plan = [](const char* page, int64_t context) {
+    models::ModelInfo m = model();
+    m.context_length = context;
+    return plan_memory(options({"--max-running-requests", "1", "--page-size", page}), m,
+                       {.limit_bytes = 1'000'000 * kMiB});
+  };
+  EXPECT_EQ(plan("1", 2048)->max_total_tokens, 2049);
+  EXPECT_EQ(plan("64", 2048)->max_total_tokens, 2048 + 64);
+  EXPECT_EQ(plan("64", 2000)->max_total_tokens, 2048 + 64);
+  const auto small = plan("1", 24);
+  ASSERT_TRUE(small.ok()) << small.error().message;
+  EXPECT_EQ(small->max_req_len, 23);
+}
+
 TEST(MemoryPlanTest, WhatAnswersMayKeepIsAQuarterOfWhatIsLeftWithinBounds) {
   const auto flags = options({"--max-total-tokens", "1000"});
   const auto answers = [&](int64_t limit) {

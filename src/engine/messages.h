@@ -242,7 +242,7 @@ struct RoutingKeyCounts {
 // One rank's load as it stands, published in shared memory (engine/load_board.h) by every rank, idle or not.
 struct LoadSnapshot {
   int64_t unix_nanos = 0;
-  uint64_t last_dispatch_seq = 0;  // newest GenerateRequest::dispatch_seq that the scheduler has taken in
+  uint64_t last_dispatch_seq = 0;  // newest GenerateRequest::dispatch_seq that the rank has taken in
   int64_t num_running_reqs = 0;
   int64_t num_waiting_reqs = 0;
   int64_t num_grammar_reqs = 0;    // of those, waiting for their grammar

@@ -22,6 +22,10 @@ struct Text {
   size_t head = 0;  // of the key
 };
 
+size_t new_bytes(const GenerateRequest& request, int64_t cached) {
+  return static_cast<size_t>(std::ssize(request.input_ids) - cached) * kTokenBytes;
+}
+
 }  // namespace
 
 PrefixBelief::PrefixBelief(int64_t ranks)
@@ -45,13 +49,17 @@ void PrefixBelief::expect(const GenerateRequest& request, std::span<RankLoad> lo
   }
 }
 
-int64_t PrefixBelief::dispatched(int64_t rank, const GenerateRequest& request) {
+PrefixBelief::Sent PrefixBelief::dispatched(int64_t rank, const GenerateRequest& request) {
   const Text text(request);
-  const int64_t expected = cached_on(rank, index_->match(text.bytes), text.head);
+  const int64_t cached = cached_on(rank, index_->match(text.bytes), text.head);
   routing::CacheBelief& belief = *beliefs_[static_cast<size_t>(rank)];
-  belief.sent(static_cast<size_t>(std::ssize(request.input_ids) - expected) * kTokenBytes);
-  index_->insert(text.bytes, static_cast<uint32_t>(rank), belief.limit_bytes());
-  return expected;
+  belief.sent(new_bytes(request, cached));
+  return {.cached = cached, .claim = index_->insert(text.bytes, static_cast<uint32_t>(rank), belief.limit_bytes())};
+}
+
+void PrefixBelief::refused(int64_t rank, const GenerateRequest& request, const Sent& sent) {
+  beliefs_[static_cast<size_t>(rank)]->unsent(new_bytes(request, sent.cached));
+  index_->withdraw(Text(request).bytes, static_cast<uint32_t>(rank), sent.claim);
 }
 
 void PrefixBelief::answered(int64_t rank, int64_t expected, const RequestOutput& output) {

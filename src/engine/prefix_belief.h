@@ -23,8 +23,14 @@ class PrefixBelief {
 
   // Sets `prompt` and `cached` of each rank's load for this request.
   void expect(const GenerateRequest& request, std::span<RankLoad> loads) const;
-  // The request goes to `rank`; returns the tokens that it is believed to find there.
-  int64_t dispatched(int64_t rank, const GenerateRequest& request);
+  struct Sent {
+    int64_t cached = 0;  // prompt tokens that it is believed to find
+    uint64_t claim = 0;  // of the index
+  };
+  // The request goes to `rank`.
+  Sent dispatched(int64_t rank, const GenerateRequest& request);
+  // It had no step there.
+  void refused(int64_t rank, const GenerateRequest& request, const Sent& sent);
   // Its first output says what it found.
   void answered(int64_t rank, int64_t expected, const RequestOutput& output);
   // The rank's pool, as its load says.

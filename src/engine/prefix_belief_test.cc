@@ -49,10 +49,17 @@ TEST_F(PrefixBeliefTest, KeysShareNothing) {
 TEST_F(PrefixBeliefTest, WhatIsNotFoundIsBelievedLess) {
   for (int i = 0; i < 50; ++i) {
     const auto request = prompt(0, 100);
-    const int64_t hoped = belief_.dispatched(1, request);
+    const int64_t hoped = belief_.dispatched(1, request).cached;
     belief_.answered(1, hoped, {.prompt_tokens = 100, .cached_tokens = 0});
   }
   EXPECT_LT(expected(prompt(0, 100))[1].cached, 30);
+}
+
+TEST_F(PrefixBeliefTest, WhatWasNotComputedSaysNothingOfTheCache) {
+  const auto request = prompt(0, 100);
+  belief_.answered(1, belief_.dispatched(1, request).cached, {.prompt_tokens = 100});
+  for (int i = 0; i < 50; ++i) belief_.refused(1, request, belief_.dispatched(1, request));
+  EXPECT_NEAR(static_cast<double>(expected(request)[1].cached), 100, 1);
 }
 
 TEST_F(PrefixBeliefTest, AnEmptiedCacheIsForgotten) {

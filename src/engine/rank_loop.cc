@@ -230,7 +230,7 @@ class Loop {
     const TimePoint now = real_clock().now();
     std::optional<Duration> left;
     // In a pause, or for their grammar.
-    const bool requests_wait = !scheduler_.idle() || (grammars_ && grammars_->waiting() > 0);
+    const bool requests_wait = !scheduler_.idle() || (grammars_ && grammars_->waiting().requests > 0);
     if (options_.group == nullptr && requests_wait) left = kSignOfLife;
     if (const auto due = scheduler_.next_due()) {
       left = std::min(left.value_or(Duration::max()), std::max(Duration{0}, *due - now));
@@ -276,7 +276,7 @@ class Loop {
     SLUICE_CHECK(!idle || !scheduler_.has_work() || held_back || others.decoding > 0,
                  "requests are known and none can go on");
     // The others must not go to sleep while something waits here for its grammar or for a turn.
-    const bool more_to_come = scheduler_.has_work() || (grammars_ && grammars_->waiting() > 0);
+    const bool more_to_come = scheduler_.has_work() || (grammars_ && grammars_->waiting().requests > 0);
     group.announce({.step = scheduler_.outlook(plan),
                     .more_to_come = more_to_come,
                     .can_prefill = can_prefill,
@@ -297,6 +297,7 @@ class Loop {
   }
   void take(GenerateRequest& request) {
     if (grammars_ && request.sampling.grammar_kind != GrammarKind::kNone) {
+      last_held_seq_ = std::max(last_held_seq_, request.dispatch_seq);
       grammars_->add(std::move(request));
     } else {
       scheduler_.add(std::move(request));
@@ -439,8 +440,11 @@ class Loop {
   void publish() {
     LoadSnapshot load = scheduler_.snapshot();
     if (grammars_) {
-      load.num_grammar_reqs = static_cast<int64_t>(grammars_->waiting());
-      load.num_waiting_reqs += load.num_grammar_reqs;
+      const GrammarDesk::Waiting held = grammars_->waiting();
+      load.num_grammar_reqs = held.requests;
+      load.num_waiting_reqs += held.requests;
+      load.num_waiting_tokens += held.tokens;
+      load.last_dispatch_seq = std::max(load.last_dispatch_seq, last_held_seq_);
       load.grammars = grammars_->counts();
     }
     if (options_.group != nullptr) {
@@ -476,6 +480,7 @@ class Loop {
   LoadBoard* const board_;
   KvPublisher* const events_;
   GrammarDesk* const grammars_;
+  uint64_t last_held_seq_ = 0;  // newest dispatch_seq of a request that waited for its grammar
   std::optional<StepTrace> trace_;
   std::optional<StepBreakdown> breakdown_;  // of a rank of several
   std::optional<Error> failure_;            // this rank cannot go on

@@ -63,7 +63,8 @@ struct Request {
   TokenCounts counts;                               // of the output, if a penalty is set
 
   std::optional<StopRegexes> stop_regexes;
-  std::string tail;  // last bytes of the text, if there are stop strings
+  std::string tail;          // last bytes of the text, if there are stop strings
+  bool tail_is_cut = false;  // there were others before it
   size_t longest_stop = 0;
 
   std::vector<float> hidden;     // GenerateRequest::return_hidden_states: of positions from 0 on

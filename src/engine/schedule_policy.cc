@@ -105,14 +105,16 @@ std::vector<size_t> order_dfs_weight(const QueueView& queue) {
   return SubtreeOrder(queue).order();
 }
 
+constexpr size_t kAnyQueue = SIZE_MAX;
+
 constexpr SchedulePolicy kPolicies[] = {
-    {"fcfs", false, true, order_fcfs, "by arrival"},
-    {"lpm", true, false, order_lpm, "the longest cached prefix first; by arrival when more than 128 wait"},
-    {"dfs-weight", true, false, order_dfs_weight, "requests that share a cached prefix one after another"},
-    {"lof", false, true, order_lof, "the most output tokens asked for first"},
-    {"random", false, false, order_random, "drawn anew at every step"},
-    {"priority", false, true, order_fcfs, "fcfs with --enable-priority-scheduling"},
-    {"routing-key", false, false, order_routing_key, "routing keys that run already first"},
+    {"fcfs", false, true, kAnyQueue, order_fcfs, "by arrival"},
+    {"lpm", true, false, 128, order_lpm, "the longest cached prefix first; by arrival when more than 128 wait"},
+    {"dfs-weight", true, false, kAnyQueue, order_dfs_weight, "requests that share a cached prefix one after another"},
+    {"lof", false, true, kAnyQueue, order_lof, "the most output tokens asked for first"},
+    {"random", false, false, kAnyQueue, order_random, "drawn anew at every step"},
+    {"priority", false, true, kAnyQueue, order_fcfs, "fcfs with --enable-priority-scheduling"},
+    {"routing-key", false, false, kAnyQueue, order_routing_key, "routing keys that run already first"},
 };
 
 }  // namespace

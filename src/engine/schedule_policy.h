@@ -31,8 +31,9 @@ struct QueueView {
 
 struct SchedulePolicy {
   std::string_view name;
-  bool by_cache = false;     // looks at cached prefixes; without a prefix cache it is fcfs
-  bool by_priority = false;  // heeds urgency: may be used with priority scheduling
+  bool by_cache = false;            // looks at cached prefixes; without a prefix cache it is fcfs
+  bool by_priority = false;         // heeds urgency: may be used with priority scheduling
+  size_t longest_queue = SIZE_MAX;  // requests, beyond which it is fcfs
   // Places in `waiting`, each once, the first to be admitted first.
   std::vector<size_t> (*order)(const QueueView& queue);
   std::string_view help;

@@ -632,13 +632,17 @@ FinishReason Scheduler::finish_of(Request& r, const StepWork::Row& row) {
     }
     if (r.stop_regexes) {
       beat(kLoopBeats);
-      if (const auto* pattern = r.stop_regexes->find(r.tail)) {
+      if (const auto* pattern = r.stop_regexes->find(r.tail, r.tail_is_cut ? 1 : 0)) {
         return {.kind = FinishKind::kStopString, .matched_string = *pattern};
       }
     }
-    // Only what a stop can still begin in.
-    const size_t kept = std::max(r.longest_stop > 0 ? r.longest_stop - 1 : 0, r.stop_regexes ? StopRegexes::kTail : 0);
-    if (r.tail.size() > kept) r.tail.erase(0, r.tail.size() - kept);
+    // Only what a stop can still begin in, and of an expression's the byte before it.
+    const size_t kept =
+        std::max(r.longest_stop > 0 ? r.longest_stop - 1 : 0, r.stop_regexes ? StopRegexes::kTail + 1 : 0);
+    if (r.tail.size() > kept) {
+      r.tail.erase(0, r.tail.size() - kept);
+      r.tail_is_cut = true;
+    }
   }
   return {};
 }

@@ -273,12 +273,15 @@ TEST_F(AdmissionTest, NobodyIsOvertakenForEverWhateverThePolicy) {
 
 // ---- long queues
 
-TEST_F(AdmissionTest, LpmGoesByArrivalWhenMoreThan128Wait) {
+TEST_F(AdmissionTest, LpmAloneGoesByArrivalWhenMoreThan128Wait) {
   auto options = small();
   options.kv_slots = 1001;
   options.chunked_prefill_size = 0;
-  options.policy = find_schedule_policy("lpm");
-  for (const int waiting : {128, 129}) {
+  const std::tuple<const char*, int, bool> cases[] = {
+      {"lpm", 128, false}, {"lpm", 129, true}, {"dfs-weight", 129, false}};
+  for (const auto& [policy, waiting, by_arrival] : cases) {
+    SCOPED_TRACE(policy);
+    options.policy = find_schedule_policy(policy);
     make(options);
     scheduler_->add(request("first", ids(40), 1));
     run_until_idle();  // its prompt is cached
@@ -287,7 +290,7 @@ TEST_F(AdmissionTest, LpmGoesByArrivalWhenMoreThan128Wait) {
     ASSERT_EQ(scheduler_->snapshot().num_waiting_reqs, waiting);
     const auto order = admitted();
     ASSERT_FALSE(order.empty());
-    EXPECT_EQ(order.front(), waiting > 128 ? "r0" : "last");
+    EXPECT_EQ(order.front() == "r0", by_arrival) << order.front();
     run_until_idle();
   }
 }

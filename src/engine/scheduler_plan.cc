@@ -12,7 +12,6 @@ namespace sluice::engine {
 namespace {
 
 // As in SGLang: beyond it, looking for prefixes costs more than it gives.
-constexpr size_t kLongestQueueForLpm = 128;
 // Nobody is overtaken for longer by requests that come later, whatever the policy.
 constexpr Duration kOvertaking = std::chrono::minutes(1);
 // Rows of logits of one step when logprobs of prompts are wanted: each row is a whole vocabulary of floats.
@@ -188,7 +187,7 @@ std::vector<Request*> Scheduler::admission_order() const {
   order.reserve(waiting_.size());
   for (const auto& [arrival, request] : waiting_) order.push_back(request);
   const SchedulePolicy* policy = options_.policy;
-  const bool by_cache = policy->by_cache && options_.prefix_cache && order.size() <= kLongestQueueForLpm;
+  const bool by_cache = policy->by_cache && options_.prefix_cache && order.size() <= policy->longest_queue;
   if (policy->by_cache && !by_cache) policy = &schedule_policies().front();
 
   std::vector<WaitingRequest> seen;

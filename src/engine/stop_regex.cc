@@ -74,11 +74,11 @@ Result<StopRegexes> StopRegexes::compile(const std::vector<std::string>& pattern
   return out;
 }
 
-const std::string* StopRegexes::find(std::string_view tail) const {
+const std::string* StopRegexes::find(std::string_view tail, size_t from) const {
   thread_local Scratch scratch;
   scratch.steps = {.left = kSteps};
   for (const auto& pattern : patterns_) {
-    const int found = pcre2_match(pattern.code.get(), reinterpret_cast<PCRE2_SPTR>(tail.data()), tail.size(), 0, 0,
+    const int found = pcre2_match(pattern.code.get(), reinterpret_cast<PCRE2_SPTR>(tail.data()), tail.size(), from, 0,
                                   scratch.data, scratch.context);
     if (found >= 0) return &pattern.text;
   }

@@ -21,9 +21,10 @@ class StopRegexes {
   // kInvalidArgument, naming stop_regex and the place in the pattern.
   static Result<StopRegexes> compile(const std::vector<std::string>& patterns);
 
-  // The first pattern that matches somewhere in `tail`; null: none does. What takes too many steps to find out, all
-  // patterns together, does not match.
-  const std::string* find(std::string_view tail) const;
+  // The first pattern that matches somewhere in `tail`, from `from` on: what is before it is looked back at, and the
+  // answer began there or earlier. Null: none does. What takes too many steps to find out, all patterns together, does
+  // not match.
+  const std::string* find(std::string_view tail, size_t from = 0) const;
 
  private:
   struct Pattern {

@@ -13,6 +13,8 @@ TEST(StopRegexTest, FindsTheFirstPatternThatMatches) {
   EXPECT_EQ(regexes->find("12 ab"), nullptr);
   EXPECT_EQ(*regexes->find("x123y"), "[0-9]{3}");
   EXPECT_EQ(*regexes->find("the END"), "END$");
+  EXPECT_EQ(*StopRegexes::compile({"^a"})->find("ab"), "^a");
+  EXPECT_EQ(StopRegexes::compile({"^a", "^b"})->find("ab", 1), nullptr) << "b is not where the answer begins";
   EXPECT_EQ(regexes->find("\xE2\x82"), nullptr) << "half a character does no harm";
 }
 

@@ -444,6 +444,8 @@ class RefusalTest(unittest.TestCase):
     def test_sizes_that_do_not_divide_name_the_nearest_that_do(self):
         self.assertIn("--dp-size 3 does not divide --tp-size 4; the nearest values that do: 2, 4",
                       self.refused("tiny-llama", "--tp", 4, "--dp-size", 3, *DPA))
+        self.assertIn("--dp-size 4 does not divide --tp-size 2; the nearest values that do: 2",
+                      self.refused("tiny-qwen3-moe", "--tp", 2, "--dp-size", 4, *DPA, "--moe-a2a-backend", "deepep"))
         self.assertIn("--tp-size 3 makes 3 parts of the model's 4 attention heads, which they do not divide; the nearest that do: 2, 4",
                       self.refused("tiny-llama", "--tp", 3))
         self.assertIn("--ep-size 3 does not divide --tp-size 2; the nearest values that do: 2", self.refused("tiny-qwen3-moe", "--tp", 2, "--ep", 3))

@@ -166,6 +166,7 @@ Result<LayoutFacts> examine_layout(const DescribedModel& model, const EngineOpti
     facts.options.chunked_prefill_size = hardware.default_chunk;
   }
   facts.notes = adjust_layout(facts.options);
+  SLUICE_TRY_VOID(parallel::check_layout(layout_of(facts.options, 0)));
   SLUICE_TRY(const auto of_experts, adjust_experts(facts.options));
   facts.notes.insert(facts.notes.end(), of_experts.begin(), of_experts.end());
   SLUICE_TRY(const auto of_deterministic, settle_deterministic(facts.options));

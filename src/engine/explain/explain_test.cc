@@ -373,6 +373,10 @@ TEST(ExplainTest, WhatIsWrongIsNamed) {
   EXPECT_NE(message("DeepSeek-V3", {"--tp", "8", "--dp-size", "3", "--enable-dp-attention", "--hardware", "h200"})
                 .find("--dp-size 3 does not divide --tp-size 8; the nearest values that do: 2, 4"),
             std::string::npos);
+  EXPECT_NE(message("DeepSeek-V3", {"--tp", "2", "--dp-size", "4", "--enable-dp-attention", "--moe-a2a-backend",
+                                    "deepep", "--hardware", "h200"})
+                .find("--dp-size 4 does not divide --tp-size 2"),
+            std::string::npos);
   EXPECT_NE(message("Llama-3.1-8B-Instruct", {"--tp", "8", "--ep", "8", "--hardware", "h200"}).find("no experts"),
             std::string::npos);
   EXPECT_NE(message("DeepSeek-V3", {"--hardware", "other", "--gpu-memory", "80"}).find("needs --gpu-bandwidth"),

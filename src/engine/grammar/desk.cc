@@ -58,6 +58,8 @@ GrammarDesk::~GrammarDesk() {
 void GrammarDesk::add(GenerateRequest request) {
   const std::lock_guard lock(mu_);
   ++counts_.requests;
+  ++waiting_.requests;
+  waiting_.tokens += std::ssize(request.input_ids);
   Key key{request.sampling.grammar_kind, request.sampling.grammar};
   if (const auto kept = kept_.find(key); kept != kept_.end()) {
     ++counts_.cache_hits;
@@ -91,6 +93,8 @@ std::vector<GrammarDesk::Ready> GrammarDesk::take() {
   const std::lock_guard lock(mu_);
   if (ready_.empty()) return {};
   clear_event(fd_);
+  for (const Ready& ready : ready_) waiting_.tokens -= std::ssize(ready.request.input_ids);
+  waiting_.requests -= std::ssize(ready_);
   return std::exchange(ready_, {});
 }
 
@@ -113,13 +117,16 @@ std::vector<GenerateRequest> GrammarDesk::remove(const AbortRequest& which) {
     }
   }
   ready_ = std::move(rest);
+  if (ready_.empty()) clear_event(fd_);
+  for (const auto& request : out) waiting_.tokens -= std::ssize(request.input_ids);
+  waiting_.requests -= std::ssize(out);
   counts_.aborted += out.size();
   return out;
 }
 
-size_t GrammarDesk::waiting() {
+GrammarDesk::Waiting GrammarDesk::waiting() {
   const std::lock_guard lock(mu_);
-  return held_count_ + ready_.size();
+  return waiting_;
 }
 
 GrammarCounts GrammarDesk::counts() {

@@ -50,8 +50,12 @@ class GrammarDesk {
   int fd() const { return fd_; }
   // Gives back what waits: the request with this rid, or all. What take() would return is included.
   std::vector<GenerateRequest> remove(const AbortRequest& which);
-  // Requests that are not taken yet.
-  size_t waiting();
+  // Requests that are not taken yet, and the tokens of their prompts.
+  struct Waiting {
+    int64_t requests = 0;
+    int64_t tokens = 0;
+  };
+  Waiting waiting();
   // Since the beginning.
   GrammarCounts counts();
 
@@ -77,6 +81,7 @@ class GrammarDesk {
   std::deque<Key> queue_;                             // to be compiled; the first is being compiled
   std::map<Key, std::vector<GenerateRequest>> held_;  // by their grammar, which is in queue_
   size_t held_count_ = 0;
+  Waiting waiting_;
   std::vector<Ready> ready_;
   std::map<Key, Kept> kept_;
   std::list<const Key*> used_;  // latest first

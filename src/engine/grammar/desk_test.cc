@@ -71,7 +71,7 @@ TEST_F(GrammarDeskTest, RequestsOfOneGrammarShareItsCompilationAndLaterOnesWaitF
   GrammarDesk desk(compile());
   desk.add(request("a", "x"));
   desk.add(request("b", "x"));
-  EXPECT_EQ(desk.waiting(), 2u);
+  EXPECT_EQ(desk.waiting().requests, 2);
   EXPECT_TRUE(desk.take().empty());
   let_one_go();
   auto ready = next(desk);
@@ -82,7 +82,7 @@ TEST_F(GrammarDeskTest, RequestsOfOneGrammarShareItsCompilationAndLaterOnesWaitF
   desk.add(request("c", "x"));
   EXPECT_EQ(desk.take().size(), 1u);
   EXPECT_EQ(compiled_, 1);
-  EXPECT_EQ(desk.waiting(), 0u);
+  EXPECT_EQ(desk.waiting().requests, 0);
   const GrammarCounts counts = desk.counts();
   EXPECT_EQ(counts.requests, 3u);
   EXPECT_EQ(counts.cache_hits, 1u);
@@ -193,14 +193,29 @@ TEST_F(GrammarDeskTest, GivesBackWhatIsAborted) {
   ASSERT_EQ(removed.size(), 1u);
   EXPECT_EQ(removed[0].rid, "a");
   EXPECT_EQ(desk.remove({.rid = "c"}).size(), 1u);
-  EXPECT_EQ(desk.waiting(), 1u);
+  EXPECT_EQ(desk.waiting().requests, 1);
   let_one_go();
   EXPECT_EQ(next(desk)[0].request.rid, "b");
 
   desk.add(request("d", "z"));
   EXPECT_EQ(desk.remove({.all = true}).size(), 1u);
-  EXPECT_EQ(desk.waiting(), 0u);
+  EXPECT_EQ(desk.waiting().requests, 0);
   if (compiled_ == 2) let_one_go();  // z may have been begun
+}
+
+TEST_F(GrammarDeskTest, IsNotReadableOnceWhatWasReadyIsAborted) {
+  GrammarDesk desk(compile());
+  desk.add(request("a", "x"));
+  let_one_go();
+  next(desk);
+  auto known = request("b", "x");
+  known.input_ids = {1, 2, 3};
+  desk.add(known);
+  EXPECT_EQ(desk.waiting().tokens, 3);
+  EXPECT_EQ(desk.remove({.rid = "b"}).size(), 1u);
+  EXPECT_EQ(desk.waiting().tokens, 0);
+  pollfd entry{desk.fd(), POLLIN, 0};
+  EXPECT_EQ(::poll(&entry, 1, 0), 0);
 }
 
 }  // namespace
