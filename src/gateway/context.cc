@@ -128,7 +128,7 @@ Result<void> Context::room_for(const net::Url& address) const {
 }
 
 Result<WorkerPtr> Context::add_worker(const std::string& url, const std::string& api_key, const char* source,
-                                      bool is_bounded) {
+                                      bool is_bounded, const std::string& id) {
   auto address = parse_worker_url(url);
   const auto key = check_api_key(api_key);
   if (!address.ok() || !key.ok()) {
@@ -143,7 +143,7 @@ Result<WorkerPtr> Context::add_worker(const std::string& url, const std::string&
       return room.error();
     }
     const WorkerSeries series = series_of(address->to_string());
-    added = fleet.add(std::move(*address), api_key, series);
+    added = fleet.add(std::move(*address), api_key, series, id);
   }
   auto& [worker, is_new] = added;
   if (is_new) {
@@ -164,7 +164,7 @@ Result<void> Context::change_key(const Worker& worker, const std::string& api_ke
   for (const WorkerPtr& each : fleet.engine_of(worker)) {
     if (each->api_key() == api_key) continue;
     each->change_api_key(api_key);
-    control->suspect(each);
+    control->key_changed(each);
   }
   return {};
 }

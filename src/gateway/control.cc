@@ -30,12 +30,21 @@ struct Control::Watch {
   TimePoint begun{};           // when it is first expected to answer
   TimePoint probed_at{};       // when the last probe began
   TimePoint next_probe{};
-  std::optional<uint32_t> models_of;       // the generation of the worker whose models were read
+  std::optional<uint32_t> models_of;       // the generation of the worker whose models are known, or that tells none
+  TimePoint models_due{};                  // not asked for again before
+  Duration models_pause{};                 // since they last did not come
+  std::optional<uint32_t> events_of;       // the generation whose KV events are attended to
   bool changed = false;                    // what is known of it, by others, since run() last looked
   std::string_view removal = "requested";  // why, once it is draining
   std::string failure;                     // why the last probe failed, as it was logged
   int64_t failed_in_a_row = 0;             // probes, since somebody was told
   uint64_t told = 0;                       // how often somebody who knows better has spoken
+
+  bool wants_models() const { return worker->healthy && models_of != worker->generation; }
+  void ask_models_soon() {
+    models_due = {};
+    models_pause = {};
+  }
 
   // A probe that began before counts for nothing, and so do those that failed.
   void tell() {
@@ -54,6 +63,8 @@ namespace {
 
 constexpr int64_t kMostRanks = 1024;
 constexpr Duration kInformation = std::chrono::seconds(10);  // for its models and its ranks
+constexpr Duration kFirstPause = std::chrono::seconds(1);    // until it is asked for them again; doubled each time
+constexpr Duration kLastPause = std::chrono::seconds(60);
 constexpr Duration kLong = std::chrono::hours(24 * 365);
 
 // Of a worker that says how many requests wait and not how long they are, each is taken for the length that it would be
@@ -63,6 +74,8 @@ int64_t waiting_tokens(const LoadReport& report, int64_t mean_prefill_tokens) {
   constexpr int64_t kMost = 1'000'000;  // of requests: the other factor is bounded
   return std::clamp<int64_t>(report.waiting_requests, 0, kMost) * mean_prefill_tokens;
 }
+
+bool has_no_such_route(int status) { return status == 404 || status == 405 || status == 501; }
 
 }  // namespace
 
@@ -100,6 +113,8 @@ void Control::with_watch(const WorkerPtr& worker, std::function<void(Watch&)> ac
 void Control::watch(WorkerPtr worker) {
   loop_.post([this, worker] {
     auto watch = std::make_shared<Watch>(worker, worker->rules().health(), loop_);
+    watch->begun = context_.clock.now() + std::chrono::seconds(context_.options.worker_startup_delay);
+    watch->next_probe = watch->begun;
     // started() may have been quicker.
     if (worker->healthy) watch->health.force(true);
     if (worker->healthy) liveness_.returned(worker, /*is_new_process=*/true);
@@ -110,6 +125,10 @@ void Control::watch(WorkerPtr worker) {
 
 void Control::suspect(WorkerPtr worker) {
   with_watch(worker, [](Watch& watch) { watch.health.suspect(); });
+}
+
+void Control::serves_already(WorkerPtr worker) {
+  with_watch(worker, [this](Watch& watch) { watch.begun = watch.next_probe = context_.clock.now(); });
 }
 
 // What was learned from the faults and the queue of the process that is gone.
@@ -164,6 +183,7 @@ void Control::begin_anew(Watch& watch) {
   load_sources_.forget(worker.number);  // it may have come back as another version
   liveness_.before_ready(worker);
   liveness_.returned(watch.worker, /*is_new_process=*/true);
+  watch.ask_models_soon();
 }
 
 void Control::ended(WorkerPtr worker) {
@@ -181,7 +201,25 @@ void Control::remove(WorkerPtr worker) {
 }
 
 void Control::rules_changed(WorkerPtr worker) {
-  with_watch(worker, [](Watch& watch) { watch.health.set_rules(watch.worker->rules().health()); });
+  with_watch(worker, [this](Watch& watch) {
+    Worker& worker = *watch.worker;
+    watch.health.set_rules(worker.rules().health());
+    if (is_probed(worker) || worker.healthy || worker.draining) return;
+    // Nobody asks any more whether it is back: its requests show.
+    watch.tell();
+    watch.health.force(true);
+    SLUICE_LOG(info, "gateway/health", "worker {} is used whatever its checks said: it has none any more", worker.url);
+    liveness_.returned(watch.worker, /*is_new_process=*/false);
+    worker.healthy = true;
+  });
+}
+
+void Control::key_changed(WorkerPtr worker) {
+  with_watch(worker, [](Watch& watch) {
+    watch.health.suspect();
+    watch.models_of.reset();
+    watch.ask_models_soon();
+  });
 }
 
 // The answer to a GET, all of it within `bound` however slowly it comes.
@@ -217,12 +255,17 @@ net::Task<std::optional<bool>> Control::probe(std::shared_ptr<Watch> watch) {
 
 net::Task<> Control::read_models(std::shared_ptr<Watch> watch) {
   Worker& worker = *watch->worker;
+  const uint32_t generation = worker.generation;
+  watch->models_pause = std::clamp(2 * watch->models_pause, kFirstPause, kLastPause);
+  watch->models_due = context_.clock.now() + watch->models_pause;
   const auto answer = co_await ask(watch->worker, "/v1/models", kInformation);
+  if (answer.ok() && has_no_such_route(answer->status)) watch->models_of = generation;
   if (!answer.ok() || answer->status != 200) co_return;
   const auto parsed = parse_client_json(answer->body);
   if (!parsed.ok()) co_return;
   const Json& document = *parsed;
   if (!document.is_object() || !document.contains("data") || !document["data"].is_array()) co_return;
+  watch->models_of = generation;
   std::vector<std::string> ids;
   for (const auto& entry : document["data"]) {
     if (entry.is_object() && entry.contains("id") && entry["id"].is_string()) ids.push_back(entry["id"]);
@@ -235,13 +278,18 @@ net::Task<> Control::read_models(std::shared_ptr<Watch> watch) {
   });
 }
 
-// Data-parallel ranks of the engine; 1 where it does not say.
-net::Task<int64_t> Control::read_ranks(std::shared_ptr<Watch> watch) {
+// Data-parallel ranks of the engine; 1 where it does not say, none where it could not be asked.
+net::Task<std::optional<int64_t>> Control::read_ranks(std::shared_ptr<Watch> watch) {
   const Worker& worker = *watch->worker;
   for (const char* path : {"/server_info", "/get_server_info"}) {
     const auto answer = co_await ask(watch->worker, path, kInformation);
-    if (answer.ok() && answer->status == 404) continue;
-    if (!answer.ok() || answer->status != 200) break;
+    if (answer.ok() && has_no_such_route(answer->status)) continue;
+    if (!answer.ok() || answer->status != 200) {
+      SLUICE_LOG_EVERY(10, warn, "gateway/control",
+                       "worker {} is not used before it says how many data-parallel ranks it has: {}: {}", worker.url,
+                       path, answer.ok() ? fmt::format("status {}", answer->status) : answer.error().message);
+      co_return std::nullopt;
+    }
     const auto parsed = parse_client_json(answer->body);
     if (!parsed.ok()) break;
     const Json& document = *parsed;
@@ -257,8 +305,6 @@ bool Control::is_probed(const Worker& worker) { return !worker.proven || !worker
 
 net::Task<> Control::run(std::shared_ptr<Watch> watch) {
   Worker& worker = *watch->worker;
-  watch->begun = context_.clock.now() + std::chrono::seconds(context_.options.worker_startup_delay);
-  watch->next_probe = watch->begun;
   while (!worker.draining) {
     if (is_probed(worker) && context_.clock.now() >= watch->next_probe) {
       const bool registers = !worker.proven;
@@ -274,9 +320,9 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
       if (!is_watched) co_return;
     }
     if (worker.draining) break;
-    if (const uint32_t generation = worker.generation; worker.healthy && watch->models_of != generation) {
-      watch->models_of = generation;
-      co_await read_models(watch);
+    if (watch->wants_models() && context_.clock.now() >= watch->models_due) co_await read_models(watch);
+    if (const uint32_t generation = worker.generation; worker.healthy && watch->events_of != generation) {
+      watch->events_of = generation;
       attend_kv(watch->worker);
     }
     if (worker.draining) break;
@@ -313,11 +359,14 @@ net::Task<> Control::wait_for_probe(std::shared_ptr<Watch> watch) {
     // At once after a fault, and no sooner after the last one than any.
     const TimePoint now = context_.clock.now();
     watch->next_probe = std::min(watch->next_probe, std::max(now, watch->probed_at + watch->health.next_probe()));
-    if (!worker.proven) watch->next_probe = now;
+    if (!worker.proven) watch->next_probe = std::max(now, watch->begun);
   }
   const bool probes = is_probed(worker);
   worker.checked_at = probes ? (watch->next_probe + watch->health.after_probe()).time_since_epoch().count() : 0;
-  watch->timer.expires_after(probes ? watch->next_probe - context_.clock.now() : kLong);
+  const TimePoint now = context_.clock.now();
+  TimePoint next = probes ? watch->next_probe : now + kLong;
+  if (watch->wants_models()) next = std::min(next, watch->models_due);
+  watch->timer.expires_after(next - now);
   boost::system::error_code woken;
   co_await watch->timer.async_wait(net::asio::redirect_error(net::use_task, woken));
 }
@@ -335,11 +384,13 @@ net::Task<bool> Control::examine(std::shared_ptr<Watch> watch) {
   const uint64_t told = watch->told;
   const std::optional<bool> passed = co_await probe(watch);
   if (passed && told == watch->told) {
-    if (*passed && registers) {
-      const bool is_replaced = co_await replace_by_ranks(watch);
-      if (is_replaced) co_return false;
+    bool serves = *passed;
+    if (serves && registers) {
+      const Ranks ranks = co_await replace_by_ranks(watch);
+      if (ranks == Ranks::kWatched) co_return false;
+      serves = ranks == Ranks::kOne;
     }
-    take_verdict(*watch, *passed);
+    if (told == watch->told) take_verdict(*watch, serves);
   }
   if (worker.suspect && !watch->failed_before) co_await prove(watch);
   // Until it is trusted again, or has shown progress.
@@ -354,16 +405,17 @@ net::Task<bool> Control::examine(std::shared_ptr<Watch> watch) {
 }
 
 // Of a worker that passes for the first time: reads its models and, where ranks are chosen one by one, how many it has.
-net::Task<bool> Control::replace_by_ranks(std::shared_ptr<Watch> watch) {
+net::Task<Control::Ranks> Control::replace_by_ranks(std::shared_ptr<Watch> watch) {
   Worker& worker = *watch->worker;
   co_await read_models(watch);
-  if (!context_.options.dp_aware || worker.dp.rank >= 0) co_return false;
-  const int64_t ranks = co_await read_ranks(watch);
-  if (ranks <= 1 || worker.draining) co_return false;
-  context_.expand_worker(worker, ranks);
+  if (!context_.options.dp_aware || worker.dp.rank >= 0) co_return Ranks::kOne;
+  const std::optional<int64_t> ranks = co_await read_ranks(watch);
+  if (!ranks) co_return Ranks::kUnknown;
+  if (*ranks <= 1 || worker.draining) co_return Ranks::kOne;
+  context_.expand_worker(worker, *ranks);
   liveness_.forget(worker);
   watches_.erase(&worker);
-  co_return true;
+  co_return Ranks::kWatched;
 }
 
 void Control::take_verdict(Watch& watch, bool passed) {

@@ -35,6 +35,8 @@ class Control {
   void restarted(WorkerPtr worker);  // an answer has come from a new process
   void remove(WorkerPtr worker);     // draining, then out
   void rules_changed(WorkerPtr worker);
+  void key_changed(WorkerPtr worker);
+  void serves_already(WorkerPtr worker);  // a new one is not: it is asked at once, not after --worker-startup-delay
   // What answers questions for the load.
   LoadSources& load_sources() { return load_sources_; }
 
@@ -48,7 +50,9 @@ class Control {
   void wake_next();
   net::Task<> wait_for_probe(std::shared_ptr<Watch> watch);
   net::Task<bool> examine(std::shared_ptr<Watch> watch);
-  net::Task<bool> replace_by_ranks(std::shared_ptr<Watch> watch);
+  // What a worker turned out to have: one rank, several that are watched in its place, or it did not say.
+  enum class Ranks { kOne, kWatched, kUnknown };
+  net::Task<Ranks> replace_by_ranks(std::shared_ptr<Watch> watch);
   void take_verdict(Watch& watch, bool passed);
   void plan_next_probe(Watch& watch);
   static bool is_lost(const Watch& watch);
@@ -56,7 +60,7 @@ class Control {
   net::Task<Result<net::Response>> ask(WorkerPtr worker, std::string target, Duration bound);
   // Whether it passed; none where this process could not ask.
   net::Task<std::optional<bool>> probe(std::shared_ptr<Watch> watch);
-  net::Task<int64_t> read_ranks(std::shared_ptr<Watch> watch);
+  net::Task<std::optional<int64_t>> read_ranks(std::shared_ptr<Watch> watch);
   net::Task<> read_models(std::shared_ptr<Watch> watch);
   net::Task<> watch_certificates();
   void attend_kv(const WorkerPtr& worker);

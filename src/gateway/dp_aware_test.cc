@@ -226,6 +226,22 @@ TEST_F(DpAwareTest, AnEngineWithoutRanksIsOneWorkerWhoseRequestsNameNone) {
   expect_settled();
 }
 
+TEST_F(DpAwareTest, AnEngineThatDoesNotSayHowManyRanksItHasIsNotUsedYet) {
+  time_ = &real_clock();
+  SimWorkerOptions options;
+  options.dp_size = 4;
+  options.api_key = "new";
+  auto engine = SimWorker::start(loops_, std::move(options)).value();
+  start({"--dp-aware"});
+  ASSERT_EQ(call("POST", "/workers", Json{{"url", engine->url()}, {"api_key", "old"}}.dump())->status, 202);
+  ASSERT_TRUE(eventually([&] { return engine->counters().health_checks >= 2; })) << "it is asked again";
+  ASSERT_EQ(workers_json().size(), 1u);
+  EXPECT_EQ(workers_json()[0]["status"], "pending");
+  const std::string path = "/workers/" + workers_json()[0]["id"].get<std::string>();
+  ASSERT_EQ(call("PATCH", path, R"({"api_key":"new"})")->status, 202);
+  EXPECT_TRUE(eventually([&] { return workers_json().size() == 4; })) << workers_json();
+}
+
 TEST_F(DpAwareTest, TheOldVerbAnswersWhenTheRanksServe) {
   start({"--dp-aware"});
   SimWorkerOptions options;

@@ -517,11 +517,10 @@ net::Task<> Exchange::give_up_late() {
 }
 
 net::Task<> Exchange::give_up(Failure failure) {
-  const bool too_late = !failure.answer && failure.error.code == ErrorCode::kTimeout;
-  if (!failure.answer && last_answer_ && !too_late) failure.answer = std::move(last_answer_);
+  if (!failure.answer && last_answer_ && !timed_out_) failure.answer = std::move(last_answer_);
   if (failure.answer) {
     co_await answer(std::move(*failure.answer));
-  } else if (too_late) {
+  } else if (failure.error.code == ErrorCode::kTimeout) {
     co_await fail(504, "call_upstream_timeout", failure.error.message);
   } else if (failure.error.code == ErrorCode::kExhausted && !failure.worker_id.empty()) {
     // Requests that end give theirs back.

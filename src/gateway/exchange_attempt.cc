@@ -159,6 +159,7 @@ Work Exchange::work(double matched_share) const {
 }
 
 net::Task<Exchange::MaybeFailure> Exchange::attempt() {
+  if (record_.model.empty()) record_.model = destination_.model();
   Breaker::Permit permit;
   std::optional<WorkerLease> lease;
   const WorkerPtr worker = choose(permit, lease);
@@ -166,9 +167,7 @@ net::Task<Exchange::MaybeFailure> Exchange::attempt() {
     count_request();
     co_return no_worker();
   }
-  if (record_.model.empty()) {
-    record_.model = destination_.model().empty() ? loop_.model_of(*worker) : destination_.model();
-  }
+  if (record_.model.empty()) record_.model = loop_.model_of(*worker);
   count_request();
   const auto& options = context_.options;
   const net::ClientTimeouts timeouts{
@@ -418,7 +417,7 @@ net::Task<> Exchange::keep_alive(Upstream& upstream, Duration after) {
 // The worker broke in the middle of a stream. The client must not take what it has for a whole answer: a stream of
 // events ends with an error event and no [DONE], anything else with a connection that breaks too.
 net::Task<> Exchange::break_off(Upstream& upstream, const Error& error, bool with_event) {
-  upstream.worker->series.aborts_worker.add();
+  if (!timed_out_) upstream.worker->series.aborts_worker.add();
   const Failure failure = upstream.failed(error);
   note(failure.error.message);
   record_failure(failure);

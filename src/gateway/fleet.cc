@@ -60,7 +60,8 @@ std::shared_ptr<const Roster> Fleet::roster(std::string_view model, std::optiona
   return rosters[rank] = std::make_shared<const Roster>(std::move(workers), clock_.now());
 }
 
-std::pair<WorkerPtr, bool> Fleet::add(net::Url address, const std::string& api_key, const WorkerSeries& series) {
+std::pair<WorkerPtr, bool> Fleet::add(net::Url address, const std::string& api_key, const WorkerSeries& series,
+                                      const std::string& id) {
   const std::string canonical = address.to_string();
   std::lock_guard lock(mutex_);
   for (const auto& worker : *list_) {
@@ -69,8 +70,8 @@ std::pair<WorkerPtr, bool> Fleet::add(net::Url address, const std::string& api_k
       return {worker, false};
     }
   }
-  auto worker = std::make_shared<Worker>(make_uuid(), next_number_++, loads_.next(), std::move(address), DpRank{},
-                                         api_key, series, rules_, clock_, version_);
+  auto worker = std::make_shared<Worker>(id.empty() ? make_uuid() : id, next_number_++, loads_.next(),
+                                         std::move(address), DpRank{}, api_key, series, rules_, clock_, version_);
   WorkerList list = *list_;
   list.push_back(worker);
   publish(std::move(list));

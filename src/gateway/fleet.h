@@ -184,8 +184,9 @@ class Fleet {
  public:
   Fleet(BreakerRules rules, const Clock& clock) : rules_(rules), clock_(clock) {}
 
-  // The worker of that address that is not draining, and whether it is new.
-  std::pair<WorkerPtr, bool> add(net::Url address, const std::string& api_key, const WorkerSeries& series = {});
+  // The worker of that address that is not draining, and whether it is new. `id`: of a new one; empty: it gets one.
+  std::pair<WorkerPtr, bool> add(net::Url address, const std::string& api_key, const WorkerSeries& series = {},
+                                 const std::string& id = {});
   // One worker for each rank of the engine in the place of the one for all of it; the first one has its id. `series`
   // has one entry for each rank. Empty if the worker is there no longer.
   std::vector<WorkerPtr> expand(const Worker& engine, const std::vector<WorkerSeries>& series);

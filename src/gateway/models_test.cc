@@ -55,6 +55,30 @@ TEST_F(ModelsTest, ARequestGoesToTheWorkersOfItsModel) {
   expect_settled();
 }
 
+TEST_F(ModelsTest, RequestsThatFindNoWorkerCountForTheirModel) {
+  SimWorker& a = serving("model-a");
+  serving("model-b");
+  start_and_learn({"--enable-igw", "--disable-retries"}, {"model-a", "model-b"});
+  gateway_->worker_ended(a.url());
+  ASSERT_EQ(ask("model-a")->status, 503);
+  EXPECT_TRUE(eventually([&] { return metric("smg_router_request_errors_total", {"model=\"model-a\""}) == 1; }));
+  EXPECT_EQ(metric("smg_router_requests_total", {"model=\"model-a\""}), 1);
+  expect_settled();
+}
+
+TEST_F(ModelsTest, AKeyThatIsMendedBringsTheModel) {
+  time_ = &real_clock();
+  auto one = SimWorker::start(loops_, {.model = "model-a", .api_key = "new"}).value();
+  start({"--enable-igw"});
+  ASSERT_EQ(call("POST", "/workers", Json{{"url", one->url()}, {"api_key", "old"}}.dump())->status, 202);
+  ASSERT_TRUE(eventually([&] { return call("GET", "/readiness")->status == 200; }));
+  EXPECT_EQ(code_of(ask("model-a")), "model_not_found");
+  const std::string path = "/workers/" + workers_json()[0]["id"].get<std::string>();
+  ASSERT_EQ(call("PATCH", path, R"({"api_key":"new"})")->status, 202);
+  EXPECT_TRUE(eventually([&] { return ask("model-a")->status == 200; }));
+  expect_settled();
+}
+
 TEST_F(ModelsTest, OneModelIsAnEntryOfTheList) {
   serving("org/model-a");
   serving("model-b");

@@ -22,7 +22,10 @@ RetryRules RetryRules::from(const GatewayOptions& options) { return WorkerRules:
 
 Duration RetryRules::pause(int64_t retry, std::optional<Duration> retry_after, Rng& rng) const {
   const double most = seconds(longest);
-  const double base = std::min(most, seconds(initial) * std::pow(multiplier, static_cast<double>(retry)));
+  // Of no pause nothing grows: times infinity it would be no number.
+  const double grown =
+      initial <= Duration::zero() ? 0 : seconds(initial) * std::pow(multiplier, static_cast<double>(retry));
+  const double base = std::min(most, grown);
   const double varied = base * (1 + jitter * (2 * rng.uniform() - 1));
   return std::max(from_seconds(varied), std::min(retry_after.value_or(Duration{0}), longest));
 }

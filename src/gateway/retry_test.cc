@@ -29,6 +29,12 @@ TEST(RetryTest, PausesStopGrowingAtTheLongest) {
   EXPECT_EQ(rules.pause(1000, std::nullopt, rng), 1s);
 }
 
+TEST(RetryTest, NoPauseStaysNone) {
+  const RetryRules rules{.initial = 0s, .multiplier = 1000};
+  Rng rng(1);
+  EXPECT_EQ(rules.pause(200, std::nullopt, rng), 0s);
+}
+
 TEST(RetryTest, ObeysRetryAfterUpToTheLongestPause) {
   const RetryRules rules{.longest = 3s, .jitter = 0};
   Rng rng(1);

@@ -315,6 +315,69 @@ TEST_F(ScenarioTest, WithoutAWorkerTheAnswerSaysWhenOneMayBeBack) {
   expect_settled();
 }
 
+TEST_F(ScenarioTest, ANewWorkerIsLeftAloneForItsStartupDelayWhateverItsRules) {
+  start({"--worker-startup-delay", "60", "--disable-retries"});
+  SimWorker& one = worker();
+  const Json body{{"url", one.url()}, {"health", {{"timeout_secs", 7}}}};
+  ASSERT_EQ(call("POST", "/workers", body.dump())->status, 202);
+  EXPECT_TRUE(eventually([&] { return generate()->headers.get("retry-after") == "60"; }));
+  EXPECT_EQ(one.counters().health_checks, 0);
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, AnInheritedWorkerIsAskedAtOnceAndKeepsItsId) {
+  SimWorker& one = worker();
+  const std::string id = "01234567-89ab-4cde-8f01-23456789abcd";
+  const Json fleet = Json::array({{{"url", one.url()},
+                                   {"id", id},
+                                   {"api_key", ""},
+                                   {"healthy", true},
+                                   {"source", "manual"},
+                                   {"priority", 3},
+                                   {"cost", 1.0},
+                                   {"labels", Json::object()},
+                                   {"rules", Json::object()},
+                                   {"models", Json::array()}}});
+  const auto options =
+      gateway_option_table().parse({"--host", "127.0.0.1", "--port", "0", "--prometheus-host", "127.0.0.1",
+                                    "--prometheus-port", "0", "--worker-startup-delay", "3600"});
+  auto started = Gateway::start(options.value(), clock_, {.fleet = fleet.dump()});
+  ASSERT_TRUE(started.ok()) << started.error().message;
+  gateway_ = std::move(started).value();
+  url_ = net::parse_url(fmt::format("http://127.0.0.1:{}", gateway_->port())).value();
+  const auto known = call("GET", "/workers/" + id);
+  ASSERT_EQ(known->status, 200);
+  EXPECT_EQ(Json::parse(known->body)["status"], "ready");
+  EXPECT_EQ(Json::parse(known->body)["priority"], 3);
+}
+
+TEST_F(ScenarioTest, AWorkerThatIsOutIsUsedAgainOnceItHasNoChecks) {
+  SimWorker& one = worker();
+  start({"--disable-retries"});
+  one.set_health({.status = 503});
+  gateway_->worker_ended(one.url());
+  ASSERT_EQ(generate()->status, 503);
+  const std::string path = "/workers/" + workers_json()[0]["id"].get<std::string>();
+  ASSERT_EQ(call("PATCH", path, R"({"health":{"disable_health_check":true}})")->status, 202);
+  EXPECT_TRUE(eventually([&] { return generate()->status == 200; }));
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, WhatAWorkerAnsweredIsTheAnswerWhenTheNextOneSaysNothing) {
+  SimWorker& fails = worker();
+  SimWorker& silent = worker();
+  start({"--policy", "round_robin", "--response-head-timeout-secs", "1", "--retry-max-retries", "2",
+         "--disable-circuit-breaker"});
+  fails.set_fault({.kind = Kind::kStatus, .status = 500, .body = R"({"error":"mine"})"});
+  silent.set_fault({.kind = Kind::kStall});
+  for (int i = 0; i < 2; ++i) {  // each of them is the first one once
+    const auto answer = generate();
+    EXPECT_EQ(answer->status, 500);
+    EXPECT_EQ(answer->body, R"({"error":"mine"})");
+  }
+  expect_settled();
+}
+
 // Of half a gigabyte that a client announces only the beginning has come when it has its answer.
 constexpr std::string_view kHeadOfALongBody =
     "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 500000000\r\n\r\n{\"text\":\"and so on";

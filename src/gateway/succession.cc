@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "base/log.h"
+#include "gateway/control.h"
 
 namespace sluice::gateway {
 namespace {
@@ -40,6 +41,7 @@ std::string fleet_document(const Context& context) {
     place[url] = list.size();
     const Worker::Info info = worker->info();
     list.push_back({{"url", url},
+                    {"id", worker->id},
                     {"api_key", worker->api_key()},
                     {"healthy", worker->healthy.load()},
                     {"source", info.source},
@@ -59,7 +61,8 @@ Result<void> take_over_fleet(Context& context, const std::string& document) {
       const auto url = entry.at("url").get<std::string>();
       const bool is_static = entry.at("source").get<std::string>() == "static";
       SLUICE_TRY(const WorkerPtr worker,
-                 context.add_worker(url, entry.at("api_key").get<std::string>(), is_static ? "static" : "manual"));
+                 context.add_worker(url, entry.at("api_key").get<std::string>(), is_static ? "static" : "manual",
+                                    /*is_bounded=*/false, entry.value("id", "")));
       worker->change_info([&](Worker::Info& info) {
         info.priority = entry.at("priority").get<int64_t>();
         info.cost = entry.at("cost").get<double>();
@@ -70,9 +73,11 @@ Result<void> take_over_fleet(Context& context, const std::string& document) {
         info.model_ids = models;
         info.models_are_given = true;
       });
-      // Predecessors before there were any say nothing of them.
+      // Predecessors before there were any say nothing of them, and those before ids nothing of these.
       context.change_rules(worker, entry.value("rules", WorkerRuleChanges()));
-      if (entry.at("healthy").get<bool>()) were_healthy.push_back(url);
+      if (!entry.at("healthy").get<bool>()) continue;
+      context.control->serves_already(worker);
+      were_healthy.push_back(url);
     }
   } catch (const Json::exception& error) {
     return Error{ErrorCode::kProtocol, fmt::format("what the predecessor says of its workers: {}", error.what())};

@@ -90,6 +90,7 @@ TEST_F(TimeLimitsTest, ARequestInAllWithinItsStream) {
   EXPECT_THAT(got, HasSubstr("\"stream_error\""));
   EXPECT_THAT(got, HasSubstr("longer than 1 s in all, the last of them relaying the answer (worker " + id_of(0) + ")"));
   EXPECT_THAT(got, Not(HasSubstr("[DONE]")));
+  EXPECT_EQ(metric("smg_stream_aborts_total"), 0) << "neither side has cut it";
   expect_settled();
 }
 
