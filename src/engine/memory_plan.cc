@@ -65,9 +65,8 @@ Result<MemoryPlan> plan_memory(const EngineOptions& options, const models::Model
   // One of them has the longest prompt beside the page that the scheduler keeps back.
   const int64_t page = options.page_size;
   const int64_t longest = (model.context_length + page - 1) / page * page;
-  const double useful =
-      std::max(static_cast<double>(longest) * static_cast<double>(running),
-               static_cast<double>(std::max({longest + page, kSmallestPool, 2 * page})));
+  const double useful = std::max(static_cast<double>(longest) * static_cast<double>(running),
+                                 static_cast<double>(std::max({longest + page, kSmallestPool, 2 * page})));
   int64_t tokens = static_cast<int64_t>(std::min({std::floor(room / per_token), useful, 2e9}));
   if (options.max_total_tokens) tokens = std::min(tokens, *options.max_total_tokens);
   tokens -= tokens % options.page_size;
