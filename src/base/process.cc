@@ -7,6 +7,7 @@
 #include <spawn.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -220,6 +221,7 @@ class Process::Impl {
   std::optional<ExitStatus> status;
 
   ~Impl() {
+    if (pid < 0) return;  // it was never started
     if (!status) {
       signal(SIGKILL);
       wait(std::chrono::seconds(10));
@@ -233,7 +235,9 @@ class Process::Impl {
   }
 
   void signal(int number) const {
-    if (!status) ::kill(own_group ? -pid : pid, number);
+    if (status) return;
+    SLUICE_CHECK(pid > 0, "signal {} is for no process", number);  // kill() would take -1 for everybody
+    ::kill(own_group ? -pid : pid, number);
   }
 
   std::optional<ExitStatus> wait(Duration bound) {
@@ -396,11 +400,32 @@ void end_with_parent() {
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
-std::string own_executable() {
+namespace {
+
+constexpr const char* kSelf = "/proc/self/exe";
+
+bool is_this_program(const std::string& path) {
+  struct stat there {
+  }, own{};
+  return ::stat(path.c_str(), &there) == 0 && ::stat(kSelf, &own) == 0 && there.st_dev == own.st_dev &&
+         there.st_ino == own.st_ino;
+}
+
+}  // namespace
+
+std::string installed_executable() {
   char path[PATH_MAX];
-  const ssize_t n = ::readlink("/proc/self/exe", path, sizeof path);
-  SLUICE_CHECK(n > 0, "/proc/self/exe: {}", std::strerror(errno));
-  return std::string(path, static_cast<size_t>(n));
+  const ssize_t n = ::readlink(kSelf, path, sizeof path);
+  SLUICE_CHECK(n > 0, "{}: {}", kSelf, std::strerror(errno));
+  std::string out(path, static_cast<size_t>(n));
+  constexpr std::string_view kDeleted = " (deleted)";  // of a file that another one has replaced
+  if (out.ends_with(kDeleted) && !is_this_program(out)) out.resize(out.size() - kDeleted.size());
+  return out;
+}
+
+std::string own_executable() {
+  std::string path = installed_executable();
+  return is_this_program(path) ? path : kSelf;
 }
 
 std::optional<int> inherited_descriptor(const std::string& name) {

@@ -96,8 +96,11 @@ int reap_orphans();
 // fires when the launching thread ends, not the process.
 void end_with_parent();
 
-// Path of the running executable, to start it again with other arguments.
+// Path of the running executable, to start it again with other arguments: this very program, also when another one has
+// been installed in its place.
 std::string own_executable();
+// The place itself, to start what is installed there now.
+std::string installed_executable();
 
 // The descriptor that the parent passed under that name (ProcessOptions::descriptors), now close-on-exec. Clears the
 // variable, so that grandchildren do not see it.

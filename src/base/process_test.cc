@@ -6,9 +6,11 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <thread>
 
 #include "testing/fake_clock.h"
@@ -63,6 +65,13 @@ __attribute__((constructor)) void act_as_child() {
   const char* role = ::getenv("SLUICE_PROCESS_TEST_ROLE");
   if (role == nullptr) return;
   end_with_parent();
+  if (std::string_view(role) == "replaced") {
+    const std::string place = installed_executable();
+    ::unlink(place.c_str());
+    const std::string text = own_executable() + " " + installed_executable();
+    const int out = *inherited_descriptor("SLUICE_TEST_OUT");
+    ::_exit(::write(out, text.data(), text.size()) < 0 ? 9 : 0);
+  }
   if (std::string_view(role) == "parent") {
     // Starts a child from a thread that ends at once, tells its pid, and waits to be killed.
     std::thread([] {
@@ -96,6 +105,33 @@ TEST(ProcessTest, SaysWhichProgramCannotBeStarted) {
   ASSERT_FALSE(process.ok());
   EXPECT_EQ(process.error().code, ErrorCode::kNotFound);
   EXPECT_THAT(process.error().message, HasSubstr("/nowhere/at/all"));
+}
+
+TEST(ProcessTest, WithoutDescriptorsNothingIsStartedAndNobodyKilled) {
+  auto other = start(shell("exec sleep 100"));
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit none = before;
+  none.rlim_cur = 0;
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  const auto process = Process::start({.program = "/bin/true"});
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_FALSE(process.ok());
+  EXPECT_FALSE(other.poll());
+}
+
+TEST(ProcessTest, AProgramThatWasReplacedStartsItselfAgainAndKnowsItsPlace) {
+  const std::filesystem::path copy =
+      std::filesystem::temp_directory_path() / fmt::format("sluice-replaced-{}", ::getpid());
+  std::filesystem::copy_file(own_executable(), copy);
+  Pipe pipe;
+  auto child = start({.program = copy.string(),
+                      .environment = {{"SLUICE_PROCESS_TEST_ROLE", "replaced"}},
+                      .descriptors = {{"SLUICE_TEST_OUT", pipe.ends[1]}}});
+  pipe.close_write();
+  EXPECT_EQ(pipe.read_all(), "/proc/self/exe " + copy.string());
+  EXPECT_TRUE(child.wait(seconds(20)));
+  EXPECT_NE(own_executable(), "/proc/self/exe");
 }
 
 TEST(ProcessTest, WaitHasABound) {

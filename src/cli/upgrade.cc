@@ -143,7 +143,7 @@ CommandLine CommandLine::own() {
     command.program = command.arguments.front();
     command.arguments.erase(command.arguments.begin());
   }
-  if (command.program.find('/') == std::string::npos) command.program = own_executable();
+  if (command.program.find('/') == std::string::npos) command.program = installed_executable();
   return command;
 }
 

@@ -297,6 +297,20 @@ class DeathTest(unittest.TestCase):
             self.assertEqual((status, done), (200, True))
             self.assertRegex(again[-1]["text"], "^[ab]+$")
 
+    def test_a_grammar_is_not_to_blame_for_a_compiler_that_is_killed(self):
+        with server() as running:
+            if call(running.url + "/server_info")[2]["grammar_backend"] == "none":
+                self.skipTest("this build is without grammars")
+            self.assertEqual(stream(running.url, 4, regex="[ab]+")[0], 200)
+            (rank,) = rank_processes(running)
+            for how in (signal.SIGKILL, signal.SIGTERM):
+                compilers = [int(pid) for task in Path(f"/proc/{rank}/task").iterdir()
+                             for pid in (task / "children").read_text().split()]
+                self.assertEqual(len(compilers), 1)
+                os.kill(compilers[0], how)
+                status, events, _ = stream(running.url, 4, regex=f"[ab{how}]+")
+                self.assertEqual(status, 200, events)
+
     def test_a_rank_that_is_stopped_is_named_with_its_stack_and_replaced(self):
         with server("--dp-size", 2, "--watchdog-timeout", 2) as running:
             before = rank_processes(running)

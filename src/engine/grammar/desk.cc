@@ -102,10 +102,13 @@ std::vector<GenerateRequest> GrammarDesk::remove(const AbortRequest& which) {
   const auto wanted = [&](const GenerateRequest& request) { return which.all || request.rid == which.rid; };
   std::vector<GenerateRequest> out;
   const std::lock_guard lock(mu_);
-  for (auto& [key, requests] : held_) {
+  for (auto at = held_.begin(); at != held_.end();) {
     std::vector<GenerateRequest> rest;
-    for (auto& request : requests) (wanted(request) ? out : rest).push_back(std::move(request));
-    requests = std::move(rest);
+    for (auto& request : at->second) (wanted(request) ? out : rest).push_back(std::move(request));
+    at->second = std::move(rest);
+    // Nobody wants it any more; the one that is being compiled is in no queue.
+    const bool goes = at->second.empty() && std::erase(queue_, at->first) > 0;
+    at = goes ? held_.erase(at) : std::next(at);
   }
   held_count_ -= out.size();
   std::vector<Ready> rest;
@@ -142,11 +145,6 @@ void GrammarDesk::run() {
     if (stop_) return;
     const Key key = queue_.front();
     queue_.pop_front();
-    // Nobody wants it any more.
-    if (const auto wanted = held_.find(key); wanted->second.empty()) {
-      held_.erase(wanted);
-      continue;
-    }
     lock.unlock();
     const TimePoint begun = real_clock().now();
     Compiled grammar = compile_(key.first, key.second);

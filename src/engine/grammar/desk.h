@@ -78,8 +78,8 @@ class GrammarDesk {
   std::mutex mu_;  // guards what follows
   std::condition_variable changed_;
   bool stop_ = false;
-  std::deque<Key> queue_;                             // to be compiled; the first is being compiled
-  std::map<Key, std::vector<GenerateRequest>> held_;  // by their grammar, which is in queue_
+  std::deque<Key> queue_;                             // to be compiled
+  std::map<Key, std::vector<GenerateRequest>> held_;  // by their grammar, which is in queue_ or being compiled
   size_t held_count_ = 0;
   Waiting waiting_;
   std::vector<Ready> ready_;

@@ -161,23 +161,30 @@ Result<void> GrammarProcess::start() {
 }
 
 Result<std::string> GrammarProcess::compile(GrammarKind kind, const std::string& text, Duration at_most) {
-  if (!process_) SLUICE_TRY_VOID(start());
-  const TimePoint deadline = real_clock().now() + at_most;
-  std::optional<std::string> reply;
-  if (write_frame(socket_, static_cast<char>(kind) + text, deadline)) reply = read_frame(socket_, deadline);
-  if (reply && !reply->empty()) {
-    if (reply->front() == '\1') return reply->substr(1);
-    return Error{ErrorCode::kInvalidArgument, reply->substr(1)};
+  // Twice at most: who kills the process from outside, the kernel for want of memory say, says nothing of the grammar.
+  for (bool again = false;; again = true) {
+    if (process_ && process_->poll()) stop();  // it has ended since it was needed last
+    if (!process_) SLUICE_TRY_VOID(start());
+    const TimePoint deadline = real_clock().now() + at_most;
+    std::optional<std::string> reply;
+    if (write_frame(socket_, static_cast<char>(kind) + text, deadline)) reply = read_frame(socket_, deadline);
+    if (reply && !reply->empty()) {
+      if (reply->front() == '\1') return reply->substr(1);
+      return Error{ErrorCode::kInvalidArgument, reply->substr(1)};
+    }
+    const bool late = real_clock().now() >= deadline;
+    const auto status = late ? std::nullopt : process_->wait(std::chrono::seconds(1));
+    stop();
+    if (late) {
+      return Error{ErrorCode::kTimeout,
+                   fmt::format("compiling it takes longer than the {:.0f} s that it may take", seconds(at_most))};
+    }
+    const std::string end = status ? status->to_string() : "it closed its socket";
+    if (!status || (status->signal != SIGKILL && status->signal != SIGTERM)) {
+      return Error{ErrorCode::kInvalidArgument, fmt::format("compiling it is too much for the compiler ({})", end)};
+    }
+    if (again) return Error{ErrorCode::kUnavailable, fmt::format("the process that compiles grammars was {}", end)};
   }
-  const bool late = real_clock().now() >= deadline;
-  const auto status = late ? std::nullopt : process_->wait(std::chrono::seconds(1));
-  stop();
-  if (late) {
-    return Error{ErrorCode::kTimeout,
-                 fmt::format("compiling it takes longer than the {:.0f} s that it may take", seconds(at_most))};
-  }
-  return Error{ErrorCode::kInvalidArgument, fmt::format("compiling it is too much for the compiler ({})",
-                                                        status ? status->to_string() : "it closed its socket")};
 }
 
 std::function<Result<std::shared_ptr<const Grammar>>(GrammarKind, const std::string&)> grammar_compiler(

@@ -39,7 +39,7 @@ class GrammarProcess {
   ~GrammarProcess();
 
   // kInvalidArgument: the grammar is wrong or ends the process. kTimeout: it takes longer than `at_most`. kUnavailable:
-  // there is no process to compile it.
+  // there is no process to compile it, or somebody kills it.
   Result<std::string> compile(GrammarKind kind, const std::string& text, Duration at_most);
 
  private:

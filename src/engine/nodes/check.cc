@@ -105,14 +105,32 @@ class Collector {
       if (left <= 0) return {};
       std::vector<pollfd> entries{{stop_descriptor, POLLIN, 0}};
       for (const auto& socket : listening.sockets[0]) entries.push_back({socket.get(), POLLIN, 0});
+      for (const auto& [node, link] : links_) entries.push_back({link.fd(), POLLIN, 0});
       ::poll(entries.data(), entries.size(), static_cast<int>(left));
       if (entries[0].revents != 0) return Error{ErrorCode::kCancelled, "stopped while other nodes were awaited"};
+      drop_those_that_left();
       for (const auto& socket : listening.sockets[0]) {
         net::Socket come(::accept4(socket.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
         if (come.get() >= 0) take_in(NodeLink(std::move(come)));
       }
     }
     return {};
+  }
+
+  // It may be started again, with another flag.
+  void drop_those_that_left() {
+    for (auto at = links_.begin(); at != links_.end();) {
+      const auto said = at->second.receive();
+      if (said.ok() && !*said) {  // as a node that waits to be asked
+        ++at;
+        continue;
+      }
+      const int64_t node = at->first;
+      SLUICE_LOG(warn, kComponent, "node {} has left", node);
+      std::erase_if(peers_, [&](const Peer& peer) { return peer.node == node; });
+      nodes_[static_cast<size_t>(node)] = {.node = node};
+      at = links_.erase(at);
+    }
   }
 
   void take_in(NodeLink link) {

@@ -100,7 +100,11 @@ Result<NodeLink> NodeLink::connect(const Endpoint& to, Duration bound) {
     sockaddr_storage storage{};
     std::memcpy(&storage, address->ai_addr, address->ai_addrlen);
     const std::string where = to_string(Endpoint{net::address_of(storage), to.port});
-    auto socket = connect_to(*address, where, end);
+    // One that swallows everything leaves the others their part of the time.
+    int64_t left = 0;
+    for (const addrinfo* other = address; other != nullptr; other = other->ai_next) ++left;
+    const TimePoint now = real_clock().now();
+    auto socket = connect_to(*address, where, now + std::max<Duration>(end - now, Duration::zero()) / left);
     if (socket.ok()) return NodeLink(std::move(*socket));
     last = std::move(socket).error();
   }

@@ -254,6 +254,33 @@ TEST_F(ClusterCheckTest, ANodeThatDoesNotComeIsNamed) {
   EXPECT_THAT(results[0]->table, HasSubstr("node 1 was not seen within 0 s"));
 }
 
+TEST_F(ClusterCheckTest, ANodeThatLeftMayComeAgain) {
+  const std::vector<std::string> flags{"--tp=3", "--nnodes=3"};
+  const auto node = [&](int64_t rank) {
+    std::vector<std::string> all = flags;
+    all.push_back(fmt::format("--node-rank={}", rank));
+    return std::async(std::launch::async,
+                      [options = options_of(all, port_)] { return check_cluster(options, kBound, -1); });
+  };
+  auto first = node(0);
+  {
+    auto link = NodeLink::connect({"127.0.0.1", port_}, kBound);
+    const TimePoint end = real_clock().now() + kBound;
+    while (!link.ok() && real_clock().now() < end) link = NodeLink::connect({"127.0.0.1", port_}, kBound);
+    ASSERT_TRUE(link.ok()) << link.error().message;
+    std::vector<std::string> all = flags;
+    all.push_back("--node-rank=1");
+    json hello = to_json(own_identity(options_of(all, port_), ""));
+    hello["op"] = "check";
+    ASSERT_TRUE(link->send(hello).ok());
+  }
+  auto second = node(1), third = node(2);
+  const auto result = first.get();
+  ASSERT_TRUE(result.ok()) << result.error().message;
+  EXPECT_TRUE(result->passed) << result->table;
+  EXPECT_TRUE(second.get().ok() && third.get().ok());
+}
+
 TEST_F(ClusterCheckTest, ANodeThatWaitsForOthersEndsWhenItIsTold) {
   // A node 0 that takes it in, and waits for a third.
   const net::Socket listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));

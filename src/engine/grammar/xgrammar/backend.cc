@@ -2,6 +2,7 @@
 
 #include <xgrammar/xgrammar.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "base/log.h"
@@ -24,7 +25,7 @@ constexpr int kMaxWhitespace = 20;
 
 class State final : public GrammarState {
  public:
-  explicit State(const xgrammar::CompiledGrammar& compiled) : matcher_(compiled) {}
+  State(const xgrammar::CompiledGrammar& compiled, size_t vocab_size) : matcher_(compiled), vocab_size_(vocab_size) {}
 
   bool allowed(std::span<uint32_t> mask) override {
     int64_t shape = static_cast<int64_t>(mask.size());
@@ -37,22 +38,36 @@ class State final : public GrammarState {
                     .byte_offset = 0};
     return matcher_.FillNextTokenBitmask(&tensor);
   }
-  bool accept(int32_t token) override { return matcher_.AcceptToken(token); }
-  bool finished() const override { return matcher_.IsTerminated(); }
+  bool accept(int32_t token) override {
+    if (!matcher_.AcceptToken(token)) return false;
+    finished_ = matcher_.IsTerminated() || (matcher_.GetStopTokenIds().empty() && matcher_.IsCompleted() && is_over());
+    return true;
+  }
+  bool finished() const override { return finished_; }
 
  private:
+  // Where the model has no token for the end, the text ends where nothing can go on.
+  bool is_over() {
+    std::vector<uint32_t> mask((vocab_size_ + 31) / 32);
+    return allowed(mask) && std::ranges::all_of(mask, [](uint32_t word) { return word == 0; });
+  }
+
   xgrammar::GrammarMatcher matcher_;
+  const size_t vocab_size_;
+  bool finished_ = false;
 };
 
 class Compiled final : public Grammar {
  public:
-  explicit Compiled(xgrammar::CompiledGrammar compiled) : compiled_(std::move(compiled)) {}
+  Compiled(xgrammar::CompiledGrammar compiled, size_t vocab_size)
+      : compiled_(std::move(compiled)), vocab_size_(vocab_size) {}
 
-  std::unique_ptr<GrammarState> start() const override { return std::make_unique<State>(compiled_); }
+  std::unique_ptr<GrammarState> start() const override { return std::make_unique<State>(compiled_, vocab_size_); }
   size_t bytes() const override { return compiled_.MemorySizeBytes(); }
 
  private:
   const xgrammar::CompiledGrammar compiled_;
+  const size_t vocab_size_;
 };
 
 class Backend final : public GrammarBackend {
@@ -77,7 +92,8 @@ class Backend final : public GrammarBackend {
     try {
       auto loaded = xgrammar::CompiledGrammar::DeserializeJSON(compiled, vocabulary_);
       if (auto* grammar = std::get_if<xgrammar::CompiledGrammar>(&loaded)) {
-        return std::shared_ptr<const Grammar>(std::make_shared<Compiled>(std::move(*grammar)));
+        return std::shared_ptr<const Grammar>(
+            std::make_shared<Compiled>(std::move(*grammar), static_cast<size_t>(vocabulary_.GetVocabSize())));
       }
     } catch (const std::exception& e) {
       return Error{ErrorCode::kInternal, fmt::format("a compiled grammar cannot be read: {}", e.what())};

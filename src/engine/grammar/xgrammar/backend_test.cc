@@ -66,6 +66,18 @@ TEST_F(XgrammarTest, ARegularExpressionAllowsWhatGoesOnWithItAndThenTheEnd) {
   EXPECT_TRUE(state->finished());
 }
 
+TEST_F(XgrammarTest, WithoutATokenForTheEndATextEndsWhereNothingGoesOn) {
+  vocabulary_.stop_ids = {};
+  backend_ = std::move(*make_xgrammar_backend(vocabulary_));
+  const auto state = start(GrammarKind::kRegex, "a{1,3}");
+  ASSERT_TRUE(state);
+  for (const bool last : {false, false, true}) {
+    EXPECT_FALSE(state->finished());
+    EXPECT_TRUE(state->accept('a'));
+    EXPECT_EQ(state->finished(), last);
+  }
+}
+
 TEST_F(XgrammarTest, EachRequestHasItsOwnPlaceInAGrammar) {
   const auto first = start(GrammarKind::kRegex, "ab");
   ASSERT_TRUE(first);
