@@ -79,7 +79,8 @@ WorkerSeries Context::series_of(const std::string& label) {
           .backend_errors = errors("backend_error"),
           .timeouts = errors("timeout"),
           .aborts_client = counter("smg_stream_aborts_total", "client"),
-          .aborts_worker = counter("smg_stream_aborts_total", "worker")};
+          .aborts_worker = counter("smg_stream_aborts_total", "worker"),
+          .aborts_gateway = counter("smg_stream_aborts_total", "gateway")};
 }
 
 void Context::attend(const WorkerPtr& worker) {

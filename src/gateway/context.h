@@ -93,7 +93,7 @@ struct Context {
 
   // Into the fleet, with its metric series and under control's eyes; or the worker that is there already, with that key
   // if it is not empty. `source`: "static" or "manual". `is_bounded`: a new one is refused (kExhausted) while
-  // --job-queue-capacity others wait for their first health check to pass. `id`: that a new one had before. Any thread.
+  // --job-queue-capacity others wait for their first health check to pass. `id`: as in Fleet::add(). Any thread.
   Result<WorkerPtr> add_worker(const std::string& url, const std::string& api_key, const char* source,
                                bool is_bounded = false, const std::string& id = {});
   // Of all ranks of the worker's engine, from the next request on; they are probed at once, and asked for their models

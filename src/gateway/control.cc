@@ -33,6 +33,7 @@ struct Control::Watch {
   std::optional<uint32_t> models_of;       // the generation of the worker whose models are known, or that tells none
   TimePoint models_due{};                  // not asked for again before
   Duration models_pause{};                 // since they last did not come
+  bool reads_models = false;               // beside its checks
   std::optional<uint32_t> events_of;       // the generation whose KV events are attended to
   bool changed = false;                    // what is known of it, by others, since run() last looked
   std::string_view removal = "requested";  // why, once it is draining
@@ -40,7 +41,7 @@ struct Control::Watch {
   int64_t failed_in_a_row = 0;             // probes, since somebody was told
   uint64_t told = 0;                       // how often somebody who knows better has spoken
 
-  bool wants_models() const { return worker->healthy && models_of != worker->generation; }
+  bool wants_models() const { return worker->healthy && !reads_models && models_of != worker->generation; }
   void ask_models_soon() {
     models_due = {};
     models_pause = {};
@@ -127,7 +128,7 @@ void Control::suspect(WorkerPtr worker) {
   with_watch(worker, [](Watch& watch) { watch.health.suspect(); });
 }
 
-void Control::serves_already(WorkerPtr worker) {
+void Control::served_before(WorkerPtr worker) {
   with_watch(worker, [this](Watch& watch) { watch.begun = watch.next_probe = context_.clock.now(); });
 }
 
@@ -204,9 +205,10 @@ void Control::rules_changed(WorkerPtr worker) {
   with_watch(worker, [this](Watch& watch) {
     Worker& worker = *watch.worker;
     watch.health.set_rules(worker.rules().health());
-    if (is_probed(worker) || worker.healthy || worker.draining) return;
+    if (is_probed(worker)) return;
+    watch.tell();  // a check that is under way would put it out for good
+    if (worker.healthy || worker.draining) return;
     // Nobody asks any more whether it is back: its requests show.
-    watch.tell();
     watch.health.force(true);
     SLUICE_LOG(info, "gateway/health", "worker {} is used whatever its checks said: it has none any more", worker.url);
     liveness_.returned(watch.worker, /*is_new_process=*/false);
@@ -266,6 +268,7 @@ net::Task<> Control::read_models(std::shared_ptr<Watch> watch) {
   const Json& document = *parsed;
   if (!document.is_object() || !document.contains("data") || !document["data"].is_array()) co_return;
   watch->models_of = generation;
+  watch->models_pause = {};
   std::vector<std::string> ids;
   for (const auto& entry : document["data"]) {
     if (entry.is_object() && entry.contains("id") && entry["id"].is_string()) ids.push_back(entry["id"]);
@@ -276,6 +279,13 @@ net::Task<> Control::read_models(std::shared_ptr<Watch> watch) {
     info.model_id = ids.front();
     info.model_ids = std::move(ids);
   });
+}
+
+// Its checks go on meanwhile, however long the answer takes.
+net::Task<> Control::read_models_beside(std::shared_ptr<Watch> watch) {
+  co_await read_models(watch);
+  watch->reads_models = false;
+  watch->timer.cancel();  // for the next time, if they did not come
 }
 
 // Data-parallel ranks of the engine; 1 where it does not say, none where it could not be asked.
@@ -320,7 +330,10 @@ net::Task<> Control::run(std::shared_ptr<Watch> watch) {
       if (!is_watched) co_return;
     }
     if (worker.draining) break;
-    if (watch->wants_models() && context_.clock.now() >= watch->models_due) co_await read_models(watch);
+    if (watch->wants_models() && context_.clock.now() >= watch->models_due) {
+      watch->reads_models = true;
+      loop_.spawn([this, watch] { return read_models_beside(watch); });
+    }
     if (const uint32_t generation = worker.generation; worker.healthy && watch->events_of != generation) {
       watch->events_of = generation;
       attend_kv(watch->worker);
@@ -407,10 +420,11 @@ net::Task<bool> Control::examine(std::shared_ptr<Watch> watch) {
 // Of a worker that passes for the first time: reads its models and, where ranks are chosen one by one, how many it has.
 net::Task<Control::Ranks> Control::replace_by_ranks(std::shared_ptr<Watch> watch) {
   Worker& worker = *watch->worker;
+  const uint64_t told = watch->told;
   co_await read_models(watch);
   if (!context_.options.dp_aware || worker.dp.rank >= 0) co_return Ranks::kOne;
   const std::optional<int64_t> ranks = co_await read_ranks(watch);
-  if (!ranks) co_return Ranks::kUnknown;
+  if (!ranks || told != watch->told) co_return Ranks::kUnknown;
   if (*ranks <= 1 || worker.draining) co_return Ranks::kOne;
   context_.expand_worker(worker, *ranks);
   liveness_.forget(worker);

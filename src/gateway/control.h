@@ -36,7 +36,7 @@ class Control {
   void remove(WorkerPtr worker);     // draining, then out
   void rules_changed(WorkerPtr worker);
   void key_changed(WorkerPtr worker);
-  void serves_already(WorkerPtr worker);  // a new one is not: it is asked at once, not after --worker-startup-delay
+  void served_before(WorkerPtr worker);  // the predecessor: it is asked at once, not after --worker-startup-delay
   // What answers questions for the load.
   LoadSources& load_sources() { return load_sources_; }
 
@@ -62,6 +62,7 @@ class Control {
   net::Task<std::optional<bool>> probe(std::shared_ptr<Watch> watch);
   net::Task<std::optional<int64_t>> read_ranks(std::shared_ptr<Watch> watch);
   net::Task<> read_models(std::shared_ptr<Watch> watch);
+  net::Task<> read_models_beside(std::shared_ptr<Watch> watch);
   net::Task<> watch_certificates();
   void attend_kv(const WorkerPtr& worker);
   void begin_anew(Watch& watch);

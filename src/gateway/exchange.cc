@@ -254,7 +254,9 @@ net::Task<bool> Exchange::read_request() {
   // What it goes on from comes first in the prompt, and is not here: of that prompt's text nothing is known.
   const bool is_whole = facts_.previous.empty();
   if (!is_whole) facts_.routing_text.clear();
-  if (auto refusal = destination_.read(context_, loop_, client_.request(), facts_)) {
+  auto refusal = destination_.read(context_, loop_, client_.request(), facts_);
+  record_.model = destination_.model();  // empty where no worker has it: clients make no labels
+  if (refusal) {
     co_await fail(refusal->status, refusal->code, std::move(refusal->message));
     co_return false;
   }

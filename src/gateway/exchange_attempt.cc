@@ -159,7 +159,6 @@ Work Exchange::work(double matched_share) const {
 }
 
 net::Task<Exchange::MaybeFailure> Exchange::attempt() {
-  if (record_.model.empty()) record_.model = destination_.model();
   Breaker::Permit permit;
   std::optional<WorkerLease> lease;
   const WorkerPtr worker = choose(permit, lease);
@@ -368,7 +367,7 @@ net::Task<Exchange::MaybeFailure> Exchange::relay_stream(Upstream& upstream, net
   }
   if (!sent.ok() || gone_) {
     gone_ = true;
-    worker.series.aborts_client.add();
+    (timed_out_ ? worker.series.aborts_gateway : worker.series.aborts_client).add();
     co_return std::nullopt;
   }
   if (!part.ok()) {
@@ -414,10 +413,12 @@ net::Task<> Exchange::keep_alive(Upstream& upstream, Duration after) {
   }
 }
 
-// The worker broke in the middle of a stream. The client must not take what it has for a whole answer: a stream of
-// events ends with an error event and no [DONE], anything else with a connection that breaks too.
+// The worker broke in the middle of a stream, or the time of the request in all is over. The client must not take what
+// it has for a whole answer: a stream of events ends with an error event and no [DONE], anything else with a connection
+// that breaks too.
 net::Task<> Exchange::break_off(Upstream& upstream, const Error& error, bool with_event) {
-  if (!timed_out_) upstream.worker->series.aborts_worker.add();
+  WorkerSeries& series = upstream.worker->series;
+  (timed_out_ ? series.aborts_gateway : series.aborts_worker).add();
   const Failure failure = upstream.failed(error);
   note(failure.error.message);
   record_failure(failure);

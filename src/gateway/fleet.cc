@@ -1,6 +1,7 @@
 #include "gateway/fleet.h"
 
 #include <algorithm>
+#include <cctype>
 
 #include "base/rng.h"
 
@@ -11,6 +12,19 @@ std::string make_uuid() {
   return fmt::format("{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}", a >> 32, (a >> 16) & 0xffff, a & 0xfff,
                      0x8000 | ((b >> 48) & 0x3fff), b & 0xffffffffffff);
 }
+
+namespace {
+
+bool is_uuid(std::string_view text) {
+  if (text.size() != 36) return false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const bool is_dash = i == 8 || i == 13 || i == 18 || i == 23;
+    if (is_dash ? text[i] != '-' : std::isxdigit(static_cast<unsigned char>(text[i])) == 0) return false;
+  }
+  return true;
+}
+
+}  // namespace
 
 std::string_view Worker::status() const {
   if (draining.load(std::memory_order_relaxed)) return "draining";
@@ -70,7 +84,8 @@ std::pair<WorkerPtr, bool> Fleet::add(net::Url address, const std::string& api_k
       return {worker, false};
     }
   }
-  auto worker = std::make_shared<Worker>(id.empty() ? make_uuid() : id, next_number_++, loads_.next(),
+  const bool is_free = std::ranges::none_of(*list_, [&](const auto& other) { return other->id == id; });
+  auto worker = std::make_shared<Worker>(is_uuid(id) && is_free ? id : make_uuid(), next_number_++, loads_.next(),
                                          std::move(address), DpRank{}, api_key, series, rules_, clock_, version_);
   WorkerList list = *list_;
   list.push_back(worker);

@@ -31,7 +31,7 @@ struct WorkerSeries {
   obs::Counter prompt_tokens, cached_tokens, predicted_tokens;
   obs::Counter breaker_success, breaker_failure;
   obs::Counter backend_errors, timeouts;
-  obs::Counter aborts_client, aborts_worker;
+  obs::Counter aborts_client, aborts_worker, aborts_gateway;
 };
 
 // Which data-parallel rank of an engine a worker is, under --dp-aware.
@@ -184,7 +184,8 @@ class Fleet {
  public:
   Fleet(BreakerRules rules, const Clock& clock) : rules_(rules), clock_(clock) {}
 
-  // The worker of that address that is not draining, and whether it is new. `id`: of a new one; empty: it gets one.
+  // The worker of that address that is not draining, and whether it is new. `id`: of a new one, if it is a UUID that no
+  // other has; else it gets one.
   std::pair<WorkerPtr, bool> add(net::Url address, const std::string& api_key, const WorkerSeries& series = {},
                                  const std::string& id = {});
   // One worker for each rank of the engine in the place of the one for all of it; the first one has its id. `series`

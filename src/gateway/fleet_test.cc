@@ -38,6 +38,21 @@ TEST_F(FleetTest, FindsByIdAndByAddress) {
   EXPECT_EQ(fleet_.find("no url at all"), nullptr);
 }
 
+TEST_F(FleetTest, ANewWorkerHasTheIdThatItIsGivenIfItIsAnIdAndFree) {
+  const std::string id = "01234567-89ab-4cde-8f01-23456789ABCD";
+  int port = 0;
+  const auto id_of_next = [&](const std::string& wanted) {
+    return fleet_.add(net::parse_url(fmt::format("http://h:{}", ++port)).value(), "", {}, wanted).first->id;
+  };
+  EXPECT_EQ(id_of_next(id), id);
+  EXPECT_NE(id_of_next(id), id) << "it is taken";
+  for (const std::string& wrong : {std::string(), id.substr(1), id + "0", "g" + id.substr(1), std::string(36, '0')}) {
+    const std::string given = id_of_next(wrong);
+    EXPECT_NE(given, wrong);
+    EXPECT_EQ(given.size(), id.size());
+  }
+}
+
 TEST_F(FleetTest, AnAddressCanBeAddedAgainWhileTheOldWorkerDrains) {
   const auto old = add("http://h:1");
   old->draining = true;

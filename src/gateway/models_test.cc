@@ -1,4 +1,5 @@
 // Several models behind one gateway, over real sockets.
+#include <algorithm>
 #include <set>
 
 #include "gateway/gateway_fixture.h"
@@ -63,6 +64,34 @@ TEST_F(ModelsTest, RequestsThatFindNoWorkerCountForTheirModel) {
   ASSERT_EQ(ask("model-a")->status, 503);
   EXPECT_TRUE(eventually([&] { return metric("smg_router_request_errors_total", {"model=\"model-a\""}) == 1; }));
   EXPECT_EQ(metric("smg_router_requests_total", {"model=\"model-a\""}), 1);
+  expect_settled();
+}
+
+TEST_F(ModelsTest, ARefusedRequestCountsForTheModelThatItNames) {
+  serving("model-a");
+  start_and_learn({"--enable-igw", "--dp-aware"}, {"model-a"});
+  ASSERT_TRUE(eventually([&] { return metric("smg_worker_health") == 1; }));
+  ++sent_;
+  ASSERT_EQ(call("POST", "/generate", R"({"text":"x","model":"model-a","routed_dp_rank":7})")->status, 400);
+  EXPECT_TRUE(eventually([&] { return metric("smg_router_request_errors_total", {"model=\"model-a\""}) == 1; }));
+  ASSERT_EQ(ask("model-b")->status, 404);
+  EXPECT_TRUE(eventually([&] { return metric("smg_router_request_errors_total", {"model=\"unknown\""}) == 1; }))
+      << "what no worker serves is no label";
+  expect_settled();
+}
+
+TEST_F(ModelsTest, AListThatDidNotComeIsAskedForAgain) {
+  SimWorker& one = serving("model-a");
+  const auto asked = [&] {
+    return std::ranges::any_of(one.received(), [](const auto& request) { return request.target == "/v1/models"; });
+  };
+  one.set_fault({.kind = Kind::kStatus, .scope = SimFault::Scope::kEverything, .status = 500});
+  start({"--enable-igw", "--disable-health-check"});
+  ASSERT_TRUE(eventually(asked));
+  one.clear_fault();
+  clock_.advance(std::chrono::seconds(1));
+  EXPECT_TRUE(eventually([&] { return workers_json()[0]["model_id"] == "model-a"; })) << "though nobody checks it";
+  EXPECT_EQ(ask("model-a")->status, 200);
   expect_settled();
 }
 

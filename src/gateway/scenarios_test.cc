@@ -327,17 +327,21 @@ TEST_F(ScenarioTest, ANewWorkerIsLeftAloneForItsStartupDelayWhateverItsRules) {
 
 TEST_F(ScenarioTest, AnInheritedWorkerIsAskedAtOnceAndKeepsItsId) {
   SimWorker& one = worker();
+  SimWorker& was_out = worker();
   const std::string id = "01234567-89ab-4cde-8f01-23456789abcd";
-  const Json fleet = Json::array({{{"url", one.url()},
-                                   {"id", id},
-                                   {"api_key", ""},
-                                   {"healthy", true},
-                                   {"source", "manual"},
-                                   {"priority", 3},
-                                   {"cost", 1.0},
-                                   {"labels", Json::object()},
-                                   {"rules", Json::object()},
-                                   {"models", Json::array()}}});
+  const Json first{{"url", one.url()},
+                   {"api_key", ""},
+                   {"healthy", true},
+                   {"source", "manual"},
+                   {"priority", 3},
+                   {"cost", 1.0},
+                   {"id", id},
+                   {"labels", Json::object()},
+                   {"rules", Json::object()},
+                   {"models", Json::array()}};
+  Json second = first;
+  second.update(Json{{"url", was_out.url()}, {"healthy", false}, {"proven", true}});
+  const Json fleet = Json::array({first, second});
   const auto options =
       gateway_option_table().parse({"--host", "127.0.0.1", "--port", "0", "--prometheus-host", "127.0.0.1",
                                     "--prometheus-port", "0", "--worker-startup-delay", "3600"});
@@ -349,6 +353,7 @@ TEST_F(ScenarioTest, AnInheritedWorkerIsAskedAtOnceAndKeepsItsId) {
   ASSERT_EQ(known->status, 200);
   EXPECT_EQ(Json::parse(known->body)["status"], "ready");
   EXPECT_EQ(Json::parse(known->body)["priority"], 3);
+  EXPECT_TRUE(eventually([&] { return metric("smg_worker_health", {was_out.url()}) == 1; })) << "it has served before";
 }
 
 TEST_F(ScenarioTest, AWorkerThatIsOutIsUsedAgainOnceItHasNoChecks) {
@@ -360,6 +365,26 @@ TEST_F(ScenarioTest, AWorkerThatIsOutIsUsedAgainOnceItHasNoChecks) {
   const std::string path = "/workers/" + workers_json()[0]["id"].get<std::string>();
   ASSERT_EQ(call("PATCH", path, R"({"health":{"disable_health_check":true}})")->status, 202);
   EXPECT_TRUE(eventually([&] { return generate()->status == 200; }));
+  expect_settled();
+}
+
+TEST_F(ScenarioTest, ACheckUnderWayWhenChecksAreDisabledCountsForNothing) {
+  SimWorker& one = worker();
+  start({"--disable-retries", "--health-failure-threshold", "1"});
+  ASSERT_TRUE(eventually([&] { return workers_json()[0]["model_id"] == "sim-model"; }));
+  const std::string path = "/workers/" + workers_json()[0]["id"].get<std::string>();
+  one.set_fault({.kind = Kind::kStall, .scope = SimFault::Scope::kEverything});
+  one.clear_received();
+  clock_.advance(60s);  // a check is due: it is seen with the next change
+  ASSERT_EQ(call("PATCH", path, R"({"health":{"timeout_secs":60}})")->status, 202);
+  const auto is_check = [](const auto& request) { return request.target == "/health"; };
+  ASSERT_TRUE(eventually([&] { return std::ranges::any_of(one.received(), is_check); }));
+  ASSERT_EQ(call("PATCH", path, R"({"health":{"disable_health_check":true}})")->status, 202);
+  one.stop();
+  ASSERT_TRUE(eventually([&] { return metric("smg_worker_health_checks_total", {"error"}) == 1; }));
+  one.clear_fault();
+  ASSERT_TRUE(one.restart().ok());
+  EXPECT_EQ(generate()->status, 200);
   expect_settled();
 }
 

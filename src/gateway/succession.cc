@@ -44,6 +44,7 @@ std::string fleet_document(const Context& context) {
                     {"id", worker->id},
                     {"api_key", worker->api_key()},
                     {"healthy", worker->healthy.load()},
+                    {"proven", worker->proven.load()},
                     {"source", info.source},
                     {"priority", info.priority},
                     {"cost", info.cost},
@@ -73,11 +74,11 @@ Result<void> take_over_fleet(Context& context, const std::string& document) {
         info.model_ids = models;
         info.models_are_given = true;
       });
-      // Predecessors before there were any say nothing of them, and those before ids nothing of these.
+      // Older predecessors say nothing of rules, of ids, or of who has served.
       context.change_rules(worker, entry.value("rules", WorkerRuleChanges()));
-      if (!entry.at("healthy").get<bool>()) continue;
-      context.control->serves_already(worker);
-      were_healthy.push_back(url);
+      const bool was_healthy = entry.at("healthy").get<bool>();
+      if (entry.value("proven", was_healthy)) context.control->served_before(worker);
+      if (was_healthy) were_healthy.push_back(url);
     }
   } catch (const Json::exception& error) {
     return Error{ErrorCode::kProtocol, fmt::format("what the predecessor says of its workers: {}", error.what())};

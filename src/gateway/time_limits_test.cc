@@ -90,7 +90,8 @@ TEST_F(TimeLimitsTest, ARequestInAllWithinItsStream) {
   EXPECT_THAT(got, HasSubstr("\"stream_error\""));
   EXPECT_THAT(got, HasSubstr("longer than 1 s in all, the last of them relaying the answer (worker " + id_of(0) + ")"));
   EXPECT_THAT(got, Not(HasSubstr("[DONE]")));
-  EXPECT_EQ(metric("smg_stream_aborts_total"), 0) << "neither side has cut it";
+  EXPECT_EQ(metric("smg_stream_aborts_total", {"side=\"gateway\""}), 1);
+  EXPECT_EQ(metric("smg_stream_aborts_total"), 1) << "neither of the others has cut it";
   expect_settled();
 }
 
@@ -115,6 +116,8 @@ TEST_F(TimeLimitsTest, ARequestInAllWhoseClientDoesNotRead) {
   client.post("/generate", body_of("x", true));
   // Without a byte being read, everything is given back.
   EXPECT_TRUE(eventually([&] { return metric("smg_router_requests_total") == 1 && in_flight() == 0; }));
+  EXPECT_EQ(metric("smg_stream_aborts_total", {"side=\"gateway\""}), 1);
+  EXPECT_EQ(metric("smg_stream_aborts_total"), 1) << "the client is still there";
   expect_settled();
 }
 
