@@ -45,6 +45,7 @@ Exchange::Exchange(Context& context, LoopState& loop, net::ServerExchange& clien
       answer_headers_(answer_headers),
       begun_(context.clock.now()) {
   record_.id = std::move(id);
+  if (context.certificates.clients != nullptr) record_.scheme = "https";
   record_.method = "POST";
   record_.route = route;
   record_.started_unix_nanos = context_.clock.unix_nanos();

@@ -1,6 +1,7 @@
 #include "gateway/forward.h"
 
 #include <algorithm>
+#include <set>
 
 #include "gateway/process_mark.h"
 
@@ -17,16 +18,23 @@ bool is_decided_here(std::string_view name) {
 // Fields that say something about one connection, and those that its Connection field names.
 class ConnectionFields {
  public:
-  explicit ConnectionFields(const net::Headers& headers) : headers_(headers), has_list_(headers.has("connection")) {}
+  explicit ConnectionFields(const net::Headers& headers) {
+    for (const std::string_view name : headers.tokens("connection")) named_.insert(name);
+  }
   bool contains(std::string_view name) const {
     // What follows a body is passed on, and so is its announcement.
     if (net::iequals(name, "trailer")) return false;
-    return net::is_hop_by_hop(name) || (has_list_ && headers_.has_token("connection", name));
+    return net::is_hop_by_hop(name) || named_.contains(name);
   }
 
  private:
-  const net::Headers& headers_;
-  const bool has_list_;
+  struct Less {
+    bool operator()(std::string_view a, std::string_view b) const {
+      return std::ranges::lexicographical_compare(a, b, {}, lower, lower);
+    }
+    static char lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
+  };
+  std::set<std::string_view, Less> named_;  // a client may name thousands
 };
 
 }  // namespace

@@ -328,19 +328,39 @@ Task<Result<void>> Exchange::connect(const Url& url) {
       connection_ = std::move(connected).value();
       co_return Result<void>();
     }
-    last = std::move(connected).error();
+    // What only we lack is the verdict where every address lacks it: else one of them says how the host is.
+    if (i == 0 || connected.error().code != ErrorCode::kExhausted) last = std::move(connected).error();
   }
   if (closed_) co_return failure(Io::kCancelled, "connecting", Duration::zero());
   co_return last;
 }
 
+// EADDRNOTAVAIL is either: all ports of ours are taken, or no address of ours leads there, which a socket that takes no
+// port meets too.
+bool lacks_a_way(const Endpoint& endpoint) {
+  const int fd = ::socket(endpoint.data()->sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return false;
+  const bool fails = ::connect(fd, endpoint.data(), static_cast<socklen_t>(endpoint.size())) != 0;
+  ::close(fd);
+  return fails;
+}
+
+// A host that lost its power, or whose connections a device on the way has forgotten, is noticed after a minute.
+void keep_alive(int fd) {
+  const int on = 1, idle = 30, interval = 10, count = 3;
+  ::setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+  ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
+  ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof interval);
+  ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count);
+}
+
 Task<Result<std::shared_ptr<Connection>>> Exchange::connect_to(const Endpoint& endpoint, const Url& url,
                                                                TimePoint deadline) {
-  const auto refused = [this](int error) {
+  const auto refused = [&](int error) {
     ErrorCode code = ErrorCode::kRefused;
     // We lack something, whatever the other side does: descriptors, memory, or ports of ours.
-    const bool is_ours =
-        error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM || error == EADDRNOTAVAIL;
+    const bool is_ours = error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM ||
+                         (error == EADDRNOTAVAIL && !lacks_a_way(endpoint));
     if (is_ours) code = ErrorCode::kExhausted;
     if (error == ETIMEDOUT) code = ErrorCode::kTimeout;
     if (error == ECONNRESET) code = ErrorCode::kReset;
@@ -350,6 +370,7 @@ Task<Result<std::shared_ptr<Connection>>> Exchange::connect_to(const Endpoint& e
   if (fd < 0) co_return refused(errno);
   const int one = 1;
   ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  keep_alive(fd);
   int error = ::connect(fd, endpoint.data(), static_cast<socklen_t>(endpoint.size())) == 0 ? 0 : errno;
   auto connection = std::make_shared<Connection>(pool_, host_, fd);
   if (error == EINPROGRESS) {

@@ -56,16 +56,20 @@ std::optional<std::string_view> Headers::get(std::string_view name) const {
 }
 
 bool Headers::has_token(std::string_view name, std::string_view token) const {
+  return std::ranges::any_of(tokens(name), [&](std::string_view each) { return iequals(each, token); });
+}
+
+std::vector<std::string_view> Headers::tokens(std::string_view name) const {
+  std::vector<std::string_view> out;
   for (const auto& [key, value] : fields_) {
     if (!iequals(key, name)) continue;
-    std::string_view rest = value;
-    while (!rest.empty()) {
-      const auto comma = rest.find(',');
-      if (iequals(trim(rest.substr(0, comma)), token)) return true;
-      rest = comma == std::string_view::npos ? std::string_view() : rest.substr(comma + 1);
+    for (std::string_view rest = value; !rest.empty();) {
+      const size_t comma = std::min(rest.find(','), rest.size());
+      if (const auto token = trim(rest.substr(0, comma)); !token.empty()) out.push_back(token);
+      rest.remove_prefix(std::min(comma + 1, rest.size()));
     }
   }
-  return false;
+  return out;
 }
 
 std::string_view RequestHead::path() const { return std::string_view(target).substr(0, target.find('?')); }

@@ -35,6 +35,8 @@ class Headers {
   bool has(std::string_view name) const { return get(name).has_value(); }
   // True if a comma-separated list field holds the token ("Connection: keep-alive, Upgrade").
   bool has_token(std::string_view name, std::string_view token) const;
+  // Of all list fields of that name; none is empty.
+  std::vector<std::string_view> tokens(std::string_view name) const;
 
   auto begin() const { return fields_.begin(); }
   auto end() const { return fields_.end(); }

@@ -23,6 +23,8 @@ TEST(HeadersTest, FindsTokensOfAListInAnyField) {
   EXPECT_TRUE(headers.has_token("Connection", "upgrade"));
   EXPECT_TRUE(headers.has_token("Connection", "close"));
   EXPECT_FALSE(headers.has_token("Connection", "keep"));
+  const Headers odd{{"Connection", ",, a ,"}, {"Other", "b"}, {"connection", "c"}};
+  EXPECT_EQ(odd.tokens("connection"), (std::vector<std::string_view>{"a", "c"}));
 }
 
 TEST(QueryTest, DecodesKeysAndValues) {

@@ -8,6 +8,7 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "net/stream.h"
@@ -15,16 +16,20 @@
 namespace sluice::net {
 namespace {
 
-constexpr Duration kPatience = std::chrono::seconds(1);  // with a resolver, where older addresses are known
+// With a resolver, where older addresses are known; and no more than this share of the time to connect in.
+constexpr Duration kPatience = std::chrono::seconds(1);
+constexpr int kPatienceShare = 4;
 
-// Blocks for as long as the system's resolver wants.
+// Blocks for as long as the system's resolver wants. kNotFound: there is no such name, or it has no address;
+// kUnavailable: the resolver does not know.
 Result<Addresses> resolve(const std::string& host) {
   addrinfo hints{};
   hints.ai_family = AF_UNSPEC;
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* list = nullptr;
   if (const int error = ::getaddrinfo(host.c_str(), nullptr, &hints, &list); error != 0) {
-    return Error{ErrorCode::kNotFound, ::gai_strerror(error)};
+    const bool is_known = error == EAI_NONAME || error == EAI_NODATA;
+    return Error{is_known ? ErrorCode::kNotFound : ErrorCode::kUnavailable, ::gai_strerror(error)};
   }
   Addresses addresses;
   for (const addrinfo* at = list; at != nullptr; at = at->ai_next) {
@@ -44,8 +49,8 @@ Result<Addresses> resolve(const std::string& host) {
   return addresses;
 }
 
-// The system's resolver for one loop: a thread that begins with the first name and ends with the loop's context. One
-// name after the other.
+// The system's resolver for one loop: a thread that begins with the first name. One name after the other. What it looks
+// up when the loop's context ends cannot be ended: the thread is left to it, and nobody hears what comes of it.
 class Resolver final : public asio::execution_context::service {
  public:
   using key_type = Resolver;
@@ -57,19 +62,17 @@ class Resolver final : public asio::execution_context::service {
   // `done` runs on the loop, or never if that ends before. What nobody wants any more when its turn comes (`wanted`, on
   // the resolver's thread) is not looked up: it would hold up others.
   void ask(EventLoop& loop, std::string host, std::function<bool()> wanted, Done done) {
-    const std::lock_guard lock(mutex_);
-    asked_.push_back({&loop, std::move(host), std::move(wanted), std::move(done)});
-    if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
-    wake_.notify_one();
+    const std::lock_guard lock(shared_->mutex);
+    shared_->asked.push_back({&loop, std::move(host), std::move(wanted), std::move(done)});
+    if (!std::exchange(begun_, true)) std::thread([shared = shared_] { run(*shared); }).detach();
+    shared_->wake.notify_one();
   }
   void shutdown() override {
-    {
-      const std::lock_guard lock(mutex_);
-      stop_ = true;
-    }
-    wake_.notify_one();
-    if (thread_.joinable()) thread_.join();
-    asked_.clear();
+    const std::lock_guard lock(shared_->mutex);
+    shared_->stop = true;
+    shared_->asked.clear();
+    shared_->current.reset();
+    shared_->wake.notify_one();
   }
 
  private:
@@ -79,25 +82,36 @@ class Resolver final : public asio::execution_context::service {
     std::function<bool()> wanted;
     Done done;
   };
-  void run() {
-    std::unique_lock lock(mutex_);
+  struct Shared {
+    std::mutex mutex;  // guards what follows
+    std::condition_variable wake;
+    std::deque<Asked> asked;
+    std::optional<Asked> current;
+    bool stop = false;
+  };
+  static void run(Shared& shared) {
+    std::unique_lock lock(shared.mutex);
     for (;;) {
-      wake_.wait(lock, [&] { return stop_ || !asked_.empty(); });
-      if (stop_) return;
-      Asked next = std::move(asked_.front());
-      asked_.pop_front();
-      lock.unlock();
-      auto found = next.wanted() ? resolve(next.host) : Result<Addresses>(Error{ErrorCode::kCancelled, "cancelled"});
-      next.loop->post([done = std::move(next.done), found = std::move(found)]() mutable { done(std::move(found)); });
-      lock.lock();
+      shared.wake.wait(lock, [&] { return shared.stop || !shared.asked.empty(); });
+      if (shared.stop) return;
+      shared.current = std::move(shared.asked.front());
+      shared.asked.pop_front();
+      Result<Addresses> found = Error{ErrorCode::kCancelled, "cancelled"};
+      if (shared.current->wanted()) {
+        const std::string host = shared.current->host;
+        lock.unlock();
+        found = resolve(host);
+        lock.lock();
+        if (shared.stop) return;
+      }
+      shared.current->loop->post(
+          [done = std::move(shared.current->done), found = std::move(found)]() mutable { done(std::move(found)); });
+      shared.current.reset();
     }
   }
 
-  std::mutex mutex_;  // guards what follows
-  std::condition_variable wake_;
-  std::deque<Asked> asked_;
-  bool stop_ = false;
-  std::thread thread_;
+  const std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
+  bool begun_ = false;  // under the same lock
 };
 
 }  // namespace
@@ -115,6 +129,7 @@ struct NameCache::Name {
   TimePoint found_at{};
   std::optional<Error> error;  // of the last look-up
   bool asked = false;          // a look-up is under way; all who wait share it
+  TimePoint asked_at{};
   std::vector<std::shared_ptr<Question>> waiting;
 };
 
@@ -165,12 +180,15 @@ Task<Result<Addresses>> NameCache::find(const std::string& host, TimePoint deadl
   auto question = std::make_shared<Question>(state->loop);
   name.waiting.push_back(question);
   if (!std::exchange(name.asked, true)) {
+    name.asked_at = begun;
     state->ask(state, host, [state, &name](Result<Addresses> found) {
       name.asked = false;
       name.error = found.ok() ? std::nullopt : std::optional<Error>(found.error());
       if (found.ok() && !found->empty()) {
         name.addresses = std::move(found).value();
         name.found_at = std::chrono::steady_clock::now();
+      } else if (name.error && name.error->code == ErrorCode::kNotFound) {
+        name.addresses.clear();  // who has the old one now is somebody else
       }
       for (const auto& waiting : std::exchange(name.waiting, {})) {
         waiting->timer.cancel();
@@ -182,7 +200,8 @@ Task<Result<Addresses>> NameCache::find(const std::string& host, TimePoint deadl
   if (std::ranges::find(name.waiting, question) != name.waiting.end()) {  // else it was answered at once
     if (asked != nullptr) *asked = question;
     const bool has_older = !name.addresses.empty();
-    question->timer.expires_at(has_older ? std::min(deadline, begun + kPatience) : deadline);
+    const Duration patience = std::min<Duration>(kPatience, (deadline - begun) / kPatienceShare);
+    question->timer.expires_at(has_older ? std::min(deadline, name.asked_at + patience) : deadline);
     question->timer.async_wait([question](const boost::system::error_code& error) {
       if (!error) question->waiter.wake_now(Io::kTimeout);
     });

@@ -97,9 +97,30 @@ TEST_F(LookupTest, WhatWasKnownCountsWhileTheResolverFails) {
   EXPECT_EQ(ask(), "error: cannot resolve 'worker.test': no such name");
   found_ = addresses({"127.0.0.1"});
   EXPECT_EQ(ask(), "first");
-  found_ = Error{ErrorCode::kNotFound, "the resolver is down"};
+  found_ = Error{ErrorCode::kUnavailable, "the resolver is down"};
   EXPECT_EQ(ask(), "first");
   EXPECT_EQ(lookups_, 3);
+}
+
+TEST_F(LookupTest, ANameThatHasGoneTakesItsAddressesAlong) {
+  EXPECT_EQ(ask(), "first");
+  found_ = Error{ErrorCode::kNotFound, "no such name"};
+  EXPECT_EQ(ask(), "error: cannot resolve 'worker.test': no such name") << "somebody else may be there now";
+  found_ = Error{ErrorCode::kUnavailable, "the resolver is down"};
+  EXPECT_EQ(ask(), "error: cannot resolve 'worker.test': the resolver is down");
+}
+
+TEST_F(LookupTest, ASilentResolverLeavesTimeToConnectToWhatWasKnown) {
+  EXPECT_EQ(ask(), "first");
+  hangs_ = true;
+  EXPECT_EQ(ask({.connect = 200ms}), "first");
+  EXPECT_EQ(ask({.connect = 200ms}), "first");
+  EXPECT_EQ(lookups_, 2);
+}
+
+TEST_F(LookupTest, AnAddressThatCannotBeReachedFromHereSaysNothingOfTheOthers) {
+  found_ = addresses({"127.0.0.2", "::1"});  // without IPv6 there is no way to the second
+  EXPECT_THAT(ask(), HasSubstr("Connection refused"));
 }
 
 TEST_F(LookupTest, AResolverThatHangsIsBounded) {

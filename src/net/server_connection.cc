@@ -198,7 +198,7 @@ Task<> ServerConnection::handle() {
   }
   set_deadline(Duration::zero());
   gone_callback_ = nullptr;
-  if (answer_ == Answer::kNone && is_open()) {
+  if (answer_ == Answer::kNone && !client_gone()) {
     keep_ = false;
     ended_badly_ = !parser_.done();
     auto response = error_response(500, "internal error: " + problem);

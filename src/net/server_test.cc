@@ -503,6 +503,13 @@ TEST_F(ServerTest, AClientThatLeftRightBehindItsBodyIsGoneWhenThatHasBeenRead) {
   EXPECT_TRUE(gone.get_future().get());
 }
 
+TEST_F(ServerTest, AClientThatEndsItsSideIsGoneAndGetsNoErrorOfOurs) {
+  const auto port = serve([&](ServerExchange& exchange) -> Task<> { co_await exchange.read_body(1 << 20); });
+  RawClient client(port);
+  EXPECT_TRUE(client.send_last("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody"));
+  EXPECT_EQ(client.read_to_end(), "");
+}
+
 TEST_F(ServerTest, DoesNotTakePipelinedBytesForALeavingClient) {
   std::promise<void> started;
   std::promise<void> more;

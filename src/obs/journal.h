@@ -43,6 +43,7 @@ struct RequestRecord {
   };
 
   std::string id;
+  std::string_view scheme = "http";  // of the connection to the client
   std::string_view method;
   std::string_view route;
   std::string model;

@@ -54,18 +54,19 @@ LineWriter::~LineWriter() {
 }
 
 void LineWriter::add(std::string_view line) {
-  bool was_empty = false;
+  bool is_due = false;
   {
     std::lock_guard lock(mutex_);
     if (waiting_.size() + line.size() + 1 > kMostBytes) {
       dropped_.fetch_add(1, std::memory_order_relaxed);
       return;
     }
-    was_empty = waiting_.empty();
+    const size_t before = waiting_.size();
     waiting_ += line;
     waiting_ += '\n';
+    is_due = before == 0 || (before <= kMostBytes / 2 && waiting_.size() > kMostBytes / 2);
   }
-  if (was_empty) wake_.notify_one();
+  if (is_due) wake_.notify_one();
 }
 
 void LineWriter::run() {

@@ -61,7 +61,7 @@ class Builder {
     text("http.request.method", record_.method);
     text("http.route", record_.route);
     text("url.path", record_.route);
-    text("url.scheme", "http");
+    text("url.scheme", record_.scheme);
     if (record_.status > 0) number("http.response.status_code", record_.status);
     number("http.response.body.size", static_cast<int64_t>(record_.answer_bytes));
     text("gen_ai.operation.name", operation_of(record_.route));

@@ -59,6 +59,7 @@ TEST(SpanTest, ARequestIsOneSpanWithOneForEachPhaseOfEachAttempt) {
   EXPECT_EQ(root.end_unix_nanos - root.begin_unix_nanos, 90'000'000);
   EXPECT_EQ(root.status, Span::Status::kUnset);
   EXPECT_EQ(std::get<std::string>(*find(root, "gen_ai.operation.name")), "chat");
+  EXPECT_EQ(std::get<std::string>(*find(root, "url.scheme")), "http");
   EXPECT_EQ(std::get<int64_t>(*find(root, "gen_ai.usage.output_tokens")), 7);
   EXPECT_EQ(find(root, "gen_ai.usage.input_tokens"), nullptr) << "the worker did not say";
   EXPECT_EQ(find(root, "error.type"), nullptr);

@@ -83,6 +83,10 @@ Result<std::shared_ptr<net::TlsContext>> trace_certificates() {
                       .certificate = environment("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE"),
                       .key = environment("OTEL_EXPORTER_OTLP_CLIENT_KEY")};
   const std::string authorities = environment("OTEL_EXPORTER_OTLP_CERTIFICATE");
+  if (files.certificate.empty() != files.key.empty()) {
+    return Error{ErrorCode::kBadOption,
+                 "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY need each other"};
+  }
   if (authorities.empty() && files.certificate.empty()) return std::shared_ptr<net::TlsContext>();
   if (!authorities.empty()) files.authorities.push_back(authorities);
   auto loaded = net::TlsContext::load(std::move(files));
