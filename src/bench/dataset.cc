@@ -95,7 +95,7 @@ Result<std::vector<Conversation>> read_conversations(const std::string& path, bo
   return out;
 }
 
-// Wraps questions in the model's template, without its first token, which the server adds again.
+// Wraps questions in the model's template, without the first token of a text if the server adds that again.
 class Wrapper {
  public:
   // `path`: where the tokenizer was read from; a template may lie beside it.
@@ -103,16 +103,20 @@ class Wrapper {
     SLUICE_TRY(const std::string text, tokenizer::load_chat_template(path, tokenizer, ""));
     if (text.empty()) return Error{ErrorCode::kBadOption, "--apply-chat-template: the tokenizer has no chat template"};
     SLUICE_TRY(auto parsed, tokenizer::ChatTemplate::parse(text));
-    return Wrapper(std::move(parsed), tokenizer.special_tokens());
+    Wrapper out(std::move(parsed), tokenizer.special_tokens());
+    const auto bos = out.special_.find("bos_token");
+    const auto first = tokenizer.encode("", /*add_special=*/true);
+    if (bos != out.special_.end() && !first.empty() && first.front() == tokenizer.id_of(bos->second)) {
+      out.added_ = bos->second;
+    }
+    return out;
   }
 
   Result<std::string> wrap(const std::string& question) const {
     Json context = {{"messages", {{{"role", "user"}, {"content", question}}}}, {"add_generation_prompt", true}};
     for (const auto& [name, text] : special_) context[name] = text;
     SLUICE_TRY(auto text, template_.render(context));
-    const auto bos = special_.find("bos_token");
-    if (bos == special_.end() || bos->second.empty()) return text;
-    for (size_t at; (at = text.find(bos->second)) != std::string::npos;) text.erase(at, bos->second.size());
+    if (text.starts_with(added_)) text.erase(0, added_.size());
     return text;
   }
 
@@ -122,6 +126,7 @@ class Wrapper {
 
   tokenizer::ChatTemplate template_;
   std::map<std::string, std::string> special_;
+  std::string added_;  // by the server, before every text
 };
 
 Result<std::vector<Item>> from_conversations(const BenchOptions& options, const TextSource& texts, Rng& rng) {

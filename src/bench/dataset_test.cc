@@ -6,10 +6,12 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
 
 #include "bench/arrivals.h"
+#include "tokenizer/files.h"
 
 namespace sluice::bench {
 namespace {
@@ -218,6 +220,49 @@ TEST(DatasetTest, ReadsCustomLines) {
   const auto items = made(options);
   ASSERT_EQ(items.size(), 1u);
   EXPECT_EQ(items[0].turns.at(0), "a b");
+}
+
+int64_t tokenizer_id(const nlohmann::json& tokenizer, std::string_view content) {
+  for (const auto& token : tokenizer["added_tokens"]) {
+    if (token["content"] == content) return token["id"];
+  }
+  return -1;
+}
+
+TEST(DatasetTest, ATemplateLosesItsFirstTokenOnlyWhereTheServerAddsIt) {
+  const File file("{\"conversations\": [{\"role\": \"user\", \"content\": \"a b\"}, {\"content\": \"c d\"}]}\n");
+  BenchOptions options = options_of("custom");
+  options.dataset_path = file.path();
+  options.apply_chat_template = true;
+  const auto wrapped = [&](const std::filesystem::path& folder) {
+    options.tokenizer = folder.string();
+    const auto tokenizer = tokenizer::load_tokenizer(*options.tokenizer).value();
+    return made(options, TextSource(tokenizer)).at(0).turns.at(0);
+  };
+  const std::filesystem::path fixtures = SLUICE_FIXTURES_DIR;
+  const auto folder = std::filesystem::path(::testing::TempDir()) / "bench_first_token";
+  std::filesystem::create_directories(folder);
+  const std::string text = "<|im_start|>user\na b<|im_end|>\n<|im_start|>assistant\n";
+  for (const bool adds : {false, true}) {
+    nlohmann::json tokenizer = nlohmann::json::parse(std::ifstream(fixtures / "tiny-qwen2" / "tokenizer.json"));
+    const nlohmann::json added = {
+        {"id", "<|im_start|>"}, {"ids", {tokenizer_id(tokenizer, "<|im_start|>")}}, {"tokens", {"<|im_start|>"}}};
+    const nlohmann::json single = nlohmann::json::parse(
+        R"([{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}])");
+    if (adds) {
+      tokenizer["post_processor"] = {{"type", "TemplateProcessing"},
+                                     {"single", single},
+                                     {"pair", single},
+                                     {"special_tokens", {{"<|im_start|>", added}}}};
+    }
+    std::ofstream(folder / "tokenizer.json") << tokenizer;
+    std::ofstream(folder / "tokenizer_config.json") << R"({"bos_token": "<|im_start|>"})";
+    std::filesystem::copy_file(fixtures / "tiny-qwen2" / "chat_template.jinja", folder / "chat_template.jinja",
+                               std::filesystem::copy_options::overwrite_existing);
+    EXPECT_THAT(wrapped(folder), HasSubstr(adds ? text.substr(12) : text));
+    EXPECT_EQ(wrapped(folder).starts_with("<|im_start|>"), !adds);
+  }
+  std::filesystem::remove_all(folder);
 }
 
 TEST(DatasetTest, SaysWhatIsWrongWithAFile) {

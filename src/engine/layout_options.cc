@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "engine/memory_plan.h"
+#include "engine/rank.h"
 
 namespace sluice::engine {
 namespace {
@@ -70,5 +72,10 @@ int64_t instance_count(const EngineOptions& options) { return options.enable_dp_
 int64_t rank_count(const EngineOptions& options) { return instance_count(options) * options.tp_size; }
 
 int64_t ranks_per_host(const EngineOptions& options) { return rank_count(options) / options.nnodes; }
+
+int64_t host_workers() {
+  const char* text = std::getenv(kHostWorkersVariable);
+  return std::max<int64_t>(1, text ? std::atoll(text) : 1);
+}
 
 }  // namespace sluice::engine

@@ -23,5 +23,7 @@ int64_t instance_count(const EngineOptions& options);
 // Ranks of this server, and those of each host.
 int64_t rank_count(const EngineOptions& options);
 int64_t ranks_per_host(const EngineOptions& options);
+// Servers that were started together on this host (kHostWorkersVariable of engine/rank.h), this one included.
+int64_t host_workers();
 
 }  // namespace sluice::engine

@@ -62,11 +62,6 @@ Result<std::string> read_all(int fd) {
   return text;
 }
 
-int64_t host_workers() {
-  const char* text = std::getenv(kHostWorkersVariable);
-  return std::max<int64_t>(1, text ? std::atoll(text) : 1);
-}
-
 log::Options log_options(const EngineOptions& options) {
   return {.level = options.log_level == "warning" ? "warn" : options.log_level, .json = options.log_json};
 }

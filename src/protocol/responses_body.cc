@@ -265,14 +265,15 @@ Result<ResponsesBody> parse_responses_body(std::string_view text) {
 
 ordered_json response_object(const ResponseState& state) {
   ordered_json out = {{"id", state.id}, {"object", "response"}, {"created_at", state.created}};
-  const bool cut = state.status == ResponseStatus::kIncomplete;
+  const bool is_short = state.status == ResponseStatus::kIncomplete;
+  const bool cut = is_short || state.status == ResponseStatus::kCancelled;
   const bool failed = state.status == ResponseStatus::kFailed;
   const bool spoke =
       has_ended(state.status) && !failed && (state.status != ResponseStatus::kCancelled || !state.text.empty());
   out["status"] = to_string(state.status);
   out["error"] =
       failed ? ordered_json{{"code", failure_code(state.failed_with)}, {"message", state.failure}} : ordered_json();
-  out["incomplete_details"] = cut ? ordered_json{{"reason", "max_output_tokens"}} : ordered_json();
+  out["incomplete_details"] = is_short ? ordered_json{{"reason", "max_output_tokens"}} : ordered_json();
   out["model"] = state.model;
   auto output = ordered_json::array();
   if (spoke) {
@@ -376,7 +377,8 @@ std::vector<std::string> ResponseEvents::end() {
   ended["content_index"] = 0;
   ended["part"] = part(true);
   out.push_back(dump(ended));
-  const bool cut = state_.status == ResponseStatus::kIncomplete;
+  // Whoever goes by the event alone must not take what was cancelled for whole.
+  const bool cut = state_.status == ResponseStatus::kIncomplete || state_.status == ResponseStatus::kCancelled;
   auto done = event("response.output_item.done");
   done["output_index"] = 0;
   done["item"] = item(cut ? "incomplete" : "completed", true);

@@ -258,7 +258,7 @@ Result<std::shared_ptr<const GgufFile>> GgufFile::open(const std::string& path) 
   const uint64_t data_start = (reader.position() + alignment - 1) / alignment * alignment;
   const uint64_t data_bytes = file->bytes().size() > data_start ? file->bytes().size() - data_start : 0;
   for (Placed& item : placed) {
-    if (item.offset > data_bytes || item.bytes > data_bytes - item.offset) {
+    if (data_start > file->bytes().size() || item.offset > data_bytes || item.bytes > data_bytes - item.offset) {
       return reader.bad("tensor " + item.tensor.name,
                         fmt::format("its data {}+{} lies outside the {} bytes of the file's "
                                     "data",

@@ -183,9 +183,11 @@ net::Task<> pause_generation(ApiCall& call) {
 }
 
 net::Task<> continue_generation(ApiCall& call) {
+  // Before the ranks are told: a pause that comes while they answer is the later word.
+  const bool before = call.api.paused.exchange(false);
   const auto gone_on = co_await control_ranks(call, ControlKind::kContinue, "", kControlTimeout);
+  if (!gone_on.ok() && before) call.api.paused = true;
   if (gone_on.ok()) {
-    call.api.paused = false;
     co_await answer(call, said("Generation continued successfully."));
   } else {
     co_await answer_error(call, gone_on.error());
@@ -294,7 +296,7 @@ net::Task<> update_weight_version(ApiCall& call) {
     co_await answer_error(call, fields.error());
     co_return;
   }
-  call.api.set_weights(call.api.model_path(), version);
+  call.api.set_weight_version(version);
   co_await answer(call, version_response(version));
 }
 

@@ -62,6 +62,11 @@ void ApiContext::set_weights(std::string path, std::string version) {
   if (!version.empty()) weight_version_ = std::move(version);
 }
 
+void ApiContext::set_weight_version(std::string version) {
+  const std::lock_guard lock(mu_);
+  weight_version_ = std::move(version);
+}
+
 LengthLimits ApiContext::limits() {
   {
     const std::lock_guard lock(mu_);

@@ -78,6 +78,7 @@ class ApiContext {
   std::string model_path();
   std::string weight_version();
   void set_weights(std::string path, std::string version);
+  void set_weight_version(std::string version);
   int64_t unix_seconds() const { return clock.unix_nanos() / 1'000'000'000; }
 
   // Constant after construction.

@@ -35,6 +35,7 @@ Result<GenerationPlan> plan_prompts(ApiContext& api, const net::Headers& headers
     PromptPlan one{.request = request};
     one.request.input_ids = prompt_ids(api, std::move(prompt));
     one.request.extra_key = body.routing.extra_key;
+    one.request.routing_key = routing_key(headers, body.routing.routing_key);
     one.request.priority = body.routing.priority;
     SLUICE_TRY(one.request.sampling.max_new_tokens,
                fit_context(api, limits, one.request.input_ids, request.sampling.max_new_tokens, std::nullopt));

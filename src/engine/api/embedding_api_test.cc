@@ -41,6 +41,12 @@ TEST_F(EmbeddingApiTest, EmbedsTextsAndIds) {
   EXPECT_EQ(three["usage"]["prompt_tokens"], 4);
 }
 
+TEST_F(EmbeddingApiTest, ARoutingKeyGoesToTheRank) {
+  serve_embeddings();
+  ASSERT_EQ(post("/v1/embeddings", {{"input", "hello"}, {"routing_key", "mine"}}).status, 200);
+  EXPECT_EQ(backend_->submitted().back().first.routing_key, "mine");
+}
+
 TEST_F(EmbeddingApiTest, Base64IsTheFloatsAsTheyLieInMemory) {
   serve_embeddings();
   const auto answer = post("/v1/embeddings", {{"input", "a"}, {"encoding_format", "base64"}}).json();

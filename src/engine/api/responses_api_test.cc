@@ -71,6 +71,21 @@ TEST_F(ResponsesApiTest, StreamsItsEventsInOrder) {
                           "response.content_part.done", "response.output_item.done", "response.completed"));
 }
 
+TEST_F(ResponsesApiTest, AStreamThatIsAbortedDoesNotEndAsAWholeOne) {
+  serve();
+  backend_->set_script([](const GenerateRequest&) {
+    return std::vector<Word>{{.ids = {97}}, {.ids = {}, .finish = {.kind = FinishKind::kAbort, .message = "Aborted"}}};
+  });
+  const auto events = post("/v1/responses", {{"input", "hi"}, {"stream", true}}).events();
+  Json last;
+  for (const auto& event : events) {
+    if (event != "[DONE]") last = Json::parse(event);
+  }
+  EXPECT_EQ(last["type"], "response.incomplete");
+  EXPECT_EQ(last["response"]["status"], "cancelled");
+  EXPECT_EQ(last["response"]["output"][0]["status"], "incomplete");
+}
+
 TEST_F(ResponsesApiTest, ReasoningIsNoPartOfTheText) {
   options_.reasoning_parser = "qwen3";
   serve();

@@ -7,6 +7,7 @@
 #include "engine/deterministic.h"
 #include "engine/expert_options.h"
 #include "engine/layout_options.h"
+#include "engine/routed_experts.h"
 #include "models/dtypes.h"
 #include "models/gguf_names.h"
 #include "models/layers/attention.h"
@@ -24,6 +25,11 @@ bool shares_weights(const LayoutFacts& facts, const Hardware& hardware) {
   return hardware.divisible && facts.layout.tp_size == 1 && facts.instances > 1;
 }
 
+// Ranks among which a machine is divided.
+int64_t ranks_of_machine(const LayoutFacts& facts) {
+  return std::max<int64_t>(1, host_workers() * facts.instances * facts.layout.tp_size / facts.options.nnodes);
+}
+
 void plan_pool(const DescribedModel& model, const Hardware& hardware, LayoutFacts& facts) {
   models::ModelInfo info;
   info.context_length = model.context_length;
@@ -35,7 +41,12 @@ void plan_pool(const DescribedModel& model, const Hardware& hardware, LayoutFact
   EngineOptions options = facts.options;
   facts.memory_fraction = options.mem_fraction_static.value_or(hardware.memory_fraction);
   options.mem_fraction_static = facts.memory_fraction;
-  const int64_t ranks = facts.instances * facts.layout.tp_size;
+  if (model.config.moe && options.enable_return_routed_experts) {
+    const models::MoeConfig& moe = *model.config.moe;
+    info.kv_bytes_per_token += static_cast<size_t>(
+        RoutedExperts::bytes_per_token({.layers = std::ranges::count(moe.sparse, true), .top_k = moe.top_k}));
+  }
+  const int64_t ranks = ranks_of_machine(facts);
   const auto plan = plan_memory(options, info,
                                 {.limit_bytes = hardware.of(ranks).memory_bytes * ranks,
                                  .host_ranks = ranks,
@@ -194,7 +205,14 @@ Result<LayoutFacts> examine_layout(const DescribedModel& model, const EngineOpti
   const Divided parts = divided(model, facts);
   facts.wire = wire_of_token(parts, hardware.sums);
   if (!facts.memory || !hardware.has_rates()) return facts;
-  const Hardware rank = hardware.of(facts.instances * facts.layout.tp_size);
+  const int64_t length = workload.input_tokens + workload.output_tokens;
+  if (length > facts.memory->max_total_tokens) {
+    facts.why_not =
+        fmt::format("a request of {} tokens is longer than the KV cache of {}", length, facts.memory->max_total_tokens);
+    facts.notes.push_back(facts.why_not);
+    return facts;
+  }
+  const Hardware rank = hardware.of(ranks_of_machine(facts));
   for (const int64_t at_once : concurrency) {
     facts.predictions.push_back(
         predict(parts, rank, *facts.memory, facts.instances, plan_steps(facts.options).chunk, workload, at_once));
@@ -216,7 +234,7 @@ std::vector<LayoutFacts> weigh_layouts(const DescribedModel& model, const Engine
       for (const Choice& choice : choices_of(model.config, tp)) {
         if (hardware.divisible && choice.dp > 1 && instances > 1) continue;
         auto facts = examine_layout(model, with(options, choice, tp, instances), hardware, workload, concurrency);
-        if (!facts.ok() || !facts->memory) continue;
+        if (!facts.ok() || !facts->memory || !facts->why_not.empty()) continue;
         if (choice.dp > 1 && instances > 1) {  // so many servers, as if they were one
           facts->instances = instances;
           facts->unique_tokens *= instances;

@@ -381,6 +381,11 @@ TEST(ExplainTest, WhatIsWrongIsNamed) {
             std::string::npos);
   EXPECT_NE(message("DeepSeek-V3", {"--hardware", "other", "--gpu-memory", "80"}).find("needs --gpu-bandwidth"),
             std::string::npos);
+  const ExplainArguments given = arguments("Llama-3.1-8B-Instruct", {"--context-length", "1000", "--hardware", "h200"});
+  EXPECT_NE(explain(given.engine, *hardware_of(given.explain, 8), kLoad, {1})
+                .error()
+                .message.find("--input-len 1024 and --output-len 256 are more than the context of 1000 tokens"),
+            std::string::npos);
   EXPECT_EQ(message("no-such-model", {"--hardware", "h200"}).find("none"), std::string::npos);
   const auto numbers = concurrency_of(arguments("DeepSeek-V3", {"--concurrency", "1", "x"}).explain);
   ASSERT_FALSE(numbers.ok());

@@ -329,6 +329,11 @@ Result<Explanation> explain(const EngineOptions& options, const Hardware& hardwa
                             const std::vector<int64_t>& concurrency) {
   Explanation out{.hardware = hardware, .workload = workload};
   SLUICE_TRY(out.model, describe_model(options, hardware.divisible));
+  if (workload.input_tokens + workload.output_tokens > out.model.context_length) {
+    return Error{ErrorCode::kBadOption,
+                 fmt::format("--input-len {} and --output-len {} are more than the context of {} tokens",
+                             workload.input_tokens, workload.output_tokens, out.model.context_length)};
+  }
   SLUICE_TRY(out.layout, examine_layout(out.model, options, hardware, workload, concurrency));
   Layout layout = out.layout.layout;
   out.ranks.push_back(out.layout.rank);
