@@ -31,9 +31,8 @@ class NameCache {
 
   // kNotFound: there is no such name, or it has no address; kUnavailable: the resolver cannot say; kTimeout at the
   // deadline; kCancelled after cancel(). Where the resolver fails, or is silent for a second or a quarter of the time
-  // until the deadline, and the name had addresses before, those are the answer: a resolver that is down takes no worker
-  // with it.
-  // `question`, if given, is set while this waits.
+  // until the deadline, and the name had addresses before, those are the answer: a resolver that is down takes no
+  // worker with it. `question`, if given, is set while this waits.
   struct Question;
   Task<Result<Addresses>> find(const std::string& host, TimePoint deadline, std::shared_ptr<Question>* question);
   // Ends a find() that waits.
