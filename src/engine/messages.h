@@ -109,7 +109,7 @@ struct PositionLogprobs {
 enum class FinishKind : uint8_t { kNone, kStopToken, kStopString, kLength, kAbort };
 struct FinishReason {
   FinishKind kind = FinishKind::kNone;
-  int32_t matched_token = -1;  // kStopToken
+  int32_t matched_token = -1;  // kStopToken; -1: none, the grammar has come to its end
   std::string matched_string;  // kStopString
   std::string message;         // kAbort
   int32_t status_code = 0;     // kAbort: 400, 500 or 503; 0 = asked for by the client

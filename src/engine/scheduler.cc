@@ -624,7 +624,10 @@ FinishReason Scheduler::finish_of(Request& r, const StepWork::Row& row) {
   if (!params.ignore_eos && (contains(params.stop_token_ids, token) || contains(runner_.info().eos_token_ids, token))) {
     return {.kind = FinishKind::kStopToken, .matched_token = token};
   }
-  if (row.grammar_over) return {.kind = FinishKind::kStopToken, .matched_token = token};
+  if (row.grammar_over) {
+    const bool is_end = contains(runner_.info().eos_token_ids, token);
+    return {.kind = FinishKind::kStopToken, .matched_token = is_end ? token : -1};
+  }
   if (r.longest_stop > 0 || r.stop_regexes) {
     r.tail += token_bytes_(token);
     for (const auto& stop : params.stop) {

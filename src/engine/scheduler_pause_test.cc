@@ -126,30 +126,32 @@ TEST_P(SchedulerPauseTest, ARegularExpressionEndsAnAnswer) {
   EXPECT_EQ(answers_["b"].finish.status_code, 400);
 }
 
-// Allows one token only, and then the end.
+// Allows one token only, and then the end, for which there may be no token.
 class OneTokenGrammar final : public Grammar {
  public:
-  explicit OneTokenGrammar(int32_t token) : token_(token) {}
-  std::unique_ptr<GrammarState> start() const override { return std::make_unique<State>(token_); }
+  explicit OneTokenGrammar(int32_t token, int tokens = 2) : token_(token), tokens_(tokens) {}
+  std::unique_ptr<GrammarState> start() const override { return std::make_unique<State>(token_, tokens_); }
   size_t bytes() const override { return 1; }
 
  private:
   class State final : public GrammarState {
    public:
-    explicit State(int32_t token) : token_(token) {}
+    State(int32_t token, int tokens) : token_(token), tokens_(tokens) {}
     bool allowed(std::span<uint32_t> mask) override {
       const int32_t next = taken_ == 0 ? token_ : kEos;
       mask[static_cast<size_t>(next) / 32] |= uint32_t{1} << (next % 32);
       return true;
     }
     bool accept(int32_t token) override { return token == (taken_++ == 0 ? token_ : kEos); }
-    bool finished() const override { return taken_ == 2; }
+    bool finished() const override { return taken_ == tokens_; }
 
    private:
     const int32_t token_;
+    const int tokens_;
     int taken_ = 0;
   };
   const int32_t token_;
+  const int tokens_;
 };
 
 TEST_P(SchedulerPauseTest, AGrammarMayEndWhatMustNotEndOtherwise) {
@@ -161,6 +163,15 @@ TEST_P(SchedulerPauseTest, AGrammarMayEndWhatMustNotEndOtherwise) {
   run_until_idle();
   EXPECT_EQ(answers_["a"].ids, (std::vector<int32_t>{33, kEos}));
   EXPECT_EQ(answers_["a"].finish.kind, FinishKind::kStopToken);
+}
+
+TEST_P(SchedulerPauseTest, WhereAGrammarEndsWithoutATokenTheLastOneIsText) {
+  make(small(), GetParam());
+  scheduler_->add(request("a", ids(12), 20), std::make_shared<OneTokenGrammar>(33, /*tokens=*/1));
+  run_until_idle();
+  EXPECT_EQ(answers_["a"].ids, std::vector<int32_t>{33});
+  EXPECT_EQ(answers_["a"].finish.kind, FinishKind::kStopToken);
+  EXPECT_EQ(answers_["a"].finish.matched_token, -1);
 }
 
 TEST_P(SchedulerPauseTest, AGrammarCanBeginAfterAToken) {

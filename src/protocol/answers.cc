@@ -62,9 +62,13 @@ void add_scores(ordered_json& meta, const std::string& side, const std::vector<P
   }
 }
 
+ordered_json matched_token(const Finish& finish) {
+  return finish.matched_token < 0 ? ordered_json() : ordered_json(finish.matched_token);
+}
+
 ordered_json matched_stop(const Finish& finish) {
   if (finish.calls) return nullptr;
-  if (finish.kind == Finish::Kind::kStopToken) return finish.matched_token;
+  if (finish.kind == Finish::Kind::kStopToken) return matched_token(finish);
   if (finish.kind == Finish::Kind::kStopString) return finish.matched_string;
   return nullptr;
 }
@@ -185,7 +189,7 @@ ordered_json native_finish_reason(const Finish& finish) {
     case Finish::Kind::kNone:
       return nullptr;
     case Finish::Kind::kStopToken:
-      return {{"type", "stop"}, {"matched", finish.matched_token}};
+      return {{"type", "stop"}, {"matched", matched_token(finish)}};
     case Finish::Kind::kStopString:
       return {{"type", "stop"}, {"matched", finish.matched_string}};
     case Finish::Kind::kLength:

@@ -14,7 +14,7 @@ namespace sluice::protocol {
 struct Finish {
   enum class Kind { kNone, kStopToken, kStopString, kLength, kAbort };
   Kind kind = Kind::kNone;
-  int32_t matched_token = -1;
+  int32_t matched_token = -1;  // kStopToken; -1: none, the grammar has come to its end
   std::string matched_string;
   int64_t length = 0;   // kLength: tokens generated
   std::string message;  // kAbort

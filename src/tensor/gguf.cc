@@ -258,13 +258,14 @@ Result<std::shared_ptr<const GgufFile>> GgufFile::open(const std::string& path) 
   const uint64_t data_start = (reader.position() + alignment - 1) / alignment * alignment;
   const uint64_t data_bytes = file->bytes().size() > data_start ? file->bytes().size() - data_start : 0;
   for (Placed& item : placed) {
-    if (data_start > file->bytes().size() || item.offset > data_bytes || item.bytes > data_bytes - item.offset) {
+    if (item.offset > data_bytes || item.bytes > data_bytes - item.offset) {
       return reader.bad("tensor " + item.tensor.name,
                         fmt::format("its data {}+{} lies outside the {} bytes of the file's "
                                     "data",
                                     item.offset, item.bytes, data_bytes));
     }
-    item.tensor.data = file->bytes().subspan(data_start + item.offset, item.bytes);
+    // A file without any data may end before they would begin.
+    if (item.bytes > 0) item.tensor.data = file->bytes().subspan(data_start + item.offset, item.bytes);
     std::string name = item.tensor.name;
     gguf->tensors_.insert_or_assign(std::move(name), std::move(item.tensor));
   }
